@@ -1,0 +1,1 @@
+"""One assistant on one machine. Stands on nothing else of ours."""

@@ -1,0 +1,82 @@
+"""What the owner of a node decides: one TOML file, one dataclass a table.
+
+Knows names, units, defaults and limits. Knows nothing of the organs that read them.
+Always: a file with a key that is not here is refused whole.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from . import paths, tables
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Limits of one engine."""
+
+    model: str = "smollm2-135m-instruct"  # a catalog name or a path
+    max_running: int = 16  # requests in one batch
+    max_waiting: int = 64  # requests in the queue; one more is refused
+    context: int = 2048  # tokens of one conversation
+    kv_bytes: int = 512 << 20  # memory for keys and values
+    threads: int = 0  # 0: as many as this machine's cores
+    queue_timeout_s: float = 30.0  # a waiting request fails after this
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """Where the assistant answers. Never beyond this machine unless the owner says so."""
+
+    host: str = "127.0.0.1"
+    port: int = 8765
+    max_body_bytes: int = 4 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingConfig:
+    """How this node trains when a federation's file leaves the choice to it."""
+
+    data: Path | None = None  # chat-format JSONL folder the owner consents to train on
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    threads: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsentConfig:
+    """This node's own floor; a federation below it is refused."""
+
+    min_cohort: int = 3
+    modes: tuple[Literal["plain", "masked", "sealed"], ...] = ("masked", "sealed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginsConfig:
+    """Which plugins may answer, and how long they may take."""
+
+    enabled: tuple[str, ...] = ("quietchoir/household",)
+    call_timeout_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything the owner decides."""
+
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    consent: ConsentConfig = field(default_factory=ConsentConfig)
+    plugins: PluginsConfig = field(default_factory=PluginsConfig)
+
+
+def load(path: Path | None = None) -> Config:
+    """Read `path`, or `config.toml` in the node's home if it is there, or take the defaults.
+
+    Raises:
+        ConfigError: the file is missing though named, or holds an unknown or ill-typed key.
+    """
+    if path is None:
+        path = paths.home() / "config.toml"
+        if not path.exists():
+            return Config()
+    return tables.fill(Config, tables.read_toml(path), f"{path}: ")

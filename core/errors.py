@@ -1,0 +1,134 @@
+"""Everything that can go wrong on purpose, in one tree.
+
+    QuietchoirError                    exit 1
+    ├── ConfigError                    a file or flag the owner can mend (exit 2)
+    ├── DataError                      examples that cannot be read or used
+    ├── TrainingError                  a loss or gradient that is not finite; the adapter is unchanged
+    ├── ModelError                     model files
+    │   ├── ModelNotFoundError         not on this disk; the message says how to pull it
+    │   ├── ModelFileError             on this disk, but not what it claims to be
+    │   └── IntegrityError             bytes whose hash is not the expected one
+    ├── EngineError                    generation
+    │   ├── RequestError               a request that can never run (too long, unknown adapter)
+    │   └── OverloadedError            a request that could run later
+    ├── CryptoError                    keys, masks, ciphertexts
+    │   ├── AuthenticationError        wrong key, wrong context or changed bytes; never told apart
+    │   ├── ThresholdError             too few parties to open anything
+    │   ├── ProtocolError              a peer broke the protocol's order or rules
+    │   ├── BudgetError                what a peer may still learn is used up
+    │   └── WorkerError                a crypto worker crashed or ran out of time; the next call gets a fresh one
+    ├── FederationError                rosters, rounds, links
+    │   ├── RosterError                unsigned, foreign, expired or older federation file
+    │   ├── MessageError               a message that is refused; nothing was changed
+    │   └── RoundAborted               the round ended without a sum; the adapter is unchanged
+    └── PluginError                    other people's code
+        ├── ManifestError              a manifest that asks for what does not exist
+        ├── SandboxUnavailableError    this machine cannot confine it, so it does not run
+        └── ToolError                  a call that failed, timed out or was killed
+
+Every message says what was found, what was expected and what to do about it.
+"""
+
+
+class QuietchoirError(Exception):
+    """Root of the tree. `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class ConfigError(QuietchoirError):
+    """A configuration file or flag that its owner can mend."""
+
+    exit_code = 2
+
+
+class DataError(QuietchoirError):
+    """Examples that cannot be read or used; nothing was imported."""
+
+
+class TrainingError(QuietchoirError):
+    """A loss or gradient that is not finite; the adapter is unchanged."""
+
+
+class ModelError(QuietchoirError):
+    """A model file cannot be used."""
+
+
+class ModelNotFoundError(ModelError):
+    """The model is not on this disk."""
+
+
+class ModelFileError(ModelError):
+    """The file is there, but is not what it claims to be."""
+
+
+class IntegrityError(ModelError):
+    """Bytes whose hash is not the expected one; the file did not stay."""
+
+
+class EngineError(QuietchoirError):
+    """Generation failed."""
+
+
+class RequestError(EngineError):
+    """This request can never run as it is."""
+
+
+class OverloadedError(EngineError):
+    """The request could run later."""
+
+
+class CryptoError(QuietchoirError):
+    """Keys, masks or ciphertexts."""
+
+
+class AuthenticationError(CryptoError):
+    """Wrong key, wrong context or changed bytes. Which of them is not told."""
+
+
+class ThresholdError(CryptoError):
+    """Too few parties; nothing was revealed."""
+
+
+class ProtocolError(CryptoError):
+    """A peer broke the order or the rules of a protocol; state is unchanged."""
+
+
+class BudgetError(CryptoError):
+    """What a peer may still learn is used up; nothing was answered."""
+
+
+class WorkerError(CryptoError):
+    """A crypto worker crashed or ran out of time; the next call gets a fresh one."""
+
+
+class FederationError(QuietchoirError):
+    """Rosters, rounds and links."""
+
+
+class RosterError(FederationError):
+    """A federation file that is unsigned, foreign, expired or older than the one known."""
+
+
+class MessageError(FederationError):
+    """A message that is refused; nothing was changed."""
+
+
+class RoundAborted(FederationError):
+    """The round ended without a sum; the adapter is unchanged."""
+
+
+class PluginError(QuietchoirError):
+    """Other people's code."""
+
+
+class ManifestError(PluginError):
+    """A manifest that cannot be accepted."""
+
+
+class SandboxUnavailableError(PluginError):
+    """This machine cannot confine a plugin, so the plugin does not run."""
+
+
+class ToolError(PluginError):
+    """A tool call failed, ran out of time or was killed."""

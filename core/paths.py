@@ -1,0 +1,78 @@
+"""Where things lie on this disk, and how a file is written so that no half of it stays.
+
+Knows the platform's conventions. Knows nothing of what the files hold.
+Always: `write_atomically` leaves the old file or the whole new one, never a mixture.
+"""
+
+import errno
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from .errors import QuietchoirError
+
+HOME_VARIABLE = "QUIETCHOIR_HOME"
+MODELS_VARIABLE = "QUIETCHOIR_MODELS"  # several nodes on one machine may share one model cache
+
+
+def home() -> Path:
+    """Folder of everything that belongs to this node; `QUIETCHOIR_HOME` overrides the platform's default."""
+    if given := os.environ.get(HOME_VARIABLE):
+        return Path(given).expanduser().absolute()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "quietchoir"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "quietchoir"
+    return Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share")) / "quietchoir"
+
+
+def models() -> Path:
+    """Folder of pulled models; `QUIETCHOIR_MODELS` lets several nodes share one."""
+    given = os.environ.get(MODELS_VARIABLE)
+    return Path(given).expanduser().absolute() if given else home() / "models"
+
+
+def private_folder(path: Path) -> Path:
+    """Create `path` readable by its owner alone, and return it."""
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return path
+
+
+def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+    """Write beside `path`, flush to disk, then rename over it.
+
+    Raises:
+        QuietchoirError: no space or no permission; the old file, if any, is untouched.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise QuietchoirError(
+            f"{path}: cannot write here ({error.strerror}); free the disk or choose another folder"
+        ) from error
+    try:
+        os.fchmod(handle, mode)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(scratch).replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
+        raise QuietchoirError(f"{path}: not written, {reason}; the old file, if any, is untouched") from error
+    finally:
+        Path(scratch).unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut, where the platform lets folders be synced."""
+    if sys.platform == "win32":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

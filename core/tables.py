@@ -1,0 +1,98 @@
+"""TOML tables into frozen dataclasses, strictly.
+
+Knows dataclass fields and their types. Knows no key by name.
+Always: an unknown key, a missing key or a value of another type is a `ConfigError` that names file, key,
+value and, for an unknown key, the nearest known one.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .errors import ConfigError
+
+T = TypeVar("T")
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Parse one TOML file.
+
+    Raises:
+        ConfigError: no such file, or not TOML (with the line).
+    """
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+
+
+def fill(kind: type[T], table: Mapping[str, Any], where: str) -> T:
+    """Build dataclass `kind` from `table`; nested dataclasses, lists of them, tuples and paths included.
+
+    Args:
+        where: file and table, the beginning of every message.
+
+    Raises:
+        ConfigError: as the module says. A `ValueError` of the dataclass's own checks becomes one too.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(kind)
+    for key in table:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            advice = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(fields))}"
+            raise ConfigError(f"{where}{key} = {table[key]!r} is unknown; {advice}")
+    for name, field in fields.items():
+        optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        if name not in table and not optional:
+            raise ConfigError(f"{where}{name} is missing; it must be {describe(hints[name])}")
+    values = {key: convert(hints[key], value, f"{where}{key}") for key, value in table.items()}
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ConfigError(f"{where.rstrip('. ')}: {error}") from error
+
+
+def convert(hint: Any, value: Any, where: str) -> Any:
+    """Check `value` against `hint` and bring it into that type."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return fill(typing.cast(type, hint), value, f"{where}.")
+    if origin in (types.UnionType, typing.Union):
+        known = [argument for argument in arguments if argument is not type(None)]
+        return convert(known[0], value, where)
+    if origin is typing.Literal and value in arguments:
+        return value
+    if origin in (list, tuple) and isinstance(value, list):
+        return origin(convert(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+    if origin is dict and isinstance(value, Mapping):
+        return {key: convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if hint is Path and isinstance(value, str):
+        return Path(value).expanduser()
+    if hint is float and type(value) in (int, float):
+        return float(value)
+    if hint in (bool, int, str) and type(value) is hint:
+        return value
+    raise ConfigError(f"{where} = {value!r} must be {describe(hint)}")
+
+
+def describe(hint: Any) -> str:
+    """The type in a reader's words."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(repr, arguments))
+    if origin in (types.UnionType, typing.Union):
+        return describe(next(argument for argument in arguments if argument is not type(None)))
+    if origin in (list, tuple):
+        return f"a list, each {describe(arguments[0])}"
+    return KINDS.get(hint, "a table")

@@ -1,0 +1,39 @@
+"""A tool call as text: what the model is asked for, and how its answer is read.
+
+Knows one JSON shape. Knows nothing of models, plugins or homes.
+Always: `parse(render(call)) == call`, and equal calls render to equal text.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+# Training and serving must show the model the same words, so they stand here once.
+SYSTEM_PROMPT = "Reply with one tool call."
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One request to a tool."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+def render(call: ToolCall) -> str:
+    """The one text for this call: name first, arguments in alphabetical order."""
+    return json.dumps({"name": call.name, "arguments": dict(sorted(call.arguments.items()))}, ensure_ascii=False)
+
+
+def parse(text: str) -> ToolCall | None:
+    """Read a tool call out of a model's answer; None if the answer is not exactly one."""
+    try:
+        found = json.loads(text.strip())
+    except ValueError:
+        return None
+    if not isinstance(found, dict) or set(found) != {"name", "arguments"}:
+        return None
+    if not isinstance(found["name"], str) or not isinstance(found["arguments"], dict):
+        return None
+    return ToolCall(found["name"], found["arguments"])

@@ -1,0 +1,42 @@
+"""Files are whole or untouched."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from quietchoir.core import paths
+from quietchoir.core.errors import QuietchoirError
+
+
+def test_the_environment_decides_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUIETCHOIR_HOME", str(tmp_path / "h"))
+    monkeypatch.delenv("QUIETCHOIR_MODELS", raising=False)
+    assert paths.home() == tmp_path / "h"
+    assert paths.models() == tmp_path / "h" / "models"
+
+
+def test_nodes_may_share_one_model_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUIETCHOIR_MODELS", str(tmp_path / "m"))
+    assert paths.models() == tmp_path / "m"
+
+
+def test_a_written_file_has_the_content_and_the_mode(tmp_path: Path) -> None:
+    paths.write_atomically(tmp_path / "deep" / "f", b"content", mode=0o600)
+    assert (tmp_path / "deep" / "f").read_bytes() == b"content"
+    assert (tmp_path / "deep" / "f").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"old")
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(QuietchoirError, match="the disk is full; the old file, if any, is untouched"):
+        paths.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["f"]

@@ -1,0 +1,77 @@
+"""Strict TOML: every refusal names file, key, value and what to do."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from quietchoir.core import config, tables
+from quietchoir.core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Inner:
+    size: int = 1
+
+
+@dataclass(frozen=True)
+class Outer:
+    name: str
+    ratio: float = 0.5
+    mode: Literal["a", "b"] = "a"
+    place: Path | None = None
+    inner: Inner = field(default_factory=Inner)
+    many: tuple[Inner, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.ratio < 0:
+            raise ValueError(f"ratio = {self.ratio} must not be negative")
+
+
+def test_a_full_table_becomes_the_dataclass() -> None:
+    table = {"name": "x", "ratio": 2, "mode": "b", "place": "/p", "inner": {"size": 3}, "many": [{"size": 4}]}
+    assert tables.fill(Outer, table, "f: ") == Outer("x", 2.0, "b", Path("/p"), Inner(3), (Inner(4),))
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        ({}, r"f: name is missing; it must be a text"),
+        ({"name": "x", "raito": 1}, r"f: raito = 1 is unknown; did you mean ratio\?"),
+        ({"name": "x", "zzz": 1}, r"f: zzz = 1 is unknown; known keys: inner, many"),
+        ({"name": 3}, r"f: name = 3 must be a text"),
+        ({"name": "x", "ratio": True}, r"f: ratio = True must be a number"),
+        ({"name": "x", "mode": "c"}, r"f: mode = 'c' must be one of 'a', 'b'"),
+        ({"name": "x", "inner": {"sise": 1}}, r"f: inner.sise = 1 is unknown; did you mean size\?"),
+        ({"name": "x", "many": [{"size": "1"}]}, r"f: many\[0\].size = '1' must be a whole number"),
+        ({"name": "x", "ratio": -1.0}, r"f: ratio = -1.0 must not be negative"),
+    ],
+)
+def test_a_wrong_table_is_refused_with_a_sentence(table: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        tables.fill(Outer, table, "f: ")
+
+
+def test_a_file_that_is_not_toml_says_where(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text("a = \n")
+    with pytest.raises(ConfigError, match=r"c\.toml: not TOML: .*line 1"):
+        tables.read_toml(path)
+
+
+def test_a_config_without_a_file_is_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUIETCHOIR_HOME", str(tmp_path))
+    assert config.load() == config.Config()
+
+
+def test_a_config_that_was_named_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        config.load(tmp_path / "absent.toml")
+
+
+def test_a_misspelt_config_key_is_named_with_its_nearest(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("[engine]\nmax_runing = 3\n")
+    with pytest.raises(ConfigError, match=r"config\.toml: engine\.max_runing = 3 is unknown; did you mean max_running\?"):
+        config.load(path)
