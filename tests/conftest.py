@@ -1,0 +1,33 @@
+"""What several test folders share and is dear to make: the real models, pulled and loaded once a session."""
+
+from pathlib import Path
+
+import pytest
+
+from quietchoir.core import paths
+from quietchoir.core.models import catalog, weights
+from quietchoir.core.models.weights import Weights
+
+
+@pytest.fixture(scope="session")
+def quietchoir_home() -> Path:
+    """Home whose model cache all tests share: `QUIETCHOIR_HOME` if set, else the platform's default. Do not write in it."""
+    return paths.home()
+
+
+@pytest.fixture(scope="session")
+def model_path(quietchoir_home: Path) -> Path:
+    """The default model's file, pulled if it is not here."""
+    return catalog.pull("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def embedder_path(quietchoir_home: Path) -> Path:
+    """The embedding model's folder, pulled if it is not here."""
+    return catalog.pull("minilm-l6-v2")
+
+
+@pytest.fixture(scope="session")
+def smollm2(model_path: Path) -> Weights:
+    """The default model, loaded; shared, so never changed."""
+    return weights.load(model_path)

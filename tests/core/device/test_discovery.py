@@ -1,0 +1,83 @@
+"""What a machine says of itself, on this machine and on drawn ones."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from quietchoir.core.device import discovery
+
+CPUINFO = """processor\t: 0
+model name\t: Some Maker's CPU
+flags\t\t: fpu sse2 avx2 fma f16c avx512f avx512bw avx512_vnni unheard_of
+"""
+ARM = "processor\t: 0\nFeatures\t: fp asimd asimddp i8mm\n"
+MEMINFO = "MemTotal:       16000000 kB\nMemFree:  1 kB\nMemAvailable:    9000000 kB\n"
+
+
+def draw(root: Path, **files: str) -> Path:
+    """A machine's text files; double underscores in names stand for slashes."""
+    for name, text in files.items():
+        path = root / name.replace("__", "/").replace("_dot_", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def test_this_machine_is_described() -> None:
+    found = discovery.discover(gpus=False)
+    assert 1 <= found.cores <= (os.cpu_count() or 1)
+    assert 0 <= found.memory_free <= found.memory
+    assert found.machine and set(found.features) <= set(discovery.FEATURES)
+    assert found.gpus == ()
+
+
+def test_features_are_read_and_unknown_ones_left_out(tmp_path: Path) -> None:
+    root = draw(tmp_path, proc__cpuinfo=CPUINFO)
+    assert discovery.cpu_features(root) == ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni")
+    assert discovery.processor_name(root) == "Some Maker's CPU"
+
+
+def test_neon_goes_by_its_linux_name(tmp_path: Path) -> None:
+    assert discovery.cpu_features(draw(tmp_path, proc__cpuinfo=ARM)) == ("neon", "asimddp", "i8mm")
+
+
+def test_a_containers_limit_lowers_memory_and_cores(tmp_path: Path) -> None:
+    root = draw(
+        tmp_path,
+        proc__meminfo=MEMINFO,
+        sys__fs__cgroup__memory_dot_max="4000000000\n",
+        sys__fs__cgroup__memory_dot_current="1500000000\n",
+        sys__fs__cgroup__cpu_dot_max="50000 100000\n",
+    )
+    assert discovery.memory_sizes(root) == (4_000_000_000, 2_500_000_000)
+    assert discovery.core_count(root) == 1
+
+
+def test_without_a_limit_the_machine_counts(tmp_path: Path) -> None:
+    root = draw(
+        tmp_path,
+        proc__meminfo=MEMINFO,
+        sys__fs__cgroup__memory_dot_max="max\n",
+        sys__fs__cgroup__memory_dot_current="1\n",
+        sys__fs__cgroup__cpu_dot_max="max 100000\n",
+    )
+    assert discovery.memory_sizes(root) == (16_000_000 * 1024, 9_000_000 * 1024)
+    assert discovery.core_count(root) == discovery.core_count(tmp_path / "empty")
+
+
+def test_a_machine_that_says_nothing_is_not_guessed_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "plan9")
+    assert discovery.memory_sizes(tmp_path) == (0, 0)
+    assert discovery.cpu_features(tmp_path) == ()
+    assert discovery.processor_name(tmp_path) == ""
+
+
+def test_a_gpu_is_described_as_torch_sees_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    card = type("Card", (), {"name": "Some card", "total_memory": 8 << 30, "major": 8, "minor": 9})()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    assert discovery.cuda_devices() == (discovery.Gpu(name="Some card", memory=8 << 30, capability=(8, 9)),)

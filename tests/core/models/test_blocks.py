@@ -1,0 +1,62 @@
+"""Blocks become exactly the numbers that the format's reference makes of them."""
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from quietchoir.core.models.blocks import FORMATS, Blocks
+
+ROWS, COLUMNS = 24, 96
+
+
+def random_bytes(kind: str, rows: int = ROWS, seed: int = 1) -> np.ndarray:
+    """Any bits a file may hold, save scales and numbers that are not finite."""
+    rng = np.random.default_rng(seed)
+    form = FORMATS[kind]
+    width = COLUMNS // form.columns * form.size
+    if kind == "F32":
+        return rng.standard_normal((rows, COLUMNS), dtype=np.float32).view(np.uint8)
+    raw = rng.integers(0, 256, (rows, width), dtype=np.uint8)
+    halves = raw.reshape(rows, -1, form.size)
+    scales = {"Q4_1": 2, "Q4_0": 1, "Q8_0": 1}.get(kind, form.size // 2)
+    for place in range(scales):
+        finite = rng.standard_normal(halves.shape[:2]).astype(np.float16).view(np.uint8).reshape(*halves.shape[:2], 2)
+        halves[..., 2 * place : 2 * place + 2] = finite
+    return raw
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_block_type_is_decoded_as_the_reference_decodes_it(kind: str) -> None:
+    raw = random_bytes(kind)
+    reference = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind])
+    blocks = Blocks(kind, (ROWS, COLUMNS), torch.from_numpy(raw))
+    assert torch.equal(blocks.dense(), torch.from_numpy(np.array(reference, dtype=np.float32)).view(ROWS, COLUMNS))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_chosen_rows_equal_the_rows_of_the_whole(kind: str) -> None:
+    blocks = Blocks(kind, (ROWS, COLUMNS), torch.from_numpy(random_bytes(kind)))
+    index = torch.tensor([5, 0, 5, ROWS - 1])
+    assert torch.equal(blocks.rows(index), blocks.dense()[index])
+    assert torch.equal(blocks.take(index).dense(), blocks.dense()[index])
+    assert torch.equal(blocks.rows(index, torch.bfloat16), blocks.dense()[index].bfloat16())
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_changing_the_numbers_does_not_change_the_blocks(kind: str) -> None:
+    blocks = Blocks(kind, (ROWS, COLUMNS), torch.from_numpy(random_bytes(kind)))
+    before = blocks.raw.clone()
+    blocks.dense().zero_()
+    blocks.rows(torch.tensor([1])).zero_()
+    assert torch.equal(blocks.raw, before)
+
+
+def test_blocks_that_do_not_fit_their_shape_are_refused() -> None:
+    raw = torch.from_numpy(random_bytes("Q4_1"))
+    with pytest.raises(ValueError, match="must be uint8"):
+        Blocks("Q4_1", (ROWS, COLUMNS + 32), raw)
+    with pytest.raises(ValueError, match="must be uint8"):
+        Blocks("Q4_0", (ROWS, COLUMNS), raw)
+    with pytest.raises(ValueError, match="unknown; known"):
+        Blocks("Q9_Z", (ROWS, COLUMNS), raw)
