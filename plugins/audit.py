@@ -1,0 +1,114 @@
+"""Who was called, when, and how it ended: one line a call, each line bound to the one before.
+
+Knows names, sizes and outcomes. Never receives arguments or answers.
+Always: lines are only added; a changed, removed or reordered line breaks the chain, and `verify` says where.
+
+Not covered: whoever can write the file can write a whole new chain; keep `Audit.head` elsewhere to notice.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from ..core import paths
+from ..core.errors import PluginError
+
+START = "0" * 64
+MAX_ROW = 4096  # bytes; names and numbers never come near it
+Outcome = Literal["ok", "tool error", "failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One call, without what was said."""
+
+    plugin: str
+    tool: str
+    sent_bytes: int
+    received_bytes: int
+    seconds: float
+    outcome: Outcome
+
+
+class Audit:
+    """An append-only log in one file, which several of the owner's processes may write in turn.
+
+    Raises:
+        PluginError: at opening, when the file on disk does not chain.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self.path = path
+        self._clock = clock
+        self.head = verify(path)[1]
+
+    def write(self, call: Call) -> None:
+        """Add one line and force it to the disk.
+
+        Raises:
+            PluginError: no space, no permission, or a link in the file's place.
+        """
+        try:
+            paths.private_folder(self.path.parent)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            with os.fdopen(descriptor, "r+b", buffering=0) as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                self.head = self._append(file, call)
+        except OSError as error:
+            raise PluginError(
+                f"{self.path}: a call cannot be logged ({error.strerror}); free the disk or mend the file"
+            ) from error
+
+    def _append(self, file: BinaryIO, call: Call) -> str:
+        whole, last = tail(file)
+        file.truncate(whole)  # what a power cut left of a line
+        row: dict[str, Any] = {"time": round(self._clock(), 3), **asdict(call), "before": last}
+        row["hash"] = seal(row)
+        file.write(json.dumps(row).encode() + b"\n")
+        os.fsync(file.fileno())
+        return str(row["hash"])
+
+
+def tail(file: BinaryIO) -> tuple[int, str]:
+    """Where the last whole line ends, and its hash; the lines before it are `verify`'s business."""
+    size = file.seek(0, os.SEEK_END)
+    start = file.seek(max(0, size - MAX_ROW))
+    held = file.read(MAX_ROW)
+    whole = held.rfind(b"\n") + 1
+    last = held[:whole].rstrip(b"\n").rpartition(b"\n")[2]
+    return start + whole, str(json.loads(last)["hash"]) if last else START
+
+
+def seal(row: Mapping[str, Any]) -> str:
+    """SHA-256 of a row without its own hash."""
+    kept = {name: value for name, value in row.items() if name != "hash"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def verify(path: Path) -> tuple[int, str]:
+    """Number of whole lines, and hash of the last one.
+
+    Raises:
+        PluginError: the first line that does not chain, by number.
+    """
+    head, count = START, 0
+    if not path.exists():
+        return count, head
+    for line in path.read_bytes().split(b"\n")[:-1]:  # after the last line end: nothing, or half of a line
+        count += 1
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or row.get("before") != head or row.get("hash") != seal(row):
+            raise PluginError(
+                f"{path}: line {count} does not follow from the one before: it was changed; keep it, and move it away"
+            )
+        head = row["hash"]
+    return count, head

@@ -1,0 +1,1 @@
+"""Plugins that come with quietchoir; each folder is a bundle, sandboxed like any other."""

@@ -1,0 +1,157 @@
+"""All plugins of one node, behind the seam `core.assistant.tools.Tools`.
+
+Knows which plugins the owner enabled and which tool belongs to which. Knows nothing of models or of HTTP.
+Always: without a working sandbox there are no tools and every call is refused; nothing ever runs beside the sandbox.
+"""
+
+import asyncio
+import difflib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..core import log, paths
+from ..core.assistant.tools import ToolInfo, ToolResult
+from ..core.config import PluginsConfig
+from ..core.errors import ConfigError, ManifestError, SandboxUnavailableError, ToolError
+from ..core.toolcall import ToolCall
+from . import manifest
+from .audit import Audit, Call, Outcome
+from .running import IDLE_S, Plugin
+from .sandbox.probe import SandboxReport, probe
+
+BUILTIN = Path(__file__).with_name("builtin")
+MAX_TEXT = 64 << 10  # characters of one answer that are passed on
+logger = log.get("plugins")
+
+
+def plugin_folder(plugin_id: str) -> Path:
+    """Where a plugin's storage lies on this node, and where its owner puts the files it asks for."""
+    return paths.home() / "plugins" / plugin_id
+
+
+class PluginHost:
+    """The plugins that the owner enabled.
+
+    Args:
+        bundles: folders of plugins besides the built-in ones.
+        files: plugin id → name of a config file → where it lies, when not in `plugin_folder(id)`.
+        folder: where storage and the audit log lie; default: `plugins` in the node's home.
+    """
+
+    def __init__(
+        self,
+        config: PluginsConfig,
+        *,
+        bundles: Sequence[Path] = (),
+        files: Mapping[str, Mapping[str, Path]] | None = None,
+        folder: Path | None = None,
+        idle_s: float = IDLE_S,
+    ) -> None:
+        self.config = config
+        self.plugins: dict[str, Plugin] = {}
+        self.report = SandboxReport(False, "the plugin host was not started", "start it first")
+        self._bundles, self._files, self._idle_s = bundles, files or {}, idle_s
+        self._folder = folder or paths.home() / "plugins"
+        self._owners: dict[str, Plugin] = {}  # tool name → who answers
+        self._audit: Audit | None = None
+
+    async def start(self) -> None:
+        """Read the manifests and try the sandbox; no plugin starts before it is called.
+
+        Raises:
+            ConfigError: the owner enabled a plugin that is not there.
+            ManifestError: an enabled plugin's manifest is refused, or two plugins offer one tool.
+            PluginError: the audit log was changed.
+        """
+        found = available(self._bundles)
+        self._audit = Audit(self._folder / "audit.jsonl")
+        for plugin_id in self.config.enabled:
+            if plugin_id not in found:
+                raise ConfigError(f"plugins.enabled names {plugin_id!r}; installed are: {', '.join(sorted(found)) or 'none'}")
+            terms = manifest.read(found[plugin_id])
+            plugin = Plugin(terms, self._folder / plugin_id, self._files.get(plugin_id, {}), self._idle_s)
+            for tool in terms.tools:
+                if tool.name in self._owners:
+                    other = self._owners[tool.name].terms.id
+                    raise ManifestError(f"{plugin_id} and {other} both offer the tool {tool.name}; enable one of them only")
+                self._owners[tool.name] = plugin
+            self.plugins[plugin_id] = plugin
+        if self.plugins:
+            self.report = await asyncio.to_thread(probe)
+            if not self.report.available:
+                logger.error("no plugin will run: %s; %s", self.report.reason, self.report.advice)
+
+    async def stop(self) -> None:
+        """End all plugins."""
+        await asyncio.gather(*(plugin.stop() for plugin in self.plugins.values()))
+
+    def tools(self) -> list[ToolInfo]:
+        """What can be called now: nothing without a sandbox, nothing of a disabled plugin."""
+        if not self.report.available:
+            return []
+        return [
+            ToolInfo(tool.name, tool.description, tool.schema, plugin.terms.id)
+            for plugin in self.plugins.values()
+            if plugin.disabled is None
+            for tool in plugin.terms.tools
+        ]
+
+    async def call(self, call: ToolCall, deadline_s: float | None = None) -> ToolResult:
+        """Carry out one call in its plugin's sandbox; the text is cleaned of what a reader cannot see, and cut.
+
+        Args:
+            deadline_s: default, and longest: `plugins.call_timeout_s`.
+
+        Raises:
+            ToolError: no such tool, out of time, or the plugin died or is disabled.
+            SandboxUnavailableError: nothing on this machine can confine a plugin.
+        """
+        plugin = self._owners.get(call.name)
+        if plugin is None or self._audit is None:
+            near = difflib.get_close_matches(call.name, self._owners, n=3)
+            raise ToolError(
+                f"no tool is called {call.name!r}; " + (f"near: {', '.join(near)}" if near else "ask for the list of tools")
+            )
+        if not self.report.available:
+            raise SandboxUnavailableError(f"{self.report.reason}; {self.report.advice}")
+        longest = self.config.call_timeout_s
+        outcome: Outcome = "failed"
+        began, text = time.monotonic(), ""
+        try:
+            text, ok = await plugin.call(call.name, call.arguments, min(deadline_s or longest, longest))
+            outcome = "ok" if ok else "tool error"
+        finally:
+            self._write(plugin, call, text, time.monotonic() - began, outcome)
+        return ToolResult(manifest.visible(text)[:MAX_TEXT], ok)
+
+    def _write(self, plugin: Plugin, call: ToolCall, text: str, seconds: float, outcome: Outcome) -> None:
+        assert self._audit is not None  # checked by `call`
+        sent = len(json.dumps(dict(call.arguments)))
+        self._audit.write(
+            Call(
+                plugin=plugin.terms.id,
+                tool=call.name,
+                sent_bytes=sent,
+                received_bytes=len(text.encode()),
+                seconds=round(seconds, 4),
+                outcome=outcome,
+            )
+        )
+
+
+def available(bundles: Sequence[Path] = ()) -> dict[str, Path]:
+    """Plugin id → folder, of the built-in plugins and of `bundles`.
+
+    Raises:
+        ManifestError: two folders hold plugins of one id, or a manifest cannot be read.
+    """
+    found: dict[str, Path] = {}
+    builtin = sorted(path.parent for path in BUILTIN.glob(f"*/{manifest.FILE}"))
+    for folder in (*builtin, *bundles):
+        plugin_id = manifest.read(folder).id
+        if plugin_id in found:
+            raise ManifestError(f"{folder} and {found[plugin_id]} both hold {plugin_id}; remove one")
+        found[plugin_id] = folder
+    return found

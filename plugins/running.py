@@ -1,0 +1,148 @@
+"""One plugin of this node: started when it is called, stopped when it is not.
+
+Knows a manifest, the files its owner hands to it, and its storage. Knows nothing of other plugins.
+Always: it runs in a sandbox or not at all, and a plugin whose live tools differ from its manifest never runs again.
+"""
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..core import log, paths
+from ..core.errors import PluginError, ToolError
+from . import manifest
+from .client import Connection
+from .manifest import Manifest
+from .sandbox import interpreter, linux
+from .sandbox.policy import BUNDLE, CONFIG, KIT, START, Interpreter, Policy
+from .sandbox.probe import inside_source
+
+SDK = Path(__file__).with_name("sdk") / "quietchoir_sdk.py"
+MAX_CONFIG_BYTES = 4 << 20
+IDLE_S = 120.0  # a plugin nobody called for so long is stopped; starting again takes some 50 ms
+logger = log.get("plugins")
+
+
+class Plugin:
+    """One plugin: its terms, and its process while it has one."""
+
+    def __init__(self, terms: Manifest, folder: Path, config: Mapping[str, Path], idle_s: float = IDLE_S) -> None:
+        """
+        Args:
+            folder: private folder of this plugin on this node; its storage lies here, and its config files by default.
+            config: files that the owner hands to it from elsewhere, by the name the manifest asks for.
+        """
+        self.terms, self.folder, self.config, self.idle_s = terms, folder, config, idle_s
+        self.disabled: str | None = None
+        self.connection: Connection | None = None
+        self._runs_on: Interpreter | None = None
+        self._storage: int | None = None
+        self._lock = asyncio.Lock()
+        self._idle: asyncio.TimerHandle | None = None
+        self._ending: set[asyncio.Task[None]] = set()
+
+    async def call(self, tool: str, arguments: Mapping[str, Any], deadline_s: float) -> tuple[str, bool]:
+        """Call `tool`, starting the plugin if need be; one call at a time.
+
+        Raises:
+            ToolError: disabled, out of time, died, or its config files are missing.
+            SandboxUnavailableError: nothing on this machine can confine it.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + deadline_s
+        try:
+            async with asyncio.timeout_at(until):
+                await self._lock.acquire()
+        except TimeoutError:
+            raise ToolError(f"plugin {self.terms.id} was busy for {deadline_s:g} s; ask again") from None
+        try:
+            if self._idle is not None:
+                self._idle.cancel()
+            connection = await self._connected(max(until - loop.time(), 0.001))
+            return await connection.call(tool, arguments, max(until - loop.time(), 0.001))
+        finally:
+            self._lock.release()
+            self._idle = loop.call_later(self.idle_s, self._stop_idle)
+
+    async def stop(self) -> None:
+        """End its process, if it has one."""
+        if self._idle is not None:
+            self._idle.cancel()
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            await connection.close()
+        await asyncio.gather(*self._ending, return_exceptions=True)
+        if self._storage is not None:
+            os.close(self._storage)
+            self._storage = None
+
+    async def _connected(self, deadline_s: float) -> Connection:
+        if self.disabled is not None:
+            raise ToolError(f"plugin {self.terms.id} is disabled: {self.disabled}")
+        if self.connection is not None and self.connection.ended is None:
+            return self.connection
+        if self.connection is not None:
+            await self.connection.close()
+            self.connection = None
+        connection = Connection(await linux.start(self._policy()), self.terms.id, self.terms.head.limits.memory_mb << 20)
+        try:
+            self._compare(await connection.handshake(deadline_s))
+        except BaseException:
+            await connection.close()  # whatever it was, nobody calls a plugin whose tools were not compared
+            raise
+        self.connection = connection
+        logger.info("plugin %s started", self.terms.id)
+        return connection
+
+    def _compare(self, live: Sequence[Mapping[str, Any]]) -> None:
+        """Disable the plugin for good if what it offers is not what its manifest promised: descriptions steer a model."""
+        promised = self.terms.head.tools_digest
+        if (found := manifest.digest(live)) != promised:
+            self.disabled = f"its live tools hash to {found[:12]}…, its manifest promises {promised[:12]}…"
+            logger.error("plugin %s is disabled: %s", self.terms.id, self.disabled)
+            raise ToolError(f"plugin {self.terms.id} is disabled: {self.disabled}; remove it or ask its publisher")
+
+    def _policy(self) -> Policy:
+        """What it may see this time: its bundle as it was checked, and the owner's files as they are now."""
+        if self._runs_on is None:
+            self._runs_on = interpreter.find(interpreter.unprivileged_user())
+        files = {START: inside_source(), f"{KIT}/{SDK.name}": SDK.read_bytes()}
+        files |= {f"{BUNDLE}/{path}": content for path, content in self.terms.files.items()}
+        files |= {f"{CONFIG}/{name}": self._config(name) for name in self.terms.head.permissions.config}
+        module = "bundle." + self.terms.head.entry.removesuffix(".py").replace("/", ".")
+        head = self.terms.head
+        return Policy(interpreter=self._runs_on, files=files, module=module, limits=head.limits, storage=self._opened_storage())
+
+    def _config(self, name: str) -> bytes:
+        path = self.config.get(name, self.folder / name)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            raise ToolError(f"{path}: no such file; plugin {self.terms.id} needs a {name} there") from None
+        except OSError as error:
+            raise ToolError(f"{path}: plugin {self.terms.id} needs it, and it cannot be read ({error.strerror})") from error
+        if len(content) > MAX_CONFIG_BYTES:
+            raise ToolError(f"{path}: {len(content)} bytes; plugins are handed at most {MAX_CONFIG_BYTES}")
+        return content
+
+    def _opened_storage(self) -> tuple[int, int] | None:
+        """One file, handed over open: no path to follow, no second file to create, no link to plant."""
+        size = self.terms.head.permissions.storage_bytes
+        if not size:
+            return None
+        if self._storage is None:
+            try:
+                paths.private_folder(self.folder)
+                self._storage = os.open(self.folder / "storage", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                raise PluginError(f"{self.folder}/storage: cannot be opened ({error.strerror}); move it away") from error
+        return self._storage, size
+
+    def _stop_idle(self) -> None:
+        if self.connection is not None and not self._lock.locked():
+            connection, self.connection = self.connection, None
+            task = asyncio.get_running_loop().create_task(connection.close())
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)

@@ -1,0 +1,119 @@
+"""Confine a plugin with bubblewrap and a system call filter.
+
+Covered: files outside of the bundle, network, other processes, the terminal, new namespaces, memory, number of
+processes, size of what is written, CPU time of each process; time per call is the client's part.
+Not covered: bugs of the kernel it shares with us, CPU side channels, what a plugin writes in its own answers, and
+what it could read in /usr, which is shown whole.
+
+Always: files are handed over as open descriptors holding copies, so that the bytes that were checked are the bytes
+that run, and no path of the owner's has to be readable from inside.
+"""
+
+import asyncio
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import SandboxUnavailableError
+from . import interpreter, policy, seccomp
+from .policy import Policy
+
+LEAST_BUBBLEWRAP = (0, 8)  # --disable-userns
+MAX_LINE = 1 << 20  # bytes of one line, either way; a longer answer ends the plugin
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A command with the descriptors it reads; valid inside `prepared` only."""
+
+    command: list[str]
+    descriptors: tuple[int, ...]
+    user: int | None  # become this user first; None: stay who we are
+
+
+def bubblewrap() -> Path:
+    """The installed bubblewrap.
+
+    Raises:
+        SandboxUnavailableError: not Linux, none installed, or one without --disable-userns.
+    """
+    if not sys.platform.startswith("linux"):
+        raise SandboxUnavailableError(f"plugins are confined on Linux only so far, and this is {sys.platform}; disable them")
+    found = shutil.which("bwrap", path=os.environ.get("PATH", "") + ":/usr/bin:/usr/local/bin")
+    if found is None:
+        raise SandboxUnavailableError("bubblewrap (bwrap) is not installed; install it, for example: apt install bubblewrap")
+    said = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=10).stdout.split()
+    version = said[-1] if said else ""
+    if tuple(int(part) for part in version.split(".") if part.isdigit())[:2] < LEAST_BUBBLEWRAP:
+        raise SandboxUnavailableError(
+            f"{found} is version {version or 'unknown'}; plugins need 0.8 or newer, upgrade bubblewrap"
+        )
+    return Path(found)
+
+
+def system_links() -> dict[str, str | None]:
+    """How /bin, /lib and their like are laid out here: link target, or None for a real folder."""
+    found: dict[str, str | None] = {}
+    for name in policy.MERGED:
+        path = Path("/") / name
+        if path.is_symlink():
+            found[name] = str(path.readlink())
+        elif path.is_dir():
+            found[name] = None
+    return found
+
+
+@contextmanager
+def prepared(confined: Policy, program: Path) -> Iterator[Launch]:
+    """Open what the start needs, and close it when the start is over."""
+    with ExitStack() as opened:
+
+        def holding(content: bytes) -> int:
+            descriptor = os.memfd_create("quietchoir-plugin")
+            opened.callback(os.close, descriptor)
+            with os.fdopen(os.dup(descriptor), "wb") as file:
+                file.write(content)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            return descriptor
+
+        files = {path: holding(content) for path, content in confined.files.items()}
+        filter_file = holding(seccomp.compile_filter(platform.machine()))
+        command = policy.arguments(program, confined, descriptors=files, seccomp=filter_file, links=system_links())
+        kept = (confined.storage[0],) if confined.storage else ()
+        yield Launch(command, (*files.values(), filter_file, *kept), interpreter.unprivileged_user())
+
+
+async def start(confined: Policy) -> asyncio.subprocess.Process:
+    """Start the plugin as the leader of a process group of its own, its three streams piped.
+
+    Raises:
+        SandboxUnavailableError: see `bubblewrap`; or a bwrap that this user may not run.
+    """
+    with prepared(confined, bubblewrap()) as launch:
+        try:
+            return await asyncio.create_subprocess_exec(
+                *launch.command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                pass_fds=launch.descriptors,
+                start_new_session=True,
+                cwd="/",
+                env={},
+                limit=MAX_LINE,
+                **as_user(launch.user),
+            )
+        except OSError as error:
+            raise SandboxUnavailableError(f"bubblewrap did not start ({error.strerror}); run: quietchoir doctor") from error
+
+
+def as_user(user: int | None) -> dict[str, Any]:
+    """Arguments of `subprocess` that drop root for good."""
+    return {} if user is None else {"user": user, "group": user, "extra_groups": []}

@@ -1,0 +1,112 @@
+"""What one plugin may see, as data, and as the arguments of bubblewrap.
+
+Knows paths inside and outside. Starts nothing and opens nothing: the argument list is a pure function.
+Always: the network is its own and empty; nothing of the home, of /etc (but the time zone and the linker's cache) or
+of other processes is visible; all that can be written is two bounded in-memory folders and one granted descriptor.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from ..manifest import Limits
+
+BUNDLE, CONFIG, KIT = "/plugin/bundle", "/plugin/config", "/quietchoir"  # folders as the plugin sees them
+START = f"{KIT}/inside.py"
+SYSTEM = Path("/usr")
+MERGED = ("bin", "sbin", "lib", "lib32", "lib64")  # links into /usr today, folders on older systems
+INTERPRETER_MB = 96  # address space of an idle interpreter with the libraries that plugins import
+DESCRIPTORS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Interpreter:
+    """A Python outside that its sandbox can see inside, at the same path."""
+
+    executable: Path
+    prefix: Path  # shown read-only; nothing more is needed when it is /usr
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """One plugin's whole world."""
+
+    interpreter: Interpreter
+    files: Mapping[str, bytes]  # absolute path inside → content, read-only copies
+    module: str  # what runs, for example "bundle.server"
+    limits: Limits = field(default_factory=Limits)
+    storage: tuple[int, int] | None = None  # an open descriptor and how many bytes it may hold
+
+    def __post_init__(self) -> None:
+        for path in self.files:
+            pure = PurePosixPath(path)
+            if ".." in pure.parts or not path.startswith((BUNDLE + "/", CONFIG + "/", KIT + "/")):
+                raise ValueError(f"{path} is outside of the folders that a plugin may see")  # our bug
+
+
+def resource_limits(policy: Policy) -> dict[str, int]:
+    """Limits per process, by the names of `resource.RLIMIT_*`. The sum over processes is the watchdog's business."""
+    limits = policy.limits
+    largest_file = max(limits.scratch_mb << 20, policy.storage[1] if policy.storage else 0)
+    return {
+        "AS": (limits.memory_mb + INTERPRETER_MB) << 20,
+        "CPU": limits.cpu_s,
+        "NPROC": limits.processes,
+        "FSIZE": largest_file,
+        "NOFILE": DESCRIPTORS,
+        "CORE": 0,
+        "MEMLOCK": 0,
+        "MSGQUEUE": 0,
+        "RTPRIO": 0,
+    }
+
+
+def environment(policy: Policy) -> dict[str, str]:
+    """All variables that the plugin has; none comes from outside."""
+    found = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "QUIETCHOIR_CONFIG": CONFIG}
+    if policy.storage:
+        found["QUIETCHOIR_STORAGE"] = f"{policy.storage[0]}:{policy.storage[1]}"
+    if not policy.interpreter.prefix.is_relative_to(SYSTEM):
+        found["LD_LIBRARY_PATH"] = str(policy.interpreter.prefix / "lib")  # else another libpython of the system is found
+    return found
+
+
+def arguments(
+    bubblewrap: Path, policy: Policy, *, descriptors: Mapping[str, int], seccomp: int, links: Mapping[str, str | None]
+) -> list[str]:
+    """The command that starts the plugin.
+
+    Args:
+        descriptors: path inside → descriptor that holds its content.
+        seccomp: descriptor of the compiled filter.
+        links: name in / → what it links to, or None where it is a folder of its own (see `MERGED`).
+    """
+    command = [str(bubblewrap)]
+    # --unshare-all alone only *tries* a user namespace; without one the rest would still start.
+    command += ["--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"]
+    command += ["--cap-drop", "ALL", "--uid", "1000", "--gid", "1000", "--hostname", "plugin", "--clearenv"]
+    for name, value in environment(policy).items():
+        command += ["--setenv", name, value]
+    command += view(links)
+    scratch = str(policy.limits.scratch_mb << 20)
+    command += ["--proc", "/proc", "--dev", "/dev", "--size", scratch, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
+    command += ["--size", scratch, "--tmpfs", "/tmp"]
+    prefix = policy.interpreter.prefix
+    if not prefix.is_relative_to(SYSTEM):
+        command += ["--ro-bind", str(prefix), str(prefix)]  # after /tmp, where it may lie
+    for path, descriptor in descriptors.items():
+        command += ["--perms", "0444", "--ro-bind-data", str(descriptor), path]
+    command += ["--remount-ro", "/", "--chdir", "/tmp", "--seccomp", str(seccomp), "--"]
+    limits = json.dumps(resource_limits(policy))
+    return [*command, str(policy.interpreter.executable), "-I", "-S", "-B", START, limits, policy.module]
+
+
+def view(links: Mapping[str, str | None]) -> list[str]:
+    """Arguments that show the system's programs and libraries, all read-only."""
+    found = ["--ro-bind", str(SYSTEM), str(SYSTEM)]
+    for name, target in links.items():
+        found += ["--ro-bind", f"/{name}", f"/{name}"] if target is None else ["--symlink", target, f"/{name}"]
+    for path in ("/etc/ld.so.cache", "/etc/localtime"):
+        found += ["--ro-bind-try", path, path]
+    return found

@@ -1,0 +1,156 @@
+"""The client against servers that break the protocol. They are harmless, so they run without a sandbox."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from quietchoir.core.errors import ToolError
+from quietchoir.plugins import client
+from quietchoir.plugins.client import Connection
+from quietchoir.plugins.sandbox import linux
+
+READ = """
+import json, sys, time
+def reply(request, **parts):
+    print(json.dumps({"jsonrpc": "2.0", "id": request["id"], **parts}), flush=True)
+TEXT = {"content": [{"type": "text", "text": "right"}]}
+"""
+ECHO = "for line in sys.stdin:\n request = json.loads(line)\n "
+
+
+@pytest_asyncio.fixture
+async def connect() -> AsyncIterator[Callable[..., Any]]:
+    """Starts a Python program as a plugin, and ends it after the test."""
+    open_ones: list[Connection] = []
+
+    async def begin(program: str, memory_mb: int = 512) -> Connection:
+        pipe = asyncio.subprocess.PIPE
+        started = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            READ + program,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            start_new_session=True,
+            limit=linux.MAX_LINE,
+        )
+        open_ones.append(Connection(started, "tests/server", memory_mb << 20))
+        return open_ones[-1]
+
+    yield begin
+    for connection in open_ones:
+        await connection.close()
+
+
+async def test_an_answer_finds_its_call_out_of_order(connect: Callable[..., Any]) -> None:
+    program = """
+first, second = (json.loads(sys.stdin.readline()) for _ in range(2))
+for request in (second, first):
+    reply(request, result={"content": [{"type": "text", "text": request["params"]["name"]}]})
+"""
+    connection = await connect(program)
+    assert await asyncio.gather(connection.call("a", {}, 30), connection.call("b", {}, 30)) == [("a", True), ("b", True)]
+
+
+async def test_a_line_without_end_kills_the_plugin(connect: Callable[..., Any]) -> None:
+    connection = await connect(ECHO + "sys.stdout.write('x' * (3 << 20)); sys.stdout.flush(); time.sleep(60)")
+    with pytest.raises(ToolError, match="longer than 1048576 bytes"):
+        await connection.call("a", {}, 30)
+
+
+async def test_some_garbage_is_passed_over(connect: Callable[..., Any]) -> None:
+    program = ECHO + 'print("{not json"); print("[" * 5000); print("7"); print("null"); reply(request, result=TEXT)'
+    assert await (await connect(program)).call("a", {}, 30) == ("right", True)
+
+
+async def test_endless_garbage_kills_the_plugin(connect: Callable[..., Any]) -> None:
+    with pytest.raises(ToolError, match="101 lines that answer nothing"):
+        await (await connect("while True: print('noise', flush=True)")).call("a", {}, 30)
+
+
+async def test_answers_to_other_numbers_are_not_taken(connect: Callable[..., Any]) -> None:
+    program = (
+        ECHO
+        + """
+ for wrong in (request["id"] + 1, str(request["id"]), None, True, 0.5, [1], {}):
+  print(json.dumps({"jsonrpc": "2.0", "id": wrong, "result": {"content": [{"type": "text", "text": "wrong"}]}}), flush=True)
+ reply(request, result=TEXT)
+"""
+    )
+    assert await (await connect(program)).call("a", {}, 30) == ("right", True)
+
+
+async def test_silence_ends_at_the_deadline_and_the_plugin_with_it(connect: Callable[..., Any]) -> None:
+    connection = await connect("time.sleep(60)")
+    with pytest.raises(ToolError, match=r"no answer to a within 0\.3 s"):
+        await connection.call("a", {}, 0.3)
+    assert connection.ended is not None
+    with pytest.raises(ToolError, match="was stopped"):
+        await connection.call("b", {}, 30)
+
+
+async def test_a_plugin_that_does_not_read_is_stopped_in_mid_request(connect: Callable[..., Any]) -> None:
+    connection = await connect("time.sleep(60)")
+    with pytest.raises(ToolError, match=r"within 0\.3 s"):
+        await connection.call("a", {"text": "x" * 900_000}, 0.3)
+
+
+async def test_a_request_that_is_too_long_is_refused_and_harms_nobody(connect: Callable[..., Any]) -> None:
+    connection = await connect(ECHO + "reply(request, result=TEXT)")
+    with pytest.raises(ToolError, match="at most 1048576"):
+        await connection.call("a", {"text": "x" * (1 << 20)}, 30)
+    assert await connection.call("a", {}, 30) == ("right", True)
+
+
+async def test_endless_complaints_are_forgotten_and_then_fatal(connect: Callable[..., Any]) -> None:
+    connection = await connect("while True: sys.stderr.write('x' * 65536)")
+    with pytest.raises(ToolError, match="on standard error"):
+        await connection.call("a", {}, 30)
+    assert len(connection.complaints) <= client.KEPT_COMPLAINTS
+
+
+async def test_a_crash_is_told_with_the_last_words(connect: Callable[..., Any]) -> None:
+    connection = await connect("sys.stdin.readline(); sys.exit('the oven is on fire')")
+    with pytest.raises(ToolError, match="ended by itself"):
+        await connection.call("a", {}, 30)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["error={'code': 1, 'message': 'no'}", "error=7", "result=7", "result={}", "result={'content': 'text'}", "other=1"],
+)
+async def test_answers_of_another_shape_are_errors_and_not_crashes(connect: Callable[..., Any], answer: str) -> None:
+    connection = await connect(ECHO + f"reply(request, {answer})")
+    with pytest.raises(ToolError, match=r"refused|without a result|without content"):
+        await connection.call("a", {}, 30)
+    assert connection.ended is None
+
+
+async def test_requests_of_a_plugin_are_refused(connect: Callable[..., Any]) -> None:
+    program = """
+request = json.loads(sys.stdin.readline())
+print(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "sampling/createMessage", "params": {}}), flush=True)
+refusal = json.loads(sys.stdin.readline())
+reply(request, result={"content": [{"type": "text", "text": str(refusal["error"]["code"])}]})
+time.sleep(60)
+"""
+    assert await (await connect(program)).call("a", {}, 30) == ("-32601", True)
+
+
+async def test_a_tool_list_without_end_is_refused(connect: Callable[..., Any]) -> None:
+    program = ECHO + "if 'id' in request: reply(request, result={'tools': [{'name': 'a'}], 'nextCursor': 'more'})"
+    with pytest.raises(ToolError, match="tools/list"):
+        await (await connect(program)).handshake(30)
+
+
+async def test_too_much_memory_kills_the_plugin(connect: Callable[..., Any]) -> None:
+    connection = await connect("held = [bytes([n % 255 + 1]) * (1 << 20) for n in range(80)]\ntime.sleep(60)", memory_mb=40)
+    with pytest.raises(ToolError, match="more than 40 MB"):
+        await connection.call("a", {}, 30)

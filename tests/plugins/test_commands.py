@@ -1,0 +1,60 @@
+"""The verbs `plugin list` and `plugin run`, as the command line calls them."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from quietchoir.core.errors import ConfigError, QuietchoirError, ToolError
+from quietchoir.plugins import commands
+from quietchoir.plugins.sandbox.probe import SandboxReport
+
+
+def run(*words: str) -> int:
+    """Parse and run, as `cli.main` does."""
+    top = argparse.ArgumentParser()
+    top.add_argument("--config", type=Path)
+    commands.register(top.add_subparsers())
+    chosen = top.parse_args(words)
+    return int(chosen.run(chosen))
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home of its own for each test."""
+    monkeypatch.setenv("QUIETCHOIR_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def test_list_shows_what_a_plugin_may_do_and_whether_it_can_be_confined(
+    sandbox: SandboxReport, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("plugin", "list") == 0
+    shown = capsys.readouterr().out
+    assert "quietchoir/household 0.1.0  enabled, 42 tools, may use: files home.json; storage 1024 KB" in shown
+    assert "sandbox: bubblewrap" in shown
+
+
+def test_run_carries_out_one_call(sandbox: SandboxReport, home_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    handed = f"home.json={home_file}"
+    assert run("plugin", "run", "quietchoir/household", "HassTurnOn", '{"name": "stereo"}', "--file", handed) == 0
+    assert capsys.readouterr().out == "Turned on the stereo (bedroom).\n"
+    assert run("plugin", "run", "quietchoir/household", "HassTurnOn", '{"name": "toaster"}', "--file", handed) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "message"),
+    [
+        (("quietchoir/household", "HassTurnOn", "{"), ConfigError, "is not JSON"),
+        (("quietchoir/household", "HassTurnOn", "[1]"), ConfigError, "must be an object"),
+        (("quietchoir/household", "HassTurnOn", "{}", "--file", "home"), ConfigError, "must be NAME=PATH"),
+        (("quietchoir/househald", "HassTurnOn"), ConfigError, "installed are: quietchoir/household"),
+        (("quietchoir/household", "HassTurnOm"), ToolError, "42 tools are HassTurnOn"),
+        (("quietchoir/household", "HassTurnOn"), ToolError, r"home\.json: no such file"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    sandbox: SandboxReport, words: tuple[str, ...], kind: type[QuietchoirError], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        run("plugin", "run", *words)

@@ -1,0 +1,125 @@
+"""The sandbox's policy as data: what is on the command line, and what the system call filter decides."""
+
+import errno
+import struct
+from pathlib import Path
+
+import pytest
+
+from quietchoir.core.errors import SandboxUnavailableError
+from quietchoir.plugins.manifest import Limits
+from quietchoir.plugins.sandbox import policy, seccomp
+from quietchoir.plugins.sandbox.policy import Interpreter, Policy
+
+SYSTEM_PYTHON = Interpreter(Path("/usr/bin/python3"), Path("/usr"))
+LINKS = {"bin": "usr/bin", "lib": "usr/lib", "lib64": None}
+
+
+def command(confined: Policy) -> list[str]:
+    """The arguments for `confined`, with made-up descriptors."""
+    descriptors = {path: number for number, path in enumerate(confined.files, 10)}
+    return policy.arguments(Path("/usr/bin/bwrap"), confined, descriptors=descriptors, seccomp=9, links=LINKS)
+
+
+def verdict(program: bytes, number: int, arguments: tuple[int, ...] = (), architecture: int = seccomp.X86_64) -> int:
+    """Run a filter as the kernel would, on one system call."""
+    data = struct.pack("<IIQ6Q", number, architecture, 0, *(arguments + (0,) * 6)[:6])
+    steps = list(struct.iter_unpack("<HBBI", program))
+    accumulator, at = 0, 0
+    while True:
+        code, if_true, if_false, constant = steps[at]
+        at += 1
+        if code == seccomp.LOAD:
+            (accumulator,) = struct.unpack_from("<I", data, constant)
+        elif code == seccomp.RETURN:
+            return int(constant)
+        else:
+            holds = {
+                seccomp.EQUAL: accumulator == constant,
+                seccomp.AT_LEAST: accumulator >= constant,
+                seccomp.ANY_BIT: bool(accumulator & constant),
+            }[code]
+            at += if_true if holds else if_false
+
+
+def refused(code: int) -> int:
+    """The verdict that fails a call with `code`."""
+    return 0x00050000 | code
+
+
+def test_the_command_starts_from_nothing_and_shows_little() -> None:
+    confined = Policy(
+        interpreter=SYSTEM_PYTHON, files={policy.START: b"", "/plugin/bundle/server.py": b""}, module="bundle.server"
+    )
+    found = command(confined)
+    for flag in ("--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session", "--clearenv"):
+        assert flag in found
+    shown = [found[index + 1] for index, word in enumerate(found) if word in ("--ro-bind", "--ro-bind-try")]
+    assert shown == ["/usr", "/lib64", "/etc/ld.so.cache", "/etc/localtime"]
+    assert not {"--bind", "--dev-bind", "--bind-try", "--share-net", "--bind-data"} & set(found)
+    assert found[found.index("--cap-drop") + 1] == "ALL"
+    assert found.index("--remount-ro") < found.index("--seccomp") < found.index("--")
+
+
+def test_every_writable_folder_has_a_size() -> None:
+    found = command(Policy(interpreter=SYSTEM_PYTHON, files={}, module="bundle.server", limits=Limits(scratch_mb=3)))
+    places = [index for index, word in enumerate(found) if word == "--tmpfs"]
+    assert [found[index + 1] for index in places] == ["/dev/shm", "/tmp"]
+    assert [found[index - 2 : index] for index in places] == [["--size", str(3 << 20)]] * 2
+
+
+def test_an_interpreter_outside_of_usr_is_shown_and_its_libraries_are_found() -> None:
+    own = Policy(interpreter=Interpreter(Path("/opt/py/bin/python3"), Path("/opt/py")), files={}, module="bundle.server")
+    found = command(own)
+    at = found.index("/opt/py")
+    assert found[at - 1 : at + 2] == ["--ro-bind", "/opt/py", "/opt/py"]
+    assert at > found.index("/tmp")  # where an interpreter may lie, and must not be hidden by the scratch folder
+    assert policy.environment(own)["LD_LIBRARY_PATH"] == "/opt/py/lib"
+    assert "LD_LIBRARY_PATH" not in policy.environment(Policy(interpreter=SYSTEM_PYTHON, files={}, module="bundle.server"))
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "/plugin/bundle/../../etc/passwd", "relative", "/plugin/bundlex/a"])
+def test_a_file_outside_of_the_plugins_folders_is_our_bug(path: str) -> None:
+    with pytest.raises(ValueError, match="outside of the folders"):
+        Policy(interpreter=SYSTEM_PYTHON, files={path: b""}, module="bundle.server")
+
+
+@pytest.mark.parametrize(("machine", "column"), [("x86_64", 0), ("aarch64", 1)])
+def test_denied_calls_fail_and_the_others_pass(machine: str, column: int) -> None:
+    architecture = seccomp.MACHINES[machine]
+    program = seccomp.compile_filter(machine)
+    denied = {numbers[column] for numbers in seccomp.DENIED.values()} - {None}
+    for number in range(500):
+        found = verdict(program, number, architecture=architecture)
+        if number in denied:
+            assert found == refused(errno.EPERM)
+        elif number == 435:
+            assert found == refused(errno.ENOSYS)
+        else:
+            assert found == seccomp.ALLOW
+
+
+def test_a_clone_is_judged_by_its_flags() -> None:
+    program = seccomp.compile_filter("x86_64")
+    fork, thread = 0x01200011, 0x003D0F00
+    assert verdict(program, 56, (fork,)) == verdict(program, 56, (thread,)) == seccomp.ALLOW
+    for bit in (0x20000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000):
+        assert verdict(program, 56, (fork | bit,)) == refused(errno.EPERM)
+
+
+def test_a_terminal_cannot_be_typed_into_even_with_high_bits_set() -> None:
+    program = seccomp.compile_filter("x86_64")
+    assert verdict(program, 16, (0, 0x5413)) == seccomp.ALLOW
+    for code in (0x5412, 0x541C, 0x5412 | 1 << 32):  # the kernel reads the low half only
+        assert verdict(program, 16, (0, code)) == refused(errno.EPERM)
+
+
+def test_other_architectures_and_the_x32_table_are_deadly() -> None:
+    program = seccomp.compile_filter("x86_64")
+    assert verdict(program, 1, architecture=0x40000003) == seccomp.KILL  # 32-bit x86, where numbers mean other calls
+    assert verdict(program, 0x40000000 | 41) == seccomp.KILL
+
+
+def test_an_unknown_machine_has_no_filter_and_so_no_plugins() -> None:
+    with pytest.raises(SandboxUnavailableError, match="riscv64"):
+        seccomp.compile_filter("riscv64")
