@@ -1,0 +1,157 @@
+"""One party's training: a flat B goes in, a flat B comes out.
+
+Knows the recipe, batches and the optimizer. Knows nothing of rounds, other parties or where examples come from.
+Always: the same weights, examples, B, recipe, seed and thread count give the same result bit for bit; a gradient
+that is not finite ends the training with an error and leaves the given B as it was.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import TrainingError
+from ..models.adapter import AdapterShape
+from ..models.weights import Weights
+from . import precision as formats
+from . import prefix
+from .evaluate import Score, score
+from .examples import Example
+from .head import answer_loss
+from .lora import UpperLayers
+from .prefix import OnProgress, Prepared
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How one round trains. Measured: facts in the README; FFA wants five times the rate of full LoRA."""
+
+    lr: float = 1e-2
+    batch: int = 16  # examples of one step
+    epochs: int = 1
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.lr) and self.lr > 0 and self.batch >= 1 and self.epochs >= 1 and 0 <= self.weight_decay < 1):
+            raise ValueError(
+                f"lr {self.lr}, batch {self.batch}, epochs {self.epochs}, weight_decay {self.weight_decay}: out of range"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class StepInfo:
+    """What `on_step` is told."""
+
+    step: int  # from 1
+    steps: int
+    loss: float  # mean over the step's answer tokens
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What one training gave."""
+
+    flat_b: Tensor  # float32 [n]
+    examples: int  # trained on, each counted once an epoch
+    tokens: int  # answer tokens trained on
+    loss: float  # mean over all answer tokens, each as it was met
+    precision: str  # "float32" or "bfloat16"
+
+
+class Trainer:
+    """The base model's upper layers, held once, for any number of examples and adapters of one shape."""
+
+    def __init__(self, weights: Weights, shape: AdapterShape, *, precision: str = "auto", threads: int = 0) -> None:
+        """Decode the upper layers and the head (for a 135M model 115 MB in bfloat16).
+
+        Args:
+            threads: of torch, for the whole program; 0 leaves them alone.
+
+        Raises:
+            ConfigError: an unknown precision.
+            ValueError: the shape does not fit the model.
+        """
+        if threads > 0:
+            torch.set_num_threads(threads)
+        self.weights, self.shape = weights, shape
+        self.dtype = formats.choose(precision)
+        self.precision = formats.name(self.dtype)
+        self.upper = UpperLayers(weights, shape, self.dtype)
+
+    @property
+    def size(self) -> int:
+        """n, the length of the flat B."""
+        return self.upper.layout.size
+
+    def prepare(self, examples: Sequence[Example], *, on_progress: OnProgress | None = None) -> Prepared:
+        """Tokenize and run the frozen lower layers, once for all rounds.
+
+        Raises:
+            DataError: examples that do not fit the model.
+        """
+        layers = self.weights.architecture.layers - self.shape.upper_layers
+        return prefix.prepare(examples, self.weights, layers=layers, dtype=self.dtype, on_progress=on_progress)
+
+    def train(
+        self,
+        flat_b: Tensor,
+        prepared: Prepared,
+        recipe: Recipe,
+        *,
+        seed: int,
+        on_step: Callable[[StepInfo], None] | None = None,
+    ) -> TrainResult:
+        """Train B from `flat_b` (float32 [n], not changed), with an optimizer that starts afresh.
+
+        Raises:
+            TrainingError: a loss or gradient that is not finite.
+            ValueError: `flat_b` has another length than n.
+        """
+        master = flat_b.detach().to(torch.float32).clone()  # steps are too small for bfloat16 to hold
+        optimizer = torch.optim.AdamW([master], lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+        batches = order(len(prepared), recipe, seed)
+        total, tokens = 0.0, 0
+        for number, indices in enumerate(batches, start=1):
+            self.upper.set(self.checked(master))
+            loss, count = self.step(prepared, indices)
+            if not (math.isfinite(loss) and bool(torch.isfinite(self.upper.gradient).all())):
+                raise TrainingError(f"step {number} of {len(batches)}: loss {loss}, not finite; lower lr = {recipe.lr}")
+            master.grad = self.upper.gradient.float()
+            optimizer.step()
+            total, tokens = total + loss * count, tokens + count
+            if on_step is not None:
+                on_step(StepInfo(number, len(batches), loss))
+        return TrainResult(master.detach(), len(prepared) * recipe.epochs, tokens, total / tokens, self.precision)
+
+    def step(self, prepared: Prepared, indices: Sequence[int]) -> tuple[float, int]:
+        """Gradient of one batch into `upper.gradient`; mean loss and number of answer tokens."""
+        x, batch = prepared.batch(indices)
+        count = len(batch.targets)
+        head = self.upper.head
+        loss = answer_loss(self.upper.answers(x, batch), head, batch.targets) / count
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach()), count
+
+    def evaluate(self, flat_b: Tensor, prepared: Prepared) -> Score:
+        """How many answers the model would give exactly, with adapter `flat_b` (float32 [n])."""
+        self.upper.set(self.checked(flat_b))
+        return score(self.upper, prepared, self.weights.tensors["lm_head.weight"])
+
+    def checked(self, flat_b: Tensor) -> Tensor:
+        """`flat_b`, if it is of this shape."""
+        if tuple(flat_b.shape) != (self.size,):
+            raise ValueError(f"flat B is {tuple(flat_b.shape)}, expected ({self.size},)")
+        return flat_b
+
+
+def order(count: int, recipe: Recipe, seed: int) -> list[list[int]]:
+    """Batches of all epochs: every epoch a new shuffle that follows from `seed`."""
+    rng = np.random.default_rng([seed])
+    batches = []
+    for _ in range(recipe.epochs):
+        shuffled = rng.permutation(count).tolist()
+        batches += [shuffled[start : start + recipe.batch] for start in range(0, count, recipe.batch)]
+    return batches

@@ -1,0 +1,80 @@
+"""Facts about chat-format files."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from quietchoir.core.errors import DataError
+from quietchoir.core.training.examples import Example, read_jsonl, write_jsonl
+from quietchoir.tests.fakes_training import conversation
+
+GOOD = json.dumps({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]})
+NO_ANSWER = json.dumps({"messages": [{"role": "assistant", "content": "hello"}, {"role": "user", "content": "hi"}]})
+EMPTY_ANSWER = json.dumps({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": " "}]})
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    examples = [conversation("grüß dich\n{}", "→ ok"), conversation("b", "c")]
+    write_jsonl(tmp_path / "a.jsonl", examples)
+    assert read_jsonl(tmp_path / "a.jsonl") == examples
+    assert examples[0].request == "grüß dich\n{}"
+    assert examples[0].answer == "→ ok"
+
+
+def test_blank_lines_and_other_keys_are_no_fault(tmp_path: Path) -> None:
+    record = json.loads(GOOD) | {"source": "me"}
+    (tmp_path / "a.jsonl").write_text(f"\n{GOOD}\n\n{json.dumps(record)}\n")
+    assert len(read_jsonl(tmp_path / "a.jsonl")) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("{", "Expecting"),
+        ("[]", "expected an object"),
+        ('{"messages": []}', "two or more"),
+        ('{"messages": [1, 2]}', "message 1 must have a text"),
+        (GOOD.replace('"user"', '"root"'), "role 'root'"),
+        (GOOD.replace('"hi"', "7"), "message 1 must have a text"),
+        (NO_ANSWER, "expected the assistant's answer"),
+        (EMPTY_ANSWER, "answer is empty"),
+        ("[" * 100_000, "recursion"),
+    ],
+)
+def test_a_bad_line_is_named_by_its_number_and_fault(tmp_path: Path, line: str, fault: str) -> None:
+    (tmp_path / "a.jsonl").write_text(f"{GOOD}\n\n{line}\n{GOOD}\n")
+    with pytest.raises(DataError, match=r"1 bad lines, nothing was read\. line 3: ") as caught:
+        read_jsonl(tmp_path / "a.jsonl")
+    assert fault in str(caught.value)
+
+
+def test_bytes_that_are_no_text_are_a_bad_line(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(GOOD.encode() + b"\n\xff\xfe\xff\n")
+    with pytest.raises(DataError, match="line 2"):
+        read_jsonl(tmp_path / "a.jsonl")
+
+
+def test_many_bad_lines_are_counted_and_not_all_told(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("x\n" * 20)
+    with pytest.raises(DataError, match=r"20 bad lines.*line 8: .*and 12 more"):
+        read_jsonl(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_an_empty_file_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.jsonl").write_text(content)
+    with pytest.raises(DataError, match="no examples"):
+        read_jsonl(tmp_path / "a.jsonl")
+
+
+def test_a_missing_file_is_refused_with_its_name(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.jsonl"):
+        read_jsonl(tmp_path / "none.jsonl")
+
+
+def test_nothing_is_written_when_there_is_nothing_to_write(tmp_path: Path) -> None:
+    empty: list[Example] = []
+    with pytest.raises(DataError, match="no examples to write"):
+        write_jsonl(tmp_path / "a.jsonl", empty)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,268 @@
+"""Facts about training, on a random network of four layers; transformers and peft are the oracle."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor
+
+from quietchoir.core.errors import ConfigError, DataError, TrainingError
+from quietchoir.core.models.adapter import AdapterShape, frozen_a
+from quietchoir.core.models.transformer import Transformer
+from quietchoir.core.models.weights import Weights
+from quietchoir.core.training import precision, prefix, rows
+from quietchoir.core.training.head import answer_loss, best_tokens
+from quietchoir.core.training.prefix import dense_linear
+from quietchoir.core.training.tokens import shared_start, tokenize
+from quietchoir.core.training.trainer import Recipe, StepInfo, Trainer
+from quietchoir.tests.fakes_training import TINY, blocks, chatter, conversation, tiny_pair
+
+SHAPE = AdapterShape(rank=4, alpha=8.0, upper_layers=2, seed=7)
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[Weights, Any]:
+    return tiny_pair()
+
+
+@pytest.fixture
+def trainer(pair: tuple[Weights, Any]) -> Trainer:
+    return Trainer(pair[0], SHAPE, precision="float32")
+
+
+def some_b(trainer: Trainer, scale: float = 0.1) -> Tensor:
+    return torch.randn(trainer.size, generator=torch.Generator().manual_seed(3)) * scale
+
+
+def plain_peft(model: Any, trainer: Trainer, flat_b: Tensor) -> dict[str, Tensor]:
+    """Give transformers' model peft's LoRA with our A and B; returns its B parameters under our names."""
+    config = peft.LoraConfig(
+        r=SHAPE.rank, lora_alpha=8, target_modules=list(SHAPE.targets), layers_to_transform=[2, 3], layers_pattern="layers"
+    )
+    peft.inject_adapter_in_model(config, model)
+    named = {name.replace(".default", ""): parameter for name, parameter in model.named_parameters()}
+    b = trainer.upper.layout.unflatten(flat_b)
+    with torch.no_grad():
+        for name, tensor in {**frozen_a(SHAPE, TINY), **b}.items():
+            named[name].copy_(tensor)
+    return {name: named[name] for name in b}
+
+
+def test_the_gradient_is_that_of_transformers_with_peft() -> None:
+    weights, model = tiny_pair()
+    trainer = Trainer(weights, SHAPE, precision="float32")
+    examples, flat_b = chatter(7), some_b(trainer)
+    trainer.upper.set(flat_b)
+    loss, count = trainer.step(trainer.prepare(examples), range(7))
+
+    theirs = plain_peft(model, trainer, flat_b)
+    total = torch.zeros(())
+    for example in tokenize(examples, weights.tokenizer, longest=TINY.context):
+        tokens = torch.tensor([[*example.prompt, *example.answer]])
+        labels = tokens.clone()
+        labels[0, : len(example.prompt)] = -100
+        total = total + model(input_ids=tokens, labels=labels).loss * len(example.answer)
+    (total / count).backward()
+    slopes = trainer.upper.layout.flatten({name: torch.as_tensor(b.grad) for name, b in theirs.items()})
+    assert loss == pytest.approx(float(total.detach()) / count, rel=1e-5)
+    assert float(slopes.norm()) > 0.1
+    torch.testing.assert_close(trainer.upper.gradient, slopes, rtol=1e-4, atol=1e-5)
+
+
+def test_only_b_is_trained(trainer: Trainer) -> None:
+    trained = {name for name, parameter in trainer.upper.model.named_parameters() if parameter.requires_grad}
+    assert len(trained) == 2 * 7
+    assert all("lora_B" in name for name in trained)
+
+
+def test_cached_prefix_rows_are_those_of_an_uncached_forward(
+    pair: tuple[Weights, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, _ = pair
+    monkeypatch.setattr(prefix, "CHUNK_ROWS", 60)  # several chunks
+    prepared = prefix.prepare(chatter(9), weights, layers=2, dtype=torch.float32)
+    lower = Transformer(weights, dense_linear(torch.float32), last_layer=2)
+    assert prepared.shared > 5
+    for index, example in enumerate(prepared.examples):
+        alone = rows.plan([example], 0)
+        expected = lower.layers_forward(lower.embed(rows.input_tokens([example], 0)), alone.positions, alone.attention)
+        cached, batch = prepared.batch([index])
+        assert torch.equal(batch.positions, alone.positions)
+        torch.testing.assert_close(cached, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_answers_as_each_example_alone_with_the_whole_last_layer(trainer: Trainer) -> None:
+    prepared = trainer.prepare(chatter(6))
+    trainer.upper.set(some_b(trainer))
+    x, batch = prepared.batch(range(6))
+    together = trainer.upper.answers(x, batch)
+    apart = []
+    for index in range(6):
+        x, alone = prepared.batch([index])
+        whole = trainer.upper.model.layers_forward(x, alone.positions, alone.attention)
+        apart.append(trainer.upper.model.model.norm(whole)[alone.answer_rows])
+    torch.testing.assert_close(together, torch.cat(apart), rtol=1e-4, atol=1e-5)
+
+
+def test_both_ways_to_attend_agree_and_so_do_their_gradients() -> None:
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(3, heads, 11, 8, generator=draw, requires_grad=True) for heads in (4, 2, 2))
+    results = []
+    for attend in (rows.plain_attention, rows.torch_attention):
+        out = attend(q, k, v)
+        results.append([out, *torch.autograd.grad(out.square().sum(), (q, k, v))])
+    for plain, fused in zip(*results, strict=True):
+        torch.testing.assert_close(plain, fused, rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_is_cross_entropy_and_its_gradient_too() -> None:
+    draw = torch.Generator().manual_seed(0)
+    hidden = torch.randn(150, 16, generator=draw, requires_grad=True)
+    weight, targets = torch.randn(301, 16, generator=draw), torch.randint(301, (150,), generator=draw)
+    loss = answer_loss(hidden, weight, targets)
+    expected = torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    torch.testing.assert_close(loss, expected)
+    for ours, theirs in zip(*(torch.autograd.grad(3 * value, hidden) for value in (loss, expected)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_the_best_token_is_found_across_pieces_of_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quietchoir.core.training.head.CHUNK_TOKENS", 10)
+    draw = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(40, 8, generator=draw), torch.randn(33, 8, generator=draw)
+    weight[32] = weight[3]  # an exact tie is the first one's
+    assert torch.equal(best_tokens(hidden, blocks(weight)), (hidden @ weight.T).argmax(1))
+
+
+def test_training_follows_from_the_seed_bit_for_bit(trainer: Trainer) -> None:
+    prepared, start = trainer.prepare(chatter(10)), some_b(trainer, 0.01)
+    recipe = Recipe(batch=4, epochs=2)
+    first, again, other = (trainer.train(start, prepared, recipe, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first.flat_b, again.flat_b)
+    assert first.loss == again.loss
+    assert not torch.equal(first.flat_b, other.flat_b)
+    assert torch.equal(start, some_b(trainer, 0.01))  # what was given is unchanged
+
+
+def test_training_learns_and_evaluation_counts_it(trainer: Trainer) -> None:
+    prepared = trainer.prepare(chatter(8))
+    zero = torch.zeros(trainer.size)
+    steps: list[StepInfo] = []
+    result = trainer.train(zero, prepared, Recipe(lr=3e-2, batch=4, epochs=40), seed=0, on_step=steps.append)
+    assert [info.step for info in steps] == list(range(1, 81))
+    assert {info.steps for info in steps} == {80}
+    assert steps[-1].loss < 0.2 * steps[0].loss
+    assert result.examples == 8 * 40
+    assert result.tokens == prepared.answer_tokens * 40
+    assert result.precision == "float32"
+    before, after = trainer.evaluate(zero, prepared), trainer.evaluate(result.flat_b, prepared)
+    assert before.correct == 0
+    assert after.correct >= 6
+    assert after.total == 8
+    assert (before + after).total == 16
+
+
+def test_in_bfloat16_training_learns_too(pair: tuple[Weights, Any]) -> None:
+    trainer = Trainer(pair[0], SHAPE, precision="bfloat16")
+    prepared, losses = trainer.prepare(chatter(8)), []
+    result = trainer.train(
+        torch.zeros(trainer.size), prepared, Recipe(batch=4, epochs=8), seed=0, on_step=lambda info: losses.append(info.loss)
+    )
+    assert losses[-1] < 0.8 * losses[0]
+    assert result.precision == "bfloat16"
+    assert result.flat_b.dtype == torch.float32
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_ends_training_and_changes_nothing(trainer: Trainer, bad: float) -> None:
+    prepared, start = trainer.prepare(chatter(4)), some_b(trainer)
+    start[5] = bad
+    before = start.clone()
+    with pytest.raises(TrainingError, match=r"step 1 of 1.*not finite; lower lr"):
+        trainer.train(start, prepared, Recipe(), seed=0)
+    assert torch.equal(start.nan_to_num(), before.nan_to_num())
+    assert trainer.train(torch.zeros(trainer.size), prepared, Recipe(), seed=0).flat_b.isfinite().all()  # and it goes on
+
+
+def test_a_flat_b_of_another_shape_is_refused(trainer: Trainer) -> None:
+    prepared = trainer.prepare(chatter(2))
+    with pytest.raises(ValueError, match="expected"):
+        trainer.train(torch.zeros(trainer.size + 1), prepared, Recipe(), seed=0)
+    with pytest.raises(ValueError, match="expected"):
+        trainer.evaluate(torch.zeros(3), prepared)
+
+
+def test_the_flat_b_is_what_peft_s_layers_hold(trainer: Trainer) -> None:
+    flat_b = some_b(trainer)
+    trainer.upper.set(flat_b)
+    held = {
+        name.replace(".default", ""): parameter
+        for name, parameter in trainer.upper.model.named_parameters()
+        if "lora_B" in name
+    }
+    assert torch.equal(trainer.upper.layout.flatten(held), flat_b)
+
+
+def test_a_common_start_is_computed_once_and_never_reaches_into_a_request(pair: tuple[Weights, Any]) -> None:
+    examples = tokenize([conversation("same", "a"), conversation("same", "b")], pair[0].tokenizer, longest=TINY.context)
+    shared = shared_start(examples)
+    assert shared == len(examples[0].prompt) - 1  # the row that predicts the answer's first token stays an own row
+    assert len(rows.input_tokens(examples, shared)) == shared + 2 * (examples[0].rows - shared)
+
+
+def test_examples_without_a_common_start_train_as_well(trainer: Trainer) -> None:
+    examples = [replace(one, messages=({"role": role, "content": one.request}, *one.messages[1:])) for one, role in zip(
+        chatter(4), ("user", "tool", "system", "user"), strict=True
+    )]  # fmt: skip
+    prepared = trainer.prepare(examples)
+    assert prepared.shared <= 1
+    assert trainer.train(torch.zeros(trainer.size), prepared, Recipe(), seed=0).tokens == prepared.answer_tokens
+
+
+def test_prepare_tells_its_progress_and_its_memory(trainer: Trainer) -> None:
+    told: list[tuple[int, int]] = []
+    prepared = trainer.prepare(chatter(3), on_progress=lambda done, all_: told.append((done, all_)))
+    assert told == [(1, 2), (2, 2)]
+    count = prepared.shared + sum(example.rows - prepared.shared for example in prepared.examples)
+    assert prepared.memory_bytes == count * TINY.width * 4
+    assert len(prepared) == 3
+
+
+@pytest.mark.parametrize(
+    ("spoil", "fault"),
+    [
+        (lambda examples: [], "no examples"),
+        (lambda examples: [*examples, conversation("x" * 300, "y")], r"example 4 has \d+ tokens, the model takes 256"),
+    ],
+)
+def test_examples_that_do_not_fit_the_model_are_refused(trainer: Trainer, spoil: Callable[..., Any], fault: str) -> None:
+    with pytest.raises(DataError, match=fault):
+        trainer.prepare(spoil(chatter(3)))
+
+
+@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"lr": float("nan")}, {"batch": 0}, {"epochs": 0}, {"weight_decay": -1.0}])
+def test_a_recipe_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="out of range"):
+        Recipe(**wrong)
+
+
+def test_precision_is_chosen_by_name_and_auto_is_one_that_works() -> None:
+    assert precision.choose("float32") is torch.float32
+    assert precision.choose("bfloat16") is torch.bfloat16
+    assert precision.name(precision.choose("auto")) in ("float32", "bfloat16")
+    with pytest.raises(ConfigError, match="float16"):
+        precision.choose("float16")
+
+
+def test_bfloat16_that_computes_nonsense_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    honest = precision.trial
+    monkeypatch.setattr(precision, "trial", lambda dtype: (honest(torch.float32)[0] * (1 + (dtype is torch.bfloat16)), 1.0))
+    precision.bfloat16_works.cache_clear()
+    try:
+        assert precision.choose("auto") is torch.float32
+    finally:
+        precision.bfloat16_works.cache_clear()
