@@ -1,0 +1,115 @@
+"""Attention of one step's rows over the paged cache.
+
+Knows spans, blocks and the cache. Knows nothing of weights.
+Always: a row sees exactly the tokens of its own sequence up to and including itself; the step's keys and values are
+written before any row looks.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .blockpool import BLOCK_TOKENS
+from .kvcache import KeyValueCache
+from .scheduler import Span
+
+
+@dataclass(frozen=True, slots=True)
+class Singles:
+    """Spans of one row, whose contexts are of similar length, so that padding them to one length wastes little."""
+
+    rows: Tensor  # [B], where their rows stand in the step
+    table: Tensor  # [B, n] block numbers, padded with block 0
+    length: int  # of the longest context
+    mask: Tensor | None  # [B, 1, 1, length], True where a row may look; None where all contexts are equally long
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A span of several rows."""
+
+    start: int  # its first row in the step
+    stop: int
+    table: Tensor  # [1, n]
+    length: int
+    mask: Tensor | None  # [rows, length]; None where the span is the whole context, hence plainly causal
+
+
+class PagedAttention:
+    """What `Transformer.layers_forward` calls in each layer; made anew for each step."""
+
+    def __init__(self, cache: KeyValueCache, spans: Items[Span]) -> None:
+        self.cache = cache
+        self.places = torch.cat([_places(span) for span in spans])  # [N]
+        alike: dict[int, list[tuple[int, Span]]] = defaultdict(list)
+        self.chunks: list[Chunk] = []
+        row = 0
+        for span in spans:
+            if span.count == 1:
+                # Contexts of one power of two together: no context is padded to more than twice its own length.
+                alike[span.start.bit_length()].append((row, span))
+            else:
+                self.chunks.append(_chunk(row, span))
+            row += span.count
+        self.singles = [_singles(group) for group in alike.values()]
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [N, H, hd], k and v [N, KV, hd] -> [N, H, hd]."""
+        self.cache.write(layer, self.places, k, v)
+        narrow = q.to(self.cache.dtype)
+        out = torch.empty_like(narrow)
+        for group in self.singles:
+            whole = len(group.rows) == len(q)  # the usual step: everyone is answering
+            mixed = self._one_row_each(layer, narrow if whole else narrow[group.rows], group)
+            if whole:
+                return mixed.to(q.dtype)
+            out[group.rows] = mixed
+        for chunk in self.chunks:
+            out[chunk.start : chunk.stop] = self._many_rows(layer, narrow[chunk.start : chunk.stop], chunk)
+        return out.to(q.dtype)
+
+    def _one_row_each(self, layer: int, q: Tensor, group: Singles) -> Tensor:
+        """[B, H, hd] -> [B, H, hd]."""
+        keys, values = self.cache.read(layer, group.table, group.length)  # [B, KV, length, hd]
+        # The query heads that share a key head stand in the place of query positions: four times as fast as enable_gqa.
+        grouped = q.view(len(q), keys.shape[1], -1, q.shape[-1])  # [B, KV, H / KV, hd]
+        return nn.functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=group.mask).reshape(q.shape)
+
+    def _many_rows(self, layer: int, q: Tensor, chunk: Chunk) -> Tensor:
+        """[n, H, hd] -> [n, H, hd]."""
+        keys, values = self.cache.read(layer, chunk.table, chunk.length)
+        mixed = nn.functional.scaled_dot_product_attention(
+            q.transpose(0, 1)[None], keys, values, attn_mask=chunk.mask, is_causal=chunk.mask is None, enable_gqa=True
+        )
+        return mixed[0].transpose(0, 1)
+
+
+def _places(span: Span) -> Tensor:
+    """Where the span's keys and values go: block * block tokens + offset, [count]."""
+    position = torch.arange(span.start, span.start + span.count)
+    blocks = torch.tensor(span.sequence.blocks)
+    return blocks[position // BLOCK_TOKENS] * BLOCK_TOKENS + position % BLOCK_TOKENS
+
+
+def _chunk(row: int, span: Span) -> Chunk:
+    length = span.start + span.count
+    mask = torch.ones(span.count, length, dtype=torch.bool).tril(span.start) if span.start else None
+    return Chunk(row, row + span.count, _table([span], length), length, mask)
+
+
+def _singles(group: Items[tuple[int, Span]]) -> Singles:
+    spans = [span for _, span in group]
+    lengths = torch.tensor([span.start + 1 for span in spans])
+    longest = int(lengths.max())
+    equal = bool((lengths == longest).all())
+    mask = None if equal else (torch.arange(longest)[None] < lengths[:, None])[:, None, None]
+    return Singles(torch.tensor([row for row, _ in group]), _table(spans, longest), longest, mask)
+
+
+def _table(spans: Items[Span], length: int) -> Tensor:
+    """Block numbers of each span's context, [B, n]; block 0 stands where a shorter one has none, and is masked."""
+    width = -(-length // BLOCK_TOKENS)
+    return torch.tensor([(span.sequence.blocks + [0] * width)[:width] for span in spans])

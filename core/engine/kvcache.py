@@ -1,0 +1,51 @@
+"""Keys and values of every token that is still needed.
+
+Knows blocks by number. Knows nothing of who owns them (`blockpool` does) or of when they are read.
+Always: every number in it is finite, also where nothing was written yet: a masked NaN would still poison attention.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..models.architecture import Architecture
+from .blockpool import BLOCK_TOKENS
+
+
+class KeyValueCache:
+    """Two tensors [layers, blocks, block tokens, kv heads, head size].
+
+    Memory is taken from the system only where it is first written, so a large cache costs what it has held.
+    """
+
+    def __init__(self, architecture: Architecture, blocks: int, dtype: torch.dtype) -> None:
+        shape = (architecture.layers, blocks, BLOCK_TOKENS, architecture.kv_heads, architecture.head_size)
+        self.keys, self.values = _zeros(shape, dtype), _zeros(shape, dtype)
+        self.dtype = dtype
+
+    def write(self, layer: int, places: Tensor, k: Tensor, v: Tensor) -> None:
+        """Store k and v [N, KV, hd] at `places` [N] (block * block tokens + offset)."""
+        self.keys[layer].flatten(0, 1).index_copy_(0, places, k.to(self.dtype))
+        self.values[layer].flatten(0, 1).index_copy_(0, places, v.to(self.dtype))
+
+    def read(self, layer: int, table: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of B sequences from their blocks [B, n], each [B, KV, length, hd]."""
+        sequences, blocks = table.shape
+
+        def gather(cache: Tensor) -> Tensor:
+            found = cache[layer].index_select(0, table.flatten())  # [B * n, block tokens, KV, hd]
+            return found.view(sequences, blocks * BLOCK_TOKENS, *found.shape[2:])[:, :length].transpose(1, 2)
+
+        return gather(self.keys), gather(self.values)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros that the system hands out page by page; torch's own would touch every page now."""
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
+
+
+def block_bytes(architecture: Architecture, dtype: torch.dtype) -> int:
+    """Memory of one block over all layers, keys and values."""
+    return 2 * architecture.layers * BLOCK_TOKENS * architecture.kv_heads * architecture.head_size * dtype.itemsize

@@ -1,0 +1,86 @@
+"""One step through the model.
+
+Knows rows, positions and the cache. Knows nothing of queues, sampling or text.
+Always: rows are flat, so chunks of prompts and single rows of answers share one pass; only rows that will be sampled
+reach the head, which is a third of the work.
+"""
+
+from collections.abc import Sequence as Items
+from functools import partial
+from itertools import accumulate, groupby
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..models.transformer import Transformer
+from ..models.weights import Weights
+from .attention import PagedAttention
+from .kernels import copy_fits, linear_for
+from .kvcache import KeyValueCache
+from .lora import AdapterRows, LoadedAdapter, Rows, adapt
+from .scheduler import Batch, Span
+
+
+class LanguageModel(Protocol):
+    """What the engine asks of a model."""
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Run the batch's tokens, remember their keys and values, and return logits [len(batch.sampled), V]."""
+        ...
+
+
+class Runner:
+    """A `LanguageModel` over one set of weights, on the CPU."""
+
+    def __init__(self, weights: Weights, blocks: int, compute: torch.dtype | None = None) -> None:
+        """Pack the weights and reserve the cache.
+
+        Args:
+            blocks: of the cache.
+            compute: float32 asks for the exact path; None for the fastest that this processor has.
+        """
+        make_linear = partial(linear_for, compute=compute, copy=copy_fits(weights.tensors))
+        self.transformer = Transformer(weights, make_linear)
+        self.cache = KeyValueCache(weights.architecture, blocks, cache_dtype(weights, compute))
+        self.adapter_rows = AdapterRows()
+        adapt(self.transformer, self.adapter_rows)
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch) -> Tensor:
+        """See `LanguageModel.forward`; logits are float32."""
+        # Rows of one adapter stand together, so that each adapter multiplies a slice.
+        spans = sorted(batch.spans, key=lambda span: id(span.sequence.adapter))
+        tokens = torch.tensor([token for span in spans for token in _tokens(span)])  # [N]
+        positions = torch.cat([torch.arange(span.start, span.start + span.count) for span in spans])  # [N]
+        attention = PagedAttention(self.cache, spans)
+        with self.adapter_rows.use(_adapter_rows(spans)):
+            x = self.transformer.layers_forward(self.transformer.embed(tokens), positions, attention)  # [N, D]
+        return self.transformer.logits(x[_last_rows(batch, spans)]).float()
+
+
+def cache_dtype(weights: Weights, compute: torch.dtype | None) -> torch.dtype:
+    """bfloat16 beside quantised weights, whose own rounding is far coarser; float32 on the exact path."""
+    exact = compute is torch.float32 or all(blocks.kind in ("F32", "F16") for blocks in weights.tensors.values())
+    return torch.float32 if exact else torch.bfloat16
+
+
+def _tokens(span: Span) -> list[int]:
+    return span.sequence.tokens[span.start : span.start + span.count]
+
+
+def _adapter_rows(spans: Items[Span]) -> tuple[Rows, ...]:
+    """Slices of the step by adapter; rows without one are left out."""
+    groups: list[Rows] = []
+    stop = 0
+    for adapter, members in groupby(spans, key=lambda span: span.sequence.adapter):
+        start, stop = stop, stop + sum(span.count for span in members)
+        if isinstance(adapter, LoadedAdapter):
+            groups.append(Rows(start, stop, adapter))
+    return tuple(groups)
+
+
+def _last_rows(batch: Batch, spans: Items[Span]) -> Tensor:
+    """Where the last row of each sampled span stands in the step, in the order of `batch.sampled`, [S]."""
+    stops = dict(zip((id(span) for span in spans), accumulate(span.count for span in spans), strict=True))
+    return torch.tensor([stops[id(span)] - 1 for span in batch.spans if span.sampled], dtype=torch.long)

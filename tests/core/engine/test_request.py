@@ -1,0 +1,118 @@
+"""What callers see: requests that are checked, and answers read from threads and tasks."""
+
+import asyncio
+import threading
+
+import pytest
+
+from quietchoir.core.engine.request import Generation, GenerationRequest, Piece
+from quietchoir.core.errors import EngineError, RequestError
+
+A, B, END = Piece("a", 1), Piece("b", 2), Piece("c", 3, "stop")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"prompt": ()},
+        {"max_tokens": 0},
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_p": float("nan")},
+        {"top_k": -1},
+        {"stop": ("x", "")},
+    ],
+)
+def test_a_request_that_no_engine_could_serve_is_refused_when_it_is_made(values):
+    with pytest.raises(RequestError):
+        GenerationRequest(**{"prompt": (1,), **values})
+
+
+def test_a_thread_reads_the_pieces_in_order_while_another_delivers_them():
+    generation = Generation(prompt_tokens=1)
+    read: list[Piece] = []
+    reader = threading.Thread(target=lambda: read.extend(generation))
+    reader.start()
+    for piece in (A, B, END):
+        generation.deliver(piece)
+    reader.join()
+    assert read == [A, B, END]
+    assert generation.completion_tokens == 3
+    assert list(generation) == []
+
+
+async def test_a_task_reads_the_pieces_that_a_thread_delivers():
+    generation = Generation(prompt_tokens=1)
+    task = asyncio.ensure_future(_collect(generation))
+    await asyncio.sleep(0)  # the task now waits for its first piece
+    deliverer = threading.Thread(target=lambda: [generation.deliver(piece) for piece in (A, B, END)])
+    deliverer.start()
+    assert await task == [A, B, END]
+    deliverer.join()
+
+
+async def test_a_task_that_is_cancelled_while_it_waits_does_not_hinder_the_next_reader():
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    generation = Generation(prompt_tokens=1)
+    task = asyncio.ensure_future(_collect(generation))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    generation.deliver(A)
+    generation.deliver(END)
+    await asyncio.sleep(0)  # the wake-up call for the cancelled task comes now
+    assert await _collect(generation) == [A, END]
+    assert complaints == []
+
+
+def test_a_reader_whose_event_loop_is_gone_counts_as_gone():
+    generation = Generation(prompt_tokens=1)
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(_collect(generation))
+    loop.run_until_complete(asyncio.sleep(0))
+    task.cancel()
+    loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
+    loop.close()
+    generation.deliver(A)
+    assert generation.cancel_requested
+
+
+def test_nothing_follows_the_last_piece():
+    generation = Generation(prompt_tokens=1)
+    generation.deliver(END)
+    with pytest.raises(RuntimeError, match="after the generation finished"):
+        generation.deliver(A)
+    assert list(generation) == [END]
+
+
+def test_cancelling_a_finished_answer_does_nothing():
+    calls: list[str] = []
+    generation = Generation(1, lambda: calls.append("cancelled"))
+    generation.deliver(END)
+    generation.cancel()
+    assert not calls
+    assert not generation.cancel_requested
+
+
+def test_leaving_the_block_cancels_what_is_not_finished():
+    calls: list[str] = []
+    with Generation(1, lambda: calls.append("cancelled")) as generation:
+        generation.deliver(A)
+    assert calls == ["cancelled"]
+    assert generation.cancel_requested
+
+
+def test_the_whole_text_raises_what_the_last_piece_only_tells():
+    generation = Generation(prompt_tokens=1)
+    generation.deliver(Piece("", None, "error"), EngineError("it broke"))
+    with pytest.raises(EngineError, match="it broke"):
+        generation.text()
+    assert generation.completion_tokens == 0
+
+
+async def _collect(generation: Generation) -> list[Piece]:
+    return [piece async for piece in generation]

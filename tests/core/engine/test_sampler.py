@@ -1,0 +1,107 @@
+"""Facts about distributions, counted over many draws."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quietchoir.core.engine import sampler
+from quietchoir.core.engine.request import GenerationRequest
+from quietchoir.core.engine.sequence import Sequence
+
+PROBABILITIES = torch.tensor([0.4, 0.3, 0.2, 0.06, 0.04])
+LOGITS = PROBABILITIES.log()
+DRAWS = 20_000
+
+
+def sequence(**request: float) -> Sequence:
+    return Sequence(GenerationRequest(**{"prompt": (1,), "temperature": 1.0, "seed": 5, **request}))  # type: ignore[arg-type]
+
+
+def frequencies(logits: torch.Tensor = LOGITS, **request: float) -> torch.Tensor:
+    """How often each token is drawn, by one request after another number of its own."""
+    one = sequence(**request)
+    drawn = torch.tensor(sampler.sample(logits.expand(DRAWS, -1), [one] * DRAWS))
+    return torch.bincount(drawn, minlength=len(logits)) / DRAWS
+
+
+def test_tokens_come_as_often_as_the_model_says():
+    assert torch.allclose(frequencies(), PROBABILITIES, atol=0.015)
+
+
+def test_temperature_sharpens_and_flattens():
+    assert torch.allclose(frequencies(temperature=0.5), (LOGITS / 0.5).softmax(-1), atol=0.015)
+    assert torch.allclose(frequencies(temperature=2.0), (LOGITS / 2.0).softmax(-1), atol=0.015)
+
+
+def test_top_k_keeps_the_best_in_proportion():
+    expected = torch.tensor([0.4, 0.3, 0.2, 0.0, 0.0]) / 0.9
+    assert torch.allclose(frequencies(top_k=3), expected, atol=0.015)
+
+
+def test_top_p_keeps_the_smallest_set_that_holds_the_mass():
+    expected = torch.tensor([0.4, 0.3, 0.0, 0.0, 0.0]) / 0.7
+    assert torch.allclose(frequencies(top_p=0.6), expected, atol=0.015)
+
+
+def test_top_p_counts_the_mass_that_top_k_left():
+    # Of the mass 0.7 of the best two, 0.5 is reached by the best alone (0.4 / 0.7).
+    assert frequencies(top_k=2, top_p=0.5).tolist() == [1.0, 0.0, 0.0, 0.0, 0.0]
+
+
+def test_a_tiny_temperature_or_top_p_is_greedy():
+    assert frequencies(temperature=1e-30)[0] == 1
+    assert frequencies(top_p=1e-12)[0] == 1
+
+
+def test_top_p_looks_beyond_the_first_thousand_candidates_where_the_mass_lies_there():
+    nearly_flat = torch.arange(5000) * -1e-5
+    kept = int((nearly_flat.softmax(-1).cumsum(-1) < 0.9).sum())
+    one = sequence(top_p=0.9)
+    drawn = sampler.sample(nearly_flat.expand(1000, -1), [one] * 1000)
+    assert sampler.HEAD < kept - 100 < max(drawn) <= kept
+
+
+def test_the_same_seed_draws_the_same_whoever_shares_the_batch():
+    logits = torch.randn(40, 3000, generator=torch.Generator().manual_seed(1))
+    alone, shared, other = sequence(top_p=0.9), sequence(top_p=0.9), sequence(seed=9, top_k=50)
+    greedy = sequence(temperature=0.0)
+    expected = [sampler.sample(row[None], [alone])[0] for row in logits]
+    found = [sampler.sample(row.expand(3, -1), [greedy, other, shared])[2] for row in logits]
+    assert found == expected
+    assert len(set(expected)) > 20
+
+
+def test_requests_without_a_seed_differ():
+    logits = torch.zeros(1, 3000)
+    one, two = (Sequence(GenerationRequest(prompt=(1,), temperature=1.0)) for _ in range(2))
+    draws = [[sampler.sample(logits, [each])[0] for _ in range(8)] for each in (one, two)]
+    assert draws[0] != draws[1]
+
+
+def test_greedy_takes_the_best_and_no_random_number():
+    one = sequence(temperature=0.0)
+    before = one.draws.getstate()
+    assert sampler.sample(torch.tensor([[0.0, 3.0, 1.0]]), [one]) == [1]
+    assert one.draws.getstate() == before
+
+
+def test_a_row_that_is_not_finite_gives_none_and_the_others_their_token():
+    logits = torch.tensor([[0.0, 1.0], [float("nan"), 0.0], [float("-inf"), 0.0]])
+    assert sampler.sample(logits, [sequence(temperature=0.0)] * 3) == [1, None, 1]
+    assert sampler.sample(logits, [sequence(top_k=1)] * 3) == [1, None, 1]
+
+
+@given(
+    st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=30),
+    st.floats(1e-3, 100),
+    st.floats(1e-6, 1),
+    st.integers(0, 40),
+    st.integers(0, 1000),
+)
+def test_the_token_is_always_among_the_best_k_and_possible(logits, temperature, top_p, top_k, seed):
+    row = torch.tensor([logits])
+    one = sequence(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    token = sampler.sample(row, [one])[0]
+    assert token is not None
+    better = sum(value > logits[token] for value in row[0].tolist())
+    assert top_k == 0 or better < top_k
