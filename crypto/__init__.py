@@ -1,0 +1,1 @@
+"""One party's secret stays one party's. Stands on `core`."""

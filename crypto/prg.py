@@ -1,0 +1,50 @@
+"""Mask streams: a 32-byte key becomes as many pseudo-random words as an array has.
+
+Knows AES-256-CTR and arrays of uint16 or uint32. Knows nothing of who shares the key.
+Always: all 256 bits of the key matter; the array is changed in place and no mask is ever held whole in memory.
+"""
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
+from numpy.typing import NDArray
+
+CHUNK_BYTES = 1 << 17  # stays in the second-level cache together with the part of the array it changes
+ZERO_COUNTER = bytes(16)
+ZEROS = bytes(CHUNK_BYTES)
+
+Words = NDArray[np.uint16] | NDArray[np.uint32]
+
+
+def stream(key: bytes) -> CipherContext:
+    """The key's stream: `update` on zeros yields it.
+
+    Hazard: the counter starts at zero, so a key makes ONE stream. Derive another key for another purpose.
+    Source: NIST SP 800-38A, section 6.5 (CTR), AES-256.
+    """
+    if len(key) != 32:
+        raise ValueError(f"a mask key has {len(key)} bytes, 32 expected")  # our bug
+    return Cipher(algorithms.AES(key), modes.CTR(ZERO_COUNTER)).encryptor()
+
+
+def expand(key: bytes, size: int) -> bytes:
+    """The first `size` bytes of the key's stream."""
+    return stream(key).update(bytes(size))
+
+
+def add_stream(words: Words, key: bytes, *, subtract: bool = False) -> None:
+    """words += stream(key), or words -= stream(key), modulo 2**16 or 2**32, in place.
+
+    Args:
+        words: contiguous array [n] of little-endian uint16 or uint32.
+    """
+    if words.dtype not in (np.dtype("<u2"), np.dtype("<u4")) or not words.flags.c_contiguous or words.ndim != 1:
+        raise ValueError("masks are added to contiguous one-dimensional uint16 or uint32 arrays")  # our bug
+    combine = np.subtract if subtract else np.add
+    step = CHUNK_BYTES // words.itemsize
+    cipher, zeros = stream(key), memoryview(ZEROS)
+    buffer = bytearray(CHUNK_BYTES + 15)  # update_into asks for one block less a byte of room
+    mask = np.frombuffer(buffer, words.dtype, step)
+    for start in range(0, len(words), step):
+        part = words[start : start + step]
+        cipher.update_into(zeros[: part.nbytes], buffer)
+        combine(part, mask[: len(part)], out=part)

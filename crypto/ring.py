@@ -1,0 +1,173 @@
+"""The numbers that are summed in the dark: Z modulo 2^k, in words of 16 or 32 bits, packed to k bits on the wire.
+
+Knows arithmetic, headroom and packing. Knows nothing of keys' owners, rounds or parties' names.
+Always: the sum of the whole cohort fits, or the ring is not built; a packed array has exactly one form.
+"""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.errors import ConfigError, ProtocolError
+from .keys import bind
+from .prg import Words, add_stream
+
+
+class Ring(Protocol):
+    """What secure aggregation needs of numbers. `BitRing` is the masked mode's; sealed mode brings one modulo t."""
+
+    @property
+    def name(self) -> bytes:
+        """Everything that two parties must agree on (modulus, length, packing); part of the round's hash."""
+
+    @property
+    def wire_bytes(self) -> int:
+        """Largest size of `close`'s result; `Tally.add` refuses what is not exactly a payload."""
+
+    def lift(self, values: NDArray[np.unsignedinteger]) -> Words:
+        """A fresh array in the ring. Raises ValueError if a value is out of the agreed range."""
+
+    def mask(self, words: Words, key: bytes, *, subtract: bool) -> None:
+        """Add or subtract the key's mask, in place."""
+
+    def close(self, words: Words) -> bytes:
+        """What one party sends."""
+
+    def tally(self) -> "Tally":
+        """An empty sum for the coordinator."""
+
+
+class Tally(Protocol):
+    """The coordinator's running sum of what parties sent."""
+
+    def add(self, payload: bytes) -> None:
+        """Add one party's payload. Raises ProtocolError, sum unchanged, if it is malformed."""
+
+    def mask(self, key: bytes, *, subtract: bool) -> None:
+        """Add or subtract the key's mask."""
+
+    def total(self) -> NDArray[np.int64]:
+        """The sum; meaningful once every mask is gone."""
+
+
+class BitRing:
+    """Z modulo 2^k for `parties` values of `bits` bits: k = bits + ceil(log2 parties), so that no sum wraps."""
+
+    def __init__(self, *, length: int, bits: int, parties: int) -> None:
+        """Prove the headroom.
+
+        Raises:
+            ConfigError: sums of so many values of so many bits need more than 32 bits.
+        """
+        self.length = length
+        self.value_bits = bits
+        self.bits = bits + (parties - 1).bit_length()
+        if length < 1 or bits < 1 or parties < 1 or self.bits > 32:
+            raise ConfigError(
+                f"{length} values of {bits} bits from {parties} parties need {self.bits} bits a sum, 32 at most; "
+                "use fewer bits or a smaller cohort"
+            )
+        assert parties * ((1 << bits) - 1) < 1 << self.bits  # headroom, the whole reason for k
+        self.lane = 16 if self.bits <= 16 else 32  # bits of one word
+        self.dtype = np.dtype(f"<u{self.lane // 8}")
+        self.columns = -(-length // self.lane)
+        self.wire_bytes = self.bits * self.columns * self.dtype.itemsize
+
+    @property
+    def name(self) -> bytes:
+        return bind("Z mod 2^k", self.bits, self.value_bits, self.length)
+
+    def lift(self, values: NDArray[np.unsignedinteger]) -> Words:
+        """Copy `values` [length] into words.
+
+        Raises:
+            ValueError: wrong shape, not unsigned integers, or a value that needs more than the agreed bits.
+        """
+        if values.shape != (self.length,) or values.dtype.kind != "u":
+            raise ValueError(f"values are {values.dtype} {values.shape}, unsigned integers [{self.length}] expected")
+        if int(values.max()) >> self.value_bits:
+            raise ValueError(f"a value needs more than the agreed {self.value_bits} bits; clip before masking")
+        return values.astype(self.dtype)
+
+    def mask(self, words: Words, key: bytes, *, subtract: bool) -> None:
+        """Arithmetic is modulo the word, which 2^k divides, so one reduction at the end is enough."""
+        add_stream(words, key, subtract=subtract)
+
+    def close(self, words: Words) -> bytes:
+        return self.pack(words & self.dtype.type((1 << self.bits) - 1))
+
+    def tally(self) -> "BitTally":
+        return BitTally(self)
+
+    def pack(self, words: Words) -> bytes:
+        """k bits a value: value i of column j, i from 0 to lane-1, lies at bit i*k of that column's k words.
+
+        Values are laid out [lane, columns] and words [k, columns], so that every step is one contiguous pass.
+        """
+        lanes = np.zeros((self.lane, self.columns), self.dtype)
+        lanes.reshape(-1)[: self.length] = words
+        out = np.zeros((self.bits, self.columns), self.dtype)
+        for i in range(self.lane):
+            row, offset = divmod(i * self.bits, self.lane)
+            out[row] |= lanes[i] << self.dtype.type(offset)
+            if offset + self.bits > self.lane:
+                out[row + 1] |= lanes[i] >> self.dtype.type(self.lane - offset)
+        return out.tobytes()
+
+    def unpack(self, payload: bytes) -> Words:
+        """Undo `pack`.
+
+        Raises:
+            ProtocolError: wrong size, or bits set where no value lies.
+        """
+        if len(payload) != self.wire_bytes:
+            raise ProtocolError(f"a masked vector has {len(payload)} bytes, {self.wire_bytes} expected; it is refused")
+        packed = np.frombuffer(payload, self.dtype).reshape(self.bits, self.columns)
+        lanes = np.empty((self.lane, self.columns), self.dtype)
+        for i in range(self.lane):
+            row, offset = divmod(i * self.bits, self.lane)
+            np.right_shift(packed[row], self.dtype.type(offset), out=lanes[i])
+            if offset + self.bits > self.lane:
+                lanes[i] |= packed[row + 1] << self.dtype.type(self.lane - offset)
+        lanes &= self.dtype.type((1 << self.bits) - 1)
+        flat = lanes.reshape(-1)
+        if flat[self.length :].any():
+            raise ProtocolError("a masked vector has bits set after its last value; it is refused")
+        return flat[: self.length]
+
+
+class BitTally:
+    """Sum of packed vectors modulo 2^k."""
+
+    def __init__(self, ring: BitRing) -> None:
+        self._ring = ring
+        self._words: Words = np.zeros(ring.length, ring.dtype)
+
+    def add(self, payload: bytes) -> None:
+        np.add(self._words, self._ring.unpack(payload), out=self._words)
+
+    def mask(self, key: bytes, *, subtract: bool) -> None:
+        self._ring.mask(self._words, key, subtract=subtract)
+
+    def total(self) -> NDArray[np.int64]:
+        total: NDArray[np.int64] = (self._words & self._ring.dtype.type((1 << self._ring.bits) - 1)).astype(np.int64)
+        return total
+
+
+class TokenRing:
+    """Token counts below 2^32, as two 16-bit limbs: the sum is exact for any cohort up to 65,536."""
+
+    def __init__(self, parties: int) -> None:
+        self.limbs = BitRing(length=2, bits=16, parties=parties)
+
+    def lift(self, tokens: int) -> Words:
+        """Raises ValueError for a count that is negative or 2^32 and more."""
+        if not 0 <= tokens < 1 << 32:
+            raise ValueError(f"{tokens} tokens cannot be counted, 0 to 2^32-1 expected")
+        return self.limbs.lift(np.array([tokens & 0xFFFF, tokens >> 16], np.uint32))
+
+    @staticmethod
+    def join(total: NDArray[np.int64]) -> int:
+        """The count behind two summed limbs."""
+        return int(total[0]) + (int(total[1]) << 16)

@@ -1,0 +1,8 @@
+"""Secure aggregation: the sum of many vectors, and no single one. Sans-I/O: bytes in, bytes out."""
+
+from .client import SecAggClient, Stage
+from .ledger import Ledger
+from .server import SecAggResult, SecAggServer, ServerStage
+from .session import SecAggConfig
+
+__all__ = ["Ledger", "SecAggClient", "SecAggConfig", "SecAggResult", "SecAggServer", "ServerStage", "Stage"]

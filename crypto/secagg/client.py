@@ -1,0 +1,237 @@
+"""A member's side of secure aggregation, one method a stage, no I/O.
+
+    advertise → share → mask → consistency → unmask
+
+Knows its own secrets and its own copy of the floors. Trusts the coordinator with nothing but delivery.
+Always: a stage is run once; a refused message (ProtocolError, AuthenticationError, ThresholdError) changes nothing; for
+each peer either a share of its self-mask or one of its mask key is revealed, never both, and only after at least
+`threshold` members signed the same survivors.
+"""
+
+import secrets
+from collections.abc import Mapping
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...core.errors import AuthenticationError, ConfigError, ProtocolError, ThresholdError
+from .. import shamir
+from ..keys import Ephemeral, Identity, open_box, seal_box
+from ..prg import Words
+from ..ring import Ring
+from .graph import Graph
+from .ledger import Ledger
+from .lists import BoxList, KeyList, SignatureList, SurvivorList, shared_view
+from .masks import commit, mask_pair, mask_self
+from .messages import KEY_SHARE, SELF_SHARE, Agreement, KeyCard, Parcel, Receipt, Revelation, Upload
+from .session import SecAggConfig, Session
+
+
+class Stage(IntEnum):
+    """What a member does next."""
+
+    ADVERTISE = 0
+    SHARE = 1
+    MASK = 2
+    CONSISTENCY = 3
+    UNMASK = 4
+    DONE = 5
+
+
+class _Vectors:
+    """A party's values and tokens while masks are added."""
+
+    def __init__(self, session: Session, values: NDArray[np.unsignedinteger], tokens: int) -> None:
+        self.rings: dict[str, Ring] = {"values": session.ring, "tokens": session.token_ring.limbs}
+        self.words: dict[str, Words] = {"values": session.ring.lift(values), "tokens": session.token_ring.lift(tokens)}
+
+    def mask(self, quantity: str, key: bytes, *, subtract: bool) -> None:
+        self.rings[quantity].mask(self.words[quantity], key, subtract=subtract)
+
+    def close(self, quantity: str) -> bytes:
+        return self.rings[quantity].close(self.words[quantity])
+
+
+class SecAggClient:
+    """One member in one attempt. A retry is a new object with new seeds and a higher attempt.
+
+    Hazard: give every client of a node the same `ledger`; without it a coordinator could have one round's update summed
+    twice over different survivors, and subtract.
+    Source: Bonawitz et al. 2017, figure 4 (malicious variant); Bell et al. 2020 for the sparse graph.
+    """
+
+    def __init__(
+        self, config: SecAggConfig, name: str, identity: Identity, *, ring: Ring | None = None, ledger: Ledger | None = None
+    ) -> None:
+        """Draw fresh secrets.
+
+        Raises:
+            ConfigError: this identity is not the one that the roster lists under `name`.
+            ProtocolError: the ledger says that this attempt, or the round, is over.
+        """
+        if config.members.get(name) != identity.public:
+            raise ConfigError(f"{name} is not in the cohort with this identity; check the roster")
+        self._session = Session(config, ring)
+        self._ledger = ledger or Ledger()
+        self._ledger.begin(config.federation, config.round, config.attempt)
+        self._identity = identity
+        self._me = self._session.numbers[name]
+        self._seed = secrets.token_bytes(shamir.SECRET_BYTES)
+        self._channel, self._mask = Ephemeral.generate(), Ephemeral.generate()
+        self.stage = Stage.ADVERTISE
+        self._card: KeyCard
+        self._keys: KeyList
+        self._graph: Graph
+        self._view: bytes  # digest of everything seen so far
+        self._held: Mapping[int, bytes]  # shares this member holds: of its own secrets, then of its neighbours'
+        self._shared: frozenset[int]
+        self._receipt: Receipt
+        self._survivors: frozenset[int]
+
+    def __repr__(self) -> str:
+        return f"SecAggClient({self._session.names[self._me]}, next {self.stage.name})"
+
+    def advertise(self) -> bytes:
+        """Stage 0: this attempt's public keys, signed."""
+        self._expect(Stage.ADVERTISE)
+        commitment = commit(self._session, self._me, self._seed)
+        keys = (self._channel.public, self._mask.public)
+        self._card = KeyCard.signed(self._session, self._identity, self._me, *keys, commitment)
+        self.stage = Stage.SHARE
+        return self._card.encode(self._session)
+
+    def share(self, all_keys: bytes) -> bytes:
+        """Stage 1: split the self-mask seed and the mask key among the neighbours.
+
+        Raises:
+            ProtocolError, AuthenticationError: not a list of members' own signed keys that holds ours unchanged.
+            ThresholdError: too few members; nothing was sent.
+        """
+        self._expect(Stage.SHARE)
+        session, keys = self._session, KeyList.decode(all_keys, self._session)
+        if keys.cards.get(self._me) != self._card:
+            raise ProtocolError("the key list does not hold the keys this member sent; it is refused")
+        self._enough(len(keys.cards), "members sent keys")
+        view, plan = keys.view(session), session.plan(len(keys.cards))
+        graph = Graph(sorted(keys.cards), plan.degree, view)
+        holders = (self._me, *graph.neighbours(self._me))
+        points = [holder + 1 for holder in holders]
+        seeds = shamir.split(self._seed, plan.threshold, points)
+        masks = shamir.split(self._mask.private_bytes(), plan.threshold, points)
+        pieces = {holder: seed + mask for holder, seed, mask in zip(holders, seeds, masks, strict=True)}
+        boxes = {peer: self._seal(peer, keys.cards[peer], pieces[peer], view) for peer in holders[1:]}
+        message = Parcel(self._me, boxes).encode(session, self._identity, view)
+        self._keys, self._graph, self._view, self._held = keys, graph, view, {self._me: pieces[self._me]}
+        self.stage = Stage.MASK
+        return message
+
+    def mask(self, all_shares: bytes, values: NDArray[np.unsignedinteger], tokens: int = 0) -> bytes:
+        """Stage 2: add the self-mask and one mask for each neighbour that shared.
+
+        Args:
+            values: unsigned integers [length], each below 2**bits.
+            tokens: training tokens behind them, counted under the same masks.
+
+        Raises:
+            ProtocolError, AuthenticationError: boxes missing, left over or changed.
+            ThresholdError: too few members or neighbours shared; nothing was sent.
+            ValueError: the values or the token count do not fit what the round agreed on.
+        """
+        self._expect(Stage.MASK)
+        session, boxes = self._session, BoxList.decode(all_shares, self._session)
+        held = self._open(boxes)
+        vectors = _Vectors(session, values, tokens)
+        view = shared_view(session, self._view, boxes.shared)
+        mask_self(vectors, session, self._seed, subtract=False)
+        for peer in boxes.boxes:
+            mask_pair(vectors, session, self._mask, self._me, peer, self._keys.cards[peer].mask)
+        packed, counted = vectors.close("values"), vectors.close("tokens")
+        receipt = Receipt.signed(session, self._identity, view, self._me, session.claim(tokens), packed + counted)
+        self._held, self._shared, self._view, self._receipt = held, frozenset(boxes.shared), view, receipt
+        self.stage = Stage.CONSISTENCY
+        return Upload(receipt, packed, counted).encode(session)
+
+    def consistency(self, survivors: bytes) -> bytes:
+        """Stage 3: sign the survivors, after checking that each one's upload is its own and the floors are kept.
+
+        Raises:
+            ProtocolError, AuthenticationError: a survivor without its own receipt, or we are missing.
+            ThresholdError: too few survivors, or they claim too few tokens.
+        """
+        self._expect(Stage.CONSISTENCY)
+        session, found = self._session, SurvivorList.decode(survivors, self._session, self._view)
+        if not self._shared.issuperset(found.receipts):  # Bonawitz 2017, fig. 4, round 3: U3 is a subset of U2
+            raise ProtocolError("a survivor is named that never shared its secrets; the list is refused")
+        if found.receipts.get(self._me) != self._receipt:  # a member that was declared dead must not help to open the sum
+            raise ProtocolError("this member's own upload is not among the survivors; the list is refused")
+        self._enough(len(found.receipts), "members survived")
+        claimed = sum(receipt.claim for receipt in found.receipts.values()) * session.claim_step
+        if claimed < session.config.min_tokens:
+            raise ThresholdError(f"survivors claim {claimed} tokens, {session.config.min_tokens} needed; nothing is revealed")
+        self._survivors, self._view = frozenset(found.receipts), found.view(session, self._view)
+        self.stage = Stage.UNMASK
+        return Agreement.signed(session, self._identity, self._me, self._view).encode(session)
+
+    def unmask(self, signatures: bytes) -> bytes:
+        """Stage 4: reveal one share for each peer, then forget every secret.
+
+        Raises:
+            ProtocolError, AuthenticationError: a signature that is not over our very set of survivors, by one of them;
+                or the ledger says that this round was opened before.
+            ThresholdError: fewer than `threshold` signatures; nothing was revealed.
+        """
+        self._expect(Stage.UNMASK)
+        session, found = self._session, SignatureList.decode(signatures, self._session, self._view)
+        if not self._survivors.issuperset(found.signatures):
+            raise ProtocolError("somebody signed that did not survive; the signatures are refused")
+        if len(found.signatures) < session.config.threshold:  # Bonawitz 2017, fig. 4, round 4: abort, reveal nothing
+            raise ThresholdError(f"{len(found.signatures)} members signed the survivors, need {session.config.threshold}")
+        half = shamir.SHARE_BYTES
+        shares = {
+            peer: SELF_SHARE + held[:half] if peer in self._survivors else KEY_SHARE + held[half:]
+            for peer, held in self._held.items()
+        }
+        message = Revelation(self._me, shares).encode(session, self._identity, self._view)
+        self._ledger.open(session.config.federation, session.config.round, session.config.attempt)
+        self._held = {}
+        del self._seed, self._mask, self._channel
+        self.stage = Stage.DONE
+        return message
+
+    def _expect(self, stage: Stage) -> None:
+        if stage is not self.stage:
+            raise RuntimeError(f"{stage.name} was called while {self.stage.name} comes next")  # our bug
+
+    def _enough(self, found: int, what: str) -> None:
+        needed = self._session.config.needed
+        if found < needed:  # Bonawitz 2017, fig. 4, every round: abort below the threshold
+            raise ThresholdError(f"{found} {what}, need {needed}; nothing was sent, wait for a new attempt")
+
+    def _channel_key(self, peer: int, card: KeyCard) -> bytes:
+        return self._channel.agree(card.channel, self._session.pair("channel", self._me, peer))
+
+    def _seal(self, peer: int, card: KeyCard, pieces: bytes, view: bytes) -> bytes:
+        return seal_box(self._channel_key(peer, card), pieces, self._session.box(view, self._me, peer))
+
+    def _open(self, found: BoxList) -> dict[int, bytes]:
+        """Shares that this member will hold: its own, and one pair from each neighbour that shared."""
+        session, shared = self._session, set(found.shared)
+        if self._me not in shared or not shared <= set(self._keys.cards):
+            raise ProtocolError("the members that shared are not members that sent keys, us among them; the list is refused")
+        self._enough(len(shared), "members shared")
+        expected = [peer for peer in self._graph.neighbours(self._me) if peer in shared]
+        if list(found.boxes) != expected:
+            raise ProtocolError(f"boxes came from {len(found.boxes)} members, {len(expected)} neighbours shared; refused")
+        need = session.plan(len(self._keys.cards)).threshold
+        if len(expected) + 1 < need:
+            raise ThresholdError(f"{len(expected) + 1} members hold our shares, need {need}; nothing was sent")
+        held = dict(self._held)
+        for peer, box in found.boxes.items():
+            try:
+                associated = session.box(self._view, peer, self._me)
+                piece = open_box(self._channel_key(peer, self._keys.cards[peer]), box, associated)
+            except AuthenticationError:
+                raise AuthenticationError(f"the shares of {session.names[peer]} do not open; they are refused") from None
+            held[peer] = piece
+        return held

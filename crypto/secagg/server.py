@@ -1,0 +1,242 @@
+"""The coordinator's side of secure aggregation: it carries what members signed and adds up what it cannot read.
+
+Knows messages, sums and shares. Knows no member's secret until the round opens, and then only what cancels in the sum.
+Always: a message is taken whole or refused with nothing changed; below the threshold the round ends without a sum.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...core.errors import ProtocolError, ThresholdError
+from .. import shamir
+from ..keys import Ephemeral
+from ..ring import Ring, Tally
+from .graph import Graph, Plan
+from .lists import BoxList, KeyList, SignatureList, SurvivorList, shared_view
+from .masks import commit, mask_pair, mask_self
+from .messages import KEY_SHARE, SELF_SHARE, Agreement, KeyCard, Parcel, Receipt, Revelation, Upload
+from .session import SecAggConfig, Session
+
+
+class ServerStage(IntEnum):
+    """What the coordinator waits for."""
+
+    ADVERTISE = 0
+    SHARE = 1
+    MASK = 2
+    CONSISTENCY = 3
+    UNMASK = 4
+    DONE = 5
+    ABORTED = 6
+
+
+@dataclass(frozen=True, slots=True)
+class SecAggResult:
+    """The sum of the survivors' values, and of nobody else's."""
+
+    total: NDArray[np.int64]  # [length]
+    tokens: int
+    survivors: tuple[str, ...]
+
+
+class _Sums:
+    """The running sums of values and tokens."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._tallies: dict[str, Tally] = {"values": session.ring.tally(), "tokens": session.token_ring.limbs.tally()}
+
+    def add(self, upload: Upload) -> None:
+        """Raises ProtocolError, sums unchanged. Values come last: tokens of a valid frame cannot fail after them."""
+        self._session.token_ring.limbs.unpack(upload.tokens)
+        self._tallies["values"].add(upload.values)
+        self._tallies["tokens"].add(upload.tokens)
+
+    def mask(self, quantity: str, key: bytes, *, subtract: bool) -> None:
+        self._tallies[quantity].mask(key, subtract=subtract)
+
+    def totals(self) -> tuple[NDArray[np.int64], int]:
+        return self._tallies["values"].total(), self._session.token_ring.join(self._tallies["tokens"].total())
+
+
+class SecAggServer:
+    """One attempt of one round. Messages come by `receive`, in any order within a stage; `advance` closes a stage.
+
+    Not covered: a member that sends wrong shares stops the round (its name is in the error), and one that sends a wild
+    vector spoils the sum; clipping is the members' word. The transport says who sent a message; the signature proves it.
+    """
+
+    def __init__(self, config: SecAggConfig, *, ring: Ring | None = None) -> None:
+        self._session = Session(config, ring)
+        self.stage = ServerStage.ADVERTISE
+        self.result: SecAggResult | None = None
+        self._sums = _Sums(self._session)
+        self._awaited: set[int] = set(range(len(self._session.names)))
+        self._cards: dict[int, KeyCard] = {}
+        self._parcels: dict[int, Parcel] = {}
+        self._receipts: dict[int, Receipt] = {}
+        self._agreements: dict[int, bytes] = {}
+        self._revelations: dict[int, Revelation] = {}
+        self._weights: dict[tuple[int, ...], list[int]] = {}  # Lagrange weights of each set of holders met
+        self._view = b""  # digest of everything sent so far
+        self._keys: KeyList
+        self._graph: Graph
+        self._plan: Plan
+
+    @property
+    def waiting(self) -> tuple[str, ...]:
+        """Members whose message of this stage has not come yet."""
+        return tuple(self._session.names[at] for at in sorted(self._awaited))
+
+    def receive(self, name: str, message: bytes) -> None:
+        """Take one member's message of this stage.
+
+        Raises:
+            ProtocolError: unknown sender, wrong stage, repeated, late or malformed; nothing was changed.
+            AuthenticationError: not signed by that member for this session; nothing was changed.
+        """
+        number = self._session.numbers.get(name)
+        if number is None or self.stage > ServerStage.UNMASK:
+            raise ProtocolError(f"a message of {name} came, which is no member of this attempt or comes after its end; refused")
+        if number not in self._awaited:
+            raise ProtocolError(f"a message of {name} came, which already sent or dropped out earlier; it is refused")
+        take = (self._advertised, self._shared, self._masked, self._agreed, self._revealed)[self.stage]
+        take(number, message)
+        self._awaited.discard(number)
+
+    def advance(self) -> Mapping[str, bytes]:
+        """Close this stage; return what to send to whom. After the last one nothing is sent and `result` is set.
+
+        Raises:
+            ThresholdError: too few members, shares or tokens; the attempt is over and nothing was opened.
+            ProtocolError: shares that do not fit; the attempt is over and nothing was opened.
+        """
+        if self.stage > ServerStage.UNMASK:
+            raise RuntimeError(f"advance was called while the attempt is {self.stage.name}")  # our bug
+        close = (self._send_keys, self._send_boxes, self._send_survivors, self._send_signatures, self._open)[self.stage]
+        stage, self.stage = self.stage, ServerStage.ABORTED  # unless all goes well
+        out = close()
+        self.stage = ServerStage(stage + 1)
+        self._awaited = {self._session.numbers[name] for name in out}
+        return out
+
+    def _advertised(self, number: int, message: bytes) -> None:
+        card = KeyCard.decode(message, self._session)
+        self._same(number, card.sender)
+        for key in (card.channel, card.mask):  # a key of small order would stop every neighbour two stages later
+            Ephemeral.generate().agree(key, b"")
+        self._cards[number] = card
+
+    def _send_keys(self) -> dict[str, bytes]:
+        self._enough(len(self._cards), "members sent keys")
+        self._keys = KeyList(dict(sorted(self._cards.items())))
+        self._view = self._keys.view(self._session)
+        self._plan = self._session.plan(len(self._cards))
+        self._graph = Graph(sorted(self._cards), self._plan.degree, self._view)
+        return dict.fromkeys(self._names(self._cards), self._keys.encode(self._session))
+
+    def _shared(self, number: int, message: bytes) -> None:
+        parcel = Parcel.decode(message, self._session, self._view)
+        self._same(number, parcel.sender)
+        if tuple(parcel.boxes) != self._graph.neighbours(number):
+            raise ProtocolError(f"{self._session.names[number]} sealed shares for others than its neighbours; refused")
+        self._parcels[number] = parcel
+
+    def _send_boxes(self) -> dict[str, bytes]:
+        self._enough(len(self._parcels), "members shared")
+        shared = tuple(sorted(self._parcels))
+        self._view = shared_view(self._session, self._view, shared)
+        out = {}
+        for at in shared:
+            near = [peer for peer in self._graph.neighbours(at) if peer in self._parcels]
+            boxes = {peer: self._parcels[peer].boxes[at] for peer in near}
+            out[self._session.names[at]] = BoxList(shared, boxes).encode(self._session)
+        return out
+
+    def _masked(self, number: int, message: bytes) -> None:
+        upload = Upload.decode(message, self._session, self._view)
+        self._same(number, upload.receipt.sender)
+        self._sums.add(upload)
+        self._receipts[number] = upload.receipt
+
+    def _send_survivors(self) -> dict[str, bytes]:
+        self._enough(len(self._receipts), "members survived")
+        survivors = SurvivorList(dict(sorted(self._receipts.items())))
+        message = survivors.encode(self._session)
+        self._view = survivors.view(self._session, self._view)
+        return dict.fromkeys(self._names(self._receipts), message)
+
+    def _agreed(self, number: int, message: bytes) -> None:
+        agreement = Agreement.decode(message, self._session, self._view)
+        self._same(number, agreement.sender)
+        self._agreements[number] = agreement.signature
+
+    def _send_signatures(self) -> dict[str, bytes]:
+        # The sum stands on the survivors, who are enough; signers need the threshold alone.
+        self._enough(len(self._agreements), "members signed the survivors", self._session.config.threshold)
+        return dict.fromkeys(self._names(self._agreements), SignatureList(self._agreements).encode(self._session))
+
+    def _revealed(self, number: int, message: bytes) -> None:
+        revelation = Revelation.decode(message, self._session, self._view)
+        self._same(number, revelation.sender)
+        held = {number, *(peer for peer in self._graph.neighbours(number) if peer in self._parcels)}
+        kinds = {peer: SELF_SHARE if peer in self._receipts else KEY_SHARE for peer in held}
+        if kinds != {peer: share[:1] for peer, share in revelation.shares.items()}:
+            raise ProtocolError(f"{self._session.names[number]} revealed other shares than one for each neighbour; refused")
+        self._revelations[number] = revelation
+
+    def _open(self) -> dict[str, bytes]:
+        """Rebuild survivors' self-mask seeds and dropped members' mask keys, and take their masks off the sum."""
+        rebuilt = {target: self._rebuild(target) for target in self._parcels}  # all of them first: nothing half-opened
+        for target, secret in rebuilt.items():
+            if target in self._receipts:
+                mask_self(self._sums, self._session, secret, subtract=True)
+                continue
+            dropped = Ephemeral(secret)
+            for peer in self._graph.neighbours(target):
+                if peer in self._receipts:  # take away what the survivor added for this pair
+                    mask_pair(self._sums, self._session, dropped, target, peer, self._cards[peer].mask)
+        total, tokens = self._sums.totals()
+        if tokens < self._session.config.min_tokens:
+            raise ThresholdError(f"the sum stands on {tokens} tokens, {self._session.config.min_tokens} needed; it is not used")
+        self.result = SecAggResult(total, tokens, tuple(self._names(self._receipts)))
+        return {}
+
+    def _rebuild(self, target: int) -> bytes:
+        """One member's secret from the first `threshold` shares that came, checked against what it advertised."""
+        name, need = self._session.names[target], self._plan.threshold
+        holders = [at for at in (target, *self._graph.neighbours(target)) if target in self._shares_of(at)]
+        if len(holders) < need:
+            raise ThresholdError(f"{len(holders)} shares of {name} came, need {need}; the attempt is abandoned")
+        points = tuple(sorted(at + 1 for at in holders)[:need])
+        if points not in self._weights:
+            self._weights[points] = shamir.weights(points)
+        shares = [self._revelations[point - 1].shares[target][1:] for point in points]
+        secret = shamir.join(shares, self._weights[points])
+        card = self._cards[target]
+        if target in self._receipts:
+            fits = commit(self._session, target, secret) == card.commitment
+        else:
+            fits = Ephemeral(secret).public == card.mask
+        if not fits:
+            raise ProtocolError(f"the shares of {name} do not give the secret it advertised; retry without it")
+        return secret
+
+    def _shares_of(self, at: int) -> Mapping[int, bytes]:
+        return self._revelations[at].shares if at in self._revelations else {}
+
+    def _names(self, numbers: Mapping[int, object]) -> list[str]:
+        return [self._session.names[at] for at in sorted(numbers)]
+
+    def _same(self, number: int, sender: int) -> None:
+        if number != sender:
+            raise ProtocolError(f"{self._session.names[number]} delivered a message of another member; it is refused")
+
+    def _enough(self, found: int, what: str, needed: int = 0) -> None:
+        needed = needed or self._session.config.needed
+        if found < needed:
+            raise ThresholdError(f"{found} {what}, need {needed}; the attempt is abandoned and nothing was revealed")

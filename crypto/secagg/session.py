@@ -1,0 +1,135 @@
+"""What the members of one attempt must agree on before anything is said, folded into 32 bytes.
+
+Knows the signed federation file's floors, the cohort and the ring. Knows nothing of messages or secrets.
+Always: two parties whose views differ in anything here have different session digests, so nothing of one is accepted
+by the other; every floor comes from the caller's own configuration, never from a message.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ...core.errors import AuthenticationError, ConfigError
+from ..keys import PublicIdentity, bind, digest
+from ..ring import BitRing, Ring, TokenRing
+from .graph import COMPLETE_UP_TO, Plan, plan
+
+PROTOCOL = "quietchoir secagg 1"
+CLAIM_STEPS = 4  # a claim counts in quarters of a fair share of min_tokens ...
+CLAIM_LIMIT = 15  # ... up to 15 of them, so that it says at most four bits about a member
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecAggConfig:
+    """One attempt of one round, as each party knows it from its OWN copy of the signed federation file.
+
+    With n members and the threshold t: up to n - t may drop out; t - 1 pooled share sets open nothing; and a
+    coordinator that shows different survivors to different members gets nowhere while at most 2t - n - 1 members
+    collude with it (`colluders`). The other percentages matter above 32 parties only, where shares go to neighbours.
+
+    Raises:
+        ConfigError: floors that protect nobody.
+
+    Source: Bonawitz et al. 2017, theorem 6.5 (2t > n + colluders).
+    """
+
+    federation: bytes  # 32 bytes, digest of the signed federation file
+    round: int
+    attempt: int  # a retry is a new attempt with new seeds
+    members: Mapping[str, PublicIdentity]  # the cohort of this round, from the signed roster
+    threshold: int  # survivors, and signatures, without which nothing is revealed
+    min_cohort: int  # a sum over fewer parties is not opened
+    min_tokens: int = 0  # nor a sum over fewer training tokens; 0 turns it off
+    length: int  # values of one update
+    bits: int  # of one value
+    corrupt_percent: int = 10  # of the cohort that may collude, for the graph above 32 parties
+    drop_percent: int = 10  # of the cohort that may drop out, for the same
+
+    def __post_init__(self) -> None:
+        n = len(self.members)
+        if len(self.federation) != 32 or self.round < 0 or self.attempt < 0 or self.min_tokens < 0:
+            raise ConfigError(
+                f"federation of {len(self.federation)} bytes, round {self.round}, attempt {self.attempt}: not a round"
+            )
+        if not n // 2 < self.threshold <= n:  # two disjoint majorities cannot exist: Bonawitz 2017, section 6.2
+            raise ConfigError(f"threshold {self.threshold} of {n} members; take more than half and at most all of them")
+        if not 3 <= self.min_cohort <= n:  # a sum of two tells each of the two the other's update
+            raise ConfigError(f"min_cohort {self.min_cohort} of {n} members; take at least 3 and at most all of them")
+        if n > 65_535 or not (0 <= self.corrupt_percent < 50 and 0 <= self.drop_percent < 50):
+            raise ConfigError(f"{n} members, {self.corrupt_percent} % colluding, {self.drop_percent} % dropping: out of range")
+        if n > COMPLETE_UP_TO and self.colluders < n * self.corrupt_percent // 100:
+            raise ConfigError(
+                f"threshold {self.threshold} of {n} bears {self.colluders} colluders; raise it or lower corrupt_percent"
+            )
+
+    @property
+    def colluders(self) -> int:
+        """Members that may collude with a coordinator that equivocates."""
+        return 2 * self.threshold - len(self.members) - 1
+
+    @property
+    def needed(self) -> int:
+        """Parties without which no stage goes on."""
+        return max(self.threshold, self.min_cohort)
+
+
+class Session:
+    """The agreed facts of one attempt: order of the members, rings, graph sizes, and the digest of it all."""
+
+    def __init__(self, config: SecAggConfig, ring: Ring | None = None) -> None:
+        self.config = config
+        self.names = tuple(sorted(config.members))  # a member's number is its place here
+        self.numbers = {name: number for number, name in enumerate(self.names)}
+        self.keys = tuple(config.members[name] for name in self.names)
+        self.ring: Ring = ring or BitRing(length=config.length, bits=config.bits, parties=len(self.names))
+        self.token_ring = TokenRing(len(self.names))
+        # Tokens behind one unit of a claim; 0 when no floor is set.
+        self.claim_step = -(-config.min_tokens // (CLAIM_STEPS * config.min_cohort))
+        self.id = self._digest()
+
+    def _digest(self) -> bytes:
+        config = self.config
+        members = [field for name, key in zip(self.names, self.keys, strict=True) for field in (name, key.raw)]
+        floors = (config.threshold, config.min_cohort, config.min_tokens, config.corrupt_percent, config.drop_percent)
+        return digest(PROTOCOL, config.federation, config.round, config.attempt, self.ring.name, *floors, *members)
+
+    @property
+    def claim_limit(self) -> int:
+        """The highest claim; 0 when no floor is set, so that nothing is said about tokens."""
+        return CLAIM_LIMIT if self.claim_step else 0
+
+    def claim(self, tokens: int) -> int:
+        """What a member says in clear about its tokens: rounded down, capped, nothing if no floor is set."""
+        return min(tokens // self.claim_step, self.claim_limit) if self.claim_step else 0
+
+    def signing(self, stage: str, view: bytes = b"") -> bytes:
+        """Context of a signature: this session, this stage, and everything its signer had seen by then."""
+        return bind(PROTOCOL, self.id, stage, view)
+
+    def box(self, view: bytes, sender: int, receiver: int) -> bytes:
+        """Associated data of the shares that `sender` seals for `receiver`."""
+        return bind(PROTOCOL, self.id, "shares", view, sender, receiver)
+
+    def pair(self, purpose: str, one: int, other: int) -> bytes:
+        """Context of a secret that two members share, the same from both ends."""
+        return bind(PROTOCOL, self.id, purpose, min(one, other), max(one, other))
+
+    def mask_key_context(self, purpose: str, quantity: str) -> bytes:
+        """Context of one mask stream: `purpose` self or pair, `quantity` values or tokens."""
+        return bind(PROTOCOL, self.id, "mask", purpose, quantity)
+
+    def plan(self, present: int) -> Plan:
+        """Neighbours and share threshold among `present` members that sent keys."""
+        if len(self.names) <= COMPLETE_UP_TO:
+            return Plan(degree=present - 1, threshold=self.config.threshold)
+        corrupt = len(self.names) * self.config.corrupt_percent // 100
+        dropped = len(self.names) * self.config.drop_percent // 100
+        return plan(present, corrupt, dropped) or Plan(degree=present - 1, threshold=self.config.threshold)
+
+    def verify(self, number: int, context: bytes, message: bytes, signature: bytes) -> None:
+        """Check a member's signature. Raises AuthenticationError, naming the member."""
+        try:
+            self.keys[number].verify(context, message, signature)
+        except AuthenticationError:
+            raise AuthenticationError(
+                f"the message of {self.names[number]} is not signed for this session; it is refused"
+            ) from None
