@@ -1,0 +1,1 @@
+"""Documents that a host lets others search without learning the question."""

@@ -1,0 +1,194 @@
+"""One private question: embed, encrypt, send, open, read.
+
+Knows the order of messages and what the asker must check. Knows nothing of SEAL.
+Always: what goes to the host has the same sizes and the same number of messages whatever the question, the scores and
+the passages are; the host's key stands in the address, and nothing signed by another is believed.
+"""
+
+import ssl
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import aiohttp
+import numpy as np
+
+from ...core.errors import AuthenticationError, ConfigError, MessageError, QuietchoirError
+from ...crypto.keys import Identity, PublicIdentity
+from ...crypto.search import Questioner
+from .index import PROBE, Embeds, Passage
+from .messages import MANIFEST_BYTES, PATH, Kind, Manifest, Request, decode_manifest, decode_reply, key_id, reply_limit
+
+PROBE_COSINE = 0.999  # below it the two embedding models are not the same
+TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a library is and whose signature counts there: `http://HOST:PORT/#KEY`."""
+
+    url: str
+    host: PublicIdentity
+
+    @staticmethod
+    def parse(text: str) -> "Address":
+        """Read the line that `quietchoir library serve` prints.
+
+        Raises:
+            ConfigError: not an address, or without the host's key.
+        """
+        parts = urlsplit(text.strip())
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ConfigError(f"{text}: not a library's address, expected http://HOST:PORT/#KEY; copy the host's first line")
+        try:
+            return Address(f"{parts.scheme}://{parts.netloc}", PublicIdentity(bytes.fromhex(parts.fragment)))
+        except (ValueError, AuthenticationError):
+            raise ConfigError(
+                f"{text}: the part after # must be the host's key, 64 hexadecimal digits; copy the host's whole first line"
+            ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A passage that was read."""
+
+    passage: Passage
+    score: float  # cosine, rounded to two places: finer digits would carry noise of the key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What one question brought, and what it cost."""
+
+    found: tuple[Found, ...]  # best first
+    passages: int  # in the library
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+
+
+class Session:
+    """One asker at one library, with one fresh encryption key.
+
+    Args:
+        identity: signs the requests; the host counts against it, and learns from it nothing but that it is the same asker.
+    """
+
+    def __init__(self, address: Address, identity: Identity, http: aiohttp.ClientSession) -> None:
+        self._address, self._identity, self._http = address, identity, http
+        self._manifest: Manifest | None = None
+        self._questioner: Questioner | None = None
+        self._key_id = b""
+        self._sequence = 0
+        self.bytes_up = self.bytes_down = 0
+
+    async def open(self, embedder: Embeds) -> Manifest:
+        """Fetch the manifest, check it, and leave public keys with the host.
+
+        Raises:
+            ConfigError: the library was embedded with another model.
+            QuietchoirError: no host there, or it refuses.
+        """
+        raw = await self._exchange("GET", b"", MANIFEST_BYTES)
+        self._manifest = manifest = decode_manifest(raw, self._address.host)
+        ours = embedder.embed([PROBE])[0]
+        if len(ours) != manifest.dimension or float(np.dot(ours, np.asarray(manifest.probe))) < PROBE_COSINE:
+            raise ConfigError(
+                "this library was embedded with another model than ours; pull the model its host names, or ask its owner"
+            )
+        self._questioner = Questioner(manifest.shape)
+        keys = self._questioner.keys()
+        self._key_id = key_id(keys)
+        await self._ask(Kind.KEYS, keys)
+        return manifest
+
+    async def ask(self, vector: np.ndarray[tuple[int], np.dtype[np.float32]], passages: int = 1) -> tuple[Found, ...]:
+        """Send one embedded question and read the best `passages`, always so many.
+
+        Raises:
+            CryptoError, MessageError, BudgetError: the host refuses, or its answer does not open.
+        """
+        assert self._questioner is not None and self._manifest is not None, "open() comes first"
+        scores = self._questioner.scores(await self._ask(Kind.QUESTION, self._questioner.question(vector)))
+        found = []
+        for index in np.argsort(-scores, kind="stable")[: min(passages, self._manifest.passages)]:
+            text = self._questioner.passage(await self._ask(Kind.CHOICE, self._questioner.choice(int(index))))
+            found.append(Found(Passage.decode(text), round(float(scores[index]), 2)))
+        return tuple(found)
+
+    def close(self) -> None:
+        """End the worker that holds the key."""
+        if self._questioner is not None:
+            self._questioner.close()
+
+    async def _ask(self, kind: Kind, parts: Sequence[bytes]) -> tuple[bytes, ...]:
+        assert self._manifest is not None
+        self._sequence = max(self._sequence + 1, time.time_ns())  # above all earlier sessions' too, without a file
+        request = Request(
+            kind=kind,
+            library=self._manifest.library,
+            asker=self._identity.public,
+            key_id=self._key_id,
+            sequence=self._sequence,
+            parts=tuple(parts),
+        )
+        raw = request.encode(self._identity)
+        return decode_reply(await self._exchange("POST", raw, reply_limit(self._manifest.shape)), raw, self._address.host)
+
+    async def _exchange(self, method: str, body: bytes, limit: int) -> bytes:
+        try:
+            async with self._http.request(method, self._address.url + PATH, data=body or None, allow_redirects=False) as reply:
+                raw = await _bounded(reply.content, limit)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise QuietchoirError(f"{self._address.url}: no library answers there ({error}); is its host running?") from error
+        if len(raw) > limit:
+            raise MessageError(f"{self._address.url}: more than {limit} bytes in a reply; this is no library of this version")
+        self.bytes_up += len(body)
+        self.bytes_down += len(raw)
+        return raw
+
+
+async def _bounded(stream: aiohttp.StreamReader, limit: int) -> bytes:
+    """The whole body, or one byte more than `limit` of it."""
+    raw = b""
+    while len(raw) <= limit and (chunk := await stream.read(limit + 1 - len(raw))):
+        raw += chunk
+    return raw
+
+
+async def ask(
+    address: Address,
+    question: str,
+    embedder: Embeds,
+    identity: Identity,
+    *,
+    passages: int = 1,
+    tls: ssl.SSLContext | None = None,
+) -> Answer:
+    """Ask one question of one library and read the best passages.
+
+    Args:
+        passages: how many to read; decided now, so that it says nothing about the scores.
+        tls: for https; None takes the system's authorities.
+
+    Raises:
+        QuietchoirError: no answer, with what to do about it.
+    """
+    start = time.perf_counter()
+    vector = embedder.embed([question])[0]
+    connector = aiohttp.TCPConnector(ssl=tls if tls is not None else True)
+    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as http:
+        session = Session(address, identity, http)
+        try:
+            manifest = await session.open(embedder)
+            found = await session.ask(vector, passages)
+        finally:
+            session.close()
+    return Answer(
+        found=found,
+        passages=manifest.passages,
+        bytes_up=session.bytes_up,
+        bytes_down=session.bytes_down,
+        seconds=time.perf_counter() - start,
+    )

@@ -1,0 +1,343 @@
+"""The desk refuses what it must and survives what it parses; over real HTTP a private question is answered."""
+
+import asyncio
+import contextlib
+import os
+import socket
+from hashlib import sha256
+
+import aiohttp
+import pytest
+
+from quietchoir.core.errors import (
+    AuthenticationError,
+    BudgetError,
+    ConfigError,
+    MessageError,
+    ProtocolError,
+    QuietchoirError,
+    WorkerError,
+)
+from quietchoir.crypto.keys import Identity
+from quietchoir.crypto.parameters import SEARCH
+from quietchoir.crypto.search import Questioner
+from quietchoir.federation.library import host
+from quietchoir.federation.library.budget import Budget
+from quietchoir.federation.library.client import Address, Session, ask
+from quietchoir.federation.library.messages import (
+    Kind,
+    Outcome,
+    Reply,
+    Request,
+    decode_manifest,
+    decode_reply,
+    decode_request,
+    key_id,
+    reply_limit,
+    request_limit,
+)
+from quietchoir.tests.fakes_search import TEXTS, FakeEmbedder, fake_index
+
+HOST, ASKER, EVE = (Identity.generate() for _ in range(3))
+LIMIT = 11  # the most that 24 dimensions allow
+QUESTION = "When does the bus leave to the harbour?"
+
+
+class Wire:
+    """One asker at one desk, without a network: keeps what it sent, forges on request."""
+
+    def __init__(self, desk, identity=ASKER):
+        self.desk, self.identity, self.sent, self.sequence = desk, identity, [], 0
+        self.manifest = decode_manifest(desk.describe(), HOST.public)
+        self.questioner = Questioner(self.manifest.shape)
+        self.keys = self.questioner.keys()
+
+    def request(self, kind, parts, **changes):
+        self.sequence += 1
+        fields = {
+            "kind": kind,
+            "library": self.manifest.library,
+            "asker": self.identity.public,
+            "key_id": key_id(self.keys),
+            "sequence": self.sequence,
+            "parts": tuple(parts),
+        }
+        return Request(**{**fields, **changes}).encode(self.identity)
+
+    def send(self, raw):
+        self.sent.append(raw)
+        _, reply = self.desk.answer(raw)
+        return decode_reply(reply, raw, HOST.public)
+
+    def question(self, text=QUESTION):
+        return self.request(Kind.QUESTION, self.questioner.question(FakeEmbedder().embed([text])[0]))
+
+
+@pytest.fixture(scope="module")
+def keeper_desk(tmp_path_factory):
+    desk = host.Desk(fake_index(), HOST, Budget(tmp_path_factory.mktemp("x") / "b.json", limit=LIMIT))
+    yield desk
+    desk.close()
+
+
+@pytest.fixture
+def desk(keeper_desk, tmp_path, monkeypatch):
+    """The same workers with a new budget and no keys for every test."""
+    monkeypatch.setattr(keeper_desk, "_budget", Budget(tmp_path / "budget.json", limit=LIMIT))
+    keeper_desk._keys.clear()
+    return keeper_desk
+
+
+@pytest.fixture(scope="module")
+def shared_wire(keeper_desk):
+    wire = Wire(keeper_desk)
+    yield wire
+    wire.questioner.close()
+
+
+@pytest.fixture
+def wire(shared_wire, desk):
+    shared_wire.sent.clear()
+    return shared_wire
+
+
+@pytest.fixture
+def enrolled(wire):
+    assert wire.send(wire.request(Kind.KEYS, wire.keys)) == ()
+    return wire
+
+
+def state(desk):
+    return dict(desk._keys), dict(desk._budget._spent), dict(desk._budget._last)
+
+
+def test_a_question_is_answered_and_its_passage_read(enrolled):
+    scores = enrolled.questioner.scores(enrolled.send(enrolled.question()))
+    best = int(scores.argmax())
+    text = enrolled.questioner.passage(enrolled.send(enrolled.request(Kind.CHOICE, enrolled.questioner.choice(best))))
+    assert text.decode() == f"notes.md\n{TEXTS[3]}"
+
+
+def test_the_host_held_nothing_of_the_question_and_equal_sizes_for_all(enrolled):
+    for text, index in ((QUESTION, 3), ("A cello?", 2)):
+        enrolled.send(enrolled.question(text))
+        enrolled.send(enrolled.request(Kind.CHOICE, enrolled.questioner.choice(index)))
+    keys, first, choice, second, again = enrolled.sent
+    assert len(first) == len(second) and len(choice) == len(again)
+    for raw in (keys, first, second, choice, again):
+        assert b"harbour" not in raw and b"cello" not in raw
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kind"),
+    [
+        (lambda wire, raw: raw[:-1], AuthenticationError),
+        (lambda wire, raw: raw + b"\0", AuthenticationError),
+        (lambda wire, raw: raw[:100], (MessageError, AuthenticationError)),
+        (lambda wire, raw: b"", MessageError),
+        (lambda wire, raw: b"QCQ1" + os.urandom(5000), AuthenticationError),
+        (lambda wire, raw: raw[:300] + bytes([raw[300] ^ 4]) + raw[301:], AuthenticationError),
+        (lambda wire, raw: wire.request(Kind.QUESTION, [b"x" * 100]), ProtocolError),
+        (lambda wire, raw: wire.request(Kind.QUESTION, []), ProtocolError),
+        (lambda wire, raw: wire.request(Kind.CHOICE, [b""] * 3), ProtocolError),
+        (lambda wire, raw: wire.request(Kind.KEYS, wire.keys[::-1], key_id=bytes(32)), ProtocolError),
+        (lambda wire, raw: wire.request(Kind.KEYS, [b""] * 2), ProtocolError),
+        (lambda wire, raw: wire.request(Kind.QUESTION, [bytes(SEARCH.seeded_bytes)], key_id=bytes(32)), MessageError),
+        (lambda wire, raw: wire.request(Kind.QUESTION, [bytes(SEARCH.seeded_bytes)], library=bytes(32)), MessageError),
+        (lambda wire, raw: wire.request(Kind.QUESTION, [bytes(SEARCH.seeded_bytes)], sequence=0), MessageError),
+        (lambda wire, raw: wire.request(9, [bytes(SEARCH.seeded_bytes)]), MessageError),
+        (lambda wire, raw: wire.request(Kind.QUESTION, [b"x"] * 5), MessageError),
+    ],
+)
+def test_what_is_not_right_is_refused_and_nothing_changes(enrolled, desk, spoil, kind):
+    raw = spoil(enrolled, enrolled.question())
+    before = state(desk)
+    status, reply = desk.answer(raw)
+    assert status in (400, 403)
+    with pytest.raises(kind):
+        decode_reply(reply, raw, HOST.public)
+    assert state(desk) == before
+
+
+def test_a_replayed_question_is_refused(enrolled, desk):
+    raw = enrolled.question()
+    enrolled.send(raw)
+    before = state(desk)
+    with pytest.raises(MessageError, match="sent before"):
+        enrolled.send(raw)
+    assert state(desk) == before
+
+
+def test_another_parameter_set_is_refused(enrolled, desk):
+    raw = bytearray(enrolled.question())
+    raw[5:13] = bytes(8)
+    body = bytes(raw[:-64])
+    from quietchoir.federation.library.messages import REQUEST_CONTEXT
+
+    with pytest.raises(MessageError, match="parameters"):
+        decode_request(body + ASKER.sign(REQUEST_CONTEXT, body), enrolled.manifest.library)
+
+
+def test_somebody_elses_key_id_is_refused(enrolled, desk):
+    eve = Identity.generate()
+    raw = Request(
+        kind=Kind.QUESTION,
+        library=enrolled.manifest.library,
+        asker=eve.public,
+        key_id=key_id(enrolled.keys),
+        sequence=1,
+        parts=(bytes(SEARCH.seeded_bytes),),
+    ).encode(eve)
+    with pytest.raises(MessageError, match="does not hold for you"):
+        decode_reply(desk.answer(raw)[1], raw, HOST.public)
+
+
+def test_signed_bytes_that_seal_cannot_read_are_charged_and_the_host_lives(enrolled, desk):
+    """An asker's own signature does not help it to end the host."""
+    good = enrolled.questioner.question(FakeEmbedder().embed([QUESTION])[0])[0]
+    for place in (20, 21, 30, 100, 5000):
+        changed = good[:place] + bytes([good[place] ^ 16]) + good[place + 1 :]
+        with contextlib.suppress(ProtocolError, WorkerError):
+            enrolled.send(enrolled.request(Kind.QUESTION, [changed]))
+    assert desk._budget.left(ASKER.public, Kind.QUESTION) == LIMIT - 5
+    assert enrolled.questioner.scores(enrolled.send(enrolled.question())).argmax() == 3
+
+
+def test_a_crashed_worker_is_told_and_replaced(enrolled, desk):
+    desk.keeper.workers._all[0]._child.kill()
+    with contextlib.suppress(WorkerError):
+        enrolled.send(enrolled.question())
+    assert enrolled.questioner.scores(enrolled.send(enrolled.question())).argmax() == 3
+
+
+def test_the_budget_ends_the_questions_and_a_new_identity_does_not_help(enrolled, desk):
+    desk._budget._spent["strangers"]["QUESTION"] = LIMIT
+    with pytest.raises(BudgetError, match="used up"):
+        enrolled.send(enrolled.question())
+    status, _ = desk.answer(enrolled.question())
+    assert status == 429
+
+
+def test_a_budget_that_gives_the_embeddings_away_cannot_be_set(tmp_path):
+    for limit in (0, LIMIT + 1):
+        with pytest.raises(ConfigError, match="work out the embeddings"):
+            host.Desk(fake_index(), HOST, Budget(tmp_path / "b.json", limit=limit))
+
+
+def test_old_keys_make_room_for_new_ones(wire, desk, monkeypatch):
+    monkeypatch.setattr(host, "KEPT_KEYS", 1)
+    wire.send(wire.request(Kind.KEYS, wire.keys))
+    other = Wire(desk, EVE)
+    try:
+        other.send(other.request(Kind.KEYS, other.keys))
+        with pytest.raises(MessageError, match="send the keys first"):
+            wire.send(wire.question())
+    finally:
+        other.questioner.close()
+
+
+def test_replies_and_manifests_of_others_are_not_believed(enrolled, desk):
+    raw = enrolled.question()
+    _, reply = desk.answer(raw)
+    for spoiled in (reply[:-1], reply[:200] + b"\1" + reply[201:], Reply(Outcome.ANSWER, sha256(raw).digest(), ()).encode(EVE)):
+        with pytest.raises(AuthenticationError):
+            decode_reply(spoiled, raw, HOST.public)
+    with pytest.raises(MessageError, match="another request"):
+        decode_reply(reply, raw + b"x", HOST.public)
+    with pytest.raises(MessageError):
+        decode_reply(b"<html>", raw, HOST.public)
+    with pytest.raises(AuthenticationError):
+        decode_manifest(desk.manifest.encode(EVE), HOST.public)
+    for junk in (b"", b"{}", b"[]", b'{"manifest": 1, "signature": "zz"}'):
+        with pytest.raises(ProtocolError, match="manifest"):
+            decode_manifest(junk, HOST.public)
+    assert len(reply) <= reply_limit(desk.manifest.shape) and len(raw) <= request_limit(desk.manifest.shape)
+
+
+@contextlib.asynccontextmanager
+async def served(desk):
+    """The desk behind HTTP on a free port; its workers stay for the other tests."""
+    from aiohttp import web
+
+    runner = web.AppRunner(host.application(desk), access_log=None)
+    await runner.setup()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        await web.SockSite(runner, listener).start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/#{HOST.public.raw.hex()}"
+        finally:
+            await runner.cleanup()
+
+
+async def test_over_http_the_best_passage_comes_back_with_its_costs(desk):
+    async with served(desk) as address:
+        answer = await ask(Address.parse(address), QUESTION, FakeEmbedder(), ASKER, passages=2)
+    assert answer.found[0].passage.text == TEXTS[3] and len(answer.found) == 2
+    assert answer.found[0].score == round(answer.found[0].score, 2) > answer.found[1].score
+    assert answer.passages == len(TEXTS) and 250_000 < answer.bytes_up < 400_000 and 60_000 < answer.bytes_down < 250_000
+
+
+async def test_over_http_bad_bodies_are_refused_and_the_host_goes_on(desk):
+    async with served(desk) as address, aiohttp.ClientSession() as http:
+        url = address.split("/#")[0] + "/library"
+        for body, status in ((b"", 400), (os.urandom(1000), 400), (bytes(request_limit(desk.manifest.shape) + 1), 413)):
+            async with http.post(url, data=body) as reply:
+                assert reply.status == status
+        assert (await ask(Address.parse(address), QUESTION, FakeEmbedder(), ASKER)).found[0].passage.text == TEXTS[3]
+
+
+async def test_another_model_another_host_and_no_host_are_sentences(desk):
+    async with served(desk) as address:
+        with pytest.raises(ConfigError, match="another model"):
+            await ask(Address.parse(address), QUESTION, FakeEmbedder(salt=1), ASKER)
+        wrong = address.split("#")[0] + "#" + EVE.public.raw.hex()
+        with pytest.raises(AuthenticationError):
+            await ask(Address.parse(wrong), QUESTION, FakeEmbedder(), ASKER)
+    with pytest.raises(QuietchoirError, match="is its host running"):
+        await ask(Address.parse(address), QUESTION, FakeEmbedder(), ASKER)
+
+
+async def test_a_host_that_sends_too_much_is_cut_off(desk):
+    from aiohttp import web
+
+    app = web.Application()
+
+    async def flood(_):
+        return web.Response(body=bytes(1 << 20))
+
+    app.add_routes([web.get("/library", flood)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        await web.SockSite(runner, listener).start()
+        address = Address.parse(f"http://127.0.0.1:{listener.getsockname()[1]}/#{HOST.public.raw.hex()}")
+        async with aiohttp.ClientSession() as http:
+            with pytest.raises(MessageError, match="more than"):
+                await Session(address, ASKER, http).open(FakeEmbedder())
+        await runner.cleanup()
+
+
+def test_serving_stops_cleanly_when_cancelled(tmp_path):
+    async def run():
+        desk = host.Desk(fake_index(), HOST, Budget(tmp_path / "b.json", limit=LIMIT))
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            ready = asyncio.Event()
+            task = asyncio.create_task(host.serve(desk, listener, ready=ready.set))
+            await ready.wait()
+            child = desk.keeper.workers._all[0]._child
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            assert desk.keeper.workers._all[0]._child is None
+            with pytest.raises(ValueError, match="closed"):
+                child.is_alive()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "text", ["", "localhost:80", "ftp://x/#00", "http://x:1/", "http://x:1/#12", "http://x:1/#" + "g" * 64]
+)
+def test_an_address_without_the_hosts_key_is_refused(text):
+    with pytest.raises(ConfigError, match="copy the host"):
+        Address.parse(text)

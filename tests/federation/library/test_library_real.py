@@ -1,0 +1,32 @@
+"""The real embedding model through the real encryption: the private answer is the plain one."""
+
+import numpy as np
+
+from quietchoir.core.engine.embedder import Embedder
+from quietchoir.crypto.search import SCORE_ERROR, SCORE_NOISE, Keeper, Questioner
+from quietchoir.tests.fakes_search import TEXTS
+
+QUESTIONS = (
+    ("What time is public transport to the docks?", 3),
+    ("How do I grow vegetables?", 1),
+    ("Which musical instrument is described?", 2),
+    ("Is the road over the Alps open in winter?", 4),
+)
+
+
+def test_real_questions_find_under_encryption_what_they_find_in_clear(embedder_path):
+    embedder = Embedder.load(embedder_path)
+    rows = embedder.embed(list(TEXTS))
+    keeper = Keeper(rows, [text.encode() for text in TEXTS])
+    questioner = Questioner(keeper.shape)
+    try:
+        keys = questioner.keys()
+        for question, right in QUESTIONS:
+            vector = embedder.embed([question])[0]
+            scores = questioner.scores(keeper.score(keys, questioner.question(vector)))
+            assert np.abs(scores - rows @ vector).max() < SCORE_ERROR + 6 * SCORE_NOISE
+            assert scores.argmax() == (rows @ vector).argmax() == right
+        assert questioner.passage(keeper.read(keys, questioner.choice(3))).decode() == TEXTS[3]
+    finally:
+        keeper.close()
+        questioner.close()
