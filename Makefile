@@ -45,7 +45,8 @@ lint: setup  ## ruff format and check, mypy strict
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	@# mypy needs the package's own name, whatever this checkout's folder is called
-	mkdir -p build/lint && ln -sfn ../.. build/lint/quietchoir
+	mkdir -p build/lint/quietchoir
+	for part in *.py core crypto federation plugins simulations tests; do ln -sfn ../../../$$part build/lint/quietchoir/$$part; done
 	cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p quietchoir
 
 format: setup

@@ -1,0 +1,165 @@
+"""What crosses the border: refused letters leave memory and disk as they were."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quietchoir.core.config import ConsentConfig
+from quietchoir.core.errors import ConfigError, MessageError, RosterError
+from quietchoir.crypto.keys import Identity
+from quietchoir.federation import messages, work
+from quietchoir.federation.ledger import Ledger
+from quietchoir.federation.messages import Place, Reply, Task
+from quietchoir.federation.party import Party
+from quietchoir.federation.policy import ModelTable
+from quietchoir.tests.fakes_federation import ANY_MODE, FixedLearner, House, house, parties
+
+SIZE = 50
+RUN = "0a" * 16
+
+
+@pytest.fixture
+def home() -> House:
+    return house(mode="masked")
+
+
+@pytest.fixture
+def ann(home: House, tmp_path: Path) -> Party:
+    return parties(home, SIZE, folder=tmp_path)["ann"]
+
+
+def letter(home: House, *, signer: Identity | None = None, policy: object = None, **changes: object) -> bytes:
+    """A good first letter to ann, unless changed."""
+    payload = work.encode(work.Work(flat=np.zeros(SIZE, np.float32)))
+    fields = {"place": Place(RUN, 1, 1), "stage": work.TRAIN, "recipient": "ann", "payload": payload, **changes}
+    return messages.encode_task(Task(**fields), policy or home.policy, signer or home.coordinator)  # type: ignore[arg-type]
+
+
+def snapshot(party: Party, folder: Path) -> object:
+    """Everything a refused letter must not change."""
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    attempt = None if party.attempt is None else (party.attempt.place, party.attempt.done)
+    return files, attempt, dict(party.ledger.marks), party.ledger.sums.snapshot(), len(party.learner.trained)  # type: ignore[attr-defined]
+
+
+BAD: dict[str, Callable[[House], bytes]] = {
+    "unsigned": lambda home: letter(home)[:-64] + bytes(64),
+    "signed by a member": lambda home: letter(home, signer=home.members["ben"]),
+    "of another federation": lambda home: letter(home, policy=dataclasses.replace(home.policy, nonce="02" * 16)),
+    "on another model": lambda home: letter(home, policy=dataclasses.replace(home.policy, model=ModelTable(digest="cd" * 32))),
+    "under another version": lambda home: letter(home, policy=dataclasses.replace(home.policy, version=2)),
+    "for somebody else": lambda home: letter(home, recipient="ben"),
+    "of an unknown stage": lambda home: letter(home, stage="confess"),
+    "of a later stage": lambda home: letter(home, stage="unmask"),
+    "with a short adapter": lambda home: letter(home, payload=work.encode(work.Work(flat=np.zeros(SIZE - 1, np.float32)))),
+    "with an infinite adapter": lambda home: letter(
+        home, payload=work.encode(work.Work(flat=np.full(SIZE, np.inf, np.float32)))
+    ),
+    "truncated": lambda home: letter(home)[:-70],
+    "empty": lambda home: b"",
+    "a reply": lambda home: messages.encode_reply(
+        Reply(place=Place(RUN, 1, 1), stage=work.TRAIN, sender="ann", task="", payload=b""), home.policy, home.coordinator
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_letter_is_refused_and_changes_nothing(home: House, ann: Party, tmp_path: Path, kind: str) -> None:
+    before = snapshot(ann, tmp_path)
+    with pytest.raises(MessageError, match=r"refused|give both the newest file"):
+        ann.handle(BAD[kind](home))
+    assert snapshot(ann, tmp_path) == before
+    ann.handle(letter(home))  # and the good one still works
+
+
+def test_no_changed_byte_is_accepted(home: House, ann: Party) -> None:
+    good = letter(home)
+    for at in [*range(0, len(good), 37), len(good) - 1]:
+        changed = bytearray(good)
+        changed[at] ^= 1
+        with pytest.raises(MessageError):
+            ann.handle(bytes(changed))
+    assert ann.learner.trained == []  # type: ignore[attr-defined]
+
+
+def test_a_replayed_letter_changes_nothing_even_after_a_restart(home: House, ann: Party, tmp_path: Path) -> None:
+    ann.handle(letter(home, place=Place(RUN, 2, 1)))
+    before = snapshot(ann, tmp_path)
+    for place in (Place(RUN, 2, 1), Place(RUN, 1, 9)):
+        with pytest.raises(MessageError, match="already answered"):
+            ann.handle(letter(home, place=place))
+    assert snapshot(ann, tmp_path) == before
+    again = Party(
+        home.policy, home.members["ann"], FixedLearner(), size=SIZE, consent=ANY_MODE, ledger=Ledger(tmp_path / "ann.json")
+    )
+    with pytest.raises(MessageError, match="older state"):
+        again.handle(letter(home, place=Place(RUN, 2, 1)))
+    again.handle(letter(home, place=Place(RUN, 2, 2)))
+
+
+def test_stages_come_in_order_and_once(home: House, ann: Party) -> None:
+    ann.handle(letter(home))
+    cohort = b'["ann", "ben", "cat"]'
+    for stage in ("share", "send", "unmask"):
+        with pytest.raises(MessageError, match="expected advertise"):
+            ann.handle(letter(home, stage=stage, payload=b""))
+    with pytest.raises(MessageError, match="expected advertise of round 1"):
+        ann.handle(letter(home, stage="advertise", place=Place(RUN, 1, 2), payload=cohort))
+    ann.handle(letter(home, stage="advertise", payload=cohort))
+    with pytest.raises(MessageError, match="expected share"):
+        ann.handle(letter(home, stage="advertise", payload=cohort))
+
+
+@pytest.mark.parametrize(
+    "cohort",
+    [
+        b'["ann", "ben"]',
+        b'["ben", "cat", "dan"]',
+        b'["ann", "ben", "eve"]',
+        b'["ben", "ann", "cat"]',
+        b'["ann", "ann", "ben"]',
+        b"{",
+    ],
+)
+def test_a_cohort_that_the_roster_does_not_allow_is_refused(home: House, ann: Party, tmp_path: Path, cohort: bytes) -> None:
+    ann.handle(letter(home))
+    before = snapshot(ann, tmp_path)
+    with pytest.raises(MessageError, match="refused"):
+        ann.handle(letter(home, stage="advertise", payload=cohort))
+    assert snapshot(ann, tmp_path) == before
+
+
+def test_a_reply_counts_only_for_the_task_it_answers(home: House, ann: Party) -> None:
+    task, other = letter(home), letter(home, place=Place(RUN, 1, 2))
+    answer = ann.handle(task)
+    assert messages.decode_reply(answer, home.policy, task).sender == "ann"
+    with pytest.raises(MessageError, match="another task"):
+        messages.decode_reply(answer, home.policy, other)
+    forged = Reply(place=Place(RUN, 1, 1), stage=work.TRAIN, sender="ann", task=messages.fingerprint(task), payload=b"")
+    with pytest.raises(MessageError, match="not signed by ann"):
+        messages.decode_reply(messages.encode_reply(forged, home.policy, home.members["ben"]), home.policy, task)
+    with pytest.raises(MessageError, match="was asked"):
+        messages.decode_reply(ann.handle(letter(home, place=Place(RUN, 1, 3))), home.policy, letter(home, recipient="ben"))
+
+
+def test_a_stranger_cannot_be_a_party(home: House) -> None:
+    with pytest.raises(RosterError, match="not in the roster"):
+        Party(home.policy, Identity.generate(), FixedLearner(), size=SIZE, consent=ANY_MODE)
+
+
+def test_a_federation_below_the_owners_floor_is_refused() -> None:
+    plain = house(mode="plain")
+    with pytest.raises(ConfigError, match=r"consent\.modes"):
+        Party(plain.policy, plain.members["ann"], FixedLearner(), size=SIZE)
+    masked = house(mode="masked")
+    with pytest.raises(ConfigError, match=r"consent\.min_cohort asks for 5"):
+        Party(masked.policy, masked.members["ann"], FixedLearner(), size=SIZE, consent=ConsentConfig(min_cohort=5))
+
+
+def test_a_damaged_ledger_stops_the_node(tmp_path: Path) -> None:
+    (tmp_path / "l.json").write_text("{", "ascii")
+    with pytest.raises(MessageError, match="damaged"):
+        Ledger(tmp_path / "l.json")

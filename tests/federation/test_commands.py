@@ -1,0 +1,102 @@
+"""The verbs, as a user types them; what can be mended is a sentence and an exit code."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from quietchoir import cli
+from quietchoir.federation import roster
+from quietchoir.federation.policy import Policy
+from quietchoir.tests.fakes_federation import DIGEST
+
+INIT = ("--name", "choir", "--model-digest", DIGEST)
+
+
+def quietchoir(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
+    """Exit code, and all that was said."""
+    code = cli.main([str(word) for word in words])
+    said = capsys.readouterr()
+    return code, said.out + said.err
+
+
+def founded(capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> Policy:
+    code, said = quietchoir(capsys, "federation", "init", folder, *INIT, *words)
+    assert code == 0, said
+    return roster.load(folder / "federation.toml")
+
+
+def test_a_federation_is_founded_enrolled_and_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    policy = founded(capsys, tmp_path / "f", "--bits", "6", "--rounds", "4", "--lr", "0.015")
+    assert (policy.protection.bits, policy.recipe.rounds, policy.recipe.lr) == (6, 4, 0.015)
+    file, card = tmp_path / "f" / "federation.toml", tmp_path / "card"
+    code, line = quietchoir(capsys, "federation", "identity", "--home", tmp_path / "node")
+    card.write_text(line, "ascii")
+    assert quietchoir(capsys, "federation", "enroll", file, "--name", "ann", "--public", card)[0] == 0
+    code, shown = quietchoir(capsys, "federation", "show", file)
+    assert code == 0 and "version 2, signature valid" in shown and "ann" in shown
+
+
+def test_sealed_is_refused_until_it_is_built(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, said = quietchoir(capsys, "federation", "init", tmp_path / "f", *INIT, "--protection", "sealed")
+    assert code == 2 and "not built yet" in said
+    assert not (tmp_path / "f").exists()
+
+
+@pytest.mark.parametrize(
+    "words, code, sentence",
+    [
+        (["federation", "show", "nowhere.toml"], 2, "no such file"),
+        (["join", "nowhere.toml"], 2, "no such file"),
+        (["adapter", "show", "abc", "--home", "."], 1, "join a federation first"),
+        (["adapter", "rollback", "--home", "."], 1, "nothing to roll back"),
+    ],
+)
+def test_what_can_be_mended_is_one_sentence(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    code: int,
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found, said = quietchoir(capsys, *words)
+    assert (found, said.count("\n")) == (code, 1)
+    assert sentence in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_node_that_is_not_enrolled_is_told_what_to_do(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    founded(capsys, tmp_path / "f")
+    join = ("join", tmp_path / "f" / "federation.toml", "--home", tmp_path / "node", "--rehearse", "5")
+    code, said = quietchoir(capsys, *join)
+    assert code == 1 and "federation identity" in said
+
+
+def test_too_few_members_are_told_apart_from_silence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    founded(capsys, tmp_path / "f")
+    file = tmp_path / "f" / "federation.toml"
+    code, said = quietchoir(capsys, "coordinate", file, "--state", tmp_path / "s", "--home", tmp_path / "h", "--rehearse", "5")
+    assert code == 2 and "enroll more" in said
+    assert not (tmp_path / "s").exists()
+
+
+def test_ctrl_c_ends_a_waiting_node_with_a_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    founded(capsys, tmp_path / "f", "--address", "127.0.0.1:9")
+    file, node = tmp_path / "f" / "federation.toml", tmp_path / "node"
+    card = quietchoir(capsys, "federation", "identity", "--home", node)[1].strip()
+    quietchoir(capsys, "federation", "enroll", file, "--name", "ann", "--public", card)
+    words = ["join", str(file), "--home", str(node), "--rehearse", "5", "--json-lines"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "quietchoir.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        while "disconnected" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in said and "Traceback" not in said

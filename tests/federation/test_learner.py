@@ -1,0 +1,35 @@
+"""The real learner's seam to the trainer: vectors in, vectors out, nothing shared."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from quietchoir.federation.learner import Counts, TrainerLearner
+
+
+class HalfwayTrainer:
+    """Trains halfway to one, in place of a model; scores what is above a half."""
+
+    def train(self, flat_b: torch.Tensor, prepared: object, recipe: object, *, seed: int, on_step: object) -> Any:
+        flat_b += (1 - flat_b) / 2
+        return SimpleNamespace(flat_b=flat_b, examples=3, tokens=30, loss=1.5)
+
+    def evaluate(self, flat_b: torch.Tensor, prepared: object) -> Any:
+        return SimpleNamespace(correct=int((flat_b > 0.4).sum()), total=len(flat_b))
+
+
+def test_training_leaves_the_federations_vector_alone() -> None:
+    learner = TrainerLearner(HalfwayTrainer(), None, "tests", None)  # type: ignore[arg-type]
+    flat = np.zeros(4, np.float32)
+    trained = learner.train(flat, seed=1)
+    assert flat.tolist() == [0.0] * 4
+    assert trained.flat.tolist() == [0.5] * 4 and trained.flat.dtype == np.float32
+    assert (trained.examples, trained.tokens, trained.loss) == (3, 30, 1.5)
+    assert learner.evaluate(trained.flat) == Counts(4, 4)
+
+
+def test_a_party_without_held_out_examples_counts_none() -> None:
+    learner = TrainerLearner(HalfwayTrainer(), None, None, None)  # type: ignore[arg-type]
+    assert learner.evaluate(np.ones(4, np.float32)) == Counts(0, 0)

@@ -1,0 +1,95 @@
+"""Adapters on disk: named by content, signed, activated and rolled back."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from quietchoir.core.errors import FederationError, IntegrityError, RequestError
+from quietchoir.core.models.adapter import Adapter, assemble
+from quietchoir.core.models.architecture import Architecture
+from quietchoir.core.models.lora import AdapterShape, Layout
+from quietchoir.federation.registry import CARD, Card, Registry, content_hash, make_card
+from quietchoir.tests.fakes_federation import DIGEST, House, house
+
+TINY = Architecture(
+    family="llama", layers=2, width=8, ffn_width=16, heads=2, kv_heads=1, head_size=4, vocabulary=32, rope_theta=1e4,
+    norm_eps=1e-5, context=64,
+)  # fmt: skip
+SHAPE = AdapterShape(rank=2, alpha=4.0, upper_layers=1)
+
+
+@pytest.fixture
+def home() -> House:
+    return house()
+
+
+def adapter(value: float) -> Adapter:
+    return assemble(SHAPE, TINY, DIGEST, torch.full((Layout(SHAPE, TINY).size,), value))
+
+
+def card(home: House, of: Adapter) -> Card:
+    evaluation: dict[str, object] = {"before": 0.25, "after": 0.75, "rounds": 3, "run": "0a" * 16}
+    return make_card(home.policy, content_hash(of), evaluation, home.coordinator)
+
+
+def test_an_adapter_is_kept_under_the_hash_of_its_content(home: House, tmp_path: Path) -> None:
+    registry, one = Registry(tmp_path), adapter(0.5)
+    name = registry.put(one, card(home, one))
+    assert registry.put(one, card(home, one)) == name == content_hash(one)
+    assert registry.list() == [name]
+    loaded = registry.load(name[:6])
+    assert all(torch.equal(loaded.tensors[key], one.tensors[key]) for key in one.tensors)
+    assert registry.card(name).accuracy_after == 0.75
+    assert content_hash(adapter(0.25)) != name
+
+
+def test_a_card_of_another_adapter_or_a_changed_card_is_refused(home: House, tmp_path: Path) -> None:
+    registry, one = Registry(tmp_path), adapter(0.5)
+    with pytest.raises(IntegrityError, match="not kept"):
+        registry.put(one, card(home, adapter(0.25)))
+    assert registry.list() == []
+    good = card(home, one)
+    assert Card.parse(good.text(), "") == good
+    for text in (good.text().replace("0.75", "0.99"), "{}", "[", dataclasses.replace(good, signature="").text()):
+        with pytest.raises(FederationError, match="signed card"):
+            Card.parse(text, "")
+
+
+def test_an_adapter_without_scores_has_a_card_too(home: House) -> None:
+    bare = make_card(home.policy, DIGEST, {"before": None, "after": None}, home.coordinator)
+    assert Card.parse(bare.text(), "") == bare
+
+
+def test_a_changed_adapter_is_not_loaded(home: House, tmp_path: Path) -> None:
+    registry, one = Registry(tmp_path), adapter(0.5)
+    name = registry.put(one, card(home, one))
+    adapter(0.6).save(registry.path(name))
+    with pytest.raises(IntegrityError, match="changed on disk"):
+        registry.load(name)
+
+
+def test_activation_and_rollback_walk_the_history(home: House, tmp_path: Path) -> None:
+    registry, one, two = Registry(tmp_path), adapter(0.5), adapter(0.25)
+    names = [registry.put(each, card(home, each)) for each in (one, two)]
+    assert registry.active() is None
+    for name in names:
+        registry.activate(name[:10])
+    assert registry.active() == names[1]
+    assert registry.rollback() == names[0]
+    registry.activate("")
+    assert registry.active() is None and registry.rollback() == names[0]
+    assert registry.rollback() is None
+    with pytest.raises(RequestError, match="nothing to roll back"):
+        registry.rollback()
+    with pytest.raises(RequestError, match="0 adapters begin with"):
+        registry.activate("zz")
+    assert registry.active() is None
+
+
+def test_a_folder_that_is_not_whole_is_not_listed(home: House, tmp_path: Path) -> None:
+    registry, one = Registry(tmp_path), adapter(0.5)
+    name = registry.put(one, card(home, one))
+    (registry.path(name) / CARD).unlink()
+    assert registry.list() == []

@@ -1,0 +1,265 @@
+"""Rounds in one process: exact sums, clean aborts, nothing averaged in silence."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quietchoir.core.errors import DataError, FederationError, QuietchoirError, RoundAborted
+from quietchoir.crypto import fixedpoint
+from quietchoir.federation import checkpoint, messages
+from quietchoir.federation.aggregate import FedAvgM, ServerState
+from quietchoir.federation.checkpoint import RunState, Store
+from quietchoir.federation.learner import Trained
+from quietchoir.federation.rehearsal import RehearsalLearner
+from quietchoir.federation.update import Codec, Statistics
+from quietchoir.tests.fakes_federation import FixedLearner, SilentLink, coordinator, house, parties
+
+SIZE = 200
+
+
+@pytest.fixture
+def open_store(tmp_path: Path) -> Iterator[Callable[[], Store]]:
+    """Take this test's state folder, as a restarted coordinator does; the one before lets it go."""
+    taken: list[Store] = []
+
+    def take() -> Store:
+        for store in taken:
+            store.close()
+        taken.append(Store(tmp_path))
+        return taken[-1]
+
+    yield take
+    for store in taken:
+        store.close()
+
+
+def stage_of(letter: bytes) -> str:
+    """What a letter asks for."""
+    fields, _ = messages.split(letter, {"kind": str, "recipient": str, **messages.FRAME})
+    return str(fields["stage"])
+
+
+def test_the_server_steps_with_momentum_exactly() -> None:
+    optimizer, state = FedAvgM(lr=0.5, momentum=0.75), ServerState.zeros(2)
+    state = optimizer.step(state, np.array([1.0, -2.0], np.float32))
+    state = optimizer.step(state, np.array([1.0, 0.0], np.float32))
+    assert state.velocity.tolist() == [1.75, -1.5]
+    assert state.flat.tolist() == [0.5 * (1.0 + 1.75), 0.5 * (-2.0 - 1.5)]
+    with pytest.raises(ValueError, match="finite"):
+        optimizer.step(state, np.array([np.nan, 0.0], np.float32))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 8, 16])
+def test_counters_survive_the_sum_exactly(bits: int) -> None:
+    policy = house(bits=bits).policy
+    codec = Codec(3, policy)
+    counts = [Statistics(correct=i, total=10**6 + i, tokens=(1 << 40) - 1 - i, loss_milli=7 * i, clipped=3) for i in range(5)]
+    encoded = [codec.encode(np.zeros(3, np.float32), one) for one in counts]
+    assert all(int(one.max()) < 1 << bits and one.size == codec.length for one in encoded)
+    mean, total = codec.decode(np.sum(encoded, axis=0, dtype=np.int64), 5)
+    assert total == Statistics(correct=10, total=5 * 10**6 + 10, tokens=5 * ((1 << 40) - 1) - 10, loss_milli=70, clipped=15)
+    assert np.all(mean == 0)
+    with pytest.raises(ValueError, match="correct = -1"):
+        codec.spell(Statistics(correct=-1))
+
+
+@pytest.mark.parametrize("mode", ["plain", "masked"])
+def test_a_run_steps_to_where_the_arithmetic_says(mode: str) -> None:
+    home = house(mode=mode, bits=12)
+    steps = dict(zip(home.members, (0.05, 0.10, 0.15, -0.02), strict=True))
+    members = parties(home, SIZE, lambda name: FixedLearner(steps[name], correct=6))
+    run = coordinator(home, members, SIZE)
+    report = run.run()
+    mean, momentum = np.mean(list(steps.values())), home.policy.recipe.server_momentum
+    expected = mean * (1 + (1 + momentum) + (1 + momentum + momentum**2))
+    step = home.policy.recipe.update_range / (2**11 - 1)  # of one party's rounding
+    assert np.abs(run.state.server.flat - expected).max() < 3 * 2.2 * step
+    assert np.abs(run.state.server.flat.mean() - expected) < step / 4  # rounding is unbiased
+    assert report.accuracy == {"before": 0.6, "after": 0.6}
+    assert [(entry["kind"], entry["round"], entry["tokens"], entry["loss"]) for entry in report.history] == [
+        ("train", 1, 400, 2.0), ("train", 2, 400, 2.0), ("train", 3, 400, 2.0), ("score", 4, 0, None),
+    ]  # fmt: skip
+    assert report.history[0]["bytes_up"].keys() == set(steps)
+    assert report.protection == mode
+
+
+def test_masked_sums_are_the_plain_ones_to_the_last_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = fixedpoint.encode
+    key = bytes(32)  # the same dice for both
+    monkeypatch.setattr(fixedpoint, "encode", lambda values, ranges, bits: original(values, ranges, bits, key=key))
+    results = []
+    for mode in ("plain", "masked"):
+        home = house(mode=mode)
+        run = coordinator(home, parties(home, SIZE, lambda name: RehearsalLearner(SIZE, name)), SIZE)
+        run.run()
+        results.append(run.state.server.flat)
+    assert np.array_equal(results[0], results[1])
+
+
+def test_a_rehearsal_arrives_at_its_target() -> None:
+    home = house(mode="masked", recipe={"rounds": 8})
+    report = coordinator(home, parties(home, SIZE, lambda name: RehearsalLearner(SIZE, name)), SIZE).run()
+    assert report.accuracy["before"] < 0.5 < 0.95 < report.accuracy["after"]  # type: ignore[operator]
+
+
+def test_what_the_coordinator_held_is_noise_under_masks_and_an_update_without() -> None:
+    held = {}
+    for mode in ("plain", "masked"):
+        home = house(mode=mode)
+        held[mode] = coordinator(home, parties(home, 4000), 4000).run().held
+    assert held["masked"]["chi_square_per_degree"] < 1.6 < 50 < held["plain"]["chi_square_per_degree"]
+    assert len(held["masked"]["words"]) == len(held["masked"]["sum_words"]) == 16
+
+
+@pytest.mark.parametrize("stage", ["train", "advertise", "share", "mask", "consistency", "unmask"])
+def test_a_party_that_falls_silent_is_survived_or_the_round_aborts_cleanly(stage: str) -> None:
+    home = house(4, mode="masked", min_cohort=3, threshold=3)
+    members = parties(home, SIZE)
+    link = SilentLink(
+        {name: party.handle for name, party in members.items()},
+        lambda name, letter: name == "dan" and stage_of(letter) == stage,
+    )
+    run = coordinator(home, members, SIZE, link=link)
+    report = run.run(rounds=1)
+    expected = ["ann", "ben", "cat", "dan"] if stage in ("consistency", "unmask") else ["ann", "ben", "cat"]
+    assert report.history[0]["parties"] == expected
+    assert np.abs(run.state.server.flat - 0.1).max() < 0.01  # the survivors' mean, never a fourth too small
+    assert report.aborted == []
+
+
+@pytest.mark.parametrize("mode, stage", [("masked", "train"), ("masked", "mask"), ("masked", "unmask"), ("plain", "send")])
+def test_below_the_minimum_a_round_aborts_and_the_adapter_is_unchanged(
+    mode: str, stage: str, open_store: Callable[[], Store]
+) -> None:
+    home = house(4, mode=mode, min_cohort=3, recipe={"attempts": 2})
+    members, silent = parties(home, SIZE), [True]
+    link = SilentLink(
+        {name: party.handle for name, party in members.items()},
+        lambda name, letter: silent[0] and name in ("cat", "dan") and stage_of(letter) == stage,
+    )
+    store = open_store()
+    run = coordinator(home, members, SIZE, link=link, store=store)
+    with pytest.raises(RoundAborted):
+        run.run()
+    assert run.state.round == 0 and not run.state.server.flat.any()
+    assert len(run.aborted) == 2
+    silent[0] = False  # they are back: the same run goes on, with numbers that nobody has answered yet
+    again = coordinator(home, members, SIZE, link=link, store=open_store())
+    assert again.state.run == run.state.run
+    assert again.run().rounds == 3
+
+
+def test_nobody_is_asked_below_the_minimum() -> None:
+    home = house(4, recipe={"attempts": 1})
+    members = parties(home, SIZE)
+    del members["ann"], members["ben"]
+    with pytest.raises(RoundAborted, match="2 members came within 0 s, need 3"):
+        coordinator(home, members, SIZE).run()
+    assert all(party.learner.trained == [] for party in members.values())  # type: ignore[attr-defined]
+
+
+def test_a_party_whose_training_fails_is_missing_and_says_nothing() -> None:
+    class Broken(FixedLearner):
+        def train(self, flat: np.ndarray, seed: int) -> Trained:
+            return Trained(flat=flat * np.float32(np.nan), examples=1, tokens=1, loss=1.0)
+
+    home = house(4, mode="masked")
+    members = parties(home, SIZE, lambda name: Broken() if name == "ben" else FixedLearner())
+    report = coordinator(home, members, SIZE).run(rounds=1)
+    assert report.history[0]["parties"] == ["ann", "cat", "dan"]
+    with pytest.raises(DataError, match="not finite"):
+        Codec(1, home.policy).encode(np.array([np.nan], np.float32), Statistics())
+
+
+def test_a_run_goes_on_where_its_store_left_it(tmp_path: Path, open_store: Callable[[], Store]) -> None:
+    home = house(mode="masked")
+    members = parties(home, SIZE)
+    first = open_store()
+    half = coordinator(home, members, SIZE, store=first)
+    half.train_round()
+    flat = half.state.server.flat.copy()
+    with pytest.raises(FederationError, match="another coordinator"):
+        Store(tmp_path)
+    rest = coordinator(home, members, SIZE, store=open_store())
+    assert (rest.state.round, rest.state.run) == (1, half.state.run)
+    assert np.array_equal(rest.state.server.flat, flat)
+    report = rest.run()
+    assert [entry["round"] for entry in report.history] == [1, 2, 3, 4]
+    assert report.accuracy["before"] == 0.4
+
+
+def test_a_coordinator_killed_while_a_sum_was_open_never_has_it_opened_twice(open_store: Callable[[], Store]) -> None:
+    home = house(mode="masked")
+    members = parties(home, SIZE)
+    store = open_store()
+    doomed = coordinator(home, members, SIZE, store=store)
+    doomed.commit = lambda server, entry: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        doomed.run()
+    again = coordinator(home, members, SIZE, store=open_store())
+    assert (again.state.round, again.state.skipped, again.state.opening) == (0, 1, False)
+    report = again.run()
+    assert report.rounds == 3 and report.aborted == []
+
+
+def test_members_refuse_a_coordinator_with_an_older_state(tmp_path: Path, open_store: Callable[[], Store]) -> None:
+    home = house(recipe={"attempts": 1})
+    members = parties(home, SIZE)
+    store = open_store()
+    run = coordinator(home, members, SIZE, store=store)
+    run.train_round()
+    old = (tmp_path / checkpoint.FILE).read_bytes()
+    run.train_round()
+    run.train_round()
+    (tmp_path / checkpoint.FILE).write_bytes(old)
+    with pytest.raises(RoundAborted, match="0 of 4 members are ready"):
+        coordinator(home, members, SIZE, store=open_store()).run()
+
+
+def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path, open_store: Callable[[], Store]) -> None:
+    home = house()
+    store = open_store()
+    store.save(RunState.fresh(home.policy, SIZE))
+    with pytest.raises(FederationError, match="adapter of 200 values, expected 7"):
+        store.load(home.policy, 7)
+    with pytest.raises(FederationError, match="another federation"):
+        store.load(
+            house().policy.__class__(**{**{f: getattr(home.policy, f) for f in home.policy.__slots__}, "nonce": "03" * 16}),
+            SIZE,
+        )
+    path = tmp_path / checkpoint.FILE
+    path.write_bytes(path.read_bytes()[:-40] + bytes(40))
+    with pytest.raises(FederationError, match="damaged"):
+        store.load(home.policy, SIZE)
+
+
+def test_a_full_disk_stops_the_run_before_anything_changes(
+    tmp_path: Path, open_store: Callable[[], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = house()
+    members = parties(home, SIZE)
+    run = coordinator(home, members, SIZE, store=open_store())
+    run.train_round()
+    before = (run.state, (tmp_path / checkpoint.FILE).read_bytes())
+
+    def full(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+        raise QuietchoirError(f"{path}: not written, the disk is full; the old file, if any, is untouched")
+
+    monkeypatch.setattr("quietchoir.core.paths.write_atomically", full)
+    with pytest.raises(QuietchoirError, match="disk is full"):
+        run.train_round()
+    assert (run.state, (tmp_path / checkpoint.FILE).read_bytes()) == before
+
+
+def test_the_cohort_is_drawn_from_a_seed_that_members_can_compute() -> None:
+    home = house(8, recipe={"cohort": 3})
+    members = parties(home, SIZE)
+    run = coordinator(home, members, SIZE)
+    cohorts = []
+    for _ in range(6):
+        run.train_round()
+        cohorts.append(tuple(run.state.history[-1]["asked"]))
+    assert {len(cohort) for cohort in cohorts} == {3}
+    assert len(set(cohorts)) > 1
