@@ -1,0 +1,150 @@
+"""The verbs of one node: `serve`, `chat`, `doctor`.
+
+Knows flags and what is printed. What the verbs do stands in `node.py`, `doctor.py` and `core/assistant/terminal.py`.
+"""
+
+import dataclasses
+import sys
+from argparse import ArgumentParser, Namespace, _SubParsersAction
+from collections.abc import AsyncGenerator, Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import __version__
+
+if TYPE_CHECKING:
+    from .core.assistant.assistant import Event
+    from .core.assistant.context import Message
+    from .core.config import Config
+    from .node import Node
+
+MAX_ANSWER_TOKENS = 512
+
+
+def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
+    """Add `serve`, `chat` and `doctor`."""
+    serving = verbs.add_parser("serve", help="run the assistant: HTTP API and web page")
+    serving.add_argument("--host", help="address to listen on (default: this machine only)")
+    serving.add_argument("--port", type=int, help="port to listen on; 0 takes a free one")
+    serving.add_argument("--federation", type=Path, metavar="FED", help="also be a member of this federation")
+    serving.add_argument("--data", type=Path, metavar="FOLDER", help="examples that you consent to train on, for --federation")
+    serving.set_defaults(run=serve)
+
+    chatting = verbs.add_parser("chat", help="talk to the assistant in this terminal")
+    chatting.add_argument("--url", help="talk to a node that runs already, for example http://127.0.0.1:8765")
+    chatting.add_argument("--token-file", type=Path, metavar="FILE", help="its token (default: this node's own)")
+    chatting.set_defaults(run=chat)
+    for verb in (serving, chatting):
+        verb.add_argument("--model", help="a name that `model list` shows, or a file")
+        verb.add_argument(
+            "--home-file", type=Path, metavar="FILE", help="home.json of the household that the assistant acts in"
+        )
+
+    examining = verbs.add_parser("doctor", help="what this machine lacks, and how to get it")
+    examining.set_defaults(run=doctor)
+
+
+def configured(arguments: Namespace) -> "Config":
+    """The owner's file, with this call's flags over it.
+
+    Raises:
+        ConfigError: the file, or a flag, cannot be used.
+    """
+    from .core import config
+    from .core.errors import ConfigError
+
+    chosen = config.load(arguments.config)
+    server = {key: value for key in ("host", "port") if (value := getattr(arguments, key, None)) is not None}
+    engine = {"model": model} if (model := getattr(arguments, "model", None)) else {}
+    training = {"data": data} if (data := getattr(arguments, "data", None)) else {}
+    for flag in ("home_file", "federation", "data"):
+        path = getattr(arguments, flag, None)
+        if path is not None and not path.exists():
+            raise ConfigError(f"--{flag.replace('_', '-')} {path}: not there; give a path that is")
+    return dataclasses.replace(
+        chosen,
+        server=dataclasses.replace(chosen.server, **server),
+        engine=dataclasses.replace(chosen.engine, **engine),
+        training=dataclasses.replace(chosen.training, **training),
+    )
+
+
+def serve(arguments: Namespace) -> None:
+    """Run a node until Ctrl-C or SIGTERM."""
+    import asyncio
+
+    chosen = configured(arguments)
+    from . import node
+
+    print(f"quietchoir {__version__}: loading {chosen.engine.model} …", file=sys.stderr, flush=True)
+    asyncio.run(node.serve(chosen, announce, home_file=arguments.home_file, federation=arguments.federation))
+    print("quietchoir: stopped", file=sys.stderr)
+
+
+def announce(node: "Node") -> None:
+    """Say where the node answers. The first line is for programs too: `serving on URL`."""
+    tools = len(node.assistant.tools.tools())
+    print(f"serving on {node.page}", flush=True)
+    print(f"  API      {node.server.url}v1 (Authorization: Bearer TOKEN; the token is in {node.home / 'token'})")
+    print(f"  model    {node.adapters.model}, adapter {node.adapters.active or 'none'}, {tools} tools")
+    print("  Ctrl-C ends it", flush=True)
+
+
+def chat(arguments: Namespace) -> None:
+    """Talk in the terminal, to a node in this very program or to a running one."""
+    import asyncio
+
+    from .core.assistant.terminal import converse
+
+    with asyncio.Runner() as runner:
+        if arguments.url:
+            converse(remote(arguments), runner, input, write)
+            return
+        from .core.assistant.assistant import Ask
+        from .node import Node
+
+        node = Node(configured(arguments), home_file=arguments.home_file)
+        try:
+            runner.run(node.start_assistant())
+
+            def reply(messages: "Sequence[Message]") -> "AsyncGenerator[Event, None]":
+                ask = Ask(messages=tuple(messages), max_tokens=MAX_ANSWER_TOKENS, adapter=node.adapters.active)
+                return node.assistant.reply(ask)
+
+            converse(reply, runner, input, write)
+        finally:
+            runner.run(node.stop())
+
+
+def remote(arguments: Namespace) -> "Callable[[Sequence[Message]], AsyncGenerator[Event, None]]":
+    """Somebody who replies, elsewhere."""
+    from .core import paths
+    from .core.errors import ConfigError
+    from .core.server.auth import TOKEN_FILE
+    from .core.server.client import RemoteAssistant
+
+    file = arguments.token_file or paths.home() / TOKEN_FILE
+    try:
+        token = file.read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: no token can be read there ({error}); name the node's with --token-file") from error
+    node = RemoteAssistant(arguments.url, token)
+    return lambda messages: node.reply(messages, MAX_ANSWER_TOKENS)
+
+
+def write(text: str) -> None:
+    """To the terminal, at once."""
+    print(text, end="", flush=True)
+
+
+def doctor(arguments: Namespace) -> int:
+    """Print one line for each thing; exit 1 if something essential is missing."""
+    from . import doctor as examination
+    from .core import config
+
+    missing = 0
+    for finding in examination.examine(config.load(arguments.config)):
+        word = "ok" if finding.well else "missing" if finding.essential else "note"
+        print(f"{word:8} {finding.name:11} {finding.text}", flush=True)
+        missing += finding.essential and not finding.well
+    return 1 if missing else 0

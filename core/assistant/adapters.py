@@ -1,0 +1,147 @@
+"""Which adapter answers.
+
+Knows names: those in the store, those the engine holds, the active one. Knows nothing of LoRA or federations.
+Always: the active adapter is one that the engine holds, or none; a failed switch leaves the old one active.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from .. import log
+from ..errors import ModelNotFoundError, QuietchoirError
+from ..models.adapter import Adapter
+
+PREFIX = 6  # characters of an id that may stand for it
+DEFAULT = "default"  # the model name that means: whatever is active
+logger = log.get("adapters")
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterInfo:
+    """One adapter on this disk, in its owner's words."""
+
+    id: str
+    description: str = ""  # a few words for its owner
+
+
+class AdapterStore(Protocol):
+    """Where adapters lie."""
+
+    def list(self) -> Sequence[AdapterInfo]:
+        """All adapters for this node's model."""
+        ...
+
+    def load(self, id: str) -> Adapter:
+        """Read one. Raises a QuietchoirError if it is unknown, changed, or made for another model."""
+        ...
+
+    def active(self) -> str | None:
+        """The one to begin with."""
+        ...
+
+    def activate(self, id: str | None) -> None:
+        """Remember the choice for the next start."""
+        ...
+
+
+class NoAdapters:
+    """A node that has none."""
+
+    def list(self) -> Sequence[AdapterInfo]:
+        """None."""
+        return ()
+
+    def load(self, id: str) -> Adapter:
+        """Never finds one."""
+        raise ModelNotFoundError(f"adapter {id} is not on this node; it has none")
+
+    def active(self) -> str | None:
+        """None."""
+        return None
+
+    def activate(self, id: str | None) -> None:
+        """Nothing to remember."""
+
+
+class Shelf(Protocol):
+    """The engine's side: adapters held ready, changed while it runs."""
+
+    def load(self, name: str, adapter: Adapter) -> None:
+        """Hold `adapter` ready under `name`."""
+        ...
+
+    def names(self) -> Sequence[str]:
+        """Those held now."""
+        ...
+
+
+class AdapterSwitch:
+    """Resolves model names and switches the active adapter, without a restart."""
+
+    def __init__(self, model: str, shelf: Shelf, store: AdapterStore) -> None:
+        self.model = model  # the model's own name, without adapter
+        self.shelf = shelf
+        self.store = store
+        self.active: str | None = None
+        self._loading = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Load the adapter that its owner last chose; one that cannot be used is told, and the plain model answers."""
+        try:
+            if (chosen := await asyncio.to_thread(self.store.active)) is not None:
+                self.active = await self.hold(chosen)
+        except QuietchoirError as error:
+            logger.error("the active adapter is left out, the plain model answers: %s", error)
+
+    async def infos(self) -> Sequence[AdapterInfo]:
+        """All adapters that can be named now."""
+        return await asyncio.to_thread(self.store.list)
+
+    async def activate(self, id: str | None) -> None:
+        """Make `id` (None: the plain model) answer from the next request on; running answers keep theirs.
+
+        Raises:
+            ModelNotFoundError: no such adapter.
+        """
+        held = None if id is None else await self.hold(id)
+        await asyncio.to_thread(self.store.activate, held)
+        self.active = held
+
+    async def resolve(self, name: str | None) -> str | None:
+        """The adapter that a request's `model` field means; None is the plain model.
+
+        Raises:
+            ModelNotFoundError: neither the model, "model:adapter", nor an adapter.
+        """
+        if name is None or name == DEFAULT:
+            return self.active
+        if name in ("base", self.model):
+            return None
+        for prefix in ("base:", f"{self.model}:"):
+            name = name.removeprefix(prefix)
+        return await self.hold(name)
+
+    async def hold(self, name: str) -> str:
+        """See that the engine holds the adapter that `name` means: an id, or the only one that begins so.
+
+        Returns:
+            its id.
+
+        Raises:
+            ModelNotFoundError: none, or several.
+        """
+        async with self._loading:  # two requests for one new adapter load it once
+            held = self.shelf.names()
+            if name in held:
+                return name
+            known = [info.id for info in await self.infos()]
+            meant = [id for id in known if id == name] or [id for id in known if len(name) >= PREFIX and id.startswith(name)]
+            if len(meant) != 1:
+                offered = ", ".join([self.model, *known])
+                raise ModelNotFoundError(f"{name} is neither this node's model nor one of its adapters; it has: {offered}")
+            [id] = meant
+            if id not in held:
+                await asyncio.to_thread(self.shelf.load, id, await asyncio.to_thread(self.store.load, id))
+            return id

@@ -1,0 +1,222 @@
+"""A conversation in, an answer out: model, then at most one tool.
+
+Knows the engine, the context and the tools' seam. Knows nothing of HTTP, plugins or files.
+Always: leaving `reply` early cancels its generation; a tool's output is never read as a call, nor shown to the model.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from ..engine.request import Generation, GenerationRequest
+from ..errors import EngineError, PluginError
+from ..toolcall import SYSTEM_PROMPT, ToolCall, parse
+from .context import ChatEncoder, Message, fit
+from .tools import ToolInfo, ToolResult, Tools
+
+RESULT_CHARACTERS = 16_384  # longer tool output is cut; no sentence needs more
+GRACE_S = 1.0  # the tools' own deadline comes first; this one is for tools that ignore it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """One conversation that waits for an answer."""
+
+    messages: tuple[Message, ...]
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    adapter: str | None = None  # an adapter the engine holds
+    use_tools: bool = True
+    caller_tools: frozenset[str] | None = None  # names the caller offers; their calls go back to the caller, uncalled
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A piece of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """The model called a tool."""
+
+    id: str
+    call: ToolCall
+    plugin_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The tool came back."""
+
+    id: str
+    result: ToolResult
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event of every answer."""
+
+    reason: str  # "stop", "length", "tool_calls" or "cancelled"
+    prompt_tokens: int
+    completion_tokens: int
+
+
+Event = Text | Called | Answered | Finished
+
+
+class LanguageEngine(Protocol):
+    """The part of the engine that this file needs."""
+
+    def submit(self, request: GenerationRequest) -> Generation:
+        """Queue a request; raises RequestError (never possible) or OverloadedError (later)."""
+        ...
+
+
+class PromptEncoder(ChatEncoder, Protocol):
+    """A tokenizer, for chats and for plain text."""
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of `text`, special tokens not recognised."""
+        ...
+
+
+class Gate:
+    """Text on its way out, held back while it could still become a tool call."""
+
+    def __init__(self, closed: bool) -> None:
+        self.closed = closed
+        self.held = ""
+
+    def push(self, text: str) -> str:
+        """What may go out now."""
+        if not self.closed:
+            return text
+        self.held += text
+        if self.held.lstrip()[:1] in ("", "{"):
+            return ""
+        self.closed = False
+        out, self.held = self.held, ""
+        return out
+
+
+class Assistant:
+    """Answers conversations, many at a time."""
+
+    def __init__(
+        self, engine: LanguageEngine, tokenizer: PromptEncoder, tools: Tools, *, context: int, call_timeout_s: float = 10.0
+    ) -> None:
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.tools = tools
+        self.context = context  # tokens, prompt and answer together
+        self.call_timeout_s = call_timeout_s
+
+    async def reply(self, ask: Ask) -> AsyncGenerator[Event, None]:
+        """Answer one conversation.
+
+        Yields:
+            Text pieces, or one `Called` (with `Answered` and its sentence as Text); `Finished` last.
+
+        Raises:
+            RequestError: it can never run as it is. OverloadedError: it could later. EngineError: it broke half-way.
+        """
+        known = self._known_tools(ask)
+        messages = self._with_tool_prompt(ask, known)
+        reserve = min(ask.max_tokens, self.context // 2)  # a greedy max_tokens must not push the question out
+        prompt = await asyncio.to_thread(fit, messages, self.tokenizer, self.context - reserve)
+        gate = Gate(closed=bool(known))
+        async with aclosing(self._generate(ask, prompt)) as events:
+            async for event in events:
+                if isinstance(event, Finished):
+                    end = event
+                elif out := gate.push(event.text):
+                    yield Text(out)
+        call = parse(gate.held) if end.reason == "stop" else None
+        if call is not None and call.name in known:
+            async for answer in self._call(ask, call, known[call.name], end):
+                yield answer
+            return
+        if gate.held:
+            yield Text(gate.held)
+        yield end
+
+    async def complete(self, text: str, ask: Ask) -> AsyncGenerator[Text | Finished, None]:
+        """Go on after `text`, without a chat template and without tools; `ask.messages` is not read.
+
+        Raises:
+            RequestError, OverloadedError, EngineError: as `reply`.
+        """
+        prompt = await asyncio.to_thread(self.tokenizer.encode, text)
+        async with aclosing(self._generate(ask, tuple(prompt))) as events:
+            async for event in events:
+                yield event
+
+    async def _generate(self, ask: Ask, prompt: tuple[int, ...]) -> AsyncGenerator[Text | Finished, None]:
+        room = max(1, self.context - len(prompt))
+        generation = self.engine.submit(
+            GenerationRequest(
+                prompt=prompt,
+                max_tokens=min(ask.max_tokens, room),
+                temperature=ask.temperature,
+                top_p=ask.top_p,
+                top_k=ask.top_k,
+                seed=ask.seed,
+                stop=ask.stop,
+                adapter=ask.adapter,
+            )
+        )
+        reason = None
+        try:
+            async for piece in generation:
+                if piece.text:
+                    yield Text(piece.text)
+                reason = piece.finished or reason
+        finally:
+            if reason is None:
+                generation.cancel()  # the reader went away: free its cache
+        if reason is None or reason == "error":
+            raise generation.error or EngineError("the engine broke this answer off; see the node's log, then ask again")
+        yield Finished(reason, generation.prompt_tokens, generation.completion_tokens)
+
+    def _known_tools(self, ask: Ask) -> Mapping[str, ToolInfo]:
+        if not ask.use_tools:
+            return {}
+        if ask.caller_tools is not None:
+            return {name: ToolInfo(name, "") for name in ask.caller_tools}
+        return {info.name: info for info in self.tools.tools()}
+
+    def _with_tool_prompt(self, ask: Ask, known: Mapping[str, ToolInfo]) -> Sequence[Message]:
+        has_system = any(message.role == "system" for message in ask.messages)
+        if ask.adapter is None or not known or has_system:
+            return ask.messages
+        return (Message("system", SYSTEM_PROMPT), *ask.messages)  # the very words that training used
+
+    async def _call(self, ask: Ask, call: ToolCall, tool: ToolInfo, end: Finished) -> AsyncGenerator[Event, None]:
+        called = Called(f"call_{secrets.token_hex(12)}", call, tool.plugin_id)
+        yield called
+        if ask.caller_tools is not None:
+            yield replace(end, reason="tool_calls")
+            return
+        result = await self._carry_out(call)
+        yield Answered(called.id, result)
+        yield Text(result.text)
+        yield end
+
+    async def _carry_out(self, call: ToolCall) -> ToolResult:
+        try:
+            async with asyncio.timeout(self.call_timeout_s + GRACE_S):
+                result = await self.tools.call(call, self.call_timeout_s)
+        except PluginError as error:
+            return ToolResult(str(error), ok=False)
+        except TimeoutError:  # the tools' own deadline should have come first
+            return ToolResult(f"{call.name} gave no answer within {self.call_timeout_s:g} s", ok=False)
+        return replace(result, text=result.text[:RESULT_CHARACTERS])

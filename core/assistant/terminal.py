@@ -1,0 +1,97 @@
+"""A conversation in a terminal.
+
+Knows lines in and text out. Knows neither the engine nor the network: it is given somebody who replies.
+Always: Ctrl-C while an answer runs ends the answer; at the prompt it ends the conversation.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+
+from ..errors import EngineError
+from ..toolcall import ToolCall, render
+from .assistant import Answered, Called, Event, Text
+from .context import Message
+
+Reply = Callable[[Sequence[Message]], AsyncGenerator[Event, None]]
+Read = Callable[[str], str]
+Write = Callable[[str], None]
+HELP = "/new begins afresh, /quit ends, Ctrl-C stops an answer\n"
+PROMPT = "\n> "
+
+
+def visible(text: str) -> str:
+    """Without control characters: a model or a tool could otherwise move the cursor, or rewrite what stands above."""
+    return "".join(letter for letter in text if letter in "\n\t" or letter.isprintable())
+
+
+class Conversation:
+    """What was said so far, and how it goes on."""
+
+    def __init__(self, reply: Reply, write: Write) -> None:
+        self.reply = reply
+        self.write = write
+        self.messages: list[Message] = []
+
+    async def say(self, text: str) -> None:
+        """Ask, and write the answer as it comes.
+
+        Raises:
+            EngineError: the answer failed; the question is not kept.
+        """
+        asked = [*self.messages, Message("user", text)]
+        said: list[str] = []
+        calls: list[ToolCall] = []
+        try:
+            async with aclosing(self.reply(asked)) as events:
+                async for event in events:
+                    self.show(event)
+                    if isinstance(event, Text):
+                        said.append(event.text)
+                    elif isinstance(event, Called):
+                        calls.append(event.call)
+        except asyncio.CancelledError:
+            self.write(" (stopped)\n")
+            raise
+        self.write("\n")
+        self.messages = [*asked, Message("assistant", "".join(said), tuple(calls))]
+
+    def show(self, event: Event) -> None:
+        """Write one event."""
+        match event:
+            case Text(text):
+                self.write(visible(text))
+            case Called(call=call):
+                self.write(f"[{visible(render(call))}]\n")
+            case Answered(result=result) if not result.ok:
+                self.write("[did not work] ")
+
+
+def converse(reply: Reply, runner: asyncio.Runner, read: Read, write: Write) -> None:
+    """Read lines until /quit or the end of input, and answer each."""
+    conversation = Conversation(reply, write)
+    write(HELP)
+    while True:
+        try:
+            line = read(PROMPT).strip()
+        except (EOFError, KeyboardInterrupt):
+            write("\n")
+            return
+        if line == "/quit":
+            return
+        if line == "/new":
+            conversation.messages = []
+        elif line.startswith("/"):
+            write(HELP)
+        elif line:
+            answer(conversation, runner, line)
+
+
+def answer(conversation: Conversation, runner: asyncio.Runner, line: str) -> None:
+    """One question; a failure is told and the conversation goes on."""
+    try:
+        runner.run(conversation.say(line))
+    except KeyboardInterrupt:
+        return
+    except EngineError as error:
+        conversation.write(f"\n{error}\n")

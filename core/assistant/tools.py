@@ -1,0 +1,60 @@
+"""The seam to tools: who can be called, with what, and what comes back.
+
+Knows names, JSON schemas and texts. Knows nothing of sandboxes, plugins or models.
+Always: a result is untrusted text; nobody may read it as another call.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ..toolcall import ToolCall
+
+
+@dataclass(frozen=True, slots=True)
+class ToolInfo:
+    """One tool on offer."""
+
+    name: str
+    description: str
+    schema: Mapping[str, Any] = field(default_factory=dict)  # JSON Schema of the arguments
+    plugin_id: str = ""  # "publisher/name" of the plugin that answers
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """What one call brought back.
+
+    Hazard: `text` was written by other people's code; show it, never run or parse it.
+    """
+
+    text: str
+    ok: bool = True
+
+
+class Tools(Protocol):
+    """Whoever can carry out tool calls."""
+
+    def tools(self) -> Sequence[ToolInfo]:
+        """The tools that can be called now; may change while the node runs."""
+        ...
+
+    async def call(self, call: ToolCall, deadline_s: float, /) -> ToolResult:
+        """Carry out `call` within `deadline_s` seconds.
+
+        Raises:
+            ToolError: unknown tool, refused arguments, out of time, or the plugin died.
+        """
+        ...
+
+
+class NoTools:
+    """A node without plugins."""
+
+    def tools(self) -> Sequence[ToolInfo]:
+        """None at all."""
+        return ()
+
+    async def call(self, call: ToolCall, _deadline_s: float) -> ToolResult:
+        """Refuse, in a result and not an error: the conversation goes on."""
+        return ToolResult(f"no tool is called {call.name}", ok=False)

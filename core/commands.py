@@ -1,0 +1,131 @@
+"""The verbs `model` and `data`: what lies on this disk, and how it came there.
+
+Knows flags, tables and progress bars. Knows nothing of file formats; models and training do.
+Always: heavy imports happen inside the function that runs a verb.
+"""
+
+from argparse import ArgumentParser, Namespace, _SubParsersAction
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from . import paths
+
+
+def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
+    """Add `model list|pull` and `data build|list`."""
+    _register_model(verbs.add_parser("model", help="models on this disk and in the catalog"))
+    _register_data(verbs.add_parser("data", help="examples to train on"))
+
+
+def _register_model(parser: ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="the catalog, and what of it is here")
+    listing.set_defaults(run=list_models)
+    pull = actions.add_parser("pull", help="fetch a model and check its hash")
+    pull.add_argument("names", nargs="+", metavar="NAME", help="a name that `model list` shows")
+    pull.set_defaults(run=pull_models)
+
+
+def _register_data(parser: ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    build = actions.add_parser("build", help="make a data set, split into parties")
+    kinds = build.add_subparsers(dest="kind", required=True, metavar="KIND")
+    home = kinds.add_parser("home", help="households asking their assistant to act, from home-assistant-intents")
+    home.add_argument("--households", type=int, default=4, metavar="N")
+    home.add_argument("--train", type=int, default=150, metavar="N", help="training examples a household")
+    home.add_argument("--test", type=int, default=100, metavar="N", help="held-out examples a household")
+    home.add_argument("--seed", type=int, default=1, metavar="N", help="the same seed builds the same households")
+    home.set_defaults(run=build_home)
+    jsonl = kinds.add_parser("jsonl", help="your own chat-format examples, one JSON object a line")
+    jsonl.add_argument("file", type=Path, metavar="FILE")
+    jsonl.add_argument("--partition-by", metavar="KEY", help="one party for each value of this key")
+    jsonl.set_defaults(run=build_jsonl)
+    for kind in (home, jsonl):
+        kind.add_argument("--out", type=Path, metavar="FOLDER", help="default: data/ in the node's home")
+    listing = actions.add_parser("list", help="data sets on this disk")
+    listing.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help="default: data/ in the node's home")
+    listing.set_defaults(run=list_data)
+
+
+def list_models(_arguments: Namespace) -> None:
+    """Print the catalog and which of it is on this disk."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from .errors import ModelNotFoundError
+    from .models import catalog
+
+    table = Table("name", "licence", "size", "here", "source", box=None)
+    for entry in catalog.entries():
+        try:
+            catalog.find(entry.name)
+            here = "yes"
+        except ModelNotFoundError:
+            here = "no"
+        table.add_row(entry.name, entry.licence, f"{entry.size / 1e6:.0f} MB", here, entry.source)
+    Console().print(table)
+
+
+def pull_models(arguments: Namespace) -> None:
+    """Fetch each named model, with a progress bar."""
+    from .models import catalog
+
+    for name in arguments.names:
+        with progress_bar(name) as advance:
+            path = catalog.pull(name, progress=advance)
+        print(f"{name}: {path}")
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error; call what it yields with (bytes done, bytes in all, 0 if unknown)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(title, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total or None)
+
+
+def build_home(arguments: Namespace) -> None:
+    """Generate households: their rooms, devices and requests."""
+    from .training.dataset import build_homes
+
+    folder = arguments.out or paths.home() / "data" / "home"
+    build_homes(folder, households=arguments.households, train=arguments.train, test=arguments.test, seed=arguments.seed)
+    _print_parties(folder)
+
+
+def build_jsonl(arguments: Namespace) -> None:
+    """Check a chat-format file whole, then split it into parties."""
+    from .training.dataset import build_jsonl as build
+
+    folder = arguments.out or paths.home() / "data" / arguments.file.stem
+    build(arguments.file, folder, partition_by=arguments.partition_by)
+    _print_parties(folder)
+
+
+def list_data(arguments: Namespace) -> None:
+    """Print every party of every data set, with its number of examples."""
+    root = arguments.folder or paths.home() / "data"
+    if not _print_parties(root, sets=True):
+        print(f"{root}: no examples here; build some: quietchoir data build home")
+
+
+def _print_parties(root: Path, *, sets: bool = False) -> int:
+    """Parties in `root`, with `sets` also those in its folders; returns how many."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from .training.dataset import list_datasets
+
+    folders = [root, *sorted(folder for folder in root.glob("*") if sets and folder.is_dir())]
+    table = Table("party", "train", "test", "household", box=None, title=str(root), title_justify="left", title_style="")
+    for party in (party for folder in folders for party in list_datasets(folder)):
+        name = str(party.folder.relative_to(root))
+        table.add_row(name, str(party.train), str(party.test), "yes" if party.home else "")
+    if table.row_count:
+        Console().print(table)
+    return table.row_count

@@ -1,0 +1,99 @@
+"""The HTTP application, composed from its parts; and the socket it listens on.
+
+Knows which organ answers which path. Always: the guard stands before every route.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from ..assistant.adapters import AdapterSwitch
+from ..assistant.assistant import Assistant
+from ..config import ServerConfig
+from ..errors import ConfigError
+from . import auth, pages, refusals
+from .api import Api
+from .openai import OpenAI
+
+SHUTDOWN_S = 2.0  # answers still running at Ctrl-C get this long
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What the server stands on."""
+
+    assistant: Assistant
+    adapters: AdapterSwitch
+    token: str
+    stats: Callable[[], Mapping[str, Any]] = dict
+
+
+def application(parts: Parts, config: ServerConfig) -> web.Application:
+    """All routes behind the guard."""
+    guard = auth.guard(parts.token, config.host)
+    app = web.Application(middlewares=[refusals.answer_errors, guard], client_max_size=config.max_body_bytes)
+    app.on_response_prepare.append(pages.add_headers)
+    app.add_routes(OpenAI(parts.assistant, parts.adapters, int(time.time())).routes())
+    app.add_routes(Api(parts.adapters, parts.assistant.tools, parts.stats).routes())
+    app.add_routes(pages.Pages().routes())
+    return app
+
+
+def claim(config: ServerConfig) -> socket.socket:
+    """Take the port before anything slow begins.
+
+    Raises:
+        ConfigError: the port is taken or may not be used; the sentence says which flag changes it.
+    """
+    where = f"{config.host}:{config.port}"
+    if not 0 <= config.port <= 65535:
+        raise ConfigError(f"cannot listen on {where}: --port and server.port take 0 (a free one) to 65535")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
+        claimed = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {where} ({error}); give an address of this machine with --host") from error
+    try:
+        if os.name == "posix":
+            claimed.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port just left may be taken again
+        claimed.bind(address)
+        claimed.listen()
+    except OSError as error:
+        claimed.close()
+        raise ConfigError(
+            f"cannot listen on {where} ({error.strerror}); choose another port with --port (0 takes a free one) or server.port"
+        ) from error
+    return claimed
+
+
+class Server:
+    """An application on a claimed socket."""
+
+    def __init__(self, parts: Parts, config: ServerConfig, claimed: socket.socket) -> None:
+        self.socket = claimed
+        self.host, self.port = claimed.getsockname()[:2]
+        # Cancelling the handler is how a client that goes away frees its request.
+        self.runner = web.AppRunner(
+            application(parts, config), handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_S
+        )
+
+    async def start(self) -> None:
+        """Begin to answer."""
+        await self.runner.setup()
+        await web.SockSite(self.runner, self.socket).start()
+
+    @property
+    def url(self) -> str:
+        """Where the page is, without the token."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # "everywhere" is no address to open
+        return f"http://[{host}]:{self.port}/" if ":" in host else f"http://{host}:{self.port}/"
+
+    async def stop(self) -> None:
+        """End what still runs, then close the socket."""
+        await self.runner.cleanup()
+        self.socket.close()

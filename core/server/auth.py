@@ -1,0 +1,100 @@
+"""Who may talk to this node.
+
+Knows the token file and two request headers. Knows nothing of what is asked.
+Always: a request that carries a foreign Host or Origin is refused before anything else is read; a token is compared
+in constant time and never logged.
+
+Covered: other web pages in the owner's browser (cross-site requests, DNS rebinding), other users of this machine.
+Not covered: programs that run as the owner; they can read the token file.
+"""
+
+import hmac
+import ipaddress
+import re
+import secrets
+import socket
+from pathlib import Path
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from .. import paths
+from ..errors import ConfigError
+
+TOKEN_FILE = "token"
+TOKEN_BYTES = 32
+HOST = re.compile(r"(?P<name>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?")
+OPEN_PATHS = re.compile(r"/|/health|/favicon\.ico|/ui/.*")  # they hold nothing of the owner's
+
+
+def load_token(home: Path) -> str:
+    """The node's token; made at the first start, readable by its owner alone.
+
+    Raises:
+        ConfigError: the file is readable by others, or empty.
+    """
+    path = paths.private_folder(home) / TOKEN_FILE
+    try:
+        mode = path.stat().st_mode & 0o777
+    except FileNotFoundError:
+        token = secrets.token_urlsafe(TOKEN_BYTES)
+        paths.write_atomically(path, token.encode(), mode=0o600)
+        return token
+    if mode & 0o077:
+        raise ConfigError(f"{path}: others on this machine can read it (mode {mode:o}); delete it, a new one is made at start")
+    token = path.read_text("ascii", errors="replace").strip()
+    if len(token) < TOKEN_BYTES:
+        raise ConfigError(f"{path}: holds {len(token)} characters, expected {TOKEN_BYTES}; delete it, a new one is made")
+    return token
+
+
+class Refused(Exception):
+    """A request that gets no answer."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def guard(token: str, host: str) -> Middleware:
+    """Middleware that lets through only the node's owner.
+
+    Args:
+        host: the address the node was told to listen on; it may be a name.
+    """
+    names = {"localhost", host.lower(), socket.gethostname().lower()}
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        check_host(request.headers.get("Host", ""), names)
+        check_origin(request.headers.get("Origin"), request.headers.get("Host", ""))
+        if not OPEN_PATHS.fullmatch(request.path):
+            check_token(request.headers.get("Authorization", ""), token)
+        return await handler(request)
+
+    return check
+
+
+def check_host(header: str, names: set[str]) -> None:
+    """DNS rebinding: a foreign name that was pointed at this machine shows in Host. Addresses cannot be rebound."""
+    match = HOST.fullmatch(header)
+    name = match["name"].lower().strip("[]") if match else ""
+    if name in names:
+        return
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        raise Refused(403, f"Host {header!r} is not this node; use its address or localhost") from None
+
+
+def check_origin(origin: str | None, host: str) -> None:
+    """Browsers send Origin with every cross-site request that could do harm; only the node's own page may ask."""
+    if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
+        raise Refused(403, f"Origin {origin!r} may not use this node; open the page that the node itself serves")
+
+
+def check_token(header: str, token: str) -> None:
+    """The bearer token, as OpenAI's clients send their key."""
+    scheme, _, given = header.partition(" ")
+    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
+        raise Refused(401, "the token is missing or wrong; send Authorization: Bearer TOKEN (file `token` in the node's home)")

@@ -1,0 +1,109 @@
+"""A running node from afar: its answers as the same events that the assistant itself yields.
+
+Knows the stream's framing and the chunk's shape. Knows nothing of terminals.
+"""
+
+import json
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import aiohttp
+
+from ..assistant.assistant import Answered, Called, Event, Finished, Text
+from ..assistant.context import Message
+from ..assistant.tools import ToolResult
+from ..errors import ConfigError, EngineError
+from ..toolcall import ToolCall
+
+CONNECT_S = 10.0
+LINE_BYTES = 1 << 20
+
+
+class RemoteAssistant:
+    """One running node."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self.url = url.rstrip("/")
+        self.headers = {"Authorization": f"Bearer {token}"}
+
+    async def reply(self, messages: Sequence[Message], max_tokens: int) -> AsyncGenerator[Event, None]:
+        """Ask the node, which answers with its active adapter and tools.
+
+        Raises:
+            ConfigError: nobody listens there, or the token is wrong.
+            EngineError: the node refused, or the answer broke off.
+        """
+        body = {
+            "messages": [to_json(message) for message in messages],
+            "max_tokens": max_tokens,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=timeout, read_bufsize=LINE_BYTES) as session,
+                session.post(f"{self.url}/v1/chat/completions", json=body, headers=self.headers) as response,
+            ):
+                await check(response)
+                async for event in events(response):
+                    yield event
+        except aiohttp.ClientConnectorError as error:
+            raise ConfigError(f"nobody answers at {self.url}; start a node: quietchoir serve") from error
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise EngineError(f"the answer from {self.url} broke off ({error}); ask again") from error
+
+
+async def check(response: aiohttp.ClientResponse) -> None:
+    """Turn a refusal into an error."""
+    if response.status == 200:
+        return
+    try:
+        message = str((await response.json())["error"]["message"])
+    except (aiohttp.ClientError, ValueError, KeyError, TypeError):
+        message = f"status {response.status}"
+    raise (ConfigError if response.status in (401, 403) else EngineError)(f"the node refused: {message}")
+
+
+async def events(response: aiohttp.ClientResponse) -> AsyncGenerator[Event, None]:
+    """Read an event stream to its end."""
+    reason, usage = "stop", {"prompt_tokens": 0, "completion_tokens": 0}
+    async for line in response.content:
+        data = line.strip().removeprefix(b"data: ")
+        if data == b"[DONE]":
+            yield Finished(reason, usage["prompt_tokens"], usage["completion_tokens"])
+            return
+        if not data:
+            continue
+        chunk = json.loads(data)
+        if "error" in chunk:
+            raise EngineError(str(chunk["error"]["message"]))
+        usage = chunk.get("usage") or usage
+        for choice in chunk["choices"]:
+            reason = choice["finish_reason"] or reason
+            for event in from_delta(choice["delta"]):
+                yield event
+    raise EngineError("the answer broke off; is the node still running?")
+
+
+def from_delta(delta: dict[str, Any]) -> list[Event]:
+    """What one chunk adds."""
+    found: list[Event] = [Text(delta["content"])] if delta.get("content") else []
+    for call in delta.get("tool_calls", ()):
+        found.append(Called(call["id"], ToolCall(call["function"]["name"], json.loads(call["function"]["arguments"]))))
+    for result in delta.get("tool_results", ()):
+        found.append(Answered(result["tool_call_id"], ToolResult(result["content"], result["ok"])))
+    return found
+
+
+def to_json(message: Message) -> dict[str, Any]:
+    """As the API wants it."""
+    calls = [
+        {
+            "id": f"call_{index}",
+            "type": "function",
+            "function": {"name": call.name, "arguments": json.dumps(dict(call.arguments))},
+        }
+        for index, call in enumerate(message.calls)
+    ]
+    return {"role": message.role, "content": message.content} | ({"tool_calls": calls} if calls else {})

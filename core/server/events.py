@@ -1,0 +1,141 @@
+"""Answers in OpenAI's shapes, whole and as server-sent events.
+
+Knows JSON shapes and the event stream's framing. Knows nothing of where events come from.
+Always: a stream that ends well ends with `[DONE]`; one that breaks ends with an `error` event and without it.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from aiohttp import web
+
+from ..assistant.assistant import Answered, Called, Event, Finished, Text
+from ..errors import QuietchoirError
+from . import refusals
+
+Endpoint = Literal["chat", "text"]
+
+
+@dataclass(slots=True)
+class Shapes:
+    """One answer's identity, and everything that is written under it."""
+
+    endpoint: Endpoint
+    model: str
+    id: str = field(default_factory=lambda: f"qc-{secrets.token_hex(12)}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def envelope(self, choice: Mapping[str, Any] | None, *, streamed: bool) -> dict[str, Any]:
+        """What every body and chunk carries."""
+        kind = "chat.completion" if self.endpoint == "chat" else "text_completion"
+        return {
+            "id": self.id,
+            "object": f"{kind}.chunk" if streamed and self.endpoint == "chat" else kind,
+            "created": self.created,
+            "model": self.model,
+            "choices": [] if choice is None else [{"index": 0, **choice}],
+        }
+
+    def chunk(self, event: Event) -> dict[str, Any]:
+        """One event of a stream."""
+        if self.endpoint == "text":
+            text = event.text if isinstance(event, Text) else ""
+            reason = event.reason if isinstance(event, Finished) else None
+            return self.envelope({"text": text, "finish_reason": reason, "logprobs": None}, streamed=True)
+        reason = None
+        match event:
+            case Text(text):
+                delta: dict[str, Any] = {"content": text}
+            case Called():
+                delta = {"tool_calls": [{"index": 0, **called(event)}]}
+            case Answered():
+                delta = {"tool_results": [answered(event)]}
+            case Finished():
+                delta, reason = {}, event.reason
+        return self.envelope({"delta": delta, "finish_reason": reason}, streamed=True)
+
+    def first(self) -> dict[str, Any]:
+        """The chunk that names the role, sent before anything is generated."""
+        return self.envelope({"delta": {"role": "assistant", "content": ""}, "finish_reason": None}, streamed=True)
+
+    async def whole(self, events: AsyncIterator[Event]) -> dict[str, Any]:
+        """Collect a whole answer."""
+        text, calls, results, end = "", [], [], None
+        async for event in events:
+            match event:
+                case Text():
+                    text += event.text
+                case Called():
+                    calls.append(called(event))
+                case Answered():
+                    results.append(answered(event))
+                case Finished():
+                    end = event
+        if end is None:
+            raise RuntimeError("an answer without an end")  # our bug
+        if self.endpoint == "text":
+            body = self.envelope({"text": text, "finish_reason": end.reason, "logprobs": None}, streamed=False)
+        else:
+            message: dict[str, Any] = {"role": "assistant", "content": text or None if calls else text}
+            if calls:
+                message["tool_calls"] = calls
+            if results:
+                message["tool_results"] = results
+            body = self.envelope({"message": message, "finish_reason": end.reason}, streamed=False)
+        return body | {"usage": usage(end)}
+
+
+def called(event: Called) -> dict[str, Any]:
+    """A tool call, as OpenAI writes it."""
+    arguments = json.dumps(dict(event.call.arguments), ensure_ascii=False)
+    return {"id": event.id, "type": "function", "function": {"name": event.call.name, "arguments": arguments}}
+
+
+def answered(event: Answered) -> dict[str, Any]:
+    """What the node's own tool answered: our addition, which OpenAI's clients skip."""
+    return {"tool_call_id": event.id, "content": event.result.text, "ok": event.result.ok}
+
+
+def usage(end: Finished) -> dict[str, int]:
+    """Token counts."""
+    return {
+        "prompt_tokens": end.prompt_tokens,
+        "completion_tokens": end.completion_tokens,
+        "total_tokens": end.prompt_tokens + end.completion_tokens,
+    }
+
+
+def frame(data: Mapping[str, Any]) -> bytes:
+    """One server-sent event; JSON holds no line break, so one `data` line is enough."""
+    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n\n"
+
+
+async def stream(
+    request: web.Request, shapes: Shapes, events: AsyncIterator[Event], *, include_usage: bool
+) -> web.StreamResponse:
+    """Send events as they come.
+
+    Headers go out with the first event, so that a refusal before it still has its status code.
+    """
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8", "X-Accel-Buffering": "no"})
+    try:
+        async for event in events:
+            if not response.prepared:
+                await response.prepare(request)
+                if shapes.endpoint == "chat":
+                    await response.write(frame(shapes.first()))
+            await response.write(frame(shapes.chunk(event)))
+            if isinstance(event, Finished) and include_usage:
+                await response.write(frame(shapes.envelope(None, streamed=True) | {"usage": usage(event)}))
+    except QuietchoirError as error:
+        if not response.prepared:
+            raise
+        await response.write(frame(refusals.event(error)))
+    else:
+        await response.write(b"data: [DONE]\n\n")
+    await response.write_eof()
+    return response

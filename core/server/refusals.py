@@ -1,0 +1,110 @@
+"""Errors as a client of OpenAI's API expects them.
+
+Knows status codes and one JSON shape. Knows nothing of what was asked.
+Always: a client learns what was found, expected and what to do; never a traceback or a token.
+"""
+
+import json
+from collections.abc import Mapping
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from .. import log
+from ..errors import EngineError, ModelNotFoundError, OverloadedError, QuietchoirError, RequestError
+from .auth import Refused
+
+RETRY_AFTER_S = 2
+logger = log.get("server")
+
+
+class BadRequest(QuietchoirError):
+    """A body that cannot be used. `parameter` is the field at fault."""
+
+    def __init__(self, message: str, parameter: str | None = None) -> None:
+        super().__init__(message)
+        self.parameter = parameter
+
+
+def describe(error: Exception) -> tuple[int, dict[str, str | None]]:
+    """Status and the `error` object for one exception."""
+    message = str(error)
+    match error:
+        case BadRequest():
+            return 400, shape(message, "invalid_request_error", error.parameter)
+        case RequestError():
+            return 400, shape(message, "invalid_request_error", code="request_not_possible")
+        case ModelNotFoundError():
+            return 404, shape(message, "invalid_request_error", "model", "model_not_found")
+        case OverloadedError():
+            return 503, shape(message, "overloaded_error", code="overloaded")
+        case Refused(status=401):
+            return 401, shape(message, "invalid_request_error", code="invalid_api_key")
+        case Refused():
+            return error.status, shape(message, "invalid_request_error", code="refused")
+        case web.HTTPRequestEntityTooLarge():
+            return 413, shape("the body is larger than this node accepts; send less", "invalid_request_error")
+        case web.HTTPException():
+            return error.status, shape(error.reason, "invalid_request_error")
+        case EngineError() | QuietchoirError():
+            return 500, shape(message, "server_error")
+        case _:
+            return 500, shape("the node failed inside; its log says where", "server_error")
+
+
+def shape(message: str, kind: str, parameter: str | None = None, code: str | None = None) -> dict[str, str | None]:
+    """OpenAI's error object."""
+    return {"message": message, "type": kind, "param": parameter, "code": code}
+
+
+def response(error: Exception) -> web.Response:
+    """A whole response for an error that came before the first byte."""
+    status, body = describe(error)
+    headers: dict[str, str] = {}
+    if status == 503:
+        headers["Retry-After"] = str(RETRY_AFTER_S)
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        headers["Allow"] = error.headers.get("Allow", "")
+    return web.json_response({"error": body}, status=status, headers=headers)
+
+
+def event(error: Exception) -> Mapping[str, object]:
+    """The same, inside a stream that has begun."""
+    return {"error": describe(error)[1]}
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn whatever is raised into OpenAI's shape."""
+    try:
+        return await handler(request)
+    except (QuietchoirError, Refused) as error:
+        return response(error)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        return response(error)
+    except ConnectionError:
+        raise
+    except Exception as error:
+        logger.exception("%s %s failed", request.method, request.path)
+        return response(error)
+
+
+def parse_json(body: bytes, where: str = "the body") -> dict[str, object]:
+    """A JSON object.
+
+    Raises:
+        BadRequest: not JSON, not an object, or holding half of a surrogate pair, which is no text.
+    """
+    try:
+        found = json.loads(body)
+        if b"\\u" in body:
+            json.dumps(found, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"{where} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise BadRequest(f"{where} is a JSON {type(found).__name__}, expected an object")
+    return found

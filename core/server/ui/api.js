@@ -1,0 +1,62 @@
+// The node's API: token, requests, and one answer as a stream of events. Knows nothing of what is on screen.
+
+const KEY = "token";
+
+/** Take the token out of the address (#token=…), so that it stays neither in the history nor in a copied link. */
+export function keepToken() {
+  const given = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (given) {
+    sessionStorage.setItem(KEY, given);
+    history.replaceState(null, "", location.pathname);
+  }
+  return Boolean(sessionStorage.getItem(KEY));
+}
+
+export function setToken(token) {
+  sessionStorage.setItem(KEY, token.trim());
+}
+
+export class Refusal extends Error {
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+async function request(path, options = {}) {
+  const headers = { Authorization: `Bearer ${sessionStorage.getItem(KEY) ?? ""}` };
+  if (options.body) headers["Content-Type"] = "application/json";
+  const response = await fetch(path, { ...options, headers });
+  if (!response.ok) {
+    const body = await response.json().catch(() => ({}));
+    throw new Refusal(response.status, body.error?.message ?? `the node answered with status ${response.status}`);
+  }
+  return response;
+}
+
+export const get = async (path) => (await request(path)).json();
+export const post = async (path, body) => (await request(path, { method: "POST", body: JSON.stringify(body) })).json();
+
+/** Ask, and yield each chunk of the answer as it comes. `signal` aborts; the node then frees the request's memory. */
+export async function* ask(messages, signal) {
+  const body = { messages, stream: true, stream_options: { include_usage: true }, max_tokens: 512 };
+  const response = await request("/v1/chat/completions", { method: "POST", body: JSON.stringify(body), signal });
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let held = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) break;
+    held += value;
+    const events = held.split("\n\n");
+    held = events.pop();
+    for (const event of events) {
+      if (!event.startsWith("data: ")) continue;
+      const data = event.slice(6);
+      if (data === "[DONE]") return;
+      const chunk = JSON.parse(data);
+      if (chunk.error) throw new Refusal(500, chunk.error.message);
+      yield chunk;
+    }
+  }
+  throw new Refusal(500, "the answer broke off; is the node still running?");
+}

@@ -1,0 +1,142 @@
+// The conversation: what was said, what is being answered, and who answers.
+
+import { html, render, useEffect, useRef, useState } from "./vendor/htm-preact.js";
+import { ask, get, keepToken, post, setToken } from "./api.js";
+import { adapterName, Composer, Header, Message, TokenForm, Welcome } from "./parts.js";
+
+const HOUSE = ["turn on the kitchen light", "is the bedroom window open?", "add milk to the shopping list"];
+const PLAIN = ["Why is the sky blue?", "Write a short poem about autumn", "Explain a haiku in one sentence"];
+
+/** As the API wants the past: an answer that called a tool goes back as that call. */
+function toApi(message) {
+  const plain = { role: message.role, content: message.text };
+  if (!message.calls?.length) return plain;
+  const calls = message.calls.map(({ id, name, arguments: given }) => ({
+    id,
+    type: "function",
+    function: { name, arguments: JSON.stringify(given) },
+  }));
+  return { ...plain, tool_calls: calls };
+}
+
+/** One chunk of the stream, added to the answer so far. */
+function grow(answer, chunk) {
+  const [choice] = chunk.choices;
+  const next = { ...answer, usage: chunk.usage ?? answer.usage };
+  if (!choice) return next;
+  const { delta } = choice;
+  if (delta.content) next.text += delta.content;
+  for (const call of delta.tool_calls ?? []) {
+    next.calls = [...next.calls, { id: call.id, name: call.function.name, arguments: JSON.parse(call.function.arguments) }];
+  }
+  for (const result of delta.tool_results ?? []) {
+    next.calls = next.calls.map((call) => (call.id === result.tool_call_id ? { ...call, result } : call));
+  }
+  next.cut = choice.finish_reason === "length";
+  return next;
+}
+
+function App() {
+  const [token, setHasToken] = useState(keepToken());
+  const [wrong, setWrong] = useState(false);
+  const [status, setStatus] = useState(null);
+  const [adapters, setAdapters] = useState({ active: null, adapters: [] });
+  const [tools, setTools] = useState([]);
+  const [messages, setMessages] = useState([]);
+  const [notice, setNotice] = useState("");
+  const running = useRef(null);
+  const end = useRef(null);
+  const busy = messages.at(-1)?.state === "busy";
+
+  const refuse = (error) => {
+    if (error.status !== 401) return setNotice(error.message);
+    setHasToken(false);
+    setWrong(true);
+  };
+
+  useEffect(() => {
+    if (!token) return;
+    Promise.all([get("/api/status"), get("/api/adapters"), get("/api/tools")])
+      .then(([state, known, offered]) => {
+        setStatus(state);
+        setAdapters(known);
+        setTools(offered.tools);
+      })
+      .catch(refuse);
+  }, [token]);
+
+  const look = () => get("/api/adapters").then(setAdapters).catch(refuse); // a federation may have brought one
+
+  useEffect(() => end.current?.scrollIntoView({ block: "end" }), [messages]);
+
+  const answer = async (past) => {
+    const control = new AbortController();
+    running.current = control;
+    const started = performance.now();
+    let current = { role: "assistant", text: "", calls: [], state: "busy" };
+    const show = () => setMessages([...past, current]);
+    const finish = (state, error = "") => {
+      current = { ...current, state, error, seconds: (performance.now() - started) / 1000 };
+      if (running.current === control) show();
+    };
+    show();
+    try {
+      for await (const chunk of ask(past.map(toApi), control.signal)) {
+        current = grow(current, chunk);
+        show();
+      }
+      finish("done");
+    } catch (error) {
+      if (error.name === "AbortError") return finish("stopped");
+      if (error.status === 401) refuse(error);
+      finish("failed", error.message);
+    }
+  };
+
+  const send = (text) => {
+    setNotice("");
+    answer([...messages, { role: "user", text }]);
+  };
+  const again = () => answer(messages.slice(0, -1));
+  const stop = () => running.current?.abort();
+  const fresh = () => {
+    stop();
+    running.current = null;
+    setMessages([]);
+  };
+  const choose = (name) => {
+    setNotice("");
+    post("/api/adapters/activate", { name })
+      .then(({ active }) => setAdapters({ ...adapters, active }))
+      .catch((error) => {
+        refuse(error);
+        setAdapters({ ...adapters });
+      });
+  };
+  const open = (given) => {
+    setToken(given);
+    setWrong(false);
+    setHasToken(true);
+  };
+
+  if (!token) return html`<main class="gate"><${TokenForm} wrong=${wrong} onToken=${open} /></main>`;
+  const active = adapters.adapters.find(({ id }) => id === adapters.active);
+  const name = status && (active ? `${status.model}, taught by ${adapterName(active)}` : status.model);
+  const suggestions = tools.length && adapters.active ? HOUSE : PLAIN;
+  return html`
+    <${Header} status=${status} adapters=${adapters} tools=${tools} onAdapter=${choose} onLook=${look} onFresh=${fresh}
+      empty=${!messages.length} />
+    <main class="talk" role="log" aria-live="polite">
+      ${messages.length === 0 && html`<${Welcome} model=${name} suggestions=${suggestions} onAsk=${send} />`}
+      ${messages.map(
+        (message, index) =>
+          html`<${Message} key=${index} message=${message} last=${index === messages.length - 1} onAgain=${again} />`,
+      )}
+      <div ref=${end} class="end" />
+    </main>
+    ${notice && html`<p class="notice" role="alert">${notice}</p>`}
+    <${Composer} busy=${busy} onAsk=${send} onStop=${stop} />
+  `;
+}
+
+render(html`<${App} />`, document.getElementById("app"));

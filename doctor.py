@@ -1,0 +1,159 @@
+"""What this machine lacks, and how to get it.
+
+Knows one check for each thing a node needs. Changes nothing, sends nothing.
+Always: every finding that is not well says what to do; only what no node can do without is essential.
+"""
+
+import importlib
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .core import paths
+from .core.config import Config
+from .core.device import discovery
+from .core.errors import ConfigError, QuietchoirError
+
+MEMORY_BYTES = 1 << 30  # the default model with its caches
+DISK_BYTES = 1 << 30
+COMPILERS = ("c++", "g++", "clang++")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the doctor's report."""
+
+    name: str
+    well: bool
+    text: str
+    essential: bool = False  # a node cannot run without it
+
+
+def examine(config: Config) -> Iterator[Finding]:
+    """Look at everything, one after another; a check that breaks is a finding too."""
+    checks: dict[str, Callable[[Config], Finding]] = {
+        "python": python,
+        "machine": machine,
+        "memory": memory,
+        "home": home,
+        "model": model,
+        "sandbox": sandbox,
+        "compiler": compiler,
+        "encryption": encryption,
+        "port": port,
+    }
+    for name, check in checks.items():
+        try:
+            yield check(config)
+        except (OSError, QuietchoirError) as error:
+            yield Finding(name, False, str(error), essential=isinstance(error, ConfigError))
+
+
+def python(_config: Config) -> Finding:
+    """The interpreter."""
+    found = ".".join(map(str, sys.version_info[:3]))
+    well = sys.version_info >= (3, 11)
+    return Finding("python", well, found if well else f"{found}; install 3.11 or newer", essential=True)
+
+
+def machine(_config: Config) -> Finding:
+    """Processor, cores, features and GPUs; nothing here can be wrong."""
+    device = discovery.discover()
+    gpus = ", ".join(f"{gpu.name} ({gpu.memory >> 30} GB)" for gpu in device.gpus) or "no GPU"
+    name = f"{device.processor or device.machine}, {device.cores} {'core' if device.cores == 1 else 'cores'}"
+    return Finding("machine", True, f"{name}, {' '.join(device.features) or 'no vector features known'}, {gpus}")
+
+
+def memory(_config: Config) -> Finding:
+    """Free memory."""
+    total, free = discovery.memory_sizes()
+    text = f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+    well = free >= MEMORY_BYTES or not total  # an unknown size is no reason to warn
+    return Finding(
+        "memory", well, text if well else f"{text}; the default model wants {MEMORY_BYTES / 1e9:.1f}, close something"
+    )
+
+
+def home(_config: Config) -> Finding:
+    """The node's folder: writable, and with room."""
+    folder = paths.home()
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if not _writable(there):
+        return Finding(
+            "home", False, f"{folder} cannot be written; set {paths.HOME_VARIABLE} to a folder that can", essential=True
+        )
+    if free < DISK_BYTES:
+        return Finding("home", False, f"{folder}: {free / 1e9:.1f} GB free, models want {DISK_BYTES / 1e9:.1f}; free the disk")
+    return Finding("home", True, f"{folder}, {free / 1e9:.0f} GB free")
+
+
+def _writable(folder: Path) -> bool:
+    probe = folder / ".quietchoir-doctor"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError:
+        return False
+    return True
+
+
+def model(config: Config) -> Finding:
+    """The chosen model's file."""
+    from .core.models import catalog
+
+    try:
+        path = catalog.find(config.engine.model)
+    except QuietchoirError as error:
+        return Finding("model", False, str(error), essential=True)
+    return Finding("model", True, f"{config.engine.model}, {path.stat().st_size / 1e6:.0f} MB")
+
+
+def sandbox(_config: Config) -> Finding:
+    """Whether plugins can be confined; without, they do not run and the assistant still chats."""
+    from .plugins.sandbox.probe import probe
+
+    report = probe()
+    text = report.reason if report.available else f"{report.reason}; {report.advice}. Until then no plugin runs"
+    return Finding("sandbox", report.available, text)
+
+
+def compiler(_config: Config) -> Finding:
+    """A C++ compiler, for faster kernels."""
+    found = next((path for name in COMPILERS if (path := shutil.which(name))), None)
+    advice = "none found; install one (for example the package g++) for faster kernels, torch's own are used until then"
+    return Finding("compiler", found is not None, found or advice)
+
+
+def encryption(_config: Config) -> Finding:
+    """The library behind private search."""
+    try:
+        library = importlib.import_module("tenseal")
+    except ImportError as error:
+        return Finding("encryption", False, f"tenseal cannot be loaded ({error}); private search needs it: pip install tenseal")
+    return Finding("encryption", True, f"tenseal {library.__version__}")
+
+
+def port(config: Config) -> Finding:
+    """Whether the server's port is free, or held by a node."""
+    from .core.server.app import claim
+
+    where = f"{config.server.host}:{config.server.port}"
+    try:
+        claim(config.server).close()
+    except ConfigError as error:
+        if _answers(config.server.host, config.server.port):
+            return Finding("port", True, f"{where} is taken, perhaps by a node that runs already; --port chooses another")
+        return Finding("port", False, str(error))
+    return Finding("port", True, f"{where} is free")
+
+
+def _answers(host: str, number: int) -> bool:
+    try:
+        socket.create_connection((host, number), timeout=1).close()
+    except OSError:
+        return False
+    return True

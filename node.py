@@ -1,0 +1,224 @@
+"""One running node, assembled: engine, assistant, plugins, server, and a federation's member if its owner joined one.
+
+Knows which part stands on which. Knows nothing of what they do.
+Always: what was started is stopped, in reverse order, also when a later part does not start.
+"""
+
+import asyncio
+import dataclasses
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from .core import log, paths
+from .core.assistant.adapters import AdapterInfo, AdapterSwitch
+from .core.assistant.assistant import Assistant
+from .core.config import Config
+from .core.engine.engine import Engine
+from .core.errors import FederationError, QuietchoirError
+from .core.models import catalog, weights
+from .core.models.adapter import Adapter
+from .core.models.weights import Weights
+from .core.server import auth
+from .core.server.app import Parts, Server, claim
+from .federation.member import Joining, join
+from .federation.registry import Card, Registry
+from .plugins.host import PluginHost
+
+HOUSEHOLD = "quietchoir/household"
+HOME_FILE = "home.json"
+LEAVE_S = 5.0  # how long a training step may delay the end
+logger = log.get("node")
+
+
+class RegistryStore:
+    """The federations' adapters on this disk, as the assistant wants them: those made for one model."""
+
+    def __init__(self, registry: Registry, model_digest: str) -> None:
+        self.registry = registry
+        self.model_digest = model_digest
+
+    def list(self) -> Sequence[AdapterInfo]:
+        """Adapters whose signed card names this model; a damaged card is told and left out."""
+        found = []
+        for name in self.registry.list():
+            try:
+                card = self.registry.card(name)
+            except FederationError as error:
+                logger.warning("an adapter is left out: %s", error)
+                continue
+            if card.model == self.model_digest:
+                found.append(AdapterInfo(name, describe(card)))
+        return found
+
+    def load(self, id: str) -> Adapter:
+        """Read one, checked against its name."""
+        return self.registry.load(id)
+
+    def active(self) -> str | None:
+        """The one that its owner chose last."""
+        return self.registry.active()
+
+    def activate(self, id: str | None) -> None:
+        """Remember the choice."""
+        self.registry.activate(id or "")
+
+
+def describe(card: Card) -> str:
+    """An adapter in a few words."""
+    score = f", {100 * card.accuracy_after:.0f} % right" if card.accuracy_after is not None else ""
+    return f"{card.name}, {card.rounds} {'round' if card.rounds == 1 else 'rounds'}{score}"
+
+
+class Node:
+    """The parts of one node: `start_assistant` for what answers, `start` for the server around it too."""
+
+    def __init__(self, config: Config, *, home_file: Path | None = None, loaded: Weights | None = None) -> None:
+        """Nothing starts yet.
+
+        Args:
+            home_file: the household that the built-in household plugin acts in.
+            loaded: weights to share, if the caller has them; else the configured model is loaded.
+        """
+        self.config = config
+        self.loaded = loaded
+        self.home = paths.private_folder(paths.home())
+        files: Mapping[str, Mapping[str, Path]] = {HOUSEHOLD: {HOME_FILE: home_file}} if home_file else {}
+        self.plugins = PluginHost(config.plugins, files=files)
+        self.parts = AsyncExitStack()
+        self.weights: Weights
+        self.engine: Engine
+        self.adapters: AdapterSwitch
+        self.assistant: Assistant
+        self.server: Server
+        self.page = ""  # the page's address, with the token
+
+    async def start_assistant(self) -> None:
+        """Load the model and everything that answers.
+
+        Raises:
+            ModelError: not on this disk, or not usable. ConfigError: a setting that its owner can mend.
+        """
+        if self.loaded is None:
+            self.loaded = await asyncio.to_thread(weights.load, catalog.find(self.config.engine.model))
+        self.weights = self.loaded
+        self.engine = await asyncio.to_thread(Engine, self.weights, self.config.engine)
+        self.engine.start()
+        self.parts.push_async_callback(asyncio.to_thread, self.engine.stop)
+        self.parts.push_async_callback(self.plugins.stop)
+        await self.plugins.start()
+        store = RegistryStore(Registry(self.home), self.weights.digest)
+        self.adapters = AdapterSwitch(model_name(self.config.engine.model), self.engine.adapters, store)
+        await self.adapters.start()
+        self.assistant = Assistant(
+            self.engine,
+            self.weights.tokenizer,
+            self.plugins,
+            context=self.engine.context,
+            call_timeout_s=self.config.plugins.call_timeout_s,
+        )
+
+    async def start(self) -> None:
+        """Take the port, load everything, answer.
+
+        Raises:
+            ConfigError: the port cannot be used. ModelError: as `start_assistant`.
+        """
+        claimed = claim(self.config.server)  # first: loading takes seconds, and a taken port should be told at once
+        self.parts.callback(claimed.close)
+        token = auth.load_token(self.home)
+        await self.start_assistant()
+        parts = Parts(assistant=self.assistant, adapters=self.adapters, token=token, stats=self.stats)
+        self.server = Server(parts, self.config.server, claimed)
+        self.parts.push_async_callback(self.server.stop)
+        await self.server.start()
+        self.page = f"{self.server.url}#token={token}"
+
+    def take_part(self, federation: Path) -> None:
+        """Be a member of a federation from now on, with the examples that the configuration consents to."""
+        membership = Membership(Joining(file=federation, data=self.config.training.data, home=self.home), self.config)
+        membership.thread.start()
+        self.parts.push_async_callback(asyncio.to_thread, membership.leave)
+
+    def stats(self) -> Mapping[str, Any]:
+        """The engine's counters."""
+        return dataclasses.asdict(self.engine.stats())
+
+    async def stop(self) -> None:
+        """Stop everything that was started, the newest first."""
+        await self.parts.aclose()
+
+    async def __aenter__(self) -> "Node":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+
+def model_name(model: str) -> str:
+    """What clients call the model: the catalog's name, or a file's name without its ending."""
+    return Path(model).stem if "/" in model or "\\" in model else model
+
+
+class Membership:
+    """This node's part in a federation, in a thread of its own; its end, good or bad, does not end the node."""
+
+    def __init__(self, joining: Joining, config: Config) -> None:
+        self.joining = joining
+        self.config = config
+        self.left = threading.Event()
+        self.thread = threading.Thread(target=self.run, name="quietchoir-member", daemon=True)
+
+    def run(self) -> None:
+        """Take part until told to leave."""
+        try:
+            join(self.joining, self.config, self.tell, self.left)
+        except QuietchoirError as error:
+            logger.error("not in the federation: %s", error)
+        except Exception:
+            logger.exception("the federation's member broke; the assistant goes on without it")
+
+    def tell(self, event: dict[str, object]) -> None:
+        """What a reader of the log wants to know."""
+        if event["event"] == "adopted":
+            logger.warning(
+                "a finished adapter came: %s; choose it on the page or with: quietchoir adapter activate", event["adapter"]
+            )
+        else:
+            logger.info("federation: %s", event["event"])
+
+    def leave(self) -> None:
+        """Ask the thread to end; training that runs is given up, nothing of it was written."""
+        self.left.set()
+        self.thread.join(LEAVE_S)
+
+
+async def serve(
+    config: Config, tell: Callable[[Node], None], *, home_file: Path | None = None, federation: Path | None = None
+) -> None:
+    """Run a node until Ctrl-C or SIGTERM.
+
+    Args:
+        tell: called once, when the node answers.
+        federation: a federation file whose member this node is.
+    """
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, ended.set)
+    async with Node(config, home_file=home_file) as node:
+        starting = asyncio.ensure_future(node.start())
+        waiting = asyncio.ensure_future(ended.wait())
+        await asyncio.wait((starting, waiting), return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():  # Ctrl-C while the model loads
+            starting.cancel()
+            await asyncio.wait((starting,))
+            return
+        await starting
+        if federation is not None:
+            node.take_part(federation)
+        tell(node)
+        await waiting

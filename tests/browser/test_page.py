@@ -1,0 +1,130 @@
+"""The page in a real browser: it talks, shows tool calls, stops, and lets nothing out."""
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from quietchoir.core.toolcall import ToolCall, render
+from quietchoir.tests.browser.chromium import Tab, browser, find
+from quietchoir.tests.fakes_http import TOKEN, Served, until
+from quietchoir.tests.fakes_server import FakeStore, FakeTools, engine_saying
+
+CALL = render(ToolCall("HassTurnOn", {"area": "kitchen", "name": "ceiling light"}))
+EVIL = (
+    "**bold** <img src=https://evil.example/a.png onerror=alert(1)> ![b](https://evil.example/b.png) "
+    "<script>window.broken = true</script> [click](javascript:window.broken=true)"
+)
+
+
+@pytest.fixture(autouse=True)
+def _needs_a_browser() -> None:
+    if find() is not None:
+        return
+    if os.environ.get("CI") == "true":
+        pytest.fail("no Chromium here; continuous integration must have one")
+    pytest.skip("no Chromium on this machine; install the package chromium to test the page")
+
+
+@pytest.fixture
+async def tab() -> AsyncIterator[Tab]:
+    """A browser's one tab, at nothing yet."""
+    async with browser() as running:
+        yield running
+
+
+async def say(tab: Tab, text: str) -> None:
+    """Type a message and press Enter."""
+    await tab.until("document.querySelector('textarea')")
+    await tab.run("document.querySelector('textarea').focus()")
+    await tab.type(text)
+    await tab.press_enter()
+
+
+async def choose(tab: Tab, adapter: str) -> None:
+    """Pick an adapter, as a click in the list would."""
+    await tab.run(f"document.querySelector('select').value = '{adapter}'")
+    await tab.run("document.querySelector('select').dispatchEvent(new Event('change'))")
+
+
+async def answered(tab: Tab, count: int) -> str:
+    """Wait for so many whole answers; give the last one's text."""
+    await tab.until(f"document.querySelectorAll('.body footer').length === {count}")
+    return str(await tab.run("[...document.querySelectorAll('.assistant .prose')].at(-1)?.innerText ?? ''"))
+
+
+async def test_the_page_talks_calls_tools_and_switches_adapters(tab: Tab, tmp_path: Path) -> None:
+    store = FakeStore(("a" * 64, "b" * 64), chosen="a" * 64)
+    async with Served(engine_saying(["Good ", "morning."], [CALL], ["Gladly."]), FakeTools(), store).running() as served:
+        await tab.open(f"{served.server.url}#token={TOKEN}")
+        await say(tab, "hello there")
+        assert await answered(tab, 1) == "Good morning."
+        assert await tab.run("location.hash + location.href") == served.server.url  # the token left the address
+
+        await say(tab, "turn on the ceiling light")
+        assert await answered(tab, 2) == "Turned on the kitchen light."
+        card = await tab.run("document.querySelector('.card').innerText")
+        assert all(word in card for word in ("HassTurnOn", "kitchen", "ceiling light", "done"))
+
+        await choose(tab, "b" * 64)
+        await until(lambda: served.adapters.active == "b" * 64)
+        await say(tab, "and now?")
+        assert await answered(tab, 3) == "Gladly."
+        assert [request.adapter for request in served.engine.requests] == ["a" * 64, "a" * 64, "b" * 64]
+        assert all(url.startswith((served.server.url, "data:")) for url in tab.urls)
+        assert tab.problems == []
+        await tab.picture(tmp_path / "page.png")
+        assert (tmp_path / "page.png").stat().st_size > 10_000
+
+
+async def test_what_a_model_writes_cannot_act(tab: Tab) -> None:
+    async with Served(engine_saying([EVIL])).running() as served:
+        await tab.open(f"{served.server.url}#token={TOKEN}")
+        await say(tab, "be evil")
+        assert "bold" in await answered(tab, 1)
+        assert await tab.run("document.querySelector('.prose strong').innerText") == "bold"
+        assert await tab.run("document.querySelectorAll('.prose :is(img, script, iframe)').length") == 0
+        assert await tab.run("document.querySelectorAll('.prose a[href^=javascript]').length") == 0
+        assert await tab.run("window.broken === undefined")
+        assert not [url for url in tab.urls if "evil" in url]
+
+
+async def test_stop_ends_the_answer_in_the_engine_too(tab: Tab) -> None:
+    async with Served(engine_saying(["Once upon ", "a time"], held=True)).running() as served:
+        await tab.open(f"{served.server.url}#token={TOKEN}")
+        await say(tab, "a long story")
+        await tab.until("document.querySelector('.prose')?.innerText.includes('Once upon')")
+        await tab.run("document.querySelector('.send.stop').click()")
+        assert await answered(tab, 1) == "Once upon"
+        assert "stopped" in await tab.run("document.querySelector('.body footer').innerText")
+        await tab.until("!document.querySelector('.send.stop')")
+        await until(lambda: [generation.finished for generation in served.engine.generations] == ["cancelled"])
+
+
+async def test_without_a_token_the_page_asks_for_it_and_a_wrong_one_opens_nothing(tab: Tab) -> None:
+    async with Served(engine_saying(["Welcome."])).running() as served:
+        await tab.open(served.server.url)
+        for token, then in (
+            ("wrong", "document.querySelector('form.token .error')"),
+            (TOKEN, "document.querySelector('.picker')"),
+        ):
+            await tab.until("document.querySelector('form.token input')")
+            await tab.run("document.querySelector('form.token input').focus()")
+            await tab.type(token)
+            await tab.press_enter()
+            await tab.until(then)
+            await tab.run("document.querySelector('form.token input')?.select()")
+        await say(tab, "hello")
+        assert await answered(tab, 1) == "Welcome."
+
+
+async def test_what_the_node_refuses_is_shown(tab: Tab) -> None:
+    store = FakeStore(("broken",), broken=frozenset({"broken"}))
+    async with Served(engine_saying(["one", "two"], finished="error"), store=store).running() as served:
+        await tab.open(f"{served.server.url}#token={TOKEN}")
+        await say(tab, "hello")
+        await answered(tab, 1)
+        assert "a kernel broke" in await tab.run("document.querySelector('.assistant .error').innerText")
+        await choose(tab, "broken")
+        await tab.until("document.querySelector('.notice')?.innerText.includes('another model')")

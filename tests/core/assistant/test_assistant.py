@@ -1,0 +1,193 @@
+"""An answer is text, or one tool call with its result; and whoever leaves frees the engine."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from quietchoir.core.assistant.assistant import Answered, Ask, Assistant, Called, Event, Finished, Gate, Text
+from quietchoir.core.assistant.context import Message
+from quietchoir.core.assistant.tools import NoTools, ToolResult
+from quietchoir.core.errors import EngineError, OverloadedError, RequestError, ToolError
+from quietchoir.core.toolcall import SYSTEM_PROMPT, ToolCall, render
+from quietchoir.tests.fakes_server import FakeEngine, FakeTools, WordTokenizer, engine_saying
+
+LIGHT = ToolCall("HassTurnOn", {"area": "kitchen", "name": "light"})
+CALL_PIECES = [render(LIGHT)[:9], render(LIGHT)[9:30], render(LIGHT)[30:]]
+QUESTION = (Message("user", "turn on the kitchen light"),)
+
+
+def assistant(engine: FakeEngine, tools: Any = None, *, context: int = 100) -> Assistant:
+    return Assistant(engine, WordTokenizer(), tools or NoTools(), context=context, call_timeout_s=5.0)
+
+
+async def events(who: Assistant, **ask: Any) -> list[Event]:
+    return [event async for event in who.reply(Ask(messages=ask.pop("messages", QUESTION), **ask))]
+
+
+def text_of(found: Sequence[Event]) -> str:
+    return "".join(event.text for event in found if isinstance(event, Text))
+
+
+async def test_a_plain_answer_comes_piece_by_piece_and_ends_with_its_counts() -> None:
+    found = await events(assistant(engine_saying(["Good ", "morning", "."])))
+    assert found == [Text("Good "), Text("morning"), Text("."), Finished("stop", 6, 3)]
+
+
+async def test_a_call_to_a_known_tool_is_carried_out_and_its_answer_is_the_text() -> None:
+    tools = FakeTools()
+    found = await events(assistant(engine_saying(CALL_PIECES), tools))
+    assert tools.calls == [LIGHT]
+    called, answered, text, end = found
+    assert isinstance(called, Called) and (called.call, called.plugin_id) == (LIGHT, "quietchoir/household")
+    assert answered == Answered(called.id, ToolResult("Turned on the kitchen light."))
+    assert text == Text("Turned on the kitchen light.")
+    assert end == Finished("stop", 6, 3)
+
+
+async def test_what_a_tool_answers_is_never_read_as_a_call() -> None:
+    tools = FakeTools(answer=render(LIGHT))
+    engine = engine_saying(CALL_PIECES)
+    found = await events(assistant(engine, tools))
+    assert len(tools.calls) == 1
+    assert len(engine.requests) == 1
+    assert text_of(found) == render(LIGHT)
+
+
+async def test_a_call_to_an_unknown_tool_is_only_text() -> None:
+    tools = FakeTools(names=("HassTurnOff",))
+    found = await events(assistant(engine_saying(CALL_PIECES), tools))
+    assert tools.calls == []
+    assert text_of(found) == render(LIGHT)
+
+
+async def test_an_answer_cut_inside_a_call_calls_nothing() -> None:
+    tools = FakeTools()
+    found = await events(assistant(engine_saying(CALL_PIECES, finished="length"), tools))
+    assert tools.calls == []
+    assert found[-1].reason == "length"  # type: ignore[union-attr]
+
+
+async def test_tools_that_the_caller_brings_are_returned_and_not_carried_out() -> None:
+    tools = FakeTools()
+    found = await events(assistant(engine_saying(CALL_PIECES), tools), caller_tools=frozenset({"HassTurnOn"}))
+    assert tools.calls == []
+    called, end = found
+    assert isinstance(called, Called) and called.call == LIGHT
+    assert end == Finished("tool_calls", 6, 3)
+
+
+async def test_without_tools_wanted_a_call_is_only_text() -> None:
+    tools = FakeTools()
+    found = await events(assistant(engine_saying(CALL_PIECES), tools), use_tools=False)
+    assert tools.calls == [] and text_of(found) == render(LIGHT)
+
+
+@pytest.mark.parametrize(
+    "tools, words",
+    [
+        (FakeTools(fails=ToolError("the lamp does not answer; look at its plug")), "the lamp does not answer"),
+        (FakeTools(hangs=True), "no answer within"),
+    ],
+)
+async def test_a_tool_that_fails_or_hangs_ends_in_a_sentence(tools: FakeTools, words: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr("quietchoir.core.assistant.assistant.GRACE_S", 0.0)
+    who = assistant(engine_saying(CALL_PIECES), tools)
+    who.call_timeout_s = 0.01
+    found = await events(who)
+    answered = found[1]
+    assert isinstance(answered, Answered) and not answered.result.ok and words in answered.result.text
+    assert words in text_of(found)
+
+
+@pytest.mark.parametrize(
+    "adapter, tools, messages, expected",
+    [
+        ("home", FakeTools(), QUESTION, [SYSTEM_PROMPT]),
+        (None, FakeTools(), QUESTION, []),
+        ("home", NoTools(), QUESTION, []),
+        ("home", FakeTools(), (Message("system", "Be kind."), *QUESTION), ["Be kind."]),
+    ],
+)
+async def test_the_training_prompt_comes_with_an_adapter_and_tools_alone(
+    adapter: str | None, tools: Any, messages: tuple[Message, ...], expected: list[str]
+) -> None:
+    who = assistant(engine_saying(["ok"]), tools)
+    await events(who, adapter=adapter, messages=messages)
+    seen = who.tokenizer.last_messages  # type: ignore[attr-defined]
+    assert [message["content"] for message in seen if message["role"] == "system"] == expected
+
+
+async def test_who_leaves_early_cancels_the_generation() -> None:
+    engine = engine_saying(["one", "two", "three"], held=True)
+    async with aclosing(assistant(engine).reply(Ask(messages=QUESTION))) as answer:
+        assert await anext(answer) == Text("one")
+    assert engine.generations[0].finished == "cancelled"
+
+
+async def test_a_cancelled_reader_cancels_the_generation() -> None:
+    engine = engine_saying(["one", "two"], held=True)
+    got_first = asyncio.Event()
+
+    async def read() -> None:
+        async with aclosing(assistant(engine).reply(Ask(messages=QUESTION))) as answer:
+            async for _ in answer:
+                got_first.set()
+
+    reader = asyncio.create_task(read())
+    await got_first.wait()
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    assert engine.generations[0].finished == "cancelled"
+
+
+async def test_a_finished_answer_is_not_cancelled() -> None:
+    engine = engine_saying(["one"])
+    await events(assistant(engine))
+    assert not engine.generations[0].cancel_requested
+
+
+async def test_an_engine_that_breaks_half_way_raises_its_error() -> None:
+    with pytest.raises(EngineError, match="a kernel broke"):
+        await events(assistant(engine_saying(["one", "two"], finished="error")))
+
+
+@pytest.mark.parametrize("refusal", [OverloadedError("the queue is full"), RequestError("too long")])
+async def test_a_refusal_passes_through(refusal: Exception) -> None:
+    engine = engine_saying(["one"])
+    engine.refuse = refusal
+    with pytest.raises(type(refusal)):
+        await events(assistant(engine))
+
+
+async def test_prompt_and_answer_share_the_context() -> None:
+    engine = engine_saying(["ok"])
+    await events(assistant(engine, context=20), max_tokens=1000)
+    assert len(engine.requests[0].prompt) + engine.requests[0].max_tokens == 20
+
+
+async def test_an_endless_wish_for_tokens_does_not_push_the_question_out() -> None:
+    engine = engine_saying(["ok"])
+    old = (Message("user", "old " * 30), Message("assistant", "yes"))
+    await events(assistant(engine, context=40), messages=(*old, *QUESTION), max_tokens=10_000)
+    assert len(engine.requests[0].prompt) == 6  # the question stayed, the old turn went
+
+
+async def test_a_completion_uses_neither_template_nor_tools() -> None:
+    engine, tools = engine_saying(CALL_PIECES), FakeTools()
+    who = assistant(engine, tools)
+    found = [event async for event in who.complete("once upon a time", Ask(messages=()))]
+    assert engine.requests[0].prompt == (0, 1, 2, 3)
+    assert text_of(found) == render(LIGHT) and tools.calls == []
+
+
+@pytest.mark.parametrize(
+    "pieces, shown_at_once",
+    [(["  ", "Hello"], ["", "  Hello"]), ([" {", "}"], ["", ""]), (["Sure: ", "{}"], ["Sure: ", "{}"])],
+)
+def test_the_gate_holds_back_only_what_may_become_a_call(pieces: list[str], shown_at_once: list[str]) -> None:
+    gate = Gate(closed=True)
+    assert [gate.push(piece) for piece in pieces] == shown_at_once

@@ -1,0 +1,85 @@
+"""A conversation in a terminal."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+
+import pytest
+
+from quietchoir.core.assistant.assistant import Answered, Called, Event, Finished, Text
+from quietchoir.core.assistant.context import Message
+from quietchoir.core.assistant.terminal import converse, visible
+from quietchoir.core.assistant.tools import ToolResult
+from quietchoir.core.errors import EngineError
+from quietchoir.core.toolcall import ToolCall
+
+CALL = ToolCall("HassTurnOn", {"name": "lamp"})
+
+
+class Speaker:
+    """Replies with a script and remembers what it was asked."""
+
+    def __init__(self, *script: Event | BaseException) -> None:
+        self.script = script
+        self.asked: list[list[Message]] = []
+
+    async def reply(self, messages: Sequence[Message]) -> AsyncGenerator[Event, None]:
+        self.asked.append(list(messages))
+        for event in self.script:
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+
+
+def talk(speaker: Speaker, *lines: str) -> str:
+    """Type `lines`, then the end of input; give all that was written."""
+    written: list[str] = []
+    with asyncio.Runner() as runner:
+        converse(speaker.reply, runner, reader(iter(lines)), written.append)
+    return "".join(written)
+
+
+def reader(lines: Iterator[str]) -> Callable[[str], str]:
+    def read(_prompt: str) -> str:
+        for line in lines:
+            return line
+        raise EOFError
+
+    return read
+
+
+def test_an_answer_is_written_and_remembered() -> None:
+    speaker = Speaker(Text("Good "), Text("day."), Finished("stop", 1, 2))
+    assert "Good day.\n" in talk(speaker, "hello", "again", "/quit")
+    assert [message.content for message in speaker.asked[1]] == ["hello", "Good day.", "again"]
+
+
+def test_new_forgets() -> None:
+    speaker = Speaker(Text("Yes."), Finished("stop", 1, 1))
+    talk(speaker, "hello", "/new", "again")
+    assert [message.content for message in speaker.asked[1]] == ["again"]
+
+
+def test_a_tool_call_is_shown_and_goes_back_as_a_call() -> None:
+    speaker = Speaker(Called("1", CALL), Answered("1", ToolResult("It is broken.", ok=False)), Text("It is broken."))
+    written = talk(speaker, "turn on the lamp", "again")
+    assert '[{"name": "HassTurnOn", "arguments": {"name": "lamp"}}]\n[did not work] It is broken.' in written
+    assert speaker.asked[1][1].calls == (CALL,)
+
+
+@pytest.mark.parametrize("failure", [EngineError("the queue is full"), KeyboardInterrupt()])
+def test_an_answer_that_fails_or_is_stopped_ends_alone(failure: BaseException) -> None:
+    speaker = Speaker(Text("Well"), failure)
+    written = talk(speaker, "hello", "again")
+    assert len(speaker.asked) == 2
+    assert [message.content for message in speaker.asked[1]] == ["again"]
+    assert str(failure) in written
+
+
+def test_an_unknown_command_is_not_sent_to_anybody() -> None:
+    speaker = Speaker()
+    assert talk(speaker, "/what", "").count("/new begins afresh") == 2
+    assert speaker.asked == []
+
+
+def test_an_answer_cannot_move_the_cursor() -> None:
+    assert visible("a\x1b[2J\x07b\u202ec\td\n") == "a[2Jbc\td\n"

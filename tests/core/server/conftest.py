@@ -1,0 +1,15 @@
+"""A server over a fake engine."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from quietchoir.tests.fakes_http import Served
+from quietchoir.tests.fakes_server import engine_saying
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    """A server that always says good morning."""
+    async with Served(engine_saying(["Good ", "morning."])).running() as running:
+        yield running

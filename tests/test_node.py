@@ -1,0 +1,206 @@
+"""One whole node with the real model: HTTP in, tokens out, and everything let go again."""
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+import torch
+
+from quietchoir.core import paths
+from quietchoir.core.assistant.assistant import Ask, Assistant, Text
+from quietchoir.core.assistant.context import Message
+from quietchoir.core.config import Config, EngineConfig, ServerConfig
+from quietchoir.core.errors import ConfigError, ModelNotFoundError
+from quietchoir.core.models.adapter import AdapterShape, Layout, assemble
+from quietchoir.core.models.weights import Weights
+from quietchoir.core.server.app import claim
+from quietchoir.core.toolcall import ToolCall, render
+from quietchoir.crypto.keys import Identity
+from quietchoir.federation.member import Joining
+from quietchoir.federation.registry import Card, Registry, content_hash
+from quietchoir.node import Membership, Node, model_name
+from quietchoir.tests.fakes_server import engine_saying
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+CHAT = "v1/chat/completions"
+CONFIG = Config(engine=EngineConfig(kv_bytes=64 << 20, context=512), server=ServerConfig(port=0))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A node's home with a household in it."""
+    folder = tmp_path_factory.mktemp("node")
+    devices = [{"name": "lamp", "domain": "light", "area": "kitchen"}]
+    (folder / "home.json").write_text(json.dumps({"areas": [{"name": "kitchen"}], "devices": devices, "lists": []}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(home: Path, smollm2: Weights) -> str:
+    """A signed adapter in that home which turns the model's words upside down."""
+    shape = AdapterShape(rank=2, upper_layers=2)
+    noise = torch.randn(Layout(shape, smollm2.architecture).size, generator=torch.Generator().manual_seed(1))
+    made = assemble(shape, smollm2.architecture, smollm2.digest, noise)
+    card = Card(
+        adapter=content_hash(made), federation="00", name="choir", run="1", rounds=3, model=smollm2.digest, parent="",
+        protection="masked", accuracy_before=0.1, accuracy_after=0.9,
+    ).signed(Identity.generate())  # fmt: skip
+    return Registry(home).put(made, card)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def node(home: Path, adapter: str, smollm2: Weights) -> AsyncIterator[Node]:
+    """A running node."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(paths.MODELS_VARIABLE, str(paths.models()))
+        patch.setenv(paths.HOME_VARIABLE, str(home))
+        async with Node(CONFIG, home_file=home / "home.json", loaded=smollm2) as running:
+            await running.start()
+            yield running
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def client(node: Node) -> AsyncIterator[aiohttp.ClientSession]:
+    """A client that has the token."""
+    headers = {"Authorization": f"Bearer {(node.home / 'token').read_text()}"}
+    async with aiohttp.ClientSession(node.server.url, headers=headers) as session:
+        yield session
+
+
+def ask(text: str, **fields: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}], "max_tokens": 24} | fields
+
+
+async def answer(client: aiohttp.ClientSession, body: dict[str, Any]) -> dict[str, Any]:
+    async with client.post(CHAT, json=body) as response:
+        assert response.status == 200, await response.text()
+        return dict(await response.json())
+
+
+async def test_the_model_answers_whole_and_streamed_alike(client: aiohttp.ClientSession) -> None:
+    question = ask("What is the capital of France?")
+    whole = await answer(client, question)
+    text = whole["choices"][0]["message"]["content"]
+    assert "Paris" in text
+    async with client.post(CHAT, json=question | {"stream": True}) as response:
+        lines = [line[6:].strip() async for line in response.content if line.strip()]
+    assert lines[-1] == b"[DONE]"
+    assert "".join(json.loads(line)["choices"][0]["delta"].get("content", "") for line in lines[:-1]) == text
+
+
+async def test_many_requests_at_once_are_all_answered(client: aiohttp.ClientSession, node: Node) -> None:
+    questions = [ask(f"Count to {number}.", max_tokens=8, temperature=0.7, seed=number) for number in range(6)]
+    found = await asyncio.gather(*(answer(client, question) for question in questions))
+    assert all(body["choices"][0]["message"]["content"] for body in found)
+    assert all(1 <= body["usage"]["completion_tokens"] <= 8 for body in found)
+    stats = node.engine.stats()
+    assert (stats.running, stats.waiting, stats.failed) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_a_client_that_goes_away_frees_its_cache(client: aiohttp.ClientSession, node: Node, streamed: bool) -> None:
+    before = node.engine.stats()
+    asked = asyncio.create_task(client.post(CHAT, json=ask("Tell me everything.", max_tokens=400, stream=streamed)))
+    async with asyncio.timeout(60):
+        while node.engine.stats().completion_tokens < before.completion_tokens + 3:
+            await asyncio.sleep(0.005)
+        if streamed:
+            (await asked).close()
+        asked.cancel()
+        while node.engine.stats().cancelled == before.cancelled:
+            await asyncio.sleep(0.005)
+    after = node.engine.stats()
+    assert (after.running, after.blocks_free) == (0, after.blocks_total)
+    assert after.completion_tokens < before.completion_tokens + 400
+
+
+async def test_an_adapter_is_swapped_in_and_out_of_the_running_node(
+    client: aiohttp.ClientSession, node: Node, adapter: str
+) -> None:
+    question = ask("What is the capital of France?", tool_choice="none")
+    plain = (await answer(client, question))["choices"][0]["message"]["content"]
+    async with client.get("api/adapters") as response:
+        assert (await response.json())["adapters"] == [{"id": adapter, "description": "choir, 3 rounds, 90 % right"}]
+    async with client.post("api/adapters/activate", json={"name": adapter[:12]}) as response:
+        assert await response.json() == {"active": adapter}
+    assert Registry(node.home).active() == adapter
+    changed = await answer(client, question)
+    assert changed["model"] == f"smollm2-135m-instruct:{adapter}"
+    assert changed["choices"][0]["message"]["content"] != plain
+    assert (await answer(client, question | {"model": "base"}))["choices"][0]["message"]["content"] == plain
+    async with client.post("api/adapters/activate", json={"name": None}) as response:
+        assert response.status == 200
+    assert (await answer(client, question))["choices"][0]["message"]["content"] == plain
+
+
+async def test_a_tool_call_reaches_the_sandboxed_household(node: Node) -> None:
+    if not node.plugins.report.available:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"no sandbox: {node.plugins.report.reason}")
+        pytest.skip(f"no sandbox: {node.plugins.report.reason}; {node.plugins.report.advice}")
+    engine = engine_saying([render(ToolCall("HassTurnOn", {"name": "lamp"}))])
+    assistant = Assistant(engine, node.weights.tokenizer, node.plugins, context=512)
+    events = [event async for event in assistant.reply(Ask(messages=(Message("user", "lamp on"),)))]
+    assert "lamp" in "".join(event.text for event in events if isinstance(event, Text))
+
+
+async def test_a_conversation_longer_than_the_context_goes_on_with_its_newest_turns(client: aiohttp.ClientSession) -> None:
+    turns = [
+        {"role": role, "content": f"{word} {number} " * 10}
+        for number in range(30)
+        for role, word in (("user", "question"), ("assistant", "reply"))
+    ]
+    body = await answer(client, {"messages": [*turns, {"role": "user", "content": "Say yes."}], "max_tokens": 4})
+    assert 256 < body["usage"]["prompt_tokens"] <= 508
+
+
+async def test_a_message_longer_than_the_context_is_refused(client: aiohttp.ClientSession, node: Node) -> None:
+    async with client.post(CHAT, json=ask("word " * 2000)) as response:
+        assert response.status == 400 and "at most" in (await response.json())["error"]["message"]
+    assert node.engine.stats().running == 0
+
+
+async def test_a_taken_port_is_told_before_anything_is_loaded(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(paths.HOME_VARIABLE, str(home))
+    with claim(ServerConfig(port=0)) as taken:
+        config = Config(server=ServerConfig(port=taken.getsockname()[1]), engine=EngineConfig(model="not-a-model"))
+        async with Node(config) as node:
+            with pytest.raises(ConfigError, match="--port"):
+                await node.start()
+
+
+async def test_a_missing_model_is_told_with_the_command_that_brings_it_and_the_port_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(paths.HOME_VARIABLE, str(tmp_path))
+    monkeypatch.delenv(paths.MODELS_VARIABLE, raising=False)
+    with claim(ServerConfig(port=0)) as probe:
+        config = Config(server=ServerConfig(port=probe.getsockname()[1]))
+    async with Node(config) as node:
+        with pytest.raises(ModelNotFoundError, match="quietchoir model pull smollm2-135m-instruct"):
+            await node.start()
+    claim(config.server).close()
+
+
+async def test_a_federation_that_cannot_be_joined_does_not_end_the_node(tmp_path: Path) -> None:
+    said: list[str] = []
+    listener = logging.Handler()
+    listener.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("quietchoir.node").addHandler(listener)
+    membership = Membership(Joining(file=tmp_path / "nowhere.toml", data=None, home=tmp_path), Config())
+    membership.thread.start()
+    membership.leave()
+    logging.getLogger("quietchoir.node").removeHandler(listener)
+    assert not membership.thread.is_alive()
+    assert len(said) == 1 and said[0].startswith("not in the federation: ") and "nowhere.toml" in said[0]
+
+
+async def test_a_model_file_is_called_by_its_name() -> None:
+    assert [model_name(name) for name in ("smollm2", "/models/My-Model.Q4_1.gguf")] == ["smollm2", "My-Model.Q4_1"]
