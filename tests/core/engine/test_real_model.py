@@ -11,7 +11,7 @@ from quietchoir.core.engine.request import GenerationRequest
 from quietchoir.core.engine.runner import Runner
 from quietchoir.core.models.attention import packed_attention
 from quietchoir.core.models.weights import Weights
-from tests.fakes_engine import generate
+from quietchoir.tests.fakes_engine import generate
 
 QUESTIONS = ("What is the capital of France?", "Name three colours.", "How many legs does a spider have?")
 BLOCKS = 64

@@ -1,0 +1,1 @@
+"""Experiments and measurements. Stands on all the rest."""

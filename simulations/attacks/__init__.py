@@ -1,0 +1,1 @@
+"""What an attacker tries; the tests in tests/attacks run it."""

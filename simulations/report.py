@@ -1,0 +1,86 @@
+"""A run on a terminal: one line an event, one table at the end.
+
+Knows how events and reports look. Knows nothing of how they came to be.
+Always: an accuracy that stands beside round N is that of the adapter which round N started from.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+KILO = 1000
+
+
+def percent(share: float | None) -> str:
+    """A share as readers expect it; a dash if it was not measured."""
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def size(count: float) -> str:
+    """Bytes in kilo- or megabytes of 1000."""
+    return f"{count / KILO**2:.2f} MB" if count >= KILO**2 else f"{count / KILO:.0f} kB"
+
+
+def line(event: Mapping[str, Any], rounds: int) -> str | None:
+    """One event as a line of text, or None if it is not worth one."""
+    match event.get("event"):
+        case "preparing":
+            return f"  {event['party']}: {event['train']} requests to learn from, {event['test']} held out"
+        case "waiting":
+            return f"  {event['present']} of {event['roster']} nodes are there"
+        case "aborted":
+            return f"  round {event['round']} abandoned: {event['reason']}"
+        case "round":
+            sent = list(event["bytes_up"].values())
+            return (
+                f"  round {event['round']:>2}/{rounds}   accuracy so far {percent(event['accuracy']):>7}   "
+                f"loss {event['loss'] or 0:.3f}   {len(event['parties'])} nodes   {size(sum(sent) / len(sent))} sent by each   "
+                f"{event['seconds']:.1f} s, {event['seconds'] - event['work_seconds']:.2f} s of it protection"
+            )
+        case "score":
+            return f"  all rounds done   accuracy {percent(event['accuracy'])} ({event['correct']} of {event['total']})"
+    return None
+
+
+def show_run(console: Console, report: Mapping[str, Any]) -> None:
+    """The table at the end of a run.
+
+    Args:
+        report: a `RunReport` as a table of JSON's types.
+    """
+    accuracy = report["accuracy"]
+    table = Table(title=f"{report['name']}: what came out", box=None, title_justify="left", show_header=False)
+    table.add_row("exact match on held-out requests, before", percent(accuracy["before"]))
+    table.add_row("exact match on held-out requests, after", percent(accuracy["after"]))
+    table.add_row("rounds", str(report["rounds"]))
+    table.add_row("nodes", str(report["nodes"]))
+    table.add_row("sent by a node in a round", size(report["bytes_per_node_round"]))
+    table.add_row("protection", f"{report['protection']}, {report['bits']} bits a value")
+    table.add_row("seconds", f"{report['seconds']:.1f}")
+    for reason in report["aborted"]:
+        table.add_row("abandoned", reason)
+    console.print(table)
+    show_held(console, report["held"])
+
+
+def show_held(console: Console, held: Mapping[str, Any]) -> None:
+    """What the coordinator held of one node, beside the sum."""
+    if not held:
+        return
+    table = Table(title="what the coordinator held in the last round", box=None, title_justify="left")
+    table.add_column("")
+    table.add_column("first values")
+    table.add_column("entropy, bits")
+    table.add_column("chi² per degree (noise: 1)")
+    for name, sample in held.items():
+        if isinstance(sample, Mapping):
+            words = " ".join(str(word) for word in sample["words"][:8])
+            table.add_row(
+                f"{name}: {sample['kind']}",
+                words,
+                f"{sample['entropy_bits']:.3f} of {sample['entropy_bits_of_uniform']:.0f}",
+                f"{sample['chi_square_per_degree']:.2f}",
+            )
+    console.print(table)
