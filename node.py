@@ -139,7 +139,8 @@ class Node:
 
     def take_part(self, federation: Path) -> None:
         """Be a member of a federation from now on, with the examples that the configuration consents to."""
-        membership = Membership(Joining(file=federation, data=self.config.training.data, home=self.home), self.config)
+        joining = Joining(file=federation, data=self.config.training.data, home=self.home)
+        membership = Membership(joining, self.config, self.weights)  # one set of weights serves and trains
         membership.thread.start()
         self.parts.push_async_callback(asyncio.to_thread, membership.leave)
 
@@ -166,16 +167,17 @@ def model_name(model: str) -> str:
 class Membership:
     """This node's part in a federation, in a thread of its own; its end, good or bad, does not end the node."""
 
-    def __init__(self, joining: Joining, config: Config) -> None:
+    def __init__(self, joining: Joining, config: Config, weights: Weights | None = None) -> None:
         self.joining = joining
         self.config = config
+        self.weights = weights
         self.left = threading.Event()
         self.thread = threading.Thread(target=self.run, name="quietchoir-member", daemon=True)
 
     def run(self) -> None:
         """Take part until told to leave."""
         try:
-            join(self.joining, self.config, self.tell, self.left)
+            join(self.joining, self.config, self.tell, self.left, loaded=self.weights)
         except QuietchoirError as error:
             logger.error("not in the federation: %s", error)
         except Exception:

@@ -42,11 +42,13 @@ def agree(policy: Policy, place: Place, cohort: tuple[str, ...], length: int, *,
 
 
 def threshold(policy: Policy, cohort: int) -> int:
-    """Survivors that a sum needs: the file's number, and always more than half.
+    """Survivors that a sum needs: the file's number, and always more than two thirds.
 
-    Source: Bonawitz et al. 2017, section 6.2: two disjoint majorities cannot exist.
+    With t > 2n/3 a coordinator that shows different survivors to different members needs a third of the cohort as
+    accomplices; with a bare majority it would need none (`SecAggConfig.colluders`).
+    Source: Bonawitz et al. 2017, section 6.2.
     """
-    return max(min(policy.protection.threshold, cohort), cohort // 2 + 1)
+    return max(min(policy.protection.threshold, cohort), 2 * cohort // 3 + 1)
 
 
 class MaskedParty:

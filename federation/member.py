@@ -45,8 +45,18 @@ class Joining:
     wait_s: float = 0.0  # give up if the coordinator is out of reach for so long; 0: never
 
 
-def join(joining: Joining, config: Config, on_event: OnEvent, leave: threading.Event | None = None) -> None:
+def join(
+    joining: Joining,
+    config: Config,
+    on_event: OnEvent,
+    leave: threading.Event | None = None,
+    *,
+    loaded: "Weights | None" = None,
+) -> None:
     """Take part until told to leave.
+
+    Args:
+        loaded: the model, if this process holds it already; it must be the one that the federation names.
 
     Raises:
         RosterError, ConfigError, DataError, ModelNotFoundError, FederationError: each says what to do.
@@ -55,7 +65,7 @@ def join(joining: Joining, config: Config, on_event: OnEvent, leave: threading.E
     keys = identity.load_or_create(joining.home)
     leave = leave or threading.Event()
     name = policy.name_of(keys.identity.public.raw) or ""
-    weights = None if joining.rehearse else load_model(policy)
+    weights = None if joining.rehearse else resident(policy, loaded)
     learner, size = make_learner(joining, config, policy, weights, name, on_event)
 
     def adopt(flat: Vector, card: str) -> str:
@@ -109,8 +119,8 @@ def make_learner(
     return TrainerLearner(trainer, prepared, test, policy.recipe.trainer(), step), trainer.size
 
 
-def load_model(policy: Policy) -> "Weights":
-    """The federation's frozen model, from this node's disk.
+def resident(policy: Policy, loaded: "Weights | None" = None) -> "Weights":
+    """The federation's frozen model: the one this process holds, if it is that one, or from this node's disk.
 
     Raises:
         ModelNotFoundError: says how to pull it.
@@ -119,7 +129,8 @@ def load_model(policy: Policy) -> "Weights":
     from ..core.models import catalog
     from ..core.models.weights import load
 
-    weights = load(catalog.find(policy.model.name))
+    held = loaded is not None and loaded.digest == policy.model.digest
+    weights = loaded if loaded is not None and held else load(catalog.find(policy.model.name))
     if weights.digest != policy.model.digest:
         raise IntegrityError(
             f"model {policy.model.name} here has sha256 {weights.digest[:16]}…, the federation agreed on "
@@ -180,7 +191,7 @@ def coordinate(coordinating: Coordinating, on_event: OnEvent) -> RunReport:
             f"{coordinating.file}: {len(policy.members)} members, min_cohort {policy.protection.min_cohort}; "
             "enroll more: quietchoir federation enroll"
         )
-    weights = None if coordinating.rehearse else load_model(policy)
+    weights = None if coordinating.rehearse else resident(policy)
     keep, size = None, coordinating.rehearse
     if weights is not None:
         keep, size = keeper(policy, weights, signer, Registry(coordinating.home))

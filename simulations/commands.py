@@ -21,14 +21,12 @@ def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
 
 def run_simulation(arguments: Namespace) -> None:
     """Run one scenario, a line for each round."""
-    from rich.console import Console
-
     from ..core.models import catalog, weights
     from . import machine, report
     from .run import simulate
     from .scenario import load
 
-    console = Console(highlight=False)
+    console = report.wide_console()
     scenario = load(arguments.scenario)
     model = weights.load(catalog.find(scenario.model))
     console.print(f"[bold]{scenario.name}[/bold]  {machine.line()}")

@@ -31,7 +31,7 @@ from ..core.training.examples import Example
 from ..core.training.trainer import Trainer
 from . import machine
 from .population import populate
-from .report import percent
+from .report import percent, wide_console
 from .run import simulate
 from .scenario import Scenario, load
 
@@ -73,7 +73,8 @@ class Comparison:
 
     def together(self) -> float:
         """The federation's last adapter, scored by its members."""
-        report = simulate(self.scenario, self.model)
+        recipe = dataclasses.replace(self.scenario.recipe, evaluate_every=0)  # only before the first and after the last round
+        report = simulate(dataclasses.replace(self.scenario, recipe=recipe), self.model)
         after = report.accuracy["after"]
         if after is None:
             raise QuietchoirError("the federation ended without a score")
@@ -130,7 +131,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("demo/compare.json"))
     chosen = parser.parse_args()
     log.start("warning")
-    console = Console(highlight=False)
+    console = wide_console()
     scenario = load(chosen.scenario)
     model = weights.load(catalog.find(scenario.model))
     console.print(machine.line())

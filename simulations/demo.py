@@ -26,8 +26,8 @@ from .scenario import SHIPPED
 
 OWN_FILES = "written by quietchoir demo"  # a folder with this marker may be emptied by the next demo
 START_S, ROUND_S, END_S = 300.0, 1200.0, 120.0  # generous: a slow machine is not a broken one
-QUESTION = "What do I do if the heating shows too little pressure?"
-RIGHT_PASSAGE = "boiler"  # the passage that answers it speaks of the boiler in the cellar
+QUESTION = "Which tablets must not be taken together with grapefruit?"
+RIGHT_PASSAGE = "blood pressure tablets"  # the one passage of the library that answers it
 
 
 @dataclass(slots=True)
@@ -116,11 +116,12 @@ class Demo:
 
     def start_assistant(self) -> RunningNode:
         """The first household's assistant, with its household plugin in a sandbox."""
-        self.heading(f"3  {self.names[0]}'s assistant runs; it has learned nothing yet")
+        self.heading(f"3  {self.names[0]}'s assistant runs, and is a member too: one set of weights serves and trains")
         data = self.folder / "data" / self.names[0]
         child = self.stage.start(
-            "assistant", "serve", "--port", "0", "--home-file", str(data / "home.json"), **self.environment(self.names[0])
-        )
+            self.names[0], "serve", "--port", "0", "--home-file", str(data / "home.json"),
+            "--federation", str(self.file), "--data", str(data), **self.environment(self.names[0]),
+        )  # fmt: skip
         line = child.wait_for(lambda text: text.startswith("serving on "), START_S)
         return RunningNode(line.removeprefix("serving on ").strip(), data / "test.jsonl")
 
@@ -145,7 +146,7 @@ class Demo:
                 name, "join", str(self.file), "--data", str(self.folder / "data" / name), "--once", "--json-lines",
                 **self.environment(name),
             )
-            for name in self.names
+            for name in self.names[1:]
         ]  # fmt: skip
         self.watch(coordinator)
         for child in (coordinator, *nodes):
@@ -231,7 +232,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args()
     log.start("warning")
-    console = Console(highlight=False)
+    console = report.wide_console()
     folder = chosen.out.resolve()
     empty(folder)
     console.print(machine.line())

@@ -37,12 +37,14 @@ class Child:
             start_new_session=True,  # Ctrl-C reaches the demonstration, which then ends its children in order
         )
         self.lines: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for text in self.process.stdout:
-            self.lines.put(text.rstrip("\n"))
+        with self.process.stdout as stream:
+            for text in stream:
+                self.lines.put(text.rstrip("\n"))
         self.lines.put(None)
 
     def next_line(self, deadline_s: float) -> str:
@@ -98,6 +100,7 @@ class Child:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+        self._reader.join(PATIENCE_S)
         self._errors.close()
 
 

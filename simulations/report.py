@@ -4,13 +4,15 @@ Knows how events and reports look. Knows nothing of how they came to be.
 Always: an accuracy that stands beside round N is that of the adapter which round N started from.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 KILO = 1000
+SHOWN = 10  # values of a sample
+FILE_WIDTH = 150  # characters
 
 
 def percent(share: float | None) -> str:
@@ -70,17 +72,20 @@ def show_held(console: Console, held: Mapping[str, Any]) -> None:
     if not held:
         return
     table = Table(title="what the coordinator held in the last round", box=None, title_justify="left")
-    table.add_column("")
-    table.add_column("first values")
-    table.add_column("entropy, bits")
-    table.add_column("chi² per degree (noise: 1)")
-    for name, sample in held.items():
-        if isinstance(sample, Mapping):
-            words = " ".join(str(word) for word in sample["words"][:8])
-            table.add_row(
-                f"{name}: {sample['kind']}",
-                words,
-                f"{sample['entropy_bits']:.3f} of {sample['entropy_bits_of_uniform']:.0f}",
-                f"{sample['chi_square_per_degree']:.2f}",
-            )
+    for column in ("", "first values", "entropy, bits", "chi² per degree (noise: about 1)"):
+        table.add_column(column)
+    entropy = f"{held['entropy_bits']:.3f} of {held['entropy_bits_of_uniform']:.0f}"
+    table.add_row(f"one node's update, {held['kind']}", numbers(held["words"]), entropy, f"{held['chi_square_per_degree']:.2f}")
+    table.add_row("the sum of all", numbers(held["sum_words"]), "", "")
     console.print(table)
+
+
+def numbers(words: Sequence[int]) -> str:
+    """The first few, in columns."""
+    return " ".join(f"{word:>4}" for word in words[:SHOWN])
+
+
+def wide_console() -> Console:
+    """A terminal as it is; a file or a pipe wide enough that no line is broken."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=FILE_WIDTH)

@@ -113,7 +113,7 @@ class FakeModel:
         for span in batch.spans:
             sequence = span.sequence
             new = range(span.start, span.start + span.count)
-            if self.fails_on in (sequence.tokens[position] for position in new):
+            if self.fails_on in [sequence.tokens[position] for position in new]:
                 raise RuntimeError("the fake model was told to fail")
             for position in new:
                 self.memory[self._place(sequence.blocks, position)] = sequence.tokens[position]

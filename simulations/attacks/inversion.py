@@ -4,11 +4,12 @@ Knows the attack, and the wire forms that it is tried on. Knows nothing of Flowe
 Always: the attacker gets the frozen model, A, and how many tokens the message has (more than a coordinator knows), and exactly
 the numbers that travel; every arm is attacked by the same code.
 
-B's gradient in layer 0 is a sum of d_i (A x_i)^T over the tokens, and x_i is the normed embedding of token i: each of the 49,152
-possible tokens either lies in the gradient's row space or does not. Layer 1 then tells the order.
+B's gradient in layer 0 is a sum of d_i (A x_i)^T over the tokens, and x_i is the normed embedding of token i: each of the
+49,152 possible tokens either lies in the gradient's row space or does not. Layer 1 then tells the order.
 
-Hazard: an attack that fails proves nothing, stronger ones exist; the plain arm must succeed for the others to mean anything, and
-what protects is the protocol's argument and the accountant's epsilon. Not covered: several local steps, larger batches.
+Hazard: an attack that fails proves nothing, stronger ones exist; the plain arm must succeed for the others to mean
+anything, and what protects is the protocol's argument and the accountant's epsilon. Not covered: several local steps,
+larger batches.
 Source: Petrov et al. 2024, "DAGER: exact gradient inversion for large language models" (the row-space test).
 
     python -m quietchoir.simulations.attacks.inversion
@@ -43,6 +44,7 @@ Vector = NDArray[np.float64]
 
 MODULES = tuple(f"model.layers.{layer}.self_attn.v_proj" for layer in (0, 1))
 RANK = 32
+SAME = 0.99  # cosine of two states that are taken for one
 BITS = 16  # of a value under masks: fine enough that rounding is not what stops the attack
 SENTENCES = (
     "my card ending 4417 was stolen in lisbon please freeze it",
@@ -110,7 +112,7 @@ class Attacker:
         self.bottom = Transformer(weights, dense_linear(torch.float32), last_layer=2)
         self.layers: list[Layer] = list(self.bottom.model.layers.values())  # type: ignore[arg-type]
         with torch.no_grad():  # every token's trace in layer 0, [V, r]; by parts, for memory's sake
-            parts = torch.arange(weights.architecture.vocabulary).split(8192)
+            parts = torch.chunk(torch.arange(weights.architecture.vocabulary), 8)
             normed = (self.layers[0].input_layernorm(self.bottom.embed(part)) for part in parts)
             self.traces = torch.cat([part.double() @ self.a[0].T for part in normed])
 
@@ -119,7 +121,8 @@ class Attacker:
         start, stop = self.ranges[b_name(MODULES[at])]
         matrix = torch.from_numpy(numbers[start:stop].copy()).view(-1, RANK)
         _, _, right = torch.linalg.svd(matrix, full_matrices=False)
-        return right[: min(rank, RANK - 1)].T
+        out: Tensor = right[: min(rank, RANK - 1)].T
+        return out
 
     def attack(self, numbers: Vector, message: Message, distinct: int | None = None) -> Outcome:
         """Read `message` out of `numbers` [n].
@@ -139,9 +142,15 @@ class Attacker:
         """Extend the text by the candidate whose state in layer 1 fits that layer's row space best, `length` times."""
         space = self.row_space(numbers, 1, length)
         text: list[int] = []
+        used: list[Tensor] = []
         for _ in range(length):
             states = self.states([[*text, candidate] for candidate in candidates])
-            text.append(candidates[int(residual(states, space).argmin())])
+            misfit = residual(states, space)
+            for earlier in used:  # the same state again fits as well as it did before, but no two tokens share one
+                misfit[functional.cosine_similarity(states, earlier[None]) > SAME] = torch.inf
+            best = int(misfit.argmin())
+            text.append(candidates[best])
+            used.append(states[best])
         return text
 
     def states(self, texts: Sequence[Sequence[int]]) -> Tensor:
@@ -150,7 +159,8 @@ class Attacker:
         x = self.bottom.embed(torch.tensor(texts).view(-1))
         turn = self.bottom.turn(torch.arange(size).repeat(len(texts)), x.dtype)
         x = self.layers[0](x, turn, packed_attention([size] * len(texts)))[size - 1 :: size]
-        return self.layers[1].input_layernorm(x).double() @ self.a[1].T
+        out: Tensor = self.layers[1].input_layernorm(x).double() @ self.a[1].T
+        return out
 
 
 def residual(traces: Tensor, space: Tensor) -> Tensor:

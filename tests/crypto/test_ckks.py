@@ -29,7 +29,7 @@ def keys(asker):
 def multiplier():
     sparse = np.zeros((3, 5))
     sparse[1, 4] = 0.5
-    matrices = {
+    matrices: dict[str, tuple[list[np.ndarray], float]] = {
         "bare": ([ROWS], 0.0),
         "noisy": ([ROWS], 2.0**-9),
         "wide": ([WIDE], 0.0),

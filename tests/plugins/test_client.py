@@ -56,7 +56,8 @@ for request in (second, first):
     reply(request, result={"content": [{"type": "text", "text": request["params"]["name"]}]})
 """
     connection = await connect(program)
-    assert await asyncio.gather(connection.call("a", {}, 30), connection.call("b", {}, 30)) == [("a", True), ("b", True)]
+    answers = await asyncio.gather(connection.call("a", {}, 30), connection.call("b", {}, 30))
+    assert list(answers) == [("a", True), ("b", True)]
 
 
 async def test_a_line_without_end_kills_the_plugin(connect: Callable[..., Any]) -> None:

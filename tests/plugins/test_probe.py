@@ -8,7 +8,7 @@ import pytest
 
 from quietchoir.core.errors import SandboxUnavailableError
 from quietchoir.core.toolcall import ToolCall
-from quietchoir.plugins.sandbox import interpreter, linux
+from quietchoir.plugins.sandbox import interpreter
 from quietchoir.plugins.sandbox.probe import SandboxReport, probe
 
 from .conftest import hostile, write_bundle
@@ -30,7 +30,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str | None) -
     system = interpreter.find(interpreter.unprivileged_user())  # it asks `which` too, and that answers for bubblewrap only now
     monkeypatch.setattr(interpreter, "find", lambda user: system)
     found = None if script is None else str(folder / "bwrap")
-    monkeypatch.setattr(linux.shutil, "which", lambda name, path="": found)
+    monkeypatch.setattr("shutil.which", lambda name, path="": found)
 
 
 def test_this_machine_can_confine_and_says_with_what(sandbox: SandboxReport) -> None:

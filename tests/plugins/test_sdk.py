@@ -77,7 +77,7 @@ def test_type_hints_become_a_schema() -> None:
 
 
 def test_an_argument_without_a_json_type_is_refused_when_the_plugin_is_written() -> None:
-    def untyped(what) -> str:  # type: ignore[no-untyped-def]
+    def untyped(what) -> str:
         return str(what)
 
     def binary(what: bytes) -> str:

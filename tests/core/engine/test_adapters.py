@@ -7,7 +7,8 @@ from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import Generation, GenerationRequest
 from quietchoir.core.errors import ModelFileError, RequestError
 from quietchoir.core.models.adapter import Adapter
-from quietchoir.tests.fakes_engine import Weights, config, drain, generate, merged, tiny_adapter, tiny_weights
+from quietchoir.core.models.weights import Weights
+from quietchoir.tests.fakes_engine import config, drain, generate, merged, tiny_adapter, tiny_weights
 
 PROMPTS = [(5, 9, 33), tuple(range(40, 70)), (200,)]
 ADAPTERS = {name: tiny_adapter(seed) for name, seed in (("one", 1), ("two", 2), ("three", 3))}

@@ -7,7 +7,8 @@ import pytest
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import GenerationRequest
 from quietchoir.core.errors import EngineError, OverloadedError, RequestError
-from quietchoir.tests.fakes_engine import END, TINY_BLOCK_BYTES, FakeModel, Weights, config, drain, generate, tiny_weights
+from quietchoir.core.models.weights import Weights
+from quietchoir.tests.fakes_engine import END, TINY_BLOCK_BYTES, FakeModel, config, drain, generate, tiny_weights
 
 PROMPTS = [tuple(range(3, 3 + length)) for length in (5, 40, 17, 90, 16, 33)]
 REQUESTS = [GenerationRequest(prompt=prompt, max_tokens=30) for prompt in PROMPTS]

@@ -48,7 +48,7 @@ async def test_a_task_reads_the_pieces_that_a_thread_delivers():
     generation = Generation(prompt_tokens=1)
     task = asyncio.ensure_future(_collect(generation))
     await asyncio.sleep(0)  # the task now waits for its first piece
-    deliverer = threading.Thread(target=lambda: [generation.deliver(piece) for piece in (A, B, END)])
+    deliverer = threading.Thread(target=lambda: list(map(generation.deliver, (A, B, END))))
     deliverer.start()
     assert await task == [A, B, END]
     deliverer.join()

@@ -10,7 +10,8 @@ from quietchoir.core.engine.runner import Runner
 from quietchoir.core.engine.scheduler import Limits, Scheduler
 from quietchoir.core.engine.sequence import Sequence
 from quietchoir.core.models.attention import packed_attention
-from quietchoir.tests.fakes_engine import END, TINY_BLOCK_BYTES, Weights, config, generate, tiny_weights
+from quietchoir.core.models.weights import Weights
+from quietchoir.tests.fakes_engine import END, TINY_BLOCK_BYTES, config, generate, tiny_weights
 
 PROMPTS = [tuple(torch.randint(0, END, (length,), generator=torch.Generator().manual_seed(length)).tolist()) for length in
            (1, 5, 16, 17, 40, 90)]  # fmt: skip

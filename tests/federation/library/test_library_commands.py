@@ -52,6 +52,7 @@ def own_home(tmp_path, monkeypatch):
 def test_two_processes_one_private_question(folder, tmp_path, capsys):
     command = [sys.executable, "-W", "error", "-c", SERVE, "serve", folder, "--port", "0", "--max-queries", "2", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
         ready = json.loads(child.stdout.readline())
         assert ready["passages"] == len(TEXTS)
         commands.run_ask(parsed("ask", ready["address"], "Which strings has a cello?", "--json"), FakeEmbedder())

@@ -325,6 +325,7 @@ def test_serving_stops_cleanly_when_cancelled(tmp_path):
             task = asyncio.create_task(host.serve(desk, listener, ready=ready.set))
             await ready.wait()
             child = desk.keeper.workers._all[0]._child
+            assert child is not None
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
