@@ -60,7 +60,7 @@ def fill(kind: type[T], table: Mapping[str, Any], where: str) -> T:
     try:
         return kind(**values)
     except ValueError as error:
-        raise ConfigError(f"{where.rstrip('. ')}: {error}") from error
+        raise ConfigError(f"{where.rstrip(' .:')}: {error}") from error
 
 
 def convert(hint: Any, value: Any, where: str) -> Any:
