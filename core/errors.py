@@ -21,6 +21,7 @@
     │   ├── RosterError                unsigned, foreign, expired or older federation file
     │   ├── MessageError               a message that is refused; nothing was changed
     │   └── RoundAborted               the round ended without a sum; the adapter is unchanged
+    │       └── DisagreementError      sealed mode: members ended a round with different adapters
     └── PluginError                    other people's code
         ├── ManifestError              a manifest that asks for what does not exist
         ├── SandboxUnavailableError    this machine cannot confine it, so it does not run
@@ -116,6 +117,10 @@ class MessageError(FederationError):
 
 class RoundAborted(FederationError):
     """The round ended without a sum; the adapter is unchanged."""
+
+
+class DisagreementError(RoundAborted):
+    """Members of a sealed round ended with different adapters: no adapter is shared by enough of them."""
 
 
 class PluginError(QuietchoirError):

@@ -109,7 +109,7 @@ def check_deviation(variance: float) -> None:
     """Raises ConfigError unless 1/2 <= deviation <= LARGEST_DEVIATION."""
     if not 0.25 <= variance <= LARGEST_DEVIATION**2:
         raise ConfigError(
-            f"noise of variance {variance:g} cannot be drawn, 0.25 to {LARGEST_DEVIATION:g}^2 expected; change the bits of a value"
+            f"noise of variance {variance:g} cannot be drawn, 0.25 to {LARGEST_DEVIATION:g}^2 expected; change the bits"
         )
 
 

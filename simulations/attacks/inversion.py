@@ -166,7 +166,8 @@ class Attacker:
 def residual(traces: Tensor, space: Tensor) -> Tensor:
     """Distance of each row of `traces` [N, r] from a space [r, k], over its length: near 0 means that it took part."""
     outside: Tensor = (traces - (traces @ space) @ space.T).norm(dim=-1)
-    return outside / traces.norm(dim=-1).clamp_min(1e-30)
+    relative: Tensor = outside / traces.norm(dim=-1).clamp_min(1e-30)
+    return relative
 
 
 def bfloat16(gradient: Vector) -> Vector:
@@ -253,6 +254,7 @@ def arms(found: Sequence[Message], tensors: Sequence[tuple[str, int, int]]) -> d
         "sum": [round_.total for _ in everyone],
         "masked": [round_.numbers(at) for at in everyone],
         "sealed": [round_.sealed(at) for at in everyone],
+        "chance": [np.random.default_rng(at).normal(size=len(gradients[0])) for at in everyone],  # nothing at all travelled
     }
 
 
