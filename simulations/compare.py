@@ -15,7 +15,7 @@ import dataclasses
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -50,17 +50,27 @@ class Comparison:
         self.tests = [self.trainer.prepare(person.test) for person in self.people]
         self.examples_seen = sum(len(person.train) for person in self.people) * scenario.recipe.rounds
 
-    def run(self) -> dict[str, float]:
-        """Accuracy of every arm."""
-        nothing = torch.zeros(self.trainer.size)
-        own, union = self.alone()
-        return {
-            "zero_shot": share([self.trainer.evaluate(nothing, test) for test in self.tests]),
-            "alone_own": own,
-            "alone_union": union,
-            "together": self.together(),
-            "central": share(self.score(self.train([e for person in self.people for e in person.train]))),
-        }
+    def run(self, say: Callable[[str], None]) -> dict[str, float]:
+        """Accuracy of every arm, told as each is done."""
+        found: dict[str, float] = {}
+        for names, arm in (
+            (ARMS[:1], self.zero_shot),
+            (ARMS[3:4], self.together),
+            (ARMS[4:], self.central),
+            (ARMS[1:3], self.alone),
+        ):
+            for name, accuracy in zip(names, arm(), strict=True):
+                found[name] = accuracy
+                say(f"seed {self.scenario.seed}: {name.replace('_', ' ')} {percent(accuracy)}")
+        return found
+
+    def zero_shot(self) -> tuple[float]:
+        """The base model."""
+        return (share(self.score(torch.zeros(self.trainer.size))),)
+
+    def central(self) -> tuple[float]:
+        """One training on everybody's examples."""
+        return (share(self.score(self.train([example for person in self.people for example in person.train]))),)
 
     def alone(self) -> tuple[float, float]:
         """Each household by itself: on its own tests, and on everybody's."""
@@ -71,14 +81,14 @@ class Comparison:
             union += scores
         return share(own), share(union)
 
-    def together(self) -> float:
+    def together(self) -> tuple[float]:
         """The federation's last adapter, scored by its members."""
         recipe = dataclasses.replace(self.scenario.recipe, evaluate_every=0)  # only before the first and after the last round
         report = simulate(dataclasses.replace(self.scenario, recipe=recipe), self.model)
         after = report.accuracy["after"]
         if after is None:
             raise QuietchoirError("the federation ended without a score")
-        return after
+        return (after,)
 
     def train(self, examples: Sequence[Example]) -> torch.Tensor:
         """One training from nothing."""
@@ -139,9 +149,8 @@ def main() -> int:
     seen = 0
     for seed in chosen.seeds:
         comparison = Comparison(dataclasses.replace(scenario, seed=seed), model, chosen.alone_lr)
-        runs.append(comparison.run())
+        runs.append(comparison.run(console.print))
         seen = comparison.examples_seen
-        console.print(f"seed {seed}: " + "   ".join(f"{arm} {percent(runs[-1][arm])}" for arm in ARMS))
     summary = summarize(runs)
     show(console, summary, chosen.seeds)
     content = {

@@ -1,0 +1,111 @@
+"""What `quietchoir bench` writes, on sizes that take seconds. No figure is judged here."""
+
+import contextlib
+import io
+import json
+import warnings
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quietchoir.cli import main
+from quietchoir.core.errors import ConfigError
+from quietchoir.simulations import commands
+from quietchoir.simulations.bench import suites
+from quietchoir.simulations.bench.cohort import Setting, play
+from quietchoir.simulations.bench.figures import Figure, look_up, misses, number, rounded
+from quietchoir.simulations.bench.stopwatch import Arm, Sample, interleaved
+
+PROMISED = (
+    "mask_ms_per_peer",
+    "mask_over_aes_bound",
+    "flower_mask_ratio",
+    "secagg_bytes_per_param",
+    "secagg_bytes_per_param_4bit",
+    "sealed_bytes_per_param.up",
+    "sealed_bytes_per_param.down",
+    "sealed_encrypt_s",
+    "sealed_decrypt_s",
+    "tenseal_default_ratio.bytes",
+    "tenseal_default_ratio.time",
+)
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, Path]:
+    """One quick run: report on standard output, table on standard error, the same report in a file."""
+    out, err = io.StringIO(), io.StringIO()
+    file = tmp_path_factory.mktemp("bench") / "crypto.json"
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside Flower's own imports
+        assert main(["bench", "crypto", "--quick", "--json", "--out", str(file)]) == 0
+    return json.loads(out.getvalue()), err.getvalue(), file
+
+
+def test_the_report_has_every_promised_key_and_every_sum_was_exact(printed: tuple[dict[str, Any], str, Path]) -> None:
+    report, _, file = printed
+    assert all(look_up(report, key) > 0 for key in PROMISED)
+    assert report["exact"] is True
+    for parties, run in report["end_to_end"].items():
+        assert run["exact"] is True and run["client_s"] > 0 and run["server_s"] > 0 and 0 < run["dropped"] < int(parties)
+    assert json.loads(file.read_text()) == report
+
+
+def test_every_number_has_its_machine_seed_repeats_and_peers(printed: tuple[dict[str, Any], str, Path]) -> None:
+    report, _, _ = printed
+    assert "tenseal" in report["machine"] and report["seed"] == 1 and report["repeats"] >= 2
+    assert report["peers"]["flower_mask_ms"] > 0 and report["peers"]["tenseal_default"]["bytes_per_param"] > 0
+    for key, (low, high) in report["spread"].items():
+        assert low <= look_up(report, key) <= high
+
+
+def test_the_table_says_what_a_quick_run_is_worth(printed: tuple[dict[str, Any], str, Path]) -> None:
+    report, table, _ = printed
+    assert report["quick"] is True and report["aims_missed"] == {}
+    assert "mean nothing" in table and "missed" not in table and "Flower" in table
+
+
+def test_a_missed_aim_is_said_with_by_how_much() -> None:
+    rows = [Figure("a.b", "s", "x", at_most=1.0), Figure("c", "×", "y", at_least=10), Figure("d", "s", "z")]
+    assert misses({"a": {"b": 1.25}, "c": 5.0, "d": 9.0}, rows) == {"a.b": "missed by 25 %", "c": "missed by 50 %"}
+    assert misses({"a": {"b": 1.0}, "c": 10.0, "d": 9.0}, rows) == {}
+    assert [row.aim for row in rows] == ["≤ 1", "≥ 10", ""]
+
+
+def test_an_unknown_suite_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match="crypto"):
+        commands.run_bench(Namespace(suite="engin", json=False, out=None, quick=True))
+
+
+def test_without_a_name_every_suite_is_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(name: str, **_: Any) -> tuple[dict[str, Any], list[Figure]]:
+        fixed = {"machine": "here", "what": "w", "seed": 1, "repeats": 1, "clock": "c", "spread": {}, "exact": True}
+        return {"suite": name, "quick": False, "aims_missed": {}, **fixed, "x": 2.0}, [Figure("x", "s", "row")]
+
+    monkeypatch.setattr(suites, "run", run)
+    assert main(["bench", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == set(suites.SUITES)
+
+
+def test_arms_take_turns() -> None:
+    order: list[str] = []
+    found = interleaved({"a": Arm(lambda: order.append("a"), 2), "b": Arm(lambda: order.append("b"))}, 3)
+    assert order == ["a", "b", *(["a", "a", "b"] * 3)]
+    assert len(found["a"].seconds) == 3
+    assert Sample((2.0, 9.0, 4.0)).over(Sample((1.0, 3.0, 4.0))).seconds == (2.0, 3.0, 1.0)
+    assert Sample((2.0, 9.0, 4.0)).median == 4.0 and Sample((2.0, 9.0, 4.0)).spread == (2.0, 9.0)
+
+
+def test_a_cohort_that_loses_members_still_sums_exactly() -> None:
+    setting = Setting(parties=7, length=50, bits=4)
+    assert len(setting.dropped) == 1 and setting.dropped == Setting(parties=7, length=50).dropped
+    outcome = play(setting)
+    assert outcome.exact and outcome.sent_bytes > 50 * 7 / 8
+    assert outcome.client_s <= outcome.client_spread_s[1] and sum(outcome.server_stages_s.values()) == outcome.server_s
+
+
+def test_numbers_are_cut_to_what_the_clock_knows() -> None:
+    assert rounded({"a": [0.123456789, 7], "b": {"c": True, "d": "x"}}) == {"a": [0.12346, 7], "b": {"c": True, "d": "x"}}
+    assert number(0.12345) == "0.123" and number(12345.6) == "12346"
