@@ -24,7 +24,8 @@ from .processes import Child, Stage
 from .requests import Asked, RunningNode
 from .scenario import SHIPPED
 
-OWN_FILES = "written by quietchoir demo"  # a folder with this marker may be emptied by the next demo
+OWN_FILES = "the next demo removes what this one wrote"
+PARTS = ("data", "federation", "nodes", "state", "logs", "coordinator.json", "report.json")
 START_S, ROUND_S, END_S = 300.0, 1200.0, 120.0  # generous: a slow machine is not a broken one
 QUESTION = "Which tablets must not be taken together with grapefruit?"
 RIGHT_PASSAGE = "blood pressure tablets"  # the one passage of the library that answers it
@@ -208,17 +209,19 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def empty(folder: Path) -> None:
-    """Make `folder` empty, but only if an earlier demo made it.
+def clear(folder: Path) -> None:
+    """Remove what an earlier demo wrote into `folder`, and nothing else.
 
     Raises:
-        QuietchoirError: the folder holds something else.
+        QuietchoirError: something of the same name is there that no demo wrote.
     """
     marker = folder / ".demo"
-    if folder.exists() and any(folder.iterdir()) and not marker.exists():
-        raise QuietchoirError(f"{folder} holds files that no demo wrote; name another folder with --out")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    there = [folder / name for name in PARTS if (folder / name).exists()]
+    if there and not marker.exists():
+        raise QuietchoirError(f"{there[0]} was not written by a demo; name another folder with --out")
+    for path in there:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
     marker.write_text(OWN_FILES + "\n")
 
 
@@ -234,7 +237,7 @@ def main() -> int:
     log.start("warning")
     console = report.wide_console()
     folder = chosen.out.resolve()
-    empty(folder)
+    clear(folder)
     console.print(machine.line())
     with Stage(folder / "logs", {"QUIETCHOIR_MODELS": str(paths.models())}) as stage:
         demo = Demo(folder, 4, chosen.rounds, chosen.train, chosen.test, chosen.seed, console, stage)
