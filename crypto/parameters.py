@@ -75,6 +75,11 @@ class RingParameters:
         return (1 << max(0, self.data_bits - self.plain_bits - 1)) // NOISE_CLIP
 
     @property
+    def fresh_budget(self) -> int:
+        """BFV: bits of noise budget that a ciphertext has left at least, before anything is added to it."""
+        return self.largest_sum.bit_length() - 1
+
+    @property
     def digest(self) -> bytes:
         """8 bytes that name this set on the wire: another table gives another digest."""
         return hashlib.sha256(repr(sorted(asdict(self).items())).encode()).digest()[:8]
@@ -131,7 +136,16 @@ SEALED_LARGE = RingParameters(
     plain_bits=46,
     purpose="exact sums of packed integers, up to 409 parties",
 )
-TABLE: Mapping[str, RingParameters] = MappingProxyType({each.name: each for each in (SEARCH, SEALED, SEALED_LARGE)})
+# Three primes of ciphertext: 102 bits between a summed plaintext and the modulus are what smudging needs (threshold/plan.py).
+JOINT = RingParameters(
+    name="joint-8192",
+    scheme="bfv",
+    degree=8192,
+    prime_bits=(54, 54, 54, 55),
+    plain_bits=60,
+    purpose="sums under a joint key that t of n members open together",
+)
+TABLE: Mapping[str, RingParameters] = MappingProxyType({each.name: each for each in (SEARCH, SEALED, SEALED_LARGE, JOINT)})
 
 
 def named(name: str) -> RingParameters:

@@ -1,0 +1,158 @@
+"""Opening one sum: t members each decrypt a part, and any member puts the parts together.
+
+Knows weights, smudging and pair masks. Knows nothing of how sums are made.
+Always: the set of responders is fixed before anybody answers; a round's sum is opened over one set of contributors, never
+over two (their difference would be a single member's); a part leaves only smudged, masked, signed and sealed for members.
+
+A responder with shares σ_i of the contributors' secrets answers, for the polynomial a of each row,
+
+    λ a Σ σ_i + smudging + Σ ± mask(pair, request)
+
+with λ its Lagrange weight, applied before smudging so that no weight makes the smudging larger.
+
+**Why the masks.** Smudging alone is not enough when any t members may respond. Take t-1 colluders that are *not* among the
+responders: they know t-1 points of the sharing polynomial, so each honest share is (a known number) + κ s with a κ like
+9/5 modulo q, and a single part tells κ (round(q m / T) + e) + smudging. A fraction in κ wraps around q: the top bits of the
+part tell (round(q m / T) + e) modulo 5, far above any smudging, and so e, and from enough of these the key. (`tests/attacks`
+runs it up to e modulo 5.)
+The masks cancel over the t responders and leave only the sum of all parts to be seen, in which s has weight 1 exactly.
+They are keyed with the request, so parts given for different requests never meet: a coordinator that names different
+contributors or responders to different members gets uniform numbers.
+
+Not covered: a responder, or the coordinator, that adds an offset shifts the sum, unseen when it is a multiple of q/T. Compare
+two openings by different responders where that matters. Two sums of one round over different sets can be opened if more than
+2t - n - 1 members help (as in `secagg`): choose t well above half, and put masks inside.
+Source: Mouchet et al. 2023, "An efficient threshold access-structure for RLWE-based multiparty homomorphic encryption".
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from ...core.errors import ProtocolError, ThresholdError
+from ..keys import BOX_OVERHEAD, SIGNATURE_BYTES, Identity, bind, hkdf, open_box, seal_box
+from . import residues
+from .ceremony import Holding
+from .contribution import REHEARSAL, common, parse, request_id
+from .lattice import LIMBS, Slots, lattice
+from .plan import POLYNOMIAL_BYTES
+from .residues import Residues
+
+
+class Holder:
+    """One member's shares at work."""
+
+    def __init__(self, holding: Holding, identity: Identity) -> None:
+        self._holding, self._identity = holding, identity
+
+    def respond(self, request: bytes) -> bytes:
+        """This member's part of the opening that `request` asks for: one sealed box and a signature.
+
+        Raises:
+            ProtocolError: a malformed request, one without us, one answered before, or another set for an opened round.
+            ThresholdError: too few contributions, or another number of responders than the threshold.
+            BudgetError: the key has opened as much as its smudging allows.
+        """
+        holding = self._holding
+        round_number, responders, contributors = parse(holding.plan, request)
+        if holding.number not in responders:
+            raise ProtocolError("a request for other responders; it is not answered")
+        named, rows = request_id(holding.key_id, request), _rows(holding, round_number)
+        holding.memory.check(holding.plan, round_number, contributors, named, rows)
+        share = holding.shares[contributors[0]]
+        for number in contributors[1:]:
+            share = residues.add(share, holding.shares[number])
+        part = _smudged(holding, share, common(holding.plan, holding.key_id, round_number), responders)
+        part = _masked(holding, part, responders, named)
+        box = seal_box(holding.readers, residues.to_bytes(part), _context(named, holding.number))
+        holding.memory.open(round_number, contributors, named, rows)  # before it leaves
+        return box + self._identity.sign(_context(named, holding.number), hashlib.sha256(box).digest())
+
+
+def _smudged(holding: Holding, share: Residues, commons: Residues, responders: Sequence[int]) -> Residues:
+    """λ σ a + smudging, [rows, 3, N]."""
+    points = [number + 1 for number in responders]
+    weighted = residues.product(share, residues.weights(points, holding.number + 1, LIMBS))
+    smudging = np.stack([residues.smudging(holding.plan.smudging_bits, LIMBS) for _ in commons])
+    return residues.add(lattice().multiply(commons, weighted), smudging)
+
+
+def _masked(holding: Holding, part: Residues, responders: Sequence[int], named: bytes) -> Residues:
+    me = holding.number
+    for other in responders:
+        if other != me:
+            key = hkdf(holding.pairs[other], bind("quietchoir joint mask 1", named))
+            rows = [residues.random(hkdf(key, bind("row", at)), LIMBS) for at in range(len(part))]
+            part = (residues.add if me < other else residues.subtract)(part, np.stack(rows))
+    return part
+
+
+class Reader:
+    """A member that puts the parts of one opening together; it need not be a responder.
+
+    Args:
+        request: as the responders got it.
+        total: `Gathering.total`; nothing for a rehearsal, whose sum is the joint key that each member has.
+
+    Raises:
+        ProtocolError: a request or a sum that is malformed.
+        ThresholdError: a request with another number of responders, or too few contributions.
+    """
+
+    def __init__(self, holding: Holding, request: bytes, total: bytes = b"") -> None:
+        self._holding = holding
+        self.round, self._responders, contributors = parse(holding.plan, request)
+        self.contributors = tuple(holding.plan.names[number] for number in contributors)
+        self._named, self._rows = request_id(holding.key_id, request), _rows(holding, self.round)
+        self._total = holding.joint if self.round == REHEARSAL else residues.from_bytes(total, self._rows, LIMBS)
+        self._parts: dict[int, Residues] = {}
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Responders whose part is not here yet. If one stays away, ask again with others: the sum is the same."""
+        return tuple(self._holding.plan.names[number] for number in self._responders if number not in self._parts)
+
+    def receive(self, name: str, message: bytes) -> None:
+        """Take one responder's part.
+
+        Raises:
+            ProtocolError: not a responder of this request, a second part, or bytes that are no polynomials.
+            AuthenticationError: not this member's part of this very request.
+        """
+        plan = self._holding.plan
+        number = plan.number(name)
+        if number not in self._responders or number in self._parts:
+            raise ProtocolError(f"{name} is no responder of this request or has answered it before; the part is refused")
+        size = self._rows * POLYNOMIAL_BYTES + BOX_OVERHEAD + SIGNATURE_BYTES
+        if len(message) != size:
+            raise ProtocolError(f"a part of {len(message)} bytes from {name}, {size} expected; it is refused")
+        box, signature = message[:-SIGNATURE_BYTES], message[-SIGNATURE_BYTES:]
+        plan.members[name].verify(_context(self._named, number), hashlib.sha256(box).digest(), signature)
+        raw = open_box(self._holding.readers, box, _context(self._named, number))
+        self._parts[number] = residues.from_bytes(raw, self._rows, LIMBS)
+
+    def result(self) -> Slots:
+        """The summed slots [rows, N], modulo t; `plan.packing.unpack` makes values of them once all masks are off.
+
+        Raises:
+            ThresholdError: a part is missing.
+            ProtocolError: the parts do not meet: one is wrong, or (in a rehearsal) somebody dealt wrong shares.
+        """
+        if self.missing:
+            raise ThresholdError(f"no part from {', '.join(self.missing)}; wait for it or ask other responders")
+        phase = self._total
+        for part in self._parts.values():
+            phase = residues.add(phase, part)
+        slots = lattice().decode(phase)
+        if self.round == REHEARSAL and slots.any():
+            raise ProtocolError("the rehearsal opened to something else than zeros; this key is not used, make another")
+        return slots
+
+
+def _rows(holding: Holding, round_number: int) -> int:
+    return 1 if round_number == REHEARSAL else holding.plan.packing.rows
+
+
+def _context(named: bytes, number: int) -> bytes:
+    return bind("quietchoir joint part 1", named, number)
