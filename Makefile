@@ -54,7 +54,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 bench: setup models  ## every benchmark; JSON beside each table
-	$(BIN)/quietchoir bench
+	$(BIN)/quietchoir bench --out build/bench.json
 
 figures: setup  ## the pictures in docs/
 	$(BIN)/python -m quietchoir.simulations.figures --out docs

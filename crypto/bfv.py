@@ -42,16 +42,16 @@ class Packing:
     parties: int  # largest cohort
 
     def __post_init__(self) -> None:
-        if min(self.length, self.bits, self.parties) < 1 or self.parties > SEALED_LARGE.largest_sum or not self.fields:
+        if min(self.length, self.bits, self.parties) < 1 or self.parties >= SEALED_LARGE.largest_sum or not self.fields:
             raise ConfigError(
                 f"{self.length} values of {self.bits} bits from {self.parties} parties cannot be summed under encryption; "
-                f"at most {SEALED_LARGE.largest_sum} parties, and {self.parameters.plain_bits - 1} bits for one sum"
+                f"at most {SEALED_LARGE.largest_sum - 1} parties, and {self.parameters.plain_bits - 1} bits for one sum"
             )
 
     @property
     def parameters(self) -> RingParameters:
         """The set that this cohort needs."""
-        return SEALED if self.parties <= SEALED.largest_sum else SEALED_LARGE
+        return SEALED if self.parties < SEALED.largest_sum else SEALED_LARGE
 
     @property
     def modulus(self) -> int:
@@ -172,12 +172,21 @@ class Member:
         self._decryptor = self._seal.Decryptor(self._context, secret)
 
     def encrypt(self, *rows: bytes) -> list[bytes]:
-        """Each row of N masked slots (uint64) into one seeded ciphertext."""
+        """Each row of N masked slots (uint64) into one seeded ciphertext, whose noise is measured before it leaves.
+
+        Raises:
+            CryptoError: more noise than the table promises, so that a full sum might not open; nothing is sent.
+        """
         out = []
         for row in _rows(rows, self._table.degree):
             plain = self._seal.Plaintext()
             self._coder.encode(row.tolist(), plain)
             out.append(to_wire(self._encryptor.encrypt_symmetric(plain), self._table.seeded_bytes))
+            cipher = from_wire(self._seal.Ciphertext(), self._context, out[-1], self._table.seeded_bytes)
+            budget = self._decryptor.invariant_noise_budget(cipher)
+            if budget < self._table.fresh_budget:
+                need = self._table.fresh_budget
+                raise CryptoError(f"a fresh ciphertext has {budget} bits of noise budget, {need} expected; nothing is sent")
         return out
 
     def decrypt(self, *sums: bytes) -> list[bytes]:

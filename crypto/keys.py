@@ -6,9 +6,7 @@ two different contexts have the same bytes.
 """
 
 import hashlib
-import os
 import secrets
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -19,10 +17,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from ..core.errors import AuthenticationError, ConfigError
-from ..core.paths import write_atomically
+from . import keyfile
 
 KEY_BYTES = 32
 SIGNATURE_BYTES = 64
@@ -30,10 +27,7 @@ NONCE_BYTES = 12
 TAG_BYTES = 16
 BOX_OVERHEAD = NONCE_BYTES + TAG_BYTES  # a sealed box is this much longer than what it holds
 
-PLAIN_HEADER = b"quietchoir identity 1, plain\n"
-LOCKED_HEADER = b"quietchoir identity 1, scrypt\n"
-SALT_BYTES = 16
-SCRYPT_COST = 1 << 16  # with r=8: 64 MiB and about 0.2 s per guess; PKCS#8's PBKDF2 at 2,048 steps would cost nothing
+FILE_KIND = "identity"  # what its file calls itself
 
 
 def bind(*fields: bytes | str | int) -> bytes:
@@ -132,8 +126,8 @@ class PublicIdentity:
 class Identity:
     """A party's long-term Ed25519 key.
 
-    Hazard: whoever reads the file is this party. `save` writes mode 0600; give a passphrase where others read the disk
-    or its backups. Not covered: the memory of a running program, which Python cannot wipe.
+    Hazard: whoever reads the file is this party. `save` writes mode 0600; give a passphrase or a keyring where others read
+    the disk or its backups. Not covered: the memory of a running program, which Python cannot wipe.
     """
 
     __slots__ = ("_private", "public")
@@ -148,46 +142,44 @@ class Identity:
         return cls(Ed25519PrivateKey.generate())
 
     @classmethod
-    def load(cls, path: Path, passphrase: str | None = None) -> Self:
+    def load(
+        cls, path: Path, passphrase: str | keyfile.Passphrase | None = None, *, keyring: keyfile.Keyring | None = None
+    ) -> Self:
         """Read an identity written by `save`.
 
+        Args:
+            passphrase: or what to ask for it; asked only if the file is locked with one.
+            keyring: instead of the operating system's, for a file that is locked with one.
+
         Raises:
-            ConfigError: no such file, others may read it, not an identity, or a passphrase is needed.
+            ConfigError: no such file, others may read it, not an identity, or what opens it is not there.
             AuthenticationError: wrong passphrase or a changed file.
         """
-        content = _read_private(path)
-        if content.startswith(LOCKED_HEADER):
-            if passphrase is None:
-                raise ConfigError(f"{path}: this identity is locked; give its passphrase")
-            body = content[len(LOCKED_HEADER) :]
-            salt, box = body[:SALT_BYTES], body[SALT_BYTES:]
-            raw = open_box(_stretch(passphrase, salt), box, LOCKED_HEADER + salt)
-        elif content.startswith(PLAIN_HEADER):
-            raw = content[len(PLAIN_HEADER) :]
-        else:
-            raise ConfigError(f"{path}: not an identity of quietchoir; point at the right file or make a new one")
+        raw = keyfile.read(path, FILE_KIND, passphrase=passphrase, keyring=keyring)
         if len(raw) != KEY_BYTES:
             raise ConfigError(f"{path}: the key has {len(raw)} bytes, {KEY_BYTES} expected; restore it from a backup")
         return cls(Ed25519PrivateKey.from_private_bytes(raw))
 
-    def save(self, path: Path, passphrase: str | None = None) -> None:
-        """Write the private key, readable by its owner alone (mode 0600), locked if a passphrase is given.
+    def save(
+        self,
+        path: Path,
+        passphrase: str | None = None,
+        *,
+        keyring: keyfile.Keyring | None = None,
+        replace: bool = False,
+    ) -> None:
+        """Write the private key, readable by its owner alone (mode 0600); locked if a passphrase or a keyring is given.
+
+        Args:
+            replace: overwrite the file that is there, to put the same identity under another lock.
 
         Raises:
-            ConfigError: another identity is there already; it is kept, because a lost identity cannot be made again.
+            ConfigError: another identity is there already; it is kept, because a lost identity cannot be made again. Or an
+                empty passphrase, or a keyring that does not keep what it is given.
             QuietchoirError: the disk is full or not writable; nothing half-written stays.
-
-        Source: RFC 7914 (scrypt), then AES-256-GCM.
         """
-        if path.exists():
-            raise ConfigError(f"{path}: there is an identity already; it is kept, choose another path or move it away")
         raw = self._private.private_bytes_raw()
-        if passphrase is None:
-            content = PLAIN_HEADER + raw
-        else:
-            salt = secrets.token_bytes(SALT_BYTES)
-            content = LOCKED_HEADER + salt + seal_box(_stretch(passphrase, salt), raw, LOCKED_HEADER + salt)
-        write_atomically(path, content, mode=0o600)
+        keyfile.write(path, FILE_KIND, raw, passphrase=passphrase, keyring=keyring, replace=replace)
 
     def sign(self, context: bytes, message: bytes) -> bytes:
         """64 bytes that fit this context and message only.
@@ -248,18 +240,3 @@ class Ephemeral:
 
 def _signed(context: bytes, message: bytes) -> bytes:
     return bind("quietchoir signature 1", context, message)
-
-
-def _stretch(passphrase: str, salt: bytes) -> bytes:
-    return Scrypt(salt=salt, length=KEY_BYTES, n=SCRYPT_COST, r=8, p=1).derive(passphrase.encode())
-
-
-def _read_private(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            if os.name == "posix" and mode & 0o077:
-                raise ConfigError(f"{path}: mode {mode:04o} lets others read this private key; run: chmod 600 {path}")
-            return file.read(4096)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the identity ({error.strerror}); create one or check the path") from error

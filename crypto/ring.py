@@ -4,7 +4,7 @@ Knows arithmetic, headroom and packing. Knows nothing of keys' owners, rounds or
 Always: the sum of the whole cohort fits, or the ring is not built; a packed array has exactly one form.
 """
 
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,11 @@ from ..core.errors import ConfigError, ProtocolError
 from .keys import bind
 from .prg import Words, add_stream
 
+Lifted: TypeAlias = Any  # values in a ring's own form; nobody but the ring looks inside
+
 
 class Ring(Protocol):
-    """What secure aggregation needs of numbers. `BitRing` is the masked mode's; sealed mode brings one modulo t."""
+    """What secure aggregation needs of numbers. `BitRing` is the masked mode's; `sealed.SealedRing` works modulo t."""
 
     @property
     def name(self) -> bytes:
@@ -25,14 +27,14 @@ class Ring(Protocol):
     def wire_bytes(self) -> int:
         """Largest size of `close`'s result; `Tally.add` refuses what is not exactly a payload."""
 
-    def lift(self, values: NDArray[np.unsignedinteger]) -> Words:
+    def lift(self, values: NDArray[np.unsignedinteger]) -> Lifted:
         """A fresh array in the ring. Raises ValueError if a value is out of the agreed range."""
 
-    def mask(self, words: Words, key: bytes, *, subtract: bool) -> None:
+    def mask(self, words: Lifted, key: bytes, *, subtract: bool) -> None:
         """Add or subtract the key's mask, in place."""
 
-    def close(self, words: Words) -> bytes:
-        """What one party sends."""
+    def close(self, words: Lifted) -> bytes:
+        """What one party sends. Raises CryptoError, and nothing is sent, if it cannot be made as it must be."""
 
     def tally(self) -> "Tally":
         """An empty sum for the coordinator."""
@@ -48,7 +50,11 @@ class Tally(Protocol):
         """Add or subtract the key's mask."""
 
     def total(self) -> NDArray[np.int64]:
-        """The sum; meaningful once every mask is gone."""
+        """What its holder may read of the sum; meaningful once every mask is gone.
+
+        Raises:
+            CryptoError: the sum cannot be computed; there is none.
+        """
 
 
 class BitRing:

@@ -28,6 +28,9 @@ def register_federation(parser: ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     me = actions.add_parser("identity", help="print this node's public card: give it to the federation's owner")
     me.add_argument("--home", type=Path, metavar="DIR", help="default: the node's home")
+    me.add_argument(
+        "--protect", choices=["passphrase", "keyring", "none"], help="lock this node's private keys on the disk from now on"
+    )
     me.set_defaults(run=show_identity)
 
     init = actions.add_parser("init", help="found a federation: keys, certificate, signed file")
@@ -119,11 +122,19 @@ def register_adapter(parser: ArgumentParser) -> None:
 
 
 def show_identity(arguments: Namespace) -> None:
-    """Print the public card, and nothing else."""
-    from . import identity
+    """Print the public card, and nothing else; lock the private keys first if asked to."""
+    from . import identity, unlock
     from .member import default_home
 
-    print(identity.load_or_create(arguments.home or default_home()).card.text)
+    home = arguments.home or default_home()
+    if arguments.protect is None:
+        keys = identity.load_or_create(home)
+    else:
+        asked = unlock.Asked()
+        if (home / identity.IDENTITY_FILE).exists():
+            identity.load_or_create(home, asked=asked)  # who cannot open the keys is not asked for a new passphrase
+        keys = identity.protect(home, unlock.choose(arguments.protect, home / identity.IDENTITY_FILE), asked=asked)
+    print(keys.card.text)
 
 
 def found_federation(arguments: Namespace) -> None:

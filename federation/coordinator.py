@@ -8,6 +8,7 @@ fewer members than the federation's minimum.
 
 import dataclasses
 import hashlib
+import json
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,12 +19,15 @@ import numpy as np
 from ..core import log
 from ..core.errors import CryptoError, DataError, FederationError, MessageError, RoundAborted
 from ..crypto.keys import Identity
+from ..crypto.sealed import AdderService, Desk
+from ..crypto.worker import Worker
 from . import messages, work
 from .aggregate import FedAvgM, ServerState, Vector
 from .checkpoint import RunState, Store
 from .link import Link
 from .messages import Place, Reply, Task
-from .modes import coordinator_half
+from .modes import Sealing, coordinator_half
+from .muster import Muster
 from .policy import Policy
 from .protection import Sum
 from .report import RoundReport, RunReport, summary
@@ -49,9 +53,10 @@ class Coordinator:
     Args:
         identity: the key that the federation file names for its coordinator.
         size: length n of the adapter's flat vector.
-        keep: takes the finished adapter [n] and its evaluation; returns its name and its signed card.
+        keep: takes the finished adapter [n] and its evaluation; returns its name and its signed card. Not in sealed mode.
         wait_s: how long too few members are waited for.
         grace_s: once the minimum is there, how long the rest of the roster is waited for.
+        desk: in sealed mode, the worker that adds ciphertexts; by default a new one.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class Coordinator:
         on_event: Callable[[Event], None] | None = None,
         wait_s: float = 600.0,
         grace_s: float = 30.0,
+        desk: Desk | None = None,
     ) -> None:
         """Take up the run where its store left it.
 
@@ -79,7 +85,11 @@ class Coordinator:
         self.keep = keep
         self.on_event = on_event or (lambda event: None)
         self.wait_s, self.grace_s = wait_s, grace_s
-        self.state: RunState = self.store.load(policy, size)
+        sealed = policy.protection.mode == "sealed"
+        self.desk = (desk or Worker(AdderService)) if sealed else None
+        self.sealing: Sealing | None = None  # of this attempt
+        self.held_size = 0 if sealed else size  # values of the adapter that are here: in sealed mode none
+        self.state: RunState = self.store.load(policy, self.held_size)
         self.skip_opened()
         self.optimizer = FedAvgM(policy.recipe.server_lr, policy.recipe.server_momentum)
         self.traffic = Traffic()
@@ -108,12 +118,11 @@ class Coordinator:
         started = time.monotonic()
         cohort = self.sample()  # 1  who
         place = self.begin_attempt()  # 2  on disk before anybody is asked
-        order = work.Work(flat=self.state.server.flat, evaluate=self.wants_score())
-        ready = self.ask_work(work.TRAIN, order, cohort, place)  # 3  train
+        able = self.muster(cohort, place)
+        ready = self.ask_work(work.TRAIN, self.order(evaluate=self.wants_score()), able, place)  # 3  train
         worked = time.monotonic()
-        codec = Codec(self.size, self.policy)
-        total = self.combine(place, ready, codec)  # 4  the sum, nothing else
-        mean, statistics = decode_sum(codec, total)
+        total = self.combine(place, ready, Codec(self.size, self.policy))  # 4  the sum, nothing else
+        mean, statistics = decode_sum(Codec(self.held_size, self.policy), total)
         server = self.optimizer.step(self.state.server, mean)  # 5  apply
         self.held = total.held
         entry = self.describe(work.TRAIN, place, cohort, total, statistics, (started, worked))
@@ -125,7 +134,8 @@ class Coordinator:
         """Score the adapter on everybody's held-out examples; the counts come back as sums."""
         started = time.monotonic()
         cohort, place = self.sample(everybody=True), self.begin_attempt()
-        ready = self.ask_work(work.SCORE, work.Work(flat=self.state.server.flat), cohort, place)
+        able = self.muster(cohort, place)
+        ready = self.ask_work(work.SCORE, self.order(), able, place)
         worked = time.monotonic()
         codec = Codec(0, self.policy)
         total = self.combine(place, ready, codec)
@@ -139,9 +149,13 @@ class Coordinator:
         """Keep the finished adapter here and hand it to every member that is there."""
         accuracy, _ = summary(list(self.state.history))
         evaluation: dict[str, object] = {**accuracy, "rounds": self.state.round, "run": self.state.run}
-        name, card = self.keep(self.state.server.flat, evaluation) if self.keep is not None else ("", "")
+        name, card = "", ""
+        if self.desk is not None:  # sealed: the adapter is the members', each signs its own card
+            card = json.dumps(evaluation)
+        elif self.keep is not None:
+            name, card = self.keep(self.state.server.flat, evaluation)
         members, place = tuple(sorted(self.link.present())), self.begin_attempt()
-        payload = work.encode(work.Work(flat=self.state.server.flat, card=card))
+        payload = work.encode(self.order(card=card))
         replies = self.ask(work.ADOPT, dict.fromkeys(members, payload), place, self.policy.recipe.stage_timeout_s)
         delivered = sorted(reply.sender for reply in replies)
         self.keep_state(dataclasses.replace(self.state, finished=True))
@@ -223,6 +237,28 @@ class Coordinator:
         every = self.policy.recipe.evaluate_every
         return self.state.round == 0 or (every > 0 and self.state.round % every == 0)
 
+    def muster(self, cohort: tuple[str, ...], place: Place) -> tuple[str, ...]:
+        """Who of `cohort` can take part: in sealed mode, those that share a key and an adapter when it returns.
+
+        Raises:
+            RoundAborted: too few do.
+        """
+        if self.desk is None:
+            return cohort
+        self.sealing = Sealing(Muster(self.policy, place, self.ask).gather(cohort), self.desk)
+        steps, known = self.sealing.common.steps, self.state.round
+        if steps != known:  # one side was killed between the members' last step and our noting it: theirs counts
+            logger.warning("members are at step %d, %d is written here; going on from theirs", steps, known)
+            self.on_event({"event": "stepped", "round": steps, "expected": known})
+            skipped = self.state.skipped + max(0, known - steps)  # so that no number of a round comes twice
+            self.keep_state(dataclasses.replace(self.state, round=steps, skipped=skipped))
+        return self.sealing.common.members
+
+    def order(self, *, evaluate: bool = False, card: str = "") -> work.Work:
+        """Work on the adapter as it is now; in sealed mode only its tag is known here."""
+        state = "" if self.sealing is None else self.sealing.common.tag.hex()
+        return work.Work(flat=self.state.server.flat, evaluate=evaluate, card=card, state=state)
+
     def ask_work(self, stage: str, order: work.Work, cohort: tuple[str, ...], place: Place) -> tuple[str, ...]:
         """Let the cohort work; return who is ready to contribute.
 
@@ -247,7 +283,9 @@ class Coordinator:
         Raises:
             RoundAborted: too few are left to open a sum.
         """
-        half = coordinator_half(self.policy, place, cohort, codec.length, counted=codec.size > 0)
+        half = coordinator_half(
+            self.policy, place, cohort, codec.length, counted=codec.size > 0, sealing=self.sealing
+        )  # fmt: skip
         step: tuple[str, Mapping[str, bytes]] | None = half.begin()
         try:
             while step is not None:

@@ -19,6 +19,7 @@ from ..crypto.keys import Identity
 from . import certificates, roster
 from .identity import PublicCard, write_private_pem
 from .policy import AdapterTable, CoordinatorTable, Member, ModelTable, Policy, ProtectionTable, Recipe
+from .unlock import Asked
 
 FILE, OWNER_KEY, COORDINATOR_KEY, TLS_KEY = "federation.toml", "owner.key", "coordinator.key", "tls.key"
 
@@ -72,7 +73,7 @@ def enroll(file: Path, owner_key: Path, name: str, card: PublicCard) -> Policy:
         RosterError: enrolled already, or the key is not the owner's.
         ConfigError: the file or the name cannot be used.
     """
-    policy, owner = roster.load(file), Identity.load(owner_key)
+    policy, owner = roster.load(file), Identity.load(owner_key, Asked())
     try:
         member = Member(name=name, key=card.key, transport=card.transport)
     except ValueError as error:

@@ -1,6 +1,6 @@
 """Who this node is: one key that signs, and one that opens the transport.
 
-Knows two files in the node's home. Knows nothing of federations.
+Knows two files in the node's home, and how they are locked. Knows nothing of federations.
 Always: both keys are made here and never leave; only the public card does.
 """
 
@@ -12,10 +12,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ..core import paths
 from ..core.errors import ConfigError
+from ..crypto import keyfile
 from ..crypto.keys import Identity
+from .unlock import OPEN, Asked, Lock
 
 IDENTITY_FILE = "identity.key"
 TRANSPORT_FILE = "transport.key"
+TRANSPORT_KIND = "transport"  # what a locked transport key calls itself; an unlocked one is PEM
 KEY_HEX = 64  # Ed25519 public key, 32 bytes
 TRANSPORT_HEX = 98  # P-384 public key, compressed, 49 bytes: the only kind that Flower's door accepts
 
@@ -79,29 +82,58 @@ def transport_point(text: str) -> ec.EllipticCurvePublicKey:
         ) from None
 
 
-def load_or_create(home: Path | None = None) -> NodeKeys:
+def load_or_create(home: Path | None = None, *, lock: Lock = OPEN, asked: keyfile.Passphrase | None = None) -> NodeKeys:
     """Keys of the node that lives in `home`, made on first use with mode 0600.
 
+    Args:
+        lock: of files that are made now; those that are there stay as they are.
+        asked: for the passphrase of locked files; by default the environment or a person.
+
     Raises:
-        ConfigError: a key file that cannot be read.
+        ConfigError: a key file that cannot be read, or nothing that opens it.
+        AuthenticationError: a wrong passphrase.
     """
-    folder = paths.private_folder(home or paths.home())
+    folder, asked = paths.private_folder(home or paths.home()), asked or Asked()
     signing, transport = folder / IDENTITY_FILE, folder / TRANSPORT_FILE
-    if not signing.exists():
-        Identity.generate().save(signing)
-    if not transport.exists():
-        write_private_pem(transport, ec.generate_private_key(ec.SECP384R1()))
-    return NodeKeys(Identity.load(signing), read_transport_key(transport))
+    if signing.exists():
+        identity = Identity.load(signing, asked)
+    else:
+        identity = Identity.generate()
+        identity.save(signing, lock.passphrase, keyring=lock.keyring)
+    if transport.exists():
+        key = read_transport_key(transport, asked)
+    else:
+        key = ec.generate_private_key(ec.SECP384R1())
+        write_transport_key(transport, key, lock)
+    return NodeKeys(identity, key)
 
 
-def read_transport_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """Load a P-384 private key from PEM.
+def protect(home: Path, lock: Lock, *, asked: keyfile.Passphrase | None = None) -> NodeKeys:
+    """Put both keys of a node under another lock. Each file says itself how it is locked, so half-way is no harm.
+
+    Hazard: a disk may still hold what an unlocked file held before; keys that were ever copied in clear are better made anew.
 
     Raises:
-        ConfigError: missing, unreadable or of another kind.
+        ConfigError, AuthenticationError: as `load_or_create`.
+    """
+    keys = load_or_create(home, lock=lock, asked=asked)  # keys made now are never on the disk in clear
+    keys.identity.save(home / IDENTITY_FILE, lock.passphrase, keyring=lock.keyring, replace=True)
+    write_transport_key(home / TRANSPORT_FILE, keys.transport, lock)
+    return keys
+
+
+def read_transport_key(path: Path, asked: keyfile.Passphrase | None = None) -> ec.EllipticCurvePrivateKey:
+    """Load a P-384 private key: PEM, or a locked key file.
+
+    Raises:
+        ConfigError: missing, unreadable, of another kind, or nothing that opens it.
+        AuthenticationError: a wrong passphrase.
     """
     try:
-        key = serialization.load_pem_private_key(path.read_bytes(), None)
+        content = path.read_bytes()
+        if not content.startswith(b"-----BEGIN"):
+            content = keyfile.read(path, TRANSPORT_KIND, passphrase=asked or Asked())
+        key = serialization.load_pem_private_key(content, None)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as a private key ({error}); restore it from your copy") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
@@ -109,7 +141,18 @@ def read_transport_key(path: Path) -> ec.EllipticCurvePrivateKey:
     return key
 
 
+def write_transport_key(path: Path, key: ec.EllipticCurvePrivateKey, lock: Lock) -> None:
+    """PEM if the lock is open, a locked key file if not; over what is there."""
+    if lock == OPEN:
+        write_private_pem(path, key)
+    else:
+        keyfile.write(path, TRANSPORT_KIND, _pem(key), passphrase=lock.passphrase, keyring=lock.keyring, replace=True)
+
+
 def write_private_pem(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
     """Write a private key, readable by its owner alone."""
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    paths.write_atomically(path, pem, mode=0o600)
+    paths.write_atomically(path, _pem(key), mode=0o600)
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())

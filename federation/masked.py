@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.errors import ProtocolError
-from ..crypto.ring import BitRing, TokenRing
+from ..crypto.ring import BitRing, Ring, TokenRing
 from ..crypto.secagg import SecAggClient, SecAggConfig, SecAggServer
 from .messages import Place
 from .policy import Policy
@@ -74,7 +74,7 @@ class MaskedParty:
             cohort = read_cohort(payload, context.policy, context.name)
             assert self.values is not None  # the party calls each stage once
             config = agree(context.policy, context.place, cohort, self.values.size, counted=self.counted)
-            self.client = SecAggClient(config, context.name, context.identity, ledger=context.sums)
+            self.client = SecAggClient(config, context.name, context.identity, ring=self.ring(config), ledger=context.sums)
             return self.client.advertise()
         if self.client is None:
             raise ProtocolError(f"found stage {stage!r} before 'advertise'; refused")
@@ -86,6 +86,10 @@ class MaskedParty:
         steps = {"share": self.client.share, "consistency": self.client.consistency, "unmask": self.client.unmask}
         return steps[stage](payload)
 
+    def ring(self, config: SecAggConfig) -> Ring:
+        """The ring to sum in."""
+        return BitRing(length=config.length, bits=config.bits, parties=len(config.members))
+
 
 class MaskedCoordinator:
     """The coordinator's side of one attempt."""
@@ -95,9 +99,13 @@ class MaskedCoordinator:
     def __init__(self, policy: Policy, place: Place, cohort: tuple[str, ...], length: int, counted: bool) -> None:
         self.cohort = cohort
         self.config = agree(policy, place, cohort, length, counted=counted)
-        self.server = SecAggServer(self.config)
+        self.server = SecAggServer(self.config, ring=self.ring(self.config))
         self.done = 0  # stages that are over
         self.sample: bytes | None = None  # one masked contribution, for the report
+
+    def ring(self, config: SecAggConfig) -> Ring:
+        """As the members'."""
+        return BitRing(length=config.length, bits=config.bits, parties=len(config.members))
 
     def begin(self) -> tuple[str, Mapping[str, bytes]]:
         """Name the cohort, ask for round keys."""
@@ -135,6 +143,11 @@ class MaskedCoordinator:
             return {}
         n, length = len(self.config.members), self.config.length
         ring = BitRing(length=length, bits=self.config.bits, parties=n)
-        end = len(self.sample) - TokenRing(n).limbs.wire_bytes  # an upload ends with its values, then its token count
-        words = ring.unpack(self.sample[end - ring.wire_bytes : end])
+        words = ring.unpack(payload_of(self.sample, ring.wire_bytes, n))
         return {**describe(words.astype(np.int64), "masked", 1 << ring.bits), "sum_words": total[:SAMPLE].tolist()}
+
+
+def payload_of(upload: bytes, size: int, cohort: int) -> bytes:
+    """The masked values in a member's upload, which ends with them and then its token count."""
+    end = len(upload) - TokenRing(cohort).limbs.wire_bytes
+    return upload[end - size : end]

@@ -15,6 +15,8 @@ from ..core import paths
 from ..core.config import Config
 from ..core.errors import ConfigError, DataError, FederationError, IntegrityError
 from ..crypto.keys import Identity
+from ..crypto.sealed import AdderService, MemberService
+from ..crypto.worker import Worker
 from . import identity, roster
 from .aggregate import Vector
 from .founding import COORDINATOR_KEY, TLS_KEY
@@ -22,9 +24,12 @@ from .learner import Learner, TrainerLearner
 from .ledger import Ledger
 from .party import Party
 from .policy import Policy
+from .protection import Safe
 from .registry import Card, Registry, content_hash, make_card
 from .rehearsal import RehearsalLearner
 from .report import RunReport
+from .unlock import Asked
+from .vault import Vault
 
 if TYPE_CHECKING:
     from ..core.models.weights import Weights
@@ -69,20 +74,24 @@ def join(
     learner, size = make_learner(joining, config, policy, weights, name, on_event)
 
     def adopt(flat: Vector, card: str) -> str:
-        kept = "" if weights is None else keep_finished(policy, weights, Registry(joining.home), flat, card)
+        kept = "" if weights is None else keep_finished(policy, weights, Registry(joining.home), flat, card, keys.identity)
         on_event({"event": "adopted", "adapter": kept})
         if joining.once:
             leave.set()
         return kept
 
-    ledger = Ledger(roster.folder(joining.home, policy) / "answered.json")
+    folder, desk = roster.folder(joining.home, policy), Worker(MemberService)
     party = Party(
-        policy, keys.identity, learner, size=size, consent=config.consent, ledger=ledger, adopt=adopt, on_event=on_event
-    )
+        policy, keys.identity, learner, size=size, consent=config.consent, ledger=Ledger(folder / "answered.json"),
+        adopt=adopt, safe=Safe(Vault(folder, size), desk), on_event=on_event,
+    )  # fmt: skip
     on_event({"event": "joining", "name": party.name, "federation": policy.name})
     from .flower.node import FlowerNode
 
-    FlowerNode(policy, keys.transport, party.handle, leave, wait_s=joining.wait_s, on_event=on_event).run()
+    try:
+        FlowerNode(policy, keys.transport, party.handle, leave, wait_s=joining.wait_s, on_event=on_event).run()
+    finally:
+        desk.close()
 
 
 def make_learner(
@@ -144,8 +153,10 @@ def resident(policy: Policy, loaded: "Weights | None" = None) -> "Weights":
     return weights
 
 
-def keep_finished(policy: Policy, weights: "Weights", registry: Registry, flat: Vector, text: str) -> str:
+def keep_finished(policy: Policy, weights: "Weights", registry: Registry, flat: Vector, text: str, identity: Identity) -> str:
     """Check the coordinator's card against this federation and the content, then keep the adapter.
+
+    In sealed mode the text is the run's evaluation, as the coordinator tells it, and the card is this member's own.
 
     Raises:
         FederationError, IntegrityError: not what it claims to be; nothing is kept.
@@ -154,11 +165,29 @@ def keep_finished(policy: Policy, weights: "Weights", registry: Registry, flat: 
 
     from ..core.models.adapter import assemble
 
+    if policy.protection.mode == "sealed":
+        adapter = assemble(policy.adapter.shape(), weights.architecture, weights.digest, torch.from_numpy(flat.copy()))
+        return registry.put(adapter, make_card(policy, content_hash(adapter), read_evaluation(text), identity))
     card = Card.parse(text, "the finished adapter: ")
     if (card.signer, card.federation) != (policy.coordinator.key, policy.federation.hex()):
         raise FederationError("the finished adapter's card is not signed by this federation's coordinator; not kept")
     adapter = assemble(policy.adapter.shape(), weights.architecture, weights.digest, torch.from_numpy(flat.copy()))
     return registry.put(adapter, card)
+
+
+def read_evaluation(text: str) -> dict[str, object]:
+    """A finished run's numbers.
+
+    Raises:
+        FederationError: malformed.
+    """
+    try:
+        evaluation = json.loads(text)
+    except ValueError:
+        evaluation = None
+    if not isinstance(evaluation, dict):
+        raise FederationError("the finished adapter's evaluation is malformed; not kept, wait for the coordinator's next one")
+    return evaluation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +214,7 @@ def coordinate(coordinating: Coordinating, on_event: OnEvent) -> RunReport:
     from .coordinator import Coordinator
 
     policy = roster.load(coordinating.file)
-    signer = Identity.load(coordinating.keys / COORDINATOR_KEY)
+    signer = Identity.load(coordinating.keys / COORDINATOR_KEY, Asked())
     if len(policy.members) < policy.protection.min_cohort:
         raise ConfigError(
             f"{coordinating.file}: {len(policy.members)} members, min_cohort {policy.protection.min_cohort}; "
@@ -193,9 +222,9 @@ def coordinate(coordinating: Coordinating, on_event: OnEvent) -> RunReport:
         )
     weights = None if coordinating.rehearse else resident(policy)
     keep, size = None, coordinating.rehearse
-    if weights is not None:
+    if weights is not None:  # in sealed mode for the size alone: such a coordinator never has an adapter to keep
         keep, size = keeper(policy, weights, signer, Registry(coordinating.home))
-    store = Store(coordinating.state)
+    store, desk = Store(coordinating.state), Worker(AdderService)
     from .flower.link import FlowerLink
 
     try:
@@ -203,10 +232,11 @@ def coordinate(coordinating: Coordinating, on_event: OnEvent) -> RunReport:
             on_event({"event": "open", "address": policy.coordinator.address})
             run = Coordinator(
                 policy, signer, link, size=size, store=store, keep=keep, on_event=on_event,
-                wait_s=coordinating.wait_s, grace_s=coordinating.grace_s,
+                wait_s=coordinating.wait_s, grace_s=coordinating.grace_s, desk=desk,
             )  # fmt: skip
             return run.run(coordinating.rounds)
     finally:
+        desk.close()
         store.close()
 
 

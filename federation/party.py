@@ -5,8 +5,10 @@ Always: a letter is checked whole (signature, federation, version, model, receiv
 a refused letter leaves memory and disk as they were. No code is ever taken from a letter.
 
     train | score  →  the protection's stages, one by one        adopt stands alone
+    sealed: before them, the stages of `handover`, any number of times
 """
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Callable
@@ -18,15 +20,19 @@ from ..core import log
 from ..core.config import ConsentConfig
 from ..core.errors import ConfigError, DataError, MessageError, RosterError
 from ..crypto.keys import Identity
-from . import messages, work
+from ..crypto.sealed import MemberService
+from ..crypto.worker import Worker
+from . import handover, messages, work
 from .aggregate import Vector
+from .handover import Handover
 from .learner import Counts, Learner, Trained
 from .ledger import Ledger
 from .messages import Place, Reply, Task
 from .modes import party_half
 from .policy import Policy
-from .protection import PartyContext, PartyHalf
+from .protection import PartyContext, PartyHalf, Safe
 from .update import LOSS_UNIT, Codec, Statistics
+from .vault import Vault
 
 logger = log.get("federation.party")
 Event = dict[str, object]
@@ -52,7 +58,9 @@ class Party:
     Args:
         size: length n of the adapter's flat vector.
         consent: the owner's floor; a federation below it is refused at once.
-        adopt: takes a finished adapter [n] and its signed card, returns the adapter's name.
+        adopt: takes a finished adapter [n] and its signed card, returns the adapter's name. In sealed mode, instead of a
+            card, the evaluation as JSON: the coordinator has no adapter to sign.
+        safe: in sealed mode, this member's secrets and the worker for ciphertexts; by default in memory, and a new one.
     """
 
     def __init__(
@@ -65,6 +73,7 @@ class Party:
         consent: ConsentConfig | None = None,
         ledger: Ledger | None = None,
         adopt: Callable[[Vector, str], str] | None = None,
+        safe: Safe | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
         """Take part.
@@ -85,6 +94,11 @@ class Party:
         self.adopt = adopt
         self.on_event = on_event or (lambda event: None)
         self.attempt: Attempt | None = None
+        self.safe: Safe | None = None
+        self.handover: Handover | None = None
+        if policy.protection.mode == "sealed":
+            self.safe = safe or Safe(Vault(None, size), Worker(MemberService))
+            self.handover = Handover(policy, name, identity, self.safe.vault)
 
     def handle(self, letter: bytes) -> bytes:
         """Answer one letter.
@@ -95,22 +109,46 @@ class Party:
             DataError and others of the tree: training failed; this attempt is over for this party.
         """
         task = messages.decode_task(letter, self.policy, self.name)
-        payload = self.open(task) if task.stage in work.STAGES else self.go_on(task)
+        payload = self.answer(task)
         reply = Reply(place=task.place, stage=task.stage, sender=self.name, task=messages.fingerprint(letter), payload=payload)
         return messages.encode_reply(reply, self.policy, self.identity)
 
+    def answer(self, task: Task) -> bytes:
+        """One stage of whatever it belongs to."""
+        if task.stage in work.STAGES:
+            return self.open(task)
+        if self.handover is not None and task.stage in handover.STAGES:
+            self.ledger.check(task.place)  # `train` and `score` record it
+            return self.handover.answer(task.place, task.stage, task.payload)
+        return self.go_on(task)
+
+    def order(self, task: Task) -> work.Work:
+        """What is to be done, with the adapter to do it with: in sealed mode this member's own.
+
+        Raises:
+            MessageError: malformed; in sealed mode, another adapter than this member's is meant.
+        """
+        if self.safe is None:
+            return work.decode(task.payload, self.size)
+        order, seed = work.decode(task.payload, 0), self.safe.vault.seed(self.policy.digest)
+        progress = self.safe.vault.progress(task.place.run)
+        if seed is None or progress.tag(seed, task.place.run).hex() != order.state:
+            raise MessageError(f"this member is at step {progress.steps} of the run, another adapter is meant; refused")
+        return dataclasses.replace(order, flat=progress.server.flat)
+
     def open(self, task: Task) -> bytes:
         """Begin an attempt: train or score, or keep a finished adapter."""
-        order = work.decode(task.payload, self.size)
+        order = self.order(task)
         self.ledger.record(task.place)  # on disk before any work, so that no place is worked twice
         self.attempt = None
         self.on_event({"event": task.stage, "round": task.place.round, "attempt": task.place.attempt})
         if task.stage == work.ADOPT:
-            return self.adopt(order.flat, order.card).encode("utf-8") if self.adopt is not None else b""
+            name = self.adopt(order.flat, order.card).encode("utf-8") if self.adopt is not None else b""
+            return name if self.safe is None else b""  # a sealed adapter's name is a hash of its content
         update, statistics = self.train(order, task.place) if task.stage == work.TRAIN else self.score(order)
         values = Codec(update.size, self.policy).encode(update, statistics)
         tokens, counted = statistics.tokens, task.stage == work.TRAIN
-        context = PartyContext(self.policy, self.name, self.identity, self.ledger.sums, task.place)
+        context = PartyContext(self.policy, self.name, self.identity, self.ledger.sums, task.place, self.safe)
         half = party_half(context, values, tokens, counted=counted)
         self.attempt = Attempt(task.place, half)
         return b""  # done, and nothing about how it went: the counters travel inside the sum

@@ -5,6 +5,7 @@ Always: a `Policy` that exists is consistent; two equal policies have equal dige
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -79,7 +80,6 @@ class ProtectionTable:
     min_tokens: int = 0  # answer tokens behind a sum; 0 is off
 
     def __post_init__(self) -> None:
-        require(self.mode != "sealed", 'mode = "sealed" is not built yet; choose "masked" (or "plain" among your own machines)')
         require(2 <= self.bits <= MAX_BITS, f"bits = {self.bits} must lie between 2 and {MAX_BITS}")
         require(self.min_cohort >= 1 and self.min_tokens >= 0, "min_cohort must be at least 1, min_tokens at least 0")
         require(1 <= self.threshold <= self.min_cohort, "threshold must lie between 1 and min_cohort")
@@ -192,7 +192,7 @@ class Policy:
     @property
     def digest(self) -> bytes:
         """32 bytes that differ between any two different policies."""
-        return hashlib.sha256(canonical(self.table())).digest()
+        return digest_of(self)
 
     def table(self) -> dict[str, Any]:
         """The policy as TOML's types."""
@@ -205,6 +205,12 @@ class Policy:
     def name_of(self, key: bytes) -> str | None:
         """The member whose Ed25519 key is `key`, or None."""
         return next((member.name for member in self.members if member.key == key.hex()), None)
+
+
+@functools.lru_cache(maxsize=64)
+def digest_of(policy: Policy) -> bytes:
+    """Remembered, because every letter names it."""
+    return hashlib.sha256(canonical(policy.table())).digest()
 
 
 def canonical(table: dict[str, Any]) -> bytes:

@@ -1,10 +1,11 @@
 """How a cohort's contributions become one sum, and who can see what on the way.
 
 Knows two halves that speak in opaque bytes, stage by stage. Knows nothing of training, links or signatures on letters.
-Always: both modes sum the same integers, so masked and plain give the same total, to the last bit.
+Always: all modes sum the same integers, so they give the same total, to the last bit.
 
     plain   the coordinator sees every contribution (simulations, one owner's own machines)
     masked  secure aggregation (crypto.secagg): the coordinator sees the sum of the survivors, nothing else
+    sealed  the same inside ciphertexts (crypto.sealed): the coordinator sees the sums of the counters alone
 """
 
 import json
@@ -17,9 +18,11 @@ import numpy.typing as npt
 
 from ..core.errors import MessageError
 from ..crypto.keys import Identity, PublicIdentity
+from ..crypto.sealed import Desk
 from ..crypto.secagg import Ledger
 from .messages import Place
 from .policy import Policy
+from .vault import Vault
 
 Values = npt.NDArray[np.uint64]
 SAMPLE = 16  # words shown in a report
@@ -29,9 +32,17 @@ SAMPLE = 16  # words shown in a report
 class Sum:
     """What the coordinator may open."""
 
-    total: npt.NDArray[np.int64]  # [length]
+    total: npt.NDArray[np.int64]  # [length]; in sealed mode the counters alone
     parties: tuple[str, ...]  # whose contributions are in it
     held: dict[str, object] = field(default_factory=dict)  # what the coordinator held of one party, and of the sum
+
+
+@dataclass(frozen=True, slots=True)
+class Safe:
+    """What only a member of a sealed federation has."""
+
+    vault: Vault
+    desk: Desk  # with crypto.sealed.MemberService
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +54,7 @@ class PartyContext:
     identity: Identity
     sums: Ledger  # the node's memory of rounds that were opened
     place: Place
+    safe: Safe | None = None  # in sealed mode
 
 
 class PartyHalf(Protocol):

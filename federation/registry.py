@@ -33,7 +33,7 @@ REMEMBERED = 20  # activations
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """What is known of an adapter. Signed by the coordinator that summed it."""
+    """What is known of an adapter. Signed by the coordinator that summed it; in sealed mode by the member."""
 
     adapter: str  # hash of its content
     federation: str  # hex

@@ -79,15 +79,27 @@ class Codec:
         Raises:
             DataError: a sum that so many contributions cannot have.
         """
-        numbers = [int(value) for value in total[self.size :]]
-        counters = {
-            name: sum(numbers[index * self.digits + place] << (self.bits * place) for place in range(self.digits))
-            for index, name in enumerate(self.names)
-        }
+        return self.mean(total[: self.size], parties), self.counters(total[self.size :])
+
+    def mean(self, total: npt.NDArray[np.int64], parties: int) -> Vector:
+        """The mean update [n] behind the sums [n] of its values; the same bits wherever it is computed.
+
+        Raises:
+            DataError: a sum that so many contributions cannot have.
+        """
         if not self.size:
-            return np.zeros(0, np.float32), Statistics(**counters)
-        mean = fixedpoint.decode_sum(total[: self.size], parties, self.ranges, self.bits) / parties
-        return mean.astype(np.float32), Statistics(**counters)
+            return np.zeros(0, np.float32)
+        return (fixedpoint.decode_sum(total, parties, self.ranges, self.bits) / parties).astype(np.float32)
+
+    def counters(self, total: npt.NDArray[np.int64]) -> Statistics:
+        """The summed counters behind the sums of their digits."""
+        numbers = [int(value) for value in total]
+        return Statistics(
+            **{
+                name: sum(numbers[index * self.digits + place] << (self.bits * place) for place in range(self.digits))
+                for index, name in enumerate(self.names)
+            }
+        )
 
     def spell(self, statistics: Statistics) -> npt.NDArray[np.uint64]:
         """Counters as digits, lowest first: digit sums stay exact, so the counters' sums do."""

@@ -1,4 +1,4 @@
-"""The verb of this folder that owners use: simulate.
+"""The verbs of this folder: simulate, and bench.
 
 Knows arguments and how results are shown. Imports nothing heavy until it runs.
 """
@@ -17,6 +17,14 @@ def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     simulate.add_argument("scenario", help="a TOML file, or the name of a shipped scenario")
     simulate.add_argument("--report", type=Path, metavar="FILE", help="write the whole report as JSON")
     simulate.set_defaults(run=run_simulation)
+    bench = verbs.add_parser("bench", help="measure, with peers in the same run")
+    bench.add_argument(
+        "suite", nargs="?", metavar="SUITE", help="which one; default: all there are (see simulations/README.md)"
+    )
+    bench.add_argument("--json", action="store_true", help="the report on standard output; the table goes to standard error")
+    bench.add_argument("--out", type=Path, metavar="FILE", help="write the report as JSON beside the table")
+    bench.add_argument("--quick", action="store_true", help="tiny sizes: does it run? its figures mean nothing")
+    bench.set_defaults(run=run_bench)
 
 
 def run_simulation(arguments: Namespace) -> None:
@@ -39,3 +47,32 @@ def run_simulation(arguments: Namespace) -> None:
     report.show_run(console, dataclasses.asdict(outcome))
     if arguments.report is not None:
         outcome.write(arguments.report)
+
+
+def run_bench(arguments: Namespace) -> None:
+    """Measure: one suite's report, or {suite: report} of all of them.
+
+    Raises:
+        ConfigError: no such suite.
+    """
+    import json
+
+    from rich.console import Console
+
+    from ..core.errors import ConfigError
+    from ..core.paths import write_atomically
+    from .bench import figures, suites
+
+    if arguments.suite not in (None, *suites.SUITES):
+        raise ConfigError(f"no suite {arguments.suite!r}; there are: {', '.join(suites.SUITES)}")
+    console = Console(highlight=False, stderr=arguments.json)
+    told = Console(highlight=False, stderr=True, style="dim")
+    reports = {}
+    for name in [arguments.suite] if arguments.suite else suites.SUITES:
+        reports[name], rows = suites.run(name, quick=arguments.quick, tell=lambda words: told.print(f"… {words}"))
+        figures.show(console, reports[name], rows)
+    text = json.dumps(reports[arguments.suite] if arguments.suite else reports, indent=2)
+    if arguments.json:
+        print(text)
+    if arguments.out is not None:
+        write_atomically(arguments.out, text.encode() + b"\n")

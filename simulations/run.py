@@ -14,13 +14,17 @@ from ..core.errors import ConfigError, FederationError
 from ..core.models.weights import Weights
 from ..core.training.trainer import Trainer
 from ..crypto.keys import Identity
+from ..crypto.sealed import AdderService, MemberService
+from ..crypto.worker import Worker
 from ..federation import messages
 from ..federation.coordinator import Coordinator, Event
 from ..federation.learner import TrainerLearner
 from ..federation.link import InProcessLink
 from ..federation.party import Party
 from ..federation.policy import CoordinatorTable, Member, ModelTable, Policy
+from ..federation.protection import Safe
 from ..federation.report import RunReport
+from ..federation.vault import Vault
 from .population import PartyData, populate
 from .scenario import Fault, Scenario
 
@@ -63,15 +67,23 @@ def simulate(scenario: Scenario, weights: Weights, *, on_event: OnEvent | None =
     policy = describe(scenario, weights, coordinator_key, identities)
     trainer = Trainer(weights, policy.adapter.shape())
     parties: dict[str, Callable[[bytes], bytes]] = {}
+    desk, adder = Worker(MemberService), Worker(AdderService)  # for ciphertexts: started only if the mode is sealed
     for person in people:
         say({"event": "preparing", "party": person.name, "train": len(person.train), "test": len(person.test)})
         learner = TrainerLearner(trainer, trainer.prepare(person.train), trainer.prepare(person.test), policy.recipe.trainer())
-        party = Party(policy, identities[person.name], learner, size=trainer.size, consent=no_floor())
+        party = Party(
+            policy, identities[person.name], learner, size=trainer.size, consent=no_floor(),
+            safe=Safe(Vault(None, trainer.size), desk),
+        )  # fmt: skip
         parties[person.name] = FaultyParty(party, scenario.faults).handle
     coordinator = Coordinator(
-        policy, coordinator_key, InProcessLink(parties), size=trainer.size, on_event=on_event, grace_s=0.0
+        policy, coordinator_key, InProcessLink(parties), size=trainer.size, on_event=on_event, grace_s=0.0, desk=adder
     )
-    return coordinator.run()
+    try:
+        return coordinator.run()
+    finally:
+        desk.close()
+        adder.close()
 
 
 def check(scenario: Scenario, people: list[PartyData]) -> None:

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from ...core.errors import AuthenticationError, ConfigError, ProtocolError, ThresholdError
 from .. import shamir
 from ..keys import Ephemeral, Identity, open_box, seal_box
-from ..prg import Words
-from ..ring import Ring
+from ..ring import Lifted, Ring
 from .graph import Graph
 from .ledger import Ledger
 from .lists import BoxList, KeyList, SignatureList, SurvivorList, shared_view
@@ -44,7 +43,7 @@ class _Vectors:
 
     def __init__(self, session: Session, values: NDArray[np.unsignedinteger], tokens: int) -> None:
         self.rings: dict[str, Ring] = {"values": session.ring, "tokens": session.token_ring.limbs}
-        self.words: dict[str, Words] = {"values": session.ring.lift(values), "tokens": session.token_ring.lift(tokens)}
+        self.words: dict[str, Lifted] = {"values": session.ring.lift(values), "tokens": session.token_ring.lift(tokens)}
 
     def mask(self, quantity: str, key: bytes, *, subtract: bool) -> None:
         self.rings[quantity].mask(self.words[quantity], key, subtract=subtract)
@@ -81,8 +80,8 @@ class SecAggClient:
         self._channel, self._mask = Ephemeral.generate(), Ephemeral.generate()
         self.stage = Stage.ADVERTISE
         self._card: KeyCard
-        self._keys: KeyList
-        self._graph: Graph
+        self._present: frozenset[int]  # members that sent keys
+        self._near: Mapping[int, KeyCard]  # the neighbours' keys; nobody else's are needed any more
         self._view: bytes  # digest of everything seen so far
         self._held: Mapping[int, bytes]  # shares this member holds: of its own secrets, then of its neighbours'
         self._shared: frozenset[int]
@@ -91,6 +90,16 @@ class SecAggClient:
 
     def __repr__(self) -> str:
         return f"SecAggClient({self._session.names[self._me]}, next {self.stage.name})"
+
+    @property
+    def survivors(self) -> tuple[str, ...]:
+        """Whose values are in the sum, in the order of their names; known after `consistency`."""
+        return tuple(self._session.names[at] for at in sorted(self._survivors))
+
+    @property
+    def threshold(self) -> int:
+        """Members without which nothing is opened."""
+        return self._session.config.threshold
 
     def advertise(self) -> bytes:
         """Stage 0: this attempt's public keys, signed."""
@@ -122,7 +131,8 @@ class SecAggClient:
         pieces = {holder: seed + mask for holder, seed, mask in zip(holders, seeds, masks, strict=True)}
         boxes = {peer: self._seal(peer, keys.cards[peer], pieces[peer], view) for peer in holders[1:]}
         message = Parcel(self._me, boxes).encode(session, self._identity, view)
-        self._keys, self._graph, self._view, self._held = keys, graph, view, {self._me: pieces[self._me]}
+        self._present, self._near = frozenset(keys.cards), {peer: keys.cards[peer] for peer in holders[1:]}
+        self._view, self._held = view, {self._me: pieces[self._me]}
         self.stage = Stage.MASK
         return message
 
@@ -137,6 +147,7 @@ class SecAggClient:
             ProtocolError, AuthenticationError: boxes missing, left over or changed.
             ThresholdError: too few members or neighbours shared; nothing was sent.
             ValueError: the values or the token count do not fit what the round agreed on.
+            CryptoError: the ring could not close them; nothing was sent.
         """
         self._expect(Stage.MASK)
         session, boxes = self._session, BoxList.decode(all_shares, self._session)
@@ -145,7 +156,7 @@ class SecAggClient:
         view = shared_view(session, self._view, boxes.shared)
         mask_self(vectors, session, self._seed, subtract=False)
         for peer in boxes.boxes:
-            mask_pair(vectors, session, self._mask, self._me, peer, self._keys.cards[peer].mask)
+            mask_pair(vectors, session, self._mask, self._me, peer, self._near[peer].mask)
         packed, counted = vectors.close("values"), vectors.close("tokens")
         receipt = Receipt.signed(session, self._identity, view, self._me, session.claim(tokens), packed + counted)
         self._held, self._shared, self._view, self._receipt = held, frozenset(boxes.shared), view, receipt
@@ -217,20 +228,20 @@ class SecAggClient:
     def _open(self, found: BoxList) -> dict[int, bytes]:
         """Shares that this member will hold: its own, and one pair from each neighbour that shared."""
         session, shared = self._session, set(found.shared)
-        if self._me not in shared or not shared <= set(self._keys.cards):
+        if self._me not in shared or not shared <= self._present:
             raise ProtocolError("the members that shared are not members that sent keys, us among them; the list is refused")
         self._enough(len(shared), "members shared")
-        expected = [peer for peer in self._graph.neighbours(self._me) if peer in shared]
+        expected = [peer for peer in self._near if peer in shared]
         if list(found.boxes) != expected:
             raise ProtocolError(f"boxes came from {len(found.boxes)} members, {len(expected)} neighbours shared; refused")
-        need = session.plan(len(self._keys.cards)).threshold
+        need = session.plan(len(self._present)).threshold
         if len(expected) + 1 < need:
             raise ThresholdError(f"{len(expected) + 1} members hold our shares, need {need}; nothing was sent")
         held = dict(self._held)
         for peer, box in found.boxes.items():
             try:
                 associated = session.box(self._view, peer, self._me)
-                piece = open_box(self._channel_key(peer, self._keys.cards[peer]), box, associated)
+                piece = open_box(self._channel_key(peer, self._near[peer]), box, associated)
             except AuthenticationError:
                 raise AuthenticationError(f"the shares of {session.names[peer]} do not open; they are refused") from None
             held[peer] = piece

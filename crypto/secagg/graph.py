@@ -35,20 +35,14 @@ class Graph:
     def __init__(self, present: Sequence[int], degree: int, seed: bytes) -> None:
         """Args: present: numbers of the parties; degree: even, or len(present) - 1; seed: 32 bytes nobody chose."""
         self.degree = degree
-        order = shuffled(present, seed)
-        n = len(order)
-        self._near: dict[int, tuple[int, ...]] = {}
-        for place, party in enumerate(order):
-            if degree >= n - 1:
-                near = [other for other in order if other != party]
-            else:
-                reach = degree // 2
-                near = [order[(place + step) % n] for step in range(-reach, reach + 1) if step]
-            self._near[party] = tuple(sorted(near))
+        self._order = shuffled(present, seed)
+        self._places = {party: place for place, party in enumerate(self._order)}
 
     def neighbours(self, party: int) -> tuple[int, ...]:
         """The parties that mask with `party` and hold its shares, in ascending order."""
-        return self._near[party]
+        place, reach = self._places[party], self.degree // 2
+        circle = self._order[place + 1 :] + self._order[:place]  # everybody else, going round once
+        return tuple(sorted(circle if self.degree >= len(circle) else circle[:reach] + circle[-reach:]))
 
 
 def shuffled(present: Sequence[int], seed: bytes) -> list[int]:
@@ -79,16 +73,14 @@ def plan(parties: int, corrupt: int, dropped: int) -> Plan | None:
 
     Source: after Bell et al. 2020 (SecAgg+), section 3; the window argument is ours, because there dropping out is chance.
     """
+    slack = 1  # shares that may be missing; it only grows with the degree, since more draws hit more dropped parties
     for degree in range(4, parties - 1, 2):
         half = degree // 2
-        fits = [
-            threshold
-            for threshold in range(half + 2, degree + 2)
-            if log(parties) + log_tail(parties - 1, dropped, degree, degree + 2 - threshold) <= -FAILURE_BITS * log(2)
-        ]
-        if not fits:
+        while log(parties) + log_tail(parties - 1, dropped, degree, slack) > -FAILURE_BITS * log(2):
+            slack += 1
+        threshold = degree + 2 - slack  # the highest that opens in the end; it makes the other bound easiest
+        if threshold < half + 2:
             continue
-        threshold = max(fits)  # a higher threshold only makes the other bound easier
         if log(parties) + log_tail(parties, corrupt, half, threshold - half - 1) <= -(SECURITY_BITS + GRINDING_BITS) * log(2):
             return Plan(degree, threshold)
     return None

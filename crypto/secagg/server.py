@@ -38,7 +38,7 @@ class ServerStage(IntEnum):
 class SecAggResult:
     """The sum of the survivors' values, and of nobody else's."""
 
-    total: NDArray[np.int64]  # [length]
+    total: NDArray[np.int64]  # [length], or what the ring lets the coordinator read
     tokens: int
     survivors: tuple[str, ...]
 
@@ -48,7 +48,8 @@ class _Sums:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._tallies: dict[str, Tally] = {"values": session.ring.tally(), "tokens": session.token_ring.limbs.tally()}
+        self.values: Tally = session.ring.tally()
+        self._tallies: dict[str, Tally] = {"values": self.values, "tokens": session.token_ring.limbs.tally()}
 
     def add(self, upload: Upload) -> None:
         """Raises ProtocolError, sums unchanged. Values come last: tokens of a valid frame cannot fail after them."""
@@ -86,6 +87,11 @@ class SecAggServer:
         self._keys: KeyList
         self._graph: Graph
         self._plan: Plan
+
+    @property
+    def values(self) -> Tally:
+        """The running sum of values; whole once `result` is set."""
+        return self._sums.values
 
     @property
     def waiting(self) -> tuple[str, ...]:

@@ -1,8 +1,7 @@
 """A whole cohort through secure aggregation, some of it dropping out, and what that cost whom.
 
-Knows the state machines of `crypto.secagg` and a clock. Knows no network: each message is handed over as the bytes it is.
-Always: every stage of every member really runs, one member after another; values come from a seed, so that a thousand
-vectors are never in memory at once; the sum is compared with the one in clear.
+Knows the coordinator's state machine and a clock. Knows no network: each message is handed over as the bytes it is.
+Always: every stage of every party really runs, and the sum is compared with the one in clear.
 """
 
 import contextlib
@@ -10,39 +9,19 @@ import gc
 import secrets
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...core.errors import CryptoError
-from ...crypto.keys import Identity
-from ...crypto.secagg import SecAggClient, SecAggConfig, SecAggResult, SecAggServer
+from ...crypto.secagg import SecAggConfig, SecAggResult, SecAggServer
 from ...crypto.secagg.graph import plan
+from .crew import Crew
+from .members import STAGES, Members, Meter, Setting
 from .stopwatch import clock
 
-STAGES = ("advertise", "share", "mask", "consistency", "unmask")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """One attempt."""
-
-    parties: int
-    length: int  # values of one update
-    bits: int = 8  # of one value
-    drop_percent: int = 5  # of the parties fall silent after sharing: the costliest moment for the coordinator
-    seed: int = 1  # of values and of who drops out; secrets are never seeded
-
-    @property
-    def dropped(self) -> frozenset[int]:
-        """Numbers of the parties that drop out."""
-        count = -(-self.parties * self.drop_percent // 100)
-        return frozenset(np.random.default_rng(self.seed).choice(self.parties, count, replace=False).tolist())
-
-    def values(self, number: int) -> NDArray[np.uint32]:
-        """One party's update, the same at every call."""
-        return np.random.default_rng([self.seed, number]).integers(0, 1 << self.bits, self.length, dtype=np.uint32)
+ALONE_UP_TO = 100  # parties that are played in this process; starting others takes longer than playing so few
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,107 +37,82 @@ class Outcome:
     server_stages_s: dict[str, float]
 
 
-@dataclass(slots=True)
-class _Party:
-    """One member's meter."""
-
-    spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
-    sent: int = 0
-
-
-class _Meter:
-    """Who spent how much."""
-
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self.parties = {name: _Party() for name in names}
-        self.server = dict.fromkeys(STAGES, 0.0)
-
-    @contextlib.contextmanager
-    def at(self, account: dict[str, float], stage: str) -> Iterator[None]:
-        before = clock()
-        yield
-        account[stage] += clock() - before
-
-
-def play(setting: Setting) -> Outcome:
+def play(setting: Setting, *, processes: int = 0) -> Outcome:
     """One attempt, from fresh identities to the opened sum.
+
+    Args:
+        processes: for the members; 0: this one for a small cohort, one a processor for a large one.
 
     Raises:
         CryptoError: the attempt ended without a sum.
     """
-    names = tuple(f"party-{number:05}" for number in range(setting.parties))
-    identities = {name: Identity.generate() for name in names}
-    config = SecAggConfig(
-        federation=secrets.token_bytes(32), round=1, attempt=0, threshold=2 * setting.parties // 3 + 1, min_cohort=3,
-        members={name: identity.public for name, identity in identities.items()}, length=setting.length, bits=setting.bits,
-    )  # fmt: skip
-    meter = _Meter(names)
     gc.collect()
-    gc.disable()  # a thousand members share this heap, which no real member does: its walks are nobody's cost
+    gc.disable()  # many parties share this heap, which no real party does: its walks are nobody's cost
     try:
-        return _judged(setting, meter, *_stages(setting, config, identities, meter))
+        if processes == 1 or (not processes and setting.parties <= ALONE_UP_TO):
+            return _judged(setting, *_stages(setting, Members(setting, range(setting.parties))))
+        with Crew(setting, processes) as crew:
+            return _judged(setting, *_stages(setting, crew))
     finally:
         gc.enable()
 
 
-def _stages(
-    setting: Setting, config: SecAggConfig, identities: dict[str, Identity], meter: _Meter
-) -> tuple[SecAggResult, NDArray[np.int64]]:
-    """Play all stages; return what was opened, and the sum in clear."""
-    expected = np.zeros(setting.length, np.int64)
-    numbers = {name: number for number, name in enumerate(identities)}
-    clients: dict[str, SecAggClient] = {}
-    for name, identity in identities.items():
-        with meter.at(meter.parties[name].spent, "advertise"):
-            clients[name] = SecAggClient(config, name, identity)
-    with meter.at(meter.server, "advertise"):
-        server = SecAggServer(config)
-    inbox = dict.fromkeys(identities, b"")
+class _Coordinator:
+    """The server, with a meter around all it does."""
+
+    def __init__(self, config: SecAggConfig) -> None:
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        with self._at("advertise"):
+            self.server = SecAggServer(config)
+
+    def receive(self, stage: str, name: str, message: bytes) -> None:
+        with self._at(stage):
+            self.server.receive(name, message)
+
+    def advance(self, stage: str) -> dict[str, bytes]:
+        plan.cache_clear()
+        with self._at(stage):
+            return dict(self.server.advance())
+
+    @contextlib.contextmanager
+    def _at(self, stage: str) -> Iterator[None]:
+        before = clock()
+        yield
+        self.seconds[stage] += clock() - before
+
+
+def _stages(setting: Setting, members: Members | Crew) -> tuple[_Coordinator, dict[str, Meter], NDArray[np.int64]]:
+    """Play all stages; return the coordinator, everybody's meter and the sum in clear."""
+    config = SecAggConfig(
+        federation=secrets.token_bytes(32), round=1, attempt=0, members=members.public(),
+        threshold=2 * setting.parties // 3 + 1, min_cohort=3, length=setting.length, bits=setting.bits,
+    )  # fmt: skip
+    members.begin(config)
+    coordinator, inbox = _Coordinator(config), dict.fromkeys(setting.names, b"")
     for stage in STAGES:
-        plan.cache_clear()  # the coordinator has its own
-        for name, message in inbox.items():
-            if stage == "mask" and numbers[name] in setting.dropped:
-                continue
-            values = setting.values(numbers[name]) if stage == "mask" else np.empty(0, np.uint32)
-            expected += values if stage == "mask" else 0
-            if stage == "share":
-                plan.cache_clear()  # and so has every member
-            with meter.at(meter.parties[name].spent, stage):
-                answer = _ask(clients[name], stage, message, values, numbers[name])
-            meter.parties[name].sent += len(answer)
-            with meter.at(meter.server, stage):
-                server.receive(name, answer)
-        with meter.at(meter.server, stage):
-            inbox = dict(server.advance())
-    if server.result is None:
-        raise CryptoError(f"{setting.parties} parties: the attempt ended at {server.stage.name} without a sum; report this")
-    return server.result, expected
+        for name, answer in members.answers(stage, inbox):
+            coordinator.receive(stage, name, answer)
+        inbox = coordinator.advance(stage)
+    return coordinator, *members.accounts()
 
 
-def _ask(client: SecAggClient, stage: str, message: bytes, values: NDArray[np.uint32], number: int) -> bytes:
-    if stage == "advertise":
-        return client.advertise()
-    if stage == "mask":
-        return client.mask(message, values, 100 + number)
-    answer: bytes = getattr(client, stage)(message)
-    return answer
-
-
-def _judged(setting: Setting, meter: _Meter, result: SecAggResult, expected: NDArray[np.int64]) -> Outcome:
+def _judged(setting: Setting, coordinator: _Coordinator, meters: dict[str, Meter], clear: NDArray[np.int64]) -> Outcome:
+    result: SecAggResult | None = coordinator.server.result
+    if result is None:
+        raise CryptoError(f"{setting.parties} parties: no sum at the end of all stages; report this")
     alive = [number for number in range(setting.parties) if number not in setting.dropped]
-    everybody = list(meter.parties.items())
-    survivors = [everybody[number] for number in alive]
-    whole = [sum(party.spent.values()) for _, party in survivors]
+    names = tuple(setting.names[number] for number in alive)
+    whole = [meters[name].whole for name in names]
     return Outcome(
         client_s=statistics.median(whole),
-        server_s=sum(meter.server.values()),
+        server_s=sum(coordinator.seconds.values()),
         exact=bool(
-            np.array_equal(result.total, expected)
-            and result.tokens == sum(100 + number for number in alive)
-            and result.survivors == tuple(name for name, _ in survivors)
+            np.array_equal(result.total, clear)
+            and result.tokens == sum(setting.tokens(number) for number in alive)
+            and result.survivors == names
         ),
-        sent_bytes=statistics.median(party.sent for _, party in survivors),
+        sent_bytes=statistics.median(meters[name].sent for name in names),
         client_spread_s=(min(whole), max(whole)),
-        client_stages_s={stage: statistics.median(party.spent[stage] for _, party in survivors) for stage in STAGES},
-        server_stages_s=meter.server,
+        client_stages_s={stage: statistics.median(meters[name].seconds[stage] for name in names) for stage in STAGES},
+        server_stages_s=coordinator.seconds,
     )

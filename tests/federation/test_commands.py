@@ -39,10 +39,10 @@ def test_a_federation_is_founded_enrolled_and_shown(capsys: pytest.CaptureFixtur
     assert code == 0 and "version 2, signature valid" in shown and "ann" in shown
 
 
-def test_sealed_is_refused_until_it_is_built(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    code, said = quietchoir(capsys, "federation", "init", tmp_path / "f", *INIT, "--protection", "sealed")
-    assert code == 2 and "not built yet" in said
-    assert not (tmp_path / "f").exists()
+def test_a_sealed_federation_is_founded_like_any_other(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, _ = quietchoir(capsys, "federation", "init", tmp_path / "f", *INIT, "--protection", "sealed")
+    assert code == 0
+    assert "sealed, 8 bits" in quietchoir(capsys, "federation", "show", tmp_path / "f" / "federation.toml")[1]
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_an_unknown_key_is_named_with_its_nearest() -> None:
 @pytest.mark.parametrize(
     "kind, values, message",
     [
-        (ProtectionTable, {"mode": "sealed"}, "not built yet"),
+        (ProtectionTable, {"mode": "sealed", "min_cohort": 2, "threshold": 2}, "sum of two tells"),
         (ProtectionTable, {"min_cohort": 2, "threshold": 2}, "sum of two tells"),
         (ProtectionTable, {"bits": 1}, "bits = 1"),
         (Recipe, {"server_momentum": 1.0}, "server_momentum"),

@@ -1,0 +1,147 @@
+"""The suite `crypto`: what protecting an update costs, beside the cipher's own bound, Flower's SecAgg+ and plain TenSEAL.
+
+Knows which figures are promised and what they aim at; `masks`, `cohort` and `sealed` measure.
+Always: peers are measured in the same run, and `exact` is true only if every sum was the sum in clear.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from . import cohort, masks, sealed
+from .figures import Figure
+from .members import Setting
+from .stopwatch import Sample
+
+SEED = 1
+BITS, PARTIES = 8, 10  # of the figures a byte or a mask; the end-to-end cohorts have their own sizes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """How much is measured."""
+
+    length: int = 1_000_000  # values of one update
+    cohorts: tuple[int, ...] = (20, 100, 1000)
+    repeats: int = 15  # of masks
+    sealed_repeats: int = 5  # the tutorial's arm takes seconds
+    cohort_repeats: int = 5
+    cohort_once_above: int = 100  # parties: a thousand take minutes, and its members repeat each other
+
+
+QUICK = Size(length=5_000, cohorts=(4, 34), repeats=2, sealed_repeats=1, cohort_repeats=2, cohort_once_above=4)
+
+
+def measure(*, quick: bool, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Run everything.
+
+    Args:
+        quick: tiny sizes, to see that it runs; the figures mean nothing then.
+        tell: hears what is being measured.
+
+    Returns: the report: figures at their keys, `spread` (fastest and slowest repeat) and `peers` beside them.
+    """
+    size = QUICK if quick else Size()
+    report: dict[str, Any] = {
+        "what": f"{size.length:,} values of {BITS} bits, {PARTIES} parties unless the cohort is named",
+        "seed": SEED,
+        "repeats": {"masks": size.repeats, "sealed": size.sealed_repeats},
+        "clock": "processor seconds of all threads",
+        "spread": {},
+        "peers": {},
+    }
+    tell("one mask: ours, the cipher alone, Flower's")
+    _masks(size, report)
+    tell("bytes of secure aggregation, 8 and 4 bits")
+    packed = _bytes(size, report)
+    tell("sums under encryption: ours and TenSEAL's tutorial setting")
+    opened = _sealed(size, report)
+    report["end_to_end"] = {}
+    for parties in size.cohorts:
+        tell(f"secure aggregation end to end, {parties} parties, 5 % dropping out")
+        _cohort(parties, size, report)
+    report["exact"] = packed and opened and all(run["exact"] for run in report["end_to_end"].values())
+    return report
+
+
+def figures(report: dict[str, Any]) -> Iterator[Figure]:
+    """Rows of the table."""
+    yield Figure("mask_ms_per_peer", "ms", "one mask, made and added")
+    yield Figure("mask_over_aes_bound", "×", "  over AES-256-CTR alone", at_most=1.4)
+    yield Figure("flower_mask_ratio", "×", "  faster than Flower's SecAgg+", at_least=15)
+    yield Figure("secagg_bytes_per_param", "B/param", "secure aggregation, all a member sends, 8 bits", at_most=1.6)
+    yield Figure("secagg_bytes_per_param_4bit", "B/param", "  4 bits", at_most=1.1)
+    yield Figure("sealed_bytes_per_param.up", "B/param", "sealed, up", at_most=2.8)
+    yield Figure("sealed_bytes_per_param.down", "B/param", "  down: the sum")
+    yield Figure("sealed_encrypt_s", "s", "  encrypt", at_most=0.15)
+    yield Figure("sealed_decrypt_s", "s", "  decrypt", at_most=0.1)
+    yield Figure("tenseal_default_ratio.bytes", "×", "  smaller than TenSEAL's tutorial setting")
+    yield Figure("tenseal_default_ratio.time", "×", "  faster: encrypt, add two, open")
+    for parties in report["end_to_end"]:
+        yield Figure(f"end_to_end.{parties}.client_s", "s", f"{parties} parties, 5 % drop: one member")
+        yield Figure(f"end_to_end.{parties}.server_s", "s", "  coordinator")
+
+
+def _put(report: dict[str, Any], key: str, sample: Sample, scale: float = 1.0) -> None:
+    """Median at a dotted key, and its spread."""
+    *outer, inner = key.split(".")
+    place = report
+    for part in outer:
+        place = place.setdefault(part, {})
+    place[inner] = sample.median * scale
+    report["spread"][key] = [value * scale for value in sample.spread]
+
+
+def _masks(size: Size, report: dict[str, Any]) -> None:
+    found = masks.measure(size.length, bits=BITS, parties=PARTIES, seed=SEED, repeats=size.repeats)
+    _put(report, "mask_ms_per_peer", found["own"], 1e3)
+    _put(report, "mask_over_aes_bound", found["own"].over(found["aes"]))
+    _put(report, "flower_mask_ratio", found["flower"].over(found["own"]))
+    report["peers"]["aes_256_ctr_ms"] = found["aes"].median * 1e3
+    report["peers"]["flower_mask_ms"] = found["flower"].median * 1e3
+
+
+def _bytes(size: Size, report: dict[str, Any]) -> bool:
+    exact = True
+    for key, bits in (("secagg_bytes_per_param", BITS), ("secagg_bytes_per_param_4bit", 4)):
+        setting = Setting(parties=PARTIES, length=size.length, bits=bits, drop_percent=0, seed=SEED)
+        outcome = cohort.play(setting)
+        report[key] = outcome.sent_bytes / size.length
+        exact &= outcome.exact
+    return exact
+
+
+def _sealed(size: Size, report: dict[str, Any]) -> bool:
+    found = sealed.measure(size.length, bits=BITS, parties=PARTIES, seed=SEED, repeats=size.sealed_repeats)
+    ours, theirs = found["own"], found["tutorial"]
+    report["sealed_bytes_per_param"] = {"up": ours.up / size.length, "down": ours.down / size.length}
+    _put(report, "sealed_encrypt_s", ours.seconds["encrypt"])
+    _put(report, "sealed_decrypt_s", ours.seconds["decrypt"])
+    report["tenseal_default_ratio"] = {"bytes": theirs.up / ours.up}
+    _put(report, "tenseal_default_ratio.time", theirs.total.over(ours.total))
+    report["peers"]["sealed_add_s"] = ours.seconds["add"].median
+    report["peers"]["tenseal_default"] = {
+        "setting": "CKKSVector, N = 8192, primes [60, 40, 40, 60], scale 2^40, one thread",
+        "bytes_per_param": theirs.up / size.length,
+        **{f"{step}_s": sample.median for step, sample in theirs.seconds.items()},
+        "largest_error": theirs.error,
+    }
+    return ours.error == 0
+
+
+def _cohort(parties: int, size: Size, report: dict[str, Any]) -> None:
+    setting = Setting(parties=parties, length=size.length, bits=BITS, seed=SEED)
+    repeats = 1 if parties > size.cohort_once_above else size.cohort_repeats
+    runs = [cohort.play(setting) for _ in range(repeats)]
+    report["repeats"][f"end_to_end.{parties}"] = repeats
+    report["end_to_end"][str(parties)] = {"length": size.length, "dropped": len(setting.dropped)}
+    for who in ("client_s", "server_s"):
+        _put(report, f"end_to_end.{parties}.{who}", Sample(tuple(getattr(run, who) for run in runs)))
+    typical = min(runs, key=lambda run: abs(run.server_s - report["end_to_end"][str(parties)]["server_s"]))
+    report["end_to_end"][str(parties)] |= {
+        "exact": all(run.exact for run in runs),
+        "sent_bytes": typical.sent_bytes,
+        "client_spread_s": list(typical.client_spread_s),  # fastest and slowest member of one run
+        "client_stages_s": typical.client_stages_s,
+        "server_stages_s": typical.server_stages_s,
+    }

@@ -1,0 +1,85 @@
+"""What a suite found, with what it aimed at: rows of a table, keys of a JSON file.
+
+Knows names, units and aims. Knows nothing of how anything was measured.
+Always: a missed aim is said, with by how much.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One row: where its number stands in the report, and what it should be."""
+
+    key: str  # dotted, for example "end_to_end.20.client_s"
+    unit: str
+    meaning: str
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @property
+    def aim(self) -> str:
+        """For people."""
+        return (
+            f"≤ {self.at_most:g}" if self.at_most is not None else f"≥ {self.at_least:g}" if self.at_least is not None else ""
+        )
+
+    def missed(self, value: float) -> str:
+        """By how much, or nothing."""
+        if self.at_most is not None and value > self.at_most:
+            return f"missed by {100 * (value / self.at_most - 1):.0f} %"
+        if self.at_least is not None and value < self.at_least:
+            return f"missed by {100 * (1 - value / self.at_least):.0f} %"
+        return ""
+
+
+def look_up(report: Mapping[str, Any], key: str) -> Any:
+    """The value at a dotted key. Raises KeyError if the report has none."""
+    value: Any = report
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def misses(report: Mapping[str, Any], figures: Sequence[Figure]) -> dict[str, str]:
+    """Keys whose aim was missed, and by how much."""
+    found = {figure.key: figure.missed(look_up(report, figure.key)) for figure in figures}
+    return {key: words for key, words in found.items() if words}
+
+
+def show(console: Console, report: Mapping[str, Any], figures: Sequence[Figure]) -> None:
+    """The table, under the line of the machine. A quick run is not judged."""
+    table = Table("figure", "median", "spread", "unit", "aim", "", box=None)
+    for figure in figures:
+        low_high, value = report["spread"].get(figure.key), look_up(report, figure.key)
+        spread = f"{number(low_high[0])} … {number(low_high[1])}" if low_high else ""
+        missed = report["aims_missed"].get(figure.key)
+        words = f"[red]{missed}[/red]" if missed else "met" if figure.aim and not report["quick"] else ""
+        table.add_row(figure.meaning, number(value), spread, figure.unit, figure.aim, words)
+    console.print(f"[bold]{report['suite']}[/bold]  {report['machine']}", soft_wrap=True)
+    repeats = ", ".join(f"{name} {times}" for name, times in report["repeats"].items())
+    how = f"seed {report['seed']}; {report['clock']}; interleaved repeats: {repeats}"
+    console.print(f"{report['what']}; {how}", soft_wrap=True)
+    if report["quick"]:
+        console.print("[bold]a quick run: these figures mean nothing[/bold]")
+    console.print(table, soft_wrap=True)
+    console.print(f"exact everywhere: {'yes' if report['exact'] else '[red]NO[/red]'}")
+
+
+def number(value: float) -> str:
+    """Three digits that matter."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def rounded(value: Any, digits: int = 5) -> Any:
+    """The same report with every float cut to `digits` digits that matter: the clock knows no more."""
+    if isinstance(value, Mapping):
+        return {key: rounded(part, digits) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(part, digits) for part in value]
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value

@@ -1,0 +1,165 @@
+"""What members of a sealed federation hand each other: keys, adapters, and what is refused."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quietchoir.core.errors import (
+    AuthenticationError,
+    ConfigError,
+    FederationError,
+    MessageError,
+)
+from quietchoir.crypto.keys import Ephemeral, Identity
+from quietchoir.federation import handover, parts
+from quietchoir.federation.greeting import Greeting, Parcel
+from quietchoir.federation.handover import Handover
+from quietchoir.federation.messages import Place
+from quietchoir.federation.policy import Policy
+from quietchoir.federation.vault import KEY_FILE, TAG_BYTES, Progress, Vault, state_file
+from quietchoir.tests.fakes_federation import House, house
+
+PLACE = Place("ab" * 16, 1, 1)
+
+
+@dataclasses.dataclass
+class Meeting:
+    """Members before a round, and what they greeted with."""
+
+    home: House
+    members: dict[str, Handover]
+    greetings: dict[str, bytes]
+
+    @property
+    def policy(self) -> Policy:
+        return self.home.policy
+
+
+@pytest.fixture
+def meeting() -> Meeting:
+    home = house(4, mode="sealed", min_cohort=4, threshold=3)
+    members = {name: Handover(home.policy, name, key, Vault(None, 5)) for name, key in home.members.items()}
+    return Meeting(home, members, {name: one.answer(PLACE, handover.GREET, b"") for name, one in members.items()})
+
+
+def share_key(meeting: Meeting) -> None:
+    """Ann deals, the others take."""
+    asked = {handover.TO + name: meeting.greetings[name] for name in ("ben", "cat", "dan")}
+    dealt = parts.split(meeting.members["ann"].answer(PLACE, handover.DEAL, parts.join(asked)))
+    meeting.greetings["ann"] = dealt[handover.OWN]
+    for name in ("ben", "cat", "dan"):
+        given = parts.join({handover.FROM: b"ann", handover.PARCEL: dealt[handover.TO + name]})
+        meeting.greetings[name] = meeting.members[name].answer(PLACE, handover.TAKE, given)
+
+
+def test_the_key_is_sealed_for_members_that_asked_in_this_attempt_and_for_nobody_else(meeting: Meeting) -> None:
+    ann, stranger = meeting.members["ann"], Identity.generate()
+    forged = Greeting(sender="ben", public=Ephemeral.generate().public).signed(meeting.policy, PLACE, stranger)
+    outsider = Greeting(sender="mallory", public=Ephemeral.generate().public).signed(meeting.policy, PLACE, stranger)
+    later = Place(PLACE.run, PLACE.round, PLACE.attempt + 1)
+    for name, asked, place in (
+        ("ben", forged, PLACE), ("mallory", outsider, PLACE), ("ben", meeting.greetings["cat"], PLACE),
+        ("ben", meeting.greetings["ben"], later), ("ben", meeting.greetings["ben"][:-1], PLACE),
+    ):  # fmt: skip
+        with pytest.raises(MessageError):
+            ann.answer(place, handover.DEAL, parts.join({handover.TO + name: asked}))
+    assert ann.vault.seed(meeting.policy.digest) is None  # refused before a key was made
+    share_key(meeting)
+    seeds = {one.vault.seed(meeting.policy.digest) for one in meeting.members.values()}
+    assert len(seeds) == 1 and None not in seeds
+
+
+def test_a_parcel_opens_for_its_receiver_and_purpose_alone(meeting: Meeting) -> None:
+    policy, ben = meeting.policy, meeting.members["ben"]
+    asked = {handover.TO + name: meeting.greetings[name] for name in ("ben", "cat")}
+    dealt = parts.split(meeting.members["ann"].answer(PLACE, handover.DEAL, parts.join(asked)))
+    own, other = dealt[handover.TO + "ben"], dealt[handover.TO + "cat"]
+    flipped = own[:40] + bytes((own[40] ^ 1,)) + own[41:]
+    for sender, parcel in ((b"ann", other), (b"cat", own), (b"ann", flipped), (b"ann", b""), (b"mallory", own)):
+        with pytest.raises((MessageError, AuthenticationError)):
+            ben.answer(PLACE, handover.TAKE, parts.join({handover.FROM: sender, handover.PARCEL: parcel}))
+    with pytest.raises(MessageError):
+        ben.answer(PLACE, handover.FOLLOW, parts.join({handover.FROM: b"ann", handover.PARCEL: own}))
+    with pytest.raises(MessageError, match="sender's name"):
+        ben.answer(PLACE, handover.TAKE, parts.join({handover.PARCEL: own}))
+    assert ben.vault.seed(policy.digest) is None
+    ben.answer(PLACE, handover.GREET, b"")  # a new box key: the parcel for the old one is worthless
+    with pytest.raises(AuthenticationError):
+        ben.answer(PLACE, handover.TAKE, parts.join({handover.FROM: b"ann", handover.PARCEL: own}))
+
+
+def test_an_adapter_is_taken_only_if_enough_members_say_that_it_is_theirs(meeting: Meeting) -> None:
+    share_key(meeting)
+    policy, dan = meeting.policy, meeting.members["dan"]
+    seed = meeting.members["ann"].vault.seed(policy.digest)
+    server = dataclasses.replace(dan.vault.progress(PLACE.run).server, flat=np.arange(5, dtype=np.float32))
+    good = Progress(7, server)
+    for name in ("ann", "ben", "cat"):
+        meeting.members[name].vault.keep_progress(PLACE.run, good)
+        meeting.greetings[name] = meeting.members[name].greeting(PLACE)
+
+    def parcel(content: bytes) -> bytes:
+        box = Parcel(purpose="state", policy=policy, place=PLACE, sender="ann", receiver="dan", content=content)
+        return box.sealed(meeting.home.members["ann"], Greeting.decode(meeting.greetings["dan"], policy, PLACE, "dan").public)
+
+    def follow(content: bytes, *witnesses: str) -> bytes:
+        said = {handover.SAYS + name: meeting.greetings[name] for name in witnesses}
+        return dan.answer(PLACE, handover.FOLLOW, parts.join({handover.FROM: b"ann", handover.PARCEL: parcel(content), **said}))
+
+    poisoned = Progress(7, dataclasses.replace(server, flat=server.flat + 1)).encode()
+    assert handover.witnesses(policy) == 3
+    for content, witnesses in (
+        (good.encode(), ("ann", "ben")),
+        (poisoned, ("ann", "ben", "cat")),
+        (b"short", ("ann", "ben", "cat")),
+    ):
+        with pytest.raises(FederationError):
+            follow(content, *witnesses)
+    assert dan.vault.progress(PLACE.run).steps == 0
+    follow(good.encode(), "ann", "ben", "cat")
+    assert seed is not None and dan.vault.progress(PLACE.run).tag(seed, PLACE.run) == good.tag(seed, PLACE.run)
+
+
+def test_damaged_or_readable_files_of_a_vault_are_refused(tmp_path: Path) -> None:
+    vault = Vault(tmp_path, 4)
+    vault.make_seed(b"\1" * 32)
+    vault.keep_progress("ab" * 16, Progress(2, vault.progress("ab" * 16).server))
+    state, key = tmp_path / state_file("ab" * 16), tmp_path / KEY_FILE
+    state.write_bytes(state.read_bytes()[:-1] + b"\0\0")
+    with pytest.raises(FederationError, match="damaged; remove it"):
+        Vault(tmp_path, 4).progress("ab" * 16)
+    with pytest.raises(FederationError, match="run = "):
+        vault.progress("../escape")
+    key.chmod(0o644)
+    with pytest.raises(ConfigError, match="lets others read"):
+        Vault(tmp_path, 4)
+    key.write_text("{}")
+    key.chmod(0o600)
+    with pytest.raises(ConfigError, match="damaged"):
+        Vault(tmp_path, 4)
+
+
+def test_a_tag_tells_equal_adapters_from_others_and_needs_the_key() -> None:
+    zero = Vault(None, 4).progress("ab" * 16)
+    assert zero.tag(bytes(32), "ab" * 16) == Vault(None, 4).progress("ab" * 16).tag(bytes(32), "ab" * 16)
+    others = {
+        zero.tag(bytes(32), "ab" * 16), zero.tag(b"\1" * 32, "ab" * 16), zero.tag(bytes(32), "cd" * 16),
+        dataclasses.replace(zero, steps=1).tag(bytes(32), "ab" * 16),
+    }  # fmt: skip
+    assert len(others) == 4
+    assert {len(tag) for tag in others} == {TAG_BYTES}
+    with pytest.raises(FederationError, match="expected 32"):
+        Progress.decode(zero.encode()[:-4], 4)
+    with pytest.raises(FederationError, match="not finite"):
+        Progress.decode(zero.encode()[:-4] + np.float32(np.nan).tobytes(), 4)
+
+
+@pytest.mark.parametrize(
+    "bad", [b"", b"\0\0\0\2{}x", b"\0\0\0\x05[1,2]", b'\0\0\0\x08{"a":-1}', b'\0\0\0\x07{"a":9}', b"\xff" * 9]
+)
+def test_parts_that_do_not_add_up_are_refused(bad: bytes) -> None:
+    with pytest.raises(MessageError):
+        parts.split(bad)
+    assert parts.split(parts.join({"b": b"2", "a": b""})) == {"a": b"", "b": b"2"}

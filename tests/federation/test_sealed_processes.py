@@ -1,0 +1,84 @@
+"""A sealed federation as real processes over TLS on loopback."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quietchoir.federation import roster
+from quietchoir.federation.founding import FILE, OWNER_KEY, Founding, enroll, found
+from quietchoir.federation.identity import load_or_create
+from quietchoir.federation.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
+from quietchoir.federation.vault import KEY_FILE, Vault, state_file
+from quietchoir.tests.fakes_federation import DIGEST
+from quietchoir.tests.federation.test_flower_rounds import Command, free_port
+
+MEMBERS = ("ann", "ben", "cat")
+SIZE = 20_000
+
+
+@dataclass
+class Story:
+    """What the processes left behind."""
+
+    folder: Path
+    report: dict[str, Any]
+    codes: list[int]
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    folder = tmp_path_factory.mktemp("sealed")
+    founding = Founding(
+        name="choir", address=f"127.0.0.1:{free_port()}", model=ModelTable(digest=DIGEST), adapter=AdapterTable(),
+        protection=ProtectionTable(mode="sealed", bits=8, min_cohort=3, threshold=2),
+        recipe=Recipe(rounds=1, stage_timeout_s=60, work_timeout_s=60, evaluate_every=0),
+    )  # fmt: skip
+    found(folder, founding)
+    for name in MEMBERS:
+        enroll(folder / FILE, folder / OWNER_KEY, name, load_or_create(folder / name).card)
+    file, running = str(folder / FILE), list[Command]()
+
+    def start(*arguments: str) -> Command:
+        running.append(Command([*arguments, "--rehearse", str(SIZE), "--wait", "60"]))
+        return running[-1]
+
+    try:
+        state = ["--state", str(folder / "state"), "--home", str(folder / "home"), "--report", str(folder / "report.json")]
+        coordinator = start("coordinate", file, *state)
+        nodes = [start("join", file, "--home", str(folder / name), "--once") for name in MEMBERS]
+        for event in ("open", "ready", "round", "score", "delivered"):
+            coordinator.until(event)
+        codes = [coordinator.end(), *(node.end() for node in nodes)]
+        yield Story(folder, json.loads((folder / "report.json").read_text("utf-8")), codes)
+    finally:
+        for command in running:
+            command.end(kill=True)
+
+
+def test_a_sealed_run_ends_with_all_its_rounds_over_the_network(story: Story) -> None:
+    assert story.codes == [0, 0, 0, 0]
+    assert (story.report["protection"], story.report["rounds"]) == ("sealed", 1)
+    assert story.report["delivered"] == list(MEMBERS)
+    assert story.report["accuracy"]["after"] > story.report["accuracy"]["before"]
+    assert story.report["held"]["kind"] == "sealed" and story.report["held"]["chi_square_per_degree"] < 1.6
+
+
+def test_the_members_hold_one_key_and_one_adapter_and_the_coordinator_neither(story: Story) -> None:
+    policy = roster.load(story.folder / FILE)
+    run = (
+        next(entry for entry in story.folder.glob("ann/**/sealed-*.state")).name.removeprefix("sealed-").removesuffix(".state")
+    )
+    vaults = [Vault(next(story.folder.glob(f"{name}/**/{KEY_FILE}")).parent, SIZE) for name in MEMBERS]
+    seeds = {vault.seed(policy.digest) for vault in vaults}
+    assert len(seeds) == 1
+    assert len({vault.progress(run).encode() for vault in vaults}) == 1 and vaults[0].progress(run).steps == 1
+    seed, adapter = seeds.pop(), vaults[0].progress(run).server.flat
+    assert seed is not None
+    for path in (path for part in ("state", "home") for path in (story.folder / part).glob("**/*") if path.is_file()):
+        content = path.read_bytes()
+        assert path.name not in (KEY_FILE, state_file(run))
+        assert seed not in content and seed.hex().encode() not in content and adapter[:4].tobytes() not in content
