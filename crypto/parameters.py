@@ -20,7 +20,7 @@ SOURCE = (
 # Ring degree -> largest total size of all primes, the key-switching prime included, in bits. Source: `SOURCE`.
 CEILING_BITS: Mapping[int, int] = MappingProxyType({1024: 27, 2048: 54, 4096: 109, 8192: 218, 16384: 438, 32768: 881})
 PLAIN_CEILING_BITS = 60  # SEAL's largest plaintext modulus
-NOISE_CLIP = 20  # largest noise of one ciphertext: 6 deviations of 3.2, and the rounding of a plaintext
+NOISE_CLIP = 22  # largest noise of one ciphertext: 21 (SEAL's centred binomial of 42 bits), and the rounding of a plaintext
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,15 +118,15 @@ SEARCH = RingParameters(
     query_scale_bits=33,
     purpose="one encrypted vector times a plaintext matrix, one multiplication deep",
 )
-# One prime and no key switching: sums need neither. SEAL clips its noise at 6 deviations, 19.2; a ciphertext and the
-# rounding of a plaintext stay below 20, so a sum of q / (2 t) / 20 ciphertexts opens exactly, always.
+# One prime and no key switching: sums need neither. SEAL's noise is at most 21 (centred binomial; 19 where it is a clipped
+# Gaussian); with the rounding of a plaintext below 22, so a sum of q / (2 t) / 22 ciphertexts opens exactly, always.
 SEALED = RingParameters(
     name="sealed-49",
     scheme="bfv",
     degree=4096,
     prime_bits=(60,),
     plain_bits=49,
-    purpose="exact sums of packed integers, up to 51 parties",
+    purpose="exact sums of packed integers, up to 46 parties",
 )
 SEALED_LARGE = RingParameters(
     name="sealed-46",
@@ -134,7 +134,7 @@ SEALED_LARGE = RingParameters(
     degree=4096,
     prime_bits=(60,),
     plain_bits=46,
-    purpose="exact sums of packed integers, up to 409 parties",
+    purpose="exact sums of packed integers, up to 372 parties",
 )
 # Three primes of ciphertext: 102 bits between a summed plaintext and the modulus are what smudging needs (threshold/plan.py).
 JOINT = RingParameters(

@@ -3,12 +3,12 @@
 Knows flags and words for people. Always: heavy imports happen inside the function that runs a verb.
 """
 
-import importlib
-import importlib.util
 import sys
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 from collections.abc import Callable
 from pathlib import Path
+
+from .library import commands as library_commands
 
 Event = dict[str, object]
 
@@ -19,8 +19,7 @@ def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
     register_coordinate(verbs.add_parser("coordinate", help="run a federation's rounds"))
     register_join(verbs.add_parser("join", help="take part in a federation with this node's data"))
     register_adapter(verbs.add_parser("adapter", help="adapters on this disk"))
-    if importlib.util.find_spec(".library.commands", __package__) is not None:
-        importlib.import_module(".library.commands", __package__).register(verbs)
+    library_commands.register(verbs)
 
 
 def register_federation(parser: ArgumentParser) -> None:
