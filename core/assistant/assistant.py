@@ -195,10 +195,16 @@ class Assistant:
         return {info.name: info for info in self.tools.tools()}
 
     def _with_tool_prompt(self, ask: Ask, known: Mapping[str, ToolInfo]) -> Sequence[Message]:
+        """What the model is shown. An adapter that learned to call tools is shown just what its training showed it.
+
+        Such an adapter learned from single requests; with earlier turns before them its calls come out broken. A caller
+        that brings a system message of its own is shown as it is.
+        """
         has_system = any(message.role == "system" for message in ask.messages)
         if ask.adapter is None or not known or has_system:
             return ask.messages
-        return (Message("system", SYSTEM_PROMPT), *ask.messages)  # the very words that training used
+        request = ask.messages[-1:] if ask.messages[-1].role == "user" else ask.messages
+        return (Message("system", SYSTEM_PROMPT), *request)  # the very words that training used
 
     async def _call(self, ask: Ask, call: ToolCall, tool: ToolInfo, end: Finished) -> AsyncGenerator[Event, None]:
         called = Called(f"call_{secrets.token_hex(12)}", call, tool.plugin_id)

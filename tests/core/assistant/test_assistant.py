@@ -120,6 +120,17 @@ async def test_the_training_prompt_comes_with_an_adapter_and_tools_alone(
     assert [message["content"] for message in seen if message["role"] == "system"] == expected
 
 
+async def test_an_adapter_that_calls_tools_is_shown_the_newest_request_alone() -> None:
+    who = assistant(engine_saying(["ok"]), FakeTools())
+    turns = (Message("user", "lamp on"), Message("assistant", "Turned on the lamp."), Message("user", "lamp off"))
+    await events(who, adapter="home", messages=turns)
+    seen = who.tokenizer.last_messages  # type: ignore[attr-defined]
+    assert [message["content"] for message in seen] == [SYSTEM_PROMPT, "lamp off"]
+    await events(who, adapter=None, messages=turns)
+    seen = who.tokenizer.last_messages  # type: ignore[attr-defined]
+    assert [message["content"] for message in seen] == ["lamp on", "Turned on the lamp.", "lamp off"]
+
+
 async def test_who_leaves_early_cancels_the_generation() -> None:
     engine = engine_saying(["one", "two", "three"], held=True)
     async with aclosing(assistant(engine).reply(Ask(messages=QUESTION))) as answer:
