@@ -25,7 +25,7 @@ from .core.models.weights import Weights
 from .core.server import auth
 from .core.server.app import Parts, Server, claim
 from .federation.member import Joining, join
-from .federation.registry import Card, Registry
+from .federation.registry.registry import Card, Registry
 from .plugins.host import PluginHost
 
 HOUSEHOLD = "quietchoir/household"

@@ -122,8 +122,8 @@ def register_adapter(parser: ArgumentParser) -> None:
 
 def show_identity(arguments: Namespace) -> None:
     """Print the public card, and nothing else; lock the private keys first if asked to."""
-    from . import identity, unlock
     from .member import default_home
+    from .membership import identity, unlock
 
     home = arguments.home or default_home()
     if arguments.protect is None:
@@ -139,8 +139,8 @@ def show_identity(arguments: Namespace) -> None:
 def found_federation(arguments: Namespace) -> None:
     """Make keys and file."""
     from ..core.errors import ConfigError
-    from .founding import FILE, Founding, found
-    from .policy import AdapterTable, ModelTable, ProtectionTable, Recipe
+    from .membership.founding import FILE, Founding, found
+    from .membership.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
 
     def given(names: dict[str, type]) -> dict[str, object]:
         return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
@@ -175,8 +175,8 @@ def model_digest(name: str) -> str:
 
 def enroll_member(arguments: Namespace) -> None:
     """Add one member."""
-    from .founding import OWNER_KEY, enroll
-    from .identity import PublicCard
+    from .membership.founding import OWNER_KEY, enroll
+    from .membership.identity import PublicCard
 
     given = Path(arguments.public)
     is_file = len(arguments.public) < 128 and given.exists()
@@ -196,7 +196,7 @@ def fingerprint(key: str) -> str:
 
 def show_federation(arguments: Namespace) -> None:
     """Check and print."""
-    from . import roster
+    from .membership import roster
 
     policy = roster.load(arguments.file)
     protection, recipe = policy.protection, policy.recipe
@@ -214,7 +214,7 @@ def show_federation(arguments: Namespace) -> None:
 def show_status(arguments: Namespace) -> None:
     """One line a round, read from the checkpoint; a running coordinator is not disturbed."""
     from ..core.errors import FederationError
-    from .checkpoint import FILE, decode
+    from .rounds.checkpoint import FILE, decode
 
     path = arguments.state / FILE
     if not path.exists():
@@ -262,7 +262,7 @@ def run_member(arguments: Namespace) -> None:
 
 def list_adapters(arguments: Namespace) -> None:
     """A table."""
-    from .registry import SHOWN, Registry
+    from .registry.registry import SHOWN, Registry
 
     registry = Registry(arguments.home)
     active = registry.active()
@@ -280,7 +280,7 @@ def show_adapter(arguments: Namespace) -> None:
     import dataclasses
     import json
 
-    from .registry import Registry
+    from .registry.registry import Registry
 
     registry = Registry(arguments.home)
     print(
@@ -292,7 +292,7 @@ def show_adapter(arguments: Namespace) -> None:
 
 def activate_adapter(arguments: Namespace) -> None:
     """Move the pointer."""
-    from .registry import Registry
+    from .registry.registry import Registry
 
     name = Registry(arguments.home).activate("" if arguments.adapter == "none" else arguments.adapter)
     print(f"active: {name or 'the bare model'}; a running node takes it through its page or at its next start")
@@ -300,7 +300,7 @@ def activate_adapter(arguments: Namespace) -> None:
 
 def rollback_adapter(arguments: Namespace) -> None:
     """Move the pointer back."""
-    from .registry import Registry
+    from .registry.registry import Registry
 
     print(f"active: {Registry(arguments.home).rollback() or 'the bare model'}")
 

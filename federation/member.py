@@ -17,19 +17,19 @@ from ..core.errors import ConfigError, DataError, FederationError, IntegrityErro
 from ..crypto.keys import Identity
 from ..crypto.sealed import AdderService, MemberService
 from ..crypto.worker import Worker
-from . import identity, roster
-from .aggregate import Vector
-from .founding import COORDINATOR_KEY, TLS_KEY
-from .learner import Learner, TrainerLearner
-from .ledger import Ledger
-from .party import Party
-from .policy import Policy
-from .protection import Safe
-from .registry import Card, Registry, content_hash, make_card
-from .rehearsal import RehearsalLearner
-from .report import RunReport
-from .unlock import Asked
-from .vault import Vault
+from .exchange.ledger import Ledger
+from .learning.aggregate import Vector
+from .learning.learner import Learner, TrainerLearner
+from .learning.rehearsal import RehearsalLearner
+from .membership import identity, roster
+from .membership.founding import COORDINATOR_KEY, TLS_KEY
+from .membership.policy import Policy
+from .membership.unlock import Asked
+from .protection.seam import Safe
+from .registry.registry import Card, Registry, content_hash, make_card
+from .rounds.party import Party
+from .rounds.report import RunReport
+from .sealed.vault import Vault
 
 if TYPE_CHECKING:
     from ..core.models.weights import Weights
@@ -210,8 +210,8 @@ def coordinate(coordinating: Coordinating, on_event: OnEvent) -> RunReport:
     Raises:
         RosterError, ConfigError, FederationError, RoundAborted: each says what to do.
     """
-    from .checkpoint import Store
-    from .coordinator import Coordinator
+    from .rounds.checkpoint import Store
+    from .rounds.coordinator import Coordinator
 
     policy = roster.load(coordinating.file)
     signer = Identity.load(coordinating.keys / COORDINATOR_KEY, Asked())

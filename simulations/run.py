@@ -16,15 +16,15 @@ from ..core.training.trainer import Trainer
 from ..crypto.keys import Identity
 from ..crypto.sealed import AdderService, MemberService
 from ..crypto.worker import Worker
-from ..federation import messages
-from ..federation.coordinator import Coordinator, Event
-from ..federation.learner import TrainerLearner
-from ..federation.link import InProcessLink
-from ..federation.party import Party
-from ..federation.policy import CoordinatorTable, Member, ModelTable, Policy
-from ..federation.protection import Safe
-from ..federation.report import RunReport
-from ..federation.vault import Vault
+from ..federation.exchange import messages
+from ..federation.exchange.link import InProcessLink
+from ..federation.learning.learner import TrainerLearner
+from ..federation.membership.policy import CoordinatorTable, Member, ModelTable, Policy
+from ..federation.protection.seam import Safe
+from ..federation.rounds.coordinator import Coordinator, Event
+from ..federation.rounds.party import Party
+from ..federation.rounds.report import RunReport
+from ..federation.sealed.vault import Vault
 from .population import PartyData, populate
 from .scenario import Fault, Scenario
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..core import tables
-from ..federation.policy import AdapterTable, ProtectionTable, Recipe, require
+from ..federation.membership.policy import AdapterTable, ProtectionTable, Recipe, require
 
 SHIPPED = Path(__file__).resolve().parent / "scenarios"
 

@@ -9,12 +9,12 @@ import numpy as np
 
 from quietchoir.core.config import ConsentConfig
 from quietchoir.crypto.keys import Identity
-from quietchoir.federation.coordinator import Coordinator
-from quietchoir.federation.learner import Counts, Trained
-from quietchoir.federation.ledger import Ledger
-from quietchoir.federation.link import InProcessLink
-from quietchoir.federation.party import Party
-from quietchoir.federation.policy import CoordinatorTable, Member, ModelTable, Policy, ProtectionTable, Recipe
+from quietchoir.federation.exchange.ledger import Ledger
+from quietchoir.federation.exchange.link import InProcessLink
+from quietchoir.federation.learning.learner import Counts, Trained
+from quietchoir.federation.membership.policy import CoordinatorTable, Member, ModelTable, Policy, ProtectionTable, Recipe
+from quietchoir.federation.rounds.coordinator import Coordinator
+from quietchoir.federation.rounds.party import Party
 
 ANY_MODE = ConsentConfig(min_cohort=1, modes=("plain", "masked", "sealed"))
 DIGEST = "ab" * 32

@@ -11,10 +11,10 @@ import numpy as np
 from quietchoir.crypto.bfv import Packing, key_id
 from quietchoir.crypto.ring import BitRing
 from quietchoir.crypto.sealed import AdderService, MemberService, Seal, SealedRing
-from quietchoir.federation.ledger import Ledger
-from quietchoir.federation.party import Party
-from quietchoir.federation.protection import Safe
-from quietchoir.federation.vault import Progress, Vault
+from quietchoir.federation.exchange.ledger import Ledger
+from quietchoir.federation.protection.seam import Safe
+from quietchoir.federation.rounds.party import Party
+from quietchoir.federation.sealed.vault import Progress, Vault
 from quietchoir.tests.fakes_federation import ANY_MODE, FixedLearner, House
 
 SEED = bytes(range(32))

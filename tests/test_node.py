@@ -24,7 +24,7 @@ from quietchoir.core.server.app import claim
 from quietchoir.core.toolcall import ToolCall, render
 from quietchoir.crypto.keys import Identity
 from quietchoir.federation.member import Joining
-from quietchoir.federation.registry import Card, Registry, content_hash
+from quietchoir.federation.registry.registry import Card, Registry, content_hash
 from quietchoir.node import Membership, Node, model_name
 from quietchoir.tests.fakes_server import engine_saying
 

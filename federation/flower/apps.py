@@ -23,10 +23,10 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from ...core.errors import ConfigError, RoundAborted
-from ..aggregate import FedAvgM, ServerState, Vector
-from ..learner import Learner, TrainerLearner
-from ..policy import AdapterTable, Recipe
-from ..rehearsal import RehearsalLearner
+from ..learning.aggregate import FedAvgM, ServerState, Vector
+from ..learning.learner import Learner, TrainerLearner
+from ..learning.rehearsal import RehearsalLearner
+from ..membership.policy import AdapterTable, Recipe
 
 REPLY_S = 3600.0  # training may take this long
 WAIT_S = 120.0  # for nodes to come

@@ -26,7 +26,7 @@ from flwr.superlink.servicer.runtime import runtime_handlers
 
 from ...core import log
 from ...core.errors import FederationError
-from ..policy import Policy
+from ..membership.policy import Policy
 from .letters import open_letter, seal_letter
 from .superlink import SuperLink
 

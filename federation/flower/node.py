@@ -36,7 +36,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from ...core import log
 from ...core.errors import FederationError, MessageError, QuietchoirError
-from ..policy import Policy
+from ..membership.policy import Policy
 from .letters import open_letter, seal_letter
 
 logger = log.get("federation.flower")

@@ -31,8 +31,8 @@ from flwr.superlink.main import create_app
 
 from ...core import log
 from ...core.errors import ConfigError, FederationError
-from ..identity import transport_point
-from ..policy import Policy
+from ..membership.identity import transport_point
+from ..membership.policy import Policy
 
 logger = log.get("federation.flower")
 logging.getLogger("flwr").setLevel(logging.ERROR)  # a line for every message otherwise

@@ -10,11 +10,11 @@ import pytest
 from quietchoir.core.config import ConsentConfig
 from quietchoir.core.errors import ConfigError, MessageError, RosterError
 from quietchoir.crypto.keys import Identity
-from quietchoir.federation import messages, work
-from quietchoir.federation.ledger import Ledger
-from quietchoir.federation.messages import Place, Reply, Task
-from quietchoir.federation.party import Party
-from quietchoir.federation.policy import ModelTable
+from quietchoir.federation.exchange import messages, work
+from quietchoir.federation.exchange.ledger import Ledger
+from quietchoir.federation.exchange.messages import Place, Reply, Task
+from quietchoir.federation.membership.policy import ModelTable
+from quietchoir.federation.rounds.party import Party
 from quietchoir.tests.fakes_federation import ANY_MODE, FixedLearner, House, house, parties
 
 SIZE = 50

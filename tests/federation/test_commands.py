@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from quietchoir import cli
-from quietchoir.federation import roster
-from quietchoir.federation.policy import Policy
+from quietchoir.federation.membership import roster
+from quietchoir.federation.membership.policy import Policy
 from quietchoir.tests.fakes_federation import DIGEST
 
 INIT = ("--name", "choir", "--model-digest", DIGEST)

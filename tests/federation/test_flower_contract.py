@@ -20,8 +20,8 @@ from flwr.superlink.servicer.runtime import runtime_handlers
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from quietchoir.federation.flower import apps, letters, link, node, superlink
-from quietchoir.federation.founding import TLS_KEY, Founding, found
-from quietchoir.federation.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
+from quietchoir.federation.membership.founding import TLS_KEY, Founding, found
+from quietchoir.federation.membership.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
 from quietchoir.tests.fakes_federation import DIGEST
 
 CONFIG_FIELDS = {

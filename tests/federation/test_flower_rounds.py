@@ -16,11 +16,11 @@ import httpx
 import pytest
 
 from quietchoir.core.errors import FederationError
-from quietchoir.federation import roster
 from quietchoir.federation.flower.superlink import listen
-from quietchoir.federation.founding import FILE, OWNER_KEY, Founding, enroll, found
-from quietchoir.federation.identity import load_or_create
-from quietchoir.federation.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
+from quietchoir.federation.membership import roster
+from quietchoir.federation.membership.founding import FILE, OWNER_KEY, Founding, enroll, found
+from quietchoir.federation.membership.identity import load_or_create
+from quietchoir.federation.membership.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
 from quietchoir.tests.fakes_federation import DIGEST
 
 MEMBERS = ("ann", "ben", "cat", "dan")

@@ -13,12 +13,12 @@ from quietchoir.core.errors import (
     MessageError,
 )
 from quietchoir.crypto.keys import Ephemeral, Identity
-from quietchoir.federation import handover, parts
-from quietchoir.federation.greeting import Greeting, Parcel
-from quietchoir.federation.handover import Handover
-from quietchoir.federation.messages import Place
-from quietchoir.federation.policy import Policy
-from quietchoir.federation.vault import KEY_FILE, TAG_BYTES, Progress, Vault, state_file
+from quietchoir.federation.exchange.messages import Place
+from quietchoir.federation.membership.policy import Policy
+from quietchoir.federation.sealed import handover, parts
+from quietchoir.federation.sealed.greeting import Greeting, Parcel
+from quietchoir.federation.sealed.handover import Handover
+from quietchoir.federation.sealed.vault import KEY_FILE, TAG_BYTES, Progress, Vault, state_file
 from quietchoir.tests.fakes_federation import House, house
 
 PLACE = Place("ab" * 16, 1, 1)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from quietchoir.federation.learner import Counts, TrainerLearner
+from quietchoir.federation.learning.learner import Counts, TrainerLearner
 
 
 class HalfwayTrainer:

@@ -10,7 +10,7 @@ from quietchoir.core.errors import FederationError, IntegrityError, RequestError
 from quietchoir.core.models.adapter import Adapter, assemble
 from quietchoir.core.models.architecture import Architecture
 from quietchoir.core.models.lora import AdapterShape, Layout
-from quietchoir.federation.registry import CARD, Card, Registry, content_hash, make_card
+from quietchoir.federation.registry.registry import CARD, Card, Registry, content_hash, make_card
 from quietchoir.tests.fakes_federation import DIGEST, House, house
 
 TINY = Architecture(

@@ -8,10 +8,10 @@ import pytest
 from quietchoir.core import tables
 from quietchoir.core.errors import ConfigError, RosterError
 from quietchoir.crypto.keys import Identity
-from quietchoir.federation import roster
-from quietchoir.federation.founding import FILE, OWNER_KEY, Founding, enroll, found
-from quietchoir.federation.identity import PublicCard, load_or_create
-from quietchoir.federation.policy import AdapterTable, Member, ModelTable, Policy, ProtectionTable, Recipe
+from quietchoir.federation.membership import roster
+from quietchoir.federation.membership.founding import FILE, OWNER_KEY, Founding, enroll, found
+from quietchoir.federation.membership.identity import PublicCard, load_or_create
+from quietchoir.federation.membership.policy import AdapterTable, Member, ModelTable, Policy, ProtectionTable, Recipe
 from quietchoir.tests.fakes_federation import DIGEST, House, house
 
 

@@ -8,12 +8,13 @@ import pytest
 
 from quietchoir.core.errors import DataError, FederationError, QuietchoirError, RoundAborted
 from quietchoir.crypto import fixedpoint
-from quietchoir.federation import checkpoint, messages
-from quietchoir.federation.aggregate import FedAvgM, ServerState
-from quietchoir.federation.checkpoint import RunState, Store
-from quietchoir.federation.learner import Trained
-from quietchoir.federation.rehearsal import RehearsalLearner
-from quietchoir.federation.update import Codec, Statistics
+from quietchoir.federation.exchange import messages
+from quietchoir.federation.learning.aggregate import FedAvgM, ServerState
+from quietchoir.federation.learning.learner import Trained
+from quietchoir.federation.learning.rehearsal import RehearsalLearner
+from quietchoir.federation.protection.update import Codec, Statistics
+from quietchoir.federation.rounds import checkpoint
+from quietchoir.federation.rounds.checkpoint import RunState, Store
 from quietchoir.tests.fakes_federation import FixedLearner, SilentLink, coordinator, house, parties
 
 SIZE = 200

@@ -22,15 +22,19 @@ from quietchoir.crypto import fixedpoint
 from quietchoir.crypto.bfv import key_id
 from quietchoir.crypto.sealed import open_sum
 from quietchoir.crypto.worker import Worker
-from quietchoir.federation import checkpoint, masked, messages, parts, sealed, work
-from quietchoir.federation.checkpoint import Store
-from quietchoir.federation.link import InProcessLink
-from quietchoir.federation.messages import Place
-from quietchoir.federation.party import Party
-from quietchoir.federation.protection import Safe
-from quietchoir.federation.rehearsal import RehearsalLearner
-from quietchoir.federation.update import Codec
-from quietchoir.federation.vault import KEY_FILE, Vault, state_file
+from quietchoir.federation.exchange import messages, work
+from quietchoir.federation.exchange.link import InProcessLink
+from quietchoir.federation.exchange.messages import Place
+from quietchoir.federation.learning.rehearsal import RehearsalLearner
+from quietchoir.federation.protection import masked
+from quietchoir.federation.protection.seam import Safe
+from quietchoir.federation.protection.update import Codec
+from quietchoir.federation.rounds import checkpoint
+from quietchoir.federation.rounds.checkpoint import Store
+from quietchoir.federation.rounds.party import Party
+from quietchoir.federation.sealed import halves as sealed
+from quietchoir.federation.sealed import parts
+from quietchoir.federation.sealed.vault import KEY_FILE, Vault, state_file
 from quietchoir.tests.fakes_federation import ANY_MODE, FixedLearner, House, SilentLink, coordinator, house, parties
 from quietchoir.tests.fakes_sealed import (
     CrashingAdder,

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from quietchoir.federation import roster
-from quietchoir.federation.founding import FILE, OWNER_KEY, Founding, enroll, found
-from quietchoir.federation.identity import load_or_create
-from quietchoir.federation.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
-from quietchoir.federation.vault import KEY_FILE, Vault, state_file
+from quietchoir.federation.membership import roster
+from quietchoir.federation.membership.founding import FILE, OWNER_KEY, Founding, enroll, found
+from quietchoir.federation.membership.identity import load_or_create
+from quietchoir.federation.membership.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
+from quietchoir.federation.sealed.vault import KEY_FILE, Vault, state_file
 from quietchoir.tests.fakes_federation import DIGEST
 from quietchoir.tests.federation.test_flower_rounds import Command, free_port
 

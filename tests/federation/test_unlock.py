@@ -10,8 +10,8 @@ import pytest
 from quietchoir import cli
 from quietchoir.core.errors import AuthenticationError, ConfigError
 from quietchoir.crypto import keyfile
-from quietchoir.federation.identity import IDENTITY_FILE, TRANSPORT_FILE, load_or_create, protect
-from quietchoir.federation.unlock import VARIABLE, Asked, Lock, choose
+from quietchoir.federation.membership.identity import IDENTITY_FILE, TRANSPORT_FILE, load_or_create, protect
+from quietchoir.federation.membership.unlock import VARIABLE, Asked, Lock, choose
 from quietchoir.tests.fakes_keyring import KeyringLibrary, MemoryKeyring
 
 FILES = (IDENTITY_FILE, TRANSPORT_FILE)

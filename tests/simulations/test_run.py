@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from quietchoir.core.errors import ConfigError, RoundAborted
-from quietchoir.federation.policy import AdapterTable, ProtectionTable, Recipe
-from quietchoir.federation.report import RunReport
+from quietchoir.federation.membership.policy import AdapterTable, ProtectionTable, Recipe
+from quietchoir.federation.rounds.report import RunReport
 from quietchoir.simulations import report
 from quietchoir.simulations.compare import Comparison, summarize
 from quietchoir.simulations.population import populate

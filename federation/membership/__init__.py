@@ -1,0 +1,1 @@
+"""Who belongs, and under which rules."""

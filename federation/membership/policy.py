@@ -1,0 +1,218 @@
+"""What a federation is: the tables of `federation.toml`, checked.
+
+Knows names, limits and defaults. Knows nothing of signatures (see roster) or of the network.
+Always: a `Policy` that exists is consistent; two equal policies have equal digests.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from ...core.models.adapter import AdapterShape
+    from ...core.training.trainer import Recipe as TrainerRecipe
+
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+MAX_BITS = 16
+MIN_MASKED_COHORT = 3
+
+
+def require(condition: bool, sentence: str) -> None:
+    """Raise `ValueError(sentence)` unless `condition`; `tables.fill` adds file and table."""
+    if not condition:
+        raise ValueError(sentence)
+
+
+def check_hex(text: str, size: int, what: str) -> None:
+    """Require `size` bytes written as lower-case hexadecimal digits."""
+    good = len(text) == 2 * size and not set(text) - set("0123456789abcdef")
+    require(good, f"{what} = {text[:16]!r} must be {2 * size} lower-case hexadecimal digits")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelTable:
+    """The frozen model that every member holds."""
+
+    name: str = "smollm2-135m-instruct"
+    digest: str  # sha256 of the model file
+
+    def __post_init__(self) -> None:
+        check_hex(self.digest, 32, "digest")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterTable:
+    """Shape of the one adapter that is trained."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    upper_layers: int = 8  # how many of the last layers carry LoRA
+    targets: tuple[str, ...] = PROJECTIONS
+    seed: int = 0  # public seed of the frozen A
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1 and self.upper_layers >= 1, "rank and upper_layers must be at least 1")
+        unknown = set(self.targets) - set(PROJECTIONS)
+        require(not unknown, f"targets {sorted(unknown)} are unknown; choose from {', '.join(PROJECTIONS)}")
+
+    def shape(self) -> "AdapterShape":
+        """The same as the models' own type."""
+        from ...core.models.adapter import AdapterShape
+
+        return AdapterShape(
+            rank=self.rank, alpha=self.alpha, upper_layers=self.upper_layers, targets=self.targets, seed=self.seed
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProtectionTable:
+    """Who may see what, and how many must take part."""
+
+    mode: Literal["plain", "masked", "sealed"] = "masked"
+    bits: int = 8  # of one value of an update
+    threshold: int = 2  # members whose shares open a sum
+    min_cohort: int = 3  # a sum of fewer members is never opened
+    min_tokens: int = 0  # answer tokens behind a sum; 0 is off
+
+    def __post_init__(self) -> None:
+        require(2 <= self.bits <= MAX_BITS, f"bits = {self.bits} must lie between 2 and {MAX_BITS}")
+        require(self.min_cohort >= 1 and self.min_tokens >= 0, "min_cohort must be at least 1, min_tokens at least 0")
+        require(1 <= self.threshold <= self.min_cohort, "threshold must lie between 1 and min_cohort")
+        floor = self.mode == "plain" or self.min_cohort >= MIN_MASKED_COHORT
+        require(
+            floor,
+            f"min_cohort = {self.min_cohort} must be at least {MIN_MASKED_COHORT} under masks: a sum of two tells all",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How the adapter is trained (measured defaults)."""
+
+    rounds: int = 10
+    lr: float = 1e-2
+    batch: int = 16
+    epochs: int = 1
+    server_lr: float = 1.0
+    server_momentum: float = 0.7
+    update_range: float = 0.2  # a coordinate that moved further in one round is clipped to this
+    evaluate_every: int = 1  # rounds between scores; 0: only before the first and after the last
+    cohort: int = 0  # members asked in a round; 0: all that are there
+    attempts: int = 3  # of one round, before the coordinator gives up
+    work_timeout_s: float = 3600.0  # training may take this long
+    stage_timeout_s: float = 60.0  # any other stage
+
+    def __post_init__(self) -> None:
+        require(min(self.rounds, self.batch, self.epochs, self.attempts) >= 1, "rounds, batch, epochs, attempts: at least 1")
+        require(min(self.lr, self.server_lr, self.update_range) > 0, "lr, server_lr and update_range must be above 0")
+        require(0 <= self.server_momentum < 1, f"server_momentum = {self.server_momentum} must lie in [0, 1)")
+        require(min(self.work_timeout_s, self.stage_timeout_s) > 0, "timeouts must be above 0 seconds")
+        require(min(self.evaluate_every, self.cohort) >= 0, "evaluate_every and cohort must be at least 0")
+
+    def trainer(self) -> "TrainerRecipe":
+        """The part that a node's trainer needs."""
+        from ...core.training.trainer import Recipe as TrainerRecipe
+
+        return TrainerRecipe(lr=self.lr, batch=self.batch, epochs=self.epochs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoordinatorTable:
+    """Where the coordinator answers, and how a node knows it."""
+
+    address: str  # HOST:PORT
+    key: str  # Ed25519, hex: tasks are signed with it
+    certificate: str = ""  # PEM; the only one a node accepts under TLS
+
+    def __post_init__(self) -> None:
+        check_hex(self.key, 32, "key")
+        host, _, port = self.address.rpartition(":")
+        require(bool(host) and port.isdigit() and 0 < int(port) < 65536, f"address = {self.address!r} must be HOST:PORT")
+
+    @property
+    def host(self) -> str:
+        """Name or number of the machine, without brackets."""
+        return self.address.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """TCP port."""
+        return int(self.address.rpartition(":")[2])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One line of the roster."""
+
+    name: str
+    key: str  # Ed25519, hex
+    transport: str = ""  # P-384 point, hex; empty for members that never leave this process
+
+    def __post_init__(self) -> None:
+        require(bool(NAME.fullmatch(self.name)), f"name = {self.name!r} must be lower-case letters, digits and dashes")
+        check_hex(self.key, 32, "key")
+        if self.transport:
+            check_hex(self.transport, 49, "transport")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """Everything the members of one federation have agreed on."""
+
+    name: str
+    nonce: str  # 16 random bytes, hex: two federations of one owner differ
+    owner: str  # Ed25519, hex
+    version: int = 1
+    model: ModelTable
+    adapter: AdapterTable = field(default_factory=AdapterTable)
+    protection: ProtectionTable = field(default_factory=ProtectionTable)
+    recipe: Recipe = field(default_factory=Recipe)
+    coordinator: CoordinatorTable
+    members: tuple[Member, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(bool(NAME.fullmatch(self.name)), f"name = {self.name!r} must be lower-case letters, digits and dashes")
+        check_hex(self.nonce, 16, "nonce")
+        check_hex(self.owner, 32, "owner")
+        require(self.version >= 1, f"version = {self.version} must be at least 1")
+        names, keys = [member.name for member in self.members], [member.key for member in self.members]
+        require(len(set(names)) == len(names), "members: a name stands twice")
+        require(len(set(keys)) == len(keys), "members: a key stands twice")
+
+    @property
+    def federation(self) -> bytes:
+        """The federation's number, 32 bytes: bound to its owner, the same in every version."""
+        return hashlib.sha256(b"quietchoir federation v1" + bytes.fromhex(self.owner) + bytes.fromhex(self.nonce)).digest()
+
+    @property
+    def digest(self) -> bytes:
+        """32 bytes that differ between any two different policies."""
+        return digest_of(self)
+
+    def table(self) -> dict[str, Any]:
+        """The policy as TOML's types."""
+        return dict(json.loads(json.dumps(dataclasses.asdict(self))))
+
+    def member(self, name: str) -> Member | None:
+        """The member called `name`, or None."""
+        return next((member for member in self.members if member.name == name), None)
+
+    def name_of(self, key: bytes) -> str | None:
+        """The member whose Ed25519 key is `key`, or None."""
+        return next((member.name for member in self.members if member.key == key.hex()), None)
+
+
+@functools.lru_cache(maxsize=64)
+def digest_of(policy: Policy) -> bytes:
+    """Remembered, because every letter names it."""
+    return hashlib.sha256(canonical(policy.table())).digest()
+
+
+def canonical(table: dict[str, Any]) -> bytes:
+    """One spelling of a table: JSON, sorted keys, no spaces."""
+    return json.dumps(table, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii")

@@ -1,0 +1,1 @@
+"""How a sum is made without showing its parts."""

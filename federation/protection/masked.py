@@ -1,0 +1,153 @@
+"""Secure aggregation as a protection: the coordinator sees the sum of the survivors, nothing else.
+
+Knows `crypto.secagg` and how its stages map onto letters. Knows nothing of training or links.
+Always: a member takes threshold and minimum from its own copy of the signed federation file; from the coordinator it
+takes only the names of the cohort, and those must be in the roster.
+"""
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from ...core.errors import ProtocolError
+from ...crypto.ring import BitRing, Ring, TokenRing
+from ...crypto.secagg import SecAggClient, SecAggConfig, SecAggServer
+from ..exchange.messages import Place
+from ..membership.policy import Policy
+from .seam import SAMPLE, PartyContext, Sum, Values, cohort_payload, describe, public_identities, read_cohort
+
+STAGES = ("advertise", "share", "mask", "consistency", "unmask")
+
+
+def agree(policy: Policy, place: Place, cohort: tuple[str, ...], length: int, *, counted: bool) -> SecAggConfig:
+    """What every member of `cohort` must configure alike for `place`.
+
+    Args:
+        counted: training tokens count towards `min_tokens`; they do not in a round that only scores.
+    """
+    protection = policy.protection
+    return SecAggConfig(
+        federation=hashlib.sha256(policy.digest + bytes.fromhex(place.run)).digest(),
+        round=place.round,
+        attempt=place.attempt,
+        members=public_identities(policy, cohort),
+        threshold=threshold(policy, len(cohort)),
+        min_cohort=protection.min_cohort,
+        min_tokens=protection.min_tokens if counted else 0,
+        length=length,
+        bits=protection.bits,
+    )
+
+
+def threshold(policy: Policy, cohort: int) -> int:
+    """Survivors that a sum needs: the file's number, and always more than two thirds.
+
+    With t > 2n/3 a coordinator that shows different survivors to different members needs a third of the cohort as
+    accomplices; with a bare majority it would need none (`SecAggConfig.colluders`).
+    Source: Bonawitz et al. 2017, section 6.2.
+    """
+    return max(min(policy.protection.threshold, cohort), 2 * cohort // 3 + 1)
+
+
+class MaskedParty:
+    """A member's side of one attempt."""
+
+    stages: tuple[str, ...] = STAGES
+
+    def __init__(self, context: PartyContext, values: Values, tokens: int, counted: bool) -> None:
+        self.context = context
+        self.values: Values | None = values
+        self.tokens, self.counted = tokens, counted
+        self.client: SecAggClient | None = None
+
+    def answer(self, stage: str, payload: bytes) -> bytes:
+        """One stage.
+
+        Raises:
+            MessageError: a cohort that the roster or its minimum does not allow.
+            ProtocolError, AuthenticationError, ThresholdError: as `SecAggClient`; nothing was revealed.
+        """
+        if stage == "advertise":
+            context = self.context
+            cohort = read_cohort(payload, context.policy, context.name)
+            assert self.values is not None  # the party calls each stage once
+            config = agree(context.policy, context.place, cohort, self.values.size, counted=self.counted)
+            self.client = SecAggClient(config, context.name, context.identity, ring=self.ring(config), ledger=context.sums)
+            return self.client.advertise()
+        if self.client is None:
+            raise ProtocolError(f"found stage {stage!r} before 'advertise'; refused")
+        if stage == "mask":
+            assert self.values is not None
+            masked = self.client.mask(payload, self.values, self.tokens)
+            self.values = None
+            return masked
+        steps = {"share": self.client.share, "consistency": self.client.consistency, "unmask": self.client.unmask}
+        return steps[stage](payload)
+
+    def ring(self, config: SecAggConfig) -> Ring:
+        """The ring to sum in."""
+        return BitRing(length=config.length, bits=config.bits, parties=len(config.members))
+
+
+class MaskedCoordinator:
+    """The coordinator's side of one attempt."""
+
+    opens_at = STAGES[-1]
+
+    def __init__(self, policy: Policy, place: Place, cohort: tuple[str, ...], length: int, counted: bool) -> None:
+        self.cohort = cohort
+        self.config = agree(policy, place, cohort, length, counted=counted)
+        self.server = SecAggServer(self.config, ring=self.ring(self.config))
+        self.done = 0  # stages that are over
+        self.sample: bytes | None = None  # one masked contribution, for the report
+
+    def ring(self, config: SecAggConfig) -> Ring:
+        """As the members'."""
+        return BitRing(length=config.length, bits=config.bits, parties=len(config.members))
+
+    def begin(self) -> tuple[str, Mapping[str, bytes]]:
+        """Name the cohort, ask for round keys."""
+        return STAGES[0], dict.fromkeys(self.cohort, cohort_payload(self.cohort))
+
+    def receive(self, party: str, payload: bytes) -> None:
+        """Take one answer.
+
+        Raises:
+            ProtocolError, AuthenticationError: refused; the server's state is unchanged.
+        """
+        self.server.receive(party, payload)
+        if STAGES[self.done] == "mask" and self.sample is None:
+            self.sample = payload
+
+    def advance(self) -> tuple[str, Mapping[str, bytes]] | None:
+        """The next stage.
+
+        Raises:
+            ThresholdError: too few answered; nothing can be opened.
+        """
+        payloads = self.server.advance()
+        self.done += 1
+        return (STAGES[self.done], payloads) if self.done < len(STAGES) else None
+
+    def total(self) -> Sum:
+        """The survivors' sum."""
+        result = self.server.result
+        assert result is not None  # `advance` said None
+        return Sum(result.total, tuple(sorted(result.survivors)), self.held(result.total))
+
+    def held(self, total: npt.NDArray[np.int64]) -> dict[str, object]:
+        """What the coordinator held of one member, beside the sum."""
+        if self.sample is None:
+            return {}
+        n, length = len(self.config.members), self.config.length
+        ring = BitRing(length=length, bits=self.config.bits, parties=n)
+        words = ring.unpack(payload_of(self.sample, ring.wire_bytes, n))
+        return {**describe(words.astype(np.int64), "masked", 1 << ring.bits), "sum_words": total[:SAMPLE].tolist()}
+
+
+def payload_of(upload: bytes, size: int, cohort: int) -> bytes:
+    """The masked values in a member's upload, which ends with them and then its token count."""
+    end = len(upload) - TokenRing(cohort).limbs.wire_bytes
+    return upload[end - size : end]

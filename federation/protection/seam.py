@@ -1,0 +1,148 @@
+"""How a cohort's contributions become one sum, and who can see what on the way.
+
+Knows two halves that speak in opaque bytes, stage by stage. Knows nothing of training, links or signatures on letters.
+Always: all modes sum the same integers, so they give the same total, to the last bit.
+
+    plain   the coordinator sees every contribution (simulations, one owner's own machines)
+    masked  secure aggregation (crypto.secagg): the coordinator sees the sum of the survivors, nothing else
+    sealed  the same inside ciphertexts (crypto.sealed): the coordinator sees the sums of the counters alone
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ...core.errors import MessageError
+from ...crypto.keys import Identity, PublicIdentity
+from ...crypto.sealed import Desk
+from ...crypto.secagg import Ledger
+from ..exchange.messages import Place
+from ..membership.policy import Policy
+from ..sealed.vault import Vault
+
+Values = npt.NDArray[np.uint64]
+SAMPLE = 16  # words shown in a report
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """What the coordinator may open."""
+
+    total: npt.NDArray[np.int64]  # [length]; in sealed mode the counters alone
+    parties: tuple[str, ...]  # whose contributions are in it
+    held: dict[str, object] = field(default_factory=dict)  # what the coordinator held of one party, and of the sum
+
+
+@dataclass(frozen=True, slots=True)
+class Safe:
+    """What only a member of a sealed federation has."""
+
+    vault: Vault
+    desk: Desk  # with crypto.sealed.MemberService
+
+
+@dataclass(frozen=True, slots=True)
+class PartyContext:
+    """Who a member is, in one attempt."""
+
+    policy: Policy
+    name: str
+    identity: Identity
+    sums: Ledger  # the node's memory of rounds that were opened
+    place: Place
+    safe: Safe | None = None  # in sealed mode
+
+
+class PartyHalf(Protocol):
+    """A member's side of one attempt."""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """In this order, each once."""
+        ...
+
+    def answer(self, stage: str, payload: bytes) -> bytes:
+        """What to send back; the last stages may raise and reveal nothing."""
+        ...
+
+
+class CoordinatorHalf(Protocol):
+    """The coordinator's side of one attempt."""
+
+    @property
+    def opens_at(self) -> str:
+        """The stage whose answers open the sum: once it is asked for, this place is used up."""
+        ...
+
+    def begin(self) -> tuple[str, Mapping[str, bytes]]:
+        """The first stage and its payloads, by party."""
+        ...
+
+    def receive(self, party: str, payload: bytes) -> None:
+        """Take one party's answer to the current stage."""
+        ...
+
+    def advance(self) -> tuple[str, Mapping[str, bytes]] | None:
+        """The next stage and its payloads; None once the sum is open."""
+        ...
+
+    def total(self) -> Sum:
+        """The sum, after `advance` said None."""
+        ...
+
+
+def describe(words: npt.NDArray[np.integer], kind: str, values: int | None = None) -> dict[str, object]:
+    """A sample of what the coordinator held of one party, and how far from uniform it looks.
+
+    Args:
+        words: one party's words, each in [0, values).
+        values: size of the range; by default 256 and the words' low bytes are taken.
+
+    `chi_square_per_degree` is about 1 for uniform noise and far above it for an update. A number near 1 does not
+    prove secrecy; a number far from 1 disproves it.
+    """
+    size = values or 256
+    bins = min(size, 256)
+    counts = np.bincount((words.astype(np.int64) % size) * bins // size, minlength=bins)
+    expected = words.size / bins
+    shares = counts[counts > 0] / words.size
+    return {
+        "kind": kind,
+        "words": words[:SAMPLE].tolist(),
+        "entropy_bits": round(float(-(shares * np.log2(shares)).sum()), 4),
+        "entropy_bits_of_uniform": round(float(np.log2(bins)), 4),
+        "chi_square_per_degree": round(float(((counts - expected) ** 2 / expected).sum() / (bins - 1)), 3),
+    }
+
+
+def cohort_payload(cohort: tuple[str, ...]) -> bytes:
+    """Who takes part, for the first masked stage."""
+    return json.dumps(sorted(cohort)).encode("ascii")
+
+
+def read_cohort(payload: bytes, policy: Policy, name: str) -> tuple[str, ...]:
+    """Check the coordinator's word on who takes part against the signed roster and its minimum.
+
+    Raises:
+        MessageError: malformed, without `name`, with strangers, or below the federation's minimum.
+    """
+    try:
+        cohort = json.loads(payload)
+    except ValueError:
+        raise MessageError("the cohort is not a JSON list; refused") from None
+    if not isinstance(cohort, list) or not all(isinstance(one, str) for one in cohort) or cohort != sorted(set(cohort)):
+        raise MessageError("the cohort is not a sorted list of different names; refused")
+    if name not in cohort or any(policy.member(one) is None for one in cohort):
+        raise MessageError("the cohort names strangers, or not this node; refused")
+    if len(cohort) < policy.protection.min_cohort:  # the node's own floor, never the coordinator's word
+        raise MessageError(f"a cohort of {len(cohort)} is below the minimum of {policy.protection.min_cohort}; refused")
+    return tuple(cohort)
+
+
+def public_identities(policy: Policy, cohort: tuple[str, ...]) -> dict[str, PublicIdentity]:
+    """The cohort's keys, from the signed roster."""
+    return {member.name: PublicIdentity(bytes.fromhex(member.key)) for member in policy.members if member.name in cohort}

@@ -1,0 +1,112 @@
+"""One party's contribution as unsigned whole numbers, and the sum of many as floats again.
+
+Knows fixed point and a few counters that ride in the same vector, so that scores and losses are summed under
+the same protection as the update. Knows nothing of masks.
+Always: the counters in a decoded sum are exact; the update is off by at most one rounding step per party.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ...crypto import fixedpoint
+from ..learning.aggregate import Vector
+from ..membership.policy import Policy
+
+COUNTER_BITS = 40  # of one counter in one party; split into digits of the vector's own width
+LOSS_UNIT = 1000  # losses travel as thousandths
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """Counters of one party, or their sums over parties. Only sums ever leave a party in masked mode."""
+
+    correct: int = 0  # held-out answers right
+    total: int = 0  # held-out answers
+    examples: int = 0  # trained on
+    tokens: int = 0  # answer tokens trained on
+    loss_milli: int = 0  # loss per token × tokens × 1000
+    clipped: int = 0  # coordinates that were cut to the range
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of held-out answers that are right; None if nothing was scored."""
+        return self.correct / self.total if self.total else None
+
+    @property
+    def loss(self) -> float | None:
+        """Mean loss of an answer token; None if nothing was trained."""
+        return self.loss_milli / LOSS_UNIT / self.tokens if self.tokens else None
+
+
+class Codec:
+    """Float update [n] and counters ↔ unsigned integers [length], each below 2^bits."""
+
+    def __init__(self, size: int, policy: Policy) -> None:
+        self.size = size
+        self.bits = policy.protection.bits
+        self.reach = policy.recipe.update_range
+        self.ranges = [fixedpoint.Range(0, size, self.reach)] if size else []
+        self.digits = -(-COUNTER_BITS // self.bits)
+        self.names = tuple(field.name for field in dataclasses.fields(Statistics))
+
+    @property
+    def length(self) -> int:
+        """Integers in one contribution."""
+        return self.size + len(self.names) * self.digits
+
+    def clipped(self, update: Vector) -> int:
+        """How many coordinates of `update` lie outside the range."""
+        return int(np.count_nonzero(np.abs(update) > self.reach))
+
+    def encode(self, update: Vector, statistics: Statistics) -> npt.NDArray[np.uint64]:
+        """Spell one contribution; rounding is random, from the operating system's generator.
+
+        Raises:
+            ValueError: an update of another length, or a counter that does not fit.
+            DataError: values that are not finite.
+        """
+        if update.shape != (self.size,):
+            raise ValueError(f"an update of shape {update.shape} must be of shape ({self.size},)")
+        values = fixedpoint.encode(update, self.ranges, self.bits) if self.size else np.zeros(0, np.uint64)
+        return np.concatenate([values.astype(np.uint64), self.spell(statistics)])
+
+    def decode(self, total: npt.NDArray[np.int64], parties: int) -> tuple[Vector, Statistics]:
+        """The mean update [n] and the summed counters of `parties` contributions.
+
+        Raises:
+            DataError: a sum that so many contributions cannot have.
+        """
+        return self.mean(total[: self.size], parties), self.counters(total[self.size :])
+
+    def mean(self, total: npt.NDArray[np.int64], parties: int) -> Vector:
+        """The mean update [n] behind the sums [n] of its values; the same bits wherever it is computed.
+
+        Raises:
+            DataError: a sum that so many contributions cannot have.
+        """
+        if not self.size:
+            return np.zeros(0, np.float32)
+        return (fixedpoint.decode_sum(total, parties, self.ranges, self.bits) / parties).astype(np.float32)
+
+    def counters(self, total: npt.NDArray[np.int64]) -> Statistics:
+        """The summed counters behind the sums of their digits."""
+        numbers = [int(value) for value in total]
+        return Statistics(
+            **{
+                name: sum(numbers[index * self.digits + place] << (self.bits * place) for place in range(self.digits))
+                for index, name in enumerate(self.names)
+            }
+        )
+
+    def spell(self, statistics: Statistics) -> npt.NDArray[np.uint64]:
+        """Counters as digits, lowest first: digit sums stay exact, so the counters' sums do."""
+        digits: list[int] = []
+        for name in self.names:
+            value = getattr(statistics, name)
+            if not 0 <= value < 1 << COUNTER_BITS:
+                raise ValueError(f"{name} = {value} must lie between 0 and 2^{COUNTER_BITS}")
+            digits += [(value >> (self.bits * place)) & ((1 << self.bits) - 1) for place in range(self.digits)]
+        return np.array(digits, np.uint64)

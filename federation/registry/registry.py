@@ -1,0 +1,222 @@
+"""Adapters on this node's disk: named by their content, with a signed card, one of them active.
+
+Knows PEFT folders and cards. Knows nothing of rounds or of the engine that serves them.
+Always: a folder's name is the hash of what is in it; an adapter is listed only once it is whole; the active one
+changes in one atomic write, and the ones before it are remembered for rollback.
+
+    adapters/HASH/{adapter_config.json, adapter_model.safetensors, card.json}      active-adapter.json
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...core import paths, tables
+from ...core.errors import AuthenticationError, ConfigError, FederationError, IntegrityError, RequestError
+from ...crypto.keys import Identity, PublicIdentity
+from ..membership.policy import Policy, canonical
+
+if TYPE_CHECKING:
+    from ...core.models.adapter import Adapter
+
+Names = list[str]
+CONTEXT = b"quietchoir adapter card v1"
+CARD = "card.json"
+SHOWN = 12  # characters of a name in tables; any unambiguous prefix is understood
+REMEMBERED = 20  # activations
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """What is known of an adapter. Signed by the coordinator that summed it; in sealed mode by the member."""
+
+    adapter: str  # hash of its content
+    federation: str  # hex
+    name: str  # of the federation
+    run: str
+    rounds: int
+    model: str  # digest of the frozen model
+    parent: str  # adapter that training started from; empty for none
+    protection: str
+    accuracy_before: float | None = None
+    accuracy_after: float | None = None
+    signer: str = ""  # Ed25519, hex
+    signature: str = ""
+
+    def body(self) -> bytes:
+        """What is signed."""
+        return canonical({key: value for key, value in dataclasses.asdict(self).items() if key != "signature"})
+
+    def signed(self, identity: Identity) -> "Card":
+        """The same, with the signer's key and signature."""
+        named = dataclasses.replace(self, signer=identity.public.raw.hex())
+        return dataclasses.replace(named, signature=identity.sign(CONTEXT, named.body()).hex())
+
+    def text(self) -> str:
+        """One line of JSON."""
+        return canonical(dataclasses.asdict(self)).decode("ascii")
+
+    @staticmethod
+    def parse(text: str, where: str) -> "Card":
+        """Read a card and check its signature.
+
+        Raises:
+            FederationError: malformed, or not signed by the key it names.
+        """
+        try:
+            given = json.loads(text)
+            card = tables.fill(Card, {key: value for key, value in given.items() if value is not None}, where)
+            PublicIdentity(bytes.fromhex(card.signer)).verify(CONTEXT, card.body(), bytes.fromhex(card.signature))
+        except (ValueError, AttributeError, ConfigError, AuthenticationError) as error:
+            raise FederationError(f"{where}not an adapter's signed card; refused") from error
+        return card
+
+
+def content_hash(adapter: "Adapter") -> str:
+    """64 hex digits that differ between any two different adapters; independent of file formats.
+
+    Over the model's digest, the shape and every tensor's name, shape and float32 bytes.
+    """
+    import torch
+
+    digest = hashlib.sha256(b"quietchoir adapter v1")
+    digest.update(canonical({"model": adapter.base_digest, **dataclasses.asdict(adapter.shape)}))
+    for name in sorted(adapter.tensors):
+        tensor = adapter.tensors[name].detach().to("cpu", torch.float32).contiguous()
+        digest.update(canonical({"name": name, "shape": list(tensor.shape)}) + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def make_card(policy: Policy, adapter: str, evaluation: dict[str, object], identity: Identity) -> Card:
+    """The signed card of a run's result."""
+    before, after, rounds = evaluation.get("before"), evaluation.get("after"), evaluation.get("rounds")
+    return Card(
+        adapter=adapter, federation=policy.federation.hex(), name=policy.name, run=str(evaluation.get("run", "")),
+        rounds=rounds if isinstance(rounds, int) else 0, model=policy.model.digest, parent="",
+        protection=policy.protection.mode, accuracy_before=before if isinstance(before, float) else None,
+        accuracy_after=after if isinstance(after, float) else None,
+    ).signed(identity)  # fmt: skip
+
+
+class Registry:
+    """The adapters of the node that lives in `home`."""
+
+    def __init__(self, home: Path | None = None) -> None:
+        self.home = home or paths.home()
+        self.folder = self.home / "adapters"
+        self.pointer = self.home / "active-adapter.json"
+
+    def put(self, adapter: "Adapter", card: Card) -> str:
+        """Keep an adapter; return its name. Keeping the same one twice changes nothing.
+
+        Raises:
+            IntegrityError: the card is of another adapter.
+        """
+        name = content_hash(adapter)
+        if card.adapter != name:
+            raise IntegrityError(f"the card is of adapter {card.adapter[:SHOWN]}, the content is {name[:SHOWN]}; not kept")
+        if (self.folder / name).exists():
+            return name
+        paths.private_folder(self.folder)
+        scratch = Path(tempfile.mkdtemp(dir=self.folder, prefix=".new-"))
+        try:
+            adapter.save(scratch)
+            paths.write_atomically(scratch / CARD, card.text().encode("ascii"))
+            scratch.rename(self.folder / name)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        paths.sync_folder(self.folder)
+        return name
+
+    def list(self) -> Names:
+        """Names of all adapters, in alphabetical order."""
+        if not self.folder.exists():
+            return []
+        return sorted(entry.name for entry in self.folder.iterdir() if len(entry.name) == 64 and (entry / CARD).exists())
+
+    def find(self, prefix: str) -> str:
+        """The one adapter whose name begins with `prefix`.
+
+        Raises:
+            RequestError: none, or several.
+        """
+        matches = [name for name in self.list() if prefix and name.startswith(prefix)]
+        if len(matches) != 1:
+            advice = "; ".join(name[:SHOWN] for name in self.list()) or "none is here yet: join a federation first"
+            raise RequestError(f"{len(matches)} adapters begin with {prefix!r}, expected one; here: {advice}")
+        return matches[0]
+
+    def card(self, prefix: str) -> Card:
+        """The checked card of one adapter.
+
+        Raises:
+            RequestError, FederationError: as `find` and `Card.parse`.
+        """
+        path = self.folder / self.find(prefix) / CARD
+        return Card.parse(path.read_text("ascii"), f"{path}: ")
+
+    def path(self, prefix: str) -> Path:
+        """The PEFT folder of one adapter."""
+        return self.folder / self.find(prefix)
+
+    def load(self, prefix: str) -> "Adapter":
+        """Read one adapter and check it against its name.
+
+        Raises:
+            RequestError: no such adapter.
+            IntegrityError: the files are not what the name says.
+        """
+        from ...core.models.adapter import Adapter
+
+        name = self.find(prefix)
+        adapter = Adapter.load(self.folder / name)
+        if content_hash(adapter) != name:
+            raise IntegrityError(f"{self.folder / name}: changed on disk; remove the folder and join the federation again")
+        return adapter
+
+    def active(self) -> str | None:
+        """Name of the adapter that is to be served; None for the bare model."""
+        history = self.history()
+        return (history[-1] or None) if history else None
+
+    def history(self) -> Names:
+        """Activations, oldest first; an empty text stands for the bare model.
+
+        Raises:
+            FederationError: the file is damaged.
+        """
+        if not self.pointer.exists():
+            return []
+        try:
+            history = json.loads(self.pointer.read_text("ascii"))["history"]
+            return [str(name) for name in history]
+        except (ValueError, LookupError, TypeError) as error:
+            raise FederationError(f"{self.pointer}: damaged; remove it, then activate an adapter again") from error
+
+    def activate(self, prefix: str) -> str:
+        """Make one adapter the active one; return its name. An empty prefix: the bare model."""
+        name = self.find(prefix) if prefix else ""
+        self.remember([*self.history(), name])
+        return name
+
+    def rollback(self) -> str | None:
+        """Go back to what was active before.
+
+        Raises:
+            RequestError: nothing was.
+        """
+        history = self.history()
+        if not history:
+            raise RequestError("no adapter was ever active here; nothing to roll back")
+        self.remember(history[:-1])
+        return self.active()
+
+    def remember(self, history: Names) -> None:
+        """Write the pointer."""
+        content = json.dumps({"history": history[-REMEMBERED:]}).encode("ascii")
+        paths.write_atomically(self.pointer, content)

@@ -1,0 +1,211 @@
+"""One member of a federation, without any network: letters in, answers out.
+
+Knows the order of one attempt's stages. Knows nothing of Flower, files of examples or the engine.
+Always: a letter is checked whole (signature, federation, version, model, receiver, order) before anything changes;
+a refused letter leaves memory and disk as they were. No code is ever taken from a letter.
+
+    train | score  →  the protection's stages, one by one        adopt stands alone
+    sealed: before them, the stages of `handover`, any number of times
+"""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...core import log
+from ...core.config import ConsentConfig
+from ...core.errors import ConfigError, DataError, MessageError, RosterError
+from ...crypto.keys import Identity
+from ...crypto.sealed import MemberService
+from ...crypto.worker import Worker
+from ..exchange import messages, work
+from ..exchange.ledger import Ledger
+from ..exchange.messages import Place, Reply, Task
+from ..learning.aggregate import Vector
+from ..learning.learner import Counts, Learner, Trained
+from ..membership.policy import Policy
+from ..protection.modes import party_half
+from ..protection.seam import PartyContext, PartyHalf, Safe
+from ..protection.update import LOSS_UNIT, Codec, Statistics
+from ..sealed import handover
+from ..sealed.handover import Handover
+from ..sealed.vault import Vault
+
+logger = log.get("federation.party")
+Event = dict[str, object]
+
+
+@dataclass(slots=True)
+class Attempt:
+    """The one attempt that this party is in."""
+
+    place: Place
+    half: PartyHalf
+    done: int = 0  # stages answered
+
+    @property
+    def expects(self) -> str | None:
+        """The stage that must come next; None when all are answered."""
+        return self.half.stages[self.done] if self.done < len(self.half.stages) else None
+
+
+class Party:
+    """A member: trains, protects, answers.
+
+    Args:
+        size: length n of the adapter's flat vector.
+        consent: the owner's floor; a federation below it is refused at once.
+        adopt: takes a finished adapter [n] and its signed card, returns the adapter's name. In sealed mode, instead of a
+            card, the evaluation as JSON: the coordinator has no adapter to sign.
+        safe: in sealed mode, this member's secrets and the worker for ciphertexts; by default in memory, and a new one.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        identity: Identity,
+        learner: Learner,
+        *,
+        size: int,
+        consent: ConsentConfig | None = None,
+        ledger: Ledger | None = None,
+        adopt: Callable[[Vector, str], str] | None = None,
+        safe: Safe | None = None,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        """Take part.
+
+        Raises:
+            RosterError: this identity is not in the roster.
+            ConfigError: the federation is below the owner's floor.
+        """
+        name = policy.name_of(identity.public.raw)
+        if name is None:
+            raise RosterError(
+                f"this node's key {identity.public.raw.hex()[:16]}… is not in the roster of {policy.name}; "
+                "send the line of `quietchoir federation identity` to the federation's owner, then take the new file"
+            )
+        check_consent(policy, consent or ConsentConfig())
+        self.policy, self.identity, self.learner, self.name, self.size = policy, identity, learner, name, size
+        self.ledger = ledger or Ledger()
+        self.adopt = adopt
+        self.on_event = on_event or (lambda event: None)
+        self.attempt: Attempt | None = None
+        self.safe: Safe | None = None
+        self.handover: Handover | None = None
+        if policy.protection.mode == "sealed":
+            self.safe = safe or Safe(Vault(None, size), Worker(MemberService))
+            self.handover = Handover(policy, name, identity, self.safe.vault)
+
+    def handle(self, letter: bytes) -> bytes:
+        """Answer one letter.
+
+        Raises:
+            MessageError: refused; nothing was changed.
+            ProtocolError, AuthenticationError, ThresholdError: the protection refused this stage; nothing was revealed.
+            DataError and others of the tree: training failed; this attempt is over for this party.
+        """
+        task = messages.decode_task(letter, self.policy, self.name)
+        payload = self.answer(task)
+        reply = Reply(place=task.place, stage=task.stage, sender=self.name, task=messages.fingerprint(letter), payload=payload)
+        return messages.encode_reply(reply, self.policy, self.identity)
+
+    def answer(self, task: Task) -> bytes:
+        """One stage of whatever it belongs to."""
+        if task.stage in work.STAGES:
+            return self.open(task)
+        if self.handover is not None and task.stage in handover.STAGES:
+            self.ledger.check(task.place)  # `train` and `score` record it
+            return self.handover.answer(task.place, task.stage, task.payload)
+        return self.go_on(task)
+
+    def order(self, task: Task) -> work.Work:
+        """What is to be done, with the adapter to do it with: in sealed mode this member's own.
+
+        Raises:
+            MessageError: malformed; in sealed mode, another adapter than this member's is meant.
+        """
+        if self.safe is None:
+            return work.decode(task.payload, self.size)
+        order, seed = work.decode(task.payload, 0), self.safe.vault.seed(self.policy.digest)
+        progress = self.safe.vault.progress(task.place.run)
+        if seed is None or progress.tag(seed, task.place.run).hex() != order.state:
+            raise MessageError(f"this member is at step {progress.steps} of the run, another adapter is meant; refused")
+        return dataclasses.replace(order, flat=progress.server.flat)
+
+    def open(self, task: Task) -> bytes:
+        """Begin an attempt: train or score, or keep a finished adapter."""
+        order = self.order(task)
+        self.ledger.record(task.place)  # on disk before any work, so that no place is worked twice
+        self.attempt = None
+        self.on_event({"event": task.stage, "round": task.place.round, "attempt": task.place.attempt})
+        if task.stage == work.ADOPT:
+            name = self.adopt(order.flat, order.card).encode("utf-8") if self.adopt is not None else b""
+            return name if self.safe is None else b""  # a sealed adapter's name is a hash of its content
+        update, statistics = self.train(order, task.place) if task.stage == work.TRAIN else self.score(order)
+        values = Codec(update.size, self.policy).encode(update, statistics)
+        tokens, counted = statistics.tokens, task.stage == work.TRAIN
+        context = PartyContext(self.policy, self.name, self.identity, self.ledger.sums, task.place, self.safe)
+        half = party_half(context, values, tokens, counted=counted)
+        self.attempt = Attempt(task.place, half)
+        return b""  # done, and nothing about how it went: the counters travel inside the sum
+
+    def go_on(self, task: Task) -> bytes:
+        """Answer the next stage of the protection."""
+        attempt = self.attempt
+        if attempt is None or task.place != attempt.place or task.stage != attempt.expects:
+            expected = "no stage" if attempt is None else f"{attempt.expects} of round {attempt.place.round}"
+            raise MessageError(f"found stage {task.stage!r} of round {task.place.round}, expected {expected}; refused")
+        answer = attempt.half.answer(task.stage, task.payload)
+        self.ledger.save()  # a round that is being opened is on disk before its shares leave
+        attempt.done += 1
+        if attempt.done == len(attempt.half.stages):
+            self.attempt = None  # the contribution is gone from memory
+        return answer
+
+    def train(self, order: work.Work, place: Place) -> tuple[Vector, Statistics]:
+        """Score if asked, then train; return the change [n] and the counters."""
+        counts = self.learner.evaluate(order.flat) if order.evaluate else Counts(0, 0)
+        trained: Trained = self.learner.train(order.flat, seed_of(place.round, self.name))
+        if not (np.isfinite(trained.flat).all() and math.isfinite(trained.loss)):
+            raise DataError("training ended in values that are not finite; nothing is sent, a lower lr may help")
+        update = trained.flat.astype(np.float32) - order.flat
+        clipped = Codec(self.size, self.policy).clipped(update)
+        statistics = Statistics(
+            correct=counts.correct, total=counts.total, examples=trained.examples, tokens=trained.tokens,
+            loss_milli=round(max(trained.loss, 0.0) * trained.tokens * LOSS_UNIT), clipped=clipped,
+        )  # fmt: skip
+        self.on_event({"event": "trained", "round": place.round, "loss": trained.loss, "tokens": trained.tokens})
+        return update, statistics
+
+    def score(self, order: work.Work) -> tuple[Vector, Statistics]:
+        """Score the adapter; there is no change to send."""
+        counts = self.learner.evaluate(order.flat)
+        return np.zeros(0, np.float32), Statistics(correct=counts.correct, total=counts.total)
+
+
+def seed_of(round_: int, name: str) -> int:
+    """This party's training seed for this round: the same on every run, different for each party and round."""
+    return int.from_bytes(hashlib.sha256(f"quietchoir training {round_} {name}".encode()).digest()[:4], "big")
+
+
+def check_consent(policy: Policy, consent: ConsentConfig) -> None:
+    """Require that the federation is not below the owner's floor.
+
+    Raises:
+        ConfigError: says which line of `[consent]` it is below.
+    """
+    if policy.protection.mode not in consent.modes:
+        raise ConfigError(
+            f"federation {policy.name} runs {policy.protection.mode!r}, but consent.modes allows {', '.join(consent.modes)}; "
+            "stay out, or change that line of your configuration"
+        )
+    if policy.protection.min_cohort < consent.min_cohort:
+        raise ConfigError(
+            f"federation {policy.name} opens sums of {policy.protection.min_cohort}, but consent.min_cohort asks for "
+            f"{consent.min_cohort}; stay out, or change that line of your configuration"
+        )

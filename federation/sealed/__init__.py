@@ -1,0 +1,1 @@
+"""The sealed mode: a sum that only members can read."""

@@ -1,0 +1,137 @@
+"""The coordinator's side of what comes before a sealed round: it brings the cohort to one key and one adapter, unread.
+
+Knows greetings and who must be asked for what. Knows no key and no adapter.
+Always: who is mustered says that it holds the same key and the same adapter as the others; members check that for themselves,
+since both are part of what their masks are bound to.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from ...core import log
+from ...core.errors import MessageError, RoundAborted
+from ..exchange.messages import Place, Reply
+from ..membership.policy import Policy
+from . import parts
+from .greeting import Greeting
+from .handover import DEAL, FOLLOW, FROM, GREET, HAND, OWN, PARCEL, SAYS, TAKE, TO, witnesses
+
+logger = log.get("federation.muster")
+Ask = Callable[[str, Mapping[str, bytes], Place, float], Iterator[Reply]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Common:
+    """What the mustered members have in common."""
+
+    members: tuple[str, ...]
+    key_id: bytes  # names their key
+    steps: int  # sums applied in this run
+    tag: bytes  # names their adapter
+
+    @property
+    def bound(self) -> bytes:
+        """What their masks are bound to."""
+        return self.steps.to_bytes(8, "big") + self.tag
+
+
+class Muster:
+    """One attempt's gathering. Args: ask: as `Coordinator.ask`."""
+
+    def __init__(self, policy: Policy, place: Place, ask: Ask) -> None:
+        self.policy, self.place, self._ask = policy, place, ask
+        self.raw: dict[str, bytes] = {}  # greetings as they were signed
+        self.said: dict[str, Greeting] = {}
+
+    def gather(self, cohort: tuple[str, ...]) -> Common:
+        """Go through the stages that are needed: in most rounds the greeting alone.
+
+        Raises:
+            RoundAborted: too few members share a key and an adapter.
+        """
+        self.hear(GREET, dict.fromkeys(cohort, b""))
+        self.enough(len(self.said), "members greeted")
+        key = self.share_key()
+        steps, tag = self.share_state(key)
+        members = tuple(sorted(name for name, one in self.said.items() if (one.key, one.state) == (key, (steps, tag))))
+        self.enough(len(members), "members hold the same key and adapter")
+        return Common(members=members, key_id=key, steps=steps, tag=tag)
+
+    def share_key(self) -> bytes:
+        """Let a member that has the key seal it for the others; return its name. The dealer changes with the attempt."""
+        held = Counter(one.key for one in self.said.values() if one.has_key)
+        best = min(held, key=lambda key: (-held[key], key)) if held else b""
+        dealers = sorted(name for name, one in self.said.items() if not held or one.key == best)
+        lacking = {name for name, one in self.said.items() if not held or one.key != best}
+        dealer = dealers[(self.place.attempt - 1) % len(dealers)]
+        self.pass_on(DEAL, TAKE, dealer, lacking - {dealer}, {})
+        return self.said[dealer].key
+
+    def share_state(self, key: bytes) -> tuple[int, bytes]:
+        """Let a member with the adapter that counts seal it for those that have another; return its steps and tag.
+
+        The one that counts: the furthest that enough members hold or can go back to.
+
+        Raises:
+            RoundAborted: no adapter is held by enough members.
+        """
+        holders = {name: one for name, one in self.said.items() if one.key == key}
+        held = Counter(state for one in holders.values() for state in one.states)
+        best = max((state for state in held if held[state] >= witnesses(self.policy)), default=None)
+        if best is None:
+            raise RoundAborted(
+                f"no {witnesses(self.policy)} of {len(holders)} members hold the same adapter; start the members that had it"
+            )
+        vouched = {SAYS + name: self.raw[name] for name, one in holders.items() if best in one.states}
+        ahead = [name for name, one in holders.items() if one.state != best and best in one.states]
+        self.hear(FOLLOW, dict.fromkeys(ahead, parts.join(vouched)))
+        donors = sorted(name for name in holders if self.said[name].state == best)
+        if not donors:
+            raise RoundAborted(f"none of {len(ahead)} members went back to the adapter that they had in common")
+        behind = {name for name in holders if self.said[name].state != best}
+        donor = donors[(self.place.attempt - 1) % len(donors)]
+        self.pass_on(HAND, FOLLOW, donor, behind, vouched)
+        return best
+
+    def pass_on(self, ask_stage: str, give_stage: str, giver: str, takers: set[str], along: dict[str, bytes]) -> None:
+        """Have `giver` seal something for each of `takers`, and bring it to them."""
+        if not takers and self.said[giver].has_key:
+            return
+        asked = parts.join({TO + name: self.raw[name] for name in sorted(takers)})
+        given: dict[str, bytes] = {}
+        for reply in self._ask(ask_stage, {giver: asked}, self.place, self.policy.recipe.stage_timeout_s):
+            try:
+                given = parts.split(reply.payload)
+                self.note(giver, given.pop(OWN, b""))
+            except MessageError as error:
+                raise RoundAborted(f"{giver} in stage {ask_stage}: {error}") from error
+        if not given and not self.said[giver].has_key:
+            raise RoundAborted(f"{giver} did not make a key for the others; the next attempt asks another member")
+        letters = {
+            name: parts.join({FROM: giver.encode("ascii"), PARCEL: given[TO + name], **along})
+            for name in sorted(takers)
+            if TO + name in given
+        }
+        self.hear(give_stage, letters)
+
+    def hear(self, stage: str, payloads: Mapping[str, bytes]) -> None:
+        """Ask, and note the greetings that come back."""
+        if not payloads:
+            return
+        for reply in self._ask(stage, payloads, self.place, self.policy.recipe.stage_timeout_s):
+            try:
+                self.note(reply.sender, reply.payload)
+            except MessageError as error:
+                logger.warning("%s in stage %s: %s", reply.sender, stage, error)
+
+    def note(self, sender: str, greeting: bytes) -> None:
+        """Raises MessageError unless it is `sender`'s, signed for this attempt."""
+        self.said[sender] = Greeting.decode(greeting, self.policy, self.place, sender)
+        self.raw[sender] = greeting
+
+    def enough(self, found: int, what: str) -> None:
+        """Raises RoundAborted below the federation's minimum."""
+        need = self.policy.protection.min_cohort
+        if found < need:
+            raise RoundAborted(f"{found} {what}, need {need}; nothing was trained")
