@@ -53,7 +53,12 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup models  ## every benchmark; JSON beside each table
+# The engines that `bench engine` compares with; one of them is compiled here, for about ten minutes.
+$(VENV)/peers: $(VENV)/ready
+	$(BIN)/pip install --progress-bar on -c constraints.txt 'llama-cpp-python>=0.3.36' 'openvino-genai>=2026.4'
+	@touch $@
+
+bench: setup models $(VENV)/peers  ## every benchmark; JSON beside each table
 	$(BIN)/quietchoir bench --out build/bench.json
 
 figures: setup  ## the pictures in docs/

@@ -1,0 +1,111 @@
+"""The same operations as `operations`, through Triton kernels.
+
+Knows how work is cut into programs. Knows nothing of requests or of the order of layers.
+Always: each kernel equals its twin in `PlainOperations` up to rounding; tests hold that in Triton's interpreter, without a GPU.
+Not run on a GPU yet: the sizes of tiles are reasoned, not measured.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..blockpool import BLOCK_TOKENS
+from . import kernels
+from .cache import LARGEST, Cache
+from .operations import Heads, Step
+from .packed import CHUNK, Packed
+
+ROWS = 16  # the fewest rows that a tensor core multiplies
+TOKENS = 64  # keys that a program looks at together
+PROGRAMS = 1024  # about how many a product is cut into, so that every processor of a large GPU has several
+MOST_PARTS = 8
+SPLITS = 8  # parts of a context that are attended to side by side
+
+DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
+
+
+class FusedOperations:
+    """See `operations.Operations`."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype, self.out = dtype, DTYPES[dtype]
+
+    def product(self, matrix: Packed, x: Tensor) -> Tensor:
+        """See `Operations`."""
+        m, n, wide = len(x), matrix.rows, 64 if matrix.rows >= 1 << 15 else 32
+        tiles, high = -(-n // wide), -(-m // ROWS)
+        parts = max(1, min(MOST_PARTS, matrix.chunks, PROGRAMS // (tiles * high)))
+        each = -(-matrix.chunks // parts)
+        parts = -(-matrix.chunks // each)
+        out = torch.empty(parts, m, n, device=x.device)
+        grid: Any = (tiles, parts, high)
+        if matrix.bits == 4:
+            zeros = matrix.scales if matrix.zeros is None else matrix.zeros
+            kernels.product_4[grid](
+                x, matrix.words, matrix.scales, zeros, out, m, n, matrix.columns, matrix.chunks, each,
+                HAS_ZEROS=matrix.zeros is not None, BM=ROWS, BN=wide, DOT=self.out,
+            )  # fmt: skip
+        else:
+            kernels.product_8[grid](
+                x, matrix.words, matrix.scales, out, m, n, matrix.columns, matrix.chunks, each, BM=ROWS, BN=wide, DOT=self.out
+            )
+        return out
+
+    def add_norm(self, residual: Tensor, partial: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+        """See `Operations`."""
+        m, d = residual.shape
+        out = torch.empty(m, d, dtype=self.dtype, device=residual.device)
+        parts = 0 if partial is None else len(partial)
+        kernels.add_norm_row[(m,)](
+            residual, residual if partial is None else partial, weight, out, m, d, eps,
+            PARTS=parts, BD=triton.next_power_of_2(d), OUT=self.out,
+        )  # fmt: skip
+        return out
+
+    def gate(self, partial: Tensor, activation: str) -> Tensor:
+        """See `Operations`."""
+        parts, m, f = partial.shape[0], partial.shape[1], partial.shape[2] // 2
+        out = torch.empty(m, f, dtype=self.dtype, device=partial.device)
+        kernels.gate_row[(m, -(-f // 1024))](partial, out, m, f, PARTS=parts, GELU=activation != "silu", BF=1024, OUT=self.out)
+        return out
+
+    def turn_and_store(self, partial: Tensor, heads: Heads, step: Step, cache: Cache, layer: int) -> Tensor:
+        """See `Operations`."""
+        parts, m, _ = partial.shape
+        q = torch.empty(m, heads.heads, heads.size, dtype=self.dtype, device=partial.device)
+        integers, scales = cache.integers[:, layer], cache.scales[:, layer]
+        q_norm, k_norm = heads.norms or (partial, partial)
+        cosines, sines = heads.turns or (partial, partial)
+        kernels.turn_head[(m, heads.heads + 2 * heads.kv_heads)](
+            partial, partial if heads.bias is None else heads.bias, q_norm, k_norm, cosines, sines, step.positions, step.places,
+            q, integers, scales, m, heads.eps, LARGEST, integers.stride(0), scales.stride(0),
+            H=heads.heads, KV=heads.kv_heads, HALF=heads.size // 2, BHALF=triton.next_power_of_2(heads.size // 2),
+            BLOCK=BLOCK_TOKENS, PARTS=parts, BIAS=heads.bias is not None, NORMS=heads.norms is not None,
+            TURN=heads.turns is not None, OUT=self.out,
+        )  # fmt: skip
+        return q
+
+    def attend(self, q: Tensor, heads: Heads, step: Step, cache: Cache, layer: int) -> Tensor:
+        """See `Operations`."""
+        m, share = len(q), heads.heads // heads.kv_heads
+        mixed = torch.empty(m, heads.heads, SPLITS, heads.size, device=q.device)
+        tops, sums = torch.empty(2, m, heads.heads, SPLITS, device=q.device)
+        integers, scales = cache.integers[:, layer], cache.scales[:, layer]
+        size = triton.next_power_of_2(heads.size)
+        kernels.attend_part[(m, heads.kv_heads, SPLITS)](
+            q, integers[0], scales[0], integers[1], scales[1], step.tables, step.lengths, mixed, tops, sums,
+            step.tables.shape[1], heads.window, heads.scale,
+            H=heads.heads, KV=heads.kv_heads, SHARE=share, BSHARE=max(ROWS, triton.next_power_of_2(share)),
+            SIZE=heads.size, BSIZE=size, BLOCK=BLOCK_TOKENS, T=TOKENS, PARTS=SPLITS, DOT=self.out,
+        )  # fmt: skip
+        out = torch.empty(m, heads.heads * heads.size, dtype=self.dtype, device=q.device)
+        kernels.attend_whole[(m * heads.heads,)](
+            mixed, tops, sums, out, SIZE=heads.size, BSIZE=size, PARTS=SPLITS, OUT=self.out
+        )
+        return out
+
+
+assert CHUNK == 128  # as the kernels have it

@@ -1,0 +1,109 @@
+"""Engines side by side: each in its own process, asked in turn.
+
+Knows processes and orders. Knows nothing of what the engines are.
+Always: within a repeat every engine is asked the same before the next question comes, so a busy moment of the machine meets
+all of them; every process that was started here has ended when the block is left.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import QuietchoirError
+from .stopwatch import Sample
+
+Order = Mapping[str, Any]
+
+
+class Contender:
+    """One engine in a process of its own."""
+
+    def __init__(self, name: str, model: Path, threads: int, environment: Mapping[str, str] | None = None) -> None:
+        self.name = name
+        self.command = [sys.executable, "-m", "quietchoir.simulations.bench.peers", name, str(model), "--threads", str(threads)]
+        # torch counts its threads itself; OpenMP's own waiting must not burn the cores of the engine whose turn it is
+        self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", **(environment or {})}
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `close`)
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        """Load the model; returns when it is ready."""
+        self.process = self.spawn(self.command)
+        self.read(self.process)
+
+    def ask(self, order: Order) -> float:
+        """One figure.
+
+        Raises:
+            QuietchoirError: the process ended.
+        """
+        if self.process is None or self.process.stdin is None:
+            raise RuntimeError(f"{self.name} was not started")
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        return float(json.loads(self.read(self.process)))
+
+    def cold_start_s(self) -> float:
+        """Seconds from nothing to the first token of an answer, in a fresh process with the file in the page cache."""
+        before = time.perf_counter()
+        process = self.spawn([*self.command, "--first"])
+        try:
+            self.read(process)
+            return time.perf_counter() - before
+        finally:
+            end(process)
+
+    def spawn(self, command: Sequence[str]) -> "subprocess.Popen[str]":
+        """A process that listens."""
+        return subprocess.Popen(
+            command, env=self.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
+        )
+
+    def read(self, process: "subprocess.Popen[str]") -> str:
+        """The next line it says.
+
+        Raises:
+            QuietchoirError: it ended; the message quotes its last words.
+        """
+        line = process.stdout.readline() if process.stdout else ""
+        if not line:
+            self.errors.seek(0)
+            words = self.errors.read().decode("utf-8", "replace").strip().splitlines()[-3:]
+            raise QuietchoirError(f"the engine {self.name} ended with code {process.wait()}: {' / '.join(words)}")
+        return line
+
+    def close(self) -> None:
+        """End the process."""
+        if self.process is not None:
+            end(self.process)
+        self.errors.close()
+
+
+def end(process: "subprocess.Popen[str]") -> None:
+    """Close its ears, then wait; whoever does not end by itself is killed."""
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            stream.close()
+    try:
+        process.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def in_turn(contenders: Sequence[Contender], orders: Mapping[str, Order], repeats: int) -> dict[str, dict[str, Sample]]:
+    """Every order to every engine, `repeats` times after one for warmth: name of the engine → name of the order → figures."""
+    found: dict[str, dict[str, list[float]]] = {one.name: {key: [] for key in orders} for one in contenders}
+    for repeat in range(repeats + 1):
+        for key, order in orders.items():
+            for one in contenders:
+                figure = one.ask(order)
+                if repeat:
+                    found[one.name][key].append(figure)
+    return {name: {key: Sample(tuple(figures)) for key, figures in keys.items()} for name, keys in found.items()}

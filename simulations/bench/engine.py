@@ -1,0 +1,231 @@
+"""The suite `engine`: our engine beside llama.cpp, OpenVINO GenAI and transformers, on the same weights.
+
+Knows which figures are promised and what they aim at; `contest` asks the engines in turn, `peers/` holds them.
+Always: a peer runs at its best: llama.cpp reads a Q4_0 copy, whose kernels are its fastest; every engine answers fresh prompts,
+greedily, with the same number of tokens.
+"""
+
+import importlib.util
+import os
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...core.errors import ConfigError
+from ...core.models import catalog, weights
+from . import random_model
+from .contest import Contender, Order, in_turn
+from .figures import Figure
+from .peers.llamacpp import repacked
+from .peers.ours import ADAPTERS
+from .peers.reference import unpacked
+from .stopwatch import Sample
+
+SEED = 1
+MODEL = "smollm2-135m-instruct"
+PEERS = ("llamacpp", "openvino", "transformers")
+KEYS = ("b1", "b8", "b16", "prefill")
+SIZES = {"": "135M", "large": "about 1B, random weights"}
+# What `ratio.best` aims at: the better of llama.cpp and OpenVINO.
+BEST = {"": (1.4, 2.2, 2.0, 1.1), "large": (1.0, 1.8, 1.5, 1.0)}
+LIBRARIES = {"llamacpp": "llama_cpp", "openvino": "openvino_genai", "transformers": "transformers"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How much is measured."""
+
+    tokens: int = 128  # of an answer, at 135M
+    large_tokens: int = 32
+    repeats: int = 5
+    cold_repeats: int = 3
+    large: random_model.Sizes = random_model.BILLION
+    read_bytes: int = 1 << 30
+
+
+QUICK = Scale(tokens=4, large_tokens=3, repeats=1, cold_repeats=1, large=random_model.TINY, read_bytes=1 << 24)
+
+
+def measure(*, quick: bool, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Run everything.
+
+    Args:
+        quick: few tokens and a tiny second model, to see that it runs; a peer that is not installed is left out then.
+        tell: hears what is being measured.
+
+    Raises:
+        ConfigError: a peer is not installed.
+    """
+    scale, missing = (QUICK if quick else Scale()), [name for name in PEERS if not importlib.util.find_spec(LIBRARIES[name])]
+    if missing and not quick:
+        raise ConfigError(
+            f"not installed: {', '.join(missing)}; run `make bench`, which installs the peers, or pip install -e '.[peers]'"
+        )
+    report: dict[str, Any] = {
+        "what": f"tokens a second of the whole engine, answers of {scale.tokens} tokens ({scale.large_tokens} at 1B) after 64",
+        "seed": SEED,
+        "repeats": {"speeds": scale.repeats, "cold": scale.cold_repeats},
+        "clock": "seconds on the wall, all cores",
+        "spread": {}, "ratio": {}, "large": {"ratio": {}}, "missing_peers": missing,
+    }  # fmt: skip
+    peers = [name for name in PEERS if name not in missing]
+    with tempfile.TemporaryDirectory(prefix="quietchoir-bench-") as scratch:
+        model = catalog.find(MODEL)
+        compare("", files(model, Path(scratch), peers), scale, report, tell)
+        adapters(model, scale, report, tell)
+        large = random_model.write(Path(scratch) / "large.gguf", model, scale.large, seed=SEED)
+        compare("large", files(large, Path(scratch), peers), scale, report, tell)
+        bandwidth(large, scale, report)
+    tell("perplexity of the fast path and of float32 over the same blocks")
+    report["perplexity"] = perplexities(model, quick)
+    report["exact"] = True  # every engine wrote as many tokens as it was asked for, or the run would have ended
+    return report
+
+
+def files(model: Path, scratch: Path, peers: list[str]) -> dict[str, Path]:
+    """What each engine reads."""
+    found = {"ours": model, "no_compiler": model}
+    if "llamacpp" in peers:
+        found["llamacpp"] = repacked(model, scratch / f"{model.stem}.Q4_0.gguf")
+    if "openvino" in peers:
+        found["openvino"] = model
+    if "transformers" in peers:
+        found["transformers"] = unpacked(weights.load(model), scratch / model.stem)
+    return found
+
+
+def compare(size: str, read: Mapping[str, Path], scale: Scale, report: dict[str, Any], tell: Callable[[str], None]) -> None:
+    """One model: every engine's speeds in turn, its peak memory, its cold start, and the ratios."""
+    place, prefix = (report[size], f"{size}.") if size else (report, "")
+    tokens = scale.large_tokens if size else scale.tokens
+    orders: dict[str, Order] = {f"b{n}": {"what": "decode", "batch": n, "tokens": tokens} for n in (1, 8, 16)}
+    orders["prefill"] = {"what": "prefill"}
+    with ExitStack() as stack:
+        engines = [contender(name, path) for name, path in read.items()]
+        for engine in engines:
+            stack.callback(engine.close)
+        for name in ("cold_ttft_s",) if not size else ():
+            tell(f"{SIZES[size]}: first token from a cold process")
+            rounds = [[engine.cold_start_s() for engine in engines] for _ in range(scale.cold_repeats)]
+            for engine, seconds in zip(engines, zip(*rounds, strict=True), strict=True):
+                put(report, f"{prefix}{engine.name}.{name}", Sample(seconds))
+        for engine in engines:
+            tell(f"{SIZES[size]}: loading {engine.name}")
+            engine.start()
+        tell(f"{SIZES[size]}: {', '.join(orders)} in turn")
+        found = in_turn(engines, orders, scale.repeats)
+        for engine in engines:
+            for key, sample in found[engine.name].items():
+                put(report, f"{prefix}{engine.name}.{key}", sample)
+            place[engine.name]["peak_mb"] = engine.ask({"what": "peak_mb"})
+    ratios(prefix, found, report)
+
+
+def contender(name: str, model: Path) -> Contender:
+    """An engine on all the cores that this process may use."""
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Contender(name, model, threads, {"QUIETCHOIR_NATIVE": "off"} if name == "no_compiler" else None)
+
+
+def ratios(prefix: str, found: Mapping[str, Mapping[str, Sample]], report: dict[str, Any]) -> None:
+    """Ours over each peer, repeat by repeat; `best` is the better of llama.cpp and OpenVINO at that figure."""
+    for key in KEYS:
+        strong = [found[name][key] for name in ("llamacpp", "openvino") if name in found]
+        best = Sample(tuple(max(values) for values in zip(*(one.seconds for one in strong), strict=True))) if strong else None
+        rivals = {"best": best, **{name: found[name][key] for name in PEERS if name in found}}
+        for name, rival in rivals.items():
+            if rival is not None:
+                put(report, f"{prefix}ratio.{name}.{key}", found["ours"][key].over(rival))
+    if "transformers" in found:
+        put(report, f"{prefix}ratio.no_compiler.b1", found["no_compiler"]["b1"].over(found["transformers"]["b1"]))
+
+
+def adapters(model: Path, scale: Scale, report: dict[str, Any], tell: Callable[[str], None]) -> None:
+    """What one adapter costs at batch 1, and eight different ones at batch 8, as the fraction lost."""
+    tell("adapters: none, one, eight different ones")
+    engine = contender("ours", model)
+    orders: dict[str, Order] = {
+        f"{batch}.{count}": {"what": "decode", "batch": batch, "tokens": scale.tokens, "adapters": count}
+        for batch, count in ((1, 0), (1, 1), (8, 0), (8, ADAPTERS))
+    }
+    try:
+        engine.start()
+        found = in_turn([engine], orders, 2 * scale.repeats)["ours"]
+    finally:
+        engine.close()
+    for key, with_, without in (("one", "1.1", "1.0"), ("eight", f"8.{ADAPTERS}", "8.0")):
+        lost = tuple(1 - share for share in found[with_].over(found[without]).seconds)
+        put(report, f"adapters.{key}", Sample(lost))
+
+
+def bandwidth(large: Path, scale: Scale, report: dict[str, Any]) -> None:
+    """How near batch 1 at 1B comes to reading every weight once a token at the memory's speed, which is measured here."""
+    memory = torch.ones(scale.read_bytes // 4)
+    import time
+
+    speeds = []
+    for _ in range(scale.repeats + 1):
+        before = time.perf_counter()
+        memory.sum()
+        speeds.append(scale.read_bytes / (time.perf_counter() - before))
+    report["memory_read_gb_s"] = max(speeds) / 1e9
+    read = sum(
+        blocks.raw.numel() for name, blocks in weights.load(large).tensors.items() if name != "model.embed_tokens.weight"
+    )
+    report["large"]["of_bandwidth_b1"] = report["large"]["ours"]["b1"] * read / max(speeds)
+
+
+def perplexities(model: Path, quick: bool) -> dict[str, float]:
+    """Perplexity on fixed text: the path that serves, float32 over the same blocks, and how much worse in percent."""
+    from ...core.engine.perplexity import compare_paths
+
+    fast, exact = compare_paths(weights.load(model), tokens=256 if quick else 4096)
+    return {"serving": fast, "float32": exact, "worse_percent": 100 * (fast / exact - 1)}
+
+
+def put(report: dict[str, Any], key: str, sample: Sample) -> None:
+    """Median at a dotted key, and its spread."""
+    *outer, inner = key.split(".")
+    place = report
+    for part in outer:
+        place = place.setdefault(part, {})
+    place[inner] = statistics.median(sample.seconds)
+    report["spread"][key] = list(sample.spread)
+
+
+def figures(report: dict[str, Any]) -> Iterator[Figure]:
+    """Rows of the table."""
+    here = [name for name in ("ours", "llamacpp", "openvino", "transformers", "no_compiler") if name in report]
+    for size, label in SIZES.items():
+        prefix = f"{size}." if size else ""
+        for key in KEYS:
+            for index, name in enumerate(here):
+                yield Figure(f"{prefix}{name}.{key}", "tokens/s", f"{label}, {key}: {name}" if not index else f"  {name}")
+        for name in here:
+            if not size:
+                yield Figure(f"{name}.cold_ttft_s", "s", f"cold first token: {name}", at_most=3 if name == "ours" else None)
+            peak = report["llamacpp"]["peak_mb"] if not size and name == "ours" and "llamacpp" in report else None
+            yield Figure(f"{prefix}{name}.peak_mb", "MB", f"{label}, peak memory: {name}", at_most=peak)
+        placed = report[size] if size else report
+        for rival, aims in (
+            ("best", BEST[size]),
+            ("llamacpp", (None,) * 4),
+            ("openvino", (None,) * 4),
+            ("transformers", (6, 6, 6, None)),
+        ):
+            if rival in placed["ratio"]:
+                for key, aim in zip(KEYS, aims, strict=True):
+                    yield Figure(f"{prefix}ratio.{rival}.{key}", "×", f"{label}, ours over {rival}, {key}", at_least=aim)
+    if "no_compiler" in report["ratio"]:
+        yield Figure("ratio.no_compiler.b1", "×", "without a compiler over transformers, b1", at_least=3)
+    yield Figure("large.of_bandwidth_b1", "", "about 1B, b1: share of what the memory's speed allows", at_least=0.7)
+    yield Figure("memory_read_gb_s", "GB/s", "  memory read here")
+    yield Figure("adapters.one", "", "one adapter at b1: share of speed lost", at_most=0.05)
+    yield Figure("adapters.eight", "", f"{ADAPTERS} different adapters at b8", at_most=0.15)
+    yield Figure("perplexity.worse_percent", "%", "perplexity over that of float32", at_most=0.5)

@@ -1,0 +1,1 @@
+"""Engines that answer the same workload, each in a process of its own."""

@@ -1,0 +1,75 @@
+"""llama.cpp through its own C functions: no Python sampler, no text, only `llama_decode` and the highest logit.
+
+Always: one context of sixteen sequences over one unified cache, which measured fastest; batches as long as it allows.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SEQUENCES, CONTEXT = 16, 4096
+
+
+class LlamaCpp:
+    """See `workload.Peer`."""
+
+    def __init__(self, model: Path, threads: int) -> None:
+        from llama_cpp import llama_cpp as api
+
+        self.api: Any = api
+        self.silence = api.llama_log_callback(lambda level, text, data: None)  # kept: C holds no reference
+        api.llama_log_set(self.silence, None)
+        api.llama_backend_init()
+        self.model = api.llama_model_load_from_file(str(model).encode(), api.llama_model_default_params())
+        parameters = api.llama_context_default_params()
+        parameters.n_ctx, parameters.n_seq_max, parameters.kv_unified = CONTEXT, SEQUENCES, True
+        parameters.n_batch, parameters.n_ubatch = 2048, 512
+        parameters.n_threads = parameters.n_threads_batch = threads
+        self.context = api.llama_init_from_model(self.model, parameters)
+        self.vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
+        self.batch = api.llama_batch_init(2048, 0, 1)
+
+    def generate(self, prompts: Sequence[Sequence[int]], tokens: int) -> None:
+        """See `workload.Peer`."""
+        self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
+        rows = [
+            (token, place, sequence, place == len(prompt) - 1)
+            for sequence, prompt in enumerate(prompts)
+            for place, token in enumerate(prompt)
+        ]
+        sampled = self.decode(rows)
+        for step in range(tokens - 1):
+            length = len(prompts[0]) + step
+            sampled = self.decode([(token, length, sequence, True) for sequence, token in enumerate(sampled)])
+
+    def decode(self, rows: Sequence[tuple[int, int, int, bool]]) -> list[int]:
+        """One pass over (token, position, sequence, wanted) rows; the likeliest next tokens of those that are wanted."""
+        batch = self.batch
+        batch.n_tokens = len(rows)
+        for index, (token, place, sequence, wanted) in enumerate(rows):
+            batch.token[index], batch.pos[index], batch.logits[index] = token, place, wanted
+            batch.n_seq_id[index], batch.seq_id[index][0] = 1, sequence
+        if self.api.llama_decode(self.context, batch):
+            raise RuntimeError("llama_decode failed")
+        wanted_rows = [index for index, row in enumerate(rows) if row[3]]
+        return [int(np.argmax(self.logits(index))) for index in wanted_rows]
+
+    def logits(self, index: int) -> Any:
+        """[V] of row `index`, without a copy."""
+        return np.ctypeslib.as_array(self.api.llama_get_logits_ith(self.context, index), shape=(self.vocabulary,))
+
+
+def repacked(model: Path, out: Path) -> Path:
+    """The same model as Q4_0, the type for which llama.cpp has its fastest kernels, written once to `out`."""
+    if not out.exists():
+        from llama_cpp import llama_cpp as api
+
+        parameters = api.llama_model_quantize_default_params()
+        parameters.ftype, parameters.allow_requantize = api.LLAMA_FTYPE_MOSTLY_Q4_0, True
+        part = out.with_suffix(".part")
+        if api.llama_model_quantize(str(model).encode(), str(part).encode(), parameters):
+            raise RuntimeError(f"llama.cpp could not requantise {model}")
+        part.rename(out)
+    return out

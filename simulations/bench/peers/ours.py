@@ -1,0 +1,50 @@
+"""Our engine, whole: queue, scheduler, runner, sampler, text.
+
+Always: an end-of-text token does not end an answer here, because every peer writes the same number of tokens.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ....core.config import EngineConfig
+from ....core.engine.engine import Engine
+from ....core.engine.request import GenerationRequest
+from ....core.models import weights
+from ....core.models.adapter import AdapterShape, Layout, assemble
+
+ADAPTERS = 8
+
+
+class Ours:
+    """See `workload.Peer`."""
+
+    def __init__(self, model: Path, threads: int) -> None:
+        self.weights = weights.load(model)
+        self.weights.tokenizer.stop_tokens = frozenset()
+        self.engine = Engine(self.weights, EngineConfig(threads=threads))
+        self.engine.start()
+        self.names: list[str] = []  # of adapters, once they are asked for
+
+    def generate(self, prompts: Sequence[Sequence[int]], tokens: int, adapters: int = 0) -> None:
+        """See `workload.Peer`; prompt i is answered by adapter i of `adapters`."""
+        self.shelve(adapters)
+        names = self.names[:adapters] * len(prompts) if adapters else [None] * len(prompts)
+        generations = [
+            self.engine.submit(GenerationRequest(prompt=tuple(prompt), max_tokens=tokens, adapter=name))
+            for prompt, name in zip(prompts, names, strict=False)
+        ]
+        for generation in generations:
+            generation.text()
+            if generation.completion_tokens != tokens:
+                raise RuntimeError(f"{generation.completion_tokens} tokens came, {tokens} were asked for")
+
+    def shelve(self, count: int) -> None:
+        """Load adapters of the product's own shape with random content."""
+        shape, architecture = AdapterShape(seed=0), self.weights.architecture
+        size = Layout(shape, architecture).size
+        for index in range(len(self.names), count):
+            flat = torch.randn(size, generator=torch.Generator().manual_seed(index)) * 0.01
+            self.engine.adapters.load(f"a{index}", assemble(shape, architecture, self.weights.digest, flat))
+            self.names.append(f"a{index}")

@@ -1,0 +1,53 @@
+"""What every engine of the comparison is asked.
+
+Knows lengths and how prompts are drawn. Knows nothing of engines.
+Always: no prompt comes twice, so a prefix kept from an earlier one helps nobody.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+PROMPT, PREFILL = 64, 512  # tokens before an answer; tokens of the long prompt
+LOWEST, HIGHEST = 1_000, 40_000  # token ids: no control token, and all in the vocabulary of both files
+
+
+class Peer(Protocol):
+    """One engine with its model loaded."""
+
+    def generate(self, prompts: Sequence[Sequence[int]], tokens: int) -> None:
+        """Greedy answers of exactly `tokens` tokens to all prompts at once; returns when they are there."""
+        ...
+
+
+class Prompts:
+    """A stream of fresh prompts."""
+
+    def __init__(self, seed: int) -> None:
+        self._draws = np.random.default_rng(seed)
+
+    def take(self, count: int, length: int) -> list[list[int]]:
+        """`count` prompts of `length` tokens."""
+        drawn: list[list[int]] = self._draws.integers(LOWEST, HIGHEST, (count, length)).tolist()
+        return drawn
+
+
+def decode_speed(peer: Peer, prompts: Prompts, batch: int, tokens: int) -> float:
+    """Tokens a second of `batch` answers side by side, their prompts' own time taken off."""
+    whole = seconds(peer, prompts.take(batch, PROMPT), tokens)
+    first = seconds(peer, prompts.take(batch, PROMPT), 1)
+    return batch * (tokens - 1) / (whole - first)
+
+
+def prefill_speed(peer: Peer, prompts: Prompts) -> float:
+    """Prompt tokens a second up to the first token of the answer."""
+    return PREFILL / seconds(peer, prompts.take(1, PREFILL), 1)
+
+
+def seconds(peer: Peer, prompts: Sequence[Sequence[int]], tokens: int) -> float:
+    """Seconds on the wall: threads are what is measured."""
+    before = time.perf_counter()
+    peer.generate(prompts, tokens)
+    return time.perf_counter() - before

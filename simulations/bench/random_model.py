@@ -1,0 +1,113 @@
+"""A model file of any size with random weights, for measuring speed where no trained one is at hand.
+
+Knows Llama's tensor names in GGUF. Knows nothing of what weights mean: its texts are noise.
+Always: the same sizes and seed make the same file; the tokenizer is that of the file it is made from.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]
+GROUP = 32  # weights of one block
+# Metadata that says how large the model is; everything else is taken over from the other file.
+SIZES = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count", "attention.head_count_kv")
+OWN = ("general.architecture", "general.file_type", "GGUF.version", "GGUF.tensor_count", "GGUF.kv_count")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """A Llama decoder."""
+
+    layers: int
+    width: int
+    ffn_width: int
+    heads: int
+    kv_heads: int
+    context: int = 4096
+
+    def matrices(self) -> Mapping[str, tuple[int, int]]:
+        """Rows and columns of each matrix of a layer."""
+        keys = self.width // self.heads * self.kv_heads
+        return {
+            "attn_q": (self.width, self.width), "attn_k": (keys, self.width), "attn_v": (keys, self.width),
+            "attn_output": (self.width, self.width), "ffn_gate": (self.ffn_width, self.width),
+            "ffn_up": (self.ffn_width, self.width), "ffn_down": (self.width, self.ffn_width),
+        }  # fmt: skip
+
+
+BILLION = Sizes(layers=16, width=2048, ffn_width=8192, heads=32, kv_heads=8)
+TINY = Sizes(layers=2, width=64, ffn_width=128, heads=4, kv_heads=2)
+
+
+def write(path: Path, like: Path, sizes: Sizes, *, seed: int) -> Path:
+    """Write the file unless it is there: Q4_0 matrices, a Q8_0 embedding that is the head too, float32 norms.
+
+    Args:
+        like: a GGUF file of the Llama family, whose tokenizer is taken over.
+    """
+    if path.exists():
+        return path
+    part = path.with_suffix(".part")
+    reader, draws = gguf.GGUFReader(like), np.random.default_rng(seed)
+    writer = gguf.GGUFWriter(part, "llama")
+    copy_tokenizer(reader, writer)
+    for key, value in {
+        "block_count": sizes.layers, "embedding_length": sizes.width, "feed_forward_length": sizes.ffn_width,
+        "attention.head_count": sizes.heads, "attention.head_count_kv": sizes.kv_heads, "context_length": sizes.context,
+        "rope.dimension_count": sizes.width // sizes.heads,
+    }.items():  # fmt: skip
+        writer.add_uint32(f"llama.{key}", value)
+    writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+    writer.add_float32("llama.rope.freq_base", 10_000.0)
+    vocabulary = len(reader.fields["tokenizer.ggml.tokens"].data)
+    add(writer, "token_embd", eight_bit(draws, vocabulary, sizes.width), gguf.GGMLQuantizationType.Q8_0)
+    writer.add_tensor("output_norm.weight", np.ones(sizes.width, np.float32))
+    for layer in range(sizes.layers):
+        for norm in ("attn_norm", "ffn_norm"):
+            writer.add_tensor(f"blk.{layer}.{norm}.weight", np.ones(sizes.width, np.float32))
+        for name, shape in sizes.matrices().items():
+            add(writer, f"blk.{layer}.{name}", four_bit(draws, *shape), gguf.GGMLQuantizationType.Q4_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    part.rename(path)
+    return path
+
+
+def add(writer: Any, name: str, raw: Bytes, kind: gguf.GGMLQuantizationType) -> None:
+    """One matrix, given as the bytes of its rows."""
+    writer.add_tensor(f"{name}.weight", raw, raw_dtype=kind)
+
+
+def copy_tokenizer(reader: Any, writer: Any) -> None:
+    """Every field of `reader` under `tokenizer.`, into `writer`."""
+    for name, field in reader.fields.items():
+        if name.startswith("tokenizer."):
+            kind = field.types[0]
+            writer.add_key_value(name, field.contents(), kind, sub_type=field.types[-1] if kind.name == "ARRAY" else None)
+
+
+def four_bit(draws: np.random.Generator, rows: int, columns: int) -> Bytes:
+    """Q4_0 rows [rows, bytes]: uniform nibbles under one scale that keeps a layer's output as large as its input."""
+    blocks = rows * columns // GROUP
+    scale = np.float16(1 / (4.6 * np.sqrt(columns)))  # 4.6: spread of -8 … 7
+    return with_scale(scale, draws.integers(0, 256, (blocks, GROUP // 2), np.uint8), rows)
+
+
+def eight_bit(draws: np.random.Generator, rows: int, columns: int) -> Bytes:
+    """Q8_0 rows [rows, bytes]."""
+    blocks = rows * columns // GROUP
+    return with_scale(np.float16(1 / (74 * np.sqrt(columns))), draws.integers(0, 256, (blocks, GROUP), np.uint8), rows)
+
+
+def with_scale(scale: np.float16, body: Bytes, rows: int) -> Bytes:
+    """Blocks [n, bytes] behind one scale, as rows of the matrix."""
+    head = np.broadcast_to(np.frombuffer(scale.tobytes(), np.uint8), (len(body), 2))
+    return np.concatenate([head, body], axis=1).reshape(rows, -1)

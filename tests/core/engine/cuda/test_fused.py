@@ -1,0 +1,92 @@
+"""Each Triton kernel against its twin in plain torch, in Triton's interpreter."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import gguf
+import pytest
+import torch
+from torch import Tensor
+
+from quietchoir.core.engine.cuda.cache import Cache
+from quietchoir.core.engine.cuda.fused import FusedOperations
+from quietchoir.core.engine.cuda.operations import Heads, PlainOperations, Step
+from quietchoir.core.engine.cuda.packed import pack
+from quietchoir.core.models.blocks import Blocks
+
+CPU = torch.device("cpu")
+PLAIN, FUSED = PlainOperations(torch.float32), FusedOperations(torch.float32)
+POSITIONS = torch.tensor([0, 15, 16, 70, 39])  # of a step's rows, all of one sequence; several tiles of keys stand before one
+M, TABLE = len(POSITIONS), [5, 2, 7, 0, 4]  # its blocks, in no order
+
+
+def draws(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
+@pytest.mark.parametrize(("rows", "columns", "m"), [(70, 576, 1), (33, 128, 16), (64, 1536, 19)])
+def test_a_product_is_that_of_the_unpacked_matrix(kind, rows, columns, m):
+    raw = gguf.quants.quantize(draws(rows, columns).numpy(), getattr(gguf.GGMLQuantizationType, kind))
+    packed, x = pack([Blocks(kind, (rows, columns), torch.from_numpy(raw))], CPU), draws(m, columns, seed=1)
+    partial = FUSED.product(packed, x)
+    assert len(partial) > 1 or columns == 128  # cut along its columns
+    torch.testing.assert_close(partial.sum(0), PLAIN.product(packed, x).sum(0), atol=1e-4, rtol=1e-5)
+
+
+def test_add_norm_adds_every_part_to_the_residual_and_norms_the_sum():
+    residual, partial, weight = draws(3, 96), draws(2, 3, 96, seed=1), draws(96, seed=2)
+    mine, twin = residual.clone(), residual.clone()
+    torch.testing.assert_close(FUSED.add_norm(mine, partial, weight, 1e-5), PLAIN.add_norm(twin, partial, weight, 1e-5))
+    torch.testing.assert_close(mine, twin)
+    before = mine.clone()
+    torch.testing.assert_close(FUSED.add_norm(mine, None, weight, 1e-5), PLAIN.add_norm(twin, None, weight, 1e-5))
+    assert torch.equal(mine, before)  # nothing to add: the stream stays as it is
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+def test_the_gate_is_the_activation_s(activation):
+    partial = draws(2, 3, 2 * 1100) * 4
+    torch.testing.assert_close(FUSED.gate(partial, activation), PLAIN.gate(partial, activation), atol=1e-5, rtol=1e-5)
+
+
+def heads(**changes: Any) -> Heads:
+    usual = {"heads": 6, "kv_heads": 2, "size": 24, "scale": 24**-0.5, "window": 0, "bias": None, "norms": None, "eps": 1e-6}
+    turns = (draws(80, 12, seed=3), draws(80, 12, seed=4))
+    return Heads(**{**usual, "turns": turns, **changes})
+
+
+def step() -> Step:
+    places = torch.tensor(TABLE)[POSITIONS // 16] * 16 + POSITIONS % 16
+    tables = torch.tensor([TABLE] * M, dtype=torch.int32)
+    return Step(POSITIONS, places, tables, (POSITIONS + 1).to(torch.int32))
+
+
+def caches() -> tuple[Cache, Cache]:
+    """Two alike: what earlier tokens left there is at every place of layer 0, and at none of layer 1."""
+    sizes: Any = SimpleNamespace(layers=2, kv_heads=2, head_size=24)
+    both = Cache(sizes, 8, CPU), Cache(sizes, 8, CPU)
+    for cache in both:
+        cache.write(0, torch.arange(8 * 16), draws(128, 2, 24, seed=8), draws(128, 2, 24, seed=9))
+    return both
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"window": 7, "bias": draws(240, seed=5), "norms": (draws(24, seed=6), draws(24, seed=7))},
+        {"turns": None},
+    ],
+    ids=["plain", "window, bias and norms of heads", "no rope"],
+)
+def test_heads_are_finished_stored_and_attended_to_as_in_plain_torch(changes):
+    own, twin = caches()
+    shape, where, partial = heads(**changes), step(), draws(3, M, 240)
+    q = PLAIN.turn_and_store(partial, shape, where, twin, 1)
+    torch.testing.assert_close(FUSED.turn_and_store(partial, shape, where, own, 1), q, atol=1e-5, rtol=1e-5)
+    assert (own.integers.int() - twin.integers.int()).abs().max() <= 1  # a half may round either way
+    torch.testing.assert_close(own.scales, twin.scales)
+    assert int((own.integers[:, 1] != 0).any(-1).sum()) == 2 * M * 2  # nothing else was written
+    mixed = PLAIN.attend(q, shape, where, twin, 0)
+    torch.testing.assert_close(FUSED.attend(q, shape, where, twin, 0), mixed, atol=1e-5, rtol=1e-5)
