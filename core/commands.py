@@ -13,7 +13,7 @@ from . import paths
 
 
 def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
-    """Add `model list|pull` and `data build|list`."""
+    """Add `model list|pull|show|convert` and `data build|list`."""
     _register_model(verbs.add_parser("model", help="models on this disk and in the catalog"))
     _register_data(verbs.add_parser("data", help="examples to train on"))
 
@@ -25,6 +25,14 @@ def _register_model(parser: ArgumentParser) -> None:
     pull = actions.add_parser("pull", help="fetch a model and check its hash")
     pull.add_argument("names", nargs="+", metavar="NAME", help="a name that `model list` shows")
     pull.set_defaults(run=pull_models)
+    show = actions.add_parser("show", help="what a model file or folder is: family, quantisation, sizes")
+    show.add_argument("model", metavar="MODEL", help="a .gguf file, a model folder, or a name that `model list` shows")
+    show.set_defaults(run=show_model)
+    convert = actions.add_parser("convert", help="write a model folder as one GGUF file, quantised if asked")
+    convert.add_argument("model", metavar="FOLDER", help="config.json, safetensors and tokenizer.json, as published")
+    convert.add_argument("--type", default="q4_0", choices=["q4_0", "q8_0", "f16", "bf16", "f32"], help="of the matrices")
+    convert.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .gguf file to write")
+    convert.set_defaults(run=convert_model)
 
 
 def _register_data(parser: ArgumentParser) -> None:
@@ -75,6 +83,29 @@ def pull_models(arguments: Namespace) -> None:
         with progress_bar(name) as advance:
             path = catalog.pull(name, progress=advance)
         print(f"{name}: {path}")
+
+
+def show_model(arguments: Namespace) -> None:
+    """Print what a model is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from .models import catalog, summary
+
+    path = catalog.find(arguments.model)
+    print(path)
+    table = Table(box=None, show_header=False)
+    for label, value in summary.summarize(path).lines():
+        table.add_row(label, value)
+    Console().print(table)
+
+
+def convert_model(arguments: Namespace) -> None:
+    """Write a model folder as a GGUF file."""
+    from .models import catalog, to_gguf, weights
+
+    to_gguf.save(weights.load(catalog.find(arguments.model)), arguments.out, arguments.type.upper())
+    print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.0f} MB")
 
 
 @contextmanager

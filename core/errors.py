@@ -10,6 +10,7 @@
     │   └── IntegrityError             bytes whose hash is not the expected one
     ├── EngineError                    generation
     │   ├── RequestError               a request that can never run (too long, unknown adapter)
+    │   ├── CacheError                 a saved conversation that does not fit this model, adapter or engine
     │   └── OverloadedError            a request that could run later
     ├── CryptoError                    keys, masks, ciphertexts
     │   ├── AuthenticationError        wrong key, wrong context or changed bytes; never told apart
@@ -73,6 +74,10 @@ class EngineError(QuietchoirError):
 
 class RequestError(EngineError):
     """This request can never run as it is."""
+
+
+class CacheError(EngineError):
+    """A saved conversation does not fit this model, adapter or engine; nothing was restored."""
 
 
 class OverloadedError(EngineError):

@@ -1,22 +1,33 @@
-"""The shape of a network, and how each model family writes it down.
+"""The shape of a network, for every family that one forward pass serves.
 
-Knows sizes, tensor names and row orders. Knows no weights.
-Always: what a file says and this page does not understand is refused, never guessed: a wrong guess is a model that
-talks nonsense.
+Knows sizes, and what a family does beyond Llama. Knows no files and no weights.
+Always: an `Architecture` that was read from a file passed `complaint`, so nobody allocates by a number that makes no sense.
 """
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
 
-from ..errors import ModelFileError
-from .gguf import GgufFile
+import torch
+from torch import Tensor
+
+# Larger than any model that this code could hold; a file that claims more is damaged or hostile.
+LIMITS = {
+    "layers": 1024,
+    "width": 1 << 17,
+    "ffn_width": 1 << 20,
+    "heads": 1024,
+    "kv_heads": 1024,
+    "head_size": 1024,
+    "vocabulary": 1 << 22,
+    "context": 1 << 30,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
     """Sizes of one decoder."""
 
-    family: str  # a key of FAMILIES
+    family: str  # a key of families.FAMILIES
     layers: int
     width: int  # D, of the residual stream
     ffn_width: int  # F
@@ -27,6 +38,52 @@ class Architecture:
     rope_theta: float
     norm_eps: float
     context: int  # positions the model was trained for
+    # What some families do beyond Llama; the defaults are Llama's.
+    qk_norm: bool = False  # an RMSNorm over each head of q and of k, before rope (Qwen3, Gemma 3)
+    biases: tuple[str, ...] = ()  # projections with a bias, for example "self_attn.q_proj" (Qwen2: q, k, v)
+    activation: str = "silu"  # of the gate; or "gelu_tanh" (Gemma 3)
+    embedding_scale: float = 1.0  # rows of the embedding are multiplied by it (Gemma 3: sqrt(width))
+    post_norms: bool = False  # a norm after attention and one after the MLP, before each is added back (Gemma 3)
+    windows: tuple[int, ...] = ()  # by layer: a row sees itself and window - 1 earlier ones, 0 = all; () = all everywhere
+    rope_bases: tuple[float, ...] = ()  # by layer, 0.0 = no rope there (SmolLM3); () = rope_theta everywhere
+    rope_factors: tuple[float, ...] = ()  # head_size/2 divisors of the frequencies, in layers that turn by rope_theta; () = 1
+    rope_magnitude: float = 1.0  # cosines and sines are multiplied by it in those layers (Phi-3's long rope)
+    attention_scale: float = 0.0  # of q·k; 0.0 = 1/sqrt(head_size)
+
+    def window(self, layer: int) -> int:
+        """How many rows a row of this layer sees, itself included; 0 = all before it."""
+        return self.windows[layer] if self.windows else 0
+
+    def rope_base(self, layer: int) -> float:
+        """The base of this layer's rope; 0.0 = its rows are not turned."""
+        return self.rope_bases[layer] if self.rope_bases else self.rope_theta
+
+    def scale(self) -> float:
+        """What q·k is multiplied by before the softmax."""
+        return self.attention_scale or self.head_size**-0.5
+
+    def frequencies(self, layer: int) -> Tensor:
+        """Radians a position by which pair i of each head turns in this layer, float32 [head_size / 2]; empty = no rope."""
+        rope = self.rope_base(layer)
+        if rope == 0.0:
+            return torch.empty(0)
+        exponents = torch.arange(0, self.head_size, 2, dtype=torch.float32) / self.head_size
+        plain = 1.0 / rope**exponents
+        stretched = self.rope_factors and rope == self.rope_theta
+        return plain / torch.tensor(self.rope_factors, dtype=torch.float32) if stretched else plain
+
+    def magnitude(self, layer: int) -> float:
+        """What this layer's cosines and sines are multiplied by."""
+        return self.rope_magnitude if self.rope_base(layer) == self.rope_theta else 1.0
+
+    def layer_norms(self) -> tuple[str, ...]:
+        """Norms of one layer over the width, under Hugging Face's names.
+
+        With `post_norms`, "post_attention_layernorm" stands after attention and "pre_feedforward_layernorm" before the MLP;
+        without, "post_attention_layernorm" is the one before the MLP.
+        """
+        usual = ("input_layernorm", "post_attention_layernorm")
+        return (*usual, "pre_feedforward_layernorm", "post_feedforward_layernorm") if self.post_norms else usual
 
     def projection(self, name: str) -> tuple[int, int]:
         """Rows and columns of one projection of a layer, for example of "self_attn.q_proj"."""
@@ -41,6 +98,45 @@ class Architecture:
             "mlp.down_proj": (self.width, self.ffn_width),
         }[name]
 
+    def layer_shapes(self) -> dict[str, tuple[int, int]]:
+        """Every tensor of one layer, under Hugging Face's name inside the layer; a vector is one row."""
+        norms = {f"{name}.weight": (1, self.width) for name in self.layer_norms()}
+        heads = {f"self_attn.{letter}_norm.weight": (1, self.head_size) for letter in "qk" if self.qk_norm}
+        matrices = {f"{name}.weight": self.projection(name) for name in PROJECTIONS}
+        biases = {f"{name}.bias": (1, self.projection(name)[0]) for name in self.biases}
+        return norms | heads | matrices | biases
+
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Every tensor, under Hugging Face's names; the head is named also where it is the embedding."""
+        ends = {
+            "model.embed_tokens.weight": (self.vocabulary, self.width),
+            "model.norm.weight": (1, self.width),
+            "lm_head.weight": (self.vocabulary, self.width),
+        }
+        own = self.layer_shapes()
+        return ends | {f"model.layers.{layer}.{name}": shape for layer in range(self.layers) for name, shape in own.items()}
+
+    def complaint(self) -> str:
+        """Why this code would compute such a network wrongly, or not at all; empty where it computes it."""
+        for name, limit in LIMITS.items():
+            if not 0 < getattr(self, name) <= limit:
+                return f"{name} is {getattr(self, name)}, expected 1 to {limit}"
+        numbers = (self.norm_eps, self.embedding_scale, self.rope_magnitude, *self.rope_factors)
+        if not all(math.isfinite(number) and number > 0 for number in numbers) or not 0 <= self.attention_scale < math.inf:
+            return f"norm_eps {self.norm_eps} or another factor is not a positive number"
+        if not all(rope == 0.0 or 1.0 <= rope < 1e30 for rope in (self.rope_theta, *self.rope_bases)):
+            return f"rope turns with base {self.rope_theta}"
+        if self.heads % self.kv_heads:
+            return f"{self.heads} query heads do not share {self.kv_heads} key heads evenly"
+        if self.head_size % 2 or len(self.rope_factors) not in (0, self.head_size // 2):
+            return f"rope cannot turn heads of {self.head_size} by {len(self.rope_factors)} factors"
+        if (
+            any(len(by_layer) not in (0, self.layers) for by_layer in (self.windows, self.rope_bases))
+            or min(self.windows, default=0) < 0
+        ):
+            return f"windows or ropes of {len(self.windows)} and {len(self.rope_bases)} layers, there are {self.layers}"
+        return ""
+
 
 # In the order in which every list of ours names them.
 PROJECTIONS = (
@@ -52,87 +148,3 @@ PROJECTIONS = (
     "mlp.up_proj",
     "mlp.down_proj",
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
-    """How one family names things in a GGUF file; a further family is a further value of this class."""
-
-    layer_tensors: Mapping[str, str]  # inside a layer: our name -> the file's
-    model_tensors: Mapping[str, str]  # outside the layers
-    interleaved: tuple[str, ...]  # projections whose rows the file orders for interleaved rope
-
-
-LLAMA = Family(
-    layer_tensors={
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-    },
-    model_tensors={"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"},
-    interleaved=("self_attn.q_proj", "self_attn.k_proj"),
-)
-FAMILIES: Mapping[str, Family] = {"llama": LLAMA}
-
-
-def read(file: GgufFile) -> Architecture:
-    """The sizes that a file's metadata states.
-
-    Raises:
-        ModelFileError: a family we do not know, a missing or impossible size, or a rope that is stretched.
-    """
-    family = file.value("general.architecture", str)
-    if family not in FAMILIES:
-        raise ModelFileError(f"{file.path}: family {family!r} is not supported; choose a model of {', '.join(FAMILIES)}")
-
-    def number(key: str, default: int | None = None) -> int:
-        found = file.value(f"{family}.{key}", int, default)
-        if found <= 0:
-            raise ModelFileError(f"{file.path}: {family}.{key} is {found}, expected a positive number; get another file")
-        return found
-
-    heads, width = number("attention.head_count"), number("embedding_length")
-    architecture = Architecture(
-        family=family,
-        layers=number("block_count"),
-        width=width,
-        ffn_width=number("feed_forward_length"),
-        heads=heads,
-        kv_heads=number("attention.head_count_kv", heads),
-        head_size=number("attention.key_length", width // heads),
-        vocabulary=len(file.value("tokenizer.ggml.tokens", list)),
-        rope_theta=file.value(f"{family}.rope.freq_base", float, 10000.0),
-        norm_eps=file.value(f"{family}.attention.layer_norm_rms_epsilon", float),
-        context=number("context_length"),
-    )
-    check(file, architecture)
-    return architecture
-
-
-def check(file: GgufFile, architecture: Architecture) -> None:
-    """Refuse what this code would compute wrongly.
-
-    Raises:
-        ModelFileError: says which property of the file is not supported.
-    """
-    family, size = architecture.family, architecture.head_size
-    stretched = file.value(f"{family}.rope.scaling.type", str, "none") != "none" or "rope_freqs.weight" in file.tensors
-    complaint = ""
-    if architecture.heads % architecture.kv_heads:
-        complaint = f"{architecture.heads} query heads do not share {architecture.kv_heads} key heads evenly"
-    elif size % 2 or file.value(f"{family}.rope.dimension_count", int, size) != size:
-        complaint = "rope turns only part of a head"
-    elif file.value(f"{family}.attention.value_length", int, size) != size:
-        complaint = "keys and values differ in size"
-    elif stretched:
-        complaint = "rope is scaled for a longer context"
-    elif file.value(f"{family}.expert_count", int, 0):
-        complaint = "it is a mixture of experts"
-    if complaint:
-        raise ModelFileError(f"{file.path}: {complaint}, which is not supported; choose another model")

@@ -1,70 +1,19 @@
 """Quantised rows, as the model file holds them.
 
-Knows the byte layout of each block type and how to turn blocks into numbers. Knows nothing of files, names or layers.
+Knows rows and columns of blocks. Knows nothing of files, names or layers; `decoders.py` knows what the bytes mean.
 Always: `raw` is never changed and never quantised again; numbers come out exactly as the file's own format defines them.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-GROUP = 32  # weights that share one scale in Q4_0, Q4_1 and Q8_0
+from .decoders import FORMATS
 
+__all__ = ["FORMATS", "Blocks", "decode", "plain"]
 
-def half(blocks: Tensor, start: int) -> Tensor:
-    """The float16 at byte `start` of each block, [n, size] -> float32 [n, 1]."""
-    return blocks[:, start : start + 2].contiguous().view(torch.float16).float()
-
-
-def nibbles(packed: Tensor) -> Tensor:
-    """Sixteen bytes to 32 integers, [n, 16] -> uint8 [n, 32]: low halves are weights 0-15, high halves 16-31."""
-    return torch.cat([packed & 15, packed >> 4], dim=1)
-
-
-def decode_q4_0(blocks: Tensor) -> Tensor:
-    """w = d * (q - 8)."""
-    return half(blocks, 0) * (nibbles(blocks[:, 2:]).float() - 8)
-
-
-def decode_q4_1(blocks: Tensor) -> Tensor:
-    """w = d * q + m, in two roundings as the format's reference does it."""
-    return half(blocks, 0) * nibbles(blocks[:, 4:]).float() + half(blocks, 2)
-
-
-def decode_q8_0(blocks: Tensor) -> Tensor:
-    """w = d * q, q a signed byte."""
-    return blocks[:, 2:].contiguous().view(torch.int8).float() * half(blocks, 0)
-
-
-def decode_as(kind: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """Blocks that are one plain number each."""
-
-    def decode(blocks: Tensor) -> Tensor:
-        return blocks.contiguous().view(kind).float()
-
-    return decode
-
-
-@dataclass(frozen=True, slots=True)
-class BlockFormat:
-    """One block type: how many weights, how many bytes, and how bytes become weights."""
-
-    columns: int  # weights in one block
-    size: int  # bytes of one block
-    decode: Callable[[Tensor], Tensor]  # uint8 [n, size] -> float32 [n, columns]
-
-
-# One line a type; further types (the K-quants) are further lines. Source: ggml's `ggml-common.h`, block_* structures.
-FORMATS = {
-    "F32": BlockFormat(1, 4, decode_as(torch.float32)),
-    "F16": BlockFormat(1, 2, decode_as(torch.float16)),
-    "BF16": BlockFormat(1, 2, decode_as(torch.bfloat16)),
-    "Q4_0": BlockFormat(GROUP, 2 + 16, decode_q4_0),
-    "Q4_1": BlockFormat(GROUP, 4 + 16, decode_q4_1),
-    "Q8_0": BlockFormat(GROUP, 2 + 32, decode_q8_0),
-}
+PLAIN = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,6 +45,10 @@ class Blocks:
         """The same blocks with rows in another order (a copy of the bytes, no number changes)."""
         return Blocks(self.kind, (len(index), self.shape[1]), self.raw[index])
 
+    def part(self, start: int, stop: int) -> "Blocks":
+        """Rows [start, stop), a view on the same bytes."""
+        return Blocks(self.kind, (stop - start, self.shape[1]), self.raw[start:stop])
+
     def to(self, device: torch.device | str) -> "Blocks":
         """The same bytes on another device."""
         return Blocks(self.kind, self.shape, self.raw.to(device))
@@ -107,3 +60,10 @@ def decode(kind: str, raw: Tensor) -> Tensor:
     if form.columns == 1 and form.decode is FORMATS["F32"].decode:
         return raw.contiguous().view(torch.float32).clone()
     return form.decode(raw.reshape(-1, form.size)).reshape(raw.shape[0], -1)
+
+
+def plain(matrix: Tensor) -> Blocks:
+    """A matrix [rows, columns] of float32, float16 or bfloat16 as blocks; a view where it is contiguous."""
+    rows, columns = matrix.shape
+    raw = matrix.contiguous().view(torch.uint8) if columns else torch.empty(rows, 0, dtype=torch.uint8)
+    return Blocks(PLAIN[matrix.dtype], (rows, columns), raw)

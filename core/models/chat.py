@@ -11,10 +11,8 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from ..errors import ModelFileError, RequestError
+from .bounded import LONGEST_SOURCE, Bounded, budgeted
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -30,19 +28,18 @@ class Piece:
 class ChatTemplate:
     """One model's way of writing a conversation down."""
 
-    def __init__(self, source: str) -> None:
-        """Compile the template.
+    def __init__(self, source: str, named: Mapping[str, str] | None = None) -> None:
+        """Compile the template; `named` are texts that it may ask for by name, such as "bos_token".
 
         Raises:
             ModelFileError: the file's template is not valid.
         """
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals["raise_exception"] = refuse
+        if len(source) > LONGEST_SOURCE:
+            raise ModelFileError(f"the model's chat template has {len(source)} letters, at most {LONGEST_SOURCE} are read")
+        self.named = dict(named or {})
         try:
-            self.template = environment.from_string(source) if source else None
-        except TemplateError as error:
+            self.template = Bounded().from_string(source) if source else None
+        except Exception as error:  # beside TemplateError what Python's compiler says of deeply nested code
             raise ModelFileError(f"the model's chat template cannot be read ({error}); choose another model") from error
 
     def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> list[Piece]:
@@ -63,10 +60,11 @@ class ChatTemplate:
         # 128 random bits a stand-in: nobody who writes a content can know one.
         marks = {f"\u2063{secrets.token_hex(16)}\u2063": message["content"] for message in messages}
         stand_ins = [{"role": message["role"], "content": mark} for message, mark in zip(messages, marks, strict=True)]
+        variables = {"messages": stand_ins, "add_generation_prompt": add_generation_prompt, "tools": None, **self.named}
         try:
-            text = self.template.render(messages=stand_ins, add_generation_prompt=add_generation_prompt, tools=None)
-        except TemplateError as error:
-            raise RequestError(f"the model's chat template refuses this conversation: {error}") from error
+            text = self.template.render(budgeted(variables, len(messages)))
+        except Exception as error:  # a template is a program: it may divide by zero as well
+            raise RequestError(f"the model's chat template refuses this conversation: {error!s:.300}") from error
         return split(text, marks)
 
 
@@ -85,12 +83,7 @@ def check(messages: Sequence[Mapping[str, str]]) -> None:
 def split(text: str, marks: Mapping[str, str]) -> list[Piece]:
     """Cut a rendered template at its stand-ins and put the contents in."""
     pieces = []
-    for part in re.split("(" + "|".join(marks) + ")", text):
+    for part in re.split("(\u2063[0-9a-f]{32}\u2063)", text):
         if part:
             pieces.append(Piece(marks.get(part, part), part in marks))
     return pieces
-
-
-def refuse(reason: str) -> None:
-    """What a template calls when it cannot write a conversation down."""
-    raise TemplateError(reason)

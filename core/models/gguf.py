@@ -1,57 +1,43 @@
 """One GGUF file: its metadata and its tensors, mapped and not copied.
 
 Knows the container. Knows nothing of what a metadata key means, nor of layers.
-Always: a file that is not GGUF, is cut short or holds a block type we cannot read is a `ModelFileError`; the
-container's parser never sees the network.
+Always: a file that is not GGUF, is cut short, contradicts itself or holds a block type we cannot read is a
+`ModelFileError`; memory and time stay within what the file's own size and the limits below allow, whatever counts it claims.
+
+Own reading, because the `gguf` package takes every count on trust and three seconds for a vocabulary; it is the oracle in
+the tests and writes our files. Source: ggml's `docs/gguf.md`.
 """
 
 import math
+import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-import gguf
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..errors import ModelFileError, ModelNotFoundError
 from .blocks import FORMATS, Blocks
+from .decoders import KINDS
 
 T = TypeVar("T", str, int, float, bool, list[Any])
-MAGIC = b"GGUF"
-STRING, ARRAY = gguf.GGUFValueType.STRING, gguf.GGUFValueType.ARRAY
-Parts = tuple[int, list[Any], list[int], list[Any]]  # bytes read, parts, which of them are data, types
-
-
-class Reader(gguf.GGUFReader):  # type: ignore[misc]  # the library is not typed
-    """The library's reader with a short cut for long lists.
-
-    The library makes several mapped views for each item of a list: three seconds of work for a vocabulary of 49,152
-    tokens, against a tenth here. Should the library rename the method, this one is not called: slower, never wrong.
-    """
-
-    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Parts:
-        if raw_type != ARRAY or self.byte_order != "I":
-            return super()._get_field_parts(orig_offs, raw_type)  # type: ignore[no-any-return]
-        item, count, start = self._get(orig_offs, np.uint32), self._get(orig_offs + 4, np.uint64), orig_offs + 12
-        kind = gguf.GGUFValueType(item[0])
-        if kind in self.gguf_scalar_to_np:
-            values = self._get(start, self.gguf_scalar_to_np[kind], count[0])
-            if len(values) != count[0]:
-                raise ValueError(f"a list of {count[0]} numbers ends after {len(values)}")
-            return 12 + int(values.nbytes), [item, count, values], [2], [ARRAY, kind]
-        if kind != STRING:
-            return super()._get_field_parts(orig_offs, raw_type)  # type: ignore[no-any-return]
-        buffer, place, texts = memoryview(self.data), start, []
-        for _ in range(int(count[0])):
-            (length,) = struct.unpack_from("=Q", buffer, place)
-            if place + 8 + length > len(buffer):
-                raise ValueError(f"a text of {length} bytes runs beyond the end of the file")
-            texts.append(buffer[place + 8 : place + 8 + length])
-            place += 8 + length
-        return place - orig_offs, [item, count, *texts], list(range(2, 2 + len(texts))), [ARRAY, kind]
+MAGIC, VERSIONS = b"GGUF", (2, 3)
+MAX_HEADER = 128 << 20  # bytes before the tensors; the largest known vocabularies take 16 MB
+MAX_ENTRIES = 65_536  # metadata keys, and tensors
+MAX_ITEMS = 4_000_000  # of one list; the largest known list of merges has half a million
+MAX_NAME = 256  # bytes
+ALIGNMENT = 32  # bytes, where the file names no other
+MAX_DIMENSIONS = 4
+STRING, ARRAY, BOOL = 8, 9, 7
+# Block types that files have and we do not read, by their numbers: a name says more than a number.
+OTHER_KINDS = {16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS"}
+OTHER_KINDS |= {29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4"}
+NUMBERS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "u1", 10: "<u8", 11: "<i8", 12: "<f8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +52,63 @@ class GgufFile:
         """One metadata value of a known type; whole numbers pass as floats.
 
         Raises:
-            ModelFileError: missing without a default, or of another type.
+            ModelFileError: missing without a default, of another type, or not finite.
         """
         found = self.metadata.get(key, default)
         if kind is float and isinstance(found, int) and not isinstance(found, bool):
             found = float(found)
-        if not isinstance(found, kind) or (kind is int and isinstance(found, bool)):
+        odd = isinstance(found, float) and not math.isfinite(found)
+        if not isinstance(found, kind) or (kind is int and isinstance(found, bool)) or odd:
             state = "is missing" if found is None else f"is {found!r:.60}"
             raise ModelFileError(f"{self.path}: {key} {state}, expected {kind.__name__}; get the model again or choose another")
         return found
+
+
+class Cursor:
+    """A place in the header that only moves forward, and never beyond the end."""
+
+    def __init__(self, data: memoryview) -> None:
+        self.data, self.place = data, 0
+        self.end = min(len(data), MAX_HEADER)
+
+    def take(self, size: int) -> memoryview:
+        """The next `size` bytes; raises ValueError beyond the end."""
+        if size > self.end - self.place:
+            raise ValueError(f"{size} bytes are promised at byte {self.place}, {self.end - self.place} are there")
+        self.place += size
+        return self.data[self.place - size : self.place]
+
+    def number(self, form: str) -> int:
+        """One whole number in `struct`'s notation."""
+        return int(struct.unpack("<" + form, self.take(struct.calcsize(form)))[0])
+
+    def text(self, limit: int = MAX_HEADER) -> str:
+        """A text of at most `limit` bytes, its length before it."""
+        length = self.number("Q")
+        if length > limit:
+            raise ValueError(f"a text of {length} bytes where at most {limit} may stand")
+        return str(self.take(length), "utf-8")
+
+    def value(self) -> Any:
+        """A value, its type before it."""
+        kind = self.number("I")
+        if kind == STRING:
+            return self.text()
+        if kind != ARRAY:
+            return self.numbers(kind, 1)[0]
+        item, count = self.number("I"), self.number("Q")
+        if count > MAX_ITEMS:
+            raise ValueError(f"a list of {count} items, at most {MAX_ITEMS} are read")
+        return [self.text() for _ in range(count)] if item == STRING else self.numbers(item, count)
+
+    def numbers(self, kind: int, count: int) -> list[Any]:
+        """`count` numbers or truths of one type."""
+        if kind not in NUMBERS:
+            raise ValueError(f"a value of the unknown type {kind}")
+        form = np.dtype(NUMBERS[kind])
+        found = np.frombuffer(self.take(count * form.itemsize), form)
+        values: list[Any] = (found != 0 if kind == BOOL else found).tolist()
+        return values
 
 
 def read(path: Path) -> GgufFile:
@@ -84,38 +118,107 @@ def read(path: Path) -> GgufFile:
         ModelNotFoundError: no such file.
         ModelFileError: not GGUF, cut short, or with a block type that is not supported.
     """
+    data = map_file(path)
+    if bytes(data[:4]) != MAGIC:
+        raise ModelFileError(
+            f"{path}: not a GGUF file (it begins with {bytes(data[:4])!r}); give the path of a .gguf file or a model folder"
+        )
+    cursor = Cursor(memoryview(data))
+    try:
+        metadata, described = header(cursor)
+        found = metadata.get("general.alignment", ALIGNMENT)
+        alignment = found if isinstance(found, int) else 0
+        if alignment < 8 or alignment & (alignment - 1) or alignment > MAX_HEADER:
+            raise ValueError(f"general.alignment is {found!r:.20}, expected a power of two from 8 on")
+        start = -(-cursor.place // alignment) * alignment
+        tensors = place_tensors(torch.frombuffer(data, dtype=torch.uint8), start, alignment, described)
+    except UnsupportedBlocks as error:
+        known = ", ".join(FORMATS)
+        raise ModelFileError(f"{path}: {error}, which cannot be read; choose a file of {known}") from None
+    except (ValueError, MemoryError, RecursionError, struct.error) as error:
+        raise ModelFileError(f"{path}: damaged or cut short ({error}); pull or download it again") from error
+    return GgufFile(path, metadata, tensors)
+
+
+class UnsupportedBlocks(Exception):
+    """A block type that no decoder knows; becomes a `ModelFileError` with the file's name."""
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """The file's bytes, copy-on-write: nothing here may ever reach the file, and torch warns of read-only memory.
+
+    Raises:
+        ModelNotFoundError, ModelFileError: as `read`.
+    """
     try:
         with path.open("rb") as file:
-            magic = file.read(len(MAGIC))
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except FileNotFoundError:
         raise ModelNotFoundError(
             f"{path}: no such file; give a model file, or a name that `quietchoir model list` shows"
         ) from None
-    except OSError as error:
-        raise ModelFileError(f"{path}: cannot be read ({error.strerror}); give the path of a model file") from error
-    if magic != MAGIC:
-        raise ModelFileError(f"{path}: not a GGUF file (it begins with {magic!r}); give the path of a .gguf file")
-    try:
-        # Copy-on-write: torch warns about read-only memory, and nothing here may ever reach the file.
-        reader = Reader(path, "c")
-        metadata = {name: field.contents() for name, field in reader.fields.items()}
-    except (ValueError, LookupError, TypeError, OverflowError, MemoryError, OSError, struct.error) as error:
-        raise ModelFileError(f"{path}: damaged or cut short ({error}); pull or download it again") from error
-    if reader.byte_order != "I":
-        raise ModelFileError(f"{path}: written for a machine of the other byte order; get the file for this one")
-    return GgufFile(path, metadata, {tensor.name: blocks_of(path, tensor) for tensor in reader.tensors})
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{path}: cannot be read ({error}); give the path of a model file") from error
 
 
-def blocks_of(path: Path, tensor: Any) -> Blocks:
-    """One tensor of the container as rows of blocks."""
-    kind = tensor.tensor_type.name
-    if kind not in FORMATS:
-        known = ", ".join(FORMATS)
-        raise ModelFileError(f"{path}: {tensor.name} is {kind}, which cannot be read; choose a file of {known}")
-    shape = [int(size) for size in reversed(tensor.shape)]  # the container names the fastest dimension first
-    rows = math.prod(shape[:-1])
-    data = torch.from_numpy(np.asarray(tensor.data).reshape(-1).view(np.uint8))
-    try:
-        return Blocks(kind, (rows, shape[-1]), data.view(rows, -1))
-    except (ValueError, RuntimeError) as error:
-        raise ModelFileError(f"{path}: {tensor.name} does not fit its shape ({error}); pull or download it again") from error
+Described = tuple[str, list[int], int, int]  # name, sizes (fastest first), block type, offset
+
+
+def header(cursor: Cursor) -> tuple[dict[str, Any], list[Described]]:
+    """Metadata and descriptions of tensors; raises ValueError where the file contradicts itself."""
+    cursor.take(len(MAGIC))
+    version = cursor.number("I")
+    if version & 0xFFFF == 0:
+        raise ValueError("written for a machine of the other byte order; get the file for this one")
+    if version not in VERSIONS:
+        raise ValueError(f"version {version}, expected 2 or 3")
+    tensors, keys = cursor.number("Q"), cursor.number("Q")
+    if max(tensors, keys) > MAX_ENTRIES:
+        raise ValueError(f"{tensors} tensors and {keys} keys are claimed, at most {MAX_ENTRIES} each are read")
+    metadata = unique(keys, lambda: (cursor.text(MAX_NAME), cursor.value()))
+    # What the library's reader shows under these names as well.
+    metadata |= {"GGUF.version": version, "GGUF.tensor_count": tensors, "GGUF.kv_count": keys}
+    described = unique(tensors, lambda: (cursor.text(MAX_NAME), description(cursor)))
+    return metadata, [(name, *rest) for name, rest in described.items()]
+
+
+def unique(count: int, read_one: Callable[[], tuple[str, Any]]) -> dict[str, Any]:
+    """`count` named things, each name once."""
+    found: dict[str, Any] = {}
+    for _ in range(count):
+        name, value = read_one()
+        if name in found:
+            raise ValueError(f"{name:.80} is there twice")
+        found[name] = value
+    return found
+
+
+def description(cursor: Cursor) -> tuple[list[int], int, int]:
+    """Sizes, block type and offset of one tensor."""
+    count = cursor.number("I")
+    if not 1 <= count <= MAX_DIMENSIONS:
+        raise ValueError(f"a tensor of {count} dimensions")
+    return [cursor.number("Q") for _ in range(count)], cursor.number("I"), cursor.number("Q")
+
+
+def place_tensors(data: Tensor, start: int, alignment: int, described: list[Described]) -> dict[str, Blocks]:
+    """Views on the mapped bytes, one a tensor; no two share a byte."""
+    tensors: dict[str, Blocks] = {}
+    taken: list[tuple[int, int, str]] = []
+    for name, sizes, number, offset in described:
+        kind = KINDS.get(number)
+        if kind is None:
+            raise UnsupportedBlocks(f"{name:.80} is {OTHER_KINDS.get(number, f'of block type {number}')}")
+        form, (columns, *others) = FORMATS[kind], sizes
+        rows = math.prod(others)
+        length = rows * (columns // form.columns) * form.size
+        if min(sizes) < 1 or columns % form.columns or offset % alignment or length > len(data) - start - offset:
+            raise ValueError(f"{name:.80} is {kind} {sizes} at {offset}, which does not fit into {len(data)} bytes")
+        first = start + offset
+        tensors[name] = Blocks(kind, (rows, columns), data[first : first + length].view(rows, -1))
+        taken.append((first, first + length, name))
+    taken.sort()
+    for (_, stop, name), (first, _, other) in pairwise(taken):
+        if first < stop:
+            raise ValueError(f"{name:.80} and {other:.80} share bytes")
+    return tensors

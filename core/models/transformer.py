@@ -1,22 +1,30 @@
 """One decoder's forward pass, for serving and for training.
 
-Knows layers, norms and rope. Knows nothing of caches, batches or sequences: rows come flat, [N, D], each with its
-position, and attention is handed in. Projections are what `make_linear` makes of the file's blocks.
+Knows layers, norms and rope, of every family. Knows nothing of caches, batches or sequences: rows come flat, [N, D],
+each with its position, and attention is handed in. Projections are what `make_linear` makes of the file's blocks.
 Always: module names are Hugging Face's, so that PEFT's names fit; nothing here is trainable.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .architecture import Architecture
-from .attention import Attention
+from .attention import Attention, check_windows
 from .blocks import Blocks
 from .weights import Weights
 
 MakeLinear = Callable[[Blocks], nn.Module]  # a module x [N, columns] -> [N, rows]
+Turn = tuple[Tensor, Tensor]  # cosines and sines of rope, [N, 1, hd/2] each
+Turns = tuple[Turn | None, ...]  # by layer number; None where rows are not turned
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+}
 
 
 class Embedding(nn.Module):
@@ -47,65 +55,132 @@ class RMSNorm(nn.Module):
         return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
+@dataclass(frozen=True, slots=True)
+class Maker:
+    """Turns the file's blocks into the parts of a layer."""
+
+    linear: MakeLinear
+    eps: float
+    dtype: torch.dtype
+
+    def norm(self, blocks: Blocks) -> RMSNorm:
+        """A norm over the last dimension."""
+        return RMSNorm(blocks, self.eps, self.dtype)
+
+    def vector(self, blocks: Blocks) -> Tensor:
+        """One row of numbers, [columns]."""
+        return blocks.dense(self.dtype)[0]
+
+
 class SelfAttention(nn.Module):
     """The four projections around attention, and rope."""
 
-    def __init__(self, layer: int, architecture: Architecture, linear: Mapping[str, nn.Module]) -> None:
+    def __init__(self, layer: int, architecture: Architecture, own: Mapping[str, Blocks], make: Maker) -> None:
         super().__init__()
         self.layer, self.head_size = layer, architecture.head_size
-        self.q_proj, self.k_proj = linear["self_attn.q_proj"], linear["self_attn.k_proj"]
-        self.v_proj, self.o_proj = linear["self_attn.v_proj"], linear["self_attn.o_proj"]
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (make.linear(own[f"self_attn.{name}_proj"]) for name in "qkvo")
+        for name in architecture.biases:
+            bias = make.vector(own[f"{name}.bias"])
+            self.register_parameter(f"{name.removeprefix('self_attn.')[0]}_bias", nn.Parameter(bias, requires_grad=False))
+        self.q_norm = make.norm(own["self_attn.q_norm"]) if architecture.qk_norm else None
+        self.k_norm = make.norm(own["self_attn.k_norm"]) if architecture.qk_norm else None
+        # Every attention divides by sqrt(head_size); a family that wants another factor gets the rest of it here.
+        self.sharpness = architecture.attention_scale * self.head_size**0.5 or 1.0
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
+    def queries(self, x: Tensor, turn: Turn | None) -> Tensor:
+        """[N, D] -> [N, H, hd], ready for attention."""
+        q = rotate(self._heads("q", x, self.q_norm), turn)
+        return q if self.sharpness == 1.0 else q * self.sharpness
+
+    def keys(self, x: Tensor, turn: Turn | None) -> Tensor:
+        """[N, D] -> [N, KV, hd], ready for attention."""
+        return rotate(self._heads("k", x, self.k_norm), turn)
+
+    def values(self, x: Tensor) -> Tensor:
+        """[N, D] -> [N, KV, hd]."""
+        return self._heads("v", x, None)
+
+    def out(self, mixed: Tensor) -> Tensor:
+        """[N, H, hd] -> [N, D]."""
+        return self._project("o", mixed.reshape(len(mixed), -1))
+
+    def forward(self, x: Tensor, turn: Turn | None, attention: Attention) -> Tensor:
         """[N, D] -> [N, D]."""
-        heads = (len(x), -1, self.head_size)
-        q, k, v = self.q_proj(x).view(heads), self.k_proj(x).view(heads), self.v_proj(x).view(heads)
-        mixed = attention(self.layer, rotate(q, turn), rotate(k, turn), v)
-        out: Tensor = self.o_proj(mixed.reshape(len(x), -1))
-        return out
+        return self.out(attention(self.layer, self.queries(x, turn), self.keys(x, turn), self.values(x)))
+
+    def _project(self, letter: str, x: Tensor) -> Tensor:
+        y: Tensor = getattr(self, f"{letter}_proj")(x)
+        bias: Tensor | None = self._parameters.get(f"{letter}_bias")
+        return y if bias is None else y + bias
+
+    def _heads(self, letter: str, x: Tensor, norm: nn.Module | None) -> Tensor:
+        heads = self._project(letter, x).view(len(x), -1, self.head_size)
+        return heads if norm is None else norm(heads)
 
 
 class FeedForward(nn.Module):
-    """SwiGLU."""
+    """A gated product: SwiGLU, or with Gemma's activation GeGLU."""
 
-    def __init__(self, linear: Mapping[str, nn.Module]) -> None:
+    def __init__(self, architecture: Architecture, own: Mapping[str, Blocks], make: Maker) -> None:
         super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = (linear[f"mlp.{name}_proj"] for name in ("gate", "up", "down"))
+        self.gate_proj, self.up_proj, self.down_proj = (make.linear(own[f"mlp.{name}_proj"]) for name in ("gate", "up", "down"))
+        self.activation = ACTIVATIONS[architecture.activation]
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, D] -> [N, D]."""
-        out: Tensor = self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
         return out
 
 
 class Layer(nn.Module):
-    """Attention, then feed-forward, each on a normed copy and added back."""
+    """Attention, then feed-forward, each on a normed copy and added back; Gemma norms what it adds as well."""
 
-    def __init__(self, layer: int, weights: Weights, make_linear: MakeLinear, dtype: torch.dtype) -> None:
+    input_layernorm: RMSNorm
+    post_attention_layernorm: RMSNorm
+    pre_feedforward_layernorm: RMSNorm
+    post_feedforward_layernorm: RMSNorm
+
+    def __init__(self, layer: int, weights: Weights, make: Maker) -> None:
         super().__init__()
         architecture, prefix = weights.architecture, f"model.layers.{layer}."
-        own = {name.removeprefix(prefix).removesuffix(".weight"): name for name in weights.tensors if name.startswith(prefix)}
-        linear = {name: make_linear(weights.tensors[key]) for name, key in own.items() if name.endswith("_proj")}
-        self.input_layernorm = RMSNorm(weights.tensors[own["input_layernorm"]], architecture.norm_eps, dtype)
-        self.self_attn = SelfAttention(layer, architecture, linear)
-        self.post_attention_layernorm = RMSNorm(weights.tensors[own["post_attention_layernorm"]], architecture.norm_eps, dtype)
-        self.mlp = FeedForward(linear)
+        own = {
+            name.removeprefix(prefix).removesuffix(".weight"): blocks
+            for name, blocks in weights.tensors.items()
+            if name.startswith(prefix)
+        }
+        self.layer, self.post_norms = layer, architecture.post_norms
+        for name in architecture.layer_norms():
+            setattr(self, name, make.norm(own[name]))
+        self.self_attn = SelfAttention(layer, architecture, own, make)
+        self.mlp = FeedForward(architecture, own, make)
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
-        """[N, D] -> [N, D]."""
-        x = x + self.self_attn(self.input_layernorm(x), turn, attention)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+    def attended(self, mixed: Tensor) -> Tensor:
+        """What the attention's output [N, D] adds."""
+        out: Tensor = self.post_attention_layernorm(mixed) if self.post_norms else mixed
         return out
+
+    def fed(self, x: Tensor) -> Tensor:
+        """What the feed-forward adds, [N, D] -> [N, D]."""
+        if self.post_norms:
+            out: Tensor = self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        else:
+            out = self.mlp(self.post_attention_layernorm(x))
+        return out
+
+    def forward(self, x: Tensor, turns: Turns, attention: Attention) -> Tensor:
+        """[N, D] -> [N, D]."""
+        x = x + self.attended(self.self_attn(self.input_layernorm(x), turns[self.layer], attention))
+        return x + self.fed(x)
 
 
 class Decoder(nn.Module):
     """The part that Hugging Face calls `model`; its layers keep their numbers even where the lower ones are absent."""
 
-    def __init__(self, weights: Weights, make_linear: MakeLinear, numbers: range, dtype: torch.dtype) -> None:
+    def __init__(self, weights: Weights, make: Maker, numbers: range) -> None:
         super().__init__()
-        self.embed_tokens = Embedding(weights.tensors["model.embed_tokens.weight"], dtype)
-        self.layers = nn.ModuleDict({str(number): Layer(number, weights, make_linear, dtype) for number in numbers})
-        self.norm = RMSNorm(weights.tensors["model.norm.weight"], weights.architecture.norm_eps, dtype)
+        self.embed_tokens = Embedding(weights.tensors["model.embed_tokens.weight"], make.dtype)
+        self.layers = nn.ModuleDict({str(number): Layer(number, weights, make) for number in numbers})
+        self.norm = make.norm(weights.tensors["model.norm.weight"])
 
 
 class Transformer(nn.Module):
@@ -114,8 +189,6 @@ class Transformer(nn.Module):
     Layers outside [first_layer, last_layer) are absent, and so is the head where the last layer is: a frozen prefix needs
     neither. The embedding is always there; it is a view on the file.
     """
-
-    frequencies: Tensor
 
     def __init__(
         self,
@@ -131,23 +204,27 @@ class Transformer(nn.Module):
         self.first_layer, self.last_layer = first_layer, self.architecture.layers if last_layer is None else last_layer
         if not 0 <= self.first_layer <= self.last_layer <= self.architecture.layers:
             raise ValueError(f"layers [{first_layer}, {last_layer}) are not in [0, {self.architecture.layers})")
-        self.model = Decoder(weights, make_linear, range(self.first_layer, self.last_layer), dtype)
+        make = Maker(make_linear, self.architecture.norm_eps, dtype)
+        self.model = Decoder(weights, make, range(self.first_layer, self.last_layer))
         whole = self.last_layer == self.architecture.layers
         self.lm_head = make_linear(weights.tensors["lm_head.weight"]) if whole else None
-        size = self.architecture.head_size
-        exponents = torch.arange(0, size, 2, dtype=torch.float32) / size
-        self.register_buffer("frequencies", 1.0 / self.architecture.rope_theta**exponents, persistent=False)
+        # One rope a kind of layer: Gemma 3 has two, SmolLM3 one and none, all others one.
+        self.ropes = [self.architecture.rope_base(layer) for layer in range(self.architecture.layers)]
+        for kind, layer in self._kinds().items():
+            self.register_buffer(f"frequencies_{kind}", self.architecture.frequencies(layer), persistent=False)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids [N] -> rows [N, D]."""
         out: Tensor = self.model.embed_tokens(tokens)
-        return out
+        scale = self.architecture.embedding_scale
+        return out if scale == 1.0 else out * scale
 
     def layers_forward(self, x: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         """Through the layers that are present, [N, D] -> [N, D]; positions [N] count from 0 in each sequence."""
-        turn = self.turn(positions, x.dtype)
+        check_windows(attention, self.architecture.windows)
+        turns = self.turn(positions, x.dtype)
         for layer in self.model.layers.values():
-            x = layer(x, turn, attention)
+            x = layer(x, turns, attention)
         return x
 
     def logits(self, x: Tensor) -> Tensor:
@@ -157,17 +234,30 @@ class Transformer(nn.Module):
         out: Tensor = self.lm_head(self.model.norm(x))
         return out
 
-    def turn(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of rope, [N, 1, hd/2] each; once for all layers, in float32 whatever `dtype` is."""
-        angles = positions.float()[:, None, None] * self.frequencies
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+    def turn(self, positions: Tensor, dtype: torch.dtype) -> Turns:
+        """Cosines and sines of rope for each layer, [N, 1, hd/2] each; computed once a kind of rope, in float32."""
+        made: dict[float, Turn] = {}
+        for kind, layer in self._kinds().items():
+            angles = positions.float()[:, None, None] * getattr(self, f"frequencies_{kind}")
+            cosine, sine, magnitude = angles.cos(), angles.sin(), self.architecture.magnitude(layer)
+            if magnitude != 1.0:
+                cosine, sine = cosine * magnitude, sine * magnitude
+            made[self.ropes[layer]] = cosine.to(dtype), sine.to(dtype)
+        return tuple(made.get(rope) for rope in self.ropes)
+
+    def _kinds(self) -> dict[int, int]:
+        """Number of each kind of rope, and the first layer that has it; layers without rope are of no kind."""
+        bases = [rope for rope in dict.fromkeys(self.ropes) if rope]
+        return {kind: self.ropes.index(rope) for kind, rope in enumerate(bases)}
 
 
-def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Rope in half-split order: [N, heads, hd] -> same.
+def rotate(x: Tensor, turn: Turn | None) -> Tensor:
+    """Rope in half-split order: [N, heads, hd] -> same; without a turn x itself.
 
     Source: Su et al. 2021 (RoFormer), equation 34; halves paired as Hugging Face's Llama pairs them.
     """
+    if turn is None:
+        return x
     cosine, sine = turn
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)

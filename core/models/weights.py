@@ -1,6 +1,6 @@
-"""A model file, ready to compute with: sizes, named blocks, tokenizer, digest.
+"""A model file or folder, ready to compute with: sizes, named blocks, tokenizer, digest.
 
-Knows how a family's tensors are called and ordered in the file. Knows nothing of devices or speed.
+Knows which reader a path needs. Knows nothing of devices or speed.
 Always: every tensor is checked against the architecture before anything computes with it; blocks stay as the file
 holds them, except that rows of q and k come in half-split rope order (whole rows move, no number changes).
 """
@@ -10,16 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from ..errors import ModelFileError
-from . import architecture as shapes
-from . import gguf
-from .architecture import FAMILIES, Architecture
+from . import from_folder, from_gguf, gguf
+from .architecture import Architecture
 from .blocks import Blocks
-from .gguf import GgufFile
+from .folder import CONFIG, GENERATION, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, tensor_files
+from .quantize import chosen, quantize
 from .tokenizer import Tokenizer
+from .tokenizer_json import read_tokenizer
 from .vocabulary import Vocabulary
 
 
@@ -32,63 +30,61 @@ class Weights:
         repr=False
     )  # Hugging Face names; "lm_head.weight" is the embedding's object where they are tied
     tokenizer: Tokenizer = field(repr=False)
-    digest: str  # sha256 of the model file, hexadecimal: what an adapter's `base_digest` must equal
+    digest: str  # `digest_of` the file or folder: what an adapter's `base_digest` must equal
 
 
-def load(path: Path) -> Weights:
-    """Map one GGUF file.
+def load(path: Path, *, kind: str | None = None) -> Weights:
+    """Map one GGUF file, or one folder of config.json, tensors and tokenizer.json.
+
+    Args:
+        kind: "Q4_0" or "Q8_0" quantises the matrices of a plain model in memory, as `to_gguf` would write them; the digest
+            is then another one, since adapters trained on the one do not fit the other.
 
     Raises:
-        ModelNotFoundError: no such file.
-        ModelFileError: not GGUF, cut short, an unknown family or block type, or tensors that do not fit its sizes.
+        ModelNotFoundError: no such file, or a folder that is not complete.
+        ModelFileError: damaged, cut short, an unknown family or block type, or tensors that do not fit its sizes.
     """
-    file = gguf.read(path)
-    architecture = shapes.read(file)
-    return Weights(architecture, name_tensors(file, architecture), Tokenizer(Vocabulary.read(file)), digest_of(path))
+    if path.is_dir():
+        architecture = from_folder.read_architecture(path)
+        tensors = from_folder.name_tensors(path, architecture)
+        tokenizer = read_tokenizer(path, architecture.vocabulary)
+    else:
+        file = gguf.read(path)
+        architecture = from_gguf.read_architecture(file)
+        tensors = from_gguf.name_tensors(file, architecture)
+        tokenizer = Tokenizer(Vocabulary.read(file))
+    if kind is None:
+        return Weights(architecture, tensors, tokenizer, digest_of(path))
+    digest = hashlib.sha256(f"{digest_of(path)} as {kind}".encode()).hexdigest()
+    return Weights(architecture, quantize_all(path, tensors, kind), tokenizer, digest)
+
+
+def quantize_all(path: Path, tensors: Mapping[str, Blocks], kind: str) -> dict[str, Blocks]:
+    """Every matrix as blocks of this type, the ends of the network at 8 bits at least; what is one object stays one.
+
+    Raises:
+        ModelFileError: quantised already, or weights that are not finite.
+    """
+    made: dict[int, Blocks] = {}
+    for name, blocks in tensors.items():
+        if id(blocks) not in made:
+            try:
+                made[id(blocks)] = quantize(blocks, chosen(name, blocks.shape, kind))
+            except ValueError as error:
+                raise ModelFileError(f"{path}: {name}: {error}; load it as it is") from error
+    return {name: made[id(blocks)] for name, blocks in tensors.items()}
 
 
 def digest_of(path: Path) -> str:
-    """sha256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def name_tensors(file: GgufFile, architecture: Architecture) -> dict[str, Blocks]:
-    """The file's tensors under Hugging Face's names, each with the shape that the architecture demands.
+    """sha256 of a file; of a folder over names and hashes of the files that `load` reads; hexadecimal.
 
     Raises:
-        ModelFileError: a tensor is missing, has another shape, or is none that this family uses.
+        ModelNotFoundError: a folder without tensors.
     """
-    family = FAMILIES[architecture.family]
-    left = dict(file.tensors)
-
-    def take(theirs: str, expected: tuple[int, int]) -> Blocks:
-        blocks = left.pop(f"{theirs}.weight", None)
-        if blocks is None or blocks.shape != expected:
-            found = "is missing" if blocks is None else f"is {blocks.shape}"
-            raise ModelFileError(f"{file.path}: {theirs}.weight {found}, expected {expected}; pull or download it again")
-        return blocks
-
-    width, matrix = architecture.width, (architecture.vocabulary, architecture.width)
-    theirs = family.model_tensors
-    named = {
-        "model.embed_tokens.weight": take(theirs["model.embed_tokens"], matrix),
-        "model.norm.weight": take(theirs["model.norm"], (1, width)),
-    }
-    tied = f"{theirs['lm_head']}.weight" not in left
-    named["lm_head.weight"] = named["model.embed_tokens.weight"] if tied else take(theirs["lm_head"], matrix)
-    for layer in range(architecture.layers):
-        for ours, name in family.layer_tensors.items():
-            expected = (1, width) if ours.endswith("norm") else architecture.projection(ours)
-            blocks = take(f"blk.{layer}.{name}", expected)
-            if ours in family.interleaved:
-                blocks = blocks.take(half_split(expected[0], architecture.head_size))
-            named[f"model.layers.{layer}.{ours}.weight"] = blocks
-    if left:
-        raise ModelFileError(f"{file.path}: {min(left)} is not part of a {architecture.family} model; choose another file")
-    return named
-
-
-def half_split(rows: int, head_size: int) -> Tensor:
-    """Row order that brings interleaved rope pairs (0, 1), (2, 3)… of each head into two halves, [rows]."""
-    return torch.arange(rows).view(-1, head_size // 2, 2).transpose(1, 2).reshape(-1)
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    texts = [path / name for name in (CONFIG, GENERATION, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG)]
+    files = sorted({*tensor_files(path), *(text for text in texts if text.is_file())})
+    lines = [f"{digest_of(file)}  {file.name}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -12,7 +12,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from ..models.adapter import AdapterShape, Layout, frozen_a
-from ..models.transformer import Layer, Transformer, rotate
+from ..models.attention import check_windows
+from ..models.transformer import Layer, Transformer, Turns
 from ..models.weights import Weights
 from .prefix import dense_linear
 from .rows import Batch
@@ -64,23 +65,21 @@ class UpperLayers:
 
     def answers(self, x: Tensor, batch: Batch) -> Tensor:
         """Hidden rows [N, D] -> normed rows of the answers only, [M, D], ready for the head."""
-        turn = self.model.turn(batch.positions, x.dtype)
+        check_windows(batch, self.model.architecture.windows)
+        turns = self.model.turn(batch.positions, x.dtype)
         *lower, last = (cast(Layer, layer) for layer in self.model.model.layers.values())
         for layer in lower:
-            x = layer(x, turn, batch.attention)
-        out: Tensor = self.model.model.norm(last_layer(last, x, turn, batch))
+            x = layer(x, turns, batch)
+        out: Tensor = self.model.model.norm(last_layer(last, x, turns, batch))
         return out
 
 
-def last_layer(layer: Layer, x: Tensor, turn: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
+def last_layer(layer: Layer, x: Tensor, turns: Turns, batch: Batch) -> Tensor:
     """The last layer where only answers are read: keys and values of all rows, everything else of M rows, [M, D]."""
-    wanted = batch.answer_rows
-    block, heads = layer.self_attn, (-1, layer.self_attn.head_size)
+    wanted, block, turn = batch.answer_rows, layer.self_attn, turns[layer.layer]
     normed = layer.input_layernorm(x)
-    k, v = (project(normed).view(len(x), *heads) for project in (block.k_proj, block.v_proj))
-    q = rotate(block.q_proj(normed[wanted]).view(len(wanted), *heads), (turn[0][wanted], turn[1][wanted]))
+    q = block.queries(normed[wanted], turn and (turn[0][wanted], turn[1][wanted]))
     everywhere = q.new_zeros(len(x), *q.shape[1:]).index_copy(0, wanted, q)  # attention wants all rows
-    mixed = batch.attention(block.layer, everywhere, rotate(k, turn), v)[wanted]
-    x = x[wanted] + block.o_proj(mixed.reshape(len(wanted), -1))
-    out: Tensor = x + layer.mlp(layer.post_attention_layernorm(x))
-    return out
+    mixed = batch(block.layer, everywhere, block.keys(normed, turn), block.values(normed))[wanted]
+    x = x[wanted] + layer.attended(block.out(mixed))
+    return x + layer.fed(x)

@@ -34,6 +34,7 @@ class Prepared:
     shared: int  # tokens that all examples begin with
     start: Tensor  # [shared, D]: hidden rows of the common start
     own: tuple[Tensor, ...]  # per example, [rows - shared, D]
+    windows: tuple[int, ...] = ()  # the architecture's
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -51,7 +52,7 @@ class Prepared:
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Batch]:
         """Hidden rows [N, D] and layout of some examples."""
         rows = torch.cat([self.start, *(self.own[index] for index in indices)])
-        return rows, plan([self.examples[index] for index in indices], self.shared)
+        return rows, plan([self.examples[index] for index in indices], self.shared, self.windows)
 
 
 def dense_linear(dtype: torch.dtype) -> Callable[[Blocks], nn.Module]:
@@ -83,12 +84,12 @@ def prepare(
     tokens = tokenize(examples, weights.tokenizer, longest=weights.architecture.context)
     shared = shared_start(tokens)
     chunks = cut(tokens, shared)
-    layouts = [plan(chunk, shared) for chunk in chunks]
+    layouts = [plan(chunk, shared, weights.architecture.windows) for chunk in chunks]
     none_yet = Transformer(weights, dense_linear(dtype), last_layer=0, dtype=dtype)
     hidden = [none_yet.embed(input_tokens(chunk, shared)) for chunk in chunks]
     for layer in range(layers):
         one = Transformer(weights, dense_linear(dtype), first_layer=layer, last_layer=layer + 1, dtype=dtype)
-        hidden = [one.layers_forward(x, rows.positions, rows.attention) for x, rows in zip(hidden, layouts, strict=True)]
+        hidden = [one.layers_forward(x, rows.positions, rows) for x, rows in zip(hidden, layouts, strict=True)]
         if on_progress is not None:
             on_progress(layer + 1, layers)
     if not all(bool(torch.isfinite(x).all()) for x in hidden):
@@ -96,7 +97,7 @@ def prepare(
     own: list[Tensor] = []
     for chunk, x in zip(chunks, hidden, strict=True):
         own += torch.split(x[shared:], [example.rows - shared for example in chunk])
-    return Prepared(tuple(tokens), shared, hidden[0][:shared].clone(), tuple(own))
+    return Prepared(tuple(tokens), shared, hidden[0][:shared].clone(), tuple(own), weights.architecture.windows)
 
 
 def cut(tokens: Sequence[TokenExample], shared: int) -> list[list[TokenExample]]:

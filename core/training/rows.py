@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..models.attention import window_mask
 from .tokens import TokenExample
 
 # On CPU torch's fused attention takes ten times as long to go back through as four plain products (16 x 60 rows,
@@ -33,14 +34,18 @@ class Batch:
     answer_rows: Tensor  # int64 [M]: rows whose next token is part of an answer
     targets: Tensor  # int64 [M]: those next tokens
     owner: Tensor  # int64 [M]: which example each belongs to
+    windows: tuple[int, ...] = ()  # the architecture's: how far rows of each layer see
 
-    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ARG002  # all layers alike
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal attention inside each example: q [N, H, hd], k and v [N, KV, hd] -> [N, H, hd].
 
         Right padding needs no mask of its own: a causal row never sees what stands behind it.
         """
-        mix = torch_attention if self.longest > PLAIN_LENGTH else plain_attention
-        mixed = mix(self.spread(q), self.spread(k), self.spread(v))
+        mask = window_mask(self.longest, self.windows[layer] if self.windows else 0)
+        if mask is not None or self.longest > PLAIN_LENGTH:
+            mixed = torch_attention(self.spread(q), self.spread(k), self.spread(v), mask)
+        else:
+            mixed = plain_attention(self.spread(q), self.spread(k), self.spread(v))
         return mixed.transpose(1, 2).reshape(self.count * self.longest, *q.shape[1:]).index_select(0, self.home)
 
     def spread(self, rows: Tensor) -> Tensor:
@@ -49,9 +54,9 @@ class Batch:
         return padded.transpose(1, 2)
 
 
-def torch_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal, q [B, H, L, hd], k and v [B, KV, L, hd] -> [B, H, L, hd], in memory that grows with L only."""
-    return functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+def torch_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Causal, q [B, H, L, hd], k and v [B, KV, L, hd] -> [B, H, L, hd]; without a mask in memory that grows with L only."""
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -65,8 +70,8 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return mixed.view(count, heads, length, size)
 
 
-def plan(examples: Sequence[TokenExample], shared: int) -> Batch:
-    """Lay out `examples` whose first `shared` tokens are alike."""
+def plan(examples: Sequence[TokenExample], shared: int, windows: tuple[int, ...] = ()) -> Batch:
+    """Lay out `examples` whose first `shared` tokens are alike, for a model whose layers have these windows."""
     longest = max(example.rows for example in examples)
     place = torch.zeros(len(examples), longest, dtype=torch.int64)  # padding looks at row 0; nobody looks at padding
     place[:, :shared] = torch.arange(shared)
@@ -91,6 +96,7 @@ def plan(examples: Sequence[TokenExample], shared: int) -> Batch:
         answer_rows=torch.cat(answer_rows),
         targets=torch.cat(targets),
         owner=torch.cat(owner),
+        windows=windows,
     )
 
 

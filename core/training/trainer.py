@@ -33,11 +33,14 @@ class Recipe:
     batch: int = 16  # examples of one step
     epochs: int = 1
     weight_decay: float = 0.01
+    proximal: float = 0.0  # pull towards the B that training started from; Li et al. 2020, FedProx, equation 2
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.lr) and self.lr > 0 and self.batch >= 1 and self.epochs >= 1 and 0 <= self.weight_decay < 1):
+        numbers = math.isfinite(self.lr) and math.isfinite(self.proximal) and self.lr > 0 and self.proximal >= 0
+        if not (numbers and self.batch >= 1 and self.epochs >= 1 and 0 <= self.weight_decay < 1):
             raise ValueError(
-                f"lr {self.lr}, batch {self.batch}, epochs {self.epochs}, weight_decay {self.weight_decay}: out of range"
+                f"lr {self.lr}, batch {self.batch}, epochs {self.epochs}, weight_decay {self.weight_decay}, "
+                f"proximal {self.proximal}: out of range"
             )
 
 
@@ -110,7 +113,8 @@ class Trainer:
             TrainingError: a loss or gradient that is not finite.
             ValueError: `flat_b` has another length than n.
         """
-        master = flat_b.detach().to(torch.float32).clone()  # steps are too small for bfloat16 to hold
+        start = flat_b.detach().to(torch.float32)
+        master = start.clone()  # steps are too small for bfloat16 to hold
         optimizer = torch.optim.AdamW([master], lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
         batches = order(len(prepared), recipe, seed)
         total, tokens = 0.0, 0
@@ -120,6 +124,8 @@ class Trainer:
             if not (math.isfinite(loss) and bool(torch.isfinite(self.upper.gradient).all())):
                 raise TrainingError(f"step {number} of {len(batches)}: loss {loss}, not finite; lower lr = {recipe.lr}")
             master.grad = self.upper.gradient.float()
+            if recipe.proximal:
+                master.grad += recipe.proximal * (master.detach() - start)
             optimizer.step()
             total, tokens = total + loss * count, tokens + count
             if on_step is not None:

@@ -7,7 +7,7 @@ import torch
 
 from quietchoir.core.models.blocks import FORMATS, Blocks
 
-ROWS, COLUMNS = 24, 96
+ROWS, COLUMNS = 24, 512
 
 
 def random_bytes(kind: str, rows: int = ROWS, seed: int = 1) -> np.ndarray:
@@ -32,6 +32,26 @@ def test_every_block_type_is_decoded_as_the_reference_decodes_it(kind: str) -> N
     reference = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind])
     blocks = Blocks(kind, (ROWS, COLUMNS), torch.from_numpy(raw))
     assert torch.equal(blocks.dense(), torch.from_numpy(np.array(reference, dtype=np.float32)).view(ROWS, COLUMNS))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_any_bytes_at_all_are_decoded_as_the_reference_decodes_them(kind: str) -> None:
+    """Scales that are infinite or no number, integers at both ends, and everything between."""
+    width = COLUMNS // FORMATS[kind].columns * FORMATS[kind].size
+    anything = np.random.default_rng(2).integers(0, 256, (400, width), dtype=np.uint8)
+    extremes = [np.full((2, width), byte, dtype=np.uint8) for byte in (0x00, 0xFF, 0x7B, 0x80, 0x55, 0xAA)]
+    raw = np.concatenate([anything, *extremes])
+    with np.errstate(all="ignore"):
+        reference = np.array(gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind]), dtype=np.float32)
+    found = Blocks(kind, (len(raw), COLUMNS), torch.from_numpy(raw)).dense().numpy()
+    assert np.array_equal(found, reference.reshape(found.shape), equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_sizes_and_numbers_of_block_types_are_the_formats_own(kind: str) -> None:
+    known, form = gguf.GGMLQuantizationType[kind], FORMATS[kind]
+    assert (form.columns, form.size) == gguf.GGML_QUANT_SIZES[known]
+    assert form.number == known.value
 
 
 @pytest.mark.parametrize("kind", FORMATS)

@@ -1,6 +1,9 @@
 """Files that are what they claim to be, and files that are not."""
 
+import struct
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import gguf as library
 import pytest
@@ -55,12 +58,93 @@ def test_another_kind_of_file_is_named_as_such(tmp_path: Path) -> None:
     other.write_text("no model at all")
     with pytest.raises(ModelFileError, match=r"not a GGUF file.*b'no m'"):
         weights.load(other)
-    with pytest.raises(ModelFileError, match="cannot be read"):
+    with pytest.raises(ModelNotFoundError, match=r"config\.json: no such file; give a \.gguf file or a complete model folder"):
         weights.load(tmp_path)
+    with pytest.raises(ModelFileError, match="cannot be read"):
+        gguf.read(tmp_path)
     with pytest.raises(ModelNotFoundError, match="no such file"):
         weights.load(tmp_path / "absent.gguf")
 
 
 def test_a_block_type_that_cannot_be_read_is_named(write_model: WriteModel) -> None:
-    with pytest.raises(ModelFileError, match=r"is Q5_0, which cannot be read; choose a file of F32"):
-        weights.load(write_model(kind="Q5_0"))
+    path = write_model()
+    whole = bytearray(path.read_bytes())
+    kind = whole.index(b"blk.0.ffn_up.weight") + len(b"blk.0.ffn_up.weight") + 4 + 2 * 8  # behind the sizes
+    for number, said in ((34, "TQ1_0"), (77, "of block type 77")):
+        whole[kind : kind + 4] = number.to_bytes(4, "little")
+        path.write_bytes(whole)
+        with pytest.raises(ModelFileError, match=rf"blk.0.ffn_up.weight is {said}, which cannot be read; choose a file of F32"):
+            weights.load(path)
+
+
+def text(value: bytes) -> bytes:
+    return struct.pack("<Q", len(value)) + value
+
+
+def key(name: bytes, kind: int, value: bytes) -> bytes:
+    return text(name) + struct.pack("<I", kind) + value
+
+
+def tensor(name: bytes = b"t", sizes: tuple[int, ...] = (4,), kind: int = 0, offset: int = 0) -> bytes:
+    return text(name) + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, kind, offset)
+
+
+def container(*, version: int = 3, tensors: tuple[bytes, ...] = (), keys: tuple[bytes, ...] = (), counts: Any = None) -> bytes:
+    """A whole file, of honest counts unless others are given."""
+    claimed = counts or (len(tensors), len(keys))
+    head = b"GGUF" + struct.pack("<IQQ", version, *claimed) + b"".join(keys) + b"".join(tensors)
+    return head + b"\0" * (-len(head) % 32) + b"\0" * 256
+
+
+@pytest.mark.parametrize(
+    ("whole", "sentence"),
+    [
+        (container(version=1), "version 1, expected 2 or 3"),
+        (container(version=3 << 24), "other byte order"),
+        (container(counts=(2**63, 0)), "9223372036854775808 tensors and 0 keys are claimed, at most 65536"),
+        (container(counts=(0, 2**64 - 1)), "at most 65536"),
+        (container(counts=(1000, 0)), "is promised|are promised|dimensions|may stand"),
+        (container(keys=(key(b"a", 8, struct.pack("<Q", 2**62)),)), "4611686018427387904 bytes where at most"),
+        (container(keys=(text(b"n" * 300) + b"\0" * 8,)), "a text of 300 bytes where at most 256 may stand"),
+        (container(keys=(key(b"a", 9, struct.pack("<IQ", 4, 2**60)),)), "a list of 1152921504606846976 items, at most"),
+        (container(keys=(key(b"a", 9, struct.pack("<IQ", 4, 3_999_999)),)), "15999996 bytes are promised"),
+        (container(keys=(key(b"a", 9, struct.pack("<IQ", 8, 3_999_999)),)), "damaged or cut short"),
+        (container(keys=(key(b"a", 9, struct.pack("<IQ", 9, 1)),)), "a value of the unknown type 9"),
+        (container(keys=(key(b"a", 77, b""),)), "a value of the unknown type 77"),
+        (container(keys=(key(b"\xff", 0, b"\1"),)), "damaged or cut short"),
+        (container(keys=(key(b"a", 0, b"\1"), key(b"a", 0, b"\2"))), "a is there twice"),
+        (container(keys=(key(b"general.alignment", 4, struct.pack("<I", 3)),)), "alignment is 3, expected a power of two"),
+        (container(keys=(key(b"general.alignment", 8, text(b"x")),)), "alignment is 'x'"),
+        (container(tensors=(tensor(), tensor(offset=32))), "t is there twice"),
+        (container(tensors=(tensor(), tensor(b"u"))), "t and u share bytes"),
+        (container(tensors=(tensor(sizes=(16,)), tensor(b"u", offset=32))), "t and u share bytes"),
+        (container(tensors=(tensor(offset=4),)), "does not fit into"),
+        (container(tensors=(tensor(offset=2**63),)), "does not fit into"),
+        (container(tensors=(tensor(sizes=(2**32, 2**32)),)), "does not fit into"),
+        (container(tensors=(tensor(sizes=(0, 4)),)), "does not fit into"),
+        (container(tensors=(tensor(sizes=(33, 1), kind=8),)), "does not fit into"),
+        (container(tensors=(tensor(sizes=(1,) * 5),)), "a tensor of 5 dimensions"),
+        (container(tensors=(tensor(sizes=()),)), "a tensor of 0 dimensions"),
+        (container(tensors=(tensor(kind=20, sizes=(32,)),)), "t is IQ4_NL, which cannot be read"),
+    ],
+)
+def test_a_container_that_lies_is_refused_before_anything_is_made_of_its_counts(
+    whole: bytes, sentence: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "lie.gguf"
+    path.write_bytes(whole)
+    tracemalloc.start()
+    with pytest.raises(ModelFileError, match=sentence):
+        gguf.read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+def test_an_honest_container_made_by_the_same_hands_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "honest.gguf"
+    keys = (key(b"a", 9, struct.pack("<IQ", 7, 2) + b"\1\0"), key(b"b", 8, text("é".encode())), key(b"c", 11, b"\xff" * 8))
+    path.write_bytes(container(keys=keys, tensors=(tensor(sizes=(4, 2)), tensor(b"u", offset=32))))
+    file = gguf.read(path)
+    assert [file.metadata[name] for name in "abc"] == [[True, False], "é", -1]
+    assert {name: blocks.shape for name, blocks in file.tensors.items()} == {"t": (2, 4), "u": (1, 4)}

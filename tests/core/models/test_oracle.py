@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from quietchoir.core.models.attention import packed_attention
-from quietchoir.core.models.gguf import Reader
 from quietchoir.core.models.transformer import Transformer
 from quietchoir.core.models.weights import Weights
+from quietchoir.tests.fakes_models import QuickReader
 
 from .conftest import MakeLinear
 from .test_tokenizer import TRICKY
@@ -36,7 +36,7 @@ def quick_gguf() -> Iterator[None]:
     which transformers builds anew for each tensor, is built once.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gguf, "GGUFReader", Reader)
+        patch.setattr(gguf, "GGUFReader", QuickReader)
         patch.setattr(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map))
         yield
 

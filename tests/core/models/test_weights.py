@@ -9,7 +9,8 @@ import torch
 
 from quietchoir.core.errors import ModelFileError
 from quietchoir.core.models import gguf, weights
-from quietchoir.core.models.weights import Weights, half_split
+from quietchoir.core.models.from_gguf import half_split
+from quietchoir.core.models.weights import Weights
 
 from .conftest import HEAD_SIZE, WIDTH, WriteModel
 
@@ -50,15 +51,16 @@ def test_an_untied_head_is_its_own_matrix(tiny_path: Path) -> None:
         ({"metadata": {"llama.block_count": 0}}, "llama.block_count is 0, expected a positive number"),
         ({"metadata": {"llama.embedding_length": "64"}}, "llama.embedding_length is '64', expected int"),
         ({"metadata": {"llama.attention.head_count_kv": 3}}, "4 query heads do not share 3 key heads"),
-        ({"metadata": {"llama.rope.scaling.type": "linear"}}, "rope is scaled"),
+        ({"metadata": {"llama.rope.scaling.type": "yarn"}}, "rope is scaled"),
         ({"metadata": {"llama.rope.dimension_count": 8}}, "rope turns only part of a head"),
         ({"metadata": {"llama.expert_count": 8}}, "mixture of experts"),
         ({"shapes": {"blk.1.ffn_up.weight": None}}, r"blk.1.ffn_up.weight is missing, expected \(96, 64\)"),
         ({"shapes": {"blk.1.ffn_up.weight": (96, 32)}}, r"blk.1.ffn_up.weight is \(96, 32\), expected \(96, 64\)"),
         ({"shapes": {"blk.0.attn_q.bias": (WIDTH,)}}, "blk.0.attn_q.bias is not part of a llama model"),
         ({"shapes": {"blk.2.attn_norm.weight": (WIDTH,)}}, "blk.2.attn_norm.weight is not part of a llama model"),
-        ({"metadata": {"tokenizer.ggml.model": "llama"}}, "tokenizer 'llama' is not supported"),
-        ({"metadata": {"tokenizer.ggml.pre": "tekken"}}, "splitting rule 'tekken' is not supported"),
+        ({"metadata": {"tokenizer.ggml.model": "t5"}}, "tokenizer 't5' is not supported"),
+        ({"metadata": {"tokenizer.ggml.model": "llama"}}, "tokenizer.ggml.scores is missing"),
+        ({"metadata": {"tokenizer.ggml.pre": "by-ear"}}, "splitting rule 'by-ear' is not supported"),
         ({"metadata": {"tokenizer.ggml.eos_token_id": 99999}}, "an end or start token is beyond"),
         ({"metadata": {"tokenizer.ggml.merges": ["h zz"]}}, "merges do not fit its tokens"),
         ({"metadata": {"tokenizer.chat_template": "{% for %}"}}, "chat template cannot be read"),

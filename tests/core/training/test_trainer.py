@@ -88,7 +88,7 @@ def test_cached_prefix_rows_are_those_of_an_uncached_forward(
     assert prepared.shared > 5
     for index, example in enumerate(prepared.examples):
         alone = rows.plan([example], 0)
-        expected = lower.layers_forward(lower.embed(rows.input_tokens([example], 0)), alone.positions, alone.attention)
+        expected = lower.layers_forward(lower.embed(rows.input_tokens([example], 0)), alone.positions, alone)
         cached, batch = prepared.batch([index])
         assert torch.equal(batch.positions, alone.positions)
         torch.testing.assert_close(cached, expected, rtol=1e-4, atol=1e-5)
@@ -102,7 +102,7 @@ def test_a_batch_answers_as_each_example_alone_with_the_whole_last_layer(trainer
     apart = []
     for index in range(6):
         x, alone = prepared.batch([index])
-        whole = trainer.upper.model.layers_forward(x, alone.positions, alone.attention)
+        whole = trainer.upper.model.layers_forward(x, alone.positions, alone)
         apart.append(trainer.upper.model.model.norm(whole)[alone.answer_rows])
     torch.testing.assert_close(together, torch.cat(apart), rtol=1e-4, atol=1e-5)
 

@@ -1,0 +1,95 @@
+"""How a model's rope is stretched beyond the context it was first trained for.
+
+Knows the rules that files name. Knows nothing of files or layers.
+Always: a rule that is not here is refused; one that changes with the length of the text (Phi-3's) is kept as it is for
+short texts, and the context is cut to where it would change.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import torch
+
+from .architecture import LIMITS
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """What a rule does to frequencies; the fields of `Architecture` of these names."""
+
+    rope_factors: tuple[float, ...] = ()
+    rope_magnitude: float = 1.0
+    context: int = 0  # the longest text it holds for; 0 = as long as the file says
+
+
+def stretch(rule: Mapping[str, Any], head_size: int, theta: float, context: int) -> Stretch:
+    """What `rule` (Hugging Face's `rope_parameters`) means.
+
+    Raises:
+        ValueError: a rule we do not know, or one whose numbers make no sense.
+    """
+    if not 0 < head_size <= LIMITS["head_size"]:  # before anything is made of that size
+        raise ValueError(f"heads have {head_size} numbers")
+    kind = rule.get("rope_type") or rule.get("type") or "default"
+    if kind == "default":
+        return Stretch()
+    if kind == "linear":
+        return Stretch((number(rule, "factor"),) * (head_size // 2))
+    if kind == "llama3":
+        return Stretch(llama3_factors(rule, head_size, theta))
+    if kind in ("longrope", "su"):
+        return long_rope(rule, head_size, context)
+    raise ValueError(f"rope is scaled by the rule {kind!r:.20}")
+
+
+def llama3_factors(rule: Mapping[str, Any], head_size: int, theta: float) -> tuple[float, ...]:
+    """Divisors by pair: 1 for fast pairs, `factor` for slow ones, and a blend between.
+
+    Source: Llama 3.1's published inference code, as `transformers` computes it, in float32.
+    """
+    factor, low, high = number(rule, "factor"), number(rule, "low_freq_factor"), number(rule, "high_freq_factor")
+    original = number(rule, "original_max_position_embeddings")
+    if high <= low:
+        raise ValueError(f"rope's high_freq_factor {high} is not above low_freq_factor {low}")
+    frequencies = 1.0 / theta ** (torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
+    waves = 2 * math.pi / frequencies
+    blend = (original / waves - low) / (high - low)
+    scaled = torch.where(waves > original / low, frequencies / factor, frequencies)
+    between = ~(waves < original / high) & ~(waves > original / low)
+    scaled = torch.where(between, (1 - blend) * frequencies / factor + blend * frequencies, scaled)
+    return tuple((frequencies / scaled).tolist())
+
+
+def long_rope(rule: Mapping[str, Any], head_size: int, context: int) -> Stretch:
+    """Phi-3's rule, its short half: one divisor a pair, and larger cosines.
+
+    Source: Ding et al. 2024 (LongRoPE), as `transformers` computes it.
+    """
+    original, short = number(rule, "original_max_position_embeddings"), rule.get("short_factor")
+    if not isinstance(short, list) or len(short) != head_size // 2 or not all(is_factor(one) for one in short):
+        raise ValueError(f"rope's short_factor is not a list of {head_size // 2} numbers")
+    factor = number(rule, "factor") if rule.get("factor") is not None else context / original
+    magnitude = (
+        number(rule, "attention_factor") if rule.get("attention_factor") is not None else long_magnitude(factor, original)
+    )
+    return Stretch(tuple(map(float, short)), magnitude, int(original))
+
+
+def long_magnitude(factor: float, original: float) -> float:
+    """What cosines and sines are multiplied by where the file does not say."""
+    return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 and original > 1 else 1.0
+
+
+def number(rule: Mapping[str, Any], key: str) -> float:
+    """A positive finite number of a rule."""
+    found = rule.get(key)
+    if not is_factor(found):
+        raise ValueError(f"rope's {key} is {found!r:.20}, expected a positive number")
+    return float(found)
+
+
+def is_factor(found: object) -> TypeGuard[float]:
+    """Whether this is a positive finite number; whole ones of any length may come from JSON."""
+    return isinstance(found, int | float) and not isinstance(found, bool) and 0 < found < 1e300

@@ -1,0 +1,66 @@
+"""What a model file or folder is, in a few lines for a person.
+
+Knows what to count. Knows nothing of terminals.
+Always: only what a load would accept is summarised; tensors are counted, not decoded.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import from_folder, from_gguf, gguf
+from .architecture import Architecture
+from .blocks import Blocks
+from .tokenizer import Tokenizer
+from .tokenizer_json import read_tokenizer
+from .vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One model."""
+
+    architecture: Architecture
+    parameters: int  # weights, the head counted once where it is the embedding
+    bytes: int  # of all tensors
+    kinds: dict[str, int]  # block type -> weights held in it, most first
+    chat: bool  # whether it has a chat template
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Label and value of each line."""
+        own = self.architecture
+        windows = sorted({window for window in own.windows if window})
+        shares = (f"{kind} {count / self.parameters:.1%}" for kind, count in self.kinds.items())
+        return [
+            ("family", own.family),
+            ("weights", f"{self.parameters / 1e6:,.0f} million, {self.bytes / 1e6:,.0f} MB"),
+            ("quantisation", ", ".join(shares)),
+            ("layers", f"{own.layers} of width {own.width:,}, feed-forward {own.ffn_width:,}"),
+            ("heads", f"{own.heads} of {own.head_size}, sharing {own.kv_heads} of keys and values"),
+            ("vocabulary", f"{own.vocabulary:,}"),
+            ("context", f"{own.context:,}" + (f", in windows of {', '.join(map(str, windows))}" if windows else "")),
+            ("chat template", "yes" if self.chat else "no"),
+        ]
+
+
+def summarize(path: Path) -> Summary:
+    """Look at a GGUF file or a model folder.
+
+    Raises:
+        ModelNotFoundError, ModelFileError: as `weights.load`.
+    """
+    if path.is_dir():
+        architecture = from_folder.read_architecture(path)
+        tensors = from_folder.name_tensors(path, architecture)
+        tokenizer = read_tokenizer(path, architecture.vocabulary)
+    else:
+        file = gguf.read(path)
+        architecture = from_gguf.read_architecture(file)
+        tensors = from_gguf.name_tensors(file, architecture)
+        tokenizer = Tokenizer(Vocabulary.read(file))
+    distinct: dict[int, Blocks] = {id(blocks): blocks for blocks in tensors.values()}
+    kinds: Counter[str] = Counter()
+    for blocks in distinct.values():
+        kinds[blocks.kind] += blocks.shape[0] * blocks.shape[1]
+    size = sum(blocks.raw.numel() for blocks in distinct.values())
+    return Summary(architecture, kinds.total(), size, dict(kinds.most_common()), bool(tokenizer.vocabulary.template))
