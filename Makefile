@@ -11,7 +11,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
-setup: $(VENV)/ready  ## make .venv and install the tested set of packages
+setup: $(VENV)/ready $(VENV)/compiled  ## make .venv, install the tested set of packages, compile the kernels
 
 # torch first, alone and pinned: a plain resolve would take a build with gigabytes of CUDA libraries.
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -20,6 +20,11 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --progress-bar on -c constraints.txt "torch==2.13.0"
 	$(BIN)/pip install --progress-bar on -c constraints.txt -e '.[dev,bench]'
+	@touch $@ $(VENV)/compiled
+
+# The installation has compiled them; this does it again when a source changes. Without a compiler it says so and goes on.
+$(VENV)/compiled: $(VENV)/ready setup.py core/engine/native/sources.py $(wildcard core/engine/native/src/*)
+	$(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 
 models: setup  ## fetch the model files that demo and tests use

@@ -19,7 +19,6 @@ from .core.errors import ConfigError, QuietchoirError
 
 MEMORY_BYTES = 1 << 30  # the default model with its caches
 DISK_BYTES = 1 << 30
-COMPILERS = ("c++", "g++", "clang++")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,7 @@ def examine(config: Config) -> Iterator[Finding]:
         "home": home,
         "model": model,
         "sandbox": sandbox,
-        "compiler": compiler,
+        "kernels": kernels,
         "encryption": encryption,
         "port": port,
     }
@@ -121,11 +120,14 @@ def sandbox(_config: Config) -> Finding:
     return Finding("sandbox", report.available, text)
 
 
-def compiler(_config: Config) -> Finding:
-    """A C++ compiler, for faster kernels."""
-    found = next((path for name in COMPILERS if (path := shutil.which(name))), None)
-    advice = "none found; install one (for example the package g++) for faster kernels, torch's own are used until then"
-    return Finding("compiler", found is not None, found or advice)
+def kernels(_config: Config) -> Finding:
+    """The compiled engine, and which of the processor's instructions it uses."""
+    from .core.engine.native import library
+
+    reason = library.available()
+    if reason is None:
+        return Finding("kernels", True, f"compiled, run with {library.instruction_set()}")
+    return Finding("kernels", False, reason)
 
 
 def encryption(_config: Config) -> Finding:

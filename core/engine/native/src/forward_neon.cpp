@@ -1,0 +1,14 @@
+// NEON as every AArch64 has it. Empty on other processors.
+#if defined(__aarch64__)
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "simd_neon.h"
+#include "forward.h"
+#include "dispatch.h"
+
+namespace quietchoir {
+const Table table_neon = {"neon", TALL, forward, panel_bytes, own_bytes, multiply_alone, multiply_scratch};
+}
+#endif

@@ -1,0 +1,12 @@
+// Any processor: the compiler's own vectors.
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "simd_plain.h"
+#include "forward.h"
+#include "dispatch.h"
+
+namespace quietchoir {
+const Table table_plain = {"plain", TALL, forward, panel_bytes, own_bytes, multiply_alone, multiply_scratch};
+}

@@ -1,0 +1,53 @@
+// A model with the memory that it owns.
+#pragma once
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "exports.h"
+#include "memory.h"
+#include "run.h"
+#include "table.h"
+
+namespace quietchoir {
+
+struct TeamDeleter {
+  void operator()(Team* team) const { team_free(team); }
+};
+
+struct OwnedModel : Model {
+  std::vector<Layer> owned_layers;
+  std::vector<float*> vectors;
+  Arena arena;
+  Room room, parts;
+  std::unique_ptr<Team, TeamDeleter> team;
+  const Table* table = nullptr;
+  std::mutex one_step;  // a step uses the team and the room alone
+
+  float* keep(const float* values, int count) {
+    float* copy = reinterpret_cast<float*>(arena.take(size_t(padded(count)) * 4));
+    std::memset(copy, 0, size_t(padded(count)) * 4);
+    std::memcpy(copy, values, size_t(count) * 4);
+    return copy;
+  }
+};
+
+struct OwnedAdapter : Adapter {
+  const Model* model = nullptr;
+  std::vector<Low> owned;
+  std::vector<std::unique_ptr<uint16_t[]>> numbers;
+};
+
+// What went wrong in this thread's last call; shown to whoever asks by quietchoir_problem.
+void complain(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
+// Rows and columns of one matrix of a layer.
+inline int rows_of(const Shape& s, int role) {
+  const int queries = s.heads * s.head_size, keys = s.kv_heads * s.head_size;
+  return role == QUERY ? queries : role == KEY || role == VALUE ? keys : role == GATE || role == UP ? s.ffn_width : s.width;
+}
+inline int columns_of(const Shape& s, int role) {
+  return role == OUTPUT ? s.heads * s.head_size : role == DOWN ? s.ffn_width : s.width;
+}
+
+}  // namespace quietchoir

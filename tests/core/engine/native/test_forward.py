@@ -1,0 +1,183 @@
+"""Whole forward passes of the native engine beside the plain float32 transformer, on networks of odd sizes."""
+
+import pytest
+import torch
+
+from quietchoir.core.engine.native import library
+from quietchoir.core.engine.native.runner import NativeRunner, supports
+from quietchoir.core.engine.scheduler import Span
+from quietchoir.core.models.blocks import Blocks
+from quietchoir.core.models.weights import Weights
+from quietchoir.tests.fakes_native import Oracle, architecture, random_weights, sequence, step, whole
+
+pytestmark = pytest.mark.skipif(library.available() is not None, reason="the kernels were not compiled")
+
+BLOCKS = 48
+# Layers, group sizes, head sizes and widths that no kernel was written for.
+SIZES = {
+    "usual": {},
+    "one head each": {"kv_heads": 4, "layers": 3},
+    "one key head": {"heads": 5, "kv_heads": 1, "width": 80},
+    "seven share": {"heads": 14, "kv_heads": 2, "layers": 1},
+    "many share": {"heads": 40, "kv_heads": 1, "layers": 1},
+    "odd widths": {"width": 50, "ffn_width": 75, "vocabulary": 131},
+    "one tile and a bit": {"width": 17, "ffn_width": 33},
+    "heads of 48": {"head_size": 48, "layers": 5},
+    "heads of 80": {"head_size": 80},
+    "heads of 128": {"head_size": 128, "heads": 2, "kv_heads": 1},
+    "heads of 256": {"head_size": 256, "heads": 2, "kv_heads": 1},
+}
+FAMILIES = {
+    "Qwen2": {"biases": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")},
+    "Qwen3": {"qk_norm": True, "head_size": 32},
+    "Gemma 3": {
+        "layers": 3,
+        "qk_norm": True,
+        "post_norms": True,
+        "activation": "gelu_tanh",
+        "embedding_scale": 8.0,
+        "windows": (24, 0, 24),
+        "rope_bases": (10000.0, 1000000.0, 10000.0),
+        "rope_theta": 1000000.0,
+        "rope_factors": (8.0,) * 8,
+        "attention_scale": 0.3,
+    },
+    "Gemma 3, odd widths": {"qk_norm": True, "post_norms": True, "width": 50, "ffn_width": 75, "windows": (1, 5)},
+    "SmolLM3": {"rope_bases": (10000.0, 0.0)},
+    "Phi-3": {"rope_factors": tuple(1.0 + i / 4 for i in range(8)), "rope_magnitude": 1.2},
+}
+
+
+def tokens_of(weights: Weights, count: int, seed: int = 5) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, weights.architecture.vocabulary, (count,), generator=generator).tolist()
+
+
+def assert_near(found: torch.Tensor, wanted: torch.Tensor, bound: float) -> None:
+    """The largest difference stays below `bound` of the logits' own spread."""
+    assert found.shape == wanted.shape
+    assert (found - wanted).abs().max() < bound * wanted.std(), (found - wanted).abs().max() / wanted.std()
+
+
+@pytest.mark.parametrize("changes", [*SIZES.values(), *FAMILIES.values()], ids=[*SIZES, *FAMILIES])
+def test_plain_numbers_give_the_logits_of_the_plain_transformer(changes):
+    weights = random_weights(architecture(**changes))
+    tokens = tokens_of(weights, 150)
+    wanted = Oracle(weights).logits(tokens)
+    assert supports(weights) is None
+    runner = NativeRunner(weights, BLOCKS, threads=2)
+    assert_near(runner.forward(step(whole(sequence(tokens, range(3, 13))))), wanted, 3e-2)  # a key may round the other way
+
+
+@pytest.mark.parametrize(("kind", "bound"), [("F16", 3e-2), ("BF16", 3e-2), ("Q8_0", 0.7), ("Q4_0", 0.7), ("Q4_1", 0.7)])
+def test_quantised_activations_stay_within_a_stated_part_of_the_spread(kind, bound):
+    weights = random_weights(architecture(width=128, ffn_width=224, heads=6, kv_heads=2, head_size=32, layers=3), kind)
+    tokens = tokens_of(weights, 70)
+    wanted = Oracle(weights).logits(tokens)
+    found = NativeRunner(weights, BLOCKS, threads=2).forward(step(whole(sequence(tokens, range(5)))))
+    assert_near(found, wanted, bound)
+    assert (found - wanted).abs().mean() < bound / 10 * wanted.std()
+
+
+@pytest.mark.parametrize(("kind", "other"), [("Q4_K", "Q6_K"), ("Q5_K", "Q8_0"), ("Q6_K", "Q4_0")])
+def test_k_quants_run_whole_models_and_mix(kind, other):
+    kinds = {"self_attn.v_proj": other, "mlp.down_proj": other, "lm_head": other}
+    weights = random_weights(architecture(width=256, ffn_width=512, heads=8, head_size=32), kind, kinds=kinds)
+    tokens = tokens_of(weights, 40)
+    found = NativeRunner(weights, BLOCKS, threads=2).forward(step(whole(sequence(tokens, range(3)))))
+    assert_near(found, Oracle(weights).logits(tokens), 0.7)
+
+
+def test_matrices_of_one_layer_may_be_of_different_kinds():
+    kinds = {"self_attn.v_proj": "Q8_0", "mlp.up_proj": "F16", "mlp.down_proj": "Q4_1", "lm_head": "Q8_0"}
+    weights = random_weights(architecture(), "Q4_0", kinds=kinds)
+    tokens = tokens_of(weights, 40)
+    found = NativeRunner(weights, BLOCKS, threads=2).forward(step(whole(sequence(tokens, range(3)))))
+    assert_near(found, Oracle(weights).logits(tokens), 0.7)
+
+
+@pytest.fixture(scope="module", params=["F32", "Q4_0", "windows"])
+def weights(request) -> Weights:
+    if request.param == "windows":
+        return random_weights(architecture(windows=(100, 0), heads=6, kv_heads=2), "Q4_1")
+    return random_weights(architecture(heads=6, kv_heads=2), request.param)
+
+
+@pytest.fixture(scope="module")
+def runner(weights: Weights) -> NativeRunner:
+    return NativeRunner(weights, BLOCKS * 3, threads=2)
+
+
+def test_chunks_and_single_tokens_give_the_bits_of_one_pass(weights, runner):
+    tokens = tokens_of(weights, 300)
+    whole_pass = runner.forward(step(whole(sequence(tokens, range(19)))))
+    other = sequence(tokens, range(30, 49))
+    parts = [runner.forward(step(Span(other, start, stop - start, stop - start))) for start, stop in
+             ((0, 1), (1, 18), (18, 150), (150, 290))]  # fmt: skip
+    parts += [runner.forward(step(Span(other, place, 1, 1))) for place in range(290, 300)]
+    assert torch.equal(torch.cat(parts), whole_pass)
+
+
+def test_a_row_has_the_same_bits_alone_and_in_every_batch(weights, runner):
+    """Also where a lone row's context is cut into pieces for several threads."""
+    alone = sequence(tokens_of(weights, 600), range(38))
+    runner.forward(step(Span(alone, 0, 599, 0)))
+    wanted = runner.forward(step(Span(alone, 599, 1, 1)))
+    for company in (1, 3, 8, 20):
+        others = [sequence(tokens_of(weights, 30, seed), range(40 + 2 * seed, 42 + 2 * seed)) for seed in range(company)]
+        found = runner.forward(step(*(whole(one, 1) for one in others), Span(alone, 599, 1, 1), whole(others[0], 2)))
+        assert torch.equal(found[company], wanted[0])
+
+
+def test_threads_change_no_bit(weights, runner):
+    tokens = tokens_of(weights, 200)
+    wanted = runner.forward(step(whole(sequence(tokens, range(13)))))
+    for threads in (1, 3, 5):
+        other = NativeRunner(weights, 13, threads=threads)
+        assert torch.equal(other.forward(step(whole(sequence(tokens, range(13))))), wanted)
+
+
+def test_two_sequences_may_read_the_same_blocks(weights, runner):
+    begin = tokens_of(weights, 32)
+    runner.forward(step(whole(sequence(begin, [7, 9]), 0)))
+    ends = [tokens_of(weights, 20, seed) for seed in (1, 2)]
+    sharers = [sequence(begin + end, [7, 9, 10 + 2 * i, 11 + 2 * i]) for i, end in enumerate(ends)]
+    found = runner.forward(step(*(Span(one, 32, 20, 20) for one in sharers)))
+    for i, end in enumerate(ends):
+        alone = runner.forward(step(Span(sequence(begin + end, range(40, 44)), 0, 52, 20)))
+        assert torch.equal(found[20 * i : 20 * i + 20], alone)
+
+
+def test_what_a_block_held_before_does_not_show_through(weights, runner):
+    tokens = tokens_of(weights, 23)
+    runner.network.cache[:, 20:22] = 0
+    wanted = runner.forward(step(whole(sequence(tokens, [20, 21]))))
+    runner.network.cache[:, 20:22] = 0x7FC0  # not a number, in every place
+    assert torch.equal(runner.forward(step(whole(sequence(tokens, [20, 21])))), wanted)
+
+
+def test_a_step_may_want_no_logits_or_those_of_a_few_last_rows(weights, runner):
+    tokens = tokens_of(weights, 60)
+    every = runner.forward(step(whole(sequence(tokens, range(4)))))
+    assert runner.forward(step(whole(sequence(tokens, range(4)), 0))).shape == (0, weights.architecture.vocabulary)
+    some = runner.forward(step(whole(sequence(tokens, range(4)), 3), whole(sequence(tokens[:9], range(8, 9)), 1)))
+    assert torch.equal(some, torch.cat([every[57:], every[8:9]]))
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q4_0", "Q4_1", "Q8_0"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_number_that_is_not_finite_reaches_the_logits_of_its_row_and_of_no_other(kind, bad):
+    """The engine fails a request by its logits; a damaged one must not pass for a healthy one, nor harm its neighbours."""
+    weights = random_weights(architecture(), kind, kinds={"embed_tokens": "F32"})
+    tensors = dict(weights.tensors)
+    rows = tensors["model.embed_tokens.weight"].dense().clone()
+    rows[9, 40] = bad
+    tensors["model.embed_tokens.weight"] = Blocks("F32", (257, 64), rows.view(torch.uint8))
+    runner = NativeRunner(Weights(weights.architecture, tensors, weights.tokenizer, "x"), BLOCKS, threads=2)
+    healthy = [sequence([1 + i] * 20, [2 * i, 2 * i + 1]) for i in range(3)]
+    wanted = runner.forward(step(*(whole(one, 1) for one in healthy)))
+    found = runner.forward(
+        step(whole(healthy[0], 1), whole(sequence([5, 9], [10]), 1), whole(healthy[1], 1), whole(healthy[2], 1))
+    )
+    assert not found[1].isfinite().any()
+    assert torch.equal(found[[0, 2, 3]], wanted)

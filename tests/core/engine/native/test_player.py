@@ -1,0 +1,196 @@
+"""The same sources on other processors and under sanitizers: a tape of calls, played by `check.cpp` without Python."""
+
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quietchoir.core.engine.native import sources
+from quietchoir.core.engine.native.library import KINDS
+from quietchoir.tests.fakes_blocks import PLAIN, block_size, expected_product, meaning, random_rows
+from quietchoir.tests.fakes_player import STEP, Tape, Tiny, build, play
+
+FUSED = {"avx512", "avx2", "avxvnni", "evex", "neon", "neondot"}  # sets that fuse products with sums; plain does not
+SANITIZERS = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+MIXED = Tiny(
+    kinds=(
+        ("Q4_K", "Q5_K", "Q6_K", "Q8_0", "Q4_0", "Q4_1", "F16"),
+        ("BF16", "F32", "Q4_0", "Q4_1", "Q6_K", "Q5_K", "Q4_K"),
+    ),
+)
+NORMED = Tiny(
+    kinds=(("Q4_0", "Q8_0", "Q4_1", "Q4_0", "Q8_0", "Q4_0", "Q8_0"),) * 2,
+    head="Q8_0",
+    width=96,
+    ffn=64,
+    kv_heads=4,
+    head_size=16,
+    vocabulary=37,
+    window=24,
+    activation=1,
+    normed=True,
+    biased=True,
+    threads=3,
+)
+LONG = Tiny(
+    kinds=(("F32", "F16", "BF16", "F32", "F16", "BF16", "F32"),),
+    head="BF16",
+    width=24,
+    ffn=40,
+    heads=2,
+    kv_heads=1,
+    head_size=16,
+    vocabulary=17,
+    blocks=40,
+)
+
+
+@dataclass
+class Scene:
+    """A tape, and where on its output each part stands."""
+
+    tape: Tape = field(default_factory=Tape)
+    checks: list[tuple[slice, Callable[[np.ndarray], bool]]] = field(default_factory=list)
+    length: int = 0
+    products: int = 0  # of these, products of one matrix; whole steps follow
+
+    def expect(self, count: int, check: Callable[[np.ndarray], bool]) -> None:
+        self.checks.append((slice(self.length, self.length + count), check))
+        self.length += count
+
+
+def near(wanted: np.ndarray, bound: np.ndarray) -> Callable[[np.ndarray], bool]:
+    return lambda found: bool((np.abs(found - wanted.ravel()) <= bound.ravel()).all())
+
+
+def finite(found: np.ndarray) -> bool:
+    return bool(np.isfinite(found).all())
+
+
+def products(scene: Scene, rng: np.random.Generator) -> None:
+    """Every kind, with rows and activations that fill no strip and no panel."""
+    for kind in KINDS:
+        for _ in range(3):
+            rows, count = int(rng.integers(1, 50)), int(rng.integers(1, 18))
+            columns = int(rng.integers(1, 40)) if kind in PLAIN else block_size(kind)[0] * int(rng.integers(1, 4))
+            raw, x = random_rows(kind, rows, columns, rng), rng.standard_normal((count, columns)).astype(np.float32)
+            wanted, bound = expected_product(kind, raw, x)
+            scene.expect(scene.tape.multiply(kind, (rows, columns), raw, x), near(wanted, bound))
+        row = random_rows(kind, 1, 256, rng)
+        scene.expect(scene.tape.decode(kind, 256, row), near(meaning(kind, row), np.zeros(256)))
+
+
+def steps(scene: Scene, rng: np.random.Generator) -> None:
+    """Models: a mixture with adapters, one with norms behind and a window, and one with a context that is cut in pieces."""
+    MIXED.record(scene.tape, rng)
+    MIXED.adapter(scene.tape, 3, ("query", "down"), rng)
+    MIXED.adapter(scene.tape, 20, ("gate", "value", "output"), rng)
+    scene.expect(MIXED.step(scene.tape, [(5, 0, 1, [3], -1), (19, 0, 2, [0, 5], 0)], rng), finite)
+    scene.expect(MIXED.step(scene.tape, [(1, 5, 1, [3], -1), (1, 19, 1, [0, 5], 0), (3, 0, 3, [7], 1)], rng), finite)
+    refused_steps(scene.tape)
+    NORMED.record(scene.tape, rng)
+    NORMED.adapter(scene.tape, 1, ("key", "up"), rng)
+    scene.expect(NORMED.step(scene.tape, [(40, 0, 1, [1, 0, 6], 0)], rng), finite)
+    scene.expect(NORMED.step(scene.tape, [(1, 40, 1, [1, 0, 6], 0), (2, 0, 0, [2], -1)], rng), finite)
+    LONG.record(scene.tape, rng)
+    table = rng.permutation(LONG.blocks).tolist()
+    scene.expect(LONG.step(scene.tape, [(600, 0, 0, table, -1)], rng), finite)
+    scene.expect(LONG.step(scene.tape, [(1, 600, 1, table, -1)], rng), finite)
+
+
+def refused_steps(tape: Tape) -> None:
+    """What a caller may get wrong; the player fails where one of them runs."""
+    good = {"span": [2, 0, 1, 0, 1], "tokens": [1, 2], "tables": [0]}
+    wrong = (
+        {"span": [0, 0, 0, 0, 1], "tokens": []},
+        {"span": [2, -1, 1, 0, 1]},
+        {"span": [2, 0, 3, 0, 1]},
+        {"span": [2, 0, -1, 0, 1]},
+        {"span": [2, 0, 1, 0, 2]},
+        {"span": [2, 0, 1, -1, 1]},
+        {"span": [2, 0, 1, 2**31 - 1, 1]},
+        {"span": [2, 15, 1, 0, 1]},
+        {"span": [2, 2**31 - 2, 1, 0, 1]},
+        {"span": [3, 0, 1, 0, 1]},
+        {"tokens": [1, 50]},
+        {"tokens": [1, -1]},
+        {"tables": [8]},
+        {"tables": [-1]},
+    )
+    for change in wrong:
+        said = good | change
+        arrays = (np.array(said[name], dtype=np.int32) for name in ("span", "tokens", "tables"))
+        tape.add(STEP, (1, 1, 50), *arrays, np.array([-1], dtype=np.int32))
+
+
+@pytest.fixture(scope="module")
+def scene() -> Scene:
+    made, rng = Scene(), np.random.default_rng(1)
+    products(made, rng)
+    made.products = made.length
+    steps(made, rng)
+    return made
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The player for this machine, with sanitizers; its objects beside it."""
+    folder = tmp_path_factory.mktemp("sanitized")
+    return build(folder, "g++", *SANITIZERS, also=(Path(__file__).parent / "evex.cpp",))
+
+
+@pytest.fixture(scope="module")
+def here(sanitized: Path, scene: Scene) -> dict[str, np.ndarray]:
+    """What each set of this machine makes of the tape."""
+    return play([str(sanitized)], scene.tape, sanitized.parent)
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory: pytest.TempPathFactory, scene: Scene) -> dict[str, np.ndarray]:
+    """What AArch64 makes of it: cross-compiled with the flags that ship, linked statically, emulated."""
+    folder = tmp_path_factory.mktemp("aarch64")
+    return play(["qemu-aarch64", str(build(folder, "aarch64-linux-gnu-g++", "-static"))], scene.tape, folder)
+
+
+def fits(scene: Scene, found: np.ndarray) -> bool:
+    """Whether all that came out is right; a set that plays products alone stops behind them."""
+    played = [(place, check) for place, check in scene.checks if place.stop <= len(found)]
+    return len(found) in (scene.products, scene.length) and all(check(found[place]) for place, check in played)
+
+
+def test_sanitizers_find_nothing_in_any_instruction_set_and_the_numbers_are_right(
+    here: dict[str, np.ndarray], scene: Scene
+) -> None:
+    assert {"plain"} < set(here)
+    assert all(fits(scene, found) for found in here.values())
+
+
+def test_neon_with_and_without_dot_products_gives_the_right_numbers(emulated: dict[str, np.ndarray], scene: Scene) -> None:
+    assert set(emulated) == {"neondot", "neon", "plain"}
+    assert all(fits(scene, found) for found in emulated.values())
+
+
+def test_all_instruction_sets_agree(here: dict[str, np.ndarray], emulated: dict[str, np.ndarray], scene: Scene) -> None:
+    """Products to the bit where sums are fused; whole steps nearly, because sines come from each system's own library."""
+    found = [*here.items(), *emulated.items()]
+    reference = next(numbers for name, numbers in found if name in FUSED)
+    for name, numbers in found:
+        if name in FUSED:
+            assert np.array_equal(numbers[: scene.products], reference[: scene.products]), name
+        for place, _ in scene.checks:
+            there, wanted = numbers[place], reference[place][: len(numbers[place])]
+            assert np.abs(there - wanted).max(initial=0) <= 0.02 * np.abs(wanted).max(initial=1e-6), name
+
+
+def test_units_of_one_instruction_set_share_no_code_that_the_linker_could_mix(sanitized: Path) -> None:
+    """Compiled without inlining, so that every function that could become shared is there to be seen."""
+    for unit in sources.units():
+        if unit.name.startswith("forward_"):
+            listed = subprocess.run(
+                ["nm", "-C", sanitized.parent / f"{unit.stem}.o"], capture_output=True, text=True, check=True
+            )
+            weak = [line for line in listed.stdout.splitlines() if " W " in line or " u " in line]
+            assert not weak, f"{unit.name}: {weak[:3]}"
