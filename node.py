@@ -30,6 +30,8 @@ from .plugins.host import PluginHost
 
 HOUSEHOLD = "quietchoir/household"
 HOME_FILE = "home.json"
+CONVERSATIONS = "conversations"  # what the cache held when the node stopped, if its owner keeps that
+FOLLOW_S = 1.0  # how soon a choice made by another program is noticed
 LEAVE_S = 5.0  # how long a training step may delay the end
 logger = log.get("node")
 
@@ -108,6 +110,7 @@ class Node:
         self.engine = await asyncio.to_thread(Engine, self.weights, self.config.engine)
         self.engine.start()
         self.parts.push_async_callback(asyncio.to_thread, self.engine.stop)
+        await self.keep_conversations()
         self.parts.push_async_callback(self.plugins.stop)
         await self.plugins.start()
         store = RegistryStore(Registry(self.home), self.weights.digest)
@@ -120,6 +123,22 @@ class Node:
             context=self.engine.context,
             call_timeout_s=self.config.plugins.call_timeout_s,
         )
+
+    async def keep_conversations(self) -> None:
+        """Take up where the last run's conversations ended, and keep this run's; if none are to be kept, delete what is."""
+        most, folder, kept = self.config.engine.keep_conversations, self.home / CONVERSATIONS, self.engine.conversations
+        if not most:
+            await asyncio.to_thread(kept.save_latest, folder, 0)
+            return
+        await asyncio.to_thread(kept.restore_latest, folder)
+
+        def keep() -> None:
+            try:
+                kept.save_latest(folder, most)
+            except QuietchoirError as error:
+                logger.error("conversations were not kept, the next start computes them anew: %s", error)
+
+        self.parts.push_async_callback(asyncio.to_thread, keep)
 
     async def start(self) -> None:
         """Take the port, load everything, answer.
@@ -136,6 +155,20 @@ class Node:
         self.parts.push_async_callback(self.server.stop)
         await self.server.start()
         self.page = f"{self.server.url}#token={token}"
+        following = asyncio.create_task(self.follow())
+        self.parts.callback(following.cancel)
+
+    async def follow(self) -> None:
+        """Answer with what `quietchoir adapter activate` or `rollback` chooses while this node runs."""
+        told = ""
+        while True:
+            await asyncio.sleep(FOLLOW_S)
+            try:
+                await self.adapters.refresh()
+            except QuietchoirError as error:
+                if str(error) != told:
+                    logger.error("the adapter that was chosen cannot be used, the one before it answers: %s", error)
+                told = str(error)
 
     def take_part(self, federation: Path) -> None:
         """Be a member of a federation from now on, with the examples that the configuration consents to."""

@@ -16,12 +16,16 @@ class EngineConfig:
     """Limits of one engine."""
 
     model: str = "smollm2-135m-instruct"  # a catalog name or a path
+    device: Literal["cpu", "cuda"] = "cpu"  # where it computes; core/engine/cuda/README.md says what of "cuda" was never run
     max_running: int = 16  # requests in one batch
     max_waiting: int = 64  # requests in the queue; one more is refused
     context: int = 2048  # tokens of one conversation
     kv_bytes: int = 512 << 20  # memory for keys and values
     threads: int = 0  # 0: as many as this machine's cores
     queue_timeout_s: float = 30.0  # a waiting request fails after this
+    keep_conversations: int = 0  # so many stay computed on disk while the node is down; they lie there in clear
+    drafts: int = 8  # tokens guessed from what was said before and checked in one step, at most; 0: none
+    share_prefixes: bool = True  # requests that begin alike share the cache; who shares the node can time that (engine README)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +50,14 @@ class TrainingConfig:
 class ConsentConfig:
     """This node's own floor; a federation below it is refused."""
 
-    min_cohort: int = 3
+    min_cohort: int = 3  # a sum over fewer members is never taken part in
     modes: tuple[Literal["plain", "masked", "sealed"], ...] = ("masked", "sealed")
+    max_epsilon: float = 0.0  # largest privacy budget; 0: any, also no differential privacy at all
+    max_upload_bytes: int = 0  # of one round; 0: any
+
+    def __post_init__(self) -> None:
+        if self.min_cohort < 1 or not self.modes or min(self.max_epsilon, self.max_upload_bytes) < 0:
+            raise ValueError("min_cohort must be at least 1, modes not empty, max_epsilon and max_upload_bytes at least 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 from quietchoir.core.config import EngineConfig
 from quietchoir.core.engine.blockpool import BLOCK_TOKENS
 from quietchoir.core.engine.engine import Engine
+from quietchoir.core.engine.kvcache import label, unlabel
 from quietchoir.core.engine.request import Generation, GenerationRequest
 from quietchoir.core.engine.scheduler import Batch
 from quietchoir.core.models.adapter import Adapter, AdapterShape, assemble
@@ -105,22 +106,37 @@ class FakeModel:
         self.script: Sequence[int] | None = None  # says these tokens instead
 
     def forward(self, batch: Batch) -> Tensor:
-        """Remember tokens; logits [len(batch.sampled), V]."""
+        """Remember tokens; logits [batch.logit_rows, V]."""
         self.batches.append(batch)
         if self.crash is not None:
             raise self.crash
         rows = []
         for span in batch.spans:
             sequence = span.sequence
-            new = range(span.start, span.start + span.count)
-            if self.fails_on in [sequence.tokens[position] for position in new]:
+            if self.fails_on in span.tokens:
                 raise RuntimeError("the fake model was told to fail")
-            for position in new:
-                self.memory[self._place(sequence.blocks, position)] = sequence.tokens[position]
-            if span.sampled:
-                context = [self.memory[self._place(sequence.blocks, p)] for p in range(span.start + span.count)]
-                rows.append(self._logits(context, len(sequence.request.prompt)))
+            for position, token in enumerate(span.tokens, span.start):
+                self.memory[self._place(sequence.blocks, position)] = token
+            stop = span.start + span.count
+            context = [self.memory[self._place(sequence.blocks, p)] for p in range(stop)] if span.sampled else []
+            rows += [
+                self._logits(context[:length], len(sequence.request.prompt))
+                for length in range(stop - span.sampled + 1, stop + 1)
+            ]
         return torch.stack(rows) if rows else torch.empty(0, TINY.vocabulary)
+
+    def read_cache(self, blocks: Sequence[int]) -> bytes:
+        """The tokens in these blocks."""
+        found = [self.memory[block * BLOCK_TOKENS : (block + 1) * BLOCK_TOKENS] for block in blocks]
+        return label("fake", torch.tensor(found, dtype=torch.int32).numpy().tobytes())
+
+    def write_cache(self, blocks: Sequence[int], data: bytes) -> None:
+        """Remember the tokens of `read_cache`."""
+        payload = unlabel("fake", data, len(blocks) * BLOCK_TOKENS * 4)
+        for block, tokens in zip(
+            blocks, torch.frombuffer(bytearray(payload), dtype=torch.int32).split(BLOCK_TOKENS), strict=True
+        ):
+            self.memory[block * BLOCK_TOKENS : (block + 1) * BLOCK_TOKENS] = tokens.tolist()
 
     def _place(self, blocks: Sequence[int], position: int) -> int:
         return blocks[position // BLOCK_TOKENS] * BLOCK_TOKENS + position % BLOCK_TOKENS

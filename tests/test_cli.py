@@ -90,7 +90,7 @@ def test_doctor_says_what_is_missing_and_how_to_get_it(
     assert cli.main(["doctor"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == [
-        "python", "machine", "memory", "home", "model", "sandbox", "compiler", "encryption", "port",
+        "python", "machine", "memory", "home", "model", "sandbox", "kernels", "encryption", "port",
     ]  # fmt: skip
     [missing] = [line for line in lines if line.startswith("missing")]
     assert missing.startswith("missing  model ") and missing.endswith("run: quietchoir model pull smollm2-135m-instruct")
@@ -147,7 +147,7 @@ def test_serve_answers_and_chat_talks_to_it_until_it_is_told_to_end(home: Path, 
                 assert json.load(response) == {"status": "ok"}
             talk = [sys.executable, "-m", "quietchoir.cli", "chat", "--url", url]
             talked = subprocess.run(
-                talk, input="What is the capital of France?\n/quit\n", capture_output=True, text=True, timeout=120
+                talk, input="Where is the Eiffel Tower?\n/quit\n", capture_output=True, text=True, timeout=120
             )
             assert talked.returncode == 0 and "Paris" in talked.stdout, talked.stderr
             node.send_signal(signal.SIGTERM)

@@ -26,6 +26,7 @@ from quietchoir.crypto.keys import Identity
 from quietchoir.federation.member import Joining
 from quietchoir.federation.registry.registry import Card, Registry, content_hash
 from quietchoir.node import Membership, Node, model_name
+from quietchoir.tests.fakes_http import until
 from quietchoir.tests.fakes_server import engine_saying
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -85,7 +86,7 @@ async def answer(client: aiohttp.ClientSession, body: dict[str, Any]) -> dict[st
 
 
 async def test_the_model_answers_whole_and_streamed_alike(client: aiohttp.ClientSession) -> None:
-    question = ask("What is the capital of France?")
+    question = ask("Where is the Eiffel Tower?")  # no near-tie: every runner answers it alike
     whole = await answer(client, question)
     text = whole["choices"][0]["message"]["content"]
     assert "Paris" in text
@@ -138,6 +139,10 @@ async def test_an_adapter_is_swapped_in_and_out_of_the_running_node(
     async with client.post("api/adapters/activate", json={"name": None}) as response:
         assert response.status == 200
     assert (await answer(client, question))["choices"][0]["message"]["content"] == plain
+    Registry(node.home).activate(adapter)  # as `quietchoir adapter activate` does, in another process
+    await until(lambda: node.adapters.active == adapter)
+    Registry(node.home).rollback()
+    await until(lambda: node.adapters.active is None)
 
 
 async def test_a_tool_call_reaches_the_sandboxed_household(node: Node) -> None:
@@ -204,3 +209,21 @@ async def test_a_federation_that_cannot_be_joined_does_not_end_the_node(tmp_path
 
 async def test_a_model_file_is_called_by_its_name() -> None:
     assert [model_name(name) for name in ("smollm2", "/models/My-Model.Q4_1.gguf")] == ["smollm2", "My-Model.Q4_1"]
+
+
+async def test_conversations_are_computed_once_over_a_restart_and_deleted_when_none_are_kept(
+    tmp_path: Path, smollm2: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(paths.MODELS_VARIABLE, str(paths.models()))
+    monkeypatch.setenv(paths.HOME_VARIABLE, str(tmp_path))
+    question = Ask(messages=(Message("user", "Say yes or no: " + "is it so? " * 12),), max_tokens=2)
+    answers, reused = [], []
+    for keep in (2, 2, 0):
+        engine = EngineConfig(kv_bytes=64 << 20, context=512, keep_conversations=keep)
+        async with Node(Config(engine=engine), loaded=smollm2) as running:
+            await running.start_assistant()
+            answers.append([event.text async for event in running.assistant.reply(question) if isinstance(event, Text)])
+            reused.append(running.engine.stats().reused_tokens)
+    assert answers[0] == answers[1] == answers[2]
+    assert (reused[0], reused[2]) == (0, 0) and reused[1] >= 32
+    assert list((tmp_path / "conversations").iterdir()) == []

@@ -85,12 +85,14 @@ class AdapterSwitch:
         self.shelf = shelf
         self.store = store
         self.active: str | None = None
+        self._chosen: str | None = None  # in the store, when this switch last looked
         self._loading = asyncio.Lock()
 
     async def start(self) -> None:
         """Load the adapter that its owner last chose; one that cannot be used is told, and the plain model answers."""
         try:
             if (chosen := await asyncio.to_thread(self.store.active)) is not None:
+                self._chosen = chosen
                 self.active = await self.hold(chosen)
         except QuietchoirError as error:
             logger.error("the active adapter is left out, the plain model answers: %s", error)
@@ -107,7 +109,18 @@ class AdapterSwitch:
         """
         held = None if id is None else await self.hold(id)
         await asyncio.to_thread(self.store.activate, held)
-        self.active = held
+        self.active = self._chosen = held
+
+    async def refresh(self) -> None:
+        """Take over a choice that the owner made elsewhere, with another program; running answers keep their adapter.
+
+        Raises:
+            QuietchoirError: it cannot be used; the old one stays active, and that choice is not tried again.
+        """
+        chosen = await asyncio.to_thread(self.store.active)
+        if chosen != self._chosen:
+            self._chosen = chosen
+            self.active = None if chosen is None else await self.hold(chosen)
 
     async def resolve(self, name: str | None) -> str | None:
         """The adapter that a request's `model` field means; None is the plain model.

@@ -9,15 +9,19 @@ import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
-from ..engine.request import Generation, GenerationRequest
-from ..errors import EngineError, PluginError
+from ..engine.request import Constraint, Generation, GenerationRequest, Likely
+from ..errors import EngineError, PluginError, RequestError
 from ..toolcall import SYSTEM_PROMPT, ToolCall, parse
 from .context import ChatEncoder, Message, fit
-from .tools import ToolInfo, ToolResult, Tools
+from .tools import ToolInfo, ToolResult, Tools, must_call
 
 RESULT_CHARACTERS = 16_384  # longer tool output is cut; no sentence needs more
+ANY_TOOL = "*"
+# What an `Ask` hands to the engine as it is.
+PASSED: tuple[str, ...] = ("temperature", "top_p", "top_k", "min_p", "seed", "stop", "adapter", "logit_bias", "logprobs")
+PASSED += ("presence_penalty", "frequency_penalty", "repetition_penalty", "speculate")
 GRACE_S = 1.0  # the tools' own deadline comes first; this one is for tools that ignore it
 
 
@@ -33,8 +37,17 @@ class Ask:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     adapter: str | None = None  # an adapter the engine holds
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None  # likeliest tokens told beside each; None: nothing is told
+    constraint: Constraint | None = None  # the answer's form
+    speculate: bool | None = None
     use_tools: bool = True
-    caller_tools: frozenset[str] | None = None  # names the caller offers; their calls go back to the caller, uncalled
+    tool_choice: str | None = None  # None: the model may call; ANY_TOOL: it must; a name: it must call that tool
+    caller_tools: tuple[ToolInfo, ...] | None = None  # what the caller offers; calls go back to the caller, uncalled
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +55,7 @@ class Text:
     """A piece of the answer."""
 
     text: str
+    likely: tuple[Likely, ...] = ()  # of its tokens, where the ask wants logprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +108,17 @@ class Gate:
 
     def __init__(self, closed: bool) -> None:
         self.closed = closed
-        self.held = ""
+        self.held = Text("")
 
-    def push(self, text: str) -> str:
+    def push(self, piece: Text) -> Text | None:
         """What may go out now."""
         if not self.closed:
-            return text
-        self.held += text
-        if self.held.lstrip()[:1] in ("", "{"):
-            return ""
+            return piece
+        self.held = Text(self.held.text + piece.text, self.held.likely + piece.likely)
+        if self.held.text.lstrip()[:1] in ("", "{"):
+            return None
         self.closed = False
-        out, self.held = self.held, ""
+        out, self.held = self.held, Text("")
         return out
 
 
@@ -130,6 +144,7 @@ class Assistant:
             RequestError: it can never run as it is. OverloadedError: it could later. EngineError: it broke half-way.
         """
         known = self._known_tools(ask)
+        ask = self._constrained(ask, known)
         messages = self._with_tool_prompt(ask, known)
         reserve = min(ask.max_tokens, self.context // 2)  # a greedy max_tokens must not push the question out
         prompt = await asyncio.to_thread(fit, messages, self.tokenizer, self.context - reserve)
@@ -138,15 +153,15 @@ class Assistant:
             async for event in events:
                 if isinstance(event, Finished):
                     end = event
-                elif out := gate.push(event.text):
-                    yield Text(out)
-        call = parse(gate.held) if end.reason == "stop" else None
+                elif out := gate.push(event):
+                    yield out
+        call = parse(gate.held.text) if end.reason == "stop" else None
         if call is not None and call.name in known:
             async for answer in self._call(ask, call, known[call.name], end):
                 yield answer
             return
-        if gate.held:
-            yield Text(gate.held)
+        if gate.held.text or gate.held.likely:
+            yield gate.held
         yield end
 
     async def complete(self, text: str, ask: Ask) -> AsyncGenerator[Text | Finished, None]:
@@ -162,23 +177,14 @@ class Assistant:
 
     async def _generate(self, ask: Ask, prompt: tuple[int, ...]) -> AsyncGenerator[Text | Finished, None]:
         room = max(1, self.context - len(prompt))
-        generation = self.engine.submit(
-            GenerationRequest(
-                prompt=prompt,
-                max_tokens=min(ask.max_tokens, room),
-                temperature=ask.temperature,
-                top_p=ask.top_p,
-                top_k=ask.top_k,
-                seed=ask.seed,
-                stop=ask.stop,
-                adapter=ask.adapter,
-            )
-        )
+        passed: dict[str, Any] = {name: getattr(ask, name) for name in PASSED}
+        request = GenerationRequest(prompt=prompt, max_tokens=min(ask.max_tokens, room), constraint=ask.constraint, **passed)
+        generation = await self._submit(request)
         reason = None
         try:
             async for piece in generation:
-                if piece.text:
-                    yield Text(piece.text)
+                if piece.text or piece.likely:
+                    yield Text(piece.text, (piece.likely,) if piece.likely else ())
                 reason = piece.finished or reason
         finally:
             if reason is None:
@@ -187,12 +193,36 @@ class Assistant:
             raise generation.error or EngineError("the engine broke this answer off; see the node's log, then ask again")
         yield Finished(reason, generation.prompt_tokens, generation.completion_tokens)
 
+    async def _submit(self, request: GenerationRequest) -> Generation:
+        if request.constraint is None:
+            return self.engine.submit(request)
+        # A grammar takes milliseconds to seconds to compile; other answers go on meanwhile.
+        compiling = asyncio.get_running_loop().run_in_executor(None, self.engine.submit, request)
+        try:
+            return await asyncio.shield(compiling)
+        except asyncio.CancelledError:
+            compiling.add_done_callback(_let_go)
+            raise
+
     def _known_tools(self, ask: Ask) -> Mapping[str, ToolInfo]:
-        if not ask.use_tools:
-            return {}
-        if ask.caller_tools is not None:
-            return {name: ToolInfo(name, "") for name in ask.caller_tools}
-        return {info.name: info for info in self.tools.tools()}
+        if not ask.use_tools or (ask.constraint is not None and ask.tool_choice is None):
+            return {}  # an answer in a form that the caller asked for is that answer, even where it looks like a call
+        return {info.name: info for info in (self.tools.tools() if ask.caller_tools is None else ask.caller_tools)}
+
+    def _constrained(self, ask: Ask, known: Mapping[str, ToolInfo]) -> Ask:
+        """The ask whose answer must be a call, where its tool choice says so.
+
+        Raises:
+            RequestError: no such tool, or a form of its own beside.
+        """
+        if ask.tool_choice is None:
+            return ask
+        if ask.constraint is not None:
+            raise RequestError("an answer cannot be a tool call and in another form at once; leave one of them out")
+        chosen = [tool for name, tool in known.items() if ask.tool_choice in (ANY_TOOL, name)]
+        if not chosen:
+            raise RequestError(f"tool_choice asks for a call, but on offer are {', '.join(known) or 'no tools'}; offer it")
+        return replace(ask, constraint=must_call(chosen))
 
     def _with_tool_prompt(self, ask: Ask, known: Mapping[str, ToolInfo]) -> Sequence[Message]:
         """What the model is shown. An adapter that learned to call tools is shown just what its training showed it.
@@ -226,3 +256,9 @@ class Assistant:
         except TimeoutError:  # the tools' own deadline should have come first
             return ToolResult(f"{call.name} gave no answer within {self.call_timeout_s:g} s", ok=False)
         return replace(result, text=result.text[:RESULT_CHARACTERS])
+
+
+def _let_go(submitted: "asyncio.Future[Generation]") -> None:
+    """The asker left while the grammar was compiled."""
+    if not submitted.cancelled() and submitted.exception() is None:
+        submitted.result().cancel()

@@ -4,10 +4,12 @@ Knows names, JSON schemas and texts. Knows nothing of sandboxes, plugins or mode
 Always: a result is untrusted text; nobody may read it as another call.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ..engine.request import Constraint
 from ..toolcall import ToolCall
 
 
@@ -58,3 +60,28 @@ class NoTools:
     async def call(self, call: ToolCall, _deadline_s: float) -> ToolResult:
         """Refuse, in a result and not an error: the conversation goes on."""
         return ToolResult(f"no tool is called {call.name}", ok=False)
+
+
+def must_call(tools: Sequence[ToolInfo]) -> Constraint:
+    """The form of an answer that is one call to one of these tools, its arguments as the tool's schema says."""
+    calls = [
+        {
+            "type": "object",
+            "properties": {"name": {"const": tool.name}, "arguments": {"$ref": f"#/$defs/{number}"}},
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for number, tool in enumerate(tools)
+    ]
+    schemas = {str(number): _moved({"type": "object", **tool.schema}, f"#/$defs/{number}") for number, tool in enumerate(tools)}
+    return Constraint("json_schema", json.dumps({"anyOf": calls, "$defs": schemas}))
+
+
+def _moved(schema: Any, to: str) -> Any:
+    """A schema that stands inside another one: what it says of its own root, it says of its new place."""
+    if isinstance(schema, Mapping):
+        return {
+            key: to + value[1:] if key == "$ref" and isinstance(value, str) and value[:1] == "#" else _moved(value, to)
+            for key, value in schema.items()
+        }
+    return [_moved(item, to) for item in schema] if isinstance(schema, list) else schema

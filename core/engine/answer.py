@@ -7,7 +7,7 @@ Always: text goes out in whole characters; nothing of a stop text or of what fol
 from collections.abc import Container
 
 from ..models.tokenizer import Tokenizer
-from .request import Finished, Generation, GenerationRequest, Piece
+from .request import Finished, Generation, GenerationRequest, Likely, Piece
 from .stops import StopTexts
 
 
@@ -21,8 +21,12 @@ class Answer:
         self._stream = tokenizer.stream()
         self._stops = StopTexts(request.stop)
 
-    def accept(self, token: int) -> bool:
-        """Deliver the piece that `token` makes; True if it is the last one."""
+    def accept(self, token: int, likely: Likely | None = None, *, complete: bool = False) -> bool:
+        """Deliver the piece that `token` makes; True if it is the last one.
+
+        Args:
+            complete: the answer's grammar lets nothing follow.
+        """
         if token in self._stop_tokens:
             self.generation.deliver(Piece(self._rest(), token, "stop"))
             return True
@@ -30,10 +34,10 @@ class Answer:
         finished: Finished | None = None
         if met:
             finished = "stop"
-        elif self.generation.completion_tokens + 1 >= self._max_tokens:
-            finished = "length"
+        elif complete or self.generation.completion_tokens + 1 >= self._max_tokens:
+            finished = "stop" if complete else "length"
             text += self._rest()
-        self.generation.deliver(Piece(text, token, finished))
+        self.generation.deliver(Piece(text, token, finished, likely))
         return finished is not None
 
     def _rest(self) -> str:

@@ -1,8 +1,8 @@
 """Attention of one step's rows over the paged cache.
 
 Knows spans, blocks and the cache. Knows nothing of weights.
-Always: a row sees exactly the tokens of its own sequence up to and including itself; the step's keys and values are
-written before any row looks.
+Always: a row sees exactly the tokens of its own sequence up to and including itself, in a windowed layer the last `window`
+of them; the step's keys and values are written before any row looks.
 """
 
 from collections import defaultdict
@@ -26,6 +26,14 @@ class Singles:
     length: int  # of the longest context
     mask: Tensor | None  # [B, 1, 1, length], True where a row may look; None where all contexts are equally long
 
+    def within(self, window: int) -> Tensor | None:
+        """The mask of a layer whose rows see `window` tokens; 0 = all."""
+        if not 0 < window < self.length:
+            return self.mask
+        position = torch.arange(self.length)
+        stop = torch.full((len(self.rows), 1, 1, 1), self.length) if self.mask is None else self.mask.sum(-1, keepdim=True)
+        return (position < stop) & (position >= stop - window)
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -37,12 +45,22 @@ class Chunk:
     length: int
     mask: Tensor | None  # [rows, length]; None where the span is the whole context, hence plainly causal
 
+    def within(self, window: int) -> Tensor | None:
+        """As `Singles.within`."""
+        if not 0 < window < self.length:
+            return self.mask
+        rows = self.stop - self.start
+        offset = self.length - rows  # the first row's own position
+        return torch.ones(rows, self.length, dtype=torch.bool).tril(offset).triu(offset - window + 1)
+
 
 class PagedAttention:
     """What `Transformer.layers_forward` calls in each layer; made anew for each step."""
 
-    def __init__(self, cache: KeyValueCache, spans: Items[Span]) -> None:
-        self.cache = cache
+    def __init__(self, cache: KeyValueCache, spans: Items[Span], windows: tuple[int, ...] = ()) -> None:
+        """`windows`: the architecture's."""
+        self.cache, self.windows = cache, windows
+        self.masks: dict[tuple[int, int], Tensor | None] = {}  # by group and window: layers of one window share them
         self.places = torch.cat([_places(span) for span in spans])  # [N]
         alike: dict[int, list[tuple[int, Span]]] = defaultdict(list)
         self.chunks: list[Chunk] = []
@@ -76,15 +94,25 @@ class PagedAttention:
         keys, values = self.cache.read(layer, group.table, group.length)  # [B, KV, length, hd]
         # The query heads that share a key head stand in the place of query positions: four times as fast as enable_gqa.
         grouped = q.view(len(q), keys.shape[1], -1, q.shape[-1])  # [B, KV, H / KV, hd]
-        return nn.functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=group.mask).reshape(q.shape)
+        return nn.functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=self._mask(layer, group)).reshape(
+            q.shape
+        )
 
     def _many_rows(self, layer: int, q: Tensor, chunk: Chunk) -> Tensor:
         """[n, H, hd] -> [n, H, hd]."""
         keys, values = self.cache.read(layer, chunk.table, chunk.length)
+        mask = self._mask(layer, chunk)
         mixed = nn.functional.scaled_dot_product_attention(
-            q.transpose(0, 1)[None], keys, values, attn_mask=chunk.mask, is_causal=chunk.mask is None, enable_gqa=True
+            q.transpose(0, 1)[None], keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True
         )
         return mixed[0].transpose(0, 1)
+
+    def _mask(self, layer: int, group: Singles | Chunk) -> Tensor | None:
+        window = self.windows[layer] if self.windows else 0
+        key = (id(group), window)
+        if key not in self.masks:
+            self.masks[key] = group.within(window)
+        return self.masks[key]
 
 
 def _places(span: Span) -> Tensor:

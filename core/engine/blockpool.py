@@ -1,31 +1,49 @@
-"""Which blocks of the cache are free.
+"""Which blocks of the cache are free, owned or kept.
 
-Knows how many tokens a block holds. Knows nothing of what is in them, nor whose they are.
-Always: a block number is either free or handed out, once.
+Knows how many tokens a block holds and how many owners a block has. Knows nothing of what is in them, nor whose they are.
+Always: a block is free (nobody's), owned (once or by several), or kept (nobody's, but its content is known and may be asked
+for again); kept blocks are given away when free ones run out, the longest unused first.
 """
 
-from collections.abc import Iterable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable
 
 BLOCK_TOKENS = 16  # a 2,048-token conversation is 128 blocks; at most 15 places of a request stay unused
 
 
 class BlockPool:
-    """A stack of free block numbers."""
+    """Free block numbers, and how many owners the others have."""
 
     def __init__(self, blocks: int, block_tokens: int = BLOCK_TOKENS) -> None:
         self.total = blocks
         self.block_tokens = block_tokens
+        self.known: set[int] = set()  # blocks that `prefixes` can find; they are kept when their last owner goes
+        self.on_forget: Callable[[int], None] = lambda _: None  # a kept block is given away: nobody may find it any more
         self._free = list(range(blocks - 1, -1, -1))
-        self._is_free = [True] * blocks
+        self._owners = [0] * blocks
+        self._kept: OrderedDict[int, None] = OrderedDict()  # the longest unused first
 
     @property
     def free(self) -> int:
-        """Blocks that can be allocated now."""
-        return len(self._free)
+        """Blocks that can be allocated now, kept ones included."""
+        return len(self._free) + len(self._kept)
+
+    @property
+    def kept(self) -> int:
+        """Blocks that nobody owns and that still hold something known."""
+        return len(self._kept)
 
     def needed(self, tokens: int) -> int:
         """Blocks that hold `tokens` tokens."""
         return -(-tokens // self.block_tokens)
+
+    def idle(self, block: int) -> bool:
+        """Whether nobody owns this block."""
+        return self._owners[block] == 0
+
+    def alone(self, block: int) -> bool:
+        """Whether it has one owner."""
+        return self._owners[block] == 1
 
     def allocate(self, blocks: int) -> list[int]:
         """Take `blocks` block numbers.
@@ -33,35 +51,65 @@ class BlockPool:
         Raises:
             RuntimeError: fewer are free (the scheduler looks before it asks, so this is a bug).
         """
-        if blocks > len(self._free):
-            raise RuntimeError(f"{blocks} blocks asked for, {len(self._free)} free")
+        if blocks > self.free:
+            raise RuntimeError(f"{blocks} blocks asked for, {self.free} free")
+        while len(self._free) < blocks:
+            self.forget(next(iter(self._kept)))
         taken = [self._free.pop() for _ in range(blocks)]
         for block in taken:
-            self._is_free[block] = False
+            self._owners[block] = 1
         return taken
 
-    def release(self, blocks: Iterable[int]) -> None:
-        """Give blocks back.
+    def share(self, block: int) -> None:
+        """Add an owner to a known block.
 
         Raises:
-            RuntimeError: one of them was free already (a bug).
+            RuntimeError: the block is free, so what is in it is nobody's (a bug).
         """
-        for block in blocks:
-            if self._is_free[block]:
+        if self.idle(block):
+            if block not in self._kept:
+                raise RuntimeError(f"block {block} is free and cannot be shared")
+            del self._kept[block]
+        self._owners[block] += 1
+
+    def release(self, blocks: Iterable[int]) -> None:
+        """Take one owner from each block, the last one first: what stands behind others is given away before them.
+
+        Raises:
+            RuntimeError: one of them had no owner (a bug).
+        """
+        for block in reversed(list(blocks)):
+            if self.idle(block):
                 raise RuntimeError(f"block {block} was freed twice")
-            self._is_free[block] = True
+            self._owners[block] -= 1
+            if self.idle(block):
+                if block in self.known:
+                    self._kept[block] = None
+                else:
+                    self._free.append(block)
+
+    def forget(self, block: int) -> None:
+        """Make a known block unfindable, and free it unless somebody owns it."""
+        self.known.discard(block)
+        self.on_forget(block)
+        if block in self._kept:
+            del self._kept[block]
             self._free.append(block)
 
     def check_integrity(self, owned: Iterable[int]) -> None:
-        """Compare with the blocks that their owners believe they hold.
+        """Compare with the blocks that their owners believe they hold, each as often as it has owners.
 
         Raises:
-            RuntimeError: a block is lost, shared, or both free and owned (a bug).
+            RuntimeError: a block is lost, has more or fewer owners than it counts, or is free and owned (a bug).
         """
-        held = list(owned)
-        if len(set(held)) != len(held):
-            raise RuntimeError("a block has two owners")
-        if len(set(self._free)) != len(self._free) or any(self._is_free[block] for block in held):
+        held = Counter(owned)
+        if any(held[block] > owners for block, owners in enumerate(self._owners)):
+            raise RuntimeError("a block has two owners that did not agree to share it")
+        if len(set(self._free)) != len(self._free) or any(not self.idle(block) for block in (*self._free, *self._kept)):
             raise RuntimeError("a block is free and owned, or free twice")
-        if len(held) + len(self._free) != self.total:
-            raise RuntimeError(f"{len(held)} blocks owned and {len(self._free)} free, of {self.total}")
+        if not set(self._kept) <= self.known or self.known & set(self._free):
+            raise RuntimeError("a block is kept though nobody can find it, or free though somebody can")
+        if len(held) + self.free != self.total:
+            raise RuntimeError(f"{len(held)} blocks owned and {self.free} free, of {self.total}")
+        if any(held[block] < owners for block, owners in enumerate(self._owners)):
+            raise RuntimeError("a block counts owners that have left")

@@ -7,9 +7,11 @@ Always: a failing request takes no other request with it, unless they shared the
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from concurrent.futures import Future
+from typing import TypeVar
 
 import torch
 
@@ -20,31 +22,24 @@ from ..models.weights import Weights
 from .adapters import AdapterShelf
 from .answer import Answer
 from .blockpool import BLOCK_TOKENS, BlockPool
-from .kvcache import block_bytes
-from .request import Generation, GenerationRequest, Piece
-from .runner import LanguageModel, Runner, cache_dtype
-from .sampler import sample
+from .choose import runner_for
+from .keeping import Keeper
+from .kvcache import block_bytes, label
+from .native.runner import NativeRunner
+from .request import Generation, GenerationRequest, Likely, Piece
+from .runner import LanguageModel, cache_dtype
+from .sampling.grammar import Grammars
+from .sampling.likely import put_aside, tell
+from .sampling.sampler import sample
 from .scheduler import Batch, Limits, Scheduler
 from .sequence import Sequence
+from .stats import EngineStats
+from .threads import compute_alone
 
+T = TypeVar("T")
 logger = log.get("engine")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineStats:
-    """Counts since the start, and what is going on now."""
-
-    running: int
-    waiting: int
-    blocks_free: int
-    blocks_total: int
-    steps: int
-    prompt_tokens: int  # that went through the model, recomputed ones included
-    completion_tokens: int
-    finished: int
-    failed: int
-    cancelled: int
-    preemptions: int
+NOT_FINITE = "the model's logits are not finite; the weights or the adapter are damaged, get them again"
+COUNTED = ("steps", "prompt_tokens", "completion_tokens", "finished", "failed", "cancelled", "drafted", "accepted")
 
 
 class Engine:
@@ -70,11 +65,22 @@ class Engine:
         self.context = min(self.context, pool.total * BLOCK_TOKENS)
         self.scheduler = Scheduler(
             pool,
-            Limits(max_running=config.max_running, max_waiting=config.max_waiting, queue_timeout_s=config.queue_timeout_s),
+            Limits(
+                max_running=config.max_running,
+                max_waiting=config.max_waiting,
+                queue_timeout_s=config.queue_timeout_s,
+                share_prefixes=config.share_prefixes,
+                drafts=config.drafts,
+            ),
         )
-        self.model = model or Runner(weights, pool.total)
+        self.model = model or runner_for(weights, pool.total, config, self.context)
+        self.scheduler.exact = isinstance(self.model, NativeRunner)
+        self._grammars = Grammars(weights.tokenizer)
+        self.conversations = Keeper(self.scheduler, self.model, weights, self.adapters, self._between_steps)
+        self._errands: deque[Callable[[], None]] = deque()  # for the thread, between two steps
         self._answers: dict[Sequence, Answer] = {}
-        self._counts = dict.fromkeys(("steps", "prompt_tokens", "completion_tokens", "finished", "failed", "cancelled"), 0)
+        self._counts = dict.fromkeys(COUNTED, 0)
+        self._pieces: list[bytes] | None = None  # of each token, once somebody asks for log-probabilities
         self._changed = threading.Condition()  # guards everything but the model; wakes the thread
         self._thread: threading.Thread | None = None
         self._closed: str | None = None  # why no request is taken
@@ -96,6 +102,8 @@ class Engine:
             thread, self._thread = self._thread, None
         if thread is not None:
             thread.join()
+        while self._errands:
+            self._errands.popleft()()
         with self._changed:
             for sequence in list(self._answers):
                 self._end(sequence, Piece("", None, "cancelled"))
@@ -104,13 +112,15 @@ class Engine:
         """Put a request into the queue.
 
         Raises:
-            RequestError: it can never run: too long for the context, a token the model does not know, an unknown adapter.
+            RequestError: it can never run: too long for the context, a token the model does not know, an unknown adapter, a
+                grammar that cannot be compiled. (Compiling takes milliseconds to seconds, in the caller's thread.)
             OverloadedError: the queue is full.
             EngineError: the engine was stopped or has broken.
         """
         adapter = self.adapters.find(request.adapter)
         self._check(request)
-        sequence = Sequence(request, arrived_s=self._clock(), adapter=adapter)
+        matcher = None if request.constraint is None else self._grammars.compile(request.constraint)
+        sequence = Sequence(request, arrived_s=self._clock(), adapter=adapter, matcher=matcher)
         generation = Generation(len(request.prompt), self._wake)
         with self._changed:
             if self._closed is not None:
@@ -130,29 +140,39 @@ class Engine:
                 blocks_free=scheduler.pool.free,
                 blocks_total=scheduler.pool.total,
                 preemptions=scheduler.preemptions,
+                reused_tokens=scheduler.reused_tokens,
+                blocks_kept=scheduler.pool.kept,
                 **self._counts,
             )
 
     def step(self) -> None:
-        """Advance every request there is room for: by one token, or by one chunk of its prompt."""
+        """Advance every request there is room for: by a token and what was guessed after it, or by a chunk of its prompt."""
+        while self._errands:
+            self._errands.popleft()()
         with self._changed:
             self._sweep()
             batch = self.scheduler.plan()
         if not batch.spans:
             return
+        started_s, rows = self._clock(), batch.wanted
         try:
-            logits = self.model.forward(batch)  # [S, V]
-            tokens = sample(logits, batch.sampled)  # [S]
+            logits = self.model.forward(batch)  # [R, V]
+            telling = put_aside(logits, rows)
+            tokens = sample(logits, rows)  # [R]
+            told = tell(telling, rows, tokens, self._spell)  # [R]
         except Exception as error:  # whatever it is, it must not end the thread that all requests share
             self._fail([span.sequence for span in batch.spans], error)
             return
         with self._changed:
-            self.scheduler.commit(batch, tokens)
-            self._answer(batch, tokens)
+            runs = self.scheduler.commit(batch, tokens)
+            self._count(batch, runs, self._clock() - started_s)
+            self._answer(batch, runs, told)
 
     def _run(self) -> None:
         """The thread."""
-        if self._threads:
+        if isinstance(self.model, NativeRunner):
+            compute_alone()  # it has threads of its own
+        elif self._threads:
             torch.set_num_threads(self._threads)
         try:
             while self._wait_for_work():
@@ -161,15 +181,37 @@ class Engine:
             with self._changed:
                 self._closed = f"the engine broke down ({error}); restart it"
                 self._fail(list(self._answers), EngineError(self._closed))
+                while self._errands:
+                    self._errands.popleft()()
             logger.exception("the engine broke down")
 
     def _wait_for_work(self) -> bool:
         """Sleep while there is nothing to do; False when the engine is to stop."""
         with self._changed:
-            while self._closed is None and not self._answers:
+            while self._closed is None and not self._answers and not self._errands:
                 self.scheduler.check_integrity()  # nothing runs now, so it costs nothing
                 self._changed.wait()
             return self._closed is None
+
+    def _between_steps(self, work: Callable[[], T]) -> T:
+        """Do `work` on the engine's thread, where nothing else touches blocks; other requests wait meanwhile."""
+        done: Future[T] = Future()
+
+        def errand() -> None:
+            try:
+                done.set_result(work())
+            except BaseException as error:
+                done.set_exception(error)
+
+        with self._changed:
+            if self._thread is None:
+                errand()
+            elif self._closed is not None:
+                raise EngineError(self._closed)
+            else:
+                self._errands.append(errand)
+                self._changed.notify_all()
+        return done.result()
 
     def _wake(self) -> None:
         with self._changed:
@@ -185,22 +227,54 @@ class Engine:
             error = OverloadedError(f"the request waited longer than {timeout_s:g} s for its turn; try again later")
             self._end(sequence, Piece("", None, "error"), error)
 
-    def _answer(self, batch: Batch, tokens: Items[int | None]) -> None:
-        """Hand each sampled token to its request."""
-        sampled = batch.sampled
+    def _count(self, batch: Batch, runs: Items[Items[int | None]], seconds: float) -> None:
+        answers, guesses = len(runs), batch.guesses
+        if batch.rows == answers + guesses:  # nobody reads a prompt, so the time is what answers and guesses took
+            self.scheduler.price.learn(answers, guesses, seconds)
         self._counts["steps"] += 1
-        self._counts["prompt_tokens"] += batch.rows - len(sampled)
-        self._counts["completion_tokens"] += len(sampled)
-        for sequence, token in zip(sampled, tokens, strict=True):
+        self._counts["prompt_tokens"] += batch.rows - answers - guesses
+        self._counts["drafted"] += guesses
+        self._counts["accepted"] += sum(map(len, runs)) - answers
+
+    def _answer(self, batch: Batch, runs: Items[Items[int | None]], told: Items[Likely | None]) -> None:
+        """Hand each new token to its request."""
+        start = 0
+        for span, run in zip((span for span in batch.spans if span.sampled), runs, strict=True):
+            beside, start = told[start : start + len(run)], start + span.sampled
             try:
-                if token is None:
-                    raise EngineError(
-                        "the model's logits are not finite; the weights or the adapter are damaged, get them again"
-                    )
-                if self._answers[sequence].accept(token):
-                    self._end(sequence)
+                self._go_on(span.sequence, run, beside)
             except Exception as error:  # one request's text; the others go on
-                self._fail([sequence], error)
+                if None in run:
+                    self._clean(span.sequence)
+                self._fail([span.sequence], error)
+
+    def _go_on(self, sequence: Sequence, run: Items[int | None], told: Items[Likely | None]) -> None:
+        """Deliver a run of tokens; what comes after the end of the answer is left out."""
+        answer, matcher = self._answers[sequence], sequence.matcher
+        for place, (token, likely) in enumerate(zip(run, told, strict=True)):
+            if token is None:
+                raise sequence.failure or EngineError(NOT_FINITE)
+            self._counts["completion_tokens"] += 1
+            complete = matcher is not None and place == len(run) - 1 and matcher.complete
+            if answer.accept(token, likely, complete=complete and sequence.failure is None):
+                self._end(sequence)
+                return
+        if sequence.failure is not None:
+            raise sequence.failure
+
+    def _spell(self, token: int) -> bytes:
+        """The bytes of a token; a control token's name."""
+        if self._pieces is None:
+            self._pieces = self._weights.tokenizer.vocabulary.bytes_of()
+        return self._pieces[token] or self._weights.tokenizer.vocabulary.tokens[token].encode()
+
+    def _clean(self, sequence: Sequence) -> None:
+        """Let nobody find what a sequence wrote, nor meet its infinities where it writes next: they outlive a mask."""
+        self.scheduler.distrust(sequence)
+        own = [block for block in sequence.blocks if self.scheduler.pool.alone(block)]
+        if own:
+            layout, _, payload = self.model.read_cache(own).partition(b"\n")
+            self.model.write_cache(own, label(layout.decode(), bytes(len(payload))))
 
     def _fail(self, sequences: Items[Sequence], error: BaseException) -> None:
         cause = error if isinstance(error, EngineError) else EngineError(f"generation failed: {error}; see the node's log")
@@ -227,6 +301,8 @@ class Engine:
                 f"the context holds {self.context}; shorten the prompt, lower max_tokens or raise engine.context"
             )
         size = self._weights.architecture.vocabulary
+        if not all(0 <= token < size for token, _ in request.logit_bias):
+            raise RequestError(f"logit_bias names tokens outside 0..{size - 1}; use this model's token ids")
         if not 0 <= min(request.prompt) <= max(request.prompt) < size:
             raise RequestError(f"the prompt holds tokens outside 0..{size - 1}; encode it with this model's tokenizer")
 

@@ -5,11 +5,13 @@ Always: every number in it is finite, also where nothing was written yet: a mask
 """
 
 import math
+from collections.abc import Sequence as Items
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import CacheError
 from ..models.architecture import Architecture
 from .blockpool import BLOCK_TOKENS
 
@@ -24,6 +26,8 @@ class KeyValueCache:
         shape = (architecture.layers, blocks, BLOCK_TOKENS, architecture.kv_heads, architecture.head_size)
         self.keys, self.values = _zeros(shape, dtype), _zeros(shape, dtype)
         self.dtype = dtype
+        inner = "x".join(map(str, (shape[0], *shape[2:])))
+        self.layout = f"torch {str(dtype).removeprefix('torch.')} {inner}"  # keys, then values, block by block
 
     def write(self, layer: int, places: Tensor, k: Tensor, v: Tensor) -> None:
         """Store k and v [N, KV, hd] at `places` [N] (block * block tokens + offset)."""
@@ -40,6 +44,26 @@ class KeyValueCache:
 
         return gather(self.keys), gather(self.values)
 
+    def read_blocks(self, blocks: Items[int]) -> bytes:
+        """A labelled copy of whole blocks: keys [layers, n, ...], then values."""
+        table = torch.tensor(blocks, dtype=torch.long)
+        taken = torch.stack([self.keys[:, table], self.values[:, table]])
+        return label(self.layout, taken.flatten().view(torch.uint8).numpy().tobytes())
+
+    def write_blocks(self, blocks: Items[int], data: bytes) -> None:
+        """Put a labelled copy into these blocks.
+
+        Raises:
+            CacheError: another layout, another number of blocks, or numbers that are not finite; nothing was written.
+        """
+        shape = (2, self.keys.shape[0], len(blocks), *self.keys.shape[2:])
+        payload = unlabel(self.layout, data, math.prod(shape) * self.dtype.itemsize)
+        found = torch.frombuffer(bytearray(payload), dtype=torch.uint8).view(self.dtype).view(shape)
+        if not bool(torch.isfinite(found).all()):
+            raise CacheError("saved keys and values hold numbers that are not finite; the file is damaged, delete it")
+        table = torch.tensor(blocks, dtype=torch.long)
+        self.keys[:, table], self.values[:, table] = found[0], found[1]
+
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Zeros that the system hands out page by page; torch's own would touch every page now."""
@@ -49,3 +73,23 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 def block_bytes(architecture: Architecture, dtype: torch.dtype) -> int:
     """Memory of one block over all layers, keys and values."""
     return 2 * architecture.layers * BLOCK_TOKENS * architecture.kv_heads * architecture.head_size * dtype.itemsize
+
+
+def label(layout: str, payload: bytes) -> bytes:
+    """`payload` under the name of its layout: one line of text, then the bytes."""
+    return layout.encode() + b"\n" + payload
+
+
+def unlabel(layout: str, data: bytes, size: int) -> memoryview:
+    """The payload of `label`.
+
+    Raises:
+        CacheError: the label is not `layout`, or the payload has not `size` bytes.
+    """
+    head = layout.encode() + b"\n"
+    if not data.startswith(head):
+        found = data[:80].split(b"\n")[0].decode("ascii", "replace")
+        raise CacheError(f"saved keys and values are laid out as {found!r}, this engine needs {layout!r}; let it compute anew")
+    if len(data) - len(head) != size:
+        raise CacheError(f"saved keys and values have {len(data) - len(head)} bytes, expected {size}; the file is damaged")
+    return memoryview(data)[len(head) :]

@@ -5,9 +5,10 @@ Always: rows of no adapter come out exactly as without this module; adapters are
 so switching one costs nothing and several stand in one batch.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -20,6 +21,15 @@ class LoadedAdapter:
 
     name: str
     factors: Mapping[str, tuple[Tensor, Tensor]]  # module -> A transposed [K, r], scale * B transposed [r, rows]
+    digest: str = field(init=False)  # of all the numbers: two versions share no keys and values unless they are equal
+
+    def __post_init__(self) -> None:
+        whole = hashlib.sha256()
+        for module, (a, b) in sorted(self.factors.items()):
+            whole.update(f"{module} {tuple(a.shape)} {tuple(b.shape)}\n".encode())
+            for factor in (a, b):
+                whole.update(factor.detach().cpu().float().contiguous().numpy().tobytes())
+        object.__setattr__(self, "digest", whole.hexdigest())  # frozen, and known only now
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,15 @@ from typing import Literal
 from ..errors import EngineError, RequestError
 
 Finished = Literal["stop", "length", "cancelled", "error"]
+MAX_LOGPROBS = 20  # likeliest tokens that a request may ask for
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """The answer's form. What is chosen among the texts of that form is still the model's word."""
+
+    kind: Literal["json", "json_schema", "regex", "lark"]
+    text: str = ""  # schema, expression or grammar; "json" needs none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +42,20 @@ class GenerationRequest:
     seed: int | None = None  # None: a fresh one
     stop: tuple[str, ...] = ()  # text that ends the answer and is not part of it
     adapter: str | None = None
+    min_p: float = 0.0  # leaves out tokens less likely than this times the likeliest
+    presence_penalty: float = 0.0  # taken from the logit of each token the answer holds
+    frequency_penalty: float = 0.0  # the same, times how often
+    repetition_penalty: float = 1.0  # divides the logits of tokens that prompt or answer hold; 1: off
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token id and what is added to its logit
+    logprobs: int | None = None  # likeliest tokens told beside each; 0: the token's own alone, None: nothing
+    constraint: Constraint | None = None
+    speculate: bool | None = None  # tokens may be guessed and checked; None: unless a seed forbids what may change digits
+
+    @property
+    def repeatable(self) -> bool:
+        """Somebody wants the same text again. What others left in the cache, and guesses, change no distribution; but they
+        change how many rows a step has, and on the torch path that changes the last digits of logits."""
+        return self.seed is not None
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -45,17 +68,45 @@ class GenerationRequest:
             raise RequestError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
         if self.top_k < 0:
             raise RequestError(f"top_k is {self.top_k}; it must be 0 (all tokens) or more")
+        if not 0 <= self.min_p <= 1:
+            raise RequestError(f"min_p is {self.min_p}; it must be 0 (off) to 1")
+        if not (math.isfinite(self.presence_penalty) and math.isfinite(self.frequency_penalty)):
+            raise RequestError("presence_penalty and frequency_penalty must be finite numbers; 0 turns them off")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise RequestError(f"repetition_penalty is {self.repetition_penalty}; it must be a positive number, 1 turns it off")
+        if not all(math.isfinite(value) for _, value in self.logit_bias):
+            raise RequestError("logit_bias holds a value that is not finite; use -100 to forbid a token")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
+            raise RequestError(f"logprobs is {self.logprobs}; it must be 0 to {MAX_LOGPROBS}")
         if "" in self.stop:
             raise RequestError("stop holds an empty text, which would end every answer at once; leave it out")
 
 
 @dataclass(frozen=True, slots=True)
+class Chance:
+    """A token and the logarithm of its probability."""
+
+    token: int
+    text: bytes  # may be part of a character
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Likely:
+    """How likely the model itself found a token, whatever temperature, penalties or grammar made of it."""
+
+    chosen: Chance
+    best: tuple[Chance, ...]  # the likeliest tokens, as many as were asked for
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
-    """What one step added to an answer."""
+    """What one token added to an answer."""
 
     text: str  # whole characters; may be empty while a character or a stop text is incomplete
     token: int | None  # None where no token stands behind the piece (cancelled, error)
     finished: Finished | None = None
+    likely: Likely | None = None  # where the request asked for logprobs
 
 
 class Generation:

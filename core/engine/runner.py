@@ -26,7 +26,24 @@ class LanguageModel(Protocol):
     """What the engine asks of a model."""
 
     def forward(self, batch: Batch) -> Tensor:
-        """Run the batch's tokens, remember their keys and values, and return logits [len(batch.sampled), V]."""
+        """Run the batch's tokens and remember their keys and values.
+
+        Returns:
+            Logits [batch.logit_rows, V], float32: of the last `span.sampled` rows of each span, in the order of
+            `batch.spans`. What a span's rows hold is `span.tokens`, which ends with its drafts.
+        """
+        ...
+
+    def read_cache(self, blocks: Items[int]) -> bytes:
+        """What these blocks of the cache hold, under the label of its layout; see `kvcache.label`."""
+        ...
+
+    def write_cache(self, blocks: Items[int], data: bytes) -> None:
+        """Put what `read_cache` returned for as many blocks into these.
+
+        Raises:
+            CacheError: another layout or size; nothing was written.
+        """
         ...
 
 
@@ -51,22 +68,26 @@ class Runner:
         """See `LanguageModel.forward`; logits are float32."""
         # Rows of one adapter stand together, so that each adapter multiplies a slice.
         spans = sorted(batch.spans, key=lambda span: id(span.sequence.adapter))
-        tokens = torch.tensor([token for span in spans for token in _tokens(span)])  # [N]
+        tokens = torch.tensor([token for span in spans for token in span.tokens])  # [N]
         positions = torch.cat([torch.arange(span.start, span.start + span.count) for span in spans])  # [N]
-        attention = PagedAttention(self.cache, spans)
+        attention = PagedAttention(self.cache, spans, self.transformer.architecture.windows)
         with self.adapter_rows.use(_adapter_rows(spans)):
             x = self.transformer.layers_forward(self.transformer.embed(tokens), positions, attention)  # [N, D]
-        return self.transformer.logits(x[_last_rows(batch, spans)]).float()
+        return self.transformer.logits(x[_wanted_rows(batch, spans)]).float()
+
+    def read_cache(self, blocks: Items[int]) -> bytes:
+        """See `LanguageModel.read_cache`."""
+        return self.cache.read_blocks(blocks)
+
+    def write_cache(self, blocks: Items[int], data: bytes) -> None:
+        """See `LanguageModel.write_cache`."""
+        self.cache.write_blocks(blocks, data)
 
 
 def cache_dtype(weights: Weights, compute: torch.dtype | None) -> torch.dtype:
     """bfloat16 beside quantised weights, whose own rounding is far coarser; float32 on the exact path."""
     exact = compute is torch.float32 or all(blocks.kind in ("F32", "F16") for blocks in weights.tensors.values())
     return torch.float32 if exact else torch.bfloat16
-
-
-def _tokens(span: Span) -> list[int]:
-    return span.sequence.tokens[span.start : span.start + span.count]
 
 
 def _adapter_rows(spans: Items[Span]) -> tuple[Rows, ...]:
@@ -80,7 +101,8 @@ def _adapter_rows(spans: Items[Span]) -> tuple[Rows, ...]:
     return tuple(groups)
 
 
-def _last_rows(batch: Batch, spans: Items[Span]) -> Tensor:
-    """Where the last row of each sampled span stands in the step, in the order of `batch.sampled`, [S]."""
+def _wanted_rows(batch: Batch, spans: Items[Span]) -> Tensor:
+    """Where the rows whose logits are wanted stand in the step, in the order of `batch.spans`, [batch.logit_rows]."""
     stops = dict(zip((id(span) for span in spans), accumulate(span.count for span in spans), strict=True))
-    return torch.tensor([stops[id(span)] - 1 for span in batch.spans if span.sampled], dtype=torch.long)
+    wanted = [row for span in batch.spans for row in range(stops[id(span)] - span.sampled, stops[id(span)])]
+    return torch.tensor(wanted, dtype=torch.long)

@@ -1,6 +1,7 @@
 """Which requests run next.
 
-Knows token counts and free blocks; is told the time. Knows nothing of tensors or text.
+Knows tokens, free blocks and blocks that already hold what a sequence begins with; is told the time. Knows nothing of
+tensors or text.
 Always: a sequence is in exactly one of waiting, running, finished; only running ones hold blocks; who came first is
 never held up by who came later, so the oldest always goes on and every request ends.
 """
@@ -11,7 +12,9 @@ from dataclasses import dataclass
 
 from ..errors import OverloadedError
 from .blockpool import BlockPool
-from .sequence import Sequence
+from .prefixes import Prefix, Prefixes
+from .sampling.price import Price
+from .sequence import Row, Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +26,8 @@ class Limits:
     queue_timeout_s: float = 30.0
     step_rows: int = 512  # prompt tokens of one step while nobody is answering
     shared_rows: int = 128  # prompt tokens of one step beside running answers: the longest pause between their tokens
+    share_prefixes: bool = True  # requests that begin alike use the same blocks
+    drafts: int = 8  # tokens guessed after the last one of a sequence, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +36,14 @@ class Span:
 
     sequence: Sequence
     start: int
-    count: int
-    sampled: bool  # it reaches the last known token, so that the next one can be sampled
+    count: int  # known tokens and drafts
+    sampled: int  # trailing rows whose logits are wanted: 0 inside a prompt, else 1 and one more for each draft
+    drafts: tuple[int, ...] = ()  # guessed tokens after the last known one; not part of the sequence until accepted
+
+    @property
+    def tokens(self) -> list[int]:
+        """The token of each row, [count]."""
+        return [*self.sequence.tokens[self.start : self.start + self.count], *self.drafts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +54,7 @@ class Batch:
 
     @property
     def sampled(self) -> list[Sequence]:
-        """The sequences that get a token in this step, in the order of the logits."""
+        """The sequences that get tokens in this step, in the order of the logits."""
         return [span.sequence for span in self.spans if span.sampled]
 
     @property
@@ -51,16 +62,35 @@ class Batch:
         """Tokens that go through the model."""
         return sum(span.count for span in self.spans)
 
+    @property
+    def logit_rows(self) -> int:
+        """Rows of logits that the model returns."""
+        return sum(span.sampled for span in self.spans)
+
+    @property
+    def wanted(self) -> list[Row]:
+        """What each row of logits is for, [logit_rows]."""
+        return [Row(span.sequence, span.drafts, place) for span in self.spans for place in range(span.sampled)]
+
+    @property
+    def guesses(self) -> int:
+        """Drafts in this step."""
+        return sum(len(span.drafts) for span in self.spans)
+
 
 class Scheduler:
     """First come, first served, as far as blocks go; preempted sequences are recomputed."""
 
     def __init__(self, pool: BlockPool, limits: Limits) -> None:
         self.pool = pool
+        self.prefixes = Prefixes(pool)
+        self.price = Price()
+        self.exact = False  # the model's rows are the same to the last bit whatever else is in a step
         self.limits = limits
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of arrival
         self.preemptions = 0
+        self.reused_tokens = 0  # that did not go through the model, because a block already held them
 
     def add(self, sequence: Sequence) -> None:
         """Put a new sequence at the end of the queue.
@@ -96,19 +126,41 @@ class Scheduler:
                 budget -= spans[-1].count
         return Batch(tuple(spans))
 
-    def commit(self, batch: Batch, tokens: Items[int | None]) -> None:
-        """Write down that `batch` ran: its keys and values are cached, and each sampled sequence has one more token.
+    def commit(self, batch: Batch, tokens: Items[int | None]) -> list[list[int | None]]:
+        """Write down that `batch` ran: its keys and values are cached, and each sampled sequence has new tokens.
 
-        A sequence whose token is None has none and must be finished.
+        Args:
+            tokens: what was chosen after each row of logits [batch.logit_rows]. A draft that was not chosen ends its
+                span's run: what stands after it was computed on a wrong guess and is left out, in the cache too.
+
+        Returns:
+            The new tokens of each of `batch.sampled`. One that ends with None has logits that are not finite: `distrust` and
+            `finish` it.
         """
+        chosen = iter(tokens)
+        runs: list[list[int | None]] = []
         for span in batch.spans:
-            span.sequence.computed += span.count
-        for sequence, token in zip(batch.sampled, tokens, strict=True):
-            if token is not None:
-                sequence.tokens.append(token)
+            run = _run(span, [next(chosen) for _ in range(span.sampled)])
+            sequence = span.sequence
+            sequence.computed += span.count - span.sampled + len(run) if run else span.count
+            for token in run:
+                if token is not None:
+                    sequence.accept(token)
+            if run:
+                runs.append(run)
+            if None not in run:
+                self._remember(sequence)
+                self._trim(sequence)
+        return runs
+
+    def distrust(self, sequence: Sequence) -> None:
+        """Let nobody else find what this sequence wrote."""
+        if sequence.prefix is not None:
+            self.prefixes.drop(sequence.prefix)
+            sequence.prefix = None
 
     def finish(self, sequence: Sequence) -> None:
-        """Take a sequence out, whatever state it is in, and free its blocks."""
+        """Take a sequence out, whatever state it is in, and give its blocks back."""
         if sequence in self.running:
             self.running.remove(sequence)
         elif sequence in self.waiting:
@@ -129,17 +181,31 @@ class Scheduler:
             raise RuntimeError("a running sequence has computed more than its blocks hold or its tokens are")
         if len(self.running) > self.limits.max_running:
             raise RuntimeError(f"{len(self.running)} sequences run, the limit is {self.limits.max_running}")
+        for sequence in self.running:
+            shared = [] if sequence.prefix is None else [prefix.block for prefix in sequence.prefix.path()]
+            if shared != sequence.blocks[: len(shared)] or len(shared) * self.pool.block_tokens > sequence.computed:
+                raise RuntimeError("a running sequence shares blocks that it does not hold or has not computed")
         self.pool.check_integrity(block for s in self.running for block in s.blocks)
+        self.prefixes.check_integrity()
 
     def _next_tokens(self) -> list[Span]:
-        """One row for every running sequence that only lacks its last token; the youngest give way when blocks run out."""
-        spans: list[Span] = []
-        for sequence in list(self.running):
-            if sequence.remaining != 1 or not sequence.blocks:  # still reading its prompt, or preempted a moment ago
-                continue
-            if self._grow(sequence):
-                spans.append(self._chunk(sequence, 1))
-        return spans
+        """A row for every running sequence that only lacks its last token; the youngest give way when blocks run out."""
+        answering = [sequence for sequence in self.running if sequence.remaining == 1]
+        # Those preempted for an older one a moment ago hold no blocks any more.
+        ready = [sequence for sequence in answering if sequence.blocks and self._grow(sequence)]
+        price = self.price.of_row(len(answering)) if answering else 1.0
+        return [self._span_of_answer(sequence, price) for sequence in ready if sequence.blocks]
+
+    def _span_of_answer(self, sequence: Sequence, price: float) -> Span:
+        """The last token and what may follow it, as far as there is room that nobody else needs for its own last token."""
+        wanted = not self._apart(sequence) if sequence.request.speculate is None else sequence.request.speculate
+        drafts = sequence.guess(self.limits.drafts, price) if wanted else ()
+        known = len(sequence.tokens)
+        more = self.pool.needed(known + len(drafts)) - len(sequence.blocks)
+        if more > 0 and more + len(self.running) <= self.pool.free:
+            sequence.blocks += self.pool.allocate(more)
+        drafts = drafts[: len(sequence.blocks) * self.pool.block_tokens - known]
+        return Span(sequence, sequence.computed, 1 + len(drafts), sampled=1 + len(drafts), drafts=drafts)
 
     def _grow(self, sequence: Sequence) -> bool:
         """Make room for the sequence's last token; False if the sequence itself had to give way."""
@@ -164,20 +230,96 @@ class Scheduler:
         """Whether the first in the queue can start: its whole prompt has room, and so has a next block for all who run."""
         if not self.waiting or len(self.running) >= self.limits.max_running:
             return False
-        return self.pool.needed(len(self.waiting[0].tokens)) + len(self.running) <= self.pool.free
+        sequence = self.waiting[0]
+        found = self._known(sequence)
+        # A kept block that it takes over is no longer free, though it need not be computed.
+        taken = self.pool.needed(len(sequence.tokens)) - sum(not self.pool.idle(prefix.block) for prefix in found)
+        return taken + len(self.running) <= self.pool.free
 
     def _admit(self) -> Sequence:
         sequence = self.waiting.popleft()
-        sequence.blocks = self.pool.allocate(self.pool.needed(len(sequence.tokens)))
+        sequence.prefix = self.prefixes.root(sequence.adapter_digest)
+        found = self._known(sequence)
+        for prefix in found:  # before anything is allocated, which could give them away
+            self.pool.share(prefix.block)
+        sequence.blocks = [prefix.block for prefix in found]
+        sequence.blocks += self.pool.allocate(self.pool.needed(len(sequence.tokens)) - len(found))
+        self._skip(sequence, found)
         sequence.started = True
         self.running.append(sequence)
         return sequence
 
     def _chunk(self, sequence: Sequence, budget: int) -> Span:
+        if sequence.remaining > 1:
+            self._reuse(sequence)
         count = min(sequence.remaining, budget)
-        return Span(sequence, sequence.computed, count, sampled=count == sequence.remaining)
+        return Span(sequence, sequence.computed, count, sampled=int(count == sequence.remaining))
+
+    def _apart(self, sequence: Sequence) -> bool:
+        """Whether it computes everything itself, so that its text comes out the same another time."""
+        return sequence.request.repeatable and not self.exact
+
+    def _known(self, sequence: Sequence) -> list[Prefix]:
+        """The next blocks of a sequence that need not be computed; its last token must be, since its logits are wanted."""
+        if not self.limits.share_prefixes or self._apart(sequence):
+            return []
+        start = sequence.prefix or self.prefixes.root(sequence.adapter_digest)
+        return self.prefixes.follow(start, sequence.tokens, (len(sequence.tokens) - 1) // self.pool.block_tokens)
+
+    def _reuse(self, sequence: Sequence) -> None:
+        """Take over blocks that another sequence has filled since this one began."""
+        if sequence.prefix is None or sequence.computed != sequence.prefix.depth * self.pool.block_tokens:
+            return
+        found = self._known(sequence)
+        for prefix in found:
+            self._exchange(sequence, prefix)
+        self._skip(sequence, found)
+
+    def _skip(self, sequence: Sequence, found: Items[Prefix]) -> None:
+        if found:
+            sequence.prefix = found[-1]
+            sequence.computed = found[-1].depth * self.pool.block_tokens
+            self.reused_tokens += len(found) * self.pool.block_tokens
+
+    def _remember(self, sequence: Sequence) -> None:
+        """Let others find the blocks that have become full."""
+        size = self.pool.block_tokens
+        while (
+            self.limits.share_prefixes
+            and sequence.prefix is not None
+            and (sequence.prefix.depth + 1) * size <= sequence.computed
+        ):
+            at = sequence.prefix.depth
+            prefix = self.prefixes.add(sequence.prefix, sequence.tokens[at * size : (at + 1) * size], sequence.blocks[at])
+            if prefix.block != sequence.blocks[at] and self._apart(sequence):
+                return
+            self._exchange(sequence, prefix)
+            sequence.prefix = prefix
+
+    def _exchange(self, sequence: Sequence, prefix: Prefix) -> None:
+        """Put a known block in the place of the sequence's own: so who holds a block holds all before it."""
+        own = sequence.blocks[prefix.depth - 1]
+        if own != prefix.block:
+            self.pool.share(prefix.block)
+            self.pool.release([own])
+            sequence.blocks[prefix.depth - 1] = prefix.block
+
+    def _trim(self, sequence: Sequence) -> None:
+        """Give back blocks that only rejected drafts were written to."""
+        needed = self.pool.needed(len(sequence.tokens))
+        self.pool.release(sequence.blocks[needed:])
+        del sequence.blocks[needed:]
 
     def _release(self, sequence: Sequence) -> None:
         self.pool.release(sequence.blocks)
         sequence.blocks = []
+        sequence.prefix = None
         sequence.computed = 0
+
+
+def _run(span: Span, chosen: list[int | None]) -> list[int | None]:
+    """The chosen tokens up to the first that is not the draft of its place."""
+    for place, draft in enumerate(span.drafts):
+        if chosen[place] != draft:
+            return chosen[: place + 1]
+    return chosen

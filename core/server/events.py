@@ -7,13 +7,14 @@ Always: a stream that ends well ends with `[DONE]`; one that breaks ends with an
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from aiohttp import web
 
 from ..assistant.assistant import Answered, Called, Event, Finished, Text
+from ..engine.request import Chance, Likely
 from ..errors import QuietchoirError
 from . import refusals
 
@@ -26,8 +27,10 @@ class Shapes:
 
     endpoint: Endpoint
     model: str
+    tells: bool = False  # logprobs stand beside the text
     id: str = field(default_factory=lambda: f"qc-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
+    said: int = 0  # characters told so far, for text_offset
 
     def envelope(self, choice: Mapping[str, Any] | None, *, streamed: bool) -> dict[str, Any]:
         """What every body and chunk carries."""
@@ -43,20 +46,38 @@ class Shapes:
     def chunk(self, event: Event) -> dict[str, Any]:
         """One event of a stream."""
         if self.endpoint == "text":
-            text = event.text if isinstance(event, Text) else ""
+            text, told = (event.text, self.told(event.likely)) if isinstance(event, Text) else ("", None)
             reason = event.reason if isinstance(event, Finished) else None
-            return self.envelope({"text": text, "finish_reason": reason, "logprobs": None}, streamed=True)
-        reason = None
+            return self.envelope({"text": text, "finish_reason": reason, "logprobs": told}, streamed=True)
+        reason, beside = None, {}
         match event:
-            case Text(text):
+            case Text(text, likely):
                 delta: dict[str, Any] = {"content": text}
+                beside = {"logprobs": self.told(likely)} if self.tells else {}
             case Called():
                 delta = {"tool_calls": [{"index": 0, **called(event)}]}
             case Answered():
                 delta = {"tool_results": [answered(event)]}
             case Finished():
                 delta, reason = {}, event.reason
-        return self.envelope({"delta": delta, "finish_reason": reason}, streamed=True)
+        return self.envelope({"delta": delta, "finish_reason": reason, **beside}, streamed=True)
+
+    def told(self, likely: Sequence[Likely]) -> dict[str, Any] | None:
+        """Log-probabilities in the endpoint's shape; None where nobody asked."""
+        if not self.tells:
+            return None
+        if self.endpoint == "chat":
+            return {"content": [spelled(each.chosen) | {"top_logprobs": [*map(spelled, each.best)]} for each in likely]}
+        starts = [self.said]
+        for each in likely:
+            starts.append(starts[-1] + len(each.chosen.text.decode("utf-8", "ignore")))
+        self.said = starts.pop()
+        return {
+            "tokens": [letters(each.chosen) for each in likely],
+            "token_logprobs": [each.chosen.logprob for each in likely],
+            "top_logprobs": [{letters(chance): chance.logprob for chance in each.best} for each in likely],
+            "text_offset": starts,
+        }
 
     def first(self) -> dict[str, Any]:
         """The chunk that names the role, sent before anything is generated."""
@@ -65,10 +86,12 @@ class Shapes:
     async def whole(self, events: AsyncIterator[Event]) -> dict[str, Any]:
         """Collect a whole answer."""
         text, calls, results, end = "", [], [], None
+        likely: list[Likely] = []
         async for event in events:
             match event:
                 case Text():
                     text += event.text
+                    likely += event.likely
                 case Called():
                     calls.append(called(event))
                 case Answered():
@@ -78,14 +101,16 @@ class Shapes:
         if end is None:
             raise RuntimeError("an answer without an end")  # our bug
         if self.endpoint == "text":
-            body = self.envelope({"text": text, "finish_reason": end.reason, "logprobs": None}, streamed=False)
+            told = self.told(likely)
+            body = self.envelope({"text": text, "finish_reason": end.reason, "logprobs": told}, streamed=False)
         else:
             message: dict[str, Any] = {"role": "assistant", "content": text or None if calls else text}
             if calls:
                 message["tool_calls"] = calls
             if results:
                 message["tool_results"] = results
-            body = self.envelope({"message": message, "finish_reason": end.reason}, streamed=False)
+            beside = {"logprobs": self.told(likely)} if self.tells else {}
+            body = self.envelope({"message": message, "finish_reason": end.reason, **beside}, streamed=False)
         return body | {"usage": usage(end)}
 
 
@@ -98,6 +123,16 @@ def called(event: Called) -> dict[str, Any]:
 def answered(event: Answered) -> dict[str, Any]:
     """What the node's own tool answered: our addition, which OpenAI's clients skip."""
     return {"tool_call_id": event.id, "content": event.result.text, "ok": event.result.ok}
+
+
+def letters(chance: Chance) -> str:
+    """A token as text; bytes that are no whole character become U+FFFD."""
+    return chance.text.decode("utf-8", "replace")
+
+
+def spelled(chance: Chance) -> dict[str, Any]:
+    """A token as the chat endpoint writes it."""
+    return {"token": letters(chance), "logprob": chance.logprob, "bytes": list(chance.text)}
 
 
 def usage(end: Finished) -> dict[str, int]:

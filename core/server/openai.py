@@ -67,7 +67,8 @@ class OpenAI:
 
     def shapes(self, endpoint: events.Endpoint, ask: Ask) -> events.Shapes:
         """A new answer's identity, under the model that really answers."""
-        return events.Shapes(endpoint, f"{self.adapters.model}:{ask.adapter}" if ask.adapter else self.adapters.model)
+        model = f"{self.adapters.model}:{ask.adapter}" if ask.adapter else self.adapters.model
+        return events.Shapes(endpoint, model, tells=ask.logprobs is not None)
 
     async def send(
         self, request: web.Request, body: requests.Body, answer: AsyncGenerator[Event, None], shapes: events.Shapes

@@ -11,14 +11,18 @@ from typing import Any
 
 from ..assistant.assistant import Ask
 from ..assistant.context import Message
+from ..engine.request import MAX_LOGPROBS
 from ..toolcall import ToolCall
+from . import forms
 from .refusals import BadRequest, parse_json
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 DEFAULT_TOKENS = 256
 MAX_STOPS = 4
-SHARED = {"model", "stream", "stream_options", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop"}
-CHAT = SHARED | {"messages", "max_completion_tokens", "tools", "tool_choice"}
+SHARED = {"model", "stream", "stream_options", "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop"}
+SHARED |= {"presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "logprobs", "response_format"}
+SHARED |= {"speculate"}  # ours: whether tokens are guessed ahead; if left out, the engine decides
+CHAT = SHARED | {"messages", "max_completion_tokens", "tools", "tool_choice", "top_logprobs"}
 COMPLETION = SHARED | {"prompt"}
 # Accepted and not read: they say nothing about the answer's text.
 INDIFFERENT = {"user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key"}
@@ -26,14 +30,8 @@ INDIFFERENT = {"user", "metadata", "store", "service_tier", "parallel_tool_calls
 NEUTRAL: Mapping[str, Sequence[object]] = {
     "n": (1,),
     "best_of": (1,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "echo": (False,),
     "suffix": ("",),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
 }
 
@@ -56,13 +54,11 @@ def chat(raw: bytes) -> Body:
         BadRequest: not JSON, or a field that is unknown, ill-typed, out of range or unsupported.
     """
     body = checked(raw, CHAT)
-    tools, choice = take(body, "tools", list, None), body.get("tool_choice")
-    if choice not in (None, "auto", "none"):
-        raise BadRequest(f"tool_choice is {choice!r}, supported are 'auto' and 'none'", "tool_choice")
     ask = Ask(
         messages=messages(body.get("messages")),
-        use_tools=choice != "none",
-        caller_tools=None if tools is None else frozenset(tool_name(tool, index) for index, tool in enumerate(tools)),
+        caller_tools=forms.tools(take(body, "tools", list, None)),
+        logprobs=chat_logprobs(body),
+        **forms.tool_choice(body.get("tool_choice")),
         **sampling(body),
     )
     return Body(ask=ask, **shared(body))
@@ -80,7 +76,17 @@ def completion(raw: bytes) -> Body:
         prompt = prompt[0]
     if not isinstance(prompt, str) or not prompt:
         raise BadRequest("prompt must be one text that is not empty", "prompt")
-    return Body(ask=Ask(messages=(), **sampling(body)), prompt=prompt, **shared(body))
+    logprobs = None if "logprobs" not in body else number(body, "logprobs", int, 0, 0, MAX_LOGPROBS)
+    return Body(ask=Ask(messages=(), logprobs=logprobs, **sampling(body)), prompt=prompt, **shared(body))
+
+
+def chat_logprobs(body: Mapping[str, Any]) -> int | None:
+    """How many of the likeliest tokens to tell; None for nothing at all."""
+    if take(body, "logprobs", bool, False):
+        return int(number(body, "top_logprobs", int, 0, 0, MAX_LOGPROBS))
+    if body.get("top_logprobs"):
+        raise BadRequest("top_logprobs needs logprobs = true; set it or leave both out", "top_logprobs")
+    return None
 
 
 def checked(raw: bytes, known: set[str]) -> dict[str, Any]:
@@ -116,6 +122,13 @@ def sampling(body: Mapping[str, Any]) -> dict[str, Any]:
         "top_k": number(body, "top_k", int, 0, 0, 1 << 20),
         "seed": None if "seed" not in body else number(body, "seed", int, 0, -(1 << 63), (1 << 63) - 1) & ((1 << 63) - 1),
         "stop": stops(body.get("stop")),
+        "min_p": number(body, "min_p", float, 0.0, 0.0, 1.0),
+        "presence_penalty": number(body, "presence_penalty", float, 0.0, -2.0, 2.0),
+        "frequency_penalty": number(body, "frequency_penalty", float, 0.0, -2.0, 2.0),
+        "repetition_penalty": number(body, "repetition_penalty", float, 1.0, 0.01, 10.0),
+        "logit_bias": forms.logit_bias(take(body, "logit_bias", dict, {})),
+        "constraint": forms.response_format(body.get("response_format")),
+        "speculate": take(body, "speculate", bool, None),
     }
 
 
@@ -186,11 +199,3 @@ def tool_call(item: object, where: str) -> ToolCall:
         raise BadRequest(f"{where} must hold function.name and function.arguments", where)
     arguments = parse_json(str(function.get("arguments") or "{}").encode(), f"{where}.function.arguments")
     return ToolCall(function["name"], arguments)
-
-
-def tool_name(tool: object, index: int) -> str:
-    """The name of a tool that the caller itself will carry out."""
-    function = tool.get("function") if isinstance(tool, dict) and tool.get("type") == "function" else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise BadRequest(f"tools[{index}] must be a function with a name", f"tools[{index}]")
-    return str(function["name"])

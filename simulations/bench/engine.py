@@ -7,8 +7,8 @@ greedily, with the same number of tokens.
 
 import importlib.util
 import os
-import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,6 +17,10 @@ from typing import Any
 
 import torch
 
+from ...core.engine.blockpool import BLOCK_TOKENS
+from ...core.engine.choose import processor_runner
+from ...core.engine.perplexity import perplexity
+from ...core.engine.runner import Runner
 from ...core.errors import ConfigError
 from ...core.models import catalog, weights
 from . import random_model
@@ -25,7 +29,7 @@ from .figures import Figure
 from .peers.llamacpp import repacked
 from .peers.ours import ADAPTERS
 from .peers.reference import unpacked
-from .stopwatch import Sample
+from .stopwatch import Sample, put
 
 SEED = 1
 MODEL = "smollm2-135m-instruct"
@@ -167,8 +171,6 @@ def adapters(model: Path, scale: Scale, report: dict[str, Any], tell: Callable[[
 def bandwidth(large: Path, scale: Scale, report: dict[str, Any]) -> None:
     """How near batch 1 at 1B comes to reading every weight once a token at the memory's speed, which is measured here."""
     memory = torch.ones(scale.read_bytes // 4)
-    import time
-
     speeds = []
     for _ in range(scale.repeats + 1):
         before = time.perf_counter()
@@ -182,21 +184,16 @@ def bandwidth(large: Path, scale: Scale, report: dict[str, Any]) -> None:
 
 
 def perplexities(model: Path, quick: bool) -> dict[str, float]:
-    """Perplexity on fixed text: the path that serves, float32 over the same blocks, and how much worse in percent."""
-    from ...core.engine.perplexity import compare_paths
+    """Perplexity on Python's own documentation: the serving path, float32 over the same blocks, and percent between them."""
+    from pydoc_data.topics import topics
 
-    fast, exact = compare_paths(weights.load(model), tokens=256 if quick else 4096)
+    loaded = weights.load(model)
+    text = "\n".join(topics[name] for name in sorted(topics))
+    tokens = loaded.tokenizer.encode(text[:200_000])[: 256 if quick else 4608]
+    blocks = 512 // BLOCK_TOKENS
+    fast = perplexity(processor_runner(loaded, blocks), tokens)
+    exact = perplexity(Runner(loaded, blocks, compute=torch.float32), tokens)
     return {"serving": fast, "float32": exact, "worse_percent": 100 * (fast / exact - 1)}
-
-
-def put(report: dict[str, Any], key: str, sample: Sample) -> None:
-    """Median at a dotted key, and its spread."""
-    *outer, inner = key.split(".")
-    place = report
-    for part in outer:
-        place = place.setdefault(part, {})
-    place[inner] = statistics.median(sample.seconds)
-    report["spread"][key] = list(sample.spread)
 
 
 def figures(report: dict[str, Any]) -> Iterator[Figure]:

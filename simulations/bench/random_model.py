@@ -42,7 +42,7 @@ class Sizes:
 
 
 BILLION = Sizes(layers=16, width=2048, ffn_width=8192, heads=32, kv_heads=8)
-TINY = Sizes(layers=2, width=64, ffn_width=128, heads=4, kv_heads=2)
+TINY = Sizes(layers=8, width=64, ffn_width=128, heads=4, kv_heads=2)
 
 
 def write(path: Path, like: Path, sizes: Sizes, *, seed: int) -> Path:

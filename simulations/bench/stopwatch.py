@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 clock = time.process_time
 
@@ -57,3 +58,13 @@ def interleaved(arms: Mapping[str, Arm], repeats: int) -> dict[str, Sample]:
                 arm.work()
             found[name].append((clock() - before) / arm.inner)
     return {name: Sample(tuple(seconds)) for name, seconds in found.items()}
+
+
+def put(report: dict[str, Any], key: str, sample: Sample, scale: float = 1.0) -> None:
+    """Median at a dotted key of a report, and fastest and slowest repeat under `spread`."""
+    *outer, inner = key.split(".")
+    place = report
+    for part in outer:
+        place = place.setdefault(part, {})
+    place[inner] = sample.median * scale
+    report["spread"][key] = [value * scale for value in sample.spread]

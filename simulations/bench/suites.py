@@ -14,7 +14,18 @@ from .figures import Figure, misses, rounded
 
 SUITES: Mapping[str, str] = {
     "crypto": "masks, ciphertexts and whole cohorts, beside AES alone, Flower's SecAgg+ and plain TenSEAL",
+    "engine": "tokens a second, memory and first token, beside llama.cpp, OpenVINO and transformers",
+    "kernels": "one matrix by each instruction set of this processor, beside the memory's own speed",
+    "gpu": "13B in 4 bits on one GPU: memory, and speed beside transformers in bfloat16",
+    "federation": "rounds, bytes and memory over TLS without training, beside Flower's own deployment engine; and faults",
 }
+
+
+def here() -> tuple[str, ...]:
+    """The suites that this machine can run: without a GPU there is nothing to measure on one."""
+    import torch
+
+    return tuple(name for name in SUITES if name != "gpu" or torch.cuda.is_available())
 
 
 class Suite(Protocol):

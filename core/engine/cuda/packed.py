@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...models.blocks import GROUP, Blocks, half
+from ...models.blocks import Blocks
+from ...models.decoders import GROUP, half
 
 CHUNK = 128  # columns of one chunk: four blocks
 FOUR_BIT, EIGHT_BIT = ("Q4_0", "Q4_1"), ("Q8_0",)

@@ -8,7 +8,8 @@ quantisation raised perplexity from 15.7 to 21; this rounding left it at 15.7).
 import torch
 from torch import Tensor, nn
 
-from ...models.blocks import GROUP, Blocks, half, nibbles
+from ...models.blocks import Blocks
+from ...models.decoders import GROUP, half, nibbles
 from .dense import slabs
 
 ROW_MULTIPLE = 16  # what the kernel can pack

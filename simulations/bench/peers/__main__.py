@@ -47,6 +47,9 @@ class Adapted:
         """See `workload.Peer`."""
         self.peer.generate(prompts, tokens, adapters=self.count)
 
+    def close(self) -> None:
+        """See `workload.Peer`; the engine goes on without adapters."""
+
 
 def obey(peer: Peer, prompts: Prompts, order: Mapping[str, Any]) -> float:
     """One order's figure: tokens a second, or megabytes."""
@@ -80,9 +83,11 @@ def main() -> None:
         peer.generate(prompts.take(1, PROMPT), COLD_TOKENS)
     print("ready", file=answers, flush=True)
     if arguments.first:
+        peer.close()
         return
     for line in sys.stdin:
         print(json.dumps(obey(peer, prompts, json.loads(line))), file=answers, flush=True)
+    peer.close()
 
 
 if __name__ == "__main__":

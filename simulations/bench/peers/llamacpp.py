@@ -44,6 +44,12 @@ class LlamaCpp:
             length = len(prompts[0]) + step
             sampled = self.decode([(token, length, sequence, True) for sequence, token in enumerate(sampled)])
 
+    def close(self) -> None:
+        """Give back what C holds."""
+        self.api.llama_batch_free(self.batch)
+        self.api.llama_free(self.context)
+        self.api.llama_model_free(self.model)
+
     def decode(self, rows: Sequence[tuple[int, int, int, bool]]) -> list[int]:
         """One pass over (token, position, sequence, wanted) rows; the likeliest next tokens of those that are wanted."""
         batch = self.batch

@@ -24,3 +24,7 @@ class OpenVino:
         inputs = self.genai.TokenizedInputs(self.tensor(ids), self.tensor(np.ones_like(ids)))
         config = self.genai.GenerationConfig(max_new_tokens=tokens, ignore_eos=True, do_sample=False)
         self.pipe.generate(inputs, config)
+
+    def close(self) -> None:
+        """Let go of the pipeline, which ends its threads."""
+        del self.pipe

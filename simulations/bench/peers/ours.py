@@ -23,7 +23,7 @@ class Ours:
     def __init__(self, model: Path, threads: int) -> None:
         self.weights = weights.load(model)
         self.weights.tokenizer.stop_tokens = frozenset()
-        self.engine = Engine(self.weights, EngineConfig(threads=threads))
+        self.engine = Engine(self.weights, EngineConfig(threads=threads, drafts=0))
         self.engine.start()
         self.names: list[str] = []  # of adapters, once they are asked for
 
@@ -39,6 +39,10 @@ class Ours:
             generation.text()
             if generation.completion_tokens != tokens:
                 raise RuntimeError(f"{generation.completion_tokens} tokens came, {tokens} were asked for")
+
+    def close(self) -> None:
+        """End the engine's thread."""
+        self.engine.stop()
 
     def shelve(self, count: int) -> None:
         """Load adapters of the product's own shape with random content."""

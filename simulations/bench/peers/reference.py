@@ -34,6 +34,10 @@ class Transformers:
         if out.shape[1] != ids.shape[1] + tokens:
             raise RuntimeError(f"{out.shape[1] - ids.shape[1]} tokens came, {tokens} were asked for")
 
+    def close(self) -> None:
+        """Let go of the model."""
+        del self.model
+
 
 def unpacked(weights: Weights, folder: Path) -> Path:
     """The same weights as a bfloat16 folder that transformers loads without converting anything, written once."""

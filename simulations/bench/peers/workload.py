@@ -21,16 +21,20 @@ class Peer(Protocol):
         """Greedy answers of exactly `tokens` tokens to all prompts at once; returns when they are there."""
         ...
 
+    def close(self) -> None:
+        """End what it started."""
+        ...
+
 
 class Prompts:
     """A stream of fresh prompts."""
 
-    def __init__(self, seed: int) -> None:
-        self._draws = np.random.default_rng(seed)
+    def __init__(self, seed: int, highest: int = HIGHEST) -> None:
+        self._draws, self._range = np.random.default_rng(seed), (min(LOWEST, highest // 2), min(HIGHEST, highest))
 
     def take(self, count: int, length: int) -> list[list[int]]:
         """`count` prompts of `length` tokens."""
-        drawn: list[list[int]] = self._draws.integers(LOWEST, HIGHEST, (count, length)).tolist()
+        drawn: list[list[int]] = self._draws.integers(*self._range, (count, length)).tolist()
         return drawn
 
 

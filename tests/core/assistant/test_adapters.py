@@ -69,6 +69,21 @@ async def test_the_choice_is_remembered_and_can_be_undone() -> None:
     assert seen == [("a", "a"), (None, None)]
 
 
+async def test_a_choice_made_by_another_program_is_taken_over_and_a_bad_one_is_tried_once() -> None:
+    store = FakeStore(("a", "b", "broken"), broken=frozenset({"broken"}))
+    held = switch(store)
+    await held.activate("a")
+    for chosen in ("b", None, "a"):
+        store.chosen = chosen
+        await held.refresh()
+        assert held.active == chosen
+    store.chosen = "broken"
+    with pytest.raises(ModelNotFoundError):
+        await held.refresh()
+    await held.refresh()
+    assert held.active == "a" and store.loads.count("broken") == 1
+
+
 async def test_two_requests_for_one_new_adapter_load_it_once() -> None:
     store = FakeStore(("a",))
     held = switch(store)

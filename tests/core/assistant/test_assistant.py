@@ -1,17 +1,20 @@
 """An answer is text, or one tool call with its result; and whoever leaves frees the engine."""
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
 
 import pytest
 
-from quietchoir.core.assistant.assistant import Answered, Ask, Assistant, Called, Event, Finished, Gate, Text
+from quietchoir.core.assistant.assistant import ANY_TOOL, Answered, Ask, Assistant, Called, Event, Finished, Gate, Text
 from quietchoir.core.assistant.context import Message
-from quietchoir.core.assistant.tools import NoTools, ToolResult
+from quietchoir.core.assistant.tools import NoTools, ToolInfo, ToolResult
+from quietchoir.core.engine.request import Constraint, Generation, GenerationRequest
 from quietchoir.core.errors import EngineError, OverloadedError, RequestError, ToolError
 from quietchoir.core.toolcall import SYSTEM_PROMPT, ToolCall, render
+from quietchoir.tests.fakes_http import until
 from quietchoir.tests.fakes_server import FakeEngine, FakeTools, WordTokenizer, engine_saying
 
 LIGHT = ToolCall("HassTurnOn", {"area": "kitchen", "name": "light"})
@@ -72,7 +75,7 @@ async def test_an_answer_cut_inside_a_call_calls_nothing() -> None:
 
 async def test_tools_that_the_caller_brings_are_returned_and_not_carried_out() -> None:
     tools = FakeTools()
-    found = await events(assistant(engine_saying(CALL_PIECES), tools), caller_tools=frozenset({"HassTurnOn"}))
+    found = await events(assistant(engine_saying(CALL_PIECES), tools), caller_tools=(ToolInfo("HassTurnOn", ""),))
     assert tools.calls == []
     called, end = found
     assert isinstance(called, Called) and called.call == LIGHT
@@ -201,4 +204,54 @@ async def test_a_completion_uses_neither_template_nor_tools() -> None:
 )
 def test_the_gate_holds_back_only_what_may_become_a_call(pieces: list[str], shown_at_once: list[str]) -> None:
     gate = Gate(closed=True)
-    assert [gate.push(piece) for piece in pieces] == shown_at_once
+    out = [gate.push(Text(piece)) for piece in pieces]
+    assert [piece.text if piece else "" for piece in out] == shown_at_once
+
+
+async def test_a_demanded_call_goes_to_the_engine_as_a_form_and_comes_back_as_a_call() -> None:
+    tools = (ToolInfo("HassTurnOn", "", {"type": "object"}), ToolInfo("other", ""))
+    engine = engine_saying(CALL_PIECES)
+    found = await events(assistant(engine), caller_tools=tools, tool_choice="HassTurnOn")
+    assert [type(event) for event in found] == [Called, Finished]
+    form = engine.requests[0].constraint
+    assert form is not None and "HassTurnOn" in form.text and "other" not in form.text
+    await events(assistant(engine), caller_tools=tools, tool_choice=ANY_TOOL)
+    form = engine.requests[1].constraint
+    assert form is not None and "HassTurnOn" in form.text and "other" in form.text
+
+
+@pytest.mark.parametrize("choice, offered", [("HassTurnOff", "HassTurnOn"), (ANY_TOOL, None)])
+async def test_a_call_to_what_is_not_on_offer_cannot_be_demanded(choice: str, offered: str | None) -> None:
+    engine = engine_saying(CALL_PIECES)
+    tools = () if offered is None else (ToolInfo(offered, ""),)
+    with pytest.raises(RequestError, match=f"on offer are {offered or 'no tools'}"):
+        await events(assistant(engine), caller_tools=tools, tool_choice=choice)
+    assert engine.requests == []
+
+
+async def test_an_answer_in_a_demanded_form_is_never_carried_out_as_a_call() -> None:
+    tools = FakeTools()
+    found = await events(assistant(engine_saying(CALL_PIECES), tools), constraint=Constraint("json"))
+    assert tools.calls == [] and text_of(found) == render(LIGHT)
+    with pytest.raises(RequestError, match="in another form at once"):
+        await events(assistant(engine_saying(CALL_PIECES), tools), constraint=Constraint("json"), tool_choice=ANY_TOOL)
+
+
+async def test_who_leaves_while_a_grammar_is_compiled_leaves_nothing_running() -> None:
+    compiling, go_on = threading.Event(), threading.Event()
+    engine = engine_saying(["{", "}"], held=True)
+    submit = engine.submit
+
+    def slowly(request: GenerationRequest) -> Generation:
+        compiling.set()
+        assert go_on.wait(30)
+        return submit(request)
+
+    engine.submit = slowly  # type: ignore[method-assign]
+    task = asyncio.ensure_future(events(assistant(engine), constraint=Constraint("json")))
+    assert await asyncio.to_thread(compiling.wait, 30)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    go_on.set()
+    await until(lambda: engine.generations and engine.generations[0].finished == "cancelled")

@@ -1,9 +1,11 @@
 """The loop: what a request gets, and what one request cannot do to another. No weights, no clock, mostly no thread."""
 
 import asyncio
+import dataclasses
 
 import pytest
 
+from quietchoir.core.config import EngineConfig
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import GenerationRequest
 from quietchoir.core.errors import EngineError, OverloadedError, RequestError
@@ -138,6 +140,19 @@ def test_the_context_is_never_more_than_the_cache_can_hold(weights):
     with pytest.raises(RequestError, match="the context holds 80"):
         engine.submit(GenerationRequest(prompt=(1,) * 60, max_tokens=21))
     assert len(generate(engine, [GenerationRequest(prompt=(1,) * 60, max_tokens=20)])[0]) > 0
+
+
+@pytest.mark.parametrize("wanted, got", [(2048, 2048), (4096, 4096), (100_000, 8192)])
+def test_the_context_is_what_the_owner_sets_up_to_what_the_model_was_made_for(weights, wanted, got):
+    long = dataclasses.replace(weights, architecture=dataclasses.replace(weights.architecture, context=8192))
+    assert EngineConfig().context == 2048
+    engine = Engine(long, EngineConfig(context=wanted), model=FakeModel(600))
+    assert engine.context == got
+    request = GenerationRequest(prompt=(1,) * (got - 4), max_tokens=4, speculate=False)
+    if wanted == 4096:
+        assert len(generate(engine, [request])[0]) == 4
+    with pytest.raises(RequestError, match=f"the context holds {got}"):
+        engine.submit(dataclasses.replace(request, max_tokens=5))
 
 
 @pytest.mark.parametrize("token", [-1, 257])

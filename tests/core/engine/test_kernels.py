@@ -9,7 +9,7 @@ from quietchoir.core.engine.kernels import copy_fits, linear_for
 from quietchoir.core.engine.kernels.choice import COPY_BYTES, fast_dtype
 from quietchoir.core.engine.kernels.dense import SLAB_ROWS, DenseLinear
 from quietchoir.core.engine.kernels.int4pack import FEW_ROWS, Int4Linear
-from quietchoir.core.models.blocks import Blocks
+from quietchoir.core.models.blocks import FORMATS, Blocks
 
 ROWS = (1, FEW_ROWS, FEW_ROWS + 1, 40)
 
@@ -53,6 +53,24 @@ def test_packed_integers_are_the_files_own(kind):
         raw[:, 2:4] = torch.tensor([-1.5], dtype=torch.float16).view(torch.uint8)
     plain = Blocks(kind, blocks.shape, raw.view(blocks.raw.shape))
     assert torch.equal(Int4Linear(plain)(torch.eye(blocks.shape[1])).T, plain.dense())
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("rows", ROWS)
+def test_every_block_type_that_a_file_may_hold_is_multiplied(kind, rows):
+    """Also those that the gguf package cannot write, such as K-quants: random integers under small scales."""
+    form = FORMATS[kind]
+    raw = np.random.default_rng(5).integers(0, 256, (80, 256 // form.columns, form.size), dtype=np.uint8)
+    if form.columns > 1:
+        scales = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "Q4_K": (0, 2), "Q5_K": (0, 2)}.get(kind, (0,))
+        scales = (0, 2) if kind in ("Q4_1", "Q5_1") else scales
+        for place in scales:  # float16 scales of a hundredth
+            raw[:, :, place : place + 2] = np.frombuffer(np.float16(0.01).tobytes(), np.uint8)
+        blocks = Blocks(kind, (80, 256), torch.from_numpy(raw.reshape(80, -1)))
+    else:
+        blocks = blocks_of(kind, columns=256)
+    assert error(linear_for(blocks, compute=torch.float32), blocks, rows) < 1e-6
+    assert error(linear_for(blocks), blocks, rows) < 0.005
 
 
 def test_a_matrix_larger_than_a_slab_is_packed_like_a_small_one():

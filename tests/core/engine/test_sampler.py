@@ -4,9 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quietchoir.core.engine import sampler
 from quietchoir.core.engine.request import GenerationRequest
-from quietchoir.core.engine.sequence import Sequence
+from quietchoir.core.engine.sampling import sampler
+from quietchoir.core.engine.sequence import Row, Sequence
 
 PROBABILITIES = torch.tensor([0.4, 0.3, 0.2, 0.06, 0.04])
 LOGITS = PROBABILITIES.log()
@@ -17,10 +17,14 @@ def sequence(**request: float) -> Sequence:
     return Sequence(GenerationRequest(**{"prompt": (1,), "temperature": 1.0, "seed": 5, **request}))  # type: ignore[arg-type]
 
 
+def rows(one: Sequence, count: int) -> list[Row]:
+    """Rows of one request, each with a number of its own."""
+    return [Row(one, place=place) for place in range(count)]
+
+
 def frequencies(logits: torch.Tensor = LOGITS, **request: float) -> torch.Tensor:
     """How often each token is drawn, by one request after another number of its own."""
-    one = sequence(**request)
-    drawn = torch.tensor(sampler.sample(logits.expand(DRAWS, -1), [one] * DRAWS))
+    drawn = torch.tensor(sampler.sample(logits.expand(DRAWS, -1), rows(sequence(**request), DRAWS)))
     return torch.bincount(drawn, minlength=len(logits)) / DRAWS
 
 
@@ -56,18 +60,37 @@ def test_a_tiny_temperature_or_top_p_is_greedy():
 def test_top_p_looks_beyond_the_first_thousand_candidates_where_the_mass_lies_there():
     nearly_flat = torch.arange(5000) * -1e-5
     kept = int((nearly_flat.softmax(-1).cumsum(-1) < 0.9).sum())
-    one = sequence(top_p=0.9)
-    drawn = [token for token in sampler.sample(nearly_flat.expand(1000, -1), [one] * 1000) if token is not None]
+    some = rows(sequence(top_p=0.9), 1000)
+    drawn = [token for token in sampler.sample(nearly_flat.expand(1000, -1), some) if token is not None]
     assert len(drawn) == 1000
-    assert sampler.HEAD < kept - 100 < max(drawn) <= kept
+    assert sampler.HEADS[-1] < kept - 100 < max(drawn) <= kept
+
+
+def test_a_whole_vocabulary_is_drawn_from_as_the_model_says():
+    """Wide rows are looked at in chunks: the same token as one cumulative sum over all would find."""
+    generator = torch.Generator().manual_seed(3)
+    for width in (257, 300, 5000):
+        weights = torch.rand(200, width, generator=generator).double() ** 8
+        weights[:, width // 2 :] *= torch.rand(200, 1, generator=generator) < 0.5
+        uniform = torch.rand(200, 1, generator=generator, dtype=torch.float64)
+        whole = sampler._find(weights, uniform * weights.sum(-1, keepdim=True))
+        assert torch.equal(sampler._invert(weights, uniform), whole)
+    edge = torch.zeros(1, 1000)
+    edge[0, 70] = 1.0
+    for value in (0.0, 0.5, 1.0 - 2**-53):
+        assert sampler._invert(edge, torch.tensor([[value]], dtype=torch.float64)).item() == 70
 
 
 def test_the_same_seed_draws_the_same_whoever_shares_the_batch():
     logits = torch.randn(40, 3000, generator=torch.Generator().manual_seed(1))
     alone, shared, other = sequence(top_p=0.9), sequence(top_p=0.9), sequence(seed=9, top_k=50)
     greedy = sequence(temperature=0.0)
-    expected = [sampler.sample(row[None], [alone])[0] for row in logits]
-    found = [sampler.sample(row.expand(3, -1), [greedy, other, shared])[2] for row in logits]
+    expected, found = [], []
+    for row in logits:
+        expected.append(sampler.sample(row[None], [Row(alone)])[0])
+        found.append(sampler.sample(row.expand(3, -1), [Row(greedy), Row(other), Row(shared)])[2])
+        for each in (alone, shared, other):
+            each.accept(1)
     assert found == expected
     assert len(set(expected)) > 20
 
@@ -75,21 +98,21 @@ def test_the_same_seed_draws_the_same_whoever_shares_the_batch():
 def test_requests_without_a_seed_differ():
     logits = torch.zeros(1, 3000)
     one, two = (Sequence(GenerationRequest(prompt=(1,), temperature=1.0)) for _ in range(2))
-    draws = [[sampler.sample(logits, [each])[0] for _ in range(8)] for each in (one, two)]
+    draws = [sampler.sample(logits.expand(8, -1), rows(each, 8)) for each in (one, two)]
     assert draws[0] != draws[1]
 
 
 def test_greedy_takes_the_best_and_no_random_number():
-    one = sequence(temperature=0.0)
-    before = one.draws.getstate()
-    assert sampler.sample(torch.tensor([[0.0, 3.0, 1.0]]), [one]) == [1]
-    assert one.draws.getstate() == before
+    one, other = sequence(temperature=0.0), sequence()
+    assert sampler.sample(torch.tensor([[0.0, 3.0, 1.0]]), [Row(one)]) == [1]
+    one.accept(1)
+    assert one.draws.peek(0) == other.draws.peek(0)
 
 
 def test_a_row_that_is_not_finite_gives_none_and_the_others_their_token():
     logits = torch.tensor([[0.0, 1.0], [float("nan"), 0.0], [float("-inf"), 0.0]])
-    assert sampler.sample(logits, [sequence(temperature=0.0)] * 3) == [1, None, 1]
-    assert sampler.sample(logits, [sequence(top_k=1)] * 3) == [1, None, 1]
+    assert sampler.sample(logits, [Row(sequence(temperature=0.0))] * 3) == [1, None, 1]
+    assert sampler.sample(logits, [Row(sequence(top_k=1))] * 3) == [1, None, 1]
 
 
 @given(
@@ -102,7 +125,7 @@ def test_a_row_that_is_not_finite_gives_none_and_the_others_their_token():
 def test_the_token_is_always_among_the_best_k_and_possible(logits, temperature, top_p, top_k, seed):
     row = torch.tensor([logits])
     one = sequence(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-    token = sampler.sample(row, [one])[0]
+    token = sampler.sample(row, [Row(one)])[0]
     assert token is not None
     better = sum(value > logits[token] for value in row[0].tolist())
     assert top_k == 0 or better < top_k

@@ -7,7 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quietchoir.core.assistant.assistant import ANY_TOOL
 from quietchoir.core.assistant.context import Message
+from quietchoir.core.assistant.tools import ToolInfo
+from quietchoir.core.engine.request import Constraint
 from quietchoir.core.server import requests
 from quietchoir.core.server.refusals import BadRequest
 from quietchoir.core.toolcall import ToolCall
@@ -55,7 +58,36 @@ def test_every_supported_field_arrives() -> None:
     assert (body.model, body.stream, body.include_usage, ask.max_tokens) == ("m", True, True, 7)
     assert (ask.temperature, ask.top_p, ask.top_k, ask.stop) == (1.0, 0.5, 3, ("END",))
     assert ask.seed is not None and ask.seed >= 0
-    assert ask.caller_tools == frozenset({"f"})
+    assert ask.caller_tools is not None and [tool.name for tool in ask.caller_tools] == ["f"]
+
+
+def test_penalties_biases_and_logprobs_arrive() -> None:
+    fields = {"presence_penalty": 0.5, "frequency_penalty": -1, "repetition_penalty": 1.1, "min_p": 0.05}
+    body = chat(**fields, logit_bias={"7": -100, "9": 1.5}, logprobs=True, top_logprobs=3, speculate=False)
+    assert {name: getattr(body.ask, name) for name in fields} == fields
+    assert body.ask.logit_bias == ((7, -100.0), (9, 1.5))
+    assert (body.ask.logprobs, body.ask.speculate) == (3, False)
+    assert (chat().ask.logprobs, chat(logprobs=True).ask.logprobs, chat(logprobs=False).ask.logprobs) == (None, 0, None)
+    assert requests.completion(b'{"prompt": "x", "logprobs": 2}').ask.logprobs == 2
+
+
+def test_the_form_of_an_answer_arrives() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    wanted = chat(response_format={"type": "json_schema", "json_schema": {"name": "n", "strict": True, "schema": schema}})
+    assert wanted.ask.constraint is not None and json.loads(wanted.ask.constraint.text) == schema
+    assert chat(response_format={"type": "text"}).ask.constraint is None
+    assert chat(response_format={"type": "json_object"}).ask.constraint == Constraint("json")
+    assert chat(response_format={"type": "regex", "regex": "a+"}).ask.constraint == Constraint("regex", "a+")
+    assert chat(response_format={"type": "lark", "lark": 'start: "a"'}).ask.constraint == Constraint("lark", 'start: "a"')
+
+
+def test_a_tool_choice_arrives() -> None:
+    tools = [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}]
+    assert chat(tools=tools).ask.caller_tools == (ToolInfo("f", "d", {"type": "object"}),)
+    assert chat(tools=tools, tool_choice="required").ask.tool_choice == ANY_TOOL
+    assert chat(tools=tools, tool_choice={"type": "function", "function": {"name": "f"}}).ask.tool_choice == "f"
+    assert chat(tools=tools, tool_choice="auto").ask.tool_choice is None
+    assert not chat(tools=tools, tool_choice="none").ask.use_tools
 
 
 def test_a_null_is_as_if_left_out() -> None:
@@ -79,10 +111,22 @@ def test_text_parts_and_past_calls_are_read() -> None:
         ({"temprature": 1}, "temprature", "did you mean temperature"),
         ({"colour": 1}, "colour", "unknown"),
         ({"n": 2}, "n", "not supported"),
-        ({"presence_penalty": 0.5}, "presence_penalty", "not supported"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
-        ({"logprobs": True}, "logprobs", "not supported"),
-        ({"tool_choice": "required"}, "tool_choice", "supported are"),
+        ({"presence_penalty": 2.5}, "presence_penalty", "expected -2 to 2"),
+        ({"min_p": -0.1}, "min_p", "expected 0 to 1"),
+        ({"logit_bias": {"cat": 1}}, "logit_bias", "expected token ids"),
+        ({"logit_bias": {"7": 101}}, "logit_bias", "from -100 to 100"),
+        ({"logit_bias": {"7": True}}, "logit_bias", "expected token ids"),
+        ({"logit_bias": {str(token): 1 for token in range(1025)}}, "logit_bias", "at most 1024"),
+        ({"response_format": "json"}, "response_format", "expected an object"),
+        ({"response_format": {"type": "xml"}}, "response_format", "supported are"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format", "an object"),
+        ({"response_format": {"type": "regex", "regex": ""}}, "response_format", "not empty"),
+        ({"logprobs": 3}, "logprobs", "expected a bool"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "expected 0 to 20"),
+        ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
+        ({"tool_choice": "must"}, "tool_choice", "expected 'auto'"),
+        ({"tool_choice": {"type": "function", "function": {}}}, "tool_choice", "expected 'auto'"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]}, "tools[0]", "expected a JSON schema"),
         ({"temperature": "hot"}, "temperature", "expected a number"),
         ({"temperature": True}, "temperature", "expected a number"),
         ({"temperature": 2.1}, "temperature", "expected 0 to 2"),

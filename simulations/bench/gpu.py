@@ -1,0 +1,232 @@
+"""The suite `gpu`: a model of 13 billion weights in 4 bits on one GPU, beside transformers in bfloat16 on the same GPU.
+
+Knows the shape and what is promised of it. Knows nothing of kernels.
+Always: the weights are random, because only their number decides speed and memory; the limit that a figure is held against is
+measured in the same run, and memory is what the device says is in use, the context of CUDA included.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...core.config import EngineConfig
+from ...core.engine.blockpool import BLOCK_TOKENS
+from ...core.engine.cuda.runner import CudaRunner
+from ...core.engine.engine import Engine
+from ...core.engine.request import GenerationRequest
+from ...core.errors import ConfigError
+from ...core.models.architecture import PROJECTIONS, Architecture
+from ...core.models.blocks import Blocks
+from ...core.models.tokenizer import Tokenizer
+from ...core.models.vocabulary import Vocabulary
+from ...core.models.weights import Weights
+from .figures import Figure
+from .peers.workload import Peer, Prompts, decode_speed, prefill_speed
+from .stopwatch import Sample, put
+
+SEED = 1
+GIB = 1 << 30
+Q4_0_BYTES = 18  # of a block of 32 weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How much is measured. The defaults are Llama's 13B."""
+
+    layers: int = 40
+    width: int = 5120
+    ffn_width: int = 13824
+    heads: int = 40
+    vocabulary: int = 32_000
+    context: int = 2048
+    tokens: int = 128
+    repeats: int = 5
+    copy_bytes: int = 4 << 30
+
+    def architecture(self) -> Architecture:
+        """The decoder of these sizes."""
+        return Architecture(
+            family="llama", layers=self.layers, width=self.width, ffn_width=self.ffn_width, heads=self.heads,
+            kv_heads=self.heads, head_size=self.width // self.heads, vocabulary=self.vocabulary, rope_theta=10_000.0,
+            norm_eps=1e-5, context=self.context,
+        )  # fmt: skip
+
+
+QUICK = Scale(layers=2, width=64, ffn_width=128, heads=4, vocabulary=512, context=1024, tokens=3, repeats=1, copy_bytes=1 << 20)
+
+
+class Device:
+    """Our engine on a device; see `peers.workload.Peer`."""
+
+    def __init__(self, weights: Weights, context: int, device: torch.device) -> None:
+        blocks = 16 * (192 // BLOCK_TOKENS) if device.type == "cpu" else context // BLOCK_TOKENS
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        runner = CudaRunner(weights, blocks, context, device=device, dtype=dtype)
+        self.engine = Engine(weights, EngineConfig(context=context, drafts=0, share_prefixes=False), model=runner)
+        self.engine.start()
+
+    def generate(self, prompts: Any, tokens: int) -> None:
+        """See `Peer`."""
+        running = [self.engine.submit(GenerationRequest(prompt=tuple(prompt), max_tokens=tokens)) for prompt in prompts]
+        for one in running:
+            one.text()
+
+    def close(self) -> None:
+        """End the engine's thread."""
+        self.engine.stop()
+
+
+class Reference:
+    """transformers' `generate` in bfloat16, random weights of the same shape."""
+
+    def __init__(self, scale: Scale, device: torch.device) -> None:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        config = LlamaConfig(
+            hidden_size=scale.width, intermediate_size=scale.ffn_width, num_hidden_layers=scale.layers,
+            vocab_size=scale.vocabulary, num_attention_heads=scale.heads, num_key_value_heads=scale.heads,
+            max_position_embeddings=scale.context, eos_token_id=None, dtype=torch.bfloat16,
+        )  # fmt: skip
+        with torch.device(device):
+            self.model = LlamaForCausalLM(config).to(torch.bfloat16).eval()
+        self.device = device
+
+    @torch.inference_mode()
+    def generate(self, prompts: Any, tokens: int) -> None:
+        """See `Peer`."""
+        ids = torch.tensor(prompts, device=self.device)
+        mask = torch.ones_like(ids)
+        self.model.generate(
+            ids, attention_mask=mask, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0
+        )
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def close(self) -> None:
+        """See `Peer`."""
+        del self.model
+
+
+def measure(*, quick: bool, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Run everything.
+
+    Args:
+        quick: tiny sizes, on the CPU where there is no GPU, to see that it runs.
+
+    Raises:
+        ConfigError: no GPU.
+    """
+    if not torch.cuda.is_available() and not quick:
+        raise ConfigError(
+            "no CUDA device here; run `quietchoir bench gpu` on a machine that has one, or add --quick to try the code"
+        )
+    device, scale = torch.device("cuda" if torch.cuda.is_available() else "cpu"), QUICK if quick else Scale()
+    report: dict[str, Any] = {
+        "what": f"{scale.layers} layers of width {scale.width}, random Q4_0, context {scale.context}, {scale.tokens} tokens",
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "none: a quick run on the CPU",
+        "seed": SEED, "repeats": {"speeds": scale.repeats}, "clock": "seconds on the wall", "spread": {}, "exact": True,
+    }  # fmt: skip
+    tell("memory bandwidth")
+    report["memory_gb_s"] = bandwidth(scale, device)
+    tell("random weights")
+    weights = random_weights(scale)
+    ours = Device(weights, scale.context, device)
+    try:
+        speeds(ours, scale, "ours", report, tell)
+        report["peak_gib"] = in_use(device)
+    finally:
+        ours.close()
+    del ours
+    torch.cuda.empty_cache() if device.type == "cuda" else None
+    tell("transformers, bfloat16")
+    speeds(Reference(scale, device), scale, "transformers", report, tell)
+    read = sum(blocks.raw.numel() for name, blocks in weights.tensors.items() if name != "model.embed_tokens.weight")
+    report["of_bandwidth_b1"] = report["ours"]["b1"] * read / (report["memory_gb_s"] * 1e9)
+    report["ratio"] = {key: report["ours"][key] / report["transformers"][key] for key in ("b1", "b16", "prefill")}
+    return report
+
+
+def speeds(peer: Peer, scale: Scale, name: str, report: dict[str, Any], tell: Callable[[str], None]) -> None:
+    """Batch 1, batch 16 and a long prompt, one after another; the first of each is for warmth."""
+    prompts = Prompts(SEED, highest=scale.vocabulary)
+    works: dict[str, Callable[[], float]] = {
+        "b1": lambda: decode_speed(peer, prompts, 1, scale.tokens),
+        "b16": lambda: decode_speed(peer, prompts, 16, scale.tokens),
+        "prefill": lambda: prefill_speed(peer, prompts),
+    }
+    for key, work in works.items():
+        tell(f"{name}: {key}")
+        work()
+        put(report, f"{name}.{key}", Sample(tuple(work() for _ in range(scale.repeats))))
+
+
+def bandwidth(scale: Scale, device: torch.device) -> float:
+    """GB a second that this device reads and writes when it copies."""
+    source = torch.zeros(scale.copy_bytes, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    best = 0.0
+    for _ in range(scale.repeats + 1):
+        wait(device)
+        before = time.perf_counter()
+        target.copy_(source)
+        wait(device)
+        best = max(best, 2 * scale.copy_bytes / (time.perf_counter() - before) / 1e9)
+    return best
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def in_use(device: torch.device) -> float:
+    """GiB of the device that are in use, by everybody."""
+    if device.type != "cuda":
+        return 0.0
+    free, total = torch.cuda.mem_get_info()
+    return (total - free) / GIB
+
+
+def random_weights(scale: Scale) -> Weights:
+    """Weights of the shape: one matrix of each form stands for all layers, so the host needs little memory."""
+    architecture, generator = scale.architecture(), torch.Generator().manual_seed(SEED)
+
+    def matrix(rows: int, columns: int) -> Blocks:
+        raw = torch.randint(0, 256, (rows, columns // 32, Q4_0_BYTES), dtype=torch.uint8, generator=generator)
+        step = torch.tensor([1 / (4.6 * columns**0.5)], dtype=torch.float16)  # a layer's output is as large as its input
+        raw[:, :, :2] = step.view(torch.uint8)
+        return Blocks("Q4_0", (rows, columns), raw.flatten(1))
+
+    norm = Blocks("F32", (1, scale.width), torch.ones(1, scale.width).view(torch.uint8))
+    named = {name: matrix(*architecture.projection(name)) for name in PROJECTIONS}
+    tensors = {"model.embed_tokens.weight": matrix(scale.vocabulary, scale.width), "model.norm.weight": norm}
+    tensors["lm_head.weight"] = matrix(scale.vocabulary, scale.width)
+    for layer in range(scale.layers):
+        tensors |= {f"model.layers.{layer}.{name}.weight": blocks for name, blocks in named.items()}
+        tensors |= {f"model.layers.{layer}.{name}.weight": norm for name in architecture.layer_norms()}
+    return Weights(architecture, tensors, tokenizer(scale.vocabulary), digest="0" * 64)
+
+
+def tokenizer(vocabulary: int) -> Tokenizer:
+    """Texts that nobody reads: token n is the word n, and none of them ends an answer."""
+    words = tuple(f"w{number}" for number in range(vocabulary))
+    return Tokenizer(
+        Vocabulary(tokens=words, kinds=(1,) * vocabulary, merges=(), splitting="gpt-2", start=(), stop=frozenset(), template="")
+    )
+
+
+def figures(_: dict[str, Any]) -> Iterator[Figure]:
+    """Rows of the table."""
+    yield Figure("peak_gib", "GiB", "13B in 4 bits, context 2048: device memory, all in", at_most=8.0)
+    for key in ("b1", "b16", "prefill"):
+        for name in ("ours", "transformers"):
+            yield Figure(f"{name}.{key}", "tokens/s", f"{key}: {name}")
+    yield Figure("of_bandwidth_b1", "", "b1: share of what the memory's speed allows", at_least=0.6)
+    yield Figure("memory_gb_s", "GB/s", "  copy on this device")
+    yield Figure("ratio.b1", "×", "ours over transformers bfloat16, b1", at_least=10)
+    yield Figure("ratio.b16", "×", "  b16", at_least=1)
+    yield Figure("ratio.prefill", "×", "  prefill 512")
