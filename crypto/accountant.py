@@ -245,11 +245,17 @@ def with_distance(ideal: functools.partial[float], delta: float, distance: float
 
 def pld_epsilon(counts: Counter[Step], delta: float) -> float:
     """By privacy loss distributions: tight."""
+    return composed_pld(frozenset(counts.items()), delta)
+
+
+@functools.lru_cache(maxsize=256)
+def composed_pld(counts: frozenset[tuple[Step, int]], delta: float) -> float:
+    """Remembered: it takes a second, and a simulation's members all pay for the same steps."""
     import dp_accounting  # type: ignore[import-untyped]
     from dp_accounting import pld
 
     account = pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
-    for step, count in counts.items():
+    for step, count in counts:
         event = dp_accounting.GaussianDpEvent(step.multiplier)
         account.compose(dp_accounting.PoissonSampledDpEvent(step.sampling, event) if step.sampling < 1 else event, count)
     return float(account.get_epsilon(delta))

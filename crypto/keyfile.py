@@ -57,22 +57,25 @@ class SystemKeyring:
 
     def __init__(self) -> None:
         try:
-            self._library: Any = importlib.import_module("keyring")
+            library: Any = importlib.import_module("keyring")
         except ImportError:
             raise ConfigError(
                 "the operating system's keyring needs one more package; run: pip install 'quietchoir[keyring]', "
                 "or protect the key with a passphrase"
             ) from None
-        backend = self._library.get_keyring()
-        if getattr(backend, "priority", 0) < 1:  # the library's own line between keyrings and files in clear
-            raise ConfigError(f"this system offers no keyring that encrypts ({type(backend).__name__}); use a passphrase")
+        backend = library.get_keyring()
+        # The library's chainer counts itself as strong, whatever it holds, and falls back to weaker ones: so the first alone.
+        self._backend: Any = next(iter(getattr(backend, "backends", ())), backend)
+        if getattr(self._backend, "priority", 0) < 1:  # the library's own line between keyrings and files in clear
+            found = type(self._backend).__module__.rpartition(".")[2]
+            raise ConfigError(f"this system offers no keyring that encrypts (found: {found}); use a passphrase")
 
     def get_password(self, service: str, username: str) -> str | None:
-        found: str | None = self._asked(self._library.get_password, service, username)
+        found: str | None = self._asked(self._backend.get_password, service, username)
         return found
 
     def set_password(self, service: str, username: str, password: str) -> None:
-        self._asked(self._library.set_password, service, username, password)
+        self._asked(self._backend.set_password, service, username, password)
 
     def _asked(self, call: Callable[..., Any], *words: str) -> Any:
         try:

@@ -4,6 +4,7 @@ Knows arithmetic, headroom and packing. Knows nothing of keys' owners, rounds or
 Always: the sum of the whole cohort fits, or the ring is not built; a packed array has exactly one form.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..core.errors import ConfigError, ProtocolError
 from .keys import bind
-from .prg import Words, add_stream
+from .prg import Stream, Words, add_streams
 
 Lifted: TypeAlias = Any  # values in a ring's own form; nobody but the ring looks inside
 
@@ -30,8 +31,8 @@ class Ring(Protocol):
     def lift(self, values: NDArray[np.unsignedinteger]) -> Lifted:
         """A fresh array in the ring. Raises ValueError if a value is out of the agreed range."""
 
-    def mask(self, words: Lifted, key: bytes, *, subtract: bool) -> None:
-        """Add or subtract the key's mask, in place."""
+    def mask(self, words: Lifted, streams: Sequence[Stream]) -> None:
+        """Add or subtract the mask of each key, in place. One call with many is faster than many with one."""
 
     def close(self, words: Lifted) -> bytes:
         """What one party sends. Raises CryptoError, and nothing is sent, if it cannot be made as it must be."""
@@ -47,7 +48,7 @@ class Tally(Protocol):
         """Add one party's payload. Raises ProtocolError, sum unchanged, if it is malformed."""
 
     def mask(self, key: bytes, *, subtract: bool) -> None:
-        """Add or subtract the key's mask."""
+        """Add or subtract the key's mask; `total` is without it or with it from now on."""
 
     def total(self) -> NDArray[np.int64]:
         """What its holder may read of the sum; meaningful once every mask is gone.
@@ -96,9 +97,9 @@ class BitRing:
             raise ValueError(f"a value needs more than the agreed {self.value_bits} bits; clip before masking")
         return values.astype(self.dtype)
 
-    def mask(self, words: Words, key: bytes, *, subtract: bool) -> None:
+    def mask(self, words: Words, streams: Sequence[Stream]) -> None:
         """Arithmetic is modulo the word, which 2^k divides, so one reduction at the end is enough."""
-        add_stream(words, key, subtract=subtract)
+        add_streams(words, streams)
 
     def close(self, words: Words) -> bytes:
         return self.pack(words & self.dtype.type((1 << self.bits) - 1))
@@ -149,14 +150,17 @@ class BitTally:
     def __init__(self, ring: BitRing) -> None:
         self._ring = ring
         self._words: Words = np.zeros(ring.length, ring.dtype)
+        self._streams: list[Stream] = []  # noted, added all at once in `total`
 
     def add(self, payload: bytes) -> None:
         np.add(self._words, self._ring.unpack(payload), out=self._words)
 
     def mask(self, key: bytes, *, subtract: bool) -> None:
-        self._ring.mask(self._words, key, subtract=subtract)
+        self._streams.append((key, subtract))
 
     def total(self) -> NDArray[np.int64]:
+        self._ring.mask(self._words, self._streams)
+        self._streams = []
         total: NDArray[np.int64] = (self._words & self._ring.dtype.type((1 << self._ring.bits) - 1)).astype(np.int64)
         return total
 

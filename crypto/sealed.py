@@ -20,7 +20,7 @@ from ..core.errors import ProtocolError
 from .bfv import Adder, Member, Packing, Slots
 from .keys import bind, hkdf
 from .parameters import named
-from .prg import Words
+from .prg import Stream, Words
 from .ring import BitRing, Tally
 
 KEY_ID_BYTES = 32
@@ -177,12 +177,15 @@ class SealedRing:
         slots = np.zeros((0, 0), np.uint64) if self.seal is None else self.seal.packing.pack(values[: self.sealed])
         return SealedWords(slots, words)
 
-    def mask(self, words: "SealedWords", key: bytes, *, subtract: bool) -> None:
-        """Two streams from one key: slots modulo t, by rejection, and counters modulo their word."""
+    def mask(self, words: "SealedWords", streams: Sequence[Stream]) -> None:
+        """Two streams from each key: slots modulo t, by rejection, and counters modulo their word."""
         if self.seal is not None:
-            stream = hkdf(key, b"quietchoir sealed slots 1")
-            words.slots = self.seal.packing.mask(words.slots, stream, subtract=subtract)
-        self.counters.mask(words.counters, hkdf(key, b"quietchoir sealed counters 1"), subtract=subtract)
+            for key, subtract in streams:
+                stream = hkdf(key, b"quietchoir sealed slots 1")
+                words.slots = self.seal.packing.mask(words.slots, stream, subtract=subtract)
+        self.counters.mask(
+            words.counters, [(hkdf(key, b"quietchoir sealed counters 1"), subtract) for key, subtract in streams]
+        )
 
     def close(self, words: "SealedWords") -> bytes:
         """Encrypt the masked slots; the counters stay masked.

@@ -10,6 +10,8 @@ import math
 import secrets
 from collections.abc import Sequence
 
+import numpy as np
+
 from ..core.errors import ProtocolError, ThresholdError
 
 PRIME = (1 << 256) + 297  # the smallest prime above 2**256: every 32-byte secret fits
@@ -50,7 +52,7 @@ def weights(points: Sequence[int]) -> list[int]:
         raise ValueError("points must be distinct and at least 1")  # our bug
     whole = math.prod(points)  # exact products of small numbers, reduced once: cheaper than a reduction at every step
     tops = [whole // x % PRIME for x in points]
-    bottoms = [math.prod(other - x for other in points if other != x) % PRIME for x in points]
+    bottoms = _differences(points)
     running = [1]
     for bottom in bottoms:
         running.append(running[-1] * bottom % PRIME)
@@ -59,6 +61,19 @@ def weights(points: Sequence[int]) -> list[int]:
         out[i] = tops[i] * inverse % PRIME * running[i] % PRIME
         inverse = inverse * bottoms[i] % PRIME
     return out
+
+
+def _differences(points: Sequence[int]) -> list[int]:
+    """For each point the product of other - point over all others, modulo the prime.
+
+    Differences are multiplied in words of 64 bits for as long as they fit, and only then as big integers.
+    """
+    fit = max(1, 62 // max(points).bit_length())  # so many differences cannot overflow a word
+    n, width = len(points), -(-len(points) // fit) * fit
+    apart = np.ones((n, width), np.int64)
+    apart[:, :n] = np.array(points, np.int64)[None, :] - np.array(points, np.int64)[:, None]
+    np.fill_diagonal(apart, 1)
+    return [math.prod(row) % PRIME for row in apart.reshape(n, -1, fit).prod(axis=2).tolist()]
 
 
 def join(shares: Sequence[bytes], weighting: Sequence[int]) -> bytes:

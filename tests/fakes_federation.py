@@ -46,11 +46,17 @@ class House:
 
 
 def house(
-    members: int = 4, *, mode: str = "plain", size: int = 0, recipe: Mapping[str, Any] | None = None, **protection: Any
+    members: int = 4,
+    *,
+    mode: str = "plain",
+    size: int = 0,
+    recipe: Mapping[str, Any] | None = None,
+    tables: Mapping[str, Any] | None = None,
+    **protection: Any,
 ) -> House:
-    """A federation of `members`, named ann, ben, … in order."""
+    """A federation of `members`, named ann, ben, … in order; `tables` are whole ones, by name."""
     owner, coordinator = Identity.generate(), Identity.generate()
-    names = ["ann", "ben", "cat", "dan", "eve", "fay", "gus", "hal"][:members]
+    names = ["ann", "ben", "cat", "dan", "eve", "fay", "gus", "hal", "ida", "jon"][:members]
     keys = {name: Identity.generate() for name in names}
     policy = Policy(
         name="choir",
@@ -59,6 +65,7 @@ def house(
         model=ModelTable(digest=DIGEST),
         protection=ProtectionTable(mode=mode, **{"min_cohort": 3, "threshold": 2, "bits": 12, **protection}),  # type: ignore[arg-type]
         recipe=Recipe(**{"rounds": 3, "stage_timeout_s": 5.0, "work_timeout_s": 5.0, **(recipe or {})}),
+        **(tables or {}),
         coordinator=CoordinatorTable(address="127.0.0.1:8790", key=coordinator.public.raw.hex()),
         members=tuple(Member(name=name, key=key.public.raw.hex()) for name, key in keys.items()),
     )

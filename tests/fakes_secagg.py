@@ -1,6 +1,6 @@
 """A cohort in one process: identities, values, and rounds whose every message a test can hold, change or lose."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from quietchoir.core.errors import ProtocolError
 from quietchoir.crypto.keys import Ephemeral, Identity, bind
-from quietchoir.crypto.prg import expand
+from quietchoir.crypto.prg import Stream, expand
 from quietchoir.crypto.ring import BitRing, Ring
 from quietchoir.crypto.secagg import Ledger, SecAggClient, SecAggConfig, SecAggResult, SecAggServer
 from quietchoir.crypto.secagg.masks import mask_pair, mask_self
@@ -153,10 +153,11 @@ class PrimeRing:
     def lift(self, values: NDArray[Any]) -> Any:
         return values.astype("<u8")
 
-    def mask(self, words: Any, key: bytes, *, subtract: bool) -> None:
-        stream = self.stream(key)
-        words += np.uint64(self.modulus) - stream if subtract else stream
-        words %= np.uint64(self.modulus)
+    def mask(self, words: Any, streams: Sequence[Stream]) -> None:
+        for key, subtract in streams:
+            stream = self.stream(key)
+            words += np.uint64(self.modulus) - stream if subtract else stream
+            words %= np.uint64(self.modulus)
 
     def close(self, words: Any) -> bytes:
         return bytes(words.tobytes())
@@ -178,7 +179,7 @@ class PrimeTally:
         self.words = (self.words + np.frombuffer(payload, "<u8")) % np.uint64(self.ring.modulus)
 
     def mask(self, key: bytes, *, subtract: bool) -> None:
-        self.ring.mask(self.words, key, subtract=subtract)
+        self.ring.mask(self.words, [(key, subtract)])
 
     def total(self) -> NDArray[np.int64]:
         return self.words.astype(np.int64)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ...core.errors import AuthenticationError, ConfigError, ProtocolError, ThresholdError
 from .. import shamir
 from ..keys import Ephemeral, Identity, open_box, seal_box
+from ..prg import Stream
 from ..ring import Lifted, Ring
 from .graph import Graph
 from .ledger import Ledger
@@ -44,11 +45,14 @@ class _Vectors:
     def __init__(self, session: Session, values: NDArray[np.unsignedinteger], tokens: int) -> None:
         self.rings: dict[str, Ring] = {"values": session.ring, "tokens": session.token_ring.limbs}
         self.words: dict[str, Lifted] = {"values": session.ring.lift(values), "tokens": session.token_ring.lift(tokens)}
+        self.streams: dict[str, list[Stream]] = {"values": [], "tokens": []}
 
     def mask(self, quantity: str, key: bytes, *, subtract: bool) -> None:
-        self.rings[quantity].mask(self.words[quantity], key, subtract=subtract)
+        self.streams[quantity].append((key, subtract))
 
     def close(self, quantity: str) -> bytes:
+        """All masks at once, and then what is sent."""
+        self.rings[quantity].mask(self.words[quantity], self.streams.pop(quantity))
         return self.rings[quantity].close(self.words[quantity])
 
 

@@ -23,7 +23,6 @@ Source: Asharov et al. 2012 and Mouchet et al. 2021 (joint keys); Shamir 1979.
 import hashlib
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -31,8 +30,8 @@ from ...core.errors import AuthenticationError, ProtocolError
 from ..keys import BOX_OVERHEAD, SIGNATURE_BYTES, Ephemeral, Identity, bind, digest, hkdf, open_box, seal_box
 from ..parameters import JOINT
 from . import residues
+from .holding import Holding
 from .lattice import LIMBS, lattice
-from .memory import Memory
 from .plan import POLYNOMIAL_BYTES, Plan
 from .residues import Residues
 
@@ -40,33 +39,6 @@ HASH_BYTES = 32
 CARD_BYTES = 32 + HASH_BYTES + SIGNATURE_BYTES  # X25519 key, commitment, signature
 HEAD_BYTES = HASH_BYTES + POLYNOMIAL_BYTES  # nonce and part
 BOX_BYTES = POLYNOMIAL_BYTES + HASH_BYTES + BOX_OVERHEAD  # a share, and a seed of the members' key
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Holding:
-    """What one member has when the joint key is made.
-
-    Hazard: `secret`, `shares`, `pairs` and `readers` are secrets; they are in no repr and are not pickled. They live in memory
-    alone, so a member that restarts reads and responds no more until the next ceremony.
-    """
-
-    plan: Plan
-    name: str
-    key_id: bytes  # 32 bytes that name the joint key
-    joint: Residues = field(repr=False)  # b [1, 3, N], public
-    secret: Residues = field(repr=False)  # this member's own, [4, N], NTT basis
-    shares: tuple[Residues, ...] = field(repr=False)  # of each member's secret, in the order of numbers, [3, N], NTT basis
-    pairs: Mapping[int, bytes] = field(repr=False)  # other member's number -> key of the masks between us
-    readers: bytes = field(repr=False)  # the members' common key: parts are sealed with it
-    memory: Memory = field(repr=False, default_factory=Memory)
-
-    @property
-    def number(self) -> int:
-        """This member's number."""
-        return self.plan.numbers[self.name]
-
-    def __reduce__(self) -> str:
-        raise TypeError("a holding is not pickled; a restarted member takes part in the next ceremony")
 
 
 class Ceremony:
@@ -110,10 +82,9 @@ class Ceremony:
         found = self._complete(cards, CARD_BYTES, "cards")
         if found[self._number] != self._card:
             raise ProtocolError("our own card came back changed; this attempt is abandoned")
-        for number, card in found.items():
-            context = bind("quietchoir joint card 1", self._plan.session, number)
-            self._plan.members[self._plan.names[number]].verify(context, card[:-SIGNATURE_BYTES], card[-SIGNATURE_BYTES:])
-        view = digest("quietchoir joint view 1", self._plan.session, *(found[number] for number in sorted(found)))
+        for name, card in cards.items():
+            check_card(self._plan, name, card)
+        view = seen(self._plan, cards)
         points = [number + 1 for number in range(len(found))]
         shares = residues.split(self._secret[:LIMBS], self._plan.threshold, points)
         head, boxes = self._nonce + residues.to_bytes(self._part), []
@@ -122,8 +93,8 @@ class Ceremony:
             dealt = residues.to_bytes(shares[number]) + self._seed
             boxes.append(seal_box(key, dealt, bind("quietchoir joint share 1", view, self._number, number)))
         self._cards, self._view = found, view
-        told = hashlib.sha256(head).digest() + b"".join(hashlib.sha256(box).digest() for box in boxes)
-        signature = self._identity.sign(bind("quietchoir joint opening 1", view, self._number), told)
+        hashes = b"".join(hashlib.sha256(box).digest() for box in boxes)
+        signature = self._identity.sign(_told_in(view, self._number), hashlib.sha256(head).digest() + hashes)
         self._opening = head + b"".join(boxes) + signature
         return self._opening
 
@@ -167,18 +138,14 @@ class Ceremony:
         head, rest = letter[:HEAD_BYTES], letter[HEAD_BYTES:]
         size = len(self._plan.members) * HASH_BYTES
         hashes, box, signature = rest[:size], rest[size:-SIGNATURE_BYTES], rest[-SIGNATURE_BYTES:]
-        name = self._plan.names[number]
-        context = bind("quietchoir joint opening 1", self._view, number)
-        self._plan.members[name].verify(context, hashlib.sha256(head).digest() + hashes, signature)
+        name, card = self._plan.names[number], self._cards[number]
+        _check_head(self._plan, self._view, card, name, head, hashes, signature)
         if hashes[self._number * HASH_BYTES :][:HASH_BYTES] != hashlib.sha256(box).digest():
             raise AuthenticationError(f"a share from {name} is not the one it signed; it is refused, ask for it again")
-        part, fixed = head[HASH_BYTES:], self._cards[number][32 : 32 + HASH_BYTES]
-        if commitment(self._plan, number, head[:HASH_BYTES], part) != fixed:  # a rogue key is chosen after the others' parts
-            raise ProtocolError(f"{name} opened another part than it committed to; abandon this attempt and look into {name}")
-        key = self._agreed(self._cards[number], self._view, "share", number, self._number)
+        key = self._agreed(card, self._view, "share", number, self._number)
         dealt = open_box(key, box, bind("quietchoir joint share 1", self._view, number, self._number))
         residues.from_bytes(dealt[:POLYNOMIAL_BYTES], 1, LIMBS)
-        return residues.from_bytes(part, 1, LIMBS), dealt
+        return residues.from_bytes(head[HASH_BYTES:], 1, LIMBS), dealt
 
     def _agreed(self, card: bytes, view: bytes, purpose: str, sender: int, receiver: int) -> bytes:
         return self._ephemeral.agree(card[:32], bind("quietchoir joint pair 1", view, purpose, sender, receiver))
@@ -192,6 +159,50 @@ class Ceremony:
         if wrong:
             raise ProtocolError(f"{what} of {', '.join(sorted(wrong))} are not {size} bytes; they are refused")
         return {self._plan.numbers[name]: bytes(message) for name, message in messages.items()}
+
+
+def check_card(plan: Plan, name: str, card: bytes) -> None:
+    """What members require of a card; the coordinator too, so that one bad card costs its sender its place and nobody else.
+
+    Raises:
+        ProtocolError: a stranger, or another size.
+        AuthenticationError: not signed by this member for this plan.
+    """
+    number = plan.number(name)
+    if len(card) != CARD_BYTES:
+        raise ProtocolError(f"a card of {len(card)} bytes from {name}, {CARD_BYTES} expected; it is refused")
+    context = bind("quietchoir joint card 1", plan.session, number)
+    plan.members[name].verify(context, card[:-SIGNATURE_BYTES], card[-SIGNATURE_BYTES:])
+
+
+def check_opening(plan: Plan, cards: Mapping[str, bytes], name: str, opening: bytes) -> None:
+    """What can be checked of an opening without a key: its signature over all cards, and that its part is the committed one.
+
+    Raises:
+        ProtocolError: a stranger, another size, another part than the committed one, or bytes that are no polynomial.
+        AuthenticationError: not signed by this member over these cards.
+    """
+    whole = letter(plan, opening, name)
+    head, hashes = whole[:HEAD_BYTES], whole[HEAD_BYTES:][: len(plan.members) * HASH_BYTES]
+    _check_head(plan, seen(plan, cards), cards[name], name, head, hashes, opening[-SIGNATURE_BYTES:])
+    residues.from_bytes(head[HASH_BYTES:], 1, LIMBS)
+
+
+def seen(plan: Plan, cards: Mapping[str, bytes]) -> bytes:
+    """32 bytes that any difference between two members' cards changes."""
+    return digest("quietchoir joint view 1", plan.session, *(cards[name] for name in plan.names))
+
+
+def _check_head(plan: Plan, view: bytes, card: bytes, name: str, head: bytes, hashes: bytes, signature: bytes) -> None:
+    number = plan.number(name)
+    plan.members[name].verify(_told_in(view, number), hashlib.sha256(head).digest() + hashes, signature)
+    if commitment(plan, number, head[:HASH_BYTES], head[HASH_BYTES:]) != card[32 : 32 + HASH_BYTES]:
+        # a rogue key is chosen after the others' parts
+        raise ProtocolError(f"{name} opened another part than it committed to; abandon this attempt and look into {name}")
+
+
+def _told_in(view: bytes, number: int) -> bytes:
+    return bind("quietchoir joint opening 1", view, number)
 
 
 def letter(plan: Plan, opening: bytes, name: str) -> bytes:

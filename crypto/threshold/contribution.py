@@ -21,7 +21,8 @@ import numpy as np
 from ...core.errors import ProtocolError, ThresholdError
 from ..keys import SIGNATURE_BYTES, Identity, bind, digest, hkdf
 from . import residues
-from .ceremony import Holding, first_common
+from .ceremony import first_common
+from .holding import Holding
 from .lattice import LIMBS, Slots, lattice
 from .plan import LARGEST_COHORT, PLAIN_MODULUS, Plan
 from .residues import Residues
@@ -142,6 +143,10 @@ class Gathering:
         self._plan.members[name].verify(_context(self._key_id, number, self._round), told, signature)
         self._total = residues.add(self._total, residues.from_bytes(body, self._plan.packing.rows, LIMBS))
         self._numbers.add(number)
+
+    def unmask(self, masks: Slots) -> None:
+        """Take masks [rows, N] (below t) off the sum, without opening it. Once: plans allow for one more rounding."""
+        self._total = lattice().shift(self._total, (np.uint64(PLAIN_MODULUS) - masks) % np.uint64(PLAIN_MODULUS))
 
     def request(self, responders: Sequence[str]) -> bytes:
         """What to send to each responder and each reader.

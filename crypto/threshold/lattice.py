@@ -93,14 +93,27 @@ class Lattice:
         Hazard: with the same secret and a twice, the difference of two messages lies open but for noise.
         """
         encryptor = self._seal.Encryptor(self._context, self._load(self._seal.SecretKey(), self._plain(secret, self._top)))
-        made = []
-        for row in rows:
+        factor, out = self._load(self._seal.Plaintext(), self._plain(secret[:LIMBS], self._level)), []
+        for row, public in zip(rows, common, strict=True):
             plain, cipher = self._seal.Plaintext(), self._seal.Ciphertext()
             self._coder.encode(row.tolist(), plain)
             encryptor.encrypt_symmetric(plain, cipher)
-            made.append(self._read(cipher, 2))
-        first, second = np.stack(made, axis=1)
-        return residues.add(first, self.multiply(residues.subtract(second, common), secret[:LIMBS]))
+            first = self._read(cipher, 1)[0]
+            pair = np.stack([np.zeros_like(public), public])
+            self._evaluator.sub_inplace(cipher, self._load(self._seal.Ciphertext(), self._cipher(pair, self._level, ntt=False)))
+            self._times(cipher, factor)
+            out.append(residues.add(first, self._read(cipher, 1, start=1)[0]))
+        return np.stack(out)
+
+    def shift(self, polynomials: Residues, rows: Slots) -> Residues:
+        """Each polynomial [rows, 3, N] plus round(q m / T) for a row m of N slots (below t): a plaintext added in the dark."""
+        out = []
+        for polynomial, row in zip(polynomials, rows, strict=True):
+            plain, cipher = self._seal.Plaintext(), self._phase(polynomial)
+            self._coder.encode(row.tolist(), plain)
+            self._evaluator.add_plain_inplace(cipher, plain)
+            out.append(self._read(cipher, 1)[0])
+        return np.stack(out)
 
     def multiply(self, polynomials: Residues, factor: Residues) -> Residues:
         """Each polynomial [rows, 3, N] times `factor` [3, N] (in the NTT basis), as polynomials again."""
@@ -109,11 +122,15 @@ class Lattice:
         for start in range(0, len(polynomials), 2):  # a ciphertext has two polynomials, so it carries two rows
             two = polynomials[start : start + 2]
             cipher = self._load(self._seal.Ciphertext(), self._cipher(np.stack([two[0], two[-1]]), self._level, ntt=False))
-            self._evaluator.transform_to_ntt_inplace(cipher)
-            self._evaluator.multiply_plain_inplace(cipher, plain)
-            self._evaluator.transform_from_ntt_inplace(cipher)
+            self._times(cipher, plain)
             out.append(self._read(cipher, len(two)))
         return np.concatenate(out)
+
+    def _times(self, cipher: Any, factor: Any) -> None:
+        """Both polynomials of `cipher` times `factor` (in the NTT basis), in place."""
+        self._evaluator.transform_to_ntt_inplace(cipher)
+        self._evaluator.multiply_plain_inplace(cipher, factor)
+        self._evaluator.transform_from_ntt_inplace(cipher)
 
     def decode(self, phases: Residues) -> Slots:
         """Slots [rows, N] of c0 + c1 s + noise [rows, 3, N].
@@ -144,11 +161,11 @@ class Lattice:
             thing.load(self._context, path)
         return thing
 
-    def _read(self, thing: Any, rows: int, limbs: int = LIMBS) -> Residues:
-        """The first `rows` polynomials. SEAL saves compressed only, so numbers are taken one by one: 0.4 us each."""
-        array = thing.dyn_array()
-        count = rows * limbs * JOINT.degree
-        return np.fromiter(map(array.at, range(count)), np.uint64, count).reshape(rows, limbs, JOINT.degree)
+    def _read(self, thing: Any, rows: int, limbs: int = LIMBS, *, start: int = 0) -> Residues:
+        """`rows` polynomials from the one at `start`. SEAL saves compressed only: numbers are taken one by one, 0.4 us each."""
+        array, one = thing.dyn_array(), limbs * JOINT.degree
+        places = range(start * one, (start + rows) * one)
+        return np.fromiter(map(array.at, places), np.uint64, len(places)).reshape(rows, limbs, JOINT.degree)
 
     @staticmethod
     def _cipher(pair: Residues, level: Sequence[int], *, ntt: bool) -> bytes:

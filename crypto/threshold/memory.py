@@ -2,8 +2,10 @@
 
 Knows rounds, requests and counts. Knows no polynomial.
 Always: a round is encrypted for once, and opened over one set of contributors; openings are counted against the plan.
-It lives with the `Holding`, and is lost with it: a member that restarts waits for the next ceremony.
+It belongs to one `Holding`: whoever keeps that on a disk writes this down before an answer leaves, and uses neither alone.
 """
+
+import json
 
 from ...core.errors import BudgetError, ProtocolError
 from .plan import Plan
@@ -50,6 +52,30 @@ class Memory:
         self._opened[round_number] = contributors
         self._answered.add(request)
 
-    def snapshot(self) -> tuple[object, ...]:
-        """Everything noted, for comparison."""
-        return self.opened_rows, frozenset(self._encrypted), dict(self._opened), frozenset(self._answered)
+    def encode(self) -> bytes:
+        """Everything noted, as JSON."""
+        noted = {
+            "opened_rows": self.opened_rows,
+            "encrypted": sorted(self._encrypted),
+            "opened": {str(number): list(names) for number, names in self._opened.items()},
+            "answered": sorted(request.hex() for request in self._answered),
+        }
+        return json.dumps(noted, sort_keys=True).encode("ascii")
+
+    @staticmethod
+    def decode(raw: bytes) -> "Memory":
+        """Read what `encode` wrote.
+
+        Raises:
+            ProtocolError: anything else.
+        """
+        memory = Memory()
+        try:
+            noted = json.loads(raw)
+            memory.opened_rows = int(noted["opened_rows"])
+            memory._encrypted = {int(number) for number in noted["encrypted"]}
+            memory._opened = {int(number): tuple(map(int, names)) for number, names in noted["opened"].items()}
+            memory._answered = {bytes.fromhex(request) for request in noted["answered"]}
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise ProtocolError("what was done under a joint key cannot be read; the key is not used, make another") from None
+        return memory

@@ -33,10 +33,10 @@ import numpy as np
 from ...core.errors import ProtocolError, ThresholdError
 from ..keys import BOX_OVERHEAD, SIGNATURE_BYTES, Identity, bind, hkdf, open_box, seal_box
 from . import residues
-from .ceremony import Holding
 from .contribution import REHEARSAL, common, parse, request_id
+from .holding import Holding
 from .lattice import LIMBS, Slots, lattice
-from .plan import POLYNOMIAL_BYTES
+from .plan import POLYNOMIAL_BYTES, Plan
 from .residues import Residues
 
 
@@ -58,7 +58,7 @@ class Holder:
         round_number, responders, contributors = parse(holding.plan, request)
         if holding.number not in responders:
             raise ProtocolError("a request for other responders; it is not answered")
-        named, rows = request_id(holding.key_id, request), _rows(holding, round_number)
+        named, rows = request_id(holding.key_id, request), _rows(holding.plan, round_number)
         holding.memory.check(holding.plan, round_number, contributors, named, rows)
         share = holding.shares[contributors[0]]
         for number in contributors[1:]:
@@ -104,7 +104,7 @@ class Reader:
         self._holding = holding
         self.round, self._responders, contributors = parse(holding.plan, request)
         self.contributors = tuple(holding.plan.names[number] for number in contributors)
-        self._named, self._rows = request_id(holding.key_id, request), _rows(holding, self.round)
+        self._named, self._rows = request_id(holding.key_id, request), _rows(holding.plan, self.round)
         self._total = holding.joint if self.round == REHEARSAL else residues.from_bytes(total, self._rows, LIMBS)
         self._parts: dict[int, Residues] = {}
 
@@ -120,15 +120,10 @@ class Reader:
             ProtocolError: not a responder of this request, a second part, or bytes that are no polynomials.
             AuthenticationError: not this member's part of this very request.
         """
-        plan = self._holding.plan
-        number = plan.number(name)
+        number = self._holding.plan.number(name)
         if number not in self._responders or number in self._parts:
             raise ProtocolError(f"{name} is no responder of this request or has answered it before; the part is refused")
-        size = self._rows * POLYNOMIAL_BYTES + BOX_OVERHEAD + SIGNATURE_BYTES
-        if len(message) != size:
-            raise ProtocolError(f"a part of {len(message)} bytes from {name}, {size} expected; it is refused")
-        box, signature = message[:-SIGNATURE_BYTES], message[-SIGNATURE_BYTES:]
-        plan.members[name].verify(_context(self._named, number), hashlib.sha256(box).digest(), signature)
+        box = _checked(self._holding.plan, self._named, self._rows, name, message)
         raw = open_box(self._holding.readers, box, _context(self._named, number))
         self._parts[number] = residues.from_bytes(raw, self._rows, LIMBS)
 
@@ -150,8 +145,32 @@ class Reader:
         return slots
 
 
-def _rows(holding: Holding, round_number: int) -> int:
-    return 1 if round_number == REHEARSAL else holding.plan.packing.rows
+def check_part(plan: Plan, key_id: bytes, request: bytes, name: str, message: bytes) -> None:
+    """What can be checked of a part by somebody who cannot read it: who made it, and for what.
+
+    Raises:
+        ProtocolError: a malformed request, not one of its responders, or another size.
+        ThresholdError: as `parse`.
+        AuthenticationError: not this member's part of this very request.
+    """
+    round_number, responders, _ = parse(plan, request)
+    if plan.number(name) not in responders:
+        raise ProtocolError(f"{name} is no responder of this request; the part is refused")
+    _checked(plan, request_id(key_id, request), _rows(plan, round_number), name, message)
+
+
+def _checked(plan: Plan, named: bytes, rows: int, name: str, message: bytes) -> bytes:
+    """The box of a part."""
+    size = rows * POLYNOMIAL_BYTES + BOX_OVERHEAD + SIGNATURE_BYTES
+    if len(message) != size:
+        raise ProtocolError(f"a part of {len(message)} bytes from {name}, {size} expected; it is refused")
+    box, signature = message[:-SIGNATURE_BYTES], message[-SIGNATURE_BYTES:]
+    plan.members[name].verify(_context(named, plan.number(name)), hashlib.sha256(box).digest(), signature)
+    return box
+
+
+def _rows(plan: Plan, round_number: int) -> int:
+    return 1 if round_number == REHEARSAL else plan.packing.rows
 
 
 def _context(named: bytes, number: int) -> bytes:

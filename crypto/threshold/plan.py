@@ -14,7 +14,7 @@ opened ciphertexts gives
 
 Every opening needs an honest responder, and each `Holder` counts its own and refuses beyond `openings`. B is as large as
 exact decoding allows: t * B + noise <= q / 8T, a quarter of what would still decode (t is the threshold). For 5 of 9: B = 2^96,
-noise 198, B / noise above 2^88, and 2^33 openings a member.
+noise 199, B / noise above 2^88, and 2^33 openings a member.
 
 **Why the noise bound holds.** SEAL's noise is at most 21 (centred binomial, 42 bits; clipped at 19 where it is Gaussian), and
 scaling a message rounds by less than 1. A member that puts more noise into its own contribution knows that noise.
@@ -128,8 +128,8 @@ class Plan:
 
     @property
     def noise(self) -> int:
-        """Largest noise of a sum of all members' ciphertexts, in any coefficient, whatever chance does."""
-        return NOISE * len(self.members)
+        """Largest noise of a sum of all members' ciphertexts, in any coefficient, whatever chance does; masks taken off it."""
+        return NOISE * len(self.members) + 1  # taking masks off rounds once more
 
     @property
     def smudging_bits(self) -> int:

@@ -66,6 +66,7 @@ class Greeting:
     steps: int = 0  # sums it has applied in this run
     tag: bytes = bytes(TAG_BYTES)  # of its adapter and velocity, under that key
     before: bytes = bytes(TAG_BYTES)  # of those one step earlier, if it still has them; else zeros
+    circle: bytes = b""  # who made that key, `Circle.encode`; nothing where all have the key
     signature: bytes = b""
 
     @property
@@ -85,12 +86,12 @@ class Greeting:
 
     def body(self) -> bytes:
         """What is signed."""
-        return bind(self.sender, self.public, self.key, self.steps, self.tag, self.before)
+        return bind(self.sender, self.public, self.key, self.steps, self.tag, self.before, self.circle)
 
     def signed(self, policy: Policy, place: Place, identity: Identity) -> bytes:
         """Spell and sign it."""
         signature = identity.sign(occasion("greeting", policy, place), self.body())
-        fields = {"before": self.before, "key": self.key, "public": self.public, "tag": self.tag}
+        fields = {"before": self.before, "circle": self.circle, "key": self.key, "public": self.public, "tag": self.tag}
         return parts.join({**fields, "signature": signature, "steps": self.steps.to_bytes(8, "big")})
 
     @staticmethod
@@ -101,8 +102,8 @@ class Greeting:
             MessageError: anything else.
         """
         found = parts.split(data)
-        if {name: len(part) for name, part in found.items()} != FIELDS:
-            raise MessageError(f"the greeting of {sender} has other fields than {', '.join(FIELDS)}; refused")
+        if {name: len(part) for name, part in found.items() if name != "circle"} != FIELDS or "circle" not in found:
+            raise MessageError(f"the greeting of {sender} has other fields than circle, {', '.join(FIELDS)}; refused")
         steps = int.from_bytes(found.pop("steps"), "big")
         greeting = Greeting(sender=sender, steps=steps, **found)
         verify(policy, sender, occasion("greeting", policy, place), greeting.body(), greeting.signature)

@@ -27,7 +27,7 @@ from ...crypto.ring import BitRing
 from ...crypto.sealed import Desk, Seal, SealedRing, SealedTally, coefficients, open_sum
 from ...crypto.secagg import SecAggConfig
 from ..exchange.messages import Place
-from ..learning.aggregate import FedAvgM
+from ..learning.recipes import optimizer_of
 from ..membership.policy import Policy
 from ..protection import masked
 from ..protection.masked import MaskedCoordinator, MaskedParty
@@ -97,7 +97,8 @@ class SealedParty(MaskedParty):
     def ring(self, config: SecAggConfig) -> SealedRing:
         """Modulo t, under this member's key, for those who have the same key and adapter."""
         self.seal = make_seal(self.context.policy, config, key_id(self.seed))
-        return make_ring(self.context.policy, config, self.seal, self.bound, self.desk, self.seed)
+        bound = self.bound + self.context.terms.told
+        return make_ring(self.context.policy, config, self.seal, bound, self.desk, self.seed)
 
     def answer(self, stage: str, payload: bytes) -> bytes:
         """One stage.
@@ -113,11 +114,16 @@ class SealedParty(MaskedParty):
 
     def witness(self, sealed_sum: bytes) -> bytes:
         """Check the sum's frame, keep it, sign it."""
-        assert self.client is not None and self.seal is not None  # the stages before this one
-        self.seal.rows(sealed_sum, self.seal.packing.parameters.ciphertext_bytes, "the sealed sum")
+        assert self.client is not None  # the stages before this one
+        self.check_frame(sealed_sum)
         self.sealed_sum = sealed_sum
         context = occasion(WITNESS, self.context.policy, self.context.place)
         return self.context.identity.sign(context, shown(sealed_sum, self.bound, self.client.survivors))
+
+    def check_frame(self, sealed_sum: bytes) -> None:
+        """Raises ProtocolError: another length, key or parameters than ours."""
+        assert self.seal is not None  # there is a sum
+        self.seal.rows(sealed_sum, self.seal.packing.parameters.ciphertext_bytes, "the sealed sum")
 
     def apply(self, payload: bytes) -> bytes:
         """Decrypt, step, keep; answer the new adapter's tag.
@@ -128,10 +134,20 @@ class SealedParty(MaskedParty):
             ProtocolError, WorkerError: not a sum under our key.
             DataError: a sum that so many members cannot have.
         """
-        assert self.client is not None and self.seal is not None and self.sealed_sum is not None
+        assert self.seal is not None and self.sealed_sum is not None
+        self.require_witnesses(parts.split(payload))
+        return self.step(open_sum(self.seal, self.seed, self.sealed_sum, self.desk))
+
+    def require_witnesses(self, signatures: Mapping[str, bytes]) -> None:
+        """Require that enough members of the sum were shown this very one.
+
+        Raises:
+            MessageError: a signature of somebody else or over something else.
+            ThresholdError: too few signatures.
+        """
+        assert self.client is not None and self.sealed_sum is not None
         policy, place, survivors = self.context.policy, self.context.place, self.client.survivors
         message = shown(self.sealed_sum, self.bound, survivors)
-        signatures = parts.split(payload)
         for name, signature in signatures.items():
             if name not in survivors:
                 raise MessageError(f"{name} signed the sum without being in it; refused")
@@ -139,9 +155,17 @@ class SealedParty(MaskedParty):
         need = self.client.threshold
         if len(signatures) < need:  # so that no two members decrypt different sums of one attempt
             raise ThresholdError(f"{len(signatures)} members were shown this sum, need {need}; it is not decrypted")
-        total = open_sum(self.seal, self.seed, self.sealed_sum, self.desk)
-        mean = Codec(self.seal.packing.length, policy).mean(total, len(survivors))
-        server = FedAvgM(policy.recipe.server_lr, policy.recipe.server_momentum).step(self.progress.server, mean)
+
+    def step(self, total: npt.NDArray[np.int64]) -> bytes:
+        """Step from the opened sum [sealed values], keep the adapter on disk, answer its tag.
+
+        Raises:
+            DataError: a sum that so many members cannot have; nothing was changed.
+        """
+        assert self.client is not None and self.seal is not None
+        policy, place, survivors = self.context.policy, self.context.place, self.client.survivors
+        mean = Codec(self.seal.packing.length, policy, self.context.terms).mean(total, len(survivors))
+        server = optimizer_of(policy.recipe).step(self.progress.server, mean)
         self.vault.keep_progress(place.run, Progress(self.progress.steps + 1, server))
         return self.vault.progress(place.run).tag(self.seed, place.run)
 
@@ -150,18 +174,19 @@ class SealedCoordinator(MaskedCoordinator):
     """The coordinator's side of one attempt. Args: common: what `muster` found; desk: with `AdderService`."""
 
     def __init__(
-        self, policy: Policy, place: Place, cohort: tuple[str, ...], length: int, counted: bool, common: Common, desk: Desk
-    ) -> None:
+        self, policy: Policy, place: Place, cohort: tuple[str, ...], length: int, counted: bool, common: Common, desk: Desk,
+        told: bytes = b"",
+    ) -> None:  # fmt: skip
         self.policy, self.place, self.common, self.desk = policy, place, common, desk
         self.sealed_sum = b""
         self.signatures: dict[str, bytes] = {}
         self.tags: dict[str, bytes] = {}
-        super().__init__(policy, place, cohort, length, counted)
+        super().__init__(policy, place, cohort, length, counted, told=told)
 
     def ring(self, config: SecAggConfig) -> SealedRing:
         """The members' ring, without their key."""
         self.seal = make_seal(self.policy, config, self.common.key_id)
-        return make_ring(self.policy, config, self.seal, self.common.bound, self.desk, None)
+        return make_ring(self.policy, config, self.seal, self.common.bound + self.told, self.desk, None)
 
     def receive(self, party: str, payload: bytes) -> None:
         """Take one answer.
@@ -180,7 +205,7 @@ class SealedCoordinator(MaskedCoordinator):
             super().receive(party, payload)
 
     def sign(self, party: str, signature: bytes) -> None:
-        """Note a signature over the sum, if it is one: a wrong one would stop all members."""
+        """Note a signature over the sum. Raises ProtocolError for one that is none: it would stop all members."""
         message = shown(self.sealed_sum, self.common.bound, self.survivors)
         try:
             verify(self.policy, party, occasion(WITNESS, self.policy, self.place), message, signature)
@@ -209,6 +234,16 @@ class SealedCoordinator(MaskedCoordinator):
         if self.done < len(STAGES):
             self.enough(len(self.signatures), "were shown the sum")
             return APPLY, dict.fromkeys(self.signatures, parts.join(self.signatures))
+        self.judge()
+        return None
+
+    def judge(self) -> None:
+        """Do members that applied the sum hold the same adapter now?
+
+        Raises:
+            RoundAborted: too few applied it.
+            DisagreementError: they ended with different adapters.
+        """
         self.enough(len(self.tags), "applied the sum")
         (_, most), *others = Counter(self.tags.values()).most_common()
         if most < self.config.threshold:
@@ -216,7 +251,6 @@ class SealedCoordinator(MaskedCoordinator):
                 f"{len(self.tags)} members ended the round with {1 + len(others)} different adapters, {self.config.threshold} "
                 "must agree; look at their versions, then start the run again"
             )
-        return None
 
     def show(self) -> tuple[str, Mapping[str, bytes]]:
         """The encrypted sum, for everybody whose contribution is in it."""

@@ -3,6 +3,7 @@
     greet    say which key and which adapter are here           deal    seal the key for those that lack it
     take     open it                                            hand    seal the adapter for those that are behind
     follow   open it, if enough members say that theirs is the same
+    with key = "threshold" there is no key to deal and take; the stages of `forming` make one that nobody has
 
 Knows greetings, parcels and the vault. Knows nothing of Flower, training or masks.
 Always: key and adapter go to members of the roster only, sealed, for the attempt in which they asked; an adapter is taken only
@@ -13,17 +14,19 @@ epoch. It cannot hand over one member's update: nobody but that member has it.
 """
 
 from ...core.errors import MessageError
-from ...crypto.bfv import SEED_BYTES, key_id
+from ...crypto.bfv import SEED_BYTES
 from ...crypto.keys import Ephemeral, Identity
 from ..exchange.messages import Place
 from ..membership.policy import Policy
 from ..protection.masked import threshold
-from . import parts
+from . import forming, parts
+from .circle import Circle
+from .forming import Forming
 from .greeting import Greeting, Parcel
 from .vault import TAG_BYTES, Progress, Vault
 
 GREET, DEAL, TAKE, HAND, FOLLOW = "greet", "deal", "take", "hand", "follow"
-STAGES = (GREET, DEAL, TAKE, HAND, FOLLOW)
+STAGES = (GREET, DEAL, TAKE, HAND, FOLLOW, *forming.STAGES)
 OWN, FROM, PARCEL, TO, SAYS = "own", "from", "parcel", "to/", "says/"  # names of parts
 
 
@@ -37,6 +40,7 @@ class Handover:
 
     def __init__(self, policy: Policy, name: str, identity: Identity, vault: Vault) -> None:
         self.policy, self.name, self.identity, self.vault = policy, name, identity, vault
+        self.forming = Forming(policy, name, identity, vault) if policy.protection.key == "threshold" else None
         self.box_key: tuple[Place, Ephemeral] | None = None  # of the attempt that greeted last
 
     def answer(self, place: Place, stage: str, payload: bytes) -> bytes:
@@ -44,7 +48,13 @@ class Handover:
 
         Raises:
             MessageError, AuthenticationError, FederationError: refused; nothing was changed.
+            ProtocolError, ThresholdError: as `Forming.answer`.
         """
+        if stage in (forming.STAGES if self.forming is None else (DEAL, TAKE)):
+            raise MessageError(f"found stage {stage!r}, but protection.key = {self.policy.protection.key!r}; refused")
+        if self.forming is not None and stage in forming.STAGES:
+            self.own_box(place)
+            return self.forming.answer(place, stage, payload) or (self.greeting(place) if stage == forming.SETTLE else b"")
         if stage == GREET:
             if payload:
                 raise MessageError(f"a greeting was asked for with {len(payload)} bytes, expected none; refused")
@@ -55,13 +65,15 @@ class Handover:
 
     def greeting(self, place: Place) -> bytes:
         """Where this member is, signed."""
-        public, seed = self.own_box(place).public, self.vault.seed(self.policy.digest)
-        if seed is None:
+        epoch = self.policy.digest
+        public, seed, key = self.own_box(place).public, self.vault.seed(epoch), self.vault.key_name(epoch)
+        if seed is None or key is None:
             return Greeting(sender=self.name, public=public).signed(self.policy, place, self.identity)
         progress, before = self.vault.progress(place.run), self.vault.before(place.run)
         greeting = Greeting(
-            sender=self.name, public=public, key=key_id(seed), steps=progress.steps, tag=progress.tag(seed, place.run),
+            sender=self.name, public=public, key=key, steps=progress.steps, tag=progress.tag(seed, place.run),
             before=bytes(TAG_BYTES) if before is None else before.tag(seed, place.run),
+            circle=b"" if (held := self.vault.shelf.holding(epoch)) is None else Circle.of(held.plan).encode(),
         )  # fmt: skip
         return greeting.signed(self.policy, place, self.identity)
 
@@ -73,7 +85,7 @@ class Handover:
         return self.parcels("key", place, askers, seed)
 
     def take(self, place: Place, given: dict[str, bytes]) -> bytes:
-        """Open the key, keep it, and greet again."""
+        """Open the key, keep it, and greet again. Raises as `unwrap`; MessageError for what is no key."""
         seed = self.unwrap("key", place, given)
         if len(seed) != SEED_BYTES:
             raise MessageError(f"a key of {len(seed)} bytes came, {SEED_BYTES} expected; refused")
@@ -86,8 +98,13 @@ class Handover:
         return self.parcels("state", place, askers, self.vault.progress(place.run).encode())
 
     def follow(self, place: Place, given: dict[str, bytes]) -> bytes:
-        """Open an adapter, or go back by one step if none was sent; keep it if enough others have it, and greet again."""
-        seed = self.vault.seed(self.policy.digest)
+        """Open an adapter, or go back by one step if none was sent; keep it if enough others have it, and greet again.
+
+        Raises:
+            MessageError: no key, no adapter, or one that too few others have; and as `unwrap`.
+            FederationError: no adapter of this shape.
+        """
+        seed, key = self.vault.seed(self.policy.digest), self.vault.key_name(self.policy.digest)
         if seed is None:
             raise MessageError("an adapter came before the members' key; refused")
         if PARCEL in given:
@@ -98,7 +115,7 @@ class Handover:
             raise MessageError("no adapter came, and there is none to go back to; refused")
         state = (progress.steps, progress.tag(seed, place.run))
         said = self.greetings(given, SAYS, place)
-        same = sum(one.key == key_id(seed) and state in one.states for one in said.values() if one.sender != self.name)
+        same = sum(one.key == key and state in one.states for one in said.values() if one.sender != self.name)
         if same < witnesses(self.policy):
             raise MessageError(f"{same} members have this adapter, need {witnesses(self.policy)}; it is not taken")
         self.vault.keep_progress(place.run, progress)
@@ -115,7 +132,7 @@ class Handover:
         return parts.join(out)
 
     def unwrap(self, purpose: str, place: Place, given: dict[str, bytes]) -> bytes:
-        """The content of the parcel in `given`."""
+        """The content of the parcel in `given`. Raises MessageError without one; and as `Parcel.opened`."""
         try:
             sender, data = given[FROM].decode("ascii"), given[PARCEL]
         except (KeyError, UnicodeDecodeError):
@@ -129,7 +146,7 @@ class Handover:
         return {name: Greeting.decode(given[prefix + name], self.policy, place, name) for name in names}
 
     def own_box(self, place: Place) -> Ephemeral:
-        """This attempt's box key."""
+        """This attempt's box key. Raises MessageError if this member has not greeted in it."""
         if self.box_key is None or self.box_key[0] != place:
             raise MessageError("this member has not greeted in this attempt; refused")
         return self.box_key[1]

@@ -6,19 +6,20 @@ since both are part of what their masks are bound to.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...core import log
 from ...core.errors import MessageError, RoundAborted
-from ..exchange.messages import Place, Reply
+from ..exchange.messages import Place
 from ..membership.policy import Policy
 from . import parts
+from .circle import Circle, needed
+from .convening import Ask, Convening
 from .greeting import Greeting
 from .handover import DEAL, FOLLOW, FROM, GREET, HAND, OWN, PARCEL, SAYS, TAKE, TO, witnesses
 
 logger = log.get("federation.muster")
-Ask = Callable[[str, Mapping[str, bytes], Place, float], Iterator[Reply]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,7 @@ class Common:
     key_id: bytes  # names their key
     steps: int  # sums applied in this run
     tag: bytes  # names their adapter
+    circle: bytes = b""  # who made their joint key, `Circle.encode`; nothing where all have the key
 
     @property
     def bound(self) -> bytes:
@@ -37,10 +39,10 @@ class Common:
 
 
 class Muster:
-    """One attempt's gathering. Args: ask: as `Coordinator.ask`."""
+    """One attempt's gathering. Args: ask: sends payloads, by member, and yields replies; size: values of the adapter."""
 
-    def __init__(self, policy: Policy, place: Place, ask: Ask) -> None:
-        self.policy, self.place, self._ask = policy, place, ask
+    def __init__(self, policy: Policy, place: Place, ask: Ask, size: int) -> None:
+        self.policy, self.place, self._ask, self.size = policy, place, ask, size
         self.raw: dict[str, bytes] = {}  # greetings as they were signed
         self.said: dict[str, Greeting] = {}
 
@@ -52,11 +54,11 @@ class Muster:
         """
         self.hear(GREET, dict.fromkeys(cohort, b""))
         self.enough(len(self.said), "members greeted")
-        key = self.share_key()
+        key, circle = self.join_key() if self.policy.protection.key == "threshold" else (self.share_key(), b"")
         steps, tag = self.share_state(key)
         members = tuple(sorted(name for name, one in self.said.items() if (one.key, one.state) == (key, (steps, tag))))
         self.enough(len(members), "members hold the same key and adapter")
-        return Common(members=members, key_id=key, steps=steps, tag=tag)
+        return Common(members=members, key_id=key, steps=steps, tag=tag, circle=circle)
 
     def share_key(self) -> bytes:
         """Let a member that has the key seal it for the others; return its name. The dealer changes with the attempt."""
@@ -67,6 +69,45 @@ class Muster:
         dealer = dealers[(self.place.attempt - 1) % len(dealers)]
         self.pass_on(DEAL, TAKE, dealer, lacking - {dealer}, {})
         return self.said[dealer].key
+
+    def join_key(self) -> tuple[bytes, bytes]:
+        """The joint key that enough members hold, and who made it; a new one if somebody here has no share of it.
+
+        Raises:
+            RoundAborted: no key is held by enough members, and none could be made.
+        """
+        key, circle, holders = self.held()
+        enough = bool(key) and len(holders) >= needed(self.policy, len(Circle.decode(circle).names))
+        if enough and len(holders) == len(self.said):
+            return key, circle
+        try:
+            greetings = Convening(self.policy, self.place, self._ask, self.size).form(tuple(sorted(self.said)))
+        except RoundAborted as reason:
+            if not enough:
+                raise
+            logger.warning("going on with the joint key of %d members: %s", len(holders), reason)
+            return key, circle
+        for name, greeting in greetings.items():
+            try:
+                self.note(name, greeting)
+            except MessageError as error:
+                logger.warning("%s after the ceremony: %s", name, error)
+        key, circle, holders = self.held()
+        if not key or len(holders) < needed(self.policy, len(Circle.decode(circle).names)):
+            raise RoundAborted(f"{len(holders)} members hold a share of the same key; the rehearsal failed or they fell silent")
+        return key, circle
+
+    def held(self) -> tuple[bytes, bytes, tuple[str, ...]]:
+        """The joint key that most members hold, who made it, and its holders; nothing if nobody holds one."""
+        pairs = Counter((one.key, one.circle) for one in self.said.values() if one.has_key)
+        for (key, circle), _ in sorted(pairs.items(), key=lambda pair: (-pair[1], pair[0])):
+            try:
+                Circle.decode(circle).plan(self.policy, self.size)
+            except MessageError as error:
+                logger.warning("a joint key that cannot be: %s", error)
+                continue
+            return key, circle, tuple(name for name, one in self.said.items() if (one.key, one.circle) == (key, circle))
+        return b"", b"", ()
 
     def share_state(self, key: bytes) -> tuple[int, bytes]:
         """Let a member with the adapter that counts seal it for those that have another; return its steps and tag.
@@ -95,7 +136,7 @@ class Muster:
         return best
 
     def pass_on(self, ask_stage: str, give_stage: str, giver: str, takers: set[str], along: dict[str, bytes]) -> None:
-        """Have `giver` seal something for each of `takers`, and bring it to them."""
+        """Have `giver` seal something for each of `takers`, and bring it to them. Raises RoundAborted if it does not."""
         if not takers and self.said[giver].has_key:
             return
         asked = parts.join({TO + name: self.raw[name] for name in sorted(takers)})

@@ -4,7 +4,7 @@ Knows one folder, private to its owner. Knows nothing of letters or rounds' prot
 Always: a key belongs to one epoch (one version of the federation file) and serves no other; a file is the whole old one or the
 whole new one, mode 0600; what others are told of the adapter is a keyed tag, from which it cannot be guessed.
 
-    sealed.key          epoch and 32-byte seed
+    sealed.key          epoch and 32-byte seed; where nobody holds the key singly, `shelf` keeps this member's share instead
     sealed-RUN.state    steps done, adapter, velocity; and the same one step earlier
 """
 
@@ -21,10 +21,11 @@ import numpy as np
 
 from ...core import paths
 from ...core.errors import ConfigError, FederationError
-from ...crypto.bfv import SEED_BYTES
+from ...crypto.bfv import SEED_BYTES, key_id
 from ...crypto.keys import bind, hkdf
 from ..learning.aggregate import ServerState
 from ..membership.policy import check_hex
+from .shelf import Shelf
 
 KEY_FILE = "sealed.key"
 MAGIC = b"QCV1"
@@ -39,9 +40,8 @@ class Progress:
     server: ServerState = field(repr=False)
 
     def encode(self) -> bytes:
-        """Steps, adapter, velocity."""
-        vectors = (self.server.flat, self.server.velocity)
-        return self.steps.to_bytes(8, "big") + b"".join(vector.astype("<f4").tobytes() for vector in vectors)
+        """Which vectors there are, steps, adapter, velocity, and second moments if the optimizer has them."""
+        return bytes([len(self.server.vectors) - 2]) + self.steps.to_bytes(7, "big") + self.server.encode()
 
     @staticmethod
     def decode(data: bytes, size: int) -> "Progress":
@@ -50,17 +50,22 @@ class Progress:
         Raises:
             FederationError: another length, or values that are not finite.
         """
-        if len(data) != 8 + 8 * size:
+        if len(data) != encoded_size(data, size):
             raise FederationError(f"an adapter and its velocity of {len(data) - 8} bytes, expected {8 * size}; refused")
-        vectors = np.frombuffer(data, "<f4", offset=8).astype(np.float32)
-        if not np.isfinite(vectors).all():
+        server = ServerState.decode(data[8:], size)
+        if not all(np.isfinite(vector).all() for vector in server.vectors):
             raise FederationError("an adapter that holds values that are not finite; refused")
-        return Progress(int.from_bytes(data[:8], "big"), ServerState(vectors[:size].copy(), vectors[size:].copy()))
+        return Progress(int.from_bytes(data[1:8], "big"), server)
 
     def tag(self, seed: bytes, run: str) -> bytes:
         """32 bytes that are equal for equal adapters, and tell nothing to whoever lacks the key."""
         key = hkdf(seed, bind("quietchoir sealed state 1"))
         return hmac.digest(key, bind("state", run) + self.encode(), hashlib.sha256)
+
+
+def encoded_size(data: bytes, size: int) -> int:
+    """Bytes of the one `Progress` that `data` begins with, of an adapter of `size` values; 0 if it begins with none."""
+    return 8 + (8 + 4 * data[0]) * size if data[:1] in (b"\0", b"\1") else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +89,26 @@ class Vault:
         self.folder, self.size = folder, size
         self._key: tuple[str, bytes] | None = None if folder is None else read_key(folder / KEY_FILE)
         self._kept: dict[str, Kept] = {}  # the last run asked for
+        self.shelf = Shelf(folder)
 
     def __repr__(self) -> str:
         return f"Vault({self.size} values)"
 
     def seed(self, epoch: bytes) -> bytes | None:
-        """The members' key of this epoch, if it is here."""
+        """The secret that all members of this epoch have, if it is here: what their key is made from.
+
+        Where each holds only a share of the key, what they have in common instead: the key of their parts.
+        """
+        if (holding := self.shelf.holding(epoch)) is not None:
+            return holding.readers
         return self._key[1] if self._key is not None and self._key[0] == epoch.hex() else None
+
+    def key_name(self, epoch: bytes) -> bytes | None:
+        """32 bytes that name the members' key of this epoch, if it, or a share of it, is here."""
+        if (holding := self.shelf.holding(epoch)) is not None:
+            return holding.key_id
+        seed = self.seed(epoch)
+        return None if seed is None else key_id(seed)
 
     def make_seed(self, epoch: bytes) -> bytes:
         """A new key from the operating system's generator, kept for this epoch."""
@@ -150,7 +168,8 @@ class Vault:
         data = path.read_bytes()
         if not data.startswith(MAGIC) or hashlib.sha256(data[:-32]).digest() != data[-32:]:
             raise FederationError(f"{path}: damaged; remove it, the other members hand the adapter over again")
-        body, one = data[len(MAGIC) : -32], 8 + 8 * self.size
+        body = data[len(MAGIC) : -32]
+        one = encoded_size(body, self.size)
         before = Progress.decode(body[one:], self.size) if len(body) > one else None
         return Kept(Progress.decode(body[:one], self.size), before)
 

@@ -1,6 +1,6 @@
 """The suite `crypto`: what protecting an update costs, beside the cipher's own bound, Flower's SecAgg+ and plain TenSEAL.
 
-Knows which figures are promised and what they aim at; `masks`, `cohort` and `sealed` measure.
+Knows which figures are promised and what they aim at; `masks`, `cohort`, `sealed` and `threshold` measure.
 Always: peers are measured in the same run, and `exact` is true only if every sum was the sum in clear.
 """
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from . import cohort, masks, sealed
+from . import cohort, masks, sealed, threshold
 from .figures import Figure
 from .members import Setting
 from .stopwatch import Sample
@@ -27,9 +27,10 @@ class Size:
     sealed_repeats: int = 5  # the tutorial's arm takes seconds
     cohort_repeats: int = 5
     cohort_once_above: int = 100  # parties: a thousand take minutes, and its members repeat each other
+    circles: tuple[int, ...] = (3, 10, 20)  # members of a joint key: each runs once, its members are the repeats
 
 
-QUICK = Size(length=5_000, cohorts=(4, 34), repeats=2, sealed_repeats=1, cohort_repeats=2, cohort_once_above=4)
+QUICK = Size(length=5_000, cohorts=(4, 34), repeats=2, sealed_repeats=1, cohort_repeats=2, cohort_once_above=4, circles=(3,))
 
 
 def measure(*, quick: bool, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -56,17 +57,22 @@ def measure(*, quick: bool, tell: Callable[[str], None]) -> dict[str, Any]:
     packed = _bytes(size, report)
     tell("sums under encryption: ours and TenSEAL's tutorial setting")
     opened = _sealed(size, report)
+    report["threshold"] = {}
+    for parties in size.circles:
+        tell(f"a joint key of {parties} members, and a sum that more than two thirds of them open")
+        _circle(parties, size, report)
     report["end_to_end"] = {}
     for parties in size.cohorts:
         tell(f"secure aggregation end to end, {parties} parties, 5 % dropping out")
         _cohort(parties, size, report)
-    report["exact"] = packed and opened and all(run["exact"] for run in report["end_to_end"].values())
+    runs = [*report["end_to_end"].values(), *report["threshold"].values()]
+    report["exact"] = packed and opened and all(run["exact"] for run in runs)
     return report
 
 
 def figures(report: dict[str, Any]) -> Iterator[Figure]:
     """Rows of the table."""
-    yield Figure("mask_ms_per_peer", "ms", "one mask, made and added")
+    yield Figure("mask_ms_per_peer", "ms", "one mask, made and added: a member's nine at once")
     yield Figure("mask_over_aes_bound", "×", "  over AES-256-CTR alone", at_most=1.4)
     yield Figure("flower_mask_ratio", "×", "  faster than Flower's SecAgg+", at_least=15)
     yield Figure("secagg_bytes_per_param", "B/param", "secure aggregation, all a member sends, 8 bits", at_most=1.6)
@@ -77,6 +83,18 @@ def figures(report: dict[str, Any]) -> Iterator[Figure]:
     yield Figure("sealed_decrypt_s", "s", "  decrypt", at_most=0.1)
     yield Figure("tenseal_default_ratio.bytes", "×", "  smaller than TenSEAL's tutorial setting")
     yield Figure("tenseal_default_ratio.time", "×", "  faster: encrypt, add two, open")
+    for parties, run in report["threshold"].items():
+        key = f"threshold.{parties}"
+        yield Figure(
+            f"{key}.ceremony_s", "s", f"joint key, {run['openers']} of {parties}: making it, one member, once an epoch"
+        )
+        yield Figure(f"{key}.ceremony_up_mb", "MB", "  up")
+        yield Figure(f"{key}.ceremony_down_mb", "MB", "  down")
+        yield Figure(f"{key}.encrypt_s", "s", "  a round: encrypt")
+        yield Figure(f"{key}.part_s", "s", "  partial decryption, one of t members")
+        yield Figure(f"{key}.combine_s", "s", "  combine")
+        yield Figure(f"{key}.up_bytes_per_param", "B/param", "  up, and as much again from each of t members")
+        yield Figure(f"{key}.down_bytes_per_param", "B/param", "  down: the sum and t parts")
     for parties in report["end_to_end"]:
         yield Figure(f"end_to_end.{parties}.client_s", "s", f"{parties} parties, 5 % drop: one member")
         yield Figure(f"end_to_end.{parties}.server_s", "s", "  coordinator")
@@ -127,6 +145,24 @@ def _sealed(size: Size, report: dict[str, Any]) -> bool:
         "largest_error": theirs.error,
     }
     return ours.error == 0
+
+
+def _circle(parties: int, size: Size, report: dict[str, Any]) -> None:
+    cost, key = threshold.measure(parties, size.length, bits=BITS, seed=SEED), f"threshold.{parties}"
+    report["threshold"][str(parties)] = {
+        "openers": cost.openers,
+        "length": size.length,
+        "ceremony_up_mb": cost.ceremony_up / 1e6,
+        "ceremony_down_mb": cost.ceremony_down / 1e6,
+        "up_bytes_per_param": cost.up / size.length,
+        "part_bytes_per_param": cost.part_bytes / size.length,
+        "down_bytes_per_param": cost.down / size.length,
+        "exact": cost.exact,
+    }
+    samples = {"ceremony_s": cost.ceremony, "encrypt_s": cost.encrypt, "part_s": cost.part, "combine_s": cost.combine}
+    for name, sample in samples.items():
+        _put(report, f"{key}.{name}", sample)
+    report["repeats"][key] = parties
 
 
 def _cohort(parties: int, size: Size, report: dict[str, Any]) -> None:

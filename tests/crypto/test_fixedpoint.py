@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quietchoir.core.errors import ConfigError, DataError
 from quietchoir.crypto.fixedpoint import CHUNK, Range, decode_sum, encode, middle
 
 
+@settings(deadline=None)
 @given(st.integers(2, 16), st.integers(1, 20), st.floats(1e-6, 1e6), st.integers(0, 2**32))
 def test_a_sum_is_within_one_step_a_party_of_the_true_sum(bits: int, parties: int, scale: float, seed: int) -> None:
     ranges = [Range(0, 50, scale), Range(50, 80, scale / 7)]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quietchoir.core.errors import AuthenticationError, ConfigError
@@ -16,6 +16,7 @@ from quietchoir.crypto.keys import Ephemeral, Identity, PublicIdentity, bind, hk
 FIELDS = st.lists(st.one_of(st.binary(max_size=6), st.text(max_size=4), st.integers(0, 2**64 - 1)), max_size=4)
 
 
+@settings(deadline=None)
 @given(FIELDS, FIELDS)
 def test_two_different_contexts_never_have_the_same_bytes(one: list[Any], other: dict[str, int]) -> None:
     same = [(type(a), a) for a in one] == [(type(b), b) for b in other]
@@ -111,6 +112,7 @@ def test_a_public_key_of_small_order_is_refused(weak: bytes) -> None:
         Ephemeral.generate().agree(weak, b"x")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=80), st.integers(0), st.data())
 def test_a_changed_box_does_not_open(plaintext: bytes, seed: int, data: st.DataObject) -> None:
     key, associated = os.urandom(32), b"1 to 2"

@@ -5,15 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from quietchoir.core.errors import ConfigError, ProtocolError
-from quietchoir.crypto.prg import CHUNK_BYTES, add_stream, expand
+from quietchoir.crypto.prg import AT_ONCE, CHUNK_BYTES, add_streams, expand
 from quietchoir.crypto.ring import BitRing, TokenRing
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200), st.integers(1, 24), st.integers(1, 200), st.integers(0, 2**32))
 def test_packing_loses_nothing_and_takes_k_bits(length: int, bits: int, parties: int, seed: int) -> None:
     ring = BitRing(length=length, bits=bits, parties=parties)
@@ -74,11 +75,23 @@ def test_a_malformed_vector_leaves_the_sum_unchanged() -> None:
 def test_a_mask_is_the_stream_of_its_key_and_cancels(dtype: str, length: int) -> None:
     key, words = os.urandom(32), np.arange(length).astype(dtype)
     masked = words.copy()
-    add_stream(masked, key)
+    add_streams(masked, [(key, False)])
     stream = np.frombuffer(expand(key, words.nbytes), dtype)
     assert np.array_equal(masked, words + stream)
-    add_stream(masked, key, subtract=True)
+    add_streams(masked, [(key, True)])
     assert np.array_equal(masked, words)
+
+
+def test_many_streams_at_once_are_each_of_them_added() -> None:
+    streams = [(os.urandom(32), bool(number % 3)) for number in range(AT_ONCE + 5)]
+    words = np.arange(CHUNK_BYTES // 2 + 7).astype("<u2")
+    at_once, one_by_one = words.copy(), words.copy()
+    add_streams(at_once, streams)
+    for key, subtract in streams:
+        add_streams(one_by_one, [(key, subtract)])
+    assert np.array_equal(at_once, one_by_one) and not np.array_equal(at_once, words)
+    add_streams(at_once, [])
+    assert np.array_equal(at_once, one_by_one)
 
 
 def test_every_bit_of_the_key_matters() -> None:
@@ -93,15 +106,15 @@ def test_our_own_mistakes_with_masks_are_noticed() -> None:
     words: Any
     for words in (np.zeros(4, np.int32), np.zeros((2, 2), np.uint16), np.zeros(8, np.uint32)[::2], np.zeros(4, ">u4")):
         with pytest.raises(ValueError):
-            add_stream(words, bytes(32))
+            add_streams(words, [(bytes(32), False)])
     with pytest.raises(ValueError, match="32 expected"):
-        add_stream(np.zeros(4, np.uint32), bytes(16))
+        add_streams(np.zeros(4, np.uint32), [(bytes(16), False)])
 
 
 def test_masked_residues_are_uniform() -> None:
     ring = BitRing(length=200_000, bits=6, parties=4)
     words = ring.lift(np.zeros(ring.length, np.uint16))
-    ring.mask(words, os.urandom(32), subtract=False)
+    ring.mask(words, [(os.urandom(32), False)])
     counts = np.bincount(ring.unpack(ring.close(words)), minlength=256)
     statistic = float(((counts - ring.length / 256) ** 2 / (ring.length / 256)).sum())
     assert chi2.sf(statistic, 255) > 1e-9
@@ -109,6 +122,7 @@ def test_masked_residues_are_uniform() -> None:
     assert chi2.sf(float(((plain - ring.length / 256) ** 2 / (ring.length / 256)).sum()), 255) < 1e-9
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=40))
 def test_token_counts_sum_exactly(counts: list[int]) -> None:
     ring = TokenRing(len(counts))

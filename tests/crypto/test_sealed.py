@@ -63,7 +63,7 @@ def test_an_upload_is_noise_to_a_member_with_the_key_and_an_unmasked_one_is_not(
     ring = sealed_ring(LENGTH, parties=5, desk=desk)
     values = np.full(LENGTH + COUNTERS, 7, np.uint32)
     bare, masked = ring.lift(values), ring.lift(values)
-    ring.mask(masked, secrets.token_bytes(32), subtract=False)
+    ring.mask(masked, [(secrets.token_bytes(32), False)])
     read = {}
     for name, words in (("bare", bare), ("masked", masked)):
         tally = ring.tally()
@@ -81,9 +81,9 @@ def test_both_ends_of_a_pair_cancel_exactly(desk):
     values = np.random.default_rng(1).integers(0, 256, LENGTH + COUNTERS, np.uint32)
     words = ring.lift(values)
     before = words.slots.copy(), words.counters.copy()
-    ring.mask(words, key, subtract=False)
+    ring.mask(words, [(key, False)])
     assert (words.slots != before[0]).mean() > 0.99
-    ring.mask(words, key, subtract=True)
+    ring.mask(words, [(key, True)])
     assert (words.slots == before[0]).all() and (words.counters == before[1]).all()
 
 

@@ -142,6 +142,7 @@ def test_without_a_token_floor_nothing_is_said_about_tokens() -> None:
     assert {receipt.claim for receipt in with_floor.server._receipts.values()} == {10}
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 10**6), min_size=3, max_size=12), st.integers(1, 10**6))
 def test_claims_never_promise_more_tokens_than_there_are(counts: list[int], floor: int) -> None:
     session = Round(Cohort(len(counts), length=1), min_tokens=floor).session

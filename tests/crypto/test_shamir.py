@@ -4,7 +4,7 @@ import secrets
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quietchoir.core.errors import ProtocolError, ThresholdError
@@ -21,6 +21,7 @@ def test_the_field_is_a_prime_field_that_holds_every_32_byte_secret() -> None:
         assert x in (1, PRIME - 1) or any(pow(x, 2**i, PRIME) == PRIME - 1 for i in range(1, twos))
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=32, max_size=32), st.integers(1, 9), st.integers(0, 5), st.randoms())
 def test_any_threshold_of_shares_rebuild_the_secret(secret: bytes, threshold: int, more: int, random: Random) -> None:
     points = random.sample(range(1, 1000), threshold + more)

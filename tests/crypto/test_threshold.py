@@ -131,7 +131,7 @@ def test_only_residues_below_their_prime_are_read():
 
 
 def frozen_holder(holder):
-    return holder._holding.memory.snapshot()
+    return holder._holding.memory.encode()
 
 
 def test_a_holder_refuses_what_it_must_not_open_and_stays_as_it_was(five):
@@ -245,10 +245,10 @@ def test_a_key_stops_opening_when_its_smudging_is_used_up(five):
     holder, memory = five.holders[five.names[0]], five.any.memory
     asked, spent = five.gather(70, five.names[:2]).request(five.names[:3]), memory.opened_rows
     memory.opened_rows = five.plan.openings - 1  # a sum here has two ciphertexts
-    before = memory.snapshot()
+    before = memory.encode()
     with pytest.raises(BudgetError, match="make a new one"):
         holder.respond(asked)
-    assert memory.snapshot() == before
+    assert memory.encode() == before
     memory.opened_rows = spent
     holder.respond(asked)
 
@@ -256,10 +256,10 @@ def test_a_key_stops_opening_when_its_smudging_is_used_up(five):
 def test_a_round_is_encrypted_for_once_because_twice_would_show_the_difference(five):
     packed, degree = five.plan.packing.pack(five.values[five.names[0]]), JOINT.degree
     five.contribute(five.names[0], 80)
-    before = five.any.memory.snapshot()
+    before = five.any.memory.encode()
     with pytest.raises(ProtocolError, match="another number"):
         five.contribute(five.names[0], 80)
-    assert five.any.memory.snapshot() == before
+    assert five.any.memory.encode() == before
     with pytest.raises(ValueError, match="rehearsal"):
         five.contribute(five.names[0], REHEARSAL)
     a = residues.random(bytes(32), LIMBS)[None]  # the unprotected arm: what two under one polynomial tell
