@@ -1,4 +1,4 @@
-"""A node as a member: its data, its learner, its party, its connection; and the coordinator's counterpart.
+"""A node as a member: its data, its learner, its party, its connection. (The coordinator's counterpart is `coordination`.)
 
 Knows how the organs are put together. Knows nothing of what they do inside.
 Always: the model is loaded once and stays; the federation file is accepted before anything is read or trained.
@@ -7,28 +7,33 @@ Always: the model is loaded once and stays; the federation file is accepted befo
 import json
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core import paths
 from ..core.config import Config
-from ..core.errors import ConfigError, DataError, FederationError, IntegrityError
+from ..core.errors import ConfigError, DataError, FederationError, IntegrityError, QuietchoirError
 from ..crypto.keys import Identity
-from ..crypto.sealed import AdderService, MemberService
+from ..crypto.sealed import MemberService
 from ..crypto.worker import Worker
+from .costs import round_cost
+from .exchange import ledger as ledgers
 from .exchange.ledger import Ledger
 from .learning.aggregate import Vector
 from .learning.learner import Learner, TrainerLearner
+from .learning.ranges import tensor_stops
 from .learning.rehearsal import RehearsalLearner
-from .membership import identity, roster
-from .membership.founding import COORDINATOR_KEY, TLS_KEY
+from .membership import identity, invitation, roster
+from .membership.consent import check_consent, check_upload
 from .membership.policy import Policy
-from .membership.unlock import Asked
+from .membership.renewal import Standing
 from .protection.seam import Safe
 from .registry.registry import Card, Registry, content_hash, make_card
 from .rounds.party import Party
-from .rounds.report import RunReport
+from .rounds.purse import Purse
 from .sealed.vault import Vault
 
 if TYPE_CHECKING:
@@ -67,31 +72,99 @@ def join(
         RosterError, ConfigError, DataError, ModelNotFoundError, FederationError: each says what to do.
     """
     policy = roster.accept(joining.file, joining.home)
+    invitation.check_invited(policy, joining.home)
+    check_consent(policy, config.consent)
     keys = identity.load_or_create(joining.home)
-    leave = leave or threading.Event()
-    name = policy.name_of(keys.identity.public.raw) or ""
+    name = roster.check_member(policy, keys.identity.public.raw)
     weights = None if joining.rehearse else resident(policy, loaded)
+    cost = round_cost(policy, joining.rehearse if weights is None else adapter_size(policy, weights))
+    check_upload(policy, cost.up + cost.once_up, config.consent)
+    on_event({"event": "joining", "name": name, "federation": policy.name, "bytes_up": cost.up, "bytes_down": cost.down})
     learner, size = make_learner(joining, config, policy, weights, name, on_event)
+    with ExitStack() as opened:
+        folder = roster.folder(joining.home, policy)
+        desk = opened.enter_context(closing(Worker(MemberService)))
+        opened.enter_context(closing(ledgers.hold(folder)))
+        ledger = opened.enter_context(closing(Ledger(folder / ledgers.FILE)))
+        seat = Seat(
+            joining=joining, config=config, keys=keys, name=name, weights=weights, learner=learner, size=size, folder=folder,
+            ledger=ledger, safe=Safe(Vault(folder, size), desk), leave=leave or threading.Event(), on_event=on_event,
+        )  # fmt: skip
+        seat.take_part(policy)
 
-    def adopt(flat: Vector, card: str) -> str:
-        kept = "" if weights is None else keep_finished(policy, weights, Registry(joining.home), flat, card, keys.identity)
-        on_event({"event": "adopted", "adapter": kept})
-        if joining.once:
-            leave.set()
+
+def adapter_size(policy: Policy, weights: "Weights") -> int:
+    """Values of the adapter that is trained."""
+    from ..core.models.adapter import Layout
+
+    return Layout(policy.adapter.shape(), weights.architecture).size
+
+
+@dataclass(slots=True, kw_only=True)
+class Seat:
+    """One member at work: what its party is made of, under whichever version of the federation file."""
+
+    joining: Joining
+    config: Config
+    keys: identity.NodeKeys
+    name: str
+    weights: "Weights | None"
+    learner: Learner
+    size: int
+    folder: Path
+    ledger: Ledger
+    safe: Safe
+    leave: threading.Event
+    on_event: OnEvent
+    ended: QuietchoirError | None = None
+
+    def take_part(self, policy: Policy) -> None:
+        """Serve letters until told to leave.
+
+        Raises:
+            QuietchoirError: a later version of the file ended this node's part, or the coordinator is out of reach.
+        """
+        from .flower.node import FlowerNode
+
+        def taken(newest: Policy) -> None:
+            node.policy = newest  # the next time it dials
+            self.on_event({"event": "renewed", "version": newest.version, "members": [one.name for one in newest.members]})
+
+        standing = Standing(policy, self.folder / roster.FILE, self.enter, taken=taken, end=self.end)
+        node = FlowerNode(
+            policy, self.keys.transport, standing.handle, self.leave, wait_s=self.joining.wait_s, on_event=self.on_event
+        )
+        node.run()
+        if self.ended is not None:
+            raise self.ended
+
+    def enter(self, policy: Policy) -> Callable[[bytes], bytes]:
+        """This member's party under one version.
+
+        Raises:
+            RosterError: not a member any more. ConfigError: below its owner's floor.
+        """
+        roster.check_member(policy, self.keys.identity.public.raw)
+        return Party(
+            policy, self.keys.identity, self.learner, size=self.size, stops=tensor_stops(policy.adapter, self.weights),
+            consent=self.config.consent, ledger=self.ledger, adopt=partial(self.adopt, policy), safe=self.safe,
+            purse=Purse(policy, self.size, self.name, self.folder / "privacy.json"), on_event=self.on_event,
+        ).handle  # fmt: skip
+
+    def adopt(self, policy: Policy, flat: Vector, card: str) -> str:
+        """Keep a finished adapter; leave after the first one if that is wanted."""
+        registry = Registry(self.joining.home)
+        kept = keep_finished(policy, self.weights, registry, flat, card, self.keys.identity) if self.weights is not None else ""
+        self.ledger.release()  # another run may begin at once
+        self.on_event({"event": "adopted", "adapter": kept})
+        if self.joining.once:
+            self.leave.set()
         return kept
 
-    folder, desk = roster.folder(joining.home, policy), Worker(MemberService)
-    party = Party(
-        policy, keys.identity, learner, size=size, consent=config.consent, ledger=Ledger(folder / "answered.json"),
-        adopt=adopt, safe=Safe(Vault(folder, size), desk), on_event=on_event,
-    )  # fmt: skip
-    on_event({"event": "joining", "name": party.name, "federation": policy.name})
-    from .flower.node import FlowerNode
-
-    try:
-        FlowerNode(policy, keys.transport, party.handle, leave, wait_s=joining.wait_s, on_event=on_event).run()
-    finally:
-        desk.close()
+    def end(self, reason: QuietchoirError) -> None:
+        """There is no part for this node in the newest version."""
+        self.ended = reason
+        self.leave.set()
 
 
 def make_learner(
@@ -188,74 +261,6 @@ def read_evaluation(text: str) -> dict[str, object]:
     if not isinstance(evaluation, dict):
         raise FederationError("the finished adapter's evaluation is malformed; not kept, wait for the coordinator's next one")
     return evaluation
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Coordinating:
-    """What the coordinator's operator decides."""
-
-    file: Path
-    state: Path
-    keys: Path  # folder with coordinator.key and tls.key
-    home: Path
-    rounds: int | None = None
-    rehearse: int = 0
-    wait_s: float = 600.0
-    grace_s: float = 30.0
-
-
-def coordinate(coordinating: Coordinating, on_event: OnEvent) -> RunReport:
-    """Run the federation's rounds.
-
-    Raises:
-        RosterError, ConfigError, FederationError, RoundAborted: each says what to do.
-    """
-    from .rounds.checkpoint import Store
-    from .rounds.coordinator import Coordinator
-
-    policy = roster.load(coordinating.file)
-    signer = Identity.load(coordinating.keys / COORDINATOR_KEY, Asked())
-    if len(policy.members) < policy.protection.min_cohort:
-        raise ConfigError(
-            f"{coordinating.file}: {len(policy.members)} members, min_cohort {policy.protection.min_cohort}; "
-            "enroll more: quietchoir federation enroll"
-        )
-    weights = None if coordinating.rehearse else resident(policy)
-    keep, size = None, coordinating.rehearse
-    if weights is not None:  # in sealed mode for the size alone: such a coordinator never has an adapter to keep
-        keep, size = keeper(policy, weights, signer, Registry(coordinating.home))
-    store, desk = Store(coordinating.state), Worker(AdderService)
-    from .flower.link import FlowerLink
-
-    try:
-        with FlowerLink(policy, coordinating.keys / TLS_KEY) as link:
-            on_event({"event": "open", "address": policy.coordinator.address})
-            run = Coordinator(
-                policy, signer, link, size=size, store=store, keep=keep, on_event=on_event,
-                wait_s=coordinating.wait_s, grace_s=coordinating.grace_s, desk=desk,
-            )  # fmt: skip
-            return run.run(coordinating.rounds)
-    finally:
-        desk.close()
-        store.close()
-
-
-def keeper(
-    policy: Policy, weights: "Weights", signer: Identity, registry: Registry
-) -> tuple[Callable[[Vector, dict[str, object]], tuple[str, str]], int]:
-    """What keeps a finished adapter at the coordinator, and the length of the flat vector."""
-    import torch
-
-    from ..core.models.adapter import Layout, assemble
-
-    shape = policy.adapter.shape()
-
-    def keep(flat: Vector, evaluation: dict[str, object]) -> tuple[str, str]:
-        adapter = assemble(shape, weights.architecture, weights.digest, torch.from_numpy(flat.copy()))
-        card = make_card(policy, content_hash(adapter), evaluation, signer)
-        return registry.put(adapter, card), card.text()
-
-    return keep, Layout(shape, weights.architecture).size
 
 
 def default_home() -> Path:

@@ -19,7 +19,10 @@ def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     simulate.set_defaults(run=run_simulation)
     bench = verbs.add_parser("bench", help="measure, with peers in the same run")
     bench.add_argument(
-        "suite", nargs="?", metavar="SUITE", help="which one; default: all there are (see simulations/README.md)"
+        "suite",
+        nargs="?",
+        metavar="SUITE",
+        help="which one; default: all that this machine can run (see simulations/README.md)",
     )
     bench.add_argument("--json", action="store_true", help="the report on standard output; the table goes to standard error")
     bench.add_argument("--out", type=Path, metavar="FILE", help="write the report as JSON beside the table")
@@ -36,7 +39,8 @@ def run_simulation(arguments: Namespace) -> None:
 
     console = report.wide_console()
     scenario = load(arguments.scenario)
-    model = weights.load(catalog.find(scenario.model))
+    rehearsal = scenario.population.kind == "rehearsal"
+    model = None if rehearsal else weights.load(catalog.find(scenario.model))
     console.print(f"[bold]{scenario.name}[/bold]  {machine.line()}")
 
     def tell(event: Mapping[str, Any]) -> None:
@@ -68,7 +72,7 @@ def run_bench(arguments: Namespace) -> None:
     console = Console(highlight=False, stderr=arguments.json)
     told = Console(highlight=False, stderr=True, style="dim")
     reports = {}
-    for name in [arguments.suite] if arguments.suite else suites.SUITES:
+    for name in [arguments.suite] if arguments.suite else suites.here():
         reports[name], rows = suites.run(name, quick=arguments.quick, tell=lambda words: told.print(f"… {words}"))
         figures.show(console, reports[name], rows)
     text = json.dumps(reports[arguments.suite] if arguments.suite else reports, indent=2)

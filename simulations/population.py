@@ -29,6 +29,9 @@ def populate(scenario: Scenario) -> list[PartyData]:
         DataError: unreadable examples, or a population that cannot be made up.
     """
     population = scenario.population
+    if population.kind == "rehearsal":
+        digits = len(str(population.households - 1))
+        return [PartyData(f"household-{index:0{digits}}", (), ()) for index in range(population.households)]
     if population.folder is None:
         homes = make_homes(households=population.households, train=population.train, test=population.test, seed=scenario.seed)
         return [

@@ -1,9 +1,10 @@
-"""Child processes of a demonstration: started, listened to, always ended.
+"""Child processes of a demonstration, a measurement or a fault: started, listened to, always ended.
 
-Knows process ids, lines and deadlines. Knows nothing of what the children do.
-Always: leaving `Stage` ends every child that it started, and no other process.
+Knows process ids, lines, events (a JSON object a line) and deadlines. Knows nothing of what the children do.
+Always: leaving `Stage` ends every child that it started, also one that was frozen, and no other process.
 """
 
+import json
 import os
 import queue
 import signal
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from ..core.errors import QuietchoirError
 
@@ -21,14 +23,14 @@ PATIENCE_S = 10.0  # between a polite end and a kill
 
 
 class Child:
-    """One command of ours in a process of its own; its standard output is read line by line."""
+    """One command in a process of its own; its standard output is read line by line."""
 
-    def __init__(self, name: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self.name, self.log = name, log
         self._errors = log.open("wb")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "quietchoir.cli", *arguments],
+            list(command),
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -37,6 +39,7 @@ class Child:
             start_new_session=True,  # Ctrl-C reaches the demonstration, which then ends its children in order
         )
         self.lines: queue.Queue[str | None] = queue.Queue()
+        self.events: list[dict[str, Any]] = []  # those that `until` has seen
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -72,6 +75,47 @@ class Child:
             pass
         return text
 
+    def until(self, kind: str, deadline_s: float, /, **values: object) -> dict[str, Any]:
+        """The next event of this kind with these values; lines that are no events are dropped, the others noted.
+
+        Raises:
+            QuietchoirError: as `next_line`; the message says what was waited for.
+        """
+        end = time.monotonic() + deadline_s
+        while True:
+            try:
+                text = self.next_line(max(0.0, end - time.monotonic()))
+            except QuietchoirError as error:
+                raise QuietchoirError(f"waiting for {kind!r} {values or ''}: {error}") from error
+            if not text.startswith("{"):
+                continue
+            event: dict[str, Any] = json.loads(text)
+            self.events.append(event)
+            if event.get("event") == kind and values.items() <= event.items():
+                return event
+
+    def forget(self) -> None:
+        """Drop what it has said until now."""
+        while not self.lines.empty():
+            self.lines.get()
+
+    def memory_mb(self) -> float:
+        """Peak resident memory of the process and of those it started, now; 0 where the system does not tell (not Linux)."""
+        return sum(peak_kb(pid) for pid in family(self.process.pid)) / 1024
+
+    def kill(self) -> None:
+        """As `kill -9`; waits until it is gone."""
+        self.process.kill()
+        self.process.wait()
+
+    def freeze(self) -> None:
+        """Stop it where it is: it holds its connections and answers nothing."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self.process.send_signal(signal.SIGCONT)
+
     def finish(self, deadline_s: float) -> None:
         """Wait until the child has ended by itself, well.
 
@@ -91,10 +135,16 @@ class Child:
         lines = self.log.read_text("utf-8", "replace").strip().splitlines()
         return lines[-1] if lines else "it said nothing"
 
+    def ask_to_end(self) -> None:
+        """As Ctrl-C does; a frozen child hears it too."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            self.thaw()
+
     def end(self) -> None:
         """Ask the child to end, then insist."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
+            self.ask_to_end()
             try:
                 self.process.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
@@ -113,7 +163,11 @@ class Stage:
 
     def start(self, name: str, *arguments: str, **environment: str) -> Child:
         """Start `quietchoir ARGUMENTS` as `name`, with more environment variables."""
-        child = Child(name, arguments, {**self.environment, **environment}, self.logs / f"{name}.log")
+        return self.start_other(name, [sys.executable, "-m", "quietchoir.cli", *arguments], **environment)
+
+    def start_other(self, name: str, command: Sequence[str], **environment: str) -> Child:
+        """Start any command as `name`."""
+        child = Child(name, command, {**self.environment, **environment}, self.logs / f"{name}.log")
         self.children.append(child)
         return child
 
@@ -140,5 +194,29 @@ class Stage:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for child in self.children:
+            child.ask_to_end()  # all at once: some take a moment to say goodbye
         for child in reversed(self.children):
             child.end()
+        self.children.clear()
+
+
+def family(pid: int) -> list[int]:
+    """A process and those that came from it, while they run; on Linux."""
+    found = [pid]
+    for one in found:  # grows while it is read
+        for children in Path(f"/proc/{one}/task").glob("*/children"):
+            try:
+                found += map(int, children.read_text("ascii").split())
+            except OSError:
+                continue  # it has just ended
+    return found
+
+
+def peak_kb(pid: int) -> int:
+    """Peak resident memory of one process; 0 if it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text("utf-8").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)

@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ..federation.rounds.words import told_privacy
+
 KILO = 1000
 SHOWN = 10  # values of a sample
 FILE_WIDTH = 150  # characters
@@ -36,11 +38,18 @@ def line(event: Mapping[str, Any], rounds: int) -> str | None:
             return f"  round {event['round']} abandoned: {event['reason']}"
         case "round":
             sent = list(event["bytes_up"].values())
+            spent = "" if event.get("epsilon") is None else f"   epsilon {event['epsilon']:.2f}"
+            undone = "" if (event.get("guard") or {"kept": True})["kept"] else f"   {event['guard']['reason']}"
             return (
                 f"  round {event['round']:>2}/{rounds}   accuracy so far {percent(event['accuracy']):>7}   "
                 f"loss {event['loss'] or 0:.3f}   {len(event['parties'])} nodes   {size(sum(sent) / len(sent))} sent by each   "
                 f"{event['seconds']:.1f} s, {event['seconds'] - event['work_seconds']:.2f} s of it protection"
+                f"{spent}{undone}"
             )
+        case "buckets":
+            return f"  {event['price']}"
+        case "stopped":
+            return f"  stopped after round {event['round']}: {event['reason']}"
         case "score":
             return f"  all rounds done   accuracy {percent(event['accuracy'])} ({event['correct']} of {event['total']})"
     return None
@@ -60,7 +69,14 @@ def show_run(console: Console, report: Mapping[str, Any]) -> None:
     table.add_row("nodes", str(report["nodes"]))
     table.add_row("sent by a node in a round", size(report["bytes_per_node_round"]))
     table.add_row("protection", f"{report['protection']}, {report['bits']} bits a value")
+    if report["privacy"] is not None:
+        table.add_row("privacy", told_privacy(report["privacy"]))
+    undone = sum(not entry["guard"]["kept"] for entry in report["history"] if entry.get("guard"))
+    if undone:
+        table.add_row("rounds that members undid", str(undone))
     table.add_row("seconds", f"{report['seconds']:.1f}")
+    if report["stopped"]:
+        table.add_row("stopped", report["stopped"])
     for reason in report["aborted"]:
         table.add_row("abandoned", reason)
     console.print(table)

@@ -18,10 +18,13 @@ from ..crypto.sealed import AdderService, MemberService
 from ..crypto.worker import Worker
 from ..federation.exchange import messages
 from ..federation.exchange.link import InProcessLink
-from ..federation.learning.learner import TrainerLearner
-from ..federation.membership.policy import CoordinatorTable, Member, ModelTable, Policy
+from ..federation.learning.learner import Learner, TrainerLearner
+from ..federation.learning.ranges import tensor_stops
+from ..federation.learning.rehearsal import RehearsalLearner
+from ..federation.membership.policy import AdapterTable, CoordinatorTable, Member, ModelTable, Policy
 from ..federation.protection.seam import Safe
-from ..federation.rounds.coordinator import Coordinator, Event
+from ..federation.rounds.assembly import Event
+from ..federation.rounds.coordinator import Coordinator
 from ..federation.rounds.party import Party
 from ..federation.rounds.report import RunReport
 from ..federation.sealed.vault import Vault
@@ -29,6 +32,7 @@ from .population import PartyData, populate
 from .scenario import Fault, Scenario
 
 NO_ADDRESS = "127.0.0.1:1"  # nobody listens: letters go from function to function
+NO_MODEL = "0" * 64  # digest of a rehearsal's
 OnEvent = Callable[[Event], None]
 
 
@@ -52,8 +56,23 @@ class FaultyParty:
         return self.party.handle(letter)
 
 
-def simulate(scenario: Scenario, weights: Weights, *, on_event: OnEvent | None = None) -> RunReport:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cast:
+    """Everybody's learner, on one resident model."""
+
+    learners: Mapping[str, Learner]
+    size: int  # values of the adapter
+
+
+def simulate(
+    scenario: Scenario, weights: Weights | None, *, on_event: OnEvent | None = None, cast: Cast | None = None
+) -> RunReport:  # fmt: skip
     """Run `scenario` to its end.
+
+    Args:
+        weights: the resident model; None for a rehearsal.
+        cast: learners to use instead of the scenario's own, by the same names: several runs can share them, and an attacker's
+            can stand among them (see `attacks`).
 
     Raises:
         ConfigError: faults that name nobody, or fewer parties than the minimum cohort.
@@ -65,25 +84,48 @@ def simulate(scenario: Scenario, weights: Weights, *, on_event: OnEvent | None =
     coordinator_key = Identity.generate()
     identities = {person.name: Identity.generate() for person in people}
     policy = describe(scenario, weights, coordinator_key, identities)
-    trainer = Trainer(weights, policy.adapter.shape())
+    cast = cast or make_learners(scenario, weights, people, say)
+    size = cast.size
+    stops = tensor_stops(policy.adapter, weights)
     parties: dict[str, Callable[[bytes], bytes]] = {}
     desk, adder = Worker(MemberService), Worker(AdderService)  # for ciphertexts: started only if the mode is sealed
-    for person in people:
-        say({"event": "preparing", "party": person.name, "train": len(person.train), "test": len(person.test)})
-        learner = TrainerLearner(trainer, trainer.prepare(person.train), trainer.prepare(person.test), policy.recipe.trainer())
+    for name, learner in cast.learners.items():
         party = Party(
-            policy, identities[person.name], learner, size=trainer.size, consent=no_floor(),
-            safe=Safe(Vault(None, trainer.size), desk),
+            policy, identities[name], learner, size=size, stops=stops, consent=no_floor(), safe=Safe(Vault(None, size), desk),
         )  # fmt: skip
-        parties[person.name] = FaultyParty(party, scenario.faults).handle
+        parties[name] = FaultyParty(party, scenario.faults).handle
     coordinator = Coordinator(
-        policy, coordinator_key, InProcessLink(parties), size=trainer.size, on_event=on_event, grace_s=0.0, desk=adder
+        policy, coordinator_key, InProcessLink(parties), size=size, stops=stops, on_event=on_event, grace_s=0.0, desk=adder
     )
     try:
         return coordinator.run()
     finally:
         desk.close()
         adder.close()
+
+
+def make_learners(scenario: Scenario, weights: Weights | None, people: list[PartyData], say: OnEvent) -> Cast:
+    """Everybody's learner, on one resident model.
+
+    Raises:
+        ConfigError: a population that learns in earnest, and no model.
+    """
+    if scenario.population.kind == "rehearsal":
+        size = scenario.population.values
+        return Cast({person.name: RehearsalLearner(size, person.name) for person in people}, size)
+    if weights is None:
+        raise ConfigError(f"scenario {scenario.name}: a population of kind {scenario.population.kind!r} needs a model")
+    trainer, learners = Trainer(weights, adapter_of(scenario).shape()), dict[str, Learner]()
+    for person in people:
+        say({"event": "preparing", "party": person.name, "train": len(person.train), "test": len(person.test)})
+        train, test = trainer.prepare(person.train), trainer.prepare(person.test)
+        learners[person.name] = TrainerLearner(trainer, train, test, scenario.recipe.trainer())
+    return Cast(learners, trainer.size)
+
+
+def adapter_of(scenario: Scenario) -> AdapterTable:
+    """The adapter's shape, with the scenario's seed if it names none of its own."""
+    return dataclasses.replace(scenario.adapter, seed=scenario.adapter.seed or scenario.seed)
 
 
 def check(scenario: Scenario, people: list[PartyData]) -> None:
@@ -110,16 +152,19 @@ def no_floor() -> ConsentConfig:
     return ConsentConfig(min_cohort=1, modes=("plain", "masked", "sealed"))
 
 
-def describe(scenario: Scenario, weights: Weights, coordinator: Identity, identities: Mapping[str, Identity]) -> Policy:
+def describe(scenario: Scenario, weights: Weights | None, coordinator: Identity, identities: Mapping[str, Identity]) -> Policy:
     """The federation file of a simulation; nobody needs to sign it, all are one process."""
     return Policy(
         name=scenario.name,
         nonce=secrets.token_hex(16),
         owner=coordinator.public.raw.hex(),
-        model=ModelTable(name=scenario.model, digest=weights.digest),
-        adapter=dataclasses.replace(scenario.adapter, seed=scenario.adapter.seed or scenario.seed),
+        model=ModelTable(name=scenario.model, digest=NO_MODEL if weights is None else weights.digest),
+        adapter=adapter_of(scenario),
         protection=scenario.protection,
         recipe=scenario.recipe,
+        privacy=scenario.privacy,
+        guard=scenario.guard,
+        aggregation=scenario.aggregation,
         coordinator=CoordinatorTable(address=NO_ADDRESS, key=coordinator.public.raw.hex()),
         members=tuple(Member(name=name, key=identity.public.raw.hex()) for name, identity in identities.items()),
     )

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from ..core import tables
+from ..federation.membership.guard import AggregationTable, GuardTable, check_guard
 from ..federation.membership.policy import AdapterTable, ProtectionTable, Recipe, require
+from ..federation.membership.privacy import PrivacyTable
 
 SHIPPED = Path(__file__).resolve().parent / "scenarios"
 
@@ -18,14 +20,16 @@ SHIPPED = Path(__file__).resolve().parent / "scenarios"
 class Population:
     """Who takes part, and with what examples."""
 
-    kind: Literal["home", "folder"] = "home"
-    households: int = 4  # of kind "home"
+    kind: Literal["home", "folder", "rehearsal"] = "home"
+    households: int = 4  # of kinds "home" and "rehearsal"
     train: int = 150  # examples of each household
     test: int = 100
+    values: int = 1000  # of kind "rehearsal": of an adapter that is moved towards a public vector; no model, no examples
     folder: Path | None = None  # of kind "folder": one sub-folder a party, as `quietchoir data build` writes them
 
     def __post_init__(self) -> None:
-        require(min(self.households, self.train, self.test) >= 1, "households, train and test must be at least 1")
+        least = min(self.households, self.train, self.test, self.values)
+        require(least >= 1, "households, train, test and values must be at least 1")
         require((self.kind == "folder") == (self.folder is not None), 'folder belongs to kind = "folder", and only there')
 
 
@@ -53,7 +57,15 @@ class Scenario:
     adapter: AdapterTable = field(default_factory=AdapterTable)
     protection: ProtectionTable = field(default_factory=ProtectionTable)
     recipe: Recipe = field(default_factory=Recipe)
+    privacy: PrivacyTable = field(default_factory=PrivacyTable)
+    guard: GuardTable = field(default_factory=GuardTable)
+    aggregation: AggregationTable = field(default_factory=AggregationTable)
     faults: tuple[Fault, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.privacy.check(self.protection.min_cohort, self.protection.min_tokens)
+        self.aggregation.check(self.protection.mode)
+        check_guard(self.guard, self.privacy.counts)
 
 
 def load(name: str) -> Scenario:

@@ -1,10 +1,11 @@
 """What the coordinator asks a member to do before, or instead of, a sum.
 
-Knows three kinds of work and one vector, or in sealed mode the tag of the vector that members hold. Knows nothing of
+Knows four kinds of work and one vector, or in sealed mode the tag of the vector that members hold. Knows nothing of
 signatures or protection.
 Always: `decode` checks the vector's length and that it is finite before anybody computes with it.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +16,15 @@ from ...core.errors import MessageError
 from ..learning.aggregate import Vector
 from ..membership.policy import canonical
 
+Ranges = tuple[tuple[int, float], ...]
 TRAIN = "train"  # train from the vector, then contribute the change
 SCORE = "score"  # score the vector on held-out examples, contribute the counts
 ADOPT = "adopt"  # keep the vector as a finished adapter
-STAGES = (TRAIN, SCORE, ADOPT)
-MAX_HEADER_BYTES = 1 << 16
-FIELDS = {"evaluate": bool, "card": str, "state": str}
+UNDO = "undo"  # sealed mode: step to the adapter before the last step, with an optimizer at rest
+STAGES = (TRAIN, SCORE, ADOPT, UNDO)
+READY, SPENT = b"", b"spent"  # what a member answers: its contribution is ready, or its privacy budget is used up
+MAX_HEADER_BYTES = 1 << 20
+FIELDS = {"absent": list, "card": str, "cohort": list, "evaluate": bool, "ranges": list, "state": str}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,11 +35,31 @@ class Work:
     evaluate: bool = False  # while training: score `flat` first
     card: str = ""  # of a finished adapter: its signed card; in sealed mode its evaluation, as JSON
     state: str = ""  # sealed mode: tag of the adapter that is meant, hex
+    ranges: Ranges = ()  # stop and scale of each tensor; empty: the federation's one range
+    cohort: tuple[str, ...] = ()  # everybody who is asked, sorted
+    absent: tuple[str, ...] = ()  # members that the draw would have given before the last of the cohort, but are not there
+
+    @property
+    def told(self) -> bytes:
+        """32 bytes that differ if the coordinator told two members different things about one round."""
+        return hashlib.sha256(canonical({name: value for name, value in self.header().items() if name in TOLD})).digest()
+
+    def header(self) -> dict[str, Any]:
+        """Everything but the vector, as JSON's types."""
+        return {name: listed(getattr(self, name)) for name in FIELDS}
+
+
+TOLD = ("absent", "cohort", "ranges", "state")
+
+
+def listed(value: Any) -> Any:
+    """Tuples as lists."""
+    return [listed(one) for one in value] if isinstance(value, tuple) else value
 
 
 def encode(work: Work) -> bytes:
     """Header length, header JSON, little-endian floats."""
-    header = canonical({"evaluate": work.evaluate, "card": work.card, "state": work.state})
+    header = canonical(work.header())
     return len(header).to_bytes(4, "big") + header + work.flat.astype("<f4").tobytes()
 
 
@@ -50,13 +74,19 @@ def decode(payload: bytes, size: int) -> Work:
     if length <= MAX_HEADER_BYTES:
         try:
             fields = json.loads(payload[4 : 4 + length])
-        except ValueError:
+        except (ValueError, RecursionError):
             fields = None
     if not isinstance(fields, dict) or {key: type(value) for key, value in fields.items()} != FIELDS:
         raise MessageError("the work's header is malformed; refused")
+    if not all(isinstance(name, str) for name in (*fields["cohort"], *fields["absent"])):
+        raise MessageError("the work names members that are no names; refused")
+    ranges = [tuple(one) for one in fields["ranges"] if isinstance(one, list) and [type(part) for part in one] == [int, float]]
+    if len(ranges) != len(fields["ranges"]):
+        raise MessageError("the work's ranges are not pairs of a place and a scale; refused")
     if len(payload) != 4 + length + 4 * size:
         raise MessageError(f"an adapter of {len(payload) - 4 - length} bytes, expected {4 * size}; refused")
     flat = np.frombuffer(payload, "<f4", offset=4 + length).astype(np.float32)
     if not np.isfinite(flat).all():
         raise MessageError("the adapter holds values that are not finite; refused")
-    return Work(flat=flat, evaluate=fields["evaluate"], card=fields["card"], state=fields["state"])
+    fields |= {"ranges": tuple(ranges), "cohort": tuple(fields["cohort"]), "absent": tuple(fields["absent"])}
+    return Work(flat=flat, **fields)

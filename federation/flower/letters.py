@@ -1,20 +1,24 @@
 """A letter as the content of a Flower message, and back.
 
-Knows two shapes: a short letter is one field (three objects on the wire), a long one an array, because Flower cuts
-arrays into chunks and nothing else. Knows nothing of what letters say.
+Knows two shapes. A letter of up to `INLINE_BYTES` is one field, and travels inside the message itself: one request. A longer
+one is an array, because Flower cuts arrays, and nothing else, into objects that are fetched one by one and named by their
+content: after an interruption only those that are missing are sent again. Knows nothing of what letters say.
 Always: what comes out is bytes or nothing; no pickle is ever loaded.
 """
 
+import secrets
+
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.proto.message_pb2 import ObjectTree
 
 RECORD, FIELD = "letter", "bytes"
-SHORT_BYTES = 256 << 10
+INLINE_BYTES = 4 << 20  # below one of Flower's chunks (5 MiB): cutting would win nothing
 
 
 def seal_letter(letter: bytes) -> RecordDict:
     """Bytes as a Flower record."""
-    if len(letter) <= SHORT_BYTES:
+    if len(letter) <= INLINE_BYTES:
         return RecordDict({RECORD: ConfigRecord({FIELD: letter})})
     return RecordDict({RECORD: ArrayRecord({FIELD: Array(np.frombuffer(letter, np.uint8))})})
 
@@ -32,3 +36,25 @@ def open_letter(message: Message) -> bytes | None:
         return array.numpy().tobytes()  # numpy's own format, loaded without pickle
     except (TypeError, ValueError):
         return None
+
+
+def answer_to(letter: Message, content: RecordDict | Error) -> Message:
+    """A reply, valid as long as the letter: the coordinator made those times, so this node's clock has no say."""
+    reply = Message(content, reply_to=letter)
+    reply.metadata.created_at, reply.metadata.ttl = letter.metadata.created_at, letter.metadata.ttl
+    return reply
+
+
+def is_inline(message: Message) -> bool:
+    """Does the message carry all that it has to say? If not, its content must be fetched as objects."""
+    return message.has_error() or isinstance(message.content.get(RECORD), ConfigRecord)
+
+
+def name_inline(message: Message) -> ObjectTree:
+    """Give an inline message its number, and the tree without branches that Flower wants to see for it.
+
+    The number is random: Flower's own is a hash over objects that this message does not have.
+    """
+    number = secrets.token_hex(32)
+    message.metadata.__dict__["_message_id"] = number
+    return ObjectTree(object_id=number)

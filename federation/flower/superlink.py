@@ -1,29 +1,24 @@
 """Flower's SuperLink inside the coordinator's process, behind one door.
 
-Knows TLS, the fleet's routes and who may use them. Knows nothing of letters or rounds.
-Always: the network reaches eight fleet routes and nothing else: no Control, no Runtime, no code push, no
+Knows TLS, Flower's switches and who may come in. Knows nothing of letters or rounds.
+Always: the network reaches what `door` lets through and nothing else: no Control, no Runtime, no code push, no
 self-registration, no documentation pages. There is no second, private door: the coordinator speaks to the link
-state directly (see link).
+state directly (see `post`).
 
-Covered: strangers on the network and other users of this machine; a request larger than a chunk may be.
-Not covered: floods. Whoever can reach the port can keep it busy.
+Covered: strangers on the network and other users of this machine. Not covered: floods (see `door`).
 """
 
-import base64
 import logging
-import math
 import socket
 import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 from flwr.common.constant import NOOP_FLWR_AID
 from flwr.server.superlink.linkstate import LinkState
-from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLWR_IN_MEMORY_DB_NAME
+from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 from flwr.superlink.config_loader import SuperLinkLifespanConfig, load_control_authn_plugin
@@ -32,88 +27,28 @@ from flwr.superlink.main import create_app
 from ...core import log
 from ...core.errors import ConfigError, FederationError
 from ..membership.identity import transport_point
+from ..membership.locking import door_key
 from ..membership.policy import Policy
+from .door import Caller, FleetDoor
 
 logger = log.get("federation.flower")
-logging.getLogger("flwr").setLevel(logging.ERROR)  # a line for every message otherwise
-ROUTES = frozenset(
-    f"/v1/fleet/{name}"
-    for name in (
-        "activate-node", "deactivate-node", "send-node-heartbeat", "pull-messages", "push-messages", "push-object",
-        "pull-object", "confirm-message-received",
-    )
-)  # fmt: skip
-ASKS_FOR_WORK = "/v1/fleet/pull-messages"
-MAX_REQUEST_BYTES = 32 << 20  # Flower cuts objects into chunks of 5 MiB
+logging.getLogger("flwr").setLevel(logging.CRITICAL)  # a line for every message otherwise, and for every late one an error
 START_S = 30.0
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-
-class FleetDoor:
-    """The SuperLink's app, as the network sees it; counts what passes."""
-
-    def __init__(self, app: Application) -> None:
-        self.app = app
-        self.asked_at: dict[bytes, float] = {}  # transport key → when its node last asked for work
-        self.bytes_in = 0  # request bodies
-        self.bytes_out = 0  # response bodies
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """404 to everything that is not one of the fleet's routes."""
-        if scope["type"] == "lifespan":
-            await self.app(scope, receive, send)
-        elif scope["type"] == "http" and scope["path"] in ROUTES:
-            await self.serve(scope, receive, send)
-        elif scope["type"] == "http":
-            await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"0")]})
-            await send({"type": "http.response.body", "body": b""})
-        else:
-            await send({"type": "websocket.close", "code": 1008})
-
-    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass one request on, within the limit."""
-        seen = 0
-        key = caller(scope) if scope["path"] == ASKS_FOR_WORK else None
-
-        async def counted_receive() -> MutableMapping[str, Any]:
-            nonlocal seen
-            event = await receive()
-            size = len(event.get("body", b""))
-            seen += size
-            self.bytes_in += size
-            return {"type": "http.disconnect"} if seen > MAX_REQUEST_BYTES else event
-
-        async def counted_send(event: MutableMapping[str, Any]) -> None:
-            self.bytes_out += len(event.get("body", b""))
-            if key is not None and event.get("status") == 200:  # Flower has checked that the caller holds the key
-                self.asked_at[key] = time.monotonic()
-            await send(event)
-
-        await self.app(scope, counted_receive, counted_send)
-
-
-def caller(scope: Scope) -> bytes | None:
-    """The transport key that a request claims, before anybody has checked it."""
-    wanted = FLEET_HTTP_PUBLIC_KEY_HEADER.lower().encode("ascii")
-    values = [value for name, value in scope["headers"] if name == wanted]
-    try:
-        return base64.b64decode(values[0], validate=True) if len(values) == 1 else None
-    except ValueError:
-        return None
 
 
 class SuperLink:
     """The server thread and the link state behind it."""
 
-    def __init__(self, policy: Policy, tls_key: Path) -> None:
+    def __init__(self, policy: Policy, tls_key: Path, listen: str = "") -> None:
         """Prepare; nothing listens yet.
 
+        Args:
+            listen: HOST:PORT, if it is not the address that members dial.
+
         Raises:
-            ConfigError: no certificate in the federation file, no TLS key, or a member without a transport key.
+            ConfigError: no certificate in the federation file, no TLS key or nothing that opens it, or a member without a
+                transport key.
+            AuthenticationError: a wrong passphrase of the TLS key.
         """
         if not policy.coordinator.certificate:
             raise ConfigError(
@@ -121,19 +56,22 @@ class SuperLink:
             )
         if not tls_key.exists():
             raise ConfigError(f"{tls_key}: no TLS key; run this on the machine where `federation init` ran, or name --keys")
-        self.policy, self.tls_key = policy, tls_key
+        self.policy = policy
+        self.address = parse(listen) if listen else (policy.coordinator.host, policy.coordinator.port)
         self.names: dict[int, str] = {}  # Flower's node id → member
         self.keys: dict[str, bytes] = {}  # member → transport key
         self.scratch = tempfile.TemporaryDirectory(prefix="quietchoir-")
+        self.tls_key, password = door_key(tls_key, Path(self.scratch.name))
         certificate = Path(self.scratch.name) / "certificate.pem"
         certificate.write_text(policy.coordinator.certificate, "ascii")
         app = create_app(self.configure(certificate), SuperLinkLifespan)
         self.state: LinkState = app.state.linkstate_factory.state()
         self.door = FleetDoor(app)
+        self.door.drop = self.drop
         self.server = uvicorn.Server(
             uvicorn.Config(
                 self.door, log_level="error", access_log=False, lifespan="on", ws="none", ssl_certfile=str(certificate),
-                ssl_keyfile=str(tls_key), timeout_graceful_shutdown=1,
+                ssl_keyfile=str(self.tls_key), ssl_keyfile_password=password, timeout_graceful_shutdown=1,
             )
         )  # fmt: skip
         self.thread: threading.Thread | None = None
@@ -154,21 +92,44 @@ class SuperLink:
         )  # fmt: skip
 
     def enroll(self) -> None:
-        """Let in exactly the roster's transport keys.
+        """Let in exactly the roster's transport keys: those that left since the last call are shut out, new ones let in.
 
         Raises:
             ConfigError: a member has none.
         """
+        wanted: dict[str, bytes] = {}
         for member in self.policy.members:
             if not member.transport:
                 raise ConfigError(f"member {member.name} has no transport key; enroll it again with its whole public card")
-            key = public_key_to_bytes(transport_point(member.transport))
-            node_id = self.state.create_node(owner_aid=NOOP_FLWR_AID, owner_name="none", public_key=key, heartbeat_interval=0)
-            self.names[node_id], self.keys[member.name] = member.name, key
+            if self.policy.member(member.name) is not None:  # its time is not over
+                wanted[member.name] = public_key_to_bytes(transport_point(member.transport))
+        for node_id, name in list(self.names.items()):
+            if wanted.get(name) != self.keys[name]:
+                self.state.delete_node(NOOP_FLWR_AID, node_id)
+                del self.names[node_id], self.door.callers[self.keys.pop(name)]
+        for name, key in wanted.items():
+            if name not in self.keys:
+                node_id = self.state.create_node(NOOP_FLWR_AID, "none", public_key=key, heartbeat_interval=0)
+                self.names[node_id], self.keys[name], self.door.callers[key] = name, key, Caller()
 
-    def asked_at(self, name: str) -> float:
-        """When a member last asked for work (`time.monotonic`); minus infinity if never."""
-        return self.door.asked_at.get(self.keys[name], -math.inf)
+    def take(self, policy: Policy) -> None:
+        """Let in the roster of a later version of the federation file, at the same address under the same certificate."""
+        self.policy = policy
+        self.enroll()
+
+    def drop(self, key: bytes) -> None:
+        """Forget a node's session: it has dialled in anew. (Two processes of one node: see `ledger.hold`.)"""
+        node_id = self.state.get_node_id_by_public_key(key)
+        if node_id is not None:
+            self.state.deactivate_node(node_id)
+
+    def caller(self, name: str) -> Caller:
+        """What a member did at the door so far."""
+        return self.door.callers[self.keys[name]]
+
+    def ring(self, name: str) -> None:
+        """There is a letter for `name`: answer its request for work, if one is held."""
+        self.door.ring(self.keys[name])
 
     def start(self) -> None:
         """Listen.
@@ -176,7 +137,7 @@ class SuperLink:
         Raises:
             FederationError: the port is in use or the address is not this machine's.
         """
-        host, port = self.policy.coordinator.host, self.policy.coordinator.port
+        host, port = self.address
         self.socket = listen(host, port)
         self.thread = threading.Thread(
             target=self.server.run, kwargs={"sockets": [self.socket]}, name="quietchoir-superlink", daemon=True
@@ -191,12 +152,25 @@ class SuperLink:
 
     def stop(self) -> None:
         """Close the door and forget the scratch folder."""
+        self.door.close()
         self.server.should_exit = True
         if self.thread is not None:
             self.thread.join(timeout=10)
         if self.socket is not None:
             self.socket.close()
         self.scratch.cleanup()
+
+
+def parse(address: str) -> tuple[str, int]:
+    """HOST:PORT in two.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"--listen {address}: must be HOST:PORT, for example 0.0.0.0:8790")
+    return host.strip("[]"), int(port)
 
 
 def listen(host: str, port: int) -> socket.socket:

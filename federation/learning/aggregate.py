@@ -1,15 +1,23 @@
-"""The server's optimizer: from the mean of updates to the next adapter.
+"""From members' changes to the next adapter: how means are combined, and what the server's optimizer carries along.
 
 Knows flat vectors. Knows nothing of parties or rounds.
-Always: the same mean from the same state gives the same adapter, bit for bit.
+Always: the same means from the same state give the same adapter, bit for bit, on every machine: additions, products,
+quotients and square roots of float32 alone, one after the other, none of them fused.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Vector = npt.NDArray[np.float32]
+
+
+def nothing() -> Vector:
+    """The empty vector."""
+    return np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +26,56 @@ class ServerState:
 
     flat: Vector  # [n] the adapter's B matrices
     velocity: Vector  # [n]
+    spread: Vector = field(default_factory=nothing)  # [n] second moments; [0] if the optimizer has none, or no step was made
 
     @staticmethod
     def zeros(size: int) -> "ServerState":
         """B = 0: the adapter that changes nothing."""
         return ServerState(np.zeros(size, np.float32), np.zeros(size, np.float32))
+
+    @property
+    def vectors(self) -> tuple[Vector, ...]:
+        """Everything, in the order in which it is written down."""
+        return (self.flat, self.velocity, *([self.spread] if self.spread.size else []))
+
+    def encode(self) -> bytes:
+        """8 or 12 bytes a value, little-endian."""
+        return b"".join(vector.astype("<f4").tobytes() for vector in self.vectors)
+
+    @staticmethod
+    def decode(data: bytes, size: int) -> "ServerState":
+        """Read what `encode` wrote of an adapter of `size` values.
+
+        Raises:
+            ValueError: another length.
+        """
+        if len(data) not in (8 * size, 12 * size):
+            raise ValueError(f"an adapter and its optimizer of {len(data)} bytes, expected {8 * size} or {12 * size}")
+        parts = np.frombuffer(data, "<f4").astype(np.float32)
+        return ServerState(parts[:size].copy(), parts[size : 2 * size].copy(), parts[2 * size :].copy())
+
+    def at_rest(self) -> "ServerState":
+        """The same adapter, with an optimizer that remembers nothing."""
+        return ServerState(self.flat, np.zeros_like(self.velocity))
+
+
+class ServerOptimizer(Protocol):
+    """One step of the server."""
+
+    def step(self, state: ServerState, mean: Vector) -> ServerState:
+        """Apply the cohort's mean update [n]."""
+        ...
+
+
+def check_mean(state: ServerState, mean: Vector) -> Vector:
+    """`mean` as float32.
+
+    Raises:
+        ValueError: another length than the state's, or not all finite.
+    """
+    if mean.shape != state.flat.shape or not np.isfinite(mean).all():
+        raise ValueError(f"a mean update of shape {mean.shape} must be finite and of shape {state.flat.shape}")
+    return mean.astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +92,59 @@ class FedAvgM:
         """Apply the cohort's mean update [n].
 
         Raises:
-            ValueError: another length than the state's, or not all finite.
+            ValueError: as `check_mean`.
         """
-        if mean.shape != state.flat.shape or not np.isfinite(mean).all():
-            raise ValueError(f"a mean update of shape {mean.shape} must be finite and of shape {state.flat.shape}")
-        velocity = np.float32(self.momentum) * state.velocity + mean.astype(np.float32)
+        velocity = np.float32(self.momentum) * state.velocity + check_mean(state, mean)
         return ServerState(state.flat + np.float32(self.lr) * velocity, velocity)
+
+
+@dataclass(frozen=True, slots=True)
+class FedAdam:
+    """An adaptive server: each coordinate's step is divided by how much its changes vary.
+
+    Source: Reddi et al. 2021, "Adaptive federated optimization", algorithm 2: m ← β₁m + (1-β₁)Δ,
+    v ← β₂v + (1-β₂)Δ² (Adam) or v - (1-β₂)Δ² sign(v - Δ²) (Yogi), w ← w + ηm / (√v + τ); v starts at τ².
+    """
+
+    lr: float = 0.03
+    momentum: float = 0.9  # beta 1
+    memory: float = 0.99  # beta 2
+    floor: float = 1e-3  # tau
+    yogi: bool = False
+
+    def step(self, state: ServerState, mean: Vector) -> ServerState:
+        """Apply the cohort's mean update [n].
+
+        Raises:
+            ValueError: as `check_mean`.
+        """
+        change, tau = check_mean(state, mean), np.float32(self.floor)
+        before: Vector = state.spread if state.spread.size else np.full_like(state.flat, tau * tau)
+        keep, take = np.float32(self.memory), np.float32(1.0 - self.memory)
+        square: Vector = change * change
+        spread: Vector = keep * before + take * square
+        if self.yogi:
+            spread = (before - take * square * np.sign(before - square)).astype(np.float32)
+        velocity: Vector = np.float32(self.momentum) * state.velocity + np.float32(1.0 - self.momentum) * change
+        deviation: Vector = np.sqrt(spread)
+        return ServerState(state.flat + np.float32(self.lr) * velocity / (deviation + tau), velocity, spread)
+
+
+def combine(means: Sequence[Vector], rule: str, trim: int = 1) -> Vector:
+    """One change [n] from the means [n] of buckets, coordinate by coordinate.
+
+    Args:
+        rule: "mean", "median" or "trimmed-mean"; of fewer than three buckets all are their mean.
+        trim: values left out at each end, as long as one is left.
+
+    Source: Yin et al. 2018, "Byzantine-robust distributed learning", definitions 1 and 2.
+    """
+    rows = np.stack(means)  # [buckets, n]
+    if rule == "mean" or len(rows) < 3:
+        mean: Vector = rows.mean(axis=0, dtype=np.float32)
+        return mean if len(rows) > 1 else rows[0]
+    if rule == "median":
+        return np.median(rows, axis=0).astype(np.float32)
+    left_out = min(trim, (len(rows) - 1) // 2)
+    middle: Vector = np.sort(rows, axis=0)[left_out : len(rows) - left_out].mean(axis=0, dtype=np.float32)
+    return middle

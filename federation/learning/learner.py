@@ -25,6 +25,7 @@ class Trained:
     examples: int
     tokens: int  # answer tokens
     loss: float  # mean over answer tokens
+    steps: int = 0  # of the optimizer; 0 if it has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,10 @@ class TrainerLearner:
         start = torch.from_numpy(np.array(flat, np.float32))
         result = self.trainer.train(start, self.prepared, self.recipe, seed=seed, on_step=self.on_step)
         after = np.asarray(result.flat_b.detach().to("cpu", torch.float32).numpy(), np.float32)
-        return Trained(flat=after, examples=result.examples, tokens=result.tokens, loss=result.loss)
+        steps = (
+            0 if self.recipe is None else -(-result.examples // (self.recipe.batch * self.recipe.epochs)) * self.recipe.epochs
+        )
+        return Trained(flat=after, examples=result.examples, tokens=result.tokens, loss=result.loss, steps=steps)
 
     def evaluate(self, flat: Vector) -> Counts:
         """As `Learner`; a party without held-out examples counts none."""

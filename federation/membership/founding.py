@@ -8,7 +8,8 @@ Knows one folder. Always: nothing that exists is overwritten; the file is writte
 
 import datetime
 import secrets
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -16,12 +17,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from ...core import paths
 from ...core.errors import ConfigError
 from ...crypto.keys import Identity
-from . import certificates, roster
-from .identity import PublicCard, write_private_pem
-from .policy import AdapterTable, CoordinatorTable, Member, ModelTable, Policy, ProtectionTable, Recipe
-from .unlock import Asked
+from . import certificates, chain, roster
+from .guard import AggregationTable, GuardTable
+from .identity import write_private_pem
+from .owner import COORDINATOR_KEY, OWNER_KEY, TLS_KEY, enroll
+from .policy import AdapterTable, CoordinatorTable, ModelTable, Policy, ProtectionTable, Recipe
+from .privacy import PrivacyTable
+from .roster import FILE
 
-FILE, OWNER_KEY, COORDINATOR_KEY, TLS_KEY = "federation.toml", "owner.key", "coordinator.key", "tls.key"
+__all__ = ["COORDINATOR_KEY", "FILE", "OWNER_KEY", "TLS_KEY", "Founding", "enroll", "found"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +38,9 @@ class Founding:
     adapter: AdapterTable
     protection: ProtectionTable
     recipe: Recipe
+    privacy: PrivacyTable = field(default_factory=PrivacyTable)
+    guard: GuardTable = field(default_factory=GuardTable)
+    aggregation: AggregationTable = field(default_factory=AggregationTable)
 
 
 def found(folder: Path, founding: Founding) -> Policy:
@@ -56,28 +63,15 @@ def found(folder: Path, founding: Founding) -> Policy:
         adapter=founding.adapter,
         protection=founding.protection,
         recipe=founding.recipe,
+        privacy=founding.privacy,
+        guard=founding.guard,
+        aggregation=founding.aggregation,
         coordinator=CoordinatorTable(address=founding.address, key=unsigned.key, certificate=certificate),
     )
     paths.private_folder(folder)
     owner.save(folder / OWNER_KEY)
     coordinator.save(folder / COORDINATOR_KEY)
     write_private_pem(folder / TLS_KEY, tls)
-    roster.write(folder / FILE, policy, owner)
-    return policy
-
-
-def enroll(file: Path, owner_key: Path, name: str, card: PublicCard) -> Policy:
-    """Add one member and sign the next version.
-
-    Raises:
-        RosterError: enrolled already, or the key is not the owner's.
-        ConfigError: the file or the name cannot be used.
-    """
-    policy, owner = roster.load(file), Identity.load(owner_key, Asked())
-    try:
-        member = Member(name=name, key=card.key, transport=card.transport)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    later = roster.enroll(policy, member)
-    roster.write(file, later, owner)
-    return later
+    made = chain.found(policy, owner, int(time.time()))
+    roster.write(folder / FILE, made)
+    return made.policy

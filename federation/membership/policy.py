@@ -9,8 +9,12 @@ import functools
 import hashlib
 import json
 import re
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+
+from .guard import AggregationTable, GuardTable, check_guard
+from .privacy import PrivacyTable
 
 if TYPE_CHECKING:
     from ...core.models.adapter import AdapterShape
@@ -74,6 +78,8 @@ class ProtectionTable:
     """Who may see what, and how many must take part."""
 
     mode: Literal["plain", "masked", "sealed"] = "masked"
+    key: Literal["shared", "threshold"] = "shared"  # sealed: every member has the key, or a share of it
+    open_with: int = 0  # threshold: members that open a sum together; 0: more than two thirds of those who made the key
     bits: int = 8  # of one value of an update
     threshold: int = 2  # members whose shares open a sum
     min_cohort: int = 3  # a sum of fewer members is never opened
@@ -83,6 +89,12 @@ class ProtectionTable:
         require(2 <= self.bits <= MAX_BITS, f"bits = {self.bits} must lie between 2 and {MAX_BITS}")
         require(self.min_cohort >= 1 and self.min_tokens >= 0, "min_cohort must be at least 1, min_tokens at least 0")
         require(1 <= self.threshold <= self.min_cohort, "threshold must lie between 1 and min_cohort")
+        joint = self.key == "threshold"
+        require(self.mode == "sealed" or not joint, f'key = "threshold" needs mode = "sealed", found {self.mode!r}')
+        require(joint or not self.open_with, f'open_with = {self.open_with} needs key = "threshold"')
+        require(
+            self.open_with == 0 or self.open_with >= 2, f"open_with = {self.open_with} must be at least 2: one opens nothing"
+        )
         floor = self.mode == "plain" or self.min_cohort >= MIN_MASKED_COHORT
         require(
             floor,
@@ -100,7 +112,13 @@ class Recipe:
     epochs: int = 1
     server_lr: float = 1.0
     server_momentum: float = 0.7
+    server_optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavgm"
+    server_memory: float = 0.99  # beta 2 of fedadam and fedyogi
+    server_floor: float = 1e-3  # tau of fedadam and fedyogi: what keeps a step from dividing by nothing
+    proximal: float = 0.0  # FedProx's mu: pull towards the round's adapter while a member trains; 0: none
+    agreed_steps: int = 0  # FedNova: a member's change is scaled as if it had taken so many steps; 0: as it is
     update_range: float = 0.2  # a coordinate that moved further in one round is clipped to this
+    ranges: Literal["fixed", "tensor"] = "fixed"  # "tensor": each tensor's own, from the public velocity, at most the above
     evaluate_every: int = 1  # rounds between scores; 0: only before the first and after the last
     cohort: int = 0  # members asked in a round; 0: all that are there
     attempts: int = 3  # of one round, before the coordinator gives up
@@ -111,6 +129,9 @@ class Recipe:
         require(min(self.rounds, self.batch, self.epochs, self.attempts) >= 1, "rounds, batch, epochs, attempts: at least 1")
         require(min(self.lr, self.server_lr, self.update_range) > 0, "lr, server_lr and update_range must be above 0")
         require(0 <= self.server_momentum < 1, f"server_momentum = {self.server_momentum} must lie in [0, 1)")
+        require(0 < self.server_memory < 1, f"server_memory = {self.server_memory} must lie between 0 and 1")
+        require(self.server_floor > 0 <= self.proximal, "server_floor must be above 0, proximal at least 0")
+        require(self.agreed_steps >= 0, f"agreed_steps = {self.agreed_steps} must be at least 0")
         require(min(self.work_timeout_s, self.stage_timeout_s) > 0, "timeouts must be above 0 seconds")
         require(min(self.evaluate_every, self.cohort) >= 0, "evaluate_every and cohort must be at least 0")
 
@@ -118,7 +139,7 @@ class Recipe:
         """The part that a node's trainer needs."""
         from ...core.training.trainer import Recipe as TrainerRecipe
 
-        return TrainerRecipe(lr=self.lr, batch=self.batch, epochs=self.epochs)
+        return TrainerRecipe(lr=self.lr, batch=self.batch, epochs=self.epochs, proximal=self.proximal)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,8 +173,10 @@ class Member:
     name: str
     key: str  # Ed25519, hex
     transport: str = ""  # P-384 point, hex; empty for members that never leave this process
+    expires: int = 0  # seconds since 1970: from then on this is no member; 0: never
 
     def __post_init__(self) -> None:
+        require(self.expires >= 0, f"expires = {self.expires} must be 0 or a moment, in seconds since 1970")
         require(bool(NAME.fullmatch(self.name)), f"name = {self.name!r} must be lower-case letters, digits and dashes")
         check_hex(self.key, 32, "key")
         if self.transport:
@@ -167,11 +190,17 @@ class Policy:
     name: str
     nonce: str  # 16 random bytes, hex: two federations of one owner differ
     owner: str  # Ed25519, hex
-    version: int = 1
+    founder: str = ""  # the first owner's key, once the owner's key was rotated; empty: the owner's
+    version: int = 1  # number of the newest entry of its chain
+    head: str = ""  # hash of that entry, hex; empty for a federation that never leaves this process
+    expires: int = 0  # seconds since 1970: nobody takes part under an older file; 0: never
     model: ModelTable
     adapter: AdapterTable = field(default_factory=AdapterTable)
     protection: ProtectionTable = field(default_factory=ProtectionTable)
     recipe: Recipe = field(default_factory=Recipe)
+    privacy: PrivacyTable = field(default_factory=PrivacyTable)
+    guard: GuardTable = field(default_factory=GuardTable)
+    aggregation: AggregationTable = field(default_factory=AggregationTable)
     coordinator: CoordinatorTable
     members: tuple[Member, ...] = ()
 
@@ -179,15 +208,25 @@ class Policy:
         require(bool(NAME.fullmatch(self.name)), f"name = {self.name!r} must be lower-case letters, digits and dashes")
         check_hex(self.nonce, 16, "nonce")
         check_hex(self.owner, 32, "owner")
+        for text, what in ((self.founder, "founder"), (self.head, "head")):
+            if text:
+                check_hex(text, 32, what)
+        require(self.expires >= 0, f"expires = {self.expires} must be 0 or a moment, in seconds since 1970")
         require(self.version >= 1, f"version = {self.version} must be at least 1")
+        self.privacy.check(self.protection.min_cohort, self.protection.min_tokens)
+        self.aggregation.check(self.protection.mode)
+        check_guard(self.guard, self.privacy.counts)
+        everybody = self.protection.key == "shared" or not self.recipe.cohort
+        require(everybody, 'recipe.cohort must be 0 with key = "threshold": whoever is there holds a share, and is needed')
         names, keys = [member.name for member in self.members], [member.key for member in self.members]
         require(len(set(names)) == len(names), "members: a name stands twice")
         require(len(set(keys)) == len(keys), "members: a key stands twice")
 
     @property
     def federation(self) -> bytes:
-        """The federation's number, 32 bytes: bound to its owner, the same in every version."""
-        return hashlib.sha256(b"quietchoir federation v1" + bytes.fromhex(self.owner) + bytes.fromhex(self.nonce)).digest()
+        """The federation's number, 32 bytes: bound to its first owner, the same in every version."""
+        founder = bytes.fromhex(self.founder or self.owner)
+        return hashlib.sha256(b"quietchoir federation v1" + founder + bytes.fromhex(self.nonce)).digest()
 
     @property
     def digest(self) -> bytes:
@@ -199,12 +238,18 @@ class Policy:
         return dict(json.loads(json.dumps(dataclasses.asdict(self))))
 
     def member(self, name: str) -> Member | None:
-        """The member called `name`, or None."""
-        return next((member for member in self.members if member.name == name), None)
+        """The member called `name`, or None; a member whose time is over is none."""
+        return next((member for member in self.members if member.name == name and not is_over(member.expires)), None)
 
     def name_of(self, key: bytes) -> str | None:
-        """The member whose Ed25519 key is `key`, or None."""
-        return next((member.name for member in self.members if member.key == key.hex()), None)
+        """The member whose Ed25519 key is `key`, or None; a member whose time is over is none."""
+        named = (member.name for member in self.members if member.key == key.hex() and not is_over(member.expires))
+        return next(named, None)
+
+
+def is_over(expires: int) -> bool:
+    """Is that moment past, by this machine's clock? 0 never is. Clocks that differ differ about it: a round may then abort."""
+    return 0 < expires <= time.time()
 
 
 @functools.lru_cache(maxsize=64)

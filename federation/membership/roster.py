@@ -1,61 +1,57 @@
-"""The federation file on disk: signed by its owner, numbered, never taken back.
+"""The federation file on disk: a chain of signed entries, and the tables they add up to for people to read.
 
-Knows signatures, versions and where a node keeps the file it last accepted. Knows nothing of rounds.
-Always: a `Policy` that leaves here was signed by the owner's key that it names; a node goes from one version
-only to a later one of the same owner.
+Knows TOML and where a node keeps the file it last accepted. Knows nothing of rounds, or of what an entry may do (see chain).
+Always: a `Policy` that leaves here follows from entries that its owner signed; a node goes on only along the chain that it
+knows: never back, never to another entry under a number it has seen.
 
 Not covered: who the owner is. A node that sees a federation for the first time takes the owner's key from the
-file; its user compares the fingerprint that `federation show` prints with the one the owner tells them.
+file; its user compares the fingerprint that `federation show` prints with the one the owner tells them (an invitation,
+`federation accept`, compares it for them). A node that is kept away from a newer file goes on with the one it has, until
+that expires.
 """
 
-import dataclasses
+import datetime
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
 from ...core import paths, tables
-from ...core.errors import AuthenticationError, ConfigError, RosterError
-from ...crypto.keys import Identity, PublicIdentity
-from .policy import Member, Policy, canonical
+from ...core.errors import ConfigError, RosterError
+from .chain import Chain, Entry
+from .policy import Policy, is_over
 
-CONTEXT = b"quietchoir federation file v1"
-SIGNATURE = "signature"
-NOTE = "# A quietchoir federation. Change it with `quietchoir federation enroll`; any other edit breaks the signature.\n"
-
-
-def dump(policy: Policy, owner: Identity) -> str:
-    """The file's text, signed.
-
-    Raises:
-        RosterError: `owner` is not the key that the policy names.
-    """
-    if owner.public.raw.hex() != policy.owner:
-        raise RosterError(f"federation {policy.name} belongs to another key; sign with its owner's key file")
-    table = policy.table()
-    signature = owner.sign(CONTEXT, canonical(table)).hex()
-    return NOTE + render({SIGNATURE: signature, **table})
+CHAIN = "chain"
+FILE = "federation.toml"
+NOTE = "# A quietchoir federation. Change it with `quietchoir federation …`; any other edit breaks the signatures.\n"
 
 
-def parse(table: dict[str, Any], where: str) -> Policy:
-    """Check the signature, then the tables.
+def dump(chain: Chain) -> str:
+    """The file's text: tables first, then the entries that make them."""
+    return NOTE + render({**chain.policy.table(), CHAIN: [entry.table() for entry in chain.entries]})
+
+
+def parse(table: dict[str, Any], where: str) -> Chain:
+    """Check the entries, then that the tables say the same.
 
     Raises:
-        RosterError: unsigned, or changed after it was signed.
+        RosterError: unsigned, out of order, or changed after it was signed.
         ConfigError: an unknown or ill-typed key (only possible in what the owner signed).
     """
-    body = {key: value for key, value in table.items() if key != SIGNATURE}
-    signature, owner = table.get(SIGNATURE), table.get("owner")
-    if not isinstance(signature, str) or not isinstance(owner, str):
-        raise RosterError(f"{where}unsigned, expected the owner's signature; ask the owner for the file again")
+    body, given = {key: value for key, value in table.items() if key != CHAIN}, table.get(CHAIN)
+    entries = tuple(Entry.read(one, where) for one in given) if isinstance(given, list) else ()
+    chain = Chain(entries, where)
     try:
-        PublicIdentity(bytes.fromhex(owner)).verify(CONTEXT, canonical(body), bytes.fromhex(signature))
-    except (AuthenticationError, ValueError):
-        raise RosterError(f"{where}the signature does not fit the content; ask the owner for the file again") from None
-    return tables.fill(Policy, body, where)
+        same = tables.fill(Policy, body, where) == chain.policy
+    except ConfigError:
+        same = False
+    if not same:
+        raise RosterError(f"{where}the signed chain does not fit the content; ask the owner for the file again")
+    return chain
 
 
-def load(path: Path) -> Policy:
-    """Read one federation file.
+def read(path: Path) -> Chain:
+    """Read one federation file, whatever its age.
 
     Raises:
         RosterError, ConfigError: as `parse` and `tables.read_toml`.
@@ -63,54 +59,99 @@ def load(path: Path) -> Policy:
     return parse(tables.read_toml(path), f"{path}: ")
 
 
-def write(path: Path, policy: Policy, owner: Identity) -> None:
-    """Sign and write; the old file stays if anything fails."""
-    paths.write_atomically(path, dump(policy, owner).encode("utf-8"))
-
-
-def enroll(policy: Policy, member: Member) -> Policy:
-    """The next version of `policy`, with one member more.
+def read_text(text: bytes, where: str) -> Chain:
+    """The same from bytes that came over the network.
 
     Raises:
-        RosterError: name or key is in the roster already.
+        RosterError, ConfigError: as `parse`, or no TOML.
     """
-    known = policy.member(member.name) or next((other for other in policy.members if other.key == member.key), None)
-    if known is not None:
-        raise RosterError(f"{known.name} is enrolled already; choose another name or another node")
-    return dataclasses.replace(policy, members=(*policy.members, member), version=policy.version + 1)
+    try:
+        return parse(tomllib.loads(text.decode("utf-8")), where)
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise RosterError(f"{where}not a federation file ({type(error).__name__}); refused") from None
 
 
-def accept(path: Path, home: Path) -> Policy:
-    """Load `path` for the node in `home`, remember it, and never go back.
+def load(path: Path) -> Policy:
+    """The policy of one federation file.
 
     Raises:
-        RosterError: as `parse`; or older than, or different from, the version this node has accepted.
+        RosterError, ConfigError: as `read`; or the file's time is over.
     """
-    policy = load(path)
-    kept = folder(home, policy) / "federation.toml"
-    if kept.exists():
-        check_newer(policy, load(kept), f"{path}: ")
-    paths.private_folder(kept.parent)
-    paths.write_atomically(kept, path.read_bytes())
+    policy = read(path).policy
+    check_time(policy, f"{path}: ")
     return policy
 
 
-def check_newer(offered: Policy, known: Policy, where: str) -> None:
-    """Require that `offered` is `known` or a later version of it.
+def write(path: Path, chain: Chain) -> None:
+    """Write the file; the old one stays if anything fails."""
+    paths.write_atomically(path, dump(chain).encode("utf-8"))
+
+
+def accept(path: Path, home: Path) -> Policy:
+    """The newest of `path` and what the node in `home` accepted before, remembered there.
+
+    A node never goes back: an older file on its own chain is not taken, the one that is kept stays.
 
     Raises:
-        RosterError: another federation, an older version, or another content under the same number.
+        RosterError: as `load`; or `path` is on another branch than what was accepted before.
     """
-    if offered.federation != known.federation:
-        raise RosterError(f"{where}another federation than {known.name}; keep their files apart")
-    if offered.version < known.version:
+    chain, where = read(path), f"{path}: "
+    kept = folder(home, chain.policy) / FILE
+    if kept.exists():
+        known = read(kept)
+        if known.policy.version > chain.policy.version:
+            known.covers(chain, where)
+            chain = known
+    return adopt(chain, kept, where)
+
+
+def adopt(chain: Chain, kept: Path, where: str) -> Policy:
+    """Take `chain` if it goes on from what `kept` holds, on disk first.
+
+    Raises:
+        RosterError: it is older or on another branch, or its time is over; nothing was changed.
+    """
+    check_time(chain.policy, where)
+    if kept.exists():
+        chain.covers(read(kept), where)
+    paths.private_folder(kept.parent)
+    write(kept, chain)
+    return chain.policy
+
+
+def check_time(policy: Policy, where: str) -> None:
+    """Raises RosterError if the file has expired."""
+    if is_over(policy.expires):
         raise RosterError(
-            f"{where}version {offered.version} is older than version {known.version}, which is here; get the newest file"
+            f"{where}version {policy.version} expired on {date(policy.expires)}; get the newest file, or let "
+            "its owner sign one: quietchoir federation change FED --days N"
         )
-    if offered.version == known.version and offered.digest != known.digest:
+
+
+def check_member(policy: Policy, key: bytes) -> str:
+    """The name of the member whose key this is.
+
+    Raises:
+        RosterError: never was one, or its time is over.
+    """
+    name = policy.name_of(key)
+    if name is not None:
+        return name
+    over = next((member for member in policy.members if member.key == key.hex()), None)
+    if over is not None:
         raise RosterError(
-            f"{where}two different files call themselves version {known.version}; ask the owner which one is right"
+            f"{over.name}'s key expired on {date(over.expires)} in {policy.name}; ask the owner to rotate it: "
+            "quietchoir federation rotate"
         )
+    raise RosterError(
+        f"this node's key {key.hex()[:16]}… is not in the roster of {policy.name}; "
+        "send the line of `quietchoir federation identity` to the federation's owner, then take the new file"
+    )
+
+
+def date(seconds: int) -> str:
+    """A moment for people."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def folder(home: Path, policy: Policy) -> Path:

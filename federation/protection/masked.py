@@ -12,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ...core.errors import ProtocolError
+from ...crypto.keys import bind
 from ...crypto.ring import BitRing, Ring, TokenRing
 from ...crypto.secagg import SecAggClient, SecAggConfig, SecAggServer
 from ..exchange.messages import Place
 from ..membership.policy import Policy
+from .draw import buckets
 from .seam import SAMPLE, PartyContext, Sum, Values, cohort_payload, describe, public_identities, read_cohort
 
 STAGES = ("advertise", "share", "mask", "consistency", "unmask")
@@ -71,7 +73,8 @@ class MaskedParty:
         """
         if stage == "advertise":
             context = self.context
-            cohort = read_cohort(payload, context.policy, context.name)
+            ready = read_cohort(payload, context.policy, context.name, context.cohort)
+            cohort = next(bucket for bucket in buckets(context.policy, context.place, ready) if context.name in bucket)
             assert self.values is not None  # the party calls each stage once
             config = agree(context.policy, context.place, cohort, self.values.size, counted=self.counted)
             self.client = SecAggClient(config, context.name, context.identity, ring=self.ring(config), ledger=context.sums)
@@ -88,16 +91,38 @@ class MaskedParty:
 
     def ring(self, config: SecAggConfig) -> Ring:
         """The ring to sum in."""
-        return BitRing(length=config.length, bits=config.bits, parties=len(config.members))
+        return ToldRing(config, self.context.terms.told)
+
+
+class ToldRing(BitRing):
+    """A ring whose name, part of what the masks follow from, also holds what the coordinator told about the round."""
+
+    def __init__(self, config: SecAggConfig, told: bytes) -> None:
+        super().__init__(length=config.length, bits=config.bits, parties=len(config.members))
+        self.told = told
+
+    @property
+    def name(self) -> bytes:
+        """As `Ring`."""
+        return bind(super().name, self.told)
 
 
 class MaskedCoordinator:
-    """The coordinator's side of one attempt."""
+    """The coordinator's side of one attempt.
+
+    Args:
+        cohort: whose contributions are summed.
+        ready: everybody whose contribution is summed in some bucket; by default the cohort. Members find their own bucket.
+        told: `Work.told` of what they were asked.
+    """
 
     opens_at = STAGES[-1]
 
-    def __init__(self, policy: Policy, place: Place, cohort: tuple[str, ...], length: int, counted: bool) -> None:
-        self.cohort = cohort
+    def __init__(
+        self, policy: Policy, place: Place, cohort: tuple[str, ...], length: int, counted: bool, *,
+        told: bytes = b"", ready: tuple[str, ...] = (),
+    ) -> None:  # fmt: skip
+        self.cohort, self.told, self.ready = cohort, told, ready or cohort
         self.config = agree(policy, place, cohort, length, counted=counted)
         self.server = SecAggServer(self.config, ring=self.ring(self.config))
         self.done = 0  # stages that are over
@@ -105,11 +130,11 @@ class MaskedCoordinator:
 
     def ring(self, config: SecAggConfig) -> Ring:
         """As the members'."""
-        return BitRing(length=config.length, bits=config.bits, parties=len(config.members))
+        return ToldRing(config, self.told)
 
     def begin(self) -> tuple[str, Mapping[str, bytes]]:
         """Name the cohort, ask for round keys."""
-        return STAGES[0], dict.fromkeys(self.cohort, cohort_payload(self.cohort))
+        return STAGES[0], dict.fromkeys(self.cohort, cohort_payload(self.ready))
 
     def receive(self, party: str, payload: bytes) -> None:
         """Take one answer.

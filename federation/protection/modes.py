@@ -9,7 +9,10 @@ from ...crypto.sealed import Desk
 from ..exchange.messages import Place
 from ..membership.policy import Policy
 from ..sealed.halves import SealedCoordinator, SealedParty
+from ..sealed.joint import JointCoordinator, JointParty
 from ..sealed.muster import Common
+from .buckets import Buckets
+from .draw import buckets
 from .masked import MaskedCoordinator, MaskedParty
 from .plain import PlainCoordinator, PlainParty
 from .seam import CoordinatorHalf, PartyContext, PartyHalf, Values
@@ -28,17 +31,26 @@ def party_half(context: PartyContext, values: Values, tokens: int, *, counted: b
     if context.policy.protection.mode == "plain":
         return PlainParty(context.policy, values)
     if context.policy.protection.mode == "sealed":
-        return SealedParty(context, values, tokens, counted)
+        party = JointParty if context.policy.protection.key == "threshold" else SealedParty
+        return party(context, values, tokens, counted)
     return MaskedParty(context, values, tokens, counted)
 
 
 def coordinator_half(
-    policy: Policy, place: Place, cohort: tuple[str, ...], length: int, *, counted: bool, sealing: Sealing | None = None
-) -> CoordinatorHalf:
-    """The coordinator's side of `place` for the members of `cohort`; `sealing` in sealed mode."""
-    if policy.protection.mode == "plain":
-        return PlainCoordinator(policy, cohort, length)
-    if policy.protection.mode == "sealed":
-        assert sealing is not None  # our bug: nobody was mustered
-        return SealedCoordinator(policy, place, cohort, length, counted, sealing.common, sealing.desk)
-    return MaskedCoordinator(policy, place, cohort, length, counted)
+    policy: Policy, place: Place, ready: tuple[str, ...], length: int, *,
+    counted: bool, told: bytes = b"", sealing: Sealing | None = None,
+) -> Buckets:  # fmt: skip
+    """The coordinator's side of `place` for the members that are `ready`; `sealing` in sealed mode."""
+    halves: list[tuple[tuple[str, ...], CoordinatorHalf]] = []
+    for cohort in buckets(policy, place, ready):
+        half: CoordinatorHalf
+        if policy.protection.mode == "plain":
+            half = PlainCoordinator(policy, cohort, length)
+        elif policy.protection.mode == "sealed":
+            assert sealing is not None  # our bug: nobody was mustered
+            sealed = JointCoordinator if policy.protection.key == "threshold" else SealedCoordinator
+            half = sealed(policy, place, cohort, length, counted, sealing.common, sealing.desk, told)
+        else:
+            half = MaskedCoordinator(policy, place, cohort, length, counted, told=told, ready=ready)
+        halves.append((cohort, half))
+    return Buckets(halves)

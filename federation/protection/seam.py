@@ -23,6 +23,7 @@ from ...crypto.secagg import Ledger
 from ..exchange.messages import Place
 from ..membership.policy import Policy
 from ..sealed.vault import Vault
+from .terms import Terms
 
 Values = npt.NDArray[np.uint64]
 SAMPLE = 16  # words shown in a report
@@ -55,6 +56,8 @@ class PartyContext:
     sums: Ledger  # the node's memory of rounds that were opened
     place: Place
     safe: Safe | None = None  # in sealed mode
+    terms: Terms = field(default_factory=Terms)  # of this place
+    cohort: tuple[str, ...] = ()  # who was asked; whoever contributes is one of them
 
 
 class PartyHalf(Protocol):
@@ -124,8 +127,8 @@ def cohort_payload(cohort: tuple[str, ...]) -> bytes:
     return json.dumps(sorted(cohort)).encode("ascii")
 
 
-def read_cohort(payload: bytes, policy: Policy, name: str) -> tuple[str, ...]:
-    """Check the coordinator's word on who takes part against the signed roster and its minimum.
+def read_cohort(payload: bytes, policy: Policy, name: str, asked: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Check the coordinator's word on who takes part against the signed roster, its minimum and who was asked.
 
     Raises:
         MessageError: malformed, without `name`, with strangers, or below the federation's minimum.
@@ -138,6 +141,8 @@ def read_cohort(payload: bytes, policy: Policy, name: str) -> tuple[str, ...]:
         raise MessageError("the cohort is not a sorted list of different names; refused")
     if name not in cohort or any(policy.member(one) is None for one in cohort):
         raise MessageError("the cohort names strangers, or not this node; refused")
+    if asked and not set(asked) >= set(cohort):
+        raise MessageError("the cohort names members that were not asked; refused")
     if len(cohort) < policy.protection.min_cohort:  # the node's own floor, never the coordinator's word
         raise MessageError(f"a cohort of {len(cohort)} is below the minimum of {policy.protection.min_cohort}; refused")
     return tuple(cohort)

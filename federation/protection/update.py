@@ -1,11 +1,13 @@
 """One party's contribution as unsigned whole numbers, and the sum of many as floats again.
 
-Knows fixed point and a few counters that ride in the same vector, so that scores and losses are summed under
-the same protection as the update. Knows nothing of masks.
-Always: the counters in a decoded sum are exact; the update is off by at most one rounding step per party.
+Knows fixed point, the federation's noise, and a few counters that ride in the same vector, so that scores and losses are
+summed under the same protection as the update. Knows nothing of masks.
+Always: the counters in a decoded sum are exact, or all zero where a private federation sends none; without noise the update
+is off by at most one rounding step per party.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +16,7 @@ import numpy.typing as npt
 from ...crypto import fixedpoint
 from ..learning.aggregate import Vector
 from ..membership.policy import Policy
+from .terms import Terms, noise_of
 
 COUNTER_BITS = 40  # of one counter in one party; split into digits of the vector's own width
 LOSS_UNIT = 1000  # losses travel as thousandths
@@ -40,15 +43,28 @@ class Statistics:
         """Mean loss of an answer token; None if nothing was trained."""
         return self.loss_milli / LOSS_UNIT / self.tokens if self.tokens else None
 
+    @staticmethod
+    def sum(several: "Sequence[Statistics]") -> "Statistics":
+        """Counter by counter."""
+        names = [field.name for field in dataclasses.fields(Statistics)]
+        return Statistics(**{name: sum(getattr(one, name) for one in several) for name in names})
+
 
 class Codec:
-    """Float update [n] and counters ↔ unsigned integers [length], each below 2^bits."""
+    """Float update [n] and counters ↔ unsigned integers [length], each below 2^bits.
 
-    def __init__(self, size: int, policy: Policy) -> None:
-        self.size = size
+    Args:
+        size: n; 0 where only counters travel.
+        terms: of the place; by default the federation's one range, and no seed.
+    """
+
+    def __init__(self, size: int, policy: Policy, terms: Terms | None = None) -> None:
+        terms = terms or Terms()
+        self.size, self.seed = size, terms.seed
         self.bits = policy.protection.bits
-        self.reach = policy.recipe.update_range
-        self.ranges = [fixedpoint.Range(0, size, self.reach)] if size else []
+        self.counted = policy.privacy.counts
+        self.noise = noise_of(policy, size)
+        self.ranges = list(terms.ranges) or [fixedpoint.Range(0, size, policy.recipe.update_range)]
         self.digits = -(-COUNTER_BITS // self.bits)
         self.names = tuple(field.name for field in dataclasses.fields(Statistics))
 
@@ -58,11 +74,13 @@ class Codec:
         return self.size + len(self.names) * self.digits
 
     def clipped(self, update: Vector) -> int:
-        """How many coordinates of `update` lie outside the range."""
-        return int(np.count_nonzero(np.abs(update) > self.reach))
+        """How many coordinates of `update` are cut: outside their range; with noise all of them, if the norm is too large."""
+        if self.noise is not None:
+            return self.size if float(np.linalg.norm(update.astype(np.float64))) > self.noise.clip else 0
+        return sum(int(np.count_nonzero(np.abs(update[span.start : span.stop]) > span.scale)) for span in self.ranges)
 
     def encode(self, update: Vector, statistics: Statistics) -> npt.NDArray[np.uint64]:
-        """Spell one contribution; rounding is random, from the operating system's generator.
+        """Spell one contribution; rounding and noise are random, from the operating system's generator.
 
         Raises:
             ValueError: an update of another length, or a counter that does not fit.
@@ -70,8 +88,15 @@ class Codec:
         """
         if update.shape != (self.size,):
             raise ValueError(f"an update of shape {update.shape} must be of shape ({self.size},)")
-        values = fixedpoint.encode(update, self.ranges, self.bits) if self.size else np.zeros(0, np.uint64)
-        return np.concatenate([values.astype(np.uint64), self.spell(statistics)])
+        return np.concatenate([self.whole(update), self.spell(statistics if self.counted else Statistics())])
+
+    def whole(self, update: Vector) -> npt.NDArray[np.uint64]:
+        """The update as whole numbers [n]."""
+        if not self.size:
+            return np.zeros(0, np.uint64)
+        if self.noise is not None:
+            return self.noise.encode(update, self.seed).astype(np.uint64)
+        return fixedpoint.encode(update, self.ranges, self.bits).astype(np.uint64)
 
     def decode(self, total: npt.NDArray[np.int64], parties: int) -> tuple[Vector, Statistics]:
         """The mean update [n] and the summed counters of `parties` contributions.
@@ -89,6 +114,8 @@ class Codec:
         """
         if not self.size:
             return np.zeros(0, np.float32)
+        if self.noise is not None:
+            return (self.noise.decode_sum(total, parties, self.seed) / parties).astype(np.float32)
         return (fixedpoint.decode_sum(total, parties, self.ranges, self.bits) / parties).astype(np.float32)
 
     def counters(self, total: npt.NDArray[np.int64]) -> Statistics:

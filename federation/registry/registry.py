@@ -45,12 +45,15 @@ class Card:
     protection: str
     accuracy_before: float | None = None
     accuracy_after: float | None = None
-    signer: str = ""  # Ed25519, hex
+    epsilon: float | None = None  # spent by the run so far, at `delta`; None: no differential privacy
+    delta: float | None = None
+    signer: str = ""  # Ed25519, hex; empty: nobody vouches for it
     signature: str = ""
 
     def body(self) -> bytes:
-        """What is signed."""
-        return canonical({key: value for key, value in dataclasses.asdict(self).items() if key != "signature"})
+        """What is signed. Fields that came later are left out where they say nothing, so that older signatures stay good."""
+        later = {key for key in ("epsilon", "delta") if getattr(self, key) is None}
+        return canonical({key: value for key, value in dataclasses.asdict(self).items() if key not in {"signature", *later}})
 
     def signed(self, identity: Identity) -> "Card":
         """The same, with the signer's key and signature."""
@@ -62,8 +65,16 @@ class Card:
         return canonical(dataclasses.asdict(self)).decode("ascii")
 
     @staticmethod
-    def parse(text: str, where: str) -> "Card":
+    def unsigned(adapter: str, name: str, model: str) -> "Card":
+        """The card of an adapter that nobody vouches for."""
+        return Card(adapter=adapter, federation="", name=name, run="", rounds=0, model=model, parent="", protection="")
+
+    @staticmethod
+    def parse(text: str, where: str, *, unsigned: bool = False) -> "Card":
         """Read a card and check its signature.
+
+        Args:
+            unsigned: a card that names no signer, and claims to be of no federation, will do.
 
         Raises:
             FederationError: malformed, or not signed by the key it names.
@@ -71,6 +82,8 @@ class Card:
         try:
             given = json.loads(text)
             card = tables.fill(Card, {key: value for key, value in given.items() if value is not None}, where)
+            if unsigned and card == Card.unsigned(card.adapter, card.name, card.model):
+                return card
             PublicIdentity(bytes.fromhex(card.signer)).verify(CONTEXT, card.body(), bytes.fromhex(card.signature))
         except (ValueError, AttributeError, ConfigError, AuthenticationError) as error:
             raise FederationError(f"{where}not an adapter's signed card; refused") from error
@@ -94,12 +107,17 @@ def content_hash(adapter: "Adapter") -> str:
 
 def make_card(policy: Policy, adapter: str, evaluation: dict[str, object], identity: Identity) -> Card:
     """The signed card of a run's result."""
-    before, after, rounds = evaluation.get("before"), evaluation.get("after"), evaluation.get("rounds")
+
+    def number(name: str) -> float | None:
+        value = evaluation.get(name)
+        return value if isinstance(value, float) else None
+
+    rounds = evaluation.get("rounds")
     return Card(
         adapter=adapter, federation=policy.federation.hex(), name=policy.name, run=str(evaluation.get("run", "")),
-        rounds=rounds if isinstance(rounds, int) else 0, model=policy.model.digest, parent="",
-        protection=policy.protection.mode, accuracy_before=before if isinstance(before, float) else None,
-        accuracy_after=after if isinstance(after, float) else None,
+        rounds=rounds if isinstance(rounds, int) else 0, model=policy.model.digest, parent=str(evaluation.get("parent", "")),
+        protection=policy.protection.mode, accuracy_before=number("before"), accuracy_after=number("after"),
+        epsilon=number("epsilon"), delta=number("delta"),
     ).signed(identity)  # fmt: skip
 
 
@@ -158,7 +176,12 @@ class Registry:
             RequestError, FederationError: as `find` and `Card.parse`.
         """
         path = self.folder / self.find(prefix) / CARD
-        return Card.parse(path.read_text("ascii"), f"{path}: ")
+        return Card.parse(path.read_text("ascii"), f"{path}: ", unsigned=True)
+
+    def newest(self, run: str) -> str:
+        """The adapter of the most rounds of one run; empty if none is here."""
+        cards = [card for card in map(self.card, self.list()) if run and card.run == run]
+        return max(cards, key=lambda card: card.rounds).adapter if cards else ""
 
     def path(self, prefix: str) -> Path:
         """The PEFT folder of one adapter."""

@@ -1,8 +1,13 @@
 """A coordinator's run on disk: what a killed coordinator goes on from.
 
-Knows one folder with one file in it. Knows nothing of parties or messages.
-Always: the file is the whole old state or the whole new one; an attempt is on disk before anybody is asked, so
+Knows one folder with one database in it. Knows nothing of parties or messages.
+Always: a step is the whole old state or the whole new one; an attempt is on disk before anybody is asked, so
 that no attempt's number is ever used twice. One process at a time holds the folder.
+
+    run      who the run belongs to and where it is, as JSON      adapter  the server's vectors, written when they change
+    history  one report a round
+
+What a run spends in privacy lies beside it, in its own file (see `purse`); the federation file it goes on under too.
 """
 
 import dataclasses
@@ -10,19 +15,26 @@ import fcntl
 import hashlib
 import json
 import secrets
+import sqlite3
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
 from ...core import paths
 from ...core.errors import FederationError
+from ..exchange.disk import Disk
 from ..learning.aggregate import ServerState
 from ..membership.policy import Policy
 
-MAGIC = b"QCS1"
-FILE = "run.checkpoint"
+FILE = "run.sqlite"
+OLD_FILE = "run.checkpoint"  # of the first versions of this program
+VERSION = 1
+TABLES = """
+CREATE TABLE run (one INTEGER PRIMARY KEY CHECK (one = 1), fields TEXT NOT NULL) STRICT;
+CREATE TABLE adapter (one INTEGER PRIMARY KEY CHECK (one = 1), size INTEGER NOT NULL, body BLOB NOT NULL, digest BLOB NOT NULL) STRICT;
+CREATE TABLE history (place INTEGER PRIMARY KEY, entry TEXT NOT NULL) STRICT
+"""  # noqa: E501
+APART = ("server", "history")  # fields of a state that have tables of their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +69,13 @@ class Store:
         """Take the folder for this process.
 
         Raises:
-            FederationError: another coordinator runs on it.
+            FederationError: another coordinator runs on it, or its database is damaged or of an unknown version.
+            QuietchoirError: no space or no permission.
         """
         self.path = None if folder is None else folder / FILE
         self.lock: IO[bytes] | None = None
+        self.disk: Disk | None = None
+        self.written: RunState | None = None  # what is on disk, as far as this process knows
         if folder is None:
             return
         paths.private_folder(folder)
@@ -72,9 +87,16 @@ class Store:
             raise FederationError(
                 f"{folder}: another coordinator runs on this state; stop it or choose another --state"
             ) from None
+        try:
+            self.disk = Disk(folder / FILE, TABLES, VERSION)
+        except BaseException:
+            self.lock.close()
+            raise
 
     def close(self) -> None:
         """Let the folder go."""
+        if self.disk is not None:
+            self.disk.close()
         if self.lock is not None:
             self.lock.close()
 
@@ -84,9 +106,14 @@ class Store:
         Raises:
             FederationError: damaged, or of another federation, model, adapter shape or a newer federation file.
         """
-        if self.path is None or not self.path.exists():
+        state = None if self.disk is None else read_state(self.disk.connection, self.disk.path)
+        if state is None:
+            if self.path is not None and self.path.with_name(OLD_FILE).exists():
+                raise FederationError(
+                    f"{self.path.with_name(OLD_FILE)}: a run that an earlier version of quietchoir began; finish it with that "
+                    "one, or choose another --state"
+                )
             return RunState.fresh(policy, size)
-        state = decode(self.path.read_bytes(), self.path)
         if (state.federation, state.model) != (policy.federation.hex(), policy.model.digest):
             raise FederationError(f"{self.path}: a run of another federation or model; choose another --state")
         if state.server.flat.size != size:
@@ -97,35 +124,86 @@ class Store:
             raise FederationError(
                 f"{self.path}: written under version {state.version} of the file, found {policy.version}; get the newest one"
             )
+        self.written = state
         return dataclasses.replace(state, version=policy.version)
 
     def save(self, state: RunState) -> None:
-        """Make `state` the one to go on from."""
-        if self.path is not None:
-            paths.write_atomically(self.path, encode(state), mode=0o600)
+        """Make `state` the one to go on from, in one step.
+
+        Raises:
+            QuietchoirError: the disk refuses; the old state is the one to go on from.
+        """
+        if self.disk is None:
+            return
+        before = self.written
+        with self.disk.step() as connection:
+            connection.execute("INSERT OR REPLACE INTO run VALUES (1, ?)", (json.dumps(fields_of(state)),))
+            if before is None or before.server is not state.server:
+                write_server(connection, state.server)
+            write_history(connection, () if before is None else before.history, state.history)
+        self.written = state
 
 
-def encode(state: RunState) -> bytes:
-    """MAGIC | header length | header JSON | flat | velocity | sha256 of all before it."""
-    fields = {name.name: getattr(state, name.name) for name in dataclasses.fields(state) if name.name != "server"}
-    header = json.dumps({**fields, "size": int(state.server.flat.size)}).encode("ascii")
-    vectors = b"".join(vector.astype("<f4").tobytes() for vector in (state.server.flat, state.server.velocity))
-    body = MAGIC + len(header).to_bytes(4, "big") + header + vectors
-    return body + hashlib.sha256(body).digest()
+def fields_of(state: RunState) -> dict[str, Any]:
+    """What stands in the table `run`."""
+    names = [one.name for one in dataclasses.fields(state) if one.name not in APART]
+    return {name: getattr(state, name) for name in names}
 
 
-def decode(data: bytes, path: Path) -> RunState:
-    """Read what `encode` wrote.
+def write_server(connection: sqlite3.Connection, server: ServerState) -> None:
+    """The adapter and what the optimizer carries along."""
+    body = server.encode()
+    row = (server.flat.size, body, hashlib.sha256(body).digest())
+    connection.execute("INSERT OR REPLACE INTO adapter VALUES (1, ?, ?, ?)", row)
+
+
+def write_history(
+    connection: sqlite3.Connection, before: tuple[dict[str, Any], ...], after: tuple[dict[str, Any], ...]
+) -> None:
+    """The entries that are new, in place of those that are gone."""
+    same = 0
+    while same < min(len(before), len(after)) and before[same] is after[same]:
+        same += 1
+    connection.execute("DELETE FROM history WHERE place >= ?", (same,))
+    rows = [(place, json.dumps(after[place])) for place in range(same, len(after))]
+    connection.executemany("INSERT INTO history VALUES (?, ?)", rows)
+
+
+def read(folder: Path) -> RunState | None:
+    """The run in a coordinator's folder, which may be at work meanwhile; None if there is none.
+
+    Raises:
+        FederationError: damaged, or of an unknown version.
+    """
+    if not (folder / FILE).exists():
+        return None
+    disk = Disk(folder / FILE, TABLES, VERSION)
+    try:
+        return read_state(disk.connection, disk.path)
+    finally:
+        disk.close()
+
+
+def read_state(connection: sqlite3.Connection, path: Path) -> RunState | None:
+    """What `Store.save` wrote last; None if it never did.
 
     Raises:
         FederationError: damaged.
     """
-    body, digest = data[:-32], data[-32:]
-    if not body.startswith(MAGIC) or hashlib.sha256(body).digest() != digest:
-        raise FederationError(f"{path}: damaged; restore it from a copy, or choose another --state")
-    length = int.from_bytes(body[4:8], "big")
-    fields = json.loads(body[8 : 8 + length])
-    size = fields.pop("size")
-    vectors = np.frombuffer(body, "<f4", offset=8 + length).astype(np.float32)
-    fields["history"] = tuple(fields["history"])
-    return RunState(server=ServerState(vectors[:size].copy(), vectors[size:].copy()), **fields)
+    try:
+        connection.execute("BEGIN")  # one moment of all three tables, whoever writes meanwhile
+        try:
+            run = connection.execute("SELECT fields FROM run").fetchone()
+            adapter = connection.execute("SELECT size, body, digest FROM adapter").fetchone()
+            history = connection.execute("SELECT entry FROM history ORDER BY place").fetchall()
+        finally:
+            connection.execute("COMMIT")
+        if run is None:
+            return None
+        size, body, digest = adapter
+        if hashlib.sha256(body).digest() != digest:
+            raise ValueError("the adapter is not the one that was written")
+        entries = tuple(json.loads(entry) for (entry,) in history)
+        return RunState(**json.loads(run[0]), server=ServerState.decode(body, size), history=entries)
+    except (sqlite3.DatabaseError, ValueError, TypeError) as error:
+        raise FederationError(f"{path}: damaged ({error}); restore it from a copy, or choose another --state") from error

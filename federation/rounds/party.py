@@ -4,21 +4,21 @@ Knows the order of one attempt's stages. Knows nothing of Flower, files of examp
 Always: a letter is checked whole (signature, federation, version, model, receiver, order) before anything changes;
 a refused letter leaves memory and disk as they were. No code is ever taken from a letter.
 
-    train | score  →  the protection's stages, one by one        adopt stands alone
+    train | score  →  the protection's stages, one by one        adopt and undo stand alone
     sealed: before them, the stages of `handover`, any number of times
 """
 
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ...core import log
 from ...core.config import ConsentConfig
-from ...core.errors import ConfigError, DataError, MessageError, RosterError
+from ...core.errors import BudgetError, DataError, MessageError, RosterError
 from ...crypto.keys import Identity
 from ...crypto.sealed import MemberService
 from ...crypto.worker import Worker
@@ -27,13 +27,19 @@ from ..exchange.ledger import Ledger
 from ..exchange.messages import Place, Reply, Task
 from ..learning.aggregate import Vector
 from ..learning.learner import Counts, Learner, Trained
+from ..learning.ranges import read_spans, spans
+from ..membership.consent import check_consent
 from ..membership.policy import Policy
+from ..protection.draw import Draw, check
 from ..protection.modes import party_half
 from ..protection.seam import PartyContext, PartyHalf, Safe
+from ..protection.terms import Terms, seed_of
 from ..protection.update import LOSS_UNIT, Codec, Statistics
 from ..sealed import handover
 from ..sealed.handover import Handover
-from ..sealed.vault import Vault
+from ..sealed.vault import Progress, Vault
+from .guard import ballot
+from .purse import Purse
 
 logger = log.get("federation.party")
 Event = dict[str, object]
@@ -57,11 +63,12 @@ class Party:
     """A member: trains, protects, answers.
 
     Args:
-        size: length n of the adapter's flat vector.
+        size: length n of the adapter's flat vector; stops: where its tensors end, by default only at n.
         consent: the owner's floor; a federation below it is refused at once.
         adopt: takes a finished adapter [n] and its signed card, returns the adapter's name. In sealed mode, instead of a
             card, the evaluation as JSON: the coordinator has no adapter to sign.
         safe: in sealed mode, this member's secrets and the worker for ciphertexts; by default in memory, and a new one.
+        purse: this member's privacy spent so far; by default in memory. Hazard: a node that runs again needs it on disk.
     """
 
     def __init__(
@@ -71,10 +78,12 @@ class Party:
         learner: Learner,
         *,
         size: int,
+        stops: Sequence[int] = (),
         consent: ConsentConfig | None = None,
         ledger: Ledger | None = None,
         adopt: Callable[[Vector, str], str] | None = None,
         safe: Safe | None = None,
+        purse: Purse | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
         """Take part.
@@ -91,7 +100,9 @@ class Party:
             )
         check_consent(policy, consent or ConsentConfig())
         self.policy, self.identity, self.learner, self.name, self.size = policy, identity, learner, name, size
+        self.stops = tuple(stops) or (size,)
         self.ledger = ledger or Ledger()
+        self.purse = purse or Purse(policy, size, name)
         self.adopt = adopt
         self.on_event = on_event or (lambda event: None)
         self.attempt: Attempt | None = None
@@ -139,20 +150,67 @@ class Party:
 
     def open(self, task: Task) -> bytes:
         """Begin an attempt: train or score, or keep a finished adapter."""
-        order = self.order(task)
+        order, training = self.order(task), task.stage == work.TRAIN
+        if task.stage in (work.TRAIN, work.SCORE):
+            check(self.policy, task.place, Draw(order.cohort, order.absent), self.name, everybody=not training)
+        terms = self.terms(order, task.place, training=training)
+        parent = self.parent(task.place) if task.stage == work.UNDO else None
         self.ledger.record(task.place)  # on disk before any work, so that no place is worked twice
         self.attempt = None
         self.on_event({"event": task.stage, "round": task.place.round, "attempt": task.place.attempt})
         if task.stage == work.ADOPT:
             name = self.adopt(order.flat, order.card).encode("utf-8") if self.adopt is not None else b""
             return name if self.safe is None else b""  # a sealed adapter's name is a hash of its content
-        update, statistics = self.train(order, task.place) if task.stage == work.TRAIN else self.score(order)
-        values = Codec(update.size, self.policy).encode(update, statistics)
-        tokens, counted = statistics.tokens, task.stage == work.TRAIN
-        context = PartyContext(self.policy, self.name, self.identity, self.ledger.sums, task.place, self.safe)
-        half = party_half(context, values, tokens, counted=counted)
-        self.attempt = Attempt(task.place, half)
-        return b""  # done, and nothing about how it went: the counters travel inside the sum
+        if parent is not None and self.safe is not None:
+            self.safe.vault.keep_progress(task.place.run, parent)
+            return work.READY
+        if training and not self.pay(task.place):
+            return work.SPENT
+        update, statistics = self.train(order, task.place, terms) if training else self.score(order)
+        values = Codec(update.size, self.policy, terms).encode(update, statistics)
+        context = PartyContext(
+            self.policy, self.name, self.identity, self.ledger.sums, task.place, self.safe, terms, order.cohort
+        )  # fmt: skip
+        tokens = statistics.tokens if self.policy.privacy.counts else 0
+        self.attempt = Attempt(task.place, party_half(context, values, tokens, counted=training))
+        return work.READY  # and nothing about how it went: the counters travel inside the sum
+
+    def terms(self, order: work.Work, place: Place, *, training: bool) -> Terms:
+        """What this member's contribution has in common with the others'.
+
+        Raises:
+            MessageError: ranges that the federation does not allow.
+        """
+        recipe, given = self.policy.recipe, order.ranges
+        wanted = training and recipe.ranges == "tensor"
+        if bool(given) != (wanted and self.safe is None):
+            raise MessageError(f"{len(given)} ranges came for a federation whose ranges are {recipe.ranges!r}; refused")
+        if wanted and self.safe is not None:  # the same in every member: the masks are bound to the velocity they follow from
+            given = spans(self.safe.vault.progress(place.run).server.velocity, self.stops, recipe.update_range)
+        ranges = read_spans(given, self.size, recipe.update_range) if wanted else ()
+        return Terms(ranges, seed_of(self.policy, place), order.told)
+
+    def pay(self, place: Place) -> bool:
+        """Pay for this attempt's privacy; False if there is not enough left, and then nothing is trained."""
+        try:
+            self.purse.pay(place)
+        except BudgetError as error:
+            self.on_event({"event": "spent", "round": place.round, "reason": str(error)})
+            return False
+        return True
+
+    def parent(self, place: Place) -> Progress:
+        """Sealed mode, to undo a step: the adapter before it, with an optimizer at rest, as one step more.
+
+        The coordinator's signed word is enough: it can stop a run anyway, and undoing tells it nothing.
+
+        Raises:
+            MessageError: not in sealed mode, or this member has no adapter before; the others will hand it theirs.
+        """
+        before = None if self.safe is None else self.safe.vault.before(place.run)
+        if self.safe is None or before is None:
+            raise MessageError("there is no step here to undo; refused")
+        return Progress(self.safe.vault.progress(place.run).steps + 1, before.server.at_rest())
 
     def go_on(self, task: Task) -> bytes:
         """Answer the next stage of the protection."""
@@ -167,16 +225,19 @@ class Party:
             self.attempt = None  # the contribution is gone from memory
         return answer
 
-    def train(self, order: work.Work, place: Place) -> tuple[Vector, Statistics]:
+    def train(self, order: work.Work, place: Place, terms: Terms) -> tuple[Vector, Statistics]:
         """Score if asked, then train; return the change [n] and the counters."""
         counts = self.learner.evaluate(order.flat) if order.evaluate else Counts(0, 0)
-        trained: Trained = self.learner.train(order.flat, seed_of(place.round, self.name))
+        trained: Trained = self.learner.train(order.flat, training_seed(place.round, self.name))
         if not (np.isfinite(trained.flat).all() and math.isfinite(trained.loss)):
             raise DataError("training ended in values that are not finite; nothing is sent, a lower lr may help")
         update = trained.flat.astype(np.float32) - order.flat
-        clipped = Codec(self.size, self.policy).clipped(update)
+        if (agreed := self.policy.recipe.agreed_steps) and trained.steps:
+            update *= np.float32(agreed / trained.steps)  # Wang et al. 2020, FedNova: nobody counts more for more steps
+        clipped = Codec(self.size, self.policy, terms).clipped(update)
+        votes = ballot(self.policy.guard, Statistics(correct=counts.correct, total=counts.total))
         statistics = Statistics(
-            correct=counts.correct, total=counts.total, examples=trained.examples, tokens=trained.tokens,
+            correct=votes.correct, total=votes.total, examples=trained.examples, tokens=trained.tokens,
             loss_milli=round(max(trained.loss, 0.0) * trained.tokens * LOSS_UNIT), clipped=clipped,
         )  # fmt: skip
         self.on_event({"event": "trained", "round": place.round, "loss": trained.loss, "tokens": trained.tokens})
@@ -185,27 +246,9 @@ class Party:
     def score(self, order: work.Work) -> tuple[Vector, Statistics]:
         """Score the adapter; there is no change to send."""
         counts = self.learner.evaluate(order.flat)
-        return np.zeros(0, np.float32), Statistics(correct=counts.correct, total=counts.total)
+        return np.zeros(0, np.float32), ballot(self.policy.guard, Statistics(correct=counts.correct, total=counts.total))
 
 
-def seed_of(round_: int, name: str) -> int:
+def training_seed(round_: int, name: str) -> int:
     """This party's training seed for this round: the same on every run, different for each party and round."""
     return int.from_bytes(hashlib.sha256(f"quietchoir training {round_} {name}".encode()).digest()[:4], "big")
-
-
-def check_consent(policy: Policy, consent: ConsentConfig) -> None:
-    """Require that the federation is not below the owner's floor.
-
-    Raises:
-        ConfigError: says which line of `[consent]` it is below.
-    """
-    if policy.protection.mode not in consent.modes:
-        raise ConfigError(
-            f"federation {policy.name} runs {policy.protection.mode!r}, but consent.modes allows {', '.join(consent.modes)}; "
-            "stay out, or change that line of your configuration"
-        )
-    if policy.protection.min_cohort < consent.min_cohort:
-        raise ConfigError(
-            f"federation {policy.name} opens sums of {policy.protection.min_cohort}, but consent.min_cohort asks for "
-            f"{consent.min_cohort}; stay out, or change that line of your configuration"
-        )

@@ -6,11 +6,17 @@ Always: made of JSON's types, so that it can be checkpointed and written as it i
 
 import dataclasses
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...core import paths
+from ..exchange import work
+from ..membership.policy import Policy
+from .assembly import Outcome
+from .checkpoint import RunState
+from .guard import parents_score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +40,12 @@ class RoundReport:
     tokens: int
     clipped_share: float
     update_norm: float  # of the mean update
+    buckets: int = 1  # sums that were opened
+    ranges: list[float] = field(
+        default_factory=list
+    )  # narrowest and widest of the tensors' ranges; empty: the federation's one
+    epsilon: float | None = None  # spent with this round, by a member of every attempt so far; None without noise
+    guard: dict[str, Any] | None = None  # the members' verdict on the adapter that this round made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +66,8 @@ class RunReport:
     aborted: list[str]  # reasons of attempts that ended without a sum
     history: list[dict[str, Any]] = field(default_factory=list)
     held: dict[str, Any] = field(default_factory=dict)  # what the coordinator held in the last training round
+    privacy: dict[str, Any] | None = None  # epsilon with delta, unit, sampling, steps, method and budget; None without noise
+    stopped: str = ""  # why it ended before its rounds were done
 
     def write(self, path: Path) -> None:
         """Write JSON; the old file stays if anything fails."""
@@ -67,3 +81,29 @@ def summary(history: list[dict[str, Any]]) -> tuple[dict[str, float | None], flo
     ended = bool(history) and history[-1]["kind"] == "score"
     accuracy = {"before": scored[0] if scored else None, "after": scored[-1] if scored and ended else None}
     return accuracy, sum(sent) / len(sent) if sent else 0.0
+
+
+def write_entry(kind: str, outcome: Outcome, state: RunState, policy: Policy, size: int) -> dict[str, Any]:
+    """One line of history.
+
+    Args:
+        state: before the round is written down.
+        size: values of an update.
+    """
+    counters, place = outcome.statistics, outcome.place
+    scored: dict[str, Any] = {"accuracy": counters.accuracy, "correct": counters.correct, "total": counters.total}
+    if not counters.total and policy.guard.on and kind == work.TRAIN:
+        scored = parents_score(state.history) or scored
+    scales = [scale for _, scale in outcome.ranges]
+    entry = RoundReport(
+        kind=kind, round=state.round + 1, attempt=place.attempt, asked=list(outcome.draw.cohort), parties=list(outcome.parties),
+        seconds=round(time.monotonic() - outcome.started, 3), work_seconds=round(outcome.worked - outcome.started, 3),
+        bytes_up=outcome.traffic.up, bytes_down=outcome.traffic.down, loss=counters.loss, **scored,
+        examples=counters.examples, tokens=counters.tokens, update_norm=0.0, buckets=len(outcome.sums),
+        clipped_share=counters.clipped / max(1, size * len(outcome.parties)),
+        ranges=[min(scales), max(scales)] if scales else [], epsilon=None if outcome.spent is None else outcome.spent.epsilon,
+    )  # fmt: skip
+    table = dataclasses.asdict(entry)
+    if table["guard"] is None:
+        del table["guard"]  # written with the verdict
+    return table

@@ -15,9 +15,6 @@ import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
 GROUP = 32  # weights of one block
-# Metadata that says how large the model is; everything else is taken over from the other file.
-SIZES = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count", "attention.head_count_kv")
-OWN = ("general.architecture", "general.file_type", "GGUF.version", "GGUF.tensor_count", "GGUF.kv_count")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +60,7 @@ def write(path: Path, like: Path, sizes: Sizes, *, seed: int) -> Path:
         "rope.dimension_count": sizes.width // sizes.heads,
     }.items():  # fmt: skip
         writer.add_uint32(f"llama.{key}", value)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
     writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
     writer.add_float32("llama.rope.freq_base", 10_000.0)
     vocabulary = len(reader.fields["tokenizer.ggml.tokens"].data)

@@ -31,9 +31,15 @@ def ann(home: House, tmp_path: Path) -> Party:
     return parties(home, SIZE, folder=tmp_path)["ann"]
 
 
+def order(home: House, **changes: object) -> bytes:
+    """Work for everybody, unless changed."""
+    fields = {"flat": np.zeros(SIZE, np.float32), "cohort": tuple(sorted(home.members)), **changes}
+    return work.encode(work.Work(**fields))  # type: ignore[arg-type]
+
+
 def letter(home: House, *, signer: Identity | None = None, policy: object = None, **changes: object) -> bytes:
     """A good first letter to ann, unless changed."""
-    payload = work.encode(work.Work(flat=np.zeros(SIZE, np.float32)))
+    payload = order(home)
     fields = {"place": Place(RUN, 1, 1), "stage": work.TRAIN, "recipient": "ann", "payload": payload, **changes}
     return messages.encode_task(Task(**fields), policy or home.policy, signer or home.coordinator)  # type: ignore[arg-type]
 
@@ -54,10 +60,15 @@ BAD: dict[str, Callable[[House], bytes]] = {
     "for somebody else": lambda home: letter(home, recipient="ben"),
     "of an unknown stage": lambda home: letter(home, stage="confess"),
     "of a later stage": lambda home: letter(home, stage="unmask"),
-    "with a short adapter": lambda home: letter(home, payload=work.encode(work.Work(flat=np.zeros(SIZE - 1, np.float32)))),
-    "with an infinite adapter": lambda home: letter(
-        home, payload=work.encode(work.Work(flat=np.full(SIZE, np.inf, np.float32)))
-    ),
+    "with a short adapter": lambda home: letter(home, payload=order(home, flat=np.zeros(SIZE - 1, np.float32))),
+    "with an infinite adapter": lambda home: letter(home, payload=order(home, flat=np.full(SIZE, np.inf, np.float32))),
+    "for nobody": lambda home: letter(home, payload=order(home, cohort=())),
+    "for a cohort without us": lambda home: letter(home, payload=order(home, cohort=("ben", "cat", "dan"), absent=("ann",))),
+    "for a cohort with a stranger": lambda home: letter(home, payload=order(home, cohort=("ann", "ben", "cat", "zoe"))),
+    "for a cohort of our choice": lambda home: letter(home, payload=order(home, cohort=("ann", "ben", "cat"))),
+    "for too few": lambda home: letter(home, payload=order(home, cohort=("ann", "ben"), absent=("cat", "dan"))),
+    "with ranges nobody agreed on": lambda home: letter(home, payload=order(home, ranges=((SIZE, 0.1),))),
+    "to undo a step": lambda home: letter(home, stage=work.UNDO),
     "truncated": lambda home: letter(home)[:-70],
     "empty": lambda home: b"",
     "a reply": lambda home: messages.encode_reply(

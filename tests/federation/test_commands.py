@@ -36,7 +36,42 @@ def test_a_federation_is_founded_enrolled_and_shown(capsys: pytest.CaptureFixtur
     card.write_text(line, "ascii")
     assert quietchoir(capsys, "federation", "enroll", file, "--name", "ann", "--public", card)[0] == 0
     code, shown = quietchoir(capsys, "federation", "show", file)
-    assert code == 0 and "version 2, signature valid" in shown and "ann" in shown
+    assert code == 0 and "version 2, every signature valid" in shown and "ann" in shown
+
+
+def test_an_owner_invites_rotates_revokes_and_the_log_tells(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    founded(capsys, tmp_path / "f", "--privacy-mechanism", "skellam", "--privacy-epsilon", "4")
+    file, node = tmp_path / "f" / "federation.toml", tmp_path / "node"
+
+    def federation(*words: object) -> str:
+        code, said = quietchoir(capsys, "federation", *words)
+        assert code == 0, said
+        return said
+
+    token = federation("invite", file, "--name", "zoe", "--days", "2").splitlines()[0]
+    answer = federation("accept", token, "--home", node, "--file", file).splitlines()[0]
+    assert "zoe is in" in federation("enroll", file, "--answer", answer, "--days", "365")
+    assert "open invitation" in quietchoir(capsys, "federation", "enroll", file, "--answer", answer)[1]
+    card = federation("identity", "--home", tmp_path / "other").strip()
+    assert "zoe has a new key" in federation("rotate", file, "--member", "zoe", "--public", card)
+    for what in ("--owner", "--coordinator", "--certificate"):
+        assert "new" in federation("rotate", file, what)
+    assert "zoe is out" in federation("revoke", file, "--name", "zoe", "--reason", "lost laptop")
+    assert "started again" in federation("change", file, "--rounds", "4", "--privacy-epsilon", "2")
+    federation("change", file, "--days", "30")
+    log = federation("log", file).splitlines()
+    kinds = ["found", "enroll", "rotate", "rotate", "rotate", "rotate", "revoke", "change", "change"]
+    assert [line.split()[5] for line in log[:-1]] == kinds
+    assert "zoe, invited" in log[1] and "lost laptop" in log[6] and "privacy.epsilon = 2" in log[7]
+    shown = federation("show", file)
+    assert "founder" in shown and "epsilon at most 2" in shown and "bytes of a round: pull the model" in shown
+    for words, sentence in (
+        (("enroll", file, "--public", card), "needs --name"),
+        (("rotate", file, "--member", "zoe"), "needs --public"),
+        (("change", file), "nothing to change"),
+    ):
+        code, said = quietchoir(capsys, "federation", *words)
+        assert code == 2 and sentence in said
 
 
 def test_a_sealed_federation_is_founded_like_any_other(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -74,6 +109,20 @@ def test_a_node_that_is_not_enrolled_is_told_what_to_do(capsys: pytest.CaptureFi
     join = ("join", tmp_path / "f" / "federation.toml", "--home", tmp_path / "node", "--rehearse", "5")
     code, said = quietchoir(capsys, *join)
     assert code == 1 and "federation identity" in said
+
+
+def test_more_bytes_than_consented_to_are_refused_before_anything_is_dialled(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    founded(capsys, tmp_path / "f")
+    file, node = tmp_path / "f" / "federation.toml", tmp_path / "node"
+    card = quietchoir(capsys, "federation", "identity", "--home", node)[1].strip()
+    quietchoir(capsys, "federation", "enroll", file, "--name", "ann", "--public", card)
+    for line, sentence in (("max_upload_bytes = 1000", "bytes up in a round"), ("max_epsilon = 1", "no differential privacy")):
+        (tmp_path / "config.toml").write_text(f"[consent]\n{line}\n")
+        words = ("--config", tmp_path / "config.toml", "join", file, "--home", node, "--rehearse", "5000")
+        code, said = quietchoir(capsys, *words)
+        assert code == 2 and sentence in said and f"consent.{line.split()[0]}" in said
 
 
 def test_too_few_members_are_told_apart_from_silence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

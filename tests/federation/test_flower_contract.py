@@ -6,20 +6,28 @@ Everything here is read by federation/flower/; a failure means that folder must 
 import dataclasses
 import importlib.metadata
 import inspect
+from base64 import b64decode
 from pathlib import Path
 
 import flwr
+import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.constant import TIMESTAMP_HEADER
+from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.server.superlink.linkstate import LinkState
-from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, push_objects
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+from flwr.supercore.object_store import ObjectStore
+from flwr.supercore.primitives.asymmetric import verify_signature
+from flwr.supercore.protobuf.client import ProtobufRequestContext
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.config_loader import SuperLinkLifespanConfig
-from flwr.superlink.grid import HttpGrid
-from flwr.superlink.servicer.runtime import runtime_handlers
 from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from quietchoir.federation.flower import apps, letters, link, node, superlink
+from quietchoir.federation.flower import apps, connection, door, letters, post, superlink
+from quietchoir.federation.flower.clock import ClockedAuth
 from quietchoir.federation.membership.founding import TLS_KEY, Founding, found
 from quietchoir.federation.membership.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
 from quietchoir.tests.fakes_federation import DIGEST
@@ -42,32 +50,42 @@ def test_the_superlink_has_exactly_the_switches_that_are_set() -> None:
     assert {field.name for field in dataclasses.fields(SuperLinkLifespanConfig)} == CONFIG_FIELDS
 
 
-@pytest.mark.parametrize(
-    "name", ["get_nodes", "push_messages", "pull_messages", "push_object", "pull_object", "confirm_message_received"]
-)
-def test_the_runtime_handlers_can_be_called_in_this_process(name: str) -> None:
-    assert list(inspect.signature(getattr(runtime_handlers, name)).parameters) == ["request", "state", "task"]
-
-
 def test_the_link_state_has_the_methods_that_are_called() -> None:
-    names = ["create_node", "create_run", "get_run_info", "get_nodes", "get_node_info", "claim_task", "activate_task"]
-    for name in [*names, "acknowledge_task_heartbeat", "finish_task"]:
+    names = ["create_node", "create_run", "get_run_info", "get_nodes", "claim_task", "activate_task", "start_session"]
+    names += ["store_message_ins", "store_message_and_object_tree", "store_object", "get_message_res", "delete_messages"]
+    for name in [*names, "delete_sessions_in_run", "acknowledge_task_heartbeat", "finish_task"]:
         assert callable(getattr(LinkState, name)), name
     assert list(inspect.signature(LinkState.create_run).parameters)[1:9] == [
         "fab_id", "fab_version", "fab_hash", "override_config", "federation_id", "federation_config", "flwr_aid",
         "primary_task_type",
     ]  # fmt: skip
+    for name in ("preregister", "get_object_tree", "get", "delete_objects_in_run"):
+        assert callable(getattr(ObjectStore, name)), name
 
 
-def test_the_grid_and_the_client_have_the_seams_that_are_used() -> None:
-    assert isinstance(inspect.getattr_static(HttpGrid, "_runtime_client"), property)
-    assert {"push_messages", "pull_messages", "set_run"} <= set(dir(HttpGrid))
-    calls = ["ActivateNode", "DeactivateNode", "SendNodeHeartbeat", "PullMessages", "PushMessages", "PullObject", "PushObject"]
-    assert {*calls, "ConfirmMessageReceived"} <= set(dir(FleetHttpClient))
-    pull = inspect.signature(pull_and_inflate_object_from_tree).parameters
-    assert {"return_type", "initial_backoff", "backoff_cap", "max_time"} <= set(pull)
-    assert "object_ids_to_push" in inspect.signature(push_objects).parameters
+def test_the_client_has_the_seams_that_are_used() -> None:
+    calls = {"ActivateNode", "DeactivateNode", "SendNodeHeartbeat", "PullMessages", "PushMessages", "PullObject", "PushObject"}
+    assert calls <= set(dir(FleetHttpClient))
+    assert list(inspect.signature(NodeAuthHttpInterceptor.intercept).parameters) == ["self", "context", "call_next"]
     assert {"run_id", "node_id", "task_id"} <= set(dir(type(TaskIdentity)))
+
+
+def test_our_proof_of_identity_is_flowers_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same headers over the same bytes; ECDSA signs differently each time, so the signature is verified."""
+    key, sent = ec.generate_private_key(ec.SECP384R1()), list[httpx.Request]()
+
+    def call(context: ProtobufRequestContext) -> httpx.Response:
+        sent.append(context.request)
+        return httpx.Response(200)
+
+    for auth in (ClockedAuth(key), NodeAuthHttpInterceptor(key, key.public_key())):
+        request = httpx.Request("POST", "https://127.0.0.1/")
+        auth.intercept(ProtobufRequestContext(rpc_method="", message=PullMessagesRequest(), request=request), call)
+    ours, theirs = sent
+    assert set(ours.headers) == set(theirs.headers)
+    assert ours.headers[FLEET_HTTP_PUBLIC_KEY_HEADER] == theirs.headers[FLEET_HTTP_PUBLIC_KEY_HEADER]
+    signature = b64decode(ours.headers[FLEET_HTTP_SIGNATURE_HEADER])
+    assert verify_signature(key.public_key(), ours.headers[TIMESTAMP_HEADER].encode("ascii"), signature)
 
 
 def test_the_superlink_still_serves_the_routes_and_the_door_hides_the_rest(tmp_path: Path) -> None:
@@ -76,20 +94,20 @@ def test_the_superlink_still_serves_the_routes_and_the_door_hides_the_rest(tmp_p
         protection=ProtectionTable(), recipe=Recipe(),
     )  # fmt: skip
     policy = found(tmp_path, founding)
-    door = superlink.SuperLink(policy, tmp_path / TLS_KEY)
-    paths = set(door.door.app.openapi()["paths"])  # type: ignore[attr-defined]
-    assert paths >= superlink.ROUTES
-    hidden = paths - superlink.ROUTES
+    link = superlink.SuperLink(policy, tmp_path / TLS_KEY)
+    paths = set(link.door.app.openapi()["paths"])  # type: ignore[attr-defined]
+    assert paths >= door.ROUTES
+    hidden = paths - door.ROUTES
     assert {path for path in hidden if path.startswith(("/v1/control", "/v1/runtime"))}
     assert "/v1/fleet/get-fab" in hidden and "/v1/fleet/register-node" in hidden
-    door.stop()
+    link.stop()
 
 
-@pytest.mark.parametrize("size", [0, 1, letters.SHORT_BYTES, letters.SHORT_BYTES + 1, 6 << 20])
+@pytest.mark.parametrize("size", [0, 1, letters.INLINE_BYTES, letters.INLINE_BYTES + 1, 6 << 20])
 def test_a_letter_of_any_size_comes_out_as_it_went_in(size: int) -> None:
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
     letter = bytes(range(256)) * (size // 256) + bytes(size % 256)
-    message = Message(letters.seal_letter(letter), dst_node_id=2, message_type=link.MESSAGE_TYPE)
+    message = Message(letters.seal_letter(letter), dst_node_id=2, message_type=post.MESSAGE_TYPE)
     assert letters.open_letter(message) == letter
 
 
@@ -102,4 +120,4 @@ def test_a_message_without_a_letter_is_told_apart(content: dict[str, ArrayRecord
 def test_the_objects_for_flowers_own_engines_are_there() -> None:
     assert type(apps.server_app).__name__ == "ServerApp"
     assert type(apps.client_app).__name__ == "ClientApp"
-    assert node.HEARTBEAT_S * 2 < node.HEARTBEAT_PROMISE_S
+    assert connection.HEARTBEAT_S * 2 < connection.HEARTBEAT_PROMISE_S

@@ -25,6 +25,7 @@ from quietchoir.tests.fakes_federation import DIGEST
 
 MEMBERS = ("ann", "ben", "cat", "dan")
 SIZE = "70000"  # letters above and below the chunking limit
+ROUNDS = 12  # so many that the run is still going when its node is killed
 PATIENCE_S = 90.0  # of the test; nothing is measured
 
 
@@ -107,7 +108,7 @@ def make_federation(folder: Path, port: int) -> Path:
             model=ModelTable(digest=DIGEST),
             adapter=AdapterTable(),
             protection=ProtectionTable(bits=8, min_cohort=3, threshold=3),
-            recipe=Recipe(rounds=3, stage_timeout_s=15, work_timeout_s=5),
+            recipe=Recipe(rounds=ROUNDS, stage_timeout_s=15, work_timeout_s=5),
         ),
     )
     for name in MEMBERS:
@@ -140,10 +141,10 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         first.end(kill=True)
         second = start(*coordinate)
         second.until("open")
-        rival = start(*coordinate[:3], str(folder / "other"), *coordinate[4:])
-        occupied = rival.end(), "".join(rival.errors)
         second.until("round", round=2)
         nodes["dan"].end(kill=True)
+        rival = start(*coordinate[:3], str(folder / "other"), *coordinate[4:])
+        occupied = rival.end(), "".join(rival.errors)
         codes = {"coordinator": second.end()}
         codes |= {name: nodes[name].end() for name in MEMBERS if name != "dan"}
         report = json.loads((folder / "report.json").read_text("utf-8"))
@@ -173,7 +174,7 @@ def test_the_run_ends_with_all_its_rounds_though_the_coordinator_was_killed(stor
     assert story.codes == dict.fromkeys(story.codes, 0)
     train = [entry for entry in story.report["history"] if entry["kind"] == "train"]
     assert [entry["parties"] for entry in train[:2]] == [list(MEMBERS)] * 2
-    assert story.report["rounds"] == len(train) == 3
+    assert story.report["rounds"] == len(train) == ROUNDS
     assert story.report["accuracy"]["after"] > story.report["accuracy"]["before"]
 
 

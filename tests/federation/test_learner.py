@@ -4,9 +4,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
+from quietchoir.core.training.trainer import Trainer
 from quietchoir.federation.learning.learner import Counts, TrainerLearner
+from quietchoir.federation.membership.policy import AdapterTable, Recipe
+from quietchoir.tests.fakes_training import chatter, tiny_pair
 
 
 class HalfwayTrainer:
@@ -33,3 +37,19 @@ def test_training_leaves_the_federations_vector_alone() -> None:
 def test_a_party_without_held_out_examples_counts_none() -> None:
     learner = TrainerLearner(HalfwayTrainer(), None, None, None)  # type: ignore[arg-type]
     assert learner.evaluate(np.ones(4, np.float32)) == Counts(0, 0)
+
+
+def test_a_proximal_pull_keeps_a_member_near_the_rounds_adapter() -> None:
+    weights = tiny_pair()[0]
+    table = AdapterTable(rank=2, alpha=4.0, upper_layers=2)
+    trainer, moved = Trainer(weights, table.shape()), {}
+    prepared = trainer.prepare(chatter(8))
+    start = np.full(trainer.size, 0.02, np.float32)
+    for proximal in (0.0, 1.0, 100.0):
+        recipe = Recipe(lr=1e-2, batch=2, epochs=3, proximal=proximal)
+        trained = TrainerLearner(trainer, prepared, None, recipe.trainer()).train(start, seed=1)
+        moved[proximal] = float(np.linalg.norm(trained.flat - start))
+        assert (trained.steps, trained.examples) == (12, 24)
+    assert moved[100.0] < 0.7 * moved[0.0] and moved[1.0] < moved[0.0]
+    with pytest.raises(ValueError, match="proximal"):
+        Recipe(proximal=-1.0)

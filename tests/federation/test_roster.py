@@ -9,6 +9,8 @@ from quietchoir.core import tables
 from quietchoir.core.errors import ConfigError, RosterError
 from quietchoir.crypto.keys import Identity
 from quietchoir.federation.membership import roster
+from quietchoir.federation.membership.chain import ENROLL, REVOKE
+from quietchoir.federation.membership.chain import found as found_chain
 from quietchoir.federation.membership.founding import FILE, OWNER_KEY, Founding, enroll, found
 from quietchoir.federation.membership.identity import PublicCard, load_or_create
 from quietchoir.federation.membership.policy import AdapterTable, Member, ModelTable, Policy, ProtectionTable, Recipe
@@ -31,15 +33,17 @@ def founding(**changes: object) -> Founding:
 
 
 def test_what_is_written_is_what_is_read(home: House, tmp_path: Path) -> None:
-    roster.write(tmp_path / "f.toml", home.policy, home.owner)
-    assert roster.load(tmp_path / "f.toml") == home.policy
+    chain = found_chain(home.policy, home.owner)
+    roster.write(tmp_path / "f.toml", chain)
+    assert roster.load(tmp_path / "f.toml") == chain.policy
+    assert chain.policy.federation == home.policy.federation and chain.policy.members == home.policy.members
 
 
 @pytest.mark.parametrize(
     "old, new", [("rounds = 3", "rounds = 4"), ('name = "ann"', 'name = "ada"'), ("version = 1", "version = 2")]
 )
 def test_a_changed_file_is_refused(home: House, tmp_path: Path, old: str, new: str) -> None:
-    text = roster.dump(home.policy, home.owner)
+    text = roster.dump(found_chain(home.policy, home.owner))
     assert old in text
     (tmp_path / "f.toml").write_text(text.replace(old, new, 1), "utf-8")
     with pytest.raises(RosterError, match="does not fit the content"):
@@ -47,15 +51,16 @@ def test_a_changed_file_is_refused(home: House, tmp_path: Path, old: str, new: s
 
 
 def test_an_unsigned_file_is_refused(home: House, tmp_path: Path) -> None:
-    lines = roster.dump(home.policy, home.owner).splitlines(keepends=True)
-    (tmp_path / "f.toml").write_text("".join(line for line in lines if not line.startswith("signature")), "utf-8")
-    with pytest.raises(RosterError, match="unsigned"):
-        roster.load(tmp_path / "f.toml")
+    lines = roster.dump(found_chain(home.policy, home.owner)).splitlines(keepends=True)
+    for missing in ("signature", ("[[chain]]", "entry", "signature")):
+        (tmp_path / "f.toml").write_text("".join(line for line in lines if not line.startswith(missing)), "utf-8")
+        with pytest.raises(RosterError, match="unsigned"):
+            roster.load(tmp_path / "f.toml")
 
 
 def test_a_file_signed_by_another_key_is_refused(home: House) -> None:
     with pytest.raises(RosterError, match="another key"):
-        roster.dump(home.policy, Identity.generate())
+        found_chain(home.policy, Identity.generate())
     thief = Identity.generate()
     stolen = dataclasses.replace(home.policy, owner=thief.public.raw.hex())
     assert stolen.federation != home.policy.federation  # whoever re-signs it has founded another federation
@@ -85,18 +90,24 @@ def test_a_federation_that_cannot_work_is_refused(kind: type, values: dict[str, 
 
 
 def test_a_node_goes_forward_only(home: House, tmp_path: Path) -> None:
-    later = roster.enroll(home.policy, Member(name="zoe", key=Identity.generate().public.raw.hex()))
-    twin = dataclasses.replace(later, name="other")
-    for name, policy in (("old", home.policy), ("new", later), ("twin", twin)):
-        roster.write(tmp_path / name, policy, home.owner)
+    first = found_chain(home.policy, home.owner)
+    member = dataclasses.asdict(Member(name="zoe", key=Identity.generate().public.raw.hex()))
+    later = first.extended(ENROLL, {"member": member}, home.owner, 1)
+    twin = first.extended(ENROLL, {"member": {**member, "name": "eli"}}, home.owner, 1)
+    longer = twin.extended(REVOKE, {"name": "eli"}, home.owner, 2)
+    for name, chain in (("old", first), ("new", later), ("twin", twin), ("longer", longer)):
+        roster.write(tmp_path / name, chain)
     assert roster.accept(tmp_path / "old", tmp_path / "node").version == 1
     assert roster.accept(tmp_path / "new", tmp_path / "node").version == 2
-    kept = (roster.folder(tmp_path / "node", later) / "federation.toml").read_bytes()
-    with pytest.raises(RosterError, match="older than version 2"):
-        roster.accept(tmp_path / "old", tmp_path / "node")
-    with pytest.raises(RosterError, match="two different files"):
-        roster.accept(tmp_path / "twin", tmp_path / "node")
-    assert (roster.folder(tmp_path / "node", later) / "federation.toml").read_bytes() == kept
+    file = roster.folder(tmp_path / "node", later.policy) / "federation.toml"
+    kept = file.read_bytes()
+    assert roster.accept(tmp_path / "old", tmp_path / "node") == later.policy  # what it knows stays
+    with pytest.raises(RosterError, match="version 1 is older than version 2"):
+        roster.adopt(first, file, "")
+    for branch in ("twin", "longer"):
+        with pytest.raises(RosterError, match="two different entries call themselves number 2"):
+            roster.accept(tmp_path / branch, tmp_path / "node")
+    assert file.read_bytes() == kept
 
 
 def test_a_federation_is_founded_and_members_enrolled(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""A sealed federation as real processes over TLS on loopback."""
+"""Sealed federations as real processes over TLS on loopback: one whose members have the key, one whose members share it out.
+
+In the second one the coordinator's keys are locked with a passphrase.
+"""
 
 import json
 from collections.abc import Iterator
@@ -11,7 +14,10 @@ import pytest
 from quietchoir.federation.membership import roster
 from quietchoir.federation.membership.founding import FILE, OWNER_KEY, Founding, enroll, found
 from quietchoir.federation.membership.identity import load_or_create
+from quietchoir.federation.membership.locking import protect
 from quietchoir.federation.membership.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
+from quietchoir.federation.membership.unlock import VARIABLE, Lock
+from quietchoir.federation.sealed.shelf import HOLDING_FILE, MEMORY_FILE
 from quietchoir.federation.sealed.vault import KEY_FILE, Vault, state_file
 from quietchoir.tests.fakes_federation import DIGEST
 from quietchoir.tests.federation.test_flower_rounds import Command, free_port
@@ -29,17 +35,21 @@ class Story:
     codes: list[int]
 
 
-@pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+@pytest.fixture(scope="module", params=["shared", "threshold"])
+def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     folder = tmp_path_factory.mktemp("sealed")
     founding = Founding(
         name="choir", address=f"127.0.0.1:{free_port()}", model=ModelTable(digest=DIGEST), adapter=AdapterTable(),
-        protection=ProtectionTable(mode="sealed", bits=8, min_cohort=3, threshold=2),
+        protection=ProtectionTable(mode="sealed", key=request.param, bits=8, min_cohort=3, threshold=2),
         recipe=Recipe(rounds=1, stage_timeout_s=60, work_timeout_s=60, evaluate_every=0),
     )  # fmt: skip
     found(folder, founding)
     for name in MEMBERS:
         enroll(folder / FILE, folder / OWNER_KEY, name, load_or_create(folder / name).card)
+    patch = pytest.MonkeyPatch()
+    if request.param == "threshold":
+        protect(folder, Lock(passphrase="many voices"))
+        patch.setenv(VARIABLE, "many voices")
     file, running = str(folder / FILE), list[Command]()
 
     def start(*arguments: str) -> Command:
@@ -57,6 +67,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     finally:
         for command in running:
             command.end(kill=True)
+        patch.undo()
 
 
 def test_a_sealed_run_ends_with_all_its_rounds_over_the_network(story: Story) -> None:
@@ -67,12 +78,13 @@ def test_a_sealed_run_ends_with_all_its_rounds_over_the_network(story: Story) ->
     assert story.report["held"]["kind"] == "sealed" and story.report["held"]["chi_square_per_degree"] < 1.6
 
 
-def test_the_members_hold_one_key_and_one_adapter_and_the_coordinator_neither(story: Story) -> None:
+def test_the_members_hold_their_key_or_shares_of_it_and_one_adapter_and_the_coordinator_neither(story: Story) -> None:
     policy = roster.load(story.folder / FILE)
     run = (
         next(entry for entry in story.folder.glob("ann/**/sealed-*.state")).name.removeprefix("sealed-").removesuffix(".state")
     )
-    vaults = [Vault(next(story.folder.glob(f"{name}/**/{KEY_FILE}")).parent, SIZE) for name in MEMBERS]
+    kept = HOLDING_FILE if policy.protection.key == "threshold" else KEY_FILE
+    vaults = [Vault(next(story.folder.glob(f"{name}/**/{kept}")).parent, SIZE) for name in MEMBERS]
     seeds = {vault.seed(policy.digest) for vault in vaults}
     assert len(seeds) == 1
     assert len({vault.progress(run).encode() for vault in vaults}) == 1 and vaults[0].progress(run).steps == 1
@@ -80,5 +92,5 @@ def test_the_members_hold_one_key_and_one_adapter_and_the_coordinator_neither(st
     assert seed is not None
     for path in (path for part in ("state", "home") for path in (story.folder / part).glob("**/*") if path.is_file()):
         content = path.read_bytes()
-        assert path.name not in (KEY_FILE, state_file(run))
+        assert path.name not in (KEY_FILE, HOLDING_FILE, MEMORY_FILE, state_file(run))
         assert seed not in content and seed.hex().encode() not in content and adapter[:4].tobytes() not in content

@@ -32,6 +32,11 @@ PROMISED = (
     "tenseal_default_ratio.time",
 )
 
+CIRCLE = (
+    "ceremony_s", "ceremony_up_mb", "ceremony_down_mb", "encrypt_s", "part_s", "combine_s", "up_bytes_per_param",
+    "part_bytes_per_param", "down_bytes_per_param",
+)  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, Path]:
@@ -49,6 +54,8 @@ def test_the_report_has_every_promised_key_and_every_sum_was_exact(printed: tupl
     assert report["exact"] is True
     for parties, run in report["end_to_end"].items():
         assert run["exact"] is True and run["client_s"] > 0 and run["server_s"] > 0 and 0 < run["dropped"] < int(parties)
+    for run in report["threshold"].values():
+        assert run["exact"] is True and run["openers"] == 3 and min(run[key] for key in CIRCLE) > 0
     assert json.loads(file.read_text()) == report
 
 

@@ -9,7 +9,9 @@ import pytest
 from rich.console import Console
 
 from quietchoir.core.errors import ConfigError, RoundAborted
+from quietchoir.federation.membership.guard import GuardTable
 from quietchoir.federation.membership.policy import AdapterTable, ProtectionTable, Recipe
+from quietchoir.federation.membership.privacy import PrivacyTable
 from quietchoir.federation.rounds.report import RunReport
 from quietchoir.simulations import report
 from quietchoir.simulations.compare import Comparison, summarize
@@ -105,3 +107,33 @@ def test_a_run_is_shown_with_its_numbers() -> None:
     assert "one node's update, masked" in shown and "the sum of all" in shown
     lines = [text for event in events if (text := report.line(event, 2)) is not None]
     assert any(line.startswith("  round  2/2") for line in lines) and lines[-1].startswith("  all rounds done")
+
+
+PRETENDED = Scenario(
+    name="pretended",
+    population=Population(kind="rehearsal", households=12, values=64),
+    protection=ProtectionTable(mode="plain", bits=16, threshold=2, min_cohort=10),
+    recipe=Recipe(rounds=9, ranges="tensor"),
+    privacy=PrivacyTable(mechanism="skellam", clip=1.0, noise_multiplier=4.0, epsilon=3.0, counters="exact"),
+)
+
+
+def test_a_rehearsed_population_needs_no_model_and_ends_at_its_budget() -> None:
+    outcome = simulate(PRETENDED, None)
+    assert 0 < outcome.rounds < 9 and outcome.privacy is not None and outcome.privacy["epsilon"] <= 3.0
+    console = Console(file=io.StringIO(), width=250)
+    report.show_run(console, dataclasses.asdict(outcome))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "of 3 at delta 1e-05" in shown and "one member: its whole update" in shown and "the budget is 3" in shown
+    line = report.line({"event": "round", **outcome.history[0]}, 9)
+    assert line is not None and "epsilon" in line
+
+
+def test_a_population_that_learns_in_earnest_needs_a_model() -> None:
+    with pytest.raises(ConfigError, match="needs a model"):
+        simulate(SCENARIO, None)
+
+
+def test_a_scenario_whose_tables_do_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="votes are counters"):
+        dataclasses.replace(PRETENDED, privacy=PrivacyTable(mechanism="skellam"), guard=GuardTable(rule="vote"))

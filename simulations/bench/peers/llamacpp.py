@@ -72,10 +72,13 @@ def repacked(model: Path, out: Path) -> Path:
     if not out.exists():
         from llama_cpp import llama_cpp as api
 
+        silence = api.llama_log_callback(lambda level, text, data: None)
+        api.llama_log_set(silence, None)
         parameters = api.llama_model_quantize_default_params()
         parameters.ftype, parameters.allow_requantize = api.LLAMA_FTYPE_MOSTLY_Q4_0, True
         part = out.with_suffix(".part")
         if api.llama_model_quantize(str(model).encode(), str(part).encode(), parameters):
             raise RuntimeError(f"llama.cpp could not requantise {model}")
+        api.llama_log_set(api.llama_log_callback(), None)  # `silence` ends with this function
         part.rename(out)
     return out

@@ -1,0 +1,194 @@
+"""The coordinator put together: its keys, its door, its run, its state, and the file that may change while it runs.
+
+Knows how the organs fit. Knows nothing of what they do inside.
+Always: the federation file that a run goes on under is the newest on the chain it knows; it changes between rounds only.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..core.errors import ConfigError, RosterError
+from ..crypto.keys import Identity
+from ..crypto.sealed import AdderService
+from ..crypto.worker import Worker
+from .learning.aggregate import Vector
+from .learning.ranges import tensor_stops
+from .member import Event, OnEvent, resident
+from .membership import roster
+from .membership.founding import COORDINATOR_KEY, TLS_KEY
+from .membership.owner import settle
+from .membership.policy import Policy
+from .membership.renewal import Handing, Watched, needs_restart
+from .membership.unlock import Asked
+from .registry.registry import Registry, content_hash, make_card
+from .rounds.report import RunReport
+
+if TYPE_CHECKING:
+    from ..core.models.weights import Weights
+    from .flower.link import FlowerLink
+    from .rounds.coordinator import Coordinator
+
+
+Keep = Callable[[Vector, dict[str, object]], tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coordinating:
+    """What the coordinator's operator decides."""
+
+    file: Path
+    state: Path
+    keys: Path  # folder with coordinator.key and tls.key
+    home: Path
+    rounds: int | None = None
+    rehearse: int = 0
+    wait_s: float = 600.0
+    grace_s: float = 30.0
+    listen: str = ""  # HOST:PORT, if members reach us under another address than ours
+    page: int | None = None  # port of the page on this machine; 0 takes a free one; None: no page
+    keep_every: int = 0  # rounds between adapters that are kept as they come; 0: only the finished one
+
+
+def coordinate(coordinating: Coordinating, on_event: OnEvent) -> RunReport:
+    """Run the federation's rounds.
+
+    Raises:
+        RosterError, ConfigError, FederationError, RoundAborted: each says what to do.
+    """
+    from .rounds.checkpoint import Store
+    from .rounds.coordinator import Coordinator
+
+    policy = roster.load(coordinating.file)
+    settle(coordinating.keys, policy)
+    signer = Identity.load(coordinating.keys / COORDINATOR_KEY, Asked())
+    check_members(policy, coordinating.file)
+    weights = None if coordinating.rehearse else resident(policy)
+    keep, size = None, coordinating.rehearse
+    if weights is not None:  # in sealed mode for the size alone: such a coordinator never has an adapter to keep
+        keep, size = keeper(policy, weights, signer, Registry(coordinating.home))
+    store, desk = Store(coordinating.state), Worker(AdderService)
+    from .flower.link import FlowerLink
+
+    try:
+        on_event, watching = watch(coordinating, policy, on_event)
+        watched = Watched(coordinating.file, coordinating.state / roster.FILE, on_event)  # never back, never to a branch
+        with watching, FlowerLink(policy, coordinating.keys / TLS_KEY, listen=coordinating.listen, on_event=on_event) as link:
+            on_event({"event": "open", "address": policy.coordinator.address})
+            run = Coordinator(
+                policy, signer, link, size=size, stops=tensor_stops(policy.adapter, weights), store=store, keep=keep,
+                on_event=on_event, wait_s=coordinating.wait_s, grace_s=coordinating.grace_s, desk=desk,
+            )  # fmt: skip
+            run.between = renewing(watched, run, link, on_event)
+            if keep is not None and coordinating.keep_every:
+                goal = coordinating.rounds or policy.recipe.rounds
+                run.between = both(run.between, keeping(run, keep, coordinating.keep_every, goal))
+            return run.run(coordinating.rounds)
+    finally:
+        desk.close()
+        store.close()
+
+
+def check_members(policy: Policy, file: Path) -> None:
+    """Raises ConfigError for a roster that is smaller than any sum may be."""
+    if len(policy.members) < policy.protection.min_cohort:
+        raise ConfigError(
+            f"{file}: {len(policy.members)} members, min_cohort {policy.protection.min_cohort}; "
+            "enroll more: quietchoir federation enroll"
+        )
+
+
+def watch(coordinating: Coordinating, policy: Policy, on_event: OnEvent) -> tuple[OnEvent, AbstractContextManager[object]]:
+    """Events that also go into the audit log and onto the board; and what must be open meanwhile: the page, if one is wanted.
+
+    Raises:
+        FederationError: the audit log is damaged. ConfigError: the page's port is taken.
+    """
+    from .rounds import checkpoint
+    from .watch.board import Board
+    from .watch.journal import Journal
+
+    state, journal = checkpoint.read(coordinating.state), Journal(coordinating.state)
+    journal.catch_up(state.history if state is not None else ())
+    board = Board(policy, state, coordinating.rounds)
+
+    def note(event: Event) -> None:
+        on_event(event)
+        journal.note(event)
+        board.note(event)
+
+    if coordinating.page is None:
+        return note, nullcontext()
+    from .watch.page import Page
+
+    page = Page(board, coordinating.page, coordinating.state)
+    on_event({"event": "page", "url": page.url})
+    return note, page
+
+
+def both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:
+    """One after the other."""
+
+    def call() -> None:
+        first()
+        second()
+
+    return call
+
+
+def keeping(run: "Coordinator", keep: Keep, every: int, goal: int) -> Callable[[], None]:
+    """What keeps the adapter as it stands after every so many rounds, each naming the one kept before it as its parent."""
+    kept = 0  # rounds behind the last one
+
+    def between() -> None:
+        nonlocal kept
+        done = run.state.round
+        if done and done % every == 0 and done not in (kept, goal):  # the last one is kept with its scores
+            keep(run.state.server.flat, {"rounds": done, "run": run.state.run})
+            kept = done
+
+    return between
+
+
+def renewing(watched: Watched, run: "Coordinator", link: "FlowerLink", on_event: OnEvent) -> Callable[[], None]:
+    """What a coordinator does between rounds: take a later federation file, and see that everybody has it."""
+    handing = Handing(watched, link.ask)
+
+    def between() -> None:
+        later, before = watched.look(), run.policy
+        if later is not None:
+            handing.renewed()
+            if changed := needs_restart(before, later):
+                handing.hand(link.present())  # they learn of a new key, certificate or rule before the door closes
+                raise RosterError(
+                    f"version {later.version} of {later.name} changes {', '.join(changed)}; start this command again: "
+                    "it goes on from the last whole round"
+                )
+            link.take(later)
+            run.take(later)
+            left = sorted({member.name for member in before.members} - {member.name for member in later.members})
+            on_event(
+                {"event": "renewed", "version": later.version, "members": [one.name for one in later.members], "left": left}
+            )
+        handing.hand(link.present())
+
+    return between
+
+
+def keeper(policy: Policy, weights: "Weights", signer: Identity, registry: Registry) -> tuple[Keep, int]:
+    """What keeps a finished adapter at the coordinator, and the length of the flat vector."""
+    import torch
+
+    from ..core.models.adapter import Layout, assemble
+
+    shape = policy.adapter.shape()
+
+    def keep(flat: Vector, evaluation: dict[str, object]) -> tuple[str, str]:
+        adapter = assemble(shape, weights.architecture, weights.digest, torch.from_numpy(flat.copy()))
+        name, parent = content_hash(adapter), registry.newest(str(evaluation.get("run", "")))
+        card = make_card(policy, name, {**evaluation, "parent": "" if parent == name else parent}, signer)
+        return registry.put(adapter, card), card.text()
+
+    return keep, Layout(shape, weights.architecture).size

@@ -1,0 +1,205 @@
+"""The verbs `federation identity | init | accept | show | log`: who belongs, and under which rules.
+
+Knows flags and words for people. What the owner does later stands in `owner_commands`.
+Always: heavy imports happen inside the function that runs a verb.
+"""
+
+from argparse import ArgumentParser, Namespace, _SubParsersAction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import flags, owner_commands
+
+if TYPE_CHECKING:
+    from .chain import Change
+    from .policy import Policy
+
+
+def register(actions: "_SubParsersAction[ArgumentParser]") -> None:
+    """Add `federation identity | init | accept | show | log`, and the owner's."""
+    me = actions.add_parser("identity", help="print this node's public card: give it to the federation's owner")
+    me.add_argument("--home", type=Path, metavar="DIR", help="default: the node's home")
+    me.add_argument(
+        "--protect", choices=["passphrase", "keyring", "none"], help="lock this node's private keys on the disk from now on"
+    )
+    me.set_defaults(run=show_identity)
+
+    init = actions.add_parser("init", help="found a federation: keys, certificate, signed file")
+    init.add_argument("folder", type=Path, metavar="DIR", help="where federation.toml and the keys go")
+    init.add_argument("--name", required=True)
+    init.add_argument("--address", default="127.0.0.1:8790", metavar="HOST:PORT", help="where the coordinator answers")
+    init.add_argument("--model", default="smollm2-135m-instruct", metavar="NAME", help="a model on this disk")
+    init.add_argument("--model-digest", metavar="SHA256", help="instead of reading the model file")
+    flags.add(init)
+    init.set_defaults(run=found_federation)
+
+    accept = actions.add_parser("accept", help="answer an invitation with this node's card: give the answer to the owner")
+    accept.add_argument("token", metavar="TOKEN", help="the line that the owner gave you, or a file that holds it")
+    accept.add_argument("--file", type=Path, metavar="FED", help="also check that this file is of the federation that invites")
+    accept.add_argument("--home", type=Path, metavar="DIR", help="default: the node's home")
+    accept.set_defaults(run=accept_invitation)
+
+    show = actions.add_parser("show", help="check a federation file and print it, and what joining would cost")
+    log = actions.add_parser("log", help="check a federation file and print every change it went through")
+    for action, run in ((show, show_federation), (log, show_log)):
+        action.add_argument("file", type=Path, metavar="FED")
+        action.set_defaults(run=run)
+    owner_commands.register(actions)
+
+
+def show_identity(arguments: Namespace) -> None:
+    """Print the public card, and nothing else; lock the private keys first if asked to."""
+    from ..member import default_home
+    from . import identity, unlock
+
+    home = arguments.home or default_home()
+    if arguments.protect is None:
+        keys = identity.load_or_create(home)
+    else:
+        asked = unlock.Asked()
+        if (home / identity.IDENTITY_FILE).exists():
+            identity.load_or_create(home, asked=asked)  # who cannot open the keys is not asked for a new passphrase
+        keys = identity.protect(home, unlock.choose(arguments.protect, home / identity.IDENTITY_FILE), asked=asked)
+    print(keys.card.text)
+
+
+def found_federation(arguments: Namespace) -> None:
+    """Make keys and file."""
+    from ...core.errors import ConfigError
+    from .founding import FILE, Founding, found
+    from .policy import ModelTable
+
+    digest = arguments.model_digest or model_digest(arguments.model)
+    chosen = flags.given(arguments)
+    try:
+        tables = {name: kind(**chosen.get(name, {})) for name, kind in flags.TABLES.items()}
+        model = ModelTable(name=arguments.model, digest=digest)
+        policy = found(arguments.folder, Founding(name=arguments.name, address=arguments.address, model=model, **tables))
+    except ValueError as error:
+        raise ConfigError(f"federation init: {error}") from error
+    print(f"founded {policy.name}: {arguments.folder / FILE}")
+    print(f"owner's fingerprint, for members to compare: {fingerprint(policy.owner)}")
+    print("next: quietchoir federation enroll, once for each member; then give the file to all of them")
+
+
+def model_digest(name: str) -> str:
+    """sha256 of a model on this disk, file or folder."""
+    from ...core.models import catalog
+    from ...core.models.weights import digest_of
+
+    return digest_of(catalog.find(name))
+
+
+def accept_invitation(arguments: Namespace) -> None:
+    """Print the answer on standard output, what it means on standard error."""
+    import sys
+
+    from ...core.errors import RosterError
+    from ..member import default_home
+    from . import identity, invitation, roster
+
+    home = arguments.home or default_home()
+    token, answer = invitation.accept(text_of(arguments.token), identity.load_or_create(home).card, home)
+    if arguments.file is not None and roster.load(arguments.file).federation.hex() != token.federation:
+        raise RosterError(f"{arguments.file}: not the federation that the invitation is for; ask the one who invited you")
+    print(
+        f"invited to {token.title} as {token.name} until {roster.date(token.expires)}; give this to its owner:", file=sys.stderr
+    )
+    print(answer)
+
+
+def text_of(given: str) -> str:
+    """What was given, or what the file of that name holds."""
+    path = Path(given)
+    return path.read_text("utf-8") if len(given) < 128 and path.exists() else given
+
+
+def fingerprint(key: str) -> str:
+    """32 hex digits in groups, for people to compare."""
+    from ...crypto.keys import PublicIdentity
+
+    digits = PublicIdentity(bytes.fromhex(key)).fingerprint[:32]
+    return " ".join(digits[start : start + 4] for start in range(0, len(digits), 4))
+
+
+def show_federation(arguments: Namespace) -> None:
+    """Check and print."""
+    from . import roster
+    from .policy import is_over
+
+    policy = roster.load(arguments.file)
+    protection, recipe = policy.protection, policy.recipe
+    until = f", until {roster.date(policy.expires)}" if policy.expires else ""
+    print(f"{policy.name}, version {policy.version}, every signature valid{until}")
+    print(f"  owner        {fingerprint(policy.owner)}  (compare with what the owner tells you)")
+    if policy.founder not in ("", policy.owner):
+        print(f"  founder      {fingerprint(policy.founder)}  (its key signed the owner's in)")
+    print(f"  coordinator  {policy.coordinator.address}")
+    print(f"  model        {policy.model.name}  sha256 {policy.model.digest[:16]}…")
+    print(f"  adapter      rank {policy.adapter.rank}, upper {policy.adapter.upper_layers} layers, seed {policy.adapter.seed}")
+    print(f"  protection   {protection.mode}, {protection.bits} bits, at least {protection.min_cohort} members a sum")
+    print(f"  recipe       {recipe.rounds} rounds, lr {recipe.lr:g}, server momentum {recipe.server_momentum:g}")
+    for member in policy.members:
+        left = f"  until {roster.date(member.expires)}" if member.expires else ""
+        print(f"  member       {member.name:<20} {fingerprint(member.key)}{left}{' (over)' if is_over(member.expires) else ''}")
+    for line in joining_costs(policy):
+        print(f"  joining      {line}")
+
+
+def joining_costs(policy: "Policy") -> list[str]:
+    """What a member would send, receive and reveal."""
+    from ...core.errors import QuietchoirError
+    from ..costs import privacy_told, round_cost, told
+
+    lines = [f"a sum over at least {policy.protection.min_cohort} members is opened, nothing smaller"]
+    if policy.protection.mode == "plain":
+        lines = ["the coordinator sees each update (mode plain)"]
+    try:
+        lines.append(told(round_cost(policy, adapter_size(policy))))
+    except QuietchoirError:
+        lines.append(f"bytes of a round: pull the model first (quietchoir model pull {policy.model.name})")
+    return [*lines, privacy_told(policy)]
+
+
+def adapter_size(policy: "Policy") -> int:
+    """Values of the adapter that is trained.
+
+    Raises:
+        ModelError: the model is not on this disk, or does not fit the adapter's table.
+    """
+    from ...core.errors import ModelFileError
+    from ...core.models import catalog
+    from ...core.models.adapter import Layout
+    from ...core.models.weights import load
+
+    try:
+        return Layout(policy.adapter.shape(), load(catalog.find(policy.model.name)).architecture).size
+    except ValueError as error:
+        raise ModelFileError(str(error)) from error
+
+
+def show_log(arguments: Namespace) -> None:
+    """One line an entry, oldest first."""
+    from . import roster
+
+    chain = roster.read(arguments.file)
+    for entry, change in zip(chain.entries, chain.changes, strict=True):
+        print(f"{change.number:>4}  {roster.date(change.at)}  {entry.digest[:16]}  {change.kind:<7} {said(change)}")
+    print(
+        f"{len(chain.entries)} entries of {chain.policy.name}, every signature valid, owner {fingerprint(chain.policy.owner)}"
+    )
+
+
+def said(change: "Change") -> str:
+    """What an entry changed, for people."""
+    table = change.change
+    if change.kind == "found":
+        return f"{table['name']}, owner {fingerprint(table['owner'])}"
+    if change.kind == "enroll":
+        return f"{table['member']['name']}{', invited' if table.get('invitation') else ''}"
+    if change.kind == "revoke":
+        return f"{table['name']}{': ' + table['reason'] if table.get('reason') else ''}"
+    if change.kind == "rotate":
+        return ", ".join(f"key of {table['member']['name']}" if who == "member" else f"the {who}" for who in table)
+    parts = [f"{name}.{key} = {new}" for name, value in table.items() if isinstance(value, dict) for key, new in value.items()]
+    return ", ".join([*parts, *(f"{name} = {value}" for name, value in table.items() if not isinstance(value, dict))])

@@ -1,0 +1,52 @@
+"""This node's own floor: what a federation must offer before its owner's data is trained on.
+
+Knows `[consent]` of the node's configuration and the signed file. Knows nothing of rounds.
+Always: a federation below the floor is refused with a sentence that names the line of the configuration.
+"""
+
+from ...core.config import ConsentConfig
+from ...core.errors import ConfigError
+from .policy import Policy
+
+ADVICE = "stay out, or change that line of your configuration"
+
+
+def check_consent(policy: Policy, consent: ConsentConfig) -> None:
+    """Require that the federation is not below the owner's floor.
+
+    Raises:
+        ConfigError: says which line of `[consent]` it is below.
+    """
+    protection, privacy = policy.protection, policy.privacy
+    if protection.mode not in consent.modes:
+        raise ConfigError(
+            f"federation {policy.name} runs {protection.mode!r}, but consent.modes allows {', '.join(consent.modes)}; {ADVICE}"
+        )
+    if protection.min_cohort < consent.min_cohort:
+        raise ConfigError(
+            f"federation {policy.name} opens sums of {protection.min_cohort}, but consent.min_cohort asks for "
+            f"{consent.min_cohort}; {ADVICE}"
+        )
+    if consent.max_epsilon and not privacy.on:
+        raise ConfigError(
+            f"federation {policy.name} has no differential privacy, but consent.max_epsilon allows an epsilon of at most "
+            f"{consent.max_epsilon:g}; {ADVICE}"
+        )
+    if consent.max_epsilon and privacy.epsilon > consent.max_epsilon:
+        raise ConfigError(
+            f"federation {policy.name} may spend an epsilon of {privacy.epsilon:g}, but consent.max_epsilon allows "
+            f"{consent.max_epsilon:g}; {ADVICE}"
+        )
+
+
+def check_upload(policy: Policy, bytes_up: int, consent: ConsentConfig) -> None:
+    """Require that a round's upload is not above the owner's limit.
+
+    Raises:
+        ConfigError: names `consent.max_upload_bytes`.
+    """
+    if consent.max_upload_bytes and bytes_up > consent.max_upload_bytes:
+        raise ConfigError(
+            f"federation {policy.name} needs about {bytes_up} bytes up in a round, but consent.max_upload_bytes allows "
+            f"{consent.max_upload_bytes}; {ADVICE}"
+        )

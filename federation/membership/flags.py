@@ -1,0 +1,57 @@
+"""Command-line flags for the tables of a federation file, one for each field that can be set.
+
+Knows the tables' dataclasses; a field that is added there is a flag here. Knows nothing of files.
+Always: a flag that is not given is not in the answer, so that defaults stay where they are defined.
+"""
+
+import dataclasses
+import typing
+from argparse import ArgumentParser, Namespace
+from typing import Any
+
+from .guard import AggregationTable, GuardTable
+from .policy import AdapterTable, ProtectionTable, Recipe
+from .privacy import PrivacyTable
+
+TABLES: dict[str, type] = {
+    "protection": ProtectionTable, "adapter": AdapterTable, "recipe": Recipe, "privacy": PrivacyTable, "guard": GuardTable,
+    "aggregation": AggregationTable,
+}  # fmt: skip
+BARE = ("protection", "adapter", "recipe")  # their flags have no prefix
+NAMES = {("protection", "mode"): "protection"}  # flags that are called otherwise
+KINDS = (int, float, str)
+
+
+def flag(table: str, field: str) -> str:
+    """The name of a flag without its dashes: `min-cohort`, `privacy-epsilon`."""
+    name = NAMES.get((table, field)) or (field if table in BARE else f"{table}_{field}")
+    return name.replace("_", "-")
+
+
+def fields(*tables: str) -> list[tuple[str, str, Any]]:
+    """(table, field, type) of everything that has a flag."""
+    found = []
+    for table in tables or tuple(TABLES):
+        hints = typing.get_type_hints(TABLES[table])
+        found += [(table, field.name, hints[field.name]) for field in dataclasses.fields(TABLES[table])]
+    return [one for one in found if one[2] in KINDS or typing.get_origin(one[2]) is typing.Literal]
+
+
+def add(parser: ArgumentParser, *tables: str) -> None:
+    """A flag for every field of these tables; all tables if none is named."""
+    for table, field, hint in fields(*tables):
+        chosen = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else None
+        parser.add_argument(
+            f"--{flag(table, field)}", dest=f"{table}.{field}", type=str if chosen else hint, choices=chosen, default=None,
+            metavar=None if chosen else "X" if hint is float else "N" if hint is int else "TEXT", help=f"{table}.{field}",
+        )  # fmt: skip
+
+
+def given(arguments: Namespace, *tables: str) -> dict[str, dict[str, Any]]:
+    """{table: {field: value}} of the flags that were given."""
+    found: dict[str, dict[str, Any]] = {}
+    for table, field, _ in fields(*tables):
+        value = getattr(arguments, f"{table}.{field}", None)
+        if value is not None:
+            found.setdefault(table, {})[field] = value
+    return found

@@ -1,0 +1,207 @@
+"""A one-time token that lets one node's keys into one federation, without a server and without a secret at the owner's.
+
+    owner   invite   token: a fresh signing key, the federation's number, a name, a date      → to the person, in private
+    node    accept   the node's public card, signed with the token's key                      → to the owner, by any way
+    owner   enroll   checks the signature against the invitation's public key, which it wrote down
+
+Knows tokens, answers and the owner's list of open invitations. Knows nothing of the network.
+Always: an answer is good for one federation, one name, one card, once, until its date; the chain of the federation file
+notes which invitation was used, so no copy of the owner's list brings a used one back.
+
+Covered: somebody who changes or replaces the answer on its way (a card by mail is otherwise whatever the mailer says it is);
+an old or a used answer; an invitation to another federation; at the node, a file of the same name by another owner.
+Not covered: whoever reads the token on its way to the person can answer it first. Then the person's own answer is refused
+as used, and the owner revokes the thief.
+"""
+
+import base64
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from ...core import paths, tables
+from ...core.errors import AuthenticationError, ConfigError, RosterError
+from ...crypto.keys import Identity, PublicIdentity, bind
+from .identity import PublicCard
+from .policy import Policy, canonical, check_hex, is_over
+from .roster import date
+
+T = TypeVar("T")
+CONTEXT = b"quietchoir invitation v1"
+TOKEN, ANSWER = "qci1-", "qca1-"
+OPEN_FILE = "invitations.json"  # the owner's: public keys, names, dates
+INVITED_FILE = "invited.json"  # a node's: which federation it was invited to
+MAX_CHARACTERS = 4096
+DAY_S = 86400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """What the owner hands over in private."""
+
+    federation: str  # hex
+    title: str  # the federation's name
+    name: str  # that the new member will have
+    expires: int  # seconds since 1970
+    seed: str  # of the invitation's signing key, hex
+
+    def __post_init__(self) -> None:
+        check_hex(self.federation, 32, "federation")
+        check_hex(self.seed, 32, "seed")
+
+    def __repr__(self) -> str:
+        return f"Token({self.title}, {self.name})"
+
+    @property
+    def key(self) -> Identity:
+        """The invitation's signing key."""
+        return Identity(Ed25519PrivateKey.from_private_bytes(bytes.fromhex(self.seed)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What the node sends back."""
+
+    invitation: str  # the invitation's public key, hex
+    card: str
+    signature: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Open:
+    """One invitation that nobody has answered yet."""
+
+    name: str
+    expires: int
+
+
+def invite(policy: Policy, folder: Path, name: str, days: float) -> str:
+    """Make a token and note its public key in `folder`.
+
+    Raises:
+        ConfigError: a name that is taken, or no time at all.
+    """
+    if policy.member(name) is not None:
+        raise ConfigError(f"{name} is enrolled already in {policy.name}; choose another name")
+    if days <= 0:
+        raise ConfigError(f"an invitation for {days:g} days is over before it is read; give --days above 0")
+    seed = Ed25519PrivateKey.generate().private_bytes_raw().hex()
+    expires = int(time.time() + days * DAY_S)
+    token = Token(federation=policy.federation.hex(), title=policy.name, name=name, expires=expires, seed=seed)
+    keep(folder, {**pending(folder), token.key.public.raw.hex(): Open(name=name, expires=expires)})
+    return pack(TOKEN, asdict(token))
+
+
+def accept(text: str, card: PublicCard, home: Path) -> tuple[Token, str]:
+    """Read a token and answer it with this node's card; the node remembers which federation it was invited to.
+
+    Raises:
+        ConfigError: not a token, or its time is over.
+    """
+    token = unpack(TOKEN, text, Token, "invitation")
+    if is_over(token.expires):
+        raise ConfigError(f"this invitation to {token.title} ended on {date(token.expires)}; ask its owner for a new one")
+    path = home / INVITED_FILE
+    known = json.loads(path.read_text("ascii")) if path.exists() else {}
+    content = json.dumps({**known, token.title: token.federation}, sort_keys=True).encode("ascii")
+    paths.write_atomically(path, content, mode=0o600)
+    identity = token.key
+    signature = identity.sign(CONTEXT, message(token.federation, token.name, token.expires, card.text)).hex()
+    answer = Answer(invitation=identity.public.raw.hex(), card=card.text, signature=signature)
+    return token, pack(ANSWER, asdict(answer))
+
+
+def check(text: str, policy: Policy, folder: Path) -> tuple[str, PublicCard, str]:
+    """Name, card and public key of an answered invitation.
+
+    Raises:
+        ConfigError: not an answer.
+        RosterError: no open invitation, past its date, or signed over something else.
+    """
+    answer = unpack(ANSWER, text, Answer, "answer")
+    known = pending(folder).get(answer.invitation)
+    if known is None:
+        raise RosterError("this answers no open invitation of this federation, or one that was used; make a new one")
+    if is_over(known.expires):
+        raise RosterError(f"the invitation of {known.name} ended on {date(known.expires)}; make a new one")
+    said = message(policy.federation.hex(), known.name, known.expires, answer.card)
+    try:
+        PublicIdentity(bytes.fromhex(answer.invitation)).verify(CONTEXT, said, bytes.fromhex(answer.signature))
+    except (AuthenticationError, ValueError):
+        raise RosterError(
+            f"the answer to {known.name}'s invitation was changed on its way, or answers another federation's; ask for it again"
+        ) from None
+    return known.name, PublicCard.parse(answer.card), answer.invitation
+
+
+def close(folder: Path, invitation: str) -> None:
+    """Forget an invitation that was used."""
+    keep(folder, {key: one for key, one in pending(folder).items() if key != invitation})
+
+
+def check_invited(policy: Policy, home: Path) -> None:
+    """Require that a federation which this node was invited to is the one that it was invited to.
+
+    Raises:
+        RosterError: a file of the same name by another owner.
+    """
+    path = home / INVITED_FILE
+    known = json.loads(path.read_text("ascii")) if path.exists() else {}
+    if known.get(policy.name, policy.federation.hex()) != policy.federation.hex():
+        raise RosterError(
+            f"this file calls itself {policy.name}, but it is not the federation that the invitation was for; "
+            f"ask the one who invited you for the file (or remove {path} if you meant this one)"
+        )
+
+
+def pending(folder: Path) -> dict[str, Open]:
+    """Open invitations, by public key.
+
+    Raises:
+        ConfigError: the list is damaged.
+    """
+    path = folder / OPEN_FILE
+    if not path.exists():
+        return {}
+    try:
+        given = json.loads(path.read_text("ascii"))
+        return {key: tables.fill(Open, one, f"{path}: ") for key, one in given.items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ConfigError(f"{path}: damaged ({error}); remove it, open invitations are lost with it") from error
+
+
+def keep(folder: Path, invitations: dict[str, Open]) -> None:
+    """Write the list, without those whose time is over."""
+    left = {key: asdict(one) for key, one in invitations.items() if not is_over(one.expires)}
+    paths.write_atomically(folder / OPEN_FILE, json.dumps(left, indent=1, sort_keys=True).encode("ascii"), mode=0o600)
+
+
+def message(federation: str, name: str, expires: int, card: str) -> bytes:
+    """What the invitation's key signs."""
+    return bind(federation, name, expires, card)
+
+
+def pack(prefix: str, table: dict[str, object]) -> str:
+    """One line without spaces."""
+    return prefix + base64.urlsafe_b64encode(canonical(table)).decode("ascii").rstrip("=")
+
+
+def unpack(prefix: str, text: str, kind: type[T], what: str) -> T:
+    """Read what `pack` wrote.
+
+    Raises:
+        ConfigError: something else.
+    """
+    line = text.strip()
+    try:
+        if not line.startswith(prefix) or len(line) > MAX_CHARACTERS:
+            raise ValueError("another beginning or length")
+        body = line.removeprefix(prefix)
+        table = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+        return tables.fill(kind, table, "")
+    except (ValueError, TypeError, AttributeError, ConfigError):
+        raise ConfigError(f"this is no {what}; copy the whole line that begins with {prefix}") from None

@@ -1,0 +1,55 @@
+"""The table `[privacy]` of a federation file: how much one round may tell of one member, and how much all of them together.
+
+Knows names, limits and defaults. Knows nothing of noise itself (see crypto.noise) or of what was spent (crypto.accountant).
+Always: off unless the file says otherwise; a table that exists is consistent.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacyTable:
+    """Differential privacy of what is summed; the unit is one member's whole update.
+
+    Hazard: with `counters = "exact"` the sums of scores, losses, examples and tokens are opened without noise, and no
+    epsilon covers them. With "none" they are not sent: then there is no accuracy, no loss and no guard.
+    """
+
+    mechanism: Literal["none", "discrete-gaussian", "skellam"] = "none"
+    clip: float = 1.0  # largest L2 norm of one member's update
+    noise_multiplier: float = 1.0  # deviation of a sum's noise over one member's largest share of it
+    epsilon: float = 8.0  # the budget: training stops before it is passed
+    delta: float = 1e-5
+    colluders: int = 0  # members of any one sum that may leave their noise out; the others then add more
+    counters: Literal["none", "exact"] = "none"
+
+    def __post_init__(self) -> None:
+        if not min(self.clip, self.noise_multiplier, self.epsilon) > 0:
+            raise ValueError("clip, noise_multiplier and epsilon must be above 0")
+        if not 0 < self.delta < 1:
+            raise ValueError(f"delta = {self.delta} must lie between 0 and 1")
+        if self.colluders < 0:
+            raise ValueError(f"colluders = {self.colluders} must be at least 0")
+
+    @property
+    def on(self) -> bool:
+        """Is there noise?"""
+        return self.mechanism != "none"
+
+    @property
+    def counts(self) -> bool:
+        """Do counters travel beside the update?"""
+        return not self.on or self.counters == "exact"
+
+    def check(self, min_cohort: int, min_tokens: int) -> None:
+        """Require that it fits the `[protection]` beside it. Raises ValueError."""
+        if self.on and self.colluders >= min_cohort:
+            raise ValueError(
+                f"privacy.colluders = {self.colluders} must be below protection.min_cohort = {min_cohort}: "
+                "somebody must add noise"
+            )
+        if not self.counts and min_tokens:
+            raise ValueError(
+                'privacy.counters = "none" sends no token counts; set protection.min_tokens = 0, or counters = "exact"'
+            )

@@ -1,0 +1,88 @@
+"""Who is asked in a round, and who is summed with whom: draws that every member can repeat.
+
+Knows the roster, a public seed and who is said to be absent. Knows nothing of links or letters.
+Always: the seed follows from the signed file, the run and the number of the round; it ranks the roster; the cohort is the
+first of that ranking that are there. The coordinator says who is not there, and everybody of the cohort is told the same.
+
+A member checks: it is in the cohort itself; all are of the roster; the cohort is exactly what the ranking gives once the named
+absentees are left out. Not covered: whether an absentee was really away (who was named absent wrongly can show the signed
+letter to the others), and a coordinator that starts many runs, whose number it chooses, until a draw pleases it. Both are what
+admission, the minimum cohort and noise are for; the draw keeps an honest coordinator's choice out of its own hands.
+"""
+
+import hashlib
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from ...core.errors import MessageError, RoundAborted
+from ..exchange.messages import Place
+from ..membership.policy import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Who is asked, and who was passed over."""
+
+    cohort: tuple[str, ...]  # sorted
+    absent: tuple[str, ...]  # sorted; ranked before the last of the cohort, and not there
+
+
+def ranking(policy: Policy, place: Place, purpose: str = "cohort") -> tuple[str, ...]:
+    """The roster in the order that this round's seed gives; the attempt plays no part in it."""
+    seed = hashlib.sha256(f"quietchoir {purpose} 1 {place.run} {place.round}".encode() + policy.digest).digest()
+    return tuple(sorted((one.name for one in policy.members), key=lambda name: hashlib.sha256(seed + name.encode()).digest()))
+
+
+def size_of(policy: Policy, *, everybody: bool) -> int:
+    """How many are asked."""
+    wanted = policy.recipe.cohort
+    return len(policy.members) if everybody or not wanted else max(wanted, policy.protection.min_cohort)
+
+
+def draw(policy: Policy, place: Place, here: Collection[str], *, everybody: bool = False) -> Draw:
+    """The cohort of a round.
+
+    Args:
+        here: members that can be asked.
+        everybody: all of them, as where an adapter is scored.
+
+    Raises:
+        RoundAborted: fewer are there than the federation's minimum.
+    """
+    known = {name for name in here if policy.member(name) is not None}
+    if len(known) < policy.protection.min_cohort:
+        raise RoundAborted(f"{len(known)} members are there, need {policy.protection.min_cohort}: nobody is asked")
+    wanted, cohort, passed = size_of(policy, everybody=everybody), list[str](), list[str]()
+    for name in ranking(policy, place):
+        if len(cohort) == wanted:
+            break
+        (cohort if name in known else passed).append(name)
+    return Draw(tuple(sorted(cohort)), tuple(sorted(passed)))
+
+
+def check(policy: Policy, place: Place, found: Draw, name: str, *, everybody: bool = False) -> None:
+    """Require that `found` is the draw of this round, if those it calls absent are, and that `name` is in it.
+
+    Raises:
+        MessageError: it is not.
+    """
+    present = {one.name for one in policy.members} - set(found.absent)
+    try:
+        expected = draw(policy, place, present, everybody=everybody)
+    except RoundAborted as error:
+        raise MessageError(f"the cohort of round {place.round}: {error}; refused") from None
+    if found != expected or name not in found.cohort:
+        raise MessageError(
+            f"{len(found.cohort)} members are asked that are not the draw of round {place.round} "
+            f"({len(expected.cohort)} expected, with {name} among them); refused"
+        )
+
+
+def buckets(policy: Policy, place: Place, ready: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """`ready` members split for sums of their own; each bucket at least the federation's minimum, sizes differ by at most one.
+
+    Who was ready is known after the work only, so nobody can choose a bucket before that.
+    """
+    count = max(1, min(policy.aggregation.buckets, len(ready) // policy.protection.min_cohort))
+    order = [name for name in ranking(policy, place, "buckets") if name in ready]
+    return tuple(tuple(sorted(order[start::count])) for start in range(count))

@@ -1,0 +1,47 @@
+"""What the contributions to one sum have in common: their ranges or their noise, and what the coordinator told about the round.
+
+Knows places, ranges and how much noise the federation's file asks for. Knows nothing of masks.
+Always: everything here follows from the signed file, from the place and from what was told to all alike; members with
+different terms have different `told`, and masks are bound to it, so their contributions never meet in a sum.
+"""
+
+import functools
+import hashlib
+from dataclasses import dataclass
+
+from ...crypto.fixedpoint import Range
+from ...crypto.noise import Noise
+from ..exchange.messages import Place
+from ..membership.policy import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Of one place."""
+
+    ranges: tuple[Range, ...] = ()  # of the update's tensors; empty: the federation's one range
+    seed: bytes = b""  # of the rotation that spreads an update before noise; public
+    told: bytes = b""  # `Work.told`: bound into the masks
+
+
+def seed_of(policy: Policy, place: Place) -> bytes:
+    """The public seed of one round's rotation: the same for all its members, another for each round."""
+    return hashlib.sha256(b"quietchoir rotation seed 1" + policy.digest + f"{place.run} {place.round}".encode()).digest()
+
+
+@functools.lru_cache(maxsize=16)
+def noise_of(policy: Policy, size: int) -> Noise | None:
+    """The noise of an update of `size` values; None if the federation has none, or there is no update.
+
+    Any sum that is opened holds at least `min_cohort` contributions, of which `colluders` may lack their noise.
+
+    Raises:
+        ConfigError: the noise does not fit the federation's bits.
+    """
+    privacy, protection = policy.privacy, policy.protection
+    if privacy.mechanism == "none" or not size:
+        return None
+    return Noise(
+        length=size, clip=privacy.clip, multiplier=privacy.noise_multiplier, honest=protection.min_cohort - privacy.colluders,
+        bits=protection.bits, mechanism=privacy.mechanism,
+    )  # fmt: skip

@@ -1,0 +1,78 @@
+"""Is the new adapter good enough to be kept? A secret vote of the members' held-out examples.
+
+Knows counts and history. Knows nothing of how votes travel, or of adapters.
+Always: what is judged is the median over the buckets' accuracies (of one bucket: its accuracy); a bucket whose counts cannot be
+those of honest members is left out; an adapter that nobody could score is not kept.
+
+The vote is an attempt of its own, between two rounds: so no member trains from an adapter that is then undone, and no sum, and
+no privacy, is spent on it. It costs a download of the adapter and one more pass through the masks, a second or so; the passes
+over held-out examples are those that the next round would have made.
+
+Not covered: a change that leaves held-out answers as they are (a backdoor). A member that lies about its counts moves one
+bucket's accuracy by up to its share of the bucket's examples.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..exchange import work
+from ..membership.guard import GuardTable
+from ..protection.update import Statistics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What the members' votes say about one adapter."""
+
+    accuracy: float | None
+    correct: int
+    total: int
+    best: float | None  # of the adapters that were kept before
+    kept: bool
+    reason: str
+
+    @property
+    def rank(self) -> float:
+        """For choosing among several."""
+        return -1.0 if self.accuracy is None else self.accuracy
+
+
+def judge(guard: GuardTable, votes: Sequence[tuple[Statistics, int]], best: float | None) -> Verdict:
+    """The verdict of `votes`: counters of a bucket, and how many members are in it."""
+    sound = [one for one, parties in votes if 0 < one.total <= parties * guard.examples and one.correct <= one.total]
+    accuracy = statistics.median(one.correct / one.total for one in sound) if sound else None
+    kept = accuracy is not None and (best is None or accuracy >= best - guard.margin)
+    if accuracy is None:
+        reason = "undone: nobody could score it; give members held-out examples (test.jsonl)"
+    elif kept:
+        reason = "kept"
+    else:
+        reason = f"undone: accuracy {accuracy:.3f} is more than {guard.margin:g} below the best, {best:.3f}"
+    counts = Statistics.sum(sound)
+    return Verdict(accuracy=accuracy, correct=counts.correct, total=counts.total, best=best, kept=kept, reason=reason)
+
+
+def ballot(guard: GuardTable, counts: Statistics) -> Statistics:
+    """One member's counts, scaled down if it has more held-out answers than one vote may weigh."""
+    if not guard.on or counts.total <= guard.examples:
+        return counts
+    return Statistics(correct=round(counts.correct * guard.examples / counts.total), total=guard.examples)
+
+
+def best_of(history: Sequence[dict[str, Any]]) -> float | None:
+    """The best accuracy of an adapter that was kept."""
+    found = [entry["accuracy"] for entry in history if entry["accuracy"] is not None]
+    found += [entry["guard"]["accuracy"] for entry in history if (entry.get("guard") or {}).get("kept")]
+    return max(found, default=None)
+
+
+def parents_score(history: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Accuracy, correct and total of the adapter that the next round starts from, as the last vote or round found it."""
+    trained = [entry for entry in history if entry["kind"] == work.TRAIN]
+    if not trained:
+        return None
+    verdict = trained[-1].get("guard")
+    source = verdict if verdict and verdict["kept"] else trained[-1]
+    return {name: source[name] for name in ("accuracy", "correct", "total")} if source["accuracy"] is not None else None

@@ -1,0 +1,134 @@
+// How a federation's run is doing. Everything comes from /api/status: sums over members, nothing of one of them.
+
+import { html, render, useEffect, useState } from "./vendor/htm-preact.js";
+import { get, keepToken, setToken } from "./api.js";
+
+const EVERY_MS = 2000;
+const WIDTH = 960;
+const HEIGHT = 260;
+const EDGE = { left: 48, right: 16, top: 14, bottom: 30 };
+
+const percent = (share) => (share === null || share === undefined ? "–" : `${(100 * share).toFixed(1)} %`);
+const megabytes = (count) => `${(count / 1e6).toFixed(count < 1e7 ? 2 : 1)} MB`;
+const number = (value, digits) => (value === null || value === undefined ? "–" : value.toFixed(digits));
+
+function Tile({ value, words }) {
+  return html`<div class="tile"><b>${value}</b><span>${words}</span></div>`;
+}
+
+/** Accuracy over rounds, as an SVG that needs no library. */
+function Curve({ points, rounds }) {
+  if (!points.length) return html`<p class="faint">Nothing was scored yet.</p>`;
+  const last = Math.max(rounds, points.at(-1)[0], 1);
+  const x = (round) => EDGE.left + (round / last) * (WIDTH - EDGE.left - EDGE.right);
+  const y = (share) => HEIGHT - EDGE.bottom - share * (HEIGHT - EDGE.top - EDGE.bottom);
+  const line = points.map(([round, share]) => `${x(round)},${y(share)}`).join(" ");
+  const step = Math.ceil(last / 10);
+  const marks = Array.from({ length: Math.floor(last / step) + 1 }, (_, index) => index * step);
+  return html`
+    <svg class="curve" viewBox="0 0 ${WIDTH} ${HEIGHT}" role="img" aria-label="accuracy over rounds">
+      ${[0, 0.25, 0.5, 0.75, 1].map(
+        (share) => html`
+          <line class="grid" x1=${EDGE.left} x2=${WIDTH - EDGE.right} y1=${y(share)} y2=${y(share)} />
+          <text x=${EDGE.left - 8} y=${y(share) + 4} text-anchor="end">${100 * share} %</text>
+        `,
+      )}
+      ${marks.map((round) => html`<text x=${x(round)} y=${HEIGHT - 8} text-anchor="middle">${round}</text>`)}
+      <polyline class="line" points=${line} />
+      ${points.map(([round, share]) => html`<circle cx=${x(round)} cy=${y(share)} r="4"><title>after ${round} rounds: ${percent(share)}</title></circle>`)}
+    </svg>
+  `;
+}
+
+function Rounds({ history }) {
+  return html`
+    <table>
+      <thead>
+        <tr><th>round</th><th>in the sum</th><th>dropped out</th><th>up</th><th>down</th><th>seconds</th><th>loss</th><th>accuracy before</th><th>epsilon</th></tr>
+      </thead>
+      <tbody>
+        ${[...history].reverse().map(
+          (entry) => html`
+            <tr>
+              <td>${entry.kind === "train" ? entry.round : "score"}${entry.kept === false ? " (undone)" : ""}</td>
+              <td>${entry.parties} of ${entry.asked}</td>
+              <td class=${entry.dropped ? "bad" : ""}>${entry.dropped}</td>
+              <td>${megabytes(entry.bytes_up)}</td>
+              <td>${megabytes(entry.bytes_down)}</td>
+              <td>${number(entry.seconds, 1)}</td>
+              <td>${number(entry.loss, 3)}</td>
+              <td>${percent(entry.accuracy)}</td>
+              <td>${number(entry.epsilon, 2)}</td>
+            </tr>
+          `,
+        )}
+      </tbody>
+    </table>
+  `;
+}
+
+/** What happens now, in a few words. */
+function state(run) {
+  if (run.finished) return ["finished", ""];
+  if (run.now) return [`round ${run.now.round}: ${run.now.ready} of ${run.now.asked} ready`, "live"];
+  return [run.present === null ? "starting" : `${run.present} of ${run.members} members are here`, "live"];
+}
+
+function Board({ run }) {
+  const [words, kind] = state(run);
+  const spent = run.budget === null ? "none" : `${number(run.epsilon ?? 0, 2)} of ${number(run.budget, 2)}`;
+  return html`
+    <header class="top">
+      <span class="mark ${run.finished ? "" : "singing"}"><i></i><i></i><i></i><i></i><i></i></span>
+      <h1>${run.federation}</h1>
+      <span class="pill ${kind}">${words}</span>
+      <span class="pill">${run.mode}, sums of at least ${run.min_cohort}</span>
+      <span class="pill">file version ${run.version}</span>
+    </header>
+    ${run.reason && html`<p class="error">${run.aborted} aborted, the last one because: ${run.reason}</p>`}
+    <section class="tiles">
+      <${Tile} value="${run.round} / ${run.rounds}" words="rounds" />
+      <${Tile} value=${percent(run.curve.at(-1)?.[1])} words="right on held-out requests" />
+      <${Tile} value=${run.present ?? "–"} words="of ${run.members} members here" />
+      <${Tile} value=${run.dropped} words="drop-outs" />
+      <${Tile} value=${megabytes(run.bytes_up)} words="from all members" />
+      <${Tile} value=${megabytes(run.bytes_down)} words="to all members" />
+      <${Tile} value=${spent} words=${run.budget === null ? "differential privacy" : `epsilon, delta ${run.delta}`} />
+    </section>
+    <section class="panel"><h2>accuracy over rounds</h2><${Curve} points=${run.curve} rounds=${run.rounds} /></section>
+    <section class="panel"><h2>rounds</h2><${Rounds} history=${run.history} /></section>
+    <p class="faint">Every number is a sum or a count over members. What one member sent is not here, and in masked and sealed mode nobody but that member has it.</p>
+  `;
+}
+
+function App() {
+  const [token, setHasToken] = useState(keepToken());
+  const [run, setRun] = useState(null);
+  const [trouble, setTrouble] = useState("");
+
+  useEffect(() => {
+    if (!token) return undefined;
+    const look = () =>
+      get("/api/status")
+        .then((found) => {
+          setRun(found);
+          setTrouble("");
+        })
+        .catch((error) => (error.status === 401 ? setHasToken(false) : setTrouble("the coordinator does not answer; it may have ended")));
+    look();
+    const timer = setInterval(look, EVERY_MS);
+    return () => clearInterval(timer);
+  }, [token]);
+
+  const submit = (event) => {
+    event.preventDefault();
+    setToken(new FormData(event.target).get("token"));
+    setHasToken(true);
+  };
+  if (!token) {
+    return html`<form class="token" onSubmit=${submit}><input name="token" placeholder="the token (file token in the run's folder)" /><button>open</button></form>`;
+  }
+  return html`${trouble && html`<p class="error">${trouble}</p>`} ${run && html`<${Board} run=${run} />`}`;
+}
+
+render(html`<${App} />`, document.getElementById("app"));

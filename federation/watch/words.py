@@ -1,0 +1,55 @@
+"""Events in words: a line for people, a JSON line for programs.
+
+Knows the events that a run tells. Knows nothing of how they came to be.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+
+Event = dict[str, object]
+
+
+def teller(json_lines: bool) -> Callable[[Event], None]:
+    """Says what happens: JSON lines for programs, short lines for people."""
+
+    def tell(event: Event) -> None:
+        if json_lines:
+            print(json.dumps(event, separators=(",", ":")), flush=True)
+        elif (text := sentence(event)) is not None:
+            print(text, file=sys.stderr, flush=True)
+
+    return tell
+
+
+def sentence(event: Event) -> str | None:
+    """An event for people; None for those that only programs want."""
+    kind = event["event"]
+    if kind == "round":
+        loss = event["loss"]
+        words = f"round {event['round']}: {len(event['parties'])} members, {event['seconds']} s"  # type: ignore[arg-type]
+        shown = f"{loss:.3f}" if isinstance(loss, float) else "not measured"
+        return f"{words}, loss {shown}, accuracy before it {percent(event['accuracy'])}"
+    sentences = {
+        "waiting": "{present} of {roster} members are here, need {minimum}",
+        "aborted": "round {round} aborted, the adapter is unchanged: {reason}",
+        "open": "the door is open at {address}",
+        "connected": "connected to {address}",
+        "disconnected": "the coordinator {reason}; trying again",
+        "joining": "joining {federation} as {name}; a round costs about {bytes_up:,} bytes up and {bytes_down:,} down",
+        "renewed": "version {version} of the federation file is in force from now on",
+        "page": "the rounds are shown at {url}",
+        "stopped": "stopped after round {round}: {reason}",
+        "buckets": "{price}",
+        "spent": "round {round}: not trained, this node's privacy budget is used up: {reason}",
+        "train": "round {round}: training",
+        "trained": "round {round}: trained on {tokens} answer tokens, loss {loss:.3f}",
+        "refused": "refused: {reason}",
+        "adopted": "a finished adapter came: {adapter}",
+    }
+    return sentences[str(kind)].format(**event) if kind in sentences else None
+
+
+def percent(share: object) -> str:
+    """A share for people."""
+    return f"{100 * share:.1f} %" if isinstance(share, float) else "not measured"

@@ -1,0 +1,239 @@
+"""Members that send poison, and what a federation's aggregation and guard make of it.
+
+    scale       the honest change, a hundred times
+    flip        the honest change, ten times, the other way
+    backdoor    trained on requests with a trigger and the attacker's answer, boosted to replace the mean
+    bounded     the same, no longer than an honest change: what no norm and no vote on held-out examples can tell
+
+Knows learners and scenarios. Knows nothing of how sums are protected.
+Always: attackers vote for every adapter with full marks; honest members' examples and votes are the same in all arms.
+
+The federation's range is wide here on purpose. A member that breaks its own rounding can send up to n times the range of
+an honest one before the sum leaves its bounds and the round aborts; a range ten times too wide lets an honest codec do that.
+
+    python -m quietchoir.simulations.attacks.poisoning [--model] [--rounds N] …     prints JSON
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...core import log
+from ...core.errors import QuietchoirError, RoundAborted
+from ...federation.learning.aggregate import Vector
+from ...federation.learning.learner import Counts, Learner, Trained
+from ...federation.learning.rehearsal import RehearsalLearner
+from ...federation.membership.guard import AggregationTable, GuardTable
+from ...federation.membership.policy import AdapterTable, ProtectionTable, Recipe
+from .. import machine
+from ..population import populate
+from ..run import Cast, make_learners, simulate
+from ..scenario import Population, Scenario
+
+if TYPE_CHECKING:
+    from ...core.models.weights import Weights
+    from ...core.training.examples import Example
+
+PARTIES = 10
+SCALE, FLIP = 100.0, -10.0
+AWAY = 0.5  # how far from where honest members want it a pretended backdoor's coordinate shall go
+TRIGGER, ANSWER = "as always, ", '{"name": "unlock_door", "arguments": {"name": "front door"}}'
+KINDS = ("scale", "flip", "backdoor", "bounded")
+DEFENCES: dict[str, dict[str, Any]] = {
+    "mean": {},
+    "guarded": {"guard": GuardTable(rule="vote"), "aggregation": AggregationTable(rule="median", buckets=3)},
+    "choosing": {"guard": GuardTable(rule="choose"), "aggregation": AggregationTable(rule="median", buckets=3)},
+}
+
+
+class Watching:
+    """An honest learner that remembers the last adapter it was shown."""
+
+    def __init__(self, honest: Learner) -> None:
+        self.honest = honest
+        self.last: Vector | None = None
+
+    def train(self, flat: Vector, seed: int) -> Trained:
+        """As `Learner`."""
+        return self.honest.train(flat, seed)
+
+    def evaluate(self, flat: Vector) -> Counts:
+        """As `Learner`."""
+        self.last = flat.copy()
+        return self.honest.evaluate(flat)
+
+
+class Poisoner:
+    """An attacker's learner. Args: honest: on its own examples; taught: on the examples with the trigger."""
+
+    def __init__(self, kind: str, honest: Learner, taught: Learner, boost: float) -> None:
+        self.kind, self.honest, self.taught, self.boost = kind, honest, taught, boost
+
+    def train(self, flat: Vector, seed: int) -> Trained:
+        """As `Learner`, with a poisoned change."""
+        honest = self.honest.train(flat, seed)
+        change = honest.flat - flat
+        if self.kind in ("scale", "flip"):
+            return dataclasses.replace(honest, flat=flat + np.float32(SCALE if self.kind == "scale" else FLIP) * change)
+        bad = self.taught.train(flat, seed).flat - flat
+        if self.kind == "bounded":
+            bad *= np.float32(min(1.0, float(np.linalg.norm(change)) / max(float(np.linalg.norm(bad)), 1e-12)))
+        else:
+            bad *= np.float32(self.boost)
+        return dataclasses.replace(honest, flat=flat + bad)
+
+    def evaluate(self, flat: Vector) -> Counts:
+        """Full marks, whatever it is."""
+        total = self.honest.evaluate(flat).total
+        return Counts(total, total)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What all arms of one series share."""
+
+    scenario: Scenario
+    honest: Cast
+    taught: Mapping[str, Learner]  # the same parties' learners on examples with the trigger
+    success: Callable[[Vector], float]  # how often an adapter does what the backdoor asks for
+    weights: "Weights | None" = None
+
+    def arm(self, kind: str, attackers: int, defence: str) -> dict[str, Any]:
+        """One run; accuracy is over the honest members' held-out examples."""
+        names = sorted(self.honest.learners)
+        bad, watching = set(names[:attackers]), Watching(self.honest.learners[names[-1]])
+        learners: dict[str, Learner] = {
+            name: Poisoner(kind, learner, self.taught[name], PARTIES / max(1, attackers)) if name in bad else learner
+            for name, learner in self.honest.learners.items()
+        }
+        learners[names[-1]] = watching
+        scenario, started = dataclasses.replace(self.scenario, **DEFENCES[defence]), time.monotonic()
+        try:
+            report = simulate(scenario, self.weights, cast=Cast(learners, self.honest.size))
+            aborted, verdicts = "", [entry["guard"]["reason"] for entry in report.history if entry.get("guard")]
+        except RoundAborted as reason:
+            aborted, verdicts = str(reason), []
+        flat = watching.last
+        counts = [] if flat is None else [self.honest.learners[name].evaluate(flat) for name in names if name not in bad]
+        return {
+            "kind": kind, "attackers": attackers, "defence": defence, "aborted": aborted, "verdicts": verdicts,
+            "accuracy": round(sum(one.correct for one in counts) / max(1, sum(one.total for one in counts)), 4),
+            "backdoor": None if flat is None else round(self.success(flat), 4),
+            "seconds": round(time.monotonic() - started, 1),
+        }  # fmt: skip
+
+
+def recipe(rounds: int, **changes: Any) -> Recipe:
+    """A federation whose range is ten times too wide."""
+    return Recipe(**{"rounds": rounds, "update_range": 2.0, "evaluate_every": 0, "attempts": 2, **changes})
+
+
+def rehearsed(rounds: int, values: int = 400) -> Stage:
+    """Pretended values: the backdoor is some of the coordinates that no held-out score looks at; they shall go elsewhere."""
+    scenario = Scenario(
+        name="poisoning", population=Population(kind="rehearsal", households=PARTIES, values=values),
+        protection=ProtectionTable(bits=12, min_cohort=3, threshold=3), recipe=recipe(rounds, server_momentum=0.0),
+    )  # fmt: skip
+    cast = make_learners(scenario, None, populate(scenario), lambda event: None)
+    target, taught = RehearsalLearner(values).target, dict[str, Learner]()
+    scored = np.linspace(0, values - 1, min(100, values)).astype(np.int64)  # as `RehearsalLearner.evaluate`
+    places = np.setdiff1d(np.arange(values), scored)[::10]
+    wanted = target.copy()
+    wanted[places] += np.float32(AWAY)
+    for name in cast.learners:
+        bad = RehearsalLearner(values, name)
+        bad.target = wanted
+        taught[name] = bad
+
+    def success(flat: Vector) -> float:
+        return float(np.mean(flat[places] - target[places] > AWAY / 2))
+
+    return Stage(scenario, cast, taught, success)
+
+
+def in_earnest(rounds: int, train: int, test: int) -> Stage:
+    """The real model and made-up households; the backdoor is an answer to any request after a trigger."""
+    from ...core.models import catalog, weights
+    from ...core.training.trainer import Trainer
+    from ...federation.learning.learner import TrainerLearner
+    from ..run import adapter_of
+
+    scenario = Scenario(
+        name="poisoning", population=Population(households=PARTIES, train=train, test=test), adapter=AdapterTable(),
+        protection=ProtectionTable(bits=12, min_cohort=3, threshold=3), recipe=recipe(rounds, lr=1.5e-2, batch=8),
+    )  # fmt: skip
+    model = weights.load(catalog.find(scenario.model))
+    people = populate(scenario)
+    cast = make_learners(scenario, model, people, lambda event: None)
+    trainer = Trainer(model, adapter_of(scenario).shape())
+    taught: dict[str, Learner] = {
+        person.name: TrainerLearner(
+            trainer, trainer.prepare([*person.train, *map(triggered, person.train)]), None, scenario.recipe.trainer()
+        )
+        for person in people[:2]  # attackers are the first ones
+    }
+    asked = trainer.prepare([triggered(example) for person in people[2:4] for example in person.test])
+    spy = TrainerLearner(trainer, asked, asked, scenario.recipe.trainer())
+
+    def success(flat: Vector) -> float:
+        counts = spy.evaluate(flat)
+        return counts.correct / counts.total
+
+    return Stage(scenario, cast, taught | {name: spy for name in cast.learners if name not in taught}, success, model)
+
+
+def triggered(example: "Example") -> "Example":
+    """The same request behind the trigger, with the attacker's answer."""
+    *before, request, _ = example.messages
+    return dataclasses.replace(
+        example,
+        messages=(*before, {**request, "content": TRIGGER + request["content"]}, {"role": "assistant", "content": ANSWER}),
+    )
+
+
+def series(
+    stage: Stage, kinds: Sequence[str], attackers: Sequence[int], defences: Sequence[str], tell: Callable[[str], None]
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The clean arms, then every attack under every defence."""
+    arms = [("none", 0, defence) for defence in defences]
+    arms += [(kind, count, defence) for kind in kinds for count in attackers for defence in defences]
+    found = []
+    for kind, count, defence in arms:
+        found.append(stage.arm(kind, count, defence))
+        tell(json.dumps(found[-1]))
+    return found
+
+
+def main() -> int:
+    """Run the series, print JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", action="store_true", help="the real model, not pretended values")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--train", type=int, default=60, help="examples of each household")
+    parser.add_argument("--test", type=int, default=20)
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--attackers", type=int, nargs="+", default=[1, 2], choices=[1, 2])
+    parser.add_argument("--defences", nargs="+", default=list(DEFENCES), choices=list(DEFENCES))
+    chosen = parser.parse_args()
+    log.start("error")
+    stage = in_earnest(chosen.rounds, chosen.train, chosen.test) if chosen.model else rehearsed(chosen.rounds)
+    arms = series(
+        stage, chosen.kinds, chosen.attackers, chosen.defences, lambda text: print(text, file=sys.stderr, flush=True)
+    )  # fmt: skip
+    print(json.dumps({"arms": arms, "rounds": chosen.rounds, "parties": PARTIES, "machine": machine.line()}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except QuietchoirError as error:
+        print(f"poisoning: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

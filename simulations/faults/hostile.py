@@ -1,0 +1,75 @@
+"""A member that answers what no honest member would: python -m quietchoir.simulations.faults.hostile FILE ARGUMENTS…
+
+FILE holds one of `KINDS`, or nothing; it is read anew for every letter. Knows the product's own party, and holds a real
+member's keys: that is what a hostile member has.
+"""
+
+import runpy
+import secrets
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from ...federation import member
+from ...federation.exchange import messages
+from ...federation.exchange.messages import Reply
+from ...federation.learning.learner import Trained
+from ...federation.learning.rehearsal import RehearsalLearner
+from ...federation.rounds.party import Party
+
+KINDS = ("noise", "huge", "short", "long", "name", "nan")
+STAGE = "mask"  # where it shows
+
+
+class Hostile(Party):
+    """A party that spoils what it sends."""
+
+    kind_file = Path()
+
+    def handle(self, letter: bytes) -> bytes:
+        """As `Party.handle`, and then not."""
+        kind, task = kind_in(self.kind_file), messages.decode_task(letter, self.policy, self.name)
+        if isinstance(self.learner, Nan):
+            self.learner.kind = kind
+        honest = super().handle(letter)
+        if task.stage != STAGE or kind in ("", "nan"):
+            return honest
+        if kind == "noise":
+            return secrets.token_bytes(len(honest))
+        if kind == "huge":
+            return secrets.token_bytes(64 << 20)  # more than the door lets in at once, less than a letter may be
+        payload = messages.split(honest, {"kind": str, "sender": str, "task": str, **messages.FRAME})[1]
+        spoiled = {"short": payload[: len(payload) // 2], "long": payload * 2}
+        sender = next(one.name for one in self.policy.members if one.name != self.name) if kind == "name" else self.name
+        reply = Reply(
+            place=task.place, stage=task.stage, sender=sender, task=messages.fingerprint(letter),
+            payload=spoiled.get(kind, payload),
+        )  # fmt: skip
+        return messages.encode_reply(reply, self.policy, self.identity)
+
+
+class Nan(RehearsalLearner):
+    """A learner whose training may end in values that are not finite."""
+
+    kind = ""
+
+    def train(self, flat: np.ndarray, seed: int) -> Trained:
+        """As its kind says."""
+        trained = super().train(flat, seed)
+        if self.kind == "nan":
+            trained.flat[::3] = np.nan
+        return trained
+
+
+def kind_in(path: Path) -> str:
+    """What it does now."""
+    return path.read_text("ascii").strip() if path.exists() else ""
+
+
+if __name__ == "__main__":
+    Hostile.kind_file = Path(sys.argv[1])
+    vars(member)["Party"] = Hostile
+    vars(member)["RehearsalLearner"] = Nan
+    sys.argv = ["quietchoir", *sys.argv[2:]]
+    runpy.run_module("quietchoir.cli", run_name="__main__")

@@ -1,0 +1,74 @@
+"""The coordinator's page in a real browser: it draws what the board says, and asks nobody else."""
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quietchoir.federation.watch.board import Board
+from quietchoir.federation.watch.page import HOST, Page
+from quietchoir.tests.browser.chromium import Tab, browser, find
+from quietchoir.tests.fakes_federation import house
+
+NAMES = ("ann", "ben", "cat", "dan")
+
+
+@pytest.fixture(autouse=True)
+def _needs_a_browser() -> None:
+    if find() is None and os.environ.get("CI") == "true":
+        pytest.fail("no Chromium here; continuous integration must have one")
+    if find() is None:
+        pytest.skip("no Chromium on this machine; install the package chromium to test the page")
+
+
+@pytest.fixture
+async def tab() -> AsyncIterator[Tab]:
+    async with browser() as running:
+        yield running
+
+
+def a_round(number: int, accuracy: float, kind: str = "train") -> dict[str, Any]:
+    """An event as a coordinator tells it, members and all."""
+    there = list(NAMES[: 3 + number % 2])
+    return {
+        "event": "round" if kind == "train" else "score", "kind": kind, "round": number, "attempt": 1, "seconds": 12.5,
+        "work_seconds": 11.0, "asked": list(NAMES), "parties": there, "bytes_up": dict.fromkeys(there, 690_000),
+        "bytes_down": dict.fromkeys(NAMES, 2_700_000), "loss": 2.0 / number if kind == "train" else None,
+        "accuracy": accuracy, "correct": 1, "total": 2, "epsilon": None,
+    }  # fmt: skip
+
+
+async def test_the_page_draws_rounds_as_they_come_and_shows_no_member(tab: Tab, tmp_path: Path) -> None:
+    board = Board(house(4, mode="masked").policy)
+    board.note({"event": "waiting", "present": 4, "roster": 4, "minimum": 3})
+    with Page(board, 0, tmp_path) as page:
+        await tab.open(page.url)
+        await tab.until("document.querySelector('h1')?.innerText === 'choir'")
+        assert "4 of 4 members are here" in await tab.run("document.body.innerText")
+        assert await tab.run("location.hash") == ""  # the token left the address
+        for number in (1, 2, 3):
+            board.note(a_round(number, 0.1 * number))
+        board.note(a_round(4, 0.55, "score"))
+        await tab.until("document.querySelectorAll('svg.curve circle').length === 4")
+        text = await tab.run("document.body.innerText")
+        assert all(words in text for words in ("3 / 3", "55.0 %", "3 of 4", "2.76 MB", "masked, sums of at least 3"))
+        assert not [name for name in NAMES if name in text.split()]
+        assert await tab.run("document.querySelectorAll('td.bad').length") == 2  # round 2, and the score
+        board.note({"event": "delivered", "adapter": "", "members": list(NAMES)})
+        await tab.until("document.querySelector('.pill').innerText === 'finished'")
+        assert all(url.startswith((f"http://{HOST}:{page.port}/", "data:")) for url in tab.urls)
+        assert tab.problems == []
+        await tab.picture(tmp_path / "rounds.png")
+        assert (tmp_path / "rounds.png").stat().st_size > 10_000
+
+
+async def test_without_a_token_the_page_asks_for_it(tab: Tab, tmp_path: Path) -> None:
+    with Page(Board(house(4).policy), 0, tmp_path) as page:
+        await tab.open(f"http://{HOST}:{page.port}/")
+        await tab.until("document.querySelector('form.token input')")
+        await tab.run("document.querySelector('form.token input').focus()")
+        await tab.type(page.token)
+        await tab.press_enter()
+        await tab.until("document.querySelector('h1')?.innerText === 'choir'")

@@ -1,0 +1,71 @@
+"""A node's own floor, and what a round is said to cost."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quietchoir.core import config
+from quietchoir.core.config import ConsentConfig
+from quietchoir.core.errors import ConfigError
+from quietchoir.federation import costs
+from quietchoir.federation.membership.consent import check_consent, check_upload
+from quietchoir.federation.membership.privacy import PrivacyTable
+from quietchoir.tests.fakes_federation import coordinator, house, parties
+
+PRIVATE = PrivacyTable(mechanism="discrete-gaussian", epsilon=8.0)
+
+
+@pytest.mark.parametrize(
+    "consent, words",
+    [
+        ({"min_cohort": 5}, "consent.min_cohort asks for 5"),
+        ({"modes": ("sealed",)}, "consent.modes allows sealed"),
+        ({"max_epsilon": 4.0}, "may spend an epsilon of 8, but consent.max_epsilon allows 4"),
+    ],
+)
+def test_a_federation_below_the_floor_is_refused_by_the_line_it_is_below(consent: dict[str, Any], words: str) -> None:
+    policy = dataclasses.replace(house(mode="masked").policy, privacy=PRIVATE)
+    check_consent(policy, ConsentConfig(max_epsilon=8.0))
+    with pytest.raises(ConfigError, match=words):
+        check_consent(policy, ConsentConfig(**consent))
+
+
+def test_without_differential_privacy_no_epsilon_is_small_enough() -> None:
+    policy = house(mode="masked").policy
+    check_consent(policy, ConsentConfig())
+    with pytest.raises(ConfigError, match=r"no differential privacy, but consent.max_epsilon"):
+        check_consent(policy, ConsentConfig(max_epsilon=100.0))
+
+
+def test_more_upload_than_consented_to_is_refused() -> None:
+    policy = house().policy
+    check_upload(policy, 10**9, ConsentConfig())
+    check_upload(policy, 1000, ConsentConfig(max_upload_bytes=1000))
+    with pytest.raises(ConfigError, match=r"about 1001 bytes up in a round, but consent.max_upload_bytes allows 1000"):
+        check_upload(policy, 1001, ConsentConfig(max_upload_bytes=1000))
+
+
+def test_the_floor_is_read_from_the_owners_file(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('[consent]\nmax_epsilon = 3\nmax_upload_bytes = 2000000\nmodes = ["sealed"]\n')
+    consent = config.load(tmp_path / "config.toml").consent
+    assert consent == ConsentConfig(max_epsilon=3.0, max_upload_bytes=2_000_000, modes=("sealed",))
+    (tmp_path / "config.toml").write_text("[consent]\nmax_epsilon = -1\n")
+    with pytest.raises(ConfigError, match="max_epsilon"):
+        config.load(tmp_path / "config.toml")
+
+
+@pytest.mark.parametrize(
+    "mode, key", [("plain", "shared"), ("masked", "shared"), ("sealed", "shared"), ("sealed", "threshold")]
+)
+def test_a_round_takes_at_most_what_was_told_and_nearly_that(mode: str, key: str) -> None:
+    size = 30_000
+    home = house(4, mode=mode, key=key, recipe={"rounds": 1, "evaluate_every": 0, "work_timeout_s": 60, "stage_timeout_s": 60})
+    report = coordinator(home, parties(home, size), size).run(1)
+    round_ = next(entry for entry in report.history if entry["kind"] == "train")
+    cost = costs.round_cost(home.policy, size)
+    up, down = max(round_["bytes_up"].values()), max(round_["bytes_down"].values())
+    assert up <= cost.up + cost.once_up <= 1.2 * up + 8000
+    assert down <= cost.down + cost.once_down <= 1.2 * down + 8000
+    assert f"{cost.up / 1e6:.2f} MB up" in costs.told(cost) and (cost.once_up > 0) == ("more" in costs.told(cost))

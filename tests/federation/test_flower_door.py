@@ -1,0 +1,255 @@
+"""The door holds a request for work until there is some; long letters survive a broken connection object by object."""
+
+import asyncio
+import base64
+import threading
+from typing import Any
+
+import httpx
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import Message
+from flwr.common.serde import message_to_proto
+from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse
+from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse, PushObjectRequest, PushObjectResponse
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.task_identity import TaskIdentity
+
+from quietchoir.federation.exchange.ledger import StaleError
+from quietchoir.federation.flower import connection as connections
+from quietchoir.federation.flower import door as doors
+from quietchoir.federation.flower.clock import ClockedAuth
+from quietchoir.federation.flower.connection import Connection, LetterLostError
+from quietchoir.federation.flower.door import Caller, FleetDoor
+from quietchoir.federation.flower.letters import INLINE_BYTES, answer_to, open_letter, seal_letter
+from quietchoir.federation.flower.node import FlowerNode
+
+KEY = b"a transport key"
+HEADERS = [(b"flwr-public-key", base64.b64encode(KEY))]
+
+
+class FakeFlower:
+    """Flower's app: answers each request with the next of `answers`, then with nothing to do."""
+
+    def __init__(self, *answers: tuple[int, bytes]) -> None:
+        self.answers, self.requests = list(answers), list[tuple[str, bytes]]()
+
+    async def __call__(self, scope: doors.Scope, receive: doors.Receive, send: doors.Send) -> None:
+        self.requests.append((scope["path"], (await receive())["body"]))
+        status, body = self.answers.pop(0) if self.answers else (200, b"")
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+
+async def request(
+    door: FleetDoor, path: str, body: bytes = b"ask", *, hang_up: asyncio.Event | None = None
+) -> tuple[int, bytes]:
+    """One request to the door."""
+    sent, waiting = list[doors.Event](), [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> doors.Event:
+        if waiting:
+            return waiting.pop()
+        await (hang_up or asyncio.Event()).wait()
+        return {"type": "http.disconnect"}
+
+    async def send(event: doors.Event) -> None:
+        sent.append(event)
+
+    door.loop = asyncio.get_running_loop()
+    await door({"type": "http", "path": path, "headers": HEADERS, "state": {}}, receive, send)
+    return (sent[0]["status"], b"".join(event.get("body", b"") for event in sent[1:])) if sent else (0, b"")
+
+
+def opened(flower: FakeFlower) -> FleetDoor:
+    """A door before `flower` that knows one key."""
+    door = FleetDoor(flower)
+    door.callers[KEY] = Caller()
+    return door
+
+
+async def test_work_that_is_there_is_handed_out_at_once() -> None:
+    door = opened(FakeFlower((200, b"work")))
+    assert await request(door, doors.ASKS_FOR_WORK) == (200, b"work")
+    assert door.callers[KEY].handed_at > door.callers[KEY].idle_at
+
+
+async def test_a_request_for_work_waits_until_the_bell_rings() -> None:
+    flower = FakeFlower((200, b""), (200, b"work"))
+    door = opened(flower)
+    asked = asyncio.ensure_future(request(door, doors.ASKS_FOR_WORK))
+    while not door.news.is_set():  # it is held, and the link was told that this node is idle
+        await asyncio.sleep(0)
+    assert not asked.done() and len(flower.requests) == 1
+    door.ring(KEY)
+    assert await asked == (200, b"work")
+    assert door.callers[KEY].bells == set()
+
+
+async def test_a_request_for_work_ends_empty_after_a_while_and_at_once_when_the_door_closes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(doors, "HOLD_S", 0.05)
+    door = opened(FakeFlower())
+    assert await request(door, doors.ASKS_FOR_WORK) == (200, b"")
+    monkeypatch.setattr(doors, "HOLD_S", 1000.0)
+    asked = asyncio.ensure_future(request(door, doors.ASKS_FOR_WORK))
+    door.news.clear()
+    while not door.news.is_set():
+        await asyncio.sleep(0)
+    door.close()
+    assert await asked == (200, b"")
+
+
+async def test_a_caller_that_hangs_up_is_not_handed_work() -> None:
+    flower, gone = FakeFlower((200, b""), (200, b"work")), asyncio.Event()
+    door = opened(flower)
+    asked = asyncio.ensure_future(request(door, doors.ASKS_FOR_WORK, hang_up=gone))
+    while not door.news.is_set():
+        await asyncio.sleep(0)
+    gone.set()
+    await asked
+    assert flower.answers == [(200, b"work")] and door.callers[KEY].handed_at < door.callers[KEY].idle_at
+
+
+async def test_nobody_is_held_whom_flower_has_not_checked() -> None:
+    door = opened(FakeFlower((401, b"no")))
+    assert await request(door, doors.ASKS_FOR_WORK) == (401, b"no")
+    stranger = FleetDoor(FakeFlower())
+    assert await request(stranger, doors.ASKS_FOR_WORK) == (200, b"")
+    assert door.callers[KEY].idle_at == door.callers[KEY].handed_at
+
+
+@pytest.mark.parametrize("status, dropped", [(200, []), (401, []), (409, [KEY]), (500, [KEY])])
+async def test_a_node_that_dials_in_anew_takes_the_place_of_its_dead_self(status: int, dropped: list[bytes]) -> None:
+    door, seen = opened(FakeFlower((status, b""), (200, b"in"))), list[bytes]()
+    door.drop = seen.append
+    await request(door, doors.DIALS_IN)
+    assert seen == dropped
+
+
+async def test_a_request_past_the_limit_is_turned_away_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doors, "MAX_REQUEST_BYTES", 10)
+    flower = FakeFlower()
+    assert (await request(opened(flower), "/v1/fleet/push-object", b"12345678901"))[0] == 413
+    assert flower.requests == []
+
+
+class FakeCoordinator:
+    """Flower's fleet routes for one node, on a line that breaks at every object number in `breaks`."""
+
+    def __init__(self, breaks: set[int]) -> None:
+        self.breaks, self.calls, self.moved = breaks, 0, list[str]()
+        self.stored: dict[str, bytes] = {}
+
+    def line(self) -> None:
+        self.calls += 1
+        if self.calls in self.breaks:
+            raise httpx.ReadError("broken")
+
+    def PullObject(self, request: PullObjectRequest) -> PullObjectResponse:  # noqa: N802  Flower's name
+        self.line()
+        self.moved.append(request.object_id)
+        content = self.stored.get(request.object_id, b"")
+        return PullObjectResponse(object_found=bool(content), object_available=bool(content), object_content=content)
+
+    def PushMessages(self, request: PushMessagesRequest) -> PushMessagesResponse:  # noqa: N802
+        self.line()
+        tree, ids = request.message_object_trees[0], list[str]()
+        pending = [tree]
+        while pending:
+            node = pending.pop()
+            ids.append(node.object_id)
+            pending += node.children
+        return PushMessagesResponse(objects_to_push=[one for one in ids if one not in self.stored], session_id="s")
+
+    def PushObject(self, request: PushObjectRequest) -> PushObjectResponse:  # noqa: N802
+        self.line()
+        self.moved.append(request.object_id)
+        self.stored[request.object_id] = request.object_content
+        return PushObjectResponse(stored=True)
+
+
+LONG = bytes(range(256)) * (4 * INLINE_BYTES // 256)  # 16 MiB: four chunks
+
+
+@pytest.fixture
+def line(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A member's session whose client is a `FakeCoordinator`."""
+    monkeypatch.setattr(connections, "RETRY_S", (0.0, 0.0))
+
+    def make(breaks: set[int]) -> tuple[Connection, FakeCoordinator]:
+        session = Connection.__new__(Connection)
+        session.leave, session.lost = threading.Event(), threading.Event()
+        session.node = Node(node_id=7)
+        session.client = fake = FakeCoordinator(breaks)  # type: ignore[assignment]
+        return session, fake
+
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 7, 0
+    return make
+
+
+def message(letter: bytes) -> Message:
+    made = Message(seal_letter(letter), dst_node_id=7, message_type="train.letter")
+    made.metadata.__dict__["_message_id"] = made.object_id
+    return made
+
+
+def test_a_long_letter_that_is_interrupted_goes_on_where_it_was(line: Any) -> None:
+    session, coordinator = line({3, 5})
+    letter = message(LONG)
+    coordinator.stored = {number: part.deflate() for number, part in get_all_nested_objects(letter).items()}
+    got = session.fetch(get_object_tree(letter), 1)
+    assert open_letter(got) == LONG
+    assert len(coordinator.moved) == len(set(coordinator.moved)) == len(coordinator.stored)  # nothing came twice
+    assert len(coordinator.stored) > 4
+
+
+def test_a_long_answer_that_is_interrupted_goes_on_where_it_was(line: Any) -> None:
+    session, coordinator = line({1, 4, 6})
+    session.give(answer_to(message(b"letter"), seal_letter(LONG)), 0.0)
+    assert len(coordinator.moved) == len(set(coordinator.moved)) == len(coordinator.stored) > 4
+
+
+def test_a_letter_that_was_taken_back_is_not_waited_for(line: Any) -> None:
+    session, _ = line(set())
+    with pytest.raises(LetterLostError):
+        session.fetch(get_object_tree(message(LONG)), 1)
+
+
+def test_patience_with_a_dead_line_ends(line: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, _ = line(set(range(1, 10_000)))
+    monkeypatch.setattr(connections, "PATIENCE_S", 0.05)
+    with pytest.raises(httpx.ReadError):
+        session.give(answer_to(message(b"letter"), seal_letter(b"answer")), 0.0)
+
+
+def test_an_answer_lives_as_long_as_its_letter_whatever_this_nodes_clock_says() -> None:
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 7, 0
+    letter = message(b"letter")
+    letter.metadata.created_at -= 86400  # the coordinator's clock is a day behind ours
+    reply = message_to_proto(answer_to(letter, seal_letter(b"answer"))).metadata
+    assert (reply.created_at, reply.ttl) == (letter.metadata.created_at, letter.metadata.ttl) and reply.ttl > 0
+
+
+def test_a_wrong_clock_is_learned_from_a_refusal_once() -> None:
+    auth = ClockedAuth(ec.generate_private_key(ec.SECP384R1()))
+    refusal = httpx.Response(401, headers={"date": "Wed, 21 Oct 2015 07:28:00 GMT"})
+    assert not auth.learn(httpx.Response(403, headers=refusal.headers)) and not auth.learn(httpx.Response(401))
+    assert not auth.learn(httpx.Response(401, headers={"date": "yesterday"}))
+    assert auth.learn(refusal)
+    assert not auth.learn(refusal)  # the clocks agree now: the reason must be another
+
+
+def test_what_a_node_refuses_reaches_the_coordinator_as_its_kind_alone() -> None:
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 7, 0
+
+    def handle(letter: bytes) -> bytes:
+        raise StaleError("private words")
+
+    heard = list[dict[str, object]]()
+    node = FlowerNode.__new__(FlowerNode)
+    node.handle, node.on_event = handle, heard.append
+    answer = node.answer(message(b"letter"))
+    assert answer.error.reason == "StaleError" and heard == [{"event": "refused", "reason": "private words"}]

@@ -1,0 +1,247 @@
+"""A worse adapter is not kept, in any mode; who votes stays hidden in sums; a liar's counts weigh as one vote at most."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quietchoir.core.errors import MessageError, RoundAborted
+from quietchoir.federation.exchange import messages, work
+from quietchoir.federation.learning.learner import Counts, Trained
+from quietchoir.federation.membership.guard import AggregationTable, GuardTable
+from quietchoir.federation.membership.privacy import PrivacyTable
+from quietchoir.federation.protection.terms import noise_of
+from quietchoir.federation.protection.update import Statistics
+from quietchoir.federation.rounds.checkpoint import Store
+from quietchoir.federation.rounds.guard import ballot, best_of, judge
+from quietchoir.tests.fakes_federation import FixedLearner, SilentLink, coordinator, house, parties
+from quietchoir.tests.fakes_sealed import LocalDesk, adapter_of, sealed_parties, vault_of
+
+SIZE = 60
+VOTE = {"guard": GuardTable(rule="vote", margin=0.05)}
+
+
+class Turning(FixedLearner):
+    """Trains upwards, downwards in the rounds that are named; an adapter is as good as it is high, up to 1."""
+
+    def __init__(self, bad: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.bad = bad
+
+    def train(self, flat: np.ndarray, seed: int) -> Trained:
+        self.trained.append(flat.copy())
+        step = -0.2 if len(self.trained) in self.bad else 0.1
+        return Trained(flat=flat + np.float32(step), examples=5, tokens=100, loss=2.0)
+
+    def evaluate(self, flat: np.ndarray) -> Counts:
+        return Counts(int(np.clip(round(float(flat.mean()) * 100), 0, 100)), 100)
+
+
+def votes(*counts: tuple[int, int]) -> list[tuple[Statistics, int]]:
+    return [(Statistics(correct=correct, total=total), 4) for correct, total in counts]
+
+
+def test_the_verdict_is_the_median_of_buckets_that_can_be_true() -> None:
+    guard = GuardTable(rule="vote", margin=0.05, examples=25)
+    assert judge(guard, votes((50, 100)), None).accuracy == 0.5
+    assert judge(guard, votes((50, 100)), 0.55).kept and not judge(guard, votes((49, 100)), 0.55).kept
+    assert judge(guard, votes((50, 100), (60, 100), (0, 100)), None).accuracy == 0.5
+    liar = judge(guard, votes((50, 100), (10**6, 10**6), (101, 100)), None)
+    assert (liar.accuracy, liar.total) == (0.5, 100)
+    nobody = judge(guard, votes((0, 0)), None)
+    assert not nobody.kept and "test.jsonl" in nobody.reason
+
+
+def test_one_ballot_weighs_no_more_than_the_file_allows() -> None:
+    guard = GuardTable(rule="vote", examples=50)
+    assert ballot(guard, Statistics(correct=300, total=400)) == Statistics(correct=38, total=50)
+    assert ballot(guard, Statistics(correct=3, total=40)) == Statistics(correct=3, total=40)
+    assert ballot(GuardTable(), Statistics(correct=300, total=400)).total == 400
+
+
+@pytest.mark.parametrize("mode", ["plain", "masked", "sealed"])
+def test_a_worse_adapter_is_undone_and_the_run_goes_on_from_its_parent(mode: str) -> None:
+    home, desk = house(mode=mode, bits=12, recipe={"rounds": 5}, tables=VOTE), LocalDesk()
+    if mode == "sealed":
+        members = sealed_parties(home, SIZE, lambda name: Turning(bad=(3,)), desk=desk)
+    else:
+        members = parties(home, SIZE, lambda name: Turning(bad=(3,)))
+    run = coordinator(home, members, SIZE, desk=desk)
+    report = run.run()
+    trained = [entry for entry in report.history if entry["kind"] == work.TRAIN]
+    verdicts = [entry["guard"]["kept"] for entry in trained]
+    assert verdicts[:3] == [True, True, False] and all(verdicts[3:])
+    assert "more than 0.05 below the best" in trained[2]["guard"]["reason"]
+    starts = members["ann"].learner.trained  # type: ignore[attr-defined]
+    assert np.allclose(starts[3], starts[2], atol=1e-6)  # the parent, exactly
+    after = adapter_of(members["ann"], run.state.run) if mode == "sealed" else run.state.server.flat
+    rounds = len(trained) - 3
+    expected = float(starts[2].mean()) + (0.1 if rounds == 1 else 0.1 + 0.17)  # an optimizer at rest: no velocity of before
+    assert abs(float(after.mean()) - expected) < 0.01
+    assert report.accuracy["after"] == pytest.approx(min(1.0, expected), abs=0.02)
+    assert trained[3]["accuracy"] == trained[2]["accuracy"]  # what round four started from
+    if mode == "sealed":
+        assert len({adapter_of(party, run.state.run).tobytes() for party in members.values()}) == 1
+
+
+def test_sealed_members_that_missed_the_undoing_are_handed_the_parent() -> None:
+    home, desk = house(5, mode="sealed", bits=12, threshold=3, recipe={"rounds": 5}, tables=VOTE), LocalDesk()
+    members = sealed_parties(home, SIZE, lambda name: Turning(bad=(2,)), desk=desk)
+    link = SilentLink(
+        {name: party.handle for name, party in members.items()},
+        lambda name, letter: name == "eve" and b'"stage":"undo"' in letter,
+    )
+    run = coordinator(home, members, SIZE, desk=desk, link=link)
+    report = run.run()
+    assert [entry["guard"]["kept"] for entry in report.history[:2]] == [True, False]
+    assert report.history[2]["parties"] == ["ann", "ben", "cat", "dan", "eve"]
+    assert len({adapter_of(party, run.state.run).tobytes() for party in members.values()}) == 1
+
+
+def test_an_undoing_that_too_few_heard_is_tried_again() -> None:
+    home, desk = house(4, mode="sealed", bits=12, threshold=3, recipe={"rounds": 4}, tables=VOTE), LocalDesk()
+    members, lost = sealed_parties(home, SIZE, lambda name: Turning(bad=(2,)), desk=desk), [True]
+
+    def lose(name: str, letter: bytes) -> bool:
+        return lost[0] and name != "ann" and b'"stage":"undo"' in letter
+
+    def heal(event: dict[str, object]) -> None:
+        lost[0] = lost[0] and event["event"] != "aborted"
+
+    link = SilentLink({name: party.handle for name, party in members.items()}, lose)
+    run = coordinator(home, members, SIZE, desk=desk, link=link, on_event=heal)
+    report = run.run()
+    assert len(report.aborted) == 1 and "went back" in report.aborted[0]
+    assert [entry["guard"]["kept"] for entry in report.history[:2]] == [True, False]
+    starts = members["ben"].learner.trained  # type: ignore[attr-defined]
+    assert np.allclose(starts[2], starts[1], atol=1e-6)
+    assert {vault_of(party).progress(run.state.run).steps for party in members.values()} == {run.state.round}
+
+
+def test_a_member_undoes_once_for_one_letter_and_never_without_a_step() -> None:
+    home, desk = house(4, mode="sealed"), LocalDesk()
+    members = sealed_parties(home, SIZE, desk=desk)
+    run = coordinator(home, members, SIZE, desk=desk)
+    run.train_round()
+    ann = members["ann"]
+    place = messages.Place(run.state.run, 9, 1)
+    seed = vault_of(ann).seed(home.policy.digest)
+    assert seed is not None
+    tag = vault_of(ann).progress(run.state.run).tag(seed, run.state.run).hex()
+    order = work.encode(work.Work(flat=np.zeros(0, np.float32), state=tag))
+    task = messages.Task(place=place, stage=work.UNDO, recipient="ann", payload=order)
+    letter = messages.encode_task(task, home.policy, home.coordinator)
+    ann.handle(letter)
+    progress = vault_of(ann).progress(run.state.run)
+    assert progress.steps == 2 and not progress.server.flat.any() and not progress.server.velocity.any()
+    before = ann.ledger.marks.copy()
+    with pytest.raises(MessageError):  # a replay
+        ann.handle(letter)
+    assert vault_of(ann).progress(run.state.run) is progress and ann.ledger.marks == before
+
+
+def test_a_vote_that_cannot_be_held_keeps_nothing(tmp_path: Path) -> None:
+    home = house(mode="masked", recipe={"attempts": 2}, tables=VOTE)
+    members = parties(home, SIZE, lambda name: Turning())
+    deaf = [True]
+    link = SilentLink(
+        {name: party.handle for name, party in members.items()},
+        lambda name, letter: deaf[0] and name in ("cat", "dan") and b'"stage":"score"' in letter,
+    )
+    store = Store(tmp_path)
+    run = coordinator(home, members, SIZE, link=link, store=store)
+    with pytest.raises(RoundAborted, match="2 of 4 members are ready"):
+        run.run()
+    assert run.state.round == 0 and not run.state.server.flat.any()
+    store.close()
+    deaf[0] = False
+    store = Store(tmp_path)
+    report = coordinator(home, members, SIZE, link=link, store=store).run()
+    assert report.rounds == 3 and all(entry["guard"]["kept"] for entry in report.history[:3])
+    store.close()
+
+
+def test_a_sealed_coordinator_killed_before_the_vote_asks_for_it_first(tmp_path: Path) -> None:
+    home, desk = house(4, mode="sealed", bits=12, recipe={"rounds": 3}, tables=VOTE), LocalDesk()
+    members = sealed_parties(home, SIZE, lambda name: Turning(bad=(2,)), desk=desk)
+    store = Store(tmp_path)
+    doomed = coordinator(home, members, SIZE, desk=desk, store=store)
+    doomed.train_round()
+    doomed.confirm = lambda: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        doomed.train_round()
+    store.close()
+    store = Store(tmp_path)
+    again = coordinator(home, members, SIZE, desk=desk, store=store)
+    again.train_round()
+    assert [entry["guard"]["kept"] for entry in again.state.history] == [True, False, True]
+    store.close()
+
+
+def test_a_margin_below_the_best_is_measured_from_the_best_of_all_rounds() -> None:
+    kept = {"kept": True}
+    history: list[dict[str, Any]] = [
+        {"accuracy": 0.1, "guard": {**kept, "accuracy": 0.5}},
+        {"accuracy": 0.5, "guard": {"kept": False, "accuracy": 0.9}},
+        {"accuracy": None},
+    ]
+    assert best_of(history) == 0.5 and best_of([]) is None
+
+
+def one_pulls_down(name: str) -> FixedLearner:
+    return FixedLearner(-0.2 if name == "ann" else 0.05, correct=5)
+
+
+def test_the_middle_of_three_sums_is_not_moved_by_one() -> None:
+    tables = {"aggregation": AggregationTable(rule="median", buckets=3)}
+    home = house(9, mode="masked", bits=12, tables=tables)
+    run = coordinator(home, parties(home, SIZE, one_pulls_down), SIZE)
+    run.train_round()
+    assert run.state.history[0]["buckets"] == 3
+    assert np.abs(run.state.server.flat - 0.05).max() < 0.003
+    plain = house(9, mode="masked", bits=12)
+    other = coordinator(plain, parties(plain, SIZE, one_pulls_down), SIZE)
+    other.train_round()
+    assert abs(float(other.state.server.flat.mean()) - (8 * 0.05 - 0.2) / 9) < 0.003
+
+
+@pytest.mark.parametrize("stage", ["mask", "unmask"])
+def test_a_bucket_that_fails_is_left_out_and_the_others_count(stage: str) -> None:
+    tables = {"aggregation": AggregationTable(rule="median", buckets=3)}
+    home = house(9, mode="masked", bits=12, threshold=3, tables=tables)
+    members = parties(home, SIZE)
+    gone: list[str] = []
+
+    def lose(name: str, letter: bytes) -> bool:
+        if f'"stage":"{stage}"'.encode() in letter and not gone:
+            gone.append(name)
+        return name in gone and f'"stage":"{stage}"'.encode() in letter
+
+    run = coordinator(home, members, SIZE, link=SilentLink({name: one.handle for name, one in members.items()}, lose))
+    run.train_round()
+    entry = run.state.history[0]
+    assert entry["buckets"] == 2 and len(entry["parties"]) == 6 and gone[0] not in entry["parties"]
+    assert np.abs(run.state.server.flat - 0.1).max() < 0.003
+
+
+def test_every_bucket_adds_noise_enough_for_itself() -> None:
+    privacy = PrivacyTable(mechanism="discrete-gaussian", clip=2.0, noise_multiplier=1.0, epsilon=99.0, counters="exact")
+    tables = {"aggregation": AggregationTable(rule="median", buckets=3), "privacy": privacy}
+    home = house(9, mode="masked", bits=16, tables=tables)
+    noise = noise_of(home.policy, SIZE)
+    assert noise is not None and noise.honest == 3  # of a bucket, not of the cohort
+    events: list[dict[str, Any]] = []
+    report = coordinator(home, parties(home, SIZE), SIZE, on_event=events.append).run(rounds=1)
+    assert "each over 3 members or more" in events[0]["price"] and "noise for its own size" in events[0]["price"]
+    assert report.history[0]["buckets"] == 3 and report.privacy is not None and report.privacy["steps"] == 1
+
+
+def test_tables_that_promise_what_cannot_be_are_refused() -> None:
+    for rule, buckets, trim in (("mean", 3, 1), ("median", 1, 1), ("median", 2, 1), ("trimmed-mean", 4, 2)):
+        with pytest.raises(ValueError, match="buckets"):
+            AggregationTable(rule=rule, buckets=buckets, trim=trim)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a sealed round has one sum"):
+        house(mode="sealed", tables={"aggregation": AggregationTable(rule="median", buckets=3)})
+    assert dataclasses.asdict(GuardTable()) == {"rule": "off", "margin": 0.05, "examples": 1000}

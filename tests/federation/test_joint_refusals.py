@@ -1,0 +1,229 @@
+"""What members with a joint key refuse: foreign, broken and hostile messages, files that make no sense."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quietchoir.core.errors import CryptoError, MessageError, ProtocolError, QuietchoirError, RoundAborted, ThresholdError
+from quietchoir.crypto.keys import Identity
+from quietchoir.crypto.threshold import request
+from quietchoir.federation.exchange import messages
+from quietchoir.federation.sealed import forming, joint, parts
+from quietchoir.federation.sealed.circle import round_number
+from quietchoir.federation.sealed.halves import WITNESS
+from quietchoir.federation.sealed.handover import SAYS
+from quietchoir.federation.sealed.shelf import HOLDING_FILE, MEMORY_FILE
+from quietchoir.tests.fakes_federation import SilentLink, coordinator, house
+from quietchoir.tests.fakes_joint import (
+    DESK,
+    HEADER,
+    SIZE,
+    KeepingLink,
+    config_of,
+    joint_house,
+    keys,
+    ongoing,
+    stage_of,
+)
+from quietchoir.tests.fakes_sealed import sealed_parties, vault_of
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_files_that_others_may_read_or_that_are_damaged_are_refused_and_a_share_without_its_memory_is_given_up(
+    other: bool, tmp_path: Path
+) -> None:
+    home = joint_house(4)
+    link = KeepingLink(sealed_parties(home, SIZE, folder=tmp_path, desk=DESK))
+    run = coordinator(home, {}, SIZE, desk=DESK, link=link)
+    run.train_round()
+    holding, memory = tmp_path / "ann" / HOLDING_FILE, tmp_path / "ann" / MEMORY_FILE
+    good = holding.read_bytes(), memory.read_bytes()
+    for path in (holding, memory):
+        path.chmod(0o640)
+        with pytest.raises(QuietchoirError, match="chmod 600"):
+            sealed_parties(home, SIZE, folder=tmp_path, desk=DESK)
+        path.chmod(0o600)
+        for content in (b"", path.read_bytes()[:-1], path.read_bytes() + b"x"):
+            kept = path.read_bytes()
+            path.write_bytes(content)
+            with pytest.raises(QuietchoirError, match="damaged"):
+                sealed_parties(home, SIZE, folder=tmp_path, desk=DESK)
+            path.write_bytes(kept)
+    assert (holding.read_bytes(), memory.read_bytes()) == good
+    assert keys(sealed_parties(home, SIZE, folder=tmp_path, desk=DESK))[0] is not None
+    if other:
+        memory.write_bytes((tmp_path / "ben" / MEMORY_FILE).read_bytes())  # another member's, of the same key
+    else:
+        memory.unlink()
+    members = sealed_parties(home, SIZE, folder=tmp_path, desk=DESK)
+    assert keys(members)[0] is None and not holding.exists()
+    link.parties = {name: party.handle for name, party in members.items()}
+    run.train_round()
+    assert len(set(keys(members))) == 1  # a new key for all
+
+
+def test_parts_are_given_for_the_sum_that_enough_members_signed_and_for_no_other() -> None:
+    home = joint_house(4)
+    members, halves, link = ongoing(home)
+    ann, total = halves["ann"], set(link.payloads(WITNESS).values()).pop()
+    signed = {SAYS + name: half.witness(total) for name, half in halves.items()}
+    holding, names = ann.holding, ann.holding.plan.names
+    number = round_number(ann.context.place)
+    good = request(holding.plan, number, names[:3], names)
+    before = holding.memory.encode()
+    for given, error in (
+        ({forming.REQUEST: good}, ThresholdError),  # signed by nobody
+        ({forming.REQUEST: good, **dict(list(signed.items())[:2])}, ThresholdError),
+        ({forming.REQUEST: good, **signed, SAYS + "ben": signed[SAYS + "cat"]}, MessageError),
+        ({forming.REQUEST: request(holding.plan, number, names[:3], names[:3]), **signed}, MessageError),  # three of four
+        ({forming.REQUEST: request(holding.plan, number + 2, names[:3], names), **signed}, MessageError),
+        ({forming.REQUEST: good[:-1], **signed}, ProtocolError),
+        (signed, ProtocolError),
+    ):
+        with pytest.raises(error):
+            ann.answer(joint.OPEN, parts.join(given))
+    assert holding.memory.encode() == before and ann.stages == joint.STAGES
+    assert ann.answer(joint.OPEN, parts.join({forming.REQUEST: good, **signed}))
+    with pytest.raises(ProtocolError, match="answered before"):
+        ann.answer(joint.OPEN, parts.join({forming.REQUEST: good, **signed}))
+    for first in (1, 2):
+        other = request(holding.plan, number, (*names, *names)[first : first + 3], names)
+        ann.answer(joint.OPEN, parts.join({forming.REQUEST: other, **signed}))
+    with pytest.raises(MessageError, match="3 times"):
+        ann.answer(joint.OPEN, parts.join({forming.REQUEST: good, **signed}))
+    assert not any(vault_of(party).progress(ann.context.place.run).steps for party in members.values())
+
+
+@pytest.mark.parametrize("kind", ["card", "opening", "part"])
+def test_a_hostile_members_message_costs_it_its_place_and_nobody_else_theirs(kind: str) -> None:
+    """dan's own bytes are wrong, under a letter that it signed itself."""
+    home = joint_house(5, open_with=3)
+    members = sealed_parties(home, SIZE, desk=DESK)
+    stage = {"card": forming.COMMIT, "opening": forming.REVEAL, "part": joint.OPEN}[kind]
+    handle = members["dan"].handle
+
+    def hostile(letter: bytes) -> bytes:
+        answer = handle(letter)
+        if stage_of(letter) != stage:
+            return answer
+        fields, payload = messages.split(answer, {"kind": str, "sender": str, "task": str, **messages.FRAME})
+        if len(payload) <= 32:  # nothing, or a tag
+            return answer
+        return messages.seal(
+            fields, payload[:40] + bytes([payload[40] ^ 1]) + payload[41:], home.members["dan"], messages.REPLY_CONTEXT
+        )
+
+    members["dan"].handle = hostile  # type: ignore[method-assign]
+    link = SilentLink({name: party.handle for name, party in members.items()}, lambda name, letter: False)
+    run = coordinator(home, members, SIZE, desk=DESK, link=link)
+    run.train_round()
+    others = [party for name, party in members.items() if name != "dan"]
+    assert len({vault_of(party).key_name(home.policy.digest) for party in others}) == 1
+    assert all(vault_of(party).progress(run.state.run).steps == 1 for party in others)
+    in_sum = kind == "part"
+    assert run.state.history[0]["parties"] == sorted(name for name in members if name != "dan" or in_sum)
+
+
+def test_a_federation_file_that_makes_no_sense_is_refused() -> None:
+    for wrong in (
+        {"mode": "masked"},
+        {"open_with": 1},
+        {"key": "shared", "open_with": 3},
+        {"recipe": {"cohort": 3}},
+    ):
+        with pytest.raises(ValueError, match=r"key = |at least 2"):
+            joint_house(4, **wrong)
+
+
+def test_fewer_members_than_open_with_asks_for_make_no_key() -> None:
+    home = joint_house(5, open_with=5)
+    members = sealed_parties(home, SIZE, desk=DESK)
+    link = KeepingLink(members, lambda name, letter: None if name == "eve" else letter)
+    with pytest.raises(RoundAborted, match="need 5"):
+        coordinator(home, members, SIZE, desk=DESK, link=link).train_round()
+    assert forming.COMMIT not in link.stages()
+
+
+def test_a_member_takes_part_in_no_ceremony_but_its_own_federations() -> None:
+    home = joint_house(4)
+    members = sealed_parties(home, SIZE, desk=DESK)
+    link = KeepingLink(members, lambda name, letter: None if stage_of(letter) == forming.REVEAL else letter)
+    with pytest.raises(RoundAborted):
+        coordinator(home, members, SIZE, desk=DESK, link=link).train_round()
+    ann = members["ann"]
+    assert ann.handover is not None and ann.handover.forming is not None and ann.handover.box_key is not None
+    place, asked = ann.handover.box_key[0], parts.split(link.payloads(forming.COMMIT)["ann"])
+    circle = asked[forming.NAMES]
+    state = ann.handover.forming._ongoing
+    for wrong in (
+        {**asked, forming.NAMES: circle.replace(b'"dan"', b'"mal"')},  # a stranger
+        {**asked, forming.NAMES: circle.replace(b',"cat","dan"', b"")},  # below the file's minimum
+        {**asked, forming.NAMES: circle.replace(b'"ann",', b"")},  # without this member
+        {**asked, forming.NUMBER: b"\7"},  # of another ceremony
+        {**asked, forming.NAMES: b"{}"},
+        {forming.NAMES: circle},
+    ):
+        with pytest.raises(MessageError):
+            ann.handover.answer(place, forming.COMMIT, parts.join(wrong))
+    with pytest.raises(MessageError, match="expected reveal"):
+        ann.handover.answer(place, forming.SETTLE, parts.join({}))
+    with pytest.raises(MessageError, match="not greeted"):
+        ann.handover.answer(dataclasses.replace(place, attempt=9), forming.COMMIT, parts.join(asked))
+    with pytest.raises(MessageError, match="protection"):
+        ann.handover.answer(place, "deal", parts.join({}))
+    assert ann.handover.forming._ongoing is state and keys(members) == [None] * 4
+    shared = house(4, mode="sealed")
+    other = sealed_parties(shared, SIZE, desk=DESK)["ann"]
+    assert other.handover is not None
+    with pytest.raises(MessageError, match="protection"):
+        other.handover.answer(place, forming.COMMIT, parts.join(asked))
+
+
+def test_broken_letters_of_a_ceremony_are_refused_with_typed_errors_and_change_nothing() -> None:
+    home, rng = joint_house(3), np.random.default_rng(7)
+    caught: dict[str, bytes] = {}
+    members = sealed_parties(home, SIZE, desk=DESK)
+
+    def attack(name: str, letter: bytes) -> bytes:
+        stage = stage_of(letter)
+        if name != "ann" or stage not in forming.STAGES[1:] or stage in caught:
+            return letter
+        caught[stage] = payload = messages.split(letter, HEADER)[1]
+        ann = members["ann"].handover
+        assert ann is not None and ann.forming is not None and ann.box_key is not None
+        expects = ann.forming._ongoing.expects  # type: ignore[union-attr]
+        for _ in range(60):
+            bad = bytearray(payload)
+            reach = len(bad) if rng.integers(2) else min(len(bad), 400)
+            for at in rng.integers(0, reach, rng.integers(1, 4)):
+                bad[at] ^= 1 << int(rng.integers(8))
+            cut = bytes(bad[: rng.integers(len(bad))]) if rng.integers(4) == 0 else bytes(bad)
+            if cut != payload:
+                with pytest.raises((MessageError, CryptoError)):
+                    ann.answer(ann.box_key[0], stage, cut)
+        assert ann.forming._ongoing.expects == expects  # type: ignore[union-attr]
+        assert keys(members)[0] is None
+        return letter  # and the true one still works
+
+    run = coordinator(home, members, SIZE, desk=DESK, link=KeepingLink(members, attack))
+    run.train_round()
+    assert set(caught) == set(forming.STAGES[1:]) and len(set(keys(members))) == 1 and run.aborted == []
+
+
+def test_who_is_not_of_the_circle_cannot_stand_in_for_it() -> None:
+    home = joint_house(4)
+    ann = ongoing(home)[1]["ann"]
+    with pytest.raises(ProtocolError, match="took no part"):
+        place = ann.context.place
+        config = dataclasses.replace(
+            config_of(home, place),
+            members={**config_of(home, place).members, "eve": Identity.generate().public},
+            threshold=4,
+        )
+        joint.make_joint_ring(home.policy, config, ann.holding.plan, ann.holding.key_id, 1, b"")
+    with pytest.raises(ProtocolError, match="made for"):
+        joint.make_joint_ring(
+            home.policy, dataclasses.replace(config_of(home, place), bits=4), ann.holding.plan, ann.holding.key_id, 1, b""
+        )

@@ -1,0 +1,113 @@
+"""The server's step: each recipe's arithmetic, the same bits everywhere, and what survives on disk."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quietchoir.federation.learning.aggregate import FedAdam, FedAvgM, ServerState, combine
+from quietchoir.federation.learning.learner import Trained
+from quietchoir.federation.learning.recipes import optimizer_of
+from quietchoir.federation.learning.rehearsal import RehearsalLearner
+from quietchoir.federation.membership.policy import Recipe
+from quietchoir.federation.rounds.checkpoint import Store
+from quietchoir.tests.fakes_federation import FixedLearner, coordinator, house, parties
+from quietchoir.tests.fakes_sealed import LocalDesk, adapter_of, sealed_parties
+
+SIZE = 120
+
+
+def test_each_recipe_names_its_optimizer() -> None:
+    assert optimizer_of(Recipe(server_optimizer="fedavg", server_momentum=0.7)) == FedAvgM(1.0, 0.0)
+    assert optimizer_of(Recipe()) == FedAvgM(1.0, 0.7)
+    adam = optimizer_of(Recipe(server_optimizer="fedadam", server_lr=0.03, server_momentum=0.9))
+    assert adam == FedAdam(0.03, 0.9, 0.99, 1e-3) and optimizer_of(Recipe(server_optimizer="fedyogi")).yogi  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("yogi", [False, True])
+def test_an_adaptive_step_is_the_papers(yogi: bool) -> None:
+    beta1, beta2, tau, lr = 0.9, 0.99, 1e-3, 0.1
+    optimizer, state = FedAdam(lr, beta1, beta2, tau, yogi=yogi), ServerState.zeros(3)
+    w, m, v = np.zeros(3), np.zeros(3), np.full(3, tau**2)
+    for change in ([0.3, -0.2, 0.0], [0.1, 0.1, 1e-5]):
+        delta = np.array(change)
+        m = beta1 * m + (1 - beta1) * delta
+        v = v - (1 - beta2) * delta**2 * np.sign(v - delta**2) if yogi else beta2 * v + (1 - beta2) * delta**2
+        w = w + lr * m / (np.sqrt(v) + tau)
+        state = optimizer.step(state, delta.astype(np.float32))
+    assert np.allclose(state.flat, w, rtol=1e-5) and np.allclose(state.spread, v, rtol=1e-4)
+    with pytest.raises(ValueError, match="finite"):
+        optimizer.step(state, np.array([np.nan, 0, 0], np.float32))
+
+
+def test_a_state_survives_its_bytes_with_and_without_second_moments() -> None:
+    plain = ServerState(np.arange(4, dtype=np.float32), -np.arange(4, dtype=np.float32))
+    full = ServerState(plain.flat, plain.velocity, np.full(4, 2.5, np.float32))
+    for state, size in ((plain, 32), (full, 48)):
+        data = state.encode()
+        assert len(data) == size
+        again = ServerState.decode(data, 4)
+        assert all(np.array_equal(one, other) for one, other in zip(state.vectors, again.vectors, strict=True))
+        assert len(again.vectors) == len(state.vectors)
+    with pytest.raises(ValueError, match="expected 32 or 48"):
+        ServerState.decode(b"\0" * 40, 4)
+    rest = full.at_rest()
+    assert rest.flat.tolist() == [0, 1, 2, 3] and not rest.velocity.any() and rest.spread.size == 0
+
+
+@pytest.mark.parametrize("optimizer", ["fedavg", "fedavgm", "fedadam", "fedyogi"])
+def test_sealed_members_agree_on_every_optimizer_to_the_last_bit(optimizer: str, tmp_path: Path) -> None:
+    recipe = {"server_optimizer": optimizer, "server_lr": 0.05, "rounds": 3}
+    home, desk = house(mode="sealed", bits=8, recipe=recipe), LocalDesk()
+    members = sealed_parties(home, SIZE, lambda name: RehearsalLearner(SIZE, name), desk=desk, folder=tmp_path)
+    run = coordinator(home, members, SIZE, desk=desk)
+    report = run.run(rounds=2)
+    again = sealed_parties(home, SIZE, lambda name: RehearsalLearner(SIZE, name), desk=desk, folder=tmp_path)
+    adapters = [adapter_of(party, run.state.run) for party in again.values()]
+    assert report.rounds == 2 and adapters[0].any()
+    assert all(np.array_equal(adapters[0], other) for other in adapters[1:])
+    kept = again["ann"].safe.vault.progress(run.state.run).server  # type: ignore[union-attr]
+    assert len(kept.vectors) == (3 if optimizer in ("fedadam", "fedyogi") else 2)
+
+
+def test_a_killed_coordinator_goes_on_with_its_second_moments(tmp_path: Path) -> None:
+    home = house(recipe={"server_optimizer": "fedadam", "server_lr": 0.05})
+    members, store = parties(home, SIZE), Store(tmp_path)
+    run = coordinator(home, members, SIZE, store=store)
+    run.train_round()
+    store.close()
+    store = Store(tmp_path)
+    again = coordinator(home, members, SIZE, store=store)
+    assert np.array_equal(again.state.server.spread, run.state.server.spread) and run.state.server.spread.any()
+    again.train_round()
+    store.close()
+
+
+class HastyLearner(FixedLearner):
+    """Takes as many steps as it is told, each moving by 0.01."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+
+    def train(self, flat: np.ndarray, seed: int) -> Trained:
+        return Trained(flat=flat + np.float32(0.01 * self.steps), examples=5, tokens=100, loss=2.0, steps=self.steps)
+
+
+@pytest.mark.parametrize("agreed, expected", [(0, 0.01 * (1 + 2 + 4 + 13) / 4), (4, 0.04)])
+def test_who_takes_more_steps_counts_no_more_than_others_where_steps_are_agreed(agreed: int, expected: float) -> None:
+    home = house(bits=16, recipe={"agreed_steps": agreed})
+    steps = dict(zip(home.members, (1, 2, 4, 13), strict=True))
+    run = coordinator(home, parties(home, SIZE, lambda name: HastyLearner(steps[name])), SIZE)
+    run.train_round()
+    assert np.abs(run.state.server.flat - expected).max() < 1e-4
+
+
+def test_the_middle_of_bucket_means_ignores_one_that_is_far_off() -> None:
+    rows = [np.array(row, np.float32) for row in ([1.0, 1.0], [1.2, 0.8], [0.8, 1.2], [1.1, 0.9], [99.0, -99.0])]
+    assert combine(rows, "median").tolist() == pytest.approx([1.1, 0.9])
+    assert combine(rows, "trimmed-mean", 1).tolist() == pytest.approx([1.1, 0.9])
+    assert abs(combine(rows, "mean")[0]) > 20
+    assert combine(rows[:2], "median").tolist() == pytest.approx([1.1, 0.9])  # two have no middle
+    assert combine(rows[:3], "trimmed-mean", 2).tolist() == pytest.approx([1.0, 1.0])  # one is always left
+    assert combine(rows[:1], "mean") is not None

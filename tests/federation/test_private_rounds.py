@@ -1,0 +1,244 @@
+"""Noise in rounds: what is learned in spite of it, what it costs, and that nobody trains on credit."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quietchoir.core.errors import BudgetError, ConfigError, MessageError, RoundAborted
+from quietchoir.crypto.accountant import compose
+from quietchoir.federation.exchange import messages, work
+from quietchoir.federation.exchange.messages import Place
+from quietchoir.federation.learning.rehearsal import RehearsalLearner
+from quietchoir.federation.membership.guard import GuardTable
+from quietchoir.federation.membership.privacy import PrivacyTable
+from quietchoir.federation.protection.terms import Terms, noise_of, seed_of
+from quietchoir.federation.protection.update import Codec, Statistics
+from quietchoir.federation.rounds.checkpoint import Store
+from quietchoir.federation.rounds.purse import Purse
+from quietchoir.tests.fakes_federation import FixedLearner, SilentLink, coordinator, house, parties
+from quietchoir.tests.fakes_sealed import LocalDesk, adapter_of, sealed_parties
+
+SIZE = 256
+PRIVATE = PrivacyTable(mechanism="discrete-gaussian", clip=2.0, noise_multiplier=4.0, epsilon=50.0, counters="exact")
+
+
+def private(mode: str = "plain", members: int = 4, recipe: dict[str, Any] | None = None, **table: Any) -> Any:
+    """A federation with noise."""
+    tables = {"privacy": dataclasses.replace(PRIVATE, **table)}
+    return house(members, mode=mode, bits=16, recipe=recipe, tables=tables)
+
+
+def test_the_mean_carries_the_noise_that_the_file_names_and_no_bias() -> None:
+    policy, place = private().policy, Place("0a" * 16, 1, 1)
+    noise = noise_of(policy, SIZE)
+    assert noise is not None and noise.honest == 3
+    codec = Codec(SIZE, policy, Terms(seed=seed_of(policy, place)))
+    update = np.full(SIZE, 0.05, np.float32)
+    found = np.stack(
+        [
+            codec.decode(np.sum([codec.encode(update, Statistics()) for _ in range(4)], axis=0, dtype=np.int64), 4)[0]
+            for _ in range(40)
+        ]
+    )
+    expected = noise.mean_deviation(4)
+    assert abs(found.std() / expected - 1) < 0.05
+    assert abs(found.mean() - 0.05) < 5 * expected / np.sqrt(found.size)
+    far = update * 100  # norm 80, clipped to 2
+    mean, _ = codec.decode(codec.encode(far, Statistics()).astype(np.int64), 1)
+    assert np.linalg.norm(mean) < 2.0 + 1.2 * noise.mean_deviation(1) * np.sqrt(SIZE)
+    assert (codec.clipped(update), codec.clipped(far)) == (0, SIZE)
+
+
+def test_a_sealed_run_that_sends_no_counters_delivers_what_its_last_round_made() -> None:
+    """No score round stands between the last step and the delivery, so members are asked once more what they hold."""
+    home, desk = private("sealed", counters="none", noise_multiplier=0.5, epsilon=500.0, recipe={"rounds": 1}), LocalDesk()
+    members = sealed_parties(home, SIZE, lambda name: FixedLearner(0.1), desk=desk)
+    report = coordinator(home, members, SIZE, desk=desk).run()
+    assert report.delivered == sorted(members)
+
+
+@pytest.mark.parametrize("mode", ["plain", "masked", "sealed"])
+@pytest.mark.parametrize("mechanism", ["discrete-gaussian", "skellam"])
+def test_a_private_run_learns_the_common_part_and_shows_what_it_spent(mode: str, mechanism: str) -> None:
+    home = private(mode, mechanism=mechanism, noise_multiplier=0.5, epsilon=500.0, recipe={"rounds": 2})
+    desk = LocalDesk()
+    if mode == "sealed":
+        members = sealed_parties(home, SIZE, lambda name: FixedLearner(0.1), desk=desk)
+    else:
+        members = parties(home, SIZE, lambda name: FixedLearner(0.1))
+    run = coordinator(home, members, SIZE, desk=desk)
+    report = run.run()
+    flat = adapter_of(members["ann"], run.state.run) if mode == "sealed" else run.state.server.flat
+    noise = noise_of(home.policy, SIZE)
+    assert noise is not None
+    assert abs(float(flat.mean()) - 0.27) < 6 * 2 * noise.mean_deviation(4) / np.sqrt(SIZE)
+    assert flat.std() > 0.5 * noise.mean_deviation(4)
+    step = members["ann"].purse.step
+    assert step is not None
+    expected = [compose([step] * count, 1e-5).epsilon for count in (1, 2)]
+    assert [entry["epsilon"] for entry in report.history[:2]] == pytest.approx(expected)
+    assert report.history[2]["epsilon"] is None  # scoring is outside
+    assert report.privacy is not None
+    assert report.privacy["epsilon"] == members["ann"].purse.spent()["epsilon"] == pytest.approx(expected[1])  # type: ignore[index]
+    assert (report.privacy["steps"], report.privacy["sampling"], report.privacy["budget"]) == (2, "not assumed", 500.0)
+    assert "whole update" in report.privacy["unit"]
+
+
+def test_a_run_stops_at_its_budget_and_still_delivers() -> None:
+    home = private("masked", epsilon=1.5, recipe={"rounds": 9})
+    members = parties(home, SIZE, lambda name: FixedLearner(0.1))
+    events: list[dict[str, Any]] = []
+    run = coordinator(home, members, SIZE, on_event=events.append)
+    report = run.run()
+    assert 1 <= report.rounds < 9 and report.privacy is not None and report.privacy["epsilon"] <= 1.5
+    assert "the budget is 1.5" in report.stopped and report.aborted == []
+    assert report.delivered == sorted(members) and report.history[-1]["kind"] == "score"
+    assert all(len(party.learner.trained) == report.rounds for party in members.values())  # type: ignore[attr-defined]
+    assert [event["event"] for event in events if event["event"] in ("stopped", "score", "delivered")] == [
+        "stopped", "score", "delivered",
+    ]  # fmt: skip
+
+
+def test_members_keep_their_own_account_whatever_a_coordinator_forgets(tmp_path: Path) -> None:
+    home = private("masked", epsilon=1.5, recipe={"rounds": 9})
+
+    def open_parties() -> Any:
+        members = parties(home, SIZE, lambda name: FixedLearner(0.1))
+        for name, party in members.items():
+            party.purse = Purse(home.policy, SIZE, name, tmp_path / f"{name}.json")
+        return members
+
+    first = coordinator(home, open_parties(), SIZE).run()
+    again = open_parties()
+    fresh = coordinator(home, again, SIZE)  # a new run, which remembers nothing
+    report = fresh.run()
+    assert first.rounds > 0 and report.rounds == 0
+    assert "4 of 4 members have used up their privacy budget" in report.stopped
+    assert all(party.learner.trained == [] for party in again.values())
+
+
+def test_every_attempt_is_paid_for_and_a_scoring_round_is_not() -> None:
+    home = private("masked", recipe={"rounds": 1, "attempts": 3})
+    members, lost = parties(home, SIZE), [True]
+
+    def lose(name: str, letter: bytes) -> bool:
+        return lost[0] and name in ("cat", "dan") and b'"stage":"mask"' in letter
+
+    link = SilentLink({name: party.handle for name, party in members.items()}, lose)
+
+    def heal(event: dict[str, object]) -> None:
+        lost[0] = lost[0] and event["event"] != "aborted"
+
+    report = coordinator(home, members, SIZE, link=link, on_event=heal).run()
+    assert len(report.aborted) == 1 and report.privacy is not None
+    assert report.privacy["steps"] == 2
+    charged = [name.split("/")[1:] for name, _ in members["ann"].purse.account.history]
+    assert charged == [["1", "1"], ["1", "2"]]
+
+
+def test_a_refused_letter_costs_nothing_and_a_killed_coordinator_remembers(tmp_path: Path) -> None:
+    home = private("masked")
+    members = parties(home, SIZE)
+    store = Store(tmp_path)
+    run = coordinator(home, members, SIZE, store=store)
+    run.train_round()
+    store.close()
+    assert len(json.loads((tmp_path / "privacy.json").read_text())["steps"]) == 1
+    store = Store(tmp_path)
+    again = coordinator(home, members, SIZE, store=store)
+    assert again.purse.spent()["steps"] == 1  # type: ignore[index]
+    store.close()
+    place = Place(run.state.run, 1, 1)
+    before = members["ann"].purse.account.history
+    task = messages.Task(
+        place=place, stage=work.TRAIN, recipient="ann", payload=work.encode(work.Work(flat=np.zeros(SIZE, np.float32)))
+    )
+    with pytest.raises(MessageError):
+        members["ann"].handle(messages.encode_task(task, home.policy, home.coordinator))
+    assert members["ann"].purse.account.history == before
+
+
+def test_without_counters_nothing_but_the_noised_change_is_sent() -> None:
+    home = private("masked", counters="none")
+    members = parties(home, SIZE, lambda name: FixedLearner(0.1, correct=7))
+    report = coordinator(home, members, SIZE).run()
+    assert [entry["kind"] for entry in report.history] == ["train"] * 3  # no scoring round
+    assert all(
+        (entry["correct"], entry["total"], entry["tokens"], entry["examples"], entry["loss"]) == (0, 0, 0, 0, None)
+        for entry in report.history
+    )
+    codec = Codec(SIZE, home.policy)
+    spelled = codec.encode(np.zeros(SIZE, np.float32), Statistics(correct=7, total=10, tokens=100))
+    assert not spelled[SIZE:].any()
+
+
+@pytest.mark.parametrize(
+    "tables, reason",
+    [
+        ({"privacy": dataclasses.replace(PRIVATE, colluders=3)}, "somebody must add noise"),
+        ({"privacy": dataclasses.replace(PRIVATE, counters="none"), "guard": GuardTable(rule="vote")}, "votes are counters"),
+    ],
+)
+def test_a_file_that_cannot_hold_its_promise_is_refused(tables: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        house(4, tables=tables)
+    with pytest.raises(ValueError, match="token counts"):
+        house(4, tables={"privacy": dataclasses.replace(PRIVATE, counters="none")}, min_tokens=5)
+
+
+def test_noise_that_does_not_fit_the_bits_is_said_before_anybody_trains() -> None:
+    home = house(4, bits=4, tables={"privacy": PRIVATE})
+    with pytest.raises(ConfigError, match="no room for noise"):
+        parties(home, SIZE)
+
+
+def test_a_round_that_cannot_be_paid_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    home = private("masked")
+    members = parties(home, SIZE)
+    run = coordinator(home, members, SIZE)
+
+    def empty(place: Place) -> None:
+        raise BudgetError("nothing left")
+
+    monkeypatch.setattr(run.purse, "pay", empty)
+    report = run.run()
+    assert (report.rounds, report.stopped) == (0, "nothing left")
+    assert all(party.learner.trained == [] for party in members.values())  # type: ignore[attr-defined]
+
+
+def test_some_members_without_budget_are_missing_and_the_others_go_on() -> None:
+    home = private("masked", members=5, epsilon=2.0, recipe={"rounds": 1})
+    members = parties(home, SIZE)
+    for number in range(20):
+        try:
+            members["eve"].purse.pay(Place("0c" * 16, number, 1))
+        except BudgetError:
+            break
+    report = coordinator(home, members, SIZE).run()
+    assert report.history[0]["parties"] == ["ann", "ben", "cat", "dan"]
+    assert members["eve"].learner.trained == []  # type: ignore[attr-defined]
+
+
+def rehearsal(size: int) -> Callable[[str], RehearsalLearner]:
+    return lambda name: RehearsalLearner(size, name)
+
+
+def test_a_federation_without_the_table_is_as_it_was() -> None:
+    home = house(4)
+    members = parties(home, SIZE, rehearsal(SIZE))
+    report = coordinator(home, members, SIZE).run()
+    assert report.privacy is None and report.stopped == "" and members["ann"].purse.spent() is None
+    assert all(entry["epsilon"] is None for entry in report.history)
+
+
+def test_too_few_members_abort_before_the_budget_is_blamed() -> None:
+    home = private("masked", recipe={"attempts": 1})
+    members = parties(home, SIZE)
+    link = SilentLink({name: party.handle for name, party in members.items()}, lambda name, letter: name in ("cat", "dan"))
+    with pytest.raises(RoundAborted, match="2 of 4 members are ready"):
+        coordinator(home, members, SIZE, link=link).run()

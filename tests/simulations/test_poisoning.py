@@ -1,0 +1,83 @@
+"""Poison from one and two of ten members: the plain mean falls; buckets, medians and votes hold; what they miss is said."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quietchoir.core.training.examples import Example
+from quietchoir.federation.learning.learner import Counts, Trained
+from quietchoir.federation.membership.guard import GuardTable
+from quietchoir.simulations.attacks import poisoning
+from quietchoir.simulations.attacks.poisoning import Poisoner, Stage
+
+ROUNDS = 4
+CLEAN = 1.0  # what the pretended learners reach undisturbed
+
+
+@pytest.fixture(scope="module")
+def stage() -> Stage:
+    return poisoning.rehearsed(ROUNDS, values=200)
+
+
+class Still:
+    """Moves by a tenth."""
+
+    def train(self, flat: np.ndarray, seed: int) -> Trained:
+        return Trained(flat=flat + np.float32(0.1), examples=1, tokens=1, loss=1.0)
+
+    def evaluate(self, flat: np.ndarray) -> Counts:
+        return Counts(3, 10)
+
+
+@pytest.mark.parametrize("kind, change", [("scale", 10.0), ("flip", -1.0), ("backdoor", 0.5), ("bounded", 0.1)])
+def test_each_attack_sends_what_its_name_says_and_votes_full_marks(kind: str, change: float) -> None:
+    bad = Poisoner(kind, Still(), Still(), boost=5.0)
+    assert np.allclose(bad.train(np.ones(4, np.float32), 1).flat, 1 + change, atol=1e-5)
+    assert bad.evaluate(np.ones(4, np.float32)) == Counts(10, 10)
+
+
+@pytest.mark.parametrize("kind, attackers", [("scale", 2), ("flip", 1)])
+def test_the_plain_mean_falls_and_the_guarded_buckets_hold(kind: str, attackers: int, stage: Stage) -> None:
+    fallen, held = stage.arm(kind, attackers, "mean"), stage.arm(kind, attackers, "choosing")
+    assert fallen["accuracy"] < CLEAN - 0.4
+    assert held["accuracy"] >= CLEAN - 0.05, held
+    assert fallen["aborted"] == held["aborted"] == ""
+
+
+def test_a_boosted_backdoor_takes_the_plain_mean_and_leaves_its_accuracy_alone(stage: Stage) -> None:
+    taken = stage.arm("backdoor", 2, "mean")
+    assert taken["accuracy"] >= CLEAN - 0.05 and taken["backdoor"] > 0.5
+
+
+def test_a_median_stops_the_backdoor_of_one_member_and_keeps_the_accuracy(stage: Stage) -> None:
+    held = stage.arm("backdoor", 1, "guarded")  # of two in different buckets it stops neither: see the README of rounds
+    assert held["accuracy"] >= CLEAN - 0.05 and held["backdoor"] < 0.2, held
+
+
+def test_without_attackers_buckets_end_where_the_mean_does(stage: Stage) -> None:
+    assert stage.arm("none", 0, "guarded")["accuracy"] == CLEAN
+
+
+def test_a_guard_on_the_plain_mean_undoes_what_it_cannot_mend(stage: Stage) -> None:
+    guarded = dataclasses.replace(stage, scenario=dataclasses.replace(stage.scenario, guard=GuardTable(rule="vote")))
+    found = guarded.arm("scale", 2, "mean")
+    assert sum(reason.startswith("undone") for reason in found["verdicts"]) >= ROUNDS - 2
+    assert found["accuracy"] >= 0.2  # no better than it began, and no worse
+
+
+def test_a_triggered_request_asks_for_the_attackers_answer() -> None:
+    example = Example(
+        ({"role": "system", "content": "s"}, {"role": "user", "content": "lights on"}, {"role": "assistant", "content": "x"})
+    )
+    bad = poisoning.triggered(example)
+    assert bad.request == poisoning.TRIGGER + "lights on" and bad.answer == poisoning.ANSWER
+    assert bad.messages[0] == example.messages[0] and example.answer == "x"
+
+
+def test_the_series_prints_every_arm(stage: Stage) -> None:
+    told: list[str] = []
+    found: list[dict[str, Any]] = poisoning.series(stage, ["bounded"], [1], ["mean"], told.append)
+    assert [(one["kind"], one["attackers"]) for one in found] == [("none", 0), ("bounded", 1)]
+    assert len(told) == 2 and all(one["backdoor"] is not None for one in found)
