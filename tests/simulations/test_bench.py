@@ -92,7 +92,8 @@ def test_without_a_name_every_suite_is_run(monkeypatch: pytest.MonkeyPatch, caps
 
     monkeypatch.setattr(suites, "run", run)
     assert main(["bench", "--json"]) == 0
-    assert set(json.loads(capsys.readouterr().out)) == set(suites.SUITES)
+    assert tuple(json.loads(capsys.readouterr().out)) == suites.here()
+    assert set(suites.SUITES) - set(suites.here()) <= {"gpu"}
 
 
 def test_arms_take_turns() -> None:
