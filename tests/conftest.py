@@ -1,8 +1,12 @@
 """What several test folders share and is dear to make: the real models, pulled and loaded once a session."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Triton's kernels run in its interpreter here: their arithmetic, without a GPU. Read once, when anything first imports Triton.
+os.environ["TRITON_INTERPRET"] = "1"
 
 from quietchoir.core import paths
 from quietchoir.core.models import catalog, weights
