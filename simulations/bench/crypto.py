@@ -11,7 +11,7 @@ from typing import Any
 from . import cohort, masks, sealed, threshold
 from .figures import Figure
 from .members import Setting
-from .stopwatch import Sample
+from .stopwatch import Sample, put
 
 SEED = 1
 BITS, PARTIES = 8, 10  # of the figures a byte or a mask; the end-to-end cohorts have their own sizes
@@ -100,21 +100,11 @@ def figures(report: dict[str, Any]) -> Iterator[Figure]:
         yield Figure(f"end_to_end.{parties}.server_s", "s", "  coordinator")
 
 
-def _put(report: dict[str, Any], key: str, sample: Sample, scale: float = 1.0) -> None:
-    """Median at a dotted key, and its spread."""
-    *outer, inner = key.split(".")
-    place = report
-    for part in outer:
-        place = place.setdefault(part, {})
-    place[inner] = sample.median * scale
-    report["spread"][key] = [value * scale for value in sample.spread]
-
-
 def _masks(size: Size, report: dict[str, Any]) -> None:
     found = masks.measure(size.length, bits=BITS, parties=PARTIES, seed=SEED, repeats=size.repeats)
-    _put(report, "mask_ms_per_peer", found["own"], 1e3)
-    _put(report, "mask_over_aes_bound", found["own"].over(found["aes"]))
-    _put(report, "flower_mask_ratio", found["flower"].over(found["own"]))
+    put(report, "mask_ms_per_peer", found["own"], 1e3)
+    put(report, "mask_over_aes_bound", found["own"].over(found["aes"]))
+    put(report, "flower_mask_ratio", found["flower"].over(found["own"]))
     report["peers"]["aes_256_ctr_ms"] = found["aes"].median * 1e3
     report["peers"]["flower_mask_ms"] = found["flower"].median * 1e3
 
@@ -133,10 +123,10 @@ def _sealed(size: Size, report: dict[str, Any]) -> bool:
     found = sealed.measure(size.length, bits=BITS, parties=PARTIES, seed=SEED, repeats=size.sealed_repeats)
     ours, theirs = found["own"], found["tutorial"]
     report["sealed_bytes_per_param"] = {"up": ours.up / size.length, "down": ours.down / size.length}
-    _put(report, "sealed_encrypt_s", ours.seconds["encrypt"])
-    _put(report, "sealed_decrypt_s", ours.seconds["decrypt"])
+    put(report, "sealed_encrypt_s", ours.seconds["encrypt"])
+    put(report, "sealed_decrypt_s", ours.seconds["decrypt"])
     report["tenseal_default_ratio"] = {"bytes": theirs.up / ours.up}
-    _put(report, "tenseal_default_ratio.time", theirs.total.over(ours.total))
+    put(report, "tenseal_default_ratio.time", theirs.total.over(ours.total))
     report["peers"]["sealed_add_s"] = ours.seconds["add"].median
     report["peers"]["tenseal_default"] = {
         "setting": "CKKSVector, N = 8192, primes [60, 40, 40, 60], scale 2^40, one thread",
@@ -161,7 +151,7 @@ def _circle(parties: int, size: Size, report: dict[str, Any]) -> None:
     }
     samples = {"ceremony_s": cost.ceremony, "encrypt_s": cost.encrypt, "part_s": cost.part, "combine_s": cost.combine}
     for name, sample in samples.items():
-        _put(report, f"{key}.{name}", sample)
+        put(report, f"{key}.{name}", sample)
     report["repeats"][key] = parties
 
 
@@ -172,7 +162,7 @@ def _cohort(parties: int, size: Size, report: dict[str, Any]) -> None:
     report["repeats"][f"end_to_end.{parties}"] = repeats
     report["end_to_end"][str(parties)] = {"length": size.length, "dropped": len(setting.dropped)}
     for who in ("client_s", "server_s"):
-        _put(report, f"end_to_end.{parties}.{who}", Sample(tuple(getattr(run, who) for run in runs)))
+        put(report, f"end_to_end.{parties}.{who}", Sample(tuple(getattr(run, who) for run in runs)))
     typical = min(runs, key=lambda run: abs(run.server_s - report["end_to_end"][str(parties)]["server_s"]))
     report["end_to_end"][str(parties)] |= {
         "exact": all(run.exact for run in runs),
