@@ -1,7 +1,7 @@
 """What crosses the border: refused letters leave memory and disk as they were."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +27,12 @@ def home() -> House:
 
 
 @pytest.fixture
-def ann(home: House, tmp_path: Path) -> Party:
-    return parties(home, SIZE, folder=tmp_path)["ann"]
+def ann(home: House, tmp_path: Path) -> Iterator[Party]:
+    # The others are kept as well: a ledger that is collected folds its log into its file, and `snapshot` reads files.
+    everyone = parties(home, SIZE, folder=tmp_path)
+    yield everyone["ann"]
+    for party in everyone.values():
+        party.ledger.close()
 
 
 def order(home: House, **changes: object) -> bytes:
