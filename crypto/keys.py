@@ -199,7 +199,8 @@ class Identity:
 class Ephemeral:
     """An X25519 key pair that lives for one attempt of one round.
 
-    Hazard: `private_bytes` exists because the key is shared among the members (Shamir); never write it anywhere else.
+    Hazard: `private_bytes` exists because the key is shared among the members (Shamir), and for `secagg.frozen`; never write
+    it anywhere else.
     """
 
     __slots__ = ("_private", "public")
@@ -228,7 +229,7 @@ class Ephemeral:
             raise AuthenticationError("a peer's X25519 key gives no shared secret; its message is refused") from None
 
     def private_bytes(self) -> bytes:
-        """The 32 private bytes, for Shamir sharing only."""
+        """The 32 private bytes, for Shamir sharing and for `secagg.frozen` only."""
         return self._private.private_bytes_raw()
 
     def __repr__(self) -> str:

@@ -3,6 +3,6 @@
 from .client import SecAggClient, Stage
 from .ledger import Ledger
 from .server import SecAggResult, SecAggServer, ServerStage
-from .session import SecAggConfig
+from .session import Floor, SecAggConfig
 
-__all__ = ["Ledger", "SecAggClient", "SecAggConfig", "SecAggResult", "SecAggServer", "ServerStage", "Stage"]
+__all__ = ["Floor", "Ledger", "SecAggClient", "SecAggConfig", "SecAggResult", "SecAggServer", "ServerStage", "Stage"]

@@ -9,7 +9,7 @@ each peer either a share of its self-mask or one of its mask key is revealed, ne
 """
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import IntEnum
 
 import numpy as np
@@ -125,7 +125,7 @@ class SecAggClient:
         session, keys = self._session, KeyList.decode(all_keys, self._session)
         if keys.cards.get(self._me) != self._card:
             raise ProtocolError("the key list does not hold the keys this member sent; it is refused")
-        self._enough(len(keys.cards), "members sent keys")
+        self._enough(keys.cards, "sent keys")
         view, plan = keys.view(session), session.plan(len(keys.cards))
         graph = Graph(sorted(keys.cards), plan.degree, view)
         holders = (self._me, *graph.neighbours(self._me))
@@ -172,7 +172,7 @@ class SecAggClient:
 
         Raises:
             ProtocolError, AuthenticationError: a survivor without its own receipt, or we are missing.
-            ThresholdError: too few survivors, or they claim too few tokens.
+            ThresholdError: too few survivors, in all or of a floor, or they claim too few tokens.
         """
         self._expect(Stage.CONSISTENCY)
         session, found = self._session, SurvivorList.decode(survivors, self._session, self._view)
@@ -180,7 +180,7 @@ class SecAggClient:
             raise ProtocolError("a survivor is named that never shared its secrets; the list is refused")
         if found.receipts.get(self._me) != self._receipt:  # a member that was declared dead must not help to open the sum
             raise ProtocolError("this member's own upload is not among the survivors; the list is refused")
-        self._enough(len(found.receipts), "members survived")
+        self._enough(found.receipts, "survived")
         claimed = sum(receipt.claim for receipt in found.receipts.values()) * session.claim_step
         if claimed < session.config.min_tokens:
             raise ThresholdError(f"survivors claim {claimed} tokens, {session.config.min_tokens} needed; nothing is revealed")
@@ -218,10 +218,9 @@ class SecAggClient:
         if stage is not self.stage:
             raise RuntimeError(f"{stage.name} was called while {self.stage.name} comes next")  # our bug
 
-    def _enough(self, found: int, what: str) -> None:
-        needed = self._session.config.needed
-        if found < needed:  # Bonawitz 2017, fig. 4, every round: abort below the threshold
-            raise ThresholdError(f"{found} {what}, need {needed}; nothing was sent, wait for a new attempt")
+    def _enough(self, found: Collection[int], what: str) -> None:
+        if reason := self._session.short(found, what, self._session.config.needed):  # Bonawitz 2017, fig. 4, every round
+            raise ThresholdError(f"{reason}; nothing was sent, wait for a new attempt")
 
     def _channel_key(self, peer: int, card: KeyCard) -> bytes:
         return self._channel.agree(card.channel, self._session.pair("channel", self._me, peer))
@@ -234,7 +233,7 @@ class SecAggClient:
         session, shared = self._session, set(found.shared)
         if self._me not in shared or not shared <= self._present:
             raise ProtocolError("the members that shared are not members that sent keys, us among them; the list is refused")
-        self._enough(len(shared), "members shared")
+        self._enough(shared, "shared")
         expected = [peer for peer in self._near if peer in shared]
         if list(found.boxes) != expected:
             raise ProtocolError(f"boxes came from {len(found.boxes)} members, {len(expected)} neighbours shared; refused")

@@ -4,7 +4,7 @@ Knows messages, sums and shares. Knows no member's secret until the round opens,
 Always: a message is taken whole or refused with nothing changed; below the threshold the round ends without a sum.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -138,7 +138,7 @@ class SecAggServer:
         self._cards[number] = card
 
     def _send_keys(self) -> dict[str, bytes]:
-        self._enough(len(self._cards), "members sent keys")
+        self._enough(self._cards, "sent keys")
         self._keys = KeyList(dict(sorted(self._cards.items())))
         self._view = self._keys.view(self._session)
         self._plan = self._session.plan(len(self._cards))
@@ -153,7 +153,7 @@ class SecAggServer:
         self._parcels[number] = parcel
 
     def _send_boxes(self) -> dict[str, bytes]:
-        self._enough(len(self._parcels), "members shared")
+        self._enough(self._parcels, "shared")
         shared = tuple(sorted(self._parcels))
         self._view = shared_view(self._session, self._view, shared)
         out = {}
@@ -170,7 +170,7 @@ class SecAggServer:
         self._receipts[number] = upload.receipt
 
     def _send_survivors(self) -> dict[str, bytes]:
-        self._enough(len(self._receipts), "members survived")
+        self._enough(self._receipts, "survived")
         survivors = SurvivorList(dict(sorted(self._receipts.items())))
         message = survivors.encode(self._session)
         self._view = survivors.view(self._session, self._view)
@@ -183,7 +183,8 @@ class SecAggServer:
 
     def _send_signatures(self) -> dict[str, bytes]:
         # The sum stands on the survivors, who are enough; signers need the threshold alone.
-        self._enough(len(self._agreements), "members signed the survivors", self._session.config.threshold)
+        if (signed := len(self._agreements)) < (need := self._session.config.threshold):
+            raise ThresholdError(f"{signed} members signed the survivors, need {need}; the attempt is abandoned")
         return dict.fromkeys(self._names(self._agreements), SignatureList(self._agreements).encode(self._session))
 
     def _revealed(self, number: int, message: bytes) -> None:
@@ -242,7 +243,6 @@ class SecAggServer:
         if number != sender:
             raise ProtocolError(f"{self._session.names[number]} delivered a message of another member; it is refused")
 
-    def _enough(self, found: int, what: str, needed: int = 0) -> None:
-        needed = needed or self._session.config.needed
-        if found < needed:
-            raise ThresholdError(f"{found} {what}, need {needed}; the attempt is abandoned and nothing was revealed")
+    def _enough(self, found: Collection[int], what: str) -> None:
+        if reason := self._session.short(found, what, self._session.config.needed):
+            raise ThresholdError(f"{reason}; the attempt is abandoned and nothing was revealed")

@@ -5,7 +5,7 @@ Always: two parties whose views differ in anything here have different session d
 by the other; every floor comes from the caller's own configuration, never from a message.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from ...core.errors import AuthenticationError, ConfigError
@@ -16,6 +16,18 @@ from .graph import COMPLETE_UP_TO, Plan, plan
 PROTOCOL = "quietchoir secagg 1"
 CLAIM_STEPS = 4  # a claim counts in quarters of a fair share of min_tokens ...
 CLAIM_LIMIT = 15  # ... up to 15 of them, so that it says at most four bits about a member
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """Some of the cohort, of whom enough must be in any sum that is opened.
+
+    For vectors of which only some members fill a part: that part of the sum is a sum over those members, and must not be
+    one over fewer than a sum may have.
+    """
+
+    members: frozenset[str]
+    least: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +55,7 @@ class SecAggConfig:
     bits: int  # of one value
     corrupt_percent: int = 10  # of the cohort that may collude, for the graph above 32 parties
     drop_percent: int = 10  # of the cohort that may drop out, for the same
+    floors: tuple[Floor, ...] = ()  # besides min_cohort, for parts of the vector that not everybody fills
 
     def __post_init__(self) -> None:
         n = len(self.members)
@@ -60,6 +73,13 @@ class SecAggConfig:
             raise ConfigError(
                 f"threshold {self.threshold} of {n} bears {self.colluders} colluders; raise it or lower corrupt_percent"
             )
+        for floor in self.floors:
+            known = len(floor.members.intersection(self.members))
+            if known != len(floor.members) or not 1 <= floor.least <= known:
+                raise ConfigError(
+                    f"a floor of {floor.least} among {len(floor.members)} members, {known} of them in this cohort of {n}; "
+                    "name members of the cohort, and at most as many as they are"
+                )
 
     @property
     def colluders(self) -> int:
@@ -90,7 +110,21 @@ class Session:
         config = self.config
         members = [field for name, key in zip(self.names, self.keys, strict=True) for field in (name, key.raw)]
         floors = (config.threshold, config.min_cohort, config.min_tokens, config.corrupt_percent, config.drop_percent)
-        return digest(PROTOCOL, config.federation, config.round, config.attempt, self.ring.name, *floors, *members)
+        parts: list[str | int] = []
+        for floor in config.floors:
+            parts += ["floor", floor.least, *sorted(floor.members)]
+        return digest(PROTOCOL, config.federation, config.round, config.attempt, self.ring.name, *floors, *members, *parts)
+
+    def short(self, present: Collection[int], what: str, needed: int) -> str:
+        """Why these members (by number), which did `what`, are too few, in all or of a floor; empty if they are enough."""
+        if len(present) < needed:
+            return f"{len(present)} members {what}, need {needed}"
+        names = {self.names[number] for number in present}
+        for floor in self.config.floors:
+            if (found := len(floor.members & names)) < floor.least:
+                part = f"the {len(floor.members)} members that fill one part of the vector"
+                return f"{found} of {part} {what}, need {floor.least}"
+        return ""
 
     @property
     def claim_limit(self) -> int:

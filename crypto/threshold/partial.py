@@ -2,7 +2,8 @@
 
 Knows weights, smudging and pair masks. Knows nothing of how sums are made.
 Always: the set of responders is fixed before anybody answers; a round's sum is opened over one set of contributors, never
-over two (their difference would be a single member's); a part leaves only smudged, masked, signed and sealed for members.
+over two (their difference would be a single member's); a part leaves only smudged, masked, signed and covered for members
+(`veil`): the coordinator adds parts up without reading one, and members get the sum of them.
 
 A responder with shares σ_i of the contributors' secrets answers, for the polynomial a of each row,
 
@@ -26,18 +27,19 @@ Source: Mouchet et al. 2023, "An efficient threshold access-structure for RLWE-b
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ...core.errors import ProtocolError, ThresholdError
-from ..keys import BOX_OVERHEAD, SIGNATURE_BYTES, Identity, bind, hkdf, open_box, seal_box
+from ..keys import SIGNATURE_BYTES, Identity, bind, hkdf
 from . import residues
 from .contribution import REHEARSAL, common, parse, request_id
 from .holding import Holding
 from .lattice import LIMBS, Slots, lattice
 from .plan import POLYNOMIAL_BYTES, Plan
 from .residues import Residues
+from .veil import OVERHEAD, Veil, add_up, cut, read_checks
 
 
 class Holder:
@@ -47,7 +49,7 @@ class Holder:
         self._holding, self._identity = holding, identity
 
     def respond(self, request: bytes) -> bytes:
-        """This member's part of the opening that `request` asks for: one sealed box and a signature.
+        """This member's part of the opening that `request` asks for: covered for members, and signed.
 
         Raises:
             ProtocolError: a malformed request, one without us, one answered before, or another set for an opened round.
@@ -65,9 +67,9 @@ class Holder:
             share = residues.add(share, holding.shares[number])
         part = _smudged(holding, share, common(holding.plan, holding.key_id, round_number), responders)
         part = _masked(holding, part, responders, named)
-        box = seal_box(holding.readers, residues.to_bytes(part), _context(named, holding.number))
+        covered = Veil(holding.readers, named, rows).cover(part, holding.number)
         holding.memory.open(round_number, contributors, named, rows)  # before it leaves
-        return box + self._identity.sign(_context(named, holding.number), hashlib.sha256(box).digest())
+        return covered + self._identity.sign(_context(named, holding.number), hashlib.sha256(covered).digest())
 
 
 def _smudged(holding: Holding, share: Residues, commons: Residues, responders: Sequence[int]) -> Residues:
@@ -107,10 +109,14 @@ class Reader:
         self._named, self._rows = request_id(holding.key_id, request), _rows(holding.plan, self.round)
         self._total = holding.joint if self.round == REHEARSAL else residues.from_bytes(total, self._rows, LIMBS)
         self._parts: dict[int, Residues] = {}
+        self._summed: Residues | None = None
+        self._veil = Veil(holding.readers, self._named, self._rows)
 
     @property
     def missing(self) -> tuple[str, ...]:
         """Responders whose part is not here yet. If one stays away, ask again with others: the sum is the same."""
+        if self._summed is not None:
+            return ()
         return tuple(self._holding.plan.names[number] for number in self._responders if number not in self._parts)
 
     def receive(self, name: str, message: bytes) -> None:
@@ -123,9 +129,19 @@ class Reader:
         number = self._holding.plan.number(name)
         if number not in self._responders or number in self._parts:
             raise ProtocolError(f"{name} is no responder of this request or has answered it before; the part is refused")
-        box = _checked(self._holding.plan, self._named, self._rows, name, message)
-        raw = open_box(self._holding.readers, box, _context(self._named, number))
-        self._parts[number] = residues.from_bytes(raw, self._rows, LIMBS)
+        covered = _checked(self._holding.plan, self._named, self._rows, name, message)
+        self._parts[number] = self._veil.uncover(number, covered)
+
+    def receive_sum(self, message: bytes) -> None:
+        """Take all parts at once, as `together` added them up.
+
+        Raises:
+            ProtocolError: parts are here already, or bytes that are no polynomials.
+            AuthenticationError: not the sum of what this request's responders sent.
+        """
+        if self._parts or self._summed is not None:
+            raise ProtocolError("parts of this request are here already; their sum is refused")
+        self._summed = self._veil.uncover_sum(self._responders, message)
 
     def result(self) -> Slots:
         """The summed slots [rows, N], modulo t; `plan.packing.unpack` makes values of them once all masks are off.
@@ -136,7 +152,7 @@ class Reader:
         """
         if self.missing:
             raise ThresholdError(f"no part from {', '.join(self.missing)}; wait for it or ask other responders")
-        phase = self._total
+        phase = self._total if self._summed is None else residues.add(self._total, self._summed)
         for part in self._parts.values():
             phase = residues.add(phase, part)
         slots = lattice().decode(phase)
@@ -156,17 +172,37 @@ def check_part(plan: Plan, key_id: bytes, request: bytes, name: str, message: by
     round_number, responders, _ = parse(plan, request)
     if plan.number(name) not in responders:
         raise ProtocolError(f"{name} is no responder of this request; the part is refused")
-    _checked(plan, request_id(key_id, request), _rows(plan, round_number), name, message)
+    covered = _checked(plan, request_id(key_id, request), _rows(plan, round_number), name, message)
+    _, body, checks = cut(covered, 1, _rows(plan, round_number))
+    residues.from_bytes(body, _rows(plan, round_number), LIMBS)
+    read_checks(checks)
+
+
+def together(plan: Plan, request: bytes, parts: Mapping[str, bytes]) -> bytes:
+    """The sum of all parts of a request, still covered, for every reader: what the coordinator sends instead of t parts.
+
+    Args:
+        parts: by responder; each has passed `check_part`.
+
+    Raises:
+        ThresholdError: a part is missing.
+        ProtocolError: a malformed request or part.
+    """
+    round_number, responders, _ = parse(plan, request)
+    names = [plan.names[number] for number in responders]
+    if missing := [name for name in names if name not in parts]:
+        raise ThresholdError(f"no part from {', '.join(missing)}; ask other responders")
+    return add_up([parts[name][:-SIGNATURE_BYTES] for name in names], _rows(plan, round_number))
 
 
 def _checked(plan: Plan, named: bytes, rows: int, name: str, message: bytes) -> bytes:
-    """The box of a part."""
-    size = rows * POLYNOMIAL_BYTES + BOX_OVERHEAD + SIGNATURE_BYTES
+    """The covered part in a message."""
+    size = rows * POLYNOMIAL_BYTES + OVERHEAD + SIGNATURE_BYTES
     if len(message) != size:
         raise ProtocolError(f"a part of {len(message)} bytes from {name}, {size} expected; it is refused")
-    box, signature = message[:-SIGNATURE_BYTES], message[-SIGNATURE_BYTES:]
-    plan.members[name].verify(_context(named, plan.number(name)), hashlib.sha256(box).digest(), signature)
-    return box
+    covered, signature = message[:-SIGNATURE_BYTES], message[-SIGNATURE_BYTES:]
+    plan.members[name].verify(_context(named, plan.number(name)), hashlib.sha256(covered).digest(), signature)
+    return covered
 
 
 def _rows(plan: Plan, round_number: int) -> int:

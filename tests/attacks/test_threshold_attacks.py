@@ -7,15 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quietchoir.core.errors import AuthenticationError, ProtocolError
+from quietchoir.core.errors import AuthenticationError, ProtocolError, ThresholdError
 from quietchoir.crypto.keys import bind
 from quietchoir.crypto.parameters import JOINT
-from quietchoir.crypto.threshold import Ceremony, Contributor, Gathering, Holder, Holding, Reader, residues
-from quietchoir.crypto.threshold.contribution import common
+from quietchoir.crypto.threshold import Ceremony, Contributor, Gathering, Holder, Holding, Reader, residues, together
+from quietchoir.crypto.threshold.contribution import common, request_id
 from quietchoir.crypto.threshold.lattice import LIMBS, lattice
 from quietchoir.crypto.threshold.partial import _masked, _smudged
 from quietchoir.crypto.threshold.plan import PLAIN_MODULUS, PRIMES, Q
 from quietchoir.crypto.threshold.residues import Residues
+from quietchoir.crypto.threshold.veil import CHECK_BYTES, NONCE_BYTES, Veil
 from quietchoir.tests.fakes_threshold import (
     Circle,
     ciphertext,
@@ -298,3 +299,69 @@ def test_contributions_and_parts_of_one_key_do_not_fit_another_though_the_member
     with pytest.raises(AuthenticationError):
         reading.receive(name, Holder(other, circle.identities[name]).respond(gathering.request(circle.names[:3])))
     assert reading.missing == tuple(circle.names[:3])
+
+
+def test_a_coordinator_that_shifts_the_summed_parts_is_noticed_and_without_checks_is_not(circle: Circle) -> None:
+    gathering, responders = circle.gather(90), circle.names[:3]
+    asked, reading = gathering.request(responders), circle.reader(gathering, responders)
+    parts = {name: circle.holders[name].respond(asked) for name in responders}
+    summed = together(circle.plan, asked, parts)
+    head, first = 3 * NONCE_BYTES, [Q // PLAIN_MODULUS % prime for prime in PRIMES[:LIMBS]]  # q / T: one more in the sum
+    body = residues.from_bytes(summed[head:-CHECK_BYTES], 1, LIMBS)
+    body[0, :, 0] = (body[0, :, 0] + np.array(first, np.uint64)) % np.array(PRIMES[:LIMBS], np.uint64)
+    shifted = summed[:head] + residues.to_bytes(body) + summed[-CHECK_BYTES:]
+    with pytest.raises(AuthenticationError, match="not what the responders sent"):
+        reading.receive_sum(shifted)
+    with pytest.raises(ThresholdError, match="no part from"):
+        reading.result()  # and nothing was taken
+    reading.receive_sum(summed)
+    assert (circle.plan.packing.unpack(reading.result()) == circle.sum()).all()
+    with pytest.raises(ProtocolError, match="here already"):
+        reading.receive_sum(summed)
+    assert reading._summed is not None
+    pads = residues.subtract(residues.from_bytes(summed[head:-CHECK_BYTES], 1, LIMBS), reading._summed)  # the unprotected arm
+    opened = lattice().decode(residues.add(gathering_phase(gathering), residues.subtract(body, pads)))
+    assert (opened != lattice().decode(residues.add(gathering_phase(gathering), reading._summed))).any()
+
+
+def gathering_phase(gathering: Gathering) -> Residues:
+    return gathering._total
+
+
+def test_the_coordinator_reads_no_part_and_no_sum_of_parts(circle: Circle) -> None:
+    """What passes it of one opening, against what the parts are: with the members' key, zeros; without, chance."""
+    gathering = circle.gather(91, slots=dict.fromkeys(circle.names, ZEROS))
+    asked = gathering.request(circle.names[:3])
+    parts = {name: circle.holders[name].respond(asked) for name in circle.names[:3]}
+    summed = together(circle.plan, asked, parts)
+    seen = residues.from_bytes(summed[3 * NONCE_BYTES : -CHECK_BYTES], 1, LIMBS)
+    phase_seen = residues.add(gathering._total, seen)[0]
+    assert looks_uniform(phase_seen) and lattice().budget(phase_seen) == 0
+    reading = circle.reader(gathering, circle.names[:3])
+    reading.receive_sum(summed)
+    assert not reading.result().any()  # the arm with the members' key
+
+
+def test_a_responder_may_say_one_thing_to_one_reader_and_another_to_the_next_with_or_without_sums(circle: Circle) -> None:
+    """Not covered, in either form: a responder (any member, since the coordinator chooses) shifts the sum for whom it likes."""
+    gathering, responders = circle.gather(92, slots=dict.fromkeys(circle.names, ZEROS)), circle.names[:3]
+    asked = gathering.request(responders)
+    parts = {name: circle.holders[name].respond(asked) for name in responders[1:]}
+    shift, bad = np.zeros((1, LIMBS, JOINT.degree), np.uint64), circle.holdings[responders[0]]
+    shift[0, :, 0] = [Q // PLAIN_MODULUS % prime for prime in PRIMES[:LIMBS]]
+    named, answers = request_id(bad.key_id, asked), []
+    share = circle.share(responders[0])
+    honest = _smudged(bad, share, common(circle.plan, bad.key_id, 92), (0, 1, 2))
+    for said in (honest, residues.add(honest, shift)):
+        covered = Veil(bad.readers, named, 1).cover(_masked(bad, said, (0, 1, 2), named), 0)
+        context = bind("quietchoir joint part 1", named, 0)
+        signed = covered + circle.identities[responders[0]].sign(context, hashlib.sha256(covered).digest())
+        for together_ in (False, True):
+            reading = circle.reader(gathering, responders)
+            if together_:
+                reading.receive_sum(together(circle.plan, asked, {**parts, responders[0]: signed}))
+            else:
+                for name, part in {**parts, responders[0]: signed}.items():
+                    reading.receive(name, part)
+            answers.append(bool(reading.result().any()))
+    assert answers == [False, False, True, True]
