@@ -17,10 +17,13 @@ class EngineConfig:
 
     model: str = "smollm2-135m-instruct"  # a catalog name or a path
     device: Literal["cpu", "cuda"] = "cpu"  # where it computes; core/engine/cuda/README.md says what of "cuda" was never run
+    gpu_layers: int = -1  # of the model's uppermost layers on the GPU; -1: as many as fit; the others stay on the processor
+    gpu_bytes: int = 0  # of the GPU's memory that may be taken; 0: what is free there
     max_running: int = 16  # requests in one batch
     max_waiting: int = 64  # requests in the queue; one more is refused
     context: int = 2048  # tokens of one conversation
     kv_bytes: int = 512 << 20  # memory for keys and values
+    kept_bytes: int = 64 << 20  # of it, filled before what nobody uses is forgotten; at least one full context
     threads: int = 0  # 0: as many as this machine's cores
     queue_timeout_s: float = 30.0  # a waiting request fails after this
     keep_conversations: int = 0  # so many stay computed on disk while the node is down; they lie there in clear
@@ -44,6 +47,12 @@ class TrainingConfig:
     data: Path | None = None  # chat-format JSONL folder the owner consents to train on
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: int = 0
+    max_rank: int = 0  # columns of an adapter that this node trains at most; a federation that asks for more is refused; 0: any
+    whole_adapter: bool = True  # of an adapter it trains in part: the rest takes part meanwhile (exact); false: left out
+    personal: bool = False  # after each finished adapter, this node's own change on top of it; it never leaves this machine
+    personal_epochs: int = 2
+    personal_lr: float = 5e-3
+    personal_proximal: float = 0.0  # pull towards the shared adapter; 0: none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from quietchoir.core.config import EngineConfig
 from quietchoir.core.engine.blockpool import BLOCK_TOKENS
+from quietchoir.core.engine.cachelabel import label, unlabel
 from quietchoir.core.engine.engine import Engine
-from quietchoir.core.engine.kvcache import label, unlabel
 from quietchoir.core.engine.request import Generation, GenerationRequest
 from quietchoir.core.engine.scheduler import Batch
 from quietchoir.core.models.adapter import Adapter, AdapterShape, assemble

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quietchoir.core.engine.native.runner import NativeRunner
 from quietchoir.core.engine.request import GenerationRequest
 from quietchoir.core.engine.runner import Runner
 from quietchoir.core.engine.scheduler import Batch, Span
@@ -33,6 +34,13 @@ SMALL = {
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SPREAD = {"Q4_0": 4.6, "Q4_1": 4.6, "Q8_0": 74.0}  # deviation of the integers, which are uniform
 SUPER = {"Q4_K": (350.0, 7.5), "Q5_K": (700.0, 15.5), "Q6_K": (1330.0, 0.0)}  # deviation, and dmin / d for a mean of 0
+
+
+class TensorRunner(NativeRunner):
+    """The native runner, its logits as tensors, to be compared with torch's."""
+
+    def forward(self, batch: Batch) -> Tensor:  # type: ignore[override]
+        return torch.from_numpy(super().forward(batch))
 
 
 def architecture(**changes: object) -> Architecture:

@@ -7,11 +7,13 @@ Always: the active adapter is one that the engine holds, or none; a failed switc
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from .. import log
 from ..errors import ModelNotFoundError, QuietchoirError
-from ..models.adapter import Adapter
+
+if TYPE_CHECKING:
+    from ..models.adapter import Adapter  # with torch, which a node that serves does without
 
 PREFIX = 6  # characters of an id that may stand for it
 DEFAULT = "default"  # the model name that means: whatever is active
@@ -33,7 +35,7 @@ class AdapterStore(Protocol):
         """All adapters for this node's model."""
         ...
 
-    def load(self, id: str) -> Adapter:
+    def load(self, id: str) -> "Adapter":
         """Read one. Raises a QuietchoirError if it is unknown, changed, or made for another model."""
         ...
 
@@ -53,7 +55,7 @@ class NoAdapters:
         """None."""
         return ()
 
-    def load(self, id: str) -> Adapter:
+    def load(self, id: str) -> "Adapter":
         """Never finds one."""
         raise ModelNotFoundError(f"adapter {id} is not on this node; it has none")
 
@@ -68,7 +70,7 @@ class NoAdapters:
 class Shelf(Protocol):
     """The engine's side: adapters held ready, changed while it runs."""
 
-    def load(self, name: str, adapter: Adapter) -> None:
+    def load(self, name: str, adapter: "Adapter") -> None:
         """Hold `adapter` ready under `name`."""
         ...
 

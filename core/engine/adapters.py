@@ -6,13 +6,16 @@ a request that already runs with it.
 """
 
 import threading
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..errors import RequestError
-from ..models.adapter import Adapter
 from ..models.weights import Weights
-from .lora import LoadedAdapter
+from .loaded import LoadedAdapter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..models.adapter import Adapter
 
 A_END, B_END = ".lora_A.weight", ".lora_B.weight"
 
@@ -25,7 +28,7 @@ class AdapterShelf:
         self._loaded: dict[str, LoadedAdapter] = {}
         self._lock = threading.Lock()
 
-    def load(self, name: str, adapter: Adapter) -> None:
+    def load(self, name: str, adapter: "Adapter") -> None:
         """Put `adapter` on the shelf; a new version takes the old one's place for all later requests.
 
         An adapter that names no base at all (a foreign one) is taken if its shapes fit.
@@ -79,7 +82,7 @@ class AdapterShelf:
         return f"adapter {name!r:.80} is not loaded; loaded: {known}"
 
 
-def _factors(adapter: Adapter) -> dict[str, tuple[Tensor, Tensor]]:
+def _factors(adapter: "Adapter") -> "dict[str, tuple[Tensor, Tensor]]":
     """Each module's A transposed and scale * B transposed, copied, so that later changes to the caller's do not reach us."""
     modules = {name.removesuffix(A_END) for name in adapter.tensors if name.endswith(A_END)}
     return {

@@ -8,13 +8,23 @@ of them; the step's keys and values are written before any row looks.
 from collections import defaultdict
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .blockpool import BLOCK_TOKENS
-from .kvcache import KeyValueCache
 from .scheduler import Span
+
+
+class Stored(Protocol):
+    """What attention asks of a cache; see `kvcache.KeyValueCache`."""
+
+    dtype: torch.dtype
+
+    def write(self, layer: int, places: Tensor, k: Tensor, v: Tensor) -> None: ...
+
+    def read(self, layer: int, table: Tensor, length: int) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +67,7 @@ class Chunk:
 class PagedAttention:
     """What `Transformer.layers_forward` calls in each layer; made anew for each step."""
 
-    def __init__(self, cache: KeyValueCache, spans: Items[Span], windows: tuple[int, ...] = ()) -> None:
+    def __init__(self, cache: Stored, spans: Items[Span], windows: tuple[int, ...] = ()) -> None:
         """`windows`: the architecture's."""
         self.cache, self.windows = cache, windows
         self.masks: dict[tuple[int, int], Tensor | None] = {}  # by group and window: layers of one window share them

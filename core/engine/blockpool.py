@@ -2,7 +2,9 @@
 
 Knows how many tokens a block holds and how many owners a block has. Knows nothing of what is in them, nor whose they are.
 Always: a block is free (nobody's), owned (once or by several), or kept (nobody's, but its content is known and may be asked
-for again); kept blocks are given away when free ones run out, the longest unused first.
+for again); kept blocks are given away when free ones run out, or when more than `keep` would not be free, the longest unused
+first. Blocks are handed out again before others are touched, so the cache's memory is that of `keep` or of all owners' blocks,
+whichever was more.
 """
 
 from collections import Counter, OrderedDict
@@ -14,8 +16,14 @@ BLOCK_TOKENS = 16  # a 2,048-token conversation is 128 blocks; at most 15 places
 class BlockPool:
     """Free block numbers, and how many owners the others have."""
 
-    def __init__(self, blocks: int, block_tokens: int = BLOCK_TOKENS) -> None:
+    def __init__(self, blocks: int, block_tokens: int = BLOCK_TOKENS, keep: int | None = None) -> None:
+        """All blocks free.
+
+        Args:
+            keep: owned and kept ones together, as far as kept ones decide; None: all.
+        """
         self.total = blocks
+        self.keep = blocks if keep is None else keep
         self.block_tokens = block_tokens
         self.known: set[int] = set()  # blocks that `prefixes` can find; they are kept when their last owner goes
         self.on_forget: Callable[[int], None] = lambda _: None  # a kept block is given away: nobody may find it any more
@@ -53,7 +61,7 @@ class BlockPool:
         """
         if blocks > self.free:
             raise RuntimeError(f"{blocks} blocks asked for, {self.free} free")
-        while len(self._free) < blocks:
+        while self._kept and (len(self._free) < blocks or self.total - len(self._free) + blocks > self.keep):
             self.forget(next(iter(self._kept)))
         taken = [self._free.pop() for _ in range(blocks)]
         for block in taken:

@@ -6,10 +6,11 @@ slower one finds the reason in the log.
 
 from .. import log
 from ..config import EngineConfig
+from ..device.placement import Placement, place
 from ..errors import ConfigError
 from ..models.weights import Weights
+from .languagemodel import LanguageModel, block_bytes, exact
 from .native.runner import NativeRunner, supports
-from .runner import LanguageModel, Runner
 
 logger = log.get("engine")
 
@@ -22,18 +23,19 @@ def runner_for(weights: Weights, blocks: int, config: EngineConfig, context: int
         context: the longest sequence, tokens.
 
     Raises:
-        ConfigError: there is no GPU, this model cannot run on one, or `QUIETCHOIR_NATIVE` asks for what does not exist.
+        ConfigError: there is no GPU, this model cannot run on one or does not fit as the owner wants it, or `QUIETCHOIR_NATIVE`
+            asks for what does not exist.
     """
     if config.device == "cuda":
-        return cuda_runner(weights, blocks, context)
+        return cuda_runner(weights, blocks, config, context)
     return processor_runner(weights, blocks, config.threads)
 
 
-def cuda_runner(weights: Weights, blocks: int, context: int) -> LanguageModel:
-    """See `cuda.runner.CudaRunner`.
+def cuda_runner(weights: Weights, blocks: int, config: EngineConfig, context: int) -> LanguageModel:
+    """See `cuda.runner.CudaRunner`; layers that the device has no room for stay on the processor.
 
     Raises:
-        ConfigError: no GPU here, or none that can run this model.
+        ConfigError: no GPU here, none that can run this model, or too little memory there for what is asked.
     """
     import torch
 
@@ -41,7 +43,36 @@ def cuda_runner(weights: Weights, blocks: int, context: int) -> LanguageModel:
         raise ConfigError('engine.device is "cuda", but torch finds no CUDA device here; set it to "cpu"')
     from .cuda.runner import CudaRunner
 
-    return CudaRunner(weights, blocks, context)
+    placement = cut(weights, blocks, config, context, torch.cuda.mem_get_info()[0])
+    logger.info("%s", placement)
+    if placement.host:
+        logger.warning("%d layers stay on the processor, which is far slower: the GPU has no room for them", placement.host)
+    return CudaRunner(weights, blocks, context, host_layers=placement.host)
+
+
+def cut(weights: Weights, blocks: int, config: EngineConfig, context: int, free: int) -> Placement:
+    """Where the model's layers go.
+
+    Args:
+        free: bytes of the device that nobody uses.
+
+    Raises:
+        ConfigError: see `placement.place`.
+    """
+    from .cuda.memory import needs
+
+    answers = config.max_running * (1 + config.drafts)
+    budget = min(config.gpu_bytes or free, free)
+    return place(needs(weights, blocks, context, answers), budget, config.gpu_layers)
+
+
+def cache_block_bytes(weights: Weights, config: EngineConfig) -> int:
+    """What one block of keys and values takes in the runner that the owner asked for."""
+    if config.device == "cuda":
+        from .cuda import cache
+
+        return cache.block_bytes(weights.architecture)
+    return block_bytes(weights.architecture, 4 if exact(weights) else 2)
 
 
 def processor_runner(weights: Weights, blocks: int, threads: int = 0) -> LanguageModel:
@@ -54,6 +85,8 @@ def processor_runner(weights: Weights, blocks: int, threads: int = 0) -> Languag
         ConfigError: `QUIETCHOIR_NATIVE` asks for what does not exist.
     """
     if reason := supports(weights):
+        from .runner import Runner  # with torch, which the native runner does without
+
         logger.warning("the torch runner serves, which is slower: %s", reason)
         return Runner(weights, blocks)
     runner = NativeRunner(weights, blocks, threads)

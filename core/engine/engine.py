@@ -13,7 +13,7 @@ from collections.abc import Sequence as Items
 from concurrent.futures import Future
 from typing import TypeVar
 
-import torch
+import numpy as np
 
 from .. import log
 from ..config import EngineConfig
@@ -22,19 +22,19 @@ from ..models.weights import Weights
 from .adapters import AdapterShelf
 from .answer import Answer
 from .blockpool import BLOCK_TOKENS, BlockPool
-from .choose import runner_for
+from .cachelabel import label
+from .choose import cache_block_bytes, runner_for
 from .keeping import Keeper
-from .kvcache import block_bytes, label
+from .languagemodel import LanguageModel
 from .native.runner import NativeRunner
 from .request import Generation, GenerationRequest, Likely, Piece
-from .runner import LanguageModel, cache_dtype
 from .sampling.grammar import Grammars
 from .sampling.likely import put_aside, tell
 from .sampling.sampler import sample
 from .scheduler import Batch, Limits, Scheduler
 from .sequence import Sequence
 from .stats import EngineStats
-from .threads import compute_alone
+from .threads import compute_alone, compute_with
 
 T = TypeVar("T")
 logger = log.get("engine")
@@ -61,7 +61,7 @@ class Engine:
         self.adapters = AdapterShelf(weights)
         self.context = min(config.context, weights.architecture.context)  # tokens of one request, answer included
         self._weights, self._threads, self._clock = weights, config.threads, clock
-        pool = BlockPool(_blocks(weights, config, self.context))
+        pool = _pool(weights, config, self.context)
         self.context = min(self.context, pool.total * BLOCK_TOKENS)
         self.scheduler = Scheduler(
             pool,
@@ -156,7 +156,7 @@ class Engine:
             return
         started_s, rows = self._clock(), batch.wanted
         try:
-            logits = self.model.forward(batch)  # [R, V]
+            logits = np.asarray(self.model.forward(batch))  # [R, V], the same memory
             telling = put_aside(logits, rows)
             tokens = sample(logits, rows)  # [R]
             told = tell(telling, rows, tokens, self._spell)  # [R]
@@ -170,12 +170,13 @@ class Engine:
 
     def _run(self) -> None:
         """The thread."""
-        if isinstance(self.model, NativeRunner):
-            compute_alone()  # it has threads of its own
-        elif self._threads:
-            torch.set_num_threads(self._threads)
+        native = isinstance(self.model, NativeRunner)
+        if self._threads and not native:
+            compute_with(self._threads)
+        alone = False
         try:
             while self._wait_for_work():
+                alone = alone or (native and compute_alone())  # it has threads of its own; torch may come any time
                 self.step()
         except BaseException as error:  # a bug of ours: say so to every caller instead of leaving them waiting
             with self._changed:
@@ -307,9 +308,13 @@ class Engine:
             raise RequestError(f"the prompt holds tokens outside 0..{size - 1}; encode it with this model's tokenizer")
 
 
-def _blocks(weights: Weights, config: EngineConfig, context: int) -> int:
-    """Blocks of the cache: what the memory allows, and no more than a full batch of full contexts can use."""
-    affordable = config.kv_bytes // block_bytes(weights.architecture, cache_dtype(weights, None))
-    if affordable < 1:
+def _pool(weights: Weights, config: EngineConfig, context: int) -> BlockPool:
+    """Blocks of the cache: what the memory allows, and no more than a full batch of full contexts can use.
+
+    What nobody uses is kept within `kept_bytes`, or within one full context, which a single request may need anyway.
+    """
+    one, longest = cache_block_bytes(weights, config), -(-context // BLOCK_TOKENS)
+    if config.kv_bytes < one:
         raise ConfigError(f"engine.kv_bytes = {config.kv_bytes} holds no block of keys and values; raise it")
-    return min(affordable, config.max_running * -(-context // BLOCK_TOKENS))
+    blocks = min(config.kv_bytes // one, config.max_running * longest)
+    return BlockPool(blocks, keep=max(config.kept_bytes // one, longest))

@@ -18,8 +18,8 @@ from ..models.weights import Weights
 from . import conversations
 from .adapters import AdapterShelf
 from .conversations import Conversation
+from .languagemodel import LanguageModel
 from .prefixes import Prefix
-from .runner import LanguageModel
 from .scheduler import Scheduler
 
 logger = log.get("engine")

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import CacheError
 from ..models.architecture import Architecture
 from .blockpool import BLOCK_TOKENS
+from .cachelabel import label, unlabel
 
 
 class KeyValueCache:
@@ -68,28 +69,3 @@ class KeyValueCache:
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Zeros that the system hands out page by page; torch's own would touch every page now."""
     return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
-
-
-def block_bytes(architecture: Architecture, dtype: torch.dtype) -> int:
-    """Memory of one block over all layers, keys and values."""
-    return 2 * architecture.layers * BLOCK_TOKENS * architecture.kv_heads * architecture.head_size * dtype.itemsize
-
-
-def label(layout: str, payload: bytes) -> bytes:
-    """`payload` under the name of its layout: one line of text, then the bytes."""
-    return layout.encode() + b"\n" + payload
-
-
-def unlabel(layout: str, data: bytes, size: int) -> memoryview:
-    """The payload of `label`.
-
-    Raises:
-        CacheError: the label is not `layout`, or the payload has not `size` bytes.
-    """
-    head = layout.encode() + b"\n"
-    if not data.startswith(head):
-        found = data[:80].split(b"\n")[0].decode("ascii", "replace")
-        raise CacheError(f"saved keys and values are laid out as {found!r}, this engine needs {layout!r}; let it compute anew")
-    if len(data) - len(head) != size:
-        raise CacheError(f"saved keys and values have {len(data) - len(head)} bytes, expected {size}; the file is damaged")
-    return memoryview(data)[len(head) :]

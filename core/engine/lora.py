@@ -5,31 +5,14 @@ Always: rows of no adapter come out exactly as without this module; adapters are
 so switching one costs nothing and several stand in one batch.
 """
 
-import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from ..models.architecture import PROJECTIONS
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LoadedAdapter:
-    """One version of an adapter, ready to multiply. Never changed; a request keeps the version it started with."""
-
-    name: str
-    factors: Mapping[str, tuple[Tensor, Tensor]]  # module -> A transposed [K, r], scale * B transposed [r, rows]
-    digest: str = field(init=False)  # of all the numbers: two versions share no keys and values unless they are equal
-
-    def __post_init__(self) -> None:
-        whole = hashlib.sha256()
-        for module, (a, b) in sorted(self.factors.items()):
-            whole.update(f"{module} {tuple(a.shape)} {tuple(b.shape)}\n".encode())
-            for factor in (a, b):
-                whole.update(factor.detach().cpu().float().contiguous().numpy().tobytes())
-        object.__setattr__(self, "digest", whole.hexdigest())  # frozen, and known only now
+from .loaded import LoadedAdapter
 
 
 @dataclass(frozen=True, slots=True)

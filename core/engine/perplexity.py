@@ -10,8 +10,8 @@ from collections.abc import Sequence as Items
 import torch
 
 from .blockpool import BLOCK_TOKENS
+from .languagemodel import LanguageModel
 from .request import GenerationRequest
-from .runner import LanguageModel
 from .scheduler import Batch, Span
 from .sequence import Sequence
 
@@ -46,7 +46,7 @@ def _surprise(model: LanguageModel, tokens: list[int]) -> float:
     total = 0.0
     for start in range(0, len(tokens) - 1, CHUNK):
         count = min(CHUNK, len(tokens) - 1 - start)
-        logits = model.forward(Batch((Span(sequence, start, count, count),)))  # [count, V]
+        logits = torch.as_tensor(model.forward(Batch((Span(sequence, start, count, count),))))  # [count, V]
         wanted = torch.tensor(tokens[start + 1 : start + 1 + count])
         total += float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
     return total

@@ -8,7 +8,6 @@ reach the head, which is a third of the work.
 from collections.abc import Sequence as Items
 from functools import partial
 from itertools import accumulate, groupby
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,33 +17,10 @@ from ..models.weights import Weights
 from .attention import PagedAttention
 from .kernels import copy_fits, linear_for
 from .kvcache import KeyValueCache
-from .lora import AdapterRows, LoadedAdapter, Rows, adapt
+from .languagemodel import exact
+from .loaded import LoadedAdapter
+from .lora import AdapterRows, Rows, adapt
 from .scheduler import Batch, Span
-
-
-class LanguageModel(Protocol):
-    """What the engine asks of a model."""
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Run the batch's tokens and remember their keys and values.
-
-        Returns:
-            Logits [batch.logit_rows, V], float32: of the last `span.sampled` rows of each span, in the order of
-            `batch.spans`. What a span's rows hold is `span.tokens`, which ends with its drafts.
-        """
-        ...
-
-    def read_cache(self, blocks: Items[int]) -> bytes:
-        """What these blocks of the cache hold, under the label of its layout; see `kvcache.label`."""
-        ...
-
-    def write_cache(self, blocks: Items[int], data: bytes) -> None:
-        """Put what `read_cache` returned for as many blocks into these.
-
-        Raises:
-            CacheError: another layout or size; nothing was written.
-        """
-        ...
 
 
 class Runner:
@@ -71,7 +47,7 @@ class Runner:
         tokens = torch.tensor([token for span in spans for token in span.tokens])  # [N]
         positions = torch.cat([torch.arange(span.start, span.start + span.count) for span in spans])  # [N]
         attention = PagedAttention(self.cache, spans, self.transformer.architecture.windows)
-        with self.adapter_rows.use(_adapter_rows(spans)):
+        with self.adapter_rows.use(rows_by_adapter(spans)):
             x = self.transformer.layers_forward(self.transformer.embed(tokens), positions, attention)  # [N, D]
         return self.transformer.logits(x[_wanted_rows(batch, spans)]).float()
 
@@ -85,13 +61,12 @@ class Runner:
 
 
 def cache_dtype(weights: Weights, compute: torch.dtype | None) -> torch.dtype:
-    """bfloat16 beside quantised weights, whose own rounding is far coarser; float32 on the exact path."""
-    exact = compute is torch.float32 or all(blocks.kind in ("F32", "F16") for blocks in weights.tensors.values())
-    return torch.float32 if exact else torch.bfloat16
+    """float32 on the exact path and where nothing is quantised, else bfloat16; see `languagemodel.exact`."""
+    return torch.float32 if compute is torch.float32 or exact(weights) else torch.bfloat16
 
 
-def _adapter_rows(spans: Items[Span]) -> tuple[Rows, ...]:
-    """Slices of the step by adapter; rows without one are left out."""
+def rows_by_adapter(spans: Items[Span]) -> tuple[Rows, ...]:
+    """Slices of the step by adapter; rows without one are left out. Spans of one adapter stand side by side."""
     groups: list[Rows] = []
     stop = 0
     for adapter, members in groupby(spans, key=lambda span: span.sequence.adapter):

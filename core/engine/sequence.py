@@ -15,7 +15,7 @@ from .sampling.lookup import Lookup
 from .sampling.tally import Tally
 
 if TYPE_CHECKING:
-    from .lora import LoadedAdapter
+    from .loaded import LoadedAdapter
     from .prefixes import Prefix
     from .sampling.grammar import Matcher
 

@@ -67,8 +67,11 @@ class Adapter:
                     f"{name} {tuple(tensor.shape)} does not fit the base model; use the base it was trained on"
                 )
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, *, mode: int = 0o644) -> None:
         """Write a PEFT checkpoint; the configuration comes last, so a folder that has it is whole.
+
+        Args:
+            mode: of both files; 0o600 for what nobody else shall read.
 
         Raises:
             QuietchoirError: no space or no permission.
@@ -76,9 +79,9 @@ class Adapter:
         own = {"base_digest": self.base_digest, "seed": self.shape.seed, "targets": list(self.shape.targets)}
         named = {PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
         header = {OWN_KEY: json.dumps(own, sort_keys=True)}
-        write_atomically(folder / TENSOR_FILE, safetensors.torch.save(named, metadata=header))
+        write_atomically(folder / TENSOR_FILE, safetensors.torch.save(named, metadata=header), mode=mode)
         config = json.dumps(self.peft_config(), indent=2, sort_keys=True) + "\n"
-        write_atomically(folder / CONFIG_FILE, config.encode())
+        write_atomically(folder / CONFIG_FILE, config.encode(), mode=mode)
 
     def peft_config(self) -> dict[str, Any]:
         """The fields of PEFT's LoraConfig that say what this adapter is; PEFT's defaults fill the rest."""

@@ -6,9 +6,13 @@ Always: an `Architecture` that was read from a file passed `complaint`, so nobod
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Larger than any model that this code could hold; a file that claims more is damaged or hostile.
 LIMITS = {
@@ -62,15 +66,25 @@ class Architecture:
         """What q·k is multiplied by before the softmax."""
         return self.attention_scale or self.head_size**-0.5
 
-    def frequencies(self, layer: int) -> Tensor:
-        """Radians a position by which pair i of each head turns in this layer, float32 [head_size / 2]; empty = no rope."""
+    def radians(self, layer: int) -> NDArray[np.float32]:
+        """By how much a position turns pair i of each head in this layer, [head_size / 2]; empty = no rope."""
         rope = self.rope_base(layer)
         if rope == 0.0:
-            return torch.empty(0)
-        exponents = torch.arange(0, self.head_size, 2, dtype=torch.float32) / self.head_size
-        plain = 1.0 / rope**exponents
+            return np.empty(0, np.float32)
+        exponents = np.arange(0, self.head_size, 2, dtype=np.float32) / np.float32(self.head_size)
+        # The power to its last bit, as torch's own comes; numpy's in float32 may miss it by one.
+        powers = np.power(np.float64(rope), exponents.astype(np.float64)).astype(np.float32)
+        plain: NDArray[np.float32] = np.float32(1) / powers
         stretched = self.rope_factors and rope == self.rope_theta
-        return plain / torch.tensor(self.rope_factors, dtype=torch.float32) if stretched else plain
+        if stretched:
+            plain /= np.array(self.rope_factors, np.float32)
+        return plain
+
+    def frequencies(self, layer: int) -> "Tensor":
+        """`radians` as a tensor."""
+        import torch
+
+        return torch.from_numpy(self.radians(layer))
 
     def magnitude(self, layer: int) -> float:
         """What this layer's cosines and sines are multiplied by."""

@@ -8,13 +8,11 @@ Source: ggml's `ggml-common.h`, block_* structures; `gguf.quants` is the oracle 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-GROUP = 32  # weights that share one scale in Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0
-SUPER = 256  # weights of one block of a K-quant
+from .formats import GROUP
 
 
 def half(blocks: Tensor, start: int) -> Tensor:
@@ -127,29 +125,19 @@ def decode_as(kind: torch.dtype) -> Callable[[Tensor], Tensor]:
     return decode_plain
 
 
-@dataclass(frozen=True, slots=True)
-class BlockFormat:
-    """One block type: how many weights, how many bytes, how bytes become weights, and its number in GGUF files."""
-
-    columns: int  # weights in one block
-    size: int  # bytes of one block
-    decode: Callable[[Tensor], Tensor]  # uint8 [n, size] -> float32 [n, columns]
-    number: int
-
-
-FORMATS = {
-    "F32": BlockFormat(1, 4, decode_as(torch.float32), 0),
-    "F16": BlockFormat(1, 2, decode_as(torch.float16), 1),
-    "BF16": BlockFormat(1, 2, decode_as(torch.bfloat16), 30),
-    "Q4_0": BlockFormat(GROUP, 2 + 16, decode_q4_0, 2),
-    "Q4_1": BlockFormat(GROUP, 4 + 16, decode_q4_1, 3),
-    "Q5_0": BlockFormat(GROUP, 6 + 16, decode_q5_0, 6),
-    "Q5_1": BlockFormat(GROUP, 8 + 16, decode_q5_1, 7),
-    "Q8_0": BlockFormat(GROUP, 2 + 32, decode_q8_0, 8),
-    "Q2_K": BlockFormat(SUPER, 16 + 64 + 4, decode_q2_k, 10),
-    "Q3_K": BlockFormat(SUPER, 32 + 64 + 12 + 2, decode_q3_k, 11),
-    "Q4_K": BlockFormat(SUPER, 4 + 12 + 128, decode_q4_k, 12),
-    "Q5_K": BlockFormat(SUPER, 4 + 12 + 32 + 128, decode_q5_k, 13),
-    "Q6_K": BlockFormat(SUPER, 128 + 64 + 16 + 2, decode_q6_k, 14),
+# uint8 [n, size] -> float32 [n, columns], for each key of `formats.FORMATS`
+DECODERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "F32": decode_as(torch.float32),
+    "F16": decode_as(torch.float16),
+    "BF16": decode_as(torch.bfloat16),
+    "Q4_0": decode_q4_0,
+    "Q4_1": decode_q4_1,
+    "Q5_0": decode_q5_0,
+    "Q5_1": decode_q5_1,
+    "Q8_0": decode_q8_0,
+    "Q2_K": decode_q2_k,
+    "Q3_K": decode_q3_k,
+    "Q4_K": decode_q4_k,
+    "Q5_K": decode_q5_k,
+    "Q6_K": decode_q6_k,
 }
-KINDS = {form.number: kind for kind, form in FORMATS.items()}  # by GGUF's number

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelFileError, ModelNotFoundError
-from .blocks import PLAIN, Blocks, plain
+from .blocks import Blocks, plain
 
 CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
 GENERATION, TEMPLATE = "generation_config.json", "chat_template.jinja"
@@ -24,6 +24,7 @@ SINGLE = ("model.safetensors", "pytorch_model.bin")  # the first that is there c
 INDEX = ".index.json"  # behind either name: which shard holds which tensor
 MAX_JSON = 128 << 20  # bytes; the largest known tokenizer.json takes 34 MB
 MAX_SHARDS = 1024
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -136,7 +137,7 @@ def unpickle(path: Path) -> Any:
 
 def as_blocks(path: Path, name: str, tensor: object) -> Blocks:
     """One tensor as rows of blocks."""
-    if not isinstance(tensor, Tensor) or tensor.dtype not in PLAIN or tensor.dim() not in (1, 2) or not tensor.numel():
+    if not isinstance(tensor, Tensor) or tensor.dtype not in DTYPES or tensor.dim() not in (1, 2) or not tensor.numel():
         said = f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
         raise ModelFileError(
             f"{path}: {name:.120} is {said}, expected a vector or matrix of float32, float16 or bfloat16; "

@@ -10,8 +10,8 @@ Source: llama.cpp's `gguf-py/gguf/constants.py` for names, `src/llama-model.cpp`
 import math
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import ModelFileError
 from .architecture import Architecture
@@ -148,7 +148,7 @@ def factor_row(file: GgufFile, name: str, blocks: Blocks, head_size: int) -> lis
         raise ModelFileError(
             f"{file.path}: {name} is {blocks.kind} {blocks.shape}, expected (1, {head_size // 2}); get it again"
         )
-    row: list[float] = blocks.dense()[0].tolist()
+    row: list[float] = blocks.vector().tolist()
     return row
 
 
@@ -202,11 +202,11 @@ def ends(shelf: Shelf) -> dict[str, str]:
     return {ours: theirs for ours, theirs in GGUF_ENDS.items() if ours != "lm_head" or f"{theirs}.weight" in shelf.left}
 
 
-def half_split(rows: int, head_size: int) -> Tensor:
+def half_split(rows: int, head_size: int) -> NDArray[np.int64]:
     """Row order that brings interleaved rope pairs (0, 1), (2, 3)… of each head into two halves, [rows]."""
-    return torch.arange(rows).view(-1, head_size // 2, 2).transpose(1, 2).reshape(-1)
+    return np.arange(rows).reshape(-1, head_size // 2, 2).transpose(0, 2, 1).reshape(-1)
 
 
-def interleave(rows: int, head_size: int) -> Tensor:
+def interleave(rows: int, head_size: int) -> NDArray[np.int64]:
     """The inverse of `half_split`."""
     return half_split(rows, head_size).argsort()

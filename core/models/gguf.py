@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from ..errors import ModelFileError, ModelNotFoundError
 from .blocks import FORMATS, Blocks
-from .decoders import KINDS
+from .formats import KINDS
 
 T = TypeVar("T", str, int, float, bool, list[Any])
 MAGIC, VERSIONS = b"GGUF", (2, 3)
@@ -131,7 +130,7 @@ def read(path: Path) -> GgufFile:
         if alignment < 8 or alignment & (alignment - 1) or alignment > MAX_HEADER:
             raise ValueError(f"general.alignment is {found!r:.20}, expected a power of two from 8 on")
         start = -(-cursor.place // alignment) * alignment
-        tensors = place_tensors(torch.frombuffer(data, dtype=torch.uint8), start, alignment, described)
+        tensors = place_tensors(np.frombuffer(data, np.uint8), start, alignment, described)
     except UnsupportedBlocks as error:
         known = ", ".join(FORMATS)
         raise ModelFileError(f"{path}: {error}, which cannot be read; choose a file of {known}") from None
@@ -201,7 +200,7 @@ def description(cursor: Cursor) -> tuple[list[int], int, int]:
     return [cursor.number("Q") for _ in range(count)], cursor.number("I"), cursor.number("Q")
 
 
-def place_tensors(data: Tensor, start: int, alignment: int, described: list[Described]) -> dict[str, Blocks]:
+def place_tensors(data: NDArray[np.uint8], start: int, alignment: int, described: list[Described]) -> dict[str, Blocks]:
     """Views on the mapped bytes, one a tensor; no two share a byte."""
     tensors: dict[str, Blocks] = {}
     taken: list[tuple[int, int, str]] = []
@@ -215,7 +214,7 @@ def place_tensors(data: Tensor, start: int, alignment: int, described: list[Desc
         if min(sizes) < 1 or columns % form.columns or offset % alignment or length > len(data) - start - offset:
             raise ValueError(f"{name:.80} is {kind} {sizes} at {offset}, which does not fit into {len(data)} bytes")
         first = start + offset
-        tensors[name] = Blocks(kind, (rows, columns), data[first : first + length].view(rows, -1))
+        tensors[name] = Blocks(kind, (rows, columns), data[first : first + length].reshape(rows, -1))
         taken.append((first, first + length, name))
     taken.sort()
     for (_, stop, name), (first, _, other) in pairwise(taken):

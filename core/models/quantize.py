@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .blocks import PLAIN, Blocks
-from .decoders import GROUP
+from .formats import GROUP
 
 SLAB_ROWS = 4096  # rows worked on at a time, so that the float32 copy stays small
 # Where a scale is looked for: the largest weight on step -8, and 18 scales around that. Source: the search of ggml's
@@ -36,7 +36,7 @@ def quantize(blocks: Blocks, kind: str) -> Blocks:
     Raises:
         ValueError: quantised already, columns that do not fit the blocks, or numbers that are not finite.
     """
-    if blocks.kind not in PLAIN.values():
+    if blocks.kind not in PLAIN:
         raise ValueError(f"{blocks.kind} blocks are not quantised a second time")
     encode = ENCODERS[kind]
     if blocks.shape[1] % GROUP and kind in ("Q4_0", "Q8_0"):

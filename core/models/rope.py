@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-import torch
+import numpy as np
 
 from .architecture import LIMITS
 
@@ -53,12 +53,13 @@ def llama3_factors(rule: Mapping[str, Any], head_size: int, theta: float) -> tup
     original = number(rule, "original_max_position_embeddings")
     if high <= low:
         raise ValueError(f"rope's high_freq_factor {high} is not above low_freq_factor {low}")
-    frequencies = 1.0 / theta ** (torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
-    waves = 2 * math.pi / frequencies
-    blend = (original / waves - low) / (high - low)
-    scaled = torch.where(waves > original / low, frequencies / factor, frequencies)
+    exponents = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
+    frequencies = np.float32(1) / np.power(theta, exponents, dtype=np.float64).astype(np.float32)
+    waves = np.float32(2 * math.pi) / frequencies
+    blend = (np.float32(original) / waves - np.float32(low)) / np.float32(high - low)
+    scaled = np.where(waves > original / low, frequencies / np.float32(factor), frequencies)
     between = ~(waves < original / high) & ~(waves > original / low)
-    scaled = torch.where(between, (1 - blend) * frequencies / factor + blend * frequencies, scaled)
+    scaled = np.where(between, (1 - blend) * frequencies / np.float32(factor) + blend * frequencies, scaled)
     return tuple((frequencies / scaled).tolist())
 
 

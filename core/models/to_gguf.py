@@ -72,7 +72,7 @@ def plan(weights: Weights, kind: str) -> Iterator[Plan]:
     family = FAMILIES[weights.architecture.family]
     if kind not in FILE_TYPES:
         raise ModelFileError(f"type {kind} cannot be written; choose one of {', '.join(FILE_TYPES)}")
-    quantised = {name: blocks.kind for name, blocks in weights.tensors.items() if blocks.kind not in PLAIN.values()}
+    quantised = {name: blocks.kind for name, blocks in weights.tensors.items() if blocks.kind not in PLAIN}
     if quantised:
         name = min(quantised)
         raise ModelFileError(

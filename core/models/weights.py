@@ -11,13 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import ModelFileError
-from . import from_folder, from_gguf, gguf
+from . import from_gguf, gguf
 from .architecture import Architecture
 from .blocks import Blocks
-from .folder import CONFIG, GENERATION, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, tensor_files
-from .quantize import chosen, quantize
 from .tokenizer import Tokenizer
-from .tokenizer_json import read_tokenizer
 from .vocabulary import Vocabulary
 
 
@@ -45,6 +42,9 @@ def load(path: Path, *, kind: str | None = None) -> Weights:
         ModelFileError: damaged, cut short, an unknown family or block type, or tensors that do not fit its sizes.
     """
     if path.is_dir():
+        from . import from_folder  # with torch, which maps a folder's tensors; a GGUF file needs none
+        from .tokenizer_json import read_tokenizer
+
         architecture = from_folder.read_architecture(path)
         tensors = from_folder.name_tensors(path, architecture)
         tokenizer = read_tokenizer(path, architecture.vocabulary)
@@ -65,6 +65,8 @@ def quantize_all(path: Path, tensors: Mapping[str, Blocks], kind: str) -> dict[s
     Raises:
         ModelFileError: quantised already, or weights that are not finite.
     """
+    from .quantize import chosen, quantize
+
     made: dict[int, Blocks] = {}
     for name, blocks in tensors.items():
         if id(blocks) not in made:
@@ -84,6 +86,8 @@ def digest_of(path: Path) -> str:
     if not path.is_dir():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+    from .folder import CONFIG, GENERATION, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, tensor_files
+
     texts = [path / name for name in (CONFIG, GENERATION, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG)]
     files = sorted({*tensor_files(path), *(text for text in texts if text.is_file())})
     lines = [f"{digest_of(file)}  {file.name}\n" for file in files]

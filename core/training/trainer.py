@@ -106,14 +106,19 @@ class Trainer:
         *,
         seed: int,
         on_step: Callable[[StepInfo], None] | None = None,
+        anchor: Tensor | None = None,
     ) -> TrainResult:
         """Train B from `flat_b` (float32 [n], not changed), with an optimizer that starts afresh.
+
+        Args:
+            anchor: what `recipe.proximal` pulls towards, float32 [n]; by default `flat_b`.
 
         Raises:
             TrainingError: a loss or gradient that is not finite.
             ValueError: `flat_b` has another length than n.
         """
         start = flat_b.detach().to(torch.float32)
+        anchor = start if anchor is None else self.checked(anchor)
         master = start.clone()  # steps are too small for bfloat16 to hold
         optimizer = torch.optim.AdamW([master], lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
         batches = order(len(prepared), recipe, seed)
@@ -125,7 +130,7 @@ class Trainer:
                 raise TrainingError(f"step {number} of {len(batches)}: loss {loss}, not finite; lower lr = {recipe.lr}")
             master.grad = self.upper.gradient.float()
             if recipe.proximal:
-                master.grad += recipe.proximal * (master.detach() - start)
+                master.grad += recipe.proximal * (master.detach() - anchor)
             optimizer.step()
             total, tokens = total + loss * count, tokens + count
             if on_step is not None:

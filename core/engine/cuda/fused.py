@@ -15,13 +15,14 @@ from torch import Tensor
 from ..blockpool import BLOCK_TOKENS
 from . import kernels
 from .cache import LARGEST, Cache
-from .operations import Heads, Step
+from .operations import Heads, Norm, Step
 from .packed import CHUNK, Packed
 
 ROWS = 16  # the fewest rows that a tensor core multiplies
-TOKENS = 64  # keys that a program looks at together
+TOKENS = 64  # keys that a program looks at together; half of them where heads are wide, or registers run out
 PROGRAMS = 1024  # about how many a product is cut into, so that every processor of a large GPU has several
 MOST_PARTS = 8
+UNPACKED_ROWS = 32  # of a matrix, that one program unpacks
 SPLITS = 8  # parts of a context that are attended to side by side
 
 DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
@@ -54,14 +55,29 @@ class FusedOperations:
             )
         return out
 
-    def add_norm(self, residual: Tensor, partial: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+    def unpack(self, matrix: Packed, start: int, stop: int) -> Tensor:
+        """See `Operations`."""
+        out = torch.empty(stop - start, matrix.columns, dtype=self.dtype, device=matrix.words.device)
+        grid: Any = (-(-len(out) // UNPACKED_ROWS), matrix.chunks)
+        sizes = (out, matrix.rows, matrix.columns, start, stop)
+        if matrix.bits == 4:
+            zeros = matrix.scales if matrix.zeros is None else matrix.zeros
+            kernels.unpack_4[grid](
+                matrix.words, matrix.scales, zeros, *sizes, HAS_ZEROS=matrix.zeros is not None, BN=UNPACKED_ROWS, OUT=self.out
+            )
+        else:
+            kernels.unpack_8[grid](matrix.words, matrix.scales, *sizes, BN=UNPACKED_ROWS, OUT=self.out)
+        return out
+
+    def add_norm(self, residual: Tensor, partial: Tensor | None, norm: Norm, behind: Norm | None = None) -> Tensor:
         """See `Operations`."""
         m, d = residual.shape
         out = torch.empty(m, d, dtype=self.dtype, device=residual.device)
-        parts = 0 if partial is None else len(partial)
+        parts, wide = 0 if partial is None else len(partial), triton.next_power_of_2(d)
+        last = norm if behind is None else behind
         kernels.add_norm_row[(m,)](
-            residual, residual if partial is None else partial, weight, out, m, d, eps,
-            PARTS=parts, BD=triton.next_power_of_2(d), OUT=self.out,
+            residual, residual if partial is None else partial, last.weight, norm.weight, out, m, d, norm.eps, last.eps,
+            PARTS=parts, BEHIND=behind is not None, BD=wide, OUT=self.out, num_warps=max(4, min(8, wide // 512)),
         )  # fmt: skip
         return out
 
@@ -95,11 +111,12 @@ class FusedOperations:
         tops, sums = torch.empty(2, m, heads.heads, SPLITS, device=q.device)
         integers, scales = cache.integers[:, layer], cache.scales[:, layer]
         size = triton.next_power_of_2(heads.size)
+        together = TOKENS if size <= 128 else TOKENS // 2
         kernels.attend_part[(m, heads.kv_heads, SPLITS)](
             q, integers[0], scales[0], integers[1], scales[1], step.tables, step.lengths, mixed, tops, sums,
             step.tables.shape[1], heads.window, heads.scale,
             H=heads.heads, KV=heads.kv_heads, SHARE=share, BSHARE=max(ROWS, triton.next_power_of_2(share)),
-            SIZE=heads.size, BSIZE=size, BLOCK=BLOCK_TOKENS, T=TOKENS, PARTS=SPLITS, DOT=self.out,
+            SIZE=heads.size, BSIZE=size, BLOCK=BLOCK_TOKENS, T=together, PARTS=SPLITS, DOT=self.out,
         )  # fmt: skip
         out = torch.empty(m, heads.heads * heads.size, dtype=self.dtype, device=q.device)
         kernels.attend_whole[(m * heads.heads,)](

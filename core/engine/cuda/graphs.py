@@ -1,12 +1,13 @@
 """A step of few rows, recorded once and replayed.
 
 Knows CUDA graphs and the tensors that a recording reads. Knows nothing of layers.
-Always: a replay reads and writes the very tensors of the recording, so whoever replays copies its inputs in and its result out.
-Without CUDA the same step runs unrecorded.
+Always: a replay reads and writes the very tensors of the recording, so whoever replays copies its inputs in and its result out
+before the next replay of any recording: they share one pool of memory. Without CUDA the same step runs unrecorded.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ SIZES = (1, 2, 4, 8, 16)  # rows of a recording; a step is filled up to the next
 class Inputs:
     """What one step reads."""
 
-    rows: Tensor  # float32 [M, D], embedded; the step overwrites them
+    rows: Tensor  # float32 [M, D], what the first layer on the device gets; the step overwrites them
     step: Step
     slots: Tensor | None  # int64 [M] of adapters
 
@@ -30,10 +31,10 @@ class Inputs:
         whole = [self.rows, step.positions, step.places, step.tables, step.lengths]
         return whole if self.slots is None else [*whole, self.slots]
 
-    def copy(self) -> "Inputs":
-        """The same in tensors of its own."""
-        rows, positions, places, tables, lengths = (tensor.clone() for tensor in self.tensors()[:5])
-        return Inputs(rows, Step(positions, places, tables, lengths), None if self.slots is None else self.slots.clone())
+    def on(self, device: torch.device) -> "Inputs":
+        """The same in tensors of its own, there."""
+        rows, positions, places, tables, lengths, *slots = (tensor.to(device, copy=True) for tensor in self.tensors())
+        return Inputs(rows, Step(positions, places, tables, lengths), slots[0] if slots else None)
 
 
 Compute = Callable[[Inputs], Tensor]  # to logits [M, V]
@@ -42,7 +43,13 @@ Compute = Callable[[Inputs], Tensor]  # to logits [M, V]
 class Recorded:
     """One recording."""
 
-    def __init__(self, compute: Compute, inputs: Inputs) -> None:
+    def __init__(self, compute: Compute, inputs: Inputs, pool: Any) -> None:
+        """Record one step.
+
+        Args:
+            inputs: of a real step, on the device: it runs once unrecorded, and writes its keys and values where they belong.
+            pool: memory that all recordings share.
+        """
         self.inputs = inputs
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
@@ -50,11 +57,12 @@ class Recorded:
             compute(inputs)
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        # "thread_local": what another thread of this process does on the device meanwhile does not spoil the recording.
+        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
             self.out = compute(inputs)
 
     def replay(self, inputs: Inputs) -> Tensor:
-        """Logits [M, V], good until the next replay."""
+        """Logits [M, V], good until the next replay of any recording."""
         for mine, given in zip(self.inputs.tensors(), inputs.tensors(), strict=True):
             mine.copy_(given)
         self.graph.replay()
@@ -64,23 +72,26 @@ class Recorded:
 class Graphs:
     """Recordings by number of rows; those that adapters' stacks have outgrown are made anew."""
 
-    def __init__(self, compute: Compute, *, record: bool) -> None:
-        self.compute, self.record = compute, record
+    def __init__(self, compute: Compute, device: torch.device, record: type[Recorded] | None) -> None:
+        """`record`: how steps are recorded; None: they are computed each time."""
+        self.compute, self.device, self.record = compute, device, record
+        self._pool: Any = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         self._recorded: dict[tuple[int, int], Recorded] = {}
 
     def run(self, inputs: Inputs, generation: int) -> Tensor:
         """Logits [M, V].
 
         Args:
+            inputs: wherever they are; they are copied to the device.
             generation: of the adapters' stacks; -1 for a step without adapters.
         """
-        if not self.record:
-            return self.compute(inputs)
+        if self.record is None:
+            return self.compute(inputs.on(self.device))
         key = (len(inputs.rows), generation)
         if key not in self._recorded:
             if generation >= 0:  # older stacks are gone
                 self._recorded = {old: one for old, one in self._recorded.items() if old[1] in (-1, generation)}
-            self._recorded[key] = Recorded(self.compute, inputs.copy())
+            self._recorded[key] = self.record(self.compute, inputs.on(self.device), self._pool)
         return self._recorded[key].replay(inputs)
 
 

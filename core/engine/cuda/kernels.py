@@ -2,7 +2,7 @@
 
 Knows pointers, strides and tiles. Knows nothing of tensors' owners.
 Always: what a name in capitals means to a kernel (M rows, N columns of the result, K columns of x) is the same in all of them;
-masked lanes read 0 and write nothing.
+masked lanes read 0 and write nothing; float32 is multiplied as float32 (`ieee`), not in the tensor cores' ten bits.
 """
 
 import triton
@@ -20,7 +20,8 @@ def product_4(
     i = tl.arange(0, 16)
     sums = tl.zeros((BM, BN), tl.float32)
     for chunk in range(part * each, tl.minimum((part + 1) * each, chunks)):
-        word = tl.load(words + (chunk * N + n)[:, None] * 16 + i[None, :], mask=(n < N)[:, None], other=0)
+        # 64 bits: the largest heads have more than 2^31 weights.
+        word = tl.load(words + (tl.cast(chunk, tl.int64) * N + n)[:, None] * 16 + i[None, :], mask=(n < N)[:, None], other=0)
         for group in tl.static_range(4):
             column = chunk * 128 + group * 32 + i
             low = tl.load(x + m[:, None] * K + column[None, :], mask=(m < M)[:, None] & (column < K)[None, :], other=0.0)
@@ -30,7 +31,8 @@ def product_4(
             # Integers are exact in any type of the dot; their scale comes after it.
             left = (((word >> (8 * group)) & 15) - 8).to(DOT)
             right = (((word >> (8 * group + 4)) & 15) - 8).to(DOT)
-            dot = tl.dot(low.to(DOT), tl.trans(left)) + tl.dot(high.to(DOT), tl.trans(right))
+            dot = tl.dot(low.to(DOT), tl.trans(left), input_precision="ieee")
+            dot += tl.dot(high.to(DOT), tl.trans(right), input_precision="ieee")
             place = (chunk * 4 + group) * N + n
             sums += dot * tl.load(scales + place, mask=n < N, other=0.0).to(tl.float32)[None, :]
             if HAS_ZEROS:
@@ -52,26 +54,71 @@ def product_8(
         for group in tl.static_range(4):
             column = chunk * 128 + group * 32 + i
             rows = tl.load(x + m[:, None] * K + column[None, :], mask=(m < M)[:, None] & (column < K)[None, :], other=0.0)
-            place = words + (chunk * N + n)[:, None] * 128 + (group * 32 + i)[None, :]
+            place = words + (tl.cast(chunk, tl.int64) * N + n)[:, None] * 128 + (group * 32 + i)[None, :]
             weight = tl.load(place, mask=(n < N)[:, None], other=0).to(DOT)
             scale = tl.load(scales + (chunk * 4 + group) * N + n, mask=n < N, other=0.0).to(tl.float32)
-            sums += tl.dot(rows.to(DOT), tl.trans(weight)) * scale[None, :]
+            sums += tl.dot(rows.to(DOT), tl.trans(weight), input_precision="ieee") * scale[None, :]
     tl.store(out + (part * M + m)[:, None] * N + n[None, :], sums, mask=(m < M)[:, None] & (n < N)[None, :])
 
 
 @triton.jit
+def unpack_4(
+    words, scales, zeros, out, N, K, start, stop, HAS_ZEROS: tl.constexpr, BN: tl.constexpr, OUT: tl.constexpr
+):  # fmt: skip
+    n = start + tl.program_id(0) * BN + tl.arange(0, BN)
+    chunk = tl.program_id(1)
+    i = tl.arange(0, 16)
+    mine = n < stop
+    word = tl.load(words + (chunk.to(tl.int64) * N + n)[:, None] * 16 + i[None, :], mask=mine[:, None], other=0)
+    row = out + (n - start).to(tl.int64)[:, None] * K
+    for group in tl.static_range(4):
+        place = (chunk * 4 + group) * N + n
+        scale = tl.load(scales + place, mask=mine, other=0.0).to(tl.float32)[:, None]
+        low = (((word >> (8 * group)) & 15) - 8).to(tl.float32) * scale
+        high = (((word >> (8 * group + 4)) & 15) - 8).to(tl.float32) * scale
+        if HAS_ZEROS:
+            zero = tl.load(zeros + place, mask=mine, other=0.0)[:, None]
+            low += zero
+            high += zero
+        column = chunk * 128 + group * 32 + i
+        tl.store(row + column[None, :], low.to(OUT), mask=mine[:, None] & (column < K)[None, :])
+        tl.store(row + (column + 16)[None, :], high.to(OUT), mask=mine[:, None] & (column + 16 < K)[None, :])
+
+
+@triton.jit
+def unpack_8(words, scales, out, N, K, start, stop, BN: tl.constexpr, OUT: tl.constexpr):
+    n = start + tl.program_id(0) * BN + tl.arange(0, BN)
+    chunk = tl.program_id(1)
+    i = tl.arange(0, 32)
+    mine = n < stop
+    row = out + (n - start).to(tl.int64)[:, None] * K
+    for group in tl.static_range(4):
+        place = words + (chunk.to(tl.int64) * N + n)[:, None] * 128 + (group * 32 + i)[None, :]
+        weight = tl.load(place, mask=mine[:, None], other=0).to(tl.float32)
+        scale = tl.load(scales + (chunk * 4 + group) * N + n, mask=mine, other=0.0).to(tl.float32)
+        column = chunk * 128 + group * 32 + i
+        tl.store(row + column[None, :], (weight * scale[:, None]).to(OUT), mask=mine[:, None] & (column < K)[None, :])
+
+
+@triton.jit
 def add_norm_row(
-    residual, partial, weight, out, M, D, eps, PARTS: tl.constexpr, BD: tl.constexpr, OUT: tl.constexpr
+    residual, partial, behind, weight, out, M, D, eps, behind_eps,
+    PARTS: tl.constexpr, BEHIND: tl.constexpr, BD: tl.constexpr, OUT: tl.constexpr,
 ):  # fmt: skip
     m = tl.program_id(0)
     d = tl.arange(0, BD)
-    x = tl.load(residual + m * D + d, mask=d < D, other=0.0)
-    for part in tl.static_range(PARTS):
-        x += tl.load(partial + (part * M + m) * D + d, mask=d < D, other=0.0)
+    there = d < D
+    x = tl.load(residual + m * D + d, mask=there, other=0.0)
     if PARTS:
-        tl.store(residual + m * D + d, x, mask=d < D)
+        more = tl.zeros((BD,), tl.float32)
+        for part in tl.static_range(PARTS):
+            more += tl.load(partial + (part * M + m) * D + d, mask=there, other=0.0)
+        if BEHIND:
+            more *= 1.0 / tl.sqrt(tl.sum(more * more, 0) / D + behind_eps) * tl.load(behind + d, mask=there, other=0.0)
+        x += more
+        tl.store(residual + m * D + d, x, mask=there)
     scale = 1.0 / tl.sqrt(tl.sum(x * x, 0) / D + eps)
-    tl.store(out + m * D + d, (x * scale * tl.load(weight + d, mask=d < D, other=0.0)).to(OUT), mask=d < D)
+    tl.store(out + m * D + d, (x * scale * tl.load(weight + d, mask=there, other=0.0)).to(OUT), mask=there)
 
 
 @triton.jit
@@ -131,22 +178,23 @@ def turn_head(
             turned = first * cosine - second * sine
             second = second * cosine + first * sine
             first = turned
+    # A name keeps its type on both sides of a branch, or the compiler refuses it: so no two rows are called the same.
     if h < H:
-        row = q + (m * H + h) * 2 * HALF
-        tl.store(row + i, first.to(OUT), mask=there)
-        tl.store(row + HALF + i, second.to(OUT), mask=there)
+        query_row = q + (m * H + h) * 2 * HALF
+        tl.store(query_row + i, first.to(OUT), mask=there)
+        tl.store(query_row + HALF + i, second.to(OUT), mask=there)
     else:
         place = tl.load(places + m)
         head = (h - H) % KV
         side = (h - H) // KV  # 0 keys, 1 values
         spot = ((place // BLOCK) * KV + head) * BLOCK + place % BLOCK
         amax = tl.maximum(tl.max(tl.abs(first), 0), tl.max(tl.abs(second), 0))
-        scale = (amax / largest).to(tl.float16)
-        tl.store(scales + side * value_scales + spot, scale)
-        by = 1.0 / tl.maximum(scale.to(tl.float32), 1e-12)
-        row = integers + side * value_side + spot * 2 * HALF
-        tl.store(row + i, rounded(first * by, largest), mask=there)
-        tl.store(row + HALF + i, rounded(second * by, largest), mask=there)
+        step_of_integers = (amax / largest).to(tl.float16)
+        tl.store(scales + side * value_scales + spot, step_of_integers)
+        by = 1.0 / tl.maximum(step_of_integers.to(tl.float32), 1e-12)
+        cache_row = integers + side * value_side + spot * 2 * HALF
+        tl.store(cache_row + i, rounded(first * by, largest), mask=there)
+        tl.store(cache_row + HALF + i, rounded(second * by, largest), mask=there)
 
 
 @triton.jit
@@ -182,14 +230,14 @@ def attend_part(
         there = seen[:, None] & (d < SIZE)[None, :]
         key = tl.load(keys + spot[:, None] * SIZE + d[None, :], mask=there, other=0).to(DOT)
         by = tl.load(key_scales + spot, mask=seen, other=0.0).to(tl.float32)
-        score = tl.dot(query, tl.trans(key)) * by[None, :] * scale
+        score = tl.dot(query, tl.trans(key), input_precision="ieee") * by[None, :] * scale
         score = tl.where(seen[None, :], score, -1e30)
         higher = tl.maximum(top, tl.max(score, 1))
         share = tl.where(seen[None, :], tl.exp(score - higher[:, None]), 0.0)
         keep = tl.exp(top - higher)
         value = tl.load(values + spot[:, None] * SIZE + d[None, :], mask=there, other=0).to(DOT)
         by = tl.load(value_scales + spot, mask=seen, other=0.0).to(tl.float32)
-        out = out * keep[:, None] + tl.dot((share * by[None, :]).to(DOT), value)
+        out = out * keep[:, None] + tl.dot((share * by[None, :]).to(DOT), value, input_precision="ieee")
         total = total * keep + tl.sum(share, 1)
         top = higher
     place = (m * H + head) * PARTS + part

@@ -31,6 +31,14 @@ class Heads:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Norm:
+    """An RMS norm over the width."""
+
+    weight: Tensor  # float32 [D]
+    eps: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Step:
     """Where one step's rows stand."""
 
@@ -47,8 +55,16 @@ class Operations(Protocol):
         """x [M, columns] -> partial sums float32 [P, M, rows]."""
         ...
 
-    def add_norm(self, residual: Tensor, partial: Tensor | None, weight: Tensor, eps: float) -> Tensor:
-        """Add the sum of `partial` to `residual` (float32 [M, D], in place); the RMS norm of it, [M, D] in the compute type."""
+    def unpack(self, matrix: Packed, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of the matrix as numbers, [rows, columns] in the compute type."""
+        ...
+
+    def add_norm(self, residual: Tensor, partial: Tensor | None, norm: Norm, behind: Norm | None = None) -> Tensor:
+        """Add the sum of `partial` to `residual` (float32 [M, D], in place); the norm of that, [M, D] in the compute type.
+
+        Args:
+            behind: a norm of the sum before it is added (Gemma 3).
+        """
         ...
 
     def gate(self, partial: Tensor, activation: str) -> Tensor:
@@ -74,11 +90,15 @@ class PlainOperations:
         """See `Operations`."""
         return (x.float() @ matrix.dense(torch.float32).T)[None]
 
-    def add_norm(self, residual: Tensor, partial: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+    def unpack(self, matrix: Packed, start: int, stop: int) -> Tensor:
+        """See `Operations`."""
+        return matrix.dense(self.dtype, start, stop)
+
+    def add_norm(self, residual: Tensor, partial: Tensor | None, norm: Norm, behind: Norm | None = None) -> Tensor:
         """See `Operations`."""
         if partial is not None:
-            residual += partial.sum(0)
-        return rms_norm(residual, weight, eps).to(self.dtype)
+            residual += added(partial, behind)
+        return rms_norm(residual, norm.weight, norm.eps).to(self.dtype)
 
     def gate(self, partial: Tensor, activation: str) -> Tensor:
         """See `Operations`."""
@@ -108,6 +128,12 @@ class PlainOperations:
             grouped, keys, values, attn_mask=visible[:, None, None], scale=heads.scale
         )
         return mixed.reshape(len(q), -1).to(self.dtype)
+
+
+def added(partial: Tensor, behind: Norm | None) -> Tensor:
+    """What partial sums [P, M, D] add to the residual stream, float32 [M, D]."""
+    whole = partial.sum(0)
+    return whole if behind is None else rms_norm(whole, behind.weight, behind.eps)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

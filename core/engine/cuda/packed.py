@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ...models.blocks import Blocks
-from ...models.decoders import GROUP, half
+from ...models.decoders import half
+from ...models.formats import GROUP
 
 CHUNK = 128  # columns of one chunk: four blocks
 FOUR_BIT, EIGHT_BIT = ("Q4_0", "Q4_1"), ("Q8_0",)
@@ -35,25 +36,34 @@ class Packed:
         """Chunks of 128 columns; the last one may be filled up with weights of 0."""
         return len(self.words)
 
-    def dense(self, dtype: torch.dtype) -> Tensor:
-        """The matrix, [rows, columns]."""
+    def dense(self, dtype: torch.dtype, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows [start, stop) of the matrix, all by default: [rows, columns]."""
+        words, scales = self.words[:, start:stop], self.scales[:, start:stop]
+        rows = words.shape[1]
         if self.bits == 4:
-            shifts = torch.arange(0, 32, 4, device=self.words.device, dtype=torch.int32)
+            shifts = torch.arange(0, 32, 4, device=words.device, dtype=torch.int32)
             # word i, shift 4 * j: column 16 * j + i of the chunk
-            integers = ((self.words[..., None] >> shifts) & 15).transpose(2, 3).reshape(self.chunks, self.rows, CHUNK) - 8
+            integers = ((words[..., None] >> shifts) & 15).transpose(2, 3).reshape(self.chunks, rows, CHUNK) - 8
         else:
-            integers = self.words
-        by_group = integers.view(self.chunks, self.rows, CHUNK // GROUP, GROUP).transpose(1, 2).reshape(-1, self.rows, GROUP)
-        weights = by_group.float() * self.scales.float()[:, :, None]
+            integers = words
+        by_group = integers.reshape(self.chunks, rows, CHUNK // GROUP, GROUP).transpose(1, 2).reshape(-1, rows, GROUP)
+        weights = by_group.float() * scales.float()[:, :, None]
         if self.zeros is not None:
-            weights = weights + self.zeros[:, :, None]
-        return weights.transpose(0, 1).reshape(self.rows, -1)[:, : self.columns].to(dtype)
+            weights = weights + self.zeros[:, start:stop, None]
+        return weights.transpose(0, 1).reshape(rows, -1)[:, : self.columns].to(dtype)
 
 
 def supports(parts: Sequence[Blocks]) -> bool:
     """Whether these matrices, one on top of the other, can be held as one `Packed`."""
     kinds = {part.kind for part in parts}
     return kinds <= set(FOUR_BIT) or kinds <= set(EIGHT_BIT)
+
+
+def packed_bytes(parts: Sequence[Blocks]) -> tuple[int, int, int]:
+    """What `pack` will take of the device: bytes of words, scales and zeros."""
+    places = -(-parts[0].shape[1] // CHUNK) * sum(part.shape[0] for part in parts)  # chunks of all rows
+    groups, bits = places * (CHUNK // GROUP), 4 if parts[0].kind in FOUR_BIT else 8
+    return places * CHUNK * bits // 8, 2 * groups, 4 * groups * any(part.kind == "Q4_1" for part in parts)
 
 
 def pack(parts: Sequence[Blocks], device: torch.device) -> Packed:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ...models.blocks import Blocks
-from ...models.decoders import GROUP, half, nibbles
+from ...models.decoders import half, nibbles
+from ...models.formats import GROUP
 from .dense import slabs
 
 ROW_MULTIPLE = 16  # what the kernel can pack

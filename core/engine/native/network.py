@@ -5,18 +5,18 @@ Always: what the library refuses raises here, and frees what it had taken; raw b
 """
 
 import ctypes
+import sys
 from collections.abc import Iterable, Mapping
 from ctypes import POINTER, Structure, byref, c_bool, c_char_p, c_float, c_int, c_int32, c_size_t, c_void_p
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from ...errors import EngineError
 from ...models.architecture import PROJECTIONS, Architecture
 from ...models.blocks import Blocks
 from ...models.weights import Weights
-from ..lora import LoadedAdapter
+from ..loaded import LoadedAdapter
 from . import library
 from .library import KINDS
 
@@ -75,7 +75,7 @@ class Network:
         architecture = weights.architecture
         self._library = bind(library.library())
         self._adapters: set[int] = set()
-        self._raw = weights.tensors["model.embed_tokens.weight"].raw  # rows of it are read in every step
+        self._raw = weights.tensors["model.embed_tokens.weight"].memory  # rows of it are read in every step
         self.cache = _cache(architecture, blocks)
         ropes, tables = _ropes(architecture)
         shape = Shape(
@@ -161,27 +161,34 @@ class Network:
                 self._matrix(layer, role, tensors[f"model.layers.{layer}.{name}.weight"])
             for which, name in _vectors(weights.architecture).items():
                 self._vector(layer, which, tensors[f"model.layers.{layer}.{name}"])
+            self._forget(tensor for name, tensor in tensors.items() if name.startswith(f"model.layers.{layer}."))
         self._vector(HEAD, FINAL_NORM, tensors["model.norm.weight"])
         self._matrix(HEAD, 0, tensors["lm_head.weight"])
         embedding = tensors["model.embed_tokens.weight"]
-        kind, raw = KINDS.index(embedding.kind), embedding.raw
-        self._check(self._library.quietchoir_model_embedding(self._handle, kind, raw.data_ptr(), raw.stride(0)))
+        kind, raw = KINDS.index(embedding.kind), self._raw
+        self._check(self._library.quietchoir_model_embedding(self._handle, kind, raw.ctypes.data, raw.strides[0]))
         self._check(self._library.quietchoir_model_complete(self._handle))
-        for start, stop in runs([blocks.raw for blocks in tensors.values()]):
-            self._library.quietchoir_forget(start, stop - start)  # a mapped file's pages: else the model is in memory twice
+        self._forget(tensors.values())
+        if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+            trim(0)  # reading a vocabulary left some 10 MB free inside the C library; other libraries of C have no such call
+
+    def _forget(self, packed: Iterable[Blocks]) -> None:
+        """Let go of a mapped file's pages: else the model is in memory twice."""
+        for start, stop in runs(blocks.memory for blocks in packed):
+            self._library.quietchoir_forget(start, stop - start)
 
     def _matrix(self, layer: int, role: int, blocks: Blocks) -> None:
-        raw = blocks.raw if blocks.raw.stride(1) == 1 else blocks.raw.contiguous()
+        raw = blocks.memory if blocks.memory.strides[1] == 1 else np.ascontiguousarray(blocks.memory)
         kind = KINDS.index(blocks.kind)
         self._check(
             self._library.quietchoir_model_matrix(
-                self._handle, layer, role, kind, *blocks.shape, raw.data_ptr(), max(raw.stride(0), raw.shape[1])
+                self._handle, layer, role, kind, *blocks.shape, raw.ctypes.data, max(raw.strides[0], raw.shape[1])
             )
         )
 
     def _vector(self, layer: int, which: int, blocks: Blocks) -> None:
-        numbers = blocks.dense(torch.float32)[0].contiguous()
-        self._check(self._library.quietchoir_model_vector(self._handle, layer, which, numbers.data_ptr(), len(numbers)))
+        numbers = blocks.vector()
+        self._check(self._library.quietchoir_model_vector(self._handle, layer, which, numbers.ctypes.data, len(numbers)))
 
     def _check(self, worked: bool) -> None:
         if not worked:
@@ -210,10 +217,10 @@ def complaint(weights: Weights) -> str | None:
     return None
 
 
-def runs(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
+def runs(memory: Iterable[NDArray[np.uint8]]) -> list[tuple[int, int]]:
     """Addresses [start, stop) of these bytes; what stands side by side in memory comes as one."""
     found: list[tuple[int, int]] = []
-    for start, stop in sorted({(raw.data_ptr(), raw.data_ptr() + raw.numel()) for raw in tensors}):
+    for start, stop in sorted({(raw.ctypes.data, raw.ctypes.data + raw.size) for raw in memory}):
         if found and start - found[-1][1] < PAGE:
             found[-1] = (found[-1][0], max(stop, found[-1][1]))
         else:
@@ -260,7 +267,7 @@ def _ropes(architecture: Architecture) -> tuple[np.ndarray, list[tuple[tuple[flo
     tables: list[tuple[tuple[float, ...], float]] = []
     layers = []
     for layer in range(architecture.layers):
-        radians = tuple(architecture.frequencies(layer).tolist())
+        radians = tuple(architecture.radians(layer).tolist())
         if not radians:
             layers.append(-1)
             continue
@@ -272,12 +279,15 @@ def _ropes(architecture: Architecture) -> tuple[np.ndarray, list[tuple[tuple[flo
 
 
 def _cache(architecture: Architecture, blocks: int) -> np.ndarray:
-    """Zeros [layers, blocks, kv heads * keys and values] in bfloat16's bits, 64-byte aligned, taken page by page as used."""
+    """Zeros [blocks, layers, kv heads * keys and values] in bfloat16's bits, 64-byte aligned, taken page by page as used.
+
+    A block's layers stand together, so what was never used costs nothing even where the system's pages are of 2 MB.
+    """
     one = architecture.kv_heads * 2 * 16 * architecture.head_size
     count = architecture.layers * blocks * one
     room = np.zeros(count + 32, np.uint16)
     skip = -room.ctypes.data % 64 // 2
-    return room[skip : skip + count].reshape(architecture.layers, blocks, one)
+    return room[skip : skip + count].reshape(blocks, architecture.layers, one)
 
 
 def _place(module: str) -> tuple[int, int]:
@@ -290,5 +300,5 @@ def _floats(numbers: list[float]) -> np.ndarray:
     return np.array(numbers or [0.0], np.float32)
 
 
-def _address(array: np.ndarray | Tensor) -> int:
-    return array.data_ptr() if isinstance(array, Tensor) else array.ctypes.data
+def _address(array: np.ndarray) -> int:
+    return array.ctypes.data

@@ -9,14 +9,13 @@ from collections import OrderedDict
 from collections.abc import Sequence as Items
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from ...errors import CacheError
 from ...models.weights import Weights
 from ..blockpool import BLOCK_TOKENS
-from ..kvcache import label, unlabel
-from ..lora import LoadedAdapter
+from ..cachelabel import label, unlabel
+from ..loaded import LoadedAdapter
 from ..scheduler import Batch
 from . import library
 from .network import Network, Step, complaint
@@ -49,7 +48,7 @@ class NativeRunner:
         self.vocabulary = weights.architecture.vocabulary
         self.network = Network(weights, blocks, threads or usable_cores())
         inner = "x".join(map(str, (weights.architecture.layers, weights.architecture.kv_heads, weights.architecture.head_size)))
-        self.layout = f"native bfloat16 {inner}"
+        self.layout = f"native bfloat16 by block {inner}"
         self._adapters: OrderedDict[str, int] = OrderedDict()  # by digest, the least recently used first
 
     @property
@@ -57,7 +56,7 @@ class NativeRunner:
         """The vector instructions in use."""
         return library.instruction_set()
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch) -> NDArray[np.float32]:
         """See `LanguageModel.forward`.
 
         Raises:
@@ -75,7 +74,7 @@ class NativeRunner:
             wanted += int(span.sampled)
         adapters = self._packed([span.sequence.adapter for span in batch.spans])
         numbers = np.array((*spans, *tokens, *tables), np.int32)  # one array: three would cost three times as long
-        logits = torch.empty(wanted, self.vocabulary)
+        logits = np.empty((wanted, self.vocabulary), np.float32)
         at = numbers.ctypes.data
         self.network.forward(
             Step(
@@ -87,14 +86,14 @@ class NativeRunner:
                 tables=at + 4 * (len(spans) + len(tokens)),
                 table_length=len(tables),
                 adapters=adapters.ctypes.data,
-                logits=logits.data_ptr(),
+                logits=logits.ctypes.data,
             )
         )
         return logits
 
     def read_cache(self, blocks: Items[int]) -> bytes:
         """See `LanguageModel.read_cache`."""
-        return label(self.layout, self.network.cache[:, list(blocks)].tobytes())
+        return label(self.layout, self.network.cache[list(blocks)].tobytes())
 
     def write_cache(self, blocks: Items[int], data: bytes) -> None:
         """See `LanguageModel.write_cache`.
@@ -103,11 +102,11 @@ class NativeRunner:
             CacheError: another layout or size, or numbers that are not finite; nothing was written.
         """
         cache = self.network.cache
-        shape = (cache.shape[0], len(blocks), cache.shape[2])
+        shape = (len(blocks), *cache.shape[1:])
         found = np.frombuffer(unlabel(self.layout, data, 2 * int(np.prod(shape))), np.uint16).reshape(shape)
         if np.any((found & 0x7F80) == 0x7F80):
             raise CacheError("saved keys and values hold numbers that are not finite; the file is damaged, delete it")
-        cache[:, list(blocks)] = found
+        cache[list(blocks)] = found
 
     def close(self) -> None:
         """Give memory and threads back; the runner cannot be used any more."""

@@ -14,8 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from ...errors import EngineError, RequestError
 from ...models.tokenizer import Tokenizer
@@ -103,7 +102,7 @@ class Matcher:
         return drafts[: self.inner.validate_tokens(list(drafts))]
 
 
-def forbid(logits: Tensor, rows: "Items[Row]") -> None:
+def forbid(logits: NDArray[np.float32], rows: "Items[Row]") -> None:
     """Set the logits of tokens that a row's grammar forbids to minus infinity, in place, [R, V]."""
     places: list[int] = []
     work: list[tuple[Any, int, list[int]]] = []
@@ -126,10 +125,14 @@ def forbid(logits: Tensor, rows: "Items[Row]") -> None:
         executor.unsafe_compute_mask_ptr_with_draft_token(drafted, *shape)
     allowed = np.unpackbits(masks.view(np.uint8), axis=1, bitorder="little", count=size)  # [M, tokens], 1 or 0
     # 0 or minus infinity, by arithmetic: six times as fast as a masked fill.
-    added = torch.from_numpy(allowed).float().sub_(1).mul_(3e38).mul_(3e38).to(logits.device)
+    added = allowed.astype(np.float32)
+    added -= 1
+    with np.errstate(over="ignore"):
+        added *= np.float32(3e38)
+        added *= np.float32(3e38)
     for place, row in zip(places, added, strict=True):  # row by row: a gather would copy the logits twice
         logits[place, :size] += row
-        logits[place, size:] = -torch.inf
+        logits[place, size:] = -np.inf
 
 
 @cache

@@ -9,10 +9,11 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from ..request import Chance, Likely
+from .sampler import best
 
 if TYPE_CHECKING:
     from ..sequence import Row
@@ -23,10 +24,10 @@ class Telling:
     """Logits of the rows that want to be told, put aside before anything changes them."""
 
     places: Mapping[int, int]  # row of the step -> row of `logits`
-    logits: Tensor  # [T, V]
+    logits: NDArray[np.float32]  # [T, V]
 
 
-def put_aside(logits: Tensor, rows: "Items[Row]") -> Telling:
+def put_aside(logits: NDArray[np.float32], rows: "Items[Row]") -> Telling:
     """Copy the rows whose requests want log-probabilities."""
     wanted = [place for place, row in enumerate(rows) if row.sequence.request.logprobs is not None]
     return Telling({place: index for index, place in enumerate(wanted)}, logits[wanted])
@@ -37,17 +38,19 @@ def tell(telling: Telling, rows: "Items[Row]", chosen: Items[int | None], spell:
     told: list[Likely | None] = [None] * len(rows)
     if not telling.places:
         return told
-    logprobs = torch.log_softmax(telling.logits, -1)
+    logprobs = telling.logits - telling.logits.max(-1, keepdims=True)
+    logprobs -= np.log(np.exp(logprobs).sum(-1, keepdims=True))
     most = max(rows[place].sequence.request.logprobs or 0 for place in telling.places)
-    values, tokens = (found.tolist() for found in logprobs.topk(min(most, logprobs.shape[1])))
+    order = best(logprobs, min(most, logprobs.shape[1]))
+    values, tokens = np.take_along_axis(logprobs, order, -1).tolist(), order.tolist()
     for place, index in telling.places.items():
         token = chosen[place]
         if token is None:
             continue
         count = rows[place].sequence.request.logprobs or 0
-        best = zip(tokens[index][:count], values[index][:count], strict=True)
+        likeliest = zip(tokens[index][:count], values[index][:count], strict=True)
         told[place] = Likely(
             Chance(token, spell(token), float(logprobs[index, token])),
-            tuple(Chance(other, spell(other), value) for other, value in best),
+            tuple(Chance(other, spell(other), value) for other, value in likeliest),
         )
     return told

@@ -11,9 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ..request import GenerationRequest
 
@@ -65,28 +63,18 @@ class Tally:
         return said
 
 
-def adjust(logits: Tensor, rows: "Items[Row]") -> None:
+def adjust(logits: Numbers, rows: "Items[Row]") -> None:
     """Apply repetition penalty, then presence and frequency penalties and biases, in place.
 
     Args:
-        logits: [R, V], float32.
+        logits: [R, V].
     """
-    repeating = [(place, row) for place, row in enumerate(rows) if row.sequence.tally.repeats]
-    if repeating:
-        seen = [row.sequence.tally.seen(row.ahead) for _, row in repeating]
-        where = _where([place for place, _ in repeating], seen, logits)
-        strength = torch.tensor([row.sequence.request.repetition_penalty for _, row in repeating])
-        strength = strength.repeat_interleave(torch.tensor([len(tokens) for tokens in seen])).to(logits)
-        found = logits[where]
-        logits[where] = torch.where(found > 0, found / strength, found * strength)
-    asking = [(place, row) for place, row in enumerate(rows) if row.sequence.tally.asks]
-    if asking:
-        tokens, values = zip(*(row.sequence.tally.added(row.ahead) for _, row in asking), strict=True)
-        where = _where([place for place, _ in asking], tokens, logits)
-        logits.index_put_(where, torch.from_numpy(np.concatenate(values)).to(logits), accumulate=True)
-
-
-def _where(places: Items[int], tokens: Items[Tokens], logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Row and column of each entry, on the logits' device."""
-    row = np.repeat(np.array(places, np.int64), [len(some) for some in tokens])
-    return torch.from_numpy(row).to(logits.device), torch.from_numpy(np.concatenate(tokens)).to(logits.device)
+    for place, row in enumerate(rows):
+        count = row.sequence.tally
+        if count.repeats:
+            tokens, strength = count.seen(row.ahead), np.float32(row.sequence.request.repetition_penalty)
+            found = logits[place, tokens]
+            logits[place, tokens] = np.where(found > 0, found / strength, found * strength)
+        if count.asks:
+            tokens, values = count.added(row.ahead)
+            np.add.at(logits[place], tokens, values)

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from quietchoir.core.engine import conversations
 from quietchoir.core.engine.blockpool import BLOCK_TOKENS
+from quietchoir.core.engine.cachelabel import label
 from quietchoir.core.engine.conversations import Conversation
 from quietchoir.core.engine.engine import Engine
-from quietchoir.core.engine.kvcache import KeyValueCache, label
+from quietchoir.core.engine.kvcache import KeyValueCache
 from quietchoir.core.engine.request import GenerationRequest
 from quietchoir.core.errors import CacheError, OverloadedError, QuietchoirError, RequestError
 from quietchoir.core.models.weights import Weights

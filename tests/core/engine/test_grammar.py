@@ -51,7 +51,7 @@ def allowed(one: Sequence, drafts: tuple[int, ...] = ()) -> list[set[int]]:
     """Which bytes may come next, and after each of the drafts."""
     rows = [Row(one, drafts, place) for place in range(len(drafts) + 1)]
     logits = torch.zeros(len(rows), END + 1)
-    grammar.forbid(logits, rows)
+    grammar.forbid(logits.numpy(), rows)
     return [set(torch.isfinite(row).nonzero()[:, 0].tolist()) for row in logits]
 
 
@@ -114,7 +114,7 @@ def test_rows_of_several_grammars_and_of_none_do_not_mix(grammars):
     other = Sequence(asked(letters), matcher=grammars.compile(letters))
     logits = torch.zeros(5, END + 4)  # a model whose head is padded beyond the vocabulary
     drafts = tuple(b"7")
-    grammar.forbid(logits, [Row(free), Row(one, drafts, 0), Row(one, drafts, 1), Row(free), Row(other)])
+    grammar.forbid(logits.numpy(), [Row(free), Row(one, drafts, 0), Row(one, drafts, 1), Row(free), Row(other)])
     counts = torch.isfinite(logits).sum(-1).tolist()
     assert counts == [END + 4, 10, 10, END + 4, 2]
 

@@ -1,5 +1,6 @@
 """Facts about distributions, counted over many draws."""
 
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,9 +23,14 @@ def rows(one: Sequence, count: int) -> list[Row]:
     return [Row(one, place=place) for place in range(count)]
 
 
+def sample(logits: torch.Tensor, rows: list[Row]) -> list[int | None]:
+    """The product's, which takes arrays."""
+    return sampler.sample(logits.numpy(), rows)
+
+
 def frequencies(logits: torch.Tensor = LOGITS, **request: float) -> torch.Tensor:
     """How often each token is drawn, by one request after another number of its own."""
-    drawn = torch.tensor(sampler.sample(logits.expand(DRAWS, -1), rows(sequence(**request), DRAWS)))
+    drawn = torch.tensor(sample(logits.expand(DRAWS, -1), rows(sequence(**request), DRAWS)))
     return torch.bincount(drawn, minlength=len(logits)) / DRAWS
 
 
@@ -61,7 +67,7 @@ def test_top_p_looks_beyond_the_first_thousand_candidates_where_the_mass_lies_th
     nearly_flat = torch.arange(5000) * -1e-5
     kept = int((nearly_flat.softmax(-1).cumsum(-1) < 0.9).sum())
     some = rows(sequence(top_p=0.9), 1000)
-    drawn = [token for token in sampler.sample(nearly_flat.expand(1000, -1), some) if token is not None]
+    drawn = [token for token in sample(nearly_flat.expand(1000, -1), some) if token is not None]
     assert len(drawn) == 1000
     assert sampler.HEADS[-1] < kept - 100 < max(drawn) <= kept
 
@@ -73,12 +79,24 @@ def test_a_whole_vocabulary_is_drawn_from_as_the_model_says():
         weights = torch.rand(200, width, generator=generator).double() ** 8
         weights[:, width // 2 :] *= torch.rand(200, 1, generator=generator) < 0.5
         uniform = torch.rand(200, 1, generator=generator, dtype=torch.float64)
-        whole = sampler._find(weights, uniform * weights.sum(-1, keepdim=True))
-        assert torch.equal(sampler._invert(weights, uniform), whole)
+        whole = sampler._find(weights.numpy(), (uniform * weights.sum(-1, keepdim=True)).numpy())
+        assert (sampler._invert(weights.numpy(), uniform.numpy()) == whole).all()
     edge = torch.zeros(1, 1000)
     edge[0, 70] = 1.0
     for value in (0.0, 0.5, 1.0 - 2**-53):
-        assert sampler._invert(edge, torch.tensor([[value]], dtype=torch.float64)).item() == 70
+        assert sampler._invert(edge.numpy(), np.array([[value]])).item() == 70
+
+
+def test_the_best_of_a_wide_row_are_found_among_its_chunks():
+    generator = np.random.default_rng(4)
+    for size in (20_000, 49_152, 49_199):  # the last with a rest behind its last whole chunk
+        numbers = generator.integers(0, 5000, (3, size)).astype(np.float32)  # with equals
+        whole = np.argsort(-numbers, -1, kind="stable")
+        for width in (1, 64):
+            assert (sampler.best(numbers, width) == whole[:, :width]).all()
+        last = np.zeros((1, size), np.float32)
+        last[0, size - 1] = 1
+        assert sampler.best(last, 3).tolist() == [[size - 1, 0, 1]]
 
 
 def test_the_same_seed_draws_the_same_whoever_shares_the_batch():
@@ -87,8 +105,8 @@ def test_the_same_seed_draws_the_same_whoever_shares_the_batch():
     greedy = sequence(temperature=0.0)
     expected, found = [], []
     for row in logits:
-        expected.append(sampler.sample(row[None], [Row(alone)])[0])
-        found.append(sampler.sample(row.expand(3, -1), [Row(greedy), Row(other), Row(shared)])[2])
+        expected.append(sample(row[None], [Row(alone)])[0])
+        found.append(sample(row.expand(3, -1), [Row(greedy), Row(other), Row(shared)])[2])
         for each in (alone, shared, other):
             each.accept(1)
     assert found == expected
@@ -98,21 +116,21 @@ def test_the_same_seed_draws_the_same_whoever_shares_the_batch():
 def test_requests_without_a_seed_differ():
     logits = torch.zeros(1, 3000)
     one, two = (Sequence(GenerationRequest(prompt=(1,), temperature=1.0)) for _ in range(2))
-    draws = [sampler.sample(logits.expand(8, -1), rows(each, 8)) for each in (one, two)]
+    draws = [sample(logits.expand(8, -1), rows(each, 8)) for each in (one, two)]
     assert draws[0] != draws[1]
 
 
 def test_greedy_takes_the_best_and_no_random_number():
     one, other = sequence(temperature=0.0), sequence()
-    assert sampler.sample(torch.tensor([[0.0, 3.0, 1.0]]), [Row(one)]) == [1]
+    assert sample(torch.tensor([[0.0, 3.0, 1.0]]), [Row(one)]) == [1]
     one.accept(1)
     assert one.draws.peek(0) == other.draws.peek(0)
 
 
 def test_a_row_that_is_not_finite_gives_none_and_the_others_their_token():
     logits = torch.tensor([[0.0, 1.0], [float("nan"), 0.0], [float("-inf"), 0.0]])
-    assert sampler.sample(logits, [Row(sequence(temperature=0.0))] * 3) == [1, None, 1]
-    assert sampler.sample(logits, [Row(sequence(top_k=1))] * 3) == [1, None, 1]
+    assert sample(logits, [Row(sequence(temperature=0.0))] * 3) == [1, None, 1]
+    assert sample(logits, [Row(sequence(top_k=1))] * 3) == [1, None, 1]
 
 
 @given(
@@ -125,7 +143,7 @@ def test_a_row_that_is_not_finite_gives_none_and_the_others_their_token():
 def test_the_token_is_always_among_the_best_k_and_possible(logits, temperature, top_p, top_k, seed):
     row = torch.tensor([logits])
     one = sequence(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-    token = sampler.sample(row, [Row(one)])[0]
+    token = sample(row, [Row(one)])[0]
     assert token is not None
     better = sum(value > logits[token] for value in row[0].tolist())
     assert top_k == 0 or better < top_k

@@ -33,7 +33,7 @@ def adjusted(*rows: Row, logits: torch.Tensor | None = None) -> torch.Tensor:
     """What becomes of logits that are 1 in the lower half and -1 in the upper one."""
     start = torch.cat([torch.ones(SIZE // 2), -torch.ones(SIZE // 2)]).expand(len(rows), -1).clone()
     out = start if logits is None else logits
-    tally.adjust(out, rows)
+    tally.adjust(out.numpy(), rows)
     return out - torch.cat([torch.ones(SIZE // 2), -torch.ones(SIZE // 2)])
 
 
@@ -81,15 +81,15 @@ def test_every_row_comes_out_as_alone_and_those_that_ask_nothing_untouched():
 def test_min_p_leaves_out_what_is_much_less_likely_than_the_best():
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
     one = Sequence(GenerationRequest(prompt=(1,), temperature=1.0, seed=1, min_p=0.4))
-    drawn = sampler.sample(logits.expand(5000, -1).clone(), [Row(one, place=place) for place in range(5000)])
+    drawn = sampler.sample(logits.expand(5000, -1).numpy(), [Row(one, place=place) for place in range(5000)])
     assert set(drawn) == {0, 1}
     assert abs(drawn.count(0) / 5000 - 0.5 / 0.8) < 0.02
     everything = Sequence(GenerationRequest(prompt=(1,), temperature=1.0, seed=1, min_p=1.0))
-    assert sampler.sample(logits[None].clone(), [Row(everything)]) == [0]
+    assert sampler.sample(logits[None].numpy(), [Row(everything)]) == [0]
 
 
 def test_what_is_told_is_the_models_own_opinion_whatever_was_asked_for():
-    logits = torch.tensor([[0.0, 3.0, 1.0, 2.0]])
+    logits = torch.tensor([[0.0, 3.0, 1.0, 2.0]]).numpy()
     asking = row(logprobs=2, logit_bias=((0, 100.0),))
     telling = likely.put_aside(logits, [asking])
     chosen = sampler.sample(logits, [asking])

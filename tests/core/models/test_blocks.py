@@ -59,7 +59,7 @@ def test_chosen_rows_equal_the_rows_of_the_whole(kind: str) -> None:
     blocks = Blocks(kind, (ROWS, COLUMNS), torch.from_numpy(random_bytes(kind)))
     index = torch.tensor([5, 0, 5, ROWS - 1])
     assert torch.equal(blocks.rows(index), blocks.dense()[index])
-    assert torch.equal(blocks.take(index).dense(), blocks.dense()[index])
+    assert torch.equal(blocks.take(index.numpy()).dense(), blocks.dense()[index])
     assert torch.equal(blocks.rows(index, torch.bfloat16), blocks.dense()[index].bfloat16())
 
 

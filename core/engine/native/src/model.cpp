@@ -88,8 +88,8 @@ QC_EXPORT OwnedModel* quietchoir_model_new(const char* set, const Shape* shape, 
       model->magnitudes = model->keep(magnitudes, shape->ropes);
     }
     model->cache.memory = cache;
-    model->cache.block = Cache::one(shape->head_size) * shape->kv_heads;
-    model->cache.layer = model->cache.block * shape->blocks;
+    model->cache.layer = Cache::one(shape->head_size) * shape->kv_heads;
+    model->cache.block = model->cache.layer * shape->layers;
     model->team.reset(team_new(threads));
     return model.release();
   } catch (const std::exception& error) {

@@ -48,7 +48,7 @@ struct Adapter {
   int32_t rank;  // the largest
 };
 
-// The cache, bf16 [layers][blocks][kv heads], each a block of keys, then one of values:
+// The cache, bf16 [blocks][layers][kv heads], each a block of keys, then one of values:
 //   keys    [head size / 2][16 tokens][2]: two neighbours of a token's key beside each other
 //   values  [16 tokens / 2][head size][2]: two neighbouring tokens beside each other
 // so a vector of keys serves 16 tokens and one of values 16 dimensions, and nothing is summed across lanes.

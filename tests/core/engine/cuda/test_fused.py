@@ -10,7 +10,7 @@ from torch import Tensor
 
 from quietchoir.core.engine.cuda.cache import Cache
 from quietchoir.core.engine.cuda.fused import FusedOperations
-from quietchoir.core.engine.cuda.operations import Heads, PlainOperations, Step
+from quietchoir.core.engine.cuda.operations import Heads, Norm, PlainOperations, Step
 from quietchoir.core.engine.cuda.packed import pack
 from quietchoir.core.models.blocks import Blocks
 
@@ -24,8 +24,10 @@ def draws(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
-@pytest.mark.parametrize(("rows", "columns", "m"), [(70, 576, 1), (33, 128, 16), (64, 1536, 19)])
+@pytest.mark.parametrize(
+    ("kind", "rows", "columns", "m"),
+    [("Q4_0", 70, 576, 1), ("Q4_0", 33, 128, 16), ("Q4_1", 70, 576, 16), ("Q4_1", 64, 1536, 19), ("Q8_0", 33, 576, 17)],
+)
 def test_a_product_is_that_of_the_unpacked_matrix(kind, rows, columns, m):
     raw = gguf.quants.quantize(draws(rows, columns).numpy(), getattr(gguf.GGMLQuantizationType, kind))
     packed, x = pack([Blocks(kind, (rows, columns), torch.from_numpy(raw))], CPU), draws(m, columns, seed=1)
@@ -34,13 +36,22 @@ def test_a_product_is_that_of_the_unpacked_matrix(kind, rows, columns, m):
     torch.testing.assert_close(partial.sum(0), PLAIN.product(packed, x).sum(0), atol=1e-4, rtol=1e-5)
 
 
-def test_add_norm_adds_every_part_to_the_residual_and_norms_the_sum():
-    residual, partial, weight = draws(3, 96), draws(2, 3, 96, seed=1), draws(96, seed=2)
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
+def test_unpacked_rows_are_those_of_the_matrix(kind):
+    raw = gguf.quants.quantize(draws(70, 160).numpy(), getattr(gguf.GGMLQuantizationType, kind))
+    packed = pack([Blocks(kind, (70, 160), torch.from_numpy(raw))], CPU)
+    assert torch.equal(FUSED.unpack(packed, 3, 70), PLAIN.unpack(packed, 3, 70))
+    assert torch.equal(PLAIN.unpack(packed, 3, 70), packed.dense(torch.float32)[3:])
+
+
+@pytest.mark.parametrize("behind", [None, Norm(draws(96, seed=3), 1e-3)], ids=["", "with a norm of what is added"])
+def test_add_norm_adds_every_part_to_the_residual_and_norms_the_sum(behind):
+    residual, partial, norm = draws(3, 96), draws(2, 3, 96, seed=1), Norm(draws(96, seed=2), 1e-5)
     mine, twin = residual.clone(), residual.clone()
-    torch.testing.assert_close(FUSED.add_norm(mine, partial, weight, 1e-5), PLAIN.add_norm(twin, partial, weight, 1e-5))
+    torch.testing.assert_close(FUSED.add_norm(mine, partial, norm, behind), PLAIN.add_norm(twin, partial, norm, behind))
     torch.testing.assert_close(mine, twin)
     before = mine.clone()
-    torch.testing.assert_close(FUSED.add_norm(mine, None, weight, 1e-5), PLAIN.add_norm(twin, None, weight, 1e-5))
+    torch.testing.assert_close(FUSED.add_norm(mine, None, norm), PLAIN.add_norm(twin, None, norm))
     assert torch.equal(mine, before)  # nothing to add: the stream stays as it is
 
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from quietchoir.core.engine.native import library
-from quietchoir.core.engine.native.runner import NativeRunner, supports
+from quietchoir.core.engine.native.runner import supports
 from quietchoir.core.engine.scheduler import Span
 from quietchoir.core.models.blocks import Blocks
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_native import Oracle, architecture, random_weights, sequence, step, whole
+from quietchoir.tests.fakes_native import Oracle, TensorRunner, architecture, random_weights, sequence, step, whole
 
 pytestmark = pytest.mark.skipif(library.available() is not None, reason="the kernels were not compiled")
 
@@ -65,7 +65,7 @@ def test_plain_numbers_give_the_logits_of_the_plain_transformer(changes):
     tokens = tokens_of(weights, 150)
     wanted = Oracle(weights).logits(tokens)
     assert supports(weights) is None
-    runner = NativeRunner(weights, BLOCKS, threads=2)
+    runner = TensorRunner(weights, BLOCKS, threads=2)
     assert_near(runner.forward(step(whole(sequence(tokens, range(3, 13))))), wanted, 3e-2)  # a key may round the other way
 
 
@@ -74,7 +74,7 @@ def test_quantised_activations_stay_within_a_stated_part_of_the_spread(kind, bou
     weights = random_weights(architecture(width=128, ffn_width=224, heads=6, kv_heads=2, head_size=32, layers=3), kind)
     tokens = tokens_of(weights, 70)
     wanted = Oracle(weights).logits(tokens)
-    found = NativeRunner(weights, BLOCKS, threads=2).forward(step(whole(sequence(tokens, range(5)))))
+    found = TensorRunner(weights, BLOCKS, threads=2).forward(step(whole(sequence(tokens, range(5)))))
     assert_near(found, wanted, bound)
     assert (found - wanted).abs().mean() < bound / 10 * wanted.std()
 
@@ -84,7 +84,7 @@ def test_k_quants_run_whole_models_and_mix(kind, other):
     kinds = {"self_attn.v_proj": other, "mlp.down_proj": other, "lm_head": other}
     weights = random_weights(architecture(width=256, ffn_width=512, heads=8, head_size=32), kind, kinds=kinds)
     tokens = tokens_of(weights, 40)
-    found = NativeRunner(weights, BLOCKS, threads=2).forward(step(whole(sequence(tokens, range(3)))))
+    found = TensorRunner(weights, BLOCKS, threads=2).forward(step(whole(sequence(tokens, range(3)))))
     assert_near(found, Oracle(weights).logits(tokens), 0.7)
 
 
@@ -92,7 +92,7 @@ def test_matrices_of_one_layer_may_be_of_different_kinds():
     kinds = {"self_attn.v_proj": "Q8_0", "mlp.up_proj": "F16", "mlp.down_proj": "Q4_1", "lm_head": "Q8_0"}
     weights = random_weights(architecture(), "Q4_0", kinds=kinds)
     tokens = tokens_of(weights, 40)
-    found = NativeRunner(weights, BLOCKS, threads=2).forward(step(whole(sequence(tokens, range(3)))))
+    found = TensorRunner(weights, BLOCKS, threads=2).forward(step(whole(sequence(tokens, range(3)))))
     assert_near(found, Oracle(weights).logits(tokens), 0.7)
 
 
@@ -104,8 +104,8 @@ def weights(request) -> Weights:
 
 
 @pytest.fixture(scope="module")
-def runner(weights: Weights) -> NativeRunner:
-    return NativeRunner(weights, BLOCKS * 3, threads=2)
+def runner(weights: Weights) -> TensorRunner:
+    return TensorRunner(weights, BLOCKS * 3, threads=2)
 
 
 def test_chunks_and_single_tokens_give_the_bits_of_one_pass(weights, runner):
@@ -133,7 +133,7 @@ def test_threads_change_no_bit(weights, runner):
     tokens = tokens_of(weights, 200)
     wanted = runner.forward(step(whole(sequence(tokens, range(13)))))
     for threads in (1, 3, 5):
-        other = NativeRunner(weights, 13, threads=threads)
+        other = TensorRunner(weights, 13, threads=threads)
         assert torch.equal(other.forward(step(whole(sequence(tokens, range(13))))), wanted)
 
 
@@ -150,9 +150,9 @@ def test_two_sequences_may_read_the_same_blocks(weights, runner):
 
 def test_what_a_block_held_before_does_not_show_through(weights, runner):
     tokens = tokens_of(weights, 23)
-    runner.network.cache[:, 20:22] = 0
+    runner.network.cache[20:22] = 0
     wanted = runner.forward(step(whole(sequence(tokens, [20, 21]))))
-    runner.network.cache[:, 20:22] = 0x7FC0  # not a number, in every place
+    runner.network.cache[20:22] = 0x7FC0  # not a number, in every place
     assert torch.equal(runner.forward(step(whole(sequence(tokens, [20, 21])))), wanted)
 
 
@@ -173,7 +173,7 @@ def test_a_number_that_is_not_finite_reaches_the_logits_of_its_row_and_of_no_oth
     rows = tensors["model.embed_tokens.weight"].dense().clone()
     rows[9, 40] = bad
     tensors["model.embed_tokens.weight"] = Blocks("F32", (257, 64), rows.view(torch.uint8))
-    runner = NativeRunner(Weights(weights.architecture, tensors, weights.tokenizer, "x"), BLOCKS, threads=2)
+    runner = TensorRunner(Weights(weights.architecture, tensors, weights.tokenizer, "x"), BLOCKS, threads=2)
     healthy = [sequence([1 + i] * 20, [2 * i, 2 * i + 1]) for i in range(3)]
     wanted = runner.forward(step(*(whole(one, 1) for one in healthy)))
     found = runner.forward(

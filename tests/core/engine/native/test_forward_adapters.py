@@ -3,14 +3,13 @@
 import pytest
 import torch
 
-from quietchoir.core.engine.lora import LoadedAdapter
+from quietchoir.core.engine.loaded import LoadedAdapter
 from quietchoir.core.engine.native import library, runner
-from quietchoir.core.engine.native.runner import NativeRunner
 from quietchoir.core.engine.runner import Runner
 from quietchoir.core.engine.scheduler import Span
 from quietchoir.core.errors import EngineError
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_native import architecture, random_factors, random_weights, sequence, step, whole
+from quietchoir.tests.fakes_native import TensorRunner, architecture, random_factors, random_weights, sequence, step, whole
 
 pytestmark = pytest.mark.skipif(library.available() is not None, reason="the kernels were not compiled")
 
@@ -24,8 +23,8 @@ def weights() -> Weights:
 
 
 @pytest.fixture(scope="module")
-def native(weights: Weights) -> NativeRunner:
-    return NativeRunner(weights, BLOCKS, threads=2)
+def native(weights: Weights) -> TensorRunner:
+    return TensorRunner(weights, BLOCKS, threads=2)
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +68,13 @@ def test_quantised_matrices_take_adapters_too(adapters):
     weights = random_weights(shape, "Q4_0")
     adapter = LoadedAdapter("q", random_factors(shape, 8, 5))
     batch = step(whole(sequence(tokens_of(50, 3), range(4), adapter)))
-    found, wanted = NativeRunner(weights, 4, threads=2).forward(batch), Runner(weights, 4, compute=torch.float32).forward(batch)
+    found, wanted = TensorRunner(weights, 4, threads=2).forward(batch), Runner(weights, 4, compute=torch.float32).forward(batch)
     assert (found - wanted).abs().mean() < 0.07 * wanted.std()
 
 
 def test_adapters_long_unused_are_freed_and_packed_again(weights, adapters, monkeypatch):
     monkeypatch.setattr(runner, "KEPT_ADAPTERS", 2)
-    own = NativeRunner(weights, BLOCKS, threads=1)
+    own = TensorRunner(weights, BLOCKS, threads=1)
     wanted = [own.forward(step(whole(sequence(tokens_of(9, 1), [0], adapter)))) for adapter in adapters]
     assert len(own._adapters) == 2
     again = [own.forward(step(whole(sequence(tokens_of(9, 1), [0], adapter)))) for adapter in adapters]

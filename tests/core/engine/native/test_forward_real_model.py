@@ -8,12 +8,11 @@ import torch
 from quietchoir.core.config import EngineConfig
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.native import library
-from quietchoir.core.engine.native.runner import NativeRunner
 from quietchoir.core.engine.perplexity import perplexity
 from quietchoir.core.engine.request import GenerationRequest
 from quietchoir.core.engine.runner import Runner
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_native import sequence, step, whole
+from quietchoir.tests.fakes_native import TensorRunner, sequence, step, whole
 
 pytestmark = pytest.mark.skipif(library.available() is not None, reason="the kernels were not compiled")
 
@@ -35,8 +34,8 @@ def exact(smollm2: Weights) -> Runner:
 
 
 @pytest.fixture(scope="module")
-def native(smollm2: Weights) -> NativeRunner:
-    return NativeRunner(smollm2, BLOCKS, threads=2)
+def native(smollm2: Weights) -> TensorRunner:
+    return TensorRunner(smollm2, BLOCKS, threads=2)
 
 
 def test_logits_stay_near_float32(smollm2, exact, native):

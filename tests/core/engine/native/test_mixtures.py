@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from quietchoir.core.engine.native import library
-from quietchoir.core.engine.native.runner import NativeRunner, supports
+from quietchoir.core.engine.native.runner import supports
 from quietchoir.core.models.blocks import Blocks
 from quietchoir.core.models.weights import Weights
 from quietchoir.tests.fakes_blocks import block_size, meaning, random_rows, with_scales
-from quietchoir.tests.fakes_native import Oracle, architecture, random_weights, sequence, step, whole
+from quietchoir.tests.fakes_native import Oracle, TensorRunner, architecture, random_weights, sequence, step, whole
 
 SETS = library.instruction_sets() if library.available() is None else ("none",)
 SHAPE = {"width": 256, "ffn_width": 512, "heads": 4, "kv_heads": 2, "head_size": 64, "layers": 3}
@@ -60,7 +60,7 @@ def test_a_mixture_runs_whole_and_near_the_plain_transformer(model, instructions
     monkeypatch.setenv(library.VARIABLE, instructions)
     weights, tokens, wanted = model
     assert supports(weights) is None
-    runner = NativeRunner(weights, 8, threads=2)
+    runner = TensorRunner(weights, 8, threads=2)
     assert runner.instruction_set == instructions
     found = runner.forward(step(whole(sequence(tokens, range(4)))))
     assert (found - wanted).abs().mean() < 0.07 * wanted.std()
