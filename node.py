@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .core import log, paths
 from .core.assistant.adapters import AdapterInfo, AdapterSwitch
@@ -20,13 +20,15 @@ from .core.config import Config
 from .core.engine.engine import Engine
 from .core.errors import FederationError, QuietchoirError
 from .core.models import catalog, weights
-from .core.models.adapter import Adapter
 from .core.models.weights import Weights
 from .core.server import auth
 from .core.server.app import Parts, Server, claim
 from .federation.member import Joining, join
 from .federation.registry.registry import Card, Registry
 from .plugins.host import PluginHost
+
+if TYPE_CHECKING:
+    from .core.models.adapter import Adapter  # with torch, which a node that serves does without
 
 HOUSEHOLD = "quietchoir/household"
 HOME_FILE = "home.json"
@@ -52,13 +54,13 @@ class RegistryStore:
             except FederationError as error:
                 logger.warning("an adapter is left out: %s", error)
                 continue
-            if card.model == self.model_digest:
+            if self.model_digest in card.models:
                 found.append(AdapterInfo(name, describe(card)))
         return found
 
-    def load(self, id: str) -> Adapter:
+    def load(self, id: str) -> "Adapter":
         """Read one, checked against its name."""
-        return self.registry.load(id)
+        return self.registry.load_for(id, self.model_digest)
 
     def active(self) -> str | None:
         """The one that its owner chose last."""
@@ -72,6 +74,8 @@ class RegistryStore:
 def describe(card: Card) -> str:
     """An adapter in a few words."""
     score = f", {100 * card.accuracy_after:.0f} % right" if card.accuracy_after is not None else ""
+    if card.personal:
+        return f"{card.name}, personal{score} here"
     return f"{card.name}, {card.rounds} {'round' if card.rounds == 1 else 'rounds'}{score}"
 
 
@@ -173,9 +177,14 @@ class Node:
     def take_part(self, federation: Path) -> None:
         """Be a member of a federation from now on, with the examples that the configuration consents to."""
         joining = Joining(file=federation, data=self.config.training.data, home=self.home)
-        membership = Membership(joining, self.config, self.weights)  # one set of weights serves and trains
+        membership = Membership(joining, self.config, self.weights, self.answering)  # one set of weights serves and trains
         membership.thread.start()
         self.parts.push_async_callback(asyncio.to_thread, membership.leave)
+
+    def answering(self) -> bool:
+        """Is somebody waiting for an answer?"""
+        stats = self.engine.stats()
+        return stats.running + stats.waiting > 0
 
     def stats(self) -> Mapping[str, Any]:
         """The engine's counters."""
@@ -200,17 +209,20 @@ def model_name(model: str) -> str:
 class Membership:
     """This node's part in a federation, in a thread of its own; its end, good or bad, does not end the node."""
 
-    def __init__(self, joining: Joining, config: Config, weights: Weights | None = None) -> None:
+    def __init__(
+        self, joining: Joining, config: Config, weights: Weights | None = None, busy: Callable[[], bool] = lambda: False
+    ) -> None:
         self.joining = joining
         self.config = config
         self.weights = weights
+        self.busy = busy
         self.left = threading.Event()
         self.thread = threading.Thread(target=self.run, name="quietchoir-member", daemon=True)
 
     def run(self) -> None:
         """Take part until told to leave."""
         try:
-            join(self.joining, self.config, self.tell, self.left, loaded=self.weights)
+            join(self.joining, self.config, self.tell, self.left, loaded=self.weights, busy=self.busy)
         except QuietchoirError as error:
             logger.error("not in the federation: %s", error)
         except Exception:
@@ -222,6 +234,8 @@ class Membership:
             logger.warning(
                 "a finished adapter came: %s; choose it on the page or with: quietchoir adapter activate", event["adapter"]
             )
+        elif event["event"] == "personal":
+            logger.warning("%s", event["words"])
         else:
             logger.info("federation: %s", event["event"])
 

@@ -7,6 +7,7 @@ from argparse import ArgumentParser, _SubParsersAction
 
 from .library import commands as library_commands
 from .membership import commands as membership_commands
+from .personal import commands as personal_commands
 from .registry import commands as registry_commands
 from .rounds import commands as round_commands
 from .watch import commands as watch_commands
@@ -18,5 +19,6 @@ def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
     actions = federation.add_subparsers(dest="action", required=True, metavar="ACTION")
     membership_commands.register(actions)
     watch_commands.register(actions)
-    for room in (round_commands, registry_commands, library_commands):
-        room.register(verbs)
+    round_commands.register(verbs)
+    personal_commands.register(registry_commands.register(verbs))
+    library_commands.register(verbs)

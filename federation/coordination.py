@@ -8,12 +8,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ..core.errors import ConfigError, RosterError
 from ..crypto.keys import Identity
 from ..crypto.sealed import AdderService
 from ..crypto.worker import Worker
+from .exchange.link import Link
 from .learning.aggregate import Vector
 from .learning.ranges import tensor_stops
 from .member import Event, OnEvent, resident
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 
 Keep = Callable[[Vector, dict[str, object]], tuple[str, str]]
+Carry = Callable[[Policy], AbstractContextManager[Link]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,36 +54,39 @@ class Coordinating:
     keep_every: int = 0  # rounds between adapters that are kept as they come; 0: only the finished one
 
 
-def coordinate(coordinating: Coordinating, on_event: OnEvent) -> RunReport:
+def coordinate(coordinating: Coordinating, on_event: OnEvent, carry: "Carry | None" = None) -> RunReport:
     """Run the federation's rounds.
+
+    Args:
+        carry: opens another way to the members than our own door; a later federation file then waits for the next start.
 
     Raises:
         RosterError, ConfigError, FederationError, RoundAborted: each says what to do.
     """
+    from .rounds.buffered import coordinator_of
     from .rounds.checkpoint import Store
-    from .rounds.coordinator import Coordinator
+    from .rounds.purse import check_books
 
     policy = roster.load(coordinating.file)
     settle(coordinating.keys, policy)
     signer = Identity.load(coordinating.keys / COORDINATOR_KEY, Asked())
     check_members(policy, coordinating.file)
+    check_books(coordinating.state, buffered=policy.schedule.buffered)
     weights = None if coordinating.rehearse else resident(policy)
     keep, size = None, coordinating.rehearse
     if weights is not None:  # in sealed mode for the size alone: such a coordinator never has an adapter to keep
         keep, size = keeper(policy, weights, signer, Registry(coordinating.home))
     store, desk = Store(coordinating.state), Worker(AdderService)
-    from .flower.link import FlowerLink
-
     try:
         on_event, watching = watch(coordinating, policy, on_event)
         watched = Watched(coordinating.file, coordinating.state / roster.FILE, on_event)  # never back, never to a branch
-        with watching, FlowerLink(policy, coordinating.keys / TLS_KEY, listen=coordinating.listen, on_event=on_event) as link:
-            on_event({"event": "open", "address": policy.coordinator.address})
-            run = Coordinator(
+        with watching, carry(policy) if carry is not None else open_door(coordinating, policy, on_event) as link:
+            run = coordinator_of(
                 policy, signer, link, size=size, stops=tensor_stops(policy.adapter, weights), store=store, keep=keep,
                 on_event=on_event, wait_s=coordinating.wait_s, grace_s=coordinating.grace_s, desk=desk,
             )  # fmt: skip
-            run.between = renewing(watched, run, link, on_event)
+            if carry is None:
+                run.between = renewing(watched, run, cast("FlowerLink", link), on_event)
             if keep is not None and coordinating.keep_every:
                 goal = coordinating.rounds or policy.recipe.rounds
                 run.between = both(run.between, keeping(run, keep, coordinating.keep_every, goal))
@@ -89,6 +94,15 @@ def coordinate(coordinating: Coordinating, on_event: OnEvent) -> RunReport:
     finally:
         desk.close()
         store.close()
+
+
+def open_door(coordinating: Coordinating, policy: Policy, on_event: OnEvent) -> "FlowerLink":
+    """Our own way to the members: a door of this process, open from here on."""
+    from .flower.link import FlowerLink
+
+    link = FlowerLink(policy, coordinating.keys / TLS_KEY, listen=coordinating.listen, on_event=on_event)
+    on_event({"event": "open", "address": policy.coordinator.address})
+    return link
 
 
 def check_members(policy: Policy, file: Path) -> None:

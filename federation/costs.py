@@ -14,6 +14,7 @@ from .protection.update import Codec
 LETTER_BYTES = 2500  # headers and signatures of a round's letters
 GREETING_BYTES = 3000  # in sealed mode: greetings, the sum's witnesses
 PEER_BYTES = 900  # keys, shares and signatures that a member exchanges with one other
+STEP_BYTES, RANGE_BYTES = 200, 40  # of a change's header; of each tensor's range in it
 MAX_PEERS = 64  # of one member, in any cohort: above 32 members the graph is no longer complete
 
 
@@ -25,6 +26,7 @@ class Cost:
     down: int
     once_up: int = 0  # besides, in the first round under each version of the file
     once_down: int = 0
+    late_down: int = 0  # besides, in a round of a member that holds nothing yet: it comes late, or was started again
 
 
 def round_cost(policy: Policy, size: int) -> Cost:
@@ -38,10 +40,11 @@ def round_cost(policy: Policy, size: int) -> Cost:
     length, adapter = Codec(size, policy).length, 4 * size
     letters = LETTER_BYTES + PEER_BYTES * min(cohort, MAX_PEERS)
     again = adapter if policy.guard.on and mode != "sealed" else 0  # the new adapter comes once more, to be voted on
-    if mode == "plain":
-        return Cost(BitRing(length=length, bits=bits, parties=1).wire_bytes + LETTER_BYTES, adapter + again + LETTER_BYTES)
-    if mode == "masked":
-        return Cost(BitRing(length=length, bits=bits, parties=cohort).wire_bytes + letters, adapter + again + letters)
+    if mode != "sealed":
+        one = mode == "plain"
+        up, letters = BitRing(length=length, bits=bits, parties=1 if one else cohort), LETTER_BYTES if one else letters
+        down, whole = (adapter + again, 0) if policy.recipe.download == "adapter" else told_cost(policy, size, cohort)
+        return Cost(up.wire_bytes + letters, down + letters, late_down=whole)
     if policy.protection.key == "threshold":
         return joint_cost(policy, size, cohort, letters)
     from ..crypto.bfv import Packing
@@ -51,18 +54,34 @@ def round_cost(policy: Policy, size: int) -> Cost:
     return Cost(packing.wire_bytes + letters + GREETING_BYTES, down + letters + GREETING_BYTES)
 
 
+def told_cost(policy: Policy, size: int, cohort: int) -> tuple[int, int]:
+    """Where adapters are told as changes: what a round takes at most, and how much more the whole with its optimizer is.
+
+    A member of every round gets the newest change; one that is drawn now and then may get so many that the whole is less. A
+    vote costs nothing more, since what was voted on is what the next round starts from; where buckets are chosen from, each
+    costs. What is undone or salvaged comes besides.
+    """
+    recipe, table = policy.recipe, policy.adapter
+    buckets, named = policy.aggregation.buckets, table.upper_layers * len(table.targets) if recipe.ranges == "tensor" else 0
+    one = BitRing(length=size, bits=policy.protection.bits, parties=cohort).wire_bytes + STEP_BYTES + RANGE_BYTES * named
+    change = one if buckets == 1 else 4 * size + buckets * one * (policy.guard.rule == "choose")
+    whole = 4 * size * (3 if recipe.server_optimizer in ("fedadam", "fedyogi") else 2)
+    down = max(change, whole) if cohort < len(policy.members) else change
+    return down, max(0, whole - down)
+
+
 def joint_cost(policy: Policy, size: int, cohort: int, letters: int) -> Cost:
-    """Sealed mode with a key in shares: for a member that is asked for its part of the sum, which not all are.
+    """Sealed mode with a key in shares: for a member that is asked for its part of the sum, which not all are. The sum comes
+    down, and the parts as one.
 
     Besides, the ceremony that makes the key: polynomials to and from every other member.
     """
     from ..crypto.threshold.plan import POLYNOMIAL_BYTES, JointPacking
-    from .sealed.circle import openers
 
     vector = JointPacking(length=size, bits=policy.protection.bits, parties=cohort).rows * POLYNOMIAL_BYTES
     letters += GREETING_BYTES
     return Cost(
-        2 * vector + letters, (1 + openers(policy, cohort)) * vector + letters,
+        2 * vector + letters, 2 * vector + letters,
         once_up=(cohort + 2) * POLYNOMIAL_BYTES + letters, once_down=(3 * cohort - 1) * POLYNOMIAL_BYTES + letters,
     )  # fmt: skip
 
@@ -70,7 +89,8 @@ def joint_cost(policy: Policy, size: int, cohort: int, letters: int) -> Cost:
 def told(cost: Cost) -> str:
     """For people."""
     once = f"; the first one {megabytes(cost.once_up)} up and {megabytes(cost.once_down)} down more" if cost.once_up else ""
-    return f"about {megabytes(cost.up)} up and {megabytes(cost.down)} down in a round{once}"
+    late = f"; {megabytes(cost.late_down)} more down, once, for who comes late or starts again" if cost.late_down else ""
+    return f"about {megabytes(cost.up)} up and {megabytes(cost.down)} down in a round{once}{late}"
 
 
 def megabytes(count: int) -> str:

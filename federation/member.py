@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 
 from ..core import paths
 from ..core.config import Config
-from ..core.errors import ConfigError, DataError, FederationError, IntegrityError, QuietchoirError
+from ..core.errors import DataError, FederationError, QuietchoirError
 from ..crypto.keys import Identity
 from ..crypto.sealed import MemberService
 from ..crypto.worker import Worker
 from .costs import round_cost
 from .exchange import ledger as ledgers
 from .exchange.ledger import Ledger
+from .holding import resident as resident
 from .learning.aggregate import Vector
 from .learning.learner import Learner, TrainerLearner
 from .learning.ranges import tensor_stops
@@ -29,15 +30,20 @@ from .learning.rehearsal import RehearsalLearner
 from .membership import identity, invitation, roster
 from .membership.consent import check_consent, check_upload
 from .membership.policy import Policy
+from .membership.ranks import check_limit
 from .membership.renewal import Standing
+from .personal.companion import Companion, one_at_a_time, own_adapters
+from .personal.settings import Settings
 from .protection.seam import Safe
 from .registry.registry import Card, Registry, content_hash, make_card
+from .rounds.contribution import Drawer
 from .rounds.party import Party
 from .rounds.purse import Purse
 from .sealed.vault import Vault
 
 if TYPE_CHECKING:
     from ..core.models.weights import Weights
+    from ..core.training.trainer import Trainer
 
 Event = dict[str, object]
 OnEvent = Callable[[Event], None]
@@ -62,21 +68,25 @@ def join(
     leave: threading.Event | None = None,
     *,
     loaded: "Weights | None" = None,
+    busy: Callable[[], bool] = lambda: False,
 ) -> None:
     """Take part until told to leave.
 
     Args:
         loaded: the model, if this process holds it already; it must be the one that the federation names.
+        busy: does somebody wait for this machine? Personal training then does; the federation's does not ask.
 
     Raises:
         RosterError, ConfigError, DataError, ModelNotFoundError, FederationError: each says what to do.
     """
+    on_event = one_at_a_time(on_event) if config.training.personal else on_event
     policy = roster.accept(joining.file, joining.home)
     invitation.check_invited(policy, joining.home)
     check_consent(policy, config.consent)
     keys = identity.load_or_create(joining.home)
     name = roster.check_member(policy, keys.identity.public.raw)
-    weights = None if joining.rehearse else resident(policy, loaded)
+    check_limit(policy, name, config.training.max_rank)
+    weights = None if joining.rehearse else resident(policy, loaded, config.engine.model)
     cost = round_cost(policy, joining.rehearse if weights is None else adapter_size(policy, weights))
     check_upload(policy, cost.up + cost.once_up, config.consent)
     on_event({"event": "joining", "name": name, "federation": policy.name, "bytes_up": cost.up, "bytes_down": cost.down})
@@ -88,9 +98,16 @@ def join(
         ledger = opened.enter_context(closing(Ledger(folder / ledgers.FILE)))
         seat = Seat(
             joining=joining, config=config, keys=keys, name=name, weights=weights, learner=learner, size=size, folder=folder,
-            ledger=ledger, safe=Safe(Vault(folder, size), desk), leave=leave or threading.Event(), on_event=on_event,
+            ledger=ledger, drawer=Drawer(folder), safe=Safe(Vault(folder, size), desk), leave=leave or threading.Event(),
+            on_event=on_event,
         )  # fmt: skip
+        if config.training.personal and isinstance(learner, TrainerLearner):
+            owned = own_adapters(joining.home, keys.identity, learner)
+            seat.companion = Companion(owned, learner, Settings.of(config.training), folder, on_event=on_event, busy=busy)
+            opened.enter_context(closing(seat.companion))
         seat.take_part(policy)
+        if seat.companion is not None and joining.once:
+            seat.companion.finish()
 
 
 def adapter_size(policy: Policy, weights: "Weights") -> int:
@@ -114,8 +131,10 @@ class Seat:
     folder: Path
     ledger: Ledger
     safe: Safe
+    drawer: Drawer
     leave: threading.Event
     on_event: OnEvent
+    companion: Companion | None = None  # makes personal adapters, if the owner wants that
     ended: QuietchoirError | None = None
 
     def take_part(self, policy: Policy) -> None:
@@ -131,25 +150,28 @@ class Seat:
             self.on_event({"event": "renewed", "version": newest.version, "members": [one.name for one in newest.members]})
 
         standing = Standing(policy, self.folder / roster.FILE, self.enter, taken=taken, end=self.end)
-        node = FlowerNode(
-            policy, self.keys.transport, standing.handle, self.leave, wait_s=self.joining.wait_s, on_event=self.on_event
-        )
+        handle = standing.handle if self.companion is None else self.companion.attend(standing.handle)
+        node = FlowerNode(policy, self.keys.transport, handle, self.leave, wait_s=self.joining.wait_s, on_event=self.on_event)
         node.run()
         if self.ended is not None:
             raise self.ended
 
     def enter(self, policy: Policy) -> Callable[[bytes], bytes]:
+        """What answers letters under one version; raises as `party`."""
+        return self.party(policy).handle
+
+    def party(self, policy: Policy) -> Party:
         """This member's party under one version.
 
         Raises:
-            RosterError: not a member any more. ConfigError: below its owner's floor.
+            RosterError: not a member any more. ConfigError: below its owner's floor, or asks too high a rank.
         """
-        roster.check_member(policy, self.keys.identity.public.raw)
+        check_limit(policy, roster.check_member(policy, self.keys.identity.public.raw), self.config.training.max_rank)
         return Party(
             policy, self.keys.identity, self.learner, size=self.size, stops=tensor_stops(policy.adapter, self.weights),
             consent=self.config.consent, ledger=self.ledger, adopt=partial(self.adopt, policy), safe=self.safe,
-            purse=Purse(policy, self.size, self.name, self.folder / "privacy.json"), on_event=self.on_event,
-        ).handle  # fmt: skip
+            purse=Purse(policy, self.size, self.name, self.folder / "privacy.json"), drawer=self.drawer, on_event=self.on_event,
+        )  # fmt: skip
 
     def adopt(self, policy: Policy, flat: Vector, card: str) -> str:
         """Keep a finished adapter; leave after the first one if that is wanted."""
@@ -157,6 +179,8 @@ class Seat:
         kept = keep_finished(policy, self.weights, registry, flat, card, self.keys.identity) if self.weights is not None else ""
         self.ledger.release()  # another run may begin at once
         self.on_event({"event": "adopted", "adapter": kept})
+        if self.companion is not None and kept:
+            self.companion.adopted(kept)  # a name, and nothing comes back: what this node adds stays here
         if self.joining.once:
             self.leave.set()
         return kept
@@ -168,9 +192,13 @@ class Seat:
 
 
 def make_learner(
-    joining: Joining, config: Config, policy: Policy, weights: "Weights | None", name: str, on_event: OnEvent
-) -> tuple[Learner, int]:
+    joining: Joining, config: Config, policy: Policy, weights: "Weights | None", name: str, on_event: OnEvent,
+    trainer: "Trainer | None" = None,
+) -> tuple[Learner, int]:  # fmt: skip
     """This node's learner, and the length of the adapter's flat vector.
+
+    Args:
+        trainer: one that several nodes of this process share; by default its own (`trainer_of`).
 
     Raises:
         DataError: no examples, or bad ones.
@@ -178,14 +206,14 @@ def make_learner(
     if weights is None:
         return RehearsalLearner(joining.rehearse, name), joining.rehearse
     from ..core.training.examples import read_jsonl
-    from ..core.training.trainer import StepInfo, Trainer
+    from ..core.training.trainer import StepInfo
 
     if joining.data is None:
         raise DataError("no examples to train on; name a folder with --data, or `data` under [training] in your configuration")
     examples = read_jsonl(joining.data / "train.jsonl")
     held_out = joining.data / "test.jsonl"
     tests = read_jsonl(held_out) if held_out.exists() else []
-    trainer = Trainer(weights, policy.adapter.shape(), precision=config.training.precision, threads=config.training.threads)
+    trainer = trainer or trainer_of(config, policy, weights)
 
     def progress(what: str) -> Callable[..., None]:
         def tell(*numbers: object) -> None:
@@ -198,32 +226,15 @@ def make_learner(
 
     prepared = trainer.prepare(examples, on_progress=progress("train"))
     test = trainer.prepare(tests, on_progress=progress("test")) if tests else None
-    return TrainerLearner(trainer, prepared, test, policy.recipe.trainer(), step), trainer.size
+    learner = TrainerLearner(trainer, prepared, test, policy.recipe.trainer(), step, whole=config.training.whole_adapter)
+    return learner, trainer.size
 
 
-def resident(policy: Policy, loaded: "Weights | None" = None) -> "Weights":
-    """The federation's frozen model: the one this process holds, if it is that one, or from this node's disk.
+def trainer_of(config: Config, policy: Policy, weights: "Weights") -> "Trainer":
+    """What trains the federation's adapter on this machine."""
+    from ..core.training.trainer import Trainer
 
-    Raises:
-        ModelNotFoundError: says how to pull it.
-        IntegrityError: another file than the federation agreed on.
-    """
-    from ..core.models import catalog
-    from ..core.models.weights import load
-
-    held = loaded is not None and loaded.digest == policy.model.digest
-    weights = loaded if loaded is not None and held else load(catalog.find(policy.model.name))
-    if weights.digest != policy.model.digest:
-        raise IntegrityError(
-            f"model {policy.model.name} here has sha256 {weights.digest[:16]}…, the federation agreed on "
-            f"{policy.model.digest[:16]}…; run: quietchoir model pull {policy.model.name}"
-        )
-    if policy.adapter.upper_layers > weights.architecture.layers:
-        raise ConfigError(
-            f"the federation trains the upper {policy.adapter.upper_layers} layers, {policy.model.name} has "
-            f"{weights.architecture.layers}; its owner must found it again with fewer --upper-layers"
-        )
-    return weights
+    return Trainer(weights, policy.adapter.shape(), precision=config.training.precision, threads=config.training.threads)
 
 
 def keep_finished(policy: Policy, weights: "Weights", registry: Registry, flat: Vector, text: str, identity: Identity) -> str:
@@ -242,7 +253,7 @@ def keep_finished(policy: Policy, weights: "Weights", registry: Registry, flat: 
         adapter = assemble(policy.adapter.shape(), weights.architecture, weights.digest, torch.from_numpy(flat.copy()))
         return registry.put(adapter, make_card(policy, content_hash(adapter), read_evaluation(text), identity))
     card = Card.parse(text, "the finished adapter: ")
-    if (card.signer, card.federation) != (policy.coordinator.key, policy.federation.hex()):
+    if (card.signer, card.federation, card.scope) != (policy.coordinator.key, policy.federation.hex(), ""):
         raise FederationError("the finished adapter's card is not signed by this federation's coordinator; not kept")
     adapter = assemble(policy.adapter.shape(), weights.architecture, weights.digest, torch.from_numpy(flat.copy()))
     return registry.put(adapter, card)

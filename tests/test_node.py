@@ -1,6 +1,7 @@
 """One whole node with the real model: HTTP in, tokens out, and everything let go again."""
 
 import asyncio
+import dataclasses
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ from quietchoir.core.toolcall import ToolCall, render
 from quietchoir.crypto.keys import Identity
 from quietchoir.federation.member import Joining
 from quietchoir.federation.registry.registry import Card, Registry, content_hash
-from quietchoir.node import Membership, Node, model_name
+from quietchoir.node import Membership, Node, describe, model_name
 from quietchoir.tests.fakes_http import until
 from quietchoir.tests.fakes_server import engine_saying
 
@@ -205,6 +206,26 @@ async def test_a_federation_that_cannot_be_joined_does_not_end_the_node(tmp_path
     logging.getLogger("quietchoir.node").removeHandler(listener)
     assert not membership.thread.is_alive()
     assert len(said) == 1 and said[0].startswith("not in the federation: ") and "nowhere.toml" in said[0]
+
+
+async def test_personal_training_can_see_whether_somebody_waits(client: aiohttp.ClientSession, node: Node) -> None:
+    assert not node.answering()
+    asked = asyncio.create_task(client.post(CHAT, json=ask("Tell me everything.", max_tokens=400, stream=True)))
+    await until(node.answering)
+    (await asked).close()
+    await until(lambda: not node.answering())
+
+
+async def test_what_came_of_personal_training_is_told_in_the_log(tmp_path: Path) -> None:
+    said: list[str] = []
+    listener = logging.Handler()
+    listener.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("quietchoir.node").addHandler(listener)
+    Membership(Joining(file=tmp_path, data=None, home=tmp_path), Config()).tell({"event": "personal", "words": "7 of 10"})
+    logging.getLogger("quietchoir.node").removeHandler(listener)
+    assert said == ["7 of 10"]
+    card = Card.unsigned("ab" * 32, "choir", "cd" * 32)
+    assert describe(dataclasses.replace(card, scope="personal", accuracy_after=0.7)) == "choir, personal, 70 % right here"
 
 
 async def test_a_model_file_is_called_by_its_name() -> None:

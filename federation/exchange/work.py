@@ -5,6 +5,7 @@ signatures or protection.
 Always: `decode` checks the vector's length and that it is finite before anybody computes with it.
 """
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -31,10 +32,10 @@ FIELDS = {"absent": list, "card": str, "cohort": list, "evaluate": bool, "ranges
 class Work:
     """One adapter and what to do with it."""
 
-    flat: Vector  # [n]; [0] in sealed mode, where members have it and the coordinator does not
+    flat: Vector  # [n]; [0] in sealed mode, where members have it and the coordinator does not, and where a way leads to it
     evaluate: bool = False  # while training: score `flat` first
     card: str = ""  # of a finished adapter: its signed card; in sealed mode its evaluation, as JSON
-    state: str = ""  # sealed mode: tag of the adapter that is meant, hex
+    state: str = ""  # sealed mode: tag of the adapter that is meant, hex; where adapters are told as changes: name of the state
     ranges: Ranges = ()  # stop and scale of each tensor; empty: the federation's one range
     cohort: tuple[str, ...] = ()  # everybody who is asked, sorted
     absent: tuple[str, ...] = ()  # members that the draw would have given before the last of the cohort, but are not there
@@ -63,15 +64,35 @@ def encode(work: Work) -> bytes:
     return len(header).to_bytes(4, "big") + header + work.flat.astype("<f4").tobytes()
 
 
+def encode_told(work: Work, way: bytes) -> bytes:
+    """The same without the vector: `work.state` names it, and `way` leads there (`..rounds.steps`)."""
+    return encode(dataclasses.replace(work, flat=np.zeros(0, np.float32))) + way
+
+
 def decode(payload: bytes, size: int) -> Work:
     """Read what `encode` wrote.
 
     Raises:
         MessageError: malformed, of another length, or not finite.
     """
+    work, values = split(payload)
+    if len(values) != 4 * size:
+        raise MessageError(f"an adapter of {len(values)} bytes, expected {4 * size}; refused")
+    flat = np.frombuffer(values, "<f4").astype(np.float32)
+    if not np.isfinite(flat).all():
+        raise MessageError("the adapter holds values that are not finite; refused")
+    return dataclasses.replace(work, flat=flat)
+
+
+def split(payload: bytes) -> tuple[Work, bytes]:
+    """Work without its vector, and what follows the header.
+
+    Raises:
+        MessageError: malformed.
+    """
     length = int.from_bytes(payload[:4], "big")
     fields: Any = None
-    if length <= MAX_HEADER_BYTES:
+    if length <= min(MAX_HEADER_BYTES, len(payload) - 4):
         try:
             fields = json.loads(payload[4 : 4 + length])
         except (ValueError, RecursionError):
@@ -83,10 +104,5 @@ def decode(payload: bytes, size: int) -> Work:
     ranges = [tuple(one) for one in fields["ranges"] if isinstance(one, list) and [type(part) for part in one] == [int, float]]
     if len(ranges) != len(fields["ranges"]):
         raise MessageError("the work's ranges are not pairs of a place and a scale; refused")
-    if len(payload) != 4 + length + 4 * size:
-        raise MessageError(f"an adapter of {len(payload) - 4 - length} bytes, expected {4 * size}; refused")
-    flat = np.frombuffer(payload, "<f4", offset=4 + length).astype(np.float32)
-    if not np.isfinite(flat).all():
-        raise MessageError("the adapter holds values that are not finite; refused")
     fields |= {"ranges": tuple(ranges), "cohort": tuple(fields["cohort"]), "absent": tuple(fields["absent"])}
-    return Work(flat=flat, **fields)
+    return Work(flat=np.zeros(0, np.float32), **fields), payload[4 + length :]

@@ -1,58 +1,34 @@
-"""Plain `ServerApp` and `ClientApp` objects, so that stock `flwr run` works on Flower's own engines.
+"""`ServerApp` and `ClientApp` for Flower's own engines: `flwr run` on a stock SuperLink or under Ray, with the same objects.
 
-Knows Flower's public API only. Knows nothing of the signed file, masks or our own door.
-Always: a round below `min-nodes` ends the run; it is never averaged over fewer.
+Knows Flower's public API only, and which of two ways a run goes: with a federation file, our coordinator and our members with
+all their protection (`conduct`, `visit`); without one, plain averaging (`unprotected`).
+Always: a message that is refused leaves this node as it was; what goes back then is the refusal's kind, never its words.
 
-Hazard: no protection: Flower's engines carry every update in clear to the ServerApp, and start a process (and
-load the model) for every message. Use them to measure and to scale experiments, not among people who do not
-trust each other; `quietchoir coordinate` and `join` are for that.
-
-Settings ([tool.flwr.app.config], or `flwr run . --run-config "…"`): rounds, min-nodes, rehearse (values of a
-pretended adapter; 0 trains in earnest), model, data (a folder of household-0, household-1, …).
+Hazard: Flower hands its nodes the program that they run. Masks keep an update from whoever reads what the engine carries and
+what the ServerApp holds; against whoever may start a run on the SuperLink nothing here helps, for that person can send
+another program. `quietchoir coordinate` and `join` take no program from anybody.
 """
 
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-from flwr.app import ArrayRecord, Context, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 
-from ...core.errors import ConfigError, RoundAborted
-from ..learning.aggregate import FedAvgM, ServerState, Vector
-from ..learning.learner import Learner, TrainerLearner
-from ..learning.rehearsal import RehearsalLearner
-from ..membership.policy import AdapterTable, Recipe
+from ...core import config, log
+from ...core.config import Config, ConsentConfig
+from ...core.errors import ConfigError, MessageError, QuietchoirError
+from .. import visit
+from ..membership import roster
+from ..visit import Own
+from . import conduct, unprotected
+from .grid import GREETING, NAME, NONCE, PROOF
+from .letters import answer_to, open_letter, seal_letter
+from .settings import Settings
 
-REPLY_S = 3600.0  # training may take this long
-WAIT_S = 120.0  # for nodes to come
-ARRAYS, METRICS = "arrays", "metrics"
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The run's configuration, typed."""
-
-    rounds: int
-    min_nodes: int
-    rehearse: int
-    model: str
-    data: str
-
-    @staticmethod
-    def read(context: Context) -> "Settings":
-        """Raises ConfigError for a value of another type."""
-        defaults = {"rounds": 10, "min-nodes": 2, "rehearse": 0, "model": "smollm2-135m-instruct", "data": ""}
-        values = {key: context.run_config.get(key, default) for key, default in defaults.items()}
-        for key, default in defaults.items():
-            if type(values[key]) is not type(default):
-                raise ConfigError(f"run config: {key} = {values[key]!r} must be {type(default).__name__}")
-        return Settings(**{key.replace("-", "_"): value for key, value in values.items()})  # type: ignore[arg-type]
-
+logger = log.get("federation.flower")
+STATE, KEY = "quietchoir", "key"  # of what is put aside between two letters: in the SuperNode's memory, nowhere else
 
 server_app = ServerApp()
 client_app = ClientApp()
@@ -60,88 +36,86 @@ client_app = ClientApp()
 
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
-    """FedAvgM rounds, as in `quietchoir coordinate`, without its protection."""
-    settings = Settings.read(context)
-    recipe = Recipe(rounds=settings.rounds)
-    optimizer, state = FedAvgM(recipe.server_lr, recipe.server_momentum), ServerState.zeros(vector_size(settings))
-    for number in range(1, settings.rounds + 1):
-        started, nodes = time.monotonic(), wait_for_nodes(grid, settings.min_nodes)
-        content = RecordDict({ARRAYS: ArrayRecord([state.flat])})
-        messages = [Message(content, node, MessageType.TRAIN, group_id=str(number)) for node in nodes]
-        replies = [reply for reply in grid.send_and_receive(messages, timeout=REPLY_S) if not reply.has_error()]
-        if len(replies) < settings.min_nodes:
-            raise RoundAborted(f"round {number}: {len(replies)} replies, need {settings.min_nodes}; nothing is averaged")
-        updates = [reply.content[ARRAYS].to_numpy_ndarrays()[0] for reply in replies]  # type: ignore[union-attr]
-        state = optimizer.step(state, np.mean(updates, axis=0, dtype=np.float32))
-        right, of = (sum(counter(reply, name) for reply in replies) for name in ("correct", "total"))
-        seconds = time.monotonic() - started
-        print(
-            f"quietchoir round {number}: {len(replies)} nodes, accuracy before it {right / max(1, of):.3f}, {seconds:.1f} s",
-            flush=True,
-        )
+    """Rounds until they are done."""
+    settings = Settings.read(context.run_config)
+    if settings.federation:
+        conduct.conduct(grid, settings)
+    else:
+        unprotected.average(grid, settings)
 
 
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
-    """Score, train, return the change."""
-    settings, partition = Settings.read(context), int(context.node_config.get("partition-id", 0))
-    flat: Vector = message.content[ARRAYS].to_numpy_ndarrays()[0]  # type: ignore[union-attr]
-    learner = learner_of(settings, partition)
-    counts = learner.evaluate(flat)
-    trained = learner.train(flat, seed=int(message.metadata.group_id or 0))
-    metrics = MetricRecord({"correct": counts.correct, "total": counts.total, "loss": trained.loss})
-    return Message(RecordDict({ARRAYS: ArrayRecord([trained.flat - flat]), METRICS: metrics}), reply_to=message)
+    """Without a federation file: score, train, return the change."""
+    settings = Settings.read(context.run_config)
+    if settings.federation or "home" in context.node_config:
+        return refusal(message, ConfigError("this node belongs to a federation, and was asked to train without one; refused"))
+    return unprotected.train(message, settings, int(context.node_config.get("partition-id", 0)))
 
 
-def counter(reply: Message, name: str) -> int:
-    """One whole number of a reply's metrics; 0 if it is none."""
-    metrics: Mapping[str, object] = reply.content.metric_records.get(METRICS, {})
-    value = metrics.get(name)
-    return value if isinstance(value, int) else 0
+@client_app.query("hello")
+def hello(message: Message, context: Context) -> Message:
+    """Say and prove which member this node is."""
+    try:
+        greeting = message.content.get(GREETING)
+        nonce = greeting.get(NONCE) if isinstance(greeting, ConfigRecord) else None
+        if not isinstance(nonce, bytes):
+            raise MessageError("a greeting without a number to sign came; refused")
+        name, proof = visit.greet(own_of(context), nonce, message.metadata.dst_node_id)
+    except QuietchoirError as error:
+        return refusal(message, error)
+    return answer_to(message, RecordDict({GREETING: ConfigRecord({NAME: name, PROOF: proof})}))
 
 
-def wait_for_nodes(grid: Grid, need: int) -> list[int]:
-    """Everybody who is there, once enough are.
+@client_app.train("letter")
+def letter(message: Message, context: Context) -> Message:
+    """Answer one letter of our coordinator's as this node's member."""
+    kept = context.state.get(STATE)
+    key = kept.get(KEY) if isinstance(kept, ConfigRecord) else None
+    try:
+        content = open_letter(message)
+        if content is None:
+            raise MessageError("a message without a letter came; refused")
+        reply, key = visit.answer(own_of(context), content, key if isinstance(key, bytes) else b"")
+    except QuietchoirError as error:
+        return refusal(message, error)
+    context.state[STATE] = ConfigRecord({KEY: key})
+    return answer_to(message, seal_letter(reply))
+
+
+def refusal(message: Message, error: QuietchoirError) -> Message:
+    """The kind of a refusal; its words, which may hold private data, stay in this node's log."""
+    logger.warning("refused: %s", error)
+    return answer_to(message, Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, type(error).__name__))
+
+
+def own_of(context: Context) -> Own:
+    """This node's home and data: from its own `--node-config`; in a simulation, by its number, from the run's.
+
+    A node that names a home takes no path from the run's configuration, which is the coordinator's word.
 
     Raises:
-        RoundAborted: too few for too long.
+        ConfigError: neither, or a number without a member.
     """
-    deadline = time.monotonic() + WAIT_S
-    while len(nodes := sorted(grid.get_node_ids())) < need:
-        if time.monotonic() > deadline:
-            raise RoundAborted(f"{len(nodes)} nodes came within {WAIT_S:.0f} s, need {need}; start more")
-        time.sleep(0.2)
-    return nodes
-
-
-def vector_size(settings: Settings) -> int:
-    """Length of the adapter's flat vector."""
-    if settings.rehearse:
-        return settings.rehearse
-    from ...core.models import catalog
-    from ...core.models.adapter import Layout
-    from ...core.models.weights import load
-
-    return Layout(AdapterTable().shape(), load(catalog.find(settings.model)).architecture).size
-
-
-@lru_cache(maxsize=4)
-def learner_of(settings: Settings, partition: int) -> Learner:
-    """One partition's learner; kept for as long as Flower keeps this process.
-
-    Raises:
-        ConfigError: no data folder.
-    """
-    if settings.rehearse:
-        return RehearsalLearner(settings.rehearse, str(partition))
-    if not settings.data:
-        raise ConfigError("run config: data is empty; name a folder made by `quietchoir data build home`")
-    from ...core.models import catalog
-    from ...core.models.weights import load
-    from ...core.training.examples import read_jsonl
-    from ...core.training.trainer import Trainer
-
-    folder = Path(settings.data) / f"household-{partition}"
-    trainer = Trainer(load(catalog.find(settings.model)), AdapterTable().shape())
-    prepared, test = (trainer.prepare(read_jsonl(folder / name)) for name in ("train.jsonl", "test.jsonl"))
-    return TrainerLearner(trainer, prepared, test, Recipe().trainer())
+    node, settings = context.node_config, Settings.read(context.run_config)
+    if "home" in node:
+        home = Path(str(node["home"]))
+        file = Path(str(node.get("federation", home / roster.FILE)))
+        settled = Path(str(node.get("config", home / "config.toml")))
+        chosen = config.load(settled) if "config" in node or settled.exists() else Config()
+        data = Path(str(node["data"])) if "data" in node else chosen.training.data
+        return Own(file=file, home=home, data=data, rehearse=settings.rehearse, config=chosen)
+    if not settings.homes or not settings.federation:
+        raise ConfigError(
+            'this node has no home; start its SuperNode with --node-config \'home="…" federation="…"\', or name '
+            "`federation` and `homes` in the configuration of a simulation"
+        )
+    file, number = Path(settings.federation), int(node.get("partition-id", 0))
+    names = sorted(member.name for member in roster.load(file).members)
+    if number >= len(names):
+        raise ConfigError(f"{file}: {len(names)} members, and this is node {number} of the simulation; start as many nodes")
+    anything = ConsentConfig(min_cohort=1, modes=("plain", "masked", "sealed"))  # all homes are one owner's
+    return Own(
+        file=file, home=Path(settings.homes) / names[number], rehearse=settings.rehearse, config=Config(consent=anything),
+        data=Path(settings.data) / names[number] if settings.data else None,
+    )  # fmt: skip

@@ -5,7 +5,6 @@ Always: a member that goes away counts as missing for the letter that it owed, s
 that asks for work while it owes an answer never got its letter, and is handed it again.
 """
 
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,17 +20,12 @@ from ...core.errors import FederationError
 from ..membership.policy import Policy
 from .post import Post
 from .superlink import SuperLink
+from .underway import Underway
 
 logger = log.get("federation.flower")
 Event = dict[str, object]
 LOOK_S = 1.0  # between two looks at who is still there
 TASK_HEARTBEAT_S = 5.0
-HANDED_OUT = 5  # times, at most: then whoever asks without answering is missing
-MEANING = {  # what a member's refusal says about the coordinator; its words stay with the member
-    "StaleError": ": it has answered this place or a later one, so the state here is older than the run: restore the newest",
-    "RivalError": ": it is in another run: a second coordinator has this identity, or this one lost its state",
-}
-LATE_S = 60.0  # Flower keeps a letter for so long after nobody waits for it any more
 
 
 class FlowerLink:
@@ -62,81 +56,86 @@ class FlowerLink:
         self.post = Post(self.state, self.run_id)
         self.ids = {name: node_id for node_id, name in self.superlink.names.items()}
         self.silent: dict[str, float] = {}  # members that owed an answer, and since when
+        self.left = self.underway()  # letters whose answers are collected later
         self.closing = threading.Event()
         self.heart = threading.Thread(target=self.beat, name="quietchoir-task-heartbeat", daemon=True)
         self.heart.start()
 
     def take(self, policy: Policy) -> None:
         """Carry letters to the roster of a later version of the federation file; whoever left it is shut out at the door."""
+        self.recall()  # they name the version before; and whoever left the roster answers nothing more
         self.superlink.take(policy)
         self.ids = {name: node_id for node_id, name in self.superlink.names.items()}
         self.silent = {name: since for name, since in self.silent.items() if name in self.ids}
 
     def present(self) -> frozenset[str]:
-        """Members whose heartbeats arrive, and that have asked for work since they last owed an answer."""
+        """Members whose heartbeats arrive, that owe nothing, and that have asked for work since they last did."""
         owing = {name for name, since in self.silent.items() if self.superlink.caller(name).asked_at < since}
-        return self.online() - owing
+        return self.online() - owing - self.left.names
 
     def online(self) -> frozenset[str]:
         """Members whose heartbeats arrive."""
         return frozenset(self.superlink.names[node] for node in self.state.get_nodes(self.run_id))
 
+    def underway(self) -> Underway:
+        """No letters yet."""
+        return Underway(self.superlink, self.post, self.give_up, self.refused)
+
+    def reachable(self) -> dict[str, int]:
+        """Flower's number of each member that is online."""
+        return {name: self.ids[name] for name in self.online() if name in self.ids}
+
     def ask(self, letters: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
         """As `Link.ask`."""
-        there, waiting, began = self.online(), dict[str, str](), time.monotonic()
-        for name in letters:
-            number = self.post.put(self.ids[name], letters[name], timeout_s + LATE_S) if name in there else None
-            if number is not None:
-                waiting[number] = name
-                self.superlink.ring(name)
+        underway = self.underway()
         try:
-            yield from self.collect(waiting, timeout_s, began)
+            underway.put(self.reachable(), letters, timeout_s)
+            yield from self.answers(underway)
         finally:
-            self.post.forget()
+            underway.forget(everything=True)
 
-    def collect(self, waiting: dict[str, str], timeout_s: float, began: float) -> Iterator[tuple[str, bytes]]:
-        """Answers to the letters in `waiting` (number → member), left here after `began`, as they come."""
-        deadline, look_at = time.monotonic() + timeout_s, time.monotonic() + LOOK_S
-        again = dict.fromkeys(waiting, (HANDED_OUT, began))
-        while waiting and (left := deadline - time.monotonic()) > 0:
+    def answers(self, underway: Underway) -> Iterator[tuple[str, bytes]]:
+        """Answers as they come, until none is owed."""
+        look_at = time.monotonic() + LOOK_S
+        while underway.owed:
             self.superlink.door.news.clear()  # what comes from here on wakes the next wait
-            idle = {number: self.superlink.caller(name).idle_at for number, name in waiting.items()}
-            for number, letter, reason in self.post.take(waiting):
-                name = waiting.pop(number)
-                if letter is not None:
-                    yield name, letter
-                else:
-                    self.on_event({"event": "refusal", "party": name, "kind": reason})
-                    logger.warning("%s did not answer: %s%s", name, reason, MEANING.get(reason, ""))
-            self.hand_out_again(waiting, idle, again)
+            yield from underway.take()
             if time.monotonic() >= look_at:
-                look_at, online = time.monotonic() + LOOK_S, self.online()
-                for number in [number for number, name in waiting.items() if name not in online]:
-                    self.give_up(waiting.pop(number), "went away before it answered")
-            if waiting:
-                self.superlink.door.news.wait(min(left, LOOK_S))
-        for name in waiting.values():
-            self.give_up(name, f"did not answer within {timeout_s:.0f} s")
+                look_at = time.monotonic() + LOOK_S
+                underway.lose(self.online())
+            if underway.owed:
+                self.superlink.door.news.wait(max(0.0, min(underway.left_s(), LOOK_S)))
 
-    def hand_out_again(self, waiting: dict[str, str], idle: Mapping[str, float], again: dict[str, tuple[int, float]]) -> None:
-        """Letters whose members asked for work after they were handed out: they were lost on the way, or the node died.
+    def leave(self, letters: Mapping[str, bytes], timeout_s: float) -> None:
+        """As `LeavingLink.leave`."""
+        self.left.put(self.reachable(), letters, timeout_s)
 
-        Args:
-            idle: when each member had last asked in vain, noted before answers were taken.
-            again: by letter, how often it may still be handed out, and when it last was.
-        """
-        for number, name in list(waiting.items()):
-            left, last = again[number]
-            handed = self.superlink.caller(name).handed_at
-            if not last < handed < idle.get(number, -math.inf):
-                continue
-            if number in self.post.announced or not left:
-                self.give_up(waiting.pop(number), "asks for work instead of answering")
-                continue
-            logger.info("%s asks for work while it owes an answer; its letter goes out again", name)
-            again[number] = left - 1, handed
-            self.post.leave_again(number)
-            self.superlink.ring(name)
+    def collect(self, wait_s: float) -> Iterator[tuple[str, bytes]]:
+        """As `LeavingLink.collect`."""
+        until, found = time.monotonic() + wait_s, 0
+        while True:
+            self.superlink.door.news.clear()
+            for answer in self.left.take():
+                yield answer
+                found += 1
+            self.left.lose(self.online())
+            self.left.forget()
+            if found or (left := until - time.monotonic()) <= 0:
+                return
+            self.superlink.door.news.wait(min(left, LOOK_S))
+
+    def owing(self) -> frozenset[str]:
+        """As `LeavingLink.owing`."""
+        return self.left.names
+
+    def recall(self) -> None:
+        """As `LeavingLink.recall`; who may still be working on such a letter is not there until it asks for work."""
+        self.silent |= dict.fromkeys(self.left.names, time.monotonic())
+        self.left.forget(everything=True)
+
+    def refused(self, name: str, kind: str) -> None:
+        """Note that `name` answered without a letter."""
+        self.on_event({"event": "refusal", "party": name, "kind": kind})
 
     def give_up(self, name: str, why: str) -> None:
         """Note that `name` owes an answer."""

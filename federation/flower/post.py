@@ -32,6 +32,7 @@ class Post:
         self.state, self.run_id = state, run_id
         self.sent: dict[str, Message] = {}  # as the link state holds them, by number
         self.announced: dict[str, str] = {}  # answers whose objects are still coming: by the letter's number
+        self.heads: dict[str, str] = {}  # names of the answers that came, by the letter's number
 
     def put(self, node_id: int, letter: bytes, lifetime_s: float) -> str | None:
         """Leave a letter for a node; its number, or None if Flower does not know the node."""
@@ -62,6 +63,7 @@ class Post:
         asked = set(numbers) - set(self.announced)
         for reply in self.state.get_message_res(asked, self.run_id) if asked else ():
             number = reply.metadata.reply_to_message_id
+            self.heads[number] = reply.metadata.message_id
             if is_inline(reply):
                 yield number, *opened(reply)
             else:
@@ -84,12 +86,19 @@ class Post:
         """The node never got this letter: let Flower hand it out once more."""
         self.sent[number].metadata.delivered_at = ""
 
-    def forget(self) -> None:
-        """Drop all letters and whatever belongs to them; answers that still come are turned away."""
-        self.state.delete_messages(set(self.sent))
-        self.state.delete_sessions_in_run(self.run_id)
-        self.state.object_store.delete_objects_in_run(self.run_id)
-        self.sent, self.announced = {}, {}
+    def forget(self, numbers: Collection[str]) -> None:
+        """Drop these letters and whatever belongs to them; answers to them that still come are turned away."""
+        for late in self.state.get_message_res({one for one in numbers if one not in self.heads}, self.run_id):
+            self.heads[late.metadata.reply_to_message_id] = late.metadata.message_id
+        self.state.delete_messages(set(numbers))
+        for number in numbers:
+            self.sent.pop(number, None)
+            self.announced.pop(number, None)
+            for root in (number, self.heads.pop(number, "")):
+                self.state.object_store.delete(root)
+        if not self.sent:  # also what nobody announced, or what was cut off half-way
+            self.state.delete_sessions_in_run(self.run_id)
+            self.state.object_store.delete_objects_in_run(self.run_id)
 
 
 def inflate(head: str, parts: dict[str, bytes]) -> tuple[bytes | None, str]:

@@ -4,6 +4,7 @@ Knows flat vectors in and out. Knows nothing of messages or protection.
 Always: examples stay on this side; only `Trained` and `Counts` come back.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -49,7 +50,11 @@ class Learner(Protocol):
 
 
 class TrainerLearner:
-    """The real one: `core.training.trainer` over one household's examples."""
+    """The real one: `core.training.trainer` over one household's examples.
+
+    Args:
+        whole: where this member trains the first columns only, the others take part in the forward pass all the same.
+    """
 
     def __init__(
         self,
@@ -58,15 +63,32 @@ class TrainerLearner:
         test: "Prepared | None",
         recipe: "Recipe",
         on_step: "Callable[[StepInfo], None] | None" = None,
+        *,
+        whole: bool = True,
     ) -> None:
         self.trainer, self.prepared, self.test, self.recipe, self.on_step = trainer, train, test, recipe, on_step
+        self.whole, self.columns = whole, 0  # trained; 0: all
+
+    def narrowed(self, columns: int) -> "TrainerLearner":
+        """The same, which trains the first columns alone."""
+        other = copy.copy(self)
+        other.columns = columns
+        return other
 
     def train(self, flat: Vector, seed: int) -> Trained:
         """As `Learner`."""
         import torch
 
         start = torch.from_numpy(np.array(flat, np.float32))
-        result = self.trainer.train(start, self.prepared, self.recipe, seed=seed, on_step=self.on_step)
+        if self.columns:
+            from ...core.training.narrow import train_columns
+
+            result = train_columns(
+                self.trainer, start, self.prepared, self.recipe, columns=self.columns, seed=seed, whole=self.whole,
+                on_step=self.on_step,
+            )  # fmt: skip
+        else:
+            result = self.trainer.train(start, self.prepared, self.recipe, seed=seed, on_step=self.on_step)
         after = np.asarray(result.flat_b.detach().to("cpu", torch.float32).numpy(), np.float32)
         steps = (
             0 if self.recipe is None else -(-result.examples // (self.recipe.batch * self.recipe.epochs)) * self.recipe.epochs

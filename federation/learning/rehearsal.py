@@ -14,6 +14,7 @@ from .learner import Counts, Trained
 EXAMPLES = 10
 TOKENS_EACH = 20
 STEP = 0.3  # of the way in one round
+SMALL_STEP = 0.03  # of the way in one step of a learner that counts its steps
 
 
 def target(size: int) -> Vector:
@@ -43,3 +44,38 @@ class RehearsalLearner:
         """Coordinates that lie within 0.05 of the target's, out of 100 evenly spread ones."""
         places = np.linspace(0, self.size - 1, min(100, self.size)).astype(np.int64)
         return Counts(int(np.sum(np.abs(flat[places] - self.target[places]) < 0.05)), places.size)
+
+
+class ForgetfulRehearsal(RehearsalLearner):
+    """The same, its noise from the seed alone: for processes that do not live as long as a run, and to compare with theirs."""
+
+    def __init__(self, size: int, name: str = "") -> None:
+        super().__init__(size, name)
+        self.name = name
+
+    def train(self, flat: Vector, seed: int) -> Trained:
+        """As `Learner`; the same seed and adapter give the same result in every process."""
+        return RehearsalLearner(self.size, f"{self.name} {seed}").train(flat, seed)
+
+
+class PacedRehearsal(RehearsalLearner):
+    """The same, as far in one round as its examples take it: members of different speeds.
+
+    Args:
+        examples: it trains on; batch: of them in one step.
+    """
+
+    def __init__(self, size: int, name: str, examples: int, batch: int) -> None:
+        super().__init__(size, name)
+        self.examples, self.steps = examples, -(-examples // batch)
+
+    def train(self, flat: Vector, seed: int) -> Trained:
+        """So many small steps towards the target, each with this party's own noise."""
+        del seed
+        after = flat.astype(np.float32)
+        for _ in range(self.steps):
+            noise = 0.001 * self.noise.standard_normal(self.size).astype(np.float32)
+            after = after + np.float32(SMALL_STEP) * (self.target - after) + noise
+        loss = float(np.sqrt(np.mean((self.target - flat) ** 2)))
+        tokens = self.examples * TOKENS_EACH
+        return Trained(flat=after, examples=self.examples, tokens=tokens, loss=loss, steps=self.steps)

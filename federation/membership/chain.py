@@ -6,7 +6,7 @@ signed by the key that owned the federation at that moment; its policy follows f
 
     found    the first policy, whole                 enroll   one member more (and the invitation it came with)
     revoke   one member less, its keys for good      rotate   a member's, the coordinator's or the owner's key
-    change   other values in the policy's tables
+    change   other values in the policy's tables, other ranks of members, other files of the model
 
 Not covered: an owner who signs two different entries under one number. Whoever has seen one of them refuses the other, but two
 groups that never meet can each hold one; compare the line of `federation log` when in doubt.
@@ -158,10 +158,22 @@ def _rotate(history: History, change: Table) -> None:
 
 def _change(history: History, change: Table) -> None:
     for name, value in change.items():
-        if name in FIXED or (name == "coordinator" and value.get("key", "") not in ("", history.table["coordinator"]["key"])):
+        if name == "ranks":
+            _rank(history, value)
+            continue
+        more_files = name == "model" and set(value) == {"variants"}  # the model itself stays
+        if (name in FIXED and not more_files) or (
+            name == "coordinator" and value.get("key", "") not in ("", history.table["coordinator"]["key"])
+        ):
             raise RosterError(f"{name} cannot be changed under way; found a new federation, or use enroll, revoke or rotate")
         merged = {**history.table.get(name, {}), **value} if isinstance(value, dict) else value
         history.table[name] = merged
+
+
+def _rank(history: History, change: Table) -> None:
+    for name, rank in change.items():
+        new = {**history.member(name), "rank": rank}
+        history.table["members"] = [new if one["name"] == name else one for one in history.table["members"]]
 
 
 STEPS: dict[str, Callable[[History, Table], None]] = {

@@ -6,13 +6,14 @@ Always: heavy imports happen inside the function that runs a verb.
 
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from . import flags, owner_commands
+from . import budgeting, flags, owner_commands
 
 if TYPE_CHECKING:
+    from .budgeting import Budgeted
     from .chain import Change
-    from .policy import Policy
+    from .policy import AdapterTable, Policy
 
 
 def register(actions: "_SubParsersAction[ArgumentParser]") -> None:
@@ -30,12 +31,26 @@ def register(actions: "_SubParsersAction[ArgumentParser]") -> None:
     init.add_argument("--address", default="127.0.0.1:8790", metavar="HOST:PORT", help="where the coordinator answers")
     init.add_argument("--model", default="smollm2-135m-instruct", metavar="NAME", help="a model on this disk")
     init.add_argument("--model-digest", metavar="SHA256", help="instead of reading the model file")
+    init.add_argument(
+        "--variant", action="append", default=[], metavar="NAME[=SHA256]", help="another quantisation of it, for members"
+    )
+    init.add_argument(
+        "--protect",
+        choices=["passphrase", "keyring", "none"],
+        default="none",
+        help="lock the three private keys as they are made",
+    )
     flags.add(init)
+    budgeting.add(init)
     init.set_defaults(run=found_federation)
 
     accept = actions.add_parser("accept", help="answer an invitation with this node's card: give the answer to the owner")
     accept.add_argument("token", metavar="TOKEN", help="the line that the owner gave you, or a file that holds it")
     accept.add_argument("--file", type=Path, metavar="FED", help="also check that this file is of the federation that invites")
+    accept.add_argument(
+        "--rank", type=int, metavar="N",
+        help="columns of the adapter that this node can train (default: training.max_rank of its configuration)",
+    )  # fmt: skip
     accept.add_argument("--home", type=Path, metavar="DIR", help="default: the node's home")
     accept.set_defaults(run=accept_invitation)
 
@@ -65,7 +80,11 @@ def show_identity(arguments: Namespace) -> None:
 
 def found_federation(arguments: Namespace) -> None:
     """Make keys and file."""
+    import dataclasses
+
     from ...core.errors import ConfigError
+    from ..holding import variant_given
+    from . import unlock
     from .founding import FILE, Founding, found
     from .policy import ModelTable
 
@@ -73,13 +92,48 @@ def found_federation(arguments: Namespace) -> None:
     chosen = flags.given(arguments)
     try:
         tables = {name: kind(**chosen.get(name, {})) for name, kind in flags.TABLES.items()}
+        budget = with_budget(arguments, tables, chosen.get("privacy", {}), arguments.model)
         model = ModelTable(name=arguments.model, digest=digest)
-        policy = found(arguments.folder, Founding(name=arguments.name, address=arguments.address, model=model, **tables))
+        if arguments.variant:
+            model = dataclasses.replace(model, variants=tuple(variant_given(model, text) for text in arguments.variant))
+        lock = unlock.choose(arguments.protect, arguments.folder)  # before any key exists
+        policy = found(arguments.folder, Founding(name=arguments.name, address=arguments.address, model=model, **tables), lock)
     except ValueError as error:
         raise ConfigError(f"federation init: {error}") from error
     print(f"founded {policy.name}: {arguments.folder / FILE}")
+    for line in [] if budget is None else budget.lines():
+        print(f"privacy: {line}")
     print(f"owner's fingerprint, for members to compare: {fingerprint(policy.owner)}")
     print("next: quietchoir federation enroll, once for each member; then give the file to all of them")
+
+
+def with_budget(
+    arguments: Namespace, tables: dict[str, Any], given: dict[str, Any], model: str
+) -> "Budgeted | None":  # fmt: skip
+    """Put the noise for `--epsilon` into tables["privacy"], if it was given.
+
+    Raises:
+        ConfigError: as `budgeting.budgeted`; or `--delta` alone.
+    """
+    from ...core.errors import ConfigError
+
+    if arguments.epsilon is None:
+        if arguments.delta is not None:
+            raise ConfigError("--delta needs --epsilon; to set the field of the file alone, use --privacy-delta")
+        return None
+    budget = budgeting.budgeted(arguments.epsilon, arguments.delta, tables, given, known_size(tables["adapter"], model))
+    tables["privacy"] = budget.privacy
+    return budget
+
+
+def known_size(adapter: "AdapterTable", model: str) -> int | None:
+    """Values of the adapter, if the model is on this disk."""
+    from ...core.errors import QuietchoirError
+
+    try:
+        return adapter_size(adapter, model)
+    except QuietchoirError:
+        return None
 
 
 def model_digest(name: str) -> str:
@@ -94,12 +148,14 @@ def accept_invitation(arguments: Namespace) -> None:
     """Print the answer on standard output, what it means on standard error."""
     import sys
 
+    from ...core import config
     from ...core.errors import RosterError
     from ..member import default_home
     from . import identity, invitation, roster
 
     home = arguments.home or default_home()
-    token, answer = invitation.accept(text_of(arguments.token), identity.load_or_create(home).card, home)
+    rank = config.load(arguments.config).training.max_rank if arguments.rank is None else arguments.rank
+    token, answer = invitation.accept(text_of(arguments.token), identity.load_or_create(home).card, home, max(0, rank))
     if arguments.file is not None and roster.load(arguments.file).federation.hex() != token.federation:
         raise RosterError(f"{arguments.file}: not the federation that the invitation is for; ask the one who invited you")
     print(
@@ -126,6 +182,7 @@ def show_federation(arguments: Namespace) -> None:
     """Check and print."""
     from . import roster
     from .policy import is_over
+    from .ranks import told_ranks
 
     policy = roster.load(arguments.file)
     protection, recipe = policy.protection, policy.recipe
@@ -136,12 +193,18 @@ def show_federation(arguments: Namespace) -> None:
         print(f"  founder      {fingerprint(policy.founder)}  (its key signed the owner's in)")
     print(f"  coordinator  {policy.coordinator.address}")
     print(f"  model        {policy.model.name}  sha256 {policy.model.digest[:16]}…")
+    for variant in policy.model.variants:
+        print(f"  or           {variant.name}  sha256 {variant.digest[:16]}…")
     print(f"  adapter      rank {policy.adapter.rank}, upper {policy.adapter.upper_layers} layers, seed {policy.adapter.seed}")
     print(f"  protection   {protection.mode}, {protection.bits} bits, at least {protection.min_cohort} members a sum")
     print(f"  recipe       {recipe.rounds} rounds, lr {recipe.lr:g}, server momentum {recipe.server_momentum:g}")
     for member in policy.members:
         left = f"  until {roster.date(member.expires)}" if member.expires else ""
-        print(f"  member       {member.name:<20} {fingerprint(member.key)}{left}{' (over)' if is_over(member.expires) else ''}")
+        rank = f"  rank {member.rank}" if member.rank else ""
+        over = " (over)" if is_over(member.expires) else ""
+        print(f"  member       {member.name:<20} {fingerprint(member.key)}{rank}{left}{over}")
+    if (ranks := told_ranks(policy)) is not None:
+        print(f"  ranks        {ranks}")
     for line in joining_costs(policy):
         print(f"  joining      {line}")
 
@@ -150,19 +213,20 @@ def joining_costs(policy: "Policy") -> list[str]:
     """What a member would send, receive and reveal."""
     from ...core.errors import QuietchoirError
     from ..costs import privacy_told, round_cost, told
+    from ..holding import name_here
 
     lines = [f"a sum over at least {policy.protection.min_cohort} members is opened, nothing smaller"]
     if policy.protection.mode == "plain":
         lines = ["the coordinator sees each update (mode plain)"]
     try:
-        lines.append(told(round_cost(policy, adapter_size(policy))))
+        lines.append(told(round_cost(policy, adapter_size(policy.adapter, name_here(policy.model)))))
     except QuietchoirError:
         lines.append(f"bytes of a round: pull the model first (quietchoir model pull {policy.model.name})")
     return [*lines, privacy_told(policy)]
 
 
-def adapter_size(policy: "Policy") -> int:
-    """Values of the adapter that is trained.
+def adapter_size(adapter: "AdapterTable", model: str) -> int:
+    """Values of the adapter that is trained on the model of this name.
 
     Raises:
         ModelError: the model is not on this disk, or does not fit the adapter's table.
@@ -173,7 +237,7 @@ def adapter_size(policy: "Policy") -> int:
     from ...core.models.weights import load
 
     try:
-        return Layout(policy.adapter.shape(), load(catalog.find(policy.model.name)).architecture).size
+        return Layout(adapter.shape(), load(catalog.find(model)).architecture).size
     except ValueError as error:
         raise ModelFileError(str(error)) from error
 

@@ -12,10 +12,11 @@ from typing import Any
 from .guard import AggregationTable, GuardTable
 from .policy import AdapterTable, ProtectionTable, Recipe
 from .privacy import PrivacyTable
+from .schedule import ScheduleTable
 
 TABLES: dict[str, type] = {
     "protection": ProtectionTable, "adapter": AdapterTable, "recipe": Recipe, "privacy": PrivacyTable, "guard": GuardTable,
-    "aggregation": AggregationTable,
+    "aggregation": AggregationTable, "schedule": ScheduleTable,
 }  # fmt: skip
 BARE = ("protection", "adapter", "recipe")  # their flags have no prefix
 NAMES = {("protection", "mode"): "protection"}  # flags that are called otherwise

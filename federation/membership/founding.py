@@ -19,11 +19,13 @@ from ...core.errors import ConfigError
 from ...crypto.keys import Identity
 from . import certificates, chain, roster
 from .guard import AggregationTable, GuardTable
-from .identity import write_private_pem
+from .locking import write_tls_key
 from .owner import COORDINATOR_KEY, OWNER_KEY, TLS_KEY, enroll
 from .policy import AdapterTable, CoordinatorTable, ModelTable, Policy, ProtectionTable, Recipe
 from .privacy import PrivacyTable
 from .roster import FILE
+from .schedule import ScheduleTable
+from .unlock import OPEN, Lock
 
 __all__ = ["COORDINATOR_KEY", "FILE", "OWNER_KEY", "TLS_KEY", "Founding", "enroll", "found"]
 
@@ -41,13 +43,17 @@ class Founding:
     privacy: PrivacyTable = field(default_factory=PrivacyTable)
     guard: GuardTable = field(default_factory=GuardTable)
     aggregation: AggregationTable = field(default_factory=AggregationTable)
+    schedule: ScheduleTable = field(default_factory=ScheduleTable)
 
 
-def found(folder: Path, founding: Founding) -> Policy:
+def found(folder: Path, founding: Founding, lock: Lock = OPEN) -> Policy:
     """Make keys, certificate and file in `folder`.
 
+    Args:
+        lock: of the three keys, which are written under it at once: there is no moment with one of them in clear.
+
     Raises:
-        ConfigError: something is there already.
+        ConfigError: something is there already, or a keyring that does not keep what it is given.
     """
     for name in (FILE, OWNER_KEY, COORDINATOR_KEY, TLS_KEY):
         if (folder / name).exists():
@@ -66,12 +72,13 @@ def found(folder: Path, founding: Founding) -> Policy:
         privacy=founding.privacy,
         guard=founding.guard,
         aggregation=founding.aggregation,
+        schedule=founding.schedule,
         coordinator=CoordinatorTable(address=founding.address, key=unsigned.key, certificate=certificate),
     )
     paths.private_folder(folder)
-    owner.save(folder / OWNER_KEY)
-    coordinator.save(folder / COORDINATOR_KEY)
-    write_private_pem(folder / TLS_KEY, tls)
+    owner.save(folder / OWNER_KEY, lock.passphrase, keyring=lock.keyring)
+    coordinator.save(folder / COORDINATOR_KEY, lock.passphrase, keyring=lock.keyring)
+    write_tls_key(folder / TLS_KEY, tls, lock)
     made = chain.found(policy, owner, int(time.time()))
     roster.write(folder / FILE, made)
     return made.policy

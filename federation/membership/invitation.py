@@ -69,6 +69,7 @@ class Answer:
     invitation: str  # the invitation's public key, hex
     card: str
     signature: str
+    rank: int = 0  # columns of the adapter that the node can train; 0: all of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,8 +97,11 @@ def invite(policy: Policy, folder: Path, name: str, days: float) -> str:
     return pack(TOKEN, asdict(token))
 
 
-def accept(text: str, card: PublicCard, home: Path) -> tuple[Token, str]:
+def accept(text: str, card: PublicCard, home: Path, rank: int = 0) -> tuple[Token, str]:
     """Read a token and answer it with this node's card; the node remembers which federation it was invited to.
+
+    Args:
+        rank: columns of the adapter that this node can train; 0: all of them.
 
     Raises:
         ConfigError: not a token, or its time is over.
@@ -110,13 +114,13 @@ def accept(text: str, card: PublicCard, home: Path) -> tuple[Token, str]:
     content = json.dumps({**known, token.title: token.federation}, sort_keys=True).encode("ascii")
     paths.write_atomically(path, content, mode=0o600)
     identity = token.key
-    signature = identity.sign(CONTEXT, message(token.federation, token.name, token.expires, card.text)).hex()
-    answer = Answer(invitation=identity.public.raw.hex(), card=card.text, signature=signature)
-    return token, pack(ANSWER, asdict(answer))
+    signature = identity.sign(CONTEXT, message(token.federation, token.name, token.expires, card.text, rank)).hex()
+    answer = Answer(invitation=identity.public.raw.hex(), card=card.text, signature=signature, rank=rank)
+    return token, pack(ANSWER, {key: value for key, value in asdict(answer).items() if value != 0})
 
 
-def check(text: str, policy: Policy, folder: Path) -> tuple[str, PublicCard, str]:
-    """Name, card and public key of an answered invitation.
+def check(text: str, policy: Policy, folder: Path) -> tuple[str, PublicCard, str, int]:
+    """Name, card and public key of an answered invitation, and the rank that the node can train; 0: any.
 
     Raises:
         ConfigError: not an answer.
@@ -128,14 +132,14 @@ def check(text: str, policy: Policy, folder: Path) -> tuple[str, PublicCard, str
         raise RosterError("this answers no open invitation of this federation, or one that was used; make a new one")
     if is_over(known.expires):
         raise RosterError(f"the invitation of {known.name} ended on {date(known.expires)}; make a new one")
-    said = message(policy.federation.hex(), known.name, known.expires, answer.card)
+    said = message(policy.federation.hex(), known.name, known.expires, answer.card, answer.rank)
     try:
         PublicIdentity(bytes.fromhex(answer.invitation)).verify(CONTEXT, said, bytes.fromhex(answer.signature))
     except (AuthenticationError, ValueError):
         raise RosterError(
             f"the answer to {known.name}'s invitation was changed on its way, or answers another federation's; ask for it again"
         ) from None
-    return known.name, PublicCard.parse(answer.card), answer.invitation
+    return known.name, PublicCard.parse(answer.card), answer.invitation, answer.rank
 
 
 def close(folder: Path, invitation: str) -> None:
@@ -180,9 +184,9 @@ def keep(folder: Path, invitations: dict[str, Open]) -> None:
     paths.write_atomically(folder / OPEN_FILE, json.dumps(left, indent=1, sort_keys=True).encode("ascii"), mode=0o600)
 
 
-def message(federation: str, name: str, expires: int, card: str) -> bytes:
-    """What the invitation's key signs."""
-    return bind(federation, name, expires, card)
+def message(federation: str, name: str, expires: int, card: str, rank: int = 0) -> bytes:
+    """What the invitation's key signs; a rank that says nothing is left out, so that older answers stay good."""
+    return bind(federation, name, expires, card, *((rank,) if rank else ()))
 
 
 def pack(prefix: str, table: dict[str, object]) -> str:

@@ -24,7 +24,7 @@ from . import certificates, roster
 from .chain import CHANGE, ENROLL, REVOKE, ROTATE
 from .identity import PublicCard
 from .policy import CoordinatorTable, Member, Policy
-from .unlock import OPEN, Asked, Lock
+from .unlock import OPEN, Asked, Lock, choose
 
 OWNER_KEY, COORDINATOR_KEY, TLS_KEY = "owner.key", "coordinator.key", "tls.key"
 NEXT = ".next"
@@ -53,19 +53,20 @@ def act(
 
 
 def enroll(
-    file: Path, owner_key: Path, name: str, card: PublicCard, *, expires: int = 0, invitation: str = ""
+    file: Path, owner_key: Path, name: str, card: PublicCard, *, expires: int = 0, invitation: str = "", rank: int = 0
 ) -> Policy:  # fmt: skip
     """Add one member and sign the next version.
 
     Args:
         expires: seconds since 1970; 0: never.
+        rank: first columns of the adapter that it trains; 0: all of them.
         invitation: public key of the invitation that the card came with, hex.
 
     Raises:
         RosterError: enrolled already, revoked, a used invitation, or the key is not the owner's.
         ConfigError: the file or the name cannot be used.
     """
-    member = member_table(name, card, expires)
+    member = member_table(name, card, expires, rank)
     return act(file, owner_key, ENROLL, {"member": member, "invitation": invitation})
 
 
@@ -75,19 +76,20 @@ def revoke(file: Path, owner_key: Path, name: str, reason: str = "") -> Policy:
 
 
 def rotate_member(file: Path, owner_key: Path, name: str, card: PublicCard, *, expires: int = 0) -> Policy:
-    """Give a member another key. Raises as `enroll`."""
-    return act(file, owner_key, ROTATE, {"member": member_table(name, card, expires)})
+    """Give a member another key; it goes on with its rank. Raises as `enroll`."""
+    rank = next((one.rank for one in roster.read(file).policy.members if one.name == name), 0)
+    return act(file, owner_key, ROTATE, {"member": member_table(name, card, expires, rank)})
 
 
 def change(file: Path, owner_key: Path, tables: dict[str, Any]) -> Policy:
-    """Other values in the policy's tables: {"recipe": {"rounds": 20}}. Raises as `enroll`."""
+    """Other values in the policy's tables: {"recipe": {"rounds": 20}}, or ranks: {"ranks": {"ann": 4}}. Raises as `enroll`."""
     return act(file, owner_key, CHANGE, tables)
 
 
-def rotate_coordinator(file: Path, owner_key: Path, keys: Path) -> Policy:
-    """A new coordinator.key in `keys`. Raises as `enroll`."""
+def rotate_coordinator(file: Path, owner_key: Path, keys: Path, way: str | None = None) -> Policy:
+    """A new coordinator.key in `keys`; `way` as `lock_for`. Raises as `enroll`."""
     fresh, asked = Identity.generate(), Asked()
-    save_beside(fresh, keys / COORDINATOR_KEY, asked)
+    save_beside(fresh, keys / COORDINATOR_KEY, lock_for(way, keys / COORDINATOR_KEY, owner_key, asked))
     now = roster.read(file).policy.coordinator
     table = dataclasses.asdict(dataclasses.replace(now, key=fresh.public.raw.hex()))
     policy = act(file, owner_key, ROTATE, {"coordinator": table}, asked=asked)
@@ -95,8 +97,12 @@ def rotate_coordinator(file: Path, owner_key: Path, keys: Path) -> Policy:
     return policy
 
 
-def rotate_certificate(file: Path, owner_key: Path, keys: Path, address: str = "") -> Policy:
-    """A new tls.key in `keys` and its certificate; for another address if one is given. Raises as `enroll`."""
+def rotate_certificate(file: Path, owner_key: Path, keys: Path, address: str = "", way: str | None = None) -> Policy:
+    """A new tls.key in `keys` and its certificate, for another address if one is given; `way` as `lock_for`.
+
+    Raises:
+        As `enroll`.
+    """
     fresh, now = ec.generate_private_key(ec.SECP256R1()), roster.read(file).policy.coordinator
     try:
         moved = CoordinatorTable(address=address or now.address, key=now.key)
@@ -106,40 +112,65 @@ def rotate_certificate(file: Path, owner_key: Path, keys: Path, address: str = "
     from . import locking
 
     asked = Asked()
-    lock = lock_of(keys / TLS_KEY, asked)
-    if (keys / TLS_KEY).exists():
-        locking.read_tls_key(keys / TLS_KEY, asked)  # the new key gets the lock of the old one, so that one must open
-    locking.write_tls_key(keys / (TLS_KEY + NEXT), fresh, lock)
+    locking.write_tls_key(keys / (TLS_KEY + NEXT), fresh, lock_for(way, keys / TLS_KEY, owner_key, asked))
     table = dataclasses.asdict(dataclasses.replace(moved, certificate=certificate))
     policy = act(file, owner_key, ROTATE, {"coordinator": table}, asked=asked)
     settle(keys, policy, asked)
     return policy
 
 
-def rotate_owner(file: Path, owner_key: Path) -> Policy:
-    """A new key in the place of `owner_key`: the old owner signs the new one in, the new one accepts. Raises as `enroll`."""
+def rotate_owner(file: Path, owner_key: Path, way: str | None = None) -> Policy:
+    """A new key in the place of `owner_key`: the old owner signs the new one in, the new one accepts.
+
+    Args:
+        way: as `lock_for`.
+
+    Raises:
+        As `enroll`.
+    """
     fresh, asked = Identity.generate(), Asked()
-    waiting = save_beside(fresh, owner_key, asked)
+    waiting = save_beside(fresh, owner_key, lock_for(way, owner_key, owner_key, asked))
     policy = act(file, owner_key, ROTATE, {"owner": fresh.public.raw.hex()}, fresh, asked)
     waiting.replace(owner_key)
     return policy
 
 
-def save_beside(fresh: Identity, old: Path, asked: Asked) -> Path:
-    """Write the key that is to take the place of `old`, under the same lock, as OLD.next.
-
-    Raises:
-        ConfigError, AuthenticationError: `old` is locked and does not open.
-    """
-    lock, waiting = lock_of(old, asked), old.with_name(old.name + NEXT)
-    if old.exists():
-        Identity.load(old, asked)  # a mistyped passphrase must not become the new key's
+def save_beside(fresh: Identity, old: Path, lock: Lock) -> Path:
+    """Write the key that is to take the place of `old` as OLD.next."""
+    waiting = old.with_name(old.name + NEXT)
     fresh.save(waiting, lock.passphrase, keyring=lock.keyring, replace=True)
     return waiting
 
 
+def lock_for(way: str | None, old: Path, owner_key: Path, asked: Asked) -> Lock:
+    """How the key that replaces `old` is locked, as it is written: there is no moment with it in clear.
+
+    Args:
+        way: one of `unlock.WAYS`; None: as `old` is. A passphrase is the owner's key's, where that has one: one passphrase
+            opens whatever a run of these verbs needs, also the run that finishes what a kill interrupted.
+
+    Raises:
+        ConfigError, AuthenticationError: what is locked now does not open: a mistyped passphrase must not become the new key's.
+    """
+    Identity.load(owner_key, asked)
+    if way is None:
+        if old.exists():
+            open_once(old, asked)
+        return lock_of(old, asked)
+    known = lock_of(owner_key, asked)
+    return known if way == "passphrase" and known.passphrase is not None else choose(way, old)
+
+
+def open_once(path: Path, asked: Asked) -> None:
+    """Require that a key file of either kind opens. Raises as `lock_for`."""
+    if path.name == TLS_KEY:
+        tls_public(path, asked)
+    else:
+        Identity.load(path, asked)
+
+
 def lock_of(path: Path, asked: Asked) -> Lock:
-    """How a key file is locked now; a key that replaces it is locked alike."""
+    """How a key file is locked now."""
     first = path.read_bytes().partition(b"\n")[0] if path.exists() else b""
     if first.endswith(f", {keyfile.SCRYPT}".encode()):
         return Lock(passphrase=asked(path))
@@ -176,13 +207,13 @@ def public_bytes(key: Any) -> bytes:
     return bytes(key.public_bytes(encoding, kind))
 
 
-def member_table(name: str, card: PublicCard, expires: int = 0) -> dict[str, Any]:
+def member_table(name: str, card: PublicCard, expires: int = 0, rank: int = 0) -> dict[str, Any]:
     """A line of the roster.
 
     Raises:
         ConfigError: a name that cannot be used.
     """
     try:
-        return dataclasses.asdict(Member(name=name, key=card.key, transport=card.transport, expires=expires))
+        return dataclasses.asdict(Member(name=name, key=card.key, transport=card.transport, expires=expires, rank=rank))
     except ValueError as error:
         raise ConfigError(str(error)) from error

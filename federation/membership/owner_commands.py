@@ -4,12 +4,13 @@ Knows flags and words for people. Always: heavy imports happen inside the functi
 of the chain, or makes a token.
 """
 
+import dataclasses
 import time
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from . import flags
+from . import budgeting, flags
 
 if TYPE_CHECKING:
     from .policy import Policy
@@ -20,7 +21,7 @@ LOCKED = {
     "keyring": "this user's keyring opens them from now on",
     "none": "whoever reads the files has them from now on",
 }
-CHANGED = ("protection", "recipe", "privacy", "guard", "aggregation")  # what `change` may touch
+CHANGED = ("protection", "recipe", "privacy", "guard", "aggregation", "schedule")  # what `change` may touch
 
 
 def register(actions: "_SubParsersAction[ArgumentParser]") -> None:
@@ -36,6 +37,10 @@ def register(actions: "_SubParsersAction[ArgumentParser]") -> None:
     how.add_argument("--answer", metavar="LINE", help="what `federation accept` printed on the node, or a file that holds it")
     enroll.add_argument("--days", type=float, default=0.0, metavar="N", help="the member's key is good for so long; 0: always")
 
+    enroll.add_argument(
+        "--rank", type=int, metavar="N", help="columns of the adapter that it trains; default: what an answer names, else all"
+    )
+
     revoke = actions.add_parser("revoke", help="take a member out and sign the next version; its keys never come back")
     revoke.add_argument("--name", required=True)
     revoke.add_argument("--reason", default="", help="a few words for the log that all members can read")
@@ -43,7 +48,15 @@ def register(actions: "_SubParsersAction[ArgumentParser]") -> None:
     rotate = register_rotate(actions)
     change = actions.add_parser("change", help="other rules, signed as the next version")
     change.add_argument("--days", type=float, metavar="N", help="the file is good for so long from now; 0: always")
+    change.add_argument(
+        "--member-rank", action="append", default=[], metavar="NAME=N", help="a member trains N columns of the adapter; 0: all"
+    )
+    change.add_argument(
+        "--variant", action="append", default=[], metavar="NAME[=SHA256]",
+        help="another quantisation of the same model, which members may hold instead: on this disk, or named by its digest",
+    )  # fmt: skip
     flags.add(change, *CHANGED)
+    budgeting.add(change)
 
     for action, run in (
         (invite, invite_member), (enroll, enroll_member), (revoke, revoke_member), (rotate, rotate_key), (change, change_rules),
@@ -70,6 +83,11 @@ def register_rotate(actions: "_SubParsersAction[ArgumentParser]") -> ArgumentPar
     rotate.add_argument("--public", metavar="CARD", help="with --member")
     rotate.add_argument("--days", type=float, default=0.0, metavar="N", help="with --member: the new key is good for so long")
     rotate.add_argument("--address", default="", metavar="HOST:PORT", help="with --certificate: the coordinator moves there")
+    rotate.add_argument(
+        "--protect",
+        choices=["passphrase", "keyring", "none"],
+        help="lock the new key as it is written; default: as the old one",
+    )
     rotate.add_argument("--keys", type=Path, metavar="DIR", help="coordinator.key and tls.key; default: beside FED")
     return rotate
 
@@ -95,16 +113,20 @@ def enroll_member(arguments: Namespace) -> None:
     from .commands import text_of
     from .identity import PublicCard
 
-    folder, used = arguments.file.parent, ""
+    folder, used, rank = arguments.file.parent, "", arguments.rank or 0
     if arguments.answer:
-        name, card, used = invitation.check(text_of(arguments.answer), roster.read(arguments.file).policy, folder)
+        name, card, used, limit = invitation.check(text_of(arguments.answer), roster.read(arguments.file).policy, folder)
+        whole = roster.read(arguments.file).policy.adapter.rank
+        rank = (limit if limit < whole else 0) if arguments.rank is None else rank
         if arguments.name not in (None, name):
             raise ConfigError(f"--name {arguments.name}, but the invitation was for {name}; leave --name out")
     elif arguments.name:
         name, card = arguments.name, PublicCard.parse(text_of(arguments.public))
     else:
         raise ConfigError("--public needs --name: the member's name in the roster")
-    policy = owner.enroll(arguments.file, owner_key(arguments), name, card, expires=until(arguments.days), invitation=used)
+    policy = owner.enroll(
+        arguments.file, owner_key(arguments), name, card, expires=until(arguments.days), invitation=used, rank=rank
+    )
     if used:
         invitation.close(folder, used)
     print(f"{name} is in; {now(policy)}")
@@ -129,6 +151,8 @@ def rotate_key(arguments: Namespace) -> None:
     from .identity import PublicCard
 
     file, key, keys = arguments.file, owner_key(arguments), arguments.keys or arguments.file.parent
+    if arguments.member and arguments.protect:
+        raise ConfigError("--protect locks a key that is made here; a member's is made, and locked, on its own node")
     if arguments.member:
         if not arguments.public:
             raise ConfigError(
@@ -138,13 +162,13 @@ def rotate_key(arguments: Namespace) -> None:
         policy = owner.rotate_member(file, key, arguments.member, card, expires=until(arguments.days))
         print(f"{arguments.member} has a new key; {now(policy)}")
     elif arguments.owner:
-        policy = owner.rotate_owner(file, key)
+        policy = owner.rotate_owner(file, key, arguments.protect)
         print(f"the federation has a new owner's key in {key}; {now(policy)}")
     else:
         policy = (
-            owner.rotate_coordinator(file, key, keys)
+            owner.rotate_coordinator(file, key, keys, arguments.protect)
             if arguments.coordinator
-            else owner.rotate_certificate(file, key, keys, arguments.address)
+            else owner.rotate_certificate(file, key, keys, arguments.address, arguments.protect)
         )
         print(f"the coordinator has a new key in {keys}; {now(policy)}; start it again; nodes that are away need the file")
 
@@ -165,13 +189,67 @@ def change_rules(arguments: Namespace) -> None:
     from .owner import change
 
     tables: dict[str, object] = dict(flags.given(arguments, *CHANGED))
+    lines = budget_of_change(arguments, tables)
     if arguments.days is not None:
         tables["expires"] = until(arguments.days)
+    if arguments.member_rank:
+        tables["ranks"] = dict(rank_given(text) for text in arguments.member_rank)
+    if arguments.variant:
+        tables["model"] = more_variants(arguments.file, arguments.variant)
     if not tables:
         raise ConfigError("nothing to change was named; `quietchoir federation change --help` lists what can be")
     policy = change(arguments.file, owner_key(arguments), tables)
-    again = "" if set(tables) == {"expires"} else "; coordinator and nodes must be started again"
+    for line in lines:
+        print(f"privacy: {line}")
+    again = "" if set(tables) <= {"expires", "ranks"} else "; coordinator and nodes must be started again"
     print(f"{now(policy)}{again}")
+
+
+def rank_given(text: str) -> tuple[str, int]:
+    """NAME=N. Raises ConfigError for anything else."""
+    from ...core.errors import ConfigError
+
+    name, _, number = text.partition("=")
+    if not name or not number.isdigit():
+        raise ConfigError(f"--member-rank {text}: expected NAME=N, for example ann=4; 0: the whole adapter")
+    return name, int(number)
+
+
+def more_variants(file: Path, given: list[str]) -> dict[str, object]:
+    """The model's table with these variants besides those it has.
+
+    Raises:
+        ModelNotFoundError: not on this disk. ConfigError: not the same model.
+    """
+    from ..holding import variant_given
+    from . import roster
+    from .variants import with_variants
+
+    model = roster.read(file).policy.model
+    return {"variants": with_variants(model, [variant_given(model, text) for text in given])}
+
+
+def budget_of_change(arguments: Namespace, tables: dict[str, Any]) -> list[str]:
+    """Put the noise for `--epsilon` into the tables that change, if it was given; what it means, for people.
+
+    Raises:
+        ConfigError: as `commands.with_budget`, or tables that make no federation.
+    """
+    from ...core.errors import ConfigError
+    from . import roster
+    from .commands import with_budget
+
+    policy = roster.read(arguments.file).policy
+    try:
+        kept = ("protection", "recipe", "privacy")
+        later = {name: dataclasses.replace(getattr(policy, name), **tables.get(name, {})) for name in kept}
+    except ValueError as error:
+        raise ConfigError(f"{arguments.file}: {error}") from error
+    budget = with_budget(arguments, {**later, "adapter": policy.adapter}, tables.get("privacy", {}), policy.model.name)
+    if budget is None:
+        return []
+    tables["privacy"] = dataclasses.asdict(budget.privacy)
+    return [*budget.lines(), "what earlier rounds have cost stays spent: the account adds up both"]
 
 
 def owner_key(arguments: Namespace) -> Path:

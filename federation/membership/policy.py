@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .guard import AggregationTable, GuardTable, check_guard
 from .privacy import PrivacyTable
+from .ranks import check_ranks
+from .schedule import ScheduleTable, check_schedule
+from .variants import Variant, check_variants
 
 if TYPE_CHECKING:
     from ...core.models.adapter import AdapterShape
@@ -44,9 +47,11 @@ class ModelTable:
 
     name: str = "smollm2-135m-instruct"
     digest: str  # sha256 of the model file
+    variants: tuple[Variant, ...] = ()  # other quantisations of it; a node takes the one it holds
 
     def __post_init__(self) -> None:
         check_hex(self.digest, 32, "digest")
+        check_variants(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +126,7 @@ class Recipe:
     ranges: Literal["fixed", "tensor"] = "fixed"  # "tensor": each tensor's own, from the public velocity, at most the above
     evaluate_every: int = 1  # rounds between scores; 0: only before the first and after the last
     cohort: int = 0  # members asked in a round; 0: all that are there
+    download: Literal["adapter", "change"] = "adapter"  # what a round tells members: everything, or the way from what they hold
     attempts: int = 3  # of one round, before the coordinator gives up
     work_timeout_s: float = 3600.0  # training may take this long
     stage_timeout_s: float = 60.0  # any other stage
@@ -174,6 +180,7 @@ class Member:
     key: str  # Ed25519, hex
     transport: str = ""  # P-384 point, hex; empty for members that never leave this process
     expires: int = 0  # seconds since 1970: from then on this is no member; 0: never
+    rank: int = 0  # first columns of the adapter that it trains; 0: all of them
 
     def __post_init__(self) -> None:
         require(self.expires >= 0, f"expires = {self.expires} must be 0 or a moment, in seconds since 1970")
@@ -201,6 +208,7 @@ class Policy:
     privacy: PrivacyTable = field(default_factory=PrivacyTable)
     guard: GuardTable = field(default_factory=GuardTable)
     aggregation: AggregationTable = field(default_factory=AggregationTable)
+    schedule: ScheduleTable = field(default_factory=ScheduleTable)
     coordinator: CoordinatorTable
     members: tuple[Member, ...] = ()
 
@@ -216,11 +224,15 @@ class Policy:
         self.privacy.check(self.protection.min_cohort, self.protection.min_tokens)
         self.aggregation.check(self.protection.mode)
         check_guard(self.guard, self.privacy.counts)
+        check_schedule(self)
+        told = self.recipe.download == "adapter" or self.protection.mode != "sealed"
+        require(told, 'recipe.download = "change" needs mode "plain" or "masked": a sealed round tells sums alone as it is')
         everybody = self.protection.key == "shared" or not self.recipe.cohort
         require(everybody, 'recipe.cohort must be 0 with key = "threshold": whoever is there holds a share, and is needed')
         names, keys = [member.name for member in self.members], [member.key for member in self.members]
         require(len(set(names)) == len(names), "members: a name stands twice")
         require(len(set(keys)) == len(keys), "members: a key stands twice")
+        check_ranks(self, {member.name: member.rank for member in self.members})
 
     @property
     def federation(self) -> bytes:

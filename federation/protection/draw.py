@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from ...core.errors import MessageError, RoundAborted
 from ..exchange.messages import Place
+from ..learning.shares import Shares
 from ..membership.policy import Policy
 
 
@@ -78,11 +79,16 @@ def check(policy: Policy, place: Place, found: Draw, name: str, *, everybody: bo
         )
 
 
-def buckets(policy: Policy, place: Place, ready: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+def buckets(
+    policy: Policy, place: Place, ready: tuple[str, ...], shares: Shares | None = None
+) -> tuple[tuple[str, ...], ...]:  # fmt: skip
     """`ready` members split for sums of their own; each bucket at least the federation's minimum, sizes differ by at most one.
 
-    Who was ready is known after the work only, so nobody can choose a bucket before that.
+    Who was ready is known after the work only, so nobody can choose a bucket before that. Where members train different
+    columns, the minimum is of those that train the most, and they are dealt out first.
     """
-    count = max(1, min(policy.aggregation.buckets, len(ready) // policy.protection.min_cohort))
+    leaders = set(ready) if shares is None else shares.leaders.intersection(ready)
+    count = max(1, min(policy.aggregation.buckets, len(leaders) // policy.protection.min_cohort))
     order = [name for name in ranking(policy, place, "buckets") if name in ready]
+    order.sort(key=lambda name: name not in leaders)  # stable: within both kinds as ranked
     return tuple(tuple(sorted(order[start::count])) for start in range(count))

@@ -14,8 +14,9 @@ import numpy.typing as npt
 from ...core.errors import ProtocolError
 from ...crypto.keys import bind
 from ...crypto.ring import BitRing, Ring, TokenRing
-from ...crypto.secagg import SecAggClient, SecAggConfig, SecAggServer
+from ...crypto.secagg import Floor, SecAggClient, SecAggConfig, SecAggServer
 from ..exchange.messages import Place
+from ..learning.shares import Shares
 from ..membership.policy import Policy
 from .draw import buckets
 from .seam import SAMPLE, PartyContext, Sum, Values, cohort_payload, describe, public_identities, read_cohort
@@ -23,13 +24,20 @@ from .seam import SAMPLE, PartyContext, Sum, Values, cohort_payload, describe, p
 STAGES = ("advertise", "share", "mask", "consistency", "unmask")
 
 
-def agree(policy: Policy, place: Place, cohort: tuple[str, ...], length: int, *, counted: bool) -> SecAggConfig:
+def agree(
+    policy: Policy, place: Place, cohort: tuple[str, ...], length: int, *, counted: bool, shares: Shares | None = None
+) -> SecAggConfig:
     """What every member of `cohort` must configure alike for `place`.
 
     Args:
         counted: training tokens count towards `min_tokens`; they do not in a round that only scores.
+        shares: who trains which columns: those that train the most are enough in any sum, or it is not opened.
+
+    Raises:
+        ConfigError: fewer of them are in the cohort than a sum may be of.
     """
     protection = policy.protection
+    leaders = frozenset() if shares is None else shares.leaders.intersection(cohort)
     return SecAggConfig(
         federation=hashlib.sha256(policy.digest + bytes.fromhex(place.run)).digest(),
         round=place.round,
@@ -40,6 +48,7 @@ def agree(policy: Policy, place: Place, cohort: tuple[str, ...], length: int, *,
         min_tokens=protection.min_tokens if counted else 0,
         length=length,
         bits=protection.bits,
+        floors=() if shares is None else (Floor(leaders, shares.floor),),
     )
 
 
@@ -74,9 +83,10 @@ class MaskedParty:
         if stage == "advertise":
             context = self.context
             ready = read_cohort(payload, context.policy, context.name, context.cohort)
-            cohort = next(bucket for bucket in buckets(context.policy, context.place, ready) if context.name in bucket)
+            shares = context.terms.shares
+            cohort = next(one for one in buckets(context.policy, context.place, ready, shares) if context.name in one)
             assert self.values is not None  # the party calls each stage once
-            config = agree(context.policy, context.place, cohort, self.values.size, counted=self.counted)
+            config = agree(context.policy, context.place, cohort, self.values.size, counted=self.counted, shares=shares)
             self.client = SecAggClient(config, context.name, context.identity, ring=self.ring(config), ledger=context.sums)
             return self.client.advertise()
         if self.client is None:
@@ -113,17 +123,17 @@ class MaskedCoordinator:
     Args:
         cohort: whose contributions are summed.
         ready: everybody whose contribution is summed in some bucket; by default the cohort. Members find their own bucket.
-        told: `Work.told` of what they were asked.
+        told: `Work.told` of what they were asked; shares: who trains which columns.
     """
 
     opens_at = STAGES[-1]
 
     def __init__(
         self, policy: Policy, place: Place, cohort: tuple[str, ...], length: int, counted: bool, *,
-        told: bytes = b"", ready: tuple[str, ...] = (),
+        told: bytes = b"", ready: tuple[str, ...] = (), shares: Shares | None = None,
     ) -> None:  # fmt: skip
         self.cohort, self.told, self.ready = cohort, told, ready or cohort
-        self.config = agree(policy, place, cohort, length, counted=counted)
+        self.config = agree(policy, place, cohort, length, counted=counted, shares=shares)
         self.server = SecAggServer(self.config, ring=self.ring(self.config))
         self.done = 0  # stages that are over
         self.sample: bytes | None = None  # one masked contribution, for the report

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ...crypto.sealed import Desk
 from ..exchange.messages import Place
+from ..learning.shares import Shares
 from ..membership.policy import Policy
 from ..sealed.halves import SealedCoordinator, SealedParty
 from ..sealed.joint import JointCoordinator, JointParty
@@ -38,19 +39,19 @@ def party_half(context: PartyContext, values: Values, tokens: int, *, counted: b
 
 def coordinator_half(
     policy: Policy, place: Place, ready: tuple[str, ...], length: int, *,
-    counted: bool, told: bytes = b"", sealing: Sealing | None = None,
+    counted: bool, told: bytes = b"", shares: Shares | None = None, sealing: Sealing | None = None,
 ) -> Buckets:  # fmt: skip
     """The coordinator's side of `place` for the members that are `ready`; `sealing` in sealed mode."""
     halves: list[tuple[tuple[str, ...], CoordinatorHalf]] = []
-    for cohort in buckets(policy, place, ready):
+    for cohort in buckets(policy, place, ready, shares):
         half: CoordinatorHalf
         if policy.protection.mode == "plain":
             half = PlainCoordinator(policy, cohort, length)
         elif policy.protection.mode == "sealed":
             assert sealing is not None  # our bug: nobody was mustered
             sealed = JointCoordinator if policy.protection.key == "threshold" else SealedCoordinator
-            half = sealed(policy, place, cohort, length, counted, sealing.common, sealing.desk, told)
+            half = sealed(policy, place, cohort, length, counted, sealing.common, sealing.desk, told, shares)
         else:
-            half = MaskedCoordinator(policy, place, cohort, length, counted, told=told, ready=ready)
+            half = MaskedCoordinator(policy, place, cohort, length, counted, told=told, ready=ready, shares=shares)
         halves.append((cohort, half))
     return Buckets(halves)

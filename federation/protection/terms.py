@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ...crypto.fixedpoint import Range
 from ...crypto.noise import Noise
 from ..exchange.messages import Place
+from ..learning.shares import Shares
 from ..membership.policy import Policy
 
 
@@ -22,6 +23,7 @@ class Terms:
     ranges: tuple[Range, ...] = ()  # of the update's tensors; empty: the federation's one range
     seed: bytes = b""  # of the rotation that spreads an update before noise; public
     told: bytes = b""  # `Work.told`: bound into the masks
+    shares: Shares | None = None  # who trains which coordinates; None: everybody all of them
 
 
 def seed_of(policy: Policy, place: Place) -> bytes:

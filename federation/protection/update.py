@@ -60,7 +60,7 @@ class Codec:
 
     def __init__(self, size: int, policy: Policy, terms: Terms | None = None) -> None:
         terms = terms or Terms()
-        self.size, self.seed = size, terms.seed
+        self.size, self.seed, self.shares = size, terms.seed, terms.shares
         self.bits = policy.protection.bits
         self.counted = policy.privacy.counts
         self.noise = noise_of(policy, size)
@@ -98,15 +98,20 @@ class Codec:
             return self.noise.encode(update, self.seed).astype(np.uint64)
         return fixedpoint.encode(update, self.ranges, self.bits).astype(np.uint64)
 
-    def decode(self, total: npt.NDArray[np.int64], parties: int) -> tuple[Vector, Statistics]:
+    def decode(
+        self, total: npt.NDArray[np.int64], parties: int, names: Sequence[str] = ()
+    ) -> tuple[Vector, Statistics]:  # fmt: skip
         """The mean update [n] and the summed counters of `parties` contributions.
+
+        Args:
+            names: whose they are; needed where members train different columns.
 
         Raises:
             DataError: a sum that so many contributions cannot have.
         """
-        return self.mean(total[: self.size], parties), self.counters(total[self.size :])
+        return self.mean(total[: self.size], parties, names), self.counters(total[self.size :])
 
-    def mean(self, total: npt.NDArray[np.int64], parties: int) -> Vector:
+    def mean(self, total: npt.NDArray[np.int64], parties: int, names: Sequence[str] = ()) -> Vector:
         """The mean update [n] behind the sums [n] of its values; the same bits wherever it is computed.
 
         Raises:
@@ -114,9 +119,16 @@ class Codec:
         """
         if not self.size:
             return np.zeros(0, np.float32)
-        if self.noise is not None:
-            return (self.noise.decode_sum(total, parties, self.seed) / parties).astype(np.float32)
-        return (fixedpoint.decode_sum(total, parties, self.ranges, self.bits) / parties).astype(np.float32)
+        sums = (
+            fixedpoint.decode_sum(total, parties, self.ranges, self.bits)
+            if self.noise is None
+            else self.noise.decode_sum(total, parties, self.seed)
+        )
+        if self.shares is None:
+            return (sums / parties).astype(np.float32)
+        if len(names) != parties:
+            raise ValueError(f"{len(names)} names of {parties} contributions to columns that not all train")  # our bug
+        return self.shares.mean(sums, names).astype(np.float32)
 
     def counters(self, total: npt.NDArray[np.int64]) -> Statistics:
         """The summed counters behind the sums of their digits."""

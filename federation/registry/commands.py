@@ -14,22 +14,26 @@ if TYPE_CHECKING:
     from .registry import Card
 
 
-def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
-    """Add `adapter list | show | activate | rollback | export | import`."""
+def register(verbs: "_SubParsersAction[ArgumentParser]") -> "_SubParsersAction[ArgumentParser]":
+    """Add `adapter list | show | activate | rollback | remove | export | import`; return its actions, for more of them."""
     parser = verbs.add_parser("adapter", help="adapters on this disk")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="adapters on this disk")
     show = actions.add_parser("show", help="one adapter's card")
     activate = actions.add_parser("activate", help="answer with this adapter from now on; `none` for the bare model")
     rollback = actions.add_parser("rollback", help="go back to the adapter that was active before")
+    removing = actions.add_parser("remove", help="delete an adapter from this disk")
     export = actions.add_parser("export", help="write an adapter for other tools: a PEFT folder, or a GGUF file for llama.cpp")
     bringing = actions.add_parser("import", help="keep somebody else's PEFT folder; it is marked as unsigned")
-    for action in (show, activate, export):
+    for action in (show, activate, removing, export):
         action.add_argument("adapter", metavar="NAME", help="the first characters of its name are enough")
     export.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="a new folder for a PEFT checkpoint")
     export.add_argument("--gguf", type=Path, metavar="FILE", help="a new file for llama.cpp (--lora FILE)")
     export.add_argument(
         "--base", default="", metavar="TEXT", help="what the checkpoint calls its model, for tools that load by name"
+    )
+    export.add_argument(
+        "--personal", action="store_true", help="yes, a personal adapter: it holds what your own examples taught it"
     )
     bringing.add_argument("folder", type=Path, metavar="FOLDER")
     bringing.add_argument("--name", default="", help="what it is called here (default: its folder)")
@@ -37,10 +41,11 @@ def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
         action.add_argument("--model", metavar="NAME", help="the model it belongs to (default: this node's)")
     for action, run in (
         (listing, list_adapters), (show, show_adapter), (activate, activate_adapter), (rollback, rollback_adapter),
-        (export, export_adapter), (bringing, import_adapter),
+        (removing, remove_adapter), (export, export_adapter), (bringing, import_adapter),
     ):  # fmt: skip
         action.add_argument("--home", type=Path, metavar="DIR", help="default: the node's home")
         action.set_defaults(run=run)
+    return actions
 
 
 def list_adapters(arguments: Namespace) -> None:
@@ -60,6 +65,9 @@ def described(card: "Card") -> str:
     """A card in a few words."""
     if not card.signer:
         return "unsigned: nobody vouches for it"
+    if card.personal:
+        scores = f"{percent(card.accuracy_before)} → {percent(card.accuracy_after)} of your held-out examples"
+        return f"personal, on top of {card.parent[:12]}  {scores}"
     spent = f"  epsilon {card.epsilon:.2f}" if card.epsilon is not None else ""
     scores = f"{percent(card.accuracy_before)} → {percent(card.accuracy_after)}"
     return f"{card.rounds:>3} rounds  {card.protection:<7} {scores}{spent}"
@@ -96,6 +104,13 @@ def rollback_adapter(arguments: Namespace) -> None:
     print(f"active: {Registry(arguments.home).rollback() or 'the bare model'}")
 
 
+def remove_adapter(arguments: Namespace) -> None:
+    """Delete a folder."""
+    from .registry import Registry
+
+    print(f"removed: {Registry(arguments.home).remove(arguments.adapter)}")
+
+
 def export_adapter(arguments: Namespace) -> None:
     """Write a folder, a file, or both."""
     from ...core.errors import ConfigError
@@ -106,10 +121,12 @@ def export_adapter(arguments: Namespace) -> None:
         raise ConfigError("name a FOLDER for a PEFT checkpoint, or --gguf FILE, or both")
     registry = Registry(arguments.home)
     if arguments.folder is not None:
-        name = transfer.export_peft(registry, arguments.adapter, arguments.folder, arguments.base)
+        name = transfer.export_peft(registry, arguments.adapter, arguments.folder, arguments.base, personal=arguments.personal)
         print(f"{name[:12]}: PEFT checkpoint in {arguments.folder}")
     if arguments.gguf is not None:
-        name = transfer.export_gguf(registry, arguments.adapter, arguments.gguf, weights_of(arguments))
+        name = transfer.export_gguf(
+            registry, arguments.adapter, arguments.gguf, weights_of(arguments), personal=arguments.personal
+        )
         print(f"{name[:12]}: {arguments.gguf}, for llama.cpp's --lora")
 
 

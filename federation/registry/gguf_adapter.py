@@ -26,7 +26,7 @@ ROTATED = ("self_attn.q_proj", "self_attn.k_proj")  # their rows turn with the p
 A_END, B_END = "lora_A.weight", "lora_B.weight"
 
 
-def write(path: Path, adapter: Adapter, architecture: Architecture) -> None:
+def write(path: Path, adapter: Adapter, architecture: Architecture, *, mode: int = 0o644) -> None:
     """Write `path` whole, or not at all; a file that is there is replaced.
 
     Raises:
@@ -49,7 +49,7 @@ def write(path: Path, adapter: Adapter, architecture: Architecture) -> None:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        Path(scratch).chmod(0o644)
+        Path(scratch).chmod(mode)
         Path(scratch).replace(path)
         sync_folder(path.parent)
     finally:

@@ -7,6 +7,7 @@ changes in one atomic write, and the ones before it are remembered for rollback.
     adapters/HASH/{adapter_config.json, adapter_model.safetensors, card.json}      active-adapter.json
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -20,6 +21,7 @@ from ...core import paths, tables
 from ...core.errors import AuthenticationError, ConfigError, FederationError, IntegrityError, RequestError
 from ...crypto.keys import Identity, PublicIdentity
 from ..membership.policy import Policy, canonical
+from ..membership.variants import digests_of
 
 if TYPE_CHECKING:
     from ...core.models.adapter import Adapter
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 Names = list[str]
 CONTEXT = b"quietchoir adapter card v1"
 CARD = "card.json"
+PERSONAL = "personal"  # the scope of an adapter that holds what one owner's own examples taught it
+PUBLIC_MODE, PRIVATE_MODE = 0o644, 0o600
+LATER: dict[str, object] = {"epsilon": None, "delta": None, "scope": "", "serial": 0, "variants": ()}  # came later, say nothing
 SHOWN = 12  # characters of a name in tables; any unambiguous prefix is understood
 REMEMBERED = 20  # activations
 
@@ -47,13 +52,34 @@ class Card:
     accuracy_after: float | None = None
     epsilon: float | None = None  # spent by the run so far, at `delta`; None: no differential privacy
     delta: float | None = None
+    scope: str = ""  # "personal": one node's own, on top of the shared `parent` (see federation/personal); else shared
+    serial: int = 0  # of a personal one: the node's first, second, … for this federation
+    variants: tuple[str, ...] = ()  # digests of the model's other files: it fits those too
     signer: str = ""  # Ed25519, hex; empty: nobody vouches for it
     signature: str = ""
 
     def body(self) -> bytes:
         """What is signed. Fields that came later are left out where they say nothing, so that older signatures stay good."""
-        later = {key for key in ("epsilon", "delta") if getattr(self, key) is None}
-        return canonical({key: value for key, value in dataclasses.asdict(self).items() if key not in {"signature", *later}})
+        return canonical({key: value for key, value in self.told().items() if key != "signature"})
+
+    def told(self) -> dict[str, object]:
+        """The card's fields, without those that came later and say nothing."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in LATER or value != LATER[key]}
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Digests of all files of the one model that the adapter belongs to."""
+        return self.model, *self.variants
+
+    @property
+    def personal(self) -> bool:
+        """Does the adapter hold what one owner's own examples taught it?"""
+        return self.scope == PERSONAL
+
+    @property
+    def mode(self) -> int:
+        """Of its files."""
+        return PRIVATE_MODE if self.personal else PUBLIC_MODE
 
     def signed(self, identity: Identity) -> "Card":
         """The same, with the signer's key and signature."""
@@ -62,7 +88,7 @@ class Card:
 
     def text(self) -> str:
         """One line of JSON."""
-        return canonical(dataclasses.asdict(self)).decode("ascii")
+        return canonical(self.told()).decode("ascii")
 
     @staticmethod
     def unsigned(adapter: str, name: str, model: str) -> "Card":
@@ -117,7 +143,7 @@ def make_card(policy: Policy, adapter: str, evaluation: dict[str, object], ident
         adapter=adapter, federation=policy.federation.hex(), name=policy.name, run=str(evaluation.get("run", "")),
         rounds=rounds if isinstance(rounds, int) else 0, model=policy.model.digest, parent=str(evaluation.get("parent", "")),
         protection=policy.protection.mode, accuracy_before=number("before"), accuracy_after=number("after"),
-        epsilon=number("epsilon"), delta=number("delta"),
+        epsilon=number("epsilon"), delta=number("delta"), variants=digests_of(policy.model)[1:],
     ).signed(identity)  # fmt: skip
 
 
@@ -143,12 +169,36 @@ class Registry:
         paths.private_folder(self.folder)
         scratch = Path(tempfile.mkdtemp(dir=self.folder, prefix=".new-"))
         try:
-            adapter.save(scratch)
-            paths.write_atomically(scratch / CARD, card.text().encode("ascii"))
+            adapter.save(scratch, mode=card.mode)
+            paths.write_atomically(scratch / CARD, card.text().encode("ascii"), mode=card.mode)
             scratch.rename(self.folder / name)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         paths.sync_folder(self.folder)
+        return name
+
+    def remove(self, prefix: str) -> str:
+        """Delete one adapter; return its name.
+
+        Raises:
+            RequestError: it is the active one, or a personal one stands on it.
+
+        Hazard: the file system forgets it, the disk's blocks and copies of them may not; a running node that has used it
+        still holds it in memory.
+        """
+        name = self.find(prefix)
+        if name == self.active():
+            raise RequestError(f"adapter {name[:SHOWN]} is active and is kept; activate another one, or `none`, first")
+        if above := [card.adapter for card in self.personal() if card.parent == name]:
+            raise RequestError(
+                f"{name[:SHOWN]} is kept: personal adapter {above[0][:SHOWN]} stands on it; remove that one first"
+            )
+        if name in self.history():
+            self.remember([each for each in self.history() if each != name])
+        gone = self.folder / f".old-{name}"
+        (self.folder / name).rename(gone)  # at once or not at all
+        for left in (gone, *self.folder.glob(".old-*")):  # also what a killed removal left
+            shutil.rmtree(left, ignore_errors=True)
         return name
 
     def list(self) -> Names:
@@ -178,6 +228,14 @@ class Registry:
         path = self.folder / self.find(prefix) / CARD
         return Card.parse(path.read_text("ascii"), f"{path}: ", unsigned=True)
 
+    def personal(self) -> tuple[Card, ...]:
+        """Cards of all personal adapters; damaged ones are passed over, `show` tells what is wrong with them."""
+        found = []
+        for name in self.list():
+            with contextlib.suppress(FederationError):
+                found.append(self.card(name))
+        return tuple(card for card in found if card.personal)
+
     def newest(self, run: str) -> str:
         """The adapter of the most rounds of one run; empty if none is here."""
         cards = [card for card in map(self.card, self.list()) if run and card.run == run]
@@ -201,6 +259,16 @@ class Registry:
         if content_hash(adapter) != name:
             raise IntegrityError(f"{self.folder / name}: changed on disk; remove the folder and join the federation again")
         return adapter
+
+    def load_for(self, prefix: str, digest: str) -> "Adapter":
+        """The same, as one of the model with this digest, if its card names that among its model's files.
+
+        Raises:
+            As `load` and `card`.
+        """
+        adapter, card = self.load(prefix), self.card(prefix)
+        fits = {adapter.base_digest, digest} <= set(card.models)
+        return dataclasses.replace(adapter, base_digest=digest) if fits else adapter
 
     def active(self) -> str | None:
         """Name of the adapter that is to be served; None for the bare model."""

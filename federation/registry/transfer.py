@@ -12,43 +12,69 @@ from typing import TYPE_CHECKING
 
 from ...core import paths
 from ...core.errors import ConfigError, IntegrityError, ModelFileError
-from .registry import CARD, Card, Registry, content_hash
+from .registry import CARD, SHOWN, Card, Registry, content_hash
 
 if TYPE_CHECKING:
     from ...core.models.weights import Weights
 
 
-def export_peft(registry: Registry, prefix: str, folder: Path, base: str = "") -> str:
+def export_peft(registry: Registry, prefix: str, folder: Path, base: str = "", *, personal: bool = False) -> str:
     """Write a PEFT checkpoint, with its card beside it, into a new or empty folder; return the adapter's name.
 
     Args:
         base: what the configuration calls the base model, for tools that load it by name; empty: its digest.
+        personal: the owner says that this one may be a personal adapter.
 
     Raises:
-        ConfigError: something is in the folder. As `Registry.load`.
+        ConfigError: something is in the folder, or `check_personal`. As `Registry.load`.
+
+    Hazard: a personal adapter holds what its owner's own examples taught it, unprotected: no noise, no sum with others. Whoever
+    has the file and the shared adapter can search it for them.
     """
     from ...core.models.adapter import CONFIG_FILE
 
+    card = check_personal(registry.card(prefix), personal)
     name, adapter = registry.find(prefix), registry.load(prefix)
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder}: is not empty and is kept as it is; name a new folder")
-    adapter.save(folder)
+    if card.personal:
+        paths.private_folder(folder).chmod(0o700)
+    adapter.save(folder, mode=card.mode)
     if base:
         config = {**adapter.peft_config(), "base_model_name_or_path": base}
-        paths.write_atomically(folder / CONFIG_FILE, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode("utf-8"))
-    paths.write_atomically(folder / CARD, registry.card(name).text().encode("ascii"))
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        paths.write_atomically(folder / CONFIG_FILE, text.encode("utf-8"), mode=card.mode)
+    paths.write_atomically(folder / CARD, card.text().encode("ascii"), mode=card.mode)
     return name
 
 
-def export_gguf(registry: Registry, prefix: str, file: Path, weights: "Weights") -> str:
+def check_personal(card: Card, allowed: bool) -> Card:
+    """The card, if its adapter may leave this node's registry.
+
+    Raises:
+        ConfigError: it is personal, and its owner has not said so.
+    """
+    if card.personal and not allowed:
+        raise ConfigError(
+            f"adapter {card.adapter[:SHOWN]} is personal: it holds what your own examples taught it, in clear; to copy it for "
+            "yourself say --personal, to give something away export the shared one it stands on: " + card.parent[:SHOWN]
+        )
+    return card
+
+
+def export_gguf(registry: Registry, prefix: str, file: Path, weights: "Weights", *, personal: bool = False) -> str:
     """Write the file that llama.cpp takes with `--lora`; return the adapter's name.
 
     Raises:
-        ConfigError: the file is there. IntegrityError: another model than the adapter's. As `Registry.load`.
+        ConfigError: the file is there, or `check_personal`. IntegrityError: another model than the adapter's.
+        As `Registry.load`.
+
+    Hazard: as `export_peft`.
     """
     from . import gguf_adapter
 
-    name, adapter = registry.find(prefix), registry.load(prefix)
+    card = check_personal(registry.card(prefix), personal)
+    name, adapter = registry.find(prefix), registry.load_for(prefix, weights.digest)
     if file.exists():
         raise ConfigError(f"{file}: is there already and is kept; choose another name")
     if adapter.base_digest not in ("", weights.digest):
@@ -56,7 +82,7 @@ def export_gguf(registry: Registry, prefix: str, file: Path, weights: "Weights")
             f"adapter {name[:12]} belongs to model {adapter.base_digest[:12]}…, found {weights.digest[:12]}…; name its own "
             "with --model"
         )
-    gguf_adapter.write(file, adapter, weights.architecture)
+    gguf_adapter.write(file, adapter, weights.architecture, mode=card.mode)
     return name
 
 
@@ -73,8 +99,12 @@ def bring_in(registry: Registry, folder: Path, weights: "Weights", title: str = 
     """
     from ...core.models.adapter import Adapter
 
-    adapter = Adapter.load(folder)
-    if adapter.base_digest not in ("", weights.digest):
+    adapter, path, card = Adapter.load(folder), folder / CARD, None
+    if path.exists():
+        card = Card.parse(path.read_text("ascii", "replace"), f"{path}: ", unsigned=True)
+    files = card.models if card is not None else ()  # of the adapter's model
+    fits = weights.digest in files and adapter.base_digest in files
+    if adapter.base_digest not in ("", weights.digest) and not fits:
         raise IntegrityError(
             f"{folder}: made for model {adapter.base_digest[:12]}…, found {weights.digest[:12]}…; name its own with --model"
         )
@@ -82,10 +112,8 @@ def bring_in(registry: Registry, folder: Path, weights: "Weights", title: str = 
         adapter.check(weights.architecture)
     except ModelFileError as error:
         raise ModelFileError(f"{folder}: {error}") from None
-    adapter = dataclasses.replace(adapter, base_digest=weights.digest)
-    path = folder / CARD
-    if path.exists():
-        card = Card.parse(path.read_text("ascii", "replace"), f"{path}: ", unsigned=True)
-    else:
+    if not fits:
+        adapter = dataclasses.replace(adapter, base_digest=weights.digest)
+    if card is None:
         card = Card.unsigned(content_hash(adapter), title or folder.resolve().name, weights.digest)
     return registry.put(adapter, card), card

@@ -17,6 +17,7 @@ from ..exchange import work
 from ..exchange.messages import Place
 from ..learning.aggregate import Vector
 from ..learning.ranges import read_spans, spans
+from ..learning.shares import Shares, shares_of
 from ..membership.policy import Policy
 from ..protection.draw import Draw, draw
 from ..protection.modes import Sealing, coordinator_half
@@ -27,6 +28,7 @@ from ..sealed.muster import Muster
 from .logbook import Logbook
 from .post import Post, Traffic
 from .purse import Purse
+from .telling import Telling
 
 logger = log.get("federation.coordinator")
 Event = dict[str, object]
@@ -46,6 +48,8 @@ class Outcome:
     started: float  # monotonic seconds
     worked: float
     traffic: Traffic
+    staleness: tuple[int, ...] = ()  # buffered: steps between each contribution's adapter and the newest, in order
+    shares: Shares | None = None  # where not all train all columns
 
     @property
     def statistics(self) -> Statistics:
@@ -63,15 +67,17 @@ class Assembly:
 
     Args:
         size: values of an update; stops: where its tensors end.
+        telling: how members are told which adapter is meant.
         desk: in sealed mode, the worker that adds ciphertexts.
     """
 
     def __init__(
         self, policy: Policy, post: Post, logbook: Logbook, purse: Purse, *,
-        size: int, stops: Sequence[int], desk: Desk | None, on_event: Callable[[Event], None],
+        size: int, stops: Sequence[int], desk: Desk | None, telling: Telling, on_event: Callable[[Event], None],
     ) -> None:  # fmt: skip
         self.policy, self.post, self.logbook, self.purse = policy, post, logbook, purse
         self.size, self.stops, self.desk, self.on_event = size, tuple(stops), desk, on_event
+        self.telling = telling
         self.sealing: Sealing | None = None  # of this attempt
         self.silent: tuple[int, frozenset[str]] = (0, frozenset())  # who was asked in vain, in an earlier attempt of a round
 
@@ -88,15 +94,19 @@ class Assembly:
         able = self.muster(found.cohort, place)
         order = self.order(flat, draw=found, evaluate=evaluate, training=training)
         spent = self.purse.pay(place) if training else None
-        ready = self.ask_work(stage, order, able, place)
+        shares = shares_of(self.policy, found.cohort, place.attempt) if training else None
+        ready = self.ask_work(stage, order, able, place, shares)
         worked = time.monotonic()
         terms = Terms(read_spans(order.ranges, self.size, self.policy.recipe.update_range) if order.ranges else (),
-                      seed_of(self.policy, place), order.told)  # fmt: skip
+                      seed_of(self.policy, place), order.told, shares)  # fmt: skip
         sums = self.combine(place, ready, Codec(self.size if training else 0, self.policy, terms).length, training, terms)
         sums, opened = self.open(sums, Codec(flat.size if training else 0, self.policy, terms))
+        if training:
+            self.telling.opened(place, order.ranges, sums)
         return Outcome(
             place=place, draw=found, sums=sums, means=tuple(mean for mean, _ in opened), ranges=order.ranges, spent=spent,
             votes=tuple(statistics for _, statistics in opened), started=started, worked=worked, traffic=self.post.traffic,
+            shares=shares,
         )  # fmt: skip
 
     def begin(self) -> Place:
@@ -131,23 +141,26 @@ class Assembly:
         """Work on the adapter `flat`; in sealed mode only its tag is known here."""
         recipe, told = self.policy.recipe, draw or Draw((), ())
         ranged = training and recipe.ranges == "tensor" and self.desk is None
+        state = self.telling.name(flat) if self.sealing is None else self.sealing.common.tag.hex()
         return work.Work(
-            flat=flat, evaluate=evaluate, card=card, state="" if self.sealing is None else self.sealing.common.tag.hex(),
+            flat=flat, evaluate=evaluate, card=card, state=state,
             ranges=spans(self.logbook.state.server.velocity, self.stops, recipe.update_range) if ranged else (),
             cohort=told.cohort, absent=told.absent,
         )  # fmt: skip
 
-    def ask_work(self, stage: str, order: work.Work, cohort: tuple[str, ...], place: Place) -> tuple[str, ...]:
+    def ask_work(
+        self, stage: str, order: work.Work, cohort: tuple[str, ...], place: Place, shares: Shares | None = None
+    ) -> tuple[str, ...]:
         """Let the cohort work; return who is ready to contribute.
 
         Raises:
-            RoundAborted: fewer than the federation's minimum.
+            RoundAborted: fewer than the federation's minimum, in all or of those that train the most columns.
             BudgetError: fewer, because members have used up their privacy budget.
         """
         number, need = self.logbook.state.round + 1, self.policy.protection.min_cohort
         self.on_event({"event": "asked", "round": number, "attempt": place.attempt, "stage": stage, "cohort": list(cohort)})
-        payload, ready, spent = work.encode(order), list[str](), list[str]()
-        for reply in self.post.ask(stage, dict.fromkeys(cohort, payload), place, self.policy.recipe.work_timeout_s):
+        ready, spent = list[str](), list[str]()
+        for reply in self.telling.ask(stage, order, cohort, place, self.policy.recipe.work_timeout_s):
             if reply.payload == work.READY:
                 ready.append(reply.sender)
                 self.on_event({"event": "ready", "round": number, "party": reply.sender})
@@ -162,6 +175,8 @@ class Assembly:
             )
         if len(ready) < need:
             raise RoundAborted(f"{len(ready)} of {len(cohort)} members are ready, need {need}")
+        if shares is not None and (reason := shares.short(ready)):
+            raise RoundAborted(f"{reason}; the next attempt asks for fewer columns")
         return tuple(sorted(ready))
 
     def combine(
@@ -173,7 +188,7 @@ class Assembly:
             RoundAborted: too few are left to open a sum.
         """
         half = coordinator_half(
-            self.policy, place, ready, length, counted=counted, told=terms.told, sealing=self.sealing
+            self.policy, place, ready, length, counted=counted, told=terms.told, shares=terms.shares, sealing=self.sealing
         )  # fmt: skip
         step: tuple[str, Mapping[str, bytes]] | None = half.begin()
         try:
@@ -204,7 +219,9 @@ class Assembly:
                     raise DataError(
                         f"a sum of {len(total.parties)} members, need {self.policy.protection.min_cohort}: not used"
                     )
-                opened.append(codec.decode(total.total, len(total.parties)))
+                if codec.shares is not None and (reason := codec.shares.short(total.parties)):
+                    raise DataError(f"{reason}: a sum that is not used")
+                opened.append(codec.decode(total.total, len(total.parties), total.parties))
                 used.append(total)
             except DataError as error:
                 reason = str(error)

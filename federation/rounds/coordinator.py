@@ -21,18 +21,19 @@ from ...crypto.sealed import AdderService, Desk
 from ...crypto.worker import Worker
 from ..exchange import work
 from ..exchange.link import Link
-from ..learning.aggregate import ServerState, Vector, combine
+from ..learning.aggregate import ServerOptimizer, ServerState, Vector, combine
 from ..learning.recipes import optimizer_of
 from ..membership.policy import Policy
 from ..protection.masked import threshold
 from . import guard
-from .assembly import Assembly, Event
+from .assembly import Assembly, Event, Outcome
 from .checkpoint import RunState, Store
 from .guard import Verdict
 from .logbook import Logbook
 from .post import Post
 from .purse import Purse
 from .report import RunReport, summary, write_entry
+from .telling import Telling
 from .words import told_buckets
 
 logger = log.get("federation.coordinator")
@@ -86,11 +87,12 @@ class Coordinator:
         self.logbook = Logbook(store, policy, 0 if self.sealed else size)  # in sealed mode no adapter is here
         self.purse = purse or Purse(policy, size, "any member", store.path and store.path.with_name("privacy.json"))
         self.post = Post(policy, identity, link)
+        self.telling = Telling(self.post, self.logbook, optimizer_of(policy.recipe), size)
+        self.optimizer: ServerOptimizer = self.telling  # it steps, and remembers how
         self.assembly = Assembly(
             policy, self.post, self.logbook, self.purse, size=size, stops=stops or (size,),
-            desk=(desk or Worker(AdderService)) if self.sealed else None, on_event=self.on_event,
+            desk=(desk or Worker(AdderService)) if self.sealed else None, telling=self.telling, on_event=self.on_event,
         )  # fmt: skip
-        self.optimizer = optimizer_of(policy.recipe)
         self.held: dict[str, object] = {}
         self.aborted: list[str] = []
         self.between: Callable[[], None] = lambda: None  # while no round is under way: a later federation file may come
@@ -110,10 +112,8 @@ class Coordinator:
         started, stopped = time.monotonic(), ""
         if (words := told_buckets(self.policy)) is not None:
             self.on_event({"event": "buckets", "price": words})
-        self.wait_for_members()
         try:
-            while self.state.round < goal:
-                self.insist(self.train_round)
+            self.learn(goal)
         except BudgetError as reason:  # an end like any other: what was learned until here is delivered
             stopped = str(reason)
             self.on_event({"event": "stopped", "round": self.state.round, "reason": stopped})
@@ -124,17 +124,30 @@ class Coordinator:
             name, delivered = self.insist(self.deliver)
         return self.report(time.monotonic() - started, name, delivered, stopped)
 
+    def learn(self, goal: int) -> None:
+        """Rounds until `goal` are done.
+
+        Raises:
+            RoundAborted: as `run`. BudgetError: the next one cannot be paid.
+        """
+        self.wait_for_members()
+        while self.state.round < goal:
+            self.insist(self.train_round)
+
     def take(self, policy: Policy) -> None:
         """Go on under a later version of the federation file that differs in who belongs, nothing else."""
         self.policy = self.post.policy = self.assembly.policy = policy
         self.logbook.keep(version=policy.version)
 
     def train_round(self) -> None:
-        """One round: ask, sum, apply, let members judge it, write it down. The first half is `Assembly.hold`."""
+        """One round: ask, sum, apply. The first half is `Assembly.hold`."""
         if self.owes_vote():
             self.confirm()
         parent = self.state.server
-        outcome = self.assembly.hold(work.TRAIN, parent.flat, evaluate=self.wants_score())
+        self.apply(parent, self.assembly.hold(work.TRAIN, parent.flat, evaluate=self.wants_score()))
+
+    def apply(self, parent: ServerState, outcome: Outcome) -> None:
+        """Step with what came out, let members judge it, write it down."""
         change = combine(outcome.means, self.policy.aggregation.rule, self.policy.aggregation.trim)
         self.held = outcome.sums[0].held
         entry = write_entry(work.TRAIN, outcome, self.state, self.policy, self.size)
@@ -238,10 +251,8 @@ class Coordinator:
             name, card = self.keep(self.state.server.flat, evaluation)
         place = self.assembly.begin()
         members = self.assembly.muster(tuple(sorted(self.link.present())), place)  # sealed: who holds the last step's result
-        payload = work.encode(self.assembly.order(self.state.server.flat, card=card))
-        replies = self.post.ask(
-            work.ADOPT, dict.fromkeys(members, payload), place, self.policy.recipe.stage_timeout_s
-        )  # fmt: skip
+        order = self.assembly.order(self.state.server.flat, card=card)
+        replies = self.telling.ask(work.ADOPT, order, members, place, self.policy.recipe.stage_timeout_s)
         delivered = sorted(reply.sender for reply in replies)
         self.logbook.keep(finished=True)
         self.on_event({"event": "delivered", "adapter": name, "members": delivered})
@@ -258,14 +269,18 @@ class Coordinator:
             try:
                 return attempt()
             except RoundAborted as reason:
-                self.logbook.skip_opened()
-                self.aborted.append(f"round {self.state.round + 1}, attempt {self.state.attempt}: {reason}")
-                self.on_event({"event": "aborted", "round": self.state.round + 1, "reason": str(reason)})
-                logger.info("%s", self.aborted[-1])
+                self.abandon(reason)
                 if not left:
                     raise
                 self.wait_for_members()
         raise AssertionError("a recipe has at least one attempt")
+
+    def abandon(self, reason: RoundAborted) -> None:
+        """Note an attempt that ended without a sum."""
+        self.logbook.skip_opened()
+        self.aborted.append(f"round {self.state.round + 1}, attempt {self.state.attempt}: {reason}")
+        self.on_event({"event": "aborted", "round": self.state.round + 1, "reason": str(reason)})
+        logger.info("%s", self.aborted[-1])
 
     def wait_for_members(self) -> None:
         """Until the roster is complete, or the minimum is there and the grace is over.

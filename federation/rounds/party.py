@@ -28,6 +28,7 @@ from ..exchange.messages import Place, Reply, Task
 from ..learning.aggregate import Vector
 from ..learning.learner import Counts, Learner, Trained
 from ..learning.ranges import read_spans, spans
+from ..learning.shares import narrowed, shares_of
 from ..membership.consent import check_consent
 from ..membership.policy import Policy
 from ..protection.draw import Draw, check
@@ -38,8 +39,12 @@ from ..protection.update import LOSS_UNIT, Codec, Statistics
 from ..sealed import handover
 from ..sealed.handover import Handover
 from ..sealed.vault import Progress, Vault
+from . import offering
+from .contribution import Drawer
 from .guard import ballot
+from .offering import Offering
 from .purse import Purse
+from .recall import HOLDS, LackingError, Recall
 
 logger = log.get("federation.party")
 Event = dict[str, object]
@@ -69,6 +74,7 @@ class Party:
             card, the evaluation as JSON: the coordinator has no adapter to sign.
         safe: in sealed mode, this member's secrets and the worker for ciphertexts; by default in memory, and a new one.
         purse: this member's privacy spent so far; by default in memory. Hazard: a node that runs again needs it on disk.
+        drawer: in buffered rounds, where its contribution waits; by default in memory.
     """
 
     def __init__(
@@ -84,6 +90,7 @@ class Party:
         adopt: Callable[[Vector, str], str] | None = None,
         safe: Safe | None = None,
         purse: Purse | None = None,
+        drawer: Drawer | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
         """Take part.
@@ -106,6 +113,8 @@ class Party:
         self.adopt = adopt
         self.on_event = on_event or (lambda event: None)
         self.attempt: Attempt | None = None
+        self.offering = Offering(self, drawer or Drawer()) if policy.schedule.buffered else None
+        self.recall = Recall(policy, size) if policy.recipe.download == "change" else None
         self.safe: Safe | None = None
         self.handover: Handover | None = None
         if policy.protection.mode == "sealed":
@@ -127,8 +136,15 @@ class Party:
 
     def answer(self, task: Task) -> bytes:
         """One stage of whatever it belongs to."""
+        if self.offering is not None and task.stage in offering.STAGES:
+            return self.offering.answer(task)
         if task.stage in work.STAGES:
-            return self.open(task)
+            try:
+                return self.open(task)
+            except LackingError as lacking:  # nothing was changed; told once more, in another way, this member works
+                return lacking.reply
+        if self.recall is not None and task.stage == HOLDS:
+            return self.recall.names(task.place.run)
         if self.handover is not None and task.stage in handover.STAGES:
             self.ledger.check(task.place)  # `train` and `score` record it
             return self.handover.answer(task.place, task.stage, task.payload)
@@ -139,7 +155,12 @@ class Party:
 
         Raises:
             MessageError: malformed; in sealed mode, another adapter than this member's is meant.
+            LackingError: told as a change of an adapter that is not here.
         """
+        if self.recall is not None:
+            named, way = work.split(task.payload)
+            self.ledger.check(task.place)
+            return dataclasses.replace(named, flat=self.recall.follow(named.state, way, task.place.run).flat)
         if self.safe is None:
             return work.decode(task.payload, self.size)
         order, seed = work.decode(task.payload, 0), self.safe.vault.seed(self.policy.digest)
@@ -157,6 +178,8 @@ class Party:
         parent = self.parent(task.place) if task.stage == work.UNDO else None
         self.ledger.record(task.place)  # on disk before any work, so that no place is worked twice
         self.attempt = None
+        if self.recall is not None:
+            self.recall.keep(order.state)
         self.on_event({"event": task.stage, "round": task.place.round, "attempt": task.place.attempt})
         if task.stage == work.ADOPT:
             name = self.adopt(order.flat, order.card).encode("utf-8") if self.adopt is not None else b""
@@ -188,7 +211,8 @@ class Party:
         if wanted and self.safe is not None:  # the same in every member: the masks are bound to the velocity they follow from
             given = spans(self.safe.vault.progress(place.run).server.velocity, self.stops, recipe.update_range)
         ranges = read_spans(given, self.size, recipe.update_range) if wanted else ()
-        return Terms(ranges, seed_of(self.policy, place), order.told)
+        shares = shares_of(self.policy, order.cohort, place.attempt) if training else None
+        return Terms(ranges, seed_of(self.policy, place), order.told, shares)
 
     def pay(self, place: Place) -> bool:
         """Pay for this attempt's privacy; False if there is not enough left, and then nothing is trained."""
@@ -212,6 +236,10 @@ class Party:
             raise MessageError("there is no step here to undo; refused")
         return Progress(self.safe.vault.progress(place.run).steps + 1, before.server.at_rest())
 
+    def enter(self, place: Place, half: PartyHalf) -> None:
+        """Take part in the protection's stages at `place`."""
+        self.attempt = Attempt(place, half)
+
     def go_on(self, task: Task) -> bytes:
         """Answer the next stage of the protection."""
         attempt = self.attempt
@@ -225,13 +253,17 @@ class Party:
             self.attempt = None  # the contribution is gone from memory
         return answer
 
-    def train(self, order: work.Work, place: Place, terms: Terms) -> tuple[Vector, Statistics]:
-        """Score if asked, then train; return the change [n] and the counters."""
+    def train(self, order: work.Work, place: Place, terms: Terms, turn: int = 0) -> tuple[Vector, Statistics]:
+        """Score if asked, then train, with a seed for each `turn` in a round; return the change [n] and the counters."""
         counts = self.learner.evaluate(order.flat) if order.evaluate else Counts(0, 0)
-        trained: Trained = self.learner.train(order.flat, training_seed(place.round, self.name))
+        columns = self.policy.adapter.rank if terms.shares is None else terms.shares.of(self.name)
+        learner = narrowed(self.learner, columns, self.policy.adapter.rank)
+        trained: Trained = learner.train(order.flat, training_seed(place.round, f"{self.name} {turn}" if turn else self.name))
         if not (np.isfinite(trained.flat).all() and math.isfinite(trained.loss)):
             raise DataError("training ended in values that are not finite; nothing is sent, a lower lr may help")
         update = trained.flat.astype(np.float32) - order.flat
+        if terms.shares is not None:  # a coordinate's sum is divided by those who train it, so nobody else may move it
+            update[~terms.shares.trained(self.name, update.size)] = 0.0
         if (agreed := self.policy.recipe.agreed_steps) and trained.steps:
             update *= np.float32(agreed / trained.steps)  # Wang et al. 2020, FedNova: nobody counts more for more steps
         clipped = Codec(self.size, self.policy, terms).clipped(update)
@@ -240,7 +272,8 @@ class Party:
             correct=votes.correct, total=votes.total, examples=trained.examples, tokens=trained.tokens,
             loss_milli=round(max(trained.loss, 0.0) * trained.tokens * LOSS_UNIT), clipped=clipped,
         )  # fmt: skip
-        self.on_event({"event": "trained", "round": place.round, "loss": trained.loss, "tokens": trained.tokens})
+        told: Event = {} if terms.shares is None else {"columns": columns}
+        self.on_event({"event": "trained", "round": place.round, "loss": trained.loss, "tokens": trained.tokens, **told})
         return update, statistics
 
     def score(self, order: work.Work) -> tuple[Vector, Statistics]:

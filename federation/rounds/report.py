@@ -46,6 +46,8 @@ class RoundReport:
     )  # narrowest and widest of the tensors' ranges; empty: the federation's one
     epsilon: float | None = None  # spent with this round, by a member of every attempt so far; None without noise
     guard: dict[str, Any] | None = None  # the members' verdict on the adapter that this round made
+    staleness: list[int] = field(default_factory=list)  # buffered: of each contribution, in order
+    columns: dict[str, int] | None = None  # members behind the columns below each rank, where not all train all of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +104,14 @@ def write_entry(kind: str, outcome: Outcome, state: RunState, policy: Policy, si
         examples=counters.examples, tokens=counters.tokens, update_norm=0.0, buckets=len(outcome.sums),
         clipped_share=counters.clipped / max(1, size * len(outcome.parties)),
         ranges=[min(scales), max(scales)] if scales else [], epsilon=None if outcome.spent is None else outcome.spent.epsilon,
+        columns=None if outcome.shares is None else outcome.shares.told(outcome.parties),
+        staleness=list(outcome.staleness),
     )  # fmt: skip
     table = dataclasses.asdict(entry)
     if table["guard"] is None:
         del table["guard"]  # written with the verdict
+    if outcome.shares is None:
+        del table["columns"]
+    if not outcome.staleness:
+        del table["staleness"]
     return table

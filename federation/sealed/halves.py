@@ -28,6 +28,7 @@ from ...crypto.sealed import Desk, Seal, SealedRing, SealedTally, coefficients, 
 from ...crypto.secagg import SecAggConfig
 from ..exchange.messages import Place
 from ..learning.recipes import optimizer_of
+from ..learning.shares import Shares
 from ..membership.policy import Policy
 from ..protection import masked
 from ..protection.masked import MaskedCoordinator, MaskedParty
@@ -164,7 +165,7 @@ class SealedParty(MaskedParty):
         """
         assert self.client is not None and self.seal is not None
         policy, place, survivors = self.context.policy, self.context.place, self.client.survivors
-        mean = Codec(self.seal.packing.length, policy, self.context.terms).mean(total, len(survivors))
+        mean = Codec(self.seal.packing.length, policy, self.context.terms).mean(total, len(survivors), survivors)
         server = optimizer_of(policy.recipe).step(self.progress.server, mean)
         self.vault.keep_progress(place.run, Progress(self.progress.steps + 1, server))
         return self.vault.progress(place.run).tag(self.seed, place.run)
@@ -175,13 +176,13 @@ class SealedCoordinator(MaskedCoordinator):
 
     def __init__(
         self, policy: Policy, place: Place, cohort: tuple[str, ...], length: int, counted: bool, common: Common, desk: Desk,
-        told: bytes = b"",
+        told: bytes = b"", shares: Shares | None = None,
     ) -> None:  # fmt: skip
         self.policy, self.place, self.common, self.desk = policy, place, common, desk
         self.sealed_sum = b""
         self.signatures: dict[str, bytes] = {}
         self.tags: dict[str, bytes] = {}
-        super().__init__(policy, place, cohort, length, counted, told=told)
+        super().__init__(policy, place, cohort, length, counted, told=told, shares=shares)
 
     def ring(self, config: SecAggConfig) -> SealedRing:
         """The members' ring, without their key."""

@@ -2,9 +2,9 @@
 
     advertise ─ share ─ mask ─ consistency ─ unmask      in the ring of `crypto.threshold.ring`
     witness     the coordinator shows everybody the sum of contributions; each signs what it was shown
-    open        with enough signatures over the very same bytes: t chosen members answer a part each, sealed for members;
+    open        with enough signatures over the very same bytes: t chosen members answer a part each, covered for members;
                 should one of them be gone, once more with others
-    open        the parts: put them together, step the adapter, keep it, answer its tag
+    open        the parts, added up in the dark: uncover, step the adapter, keep it, answer its tag
 
 Knows how the joint key and a round fit together. Knows nothing of how the key was made (see `forming`), of training or links.
 Always: a part is given for exactly the survivors that this member signed, and once a request; what it is given for is on disk
@@ -35,19 +35,22 @@ from ...crypto.threshold import (
     opened_bytes,
     parse,
     request,
+    together,
 )
 from ..exchange.messages import Place
+from ..learning.shares import Shares
 from ..membership.policy import Policy
 from ..protection import masked
 from ..protection.seam import SAMPLE, PartyContext, Values, describe
 from . import parts
 from .circle import Circle, round_number
-from .forming import PART, REQUEST, named
+from .forming import REQUEST, named
 from .halves import WITNESS, SealedCoordinator, SealedParty, counters, make_ring
 from .handover import SAYS
 from .muster import Common
 
 OPEN = "open"
+SUMMED = "parts"  # all parts of a request, added up
 STAGES = (*masked.STAGES, WITNESS, OPEN)
 REQUESTS = 3  # for parts, in one attempt
 
@@ -109,14 +112,13 @@ class JointParty(SealedParty):
             raise MessageError("a sum is to be opened that this member was not shown; refused")
         given = parts.split(payload)
         self.require_witnesses(named(given, SAYS))
-        asked, heard = given.get(REQUEST, b""), named(given, PART)
+        asked = given.get(REQUEST, b"")
         reader = Reader(self.holding, asked, opened_bytes(self.seal, self.sealed_sum))
         if (reader.round, reader.contributors) != (round_number(self.context.place), self.client.survivors):
             raise MessageError("parts are asked for another sum than the one that this member signed; refused")
-        if not heard:
+        if SUMMED not in given:
             return self.respond(asked)
-        for sender, part in heard.items():
-            reader.receive(sender, part)
+        reader.receive_sum(given[SUMMED])
         return self.step(self.seal.packing.unpack(reader.result()))
 
     def respond(self, asked: bytes) -> bytes:
@@ -143,14 +145,14 @@ class JointCoordinator(SealedCoordinator):
 
     def __init__(
         self, policy: Policy, place: Place, cohort: tuple[str, ...], length: int, counted: bool, common: Common, desk: Desk,
-        told: bytes = b"",
+        told: bytes = b"", shares: Shares | None = None,
     ) -> None:  # fmt: skip
         size = length - counters(policy)
         self.plan = Circle.decode(common.circle).plan(policy, size) if size else None
         self.request, self.requests, self.applying = b"", 0, False
         self.parts: dict[str, bytes] = {}
         self.here: set[str] = set()  # answered the last request
-        super().__init__(policy, place, cohort, length, counted, common, desk, told)
+        super().__init__(policy, place, cohort, length, counted, common, desk, told, shares)
 
     def ring(self, config: SecAggConfig) -> SealedRing:
         """The members' ring, without any secret."""
@@ -197,7 +199,8 @@ class JointCoordinator(SealedCoordinator):
         if len(self.parts) < self.openers:
             return self.ask(tuple(sorted(self.here)))
         self.applying = True
-        return OPEN, dict.fromkeys(sorted(self.here), self.letter({PART + name: part for name, part in self.parts.items()}))
+        assert self.plan is not None
+        return OPEN, dict.fromkeys(sorted(self.here), self.letter({SUMMED: together(self.plan, self.request, self.parts)}))
 
     @property
     def openers(self) -> int:

@@ -29,7 +29,7 @@ FILE = "audit.jsonl"
 MAX_LINE = 4 << 20
 Event = dict[str, object]
 # Said many times a round, and nothing that anybody would look up later.
-UNWRITTEN = frozenset({"waiting", "ready", "preparing", "step"})
+UNWRITTEN = frozenset({"waiting", "ready", "preparing", "step", "handed", "offered"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,7 @@ def sentence(event: Event) -> str | None:
         "trained": "round {round}: trained on {tokens} answer tokens, loss {loss:.3f}",
         "refused": "refused: {reason}",
         "adopted": "a finished adapter came: {adapter}",
+        "personal": "{words}",
     }
     return sentences[str(kind)].format(**event) if kind in sentences else None
 

@@ -210,7 +210,7 @@ def test_an_invited_node_is_enrolled_once_under_the_name_it_was_invited_as(file:
     said, answer = invitation.accept(token, keys.card, tmp_path / "node")
     assert (said.title, said.name) == ("choir", "zoe")
     assert said.seed not in repr(said) and said.seed not in answer
-    name, card, used = invitation.check(answer + "\n", policy, file.parent)
+    name, card, used, _ = invitation.check(answer + "\n", policy, file.parent)
     assert (name, card) == ("zoe", keys.card)
     later = owner.enroll(file, key_of(file), name, card, invitation=used)
     copy = (file.parent / invitation.OPEN_FILE).read_bytes()
@@ -219,7 +219,7 @@ def test_an_invited_node_is_enrolled_once_under_the_name_it_was_invited_as(file:
     with pytest.raises(RosterError, match="no open invitation"):
         invitation.check(second, later, file.parent)
     (file.parent / invitation.OPEN_FILE).write_bytes(copy)  # an old copy of the list does not bring it back
-    _, card, used = invitation.check(second, later, file.parent)
+    _, card, used, _ = invitation.check(second, later, file.parent)
     with pytest.raises(RosterError, match="was used already"):
         owner.enroll(file, key_of(file), "eve", card, invitation=used)
     assert roster.load(file) == later

@@ -1,10 +1,63 @@
-"""Stock `flwr run` on Flower's own deployment engine, with what pyproject.toml names, started as the benchmark does."""
+"""Both of Flower's own engines, as federation/README.md starts them: our protection inside, the adapter of one process outside.
 
+The two are told to start at once: either waits more than it works.
+"""
+
+import socket
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
-from quietchoir.simulations.bench import federation_stock
+import pytest
+
+from quietchoir.simulations import scale
+from quietchoir.simulations.choir import Plan
+from quietchoir.simulations.engines import Engine, beginning
+
+RECIPE = {"evaluate_every": 0, "stage_timeout_s": 250.0, "work_timeout_s": 250.0}
 
 
-def test_flwr_run_trains_a_round_on_two_nodes(tmp_path: Path) -> None:
-    with federation_stock.engine(tmp_path, nodes=2, rounds=1, size=100) as run:
-        assert len(list(federation_stock.rounds_of(run, rounds=1, nodes=2))) == 1
+class Parallel(threading.Thread):
+    """One engine's run, beside another's."""
+
+    def __init__(self, run: Callable[[], scale.Outcome]) -> None:
+        super().__init__(daemon=True)
+        self.work, self.outcome, self.error = run, list[scale.Outcome](), list[BaseException]()
+
+    def run(self) -> None:
+        try:
+            self.outcome.append(self.work())
+        except BaseException as error:
+            self.error.append(error)
+
+    def result(self) -> scale.Outcome:
+        self.join()
+        if self.error:
+            raise self.error[0]
+        return self.outcome[0]
+
+
+@pytest.mark.timeout(900)
+def test_stock_supernodes_and_ray_run_the_same_apps_to_the_adapter_of_one_process(tmp_path: Path) -> None:
+    engines: list[Engine] = []
+    plain = Plan(nodes=3, mode="plain", size=200, bits=16, rounds=1, recipe=RECIPE)
+    masked = Plan(nodes=3, mode="masked", size=200, bits=16, rounds=2, recipe=RECIPE)
+    stock = Parallel(lambda: scale.deployed(tmp_path / "stock", plain, on_engine=engines.append))
+    stock.start()
+    try:
+        ray = scale.simulated(tmp_path / "ray", masked, on_engine=engines.append)
+    finally:
+        stock.join()
+    outcomes = [ray, stock.result()]
+    assert [(one.engine, one.mode, one.nodes, one.rounds) for one in outcomes] == [
+        ("ray", "masked", 3, 2),
+        ("supernodes", "plain", 3, 1),
+    ]
+    assert all(one.difference <= one.bound < 1e-4 for one in outcomes)  # of values up to 0.1, moved by 0.03 a round
+    for engine in engines:
+        assert len(engine.started) > 3  # the SuperLink and what it started
+        assert [pid for pid, began in engine.started.items() if beginning(pid) == began != ""] == []
+        assert not engine.scratch.exists()
+        host, _, port = engine.address.rpartition(":")
+        with socket.socket() as probe:
+            assert probe.connect_ex((host, int(port))) != 0  # nobody listens there any more

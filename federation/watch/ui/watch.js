@@ -16,10 +16,22 @@ function Tile({ value, words }) {
   return html`<div class="tile"><b>${value}</b><span>${words}</span></div>`;
 }
 
-/** Accuracy over rounds, as an SVG that needs no library. */
-function Curve({ points, rounds }) {
+/** What members voted of changes that they then undid: [rounds behind it, accuracy]. */
+function undone(history) {
+  const found = [];
+  let done = 0;
+  for (const entry of history) {
+    done += entry.kind === "train" ? 1 : 0;
+    if (entry.kept === false && entry.voted !== null) found.push([done, entry.voted]);
+  }
+  return found;
+}
+
+/** Accuracy over rounds, as an SVG that needs no library. A cross is a change that members undid. */
+function Curve({ points, crosses, rounds }) {
   if (!points.length) return html`<p class="faint">Nothing was scored yet.</p>`;
   const last = Math.max(rounds, points.at(-1)[0], 1);
+  const cross = (px, py) => `M${px - 5},${py - 5}l10,10m0,-10l-10,10`;
   const x = (round) => EDGE.left + (round / last) * (WIDTH - EDGE.left - EDGE.right);
   const y = (share) => HEIGHT - EDGE.bottom - share * (HEIGHT - EDGE.top - EDGE.bottom);
   const line = points.map(([round, share]) => `${x(round)},${y(share)}`).join(" ");
@@ -36,21 +48,22 @@ function Curve({ points, rounds }) {
       ${marks.map((round) => html`<text x=${x(round)} y=${HEIGHT - 8} text-anchor="middle">${round}</text>`)}
       <polyline class="line" points=${line} />
       ${points.map(([round, share]) => html`<circle cx=${x(round)} cy=${y(share)} r="4"><title>after ${round} rounds: ${percent(share)}</title></circle>`)}
+      ${crosses.map(([round, share]) => html`<path class="undone" d=${cross(x(round), y(share))}><title>round ${round}, undone: ${percent(share)}</title></path>`)}
     </svg>
   `;
 }
 
-function Rounds({ history }) {
+function Rounds({ history, noisy }) {
   return html`
     <table>
       <thead>
-        <tr><th>round</th><th>in the sum</th><th>dropped out</th><th>up</th><th>down</th><th>seconds</th><th>loss</th><th>accuracy before</th><th>epsilon</th></tr>
+        <tr><th>round</th><th>in the sum</th><th>dropped out</th><th>up</th><th>down</th><th>seconds</th><th>loss</th><th>accuracy before</th>${noisy && html`<th>epsilon</th>`}</tr>
       </thead>
       <tbody>
         ${[...history].reverse().map(
           (entry) => html`
             <tr>
-              <td>${entry.kind === "train" ? entry.round : "score"}${entry.kept === false ? " (undone)" : ""}</td>
+              <td>${entry.kind === "train" ? entry.round : "score"}${entry.kept === false && html` <span class="undone">undone</span>`}</td>
               <td>${entry.parties} of ${entry.asked}</td>
               <td class=${entry.dropped ? "bad" : ""}>${entry.dropped}</td>
               <td>${megabytes(entry.bytes_up)}</td>
@@ -58,7 +71,7 @@ function Rounds({ history }) {
               <td>${number(entry.seconds, 1)}</td>
               <td>${number(entry.loss, 3)}</td>
               <td>${percent(entry.accuracy)}</td>
-              <td>${number(entry.epsilon, 2)}</td>
+              ${noisy && html`<td>${number(entry.epsilon, 2)}</td>`}
             </tr>
           `,
         )}
@@ -76,6 +89,7 @@ function state(run) {
 
 function Board({ run }) {
   const [words, kind] = state(run);
+  const crosses = undone(run.history);
   const spent = run.budget === null ? "none" : `${number(run.epsilon ?? 0, 2)} of ${number(run.budget, 2)}`;
   return html`
     <header class="top">
@@ -89,14 +103,16 @@ function Board({ run }) {
     <section class="tiles">
       <${Tile} value="${run.round} / ${run.rounds}" words="rounds" />
       <${Tile} value=${percent(run.curve.at(-1)?.[1])} words="right on held-out requests" />
-      <${Tile} value=${run.present ?? "–"} words="of ${run.members} members here" />
+      ${run.present === null
+        ? html`<${Tile} value=${run.members} words="members" />`
+        : html`<${Tile} value="${run.present} of ${run.members}" words="members here" />`}
       <${Tile} value=${run.dropped} words="drop-outs" />
       <${Tile} value=${megabytes(run.bytes_up)} words="from all members" />
       <${Tile} value=${megabytes(run.bytes_down)} words="to all members" />
       <${Tile} value=${spent} words=${run.budget === null ? "differential privacy" : `epsilon, delta ${run.delta}`} />
     </section>
-    <section class="panel"><h2>accuracy over rounds</h2><${Curve} points=${run.curve} rounds=${run.rounds} /></section>
-    <section class="panel"><h2>rounds</h2><${Rounds} history=${run.history} /></section>
+    <section class="panel"><h2>accuracy after so many rounds${crosses.length > 0 && html` <span class="undone">× undone by the members</span>`}</h2><${Curve} points=${run.curve} crosses=${crosses} rounds=${run.rounds} /></section>
+    <section class="panel"><h2>rounds, the newest first</h2><${Rounds} history=${run.history} noisy=${run.budget !== null} /></section>
     <p class="faint">Every number is a sum or a count over members. What one member sent is not here, and in masked and sealed mode nobody but that member has it.</p>
   `;
 }

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from quietchoir.simulations.faults.namespaces import NoNamespacesError
 from quietchoir.simulations.faults.table import LINES, NAMES, Play
 
 PATIENCE_S = 900.0  # of the last one, on a machine that has much else to do; nothing is measured
@@ -19,7 +20,10 @@ def play() -> Iterator[Play]:
 @pytest.mark.timeout(PATIENCE_S)
 @pytest.mark.parametrize("fault", NAMES)
 def test_a_whole_round_ends_after(fault: str, play: Play) -> None:
-    play.outcomes[fault].result(timeout=PATIENCE_S)
+    try:
+        play.outcomes[fault].result(timeout=PATIENCE_S)
+    except NoNamespacesError as reason:
+        pytest.skip(str(reason))
 
 
 def test_no_name_stands_twice() -> None:

@@ -1,0 +1,123 @@
+"""What a coordinator of buffered rounds says to members: train from this version, and: these are summed now.
+
+Knows two payloads and one answer. Knows nothing of signatures, of protection, or of who keeps what.
+Always: `decode_*` returns what is well-formed, or nothing was read. What a group is told is bound into its masks by `told`.
+
+    train   version, 8 bytes | the work, as `work.encode` spells it          answer: the version that the contribution is from
+    group   canonical JSON: members with their versions, the newest version, ranges          answer: ready, or spent
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ...core.errors import MessageError
+from ..membership.policy import canonical
+from . import work
+from .work import Ranges, Work
+
+GROUP = "group"  # make the contribution that is kept ready to be summed with these members'
+VERSION_BYTES = 8
+MAX_GROUP_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Whose contributions are summed."""
+
+    version: int  # steps behind the newest adapter
+    members: tuple[tuple[str, int], ...]  # names, sorted, each with the version that its contribution was trained from
+    ranges: Ranges = ()  # as `Work.ranges`
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Who is in it."""
+        return tuple(name for name, _ in self.members)
+
+    @property
+    def told(self) -> bytes:
+        """32 bytes that differ if the coordinator told two members different things about one group."""
+        return hashlib.sha256(b"quietchoir group 1" + encode_group(self)).digest()
+
+    def staleness(self, name: str) -> int:
+        """Steps between the adapter that `name` trained from and the newest one."""
+        return self.version - dict(self.members)[name]
+
+
+def encode_train(version: int, order: Work) -> bytes:
+    """The adapter that was reached in `version` steps, and what to do with it."""
+    return encode_version(version) + work.encode(order)
+
+
+def decode_train(payload: bytes, size: int) -> tuple[int, Work]:
+    """Read what `encode_train` wrote.
+
+    Raises:
+        MessageError: malformed; or work for a drawn cohort, which there is none of here.
+    """
+    order = work.decode(payload[VERSION_BYTES:], size)
+    if order.cohort or order.absent or order.ranges:
+        raise MessageError("work for a drawn cohort came, in a federation of buffered rounds; refused")
+    return decode_version(payload[:VERSION_BYTES]), order
+
+
+def encode_version(version: int) -> bytes:
+    """A version of the adapter; as an answer, the one that the member's contribution was trained from."""
+    return version.to_bytes(VERSION_BYTES, "big")
+
+
+def decode_version(payload: bytes) -> int:
+    """Read what `encode_version` wrote.
+
+    Raises:
+        MessageError: of another length.
+    """
+    if len(payload) != VERSION_BYTES:
+        raise MessageError(f"a version of {len(payload)} bytes, expected {VERSION_BYTES}; refused")
+    return int.from_bytes(payload, "big")
+
+
+def encode_group(group: Group) -> bytes:
+    """One spelling of it."""
+    return canonical({"members": listed(group.members), "ranges": listed(group.ranges), "version": group.version})
+
+
+def listed(pairs: tuple[tuple[Any, Any], ...]) -> list[list[Any]]:
+    """Tuples as lists."""
+    return [list(pair) for pair in pairs]
+
+
+def decode_group(payload: bytes) -> Group:
+    """Read what `encode_group` wrote.
+
+    Raises:
+        MessageError: malformed, or not in the one spelling.
+    """
+    fields: Any = None
+    if len(payload) <= MAX_GROUP_BYTES:
+        try:
+            fields = json.loads(payload)
+        except (ValueError, RecursionError):
+            fields = None
+    expected = {"members": list, "ranges": list, "version": int}
+    if not isinstance(fields, dict) or {key: type(value) for key, value in fields.items()} != expected:
+        raise MessageError("the call of a group is malformed; refused")
+    members, ranges = pairs(fields["members"], [str, int]), pairs(fields["ranges"], [int, float])
+    group = Group(version=fields["version"], members=members, ranges=ranges)
+    good = all(math.isfinite(scale) for _, scale in ranges) and encode_group(group) == payload
+    if not good or list(group.names) != sorted(set(group.names)):
+        raise MessageError("the call of a group is not a sorted list of different names with their versions; refused")
+    return group
+
+
+def pairs(found: list[Any], kinds: list[type]) -> tuple[tuple[Any, Any], ...]:
+    """Lists of these kinds as tuples.
+
+    Raises:
+        MessageError: others.
+    """
+    if not all(isinstance(one, list) and [type(part) for part in one] == kinds for one in found):
+        raise MessageError("the call of a group holds what is no member or no range; refused")
+    return tuple((first, second) for first, second in found)

@@ -1,0 +1,120 @@
+"""Letters that were handed to Flower and whose answers are still owed.
+
+Knows who owes what, until when, and what became of it. Knows nothing of who waits, or of what letters say.
+Always: an answer is taken once; a letter whose member went away, let its time pass, or asks for work instead of answering is
+owed no longer; whatever is owed no longer is gone from the link state.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from ...core import log
+from .post import Post
+from .superlink import SuperLink
+
+logger = log.get("federation.flower")
+HANDED_OUT = 5  # times, at most: then whoever asks without answering is missing
+LATE_S = 60.0  # Flower keeps a letter for so long after nobody waits for it any more
+MEANING = {  # what a member's refusal says about the coordinator; its words stay with the member
+    "StaleError": ": it has answered this place or a later one, so the state here is older than the run: restore the newest",
+    "RivalError": ": it is in another run: a second coordinator has this identity, or this one lost its state",
+}
+
+
+@dataclass(slots=True)
+class Owed:
+    """One letter. Times are `time.monotonic`."""
+
+    name: str
+    timeout_s: float
+    until: float
+    handed: float  # when it was last handed out, at the latest
+    left: int = HANDED_OUT  # times that it may still be handed out
+
+
+class Underway:
+    """Some letters under way.
+
+    Args:
+        give_up: called with a member that owes an answer, and why it is not waited for.
+        refused: called with a member that answered without a letter, and of what kind its refusal was.
+    """
+
+    def __init__(
+        self, superlink: SuperLink, post: Post, give_up: Callable[[str, str], None], refused: Callable[[str, str], None]
+    ) -> None:
+        self.superlink, self.post, self.give_up, self.refused = superlink, post, give_up, refused
+        self.owed: dict[str, Owed] = {}  # by number
+        self.kept: set[str] = set()  # numbers that the link state holds
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Who owes an answer."""
+        return frozenset(one.name for one in self.owed.values())
+
+    def put(self, ids: Mapping[str, int], letters: Mapping[str, bytes], timeout_s: float) -> None:
+        """Leave letters for the members in `ids`; the others are passed over."""
+        began = time.monotonic()
+        for name, letter in letters.items():
+            number = self.post.put(ids[name], letter, timeout_s + LATE_S) if name in ids else None
+            if number is not None:
+                self.owed[number] = Owed(name, timeout_s, time.monotonic() + timeout_s, began)
+                self.kept.add(number)
+                self.superlink.ring(name)
+
+    def left_s(self) -> float:
+        """Until the next letter's time is over."""
+        return min((one.until for one in self.owed.values()), default=math.inf) - time.monotonic()
+
+    def take(self) -> Iterator[tuple[str, bytes]]:
+        """Answers that are here; and those that will not come are given up."""
+        idle = {number: self.superlink.caller(one.name).idle_at for number, one in self.owed.items()}
+        for number, letter, reason in self.post.take(self.owed):
+            name = self.owed.pop(number).name
+            if letter is not None:
+                yield name, letter
+            else:
+                self.refused(name, reason)
+                logger.warning("%s did not answer: %s%s", name, reason, MEANING.get(reason, ""))
+        self.hand_out_again(idle)
+        for number, one in list(self.owed.items()):
+            if time.monotonic() >= one.until:
+                self.drop(number, f"did not answer within {one.timeout_s:.0f} s")
+
+    def lose(self, online: frozenset[str]) -> None:
+        """Give up those whose heartbeats do not arrive."""
+        for number, one in list(self.owed.items()):
+            if one.name not in online:
+                self.drop(number, "went away before it answered")
+
+    def hand_out_again(self, idle: Mapping[str, float]) -> None:
+        """Letters whose members asked for work after they were handed out: they were lost on the way, or the node died.
+
+        Args:
+            idle: when each member had last asked in vain, by the letter's number, noted before answers were taken.
+        """
+        for number, one in list(self.owed.items()):
+            handed = self.superlink.caller(one.name).handed_at
+            if not one.handed < handed < idle.get(number, -math.inf):
+                continue
+            if number in self.post.announced or not one.left:
+                self.drop(number, "asks for work instead of answering")
+                continue
+            logger.info("%s asks for work while it owes an answer; its letter goes out again", one.name)
+            one.left, one.handed = one.left - 1, handed
+            self.post.leave_again(number)
+            self.superlink.ring(one.name)
+
+    def drop(self, number: str, why: str) -> None:
+        """Wait for this one no longer."""
+        self.give_up(self.owed.pop(number).name, why)
+
+    def forget(self, *, everything: bool = False) -> None:
+        """Take what is owed no longer out of the link state; `everything`: nothing is owed any more."""
+        if everything:
+            self.owed.clear()
+        if gone := self.kept - self.owed.keys():
+            self.kept -= gone
+            self.post.forget(gone)

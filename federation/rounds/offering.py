@@ -1,0 +1,170 @@
+"""A member's side of buffered rounds: train when asked, keep what came out, let it go into one sum.
+
+Knows which contribution is kept, and what a call for a group must say. Knows nothing of Flower or of the coordinator's reasons.
+Always: a contribution leaves this member once: it is wiped, on disk first, before the masked (or plain) values are sent, so it
+is in one sum at most, whether that sum is opened or not. A call that is refused leaves memory and disk as they were.
+
+    train   what is kept is offered again; if there is nothing, or it is too stale, train from the version that came
+    group   all of the roster, enough, none too stale, its own version the one it was handed → weigh, protect, take part
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...core.errors import MessageError
+from ..exchange import calls, work
+from ..exchange.calls import GROUP, Group
+from ..exchange.messages import Place, Task
+from ..membership.schedule import weight
+from ..protection.modes import party_half
+from ..protection.seam import PartyContext, PartyHalf, Values
+from ..protection.terms import Terms
+from ..protection.update import Codec
+from .contribution import Contribution, Drawer, rules_of
+
+if TYPE_CHECKING:
+    from .party import Party
+
+STAGES = (work.TRAIN, GROUP)
+LEAVES_AT = ("mask", "send")  # the stage whose answer carries the contribution, masked or plain
+
+
+class Once:
+    """A half of a protection whose contribution is wiped where it was kept, before it leaves."""
+
+    def __init__(self, half: PartyHalf, drawer: Drawer) -> None:
+        self.half, self.drawer = half, drawer
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """As `PartyHalf`."""
+        return self.half.stages
+
+    def answer(self, stage: str, payload: bytes) -> bytes:
+        """As `PartyHalf`.
+
+        Raises:
+            QuietchoirError: the disk refuses to wipe; nothing leaves.
+        """
+        answer = self.half.answer(stage, payload)
+        if stage in LEAVES_AT:
+            self.drawer.wipe()
+        return answer
+
+
+class Offering:
+    """What `Party` does in a federation whose rounds are buffered."""
+
+    def __init__(self, party: "Party", drawer: Drawer) -> None:
+        self.party, self.drawer = party, drawer
+        self.limit = party.policy.schedule.max_staleness
+        self.rules = rules_of(party.policy)
+
+    def answer(self, task: Task) -> bytes:
+        """`train` or `group`."""
+        return self.train(task) if task.stage == work.TRAIN else self.group(task)
+
+    def train(self, task: Task) -> bytes:
+        """Offer what is kept; train first if nothing is, or if that is too stale.
+
+        Raises:
+            MessageError: refused; nothing was changed.
+            DataError and others of the tree: training failed.
+        """
+        party, place = self.party, task.place
+        version, order = calls.decode_train(task.payload, party.size)
+        check_version(version, place)
+        party.ledger.record(place)  # on disk before any work, so that no place is worked twice
+        party.attempt = None
+        if (kept := self.kept(task)) is not None:
+            return calls.encode_version(kept.version)
+        if not party.purse.affords():  # nothing is paid before something leaves, but work for nothing is spared
+            party.on_event({"event": "spent", "round": place.round, "reason": "the privacy budget is used up"})
+            return work.SPENT
+        party.on_event({"event": task.stage, "round": place.round, "attempt": place.attempt, "version": version})
+        update, statistics = party.train(order, place, Terms(), turn=place.attempt)
+        self.drawer.keep(
+            Contribution(run=place.run, rules=self.rules, version=version, update=update, statistics=statistics)
+        )  # fmt: skip
+        return calls.encode_version(version)
+
+    def kept(self, task: Task) -> Contribution | None:
+        """What is offered again instead of training from the version that came with `task`."""
+        version, kept = calls.decode_version(task.payload[: calls.VERSION_BYTES]), self.drawer.look(task.place.run, self.rules)
+        return kept if kept is not None and 0 <= version - kept.version <= self.limit else None
+
+    def group(self, task: Task) -> bytes:
+        """Make the kept contribution ready to be summed with the others' of this group.
+
+        Raises:
+            MessageError: refused; nothing was changed.
+        """
+        party, place = self.party, task.place
+        called = calls.decode_group(task.payload)
+        kept = self.check(called, place)
+        order = work.Work(flat=np.zeros(0, np.float32), ranges=called.ranges, cohort=called.names)
+        terms = dataclasses.replace(party.terms(order, place, training=True), told=called.told)
+        party.ledger.record(place)
+        party.attempt = None
+        party.on_event(
+            {"event": task.stage, "round": place.round, "attempt": place.attempt, "staleness": called.version - kept.version}
+        )
+        if not party.pay(place):
+            return work.SPENT
+        values, tokens = self.weighed(kept, called.version - kept.version, terms)
+        context = PartyContext(party.policy, party.name, party.identity, party.ledger.sums, place, None, terms, called.names)
+        party.enter(place, Once(party_half(context, values, tokens, counted=True), self.drawer))
+        return work.READY
+
+    def check(self, called: Group, place: Place) -> Contribution:
+        """The contribution that may go into this group.
+
+        Raises:
+            MessageError: a group that this member does not take part in.
+        """
+        policy, name = self.party.policy, self.party.name
+        self.party.ledger.check(place)
+        if name not in called.names or any(policy.member(one) is None for one in called.names):
+            raise MessageError("the group names strangers, or not this node; refused")
+        if len(called.members) < policy.protection.min_cohort:  # the node's own floor, never the coordinator's word
+            raise MessageError(
+                f"a group of {len(called.members)} is below the minimum of {policy.protection.min_cohort}; refused"
+            )
+        for one, version in called.members:
+            if not 0 <= version <= called.version <= version + self.limit:
+                raise MessageError(
+                    f"{one}'s contribution from version {version} does not fit version {called.version}, at most {self.limit} "
+                    "steps later; refused"
+                )
+        check_version(called.version, place)
+        kept = self.drawer.look(place.run, self.rules)
+        if kept is None:
+            raise MessageError("this member has no contribution to give: the last one has left, or was never made; refused")
+        if kept.version != dict(called.members)[name]:
+            raise MessageError(
+                f"this member's contribution is from version {kept.version}, the group says {dict(called.members)[name]}; "
+                "refused"
+            )
+        return kept
+
+    def weighed(self, kept: Contribution, staleness: int, terms: Terms) -> tuple[Values, int]:
+        """The contribution as whole numbers, scaled before it is clipped and noised; and its tokens, if they are counted."""
+        party, update = self.party, (kept.update * np.float32(weight(staleness))).astype(np.float32)
+        codec = Codec(party.size, party.policy, terms)
+        statistics = dataclasses.replace(kept.statistics, clipped=codec.clipped(update))
+        if staleness:  # its scores are of an adapter that is not the one this step starts from
+            statistics = dataclasses.replace(statistics, correct=0, total=0)
+        tokens = statistics.tokens if party.policy.privacy.counts else 0
+        return codec.encode(update, statistics), tokens
+
+
+def check_version(version: int, place: Place) -> None:
+    """Require that so many steps can have been made: numbers of rounds count them, and those that came to nothing.
+
+    Raises:
+        MessageError: they cannot.
+    """
+    if version >= place.round:
+        raise MessageError(f"version {version} is said to be there before round {place.round} is over; refused")

@@ -1,0 +1,142 @@
+"""An epsilon becomes the noise that a file names: enough of it, told with what it means, or refused."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quietchoir import cli
+from quietchoir.core.errors import BudgetError, ConfigError
+from quietchoir.crypto.accountant import Account, Budget, Step
+from quietchoir.crypto.noise import Noise
+from quietchoir.federation.exchange.messages import Place
+from quietchoir.federation.membership import budgeting, roster
+from quietchoir.federation.membership.budgeting import budgeted, rounded_up
+from quietchoir.federation.membership.policy import ProtectionTable, Recipe
+from quietchoir.federation.membership.privacy import PrivacyTable
+from quietchoir.federation.rounds.purse import Purse
+from quietchoir.tests.fakes_federation import DIGEST, house
+
+INIT = ("--name", "choir", "--model-digest", DIGEST, "--model", "none-of-this-name")
+
+
+def tables(rounds: int = 4, *, privacy: PrivacyTable | None = None, **protection: Any) -> dict[str, Any]:
+    """What a file would say otherwise."""
+    protection = {"bits": 12, **protection}
+    return {"protection": ProtectionTable(**protection), "recipe": Recipe(rounds=rounds), "privacy": privacy or PrivacyTable()}
+
+
+def quietchoir(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
+    """Exit code, and all that was said."""
+    code = cli.main([str(word) for word in words])
+    said = capsys.readouterr()
+    return code, said.out + said.err
+
+
+@pytest.mark.parametrize("mechanism", ["discrete-gaussian", "skellam"])
+def test_all_rounds_fit_into_the_budget_and_not_one_more_with_less_noise(mechanism: str) -> None:
+    asked = tables(privacy=PrivacyTable(mechanism=mechanism, clip=2.0, colluders=1), min_cohort=5)  # type: ignore[arg-type]
+    found = budgeted(6.0, 1e-6, asked, {}, 1000)
+    assert (found.privacy.epsilon, found.privacy.delta, found.privacy.clip, found.privacy.colluders) == (6.0, 1e-6, 2.0, 1)
+    for share, allowed in ((1.0, 4), (0.96, 3)):
+        noise = Noise(
+            length=1000, clip=2.0, multiplier=share * found.privacy.noise_multiplier, honest=4, bits=12,
+            mechanism=mechanism,  # type: ignore[arg-type]
+        )  # fmt: skip
+        account = Account(Budget(epsilon=6.0, delta=1e-6), scope="a test")
+        for number in range(allowed):
+            account.charge(str(number), Step.of(noise))
+        if allowed < 4:
+            with pytest.raises(BudgetError):
+                account.charge("3", Step.of(noise))
+
+
+def test_a_members_purse_pays_for_exactly_the_rounds_that_were_planned() -> None:
+    found = budgeted(5.0, None, tables(3, bits=16), {}, 500)
+    policy = house(bits=16, mode="masked", tables={"privacy": found.privacy}).policy
+    purse = Purse(policy, 500, "ann")
+    for number in range(1, 4):
+        purse.pay(Place("0a" * 16, number, 1))
+    with pytest.raises(BudgetError):
+        purse.pay(Place("0a" * 16, 4, 1))
+
+
+def test_few_members_are_told_that_they_will_learn_nothing_and_many_are_not() -> None:
+    few = budgeted(8.0, None, tables(), {}, 2000)
+    assert few.drowned and few.per_coordinate > 0.3
+    said = "\n".join(few.lines())
+    for words in (
+        "epsilon 7.", "at delta 1e-05 after 4 steps", "one member: its whole update of a round", "sampling not assumed",
+        "times the clip on each of 2,000 coordinates", "warning: so much noise over 3 members",
+    ):  # fmt: skip
+        assert words in said
+    enough = few.enough()
+    many = budgeted(8.0, None, tables(min_cohort=2 * enough), {}, 2000)
+    assert not many.drowned and "warning" not in "\n".join(many.lines())
+    assert many.per_coordinate == pytest.approx(few.per_coordinate * 3 / (2 * enough), rel=0.05)
+    unknown = budgeted(8.0, None, tables(), {}, None)
+    assert unknown.privacy.noise_multiplier > few.privacy.noise_multiplier * 0.99
+    assert unknown.drowned and "1 % was added" in unknown.lines()[-1]
+    assert not dataclasses.replace(unknown, per_coordinate=0.001).drowned
+
+
+@pytest.mark.parametrize(
+    "sentence, epsilon, delta, asked, given, values",
+    [
+        ("epsilon must be above 0", -1.0, None, tables(), {}, 100),
+        ("a budget of epsilon nan", float("nan"), None, tables(), {}, 100),
+        ("delta = 2.0 must lie", 1.0, 2.0, tables(), {}, 100),
+        ("have no room for noise .*; --bits 11 would do", 8.0, None, tables(bits=4), {}, 10_000),
+        ("have no room for noise", 1e-6, None, tables(bits=16), {}, 100),
+        ("--epsilon sets privacy.epsilon, and --privacy-epsilon does too", 8.0, None, tables(), {"epsilon": 3.0}, 100),
+        ("--privacy-noise-multiplier does too", 8.0, None, tables(), {"noise_multiplier": 3.0}, 100),
+        ("asks for noise", 8.0, None, tables(), {"mechanism": "none"}, 100),
+        ("pull the model first", 8.0, None, tables(privacy=PrivacyTable(mechanism="skellam")), {}, None),
+        ("must be below protection.min_cohort", 8.0, None, tables(privacy=PrivacyTable(colluders=3)), {}, 100),
+        ("min_tokens = 0", 8.0, None, tables(min_tokens=5), {}, 100),
+    ],
+)
+def test_what_cannot_be_is_refused_with_what_to_do(
+    sentence: str, epsilon: float, delta: float | None, asked: Any, given: Any, values: int | None
+) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        budgeted(epsilon, delta, asked, given, values)
+
+
+def test_noise_that_is_never_enough_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budgeting, "TRIES", 1)
+    with pytest.raises(ConfigError, match="no noise up to"):
+        budgeted(8.0, None, tables(privacy=PrivacyTable(mechanism="skellam")), {}, 100)
+
+
+def test_a_multiplier_is_written_with_four_digits_and_never_rounded_down() -> None:
+    assert [rounded_up(one) for one in (1.2340, 1.23401, 0.0987601, 125599.9)] == [1.234, 1.235, 0.09877, 125600.0]
+
+
+def test_init_and_change_write_the_noise_and_say_what_it_means(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = tmp_path / "f"
+    code, said = quietchoir(capsys, "federation", "init", folder, *INIT, "--epsilon", "8", "--rounds", "2", "--bits", "16")
+    file = folder / "federation.toml"
+    first = roster.load(file).privacy
+    assert code == 0 and "privacy: noise multiplier" in said and "at delta 1e-05 after 2 steps" in said and "warning" in said
+    assert (first.mechanism, first.epsilon, first.delta) == ("discrete-gaussian", 8.0, 1e-5) and first.noise_multiplier > 0.5
+    assert "epsilon at most 8 at delta 1e-05" in quietchoir(capsys, "federation", "show", file)[1]
+    words = ("--epsilon", "4", "--delta", "1e-6", "--rounds", "3", "--privacy-counters", "exact")
+    code, said = quietchoir(capsys, "federation", "change", file, *words)
+    later = roster.load(file)
+    assert code == 0 and "after 3 steps" in said and "stays spent" in said and "started again" in said
+    assert later.recipe.rounds == 3 and later.privacy.noise_multiplier > 1.5 * first.noise_multiplier
+    assert (later.privacy.epsilon, later.privacy.delta, later.privacy.counters) == (4.0, 1e-6, "exact")
+    before = file.read_bytes()
+    for wrong, sentence in (
+        (("--delta", "1e-6"), "--delta needs --epsilon"),
+        (("--epsilon", "4", "--privacy-epsilon", "4"), "does too"),
+        (("--epsilon", "0"), "above 0"),
+        (("--epsilon", "4", "--bits", "99"), "bits = 99"),
+    ):
+        code, said = quietchoir(capsys, "federation", "change", file, *wrong)
+        assert code == 2 and sentence in said, said
+    assert file.read_bytes() == before
+    code, said = quietchoir(capsys, "federation", "init", tmp_path / "g", *INIT, "--epsilon", "nan")
+    assert code == 2 and not (tmp_path / "g").exists()

@@ -1,0 +1,311 @@
+"""Buffered rounds in one process: who is summed when, what a late contribution counts, and what a kill costs."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quietchoir.core.errors import ConfigError, FederationError, RoundAborted
+from quietchoir.federation.exchange import messages
+from quietchoir.federation.exchange.link import Link
+from quietchoir.federation.learning.learner import Counts
+from quietchoir.federation.learning.rehearsal import RehearsalLearner
+from quietchoir.federation.membership.guard import AggregationTable, GuardTable
+from quietchoir.federation.membership.privacy import PrivacyTable
+from quietchoir.federation.membership.schedule import weight
+from quietchoir.federation.rounds.buffered import BufferedCoordinator, coordinator_of
+from quietchoir.federation.rounds.checkpoint import Store
+from quietchoir.federation.rounds.contribution import Drawer
+from quietchoir.federation.rounds.coordinator import Coordinator
+from quietchoir.federation.rounds.purse import Purse, Purses, check_books
+from quietchoir.tests.fakes_buffered import SIZE, NapLink, buffered, run_of
+from quietchoir.tests.fakes_federation import FixedLearner, SilentLink, house, parties
+
+NOISE = PrivacyTable(mechanism="skellam", clip=1.0, noise_multiplier=4.0, epsilon=3.0, counters="exact")
+
+
+def stage_of(letter: bytes) -> str:
+    """What a letter asks for."""
+    fields, _ = messages.split(letter, {"kind": str, "recipient": str, **messages.FRAME})
+    return str(fields["stage"])
+
+
+def test_a_late_contribution_counts_by_the_root_of_its_staleness() -> None:
+    assert [weight(late) for late in (0, 3, 8)] == [1.0, 0.5, pytest.approx(1 / 3)]
+    with pytest.raises(ValueError, match="staleness = -1"):
+        weight(-1)
+
+
+def test_a_federation_is_synchronous_unless_its_file_says_otherwise() -> None:
+    home = house()
+    assert home.policy.schedule.rounds == "synchronous"
+    assert type(coordinator_of(home.policy, home.coordinator, NapLink({}), size=SIZE)) is Coordinator
+
+
+@pytest.mark.parametrize(
+    "words, options",
+    [
+        (r"protection\.mode", {"mode": "sealed"}),
+        (r"aggregation\.rule", {"tables": {"aggregation": AggregationTable(rule="median", buckets=3)}}),
+        (r"recipe\.cohort = 0, found 3", {"recipe": {"cohort": 3}}),
+        (r"recipe\.download", {"recipe": {"download": "change"}}),
+        ("buffer = -1", {"schedule": {"buffer": -1}}),
+        ("patience_s", {"schedule": {"patience_s": 0.0}}),
+    ],
+)
+def test_what_does_not_fit_buffered_rounds_is_refused_in_the_file(words: str, options: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=words):
+        buffered(**options)  # type: ignore[arg-type]
+
+
+def test_a_link_that_cannot_leave_letters_is_refused_for_buffered_rounds() -> None:
+    class Asking:
+        def present(self) -> frozenset[str]:
+            return frozenset()
+
+        def ask(self, letters: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
+            return iter(())
+
+    home, link = buffered(), Asking()
+    assert isinstance(link, Asking) and callable(Link)
+    with pytest.raises(ConfigError, match="needs `quietchoir coordinate`"):
+        coordinator_of(home.policy, home.coordinator, link, size=SIZE)
+    assert isinstance(coordinator_of(home.policy, home.coordinator, NapLink({}), size=SIZE), BufferedCoordinator)
+
+
+@pytest.mark.parametrize("mode", ["plain", "masked"])
+def test_a_run_goes_on_with_whoever_is_ready_and_arrives(mode: str) -> None:
+    home = buffered(5, mode=mode, recipe={"rounds": 8})
+    members = parties(home, 200, lambda name: RehearsalLearner(200, name))
+    report = run_of(home, members).run()
+    trained = [entry for entry in report.history if entry["kind"] == "train"]
+    assert [entry["round"] for entry in trained] == list(range(1, 9)) and report.aborted == []
+    assert all(len(entry["parties"]) == 3 for entry in trained)  # nobody waits for a fourth
+    assert max(late for entry in trained for late in entry["staleness"]) > 0
+    assert report.accuracy["before"] < 0.5 < 0.95 < report.accuracy["after"]  # type: ignore[operator]
+    assert report.delivered == sorted(home.members)
+
+
+@pytest.mark.parametrize("mode", ["plain", "masked"])
+def test_the_step_is_the_weighed_mean_over_the_groups_size(mode: str) -> None:
+    home = buffered(mode=mode, bits=16)
+    members = parties(home, SIZE)
+    link = NapLink(members)
+    run = run_of(home, members, link)
+    run.hand_out()
+    link.asleep = {"dan"}  # asleep over its letter of version 0
+    run.go_on(1)
+    assert (run.state.history[0]["parties"], run.state.history[0]["staleness"]) == (["ann", "ben", "cat"], [0, 0, 0])
+    assert np.abs(run.state.server.flat - 0.1).max() < 1e-4
+    link.asleep = {"cat"}
+    run.go_on(2)
+    assert (run.state.history[1]["parties"], run.state.history[1]["staleness"]) == (["ann", "ben", "dan"], [0, 0, 1])
+    assert np.abs(run.state.server.flat - 0.1 - 0.1 * (2 + 1 / math.sqrt(2)) / 3).max() < 1e-4
+
+
+def test_a_member_is_handed_the_newest_adapter_and_its_scores_count_only_while_it_is_the_newest() -> None:
+    home = buffered(recipe={"rounds": 4})
+    members = parties(home, SIZE)
+    run = run_of(home, members)
+    run.go_on(4)
+    for entry in run.state.history:
+        fresh = entry["staleness"].count(0)
+        assert entry["total"] == 10 * fresh and entry["accuracy"] == (0.4 if fresh else None)
+
+
+def test_a_contribution_that_is_too_stale_is_dropped_and_trained_anew() -> None:
+    home = buffered(schedule={"max_staleness": 0})
+    members = parties(home, SIZE)
+    link = NapLink(members)
+    run = run_of(home, members, link)
+    run.hand_out()
+    link.asleep = {"dan"}
+    run.go_on(2)
+    link.asleep = {"ann"}  # dan wakes, and brings what it made of version 0
+    run.go_on(3)
+    assert "dan" in run.state.history[2]["parties"] and run.state.history[2]["staleness"] == [0, 0, 0]
+    assert [flat.mean() for flat in members["dan"].learner.trained] == pytest.approx([0.0, 0.2], abs=1e-3)  # type: ignore[attr-defined]
+
+
+def test_below_the_minimum_nothing_is_called_and_the_adapter_is_unchanged() -> None:
+    home = buffered(mode="masked", schedule={"patience_s": 1e-9})
+    members = parties(home, SIZE)
+    link = NapLink(members)
+    link.asleep = {"cat", "dan"}
+    run = run_of(home, members, link)
+    with pytest.raises(RoundAborted, match="nobody has contributed"):
+        run.run()
+    assert run.state.round == 0 and not run.state.server.flat.any()
+    assert link.letters and {stage_of(letter) for _, letter in link.letters} == {"train"}
+
+
+def test_a_larger_buffer_waits_for_more() -> None:
+    home = buffered(6, schedule={"buffer": 5})
+    run = run_of(home, parties(home, SIZE))
+    run.go_on(3)
+    assert [len(entry["parties"]) for entry in run.state.history] == [5, 5, 5]
+
+
+@pytest.mark.parametrize("stage", ["group", "advertise", "share", "mask", "consistency", "unmask"])
+def test_a_group_that_fails_is_tried_anew_and_nothing_is_averaged_over_fewer(stage: str) -> None:
+    home = buffered(3, mode="masked", threshold=3, recipe={"attempts": 4})
+    members, left = parties(home, SIZE), [2]
+
+    def lose(name: str, letter: bytes) -> bool:
+        if name != "ben" or stage_of(letter) != stage or not left[0]:
+            return False
+        left[0] -= 1
+        return True
+
+    link = SilentLink({name: party.handle for name, party in members.items()}, lose)
+    run = run_of(home, members, link)
+    run.go_on(1)
+    assert len(run.aborted) == 2 and run.state.round == 1
+    assert run.state.history[0]["parties"] == ["ann", "ben", "cat"]
+    assert np.abs(run.state.server.flat - 0.1).max() < 0.01
+    trained = {name: len(party.learner.trained) for name, party in members.items()}  # type: ignore[attr-defined]
+    sent = {"consistency", "unmask"} | ({"mask"} if stage == "mask" else set())
+    assert trained["ann"] == trained["cat"] == (3 if stage in sent else 1)  # what has left a member never leaves it again
+    assert trained["ben"] == (3 if stage in ("consistency", "unmask") else 1)
+
+
+def test_groups_that_fail_again_and_again_end_the_run_with_their_reason() -> None:
+    home = buffered(3, mode="masked", recipe={"attempts": 2})
+    members = parties(home, SIZE)
+    link = SilentLink(
+        {name: party.handle for name, party in members.items()},
+        lambda name, letter: name == "ben" and stage_of(letter) == "share",
+    )
+    run = run_of(home, members, link)
+    with pytest.raises(RoundAborted):
+        run.run()
+    assert len(run.aborted) == 2 and run.state.round == 0 and not run.state.server.flat.any()
+
+
+def test_a_restarted_coordinator_is_offered_what_members_kept(tmp_path: Path) -> None:
+    home = buffered(mode="masked", recipe={"rounds": 3})
+    members = parties(home, SIZE)
+    store = Store(tmp_path)
+    first = run_of(home, members, store=store)
+    first.go_on(1)
+    first.hand_out()
+    while first.outbox.owed:
+        first.take_in()
+    trained = {name: len(party.learner.trained) for name, party in members.items()}  # type: ignore[attr-defined]
+    store.close()  # killed: who is ready was in its memory alone
+    store = Store(tmp_path)
+    again = run_of(home, members, store=store)
+    assert again.state.round == 1 and again.ready == {}
+    again.go_on(2)
+    assert {name: len(party.learner.trained) for name, party in members.items()} == trained  # type: ignore[attr-defined]
+    again.run()
+    assert again.state.round == 3 and again.aborted == []
+    store.close()
+
+
+class Judging(FixedLearner):
+    """Scores well until the adapter has moved too far."""
+
+    def evaluate(self, flat: np.ndarray) -> Counts:
+        return Counts(8 if flat.mean() < 0.15 else 1, 10)
+
+
+@pytest.mark.parametrize("mode", ["plain", "masked"])
+def test_members_vote_between_steps_and_a_worse_adapter_is_undone(mode: str) -> None:
+    home = buffered(5, mode=mode, recipe={"rounds": 2}, tables={"guard": GuardTable(rule="vote")})
+    run = run_of(home, parties(home, SIZE, lambda name: Judging()))
+    run.go_on(2)
+    assert [entry["guard"]["kept"] for entry in run.state.history] == [True, False]
+    assert run.state.server.flat.mean() == pytest.approx(0.1, abs=0.01)
+
+
+@pytest.mark.parametrize("mode", ["plain", "masked"])
+def test_ranges_of_tensors_are_told_to_the_group(mode: str) -> None:
+    home = buffered(mode=mode, bits=16, recipe={"ranges": "tensor", "rounds": 3})
+    run = run_of(home, parties(home, SIZE, lambda name: FixedLearner(0.02)))
+    run.go_on(3)
+    assert all(entry["ranges"] for entry in run.state.history)
+    assert run.state.server.flat.mean() == pytest.approx(0.02 * (1 + 2 * (2 + 1 / math.sqrt(2)) / 3), abs=0.01)
+
+
+def test_each_group_charges_its_members_once_and_the_coordinator_reports_the_one_who_paid_most() -> None:
+    home = buffered(5, mode="masked", bits=16, recipe={"rounds": 3}, tables={"privacy": NOISE})
+    members = parties(home, SIZE)
+    link = NapLink(members)
+    run = run_of(home, members, link)
+    run.go_on(1)
+    link.asleep = {"ann"}
+    run.go_on(3)
+    taken = {name: sum(name in entry["parties"] for entry in run.state.history) for name in home.members}
+    for name, party in members.items():
+        assert len(party.purse.account.history) == len(run.purses.of(name).account.history) == taken[name]
+    spent = run.purse.spent()
+    assert spent is not None and spent["steps"] == max(taken.values()) < sum(taken.values())
+    assert spent["sampling"] == "not assumed" and run.state.history[-1]["epsilon"] == spent["epsilon"]
+
+
+def test_a_group_that_came_to_nothing_is_paid_for_as_well() -> None:
+    home = buffered(3, mode="masked", bits=16, tables={"privacy": NOISE})
+    members, lost = parties(home, SIZE), [True]
+
+    def lose(name: str, letter: bytes) -> bool:
+        return name == "ben" and stage_of(letter) == "unmask" and bool(lost and lost.pop())
+
+    run = run_of(home, members, SilentLink({name: party.handle for name, party in members.items()}, lose))
+    run.go_on(1)
+    assert len(run.aborted) == 1
+    assert {len(party.purse.account.history) for party in members.values()} == {2}
+    assert run.purse.spent()["steps"] == 2  # type: ignore[index]
+
+
+def test_members_that_have_spent_their_budget_are_asked_no_more_and_the_run_ends_well() -> None:
+    tight = dataclasses.replace(NOISE, epsilon=2.0)
+    home = buffered(4, bits=16, recipe={"rounds": 50}, tables={"privacy": tight})
+    members = parties(home, SIZE)
+    report = run_of(home, members).run()
+    assert "used up their privacy budget" in report.stopped and 0 < report.rounds < 50
+    assert report.privacy is not None and report.privacy["epsilon"] <= 2.0
+    trained = {name: len(party.learner.trained) for name, party in members.items()}  # type: ignore[attr-defined]
+    paid = {name: len(party.purse.account.history) for name, party in members.items()}
+    assert all(trained[name] - paid[name] <= 1 for name in trained)  # nobody trains for nothing, but for the last one
+    assert report.delivered == sorted(home.members)
+
+
+def test_the_books_of_one_schedule_are_not_continued_under_another(tmp_path: Path) -> None:
+    policy = buffered(bits=16, tables={"privacy": NOISE}).policy
+    place = messages.Place("0a" * 16, 1, 1)
+    (tmp_path / "each").mkdir()
+    (tmp_path / "any").mkdir()
+    Purses(policy, SIZE, tmp_path / "each").pay(["ann", "ben", "cat"], place)
+    Purse(policy, SIZE, "any member", tmp_path / "any" / "privacy.json").pay(place)
+    check_books(tmp_path / "each", buffered=True)
+    check_books(tmp_path / "any", buffered=False)
+    for folder, other in (("each", False), ("any", True)):
+        with pytest.raises(FederationError, match=r"schedule\.rounds"):
+            check_books(tmp_path / folder, buffered=other)
+
+
+def test_a_later_roster_keeps_what_members_have_made() -> None:
+    home = buffered(5, mode="masked")
+    members = parties(home, SIZE)
+    drawers = {name: party.offering.drawer for name, party in members.items() if party.offering is not None}
+    run = run_of(home, members)
+    run.go_on(1)
+    run.hand_out()
+    while run.outbox.owed:
+        run.take_in()
+    later = dataclasses.replace(home.policy, version=2, members=home.policy.members[:4])
+    house_ = dataclasses.replace(home, policy=later, members={name: home.members[name] for name in list(home.members)[:4]})
+    again = parties(house_, SIZE)
+    for name, party in again.items():
+        assert party.offering is not None
+        party.offering.drawer = drawers[name]
+    run.link = run.outbox.link = run.post.link = NapLink(again)  # the same members, under the new version
+    run.take(later)
+    run.go_on(2)
+    assert all(not party.learner.trained for party in again.values())  # type: ignore[attr-defined]
+    other = dataclasses.replace(later, recipe=dataclasses.replace(later.recipe, lr=0.5))
+    assert isinstance(drawers["ann"], Drawer) and other.digest != later.digest

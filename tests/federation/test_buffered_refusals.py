@@ -1,0 +1,315 @@
+"""What a member refuses in buffered rounds: each refusal leaves it as it was, and a contribution leaves it once."""
+
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quietchoir.core.errors import CryptoError, MessageError, QuietchoirError, RoundAborted
+from quietchoir.federation.exchange import calls, messages, work
+from quietchoir.federation.exchange.calls import Group
+from quietchoir.federation.exchange.messages import Place
+from quietchoir.federation.protection.masked import MaskedCoordinator
+from quietchoir.federation.protection.update import Codec
+from quietchoir.federation.rounds.contribution import FILE, Contribution, Drawer
+from quietchoir.federation.rounds.party import Party
+from quietchoir.tests.fakes_buffered import (
+    RUN,
+    SIZE,
+    NapLink,
+    answer,
+    buffered,
+    group_letter,
+    member,
+    run_of,
+    stage_letter,
+    train_letter,
+)
+from quietchoir.tests.fakes_federation import House, parties
+
+TRAINED, CALLED = Place(RUN, 4, 1), Place(RUN, 6, 1)
+GROUP = Group(version=4, members=(("ann", 3), ("ben", 4), ("cat", 1)))
+
+
+@pytest.fixture
+def home() -> House:
+    return buffered(mode="masked", schedule={"max_staleness": 3})
+
+
+@pytest.fixture
+def ann(home: House, tmp_path: Path) -> Iterator[Party]:
+    """A member whose contribution is from version 3."""
+    party = member(home, "ann", tmp_path)
+    assert answer(home, party, train_letter(home, "ann", TRAINED, 3)) == calls.encode_version(3)
+    yield party
+    party.ledger.close()
+
+
+def snapshot(party: Party, folder: Path) -> object:
+    """Everything a refused letter must not change."""
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    attempt = None if party.attempt is None else (party.attempt.place, party.attempt.done)
+    assert party.offering is not None
+    kept = party.offering.drawer.look(RUN, party.offering.rules)
+    trained = len(party.learner.trained)  # type: ignore[attr-defined]
+    return files, attempt, dict(party.ledger.marks), party.ledger.sums.snapshot(), kept, trained
+
+
+def spelled(home: House, payload: bytes) -> bytes:
+    """A call in these very bytes."""
+    return stage_letter(home, "ann", CALLED, calls.GROUP, payload)
+
+
+BAD: dict[str, Callable[[House], bytes]] = {
+    "without this member": lambda home: called(home, ("ben", 4), ("cat", 1), ("dan", 4)),
+    "with a stranger": lambda home: called(home, ("ann", 3), ("ben", 4), ("zoe", 4)),
+    "of too few": lambda home: called(home, ("ann", 3), ("ben", 4)),
+    "from a version it was not handed": lambda home: called(home, ("ann", 4), ("ben", 4), ("cat", 1)),
+    "with a contribution too stale": lambda home: called(home, ("ann", 3), ("ben", 4), ("cat", 0)),
+    "with a contribution from the future": lambda home: called(home, ("ann", 3), ("ben", 4), ("cat", 5)),
+    "with a negative version": lambda home: called(home, ("ann", 3), ("ben", 4), ("cat", -1)),
+    "out of order": lambda home: called(home, ("ben", 4), ("ann", 3), ("cat", 1)),
+    "with somebody twice": lambda home: called(home, ("ann", 3), ("ann", 3), ("cat", 1)),
+    "with ranges nobody agreed on": lambda home: group_letter(
+        home, "ann", CALLED, Group(version=4, members=GROUP.members, ranges=((SIZE, 0.1),))
+    ),
+    "of more steps than there were rounds": lambda home: group_letter(
+        home, "ann", CALLED, Group(version=6, members=(("ann", 3), ("ben", 4), ("cat", 4)))
+    ),
+    "at a place that was answered": lambda home: group_letter(home, "ann", TRAINED, GROUP),
+    "of another run": lambda home: group_letter(home, "ann", Place("0b" * 16, 6, 1), GROUP),
+    "that is no JSON": lambda home: spelled(home, b"{"),
+    "that is another table": lambda home: spelled(home, b'{"members":[]}'),
+    "in another spelling": lambda home: spelled(home, calls.encode_group(GROUP).replace(b":", b": ", 1)),
+    "with a member that is no name": lambda home: spelled(home, b'{"members":[[1,2]],"ranges":[],"version":4}'),
+    "with a range that is no number": lambda home: spelled(home, b'{"members":[],"ranges":[[1,NaN]],"version":4}'),
+    "of a drawn cohort": lambda home: stage_letter(
+        home, "ann", CALLED, work.TRAIN,
+        calls.encode_train(4, work.Work(flat=np.zeros(SIZE, np.float32), cohort=("ann", "ben", "cat"))),
+    ),
+    "to train from a version that cannot be": lambda home: train_letter(home, "ann", CALLED, 6),
+    "to train from a short adapter": lambda home: train_letter(home, "ann", CALLED, 4, np.zeros(SIZE - 1, np.float32)),
+}  # fmt: skip
+
+
+def called(home: House, *members: tuple[str, int]) -> bytes:
+    """A group of these at version 4."""
+    return group_letter(home, "ann", CALLED, Group(version=4, members=members))
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_call_is_refused_and_changes_nothing(home: House, ann: Party, tmp_path: Path, kind: str) -> None:
+    before = snapshot(ann, tmp_path)
+    with pytest.raises(MessageError, match="refused"):
+        ann.handle(BAD[kind](home))
+    assert snapshot(ann, tmp_path) == before
+    assert answer(home, ann, group_letter(home, "ann", CALLED, GROUP)) == work.READY  # and the good one still works
+
+
+def test_a_call_before_there_is_a_contribution_is_refused_and_changes_nothing(home: House, tmp_path: Path) -> None:
+    ben = member(home, "ben", tmp_path)
+    before = snapshot(ben, tmp_path)
+    with pytest.raises(MessageError, match="no contribution to give"):
+        ben.handle(group_letter(home, "ben", CALLED, GROUP))
+    assert snapshot(ben, tmp_path) == before
+    ben.ledger.close()
+
+
+def test_a_synchronous_federation_knows_no_groups(tmp_path: Path) -> None:
+    home = buffered(mode="masked", schedule={"rounds": "synchronous"})
+    ann = member(home, "ann", tmp_path)
+    with pytest.raises(MessageError, match="found stage 'group'"):
+        ann.handle(group_letter(home, "ann", CALLED, GROUP))
+    ann.ledger.close()
+
+
+def test_everything_that_a_group_is_told_is_bound_into_its_masks() -> None:
+    others = [
+        Group(version=5, members=GROUP.members),
+        Group(version=4, members=(("ann", 3), ("ben", 4), ("cat", 2))),
+        Group(version=4, members=(("ann", 3), ("ben", 4), ("dan", 1))),
+        Group(version=4, members=(*GROUP.members, ("dan", 4))),
+        Group(version=4, members=GROUP.members, ranges=((SIZE, 0.1),)),
+    ]
+    assert len({group.told for group in (GROUP, *others)}) == 6
+    assert all(calls.decode_group(calls.encode_group(group)) == group for group in (GROUP, *others))
+
+
+class Sly:
+    """A coordinator's side of one group that says to each member what it likes."""
+
+    def __init__(self, home: House, members: Mapping[str, Party], place: Place) -> None:
+        self.home, self.members, self.place = home, members, place
+
+    def call(self, told: Mapping[str, Group]) -> None:
+        """Tell each member its group."""
+        for name, group in told.items():
+            assert answer(self.home, self.members[name], group_letter(self.home, name, self.place, group)) == work.READY
+
+    def sum(self, told: bytes, names: tuple[str, ...], until: str = "unmask", silent: str = "") -> list[str]:
+        """Go through the masked stages; the stages that were answered by all that are asked, up to `until`."""
+        policy, done = self.home.policy, list[str]()
+        half = MaskedCoordinator(policy, self.place, names, Codec(SIZE, policy).length, True, told=told)
+        step = half.begin()
+        while True:
+            stage, payloads = step
+            for name, payload in payloads.items():
+                if (name, stage) != (silent, "consistency") and (name, stage) != (silent, "unmask"):
+                    letter = stage_letter(self.home, name, self.place, stage, payload)
+                    half.receive(name, answer(self.home, self.members[name], letter))
+            done.append(stage)
+            following = half.advance()
+            if following is None or stage == until:
+                return done
+            step = following
+
+
+def quartet(home: House, folder: Path) -> dict[str, Party]:
+    """Four members with a contribution from version 0 each."""
+    members = {name: member(home, name, folder) for name in home.members}
+    for name, party in members.items():
+        party.handle(train_letter(home, name, Place(RUN, 1, 1), 0))
+    return members
+
+
+@pytest.fixture
+def four(home: House, tmp_path: Path) -> Iterator[dict[str, Party]]:
+    members = quartet(home, tmp_path)
+    yield members
+    for party in members.values():
+        party.ledger.close()
+
+
+def zero(*names: str) -> Group:
+    """A group of fresh contributions."""
+    return Group(version=0, members=tuple((name, 0) for name in names))
+
+
+@pytest.mark.parametrize("until", ["mask", "unmask"])
+def test_one_contribution_never_goes_into_two_groups(home: House, four: dict[str, Party], tmp_path: Path, until: str) -> None:
+    """Attack: two sums that differ in one member give that member away. Also where the first sum seemed to come to nothing."""
+    first = zero("ann", "ben", "cat")
+    sly = Sly(home, four, Place(RUN, 1, 2))
+    sly.call(dict.fromkeys(first.names, first))
+    assert sly.sum(first.told, first.names, until)[-1] == until
+    before = snapshot(four["ann"], tmp_path)
+    for place in (Place(RUN, 1, 3), Place(RUN, 2, 1)):
+        with pytest.raises(MessageError, match="the last one has left"):
+            four["ann"].handle(group_letter(home, "ann", place, zero("ann", "ben", "dan")))
+    assert snapshot(four["ann"], tmp_path) == before
+
+
+def test_a_member_kept_from_the_end_of_its_group_does_not_contribute_again(tmp_path: Path) -> None:
+    """Attack: ann is not told that the sum was opened; then it would show the same contribution in another one."""
+    home = buffered(mode="masked", threshold=3)
+    four = quartet(home, tmp_path)
+    everybody = zero(*home.members)
+    sly = Sly(home, four, Place(RUN, 1, 2))
+    sly.call(dict.fromkeys(everybody.names, everybody))
+    assert sly.sum(everybody.told, everybody.names, silent="ann")[-1] == "unmask"  # opened, with ann's in it
+    with pytest.raises(MessageError, match="the last one has left"):
+        four["ann"].handle(group_letter(home, "ann", Place(RUN, 1, 3), zero("ann", "ben", "cat")))
+    for party in four.values():
+        party.ledger.close()
+
+
+def test_members_told_different_groups_never_meet_in_a_sum(home: House, four: dict[str, Party]) -> None:
+    """Attack: ann is told of a fourth member, whose place in the sum is empty."""
+    said, other = zero("ann", "ben", "cat"), zero("ann", "ben", "cat", "dan")
+    for told in (said.told, other.told):
+        sly = Sly(home, four, Place(RUN, 1, 2 if told == said.told else 3))
+        sly.call({"ann": other, "ben": said, "cat": said})
+        with pytest.raises((CryptoError, RoundAborted)):
+            sly.sum(told, said.names)
+    assert all(b'"opened": []' in party.ledger.sums.snapshot() for party in four.values())
+
+
+def test_a_coordinator_that_tells_one_member_of_another_group_gets_no_step(tmp_path: Path) -> None:
+    home = buffered(4, mode="masked", threshold=3, recipe={"attempts": 2})
+    members = parties(home, SIZE)
+
+    class Equivocator(NapLink):
+        def ask(self, letters: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
+            return super().ask({name: self.bent(name, letter) for name, letter in letters.items()}, timeout_s)
+
+        def bent(self, name: str, letter: bytes) -> bytes:
+            fields, payload = messages.split(letter, {"kind": str, "recipient": str, **messages.FRAME})
+            if name != "ben" or fields["stage"] != calls.GROUP:
+                return letter
+            group = calls.decode_group(payload)
+            told = Group(version=group.version, members=(*group.members, ("dan", group.version)))
+            return group_letter(home, name, messages.place_of(fields), told)
+
+    link = Equivocator(members)
+    link.asleep = {"dan"}
+    run = run_of(home, members, link)
+    with pytest.raises(RoundAborted, match="need 3"):
+        run.run()
+    assert run.state.round == 0 and not run.state.server.flat.any() and len(run.aborted) == 2
+    assert all(b'"opened": []' in party.ledger.sums.snapshot() for party in members.values())
+
+
+def test_a_contribution_outlives_a_kill_until_it_leaves_and_never_after(home: House, tmp_path: Path) -> None:
+    members = quartet(home, tmp_path)
+    file = tmp_path / "ann" / FILE
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    members["ann"].ledger.close()
+    members["ann"] = member(home, "ann", tmp_path)  # killed and started again
+    assert answer(home, members["ann"], train_letter(home, "ann", Place(RUN, 2, 1), 1)) == calls.encode_version(0)
+    assert members["ann"].learner.trained == []  # type: ignore[attr-defined]  # offered again, as it was
+    group = zero("ann", "ben", "cat")
+    sly = Sly(home, members, Place(RUN, 2, 2))
+    sly.call(dict.fromkeys(group.names, group))
+    assert sly.sum(group.told, group.names, "share")[-1] == "share" and file.exists()
+    sly = Sly(home, members, Place(RUN, 2, 3))  # an attempt that ended before anything had left
+    sly.call(dict.fromkeys(group.names, group))
+    sly.sum(group.told, group.names, "mask")
+    assert not file.exists()
+    for party in members.values():
+        party.ledger.close()
+    again = member(home, "ann", tmp_path)
+    assert answer(home, again, train_letter(home, "ann", Place(RUN, 3, 1), 2)) == calls.encode_version(2)
+    assert len(again.learner.trained) == 1  # type: ignore[attr-defined]
+    again.ledger.close()
+
+
+def test_what_the_disk_does_not_forget_is_not_sent(
+    home: House, four: dict[str, Party], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = zero("ann", "ben", "cat")
+    sly = Sly(home, four, Place(RUN, 1, 2))
+    sly.call(dict.fromkeys(group.names, group))
+    original = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path == tmp_path / "ann" / FILE:
+            raise OSError(30, "Read-only file system")
+        original(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(QuietchoirError, match="not wiped"):
+        sly.sum(group.told, group.names)
+
+
+def test_a_damaged_file_costs_a_training_and_a_full_disk_keeps_in_memory(
+    home: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann = member(home, "ann", tmp_path)
+    ann.handle(train_letter(home, "ann", Place(RUN, 1, 1), 0))
+    file = tmp_path / "ann" / FILE
+    data = bytearray(file.read_bytes())
+    data[-40] ^= 1
+    file.write_bytes(bytes(data))
+    assert ann.offering is not None
+    assert Drawer(tmp_path / "ann").look(RUN, ann.offering.rules) is None
+    kept = ann.offering.drawer.look(RUN, ann.offering.rules)
+    assert isinstance(kept, Contribution) and ann.offering.drawer.look("0b" * 16, ann.offering.rules) is None
+    drawer = Drawer(tmp_path / "full")
+    monkeypatch.setattr(
+        "quietchoir.core.paths.write_atomically", lambda *given, **named: (_ for _ in ()).throw(OSError(28, "full"))
+    )
+    drawer.keep(kept)
+    assert drawer.look(RUN, ann.offering.rules) is kept and not (tmp_path / "full" / FILE).exists()
+    ann.ledger.close()

@@ -1,0 +1,393 @@
+"""Adapters that are told as changes: the same bits for everybody, in fewer bytes, whatever happened before."""
+
+import dataclasses
+import tracemalloc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quietchoir.core.errors import ConfigError, MessageError, RoundAborted
+from quietchoir.crypto import fixedpoint
+from quietchoir.crypto.ring import BitRing
+from quietchoir.federation import costs
+from quietchoir.federation.exchange import work
+from quietchoir.federation.exchange.ledger import StaleError
+from quietchoir.federation.exchange.messages import Place
+from quietchoir.federation.learning.aggregate import ServerState
+from quietchoir.federation.learning.learner import Counts, Trained
+from quietchoir.federation.learning.rehearsal import RehearsalLearner
+from quietchoir.federation.membership.guard import AggregationTable, GuardTable
+from quietchoir.federation.membership.privacy import PrivacyTable
+from quietchoir.federation.rounds import steps
+from quietchoir.federation.rounds.checkpoint import Store
+from quietchoir.federation.rounds.coordinator import Coordinator
+from quietchoir.federation.rounds.party import Party
+from quietchoir.federation.rounds.recall import LACKS, LackingError, Recall
+from quietchoir.federation.rounds.steps import MAX_STEPS, Step, Stepping, name_of
+from quietchoir.tests.fakes_federation import ANY_MODE, House, SilentLink, coordinator, house, parties
+
+SIZE = 4000
+RUN = "0a" * 16
+
+
+class Noting(RehearsalLearner):
+    """Trains as a rehearsal does; remembers the bits that it was told."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(SIZE, name)
+        self.told: list[bytes] = []
+        self.worse = False
+
+    def train(self, flat: np.ndarray, seed: int) -> Trained:
+        self.told.append(flat.tobytes())
+        return super().train(flat, seed)
+
+    def evaluate(self, flat: np.ndarray) -> Counts:
+        return Counts(0, 100) if self.worse else super().evaluate(flat)
+
+
+def change_house(members: int = 4, *, mode: str = "masked", recipe: Mapping[str, Any] | None = None, **more: Any) -> House:
+    """A federation whose adapters are told as changes."""
+    return house(members, mode=mode, recipe={"download": "change", **(recipe or {})}, **{"bits": 8, **more})
+
+
+def noting(home: House) -> dict[str, Party]:
+    """Its members."""
+    return parties(home, SIZE, Noting)
+
+
+def told(members: Mapping[str, Party]) -> dict[str, list[bytes]]:
+    """What each was told."""
+    return {name: party.learner.told for name, party in members.items()}  # type: ignore[attr-defined]
+
+
+def follow_rounds(run: Coordinator, members: Mapping[str, Party], rounds: int) -> None:
+    """Rounds in which everybody who was asked trained from the coordinator's very bits."""
+    for _ in range(rounds):
+        before = run.state.server.flat.tobytes()
+        counts = {name: len(heard) for name, heard in told(members).items()}
+        run.insist(run.train_round)
+        asked = run.state.history[-1]["parties"]
+        assert asked and all(told(members)[name][-1] == before and len(told(members)[name]) > counts[name] for name in asked)
+
+
+def down(run: Coordinator, round_: int = -1) -> dict[str, int]:
+    """Bytes that each member was sent in a round."""
+    return dict(run.state.history[round_]["bytes_down"])
+
+
+CHOOSE = GuardTable(rule="choose")
+PRIVATE = PrivacyTable(mechanism="discrete-gaussian", noise_multiplier=1.0, clip=10.0, epsilon=100.0, counters="exact")
+
+
+@pytest.mark.parametrize(
+    "members, mode, recipe, tables, protection",
+    [
+        (4, "masked", {}, {}, {}),
+        (4, "plain", {"server_optimizer": "fedavg"}, {}, {"bits": 16}),
+        (4, "masked", {"server_optimizer": "fedadam"}, {}, {}),
+        (4, "masked", {"server_optimizer": "fedyogi", "ranges": "tensor"}, {}, {"bits": 4}),
+        (4, "masked", {"update_range": 0.5}, {"privacy": PRIVATE}, {"bits": 12}),
+        (9, "masked", {}, {"aggregation": AggregationTable(rule="median", buckets=3)}, {}),
+        (9, "plain", {}, {"aggregation": AggregationTable(rule="trimmed-mean", buckets=3), "guard": CHOOSE}, {}),
+    ],
+)  # fmt: skip
+def test_every_member_trains_from_the_coordinators_very_bits(
+    members: int, mode: str, recipe: dict[str, Any], tables: dict[str, Any], protection: dict[str, Any]
+) -> None:
+    home = change_house(members, mode=mode, recipe=recipe, tables=tables, **protection)
+    everybody = noting(home)
+    run = coordinator(home, everybody, SIZE, stops=(1000, SIZE))
+    rounds = 2 if home.policy.privacy.on else 3  # accounting takes a second a round
+    follow_rounds(run, everybody, rounds)
+    cost = costs.round_cost(home.policy, SIZE)
+    assert all(max(down(run, at).values()) <= cost.down for at in range(rounds))
+    assert max(down(run).values()) < 4 * SIZE * (1.2 if not home.policy.guard.on else 3)  # never more than without the setting
+    assert run.aborted == []
+
+
+def test_a_change_is_a_third_of_the_adapter_and_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    original, key = fixedpoint.encode, bytes(32)  # the same dice for both
+    monkeypatch.setattr(fixedpoint, "encode", lambda values, ranges, bits: original(values, ranges, bits, key=key))
+    runs = {}
+    for download in ("adapter", "change"):
+        home = house(3, mode="masked", bits=8, recipe={"download": download})
+        runs[download] = coordinator(home, noting(home), SIZE)
+        runs[download].run()
+    assert runs["adapter"].state.server.encode() == runs["change"].state.server.encode()
+    first, later = (max(down(runs["change"], at).values()) for at in (0, 2))
+    letters = max(down(runs["adapter"], 0).values()) - 4 * SIZE
+    assert first < letters + 500  # everybody knows where a run begins
+    assert later - letters < 4 * SIZE / 3 < 4 * SIZE <= max(down(runs["adapter"], 2).values()) - letters
+
+
+def test_a_vote_tells_the_change_and_the_next_round_only_its_name() -> None:
+    home = change_house(tables={"guard": GuardTable(rule="vote")})
+    members = noting(home)
+    run = coordinator(home, members, SIZE)
+    follow_rounds(run, members, 1)
+    follow_rounds(run, members, 1)
+    assert len(run.telling.ways) == 2
+    assert max(down(run, 1).values()) < max(down(run, 0).values()) + 500  # the name alone, as of where everybody begins
+    assert max(down(run, 1).values()) <= costs.round_cost(home.policy, SIZE).down
+
+
+def test_an_undone_round_is_told_as_an_optimizer_at_rest() -> None:
+    home = change_house(tables={"guard": GuardTable(rule="vote")})
+    members = noting(home)
+    run = coordinator(home, members, SIZE)
+    follow_rounds(run, members, 2)
+    for party in members.values():
+        party.learner.worse = True  # type: ignore[attr-defined]
+    run.train_round()
+    assert not run.state.history[-1]["guard"]["kept"] and not run.state.server.velocity.any()
+    for party in members.values():
+        party.learner.worse = False  # type: ignore[attr-defined]
+    follow_rounds(run, members, 2)
+    assert max(down(run, 3).values()) < max(down(run, 0).values()) + 500  # a word: it was undone
+
+
+def test_members_that_missed_rounds_or_start_again_arrive_at_the_same_bits() -> None:
+    home = change_house(8, recipe={"cohort": 4})
+    members = noting(home)
+    run = coordinator(home, members, SIZE)
+    follow_rounds(run, members, 6)  # drawn now and then: several changes at once, or the whole
+    assert len({name for heard in run.state.history for name in heard["asked"]}) > 4
+    home = change_house(4)
+    members = noting(home)
+    run = coordinator(home, members, SIZE)
+    follow_rounds(run, members, 8)
+    members["ann"] = Party(
+        home.policy, home.members["ann"], Noting("ann"), size=SIZE, consent=ANY_MODE, ledger=members["ann"].ledger
+    )
+    run.post.link = type(run.post.link)({name: party.handle for name, party in members.items()})  # type: ignore[call-arg]
+    follow_rounds(run, members, 1)
+    assert down(run)["ann"] > 8 * SIZE > 4 * SIZE > down(run)["ben"]
+    cost = costs.round_cost(home.policy, SIZE)
+    assert down(run)["ann"] <= cost.down + cost.late_down + 2500  # told in vain first
+    assert "more down, once, for who comes late" in costs.told(cost)
+    follow_rounds(run, members, 1)
+    assert down(run)["ann"] < 2 * SIZE  # and from then on as the others
+    assert run.aborted == []
+
+
+@pytest.mark.parametrize("killed", ["while members worked", "between rounds"])
+def test_a_coordinator_that_starts_again_asks_what_members_hold(tmp_path: Path, killed: str) -> None:
+    home = change_house()
+    members = noting(home)
+    store = Store(tmp_path)
+    doomed = coordinator(home, members, SIZE, store=store)
+    follow_rounds(doomed, members, 2)
+    if killed == "while members worked":
+        doomed.assembly.combine = lambda *given: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            doomed.train_round()
+    store.close()
+    store = Store(tmp_path)
+    try:
+        again = coordinator(home, members, SIZE, store=store)
+        follow_rounds(again, members, 2)
+        letters = max(down(again, 0).values()) + 500
+        assert all(size < letters if killed == "while members worked" else size > 8 * SIZE for size in down(again, 2).values())
+        assert max(down(again, 3).values()) < letters + 1.3 * SIZE
+    finally:
+        store.close()
+
+
+def test_a_member_that_fell_silent_while_it_worked_is_asked_what_it_holds() -> None:
+    home, silent = change_house(), [False]
+    members = noting(home)
+    link = SilentLink(
+        {name: party.handle for name, party in members.items()},
+        lambda name, letter: silent[0] and name == "dan" and b'"stage":"train"' in letter,
+    )
+    run = coordinator(home, members, SIZE, link=link)
+    follow_rounds(run, members, 1)
+    silent[0] = True
+    run.train_round()
+    silent[0] = False
+    follow_rounds(run, members, 1)
+    asked = [name for name, letter in link.letters if b'"stage":"holds"' in letter]
+    assert asked == ["dan"] and down(run)["dan"] < 4 * SIZE  # two changes
+
+
+def test_members_that_are_told_different_adapters_never_meet() -> None:
+    home = change_house(recipe={"attempts": 1})
+    members = noting(home)
+    run = coordinator(home, members, SIZE)
+    follow_rounds(run, members, 1)
+    honest, other = run.telling.way, run.optimizer.step(ServerState.zeros(SIZE), np.full(SIZE, 0.01, np.float32))
+
+    def lie(stage: str, order: work.Work, ways: Mapping[str, Any], place: Place, timeout_s: float) -> Iterator[Any]:
+        body = Step(kind="whole", body=other.encode()).encode()
+        letters = {name: work.encode_told(order, way) for name, (_, way) in ways.items()}
+        false = work.Work(
+            **{**{name: getattr(order, name) for name in work.FIELDS}, "flat": other.flat, "state": name_of(other)}
+        )
+        letters["ann"] = work.encode_told(false, steps.join("", [body]))
+        yield from run.post.ask(stage, letters, place, timeout_s)
+
+    run.telling.send = lie  # type: ignore[method-assign]
+    before = run.state.server.encode()
+    run.train_round()
+    assert run.state.history[-1]["parties"] == ["ben", "cat", "dan"]  # ann trained, and is in no sum with them
+    assert told(members)["ann"][-1] == other.flat.tobytes() != told(members)["ben"][-1]
+    assert honest is not None and before != run.state.server.encode()
+
+
+def stepping(**recipe: Any) -> Stepping:
+    """A federation's steps."""
+    policy = change_house(recipe=recipe).policy
+    return Stepping(policy, 100, RUN, Recall(policy, 100).optimizer)
+
+
+def test_sums_are_packed_or_deflated_whichever_is_less_and_come_back_exactly() -> None:
+    made, generator = stepping(), np.random.default_rng(3)
+    wild = generator.integers(0, 3 * 254 + 1, 100)
+    calm = 3 * 127 + generator.integers(-2, 3, 100)
+    for total, packing in ((wild, "bits"), (calm, "deflate")):
+        step = made.of_sum(np.concatenate([total, [7, 7]]), 3, (), 5)
+        assert step.packing == packing and len(step.body) <= 140
+        start, (read,) = steps.split(steps.join("ab" * 32, [step.encode()]))
+        assert start == "ab" * 32 and read == step
+        assert np.array_equal(made._integers(read), total)
+    extremes = np.array([0, 3 * 254] * 50)
+    for packing in ("bits", "deflate"):
+        body = steps.deflate(steps.spread(extremes, 3 * 127, 2)) if packing == "deflate" else made.of_sum(wild, 3, (), 0).body
+        read = Step(kind="sum", packing=packing, parties=3, body=body)  # type: ignore[arg-type]
+        assert np.array_equal(made._integers(read), extremes if packing == "deflate" else wild)
+
+
+HIGH = BitRing(length=100, bits=8, parties=3).pack(np.full(100, 3 * 254 + 1, np.uint16))  # one more than three members can have
+
+
+def bomb(size: int) -> bytes:
+    """Far more zeros than a step may hold."""
+    return steps.deflate(bytes(size))
+
+
+REFUSED: Sequence[tuple[str, Callable[[], bytes]]] = (
+    ("way to an adapter of 3 bytes", lambda: b"abc"),
+    ("longer than it says", lambda: bytes(32) + b"\xff\xff\xff\xff\x00\x00\x00\x00"),
+    ("longer than it says", lambda: steps.join("", [Step(kind="whole", body=b"1234").encode()[:-1]])),
+    ("too many steps", lambda: steps.join("", [Step(kind="rest").encode()] * (MAX_STEPS + 1))),
+    ("header of a step is malformed", lambda: steps.join("", [b"\x00\x00\x00\x02\x00\x00\x00\x00[]"])),
+    ("header of a step is malformed", lambda: steps.join("", [Step(kind="rest", packing="bits").encode()])),
+    ("header of a step is malformed", lambda: steps.join("", [Step(kind="rest", ranges=((1, True),)).encode()])),
+    ("header of a step is malformed", lambda: steps.join("", [Step(kind="rest", round=-1).encode()])),
+    ("200 values|bytes, expected", lambda: steps.join("", [Step(kind="whole", body=bytes(799)).encode()])),
+    ("not finite", lambda: steps.join("", [Step(kind="whole", body=b"\xff" * 800).encode()])),
+    ("is not the one that is named", lambda: steps.join("", [Step(kind="whole", body=bytes(796) + b"\0\0\0\x3f").encode()])),
+)
+
+
+@pytest.mark.parametrize("sentence, way", REFUSED)
+def test_a_malformed_way_is_refused_and_nothing_is_remembered(sentence: str, way: Callable[[], bytes]) -> None:
+    recall = Recall(change_house().policy, 100)
+    with pytest.raises(MessageError, match=sentence):
+        recall.follow("ab" * 32, way(), RUN)
+    assert recall.held == {} and recall.run == ""
+
+
+@pytest.mark.parametrize(
+    "sentence, step",
+    [
+        ("inflates to other than 200", Step(kind="sum", packing="deflate", parties=3, body=bomb(50_000_000))),
+        ("inflates to other than 400", Step(kind="vector", packing="deflate", body=bomb(50_000_000))),
+        ("inflates to other than 200", Step(kind="sum", packing="deflate", parties=3, body=bomb(199))),
+        ("inflates to other than 200", Step(kind="sum", packing="deflate", parties=3, body=bomb(200) + b"x")),
+        ("inflates to other than 200", Step(kind="sum", packing="deflate", parties=3, body=bomb(200)[:-5])),
+        ("does not inflate", Step(kind="sum", packing="deflate", parties=3, body=b"nonsense")),
+        ("sum over 0 members", Step(kind="sum", packing="bits", parties=0)),
+        ("sum over 65537 members", Step(kind="sum", packing="deflate", parties=65537)),
+        ("cannot be: a masked vector has 3 bytes", Step(kind="sum", packing="bits", parties=3, body=b"abc")),
+        ("cannot be: a sum of 3 updates", Step(kind="sum", packing="bits", parties=3, body=HIGH)),
+        ("a change of 3 bytes", Step(kind="vector", packing="bits", body=b"abc")),
+        ("finite", Step(kind="vector", packing="bits", body=b"\xff" * 400)),
+        ("range 0:7 with scale 9", Step(kind="sum", packing="bits", parties=3, ranges=((7, 9.0),))),
+    ],
+)
+def test_a_step_that_cannot_be_is_refused_before_it_is_unpacked(sentence: str, step: Step) -> None:
+    recall = Recall(change_house().policy, 100)
+    with pytest.raises(MessageError, match=sentence):
+        recall.follow("ab" * 32, steps.join(recall.origin, [step.encode()]), RUN)
+    assert recall.held == {}
+
+
+def test_a_bomb_is_never_unpacked_beyond_its_size() -> None:
+    body = bomb(100_000_000)
+    tracemalloc.start()
+    with pytest.raises(MessageError):
+        steps.inflate(body, 200)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(body) > 50_000 and peak < len(body) + 1_000_000
+
+
+def test_what_is_not_here_is_said_and_what_leads_elsewhere_is_not_used() -> None:
+    made, recall = stepping(), Recall(change_house().policy, 100)
+    first = made.of_sum(np.full(100, 3 * 127 + 5), 3, (), 1)
+    state = made.go(ServerState.zeros(100), first)
+    assert recall.follow(name_of(state), steps.join(recall.origin, [first.encode()]), RUN).encode() == state.encode()
+    assert recall.held == {}
+    recall.keep(name_of(state))
+    assert set(recall.held) == {recall.origin, name_of(state)}
+    with pytest.raises(LackingError) as lacking:
+        recall.follow("ab" * 32, steps.join("cd" * 32, []), RUN)
+    assert lacking.value.reply == recall.names(RUN) == LACKS + b"".join(bytes.fromhex(name) for name in recall.held)
+    with pytest.raises(LackingError) as lacking:  # a processor that calculates otherwise: whole, please
+        recall.follow("ab" * 32, steps.join(recall.origin, [first.encode()]), RUN)
+    assert lacking.value.reply == LACKS
+    with pytest.raises(LackingError):
+        recall.follow(name_of(state), steps.join(name_of(state), []), "0b" * 16)  # held, but of another run
+    assert set(recall.held) == {recall.origin, name_of(state)}
+
+
+def test_a_replayed_letter_is_stale_whatever_it_tells() -> None:
+    home = change_house()
+    members, letters = noting(home), dict[str, bytes]()
+    link = SilentLink(
+        {name: party.handle for name, party in members.items()},
+        lambda name, letter: bool(letters.setdefault(name, letter) and False),
+    )
+    run = coordinator(home, members, SIZE, link=link)
+    follow_rounds(run, members, 2)
+    recall = members["ann"].recall
+    assert recall is not None
+    held = dict(recall.held)
+    with pytest.raises(StaleError):
+        members["ann"].handle(letters["ann"])
+    assert recall.held == held
+
+
+def test_a_letter_with_the_adapter_itself_is_refused_where_changes_are_told() -> None:
+    home = change_house(recipe={"attempts": 1})
+    members = noting(home)
+    run = coordinator(home, members, SIZE)
+    run.telling.on = False  # as a coordinator would that wants to bind nobody to one adapter
+    with pytest.raises(RoundAborted, match="0 of 4 members are ready"):
+        run.train_round()
+    assert told(members) == {name: [] for name in members}
+
+
+def test_a_later_version_of_the_file_tells_everybody_anew() -> None:
+    home = change_house()
+    members = noting(home)
+    run = coordinator(home, members, SIZE)
+    follow_rounds(run, members, 1)
+    home.policy = dataclasses.replace(home.policy, version=2, head="ab" * 32)
+    ledgers = {name: party.ledger for name, party in members.items()}
+    for name, key in home.members.items():
+        members[name] = Party(home.policy, key, Noting(name), size=SIZE, consent=ANY_MODE, ledger=ledgers[name])
+    run.post.link = type(run.post.link)({name: party.handle for name, party in members.items()})  # type: ignore[call-arg]
+    run.take(home.policy)
+    follow_rounds(run, members, 2)
+    assert min(down(run, 1).values()) > 8 * SIZE and max(down(run, 2).values()) < 3 * SIZE
+
+
+def test_a_sealed_federation_has_nothing_to_tell() -> None:
+    with pytest.raises((ConfigError, ValueError), match='needs mode "plain" or "masked"'):
+        change_house(mode="sealed")
