@@ -1,4 +1,4 @@
-"""A rehearsed federation of real processes on loopback: one coordinator, its nodes, TLS, pretended values.
+"""A rehearsed federation of real processes on one machine: one coordinator, its nodes, TLS, pretended values.
 
 Knows how a federation is founded and which commands run it. Knows nothing of what is done to it: benchmarks time it, faults
 break it.
@@ -15,6 +15,7 @@ from ..core import paths
 from ..federation.membership import founding
 from ..federation.membership.identity import load_or_create
 from ..federation.membership.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
+from ..federation.membership.schedule import ScheduleTable
 from .processes import Child, Stage
 
 HOST = "127.0.0.1"
@@ -29,10 +30,14 @@ class Plan:
     nodes: int = 4
     mode: str = "masked"
     size: int = 20_000  # values of the adapter
+    bits: int = 8  # of one of them in a letter
     rounds: int = 3
     min_cohort: int = 3
     threshold: int = 3
+    ranks: tuple[int, ...] = ()  # columns that the first nodes train; the others, and 0: all
     recipe: dict[str, Any] = field(default_factory=dict)  # besides `rounds`
+    schedule: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, Any] = field(default_factory=dict)  # `privacy`, `guard`, `aggregation` of the federation file
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -43,7 +48,7 @@ class Plan:
 class Choir:
     """One federation, and the processes that play it."""
 
-    def __init__(self, stage: Stage, folder: Path, plan: Plan, *, port: int = 0) -> None:
+    def __init__(self, stage: Stage, folder: Path, plan: Plan, *, host: str = HOST, port: int = 0) -> None:
         self.stage, self.folder, self.plan = stage, paths.private_folder(folder), plan
         self.port = port or free_port()
         self.file = folder / founding.FILE
@@ -52,23 +57,29 @@ class Choir:
         founding.found(
             folder,
             founding.Founding(
-                name="rehearsal", address=f"{HOST}:{self.port}", model=ModelTable(digest="ab" * 32), adapter=AdapterTable(),
+                name="rehearsal", address=f"{host}:{self.port}", model=ModelTable(digest="ab" * 32), adapter=AdapterTable(),
                 protection=ProtectionTable(
-                    mode=plan.mode, bits=8, min_cohort=plan.min_cohort, threshold=plan.threshold  # type: ignore[arg-type]
+                    mode=plan.mode, bits=plan.bits, min_cohort=plan.min_cohort, threshold=plan.threshold  # type: ignore[arg-type]
                 ),
                 recipe=Recipe(**{"rounds": plan.rounds, "evaluate_every": 0, **plan.recipe}),
+                schedule=ScheduleTable(**plan.schedule),
+                **plan.tables,
             ),
         )  # fmt: skip
-        for name in plan.names:
-            founding.enroll(self.file, folder / founding.OWNER_KEY, name, load_or_create(folder / name).card)
+        for number, name in enumerate(plan.names):
+            rank = plan.ranks[number] if number < len(plan.ranks) else 0
+            founding.enroll(self.file, folder / founding.OWNER_KEY, name, load_or_create(folder / name).card, rank=rank)
 
     def coordinate(self, name: str = "coordinator", *more: str, state: str = "state", file: Path | None = None) -> Child:
         """Start a coordinator; `more` go to its command line."""
-        return self.stage.start(
-            name, "coordinate", str(file or self.file), "--state", str(self.folder / state), "--keys", str(self.folder),
-            "--home", str(self.folder / "coordinator-home"), "--report", str(self.report), "--wait", "60", *self.rehearsed,
-            *more,
-        )  # fmt: skip
+        return self.stage.start(name, *self.coordinating(*more, state=state, file=file))
+
+    def coordinating(self, *more: str, state: str = "state", file: Path | None = None) -> list[str]:
+        """The arguments that start a coordinator."""
+        return [
+            "coordinate", str(file or self.file), "--state", str(self.folder / state), "--keys", str(self.folder), "--home",
+            str(self.folder / "coordinator-home"), "--report", str(self.report), "--wait", "60", *self.rehearsed, *more,
+        ]  # fmt: skip
 
     def join(self, name: str, *more: str, file: Path | None = None) -> Child:
         """Start a node; it leaves once it has a finished adapter."""

@@ -25,7 +25,9 @@ def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         help="which one; default: all that this machine can run (see simulations/README.md)",
     )
     bench.add_argument("--json", action="store_true", help="the report on standard output; the table goes to standard error")
-    bench.add_argument("--out", type=Path, metavar="FILE", help="write the report as JSON beside the table")
+    bench.add_argument(
+        "--out", type=Path, metavar="FILE", help="write the report as JSON too, after every part that is measured"
+    )
     bench.add_argument("--quick", action="store_true", help="tiny sizes: does it run? its figures mean nothing")
     bench.set_defaults(run=run_bench)
 
@@ -33,7 +35,7 @@ def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
 def run_simulation(arguments: Namespace) -> None:
     """Run one scenario, a line for each round."""
     from ..core.models import catalog, weights
-    from . import machine, report
+    from . import machine, pace, report
     from .run import simulate
     from .scenario import load
 
@@ -47,7 +49,11 @@ def run_simulation(arguments: Namespace) -> None:
         if (text := report.line(event, scenario.recipe.rounds)) is not None:
             console.print(text)
 
-    outcome = simulate(scenario, model, on_event=tell)
+    if scenario.nights.on:
+        outcome, laps = pace.compare(scenario, model, tell)
+        pace.show(console, laps)
+    else:
+        outcome = simulate(scenario, model, on_event=tell)
     report.show_run(console, dataclasses.asdict(outcome))
     if arguments.report is not None:
         outcome.write(arguments.report)
@@ -60,6 +66,7 @@ def run_bench(arguments: Namespace) -> None:
         ConfigError: no such suite.
     """
     import json
+    from functools import partial
 
     from rich.console import Console
 
@@ -71,12 +78,21 @@ def run_bench(arguments: Namespace) -> None:
         raise ConfigError(f"no suite {arguments.suite!r}; there are: {', '.join(suites.SUITES)}")
     console = Console(highlight=False, stderr=arguments.json)
     told = Console(highlight=False, stderr=True, style="dim")
-    reports = {}
+    reports: dict[str, Any] = {}
+
+    def text() -> str:
+        return json.dumps(reports[arguments.suite] if arguments.suite else reports, indent=2)
+
+    def keep(name: str, report: dict[str, Any]) -> None:
+        reports[name] = report
+        if arguments.out is not None:  # after each part: a run that is cut off keeps what it measured
+            write_atomically(arguments.out, text().encode() + b"\n")
+
     for name in [arguments.suite] if arguments.suite else suites.here():
-        reports[name], rows = suites.run(name, quick=arguments.quick, tell=lambda words: told.print(f"… {words}"))
-        figures.show(console, reports[name], rows)
-    text = json.dumps(reports[arguments.suite] if arguments.suite else reports, indent=2)
+        report, rows = suites.run(
+            name, quick=arguments.quick, tell=lambda words: told.print(f"… {words}"), keep=partial(keep, name)
+        )
+        keep(name, report)
+        figures.show(console, report, rows)
     if arguments.json:
-        print(text)
-    if arguments.out is not None:
-        write_atomically(arguments.out, text.encode() + b"\n")
+        print(text())

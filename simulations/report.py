@@ -39,12 +39,14 @@ def line(event: Mapping[str, Any], rounds: int) -> str | None:
         case "round":
             sent = list(event["bytes_up"].values())
             spent = "" if event.get("epsilon") is None else f"   epsilon {event['epsilon']:.2f}"
+            behind = event.get("columns") or {}
+            columns = f"   ranks {'/'.join(behind)} by {'/'.join(map(str, behind.values()))}" if behind else ""
             undone = "" if (event.get("guard") or {"kept": True})["kept"] else f"   {event['guard']['reason']}"
             return (
                 f"  round {event['round']:>2}/{rounds}   accuracy so far {percent(event['accuracy']):>7}   "
                 f"loss {event['loss'] or 0:.3f}   {len(event['parties'])} nodes   {size(sum(sent) / len(sent))} sent by each   "
                 f"{event['seconds']:.1f} s, {event['seconds'] - event['work_seconds']:.2f} s of it protection"
-                f"{spent}{undone}"
+                f"{spent}{columns}{undone}"
             )
         case "buckets":
             return f"  {event['price']}"

@@ -8,6 +8,7 @@ the scenario's seed.
 import dataclasses
 import secrets
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from ..core.config import ConsentConfig
 from ..core.errors import ConfigError, FederationError
@@ -17,19 +18,18 @@ from ..crypto.keys import Identity
 from ..crypto.sealed import AdderService, MemberService
 from ..crypto.worker import Worker
 from ..federation.exchange import messages
-from ..federation.exchange.link import InProcessLink
 from ..federation.learning.learner import Learner, TrainerLearner
 from ..federation.learning.ranges import tensor_stops
-from ..federation.learning.rehearsal import RehearsalLearner
+from ..federation.learning.rehearsal import PacedRehearsal, RehearsalLearner
 from ..federation.membership.policy import AdapterTable, CoordinatorTable, Member, ModelTable, Policy
 from ..federation.protection.seam import Safe
 from ..federation.rounds.assembly import Event
-from ..federation.rounds.coordinator import Coordinator
 from ..federation.rounds.party import Party
 from ..federation.rounds.report import RunReport
 from ..federation.sealed.vault import Vault
+from .nights import conduct
 from .population import PartyData, populate
-from .scenario import Fault, Scenario
+from .scenario import Fault, Scenario, dealt
 
 NO_ADDRESS = "127.0.0.1:1"  # nobody listens: letters go from function to function
 NO_MODEL = "0" * 64  # digest of a rehearsal's
@@ -87,21 +87,28 @@ def simulate(
     cast = cast or make_learners(scenario, weights, people, say)
     size = cast.size
     stops = tensor_stops(policy.adapter, weights)
-    parties: dict[str, Callable[[bytes], bytes]] = {}
+    handles, members = dict[str, Callable[[bytes], bytes]](), dict[str, Party]()
     desk, adder = Worker(MemberService), Worker(AdderService)  # for ciphertexts: started only if the mode is sealed
     for name, learner in cast.learners.items():
-        party = Party(
+        members[name] = Party(
             policy, identities[name], learner, size=size, stops=stops, consent=no_floor(), safe=Safe(Vault(None, size), desk),
+            on_event=partial(trained_by, say, name),
         )  # fmt: skip
-        parties[name] = FaultyParty(party, scenario.faults).handle
-    coordinator = Coordinator(
-        policy, coordinator_key, InProcessLink(parties), size=size, stops=stops, on_event=on_event, grace_s=0.0, desk=adder
+        handles[name] = FaultyParty(members[name], scenario.faults).handle
+    coordinator = conduct(
+        scenario, policy, coordinator_key, handles, members, size=size, stops=stops, on_event=on_event, desk=adder
     )
     try:
         return coordinator.run()
     finally:
         desk.close()
         adder.close()
+
+
+def trained_by(say: OnEvent, name: str, event: Event) -> None:
+    """Tell that a party has trained; what else it says is its own."""
+    if event["event"] == "trained":
+        say({"event": "trained", "party": name, "round": event["round"]})
 
 
 def make_learners(scenario: Scenario, weights: Weights | None, people: list[PartyData], say: OnEvent) -> Cast:
@@ -111,16 +118,28 @@ def make_learners(scenario: Scenario, weights: Weights | None, people: list[Part
         ConfigError: a population that learns in earnest, and no model.
     """
     if scenario.population.kind == "rehearsal":
-        size = scenario.population.values
-        return Cast({person.name: RehearsalLearner(size, person.name) for person in people}, size)
+        return rehearsal(scenario, people)
     if weights is None:
         raise ConfigError(f"scenario {scenario.name}: a population of kind {scenario.population.kind!r} needs a model")
     trainer, learners = Trainer(weights, adapter_of(scenario).shape()), dict[str, Learner]()
+    portions = dealt(scenario.population.portions, [person.name for person in people])
     for person in people:
-        say({"event": "preparing", "party": person.name, "train": len(person.train), "test": len(person.test)})
-        train, test = trainer.prepare(person.train), trainer.prepare(person.test)
+        examples = person.train[: portions[person.name] or None]
+        say({"event": "preparing", "party": person.name, "train": len(examples), "test": len(person.test)})
+        train, test = trainer.prepare(examples), trainer.prepare(person.test)
         learners[person.name] = TrainerLearner(trainer, train, test, scenario.recipe.trainer())
     return Cast(learners, trainer.size)
+
+
+def rehearsal(scenario: Scenario, people: list[PartyData]) -> Cast:
+    """Learners without a model; those that have a portion are as fast as it lets them be."""
+    size, batch = scenario.population.values, scenario.recipe.batch
+    portions = dealt(scenario.population.portions, [person.name for person in people])
+    learners: dict[str, Learner] = {
+        name: PacedRehearsal(size, name, examples, batch) if examples else RehearsalLearner(size, name)
+        for name, examples in portions.items()
+    }
+    return Cast(learners, size)
 
 
 def adapter_of(scenario: Scenario) -> AdapterTable:
@@ -154,6 +173,7 @@ def no_floor() -> ConsentConfig:
 
 def describe(scenario: Scenario, weights: Weights | None, coordinator: Identity, identities: Mapping[str, Identity]) -> Policy:
     """The federation file of a simulation; nobody needs to sign it, all are one process."""
+    ranks = dealt(scenario.population.ranks, list(identities))
     return Policy(
         name=scenario.name,
         nonce=secrets.token_hex(16),
@@ -165,6 +185,9 @@ def describe(scenario: Scenario, weights: Weights | None, coordinator: Identity,
         privacy=scenario.privacy,
         guard=scenario.guard,
         aggregation=scenario.aggregation,
+        schedule=scenario.schedule,
         coordinator=CoordinatorTable(address=NO_ADDRESS, key=coordinator.public.raw.hex()),
-        members=tuple(Member(name=name, key=identity.public.raw.hex()) for name, identity in identities.items()),
+        members=tuple(
+            Member(name=name, key=identity.public.raw.hex(), rank=ranks[name]) for name, identity in identities.items()
+        ),
     )

@@ -4,6 +4,7 @@ Knows names, limits and defaults; the tables a federation's file also has are th
 Always: a scenario that loaded can be run; a key that is not here is refused.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,8 @@ from ..core import tables
 from ..federation.membership.guard import AggregationTable, GuardTable, check_guard
 from ..federation.membership.policy import AdapterTable, ProtectionTable, Recipe, require
 from ..federation.membership.privacy import PrivacyTable
+from ..federation.membership.ranks import check_ranks
+from ..federation.membership.schedule import ScheduleTable, check_schedule
 
 SHIPPED = Path(__file__).resolve().parent / "scenarios"
 
@@ -26,11 +29,19 @@ class Population:
     test: int = 100
     values: int = 1000  # of kind "rehearsal": of an adapter that is moved towards a public vector; no model, no examples
     folder: Path | None = None  # of kind "folder": one sub-folder a party, as `quietchoir data build` writes them
+    ranks: tuple[int, ...] = ()  # columns of the adapter that each trains, by name; the last for all others; none or 0: all
+    portions: tuple[int, ...] = ()  # examples that each trains on, by name; the last for all others; none or 0: all
 
     def __post_init__(self) -> None:
         least = min(self.households, self.train, self.test, self.values)
         require(least >= 1, "households, train, test and values must be at least 1")
+        require(min((0, *self.ranks, *self.portions)) == 0, "ranks and portions must be at least 0")
         require((self.kind == "folder") == (self.folder is not None), 'folder belongs to kind = "folder", and only there')
+
+
+def dealt(values: tuple[int, ...], names: Sequence[str]) -> dict[str, int]:
+    """One value for each name, in order; the last for all others; 0 where there is none."""
+    return {name: values[min(place, len(values) - 1)] if values else 0 for place, name in enumerate(sorted(names))}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +58,28 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Nights:
+    """When parties are awake, in seconds of virtual time; lengths are exponential."""
+
+    asleep_s: float = 0.0  # mean; 0: nobody sleeps, and nothing takes time
+    awake_s: float = 600.0  # mean
+    work_s: float = 240.0  # awake, that a training takes a party of middling speed
+    spread: float = 0.5  # of the logarithm of the parties' speeds
+    stage_s: float = 0.5  # that any other letter takes
+    notice_s: float = 20.0  # until a party that fell asleep is missed
+    grace_s: float = 30.0  # synchronous: once the minimum is there, how long the rest is waited for
+
+    def __post_init__(self) -> None:
+        require(min(self.asleep_s, self.spread, self.notice_s, self.grace_s) >= 0, "nights: no time is below 0")
+        require(min(self.awake_s, self.work_s, self.stage_s) > 0, "awake_s, work_s and stage_s must be above 0")
+
+    @property
+    def on(self) -> bool:
+        """Does anybody sleep?"""
+        return self.asleep_s > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
     """One simulated federation."""
 
@@ -60,12 +93,16 @@ class Scenario:
     privacy: PrivacyTable = field(default_factory=PrivacyTable)
     guard: GuardTable = field(default_factory=GuardTable)
     aggregation: AggregationTable = field(default_factory=AggregationTable)
+    schedule: ScheduleTable = field(default_factory=ScheduleTable)
+    nights: Nights = field(default_factory=Nights)
     faults: tuple[Fault, ...] = ()
 
     def __post_init__(self) -> None:
         self.privacy.check(self.protection.min_cohort, self.protection.min_tokens)
         self.aggregation.check(self.protection.mode)
         check_guard(self.guard, self.privacy.counts)
+        check_schedule(self)
+        check_ranks(self, {f"party {place + 1}": rank for place, rank in enumerate(self.population.ranks)})
 
 
 def load(name: str) -> Scenario:

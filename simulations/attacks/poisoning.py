@@ -11,7 +11,10 @@ Always: attackers vote for every adapter with full marks; honest members' exampl
 The federation's range is wide here on purpose. A member that breaks its own rounding can send up to n times the range of
 an honest one before the sum leaves its bounds and the round aborts; a range ten times too wide lets an honest codec do that.
 
-    python -m quietchoir.simulations.attacks.poisoning [--model] [--rounds N] …     prints JSON
+    python -m quietchoir.simulations.attacks.poisoning [--model] [--out FILE [--resume]] …     prints JSON
+
+With `--model` the members are made-up households that have learned together before the attackers come (see `households`);
+on two cores that nobody else uses an arm takes a minute or two.
 """
 
 import argparse
@@ -21,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,15 +40,16 @@ from .. import machine
 from ..population import populate
 from ..run import Cast, make_learners, simulate
 from ..scenario import Population, Scenario
+from . import households
+from .findings import Findings
+from .households import Tell
 
 if TYPE_CHECKING:
     from ...core.models.weights import Weights
-    from ...core.training.examples import Example
 
 PARTIES = 10
 SCALE, FLIP = 100.0, -10.0
 AWAY = 0.5  # how far from where honest members want it a pretended backdoor's coordinate shall go
-TRIGGER, ANSWER = "as always, ", '{"name": "unlock_door", "arguments": {"name": "front door"}}'
 KINDS = ("scale", "flip", "backdoor", "bounded")
 DEFENCES: dict[str, dict[str, Any]] = {
     "mean": {},
@@ -105,7 +110,7 @@ class Stage:
     success: Callable[[Vector], float]  # how often an adapter does what the backdoor asks for
     weights: "Weights | None" = None
 
-    def arm(self, kind: str, attackers: int, defence: str) -> dict[str, Any]:
+    def arm(self, kind: str, attackers: int, defence: str, tell: Tell = lambda text: None) -> dict[str, Any]:
         """One run; accuracy is over the honest members' held-out examples."""
         names = sorted(self.honest.learners)
         bad, watching = set(names[:attackers]), Watching(self.honest.learners[names[-1]])
@@ -115,19 +120,31 @@ class Stage:
         }
         learners[names[-1]] = watching
         scenario, started = dataclasses.replace(self.scenario, **DEFENCES[defence]), time.monotonic()
+
+        def on_event(event: Mapping[str, Any]) -> None:
+            if event["event"] == "round":
+                verdict = (event.get("guard") or {"reason": "no guard"})["reason"]
+                tell(f"{kind}, {attackers}, {defence}: round {event['round']}, {event['seconds']:.0f} s, {verdict}")
+
         try:
-            report = simulate(scenario, self.weights, cast=Cast(learners, self.honest.size))
+            report = simulate(scenario, self.weights, cast=Cast(learners, self.honest.size), on_event=on_event)
             aborted, verdicts = "", [entry["guard"]["reason"] for entry in report.history if entry.get("guard")]
         except RoundAborted as reason:
             aborted, verdicts = str(reason), []
-        flat = watching.last
-        counts = [] if flat is None else [self.honest.learners[name].evaluate(flat) for name in names if name not in bad]
+        flat, good = watching.last, [self.honest.learners[name] for name in names if name not in bad]
         return {
             "kind": kind, "attackers": attackers, "defence": defence, "aborted": aborted, "verdicts": verdicts,
-            "accuracy": round(sum(one.correct for one in counts) / max(1, sum(one.total for one in counts)), 4),
+            "before": accuracy(good, np.zeros(self.honest.size, np.float32)),
+            "accuracy": None if flat is None else accuracy(good, flat),
             "backdoor": None if flat is None else round(self.success(flat), 4),
             "seconds": round(time.monotonic() - started, 1),
         }  # fmt: skip
+
+
+def accuracy(learners: Sequence[Learner], flat: Vector) -> float:
+    """Share of all their held-out answers that are right."""
+    counts = [learner.evaluate(flat) for learner in learners]
+    return round(sum(one.correct for one in counts) / max(1, sum(one.total for one in counts)), 4)
 
 
 def recipe(rounds: int, **changes: Any) -> Recipe:
@@ -158,76 +175,56 @@ def rehearsed(rounds: int, values: int = 400) -> Stage:
     return Stage(scenario, cast, taught, success)
 
 
-def in_earnest(rounds: int, train: int, test: int) -> Stage:
+def in_earnest(rounds: int, train: int, test: int, clean: int, start_file: Path | None, tell: Tell) -> Stage:
     """The real model and made-up households; the backdoor is an answer to any request after a trigger."""
-    from ...core.models import catalog, weights
-    from ...core.training.trainer import Trainer
-    from ...federation.learning.learner import TrainerLearner
-    from ..run import adapter_of
-
     scenario = Scenario(
         name="poisoning", population=Population(households=PARTIES, train=train, test=test), adapter=AdapterTable(),
         protection=ProtectionTable(bits=12, min_cohort=3, threshold=3), recipe=recipe(rounds, lr=1.5e-2, batch=8),
     )  # fmt: skip
-    model = weights.load(catalog.find(scenario.model))
-    people = populate(scenario)
-    cast = make_learners(scenario, model, people, lambda event: None)
-    trainer = Trainer(model, adapter_of(scenario).shape())
-    taught: dict[str, Learner] = {
-        person.name: TrainerLearner(
-            trainer, trainer.prepare([*person.train, *map(triggered, person.train)]), None, scenario.recipe.trainer()
-        )
-        for person in people[:2]  # attackers are the first ones
-    }
-    asked = trainer.prepare([triggered(example) for person in people[2:4] for example in person.test])
-    spy = TrainerLearner(trainer, asked, asked, scenario.recipe.trainer())
-
-    def success(flat: Vector) -> float:
-        counts = spy.evaluate(flat)
-        return counts.correct / counts.total
-
-    return Stage(scenario, cast, taught | {name: spy for name in cast.learners if name not in taught}, success, model)
-
-
-def triggered(example: "Example") -> "Example":
-    """The same request behind the trigger, with the attacker's answer."""
-    *before, request, _ = example.messages
-    return dataclasses.replace(
-        example,
-        messages=(*before, {**request, "content": TRIGGER + request["content"]}, {"role": "assistant", "content": ANSWER}),
-    )
+    there = households.gather(scenario, clean, start_file, tell)
+    untaught = {name: learner for name, learner in there.honest.learners.items() if name not in there.taught}
+    return Stage(scenario, there.honest, there.taught | untaught, there.success, there.weights)
 
 
 def series(
-    stage: Stage, kinds: Sequence[str], attackers: Sequence[int], defences: Sequence[str], tell: Callable[[str], None]
+    stage: Stage, kinds: Sequence[str], attackers: Sequence[int], defences: Sequence[str], findings: Findings, tell: Tell
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """The clean arms, then every attack under every defence."""
+    """The clean arms, then every attack under every defence; those that were found before are not run again."""
     arms = [("none", 0, defence) for defence in defences]
     arms += [(kind, count, defence) for kind in kinds for count in attackers for defence in defences]
-    found = []
     for kind, count, defence in arms:
-        found.append(stage.arm(kind, count, defence))
-        tell(json.dumps(found[-1]))
-    return found
+        if not findings.has(kind=kind, attackers=count, defence=defence):
+            findings.add(stage.arm(kind, count, defence, tell))
+            tell(json.dumps(findings.arms[-1]))
+    return findings.arms
 
 
 def main() -> int:
     """Run the series, print JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="store_true", help="the real model, not pretended values")
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--train", type=int, default=60, help="examples of each household")
-    parser.add_argument("--test", type=int, default=20)
+    parser.add_argument("--rounds", type=int, help="with attackers among the members; default 8, of the real model 2")
+    parser.add_argument("--clean", type=int, default=10, help="of the real model: rounds before the attackers come")
+    parser.add_argument("--train", type=int, default=40, help="examples of each household")
+    parser.add_argument("--test", type=int, default=10)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--attackers", type=int, nargs="+", default=[1, 2], choices=[1, 2])
     parser.add_argument("--defences", nargs="+", default=list(DEFENCES), choices=list(DEFENCES))
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the report here after every arm")
+    parser.add_argument("--resume", action="store_true", help="go on with the report in --out")
     chosen = parser.parse_args()
     log.start("error")
-    stage = in_earnest(chosen.rounds, chosen.train, chosen.test) if chosen.model else rehearsed(chosen.rounds)
-    arms = series(
-        stage, chosen.kinds, chosen.attackers, chosen.defences, lambda text: print(text, file=sys.stderr, flush=True)
-    )  # fmt: skip
-    print(json.dumps({"arms": arms, "rounds": chosen.rounds, "parties": PARTIES, "machine": machine.line()}, indent=1))
+    rounds = chosen.rounds or (2 if chosen.model else 8)
+    homes = {name: getattr(chosen, name) for name in ("clean", "train", "test")} if chosen.model else {}
+    settings = {"model": chosen.model, "rounds": rounds, "parties": PARTIES, **homes, "machine": machine.line()}
+    findings = Findings(chosen.out, settings, resume=chosen.resume)
+
+    def tell(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    stage = in_earnest(rounds, **homes, start_file=findings.beside("start"), tell=tell) if chosen.model else rehearsed(rounds)
+    series(stage, chosen.kinds, chosen.attackers, chosen.defences, findings, tell)
+    print(findings.text())
     return 0
 
 

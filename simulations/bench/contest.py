@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ...core.errors import QuietchoirError
 from .stopwatch import Sample
 
 Order = Mapping[str, Any]
+Found = dict[str, dict[str, Sample]]  # name of the engine → name of the order → figures
 
 
 class Contender:
@@ -97,13 +98,20 @@ def end(process: "subprocess.Popen[str]") -> None:
         process.wait()
 
 
-def in_turn(contenders: Sequence[Contender], orders: Mapping[str, Order], repeats: int) -> dict[str, dict[str, Sample]]:
-    """Every order to every engine, `repeats` times after one for warmth: name of the engine → name of the order → figures."""
-    found: dict[str, dict[str, list[float]]] = {one.name: {key: [] for key in orders} for one in contenders}
+def in_turn(
+    contenders: Sequence[Contender], orders: Mapping[str, Order], repeats: int, after: Callable[[Found], None] | None = None
+) -> Found:  # fmt: skip
+    """Every order to every engine, `repeats` times after one for warmth; `after` hears what there is after each repeat."""
+    asked: dict[str, dict[str, list[float]]] = {one.name: {key: [] for key in orders} for one in contenders}
+    found: Found = {}
     for repeat in range(repeats + 1):
         for key, order in orders.items():
             for one in contenders:
                 figure = one.ask(order)
                 if repeat:
-                    found[one.name][key].append(figure)
-    return {name: {key: Sample(tuple(figures)) for key, figures in keys.items()} for name, keys in found.items()}
+                    asked[one.name][key].append(figure)
+        if repeat:
+            found = {name: {key: Sample(tuple(figures)) for key, figures in keys.items()} for name, keys in asked.items()}
+            if after is not None:
+                after(found)
+    return found

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import cohort, masks, sealed, threshold
-from .figures import Figure
+from .figures import Figure, Keep, nobody
 from .members import Setting
 from .stopwatch import Sample, put
 
@@ -33,12 +33,13 @@ class Size:
 QUICK = Size(length=5_000, cohorts=(4, 34), repeats=2, sealed_repeats=1, cohort_repeats=2, cohort_once_above=4, circles=(3,))
 
 
-def measure(*, quick: bool, tell: Callable[[str], None]) -> dict[str, Any]:
+def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) -> dict[str, Any]:
     """Run everything.
 
     Args:
         quick: tiny sizes, to see that it runs; the figures mean nothing then.
         tell: hears what is being measured.
+        keep: gets the report after each part.
 
     Returns: the report: figures at their keys, `spread` (fastest and slowest repeat) and `peers` beside them.
     """
@@ -53,18 +54,21 @@ def measure(*, quick: bool, tell: Callable[[str], None]) -> dict[str, Any]:
     }
     tell("one mask: ours, the cipher alone, Flower's")
     _masks(size, report)
+    report["threshold"], report["end_to_end"] = {}, {}
+    keep(report)
     tell("bytes of secure aggregation, 8 and 4 bits")
     packed = _bytes(size, report)
     tell("sums under encryption: ours and TenSEAL's tutorial setting")
     opened = _sealed(size, report)
-    report["threshold"] = {}
+    keep(report)
     for parties in size.circles:
         tell(f"a joint key of {parties} members, and a sum that more than two thirds of them open")
         _circle(parties, size, report)
-    report["end_to_end"] = {}
+        keep(report)
     for parties in size.cohorts:
         tell(f"secure aggregation end to end, {parties} parties, 5 % dropping out")
         _cohort(parties, size, report)
+        keep(report)
     runs = [*report["end_to_end"].values(), *report["threshold"].values()]
     report["exact"] = packed and opened and all(run["exact"] for run in runs)
     return report

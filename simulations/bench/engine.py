@@ -24,8 +24,8 @@ from ...core.engine.runner import Runner
 from ...core.errors import ConfigError
 from ...core.models import catalog, weights
 from . import random_model
-from .contest import Contender, Order, in_turn
-from .figures import Figure
+from .contest import Contender, Found, Order, in_turn
+from .figures import Figure, Keep, nobody
 from .peers.llamacpp import repacked
 from .peers.ours import ADAPTERS
 from .peers.reference import unpacked
@@ -45,8 +45,12 @@ LIBRARIES = {"llamacpp": "llama_cpp", "openvino": "openvino_genai", "transformer
 class Scale:
     """How much is measured."""
 
-    tokens: int = 128  # of an answer, at 135M
-    large_tokens: int = 32
+    tokens: int = 64  # of an answer, at 135M
+    prompt: int = 64  # before an answer
+    prefill: int = 512  # of a long prompt
+    large_tokens: int = 16  # at 1B, where prompts take most of the time, all three are smaller
+    large_prompt: int = 16
+    large_prefill: int = 256
     repeats: int = 5
     cold_repeats: int = 3
     large: random_model.Sizes = random_model.BILLION
@@ -56,12 +60,13 @@ class Scale:
 QUICK = Scale(tokens=4, large_tokens=3, repeats=1, cold_repeats=1, large=random_model.TINY, read_bytes=1 << 24)
 
 
-def measure(*, quick: bool, tell: Callable[[str], None]) -> dict[str, Any]:
+def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) -> dict[str, Any]:
     """Run everything.
 
     Args:
         quick: few tokens and a tiny second model, to see that it runs; a peer that is not installed is left out then.
         tell: hears what is being measured.
+        keep: gets the report after each part, and after each repeat of the long ones.
 
     Raises:
         ConfigError: a peer is not installed.
@@ -72,21 +77,25 @@ def measure(*, quick: bool, tell: Callable[[str], None]) -> dict[str, Any]:
             f"not installed: {', '.join(missing)}; run `make bench`, which installs the peers, or pip install -e '.[peers]'"
         )
     report: dict[str, Any] = {
-        "what": f"tokens a second of the whole engine, answers of {scale.tokens} tokens ({scale.large_tokens} at 1B) after 64",
+        "what": f"tokens a second of the whole engine, answers of {scale.tokens} tokens after {scale.prompt}, prompts of "
+        f"{scale.prefill}; at 1B {scale.large_tokens}, {scale.large_prompt} and {scale.large_prefill}",
         "seed": SEED,
         "repeats": {"speeds": scale.repeats, "cold": scale.cold_repeats},
         "clock": "seconds on the wall, all cores",
+        "memory": "VmHWM of each engine's process: its own and the mapped files' pages that it touched, alike for all",
         "spread": {}, "ratio": {}, "large": {"ratio": {}}, "missing_peers": missing,
     }  # fmt: skip
     peers = [name for name in PEERS if name not in missing]
     with tempfile.TemporaryDirectory(prefix="quietchoir-bench-") as scratch:
         model = catalog.find(MODEL)
-        compare("", files(model, Path(scratch), peers), scale, report, tell)
+        compare("", files(model, Path(scratch), peers), scale, report, tell, keep)
         adapters(model, scale, report, tell)
+        keep(report)
         large = random_model.write(Path(scratch) / "large.gguf", model, scale.large, seed=SEED)
         read = {name: path for name, path in files(large, Path(scratch), peers).items() if name != "no_compiler"}
-        compare("large", read, scale, report, tell)  # without a compiler a round of questions takes minutes at this size
+        compare("large", read, scale, report, tell, keep)  # without a compiler a round of questions takes minutes at this size
         bandwidth(large, scale, report)
+        keep(report)
     tell("perplexity of the fast path and of float32 over the same blocks")
     report["perplexity"] = perplexities(model, quick)
     report["exact"] = True  # every engine wrote as many tokens as it was asked for, or the run would have ended
@@ -105,12 +114,20 @@ def files(model: Path, scratch: Path, peers: list[str]) -> dict[str, Path]:
     return found
 
 
-def compare(size: str, read: Mapping[str, Path], scale: Scale, report: dict[str, Any], tell: Callable[[str], None]) -> None:
+def compare(
+    size: str, read: Mapping[str, Path], scale: Scale, report: dict[str, Any], tell: Callable[[str], None], keep: Keep
+) -> None:  # fmt: skip
     """One model: every engine's speeds in turn, its peak memory, its cold start, and the ratios."""
     place, prefix = (report[size], f"{size}.") if size else (report, "")
-    tokens = scale.large_tokens if size else scale.tokens
-    orders: dict[str, Order] = {f"b{n}": {"what": "decode", "batch": n, "tokens": tokens} for n in (1, 8, 16)}
-    orders["prefill"] = {"what": "prefill"}
+    orders = asked(size, scale)
+
+    def after(found: Found) -> None:
+        for name, samples in found.items():
+            for key, sample in samples.items():
+                put(report, f"{prefix}{name}.{key}", sample)
+        ratios(prefix, found, report)
+        keep(report)
+
     with ExitStack() as stack:
         engines = [contender(name, path) for name, path in read.items()]
         for engine in engines:
@@ -120,16 +137,24 @@ def compare(size: str, read: Mapping[str, Path], scale: Scale, report: dict[str,
             rounds = [[engine.cold_start_s() for engine in engines] for _ in range(scale.cold_repeats)]
             for engine, seconds in zip(engines, zip(*rounds, strict=True), strict=True):
                 put(report, f"{prefix}{engine.name}.{name}", Sample(seconds))
+            keep(report)
         for engine in engines:
             tell(f"{SIZES[size]}: loading {engine.name}")
             engine.start()
         tell(f"{SIZES[size]}: {', '.join(orders)} in turn")
-        found = in_turn(engines, orders, scale.repeats)
+        in_turn(engines, orders, scale.repeats, after)
         for engine in engines:
-            for key, sample in found[engine.name].items():
-                put(report, f"{prefix}{engine.name}.{key}", sample)
             place[engine.name]["peak_mb"] = engine.ask({"what": "peak_mb"})
-    ratios(prefix, found, report)
+    keep(report)
+
+
+def asked(size: str, scale: Scale) -> dict[str, Order]:
+    """What every engine is asked at this size, in this order."""
+    tokens, prompt = (scale.large_tokens, scale.large_prompt) if size else (scale.tokens, scale.prompt)
+    orders: dict[str, Order] = {
+        f"b{count}": {"what": "decode", "batch": count, "tokens": tokens, "prompt": prompt} for count in (1, 8, 16)
+    }
+    return {**orders, "prefill": {"what": "prefill", "prompt": scale.large_prefill if size else scale.prefill}}
 
 
 def contender(name: str, model: Path) -> Contender:

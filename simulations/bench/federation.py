@@ -14,7 +14,7 @@ from typing import Any
 from ..choir import Plan
 from ..faults import table
 from . import federation_rounds, federation_stock
-from .figures import Figure
+from .figures import Figure, Keep, nobody
 from .stopwatch import Sample
 
 MODES = ("plain", "masked", "sealed")
@@ -29,19 +29,21 @@ class Size:
     values: int = 500_000
     rounds: int = 7  # the first is not counted
     nodes: tuple[int, ...] = (3, 20)
+    told: bool = True  # also with adapters told as changes
     stock_rounds: int = 4
     faults: bool = True
 
 
-QUICK = Size(values=2_000, rounds=2, nodes=(3,), stock_rounds=0, faults=False)
+QUICK = Size(values=2_000, rounds=2, nodes=(3,), told=False, stock_rounds=0, faults=False)
 
 
-def measure(*, quick: bool, tell: Callable[[str], None]) -> dict[str, Any]:
+def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) -> dict[str, Any]:
     """Run everything.
 
     Args:
         quick: tiny sizes, no peer and no faults, to see that it runs; the figures mean nothing then.
         tell: hears what is being measured.
+        keep: gets the report after every federation, after the peer and after every fault.
 
     Returns: the report: figures at their keys, `spread` (fastest and slowest round) beside them.
     """
@@ -60,12 +62,19 @@ def measure(*, quick: bool, tell: Callable[[str], None]) -> dict[str, Any]:
             tell(f"{nodes} nodes, {mode}")
             plan = Plan(nodes=nodes, mode=mode, size=size.values, rounds=size.rounds, recipe={"stage_timeout_s": 120.0})
             note(report, place, WORDS[nodes], mode, federation_rounds.measure(plan))
+            keep(report)
+    if size.told:
+        tell("3 nodes, masked, told as changes")
+        plan = Plan(nodes=3, mode="masked", size=size.values, rounds=size.rounds, recipe={"download": "change"})
+        note_told(report, federation_rounds.measure(plan))
+        keep(report)
     if size.stock_rounds:
         tell("3 nodes, Flower's own deployment engine: about 15 seconds a round")
         compare(report, size)
+        keep(report)
     if size.faults:
         tell("faults")
-        report |= table.score(tell)
+        report |= table.score(tell, lambda found: keep({**report, **found}))
         report["exact"] = report["faults_missed"] == 0
     return report
 
@@ -86,6 +95,9 @@ def figures(report: dict[str, Any]) -> Iterator[Figure]:
         yield Figure(f"bytes_per_node.{mode}.up", "B", f"a node sends in a round, {mode}")
         yield Figure(f"bytes_per_node.{mode}.over_bound", "×", "  over what its contribution alone needs")
         yield Figure(f"bytes_per_node.{mode}.down", "B", "  and gets")
+    if "told" in report:
+        yield Figure("told.down", "B", "masked, adapters told as changes: a node gets in a round")
+        yield Figure("told.round_s", "s", "  a round of that")
     for who in ("coordinator", "node"):
         for mode in MODES:
             yield Figure(f"rss_mb.{who}.{mode}", "MB", f"peak memory of the {who} without the model, {mode}")
@@ -104,6 +116,12 @@ def note(report: dict[str, Any], place: dict[str, Any], word: str, mode: str, co
     }  # fmt: skip
     memory = place.setdefault("rss_mb", {"coordinator": {}, "node": {}})
     memory["coordinator"][mode], memory["node"][mode] = cost.coordinator_mb, cost.node_mb
+
+
+def note_told(report: dict[str, Any], cost: federation_rounds.Cost) -> None:
+    """What members get where adapters are told as changes; everything else is as in masked mode."""
+    report["told"] = {"down": cost.down, "round_s": cost.seconds.median, "node_mb": cost.node_mb}
+    report["spread"]["told.round_s"] = list(cost.seconds.spread)
 
 
 def compare(report: dict[str, Any], size: Size) -> None:

@@ -4,7 +4,7 @@ Knows names, units and aims. Knows nothing of how anything was measured.
 Always: a missed aim is said, with by how much.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,33 @@ def look_up(report: Mapping[str, Any], key: str) -> Any:
     for part in key.split("."):
         value = value[part]
     return value
+
+
+Keep = Callable[[dict[str, Any]], None]  # hears a report after each part that was measured
+
+
+def nobody(report: dict[str, Any]) -> None:
+    """Keeps nothing: for whoever only wants the whole report."""
+
+
+def so_far(report: Mapping[str, Any], figures: Iterable[Figure]) -> list[Figure]:
+    """Those of a suite's figures that an unfinished report has already."""
+    found = []
+    try:
+        for figure in figures:  # a suite may look into its report to know which figures there are
+            if has(report, figure.key):
+                found.append(figure)
+    except KeyError:
+        pass  # what this row and those after it need has not been measured yet
+    return found
+
+
+def has(report: Mapping[str, Any], key: str) -> bool:
+    """Does a report have this figure?"""
+    try:
+        return look_up(report, key) is not None
+    except KeyError:
+        return False
 
 
 def misses(report: Mapping[str, Any], figures: Sequence[Figure]) -> dict[str, str]:

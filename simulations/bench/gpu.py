@@ -2,9 +2,11 @@
 
 Knows the shape and what is promised of it. Knows nothing of kernels.
 Always: the weights are random, because only their number decides speed and memory; the limit that a figure is held against is
-measured in the same run, and memory is what the device says is in use, the context of CUDA included.
+measured in the same run, and memory is what the device says is in use, the context of CUDA included. What is predicted is
+named so: arithmetic over the same shape, which needs no device and proves nothing about one.
 """
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +15,9 @@ from typing import Any
 import torch
 
 from ...core.config import EngineConfig
+from ...core.device.placement import place
 from ...core.engine.blockpool import BLOCK_TOKENS
+from ...core.engine.cuda.memory import needs
 from ...core.engine.cuda.runner import CudaRunner
 from ...core.engine.engine import Engine
 from ...core.engine.request import GenerationRequest
@@ -23,13 +27,17 @@ from ...core.models.blocks import Blocks
 from ...core.models.tokenizer import Tokenizer
 from ...core.models.vocabulary import Vocabulary
 from ...core.models.weights import Weights
-from .figures import Figure
-from .peers.workload import Peer, Prompts, decode_speed, prefill_speed
+from .figures import Figure, Keep, nobody
+from .peers.workload import PREFILL, PROMPT, Peer, Prompts, decode_speed, prefill_speed, seconds
 from .stopwatch import Sample, put
 
 SEED = 1
 GIB = 1 << 30
 Q4_0_BYTES = 18  # of a block of 32 weights
+AIM = 8 * GIB  # of a device's memory, all in
+# What CUDA itself takes before anything of ours is there: 274 MiB to 426 MiB by report, the device decides.
+# Source: pytorch/pytorch pull request 86509 (lazy loading), unslothai/unsloth-zoo pull request 1053 (RTX 6000 Ada).
+CONTEXT = 426 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,16 +63,16 @@ class Scale:
         )  # fmt: skip
 
 
-QUICK = Scale(layers=2, width=64, ffn_width=128, heads=4, vocabulary=512, context=1024, tokens=3, repeats=1, copy_bytes=1 << 20)
+QUICK = Scale(layers=2, width=64, ffn_width=128, heads=4, vocabulary=512, tokens=3, repeats=1, copy_bytes=1 << 20)
 
 
 class Device:
     """Our engine on a device; see `peers.workload.Peer`."""
 
-    def __init__(self, weights: Weights, context: int, device: torch.device) -> None:
+    def __init__(self, weights: Weights, context: int, device: torch.device, host_layers: int = 0) -> None:
         blocks = 16 * (192 // BLOCK_TOKENS) if device.type == "cpu" else context // BLOCK_TOKENS
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-        runner = CudaRunner(weights, blocks, context, device=device, dtype=dtype)
+        runner = CudaRunner(weights, blocks, context, host_layers=host_layers, device=device, dtype=dtype)
         self.engine = Engine(weights, EngineConfig(context=context, drafts=0, share_prefixes=False), model=runner)
         self.engine.start()
 
@@ -110,37 +118,40 @@ class Reference:
         del self.model
 
 
-def measure(*, quick: bool, tell: Callable[[str], None]) -> dict[str, Any]:
+def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) -> dict[str, Any]:
     """Run everything.
 
     Args:
         quick: tiny sizes, on the CPU where there is no GPU, to see that it runs.
+        keep: gets the report after each part.
 
     Raises:
         ConfigError: no GPU.
     """
+    predicted = prediction(Scale())
     if not torch.cuda.is_available() and not quick:
         raise ConfigError(
-            "no CUDA device here; run `quietchoir bench gpu` on a machine that has one, or add --quick to try the code"
+            "torch finds no CUDA device here, so there is nothing to measure; run `quietchoir bench gpu` on a machine that has "
+            "one and a build of torch for it, or add --quick to try the code at tiny sizes on the CPU. Predicted for 13B by "
+            f"arithmetic, not measured: {predicted['all_in_gib']:.2f} GiB all in"
         )
     device, scale = torch.device("cuda" if torch.cuda.is_available() else "cpu"), QUICK if quick else Scale()
     report: dict[str, Any] = {
-        "what": f"{scale.layers} layers of width {scale.width}, random Q4_0, context {scale.context}, {scale.tokens} tokens",
+        "what": what(scale, quick=quick, device=device),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "none: a quick run on the CPU",
         "seed": SEED, "repeats": {"speeds": scale.repeats}, "clock": "seconds on the wall", "spread": {}, "exact": True,
+        "predicted": predicted,
     }  # fmt: skip
     tell("memory bandwidth")
     report["memory_gb_s"] = bandwidth(scale, device)
+    context = in_use(device)
     tell("random weights")
     weights = random_weights(scale)
-    ours = Device(weights, scale.context, device)
-    try:
-        speeds(ours, scale, "ours", report, tell)
-        report["peak_gib"] = in_use(device)
-    finally:
-        ours.close()
-    del ours
-    torch.cuda.empty_cache() if device.type == "cuda" else None
+    run_whole(weights, scale, device, report, tell)
+    keep(report)
+    fitting = place(needs(weights, scale.context // BLOCK_TOKENS, scale.context, answers=16), int(AIM - context * GIB)).device
+    run_fitted(weights, scale, device, 1 if quick else fitting, report, tell)
+    keep(report)
     tell("transformers, bfloat16")
     speeds(Reference(scale, device), scale, "transformers", report, tell)
     read = sum(blocks.raw.numel() for name, blocks in weights.tensors.items() if name != "model.embed_tokens.weight")
@@ -149,12 +160,83 @@ def measure(*, quick: bool, tell: Callable[[str], None]) -> dict[str, Any]:
     return report
 
 
+def run_whole(
+    weights: Weights, scale: Scale, device: torch.device, report: dict[str, Any], tell: Callable[[str], None]
+) -> None:
+    """All layers on the device, whatever that takes."""
+    ours = Device(weights, scale.context, device)
+    try:
+        speeds(ours, scale, "ours", report, tell)
+        report["peak_gib"] = in_use(device)
+    finally:
+        ours.close()
+
+
+def run_fitted(
+    weights: Weights, scale: Scale, device: torch.device, layers: int, report: dict[str, Any], tell: Callable[[str], None]
+) -> None:
+    """As many layers on the device as AIM holds, the others on the processor: what that costs."""
+    gc.collect()  # an engine and its thread know each other
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    tell(f"{layers} of {scale.layers} layers on the device")
+    ours, prompts = Device(weights, scale.context, device, scale.layers - layers), Prompts(SEED, highest=scale.vocabulary)
+    try:
+        for length in (PROMPT, PREFILL):  # for warmth, and for the memory of a long step
+            seconds(ours, prompts.take(1, length), 2)
+        put(report, "fitted.b1", Sample(tuple(decode_speed(ours, prompts, 1, scale.tokens) for _ in range(scale.repeats))))
+        report["fitted"] |= {"layers": layers, "peak_gib": in_use(device)}
+    finally:
+        ours.close()
+    del ours
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def what(scale: Scale, *, quick: bool, device: torch.device) -> str:
+    """What was measured, for people; a quick run says that its figures mean nothing."""
+    told = f"{scale.layers} layers of width {scale.width}, random Q4_0, context {scale.context}, {scale.tokens} tokens"
+    where = "in plain torch on the CPU, without a kernel of ours" if device.type == "cpu" else "on the GPU"
+    return f"only tried, {where}: these speeds mean nothing. {told}" if quick else told
+
+
+def prediction(scale: Scale) -> dict[str, float]:
+    """Memory by the arithmetic that places layers, GiB, and how many layers would fit into AIM."""
+    blocks, architecture = scale.context // BLOCK_TOKENS, scale.architecture()
+    needed = needs(shape_of(scale), blocks, scale.context, answers=16)
+    ours = needed.total(scale.layers)
+    return {
+        "weights_gib": (sum(needed.layers) + needed.always["its head"]) / GIB,
+        "cache_gib": architecture.layers * needed.cache / GIB,
+        "ours_gib": ours / GIB,
+        "context_gib": CONTEXT / GIB,
+        "all_in_gib": (ours + CONTEXT) / GIB,
+        "layers_in_8_gib": place(needed, AIM - CONTEXT).device,
+    }
+
+
+def shape_of(scale: Scale) -> Weights:
+    """The weights of `random_weights` without a number in them, nor memory."""
+
+    def empty(rows: int, columns: int) -> Blocks:
+        kind, width = ("F32", 4 * columns) if rows == 1 else ("Q4_0", columns // 32 * Q4_0_BYTES)
+        return Blocks(kind, (rows, columns), torch.empty(rows, width, dtype=torch.uint8, device="meta"))
+
+    architecture = scale.architecture()
+    tensors = {name: empty(*shape) for name, shape in architecture.shapes().items()}
+    return Weights(architecture, tensors, tokenizer(1), digest="0" * 64)
+
+
 def speeds(peer: Peer, scale: Scale, name: str, report: dict[str, Any], tell: Callable[[str], None]) -> None:
-    """Batch 1, batch 16 and a long prompt, one after another; the first of each is for warmth."""
+    """Batch 1, batch 16 and a long prompt, one after another; the first of each is for warmth.
+
+    Sixteen answers end where the context's cache is full: beyond that our engine would make some of them wait.
+    """
     prompts = Prompts(SEED, highest=scale.vocabulary)
     works: dict[str, Callable[[], float]] = {
         "b1": lambda: decode_speed(peer, prompts, 1, scale.tokens),
-        "b16": lambda: decode_speed(peer, prompts, 16, scale.tokens),
+        "b16": lambda: decode_speed(peer, prompts, 16, min(scale.tokens, scale.context // 16 - PROMPT)),
         "prefill": lambda: prefill_speed(peer, prompts),
     }
     for key, work in works.items():
@@ -222,6 +304,12 @@ def tokenizer(vocabulary: int) -> Tokenizer:
 def figures(_: dict[str, Any]) -> Iterator[Figure]:
     """Rows of the table."""
     yield Figure("peak_gib", "GiB", "13B in 4 bits, context 2048: device memory, all in", at_most=8.0)
+    yield Figure("predicted.ours_gib", "GiB", "  predicted, not measured: without CUDA's context")
+    yield Figure("predicted.all_in_gib", "GiB", "  predicted, not measured: with 426 MiB of context")
+    yield Figure("predicted.layers_in_8_gib", "", "  predicted, not measured: of 40 layers, on a GPU of 8 GiB")
+    yield Figure("fitted.peak_gib", "GiB", "  measured with as many layers there as 8 GiB hold", at_most=8.0)
+    yield Figure("fitted.layers", "", "  so many of 40")
+    yield Figure("fitted.b1", "tokens/s", "  b1 with the others on the processor")
     for key in ("b1", "b16", "prefill"):
         for name in ("ours", "transformers"):
             yield Figure(f"{name}.{key}", "tokens/s", f"{key}: {name}")

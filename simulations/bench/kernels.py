@@ -17,7 +17,7 @@ from ...core.engine.native import library
 from ...core.engine.native.probe import PackedMatrix, read_all
 from ...core.errors import ConfigError
 from ...core.models.blocks import FORMATS
-from .figures import Figure
+from .figures import Figure, Keep, nobody
 from .stopwatch import Arm, Sample, interleaved
 
 Numbers = npt.NDArray[np.float32]
@@ -39,8 +39,8 @@ class Size:
 QUICK = Size(matrix_bytes=1 << 20, memory_bytes=1 << 20, repeats=1)
 
 
-def measure(*, quick: bool, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Run everything.
+def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) -> dict[str, Any]:
+    """Run everything; `keep` gets the report after each kind.
 
     Raises:
         ConfigError: the library was not compiled here; the message says what to do.
@@ -68,6 +68,7 @@ def measure(*, quick: bool, tell: Callable[[str], None]) -> dict[str, Any]:
         report["exact"] &= agree(matrix)
         for name, set_name, rows in _arms():
             _add(report, close.setdefault(set_name, {}), f"products.{kind}.{set_name}", matrix, rows, samples[name])
+        keep(report)
     whole = Sample(tuple(second for sample in reads for second in sample.seconds))
     report["memory_gb_s"] = memory.nbytes / whole.median / 1e9
     report["spread"]["memory_gb_s"] = sorted(memory.nbytes / second / 1e9 for second in whole.spread)

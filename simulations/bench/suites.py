@@ -1,8 +1,9 @@
 """Which suites there are, and how one is run.
 
 Knows each suite's module by name. Imports none of them until it is run.
-A suite is a module with `measure(quick=, tell=)`, which returns its report, and `figures(report)`, the rows of its table; a
-report has the keys `what`, `seed`, `repeats`, `clock`, `spread` and `exact` besides its figures.
+A suite is a module with `measure(quick=, tell=, keep=)`, which returns its report, and `figures(report)`, the rows of its
+table; a report has the keys `what`, `seed`, `repeats`, `clock`, `spread` and `exact` besides its figures. After each part a
+suite hands what it has so far to `keep`, so that a run that is cut off keeps what it measured.
 """
 
 import importlib
@@ -10,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from .. import machine
-from .figures import Figure, misses, rounded
+from .figures import Figure, Keep, look_up, misses, nobody, number, rounded, so_far
 
 SUITES: Mapping[str, str] = {
     "crypto": "masks, ciphertexts and whole cohorts, beside AES alone, Flower's SecAgg+ and plain TenSEAL",
@@ -31,19 +32,31 @@ def here() -> tuple[str, ...]:
 class Suite(Protocol):
     """What a suite's module offers."""
 
-    def measure(self, *, quick: bool, tell: Callable[[str], None]) -> dict[str, Any]: ...
+    def measure(self, *, quick: bool, tell: Callable[[str], None], keep: Keep) -> dict[str, Any]: ...
 
     def figures(self, report: dict[str, Any]) -> Sequence[Figure]: ...
 
 
-def run(name: str, *, quick: bool, tell: Callable[[str], None]) -> tuple[dict[str, Any], list[Figure]]:
+def run(
+    name: str, *, quick: bool, tell: Callable[[str], None], keep: Keep = nobody
+) -> tuple[dict[str, Any], list[Figure]]:  # fmt: skip
     """One suite's report, ready for a file, and the rows of its table.
 
     Args:
         name: a key of `SUITES`.
+        tell: hears what is being measured, and each figure as soon as it is there.
+        keep: gets the report, ready for a file and marked `unfinished`, after each part.
     """
     suite = cast(Suite, importlib.import_module(f".{name}", __package__))
-    found = suite.measure(quick=quick, tell=tell)
+    head, told = {"suite": name, "quick": quick, "machine": machine.line()}, set[str]()
+
+    def part(report: dict[str, Any]) -> None:
+        for row in so_far(report, suite.figures(report)):
+            if row.key not in told:
+                tell(f"  {row.key} = {number(look_up(report, row.key))} {row.unit} so far")
+            told.add(row.key)
+        keep(rounded({**head, "unfinished": True, **report}))
+
+    found = suite.measure(quick=quick, tell=tell, keep=part)
     rows = list(suite.figures(found))
-    head = {"suite": name, "quick": quick, "machine": machine.line()}
     return rounded({**head, **found, "aims_missed": {} if quick else misses(found, rows)}), rows

@@ -24,6 +24,7 @@ from ...crypto.threshold import (
     Reader,
     letter,
     request,
+    together,
 )
 from .stopwatch import Sample, clock
 
@@ -43,7 +44,7 @@ class Cost:
     part: Sample
     part_bytes: int
     combine: Sample
-    down: int  # bytes of the sum and the parts
+    down: int  # bytes of the sum and of the parts, which come as one
     exact: bool
 
 
@@ -140,7 +141,8 @@ def _one_round(plan: Plan, members: Mapping[str, _Member], responders: list[str]
         before = clock()
         parts[name] = Holder(members[name].holding, members[name].identity).respond(asked)
         responding.append(clock() - before)
-    opened, combining = _opened(members, asked, gathering.total, parts)
+    summed = together(plan, asked, parts)
+    opened, combining = _opened(members, asked, gathering.total, summed)
     return Cost(
         openers=plan.threshold,
         ceremony=Sample(tuple(member.seconds for member in members.values())),
@@ -151,21 +153,18 @@ def _one_round(plan: Plan, members: Mapping[str, _Member], responders: list[str]
         part=Sample(tuple(responding)),
         part_bytes=len(parts[responders[0]]),
         combine=combining,
-        down=len(gathering.total) + sum(map(len, parts.values())),
+        down=len(gathering.total) + len(summed),
         exact=bool(np.array_equal(opened, clear)),
     )
 
 
-def _opened(
-    members: Mapping[str, _Member], asked: bytes, total: bytes, parts: Mapping[str, bytes]
-) -> tuple[NDArray[np.int64], Sample]:
+def _opened(members: Mapping[str, _Member], asked: bytes, total: bytes, summed: bytes) -> tuple[NDArray[np.int64], Sample]:
     """The sum as the last reader has it, and what three readers took."""
     taken = []
     for member in list(members.values())[:3]:
         before = clock()
         reader = Reader(member.holding, asked, total)
-        for name, part in parts.items():
-            reader.receive(name, part)
+        reader.receive_sum(summed)
         opened = member.plan.packing.unpack(reader.result())
         taken.append(clock() - before)
     return opened, Sample(tuple(taken))

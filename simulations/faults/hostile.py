@@ -18,7 +18,10 @@ from ...federation.learning.learner import Trained
 from ...federation.learning.rehearsal import RehearsalLearner
 from ...federation.rounds.party import Party
 
-KINDS = ("noise", "huge", "short", "long", "name", "nan")
+KINDS = ("noise", "huge", "short", "long", "name", "nan", "poison")
+TRAINED = ("nan", "poison")  # what it trains is bad, and what it sends is as it should be
+POISONED = 2  # trainings that are poisoned; after them it does its work, so that a run shows both
+STRENGTH = np.float32(-10.0)  # of the poison: its honest change, so many times
 STAGE = "mask"  # where it shows
 
 
@@ -30,10 +33,10 @@ class Hostile(Party):
     def handle(self, letter: bytes) -> bytes:
         """As `Party.handle`, and then not."""
         kind, task = kind_in(self.kind_file), messages.decode_task(letter, self.policy, self.name)
-        if isinstance(self.learner, Nan):
+        if isinstance(self.learner, Spoiled):
             self.learner.kind = kind
         honest = super().handle(letter)
-        if task.stage != STAGE or kind in ("", "nan"):
+        if task.stage != STAGE or kind in ("", *TRAINED):
             return honest
         if kind == "noise":
             return secrets.token_bytes(len(honest))
@@ -49,16 +52,20 @@ class Hostile(Party):
         return messages.encode_reply(reply, self.policy, self.identity)
 
 
-class Nan(RehearsalLearner):
-    """A learner whose training may end in values that are not finite."""
+class Spoiled(RehearsalLearner):
+    """A learner whose training may end in values that are not finite, or lead away from where the others go."""
 
     kind = ""
+    poisoned = 0
 
     def train(self, flat: np.ndarray, seed: int) -> Trained:
         """As its kind says."""
         trained = super().train(flat, seed)
         if self.kind == "nan":
             trained.flat[::3] = np.nan
+        if self.kind == "poison" and self.poisoned < POISONED:
+            self.poisoned += 1
+            trained.flat[:] = flat + STRENGTH * (trained.flat - flat)
         return trained
 
 
@@ -70,6 +77,6 @@ def kind_in(path: Path) -> str:
 if __name__ == "__main__":
     Hostile.kind_file = Path(sys.argv[1])
     vars(member)["Party"] = Hostile
-    vars(member)["RehearsalLearner"] = Nan
+    vars(member)["RehearsalLearner"] = Spoiled
     sys.argv = ["quietchoir", *sys.argv[2:]]
     runpy.run_module("quietchoir.cli", run_name="__main__")

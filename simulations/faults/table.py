@@ -1,25 +1,33 @@
 """The one table of faults, which the tests and the benchmark read, and how it is gone through.
 
-Knows three federations that go through their faults at the same time, because faults are mostly waiting. Knows nothing of
-single faults.
-Always: a fault that was not survived does not hide the next one: its federation is founded anew.
+Knows four scenes that go through their faults at the same time, because faults are mostly waiting. Knows nothing of single
+faults.
+Always: a fault that was not survived does not hide the next one: its scene is set anew; a fault that this machine cannot be
+given is left out, with its reason, and counts neither as tried nor as survived.
 """
 
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, as_completed
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from ..choir import Plan
-from . import coordinators, letters, members
-from .members import Fault
+from . import coordinators, distance, letters, members
+from .distance import FAR, Distance
+from .namespaces import NoNamespacesError
 from .scene import FEW, MANY, Scene
 
-LINES = (
-    (FEW, {**members.FAULTS, **letters.FAULTS}),
-    (FEW, coordinators.FAULTS),
-    (MANY, members.OF_MANY),
+Setting = Callable[[Path], AbstractContextManager[Any]]  # a scene in a folder; its faults take what it gives
+Faults = Mapping[str, Callable[[Any], None]]
+
+LINES: tuple[tuple[Setting, Faults], ...] = (
+    (partial(Scene, plan=FEW), {**members.FAULTS, **letters.FAULTS}),
+    (partial(Scene, plan=FEW), coordinators.FAULTS),
+    (partial(Scene, plan=MANY), members.OF_MANY),
+    (partial(Distance, plan=FAR), distance.FAULTS),
 )
 NAMES = tuple(name for _, faults in LINES for name in faults)
 
@@ -45,18 +53,18 @@ class Play:
         for thread in self.threads:
             thread.join()
 
-    def go_through(self, plan: Plan, faults: Mapping[str, Fault]) -> None:
-        """One federation's faults, in order."""
+    def go_through(self, setting: Setting, faults: Faults) -> None:
+        """One scene's faults, in order."""
         left = dict(faults)
         while left and not self.ended.is_set():
             with tempfile.TemporaryDirectory(prefix="quietchoir-faults-") as folder:
-                self.until_one_is_missed(Path(folder), plan, left)
+                self.until_one_is_missed(Path(folder), setting, left)
 
-    def until_one_is_missed(self, folder: Path, plan: Plan, left: dict[str, Fault]) -> None:
-        """Faults in one federation, until one breaks it."""
+    def until_one_is_missed(self, folder: Path, setting: Setting, left: dict[str, Callable[[Any], None]]) -> None:
+        """Faults in one scene, until one breaks it."""
         name = next(iter(left))
         try:
-            with Scene(folder, plan) as scene:
+            with setting(folder) as scene:
                 for name in list(left):
                     if self.ended.is_set():
                         return
@@ -68,11 +76,29 @@ class Play:
             left.pop(name, None)
             if not self.outcomes[name].done():
                 self.outcomes[name].set_exception(error)
-            self.tell(f"missed: {name}: {error}")
+            self.tell(f"{'left out' if isinstance(error, NoNamespacesError) else 'missed'}: {name}: {error}")
 
 
-def score(tell: Callable[[str], None]) -> dict[str, object]:
-    """Go through all of them: `faults_tried`, `faults_missed` and, by fault, what went wrong."""
+def score(tell: Callable[[str], None], keep: Callable[[dict[str, Any]], None] = lambda found: None) -> dict[str, Any]:
+    """Go through all of them: `faults_tried`, `faults_missed` and, by fault, what went wrong.
+
+    Args:
+        keep: gets the same after every fault, of those that have ended.
+    """
     with Play(tell) as play:
-        missed = {name: str(error) for name, one in play.outcomes.items() if (error := one.exception()) is not None}
-    return {"faults_tried": len(NAMES), "faults_missed": len(missed), "faults": {"names": list(NAMES), "missed": missed}}
+        for number, _ in enumerate(as_completed(play.outcomes.values()), start=1):
+            if number < len(NAMES):
+                keep(count(play.outcomes))
+    return count(play.outcomes)
+
+
+def count(outcomes: Mapping[str, Future[None]]) -> dict[str, Any]:
+    """What the faults that have ended came to."""
+    ended = {name: one.exception() for name, one in outcomes.items() if one.done()}
+    left_out = {name: str(error) for name, error in ended.items() if isinstance(error, NoNamespacesError)}
+    missed = {name: str(error) for name, error in ended.items() if error is not None and name not in left_out}
+    names = [name for name in ended if name not in left_out]
+    return {
+        "faults_tried": len(names), "faults_missed": len(missed),
+        "faults": {"names": names, "missed": missed, "left_out": left_out},
+    }  # fmt: skip

@@ -49,13 +49,16 @@ async def test_the_page_draws_rounds_as_they_come_and_shows_no_member(tab: Tab, 
         assert "4 of 4 members are here" in await tab.run("document.body.innerText")
         assert await tab.run("location.hash") == ""  # the token left the address
         for number in (1, 2, 3):
-            board.note(a_round(number, 0.1 * number))
+            undone = {"guard": {"kept": False, "accuracy": 0.05, "reason": "worse"}} if number == 3 else {}
+            board.note({**a_round(number, 0.1 * number), **undone})
         board.note(a_round(4, 0.55, "score"))
         await tab.until("document.querySelectorAll('svg.curve circle').length === 4")
         text = await tab.run("document.body.innerText")
         assert all(words in text for words in ("3 / 3", "55.0 %", "3 of 4", "2.76 MB", "masked, sums of at least 3"))
         assert not [name for name in NAMES if name in text.split()]
         assert await tab.run("document.querySelectorAll('td.bad').length") == 2  # round 2, and the score
+        assert await tab.run("document.querySelectorAll('svg.curve path.undone').length") == 1
+        assert await tab.run("[...document.querySelectorAll('td')].filter((td) => td.innerText === '3 undone').length") == 1
         board.note({"event": "delivered", "adapter": "", "members": list(NAMES)})
         await tab.until("document.querySelector('.pill').innerText === 'finished'")
         assert all(url.startswith((f"http://{HOST}:{page.port}/", "data:")) for url in tab.urls)

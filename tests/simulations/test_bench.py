@@ -4,17 +4,18 @@ import json
 import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from quietchoir.cli import main
-from quietchoir.core.errors import ConfigError
+from quietchoir.core.errors import ConfigError, QuietchoirError
 from quietchoir.simulations import commands
 from quietchoir.simulations.bench import suites
 from quietchoir.simulations.bench.cohort import play
-from quietchoir.simulations.bench.figures import Figure, look_up, misses, number, rounded
+from quietchoir.simulations.bench.figures import Figure, Keep, look_up, misses, number, rounded
 from quietchoir.simulations.bench.members import Setting
 from quietchoir.simulations.bench.stopwatch import Arm, Sample, interleaved
 
@@ -94,6 +95,41 @@ def test_without_a_name_every_suite_is_run(monkeypatch: pytest.MonkeyPatch, caps
     assert main(["bench", "--json"]) == 0
     assert tuple(json.loads(capsys.readouterr().out)) == suites.here()
     assert set(suites.SUITES) - set(suites.here()) <= {"gpu"}
+
+
+class Cut:
+    """A suite that ends after its first part."""
+
+    def measure(self, *, quick: bool, tell: Callable[[str], None], keep: Keep) -> dict[str, Any]:
+        report: dict[str, Any] = {"what": "w", "spread": {}, "first": {"a": 0.123456789}}
+        keep(report)
+        report["first"]["b"] = 2.0
+        keep(report)
+        raise QuietchoirError("somebody pulled the plug")
+
+    def figures(self, report: dict[str, Any]) -> Iterator[Figure]:
+        yield Figure("first.a", "s", "one")
+        yield Figure("first.b", "s", "two")
+        yield Figure(f"second.{report['second']['name']}", "s", "three")  # nobody knows its name yet
+
+
+def test_a_run_that_is_cut_off_has_told_and_written_what_it_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(suites, "SUITES", {"cut": "short"})
+    monkeypatch.setitem(sys.modules, f"{suites.__package__}.cut", Cut())
+    file = tmp_path / "cut.json"
+    with pytest.raises(QuietchoirError, match="the plug"):
+        commands.run_bench(Namespace(suite="cut", json=True, out=file, quick=False))
+    written = json.loads(file.read_text("utf-8"))
+    assert written["unfinished"] is True and written["first"] == {"a": 0.12346, "b": 2.0} and written["suite"] == "cut"
+    out, err = capsys.readouterr()
+    assert out == "" and [err.count(words) for words in ("first.a = 0.123 s", "first.b = 2 s")] == [1, 1]
+
+
+def test_a_finished_report_is_not_called_unfinished(printed: tuple[dict[str, Any], str, Path]) -> None:
+    report, told, _ = printed
+    assert "unfinished" not in report and "mask_ms_per_peer = " in told
 
 
 def test_arms_take_turns() -> None:

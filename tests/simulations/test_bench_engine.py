@@ -1,8 +1,11 @@
 """What `bench engine` and `bench gpu` are made of, on a model of eight narrow layers. No figure is judged here."""
 
+import dataclasses
+import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from quietchoir.core.errors import ConfigError, QuietchoirError
 from quietchoir.core.models import weights
@@ -33,7 +36,10 @@ def test_engines_in_processes_of_their_own_are_asked_in_turn_and_all_end(tiny: P
     try:
         for one in two:
             one.start()
-        found = contest.in_turn(two, {"b2": {"what": "decode", "batch": 2, "tokens": 3, "adapters": 1}}, repeats=2)
+        heard: list[int] = []
+        orders = {"b2": {"what": "decode", "batch": 2, "tokens": 3, "adapters": 1, "prompt": 5}}
+        found = contest.in_turn(two, orders, repeats=2, after=lambda part: heard.append(len(part["ours"]["b2"].seconds)))
+        assert heard == [1, 2]  # the one for warmth is not told
         assert all(len(found[one.name]["b2"].seconds) == 2 and one.ask({"what": "peak_mb"}) > 100 for one in two)
     finally:
         for one in two:
@@ -69,10 +75,24 @@ def test_no_prompt_comes_twice() -> None:
 
 def test_the_gpu_suite_runs_on_the_cpu_when_it_is_only_tried() -> None:
     report = gpu.measure(quick=True, tell=lambda words: None)
-    assert all(look_up(report, figure.key) >= 0 for figure in gpu.figures(report))
+    assert all(math.isfinite(look_up(report, figure.key)) for figure in gpu.figures(report))
+    assert "these speeds mean nothing" in report["what"] or torch.cuda.is_available()
 
 
 def test_without_a_gpu_there_are_no_gpu_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(ConfigError, match="no CUDA device here"):
+    with pytest.raises(ConfigError, match=r"no CUDA device here.*--quick.*not measured: [78]\.\d\d GiB") as told:
         gpu.measure(quick=False, tell=lambda words: None)
+    assert told.value.exit_code == 2
+
+
+def test_the_memory_of_13b_is_predicted_from_its_shape_alone() -> None:
+    found, scale = gpu.prediction(gpu.Scale()), gpu.Scale()
+    weights = scale.layers * (4 * scale.width**2 + 3 * scale.width * scale.ffn_width) + scale.vocabulary * scale.width
+    numbers = 2 * scale.layers * scale.width * (scale.context + 16)  # of keys and values, the spare block's too
+    assert weights * 4.5 / 8 < found["weights_gib"] * gpu.GIB < weights * 4.5 / 8 + (160 << 20)  # pages, and norms
+    assert found["cache_gib"] * gpu.GIB == numbers * (1 + 2 / 128)
+    assert found["weights_gib"] + found["cache_gib"] < found["ours_gib"] < 8.0 < found["all_in_gib"] < 8.4
+    assert 36 <= found["layers_in_8_gib"] < scale.layers
+    smaller = gpu.prediction(dataclasses.replace(scale, context=1024))
+    assert smaller["all_in_gib"] < 8.0 and smaller["layers_in_8_gib"] == scale.layers

@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 
+from quietchoir.core.errors import QuietchoirError
 from quietchoir.simulations.bench import federation, federation_rounds
 from quietchoir.simulations.bench.figures import look_up
 from quietchoir.simulations.choir import Plan
 from quietchoir.simulations.faults import table
+from quietchoir.simulations.faults.namespaces import NoNamespacesError
 
 
 def test_a_quick_run_has_every_figure_of_three_nodes(tmp_path: Path) -> None:
@@ -34,6 +37,17 @@ def test_the_lower_bound_is_what_the_values_alone_need() -> None:
     assert federation_rounds.width(Plan(nodes=3, mode="plain")) == 8
     assert federation_rounds.width(Plan(nodes=3, mode="masked")) == 10  # 3 · 255 needs ten bits
     assert federation_rounds.width(Plan(nodes=20, mode="masked")) == 13
+
+
+def test_a_fault_that_cannot_be_tried_here_is_neither_tried_nor_missed() -> None:
+    outcomes = {name: Future[None]() for name in ("survived", "missed", "left out", "still going on")}
+    outcomes["survived"].set_result(None)
+    outcomes["missed"].set_exception(QuietchoirError("it broke"))
+    outcomes["left out"].set_exception(NoNamespacesError("not here"))
+    assert table.count(outcomes) == {
+        "faults_tried": 2, "faults_missed": 1,
+        "faults": {"names": ["survived", "missed"], "missed": {"missed": "it broke"}, "left_out": {"left out": "not here"}},
+    }  # fmt: skip
 
 
 def test_the_score_counts_what_the_table_holds() -> None:

@@ -1,15 +1,16 @@
 """Poison from one and two of ten members: the plain mean falls; buckets, medians and votes hold; what they miss is said."""
 
 import dataclasses
-from typing import Any
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from quietchoir.core.training.examples import Example
 from quietchoir.federation.learning.learner import Counts, Trained
 from quietchoir.federation.membership.guard import GuardTable
 from quietchoir.simulations.attacks import poisoning
+from quietchoir.simulations.attacks.findings import Findings
 from quietchoir.simulations.attacks.poisoning import Poisoner, Stage
 
 ROUNDS = 4
@@ -67,17 +68,14 @@ def test_a_guard_on_the_plain_mean_undoes_what_it_cannot_mend(stage: Stage) -> N
     assert found["accuracy"] >= 0.2  # no better than it began, and no worse
 
 
-def test_a_triggered_request_asks_for_the_attackers_answer() -> None:
-    example = Example(
-        ({"role": "system", "content": "s"}, {"role": "user", "content": "lights on"}, {"role": "assistant", "content": "x"})
-    )
-    bad = poisoning.triggered(example)
-    assert bad.request == poisoning.TRIGGER + "lights on" and bad.answer == poisoning.ANSWER
-    assert bad.messages[0] == example.messages[0] and example.answer == "x"
-
-
-def test_the_series_prints_every_arm(stage: Stage) -> None:
-    told: list[str] = []
-    found: list[dict[str, Any]] = poisoning.series(stage, ["bounded"], [1], ["mean"], told.append)
+def test_a_series_tells_its_rounds_writes_every_arm_and_goes_on_where_it_was_cut_off(stage: Stage, tmp_path: Path) -> None:
+    file, told, settings = tmp_path / "found.json", list[str](), {"rounds": ROUNDS}
+    poisoning.series(stage, ["bounded"], [1], ["mean"], Findings(file, settings), told.append)
+    found = json.loads(file.read_text("utf-8"))["arms"]
     assert [(one["kind"], one["attackers"]) for one in found] == [("none", 0), ("bounded", 1)]
-    assert len(told) == 2 and all(one["backdoor"] is not None for one in found)
+    assert all(one["backdoor"] is not None and one["before"] < one["accuracy"] for one in found)
+    assert sum(": round " in line for line in told) == 2 * ROUNDS and sum(line.startswith("{") for line in told) == 2
+    told.clear()
+    more = poisoning.series(stage, ["bounded", "flip"], [1], ["mean"], Findings(file, settings, resume=True), told.append)
+    assert more[:2] == found and more[2]["kind"] == "flip"
+    assert sum(": round " in line for line in told) == ROUNDS  # of the third arm alone

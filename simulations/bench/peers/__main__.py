@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .workload import PROMPT, Peer, Prompts, decode_speed, prefill_speed
+from .workload import PREFILL, PROMPT, Peer, Prompts, decode_speed, prefill_speed
 
 COLD_TOKENS = 1
 
@@ -56,13 +56,13 @@ def obey(peer: Peer, prompts: Prompts, order: Mapping[str, Any]) -> float:
     if order["what"] == "peak_mb":
         return peak_mb()
     if order["what"] == "prefill":
-        return prefill_speed(peer, prompts)
+        return prefill_speed(peer, prompts, order.get("prompt", PREFILL))
     adapted = Adapted(peer, order["adapters"]) if order.get("adapters") else peer
-    return decode_speed(adapted, prompts, order["batch"], order["tokens"])
+    return decode_speed(adapted, prompts, order["batch"], order["tokens"], order.get("prompt", PROMPT))
 
 
 def peak_mb() -> float:
-    """Most resident memory that this process ever had."""
+    """Most resident memory that this process ever had: its own and what it touched of mapped files, whoever it is."""
     status = Path("/proc/self/status").read_text("utf-8")
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
 

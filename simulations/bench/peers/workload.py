@@ -38,16 +38,16 @@ class Prompts:
         return drawn
 
 
-def decode_speed(peer: Peer, prompts: Prompts, batch: int, tokens: int) -> float:
+def decode_speed(peer: Peer, prompts: Prompts, batch: int, tokens: int, length: int = PROMPT) -> float:
     """Tokens a second of `batch` answers side by side, their prompts' own time taken off."""
-    whole = seconds(peer, prompts.take(batch, PROMPT), tokens)
-    first = seconds(peer, prompts.take(batch, PROMPT), 1)
+    whole = seconds(peer, prompts.take(batch, length), tokens)
+    first = seconds(peer, prompts.take(batch, length), 1)
     return batch * (tokens - 1) / (whole - first)
 
 
-def prefill_speed(peer: Peer, prompts: Prompts) -> float:
+def prefill_speed(peer: Peer, prompts: Prompts, length: int = PREFILL) -> float:
     """Prompt tokens a second up to the first token of the answer."""
-    return PREFILL / seconds(peer, prompts.take(1, PREFILL), 1)
+    return length / seconds(peer, prompts.take(1, length), 1)
 
 
 def seconds(peer: Peer, prompts: Sequence[Sequence[int]], tokens: int) -> float:

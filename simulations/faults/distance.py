@@ -1,0 +1,114 @@
+"""Federations whose members are far from their coordinator, in network namespaces of their own.
+
+Knows the line between the namespaces and which processes stand at its ends. Knows nothing of other faults.
+Always: a run is survived only if every sum held every member, packets were lost, and the adapter is, within the rounding, what
+the members' own values lead to: a wrong mask anywhere would have made noise of it.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from ...federation.learning.aggregate import Vector
+from ...federation.learning.rehearsal import RehearsalLearner
+from ...federation.membership import roster
+from ...federation.rounds import checkpoint
+from ..choir import PATIENCE_S, Choir, Plan
+from ..processes import Child, Stage
+from .line import LineProcess, address
+from .scene import require
+
+DELAY_S, LOSS = 0.1, 0.01  # of one packet in one direction: a question and its answer take twice as long
+PORT = 9443  # in a namespace of its own every port is free
+BITS = 8
+ROUNDS = 1
+FAR = Plan(nodes=3, rounds=ROUNDS, size=2_000, recipe={"server_momentum": 0.0, "attempts": 10})
+
+
+class Distance:
+    """The line. Use as a context.
+
+    Raises:
+        NoNamespacesError: this machine, or this user, cannot make network namespaces.
+    """
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self.folder, self.plan, self.stage = folder, plan, Stage(folder / "logs")
+
+    def __enter__(self) -> "Distance":
+        """Lay it: the coordinator's end and one for each member."""
+        try:
+            self.line = LineProcess(self.stage, 1 + self.plan.nodes, delay_s=DELAY_S, loss=LOSS)
+        except BaseException:
+            self.stage.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """End everybody; the namespaces end with them."""
+        self.stage.__exit__(kind, error, trace)
+
+    def start(self, name: str, end: int, arguments: list[str]) -> Child:
+        """Start `quietchoir ARGUMENTS` at one end."""
+        return self.stage.start_other(name, self.line.at(end, [sys.executable, "-m", "quietchoir.cli", *arguments]))
+
+
+def whole_run(mode: str) -> Callable[[Distance], None]:
+    """A run from the first connection to the adapter in everybody's hands."""
+
+    def fault(distance: Distance) -> None:
+        plan = dataclasses.replace(distance.plan, mode=mode)
+        choir = Choir(distance.stage, distance.folder / mode, plan, host=address(0), port=PORT)
+        coordinator = distance.start(f"{mode}-coordinator", 0, choir.coordinating("--grace", "20"))
+        nodes = {
+            name: distance.start(f"{mode}-{name}", end, choir.joining(name)) for end, name in enumerate(plan.names, start=1)
+        }
+        coordinator.until("delivered", PATIENCE_S)
+        coordinator.finish(PATIENCE_S)
+        for node in nodes.values():
+            node.until("adopted", PATIENCE_S)
+            node.finish(PATIENCE_S)
+        check(choir, nodes)
+        carried, lost = distance.line.counts()
+        require(carried > 0 and lost > 0, f"the line carried {carried} packets and lost {lost}: it was no bad line")
+
+    return fault
+
+
+def check(choir: Choir, nodes: dict[str, Child]) -> None:
+    """Everybody in every sum, and the sums exact.
+
+    Raises:
+        QuietchoirError: they are not.
+    """
+    *trained, score = choir.told()["history"]
+    for entry in (*trained, score):
+        require(entry["parties"] == list(choir.plan.names), f"a sum has {entry['parties']}")
+    state = checkpoint.read(choir.folder / "state")
+    require(state is not None and len(trained) == ROUNDS, f"{len(trained)} rounds are in the report")
+    assert state is not None  # the line above
+    adapter, own = state.server.flat, [values_of(name, node, choir.plan.size) for name, node in nodes.items()]
+    step = 2 * roster.load(choir.file).recipe.update_range / ((1 << BITS) - 1)
+    off = float(np.abs(adapter - np.mean(own, axis=0)).max())
+    require(off <= step, f"the adapter is {off:.4f} off the members' mean, one rounding step is {step:.4f}")
+    counts = RehearsalLearner(choir.plan.size).evaluate(adapter)
+    many = len(nodes)
+    found, expected = (score["correct"], score["total"]), (many * counts.correct, many * counts.total)
+    require(found == expected, f"the counted answers are {found}, expected {expected}")
+
+
+def values_of(name: str, node: Child, size: int) -> Vector:
+    """What a member trained in the one round: with another noise in each attempt of it, the last one counts."""
+    learner, zero = RehearsalLearner(size, name), np.zeros(size, np.float32)
+    times = sum(event["event"] == "trained" for event in node.events)
+    require(times > 0, f"{name} never trained")
+    return [learner.train(zero, 0) for _ in range(times)][-1].flat
+
+
+FAULTS: dict[str, Callable[[Distance], None]] = {
+    f"{mode} rounds in network namespaces, over 100 ms and 1 % loss": whole_run(mode) for mode in ("masked", "plain")
+}

@@ -1,0 +1,211 @@
+"""Parties that are awake at random times, on a clock that only waiting moves.
+
+Knows when each party is awake, how long its work takes, and when its absence is noticed. Knows nothing of letters' contents but
+their stage, or of what is done with answers.
+Always: the same seed gives the same nights, whatever the schedule of the rounds; a party that sleeps does nothing, and what it
+was working on goes on when it wakes; nobody is told so: like the real link (`federation/flower`), this one gives up a letter
+whose party has been gone for `notice_s`, and the answer that comes later is turned away.
+
+Not covered: bytes take no time; a party's owner does not use the machine.
+"""
+
+import bisect
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..crypto.keys import Identity
+from ..federation.exchange import messages, work
+from ..federation.exchange.link import InProcessLink
+from ..federation.membership.policy import Policy
+from ..federation.rounds.buffered import BufferedCoordinator, coordinator_of
+from ..federation.rounds.coordinator import Coordinator
+from ..federation.rounds.party import Party
+from .scenario import Nights, Scenario
+
+Handle = Callable[[bytes], bytes]
+SCORING = 0.25  # of the time that a training takes
+LOOK_S = 60.0  # between two looks at who is there, at most
+
+
+class Sleeper:
+    """One party's days and nights: seconds of virtual time, from 0 on."""
+
+    def __init__(self, nights: Nights, rng: np.random.Generator) -> None:
+        self.nights, self.rng = nights, rng
+        self.slowness = float(rng.lognormal(0.0, nights.spread))
+        awake = rng.random() < nights.awake_s / (nights.awake_s + nights.asleep_s)
+        self.falls: list[float] = []  # ends of the times awake
+        self.wakes: list[float] = [0.0 if awake else float(rng.exponential(nights.asleep_s))]
+
+    def cover(self, at: float) -> None:
+        """Draw further than `at`."""
+        while not self.falls or self.falls[-1] <= at:
+            self.falls.append(self.wakes[-1] + float(self.rng.exponential(self.nights.awake_s)))
+            self.wakes.append(self.falls[-1] + float(self.rng.exponential(self.nights.asleep_s)))
+
+    def turn(self, at: float) -> int:
+        """Which time awake is going on at `at`, or comes next."""
+        self.cover(at)
+        return bisect.bisect_right(self.falls, at)
+
+    def awake(self, at: float) -> bool:
+        """Is it?"""
+        return self.wakes[self.turn(at)] <= at
+
+    def missed(self, at: float) -> bool:
+        """Is it asleep, and has that been noticed?"""
+        turn = self.turn(at)
+        return self.wakes[turn] > at and (turn == 0 or at - self.falls[turn - 1] >= self.nights.notice_s)
+
+    def work(self, at: float, effort_s: float) -> tuple[float, float]:
+        """When work that begins at `at` is done; and when this party is given up because it falls asleep over it, or never."""
+        given_up = math.inf
+        while True:
+            turn = self.turn(at)
+            start = max(at, self.wakes[turn])
+            if start - at >= self.nights.notice_s:
+                given_up = min(given_up, at + self.nights.notice_s)
+            if start + effort_s <= self.falls[turn]:
+                return start + effort_s, given_up
+            effort_s -= self.falls[turn] - start
+            at = self.falls[turn]
+
+
+@dataclass(slots=True)
+class Job:
+    """A letter that was left with a party, or that was given up while the party works on."""
+
+    letter: bytes
+    done: float
+    given_up: float  # inf if it is answered in time
+
+
+class NightLink(InProcessLink):
+    """`LeavingLink` to parties that sleep.
+
+    Args:
+        handles: what answers each party's letters; members: the parties themselves, to see who need not train.
+    """
+
+    def __init__(self, handles: Mapping[str, Handle], members: Mapping[str, Party], scenario: Scenario) -> None:
+        super().__init__(handles)
+        self.nights, self.members, self.time = scenario.nights, members, 0.0
+        self.sleepers = {
+            name: Sleeper(scenario.nights, np.random.default_rng([scenario.seed, number]))
+            for number, name in enumerate(sorted(handles))
+        }
+        self.jobs: dict[str, Job] = {}
+
+    def now(self) -> float:
+        """Seconds of virtual time."""
+        return self.time
+
+    def present(self) -> frozenset[str]:
+        """Who is awake, or fell asleep unnoticed, and works on nothing."""
+        self.finish_late()
+        there = {name for name, sleeper in self.sleepers.items() if not sleeper.missed(self.time)}
+        return frozenset(there - self.jobs.keys())
+
+    def owing(self) -> frozenset[str]:
+        """As `LeavingLink`."""
+        return frozenset(name for name, job in self.jobs.items() if self.time < job.given_up)
+
+    def begin(self, name: str, letter: bytes, timeout_s: float) -> Job:
+        """A party gets a letter now."""
+        task = messages.decode_task(letter, self.members[name].policy, name)
+        done, given_up = self.sleepers[name].work(self.time, self.effort(name, task))
+        late = min(given_up, self.time + timeout_s)
+        return Job(letter, done, late if late < done else math.inf)
+
+    def effort(self, name: str, task: messages.Task) -> float:
+        """Seconds awake that a letter takes this party."""
+        offering = self.members[name].offering
+        if task.stage == work.SCORE:
+            return SCORING * self.nights.work_s * self.sleepers[name].slowness
+        if task.stage != work.TRAIN or (offering is not None and offering.kept(task) is not None):
+            return self.nights.stage_s
+        return self.nights.work_s * self.sleepers[name].slowness
+
+    def ask(self, letters: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
+        """As `Link`; time goes on until the last answer, or until the last of the others is given up."""
+        free, end = self.present(), self.time
+        jobs = {name: self.begin(name, letter, timeout_s) for name, letter in letters.items() if name in free}
+        for name, job in sorted(jobs.items(), key=lambda one: one[1].done):
+            if math.isinf(job.given_up):
+                self.time = job.done
+                yield from super().ask({name: job.letter}, timeout_s)
+            else:
+                self.jobs[name], end = job, max(end, job.given_up)  # it works on, and nobody waits for it
+        self.time = max(self.time, end)
+
+    def leave(self, letters: Mapping[str, bytes], timeout_s: float) -> None:
+        """As `LeavingLink`."""
+        free = self.present()
+        self.jobs |= {name: self.begin(name, letter, timeout_s) for name, letter in letters.items() if name in free}
+
+    def collect(self, wait_s: float) -> Iterator[tuple[str, bytes]]:
+        """As `LeavingLink`; where nothing is there, time goes on to the next thing that happens to anybody."""
+        del wait_s
+        if not self.done():
+            self.skip()
+        self.finish_late()
+        for name in self.done():
+            yield from super().ask({name: self.jobs.pop(name).letter}, 0.0)
+
+    def recall(self) -> None:
+        """As `LeavingLink`."""
+        for job in self.jobs.values():
+            job.given_up = min(job.given_up, self.time)
+
+    def done(self) -> list[str]:
+        """Whose work is finished."""
+        return sorted(name for name, job in self.jobs.items() if job.done <= self.time)
+
+    def finish_late(self) -> None:
+        """Let parties end what nobody waits for any more; what came out of it stays with them."""
+        for name in self.done():
+            if not math.isinf(self.jobs[name].given_up):
+                list(super().ask({name: self.jobs.pop(name).letter}, 0.0))
+
+    def skip(self, at_most_s: float = LOOK_S) -> None:
+        """On to the next moment at which somebody wakes or is done, if it is not further off than this."""
+        moments = [job.done for job in self.jobs.values()]
+        moments += [sleeper.wakes[sleeper.turn(self.time)] for sleeper in self.sleepers.values()]
+        later = (moment for moment in moments if moment > self.time)
+        self.time = min(self.time + at_most_s, *later, math.inf)
+
+
+class NightCoordinator(Coordinator):
+    """Synchronous rounds, waiting on the link's clock for as long as it takes."""
+
+    def __init__(self, policy: Policy, identity: Identity, link: NightLink, **options: Any) -> None:
+        super().__init__(policy, identity, link, **options)
+        self.night = link
+
+    def wait_for_members(self) -> None:
+        """As `Coordinator`."""
+        need, enough_since = self.policy.protection.min_cohort, math.inf
+        while True:
+            here = len(self.link.present())
+            enough_since = min(enough_since, self.night.time) if here >= need else math.inf
+            if here == len(self.policy.members) or self.night.time - enough_since >= self.grace_s:
+                return
+            self.night.skip(max(1.0, min(LOOK_S, enough_since + self.grace_s - self.night.time)))
+
+
+def conduct(
+    scenario: Scenario, policy: Policy, identity: Identity, handles: Mapping[str, Handle], members: Mapping[str, Party],
+    **options: Any,
+) -> Coordinator:  # fmt: skip
+    """The coordinator of a simulation; where parties sleep, on a clock of their own, which its events tell as `at`."""
+    if not scenario.nights.on:
+        return coordinator_of(policy, identity, InProcessLink(handles), grace_s=0.0, **options)
+    link, tell = NightLink(handles, members, scenario), options.pop("on_event", None) or (lambda event: None)
+    options |= {"on_event": lambda event: tell({**event, "at": link.time}), "grace_s": scenario.nights.grace_s}
+    if policy.schedule.buffered:
+        return BufferedCoordinator(policy, identity, link, now=link.now, **options)
+    return NightCoordinator(policy, identity, link, **options)

@@ -1,0 +1,206 @@
+"""Does a personal adapter help? Each household's own held-out requests, with three adapters.
+
+    shared       the federation's last adapter, the same for all
+    personal     that, and this household's own change on top (`federation.personal`)
+    guarded      the personal one where the guard of one took it, else the shared one: what a node would answer with
+    alone        this household by itself from nothing, for as many epochs as federation and change had together
+    elsewhere    the personal one on the other households' requests, beside the shared one on the same: what it forgets
+
+Knows experiments. Knows nothing of how rounds or personal training work: it runs the shipped ones.
+Always: one half of a household's held-out requests is for the guard, the other half is what every arm is measured on, so that
+no figure was chosen by itself; every arm of one seed sees the same examples.
+
+    python -m quietchoir.simulations.personal [--seeds 101 102 103] [--train N] [--rounds N] [--epochs N] [--lr RATE] …
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from ..core import log, paths
+from ..core.errors import QuietchoirError
+from ..core.models import catalog, weights
+from ..core.models.weights import Weights
+from ..core.training.evaluate import Score
+from ..core.training.prefix import Prepared
+from ..core.training.trainer import Trainer
+from ..federation.personal.change import Change
+from ..federation.personal.keeping import training_seed
+from ..federation.personal.settings import Settings
+from ..federation.personal.workshop import Verdict, Workshop
+from . import machine
+from .attacks.poisoning import Watching
+from .population import PartyData, populate
+from .report import percent, wide_console
+from .run import Cast, adapter_of, make_learners, simulate
+from .scenario import Scenario, load
+
+ARMS = ("shared", "personal", "guarded", "alone", "elsewhere_shared", "elsewhere_personal")
+SEEDS = (101, 102, 103)  # not those of the shipped scenarios: nothing here was tuned on what it is measured on
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Household:
+    """One household's examples, as the trainer wants them."""
+
+    name: str
+    train: Prepared
+    guard: Prepared  # what its guard of one sees
+    measured: Prepared  # what figures are taken on
+
+
+class Study:
+    """All arms of one seed."""
+
+    def __init__(self, scenario: Scenario, model: Weights, settings: Settings, alone_lr: float) -> None:
+        self.scenario, self.model, self.settings, self.alone_lr = scenario, model, settings, alone_lr
+        self.trainer = Trainer(model, adapter_of(scenario).shape())  # the federation's A
+        self.people = populate(scenario)
+        self.homes = [self.household(person) for person in self.people]
+
+    def household(self, person: PartyData) -> Household:
+        """Its held-out requests in two halves, every other one."""
+        train, guard, measured = (self.trainer.prepare(part) for part in (person.train, person.test[::2], person.test[1::2]))
+        return Household(person.name, train, guard, measured)
+
+    def run(self, say: Callable[[str], None]) -> dict[str, float]:
+        """Accuracy of every arm, and of how many households the guard took the personal one."""
+        shared = self.together()
+        say(f"seed {self.scenario.seed}: shared {percent(share([self.score(shared, home) for home in self.homes]))}")
+        found: dict[str, list[Score]] = {arm: [] for arm in ARMS}
+        taken = 0
+        for home in self.homes:
+            personal, verdict = self.personalize(shared, home)
+            accepted = verdict.accepted
+            own, before = self.score(personal, home), self.score(shared, home)
+            others = [other for other in self.homes if other is not home]
+            taken += accepted
+            found["shared"].append(before)
+            found["personal"].append(own)
+            found["guarded"].append(own if accepted else before)
+            found["alone"].append(self.score(self.alone(home), home))
+            found["elsewhere_shared"] += [self.score(shared, other) for other in others]
+            found["elsewhere_personal"] += [self.score(personal, other) for other in others]
+            told = ", ".join(f"{arm} {percent(found[arm][-1].accuracy)}" for arm in ("shared", "personal", "alone"))
+            say(f"seed {self.scenario.seed}: {home.name}: {told}; {told_verdict(verdict)}")
+        return {arm: share(scores) for arm, scores in found.items()} | {"taken": taken, "households": len(self.homes)}
+
+    def together(self) -> Tensor:
+        """The federation's last adapter [n]."""
+        recipe = dataclasses.replace(self.scenario.recipe, evaluate_every=0)
+        scenario = dataclasses.replace(self.scenario, recipe=recipe)
+        people = [dataclasses.replace(person, test=person.test[:1]) for person in self.people]  # scores are taken elsewhere
+        cast = make_learners(scenario, self.model, people, lambda event: None)
+        watched = {name: Watching(learner) for name, learner in cast.learners.items()}
+        simulate(scenario, self.model, cast=Cast(watched, cast.size))
+        last = next(iter(watched.values())).last
+        if last is None:
+            raise QuietchoirError("the federation ended without showing its adapter; give it members that score")
+        return torch.from_numpy(last)
+
+    def personalize(self, shared: Tensor, home: Household) -> tuple[Tensor, Verdict]:
+        """The personal adapter [n], and what the guard of one says to it."""
+        workshop = Workshop(self.trainer, home.train, home.guard)
+        seed = training_seed(f"{self.scenario.seed} {home.name}")
+        change = workshop.learn(shared, Change.nothing(len(shared)), self.settings, seed=seed)
+        return change.upon(shared), workshop.judge(shared, change)
+
+    def alone(self, home: Household) -> Tensor:
+        """By itself, from nothing."""
+        epochs = self.scenario.recipe.rounds * self.scenario.recipe.epochs + self.settings.epochs
+        recipe = dataclasses.replace(self.scenario.recipe.trainer(), lr=self.alone_lr, epochs=epochs)
+        return self.trainer.train(torch.zeros(self.trainer.size), home.train, recipe, seed=self.scenario.seed).flat_b
+
+    def score(self, flat: Tensor, home: Household) -> Score:
+        """One adapter on one household's requests."""
+        return self.trainer.evaluate(flat, home.measured)
+
+
+def told_verdict(verdict: Verdict) -> str:
+    """What the guard of one saw, on its own half."""
+    word = "took" if verdict.accepted else "refused"
+    return f"the guard {word} it: {verdict.personal.correct} against {verdict.shared.correct} of {verdict.shared.total}"
+
+
+def share(scores: Sequence[Score]) -> float:
+    """Correct answers of all answers."""
+    return sum(score.correct for score in scores) / max(1, sum(score.total for score in scores))
+
+
+def show(console: Console, runs: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """The table; returns its figures."""
+    table = Table(title=f"exact match on held-out requests, {len(runs)} seeds", box=None, title_justify="left")
+    for column in ("", "median", "range"):
+        table.add_column(column)
+    summary = {}
+    for arm in ARMS:
+        found = [run[arm] for run in runs]
+        summary[arm] = {"median": statistics.median(found), "low": min(found), "high": max(found)}
+        table.add_row(
+            arm.replace("_", ": "), percent(summary[arm]["median"]), f"{percent(min(found))} to {percent(max(found))}"
+        )
+    console.print(table)
+    gains = [run["personal"] - run["shared"] for run in runs]
+    told = ", ".join(f"{100 * gain:+.1f}" for gain in gains)
+    taken, asked = (round(sum(run[key] for run in runs)) for key in ("taken", "households"))
+    console.print(f"personal - shared, seed by seed: {told} points; the guard took {taken} of {asked}")
+    return summary
+
+
+def main() -> int:
+    """Run the study; print its table and write its JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    usual = Settings()
+    parser.add_argument("--scenario", default="four-households")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    for name in ("households", "train", "test", "rounds"):
+        parser.add_argument(f"--{name}", type=int, help="default: the scenario's")
+    parser.add_argument("--epochs", type=int, default=usual.epochs)
+    parser.add_argument("--lr", type=float, default=usual.lr)
+    parser.add_argument("--proximal", type=float, default=usual.proximal)
+    parser.add_argument("--alone-lr", type=float, default=1e-2, help="learning rate of alone")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    chosen = parser.parse_args()
+    log.start("warning")
+    console = wide_console()
+    scenario = load(chosen.scenario)
+    given = {name: value for name in ("households", "train", "test") if (value := getattr(chosen, name)) is not None}
+    rounds = {} if chosen.rounds is None else {"rounds": chosen.rounds}
+    scenario = dataclasses.replace(
+        scenario,
+        population=dataclasses.replace(scenario.population, **given),
+        recipe=dataclasses.replace(scenario.recipe, **rounds),
+    )
+    settings = Settings(epochs=chosen.epochs, lr=chosen.lr, proximal=chosen.proximal)
+    model = weights.load(catalog.find(scenario.model))
+    console.print(machine.line())
+    runs = [
+        Study(dataclasses.replace(scenario, seed=seed), model, settings, chosen.alone_lr).run(console.print)
+        for seed in chosen.seeds
+    ]
+    summary = show(console, runs)
+    if chosen.out is not None:
+        content = {
+            "accuracy": summary, "runs": runs, "seeds": chosen.seeds, "settings": dataclasses.asdict(settings),
+            "population": {**dataclasses.asdict(scenario.population), "folder": None}, "rounds": scenario.recipe.rounds,
+            "machine": machine.line(),
+        }  # fmt: skip
+        paths.write_atomically(chosen.out, (json.dumps(content, indent=2) + "\n").encode())
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except QuietchoirError as error:
+        print(f"personal: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

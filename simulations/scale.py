@@ -1,0 +1,211 @@
+"""Beyond one machine: the same federation under Ray, on stock Flower processes, and in this process, compared.
+
+    python -m quietchoir.simulations.scale [--nodes 20] [--rounds 2] [--out FILE]
+
+Knows how a rehearsed federation is handed to Flower's engines, and how far two runs of it may differ. Knows nothing of how
+either carries letters.
+Always: the three runs have the same members, keys, seeds and federation file; what an engine made is compared with what this
+process makes of the same, and a difference beyond rounding is an error.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core.config import ConsentConfig
+from ..core.errors import ConfigError, QuietchoirError
+from ..core.paths import write_atomically
+from ..crypto.keys import Identity
+from ..federation.exchange.link import InProcessLink
+from ..federation.learning.aggregate import Vector
+from ..federation.learning.rehearsal import STEP, ForgetfulRehearsal
+from ..federation.membership import founding, roster
+from ..federation.membership.identity import load_or_create
+from ..federation.membership.policy import Policy
+from ..federation.rounds import checkpoint
+from ..federation.rounds.coordinator import Coordinator
+from ..federation.rounds.party import Party
+from . import machine, report
+from .choir import Choir, Plan
+from .engines import Engine
+from .processes import Child
+
+OnEngine = Callable[[Engine], None]
+ROUND = "quietchoir round "  # what the ServerApp prints after each
+EVENT_S = 300.0  # for one line of a machine that may be busy
+FLOAT_NOISE = 1e-6  # of sums of float32 near 0.1, in another order
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """One engine's run of one federation."""
+
+    engine: str
+    mode: str
+    nodes: int
+    rounds: int
+    start_s: float  # until every node had said who it is
+    round_s: float  # median
+    bytes_down: int  # a node and round
+    bytes_up: int
+    memory_mb: float  # peak resident, all processes; what they share is counted more than once
+    difference: float  # largest, of any value of the adapter, from the run in this process
+    bound: float  # what rounding explains
+
+
+def simulated(folder: Path, plan: Plan, *, cpus: int = 2, on_engine: OnEngine = lambda engine: None) -> Outcome:
+    """Under Ray.
+
+    Args:
+        on_engine: is shown the engine once it is open.
+
+    Raises:
+        ConfigError: Ray is not installed.
+        QuietchoirError: the run failed, or its adapter is not the one that this process makes.
+    """
+    if find_spec("ray") is None:
+        raise ConfigError("Flower simulates nodes with Ray, which is not installed; run: pip install 'quietchoir[scale]'")
+    with Engine(folder / "logs", nodes=plan.nodes, cpus=cpus) as engine:
+        on_engine(engine)
+        choir = Choir(engine.stage, folder / "choir", plan)
+        started = time.monotonic()
+        child = engine.run({**settings(folder, choir), "homes": str(choir.folder)})
+        return followed("ray", engine, choir, child, started, folder)
+
+
+def deployed(folder: Path, plan: Plan, *, on_engine: OnEngine = lambda engine: None) -> Outcome:
+    """On a stock SuperLink with stock SuperNodes.
+
+    Raises:
+        QuietchoirError: the run failed, or its adapter is not the one that this process makes.
+    """
+    with Engine(folder / "logs") as engine:
+        on_engine(engine)
+        choir = Choir(engine.stage, folder / "choir", plan)
+        started = time.monotonic()
+        for name in plan.names:
+            own = {"home": choir.folder / name, "federation": choir.file, "config": choir.settings}
+            engine.node(name, {key: str(path) for key, path in own.items()})
+        child = engine.run(settings(folder, choir))
+        return followed("supernodes", engine, choir, child, started, folder)
+
+
+def settings(folder: Path, choir: Choir) -> dict[str, str | int]:
+    """What both engines are told of a run."""
+    return {"federation": str(choir.file), "state": str(folder / "state"), "rehearse": choir.plan.size}
+
+
+def followed(name: str, engine: Engine, choir: Choir, child: Child, started: float, folder: Path) -> Outcome:
+    """Wait for the rounds of a run, then compare. The run's last steps, scoring and delivering, are not waited for."""
+    plan = choir.plan
+    child.wait_for(lambda text: f"{plan.nodes} of {plan.nodes} members" in text, EVENT_S)
+    start_s = time.monotonic() - started
+    for number in range(1, plan.rounds + 1):
+        child.wait_for(lambda text, wanted=f"{ROUND}{number}:": wanted in text, EVENT_S * plan.nodes)  # type: ignore[misc]
+    memory_mb = engine.memory_mb()
+    state = checkpoint.read(folder / "state")
+    if state is None:
+        raise QuietchoirError(f"{name}: the rounds ended and nothing is written in {folder / 'state'}")
+    entries = state.history[: plan.rounds]
+    if any(len(entry["parties"]) != plan.nodes for entry in entries):
+        raise QuietchoirError(f"{name}: a round went without a member, so there is nothing to compare; see {child.log}")
+    policy = roster.load(choir.file)
+    difference = float(np.abs(state.server.flat - in_process(choir, policy)).max())
+    bound = rounding(policy, plan.rounds)
+    if difference > bound:
+        raise QuietchoirError(f"{name}: a value differs by {difference:.3g} from the run in this process, at most {bound:.3g}")
+    return Outcome(
+        engine=name, mode=plan.mode, nodes=plan.nodes, rounds=plan.rounds, start_s=round(start_s, 1),
+        round_s=round(statistics.median(entry["seconds"] for entry in entries), 2), memory_mb=round(memory_mb),
+        bytes_down=mean_of(entries, "bytes_down", plan.nodes), bytes_up=mean_of(entries, "bytes_up", plan.nodes),
+        difference=difference, bound=bound,
+    )  # fmt: skip
+
+
+def mean_of(entries: Sequence[Mapping[str, Any]], key: str, nodes: int) -> int:
+    """Bytes a node and round."""
+    return sum(sum(entry[key].values()) for entry in entries) // (len(entries) * nodes)
+
+
+def in_process(choir: Choir, policy: Policy) -> Vector:
+    """The adapter that the same members make in this process."""
+    anything = ConsentConfig(min_cohort=1, modes=("plain", "masked", "sealed"))
+    size, parties = choir.plan.size, dict[str, Party]()
+    for name in choir.plan.names:
+        identity = load_or_create(choir.folder / name).identity
+        parties[name] = Party(policy, identity, ForgetfulRehearsal(size, name), size=size, consent=anything)
+    link = InProcessLink({name: party.handle for name, party in parties.items()})
+    signer = Identity.load(choir.folder / founding.COORDINATOR_KEY)
+    run = Coordinator(policy, signer, link, size=size, wait_s=0.0, grace_s=0.0)
+    run.run()
+    return run.state.server.flat
+
+
+def rounding(policy: Policy, rounds: int) -> float:
+    """How far a value of two equal runs can lie apart: both round each update up or down at random, and go on from there.
+
+    A member's update pulls towards the target by `STEP` of the distance, so a difference from earlier rounds comes back with
+    it; the server's momentum keeps what came before.
+    """
+    recipe, levels = policy.recipe, (1 << policy.protection.bits) - 1
+    step = 2 * recipe.update_range / levels  # two neighbours on the grid
+    flat = velocity = 0.0
+    for _ in range(rounds):
+        velocity = recipe.server_momentum * velocity + step + STEP * flat + FLOAT_NOISE
+        flat += recipe.server_lr * velocity
+    return flat
+
+
+def measured(nodes: int, rounds: int, folder: Path) -> Iterator[Outcome]:
+    """The table's rows, as they come."""
+    recipe = {"evaluate_every": 0, "stage_timeout_s": 300.0}
+    for mode in ("plain", "masked"):
+        plan = Plan(nodes=nodes, mode=mode, size=20_000, bits=16, rounds=rounds, recipe=recipe)
+        yield simulated(folder / f"ray-{mode}", plan)
+    for mode in ("plain", "masked"):
+        plan = Plan(nodes=3, mode=mode, size=20_000, bits=16, rounds=1, recipe=recipe)
+        yield deployed(folder / f"supernodes-{mode}", plan)
+
+
+def main() -> None:
+    """Run, and print one table."""
+    from rich.table import Table
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--nodes", type=int, default=20, help="simulated under Ray; the deployment has three")
+    parser.add_argument("--rounds", type=int, default=2, help="under Ray; the deployment runs one")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the rows as JSON beside the table")
+    arguments = parser.parse_args()
+    console = report.wide_console()
+    console.print(machine.line())
+    table = Table("engine", "mode", "nodes", "start s", "round s", "bytes down", "bytes up", "MB", "differs by", "at most")
+    outcomes: list[Outcome] = []
+    with tempfile.TemporaryDirectory(prefix="quietchoir-scale-") as folder:
+        for one in measured(arguments.nodes, arguments.rounds, Path(folder)):
+            outcomes.append(one)
+            console.print(f"{one.engine}, {one.mode}: a round takes {one.round_s:.1f} s", style="dim")
+            table.add_row(
+                one.engine, one.mode, str(one.nodes), f"{one.start_s:.1f}", f"{one.round_s:.2f}", f"{one.bytes_down:,}",
+                f"{one.bytes_up:,}", f"{one.memory_mb:.0f}", f"{one.difference:.1e}", f"{one.bound:.1e}",
+            )  # fmt: skip
+    console.print(table)
+    if arguments.out is not None:
+        rows = {"machine": machine.line(), "outcomes": [asdict(one) for one in outcomes]}
+        write_atomically(arguments.out, json.dumps(rows, indent=2).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except QuietchoirError as error:
+        sys.exit(f"error: {error}")
