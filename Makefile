@@ -6,7 +6,7 @@ export QUIETCHOIR_HOME ?= $(HOME)/.cache/quietchoir
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: help setup models demo demo-compare serve test fuzz lint format bench figures clean
+.PHONY: help setup models demo demo-compare serve test fuzz lint format bench scale-out figures clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -19,7 +19,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --progress-bar on -c constraints.txt "torch==2.13.0"
-	$(BIN)/pip install --progress-bar on -c constraints.txt -e '.[dev,bench]'
+	$(BIN)/pip install --progress-bar on -c constraints.txt -e '.[dev,bench,scale]'
 	@touch $@ $(VENV)/compiled
 
 # The installation has compiled them; this does it again when a source changes. Without a compiler it says so and goes on.
@@ -40,8 +40,9 @@ demo-compare: setup models  ## together against alone and central, three seeds
 serve: setup models  ## a local assistant on 127.0.0.1
 	$(BIN)/quietchoir serve
 
+# Two workers: much of a test with real processes is waiting. A file stays with one of them, as its fixtures do.
 test: setup models  ## every test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 fuzz: setup  ## the long fuzzing runs, whole
 	QUIETCHOIR_FUZZ=full $(BIN)/python -m pytest tests -m fuzz $(ARGS)
@@ -65,6 +66,9 @@ $(VENV)/peers: $(VENV)/ready
 
 bench: setup models $(VENV)/peers  ## every benchmark; JSON beside each table
 	$(BIN)/quietchoir bench --out build/bench.json
+
+scale-out: setup  ## the same federation under Ray and on stock Flower processes, compared; some minutes
+	$(BIN)/python -m quietchoir.simulations.scale --out build/scale-out.json
 
 figures: setup  ## the pictures in docs/
 	$(BIN)/python -m quietchoir.simulations.figures --out docs
