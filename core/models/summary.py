@@ -8,12 +8,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import from_folder, from_gguf, gguf
 from .architecture import Architecture
 from .blocks import Blocks
-from .tokenizer import Tokenizer
-from .tokenizer_json import read_tokenizer
-from .vocabulary import Vocabulary
+from .weights import read_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +46,7 @@ def summarize(path: Path) -> Summary:
     Raises:
         ModelNotFoundError, ModelFileError: as `weights.load`.
     """
-    if path.is_dir():
-        architecture = from_folder.read_architecture(path)
-        tensors = from_folder.name_tensors(path, architecture)
-        tokenizer = read_tokenizer(path, architecture.vocabulary)
-    else:
-        file = gguf.read(path)
-        architecture = from_gguf.read_architecture(file)
-        tensors = from_gguf.name_tensors(file, architecture)
-        tokenizer = Tokenizer(Vocabulary.read(file))
+    architecture, tensors, tokenizer = read_parts(path)
     distinct: dict[int, Blocks] = {id(blocks): blocks for blocks in tensors.values()}
     kinds: Counter[str] = Counter()
     for blocks in distinct.values():

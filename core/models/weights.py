@@ -41,22 +41,28 @@ def load(path: Path, *, kind: str | None = None) -> Weights:
         ModelNotFoundError: no such file, or a folder that is not complete.
         ModelFileError: damaged, cut short, an unknown family or block type, or tensors that do not fit its sizes.
     """
+    architecture, tensors, tokenizer = read_parts(path)
+    if kind is None:
+        return Weights(architecture, tensors, tokenizer, digest_of(path))
+    digest = hashlib.sha256(f"{digest_of(path)} as {kind}".encode()).hexdigest()
+    return Weights(architecture, quantize_all(path, tensors, kind), tokenizer, digest)
+
+
+def read_parts(path: Path) -> tuple[Architecture, dict[str, Blocks], Tokenizer]:
+    """Sizes, named blocks and tokenizer of a GGUF file or a model folder.
+
+    Raises:
+        ModelNotFoundError, ModelFileError: as `load`.
+    """
     if path.is_dir():
         from . import from_folder  # with torch, which maps a folder's tensors; a GGUF file needs none
         from .tokenizer_json import read_tokenizer
 
         architecture = from_folder.read_architecture(path)
-        tensors = from_folder.name_tensors(path, architecture)
-        tokenizer = read_tokenizer(path, architecture.vocabulary)
-    else:
-        file = gguf.read(path)
-        architecture = from_gguf.read_architecture(file)
-        tensors = from_gguf.name_tensors(file, architecture)
-        tokenizer = Tokenizer(Vocabulary.read(file))
-    if kind is None:
-        return Weights(architecture, tensors, tokenizer, digest_of(path))
-    digest = hashlib.sha256(f"{digest_of(path)} as {kind}".encode()).hexdigest()
-    return Weights(architecture, quantize_all(path, tensors, kind), tokenizer, digest)
+        return architecture, from_folder.name_tensors(path, architecture), read_tokenizer(path, architecture.vocabulary)
+    file = gguf.read(path)
+    architecture = from_gguf.read_architecture(file)
+    return architecture, from_gguf.name_tensors(file, architecture), Tokenizer(Vocabulary.read(file))
 
 
 def quantize_all(path: Path, tensors: Mapping[str, Blocks], kind: str) -> dict[str, Blocks]:

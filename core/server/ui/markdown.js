@@ -2,8 +2,9 @@
 // A model's words are untrusted, and so are a tool's; the page's policy (CSP) stands behind this as a second wall.
 
 import { marked } from "./vendor/marked.js";
-import DOMPurify from "./vendor/purify.js";
+import "./vendor/purify.js"; // no module: it leaves a global
 
+const { DOMPurify } = globalThis;
 const MARKS = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" };
 const asText = ({ text }) => text.replace(/[&<>"]/g, (letter) => MARKS[letter]);
 marked.use({ gfm: true, breaks: true, renderer: { html: asText } }); // HTML in an answer is shown, not obeyed
