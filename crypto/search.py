@@ -8,6 +8,7 @@ Always: every question has the same size and takes the same steps, every choice 
 """
 
 import os
+import secrets
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -97,8 +98,26 @@ def passage_text(column: npt.NDArray[np.float64]) -> bytes:
     length, check = int.from_bytes(values[:2], "big"), int.from_bytes(values[2:PASSAGE_HEAD], "big")
     text = values[PASSAGE_HEAD : PASSAGE_HEAD + length]
     if length > PASSAGE_BYTES or zlib.crc32(text) != check:
-        raise ProtocolError("the answer is not a passage of this library; ask again, or ask its host")
+        raise ProtocolError(
+            "the answer is not a passage of this library; its host was not told, and asking again would tell it"
+        )
     return text
+
+
+def unit(vector: Scores) -> npt.NDArray[np.float64]:
+    """An embedded question, brought to length 1.
+
+    Raises:
+        CryptoError: not a number in it, or nothing but zeros.
+
+    Hazard: call it before the first message of a session; a session that breaks off here tells of the question.
+    """
+    exact = np.asarray(vector, np.float64)
+    length = float(np.linalg.norm(exact))
+    if not np.isfinite(length) or length == 0:
+        raise CryptoError("a question whose embedding is not finite, or zero; put it in other words")
+    direction: npt.NDArray[np.float64] = exact / length
+    return direction
 
 
 def _exactly(parts: Sequence[bytes], count: int, size: int) -> None:
@@ -188,11 +207,25 @@ class Keeper:
         self.workers.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What an asker sends after a question, and what it may look at once all of it was sent.
+
+    Hazard: `fault`, `scores` and `picked` are secrets until every one of `choices` left: an asker that stops, or says
+    anything else in between, tells the host a bit of its question that the host may have chosen (it sets the scores).
+    """
+
+    choices: tuple[list[bytes], ...]  # as many as were asked for, whatever the answer opened to
+    picked: tuple[int, ...]  # passages they choose, best first; chance where there is a fault
+    scores: Scores | None  # [passages]; None where there is a fault
+    fault: CryptoError | None  # why the answer is of no use
+
+
 class Questioner:
     """The asker's half: one fresh key, in a worker, for the length of a session.
 
     Hazard: scores and passages are for the key's owner. What it sends after opening them must not depend on them,
-    other than under encryption; so decide the number of passages to read before looking at scores.
+    other than under encryption: `choose` is the only way from an answer to what is sent next, and always gives it.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -209,13 +242,10 @@ class Questioner:
         Raises:
             CryptoError: another dimension, or not a number in it.
         """
-        exact = np.asarray(vector, np.float64)
-        length = float(np.linalg.norm(exact))
-        if exact.shape != (self.shape.dimension,) or not np.isfinite(length) or length == 0:
-            raise CryptoError(
-                f"a question of shape {exact.shape}, expected ({self.shape.dimension},) finite and not zero; embed it again"
-            )
-        return self._worker.call("encrypt", (exact / length).tobytes())
+        direction = unit(vector)
+        if direction.shape != (self.shape.dimension,):
+            raise CryptoError(f"a question of shape {direction.shape}, expected ({self.shape.dimension},); embed it again")
+        return self._worker.call("encrypt", direction.tobytes())
 
     def scores(self, answer: Sequence[bytes]) -> Scores:
         """Open scores, [passages]: cosines with an error of `SCORE_ERROR` and noise of deviation `SCORE_NOISE`.
@@ -225,13 +255,31 @@ class Questioner:
             WorkerError: the host's bytes crashed our worker; the key is gone, begin a new session.
         """
         _exactly(answer, self.shape.choice_parts, SEARCH.ciphertext_bytes)
-        values = np.concatenate([np.frombuffer(part, np.float64) for part in self._worker.call("decrypt", *answer)])
-        values = values[: self.shape.passages]
+        parts = self._worker.call("decrypt", *answer)
+        _exactly(parts, self.shape.choice_parts, 8 * SEARCH.slots)  # it read the host's bytes: not trusted more than they
+        values = np.concatenate([np.frombuffer(part, np.float64) for part in parts])[: self.shape.passages]
         if not np.isfinite(values).all() or np.abs(values).max() > 1 + 16 * SCORE_NOISE:
             raise ProtocolError(
-                "the answer opens to numbers that are no cosines: encrypted under another key, or broken; ask again"
+                "the answer opens to numbers that are no cosines: its host, or the line, is broken or hostile. The host "
+                "was not told; asking again would tell it, so ask its owner first"
             )
         return values.astype(np.float32)
+
+    def choose(self, answer: Sequence[bytes], count: int) -> Opened:
+        """The next `count` choices after an answer with scores; never raises for what the answer is or opens to.
+
+        Decoys are encrypted before the answer is touched, and leave instead of choices where it is of no use: also an
+        answer that ends our worker, and the key with it, changes nothing that the host sees.
+        """
+        count = min(count, self.shape.passages)
+        chance = tuple(secrets.SystemRandom().sample(range(self.shape.passages), count))
+        decoys = tuple(self.choice(index) for index in chance)
+        try:
+            scores = self.scores(answer)
+            best = tuple(int(index) for index in np.argsort(-scores, kind="stable")[:count])
+            return Opened(tuple(self.choice(index) for index in best), best, scores, None)
+        except CryptoError as error:
+            return Opened(decoys, chance, None, error)
 
     def choice(self, index: int) -> list[bytes]:
         """Encrypt the choice of passage `index`.
@@ -253,7 +301,9 @@ class Questioner:
             ProtocolError, WorkerError: as `scores`.
         """
         _exactly(answer, 1, SEARCH.ciphertext_bytes)
-        return passage_text(np.frombuffer(self._worker.call("decrypt", *answer)[0], np.float64))
+        column = self._worker.call("decrypt", *answer)
+        _exactly(column, 1, 8 * SEARCH.slots)
+        return passage_text(np.frombuffer(column[0], np.float64))
 
     def close(self) -> None:
         """End the worker, and with it the key."""

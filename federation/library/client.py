@@ -2,7 +2,9 @@
 
 Knows the order of messages and what the asker must check. Knows nothing of SEAL.
 Always: what goes to the host has the same sizes and the same number of messages whatever the question, the scores and
-the passages are; the host's key stands in the address, and nothing signed by another is believed.
+the passages are. Only what the host itself, or anybody on the line, can see may end a session early: no reply, a reply
+that is not the host's, a refusal. What an answer opens to is told to the asker after the line is closed.
+The host's key stands in the address, and nothing signed by another is believed.
 """
 
 import ssl
@@ -13,12 +15,15 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import numpy as np
+import numpy.typing as npt
 
-from ...core.errors import AuthenticationError, ConfigError, MessageError, QuietchoirError
+from ...core.errors import AuthenticationError, ConfigError, MessageError, ProtocolError, QuietchoirError
 from ...crypto.keys import Identity, PublicIdentity
-from ...crypto.search import Questioner
+from ...crypto.search import Opened, Questioner, unit
 from .index import PROBE, Embeds, Passage
 from .messages import MANIFEST_BYTES, PATH, Kind, Manifest, Request, decode_manifest, decode_reply, key_id, reply_limit
+
+Vector = npt.NDArray[np.float32]
 
 PROBE_COSINE = 0.999  # below it the two embedding models are not the same
 TIMEOUT_S = 120.0
@@ -68,6 +73,31 @@ class Answer:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """What one question brought, still unopened where opening it can fail.
+
+    Hazard: open it when nothing more is sent in this session, and its connection is closed.
+    """
+
+    questioner: Questioner
+    chosen: Opened
+    replies: tuple[tuple[bytes, ...], ...]  # one for each choice
+
+    def open(self) -> tuple[Found, ...]:
+        """The passages, best first.
+
+        Raises:
+            ProtocolError: the answer opened to no scores, or a reply to no passage.
+            WorkerError: the host's bytes crashed our worker.
+        """
+        if self.chosen.fault is not None or self.chosen.scores is None:
+            raise self.chosen.fault or ProtocolError("an answer without scores")
+        texts = [self.questioner.passage(reply) for reply in self.replies]
+        scores = [round(float(self.chosen.scores[index]), 2) for index in self.chosen.picked]
+        return tuple(Found(Passage.decode(text), score) for text, score in zip(texts, scores, strict=True))
+
+
 class Session:
     """One asker at one library, with one fresh encryption key.
 
@@ -103,19 +133,17 @@ class Session:
         await self._ask(Kind.KEYS, keys)
         return manifest
 
-    async def ask(self, vector: np.ndarray[tuple[int], np.dtype[np.float32]], passages: int = 1) -> tuple[Found, ...]:
-        """Send one embedded question and read the best `passages`, always so many.
+    async def ask(self, vector: Vector, passages: int = 1) -> "Sealed":
+        """Send one embedded question and the choice of `passages`, always so many; open with `Sealed.open`.
 
         Raises:
-            CryptoError, MessageError, BudgetError: the host refuses, or its answer does not open.
+            CryptoError, MessageError, BudgetError: no answer of this host, or it refuses. Never for what one opens to.
         """
         assert self._questioner is not None and self._manifest is not None, "open() comes first"
-        scores = self._questioner.scores(await self._ask(Kind.QUESTION, self._questioner.question(vector)))
-        found = []
-        for index in np.argsort(-scores, kind="stable")[: min(passages, self._manifest.passages)]:
-            text = self._questioner.passage(await self._ask(Kind.CHOICE, self._questioner.choice(int(index))))
-            found.append(Found(Passage.decode(text), round(float(scores[index]), 2)))
-        return tuple(found)
+        answer = await self._ask(Kind.QUESTION, self._questioner.question(vector))
+        chosen = self._questioner.choose(answer, passages)
+        replies = [await self._ask(Kind.CHOICE, parts) for parts in chosen.choices]
+        return Sealed(self._questioner, chosen, tuple(replies))
 
     def close(self) -> None:
         """End the worker that holds the key."""
@@ -177,14 +205,21 @@ async def ask(
     """
     start = time.perf_counter()
     vector = embedder.embed([question])[0]
+    unit(vector)  # before the first message: a session that breaks off later would tell of the question
     connector = aiohttp.TCPConnector(ssl=tls if tls is not None else True)
-    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as http:
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
         session = Session(address, identity, http)
         try:
             manifest = await session.open(embedder)
-            found = await session.ask(vector, passages)
-        finally:
+            sealed = await session.ask(vector, passages)
+        except BaseException:
             session.close()
+            raise
+    try:
+        found = sealed.open()
+    finally:
+        session.close()
     return Answer(
         found=found,
         passages=manifest.passages,

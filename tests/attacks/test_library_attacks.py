@@ -1,0 +1,220 @@
+"""A library's host tries to learn about a question from what the asker does next. It sees the same, whatever it answers."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+
+import numpy as np
+import pytest
+from aiohttp import web
+
+from quietchoir.core.errors import BudgetError, CryptoError, MessageError, ProtocolError, QuietchoirError, WorkerError
+from quietchoir.crypto.keys import Identity
+from quietchoir.crypto.parameters import SEARCH
+from quietchoir.crypto.search import Keeper, Questioner
+from quietchoir.federation.library import host
+from quietchoir.federation.library.budget import Budget
+from quietchoir.federation.library.client import Address, ask
+from quietchoir.federation.library.messages import Kind, Outcome, Reply, decode_request, refuse
+from quietchoir.tests.fakes_search import TEXTS, FakeEmbedder, fake_index
+
+HOST, ASKER = Identity.generate(), Identity.generate()
+ABOUT, OTHER = "A cello has four strings, tuned in fifths.", "Snow closes the mountain pass in November."
+PASSAGES = 2
+Answers = Callable[[list[bytes]], Sequence[bytes]]
+
+
+class Hostile(host.Desk):
+    """A host that keeps its keys and changes what it answers, and writes down what it sees."""
+
+    def __init__(self, folder) -> None:
+        super().__init__(fake_index(), HOST, Budget(folder / "b.json", limit=11))
+        self.seen: list[tuple[str, tuple[int, ...]]] = []
+        self.scores: Answers = list
+        self.passage: Answers = list
+
+    def answer(self, raw: bytes) -> tuple[int, bytes]:
+        request = decode_request(raw, self.manifest.library)
+        self.seen.append((request.kind.name, tuple(map(len, request.parts))))
+        return super().answer(raw)
+
+    def _answer(self, request):
+        parts = super()._answer(request)
+        change = {Kind.QUESTION: self.scores, Kind.CHOICE: self.passage}.get(request.kind, list)
+        return list(change(parts))
+
+
+@pytest.fixture(scope="module")
+def one_desk(tmp_path_factory):
+    desk = Hostile(tmp_path_factory.mktemp("hostile"))
+    yield desk
+    desk.close()
+
+
+@pytest.fixture
+def desk(one_desk, tmp_path, monkeypatch):
+    monkeypatch.setattr(one_desk, "_budget", Budget(tmp_path / "b.json", limit=11))
+    monkeypatch.setattr(one_desk, "keeper", one_desk.keeper)
+    one_desk.scores = one_desk.passage = list
+    one_desk.seen.clear()
+    return one_desk
+
+
+async def asked(desk: host.Desk, question: str = ABOUT, embedder: FakeEmbedder | None = None) -> Exception | None:
+    """Ask over HTTP for `PASSAGES` passages; the error that the asker got, if any."""
+    runner = web.AppRunner(host.application(desk), access_log=None)
+    await runner.setup()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        await web.SockSite(runner, listener).start()
+        address = Address.parse(f"http://127.0.0.1:{listener.getsockname()[1]}/#{HOST.public.raw.hex()}")
+        try:
+            await ask(address, question, embedder or FakeEmbedder(), ASKER, passages=PASSAGES)
+        except QuietchoirError as error:
+            return error
+        finally:
+            await runner.cleanup()
+    return None
+
+
+HONEST = ["KEYS", "QUESTION", "CHOICE", "CHOICE"]
+
+
+def kinds(desk: Hostile) -> list[str]:
+    return [kind for kind, _ in desk.seen]
+
+
+def loud(topic: str) -> Keeper:
+    """Embeddings so long in one direction that the score leaves its range if the question is about `topic`."""
+    index = fake_index()
+    direction = FakeEmbedder().embed([topic])[0]
+    rows = index.embeddings.copy()
+    rows[0] = 30 * direction
+    return Keeper(rows, [passage.encode() for passage in index.passages])
+
+
+async def test_scores_beyond_their_range_stop_nobody(desk, monkeypatch):
+    """The instance: a score that only a question about one topic lifts over 1."""
+    keeper = loud(ABOUT)
+    monkeypatch.setattr(desk, "keeper", keeper)
+    try:
+        assert naive(keeper, ABOUT) == ["QUESTION"] and naive(keeper, quiet_for(keeper)) == ["QUESTION", "CHOICE"]  # one bit
+        errors, seen = [], []
+        for question in (ABOUT, quiet_for(keeper)):
+            desk.seen.clear()
+            errors.append(await asked(desk, question))
+            seen.append(list(desk.seen))
+        assert seen[0] == seen[1] and [kind for kind, _ in seen[0]] == HONEST
+        assert isinstance(errors[0], ProtocolError) and "no cosines" in str(errors[0])
+        assert errors[1] is None  # and yet the asker of the topic is told, afterwards
+    finally:
+        keeper.close()
+
+
+def quiet_for(keeper: Keeper) -> str:
+    """A question that the loud row hardly hears."""
+    embedder = FakeEmbedder()
+    words = ["kettle", "harbour", "pass", "stick", "sun", "bus", "water", "seven", "night", "tomatoes", "whistles", "snow"]
+    loudest = embedder.embed([ABOUT])[0]
+    return min(words, key=lambda word: abs(float(embedder.embed([word])[0] @ loudest)))
+
+
+def naive(keeper: Keeper, question: str) -> list[str]:
+    """The unprotected arm: an asker that believes its scores before it goes on."""
+    sent, questioner = [], Questioner(keeper.shape)
+    try:
+        keys = questioner.keys()
+        sent.append("QUESTION")
+        answer = keeper.score(keys, questioner.question(FakeEmbedder().embed([question])[0]))
+        with contextlib.suppress(ProtocolError):
+            questioner.choice(int(questioner.scores(answer).argmax()))
+            sent.append("CHOICE")
+    finally:
+        questioner.close()
+    return sent
+
+
+SPOILED: dict[str, Answers] = {
+    "noise in a ciphertext's place": lambda parts: [os.urandom(len(part)) for part in parts],
+    "zeros": lambda parts: [bytes(len(part)) for part in parts],
+    "a flipped bit in the head": lambda parts: [bytes([*part[:20], part[20] ^ 1, *part[21:]]) for part in parts],
+    "a flipped bit in the numbers": lambda parts: [bytes([*part[:9000], part[9000] ^ 64, *part[9001:]]) for part in parts],
+    "no part": lambda _: [],
+    "a part too many": lambda parts: [*parts, b"x"],
+    "a short part": lambda parts: [part[:-1] for part in parts],
+    "an empty part": lambda _: [b""],
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILED)
+async def test_an_answer_of_no_use_is_followed_by_the_same_messages(desk, spoil):
+    desk.scores = SPOILED[spoil]
+    error = await asked(desk)
+    assert isinstance(error, CryptoError)
+    assert kinds(desk) == HONEST
+    seen = list(desk.seen)
+    desk.seen.clear()
+    desk.scores = list
+    assert await asked(desk) is None
+    assert desk.seen == seen
+
+
+@pytest.mark.parametrize("spoil", SPOILED)
+async def test_a_first_passage_of_no_use_does_not_keep_the_second_choice_back(desk, spoil):
+    replies = iter([SPOILED[spoil], list])
+    desk.passage = lambda parts: next(replies)(parts)
+    assert isinstance(await asked(desk), CryptoError)
+    assert kinds(desk) == HONEST
+
+
+async def test_an_answer_that_ends_the_askers_worker_is_followed_by_decoys(desk, monkeypatch):
+    def crash(self: Questioner, answer: Sequence[bytes]):
+        self._worker.close()
+        raise WorkerError("ended with code -11")
+
+    monkeypatch.setattr(Questioner, "scores", crash)
+    assert isinstance(await asked(desk), WorkerError)
+    assert kinds(desk) == HONEST
+    assert {sizes for kind, sizes in desk.seen if kind == "CHOICE"} == {(SEARCH.seeded_bytes,)}
+
+
+@pytest.mark.parametrize("vector", [np.zeros(24, np.float32), np.full(24, np.nan, np.float32), np.full(24, np.inf, np.float32)])
+async def test_a_question_that_cannot_be_asked_begins_no_session(desk, vector):
+    class Odd(FakeEmbedder):
+        def embed(self, texts):
+            return np.stack([vector if text == ABOUT else super(Odd, self).embed([text])[0] for text in texts])
+
+    assert isinstance(await asked(desk, embedder=Odd()), CryptoError)
+    assert desk.seen == []
+
+
+async def test_a_refusal_is_the_hosts_own_and_may_end_the_session(desk, monkeypatch):
+    """What everybody sees may decide: neither a refusal nor a stranger's reply depends on the question."""
+    before = host.Desk.answer
+
+    def refusing(self, raw):
+        kind = decode_request(raw, self.manifest.library).kind
+        self.seen.append((kind.name, ()))
+        if kind is Kind.QUESTION:
+            return refuse(raw, BudgetError("enough"), HOST)
+        return before(self, raw)
+
+    monkeypatch.setattr(Hostile, "answer", refusing)
+    assert isinstance(await asked(desk), BudgetError)
+    assert kinds(desk) == ["KEYS", "QUESTION"]
+    monkeypatch.setattr(
+        Hostile, "answer", lambda self, raw: (200, Reply(Outcome.ANSWER, sha256(b"another").digest(), ()).encode(HOST))
+    )
+    assert isinstance(await asked(desk), MessageError)
+
+
+def test_choices_are_as_many_as_asked_for_and_never_more_than_there_are_passages():
+    questioner = Questioner(Keeper(fake_index().embeddings, [text.encode() for text in TEXTS]).shape)
+    try:
+        for count in (1, 3, 99):
+            opened = questioner.choose([b"nothing"], count)
+            assert len(opened.choices) == len(set(opened.picked)) == min(count, len(TEXTS))
+            assert opened.fault is not None and opened.scores is None
+    finally:
+        questioner.close()
