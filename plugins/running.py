@@ -5,12 +5,11 @@ Always: it runs in a sandbox or not at all, and a plugin whose live tools differ
 """
 
 import asyncio
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core import log, paths
+from ..core import log
 from ..core.errors import PluginError, ToolError
 from . import manifest
 from .client import Connection
@@ -18,6 +17,7 @@ from .manifest import Manifest
 from .sandbox import interpreter, linux
 from .sandbox.policy import BUNDLE, CONFIG, KIT, START, Interpreter, Policy
 from .sandbox.probe import inside_source
+from .storage import Storage
 
 SDK = Path(__file__).with_name("sdk") / "quietchoir_sdk.py"
 MAX_CONFIG_BYTES = 4 << 20
@@ -38,7 +38,8 @@ class Plugin:
         self.disabled: str | None = None
         self.connection: Connection | None = None
         self._runs_on: Interpreter | None = None
-        self._storage: int | None = None
+        granted = terms.head.permissions.storage_bytes
+        self._storage = Storage(folder / "storage", granted) if granted else None
         self._lock = asyncio.Lock()
         self._idle: asyncio.TimerHandle | None = None
         self._ending: set[asyncio.Task[None]] = set()
@@ -48,6 +49,7 @@ class Plugin:
 
         Raises:
             ToolError: disabled, out of time, died, or its config files are missing.
+            PluginError: its storage cannot be read or written.
             SandboxUnavailableError: nothing on this machine can confine it.
         """
         loop = asyncio.get_running_loop()
@@ -60,8 +62,12 @@ class Plugin:
         try:
             if self._idle is not None:
                 self._idle.cancel()
-            connection = await self._connected(max(until - loop.time(), 0.001))
-            return await connection.call(tool, arguments, max(until - loop.time(), 0.001))
+            try:
+                connection = await self._connected(max(until - loop.time(), 0.001))
+                answer = await connection.call(tool, arguments, max(until - loop.time(), 0.001))
+            finally:
+                await self._keep()  # before the answer: what it says it did is on the disk
+            return answer
         finally:
             self._lock.release()
             self._idle = loop.call_later(self.idle_s, self._stop_idle)
@@ -75,8 +81,14 @@ class Plugin:
             await connection.close()
         await asyncio.gather(*self._ending, return_exceptions=True)
         if self._storage is not None:
-            os.close(self._storage)
-            self._storage = None
+            try:
+                await self._keep()
+            finally:
+                self._storage.close()
+
+    async def _keep(self) -> None:
+        if self._storage is not None:
+            await asyncio.to_thread(self._storage.keep)
 
     async def _connected(self, deadline_s: float) -> Connection:
         if self.disabled is not None:
@@ -113,7 +125,8 @@ class Plugin:
         files |= {f"{CONFIG}/{name}": self._config(name) for name in self.terms.head.permissions.config}
         module = "bundle." + self.terms.head.entry.removesuffix(".py").replace("/", ".")
         head = self.terms.head
-        return Policy(interpreter=self._runs_on, files=files, module=module, limits=head.limits, storage=self._opened_storage())
+        storage = (self._storage.open(), self._storage.size) if self._storage is not None else None
+        return Policy(interpreter=self._runs_on, files=files, module=module, limits=head.limits, storage=storage)
 
     def _config(self, name: str) -> bytes:
         path = self.config.get(name, self.folder / name)
@@ -127,22 +140,16 @@ class Plugin:
             raise ToolError(f"{path}: {len(content)} bytes; plugins are handed at most {MAX_CONFIG_BYTES}")
         return content
 
-    def _opened_storage(self) -> tuple[int, int] | None:
-        """One file, handed over open: no path to follow, no second file to create, no link to plant."""
-        size = self.terms.head.permissions.storage_bytes
-        if not size:
-            return None
-        if self._storage is None:
-            try:
-                paths.private_folder(self.folder)
-                self._storage = os.open(self.folder / "storage", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            except OSError as error:
-                raise PluginError(f"{self.folder}/storage: cannot be opened ({error.strerror}); move it away") from error
-        return self._storage, size
-
     def _stop_idle(self) -> None:
         if self.connection is not None and not self._lock.locked():
             connection, self.connection = self.connection, None
-            task = asyncio.get_running_loop().create_task(connection.close())
+            task = asyncio.get_running_loop().create_task(self._end(connection))
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
+
+    async def _end(self, connection: Connection) -> None:
+        await connection.close()
+        try:
+            await self._keep()
+        except PluginError as error:
+            logger.error("plugin %s: %s", self.terms.id, error)

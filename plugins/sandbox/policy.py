@@ -36,7 +36,7 @@ class Policy:
     files: Mapping[str, bytes]  # absolute path inside → content, read-only copies
     module: str  # what runs, for example "bundle.server"
     limits: Limits = field(default_factory=Limits)
-    storage: tuple[int, int] | None = None  # an open descriptor and how many bytes it may hold
+    storage: tuple[int, int] | None = None  # a descriptor of memory that cannot grow, and its bytes
 
     def __post_init__(self) -> None:
         for path in self.files:

@@ -1,8 +1,9 @@
-"""Which system calls a confined plugin may not make, compiled to the kernel's filter language.
+"""Which system calls a confined plugin may make, compiled to the kernel's filter language.
 
 Knows system call numbers of x86-64 and AArch64 and six BPF instructions. Knows nothing of processes: bytes out.
-Always: a call of another architecture or of the x32 table kills the process; what is denied fails with EPERM,
-except clone3, which fails with ENOSYS so that the C library falls back to clone, whose flags can be read.
+Always: what is not on the list is refused with EPERM. A call of another architecture or of the x32 table kills the
+process. clone3, and what is newer than the list, fails with ENOSYS: the C library then falls back to what is older, to
+clone, whose flags can be read.
 
 Not covered: bugs in the system calls that stay allowed.
 Source: linux/filter.h, linux/seccomp.h, linux/audit.h; numbers from asm/unistd_64.h and asm-generic/unistd.h.
@@ -17,37 +18,80 @@ from ...core.errors import SandboxUnavailableError
 X86_64, AARCH64 = 0xC000003E, 0xC00000B7  # AUDIT_ARCH_*
 MACHINES = {"x86_64": X86_64, "aarch64": AARCH64, "arm64": AARCH64}
 X32_BIT = 0x40000000
-# name: (x86-64, AArch64); None where the machine has no such call
-DENIED: dict[str, tuple[int | None, int | None]] = {
-    # other processes
-    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "process_madvise": (440, 440),
-    "pidfd_getfd": (438, 438), "kcmp": (312, 272),
-    # wide kernel surfaces
-    "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427), "bpf": (321, 280),
-    "perf_event_open": (298, 241), "userfaultfd": (323, 282), "fanotify_init": (300, 262), "lookup_dcookie": (212, 18),
-    "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),
-    # namespaces and mounts
-    "unshare": (272, 97), "setns": (308, 268), "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41),
-    "chroot": (161, 51), "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430), "fsconfig": (431, 431),
-    "fsmount": (432, 432), "fspick": (433, 433), "mount_setattr": (442, 442), "name_to_handle_at": (303, 264),
-    "open_by_handle_at": (304, 265),
-    # memory that neither the watchdog nor a file system's size would see
-    "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195),
-    "msgget": (68, 186), "semget": (64, 190), "mq_open": (240, 180),
-    # network: socketpair stays, for event loops; nothing else does
-    "socket": (41, 198),
-    # the machine itself
-    "kexec_load": (246, 104), "kexec_file_load": (320, 294), "init_module": (175, 105), "finit_module": (313, 273),
-    "delete_module": (176, 106), "reboot": (169, 142), "swapon": (167, 224), "swapoff": (168, 225), "acct": (163, 89),
-    "syslog": (103, 116), "quotactl": (179, 60), "quotactl_fd": (443, 443), "settimeofday": (164, 170),
-    "clock_settime": (227, 112), "adjtimex": (159, 171), "clock_adjtime": (305, 266), "sethostname": (170, 161),
-    "setdomainname": (171, 162), "personality": (135, 92), "vhangup": (153, 58), "mbind": (237, 235),
-    "set_mempolicy": (238, 237), "migrate_pages": (256, 238), "move_pages": (279, 239), "iopl": (172, None),
-    "ioperm": (173, None), "modify_ldt": (154, None), "uselib": (134, None), "ustat": (136, None), "sysfs": (139, None),
+# name: (x86-64, AArch64); None where the machine has no such call. Whatever is not here is refused: new calls of the
+# kernel too, and those that show or change mounts, modules, keys, other processes, clocks or memory beyond accounting.
+ALLOWED: dict[str, tuple[int | None, int | None]] = {
+    # files, in the folders that the namespace shows
+    "read": (0, 63), "write": (1, 64), "open": (2, None), "close": (3, 57), "stat": (4, None),
+    "fstat": (5, 80), "lstat": (6, None), "lseek": (8, 62), "pread64": (17, 67),
+    "pwrite64": (18, 68), "readv": (19, 65), "writev": (20, 66), "preadv": (295, 69),
+    "pwritev": (296, 70), "preadv2": (327, 286), "pwritev2": (328, 287), "openat": (257, 56),
+    "openat2": (437, 437), "newfstatat": (262, 79), "statx": (332, 291), "statfs": (137, 43),
+    "fstatfs": (138, 44), "access": (21, None), "faccessat": (269, 48), "faccessat2": (439, 439),
+    "dup": (32, 23), "dup2": (33, None), "dup3": (292, 24), "fcntl": (72, 25),
+    "flock": (73, 32), "fsync": (74, 82), "fdatasync": (75, 83), "sync_file_range": (277, 84),
+    "truncate": (76, 45), "ftruncate": (77, 46), "fallocate": (285, 47), "fadvise64": (221, 223),
+    "readahead": (187, 213), "getdents": (78, None), "getdents64": (217, 61), "getcwd": (79, 17),
+    "chdir": (80, 49), "fchdir": (81, 50), "rename": (82, None), "renameat": (264, 38),
+    "renameat2": (316, 276), "mkdir": (83, None), "mkdirat": (258, 34), "rmdir": (84, None),
+    "creat": (85, None), "link": (86, None), "linkat": (265, 37), "unlink": (87, None),
+    "unlinkat": (263, 35), "symlink": (88, None), "symlinkat": (266, 36), "readlink": (89, None),
+    "readlinkat": (267, 78), "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53),
+    "fchmodat2": (452, 452), "umask": (95, 166), "utime": (132, None), "utimes": (235, None),
+    "futimesat": (261, None), "utimensat": (280, 88), "sendfile": (40, 71), "splice": (275, 76),
+    "tee": (276, 77), "copy_file_range": (326, 285), "getxattr": (191, 8), "lgetxattr": (192, 9),
+    "fgetxattr": (193, 10), "listxattr": (194, 11), "llistxattr": (195, 12),
+    "flistxattr": (196, 13),
+    # its own memory
+    "mmap": (9, 222), "mprotect": (10, 226), "munmap": (11, 215), "brk": (12, 214),
+    "mremap": (25, 216), "msync": (26, 227), "madvise": (28, 233), "mseal": (462, 462),
+    "membarrier": (324, 283),
+    # its own processes and threads (clone: without new namespaces)
+    "clone": (56, 220), "fork": (57, None), "vfork": (58, None), "execve": (59, 221),
+    "exit": (60, 93), "exit_group": (231, 94), "wait4": (61, 260), "waitid": (247, 95),
+    "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "pidfd_open": (434, 434),
+    "pidfd_send_signal": (424, 424), "getpid": (39, 172), "getppid": (110, 173),
+    "gettid": (186, 178), "getpgrp": (111, None), "getpgid": (121, 155), "setpgid": (109, 154),
+    "getsid": (124, 156), "setsid": (112, 157), "set_tid_address": (218, 96),
+    "set_robust_list": (273, 99), "get_robust_list": (274, 100), "rseq": (334, 293),
+    "futex": (202, 98), "futex_waitv": (449, 449), "futex_wake": (454, 454),
+    "futex_wait": (455, 455), "futex_requeue": (456, 456), "prctl": (157, 167),
+    "arch_prctl": (158, None), "close_range": (436, 436),
+    # what it is and what it may use
+    "getuid": (102, 174), "geteuid": (107, 175), "getgid": (104, 176), "getegid": (108, 177),
+    "getresuid": (118, 148), "getresgid": (120, 150), "getgroups": (115, 158), "capget": (125, 90),
+    "uname": (63, 160), "sysinfo": (99, 179), "times": (100, 153), "getrusage": (98, 165),
+    "getrlimit": (97, 163), "setrlimit": (160, 164), "prlimit64": (302, 261),
+    "getpriority": (140, 141), "sched_yield": (24, 124), "sched_getaffinity": (204, 123),
+    "sched_getparam": (143, 121), "sched_getscheduler": (145, 120), "sched_getattr": (315, 275),
+    "sched_get_priority_max": (146, 125), "sched_get_priority_min": (147, 126),
+    "sched_rr_get_interval": (148, 127), "getcpu": (309, 168), "getrandom": (318, 278),
+    # signals and time
+    "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139),
+    "rt_sigpending": (127, 136), "rt_sigtimedwait": (128, 137), "rt_sigsuspend": (130, 133),
+    "sigaltstack": (131, 132), "pause": (34, None), "restart_syscall": (219, 128),
+    "nanosleep": (35, 101), "clock_nanosleep": (230, 115), "clock_gettime": (228, 113),
+    "clock_getres": (229, 114), "gettimeofday": (96, 169), "time": (201, None), "alarm": (37, None),
+    "getitimer": (36, 102), "setitimer": (38, 103), "timer_create": (222, 107),
+    "timer_settime": (223, 110), "timer_gettime": (224, 108), "timer_getoverrun": (225, 109),
+    "timer_delete": (226, 111), "timerfd_create": (283, 85), "timerfd_settime": (286, 86),
+    "timerfd_gettime": (287, 87),
+    # waiting, pipes, and pairs of sockets, for event loops; no socket that has a name
+    "poll": (7, None), "ppoll": (271, 73), "select": (23, None), "pselect6": (270, 72),
+    "epoll_create": (213, None), "epoll_create1": (291, 20), "epoll_ctl": (233, 21),
+    "epoll_wait": (232, None), "epoll_pwait": (281, 22), "epoll_pwait2": (441, 441),
+    "pipe": (22, None), "pipe2": (293, 59), "eventfd": (284, None), "eventfd2": (290, 19),
+    "socketpair": (53, 199), "sendto": (44, 206), "recvfrom": (45, 207), "sendmsg": (46, 211),
+    "recvmsg": (47, 212), "shutdown": (48, 210), "getsockname": (51, 204), "getpeername": (52, 205),
+    "getsockopt": (55, 209), "setsockopt": (54, 208),
 }  # fmt: skip
+LAST_KNOWN = 471  # the newest call when this list was made; one above it does not exist here, as on an older kernel
 CLONE, CLONE3, IOCTL = (56, 220), (435, 435), (16, 29)
 NEW_NAMESPACES = 0x7E020000  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET}; CLONE_NEWTIME exists in unshare and clone3 alone
-TERMINAL_INJECTION = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX
+IOCTLS = (  # what a file or a stream may be asked; what types into a terminal (TIOCSTI, TIOCLINUX) is not among them
+    0x5401, 0x802C542A, 0x5413, 0x540F,  # TCGETS, TCGETS2, TIOCGWINSZ, TIOCGPGRP: is it a terminal, how large
+    0x541B, 0x5421, 0x5450, 0x5451, 0x40049409,  # FIONREAD, FIONBIO, FIONCLEX, FIOCLEX, FICLONE
+)  # fmt: skip
 
 LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # BPF_LD|W|ABS, BPF_JMP|J{EQ,GE,SET}|K, BPF_RET|K
 NUMBER_AT, ARCH_AT, ARGUMENTS_AT = 0, 4, 16  # offsets in struct seccomp_data
@@ -76,15 +120,14 @@ def rules(architecture: int) -> list[Instruction]:
     ]
     if architecture == X86_64:
         program += [(AT_LEAST, 0, 1, X32_BIT), (RETURN, 0, 0, KILL)]
-    for numbers in DENIED.values():
-        number = numbers[column]
-        if number is not None:
-            program += [(EQUAL, 0, 1, number), refuse(errno.EPERM)]
-    program += [(EQUAL, 0, 1, CLONE3[column]), refuse(errno.ENOSYS)]
     program += only_if(CLONE[column], 0, [(ANY_BIT, 0, 1, NEW_NAMESPACES), refuse(errno.EPERM)])
-    checks = [step for code in TERMINAL_INJECTION for step in ((EQUAL, 0, 1, code), refuse(errno.EPERM))]
-    program += only_if(IOCTL[column], 1, checks)
-    return [*program, (RETURN, 0, 0, ALLOW)]
+    checks = [step for code in IOCTLS for step in ((EQUAL, 0, 1, code), (RETURN, 0, 0, ALLOW))]
+    program += only_if(IOCTL[column], 1, [*checks, refuse(errno.EPERM)])
+    for numbers in ALLOWED.values():
+        if (number := numbers[column]) is not None:
+            program += [(EQUAL, 0, 1, number), (RETURN, 0, 0, ALLOW)]
+    program += [(EQUAL, 0, 1, CLONE3[column]), refuse(errno.ENOSYS)]
+    return [*program, (AT_LEAST, 0, 1, LAST_KNOWN + 1), refuse(errno.ENOSYS), refuse(errno.EPERM)]
 
 
 def only_if(number: int, argument: int, checks: Sequence[Instruction]) -> list[Instruction]:

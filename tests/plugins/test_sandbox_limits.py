@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from quietchoir.core.errors import ToolError
+from quietchoir.core.errors import PluginError, ToolError
 from quietchoir.core.toolcall import ToolCall
 from quietchoir.plugins.sandbox import watchdog
 from quietchoir.plugins.sandbox.probe import SandboxReport
 
-from .conftest import ATTACK, hostile, write_bundle
+from .conftest import ATTACK, hostile, unconfined, write_bundle
 
 GREET = ATTACK | {"name": "greet", "description": "Greet."}
 
@@ -89,17 +89,68 @@ async def test_scratch_space_is_bounded_in_every_place(attack: Callable[..., Any
     assert await attack(body) == "2 2"  # scratch_mb of the test's manifest
 
 
-async def test_storage_is_one_file_of_the_granted_size(attack: Callable[..., Any], tmp_path: Path) -> None:
-    body = """
+GROW = """
+if "QUIETCHOIR_STORAGE" in os.environ:
     descriptor = int(os.environ["QUIETCHOIR_STORAGE"].partition(":")[0])
+else:
+    descriptor = os.open(os.environ["DECOY"], os.O_RDWR | os.O_CREAT)
+source = os.open(os.environ.get("DECOY", "/tmp/decoy") + ".source", os.O_RDWR | os.O_CREAT)
+os.write(source, b"x" * 8192)
+again = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY)
+appending = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_APPEND)
+ways = {
+    "write at the end": lambda: os.pwrite(descriptor, b"x" * 4096, 4096),
+    "write far": lambda: os.pwrite(descriptor, b"x", 1 << 20),
+    "write over the end": lambda: os.pwrite(descriptor, b"x" * 8192, 0),
+    "append": lambda: os.write(appending, b"x" * 8192),
+    "many vectors": lambda: os.pwritev(descriptor, [b"x" * 4096] * 16, 4096),
+    "truncate longer": lambda: os.ftruncate(descriptor, 1 << 20),
+    "allocate": lambda: os.posix_fallocate(descriptor, 0, 1 << 20),
+    "send a file": lambda: (os.lseek(again, 4096, 0), os.sendfile(again, source, 0, 8192)),
+    "copy a range": lambda: os.copy_file_range(source, descriptor, 8192, 0, 4096),
+    "take the seals off": lambda: fcntl.fcntl(descriptor, 1033, 0) and 0,
+}
+grown = []
+for name, way in ways.items():
+    before = os.fstat(descriptor).st_size
     try:
-        os.pwrite(descriptor, b"x", 64 << 20)
-        return "grew"
-    except OSError as error:
-        return errno.errorcode[error.errno]
-    """
-    assert await attack(body, permissions={"storage_bytes": 4096}) == "EFBIG"
-    assert (tmp_path / "plugins" / "tests" / "hostile" / "storage").stat().st_size == 0
+        way()
+    except OSError:
+        pass
+    if os.fstat(descriptor).st_size > max(before, 4096):
+        grown.append(name)
+return "; ".join(grown) or "none"
+"""
+
+
+async def test_storage_holds_what_was_granted_and_no_way_makes_it_grow(attack: Callable[..., Any], tmp_path: Path) -> None:
+    decoy = tmp_path / "decoy"
+    assert "write at the end" in unconfined(GROW, DECOY=str(decoy))
+    assert decoy.stat().st_size > 1 << 16
+    assert await attack(GROW, permissions={"storage_bytes": 4096}) == "none"
+    assert (tmp_path / "plugins" / "tests" / "hostile" / "storage").stat().st_size <= 4096
+
+
+async def test_storage_on_disk_that_is_larger_than_granted_is_refused_and_stays(
+    attack: Callable[..., Any], tmp_path: Path
+) -> None:
+    kept = tmp_path / "plugins" / "tests" / "hostile" / "storage"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"x" * 4097)
+    with pytest.raises(PluginError, match="more than the 4096 bytes"):
+        await attack("return 'ran'", permissions={"storage_bytes": 4096})
+    assert kept.read_bytes() == b"x" * 4097
+
+
+async def test_what_a_plugin_keeps_is_on_the_disk_before_its_answer_and_also_if_it_dies(
+    attack: Callable[..., Any], tmp_path: Path
+) -> None:
+    body = 'Storage().save("kept")\nos._exit(1)'
+    with pytest.raises(ToolError, match="ended by itself"):
+        await attack(body, permissions={"storage_bytes": 4096})
+    kept = tmp_path / "plugins" / "tests" / "hostile" / "storage"
+    assert b'"kept"' in kept.read_bytes() and kept.stat().st_mode & 0o077 == 0
+    assert await attack("return Storage().value", permissions={"storage_bytes": 4096}) == "kept"
 
 
 def lives(pid: int) -> bool:
