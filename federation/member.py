@@ -27,11 +27,12 @@ from .learning.aggregate import Vector
 from .learning.learner import Learner, TrainerLearner
 from .learning.ranges import tensor_stops
 from .learning.rehearsal import RehearsalLearner
-from .membership import identity, invitation, roster
+from .membership import identity, roster
 from .membership.consent import check_consent, check_upload
 from .membership.policy import Policy
 from .membership.ranks import check_limit
 from .membership.renewal import Standing
+from .membership.variants import digests_of
 from .personal.companion import Companion, one_at_a_time, own_adapters
 from .personal.settings import Settings
 from .protection.seam import Safe
@@ -81,7 +82,6 @@ def join(
     """
     on_event = one_at_a_time(on_event) if config.training.personal else on_event
     policy = roster.accept(joining.file, joining.home)
-    invitation.check_invited(policy, joining.home)
     check_consent(policy, config.consent)
     keys = identity.load_or_create(joining.home)
     name = roster.check_member(policy, keys.identity.public.raw)
@@ -253,8 +253,9 @@ def keep_finished(policy: Policy, weights: "Weights", registry: Registry, flat: 
         adapter = assemble(policy.adapter.shape(), weights.architecture, weights.digest, torch.from_numpy(flat.copy()))
         return registry.put(adapter, make_card(policy, content_hash(adapter), read_evaluation(text), identity))
     card = Card.parse(text, "the finished adapter: ")
-    if (card.signer, card.federation, card.scope) != (policy.coordinator.key, policy.federation.hex(), ""):
-        raise FederationError("the finished adapter's card is not signed by this federation's coordinator; not kept")
+    ours = (policy.coordinator.key, policy.federation.hex(), policy.name, policy.model.digest, digests_of(policy.model)[1:], "")
+    if (card.signer, card.federation, card.name, card.model, card.variants, card.scope) != ours:
+        raise FederationError("the finished adapter's card is not this federation's, signed by its coordinator; not kept")
     adapter = assemble(policy.adapter.shape(), weights.architecture, weights.digest, torch.from_numpy(flat.copy()))
     return registry.put(adapter, card)
 

@@ -30,7 +30,7 @@ from .learning.aggregate import Vector
 from .learning.learner import Counts, Learner, Trained
 from .learning.rehearsal import ForgetfulRehearsal
 from .member import Joining, Seat, make_learner, trainer_of
-from .membership import identity, invitation, roster
+from .membership import identity, roster
 from .membership.consent import check_consent, check_upload
 from .membership.policy import Policy
 from .protection.frozen import check_freezable
@@ -104,7 +104,6 @@ def answer(own: Own, letter: bytes, key: bytes) -> tuple[bytes, bytes]:
     """
     policy = accepted(own.file, own.home)
     check_freezable(policy)
-    invitation.check_invited(policy, own.home)
     keys = identity.load_or_create(own.home)
     name = roster.check_member(policy, keys.identity.public.raw)
     task = messages.decode_task(letter, policy, name)
@@ -160,8 +159,9 @@ def accepted(file: Path, home: Path) -> Policy:
 
 
 def stamps(file: Path, policy: Policy, home: Path) -> tuple[int, ...]:
-    """What changes when the federation file does, or the copy that this node keeps of what it accepted."""
-    found = [path.stat() for path in (file, roster.folder(home, policy) / roster.FILE) if path.exists()]
+    """What changes when the federation file does, the copy that this node keeps, or what it was invited to."""
+    looked_at = (file, roster.folder(home, policy) / roster.FILE, home / roster.INVITED_FILE)
+    found = [path.stat() for path in looked_at if path.exists()]
     return tuple(number for one in found for number in (one.st_mtime_ns, one.st_size, one.st_ino))
 
 

@@ -22,6 +22,7 @@ from .running import IDLE_S, Plugin
 from .sandbox.probe import SandboxReport, probe
 
 BUILTIN = Path(__file__).with_name("builtin")
+PUBLISHER = "quietchoir"  # of the built-in plugins
 MAX_TEXT = 64 << 10  # characters of one answer that are passed on
 logger = log.get("plugins")
 
@@ -71,6 +72,8 @@ class PluginHost:
             if plugin_id not in found:
                 raise ConfigError(f"plugins.enabled names {plugin_id!r}; installed are: {', '.join(sorted(found)) or 'none'}")
             terms = manifest.read(found[plugin_id])
+            if terms.id != plugin_id:  # the folder was changed since `available` read it
+                raise ManifestError(f"{found[plugin_id]}: calls itself {terms.id} now, {plugin_id} a moment ago; not started")
             plugin = Plugin(terms, self._folder / plugin_id, self._files.get(plugin_id, {}), self._idle_s)
             for tool in terms.tools:
                 if tool.name in self._owners:
@@ -144,13 +147,21 @@ class PluginHost:
 def available(bundles: Sequence[Path] = ()) -> dict[str, Path]:
     """Plugin id → folder, of the built-in plugins and of `bundles`.
 
+    An id is the bundle's own word: it opens the storage and the files of that id, so no two folders share one, and the
+    publisher of the built-in plugins stands for bytes that came with this package alone.
+
     Raises:
-        ManifestError: two folders hold plugins of one id, or a manifest cannot be read.
+        ManifestError: two folders hold plugins of one id, one claims our publisher, or a manifest cannot be read.
     """
     found: dict[str, Path] = {}
     builtin = sorted(path.parent for path in BUILTIN.glob(f"*/{manifest.FILE}"))
     for folder in (*builtin, *bundles):
         plugin_id = manifest.read(folder).id
+        if folder not in builtin and plugin_id.startswith(f"{PUBLISHER}/"):
+            raise ManifestError(
+                f"{folder}: calls itself {plugin_id}, but {PUBLISHER} publishes only what comes with this package; its "
+                "author must use a publisher's name of their own"
+            )
         if plugin_id in found:
             raise ManifestError(f"{folder} and {found[plugin_id]} both hold {plugin_id}; remove one")
         found[plugin_id] = folder

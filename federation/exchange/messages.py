@@ -10,6 +10,7 @@ and receiver; anything else is a `MessageError`, and nothing was changed.
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ MAX_HEADER_BYTES = 4096
 MAX_BYTES = 1 << 30
 TASK_CONTEXT = b"quietchoir task v1"
 REPLY_CONTEXT = b"quietchoir reply v1"
+RUN = re.compile(r"[0-9a-f]{32}")  # a run's name becomes part of file names
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -129,7 +131,7 @@ def check_frame(fields: dict[str, Any], policy: Policy, kind: str) -> None:
             f"the sender holds another version of the federation file than version {policy.version} here; "
             "give both the newest file and start them again"
         )
-    if min(fields["round"], fields["attempt"]) < 0 or len(fields["run"]) != 32:
+    if min(fields["round"], fields["attempt"]) < 0 or not RUN.fullmatch(fields["run"]):
         raise MessageError("round, attempt or run are out of range; refused")
 
 

@@ -1,15 +1,17 @@
 """How a federation came to be what it is: every change one signed, numbered entry, chained by hashes.
 
 Knows entries, signatures and what each kind of change does to the tables. Knows nothing of files or rounds.
-Always: a `Chain` that exists was replayed: entries 1, 2, 3, … without a gap, each naming the hash of the one before it, each
-signed by the key that owned the federation at that moment; its policy follows from the entries and from nothing else.
+Always: a `Chain` that exists was replayed: entries 1, 2, 3, … without a gap, each naming the hash
+of the one before it, each signed by the key that owned the federation at that moment; entry 1 is
+signed by the founder's key, from which the federation's number follows; its policy follows from the
+entries and from nothing else.
 
     found    the first policy, whole                 enroll   one member more (and the invitation it came with)
     revoke   one member less, its keys for good      rotate   a member's, the coordinator's or the owner's key
     change   other values in the policy's tables, other ranks of members, other files of the model
 
 Not covered: an owner who signs two different entries under one number. Whoever has seen one of them refuses the other, but two
-groups that never meet can each hold one; compare the line of `federation log` when in doubt.
+groups that never meet can each hold one; an invitation names the entry that it was made under, and `federation log` prints all.
 """
 
 import copy
@@ -109,6 +111,11 @@ class History:
 
 
 def _found(history: History, change: Table) -> None:
+    if change["founder"] != change["owner"]:  # the number follows from `founder`: only that key may sign it in
+        raise RosterError(
+            f"the federation's number belongs to key {change['founder']!s:.16}…, but the entry was signed by "
+            f"{change['owner']!s:.16}…; this is not that federation's file, ask its owner for it"
+        )
     history.table = copy.deepcopy(change)
     for member in change.get("members", []):
         _admit(history, member)
@@ -224,6 +231,24 @@ class Chain:
             raise RosterError(f"{where}entry {change.number}, {change.kind}: {error}") from None
         except (KeyError, TypeError, ValueError, AttributeError):
             raise RosterError(f"{where}entry {change.number}, {change.kind!r:.20}: malformed; ask for the file again") from None
+
+    def ever(self, table: str, key: str) -> frozenset[str]:
+        """All values that `key` of one of the policy's tables has had, the present one among them."""
+        given = (change.change.get(table) for change in self.changes)
+        return frozenset(one[key] for one in given if isinstance(one, dict) and key in one)
+
+    @property
+    def model_digests(self) -> frozenset[str]:
+        """Digests of all files that the owner ever declared to be the federation's model."""
+        tables_ = [change.change["model"] for change in self.changes if isinstance(change.change.get("model"), dict)]
+        variants = frozenset(one["digest"] for table in tables_ for one in table.get("variants", ()))
+        return variants | {self.policy.model.digest}
+
+    @property
+    def member_keys(self) -> frozenset[str]:
+        """Ed25519 keys of everybody who is or was a member, hex."""
+        first = self.changes[0].change.get("members", [])
+        return frozenset(one["key"] for one in first) | self.ever("member", "key")
 
     def extended(self, kind: str, change: Table, owner: Identity, at: int, successor: Identity | None = None) -> "Chain":
         """The chain with one entry more.

@@ -149,15 +149,13 @@ def accept_invitation(arguments: Namespace) -> None:
     import sys
 
     from ...core import config
-    from ...core.errors import RosterError
     from ..member import default_home
     from . import identity, invitation, roster
 
     home = arguments.home or default_home()
     rank = config.load(arguments.config).training.max_rank if arguments.rank is None else arguments.rank
-    token, answer = invitation.accept(text_of(arguments.token), identity.load_or_create(home).card, home, max(0, rank))
-    if arguments.file is not None and roster.load(arguments.file).federation.hex() != token.federation:
-        raise RosterError(f"{arguments.file}: not the federation that the invitation is for; ask the one who invited you")
+    card = identity.load_or_create(home).card
+    token, answer = invitation.accept(text_of(arguments.token), card, home, max(0, rank), arguments.file)
     print(
         f"invited to {token.title} as {token.name} until {roster.date(token.expires)}; give this to its owner:", file=sys.stderr
     )

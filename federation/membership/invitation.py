@@ -1,15 +1,17 @@
 """A one-time token that lets one node's keys into one federation, without a server and without a secret at the owner's.
 
-    owner   invite   token: a fresh signing key, the federation's number, a name, a date      → to the person, in private
+    owner   invite   token: a fresh signing key, number and newest entry of the federation, a name, a date → in private
     node    accept   the node's public card, signed with the token's key                      → to the owner, by any way
     owner   enroll   checks the signature against the invitation's public key, which it wrote down
 
 Knows tokens, answers and the owner's list of open invitations. Knows nothing of the network.
 Always: an answer is good for one federation, one name, one card, once, until its date; the chain of the federation file
-notes which invitation was used, so no copy of the owner's list brings a used one back.
+notes which invitation was used, so no copy of the owner's list brings a used one back; a file that the node accepts later
+goes on from the entry that its invitation names.
 
 Covered: somebody who changes or replaces the answer on its way (a card by mail is otherwise whatever the mailer says it is);
-an old or a used answer; an invitation to another federation; at the node, a file of the same name by another owner.
+an old or a used answer; an invitation to another federation; at the node, a file of the same name by another owner, or of the
+same owner on another branch or from before the invitation.
 Not covered: whoever reads the token on its way to the person can answer it first. Then the person's own answer is refused
 as used, and the owner revokes the thief.
 """
@@ -27,16 +29,18 @@ from ...core import paths, tables
 from ...core.errors import AuthenticationError, ConfigError, RosterError
 from ...crypto.keys import Identity, PublicIdentity, bind
 from .identity import PublicCard
-from .policy import Policy, canonical, check_hex, is_over
-from .roster import date
+from .policy import NAME, Policy, canonical, check_hex, is_over, require
+from .roster import Invited, check_goes_on, date, note_invited, read
 
 T = TypeVar("T")
 CONTEXT = b"quietchoir invitation v1"
-TOKEN, ANSWER = "qci1-", "qca1-"
+TOKEN, ANSWER = "qci2-", "qca2-"
+OLD = ("qci1-", "qca1-")  # named no entry of the chain
 OPEN_FILE = "invitations.json"  # the owner's: public keys, names, dates
-INVITED_FILE = "invited.json"  # a node's: which federation it was invited to
 MAX_CHARACTERS = 4096
 DAY_S = 86400
+MAX_DAYS = 36500
+LAST = 253402300799  # end of the year 9999: the last moment that has a date
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,14 +48,18 @@ class Token:
     """What the owner hands over in private."""
 
     federation: str  # hex
+    version: int  # number of the newest entry of the federation's chain
+    head: str  # hash of that entry, hex
     title: str  # the federation's name
     name: str  # that the new member will have
     expires: int  # seconds since 1970
     seed: str  # of the invitation's signing key, hex
 
     def __post_init__(self) -> None:
-        check_hex(self.federation, 32, "federation")
-        check_hex(self.seed, 32, "seed")
+        for text, what in ((self.federation, "federation"), (self.head, "head"), (self.seed, "seed")):
+            check_hex(text, 32, what)
+        require(bool(NAME.fullmatch(self.title) and NAME.fullmatch(self.name)), "title and name must be names")
+        require(self.version >= 1 and 0 < self.expires <= LAST, "version and expires must be numbers that can be")
 
     def __repr__(self) -> str:
         return f"Token({self.title}, {self.name})"
@@ -78,6 +86,7 @@ class Open:
 
     name: str
     expires: int
+    head: str  # the chain's newest entry when it was made, hex
 
 
 def invite(policy: Policy, folder: Path, name: str, days: float) -> str:
@@ -88,33 +97,41 @@ def invite(policy: Policy, folder: Path, name: str, days: float) -> str:
     """
     if policy.member(name) is not None:
         raise ConfigError(f"{name} is enrolled already in {policy.name}; choose another name")
-    if days <= 0:
-        raise ConfigError(f"an invitation for {days:g} days is over before it is read; give --days above 0")
+    if not 0 < days <= MAX_DAYS:
+        raise ConfigError(f"an invitation for {days:g} days; give --days above 0 and at most {MAX_DAYS}")
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"--name {name!r} must be lower-case letters, digits and dashes")
     seed = Ed25519PrivateKey.generate().private_bytes_raw().hex()
     expires = int(time.time() + days * DAY_S)
-    token = Token(federation=policy.federation.hex(), title=policy.name, name=name, expires=expires, seed=seed)
-    keep(folder, {**pending(folder), token.key.public.raw.hex(): Open(name=name, expires=expires)})
+    token = Token(
+        federation=policy.federation.hex(), version=policy.version, head=policy.head, title=policy.name, name=name,
+        expires=expires, seed=seed,
+    )  # fmt: skip
+    keep(folder, {**pending(folder), token.key.public.raw.hex(): Open(name=name, expires=expires, head=policy.head)})
     return pack(TOKEN, asdict(token))
 
 
-def accept(text: str, card: PublicCard, home: Path, rank: int = 0) -> tuple[Token, str]:
+def accept(text: str, card: PublicCard, home: Path, rank: int = 0, file: Path | None = None) -> tuple[Token, str]:
     """Read a token and answer it with this node's card; the node remembers which federation it was invited to.
 
     Args:
         rank: columns of the adapter that this node can train; 0: all of them.
+        file: a federation file that must be of the federation that invites.
 
     Raises:
-        ConfigError: not a token, or its time is over.
+        ConfigError: not a token, its time is over, or this node was invited to another federation of that name.
+        RosterError: `file` does not go on from what the invitation names. In either case nothing was changed.
     """
     token = unpack(TOKEN, text, Token, "invitation")
     if is_over(token.expires):
         raise ConfigError(f"this invitation to {token.title} ended on {date(token.expires)}; ask its owner for a new one")
-    path = home / INVITED_FILE
-    known = json.loads(path.read_text("ascii")) if path.exists() else {}
-    content = json.dumps({**known, token.title: token.federation}, sort_keys=True).encode("ascii")
-    paths.write_atomically(path, content, mode=0o600)
+    invited = Invited(federation=token.federation, version=token.version, head=token.head)
+    if file is not None:
+        check_goes_on(read(file), invited, f"{file}: ")
+    note_invited(home, token.title, invited)
     identity = token.key
-    signature = identity.sign(CONTEXT, message(token.federation, token.name, token.expires, card.text, rank)).hex()
+    said = message(token.federation, token.head, token.name, token.expires, card.text, rank)
+    signature = identity.sign(CONTEXT, said).hex()
     answer = Answer(invitation=identity.public.raw.hex(), card=card.text, signature=signature, rank=rank)
     return token, pack(ANSWER, {key: value for key, value in asdict(answer).items() if value != 0})
 
@@ -132,7 +149,7 @@ def check(text: str, policy: Policy, folder: Path) -> tuple[str, PublicCard, str
         raise RosterError("this answers no open invitation of this federation, or one that was used; make a new one")
     if is_over(known.expires):
         raise RosterError(f"the invitation of {known.name} ended on {date(known.expires)}; make a new one")
-    said = message(policy.federation.hex(), known.name, known.expires, answer.card, answer.rank)
+    said = message(policy.federation.hex(), known.head, known.name, known.expires, answer.card, answer.rank)
     try:
         PublicIdentity(bytes.fromhex(answer.invitation)).verify(CONTEXT, said, bytes.fromhex(answer.signature))
     except (AuthenticationError, ValueError):
@@ -147,21 +164,6 @@ def close(folder: Path, invitation: str) -> None:
     keep(folder, {key: one for key, one in pending(folder).items() if key != invitation})
 
 
-def check_invited(policy: Policy, home: Path) -> None:
-    """Require that a federation which this node was invited to is the one that it was invited to.
-
-    Raises:
-        RosterError: a file of the same name by another owner.
-    """
-    path = home / INVITED_FILE
-    known = json.loads(path.read_text("ascii")) if path.exists() else {}
-    if known.get(policy.name, policy.federation.hex()) != policy.federation.hex():
-        raise RosterError(
-            f"this file calls itself {policy.name}, but it is not the federation that the invitation was for; "
-            f"ask the one who invited you for the file (or remove {path} if you meant this one)"
-        )
-
-
 def pending(folder: Path) -> dict[str, Open]:
     """Open invitations, by public key.
 
@@ -174,8 +176,10 @@ def pending(folder: Path) -> dict[str, Open]:
     try:
         given = json.loads(path.read_text("ascii"))
         return {key: tables.fill(Open, one, f"{path}: ") for key, one in given.items()}
-    except (ValueError, AttributeError, TypeError) as error:
-        raise ConfigError(f"{path}: damaged ({error}); remove it, open invitations are lost with it") from error
+    except (ValueError, AttributeError, TypeError, ConfigError) as error:
+        raise ConfigError(
+            f"{path}: damaged, or of an older version ({error}); remove it, open invitations are lost with it"
+        ) from error
 
 
 def keep(folder: Path, invitations: dict[str, Open]) -> None:
@@ -184,9 +188,9 @@ def keep(folder: Path, invitations: dict[str, Open]) -> None:
     paths.write_atomically(folder / OPEN_FILE, json.dumps(left, indent=1, sort_keys=True).encode("ascii"), mode=0o600)
 
 
-def message(federation: str, name: str, expires: int, card: str, rank: int = 0) -> bytes:
-    """What the invitation's key signs; a rank that says nothing is left out, so that older answers stay good."""
-    return bind(federation, name, expires, card, *((rank,) if rank else ()))
+def message(federation: str, head: str, name: str, expires: int, card: str, rank: int) -> bytes:
+    """What the invitation's key signs."""
+    return bind(federation, head, name, expires, card, rank)
 
 
 def pack(prefix: str, table: dict[str, object]) -> str:
@@ -201,6 +205,8 @@ def unpack(prefix: str, text: str, kind: type[T], what: str) -> T:
         ConfigError: something else.
     """
     line = text.strip()
+    if line.startswith(OLD):
+        raise ConfigError(f"this {what} is from an older version, which named no entry of the federation; ask for a new one")
     try:
         if not line.startswith(prefix) or len(line) > MAX_CHARACTERS:
             raise ValueError("another beginning or length")

@@ -1,28 +1,32 @@
 """The federation file on disk: a chain of signed entries, and the tables they add up to for people to read.
 
-Knows TOML and where a node keeps the file it last accepted. Knows nothing of rounds, or of what an entry may do (see chain).
-Always: a `Policy` that leaves here follows from entries that its owner signed; a node goes on only along the chain that it
-knows: never back, never to another entry under a number it has seen.
+Knows TOML, where a node keeps the file it last accepted, and what it was invited to. Knows nothing
+of rounds, or of what an entry may do (see chain).
+Always: a `Policy` that leaves here follows from entries that its owner signed; a node goes on only
+along the chain that it knows: never back, never to another entry under a number it has seen or was
+invited under. A file that is refused leaves the disk as it was.
 
 Not covered: who the owner is. A node that sees a federation for the first time takes the owner's key from the
-file; its user compares the fingerprint that `federation show` prints with the one the owner tells them (an invitation,
-`federation accept`, compares it for them). A node that is kept away from a newer file goes on with the one it has, until
+file; its user compares the fingerprint that `federation show` prints with the one the owner tells them (an invitation names
+the very entry, and is compared here). A node that is kept away from a newer file goes on with the one it has, until
 that expires.
 """
 
 import datetime
 import json
 import tomllib
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ...core import paths, tables
 from ...core.errors import ConfigError, RosterError
 from .chain import Chain, Entry
-from .policy import Policy, is_over
+from .policy import Policy, check_hex, is_over
 
 CHAIN = "chain"
 FILE = "federation.toml"
+INVITED_FILE = "invited.json"  # a node's: which federation it was invited to
 NOTE = "# A quietchoir federation. Change it with `quietchoir federation …`; any other edit breaks the signatures.\n"
 
 
@@ -93,16 +97,123 @@ def accept(path: Path, home: Path) -> Policy:
     A node never goes back: an older file on its own chain is not taken, the one that is kept stays.
 
     Raises:
-        RosterError: as `load`; or `path` is on another branch than what was accepted before.
+        RosterError: as `load`; or `path` is on another branch than what was accepted before, or is not
+            the federation that this node was invited to. Nothing was changed.
     """
     chain, where = read(path), f"{path}: "
     kept = folder(home, chain.policy) / FILE
-    if kept.exists():
-        known = read(kept)
-        if known.policy.version > chain.policy.version:
-            known.covers(chain, where)
-            chain = known
+    if kept.exists() and (known := held(kept)).policy.version > chain.policy.version:
+        known.covers(chain, where)
+        chain = known
+    check_invited(chain, home, where)
     return adopt(chain, kept, where)
+
+
+def held(kept: Path) -> Chain:
+    """The copy that a node keeps of what it accepted.
+
+    Raises:
+        RosterError, ConfigError: it does not hold any more, or was taken before its founder was checked.
+    """
+    try:
+        return read(kept)
+    except (RosterError, ConfigError) as error:
+        raise type(error)(f"{error}; this is the copy that this node kept: if the file at hand is right, remove it") from None
+
+
+def kept_for(home: Path, federation: str) -> Chain | None:
+    """The chain that the node in `home` accepted of the federation of this number; None if there is none.
+
+    Raises:
+        RosterError, ConfigError: as `held`; or the number is none.
+    """
+    try:
+        check_hex(federation, 32, "federation")
+    except ValueError as error:  # it becomes a path
+        raise RosterError(f"{error}; refused") from None
+    kept = home / "federations" / federation[:32] / FILE
+    chain = held(kept) if kept.exists() else None
+    return chain if chain is not None and chain.policy.federation.hex() == federation else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invited:
+    """Where the owner's chain was when it invited this node."""
+
+    federation: str  # hex
+    version: int = 0  # number of the newest entry then; 0: an invitation of an older version, which named none
+    head: str = ""  # that entry's hash, hex
+
+
+def invited(home: Path) -> dict[str, Invited]:
+    """What this node was invited to, by the federations' names.
+
+    Raises:
+        ConfigError: the list is damaged.
+    """
+    path = home / INVITED_FILE
+    if not path.exists():
+        return {}
+    try:
+        given = json.loads(path.read_text("ascii"))
+        read = {name: {"federation": one} if isinstance(one, str) else one for name, one in given.items()}
+        return {name: tables.fill(Invited, one, f"{path}: ") for name, one in read.items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ConfigError(f"{path}: damaged ({error}); remove it, and compare fingerprints by hand") from error
+
+
+def note_invited(home: Path, name: str, new: Invited) -> None:
+    """Remember an invitation; of two to one federation, the later one.
+
+    Raises:
+        ConfigError: this node was invited to another federation of that name; nothing was changed.
+    """
+    known = invited(home)
+    old = known.get(name, new)
+    if old.federation != new.federation:
+        raise ConfigError(
+            f"this node was invited to another federation called {name} (number {old.federation[:12]}…, now "
+            f"{new.federation[:12]}…); if the old invitation is void, remove its entry from {home / INVITED_FILE}"
+        )
+    known[name] = max(old, new, key=lambda one: one.version)
+    content = json.dumps({title: asdict(one) for title, one in known.items()}, sort_keys=True).encode("ascii")
+    paths.write_atomically(home / INVITED_FILE, content, mode=0o600)
+
+
+def check_invited(chain: Chain, home: Path, where: str = "") -> None:
+    """Require that a federation which this node was invited to goes on from what it was invited to.
+
+    Raises:
+        RosterError: a file of the same name by another owner; or as `check_goes_on`.
+    """
+    if (known := invited(home).get(chain.policy.name)) is None:
+        return
+    if known.federation != chain.policy.federation.hex():
+        raise RosterError(
+            f"{where}this file calls itself {chain.policy.name}, but it is not the federation that the invitation was "
+            f"for; ask the one who invited you for the file (or remove {home / INVITED_FILE} if you meant this one)"
+        )
+    check_goes_on(chain, known, where)
+
+
+def check_goes_on(chain: Chain, known: Invited, where: str) -> None:
+    """Require that `chain` is the one that an invitation names, or goes on from it.
+
+    Raises:
+        RosterError: another federation, another branch, or from before the invitation.
+    """
+    if known.federation != chain.policy.federation.hex():
+        raise RosterError(f"{where}not the federation that the invitation is for; ask the one who invited you")
+    if chain.policy.version < known.version:
+        raise RosterError(
+            f"{where}version {chain.policy.version} is older than version {known.version}, under which this node was "
+            "invited; get the newest file"
+        )
+    if known.version and chain.entries[known.version - 1].digest != known.head:
+        raise RosterError(
+            f"{where}entry {known.version} is not the one that the invitation names; ask the one who invited you which "
+            "file is right, and take part in no round until then"
+        )
 
 
 def adopt(chain: Chain, kept: Path, where: str) -> Policy:
@@ -113,7 +224,7 @@ def adopt(chain: Chain, kept: Path, where: str) -> Policy:
     """
     check_time(chain.policy, where)
     if kept.exists():
-        chain.covers(read(kept), where)
+        chain.covers(held(kept), where)
     paths.private_folder(kept.parent)
     write(kept, chain)
     return chain.policy

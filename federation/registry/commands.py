@@ -37,6 +37,12 @@ def register(verbs: "_SubParsersAction[ArgumentParser]") -> "_SubParsersAction[A
     )
     bringing.add_argument("folder", type=Path, metavar="FOLDER")
     bringing.add_argument("--name", default="", help="what it is called here (default: its folder)")
+    bringing.add_argument(
+        "--federation",
+        type=Path,
+        metavar="FED",
+        help="the file of the federation that its card names (default: what was joined)",
+    )
     for action in (export, bringing):
         action.add_argument("--model", metavar="NAME", help="the model it belongs to (default: this node's)")
     for action, run in (
@@ -132,10 +138,12 @@ def export_adapter(arguments: Namespace) -> None:
 
 def import_adapter(arguments: Namespace) -> None:
     """Keep a folder."""
+    from ..membership import roster
     from . import transfer
     from .registry import Registry
 
-    name, card = transfer.bring_in(Registry(arguments.home), arguments.folder, weights_of(arguments), arguments.name)
+    chain = None if arguments.federation is None else roster.read(arguments.federation)
+    name, card = transfer.bring_in(Registry(arguments.home), arguments.folder, weights_of(arguments), arguments.name, chain)
     print(f"{name[:12]}  {card.name}  {described(card)}")
 
 

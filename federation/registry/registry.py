@@ -1,8 +1,8 @@
 """Adapters on this node's disk: named by their content, with a signed card, one of them active.
 
 Knows PEFT folders and cards. Knows nothing of rounds or of the engine that serves them.
-Always: a folder's name is the hash of what is in it; an adapter is listed only once it is whole; the active one
-changes in one atomic write, and the ones before it are remembered for rollback.
+Always: a folder's name is the hash of what is in it, and its card names it; an adapter is listed only once it is whole; the
+active one changes in one atomic write, and the ones before it are remembered for rollback.
 
     adapters/HASH/{adapter_config.json, adapter_model.safetensors, card.json}      active-adapter.json
 """
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from ...core import paths, tables
 from ...core.errors import AuthenticationError, ConfigError, FederationError, IntegrityError, RequestError
 from ...crypto.keys import Identity, PublicIdentity
+from ..membership.chain import Chain
 from ..membership.policy import Policy, canonical
 from ..membership.variants import digests_of
 
@@ -147,6 +148,31 @@ def make_card(policy: Policy, adapter: str, evaluation: dict[str, object], ident
     ).signed(identity)  # fmt: skip
 
 
+def check_signer(card: Card, chain: Chain, where: str) -> None:
+    """Require that whoever signed a card may speak for the federation that the card names.
+
+    That is the federation's coordinator, of now or earlier. In sealed mode no coordinator has the
+    adapter, and a personal one is its node's own: a member, of now or earlier, vouches then.
+    Hazard: a key that was stolen and rotated away still vouches.
+
+    Raises:
+        FederationError: another federation's card, or a stranger's.
+    """
+    policy = chain.policy
+    if (card.federation, card.name) != (policy.federation.hex(), policy.name):
+        raise FederationError(f"{where}the card of federation {card.federation[:SHOWN]}…, not of {policy.name}; refused")
+    allowed = chain.ever("coordinator", "key")
+    if card.personal or (card.protection == "sealed" and "sealed" in chain.ever("protection", "mode")):
+        allowed |= chain.member_keys
+    if card.signer not in allowed:
+        raise FederationError(
+            f"{where}its card was signed by key {card.signer[:16]}…, which has no part in {policy.name}; refused. Without its "
+            f"{CARD} the adapter can be kept as unsigned"
+        )
+    if policy.model.digest != card.model or not chain.model_digests.issuperset(card.variants):
+        raise FederationError(f"{where}its card names a model that {policy.name} does not have; refused")
+
+
 class Registry:
     """The adapters of the node that lives in `home`."""
 
@@ -223,10 +249,14 @@ class Registry:
         """The checked card of one adapter.
 
         Raises:
-            RequestError, FederationError: as `find` and `Card.parse`.
+            RequestError, FederationError: as `find` and `Card.parse`; or the card is of another adapter.
         """
-        path = self.folder / self.find(prefix) / CARD
-        return Card.parse(path.read_text("ascii"), f"{path}: ", unsigned=True)
+        name = self.find(prefix)
+        path = self.folder / name / CARD
+        card = Card.parse(path.read_text("ascii", "replace"), f"{path}: ", unsigned=True)
+        if card.adapter != name:
+            raise FederationError(f"{path}: the card of adapter {card.adapter[:SHOWN]}; remove the folder and take it again")
+        return card
 
     def personal(self) -> tuple[Card, ...]:
         """Cards of all personal adapters; damaged ones are passed over, `show` tells what is wrong with them."""

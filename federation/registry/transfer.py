@@ -1,8 +1,9 @@
 """Adapters in and out of the registry: PEFT folders for everybody else's tools, GGUF for llama.cpp.
 
 Knows folders, cards and the model an adapter belongs to. Knows nothing of rounds.
-Always: what comes in fits the model's shapes before it is kept, and is marked unsigned unless a card that fits its content came
-with it; what goes out is written whole; nothing that is there is overwritten.
+Always: what comes in fits the model's shapes before it is kept, and is marked unsigned unless a card
+came with it that fits its content and was signed by a key of the federation that it names; what goes
+out is written whole; nothing that is there is overwritten.
 """
 
 import dataclasses
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...core import paths
-from ...core.errors import ConfigError, IntegrityError, ModelFileError
-from .registry import CARD, SHOWN, Card, Registry, content_hash
+from ...core.errors import ConfigError, FederationError, IntegrityError, ModelFileError
+from ..membership import roster
+from ..membership.chain import Chain
+from .registry import CARD, SHOWN, Card, Registry, check_signer, content_hash
 
 if TYPE_CHECKING:
     from ...core.models.weights import Weights
@@ -86,16 +89,20 @@ def export_gguf(registry: Registry, prefix: str, file: Path, weights: "Weights",
     return name
 
 
-def bring_in(registry: Registry, folder: Path, weights: "Weights", title: str = "") -> tuple[str, Card]:
+def bring_in(
+    registry: Registry, folder: Path, weights: "Weights", title: str = "", chain: Chain | None = None
+) -> tuple[str, Card]:
     """Keep a PEFT checkpoint; return its name and its card.
 
     Args:
         title: what an unsigned adapter is called here; by default its folder.
+        chain: of the federation that its card names; by default what this node accepted of it.
 
     Raises:
         ModelFileError, ModelNotFoundError: not LoRA as we compute it, or it does not fit the model's shapes.
         IntegrityError: made for another model, or its card is of another adapter.
-        FederationError: its card is malformed or wrongly signed.
+        FederationError: its card is malformed or wrongly signed, by a key of no part in its federation, or of a federation
+            whose file is not here.
     """
     from ...core.models.adapter import Adapter
 
@@ -112,6 +119,14 @@ def bring_in(registry: Registry, folder: Path, weights: "Weights", title: str = 
         adapter.check(weights.architecture)
     except ModelFileError as error:
         raise ModelFileError(f"{folder}: {error}") from None
+    if card is not None and card.signer:
+        chain = chain or (roster.kept_for(registry.home, card.federation) if card.federation else None)
+        if chain is None:
+            raise FederationError(
+                f"{path}: signed for federation {card.federation[:SHOWN]}…, whose file is not here to check the signer with; "
+                f"name it with --federation FED, or remove {CARD} to keep the adapter as unsigned"
+            )
+        check_signer(card, chain, f"{path}: ")
     if not fits:
         adapter = dataclasses.replace(adapter, base_digest=weights.digest)
     if card is None:

@@ -18,6 +18,7 @@ from quietchoir.core.models.lora import AdapterShape, a_name, b_name
 from quietchoir.core.models.weights import Weights
 from quietchoir.core.training.examples import write_jsonl
 from quietchoir.crypto.keys import Identity
+from quietchoir.federation.membership.chain import ENROLL, found
 from quietchoir.federation.personal.change import Change, shared_b
 from quietchoir.federation.personal.keeping import Owner, personalize, unless_chosen_otherwise
 from quietchoir.federation.personal.settings import Settings
@@ -253,7 +254,12 @@ def test_a_personal_adapter_leaves_the_registry_only_if_its_owner_says_so(desk: 
     elsewhere = Registry(tmp_path / "elsewhere")
     again = tmp_path / "again"
     transfer.export_peft(desk.registry, kept, again, personal=True)
-    name, card = transfer.bring_in(elsewhere, again, desk.weights)
+    chain = found(desk.federation.policy, desk.federation.owner)
+    with pytest.raises(FederationError, match="has no part in choir"):
+        transfer.bring_in(elsewhere, again, desk.weights, chain=chain)
+    mine = {"name": "zoe", "key": desk.identity.public.raw.hex()}
+    chain = chain.extended(ENROLL, {"member": mine}, desk.federation.owner, 1)
+    name, card = transfer.bring_in(elsewhere, again, desk.weights, chain=chain)
     assert card.personal and name == kept and modes(list(elsewhere.path(name).iterdir())) == {0o600}
 
 

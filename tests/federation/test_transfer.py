@@ -22,11 +22,13 @@ from quietchoir.core.models.lora import AdapterShape, Layout
 from quietchoir.core.models.weights import Weights
 from quietchoir.federation.coordination import keeper, keeping
 from quietchoir.federation.learning.aggregate import ServerState
+from quietchoir.federation.membership import roster
+from quietchoir.federation.membership.chain import Chain, found
 from quietchoir.federation.membership.policy import AdapterTable
 from quietchoir.federation.registry import gguf_adapter, transfer
 from quietchoir.federation.registry.registry import CARD, Card, Registry, content_hash, make_card
 from quietchoir.tests import fakes_models
-from quietchoir.tests.fakes_federation import house
+from quietchoir.tests.fakes_federation import House, house
 from quietchoir.tests.fakes_models import GgufWriter, make_model, their_logits
 
 SHAPE = AdapterShape(rank=4, alpha=8.0, upper_layers=2, seed=3)
@@ -71,9 +73,19 @@ def adapter(tiny: Weights) -> Adapter:
 
 
 @pytest.fixture
-def registry(adapter: Adapter, tmp_path: Path) -> Registry:
+def home() -> House:
+    return house()
+
+
+@pytest.fixture
+def chain(home: House) -> Chain:
+    return found(home.policy, home.owner)
+
+
+@pytest.fixture
+def registry(adapter: Adapter, home: House, tmp_path: Path) -> Registry:
     """A registry with one signed adapter in it."""
-    made, home = Registry(tmp_path / "home"), house()
+    made = Registry(tmp_path / "home")
     evaluation: dict[str, object] = {"before": 0.25, "after": 0.5, "rounds": 3, "run": "0a" * 16, "epsilon": 2.5, "delta": 1e-5}
     made.put(adapter, make_card(home.policy, content_hash(adapter), evaluation, home.coordinator))
     return made
@@ -172,7 +184,7 @@ def test_files_that_fuse_the_projections_have_no_name_for_an_adapter(tmp_path: P
 
 
 def test_a_foreign_folder_comes_in_unsigned_and_an_exported_one_with_its_card(
-    registry: Registry, adapter: Adapter, tiny: Weights, tmp_path: Path
+    registry: Registry, chain: Chain, adapter: Adapter, tiny: Weights, tmp_path: Path
 ) -> None:
     foreign = dataclasses.replace(adapter, base_digest="")
     foreign.save(tmp_path / "theirs")
@@ -182,6 +194,15 @@ def test_a_foreign_folder_comes_in_unsigned_and_an_exported_one_with_its_card(
     assert other.card(name) == card and other.load(name).base_digest == tiny.digest
     transfer.export_peft(registry, registry.list()[0], tmp_path / "signed")
     third = Registry(tmp_path / "third")
+    with pytest.raises(FederationError, match="whose file is not here"):
+        transfer.bring_in(third, tmp_path / "signed", tiny)
+    with pytest.raises(FederationError, match="not of choir; refused"):
+        stranger = house()
+        transfer.bring_in(third, tmp_path / "signed", tiny, chain=found(stranger.policy, stranger.owner))
+    assert third.list() == []
+    kept = roster.folder(third.home, chain.policy) / roster.FILE
+    kept.parent.mkdir(parents=True)
+    roster.write(kept, chain)  # as `join` does
     name, card = transfer.bring_in(third, tmp_path / "signed", tiny)
     assert card.signer and third.card(name).accuracy_after == 0.5
 

@@ -24,6 +24,7 @@ from quietchoir.federation.coordination import keeper
 from quietchoir.federation.holding import resident, variant_given
 from quietchoir.federation.learning.learner import TrainerLearner
 from quietchoir.federation.member import keep_finished
+from quietchoir.federation.membership.chain import found
 from quietchoir.federation.membership.policy import AdapterTable, ModelTable
 from quietchoir.federation.membership.variants import Variant
 from quietchoir.federation.registry import transfer
@@ -125,7 +126,8 @@ def test_the_card_names_the_variants_under_its_signature_and_goes_with_the_adapt
     with pytest.raises(FederationError, match="signed card"):
         Card.parse(text.replace(q4.digest, weights.digest_of(files["other"])), "")
     transfer.export_peft(Registry(tmp_path / "a"), name, tmp_path / "out")
-    assert transfer.bring_in(Registry(tmp_path / "b"), tmp_path / "out", q4)[0] == name
+    chain = found(home.policy, home.owner)
+    assert transfer.bring_in(Registry(tmp_path / "b"), tmp_path / "out", q4, chain=chain)[0] == name
     transfer.export_gguf(Registry(tmp_path / "b"), name, tmp_path / "adapter.gguf", q8)
     (tmp_path / "out" / "card.json").unlink()
     with pytest.raises(IntegrityError, match="made for model"):  # without the card nobody says that Q4_0 is the same model
