@@ -1,6 +1,6 @@
 """Buffered rounds in one process: members that nap, and letters of a coordinator that says what a test wants it to."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,13 @@ def member(home: House, name: str, folder: Path, learner: Any = None) -> Party:
         home.policy, home.members[name], learner or FixedLearner(), size=SIZE, consent=ANY_MODE,
         ledger=Ledger(folder / f"{name}.sqlite"), drawer=Drawer(folder / name),
     )  # fmt: skip
+
+
+def group_of(version: int, members: Sequence[tuple[str, int]], **more: Any) -> Group:
+    """A group whose members were all told zeros, as `train_letter` tells them."""
+    zeros = work.Work(flat=np.zeros(SIZE, np.float32))
+    adapters = tuple((one, calls.told_of(one, zeros)) for one in sorted({one for _, one in members}) if one >= 0)
+    return Group(version=version, members=tuple(members), **{"adapters": adapters, **more})
 
 
 def train_letter(home: House, name: str, place: Place, version: int, flat: np.ndarray | None = None) -> bytes:

@@ -70,7 +70,7 @@ class KeepingLink(InProcessLink):
 
 def config_of(home: House, place: messages.Place) -> Any:
     length = SIZE + counters(home.policy)
-    return masked.agree(home.policy, place, tuple(sorted(home.members)), length, counted=True)
+    return masked.agree(home.policy, place, tuple(sorted(home.members)), length, counted=True, context=b"")
 
 
 def ongoing(home: House) -> tuple[dict[str, Party], dict[str, joint.JointParty], KeepingLink]:

@@ -100,6 +100,7 @@ def spell_config(config: SecAggConfig) -> dict[str, Any]:
     plain = {key: getattr(config, key) for key in PLAIN}
     return plain | {
         "federation": config.federation.hex(),
+        "context": config.context.hex(),
         "members": {name: key.raw.hex() for name, key in config.members.items()},
         "floors": [[sorted(floor.members), floor.least] for floor in config.floors],
     }
@@ -109,6 +110,7 @@ def read_config(fields: dict[str, Any]) -> SecAggConfig:
     """What `spell_config` wrote."""
     return SecAggConfig(
         federation=bytes.fromhex(fields["federation"]),
+        context=bytes.fromhex(fields["context"]),
         members={name: PublicIdentity(bytes.fromhex(key)) for name, key in fields["members"].items()},
         floors=tuple(Floor(frozenset(members), least) for members, least in fields["floors"]),
         **{key: fields[key] for key in PLAIN},

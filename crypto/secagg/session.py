@@ -13,7 +13,7 @@ from ..keys import PublicIdentity, bind, digest
 from ..ring import BitRing, Ring, TokenRing
 from .graph import COMPLETE_UP_TO, Plan, plan
 
-PROTOCOL = "quietchoir secagg 1"
+PROTOCOL = "quietchoir secagg 2"
 CLAIM_STEPS = 4  # a claim counts in quarters of a fair share of min_tokens ...
 CLAIM_LIMIT = 15  # ... up to 15 of them, so that it says at most four bits about a member
 
@@ -56,6 +56,7 @@ class SecAggConfig:
     corrupt_percent: int = 10  # of the cohort that may collude, for the graph above 32 parties
     drop_percent: int = 10  # of the cohort that may drop out, for the same
     floors: tuple[Floor, ...] = ()  # besides min_cohort, for parts of the vector that not everybody fills
+    context: bytes = b""  # whatever else must be the same for all, hashed: what each was told before it contributes
 
     def __post_init__(self) -> None:
         n = len(self.members)
@@ -113,7 +114,8 @@ class Session:
         parts: list[str | int] = []
         for floor in config.floors:
             parts += ["floor", floor.least, *sorted(floor.members)]
-        return digest(PROTOCOL, config.federation, config.round, config.attempt, self.ring.name, *floors, *members, *parts)
+        agreed = (config.federation, config.round, config.attempt, self.ring.name, config.context)
+        return digest(PROTOCOL, *agreed, *floors, *members, *parts)
 
     def short(self, present: Collection[int], what: str, needed: int) -> str:
         """Why these members (by number), which did `what`, are too few, in all or of a floor; empty if they are enough."""

@@ -1,13 +1,14 @@
 """What a coordinator of buffered rounds says to members: train from this version, and: these are summed now.
 
 Knows two payloads and one answer. Knows nothing of signatures, of protection, or of who keeps what.
-Always: `decode_*` returns what is well-formed, or nothing was read. What a group is told is bound into its masks by `told`.
+Always: `decode_*` returns what is well-formed, or nothing was read. What a group is told is bound into its masks by `told`,
+and holds what each of its members was told when it trained: the broadcast digest of that work, by version.
 
-    train   version, 8 bytes | the work, as `work.encode` spells it          answer: the version that the contribution is from
-    group   canonical JSON: members with their versions, the newest version, ranges          answer: ready, or spent
+    train   version, 8 bytes | the work, as `work.encode` spells it          answer: version and digest that it trained from
+    group   canonical JSON: members with their versions, a digest for each version, the newest version, ranges
+                                                                             answer: ready, or spent
 """
 
-import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ from typing import Any
 
 from ...core.errors import MessageError
 from ..membership.policy import canonical
-from . import work
+from . import broadcast, work
 from .work import Ranges, Work
 
 GROUP = "group"  # make the contribution that is kept ready to be summed with these members'
 VERSION_BYTES = 8
+DIGEST_BYTES = 32
 MAX_GROUP_BYTES = 1 << 20
 
 
@@ -29,6 +31,7 @@ class Group:
 
     version: int  # steps behind the newest adapter
     members: tuple[tuple[str, int], ...]  # names, sorted, each with the version that its contribution was trained from
+    adapters: tuple[tuple[int, str], ...]  # those versions, ascending, each with the digest of what was told of it, hex
     ranges: Ranges = ()  # as `Work.ranges`
 
     @property
@@ -39,11 +42,16 @@ class Group:
     @property
     def told(self) -> bytes:
         """32 bytes that differ if the coordinator told two members different things about one group."""
-        return hashlib.sha256(b"quietchoir group 1" + encode_group(self)).digest()
+        return broadcast.of_group(encode_group(self))
 
     def staleness(self, name: str) -> int:
         """Steps between the adapter that `name` trained from and the newest one."""
         return self.version - dict(self.members)[name]
+
+
+def told_of(version: int, order: Work) -> str:
+    """The broadcast digest of work on one version, hex."""
+    return broadcast.of_work(work.TRAIN, order.header() | {"version": version}, order.flat).hex()
 
 
 def encode_train(version: int, order: Work) -> bytes:
@@ -64,7 +72,7 @@ def decode_train(payload: bytes, size: int) -> tuple[int, Work]:
 
 
 def encode_version(version: int) -> bytes:
-    """A version of the adapter; as an answer, the one that the member's contribution was trained from."""
+    """A version of the adapter."""
     return version.to_bytes(VERSION_BYTES, "big")
 
 
@@ -79,9 +87,27 @@ def decode_version(payload: bytes) -> int:
     return int.from_bytes(payload, "big")
 
 
+def encode_offer(version: int, told: str) -> bytes:
+    """A member's answer: the version that its contribution was trained from, and the digest of what it was told of it."""
+    return encode_version(version) + bytes.fromhex(told)
+
+
+def decode_offer(payload: bytes) -> tuple[int, str]:
+    """Read what `encode_offer` wrote.
+
+    Raises:
+        MessageError: of another length.
+    """
+    version, told = payload[:VERSION_BYTES], payload[VERSION_BYTES:]
+    if len(told) != DIGEST_BYTES:
+        raise MessageError(f"an offer of {len(payload)} bytes, expected {VERSION_BYTES + DIGEST_BYTES}; refused")
+    return decode_version(version), told.hex()
+
+
 def encode_group(group: Group) -> bytes:
     """One spelling of it."""
-    return canonical({"members": listed(group.members), "ranges": listed(group.ranges), "version": group.version})
+    lists = {name: listed(getattr(group, name)) for name in ("adapters", "members", "ranges")}
+    return canonical(lists | {"version": group.version})
 
 
 def listed(pairs: tuple[tuple[Any, Any], ...]) -> list[list[Any]]:
@@ -101,14 +127,17 @@ def decode_group(payload: bytes) -> Group:
             fields = json.loads(payload)
         except (ValueError, RecursionError):
             fields = None
-    expected = {"members": list, "ranges": list, "version": int}
+    expected = {"adapters": list, "members": list, "ranges": list, "version": int}
     if not isinstance(fields, dict) or {key: type(value) for key, value in fields.items()} != expected:
         raise MessageError("the call of a group is malformed; refused")
     members, ranges = pairs(fields["members"], [str, int]), pairs(fields["ranges"], [int, float])
-    group = Group(version=fields["version"], members=members, ranges=ranges)
+    adapters = pairs(fields["adapters"], [int, str])
+    group = Group(version=fields["version"], members=members, adapters=adapters, ranges=ranges)
     good = all(math.isfinite(scale) for _, scale in ranges) and encode_group(group) == payload
     if not good or list(group.names) != sorted(set(group.names)):
         raise MessageError("the call of a group is not a sorted list of different names with their versions; refused")
+    if [version for version, _ in adapters] != sorted({version for _, version in members}):
+        raise MessageError("the call of a group does not name one adapter for each of its members' versions; refused")
     return group
 
 

@@ -6,7 +6,6 @@ Always: `decode` checks the vector's length and that it is finite before anybody
 """
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -40,17 +39,12 @@ class Work:
     cohort: tuple[str, ...] = ()  # everybody who is asked, sorted
     absent: tuple[str, ...] = ()  # members that the draw would have given before the last of the cohort, but are not there
 
-    @property
-    def told(self) -> bytes:
-        """32 bytes that differ if the coordinator told two members different things about one round."""
-        return hashlib.sha256(canonical({name: value for name, value in self.header().items() if name in TOLD})).digest()
-
     def header(self) -> dict[str, Any]:
         """Everything but the vector, as JSON's types."""
         return {name: listed(getattr(self, name)) for name in FIELDS}
 
 
-TOLD = ("absent", "cohort", "ranges", "state")
+assert {one.name for one in dataclasses.fields(Work)} == {*FIELDS, "flat"}  # what is told is what is hashed
 
 
 def listed(value: Any) -> Any:

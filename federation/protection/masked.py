@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ...core.errors import ProtocolError
-from ...crypto.keys import bind
 from ...crypto.ring import BitRing, Ring, TokenRing
 from ...crypto.secagg import Floor, SecAggClient, SecAggConfig, SecAggServer
+from ..exchange import broadcast
 from ..exchange.messages import Place
 from ..learning.shares import Shares
 from ..membership.policy import Policy
@@ -25,12 +25,14 @@ STAGES = ("advertise", "share", "mask", "consistency", "unmask")
 
 
 def agree(
-    policy: Policy, place: Place, cohort: tuple[str, ...], length: int, *, counted: bool, shares: Shares | None = None
-) -> SecAggConfig:
+    policy: Policy, place: Place, cohort: tuple[str, ...], length: int, *, counted: bool, context: bytes,
+    shares: Shares | None = None,
+) -> SecAggConfig:  # fmt: skip
     """What every member of `cohort` must configure alike for `place`.
 
     Args:
         counted: training tokens count towards `min_tokens`; they do not in a round that only scores.
+        context: `broadcast.context` of what this side was told, or tells.
         shares: who trains which columns: those that train the most are enough in any sum, or it is not opened.
 
     Raises:
@@ -49,6 +51,7 @@ def agree(
         length=length,
         bits=protection.bits,
         floors=() if shares is None else (Floor(leaders, shares.floor),),
+        context=context,
     )
 
 
@@ -86,7 +89,10 @@ class MaskedParty:
             shares = context.terms.shares
             cohort = next(one for one in buckets(context.policy, context.place, ready, shares) if context.name in one)
             assert self.values is not None  # the party calls each stage once
-            config = agree(context.policy, context.place, cohort, self.values.size, counted=self.counted, shares=shares)
+            config = agree(
+                context.policy, context.place, cohort, self.values.size, counted=self.counted, shares=shares,
+                context=broadcast.context(context.terms.told, payload),
+            )  # fmt: skip
             self.client = SecAggClient(config, context.name, context.identity, ring=self.ring(config), ledger=context.sums)
             return self.client.advertise()
         if self.client is None:
@@ -101,20 +107,12 @@ class MaskedParty:
 
     def ring(self, config: SecAggConfig) -> Ring:
         """The ring to sum in."""
-        return ToldRing(config, self.context.terms.told)
+        return bit_ring(config)
 
 
-class ToldRing(BitRing):
-    """A ring whose name, part of what the masks follow from, also holds what the coordinator told about the round."""
-
-    def __init__(self, config: SecAggConfig, told: bytes) -> None:
-        super().__init__(length=config.length, bits=config.bits, parties=len(config.members))
-        self.told = told
-
-    @property
-    def name(self) -> bytes:
-        """As `Ring`."""
-        return bind(super().name, self.told)
+def bit_ring(config: SecAggConfig) -> BitRing:
+    """Masked mode's."""
+    return BitRing(length=config.length, bits=config.bits, parties=len(config.members))
 
 
 class MaskedCoordinator:
@@ -123,7 +121,7 @@ class MaskedCoordinator:
     Args:
         cohort: whose contributions are summed.
         ready: everybody whose contribution is summed in some bucket; by default the cohort. Members find their own bucket.
-        told: `Work.told` of what they were asked; shares: who trains which columns.
+        told: the broadcast digest of what they were asked; shares: who trains which columns.
     """
 
     opens_at = STAGES[-1]
@@ -132,19 +130,20 @@ class MaskedCoordinator:
         self, policy: Policy, place: Place, cohort: tuple[str, ...], length: int, counted: bool, *,
         told: bytes = b"", ready: tuple[str, ...] = (), shares: Shares | None = None,
     ) -> None:  # fmt: skip
-        self.cohort, self.told, self.ready = cohort, told, ready or cohort
-        self.config = agree(policy, place, cohort, length, counted=counted, shares=shares)
+        self.cohort, self.ready = cohort, cohort_payload(ready or cohort)
+        context = broadcast.context(told, self.ready)
+        self.config = agree(policy, place, cohort, length, counted=counted, context=context, shares=shares)
         self.server = SecAggServer(self.config, ring=self.ring(self.config))
         self.done = 0  # stages that are over
         self.sample: bytes | None = None  # one masked contribution, for the report
 
     def ring(self, config: SecAggConfig) -> Ring:
         """As the members'."""
-        return ToldRing(config, self.told)
+        return bit_ring(config)
 
     def begin(self) -> tuple[str, Mapping[str, bytes]]:
         """Name the cohort, ask for round keys."""
-        return STAGES[0], dict.fromkeys(self.cohort, cohort_payload(self.ready))
+        return STAGES[0], dict.fromkeys(self.cohort, self.ready)
 
     def receive(self, party: str, payload: bytes) -> None:
         """Take one answer.
@@ -176,8 +175,8 @@ class MaskedCoordinator:
         """What the coordinator held of one member, beside the sum."""
         if self.sample is None:
             return {}
-        n, length = len(self.config.members), self.config.length
-        ring = BitRing(length=length, bits=self.config.bits, parties=n)
+        n = len(self.config.members)
+        ring = bit_ring(self.config)
         words = ring.unpack(payload_of(self.sample, ring.wire_bytes, n))
         return {**describe(words.astype(np.int64), "masked", 1 << ring.bits), "sum_words": total[:SAMPLE].tolist()}
 

@@ -2,7 +2,7 @@
 
 Knows places, ranges and how much noise the federation's file asks for. Knows nothing of masks.
 Always: everything here follows from the signed file, from the place and from what was told to all alike; members with
-different terms have different `told`, and masks are bound to it, so their contributions never meet in a sum.
+different terms have different `told`, and masks follow from it, so their contributions never meet in a sum.
 """
 
 import functools
@@ -22,7 +22,7 @@ class Terms:
 
     ranges: tuple[Range, ...] = ()  # of the update's tensors; empty: the federation's one range
     seed: bytes = b""  # of the rotation that spreads an update before noise; public
-    told: bytes = b""  # `Work.told`: bound into the masks
+    told: bytes = b""  # the broadcast digest of the work or the group: the masks follow from it
     shares: Shares | None = None  # who trains which coordinates; None: everybody all of them
 
 

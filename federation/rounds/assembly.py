@@ -13,7 +13,7 @@ from ...core import log
 from ...core.errors import BudgetError, CryptoError, DataError, RoundAborted
 from ...crypto.accountant import Spent
 from ...crypto.sealed import Desk
-from ..exchange import work
+from ..exchange import broadcast, work
 from ..exchange.messages import Place
 from ..learning.aggregate import Vector
 from ..learning.ranges import read_spans, spans
@@ -97,8 +97,9 @@ class Assembly:
         shares = shares_of(self.policy, found.cohort, place.attempt) if training else None
         ready = self.ask_work(stage, order, able, place, shares)
         worked = time.monotonic()
-        terms = Terms(read_spans(order.ranges, self.size, self.policy.recipe.update_range) if order.ranges else (),
-                      seed_of(self.policy, place), order.told, shares)  # fmt: skip
+        ranges = read_spans(order.ranges, self.size, self.policy.recipe.update_range) if order.ranges else ()
+        told = broadcast.of_work(stage, order.header(), order.flat)
+        terms = Terms(ranges, seed_of(self.policy, place), told, shares)
         sums = self.combine(place, ready, Codec(self.size if training else 0, self.policy, terms).length, training, terms)
         sums, opened = self.open(sums, Codec(flat.size if training else 0, self.policy, terms))
         if training:

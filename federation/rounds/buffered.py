@@ -12,6 +12,7 @@ algorithm 1.
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -56,6 +57,7 @@ class BufferedCoordinator(Coordinator):
         super().__init__(policy, identity, link, size=size, store=store, purse=self.purses.worst(), **options)
         self.now, self.outbox = now, Outbox(self.post, link)
         self.ready: dict[str, int] = {}  # member → version that its contribution was trained from
+        self.heard: dict[str, str] = {}  # member → broadcast digest of what that version was told as, by its own word
         self.asked: dict[str, float] = {}  # who was asked to train and has not answered usefully, and when
         self.spent: set[str] = set()  # members without enough of their privacy budget for one more group
         self.news_at, self.stepped_at = now(), time.monotonic()
@@ -135,7 +137,7 @@ class BufferedCoordinator(Coordinator):
                 self.note_spent([reply.sender])
                 continue
             try:
-                version = calls.decode_version(reply.payload)
+                version, told = calls.decode_offer(reply.payload)
             except MessageError as error:
                 logger.warning("%s: %s", reply.sender, error)
                 continue
@@ -146,7 +148,7 @@ class BufferedCoordinator(Coordinator):
                 continue
             self.asked.pop(reply.sender, None)
             if self.is_fresh(version):  # else it is asked anew, and trains from the newest
-                self.ready[reply.sender] = version
+                self.ready[reply.sender], self.heard[reply.sender] = version, told
                 self.on_event({"event": "offered", "round": self.state.round + 1, "party": reply.sender, "version": version})
         self.tell()
 
@@ -162,12 +164,25 @@ class BufferedCoordinator(Coordinator):
         """
         self.ready = {name: version for name, version in sorted(self.ready.items()) if self.is_fresh(version)}
         there, need = self.link.present(), self.policy.schedule.group(self.policy.protection.min_cohort)
-        here = [name for name in self.ready if name in there and self.policy.member(name) is not None]
+        here = self.alike([name for name in self.ready if name in there and self.policy.member(name) is not None])
         if len(here) < need:
             return None
         able, spent = self.purses.part(here)
         self.note_spent(spent)
         return {name: self.ready[name] for name in able} if len(able) >= need else None
+
+    def alike(self, names: list[str]) -> list[str]:
+        """Those of `names` that were told what most of their version were; the others would refuse the group, or be refused.
+
+        A coordinator that was started again learns the older versions' digests from members alone.
+        """
+        said = Counter((self.ready[name], self.heard[name]) for name in names)
+        most = dict[int, str]()
+        for (version, told), _ in sorted(said.items(), key=lambda pair: (pair[1], pair[0])):
+            most[version] = told
+        for name in (odd := [name for name in names if most[self.ready[name]] != self.heard[name]]):
+            logger.warning("%s was told another adapter under version %d than others; left out", name, self.ready[name])
+        return [name for name in names if name not in odd]
 
     def step(self, group: Mapping[str, int]) -> None:
         """Sum what the group has, step, let members judge it, write it down.
@@ -191,7 +206,11 @@ class BufferedCoordinator(Coordinator):
         """
         place, flat, worked = self.logbook.begin(), self.state.server.flat, time.monotonic()
         ranges = self.assembly.order(flat, training=True).ranges
-        call = Group(version=self.state.round, members=tuple(sorted(group.items())), ranges=ranges)
+        adapters = {version: self.heard[name] for name, version in group.items()}
+        call = Group(
+            version=self.state.round, members=tuple(sorted(group.items())),
+            adapters=tuple(sorted(adapters.items())), ranges=ranges,
+        )  # fmt: skip
         for name in group:
             del self.ready[name]  # it goes into this sum, or is offered again
         spent = self.purses.pay(group, place)

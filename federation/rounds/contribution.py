@@ -27,7 +27,7 @@ from ..protection.update import Statistics
 
 logger = log.get("federation.contribution")
 FILE = "contribution.kept"
-MAGIC = b"QCK1"
+MAGIC = b"QCK2"
 HASH_BYTES = 32
 MAY_CHANGE = ROSTER | {"coordinator"}  # tables that a contribution does not depend on: it outlives a new member
 
@@ -39,14 +39,18 @@ class Contribution:
     run: str
     rules: str  # `rules_of` the federation file that it was trained under
     version: int  # steps behind the adapter that it was trained from
+    told: str  # the broadcast digest of the work that it came of, hex
     update: Vector  # [n]
     statistics: Statistics
 
     def encode(self) -> bytes:
         """As it lies on disk."""
         header = canonical(
-            {"rules": self.rules, "run": self.run, "statistics": dataclasses.asdict(self.statistics), "version": self.version}
-        )
+            {
+                "rules": self.rules, "run": self.run, "statistics": dataclasses.asdict(self.statistics), "told": self.told,
+                "version": self.version,
+            }
+        )  # fmt: skip
         body = MAGIC + len(header).to_bytes(4, "big") + header + self.update.astype("<f4").tobytes()
         return body + hashlib.sha256(body).digest()
 

@@ -79,16 +79,19 @@ class Offering:
         party.ledger.record(place)  # on disk before any work, so that no place is worked twice
         party.attempt = None
         if (kept := self.kept(task)) is not None:
-            return calls.encode_version(kept.version)
+            return calls.encode_offer(kept.version, kept.told)
         if not party.purse.affords():  # nothing is paid before something leaves, but work for nothing is spared
             party.on_event({"event": "spent", "round": place.round, "reason": "the privacy budget is used up"})
             return work.SPENT
         party.on_event({"event": task.stage, "round": place.round, "attempt": place.attempt, "version": version})
         update, statistics = party.train(order, place, Terms(), turn=place.attempt)
+        told = calls.told_of(version, order)
         self.drawer.keep(
-            Contribution(run=place.run, rules=self.rules, version=version, update=update, statistics=statistics)
+            Contribution(
+                run=place.run, rules=self.rules, version=version, told=told, update=update, statistics=statistics
+            )
         )  # fmt: skip
-        return calls.encode_version(version)
+        return calls.encode_offer(version, told)
 
     def kept(self, task: Task) -> Contribution | None:
         """What is offered again instead of training from the version that came with `task`."""
@@ -105,7 +108,7 @@ class Offering:
         called = calls.decode_group(task.payload)
         kept = self.check(called, place)
         order = work.Work(flat=np.zeros(0, np.float32), ranges=called.ranges, cohort=called.names)
-        terms = dataclasses.replace(party.terms(order, place, training=True), told=called.told)
+        terms = party.terms(order, called.told, place, training=True)
         party.ledger.record(place)
         party.attempt = None
         party.on_event(
@@ -146,6 +149,11 @@ class Offering:
             raise MessageError(
                 f"this member's contribution is from version {kept.version}, the group says {dict(called.members)[name]}; "
                 "refused"
+            )
+        if kept.told != dict(called.adapters)[kept.version]:  # else its neighbours may have trained from another adapter
+            raise MessageError(
+                f"this member's contribution came of another adapter or other work than the group says of version "
+                f"{kept.version}; refused"
             )
         return kept
 

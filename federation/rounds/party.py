@@ -22,7 +22,7 @@ from ...core.errors import BudgetError, DataError, MessageError, RosterError
 from ...crypto.keys import Identity
 from ...crypto.sealed import MemberService
 from ...crypto.worker import Worker
-from ..exchange import messages, work
+from ..exchange import broadcast, messages, work
 from ..exchange.ledger import Ledger
 from ..exchange.messages import Place, Reply, Task
 from ..learning.aggregate import Vector
@@ -136,6 +136,8 @@ class Party:
 
     def answer(self, task: Task) -> bytes:
         """One stage of whatever it belongs to."""
+        if not broadcast.is_known(task.stage):  # whoever adds a stage says what binds it, or why nothing need
+            raise MessageError(f"found stage {task.stage!r}, which no member answers; refused")
         if self.offering is not None and task.stage in offering.STAGES:
             return self.offering.answer(task)
         if task.stage in work.STAGES:
@@ -143,15 +145,15 @@ class Party:
                 return self.open(task)
             except LackingError as lacking:  # nothing was changed; told once more, in another way, this member works
                 return lacking.reply
-        if self.recall is not None and task.stage == HOLDS:
+        if self.recall is not None and task.stage == HOLDS and not task.payload:
             return self.recall.names(task.place.run)
         if self.handover is not None and task.stage in handover.STAGES:
             self.ledger.check(task.place)  # `train` and `score` record it
             return self.handover.answer(task.place, task.stage, task.payload)
         return self.go_on(task)
 
-    def order(self, task: Task) -> work.Work:
-        """What is to be done, with the adapter to do it with: in sealed mode this member's own.
+    def order(self, task: Task) -> tuple[work.Work, bytes]:
+        """What is to be done, with the adapter to do it with, in sealed mode this member's own; and the broadcast digest.
 
         Raises:
             MessageError: malformed; in sealed mode, another adapter than this member's is meant.
@@ -160,21 +162,24 @@ class Party:
         if self.recall is not None:
             named, way = work.split(task.payload)
             self.ledger.check(task.place)
-            return dataclasses.replace(named, flat=self.recall.follow(named.state, way, task.place.run).flat)
+            order = dataclasses.replace(named, flat=self.recall.follow(named.state, way, task.place.run).flat)
+            return order, broadcast.of_work(task.stage, order.header(), order.flat)
         if self.safe is None:
-            return work.decode(task.payload, self.size)
+            order = work.decode(task.payload, self.size)
+            return order, broadcast.of_work(task.stage, order.header(), order.flat)
         order, seed = work.decode(task.payload, 0), self.safe.vault.seed(self.policy.digest)
         progress = self.safe.vault.progress(task.place.run)
         if seed is None or progress.tag(seed, task.place.run).hex() != order.state:
             raise MessageError(f"this member is at step {progress.steps} of the run, another adapter is meant; refused")
-        return dataclasses.replace(order, flat=progress.server.flat)
+        told = broadcast.of_work(task.stage, order.header(), order.flat)  # of the tag: the adapter is not the coordinator's
+        return dataclasses.replace(order, flat=progress.server.flat), told
 
     def open(self, task: Task) -> bytes:
         """Begin an attempt: train or score, or keep a finished adapter."""
-        order, training = self.order(task), task.stage == work.TRAIN
+        (order, told), training = self.order(task), task.stage == work.TRAIN
         if task.stage in (work.TRAIN, work.SCORE):
             check(self.policy, task.place, Draw(order.cohort, order.absent), self.name, everybody=not training)
-        terms = self.terms(order, task.place, training=training)
+        terms = self.terms(order, told, task.place, training=training)
         parent = self.parent(task.place) if task.stage == work.UNDO else None
         self.ledger.record(task.place)  # on disk before any work, so that no place is worked twice
         self.attempt = None
@@ -198,7 +203,7 @@ class Party:
         self.attempt = Attempt(task.place, party_half(context, values, tokens, counted=training))
         return work.READY  # and nothing about how it went: the counters travel inside the sum
 
-    def terms(self, order: work.Work, place: Place, *, training: bool) -> Terms:
+    def terms(self, order: work.Work, told: bytes, place: Place, *, training: bool) -> Terms:
         """What this member's contribution has in common with the others'.
 
         Raises:
@@ -212,7 +217,7 @@ class Party:
             given = spans(self.safe.vault.progress(place.run).server.velocity, self.stops, recipe.update_range)
         ranges = read_spans(given, self.size, recipe.update_range) if wanted else ()
         shares = shares_of(self.policy, order.cohort, place.attempt) if training else None
-        return Terms(ranges, seed_of(self.policy, place), order.told, shares)
+        return Terms(ranges, seed_of(self.policy, place), told, shares)
 
     def pay(self, place: Place) -> bool:
         """Pay for this attempt's privacy; False if there is not enough left, and then nothing is trained."""

@@ -98,8 +98,7 @@ class SealedParty(MaskedParty):
     def ring(self, config: SecAggConfig) -> SealedRing:
         """Modulo t, under this member's key, for those who have the same key and adapter."""
         self.seal = make_seal(self.context.policy, config, key_id(self.seed))
-        bound = self.bound + self.context.terms.told
-        return make_ring(self.context.policy, config, self.seal, bound, self.desk, self.seed)
+        return make_ring(self.context.policy, config, self.seal, self.bound, self.desk, self.seed)
 
     def answer(self, stage: str, payload: bytes) -> bytes:
         """One stage.
@@ -187,7 +186,7 @@ class SealedCoordinator(MaskedCoordinator):
     def ring(self, config: SecAggConfig) -> SealedRing:
         """The members' ring, without their key."""
         self.seal = make_seal(self.policy, config, self.common.key_id)
-        return make_ring(self.policy, config, self.seal, self.common.bound + self.told, self.desk, None)
+        return make_ring(self.policy, config, self.seal, self.common.bound, self.desk, None)
 
     def receive(self, party: str, payload: bytes) -> None:
         """Take one answer.

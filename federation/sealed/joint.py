@@ -75,7 +75,7 @@ class JointParty(SealedParty):
     def ring(self, config: SecAggConfig) -> SealedRing:
         """Modulo t, under this member's own secret, for those who have shares of the same key, and the same adapter."""
         context, plan, key_id = self.context, self.holding.plan, self.holding.key_id
-        bound = self.bound + context.terms.told
+        bound = self.bound
         if config.length == counters(context.policy):
             return make_ring(context.policy, config, None, bound, self.desk, None)
         number, contributor = round_number(context.place), Contributor(self.holding, context.identity)
@@ -156,7 +156,7 @@ class JointCoordinator(SealedCoordinator):
 
     def ring(self, config: SecAggConfig) -> SealedRing:
         """The members' ring, without any secret."""
-        bound = self.common.bound + self.told
+        bound = self.common.bound
         if self.plan is None:
             self.seal = None
             return make_ring(self.policy, config, None, bound, self.desk, None)

@@ -61,7 +61,8 @@ def test_shares_and_graph() -> None:
 def test_a_masked_upload(case: dict[str, Any]) -> None:
     members = {name: PublicIdentity(bytes.fromhex(key)) for name, key in case["members"].items()}
     agreed = {key: case[key] for key in ("round", "attempt", "threshold", "min_cohort", "min_tokens", "length", "bits")}
-    session = Session(SecAggConfig(federation=bytes.fromhex(case["federation"]), members=members, **agreed))
+    federation, context = bytes.fromhex(case["federation"]), bytes.fromhex(case["context"])
+    session = Session(SecAggConfig(federation=federation, context=context, members=members, **agreed))
     assert session.id.hex() == case["session"]
     vectors = _Vectors(session, np.array(case["values"], np.uint32), case["tokens"])
     mask_self(vectors, session, bytes.fromhex(case["seed"]), subtract=False)

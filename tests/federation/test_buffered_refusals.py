@@ -1,5 +1,6 @@
 """What a member refuses in buffered rounds: each refusal leaves it as it was, and a contribution leaves it once."""
 
+import dataclasses
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from quietchoir.tests.fakes_buffered import (
     answer,
     buffered,
     group_letter,
+    group_of,
     member,
     run_of,
     stage_letter,
@@ -29,8 +31,14 @@ from quietchoir.tests.fakes_buffered import (
 )
 from quietchoir.tests.fakes_federation import House, parties
 
+
+def offer(version: int) -> bytes:
+    """What a member answers that was told zeros under this version."""
+    return calls.encode_offer(version, dict(group_of(version, [("ann", version)]).adapters)[version])
+
+
 TRAINED, CALLED = Place(RUN, 4, 1), Place(RUN, 6, 1)
-GROUP = Group(version=4, members=(("ann", 3), ("ben", 4), ("cat", 1)))
+GROUP = group_of(4, (("ann", 3), ("ben", 4), ("cat", 1)))
 
 
 @pytest.fixture
@@ -42,7 +50,7 @@ def home() -> House:
 def ann(home: House, tmp_path: Path) -> Iterator[Party]:
     """A member whose contribution is from version 3."""
     party = member(home, "ann", tmp_path)
-    assert answer(home, party, train_letter(home, "ann", TRAINED, 3)) == calls.encode_version(3)
+    assert answer(home, party, train_letter(home, "ann", TRAINED, 3)) == offer(3)
     yield party
     party.ledger.close()
 
@@ -73,18 +81,26 @@ BAD: dict[str, Callable[[House], bytes]] = {
     "out of order": lambda home: called(home, ("ben", 4), ("ann", 3), ("cat", 1)),
     "with somebody twice": lambda home: called(home, ("ann", 3), ("ann", 3), ("cat", 1)),
     "with ranges nobody agreed on": lambda home: group_letter(
-        home, "ann", CALLED, Group(version=4, members=GROUP.members, ranges=((SIZE, 0.1),))
+        home, "ann", CALLED, group_of(4, GROUP.members, ranges=((SIZE, 0.1),))
     ),
     "of more steps than there were rounds": lambda home: group_letter(
-        home, "ann", CALLED, Group(version=6, members=(("ann", 3), ("ben", 4), ("cat", 4)))
+        home, "ann", CALLED, group_of(6, (("ann", 3), ("ben", 4), ("cat", 4)))
+    ),
+    "of another adapter under its version": lambda home: group_letter(
+        home, "ann", CALLED, dataclasses.replace(GROUP, adapters=(GROUP.adapters[0], (3, "ab" * 32), GROUP.adapters[2]))
+    ),
+    "without an adapter for a version": lambda home: group_letter(
+        home, "ann", CALLED, dataclasses.replace(GROUP, adapters=GROUP.adapters[1:])
     ),
     "at a place that was answered": lambda home: group_letter(home, "ann", TRAINED, GROUP),
     "of another run": lambda home: group_letter(home, "ann", Place("0b" * 16, 6, 1), GROUP),
     "that is no JSON": lambda home: spelled(home, b"{"),
     "that is another table": lambda home: spelled(home, b'{"members":[]}'),
     "in another spelling": lambda home: spelled(home, calls.encode_group(GROUP).replace(b":", b": ", 1)),
-    "with a member that is no name": lambda home: spelled(home, b'{"members":[[1,2]],"ranges":[],"version":4}'),
-    "with a range that is no number": lambda home: spelled(home, b'{"members":[],"ranges":[[1,NaN]],"version":4}'),
+    "with a member that is no name": lambda home: spelled(home, b'{"adapters":[],"members":[[1,2]],"ranges":[],"version":4}'),
+    "with a range that is no number": lambda home: spelled(
+        home, b'{"adapters":[],"members":[],"ranges":[[1,NaN]],"version":4}'
+    ),
     "of a drawn cohort": lambda home: stage_letter(
         home, "ann", CALLED, work.TRAIN,
         calls.encode_train(4, work.Work(flat=np.zeros(SIZE, np.float32), cohort=("ann", "ben", "cat"))),
@@ -96,7 +112,7 @@ BAD: dict[str, Callable[[House], bytes]] = {
 
 def called(home: House, *members: tuple[str, int]) -> bytes:
     """A group of these at version 4."""
-    return group_letter(home, "ann", CALLED, Group(version=4, members=members))
+    return group_letter(home, "ann", CALLED, group_of(4, members))
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -127,13 +143,14 @@ def test_a_synchronous_federation_knows_no_groups(tmp_path: Path) -> None:
 
 def test_everything_that_a_group_is_told_is_bound_into_its_masks() -> None:
     others = [
-        Group(version=5, members=GROUP.members),
-        Group(version=4, members=(("ann", 3), ("ben", 4), ("cat", 2))),
-        Group(version=4, members=(("ann", 3), ("ben", 4), ("dan", 1))),
-        Group(version=4, members=(*GROUP.members, ("dan", 4))),
-        Group(version=4, members=GROUP.members, ranges=((SIZE, 0.1),)),
+        group_of(5, GROUP.members),
+        group_of(4, (("ann", 3), ("ben", 4), ("cat", 2))),
+        group_of(4, (("ann", 3), ("ben", 4), ("dan", 1))),
+        group_of(4, (*GROUP.members, ("dan", 4))),
+        group_of(4, GROUP.members, ranges=((SIZE, 0.1),)),
+        dataclasses.replace(GROUP, adapters=(GROUP.adapters[0], (3, "ab" * 32), GROUP.adapters[2])),
     ]
-    assert len({group.told for group in (GROUP, *others)}) == 6
+    assert len({group.told for group in (GROUP, *others)}) == 7
     assert all(calls.decode_group(calls.encode_group(group)) == group for group in (GROUP, *others))
 
 
@@ -184,7 +201,7 @@ def four(home: House, tmp_path: Path) -> Iterator[dict[str, Party]]:
 
 def zero(*names: str) -> Group:
     """A group of fresh contributions."""
-    return Group(version=0, members=tuple((name, 0) for name in names))
+    return group_of(0, tuple((name, 0) for name in names))
 
 
 @pytest.mark.parametrize("until", ["mask", "unmask"])
@@ -239,7 +256,7 @@ def test_a_coordinator_that_tells_one_member_of_another_group_gets_no_step(tmp_p
             if name != "ben" or fields["stage"] != calls.GROUP:
                 return letter
             group = calls.decode_group(payload)
-            told = Group(version=group.version, members=(*group.members, ("dan", group.version)))
+            told = dataclasses.replace(group, members=(*group.members, ("dan", group.version)))
             return group_letter(home, name, messages.place_of(fields), told)
 
     link = Equivocator(members)
@@ -257,7 +274,7 @@ def test_a_contribution_outlives_a_kill_until_it_leaves_and_never_after(home: Ho
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     members["ann"].ledger.close()
     members["ann"] = member(home, "ann", tmp_path)  # killed and started again
-    assert answer(home, members["ann"], train_letter(home, "ann", Place(RUN, 2, 1), 1)) == calls.encode_version(0)
+    assert answer(home, members["ann"], train_letter(home, "ann", Place(RUN, 2, 1), 1)) == offer(0)
     assert members["ann"].learner.trained == []  # type: ignore[attr-defined]  # offered again, as it was
     group = zero("ann", "ben", "cat")
     sly = Sly(home, members, Place(RUN, 2, 2))
@@ -270,7 +287,7 @@ def test_a_contribution_outlives_a_kill_until_it_leaves_and_never_after(home: Ho
     for party in members.values():
         party.ledger.close()
     again = member(home, "ann", tmp_path)
-    assert answer(home, again, train_letter(home, "ann", Place(RUN, 3, 1), 2)) == calls.encode_version(2)
+    assert answer(home, again, train_letter(home, "ann", Place(RUN, 3, 1), 2)) == offer(2)
     assert len(again.learner.trained) == 1  # type: ignore[attr-defined]
     again.ledger.close()
 

@@ -1,6 +1,5 @@
 """Every tensor has the range that the public velocity suggests, nobody can widen it, and all of a sum have the same."""
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from quietchoir.federation.protection.terms import Terms
 from quietchoir.federation.protection.update import Codec, Statistics
 from quietchoir.federation.rounds.assembly import Assembly
 from quietchoir.tests.fakes_federation import FixedLearner, coordinator, house, parties
+from quietchoir.tests.fakes_liar import Liar, other_work
 from quietchoir.tests.fakes_sealed import LocalDesk, adapter_of, sealed_parties
 from quietchoir.tests.fakes_training import tiny_pair
 
@@ -90,14 +90,8 @@ def test_a_run_with_ranges_of_its_tensors_steps_to_where_the_arithmetic_says(mod
 def test_members_that_were_told_different_ranges_never_sum() -> None:
     home = house(4, mode="masked", recipe={"ranges": "tensor", "attempts": 1}, min_cohort=3, threshold=3)
     members = parties(home, SIZE)
-    ann = members["ann"]
-    honest = ann.order
-
-    def misled(task: Any) -> work.Work:
-        return dataclasses.replace(honest(task), ranges=((SIZE, 0.05),))
-
-    ann.order = misled  # type: ignore[method-assign]
     run = coordinator(home, members, SIZE, stops=(SIZE,))
+    Liar(run, ("ann",), other_work(SIZE, ranges=((SIZE, 0.05),)))
     run.train_round()
     assert run.state.history[0]["parties"] == ["ben", "cat", "dan"]  # ann's masks fit nobody else's session
     assert np.abs(run.state.server.flat - 0.1).max() < 0.01

@@ -131,7 +131,9 @@ def test_nothing_that_passes_the_coordinator_opens_without_a_members_key(desk: L
     sums = {payload_of(letter) for letter in link.letters if stage_of(letter) == sealed.WITNESS}
     assert len(sums) == 1
     total = sums.pop()
-    config = masked.agree(home.policy, PLACE, tuple(sorted(members)), SIZE + sealed.counters(home.policy), counted=True)
+    config = masked.agree(
+        home.policy, PLACE, tuple(sorted(members)), SIZE + sealed.counters(home.policy), counted=True, context=b""
+    )
     seal = sealed.make_seal(home.policy, config, key_id(seed))
     assert seal is not None
     for _ in range(3):

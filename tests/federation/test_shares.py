@@ -186,7 +186,7 @@ def test_who_trains_what_follows_from_the_file_the_cohort_and_the_attempt() -> N
     assert shares_of(house(5).policy, everybody, 1) is None
     assert reached([8, 6, 3], 5) == 3
     with pytest.raises(ConfigError, match="a floor of 3 among 2"):
-        agree(home.policy, Place("0c" * 16, 1, 1), ("ann", "ben", "dan", "eve"), SIZE, counted=True, shares=shares)
+        agree(home.policy, Place("0c" * 16, 1, 1), ("ann", "ben", "dan", "eve"), SIZE, counted=True, context=b"", shares=shares)
 
 
 @pytest.mark.parametrize("mode", ["plain", "masked"])

@@ -12,7 +12,7 @@ from typing import Any
 
 P25519 = 2**255 - 19
 FIELD = 2**256 + 297
-PROTOCOL = "quietchoir secagg 1"
+PROTOCOL = "quietchoir secagg 2"
 
 
 # --- AES-256 in counter mode ---
@@ -182,7 +182,7 @@ def session_id(case: dict[str, Any]) -> bytes:
     ring = bind("Z mod 2^k", case["k"], case["bits"], case["length"])
     floors = (case["threshold"], case["min_cohort"], case["min_tokens"], 10, 10)
     members = [f for name, key in sorted(case["members"].items()) for f in (name, bytes.fromhex(key))]
-    start = (PROTOCOL, bytes.fromhex(case["federation"]), case["round"], case["attempt"], ring)
+    start = (PROTOCOL, bytes.fromhex(case["federation"]), case["round"], case["attempt"], ring, bytes.fromhex(case["context"]))
     return hashlib.sha256(bind(*start, *floors, *members)).digest()
 
 
@@ -197,7 +197,8 @@ def upload_case(bits: int, length: int) -> dict[str, Any]:
     names = ["ada", "bo", "cy"]
     k = bits + 2
     case: dict[str, Any] = {
-        "federation": noise("federation", 32).hex(), "round": 7, "attempt": 2, "bits": bits, "length": length, "k": k,
+        "federation": noise("federation", 32).hex(), "context": noise("context", 32).hex(),
+        "round": 7, "attempt": 2, "bits": bits, "length": length, "k": k,
         "threshold": 2, "min_cohort": 3, "min_tokens": 0,
         "members": {name: noise(f"{name} identity", 32).hex() for name in names},
     }  # fmt: skip

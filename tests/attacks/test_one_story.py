@@ -1,0 +1,194 @@
+"""Whatever one member is told otherwise than the rest, in whatever message and mode: no sum is opened with it."""
+
+import copy
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from quietchoir.core.errors import QuietchoirError, RoundAborted
+from quietchoir.federation.exchange import broadcast, calls, messages, work
+from quietchoir.federation.exchange.link import InProcessLink
+from quietchoir.federation.membership.schedule import ScheduleTable
+from quietchoir.federation.protection import masked
+from quietchoir.federation.rounds import recall
+from quietchoir.federation.rounds.buffered import BufferedCoordinator, coordinator_of
+from quietchoir.federation.rounds.coordinator import Coordinator
+from quietchoir.federation.rounds.party import Party
+from quietchoir.federation.sealed import forming, halves, handover, joint
+from quietchoir.tests.fakes_federation import House, house, parties
+from quietchoir.tests.fakes_joint import DESK
+from quietchoir.tests.fakes_liar import Liar, Secretive
+from quietchoir.tests.fakes_sealed import sealed_parties
+
+SIZE = 60
+NAMES = ("ann", "ben", "cat", "dan", "eve")
+EXAMPLES = {"shared": 15, "threshold": 8}  # ceremonies and ciphertexts take their time
+
+
+def scene(kind: str) -> tuple[House, dict[str, Party], Coordinator]:
+    """A federation of this kind, its members, its coordinator."""
+    mode = "masked" if kind in ("adapter", "change", "tensor", "buffered") else "sealed"
+    recipe: dict[str, Any] = {"attempts": 1, "download": "change" if kind == "change" else "adapter"}
+    if kind == "tensor":
+        recipe["ranges"] = "tensor"
+    tables = {"schedule": ScheduleTable(rounds="buffered", patience_s=300.0)} if kind == "buffered" else {}
+    key = "threshold" if kind == "threshold" else "shared"
+    home = house(5, mode=mode, recipe=recipe, tables=tables, bits=8, threshold=3, key=key)
+    seeds = {name: number for number, name in enumerate(home.members)}
+    learner = lambda name: Secretive(SIZE, seeds[name])  # noqa: E731
+    members = parties(home, SIZE, learner) if mode == "masked" else sealed_parties(home, SIZE, learner, desk=DESK)
+    link = InProcessLink({name: party.handle for name, party in members.items()})
+    more: dict[str, Any] = {"desk": DESK} if mode == "sealed" else {}
+    if kind == "buffered":
+        more["now"] = iter(range(10**6)).__next__
+    run = coordinator_of(home.policy, home.coordinator, link, size=SIZE, wait_s=0.0, grace_s=0.0, **more)
+    return home, members, run
+
+
+def leaves(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where a JSON value can be changed: every field, every item of every list, and every list as a whole."""
+    if isinstance(value, dict):
+        return [place for key in sorted(value) for place in leaves(value[key], (*at, key))]
+    if isinstance(value, list):
+        return [at, *(place for index in range(len(value)) for place in leaves(value[index], (*at, index)))]
+    return [at]
+
+
+def other(value: Any, pick: int) -> Any:
+    """Another value of the same type."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value + (1, -1, 0.5 * value)[pick % 3] if isinstance(value, float) else value + (1, -1)[pick % 2]
+    if isinstance(value, list):
+        return value[:-1] if value and pick % 2 else [*value, value[-1] if value else "zoe"]
+    return value[:-1] + ("x" if not value.endswith("x") else "y")
+
+
+def changed(header: dict[str, Any], pick: int) -> dict[str, Any]:
+    """`header` with one thing in it changed."""
+    found, places = copy.deepcopy(header), leaves(header)
+    place = places[pick % len(places)]
+    at: Any = found
+    for key in place[:-1]:
+        at = at[key]
+    at[place[-1]] = other(at[place[-1]], pick // len(places))
+    return found
+
+
+def bytes_changed(payload: bytes, pick: int) -> bytes:
+    """One bit turned, or a byte more or less."""
+    if not payload or pick % 7 == 0:
+        return payload + b"\0"
+    at = pick % (8 * len(payload))
+    return payload[: at // 8] + bytes([payload[at // 8] ^ 1 << at % 8]) + payload[at // 8 + 1 :]
+
+
+def spelled(fields: dict[str, Any], rest: bytes) -> bytes:
+    """A work's bytes with this header."""
+    header = json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+    return len(header).to_bytes(4, "big") + header + rest
+
+
+def otherwise(stage: str, payload: bytes, pick: int) -> bytes:
+    """The payload of this stage with one thing in it changed, in a form that is still one where that can be."""
+    buffered = 8 if stage == work.TRAIN and not payload[:4].strip(b"\0") else 0  # a version stands before the work
+    if stage in (work.TRAIN, work.SCORE) and pick % 3:
+        told, rest = payload[:buffered], payload[buffered:]
+        order, values = work.split(rest)
+        if pick % 3 == 1 and len(values) == 4 * SIZE:  # another adapter, by a lot or in the last bit
+            flat = np.frombuffer(values, "<f4").copy()
+            flat[pick % SIZE] = np.nextafter(flat[pick % SIZE], np.float32(9)) if pick % 2 else 2.0
+            return told + work.encode(dataclasses.replace(order, flat=flat))
+        return told + spelled(changed(order.header(), pick // 3), values)
+    if stage in (calls.GROUP, "advertise") and pick % 3:
+        return json.dumps(changed({"it": json.loads(payload)}, pick // 3)["it"], sort_keys=True, separators=(",", ":")).encode()
+    return bytes_changed(payload, pick)
+
+
+KINDS = ("adapter", "change", "tensor", "buffered", "shared", "threshold")
+STAGES = {
+    **dict.fromkeys(("adapter", "change", "tensor"), (work.TRAIN, work.SCORE, *masked.STAGES)),
+    "buffered": (work.TRAIN, calls.GROUP, work.SCORE, *masked.STAGES),
+    "shared": (work.TRAIN, work.SCORE, *halves.STAGES),
+    "threshold": (work.TRAIN, work.SCORE, *joint.STAGES),
+}
+OPENED_LATER = ("consistency", "unmask", "witness", "apply", "open")  # after the contribution left, which it cannot change
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_member_that_was_told_something_else_is_in_no_sum(kind: str) -> None:
+    @settings(max_examples=EXAMPLES.get(kind, 30), deadline=None, suppress_health_check=list(HealthCheck))
+    @given(stage=st.sampled_from(STAGES[kind]), victim=st.sampled_from(NAMES), pick=st.integers(0, 1 << 30))
+    def tell_otherwise(stage: str, victim: str, pick: int) -> None:
+        in_no_sum(kind, stage, victim, pick)
+
+    tell_otherwise()
+
+
+def in_no_sum(kind: str, stage: str, victim: str, pick: int) -> None:
+    """One round, or one vote, in which the victim is told something else in every letter of one stage."""
+    _, members, run = scene(kind)
+    run.insist = lambda attempt: attempt()  # type: ignore[method-assign]
+    before = run.state.server.flat.tobytes()
+    meant: dict[bytes, bytes] = {}
+
+    def lie(asked: str, payload: bytes) -> bytes | None:
+        return None if asked != stage else meant.setdefault(payload, otherwise(stage, payload, pick))
+
+    liar = Liar(run, (victim,), lie)
+    try:
+        if stage == work.SCORE:
+            if kind in ("shared", "threshold"):
+                run.train_round()  # members need a key first
+            run.score_round()
+        elif isinstance(run, BufferedCoordinator):
+            run.go_on(1)
+        else:
+            run.train_round()
+    except RoundAborted:
+        pass
+    entry = run.state.history[-1] if run.state.history else None
+    if not liar.lied or entry is None or victim not in entry["parties"] or stage in OPENED_LATER:
+        return
+    learner = members[victim].learner
+    assert isinstance(learner, Secretive)
+    same = all(work.split(one)[0] == work.split(other)[0] for one, other in meant.items()) if kind == "change" else False
+    assert same and set(learner.told) == {before}, f"{victim} is in a sum of {kind}, told otherwise in {stage}: {meant}"
+
+
+def test_every_stage_is_in_exactly_one_table() -> None:
+    """Whoever adds a stage says what binds it."""
+    stages = {
+        *work.STAGES, calls.GROUP, recall.HOLDS, *masked.STAGES, "send",
+        *halves.STAGES, *joint.STAGES, *handover.STAGES, *forming.STAGES,
+    }  # fmt: skip
+    tables = (broadcast.HASHED, broadcast.BOUND_LATER.keys(), broadcast.MAY_DIFFER.keys() - {"recipient", "way"})
+    assert sorted(stages) == sorted(stage for table in tables for stage in table)
+    assert {"kind", "recipient", *messages.FRAME} - {"recipient"} == set(broadcast.OWN)
+    assert not broadcast.is_known("confess")
+
+
+def test_every_field_of_work_and_of_a_group_changes_the_digest() -> None:
+    order = work.Work(flat=np.zeros(3, np.float32))
+    base = broadcast.of_work("train", order.header(), order.flat)
+    seen = {base, broadcast.of_work("score", order.header(), order.flat)}
+    seen |= {broadcast.of_work("train", changed(order.header(), pick), order.flat) for pick in range(len(order.header()))}
+    seen.add(broadcast.of_work("train", order.header(), np.array([0, -0.0, 0], np.float32)))
+    assert len(seen) == 3 + len(order.header())
+    group = calls.Group(version=1, members=(("ann", 0), ("ben", 1)), adapters=((0, "00" * 32), (1, "01" * 32)))
+    fields = json.loads(calls.encode_group(group))
+    others = {broadcast.of_group(json.dumps(changed(fields, pick)).encode()) for pick in range(len(leaves(fields)))}
+    assert len(others) == len(leaves(fields)) and group.told not in others
+
+
+def test_a_letter_of_a_stage_that_nobody_bound_is_refused() -> None:
+    home, members, _ = scene("adapter")
+    task = messages.Task(place=messages.Place("0a" * 16, 1, 1), stage="confess", recipient="ann", payload=b"")
+    with pytest.raises(QuietchoirError, match="which no member answers"):
+        members["ann"].handle(messages.encode_task(task, home.policy, home.coordinator))
