@@ -31,7 +31,7 @@ COEFFICIENTS_AT = 155  # in a seeded ciphertext: a place behind SEAL's fields wh
 
 
 class Desk(Protocol):
-    """Where SEAL runs: a `worker.Worker` or `worker.WorkerPool` with one of the two services below."""
+    """Where SEAL runs: a `Worker` or `WorkerPool` of core/worker.py with one of the two services below."""
 
     def call(self, method: str, *blobs: bytes, deadline_s: float = 60.0) -> list[bytes]:
         """Run one method of the service. Raises CryptoError; WorkerError if the child crashed."""

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.errors import CryptoError, DataError, ProtocolError
+from ..core.worker import Worker, WorkerPool
 from .ckks import ROTATIONS, Asker, Multiplier
 from .parameters import SEARCH
-from .worker import Worker, WorkerPool
 
 Scores = npt.NDArray[np.float32]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from ..core.errors import ConfigError, RosterError
+from ..core.worker import Worker
 from ..crypto.keys import Identity
 from ..crypto.sealed import AdderService
-from ..crypto.worker import Worker
 from .exchange.link import Link
 from .learning.aggregate import Vector
 from .learning.ranges import tensor_stops

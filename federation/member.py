@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from ..core import paths
 from ..core.config import Config
 from ..core.errors import DataError, FederationError, QuietchoirError
+from ..core.worker import Worker
 from ..crypto.keys import Identity
 from ..crypto.sealed import MemberService
-from ..crypto.worker import Worker
 from .costs import round_cost
 from .exchange import ledger as ledgers
 from .exchange.ledger import Ledger

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from ..core import log
 from ..core.config import Config
 from ..core.errors import QuietchoirError
+from ..core.worker import Worker
 from ..crypto.keys import bind
 from ..crypto.sealed import MemberService
-from ..crypto.worker import Worker
 from .costs import round_cost
 from .exchange import ledger as ledgers
 from .exchange import messages, work

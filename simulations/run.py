@@ -14,9 +14,9 @@ from ..core.config import ConsentConfig
 from ..core.errors import ConfigError, FederationError
 from ..core.models.weights import Weights
 from ..core.training.trainer import Trainer
+from ..core.worker import Worker
 from ..crypto.keys import Identity
 from ..crypto.sealed import AdderService, MemberService
-from ..crypto.worker import Worker
 from ..federation.exchange import messages
 from ..federation.learning.learner import Learner, TrainerLearner
 from ..federation.learning.ranges import tensor_stops

@@ -107,14 +107,15 @@ class Engine:
         with self._changed:
             for sequence in list(self._answers):
                 self._end(sequence, Piece("", None, "cancelled"))
+        self._grammars.close()
 
     def submit(self, request: GenerationRequest) -> Generation:
         """Put a request into the queue.
 
         Raises:
             RequestError: it can never run: too long for the context, a token the model does not know, an unknown adapter, a
-                grammar that cannot be compiled. (Compiling takes milliseconds to seconds, in the caller's thread.)
-            OverloadedError: the queue is full.
+                grammar that cannot be compiled. (Compiling takes milliseconds to seconds; the caller waits, nobody else.)
+            OverloadedError: the queue is full, or the grammars' compiler is busy.
             EngineError: the engine was stopped or has broken.
         """
         adapter = self.adapters.find(request.adapter)

@@ -16,9 +16,9 @@ import numpy as np
 
 from ...core import log
 from ...core.errors import BudgetError, FederationError, RoundAborted
+from ...core.worker import Worker
 from ...crypto.keys import Identity
 from ...crypto.sealed import AdderService, Desk
-from ...crypto.worker import Worker
 from ..exchange import work
 from ..exchange.link import Link
 from ..learning.aggregate import ServerOptimizer, ServerState, Vector, combine

@@ -19,9 +19,9 @@ import numpy as np
 from ...core import log
 from ...core.config import ConsentConfig
 from ...core.errors import BudgetError, DataError, MessageError, RosterError
+from ...core.worker import Worker
 from ...crypto.keys import Identity
 from ...crypto.sealed import MemberService
-from ...crypto.worker import Worker
 from ..exchange import broadcast, messages, work
 from ..exchange.ledger import Ledger
 from ..exchange.messages import Place, Reply, Task

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import CryptoError, ProtocolError, WorkerError
+from quietchoir.core.worker import Worker
 from quietchoir.crypto.bfv import Packing, key_id
 from quietchoir.crypto.parameters import SEALED, RingParameters
 from quietchoir.crypto.ring import BitRing
 from quietchoir.crypto.sealed import MemberService, Seal, SealedRing, SealedTally, coefficients, open_sum
-from quietchoir.crypto.worker import Worker
 from quietchoir.tests.fakes_sealed import MARK, SEED, CrashingAdder, LocalDesk, sealed_ring
 from quietchoir.tests.fakes_secagg import Cohort, Round
 

@@ -18,10 +18,10 @@ from quietchoir.core.errors import (
     RoundAborted,
     ThresholdError,
 )
+from quietchoir.core.worker import Worker
 from quietchoir.crypto import fixedpoint
 from quietchoir.crypto.bfv import key_id
 from quietchoir.crypto.sealed import open_sum
-from quietchoir.crypto.worker import Worker
 from quietchoir.federation.exchange import messages, work
 from quietchoir.federation.exchange.link import InProcessLink
 from quietchoir.federation.exchange.messages import Place

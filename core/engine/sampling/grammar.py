@@ -1,14 +1,12 @@
 """Answers that fit a grammar: which tokens may come next.
 
-Knows JSON schemas, regular expressions and Lark grammars, through llguidance, which this file alone imports. Knows nothing of
-logits or probabilities.
+Knows JSON schemas, regular expressions and Lark grammars as matchers of llguidance. Knows nothing of how they are compiled, of
+logits or of probabilities.
 Always: what a constrained request has said so far can be completed to a text of its grammar.
-Hazard: a grammar is a program that a caller wrote. Its size and its work in each step are limited (`LIMITS`); one that exceeds
-them is refused when it comes or fails its own request later.
+Hazard: a grammar is a program that a caller wrote. `bounds.py` and `compiler.py` refuse what is too large, too slow or too
+deep; one that grows beyond its limits later fails its own request.
 """
 
-import json
-import threading
 from collections.abc import Sequence as Items
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -18,23 +16,11 @@ from numpy.typing import NDArray
 
 from ...errors import EngineError, RequestError
 from ...models.tokenizer import Tokenizer
-from ...models.vocabulary import CONTROL
 from ..request import Constraint
+from .compiler import Compiler
 
 if TYPE_CHECKING:
     from ..sequence import Row
-
-# A lexer state takes up to 2 kB, so one grammar holds at most 40 MB of them. An ambiguous grammar took 17 ms for a step of
-# 1,000 items, an ordinary schema takes 0.04 ms.
-LIMITS: dict[str, Any] = {
-    "max_lexer_states": 20_000,
-    "max_grammar_size": 100_000,
-    "step_max_items": 2_000,
-    "verbose_errors": False,
-}
-# One line, as `toolcall.render` writes it: a grammar that lets blanks repeat is an invitation to write blanks for ever.
-LAYOUT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-LONGEST = 100_000  # characters of a grammar
 
 
 class Grammars:
@@ -42,32 +28,22 @@ class Grammars:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._lock = threading.Lock()
-        self._words: Any = None  # the library's view of the vocabulary, made when it is first needed: 0.2 s
+        self._compiler = Compiler(tokenizer)
 
     def compile(self, constraint: Constraint) -> "Matcher":
         """A matcher at the grammar's beginning.
 
         Raises:
             RequestError: not a grammar, too large a one, or one that uses what is not supported.
+            OverloadedError: the compiler was busy for too long.
         """
-        import llguidance
-
-        if len(constraint.text) > LONGEST:
-            raise RequestError(f"the grammar has {len(constraint.text)} characters, at most {LONGEST} are taken; shorten it")
         if not self._tokenizer.stop_tokens:
             raise RequestError("this model's file names no token that ends an answer, so none can be held to a form")
-        with self._lock:
-            if self._words is None:
-                self._words = _words(self._tokenizer)
-        try:
-            grammar = _grammar(constraint)
-            matcher = llguidance.LLMatcher(self._words, grammar, log_level=0, limits=llguidance.LLParserLimits(**LIMITS))
-        except (ValueError, RecursionError) as error:
-            raise RequestError(f"the {constraint.kind} cannot be compiled: {error}"[:500]) from None
-        if matcher.is_error():
-            raise RequestError(f"the {constraint.kind} cannot be compiled: {matcher.get_error()}"[:500])
-        return Matcher(matcher, len(self._tokenizer.vocabulary.tokens))
+        return Matcher(self._compiler.compile(constraint), len(self._tokenizer.vocabulary.tokens))
+
+    def close(self) -> None:
+        """End the compiler's process; the next grammar starts another."""
+        self._compiler.close()
 
 
 class Matcher:
@@ -141,38 +117,3 @@ def _executor() -> Any:
     import llguidance
 
     return llguidance.LLExecutor()
-
-
-def _grammar(constraint: Constraint) -> str:
-    from llguidance import LLMatcher
-
-    match constraint.kind:
-        case "json":
-            return LLMatcher.grammar_from_json_schema({"type": "object"}, overrides=LAYOUT)
-        case "json_schema":
-            json.loads(constraint.text)  # the library would read what is not JSON as a grammar of another kind
-            return LLMatcher.grammar_from_json_schema(constraint.text, overrides=LAYOUT)
-        case "regex":
-            return LLMatcher.grammar_from_regex(constraint.text)
-        case "lark":
-            return LLMatcher.grammar_from_lark(constraint.text)
-
-
-def _words(tokenizer: Tokenizer) -> Any:
-    """The vocabulary as the library reads it."""
-    import llguidance
-
-    vocabulary = tokenizer.vocabulary
-
-    class Words:
-        eos_token_id = min(tokenizer.stop_tokens)
-        bos_token_id = None
-        special_token_ids = [number for number, kind in enumerate(vocabulary.kinds) if kind == CONTROL]  # noqa: RUF012
-        # A token without bytes could never be told from nothing: its own name stands for it, marked as special.
-        tokens = [piece or f"<|{number}|>".encode() for number, piece in enumerate(vocabulary.bytes_of())]  # noqa: RUF012
-
-        def __call__(self, text: bytes) -> list[int]:
-            return tokenizer.encode(text.decode("utf-8", "replace"))
-
-    wrapper = llguidance.TokenizerWrapper(Words())
-    return llguidance.LLTokenizer(wrapper, n_vocab=len(vocabulary.tokens), eos_token=sorted(tokenizer.stop_tokens))

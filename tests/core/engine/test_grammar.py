@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from collections.abc import Iterator
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import Constraint, GenerationRequest
-from quietchoir.core.engine.sampling import grammar
+from quietchoir.core.engine.sampling import compiler, grammar
 from quietchoir.core.engine.sampling.grammar import Grammars
 from quietchoir.core.engine.sequence import Row, Sequence
 from quietchoir.core.errors import EngineError, RequestError
@@ -39,8 +40,10 @@ def weights() -> Weights:
 
 
 @pytest.fixture(scope="module")
-def grammars() -> Grammars:
-    return Grammars(byte_tokenizer())
+def grammars() -> Iterator[Grammars]:
+    grammars = Grammars(byte_tokenizer())
+    yield grammars
+    grammars.close()
 
 
 def asked(constraint: Constraint, **request: object) -> GenerationRequest:
@@ -172,7 +175,7 @@ def test_a_model_without_an_end_mark_is_held_to_no_form():
 
 
 def test_a_grammar_that_grows_beyond_its_limits_fails_its_own_request_alone(weights, monkeypatch):
-    monkeypatch.setattr(grammar, "LIMITS", grammar.LIMITS | {"step_max_items": 60})
+    monkeypatch.setattr(compiler, "LIMITS", compiler.LIMITS | {"step_max_items": 60})
     engine = Engine(weights, config())
     heavy = Constraint("lark", 'start: a\na: b | a a\nb: "x" | "y" b | b "z" | a b a')
     plain = GenerationRequest(prompt=(1, 9), max_tokens=25)
@@ -194,9 +197,9 @@ ANY_SCHEMA = st.recursive(
 
 @settings(max_examples=30, deadline=None)
 @given(ANY_SCHEMA)
-def test_any_json_is_a_schema_or_refused(schema):
+def test_any_json_is_a_schema_or_refused(grammars, schema):
     try:
-        matcher = Grammars(byte_tokenizer()).compile(Constraint("json_schema", json.dumps(schema)))
+        matcher = grammars.compile(Constraint("json_schema", json.dumps(schema)))
     except RequestError:
         return
     assert not matcher.inner.is_error()

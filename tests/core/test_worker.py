@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from quietchoir.core.errors import ProtocolError, WorkerError
-from quietchoir.crypto.worker import Worker, WorkerPool
+from quietchoir.core.worker import Worker, WorkerPool
 from quietchoir.tests.fakes_search import Moody
 
 

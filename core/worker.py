@@ -4,9 +4,10 @@ Knows processes, pipes and deadlines. Knows nothing of what the services compute
 Always: bytes in, bytes out; whatever a child does, the caller gets its answer or a typed error, and the next call
 finds a fresh child.
 
-Why: one flipped bit in a ciphertext can end SEAL in a segmentation fault, and TenSEAL's bindings hold the interpreter's
-lock, so threads neither contain nor speed up anything. Nothing is unpickled from a child: a child that parsed hostile
-bytes is not trusted more than they are.
+Why: one flipped bit in a ciphertext can end SEAL in a segmentation fault, and a chain of three thousand rules does the
+same to a grammar compiler; both would take everybody's answers along. TenSEAL's bindings hold the interpreter's lock
+besides, so threads neither contain nor speed up anything. Nothing is unpickled from a child: a child that parsed hostile
+bytes is not trusted more than they are. `docs/foreign-bytes.md` says which library runs where.
 """
 
 import contextlib
@@ -16,16 +17,30 @@ import queue
 import signal
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from ..core.errors import AuthenticationError, CryptoError, ProtocolError, WorkerError
+from .errors import AuthenticationError, CryptoError, ProtocolError, QuietchoirError, WorkerError
 
 BLOB_BYTES = 256 << 20  # one message part; anything longer is refused on both sides
 MEMORY_BYTES = 8 << 30  # address space of a child, where the platform can limit it: a bomb ends in the child
 MESSAGE_CHARACTERS = 300
 ERRORS = {kind.__name__: kind for kind in (AuthenticationError, CryptoError, ProtocolError)}
+_starting = threading.Lock()  # guards `sys.modules["__main__"]` while a child is spawned
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What a worker may use, and how its failures are told."""
+
+    name: str = "crypto worker"
+    memory_bytes: int = MEMORY_BYTES
+    start_deadline_s: float = 120.0
+    lost: type[QuietchoirError] = WorkerError  # the child crashed or ran past its deadline over what it was given
+    absent: type[QuietchoirError] = WorkerError  # no child could be started, or none was free
 
 
 class Worker:
@@ -36,8 +51,8 @@ class Worker:
         arguments: for its constructor, run in the child at every (re)start.
     """
 
-    def __init__(self, service: Callable[..., object], *arguments: object, start_deadline_s: float = 120.0) -> None:
-        self._service, self._arguments, self._start_deadline_s = service, arguments, start_deadline_s
+    def __init__(self, service: Callable[..., object], *arguments: object, terms: Terms = Terms()) -> None:
+        self._service, self._arguments, self._terms = service, arguments, terms
         self._child: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection | None = None
         self.starts = 0  # how often a child was started: 1 plus the crashes and deadlines so far
@@ -46,7 +61,8 @@ class Worker:
         """Run `service.method(*blobs)` in the child.
 
         Raises:
-            WorkerError: the child crashed or ran past the deadline; it is gone, the next call starts another.
+            WorkerError: the child crashed or ran past the deadline; it is gone, the next call starts another. (Or what
+                the worker's terms name instead.)
             CryptoError: what the service itself raised, with its type if it is one of `ERRORS`.
         """
         if self._child is None or not self._child.is_alive():
@@ -76,11 +92,17 @@ class Worker:
         self.close()
         context = multiprocessing.get_context("spawn")  # a fork would copy our secrets and our locked mutexes
         self._pipe, theirs = context.Pipe()
-        self._child = context.Process(target=_serve, args=(theirs, self._service, self._arguments), daemon=True)
-        self._child.start()
+        limit = self._terms.memory_bytes
+        self._child = context.Process(target=_serve, args=(theirs, self._service, self._arguments, limit), daemon=True)
+        with _starting:  # a child that imported its parent's script would run it once more
+            script, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
+            try:
+                self._child.start()
+            finally:
+                sys.modules["__main__"] = script
         theirs.close()  # so that a dead child is an end of file, not silence
         self.starts += 1
-        self._exchange("", (), self._start_deadline_s)
+        self._exchange("", (), self._terms.start_deadline_s)
 
     def _exchange(self, method: str, blobs: Sequence[bytes], deadline_s: float) -> list[bytes]:
         pipe, child = self._pipe, self._child
@@ -102,14 +124,15 @@ class Worker:
             code = child.exitcode
             self.close()
             why = f"took longer than {deadline_s:g} s" if late.is_set() else f"ended with code {code}"
-            raise WorkerError(
-                f"{method or 'start'}: the crypto worker {why}; nothing was changed, the next call gets a fresh one"
+            raise (self._terms.lost if method else self._terms.absent)(
+                f"{method or 'start'}: the {self._terms.name} {why}; nothing was changed, the next call gets a fresh one"
             ) from error
         finally:
             timer.cancel()
             timer.join()
         if "error" in head:
-            raise ERRORS.get(str(head["error"]), WorkerError)(str(head.get("text", ""))[:MESSAGE_CHARACTERS])
+            unknown = self._terms.lost if method else self._terms.absent
+            raise ERRORS.get(str(head["error"]), unknown)(str(head.get("text", ""))[:MESSAGE_CHARACTERS])
         return parts
 
 
@@ -119,10 +142,9 @@ class WorkerPool:
     Each child holds its own copy of the service's data.
     """
 
-    def __init__(
-        self, service: Callable[..., object], *arguments: object, size: int = 1, start_deadline_s: float = 120.0
-    ) -> None:
-        self._all = [Worker(service, *arguments, start_deadline_s=start_deadline_s) for _ in range(size)]
+    def __init__(self, service: Callable[..., object], *arguments: object, size: int = 1, terms: Terms = Terms()) -> None:
+        self._terms = terms
+        self._all = [Worker(service, *arguments, terms=terms) for _ in range(size)]
         self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for worker in self._all:
             self._free.put(worker)
@@ -160,7 +182,7 @@ class WorkerPool:
         try:
             worker = self._free.get(timeout=deadline_s)
         except queue.Empty:
-            raise WorkerError(f"no crypto worker was free within {deadline_s:g} s; ask again later") from None
+            raise self._terms.absent(f"no {self._terms.name} was free within {deadline_s:g} s; ask again later") from None
         try:
             yield worker
         finally:
@@ -180,10 +202,10 @@ def _receive(pipe: Connection) -> tuple[dict[str, Any], list[bytes]]:
     return head, [pipe.recv_bytes(BLOB_BYTES) for _ in range(head["parts"])]
 
 
-def _serve(pipe: Connection, service: Callable[..., object], arguments: Sequence[object]) -> None:
+def _serve(pipe: Connection, service: Callable[..., object], arguments: Sequence[object], memory_bytes: int) -> None:
     """The child: construct once, then answer until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    _confine()
+    _confine(memory_bytes)
     instance: object = None
     with contextlib.suppress(EOFError, OSError):
         while True:
@@ -199,11 +221,11 @@ def _serve(pipe: Connection, service: Callable[..., object], arguments: Sequence
                 _send(pipe, {}, answer)
 
 
-def _confine() -> None:
+def _confine(memory_bytes: int) -> None:
     if sys.platform == "win32":
         return
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the secret key
     if sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
