@@ -60,6 +60,7 @@ class Joining:
     once: bool = False  # leave after the first finished adapter
     rehearse: int = 0  # values of a pretended adapter; 0: train in earnest
     wait_s: float = 0.0  # give up if the coordinator is out of reach for so long; 0: never
+    proxy: str = ""  # URL of the one to dial through; empty: none, whatever the environment names
 
 
 def join(
@@ -151,7 +152,9 @@ class Seat:
 
         standing = Standing(policy, self.folder / roster.FILE, self.enter, taken=taken, end=self.end)
         handle = standing.handle if self.companion is None else self.companion.attend(standing.handle)
-        node = FlowerNode(policy, self.keys.transport, handle, self.leave, wait_s=self.joining.wait_s, on_event=self.on_event)
+        node = FlowerNode(
+            policy, self.keys, handle, self.leave, wait_s=self.joining.wait_s, proxy=self.joining.proxy, on_event=self.on_event
+        )
         node.run()
         if self.ended is not None:
             raise self.ended

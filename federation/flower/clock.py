@@ -1,12 +1,12 @@
-"""A node's proof of who it is, and the coordinator's clock that it must follow.
+"""What a node says in the head of each request to prove who it is, and the coordinator's clock that it must follow.
 
 Flower's door wants each request's time signed, and turns away what is five seconds ahead of its own clock or five minutes
 behind it. A household's clock may be off by years. Knows the `Date` that a refusal carries; knows nothing else of time.
 Always: only the times in these proofs are shifted. Nothing of a round depends on this node's clock: letters are told apart by
 numbers, and every time limit runs on a clock that nobody sets.
 
-Hazard: a coordinator can have a node sign any time. The proof is worth something at the doors that know this transport key
-(federations of the same node), opens no letter there and signs none.
+Hazard: a coordinator can have a node sign any time. Our own proof (`proof`) is worth something at this federation's door
+alone, Flower's at the doors that know this transport key; neither opens a letter or signs one.
 """
 
 import datetime
@@ -14,33 +14,37 @@ from base64 import b64encode
 from email.utils import parsedate_to_datetime
 
 import httpx
-from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.date import now
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 
+from ..membership.identity import NodeKeys
+from .proof import prove
+
 TURNED_AWAY = 401
 ENOUGH_S = 2.0  # a smaller difference cannot be why the door turned us away
 
 
 class ClockedAuth:
-    """As Flower's `NodeAuthHttpInterceptor`, on the coordinator's clock."""
+    """As Flower's `NodeAuthHttpInterceptor`, on the coordinator's clock, with our own proof beside it."""
 
-    def __init__(self, transport: ec.EllipticCurvePrivateKey) -> None:
-        self.transport = transport
-        self.public_key = public_key_to_bytes(transport.public_key())
+    def __init__(self, keys: NodeKeys, federation: bytes, session: str) -> None:
+        self.keys, self.federation, self.session = keys, federation, session
+        self.public_key = public_key_to_bytes(keys.transport.public_key())
         self.behind = datetime.timedelta()  # how far this node's clock is behind the coordinator's
 
     def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
-        """Add key, time and signature to one request."""
-        timestamp = (now() + self.behind).isoformat()
+        """Add key, time and both signatures to one request."""
+        timestamp, path = (now() + self.behind).isoformat(), context.request.url.path
+        signature = sign_message(self.keys.transport, timestamp.encode("ascii"))
         context.request.headers.update(
             {
                 FLEET_HTTP_PUBLIC_KEY_HEADER: b64encode(self.public_key).decode("ascii"),
                 TIMESTAMP_HEADER: timestamp,
-                FLEET_HTTP_SIGNATURE_HEADER: b64encode(sign_message(self.transport, timestamp.encode("ascii"))).decode("ascii"),
+                FLEET_HTTP_SIGNATURE_HEADER: b64encode(signature).decode("ascii"),
+                **prove(self.keys.identity, self.federation, path, timestamp, self.session),
             }
         )
         return call_next(context)

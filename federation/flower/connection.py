@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import httpx
-from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Message
 from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_from_proto, message_to_proto
@@ -34,12 +33,13 @@ from flwr.supercore.inflatable.inflatable_object import (
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
+from ..membership.identity import NodeKeys
 from ..membership.policy import Policy
+from . import reach
 from .clock import ClockedAuth
 from .letters import is_inline, name_inline
 
@@ -55,22 +55,32 @@ class LetterLostError(Exception):
     """The coordinator gave up on this letter while it was on its way; there will be others."""
 
 
+class PinnedClient(FleetHttpClient):
+    """Flower's fleet routes over our own way to the coordinator: its certificate alone, no proxy of the environment."""
+
+    def __init__(self, policy: Policy, auth: ClockedAuth, proxy: str) -> None:
+        """Raises ConfigError: a proxy that is none."""
+        # Flower's own would read the environment's proxies, and have another Flower's answer end this process.
+        self._base_url, self._interceptors, self._retry_invoker = f"https://{policy.coordinator.address}", (auth,), None
+        self._client = reach.client(policy.coordinator.certificate, proxy)
+
+
 class Connection:
     """One session; every call may raise `httpx.HTTPError`.
 
     Args:
+        session: of this process, the same whenever it dials.
         leave: ends retries.
+        proxy: URL of the one to go through, if any.
+
+    Raises:
+        ConfigError: a proxy that is none.
     """
 
-    def __init__(self, policy: Policy, transport: ec.EllipticCurvePrivateKey, leave: threading.Event) -> None:
-        self.auth = ClockedAuth(transport)
-        self.client = FleetHttpClient.from_server_address(
-            policy.coordinator.address,
-            False,
-            policy.coordinator.certificate.encode("ascii"),
-            [RuntimeVersionHttpInterceptor(component_name="SuperNode"), self.auth],
-        )
-        self.public_key = public_key_to_bytes(transport.public_key())
+    def __init__(self, policy: Policy, keys: NodeKeys, session: str, leave: threading.Event, *, proxy: str = "") -> None:
+        self.auth = ClockedAuth(keys, policy.federation, session)
+        self.client = PinnedClient(policy, self.auth, proxy)
+        self.public_key = public_key_to_bytes(keys.transport.public_key())
         self.leave = leave
         self.node = Node()
         self.closing = threading.Event()

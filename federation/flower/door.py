@@ -1,14 +1,16 @@
 """The one door to the network: eight of Flower's fleet routes, and a request for work that waits until there is some.
 
-Knows HTTP requests and who made them. Knows nothing of letters or rounds.
-Always: whatever is not one of the eight routes is 404; nothing is held for a caller whom Flower has not checked; a request
-that was held is answered within `HOLD_S`, or at once when there is work or the door closes.
+Knows requests, who proves to have made them, and which process of a member is the one that is here. Knows nothing of letters,
+rounds or sockets.
+Always: what is not a POST to one of the eight routes, or does not prove in its head that a member makes it (`proof`), is refused
+with a status and no more: nothing of it is read, counted, passed on or remembered. One process of a member at a time is
+here: a second one with the same keys is turned away for as long as the first is heard. A request that was held is answered
+within `HOLD_S`, or at once when there is work or the door closes. Of Flower's answers nothing but success passes as it is.
 
-Covered: a request larger than a chunk may be. Not covered: floods; whoever can reach the port can keep it busy.
+Covered: strangers, and members of other federations. Not covered: floods (see `listener`).
 """
 
 import asyncio
-import base64
 import math
 import threading
 import time
@@ -16,21 +18,28 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
+from ...core import log
+from ...crypto.keys import PublicIdentity
+from . import proof
+from .listener import Address
+from .proof import NOT_DIALLED_IN, NOT_PROVED, TAKEN, UNHEARD_S, Proof
 
-ROUTES = frozenset(
-    f"/v1/fleet/{name}"
-    for name in (
-        "activate-node", "deactivate-node", "send-node-heartbeat", "pull-messages", "push-messages", "push-object",
-        "pull-object", "confirm-message-received",
-    )
-)  # fmt: skip
-ASKS_FOR_WORK = "/v1/fleet/pull-messages"
-DIALS_IN = "/v1/fleet/activate-node"
-NOT_CHECKED = frozenset({400, 401, 415, 422})  # of an answer: the caller did not prove who it is, or spoke no protobuf
-BRINGS = frozenset({"/v1/fleet/push-messages", "/v1/fleet/push-object"})
-MAX_REQUEST_BYTES = 32 << 20  # Flower cuts objects into chunks of 5 MiB
+logger = log.get("federation.flower")
+FLEET = "/v1/fleet/"
+ASKS_FOR_WORK, DIALS_IN, LEAVES = f"{FLEET}pull-messages", f"{FLEET}activate-node", f"{FLEET}deactivate-node"
+BRINGS = frozenset({f"{FLEET}push-messages", f"{FLEET}push-object"})
+SHORT = frozenset({DIALS_IN, LEAVES, ASKS_FOR_WORK}) | {
+    f"{FLEET}{name}" for name in ("send-node-heartbeat", "pull-object", "confirm-message-received")
+}
+ROUTES = BRINGS | SHORT
+LONG_BYTES, SHORT_BYTES = 8 << 20, 64 << 10  # of a member's body; Flower cuts objects into chunks of 5 MiB
+BODY_S, SILENCE_S = 600.0, 30.0  # a member's body takes so long, and pauses so long
 HOLD_S = 4.0  # a node without work asks again after this; below every time limit between the two
+HUNG_UP_S = 1.0  # a process without a connection is gone after this: they come one after another, too
+LINES = 8  # connections of one member; one more ends the oldest, which the network may have broken
+
+NOT_FOUND, NOT_ALLOWED, TOO_SLOW, TOO_LONG = 404, 405, 408, 413
+REFUSED = 400  # whatever Flower did not do for a member
 
 Event = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -43,6 +52,12 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 class Caller:
     """One roster key at the door. Times are `time.monotonic`."""
 
+    identity: PublicIdentity
+    session: str = ""  # of the process that is here
+    heard_at: float = -math.inf  # its last request
+    lines: dict[Address, None] = field(default_factory=dict)  # its connections, oldest first
+    hung_up_at: float = -math.inf  # the last of them ended
+    rival: str = ""  # the process that was turned away last
     idle_at: float = -math.inf  # last asked for work when there was none
     handed_at: float = -math.inf  # last got some
     bells: set[asyncio.Event] = field(default_factory=set)  # of its requests for work that are being answered
@@ -52,60 +67,119 @@ class Caller:
         """When it last asked for work."""
         return max(self.idle_at, self.handed_at)
 
+    @property
+    def is_here(self) -> bool:
+        """Is the process that dialled in alive, as far as can be seen from here?"""
+        now = time.monotonic()
+        return now - self.heard_at < UNHEARD_S if self.lines else now - self.hung_up_at < HUNG_UP_S
+
 
 class FleetDoor:
-    """The SuperLink's app, as the network sees it; counts what passes."""
+    """The SuperLink's app, as the network sees it; counts what passes.
 
-    def __init__(self, app: Application) -> None:
-        self.app = app
-        self.callers: dict[bytes, Caller] = {}  # transport keys of the roster
+    Args:
+        federation: its number, which proofs are for.
+    """
+
+    def __init__(self, app: Application, federation: bytes) -> None:
+        self.app, self.federation = app, federation
+        self.callers: dict[bytes, Caller] = {}  # by transport key, of the roster
+        self.owners: dict[Address, Caller] = {}  # whose connections these are
         self.news = threading.Event()  # something was brought, or a node has asked for work; the link clears it
         self.loop: asyncio.AbstractEventLoop | None = None
         self.closing = False
         self.drop: Callable[[bytes], None] = lambda key: None  # forget the session of this key
-        self.bytes_in = 0  # request bodies
-        self.bytes_out = 0  # response bodies
+        self.proved: Callable[[Address], None] = lambda address: None  # a member is on this connection
+        self.end: Callable[[Address], None] = lambda address: None  # close this connection
+        self.bytes_in = 0  # bodies of members' requests
+        self.bytes_out = 0  # of the answers to them
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """404 to everything that is not one of the fleet's routes."""
+        """One request, or the server's start and end."""
         if scope["type"] == "lifespan":
             self.loop = asyncio.get_running_loop()
             await self.app(scope, receive, send)
-        elif scope["type"] == "http" and scope["path"] in ROUTES:
-            await self.serve(scope, receive, self.counted(send))
-        elif scope["type"] == "http":
-            await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"0")]})
-            await send({"type": "http.response.body", "body": b""})
-        else:
+        elif scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
-
-    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass one request on, within the limit."""
-        body = bytearray()
-        while True:
-            event = await receive()
-            if event["type"] == "http.disconnect":
-                return
-            body += event.get("body", b"")
-            if len(body) > MAX_REQUEST_BYTES:
-                await send({"type": "http.response.start", "status": 413, "headers": [(b"connection", b"close")]})
-                await send({"type": "http.response.body", "body": b""})
-                return
-            if not event.get("more_body"):
-                break
-        self.bytes_in += len(body)
-        key = caller(scope) or b""
-        if scope["path"] == ASKS_FOR_WORK and key in self.callers:
-            answer = await self.hold(self.callers[key], scope, bytes(body), receive)
+        elif scope["path"] not in ROUTES:
+            await refuse(send, NOT_FOUND)
+        elif scope["method"] != "POST":
+            await refuse(send, NOT_ALLOWED)
+        elif (proved := proof.check(scope["headers"], scope["path"], self.federation, self.identity)) is None:
+            await refuse(send, NOT_PROVED)
         else:
-            answer = await self.ask_flower(scope, bytes(body))
-        if scope["path"] == DIALS_IN and key in self.callers and answer[0]["status"] not in (200, *NOT_CHECKED):
-            self.drop(key)  # a node that was killed and is back before Flower has missed its heartbeats
-            answer = await self.ask_flower(scope, bytes(body))
+            await self.serve(proved, scope, receive, send)
+
+    def identity(self, key: bytes) -> PublicIdentity | None:
+        """What signs for the member with this transport key."""
+        caller = self.callers.get(key)
+        return None if caller is None else caller.identity
+
+    async def serve(self, proved: Proof, scope: Scope, receive: Receive, send: Send) -> None:
+        """A member's request, within the limits."""
+        here, path = self.callers[proved.key], str(scope["path"])
+        if status := self.turned_away(here, proved.session, path):
+            await refuse(send, status)
+            return
+        self.note_line(here, scope.get("client"))
+        here.heard_at = time.monotonic()
+        try:
+            async with asyncio.timeout(BODY_S):
+                body = await whole(receive, SHORT_BYTES if path in SHORT else LONG_BYTES)
+        except TimeoutError:
+            await refuse(send, TOO_SLOW)
+            return
+        except ConnectionError:
+            return
+        if body is None:
+            await refuse(send, TOO_LONG)
+            return
+        self.bytes_in += len(body)
+        if path == DIALS_IN:
+            self.drop(proved.key)  # of a process before this one, or of this one on a connection that broke
+        answer = await (self.hold(here, scope, body, receive) if path == ASKS_FOR_WORK else self.ask_flower(scope, body))
+        if path == LEAVES:
+            here.session = ""
+        if answer[0]["status"] != 200:
+            await refuse(send, NOT_PROVED if answer[0]["status"] == NOT_PROVED else REFUSED)
+            return
         for event in answer:
+            self.bytes_out += len(event.get("body", b""))
             await send(event)
-        if scope["path"] in BRINGS:
+        if path in BRINGS:
             self.news.set()
+
+    def note_line(self, here: Caller, address: Address | None) -> None:
+        """A member is on this connection; it has few."""
+        if address is None:
+            return
+        self.proved(address)
+        here.lines[address], self.owners[address] = None, here
+        while len(here.lines) > LINES:
+            oldest = next(iter(here.lines))
+            del here.lines[oldest]
+            self.end(oldest)
+
+    def line_gone(self, address: Address) -> None:
+        """A connection has ended."""
+        caller = self.owners.pop(address, None)
+        if caller is not None and address in caller.lines:
+            del caller.lines[address]
+            caller.hung_up_at = time.monotonic()
+
+    def turned_away(self, here: Caller, session: str, path: str) -> int:
+        """0 if this is the process of the member that is here; one that dials in becomes it, unless another one is."""
+        if here.session == session:
+            return 0
+        if here.session and here.is_here:
+            if here.rival != session:
+                here.rival = session
+                logger.warning("a second process came with the keys of a member that is here; turned away")
+            return TAKEN
+        if path != DIALS_IN:
+            return NOT_DIALLED_IN
+        here.session = session
+        return 0
 
     async def hold(self, here: Caller, scope: Scope, request: bytes, receive: Receive) -> list[Event]:
         """The answer to a request for work: at once if there is some or Flower refuses it, else when there is, or none."""
@@ -150,15 +224,6 @@ class FleetDoor:
         await self.app({**scope, "state": dict(scope.get("state", {}))}, receive, send)
         return answer
 
-    def counted(self, send: Send) -> Send:
-        """`send`, with its bytes noted."""
-
-        async def count(event: Event) -> None:
-            self.bytes_out += len(event.get("body", b""))
-            await send(event)
-
-        return count
-
     def ring(self, key: bytes) -> None:
         """There is work for `key`; from any thread."""
         if self.loop is not None and not self.loop.is_closed():
@@ -176,11 +241,27 @@ class FleetDoor:
             self.ring(key)
 
 
-def caller(scope: Scope) -> bytes | None:
-    """The transport key that a request claims; Flower checks that the caller holds it."""
-    wanted = FLEET_HTTP_PUBLIC_KEY_HEADER.lower().encode("ascii")
-    values = [value for name, value in scope["headers"] if name == wanted]
-    try:
-        return base64.b64decode(values[0], validate=True) if len(values) == 1 else None
-    except ValueError:
-        return None
+async def whole(receive: Receive, limit: int) -> bytes | None:
+    """A request's body; None if it is longer than that.
+
+    Raises:
+        TimeoutError: it paused for too long. ConnectionError: its sender hung up.
+    """
+    body = bytearray()
+    while True:
+        async with asyncio.timeout(SILENCE_S):
+            event = await receive()
+        if event["type"] == "http.disconnect":
+            raise ConnectionError
+        body += event.get("body", b"")
+        if len(body) > limit:
+            return None
+        if not event.get("more_body"):
+            return bytes(body)
+
+
+async def refuse(send: Send, status: int) -> None:
+    """A status, and the end of the connection: what else came on it is not read."""
+    headers = [(b"content-length", b"0"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})

@@ -26,10 +26,12 @@ from flwr.superlink.main import create_app
 
 from ...core import log
 from ...core.errors import ConfigError, FederationError
+from ...crypto.keys import PublicIdentity
 from ..membership.identity import transport_point
 from ..membership.locking import door_key
 from ..membership.policy import Policy
 from .door import Caller, FleetDoor
+from .listener import IDLE_S, Listener
 
 logger = log.get("federation.flower")
 logging.getLogger("flwr").setLevel(logging.CRITICAL)  # a line for every message otherwise, and for every late one an error
@@ -66,16 +68,15 @@ class SuperLink:
         certificate.write_text(policy.coordinator.certificate, "ascii")
         app = create_app(self.configure(certificate), SuperLinkLifespan)
         self.state: LinkState = app.state.linkstate_factory.state()
-        self.door = FleetDoor(app)
+        self.door = FleetDoor(app, policy.federation)
         self.door.drop = self.drop
-        self.server = uvicorn.Server(
-            uvicorn.Config(
-                self.door, log_level="error", access_log=False, lifespan="on", ws="none", ssl_certfile=str(certificate),
-                ssl_keyfile=str(self.tls_key), ssl_keyfile_password=password, timeout_graceful_shutdown=1,
-            )
+        self.serving = uvicorn.Config(
+            self.door, log_level="error", access_log=False, lifespan="on", ws="none", ssl_certfile=str(certificate),
+            ssl_keyfile=str(self.tls_key), ssl_keyfile_password=password, timeout_graceful_shutdown=1,
+            timeout_keep_alive=int(IDLE_S), proxy_headers=False, server_header=False,
         )  # fmt: skip
         self.thread: threading.Thread | None = None
-        self.socket: socket.socket | None = None
+        self.server: Listener | None = None
         self.enroll()
 
     def configure(self, certificate: Path) -> SuperLinkLifespanConfig:
@@ -97,20 +98,21 @@ class SuperLink:
         Raises:
             ConfigError: a member has none.
         """
-        wanted: dict[str, bytes] = {}
+        wanted: dict[str, tuple[bytes, PublicIdentity]] = {}
         for member in self.policy.members:
             if not member.transport:
                 raise ConfigError(f"member {member.name} has no transport key; enroll it again with its whole public card")
             if self.policy.member(member.name) is not None:  # its time is not over
-                wanted[member.name] = public_key_to_bytes(transport_point(member.transport))
+                identity = PublicIdentity(bytes.fromhex(member.key))
+                wanted[member.name] = public_key_to_bytes(transport_point(member.transport)), identity
         for node_id, name in list(self.names.items()):
-            if wanted.get(name) != self.keys[name]:
+            if wanted.get(name) != (self.keys[name], self.door.identity(self.keys[name])):
                 self.state.delete_node(NOOP_FLWR_AID, node_id)
                 del self.names[node_id], self.door.callers[self.keys.pop(name)]
-        for name, key in wanted.items():
+        for name, (key, identity) in wanted.items():
             if name not in self.keys:
                 node_id = self.state.create_node(NOOP_FLWR_AID, "none", public_key=key, heartbeat_interval=0)
-                self.names[node_id], self.keys[name], self.door.callers[key] = name, key, Caller()
+                self.names[node_id], self.keys[name], self.door.callers[key] = name, key, Caller(identity)
 
     def take(self, policy: Policy) -> None:
         """Let in the roster of a later version of the federation file, at the same address under the same certificate."""
@@ -118,7 +120,7 @@ class SuperLink:
         self.enroll()
 
     def drop(self, key: bytes) -> None:
-        """Forget a node's session: it has dialled in anew. (Two processes of one node: see `ledger.hold`.)"""
+        """Forget a node's session: it has dialled in anew."""
         node_id = self.state.get_node_id_by_public_key(key)
         if node_id is not None:
             self.state.deactivate_node(node_id)
@@ -138,10 +140,9 @@ class SuperLink:
             FederationError: the port is in use or the address is not this machine's.
         """
         host, port = self.address
-        self.socket = listen(host, port)
-        self.thread = threading.Thread(
-            target=self.server.run, kwargs={"sockets": [self.socket]}, name="quietchoir-superlink", daemon=True
-        )
+        self.server = Listener(self.serving, listen(host, port), gone=self.door.line_gone)
+        self.door.proved, self.door.end = self.server.proved, self.server.end
+        self.thread = threading.Thread(target=self.server.run, name="quietchoir-superlink", daemon=True)
         self.thread.start()
         deadline = time.monotonic() + START_S
         while not self.server.started:
@@ -153,11 +154,12 @@ class SuperLink:
     def stop(self) -> None:
         """Close the door and forget the scratch folder."""
         self.door.close()
-        self.server.should_exit = True
+        if self.server is not None:
+            self.server.should_exit = True
         if self.thread is not None:
             self.thread.join(timeout=10)
-        if self.socket is not None:
-            self.socket.close()
+        if self.server is not None:
+            self.server.listening.close()  # if its thread never came to it
         self.scratch.cleanup()
 
 

@@ -35,7 +35,7 @@ def sentence(event: Event) -> str | None:
         "aborted": "round {round} aborted, the adapter is unchanged: {reason}",
         "open": "the door is open at {address}",
         "connected": "connected to {address}",
-        "disconnected": "the coordinator {reason}; trying again",
+        "disconnected": "the coordinator at {address} {reason}; trying again",
         "joining": "joining {federation} as {name}; a round costs about {bytes_up:,} bytes up and {bytes_down:,} down",
         "renewed": "version {version} of the federation file is in force from now on",
         "page": "the rounds are shown at {url}",

@@ -3,6 +3,7 @@
 Everything here is read by federation/flower/; a failure means that folder must be looked at before flwr is upgraded.
 """
 
+import asyncio
 import dataclasses
 import importlib.metadata
 import inspect
@@ -12,6 +13,7 @@ from pathlib import Path
 import flwr
 import httpx
 import pytest
+import uvicorn
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.constant import TIMESTAMP_HEADER
@@ -25,10 +27,14 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
-from quietchoir.federation.flower import apps, connection, door, letters, post, superlink
+from quietchoir.crypto.keys import Identity
+from quietchoir.federation.flower import apps, connection, door, letters, post, proof, superlink
 from quietchoir.federation.flower.clock import ClockedAuth
 from quietchoir.federation.membership.founding import TLS_KEY, Founding, found
+from quietchoir.federation.membership.identity import NodeKeys
 from quietchoir.federation.membership.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
 from quietchoir.tests.fakes_federation import DIGEST
 
@@ -68,21 +74,33 @@ def test_the_client_has_the_seams_that_are_used() -> None:
     assert calls <= set(dir(FleetHttpClient))
     assert list(inspect.signature(NodeAuthHttpInterceptor.intercept).parameters) == ["self", "context", "call_next"]
     assert {"run_id", "node_id", "task_id"} <= set(dir(type(TaskIdentity)))
+    with FleetHttpClient.from_server_address("127.0.0.1:1", True, None, []) as client:
+        assert set(vars(client)) == {"_base_url", "_interceptors", "_retry_invoker", "_client"}  # all that ours must set
+
+
+async def test_uvicorn_has_the_seams_that_are_used() -> None:
+    assert list(inspect.signature(HttpToolsProtocol.__init__).parameters)[1:4] == ["config", "server_state", "app_state"]
+    config = uvicorn.Config(door.FleetDoor(None, b""), ws="none")  # type: ignore[arg-type]
+    made = vars(HttpToolsProtocol(config, ServerState(), {}, asyncio.get_running_loop()))
+    assert {"cycle", "client", "transport"} <= set(made)
+    assert {"response_complete"} <= set(vars(RequestResponseCycle(*[None] * 11)))  # type: ignore[arg-type]
+    assert {"startup", "shutdown", "run"} <= set(dir(uvicorn.Server))
 
 
 def test_our_proof_of_identity_is_flowers_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same headers over the same bytes; ECDSA signs differently each time, so the signature is verified."""
+    """The same headers over the same bytes, and ours; ECDSA signs differently each time, so the signature is verified."""
     key, sent = ec.generate_private_key(ec.SECP384R1()), list[httpx.Request]()
+    keys = NodeKeys(Identity.generate(), key)
 
     def call(context: ProtobufRequestContext) -> httpx.Response:
         sent.append(context.request)
         return httpx.Response(200)
 
-    for auth in (ClockedAuth(key), NodeAuthHttpInterceptor(key, key.public_key())):
+    for auth in (ClockedAuth(keys, bytes(32), "ab" * 16), NodeAuthHttpInterceptor(key, key.public_key())):
         request = httpx.Request("POST", "https://127.0.0.1/")
         auth.intercept(ProtobufRequestContext(rpc_method="", message=PullMessagesRequest(), request=request), call)
     ours, theirs = sent
-    assert set(ours.headers) == set(theirs.headers)
+    assert set(ours.headers) == set(theirs.headers) | {proof.PROOF_HEADER, proof.SESSION_HEADER}
     assert ours.headers[FLEET_HTTP_PUBLIC_KEY_HEADER] == theirs.headers[FLEET_HTTP_PUBLIC_KEY_HEADER]
     signature = b64decode(ours.headers[FLEET_HTTP_SIGNATURE_HEADER])
     assert verify_signature(key.public_key(), ours.headers[TIMESTAMP_HEADER].encode("ascii"), signature)

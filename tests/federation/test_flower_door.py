@@ -2,6 +2,8 @@
 
 import asyncio
 import base64
+import dataclasses
+import datetime
 import threading
 from typing import Any
 
@@ -9,13 +11,16 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Message
+from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse
 from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse, PushObjectRequest, PushObjectResponse
 from flwr.proto.node_pb2 import Node
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.task_identity import TaskIdentity
 
+from quietchoir.crypto.keys import Identity
 from quietchoir.federation.exchange.ledger import StaleError
 from quietchoir.federation.flower import connection as connections
 from quietchoir.federation.flower import door as doors
@@ -24,9 +29,19 @@ from quietchoir.federation.flower.connection import Connection, LetterLostError
 from quietchoir.federation.flower.door import Caller, FleetDoor
 from quietchoir.federation.flower.letters import INLINE_BYTES, answer_to, open_letter, seal_letter
 from quietchoir.federation.flower.node import FlowerNode
+from quietchoir.federation.flower.proof import NOT_DIALLED_IN, TAKEN, UNHEARD_S, prove
+from quietchoir.federation.membership.identity import NodeKeys
 
-KEY = b"a transport key"
-HEADERS = [(b"flwr-public-key", base64.b64encode(KEY))]
+KEY, FEDERATION, SESSION = b"a transport key", bytes(32), "ab" * 16
+MEMBER = Identity.generate()
+
+
+def proved(path: str, session: str = SESSION) -> list[tuple[bytes, bytes]]:
+    """The head of a member's request."""
+    timestamp = datetime.datetime.now(datetime.UTC).isoformat()
+    headers = {FLEET_HTTP_PUBLIC_KEY_HEADER: base64.b64encode(KEY).decode("ascii"), TIMESTAMP_HEADER: timestamp}
+    headers |= prove(MEMBER, FEDERATION, path, timestamp, session)
+    return [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
 
 
 class FakeFlower:
@@ -43,7 +58,13 @@ class FakeFlower:
 
 
 async def request(
-    door: FleetDoor, path: str, body: bytes = b"ask", *, hang_up: asyncio.Event | None = None
+    door: FleetDoor,
+    path: str,
+    body: bytes = b"ask",
+    *,
+    hang_up: asyncio.Event | None = None,
+    session: str = SESSION,
+    line: tuple[str, int] = ("a member", 1),
 ) -> tuple[int, bytes]:
     """One request to the door."""
     sent, waiting = list[doors.Event](), [{"type": "http.request", "body": body, "more_body": False}]
@@ -58,14 +79,15 @@ async def request(
         sent.append(event)
 
     door.loop = asyncio.get_running_loop()
-    await door({"type": "http", "path": path, "headers": HEADERS, "state": {}}, receive, send)
+    scope = {"type": "http", "method": "POST", "path": path, "headers": proved(path, session), "client": line, "state": {}}
+    await door(scope, receive, send)
     return (sent[0]["status"], b"".join(event.get("body", b"") for event in sent[1:])) if sent else (0, b"")
 
 
 def opened(flower: FakeFlower) -> FleetDoor:
-    """A door before `flower` that knows one key."""
-    door = FleetDoor(flower)
-    door.callers[KEY] = Caller()
+    """A door before `flower` that knows one key, and whose member has dialled in."""
+    door = FleetDoor(flower, FEDERATION)
+    door.callers[KEY] = Caller(MEMBER.public, session=SESSION)
     return door
 
 
@@ -113,27 +135,88 @@ async def test_a_caller_that_hangs_up_is_not_handed_work() -> None:
     assert flower.answers == [(200, b"work")] and door.callers[KEY].handed_at < door.callers[KEY].idle_at
 
 
-async def test_nobody_is_held_whom_flower_has_not_checked() -> None:
-    door = opened(FakeFlower((401, b"no")))
-    assert await request(door, doors.ASKS_FOR_WORK) == (401, b"no")
-    stranger = FleetDoor(FakeFlower())
-    assert await request(stranger, doors.ASKS_FOR_WORK) == (200, b"")
-    assert door.callers[KEY].idle_at == door.callers[KEY].handed_at
+async def test_nobody_is_held_whom_flower_refuses_and_its_words_do_not_leave_the_house() -> None:
+    for status, told in ((401, 401), (500, 400), (302, 400)):
+        door = opened(FakeFlower((status, b"words")))
+        assert await request(door, doors.ASKS_FOR_WORK) == (told, b"")
+        assert door.callers[KEY].idle_at == door.callers[KEY].handed_at and not door.news.is_set()
 
 
-@pytest.mark.parametrize("status, dropped", [(200, []), (401, []), (409, [KEY]), (500, [KEY])])
-async def test_a_node_that_dials_in_anew_takes_the_place_of_its_dead_self(status: int, dropped: list[bytes]) -> None:
-    door, seen = opened(FakeFlower((status, b""), (200, b"in"))), list[bytes]()
-    door.drop = seen.append
-    await request(door, doors.DIALS_IN)
-    assert seen == dropped
+async def test_a_stranger_is_not_read_and_not_counted() -> None:
+    flower = FakeFlower()
+    door, before = FleetDoor(flower, FEDERATION), None
+    for known in (False, True):
+        if known:
+            door.callers[KEY] = Caller(Identity.generate().public, session=SESSION)
+            before = dataclasses.replace(door.callers[KEY])
+        for path in sorted(doors.ROUTES):
+            assert await request(door, path) == (401, b"")
+    assert door.callers[KEY] == before and not flower.requests
+    assert (door.bytes_in, door.bytes_out, door.news.is_set(), door.owners) == (0, 0, False, {})
+
+
+async def test_a_node_that_dials_in_anew_takes_the_place_of_its_dead_self_but_not_of_one_that_is_here() -> None:
+    flower, other = FakeFlower(), "cd" * 16
+    door, dropped = opened(flower), list[bytes]()
+    door.drop = dropped.append
+    assert (await request(door, "/v1/fleet/send-node-heartbeat"))[0] == 200  # the first one is here
+    for path in sorted(doors.ROUTES):
+        assert (await request(door, path, session=other, line=("another", 2)))[0] == TAKEN
+    assert not dropped and len(flower.requests) == 1 and door.callers[KEY].lines == {("a member", 1): None}
+    assert (await request(door, doors.DIALS_IN))[0] == 200 and dropped == [KEY]  # the first one again: its line had broken
+    door.line_gone(("a member", 1))
+    door.callers[KEY].hung_up_at -= doors.HUNG_UP_S  # a moment later
+    assert (await request(door, doors.ASKS_FOR_WORK, session=other))[0] == NOT_DIALLED_IN
+    assert (await request(door, doors.DIALS_IN, session=other, line=("another", 2)))[0] == 200 and dropped == [KEY, KEY]
+    assert (await request(door, doors.ASKS_FOR_WORK))[0] == TAKEN  # and now the first one is the second
+
+
+async def test_a_process_that_hangs_on_the_line_without_a_word_is_gone_after_a_while() -> None:
+    door, other = opened(FakeFlower()), "cd" * 16
+    await request(door, "/v1/fleet/send-node-heartbeat")
+    door.callers[KEY].heard_at -= UNHEARD_S
+    assert (await request(door, doors.DIALS_IN, session=other))[0] == 200
+
+
+async def test_a_process_that_says_goodbye_is_gone_at_once() -> None:
+    door = opened(FakeFlower())
+    await request(door, doors.LEAVES)
+    assert (await request(door, doors.DIALS_IN, session="cd" * 16))[0] == 200
+
+
+async def test_one_member_has_few_connections() -> None:
+    door, ended = opened(FakeFlower()), list[tuple[str, int]]()
+    door.end = ended.append
+    for port in range(doors.LINES + 3):
+        await request(door, "/v1/fleet/send-node-heartbeat", line=("a member", port))
+    assert ended == [("a member", 0), ("a member", 1), ("a member", 2)]
+    for port in range(doors.LINES + 3):
+        door.line_gone(("a member", port))
+    assert not door.callers[KEY].lines and not door.owners
 
 
 async def test_a_request_past_the_limit_is_turned_away_unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doors, "MAX_REQUEST_BYTES", 10)
+    monkeypatch.setattr(doors, "LONG_BYTES", 10)
     flower = FakeFlower()
     assert (await request(opened(flower), "/v1/fleet/push-object", b"12345678901"))[0] == 413
+    assert (await request(opened(flower), doors.ASKS_FOR_WORK, bytes(doors.SHORT_BYTES + 1)))[0] == 413
     assert flower.requests == []
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doors, "SILENCE_S", 0.01)
+    flower = FakeFlower()
+    door, sent = opened(flower), list[doors.Event]()
+
+    async def receive() -> doors.Event:
+        return await asyncio.get_running_loop().create_future()  # never comes
+
+    async def send(event: doors.Event) -> None:
+        sent.append(event)
+
+    path = "/v1/fleet/push-object"
+    await door({"type": "http", "method": "POST", "path": path, "headers": proved(path), "state": {}}, receive, send)
+    assert sent[0]["status"] == 408 and flower.requests == []
 
 
 class FakeCoordinator:
@@ -234,7 +317,7 @@ def test_an_answer_lives_as_long_as_its_letter_whatever_this_nodes_clock_says() 
 
 
 def test_a_wrong_clock_is_learned_from_a_refusal_once() -> None:
-    auth = ClockedAuth(ec.generate_private_key(ec.SECP384R1()))
+    auth = ClockedAuth(NodeKeys(MEMBER, ec.generate_private_key(ec.SECP384R1())), FEDERATION, SESSION)
     refusal = httpx.Response(401, headers={"date": "Wed, 21 Oct 2015 07:28:00 GMT"})
     assert not auth.learn(httpx.Response(403, headers=refusal.headers)) and not auth.learn(httpx.Response(401))
     assert not auth.learn(httpx.Response(401, headers={"date": "yesterday"}))

@@ -46,7 +46,7 @@ def test_a_revoked_node_is_shut_out_and_a_new_one_let_in_without_any_restart(tmp
         enroll(file, file.parent / OWNER_KEY, "eve", load_or_create(tmp_path / "eve").card)
         assert "dan" in running["coordinator"].until("renewed")["left"]
         nodes["ann"].until("renewed", version=roster.load(file).version)
-        while "may not know this node's key" not in str(nodes["dan"].until("disconnected")["reason"]):
+        while "does not know this node's keys" not in str(nodes["dan"].until("disconnected")["reason"]):
             pass  # first it sees the connection go
         nodes["eve"] = join("eve")  # only now, for with four members the run goes on, ends, and there is nobody to refuse dan
         codes = {name: running[name].end() for name in ("coordinator", "ann", "ben", "cat", "eve")}

@@ -1,0 +1,188 @@
+"""Connections from the network: few and short until a member has proved itself on one.
+
+Knows sockets, TLS and time limits. Knows nothing of routes, keys or letters; the door says on which connections a member is.
+Always: a connection on which nobody has proved who it is ends `HEAD_S` after it was made, at the latest, whatever it does;
+there are at most `UNPROVEN` of them, and one more ends the oldest, so that strangers never keep a member from coming in;
+the head of a request takes at most `HEAD_S` and `HEAD_BYTES`, a member's too.
+
+Not covered: floods. TLS handshakes cost processor time, and a full line is full.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import cast
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from ...core import log
+
+logger = log.get("federation.flower")
+UNPROVEN = 64  # a member proves itself within some milliseconds
+HEAD_S = 10.0  # from connecting, or from the first byte of a later request, to the end of a head
+HEAD_BYTES = 16 << 10
+IDLE_S = 15.0  # a connection between two requests; heartbeats come every four seconds
+CLOSE_S = 2.0  # TLS's goodbye
+BACKLOG = 256
+AGAIN_S = 0.1  # after the system had no room for another connection
+
+Address = tuple[str, int]
+
+
+class Inbound(asyncio.Protocol):
+    """One connection, in front of uvicorn's protocol for it."""
+
+    def __init__(self, listener: "Listener") -> None:
+        self.listener = listener
+        self.inner = cast(HttpToolsProtocol, listener.protocol())
+        self.loop = asyncio.get_running_loop()
+        self.transport: asyncio.Transport | None = None
+        self.opening: asyncio.Task[None] | None = None  # TLS's handshake
+        self.head_bytes = 0
+        self.timer: asyncio.TimerHandle | None = self.loop.call_later(HEAD_S, self.end)
+
+    @property
+    def address(self) -> Address | None:
+        """As the scopes of its requests name it."""
+        return self.inner.client
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The handshake is done."""
+        self.transport = cast(asyncio.Transport, transport)
+        self.inner.connection_made(self.transport)
+        self.listener.opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Pass it on; watch the head of a request."""
+        head = self.inner.cycle
+        waiting = head is None or head.response_complete
+        if waiting and self.timer is None:
+            self.timer = self.loop.call_later(HEAD_S, self.end)
+        self.inner.data_received(data)
+        if self.inner.cycle is not head:  # a head is here whole; what follows it is the door's to limit
+            self.head_bytes = 0
+            if self not in self.listener.unproven:
+                self.in_time()
+        elif waiting:
+            self.head_bytes += len(data)
+            if self.head_bytes > HEAD_BYTES:
+                self.end()
+
+    def in_time(self) -> None:
+        """What was waited for has come."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def end(self) -> None:
+        """Without a word."""
+        if self.transport is not None:
+            self.transport.abort()
+        elif self.opening is not None:
+            self.opening.cancel()
+
+    def eof_received(self) -> None:
+        """The other side has said all it will."""
+        self.inner.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Gone, by whomever."""
+        self.in_time()
+        self.listener.closed(self)
+        self.inner.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The other side reads slowly."""
+        self.inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self.inner.resume_writing()
+
+
+class Listener(uvicorn.Server):
+    """uvicorn's server, with an eye on who connects.
+
+    Args:
+        listening: a bound socket.
+        gone: called with the address of each connection that has ended.
+    """
+
+    def __init__(self, config: uvicorn.Config, listening: socket.socket, gone: Callable[[Address], None]) -> None:
+        super().__init__(config)
+        self.listening, self.gone = listening, gone
+        self.unproven: dict[Inbound, None] = {}  # oldest first
+        self.inbound: dict[Address, Inbound] = {}
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen."""
+        await super().startup(sockets=[])
+        self.listening.setblocking(False)
+        self.listening.listen(BACKLOG)
+        self.accepting = asyncio.get_running_loop().create_task(self.accept())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let nobody else in, and end what is unproven."""
+        self.accepting.cancel()
+        self.listening.close()
+        for inbound in list(self.unproven):
+            inbound.end()
+        await super().shutdown(sockets=[])
+
+    async def accept(self) -> None:
+        """Connections as they come, without end."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                taken, _ = await loop.sock_accept(self.listening)
+            except OSError as error:
+                logger.warning("no room for another connection: %s", error)
+                await asyncio.sleep(AGAIN_S)
+                continue
+            inbound = Inbound(self)
+            self.unproven[inbound] = None
+            inbound.opening = loop.create_task(self.greet(inbound, taken))
+            while len(self.unproven) > UNPROVEN:
+                oldest = next(iter(self.unproven))
+                del self.unproven[oldest]
+                oldest.end()
+
+    async def greet(self, inbound: Inbound, taken: socket.socket) -> None:
+        """TLS's handshake."""
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(  # closes the socket whatever happens
+                lambda: inbound, taken, ssl=self.config.ssl, ssl_handshake_timeout=HEAD_S, ssl_shutdown_timeout=CLOSE_S
+            )
+        except (OSError, asyncio.CancelledError):  # no TLS, hung up, too slow, or one too many
+            inbound.in_time()
+            self.closed(inbound)
+
+    def protocol(self) -> asyncio.Protocol:
+        """What speaks HTTP on one connection."""
+        return HttpToolsProtocol(self.config, self.server_state, self.lifespan.state)
+
+    def opened(self, inbound: Inbound) -> None:
+        """It can carry requests from here on."""
+        if inbound.address is not None:
+            self.inbound[inbound.address] = inbound
+
+    def closed(self, inbound: Inbound) -> None:
+        """It carries no more."""
+        self.unproven.pop(inbound, None)
+        address = inbound.address
+        if address is not None and self.inbound.get(address) is inbound:
+            del self.inbound[address]
+            self.gone(address)
+
+    def proved(self, address: Address) -> None:
+        """A member is on this one."""
+        inbound = self.inbound.get(address)
+        if inbound is not None and inbound in self.unproven:
+            del self.unproven[inbound]
+            inbound.in_time()
+
+    def end(self, address: Address) -> None:
+        """Close this one."""
+        if (inbound := self.inbound.get(address)) is not None:
+            inbound.end()
