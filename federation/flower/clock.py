@@ -1,12 +1,14 @@
-"""What a node says in the head of each request to prove who it is, and the coordinator's clock that it must follow.
+"""What a node says in the head of each request to prove who it is, and the coordinator's clock that
+it must follow.
 
 Flower's door wants each request's time signed, and turns away what is five seconds ahead of its own clock or five minutes
 behind it. A household's clock may be off by years. Knows the `Date` that a refusal carries; knows nothing else of time.
 Always: only the times in these proofs are shifted. Nothing of a round depends on this node's clock: letters are told apart by
 numbers, and every time limit runs on a clock that nobody sets.
 
-Hazard: a coordinator can have a node sign any time. Our own proof (`proof`) is worth something at this federation's door
-alone, Flower's at the doors that know this transport key; neither opens a letter or signs one.
+Hazard: a coordinator can have a node sign any time. Our own proof (`proof`) is worth something at
+this federation's door alone, Flower's at the doors that know this transport key; neither opens a
+letter or signs one.
 """
 
 import datetime
@@ -28,7 +30,9 @@ ENOUGH_S = 2.0  # a smaller difference cannot be why the door turned us away
 
 
 class ClockedAuth:
-    """As Flower's `NodeAuthHttpInterceptor`, on the coordinator's clock, with our own proof beside it."""
+    """As Flower's `NodeAuthHttpInterceptor`, on the coordinator's clock, with our own proof beside
+    it.
+    """
 
     def __init__(self, keys: NodeKeys, federation: bytes, session: str) -> None:
         self.keys, self.federation, self.session = keys, federation, session

@@ -56,11 +56,13 @@ class LetterLostError(Exception):
 
 
 class PinnedClient(FleetHttpClient):
-    """Flower's fleet routes over our own way to the coordinator: its certificate alone, no proxy of the environment."""
+    """Flower's fleet routes over our own way to the coordinator: its certificate alone, no proxy of
+    the environment.
+    """
 
     def __init__(self, policy: Policy, auth: ClockedAuth, proxy: str) -> None:
         """Raises ConfigError: a proxy that is none."""
-        # Flower's own would read the environment's proxies, and have another Flower's answer end this process.
+        # Flower's own would read the environment's proxies, and let an answer end this process.
         self._base_url, self._interceptors, self._retry_invoker = f"https://{policy.coordinator.address}", (auth,), None
         self._client = reach.client(policy.coordinator.certificate, proxy)
 

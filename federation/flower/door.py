@@ -1,11 +1,12 @@
 """The one door to the network: eight of Flower's fleet routes, and a request for work that waits until there is some.
 
-Knows requests, who proves to have made them, and which process of a member is the one that is here. Knows nothing of letters,
-rounds or sockets.
-Always: what is not a POST to one of the eight routes, or does not prove in its head that a member makes it (`proof`), is refused
-with a status and no more: nothing of it is read, counted, passed on or remembered. One process of a member at a time is
-here: a second one with the same keys is turned away for as long as the first is heard. A request that was held is answered
-within `HOLD_S`, or at once when there is work or the door closes. Of Flower's answers nothing but success passes as it is.
+Knows requests, who proves to have made them, and which process of a member is the one that is here.
+Knows nothing of letters, rounds or sockets.
+Always: what is not a POST to one of the eight routes, or does not prove in its head that a member
+makes it (`proof`), is refused with a status and no more: nothing of it is read, counted, passed on
+or remembered. One process of a member at a time is here: a second one with the same keys is turned
+away for as long as the first is heard. A request that was held is answered within `HOLD_S`, or at
+once when there is work or the door closes. Of Flower's answers nothing but success passes as it is.
 
 Covered: strangers, and members of other federations. Not covered: floods (see `listener`).
 """
@@ -32,10 +33,10 @@ SHORT = frozenset({DIALS_IN, LEAVES, ASKS_FOR_WORK}) | {
     f"{FLEET}{name}" for name in ("send-node-heartbeat", "pull-object", "confirm-message-received")
 }
 ROUTES = BRINGS | SHORT
-LONG_BYTES, SHORT_BYTES = 8 << 20, 64 << 10  # of a member's body; Flower cuts objects into chunks of 5 MiB
+LONG_BYTES, SHORT_BYTES = 8 << 20, 64 << 10  # of a member's body; chunks have 5 MiB
 BODY_S, SILENCE_S = 600.0, 30.0  # a member's body takes so long, and pauses so long
 HOLD_S = 4.0  # a node without work asks again after this; below every time limit between the two
-HUNG_UP_S = 1.0  # a process without a connection is gone after this: they come one after another, too
+HUNG_UP_S = 1.0  # a process without a connection is gone after this
 LINES = 8  # connections of one member; one more ends the oldest, which the network may have broken
 
 NOT_FOUND, NOT_ALLOWED, TOO_SLOW, TOO_LONG = 404, 405, 408, 413
@@ -89,7 +90,7 @@ class FleetDoor:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.closing = False
         self.drop: Callable[[bytes], None] = lambda key: None  # forget the session of this key
-        self.proved: Callable[[Address], None] = lambda address: None  # a member is on this connection
+        self.proved: Callable[[Address], None] = lambda address: None  # a member is on it
         self.end: Callable[[Address], None] = lambda address: None  # close this connection
         self.bytes_in = 0  # bodies of members' requests
         self.bytes_out = 0  # of the answers to them
@@ -136,7 +137,7 @@ class FleetDoor:
             return
         self.bytes_in += len(body)
         if path == DIALS_IN:
-            self.drop(proved.key)  # of a process before this one, or of this one on a connection that broke
+            self.drop(proved.key)  # of a process before, or of this one if its line broke
         answer = await (self.hold(here, scope, body, receive) if path == ASKS_FOR_WORK else self.ask_flower(scope, body))
         if path == LEAVES:
             here.session = ""
@@ -168,7 +169,9 @@ class FleetDoor:
             caller.hung_up_at = time.monotonic()
 
     def turned_away(self, here: Caller, session: str, path: str) -> int:
-        """0 if this is the process of the member that is here; one that dials in becomes it, unless another one is."""
+        """0 if this is the process of the member that is here; one that dials in becomes it, unless
+        another one is.
+        """
         if here.session == session:
             return 0
         if here.session and here.is_here:

@@ -1,9 +1,11 @@
 """Connections from the network: few and short until a member has proved itself on one.
 
-Knows sockets, TLS and time limits. Knows nothing of routes, keys or letters; the door says on which connections a member is.
-Always: a connection on which nobody has proved who it is ends `HEAD_S` after it was made, at the latest, whatever it does;
-there are at most `UNPROVEN` of them, and one more ends the oldest, so that strangers never keep a member from coming in;
-the head of a request takes at most `HEAD_S` and `HEAD_BYTES`, a member's too.
+Knows sockets, TLS and time limits. Knows nothing of routes, keys or letters; the door says on which
+connections a member is.
+Always: a connection on which nobody has proved who it is ends `HEAD_S` after it was made, at the
+latest, whatever it does; there are at most `UNPROVEN` of them, and one more ends the oldest, so
+that strangers never keep a member from coming in; the head of a request takes at most `HEAD_S` and
+`HEAD_BYTES`, a member's too.
 
 Not covered: floods. TLS handshakes cost processor time, and a full line is full.
 """
@@ -60,7 +62,7 @@ class Inbound(asyncio.Protocol):
         if waiting and self.timer is None:
             self.timer = self.loop.call_later(HEAD_S, self.end)
         self.inner.data_received(data)
-        if self.inner.cycle is not head:  # a head is here whole; what follows it is the door's to limit
+        if self.inner.cycle is not head:  # a head is here; the rest is the door's to limit
             self.head_bytes = 0
             if self not in self.listener.unproven:
                 self.in_time()
@@ -117,7 +119,7 @@ class Listener(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen."""
-        await super().startup(sockets=[])
+        await super().startup(sockets=sockets or [])
         self.listening.setblocking(False)
         self.listening.listen(BACKLOG)
         self.accepting = asyncio.get_running_loop().create_task(self.accept())
@@ -128,7 +130,7 @@ class Listener(uvicorn.Server):
         self.listening.close()
         for inbound in list(self.unproven):
             inbound.end()
-        await super().shutdown(sockets=[])
+        await super().shutdown(sockets=sockets or [])
 
     async def accept(self) -> None:
         """Connections as they come, without end."""
@@ -151,7 +153,7 @@ class Listener(uvicorn.Server):
     async def greet(self, inbound: Inbound, taken: socket.socket) -> None:
         """TLS's handshake."""
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(  # closes the socket whatever happens
+            await asyncio.get_running_loop().connect_accepted_socket(  # closes it in any case
                 lambda: inbound, taken, ssl=self.config.ssl, ssl_handshake_timeout=HEAD_S, ssl_shutdown_timeout=CLOSE_S
             )
         except (OSError, asyncio.CancelledError):  # no TLS, hung up, too slow, or one too many

@@ -27,7 +27,7 @@ from .proof import NOT_PROVED, TAKEN, UNHEARD_S
 logger = log.get("federation.flower")
 BACKOFF_S = (0.5, 15.0)
 LINGER_S = 5.0  # a node that leaves stays for late questions, unless the coordinator goes first
-RIVAL_S = 2 * UNHEARD_S  # a process before this one, if it died, is forgotten at the door long before
+RIVAL_S = 2 * UNHEARD_S  # a process before this one that died is long forgotten then
 
 Handler = Callable[[bytes], bytes]
 
@@ -64,8 +64,8 @@ class FlowerNode:
         """Dial, serve, dial again.
 
         Raises:
-            FederationError: the coordinator could not be reached within `wait_s`, or another process takes part with this
-                node's keys.
+            FederationError: the coordinator could not be reached within `wait_s`, or another
+                process takes part with this node's keys.
             ConfigError: a proxy that is none.
         """
         pause, self.reached = BACKOFF_S[0], time.monotonic()
@@ -141,8 +141,9 @@ def refused(status: int, version: int, *, opened: bool) -> str:
     """Why a coordinator's door answers so: the end of a sentence that begins with it."""
     if status == TAKEN:
         return (
-            "has turned this process away: another one takes part with this node's keys, and goes on; a home is for one machine "
-            "and one process: stop the other one, or give this one a home and keys of its own, and have them enrolled"
+            "has turned this process away: another one takes part with this node's keys, and goes on; "
+            "a home is for one machine and one process: stop the other one, or give this one a home and keys of its own, "
+            "and have them enrolled"
         )
     if opened:
         return f"answered {status}: it was started again since this node dialled in"

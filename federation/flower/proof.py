@@ -1,12 +1,14 @@
-"""What a node proves in the head of each request, before anybody reads or does anything for it; and how it is turned away.
+"""What a node proves in the head of each request, before anybody reads or does anything for it; and
+how it is turned away.
 
-Knows two headers of Flower's and two of ours, the roster's keys and how old a proof may be. Knows nothing of connections,
-bodies or letters.
-Always: a proof is a signature with the member's Ed25519 key over this federation, this route, this time and this session;
-one that lacks anything, or has anything twice, proves nothing.
+Knows two headers of Flower's and two of ours, the roster's keys and how old a proof may be. Knows
+nothing of connections, bodies or letters.
+Always: a proof is a signature with the member's Ed25519 key over this federation, this route, this
+time and this session; one that lacks anything, or has anything twice, proves nothing.
 
-Flower's own signature is over a time alone, so whoever is shown it (another federation's coordinator) could show it on; it is
-checked as well, behind the door. Not covered: the body, which travels under the same TLS connection as the head.
+Flower's own signature is over a time alone, so whoever is shown it (another federation's
+coordinator) could show it on; it is checked as well, behind the door. Not covered: the body, which
+travels under the same TLS connection as the head.
 """
 
 import base64
@@ -26,8 +28,8 @@ SESSION_HEADER = "quietchoir-session"
 PROOF_HEADER = "quietchoir-proof"
 CONTEXT = b"quietchoir fleet request v1"
 SESSION = re.compile(r"[0-9a-f]{32}")  # drawn by each process of a node, anew each time it starts
-NOT_PROVED, TAKEN, NOT_DIALLED_IN = 401, 409, 410  # another process of this member is here; or none is, for the door
-UNHEARD_S = 10.0  # a process that was heard no more for so long is gone; heartbeats come every four seconds
+NOT_PROVED, TAKEN, NOT_DIALLED_IN = 401, 409, 410  # TAKEN: another process of the member is here
+UNHEARD_S = 10.0  # a process that is not heard for so long is gone; hearts beat every 4 s
 Heads = Sequence[tuple[bytes, bytes]]
 
 

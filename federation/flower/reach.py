@@ -1,8 +1,10 @@
-"""The way to a coordinator: whom to trust at its end, past which proxies, and in a sentence why it led nowhere.
+"""The way to a coordinator: whom to trust at its end, past which proxies, and in a sentence why it
+led nowhere.
 
 Knows TLS, proxies and what httpx raises. Knows nothing of Flower's routes or of letters.
-Always: the one certificate that is trusted is the signed file's, whatever this machine's clock says of its dates; proxies of the
-environment are passed by; a reason says what was found and what to do, and quotes nothing that the other side sent.
+Always: the one certificate that is trusted is the signed file's, whatever this machine's clock says
+of its dates; proxies of the environment are passed by; a reason says what was found and what to do,
+and quotes nothing that the other side sent.
 """
 
 import socket
@@ -13,7 +15,7 @@ import httpx
 
 from ...core.errors import ConfigError
 
-NO_CHECK_TIME = 0x200000  # OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which Python does not name; OpenSSL 1.1.0 and later
+NO_CHECK_TIME = 0x200000  # OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which Python does not name
 TIMEOUT_S = 30.0
 IDLE_S = 60.0  # a connection is kept for so long: longer than two heartbeats are apart
 PROXY_SCHEMES = ("http", "https")
@@ -37,7 +39,8 @@ def client(certificate: str, proxy: str = "") -> httpx.Client:
 def pinned(certificate: str) -> ssl.SSLContext:
     """Trust in one self-signed certificate, at any date.
 
-    The file's signature vouches for it, and the file has an end of its own: a clock that is wrong must not keep a member out.
+    The file's signature vouches for it, and the file has an end of its own: a clock that is wrong
+    must not keep a member out.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=certificate)
@@ -76,8 +79,8 @@ def reason(error: Exception, address: str, proxy: str = "") -> str:
         )
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) and proxy and not is_tls(error):
         return (
-            f"cannot be reached: the proxy {shown(proxy)} is not there ({unreached(error, proxy_address(proxy))}); mend --proxy, "
-            "or leave it out to dial directly"
+            f"cannot be reached: the proxy {shown(proxy)} is not there ({unreached(error, proxy_address(proxy))}); "
+            "mend --proxy, or leave it out to dial directly"
         )
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return f"cannot be reached: {unreached(error, address)}"
@@ -96,8 +99,9 @@ def unreached(error: Exception, address: str) -> str:
     for cause in causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return (
-                "another certificate than the federation file's is shown there: somebody else listens at this address, something "
-                "on the way opens the connection, or the coordinator has a new one; get the newest file from the owner"
+                "another certificate than the federation file's is shown there: somebody else listens at this address, "
+                "something on the way opens the connection, or the coordinator has a new one; "
+                "get the newest file from the owner"
             )
         if isinstance(cause, ssl.SSLEOFError | ConnectionResetError):
             return (

@@ -88,7 +88,9 @@ async def test_uvicorn_has_the_seams_that_are_used() -> None:
 
 
 def test_our_proof_of_identity_is_flowers_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same headers over the same bytes, and ours; ECDSA signs differently each time, so the signature is verified."""
+    """The same headers over the same bytes, and ours; ECDSA signs differently each time, so the
+    signature is verified.
+    """
     key, sent = ec.generate_private_key(ec.SECP384R1()), list[httpx.Request]()
     keys = NodeKeys(Identity.generate(), key)
 

@@ -88,7 +88,9 @@ def named(key: bytes) -> dict[str, str]:
 
 
 def signed(scene: Scene, route: str, **wrong: Any) -> dict[str, str]:
-    """All headers of a request of `node-00`, whose keys are lent to the test, but for what is `wrong`."""
+    """All headers of a request of `node-00`, whose keys are lent to the test, but for what is
+    `wrong`.
+    """
     keys = load_or_create(scene.choir.folder / PLAN.names[0])
     timestamp = (datetime.datetime.now(datetime.UTC) + wrong.get("by", datetime.timedelta())).isoformat()
     signature = sign_message(wrong.get("transport", keys.transport), timestamp.encode("ascii"))
@@ -104,7 +106,9 @@ def signed(scene: Scene, route: str, **wrong: Any) -> dict[str, str]:
 
 @pytest.mark.parametrize("methods", [("GET",), METHODS])
 def test_a_request_in_a_members_name_has_no_effect_on_that_member(methods: tuple[str, ...], scene: Scene) -> None:
-    """The instance: 25 GETs with a member's public transport key in a few seconds stopped every round."""
+    """The instance: 25 GETs with a member's public transport key in a few seconds stopped every
+    round.
+    """
     with httpx.Client(verify=scene.context(), base_url=scene.url) as client:
         for method in methods:
             for number in range(KNOCKS):
@@ -207,7 +211,9 @@ def told(line: Any, words: bytes) -> Any:
 
 
 def test_connections_of_strangers_are_few_and_short(scene: Scene) -> None:
-    """More of them than the door has room for, held open: rounds go on, and every one of them is ended."""
+    """More of them than the door has room for, held open: rounds go on, and every one of them is
+    ended.
+    """
     with ExitStack() as held:
         lines = [held.enter_context(contextlib.closing(how(scene))) for _ in range(UNPROVEN // 5) for how in SLOW.values()]
         scene.goes_on()
