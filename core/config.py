@@ -62,9 +62,12 @@ class ConsentConfig:
     min_cohort: int = 3  # a sum over fewer members is never taken part in
     modes: tuple[Literal["plain", "masked", "sealed"], ...] = ("masked", "sealed")
     max_epsilon: float = 0.0  # largest privacy budget; 0: any, also no differential privacy at all
+    max_delta: float = 1e-5  # largest chance with which a federation's epsilon may say nothing; where there is an epsilon
     max_upload_bytes: int = 0  # of one round; 0: any
 
     def __post_init__(self) -> None:
+        if not 0 < self.max_delta < 1:
+            raise ValueError(f"max_delta = {self.max_delta} must lie between 0 and 1")
         if self.min_cohort < 1 or not self.modes or min(self.max_epsilon, self.max_upload_bytes) < 0:
             raise ValueError("min_cohort must be at least 1, modes not empty, max_epsilon and max_upload_bytes at least 0")
 

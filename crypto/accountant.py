@@ -1,8 +1,9 @@
 """What one member's privacy has cost so far, and whether another round can be paid.
 
 Knows steps, composition (by dp-accounting) and one file of history. Knows nothing of updates, rounds' contents or networks.
-Always: a round is charged on disk before it may run, and a refused one changes neither memory nor disk; every epsilon
-comes with its delta, unit, sampling assumption, steps and method; an unreadable history is an error, never a fresh start.
+Always: a round is charged on disk before it may run, every time it runs, and a refused one changes
+neither memory nor disk; every epsilon comes with its delta, unit, sampling assumption, steps and
+method; an unreadable history is an error, never a fresh start.
 
     mechanism           composed by
     gaussian            PLD of the Gaussian mechanism
@@ -139,49 +140,43 @@ class Account:
             ConfigError: a file that is not this account's history, whole and readable.
         """
         self.budget, self.scope, self.path = budget, scope, path
-        self._history: dict[str, Step] = read(path, scope) if path is not None and path.exists() else {}
+        self._history: list[tuple[str, Step]] = read(path, scope) if path is not None and path.exists() else []
 
     @property
     def history(self) -> tuple[tuple[str, Step], ...]:
-        """(round, step), in the order of charging."""
-        return tuple(self._history.items())
+        """(round, step), in the order of charging; a round that was run twice stands twice."""
+        return tuple(self._history)
 
     def charge(self, round_: str, step: Step) -> Spent:
         """Pay for a round BEFORE it runs; a round that fails afterwards stays paid.
 
-        The same round with the same step again costs nothing: its sum is opened at most once (`secagg.Ledger`), so a retry
-        is no second look. Hazard: where a second sum of a round can be seen, in plain mode above all, put the attempt into
-        the name as well; and two runs that both count from one must not share names.
+        Each call is one more look at the member's data, whatever the round is called: who runs a round twice (a replay after
+        the record of what was answered was lost, say) pays twice.
 
         Args:
-            round_: names the one sum that is opened, among all runs of this federation: "RUN/ROUND".
+            round_: names the sum that may be opened, for whoever reads the history: "RUN/ROUND/ATTEMPT".
 
         Returns: what is spent, this round included.
 
         Raises:
             BudgetError: the round would go past the budget; nothing was changed, do not run it.
-            ConfigError: the round was charged with another step before.
             QuietchoirError: the disk refused; nothing was changed, do not run the round.
         """
-        known = self._history.get(round_)
-        if known is not None and known != step:
-            raise ConfigError(f"round {round_} was charged as {known}, now as {step}; give the round another name")
-        history = {**self._history, round_: step}
-        spent = compose(tuple(history.values()), self.budget.delta)
+        history = [*self._history, (round_, step)]
+        spent = compose([each for _, each in history], self.budget.delta)
         if not spent.epsilon <= self.budget.epsilon:
             raise BudgetError(
                 f"round {round_} would bring {spent}; the budget is {self.budget.epsilon:g}. It is not run: stop here, or "
                 "found a federation with more noise, fewer rounds or more members"
             )
-        if known is None:
-            if self.path is not None:
-                write_atomically(self.path, written(history, self.scope), mode=0o600)
-            self._history = history
+        if self.path is not None:
+            write_atomically(self.path, written(history, self.scope), mode=0o600)
+        self._history = history
         return spent
 
     def epsilon(self, delta: float | None = None) -> Spent:
         """What is spent so far, at the budget's delta or another."""
-        return compose(tuple(self._history.values()), self.budget.delta if delta is None else delta)
+        return compose([step for _, step in self._history], self.budget.delta if delta is None else delta)
 
 
 def compose(steps: Sequence[Step], delta: float) -> Spent:
@@ -328,13 +323,13 @@ def sampled_rdp(bound: NDArray[np.float64], rate: float) -> NDArray[np.float64]:
     return np.minimum(out, bound)
 
 
-def written(history: dict[str, Step], scope: str) -> bytes:
+def written(history: Sequence[tuple[str, Step]], scope: str) -> bytes:
     """The history as its file."""
-    steps = [{"round": round_, **dataclasses.asdict(step)} for round_, step in history.items()]
+    steps = [{"round": round_, **dataclasses.asdict(step)} for round_, step in history]
     return (json.dumps({"format": FORMAT, "scope": scope, "steps": steps}, indent=1, allow_nan=False) + "\n").encode()
 
 
-def read(path: Path, scope: str) -> dict[str, Step]:
+def read(path: Path, scope: str) -> list[tuple[str, Step]]:
     """The history in a file. Raises ConfigError unless it is one of this scope, whole and readable."""
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
@@ -342,12 +337,12 @@ def read(path: Path, scope: str) -> dict[str, Step]:
         table: Any = json.loads(path.read_bytes())
         if table["format"] != FORMAT or table["scope"] != scope:
             raise ValueError(f"it says {table['format']!r} of {table['scope']!r}")
-        history: dict[str, Step] = {}
+        history: list[tuple[str, Step]] = []
         for entry in table["steps"]:
             round_ = entry.pop("round")
-            if not isinstance(round_, str) or round_ in history:
-                raise ValueError(f"round {round_!r} is no name or stands twice")
-            history[round_] = Step(**entry)
+            if not isinstance(round_, str):
+                raise ValueError(f"round {round_!r} is no name")
+            history.append((round_, Step(**entry)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigError) as error:
         raise ConfigError(
             f"{path}: not the privacy history of {scope} ({error}); put the right file back. Never delete it: "

@@ -46,7 +46,7 @@ class Noise:
     length: int  # values of one update, n
     clip: float  # largest L2 norm of one update, in its own unit
     multiplier: float  # deviation of the sum's noise over the integers' L2 sensitivity
-    honest: int  # fewest parties with noise in any sum that is opened: the least survivors less those that may cheat
+    honest: int  # fewest parties of any opened sum whose noise its reader does not know
     bits: int  # of one value with noise, 2 to 24
     mechanism: Mechanism = "discrete-gaussian"
     reach: float = 0.0  # a coordinate is cut to +-reach, in the update's unit; 0: rotate instead, and cut where it is rare

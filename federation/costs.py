@@ -103,4 +103,8 @@ def privacy_told(policy: Policy) -> str:
     privacy = policy.privacy
     if not privacy.on:
         return "no differential privacy: what the adapter memorises is not bounded"
-    return f"epsilon at most {privacy.epsilon:g} at delta {privacy.delta:g} for one member's updates of all rounds"
+    readers = f"the coordinator and {max(1, privacy.colluders)} of the other members together"
+    return (
+        f"epsilon at most {privacy.epsilon:g} at delta {privacy.delta:g} for one member's updates of all rounds, "
+        f"against {readers if policy.protection.mode != 'plain' else 'readers of the sums (the coordinator sees each update)'}"
+    )

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from ..core import tables
+from ..core.errors import ConfigError
+from ..federation.membership import flags
 from ..federation.membership.guard import AggregationTable, GuardTable, check_guard
 from ..federation.membership.policy import AdapterTable, ProtectionTable, Recipe, require
 from ..federation.membership.privacy import PrivacyTable
@@ -98,7 +100,8 @@ class Scenario:
     faults: tuple[Fault, ...] = ()
 
     def __post_init__(self) -> None:
-        self.privacy.check(self.protection.min_cohort, self.protection.min_tokens)
+        households = 0 if self.population.kind == "folder" else self.population.households
+        self.privacy.check(self.protection.min_cohort, self.protection.min_tokens, households)
         self.aggregation.check(self.protection.mode)
         check_guard(self.guard, self.privacy.counts)
         check_schedule(self)
@@ -115,4 +118,10 @@ def load(name: str) -> Scenario:
     shipped = SHIPPED / f"{name}.toml"
     if not path.exists() and shipped.exists():
         path = shipped
-    return tables.fill(Scenario, tables.read_toml(path), f"{path}: ")
+    table = tables.read_toml(path)
+    scenario = tables.fill(Scenario, table, f"{path}: ")
+    try:
+        flags.check_used(table, {name: getattr(scenario, name) for name in flags.TABLES})
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return scenario

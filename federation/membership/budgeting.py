@@ -86,8 +86,14 @@ class Budgeted:
         return said
 
     def enough(self) -> int:
-        """Members in every sum with whom the noise would be as long as the longest change."""
-        return math.ceil(self.members * self.per_coordinate * math.sqrt((self.values or 1) / self.rounds))
+        """Members in every sum with whom the noise would be as long as the longest change.
+
+        A coordinate's noise goes with 1/sqrt(n (n - k)): a sum over n, of whom k add nothing that hides the others.
+        """
+        honest = self.privacy.honest(self.members)
+        known = self.members - honest
+        wanted = self.per_coordinate * math.sqrt(self.members * honest * (self.values or 1) / self.rounds)
+        return math.ceil(known / 2 + math.sqrt(wanted**2 + known**2 / 4))
 
 
 def budgeted(
@@ -133,7 +139,7 @@ def search(wanted: PrivacyTable, protection: ProtectionTable, recipe: Recipe, va
     from ...crypto.accountant import Budget, Step, compose, multiplier_for
 
     budget = Budget(epsilon=wanted.epsilon, delta=wanted.delta)
-    honest, multiplier = protection.min_cohort - wanted.colluders, multiplier_for(budget, steps=recipe.rounds)
+    honest, multiplier = wanted.honest(protection.min_cohort), multiplier_for(budget, steps=recipe.rounds)
     if values is None:
         spent = compose([Step(multiplier=multiplier)] * recipe.rounds, wanted.delta)
         multiplier = rounded_up(multiplier * MARGIN)

@@ -93,6 +93,7 @@ def found_federation(arguments: Namespace) -> None:
     try:
         tables = {name: kind(**chosen.get(name, {})) for name, kind in flags.TABLES.items()}
         budget = with_budget(arguments, tables, chosen.get("privacy", {}), arguments.model)
+        flags.check_used(chosen, tables)
         model = ModelTable(name=arguments.model, digest=digest)
         if arguments.variant:
             model = dataclasses.replace(model, variants=tuple(variant_given(model, text) for text in arguments.variant))

@@ -32,6 +32,11 @@ def check_consent(policy: Policy, consent: ConsentConfig) -> None:
             f"federation {policy.name} has no differential privacy, but consent.max_epsilon allows an epsilon of at most "
             f"{consent.max_epsilon:g}; {ADVICE}"
         )
+    if privacy.on and privacy.delta > consent.max_delta:
+        raise ConfigError(
+            f"federation {policy.name} states its epsilon at a delta of {privacy.delta:g}, but consent.max_delta allows "
+            f"{consent.max_delta:g}: with that chance the epsilon says nothing; {ADVICE}"
+        )
     if consent.max_epsilon and privacy.epsilon > consent.max_epsilon:
         raise ConfigError(
             f"federation {policy.name} may spend an epsilon of {privacy.epsilon:g}, but consent.max_epsilon allows "

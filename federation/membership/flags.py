@@ -1,14 +1,17 @@
 """Command-line flags for the tables of a federation file, one for each field that can be set.
 
 Knows the tables' dataclasses; a field that is added there is a flag here. Knows nothing of files.
-Always: a flag that is not given is not in the answer, so that defaults stay where they are defined.
+Always: a flag that is not given is not in the answer, so that defaults stay where they are defined;
+one that is given and would do nothing is refused.
 """
 
 import dataclasses
 import typing
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ...core.errors import ConfigError
 from .guard import AggregationTable, GuardTable
 from .policy import AdapterTable, ProtectionTable, Recipe
 from .privacy import PrivacyTable
@@ -56,3 +59,46 @@ def given(arguments: Namespace, *tables: str) -> dict[str, dict[str, Any]]:
         if value is not None:
             found.setdefault(table, {})[field] = value
     return found
+
+
+def idle(tables: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """(table, fields, what would switch them on) of everything that does nothing in these tables."""
+
+    def others(table: str, switch: str) -> tuple[str, ...]:
+        return tuple(field.name for field in dataclasses.fields(TABLES[table]) if field.name != switch)
+
+    optimizer, rule = tables["recipe"].server_optimizer, tables["aggregation"].rule
+    if not tables["privacy"].on:
+        yield (
+            "privacy",
+            others("privacy", "mechanism"),
+            'privacy.mechanism = "discrete-gaussian" (or --epsilon, which finds the noise)',
+        )
+    if not tables["guard"].on:
+        yield "guard", others("guard", "rule"), 'guard.rule = "vote"'
+    if rule != "trimmed-mean":
+        yield "aggregation", ("trim",), 'aggregation.rule = "trimmed-mean"'
+    if not tables["schedule"].buffered:
+        yield "schedule", others("schedule", "rounds"), 'schedule.rounds = "buffered"'
+    if optimizer not in ("fedadam", "fedyogi"):
+        yield "recipe", ("server_memory", "server_floor"), 'recipe.server_optimizer = "fedadam"'
+    if optimizer == "fedavg":
+        yield "recipe", ("server_momentum",), 'recipe.server_optimizer = "fedavgm"'
+
+
+def check_used(asked: Mapping[str, Any], tables: Mapping[str, Any]) -> None:
+    """Require that everything that was asked for has an effect in the tables that come of it.
+
+    Args:
+        asked: {table: {field: value}}, whatever else is in it.
+        tables: all of `TABLES`, as they will be.
+
+    Raises:
+        ConfigError: names the first field that would be written down and do nothing.
+    """
+    for table, names, switch in idle(tables):
+        for field in names:
+            if field in asked.get(table, ()):
+                raise ConfigError(
+                    f"{table}.{field} (--{flag(table, field)}) does nothing without {switch}; add that, or leave it out"
+                )

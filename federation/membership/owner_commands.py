@@ -233,7 +233,7 @@ def budget_of_change(arguments: Namespace, tables: dict[str, Any]) -> list[str]:
     """Put the noise for `--epsilon` into the tables that change, if it was given; what it means, for people.
 
     Raises:
-        ConfigError: as `commands.with_budget`, or tables that make no federation.
+        ConfigError: as `commands.with_budget`, tables that make no federation, or a flag that does nothing.
     """
     from ...core.errors import ConfigError
     from . import roster
@@ -241,11 +241,12 @@ def budget_of_change(arguments: Namespace, tables: dict[str, Any]) -> list[str]:
 
     policy = roster.read(arguments.file).policy
     try:
-        kept = ("protection", "recipe", "privacy")
-        later = {name: dataclasses.replace(getattr(policy, name), **tables.get(name, {})) for name in kept}
+        later = {name: dataclasses.replace(getattr(policy, name), **tables.get(name, {})) for name in flags.TABLES}
     except ValueError as error:
         raise ConfigError(f"{arguments.file}: {error}") from error
-    budget = with_budget(arguments, {**later, "adapter": policy.adapter}, tables.get("privacy", {}), policy.model.name)
+    asked = dict(tables)
+    budget = with_budget(arguments, later, tables.get("privacy", {}), policy.model.name)
+    flags.check_used(asked, later)
     if budget is None:
         return []
     tables["privacy"] = dataclasses.asdict(budget.privacy)

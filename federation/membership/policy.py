@@ -221,7 +221,7 @@ class Policy:
                 check_hex(text, 32, what)
         require(self.expires >= 0, f"expires = {self.expires} must be 0 or a moment, in seconds since 1970")
         require(self.version >= 1, f"version = {self.version} must be at least 1")
-        self.privacy.check(self.protection.min_cohort, self.protection.min_tokens)
+        self.privacy.check(self.protection.min_cohort, self.protection.min_tokens, len(self.members))
         self.aggregation.check(self.protection.mode)
         check_guard(self.guard, self.privacy.counts)
         check_schedule(self)

@@ -12,6 +12,9 @@ from typing import Literal
 class PrivacyTable:
     """Differential privacy of what is summed; the unit is one member's whole update.
 
+    Whoever reads a sum may be a member of it, and knows its own noise: what counts is the noise of the others, less that of
+    `colluders`. So the noise of a sum of `min_cohort` is dealt out among `honest` of them.
+
     Hazard: with `counters = "exact"` the sums of scores, losses, examples and tokens are opened without noise, and no
     epsilon covers them. With "none" they are not sent: then there is no accuracy, no loss and no guard.
     """
@@ -20,8 +23,8 @@ class PrivacyTable:
     clip: float = 1.0  # largest L2 norm of one member's update
     noise_multiplier: float = 1.0  # deviation of a sum's noise over one member's largest share of it
     epsilon: float = 8.0  # the budget: training stops before it is passed
-    delta: float = 1e-5
-    colluders: int = 0  # members of any one sum that may leave their noise out; the others then add more
+    delta: float = 1e-5  # at most one over the number of members
+    colluders: int = 0  # members of a sum whose noise hides nobody else: known to its reader, or left out; 0 counts as 1
     counters: Literal["none", "exact"] = "none"
 
     def __post_init__(self) -> None:
@@ -42,12 +45,21 @@ class PrivacyTable:
         """Do counters travel beside the update?"""
         return not self.on or self.counters == "exact"
 
-    def check(self, min_cohort: int, min_tokens: int) -> None:
-        """Require that it fits the `[protection]` beside it. Raises ValueError."""
-        if self.on and self.colluders >= min_cohort:
+    def honest(self, min_cohort: int) -> int:
+        """Members of any opened sum whose noise its reader does not know."""
+        return min_cohort - max(1, self.colluders)
+
+    def check(self, min_cohort: int, min_tokens: int, members: int = 0) -> None:
+        """Require that it fits the `[protection]` and the roster beside it. Raises ValueError."""
+        if self.on and self.honest(min_cohort) < 1:
             raise ValueError(
-                f"privacy.colluders = {self.colluders} must be below protection.min_cohort = {min_cohort}: "
-                "somebody must add noise"
+                f"privacy.colluders = {self.colluders} must be below protection.min_cohort = {min_cohort}, which must be at "
+                "least 2: somebody must add noise that the reader of a sum does not know"
+            )
+        if self.on and (most := max(members, min_cohort)) * self.delta > 1:
+            raise ValueError(
+                f"privacy.delta = {self.delta:g} must be at most 1/{most}, one over the number of members: above that, showing "
+                "one member's update in clear would pass; use far less, for example 1e-5"
             )
         if not self.counts and min_tokens:
             raise ValueError(

@@ -35,7 +35,8 @@ def seed_of(policy: Policy, place: Place) -> bytes:
 def noise_of(policy: Policy, size: int) -> Noise | None:
     """The noise of an update of `size` values; None if the federation has none, or there is no update.
 
-    Any sum that is opened holds at least `min_cohort` contributions, of which `colluders` may lack their noise.
+    Any sum that is opened holds at least `min_cohort` contributions. Its reader may be one of the
+    members, which knows its own noise: the noise is dealt out among `PrivacyTable.honest` of them.
 
     Raises:
         ConfigError: the noise does not fit the federation's bits.
@@ -44,6 +45,6 @@ def noise_of(policy: Policy, size: int) -> Noise | None:
     if privacy.mechanism == "none" or not size:
         return None
     return Noise(
-        length=size, clip=privacy.clip, multiplier=privacy.noise_multiplier, honest=protection.min_cohort - privacy.colluders,
+        length=size, clip=privacy.clip, multiplier=privacy.noise_multiplier, honest=privacy.honest(protection.min_cohort),
         bits=protection.bits, mechanism=privacy.mechanism,
     )  # fmt: skip

@@ -5,7 +5,8 @@ Always: nothing is paid where the file names no noise; a round that cannot be pa
 
 Every attempt is paid for by itself. An attempt that ends without a sum costs as much as one with: a member that fell silent
 after it had sent its masked contribution cannot know whether the others opened the sum with it, and the next attempt, with
-other members, would show it once more. So the cost is never too low; it is too high by the attempts that came to nothing.
+other members, would show it once more. An attempt that is worked twice (a letter replayed to a member that lost its record
+of what it answered) is paid twice. So the cost is never too low; it is too high by the attempts that came to nothing.
 """
 
 from collections.abc import Iterable

@@ -1,6 +1,7 @@
 """An epsilon becomes the noise that a file names: enough of it, told with what it means, or refused."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def test_few_members_are_told_that_they_will_learn_nothing_and_many_are_not() ->
     enough = few.enough()
     many = budgeted(8.0, None, tables(min_cohort=2 * enough), {}, 2000)
     assert not many.drowned and "warning" not in "\n".join(many.lines())
-    assert many.per_coordinate == pytest.approx(few.per_coordinate * 3 / (2 * enough), rel=0.05)
+    assert many.per_coordinate == pytest.approx(few.per_coordinate * math.sqrt(6 / (2 * enough * (2 * enough - 1))), rel=0.05)
     unknown = budgeted(8.0, None, tables(), {}, None)
     assert unknown.privacy.noise_multiplier > few.privacy.noise_multiplier * 0.99
     assert unknown.drowned and "1 % was added" in unknown.lines()[-1]
@@ -134,9 +135,56 @@ def test_init_and_change_write_the_noise_and_say_what_it_means(capsys: pytest.Ca
         (("--epsilon", "4", "--privacy-epsilon", "4"), "does too"),
         (("--epsilon", "0"), "above 0"),
         (("--epsilon", "4", "--bits", "99"), "bits = 99"),
+        (("--privacy-delta", "0.99"), "must be at most 1/3"),
+        (("--privacy-mechanism", "none", "--privacy-epsilon", "3"), "privacy.epsilon (--privacy-epsilon) does nothing"),
     ):
         code, said = quietchoir(capsys, "federation", "change", file, *wrong)
         assert code == 2 and sentence in said, said
     assert file.read_bytes() == before
     code, said = quietchoir(capsys, "federation", "init", tmp_path / "g", *INIT, "--epsilon", "nan")
     assert code == 2 and not (tmp_path / "g").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (("--privacy-epsilon", "8"), "without privacy.mechanism"),
+        (("--privacy-clip", "2"), "without privacy.mechanism"),
+        (("--privacy-mechanism", "none", "--privacy-delta", "1e-6"), "without privacy.mechanism"),
+        (("--privacy-counters", "exact"), "without privacy.mechanism"),
+        (("--guard-margin", "0.1"), "without guard.rule"),
+        (("--aggregation-trim", "2"), "without aggregation.rule"),
+        (("--schedule-buffer", "5"), "without schedule.rounds"),
+        (("--server-memory", "0.9"), "without recipe.server_optimizer"),
+        (("--server-optimizer", "fedavg", "--server-momentum", "0.9"), "without recipe.server_optimizer"),
+    ],
+)
+def test_what_would_be_written_down_and_do_nothing_is_refused(
+    flags: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, said = quietchoir(capsys, "federation", "init", tmp_path / "f", *INIT, *flags)
+    assert code == 2 and words in said and not (tmp_path / "f").exists(), said
+    assert quietchoir(capsys, "federation", "init", tmp_path / "f", *INIT)[0] == 0
+    before = (tmp_path / "f" / "federation.toml").read_bytes()
+    code, said = quietchoir(capsys, "federation", "change", tmp_path / "f" / "federation.toml", *flags)
+    assert code == 2 and words in said, said
+    assert (tmp_path / "f" / "federation.toml").read_bytes() == before
+
+
+def test_what_is_switched_on_beside_it_is_taken(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = (
+        "--privacy-mechanism",
+        "discrete-gaussian",
+        "--privacy-epsilon",
+        "8",
+        "--guard-rule",
+        "vote",
+        "--guard-margin",
+        "0.1",
+    )
+    code, said = quietchoir(capsys, "federation", "init", tmp_path / "f", *INIT, *words, "--privacy-counters", "exact")
+    assert code == 0, said
+    policy = roster.load(tmp_path / "f" / "federation.toml")
+    assert policy.privacy.on and policy.privacy.epsilon == 8.0 and policy.guard.margin == 0.1
+    code, said = quietchoir(capsys, "federation", "change", tmp_path / "f" / "federation.toml", "--privacy-epsilon", "4")
+    assert code == 0 and roster.load(tmp_path / "f" / "federation.toml").privacy.epsilon == 4.0, said

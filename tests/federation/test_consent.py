@@ -23,6 +23,7 @@ PRIVATE = PrivacyTable(mechanism="discrete-gaussian", epsilon=8.0)
         ({"min_cohort": 5}, "consent.min_cohort asks for 5"),
         ({"modes": ("sealed",)}, "consent.modes allows sealed"),
         ({"max_epsilon": 4.0}, "may spend an epsilon of 8, but consent.max_epsilon allows 4"),
+        ({"max_delta": 1e-6}, "at a delta of 1e-05, but consent.max_delta allows 1e-06"),
     ],
 )
 def test_a_federation_below_the_floor_is_refused_by_the_line_it_is_below(consent: dict[str, Any], words: str) -> None:
@@ -37,6 +38,28 @@ def test_without_differential_privacy_no_epsilon_is_small_enough() -> None:
     check_consent(policy, ConsentConfig())
     with pytest.raises(ConfigError, match=r"no differential privacy, but consent.max_epsilon"):
         check_consent(policy, ConsentConfig(max_epsilon=100.0))
+
+
+@pytest.mark.parametrize("delta", [1.0001e-5, 1e-3, 0.2])
+def test_an_epsilon_at_a_large_delta_is_not_consented_to_whatever_it_is(delta: float) -> None:
+    policy = dataclasses.replace(house(mode="masked").policy, privacy=dataclasses.replace(PRIVATE, epsilon=0.1, delta=delta))
+    for consent in (ConsentConfig(), ConsentConfig(max_epsilon=8.0)):
+        with pytest.raises(ConfigError, match=r"but consent\.max_delta allows 1e-05"):
+            check_consent(policy, consent)
+    check_consent(policy, ConsentConfig(max_epsilon=8.0, max_delta=delta))
+    for wrong in (0.0, 1.0, -1e-5, float("nan")):
+        with pytest.raises(ValueError, match="max_delta"):
+            ConsentConfig(max_delta=wrong)
+
+
+@pytest.mark.parametrize("delta", [0.99, 0.251, float("nan")])
+def test_a_delta_above_one_over_the_members_makes_no_federation(delta: float) -> None:
+    policy = house(4, mode="masked").policy
+    with pytest.raises(ValueError, match=r"privacy\.delta = .* must be at most 1/4|must lie between"):
+        dataclasses.replace(policy, privacy=dataclasses.replace(PRIVATE, delta=delta))
+    dataclasses.replace(policy, privacy=dataclasses.replace(PRIVATE, delta=0.25))
+    off = dataclasses.replace(policy, privacy=PrivacyTable(delta=0.9))  # nothing is promised
+    check_consent(off, ConsentConfig())
 
 
 def test_more_upload_than_consented_to_is_refused() -> None:

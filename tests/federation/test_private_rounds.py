@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def private(mode: str = "plain", members: int = 4, recipe: dict[str, Any] | None
 def test_the_mean_carries_the_noise_that_the_file_names_and_no_bias() -> None:
     policy, place = private().policy, Place("0a" * 16, 1, 1)
     noise = noise_of(policy, SIZE)
-    assert noise is not None and noise.honest == 3
+    assert noise is not None and noise.honest == 2  # of the fewest in a sum, less the one who reads it
     codec = Codec(SIZE, policy, Terms(seed=seed_of(policy, place)))
     update = np.full(SIZE, 0.05, np.float32)
     found = np.stack(
@@ -139,6 +140,67 @@ def test_every_attempt_is_paid_for_and_a_scoring_round_is_not() -> None:
     assert report.privacy["steps"] == 2
     charged = [name.split("/")[1:] for name, _ in members["ann"].purse.account.history]
     assert charged == [["1", "1"], ["1", "2"]]
+
+
+def closed_form(multiplier: float, delta: float) -> float:
+    """Epsilon of one Gaussian release, without our accountant. Source: Balle, Wang 2018, theorem 8."""
+    from scipy import optimize, stats
+
+    mu = 1 / multiplier
+
+    def excess(epsilon: float) -> float:
+        tail = stats.norm.cdf(-mu / 2 - epsilon / mu)
+        return float(stats.norm.cdf(mu / 2 - epsilon / mu) - math.exp(epsilon) * tail - delta)
+
+    return float(optimize.brentq(excess, 1e-6, 100))
+
+
+@pytest.mark.parametrize("min_cohort, colluders, known", [(3, 0, 1), (3, 1, 1), (5, 2, 2), (10, 0, 1)])
+def test_a_fellow_member_that_takes_its_own_noise_off_sees_no_more_than_is_charged(
+    min_cohort: int, colluders: int, known: int
+) -> None:
+    """The noise is measured on what members encode; epsilon is counted by a closed form of its own."""
+    privacy = dataclasses.replace(PRIVATE, noise_multiplier=1.5, colluders=colluders, counters="none")
+    policy = house(10, mode="masked", bits=16, min_cohort=min_cohort, tables={"privacy": privacy}).policy
+    noise = noise_of(policy, SIZE)
+    assert noise is not None
+    codec, nothing = Codec(SIZE, policy, Terms(seed=seed_of(policy, Place("0a" * 16, 1, 1)))), np.zeros(SIZE, np.float32)
+
+    def contributions(count: int) -> Any:
+        return np.stack([codec.encode(nothing, Statistics())[:SIZE].astype(np.int64) for _ in range(count)])
+
+    others = np.stack([contributions(min_cohort - known).sum(axis=0) for _ in range(200)])  # the reader's own is off
+    left = float(others.std(axis=0).mean()) / noise.sensitivity  # deviation that is left, over the sensitivity
+    assert left == pytest.approx(1.5, rel=0.02)
+    charged = Purse(policy, SIZE, "ann").pay(Place("0a" * 16, 1, 1))
+    assert charged is not None
+    seen = closed_form(noise.deviation * math.sqrt(min_cohort - known) / noise.sensitivity, privacy.delta)
+    assert seen <= charged.epsilon <= 1.02 * seen
+
+
+def test_counting_the_readers_own_noise_would_have_promised_too_little() -> None:
+    """The unprotected arm: noise dealt out among all three of a cohort, read by one of them."""
+    multiplier = next(m / 1000 for m in range(500, 3000) if closed_form(m / 1000, 1e-5) <= 4.09)
+    assert closed_form(multiplier * math.sqrt(2 / 3), 1e-5) == pytest.approx(5.18, abs=0.02)
+
+
+def test_a_letter_that_is_replayed_after_a_lost_ledger_is_charged_again(tmp_path: Path) -> None:
+    home, told = private("masked"), []
+
+    def ann() -> Any:
+        party = parties(home, SIZE)["ann"]  # its ledger is in memory: lost whenever the node starts
+        party.purse = Purse(home.policy, SIZE, "ann", tmp_path / "privacy.json")
+        return party
+
+    order = work.encode(work.Work(flat=np.zeros(SIZE, np.float32), cohort=tuple(sorted(home.members))))
+    task = messages.Task(place=Place("0a" * 16, 1, 1), stage=work.TRAIN, recipient="ann", payload=order)
+    letter = messages.encode_task(task, home.policy, home.coordinator)
+    for _ in range(3):
+        party = ann()
+        party.handle(letter)
+        assert len(party.learner.trained) == 1
+        told.append(party.purse.spent())
+    assert [one["steps"] for one in told] == [1, 2, 3] and told[0]["epsilon"] < told[1]["epsilon"] < told[2]["epsilon"]
 
 
 def test_a_refused_letter_costs_nothing_and_a_killed_coordinator_remembers(tmp_path: Path) -> None:
