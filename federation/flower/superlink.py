@@ -27,6 +27,7 @@ from flwr.superlink.main import create_app
 from ...core import log
 from ...core.errors import ConfigError, FederationError
 from ...crypto.keys import PublicIdentity
+from ..membership.address import Address
 from ..membership.identity import transport_point
 from ..membership.locking import door_key
 from ..membership.policy import Policy
@@ -169,10 +170,11 @@ def parse(address: str) -> tuple[str, int]:
     Raises:
         ConfigError: it is none.
     """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigError(f"--listen {address}: must be HOST:PORT, for example 0.0.0.0:8790")
-    return host.strip("[]"), int(port)
+    try:
+        found = Address.parse(address, listening=True)
+    except ValueError as error:
+        raise ConfigError(f"--listen {error}") from None
+    return found.host, found.port
 
 
 def listen(host: str, port: int) -> socket.socket:

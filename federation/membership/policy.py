@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from .address import Address
 from .guard import AggregationTable, GuardTable, check_guard
 from .privacy import PrivacyTable
 from .ranks import check_ranks
@@ -158,18 +159,20 @@ class CoordinatorTable:
 
     def __post_init__(self) -> None:
         check_hex(self.key, 32, "key")
-        host, _, port = self.address.rpartition(":")
-        require(bool(host) and port.isdigit() and 0 < int(port) < 65536, f"address = {self.address!r} must be HOST:PORT")
+        try:
+            Address.parse(self.address)
+        except ValueError as error:
+            raise ValueError(f"address = {error}") from None
 
     @property
     def host(self) -> str:
         """Name or number of the machine, without brackets."""
-        return self.address.rpartition(":")[0].strip("[]")
+        return Address.parse(self.address).host
 
     @property
     def port(self) -> int:
         """TCP port."""
-        return int(self.address.rpartition(":")[2])
+        return Address.parse(self.address).port
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
