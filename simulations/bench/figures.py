@@ -32,7 +32,8 @@ class Figure:
     def missed(self, value: float) -> str:
         """By how much, or nothing."""
         if self.at_most is not None and value > self.at_most:
-            return f"missed by {100 * (value / self.at_most - 1):.0f} %"
+            over = f"{100 * (value / self.at_most - 1):.0f} %" if self.at_most else f"{value:g}"
+            return f"missed by {over}"
         if self.at_least is not None and value < self.at_least:
             return f"missed by {100 * (1 - value / self.at_least):.0f} %"
         return ""

@@ -19,6 +19,7 @@ SUITES: Mapping[str, str] = {
     "kernels": "one matrix by each instruction set of this processor, beside the memory's own speed",
     "gpu": "13B in 4 bits on one GPU: memory, and speed beside transformers in bfloat16",
     "federation": "rounds, bytes and memory over TLS without training, beside Flower's own deployment engine; and faults",
+    "attacks": "what attackers try, each beside the same without protection: broken must be 0",
 }
 
 

@@ -1,0 +1,5 @@
+"""Attacks by members: who holds a key of the roster."""
+
+from .catalogue import Attack
+
+ATTACKS: tuple[Attack, ...] = ()
