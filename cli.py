@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import __version__, commands
 from .core import commands as core_commands
-from .core import log
+from .core import log, screen
 from .core.errors import QuietchoirError
 from .federation import commands as federation_commands
 from .plugins import commands as plugin_commands
@@ -36,12 +36,18 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; what its owner can mend is one sentence, never a traceback."""
+    with screen.guarded():
+        return run(arguments)
+
+
+def run(arguments: Sequence[str] | None) -> int:
+    """The verb that `arguments` name, on the screen that stands now."""
     chosen = parser().parse_args(arguments)
     log.start(chosen.log)
     try:
         return int(chosen.run(chosen) or 0)
     except QuietchoirError as error:
-        print(f"quietchoir: {error}", file=sys.stderr)
+        print(f"quietchoir: {screen.one_line(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("quietchoir: interrupted; nothing is left half-written", file=sys.stderr)

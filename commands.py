@@ -94,11 +94,12 @@ def chat(arguments: Namespace) -> None:
     """Talk in the terminal, to a node in this very program or to a running one."""
     import asyncio
 
+    from .core import screen
     from .core.assistant.terminal import converse
 
     with asyncio.Runner() as runner:
         if arguments.url:
-            converse(remote(arguments), runner, input, write)
+            converse(remote(arguments), runner, screen.typed, write)
             return
         from .core.assistant.assistant import Ask
         from .node import Node
@@ -111,7 +112,7 @@ def chat(arguments: Namespace) -> None:
                 ask = Ask(messages=tuple(messages), max_tokens=MAX_ANSWER_TOKENS, adapter=node.adapters.active)
                 return node.assistant.reply(ask)
 
-            converse(reply, runner, input, write)
+            converse(reply, runner, screen.typed, write)
         finally:
             runner.run(node.stop())
 
@@ -119,16 +120,10 @@ def chat(arguments: Namespace) -> None:
 def remote(arguments: Namespace) -> "Callable[[Sequence[Message]], AsyncGenerator[Event, None]]":
     """Somebody who replies, elsewhere."""
     from .core import paths
-    from .core.errors import ConfigError
-    from .core.server.auth import TOKEN_FILE
+    from .core.server.auth import TOKEN_FILE, read_token
     from .core.server.client import RemoteAssistant
 
-    file = arguments.token_file or paths.home() / TOKEN_FILE
-    try:
-        token = file.read_text("ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: no token can be read there ({error}); name the node's with --token-file") from error
-    node = RemoteAssistant(arguments.url, token)
+    node = RemoteAssistant(arguments.url, read_token(arguments.token_file or paths.home() / TOKEN_FILE))
     return lambda messages: node.reply(messages, MAX_ANSWER_TOKENS)
 
 

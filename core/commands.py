@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import paths
+from . import paths, screen
 
 
 def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
@@ -59,12 +59,11 @@ def _register_data(parser: ArgumentParser) -> None:
 def list_models(_arguments: Namespace) -> None:
     """Print the catalog and which of it is on this disk."""
     from rich.console import Console
-    from rich.table import Table
 
     from .errors import ModelNotFoundError
     from .models import catalog
 
-    table = Table("name", "licence", "size", "here", "source", box=None)
+    table = screen.table("name", "licence", "size", "here", "source", box=None)
     for entry in catalog.entries():
         try:
             catalog.find(entry.name)
@@ -88,13 +87,12 @@ def pull_models(arguments: Namespace) -> None:
 def show_model(arguments: Namespace) -> None:
     """Print what a model is."""
     from rich.console import Console
-    from rich.table import Table
 
     from .models import catalog, summary
 
     path = catalog.find(arguments.model)
     print(path)
-    table = Table(box=None, show_header=False)
+    table = screen.table(box=None, show_header=False)
     for label, value in summary.summarize(path).lines():
         table.add_row(label, value)
     Console().print(table)
@@ -148,12 +146,11 @@ def list_data(arguments: Namespace) -> None:
 def _print_parties(root: Path, *, sets: bool = False) -> int:
     """Parties in `root`, with `sets` also those in its folders; returns how many."""
     from rich.console import Console
-    from rich.table import Table
 
     from .training.dataset import list_datasets
 
     folders = [root, *sorted(folder for folder in root.glob("*") if sets and folder.is_dir())]
-    table = Table("party", "train", "test", "household", box=None, title=str(root), title_justify="left", title_style="")
+    table = screen.table("party", "train", "test", "household", box=None, title=str(root), title_justify="left", title_style="")
     for party in (party for folder in folders for party in list_datasets(folder)):
         name = str(party.folder.relative_to(root))
         table.add_row(name, str(party.train), str(party.test), "yes" if party.home else "")

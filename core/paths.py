@@ -10,16 +10,20 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .errors import QuietchoirError
+from .errors import ConfigError, QuietchoirError
 
 HOME_VARIABLE = "QUIETCHOIR_HOME"
 MODELS_VARIABLE = "QUIETCHOIR_MODELS"  # several nodes on one machine may share one model cache
 
 
 def home() -> Path:
-    """Folder of everything that belongs to this node; `QUIETCHOIR_HOME` overrides the platform's default."""
+    """Folder of everything that belongs to this node; `QUIETCHOIR_HOME` overrides the platform's default.
+
+    Raises:
+        ConfigError: `QUIETCHOIR_HOME` names something else than a folder.
+    """
     if given := os.environ.get(HOME_VARIABLE):
-        return Path(given).expanduser().absolute()
+        return _folder(HOME_VARIABLE, given)
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Application Support" / "quietchoir"
     if sys.platform == "win32":
@@ -28,14 +32,50 @@ def home() -> Path:
 
 
 def models() -> Path:
-    """Folder of pulled models; `QUIETCHOIR_MODELS` lets several nodes share one."""
+    """Folder of pulled models; `QUIETCHOIR_MODELS` lets several nodes share one.
+
+    Raises:
+        ConfigError: `QUIETCHOIR_MODELS` names something else than a folder.
+    """
     given = os.environ.get(MODELS_VARIABLE)
-    return Path(given).expanduser().absolute() if given else home() / "models"
+    return _folder(MODELS_VARIABLE, given) if given else home() / "models"
+
+
+def _folder(variable: str, given: str) -> Path:
+    try:
+        path = Path(given).expanduser().absolute()
+    except RuntimeError:
+        raise ConfigError(f"{variable} = {given}: there is no such user; name a folder") from None
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{variable} = {path} is a file; name a folder, there or not there yet")
+    return path
 
 
 def private_folder(path: Path) -> Path:
-    """Create `path` readable by its owner alone, and return it."""
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    """Create `path`, and the folders on the way to it, readable by their owner alone; return it.
+
+    Raises:
+        ConfigError: a file stands in its place or on its way, or this user may not write there.
+    """
+    try:
+        return make_folder(path, mode=0o700)
+    except OSError as error:
+        raise ConfigError(f"{path}: no folder can be made there ({error.strerror}); name another place") from error
+
+
+def make_folder(path: Path, *, mode: int = 0o777) -> Path:
+    """Create `path` and what is missing on the way to it; return it. The node's home is only ever made private.
+
+    Args:
+        mode: of folders outside of the home, less the umask.
+
+    Raises:
+        OSError: a file stands in its place or on its way, no room, or no permission.
+    """
+    own = home()
+    for folder in (*reversed(path.parents), path):
+        if not folder.is_dir():
+            folder.mkdir(exist_ok=True, mode=0o700 if folder == own or own in folder.parents else mode)
     return path
 
 
@@ -46,7 +86,7 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         QuietchoirError: no space or no permission; the old file, if any, is untouched.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
         raise QuietchoirError(

@@ -5,6 +5,7 @@ Always: an unknown key, a missing key or a value of another type is a `ConfigErr
 value and, for an unknown key, the nearest known one.
 """
 
+import codecs
 import dataclasses
 import difflib
 import tomllib
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 from .errors import ConfigError
 
 T = TypeVar("T")
+MARKS = {codecs.BOM_UTF8: "UTF-8", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 
 
@@ -24,16 +26,31 @@ def read_toml(path: Path) -> dict[str, Any]:
     """Parse one TOML file.
 
     Raises:
-        ConfigError: no such file, or not TOML (with the line).
+        ConfigError: no such file, not UTF-8, one that begins with a byte-order mark, or not TOML (with the line).
     """
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(toml_text(path.read_bytes()))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
+
+
+def toml_text(content: bytes) -> str:
+    """The text of a TOML file.
+
+    Raises:
+        UnicodeDecodeError: not UTF-8.
+        TOMLDecodeError: a byte-order mark before it, which TOML does not know; its own message would point at nothing visible.
+    """
+    for mark, name in MARKS.items():
+        if content.startswith(mark):
+            raise tomllib.TOMLDecodeError(f"it begins with the byte-order mark of {name}; save it as UTF-8 without one")
+    return content.decode("utf-8")
 
 
 def fill(kind: type[T], table: Mapping[str, Any], where: str) -> T:

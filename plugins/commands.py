@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from ..core.errors import ConfigError, ToolError
+from ..core.screen import one_line
 
 
 def register(verbs: Any) -> None:
@@ -40,7 +41,7 @@ def show(chosen: argparse.Namespace) -> int:
         grants += [f"storage {asks.storage_bytes >> 10} KB"] if asks.storage_bytes else []
         state = "enabled" if plugin_id in enabled else "not enabled"
         print(f"{plugin_id} {terms.head.version}  {state}, {len(terms.tools)} tools, may use: {'; '.join(grants) or 'nothing'}")
-        print(f"    {terms.head.description}")
+        print(f"    {one_line(terms.head.description)}")
     report = probe()
     print(f"sandbox: {report.reason}" if report.available else f"sandbox: none. {report.reason}; {report.advice}")
     return 0

@@ -18,6 +18,7 @@ from ..core.errors import ConfigError, ManifestError, SandboxUnavailableError, T
 from ..core.toolcall import ToolCall
 from . import manifest
 from .audit import Audit, Call, Outcome
+from .hidden import legible
 from .running import IDLE_S, Plugin
 from .sandbox.probe import SandboxReport, probe
 
@@ -127,7 +128,7 @@ class PluginHost:
             outcome = "ok" if ok else "tool error"
         finally:
             self._write(plugin, call, text, time.monotonic() - began, outcome)
-        return ToolResult(manifest.visible(text)[:MAX_TEXT], ok)
+        return ToolResult(legible(text)[:MAX_TEXT], ok)
 
     def _write(self, plugin: Plugin, call: ToolCall, text: str, seconds: float, outcome: Outcome) -> None:
         assert self._audit is not None  # checked by `call`

@@ -7,7 +7,6 @@ Always: what is not granted here is denied; an unknown field, or one this versio
 import hashlib
 import json
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 from ..core import tables
 from ..core.errors import ConfigError, ManifestError
+from .hidden import legible
 
 SCHEMA = 1
 FILE = "manifest.json"
@@ -141,11 +141,6 @@ def digest(tools: Iterable[Mapping[str, Any]]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def visible(text: str) -> str:
-    """`text` without what a reader cannot see: control, zero-width, direction and private characters."""
-    return "".join(char for char in text if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf", "Co", "Cs", "Cn"))
-
-
 def read(folder: Path) -> Manifest:
     """Read and check the bundle in `folder`; its bytes are kept, so that what was checked is what runs.
 
@@ -192,7 +187,7 @@ def tool_entry(item: Any, where: str) -> ToolEntry:
     name, description, schema = item.get("name"), item.get("description"), item.get("inputSchema")
     if not isinstance(name, str) or not TOOL_NAME.fullmatch(name):
         raise ManifestError(f"{where}.name = {name!r}; expected 1 to 64 letters, digits, _ . or -")
-    if not isinstance(description, str) or visible(description) != description:
+    if not isinstance(description, str) or legible(description) != description:
         raise ManifestError(
             f"{where}.description: expected a text without hidden characters, which could instruct a model unseen"
         )

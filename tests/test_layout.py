@@ -25,6 +25,7 @@ FLOORS = {
 # Inside core, from the ground up; a module may import its own level and lower ones.
 LEVELS = [
     {"errors"},
+    {"screen"},
     {"paths", "log", "tables", "toolcall", "metrics", "worker"},
     {"config"},
     {"models"},

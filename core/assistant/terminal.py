@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
 from ..errors import EngineError
+from ..screen import one_line, visible
 from ..toolcall import ToolCall, render
 from .assistant import Answered, Called, Event, Text
 from .context import Message
@@ -18,11 +19,6 @@ Read = Callable[[str], str]
 Write = Callable[[str], None]
 HELP = "/new begins afresh, /quit ends, Ctrl-C stops an answer\n"
 PROMPT = "\n> "
-
-
-def visible(text: str) -> str:
-    """Without control characters: a model or a tool could otherwise move the cursor, or rewrite what stands above."""
-    return "".join(letter for letter in text if letter in "\n\t" or letter.isprintable())
 
 
 class Conversation:
@@ -62,7 +58,7 @@ class Conversation:
             case Text(text):
                 self.write(visible(text))
             case Called(call=call):
-                self.write(f"[{visible(render(call))}]\n")
+                self.write(f"[{one_line(render(call))}]\n")
             case Answered(result=result) if not result.ok:
                 self.write("[did not work] ")
 
@@ -73,18 +69,18 @@ def converse(reply: Reply, runner: asyncio.Runner, read: Read, write: Write) -> 
     write(HELP)
     while True:
         try:
-            line = read(PROMPT).strip()
+            said = read(PROMPT).strip()
         except (EOFError, KeyboardInterrupt):
             write("\n")
             return
-        if line == "/quit":
+        if said == "/quit":
             return
-        if line == "/new":
+        if said == "/new":
             conversation.messages = []
-        elif line.startswith("/"):
+        elif said.startswith("/"):
             write(HELP)
-        elif line:
-            answer(conversation, runner, line)
+        elif said:
+            answer(conversation, runner, said)
 
 
 def answer(conversation: Conversation, runner: asyncio.Runner, line: str) -> None:
@@ -94,4 +90,4 @@ def answer(conversation: Conversation, runner: asyncio.Runner, line: str) -> Non
     except KeyboardInterrupt:
         return
     except EngineError as error:
-        conversation.write(f"\n{error}\n")
+        conversation.write(f"\n{one_line(str(error))}\n")

@@ -185,10 +185,10 @@ def bring(entry: Entry, progress: Progress) -> None:
     """Fetch into a scratch folder beside the models, check, and only then move into place."""
     final = folder(entry)
     wanted = [RemoteFile(file.path, final / file.name, file.sha256, file.size) for file in entry.files]
-    paths.models().mkdir(parents=True, exist_ok=True)
+    paths.make_folder(paths.models())
     with tempfile.TemporaryDirectory(dir=paths.models(), prefix=".pull-", ignore_cleanup_errors=True) as scratch:
         staged = fetch.fetch(entry.source, wanted, Path(scratch), progress)
-        final.mkdir(exist_ok=True)
+        paths.make_folder(final)
         for file, whole in zip(wanted, staged, strict=True):
             shutil.move(whole, file.target)  # a rename, in one file system: never half a file
         paths.sync_folder(final)

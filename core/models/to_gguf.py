@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ..errors import ModelError, ModelFileError
+from ..paths import make_folder
 from . import from_gguf
 from .architecture import Architecture
 from .blocks import PLAIN, Blocks, plain
@@ -49,8 +50,8 @@ def save(weights: Weights, path: Path, kind: str) -> None:
     metadata, extra = describe(weights, kind)
     plans = list(plan(weights, kind))
     check(weights, metadata, extra)
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        make_folder(path.parent)
         handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=".gguf-")
         os.close(handle)
         try:

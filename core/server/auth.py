@@ -31,7 +31,7 @@ def load_token(home: Path) -> str:
     """The node's token; made at the first start, readable by its owner alone.
 
     Raises:
-        ConfigError: the file is readable by others, or empty.
+        ConfigError: the file is readable by others, too short, or no token.
     """
     path = paths.private_folder(home) / TOKEN_FILE
     try:
@@ -42,9 +42,24 @@ def load_token(home: Path) -> str:
         return token
     if mode & 0o077:
         raise ConfigError(f"{path}: others on this machine can read it (mode {mode:o}); delete it, a new one is made at start")
-    token = path.read_text("ascii", errors="replace").strip()
+    token = read_token(path)
     if len(token) < TOKEN_BYTES:
         raise ConfigError(f"{path}: holds {len(token)} characters, expected {TOKEN_BYTES}; delete it, a new one is made")
+    return token
+
+
+def read_token(path: Path) -> str:
+    """The token in `path`, for either side.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds something else than one line of printable ASCII.
+    """
+    try:
+        token = path.read_bytes().strip().decode("ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: no token can be read there ({error}); name the node's with --token-file") from error
+    if not token.isprintable() or " " in token:
+        raise ConfigError(f"{path}: holds {len(token.split())} words, expected one line with the token alone; mend the file")
     return token
 
 

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...core.screen import json_line, one_line
+
 if TYPE_CHECKING:
     import socket
     import ssl
@@ -122,12 +124,12 @@ def run_key(arguments: argparse.Namespace) -> None:
 def _print_json(answer: "Answer") -> None:
     found = [{"source": each.passage.source, "text": each.passage.text, "score": each.score} for each in answer.found]
     costs = {"bytes_up": answer.bytes_up, "bytes_down": answer.bytes_down, "seconds": round(answer.seconds, 3)}
-    print(json.dumps({"found": found, "passages": answer.passages, **costs}, ensure_ascii=False))
+    print(json_line({"found": found, "passages": answer.passages, **costs}))
 
 
 def _print_text(answer: "Answer") -> None:
     for each in answer.found:
-        print(f"{each.passage.text}\n  — {each.passage.source}, score {each.score:.2f}\n")
+        print(f"{each.passage.text}\n  — {one_line(each.passage.source)}, score {each.score:.2f}\n")
     print(
         f"{answer.passages} passages searched under encryption: {answer.bytes_up / 1000:.0f} kB up, "
         f"{answer.bytes_down / 1000:.0f} kB down, {answer.seconds:.1f} s. "

@@ -8,6 +8,7 @@ from argparse import ArgumentParser, Namespace, _SubParsersAction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...core.screen import one_line
 from . import budgeting, flags, owner_commands
 
 if TYPE_CHECKING:
@@ -164,9 +165,20 @@ def accept_invitation(arguments: Namespace) -> None:
 
 
 def text_of(given: str) -> str:
-    """What was given, or what the file of that name holds."""
+    """What was given, or what the file of that name holds.
+
+    Raises:
+        ConfigError: nothing at all, or a file that holds no text.
+    """
+    from ...core.errors import ConfigError
+
+    if not given.strip():
+        raise ConfigError("an empty text was given; give the whole line, or the name of a file that holds it")
     path = Path(given)
-    return path.read_text("utf-8") if len(given) < 128 and path.exists() else given
+    try:
+        return path.read_text("utf-8") if len(given) < 128 and path.is_file() else given
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: no text can be read there ({error}); give the line itself, or a text file") from error
 
 
 def fingerprint(key: str) -> str:
@@ -190,10 +202,10 @@ def show_federation(arguments: Namespace) -> None:
     print(f"  owner        {fingerprint(policy.owner)}  (compare with what the owner tells you)")
     if policy.founder not in ("", policy.owner):
         print(f"  founder      {fingerprint(policy.founder)}  (its key signed the owner's in)")
-    print(f"  coordinator  {policy.coordinator.address}")
-    print(f"  model        {policy.model.name}  sha256 {policy.model.digest[:16]}…")
+    print(one_line(f"  coordinator  {policy.coordinator.address}"))
+    print(one_line(f"  model        {policy.model.name}  sha256 {policy.model.digest[:16]}…"))
     for variant in policy.model.variants:
-        print(f"  or           {variant.name}  sha256 {variant.digest[:16]}…")
+        print(one_line(f"  or           {variant.name}  sha256 {variant.digest[:16]}…"))
     print(f"  adapter      rank {policy.adapter.rank}, upper {policy.adapter.upper_layers} layers, seed {policy.adapter.seed}")
     print(f"  protection   {protection.mode}, {protection.bits} bits, at least {protection.min_cohort} members a sum")
     print(f"  recipe       {recipe.rounds} rounds, lr {recipe.lr:g}, server momentum {recipe.server_momentum:g}")
@@ -204,8 +216,8 @@ def show_federation(arguments: Namespace) -> None:
         print(f"  member       {member.name:<20} {fingerprint(member.key)}{rank}{left}{over}")
     if (ranks := told_ranks(policy)) is not None:
         print(f"  ranks        {ranks}")
-    for line in joining_costs(policy):
-        print(f"  joining      {line}")
+    for cost in joining_costs(policy):
+        print(one_line(f"  joining      {cost}"))
 
 
 def joining_costs(policy: "Policy") -> list[str]:
@@ -247,7 +259,7 @@ def show_log(arguments: Namespace) -> None:
 
     chain = roster.read(arguments.file)
     for entry, change in zip(chain.entries, chain.changes, strict=True):
-        print(f"{change.number:>4}  {roster.date(change.at)}  {entry.digest[:16]}  {change.kind:<7} {said(change)}")
+        print(one_line(f"{change.number:>4}  {roster.date(change.at)}  {entry.digest[:16]}  {change.kind:<7} {said(change)}"))
     print(
         f"{len(chain.entries)} entries of {chain.policy.name}, every signature valid, owner {fingerprint(chain.policy.owner)}"
     )

@@ -29,7 +29,7 @@ from ...core import paths, tables
 from ...core.errors import AuthenticationError, ConfigError, RosterError
 from ...crypto.keys import Identity, PublicIdentity, bind
 from .identity import PublicCard
-from .policy import NAME, Policy, canonical, check_hex, is_over, require
+from .policy import LAST_MOMENT, NAME, Policy, canonical, check_hex, is_over, require
 from .roster import Invited, check_goes_on, date, note_invited, read
 
 T = TypeVar("T")
@@ -40,7 +40,6 @@ OPEN_FILE = "invitations.json"  # the owner's: public keys, names, dates
 MAX_CHARACTERS = 4096
 DAY_S = 86400
 MAX_DAYS = 36500
-LAST = 253402300799  # end of the year 9999: the last moment that has a date
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +58,7 @@ class Token:
         for text, what in ((self.federation, "federation"), (self.head, "head"), (self.seed, "seed")):
             check_hex(text, 32, what)
         require(bool(NAME.fullmatch(self.title) and NAME.fullmatch(self.name)), "title and name must be names")
-        require(self.version >= 1 and 0 < self.expires <= LAST, "version and expires must be numbers that can be")
+        require(self.version >= 1 and 0 < self.expires <= LAST_MOMENT, "version and expires must be numbers that can be")
 
     def __repr__(self) -> str:
         return f"Token({self.title}, {self.name})"
@@ -78,6 +77,9 @@ class Answer:
     card: str
     signature: str
     rank: int = 0  # columns of the adapter that the node can train; 0: all of them
+
+    def __post_init__(self) -> None:
+        require(0 <= self.rank < 1 << 16, f"rank = {self.rank} is no number of columns")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,5 +215,5 @@ def unpack(prefix: str, text: str, kind: type[T], what: str) -> T:
         body = line.removeprefix(prefix)
         table = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
         return tables.fill(kind, table, "")
-    except (ValueError, TypeError, AttributeError, ConfigError):
+    except (ValueError, TypeError, AttributeError, RecursionError, ConfigError):
         raise ConfigError(f"this is no {what}; copy the whole line that begins with {prefix}") from None

@@ -259,7 +259,16 @@ def owner_key(arguments: Namespace) -> Path:
 
 
 def until(days: float) -> int:
-    """The moment after so many days; 0 for 0."""
+    """The moment after so many days; 0 for 0.
+
+    Raises:
+        ConfigError: a moment that is past, or that has no date.
+    """
+    from ...core.errors import ConfigError
+    from .policy import LAST_MOMENT
+
+    if not 0 <= days * DAY_S < LAST_MOMENT - time.time():  # neither does nan lie between them
+        raise ConfigError(f"--days {days:g}: give days from now on, 0 for always")
     return int(time.time() + days * DAY_S) if days else 0
 
 

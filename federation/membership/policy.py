@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ...core.models.adapter import AdapterShape
     from ...core.training.trainer import Recipe as TrainerRecipe
 
+LAST_MOMENT = 253402300799  # of the year 9999, in seconds since 1970: later ones have no date
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MAX_BITS = 16
@@ -186,7 +187,7 @@ class Member:
     rank: int = 0  # first columns of the adapter that it trains; 0: all of them
 
     def __post_init__(self) -> None:
-        require(self.expires >= 0, f"expires = {self.expires} must be 0 or a moment, in seconds since 1970")
+        require(0 <= self.expires <= LAST_MOMENT, f"expires = {self.expires} must be 0 or a moment, in seconds since 1970")
         require(bool(NAME.fullmatch(self.name)), f"name = {self.name!r} must be lower-case letters, digits and dashes")
         check_hex(self.key, 32, "key")
         if self.transport:
@@ -222,7 +223,7 @@ class Policy:
         for text, what in ((self.founder, "founder"), (self.head, "head")):
             if text:
                 check_hex(text, 32, what)
-        require(self.expires >= 0, f"expires = {self.expires} must be 0 or a moment, in seconds since 1970")
+        require(0 <= self.expires <= LAST_MOMENT, f"expires = {self.expires} must be 0 or a moment, in seconds since 1970")
         require(self.version >= 1, f"version = {self.version} must be at least 1")
         self.privacy.check(self.protection.min_cohort, self.protection.min_tokens, len(self.members))
         self.aggregation.check(self.protection.mode)

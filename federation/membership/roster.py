@@ -22,7 +22,7 @@ from typing import Any
 from ...core import paths, tables
 from ...core.errors import ConfigError, RosterError
 from .chain import Chain, Entry
-from .policy import Policy, check_hex, is_over
+from .policy import LAST_MOMENT, Policy, check_hex, is_over
 
 CHAIN = "chain"
 FILE = "federation.toml"
@@ -70,7 +70,7 @@ def read_text(text: bytes, where: str) -> Chain:
         RosterError, ConfigError: as `parse`, or no TOML.
     """
     try:
-        return parse(tomllib.loads(text.decode("utf-8")), where)
+        return parse(tomllib.loads(tables.toml_text(text)), where)
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise RosterError(f"{where}not a federation file ({type(error).__name__}); refused") from None
 
@@ -261,7 +261,9 @@ def check_member(policy: Policy, key: bytes) -> str:
 
 
 def date(seconds: int) -> str:
-    """A moment for people."""
+    """A moment for people; a number that is none of the years 1970 to 9999 is shown as it is."""
+    if not 0 <= seconds <= LAST_MOMENT:
+        return f"the impossible moment {seconds}"
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 

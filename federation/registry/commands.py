@@ -7,6 +7,7 @@ from argparse import ArgumentParser, Namespace, _SubParsersAction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...core.screen import one_line
 from ..watch.words import percent
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def list_adapters(arguments: Namespace) -> None:
     active = registry.active()
     for name in registry.list():
         card = registry.card(name)
-        print(f"{'*' if name == active else ' '} {name[:SHOWN]}  {card.name:<20} {described(card)}")
+        print(one_line(f"{'*' if name == active else ' '} {name[:SHOWN]}  {card.name:<20} {described(card)}"))
     if not registry.list():
         print("no adapters here yet; join a federation: quietchoir join FED --data FOLDER")
 
@@ -144,7 +145,7 @@ def import_adapter(arguments: Namespace) -> None:
 
     chain = None if arguments.federation is None else roster.read(arguments.federation)
     name, card = transfer.bring_in(Registry(arguments.home), arguments.folder, weights_of(arguments), arguments.name, chain)
-    print(f"{name[:12]}  {card.name}  {described(card)}")
+    print(one_line(f"{name[:12]}  {card.name}  {described(card)}"))
 
 
 def weights_of(arguments: Namespace) -> "Weights":

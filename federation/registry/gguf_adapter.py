@@ -20,7 +20,7 @@ from ...core.models.adapter import MODULE, Adapter
 from ...core.models.architecture import Architecture
 from ...core.models.families import FAMILIES
 from ...core.models.from_gguf import interleave
-from ...core.paths import sync_folder
+from ...core.paths import make_folder, sync_folder
 
 ROTATED = ("self_attn.q_proj", "self_attn.k_proj")  # their rows turn with the position
 A_END, B_END = "lora_A.weight", "lora_B.weight"
@@ -35,7 +35,7 @@ def write(path: Path, adapter: Adapter, architecture: Architecture, *, mode: int
     """
     adapter.check(architecture)
     named = {theirs(name, architecture): order(name, adapter.tensors[name], architecture) for name in adapter.tensors}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:

@@ -41,10 +41,11 @@ def show_status(arguments: Namespace) -> None:
 def print_rounds(seen: dict[str, Any]) -> None:
     """One line a round."""
     from rich.console import Console
-    from rich.table import Table
+
+    from ...core import screen
 
     names = ("round", "in the sum", "dropped", "MB up", "MB down", "seconds", "loss", "accuracy before", "epsilon")
-    table = Table(*names, box=None)
+    table = screen.table(*names, box=None)
     for entry in seen["history"]:
         undone = " undone" if entry["kept"] is False else ""
         table.add_row(

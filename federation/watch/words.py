@@ -7,6 +7,8 @@ import json
 import sys
 from collections.abc import Callable
 
+from ...core.screen import one_line
+
 Event = dict[str, object]
 
 
@@ -17,7 +19,7 @@ def teller(json_lines: bool) -> Callable[[Event], None]:
         if json_lines:
             print(json.dumps(event, separators=(",", ":")), flush=True)
         elif (text := sentence(event)) is not None:
-            print(text, file=sys.stderr, flush=True)
+            print(one_line(text), file=sys.stderr, flush=True)
 
     return tell
 

@@ -158,3 +158,22 @@ def test_a_spoiled_token_or_answer_is_refused(file: Path, keys: NodeKeys, tmp_pa
         except (RosterError, ConfigError):
             continue
         assert found[:2] == ("zoe", keys.card)  # base64 that reads the same
+
+
+def test_a_moment_that_has_no_date_is_shown_as_a_number() -> None:
+    for moment in (-1, -(10**18), 10**18, 253402300800):
+        assert str(moment) in roster.date(moment)
+    assert roster.date(0) == "1970-01-01 00:00 UTC" and roster.date(253402300799).startswith("9999-12-31")
+
+
+@pytest.mark.parametrize("rank", [-1, 1 << 16, 10**40])
+def test_an_answer_with_an_impossible_rank_is_a_sentence(file: Path, keys: NodeKeys, tmp_path: Path, rank: int) -> None:
+    policy = roster.load(file)
+    _, answer = invitation.accept(invitation.invite(policy, file.parent, "zoe", 7), keys.card, tmp_path / "node")
+    table = invitation.unpack(invitation.ANSWER, answer, invitation.Answer, "answer")
+    changed = invitation.pack(invitation.ANSWER, {**dataclasses.asdict(table), "rank": rank})
+    before = (file.parent / invitation.OPEN_FILE).read_bytes()
+    for text in (changed, invitation.ANSWER + "W1tb" * 900):  # and one nested deeper than a parser goes
+        with pytest.raises(ConfigError, match="this is no answer"):
+            invitation.check(text, policy, file.parent)
+    assert (file.parent / invitation.OPEN_FILE).read_bytes() == before

@@ -7,7 +7,7 @@ import pytest
 
 from quietchoir.core.assistant.assistant import Answered, Called, Event, Finished, Text
 from quietchoir.core.assistant.context import Message
-from quietchoir.core.assistant.terminal import converse, visible
+from quietchoir.core.assistant.terminal import converse
 from quietchoir.core.assistant.tools import ToolResult
 from quietchoir.core.errors import EngineError
 from quietchoir.core.toolcall import ToolCall
@@ -81,5 +81,8 @@ def test_an_unknown_command_is_not_sent_to_anybody() -> None:
     assert speaker.asked == []
 
 
-def test_an_answer_cannot_move_the_cursor() -> None:
-    assert visible("a\x1b[2J\x07b\u202ec\td\n") == "a[2Jbc\td\n"
+def test_an_answer_cannot_move_the_cursor_nor_a_call_begin_a_line() -> None:
+    speaker = Speaker(Text("a\x1b[2J\x07b\u202ec\td\n"), Called("1", ToolCall("x", {"name": "\u2028> \x9b2J"})))
+    written = talk(speaker, "hello")
+    assert "a[2Jbc\td\n" in written
+    assert '[{"name": "x", "arguments": {"name": " > 2J"}}]\n' in written
