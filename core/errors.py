@@ -10,6 +10,7 @@
     │   └── IntegrityError             bytes whose hash is not the expected one
     ├── EngineError                    generation
     │   ├── RequestError               a request that can never run (too long, unknown adapter)
+    │   │   └── ChatTemplateError      the model cannot chat: no template, or one that cannot be used
     │   ├── CacheError                 a saved conversation that does not fit this model, adapter or engine
     │   └── OverloadedError            a request that could run later
     ├── CryptoError                    keys, masks, ciphertexts
@@ -74,6 +75,10 @@ class EngineError(QuietchoirError):
 
 class RequestError(EngineError):
     """This request can never run as it is."""
+
+
+class ChatTemplateError(RequestError):
+    """This model cannot chat: it has no chat template, or one that cannot be used. It can still complete."""
 
 
 class CacheError(EngineError):

@@ -1,6 +1,8 @@
-"""Runs a template that came with a model file, within bounds.
+"""Runs a template that came with a model file, within bounds; its own text comes out as `TemplateText`.
 
 Knows jinja2's syntax tree. Knows nothing of roles or tokens.
+Always: what a run gives is what jinja2's own sandbox gives, letter for letter; only constants of the template's source
+(and what the caller hands in as `TemplateText`) are the template's own letters.
 Covered: reaching Python or the machine (jinja2's sandbox, with few filters and functions), looping for long, recursion,
 texts and numbers that grow without end: each run has a budget of steps and letters, and ends with a `TemplateError`.
 Not covered: what the template writes; a template may say anything in the model's name.
@@ -8,39 +10,55 @@ Not covered: what the template writes; a template may say anything in the model'
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from datetime import datetime
 from typing import Any, cast
 
 from jinja2 import TemplateError, nodes, pass_context
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension, LoopControlExtension
+from jinja2.filters import make_attrgetter
 from jinja2.parser import Parser
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.utils import Namespace
+from markupsafe import Markup
+
+from .provenance import TemplateText, concat, own, percent, same_places, tracing
 
 LONGEST_SOURCE = 256 << 10  # letters; the longest published templates have 20,000
 BUDGET = "*budget*"  # no name that a template can write
-FILTERS = (
-    "abs capitalize count default d dictsort first float int items join last length list lower map max min reject rejectattr "
-    "replace reverse round safe select selectattr sort string title trim unique upper"
+FILTERS = (  # all of jinja2's but `random`, whose answer is another each time, and `urlize`, which is slow
+    "abs attr batch capitalize center count d default dictsort e escape filesizeformat first float forceescape format groupby "
+    "indent int items join last length list lower map max min pprint reject rejectattr replace reverse round safe select "
+    "selectattr slice sort string striptags sum title trim truncate unique upper urlencode wordcount wordwrap xmlattr"
 )
-METHODS = (
-    "capitalize count endswith find index isalnum isalpha isdigit isspace join lower lstrip removeprefix removesuffix "
-    "replace rfind rindex rsplit rstrip split splitlines startswith strip title upper"
+METHODS = (  # all of a text's but those that make bytes or tables
+    "capitalize casefold center count endswith expandtabs find index isalnum isalpha isascii isdecimal isdigit isidentifier "
+    "islower isnumeric isprintable isspace istitle isupper join ljust lower lstrip partition removeprefix removesuffix replace "
+    "rfind rindex rjust rpartition rsplit rstrip split splitlines startswith strip swapcase title upper zfill"
 )
-TEXTUAL = "capitalize lower upper title trim replace string float int"  # filters that write their input out
+PADDING = ("batch", "center", "expandtabs", "indent", "ljust", "rjust", "slice", "zfill")  # grow by a number in their arguments
+WRITTEN = (  # filters that write their input out
+    "capitalize center e escape float forceescape format indent int lower pprint replace string striptags title trim truncate "
+    "upper urlencode wordcount wordwrap xmlattr"
+)
+SLOW = ("striptags", "wordwrap")  # move what is left of a text, again and again
 BITS = 256  # of a whole number
-DATE = re.compile(r"[ %A-Za-z:,./-]{0,40}")  # what `strftime_now` takes
+WIDEST = 4096  # letters that a format may fill up to
+DATE = re.compile(r"(?:[^%]|%[-_]?[A-Za-z%]){0,60}")  # what `strftime_now` takes: no widths
+WIDTH = re.compile(r"[0-9]+|\*")
+SPECS = re.compile(r"%[-#0 +]*([0-9*.]*)")
 
 
 class Budget:
     """What one run may still use."""
 
-    def __init__(self, messages: int) -> None:
-        self.steps = 200_000 + 20_000 * messages
-        self.letters = (1 << 20) + (1 << 14) * messages  # of all texts that are made, together
-        self.longest = (1 << 16) + (1 << 10) * messages  # of one text or list
+    def __init__(self, messages: int, letters: int = 0) -> None:
+        """For a conversation of so many messages, which have so many letters together."""
+        self.steps = 200_000 + 20_000 * messages + 16 * letters
+        self.letters = (1 << 20) + (1 << 14) * messages + 128 * letters  # of all texts that are made, together
+        self.longest = (1 << 16) + (1 << 10) * messages + 8 * letters  # of one text or list
 
     def step(self, count: int = 1) -> None:
         """Use steps."""
@@ -102,20 +120,78 @@ class Generation(Extension):
 
     tags = {"generation"}  # noqa: RUF012  # the library's way
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        """The content."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> nodes.Node:
+        """A block that is called at once, as in `transformers`: what is set inside stays inside."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("content"), [], [], body).set_lineno(line)
+
+    def content(self, caller: Callable[[], str]) -> str:
+        """What stands inside."""
+        return caller()
+
+
+class OwnText(CodeGenerator):
+    """Python code in which each text of the source is a `TemplateText`."""
+
+    def visit_Const(self, node: nodes.Const, frame: Frame) -> None:  # noqa: N802  # the library's name
+        """A constant, of the source or folded from some."""
+        kept = cast(Bounded, self.environment).constants
+        kept.append(constant(node.as_const(frame.eval_ctx)))
+        self.write(f"environment.constants[{len(kept) - 1}]")
+
+
+def constant(value: Any) -> Any:
+    """A constant whose texts are the template's, also inside lists and objects."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(constant, value))
+    if isinstance(value, dict):
+        return {constant(key): constant(item) for key, item in value.items()}
+    return TemplateText(value) if type(value) is str else value
+
+
+class Formatter(SandboxedFormatter):
+    """`"…{}…".format(…)`, piece by piece."""
+
+    def __init__(self, environment: "Bounded", budget: Budget) -> None:
+        super().__init__(environment)
+        self.budget, self.number = budget, 0
+
+    def vformat(self, form: str, values: Sequence[Any], named: Mapping[str, Any]) -> str:
+        """The whole; a field without a format keeps its marks."""
+        pieces: list[str] = []
+        literal_own = 0 not in own(form)
+        for literal, name, spec, conversion in self.parse(form):
+            pieces.append(TemplateText(literal) if literal_own else literal)
+            if name is not None:
+                if name == "":
+                    name, self.number = str(self.number), self.number + 1
+                value = self.get_field(name, values, named)[0]
+                self.budget.walk(value, printed=True)
+                value = self.convert_field(value, cast(Any, conversion))
+                pieces.append(self.format_field(value, self.vformat(spec, values, named) if spec else ""))
+        return concat(pieces)
+
+    def format_field(self, value: Any, spec: str) -> str:
+        """One value."""
+        if spec and not isinstance(value, str | int | float):
+            raise TemplateError(f"a {type(value).__name__} is formatted by {spec!r:.40}")
+        self.budget.make(widths(spec))
+        return cast(str, self.budget.checked(format(value, spec) if spec else self.budget.text(value)))
 
 
 class Bounded(ImmutableSandboxedEnvironment):
     """jinja2's sandbox with a budget in the place of trust."""
 
     intercepted_binops = frozenset(["+", "-", "*", "/", "//", "**", "%"])
+    code_generator_class = OwnText
+    concat = staticmethod(concat)  # of what a macro, a block or the whole puts out
 
     def __init__(self) -> None:
+        self.constants: list[Any] = []  # of the one template that is made of this
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension, Generation])
-        kept = {name: counted(name, self.filters[name]) for name in FILTERS.split()}
+        own_filters = {"format": pass_context(fill), "sum": pass_context(total)}
+        kept = {name: counted(name, own_filters.get(name, self.filters[name])) for name in FILTERS.split()}
         self.filters = kept | {"tojson": pass_context(to_json), "*each": each, "*write": write, "*join": join, "*step": step}
         self.filters["*hold"] = hold
         allowed = {name: self.globals[name] for name in ("range", "dict", "namespace")}
@@ -136,13 +212,28 @@ class Bounded(ImmutableSandboxedEnvironment):
             ]
         return cast(nodes.Template, joined(tree))
 
-    def wrap_str_format(self, _value: Any) -> None:
-        """No text is formatted here, whatever guards the library has for it: "{:999999999}" makes one without end."""
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """A text's `format`, within the budget; whatever guards the library has for it, "{:999999999}" has no end there."""
+        form = getattr(value, "__self__", None)
+        name = getattr(value, "__name__", "") if isinstance(form, str) else ""
+        if name not in ("format", "format_map"):
+            return None
+        if isinstance(form, Markup):
+            raise TemplateError("an escaped text is formatted")
+
+        @pass_context
+        def run(context: Context, *values: Any, **named: Any) -> str:
+            fields, given = ((), values[0]) if name == "format_map" else (values, named)
+            return Formatter(self, context.parent[BUDGET]).vformat(cast(str, form), fields, given)
+
+        return run
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """left operator right."""
         budget: Budget = context.parent[BUDGET]
         budget.step()
+        if operator == "%" and isinstance(left, str):
+            return budget.checked(formatted(budget, left, right))
         if operator in ("**", "%") and not all(isinstance(side, int | float) and abs(side) < 1e4 for side in (left, right)):
             raise TemplateError(f"{operator} is only there for small numbers")
         if operator == "*":
@@ -155,9 +246,10 @@ class Bounded(ImmutableSandboxedEnvironment):
         """obj(*args, **kwargs)."""
         budget: Budget = context.parent[BUDGET]
         budget.step(10)
-        owner = getattr(obj, "__self__", None)
+        owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
+        if isinstance(owner, int | float | bytes):
+            raise TemplateError(f"a {type(owner).__name__} has no {name:.40} here")  # to_bytes(10**9)
         if isinstance(owner, str):
-            name = getattr(obj, "__name__", "")
             if name not in METHODS.split():
                 raise TemplateError(f"a text has no {name:.40} here")
             budget.step(len(owner) >> 8)
@@ -165,6 +257,9 @@ class Bounded(ImmutableSandboxedEnvironment):
                 budget.make(grown(budget, owner, *args, **kwargs))
             if name == "join":
                 args = (sized_join(budget, owner, *args),)
+            if name in PADDING:
+                budget.make(padded(owner, args, kwargs))
+            obj = obj if isinstance(owner, Markup) else getattr(tracing(owner), name)
         return budget.checked(super().call(context, obj, *args, **kwargs))
 
 
@@ -224,7 +319,7 @@ def hold(context: Context, value: Any) -> Any:
 def join(context: Context, parts: list[Any]) -> str:
     """`a ~ b`."""
     budget: Budget = context.parent[BUDGET]
-    text = "".join(map(budget.text, parts))
+    text = concat(map(budget.text, parts))
     budget.make(len(text))
     return text
 
@@ -237,16 +332,23 @@ def counted(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     def run(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
         budget: Budget = context.parent[BUDGET]
         budget.step(1 + (len(value) >> 8 if isinstance(value, str) else len(value) if isinstance(value, Sized) else 0))
-        if name in TEXTUAL.split() and not isinstance(value, Iterator):
+        if name in WRITTEN.split() and not isinstance(value, Iterator):
             budget.walk([value, *args, *kwargs.values()], printed=True)
         if name == "replace":
             budget.make(grown(budget, value, *args, **kwargs))
+            value = tracing(budget.text(value))
         if name == "join":
-            value = sized_join(budget, args[0] if args else kwargs.get("d", ""), value)
+            separator, *rest = args or (kwargs.pop("d", ""),)
+            value, args = sized_join(budget, separator, value), (tracing(budget.text(separator)), *rest)
+        if name in PADDING:
+            budget.make(padded(value, args, kwargs))
+        if name in SLOW:
+            wrap(budget, budget.text(value), args, kwargs)
         if isinstance(value, Iterator):
             value = budget.each(value)
         first = {"context": context, "eval_context": context.eval_ctx, "environment": context.environment}
-        return budget.checked(original(*([first[wants]] if wants else []), value, *args, **kwargs))
+        found = original(*([first[wants]] if wants else []), value, *args, **kwargs)
+        return budget.checked(same_places(value, found) if name == "title" else found)
 
     return run
 
@@ -257,6 +359,63 @@ def grown(budget: Budget, value: Any, old: Any = "", new: Any = "", *_rest: Any,
     return len(text) + (len(text) // max(lengths[0], 1) + 1) * lengths[1]
 
 
+def padded(value: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """The longest that a text or list can become that is padded by the numbers and texts in these arguments."""
+    numbers = [
+        abs(one) if isinstance(one, int) else len(one) for one in (*args, *kwargs.values()) if isinstance(one, int | str)
+    ]
+    places = 1 + sum(map(value.count, "\t\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029")) if isinstance(value, str) else 1
+    return places * max(numbers, default=8) + (len(value) if isinstance(value, Sized) else 0)
+
+
+def wrap(budget: Budget, text: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Count what the library does in putting breaks into a text, or in taking tags out of it."""
+    given = [*args, *kwargs.values()]
+    width = min((one for one in given if type(one) is int), default=79)
+    budget.step(len(text) ** 2 // max(width, 1) >> 10)
+    budget.make(len(text) * max((len(one) for one in given if isinstance(one, str)), default=1))
+
+
+def widths(spec: str) -> int:
+    """The widths that stand in a format, together.
+
+    Raises:
+        TemplateError: one of them is no number, or a large one.
+    """
+    found = WIDTH.findall(spec)
+    if not all(number.isdigit() and len(number) < 5 and int(number) <= WIDEST for number in found):
+        raise TemplateError(f"a text is formatted by {spec!r:.40}")
+    return sum(map(int, found))
+
+
+def formatted(budget: Budget, form: str, values: Any) -> str:
+    """`form % values`."""
+    unnamed = re.sub(r"%\([^()]*\)", "%", form)
+    if "%(" in unnamed:
+        raise TemplateError(f"a text is formatted by {form!r:.40}")
+    budget.walk(values, printed=True)
+    named = [len(budget.text(one)) for one in values.values()] if isinstance(values, Mapping) else []
+    budget.make(sum(map(widths, SPECS.findall(unnamed))) + form.count("%") * max(named, default=0))
+    return cast(str, form % values if isinstance(form, Markup) else percent(form, values))
+
+
+def fill(context: Context, value: Any, *values: Any, **named: Any) -> str:
+    """The filter `format`."""
+    budget: Budget = context.parent[BUDGET]
+    if values and named:
+        raise TemplateError("a text is formatted by position and by name at once")
+    return formatted(budget, budget.text(value), named or values)
+
+
+def total(context: Context, items: Iterable[Any], attribute: Any = None, start: Any = 0) -> Any:
+    """The filter `sum`."""
+    environment = cast(Bounded, context.environment)
+    part: Callable[[Any], Any] = (lambda item: item) if attribute is None else make_attrgetter(environment, attribute)
+    for item in items:
+        start = environment.call_binop(context, "+", start, part(item))
+    return start
+
+
 def sized_join(budget: Budget, separator: Any, items: Iterable[Any]) -> list[Any]:
     """The items of a join, its result counted before it is made."""
     found, between = list(budget.each(items)), len(budget.text(separator))
@@ -264,13 +423,23 @@ def sized_join(budget: Budget, separator: Any, items: Iterable[Any]) -> list[Any
     return found
 
 
-def to_json(context: Context, value: Any, indent: int | None = None, sort_keys: bool = False, **_: Any) -> str:
-    """As Hugging Face's templates expect it: letters stay letters."""
-    if indent is not None and not 0 <= indent <= 8:
+def to_json(
+    context: Context,
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """As Hugging Face's templates expect it: letters stay letters, and options in this order."""
+    budget: Budget = context.parent[BUDGET]
+    if (len(indent) if isinstance(indent, str) else indent or 0) > 8:
         raise TemplateError(f"tojson with indent {indent!r:.10}")
-    context.parent[BUDGET].walk(value, printed=True)
-    text = json.dumps(value, ensure_ascii=False, indent=indent, sort_keys=sort_keys)
-    context.parent[BUDGET].make(len(text))
+    if separators is not None and max(map(len, separators)) > 8:
+        raise TemplateError(f"tojson with separators {separators!r:.40}")
+    budget.walk(value, printed=True)
+    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    budget.make(len(text))
     return text
 
 
@@ -286,6 +455,6 @@ def refuse(reason: str) -> None:
     raise TemplateError(reason)
 
 
-def budgeted(variables: Mapping[str, Any], messages: int) -> dict[str, Any]:
+def budgeted(variables: Mapping[str, Any], messages: int, letters: int) -> dict[str, Any]:
     """What a run is given: the variables, and a budget under a name that no template can write."""
-    return {**variables, BUDGET: Budget(messages)}
+    return {**variables, BUDGET: Budget(messages, letters)}

@@ -8,8 +8,10 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import ChatTemplateError
 from .architecture import Architecture
 from .blocks import Blocks
+from .tokenizer import Tokenizer
 from .weights import read_parts
 
 
@@ -21,7 +23,7 @@ class Summary:
     parameters: int  # weights, the head counted once where it is the embedding
     bytes: int  # of all tensors
     kinds: dict[str, int]  # block type -> weights held in it, most first
-    chat: bool  # whether it has a chat template
+    chat: str  # "yes", or why it cannot chat
 
     def lines(self) -> list[tuple[str, str]]:
         """Label and value of each line."""
@@ -36,7 +38,7 @@ class Summary:
             ("heads", f"{own.heads} of {own.head_size}, sharing {own.kv_heads} of keys and values"),
             ("vocabulary", f"{own.vocabulary:,}"),
             ("context", f"{own.context:,}" + (f", in windows of {', '.join(map(str, windows))}" if windows else "")),
-            ("chat template", "yes" if self.chat else "no"),
+            ("chat template", self.chat),
         ]
 
 
@@ -52,4 +54,13 @@ def summarize(path: Path) -> Summary:
     for blocks in distinct.values():
         kinds[blocks.kind] += blocks.shape[0] * blocks.shape[1]
     size = sum(blocks.raw.numel() for blocks in distinct.values())
-    return Summary(architecture, kinds.total(), size, dict(kinds.most_common()), bool(tokenizer.vocabulary.template))
+    return Summary(architecture, kinds.total(), size, dict(kinds.most_common()), chats(tokenizer))
+
+
+def chats(tokenizer: Tokenizer) -> str:
+    """Whether a model can chat."""
+    try:
+        tokenizer.check_template()
+    except ChatTemplateError as error:
+        return "no" if not tokenizer.vocabulary.template else str(error)
+    return "yes"

@@ -10,10 +10,12 @@ letters and accents first, as its makers' does.)
 import codecs
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tokenizers import Tokenizer as Cutter
 
-from .chat import ChatTemplate
+from ..errors import ChatTemplateError
+from .chat import ChatTemplate, Piece, plain, texts
 from .cutting import build, cut
 from .vocabulary import CONTROL, Vocabulary
 
@@ -29,7 +31,7 @@ class Tokenizer:
             later: what cuts text behind a control token, where that is not the same.
 
         Raises:
-            ModelFileError: merges, splitting rule or chat template that cannot be used.
+            ModelFileError: merges or a splitting rule that cannot be used.
         """
         self.vocabulary = vocabulary
         self.stop_tokens = vocabulary.stop
@@ -54,16 +56,26 @@ class Tokenizer:
         """
         return self._cut(text, self._cutter)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
         """Tokens of a conversation, each message with "role" and "content".
+
+        They are those of `transformers`' `apply_chat_template`, but that role marks inside contents are letters.
 
         Raises:
             RequestError: a conversation the model cannot take.
-            ModelFileError: the model has no chat template.
+            ChatTemplateError: the model has no chat template, or one that cannot be used.
         """
         tokens: list[int] = []
         run = ""  # text since the last control token: cut as one, as a tokenizer that sees the whole would cut it
-        for piece in self._template.render(messages, add_generation_prompt=add_generation_prompt):
+        pieces = self._template.render(messages, add_generation_prompt=add_generation_prompt, tools=tools)
+        self._check_marks(pieces, messages, tools)
+        for piece in pieces:
             for part in [piece.text] if piece.written or self._control is None else self._control.split(piece.text):
                 if part and not piece.written and part in self._controls:
                     tokens += [*self._run(run, tokens), self._controls[part]]
@@ -71,6 +83,25 @@ class Tokenizer:
                 else:
                     run += part
         return tokens + self._run(run, tokens)
+
+    def check_template(self) -> None:
+        """Whether this model can chat at all.
+
+        Raises:
+            ChatTemplateError: no; the sentence says why.
+        """
+        self._template.compiled()
+
+    def _check_marks(self, pieces: Sequence[Piece], *given: Any) -> None:
+        """Refuse a template that makes its marks in a way that loses whose they are: the model would see mere letters."""
+        for piece in pieces:
+            found = [name for name in self._controls if name and name in piece.text] if piece.written else []
+            for name in found:
+                if not any(name in text for one in given for text in texts(plain(one))):
+                    raise ChatTemplateError(
+                        f"the model's chat template makes {name!r:.60} in a way that cannot be told from what people write; "
+                        "use plain completion or another model"
+                    )
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of tokens; control tokens are left out, bytes that are not UTF-8 become U+FFFD."""

@@ -14,13 +14,11 @@ from typing import Any
 from tokenizers import Tokenizer as Cutter
 
 from ..errors import ModelFileError
+from .bounded import LONGEST_SOURCE
 from .cutting import RULES, Rule, cut
 from .folder import CONFIG, GENERATION, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, optional_json, read_json
 from .tokenizer import Tokenizer
 from .vocabulary import BYTE, CONTROL, ENDS, LONGEST, UNKNOWN, UNUSED, USER_DEFINED, Spelling, Vocabulary, byte_of_piece
-
-NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
-MAX_TEMPLATE = 1 << 20  # bytes
 
 
 def read_tokenizer(folder: Path, count: int) -> Tokenizer:
@@ -49,7 +47,7 @@ def read_tokenizer(folder: Path, count: int) -> Tokenizer:
             template=template_of(folder, config),
             space_first=puts_space_first(described),
             trims_after=frozenset(trimming(described, tokens, kinds)),
-            named=tuple((name, text) for name in NAMED if (text := text_of(config.get(name)))),
+            named=tuple(named_tokens(config)),
             start=start_of(cutter, config, tokens, kinds),
             stop=stop_of(folder, config, tokens, kinds),
         )
@@ -181,17 +179,27 @@ def text_of(entry: object) -> str:
 
 
 def template_of(folder: Path, config: dict[str, Any]) -> str:
-    """The chat template: a file of its own, or an entry of tokenizer_config.json, alone or by name."""
+    """The chat template: a file of its own, or an entry of tokenizer_config.json, alone or by name.
+
+    One that cannot be used comes as it is: it is refused when a chat is asked for.
+    """
     path = folder / TEMPLATE
     if path.exists():
-        if path.stat().st_size > MAX_TEMPLATE:
-            raise ValueError(f"{TEMPLATE} is larger than {MAX_TEMPLATE} bytes")
-        return path.read_text("utf-8")
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.read(LONGEST_SOURCE + 1)
     found = config.get("chat_template")
     if isinstance(found, list):
         named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
         found = named.get("default")
     return found if isinstance(found, str) else ""
+
+
+def named_tokens(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Tokens that a chat template may ask for by name: "bos_token" and all of that form."""
+    extra = config.get("extra_special_tokens")
+    for name, found in {**config, **(extra if isinstance(extra, dict) else {})}.items():
+        if name.endswith("_token") and (text := text_of(found)):
+            yield name, text
 
 
 def start_of(cutter: Cutter, config: dict[str, Any], tokens: tuple[str, ...], kinds: tuple[int, ...]) -> tuple[int, ...]:

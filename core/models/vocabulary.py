@@ -16,6 +16,8 @@ ENDS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<end_of
 SPACE = "▁"  # stands for a space in SentencePiece's tokens
 LONGEST = 1024  # letters of one token; those of known models have at most 256
 Spelling = Literal["bytes", "sentencepiece"]
+# What a chat template calls a token, and GGUF's key of its number. Source: gguf-py's constants.
+NAMED = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,14 +131,15 @@ def read_scores(file: GgufFile, count: int) -> tuple[float, ...]:
 
 def read_ends(file: GgufFile, tokens: tuple[str, ...], kinds: tuple[int, ...], *, default_start: bool) -> dict[str, Any]:
     """The fields `start`, `stop` and `named`."""
-    eos, bos = (file.value(f"tokenizer.ggml.{name}_token_id", int, -1) for name in ("eos", "bos"))
+    numbers = {name: file.value(f"tokenizer.ggml.{key}_token_id", int, -1) for name, key in NAMED.items()}
+    bos, eos = numbers["bos_token"], numbers["eos_token"]
     ends = {eos, file.value("tokenizer.ggml.eot_token_id", int, -1)} - {-1}
     ends |= {index for index, token in enumerate(tokens) if kinds[index] == CONTROL and token in ENDS}
     starts = file.value("tokenizer.ggml.add_bos_token", bool, default_start and bos >= 0)
     start = (file.value("tokenizer.ggml.bos_token_id", int),) if starts else ()
-    if any(not -1 <= token < len(tokens) for token in (*ends, *start, eos, bos)) or -1 in start:
+    if any(not -1 <= token < len(tokens) for token in (*ends, *start, *numbers.values())) or -1 in start:
         raise ModelFileError(f"{file.path}: an end or start token is beyond the {len(tokens)} tokens; get the model again")
-    named = tuple((name, tokens[place]) for name, place in (("bos_token", bos), ("eos_token", eos)) if place >= 0)
+    named = tuple((name, tokens[place]) for name, place in numbers.items() if place >= 0)
     return {"start": start, "stop": frozenset(ends), "named": named}
 
 

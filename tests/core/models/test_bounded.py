@@ -53,10 +53,35 @@ from .test_hostile import CASES, GROWTH, HELLO, SECONDS, peak
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
         "{{ range(99999)|map('upper')|map('lower')|list|length }}" * 100,
         "{{ lipsum(n=10**9) }}",
+        "{{ '%*d' % (10**9, 1) }}",
+        "{{ '%((a))999999999d' % {'(a)': 1} }}",
+        "{{ '%(a)999999999d'|format(a=1) }}",
+        "{{ '%.999999999f' % 1 }}",
+        "{{ ('%(a)s' * 9000) % {'a': 'x' * 60000} }}",
+        "{{ ('{0}' * 9000).format('x' * 60000) }}",
+        "{{ '{0:{1}}'.format(1, 10**9) }}",
+        "{{ '{0!r:>999999999}'.format(1) }}",
+        "{{ '{a:999999999}'.format_map({'a': 1}) }}",
+        "{{ '{0.__class__.__mro__}'.format(1) }}",
+        "{{ '{:9999999999}'|format }}{{ ('{:999999999}'|safe).format(1) }}",
+        "{{ (1).to_bytes(10**9) }}",
+        "{{ 'x'.zfill(10**9) }}",
+        "{{ '\t'.expandtabs(10**9) }}",
+        "{{ ('\t' * 60000).expandtabs(60000) }}",
+        "{{ ('x\n' * 30000)|indent(60000) }}",
+        "{{ ('x' * 60000)|wordwrap(1, wrapstring='y' * 60000) }}",
+        "{{ [1]|batch(10**9, 1)|list }}",
+        "{{ [1]|slice(10**9)|list }}",
+        "{{ ([[1] * 30000] * 30000)|sum(start=[]) }}",
+        "{{ messages|tojson(indent='x' * 60000) }}",
+        "{{ messages|tojson(separators=('x' * 60000, ':')) }}",
+        "{{ (''|attr('ljust'))(10**9) }}",
+        "{{ ('&' * 60000)|e|e|e|e|e|e|e|e|e|e }}",
+        "{% filter center(10**9) %}x{% endfilter %}",
         "{{ cycler.__init__.__globals__.os.getcwd() }}",
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{{ messages.append(1) }}",
-        "{{ ''|attr('__class__') }}",
+        "{{ (''|attr('__class__')).__mro__ }}",
         "{% include '/etc/passwd' %}",
         "{{" + "(" * 20_000 + "1" + ")" * 20_000 + "}}",
         "{{1" + "+1" * 100_000 + "}}",
@@ -87,7 +112,8 @@ def test_what_honest_templates_do_is_still_there() -> None:
     messages = [{"role": "system", "content": "x"}, {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
     pieces = ChatTemplate(source, {"bos_token": "<s>"}).render(messages, add_generation_prompt=False)
     assert "".join(piece.text for piece in pieces) == '<user>hi|<assistant>yo!1{"a": "é"}bC43TrueTrue'
-    assert [piece.text for piece in pieces if piece.written] == ["hi", "yo"]
+    written = [piece.text for piece in pieces if piece.written]
+    assert written == ["hi", "yo", '1{"a": "é"}', "43TrueTrue"]  # numbers and JSON are made, and no marks
 
 
 def test_a_long_conversation_is_within_the_budget() -> None:

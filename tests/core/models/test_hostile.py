@@ -134,8 +134,6 @@ def spoil_index(folder: Path, places: object) -> None:
         (lambda f: spoil_index(f, {str(n): f"{n}.safetensors" for n in range(2000)}), ModelFileError, "names 2000 files"),
         (lambda f: spoil_index(f, 7), ModelFileError, "names 0 files"),
         (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 64), ModelFileError, "damaged or cut short"),
-        (lambda f: (f / "chat_template.jinja").write_text("{% for %}"), ModelFileError, "chat template cannot be read"),
-        (lambda f: (f / "chat_template.jinja").write_text("a" * 300_000), ModelFileError, "has 300000 letters"),
         (lambda f: edited(f / "tokenizer.json", decoder={"type": "Fuse"}), ModelFileError, r"a decoder of \['Fuse'\]"),
         (
             lambda f: edited(f / "tokenizer.json", model={"type": "WordLevel", "vocab": {}, "unk_token": "a"}),
@@ -151,6 +149,25 @@ def test_a_folder_that_is_not_what_it_claims_is_refused(
     spoil(copy)
     with pytest.raises(error, match=sentence):
         weights.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("template", "sentence"),
+    [
+        (b"{% for %}", "chat template cannot be read"),
+        (b"a" * 300_000, "letters, at most 262144 are read"),
+        (b"{{ messages|no_such_filter }}", "chat template cannot be read .*no_such_filter"),
+        (b"{% include 'other' %}", "refuses this conversation: no loader"),
+        (b"\xff{{ bos_token", "chat template cannot be read"),
+        (b"", "no chat template"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_refused_when_a_chat_is_asked_for(copy: Path, template: bytes, sentence: str) -> None:
+    (copy / "chat_template.jinja").write_bytes(template)
+    loaded = weights.load(copy)
+    assert loaded.tokenizer.encode("hello")
+    with pytest.raises(RequestError, match=sentence):
+        loaded.tokenizer.encode_chat(HELLO)
 
 
 def test_tensors_too_many_too_few_or_of_another_kind_are_refused(copy: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quietchoir.core.errors import ModelFileError, RequestError
+from quietchoir.core.errors import ChatTemplateError, RequestError
 from quietchoir.core.models import weights
 from quietchoir.core.models.tokenizer import Tokenizer
 from quietchoir.core.models.weights import Weights
@@ -140,7 +140,7 @@ def test_a_model_without_a_template_says_so(write_model: WriteModel) -> None:
     plain = weights.load(write_model(metadata={"tokenizer.chat_template": None, "tokenizer.ggml.add_bos_token": True}))
     assert plain.tokenizer.start_tokens == (1,)
     assert plain.tokenizer.decode(plain.tokenizer.encode("hello hell")) == "hello hell"
-    with pytest.raises(ModelFileError, match="no chat template"):
+    with pytest.raises(ChatTemplateError, match="no chat template"):
         plain.tokenizer.encode_chat([{"role": "user", "content": "x"}])
 
 
