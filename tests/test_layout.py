@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("core", "crypto", "federation", "plugins", "simulations")
-HARD_STOP = 400  # lines of one file
+HARD_STOP = 600  # lines of one file
 
 # What each floor may stand on besides itself.
 FLOORS = {
