@@ -46,7 +46,7 @@ def report(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def figures(report: dict[str, Any]) -> list[Figure]:
+def figures(report: dict[str, Any]) -> list[Figure]:  # noqa: ARG001
     """Rows of the table."""
     return [
         Figure("tried", "", "attacks tried", at_least=30),
