@@ -45,9 +45,17 @@ def _register_data(parser: ArgumentParser) -> None:
     home.add_argument("--test", type=int, default=100, metavar="N", help="held-out examples a household")
     home.add_argument("--seed", type=int, default=1, metavar="N", help="the same seed builds the same households")
     home.set_defaults(run=build_home)
-    jsonl = kinds.add_parser("jsonl", help="your own chat-format examples, one JSON object a line")
+    jsonl = kinds.add_parser(
+        "jsonl", help="your own conversations, one JSON object a line; of a row its last answer is learned"
+    )
     jsonl.add_argument("file", type=Path, metavar="FILE")
+    jsonl.add_argument(
+        "--format", default="chat", choices=["chat", "sharegpt", "alpaca"], help="of the rows (default: chat, OpenAI's)"
+    )
     jsonl.add_argument("--partition-by", metavar="KEY", help="one party for each value of this key")
+    jsonl.add_argument("--test-share", type=float, default=0.2, metavar="X", help="of each party's rows (default 0.2)")
+    jsonl.add_argument("--seed", type=int, default=1, metavar="N", help="the same seed divides the same way")
+    jsonl.add_argument("--limit", type=int, metavar="N", help="at most so many rows of each party, chosen by the seed")
     jsonl.set_defaults(run=build_jsonl)
     for kind in (home, jsonl):
         kind.add_argument("--out", type=Path, metavar="FOLDER", help="default: data/ in the node's home")
@@ -128,11 +136,15 @@ def build_home(arguments: Namespace) -> None:
 
 
 def build_jsonl(arguments: Namespace) -> None:
-    """Check a chat-format file whole, then split it into parties."""
+    """Check a file whole, then split it into parties."""
+    from .training.dataset import Division
     from .training.dataset import build_jsonl as build
 
     folder = arguments.out or paths.home() / "data" / arguments.file.stem
-    build(arguments.file, folder, partition_by=arguments.partition_by)
+    division = Division(
+        partition_by=arguments.partition_by, test_share=arguments.test_share, seed=arguments.seed, limit=arguments.limit
+    )
+    build(arguments.file, folder, division, arguments.format)
     _print_parties(folder)
 
 

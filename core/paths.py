@@ -4,10 +4,12 @@ Knows the platform's conventions. Knows nothing of what the files hold.
 Always: `write_atomically` leaves the old file or the whole new one, never a mixture.
 """
 
+import contextlib
 import errno
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from .errors import ConfigError, QuietchoirError
@@ -105,6 +107,43 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         raise QuietchoirError(f"{path}: not written, {reason}; the old file, if any, is untouched") from error
     finally:
         Path(scratch).unlink(missing_ok=True)
+
+
+def write_together(files: Mapping[Path, bytes], *, mode: int = 0o644) -> None:
+    """Write several files beside their places, and only then rename all of them: all are there, or none.
+
+    Raises:
+        QuietchoirError: no space or no permission; old files are untouched and no folder that was missing stays.
+
+    Not covered: a power cut between two renames.
+    """
+    staged: dict[Path, Path] = {}
+    made: list[Path] = []
+    try:
+        for path, content in files.items():
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            made += [folder for folder in (*reversed(path.parent.parents), path.parent) if not folder.exists()]
+            make_folder(path.parent)
+            handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            staged[path] = Path(scratch)
+            os.fchmod(handle, mode)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in files:
+            staged.pop(path).replace(path)
+    except OSError as error:
+        for scratch_file in staged.values():
+            scratch_file.unlink(missing_ok=True)
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
+        raise QuietchoirError(f"{path}: nothing was written, {reason}; free the disk or choose another folder") from error
+    for folder in {path.parent for path in files}:
+        sync_folder(folder)
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,28 +1,35 @@
 """Folders of examples on disk: made-up households, or anybody's own conversations divided among parties.
 
 Knows the layout `FOLDER/PARTY/{train.jsonl,test.jsonl[,home.json]}`. Knows nothing of tokens or training.
-Always: the same seed gives the same bytes; everything is made in memory first, so that bad input writes nothing.
+Always: the same seed gives the same bytes; all parties are made in memory and written together, or nothing is.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .. import paths
+from .. import log, paths
 from ..errors import DataError
-from .examples import Example, encode_jsonl, read_records
+from .conversations import HALF
+from .examples import Example, Row, encode_jsonl, read_rows
 from .home import Household, Request, furnish, requests
 from .templates import grammar, split
 
 DEFAULT_SEED = 1
 HELD_OUT = 0.25  # of the wordings of every (intent, arguments)
 TRAIN, TEST, HOME = "train.jsonl", "test.jsonl", "home.json"
+NAME_LETTERS, NAME_BYTES = 64, 200  # of a party's folder; disks take 255 bytes
+MARK = 12  # hex digits that tell parties of one name apart
+RESERVED = re.compile("con|prn|aux|nul|com[0-9]|lpt[0-9]")  # names that Windows gives to devices
+logger = log.get("training")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,82 +91,155 @@ def build_homes(
         DataError: as `make_homes`; nothing was written.
         QuietchoirError: the disk refused.
     """
-    built = []
-    for data in make_homes(households=households, train=train, test=test, seed=seed):
-        home = data.household
-        place = folder / home.name
-        write_party(place, [r.example() for r in data.train], [r.example() for r in data.test])
-        description = json.dumps(home.describe(), indent=1, ensure_ascii=False) + "\n"
-        paths.write_atomically(place / HOME, description.encode())
-        built.append(HomeInfo(home.name, place, len(data.train), len(data.test), True, len(home.floors), len(home.devices)))
-    return built
+    homes = make_homes(households=households, train=train, test=test, seed=seed)
+    files: dict[Path, bytes] = {}
+    for data in homes:
+        place = folder / data.household.name
+        files |= party_files(place, [r.example() for r in data.train], [r.example() for r in data.test])
+        files[place / HOME] = (json.dumps(data.household.describe(), indent=1, ensure_ascii=False) + "\n").encode()
+    paths.write_together(files)
+    return [
+        HomeInfo(home.name, folder / home.name, len(data.train), len(data.test), True, len(home.floors), len(home.devices))
+        for data in homes
+        for home in (data.household,)
+    ]
 
 
-def build_jsonl(
-    file: Path, folder: Path, *, partition_by: str | None = None, test_share: float = 0.2, seed: int = DEFAULT_SEED
-) -> list[DatasetInfo]:
-    """Divide a chat-format file among parties and each party's part into train and test.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Division:
+    """How a file becomes parties, and their train and test parts.
+
+    Raises:
+        DataError: a share or a number that leaves nothing.
+    """
+
+    partition_by: str | None = None  # a key beside the conversation, each of its values a party; None: the file is one
+    test_share: float = 0.2  # of each party's rows, at least one, never all
+    seed: int = DEFAULT_SEED  # of the shuffle
+    limit: int | None = None  # rows of each party, chosen by the shuffle; None: all
+
+    def __post_init__(self) -> None:
+        if not 0 < self.test_share < 1:
+            raise DataError(f"test share {self.test_share} must lie between 0 and 1")
+        if self.seed < 0:
+            raise DataError(f"seed {self.seed} must be at least 0")
+        if self.limit is not None and self.limit < 2:
+            raise DataError(f"a limit of {self.limit} rows; at least 2 are needed, to train and to test")
+
+
+def build_jsonl(file: Path, folder: Path, division: Division | None = None, kind: str = "chat") -> list[DatasetInfo]:
+    """Divide a file of conversations among parties and each party's part into train and test.
 
     Args:
-        partition_by: a key beside "messages"; each of its values becomes a party. None: one party, the file's name.
-        test_share: of each party's examples, at least one, never all.
+        kind: of its rows, one of `conversations.FORMATS`.
 
     Raises:
-        DataError: bad lines (each with its number), lines without the key, a party with a single example, two
-            values that give one folder name; nothing was written.
-        QuietchoirError: the disk refused.
+        DataError: bad lines (each with its number), lines without the key, a party with a single row or whose rows all
+            ask the same; nothing was written.
+        QuietchoirError: the disk refused; nothing was written.
     """
-    if not 0 < test_share < 1:
-        raise DataError(f"test share {test_share} must lie between 0 and 1")
-    records = read_records(file)
-    parties = partition(records, partition_by, file)
-    small = sorted(name for name, examples in parties.items() if len(examples) < 2)
-    if small:
-        raise DataError(f"{file}: {', '.join(small[:8])} has one example; at least two are needed, to train and to test")
-    divided = {name: divide(examples, test_share, seed, name) for name, examples in sorted(parties.items())}
-    for name, (train, test) in divided.items():
-        write_party(folder / name, train, test)
-    return [DatasetInfo(name, folder / name, len(train), len(test), False) for name, (train, test) in divided.items()]
+    by = division or Division()
+    rows = read_rows(file, kind)
+    parties = partition(rows, by.partition_by, file)
+    names = folder_names(parties)
+    found: list[DatasetInfo] = []
+    files: dict[Path, bytes] = {}
+    for value, own in sorted(parties.items(), key=lambda party: names[party[0]]):
+        name = names[value]
+        chosen = limited(own, by.limit, by.seed, name)
+        train, test = divide(chosen, by.test_share, by.seed, name)
+        if not train or not test:
+            what = "one example" if len(chosen) == 1 else f"{len(chosen)} examples that all ask the same"
+            raise DataError(f"{file}: {name} has {what}; at least two different ones are needed, to train and to test")
+        files |= party_files(folder / name, train, test)
+        found.append(DatasetInfo(name, folder / name, len(train), len(test), False))
+    if tools := sum(row.record.get("tools") is not None for row in rows):
+        logger.warning("%s: %d rows list tools; they decide which calls are right, the model is not shown them", file, tools)
+    paths.write_together(files)
+    return found
 
 
-def partition(records: Sequence[tuple[Example, Mapping[str, Any]]], key: str | None, file: Path) -> dict[str, list[Example]]:
-    """Examples by party.
+def partition(rows: Sequence[Row], key: str | None, file: Path) -> dict[str, list[Row]]:
+    """Rows by the value of their key.
 
     Raises:
-        DataError: records without a usable `key` (counted from 1), or values that give the same folder name.
+        DataError: rows without a usable `key`, by their lines.
     """
     if key is None:
-        return {folder_name(file.stem): [example for example, _ in records]}
-    missing = [number for number, (_, record) in enumerate(records, 1) if not isinstance(record.get(key), (str, int))]
+        return {file.stem: list(rows)}
+    missing = [row.number for row in rows if not usable(row.record.get(key))]
     if missing:
         shown = ", ".join(map(str, missing[:8]))
         raise DataError(
-            f"{file}: {len(missing)} examples have no text or whole number under {key!r} (examples {shown}); nothing written"
+            f"{file}: {len(missing)} rows have no text or whole number under {key!r} (lines {shown}); nothing written"
         )
-    parties: dict[str, list[Example]] = {}
-    origin: dict[str, str] = {}
-    for example, record in records:
-        value = str(record[key])
-        name = folder_name(value)
-        if origin.setdefault(name, value) != value:
-            raise DataError(f"{file}: {key} {origin[name]!r} and {value!r} give the same folder name {name!r}; rename one")
-        parties.setdefault(name, []).append(example)
+    parties: dict[str, list[Row]] = {}
+    for row in rows:
+        parties.setdefault(str(row.record[key]), []).append(row)
     return parties
 
 
+def usable(value: Any) -> bool:
+    """Can it name a party? A text without half a character, or a whole number."""
+    return type(value) is int or (isinstance(value, str) and not HALF.search(value))
+
+
+def folder_names(values: Iterable[str]) -> dict[str, str]:
+    """A folder's name for each value; no two are alike, also where a disk tells neither case nor composition apart.
+
+    Raises:
+        DataError: two values that cannot be told apart by a folder's name at all.
+    """
+    names = {value: folder_name(value) for value in values}
+    alike = Counter(map(same_on_disk, names.values()))
+    for value, name in names.items():
+        if alike[same_on_disk(name)] > 1:
+            names[value] = f"{name}-{hashlib.sha256(value.encode()).hexdigest()[:MARK]}"
+    if len({same_on_disk(name) for name in names.values()}) < len(names):
+        raise DataError("two parties have names that no folder can tell apart; rename one")
+    return names
+
+
+def same_on_disk(name: str) -> str:
+    """What is equal for two names that some disk takes for one."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+
+
 def folder_name(value: str) -> str:
-    """`value` as a name that is a plain folder on every platform and never leads out of its parent."""
-    return re.sub(r"[^a-z0-9]+", "-", value.lower()).strip("-")[:64] or "party"
+    """`value` as a name that is a plain folder on every platform and never leads out of its parent.
+
+    Letters, their marks and digits of every script stay, in lower case; runs of anything else become a hyphen.
+    """
+    kept = (
+        letter if unicodedata.category(letter)[0] in "LMN" else "-" for letter in unicodedata.normalize("NFC", value.lower())
+    )
+    name = re.sub("-+", "-", "".join(kept)).strip("-")[:NAME_LETTERS]
+    while len(name.encode()) > NAME_BYTES:
+        name = name[:-1]
+    return f"party-{name}" if RESERVED.fullmatch(name) else name.strip("-") or "party"
 
 
-def divide(examples: Sequence[Example], share: float, seed: int, name: str) -> tuple[list[Example], list[Example]]:
-    """Train and test parts, by a shuffle that follows from seed and party name. Equal conversations stay together."""
-    unique: dict[tuple[tuple[str, str], ...], list[Example]] = {}
-    for example in examples:
-        unique.setdefault(tuple((m["role"], m["content"]) for m in example.messages[:-1]), []).append(example)
-    digest = hashlib.sha256(name.encode()).digest()
-    order = np.random.default_rng([seed, int.from_bytes(digest[:8], "big")]).permutation(len(unique))
-    groups = list(unique.values())
+def limited(rows: Sequence[Row], limit: int | None, seed: int, name: str) -> Sequence[Row]:
+    """At most `limit` rows, in their order, chosen by seed and party name."""
+    if limit is None or len(rows) <= limit:
+        return rows
+    chosen = shuffle(seed, name, "limit").permutation(len(rows))[:limit]
+    return [rows[index] for index in sorted(chosen.tolist())]
+
+
+def shuffle(seed: int, name: str, purpose: str = "") -> np.random.Generator:
+    """The generator of one party."""
+    digest = hashlib.sha256((name + purpose).encode()).digest()
+    return np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
+
+
+def divide(rows: Sequence[Row], share: float, seed: int, name: str) -> tuple[list[Example], list[Example]]:
+    """Train and test parts, by a shuffle that follows from seed and party name; one is empty if all rows ask the same.
+
+    Rows that ask the same, and all that one row teaches, stay together.
+    """
+    groups = alike(rows)
+    order = shuffle(seed, name).permutation(len(groups))
     count = min(max(1, round(share * len(groups))), len(groups) - 1)
     held = set(order[:count].tolist())
     train = [example for index, several in enumerate(groups) if index not in held for example in several]
@@ -167,10 +247,25 @@ def divide(examples: Sequence[Example], share: float, seed: int, name: str) -> t
     return train, test
 
 
-def write_party(folder: Path, train: Sequence[Example], test: Sequence[Example]) -> None:
-    """Write both files of one party."""
-    paths.write_atomically(folder / TRAIN, encode_jsonl(train))
-    paths.write_atomically(folder / TEST, encode_jsonl(test))
+def alike(rows: Sequence[Row]) -> list[list[Example]]:
+    """Examples in groups that share a prompt, or a row; in the order of the first of each."""
+    group_of: dict[tuple[tuple[str, str], ...], int] = {}
+    groups: dict[int, list[Example]] = {}
+    for number, row in enumerate(rows):
+        prompts = [tuple((m["role"], m["content"]) for m in example.messages[:-1]) for example in row.examples]
+        joined = sorted({group_of[prompt] for prompt in prompts if prompt in group_of})
+        home = joined[0] if joined else number
+        examples = [example for other in joined for example in groups.pop(other)]
+        groups[home] = [*examples, *row.examples]
+        for prompt, group in group_of.items() if len(joined) > 1 else ():
+            group_of[prompt] = home if group in joined else group
+        group_of |= dict.fromkeys(prompts, home)
+    return [groups[home] for home in sorted(groups)]
+
+
+def party_files(folder: Path, train: Sequence[Example], test: Sequence[Example]) -> dict[Path, bytes]:
+    """Both files of one party."""
+    return {folder / TRAIN: encode_jsonl(train), folder / TEST: encode_jsonl(test)}
 
 
 def list_datasets(folder: Path) -> list[DatasetInfo]:

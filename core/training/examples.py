@@ -1,9 +1,10 @@
 """Conversations a node may train on, one JSON object a line.
 
-Knows the chat format `{"messages": [{"role", "content"}, …]}`. Knows nothing of tokens, homes or tensors.
+Knows files and lines; what a line may say stands in `conversations.py`. Knows nothing of tokens, homes or tensors.
 Always: a file is read whole or not at all, and every bad line is named by its number.
 """
 
+import codecs
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,16 @@ from typing import Any
 
 from .. import paths
 from ..errors import DataError
+from .conversations import read_row
 
-ROLES = ("system", "user", "assistant", "tool")
+PACKED = {  # how it begins → with what, and the way out
+    b"\x1f\x8b": ("gzip", "unpack it: gunzip FILE"),
+    b"BZh": ("bzip2", "unpack it: bunzip2 FILE"),
+    b"\xfd7zXZ": ("xz", "unpack it: unxz FILE"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unpack it: unzstd FILE"),
+    b"PK\x03\x04": ("zip", "unpack it: unzip FILE"),
+    b"PAR1": ("Parquet", "write it as JSON lines, for example with pandas: to_json(…, orient='records', lines=True)"),
+}
 NAMED_LINES = 8  # so many bad lines are described; the rest are counted
 
 
@@ -34,62 +43,80 @@ class Example:
         return self.messages[-2]["content"]
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of a file: what it teaches, and the whole object, for keys beside the conversation."""
+
+    number: int  # of the line, from 1
+    examples: tuple[Example, ...]
+    record: Mapping[str, Any]
+
+
 def read_jsonl(path: Path) -> list[Example]:
     """Read every conversation of one file.
 
     Raises:
-        DataError: no such file, no examples in it, or bad lines (each with its number and fault).
+        DataError: no such file, no examples in it, another format, or bad lines (each with its number and fault).
     """
-    return [example for example, _ in read_records(path)]
+    return [example for row in read_rows(path) for example in row.examples]
 
 
-def read_records(path: Path) -> list[tuple[Example, Mapping[str, Any]]]:
-    """Read conversations together with the whole object of their line, for keys beside `messages`.
+def read_rows(path: Path, kind: str = "chat") -> list[Row]:
+    """Read conversations line by line.
+
+    Args:
+        kind: of the rows, one of `conversations.FORMATS`.
 
     Raises:
         DataError: as `read_jsonl`.
     """
     try:
-        lines = path.read_bytes().splitlines()
+        content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); name a chat-format JSONL file") from error
-    records: list[tuple[Example, Mapping[str, Any]]] = []
+    if other := other_format(content):
+        raise DataError(f"{path}: {other}")
+    rows: list[Row] = []
     faults: list[str] = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-            records.append((parse_record(record), record))
+            record = json.loads(line.decode("utf-8"))
+            rows.append(Row(number, tuple(map(Example, read_row(record, kind))), record))
+        except UnicodeDecodeError as error:
+            faults.append(f"line {number}: not UTF-8 at byte {error.start + 1} of the line")
         except (ValueError, RecursionError) as error:
             faults.append(f"line {number}: {error}")
     if faults:
         more = f"; and {len(faults) - NAMED_LINES} more" if len(faults) > NAMED_LINES else ""
         raise DataError(f"{path}: {len(faults)} bad lines, nothing was read. {'; '.join(faults[:NAMED_LINES])}{more}")
-    if not records:
+    if not rows:
         raise DataError(f'{path}: no examples; each line must be {{"messages": [{{"role": …, "content": …}}, …]}}')
-    return records
+    return rows
 
 
-def parse_record(record: Any) -> Example:
-    """Check one decoded line.
+def other_format(content: bytes) -> str:
+    """What a file is that is not one JSON object a line, and what to do about it; "" if it may be that."""
+    for magic, (name, way) in PACKED.items():
+        if content.startswith(magic):
+            return f"packed with {name}; {way}"
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:64]:
+        return "UTF-16 or UTF-32, or no text at all; save it as UTF-8"
+    text = content.removeprefix(codecs.BOM_UTF8).lstrip()
+    if text.startswith(b"["):
+        return "a JSON array; one object a line is expected: jq -c '.[]' FILE > rows.jsonl"
+    if text.startswith(b"{") and _spans_lines(text.decode("utf-8", "replace")):
+        return "pretty-printed JSON, one object over several lines; one a line is expected: jq -c . FILE > rows.jsonl"
+    return ""
 
-    Raises:
-        ValueError: not a conversation that ends with an answer to something.
-    """
-    messages = record.get("messages") if isinstance(record, dict) else None
-    if not isinstance(messages, list) or len(messages) < 2:
-        raise ValueError('expected an object with "messages", a list of two or more')
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise ValueError(f"message {index + 1} must have a text as content")
-        if message.get("role") not in ROLES:
-            raise ValueError(f"message {index + 1} has role {message.get('role')!r}, expected one of {', '.join(ROLES)}")
-    if messages[-1]["role"] != "assistant":
-        raise ValueError(f"the last message is the {messages[-1]['role']}'s, expected the assistant's answer")
-    if not messages[-1]["content"].strip():
-        raise ValueError("the assistant's answer is empty")
-    return Example(tuple({"role": message["role"], "content": message["content"]} for message in messages))
+
+def _spans_lines(text: str) -> bool:
+    try:
+        _, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return False
+    return "\n" in text[:end]
 
 
 def encode_jsonl(examples: Iterable[Example]) -> bytes:

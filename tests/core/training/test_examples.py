@@ -34,7 +34,7 @@ def test_blank_lines_and_other_keys_are_no_fault(tmp_path: Path) -> None:
         ("{", "Expecting"),
         ("[]", "expected an object"),
         ('{"messages": []}', "two or more"),
-        ('{"messages": [1, 2]}', "message 1 must have a text"),
+        ('{"messages": [1, 2]}', "message 1 is a number"),
         (GOOD.replace('"user"', '"root"'), "role 'root'"),
         (GOOD.replace('"hi"', "7"), "message 1 must have a text"),
         (NO_ANSWER, "expected the assistant's answer"),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from quietchoir.core.errors import DataError
-from quietchoir.core.training.dataset import build_jsonl, list_datasets
+from quietchoir.core.training.dataset import Division, build_jsonl, list_datasets
 from quietchoir.core.training.examples import read_jsonl
 
 
@@ -27,7 +27,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 def test_each_value_of_the_key_becomes_a_party_and_nothing_is_lost(tmp_path: Path) -> None:
     records = [record(f"{team} {index}", team=team) for team in ("Red Team", "blue") for index in range(10)]
-    built = build_jsonl(write(tmp_path / "a.jsonl", records), tmp_path / "out", partition_by="team")
+    built = build_jsonl(write(tmp_path / "a.jsonl", records), tmp_path / "out", Division(partition_by="team"))
     assert [(info.name, info.train, info.test) for info in built] == [("blue", 8, 2), ("red-team", 8, 2)]
     assert list_datasets(tmp_path / "out") == built
     for info, team in zip(built, ("blue", "Red Team"), strict=True):
@@ -39,14 +39,14 @@ def test_each_value_of_the_key_becomes_a_party_and_nothing_is_lost(tmp_path: Pat
 def test_the_split_follows_from_the_seed_alone(tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", [record(f"r{index}") for index in range(30)])
     for name, seed in (("x", 1), ("y", 1), ("z", 2)):
-        build_jsonl(file, tmp_path / name, seed=seed)
+        build_jsonl(file, tmp_path / name, Division(seed=seed))
     assert tree(tmp_path / "x") == tree(tmp_path / "y")
     assert tree(tmp_path / "x") != tree(tmp_path / "z")
 
 
 def test_a_repeated_request_never_stands_on_both_sides(tmp_path: Path) -> None:
     records = [record(f"r{index % 6}") for index in range(60)]
-    (info,) = build_jsonl(write(tmp_path / "a.jsonl", records), tmp_path / "out", test_share=0.5)
+    (info,) = build_jsonl(write(tmp_path / "a.jsonl", records), tmp_path / "out", Division(test_share=0.5))
     train, test = ({example.request for example in read_jsonl(info.folder / f"{part}.jsonl")} for part in ("train", "test"))
     assert train
     assert test
@@ -63,21 +63,22 @@ def test_bad_lines_are_named_and_nothing_is_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("records", "fault"),
     [
-        ([record("a", team="x"), record("b"), record("c", team="x"), record("d", team=[1])], r"examples 2, 4"),
+        ([record("a", team="x"), record("b"), record("c", team="x"), record("d", team=[1])], r"lines 2, 4"),
         ([record("a", team="x"), record("b", team="x"), record("c", team="lone")], "lone has one example"),
-        ([record("a", team="x y"), record("b", team="x-y")], "same folder name 'x-y'"),
+        ([record("a", team="x"), record("b", team="x"), *[record("c", team="same")] * 3], "same has 3 examples that all ask"),
+        ([record("a", team="x"), record("b", team="\ud83d")], "lines 2"),
     ],
 )
 def test_a_key_that_does_not_divide_well_writes_nothing(tmp_path: Path, records: list[dict[str, Any]], fault: str) -> None:
     file = write(tmp_path / "a.jsonl", records)
     with pytest.raises(DataError, match=fault):
-        build_jsonl(file, tmp_path / "out", partition_by="team")
+        build_jsonl(file, tmp_path / "out", Division(partition_by="team"))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_party_s_name_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     records = [record(f"r{index}", team=team) for team in ("../../etc", "..") for index in range(4)]
-    build_jsonl(write(tmp_path / "a.jsonl", records), tmp_path / "deep" / "out", partition_by="team")
+    build_jsonl(write(tmp_path / "a.jsonl", records), tmp_path / "deep" / "out", Division(partition_by="team"))
     assert {path.parent.parent for path in tmp_path.rglob("train.jsonl")} == {tmp_path / "deep" / "out"}
 
 
@@ -85,4 +86,4 @@ def test_a_party_s_name_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
 def test_a_share_that_leaves_one_side_empty_is_refused(tmp_path: Path, share: float) -> None:
     file = write(tmp_path / "a.jsonl", [record("a"), record("b")])
     with pytest.raises(DataError, match="between 0 and 1"):
-        build_jsonl(file, tmp_path / "out", test_share=share)
+        build_jsonl(file, tmp_path / "out", Division(test_share=share))
