@@ -6,6 +6,7 @@ the same bytes.
 """
 
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..errors import ModelFileError, ModelNotFoundError
 from ..paths import write_atomically
@@ -28,17 +30,24 @@ CONFIG_FILE, TENSOR_FILE = "adapter_config.json", "adapter_model.safetensors"
 OWN_KEY = "quietchoir"  # in the header of TENSOR_FILE; one key only, the library's order of several is random
 MODULE = re.compile(r"model\.layers\.(\d{1,4})\.(" + "|".join(map(re.escape, PROJECTIONS)) + ")")
 MAX_CONFIG_BYTES = 1 << 20
-# What PEFT can also do, and we would compute wrongly: key -> the values that mean "not used".
-REFUSED: dict[str, tuple[Any, ...]] = {
-    "use_dora": (None, False),
-    "use_rslora": (None, False),
-    "fan_in_fan_out": (None, False),
-    "lora_bias": (None, False),
-    "bias": (None, "none"),
-    "rank_pattern": (None, {}),
-    "alpha_pattern": (None, {}),
-    "modules_to_save": (None, []),
+MAX_PADDED = 1 << 28  # numbers; adapters whose ranks differ are padded to the largest
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # of matrices; integers would need scales
+# PEFT's fields by what they do to an adapter that is served as it is. A field that is in none of these is refused by its
+# name unless it asks for nothing (null, false, empty), known to us or not.
+COMPUTED = ("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+HARMLESS = (
+    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"),  # names of things
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),  # the matrices say it themselves
+    *("lora_dropout", "runtime_config", "eva_config"),  # of training, and of where it ran
+    *("megatron_core", "qalora_group_size"),  # read only beside megatron_config and use_qalora, which are refused
+)
+ALLOWED: dict[str, tuple[Any, ...]] = {
+    "bias": ("none", "all", "lora_only"),  # where the base has no biases nothing was trained; those that were are refused
+    # Starts that leave the base as it is. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA change it, and MiCA the layer.
+    "init_lora_weights": (True, "gaussian", "orthogonal", "eva"),
 }
+PEFT_DEFAULT = 8  # of r and of lora_alpha
+MAX_PATTERN, MAX_REPEATS = 200, 4  # of a pattern: its length, and how often it may repeat something, so that none takes long
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,29 +119,22 @@ class Adapter:
             ModelFileError: not LoRA as we compute it, or matrices that are missing, misshapen or not finite.
         """
         config = read_config(folder / CONFIG_FILE)
-        tensors, own = read_tensors(folder / TENSOR_FILE)
+        tensors, own = read_tensors(folder / TENSOR_FILE, config)
         modules = pair_up(folder, tensors)
-        rank = next(iter(tensors.values())).shape[0 if next(iter(tensors)).endswith("lora_A.weight") else 1]
-        if config.get("r") != rank:
-            raise ModelFileError(
-                f"{folder}: configuration says rank {config.get('r')!r}, matrices have {rank}; get the adapter again"
-            )
-        for module in modules:
-            a, b = tensors[a_name(module)], tensors[b_name(module)]
-            if a.shape[0] != rank or b.shape[1] != rank:
-                raise ModelFileError(
-                    f"{folder}: {module} has A {tuple(a.shape)} and B {tuple(b.shape)}, expected rank {rank} in both"
-                )
+        try:
+            rank, alpha, tensors = made_alike(config, modules, tensors)
+        except (ArithmeticError, TypeError, ValueError, AttributeError, re.error) as error:
+            raise ModelFileError(f"{folder}: {error}; get the adapter again") from error
         found = {module.rsplit(".", 1)[1] for module in modules}
         try:
             shape = AdapterShape(
                 rank=rank,
-                alpha=float(config.get("lora_alpha", 8)),  # PEFT's default
+                alpha=alpha,
                 upper_layers=len({module.split(".")[2] for module in modules}),
                 targets=tuple(own.get("targets") or (name for name in TARGETS if name in found)),
                 seed=own.get("seed", 0),
             )
-        except (TypeError, ValueError) as error:
+        except (ArithmeticError, TypeError, ValueError) as error:
             raise ModelFileError(f"{folder}: {error}; get the adapter again") from error
         if set(shape.targets) != found:
             raise ModelFileError(
@@ -145,10 +147,11 @@ def assemble(shape: AdapterShape, architecture: Architecture, base_digest: str, 
     """The adapter of a flat B [n] and the frozen A of its shape.
 
     Raises:
-        ValueError: another length than the layout's n, or values that are not finite.
+        ModelFileError: values that are not finite, or too large to be.
+        ValueError: another length than the layout's n.
     """
-    if not bool(torch.isfinite(flat_b).all()):
-        raise ValueError("flat_b has values that are not finite; an adapter of them would answer nothing")
+    if not bool(torch.isfinite(flat_b.float() * shape.scale).all()):
+        raise ModelFileError("the adapter has values that are not finite, so it would answer nothing; take an earlier one")
     b = Layout(shape, architecture).unflatten(flat_b.detach().to("cpu", torch.float32).clone())
     return Adapter(shape, base_digest, {**frozen_a(shape, architecture), **b})
 
@@ -164,23 +167,91 @@ def read_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ModelFileError(f"{path}: not a readable JSON file ({error}); get the adapter again") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise ModelFileError(f"{path}: not the configuration of a LoRA adapter; only peft_type LORA is supported")
-    for key, unused in REFUSED.items():
-        if config.get(key) not in unused:
-            raise ModelFileError(f"{path}: {key} = {config[key]!r:.60} is not supported; train the adapter without it")
+        found = f"peft_type is {config.get('peft_type')!r:.40}" if isinstance(config, dict) else "no object"
+        raise ModelFileError(f"{path}: not the configuration of a LoRA adapter ({found}); only peft_type LORA is supported")
+    for key, value in config.items():
+        if key not in (*COMPUTED, *HARMLESS) and not asks_nothing(value) and not is_one_of(value, ALLOWED.get(key, ())):
+            raise ModelFileError(f"{path}: {key} = {value!r:.60} is not supported; train the adapter without it")
     return config
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def asks_nothing(value: object) -> bool:
+    """Whether a field stands there without being used."""
+    return value is None or value is False or (isinstance(value, str | list | dict) and not value)
+
+
+def is_one_of(value: object, allowed: tuple[Any, ...]) -> bool:
+    """Whether a field has one of these values, and their type: 1 is not True."""
+    return any(type(value) is type(one) and value == one for one in allowed)
+
+
+def made_alike(config: dict[str, Any], modules: list[str], tensors: dict[str, Tensor]) -> tuple[int, float, dict[str, Tensor]]:
+    """One rank and one alpha for all matrices: what is of a smaller rank is padded, another scale goes into B.
+
+    Raises:
+        ValueError: a rank that the configuration does not name, or a pattern or number that cannot be used.
+
+    Source: PEFT's `LoraModel` and `get_pattern_key`; Kalajdzievski 2023 (rsLoRA) for alpha / sqrt(rank).
+    """
+    scales, ranks, root = {}, {}, bool(config.get("use_rslora"))
+    for module in modules:
+        a, b = tensors[a_name(module)], tensors[b_name(module)]
+        rank = ranks[module] = a.shape[0]
+        if b.shape[1] != rank:
+            raise ValueError(f"{module} has A {tuple(a.shape)} and B {tuple(b.shape)}, expected one rank in both")
+        if rank != (said := by_pattern(config, "rank_pattern", module, "r")):
+            raise ValueError(f"configuration says rank {said!r:.20}, matrices of {module} have {rank}")
+        alpha = float(by_pattern(config, "alpha_pattern", module, "lora_alpha"))
+        scales[module] = alpha / math.sqrt(rank) if root else alpha / rank
+    largest, scale = max(ranks.values()), max(scales.values())
+    if len(set(scales.values())) == len(set(ranks.values())) == 1:
+        return largest, alpha * math.sqrt(largest) if root else alpha, tensors
+    if (
+        scale <= 0
+        or largest * sum(tensor.numel() // ranks[name.split(".lora_")[0]] for name, tensor in tensors.items()) > MAX_PADDED
+    ):
+        raise ValueError(f"its ranks differ too much (up to {largest}), or it scales by {scale}")
+    alike = {}
+    for module in modules:
+        a, b, missing = tensors[a_name(module)], tensors[b_name(module)], largest - ranks[module]
+        alike[a_name(module)] = functional.pad(a, (0, 0, 0, missing))
+        alike[b_name(module)] = functional.pad(b * (scales[module] / scale), (0, missing))
+    return largest, scale * largest, alike
+
+
+def by_pattern(config: dict[str, Any], patterns: str, module: str, otherwise: str) -> Any:
+    """What a field says of a module: the value of the first pattern that its name ends with, else of the whole adapter.
+
+    Raises:
+        ValueError: a pattern that could take long to match; it comes from a file.
+    """
+    for key, value in (config.get(patterns) or {}).items():
+        repeats = len(re.findall(r"[*+?{]", key))
+        if len(key) > MAX_PATTERN or repeats > MAX_REPEATS or re.search(r"\)[*+?{]|\(\?|\\\d", key):
+            raise ValueError(f"{patterns} has the key {key!r:.60}, expected a module's name or a plain pattern")
+        if re.match(rf"(.*\.)?({key})$", module):
+            return value
+    return config.get(otherwise, PEFT_DEFAULT)
+
+
+def read_tensors(path: Path, config: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Matrices under our names, float32, and what our own header says (nothing in a foreign file)."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {}).get(OWN_KEY, "{}"))
-            tensors = {name.removeprefix(PREFIX): file.get_tensor(name).to(torch.float32) for name in file.keys()}  # noqa: SIM118
+            held = {name.removeprefix(PREFIX): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise ModelNotFoundError(f"{path}: no such file; the checkpoint is incomplete, get it again") from None
-    except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
-        raise ModelFileError(f"{path}: damaged ({error}); get the adapter again") from error
+    except (OSError, ValueError, TypeError, RuntimeError, MemoryError, RecursionError, safetensors.SafetensorError) as error:
+        raise ModelFileError(f"{path}: damaged ({error!s:.200}); get the adapter again") from error
+    for name, tensor in held.items():
+        if name.endswith(".bias"):
+            raise ModelFileError(
+                f"{path}: bias = {config.get('bias')!r:.20} has trained {name}, which is not supported; train without it"
+            )
+        if tensor.dtype not in DTYPES:
+            raise ModelFileError(f"{path}: {name} is {tensor.dtype}, expected floating-point numbers; save it as float16")
+    tensors = {name: tensor.to(torch.float32) for name, tensor in held.items()}
     for name, tensor in tensors.items():
         if tensor.dim() != 2 or not bool(torch.isfinite(tensor).all()):
             raise ModelFileError(f"{path}: {name} is not a matrix of finite numbers; get the adapter again")

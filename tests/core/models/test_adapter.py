@@ -113,7 +113,7 @@ def test_saving_and_loading_gives_the_same_adapter_and_the_same_bytes(adapter: A
 def test_a_flat_vector_that_is_not_finite_never_becomes_an_adapter(tiny: Weights) -> None:
     flat = torch.zeros(Layout(SHAPE, tiny.architecture).size)
     flat[5] = float("inf")
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ModelFileError, match="not finite"):
         assemble(SHAPE, tiny.architecture, tiny.digest, flat)
 
 
@@ -140,9 +140,26 @@ B = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
     [
         ({"config": {"peft_type": "IA3"}}, "not the configuration of a LoRA adapter"),
         ({"config": {"use_dora": True}}, "use_dora = True is not supported"),
-        ({"config": {"rank_pattern": {"q_proj": 2}}}, "rank_pattern = .* is not supported"),
-        ({"config": {"r": 8}}, "configuration says rank 8, matrices have 4"),
+        (
+            {"config": {"rank_pattern": {"q_proj": 2}}},
+            "configuration says rank 2, matrices of model.layers.1.self_attn.q_proj have 4",
+        ),
+        ({"config": {"r": 8}}, "configuration says rank 8, matrices of .* have 4"),
         ({"config": {"lora_alpha": "many"}}, "could not convert"),
+        ({"config": {"lora_alpha": 10**400}}, "too large"),
+        ({"config": {"lora_alpha": True, "r": "4"}}, "configuration says rank '4'"),
+        ({"config": {"alpha_pattern": {"(.*)+q": 1}}}, "expected a module's name or a plain pattern"),
+        ({"config": {"alpha_pattern": {"((((": 1}}}, "get the adapter again"),
+        ({"config": {"alpha_pattern": [1]}}, "get the adapter again"),
+        ({"config": {"fields_of_tomorrow": 3}}, "fields_of_tomorrow = 3 is not supported"),
+        ({"config": {"init_lora_weights": "pissa_niter_4"}}, "init_lora_weights = 'pissa_niter_4' is not supported"),
+        ({"config": {"init_lora_weights": 1}}, "init_lora_weights = 1 is not supported"),
+        ({"tensors": {A: torch.ones(4, 64, dtype=torch.int8)}}, "is torch.int8, expected floating-point numbers"),
+        ({"tensors": {A: torch.full((4, 64), 1e300, dtype=torch.float64)}}, "not a matrix of finite numbers"),
+        (
+            {"config": {"bias": "all"}, "tensors": {B.replace("lora_B.weight", "bias"): torch.ones(64)}},
+            "bias = 'all' has trained",
+        ),
         ({"tensors": {B: None}}, "lora_B.weight is missing or unknown"),
         (
             {"tensors": {"base_model.model.lm_head.lora_A.weight": torch.ones(4, 64)}},
@@ -159,6 +176,24 @@ def test_a_checkpoint_that_is_not_lora_as_we_compute_it_is_refused(
     adapter.save(tmp_path)
     rewrite(tmp_path, **change)
     with pytest.raises(ModelFileError, match=sentence):
+        Adapter.load(tmp_path)
+
+
+def test_fields_that_ask_for_nothing_are_taken_known_or_not(adapter: Adapter, tmp_path: Path) -> None:
+    adapter.save(tmp_path)
+    rewrite(tmp_path, config={"fields_of_tomorrow": None, "another": False, "third": {}, "use_dora": False, "bias": "all"})
+    assert Adapter.load(tmp_path).shape == replace(SHAPE, seed=0)
+
+
+def test_an_adapter_with_one_huge_rank_takes_no_huge_memory(adapter: Adapter, tmp_path: Path) -> None:
+    adapter.save(tmp_path)
+    huge = 2_000_000
+    rewrite(
+        tmp_path,
+        config={"rank_pattern": {"q_proj": huge}},
+        tensors={A: torch.ones(huge, 1, dtype=torch.float16), B: torch.ones(1, huge, dtype=torch.float16)},
+    )
+    with pytest.raises(ModelFileError, match="its ranks differ too much"):
         Adapter.load(tmp_path)
 
 
