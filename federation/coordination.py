@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..core.models.weights import Weights
     from .flower.link import FlowerLink
     from .rounds.coordinator import Coordinator
+    from .watch.board import Board
 
 
 Keep = Callable[[Vector, dict[str, object]], tuple[str, str]]
@@ -51,6 +52,7 @@ class Coordinating:
     grace_s: float = 30.0
     listen: str = ""  # HOST:PORT, if members reach us under another address than ours
     page: int | None = None  # port of the page on this machine; 0 takes a free one; None: no page
+    model: str = ""  # name or path of the federation's model on this disk; empty: found by its digest
     keep_every: int = 0  # rounds between adapters that are kept as they come; 0: only the finished one
 
 
@@ -72,13 +74,13 @@ def coordinate(coordinating: Coordinating, on_event: OnEvent, carry: "Carry | No
     signer = Identity.load(coordinating.keys / COORDINATOR_KEY, Asked())
     check_members(policy, coordinating.file)
     check_books(coordinating.state, buffered=policy.schedule.buffered)
-    weights = None if coordinating.rehearse else resident(policy)
+    weights = None if coordinating.rehearse else resident(policy, named=coordinating.model)
     keep, size = None, coordinating.rehearse
     if weights is not None:  # in sealed mode for the size alone: such a coordinator never has an adapter to keep
         keep, size = keeper(policy, weights, signer, Registry(coordinating.home))
     store, desk = Store(coordinating.state), Worker(AdderService)
     try:
-        on_event, watching = watch(coordinating, policy, on_event)
+        on_event, board, watching = watch(coordinating, policy, on_event)
         watched = Watched(coordinating.file, coordinating.state / roster.FILE, on_event)  # never back, never to a branch
         with watching, carry(policy) if carry is not None else open_door(coordinating, policy, on_event) as link:
             run = coordinator_of(
@@ -86,6 +88,7 @@ def coordinate(coordinating: Coordinating, on_event: OnEvent, carry: "Carry | No
                 on_event=on_event, wait_s=coordinating.wait_s, grace_s=coordinating.grace_s, desk=desk,
             )  # fmt: skip
             if carry is None:
+                board.presence = lambda: len(cast("FlowerLink", link).online())
                 run.between = renewing(watched, run, cast("FlowerLink", link), on_event)
             if keep is not None and coordinating.keep_every:
                 goal = coordinating.rounds or policy.recipe.rounds
@@ -114,8 +117,11 @@ def check_members(policy: Policy, file: Path) -> None:
         )
 
 
-def watch(coordinating: Coordinating, policy: Policy, on_event: OnEvent) -> tuple[OnEvent, AbstractContextManager[object]]:
-    """Events that also go into the audit log and onto the board; and what must be open meanwhile: the page, if one is wanted.
+def watch(
+    coordinating: Coordinating, policy: Policy, on_event: OnEvent
+) -> "tuple[OnEvent, Board, AbstractContextManager[object]]":
+    """Events that also go into the audit log and onto the board; the board; and what must be open
+    meanwhile: the page, if one is wanted.
 
     Raises:
         FederationError: the audit log is damaged. ConfigError: the page's port is taken.
@@ -134,12 +140,12 @@ def watch(coordinating: Coordinating, policy: Policy, on_event: OnEvent) -> tupl
         board.note(event)
 
     if coordinating.page is None:
-        return note, nullcontext()
+        return note, board, nullcontext()
     from .watch.page import Page
 
     page = Page(board, coordinating.page, coordinating.state)
     on_event({"event": "page", "url": page.url})
-    return note, page
+    return note, board, page
 
 
 def both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:

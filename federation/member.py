@@ -44,6 +44,8 @@ from .sealed.vault import Vault
 
 if TYPE_CHECKING:
     from ..core.models.weights import Weights
+    from ..core.training.examples import Example
+    from ..core.training.prefix import Prepared
     from ..core.training.trainer import Trainer
 
 Event = dict[str, object]
@@ -60,6 +62,7 @@ class Joining:
     once: bool = False  # leave after the first finished adapter
     rehearse: int = 0  # values of a pretended adapter; 0: train in earnest
     wait_s: float = 0.0  # give up if the coordinator is out of reach for so long; 0: never
+    model: str = ""  # name or path of the federation's model on this disk; empty: found by its digest
     proxy: str = ""  # URL of the one to dial through; empty: none, whatever the environment names
 
 
@@ -87,11 +90,14 @@ def join(
     keys = identity.load_or_create(joining.home)
     name = roster.check_member(policy, keys.identity.public.raw)
     check_limit(policy, name, config.training.max_rank)
-    weights = None if joining.rehearse else resident(policy, loaded, config.engine.model)
+    examples = None if joining.rehearse else examples_in(joining.data)  # before the model is loaded: it takes a while
+    if examples is not None:
+        on_event({"event": "loading", "model": policy.model.name, "train": len(examples.train), "test": len(examples.test)})
+    weights = None if joining.rehearse else resident(policy, loaded, config.engine.model, named=joining.model)
     cost = round_cost(policy, joining.rehearse if weights is None else adapter_size(policy, weights))
     check_upload(policy, cost.up + cost.once_up, config.consent)
     on_event({"event": "joining", "name": name, "federation": policy.name, "bytes_up": cost.up, "bytes_down": cost.down})
-    learner, size = make_learner(joining, config, policy, weights, name, on_event)
+    learner, size = make_learner(joining, config, policy, weights, name, on_event, examples=examples)
     with ExitStack() as opened:
         folder = roster.folder(joining.home, policy)
         desk = opened.enter_context(closing(Worker(MemberService)))
@@ -194,41 +200,69 @@ class Seat:
         self.leave.set()
 
 
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """What a node trains on, and what it scores with."""
+
+    train: "list[Example]"
+    test: "list[Example]"  # may be empty
+
+
+def examples_in(folder: Path | None) -> Examples:
+    """Read a node's folder of examples.
+
+    Raises:
+        DataError: no folder, none of examples, or bad lines; says what is there instead.
+    """
+    from ..core.training.dataset import TEST, TRAIN
+    from ..core.training.examples import read_jsonl
+
+    if folder is None:
+        raise DataError("no examples to train on; name a folder with --data, or `data` under [training] in your configuration")
+    if not folder.is_dir():
+        found = "a file, expected" if folder.exists() else "no such folder; expected"
+        raise DataError(f"{folder}: {found} a folder with {TRAIN} in it; make one with: quietchoir data build")
+    if not (folder / TRAIN).exists():
+        parties = sorted(path.parent.name for path in folder.glob(f"*/{TRAIN}"))
+        advice = (
+            f"name one of the folders in it: {', '.join(parties[:5])}" if parties else "make it with: quietchoir data build"
+        )
+        raise DataError(f"{folder}: no {TRAIN} in it; {advice}")
+    return Examples(read_jsonl(folder / TRAIN), read_jsonl(folder / TEST) if (folder / TEST).exists() else [])
+
+
 def make_learner(
     joining: Joining, config: Config, policy: Policy, weights: "Weights | None", name: str, on_event: OnEvent,
-    trainer: "Trainer | None" = None,
+    trainer: "Trainer | None" = None, *, examples: "Examples | None" = None,
 ) -> tuple[Learner, int]:  # fmt: skip
     """This node's learner, and the length of the adapter's flat vector.
 
     Args:
         trainer: one that several nodes of this process share; by default its own (`trainer_of`).
+        examples: by default those of `joining.data`.
 
     Raises:
         DataError: no examples, or bad ones.
     """
     if weights is None:
         return RehearsalLearner(joining.rehearse, name), joining.rehearse
-    from ..core.training.examples import read_jsonl
     from ..core.training.trainer import StepInfo
 
-    if joining.data is None:
-        raise DataError("no examples to train on; name a folder with --data, or `data` under [training] in your configuration")
-    examples = read_jsonl(joining.data / "train.jsonl")
-    held_out = joining.data / "test.jsonl"
-    tests = read_jsonl(held_out) if held_out.exists() else []
+    examples = examples or examples_in(joining.data)
     trainer = trainer or trainer_of(config, policy, weights)
 
-    def progress(what: str) -> Callable[..., None]:
-        def tell(*numbers: object) -> None:
-            on_event({"event": "preparing", "what": what, "progress": [str(number) for number in numbers]})
+    def prepare(what: str, given: "list[Example]") -> "Prepared":
+        def tell(done: int, layers: int) -> None:
+            on_event({"event": "preparing", "what": what, "examples": len(given), "layer": done, "layers": layers})
 
-        return tell
+        tell(0, weights.architecture.layers - policy.adapter.upper_layers)
+        return trainer.prepare(given, on_progress=tell)
 
     def step(info: StepInfo) -> None:
         on_event({"event": "step", "step": info.step, "steps": info.steps, "loss": info.loss})
 
-    prepared = trainer.prepare(examples, on_progress=progress("train"))
-    test = trainer.prepare(tests, on_progress=progress("test")) if tests else None
+    prepared = prepare("training", examples.train)
+    test = prepare("held-out", examples.test) if examples.test else None
     learner = TrainerLearner(trainer, prepared, test, policy.recipe.trainer(), step, whole=config.training.whole_adapter)
     return learner, trainer.size
 

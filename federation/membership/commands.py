@@ -30,7 +30,10 @@ def register(actions: "_SubParsersAction[ArgumentParser]") -> None:
     init.add_argument("folder", type=Path, metavar="DIR", help="where federation.toml and the keys go")
     init.add_argument("--name", required=True)
     init.add_argument("--address", default="127.0.0.1:8790", metavar="HOST:PORT", help="where the coordinator answers")
-    init.add_argument("--model", default="smollm2-135m-instruct", metavar="NAME", help="a model on this disk")
+    init.add_argument(
+        "--model", default="smollm2-135m-instruct", metavar="NAME", help="a model on this disk, by name or path; members need "
+        "the same file, wherever it lies there",
+    )  # fmt: skip
     init.add_argument("--model-digest", metavar="SHA256", help="instead of reading the model file")
     init.add_argument(
         "--variant", action="append", default=[], metavar="NAME[=SHA256]", help="another quantisation of it, for members"
@@ -84,18 +87,21 @@ def found_federation(arguments: Namespace) -> None:
     import dataclasses
 
     from ...core.errors import ConfigError
-    from ..holding import variant_given
+    from ...core.models import catalog
+    from ..holding import remember, title, variant_given
     from . import unlock
     from .founding import FILE, Founding, found
     from .policy import ModelTable
 
     digest = arguments.model_digest or model_digest(arguments.model)
+    if not arguments.model_digest and title(arguments.model) != arguments.model:
+        remember(catalog.find(arguments.model), digest)
     chosen = flags.given(arguments)
     try:
         tables = {name: kind(**chosen.get(name, {})) for name, kind in flags.TABLES.items()}
         budget = with_budget(arguments, tables, chosen.get("privacy", {}), arguments.model)
         flags.check_used(chosen, tables)
-        model = ModelTable(name=arguments.model, digest=digest)
+        model = ModelTable(name=title(arguments.model), digest=digest)
         if arguments.variant:
             model = dataclasses.replace(model, variants=tuple(variant_given(model, text) for text in arguments.variant))
         lock = unlock.choose(arguments.protect, arguments.folder)  # before any key exists

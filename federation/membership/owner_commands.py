@@ -236,6 +236,7 @@ def budget_of_change(arguments: Namespace, tables: dict[str, Any]) -> list[str]:
         ConfigError: as `commands.with_budget`, tables that make no federation, or a flag that does nothing.
     """
     from ...core.errors import ConfigError
+    from ..holding import name_here
     from . import roster
     from .commands import with_budget
 
@@ -245,7 +246,8 @@ def budget_of_change(arguments: Namespace, tables: dict[str, Any]) -> list[str]:
     except ValueError as error:
         raise ConfigError(f"{arguments.file}: {error}") from error
     asked = dict(tables)
-    budget = with_budget(arguments, later, tables.get("privacy", {}), policy.model.name)
+    named = policy.model.name if arguments.epsilon is None else name_here(policy.model)
+    budget = with_budget(arguments, later, tables.get("privacy", {}), named)
     flags.check_used(asked, later)
     if budget is None:
         return []

@@ -29,6 +29,8 @@ def check_variants(model: "ModelTable") -> None:
             raise ValueError(f"a variant's digest = {digest[:16]!r} must be 64 lower-case hexadecimal digits")
     if len(set(digests)) != len(digests):
         raise ValueError("variants: a digest stands twice, or is the model's own")
+    if len(set(names_of(model))) != len(digests):
+        raise ValueError("variants: a name stands twice, or is the model's own; give the file another name")
 
 
 def digests_of(model: "ModelTable") -> tuple[str, ...]:

@@ -9,6 +9,8 @@ from pathlib import Path
 from ..watch.words import percent, teller
 from .words import told_privacy
 
+MODEL_HELP = "name or path of the federation's model on this disk; by default it is found by its digest"
+
 
 def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
     """Add `coordinate` and `join`."""
@@ -27,6 +29,7 @@ def register_coordinate(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--listen", default="", metavar="HOST:PORT", help="behind a router: where to listen; default: the federation's address"
     )
+    parser.add_argument("--model", default="", metavar="NAME", help=MODEL_HELP)
     parser.add_argument("--wait", type=float, default=600.0, metavar="S", help="seconds to wait for too few members")
     parser.add_argument(
         "--grace", type=float, default=30.0, metavar="S", help="seconds to wait for the rest once the minimum is there"
@@ -52,6 +55,7 @@ def register_join(parser: ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FED")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="train.jsonl and test.jsonl that you consent to train on")
     parser.add_argument("--home", type=Path, metavar="DIR", help="default: the node's home")
+    parser.add_argument("--model", default="", metavar="NAME", help=MODEL_HELP)
     parser.add_argument("--once", action="store_true", help="leave after the first finished adapter")
     parser.add_argument(
         "--wait", type=float, default=0.0, metavar="S", help="give up if the coordinator is away so long; 0: never"
@@ -74,7 +78,7 @@ def run_coordinator(arguments: Namespace) -> None:
             file=arguments.file, state=arguments.state, keys=arguments.keys or arguments.file.parent,
             home=arguments.home or default_home(), rounds=arguments.rounds, rehearse=arguments.rehearse,
             wait_s=arguments.wait, grace_s=arguments.grace, listen=arguments.listen, page=arguments.page,
-            keep_every=arguments.keep_every,
+            keep_every=arguments.keep_every, model=arguments.model,
         ),
         teller(arguments.json_lines),
     )  # fmt: skip
@@ -98,5 +102,6 @@ def run_member(arguments: Namespace) -> None:
     joining = Joining(
         file=arguments.file, data=arguments.data or settings.training.data, home=arguments.home or default_home(),
         once=arguments.once, rehearse=arguments.rehearse, wait_s=arguments.wait, proxy=arguments.proxy,
+        model=arguments.model,
     )  # fmt: skip
     join(joining, settings, teller(arguments.json_lines))

@@ -6,6 +6,7 @@ part, and the bytes of each, the coordinator's operator finds in the run's repor
 """
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ class Board:
         self.lock = threading.Lock()
         self.history = [row(entry) for entry in state.history] if state is not None else []
         self.done, self.finished = (state.round, state.finished) if state is not None else (0, False)
-        self.present: int | None = None
+        self.present: int | None = None  # as last told
+        self.presence: Callable[[], int] | None = None  # asks the link: between two words of the run members come and go
         self.aborted, self.reason = 0, ""
         self.now: Event | None = None
         self.members, self.version = len(policy.members), policy.version
@@ -91,12 +93,14 @@ class Board:
     def snapshot(self) -> Event:
         """Everything that is shown, as JSON's types."""
         policy, privacy = self.policy, self.policy.privacy
+        here = None if self.presence is None else self.presence()
         with self.lock:
+            here = self.present if here is None else here
             history = list(self.history)
             spent = [entry["epsilon"] for entry in history if entry["epsilon"] is not None]
             return {
                 "federation": policy.name, "version": self.version, "mode": policy.protection.mode, "members": self.members,
-                "min_cohort": policy.protection.min_cohort, "present": self.present, "round": self.done, "rounds": self.rounds,
+                "min_cohort": policy.protection.min_cohort, "present": here, "round": self.done, "rounds": self.rounds,
                 "finished": self.finished, "aborted": self.aborted, "reason": self.reason, "now": self.now,
                 "epsilon": spent[-1] if spent else None, "budget": privacy.epsilon if privacy.on else None,
                 "delta": privacy.delta if privacy.on else None, "dropped": sum(entry["dropped"] for entry in history),

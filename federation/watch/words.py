@@ -5,20 +5,30 @@ Knows the events that a run tells. Knows nothing of how they came to be.
 
 import json
 import sys
+import time
 from collections.abc import Callable
 
 from ...core.screen import one_line
 
 Event = dict[str, object]
+PROGRESS_S = 3.0  # between two lines of progress, for people
 
 
 def teller(json_lines: bool) -> Callable[[Event], None]:
     """Says what happens: JSON lines for programs, short lines for people."""
 
+    told_at = -PROGRESS_S
+
     def tell(event: Event) -> None:
+        nonlocal told_at
         if json_lines:
             print(json.dumps(event, separators=(",", ":")), flush=True)
-        elif (text := sentence(event)) is not None:
+            return
+        if event["event"] == "preparing":  # one after the other, sometimes many in a second
+            if event["layer"] not in (0, event["layers"]) and time.monotonic() - told_at < PROGRESS_S:
+                return
+            told_at = time.monotonic()
+        if (text := sentence(event)) is not None:
             print(one_line(text), file=sys.stderr, flush=True)
 
     return tell
@@ -38,6 +48,8 @@ def sentence(event: Event) -> str | None:
         "open": "the door is open at {address}",
         "connected": "connected to {address}",
         "disconnected": "the coordinator at {address} {reason}; trying again",
+        "loading": "{train} examples to train on, {test} held out; loading the model {model}",
+        "preparing": "preparing {examples} {what} examples, once: layer {layer} of {layers}",
         "joining": "joining {federation} as {name}; a round costs about {bytes_up:,} bytes up and {bytes_down:,} down",
         "renewed": "version {version} of the federation file is in force from now on",
         "page": "the rounds are shown at {url}",

@@ -75,3 +75,45 @@ async def test_without_a_token_the_page_asks_for_it(tab: Tab, tmp_path: Path) ->
         await tab.type(page.token)
         await tab.press_enter()
         await tab.until("document.querySelector('h1')?.innerText === 'choir'")
+
+
+SIZES = """(() => {
+  const box = (one) => one.getBoundingClientRect();
+  const texts = [...document.querySelectorAll('svg.curve text')], marks = [...document.querySelectorAll('svg.curve text.mark')];
+  return {
+    heights: texts.map((one) => box(one).height), marks: marks.map((one) => one.textContent),
+    gaps: marks.slice(1).map((one, index) => box(one).left - box(marks[index]).right),
+    right: box(document.querySelector('svg.curve')).right, wide: document.documentElement.clientWidth,
+    scrolls: document.documentElement.scrollWidth,
+  };
+})()"""
+
+
+@pytest.mark.parametrize("width", [320, 390, 800, 1280])
+async def test_the_chart_can_be_read_on_a_phone(tab: Tab, tmp_path: Path, width: int) -> None:
+    board = Board(house(4, mode="masked", recipe={"rounds": 120}).policy)
+    for number in range(1, 121):
+        board.note(a_round(number, 0.5))
+    with Page(board, 0, tmp_path) as page:
+        await tab.send("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=2, mobile=width < 500)
+        await tab.open(page.url)
+        await tab.until("document.querySelectorAll('svg.curve circle').length === 120")
+        seen = await tab.run(SIZES)
+        assert min(seen["heights"]) >= 10  # pixels of the page: as large as the words beside it
+        assert len(seen["marks"]) >= 3 and min(seen["gaps"]) > 4  # numbers that do not run into each other
+        assert seen["right"] <= seen["wide"] and seen["scrolls"] <= seen["wide"]
+        await tab.send("Emulation.setDeviceMetricsOverride", width=1000, height=800, deviceScaleFactor=1, mobile=False)
+        await tab.until("document.querySelector('svg.curve').getBoundingClientRect().width > 700")  # a phone that is turned
+        assert tab.problems == []
+
+
+async def test_a_member_that_died_is_not_shown_as_present(tab: Tab, tmp_path: Path) -> None:
+    board, here = Board(house(4, mode="masked").policy), [4]
+    board.presence = lambda: here[0]
+    board.note({"event": "waiting", "present": 4, "roster": 4, "minimum": 3})
+    with Page(board, 0, tmp_path) as page:
+        await tab.open(page.url)
+        await tab.until("document.body?.innerText.includes('4 of 4')")
+        here[0] = 3  # its heartbeats stopped, in the middle of a round: the run says nothing about it
+        await tab.until("document.body?.innerText.includes('3 of 4')")
+        assert "4 of 4" not in await tab.run("document.body.innerText")

@@ -22,6 +22,7 @@ from quietchoir.core.errors import (
     IntegrityError,
     ManifestError,
     MessageError,
+    ModelNotFoundError,
     ProtocolError,
     QuietchoirError,
     RosterError,
@@ -236,7 +237,8 @@ def model_digest(world: World) -> Iterator[Attempt]:
 
     GgufWriter(make_model("smollm2"), path).write()
     policy = dataclasses.replace(world.home.policy, model=ModelTable(name=str(path), digest=DIGEST))
-    yield lambda: holding.resident(policy), IntegrityError, "the federation agreed on abababab"
+    yield lambda: holding.resident(policy, named=str(path)), IntegrityError, "the federation agreed on abababab"
+    yield lambda: holding.resident(policy), ModelNotFoundError, "sha256 abababab"  # a foreign file's name is no path here
 
 
 def account_scope(world: World) -> Iterator[Attempt]:

@@ -1,6 +1,7 @@
 """Nodes that hold different quantisations of one model: one federation, one adapter, which fits all of them."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from quietchoir import cli
 from quietchoir.core.engine.adapters import AdapterShelf
 from quietchoir.core.errors import (
     ConfigError,
@@ -21,12 +23,13 @@ from quietchoir.core.models import kinship, to_gguf, weights
 from quietchoir.core.models.weights import Weights
 from quietchoir.core.training.trainer import Trainer
 from quietchoir.federation.coordination import keeper
-from quietchoir.federation.holding import resident, variant_given
+from quietchoir.federation.holding import PLACES_FILE, remember, resident, variant_given
 from quietchoir.federation.learning.learner import TrainerLearner
 from quietchoir.federation.member import keep_finished
+from quietchoir.federation.membership import roster
 from quietchoir.federation.membership.chain import found
 from quietchoir.federation.membership.policy import AdapterTable, ModelTable
-from quietchoir.federation.membership.variants import Variant
+from quietchoir.federation.membership.variants import Variant, names_of
 from quietchoir.federation.registry import transfer
 from quietchoir.federation.registry.registry import Card, Registry
 from quietchoir.node import RegistryStore
@@ -54,12 +57,17 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUIETCHOIR_HOME", str(tmp_path / "home"))
+
+
 @pytest.fixture(scope="module")
 def home(files: dict[str, Path]) -> House:
     """Four members of a federation that names F32, and the others as variants."""
     digests = {kind: weights.digest_of(files[kind]) for kind in KINDS}
-    others = tuple(Variant(name=str(files[kind]), digest=digests[kind]) for kind in KINDS[1:])
-    model = ModelTable(name=str(files["F32"]), digest=digests["F32"], variants=others)
+    others = tuple(Variant(name=f"one-{kind}", digest=digests[kind]) for kind in KINDS[1:])
+    model = ModelTable(name="one", digest=digests["F32"], variants=others)
     made = house(4, mode="masked", recipe={"rounds": 2, "lr": 5e-3, "evaluate_every": 0}, tables={"adapter": TABLE})
     return dataclasses.replace(made, policy=dataclasses.replace(made.policy, model=model))
 
@@ -139,18 +147,60 @@ def test_a_node_takes_the_file_it_holds(home: House, files: dict[str, Path], tmp
     loaded = weights.load(files["Q4_0"])
     taken = resident(policy, loaded)
     assert taken.digest == policy.model.digest and taken.tensors is loaded.tensors
-    gone = dataclasses.replace(policy.model, name=str(tmp_path / "nowhere.gguf"))
-    small = resident(dataclasses.replace(policy, model=gone))
+    with pytest.raises(ModelNotFoundError, match=r"model one, sha256 .*or one of one-Q8_0.*--model PATH"):
+        resident(policy)
+    remember(files["Q8_0"], weights.digest_of(files["Q8_0"]))
+    small = resident(policy)
     assert torch.equal(small.tensors["lm_head.weight"].raw, held(home, files, "Q8_0").tensors["lm_head.weight"].raw)
-    none = dataclasses.replace(gone, variants=(Variant(name="nowhere-q8", digest="cd" * 32),))
-    with pytest.raises(ModelNotFoundError, match=r"nowhere.gguf.*or one of nowhere-q8"):
-        resident(dataclasses.replace(policy, model=none))
     unlisted = dataclasses.replace(policy.model, digest="cd" * 32, variants=())
-    with pytest.raises(IntegrityError, match="agreed on cdcdcd"):
+    with pytest.raises(ModelNotFoundError, match="sha256 cdcdcd"):
         resident(dataclasses.replace(policy, model=unlisted))
 
 
+def test_a_model_of_ones_own_is_found_by_its_digest_wherever_it_lies(
+    home: House, files: dict[str, Path], tmp_path: Path
+) -> None:
+    """Founder and members have the same file under other names; the federation's file holds no path."""
+    one = dataclasses.replace(home.policy, model=dataclasses.replace(home.policy.model, variants=()))
+    mine, other = tmp_path / "disk" / "whatever v1.2.bin", tmp_path / "disk" / "one.gguf"
+    mine.parent.mkdir()
+    shutil.copy(files["F32"], mine)
+    shutil.copy(files["other"], other)
+    assert resident(one, served=str(mine)).digest == one.model.digest
+    with pytest.raises(IntegrityError, match="the federation agreed on"):
+        resident(one, named=str(other))
+    with pytest.raises(ModelNotFoundError, match="neither a file here"):
+        resident(one, named=str(tmp_path / "nowhere.gguf"))
+    assert not (tmp_path / "home" / PLACES_FILE).exists()
+    assert resident(one, named=str(mine)).digest == one.model.digest
+    assert resident(one, served=str(other)).digest == one.model.digest  # named once is enough
+    mine.write_bytes(b"GGUF, but cut short")
+    with pytest.raises(ModelNotFoundError):
+        resident(one)
+    (tmp_path / "home" / PLACES_FILE).write_text("[")
+    models = tmp_path / "home" / "models"
+    (models / "sub").mkdir(parents=True)
+    shutil.copy(files["F32"], models / "sub" / "x.gguf")
+    assert resident(one).digest == one.model.digest
+    # a name in somebody else's file is no path here
+    foreign = dataclasses.replace(one, model=ModelTable(name=str(other), digest=weights.digest_of(other)))
+    with pytest.raises(ModelNotFoundError):
+        resident(foreign)
+
+
+def test_a_federation_that_is_founded_on_a_path_tells_nobody_the_path(files: dict[str, Path], tmp_path: Path) -> None:
+    words = ("federation", "init", tmp_path / "f", "--name", "choir", "--model", files["F32"], "--variant", files["Q8_0"])
+    assert cli.main([str(word) for word in words]) == 0
+    text = (tmp_path / "f" / "federation.toml").read_text("utf-8")
+    policy = roster.load(tmp_path / "f" / "federation.toml")
+    assert str(files["F32"].parent) not in text and names_of(policy.model) == ("one-F32", "one-Q8_0")
+    assert resident(dataclasses.replace(policy, adapter=TABLE)).digest == policy.model.digest  # on the founder's own disk
+    with pytest.raises(ValueError, match="a name stands twice"):
+        ModelTable(name="one", digest="ab" * 32, variants=(Variant(name="one", digest="cd" * 32),))
+
+
 def test_another_model_is_no_variant(home: House, files: dict[str, Path]) -> None:
+    remember(files["F32"], home.policy.model.digest)  # the model itself is at hand to compare with
     one = {kind: weights.load(files[kind]) for kind in KINDS}
     assert kinship.distance(one["F32"], one["Q8_0"]) < 0.02 < kinship.distance(one["F32"], one["Q4_0"]) < 0.15
     with pytest.raises((ConfigError, ModelFileError), match="another"):

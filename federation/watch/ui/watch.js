@@ -1,10 +1,11 @@
 // How a federation's run is doing. Everything comes from /api/status: sums over members, nothing of one of them.
 
-import { html, render, useEffect, useState } from "./vendor/htm-preact.js";
+import { html, render, useEffect, useLayoutEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { get, keepToken, setToken } from "./api.js";
 
 const EVERY_MS = 2000;
-const WIDTH = 960;
+const NARROW = 220; // the chart is drawn in the page's own pixels, so that its words keep their size on a phone
+const MARK = 56; // pixels between two numbers under it
 const HEIGHT = 260;
 const EDGE = { left: 48, right: 16, top: 14, bottom: 30 };
 
@@ -27,25 +28,45 @@ function undone(history) {
   return found;
 }
 
+/** The width of an element in pixels, now and whenever it changes. */
+function useWidth() {
+  const place = useRef(null);
+  const [width, setWidth] = useState(0);
+  useLayoutEffect(() => {
+    const look = () => setWidth(Math.max(NARROW, Math.floor(place.current.clientWidth)));
+    const observer = new ResizeObserver(look);
+    observer.observe(place.current);
+    look();
+    return () => observer.disconnect();
+  }, []);
+  return [place, width];
+}
+
 /** Accuracy over rounds, as an SVG that needs no library. A cross is a change that members undid. */
 function Curve({ points, crosses, rounds }) {
-  if (!points.length) return html`<p class="faint">Nothing was scored yet.</p>`;
+  const [place, width] = useWidth();
+  const chart = () => width > 0 && html`<${Chart} points=${points} crosses=${crosses} rounds=${rounds} width=${width} />`;
+  return html`<div ref=${place}>${points.length ? chart() : html`<p class="faint">Nothing was scored yet.</p>`}</div>`;
+}
+
+function Chart({ points, crosses, rounds, width }) {
   const last = Math.max(rounds, points.at(-1)[0], 1);
   const cross = (px, py) => `M${px - 5},${py - 5}l10,10m0,-10l-10,10`;
-  const x = (round) => EDGE.left + (round / last) * (WIDTH - EDGE.left - EDGE.right);
+  const x = (round) => EDGE.left + (round / last) * (width - EDGE.left - EDGE.right);
   const y = (share) => HEIGHT - EDGE.bottom - share * (HEIGHT - EDGE.top - EDGE.bottom);
   const line = points.map(([round, share]) => `${x(round)},${y(share)}`).join(" ");
-  const step = Math.ceil(last / 10);
+  const room = Math.max(1, Math.min(10, Math.floor((width - EDGE.left - EDGE.right) / MARK)));
+  const step = Math.ceil(last / room);
   const marks = Array.from({ length: Math.floor(last / step) + 1 }, (_, index) => index * step);
   return html`
-    <svg class="curve" viewBox="0 0 ${WIDTH} ${HEIGHT}" role="img" aria-label="accuracy over rounds">
+    <svg class="curve" width=${width} height=${HEIGHT} viewBox="0 0 ${width} ${HEIGHT}" role="img" aria-label="accuracy over rounds">
       ${[0, 0.25, 0.5, 0.75, 1].map(
         (share) => html`
-          <line class="grid" x1=${EDGE.left} x2=${WIDTH - EDGE.right} y1=${y(share)} y2=${y(share)} />
+          <line class="grid" x1=${EDGE.left} x2=${width - EDGE.right} y1=${y(share)} y2=${y(share)} />
           <text x=${EDGE.left - 8} y=${y(share) + 4} text-anchor="end">${100 * share} %</text>
         `,
       )}
-      ${marks.map((round) => html`<text x=${x(round)} y=${HEIGHT - 8} text-anchor="middle">${round}</text>`)}
+      ${marks.map((round) => html`<text class="mark" x=${x(round)} y=${HEIGHT - 8} text-anchor="middle">${round}</text>`)}
       <polyline class="line" points=${line} />
       ${points.map(([round, share]) => html`<circle cx=${x(round)} cy=${y(share)} r="4"><title>after ${round} rounds: ${percent(share)}</title></circle>`)}
       ${crosses.map(([round, share]) => html`<path class="undone" d=${cross(x(round), y(share))}><title>round ${round}, undone: ${percent(share)}</title></path>`)}

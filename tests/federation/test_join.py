@@ -1,0 +1,132 @@
+"""What `join` says before it works, and while it prepares."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from quietchoir import cli
+from quietchoir.core.config import Config
+from quietchoir.core.errors import DataError
+from quietchoir.core.training.examples import write_jsonl
+from quietchoir.federation import member
+from quietchoir.federation.member import Joining, examples_in, join, make_learner
+from quietchoir.federation.membership import founding, owner
+from quietchoir.federation.membership.identity import load_or_create
+from quietchoir.federation.membership.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
+from quietchoir.federation.watch import words
+from quietchoir.federation.watch.words import teller
+from quietchoir.tests.fakes_federation import DIGEST, house
+from quietchoir.tests.fakes_training import chatter, tiny_pair
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A federation whose one member lives in `tmp_path / "home"`; its model is nowhere."""
+    asked = founding.Founding(
+        name="choir", address="127.0.0.1:9", model=ModelTable(name="own", digest=DIGEST), adapter=AdapterTable(),
+        protection=ProtectionTable(), recipe=Recipe(),
+    )  # fmt: skip
+    founding.found(tmp_path / "f", asked)
+    card = load_or_create(tmp_path / "home").card
+    owner.enroll(tmp_path / "f" / founding.FILE, tmp_path / "f" / founding.OWNER_KEY, "ann", card)
+    return tmp_path / "f" / founding.FILE
+
+
+def bad_line(folder: Path) -> Path:
+    (folder / "train.jsonl").write_text("{}\n")
+    return folder
+
+
+def bad_test(folder: Path) -> Path:
+    write_jsonl(folder / "train.jsonl", chatter(3))
+    (folder / "test.jsonl").write_text("[\n")
+    return folder
+
+
+def parties(folder: Path) -> Path:
+    for name in ("household-0", "household-1"):
+        (folder / name).mkdir()
+        write_jsonl(folder / name / "train.jsonl", chatter(3))
+    return folder
+
+
+def a_file(folder: Path) -> Path:
+    write_jsonl(folder / "train.jsonl", chatter(3))
+    return folder / "train.jsonl"
+
+
+def empty(folder: Path) -> Path:
+    (folder / "train.jsonl").write_text("\n")
+    return folder
+
+
+WRONG: dict[str, tuple[Callable[[Path], Path | None], str]] = {
+    "none": (lambda folder: None, "name a folder with --data"),
+    "no folder": (lambda folder: folder / "nowhere", "no such folder; expected a folder with train.jsonl"),
+    "a file": (a_file, "a file, expected a folder with train.jsonl"),
+    "an empty folder": (lambda folder: folder, "no train.jsonl in it; make it with"),
+    "all parties'": (parties, "name one of the folders in it: household-0, household-1"),
+    "a bad line": (bad_line, "1 bad lines, nothing was read. line 1"),
+    "bad held-out ones": (bad_test, "test.jsonl: 1 bad lines"),
+    "no lines": (empty, "no examples; each line must be"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_wrong_or_missing_data_is_said_before_the_model_is_looked_for(
+    kind: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, said = WRONG[kind]
+    (tmp_path / "data").mkdir()
+    data, events = make(tmp_path / "data"), list[dict[str, Any]]()
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the model was loaded first")
+
+    monkeypatch.setattr(member, "resident", never)
+    before = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()}
+    with pytest.raises(DataError) as caught:
+        join(Joining(file=file, data=data, home=tmp_path / "home"), Config(), events.append)
+    assert said in str(caught.value) and events == []
+    assert {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()} == before
+
+
+def test_a_model_that_is_not_here_is_said_with_how_to_name_it(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("QUIETCHOIR_HOME", str(tmp_path / "home"))
+    write_jsonl(tmp_path / "train.jsonl", chatter(3))
+    code = cli.main(["join", str(file), "--data", str(tmp_path), "--home", str(tmp_path / "home")])
+    said = capsys.readouterr().err
+    assert code == 1 and "3 examples to train on, 0 held out; loading the model own" in said
+    assert "the federation's model own, sha256 abababab" in said and "with --model PATH" in said
+    code = cli.main(["join", str(file), "--data", str(tmp_path), "--home", str(tmp_path / "home"), "--model", str(file)])
+    assert code == 1 and "the federation agreed on abababab" in capsys.readouterr().err
+
+
+def test_progress_is_told_while_examples_are_prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights: Any = tiny_pair()[0]
+    policy = dataclasses.replace(house().policy, adapter=AdapterTable(rank=2, alpha=4.0, upper_layers=1))
+    write_jsonl(tmp_path / "train.jsonl", chatter(5))
+    write_jsonl(tmp_path / "test.jsonl", chatter(2, seed=9))
+    events: list[dict[str, Any]] = []
+    joining = Joining(file=tmp_path, data=tmp_path, home=tmp_path)
+    make_learner(joining, Config(), policy, weights, "ann", events.append, examples=examples_in(tmp_path))
+    told = [event for event in events if event["event"] == "preparing"]
+    layers = weights.architecture.layers - 1
+    assert [event["layer"] for event in told] == 2 * list(range(layers + 1))  # from the first moment on
+    assert [event["examples"] for event in told] == [5] * (layers + 1) + [2] * (layers + 1)
+    say, now = teller(False), [100.0]
+    monkeypatch.setattr(words, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for layer in range(41):  # a fast machine: no flood
+        say({"event": "preparing", "what": "training", "examples": 5, "layer": layer, "layers": 40})
+        now[0] += 0.5
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "preparing 5 training examples, once: layer 0 of 40" and lines[-1].endswith("layer 40 of 40")
+    assert len(lines) == 2 + 6
