@@ -43,7 +43,7 @@ def bad_line(folder: Path) -> Path:
 
 def bad_test(folder: Path) -> Path:
     write_jsonl(folder / "train.jsonl", chatter(3))
-    (folder / "test.jsonl").write_text("[\n")
+    (folder / "test.jsonl").write_text("{\n")
     return folder
 
 
@@ -123,6 +123,7 @@ def test_progress_is_told_while_examples_are_prepared(
     assert [event["layer"] for event in told] == 2 * list(range(layers + 1))  # from the first moment on
     assert [event["examples"] for event in told] == [5] * (layers + 1) + [2] * (layers + 1)
     say, now = teller(False), [100.0]
+    capsys.readouterr()  # what training logs
     monkeypatch.setattr(words, "time", SimpleNamespace(monotonic=lambda: now[0]))
     for layer in range(41):  # a fast machine: no flood
         say({"event": "preparing", "what": "training", "examples": 5, "layer": layer, "layers": 40})
