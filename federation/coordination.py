@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 Keep = Callable[[Vector, dict[str, object]], tuple[str, str]]
 Carry = Callable[[Policy], AbstractContextManager[Link]]
+STAY_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +49,9 @@ class Coordinating:
     home: Path
     rounds: int | None = None
     rehearse: int = 0
-    wait_s: float = 600.0
+    wait_s: float = 600.0  # at the start, until the minimum is there; later the minimum is waited for without end
     grace_s: float = 30.0
+    stay_s: float | None = None  # at the end, for members without the adapter; None: `STAY_S` if it was the end before
     listen: str = ""  # HOST:PORT, if members reach us under another address than ours
     page: int | None = None  # port of the page on this machine; 0 takes a free one; None: no page
     model: str = ""  # name or path of the federation's model on this disk; empty: found by its digest
@@ -85,7 +87,7 @@ def coordinate(coordinating: Coordinating, on_event: OnEvent, carry: "Carry | No
         with watching, carry(policy) if carry is not None else open_door(coordinating, policy, on_event) as link:
             run = coordinator_of(
                 policy, signer, link, size=size, stops=tensor_stops(policy.adapter, weights), store=store, keep=keep,
-                on_event=on_event, wait_s=coordinating.wait_s, grace_s=coordinating.grace_s, desk=desk,
+                on_event=on_event, wait_s=coordinating.wait_s, patient=True, grace_s=coordinating.grace_s, desk=desk,
             )  # fmt: skip
             if carry is None:
                 board.presence = lambda: len(cast("FlowerLink", link).online())
@@ -93,7 +95,10 @@ def coordinate(coordinating: Coordinating, on_event: OnEvent, carry: "Carry | No
             if keep is not None and coordinating.keep_every:
                 goal = coordinating.rounds or policy.recipe.rounds
                 run.between = both(run.between, keeping(run, keep, coordinating.keep_every, goal))
-            return run.run(coordinating.rounds)
+            stay_s = coordinating.stay_s
+            if stay_s is None:  # started once more on a run that had ended: to hand its adapter out, what else
+                stay_s = STAY_S if run.state.finished else 0.0
+            return run.run(coordinating.rounds, stay_s=stay_s)
     finally:
         desk.close()
         store.close()

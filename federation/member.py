@@ -84,6 +84,10 @@ def join(
     Raises:
         RosterError, ConfigError, DataError, ModelNotFoundError, FederationError: each says what to do.
     """
+    if joining.proxy:
+        from .flower import reach
+
+        reach.proxy_of(joining.proxy)
     on_event = one_at_a_time(on_event) if config.training.personal else on_event
     policy = roster.accept(joining.file, joining.home)
     check_consent(policy, config.consent)
@@ -143,6 +147,7 @@ class Seat:
     on_event: OnEvent
     companion: Companion | None = None  # makes personal adapters, if the owner wants that
     ended: QuietchoirError | None = None
+    adopted: str | None = None  # the finished adapter that came last; empty in a rehearsal
 
     def take_part(self, policy: Policy) -> None:
         """Serve letters until told to leave.
@@ -159,11 +164,27 @@ class Seat:
         standing = Standing(policy, self.folder / roster.FILE, self.enter, taken=taken, end=self.end)
         handle = standing.handle if self.companion is None else self.companion.attend(standing.handle)
         node = FlowerNode(
-            policy, self.keys, handle, self.leave, wait_s=self.joining.wait_s, proxy=self.joining.proxy, on_event=self.on_event
+            policy, self.keys, handle, self.leave, wait_s=self.joining.wait_s, proxy=self.joining.proxy, on_event=self.tell
         )
         node.run()
         if self.ended is not None:
             raise self.ended
+
+    def tell(self, event: Event) -> None:
+        """What becomes of the connection; while there is none, with what this node waits for."""
+        if event["event"] == "disconnected":
+            event = {**event, "waits_for": self.waits_for}
+        self.on_event(event)
+
+    @property
+    def waits_for(self) -> str:
+        """Why a node stays that has no coordinator."""
+        if self.adopted is not None:
+            return f"This node has the finished adapter{self.adopted and ' '}{self.adopted[:12]} and waits for another run."
+        return (
+            "This node waits for a run to begin or go on, or, if it is over, for its adapter, which the coordinator hands out "
+            "when it is started again; `--once` leaves with the adapter, `--wait S` gives up after so long."
+        )
 
     def enter(self, policy: Policy) -> Callable[[bytes], bytes]:
         """What answers letters under one version; raises as `party`."""
@@ -188,10 +209,13 @@ class Seat:
         kept = keep_finished(policy, self.weights, registry, flat, card, self.keys.identity) if self.weights is not None else ""
         self.ledger.release()  # another run may begin at once
         self.on_event({"event": "adopted", "adapter": kept})
+        self.adopted = kept
         if self.companion is not None and kept:
             self.companion.adopted(kept)  # a name, and nothing comes back: what this node adds stays here
         if self.joining.once:
             self.leave.set()
+        else:
+            self.on_event({"event": "stays"})
         return kept
 
     def end(self, reason: QuietchoirError) -> None:

@@ -59,6 +59,7 @@ class FlowerNode:
         self.session = secrets.token_hex(16)
         self.reached = time.monotonic()
         self.rival_since: float | None = None  # another process with these keys is at the door
+        self.said = ""  # why the last connection failed, since one stood
 
     def run(self) -> None:
         """Dial, serve, dial again.
@@ -74,7 +75,7 @@ class FlowerNode:
             try:
                 connection.open()
                 self.on_event({"event": "connected", "address": self.policy.coordinator.address})
-                pause, self.rival_since = BACKOFF_S[0], None
+                pause, self.rival_since, self.said = BACKOFF_S[0], None, ""
                 self.serve(connection)
             except (httpx.HTTPError, RuntimeError, OSError, ValueError) as error:
                 if not self.leave.is_set():
@@ -125,7 +126,8 @@ class FlowerNode:
         else:
             reason = reach.reason(error, address, self.proxy)
         logger.info("the coordinator at %s %s", address, reason)
-        self.on_event({"event": "disconnected", "address": address, "reason": reason})
+        self.on_event({"event": "disconnected", "address": address, "reason": reason, "again": reason == self.said})
+        self.said = reason
         now = time.monotonic()
         if status != TAKEN:
             self.rival_since = None

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import httpx
 
 from ...core.errors import ConfigError
+from ..membership.address import Address
 
 NO_CHECK_TIME = 0x200000  # OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which Python does not name
 TIMEOUT_S = 30.0
@@ -49,14 +50,16 @@ def pinned(certificate: str) -> ssl.SSLContext:
 
 
 def proxy_of(url: str) -> httpx.Proxy | None:
-    """Raises ConfigError: no http:// or https:// URL of a host."""
+    """Raises ConfigError: not http://HOST:PORT or https://HOST:PORT, with or without a user's name."""
     if not url:
         return None
+    scheme, _, rest = url.partition("://")
     try:
+        Address.parse(rest.removesuffix("/").rpartition("@")[2])
         parsed = httpx.URL(url)
-    except httpx.InvalidURL:
+    except (ValueError, httpx.InvalidURL):
         parsed = httpx.URL()
-    if parsed.scheme not in PROXY_SCHEMES or not parsed.host:
+    if scheme not in PROXY_SCHEMES or parsed.scheme != scheme:
         raise ConfigError(
             f"proxy: found {shown(url)}, expected http://HOST:PORT or https://HOST:PORT; a SOCKS proxy cannot be used, and "
             "without one the coordinator is dialled directly"
@@ -75,7 +78,7 @@ def reason(error: Exception, address: str, proxy: str = "") -> str:
     if isinstance(error, httpx.ProxyError):
         return (
             f"cannot be reached through the proxy {shown(proxy)}, which does not connect to it: it may not be allowed to, or "
-            "nobody listens there"
+            "the coordinator is not running"
         )
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) and proxy and not is_tls(error):
         return (
@@ -133,5 +136,4 @@ def is_tls(error: BaseException) -> bool:
 
 def proxy_address(url: str) -> str:
     """HOST:PORT of a proxy."""
-    parsed = httpx.URL(url)
-    return f"{parsed.host}:{parsed.port or ''}"
+    return shown(url).partition("://")[2].removesuffix("/")

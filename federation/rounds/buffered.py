@@ -96,7 +96,7 @@ class BufferedCoordinator(Coordinator):
                 failed = 0
             except RoundAborted as reason:
                 self.abandon(reason)
-                failed += 1
+                failed += not (self.patient and self.too_few_are_here())
                 if failed >= self.policy.recipe.attempts:
                     raise
 
@@ -287,7 +287,11 @@ class BufferedCoordinator(Coordinator):
             self.check_patience()
 
     def check_patience(self) -> None:
-        """Raises RoundAborted once nothing has come for as long as the schedule says."""
+        """Raises RoundAborted once nothing has come for as long as the schedule says; a patient
+        coordinator does not count the time in which members are away that a group needs.
+        """
+        if self.patient and self.gathered and self.too_few_are_here():
+            self.news_at = self.now()
         if self.now() - self.news_at >= self.policy.schedule.patience_s:
             raise RoundAborted(
                 f"nobody has contributed for {self.policy.schedule.patience_s:.0f} s (schedule.patience_s), "
@@ -295,12 +299,17 @@ class BufferedCoordinator(Coordinator):
                 "from the last step"
             )
 
+    def too_few_are_here(self) -> bool:
+        """As `Coordinator`; who trains is there as well."""
+        return len(self.link.present() | self.outbox.owed.keys()) < self.policy.protection.min_cohort
+
     def tell(self) -> None:
         """Say how many are there and ready, when it has changed."""
         there = len(self.link.present() | self.outbox.owed.keys())  # who trains is there as well
         if self.told != (there, len(self.ready)):
             self.told = (there, len(self.ready))
             need, everybody = self.policy.schedule.group(self.policy.protection.min_cohort), len(self.policy.members)
+            self.gathered = self.gathered or there >= need
             self.on_event(
                 {"event": "waiting", "present": there, "minimum": need, "roster": everybody, "ready": len(self.ready)}
             )

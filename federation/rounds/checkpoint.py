@@ -51,6 +51,9 @@ class RunState:
     skipped: int = 0  # numbers of rounds that were opened and then lost: members never open one twice
     opening: bool = False  # shares are being asked for: after a kill this number is lost
     finished: bool = False  # scored and delivered
+    adapter: str = ""  # name of the finished adapter, and what is told with it; empty where none is kept
+    card: str = ""
+    delivered: tuple[str, ...] = ()  # members that have it
     history: tuple[dict[str, Any], ...] = field(default=())  # one report a round, as JSON types
 
     @staticmethod
@@ -204,6 +207,8 @@ def read_state(connection: sqlite3.Connection, path: Path) -> RunState | None:
         if hashlib.sha256(body).digest() != digest:
             raise ValueError("the adapter is not the one that was written")
         entries = tuple(json.loads(entry) for (entry,) in history)
-        return RunState(**json.loads(run[0]), server=ServerState.decode(body, size), history=entries)
+        known = json.loads(run[0])
+        known["delivered"] = tuple(known.get("delivered", ()))
+        return RunState(**known, server=ServerState.decode(body, size), history=entries)
     except (sqlite3.DatabaseError, ValueError, TypeError) as error:
         raise FederationError(f"{path}: damaged ({error}); restore it from a copy, or choose another --state") from error

@@ -30,7 +30,15 @@ def register_coordinate(parser: ArgumentParser) -> None:
         "--listen", default="", metavar="HOST:PORT", help="behind a router: where to listen; default: the federation's address"
     )
     parser.add_argument("--model", default="", metavar="NAME", help=MODEL_HELP)
-    parser.add_argument("--wait", type=float, default=600.0, metavar="S", help="seconds to wait for too few members")
+    parser.add_argument(
+        "--wait", type=float, default=600.0, metavar="S",
+        help="at the start, seconds until the minimum must be there; members that go away later are waited for without end",
+    )  # fmt: skip
+    parser.add_argument(
+        "--stay", type=float, metavar="S",
+        help="at the end, seconds to stay for members that do not have the adapter yet; by default 0, and 3600 if the run "
+        "had ended before this start, which then hands its adapter out and ends when all have it",
+    )  # fmt: skip
     parser.add_argument(
         "--grace", type=float, default=30.0, metavar="S", help="seconds to wait for the rest once the minimum is there"
     )
@@ -77,8 +85,8 @@ def run_coordinator(arguments: Namespace) -> None:
         Coordinating(
             file=arguments.file, state=arguments.state, keys=arguments.keys or arguments.file.parent,
             home=arguments.home or default_home(), rounds=arguments.rounds, rehearse=arguments.rehearse,
-            wait_s=arguments.wait, grace_s=arguments.grace, listen=arguments.listen, page=arguments.page,
-            keep_every=arguments.keep_every, model=arguments.model,
+            wait_s=arguments.wait, grace_s=arguments.grace, stay_s=arguments.stay, listen=arguments.listen,
+            page=arguments.page, keep_every=arguments.keep_every, model=arguments.model,
         ),
         teller(arguments.json_lines),
     )  # fmt: skip
@@ -91,6 +99,8 @@ def run_coordinator(arguments: Namespace) -> None:
             print("privacy: " + told_privacy(report.privacy))
         if report.adapter:
             print(f"adapter {report.adapter[:12]} is kept here and by {', '.join(report.delivered) or 'nobody else'}")
+        if missing := sorted(set(report.members) - set(report.delivered)):
+            print(f"{', '.join(missing)} did not get it; start this command again to hand it to them (--stay S)")
 
 
 def run_member(arguments: Namespace) -> None:

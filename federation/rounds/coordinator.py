@@ -28,6 +28,7 @@ from ..protection.masked import threshold
 from . import guard
 from .assembly import Assembly, Event, Outcome
 from .checkpoint import RunState, Store
+from .delivery import Delivery
 from .guard import Verdict
 from .logbook import Logbook
 from .post import Post
@@ -50,6 +51,8 @@ class Coordinator:
         size: length n of the adapter's flat vector; stops: where its tensors end, by default only at n.
         keep: takes the finished adapter [n] and its evaluation; returns its name and its signed card. Not in sealed mode.
         wait_s: how long too few members are waited for.
+        patient: that holds until the minimum was there once; members that go away later are waited
+            for without end, and a round that failed because they did is not counted.
         grace_s: once the minimum is there, how long the rest of the roster is waited for.
         desk: in sealed mode, the worker that adds ciphertexts; by default a new one.
         purse: privacy spent so far; by default beside the store's file.
@@ -67,6 +70,7 @@ class Coordinator:
         keep: Keeper | None = None,
         on_event: Callable[[Event], None] | None = None,
         wait_s: float = 600.0,
+        patient: bool = False,
         grace_s: float = 30.0,
         desk: Desk | None = None,
         purse: Purse | None = None,
@@ -81,7 +85,8 @@ class Coordinator:
             raise FederationError(f"this key is not the coordinator's of {policy.name}; use the key made by `federation init`")
         self.policy, self.link, self.size, self.keep = policy, link, size, keep
         self.on_event = on_event or (lambda event: None)
-        self.wait_s, self.grace_s = wait_s, grace_s
+        self.wait_s, self.patient, self.grace_s = wait_s, patient, grace_s
+        self.gathered = False  # the minimum was there once
         self.sealed = policy.protection.mode == "sealed"
         store = store or Store(None)
         self.logbook = Logbook(store, policy, 0 if self.sealed else size)  # in sealed mode no adapter is here
@@ -93,6 +98,7 @@ class Coordinator:
             policy, self.post, self.logbook, self.purse, size=size, stops=stops or (size,),
             desk=(desk or Worker(AdderService)) if self.sealed else None, telling=self.telling, on_event=self.on_event,
         )  # fmt: skip
+        self.delivery = Delivery(self.assembly, self.on_event)
         self.held: dict[str, object] = {}
         self.aborted: list[str] = []
         self.between: Callable[[], None] = lambda: None  # while no round is under way: a later federation file may come
@@ -102,14 +108,30 @@ class Coordinator:
         """The run as it is on disk."""
         return self.logbook.state
 
-    def run(self, rounds: int | None = None) -> RunReport:
-        """Go on until `rounds` are done (default: the federation's) or the privacy budget is; then score and deliver.
+    def run(self, rounds: int | None = None, *, stay_s: float = 0.0) -> RunReport:
+        """Go on until `rounds` are done (default: the federation's) or the privacy budget is; then
+        score and deliver. A run that has ended, unless it is to have more rounds, is delivered
+        only.
+
+        Args:
+            stay_s: how long members that do not have the adapter yet are waited for at the end.
 
         Raises:
             RoundAborted: too few members for too long, or a round failed as often as the recipe allows.
         """
-        goal = rounds or self.policy.recipe.rounds
         started, stopped = time.monotonic(), ""
+        if not self.state.finished or (rounds or 0) > self.state.round:
+            stopped = self.finish(rounds or self.policy.recipe.rounds)
+        self.delivery.stay(stay_s, self.between)
+        return self.report(time.monotonic() - started, stopped)
+
+    def finish(self, goal: int) -> str:
+        """All rounds, the score, the delivery; why it ended before its goal, if it did.
+
+        Raises:
+            RoundAborted: as `run`.
+        """
+        stopped = ""
         if (words := told_buckets(self.policy)) is not None:
             self.on_event({"event": "buckets", "price": words})
         try:
@@ -117,12 +139,11 @@ class Coordinator:
         except BudgetError as reason:  # an end like any other: what was learned until here is delivered
             stopped = str(reason)
             self.on_event({"event": "stopped", "round": self.state.round, "reason": stopped})
-        name, delivered = "", list[str]()
         if not self.state.finished:
             if self.policy.privacy.counts:
                 self.insist(self.score_round)
-            name, delivered = self.insist(self.deliver)
-        return self.report(time.monotonic() - started, name, delivered, stopped)
+            self.insist(self.deliver)
+        return stopped
 
     def learn(self, goal: int) -> None:
         """Rounds until `goal` are done.
@@ -234,7 +255,7 @@ class Coordinator:
             raise RoundAborted(f"{len(done)} of {len(members)} members went back to the adapter before, need {need}")
         self.logbook.catch_up(steps + 1)
 
-    def deliver(self) -> tuple[str, list[str]]:
+    def deliver(self) -> None:
         """Keep the finished adapter here and hand it to every member that is there.
 
         Raises:
@@ -249,14 +270,9 @@ class Coordinator:
             card = json.dumps(evaluation)
         elif self.keep is not None:
             name, card = self.keep(self.state.server.flat, evaluation)
-        place = self.assembly.begin()
-        members = self.assembly.muster(tuple(sorted(self.link.present())), place)  # sealed: who holds the last step's result
-        order = self.assembly.order(self.state.server.flat, card=card)
-        replies = self.telling.ask(work.ADOPT, order, members, place, self.policy.recipe.stage_timeout_s)
-        delivered = sorted(reply.sender for reply in replies)
-        self.logbook.keep(finished=True)
-        self.on_event({"event": "delivered", "adapter": name, "members": delivered})
-        return name, delivered
+        delivered = self.delivery.hand(card, self.link.present())
+        self.logbook.keep(finished=True, adapter=name, card=card, delivered=delivered)
+        self.on_event({"event": "delivered", "adapter": name, "members": list(delivered)})
 
     def insist(self, attempt: Callable[[], T]) -> T:
         """Try a round as often as the recipe allows; between attempts wait until enough members are there.
@@ -264,16 +280,21 @@ class Coordinator:
         Raises:
             RoundAborted: the last attempt's reason; state and adapter are those of the last whole round.
         """
-        for left in reversed(range(self.policy.recipe.attempts)):
+        left = self.policy.recipe.attempts
+        while True:
             self.between()
             try:
                 return attempt()
             except RoundAborted as reason:
                 self.abandon(reason)
+                left -= not (self.patient and self.too_few_are_here())
                 if not left:
                     raise
                 self.wait_for_members()
-        raise AssertionError("a recipe has at least one attempt")
+
+    def too_few_are_here(self) -> bool:
+        """Are members away that a round needs?"""
+        return len(self.link.present()) < self.policy.protection.min_cohort
 
     def abandon(self, reason: RoundAborted) -> None:
         """Note an attempt that ended without a sum."""
@@ -286,7 +307,8 @@ class Coordinator:
         """Until the roster is complete, or the minimum is there and the grace is over.
 
         Raises:
-            RoundAborted: still below the minimum after `wait_s`.
+            RoundAborted: still below the minimum after `wait_s`, which a patient coordinator looks
+                at until the minimum was there once.
         """
         began, enough_since, told = time.monotonic(), None, -1
         while True:
@@ -297,9 +319,10 @@ class Coordinator:
                 self.on_event({"event": "waiting", "present": here, "minimum": need, "roster": everybody})
                 told = here
             enough_since = (enough_since or now) if here >= need else None
+            self.gathered = self.gathered or here >= need
             if enough_since is not None and (here >= everybody or now - enough_since >= self.grace_s):
                 return
-            if enough_since is None and now - began >= self.wait_s:
+            if enough_since is None and now - began >= self.wait_s and not (self.patient and self.gathered):
                 raise RoundAborted(
                     f"{here} members came within {self.wait_s:.0f} s, need {need}; start the others with `quietchoir join`, "
                     "then start this command again: it goes on from the last whole round"
@@ -315,12 +338,13 @@ class Coordinator:
             return guard.parents_score(self.state.history) is None
         return first or (recipe.evaluate_every > 0 and self.state.round % recipe.evaluate_every == 0)
 
-    def report(self, seconds: float, name: str, delivered: list[str], stopped: str) -> RunReport:
+    def report(self, seconds: float, stopped: str) -> RunReport:
         """The run so far."""
         accuracy, sent = summary(list(self.state.history))
         return RunReport(
             federation=self.policy.federation.hex(), name=self.policy.name, protection=self.policy.protection.mode,
             bits=self.policy.protection.bits, nodes=len(self.policy.members), rounds=self.state.round,
-            seconds=round(seconds, 3), accuracy=accuracy, bytes_per_node_round=sent, adapter=name, delivered=delivered,
+            seconds=round(seconds, 3), accuracy=accuracy, bytes_per_node_round=sent, adapter=self.state.adapter,
+            members=[one.name for one in self.policy.members], delivered=list(self.state.delivered),
             aborted=self.aborted, history=list(self.state.history), held=self.held, privacy=self.purse.spent(), stopped=stopped,
         )  # fmt: skip

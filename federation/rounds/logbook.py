@@ -50,8 +50,8 @@ class Logbook:
     def commit(self, server: ServerState, entry: dict[str, Any]) -> None:
         """A whole round is done."""
         self.keep(
-            server=server, round=self.state.round + 1, attempt=0, opening=False, finished=False,
-            history=(*self.state.history, entry),
+            server=server, round=self.state.round + 1, attempt=0, opening=False, finished=False, adapter="", card="",
+            delivered=(), history=(*self.state.history, entry),
         )  # fmt: skip
 
     def catch_up(self, steps: int) -> bool:

@@ -64,6 +64,7 @@ class RunReport:
     accuracy: dict[str, float | None]  # "before", "after"
     bytes_per_node_round: float  # up, mean over parties and training rounds
     adapter: str  # name in the registry; empty if none was kept
+    members: list[str]  # of the roster
     delivered: list[str]  # members that keep the finished adapter
     aborted: list[str]  # reasons of attempts that ended without a sum
     history: list[dict[str, Any]] = field(default_factory=list)

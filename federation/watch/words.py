@@ -43,13 +43,16 @@ def sentence(event: Event) -> str | None:
         shown = f"{loss:.3f}" if isinstance(loss, float) else "not measured"
         return f"{words}, loss {shown}, accuracy before it {percent(event['accuracy'])}"
     sentences = {
-        "waiting": "{present} of {roster} members are here, need {minimum}",
+        "waiting": "{present} of {roster} members are here, need {minimum}" + ("; waiting for them" if is_short(event) else ""),
+        "delivered": "the finished adapter is with {names}",
+        "staying": "the run is over; {names} did not get its adapter yet: staying {seconds} s for them",
+        "undelivered": "the finished adapter cannot be handed to {names} now: {reason}",
         "aborted": "round {round} aborted, the adapter is unchanged: {reason}",
         "open": "the door is open at {address}",
         "connected": "connected to {address}",
-        "disconnected": "the coordinator at {address} {reason}; trying again",
         "loading": "{train} examples to train on, {test} held out; loading the model {model}",
         "preparing": "preparing {examples} {what} examples, once: layer {layer} of {layers}",
+        "disconnected": "the coordinator at {address} {reason}; trying again. {waits_for}",
         "joining": "joining {federation} as {name}; a round costs about {bytes_up:,} bytes up and {bytes_down:,} down",
         "renewed": "version {version} of the federation file is in force from now on",
         "page": "the rounds are shown at {url}",
@@ -60,9 +63,23 @@ def sentence(event: Event) -> str | None:
         "trained": "round {round}: trained on {tokens} answer tokens, loss {loss:.3f}",
         "refused": "refused: {reason}",
         "adopted": "a finished adapter came: {adapter}",
+        "stays": "this node stays for the next run; Ctrl-C ends it, and `--once` makes it leave with its first adapter",
         "personal": "{words}",
     }
-    return sentences[str(kind)].format(**event) if kind in sentences else None
+    if kind not in sentences or event.get("again"):
+        return None
+    return sentences[str(kind)].format(**{"waits_for": "", **event, "names": names_in(event)}).strip()
+
+
+def is_short(event: Event) -> bool:
+    """Are fewer members here than a round needs?"""
+    return int(str(event.get("present", 0))) < int(str(event.get("minimum", 0)))
+
+
+def names_in(event: Event) -> str:
+    """The members that an event is about."""
+    named = event.get("missing", event.get("members"))
+    return ", ".join(map(str, named)) or "nobody" if isinstance(named, list) else ""
 
 
 def percent(share: object) -> str:

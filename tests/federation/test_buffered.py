@@ -142,6 +142,22 @@ def test_below_the_minimum_nothing_is_called_and_the_adapter_is_unchanged() -> N
     assert link.letters and {stage_of(letter) for _, letter in link.letters} == {"train"}
 
 
+def test_members_that_go_away_from_a_patient_coordinator_are_waited_for() -> None:
+    home = buffered(mode="masked", schedule={"patience_s": 1000.0})
+    members = parties(home, SIZE)
+    link = NapLink(members)
+    run = run_of(home, members, link, patient=True)
+    run.go_on(1)
+    run.outbox.recall()
+    link.asleep, run.news_at = {"cat", "dan"}, -1e9
+    run.check_patience()
+    link.asleep = set()
+    run.check_patience()  # the time in which they were away is not held against those that are back
+    run.news_at = -1e9
+    with pytest.raises(RoundAborted, match="nobody has contributed"):
+        run.check_patience()
+
+
 def test_a_larger_buffer_waits_for_more() -> None:
     home = buffered(6, schedule={"buffer": 5})
     run = run_of(home, parties(home, SIZE))

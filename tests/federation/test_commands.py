@@ -125,6 +125,14 @@ def test_more_bytes_than_consented_to_are_refused_before_anything_is_dialled(
         assert code == 2 and sentence in said and f"consent.{line.split()[0]}" in said
 
 
+def test_a_proxy_that_is_none_is_refused_before_anything_is_dialled(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    founded(capsys, tmp_path / "f")
+    words = ("join", tmp_path / "f" / "federation.toml", "--home", tmp_path / "node", "--rehearse", "5")
+    code, said = quietchoir(capsys, *words, "--proxy", "socks5://127.0.0.1:1080")
+    assert code == 2 and "expected http://HOST:PORT" in said and "Traceback" not in said
+    assert not (tmp_path / "node").exists()
+
+
 def test_too_few_members_are_told_apart_from_silence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     founded(capsys, tmp_path / "f")
     file = tmp_path / "f" / "federation.toml"

@@ -7,6 +7,7 @@ import datetime
 import itertools
 import json
 import secrets
+import shutil
 import socket
 import ssl
 import threading
@@ -78,7 +79,8 @@ def drain(child: Child) -> None:
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     folder = tmp_path_factory.mktemp("strangers")
-    with Stage(folder / "logs") as stage:
+    nowhere = dict.fromkeys(("HTTPS_PROXY", "ALL_PROXY", "https_proxy"), "socks5://127.0.0.1:9")  # members go past them
+    with Stage(folder / "logs", nowhere) as stage:
         yield Scene(stage, folder)
 
 
@@ -168,6 +170,29 @@ def test_a_second_process_with_a_members_keys_is_turned_away(scene: Scene) -> No
         for path in sorted(ROUTES):
             body = ActivateNodeRequest(public_key=scene.victim, heartbeat_interval=10.0).SerializeToString()
             assert client.post(path, headers=signed(scene, path), content=body).status_code == 409
+    scene.goes_on()
+
+
+def test_a_copied_home_is_refused_in_a_sentence_and_the_first_ones_run_goes_on(scene: Scene) -> None:
+    name = PLAN.names[0]
+    copy = scene.choir.folder / "copied" / name
+    shutil.copytree(scene.choir.folder / name, copy)
+    second = scene.choir.stage.start(
+        "second",
+        "--config",
+        str(scene.choir.settings),
+        "join",
+        str(scene.choir.file),
+        "--home",
+        str(copy),
+        *scene.choir.rehearsed,
+    )
+    told = second.until("disconnected", PATIENCE_S)
+    assert "another one takes part with this node's keys" in told["reason"] and not told["again"]
+    scene.goes_on()
+    assert second.process.wait(PATIENCE_S) == 1  # it tries for a while: a process that died is forgotten meanwhile
+    assert "a home is for one machine" in second.last_words()
+    assert "Traceback" not in second.log.read_text("utf-8")
     scene.goes_on()
 
 
