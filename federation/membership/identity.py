@@ -1,19 +1,21 @@
 """Who this node is: one key that signs, and one that opens the transport.
 
 Knows two files in the node's home, and how they are locked. Knows nothing of federations.
-Always: both keys are made here and never leave; only the public card does.
+Always: both keys are made here and never leave; only the public card does, and each of them has signed the other on it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from cryptography.hazmat.primitives import serialization
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
 from ...core import paths
-from ...core.errors import ConfigError
+from ...core.errors import AuthenticationError, ConfigError
 from ...crypto import keyfile
-from ...crypto.keys import Identity
+from ...crypto.keys import SIGNATURE_BYTES, Identity, PublicIdentity, bind
 from .unlock import OPEN, Asked, Lock
 
 IDENTITY_FILE = "identity.key"
@@ -21,35 +23,56 @@ TRANSPORT_FILE = "transport.key"
 TRANSPORT_KIND = "transport"  # what a locked transport key calls itself; an unlocked one is PEM
 KEY_HEX = 64  # Ed25519 public key, 32 bytes
 TRANSPORT_HEX = 98  # P-384 public key, compressed, 49 bytes: the only kind that Flower's door accepts
+POINT_BYTES = 48  # a number of P-384
+PROOF_HEX = 2 * (SIGNATURE_BYTES + 2 * POINT_BYTES)
+CARD = b"quietchoir public card v1"
 
 
 @dataclass(frozen=True, slots=True)
 class PublicCard:
-    """What a node hands to the federation's owner."""
+    """What a node hands to the federation's owner. A card that was parsed came from whoever holds both keys.
+
+    Without that, anybody could have a stranger's public key enrolled under a name of their own: the stranger would then be
+    refused as enrolled already, or its calls be taken for somebody else's.
+    """
 
     key: str  # Ed25519, hex
     transport: str  # P-384 compressed point, hex
+    proof: str = field(repr=False)  # hex: the key's signature over the transport key, and that one's over the key
 
     @property
     def text(self) -> str:
-        """One line: both keys."""
-        return self.key + self.transport
+        """One line: both keys, and what proves them."""
+        return self.key + self.transport + self.proof
 
     @staticmethod
     def parse(text: str) -> "PublicCard":
         """Read a card from its one line.
 
         Raises:
-            ConfigError: not the line that `quietchoir federation identity` prints.
+            ConfigError: not the line that `quietchoir federation identity` prints, or not of who holds the keys.
         """
         line = text.strip().lower()
-        if len(line) != KEY_HEX + TRANSPORT_HEX or set(line) - set("0123456789abcdef"):
+        if len(line) != KEY_HEX + TRANSPORT_HEX + PROOF_HEX or set(line) - set("0123456789abcdef"):
+            old = " (a card of an earlier version proves nothing)" if len(line) == KEY_HEX + TRANSPORT_HEX else ""
             raise ConfigError(
-                f"the public card has {len(line)} characters, expected {KEY_HEX + TRANSPORT_HEX} hexadecimal digits; "
-                "copy the whole line that `quietchoir federation identity` prints on the node"
+                f"the public card has {len(line)} characters, expected {KEY_HEX + TRANSPORT_HEX + PROOF_HEX} hexadecimal "
+                f"digits{old}; copy the whole line that `quietchoir federation identity` prints on the node"
             )
-        transport_point(line[KEY_HEX:])
-        return PublicCard(line[:KEY_HEX], line[KEY_HEX:])
+        card = PublicCard(line[:KEY_HEX], line[KEY_HEX : KEY_HEX + TRANSPORT_HEX], line[KEY_HEX + TRANSPORT_HEX :])
+        transport, proof = transport_point(card.transport), bytes.fromhex(card.proof)
+        of_key, of_transport = proof[:SIGNATURE_BYTES], proof[SIGNATURE_BYTES:]
+        half = len(of_transport) // 2
+        pair = encode_dss_signature(int.from_bytes(of_transport[:half], "big"), int.from_bytes(of_transport[half:], "big"))
+        try:
+            PublicIdentity(bytes.fromhex(card.key)).verify(CARD, bytes.fromhex(card.transport), of_key)
+            transport.verify(pair, bind(CARD, bytes.fromhex(card.key)), ec.ECDSA(hashes.SHA384()))
+        except (AuthenticationError, InvalidSignature):
+            raise ConfigError(
+                "the public card was not made by who holds its keys, or was changed; ask its node for "
+                "`quietchoir federation identity` again"
+            ) from None
+        return card
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +84,15 @@ class NodeKeys:
 
     @property
     def card(self) -> PublicCard:
-        """The public halves."""
+        """The public halves, each signed by the other's private one."""
         point = self.transport.public_key().public_bytes(
             serialization.Encoding.X962, serialization.PublicFormat.CompressedPoint
         )
-        return PublicCard(self.identity.public.raw.hex(), point.hex())
+        key = self.identity.public.raw
+        same = ec.ECDSA(hashes.SHA384(), deterministic_signing=True)  # a node prints one card, however often it is asked
+        pair = decode_dss_signature(self.transport.sign(bind(CARD, key), same))
+        proof = self.identity.sign(CARD, point) + b"".join(number.to_bytes(POINT_BYTES, "big") for number in pair)
+        return PublicCard(key.hex(), point.hex(), proof.hex())
 
 
 def transport_point(text: str) -> ec.EllipticCurvePublicKey:

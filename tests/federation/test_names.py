@@ -247,10 +247,23 @@ def account_scope(world: World) -> Iterator[Attempt]:
     yield lambda: Account(Budget(epsilon=100.0), scope="that ann", path=path), ConfigError, "privacy.json"
 
 
-def transport_key(world: World) -> Iterator[Attempt]:
-    card = load_or_create(world.folder / "zoe").card
-    for text in (card.key + "02" + "ff" * 48, card.key + "05" + card.transport[2:], card.text[:-2], card.text + "00"):
-        yield partial(PublicCard.parse, text), ConfigError, "P-384 point|has 1[0-9]+ characters"
+def public_card(world: World) -> Iterator[Attempt]:
+    zoe, eve = (load_or_create(world.folder / name).card for name in ("zoe", "eve"))
+    for text in (zoe.key + "02" + "ff" * 48 + zoe.proof, zoe.key + "05" + zoe.transport[2:] + zoe.proof):
+        yield partial(PublicCard.parse, text), ConfigError, "P-384 point"
+    for text in (zoe.text[:-2], zoe.text + "00", zoe.key + zoe.transport):  # the last: as an earlier version printed it
+        yield partial(PublicCard.parse, text), ConfigError, "has [0-9]+ characters"
+    key_half, transport_half = 2 * 64, 2 * 96
+    assert len(zoe.proof) == key_half + transport_half
+    for card in (
+        dataclasses.replace(eve, key=zoe.key),  # zoe's key under eve's name, to have it enrolled before she does
+        dataclasses.replace(eve, transport=zoe.transport),
+        dataclasses.replace(eve, transport=zoe.transport, proof=eve.proof[:key_half] + zoe.proof[key_half:]),
+        dataclasses.replace(zoe, proof=eve.proof),
+        dataclasses.replace(zoe, proof=zoe.proof[:key_half] + "00" * 96),
+        dataclasses.replace(zoe, proof="00" * 64 + zoe.proof[key_half:]),
+    ):
+        yield partial(PublicCard.parse, card.text), ConfigError, "not made by who holds its keys"
 
 
 def library_name(world: World) -> Iterator[Attempt]:
@@ -321,7 +334,7 @@ NAMES = {
     "entry, head": Name("the entry's text", "membership/chain", entry_hash),
     "invitation": Name("the key in its token", "membership/invitation", invitation_key),
     "member": Name("its key in the roster", "exchange/messages", member_name),
-    "transport key": Name("a P-384 point", "membership/identity", transport_key),
+    "public card": Name("both of a node's keys", "membership/identity", public_card),
     "coordinator": Name("its key in the signed file", "exchange/messages", coordinator_key),
     "task": Name("the letter's bytes", "exchange/messages", task_name),
     "run": Name("drawn", "exchange/messages", run_name),
