@@ -16,7 +16,7 @@ def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     simulate = verbs.add_parser("simulate", help="run a federation of many parties in this process")
     simulate.add_argument("scenario", help="a TOML file, or the name of a shipped scenario")
     simulate.add_argument("--report", type=Path, metavar="FILE", help="write the whole report as JSON")
-    simulate.set_defaults(run=run_simulation)
+    simulate.set_defaults(run=run_simulation, needs="federation")
     bench = verbs.add_parser("bench", help="measure, with peers in the same run")
     bench.add_argument(
         "suite",
@@ -29,7 +29,7 @@ def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         "--out", type=Path, metavar="FILE", help="write the report as JSON too, after every part that is measured"
     )
     bench.add_argument("--quick", action="store_true", help="tiny sizes: does it run? its figures mean nothing")
-    bench.set_defaults(run=run_bench)
+    bench.set_defaults(run=run_bench, needs="federation")
 
 
 def run_simulation(arguments: Namespace) -> None:
@@ -59,18 +59,18 @@ def run_simulation(arguments: Namespace) -> None:
         outcome.write(arguments.report)
 
 
-def run_bench(arguments: Namespace) -> None:
-    """Measure: one suite's report, or {suite: report} of all of them.
+def run_bench(arguments: Namespace) -> int:
+    """Measure: one suite's report, or {suite: report} of all of them; 1 if one of several ended early.
 
     Raises:
-        ConfigError: no such suite.
+        ConfigError: no such suite. QuietchoirError: the only suite that was asked for ended early.
     """
     import json
     from functools import partial
 
     from rich.console import Console
 
-    from ..core.errors import ConfigError
+    from ..core.errors import ConfigError, QuietchoirError
     from ..core.paths import write_atomically
     from .bench import figures, suites
 
@@ -88,11 +88,21 @@ def run_bench(arguments: Namespace) -> None:
         if arguments.out is not None:  # after each part: a run that is cut off keeps what it measured
             write_atomically(arguments.out, text().encode() + b"\n")
 
+    failed = False
     for name in [arguments.suite] if arguments.suite else suites.here():
-        report, rows = suites.run(
-            name, quick=arguments.quick, tell=lambda words: told.print(f"… {words}"), keep=partial(keep, name)
-        )
+        try:
+            report, rows = suites.run(
+                name, quick=arguments.quick, tell=lambda words: told.print(f"… {words}"), keep=partial(keep, name)
+            )
+        except QuietchoirError as error:  # what it measured is kept, and the suites after it are run
+            if arguments.suite:
+                raise
+            keep(name, {**reports.get(name, {}), "unfinished": True, "ended": str(error)})
+            console.print(f"[bold]{name}[/bold]  ended: {error}", soft_wrap=True)
+            failed = True
+            continue
         keep(name, report)
         figures.show(console, report, rows)
     if arguments.json:
         print(text())
+    return int(failed)

@@ -61,7 +61,7 @@ class Child:
         except queue.Empty:
             raise QuietchoirError(f"{self.name} said nothing for {deadline_s:.0f} s; its log: {self.log}") from None
         if text is None:
-            raise QuietchoirError(f"{self.name} ended with code {self.process.wait()}: {self.last_words()} (log: {self.log})")
+            raise QuietchoirError(f"{self.name} ended {how(self.process.wait())}: {self.last_words()} (log: {self.log})")
         return text
 
     def wait_for(self, wanted: Callable[[str], bool], deadline_s: float) -> str:
@@ -127,7 +127,7 @@ class Child:
         except subprocess.TimeoutExpired:
             raise QuietchoirError(f"{self.name} is still running after {deadline_s:.0f} s; its log: {self.log}") from None
         if code:
-            raise QuietchoirError(f"{self.name} ended with code {code}: {self.last_words()} (log: {self.log})")
+            raise QuietchoirError(f"{self.name} ended {how(code)}: {self.last_words()} (log: {self.log})")
 
     def last_words(self) -> str:
         """The last line the child wrote to standard error."""
@@ -187,7 +187,7 @@ class Stage:
         )
         if done.returncode:
             words = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
-            raise QuietchoirError(f"quietchoir {' '.join(arguments)} ended with code {done.returncode}: {words[0]}")
+            raise QuietchoirError(f"quietchoir {' '.join(arguments)} ended {how(done.returncode)}: {words[0]}")
         return done.stdout
 
     def __enter__(self) -> "Stage":
@@ -199,6 +199,14 @@ class Stage:
         for child in reversed(self.children):
             child.end()
         self.children.clear()
+
+
+def how(code: int) -> str:
+    """How a process ended, for people: `code` below zero is a signal's number."""
+    if code >= 0:
+        return f"with code {code}"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    return f"by {name} ({signal.strsignal(-code) or 'unknown'})"
 
 
 def family(pid: int) -> list[int]:

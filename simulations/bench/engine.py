@@ -2,14 +2,14 @@
 
 Knows which figures are promised and what they aim at; `contest` asks the engines in turn, `peers/` holds them.
 Always: a peer runs at its best: llama.cpp reads a Q4_0 copy, whose kernels are its fastest; every engine answers fresh prompts,
-greedily, with the same number of tokens.
+greedily, with the same number of tokens. A peer that dies gets a row that says how, and no figures at that size.
 """
 
 import importlib.util
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +24,8 @@ from ...core.engine.runner import Runner
 from ...core.errors import ConfigError
 from ...core.models import catalog, weights
 from . import random_model
-from .contest import Contender, Found, Order, in_turn
+from .contest import Contender, EndedError, Found, Order, in_turn
 from .figures import Figure, Keep, nobody
-from .peers.llamacpp import repacked
 from .peers.ours import ADAPTERS
 from .peers.reference import unpacked
 from .stopwatch import Sample, put
@@ -88,11 +87,12 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
     peers = [name for name in PEERS if name not in missing]
     with tempfile.TemporaryDirectory(prefix="quietchoir-bench-") as scratch:
         model = catalog.find(MODEL)
-        compare("", files(model, Path(scratch), peers), scale, report, tell, keep)
+        compare("", files(model, Path(scratch), peers, report), scale, report, tell, keep)
         adapters(model, scale, report, tell)
         keep(report)
         large = random_model.write(Path(scratch) / "large.gguf", model, scale.large, seed=SEED)
-        read = {name: path for name, path in files(large, Path(scratch), peers).items() if name != "no_compiler"}
+        read = files(large, Path(scratch), peers, report["large"])
+        del read["no_compiler"]
         compare("large", read, scale, report, tell, keep)  # without a compiler a round of questions takes minutes at this size
         bandwidth(large, scale, report)
         keep(report)
@@ -102,11 +102,18 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
     return report
 
 
-def files(model: Path, scratch: Path, peers: list[str]) -> dict[str, Path]:
-    """What each engine reads."""
+def files(model: Path, scratch: Path, peers: list[str], place: dict[str, Any]) -> dict[str, Path]:
+    """What each engine reads; in `place`, who could not make his and why."""
     found = {"ours": model, "no_compiler": model}
     if "llamacpp" in peers:
-        found["llamacpp"] = repacked(model, scratch / f"{model.stem}.Q4_0.gguf")
+        engine, target = contender("llamacpp", model), scratch / f"{model.stem}.Q4_0.gguf"
+        try:
+            engine.prepare("--repack", str(target))
+            found["llamacpp"] = target
+        except EndedError as error:
+            place["llamacpp"] = {"ended": str(error)}
+        finally:
+            engine.close()
     if "openvino" in peers:
         found["openvino"] = model
     if "transformers" in peers:
@@ -134,18 +141,47 @@ def compare(
             stack.callback(engine.close)
         for name in ("cold_ttft_s",) if not size else ():
             tell(f"{SIZES[size]}: first token from a cold process")
-            rounds = [[engine.cold_start_s() for engine in engines] for _ in range(scale.cold_repeats)]
-            for engine, seconds in zip(engines, zip(*rounds, strict=True), strict=True):
-                put(report, f"{prefix}{engine.name}.{name}", Sample(seconds))
+            seconds: dict[str, list[float]] = {engine.name: [] for engine in engines}
+            for _ in range(scale.cold_repeats):
+                for engine in running(engines):
+                    with engine.excused():
+                        seconds[engine.name].append(engine.cold_start_s())
+            for engine in running(engines):
+                put(report, f"{prefix}{engine.name}.{name}", Sample(tuple(seconds[engine.name])))
             keep(report)
-        for engine in engines:
+        for engine in running(engines):
             tell(f"{SIZES[size]}: loading {engine.name}")
-            engine.start()
+            with engine.excused():
+                engine.start()
         tell(f"{SIZES[size]}: {', '.join(orders)} in turn")
         in_turn(engines, orders, scale.repeats, after)
-        for engine in engines:
-            place[engine.name]["peak_mb"] = engine.ask({"what": "peak_mb"})
+        for engine in running(engines):
+            with engine.excused():
+                place[engine.name]["peak_mb"] = engine.ask({"what": "peak_mb"})
+    for engine in engines:
+        if engine.ended:
+            tell(f"{SIZES[size]}: {engine.ended}")
+            left_out(engine, prefix, place, report)
     keep(report)
+
+
+def running(engines: Sequence[Contender]) -> list[Contender]:
+    """Those that have not ended."""
+    return [engine for engine in engines if not engine.ended]
+
+
+def left_out(engine: Contender, prefix: str, place: dict[str, Any], report: dict[str, Any]) -> None:
+    """One that died says so in the place of its figures: what it did before would be of another number of repeats."""
+    place[engine.name] = {"ended": engine.ended}
+    lost = [engine.name]
+    if all("ended" in place.get(name, {"ended": ""}) for name in ("llamacpp", "openvino")):
+        lost.append("best")
+    if engine.name == "transformers":
+        lost.append("no_compiler")
+    for name in lost:
+        place["ratio"].pop(name, None)
+    gone = (f"{prefix}{engine.name}.", *(f"{prefix}ratio.{name}." for name in lost))
+    report["spread"] = {key: spread for key, spread in report["spread"].items() if not key.startswith(gone)}
 
 
 def asked(size: str, scale: Scale) -> dict[str, Order]:
@@ -160,7 +196,8 @@ def asked(size: str, scale: Scale) -> dict[str, Order]:
 def contender(name: str, model: Path) -> Contender:
     """An engine on all the cores that this process may use."""
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Contender(name, model, threads, {"QUIETCHOIR_NATIVE": "off"} if name == "no_compiler" else None)
+    environment = {"QUIETCHOIR_NATIVE": "off"} if name == "no_compiler" else None
+    return Contender(name, model, threads, environment, peer=name in PEERS)
 
 
 def ratios(prefix: str, found: Mapping[str, Mapping[str, Sample]], report: dict[str, Any]) -> None:
@@ -227,14 +264,19 @@ def figures(report: dict[str, Any]) -> Iterator[Figure]:
     for size, label in SIZES.items():
         prefix = f"{size}." if size else ""
         placed = report[size] if size else report
-        here = [name for name in ("ours", "llamacpp", "openvino", "transformers", "no_compiler") if name in placed]
+        order = ("ours", "llamacpp", "openvino", "transformers", "no_compiler")
+        here = [name for name in order if name in placed and "ended" not in placed[name]]
         for key in KEYS:
             for index, name in enumerate(here):
                 yield Figure(f"{prefix}{name}.{key}", "tokens/s", f"{label}, {key}: {name}" if not index else f"  {name}")
+        for name in order:
+            if "ended" in placed.get(name, {}):
+                yield Figure(f"{prefix}{name}.ended", "", f"{label}: {name}")
         for name in here:
             if not size:
                 yield Figure(f"{name}.cold_ttft_s", "s", f"cold first token: {name}", at_most=3 if name == "ours" else None)
-            peak = report["llamacpp"]["peak_mb"] if not size and name == "ours" and "llamacpp" in report else None
+            rival = report.get("llamacpp", {}).get("peak_mb")
+            peak = rival if not size and name == "ours" else None
             yield Figure(f"{prefix}{name}.peak_mb", "MB", f"{label}, peak memory: {name}", at_most=peak)
         for rival, aims in (
             ("best", BEST[size]),

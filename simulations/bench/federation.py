@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...core.errors import QuietchoirError
 from ..choir import Plan
 from ..faults import table
 from . import federation_rounds, federation_stock
@@ -83,6 +84,8 @@ def figures(report: dict[str, Any]) -> Iterator[Figure]:
     """Rows of the table."""
     for mode in MODES:
         yield Figure(f"round_s.{mode}", "s", f"a round, 3 nodes, {mode}", at_most=AIMS_S[mode])
+    if "ended" in report.get("stock", {}):
+        yield Figure("stock.ended", "", "  Flower's own engine")
     if "ratio" in report:
         yield Figure("stock.round_s", "s", "  Flower's own engine, unprotected, no TLS")
         yield Figure("ratio.flower", "×", "  faster than it, plain", at_least=5)
@@ -127,7 +130,11 @@ def note_told(report: dict[str, Any], cost: federation_rounds.Cost) -> None:
 def compare(report: dict[str, Any], size: Size) -> None:
     """The peer on the same work."""
     with tempfile.TemporaryDirectory(prefix="quietchoir-bench-") as folder:
-        stock: Sample = federation_stock.measure(Path(folder), nodes=3, rounds=size.stock_rounds, size=size.values)
+        try:
+            stock: Sample = federation_stock.measure(Path(folder), nodes=3, rounds=size.stock_rounds, size=size.values)
+        except QuietchoirError as error:  # the peer's end is its row, and not ours
+            report["stock"] = {"ended": str(error)}
+            return
     report["stock"] = {"round_s": stock.median}
     report["spread"]["stock.round_s"] = list(stock.spread)
     ours = report["round_s"]

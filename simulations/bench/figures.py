@@ -99,8 +99,10 @@ def show(console: Console, report: Mapping[str, Any], figures: Sequence[Figure])
     console.print(f"exact everywhere: {'yes' if report['exact'] else '[red]NO[/red]'}")
 
 
-def number(value: float) -> str:
-    """Three digits that matter."""
+def number(value: float | str) -> str:
+    """Three digits that matter; words as they are, where an engine has no figure."""
+    if isinstance(value, str):
+        return value
     return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 

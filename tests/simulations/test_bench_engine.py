@@ -2,15 +2,18 @@
 
 import dataclasses
 import math
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from quietchoir.core.errors import ConfigError, QuietchoirError
 from quietchoir.core.models import weights
 from quietchoir.simulations.bench import contest, engine, gpu, random_model
-from quietchoir.simulations.bench.figures import look_up
+from quietchoir.simulations.bench.figures import look_up, misses, show
 from quietchoir.simulations.bench.peers.workload import Prompts
 from quietchoir.simulations.bench.stopwatch import Sample
 
@@ -45,6 +48,85 @@ def test_engines_in_processes_of_their_own_are_asked_in_turn_and_all_end(tiny: P
         for one in two:
             one.close()
     assert all(one.process is not None and one.process.returncode == 0 for one in two)
+
+
+# Answers orders as a peer does; the first argument says what kills it: nothing, the start, an order, or the second of a kind.
+FAKE = """
+import json, os, signal, sys
+fatal = sys.argv[1]
+def die(now):
+    if now == fatal:
+        os.kill(os.getpid(), signal.SIGILL)
+die("start")
+print("ready", flush=True)
+asked = {}
+for line in [] if "--first" in sys.argv else sys.stdin:
+    what = json.loads(line)["what"]
+    asked[what] = asked.get(what, 0) + 1
+    die(what)
+    die(f"{what} {asked[what]}")
+    print(float(sum(asked.values())), flush=True)
+"""
+
+
+def pretend(name: str, fatal: str, *, peer: bool) -> contest.Contender:
+    one = contest.Contender(name, Path("none"), 1, peer=peer)
+    one.command = [sys.executable, "-c", FAKE, fatal]
+    return one
+
+
+@pytest.mark.parametrize("fatal", ["start", "decode", "prefill 2", "peak_mb"])
+def test_a_peer_that_dies_is_a_row_with_its_signal_and_the_others_go_on(
+    fatal: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deaths = {"llamacpp": fatal}
+    monkeypatch.setattr(
+        engine, "contender", lambda name, model: pretend(name, deaths.get(name, "never"), peer=name in engine.PEERS)
+    )
+    report: dict[str, Any] = {"spread": {}, "ratio": {}}
+    read = dict.fromkeys(("ours", "llamacpp", "openvino"), Path("none"))
+    engine.compare("", read, engine.QUICK, report, lambda words: None, lambda report: None)
+    assert list(report["llamacpp"]) == ["ended"]
+    assert report["llamacpp"]["ended"].startswith("the engine llamacpp ended by SIGILL (Illegal instruction)")
+    assert not any("llamacpp" in key for key in report["spread"])
+    assert set(report["openvino"]) == {*engine.KEYS, "cold_ttft_s", "peak_mb"} == set(report["ours"])
+    assert "llamacpp" not in report["ratio"] and report["ratio"]["best"] == report["ratio"]["openvino"]
+    rest = {"large": {"ratio": {}, "of_bandwidth_b1": 1.0}, "memory_read_gb_s": 1.0, "perplexity": {"worse_percent": 0.0}}
+    whole = report | rest | {"adapters": {"one": 0.0, "eight": 0.0}}
+    rows = list(engine.figures(whole))
+    assert [row.key for row in rows if "llamacpp" in row.key] == ["llamacpp.ended"]
+    head = {
+        "suite": "engine",
+        "machine": "here",
+        "what": "",
+        "seed": 1,
+        "repeats": {},
+        "clock": "",
+        "quick": True,
+        "exact": True,
+    }
+    show(Console(width=200), whole | head | {"aims_missed": misses(whole, rows)}, rows)
+    assert "ended by SIGILL" in capsys.readouterr().out
+
+
+def test_a_peer_whose_quantiser_dies_is_a_row_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(engine, "contender", lambda name, model: pretend(name, "start", peer=True))
+    place: dict[str, Any] = {}
+    read = engine.files(tmp_path / "model.gguf", tmp_path, ["llamacpp", "openvino"], place)
+    assert "ended by SIGILL" in place["llamacpp"]["ended"]
+    assert set(read) == {"ours", "no_compiler", "openvino"}
+
+
+def test_a_contest_without_ourselves_is_over() -> None:
+    ours, peer = pretend("ours", "decode", peer=False), pretend("llamacpp", "never", peer=True)
+    try:
+        for one in (ours, peer):
+            one.start()
+        with pytest.raises(contest.EndedError, match="ours ended by SIGILL"):
+            contest.in_turn([ours, peer], {"b1": {"what": "decode"}}, repeats=1)
+    finally:
+        ours.close()
+        peer.close()
 
 
 def test_an_engine_that_cannot_load_its_model_says_why(tmp_path: Path) -> None:
