@@ -12,9 +12,6 @@ that run, and no path of the owner's has to be readable from inside.
 import asyncio
 import os
 import platform
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import SandboxUnavailableError
-from . import interpreter, policy, seccomp
+from . import bubblewrap, interpreter, policy, seccomp
 from .policy import Policy
 
-LEAST_BUBBLEWRAP = (0, 8)  # --disable-userns
 MAX_LINE = 1 << 20  # bytes of one line, either way; a longer answer ends the plugin
 
 
@@ -36,26 +32,6 @@ class Launch:
     command: list[str]
     descriptors: tuple[int, ...]
     user: int | None  # become this user first; None: stay who we are
-
-
-def bubblewrap() -> Path:
-    """The installed bubblewrap.
-
-    Raises:
-        SandboxUnavailableError: not Linux, none installed, or one without --disable-userns.
-    """
-    if not sys.platform.startswith("linux"):
-        raise SandboxUnavailableError(f"plugins are confined on Linux only so far, and this is {sys.platform}; disable them")
-    found = shutil.which("bwrap", path=os.environ.get("PATH", "") + ":/usr/bin:/usr/local/bin")
-    if found is None:
-        raise SandboxUnavailableError("bubblewrap (bwrap) is not installed; install it, for example: apt install bubblewrap")
-    said = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=10).stdout.split()
-    version = said[-1] if said else ""
-    if tuple(int(part) for part in version.split(".") if part.isdigit())[:2] < LEAST_BUBBLEWRAP:
-        raise SandboxUnavailableError(
-            f"{found} is version {version or 'unknown'}; plugins need 0.8 or newer, upgrade bubblewrap"
-        )
-    return Path(found)
 
 
 def system_links() -> dict[str, str | None]:
@@ -94,9 +70,9 @@ async def start(confined: Policy) -> asyncio.subprocess.Process:
     """Start the plugin as the leader of a process group of its own, its three streams piped.
 
     Raises:
-        SandboxUnavailableError: see `bubblewrap`; or a bwrap that this user may not run.
+        SandboxUnavailableError: see `bubblewrap.find`; or a bwrap that this user may not run.
     """
-    with prepared(confined, bubblewrap()) as launch:
+    with prepared(confined, bubblewrap.find(interpreter.unprivileged_user()).path) as launch:
         try:
             return await asyncio.create_subprocess_exec(
                 *launch.command,

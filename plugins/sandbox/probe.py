@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...core.errors import SandboxUnavailableError
-from . import interpreter, seccomp
-from .linux import as_user, bubblewrap, prepared
+from . import bubblewrap, interpreter, seccomp
+from .linux import as_user, prepared
 from .policy import BUNDLE, START, Policy
 
 TRIAL = b"""
@@ -51,11 +51,11 @@ def inside_source() -> bytes:
 def probe() -> SandboxReport:
     """Confine a tiny program once (some 50 milliseconds) and say how it went. Never raises."""
     try:
-        program = bubblewrap()
+        program = bubblewrap.find(interpreter.unprivileged_user())
         seccomp.compile_filter(platform.machine())
         runs_on = interpreter.find(interpreter.unprivileged_user())
         trial = Policy(interpreter=runs_on, files={START: inside_source(), f"{BUNDLE}/trial.py": TRIAL}, module="bundle.trial")
-        with prepared(trial, program) as launch:
+        with prepared(trial, program.path) as launch:
             asked = subprocess.run(
                 launch.command,
                 stdin=subprocess.DEVNULL,
@@ -73,7 +73,7 @@ def probe() -> SandboxReport:
     except (OSError, subprocess.SubprocessError) as error:
         return SandboxReport(False, f"the trial run failed: {error}", "reinstall bubblewrap and run: quietchoir doctor")
     if asked.stdout.strip() == "confined":
-        return SandboxReport(True, f"bubblewrap {program}, Python {runs_on.executable}")
+        return SandboxReport(True, f"bubblewrap {program.origin} ({program.path}), Python {runs_on.executable}")
     said = (asked.stderr or asked.stdout).strip().splitlines()[-1:] or [f"exit status {asked.returncode}"]
     advice = next(
         (advice for sign, advice in ADVICE if sign in asked.stderr),

@@ -8,7 +8,7 @@ import pytest
 
 from quietchoir.core.errors import SandboxUnavailableError
 from quietchoir.core.toolcall import ToolCall
-from quietchoir.plugins.sandbox import interpreter
+from quietchoir.plugins.sandbox import bubblewrap, interpreter
 from quietchoir.plugins.sandbox.probe import SandboxReport, probe
 
 from .conftest import hostile, write_bundle
@@ -27,6 +27,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str | None) -
         folder.chmod(0o755)
         for parent in folder.parents[:3]:
             parent.chmod(parent.stat().st_mode | 0o011)
+    monkeypatch.setattr(bubblewrap, "installed", lambda: None)
     system = interpreter.find(interpreter.unprivileged_user())  # it asks `which` too, and that answers for bubblewrap only now
     monkeypatch.setattr(interpreter, "find", lambda user: system)
     found = None if script is None else str(folder / "bwrap")
@@ -34,7 +35,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str | None) -
 
 
 def test_this_machine_can_confine_and_says_with_what(sandbox: SandboxReport) -> None:
-    assert "bwrap" in sandbox.reason
+    assert "bwrap" in sandbox.reason and " of " in sandbox.reason
     assert sandbox.advice == ""
 
 
