@@ -17,8 +17,10 @@ from typing import Any
 
 from rich.console import Console
 
-from ..core import log, paths
-from ..core.errors import QuietchoirError
+from ..core import log, parts, paths
+from ..core.errors import ModelNotFoundError, QuietchoirError
+from ..core.models import catalog
+from ..plugins.sandbox.probe import probe
 from . import machine, report
 from .processes import Child, Stage
 from .requests import Asked, RunningNode
@@ -27,6 +29,8 @@ from .scenario import SHIPPED
 OWN_FILES = "the next demo removes what this one wrote"
 PARTS = ("data", "federation", "nodes", "state", "logs", "coordinator.json", "report.json")
 START_S, ROUND_S, END_S = 300.0, 1200.0, 120.0  # generous: a slow machine is not a broken one
+MODELS = ("smollm2-135m-instruct", "minilm-l6-v2")
+DISK_BYTES = 256 << 20  # what a demonstration writes, generously
 QUESTION = "Which tablets must not be taken together with grapefruit?"
 RIGHT_PASSAGE = "blood pressure tablets"  # the one passage of the library that answers it
 
@@ -225,8 +229,47 @@ def clear(folder: Path) -> None:
     marker.write_text(OWN_FILES + "\n")
 
 
+def needs(folder: Path) -> list[str]:
+    """What this machine lacks for a demonstration, each with what to do; looked at in the first second."""
+    lacking = []
+    if absent := parts.missing("federation"):
+        lacking.append(parts.sentence("the demonstration", absent[0], "federation"))
+    sandbox = probe()
+    if not sandbox.available:
+        lacking.append(f"plugins cannot be confined here, and one of them acts at the end: {sandbox.reason}; {sandbox.advice}")
+    for name in MODELS:
+        try:
+            catalog.find(name)
+        except ModelNotFoundError as error:
+            lacking.append(str(error))
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if (free := shutil.disk_usage(there).free) < DISK_BYTES:
+        lacking.append(
+            f"{there}: {free >> 20} MB free, it writes up to {DISK_BYTES >> 20}; free the disk, or name another --out"
+        )
+    return lacking
+
+
+def shortcomings(found: dict[str, Any]) -> list[str]:
+    """Why a demonstration that came to its end did not show what it is for; empty if it did."""
+    reasons = []
+    if not found["tool_call_ok"]:
+        asked, right = found["requests"]["asked"], found["requests"]["right_after"]
+        reasons.append(
+            f"no request was carried out by the sandboxed plugin ({right} of {asked} became the right call; "
+            "the first household's log says more)"
+        )
+    if not found["private_question_ok"]:
+        reasons.append("the private question was not answered with the passage that answers it")
+    return reasons
+
+
 def main() -> int:
-    """Run the demonstration."""
+    """Run the demonstration.
+
+    Raises:
+        QuietchoirError: this machine lacks something, said before anything starts; or a process did not do its part.
+    """
     parser = argparse.ArgumentParser(description="four households learn one adapter together, over the network")
     parser.add_argument("--out", type=Path, default=Path("demo"))
     parser.add_argument("--rounds", type=int, default=8)
@@ -237,6 +280,8 @@ def main() -> int:
     log.start("warning")
     console = report.wide_console()
     folder = chosen.out.resolve()
+    if lacking := needs(folder):
+        raise QuietchoirError("nothing was started: " + "; and ".join(lacking))
     clear(folder)
     console.print(machine.line())
     with Stage(folder / "logs", {"QUIETCHOIR_MODELS": str(paths.models())}) as stage:
@@ -245,7 +290,10 @@ def main() -> int:
     target = folder / "report.json"
     paths.write_atomically(target, (json.dumps(demo.report, indent=2) + "\n").encode())
     console.print(f"\n{demo.report['seconds_in_all']:.0f} s in all; everything above as numbers: {target}")
-    return 0 if demo.report["tool_call_ok"] and demo.report["private_question_ok"] else 1
+    reasons = shortcomings(demo.report)
+    for reason in reasons:
+        print(f"demo: {reason}", file=sys.stderr)
+    return 1 if reasons else 0
 
 
 if __name__ == "__main__":
