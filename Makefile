@@ -6,21 +6,41 @@ export QUIETCHOIR_HOME ?= $(HOME)/.cache/quietchoir
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: help setup models demo demo-compare serve test fuzz lint format bench scale-out figures clean
+# One at a time, in the order they stand: the tests' first line comes before the set-up.
+.NOTPARALLEL:
+.PHONY: help said setup tested-set system-packages models demo demo-compare serve test fuzz lint format bench fresh scale-out figures clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
 setup: $(VENV)/ready $(VENV)/compiled  ## make .venv, install the tested set of packages, compile the kernels
 
-# torch first, alone and pinned: a plain resolve would take a build with gigabytes of CUDA libraries.
+# torch first, and alone: whether CUDA's libraries are needed (gigabytes) is what its build says. A small build whose hash the
+# set knows is taken where pip, as this machine sets it up, finds one. TORCH_INDEX names an index with another build, for example
+# https://download.pytorch.org/whl/cpu; then that index is trusted for torch. All else is checked against the set's hashes.
+PIN = $(BIN)/python .ci/tested_set.py lines
 $(VENV)/ready: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "quietchoir needs Python 3.11 or newer, found " + sys.version.split()[0])'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "quietchoir needs Python 3.11 or newer, found " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --progress-bar on -c constraints.txt "torch==2.13.0"
-	$(BIN)/pip install --progress-bar on -c constraints.txt -e '.[dev,bench,scale]'
+ifdef TORCH_INDEX
+	$(BIN)/pip install --progress-bar on --no-deps --index-url $(TORCH_INDEX) "torch==$$($(PIN) version)"
+else
+	@$(PIN) small > $(VENV)/small.txt && $(BIN)/pip install -q --no-deps --require-hashes -r $(VENV)/small.txt 2>/dev/null || \
+		{ $(PIN) torch > $(VENV)/torch.txt && set -x && \
+		$(BIN)/pip install --progress-bar on --no-deps --only-binary=:all: --require-hashes -r $(VENV)/torch.txt; }
+endif
+	$(PIN) rest > $(VENV)/rest.txt
+	$(BIN)/pip install --progress-bar on --no-deps --only-binary=:all: --require-hashes -r $(VENV)/rest.txt
+	$(BIN)/pip install --progress-bar on --no-deps --no-build-isolation -e .
+	$(BIN)/pip check
 	@touch $@ $(VENV)/compiled
+
+tested-set: setup  ## resolve pyproject.toml anew for every machine, with hashes (ARGS=--upgrade: the newest versions)
+	$(BIN)/python .ci/tested_set.py refresh $(ARGS)
+	$(BIN)/python .ci/tested_set.py check
+
+system-packages:  ## what tests and the engine can use and pip does not bring (Debian and its like)
+	.ci/system-packages install
 
 # The installation has compiled them; this does it again when a source changes. Without a compiler it says so and goes on.
 $(VENV)/compiled: $(VENV)/ready setup.py core/engine/native/sources.py $(wildcard core/engine/native/src/*)
@@ -41,8 +61,11 @@ serve: setup models  ## a local assistant on 127.0.0.1
 	$(BIN)/quietchoir serve
 
 # Two workers: much of a test with real processes is waiting. A file stays with one of them, as its fixtures do.
-test: setup models  ## every test
+test: said setup models  ## every test
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+said:
+	@.ci/system-packages say
 
 fuzz: setup  ## the long fuzzing runs, whole
 	QUIETCHOIR_FUZZ=full $(BIN)/python -m pytest tests -m fuzz $(ARGS)
@@ -61,7 +84,7 @@ format: setup
 
 # The engines that `bench engine` compares with; one of them is compiled here, for about ten minutes.
 $(VENV)/peers: $(VENV)/ready
-	$(BIN)/pip install --progress-bar on -c constraints.txt 'llama-cpp-python>=0.3.36' 'openvino-genai>=2026.4'
+	$(BIN)/pip install --progress-bar on --no-deps --require-hashes -r constraints-peers.txt
 	@touch $@
 
 bench: setup models $(VENV)/peers  ## every benchmark; JSON beside each table

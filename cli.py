@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import __version__, commands
 from .core import commands as core_commands
-from .core import log, screen
+from .core import log, parts, screen
 from .core.errors import QuietchoirError
 from .federation import commands as federation_commands
 from .plugins import commands as plugin_commands
@@ -45,7 +45,11 @@ def run(arguments: Sequence[str] | None) -> int:
     chosen = parser().parse_args(arguments)
     log.start(chosen.log)
     try:
-        return int(chosen.run(chosen) or 0)
+        verb = f"quietchoir {chosen.verb}"
+        if extra := getattr(chosen, "needs", None):
+            parts.require(extra, verb)
+        with parts.wanted(verb):
+            return int(chosen.run(chosen) or 0)
     except QuietchoirError as error:
         print(f"quietchoir: {screen.one_line(str(error))}", file=sys.stderr)
         return error.exit_code

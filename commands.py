@@ -75,6 +75,10 @@ def serve(arguments: Namespace) -> None:
 
     chosen = configured(arguments)
     from . import node
+    from .core import parts
+
+    if arguments.federation is not None:
+        parts.require("federation", "quietchoir serve --federation")  # before a model is loaded
 
     print(f"quietchoir {__version__}: loading {chosen.engine.model} …", file=sys.stderr, flush=True)
     asyncio.run(node.serve(chosen, announce, home_file=arguments.home_file, federation=arguments.federation))

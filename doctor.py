@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .core import paths
+from .core import parts, paths
 from .core.config import Config
 from .core.device import discovery
 from .core.errors import ConfigError, QuietchoirError
@@ -35,13 +35,13 @@ def examine(config: Config) -> Iterator[Finding]:
     """Look at everything, one after another; a check that breaks is a finding too."""
     checks: dict[str, Callable[[Config], Finding]] = {
         "python": python,
+        "parts": installed_parts,
         "machine": machine,
         "memory": memory,
         "home": home,
         "model": model,
         "sandbox": sandbox,
         "kernels": kernels,
-        "encryption": encryption,
         "port": port,
     }
     for name, check in checks.items():
@@ -56,6 +56,21 @@ def python(_config: Config) -> Finding:
     found = ".".join(map(str, sys.version_info[:3]))
     well = sys.version_info >= (3, 11)
     return Finding("python", well, found if well else f"{found}; install 3.11 or newer", essential=True)
+
+
+def installed_parts(_config: Config) -> Finding:
+    """What this installation can do besides serving and chatting; tenseal is loaded, for it may be there and not start."""
+    absent = [extra for extra in ("train", "federation") if parts.missing(extra)]
+    if absent:
+        extras = " and ".join(f"[{extra}]" for extra in absent)
+        named = ",".join(absent)
+        return Finding("parts", True, f"serve and chat; {extras} not installed (pip install 'quietchoir[{named}]')")
+    try:
+        tenseal = importlib.import_module("tenseal")
+    except ImportError as error:
+        text = f"tenseal cannot be loaded ({error}); sealed mode and private search need it: reinstall it"
+        return Finding("parts", False, text)
+    return Finding("parts", True, f"serve, chat, train and federation; tenseal {tenseal.__version__}")
 
 
 def machine(_config: Config) -> Finding:
@@ -128,15 +143,6 @@ def kernels(_config: Config) -> Finding:
     if reason is None:
         return Finding("kernels", True, f"compiled, run with {library.instruction_set()}")
     return Finding("kernels", False, reason)
-
-
-def encryption(_config: Config) -> Finding:
-    """The library behind private search."""
-    try:
-        library = importlib.import_module("tenseal")
-    except ImportError as error:
-        return Finding("encryption", False, f"tenseal cannot be loaded ({error}); private search needs it: pip install tenseal")
-    return Finding("encryption", True, f"tenseal {library.__version__}")
 
 
 def port(config: Config) -> Finding:

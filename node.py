@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .core import log, paths
+from .core import log, parts, paths
 from .core.assistant.adapters import AdapterInfo, AdapterSwitch
 from .core.assistant.assistant import Assistant
 from .core.config import Config
@@ -59,8 +59,9 @@ class RegistryStore:
         return found
 
     def load(self, id: str) -> "Adapter":
-        """Read one, checked against its name."""
-        return self.registry.load_for(id, self.model_digest)
+        """Read one, checked against its name. Raises MissingPartError without torch, in which adapters are kept."""
+        with parts.wanted("an adapter"):
+            return self.registry.load_for(id, self.model_digest)
 
     def active(self) -> str | None:
         """The one that its owner chose last."""

@@ -32,7 +32,7 @@ def _register_model(parser: ArgumentParser) -> None:
     convert.add_argument("model", metavar="FOLDER", help="config.json, safetensors and tokenizer.json, as published")
     convert.add_argument("--type", default="q4_0", choices=["q4_0", "q8_0", "f16", "bf16", "f32"], help="of the matrices")
     convert.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .gguf file to write")
-    convert.set_defaults(run=convert_model)
+    convert.set_defaults(run=convert_model, needs="train")
 
 
 def _register_data(parser: ArgumentParser) -> None:
@@ -44,7 +44,7 @@ def _register_data(parser: ArgumentParser) -> None:
     home.add_argument("--train", type=int, default=150, metavar="N", help="training examples a household")
     home.add_argument("--test", type=int, default=100, metavar="N", help="held-out examples a household")
     home.add_argument("--seed", type=int, default=1, metavar="N", help="the same seed builds the same households")
-    home.set_defaults(run=build_home)
+    home.set_defaults(run=build_home, needs="train")
     jsonl = kinds.add_parser(
         "jsonl", help="your own conversations, one JSON object a line; of a row its last answer is learned"
     )

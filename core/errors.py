@@ -2,6 +2,7 @@
 
     QuietchoirError                    exit 1
     ├── ConfigError                    a file or flag the owner can mend (exit 2)
+    │   └── MissingPartError           an optional part of the package that is not installed
     ├── DataError                      examples that cannot be read or used
     ├── TrainingError                  a loss or gradient that is not finite; the adapter is unchanged
     ├── ModelError                     model files
@@ -43,6 +44,10 @@ class ConfigError(QuietchoirError):
     """A configuration file or flag that its owner can mend."""
 
     exit_code = 2
+
+
+class MissingPartError(ConfigError):
+    """An optional part of the package is not installed; the message names the extra that brings it."""
 
 
 class DataError(QuietchoirError):

@@ -90,7 +90,7 @@ def test_doctor_says_what_is_missing_and_how_to_get_it(
     assert cli.main(["doctor"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == [
-        "python", "machine", "memory", "home", "model", "sandbox", "kernels", "encryption", "port",
+        "python", "parts", "machine", "memory", "home", "model", "sandbox", "kernels", "port",
     ]  # fmt: skip
     [missing] = [line for line in lines if line.startswith("missing")]
     assert missing.startswith("missing  model ") and missing.endswith("run: quietchoir model pull smollm2-135m-instruct")

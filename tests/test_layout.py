@@ -26,7 +26,7 @@ FLOORS = {
 LEVELS = [
     {"errors"},
     {"screen"},
-    {"paths", "log", "tables", "toolcall", "metrics", "worker"},
+    {"paths", "log", "parts", "tables", "toolcall", "metrics", "worker"},
     {"config"},
     {"models"},
     {"device"},

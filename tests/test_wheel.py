@@ -6,10 +6,16 @@ import subprocess
 import sys
 import venv
 import zipfile
+from collections.abc import Iterator
+from importlib import metadata
+from importlib.metadata import Distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+from quietchoir.core import paths
 from quietchoir.core.engine.native import sources
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,3 +111,88 @@ def test_the_installed_command_runs_from_the_root_folder(wheel: Path, tmp_path: 
         "library",
     ):
         assert verb in helped.stdout
+
+
+def closure(distribution: str) -> Iterator[Distribution]:
+    """What a plain install of `distribution` brings with it, here."""
+    pending, seen = [Requirement(distribution)], set()
+    while pending:
+        wanted = pending.pop()
+        name = canonicalize_name(wanted.name)
+        if name in seen:
+            continue
+        seen.add(name)
+        found = metadata.distribution(wanted.name)
+        yield found
+        extras = wanted.extras or {""}
+        for line in found.requires or []:
+            needed = Requirement(line)
+            if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in extras):
+                pending.append(needed)
+
+
+@pytest.fixture(scope="module")
+def plain(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python that has the wheel and what its plain install asks for, and nothing else: no torch."""
+    place = tmp_path_factory.mktemp("plain") / "venv"
+    venv.create(place, with_pip=False, symlinks=True)
+    packages = next(place.glob("lib/python*/site-packages"))
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(packages)
+        told = archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA"))).decode()
+    for line in told.splitlines():
+        if not line.startswith("Requires-Dist: ") or "extra ==" in line:
+            continue
+        needed = Requirement(line.removeprefix("Requires-Dist: "))
+        if needed.marker is not None and not needed.marker.evaluate():
+            continue
+        for found in closure(needed.name):
+            for top in {file.parts[0] for file in found.files or [] if file.parts[0] not in ("..", "__pycache__")}:
+                link = packages / top
+                if not link.exists():
+                    link.symlink_to(str(found.locate_file(top)))
+    return place / "bin" / "python"
+
+
+def asked(python: Path, home: Path, *arguments: str, said: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {paths.MODELS_VARIABLE: str(paths.models()), paths.HOME_VARIABLE: str(home)}
+    command = [str(python), "-m", "quietchoir.cli", *arguments]
+    return subprocess.run(command, input=said, env=environment, cwd="/", capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_plain_install_answers_a_chat_from_a_gguf_file_without_torch(plain: Path, tmp_path: Path, model_path: Path) -> None:
+    without = subprocess.run([plain, "-c", "import torch"], capture_output=True, text=True, cwd="/", timeout=60)
+    assert "ModuleNotFoundError" in without.stderr
+    answered = asked(plain, tmp_path, "chat", "--model", str(model_path), said="Say hello.\n")
+    assert answered.returncode == 0, answered.stderr
+    assert len(answered.stdout.split()) > 1
+    shown = asked(plain, tmp_path, "model", "show", str(model_path))
+    assert shown.returncode == 0 and "llama" in shown.stdout, shown.stderr
+    examined = asked(plain, tmp_path, "doctor")
+    assert examined.returncode == 0, examined.stdout + examined.stderr
+    assert "[train] and [federation] not installed (pip install 'quietchoir[train,federation]')" in examined.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+@pytest.mark.parametrize(
+    "extra, arguments",
+    [
+        ("train", ["model", "convert", ".", "--out", "x.gguf"]),
+        ("train", ["data", "build", "home"]),
+        ("federation", ["join", "federation.toml"]),
+        ("federation", ["coordinate", "federation.toml", "--state", "state"]),
+        ("federation", ["library", "ask", "127.0.0.1:9", "what?"]),
+        ("federation", ["simulate", "four-households"]),
+        ("federation", ["serve", "--federation", "/etc/hosts", "--data", "/etc"]),
+    ],
+)  # fmt: skip
+def test_a_missing_part_is_one_sentence_that_names_its_extra(
+    plain: Path, tmp_path: Path, extra: str, arguments: list[str]
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    refused = asked(plain, tmp_path, *arguments)
+    assert refused.returncode == 2, refused.stderr
+    assert refused.stderr.count("\n") == 1 and f"pip install 'quietchoir[{extra}]'" in refused.stderr, refused.stderr
+    assert sorted(tmp_path.rglob("*")) == before

@@ -110,9 +110,11 @@ def processor_name(root: Path = Path("/")) -> str:
 
 
 def cuda_devices() -> tuple[Gpu, ...]:
-    """GPUs that torch can use now."""
-    import torch
-
+    """GPUs that torch can use now; none where torch is not installed, for then nothing here could use one."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return ()
     if not torch.cuda.is_available():
         return ()
     found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]

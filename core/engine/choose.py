@@ -4,7 +4,7 @@ Knows what each runner says of itself. Always: there is one; torch's takes whate
 slower one finds the reason in the log.
 """
 
-from .. import log
+from .. import log, parts
 from ..config import EngineConfig
 from ..device.placement import Placement, place
 from ..errors import ConfigError
@@ -37,7 +37,8 @@ def cuda_runner(weights: Weights, blocks: int, config: EngineConfig, context: in
     Raises:
         ConfigError: no GPU here, none that can run this model, or too little memory there for what is asked.
     """
-    import torch
+    with parts.wanted('engine.device = "cuda"'):
+        import torch
 
     if not torch.cuda.is_available():
         raise ConfigError('engine.device is "cuda", but torch finds no CUDA device here; set it to "cpu"')
@@ -82,10 +83,12 @@ def processor_runner(weights: Weights, blocks: int, threads: int = 0) -> Languag
         threads: that share a step; 0: one for each core that this process may use.
 
     Raises:
-        ConfigError: `QUIETCHOIR_NATIVE` asks for what does not exist.
+        ConfigError: `QUIETCHOIR_NATIVE` asks for what does not exist. MissingPartError: only torch's runner can take these
+            weights, and torch is not installed.
     """
     if reason := supports(weights):
-        from .runner import Runner  # with torch, which the native runner does without
+        with parts.wanted(f"this model ({reason})"):
+            from .runner import Runner  # with torch, which the native runner does without
 
         logger.warning("the torch runner serves, which is slower: %s", reason)
         return Runner(weights, blocks)

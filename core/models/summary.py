@@ -53,7 +53,7 @@ def summarize(path: Path) -> Summary:
     kinds: Counter[str] = Counter()
     for blocks in distinct.values():
         kinds[blocks.kind] += blocks.shape[0] * blocks.shape[1]
-    size = sum(blocks.raw.numel() for blocks in distinct.values())
+    size = sum(blocks.memory.size for blocks in distinct.values())
     return Summary(architecture, kinds.total(), size, dict(kinds.most_common()), chats(tokenizer))
 
 

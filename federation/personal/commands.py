@@ -28,7 +28,7 @@ def register(actions: "_SubParsersAction[ArgumentParser]") -> None:
     parser.add_argument("--afresh", action="store_true", help="train from nothing, leave earlier personal changes alone")
     parser.add_argument("--model", metavar="NAME", help="the model it belongs to (default: this node's)")
     parser.add_argument("--home", type=Path, metavar="DIR", help="default: the node's home")
-    parser.set_defaults(run=run_personalize)
+    parser.set_defaults(run=run_personalize, needs="federation")
 
 
 def run_personalize(arguments: Namespace) -> None:

@@ -55,7 +55,7 @@ def register_coordinate(parser: ArgumentParser) -> None:
         "--rehearse", type=int, default=0, metavar="N", help="N pretended values, no model: try keys and network"
     )
     parser.add_argument("--json-lines", action="store_true", help="progress as JSON lines on standard output")
-    parser.set_defaults(run=run_coordinator)
+    parser.set_defaults(run=run_coordinator, needs="federation")
 
 
 def register_join(parser: ArgumentParser) -> None:
@@ -73,7 +73,7 @@ def register_join(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--rehearse", type=int, default=0, metavar="N", help="N pretended values, no model, no data")
     parser.add_argument("--json-lines", action="store_true", help="progress as JSON lines on standard output")
-    parser.set_defaults(run=run_member)
+    parser.set_defaults(run=run_member, needs="federation")
 
 
 def run_coordinator(arguments: Namespace) -> None:
