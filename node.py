@@ -20,6 +20,7 @@ from .core.config import Config
 from .core.engine.engine import Engine
 from .core.errors import FederationError, QuietchoirError
 from .core.models import catalog, weights
+from .core.models.catalog import model_name
 from .core.models.weights import Weights
 from .core.server import auth
 from .core.server.app import Parts, Server, claim
@@ -200,11 +201,6 @@ class Node:
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
-
-
-def model_name(model: str) -> str:
-    """What clients call the model: the catalog's name, or a file's name without its ending."""
-    return Path(model).stem if "/" in model or "\\" in model else model
 
 
 class Membership:

@@ -20,13 +20,14 @@ from quietchoir.core.assistant.context import Message
 from quietchoir.core.config import Config, EngineConfig, ServerConfig
 from quietchoir.core.errors import ConfigError, ModelNotFoundError
 from quietchoir.core.models.adapter import AdapterShape, Layout, assemble
+from quietchoir.core.models.catalog import model_name
 from quietchoir.core.models.weights import Weights
 from quietchoir.core.server.app import claim
 from quietchoir.core.toolcall import ToolCall, render
 from quietchoir.crypto.keys import Identity
 from quietchoir.federation.member import Joining
 from quietchoir.federation.registry.registry import Card, Registry, content_hash
-from quietchoir.node import Membership, Node, describe, model_name
+from quietchoir.node import Membership, Node, describe
 from quietchoir.tests.fakes_http import until
 from quietchoir.tests.fakes_server import engine_saying
 
@@ -229,7 +230,14 @@ async def test_what_came_of_personal_training_is_told_in_the_log(tmp_path: Path)
 
 
 async def test_a_model_file_is_called_by_its_name() -> None:
-    assert [model_name(name) for name in ("smollm2", "/models/My-Model.Q4_1.gguf")] == ["smollm2", "My-Model.Q4_1"]
+    names = {
+        "smollm2": "smollm2",
+        "/models/My-Model.Q4_1.gguf": "My-Model.Q4_1",
+        "models/Llama-3.2-1B-Instruct": "Llama-3.2-1B-Instruct",
+        "models/Llama-3.2-1B-Instruct/": "Llama-3.2-1B-Instruct",
+        "/models/big-Q4_K-00002-of-00003.gguf": "big-Q4_K",
+    }
+    assert {name: model_name(name) for name in names} == names
 
 
 async def test_conversations_are_computed_once_over_a_restart_and_deleted_when_none_are_kept(

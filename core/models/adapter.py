@@ -22,6 +22,7 @@ from ..errors import ModelFileError, ModelNotFoundError
 from ..paths import write_atomically
 from .architecture import PROJECTIONS, Architecture
 from .lora import TARGETS, AdapterShape, Layout, a_name, b_name, frozen_a
+from .pointer import refuse_pointer
 
 __all__ = ["Adapter", "AdapterShape", "Layout", "assemble", "frozen_a"]
 
@@ -165,6 +166,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ModelNotFoundError(f"{path}: no such file; give a folder that holds a PEFT checkpoint") from None
     except (OSError, ValueError, RecursionError) as error:
+        refuse_pointer(path)
         raise ModelFileError(f"{path}: not a readable JSON file ({error}); get the adapter again") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         found = f"peft_type is {config.get('peft_type')!r:.40}" if isinstance(config, dict) else "no object"
@@ -243,6 +245,7 @@ def read_tensors(path: Path, config: dict[str, Any]) -> tuple[dict[str, Tensor],
     except FileNotFoundError:
         raise ModelNotFoundError(f"{path}: no such file; the checkpoint is incomplete, get it again") from None
     except (OSError, ValueError, TypeError, RuntimeError, MemoryError, RecursionError, safetensors.SafetensorError) as error:
+        refuse_pointer(path)
         raise ModelFileError(f"{path}: damaged ({error!s:.200}); get the adapter again") from error
     for name, tensor in held.items():
         if name.endswith(".bias"):

@@ -156,6 +156,18 @@ def find(name_or_path: str | Path) -> Path:
     raise ModelNotFoundError(f"{text}: neither a file here nor a known model; {advice(text, known)}")
 
 
+def model_name(model: str) -> str:
+    """What clients call the model: the catalog's name, a file's name without its ending, or a folder's whole name."""
+    from .gguf import SPLIT  # with numpy, which names alone do not need
+
+    if "/" not in model and model not in (".", ".."):
+        return model
+    path = Path(model).expanduser()
+    name = path.name if path.name not in ("", "..") else path.resolve().name
+    whole = SPLIT.fullmatch(name)
+    return whole["stem"] if whole else name.removesuffix(".gguf")
+
+
 def pull(name: str, *, progress: Progress | None = None) -> Path:
     """Fetch a model unless it is here already and whole, and say where it is.
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import ModelFileError, ModelNotFoundError
+from .pointer import refuse_pointer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +97,7 @@ def load(folder: Path) -> Encoder:
     except FileNotFoundError:
         raise ModelNotFoundError(f"{path}: no such file; run: quietchoir model pull minilm-l6-v2") from None
     except (OSError, safetensors.SafetensorError) as error:
+        refuse_pointer(path)
         raise ModelFileError(f"{path}: damaged ({error}); pull it again") from error
     for name, expected in expected_shapes(shape).items():
         found = tensors.get(name)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import ModelFileError, ModelNotFoundError
 from .blocks import Blocks, plain
+from .pointer import refuse_pointer
 
 CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
 GENERATION, TEMPLATE = "generation_config.json", "chat_template.jinja"
@@ -41,6 +42,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise ModelNotFoundError(f"{path}: no such file; give a .gguf file or a complete model folder") from None
     except (OSError, ValueError, RecursionError) as error:
+        refuse_pointer(path)
         raise ModelFileError(f"{path}: not readable JSON ({error!s:.200}); get the model again") from error
     if not isinstance(found, dict):
         raise ModelFileError(f"{path}: holds a {type(found).__name__}, expected an object; get the model again")
@@ -108,6 +110,7 @@ def named_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
             with safetensors.safe_open(path, "pt") as file:
                 yield from ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118  # no mapping
         except (OSError, ValueError, TypeError, RuntimeError, MemoryError, safetensors.SafetensorError) as error:
+            refuse_pointer(path)
             raise ModelFileError(f"{path}: damaged or cut short ({error!s:.200}); get the model again") from error
         return
     loaded = unpickle(path)
@@ -128,10 +131,12 @@ def unpickle(path: Path) -> Any:
         except RuntimeError:  # files from before torch 1.6 cannot be mapped
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        refuse_pointer(path)
         raise ModelFileError(
             f"{path}: holds more than tensors, and opening it would run that; get the model as safetensors"
         ) from error
     except Exception as error:  # what damaged bytes raise in torch's reader is open-ended
+        refuse_pointer(path)
         raise ModelFileError(f"{path}: damaged or cut short ({error!s:.200}); get the model as safetensors") from error
 
 

@@ -16,7 +16,7 @@ from .architecture import Architecture
 from .blocks import Blocks, plain
 from .families import FAMILIES, GEMMA3, MODEL_TYPES, PHI3, QWEN2, QWEN3, SMOLLM3, Family
 from .naming import Shelf
-from .rope import stretch
+from .rope import Stretch, stretch
 
 # What stands beside the language model, and is not used: pictures of Gemma 3, tables that old files hold ready.
 SKIPPED = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.", ".inv_freq")
@@ -152,6 +152,11 @@ def ropes(settings: Settings, family: Family, layers: int, head_size: int) -> di
     local: dict[str, Any] = {}
     if family is GEMMA3 and any(isinstance(rule.get(key), dict) for key in ("full_attention", "sliding_attention")):
         kinds = Settings(settings.path, rule, {})
+        others = sorted(
+            key for key, one in rule.items() if one is not None and key not in ("full_attention", "sliding_attention")
+        )
+        if others:
+            raise ValueError(f"rope has the setting {others[0]!r:.60}")
         rule, local = kinds.rule("full_attention"), kinds.rule("sliding_attention")
     rule = {**settings.rule("rope_scaling"), **rule}
     theta = float(rule.get("rope_theta") or settings.real("rope_theta"))
@@ -175,7 +180,7 @@ def ropes(settings: Settings, family: Family, layers: int, head_size: int) -> di
         found["rope_bases"] = tuple(theta if one else 0.0 for one in turned)
     if family is GEMMA3:
         local_base = float(local.get("rope_theta") or settings.real("rope_local_base_freq"))
-        if local.get("rope_type", "default") != "default" or (stretched.rope_factors and local_base == theta):
+        if stretch(local, head_size, local_base, context) != Stretch() or (stretched.rope_factors and local_base == theta):
             raise ValueError("rope of windowed layers is scaled")
         found["rope_bases"] = tuple(local_base if one else theta for one in windowed(settings, family, layers))
     return found

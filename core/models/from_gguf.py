@@ -24,8 +24,21 @@ from .rope import Stretch, long_magnitude, stretch
 GEMMA_PATTERN = 6  # every sixth layer of Gemma 3 sees everything
 GEMMA_LOCAL_ROPE = 10000.0  # base of the other five
 GEMMA_27B_LAYERS = 62  # the one size whose attention is scaled by width / heads, as llama.cpp tells it
+ROPE_KEYS = (  # below "FAMILY.rope."; one that is not here may mean anything
+    *("dimension_count", "freq_base", "freq_base_swa", "scale_linear", "scaling.type", "scaling.factor"),
+    *("scaling.original_context_length", "scaling.attn_factor", "scaling.finetuned"),
+)
 NOPE_STEP = 4  # every fourth layer of SmolLM3 has no rope
 WINDOWED = (LLAMA, PHI3, GEMMA3)  # families of which we know what a file's window means
+
+# What else comes as GGUF, by `general.type` or, where older files have none, by `general.architecture`.
+OTHER_FILES = {
+    "adapter": "a LoRA adapter for llama.cpp (import its PEFT folder with `quietchoir adapter import`)",
+    "mmproj": "the projector that makes rows of pictures for another model",
+    "clip": "the projector that makes rows of pictures for another model",
+    "imatrix": "the statistics by which a model is quantised",
+    "controlvector": "a control vector",
+}
 
 
 def read_architecture(file: GgufFile) -> Architecture:
@@ -35,6 +48,10 @@ def read_architecture(file: GgufFile) -> Architecture:
         ModelFileError: a family we do not know, a missing or impossible size, or something we would compute wrongly.
     """
     name = file.value("general.architecture", str)
+    kind = file.value("general.type", str, "adapter" if "adapter.type" in file.metadata else "model")
+    if kind != "model" or name in OTHER_FILES:
+        said = OTHER_FILES.get(name) or OTHER_FILES.get(kind, f"of the type {kind!r:.40}")
+        raise ModelFileError(f"{file.path}: {said}, not a model; give the model's own file")
     family = FAMILIES.get(name)
     if family is None:
         raise ModelFileError(f"{file.path}: family {name!r:.40} is not supported; choose a model of {', '.join(FAMILIES)}")
@@ -126,17 +143,23 @@ def gemma3(keys: Keys, found: dict[str, Any], window: int) -> dict[str, Any]:
 
 def read_stretch(file: GgufFile, keys: Keys, head_size: int, theta: float, context: int) -> Stretch:
     """Rope's scaling: a rule in the metadata, or factors that stand among the tensors."""
-    kind = keys.text("rope.scaling.type", "none")
+    prefix = f"{keys.family.name}.rope."
+    unknown = sorted(key for key in file.metadata if key.startswith(prefix) and key.removeprefix(prefix) not in ROPE_KEYS)
+    if unknown:
+        raise ValueError(f"rope has the setting {unknown[0]:.80}")
+    kind = keys.text("rope.scaling.type", "linear")  # as llama.cpp takes it
+    factor = keys.real("rope.scaling.factor", 0.0) or keys.real("rope.scale_linear", 0.0) or 1.0  # its older name; 0 = none
     original = keys.whole("rope.scaling.original_context_length", 0)
     if short := file.tensors.get("rope_factors_short.weight"):
         factors = tuple(factor_row(file, "rope_factors_short.weight", short, head_size))
         default = long_magnitude(context / original, original) if original > 0 else 1.0
         return Stretch(factors, keys.real("rope.scaling.attn_factor", default), original)
+    if keys.real("rope.scaling.attn_factor", 1.0) != 1.0:
+        raise ValueError("rope's cosines are multiplied by a factor of their own")
     if frequencies := file.tensors.get("rope_freqs.weight"):
-        if kind not in ("none", "linear") or keys.real("rope.scaling.factor", 1.0) != 1.0:
+        if kind not in ("none", "linear") or factor != 1.0:
             raise ValueError(f"rope is scaled twice, by factors and by {kind!r:.20}")
         return Stretch(tuple(factor_row(file, "rope_freqs.weight", frequencies, head_size)))
-    factor = keys.real("rope.scaling.factor", 1.0)
     if kind == "none" or (kind == "linear" and factor == 1.0):
         return Stretch()
     return stretch({"rope_type": kind, "factor": factor}, head_size, theta, context)

@@ -1,4 +1,4 @@
-"""One GGUF file: its metadata and its tensors, mapped and not copied.
+"""One GGUF file, or one in parts: its metadata and its tensors, mapped and not copied.
 
 Knows the container. Knows nothing of what a metadata key means, nor of layers.
 Always: a file that is not GGUF, is cut short, contradicts itself or holds a block type we cannot read is a
@@ -10,6 +10,7 @@ the tests and writes our files. Source: ggml's `docs/gguf.md`.
 
 import math
 import mmap
+import re
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from ..errors import ModelFileError, ModelNotFoundError
 from .blocks import FORMATS, Blocks
 from .formats import KINDS
+from .pointer import refuse_pointer
 
 T = TypeVar("T", str, int, float, bool, list[Any])
 MAGIC, VERSIONS = b"GGUF", (2, 3)
@@ -32,6 +34,8 @@ MAX_ITEMS = 4_000_000  # of one list; the largest known list of merges has half 
 MAX_NAME = 256  # bytes
 ALIGNMENT = 32  # bytes, where the file names no other
 MAX_DIMENSIONS = 4
+MAX_PARTS = 1024
+SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")  # as llama.cpp's gguf-split names them
 STRING, ARRAY, BOOL = 8, 9, 7
 # Block types that files have and we do not read, by their numbers: a name says more than a number.
 OTHER_KINDS = {16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS"}
@@ -110,15 +114,64 @@ class Cursor:
         return values
 
 
-def read(path: Path) -> GgufFile:
-    """Map `path` and describe it.
+def parts(path: Path) -> list[Path]:
+    """The files of a model that is split, in order, from the path of any of them; of any other model its one file.
 
     Raises:
-        ModelNotFoundError: no such file.
-        ModelFileError: not GGUF, cut short, or with a block type that is not supported.
+        ModelNotFoundError: a part is missing.
+    """
+    found = SPLIT.fullmatch(path.name)
+    if found is None or int(found["count"]) < 2:
+        return [path]
+    count = min(int(found["count"]), MAX_PARTS)
+    files = [path.with_name(f"{found['stem']}-{number:05d}-of-{found['count']}.gguf") for number in range(1, count + 1)]
+    for file in files:
+        if not file.is_file():
+            raise ModelNotFoundError(f"{file}: no such file; {path.name} is one of {int(found['count'])} parts, get them all")
+    return files
+
+
+def read(path: Path) -> GgufFile:
+    """Map a model's file, or all parts of one that is split, and describe it.
+
+    Args:
+        path: of the file, or of any part.
+
+    Raises:
+        ModelNotFoundError: no such file, or a part of it is missing.
+        ModelFileError: not GGUF, cut short, parts that do not belong together, or with a block type that is not supported.
+    """
+    files = [read_one(file) for file in parts(path)]
+    metadata, tensors = files[0].metadata, dict(files[0].tensors)
+    for number, file in enumerate(files):
+        says = file.value("split.no", int, 0), file.value("split.count", int, 1)
+        if says != (number, len(files)) and says[1] > 0:
+            raise ModelFileError(
+                f"{file.path}: is part {says[0] + 1} of {says[1]}, its name says {number + 1} of {len(files)}; give each part "
+                "the name that it came with (…-00001-of-00003.gguf), and get all of them from one place"
+            )
+        if number:
+            twice = sorted(tensors.keys() & file.tensors.keys())
+            if twice:
+                raise ModelFileError(f"{file.path}: {twice[0]:.80} is in two parts; get all parts from one place")
+            tensors |= file.tensors
+    if len(tensors) != files[0].value("split.tensors.count", int, len(tensors)):
+        raise ModelFileError(
+            f"{path}: its {len(files)} parts hold {len(tensors)} tensors, the first says {metadata['split.tensors.count']}; "
+            "get all parts from one place"
+        )
+    return GgufFile(files[0].path, metadata, tensors)
+
+
+def read_one(path: Path) -> GgufFile:
+    """One file as it is, whatever it is a part of.
+
+    Raises:
+        ModelNotFoundError, ModelFileError: as `read`.
     """
     data = map_file(path)
     if bytes(data[:4]) != MAGIC:
+        refuse_pointer(path)
         raise ModelFileError(
             f"{path}: not a GGUF file (it begins with {bytes(data[:4])!r}); give the path of a .gguf file or a model folder"
         )

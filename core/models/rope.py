@@ -14,6 +14,17 @@ import numpy as np
 
 from .architecture import LIMITS
 
+# The settings that a table may have, under every rule and under each; the length is read by rules that need it. What
+# `from_folder.py` reads of the table itself (the base, and whether whole heads turn) is among them.
+ANY_RULE = ("rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
+KEYS: Mapping[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "longrope": (LONG := ("factor", "attention_factor", "short_factor", "long_factor")),
+    "su": LONG,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
@@ -32,16 +43,19 @@ def stretch(rule: Mapping[str, Any], head_size: int, theta: float, context: int)
     """
     if not 0 < head_size <= LIMITS["head_size"]:  # before anything is made of that size
         raise ValueError(f"heads have {head_size} numbers")
-    kind = rule.get("rope_type") or rule.get("type") or "default"
+    kind = rule.get("rope_type") or rule.get("type") or ("linear" if rule.get("factor") is not None else "default")
+    if not isinstance(kind, str) or kind not in KEYS:
+        raise ValueError(f"rope is scaled by the rule {kind!r:.20}")
+    unknown = sorted(key for key, value in rule.items() if value is not None and key not in (*ANY_RULE, *KEYS[kind]))
+    if unknown:
+        raise ValueError(f"rope's rule {kind!r} has the setting {unknown[0]!r:.60}")
     if kind == "default":
         return Stretch()
     if kind == "linear":
         return Stretch((number(rule, "factor"),) * (head_size // 2))
     if kind == "llama3":
         return Stretch(llama3_factors(rule, head_size, theta))
-    if kind in ("longrope", "su"):
-        return long_rope(rule, head_size, context)
-    raise ValueError(f"rope is scaled by the rule {kind!r:.20}")
+    return long_rope(rule, head_size, context)
 
 
 def llama3_factors(rule: Mapping[str, Any], head_size: int, theta: float) -> tuple[float, ...]:

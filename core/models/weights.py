@@ -6,7 +6,7 @@ holds them, except that rows of q and k come in half-split rope order (whole row
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +34,7 @@ def load(path: Path, *, kind: str | None = None) -> Weights:
     """Map one GGUF file, or one folder of config.json, tensors and tokenizer.json.
 
     Args:
+        path: of the file or folder; of any part of a split GGUF file; of a folder that holds one GGUF model.
         kind: "Q4_0" or "Q8_0" quantises the matrices of a plain model in memory, as `to_gguf` would write them; the digest
             is then another one, since adapters trained on the one do not fit the other.
 
@@ -41,6 +42,7 @@ def load(path: Path, *, kind: str | None = None) -> Weights:
         ModelNotFoundError: no such file, or a folder that is not complete.
         ModelFileError: damaged, cut short, an unknown family or block type, or tensors that do not fit its sizes.
     """
+    path = model_at(path)
     architecture, tensors, tokenizer = read_parts(path)
     if kind is None:
         return Weights(architecture, tensors, tokenizer, digest_of(path))
@@ -54,6 +56,7 @@ def read_parts(path: Path) -> tuple[Architecture, dict[str, Blocks], Tokenizer]:
     Raises:
         ModelNotFoundError, ModelFileError: as `load`.
     """
+    path = model_at(path)
     if path.is_dir():
         from . import from_folder  # with torch, which maps a folder's tensors; a GGUF file needs none
         from .tokenizer_json import read_tokenizer
@@ -63,6 +66,23 @@ def read_parts(path: Path) -> tuple[Architecture, dict[str, Blocks], Tokenizer]:
     file = gguf.read(path)
     architecture = from_gguf.read_architecture(file)
     return architecture, from_gguf.name_tensors(file, architecture), Tokenizer(Vocabulary.read(file))
+
+
+def model_at(path: Path) -> Path:
+    """What to read: a folder's one GGUF model where it has no config.json, else the path itself.
+
+    Raises:
+        ModelFileError: several models in one folder.
+        ModelNotFoundError: a part is missing.
+    """
+    if not path.is_dir() or (path / "config.json").exists():
+        return path
+    held = sorted({gguf.parts(file)[0] for file in path.glob("*.gguf") if not file.name.startswith("mmproj")})
+    if len(held) > 1:
+        raise ModelFileError(
+            f"{path}: holds {len(held)} models ({', '.join(file.name for file in held)[:200]}); name one of them"
+        )
+    return held[0] if held else path
 
 
 def quantize_all(path: Path, tensors: Mapping[str, Blocks], kind: str) -> dict[str, Blocks]:
@@ -84,17 +104,28 @@ def quantize_all(path: Path, tensors: Mapping[str, Blocks], kind: str) -> dict[s
 
 
 def digest_of(path: Path) -> str:
-    """sha256 of a file; of a folder over names and hashes of the files that `load` reads; hexadecimal.
+    """sha256 of a file; of a folder, or of a file in parts, over names and hashes of what `load` reads; hexadecimal.
 
     Raises:
-        ModelNotFoundError: a folder without tensors.
+        ModelNotFoundError: a folder without tensors, or a part that is missing.
+        ModelFileError: several models in one folder.
     """
+    path = model_at(path)
     if not path.is_dir():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_of_all(gguf.parts(path))
     from .folder import CONFIG, GENERATION, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, tensor_files
 
     texts = [path / name for name in (CONFIG, GENERATION, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG)]
-    files = sorted({*tensor_files(path), *(text for text in texts if text.is_file())})
-    lines = [f"{digest_of(file)}  {file.name}\n" for file in files]
+    return digest_of_all(sorted({*tensor_files(path), *(text for text in texts if text.is_file())}), folder=True)
+
+
+def digest_of_all(files: Sequence[Path], *, folder: bool = False) -> str:
+    """sha256 of the one file, or over names and hashes of several."""
+    digests = []
+    for place in files:
+        with place.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    if len(files) == 1 and not folder:
+        return digests[0]
+    lines = [f"{digest}  {file.name}\n" for digest, file in zip(digests, files, strict=True)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

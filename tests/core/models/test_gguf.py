@@ -56,10 +56,11 @@ def test_a_file_with_bytes_turned_over_is_refused_or_loads_but_never_crashes(tin
 def test_another_kind_of_file_is_named_as_such(tmp_path: Path) -> None:
     other = tmp_path / "notes.gguf"
     other.write_text("no model at all")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ModelFileError, match=r"not a GGUF file.*b'no m'"):
         weights.load(other)
     with pytest.raises(ModelNotFoundError, match=r"config\.json: no such file; give a \.gguf file or a complete model folder"):
-        weights.load(tmp_path)
+        weights.load(tmp_path / "empty")
     with pytest.raises(ModelFileError, match="cannot be read"):
         gguf.read(tmp_path)
     with pytest.raises(ModelNotFoundError, match="no such file"):
@@ -148,3 +149,107 @@ def test_an_honest_container_made_by_the_same_hands_is_read(tmp_path: Path) -> N
     file = gguf.read(path)
     assert [file.metadata[name] for name in "abc"] == [[True, False], "é", -1]
     assert {name: blocks.shape for name, blocks in file.tensors.items()} == {"t": (2, 4), "u": (1, 4)}
+
+
+def split(tiny: Path, folder: Path, *, count: int = 3, **wrong: Any) -> list[Path]:
+    """The tiny model in parts, by the library, as llama.cpp's gguf-split writes them; `wrong` changes what the last says."""
+    whole = library.GGUFReader(tiny)
+    names = [tensor.name for tensor in whole.tensors]
+    files = []
+    for number in range(count):
+        path = folder / f"tiny-Q8_0-{number + 1:05d}-of-{count:05d}.gguf"
+        writer = library.GGUFWriter(path, "llama") if number == 0 else library.GGUFWriter(path, "")
+        if number:
+            writer.kv_data[0].clear()
+        else:
+            for key, field in whole.fields.items():
+                if not key.startswith(("GGUF.", "general.architecture")):
+                    kind, item = field.types[0], field.types[-1] if len(field.types) > 1 else None
+                    writer.add_key_value(key, field.contents(), kind, item)
+        said = {"split.no": number, "split.count": count, "split.tensors.count": len(names)} | (
+            wrong if number == count - 1 else {}
+        )
+        for key, value in said.items():
+            writer.add_int32(key, value) if key == "split.tensors.count" else writer.add_uint16(key, value)
+        for tensor in whole.tensors[number::count]:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        files.append(path)
+    return files
+
+
+def test_a_split_model_loads_from_any_part_and_from_its_folder_as_one(tiny_path: Path, tmp_path: Path) -> None:
+    whole, files = weights.load(tiny_path), split(tiny_path, tmp_path)
+    (tmp_path / "mmproj-F16.gguf").write_bytes(b"beside it")
+    for place in (*files, tmp_path):
+        loaded = weights.load(place)
+        assert loaded.architecture == whole.architecture
+        assert loaded.tensors.keys() == whole.tensors.keys()
+        assert all(loaded.tensors[name].raw.equal(blocks.raw) for name, blocks in whole.tensors.items())
+        assert loaded.digest == weights.digest_of(files[0]) != whole.digest
+    other = tmp_path / "other.gguf"
+    other.write_bytes(tiny_path.read_bytes())
+    with pytest.raises(ModelFileError, match=r"holds 2 models \(other.gguf, tiny-Q8_0-00001-of-00003.gguf\); name one"):
+        weights.load(tmp_path)
+    assert weights.load(other).digest == whole.digest
+
+
+def test_parts_that_are_missing_or_do_not_belong_together_are_refused(tiny_path: Path, tmp_path: Path) -> None:
+    for name, wrong, sentence in (
+        ("count", {"split.count": 4}, "is part 3 of 4, its name says 3 of 3"),
+        ("number", {"split.no": 1}, "is part 2 of 3, its name says 3 of 3"),
+    ):
+        (tmp_path / name).mkdir()
+        with pytest.raises(ModelFileError, match=sentence):
+            weights.load(split(tiny_path, tmp_path / name, **wrong)[0])
+    files = split(tiny_path, tmp_path)
+    files[1].unlink()
+    for place in (files[0], files[2], tmp_path):
+        with pytest.raises(ModelNotFoundError, match=r"00002-of-00003.gguf: no such file; .* is one of 3 parts, get them all"):
+            weights.load(place)
+    files[1].write_bytes(files[2].read_bytes())
+    with pytest.raises(ModelFileError, match="is part 3 of 3, its name says 2 of 3"):
+        weights.load(files[0])
+    alone = tmp_path / "renamed.gguf"
+    files[2].rename(alone)
+    with pytest.raises(ModelFileError, match="is part 3 of 3, its name says 1 of 1; give each part the name"):
+        weights.load(alone)
+    claims = tmp_path / "tiny-00001-of-99999.gguf"
+    claims.write_bytes(tiny_path.read_bytes())
+    with pytest.raises(ModelNotFoundError, match=r"00002-of-99999.gguf: no such file"):
+        weights.load(claims)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "family", "sentence"),
+    [
+        ({"general.type": "adapter", "adapter.type": "lora"}, "llama", "a LoRA adapter for llama.cpp .* not a model"),
+        ({"adapter.type": "lora"}, "llama", "a LoRA adapter"),
+        ({"general.type": "mmproj"}, "clip", "the projector that makes rows of pictures"),
+        ({}, "clip", "the projector that makes rows of pictures"),
+        ({"general.type": "imatrix"}, "llama", "statistics"),
+        ({"general.type": "tomorrow"}, "llama", "of the type 'tomorrow', not a model"),
+    ],
+)
+def test_a_gguf_file_that_is_no_model_says_what_it_is(
+    write_model: WriteModel, metadata: dict[str, Any], family: str, sentence: str
+) -> None:
+    with pytest.raises(ModelFileError, match=sentence):
+        weights.load(write_model(metadata=metadata, family=family))
+
+
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 98362432\n"
+
+
+def test_a_git_lfs_pointer_is_called_that_wherever_it_stands(tiny_path: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "tiny.gguf"
+    alone.write_text(POINTER)
+    with pytest.raises(ModelFileError, match=r"tiny.gguf: a Git LFS pointer of \d+ bytes.*git lfs pull"):
+        weights.load(alone)
+    files = split(tiny_path, tmp_path)
+    files[1].write_text(POINTER)
+    with pytest.raises(ModelFileError, match=r"00002-of-00003.gguf: a Git LFS pointer"):
+        weights.load(files[0])

@@ -99,6 +99,12 @@ def edited(path: Path, **changes: Any) -> None:
         ({"use_bidirectional_attention": True}, "its rows see later rows"),
         ({"quantization_config": {"bits": 4}}, "it is quantised in a way of its own"),
         ({"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 4.0}}}, "rope is scaled by the rule 'yarn'"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 4.0, "mrope": [1]}}},
+            "has the setting 'mrope'",
+        ),
+        ({"rope_parameters": {"sliding_attention": {"factor": 4.0}}}, "rope of windowed layers is scaled"),
+        ({"rope_parameters": {"full_attention": {}, "third_attention": {}}}, "has the setting 'third_attention'"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rope turns only part of a head"),
         ({"rope_parameters": {"rope_theta": 10**400}}, "is not supported"),
         ({"rope_parameters": "none"}, "rope_parameters is 'none', expected an object"),
@@ -168,6 +174,15 @@ def test_a_template_that_cannot_be_used_is_refused_when_a_chat_is_asked_for(copy
     assert loaded.tokenizer.encode("hello")
     with pytest.raises(RequestError, match=sentence):
         loaded.tokenizer.encode_chat(HELLO)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json", "pytorch_model.bin"])
+def test_a_git_lfs_pointer_in_a_folder_is_called_that(copy: Path, name: str) -> None:
+    if name.endswith("bin"):
+        (copy / "model.safetensors").unlink()
+    (copy / name).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 98362432\n")
+    with pytest.raises(ModelFileError, match=rf"{name}: a Git LFS pointer of 133 bytes.*git lfs pull"):
+        weights.load(copy)
 
 
 def test_tensors_too_many_too_few_or_of_another_kind_are_refused(copy: Path) -> None:
