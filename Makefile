@@ -90,6 +90,9 @@ $(VENV)/peers: $(VENV)/ready
 bench: setup models $(VENV)/peers  ## every benchmark; JSON beside each table
 	$(BIN)/quietchoir bench --out build/bench.json
 
+fresh:  ## demo and test as a stranger meets them: empty home, public index, no system packages; timed (ARGS: other targets)
+	$(PYTHON) .ci/fresh.py $(ARGS)
+
 scale-out: setup  ## the same federation under Ray and on stock Flower processes, compared; some minutes
 	$(BIN)/python -m quietchoir.simulations.scale --out build/scale-out.json
 

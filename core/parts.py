@@ -13,7 +13,7 @@ from .errors import MissingPartError
 # Extra → the modules that it brings and that the product imports. What is not here comes with the plain package.
 EXTRAS = {
     "train": ("torch", "peft", "transformers", "hassil", "home_assistant_intents", "gguf"),
-    "federation": ("flwr", "tenseal", "scipy", "dp_accounting", "prometheus_client"),
+    "federation": ("flwr", "tenseal", "scipy", "dp_accounting", "prometheus_client", "uvicorn"),
     "keyring": ("keyring",),
     "bench": ("matplotlib",),
     "scale": ("ray",),
