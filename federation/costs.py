@@ -14,7 +14,7 @@ from .protection.update import Codec
 LETTER_BYTES = 2500  # headers and signatures of a round's letters
 GREETING_BYTES = 3000  # in sealed mode: greetings, the sum's witnesses
 PEER_BYTES = 900  # keys, shares and signatures that a member exchanges with one other
-STEP_BYTES, RANGE_BYTES = 200, 40  # of a change's header; of each tensor's range in it
+STEP_BYTES, NAME_BYTES = 200, 24  # of a step's header; of each name in it, where members train different ranks
 MAX_PEERS = 64  # of one member, in any cohort: above 32 members the graph is no longer complete
 
 
@@ -43,7 +43,7 @@ def round_cost(policy: Policy, size: int) -> Cost:
     if mode != "sealed":
         one = mode == "plain"
         up, letters = BitRing(length=length, bits=bits, parties=1 if one else cohort), LETTER_BYTES if one else letters
-        down, whole = (adapter + again, 0) if policy.recipe.download == "adapter" else told_cost(policy, size, cohort)
+        down, whole = told_cost(policy, size, cohort) if policy.followed else (adapter + again, 0)
         return Cost(up.wire_bytes + letters, down + letters, late_down=whole)
     if policy.protection.key == "threshold":
         return joint_cost(policy, size, cohort, letters)
@@ -55,18 +55,19 @@ def round_cost(policy: Policy, size: int) -> Cost:
 
 
 def told_cost(policy: Policy, size: int, cohort: int) -> tuple[int, int]:
-    """Where adapters are told as changes: what a round takes at most, and how much more the whole with its optimizer is.
+    """Where adapters are followed: what a round takes, and at most how much more for a member that was away.
 
-    A member of every round gets the newest change; one that is drawn now and then may get so many that the whole is less. A
-    vote costs nothing more, since what was voted on is what the next round starts from; where buckets are chosen from, each
-    costs. What is undone or salvaged comes besides.
+    A member of every round gets the newest step, with the sum of each bucket; one that missed rounds gets their steps, up to
+    `telling.WAY` times the adapter with its optimizer. A vote costs nothing more, since what was voted on is what the next
+    round starts from; where buckets are chosen from, each costs. What is undone or salvaged comes besides.
     """
-    recipe, table = policy.recipe, policy.adapter
-    buckets, named = policy.aggregation.buckets, table.upper_layers * len(table.targets) if recipe.ranges == "tensor" else 0
-    one = BitRing(length=size, bits=policy.protection.bits, parties=cohort).wire_bytes + STEP_BYTES + RANGE_BYTES * named
-    change = one if buckets == 1 else 4 * size + buckets * one * (policy.guard.rule == "choose")
-    whole = 4 * size * (3 if recipe.server_optimizer in ("fedadam", "fedyogi") else 2)
-    down = max(change, whole) if cohort < len(policy.members) else change
+    from .rounds.telling import WAY
+
+    recipe, buckets, named = policy.recipe, policy.aggregation.buckets, 2 * cohort * any(one.rank for one in policy.members)
+    one = BitRing(length=size, bits=policy.protection.bits, parties=cohort).wire_bytes + STEP_BYTES + NAME_BYTES * named
+    change = one * buckets * (1 + buckets if policy.guard.rule == "choose" else 1)
+    whole = WAY * 4 * size * (3 if recipe.server_optimizer in ("fedadam", "fedyogi") else 2)
+    down = max(change, whole) if cohort < len(policy.members) or policy.schedule.buffered else change
     return down, max(0, whole - down)
 
 

@@ -40,6 +40,7 @@ from .registry.registry import Card, Registry, content_hash, make_card
 from .rounds.contribution import Drawer
 from .rounds.party import Party
 from .rounds.purse import Purse
+from .rounds.recall import Recall
 from .sealed.vault import Vault
 
 if TYPE_CHECKING:
@@ -109,8 +110,8 @@ def join(
         ledger = opened.enter_context(closing(Ledger(folder / ledgers.FILE)))
         seat = Seat(
             joining=joining, config=config, keys=keys, name=name, weights=weights, learner=learner, size=size, folder=folder,
-            ledger=ledger, drawer=Drawer(folder), safe=Safe(Vault(folder, size), desk), leave=leave or threading.Event(),
-            on_event=on_event,
+            ledger=ledger, drawer=Drawer(folder), recall=Recall(folder), safe=Safe(Vault(folder, size), desk),
+            leave=leave or threading.Event(), on_event=on_event,
         )  # fmt: skip
         if config.training.personal and isinstance(learner, TrainerLearner):
             owned = own_adapters(joining.home, keys.identity, learner)
@@ -143,6 +144,7 @@ class Seat:
     ledger: Ledger
     safe: Safe
     drawer: Drawer
+    recall: Recall
     leave: threading.Event
     on_event: OnEvent
     companion: Companion | None = None  # makes personal adapters, if the owner wants that
@@ -200,7 +202,8 @@ class Seat:
         return Party(
             policy, self.keys.identity, self.learner, size=self.size, stops=tensor_stops(policy.adapter, self.weights),
             consent=self.config.consent, ledger=self.ledger, adopt=partial(self.adopt, policy), safe=self.safe,
-            purse=Purse(policy, self.size, self.name, self.folder / "privacy.json"), drawer=self.drawer, on_event=self.on_event,
+            purse=Purse(policy, self.size, self.name, self.folder / "privacy.json"), drawer=self.drawer, recall=self.recall,
+            on_event=self.on_event,
         )  # fmt: skip
 
     def adopt(self, policy: Policy, flat: Vector, card: str) -> str:

@@ -37,6 +37,7 @@ from .protection.frozen import check_freezable
 from .protection.seam import Safe
 from .rounds import recess
 from .rounds.contribution import Drawer
+from .rounds.recall import Recall
 from .rounds.recess import Recess
 from .sealed.vault import Vault
 
@@ -123,7 +124,8 @@ def answer(own: Own, letter: bytes, key: bytes) -> tuple[bytes, bytes]:
             seat = Seat(
                 joining=Joining(file=own.file, data=own.data, home=own.home, rehearse=own.rehearse), config=own.config,
                 keys=keys, name=name, weights=weights, learner=learner, size=size, folder=folder, ledger=ledger,
-                safe=Safe(Vault(None, size), desk), drawer=Drawer(), leave=threading.Event(), on_event=lambda event: None,
+                safe=Safe(Vault(None, size), desk), drawer=Drawer(), recall=Recall(folder), leave=threading.Event(),
+                on_event=lambda event: None,
             )  # fmt: skip
             party = seat.party(policy)
             before = party.attempt = None if kept is None else recess.thaw_attempt(kept, party)

@@ -12,13 +12,16 @@ from quietchoir.federation.exchange.ledger import Ledger
 from quietchoir.federation.exchange.link import InProcessLink
 from quietchoir.federation.exchange.messages import Place, Reply, Task
 from quietchoir.federation.membership.schedule import ScheduleTable
+from quietchoir.federation.rounds import steps
 from quietchoir.federation.rounds.buffered import BufferedCoordinator
 from quietchoir.federation.rounds.contribution import Drawer
 from quietchoir.federation.rounds.party import Party
+from quietchoir.federation.rounds.steps import origin_of
 from quietchoir.tests.fakes_federation import ANY_MODE, FixedLearner, House, house
 
 SIZE = 50
 RUN = "0a" * 16
+ZEROS = work.Work(flat=np.zeros(SIZE, np.float32), state=origin_of(SIZE))  # where every run starts, as followers are told it
 PLAINLY = {"server_optimizer": "fedavg", "server_momentum": 0.0}  # the mean is the step
 
 
@@ -67,14 +70,15 @@ def member(home: House, name: str, folder: Path, learner: Any = None) -> Party:
 
 def group_of(version: int, members: Sequence[tuple[str, int]], **more: Any) -> Group:
     """A group whose members were all told zeros, as `train_letter` tells them."""
-    zeros = work.Work(flat=np.zeros(SIZE, np.float32))
-    adapters = tuple((one, calls.told_of(one, zeros)) for one in sorted({one for _, one in members}) if one >= 0)
+    versions = sorted({one for _, one in members if one >= 0})
+    adapters = tuple((one, calls.told_of(one, ZEROS), ZEROS.state) for one in versions)
     return Group(version=version, members=tuple(members), **{"adapters": adapters, **more})
 
 
 def train_letter(home: House, name: str, place: Place, version: int, flat: np.ndarray | None = None) -> bytes:
     """Train from this version."""
-    payload = calls.encode_train(version, work.Work(flat=np.zeros(SIZE, np.float32) if flat is None else flat))
+    told = work.encode_told(ZEROS, steps.join(ZEROS.state, [])) if flat is None else work.encode(work.Work(flat=flat))
+    payload = calls.encode_train(version, told)
     return messages.encode_task(
         Task(place=place, stage=work.TRAIN, recipient=name, payload=payload), home.policy, home.coordinator
     )

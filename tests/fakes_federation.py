@@ -1,7 +1,7 @@
 """A federation in one process: keys, a policy, parties with a learner whose answers are known."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,11 @@ def house(
 
 
 def parties(
-    home: House, size: int, learner: Callable[[str], Any] = lambda name: FixedLearner(), folder: Path | None = None
+    home: House,
+    size: int,
+    learner: Callable[[str], Any] = lambda name: FixedLearner(),
+    folder: Path | None = None,
+    stops: Sequence[int] = (),
 ) -> dict[str, Party]:
     """Every member as a `Party`."""
     return {
@@ -82,6 +86,7 @@ def parties(
             key,
             learner(name),
             size=size,
+            stops=stops,
             consent=ANY_MODE,
             ledger=Ledger(None if folder is None else folder / f"{name}.json"),
         )

@@ -65,9 +65,15 @@ class SecAggClient:
     """
 
     def __init__(
-        self, config: SecAggConfig, name: str, identity: Identity, *, ring: Ring | None = None, ledger: Ledger | None = None
-    ) -> None:
+        self, config: SecAggConfig, name: str, identity: Identity, *, ring: Ring | None = None, ledger: Ledger | None = None,
+        vouch: int = 0, relies: int = 0,
+    ) -> None:  # fmt: skip
         """Draw fresh secrets.
+
+        Args:
+            vouch: says, signed, how much of what `config.context` names this member has checked itself; 0: nothing.
+            relies: what others must vouch for at least, more than a third of the cohort, before this member takes part; 0: it
+                relies on nobody.
 
         Raises:
             ConfigError: this identity is not the one that the roster lists under `name`.
@@ -80,6 +86,7 @@ class SecAggClient:
         self._ledger.begin(config.federation, config.round, config.attempt)
         self._identity = identity
         self._me = self._session.numbers[name]
+        self._vouch, self._relies = vouch, relies
         self._seed = secrets.token_bytes(shamir.SECRET_BYTES)
         self._channel, self._mask = Ephemeral.generate(), Ephemeral.generate()
         self.stage = Stage.ADVERTISE
@@ -110,7 +117,7 @@ class SecAggClient:
         self._expect(Stage.ADVERTISE)
         commitment = commit(self._session, self._me, self._seed)
         keys = (self._channel.public, self._mask.public)
-        self._card = KeyCard.signed(self._session, self._identity, self._me, *keys, commitment)
+        self._card = KeyCard.signed(self._session, self._identity, self._me, *keys, commitment, self._vouch)
         self.stage = Stage.SHARE
         return self._card.encode(self._session)
 
@@ -126,6 +133,11 @@ class SecAggClient:
         if keys.cards.get(self._me) != self._card:
             raise ProtocolError("the key list does not hold the keys this member sent; it is refused")
         self._enough(keys.cards, "sent keys")
+        vouching = sum(card.vouch >= self._relies for at, card in keys.cards.items() if at != self._me)
+        if self._relies and vouching < session.vouchers:
+            raise ThresholdError(
+                f"{vouching} members vouch for what this one could not check, need {session.vouchers}; nothing was sent"
+            )
         view, plan = keys.view(session), session.plan(len(keys.cards))
         graph = Graph(sorted(keys.cards), plan.degree, view)
         holders = (self._me, *graph.neighbours(self._me))

@@ -11,7 +11,7 @@ from enum import IntEnum
 from ...core.errors import ProtocolError
 
 MAGIC = b"QCSA"
-VERSION = 1
+VERSION = 2
 HEADER_BYTES = 4 + 1 + 1 + 32
 
 

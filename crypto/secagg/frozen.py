@@ -31,7 +31,7 @@ def freeze(client: SecAggClient) -> bytes:
         raise ProtocolError("this attempt is over and its secrets are gone; there is nothing to keep")
     fields: dict[str, Any] = {
         "config": spell_config(client._session.config), "session": client._session.id.hex(),
-        "stage": int(client.stage), "seed": client._seed.hex(),
+        "stage": int(client.stage), "seed": client._seed.hex(), "vouch": client._vouch, "relies": client._relies,
         "channel": client._channel.private_bytes().hex(), "mask": client._mask.private_bytes().hex(),
     }  # fmt: skip
     if client.stage >= Stage.SHARE:
@@ -67,7 +67,7 @@ def thaw(
     client = object.__new__(SecAggClient)  # `__init__` would draw other secrets and begin an attempt
     client._session, client._ledger, client._identity = session, ledger, identity
     client._me, client.stage = session.numbers[name], Stage(fields["stage"])
-    client._seed = bytes.fromhex(fields["seed"])
+    client._seed, client._vouch, client._relies = bytes.fromhex(fields["seed"]), fields["vouch"], fields["relies"]
     client._channel, client._mask = (Ephemeral(bytes.fromhex(fields[key])) for key in ("channel", "mask"))
     if client.stage >= Stage.SHARE:
         client._card = card_of(client._me, fields["card"])
@@ -85,8 +85,7 @@ def thaw(
 
 def card_of(sender: int, record: str) -> KeyCard:
     """A card whose signature was checked before it was kept."""
-    raw = bytes.fromhex(record)
-    return KeyCard(sender, raw[:32], raw[32:64], raw[64:96], raw[96:])
+    return KeyCard.read(sender, bytes.fromhex(record))
 
 
 def receipt_of(sender: int, record: str) -> Receipt:

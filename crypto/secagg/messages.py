@@ -16,38 +16,48 @@ from .frames import Kind, Reader, blob, frame, number, records
 from .session import Session
 
 BOX_BYTES = 2 * SHARE_BYTES + BOX_OVERHEAD  # a share of the self-mask seed and one of the mask key, sealed
+VOUCH_BYTES = 8
 SELF_SHARE, KEY_SHARE = b"\x00", b"\x01"
 
 
 @dataclass(frozen=True, slots=True)
 class KeyCard:
-    """Stage 0. A member's fresh keys for this attempt."""
+    """Stage 0. A member's fresh keys for this attempt, and what it vouches for."""
 
-    RECORD_BYTES = 32 + 32 + 32 + 64
+    RECORD_BYTES = 32 + 32 + 32 + VOUCH_BYTES + 64
     sender: int
     channel: bytes  # X25519, seals shares
     mask: bytes  # X25519, agrees on pair masks
     commitment: bytes  # to the self-mask seed, so that wrong shares are noticed
+    vouch: int  # how much of what the session's context names this member has checked itself; 0: nothing
     signature: bytes
 
     @classmethod
-    def signed(cls, session: Session, identity: Identity, sender: int, channel: bytes, mask: bytes, commitment: bytes) -> Self:
+    def signed(
+        cls, session: Session, identity: Identity, sender: int, channel: bytes, mask: bytes, commitment: bytes, vouch: int = 0
+    ) -> Self:
         """Sign with the member's long-term key."""
-        signature = identity.sign(session.signing("advertise"), bind(sender, channel, mask, commitment))
-        return cls(sender, channel, mask, commitment, signature)
+        signature = identity.sign(session.signing("advertise"), bind(sender, channel, mask, commitment, vouch))
+        return cls(sender, channel, mask, commitment, vouch, signature)
 
     def encode(self, session: Session) -> bytes:
         return frame(Kind.ADVERTISE, session.id, number(self.sender), self.record())
 
     def record(self) -> bytes:
         """As it stands in the list of everybody's keys."""
-        return self.channel + self.mask + self.commitment + self.signature
+        return self.channel + self.mask + self.commitment + self.vouch.to_bytes(VOUCH_BYTES, "big") + self.signature
+
+    @classmethod
+    def read(cls, sender: int, record: bytes) -> Self:
+        """What `record` wrote; its signature is not looked at."""
+        at = 96 + VOUCH_BYTES
+        return cls(sender, record[:32], record[32:64], record[64:96], int.from_bytes(record[96:at], "big"), record[at:])
 
     @classmethod
     def from_record(cls, session: Session, sender: int, record: bytes) -> Self:
         """Raises AuthenticationError unless `sender` signed it for this session."""
-        card = cls(sender, record[:32], record[32:64], record[64:96], record[96:])
-        message = bind(sender, card.channel, card.mask, card.commitment)
+        card = cls.read(sender, record)
+        message = bind(sender, card.channel, card.mask, card.commitment, card.vouch)
         session.verify(sender, session.signing("advertise"), message, card.signature)
         return card
 

@@ -137,6 +137,11 @@ class Session:
         """What a member says in clear about its tokens: rounded down, capped, nothing if no floor is set."""
         return min(tokens // self.claim_step, self.claim_limit) if self.claim_step else 0
 
+    @property
+    def vouchers(self) -> int:
+        """Members whose word a member takes for what it could not check: one of them is honest if at most a third is not."""
+        return len(self.names) // 3 + 1
+
     def signing(self, stage: str, view: bytes = b"") -> bytes:
         """Context of a signature: this session, this stage, and everything its signer had seen by then."""
         return bind(PROTOCOL, self.id, stage, view)

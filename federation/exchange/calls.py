@@ -4,8 +4,8 @@ Knows two payloads and one answer. Knows nothing of signatures, of protection, o
 Always: `decode_*` returns what is well-formed, or nothing was read. What a group is told is bound into its masks by `told`,
 and holds what each of its members was told when it trained: the broadcast digest of that work, by version.
 
-    train   version, 8 bytes | the work, as `work.encode` spells it          answer: version and digest that it trained from
-    group   canonical JSON: members with their versions, a digest for each version, the newest version, ranges
+    train   version, 8 bytes | the work, as `work` spells it       answer: version, digest and state that it trained from
+    group   canonical JSON: members with their versions, digest and state for each version, the newest version, ranges
                                                                              answer: ready, or spent
 """
 
@@ -31,7 +31,8 @@ class Group:
 
     version: int  # steps behind the newest adapter
     members: tuple[tuple[str, int], ...]  # names, sorted, each with the version that its contribution was trained from
-    adapters: tuple[tuple[int, str], ...]  # those versions, ascending, each with the digest of what was told of it, hex
+    # Those versions, ascending: each with the digest of what was told of it, and the name of the state, if they have names.
+    adapters: tuple[tuple[int, str, str], ...]
     ranges: Ranges = ()  # as `Work.ranges`
 
     @property
@@ -44,6 +45,10 @@ class Group:
         """32 bytes that differ if the coordinator told two members different things about one group."""
         return broadcast.of_group(encode_group(self))
 
+    def told_of(self, version: int) -> tuple[str, str]:
+        """Digest and state that this group names for a version of one of its members."""
+        return {one: (told, state) for one, told, state in self.adapters}[version]
+
     def staleness(self, name: str) -> int:
         """Steps between the adapter that `name` trained from and the newest one."""
         return self.version - dict(self.members)[name]
@@ -54,21 +59,20 @@ def told_of(version: int, order: Work) -> str:
     return broadcast.of_work(work.TRAIN, order.header() | {"version": version}, order.flat).hex()
 
 
-def encode_train(version: int, order: Work) -> bytes:
-    """The adapter that was reached in `version` steps, and what to do with it."""
-    return encode_version(version) + work.encode(order)
+def encode_train(version: int, order: bytes) -> bytes:
+    """The version that is meant, and what to do with it: as `work.encode`, or `work.encode_told`."""
+    return encode_version(version) + order
 
 
-def decode_train(payload: bytes, size: int) -> tuple[int, Work]:
-    """Read what `encode_train` wrote.
+def split_train(payload: bytes) -> tuple[int, bytes]:
+    """Read what `encode_train` wrote. Raises MessageError for less than a version."""
+    return decode_version(payload[:VERSION_BYTES]), payload[VERSION_BYTES:]
 
-    Raises:
-        MessageError: malformed; or work for a drawn cohort, which there is none of here.
-    """
-    order = work.decode(payload[VERSION_BYTES:], size)
+
+def check_train(order: Work) -> None:
+    """Raises MessageError for work for a drawn cohort, which there is none of here."""
     if order.cohort or order.absent or order.ranges:
         raise MessageError("work for a drawn cohort came, in a federation of buffered rounds; refused")
-    return decode_version(payload[:VERSION_BYTES]), order
 
 
 def encode_version(version: int) -> bytes:
@@ -87,32 +91,29 @@ def decode_version(payload: bytes) -> int:
     return int.from_bytes(payload, "big")
 
 
-def encode_offer(version: int, told: str) -> bytes:
-    """A member's answer: the version that its contribution was trained from, and the digest of what it was told of it."""
-    return encode_version(version) + bytes.fromhex(told)
+def encode_offer(version: int, told: str, state: str) -> bytes:
+    """A member's answer: version and state that its contribution was trained from, and the digest of what it was told."""
+    return encode_version(version) + bytes.fromhex(told + state)
 
 
-def decode_offer(payload: bytes) -> tuple[int, str]:
-    """Read what `encode_offer` wrote.
+def decode_offer(payload: bytes) -> tuple[int, tuple[str, str]]:
+    """Read what `encode_offer` wrote: the version; digest and state.
 
     Raises:
         MessageError: of another length.
     """
-    version, told = payload[:VERSION_BYTES], payload[VERSION_BYTES:]
-    if len(told) != DIGEST_BYTES:
-        raise MessageError(f"an offer of {len(payload)} bytes, expected {VERSION_BYTES + DIGEST_BYTES}; refused")
-    return decode_version(version), told.hex()
+    version, named = payload[:VERSION_BYTES], payload[VERSION_BYTES:]
+    if len(named) not in (DIGEST_BYTES, 2 * DIGEST_BYTES):
+        raise MessageError(
+            f"an offer of {len(payload)} bytes, expected {VERSION_BYTES + DIGEST_BYTES} or {DIGEST_BYTES} more; refused"
+        )
+    return decode_version(version), (named[:DIGEST_BYTES].hex(), named[DIGEST_BYTES:].hex())
 
 
 def encode_group(group: Group) -> bytes:
     """One spelling of it."""
-    lists = {name: listed(getattr(group, name)) for name in ("adapters", "members", "ranges")}
+    lists = {name: [list(one) for one in getattr(group, name)] for name in ("adapters", "members", "ranges")}
     return canonical(lists | {"version": group.version})
-
-
-def listed(pairs: tuple[tuple[Any, Any], ...]) -> list[list[Any]]:
-    """Tuples as lists."""
-    return [list(pair) for pair in pairs]
 
 
 def decode_group(payload: bytes) -> Group:
@@ -130,18 +131,18 @@ def decode_group(payload: bytes) -> Group:
     expected = {"adapters": list, "members": list, "ranges": list, "version": int}
     if not isinstance(fields, dict) or {key: type(value) for key, value in fields.items()} != expected:
         raise MessageError("the call of a group is malformed; refused")
-    members, ranges = pairs(fields["members"], [str, int]), pairs(fields["ranges"], [int, float])
-    adapters = pairs(fields["adapters"], [int, str])
+    members, ranges = rows(fields["members"], [str, int]), rows(fields["ranges"], [int, float])
+    adapters = rows(fields["adapters"], [int, str, str])
     group = Group(version=fields["version"], members=members, adapters=adapters, ranges=ranges)
     good = all(math.isfinite(scale) for _, scale in ranges) and encode_group(group) == payload
     if not good or list(group.names) != sorted(set(group.names)):
         raise MessageError("the call of a group is not a sorted list of different names with their versions; refused")
-    if [version for version, _ in adapters] != sorted({version for _, version in members}):
+    if [version for version, *_ in adapters] != sorted({version for _, version in members}):
         raise MessageError("the call of a group does not name one adapter for each of its members' versions; refused")
     return group
 
 
-def pairs(found: list[Any], kinds: list[type]) -> tuple[tuple[Any, Any], ...]:
+def rows(found: list[Any], kinds: list[type]) -> tuple[tuple[Any, ...], ...]:
     """Lists of these kinds as tuples.
 
     Raises:
@@ -149,4 +150,4 @@ def pairs(found: list[Any], kinds: list[type]) -> tuple[tuple[Any, Any], ...]:
     """
     if not all(isinstance(one, list) and [type(part) for part in one] == kinds for one in found):
         raise MessageError("the call of a group holds what is no member or no range; refused")
-    return tuple((first, second) for first, second in found)
+    return tuple(tuple(one) for one in found)

@@ -128,7 +128,9 @@ class Recipe:
     ranges: Literal["fixed", "tensor"] = "fixed"  # "tensor": each tensor's own, from the public velocity, at most the above
     evaluate_every: int = 1  # rounds between scores; 0: only before the first and after the last
     cohort: int = 0  # members asked in a round; 0: all that are there
-    download: Literal["adapter", "change"] = "adapter"  # what a round tells members: everything, or the way from what they hold
+    # What a round tells members: the adapter, or the steps to it from one that they hold. "auto": steps under masks, so that
+    # members need not take the coordinator's word for an adapter.
+    download: Literal["auto", "adapter", "change"] = "auto"
     attempts: int = 3  # of one round, before the coordinator gives up
     work_timeout_s: float = 3600.0  # training may take this long
     stage_timeout_s: float = 60.0  # any other stage
@@ -229,7 +231,7 @@ class Policy:
         self.aggregation.check(self.protection.mode)
         check_guard(self.guard, self.privacy.counts)
         check_schedule(self)
-        told = self.recipe.download == "adapter" or self.protection.mode != "sealed"
+        told = self.recipe.download != "change" or self.protection.mode != "sealed"
         require(told, 'recipe.download = "change" needs mode "plain" or "masked": a sealed round tells sums alone as it is')
         everybody = self.protection.key == "shared" or not self.recipe.cohort
         require(everybody, 'recipe.cohort must be 0 with key = "threshold": whoever is there holds a share, and is needed')
@@ -237,6 +239,11 @@ class Policy:
         require(len(set(names)) == len(names), "members: a name stands twice")
         require(len(set(keys)) == len(keys), "members: a key stands twice")
         check_ranks(self, {member.name: member.rank for member in self.members})
+
+    @property
+    def followed(self) -> bool:
+        """Do members follow the adapter step by step, instead of being told it whole?"""
+        return self.recipe.download == "change" or (self.recipe.download == "auto" and self.protection.mode == "masked")
 
     @property
     def federation(self) -> bytes:

@@ -80,8 +80,3 @@ def check_schedule(tables: Tables) -> None:
             f'schedule.rounds = "buffered" draws nobody: set recipe.cohort = 0, found {tables.recipe.cohort}; '
             "schedule.buffer says how many are summed"
         )
-    if tables.recipe.download != "adapter":
-        raise ValueError(
-            f'schedule.rounds = "buffered" needs recipe.download = "adapter", found {tables.recipe.download!r}: '
-            "members that are rarely awake do not hold what a change starts from"
-        )

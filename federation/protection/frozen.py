@@ -6,6 +6,7 @@ Always: what is thawed goes on where it was frozen, in the same session; values 
 Hazard: as `crypto.secagg.frozen`, and until stage `mask` the bytes also hold the update itself.
 """
 
+import dataclasses
 import json
 from typing import Any
 
@@ -57,7 +58,8 @@ def freeze(half: PartyHalf) -> bytes:
     client = b"" if half.client is None else freeze_client(half.client)
     values = b"" if half.values is None else narrow(half.values)
     header = json.dumps({
-        "asked": half.context.cohort, "told": half.context.terms.told.hex(), "tokens": half.tokens, "counted": half.counted,
+        "asked": half.context.cohort, "vouch": half.context.vouch, "relies": half.context.relies,
+        "told": half.context.terms.told.hex(), "tokens": half.tokens, "counted": half.counted,
         "client": len(client), "values": None if half.values is None else half.values.size,
     }).encode("ascii")  # fmt: skip
     return MASKED + len(header).to_bytes(4, "big") + header + client + values
@@ -79,9 +81,8 @@ def thaw(data: bytes, context: PartyContext) -> PartyHalf:
         return half
     end = 4 + int.from_bytes(body[:4], "big")
     header, rest = json.loads(body[4:end]), body[end:]
-    context = PartyContext(
-        context.policy, context.name, context.identity, context.sums, context.place, context.safe,
-        terms_of(header, context), tuple(header["asked"]),
+    context = dataclasses.replace(
+        context, terms=terms_of(header, context), cohort=tuple(header["asked"]), vouch=header["vouch"], relies=header["relies"]
     )  # fmt: skip
     values = None if header["values"] is None else np.frombuffer(rest, WORD, offset=header["client"]).astype(np.uint64)
     masked = MaskedParty(context, np.zeros(0, np.uint64), header["tokens"], header["counted"])

@@ -93,7 +93,10 @@ class MaskedParty:
                 context.policy, context.place, cohort, self.values.size, counted=self.counted, shares=shares,
                 context=broadcast.context(context.terms.told, payload),
             )  # fmt: skip
-            self.client = SecAggClient(config, context.name, context.identity, ring=self.ring(config), ledger=context.sums)
+            self.client = SecAggClient(
+                config, context.name, context.identity, ring=self.ring(config), ledger=context.sums, vouch=context.vouch,
+                relies=context.relies,
+            )  # fmt: skip
             return self.client.advertise()
         if self.client is None:
             raise ProtocolError(f"found stage {stage!r} before 'advertise'; refused")

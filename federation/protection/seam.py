@@ -58,6 +58,8 @@ class PartyContext:
     safe: Safe | None = None  # in sealed mode
     terms: Terms = field(default_factory=Terms)  # of this place
     cohort: tuple[str, ...] = ()  # who was asked; whoever contributes is one of them
+    vouch: int = 0  # which of the adapters that were told this member followed itself: 0 none; as `SecAggClient`
+    relies: int = 0  # which of them others must vouch for, because it did not
 
 
 class PartyHalf(Protocol):

@@ -27,8 +27,12 @@ class Terms:
 
 
 def seed_of(policy: Policy, place: Place) -> bytes:
-    """The public seed of one round's rotation: the same for all its members, another for each round."""
-    return hashlib.sha256(b"quietchoir rotation seed 1" + policy.digest + f"{place.run} {place.round}".encode()).digest()
+    """The public seed of one round's rotation: the same for all its members, another for each round.
+
+    It is bound to the federation and not to a version of its file, so that a member that comes under a later one can still
+    follow the steps made before.
+    """
+    return hashlib.sha256(b"quietchoir rotation seed 2" + policy.federation + f"{place.run} {place.round}".encode()).digest()
 
 
 @functools.lru_cache(maxsize=16)

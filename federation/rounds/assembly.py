@@ -103,7 +103,7 @@ class Assembly:
         sums = self.combine(place, ready, Codec(self.size if training else 0, self.policy, terms).length, training, terms)
         sums, opened = self.open(sums, Codec(flat.size if training else 0, self.policy, terms))
         if training:
-            self.telling.opened(place, order.ranges, sums)
+            self.telling.opened(place, found.cohort, sums)
         return Outcome(
             place=place, draw=found, sums=sums, means=tuple(mean for mean, _ in opened), ranges=order.ranges, spent=spent,
             votes=tuple(statistics for _, statistics in opened), started=started, worked=worked, traffic=self.post.traffic,

@@ -33,6 +33,7 @@ from .checkpoint import Store
 from .coordinator import POLL_S, Coordinator
 from .post import Outbox, Traffic
 from .purse import Purses
+from .telling import Way
 
 logger = log.get("federation.coordinator")
 AGAIN_S = 30.0  # a member that did not answer, or not usefully, is asked to train again no sooner than this after it was
@@ -57,7 +58,8 @@ class BufferedCoordinator(Coordinator):
         super().__init__(policy, identity, link, size=size, store=store, purse=self.purses.worst(), **options)
         self.now, self.outbox = now, Outbox(self.post, link)
         self.ready: dict[str, int] = {}  # member → version that its contribution was trained from
-        self.heard: dict[str, str] = {}  # member → broadcast digest of what that version was told as, by its own word
+        self.heard: dict[str, tuple[str, str]] = {}  # member → digest and state that it was told as that version, by its word
+        self.ways: dict[str, tuple[Way, str]] = {}  # member → the way that it was left last, and the state it leads to
         self.asked: dict[str, float] = {}  # who was asked to train and has not answered usefully, and when
         self.spent: set[str] = set()  # members without enough of their privacy budget for one more group
         self.news_at, self.stepped_at = now(), time.monotonic()
@@ -118,12 +120,21 @@ class BufferedCoordinator(Coordinator):
         if idle:
             place, version = self.logbook.begin(), self.state.round
             order = self.assembly.order(self.state.server.flat, evaluate=self.wants_score())
-            payload = calls.encode_train(version, order)
-            self.outbox.leave(work.TRAIN, dict.fromkeys(idle, payload), place, self.policy.recipe.work_timeout_s)
+            letters = {name: calls.encode_train(version, told) for name, told in self.told_work(order, idle, place).items()}
+            self.outbox.leave(work.TRAIN, letters, place, self.policy.recipe.work_timeout_s)
             self.asked |= dict.fromkeys(idle, now)
             self.on_event(
                 {"event": "handed", "round": version + 1, "attempt": place.attempt, "version": version, "members": idle}
             )
+
+    def told_work(self, order: work.Work, names: list[str], place: Place) -> dict[str, bytes]:
+        """What each is told: the adapter, or the way to it from what it holds."""
+        if not self.telling.on:
+            return dict.fromkeys(names, work.encode(order))
+        self.telling.meet(names, order.state, place)
+        ways = self.telling.ways_for(order, names)
+        self.ways |= {name: (way, order.state) for name, way in ways.items()}
+        return {name: work.encode_told(order, way) for name, (_, way) in ways.items()}
 
     def take_in(self) -> None:
         """Who is done becomes ready.
@@ -135,6 +146,10 @@ class BufferedCoordinator(Coordinator):
             self.news_at = self.now()
             if reply.payload == work.SPENT and self.policy.privacy.on:
                 self.note_spent([reply.sender])
+                continue
+            if self.telling.on and not self.telling.heard(reply, *self.ways[reply.sender]):
+                if self.ways[reply.sender][0][0]:  # it is told in another way at once, but not for ever
+                    self.asked.pop(reply.sender, None)
                 continue
             try:
                 version, told = calls.decode_offer(reply.payload)
@@ -177,12 +192,21 @@ class BufferedCoordinator(Coordinator):
         A coordinator that was started again learns the older versions' digests from members alone.
         """
         said = Counter((self.ready[name], self.heard[name]) for name in names)
-        most = dict[int, str]()
+        most = dict[int, tuple[str, str]]()
         for (version, told), _ in sorted(said.items(), key=lambda pair: (pair[1], pair[0])):
             most[version] = told
         for name in (odd := [name for name in names if most[self.ready[name]] != self.heard[name]]):
             logger.warning("%s was told another adapter under version %d than others; left out", name, self.ready[name])
-        return [name for name in names if name not in odd]
+        return self.vouched([name for name in names if name not in odd])
+
+    def vouched(self, names: list[str]) -> list[str]:
+        """Those of `names` that followed the adapter they trained from, and those that enough such members vouch for."""
+        sure, need = [name for name in names if name not in self.telling.relying], len(names) // 3 + 1
+        return [
+            name
+            for name in names
+            if name in sure or sum(self.ready[other] >= self.ready[name] for other in sure) >= need
+        ]  # fmt: skip
 
     def step(self, group: Mapping[str, int]) -> None:
         """Sum what the group has, step, let members judge it, write it down.
@@ -206,10 +230,10 @@ class BufferedCoordinator(Coordinator):
         """
         place, flat, worked = self.logbook.begin(), self.state.server.flat, time.monotonic()
         ranges = self.assembly.order(flat, training=True).ranges
-        adapters = {version: self.heard[name] for name, version in group.items()}
+        adapters = {version: (version, *self.heard[name]) for name, version in group.items()}
         call = Group(
             version=self.state.round, members=tuple(sorted(group.items())),
-            adapters=tuple(sorted(adapters.items())), ranges=ranges,
+            adapters=tuple(sorted(adapters.values())), ranges=ranges,
         )  # fmt: skip
         for name in group:
             del self.ready[name]  # it goes into this sum, or is offered again
@@ -220,6 +244,7 @@ class BufferedCoordinator(Coordinator):
         terms = Terms(spans, seed_of(self.policy, place), call.told)
         codec = Codec(self.size, self.policy, terms)
         sums, opened = self.assembly.open(self.assembly.combine(place, ready, codec.length, True, terms), codec)
+        self.telling.opened(place, call.names, sums)
         parties = sorted(name for total in sums for name in total.parties)
         return Outcome(
             place=place, draw=Draw(call.names, ()), sums=sums, means=tuple(mean for mean, _ in opened), ranges=ranges,

@@ -5,7 +5,7 @@ Always: a step is the whole old state or the whole new one; an attempt is on dis
 that no attempt's number is ever used twice. One process at a time holds the folder.
 
     run      who the run belongs to and where it is, as JSON      adapter  the server's vectors, written when they change
-    history  one report a round
+    history  one report a round                                     steps    that lead to the adapter, oldest first
 
 What a run spends in privacy lies beside it, in its own file (see `purse`); the federation file it goes on under too.
 """
@@ -28,13 +28,23 @@ from ..membership.policy import Policy
 
 FILE = "run.sqlite"
 OLD_FILE = "run.checkpoint"  # of the first versions of this program
-VERSION = 1
+VERSION = 2
 TABLES = """
 CREATE TABLE run (one INTEGER PRIMARY KEY CHECK (one = 1), fields TEXT NOT NULL) STRICT;
 CREATE TABLE adapter (one INTEGER PRIMARY KEY CHECK (one = 1), size INTEGER NOT NULL, body BLOB NOT NULL, digest BLOB NOT NULL) STRICT;
-CREATE TABLE history (place INTEGER PRIMARY KEY, entry TEXT NOT NULL) STRICT
+CREATE TABLE history (place INTEGER PRIMARY KEY, entry TEXT NOT NULL) STRICT;
+CREATE TABLE steps (place INTEGER PRIMARY KEY, name TEXT NOT NULL, before TEXT NOT NULL, body BLOB NOT NULL) STRICT
 """  # noqa: E501
-APART = ("server", "history")  # fields of a state that have tables of their own
+APART = ("server", "history", "steps")  # fields of a state that have tables of their own
+
+
+@dataclass(frozen=True, slots=True)
+class Walked:
+    """One step of the adapter, as members are told it (`steps`)."""
+
+    name: str  # of the state that it leads to
+    before: str  # of the state that it starts from
+    body: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +65,7 @@ class RunState:
     card: str = ""
     delivered: tuple[str, ...] = ()  # members that have it
     history: tuple[dict[str, Any], ...] = field(default=())  # one report a round, as JSON types
+    steps: tuple[Walked, ...] = ()  # that lead to `server`; without them members could not follow it after a kill
 
     @staticmethod
     def fresh(policy: Policy, size: int) -> "RunState":
@@ -143,6 +154,7 @@ class Store:
             connection.execute("INSERT OR REPLACE INTO run VALUES (1, ?)", (json.dumps(fields_of(state)),))
             if before is None or before.server is not state.server:
                 write_server(connection, state.server)
+            write_steps(connection, () if before is None else before.steps, state.steps)
             write_history(connection, () if before is None else before.history, state.history)
         self.written = state
 
@@ -158,6 +170,24 @@ def write_server(connection: sqlite3.Connection, server: ServerState) -> None:
     body = server.encode()
     row = (server.flat.size, body, hashlib.sha256(body).digest())
     connection.execute("INSERT OR REPLACE INTO adapter VALUES (1, ?, ?, ?)", row)
+
+
+def write_steps(connection: sqlite3.Connection, before: tuple[Walked, ...], after: tuple[Walked, ...]) -> None:
+    """The steps that are new; those that are not told any more go."""
+    if before == after:
+        return
+    kept = {one.name: place for place, one in enumerate(before)}
+    first = kept.get(after[0].name, len(before)) if after else len(before)
+    if before[first:] == after[: len(before) - first]:  # some at the beginning went, some came at the end
+        start = connection.execute("SELECT coalesce(min(place), 0) FROM steps").fetchone()[0]
+        connection.execute("DELETE FROM steps WHERE place < ?", (start + first,))
+        rows = [
+            (start + first + at, one.name, one.before, one.body) for at, one in enumerate(after) if at >= len(before) - first
+        ]
+    else:
+        connection.execute("DELETE FROM steps")
+        rows = [(at, one.name, one.before, one.body) for at, one in enumerate(after)]
+    connection.executemany("INSERT INTO steps VALUES (?, ?, ?, ?)", rows)
 
 
 def write_history(
@@ -194,11 +224,12 @@ def read_state(connection: sqlite3.Connection, path: Path) -> RunState | None:
         FederationError: damaged.
     """
     try:
-        connection.execute("BEGIN")  # one moment of all three tables, whoever writes meanwhile
+        connection.execute("BEGIN")  # one moment of all tables, whoever writes meanwhile
         try:
             run = connection.execute("SELECT fields FROM run").fetchone()
             adapter = connection.execute("SELECT size, body, digest FROM adapter").fetchone()
             history = connection.execute("SELECT entry FROM history ORDER BY place").fetchall()
+            steps = connection.execute("SELECT name, before, body FROM steps ORDER BY place").fetchall()
         finally:
             connection.execute("COMMIT")
         if run is None:
@@ -209,6 +240,7 @@ def read_state(connection: sqlite3.Connection, path: Path) -> RunState | None:
         entries = tuple(json.loads(entry) for (entry,) in history)
         known = json.loads(run[0])
         known["delivered"] = tuple(known.get("delivered", ()))
-        return RunState(**known, server=ServerState.decode(body, size), history=entries)
+        walked = tuple(Walked(*step) for step in steps)
+        return RunState(**known, server=ServerState.decode(body, size), history=entries, steps=walked)
     except (sqlite3.DatabaseError, ValueError, TypeError) as error:
         raise FederationError(f"{path}: damaged ({error}); restore it from a copy, or choose another --state") from error

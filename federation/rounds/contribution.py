@@ -40,6 +40,7 @@ class Contribution:
     rules: str  # `rules_of` the federation file that it was trained under
     version: int  # steps behind the adapter that it was trained from
     told: str  # the broadcast digest of the work that it came of, hex
+    state: str  # name of the state that it was trained from, where members follow them
     update: Vector  # [n]
     statistics: Statistics
 
@@ -47,8 +48,8 @@ class Contribution:
         """As it lies on disk."""
         header = canonical(
             {
-                "rules": self.rules, "run": self.run, "statistics": dataclasses.asdict(self.statistics), "told": self.told,
-                "version": self.version,
+                "rules": self.rules, "run": self.run, "statistics": dataclasses.asdict(self.statistics), "state": self.state,
+                "told": self.told, "version": self.version,
             }
         )  # fmt: skip
         body = MAGIC + len(header).to_bytes(4, "big") + header + self.update.astype("<f4").tobytes()

@@ -92,10 +92,11 @@ class Coordinator:
         self.logbook = Logbook(store, policy, 0 if self.sealed else size)  # in sealed mode no adapter is here
         self.purse = purse or Purse(policy, size, "any member", store.path and store.path.with_name("privacy.json"))
         self.post = Post(policy, identity, link)
-        self.telling = Telling(self.post, self.logbook, optimizer_of(policy.recipe), size)
+        stops = tuple(stops) or (size,)
+        self.telling = Telling(self.post, self.logbook, optimizer_of(policy.recipe), size, stops)
         self.optimizer: ServerOptimizer = self.telling  # it steps, and remembers how
         self.assembly = Assembly(
-            policy, self.post, self.logbook, self.purse, size=size, stops=stops or (size,),
+            policy, self.post, self.logbook, self.purse, size=size, stops=stops,
             desk=(desk or Worker(AdderService)) if self.sealed else None, telling=self.telling, on_event=self.on_event,
         )  # fmt: skip
         self.delivery = Delivery(self.assembly, self.on_event)
@@ -191,7 +192,7 @@ class Coordinator:
 
     def commit(self, server: ServerState, entry: dict[str, Any]) -> None:
         """A whole round is done."""
-        self.logbook.commit(server, entry)
+        self.logbook.commit(server, entry, self.telling.walked(server))
 
     def commit_guarded(self, parent: ServerState, changes: Sequence[Vector], entry: dict[str, Any]) -> None:
         """Keep the first change if members do not find it worse; else the best of the others, each a bucket's own; else none.
@@ -210,7 +211,7 @@ class Coordinator:
             if salvaged.kept and (not verdict.kept or salvaged.rank > verdict.rank):
                 server, verdict = other, dataclasses.replace(salvaged, reason=f"kept: the change of bucket {number} alone")
         if not verdict.kept:
-            server = parent.at_rest()
+            server = self.telling.rest(parent)
         self.commit(server, {**entry, "guard": dataclasses.asdict(verdict)})
 
     def vote(self, flat: Vector, running: Sequence[dict[str, Any]] = ()) -> Verdict:

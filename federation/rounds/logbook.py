@@ -11,7 +11,7 @@ from typing import Any
 from ..exchange.messages import Place
 from ..learning.aggregate import ServerState
 from ..membership.policy import Policy
-from .checkpoint import RunState, Store
+from .checkpoint import RunState, Store, Walked
 
 
 class Logbook:
@@ -47,11 +47,11 @@ class Logbook:
         """The number is used up, and the adapter stays as it is."""
         self.keep(opening=False, skipped=self.state.skipped + 1, attempt=0)
 
-    def commit(self, server: ServerState, entry: dict[str, Any]) -> None:
-        """A whole round is done."""
+    def commit(self, server: ServerState, entry: dict[str, Any], steps: tuple[Walked, ...]) -> None:
+        """A whole round is done; `steps` lead to its state."""
         self.keep(
             server=server, round=self.state.round + 1, attempt=0, opening=False, finished=False, adapter="", card="",
-            delivered=(), history=(*self.state.history, entry),
+            delivered=(), history=(*self.state.history, entry), steps=steps,
         )  # fmt: skip
 
     def catch_up(self, steps: int) -> bool:

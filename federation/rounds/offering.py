@@ -74,12 +74,17 @@ class Offering:
             DataError and others of the tree: training failed.
         """
         party, place = self.party, task.place
-        version, order = calls.decode_train(task.payload, party.size)
+        version, payload = calls.split_train(task.payload)
         check_version(version, place)
+        meant = party.meant(dataclasses.replace(task, payload=payload))
+        order = meant.order
+        calls.check_train(order)
         party.ledger.record(place)  # on disk before any work, so that no place is worked twice
         party.attempt = None
+        if party.recall is not None and meant.led is not None:
+            party.recall.keep(meant.led)
         if (kept := self.kept(task)) is not None:
-            return calls.encode_offer(kept.version, kept.told)
+            return calls.encode_offer(kept.version, kept.told, kept.state)
         if not party.purse.affords():  # nothing is paid before something leaves, but work for nothing is spared
             party.on_event({"event": "spent", "round": place.round, "reason": "the privacy budget is used up"})
             return work.SPENT
@@ -88,10 +93,11 @@ class Offering:
         told = calls.told_of(version, order)
         self.drawer.keep(
             Contribution(
-                run=place.run, rules=self.rules, version=version, told=told, update=update, statistics=statistics
+                run=place.run, rules=self.rules, version=version, told=told, state=order.state, update=update,
+                statistics=statistics,
             )
         )  # fmt: skip
-        return calls.encode_offer(version, told)
+        return calls.encode_offer(version, told, order.state)
 
     def kept(self, task: Task) -> Contribution | None:
         """What is offered again instead of training from the version that came with `task`."""
@@ -117,9 +123,29 @@ class Offering:
         if not party.pay(place):
             return work.SPENT
         values, tokens = self.weighed(kept, called.version - kept.version, terms)
-        context = PartyContext(party.policy, party.name, party.identity, party.ledger.sums, place, None, terms, called.names)
-        party.enter(place, Once(party_half(context, values, tokens, counted=True), self.drawer))
+        vouch, relies = self.vouching(called, kept)
+        context = PartyContext(
+            party.policy, party.name, party.identity, party.ledger.sums, place, None, terms, called.names, vouch, relies
+        )  # fmt: skip
+        half = Once(party_half(context, values, tokens, counted=True), self.drawer)
+        party.enter(place, half, kept.state if relies else "")
         return work.READY
+
+    def vouching(self, called: Group, kept: Contribution) -> tuple[int, int]:
+        """What this member says, and asks, of the states that the group's contributions were trained from.
+
+        Returns:
+            One more than the newest version of which it followed that and every older one that the group names; and one more
+            than its own, if it did not follow that.
+        """
+        party, vouch = self.party, 0
+        if party.recall is None:
+            return 0, 0
+        for version, _, state in called.adapters:
+            if not party.recall.follows(state, kept.run, party.size):
+                break
+            vouch = version + 1
+        return vouch, 0 if vouch > kept.version else kept.version + 1
 
     def check(self, called: Group, place: Place) -> Contribution:
         """The contribution that may go into this group.
@@ -150,7 +176,7 @@ class Offering:
                 f"this member's contribution is from version {kept.version}, the group says {dict(called.members)[name]}; "
                 "refused"
             )
-        if kept.told != dict(called.adapters)[kept.version]:  # else its neighbours may have trained from another adapter
+        if (kept.told, kept.state) != called.told_of(kept.version):  # else its neighbours may have trained from another adapter
             raise MessageError(
                 f"this member's contribution came of another adapter or other work than the group says of version "
                 f"{kept.version}; refused"

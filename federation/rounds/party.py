@@ -25,7 +25,7 @@ from ...crypto.sealed import MemberService
 from ..exchange import broadcast, messages, work
 from ..exchange.ledger import Ledger
 from ..exchange.messages import Place, Reply, Task
-from ..learning.aggregate import Vector
+from ..learning.aggregate import ServerState, Vector
 from ..learning.learner import Counts, Learner, Trained
 from ..learning.ranges import read_spans, spans
 from ..learning.shares import narrowed, shares_of
@@ -44,7 +44,8 @@ from .contribution import Drawer
 from .guard import ballot
 from .offering import Offering
 from .purse import Purse
-from .recall import HOLDS, LackingError, Recall
+from .recall import HOLDS, LackingError, Led, Recall
+from .steps import Stepping
 
 logger = log.get("federation.party")
 Event = dict[str, object]
@@ -57,11 +58,21 @@ class Attempt:
     place: Place
     half: PartyHalf
     done: int = 0  # stages answered
+    relies_on: str = ""  # the state that this member did not follow itself: it counts as followed once enough others vouched
 
     @property
     def expects(self) -> str | None:
         """The stage that must come next; None when all are answered."""
         return self.half.stages[self.done] if self.done < len(self.half.stages) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Meant:
+    """What a member is to do, as it was told or arrived at it."""
+
+    order: work.Work  # with the adapter to work on: in sealed mode this member's own
+    told: bytes  # the broadcast digest
+    led: Led | None = None  # where adapters are followed: how this one was reached
 
 
 class Party:
@@ -75,6 +86,7 @@ class Party:
         safe: in sealed mode, this member's secrets and the worker for ciphertexts; by default in memory, and a new one.
         purse: this member's privacy spent so far; by default in memory. Hazard: a node that runs again needs it on disk.
         drawer: in buffered rounds, where its contribution waits; by default in memory.
+        recall: where adapters are followed, what it holds of them; by default in memory.
     """
 
     def __init__(
@@ -91,6 +103,7 @@ class Party:
         safe: Safe | None = None,
         purse: Purse | None = None,
         drawer: Drawer | None = None,
+        recall: Recall | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
         """Take part.
@@ -114,7 +127,7 @@ class Party:
         self.on_event = on_event or (lambda event: None)
         self.attempt: Attempt | None = None
         self.offering = Offering(self, drawer or Drawer()) if policy.schedule.buffered else None
-        self.recall = Recall(policy, size) if policy.recipe.download == "change" else None
+        self.recall = (recall or Recall()) if policy.followed else None
         self.safe: Safe | None = None
         self.handover: Handover | None = None
         if policy.protection.mode == "sealed":
@@ -152,8 +165,8 @@ class Party:
             return self.handover.answer(task.place, task.stage, task.payload)
         return self.go_on(task)
 
-    def order(self, task: Task) -> tuple[work.Work, bytes]:
-        """What is to be done, with the adapter to do it with, in sealed mode this member's own; and the broadcast digest.
+    def meant(self, task: Task) -> Meant:
+        """What is to be done, and with which adapter.
 
         Raises:
             MessageError: malformed; in sealed mode, another adapter than this member's is meant.
@@ -161,30 +174,37 @@ class Party:
         """
         if self.recall is not None:
             named, way = work.split(task.payload)
-            self.ledger.check(task.place)
-            order = dataclasses.replace(named, flat=self.recall.follow(named.state, way, task.place.run).flat)
-            return order, broadcast.of_work(task.stage, order.header(), order.flat)
+            led = self.follow(named, way, task.place)
+            order = dataclasses.replace(named, flat=led.state.flat)
+            return Meant(order, broadcast.of_work(task.stage, order.header(), order.flat), led)
         if self.safe is None:
             order = work.decode(task.payload, self.size)
-            return order, broadcast.of_work(task.stage, order.header(), order.flat)
+            return Meant(order, broadcast.of_work(task.stage, order.header(), order.flat))
         order, seed = work.decode(task.payload, 0), self.safe.vault.seed(self.policy.digest)
         progress = self.safe.vault.progress(task.place.run)
         if seed is None or progress.tag(seed, task.place.run).hex() != order.state:
             raise MessageError(f"this member is at step {progress.steps} of the run, another adapter is meant; refused")
         told = broadcast.of_work(task.stage, order.header(), order.flat)  # of the tag: the adapter is not the coordinator's
-        return dataclasses.replace(order, flat=progress.server.flat), told
+        return Meant(dataclasses.replace(order, flat=progress.server.flat), told)
+
+    def follow(self, named: work.Work, way: bytes, place: Place) -> Led:
+        """Go to the adapter that `named` means; nothing is remembered yet. Raises as `Recall.follow`."""
+        assert self.recall is not None  # adapters are followed
+        self.ledger.check(place)
+        return self.recall.follow(Stepping(self.policy, self.size, place.run, self.stops), named.state, way)
 
     def open(self, task: Task) -> bytes:
         """Begin an attempt: train or score, or keep a finished adapter."""
-        (order, told), training = self.order(task), task.stage == work.TRAIN
+        meant, training = self.meant(task), task.stage == work.TRAIN
+        order, led = meant.order, meant.led
         if task.stage in (work.TRAIN, work.SCORE):
             check(self.policy, task.place, Draw(order.cohort, order.absent), self.name, everybody=not training)
-        terms = self.terms(order, told, task.place, training=training)
+        terms = self.terms(order, meant.told, task.place, training=training, start=led.state if led else None)
         parent = self.parent(task.place) if task.stage == work.UNDO else None
         self.ledger.record(task.place)  # on disk before any work, so that no place is worked twice
         self.attempt = None
-        if self.recall is not None:
-            self.recall.keep(order.state)
+        if self.recall is not None and led is not None:
+            self.recall.keep(led)
         self.on_event({"event": task.stage, "round": task.place.round, "attempt": task.place.attempt})
         if task.stage == work.ADOPT:
             name = self.adopt(order.flat, order.card).encode("utf-8") if self.adopt is not None else b""
@@ -196,15 +216,19 @@ class Party:
             return work.SPENT
         update, statistics = self.train(order, task.place, terms) if training else self.score(order)
         values = Codec(update.size, self.policy, terms).encode(update, statistics)
+        vouch, relies = int(led is not None and led.followed), int(led is not None and not led.followed)
         context = PartyContext(
-            self.policy, self.name, self.identity, self.ledger.sums, task.place, self.safe, terms, order.cohort
+            self.policy, self.name, self.identity, self.ledger.sums, task.place, self.safe, terms, order.cohort, vouch, relies
         )  # fmt: skip
         tokens = statistics.tokens if self.policy.privacy.counts else 0
-        self.attempt = Attempt(task.place, party_half(context, values, tokens, counted=training))
+        self.enter(task.place, party_half(context, values, tokens, counted=training), order.state if relies else "")
         return work.READY  # and nothing about how it went: the counters travel inside the sum
 
-    def terms(self, order: work.Work, told: bytes, place: Place, *, training: bool) -> Terms:
+    def terms(self, order: work.Work, told: bytes, place: Place, *, training: bool, start: ServerState | None = None) -> Terms:
         """What this member's contribution has in common with the others'.
+
+        Args:
+            start: the state that it trains from, where members follow them: ranges are what follows from it.
 
         Raises:
             MessageError: ranges that the federation does not allow.
@@ -215,6 +239,8 @@ class Party:
             raise MessageError(f"{len(given)} ranges came for a federation whose ranges are {recipe.ranges!r}; refused")
         if wanted and self.safe is not None:  # the same in every member: the masks are bound to the velocity they follow from
             given = spans(self.safe.vault.progress(place.run).server.velocity, self.stops, recipe.update_range)
+        if wanted and start is not None and given != spans(start.velocity, self.stops, recipe.update_range):
+            raise MessageError("ranges came that do not follow from the adapter's last steps; refused")
         ranges = read_spans(given, self.size, recipe.update_range) if wanted else ()
         shares = shares_of(self.policy, order.cohort, place.attempt) if training else None
         return Terms(ranges, seed_of(self.policy, place), told, shares)
@@ -241,9 +267,9 @@ class Party:
             raise MessageError("there is no step here to undo; refused")
         return Progress(self.safe.vault.progress(place.run).steps + 1, before.server.at_rest())
 
-    def enter(self, place: Place, half: PartyHalf) -> None:
+    def enter(self, place: Place, half: PartyHalf, relies_on: str = "") -> None:
         """Take part in the protection's stages at `place`."""
-        self.attempt = Attempt(place, half)
+        self.attempt = Attempt(place, half, relies_on=relies_on)
 
     def go_on(self, task: Task) -> bytes:
         """Answer the next stage of the protection."""
@@ -253,6 +279,8 @@ class Party:
             raise MessageError(f"found stage {task.stage!r} of round {task.place.round}, expected {expected}; refused")
         answer = attempt.half.answer(task.stage, task.payload)
         self.ledger.save()  # a round that is being opened is on disk before its shares leave
+        if task.stage == "share" and attempt.relies_on and self.recall is not None:  # the half found enough that vouch
+            self.recall.trust(attempt.relies_on, attempt.place.run)
         attempt.done += 1
         if attempt.done == len(attempt.half.stages):
             self.attempt = None  # the contribution is gone from memory

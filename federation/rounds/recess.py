@@ -82,7 +82,8 @@ def freeze_attempt(party: Party) -> bytes | None:
     """
     if party.attempt is None:
         return None
-    fields = {"place": asdict(party.attempt.place), "done": party.attempt.done, "size": party.size}
+    attempt = party.attempt
+    fields = {"place": asdict(attempt.place), "done": attempt.done, "size": party.size, "relies_on": attempt.relies_on}
     header = json.dumps(fields).encode("ascii")
     return len(header).to_bytes(4, "big") + header + freeze(party.attempt.half)
 
@@ -101,7 +102,7 @@ def thaw_attempt(kept: bytes, party: Party) -> Attempt:
     fields, half = split(kept)
     place = Place(**fields["place"])
     context = PartyContext(party.policy, party.name, party.identity, party.ledger.sums, place)
-    return Attempt(place, thaw(half, context), fields["done"])
+    return Attempt(place, thaw(half, context), fields["done"], fields["relies_on"])
 
 
 def split(kept: bytes) -> tuple[dict[str, Any], bytes]:

@@ -1,22 +1,28 @@
 """How one state of the server follows from another, in few bytes and without loss.
 
-Knows the round's sum (small whole numbers), the federation's optimizer, and what a member may be told. Knows nothing of
-letters, or of who holds which state.
-Always: from the same state the same step gives the same next state, bit for bit, or the names differ and nothing is used; bytes
-from somebody else are measured against the federation's own numbers before anything is allocated or inflated for them.
+Knows the round's sums (small whole numbers), the federation's rules for what follows from them, and
+what a member may be told. Knows nothing of letters, or of who holds which state.
+Always: from the same state the same step gives the same next state, bit for bit, or the names
+differ and nothing is used; bytes from somebody else are measured against the federation's own
+numbers before anything is allocated or inflated for them; all that a step does beside its integers
+(ranges, rotation, rule, who is divided by) follows from the reader's own file and state.
 
-    sum     the integers that the coordinator opened; the member decodes them and steps as the coordinator did
-    vector  the change itself, 4 bytes a value: of several buckets, whose single sums members are not shown
-    rest    the same adapter, with an optimizer that remembers nothing: after a change was undone
-    whole   everything anew: adapter, velocity, and second moments if the optimizer has them
+    sum     the integers that the coordinator opened, of each bucket; the member decodes and
+            combines them, and steps as the coordinator did
+    rest    the same adapter, with an optimizer that remembers nothing: after a change was undone.
+            Where there is a guard
+    whole   everything anew: adapter, velocity, and second moments if the optimizer has them. It
+            follows from nothing, so who takes it relies on others (`recall`)
 
-Whole numbers travel packed to the bits of the sum, or as deflated bytes where that is less. Floats of an adapter look like
-noise to a compressor; their sums do not, which is why the sums travel.
+Whole numbers travel packed to the bits of the sum, or as deflated bytes where that is less. Floats
+of an adapter look like noise to a compressor; their sums do not, which is why the sums travel.
 """
 
+import functools
 import hashlib
 import json
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,39 +33,58 @@ from ...core.errors import ConfigError, CryptoError, DataError, MessageError
 from ...crypto.fixedpoint import middle
 from ...crypto.ring import BitRing
 from ..exchange.messages import Place
-from ..exchange.work import Ranges
-from ..learning.aggregate import ServerOptimizer, ServerState, Vector
-from ..learning.ranges import read_spans
+from ..learning.aggregate import ServerState, Vector, combine
+from ..learning.ranges import read_spans, spans
+from ..learning.recipes import optimizer_of
+from ..learning.shares import Shares, shares_of
 from ..membership.policy import Policy, canonical
+from ..protection.seam import Sum
 from ..protection.terms import Terms, seed_of
 from ..protection.update import Codec
 
 Integers = npt.NDArray[np.int64]
 NAME_BYTES = 32
 LENGTHS_BYTES = 8  # before each step: of its header and of its body
-MAX_STEPS = 64  # of one way
-MAX_HEADER_BYTES = 1 << 16
+MAX_STEPS = 256  # of one way
+MAX_HEADER_BYTES = 1 << 20
+BEYOND = 1.0 + 1e-5  # times the range: what float32 makes of a mean that lies on its edge
 MAX_PARTIES = 1 << 16
 LEVEL = 1  # of zlib; runs and frequencies are all there is to find, see `deflate`
-FIELDS = {"kind": str, "packing": str, "parties": int, "ranges": list, "round": int}
+FIELDS = {"asked": list, "attempt": int, "bucket": int, "kind": str, "round": int, "totals": list}
+TOTAL = [str, int, list, int]  # packing, parties, names, bytes of its body
+PACKINGS = ("bits", "deflate")
+ALL = -1  # all buckets, combined by the file's rule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Total:
+    """One opened sum."""
+
+    packing: str
+    parties: int  # whose contributions are in it
+    names: tuple[str, ...] = ()  # theirs, where members train different ranks
+    body: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """One step, ready to travel."""
 
-    kind: Literal["sum", "vector", "rest", "whole"]
-    packing: Literal["bits", "deflate", ""] = ""
-    parties: int = 0  # sum: whose contributions are in it
-    ranges: Ranges = ()  # sum: as the round told them
+    kind: Literal["sum", "rest", "whole"]
     round: int = 0  # sum: the place's, which the noise's rotation follows from
-    body: bytes = b""
+    attempt: int = 0  # sum, where members train different ranks: the place's
+    asked: tuple[str, ...] = ()  # the same: whom the draw gave
+    bucket: int = ALL  # sum: whose mean is the change; a guard may have kept one bucket's alone
+    totals: tuple[Total, ...] = ()  # sum: of each bucket
+    state: bytes = b""  # whole
 
     def encode(self) -> bytes:
         """Length of the header, length of the body, both."""
-        fields = {name: getattr(self, name) for name in FIELDS}
-        header = canonical({**fields, "ranges": [list(one) for one in self.ranges]})
-        return len(header).to_bytes(4, "big") + len(self.body).to_bytes(4, "big") + header + self.body
+        totals = [[one.packing, one.parties, list(one.names), len(one.body)] for one in self.totals]
+        fields = {"kind": self.kind, "round": self.round, "attempt": self.attempt, "bucket": self.bucket}
+        header = canonical({**fields, "asked": list(self.asked), "totals": totals})
+        body = self.state + b"".join(one.body for one in self.totals)
+        return len(header).to_bytes(4, "big") + len(body).to_bytes(4, "big") + header + body
 
 
 def name_of(state: ServerState) -> str:
@@ -67,55 +92,58 @@ def name_of(state: ServerState) -> str:
     return hashlib.sha256(b"quietchoir server state 1" + state.encode()).hexdigest()
 
 
+@functools.lru_cache(maxsize=8)
+def origin_of(size: int) -> str:
+    """The name of the state that every run starts from: everybody has it."""
+    return name_of(ServerState.zeros(size))
+
+
 class Stepping:
     """What makes steps, and goes them.
 
     Args:
-        size: values of the adapter.
+        size: values of the adapter; stops: where its tensors end.
         run: what the rotations of its rounds follow from, besides the file.
     """
 
-    def __init__(self, policy: Policy, size: int, run: str, optimizer: ServerOptimizer) -> None:
-        self.policy, self.size, self.run, self.optimizer = policy, size, run, optimizer
+    def __init__(self, policy: Policy, size: int, run: str, stops: Sequence[int] = ()) -> None:
+        self.policy, self.size, self.run, self.stops = policy, size, run, tuple(stops) or (size,)
+        self.optimizer = optimizer_of(policy.recipe)
+        self.mixed = any(member.rank for member in policy.members)  # then columns differ in who trains them
 
-    def of_sum(self, total: Integers, parties: int, ranges: Ranges, round_: int) -> Step:
-        """The step of one opened sum [≥ n]; what follows the first n values (counters) is left out."""
-        whole = total[: self.size]
-        ring = BitRing(length=self.size, bits=self.policy.protection.bits, parties=parties)
-        packed, deflated = (
-            ring.pack(whole.astype(ring.dtype)),
-            deflate(spread(whole, self._centre(parties), self._width(parties))),
-        )
-        small = len(deflated) < len(packed)
+    def of_sums(self, sums: Sequence[Sum], place: Place, asked: Sequence[str], bucket: int = ALL) -> Step:
+        """The step of a round's opened sums [>= n each]; what follows the first n values (counters) is left out.
+
+        Args:
+            asked: whom the draw of this place gave; bucket: whose mean is the change.
+        """
+        who = tuple(sorted(asked)) if self.mixed else ()
+        totals = tuple(self._total(one.total[: self.size], one.parties) for one in sums)
         return Step(
-            kind="sum", packing="deflate" if small else "bits", parties=parties, ranges=ranges, round=round_,
-            body=deflated if small else packed,
+            kind="sum", round=place.round, attempt=place.attempt if self.mixed else 0, asked=who, bucket=bucket, totals=totals
         )  # fmt: skip
 
-    def of_vector(self, change: Vector) -> Step:
-        """The step of a change [n] that no single sum gives."""
-        plain = change.astype("<f4").tobytes()
-        deflated = deflate(np.frombuffer(plain, np.uint8).reshape(-1, 4).T.tobytes())
-        small = len(deflated) < len(plain)
-        return Step(kind="vector", packing="deflate" if small else "bits", body=deflated if small else plain)
-
-    def change(self, step: Step) -> Vector:
-        """What a `sum` or `vector` adds up to [n].
+    def change(self, state: ServerState, step: Step) -> Vector:
+        """What a `sum` adds up to [n], for a round that began at `state`.
 
         Raises:
             MessageError: not of this federation's numbers.
+            DataError: sums that so many members cannot have, or a change that none of them could make.
         """
-        if step.kind == "vector":
-            raw = step.body if step.packing == "bits" else inflate(step.body, 4 * self.size)
-            if len(raw) != 4 * self.size:
-                raise MessageError(f"a change of {len(raw)} bytes, expected {4 * self.size}; refused")
-            if step.packing == "deflate":
-                raw = np.frombuffer(raw, np.uint8).reshape(4, self.size).T.tobytes()
-            return np.frombuffer(raw, "<f4").astype(np.float32)
-        limit = self.policy.recipe.update_range
-        ranges = read_spans(step.ranges, self.size, limit) if step.ranges else ()
-        codec = Codec(self.size, self.policy, Terms(ranges, seed_of(self.policy, Place(self.run, step.round, 0))))
-        return codec.mean(self._integers(step), step.parties)
+        policy, recipe = self.policy, self.policy.recipe
+        if not 1 <= len(step.totals) <= policy.aggregation.buckets or not ALL <= step.bucket < len(step.totals):
+            raise MessageError(f"a step of {len(step.totals)} sums, of which {step.bucket} counts; refused")
+        if step.bucket != ALL and not policy.guard.on:
+            raise MessageError("a step of one bucket alone, in a federation without a guard that could choose it; refused")
+        wanted = recipe.ranges == "tensor"
+        given = spans(state.velocity, self.stops, recipe.update_range) if wanted else ()
+        ranges = read_spans(given, self.size, recipe.update_range) if wanted else ()
+        shares = self._shares(step)
+        codec = Codec(self.size, policy, Terms(ranges, seed_of(policy, Place(self.run, step.round, 0)), shares=shares))
+        means = [codec.mean(self._integers(one), one.parties, one.names) for one in step.totals]
+        if codec.noise is None and max(float(np.abs(mean).max(initial=0.0)) for mean in means) > BEYOND * recipe.update_range:
+            raise DataError(f"a change beyond {recipe.update_range:g}, which is as far as a member may move in a round")
+        return combine(means, policy.aggregation.rule, policy.aggregation.trim) if step.bucket == ALL else means[step.bucket]
 
     def go(self, state: ServerState, step: Step) -> ServerState:
         """The state after `step`.
@@ -125,25 +153,52 @@ class Stepping:
         """
         try:
             if step.kind == "rest":
+                if not self.policy.guard.on:
+                    raise MessageError("a change was undone, in a federation without a guard that could undo it; refused")
                 return state.at_rest()
             if step.kind == "whole":
-                found = ServerState.decode(step.body, self.size)
+                found = ServerState.decode(step.state, self.size)
             else:
-                found = self.optimizer.step(state, self.change(step))
+                found = self.optimizer.step(state, self.change(state, step))
         except (ValueError, ConfigError, CryptoError, DataError) as error:
             raise MessageError(f"a step of the adapter that cannot be: {error}; refused") from error
         if not all(np.isfinite(vector).all() for vector in found.vectors):
             raise MessageError("a step to an adapter that holds values that are not finite; refused")
         return found
 
-    def _integers(self, step: Step) -> Integers:
-        if not 1 <= step.parties <= MAX_PARTIES:
-            raise MessageError(f"a sum over {step.parties} members; refused")
-        if step.packing == "bits":
-            ring = BitRing(length=self.size, bits=self.policy.protection.bits, parties=step.parties)
-            return ring.unpack(step.body).astype(np.int64)
-        width = self._width(step.parties)
-        return gathered(inflate(step.body, width * self.size), self._centre(step.parties), width)
+    def _shares(self, step: Step) -> Shares | None:
+        """Who trained what. Raises MessageError where the step does not say it, or too few trained a column."""
+        if not self.mixed:
+            return None
+        if not step.asked or any(len(one.names) != one.parties or set(one.names) - set(step.asked) for one in step.totals):
+            raise MessageError(
+                "a step that does not say whose sums it is made of, where members train different ranks; refused"
+            )
+        shares = shares_of(self.policy, step.asked, step.attempt)
+        reasons = [] if shares is None else [shares.short(one.names) for one in step.totals]
+        if any(reasons):
+            raise MessageError(f"a step of a sum that is not opened: {next(filter(None, reasons))}; refused")
+        return shares
+
+    def _total(self, whole: Integers, parties: tuple[str, ...]) -> Total:
+        """One sum [n] as it travels."""
+        ring = BitRing(length=self.size, bits=self.policy.protection.bits, parties=len(parties))
+        packed = ring.pack(whole.astype(ring.dtype))
+        deflated = deflate(spread(whole, self._centre(len(parties)), self._width(len(parties))))
+        small = len(deflated) < len(packed)
+        return Total(
+            packing="deflate" if small else "bits", parties=len(parties), names=parties if self.mixed else (),
+            body=deflated if small else packed,
+        )  # fmt: skip
+
+    def _integers(self, total: Total) -> Integers:
+        if not self.policy.protection.min_cohort <= total.parties <= MAX_PARTIES:
+            raise MessageError(f"a sum over {total.parties} members; refused")
+        if total.packing == "bits":
+            ring = BitRing(length=self.size, bits=self.policy.protection.bits, parties=total.parties)
+            return ring.unpack(total.body).astype(np.int64)
+        width = self._width(total.parties)
+        return gathered(inflate(total.body, width * self.size), self._centre(total.parties), width)
 
     def _centre(self, parties: int) -> int:
         return parties * middle(self.policy.protection.bits)
@@ -214,9 +269,6 @@ def split(way: bytes) -> tuple[str, list[Step]]:
     return start.hex() if any(start) else "", steps
 
 
-PACKINGS = {"sum": ("bits", "deflate"), "vector": ("bits", "deflate"), "rest": ("",), "whole": ("",)}
-
-
 def read(header: bytes, body: bytes) -> Step:
     """One step.
 
@@ -227,10 +279,21 @@ def read(header: bytes, body: bytes) -> Step:
     try:
         fields = json.loads(header)
         good = canonical(fields) == header and {key: type(value) for key, value in fields.items()} == FIELDS
-        good = good and fields["packing"] in PACKINGS.get(fields["kind"], ()) and fields["round"] >= 0
-        good = good and all(isinstance(one, list) and [type(part) for part in one] == [int, float] for one in fields["ranges"])
+        good = good and fields["kind"] in ("sum", "rest", "whole") and min(fields["round"], fields["attempt"]) >= 0
+        good = good and all([type(part) for part in one] == TOTAL and one[0] in PACKINGS for one in fields["totals"])
+        names = [name for one in fields["totals"] for name in one[2]] if good else []
+        good = good and all(isinstance(name, str) for name in (*fields["asked"], *names))
+        good = good and all(min(one[1], one[3]) >= 0 for one in fields["totals"])
+        sizes = [one[3] for one in fields["totals"]] if good else []
+        good = good and (fields["kind"] == "sum") == bool(sizes) and (fields["kind"] == "whole" or sum(sizes) == len(body))
     except (ValueError, AttributeError, TypeError, RecursionError):
         good = False
     if not good:
         raise MessageError("the header of a step is malformed; refused")
-    return Step(**{**fields, "ranges": tuple((stop, scale) for stop, scale in fields["ranges"])}, body=body)
+    ends = [sum(sizes[: number + 1]) for number in range(len(sizes))]
+    totals = tuple(
+        Total(packing=packing, parties=parties, names=tuple(names), body=body[end - size : end])
+        for (packing, parties, names, size), end in zip(fields["totals"], ends, strict=True)
+    )
+    rest = {name: fields[name] for name in ("kind", "round", "attempt", "bucket")}
+    return Step(**rest, asked=tuple(fields["asked"]), totals=totals, state=body if fields["kind"] == "whole" else b"")

@@ -1,13 +1,19 @@
-"""How the coordinator tells a cohort which adapter is meant: whole, or as the way from one that they hold.
+"""How the coordinator tells a cohort which adapter is meant: the steps from one that they hold, or the whole.
 
-Knows which states members hold, and the steps between states. Knows nothing of training or of what is done with replies.
-Always: every member of an attempt is told the name of one state, which the masks are bound to; how it got there (steps, or the
-whole) makes no difference to the bits. Nothing here must survive a kill: a coordinator that starts again asks members what they
-hold.
+Knows which states members hold, and the steps between states. Knows nothing of training or of what
+is done with replies.
+Always: every member of an attempt is told the name of one state, which the masks follow from; how
+it got there (steps, or the whole) makes no difference to the bits. The steps are written down with
+the state that they lead to (`logbook`); what members hold need not survive a kill: a coordinator
+that starts again asks them.
 
-Covered: a member that was away (it gets several steps, or the whole where that is less), one that came late or was restarted.
-What it shows: a member that missed rounds gets their sums one by one, where the whole adapter would show what they add up
-to. Sums are every member's to read in this mode (`crypto/README.md`), and no more is told than differences of adapters say.
+Covered: a member that was away (it gets several steps), one that came late or lost its disk: the
+steps from zeros while they are few, the whole after that. Who is told the whole takes part only if
+more than a third of the cohort followed the steps, so steps are preferred up to `WAY` times the
+whole.
+What it shows: a member that missed rounds gets their sums one by one, and members get buckets' sums,
+where the adapter alone would show what they add up to. Sums are every member's to read in this mode
+(`crypto/README.md`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,22 +26,26 @@ from ..exchange.messages import Place, Reply
 from ..learning.aggregate import ServerOptimizer, ServerState, Vector
 from ..protection.seam import Sum
 from . import steps
+from .checkpoint import Walked
 from .logbook import Logbook
 from .post import Post
 from .recall import HOLDS, read_names
-from .steps import Step, Stepping, name_of
+from .steps import ALL, Step, Stepping, name_of, origin_of
 
 logger = log.get("federation.telling")
 Way = tuple[tuple[str, ...], bytes]  # the state that it starts from, if it needs one; and the bytes that lead from there
+WAY = 4  # times the whole: longer ways are told as the whole
 
 
 class Telling:
     """One run's. Also the optimizer that the coordinator steps with, so that no step goes unnoticed."""
 
-    def __init__(self, post: Post, logbook: Logbook, optimizer: ServerOptimizer, size: int) -> None:
-        self.post, self.logbook, self.optimizer, self.size = post, logbook, optimizer, size
-        self.on = post.policy.recipe.download == "change"
-        self.origin = name_of(ServerState.zeros(size)) if self.on else ""
+    def __init__(
+        self, post: Post, logbook: Logbook, optimizer: ServerOptimizer, size: int, stops: Sequence[int]
+    ) -> None:  # fmt: skip
+        self.post, self.logbook, self.optimizer, self.size, self.stops = post, logbook, optimizer, size, tuple(stops)
+        self.on, self.origin = post.policy.followed, origin_of(size)
+        self.ways: dict[str, Walked] = {one.name: one for one in logbook.state.steps}  # oldest first
         self.forget()
 
     def forget(self) -> None:
@@ -43,44 +53,63 @@ class Telling:
         self.version = self.post.policy.version
         self.held: dict[str, tuple[str, ...]] = {}  # member → names of states
         self.lacking: set[str] = set()  # who answered the last letter so
-        self.ways: dict[str, tuple[str, bytes]] = {}  # state → the one before it, and the step; oldest first
+        self.relying: set[str] = set()  # who was told the whole, and has not been in a sum since
         self.fresh: list[tuple[str, ServerState]] = []  # made of the last sums; one of them may become the run's
-        self.parent: tuple[str, ServerState] | None = None
-        self.sums: tuple[Place, work.Ranges, tuple[Sum, ...]] | None = None
+        self.opened_at: tuple[Place, tuple[str, ...], tuple[Sum, ...]] | None = None
 
-    def opened(self, place: Place, ranges: work.Ranges, sums: tuple[Sum, ...]) -> None:
-        """The sums that the next steps are made of."""
-        self.sums, self.fresh = (place, ranges, sums), []
+    def opened(self, place: Place, asked: Sequence[str], sums: tuple[Sum, ...]) -> None:
+        """The sums that the next steps are made of, and who was asked for them."""
+        self.opened_at, self.fresh = (place, tuple(asked), sums), []
+        self.relying -= {name for one in sums for name in one.parties}
 
     def step(self, state: ServerState, mean: Vector) -> ServerState:
         """As `ServerOptimizer`; the step is noted."""
         after = self.optimizer.step(state, mean)
         if self.on:
-            self.parent, name = (self.named(state), state), name_of(after)
+            name = name_of(after)
             self.fresh.append((name, after))
-            self.note(name, self.parent[0], self.made(mean))
+            self.note(name, self.named(state), self.made(state, mean))
         return after
 
-    def made(self, change: Vector) -> Step:
-        """The smallest step that gives `change` to the last bit: one of the sums, or the vector itself."""
-        stepping = Stepping(self.post.policy, self.size, self.logbook.state.run, self.optimizer)
-        if self.sums is not None:
-            place, ranges, sums = self.sums
-            for one in sums:
-                step = stepping.of_sum(one.total, len(one.parties), ranges, place.round)
-                if np.array_equal(stepping.change(step).view(np.uint32), change.view(np.uint32)):
-                    return step
-        return stepping.of_vector(change)
+    def rest(self, parent: ServerState) -> ServerState:
+        """`parent` with an optimizer at rest, after a change was undone; the step is noted."""
+        after = parent.at_rest()
+        if self.on:
+            self.note(name_of(after), self.named(parent), Step(kind="rest"))
+        return after
+
+    def made(self, state: ServerState, change: Vector) -> Step:
+        """The step that gives `change` to the last bit, as members will go it.
+
+        Raises:
+            RuntimeError: a change that does not follow from the sums that were opened.
+        """
+        assert self.opened_at is not None  # a change is made of sums
+        place, asked, sums = self.opened_at
+        stepping = Stepping(self.post.policy, self.size, self.logbook.state.run, self.stops)
+        for bucket in (ALL, *(range(len(sums)) if len(sums) > 1 else ())):
+            step = stepping.of_sums(sums, place, asked, bucket)
+            if np.array_equal(stepping.change(state, step).view(np.uint32), change.view(np.uint32)):
+                return step
+        raise RuntimeError("a change that follows from no sum of this round")  # our bug
 
     def note(self, name: str, before: str, step: Step) -> None:
-        """Keep the step, as long as a way with it is shorter than the whole."""
+        """Keep the step, and forget the oldest once together they are longer than any way that is told."""
         if name == before:
             return
-        self.ways[name] = (before, step.encode())
-        while len(self.ways) > steps.MAX_STEPS or sum(len(one) for _, one in self.ways.values()) > 2 * self.whole_bytes():
+        self.ways[name] = Walked(name, before, step.encode())
+        while len(self.ways) > steps.MAX_STEPS or sum(len(one.body) for one in self.ways.values()) > WAY * self.whole_bytes():
             if len(self.ways) == 1:
                 break
             del self.ways[next(iter(self.ways))]
+
+    def walked(self, server: ServerState) -> tuple[Walked, ...]:
+        """The steps that lead to `server`, oldest first: what must be on disk with it."""
+        taken, at = list[Walked](), self.named(server) if self.on else ""
+        while at in self.ways and len(taken) < len(self.ways):
+            taken.append(self.ways[at])
+            at = taken[-1].before
+        return tuple(reversed(taken))
 
     def whole_bytes(self) -> int:
         """Of a state that is told whole."""
@@ -98,10 +127,7 @@ class Telling:
             self.forget()
         server = self.logbook.state.server
         if server.flat is flat:
-            name = self.named(server)
-            if self.parent is not None and name not in self.ways and flat is self.parent[1].flat and not server.velocity.any():
-                self.note(name, self.parent[0], Step(kind="rest"))
-            return name
+            return self.named(server)
         for name, state in self.fresh:
             if state.flat is flat:
                 return name
@@ -117,12 +143,14 @@ class Telling:
         if not self.on:
             yield from self.post.ask(stage, dict.fromkeys(cohort, work.encode(order)), place, timeout_s)
             return
-        self.meet([name for name in cohort if name not in self.held], order.state, place)
-        ways = {name: self.way(order, self.held.get(name, ())) for name in cohort}
-        yield from self.send(stage, order, ways, place, timeout_s)
+        self.meet(cohort, order.state, place)
+        yield from self.send(stage, order, self.ways_for(order, cohort), place, timeout_s)
         if lacking := [name for name in cohort if name in self.lacking]:
-            again = {name: self.way(order, self.held[name], whole=not self.held[name]) for name in lacking}
-            yield from self.send(stage, order, again, place, timeout_s)
+            yield from self.send(stage, order, self.ways_for(order, lacking), place, timeout_s)
+
+    def ways_for(self, order: work.Work, names: Sequence[str]) -> dict[str, Way]:
+        """How each gets to the adapter that is meant, from what it is known to hold."""
+        return {name: self.way(order, self.held.get(name, ()), whole=self.held.get(name) == ()) for name in names}
 
     def send(self, stage: str, order: work.Work, ways: Mapping[str, Way], place: Place, timeout_s: float) -> Iterator[Reply]:
         """One letter to each; what they hold afterwards is noted, and whoever does not answer is a stranger again."""
@@ -131,31 +159,38 @@ class Telling:
         for name in ways:
             self.held.pop(name, None)
         for reply in self.post.ask(stage, letters, place, timeout_s):
-            if (names := read_names(reply.payload)) is None:
-                self.held[reply.sender] = tuple(dict.fromkeys((*ways[reply.sender][0], order.state)))
+            if self.heard(reply, ways[reply.sender], order.state):
                 yield reply
-                continue
-            logger.info("%s does not hold the adapter that it was told a change of", reply.sender)
-            self.held[reply.sender] = names
-            self.lacking.add(reply.sender)
 
-    def meet(self, strangers: Sequence[str], wanted: str, place: Place) -> None:
+    def heard(self, reply: Reply, way: Way, wanted: str) -> bool:
+        """Note what a member holds now; False if it lacks what it was told a change of."""
+        if (names := read_names(reply.payload)) is None:
+            self.held[reply.sender] = tuple(dict.fromkeys((*way[0], wanted)))
+            self.relying = self.relying - {reply.sender} if way[0] else self.relying | {reply.sender}
+            return True
+        logger.info("%s does not hold the adapter that it was told a change of", reply.sender)
+        self.held[reply.sender] = names
+        self.lacking.add(reply.sender)
+        return False
+
+    def meet(self, cohort: Sequence[str], wanted: str, place: Place) -> None:
         """Ask those that nothing is known of what they hold; needless at the start, from where everybody knows the way."""
+        strangers = [name for name in cohort if name not in self.held]
         if not strangers or wanted == self.origin:
             return
         timeout_s = self.post.policy.recipe.stage_timeout_s
         for reply in self.post.ask(HOLDS, dict.fromkeys(strangers, b""), place, timeout_s):
-            self.held[reply.sender] = read_names(reply.payload) or ()
+            self.held[reply.sender] = (*(read_names(reply.payload) or ()), self.origin)
 
     def way(self, order: work.Work, held: Sequence[str], *, whole: bool = False) -> Way:
-        """A way to the state that is meant, unless the whole is less or wanted."""
+        """A way to the state that is meant, by steps unless they are too long, or the whole is wanted."""
         taken, at = list[bytes](), order.state
         while at not in (*held, self.origin) and at in self.ways and len(taken) < steps.MAX_STEPS:
-            at, step = self.ways[at]
-            taken.insert(0, step)
-        if not whole and at in (*held, self.origin) and sum(map(len, taken)) < self.whole_bytes():
+            taken.insert(0, self.ways[at].body)
+            at = self.ways[at].before
+        if not whole and at in (*held, self.origin) and sum(map(len, taken)) <= WAY * self.whole_bytes():
             return (at,), steps.join(at, taken)
-        return (), steps.join("", [Step(kind="whole", body=self.state(order.flat).encode()).encode()])
+        return (), steps.join("", [Step(kind="whole", state=self.state(order.flat).encode()).encode()])
 
     def state(self, flat: Vector) -> ServerState:
         """The state whose adapter is this very vector."""

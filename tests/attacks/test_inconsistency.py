@@ -132,8 +132,8 @@ def behind_an_older_version(home: House, members: dict[str, Party]) -> BufferedC
     def lie(stage: str, payload: bytes) -> bytes | None:
         if stage != work.TRAIN:
             return None
-        version, order = calls.decode_train(payload, SIZE)
-        return calls.encode_train(version, dataclasses.replace(order, flat=FALSE))
+        version, order = calls.split_train(payload)
+        return calls.encode_train(version, work.encode(dataclasses.replace(work.decode(order, SIZE), flat=FALSE)))
 
     link = InProcessLink({name: members[name].handle for name in ("ann", "ben", "cat")})
     run = BufferedCoordinator(
@@ -145,7 +145,7 @@ def behind_an_older_version(home: House, members: dict[str, Party]) -> BufferedC
 
 def test_a_false_adapter_behind_an_older_version_gives_a_member_of_the_group_away(monkeypatch: pytest.MonkeyPatch) -> None:
     without_the_binding(monkeypatch)
-    home = buffered(mode="masked", bits=12, recipe={"attempts": 1})
+    home = buffered(mode="masked", bits=12, recipe={"attempts": 1, "download": "adapter"})
     members = secretive(home)
     run = behind_an_older_version(home, members)
     run.go_on(1)
@@ -154,7 +154,7 @@ def test_a_false_adapter_behind_an_older_version_gives_a_member_of_the_group_awa
 
 
 def test_a_group_whose_members_were_told_different_adapters_is_never_summed(monkeypatch: pytest.MonkeyPatch) -> None:
-    home = buffered(mode="masked", bits=12, recipe={"attempts": 1}, schedule={"patience_s": 200.0})
+    home = buffered(mode="masked", bits=12, recipe={"attempts": 1, "download": "adapter"}, schedule={"patience_s": 200.0})
     members = secretive(home)
     run = behind_an_older_version(home, members)
     with pytest.raises(RoundAborted):  # an honest coordinator's group is never complete

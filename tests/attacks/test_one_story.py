@@ -181,7 +181,7 @@ def test_every_field_of_work_and_of_a_group_changes_the_digest() -> None:
     seen |= {broadcast.of_work("train", changed(order.header(), pick), order.flat) for pick in range(len(order.header()))}
     seen.add(broadcast.of_work("train", order.header(), np.array([0, -0.0, 0], np.float32)))
     assert len(seen) == 3 + len(order.header())
-    group = calls.Group(version=1, members=(("ann", 0), ("ben", 1)), adapters=((0, "00" * 32), (1, "01" * 32)))
+    group = calls.Group(version=1, members=(("ann", 0), ("ben", 1)), adapters=((0, "00" * 32, ""), (1, "01" * 32, "ab")))
     fields = json.loads(calls.encode_group(group))
     others = {broadcast.of_group(json.dumps(changed(fields, pick)).encode()) for pick in range(len(leaves(fields)))}
     assert len(others) == len(leaves(fields)) and group.told not in others

@@ -286,6 +286,6 @@ def test_a_message_has_its_version_and_kind_checked() -> None:
     cohort = Cohort(3)
     game = Round(cohort)
     message = game.ask("node-000")
-    for bad in (b"XX" + message[2:], message[:4] + b"\x02" + message[5:], frame(Kind.SHARES, game.session.id) + message[38:]):
+    for bad in (b"XX" + message[2:], message[:4] + b"\x01" + message[5:], frame(Kind.SHARES, game.session.id) + message[38:]):
         with pytest.raises(ProtocolError):
             game.server.receive("node-000", bad)

@@ -23,7 +23,7 @@ RUN = "0a" * 16
 
 @pytest.fixture
 def home() -> House:
-    return house(mode="masked")
+    return house(mode="masked", recipe={"download": "adapter"})
 
 
 @pytest.fixture

@@ -51,7 +51,6 @@ def test_a_federation_is_synchronous_unless_its_file_says_otherwise() -> None:
         (r"protection\.mode", {"mode": "sealed"}),
         (r"aggregation\.rule", {"tables": {"aggregation": AggregationTable(rule="median", buckets=3)}}),
         (r"recipe\.cohort = 0, found 3", {"recipe": {"cohort": 3}}),
-        (r"recipe\.download", {"recipe": {"download": "change"}}),
         ("buffer = -1", {"schedule": {"buffer": -1}}),
         ("patience_s", {"schedule": {"patience_s": 0.0}}),
     ],

@@ -19,6 +19,7 @@ from quietchoir.federation.rounds.party import Party
 from quietchoir.tests.fakes_buffered import (
     RUN,
     SIZE,
+    ZEROS,
     NapLink,
     answer,
     buffered,
@@ -34,7 +35,7 @@ from quietchoir.tests.fakes_federation import House, parties
 
 def offer(version: int) -> bytes:
     """What a member answers that was told zeros under this version."""
-    return calls.encode_offer(version, dict(group_of(version, [("ann", version)]).adapters)[version])
+    return calls.encode_offer(version, *group_of(version, [("ann", version)]).told_of(version))
 
 
 TRAINED, CALLED = Place(RUN, 4, 1), Place(RUN, 6, 1)
@@ -87,7 +88,12 @@ BAD: dict[str, Callable[[House], bytes]] = {
         home, "ann", CALLED, group_of(6, (("ann", 3), ("ben", 4), ("cat", 4)))
     ),
     "of another adapter under its version": lambda home: group_letter(
-        home, "ann", CALLED, dataclasses.replace(GROUP, adapters=(GROUP.adapters[0], (3, "ab" * 32), GROUP.adapters[2]))
+        home, "ann", CALLED,
+        dataclasses.replace(GROUP, adapters=(GROUP.adapters[0], (3, "ab" * 32, ZEROS.state), GROUP.adapters[2])),
+    ),
+    "of another state under its version": lambda home: group_letter(
+        home, "ann", CALLED,
+        dataclasses.replace(GROUP, adapters=(GROUP.adapters[0], (*GROUP.adapters[1][:2], "ab" * 32), GROUP.adapters[2])),
     ),
     "without an adapter for a version": lambda home: group_letter(
         home, "ann", CALLED, dataclasses.replace(GROUP, adapters=GROUP.adapters[1:])
@@ -103,7 +109,9 @@ BAD: dict[str, Callable[[House], bytes]] = {
     ),
     "of a drawn cohort": lambda home: stage_letter(
         home, "ann", CALLED, work.TRAIN,
-        calls.encode_train(4, work.Work(flat=np.zeros(SIZE, np.float32), cohort=("ann", "ben", "cat"))),
+        calls.encode_train(
+            4, work.encode_told(dataclasses.replace(ZEROS, cohort=("ann", "ben", "cat")), bytes.fromhex(ZEROS.state))
+        ),
     ),
     "to train from a version that cannot be": lambda home: train_letter(home, "ann", CALLED, 6),
     "to train from a short adapter": lambda home: train_letter(home, "ann", CALLED, 4, np.zeros(SIZE - 1, np.float32)),
@@ -148,7 +156,7 @@ def test_everything_that_a_group_is_told_is_bound_into_its_masks() -> None:
         group_of(4, (("ann", 3), ("ben", 4), ("dan", 1))),
         group_of(4, (*GROUP.members, ("dan", 4))),
         group_of(4, GROUP.members, ranges=((SIZE, 0.1),)),
-        dataclasses.replace(GROUP, adapters=(GROUP.adapters[0], (3, "ab" * 32), GROUP.adapters[2])),
+        dataclasses.replace(GROUP, adapters=(GROUP.adapters[0], (3, "ab" * 32, ZEROS.state), GROUP.adapters[2])),
     ]
     assert len({group.told for group in (GROUP, *others)}) == 7
     assert all(calls.decode_group(calls.encode_group(group)) == group for group in (GROUP, *others))

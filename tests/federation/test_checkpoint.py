@@ -149,9 +149,9 @@ def test_a_damaged_run_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
 def test_a_database_of_an_unknown_version_is_refused(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert store.disk is not None
-    store.disk.connection.execute("PRAGMA user_version = 2")
+    store.disk.connection.execute("PRAGMA user_version = 1")
     store.close()
-    with pytest.raises(FederationError, match=r"version 2; expected .* version 1"):
+    with pytest.raises(FederationError, match=r"version 1; expected .* version 2"):
         Store(tmp_path)
 
 

@@ -167,11 +167,11 @@ def run_name(world: World) -> Iterator[Attempt]:
 
 def state_name(world: World) -> Iterator[Attempt]:
     policy = dataclasses.replace(world.home.policy, recipe=dataclasses.replace(world.home.policy.recipe, download="change"))
-    recall = Recall(policy, SIZE)
+    recall = Recall()
     there = ServerState(flat=np.ones(SIZE, np.float32), velocity=np.zeros(SIZE, np.float32))
-    way = Stepping(policy, SIZE, RUN, recall.optimizer)
+    way = Stepping(policy, SIZE, RUN)
     whole = b"".join(way_to(way, there))
-    yield lambda: recall.follow("ab" * 32, whole, RUN), MessageError, "not the one that is named"
+    yield lambda: recall.follow(way, "ab" * 32, whole), MessageError, "not the one that is named"
     sealed = house(4, mode="sealed", min_cohort=4, threshold=3)
     members = {name: Handover(sealed.policy, name, key, Vault(None, SIZE)) for name, key in sealed.members.items()}
     greetings = {name: one.answer(PLACE, handover.GREET, b"") for name, one in members.items()}
@@ -191,7 +191,7 @@ def way_to(stepping: Stepping, state: ServerState) -> Iterator[bytes]:
     """A whole state as the coordinator tells it, from the common origin."""
     from quietchoir.federation.rounds import steps
 
-    yield steps.join(name_of(ServerState.zeros(SIZE)), [Stepped(kind="whole", body=state.encode()).encode()])
+    yield steps.join(name_of(ServerState.zeros(SIZE)), [Stepped(kind="whole", state=state.encode()).encode()])
 
 
 def adapter_name(world: World) -> Iterator[Attempt]:

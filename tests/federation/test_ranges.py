@@ -88,7 +88,7 @@ def test_a_run_with_ranges_of_its_tensors_steps_to_where_the_arithmetic_says(mod
 
 
 def test_members_that_were_told_different_ranges_never_sum() -> None:
-    home = house(4, mode="masked", recipe={"ranges": "tensor", "attempts": 1}, min_cohort=3, threshold=3)
+    home = house(4, mode="masked", recipe={"ranges": "tensor", "attempts": 1, "download": "adapter"}, min_cohort=3, threshold=3)
     members = parties(home, SIZE)
     run = coordinator(home, members, SIZE, stops=(SIZE,))
     Liar(run, ("ann",), other_work(SIZE, ranges=((SIZE, 0.05),)))

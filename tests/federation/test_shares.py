@@ -20,6 +20,7 @@ from quietchoir.federation.membership.schedule import ScheduleTable
 from quietchoir.federation.protection.draw import buckets
 from quietchoir.federation.protection.masked import agree
 from quietchoir.federation.protection.terms import noise_of
+from quietchoir.federation.rounds.steps import origin_of
 from quietchoir.simulations.run import simulate
 from quietchoir.simulations.scenario import load
 from quietchoir.tests.fakes_federation import FixedLearner, House, SilentLink, coordinator, house, parties
@@ -90,7 +91,7 @@ def test_the_lone_large_members_columns_are_read_from_the_sum_unless_the_floor_i
         def careless(policy: Policy, cohort: Any, attempt: int) -> Shares:
             return Shares(RANK, tuple((one.name, one.rank or RANK) for one in policy.members), 1)
 
-        for module in ("party", "assembly"):
+        for module in ("party", "assembly", "steps"):
             monkeypatch.setattr(f"quietchoir.federation.rounds.{module}.shares_of", careless)
     run = coordinator(home, parties(home, SIZE, lambda name: Secretive() if name == "ann" else FixedLearner()), SIZE)
     run.train_round()
@@ -222,8 +223,9 @@ def test_a_letter_about_another_cohort_is_refused_so_nobody_trains_alone() -> No
     """Who is asked decides who trains what; the draw decides who is asked."""
     home = mixed({**BIG, **SMALL})
     members, place = parties(home, SIZE), Place("0c" * 16, 1, 1)
-    order = work.Work(flat=np.zeros(SIZE, np.float32), cohort=("ann", "dan", "eve"), absent=("ben",))
-    task = messages.Task(place=place, stage=work.TRAIN, recipient="ann", payload=work.encode(order))
+    origin = origin_of(SIZE)
+    order = work.Work(flat=np.zeros(SIZE, np.float32), state=origin, cohort=("ann", "dan", "eve"), absent=("ben",))
+    task = messages.Task(place=place, stage=work.TRAIN, recipient="ann", payload=work.encode_told(order, bytes.fromhex(origin)))
     with pytest.raises(MessageError, match="not the draw"):
         members["ann"].handle(messages.encode_task(task, home.policy, home.coordinator))
     assert members["ann"].learner.trained == []  # type: ignore[attr-defined]

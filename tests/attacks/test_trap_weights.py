@@ -1,0 +1,222 @@
+"""A coordinator that chooses the adapter: the same one for everybody, made so that a sum gives somebody's words away.
+
+Where members follow the adapter from zeros by the sums that were opened, nobody vouches for such a one.
+Source: Boenisch et al. 2023, "When the curious abandon honesty" (trap weights).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quietchoir.core.errors import RoundAborted
+from quietchoir.federation.exchange import calls, work
+from quietchoir.federation.learning.aggregate import ServerState
+from quietchoir.federation.protection.seam import PartyContext
+from quietchoir.federation.rounds import steps
+from quietchoir.federation.rounds.buffered import BufferedCoordinator
+from quietchoir.federation.rounds.coordinator import Coordinator
+from quietchoir.federation.rounds.party import Party
+from quietchoir.federation.rounds.recall import FILE, Memory, Recall
+from quietchoir.federation.rounds.steps import Step, name_of
+from quietchoir.tests.fakes_buffered import buffered, run_of
+from quietchoir.tests.fakes_federation import ANY_MODE, FixedLearner, House, coordinator, house
+from quietchoir.tests.fakes_liar import Liar
+
+SIZE = 80
+TRAP = ServerState(np.where(np.arange(SIZE) % 2, 0.3, -0.3).astype(np.float32), np.zeros(SIZE, np.float32))
+
+
+def fixed(home: House, folder: Path | None = None) -> dict[str, Party]:
+    """Members that remember what they trained from; on disk with `folder`."""
+    return {
+        name: Party(
+            home.policy, key, FixedLearner(0.05 * (number + 1)), size=SIZE, consent=ANY_MODE,
+            recall=Recall(None if folder is None else folder / name),
+        )
+        for number, (name, key) in enumerate(home.members.items())
+    }  # fmt: skip
+
+
+def chosen(run: Coordinator) -> Coordinator:
+    """The run goes on from the coordinator's own adapter, told whole to all alike: its state, digests and names all fit."""
+    run.logbook.keep(server=TRAP, round=5, steps=())
+    run.telling.ways.clear()
+    if isinstance(run, BufferedCoordinator):  # it leaves nobody out
+        run.vouched = lambda names: names  # type: ignore[method-assign]
+    return run
+
+
+def trained_from(members: Mapping[str, Party]) -> set[bytes]:
+    """Every adapter that somebody trained from."""
+    return {flat.tobytes() for party in members.values() for flat in party.learner.trained}  # type: ignore[attr-defined]
+
+
+def opened(members: Mapping[str, Party]) -> bool:
+    """Did anybody help to open a sum?"""
+    return any(b'"opened": []' not in party.ledger.sums.snapshot() for party in members.values())
+
+
+def without_vouching(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members take whatever adapter they are told, as before."""
+    honest = PartyContext.__init__
+
+    def careless(self: PartyContext, *given: Any, **named: Any) -> None:
+        honest(self, *given[:9], **named)
+
+    monkeypatch.setattr(PartyContext, "__init__", careless)
+
+
+@pytest.mark.parametrize("schedule", ["synchronous", "buffered"])
+def test_an_adapter_of_the_coordinators_choice_was_trained_from_and_summed_before(
+    schedule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_vouching(monkeypatch)
+    home = house(4, mode="masked", recipe={"attempts": 1}) if schedule == "synchronous" else buffered(mode="masked")
+    members = fixed(home)
+    run = chosen(coordinator(home, members, SIZE) if schedule == "synchronous" else run_of(home, members))
+    run.learn(6)
+    assert opened(members) and TRAP.flat.tobytes() in trained_from(members) and run.state.round == 6
+
+
+@pytest.mark.parametrize("schedule", ["synchronous", "buffered"])
+@pytest.mark.parametrize("when", ["a new run", "a run under way", "everybody lost its disk"])
+def test_nobody_vouches_for_an_adapter_of_the_coordinators_choice(schedule: str, when: str) -> None:
+    if schedule == "synchronous":
+        home = house(4, mode="masked", recipe={"attempts": 1})
+    else:
+        home = buffered(mode="masked", recipe={"attempts": 1}, schedule={"patience_s": 100.0})
+    members = fixed(home)
+    more: dict[str, Any] = {} if schedule == "synchronous" else {"now": iter(range(10**6)).__next__}
+    run = coordinator(home, members, SIZE) if schedule == "synchronous" else run_of(home, members, **more)
+    rounds = 0
+    if when != "a new run":
+        run.learn(rounds := 2)
+    if when == "everybody lost its disk":
+        for party in members.values():
+            party.recall = Recall()
+    seen = [party.ledger.sums.snapshot() for party in members.values()]
+    with pytest.raises(RoundAborted):
+        chosen(run).learn(6)
+    assert [party.ledger.sums.snapshot().split(b'"opened"')[1] for party in members.values()] == [
+        one.split(b'"opened"')[1] for one in seen
+    ]
+    assert rounds == len(run.state.history)
+    trail = [party.recall.memory(run.state.run).trail for party in members.values() if party.recall is not None]
+    assert all(name_of(TRAP) not in names for names in trail)
+
+
+@pytest.mark.parametrize("accomplices, summed", [(1, False), (2, True)])
+def test_a_third_of_the_cohort_cannot_vouch_for_it_and_one_more_can(accomplices: int, summed: bool) -> None:
+    """The stated bound is tight."""
+    home = house(5, mode="masked", recipe={"attempts": 1})
+    members = fixed(home)
+    run = chosen(coordinator(home, members, SIZE))
+    for name in sorted(members)[:accomplices]:
+        recall = members[name].recall
+        assert recall is not None
+        recall._memory = Memory(run.state.run, ((name_of(TRAP), TRAP),), (name_of(TRAP),))  # they say that they followed
+    if summed:
+        run.train_round()
+    else:
+        with pytest.raises(RoundAborted):
+            run.train_round()
+    assert opened(members) is summed
+
+
+def test_a_member_that_comes_late_takes_the_whole_once_others_vouch_and_follows_from_then_on(tmp_path: Path) -> None:
+    home = house(4, mode="masked", recipe={"attempts": 1})
+    members = fixed(home, tmp_path)
+    run = coordinator(home, members, SIZE)
+    run.learn(3)
+    run.telling.ways = dict(list(run.telling.ways.items())[-1:])  # the way from zeros is too long to be told
+    ann = members["ann"].recall
+    assert ann is not None and ann.path is not None and (ann.path.stat().st_mode & 0o777) == 0o600
+    ann.path.unlink()
+    members["ann"].recall = Recall(tmp_path / "ann")
+    run.train_round()
+    assert "ann" in run.state.history[-1]["parties"] and "ann" not in run.telling.relying
+    trail = Recall(tmp_path / "ann").memory(run.state.run).trail  # as it is on disk
+    assert len(trail) == 1 and trail[0] in members["ben"].recall.memory(run.state.run).trail  # type: ignore[union-attr]
+
+
+def test_a_member_that_was_started_again_goes_on_from_its_disk(tmp_path: Path) -> None:
+    home = house(4, mode="masked", recipe={"attempts": 1})
+    members = fixed(home, tmp_path)
+    run = coordinator(home, members, SIZE)
+    run.learn(2)
+    for name, party in members.items():
+        party.recall = Recall(tmp_path / name)  # everybody, at once: nobody could vouch for the others
+    run.telling.forget()
+    run.train_round()
+    assert len(run.state.history[-1]["parties"]) == 4
+    assert len(Recall(tmp_path / "ann").memory(run.state.run).trail) == 2
+
+
+@pytest.mark.parametrize("harm", ["damaged", "of another program"])
+def test_a_damaged_file_makes_a_newcomer_and_nothing_worse(tmp_path: Path, harm: str) -> None:
+    home = house(4, mode="masked", recipe={"attempts": 1})
+    members = fixed(home, tmp_path)
+    run = coordinator(home, members, SIZE)
+    run.learn(2)
+    path = tmp_path / "ann" / FILE
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 if harm == "damaged" else 0] ^= 1
+    path.write_bytes(data)
+    members["ann"].recall = Recall(tmp_path / "ann")
+    run.telling.forget()
+    run.train_round()
+    assert len(run.state.history[-1]["parties"]) == 4
+
+
+def test_a_whole_adapter_does_not_take_the_place_of_one_that_was_followed() -> None:
+    """A coordinator cannot make everybody a newcomer by telling wholes."""
+    home = house(4, mode="masked", recipe={"attempts": 1})
+    members = fixed(home)
+    run = coordinator(home, members, SIZE)
+    run.learn(2)
+    true = run.state
+    with pytest.raises(RoundAborted):
+        chosen(run).learn(6)
+    run.logbook.keep(server=true.server, round=5, steps=true.steps)
+    run.telling.ways = {one.name: one for one in true.steps}
+    run.telling.forget()
+    run.train_round()
+    assert len(run.state.history[-1]["parties"]) == 4 and not run.telling.relying
+
+
+def test_a_step_that_says_another_sum_leads_elsewhere_and_to_no_sum_with_the_others() -> None:
+    home = house(4, mode="masked", threshold=3, recipe={"attempts": 1})
+    members = fixed(home)
+    run = coordinator(home, members, SIZE)
+    run.learn(1)
+
+    def lie(stage: str, payload: bytes) -> bytes | None:
+        if stage != work.TRAIN:
+            return None
+        order, way = work.split(payload)
+        start, (step,) = steps.split(way)
+        made = steps.Stepping(home.policy, SIZE, run.state.run)
+        whole = made._integers(step.totals[0]) + 1
+        other = dataclasses.replace(step, totals=(made._total(whole, run.state.history[0]["parties"]),))
+        state = made.go(ServerState.zeros(SIZE), other)
+        order = dataclasses.replace(order, state=name_of(state), flat=state.flat)
+        return work.encode_told(order, steps.join(start, [other.encode()]))
+
+    Liar(run, ("ann",), lie)
+    run.train_round()
+    assert run.state.history[-1]["parties"] == ["ben", "cat", "dan"]
+
+
+def test_a_group_of_late_members_alone_waits_for_those_that_followed() -> None:
+    home = buffered(mode="masked")
+    run = run_of(home, fixed(home))
+    run.ready, run.telling.relying = {"ann": 2, "ben": 2, "cat": 1, "dan": 2}, {"ann", "ben"}
+    run.heard = {name: ("00" * 32, f"{version:064x}") for name, version in run.ready.items()}
+    assert run.alike(["ann", "ben", "cat"]) == ["cat"] and run.alike(["ann", "cat", "dan"]) == ["cat", "dan"]
+    run.ready["cat"], run.heard["cat"] = 2, run.heard["dan"]
+    assert run.alike(["ann", "cat", "dan"]) == ["ann", "cat", "dan"]
+    assert calls.DIGEST_BYTES == 32 and Step(kind="rest").encode()
