@@ -192,9 +192,9 @@ def test_a_letter_that_is_replayed_after_a_lost_ledger_is_charged_again(tmp_path
         party.purse = Purse(home.policy, SIZE, "ann", tmp_path / "privacy.json")
         return party
 
-    order = work.encode(work.Work(flat=np.zeros(SIZE, np.float32), cohort=tuple(sorted(home.members))))
-    task = messages.Task(place=Place("0a" * 16, 1, 1), stage=work.TRAIN, recipient="ann", payload=order)
-    letter = messages.encode_task(task, home.policy, home.coordinator)
+    link = SilentLink({name: party.handle for name, party in parties(home, SIZE).items()}, lambda name, letter: False)
+    coordinator(home, {}, SIZE, link=link).train_round()
+    letter = next(one for name, one in link.letters if name == "ann" and b'"stage":"train"' in one)
     for _ in range(3):
         party = ann()
         party.handle(letter)
