@@ -194,7 +194,7 @@ class Bounded(ImmutableSandboxedEnvironment):
         kept = {name: counted(name, own_filters.get(name, self.filters[name])) for name in FILTERS.split()}
         self.filters = kept | {"tojson": pass_context(to_json), "*each": each, "*write": write, "*join": join, "*step": step}
         self.filters["*hold"] = hold
-        allowed = {name: self.globals[name] for name in ("range", "dict", "namespace")}
+        allowed = {name: self.globals[name] for name in ("range", "dict", "namespace", "cycler", "joiner")}
         self.globals = allowed | {"raise_exception": refuse, "strftime_now": strftime_now}
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:

@@ -10,7 +10,7 @@ import dataclasses
 
 import torch
 
-from ..errors import ModelFileError
+from ..errors import ChatTemplateError, ModelFileError
 from .weights import Weights
 
 ROWS = 64  # of each matrix that is looked at
@@ -27,8 +27,7 @@ def distance(one: Weights, other: Weights) -> float:
     """
     if dataclasses.replace(one.architecture, context=0) != dataclasses.replace(other.architecture, context=0):
         raise ModelFileError("the two models differ in family or sizes, so they are no two formats of one; name another")
-    message = [{"role": "user", "content": PROBE}]
-    if one.tokenizer.encode_chat(message) != other.tokenizer.encode_chat(message):
+    if spelled(one) != spelled(other):
         raise ModelFileError("the two models spell texts differently, so they are no two formats of one; name another")
     apart, size = 0.0, 0.0
     layers = one.architecture.layers
@@ -40,3 +39,12 @@ def distance(one: Weights, other: Weights) -> float:
             apart += float(torch.sum((mine - theirs) ** 2))
             size += float(torch.sum(mine**2))
     return float((apart / max(size, 1e-30)) ** 0.5)
+
+
+def spelled(model: Weights) -> list[int]:
+    """A text's tokens, alone and, where the model can chat, in a conversation."""
+    tokens = model.tokenizer.encode(PROBE)
+    try:
+        return tokens + model.tokenizer.encode_chat([{"role": "user", "content": PROBE}])
+    except ChatTemplateError:
+        return tokens
