@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from ..core.errors import QuietchoirError
+from ..federation import stock
 from .choir import HOST, free_port
 from .processes import Child, Stage, family
 
@@ -80,7 +81,8 @@ class Engine:
 
     def node(self, name: str, settings: Mapping[str, str | int]) -> Child:
         """Start a SuperNode."""
-        command = [str(BIN / "flower-supernode"), "--insecure", "--superlink", self.address, "--port", str(free_port())]
+        command = [sys.executable, "-m", stock.__name__, str(BIN / "flower-supernode")]
+        command += ["--insecure", "--superlink", self.address]  # each gets a port of its own
         return self.stage.start_other(name, [*command, "--node-config", spelled(settings)])
 
     def run(self, settings: Mapping[str, str | int]) -> Child:
