@@ -178,7 +178,8 @@ class Node:
 
     def take_part(self, federation: Path) -> None:
         """Be a member of a federation from now on, with the examples that the configuration consents to."""
-        joining = Joining(file=federation, data=self.config.training.data, home=self.home)
+        training = self.config.training
+        joining = Joining(file=federation, data=training.data, home=self.home, proxy=training.proxy)
         membership = Membership(joining, self.config, self.weights, self.answering)  # one set of weights serves and trains
         membership.thread.start()
         self.parts.push_async_callback(asyncio.to_thread, membership.leave)
@@ -231,6 +232,8 @@ class Membership:
             logger.warning(
                 "a finished adapter came: %s; choose it on the page or with: quietchoir adapter activate", event["adapter"]
             )
+        elif event["event"] == "disconnected" and not event["again"]:
+            logger.warning("federation: the coordinator at %s %s", event["address"], event["reason"])
         elif event["event"] == "personal":
             logger.warning("%s", event["words"])
         else:

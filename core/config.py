@@ -53,6 +53,7 @@ class TrainingConfig:
     personal_epochs: int = 2
     personal_lr: float = 5e-3
     personal_proximal: float = 0.0  # pull towards the shared adapter; 0: none
+    proxy: str = ""  # http://HOST:PORT to a federation's coordinator; empty: directly, past the environment's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

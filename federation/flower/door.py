@@ -139,11 +139,11 @@ class FleetDoor:
         if path == DIALS_IN:
             self.drop(proved.key)  # of a process before, or of this one if its line broke
         answer = await (self.hold(here, scope, body, receive) if path == ASKS_FOR_WORK else self.ask_flower(scope, body))
-        if path == LEAVES:
-            here.session = ""
         if answer[0]["status"] != 200:
             await refuse(send, NOT_PROVED if answer[0]["status"] == NOT_PROVED else REFUSED)
             return
+        if path == LEAVES:
+            here.session = ""
         for event in answer:
             self.bytes_out += len(event.get("body", b""))
             await send(event)

@@ -69,7 +69,10 @@ def register_join(parser: ArgumentParser) -> None:
         "--wait", type=float, default=0.0, metavar="S", help="give up if the coordinator is away so long; 0: never"
     )
     parser.add_argument(
-        "--proxy", default="", metavar="URL", help="dial through http://HOST:PORT; by default directly, past the environment's"
+        "--proxy",
+        default="",
+        metavar="URL",
+        help="dial through http://HOST:PORT; by default `proxy` under [training], or directly, past the environment's",
     )
     parser.add_argument("--rehearse", type=int, default=0, metavar="N", help="N pretended values, no model, no data")
     parser.add_argument("--json-lines", action="store_true", help="progress as JSON lines on standard output")
@@ -111,7 +114,7 @@ def run_member(arguments: Namespace) -> None:
     settings = config.load(arguments.config)
     joining = Joining(
         file=arguments.file, data=arguments.data or settings.training.data, home=arguments.home or default_home(),
-        once=arguments.once, rehearse=arguments.rehearse, wait_s=arguments.wait, proxy=arguments.proxy,
-        model=arguments.model,
+        once=arguments.once, rehearse=arguments.rehearse, wait_s=arguments.wait,
+        proxy=arguments.proxy or settings.training.proxy, model=arguments.model,
     )  # fmt: skip
     join(joining, settings, teller(arguments.json_lines))
