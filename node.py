@@ -56,7 +56,7 @@ class RegistryStore:
                 logger.warning("an adapter is left out: %s", error)
                 continue
             if self.model_digest in card.models:
-                found.append(AdapterInfo(name, describe(card)))
+                found.append(AdapterInfo(name, describe(card), card.prompt))
         return found
 
     def load(self, id: str) -> "Adapter":
@@ -128,6 +128,7 @@ class Node:
             self.plugins,
             context=self.engine.context,
             call_timeout_s=self.config.plugins.call_timeout_s,
+            prompt_of=self.adapters.prompt_of,
         )
 
     async def keep_conversations(self) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ..core import paths
 from ..core.config import Config
 from ..core.errors import DataError, FederationError, QuietchoirError
+from ..core.prompt import PromptFormat
 from ..core.worker import Worker
 from ..crypto.keys import Identity
 from ..crypto.sealed import MemberService
@@ -95,7 +96,9 @@ def join(
     keys = identity.load_or_create(joining.home)
     name = roster.check_member(policy, keys.identity.public.raw)
     check_limit(policy, name, config.training.max_rank)
-    examples = None if joining.rehearse else examples_in(joining.data)  # before the model is loaded: it takes a while
+    examples = (
+        None if joining.rehearse else examples_in(joining.data, policy.prompt)
+    )  # before the model is loaded: it takes a while
     if examples is not None:
         on_event({"event": "loading", "model": policy.model.name, "train": len(examples.train), "test": len(examples.test)})
     weights = None if joining.rehearse else resident(policy, loaded, config.engine.model, named=joining.model)
@@ -235,27 +238,32 @@ class Examples:
     test: "list[Example]"  # may be empty
 
 
-def examples_in(folder: Path | None) -> Examples:
+def examples_in(folder: Path | None, prompt: PromptFormat) -> Examples:
     """Read a node's folder of examples.
 
+    Args:
+        prompt: what the federation's file says of them.
+
     Raises:
-        DataError: no folder, none of examples, or bad lines; says what is there instead.
+        DataError: no folder, none of examples, bad lines, or ones that show the model something else; says what is there.
     """
     from ..core.training.dataset import TEST, TRAIN
-    from ..core.training.examples import read_jsonl
+    from ..core.training.examples import check_prompts, read_jsonl
 
     if folder is None:
         raise DataError("no examples to train on; name a folder with --data, or `data` under [training] in your configuration")
     if not folder.is_dir():
-        found = "a file, expected" if folder.exists() else "no such folder; expected"
-        raise DataError(f"{folder}: {found} a folder with {TRAIN} in it; make one with: quietchoir data build")
+        instead = "a file, expected" if folder.exists() else "no such folder; expected"
+        raise DataError(f"{folder}: {instead} a folder with {TRAIN} in it; make one with: quietchoir data build")
     if not (folder / TRAIN).exists():
         parties = sorted(path.parent.name for path in folder.glob(f"*/{TRAIN}"))
         advice = (
             f"name one of the folders in it: {', '.join(parties[:5])}" if parties else "make it with: quietchoir data build"
         )
         raise DataError(f"{folder}: no {TRAIN} in it; {advice}")
-    return Examples(read_jsonl(folder / TRAIN), read_jsonl(folder / TEST) if (folder / TEST).exists() else [])
+    found = Examples(read_jsonl(folder / TRAIN), read_jsonl(folder / TEST) if (folder / TEST).exists() else [])
+    check_prompts([*found.train, *found.test], prompt, str(folder))
+    return found
 
 
 def make_learner(
@@ -275,7 +283,7 @@ def make_learner(
         return RehearsalLearner(joining.rehearse, name), joining.rehearse
     from ..core.training.trainer import StepInfo
 
-    examples = examples or examples_in(joining.data)
+    examples = examples or examples_in(joining.data, policy.prompt)
     trainer = trainer or trainer_of(config, policy, weights)
 
     def prepare(what: str, given: "list[Example]") -> "Prepared":
@@ -317,8 +325,16 @@ def keep_finished(policy: Policy, weights: "Weights", registry: Registry, flat: 
         adapter = assemble(policy.adapter.shape(), weights.architecture, weights.digest, torch.from_numpy(flat.copy()))
         return registry.put(adapter, make_card(policy, content_hash(adapter), read_evaluation(text), identity))
     card = Card.parse(text, "the finished adapter: ")
-    ours = (policy.coordinator.key, policy.federation.hex(), policy.name, policy.model.digest, digests_of(policy.model)[1:], "")
-    if (card.signer, card.federation, card.name, card.model, card.variants, card.scope) != ours:
+    ours = (
+        policy.coordinator.key,
+        policy.federation.hex(),
+        policy.name,
+        policy.model.digest,
+        digests_of(policy.model)[1:],
+        "",
+        policy.prompt,
+    )
+    if (card.signer, card.federation, card.name, card.model, card.variants, card.scope, card.prompt) != ours:
         raise FederationError("the finished adapter's card is not this federation's, signed by its coordinator; not kept")
     adapter = assemble(policy.adapter.shape(), weights.architecture, weights.digest, torch.from_numpy(flat.copy()))
     return registry.put(adapter, card)

@@ -9,6 +9,7 @@ import transformers
 from quietchoir.core.models.architecture import PROJECTIONS, Architecture
 from quietchoir.core.models.blocks import Blocks
 from quietchoir.core.models.weights import Weights
+from quietchoir.core.prompt import PromptFormat
 from quietchoir.core.training.examples import Example
 
 START, END, VOCABULARY = 256, 257, 264
@@ -56,7 +57,10 @@ def tiny_pair(seed: int = 0) -> tuple[Weights, Any]:
     return Weights(TINY, tensors, ByteTokenizer(), "0" * 64), model  # type: ignore[arg-type]
 
 
-def conversation(request: str, answer: str, system: str = "Do it.") -> Example:
+CHATTER = PromptFormat(system="Do it.")  # what `chatter` shows the model
+
+
+def conversation(request: str, answer: str, system: str = CHATTER.system) -> Example:
     """One exchange."""
     texts = {"system": system, "user": request, "assistant": answer}
     return Example(tuple({"role": role, "content": text} for role, text in texts.items()))

@@ -27,7 +27,7 @@ LEVELS = [
     {"errors"},
     {"screen"},
     {"paths", "log", "parts", "tables", "toolcall", "metrics", "worker"},
-    {"config"},
+    {"config", "prompt"},
     {"models"},
     {"device"},
     {"engine"},

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from .. import log
 from ..errors import ModelNotFoundError, QuietchoirError
+from ..prompt import AS_IT_COMES, PromptFormat
 
 if TYPE_CHECKING:
     from ..models.adapter import Adapter  # with torch, which a node that serves does without
@@ -26,6 +27,7 @@ class AdapterInfo:
 
     id: str
     description: str = ""  # a few words for its owner
+    prompt: PromptFormat = AS_IT_COMES  # how it was trained to be asked
 
 
 class AdapterStore(Protocol):
@@ -88,6 +90,7 @@ class AdapterSwitch:
         self.store = store
         self.active: str | None = None
         self._chosen: str | None = None  # in the store, when this switch last looked
+        self._prompts: dict[str, PromptFormat] = {}  # of those that were ever held
         self._loading = asyncio.Lock()
 
     async def start(self) -> None:
@@ -151,7 +154,8 @@ class AdapterSwitch:
             held = self.shelf.names()
             if name in held:
                 return name
-            known = [info.id for info in await self.infos()]
+            prompts = {info.id: info.prompt for info in await self.infos()}
+            known = list(prompts)
             meant = [id for id in known if id == name] or [id for id in known if len(name) >= PREFIX and id.startswith(name)]
             if len(meant) != 1:
                 offered = ", ".join([self.model, *known])
@@ -159,4 +163,9 @@ class AdapterSwitch:
             [id] = meant
             if id not in held:
                 await asyncio.to_thread(self.shelf.load, id, await asyncio.to_thread(self.store.load, id))
+            self._prompts[id] = prompts[id]
             return id
+
+    def prompt_of(self, id: str) -> PromptFormat:
+        """How an adapter that the engine holds was trained to be asked."""
+        return self._prompts.get(id, AS_IT_COMES)

@@ -6,14 +6,15 @@ Always: leaving `reply` early cancels its generation; a tool's output is never r
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ..engine.request import Constraint, Generation, GenerationRequest, Likely
 from ..errors import EngineError, PluginError, RequestError
-from ..toolcall import SYSTEM_PROMPT, ToolCall, parse
+from ..prompt import AS_IT_COMES, PromptFormat
+from ..toolcall import ToolCall, parse
 from .context import ChatEncoder, Message, fit
 from .tools import ToolInfo, ToolResult, Tools, must_call
 
@@ -126,13 +127,26 @@ class Assistant:
     """Answers conversations, many at a time."""
 
     def __init__(
-        self, engine: LanguageEngine, tokenizer: PromptEncoder, tools: Tools, *, context: int, call_timeout_s: float = 10.0
+        self,
+        engine: LanguageEngine,
+        tokenizer: PromptEncoder,
+        tools: Tools,
+        *,
+        context: int,
+        call_timeout_s: float = 10.0,
+        prompt_of: Callable[[str], PromptFormat] = lambda _: AS_IT_COMES,
     ) -> None:
+        """
+        Args:
+            context: tokens, prompt and answer together.
+            prompt_of: how an adapter that the engine holds was trained to be asked.
+        """
         self.engine = engine
         self.tokenizer = tokenizer
         self.tools = tools
         self.context = context  # tokens, prompt and answer together
         self.call_timeout_s = call_timeout_s
+        self.prompt_of = prompt_of
 
     async def reply(self, ask: Ask) -> AsyncGenerator[Event, None]:
         """Answer one conversation.
@@ -145,7 +159,7 @@ class Assistant:
         """
         known = self._known_tools(ask)
         ask = self._constrained(ask, known)
-        messages = self._with_tool_prompt(ask, known)
+        messages = self._as_trained(ask, known)
         reserve = min(ask.max_tokens, self.context // 2)  # a greedy max_tokens must not push the question out
         prompt = await asyncio.to_thread(fit, messages, self.tokenizer, self.context - reserve)
         gate = Gate(closed=bool(known))
@@ -204,7 +218,12 @@ class Assistant:
             compiling.add_done_callback(_let_go)
             raise
 
+    def _prompt_format(self, ask: Ask) -> PromptFormat:
+        return AS_IT_COMES if ask.adapter is None else self.prompt_of(ask.adapter)
+
     def _known_tools(self, ask: Ask) -> Mapping[str, ToolInfo]:
+        if self._prompt_format(ask).answers == "text" and ask.tool_choice is None:
+            return {}
         if not ask.use_tools or (ask.constraint is not None and ask.tool_choice is None):
             return {}  # an answer in a form that the caller asked for is that answer, even where it looks like a call
         return {info.name: info for info in (self.tools.tools() if ask.caller_tools is None else ask.caller_tools)}
@@ -224,17 +243,19 @@ class Assistant:
             raise RequestError(f"tool_choice asks for a call, but on offer are {', '.join(known) or 'no tools'}; offer it")
         return replace(ask, constraint=must_call(chosen))
 
-    def _with_tool_prompt(self, ask: Ask, known: Mapping[str, ToolInfo]) -> Sequence[Message]:
-        """What the model is shown. An adapter that learned to call tools is shown just what its training showed it.
+    def _as_trained(self, ask: Ask, known: Mapping[str, ToolInfo]) -> Sequence[Message]:
+        """What the model is shown: with an adapter, what its card says that its training showed it.
 
-        Such an adapter learned from single requests; with earlier turns before them its calls come out broken. A caller
-        that brings a system message of its own is shown as it is.
+        A caller that brings a system message of its own is shown as it is; so is one without tools, where the adapter
+        learned to call them.
         """
-        has_system = any(message.role == "system" for message in ask.messages)
-        if ask.adapter is None or not known or has_system:
+        prompt = self._prompt_format(ask)
+        idle = prompt.answers == "tool_call" and not known
+        if idle or any(message.role == "system" for message in ask.messages):
             return ask.messages
-        request = ask.messages[-1:] if ask.messages[-1].role == "user" else ask.messages
-        return (Message("system", SYSTEM_PROMPT), *request)  # the very words that training used
+        alone = prompt.turns == "last" and ask.messages[-1].role == "user"
+        head = (Message("system", prompt.system),) if prompt.system else ()
+        return (*head, *(ask.messages[-1:] if alone else ask.messages))
 
     async def _call(self, ask: Ask, call: ToolCall, tool: ToolInfo, end: Finished) -> AsyncGenerator[Event, None]:
         called = Called(f"call_{secrets.token_hex(12)}", call, tool.plugin_id)

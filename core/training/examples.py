@@ -6,13 +6,15 @@ Always: a file is read whole or not at all, and every bad line is named by its n
 
 import codecs
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import paths
 from ..errors import DataError
+from ..prompt import PromptFormat
+from ..toolcall import parse
 from .conversations import read_row
 
 PACKED = {  # how it begins → with what, and the way out
@@ -117,6 +119,37 @@ def _spans_lines(text: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return "\n" in text[:end]
+
+
+def check_prompts(examples: Sequence[Example], prompt: PromptFormat, where: str) -> None:
+    """Require that examples show the model what it will be shown when the adapter serves.
+
+    Raises:
+        DataError: what is different, in how many of them, and which flags of the federation's file would say it.
+    """
+    for wrong, flags in _differences(examples, prompt):
+        raise DataError(
+            f"{where}: of {len(examples)} examples, {wrong}; the federation's file says {prompt.told()}, and the adapter "
+            f"would be asked otherwise than it was trained. Change the examples, or ask the owner for: "
+            f"quietchoir federation change FED {flags}"
+        )
+
+
+def _differences(examples: Sequence[Example], prompt: PromptFormat) -> Iterator[tuple[str, str]]:
+    """(how many examples are otherwise, the flag that would say so), the weightiest first."""
+    heads = [example.messages[0]["content"] if example.messages[0]["role"] == "system" else "" for example in examples]
+    one = set(heads) if len(set(heads)) == 1 else {""}
+    if others := sum(head != prompt.system for head in heads) if prompt.system or one != {""} else 0:
+        lacking = f"{others} do not begin with the system message {prompt.system!r}"
+        yield lacking if prompt.system else "all begin with the same system message", f'--prompt-system "{min(one)}"'
+    longer = sum(sum(message["role"] == "user" for message in example.messages) > 1 for example in examples)
+    if prompt.turns == "last" and longer:
+        yield f"{longer} have several turns", "--prompt-turns all"
+    calls = sum(parse(example.answer) is not None for example in examples)
+    if prompt.answers == "tool_call" and calls < len(examples):
+        yield f"{len(examples) - calls} have answers that are no tool calls", "--prompt-answers any"
+    if prompt.answers == "text" and calls:
+        yield f"{calls} have answers that are tool calls", "--prompt-answers any"
 
 
 def encode_jsonl(examples: Iterable[Example]) -> bytes:

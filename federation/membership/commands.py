@@ -8,6 +8,7 @@ from argparse import ArgumentParser, Namespace, _SubParsersAction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...core.prompt import HOUSEHOLD
 from ...core.screen import one_line
 from . import budgeting, flags, owner_commands
 
@@ -99,6 +100,7 @@ def found_federation(arguments: Namespace) -> None:
     chosen = flags.given(arguments)
     try:
         tables = {name: kind(**chosen.get(name, {})) for name, kind in flags.TABLES.items()}
+        tables["prompt"] = dataclasses.replace(HOUSEHOLD, **chosen.get("prompt", {}))
         budget = with_budget(arguments, tables, chosen.get("privacy", {}), arguments.model)
         flags.check_used(chosen, tables)
         model = ModelTable(name=title(arguments.model), digest=digest)
@@ -215,6 +217,7 @@ def show_federation(arguments: Namespace) -> None:
     print(f"  adapter      rank {policy.adapter.rank}, upper {policy.adapter.upper_layers} layers, seed {policy.adapter.seed}")
     print(f"  protection   {protection.mode}, {protection.bits} bits, at least {protection.min_cohort} members a sum")
     print(f"  recipe       {recipe.rounds} rounds, lr {recipe.lr:g}, server momentum {recipe.server_momentum:g}")
+    print(one_line(f"  prompt       {policy.prompt.told()}"))
     for member in policy.members:
         left = f"  until {roster.date(member.expires)}" if member.expires else ""
         rank = f"  rank {member.rank}" if member.rank else ""

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...core.errors import ConfigError
+from ...core.prompt import PromptFormat
 from .guard import AggregationTable, GuardTable
 from .policy import AdapterTable, ProtectionTable, Recipe
 from .privacy import PrivacyTable
@@ -19,7 +20,7 @@ from .schedule import ScheduleTable
 
 TABLES: dict[str, type] = {
     "protection": ProtectionTable, "adapter": AdapterTable, "recipe": Recipe, "privacy": PrivacyTable, "guard": GuardTable,
-    "aggregation": AggregationTable, "schedule": ScheduleTable,
+    "aggregation": AggregationTable, "schedule": ScheduleTable, "prompt": PromptFormat,
 }  # fmt: skip
 BARE = ("protection", "adapter", "recipe")  # their flags have no prefix
 NAMES = {("protection", "mode"): "protection"}  # flags that are called otherwise

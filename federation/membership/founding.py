@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ...core import paths
 from ...core.errors import ConfigError
+from ...core.prompt import HOUSEHOLD, PromptFormat
 from ...crypto.keys import Identity
 from . import certificates, chain, roster
 from .guard import AggregationTable, GuardTable
@@ -44,6 +45,7 @@ class Founding:
     guard: GuardTable = field(default_factory=GuardTable)
     aggregation: AggregationTable = field(default_factory=AggregationTable)
     schedule: ScheduleTable = field(default_factory=ScheduleTable)
+    prompt: PromptFormat = HOUSEHOLD
 
 
 def found(folder: Path, founding: Founding, lock: Lock = OPEN) -> Policy:
@@ -73,6 +75,7 @@ def found(folder: Path, founding: Founding, lock: Lock = OPEN) -> Policy:
         guard=founding.guard,
         aggregation=founding.aggregation,
         schedule=founding.schedule,
+        prompt=founding.prompt,
         coordinator=CoordinatorTable(address=founding.address, key=unsigned.key, certificate=certificate),
     )
     paths.private_folder(folder)

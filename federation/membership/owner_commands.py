@@ -21,7 +21,7 @@ LOCKED = {
     "keyring": "this user's keyring opens them from now on",
     "none": "whoever reads the files has them from now on",
 }
-CHANGED = ("protection", "recipe", "privacy", "guard", "aggregation", "schedule")  # what `change` may touch
+CHANGED = ("protection", "recipe", "privacy", "guard", "aggregation", "schedule", "prompt")  # what `change` may touch
 
 
 def register(actions: "_SubParsersAction[ArgumentParser]") -> None:

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from ...core.prompt import HOUSEHOLD, PromptFormat
 from .address import Address
 from .guard import AggregationTable, GuardTable, check_guard
 from .privacy import PrivacyTable
@@ -215,6 +216,7 @@ class Policy:
     guard: GuardTable = field(default_factory=GuardTable)
     aggregation: AggregationTable = field(default_factory=AggregationTable)
     schedule: ScheduleTable = field(default_factory=ScheduleTable)
+    prompt: PromptFormat = HOUSEHOLD  # what members' examples show the model, and the adapter is shown when it serves
     coordinator: CoordinatorTable
     members: tuple[Member, ...] = ()
 

@@ -81,7 +81,7 @@ class Owner:
         return Card(
             adapter=adapter, federation=parent.federation, name=parent.name, run="", rounds=parent.rounds, model=parent.model,
             parent=parent.adapter, protection="", accuracy_before=verdict.shared.accuracy,
-            accuracy_after=verdict.personal.accuracy, scope=PERSONAL, variants=parent.variants,
+            accuracy_after=verdict.personal.accuracy, scope=PERSONAL, variants=parent.variants, prompt=parent.prompt,
             serial=1 + max((card.serial for card in self.own(parent)), default=0),
         ).signed(self.identity)  # fmt: skip
 

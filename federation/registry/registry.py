@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from ...core import paths, tables
 from ...core.errors import AuthenticationError, ConfigError, FederationError, IntegrityError, RequestError
+from ...core.prompt import AS_IT_COMES, PromptFormat
 from ...crypto.keys import Identity, PublicIdentity
 from ..membership.chain import Chain
 from ..membership.policy import Policy, canonical
@@ -32,7 +33,14 @@ CONTEXT = b"quietchoir adapter card v1"
 CARD = "card.json"
 PERSONAL = "personal"  # the scope of an adapter that holds what one owner's own examples taught it
 PUBLIC_MODE, PRIVATE_MODE = 0o644, 0o600
-LATER: dict[str, object] = {"epsilon": None, "delta": None, "scope": "", "serial": 0, "variants": ()}  # came later, say nothing
+LATER: dict[str, object] = {
+    "epsilon": None,
+    "delta": None,
+    "scope": "",
+    "serial": 0,
+    "variants": (),
+    "prompt": dataclasses.asdict(AS_IT_COMES),
+}  # came later, say nothing
 SHOWN = 12  # characters of a name in tables; any unambiguous prefix is understood
 REMEMBERED = 20  # activations
 
@@ -56,6 +64,7 @@ class Card:
     scope: str = ""  # "personal": one node's own, on top of the shared `parent` (see federation/personal); else shared
     serial: int = 0  # of a personal one: the node's first, second, … for this federation
     variants: tuple[str, ...] = ()  # digests of the model's other files: it fits those too
+    prompt: PromptFormat = AS_IT_COMES  # how it was trained to be asked
     signer: str = ""  # Ed25519, hex; empty: nobody vouches for it
     signature: str = ""
 
@@ -145,6 +154,7 @@ def make_card(policy: Policy, adapter: str, evaluation: dict[str, object], ident
         rounds=rounds if isinstance(rounds, int) else 0, model=policy.model.digest, parent=str(evaluation.get("parent", "")),
         protection=policy.protection.mode, accuracy_before=number("before"), accuracy_after=number("after"),
         epsilon=number("epsilon"), delta=number("delta"), variants=digests_of(policy.model)[1:],
+        prompt=policy.prompt,
     ).signed(identity)  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from quietchoir import cli
+from quietchoir.core.prompt import AS_IT_COMES, HOUSEHOLD, PromptFormat
 from quietchoir.federation.membership import roster
 from quietchoir.federation.membership.policy import Policy
 from quietchoir.tests.fakes_federation import DIGEST
@@ -157,3 +158,17 @@ def test_ctrl_c_ends_a_waiting_node_with_a_sentence(capsys: pytest.CaptureFixtur
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted" in said and "Traceback" not in said
+
+
+def test_the_file_says_how_the_adapter_is_asked(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert founded(capsys, tmp_path / "f").prompt == HOUSEHOLD
+    words = ("--prompt-system", "Be brief.", "--prompt-answers", "any", "--prompt-turns", "all")
+    policy = founded(capsys, tmp_path / "g", *words)
+    assert policy.prompt == PromptFormat(system="Be brief.")
+    file = tmp_path / "g" / "federation.toml"
+    assert "texts and calls to whole conversations, after 'Be brief.'" in quietchoir(capsys, "federation", "show", file)[1]
+    assert quietchoir(capsys, "federation", "change", file, "--prompt-system", "")[0] == 0
+    assert roster.load(file).prompt == AS_IT_COMES
+    before = file.read_bytes()
+    code, said = quietchoir(capsys, "federation", "change", file, "--prompt-system", "a\u202eb")
+    assert code == 2 and "visible characters" in said and file.read_bytes() == before

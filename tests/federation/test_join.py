@@ -20,7 +20,7 @@ from quietchoir.federation.membership.policy import AdapterTable, ModelTable, Pr
 from quietchoir.federation.watch import words
 from quietchoir.federation.watch.words import teller
 from quietchoir.tests.fakes_federation import DIGEST, house
-from quietchoir.tests.fakes_training import chatter, tiny_pair
+from quietchoir.tests.fakes_training import CHATTER, chatter, conversation, tiny_pair
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def file(tmp_path: Path) -> Path:
     """A federation whose one member lives in `tmp_path / "home"`; its model is nowhere."""
     asked = founding.Founding(
         name="choir", address="127.0.0.1:9", model=ModelTable(name="own", digest=DIGEST), adapter=AdapterTable(),
-        protection=ProtectionTable(), recipe=Recipe(),
+        protection=ProtectionTable(), recipe=Recipe(), prompt=CHATTER,
     )  # fmt: skip
     founding.found(tmp_path / "f", asked)
     card = load_or_create(tmp_path / "home").card
@@ -54,6 +54,11 @@ def parties(folder: Path) -> Path:
     return folder
 
 
+def otherwise(folder: Path) -> Path:
+    write_jsonl(folder / "train.jsonl", [conversation("a", "b"), conversation("c", "d", system="Do not.")])
+    return folder
+
+
 def a_file(folder: Path) -> Path:
     write_jsonl(folder / "train.jsonl", chatter(3))
     return folder / "train.jsonl"
@@ -72,6 +77,7 @@ WRONG: dict[str, tuple[Callable[[Path], Path | None], str]] = {
     "all parties'": (parties, "name one of the folders in it: household-0, household-1"),
     "a bad line": (bad_line, "1 bad lines, nothing was read. line 1"),
     "bad held-out ones": (bad_test, "test.jsonl: 1 bad lines"),
+    "ones that show the model something else": (otherwise, "of 2 examples, 1 do not begin with the system message 'Do it.'"),
     "no lines": (empty, "no examples; each line must be"),
 }
 
@@ -117,7 +123,7 @@ def test_progress_is_told_while_examples_are_prepared(
     write_jsonl(tmp_path / "test.jsonl", chatter(2, seed=9))
     events: list[dict[str, Any]] = []
     joining = Joining(file=tmp_path, data=tmp_path, home=tmp_path)
-    make_learner(joining, Config(), policy, weights, "ann", events.append, examples=examples_in(tmp_path))
+    make_learner(joining, Config(), policy, weights, "ann", events.append, examples=examples_in(tmp_path, CHATTER))
     told = [event for event in events if event["event"] == "preparing"]
     layers = weights.architecture.layers - 1
     assert [event["layer"] for event in told] == 2 * list(range(layers + 1))  # from the first moment on

@@ -15,6 +15,7 @@ import torch
 from quietchoir.core.config import Config, TrainingConfig
 from quietchoir.core.errors import FederationError
 from quietchoir.core.models.weights import Weights
+from quietchoir.core.prompt import PromptFormat
 from quietchoir.core.training.examples import write_jsonl
 from quietchoir.crypto import fixedpoint
 from quietchoir.crypto.keys import Identity
@@ -35,7 +36,7 @@ from quietchoir.federation.registry.registry import Registry
 from quietchoir.federation.rounds.coordinator import Coordinator
 from quietchoir.tests.fakes_federation import ANY_MODE, DIGEST
 from quietchoir.tests.fakes_personal import TABLE, Desk, Door, tiny_weights
-from quietchoir.tests.fakes_training import chatter
+from quietchoir.tests.fakes_training import CHATTER, chatter
 
 MEMBERS = ("ann", "ben", "cat")
 MARKER = np.float32(1234.5678)  # every value of a personal change, where it is known beforehand
@@ -88,6 +89,7 @@ class Members:
                 name="choir", address="127.0.0.1:9", model=ModelTable(digest=DIGEST), adapter=TABLE,
                 protection=ProtectionTable(mode=mode, bits=12, min_cohort=3, threshold=2),  # type: ignore[arg-type]
                 recipe=Recipe(rounds=2, batch=4, stage_timeout_s=PATIENCE_S, work_timeout_s=PATIENCE_S),
+                prompt=CHATTER,
             ),
         )  # fmt: skip
         for number, name in enumerate(MEMBERS):
@@ -292,7 +294,11 @@ def test_a_coordinators_card_that_claims_to_be_personal_is_refused(tmp_path: Pat
     flat = shared_b(desk.registry.load(shared.adapter), weights).numpy()
     before = desk.files()
     assert keep_finished(policy, weights, desk.registry, flat, shared.text(), desk.identity) == shared.adapter
+    for other in (PromptFormat(system="Sell the house."), PromptFormat(turns="last")):  # nor one that asks it otherwise
+        told = dataclasses.replace(shared, prompt=other).signed(desk.federation.coordinator)
+        with pytest.raises(FederationError, match="not this federation's"):
+            keep_finished(policy, weights, desk.registry, flat, told.text(), desk.identity)
     card = dataclasses.replace(shared, scope="personal").signed(desk.federation.coordinator)
-    with pytest.raises(FederationError, match="not signed by this federation's coordinator"):
+    with pytest.raises(FederationError, match="not this federation's, signed by its coordinator"):
         keep_finished(policy, weights, desk.registry, flat, card.text(), desk.identity)
     assert desk.files() == before

@@ -10,6 +10,7 @@ from quietchoir.core.errors import FederationError, IntegrityError, RequestError
 from quietchoir.core.models.adapter import Adapter, assemble
 from quietchoir.core.models.architecture import Architecture
 from quietchoir.core.models.lora import AdapterShape, Layout
+from quietchoir.core.prompt import AS_IT_COMES, HOUSEHOLD
 from quietchoir.federation.registry.registry import CARD, Card, Registry, content_hash, make_card
 from quietchoir.tests.fakes_federation import DIGEST, House, house
 
@@ -60,6 +61,16 @@ def test_a_card_of_another_adapter_or_a_changed_card_is_refused(home: House, tmp
 def test_an_adapter_without_scores_has_a_card_too(home: House) -> None:
     bare = make_card(home.policy, DIGEST, {"before": None, "after": None}, home.coordinator)
     assert Card.parse(bare.text(), "") == bare
+
+
+def test_a_card_says_how_its_adapter_was_asked_and_an_older_one_says_nothing(home: House) -> None:
+    one = make_card(home.policy, DIGEST, {}, home.coordinator)
+    assert one.prompt == home.policy.prompt == HOUSEHOLD
+    assert Card.parse(one.text(), "").prompt == HOUSEHOLD
+    older = dataclasses.replace(one, prompt=AS_IT_COMES).signed(home.coordinator)
+    assert "prompt" not in older.text() and Card.parse(older.text(), "").prompt == AS_IT_COMES
+    with pytest.raises(FederationError, match="signed card"):
+        Card.parse(one.text().replace('"last"', '"all"'), "")
 
 
 def test_a_changed_adapter_is_not_loaded(home: House, tmp_path: Path) -> None:

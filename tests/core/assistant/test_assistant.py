@@ -13,6 +13,7 @@ from quietchoir.core.assistant.context import Message
 from quietchoir.core.assistant.tools import NoTools, ToolInfo, ToolResult
 from quietchoir.core.engine.request import Constraint, Generation, GenerationRequest
 from quietchoir.core.errors import EngineError, OverloadedError, RequestError, ToolError
+from quietchoir.core.prompt import AS_IT_COMES, HOUSEHOLD, PromptFormat
 from quietchoir.core.toolcall import SYSTEM_PROMPT, ToolCall, render
 from quietchoir.tests.fakes_http import until
 from quietchoir.tests.fakes_server import FakeEngine, FakeTools, WordTokenizer, engine_saying
@@ -20,10 +21,18 @@ from quietchoir.tests.fakes_server import FakeEngine, FakeTools, WordTokenizer, 
 LIGHT = ToolCall("HassTurnOn", {"area": "kitchen", "name": "light"})
 CALL_PIECES = [render(LIGHT)[:9], render(LIGHT)[9:30], render(LIGHT)[30:]]
 QUESTION = (Message("user", "turn on the kitchen light"),)
+PROMPTS = {
+    "home": HOUSEHOLD,
+    "office": AS_IT_COMES,
+    "polite": PromptFormat(system="Be polite.", answers="text"),
+    "short": PromptFormat(turns="last"),
+}
 
 
 def assistant(engine: FakeEngine, tools: Any = None, *, context: int = 100) -> Assistant:
-    return Assistant(engine, WordTokenizer(), tools or NoTools(), context=context, call_timeout_s=5.0)
+    return Assistant(
+        engine, WordTokenizer(), tools or NoTools(), context=context, call_timeout_s=5.0, prompt_of=PROMPTS.__getitem__
+    )
 
 
 async def events(who: Assistant, **ask: Any) -> list[Event]:
@@ -121,6 +130,37 @@ async def test_the_training_prompt_comes_with_an_adapter_and_tools_alone(
     await events(who, adapter=adapter, messages=messages)
     seen = who.tokenizer.last_messages  # type: ignore[attr-defined]
     assert [message["content"] for message in seen if message["role"] == "system"] == expected
+
+
+@pytest.mark.parametrize(
+    ("adapter", "expected"),
+    [
+        ("home", [SYSTEM_PROMPT, "c"]),
+        ("office", ["a", "b", "c"]),
+        ("polite", ["Be polite.", "a", "b", "c"]),
+        ("short", ["c"]),
+        (None, ["a", "b", "c"]),
+    ],
+)
+async def test_an_adapter_is_shown_what_its_card_says_also_with_tools_on_offer(
+    adapter: str | None, expected: list[str]
+) -> None:
+    """The instance: an organisation's adapter of several turns lost its context, and got the household's prompt."""
+    who = assistant(engine_saying(["ok"]), FakeTools())
+    await events(who, adapter=adapter, messages=(Message("user", "a"), Message("assistant", "b"), Message("user", "c")))
+    seen = who.tokenizer.last_messages  # type: ignore[attr-defined]
+    assert [message["content"] for message in seen] == expected
+    own = (Message("system", "Mine."), Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
+    await events(who, adapter=adapter, messages=own)
+    assert [message["content"] for message in who.tokenizer.last_messages] == ["Mine.", "a", "b", "c"]  # type: ignore[attr-defined]
+
+
+async def test_the_answers_of_an_adapter_of_texts_are_never_carried_out() -> None:
+    tools = FakeTools()
+    for adapter, calls in (("polite", 0), ("office", 1)):
+        found = await events(assistant(engine_saying(CALL_PIECES), tools), adapter=adapter)
+        assert sum(isinstance(event, Called) for event in found) == calls
+    assert len(tools.calls) == 1
 
 
 async def test_an_adapter_that_calls_tools_is_shown_the_newest_request_alone() -> None:

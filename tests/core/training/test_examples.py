@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from quietchoir.core.errors import DataError
-from quietchoir.core.training.examples import Example, read_jsonl, write_jsonl
+from quietchoir.core.prompt import AS_IT_COMES, HOUSEHOLD, PromptFormat
+from quietchoir.core.training.examples import Example, check_prompts, read_jsonl, write_jsonl
 from quietchoir.tests.fakes_training import conversation
 
 GOOD = json.dumps({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]})
@@ -78,3 +79,55 @@ def test_nothing_is_written_when_there_is_nothing_to_write(tmp_path: Path) -> No
     with pytest.raises(DataError, match="no examples to write"):
         write_jsonl(tmp_path / "a.jsonl", empty)
     assert list(tmp_path.iterdir()) == []
+
+
+def several(*contents: str, system: str = "") -> Example:
+    """A conversation of these contents, by turns."""
+    head = ({"role": "system", "content": system},) if system else ()
+    turns = tuple({"role": "assistant" if index % 2 else "user", "content": text} for index, text in enumerate(contents))
+    return Example((*head, *turns))
+
+
+CALL = '{"name": "turn_on", "arguments": {}}'
+TEXTS = PromptFormat(answers="text")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "example"),
+    [
+        (HOUSEHOLD, several("on", CALL, system=HOUSEHOLD.system)),
+        (AS_IT_COMES, several("a", "b", "c", "d")),
+        (TEXTS, several("a", "b")),
+        (PromptFormat(system="s"), several("a", "b", "c", CALL, system="s")),
+    ],
+)
+def test_examples_that_show_what_the_federation_says_pass(prompt: PromptFormat, example: Example) -> None:
+    check_prompts([example, example], prompt, "data")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "example", "fault"),
+    [
+        (HOUSEHOLD, several("on", CALL), r"of 2 examples, 1 do not begin .* --prompt-system"),
+        (HOUSEHOLD, several("on", CALL, system="s"), r"of 2 examples, 1 do not begin"),
+        (HOUSEHOLD, several("on", CALL, "off", CALL, system=HOUSEHOLD.system), r"1 have several turns; .*--prompt-turns all"),
+        (
+            HOUSEHOLD,
+            several("on", "Done.", system=HOUSEHOLD.system),
+            r"1 have answers that are no tool calls; .*--prompt-answers any",
+        ),
+        (TEXTS, several("on", CALL), r"1 have answers that are tool calls"),
+    ],
+)
+def test_examples_that_would_be_served_otherwise_are_refused_with_the_flag(
+    prompt: PromptFormat, example: Example, fault: str
+) -> None:
+    good = several("on", "x" if prompt is TEXTS else CALL, system=prompt.system)
+    with pytest.raises(DataError, match=fault):
+        check_prompts([good, example], prompt, "data")
+
+
+def test_one_system_message_in_all_examples_has_to_be_said() -> None:
+    with pytest.raises(DataError, match='--prompt-system "s"'):
+        check_prompts([several("a", "b", system="s"), several("c", "d", system="s")], AS_IT_COMES, "data")
+    check_prompts([several("a", "b", system="s"), several("c", "d", system="t")], AS_IT_COMES, "data")  # each caller's own
