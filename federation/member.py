@@ -96,9 +96,8 @@ def join(
     keys = identity.load_or_create(joining.home)
     name = roster.check_member(policy, keys.identity.public.raw)
     check_limit(policy, name, config.training.max_rank)
-    examples = (
-        None if joining.rehearse else examples_in(joining.data, policy.prompt)
-    )  # before the model is loaded: it takes a while
+    # Before the model is loaded: that takes a while.
+    examples = None if joining.rehearse else examples_in(joining.data, policy.prompt)
     if examples is not None:
         on_event({"event": "loading", "model": policy.model.name, "train": len(examples.train), "test": len(examples.test)})
     weights = None if joining.rehearse else resident(policy, loaded, config.engine.model, named=joining.model)
