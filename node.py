@@ -24,14 +24,17 @@ from .core.models.catalog import model_name
 from .core.models.weights import Weights
 from .core.server import auth
 from .core.server.app import Parts, Server, claim
+from .core.server.embeddings import Source
 from .federation.member import Joining, join
 from .federation.registry.registry import Card, Registry
 from .plugins.host import PluginHost
 
 if TYPE_CHECKING:
+    from .core.engine.embedder import Embedder
     from .core.models.adapter import Adapter  # with torch, which a node that serves does without
 
 HOUSEHOLD = "quietchoir/household"
+EMBEDDING = "minilm-l6-v2"  # of the catalog; answers /v1/embeddings once it was pulled
 HOME_FILE = "home.json"
 CONVERSATIONS = "conversations"  # what the cache held when the node stopped, if its owner keeps that
 FOLLOW_S = 1.0  # how soon a choice made by another program is noticed
@@ -157,7 +160,8 @@ class Node:
         self.parts.callback(claimed.close)
         token = auth.load_token(self.home)
         await self.start_assistant()
-        parts = Parts(assistant=self.assistant, adapters=self.adapters, token=token, stats=self.stats)
+        embedding = Source(EMBEDDING, lambda: catalog.find(EMBEDDING), read_embedder)
+        parts = Parts(assistant=self.assistant, adapters=self.adapters, token=token, stats=self.stats, embedding=embedding)
         self.server = Server(parts, self.config.server, claimed)
         self.parts.push_async_callback(self.server.stop)
         await self.server.start()
@@ -203,6 +207,17 @@ class Node:
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
+
+
+def read_embedder(folder: Path) -> "Embedder":
+    """The embedding model of a folder.
+
+    Raises:
+        ModelError: not usable. MissingPartError: torch is not there, which a node that only chats does without.
+    """
+    with parts.wanted("/v1/embeddings"):
+        from .core.engine.embedder import Embedder
+    return Embedder.load(folder)
 
 
 class Membership:

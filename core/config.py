@@ -4,6 +4,7 @@ Knows names, units, defaults and limits. Knows nothing of the organs that read t
 Always: a file with a key that is not here is refused whole.
 """
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -37,7 +38,18 @@ class ServerConfig:
 
     host: str = "127.0.0.1"
     port: int = 8765
+    hosts: tuple[str, ...] = ()  # further names that this node answers to, as a proxy in front of it is called
     max_body_bytes: int = 4 << 20
+    max_connections: int = 128  # at once; beyond them the longest idle one is closed
+    head_timeout_s: float = 10.0  # a connection that has not said by then what it wants is closed
+    body_timeout_s: float = 60.0  # a body that has not come by then is refused
+
+    def __post_init__(self) -> None:
+        wrong = [name for name in self.hosts if not re.fullmatch(r"[A-Za-z0-9._-]+", name)]
+        if wrong:
+            raise ValueError(f"hosts holds {wrong[0]!r}; give names without port or scheme, addresses need none")
+        if min(self.max_body_bytes, self.max_connections) < 1 or min(self.head_timeout_s, self.body_timeout_s) <= 0:
+            raise ValueError("max_body_bytes, max_connections, head_timeout_s and body_timeout_s must be above 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,15 +77,12 @@ class ConsentConfig:
     max_epsilon: float = 0.0  # largest privacy budget; 0: any, also no differential privacy at all
     max_delta: float = 1e-5  # largest chance with which a federation's epsilon may say nothing; where there is an epsilon
     max_upload_bytes: int = 0  # of one round; 0: any
-    max_clipped: float = 0.25  # an update cut in a larger share of its coordinates is not sent; 1: any (norms are no cuts)
 
     def __post_init__(self) -> None:
         if not 0 < self.max_delta < 1:
             raise ValueError(f"max_delta = {self.max_delta} must lie between 0 and 1")
         if self.min_cohort < 1 or not self.modes or min(self.max_epsilon, self.max_upload_bytes) < 0:
             raise ValueError("min_cohort must be at least 1, modes not empty, max_epsilon and max_upload_bytes at least 0")
-        if not 0 <= self.max_clipped <= 1:
-            raise ValueError(f"max_clipped = {self.max_clipped} must lie between 0 and 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from quietchoir.core.assistant.adapters import AdapterSwitch
 from quietchoir.core.assistant.assistant import Assistant
 from quietchoir.core.config import ServerConfig
 from quietchoir.core.server.app import Parts, Server, claim
+from quietchoir.core.server.embeddings import Source
 from quietchoir.tests.fakes_server import FakeEngine, FakeShelf, FakeStore, FakeTools, WordTokenizer
 
 TOKEN = "a-token-of-the-tests-" + "x" * 30
@@ -25,6 +26,7 @@ class Served:
     engine: FakeEngine
     tools: FakeTools = field(default_factory=FakeTools)
     store: FakeStore = field(default_factory=FakeStore)
+    embedding: Source | None = None
     adapters: AdapterSwitch = field(init=False)
     server: Server = field(init=False)
     session: aiohttp.ClientSession = field(init=False)
@@ -35,7 +37,9 @@ class Served:
         await self.adapters.start()
         assistant = Assistant(self.engine, WordTokenizer(), self.tools, context=2000)
         config = ServerConfig(port=0, **limits)
-        self.server = Server(Parts(assistant=assistant, adapters=self.adapters, token=TOKEN), config, claim(config))
+        self.server = Server(
+            Parts(assistant=assistant, adapters=self.adapters, token=TOKEN, embedding=self.embedding), config, claim(config)
+        )
         await self.server.start()
         headers = {"Authorization": f"Bearer {TOKEN}"}
         async with aiohttp.ClientSession(self.server.url, headers=headers) as self.session:

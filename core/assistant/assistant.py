@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ..engine.request import Constraint, Generation, GenerationRequest, Likely
-from ..errors import EngineError, PluginError, RequestError
+from ..errors import EngineError, ModelFileError, PluginError, RequestError
 from ..prompt import AS_IT_COMES, PromptFormat
 from ..toolcall import ToolCall, parse
 from .context import ChatEncoder, Message, fit
@@ -31,6 +31,7 @@ class Ask:
     """One conversation that waits for an answer."""
 
     messages: tuple[Message, ...]
+    begun: str = ""  # what the assistant's answer begins with already; it is continued, and not repeated
     max_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
@@ -161,7 +162,7 @@ class Assistant:
         ask = self._constrained(ask, known)
         messages = self._as_trained(ask, known)
         reserve = min(ask.max_tokens, self.context // 2)  # a greedy max_tokens must not push the question out
-        prompt = await asyncio.to_thread(fit, messages, self.tokenizer, self.context - reserve)
+        prompt = await asyncio.to_thread(self._prompt, messages, ask.begun, self.context - reserve)
         gate = Gate(closed=bool(known))
         async with aclosing(self._generate(ask, prompt)) as events:
             async for event in events:
@@ -188,6 +189,16 @@ class Assistant:
         async with aclosing(self._generate(ask, tuple(prompt))) as events:
             async for event in events:
                 yield event
+
+    def _prompt(self, messages: Sequence[Message], begun: str, budget: int) -> tuple[int, ...]:
+        """Raises: RequestError: it does not fit, or this model has no way to read a conversation."""
+        start = tuple(self.tokenizer.encode(begun)) if begun else ()
+        if len(start) >= budget:
+            raise RequestError(f"the answer that was begun takes {len(start)} tokens, fewer than {budget} fit; begin a new one")
+        try:
+            return fit(messages, self.tokenizer, budget - len(start)) + start
+        except ModelFileError as error:  # the file is right as it is, for whoever asks it for something else
+            raise RequestError(str(error)) from error
 
     async def _generate(self, ask: Ask, prompt: tuple[int, ...]) -> AsyncGenerator[Text | Finished, None]:
         room = max(1, self.context - len(prompt))
@@ -224,8 +235,8 @@ class Assistant:
     def _known_tools(self, ask: Ask) -> Mapping[str, ToolInfo]:
         if self._prompt_format(ask).answers == "text" and ask.tool_choice is None:
             return {}
-        if not ask.use_tools or (ask.constraint is not None and ask.tool_choice is None):
-            return {}  # an answer in a form that the caller asked for is that answer, even where it looks like a call
+        if not ask.use_tools or ask.begun or (ask.constraint is not None and ask.tool_choice is None):
+            return {}  # an answer in a form, or one that was begun as text, is that answer, even where it looks like a call
         return {info.name: info for info in (self.tools.tools() if ask.caller_tools is None else ask.caller_tools)}
 
     def _constrained(self, ask: Ask, known: Mapping[str, ToolInfo]) -> Ask:

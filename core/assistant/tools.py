@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from ..engine.request import Constraint
 from ..toolcall import ToolCall
+from .embedding import closed, embedded
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,11 @@ class NoTools:
 
 
 def must_call(tools: Sequence[ToolInfo]) -> Constraint:
-    """The form of an answer that is one call to one of these tools, its arguments as the tool's schema says."""
+    """The form of an answer that is one call to one of these tools, its arguments as the tool's schema says.
+
+    Raises:
+        RequestError: a schema that cannot stand beside others.
+    """
     calls = [
         {
             "type": "object",
@@ -73,15 +78,5 @@ def must_call(tools: Sequence[ToolInfo]) -> Constraint:
         }
         for number, tool in enumerate(tools)
     ]
-    schemas = {str(number): _moved({"type": "object", **tool.schema}, f"#/$defs/{number}") for number, tool in enumerate(tools)}
+    schemas = {str(number): embedded(closed(tool.schema), f"#/$defs/{number}") for number, tool in enumerate(tools)}
     return Constraint("json_schema", json.dumps({"anyOf": calls, "$defs": schemas}))
-
-
-def _moved(schema: Any, to: str) -> Any:
-    """A schema that stands inside another one: what it says of its own root, it says of its new place."""
-    if isinstance(schema, Mapping):
-        return {
-            key: to + value[1:] if key == "$ref" and isinstance(value, str) and value[:1] == "#" else _moved(value, to)
-            for key, value in schema.items()
-        }
-    return [_moved(item, to) for item in schema] if isinstance(schema, list) else schema

@@ -27,7 +27,11 @@ class Embedder:
     def __init__(self, network: Encoder, cutter: Cutter, longest: int) -> None:
         """`longest`: tokens of a text, marks at both ends included; what is beyond is cut off."""
         self.width = network.shape.width  # D
+        self.longest = longest
         self._network, self._cutter = network, cutter
+        self._whole = Cutter.from_str(cutter.to_str())  # the same, that cuts nothing off
+        self._whole.no_padding()
+        self._whole.no_truncation()
         self._cutter.no_padding()
         self._cutter.enable_truncation(longest)
 
@@ -57,10 +61,13 @@ class Embedder:
             )
         return cls(network, cutter, longest)
 
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, marks at both ends included and nothing cut off."""
+        return [len(encoding.ids) for encoding in self._whole.encode_batch(readable(texts))]
+
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Unit vectors of texts, float32 [N, D]; N may be 0. What is beyond the model's length is not seen."""
-        readable = [text.encode("utf-8", "replace").decode() for text in texts]  # half a surrogate pair becomes "?"
-        tokens = [encoding.ids for encoding in self._cutter.encode_batch(readable)]
+        tokens = [encoding.ids for encoding in self._cutter.encode_batch(readable(texts))]
         vectors = torch.empty(len(tokens), self.width)
         order = sorted(range(len(tokens)), key=lambda place: len(tokens[place]))  # like lengths together: little padding
         with torch.inference_mode():
@@ -77,3 +84,8 @@ class Embedder:
         real = torch.arange(longest) < lengths[:, None]  # [B, L]
         rows = self._network.forward(tokens, real) * real[:, :, None]
         return functional.normalize(rows.sum(1) / lengths[:, None], dim=1)
+
+
+def readable(texts: Sequence[str]) -> list[str]:
+    """Half a surrogate pair becomes "?"."""
+    return [text.encode("utf-8", "replace").decode() for text in texts]

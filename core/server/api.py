@@ -12,6 +12,9 @@ from aiohttp import web
 from ..assistant.adapters import AdapterSwitch
 from ..assistant.tools import Tools
 from .refusals import BadRequest, parse_json
+from .schemas import Record, text
+
+ACTIVATE = Record({"name": text})
 
 
 class Api:
@@ -25,11 +28,11 @@ class Api:
     def routes(self) -> list[web.RouteDef]:
         """What the application mounts."""
         return [
-            web.get("/health", self.health),
-            web.get("/api/status", self.status),
-            web.get("/api/adapters", self.list_adapters),
-            web.post("/api/adapters/activate", self.activate),
-            web.get("/api/tools", self.list_tools),
+            web.get("/health{end:/*}", self.health),
+            web.get("/api/status{end:/*}", self.status),
+            web.get("/api/adapters{end:/*}", self.list_adapters),
+            web.post("/api/adapters/activate{end:/*}", self.activate),
+            web.get("/api/tools{end:/*}", self.list_tools),
         ]
 
     async def health(self, _request: web.Request) -> web.Response:
@@ -48,11 +51,10 @@ class Api:
 
     async def activate(self, request: web.Request) -> web.Response:
         """Switch the active adapter; a null name means the plain model."""
-        body = parse_json(await request.read())
-        name = body.get("name")
-        if set(body) != {"name"} or not (name is None or isinstance(name, str)):
+        raw = parse_json(await request.read())
+        if "name" not in raw:
             raise BadRequest('the body must be {"name": ADAPTER}, or {"name": null} for the plain model', "name")
-        await self.adapters.activate(name)
+        await self.adapters.activate(ACTIVATE(raw, "").get("name"))
         return web.json_response({"active": self.adapters.active})
 
     async def list_tools(self, _request: web.Request) -> web.Response:

@@ -3,6 +3,7 @@
 Knows which organ answers which path. Always: the guard stands before every route.
 """
 
+import asyncio
 import os
 import socket
 import time
@@ -16,8 +17,10 @@ from ..assistant.adapters import AdapterSwitch
 from ..assistant.assistant import Assistant
 from ..config import ServerConfig
 from ..errors import ConfigError
-from . import auth, pages, refusals
+from . import auth, connections, pages, refusals
 from .api import Api
+from .connections import Connection, Connections
+from .embeddings import Embeddings, Source
 from .openai import OpenAI
 
 SHUTDOWN_S = 2.0  # answers still running at Ctrl-C get this long
@@ -31,14 +34,18 @@ class Parts:
     adapters: AdapterSwitch
     token: str
     stats: Callable[[], Mapping[str, Any]] = dict
+    embedding: Source | None = None  # the model behind /v1/embeddings
 
 
 def application(parts: Parts, config: ServerConfig) -> web.Application:
     """All routes behind the guard."""
-    guard = auth.guard(parts.token, config.host)
-    app = web.Application(middlewares=[refusals.answer_errors, guard], client_max_size=config.max_body_bytes)
+    guard = auth.guard(parts.token, config.host, config.hosts)
+    around = [connections.occupy, refusals.answer_errors, guard, connections.read_bodies(config.body_timeout_s)]
+    app = web.Application(middlewares=around, client_max_size=config.max_body_bytes)
     app.on_response_prepare.append(pages.add_headers)
-    app.add_routes(OpenAI(parts.assistant, parts.adapters, int(time.time())).routes())
+    embeddings = Embeddings(parts.embedding)
+    app.add_routes(OpenAI(parts.assistant, parts.adapters, embeddings, int(time.time())).routes())
+    app.add_routes(embeddings.routes())
     app.add_routes(Api(parts.adapters, parts.assistant.tools, parts.stats).routes())
     app.add_routes(pages.Pages().routes())
     return app
@@ -77,15 +84,22 @@ class Server:
     def __init__(self, parts: Parts, config: ServerConfig, claimed: socket.socket) -> None:
         self.socket = claimed
         self.host, self.port = claimed.getsockname()[:2]
+        self.config = config
         # Cancelling the handler is how a client that goes away frees its request.
         self.runner = web.AppRunner(
             application(parts, config), handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_S
         )
+        self.listening: asyncio.Server | None = None
+        self.crowd: Connections
 
     async def start(self) -> None:
         """Begin to answer."""
         await self.runner.setup()
-        await web.SockSite(self.runner, self.socket).start()
+        manager, self.crowd = self.runner.server, Connections(self.config)
+        assert manager is not None
+        manager.request_handler = connections.refuse_expectations(manager.request_handler)
+        loop = asyncio.get_running_loop()
+        self.listening = await loop.create_server(lambda: Connection(manager, self.crowd), sock=self.socket)
 
     @property
     def url(self) -> str:
@@ -95,5 +109,7 @@ class Server:
 
     async def stop(self) -> None:
         """End what still runs, then close the socket."""
+        if self.listening is not None:
+            self.listening.close()
         await self.runner.cleanup()
         self.socket.close()

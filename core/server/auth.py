@@ -13,9 +13,10 @@ import ipaddress
 import re
 import secrets
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.typedefs import Handler, Middleware
 
 from .. import paths
@@ -24,7 +25,7 @@ from ..errors import ConfigError
 TOKEN_FILE = "token"
 TOKEN_BYTES = 32
 HOST = re.compile(r"(?P<name>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?")
-OPEN_PATHS = re.compile(r"/|/health|/favicon\.ico|/ui/.*")  # they hold nothing of the owner's
+OPEN_PATHS = re.compile(r"/|/health/*|/favicon\.ico|/ui/.*")  # they hold nothing of the owner's
 
 
 def load_token(home: Path) -> str:
@@ -71,20 +72,28 @@ class Refused(Exception):
         self.status = status
 
 
-def guard(token: str, host: str) -> Middleware:
+OWNER = web.RequestKey("owner", bool)  # the token was right
+
+
+def guard(token: str, host: str, hosts: Iterable[str] = ()) -> Middleware:
     """Middleware that lets through only the node's owner.
 
     Args:
         host: the address the node was told to listen on; it may be a name.
+        hosts: other names that the owner gives this node, in a proxy's or a name server's configuration.
     """
-    names = {"localhost", host.lower(), socket.gethostname().lower()}
+    names = {"localhost", host.lower(), socket.gethostname().lower(), *(name.lower() for name in hosts)}
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        check_host(request.headers.get("Host", ""), names)
-        check_origin(request.headers.get("Origin"), request.headers.get("Host", ""))
+        named = request.headers.get("Host")
+        # HTTP/1.0 has no Host, and no browser speaks it: health checks do.
+        if named is not None or request.version >= HttpVersion11:
+            check_host(named or "", names)
+        check_origin(request.headers.get("Origin"), named or "")
         if not OPEN_PATHS.fullmatch(request.path):
             check_token(request.headers.get("Authorization", ""), token)
+            request[OWNER] = True
         return await handler(request)
 
     return check
@@ -99,17 +108,20 @@ def check_host(header: str, names: set[str]) -> None:
     try:
         ipaddress.ip_address(name)
     except ValueError:
-        raise Refused(403, f"Host {header!r} is not this node; use its address or localhost") from None
+        raise Refused(
+            403, f"Host {header[:80]!r} is not this node; use its address or localhost, or name it in server.hosts"
+        ) from None
 
 
 def check_origin(origin: str | None, host: str) -> None:
     """Browsers send Origin with every cross-site request that could do harm; only the node's own page may ask."""
     if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
-        raise Refused(403, f"Origin {origin!r} may not use this node; open the page that the node itself serves")
+        raise Refused(403, f"Origin {origin[:80]!r} may not use this node; open the page that the node itself serves")
 
 
 def check_token(header: str, token: str) -> None:
     """The bearer token, as OpenAI's clients send their key."""
     scheme, _, given = header.partition(" ")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
+    sent = given.strip().encode("utf-8", "surrogateescape")  # the bytes of the header, whatever they are
+    if scheme.lower() != "bearer" or not hmac.compare_digest(sent, token.encode()):
         raise Refused(401, "the token is missing or wrong; send Authorization: Bearer TOKEN (file `token` in the node's home)")

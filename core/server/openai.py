@@ -1,6 +1,7 @@
-"""OpenAI's API: /v1/models, /v1/chat/completions, /v1/completions.
+"""OpenAI's API: /v1/models, /v1/chat/completions, /v1/completions; and what is said about those that are not here.
 
-Knows routes. Decoding stands in `requests.py`, shapes in `events.py`, refusals in `refusals.py`.
+Knows routes, also as clients spell them whose base address lacks /v1, or has it twice, or
+ends with a stroke. Decoding stands in `requests.py`, shapes in `events.py`, refusals in `refusals.py`.
 Always: a client that goes away cancels its own request and nobody else's.
 """
 
@@ -13,25 +14,48 @@ from aiohttp import web
 from ..assistant.adapters import AdapterSwitch
 from ..assistant.assistant import Ask, Assistant, Event
 from ..errors import ModelNotFoundError
-from . import events, requests
+from . import events, refusals, requests
+from .embeddings import Embeddings
+from .paths import spelled
+
+NOT_HERE = (
+    "responses{rest:(?:/.*)?}",
+    "audio/{rest:.*}",
+    "images/{rest:.*}",
+    "moderations",
+    "batches{rest:(?:/.*)?}",
+    "files{rest:(?:/.*)?}",
+    "fine_tuning/{rest:.*}",
+    "assistants{rest:(?:/.*)?}",
+    "threads{rest:(?:/.*)?}",
+    "rerank",
+)
+INSTEAD = "this node answers conversations at /v1/chat/completions, goes on after texts at /v1/completions, lists /v1/models"
 
 
 class OpenAI:
     """The handlers, around one assistant."""
 
-    def __init__(self, assistant: Assistant, adapters: AdapterSwitch, created: int) -> None:
+    def __init__(self, assistant: Assistant, adapters: AdapterSwitch, embeddings: Embeddings, created: int) -> None:
         self.assistant = assistant
         self.adapters = adapters
+        self.embeddings = embeddings
         self.created = created  # Unix seconds
 
     def routes(self) -> list[web.RouteDef]:
         """What the application mounts."""
         return [
-            web.get("/v1/models", self.list_models),
-            web.get("/v1/models/{model}", self.show_model),
-            web.post("/v1/chat/completions", self.chat),
-            web.post("/v1/completions", self.complete),
+            web.get(spelled("models"), self.list_models),
+            web.get(spelled("models/{model}"), self.show_model),
+            web.post(spelled("chat/completions"), self.chat),
+            web.post(spelled("completions"), self.complete),
+            *(web.route("*", spelled(path), self.elsewhere) for path in NOT_HERE),
         ]
+
+    async def elsewhere(self, request: web.Request) -> web.Response:
+        """A route of OpenAI's that this node does not have; 404, since clients ask a 501 again."""
+        error = refusals.shape(f"{request.path[:80]} is not here: {INSTEAD}", "invalid_request_error", code="not_here")
+        return web.json_response({"error": error}, status=404)
 
     async def list_models(self, _request: web.Request) -> web.Response:
         """The plain model, then it with each adapter."""
@@ -41,13 +65,14 @@ class OpenAI:
         """One of them."""
         name = request.match_info["model"]
         if name not in await self.names():
-            raise ModelNotFoundError(f"{name} is not served here; GET /v1/models lists what is")
+            raise ModelNotFoundError(f"{name[:80]!r} is not served here; GET /v1/models lists what is")
         return web.json_response(self.model(name))
 
     async def names(self) -> list[str]:
         """Model names that requests may use; ids alone and "base" work too."""
         model = self.adapters.model
-        return [model, *(f"{model}:{info.id}" for info in await self.adapters.infos())]
+        own = [model, *(f"{model}:{info.id}" for info in await self.adapters.infos())]
+        return own + ([self.embeddings.name] if await self.embeddings.here() else [])
 
     def model(self, name: str) -> dict[str, object]:
         """OpenAI's model object."""

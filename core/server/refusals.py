@@ -11,10 +11,13 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from .. import log
-from ..errors import EngineError, ModelNotFoundError, OverloadedError, QuietchoirError, RequestError
+from ..engine.sampling.bounds import depth_of
+from ..errors import EngineError, MissingPartError, ModelNotFoundError, OverloadedError, QuietchoirError, RequestError
 from .auth import Refused
 
 RETRY_AFTER_S = 2
+MAX_NESTING = 200  # values one inside the other in a body
+NOWHERE = "nothing is at this path; here are /v1/chat/completions, /v1/completions, /v1/embeddings and /v1/models"
 logger = log.get("server")
 
 
@@ -36,12 +39,19 @@ def describe(error: Exception) -> tuple[int, dict[str, str | None]]:
             return 400, shape(message, "invalid_request_error", code="request_not_possible")
         case ModelNotFoundError():
             return 404, shape(message, "invalid_request_error", "model", "model_not_found")
+        case MissingPartError():
+            return 400, shape(message, "invalid_request_error", code="not_installed")
         case OverloadedError():
             return 503, shape(message, "overloaded_error", code="overloaded")
         case Refused(status=401):
             return 401, shape(message, "invalid_request_error", code="invalid_api_key")
         case Refused():
             return error.status, shape(message, "invalid_request_error", code="refused")
+        case web.HTTPNotFound() if error.reason == "Not Found":
+            return 404, shape(NOWHERE, "invalid_request_error", code="not_found")
+        case web.HTTPMethodNotAllowed():
+            allowed = ", ".join(sorted(error.allowed_methods))
+            return 405, shape(f"{error.method[:20]!r} is not for this path; it takes {allowed}", "invalid_request_error")
         case web.HTTPRequestEntityTooLarge():
             return 413, shape("the body is larger than this node accepts; send less", "invalid_request_error")
         case web.HTTPException():
@@ -97,14 +107,17 @@ def parse_json(body: bytes, where: str = "the body") -> dict[str, object]:
     """A JSON object.
 
     Raises:
-        BadRequest: not JSON, not an object, or holding half of a surrogate pair, which is no text.
+        BadRequest: not JSON in UTF-8, not an object, nested too deep, or holding half of a surrogate pair, which is no text.
     """
     try:
-        found = json.loads(body)
-        if b"\\u" in body:
+        text = body.decode("utf-8-sig")  # strictly: the JSON reader itself lets halves of surrogate pairs pass
+        found = json.loads(text)
+        if "\\u" in text:
             json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise BadRequest(f"{where} is not JSON: {error}") from None
+        raise BadRequest(f"{where} is not JSON: {error!s:.200}") from None
     if not isinstance(found, dict):
         raise BadRequest(f"{where} is a JSON {type(found).__name__}, expected an object")
+    if depth_of(found, found, follow=False) > MAX_NESTING:
+        raise BadRequest(f"{where} nests deeper than {MAX_NESTING} values; make it flatter")
     return found

@@ -12,7 +12,7 @@ from quietchoir.core.assistant.assistant import ANY_TOOL, Answered, Ask, Assista
 from quietchoir.core.assistant.context import Message
 from quietchoir.core.assistant.tools import NoTools, ToolInfo, ToolResult
 from quietchoir.core.engine.request import Constraint, Generation, GenerationRequest
-from quietchoir.core.errors import EngineError, OverloadedError, RequestError, ToolError
+from quietchoir.core.errors import EngineError, ModelFileError, OverloadedError, RequestError, ToolError
 from quietchoir.core.prompt import AS_IT_COMES, HOUSEHOLD, PromptFormat
 from quietchoir.core.toolcall import SYSTEM_PROMPT, ToolCall, render
 from quietchoir.tests.fakes_http import until
@@ -295,3 +295,25 @@ async def test_who_leaves_while_a_grammar_is_compiled_leaves_nothing_running() -
         await task
     go_on.set()
     await until(lambda: engine.generations and engine.generations[0].finished == "cancelled")
+
+
+async def test_an_answer_that_was_begun_is_continued() -> None:
+    engine, tokenizer = engine_saying([" upon a time."]), WordTokenizer()
+    asking = Assistant(engine, tokenizer, FakeTools(), context=2000)
+    ask = Ask(messages=(Message("user", "a tale"),), begun="Once there")
+    events = [event async for event in asking.reply(ask)]
+    assert events[0] == Text(" upon a time.")
+    assert engine.requests[0].prompt[-2:] == tuple(tokenizer.encode("Once there"))
+    with pytest.raises(RequestError, match="that was begun takes 1800 tokens"):
+        [event async for event in asking.reply(Ask(messages=ask.messages, begun="x " * 1800))]
+
+
+async def test_a_model_without_a_way_to_read_chats_refuses_the_chat() -> None:
+    class Mute(WordTokenizer):
+        def encode_chat(self, messages: Any, *, add_generation_prompt: bool = True) -> list[int]:
+            raise ModelFileError("the model has no chat template; ask for completions")
+
+    asking = Assistant(engine_saying(["x"]), Mute(), FakeTools(), context=2000)
+    with pytest.raises(RequestError, match="no chat template"):
+        [event async for event in asking.reply(Ask(messages=(Message("user", "hi"),)))]
+    assert [event async for event in asking.complete("go on", Ask(messages=()))]

@@ -118,15 +118,23 @@ def test_text_parts_and_past_calls_are_read() -> None:
         ({"logit_bias": {"7": True}}, "logit_bias", "expected token ids"),
         ({"logit_bias": {str(token): 1 for token in range(1025)}}, "logit_bias", "at most 1024"),
         ({"response_format": "json"}, "response_format", "expected an object"),
-        ({"response_format": {"type": "xml"}}, "response_format", "supported are"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format", "an object"),
-        ({"response_format": {"type": "regex", "regex": ""}}, "response_format", "not empty"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "supported are"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+            "response_format.json_schema.schema",
+            "missing",
+        ),
+        ({"response_format": {"type": "regex", "regex": ""}}, "response_format.regex", "not empty"),
         ({"logprobs": 3}, "logprobs", "expected a bool"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "expected 0 to 20"),
         ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
-        ({"tool_choice": "must"}, "tool_choice", "expected 'auto'"),
-        ({"tool_choice": {"type": "function", "function": {}}}, "tool_choice", "expected 'auto'"),
-        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]}, "tools[0]", "expected a JSON schema"),
+        ({"tool_choice": "must"}, "tool_choice", "only 'auto', 'none', 'required'"),
+        ({"tool_choice": {"type": "function", "function": {}}}, "tool_choice.function.name", "missing"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]},
+            "tools[0].function.parameters",
+            "expected an object",
+        ),
         ({"temperature": "hot"}, "temperature", "expected a number"),
         ({"temperature": True}, "temperature", "expected a number"),
         ({"temperature": 2.1}, "temperature", "expected 0 to 2"),
@@ -134,21 +142,21 @@ def test_text_parts_and_past_calls_are_read() -> None:
         ({"max_tokens": 0}, "max_tokens", "expected 1"),
         ({"max_tokens": 1.5}, "max_tokens", "whole number"),
         ({"seed": 1 << 64}, "seed", "expected"),
-        ({"stop": ["a"] * 5}, "stop", "up to 4"),
-        ({"stop": [""]}, "stop", "none empty"),
+        ({"stop": ["a"] * 5}, "stop", "0 to 4"),
+        ({"stop": [""]}, "stop[0]", "not empty"),
         ({"stream": "yes"}, "stream", "expected a bool"),
-        ({"model": 3}, "model", "expected a str"),
-        ({"messages": []}, "messages", "at least one"),
+        ({"model": 3}, "model", "expected a text"),
+        ({"messages": []}, "messages", "at least 1"),
         ({"messages": ["hi"]}, "messages[0]", "expected an object"),
-        ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role", "expected one of"),
-        ({"messages": [{"role": "user"}]}, "messages[0].content", "expected a text"),
+        ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role", "supported are"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "missing"),
         (
             {"messages": [USER, {"role": "user", "content": [{"type": "image_url"}]}]},
             "messages[1].content[0]",
             "text parts alone",
         ),
-        ({"messages": [USER | {"tool_calls": [{}]}]}, "messages[0].tool_calls[0]", "function.name"),
-        ({"tools": [{"type": "web"}]}, "tools[0]", "function with a name"),
+        ({"messages": [USER | {"tool_calls": [{}]}]}, "messages[0].tool_calls", "unknown"),
+        ({"tools": [{"type": "web"}]}, "tools[0].type", "only 'function'"),
     ],
 )
 def test_a_field_that_cannot_be_used_is_named(fields: dict[str, Any], parameter: str, words: str) -> None:
@@ -166,7 +174,7 @@ def test_what_is_not_a_json_object_is_refused(raw: bytes) -> None:
             read(raw)
 
 
-@given(st.sampled_from(sorted(requests.CHAT | requests.COMPLETION | set(requests.NEUTRAL))), JSON)
+@given(st.sampled_from(sorted({*requests.CHAT.fields, *requests.CHAT.harmless, *requests.COMPLETION.fields})), JSON)
 def test_any_value_in_any_field_is_read_or_refused(field: str, value: Any) -> None:
     for read, start in ((requests.chat, {"messages": [USER]}), (requests.completion, {"prompt": "x"})):
         try:
@@ -179,5 +187,5 @@ def test_any_value_in_any_field_is_read_or_refused(field: str, value: Any) -> No
 def test_a_completion_takes_one_text() -> None:
     assert requests.completion(b'{"prompt": ["once"]}').prompt == "once"
     for prompt in ('""', "[]", '["a", "b"]', "[1, 2]", "7"):
-        with pytest.raises(BadRequest, match="one text"):
+        with pytest.raises(BadRequest, match=r"expected|holds 2"):
             requests.completion(f'{{"prompt": {prompt}}}'.encode())

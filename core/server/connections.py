@@ -1,0 +1,186 @@
+"""Connections: how many at once, and how long each may take to say what it wants.
+
+Knows sockets, times and who was let in. Knows nothing of what is asked.
+Always: where there is no room, a stranger's connection goes before the owner's and an idle one before one that is answered; a
+head that aiohttp cannot read is answered in OpenAI's shape and costs a line of the log at most, no traceback.
+"""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import ClientPayloadError, web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.typedefs import Handler, Middleware
+
+from .. import log
+from ..config import ServerConfig
+from . import pages, refusals
+from .auth import OWNER, Refused
+from .refusals import BadRequest
+
+KEEPALIVE_S = 60.0  # an idle connection of the owner's is closed after this
+LINGERING_S = 2.0  # what of a refused body is still read, so that its sender sees the refusal
+UNREADABLE = (web.RequestPayloadError, HttpProcessingError, ClientPayloadError)  # chunks or encodings that are none
+Handling = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+logger = log.get("server")
+
+
+class Connection(web.RequestHandler):
+    """One connection; aiohttp reads and answers, this counts."""
+
+    def __init__(self, manager: web.Server, crowd: "Connections") -> None:
+        super().__init__(
+            manager,
+            loop=crowd.loop,
+            keepalive_timeout=KEEPALIVE_S,
+            lingering_time=LINGERING_S,
+            logger=logger,
+            access_log=None,  # type: ignore[arg-type]  # how aiohttp itself turns it off
+        )
+        self.crowd = crowd
+        self.trusted = False  # a request of its had the token
+        self.answering = False
+        self.idle_since = crowd.loop.time()
+        self.deadline: asyncio.TimerHandle | None = None  # until its first head is whole
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take a place, or say that there is none."""
+        if self.crowd.enter(self):
+            self.deadline = self.crowd.loop.call_later(self.crowd.config.head_timeout_s, self.force_close)
+            super().connection_made(transport)
+        elif isinstance(transport, asyncio.WriteTransport):
+            transport.write(FULL)
+            transport.close()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Give the place back."""
+        self.crowd.leave(self)
+        if self.deadline is not None:
+            self.deadline.cancel()
+        super().connection_lost(exc)
+
+    def begin(self) -> None:
+        """A head was read."""
+        self.answering = True
+        if self.deadline is not None:
+            self.deadline.cancel()
+            self.deadline = None
+
+    def end(self, trusted: bool) -> None:
+        """It was answered."""
+        self.answering, self.idle_since = False, self.crowd.loop.time()
+        self.trusted = self.trusted or trusted
+
+    def log_exception(self, *args: Any, exc_info: object = None, **_: object) -> None:
+        """What aiohttp did not expect: a stranger's broken body, which was refused before, or a bug."""
+        if isinstance(exc_info, UNREADABLE):
+            logger.debug("a body that cannot be read: %.200s", exc_info)
+        else:
+            logger.error(*args, exc_info=exc_info)  # type: ignore[arg-type]
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What aiohttp itself refuses: a head or a body that is not HTTP."""
+        if status >= 500:
+            logger.error("%s %r failed inside", request.method, request.path[:80], exc_info=exc)
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer had begun; it is broken off")
+        said = (
+            HTTPStatus(status).phrase if status >= 500 else f"this is not HTTP as this node reads it: {message or exc!s:.200}"
+        )
+        error = refusals.shape(said, "server_error" if status >= 500 else "invalid_request_error")
+        response = web.json_response({"error": error}, status=status, headers=pages.HEADERS)
+        response.force_close()
+        return response
+
+
+class Connections:
+    """All connections of one server."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.config = config
+        self.loop = asyncio.get_running_loop()
+        self.open: set[Connection] = set()
+
+    def enter(self, connection: Connection) -> bool:
+        """Is there a place? If not, the stranger or the owner's connection that was idle longest makes room."""
+        if len(self.open) >= self.config.max_connections:
+            idle = [one for one in self.open if not one.answering]
+            if not idle:
+                return False
+            longest = min(idle, key=lambda one: (one.trusted, one.idle_since))
+            self.open.discard(longest)
+            longest.force_close()
+        self.open.add(connection)
+        return True
+
+    def leave(self, connection: Connection) -> None:
+        """It was closed, by whom ever."""
+        self.open.discard(connection)
+
+
+@web.middleware
+async def occupy(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Around everything else: a connection whose request is being answered is not idle."""
+    connection = request.protocol
+    if not isinstance(connection, Connection):
+        return await handler(request)
+    connection.begin()
+    try:
+        return await handler(request)
+    finally:
+        connection.end(request.get(OWNER, False))
+
+
+def refuse_expectations(handle: Handling) -> Handling:
+    """Around the application, since aiohttp looks at Expect before any middleware, and cannot say every one back."""
+
+    async def refuse(request: web.BaseRequest) -> web.StreamResponse:
+        if request.headers.get("Expect", "100-continue").lower() == "100-continue":
+            return await handle(request)
+        error = refusals.shape("Expect holds something else than 100-continue; leave it out", "invalid_request_error")
+        response = web.json_response({"error": error}, status=417, headers=pages.HEADERS)
+        response.force_close()
+        return response
+
+    return refuse
+
+
+def read_bodies(timeout_s: float) -> Middleware:
+    """Middleware that reads a body, behind the guard and where a route wants it; handlers find it read."""
+
+    @web.middleware
+    async def read(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.can_read_body and request.match_info.http_exception is None:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await request.read()
+            except TimeoutError:
+                raise Refused(408, f"the body did not come within {timeout_s:g} s; send it at once") from None
+            except UNREADABLE as error:
+                raise BadRequest(f"the body cannot be read: {error!s:.200}") from None
+        return await handler(request)
+
+    return read
+
+
+def _full() -> bytes:
+    """The answer where nothing can be asked."""
+    error = refusals.shape("all connections of this node are in use; try again later", "overloaded_error", code="overloaded")
+    body = json.dumps({"error": error}).encode()
+    head = (
+        f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        f"Retry-After: {refusals.RETRY_AFTER_S}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+FULL = _full()

@@ -1,0 +1,118 @@
+"""OpenAI's /v1/embeddings, where an embedding model is on this disk.
+
+Knows the body and the answer. Knows nothing of encoders: it is given one when it is first needed, or a sentence why not.
+Always: a text that the model would see in part only is refused.
+"""
+
+import asyncio
+import base64
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from aiohttp import web
+
+from ..errors import ModelError, ModelNotFoundError
+from .paths import spelled
+from .refusals import BadRequest, parse_json
+from .schemas import Record, either, listed, named, number, only, text
+
+MOST_TEXTS = 2048  # as OpenAI's
+BODY = Record(
+    {
+        "input": either(named, listed(named, least=1, most=MOST_TEXTS)),
+        "model": text,
+        "encoding_format": only("float", "base64"),
+        "dimensions": number(int, 1, 1 << 20),
+    },
+    ["input"],
+    {"user": text},
+)
+
+
+class Embedder(Protocol):
+    """The part of an embedding model that this file needs."""
+
+    width: int
+    longest: int  # tokens of one text
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, none cut off."""
+        ...
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Unit vectors, [N, width]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where an embedding model comes from."""
+
+    name: str
+    find: Callable[[], Path]  # raises ModelNotFoundError with the command that brings it
+    read: Callable[[Path], Embedder]  # raises ModelError
+
+
+class Embeddings:
+    """The handler, around a model that is read at the first question."""
+
+    def __init__(self, source: Source | None) -> None:
+        self.name = source.name if source else ""
+        self._source = source
+        self._found: Embedder | None = None
+        self._reading = asyncio.Lock()
+
+    def routes(self) -> list[web.RouteDef]:
+        """What the application mounts."""
+        return [web.post(spelled("embeddings"), self.embed)]
+
+    async def here(self) -> bool:
+        """Is the model on this disk?"""
+        try:
+            return self._source is not None and bool(await asyncio.to_thread(self._source.find))
+        except ModelError:
+            return False
+
+    async def embed(self, request: web.Request) -> web.Response:
+        """Vectors of texts."""
+        body = BODY(parse_json(await request.read()), "")
+        if body.get("model", "default") not in ("default", self.name):
+            raise ModelNotFoundError(f"{body['model'][:80]!r} makes no embeddings here; {self.name or 'no model'} does")
+        embedder = await self._embedder()
+        texts = [body["input"]] if isinstance(body["input"], str) else list(body["input"])
+        if body.get("dimensions", embedder.width) != embedder.width:
+            raise BadRequest(f"dimensions is {body['dimensions']}, this model's vectors have {embedder.width}", "dimensions")
+        counts = await asyncio.to_thread(embedder.count, texts)
+        for place, count in enumerate(counts):
+            if count > embedder.longest:
+                where = f"input[{place}]" if isinstance(body["input"], tuple) else "input"
+                raise BadRequest(f"{where} has {count} tokens, this model reads {embedder.longest}; split it", where)
+        vectors = await asyncio.to_thread(embedder.embed, texts)
+        as_text = body.get("encoding_format") == "base64"
+        data = [
+            {"object": "embedding", "index": place, "embedding": packed(vector) if as_text else vector.tolist()}
+            for place, vector in enumerate(vectors)
+        ]
+        usage = {"prompt_tokens": sum(counts), "total_tokens": sum(counts)}
+        return web.json_response({"object": "list", "data": data, "model": self.name, "usage": usage})
+
+    async def _embedder(self) -> Embedder:
+        """Raises: ModelNotFoundError: there is none; the message says how to get one."""
+        if self._source is None:
+            raise ModelNotFoundError("this node was started without an embedding model")
+        async with self._reading:
+            if self._found is None:
+                self._found = await asyncio.to_thread(self._read, self._source)
+            return self._found
+
+    def _read(self, source: Source) -> Embedder:
+        return source.read(source.find())
+
+
+def packed(vector: npt.NDArray[np.float32]) -> str:
+    """Little-endian float32, as OpenAI's clients ask for them."""
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode()

@@ -1,0 +1,162 @@
+"""Readers of JSON values: what a field may hold, at every depth.
+
+Knows JSON types, ranges, objects and where a value stands. Knows nothing of OpenAI's API.
+Always: a reader gives back a value that was checked all the way down, or names the place, what stood there and what may; an
+object's key that no reader was given for is refused by name. A null is as if the key were left out.
+"""
+
+import difflib
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .refusals import BadRequest
+
+Reader = Callable[[Any, str], Any]  # the value and its place → the value, read
+
+# Fields of other servers and of older APIs, and what does the same here.
+ADVICE: Mapping[str, str] = {
+    "functions": "it became tools; use that",
+    "function_call": "it became tool_choice and tool_calls; use those",
+    "images": "this node reads text alone",
+    "audio": "this node reads and writes text alone",
+    "prefix": "set continue_final_message = true beside messages",
+    "schema": 'use {"type": "json_schema", "json_schema": {"schema": …}}',
+    "guided_json": 'use response_format = {"type": "json_schema", …}',
+    "guided_regex": 'use response_format = {"type": "regex", "regex": …}',
+    "guided_grammar": 'use response_format = {"type": "lark", "lark": …}',
+    "grammar": 'use response_format = {"type": "lark", "lark": …}',
+    "input": "this is a field of /v1/embeddings and /v1/responses; use messages or prompt",
+    "max_new_tokens": "use max_tokens",
+    "repeat_penalty": "use repetition_penalty",
+}
+_brief = reprlib.Repr()
+_brief.maxlevel, _brief.maxlist, _brief.maxdict, _brief.maxstring = 2, 3, 3, 60
+
+
+def shown(value: object) -> str:
+    """A foreign value in a message: short, however long or deep it is."""
+    return _brief.repr(value)
+
+
+def text(value: Any, where: str) -> str:
+    """Any text."""
+    if not isinstance(value, str):
+        raise BadRequest(f"{where} is a {type(value).__name__}, expected a text", where)
+    return value
+
+
+def named(value: Any, where: str) -> str:
+    """A text that is not empty."""
+    if not isinstance(value, str) or not value:
+        raise BadRequest(f"{where} is {shown(value)}, expected a text that is not empty", where)
+    return value
+
+
+def flag(value: Any, where: str) -> bool:
+    """True or false."""
+    if type(value) is not bool:
+        raise BadRequest(f"{where} is a {type(value).__name__}, expected a bool", where)
+    return value
+
+
+def anything(value: Any, _where: str) -> Any:
+    """Whatever it is: it is handed on as data, or says nothing about the answer."""
+    return value
+
+
+def mapping(value: Any, where: str) -> dict[str, Any]:
+    """An object with keys of its sender's own."""
+    if not isinstance(value, dict):
+        raise BadRequest(f"{where} is a {type(value).__name__}, expected an object", where)
+    return value
+
+
+def number(kind: type, low: float, high: float) -> Reader:
+    """A number within [low, high]; a whole number is a float too, true is neither."""
+
+    def read(value: Any, where: str) -> Any:
+        if type(value) not in ((int, float) if kind is float else (int,)):
+            raise BadRequest(f"{where} is {shown(value)}, expected {'a whole number' if kind is int else 'a number'}", where)
+        if not low <= value <= high:
+            raise BadRequest(f"{where} is {shown(value)}, expected {low:g} to {high:g}", where)
+        return kind(value)
+
+    return read
+
+
+def only(*allowed: object) -> Reader:
+    """One of a few values: those that change nothing, or those that are known."""
+
+    def read(value: Any, where: str) -> Any:
+        if not any(type(value) is type(one) and value == one for one in allowed):
+            raise BadRequest(f"{where} = {shown(value)} is not supported, only {', '.join(map(repr, allowed))}", where)
+        return value
+
+    return read
+
+
+def listed(item: Reader, least: int = 0, most: int | None = None) -> Reader:
+    """A list, each of one kind."""
+
+    def read(value: Any, where: str) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            raise BadRequest(f"{where} is a {type(value).__name__}, expected a list", where)
+        if len(value) < least or (most is not None and len(value) > most):
+            size = f"at least {least}" if most is None else f"{least} to {most}"
+            raise BadRequest(f"{where} holds {len(value)}, expected {size}", where)
+        return tuple(item(one, f"{where}[{index}]") for index, one in enumerate(value))
+
+    return read
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """An object with known keys: `fields` are read and handed on, `harmless` ones are read and dropped."""
+
+    fields: Mapping[str, Reader]
+    needed: Sequence[str] = ()
+    harmless: Mapping[str, Reader] = field(default_factory=dict)  # they cannot change what this node answers
+
+    def __call__(self, value: Any, where: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, inner in mapping(value, where).items():
+            place = f"{where}.{key}" if where else key
+            reader = self.fields.get(key) or self.harmless.get(key)
+            if reader is None:
+                raise BadRequest(f"{shown(place).strip(chr(39))} is unknown here; {self.advice(key)}", place)
+            if inner is not None:
+                read = reader(inner, place)
+                if key in self.fields:
+                    found[key] = read
+        for key in self.needed:
+            if key not in found:
+                place = f"{where}.{key}" if where else key
+                raise BadRequest(f"{place} is missing; it must be there", place)
+        return found
+
+    def advice(self, key: str) -> str:
+        """What to do about a key that is not known."""
+        if key in ADVICE:
+            return ADVICE[key]
+        near = difflib.get_close_matches(key[:80], [*self.fields, *self.harmless], n=1)
+        return f"did you mean {near[0]}?" if near else "leave it out"
+
+
+def tagged(key: str, kinds: Mapping[str, Record]) -> Reader:
+    """An object whose `key` says which of several it is."""
+
+    def read(value: Any, where: str) -> dict[str, Any]:
+        tag = mapping(value, where).get(key)
+        if not isinstance(tag, str) or tag not in kinds:
+            place = f"{where}.{key}"
+            raise BadRequest(f"{place} is {shown(tag)}, supported are {', '.join(kinds)}", place)
+        return kinds[tag](value, where)
+
+    return read
+
+
+def either(of_text: Reader, of_other: Reader) -> Reader:
+    """A text is read by one, anything else by the other."""
+    return lambda value, where: of_text(value, where) if isinstance(value, str) else of_other(value, where)
