@@ -77,12 +77,15 @@ class ConsentConfig:
     max_epsilon: float = 0.0  # largest privacy budget; 0: any, also no differential privacy at all
     max_delta: float = 1e-5  # largest chance with which a federation's epsilon may say nothing; where there is an epsilon
     max_upload_bytes: int = 0  # of one round; 0: any
+    max_clipped: float = 0.25  # an update cut in a larger share of its coordinates is not sent; 1: any (norms are no cuts)
 
     def __post_init__(self) -> None:
         if not 0 < self.max_delta < 1:
             raise ValueError(f"max_delta = {self.max_delta} must lie between 0 and 1")
         if self.min_cohort < 1 or not self.modes or min(self.max_epsilon, self.max_upload_bytes) < 0:
             raise ValueError("min_cohort must be at least 1, modes not empty, max_epsilon and max_upload_bytes at least 0")
+        if not 0 <= self.max_clipped <= 1:
+            raise ValueError(f"max_clipped = {self.max_clipped} must lie between 0 and 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

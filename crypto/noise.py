@@ -125,6 +125,17 @@ class Noise:
         """Deviation of the noise in each value of the decoded mean over `parties`, in the update's unit."""
         return self.deviation / (self.scale * math.sqrt(parties))
 
+    def farthest(self, parties: int) -> float:
+        """Largest L2 norm that the decoded mean of at least `parties` contributions has, but with a chance below 2^-40.
+
+        The mean of updates is no longer than one of them after rounding, and their noise, n values of deviation
+        s = `mean_deviation`, is longer than s (sqrt(n) + 8) with a chance below exp(-32) where it is Gaussian; twice
+        that is allowed, for Skellam noise has heavier tails.
+
+        Source: Boucheron, Lugosi, Massart 2013, theorem 5.6 (the norm of a Gaussian vector).
+        """
+        return LARGEST_INFLATION * self.clip + 2 * self.mean_deviation(parties) * (math.sqrt(self.length) + 8)
+
     def encode(self, update: ArrayLike, seed: bytes) -> NDArray[np.unsignedinteger]:
         """This party's contribution: clipped, rotated, rounded, noised; unsigned, [n], each below 2^bits.
 

@@ -26,7 +26,7 @@ class Cost:
     down: int
     once_up: int = 0  # besides, in the first round under each version of the file
     once_down: int = 0
-    late_down: int = 0  # besides, in a round of a member that holds nothing yet: it comes late, or was started again
+    late_down: int = 0  # at most, besides, in a round of a member that missed some before it, or lost what it held
 
 
 def round_cost(policy: Policy, size: int) -> Cost:
@@ -90,7 +90,7 @@ def joint_cost(policy: Policy, size: int, cohort: int, letters: int) -> Cost:
 def told(cost: Cost) -> str:
     """For people."""
     once = f"; the first one {megabytes(cost.once_up)} up and {megabytes(cost.once_down)} down more" if cost.once_up else ""
-    late = f"; {megabytes(cost.late_down)} more down, once, for who comes late or starts again" if cost.late_down else ""
+    late = f"; up to {megabytes(cost.late_down)} down besides for who missed rounds" if cost.late_down else ""
     return f"about {megabytes(cost.up)} up and {megabytes(cost.down)} down in a round{once}{late}"
 
 

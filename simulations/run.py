@@ -168,7 +168,7 @@ def check(scenario: Scenario, people: list[PartyData]) -> None:
 
 def no_floor() -> ConsentConfig:
     """Simulated parties accept whatever the scenario says."""
-    return ConsentConfig(min_cohort=1, modes=("plain", "masked", "sealed"))
+    return ConsentConfig(min_cohort=1, modes=("plain", "masked", "sealed"), max_clipped=1.0)
 
 
 def describe(scenario: Scenario, weights: Weights | None, coordinator: Identity, identities: Mapping[str, Identity]) -> Policy:

@@ -11,8 +11,10 @@ Not covered: floods. TLS handshakes cost processor time, and a full line is full
 """
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import uvicorn
@@ -41,6 +43,7 @@ class Inbound(asyncio.Protocol):
         self.loop = asyncio.get_running_loop()
         self.transport: asyncio.Transport | None = None
         self.opening: asyncio.Task[None] | None = None  # TLS's handshake
+        self.greeted = False  # it has begun
         self.head_bytes = 0
         self.timer: asyncio.TimerHandle | None = self.loop.call_later(HEAD_S, self.end)
 
@@ -145,6 +148,7 @@ class Listener(uvicorn.Server):
             inbound = Inbound(self)
             self.unproven[inbound] = None
             inbound.opening = loop.create_task(self.greet(inbound, taken))
+            inbound.opening.add_done_callback(partial(self.greeted, inbound, taken))
             while len(self.unproven) > UNPROVEN:
                 oldest = next(iter(self.unproven))
                 del self.unproven[oldest]
@@ -152,13 +156,24 @@ class Listener(uvicorn.Server):
 
     async def greet(self, inbound: Inbound, taken: socket.socket) -> None:
         """TLS's handshake."""
-        try:
-            await asyncio.get_running_loop().connect_accepted_socket(  # closes it in any case
-                lambda: inbound, taken, ssl=self.config.ssl, ssl_handshake_timeout=HEAD_S, ssl_shutdown_timeout=CLOSE_S
-            )
-        except (OSError, asyncio.CancelledError):  # no TLS, hung up, too slow, or one too many
-            inbound.in_time()
-            self.closed(inbound)
+        inbound.greeted = True
+        await asyncio.get_running_loop().connect_accepted_socket(
+            lambda: inbound, taken, ssl=self.config.ssl, ssl_handshake_timeout=HEAD_S, ssl_shutdown_timeout=CLOSE_S
+        )
+
+    def greeted(self, inbound: Inbound, taken: socket.socket, opening: "asyncio.Task[None]") -> None:
+        """The handshake has ended, well or not: no TLS, hung up, too slow, or one too many."""
+        if not opening.cancelled() and (error := opening.exception()) is None:
+            return
+        if not opening.cancelled() and not isinstance(error, OSError):
+            logger.warning("a connection ended in %s", type(error).__name__)
+        inbound.in_time()
+        self.closed(inbound)
+        if inbound.greeted:  # the loop has the socket, and closes it once it sees the end
+            with contextlib.suppress(OSError):
+                taken.shutdown(socket.SHUT_RDWR)
+        else:
+            taken.close()
 
     def protocol(self) -> asyncio.Protocol:
         """What speaks HTTP on one connection."""

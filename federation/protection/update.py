@@ -64,6 +64,7 @@ class Codec:
         self.bits = policy.protection.bits
         self.counted = policy.privacy.counts
         self.noise = noise_of(policy, size)
+        self.range, self.least = policy.recipe.update_range, policy.protection.min_cohort
         self.ranges = list(terms.ranges) or [fixedpoint.Range(0, size, policy.recipe.update_range)]
         self.digits = -(-COUNTER_BITS // self.bits)
         self.names = tuple(field.name for field in dataclasses.fields(Statistics))
@@ -72,6 +73,11 @@ class Codec:
     def length(self) -> int:
         """Integers in one contribution."""
         return self.size + len(self.names) * self.digits
+
+    @property
+    def largest(self) -> float:
+        """No coordinate of a mean over enough members is larger."""
+        return self.range if self.noise is None else self.noise.farthest(self.least)
 
     def clipped(self, update: Vector) -> int:
         """How many coordinates of `update` are cut: outside their range; with noise all of them, if the norm is too large."""

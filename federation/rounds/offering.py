@@ -17,6 +17,7 @@ from ...core.errors import MessageError
 from ..exchange import calls, work
 from ..exchange.calls import GROUP, Group
 from ..exchange.messages import Place, Task
+from ..learning.aggregate import Vector
 from ..membership.schedule import weight
 from ..protection.modes import party_half
 from ..protection.seam import PartyContext, PartyHalf, Values
@@ -114,15 +115,15 @@ class Offering:
         called = calls.decode_group(task.payload)
         kept = self.check(called, place)
         order = work.Work(flat=np.zeros(0, np.float32), ranges=called.ranges, cohort=called.names)
-        terms = party.terms(order, called.told, place, training=True)
+        terms, staleness = party.terms(order, called.told, place, training=True), called.version - kept.version
+        update = (kept.update * np.float32(weight(staleness))).astype(np.float32)  # before it is clipped and noised
+        clipped = party.clipped(update, terms)
         party.ledger.record(place)
         party.attempt = None
-        party.on_event(
-            {"event": task.stage, "round": place.round, "attempt": place.attempt, "staleness": called.version - kept.version}
-        )
+        party.on_event({"event": task.stage, "round": place.round, "attempt": place.attempt, "staleness": staleness})
         if not party.pay(place):
             return work.SPENT
-        values, tokens = self.weighed(kept, called.version - kept.version, terms)
+        values, tokens = self.weighed(kept, update, clipped, staleness, terms)
         vouch, relies = self.vouching(called, kept)
         context = PartyContext(
             party.policy, party.name, party.identity, party.ledger.sums, place, None, terms, called.names, vouch, relies
@@ -183,11 +184,11 @@ class Offering:
             )
         return kept
 
-    def weighed(self, kept: Contribution, staleness: int, terms: Terms) -> tuple[Values, int]:
-        """The contribution as whole numbers, scaled before it is clipped and noised; and its tokens, if they are counted."""
-        party, update = self.party, (kept.update * np.float32(weight(staleness))).astype(np.float32)
+    def weighed(self, kept: Contribution, update: Vector, clipped: int, staleness: int, terms: Terms) -> tuple[Values, int]:
+        """The contribution as whole numbers, `update` of it scaled already; and its tokens, if they are counted."""
+        party = self.party
         codec = Codec(party.size, party.policy, terms)
-        statistics = dataclasses.replace(kept.statistics, clipped=codec.clipped(update))
+        statistics = dataclasses.replace(kept.statistics, clipped=clipped)
         if staleness:  # its scores are of an adapter that is not the one this step starts from
             statistics = dataclasses.replace(statistics, correct=0, total=0)
         tokens = statistics.tokens if party.policy.privacy.counts else 0

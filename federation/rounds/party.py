@@ -25,11 +25,12 @@ from ...crypto.sealed import MemberService
 from ..exchange import broadcast, messages, work
 from ..exchange.ledger import Ledger
 from ..exchange.messages import Place, Reply, Task
+from ..learning import bounds
 from ..learning.aggregate import ServerState, Vector
 from ..learning.learner import Counts, Learner, Trained
 from ..learning.ranges import read_spans, spans
 from ..learning.shares import narrowed, shares_of
-from ..membership.consent import check_consent
+from ..membership.consent import check_clipped, check_consent
 from ..membership.policy import Policy
 from ..protection.draw import Draw, check
 from ..protection.modes import party_half
@@ -118,7 +119,8 @@ class Party:
                 f"this node's key {identity.public.raw.hex()[:16]}… is not in the roster of {policy.name}; "
                 "send the line of `quietchoir federation identity` to the federation's owner, then take the new file"
             )
-        check_consent(policy, consent or ConsentConfig())
+        self.consent = consent or ConsentConfig()
+        check_consent(policy, self.consent)
         self.policy, self.identity, self.learner, self.name, self.size = policy, identity, learner, name, size
         self.stops = tuple(stops) or (size,)
         self.ledger = ledger or Ledger()
@@ -179,6 +181,7 @@ class Party:
             return Meant(order, broadcast.of_work(task.stage, order.header(), order.flat), led)
         if self.safe is None:
             order = work.decode(task.payload, self.size)
+            self.check_reach(order.flat, task.place)
             return Meant(order, broadcast.of_work(task.stage, order.header(), order.flat))
         order, seed = work.decode(task.payload, 0), self.safe.vault.seed(self.policy.digest)
         progress = self.safe.vault.progress(task.place.run)
@@ -191,7 +194,18 @@ class Party:
         """Go to the adapter that `named` means; nothing is remembered yet. Raises as `Recall.follow`."""
         assert self.recall is not None  # adapters are followed
         self.ledger.check(place)
-        return self.recall.follow(Stepping(self.policy, self.size, place.run, self.stops), named.state, way)
+        led = self.recall.follow(Stepping(self.policy, self.size, place.run, self.stops), named.state, way)
+        self.check_reach(led.state, place)
+        return led
+
+    def check_reach(self, found: ServerState | Vector, place: Place) -> None:
+        """Require what the rounds before `place` can have produced.
+
+        Raises:
+            MessageError: it lies farther out.
+        """
+        largest = Codec(self.size, self.policy).largest
+        bounds.check(self.policy.recipe, found, place.round - 1, largest)
 
     def open(self, task: Task) -> bytes:
         """Begin an attempt: train or score, or keep a finished adapter."""
@@ -299,7 +313,7 @@ class Party:
             update[~terms.shares.trained(self.name, update.size)] = 0.0
         if (agreed := self.policy.recipe.agreed_steps) and trained.steps:
             update *= np.float32(agreed / trained.steps)  # Wang et al. 2020, FedNova: nobody counts more for more steps
-        clipped = Codec(self.size, self.policy, terms).clipped(update)
+        clipped = self.clipped(update, terms)
         votes = ballot(self.policy.guard, Statistics(correct=counts.correct, total=counts.total))
         statistics = Statistics(
             correct=votes.correct, total=votes.total, examples=trained.examples, tokens=trained.tokens,
@@ -308,6 +322,21 @@ class Party:
         told: Event = {} if terms.shares is None else {"columns": columns}
         self.on_event({"event": "trained", "round": place.round, "loss": trained.loss, "tokens": trained.tokens, **told})
         return update, statistics
+
+    def clipped(self, update: Vector, terms: Terms) -> int:
+        """How many coordinates of `update` are cut before it is sent.
+
+        Raises:
+            DataError: more than its owner allows; nothing is sent. Where there is noise the whole update
+                is shortened instead, and that is what its privacy rests on.
+        """
+        codec = Codec(self.size, self.policy, terms)
+        clipped, trained = codec.clipped(update), update.size
+        if codec.noise is None:
+            if terms.shares is not None:
+                trained = int(np.count_nonzero(terms.shares.trained(self.name, update.size)))
+            check_clipped(clipped, trained, self.consent)
+        return clipped
 
     def score(self, order: work.Work) -> tuple[Vector, Statistics]:
         """Score the adapter; there is no change to send."""

@@ -141,8 +141,10 @@ class Stepping:
         shares = self._shares(step)
         codec = Codec(self.size, policy, Terms(ranges, seed_of(policy, Place(self.run, step.round, 0)), shares=shares))
         means = [codec.mean(self._integers(one), one.parties, one.names) for one in step.totals]
-        if codec.noise is None and max(float(np.abs(mean).max(initial=0.0)) for mean in means) > BEYOND * recipe.update_range:
-            raise DataError(f"a change beyond {recipe.update_range:g}, which is as far as a member may move in a round")
+        for mean in means:  # with noise its length is bounded, without it each coordinate
+            found = float(np.linalg.norm(mean) if codec.noise is not None else np.abs(mean).max(initial=0.0))
+            if found > BEYOND * codec.largest:
+                raise DataError(f"a change that reaches {found:.3g}, {codec.largest:.3g} at most in a round")
         return combine(means, policy.aggregation.rule, policy.aggregation.trim) if step.bucket == ALL else means[step.bucket]
 
     def go(self, state: ServerState, step: Step) -> ServerState:

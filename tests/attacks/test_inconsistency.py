@@ -21,10 +21,17 @@ from quietchoir.federation.rounds.party import Party
 from quietchoir.tests.fakes_buffered import buffered
 from quietchoir.tests.fakes_federation import House, coordinator, house, parties
 from quietchoir.tests.fakes_joint import DESK, joint_house
-from quietchoir.tests.fakes_liar import Liar, Secretive, other_work, without_the_binding
+from quietchoir.tests.fakes_liar import Liar, Secretive, other_work, without_floors, without_the_binding
 from quietchoir.tests.fakes_sealed import sealed_parties
 
 SIZE = 400
+
+
+@pytest.fixture(autouse=True)
+def _one_guard_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_floors(monkeypatch)
+
+
 FALSE = np.full(SIZE, 3000.0, np.float32)
 RANGE = 0.2  # the recipe's update_range
 

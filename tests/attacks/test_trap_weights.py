@@ -34,7 +34,7 @@ def fixed(home: House, folder: Path | None = None) -> dict[str, Party]:
     """Members that remember what they trained from; on disk with `folder`."""
     return {
         name: Party(
-            home.policy, key, FixedLearner(0.05 * (number + 1)), size=SIZE, consent=ANY_MODE,
+            home.policy, key, FixedLearner(0.04 * (number + 1)), size=SIZE, consent=ANY_MODE,
             recall=Recall(None if folder is None else folder / name),
         )
         for number, (name, key) in enumerate(home.members.items())
