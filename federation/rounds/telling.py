@@ -46,16 +46,19 @@ class Telling:
         self.post, self.logbook, self.optimizer, self.size, self.stops = post, logbook, optimizer, size, tuple(stops)
         self.on, self.origin = post.policy.followed, origin_of(size)
         self.ways: dict[str, Walked] = {one.name: one for one in logbook.state.steps}  # oldest first
+        self.fresh: list[tuple[str, ServerState]] = []  # made of the last sums; one of them may become the run's
+        self.opened_at: tuple[Place, tuple[str, ...], tuple[Sum, ...]] | None = None
         self.forget()
 
     def forget(self) -> None:
-        """Nothing is known of anybody: as at the start, or under a later version of the federation file."""
+        """Nothing is known of any member: as at the start, or under a later version of the federation file.
+
+        What was made of the last sums stays: a file may change between a step and the vote on it.
+        """
         self.version = self.post.policy.version
         self.held: dict[str, tuple[str, ...]] = {}  # member → names of states
         self.lacking: set[str] = set()  # who answered the last letter so
         self.relying: set[str] = set()  # who was told the whole, and has not been in a sum since
-        self.fresh: list[tuple[str, ServerState]] = []  # made of the last sums; one of them may become the run's
-        self.opened_at: tuple[Place, tuple[str, ...], tuple[Sum, ...]] | None = None
 
     def opened(self, place: Place, asked: Sequence[str], sums: tuple[Sum, ...]) -> None:
         """The sums that the next steps are made of, and who was asked for them."""

@@ -410,6 +410,32 @@ def test_under_a_later_version_of_the_file_everybody_follows_on() -> None:
     assert all(party.recall is not None and len(party.recall.memory(run.state.run).trail) == 2 for party in members.values())
 
 
+def test_a_file_that_changes_between_a_step_and_the_vote_on_it_loses_neither() -> None:
+    home = change_house(tables={"guard": GuardTable(rule="vote")})
+    members = noting(home)
+    run = coordinator(home, members, SIZE)
+    follow_rounds(run, members, 1)
+    taken: list[int] = []
+
+    def between() -> None:
+        """The owner's new file comes as soon as a sum is open, before anybody voted on what follows from it."""
+        if not taken and any(name for name, _ in run.telling.fresh if name != run.telling.named(run.state.server)):
+            taken.append(1)
+            home.policy = dataclasses.replace(home.policy, version=2, head="ab" * 32)
+            for name, key in home.members.items():
+                kept = members[name]
+                members[name] = Party(
+                    home.policy, key, kept.learner, size=SIZE, consent=ANY_MODE, ledger=kept.ledger, recall=kept.recall
+                )
+            run.post.link = type(run.post.link)({name: party.handle for name, party in members.items()})  # type: ignore[call-arg]
+            run.take(home.policy)
+
+    run.between = between
+    run.train_round()
+    assert taken and run.state.round == 2 and run.state.history[-1]["guard"]["kept"]
+    follow_rounds(run, members, 1)
+
+
 def test_a_sealed_federation_has_nothing_to_tell() -> None:
     with pytest.raises((ConfigError, ValueError), match='needs mode "plain" or "masked"'):
         change_house(mode="sealed")
