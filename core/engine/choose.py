@@ -73,7 +73,8 @@ def cache_block_bytes(weights: Weights, config: EngineConfig) -> int:
         from .cuda import cache
 
         return cache.block_bytes(weights.architecture)
-    return block_bytes(weights.architecture, 4 if exact(weights) else 2)
+    whole = exact(weights) and supports(weights) is not None  # the native cache is bfloat16 always
+    return block_bytes(weights.architecture, 4 if whole else 2)
 
 
 def processor_runner(weights: Weights, blocks: int, threads: int = 0) -> LanguageModel:
