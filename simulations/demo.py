@@ -59,9 +59,10 @@ class Demo:
         started = time.monotonic()
         self.make_households()
         self.found_federation()
+        others = self.start_others()  # first: they prepare their examples while the assistant loads and is asked
         assistant = self.start_assistant()
         before = self.ask(assistant, "before: the bare model")
-        self.learn_together()
+        self.learn_together(*others)
         self.switch(assistant)
         after = self.ask(assistant, "after: the shared adapter, taken over without a restart")
         self.tell_requests(before, after)
@@ -119,6 +120,11 @@ class Demo:
         """The federation file."""
         return self.folder / "federation" / "federation.toml"
 
+    @property
+    def outcome(self) -> Path:
+        """Where the coordinator writes its report."""
+        return self.folder / "coordinator.json"
+
     def start_assistant(self) -> RunningNode:
         """The first household's assistant, with its household plugin in a sandbox."""
         self.heading(f"3  {self.names[0]}'s assistant runs, and is a member too: one set of weights serves and trains")
@@ -138,13 +144,11 @@ class Demo:
             self.console.print(f"    “{one.request}”  →  {one.shown}")
         return asked
 
-    def learn_together(self) -> None:
-        """The rounds: a coordinator and the nodes, each its own process, over TLS."""
-        self.heading(f"4  {self.nodes} nodes and a coordinator, {self.rounds} rounds over Flower and TLS, every update masked")
-        target = self.folder / "coordinator.json"
+    def start_others(self) -> tuple[Child, list[Child]]:
+        """The coordinator and every node but the first household's, each its own process."""
         coordinator = self.stage.start(
-            "coordinator", "coordinate", str(self.file), "--state", str(self.folder / "state"), "--report", str(target),
-            "--json-lines", **self.environment("coordinator"),
+            "coordinator", "coordinate", str(self.file), "--state", str(self.folder / "state"),
+            "--report", str(self.outcome), "--json-lines", **self.environment("coordinator"),
         )  # fmt: skip
         nodes = [
             self.stage.start(
@@ -153,10 +157,15 @@ class Demo:
             )
             for name in self.names[1:]
         ]  # fmt: skip
+        return coordinator, nodes
+
+    def learn_together(self, coordinator: Child, nodes: list[Child]) -> None:
+        """The rounds, over TLS."""
+        self.heading(f"4  {self.nodes} nodes and a coordinator, {self.rounds} rounds over Flower and TLS, every update masked")
         self.watch(coordinator)
         for child in (coordinator, *nodes):
             child.finish(END_S)
-        outcome = json.loads(target.read_text("utf-8"))
+        outcome = json.loads(self.outcome.read_text("utf-8"))
         self.console.print()
         report.show_run(self.console, outcome)
         copied = ("accuracy", "rounds", "seconds", "bytes_per_node_round", "nodes", "protection", "held", "adapter")
