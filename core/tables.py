@@ -19,6 +19,7 @@ from .errors import ConfigError
 
 T = TypeVar("T")
 MARKS = {codecs.BOM_UTF8: "UTF-8", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+INTEGER_BITS = 63  # and a sign, as TOML has it
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 
 
@@ -29,7 +30,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: no such file, not UTF-8, one that begins with a byte-order mark, or not TOML (with the line).
     """
     try:
-        return tomllib.loads(toml_text(path.read_bytes()))
+        return parse_toml(path.read_bytes())
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except OSError as error:
@@ -38,6 +39,30 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
+
+
+def parse_toml(content: bytes) -> dict[str, Any]:
+    """Parse TOML that anybody may have written.
+
+    Raises:
+        UnicodeDecodeError: not UTF-8.
+        TOMLDecodeError: not TOML, nested deeper than is read, or a whole number beyond TOML's 64 bits.
+    """
+    try:
+        table = tomllib.loads(toml_text(content))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        raise
+    except RecursionError:
+        raise tomllib.TOMLDecodeError("nested deeper than is read; make it flat") from None
+    except ValueError as error:
+        raise tomllib.TOMLDecodeError(str(error)) from None
+    waiting: list[Any] = [table]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, int) and value.bit_length() > INTEGER_BITS:
+            raise tomllib.TOMLDecodeError(f"a whole number of {value.bit_length()} bits, TOML has {INTEGER_BITS + 1}")
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return table
 
 
 def toml_text(content: bytes) -> str:
@@ -97,7 +122,10 @@ def convert(hint: Any, value: Any, where: str) -> Any:
     if hint is Path and isinstance(value, str):
         return Path(value).expanduser()
     if hint is float and type(value) in (int, float):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"{where} must be {describe(hint)}; it is too large to be one") from None
     if hint in (bool, int, str) and type(value) is hint:
         return value
     raise ConfigError(f"{where} = {value!r} must be {describe(hint)}")

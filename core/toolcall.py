@@ -30,7 +30,7 @@ def parse(text: str) -> ToolCall | None:
     """Read a tool call out of a model's answer; None if the answer is not exactly one."""
     try:
         found = json.loads(text.strip())
-    except ValueError:
+    except (ValueError, RecursionError):  # a model writes what it likes, ten thousand brackets too
         return None
     if not isinstance(found, dict) or set(found) != {"name", "arguments"}:
         return None

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..core.errors import CryptoError, DataError, ProtocolError
+from ..core.errors import CryptoError, DataError, ProtocolError, WorkerError
 from ..core.worker import Worker, WorkerPool
 from .ckks import ROTATIONS, Asker, Multiplier
 from .parameters import SEARCH
@@ -269,17 +269,26 @@ class Questioner:
         """The next `count` choices after an answer with scores; never raises for what the answer is or opens to.
 
         Decoys are encrypted before the answer is touched, and leave instead of choices where it is of no use: also an
-        answer that ends our worker, and the key with it, changes nothing that the host sees.
+        answer that ends our worker, and the key with it, changes nothing that the host sees. The work is the same as
+        well: where the scores are of no use, as many choices are sorted out and encrypted, by chance, and thrown away.
+        Encrypting them takes ten milliseconds, which a host can tell.
         """
         count = min(count, self.shape.passages)
         chance = tuple(secrets.SystemRandom().sample(range(self.shape.passages), count))
         decoys = tuple(self.choice(index) for index in chance)
+        fault: CryptoError | None = None
         try:
             scores = self.scores(answer)
-            best = tuple(int(index) for index in np.argsort(-scores, kind="stable")[:count])
-            return Opened(tuple(self.choice(index) for index in best), best, scores, None)
-        except CryptoError as error:
+        except WorkerError as error:  # by its bytes, which the host knows: no secret
             return Opened(decoys, chance, None, error)
+        except CryptoError as error:
+            fault, scores = error, np.random.default_rng().random(self.shape.passages, np.float32)
+        best = tuple(int(index) for index in np.argsort(-scores, kind="stable")[:count])
+        try:
+            choices = tuple(self.choice(index) for index in best)
+        except CryptoError as error:
+            fault = fault or error
+        return Opened(decoys, chance, None, fault) if fault is not None else Opened(choices, best, scores, None)
 
     def choice(self, index: int) -> list[bytes]:
         """Encrypt the choice of passage `index`.

@@ -128,7 +128,7 @@ def places() -> dict[str, Path]:
     try:
         table = json.loads((paths.home() / PLACES_FILE).read_text("utf-8"))
         return {str(digest): Path(path) for digest, path in table.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, RecursionError, AttributeError, TypeError):
         return {}
 
 

@@ -347,7 +347,7 @@ def read_evaluation(text: str) -> dict[str, object]:
     """
     try:
         evaluation = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         evaluation = None
     if not isinstance(evaluation, dict):
         raise FederationError("the finished adapter's evaluation is malformed; not kept, wait for the coordinator's next one")

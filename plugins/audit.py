@@ -104,7 +104,7 @@ def verify(path: Path) -> tuple[int, str]:
         count += 1
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict) or row.get("before") != head or row.get("hash") != seal(row):
             raise PluginError(

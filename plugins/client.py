@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from ..core.errors import ToolError
+from .hidden import legible
 from .sandbox import watchdog
 from .sandbox.linux import MAX_LINE
 
@@ -20,6 +21,7 @@ MAX_NOISE = 100  # lines in a row that answer nothing
 KEPT_COMPLAINTS = 64 << 10  # bytes of standard error that are remembered
 MAX_COMPLAINTS = 8 << 20  # bytes of standard error after which the plugin is killed
 MAX_PAGES = 16  # of tools/list
+WORDS = 200  # characters of a plugin's own reasons that are passed on
 CHUNK = 1 << 16
 METHOD_NOT_FOUND = -32601
 
@@ -126,14 +128,17 @@ class Connection:
                 answer.exception()  # it may have failed while the request was still being written
         if "error" in message:
             said = message["error"].get("message") if isinstance(message["error"], dict) else message["error"]
-            raise ToolError(f"plugin {self.name} refused {method}: {str(said)[:200]}")
+            raise ToolError(f"plugin {self.name} refused {method}: {words(str(said))}")
         result = message.get("result")
         if not isinstance(result, dict):
             raise ToolError(f"plugin {self.name} answered {method} without a result")
         return result
 
     async def _send(self, message: Mapping[str, Any]) -> None:
-        line = json.dumps(message, ensure_ascii=False).encode() + b"\n"
+        try:
+            line = json.dumps(message, ensure_ascii=False).encode() + b"\n"
+        except UnicodeEncodeError:
+            raise ToolError("a call that holds half of a surrogate pair, which is no text; leave it out") from None
         if len(line) > MAX_LINE:
             raise ToolError(f"a call of {len(line)} bytes; plugins are sent at most {MAX_LINE}")
         if self.ended is not None or self._started.stdin is None:
@@ -200,7 +205,12 @@ class Connection:
     def _last_words(self) -> str:
         """The last line on standard error, shortened, for the owner's message."""
         lines = self.complaints.decode(errors="replace").strip().splitlines()
-        return f" ({lines[-1][:200]})" if lines else ""
+        return f" ({words(lines[-1])})" if lines else ""
+
+
+def words(text: str) -> str:
+    """What a plugin says of its own failure: as foreign as its answers."""
+    return legible(text)[:WORDS]
 
 
 @asynccontextmanager

@@ -57,7 +57,7 @@ def run_once(chosen: argparse.Namespace) -> int:
 
     try:
         arguments = json.loads(chosen.arguments)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"JSON = {chosen.arguments!r} is not JSON: {error}") from None
     if not isinstance(arguments, dict):
         raise ConfigError(f"JSON = {chosen.arguments!r} must be an object, for example " + '{"name": "lamp"}')

@@ -138,7 +138,7 @@ class PluginHost:
                 plugin=plugin.terms.id,
                 tool=call.name,
                 sent_bytes=sent,
-                received_bytes=len(text.encode()),
+                received_bytes=len(text.encode(errors="replace")),  # half a character is no reason to log nothing
                 seconds=round(seconds, 4),
                 outcome=outcome,
             )

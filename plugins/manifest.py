@@ -7,7 +7,7 @@ Always: what is not granted here is denied; an unknown field, or one this versio
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -155,7 +155,7 @@ def read(folder: Path) -> Manifest:
         raise ManifestError(f"{path}: {len(files[FILE])} bytes; at most {MAX_MANIFEST_BYTES} are read")
     try:
         table = json.loads(files[FILE])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ManifestError(f"{path}: not JSON: {error}; mend the file or remove the plugin") from None
     if not isinstance(table, dict) or not isinstance(table.get("tools"), list):
         raise ManifestError(f"{path}: expected an object with a list called tools")
@@ -193,10 +193,25 @@ def tool_entry(item: Any, where: str) -> ToolEntry:
         )
     if not isinstance(schema, dict) or schema.get("type") != "object":
         raise ManifestError(f'{where}.inputSchema: expected a JSON Schema with "type": "object"')
+    if any(legible(text) != text for text in texts(schema)):
+        raise ManifestError(f"{where}.inputSchema: expected texts without hidden characters")
     annotations = item.get("annotations", {})
     if not isinstance(annotations, dict):
         raise ManifestError(f"{where}.annotations: expected an object")
     return ToolEntry(name, description, schema, annotations.get("readOnlyHint") is True)
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Every text inside a JSON value, names of fields too."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list):
+            waiting += value
 
 
 def bundle(folder: Path) -> dict[str, bytes]:

@@ -7,6 +7,7 @@ trust that far.
 """
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from .cutting import RULES, Rule, cut
 from .folder import CONFIG, GENERATION, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, optional_json, read_json
 from .tokenizer import Tokenizer
 from .vocabulary import BYTE, CONTROL, ENDS, LONGEST, UNKNOWN, UNUSED, USER_DEFINED, Spelling, Vocabulary, byte_of_piece
+
+NORMALIZERS = frozenset({"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "StripAccents", "Nmt", "Prepend", "Replace"})
+CUTS = frozenset({"ByteLevel", "Split", "Digits", "Metaspace", "Punctuation", "Whitespace", "WhitespaceSplit"})
+MOST_GROWTH = 16  # as many as two parts that see a letter as its four bytes
 
 
 def read_tokenizer(folder: Path, count: int) -> Tokenizer:
@@ -35,6 +40,7 @@ def read_tokenizer(folder: Path, count: int) -> Tokenizer:
     described, config = read_json(path), optional_json(folder / TOKENIZER_CONFIG)
     cutter = load_cutter(path, described)
     try:
+        check_growth(described)
         spelling = spelling_of(described)
         tokens, kinds = tokens_of(cutter, described, spelling, count)
         vocabulary = Vocabulary(
@@ -54,6 +60,38 @@ def read_tokenizer(folder: Path, count: int) -> Tokenizer:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelFileError(f"{path}: {error!s:.200}; get the model again or choose another") from error
     return Tokenizer(vocabulary, cutter, behind_start(path, described))
+
+
+def check_growth(described: dict[str, Any]) -> None:
+    """Refuse what would make a short text a long one: each part may double what the one before it made.
+
+    Raises:
+        ValueError: a part that is not on our lists, or a text that could become more than `MOST_GROWTH` times as long.
+    """
+    for key, inner, known in (("normalizer", "normalizers", NORMALIZERS), ("pre_tokenizer", "pretokenizers", CUTS)):
+        whole, *within = list(parts(described, key, inner)) or [{}]
+        steps = within if whole.get("type") == "Sequence" else [whole] if whole else []
+        unknown = sorted({str(step.get("type")) for step in steps} - known)
+        if unknown:
+            raise ValueError(f"a {key} of the type {unknown[0]:.40} is not supported")
+        growth = math.prod(map(growth_of, steps))
+        if growth > MOST_GROWTH:
+            raise ValueError(f"its {key} makes a text up to {growth:.0f} times as long, at most {MOST_GROWTH} are taken")
+
+
+def growth_of(step: dict[str, Any]) -> float:
+    """How many times as long a text can become by one step."""
+    pattern, content = step.get("pattern"), str(step.get("content", step.get("prepend", "")))
+    match step.get("type"):
+        case "Prepend":
+            return 1.0 + len(content)
+        case "Replace":
+            told = pattern.get("String") if isinstance(pattern, dict) else None
+            # an expression may match nothing, between any two letters
+            return max(1.0, len(content) / len(told)) if isinstance(told, str) and told else 1.0 + len(content)
+        case "ByteLevel" | "Metaspace":  # a letter has up to four bytes; a space before each piece
+            return 4.0
+    return 1.0
 
 
 def load_cutter(path: Path, described: dict[str, Any]) -> Cutter:

@@ -58,7 +58,7 @@ class Ledger:
             rows = json.loads(snapshot)
             for key, table in ledger._tables().items():
                 table.update({(str(federation), int(number)): int(attempt) for federation, number, attempt in rows[key]})
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, RecursionError, KeyError, TypeError) as error:
             raise ConfigError("the ledger of rounds cannot be read; restore it, or leave and rejoin the federation") from error
         return ledger
 

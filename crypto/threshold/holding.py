@@ -84,7 +84,7 @@ class Holding:
             plan = Plan(federation=bytes.fromhex(header["federation"]), members=members, **header["plan"])
             pairs = {int(number): bytes.fromhex(key) for number, key in header["pairs"].items()}
             key_id, readers, name = bytes.fromhex(header["key_id"]), bytes.fromhex(header["readers"]), str(header["name"])
-        except (ValueError, LookupError, TypeError, AttributeError, ConfigError, CryptoError) as error:
+        except (ValueError, RecursionError, LookupError, TypeError, AttributeError, ConfigError, CryptoError) as error:
             raise ProtocolError(f"a holding whose header cannot be read ({type(error).__name__}); make another key") from None
         n = len(members)
         keys = [key_id, readers, *pairs.values()]

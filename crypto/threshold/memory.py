@@ -76,6 +76,6 @@ class Memory:
             memory._encrypted = {int(number) for number in noted["encrypted"]}
             memory._opened = {int(number): tuple(map(int, names)) for number, names in noted["opened"].items()}
             memory._answered = {bytes.fromhex(request) for request in noted["answered"]}
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
             raise ProtocolError("what was done under a joint key cannot be read; the key is not used, make another") from None
         return memory

@@ -102,7 +102,7 @@ class Ledger:
             content = json.loads(old.read_text("utf-8"))
             marks = {str(run): (int(at[0]), int(at[1])) for run, at in content["marks"].items()}
             sums = SumLedger.restore(str(content["sums"]).encode("ascii"))
-        except (ValueError, AttributeError, LookupError, TypeError) as error:
+        except (ValueError, RecursionError, AttributeError, LookupError, TypeError) as error:
             raise MessageError(f"{old}: damaged ({error}); restore it, without it old rounds could be replayed") from error
         self.sums, standing = sums, dict.fromkeys(marks, FINISHED)
         self.write(marks, standing, 0.0)

@@ -3,19 +3,23 @@
 Knows sockets, TLS and time limits. Knows nothing of routes, keys or letters; the door says on which
 connections a member is.
 Always: a connection on which nobody has proved who it is ends `HEAD_S` after it was made, at the
-latest, whatever it does; there are at most `UNPROVEN` of them, and one more ends the oldest, so
-that strangers never keep a member from coming in; the head of a request takes at most `HEAD_S` and
-`HEAD_BYTES`, a member's too.
+latest, whatever it does; there are at most `UNPROVEN` of them, and one more ends the oldest of the
+address that has the most, so that strangers at fewer than `UNPROVEN` addresses never keep a member
+at another from coming in; the head of a request takes at most `HEAD_S` and `HEAD_BYTES`, a member's
+too.
 
-Not covered: floods. TLS handshakes cost processor time, and a full line is full.
+Not covered: floods. TLS handshakes cost processor time, and a full line is full. A stranger behind
+the member's own address (one router, one proxy) that connects some hundreds of times a second.
 """
 
 import asyncio
 import contextlib
+import ipaddress
 import socket
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -32,6 +36,16 @@ BACKLOG = 256
 AGAIN_S = 0.1  # after the system had no room for another connection
 
 Address = tuple[str, int]
+
+
+def source(peer: tuple[Any, ...]) -> str:
+    """Who is behind an address: an IPv4 address, or the network of an IPv6 one (its holder has all of 2^64)."""
+    address = ipaddress.ip_address(str(peer[0]).partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)
 
 
 class Inbound(asyncio.Protocol):
@@ -117,7 +131,7 @@ class Listener(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, listening: socket.socket, gone: Callable[[Address], None]) -> None:
         super().__init__(config)
         self.listening, self.gone = listening, gone
-        self.unproven: dict[Inbound, None] = {}  # oldest first
+        self.unproven: dict[Inbound, str] = {}  # whose they are; oldest first
         self.inbound: dict[Address, Inbound] = {}
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -140,19 +154,29 @@ class Listener(uvicorn.Server):
         loop = asyncio.get_running_loop()
         while True:
             try:
-                taken, _ = await loop.sock_accept(self.listening)
+                taken, peer = await loop.sock_accept(self.listening)
             except OSError as error:
                 logger.warning("no room for another connection: %s", error)
                 await asyncio.sleep(AGAIN_S)
                 continue
             inbound = Inbound(self)
-            self.unproven[inbound] = None
+            self.unproven[inbound] = source(peer)
             inbound.opening = loop.create_task(self.greet(inbound, taken))
             inbound.opening.add_done_callback(partial(self.greeted, inbound, taken))
             while len(self.unproven) > UNPROVEN:
-                oldest = next(iter(self.unproven))
-                del self.unproven[oldest]
-                oldest.end()
+                crowding = self.crowding()
+                del self.unproven[crowding]
+                crowding.end()
+
+    def crowding(self) -> Inbound:
+        """Who must go: the oldest connection of the source that has the most.
+
+        A source alone never pushes out another's, however fast it knocks. The oldest of all would be
+        the member, if it is as far away as strangers can connect 64 times in: a few hundred a second.
+        """
+        held = Counter(self.unproven.values())
+        most = max(held.values())
+        return next(inbound for inbound, whose in self.unproven.items() if held[whose] == most)
 
     async def greet(self, inbound: Inbound, taken: socket.socket) -> None:
         """TLS's handshake."""

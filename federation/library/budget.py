@@ -81,7 +81,7 @@ class Budget:
                 for account, counts in found["spent"].items()
             }
             self._last = {str(name): _count(sequence) for name, sequence in found["last"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"{self._path}: the library's budget cannot be read ({error}); restore it, "
                 "or delete it if every asker may begin again"

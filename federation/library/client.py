@@ -110,7 +110,7 @@ class Session:
         self._manifest: Manifest | None = None
         self._questioner: Questioner | None = None
         self._key_id = b""
-        self._sequence = 0
+        self._sequence = time.time_ns()  # above all earlier sessions' too, without a file
         self.bytes_up = self.bytes_down = 0
 
     async def open(self, embedder: Embeds) -> Manifest:
@@ -123,7 +123,7 @@ class Session:
         raw = await self._exchange("GET", b"", MANIFEST_BYTES)
         self._manifest = manifest = decode_manifest(raw, self._address.host)
         ours = embedder.embed([PROBE])[0]
-        if len(ours) != manifest.dimension or float(np.dot(ours, np.asarray(manifest.probe))) < PROBE_COSINE:
+        if len(ours) != manifest.dimension or not float(np.dot(ours, np.asarray(manifest.probe))) >= PROBE_COSINE:
             raise ConfigError(
                 "this library was embedded with another model than ours; pull the model its host names, or ask its owner"
             )
@@ -152,7 +152,7 @@ class Session:
 
     async def _ask(self, kind: Kind, parts: Sequence[bytes]) -> tuple[bytes, ...]:
         assert self._manifest is not None
-        self._sequence = max(self._sequence + 1, time.time_ns())  # above all earlier sessions' too, without a file
+        self._sequence += 1  # no time: between two messages our clock would tell the host what we did meanwhile
         request = Request(
             kind=kind,
             library=self._manifest.library,

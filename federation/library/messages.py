@@ -7,6 +7,7 @@ length is exactly what its own head says; anything else is a typed error.
 
 import enum
 import json
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -98,7 +99,7 @@ class Request:
     library: bytes  # 32
     asker: PublicIdentity
     key_id: bytes  # 32: digest of the public keys that the ciphertexts belong to
-    sequence: int  # rises with every request of this asker; nanoseconds since 1970 will do
+    sequence: int  # rises with every request of this asker; from the session's beginning in nanoseconds since 1970
     parts: tuple[bytes, ...]
 
     def encode(self, identity: Identity) -> bytes:
@@ -152,7 +153,7 @@ def decode_manifest(raw: bytes, host: PublicIdentity) -> Manifest:
         text, signature = str(outer["manifest"]), bytes.fromhex(outer["signature"])
         host.verify(MANIFEST_CONTEXT, text.encode(), signature)
         manifest = _manifest(json.loads(text))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ProtocolError(
             f"this is no library's manifest ({type(error).__name__}); check the address and update both sides"
         ) from error
@@ -214,7 +215,7 @@ def _refusal(parts: Sequence[bytes]) -> QuietchoirError:
     try:
         found: dict[str, Any] = json.loads(parts[0])
         return ERRORS.get(str(found["error"]), MessageError)(f"the library's host refused: {found['text']}")
-    except (ValueError, KeyError, TypeError, IndexError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return MessageError("the library's host refused without a reason that can be read; ask its owner")
 
 
@@ -225,6 +226,9 @@ def _manifest(found: dict[str, Any]) -> Manifest:
     texts = (manifest.title, manifest.host, manifest.parameters, manifest.edition)
     if not all(type(value) is int for value in numbers) or not all(type(value) is str for value in texts):
         raise ValueError("ill-typed")
+    bytes.fromhex(manifest.edition)  # it is hashed into the library's name
+    if len(probe) != manifest.dimension or not all(map(math.isfinite, probe)):
+        raise ValueError("a probe of another dimension, or not of numbers")
     return manifest
 
 

@@ -178,7 +178,7 @@ def pending(folder: Path) -> dict[str, Open]:
     try:
         given = json.loads(path.read_text("ascii"))
         return {key: tables.fill(Open, one, f"{path}: ") for key, one in given.items()}
-    except (ValueError, AttributeError, TypeError, ConfigError) as error:
+    except (ValueError, RecursionError, AttributeError, TypeError, ConfigError) as error:
         raise ConfigError(
             f"{path}: damaged, or of an older version ({error}); remove it, open invitations are lost with it"
         ) from error

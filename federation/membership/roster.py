@@ -70,8 +70,8 @@ def read_text(text: bytes, where: str) -> Chain:
         RosterError, ConfigError: as `parse`, or no TOML.
     """
     try:
-        return parse(tomllib.loads(tables.toml_text(text)), where)
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        return parse(tables.parse_toml(text), where)
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RosterError(f"{where}not a federation file ({type(error).__name__}); refused") from None
 
 
@@ -158,7 +158,7 @@ def invited(home: Path) -> dict[str, Invited]:
         given = json.loads(path.read_text("ascii"))
         read = {name: {"federation": one} if isinstance(one, str) else one for name, one in given.items()}
         return {name: tables.fill(Invited, one, f"{path}: ") for name, one in read.items()}
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, RecursionError, AttributeError, TypeError) as error:
         raise ConfigError(f"{path}: damaged ({error}); remove it, and compare fingerprints by hand") from error
 
 

@@ -49,7 +49,7 @@ class Pending:
         try:
             content = json.loads(self.path.read_bytes())
             return str(content["adapter"]), int(content["tries"])
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, ValueError, RecursionError, LookupError, TypeError):
             return "", 0
 
     def write(self, name: str, tries: int) -> None:

@@ -137,7 +137,7 @@ def read_cohort(payload: bytes, policy: Policy, name: str, asked: tuple[str, ...
     """
     try:
         cohort = json.loads(payload)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise MessageError("the cohort is not a JSON list; refused") from None
     if not isinstance(cohort, list) or not all(isinstance(one, str) for one in cohort) or cohort != sorted(set(cohort)):
         raise MessageError("the cohort is not a sorted list of different names; refused")

@@ -121,7 +121,7 @@ class Card:
             if unsigned and card == Card.unsigned(card.adapter, card.name, card.model):
                 return card
             PublicIdentity(bytes.fromhex(card.signer)).verify(CONTEXT, card.body(), bytes.fromhex(card.signature))
-        except (ValueError, AttributeError, ConfigError, AuthenticationError) as error:
+        except (ValueError, AttributeError, RecursionError, ConfigError, AuthenticationError) as error:
             raise FederationError(f"{where}not an adapter's signed card; refused") from error
         return card
 
@@ -326,7 +326,7 @@ class Registry:
         try:
             history = json.loads(self.pointer.read_text("ascii"))["history"]
             return [str(name) for name in history]
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, RecursionError, LookupError, TypeError) as error:
             raise FederationError(f"{self.pointer}: damaged; remove it, then activate an adapter again") from error
 
     def activate(self, prefix: str) -> str:

@@ -242,5 +242,5 @@ def read_state(connection: sqlite3.Connection, path: Path) -> RunState | None:
         known["delivered"] = tuple(known.get("delivered", ()))
         walked = tuple(Walked(*step) for step in steps)
         return RunState(**known, server=ServerState.decode(body, size), history=entries, steps=walked)
-    except (sqlite3.DatabaseError, ValueError, TypeError) as error:
+    except (sqlite3.DatabaseError, ValueError, RecursionError, TypeError) as error:
         raise FederationError(f"{path}: damaged ({error}); restore it from a copy, or choose another --state") from error

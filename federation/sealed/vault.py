@@ -197,7 +197,7 @@ def read_key(path: Path) -> tuple[str, bytes] | None:
     try:
         fields = json.loads(path.read_text("ascii"))
         epoch, seed = str(fields["epoch"]), bytes.fromhex(fields["seed"])
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, RecursionError, LookupError, TypeError):
         seed, epoch = b"", ""
     if len(seed) != SEED_BYTES:
         raise ConfigError(f"{path}: damaged; remove it, the other members hand the key over again")

@@ -210,7 +210,7 @@ def parse(line: str) -> dict[str, Any]:
     """One JSON-RPC request or notification; Refused otherwise."""
     try:
         message = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Refused(PARSE_ERROR, "not JSON") from None
     if not isinstance(message, dict) or not isinstance(message.get("method"), str):
         raise Refused(INVALID_REQUEST, "not a request: no method")

@@ -23,7 +23,9 @@ MAX_RULES = 1_000  # of a Lark grammar, terminals included
 MAX_BRACKETS = 200  # open at once in an expression or a grammar
 
 REFERENCE = re.compile(r'"\$(?:ref|dynamicRef|recursiveRef)"\s*:')
-RULE = re.compile(r"^[ \t]*[?!]*[A-Za-z_]\w*[^:\n\"/]*:", re.MULTILINE)
+# One repetition after the name's first letter, and none that could share letters with it: two that overlap take the
+# square of a line's length, with everybody's answers waiting.
+RULE = re.compile(r"^[ \t]*[?!]*[A-Za-z_][^:\n\"/]*:", re.MULTILINE)
 ESCAPED = re.compile(r"\\.", re.DOTALL)
 
 
