@@ -75,3 +75,24 @@ def test_a_misspelt_config_key_is_named_with_its_nearest(tmp_path: Path) -> None
     path.write_text("[engine]\nmax_runing = 3\n")
     with pytest.raises(ConfigError, match=r"config\.toml: engine\.max_runing = 3 is unknown; did you mean max_running\?"):
         config.load(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"a = " + b"[" * 5000, "nested deeper"),
+        (b"a = " + b"{a=" * 5000, "nested deeper"),
+        (b"a = " + b"1" * 5000, "4300 digits"),
+        (b"a = [[0x" + b"f" * 5000 + b"]]", "20000 bits"),
+    ],
+)
+def test_toml_that_python_cannot_hold_is_a_sentence(tmp_path: Path, content: bytes, sentence: str) -> None:
+    path = tmp_path / "x.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=sentence):
+        tables.read_toml(path)
+
+
+def test_a_number_beyond_all_floats_is_refused() -> None:
+    with pytest.raises(ConfigError, match="too large"):
+        tables.fill(Outer, {"name": "x", "ratio": 10**400}, "f: ")

@@ -46,3 +46,36 @@ def test_all_of_them_end_and_the_door_stays_open(loop: str, tmp_path: Path, monk
         link.stop()
     assert link.thread is not None and not link.thread.is_alive()
     assert link.server is not None and not link.server.unproven and not link.server.inbound
+
+
+class Counting(listener.Listener):
+    """Its bookkeeping alone."""
+
+    def __init__(self, held: list[str]) -> None:
+        self.unproven = {object(): whose for whose in held}  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("held", "place"),
+    [
+        (["member", *["stranger"] * 64], 1),  # however old the member's is
+        (["one", "two", "two", "one", "one"], 0),
+        (["a", "b", "c"], 0),  # as many strangers as places: the oldest
+    ],
+)
+def test_whoever_crowds_makes_room(held: list[str], place: int) -> None:
+    counting = Counting(held)
+    assert counting.crowding() is list(counting.unproven)[place]
+
+
+@pytest.mark.parametrize(
+    ("peer", "whose"),
+    [
+        (("192.0.2.7", 5), "192.0.2.7"),
+        (("::ffff:192.0.2.7", 5, 0, 0), "192.0.2.7"),
+        (("2001:db8:1:2:3:4:5:6", 5, 0, 0), "2001:db8:1:2::/64"),
+        (("fe80::1%lo", 5, 0, 1), "fe80::/64"),
+    ],
+)
+def test_who_is_behind_an_address(peer: tuple[object, ...], whose: str) -> None:
+    assert listener.source(peer) == whose
