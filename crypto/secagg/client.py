@@ -164,6 +164,8 @@ class SecAggClient:
             ThresholdError: too few members or neighbours shared; nothing was sent.
             ValueError: the values or the token count do not fit what the round agreed on.
             CryptoError: the ring could not close them; nothing was sent.
+
+        Once this returns, the round's upload counts as used: put the ledger on disk before it leaves.
         """
         self._expect(Stage.MASK)
         session, boxes = self._session, BoxList.decode(all_shares, self._session)
@@ -175,6 +177,7 @@ class SecAggClient:
             mask_pair(vectors, session, self._mask, self._me, peer, self._near[peer].mask)
         packed, counted = vectors.close("values"), vectors.close("tokens")
         receipt = Receipt.signed(session, self._identity, view, self._me, session.claim(tokens), packed + counted)
+        self._ledger.leave(session.config.federation, session.config.round, session.config.attempt)
         self._held, self._shared, self._view, self._receipt = held, frozenset(boxes.shared), view, receipt
         self.stage = Stage.CONSISTENCY
         return Upload(receipt, packed, counted).encode(session)
@@ -184,7 +187,10 @@ class SecAggClient:
 
         Raises:
             ProtocolError, AuthenticationError: a survivor without its own receipt, or we are missing.
+            ProtocolError: they differ by too few members from those of an earlier sum about the same.
             ThresholdError: too few survivors, in all or of a floor, or they claim too few tokens.
+
+        Once this returns, others may open the sum: put the ledger on disk before the signature leaves.
         """
         self._expect(Stage.CONSISTENCY)
         session, found = self._session, SurvivorList.decode(survivors, self._session, self._view)
@@ -196,6 +202,8 @@ class SecAggClient:
         claimed = sum(receipt.claim for receipt in found.receipts.values()) * session.claim_step
         if claimed < session.config.min_tokens:
             raise ThresholdError(f"survivors claim {claimed} tokens, {session.config.min_tokens} needed; nothing is revealed")
+        names = [session.names[at] for at in found.receipts]
+        self._ledger.sign(session.config.subjects, names, session.config.apart)
         self._survivors, self._view = frozenset(found.receipts), found.view(session, self._view)
         self.stage = Stage.UNMASK
         return Agreement.signed(session, self._identity, self._me, self._view).encode(session)

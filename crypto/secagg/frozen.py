@@ -102,6 +102,7 @@ def spell_config(config: SecAggConfig) -> dict[str, Any]:
         "context": config.context.hex(),
         "members": {name: key.raw.hex() for name, key in config.members.items()},
         "floors": [[sorted(floor.members), floor.least] for floor in config.floors],
+        "subjects": [subject.hex() for subject in config.subjects],
     }
 
 
@@ -112,10 +113,12 @@ def read_config(fields: dict[str, Any]) -> SecAggConfig:
         context=bytes.fromhex(fields["context"]),
         members={name: PublicIdentity(bytes.fromhex(key)) for name, key in fields["members"].items()},
         floors=tuple(Floor(frozenset(members), least) for members, least in fields["floors"]),
+        subjects=tuple(bytes.fromhex(subject) for subject in fields["subjects"]),
         **{key: fields[key] for key in PLAIN},
     )
 
 
 PLAIN = (
     "round", "attempt", "threshold", "min_cohort", "min_tokens", "length", "bits", "corrupt_percent", "drop_percent",
+    "apart",
 )  # fmt: skip

@@ -1,12 +1,16 @@
-"""What this node has already taken part in, so that no round is opened twice.
+"""What this node has already taken part in, so that no two sums can be subtracted.
 
-Knows federation, round and attempt. Knows nothing of secrets.
-Always: an attempt begins once; after one attempt of a round was opened, no other attempt of it begins or opens. (Two sums
-of the same updates over two different sets of survivors give away the difference: one member's update.)
+Knows federation, round, attempt, and whose values were summed about what. Knows nothing of secrets.
+Always: an attempt begins once; a masked upload counts as used when it leaves, whether it is opened
+or not, and then no other attempt of its round begins, masks or opens. (Two sums of the same updates
+over two different sets of survivors give away the difference: one member's update.) A member signs
+for two sums about one subject, as are updates from the same adapter, only if their survivors are the
+same or differ by enough.
 Not covered: a node whose ledger is lost with its disk. Keep `snapshot` with the node's other state.
 """
 
 import json
+from collections.abc import Collection
 from typing import Self
 
 from ...core.errors import ConfigError, ProtocolError
@@ -17,22 +21,69 @@ class Ledger:
 
     def __init__(self) -> None:
         self._begun: dict[tuple[str, int], int] = {}  # (federation, round) → highest attempt begun
+        self._used: dict[tuple[str, int], int] = {}  # (federation, round) → attempt whose upload has left
         self._opened: dict[tuple[str, int], int] = {}  # (federation, round) → attempt opened
+        self._signed: dict[str, set[tuple[str, ...]]] = {}  # subject → sets of survivors signed for
 
     def begin(self, federation: bytes, number: int, attempt: int) -> None:
         """Note a new attempt.
 
         Raises:
-            ProtocolError: this attempt or a later one has begun already, or the round was opened.
+            ProtocolError: this attempt or a later one has begun already, or the round's upload has left.
         """
         at = (federation.hex(), number)
-        if at in self._opened:
-            raise ProtocolError(f"round {number} was opened in attempt {self._opened[at]}; its update is not masked again")
+        for table, what in ((self._opened, "was opened"), (self._used, "has sent its masked update")):
+            if at in table:
+                raise ProtocolError(f"round {number} {what} in attempt {table[at]}; its update is not masked again")
         if attempt <= self._begun.get(at, -1):
             raise ProtocolError(
                 f"round {number} is at attempt {self._begun[at]}, got {attempt}; a retry needs a higher attempt"
             )
         self._begun[at] = attempt
+
+    def leave(self, federation: bytes, number: int, attempt: int) -> None:
+        """Note that the masked upload is about to leave.
+
+        Raises:
+            ProtocolError: one of this round has left before.
+        """
+        at = (federation.hex(), number)
+        if at in self._used or at in self._opened:
+            raise ProtocolError(f"round {number} has sent its masked update before; it is not masked again")
+        self._used[at] = attempt
+
+    def before(self, subject: bytes) -> tuple[tuple[str, ...], ...]:
+        """The sets of survivors, by name, that this node signed for about `subject`."""
+        return tuple(sorted(self._signed.get(subject.hex(), ())))
+
+    def check(self, subjects: Collection[bytes], survivors: Collection[str], apart: int) -> None:
+        """Require that no sum over `survivors` can be told from an earlier one by a few members.
+
+        Args:
+            subjects: 32 bytes each: what the sum is about.
+            apart: by so many members the set must differ from every other one about a subject.
+
+        Raises:
+            ProtocolError: it differs by fewer; nothing was noted.
+        """
+        names = set(survivors)
+        for subject in subjects:
+            for earlier in self.before(subject):
+                if 0 < (found := len(names.symmetric_difference(earlier))) < apart:
+                    raise ProtocolError(
+                        f"these {len(names)} survivors differ by {found} members from {len(earlier)} whose sum from the same "
+                        f"adapter this member signed for, need the same or {apart} others; nothing is signed"
+                    )
+
+    def sign(self, subjects: Collection[bytes], survivors: Collection[str], apart: int) -> None:
+        """Note that survivors are about to be signed for: from here on others may open their sum.
+
+        Raises:
+            ProtocolError: as `check`; nothing was noted.
+        """
+        self.check(subjects, survivors, apart)
+        for subject in subjects:
+            self._signed.setdefault(subject.hex(), set()).add(tuple(sorted(survivors)))
 
     def open(self, federation: bytes, number: int, attempt: int) -> None:
         """Note that shares are about to be revealed.
@@ -47,20 +98,29 @@ class Ledger:
 
     def snapshot(self) -> bytes:
         """Everything noted, as canonical JSON."""
-        rows = {key: sorted([*at, attempt] for at, attempt in table.items()) for key, table in self._tables().items()}
+        rows: dict[str, object] = {
+            key: sorted([*at, attempt] for at, attempt in table.items()) for key, table in self._tables().items()
+        }
+        rows["signed"] = {subject: sorted(map(list, found)) for subject, found in self._signed.items()}
         return json.dumps(rows, sort_keys=True).encode()
 
     @classmethod
     def restore(cls, snapshot: bytes) -> Self:
-        """Raises ConfigError if this is no snapshot."""
+        """What `snapshot` wrote, also before uploads and survivors were noted.
+
+        Raises:
+            ConfigError: this is no snapshot.
+        """
         ledger = cls()
         try:
-            rows = json.loads(snapshot)
+            rows = {"used": [], "signed": {}, **json.loads(snapshot)}
             for key, table in ledger._tables().items():
                 table.update({(str(federation), int(number)): int(attempt) for federation, number, attempt in rows[key]})
-        except (ValueError, RecursionError, KeyError, TypeError) as error:
+            for subject, found in rows["signed"].items():
+                ledger._signed[str(subject)] = {tuple(map(str, names)) for names in found}
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError("the ledger of rounds cannot be read; restore it, or leave and rejoin the federation") from error
         return ledger
 
     def _tables(self) -> dict[str, dict[tuple[str, int], int]]:
-        return {"begun": self._begun, "opened": self._opened}
+        return {"begun": self._begun, "used": self._used, "opened": self._opened}

@@ -57,6 +57,9 @@ class SecAggConfig:
     drop_percent: int = 10  # of the cohort that may drop out, for the same
     floors: tuple[Floor, ...] = ()  # besides min_cohort, for parts of the vector that not everybody fills
     context: bytes = b""  # whatever else must be the same for all, hashed: what each was told before it contributes
+    # What a member's ledger holds survivors to (`Ledger.sign`); the coordinator need not know it.
+    subjects: tuple[bytes, ...] = ()  # 32 bytes each: what the sum is about; sums about the same can be subtracted
+    apart: int = 0  # members by which the survivors of two such sums must differ, if they differ
 
     def __post_init__(self) -> None:
         n = len(self.members)
@@ -92,6 +95,11 @@ class SecAggConfig:
         """Parties without which no stage goes on."""
         return max(self.threshold, self.min_cohort)
 
+    @property
+    def token_unit(self) -> int:
+        """Tokens behind one unit of a claim; 0 when no floor is set."""
+        return -(-self.min_tokens // (CLAIM_STEPS * self.min_cohort))
+
 
 class Session:
     """The agreed facts of one attempt: order of the members, rings, graph sizes, and the digest of it all."""
@@ -103,8 +111,7 @@ class Session:
         self.keys = tuple(config.members[name] for name in self.names)
         self.ring: Ring = ring or BitRing(length=config.length, bits=config.bits, parties=len(self.names))
         self.token_ring = TokenRing(len(self.names))
-        # Tokens behind one unit of a claim; 0 when no floor is set.
-        self.claim_step = -(-config.min_tokens // (CLAIM_STEPS * config.min_cohort))
+        self.claim_step = config.token_unit
         self.id = self._digest()
 
     def _digest(self) -> bytes:

@@ -127,7 +127,7 @@ class MaskedCoordinator:
         told: the broadcast digest of what they were asked; shares: who trains which columns.
     """
 
-    opens_at = STAGES[-1]
+    opens_at = STAGES[2]  # a masked upload is used up when it leaves, whatever becomes of it
 
     def __init__(
         self, policy: Policy, place: Place, cohort: tuple[str, ...], length: int, counted: bool, *,

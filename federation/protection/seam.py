@@ -80,7 +80,7 @@ class CoordinatorHalf(Protocol):
 
     @property
     def opens_at(self) -> str:
-        """The stage whose answers open the sum: once it is asked for, this place is used up."""
+        """The stage whose answers carry the contributions: once it is asked for, this round's number is used up."""
         ...
 
     def begin(self) -> tuple[str, Mapping[str, bytes]]:

@@ -39,9 +39,12 @@ class Logbook:
         return Place(self.state.run, self.state.round + 1 + self.state.skipped, self.state.attempt)
 
     def skip_opened(self) -> None:
-        """If the sum of the last attempt was being opened when it ended, give its number up: no member opens it again."""
+        """If contributions had left in the last attempt when it ended, give its number up: members mask nothing twice.
+
+        Attempts go on being counted: with them, fewer columns are asked for (`..learning.shares`).
+        """
         if self.state.opening:
-            self.skip()
+            self.keep(opening=False, skipped=self.state.skipped + 1)
 
     def skip(self) -> None:
         """The number is used up, and the adapter stays as it is."""

@@ -3,6 +3,7 @@
 Accomplices sign whatever is asked of them, so signatures alone do not help here.
 """
 
+import copy
 import dataclasses
 
 import pytest
@@ -108,17 +109,28 @@ def test_members_that_were_shown_different_keys_do_not_sign_together() -> None:
         game.server.receive(ME, parcel)
 
 
-def test_of_two_attempts_at_once_only_one_is_opened() -> None:
+def test_of_two_attempts_at_once_only_one_sends_its_upload() -> None:
     cohort = Cohort(4)
     ledgers = {name: Ledger() for name in cohort.names}
-    first = Round(cohort, ledgers=ledgers).play(stages=4)
-    second = Round(cohort, attempt=1, ledgers=ledgers).play(stages=4)
+    first = Round(cohort, ledgers=ledgers).play(stages=2)
+    second = Round(cohort, attempt=1, ledgers=ledgers).play(stages=2)
     second.play()
     for name in cohort.names:
         before = frozen(first.clients[name])
-        with pytest.raises(ProtocolError, match="opened in attempt 1"):
+        with pytest.raises(ProtocolError, match="sent its masked update before"):
             first.ask(name)
         assert frozen(first.clients[name]) == before
+
+
+def test_of_two_copies_of_one_member_only_one_reveals_shares() -> None:
+    cohort = Cohort(4)
+    ledgers = {name: Ledger() for name in cohort.names}
+    game = Round(cohort, ledgers=ledgers).play(stages=4)
+    name = cohort.names[0]
+    twin = copy.copy(game.clients[name])
+    game.ask(name)
+    with pytest.raises(ProtocolError, match="opened in attempt 0"):
+        twin.unmask(game.brought[4][name])
 
 
 def delivered(game: Round, message: bytes, error: type[Exception], match: str) -> None:
