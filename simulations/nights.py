@@ -21,6 +21,7 @@ from ..crypto.keys import Identity
 from ..federation.exchange import messages, work
 from ..federation.exchange.link import InProcessLink
 from ..federation.membership.policy import Policy
+from ..federation.protection.draw import needed
 from ..federation.rounds.buffered import BufferedCoordinator, coordinator_of
 from ..federation.rounds.coordinator import Coordinator
 from ..federation.rounds.party import Party
@@ -188,7 +189,7 @@ class NightCoordinator(Coordinator):
 
     def wait_for_members(self) -> None:
         """As `Coordinator`."""
-        need, enough_since = self.policy.protection.min_cohort, math.inf
+        need, enough_since = needed(self.policy), math.inf
         while True:
             here = len(self.link.present())
             enough_since = min(enough_since, self.night.time) if here >= need else math.inf

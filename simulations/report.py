@@ -53,7 +53,7 @@ def line(event: Mapping[str, Any], rounds: int) -> str | None:
         case "stopped":
             return f"  stopped after round {event['round']}: {event['reason']}"
         case "score":
-            return f"  all rounds done   accuracy {percent(event['accuracy'])} ({event['correct']} of {event['total']})"
+            return f"  all rounds done   accuracy {percent(event['accuracy'])} ({event['scored']} members)"
     return None
 
 

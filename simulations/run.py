@@ -6,6 +6,7 @@ the scenario's seed.
 """
 
 import dataclasses
+import hashlib
 import secrets
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -24,6 +25,7 @@ from ..federation.learning.rehearsal import PacedRehearsal, RehearsalLearner
 from ..federation.membership.policy import AdapterTable, CoordinatorTable, Member, ModelTable, Policy
 from ..federation.protection.seam import Safe
 from ..federation.rounds.assembly import Event
+from ..federation.rounds.checkpoint import Store
 from ..federation.rounds.party import Party
 from ..federation.rounds.report import RunReport
 from ..federation.sealed.vault import Vault
@@ -96,8 +98,9 @@ def simulate(
         )  # fmt: skip
         handles[name] = FaultyParty(members[name], scenario.faults).handle
     coordinator = conduct(
-        scenario, policy, coordinator_key, handles, members, size=size, stops=stops, on_event=on_event, desk=adder
-    )
+        scenario, policy, coordinator_key, handles, members, size=size, stops=stops, on_event=on_event, desk=adder,
+        store=Store(None, run=hashlib.sha256(f"quietchoir simulation {scenario.seed}".encode()).hexdigest()[:32]),
+    )  # fmt: skip
     try:
         return coordinator.run()
     finally:

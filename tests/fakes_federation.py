@@ -56,7 +56,7 @@ def house(
 ) -> House:
     """A federation of `members`, named ann, ben, … in order; `tables` are whole ones, by name."""
     owner, coordinator = Identity.generate(), Identity.generate()
-    names = ["ann", "ben", "cat", "dan", "eve", "fay", "gus", "hal", "ida", "jon"][:members]
+    names = ["ann", "ben", "cat", "dan", "eve", "fay", "gus", "hal", "ida", "jon", "kim", "lea", "max", "nia", "ola"][:members]
     keys = {name: Identity.generate() for name in names}
     policy = Policy(
         name="choir",

@@ -10,6 +10,7 @@ from quietchoir.core.errors import RoundAborted
 from quietchoir.federation.exchange import messages
 from quietchoir.federation.exchange.link import InProcessLink
 from quietchoir.federation.protection import masked
+from quietchoir.federation.protection.seam import Contributors
 from quietchoir.federation.rounds.party import Party
 from quietchoir.federation.sealed import joint
 from quietchoir.federation.sealed.halves import counters
@@ -70,7 +71,9 @@ class KeepingLink(InProcessLink):
 
 def config_of(home: House, place: messages.Place) -> Any:
     length = SIZE + counters(home.policy)
-    return masked.agree(home.policy, place, tuple(sorted(home.members)), length, counted=True, context=b"")
+    names = tuple(sorted(home.members))
+    group = masked.Group.of(names, len(names), Contributors(names, names))
+    return masked.agree(home.policy, place, group, length, counted=True, context=b"")
 
 
 def ongoing(home: House) -> tuple[dict[str, Party], dict[str, joint.JointParty], KeepingLink]:

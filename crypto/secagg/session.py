@@ -146,8 +146,12 @@ class Session:
 
     @property
     def vouchers(self) -> int:
-        """Members whose word a member takes for what it could not check: one of them is honest if at most a third is not."""
-        return len(self.names) // 3 + 1
+        """Members whose word a member takes for what it could not check: one of them is honest if at most a third is not.
+
+        A third of all that could have been in the cohort, which the threshold is two thirds of; not of
+        those that are, whom the coordinator names.
+        """
+        return max(len(self.names) // 3, self.config.threshold // 2) + 1
 
     def signing(self, stage: str, view: bytes = b"") -> bytes:
         """Context of a signature: this session, this stage, and everything its signer had seen by then."""

@@ -22,7 +22,7 @@ SCORE = "score"  # score the vector on held-out examples, contribute the counts
 ADOPT = "adopt"  # keep the vector as a finished adapter
 UNDO = "undo"  # sealed mode: step to the adapter before the last step, with an optimizer at rest
 STAGES = (TRAIN, SCORE, ADOPT, UNDO)
-READY, SPENT = b"", b"spent"  # what a member answers: its contribution is ready, or its privacy budget is used up
+DONE, SPENT = b"", b"spent"  # what a member answers: it is done, or its privacy budget is used up
 MAX_HEADER_BYTES = 1 << 20
 FIELDS = {"absent": list, "card": str, "cohort": list, "evaluate": bool, "ranges": list, "state": str}
 
@@ -45,6 +45,35 @@ class Work:
 
 
 assert {one.name for one in dataclasses.fields(Work)} == {*FIELDS, "flat"}  # what is told is what is hashed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """What a member answers when its contribution is ready: nothing of how its work went."""
+
+    scores: bool  # it scored held-out answers: so many do is told to all, because few are not summed
+    before: tuple[tuple[str, ...], ...] = ()  # members that it signed for in earlier sums from the same adapter
+
+
+def encode_ready(ready: Ready) -> bytes:
+    """One spelling of it."""
+    return canonical({"before": listed(ready.before), "scores": ready.scores})
+
+
+def decode_ready(payload: bytes) -> Ready | None:
+    """Read what `encode_ready` wrote; None if it is something else."""
+    fields: Any = None
+    if len(payload) <= MAX_HEADER_BYTES:
+        try:
+            fields = json.loads(payload)
+        except (ValueError, RecursionError):
+            fields = None
+    if not isinstance(fields, dict) or {key: type(value) for key, value in fields.items()} != {"before": list, "scores": bool}:
+        return None
+    before = [one for one in fields["before"] if isinstance(one, list) and all(isinstance(name, str) for name in one)]
+    if len(before) != len(fields["before"]):
+        return None
+    return Ready(scores=fields["scores"], before=tuple(tuple(one) for one in before))
 
 
 def listed(value: Any) -> Any:

@@ -99,7 +99,7 @@ def shares_of(policy: Policy, cohort: Sequence[str], attempt: int) -> Shares | N
         cohort: everybody who is asked, as the draw gave them.
         attempt: of the round, from 1.
     """
-    whole, floor = policy.adapter.rank, policy.protection.min_cohort
+    whole, floor = policy.adapter.rank, policy.smallest_sum
     ranks = {name: rank_of(policy, name) for name in sorted(cohort)}
     most = reached(ranks.values(), floor + max(0, attempt - 1)) if ranks else whole
     columns = tuple((name, min(rank, most)) for name, rank in ranks.items())

@@ -18,13 +18,10 @@ class GuardTable:
 
     rule: Literal["off", "vote", "choose"] = "off"
     margin: float = 0.05  # an adapter whose accuracy is lower than the best one's by more than this is undone
-    examples: int = 1000  # held-out answers that one member's vote weighs at most
 
     def __post_init__(self) -> None:
         if not 0 <= self.margin < 1:
             raise ValueError(f"margin = {self.margin} must lie in [0, 1)")
-        if self.examples < 1:
-            raise ValueError(f"examples = {self.examples} must be at least 1")
 
     @property
     def on(self) -> bool:
@@ -37,7 +34,8 @@ class AggregationTable:
     """How contributions become one change. Apart from the mean, each bucket of members is a sum of its own.
 
     Hazard: the coordinator sees the sums of buckets, each over fewer members than the cohort; no bucket has fewer than
-    `protection.min_cohort`, which is therefore the number that a member consents to.
+    `protection.min_cohort` members besides those that may collude (`privacy.colluders`, one at least). So of a bucket it is
+    not a third that may collude, but that number.
     """
 
     rule: Literal["mean", "median", "trimmed-mean"] = "mean"

@@ -258,6 +258,17 @@ class Policy:
         """32 bytes that differ between any two different policies."""
         return digest_of(self)
 
+    @property
+    def colluders(self) -> int:
+        """Members of any one sum that may be in league with the coordinator: what the file says, and one at least."""
+        return max(1, self.privacy.colluders)
+
+    @property
+    def smallest_sum(self) -> int:
+        """Members that any sum has: buckets, each over few, have `min_cohort` besides those that may collude."""
+        few = self.aggregation.buckets > 1 and self.protection.mode != "plain"
+        return self.protection.min_cohort + (self.colluders if few else 0)
+
     def table(self) -> dict[str, Any]:
         """The policy as TOML's types."""
         return dict(json.loads(json.dumps(dataclasses.asdict(self))))

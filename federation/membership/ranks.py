@@ -80,7 +80,7 @@ def told_ranks(policy: "Policy") -> str | None:
     if not ranks or min(ranks) == whole:
         return None
     classes = ", ".join(f"{ranks.count(rank)} of rank {rank}" for rank in sorted(set(ranks), reverse=True))
-    least = policy.protection.min_cohort
+    least = policy.smallest_sum
     shared = reached(ranks, least)
     unused = f"; columns above {shared} are trained by fewer than {least}, so by nobody" if shared < whole else ""
     return f"{classes}; all send the whole vector; a column's sum is over at least {least} that train it{unused}"

@@ -4,10 +4,11 @@ Knows the roster, a public seed and who is said to be absent. Knows nothing of l
 Always: the seed follows from the signed file, the run and the number of the round; it ranks the roster; the cohort is the
 first of that ranking that are there. The coordinator says who is not there, and everybody of the cohort is told the same.
 
-A member checks: it is in the cohort itself; all are of the roster; the cohort is exactly what the ranking gives once the named
-absentees are left out. Not covered: whether an absentee was really away (who was named absent wrongly can show the signed
-letter to the others), and a coordinator that starts many runs, whose number it chooses, until a draw pleases it. Both are what
-admission, the minimum cohort and noise are for; the draw keeps an honest coordinator's choice out of its own hands.
+A member checks: it is in the cohort itself; all are of the roster; enough are asked (`needed`); the cohort is exactly what the
+ranking gives once the named absentees are left out. Not covered: whether an absentee was really away (who was named absent
+wrongly can show the signed letter to the others), and a coordinator that starts many runs, whose number it chooses, until a
+draw pleases it. Both are what admission, the minimum cohort and noise are for; the draw keeps an honest coordinator's choice
+out of its own hands.
 """
 
 import hashlib
@@ -28,9 +29,9 @@ class Draw:
     absent: tuple[str, ...]  # sorted; ranked before the last of the cohort, and not there
 
 
-def ranking(policy: Policy, place: Place, purpose: str = "cohort") -> tuple[str, ...]:
+def ranking(policy: Policy, place: Place) -> tuple[str, ...]:
     """The roster in the order that this round's seed gives; the attempt plays no part in it."""
-    seed = hashlib.sha256(f"quietchoir {purpose} 1 {place.run} {place.round}".encode() + policy.digest).digest()
+    seed = hashlib.sha256(f"quietchoir cohort 1 {place.run} {place.round}".encode() + policy.digest).digest()
     return tuple(sorted((one.name for one in policy.members), key=lambda name: hashlib.sha256(seed + name.encode()).digest()))
 
 
@@ -38,6 +39,38 @@ def size_of(policy: Policy, *, everybody: bool) -> int:
     """How many are asked."""
     wanted = policy.recipe.cohort
     return len(policy.members) if everybody or not wanted else max(wanted, policy.protection.min_cohort)
+
+
+def needed(policy: Policy, asked: int = 0) -> int:
+    """Members without which nothing of a round is opened: more than two thirds of all that could have been asked.
+
+    Of the drawn size, which follows from the signed file alone (`recipe.cohort`, or the whole roster; buffered: the
+    group), or of those asked, if they are more. Never of those that are ready, whom the coordinator names: so two sums
+    of one attempt would each need honest members that the other needs too, as long as at most a third collude.
+    In plain mode there is nothing to protect, and `min_cohort` is enough.
+
+    Source: Bonawitz et al. 2017, section 6.2; the bound is `SecAggConfig.colluders`.
+    """
+    protection = policy.protection
+    if protection.mode == "plain":
+        return protection.min_cohort
+    if policy.schedule.buffered:
+        drawn = policy.schedule.group(protection.min_cohort)
+    else:
+        living = sum(policy.member(one.name) is not None for one in policy.members)
+        drawn = min(living, size_of(policy, everybody=False))
+    return max(protection.min_cohort, protection.threshold, 2 * max(drawn, asked) // 3 + 1)
+
+
+def apart(policy: Policy) -> int:
+    """Members by which two sums from one adapter must differ if they are not over the same.
+
+    The difference of two sums is a sum over those by whom they differ, so it holds `min_cohort` members besides those
+    that the file assumes to collude. With buckets, sums of several of them can be set against others: there only the
+    same sets may be summed again.
+    """
+    several = policy.aggregation.buckets > 1
+    return len(policy.members) + 1 if several else policy.protection.min_cohort + policy.colluders
 
 
 def draw(policy: Policy, place: Place, here: Collection[str], *, everybody: bool = False) -> Draw:
@@ -48,17 +81,28 @@ def draw(policy: Policy, place: Place, here: Collection[str], *, everybody: bool
         everybody: all of them, as where an adapter is scored.
 
     Raises:
-        RoundAborted: fewer are there than the federation's minimum.
+        RoundAborted: fewer are there than any sum needs.
     """
     known = {name for name in here if policy.member(name) is not None}
-    if len(known) < policy.protection.min_cohort:
-        raise RoundAborted(f"{len(known)} members are there, need {policy.protection.min_cohort}: nobody is asked")
+    if len(known) < (need := needed(policy)):
+        raise RoundAborted(f"{len(known)} members are there, need {need}: nobody is asked{advice(policy, len(known))}")
     wanted, cohort, passed = size_of(policy, everybody=everybody), list[str](), list[str]()
     for name in ranking(policy, place):
         if len(cohort) == wanted:
             break
         (cohort if name in known else passed).append(name)
     return Draw(tuple(sorted(cohort)), tuple(sorted(passed)))
+
+
+def advice(policy: Policy, found: int) -> str:
+    """What an owner can do whose members are rarely there, as the end of a sentence; nothing if that would not help."""
+    protection = policy.protection
+    if policy.schedule.buffered or protection.mode == "plain" or found < protection.min_cohort:
+        return ""
+    return (
+        f" (more than two thirds of {size_of(policy, everybody=False)}, from the signed file). If members are rarely there, "
+        "a lower recipe.cohort asks fewer of them at once"
+    )
 
 
 def check(policy: Policy, place: Place, found: Draw, name: str, *, everybody: bool = False) -> None:
@@ -80,15 +124,20 @@ def check(policy: Policy, place: Place, found: Draw, name: str, *, everybody: bo
 
 
 def buckets(
-    policy: Policy, place: Place, ready: tuple[str, ...], shares: Shares | None = None
+    policy: Policy, adapter: bytes, ready: Collection[str], shares: Shares | None = None
 ) -> tuple[tuple[str, ...], ...]:  # fmt: skip
-    """`ready` members split for sums of their own; each bucket at least the federation's minimum, sizes differ by at most one.
+    """`ready` members split for sums of their own, each over `Policy.smallest_sum` at least; sizes differ by at most one.
+
+    Args:
+        adapter: digest of the one that the sums are about: the same members from the same adapter are split alike, again.
 
     Who was ready is known after the work only, so nobody can choose a bucket before that. Where members train different
     columns, the minimum is of those that train the most, and they are dealt out first.
     """
+    if policy.aggregation.buckets == 1:
+        return (tuple(sorted(ready)),)
     leaders = set(ready) if shares is None else shares.leaders.intersection(ready)
-    count = max(1, min(policy.aggregation.buckets, len(leaders) // policy.protection.min_cohort))
-    order = [name for name in ranking(policy, place, "buckets") if name in ready]
-    order.sort(key=lambda name: name not in leaders)  # stable: within both kinds as ranked
+    count = max(1, min(policy.aggregation.buckets, len(leaders) // policy.smallest_sum))
+    seed = hashlib.sha256(b"quietchoir buckets 2" + policy.digest + adapter).digest()
+    order = sorted(ready, key=lambda name: (name not in leaders, hashlib.sha256(seed + name.encode()).digest()))
     return tuple(tuple(sorted(order[start::count])) for start in range(count))

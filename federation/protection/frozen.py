@@ -22,7 +22,7 @@ from .plain import PlainParty
 from .seam import PartyContext, PartyHalf, Values
 from .terms import Terms
 
-PLAIN, MASKED = b"p", b"m"
+PLAIN, MASKED = b"p", b"n"
 WORD = "<u2"  # of a value; 16 bits are as many as a federation may have
 assert MAX_BITS <= 16
 
@@ -59,7 +59,9 @@ def freeze(half: PartyHalf) -> bytes:
     values = b"" if half.values is None else narrow(half.values)
     header = json.dumps({
         "asked": half.context.cohort, "vouch": half.context.vouch, "relies": half.context.relies,
-        "told": half.context.terms.told.hex(), "tokens": half.tokens, "counted": half.counted,
+        "told": half.context.terms.told.hex(), "adapter": half.context.terms.adapter.hex(),
+        "scores": half.context.scores, "subjects": [subject.hex() for subject in half.context.subjects],
+        "tokens": half.tokens, "counted": half.counted,
         "client": len(client), "values": None if half.values is None else half.values.size,
     }).encode("ascii")  # fmt: skip
     return MASKED + len(header).to_bytes(4, "big") + header + client + values
@@ -79,10 +81,15 @@ def thaw(data: bytes, context: PartyContext) -> PartyHalf:
         half = object.__new__(PlainParty)  # `__init__` would pack values that are packed
         half.packed = body
         return half
+    if kind != MASKED:
+        raise ProtocolError(
+            "what was put aside is of another version of quietchoir; it is not taken up, the next attempt begins anew"
+        )
     end = 4 + int.from_bytes(body[:4], "big")
     header, rest = json.loads(body[4:end]), body[end:]
     context = dataclasses.replace(
-        context, terms=terms_of(header, context), cohort=tuple(header["asked"]), vouch=header["vouch"], relies=header["relies"]
+        context, terms=terms_of(header, context), cohort=tuple(header["asked"]), vouch=header["vouch"], relies=header["relies"],
+        scores=header["scores"], subjects=tuple(bytes.fromhex(subject) for subject in header["subjects"]),
     )  # fmt: skip
     values = None if header["values"] is None else np.frombuffer(rest, WORD, offset=header["client"]).astype(np.uint64)
     masked = MaskedParty(context, np.zeros(0, np.uint64), header["tokens"], header["counted"])
@@ -97,7 +104,7 @@ def terms_of(header: dict[str, Any], context: PartyContext) -> Terms:
     """As far as a half needs them once its values are spelled."""
     asked = tuple(header["asked"])
     shares = shares_of(context.policy, asked, context.place.attempt) if header["counted"] else None
-    return Terms(told=bytes.fromhex(header["told"]), shares=shares)
+    return Terms(told=bytes.fromhex(header["told"]), shares=shares, adapter=bytes.fromhex(header["adapter"]))
 
 
 def narrow(values: Values) -> bytes:

@@ -1,12 +1,13 @@
 """Secure aggregation as a protection: the coordinator sees the sum of the survivors, nothing else.
 
 Knows `crypto.secagg` and how its stages map onto letters. Knows nothing of training or links.
-Always: a member takes threshold and minimum from its own copy of the signed federation file; from the coordinator it
-takes only the names of the cohort, and those must be in the roster.
+Always: a member takes threshold and minimum from its own copy of the signed federation file and from whom it was told to be
+asked; from the coordinator it takes only the names of those that are ready, and those must be in the roster, and enough.
 """
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -14,21 +15,72 @@ import numpy.typing as npt
 from ...core.errors import ProtocolError
 from ...crypto.ring import BitRing, Ring, TokenRing
 from ...crypto.secagg import Floor, SecAggClient, SecAggConfig, SecAggServer
+from ...crypto.secagg.session import CLAIM_LIMIT
 from ..exchange import broadcast
 from ..exchange.messages import Place
 from ..learning.shares import Shares
 from ..membership.policy import Policy
-from .draw import buckets
-from .seam import SAMPLE, PartyContext, Sum, Values, cohort_payload, describe, public_identities, read_cohort
+from .draw import apart, buckets, needed
+from .seam import SAMPLE, Contributors, PartyContext, Sum, Values, describe, public_identities, read_contributors
+from .update import Codec
 
 STAGES = ("advertise", "share", "mask", "consistency", "unmask")
 
 
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One sum's members, and what its floors follow from. Everybody in it knows all of this alike.
+
+    Args:
+        asked: how many were asked for the round; ready: everybody who is summed in some bucket; scoring: members of the
+            cohort whose contributions hold scores; subjects: as `repeats.subjects`, at a member.
+    """
+
+    cohort: tuple[str, ...]
+    asked: int
+    ready: tuple[str, ...]
+    scoring: tuple[str, ...] = ()
+    subjects: tuple[bytes, ...] = ()
+
+    @staticmethod
+    def of(
+        cohort: tuple[str, ...], asked: int, told: Contributors, subjects: tuple[bytes, ...] = ()
+    ) -> "Group":  # fmt: skip
+        """The sum over `cohort`, one of the buckets of those that are ready."""
+        scoring = tuple(name for name in told.scoring if name in cohort)
+        return Group(cohort, asked, told.ready, scoring, subjects)
+
+    def threshold(self, policy: Policy) -> int:
+        """Survivors and signatures without which the sum is not opened.
+
+        Of all that are ready: `draw.needed`. Of a bucket, which is a sum over few: more than two thirds, more than what
+        two sets of survivors need that only colluders are in both of, and `Policy.smallest_sum`.
+        """
+        if len(self.cohort) == len(self.ready):
+            return needed(policy, self.asked)
+        n = len(self.cohort)
+        return max(policy.protection.threshold, 2 * n // 3 + 1, (n + policy.colluders) // 2 + 1, policy.smallest_sum)
+
+    def score_floor(self, policy: Policy) -> int:
+        """Of the members that score, how many any sum must have; 0: enough of them are in any, or scores are in none.
+
+        In buffered rounds a sum that is not opened costs all its members a training: rather none has scores.
+        """
+        n, need, most = len(self.cohort), self.threshold(policy), policy.protection.min_cohort
+        certain = len(self.scoring) - (n - need)
+        return 0 if certain >= most or len(self.scoring) < most or policy.schedule.buffered else most
+
+    def scores(self, policy: Policy) -> bool:
+        """Are scores in the sum? Only if those of enough members are, in any sum that may be opened."""
+        certain = len(self.scoring) - (len(self.cohort) - self.threshold(policy))
+        return certain >= policy.protection.min_cohort or self.score_floor(policy) > 0
+
+
 def agree(
-    policy: Policy, place: Place, cohort: tuple[str, ...], length: int, *, counted: bool, context: bytes,
+    policy: Policy, place: Place, group: Group, length: int, *, counted: bool, context: bytes,
     shares: Shares | None = None,
 ) -> SecAggConfig:  # fmt: skip
-    """What every member of `cohort` must configure alike for `place`.
+    """What every member of a group must configure alike for `place`.
 
     Args:
         counted: training tokens count towards `min_tokens`; they do not in a round that only scores.
@@ -39,30 +91,24 @@ def agree(
         ConfigError: fewer of them are in the cohort than a sum may be of.
     """
     protection = policy.protection
-    leaders = frozenset() if shares is None else shares.leaders.intersection(cohort)
+    floors = [] if shares is None else [Floor(shares.leaders.intersection(group.cohort), shares.floor)]
+    if scorers := group.score_floor(policy):
+        floors.append(Floor(frozenset(group.scoring), scorers))
     return SecAggConfig(
         federation=hashlib.sha256(policy.digest + bytes.fromhex(place.run)).digest(),
         round=place.round,
         attempt=place.attempt,
-        members=public_identities(policy, cohort),
-        threshold=threshold(policy, len(cohort)),
+        members=public_identities(policy, group.cohort),
+        threshold=group.threshold(policy),
         min_cohort=protection.min_cohort,
         min_tokens=protection.min_tokens if counted else 0,
         length=length,
         bits=protection.bits,
-        floors=() if shares is None else (Floor(leaders, shares.floor),),
+        floors=tuple(floors),
         context=context,
+        subjects=group.subjects,
+        apart=apart(policy),
     )
-
-
-def threshold(policy: Policy, cohort: int) -> int:
-    """Survivors that a sum needs: the file's number, and always more than two thirds.
-
-    With t > 2n/3 a coordinator that shows different survivors to different members needs a third of the cohort as
-    accomplices; with a bare majority it would need none (`SecAggConfig.colluders`).
-    Source: Bonawitz et al. 2017, section 6.2.
-    """
-    return max(min(policy.protection.threshold, cohort), 2 * cohort // 3 + 1)
 
 
 class MaskedParty:
@@ -85,14 +131,7 @@ class MaskedParty:
         """
         if stage == "advertise":
             context = self.context
-            ready = read_cohort(payload, context.policy, context.name, context.cohort)
-            shares = context.terms.shares
-            cohort = next(one for one in buckets(context.policy, context.place, ready, shares) if context.name in one)
-            assert self.values is not None  # the party calls each stage once
-            config = agree(
-                context.policy, context.place, cohort, self.values.size, counted=self.counted, shares=shares,
-                context=broadcast.context(context.terms.told, payload),
-            )  # fmt: skip
+            config = self.join(payload)
             self.client = SecAggClient(
                 config, context.name, context.identity, ring=self.ring(config), ledger=context.sums, vouch=context.vouch,
                 relies=context.relies,
@@ -107,6 +146,31 @@ class MaskedParty:
             return masked
         steps = {"share": self.client.share, "consistency": self.client.consistency, "unmask": self.client.unmask}
         return steps[stage](payload)
+
+    def join(self, ready: bytes) -> SecAggConfig:
+        """The sum that this member is in; its scores are wiped here if they would be among too few.
+
+        Args:
+            ready: who is, as it was told.
+
+        Raises:
+            MessageError: as `read_contributors`.
+        """
+        context, shares = self.context, self.context.terms.shares
+        policy, told = context.policy, read_contributors(ready, context)
+        assert self.values is not None  # the party calls each stage once
+        split = buckets(policy, context.terms.adapter, told.ready, shares)
+        cohort = next(one for one in split if context.name in one)
+        group = Group.of(cohort, len(context.cohort), told, context.subjects)
+        config = agree(
+            policy, context.place, group, self.values.size, counted=self.counted, shares=shares,
+            context=broadcast.context(context.terms.told, ready),
+        )  # fmt: skip
+        if not group.scores(policy):
+            self.values = without_scores(self.values, policy)
+        unit = config.token_unit  # the exact count stays here: the total tells what the claims tell, no more
+        self.tokens = min(self.tokens // unit, CLAIM_LIMIT) * unit if unit else 0
+        return config
 
     def ring(self, config: SecAggConfig) -> Ring:
         """The ring to sum in."""
@@ -123,7 +187,7 @@ class MaskedCoordinator:
 
     Args:
         cohort: whose contributions are summed.
-        ready: everybody whose contribution is summed in some bucket; by default the cohort. Members find their own bucket.
+        contributors: everybody who is summed in some bucket; members find their own. asked: how many were asked.
         told: the broadcast digest of what they were asked; shares: who trains which columns.
     """
 
@@ -131,11 +195,11 @@ class MaskedCoordinator:
 
     def __init__(
         self, policy: Policy, place: Place, cohort: tuple[str, ...], length: int, counted: bool, *,
-        told: bytes = b"", ready: tuple[str, ...] = (), shares: Shares | None = None,
+        contributors: Contributors, asked: int, told: bytes = b"", shares: Shares | None = None,
     ) -> None:  # fmt: skip
-        self.cohort, self.ready = cohort, cohort_payload(ready or cohort)
-        context = broadcast.context(told, self.ready)
-        self.config = agree(policy, place, cohort, length, counted=counted, context=context, shares=shares)
+        self.cohort, self.ready = cohort, contributors.encode()
+        group, context = Group.of(cohort, asked, contributors), broadcast.context(told, self.ready)
+        self.config = agree(policy, place, group, length, counted=counted, context=context, shares=shares)
         self.server = SecAggServer(self.config, ring=self.ring(self.config))
         self.done = 0  # stages that are over
         self.sample: bytes | None = None  # one masked contribution, for the report
@@ -182,6 +246,14 @@ class MaskedCoordinator:
         ring = bit_ring(self.config)
         words = ring.unpack(payload_of(self.sample, ring.wire_bytes, n))
         return {**describe(words.astype(np.int64), "masked", 1 << ring.bits), "sum_words": total[:SAMPLE].tolist()}
+
+
+def without_scores(values: Values, policy: Policy) -> Values:
+    """A contribution [length] whose scores are zero."""
+    codec, left = Codec(0, policy), values.copy()
+    counters = left[left.size - codec.length :]
+    counters[codec.scores] = 0
+    return left
 
 
 def payload_of(upload: bytes, size: int, cohort: int) -> bytes:

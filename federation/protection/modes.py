@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from ...crypto.sealed import Desk
 from ..exchange.messages import Place
-from ..learning.shares import Shares
 from ..membership.policy import Policy
 from ..sealed.halves import SealedCoordinator, SealedParty
 from ..sealed.joint import JointCoordinator, JointParty
@@ -16,7 +15,8 @@ from .buckets import Buckets
 from .draw import buckets
 from .masked import MaskedCoordinator, MaskedParty
 from .plain import PlainCoordinator, PlainParty
-from .seam import CoordinatorHalf, PartyContext, PartyHalf, Values
+from .seam import Contributors, CoordinatorHalf, PartyContext, PartyHalf, Values
+from .terms import Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +38,25 @@ def party_half(context: PartyContext, values: Values, tokens: int, *, counted: b
 
 
 def coordinator_half(
-    policy: Policy, place: Place, ready: tuple[str, ...], length: int, *,
-    counted: bool, told: bytes = b"", shares: Shares | None = None, sealing: Sealing | None = None,
+    policy: Policy, place: Place, told: Contributors, length: int, *,
+    counted: bool, asked: int, terms: Terms, sealing: Sealing | None = None,
 ) -> Buckets:  # fmt: skip
-    """The coordinator's side of `place` for the members that are `ready`; `sealing` in sealed mode."""
+    """The coordinator's side of `place` for the members that are ready, of `asked` members; `sealing` in sealed mode."""
     halves: list[tuple[tuple[str, ...], CoordinatorHalf]] = []
-    for cohort in buckets(policy, place, ready, shares):
+    for cohort in buckets(policy, terms.adapter, told.ready, terms.shares):
         half: CoordinatorHalf
         if policy.protection.mode == "plain":
             half = PlainCoordinator(policy, cohort, length)
         elif policy.protection.mode == "sealed":
             assert sealing is not None  # our bug: nobody was mustered
             sealed = JointCoordinator if policy.protection.key == "threshold" else SealedCoordinator
-            half = sealed(policy, place, cohort, length, counted, sealing.common, sealing.desk, told, shares)
+            half = sealed(
+                policy, place, cohort, length, counted, sealing.common, sealing.desk,
+                contributors=told, asked=asked, told=terms.told, shares=terms.shares,
+            )  # fmt: skip
         else:
-            half = MaskedCoordinator(policy, place, cohort, length, counted, told=told, ready=ready, shares=shares)
+            half = MaskedCoordinator(
+                policy, place, cohort, length, counted, contributors=told, asked=asked, told=terms.told, shares=terms.shares
+            )
         halves.append((cohort, half))
     return Buckets(halves)

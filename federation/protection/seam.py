@@ -21,8 +21,9 @@ from ...crypto.keys import Identity, PublicIdentity
 from ...crypto.sealed import Desk
 from ...crypto.secagg import Ledger
 from ..exchange.messages import Place
-from ..membership.policy import Policy
+from ..membership.policy import Policy, canonical
 from ..sealed.vault import Vault
+from .draw import advice, needed
 from .terms import Terms
 
 Values = npt.NDArray[np.uint64]
@@ -60,6 +61,8 @@ class PartyContext:
     cohort: tuple[str, ...] = ()  # who was asked; whoever contributes is one of them
     vouch: int = 0  # which of the adapters that were told this member followed itself: 0 none; as `SecAggClient`
     relies: int = 0  # which of them others must vouch for, because it did not
+    scores: bool = False  # this contribution holds scores
+    subjects: tuple[bytes, ...] = ()  # what it is about (`repeats.subjects`)
 
 
 class PartyHalf(Protocol):
@@ -124,30 +127,62 @@ def describe(words: npt.NDArray[np.integer], kind: str, values: int | None = Non
     }
 
 
-def cohort_payload(cohort: tuple[str, ...]) -> bytes:
-    """Who takes part, for the first masked stage."""
-    return json.dumps(sorted(cohort)).encode("ascii")
+@dataclass(frozen=True, slots=True)
+class Contributors:
+    """Who is ready to be summed, and whose contributions hold scores; told to all of them in the first masked stage."""
+
+    ready: tuple[str, ...]  # sorted
+    scoring: tuple[str, ...] = ()  # sorted; some of them
+
+    def encode(self) -> bytes:
+        """One spelling of it."""
+        return canonical({"ready": list(self.ready), "scoring": list(self.scoring)})
+
+    @staticmethod
+    def decode(payload: bytes) -> "Contributors":
+        """Read what `encode` wrote.
+
+        Raises:
+            MessageError: malformed, or not in the one spelling.
+        """
+        try:
+            fields = json.loads(payload)
+            found = Contributors(tuple(fields["ready"]), tuple(fields["scoring"]))
+            names = all(isinstance(name, str) for name in (*found.ready, *found.scoring))
+            good = names and found.encode() == payload
+        except (ValueError, TypeError, KeyError, RecursionError):
+            good = False
+        if not good:
+            raise MessageError("the list of who is ready is malformed; refused")
+        for listed in (found.ready, found.scoring):
+            if list(listed) != sorted(set(listed)):
+                raise MessageError("the list of who is ready is not one of sorted, different names; refused")
+        if not set(found.ready) >= set(found.scoring):
+            raise MessageError("scores are said to come from members that are not ready; refused")
+        return found
 
 
-def read_cohort(payload: bytes, policy: Policy, name: str, asked: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Check the coordinator's word on who takes part against the signed roster, its minimum and who was asked.
+def read_contributors(payload: bytes, context: PartyContext) -> Contributors:
+    """Check the coordinator's word on who takes part against the signed roster, who was asked, and what the file needs.
 
     Raises:
-        MessageError: malformed, without `name`, with strangers, or below the federation's minimum.
+        MessageError: malformed, without this member, with strangers or members that were not asked, too few, or wrong
+            about this member's scores.
     """
-    try:
-        cohort = json.loads(payload)
-    except (ValueError, RecursionError):
-        raise MessageError("the cohort is not a JSON list; refused") from None
-    if not isinstance(cohort, list) or not all(isinstance(one, str) for one in cohort) or cohort != sorted(set(cohort)):
-        raise MessageError("the cohort is not a sorted list of different names; refused")
-    if name not in cohort or any(policy.member(one) is None for one in cohort):
+    policy, name, found = context.policy, context.name, Contributors.decode(payload)
+    if name not in found.ready or any(policy.member(one) is None for one in found.ready):
         raise MessageError("the cohort names strangers, or not this node; refused")
-    if asked and not set(asked) >= set(cohort):
+    if not set(context.cohort) >= set(found.ready):
         raise MessageError("the cohort names members that were not asked; refused")
-    if len(cohort) < policy.protection.min_cohort:  # the node's own floor, never the coordinator's word
-        raise MessageError(f"a cohort of {len(cohort)} is below the minimum of {policy.protection.min_cohort}; refused")
-    return tuple(cohort)
+    # The node's own number, from its own file and whom it was told to be asked: never from the list of those that are ready.
+    if len(found.ready) < (need := needed(policy, len(context.cohort))):
+        raise MessageError(
+            f"{len(found.ready)} of {len(context.cohort)} members that were asked are ready, need {need}"
+            f"{advice(policy, len(found.ready))}; refused"
+        )
+    if (name in found.scoring) != context.scores:  # so that nobody is told of scores that are not there
+        raise MessageError("the list of whose contributions hold scores is wrong about this member; refused")
+    return found
 
 
 def public_identities(policy: Policy, cohort: tuple[str, ...]) -> dict[str, PublicIdentity]:

@@ -24,6 +24,7 @@ class Terms:
     seed: bytes = b""  # of the rotation that spreads an update before noise; public
     told: bytes = b""  # the broadcast digest of the work or the group: the masks follow from it
     shares: Shares | None = None  # who trains which coordinates; None: everybody all of them
+    adapter: bytes = b""  # `repeats.digest_of` the one that the sum is about; nothing where members do not share one
 
 
 def seed_of(policy: Policy, place: Place) -> bytes:

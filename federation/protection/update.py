@@ -2,8 +2,8 @@
 
 Knows fixed point, the federation's noise, and a few counters that ride in the same vector, so that scores and losses are
 summed under the same protection as the update. Knows nothing of masks.
-Always: the counters in a decoded sum are exact, or all zero where a private federation sends none; without noise the update
-is off by at most one rounding step per party.
+Always: the counters in a decoded sum are exact, or all zero where a private federation sends none; none of them holds an amount
+of anybody's examples, answers or tokens; without noise the update is off by at most one rounding step per party.
 """
 
 import dataclasses
@@ -18,30 +18,46 @@ from ..learning.aggregate import Vector
 from ..membership.policy import Policy
 from .terms import Terms, noise_of
 
-COUNTER_BITS = 40  # of one counter in one party; split into digits of the vector's own width
-LOSS_UNIT = 1000  # losses travel as thousandths
+COUNTER_BITS = 24  # of one counter in one party; split into digits of the vector's own width
+SCORE_UNIT = 100  # scores travel as per cent: finer ones would tell of how many answers they are
+LOSS_UNIT = 1000  # losses as thousandths
+CLIP_UNIT = 100  # shares of clipped coordinates as per cent
+LARGEST_LOSS = 1000.0  # of an answer token; whatever is above counts as this
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statistics:
-    """Counters of one party, or their sums over parties. Only sums ever leave a party in masked mode."""
+    """Counters of one party, or their sums over parties. Only sums ever leave a party in masked mode.
 
-    correct: int = 0  # held-out answers right
-    total: int = 0  # held-out answers
-    examples: int = 0  # trained on
-    tokens: int = 0  # answer tokens trained on
-    loss_milli: int = 0  # loss per token × tokens × 1000
-    clipped: int = 0  # coordinates that were cut to the range
+    Each party counts as one, whatever the number of its examples: amounts are in no counter, so that
+    two sums that differ by one party do not tell that party's amounts.
+    """
+
+    scored: int = 0  # parties that scored held-out answers
+    score: int = 0  # share of them that is right, per cent
+    trained: int = 0  # parties that trained
+    loss_milli: int = 0  # mean loss of an answer token, in thousandths
+    clipped: int = 0  # share of the update's coordinates that were cut to the range, per cent
+
+    @staticmethod
+    def scores(correct: int, total: int) -> "Statistics":
+        """Of one party that got `correct` of `total` held-out answers right; nothing where there are none."""
+        return Statistics(scored=1, score=round(SCORE_UNIT * correct / total)) if total else Statistics()
 
     @property
     def accuracy(self) -> float | None:
-        """Share of held-out answers that are right; None if nothing was scored."""
-        return self.correct / self.total if self.total else None
+        """Mean over parties of the share of held-out answers that are right; None if nobody scored."""
+        return self.score / (SCORE_UNIT * self.scored) if self.scored else None
 
     @property
     def loss(self) -> float | None:
-        """Mean loss of an answer token; None if nothing was trained."""
-        return self.loss_milli / LOSS_UNIT / self.tokens if self.tokens else None
+        """Mean over parties of the loss of an answer token; None if nobody trained."""
+        return self.loss_milli / (LOSS_UNIT * self.trained) if self.trained else None
+
+    @property
+    def clipped_share(self) -> float:
+        """Mean over parties of the share of coordinates that were cut."""
+        return self.clipped / (CLIP_UNIT * self.trained) if self.trained else 0.0
 
     @staticmethod
     def sum(several: "Sequence[Statistics]") -> "Statistics":
@@ -79,11 +95,20 @@ class Codec:
         """No coordinate of a mean over enough members is larger."""
         return self.range if self.noise is None else self.noise.farthest(self.least)
 
+    @property
+    def scores(self) -> slice:
+        """Where the scores' digits lie in a contribution: its first two counters."""
+        return slice(self.size, self.size + 2 * self.digits)
+
     def clipped(self, update: Vector) -> int:
         """How many coordinates of `update` are cut: outside their range; with noise all of them, if the norm is too large."""
         if self.noise is not None:
             return self.size if float(np.linalg.norm(update.astype(np.float64))) > self.noise.clip else 0
         return sum(int(np.count_nonzero(np.abs(update[span.start : span.stop]) > span.scale)) for span in self.ranges)
+
+    def percent(self, clipped: int) -> int:
+        """So many coordinates as a share of all of them, in per cent, rounded up."""
+        return -(-CLIP_UNIT * clipped // max(1, self.size))
 
     def encode(self, update: Vector, statistics: Statistics) -> npt.NDArray[np.uint64]:
         """Spell one contribution; rounding and noise are random, from the operating system's generator.

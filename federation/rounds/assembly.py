@@ -6,22 +6,23 @@ without a sum raises and leaves the adapter as it was; no sum is used that is ov
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from ...core import log
 from ...core.errors import BudgetError, CryptoError, DataError, RoundAborted
 from ...crypto.accountant import Spent
 from ...crypto.sealed import Desk
 from ..exchange import broadcast, work
-from ..exchange.messages import Place
+from ..exchange.messages import Place, Reply
 from ..learning.aggregate import Vector
 from ..learning.ranges import read_spans, spans
 from ..learning.shares import Shares, shares_of
 from ..membership.policy import Policy
-from ..protection.draw import Draw, draw
+from ..protection.draw import Draw, advice, apart, buckets, draw, needed
 from ..protection.modes import Sealing, coordinator_half
-from ..protection.seam import Sum
+from ..protection.repeats import Sets, choose, digest_of
+from ..protection.seam import Contributors, Sum
 from ..protection.terms import Terms, seed_of
 from ..protection.update import Codec, Statistics
 from ..sealed.muster import Muster
@@ -62,6 +63,39 @@ class Outcome:
         return tuple(sorted(name for total in self.sums for name in total.parties))
 
 
+@dataclass(slots=True)
+class Answers:
+    """Who of those that were asked is ready, and what each says of its contribution."""
+
+    scoring: set[str] = field(default_factory=set)
+    before: dict[str, Sets] = field(default_factory=dict)  # member → members that it signed for, from the same adapter
+    chosen: tuple[str, ...] = ()  # whom the coordinator goes on with; the others are ready in vain
+
+    @property
+    def ready(self) -> tuple[str, ...]:
+        """Sorted names."""
+        return tuple(sorted(self.before))
+
+    @property
+    def told(self) -> Contributors:
+        """What all of them are told."""
+        return Contributors(self.ready, tuple(sorted(self.scoring)))
+
+    def take(self, reply: Reply) -> bool:
+        """Note one answer; False if it says something else than that its sender is ready."""
+        if (said := work.decode_ready(reply.payload)) is None:
+            return False
+        # Only sets with the sender in it: nobody speaks for others.
+        self.before[reply.sender] = frozenset(frozenset(one) for one in said.before if reply.sender in one)
+        if said.scores:
+            self.scoring.add(reply.sender)
+        return True
+
+    def only(self, members: Collection[str]) -> "Answers":
+        """The same, to go on with these alone."""
+        return Answers(self.scoring, self.before, tuple(name for name in self.ready if name in members))
+
+
 class Assembly:
     """The attempts of one run.
 
@@ -79,6 +113,7 @@ class Assembly:
         self.size, self.stops, self.desk, self.on_event = size, tuple(stops), desk, on_event
         self.telling = telling
         self.sealing: Sealing | None = None  # of this attempt
+        self.missing: frozenset[str] = frozenset()  # nobody can be summed from this adapter without these
         self.silent: tuple[int, frozenset[str]] = (0, frozenset())  # who was asked in vain, in an earlier attempt of a round
 
     def hold(self, stage: str, flat: Vector, *, evaluate: bool = False) -> Outcome:
@@ -92,15 +127,20 @@ class Assembly:
         place = self.begin()
         found = draw(self.policy, place, self.there(place), everybody=not training)
         able = self.muster(found.cohort, place)
+        if len(able) < (need := needed(self.policy, len(found.cohort))):
+            raise RoundAborted(
+                f"{len(able)} of {len(found.cohort)} members can take part, need {need}: nobody was asked to work"
+            )
         order = self.order(flat, draw=found, evaluate=evaluate, training=training)
         spent = self.purse.pay(place) if training else None
         shares = shares_of(self.policy, found.cohort, place.attempt) if training else None
-        ready = self.ask_work(stage, order, able, place, shares)
-        worked = time.monotonic()
         ranges = read_spans(order.ranges, self.size, self.policy.recipe.update_range) if order.ranges else ()
         told = broadcast.of_work(stage, order.header(), order.flat)
-        terms = Terms(ranges, seed_of(self.policy, place), told, shares)
-        sums = self.combine(place, ready, Codec(self.size if training else 0, self.policy, terms).length, training, terms)
+        terms = Terms(ranges, seed_of(self.policy, place), told, shares, digest_of(flat))
+        ready = self.ask_work(stage, order, able, place, terms)
+        worked = time.monotonic()
+        length = Codec(self.size if training else 0, self.policy, terms).length
+        sums = self.combine(place, ready, length, training, terms, len(found.cohort))
         sums, opened = self.open(sums, Codec(flat.size if training else 0, self.policy, terms))
         if training:
             self.telling.opened(place, found.cohort, sums)
@@ -119,7 +159,7 @@ class Assembly:
         """Members that can be asked, without those that were asked in vain in this round, if there are enough others."""
         here, (round_, silent) = self.post.link.present(), self.silent
         others = here - silent if round_ == place.round else here
-        return others if len(others) >= self.policy.protection.min_cohort else here
+        return others if len(others) >= needed(self.policy) else here
 
     def muster(self, cohort: tuple[str, ...], place: Place) -> tuple[str, ...]:
         """Who of `cohort` can take part: in sealed mode, those that share a key and an adapter when it returns.
@@ -149,24 +189,23 @@ class Assembly:
             cohort=told.cohort, absent=told.absent,
         )  # fmt: skip
 
-    def ask_work(
-        self, stage: str, order: work.Work, cohort: tuple[str, ...], place: Place, shares: Shares | None = None
-    ) -> tuple[str, ...]:
-        """Let the cohort work; return who is ready to contribute.
+    def ask_work(self, stage: str, order: work.Work, cohort: tuple[str, ...], place: Place, terms: Terms) -> Answers:
+        """Let the cohort work; return who is ready to contribute, and whom to go on with.
 
         Raises:
-            RoundAborted: fewer than the federation's minimum, in all or of those that train the most columns.
+            RoundAborted: fewer than any sum needs, in all or of those that train the most columns; or so many of them signed
+                for an earlier sum from the same adapter that this one would give somebody away.
             BudgetError: fewer, because members have used up their privacy budget.
         """
-        number, need = self.logbook.state.round + 1, self.policy.protection.min_cohort
+        number, need = self.logbook.state.round + 1, needed(self.policy, len(order.cohort))
         self.on_event({"event": "asked", "round": number, "attempt": place.attempt, "stage": stage, "cohort": list(cohort)})
-        ready, spent = list[str](), list[str]()
+        answers, spent = Answers(), list[str]()
         for reply in self.telling.ask(stage, order, cohort, place, self.policy.recipe.work_timeout_s):
-            if reply.payload == work.READY:
-                ready.append(reply.sender)
+            if answers.take(reply):
                 self.on_event({"event": "ready", "round": number, "party": reply.sender})
             elif reply.payload == work.SPENT and self.purse.step is not None:
                 spent.append(reply.sender)
+        ready = answers.ready
         before = self.silent[1] if self.silent[0] == place.round else frozenset()
         self.silent = (place.round, before | set(cohort).difference(ready))
         if len(ready) < need <= len(ready) + len(spent):
@@ -175,13 +214,34 @@ class Assembly:
                 "found a federation with a larger budget or more noise to go on"
             )
         if len(ready) < need:
-            raise RoundAborted(f"{len(ready)} of {len(cohort)} members are ready, need {need}")
-        if shares is not None and (reason := shares.short(ready)):
+            raise RoundAborted(f"{len(ready)} of {len(cohort)} members are ready, need {need}{advice(self.policy, len(ready))}")
+        if terms.shares is not None and (reason := terms.shares.short(ready)):
             raise RoundAborted(f"{reason}; the next attempt asks for fewer columns")
-        return tuple(sorted(ready))
+        return self.choose(answers, terms, need)
+
+    def choose(self, answers: Answers, terms: Terms, need: int) -> Answers:
+        """Leave out, of those that are ready, whoever would keep the others from signing.
+
+        Raises:
+            RoundAborted: then too few are left; `missing` says who is waited for.
+        """
+        split = buckets(self.policy, terms.adapter, answers.ready, terms.shares)
+        least = need if len(split) == 1 else self.policy.smallest_sum
+        choice = choose(split, answers.before, apart=apart(self.policy), need=self.policy.smallest_sum, least=least)
+        if choice.reason:
+            self.missing = choice.missing
+            self.logbook.keep(opening=True)  # another number for the next attempt, and with it another draw
+            others = "the same members" if self.policy.aggregation.buckets > 1 else f"the same, or {apart(self.policy)} others"
+            waited = f": waiting for {', '.join(sorted(choice.missing))}" if choice.missing else ""
+            raise RoundAborted(
+                f"{choice.reason}; the next from it must be over {others}, or the difference would tell of single members"
+                f"{waited}. A new version of the federation file lets members go that do not come back"
+            )
+        self.missing = frozenset()
+        return answers.only(choice.members)
 
     def combine(
-        self, place: Place, ready: tuple[str, ...], length: int, counted: bool, terms: Terms
+        self, place: Place, answers: Answers, length: int, counted: bool, terms: Terms, asked: int
     ) -> tuple[Sum, ...]:  # fmt: skip
         """Go through the protection's stages; members that fall silent are the protection's to survive.
 
@@ -189,9 +249,10 @@ class Assembly:
             RoundAborted: too few are left to open a sum.
         """
         half = coordinator_half(
-            self.policy, place, ready, length, counted=counted, told=terms.told, shares=terms.shares, sealing=self.sealing
+            self.policy, place, answers.told, length, counted=counted, asked=asked, terms=terms, sealing=self.sealing
         )  # fmt: skip
-        step: tuple[str, Mapping[str, bytes]] | None = half.begin()
+        stage, payloads = half.begin()
+        step: tuple[str, Mapping[str, bytes]] | None = (stage, {name: payloads[name] for name in answers.chosen})
         try:
             while step is not None:
                 stage, payloads = step
@@ -216,10 +277,8 @@ class Assembly:
         used, opened, reason = list[Sum](), list[tuple[Vector, Statistics]](), ""
         for total in sums:
             try:
-                if len(total.parties) < self.policy.protection.min_cohort:
-                    raise DataError(
-                        f"a sum of {len(total.parties)} members, need {self.policy.protection.min_cohort}: not used"
-                    )
+                if len(total.parties) < (need := self.policy.protection.min_cohort):
+                    raise DataError(f"a sum of {len(total.parties)} members, need {need}: not used")
                 if codec.shares is not None and (reason := codec.shares.short(total.parties)):
                     raise DataError(f"{reason}: a sum that is not used")
                 opened.append(codec.decode(total.total, len(total.parties), total.parties))

@@ -25,10 +25,11 @@ from ..exchange.link import LeavingLink, Link
 from ..exchange.messages import Place
 from ..learning.ranges import read_spans
 from ..membership.policy import Policy
-from ..protection.draw import Draw
+from ..protection.draw import Draw, apart, needed
+from ..protection.repeats import Sets, choose
 from ..protection.terms import Terms, seed_of
 from ..protection.update import Codec
-from .assembly import Outcome
+from .assembly import Answers, Outcome
 from .checkpoint import Store
 from .coordinator import POLL_S, Coordinator
 from .post import Outbox, Traffic
@@ -62,6 +63,8 @@ class BufferedCoordinator(Coordinator):
         self.ways: dict[str, tuple[Way, str]] = {}  # member → the way that it was left last, and the state it leads to
         self.asked: dict[str, float] = {}  # who was asked to train and has not answered usefully, and when
         self.spent: set[str] = set()  # members without enough of their privacy budget for one more group
+        # Member → version of its contribution, and whom it signed for in earlier sums from that version's adapter.
+        self.before: dict[str, tuple[int, Sets]] = {}
         self.news_at, self.stepped_at = now(), time.monotonic()
         self.told: tuple[int, int] = (-1, -1)
 
@@ -184,7 +187,12 @@ class BufferedCoordinator(Coordinator):
             return None
         able, spent = self.purses.part(here)
         self.note_spent(spent)
-        return {name: self.ready[name] for name in able} if len(able) >= need else None
+        if len(able) < need:
+            return None
+        # Who signed for a sum that was lost, from the adapter of its contribution, signs only for one that fits it.
+        before = {name: sets for name, (version, sets) in self.before.items() if version == self.ready.get(name)}
+        chosen = choose([able], before, apart=apart(self.policy), need=need, least=need).members
+        return {name: self.ready[name] for name in able if name in chosen} or None
 
     def alike(self, names: list[str]) -> list[str]:
         """Those of `names` that were told what most of their version were; the others would refuse the group, or be refused.
@@ -239,11 +247,11 @@ class BufferedCoordinator(Coordinator):
             del self.ready[name]  # it goes into this sum, or is offered again
         spent = self.purses.pay(group, place)
         self.purse = self.purses.worst()
-        ready = self.call(call, place)
+        answers = self.call(call, place)
         spans = read_spans(ranges, self.size, self.policy.recipe.update_range) if ranges else ()
         terms = Terms(spans, seed_of(self.policy, place), call.told)
         codec = Codec(self.size, self.policy, terms)
-        sums, opened = self.assembly.open(self.assembly.combine(place, ready, codec.length, True, terms), codec)
+        sums, opened = self.assembly.open(self.assembly.combine(place, answers, codec.length, True, terms, len(group)), codec)
         self.telling.opened(place, call.names, sums)
         parties = sorted(name for total in sums for name in total.parties)
         return Outcome(
@@ -257,25 +265,25 @@ class BufferedCoordinator(Coordinator):
         up, down = self.post.traffic.up, self.post.traffic.down
         return Traffic({name: up.get(name, 0) for name in names}, {name: down.get(name, 0) for name in names})
 
-    def call(self, group: Group, place: Place) -> tuple[str, ...]:
+    def call(self, group: Group, place: Place) -> Answers:
         """Tell the group whose contributions are summed; return who came.
 
         Raises:
-            RoundAborted: fewer than the federation's minimum.
+            RoundAborted: fewer than any sum needs, or the difference to an earlier sum would give somebody away.
         """
-        number, need, payload = group.version + 1, self.policy.protection.min_cohort, calls.encode_group(group)
+        number, need, payload = group.version + 1, needed(self.policy, len(group.names)), calls.encode_group(group)
         self.on_event(
             {"event": "asked", "round": number, "attempt": place.attempt, "stage": calls.GROUP, "cohort": list(group.names)}
         )
-        came = list[str]()
+        came = Answers()
         timeout_s = self.policy.recipe.stage_timeout_s
         for reply in self.post.ask(calls.GROUP, dict.fromkeys(group.names, payload), place, timeout_s):
-            if reply.payload == work.READY:
-                came.append(reply.sender)
+            if came.take(reply):
                 self.on_event({"event": "ready", "round": number, "party": reply.sender})
-        if len(came) < need:
-            raise RoundAborted(f"{len(came)} of {len(group.names)} members came to their group, need {need}")
-        return tuple(sorted(came))
+        self.before |= {name: (dict(group.members)[name], sets) for name, sets in came.before.items()}
+        if len(came.ready) < need:
+            raise RoundAborted(f"{len(came.ready)} of {len(group.names)} members came to their group, need {need}")
+        return self.assembly.choose(came, Terms(), need)
 
     def note_spent(self, names: list[str]) -> None:
         """Ask these no more.
@@ -306,7 +314,7 @@ class BufferedCoordinator(Coordinator):
         Raises:
             RoundAborted: as `check_patience`.
         """
-        while len(self.link.present()) < self.policy.protection.min_cohort:
+        while len(self.link.present()) < needed(self.policy):
             self.between()
             self.take_in()
             self.check_patience()

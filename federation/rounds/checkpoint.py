@@ -68,25 +68,29 @@ class RunState:
     steps: tuple[Walked, ...] = ()  # that lead to `server`; without them members could not follow it after a kill
 
     @staticmethod
-    def fresh(policy: Policy, size: int) -> "RunState":
-        """The state before the first round."""
+    def fresh(policy: Policy, size: int, run: str = "") -> "RunState":
+        """The state before the first round. Args: run: its number, by default drawn."""
         return RunState(
-            federation=policy.federation.hex(), model=policy.model.digest, run=secrets.token_hex(16),
+            federation=policy.federation.hex(), model=policy.model.digest, run=run or secrets.token_hex(16),
             version=policy.version, server=ServerState.zeros(size),
         )  # fmt: skip
 
 
 class Store:
-    """One run's folder. In memory only if `folder` is None (simulations)."""
+    """One run's folder. In memory only if `folder` is None (simulations).
 
-    def __init__(self, folder: Path | None) -> None:
+    Args:
+        run: number of a new run, 32 hex digits; by default it is drawn. Members' training seeds follow from it.
+    """
+
+    def __init__(self, folder: Path | None, *, run: str = "") -> None:
         """Take the folder for this process.
 
         Raises:
             FederationError: another coordinator runs on it, or its database is damaged or of an unknown version.
             QuietchoirError: no space or no permission.
         """
-        self.path = None if folder is None else folder / FILE
+        self.path, self.run = None if folder is None else folder / FILE, run
         self.lock: IO[bytes] | None = None
         self.disk: Disk | None = None
         self.written: RunState | None = None  # what is on disk, as far as this process knows
@@ -127,7 +131,7 @@ class Store:
                     f"{self.path.with_name(OLD_FILE)}: a run that an earlier version of quietchoir began; finish it with that "
                     "one, or choose another --state"
                 )
-            return RunState.fresh(policy, size)
+            return RunState.fresh(policy, size, self.run)
         if (state.federation, state.model) != (policy.federation.hex(), policy.model.digest):
             raise FederationError(f"{self.path}: a run of another federation or model; choose another --state")
         if state.server.flat.size != size:
@@ -217,6 +221,17 @@ def read(folder: Path) -> RunState | None:
         disk.close()
 
 
+def as_now(entry: dict[str, Any]) -> dict[str, Any]:
+    """A line of history as it is written now: earlier ones counted answers, where these count the members that scored."""
+    for told in (entry, entry.get("guard") or {}):
+        if "correct" in told:
+            scored = 0 if told["accuracy"] is None else len(entry["parties"])
+            for gone in ("correct", "total", "examples", "tokens"):
+                told.pop(gone, None)
+            told["scored"] = scored
+    return entry
+
+
 def read_state(connection: sqlite3.Connection, path: Path) -> RunState | None:
     """What `Store.save` wrote last; None if it never did.
 
@@ -237,7 +252,7 @@ def read_state(connection: sqlite3.Connection, path: Path) -> RunState | None:
         size, body, digest = adapter
         if hashlib.sha256(body).digest() != digest:
             raise ValueError("the adapter is not the one that was written")
-        entries = tuple(json.loads(entry) for (entry,) in history)
+        entries = tuple(as_now(json.loads(entry)) for (entry,) in history)
         known = json.loads(run[0])
         known["delivered"] = tuple(known.get("delivered", ()))
         walked = tuple(Walked(*step) for step in steps)

@@ -41,17 +41,18 @@ class Contribution:
     version: int  # steps behind the adapter that it was trained from
     told: str  # the broadcast digest of the work that it came of, hex
     state: str  # name of the state that it was trained from, where members follow them
+    adapter: str  # digest of that adapter, hex
     update: Vector  # [n]
     statistics: Statistics
+    tokens: int  # answer tokens that it was trained on
 
     def encode(self) -> bytes:
         """As it lies on disk."""
-        header = canonical(
-            {
-                "rules": self.rules, "run": self.run, "statistics": dataclasses.asdict(self.statistics), "state": self.state,
-                "told": self.told, "version": self.version,
-            }
-        )  # fmt: skip
+        header = canonical({
+            "adapter": self.adapter, "rules": self.rules, "run": self.run, "state": self.state,
+            "statistics": dataclasses.asdict(self.statistics), "told": self.told, "tokens": self.tokens,
+            "version": self.version,
+        })  # fmt: skip
         body = MAGIC + len(header).to_bytes(4, "big") + header + self.update.astype("<f4").tobytes()
         return body + hashlib.sha256(body).digest()
 

@@ -24,7 +24,7 @@ from ..exchange.link import Link
 from ..learning.aggregate import ServerOptimizer, ServerState, Vector, combine
 from ..learning.recipes import optimizer_of
 from ..membership.policy import Policy
-from ..protection.masked import threshold
+from ..protection.draw import needed
 from . import guard
 from .assembly import Assembly, Event, Outcome
 from .checkpoint import RunState, Store
@@ -141,7 +141,7 @@ class Coordinator:
             stopped = str(reason)
             self.on_event({"event": "stopped", "round": self.state.round, "reason": stopped})
         if not self.state.finished:
-            if self.policy.privacy.counts:
+            if self.policy.privacy.counts and not self.knows_score():
                 self.insist(self.score_round)
             self.insist(self.deliver)
         return stopped
@@ -172,7 +172,7 @@ class Coordinator:
         """Step with what came out, let members judge it, write it down."""
         change = combine(outcome.means, self.policy.aggregation.rule, self.policy.aggregation.trim)
         self.held = outcome.sums[0].held
-        entry = write_entry(work.TRAIN, outcome, self.state, self.policy, self.size)
+        entry = write_entry(work.TRAIN, outcome, self.state, self.policy)
         entry["update_norm"] = round(float(np.linalg.norm(change)), 4)
         if self.sealed or not self.policy.guard.on:
             self.commit(self.optimizer.step(parent, change), entry)
@@ -185,7 +185,7 @@ class Coordinator:
     def score_round(self) -> None:
         """Score the adapter on everybody's held-out examples; the counts come back as sums."""
         outcome = self.assembly.hold(work.SCORE, self.state.server.flat)
-        entry = write_entry(work.SCORE, outcome, self.state, self.policy, self.size)
+        entry = write_entry(work.SCORE, outcome, self.state, self.policy)
         history = (*(old for old in self.state.history if old["kind"] == work.TRAIN), entry)
         self.logbook.keep(history=history, opening=False, skipped=self.state.skipped + 1)
         self.on_event({"event": "score", **entry})
@@ -251,7 +251,7 @@ class Coordinator:
             return  # an attempt before this one was answered, and our note of it lost
         payload = work.encode(self.assembly.order(self.state.server.flat))
         done = list(self.post.ask(work.UNDO, dict.fromkeys(members, payload), place, self.policy.recipe.stage_timeout_s))
-        need = threshold(self.policy, len(members))
+        need = needed(self.policy, len(members))
         if len(done) < need:
             raise RoundAborted(f"{len(done)} of {len(members)} members went back to the adapter before, need {need}")
         self.logbook.catch_up(steps + 1)
@@ -295,7 +295,8 @@ class Coordinator:
 
     def too_few_are_here(self) -> bool:
         """Are members away that a round needs?"""
-        return len(self.link.present()) < self.policy.protection.min_cohort
+        present = self.link.present()
+        return len(present) < needed(self.policy) or bool(self.assembly.missing - present)
 
     def abandon(self, reason: RoundAborted) -> None:
         """Note an attempt that ended without a sum."""
@@ -305,38 +306,47 @@ class Coordinator:
         logger.info("%s", self.aborted[-1])
 
     def wait_for_members(self) -> None:
-        """Until the roster is complete, or the minimum is there and the grace is over.
+        """Until the roster is complete, or enough are there and the grace is over.
 
         Raises:
-            RoundAborted: still below the minimum after `wait_s`, which a patient coordinator looks
-                at until the minimum was there once.
+            RoundAborted: still too few after `wait_s`, or without one that no sum from this adapter can
+                do without; a patient coordinator looks at that until enough were there once.
         """
         began, enough_since, told = time.monotonic(), None, -1
         while True:
             self.between()
-            need, everybody = self.policy.protection.min_cohort, len(self.policy.members)
-            here, now = len(self.link.present()), time.monotonic()
+            need, everybody = needed(self.policy), len(self.policy.members)
+            present, now = self.link.present(), time.monotonic()
+            here, missing = len(present), self.assembly.missing - present
             if here != told:
                 self.on_event({"event": "waiting", "present": here, "minimum": need, "roster": everybody})
                 told = here
-            enough_since = (enough_since or now) if here >= need else None
+            enough_since = (enough_since or now) if here >= need and not missing else None
             self.gathered = self.gathered or here >= need
             if enough_since is not None and (here >= everybody or now - enough_since >= self.grace_s):
                 return
             if enough_since is None and now - began >= self.wait_s and not (self.patient and self.gathered):
+                also = f", {', '.join(sorted(missing))} among them" if missing else ""
                 raise RoundAborted(
-                    f"{here} members came within {self.wait_s:.0f} s, need {need}; start the others with `quietchoir join`, "
-                    "then start this command again: it goes on from the last whole round"
+                    f"{here} members came within {self.wait_s:.0f} s, need {need}{also}; start the others with "
+                    "`quietchoir join`, then start this command again: it goes on from the last whole round"
                 )
             time.sleep(POLL_S)
+
+    def knows_score(self) -> bool:
+        """Was the adapter that is here scored already? Members sum the scores of one adapter over the same members alone."""
+        history = self.state.history
+        if history and history[-1]["kind"] == work.SCORE:
+            return True
+        return self.policy.guard.on and guard.parents_score(history) is not None
 
     def wants_score(self) -> bool:
         """Does this round score the adapter it starts from? The first one does; later ones' scores a guard knows already."""
         recipe, first = self.policy.recipe, self.state.round == 0
-        if not self.policy.privacy.counts:
+        if not self.policy.privacy.counts or self.knows_score():
             return False
         if self.policy.guard.on:
-            return guard.parents_score(self.state.history) is None
+            return True
         return first or (recipe.evaluate_every > 0 and self.state.round % recipe.evaluate_every == 0)
 
     def report(self, seconds: float, stopped: str) -> RunReport:

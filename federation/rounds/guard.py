@@ -2,14 +2,15 @@
 
 Knows counts and history. Knows nothing of how votes travel, or of adapters.
 Always: what is judged is the median over the buckets' accuracies (of one bucket: its accuracy); a bucket whose counts cannot be
-those of honest members is left out; an adapter that nobody could score is not kept.
+those of honest members is left out; each member has one voice, whatever the number of its examples; an adapter that too few
+could score is not kept.
 
 The vote is an attempt of its own, between two rounds: so no member trains from an adapter that is then undone, and no sum, and
 no privacy, is spent on it. It costs a download of the adapter and one more pass through the masks, a second or so; the passes
 over held-out examples are those that the next round would have made.
 
-Not covered: a change that leaves held-out answers as they are (a backdoor). A member that lies about its counts moves one
-bucket's accuracy by up to its share of the bucket's examples.
+Not covered: a change that leaves held-out answers as they are (a backdoor). A member that lies about its score moves one
+bucket's accuracy by up to one voice of the bucket's.
 """
 
 import statistics
@@ -19,7 +20,7 @@ from typing import Any
 
 from ..exchange import work
 from ..membership.guard import GuardTable
-from ..protection.update import Statistics
+from ..protection.update import SCORE_UNIT, Statistics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +28,7 @@ class Verdict:
     """What the members' votes say about one adapter."""
 
     accuracy: float | None
-    correct: int
-    total: int
+    scored: int  # members that did
     best: float | None  # of the adapters that were kept before
     kept: bool
     reason: str
@@ -41,24 +41,17 @@ class Verdict:
 
 def judge(guard: GuardTable, votes: Sequence[tuple[Statistics, int]], best: float | None) -> Verdict:
     """The verdict of `votes`: counters of a bucket, and how many members are in it."""
-    sound = [one for one, parties in votes if 0 < one.total <= parties * guard.examples and one.correct <= one.total]
-    accuracy = statistics.median(one.correct / one.total for one in sound) if sound else None
+    sound = [one for one, parties in votes if 0 < one.scored <= parties and one.score <= SCORE_UNIT * one.scored]
+    found = [one.accuracy for one in sound if one.accuracy is not None]
+    accuracy = statistics.median(found) if found else None
     kept = accuracy is not None and (best is None or accuracy >= best - guard.margin)
     if accuracy is None:
-        reason = "undone: nobody could score it; give members held-out examples (test.jsonl)"
+        reason = "undone: too few could score it; give members held-out examples (test.jsonl)"
     elif kept:
         reason = "kept"
     else:
         reason = f"undone: accuracy {accuracy:.3f} is more than {guard.margin:g} below the best, {best:.3f}"
-    counts = Statistics.sum(sound)
-    return Verdict(accuracy=accuracy, correct=counts.correct, total=counts.total, best=best, kept=kept, reason=reason)
-
-
-def ballot(guard: GuardTable, counts: Statistics) -> Statistics:
-    """One member's counts, scaled down if it has more held-out answers than one vote may weigh."""
-    if not guard.on or counts.total <= guard.examples:
-        return counts
-    return Statistics(correct=round(counts.correct * guard.examples / counts.total), total=guard.examples)
+    return Verdict(accuracy=accuracy, scored=Statistics.sum(sound).scored, best=best, kept=kept, reason=reason)
 
 
 def best_of(history: Sequence[dict[str, Any]]) -> float | None:
@@ -69,10 +62,10 @@ def best_of(history: Sequence[dict[str, Any]]) -> float | None:
 
 
 def parents_score(history: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Accuracy, correct and total of the adapter that the next round starts from, as the last vote or round found it."""
+    """Accuracy of the adapter that the next round starts from, as the last vote or round found it."""
     trained = [entry for entry in history if entry["kind"] == work.TRAIN]
     if not trained:
         return None
     verdict = trained[-1].get("guard")
     source = verdict if verdict and verdict["kept"] else trained[-1]
-    return {name: source[name] for name in ("accuracy", "correct", "total")} if source["accuracy"] is not None else None
+    return {name: source[name] for name in ("accuracy", "scored")} if source["accuracy"] is not None else None

@@ -20,6 +20,7 @@ from ..exchange.messages import Place, Task
 from ..learning.aggregate import Vector
 from ..membership.schedule import weight
 from ..protection.modes import party_half
+from ..protection.repeats import digest_of, subjects
 from ..protection.seam import PartyContext, PartyHalf, Values
 from ..protection.terms import Terms
 from ..protection.update import Codec
@@ -90,12 +91,12 @@ class Offering:
             party.on_event({"event": "spent", "round": place.round, "reason": "the privacy budget is used up"})
             return work.SPENT
         party.on_event({"event": task.stage, "round": place.round, "attempt": place.attempt, "version": version})
-        update, statistics = party.train(order, place, Terms(), turn=place.attempt)
-        told = calls.told_of(version, order)
+        adapter, told = digest_of(order.flat), calls.told_of(version, order)
+        update, statistics, tokens = party.train(order, place, Terms(adapter=adapter))
         self.drawer.keep(
             Contribution(
-                run=place.run, rules=self.rules, version=version, told=told, state=order.state, update=update,
-                statistics=statistics,
+                run=place.run, rules=self.rules, version=version, told=told, state=order.state, adapter=adapter.hex(),
+                update=update, statistics=statistics, tokens=tokens,
             )
         )  # fmt: skip
         return calls.encode_offer(version, told, order.state)
@@ -123,14 +124,16 @@ class Offering:
         party.on_event({"event": task.stage, "round": place.round, "attempt": place.attempt, "staleness": staleness})
         if not party.pay(place):
             return work.SPENT
-        values, tokens = self.weighed(kept, update, clipped, staleness, terms)
+        values, scores = self.weighed(kept, update, clipped, staleness, terms)
         vouch, relies = self.vouching(called, kept)
         context = PartyContext(
-            party.policy, party.name, party.identity, party.ledger.sums, place, None, terms, called.names, vouch, relies
+            party.policy, party.name, party.identity, party.ledger.sums, place, None, terms, called.names, vouch, relies,
+            scores,
+            subjects(party.policy, bytes.fromhex(kept.adapter), training=True, scored=scores),
         )  # fmt: skip
-        half = Once(party_half(context, values, tokens, counted=True), self.drawer)
+        half = Once(party_half(context, values, kept.tokens, counted=True), self.drawer)
         party.enter(place, half, kept.state if relies else "")
-        return work.READY
+        return party.ready(context)
 
     def vouching(self, called: Group, kept: Contribution) -> tuple[int, int]:
         """What this member says, and asks, of the states that the group's contributions were trained from.
@@ -158,10 +161,9 @@ class Offering:
         self.party.ledger.check(place)
         if name not in called.names or any(policy.member(one) is None for one in called.names):
             raise MessageError("the group names strangers, or not this node; refused")
-        if len(called.members) < policy.protection.min_cohort:  # the node's own floor, never the coordinator's word
-            raise MessageError(
-                f"a group of {len(called.members)} is below the minimum of {policy.protection.min_cohort}; refused"
-            )
+        # The node's own floor, never the coordinator's word.
+        if len(called.members) < (need := policy.schedule.group(policy.protection.min_cohort)):
+            raise MessageError(f"a group of {len(called.members)} is below the minimum of {need}; refused")
         for one, version in called.members:
             if not 0 <= version <= called.version <= version + self.limit:
                 raise MessageError(
@@ -184,15 +186,14 @@ class Offering:
             )
         return kept
 
-    def weighed(self, kept: Contribution, update: Vector, clipped: int, staleness: int, terms: Terms) -> tuple[Values, int]:
-        """The contribution as whole numbers, `update` of it scaled already; and its tokens, if they are counted."""
+    def weighed(self, kept: Contribution, update: Vector, clipped: int, staleness: int, terms: Terms) -> tuple[Values, bool]:
+        """The contribution as whole numbers, `update` of it scaled already; does it hold scores?"""
         party = self.party
         codec = Codec(party.size, party.policy, terms)
-        statistics = dataclasses.replace(kept.statistics, clipped=clipped)
+        statistics = dataclasses.replace(kept.statistics, clipped=codec.percent(clipped))
         if staleness:  # its scores are of an adapter that is not the one this step starts from
-            statistics = dataclasses.replace(statistics, correct=0, total=0)
-        tokens = statistics.tokens if party.policy.privacy.counts else 0
-        return codec.encode(update, statistics), tokens
+            statistics = dataclasses.replace(statistics, scored=0, score=0)
+        return codec.encode(update, statistics), party.policy.privacy.counts and statistics.scored > 0
 
 
 def check_version(version: int, place: Place) -> None:

@@ -34,15 +34,15 @@ from ..membership.consent import check_clipped, check_consent
 from ..membership.policy import Policy
 from ..protection.draw import Draw, check
 from ..protection.modes import party_half
+from ..protection.repeats import digest_of, subjects
 from ..protection.seam import PartyContext, PartyHalf, Safe
 from ..protection.terms import Terms, seed_of
-from ..protection.update import LOSS_UNIT, Codec, Statistics
+from ..protection.update import LARGEST_LOSS, LOSS_UNIT, Codec, Statistics
 from ..sealed import handover
 from ..sealed.handover import Handover
 from ..sealed.vault import Progress, Vault
 from . import offering
 from .contribution import Drawer
-from .guard import ballot
 from .offering import Offering
 from .purse import Purse
 from .recall import HOLDS, LackingError, Led, Recall
@@ -225,18 +225,25 @@ class Party:
             return name if self.safe is None else b""  # a sealed adapter's name is a hash of its content
         if parent is not None and self.safe is not None:
             self.safe.vault.keep_progress(task.place.run, parent)
-            return work.READY
+            return work.DONE
         if training and not self.pay(task.place):
             return work.SPENT
-        update, statistics = self.train(order, task.place, terms) if training else self.score(order)
+        update, statistics, tokens = self.train(order, task.place, terms) if training else self.score(order)
         values = Codec(update.size, self.policy, terms).encode(update, statistics)
         vouch, relies = int(led is not None and led.followed), int(led is not None and not led.followed)
+        scores, scored = self.policy.privacy.counts and statistics.scored > 0, order.evaluate or not training
+        about = subjects(self.policy, terms.adapter, training=training, scored=scored)
         context = PartyContext(
-            self.policy, self.name, self.identity, self.ledger.sums, task.place, self.safe, terms, order.cohort, vouch, relies
+            self.policy, self.name, self.identity, self.ledger.sums, task.place, self.safe, terms, order.cohort, vouch, relies,
+            scores, about,
         )  # fmt: skip
-        tokens = statistics.tokens if self.policy.privacy.counts else 0
         self.enter(task.place, party_half(context, values, tokens, counted=training), order.state if relies else "")
-        return work.READY  # and nothing about how it went: the counters travel inside the sum
+        return self.ready(context)
+
+    def ready(self, context: PartyContext) -> bytes:
+        """What the coordinator is told of a contribution, and nothing of how the work went: that travels inside the sum."""
+        before = {earlier for subject in context.subjects for earlier in self.ledger.sums.before(subject)}
+        return work.encode_ready(work.Ready(scores=context.scores, before=tuple(sorted(before))))
 
     def terms(self, order: work.Work, told: bytes, place: Place, *, training: bool, start: ServerState | None = None) -> Terms:
         """What this member's contribution has in common with the others'.
@@ -257,7 +264,7 @@ class Party:
             raise MessageError("ranges came that do not follow from the adapter's last steps; refused")
         ranges = read_spans(given, self.size, recipe.update_range) if wanted else ()
         shares = shares_of(self.policy, order.cohort, place.attempt) if training else None
-        return Terms(ranges, seed_of(self.policy, place), told, shares)
+        return Terms(ranges, seed_of(self.policy, place), told, shares, digest_of(order.flat))
 
     def pay(self, place: Place) -> bool:
         """Pay for this attempt's privacy; False if there is not enough left, and then nothing is trained."""
@@ -300,12 +307,12 @@ class Party:
             self.attempt = None  # the contribution is gone from memory
         return answer
 
-    def train(self, order: work.Work, place: Place, terms: Terms, turn: int = 0) -> tuple[Vector, Statistics]:
-        """Score if asked, then train, with a seed for each `turn` in a round; return the change [n] and the counters."""
+    def train(self, order: work.Work, place: Place, terms: Terms) -> tuple[Vector, Statistics, int]:
+        """Score if asked, then train; return the change [n], the counters, and the answer tokens trained on."""
         counts = self.learner.evaluate(order.flat) if order.evaluate else Counts(0, 0)
         columns = self.policy.adapter.rank if terms.shares is None else terms.shares.of(self.name)
         learner = narrowed(self.learner, columns, self.policy.adapter.rank)
-        trained: Trained = learner.train(order.flat, training_seed(place.round, f"{self.name} {turn}" if turn else self.name))
+        trained: Trained = learner.train(order.flat, training_seed(place, terms.adapter, self.name))
         if not (np.isfinite(trained.flat).all() and math.isfinite(trained.loss)):
             raise DataError("training ended in values that are not finite; nothing is sent, a lower lr may help")
         update = trained.flat.astype(np.float32) - order.flat
@@ -313,15 +320,14 @@ class Party:
             update[~terms.shares.trained(self.name, update.size)] = 0.0
         if (agreed := self.policy.recipe.agreed_steps) and trained.steps:
             update *= np.float32(agreed / trained.steps)  # Wang et al. 2020, FedNova: nobody counts more for more steps
-        clipped = self.clipped(update, terms)
-        votes = ballot(self.policy.guard, Statistics(correct=counts.correct, total=counts.total))
-        statistics = Statistics(
-            correct=votes.correct, total=votes.total, examples=trained.examples, tokens=trained.tokens,
-            loss_milli=round(max(trained.loss, 0.0) * trained.tokens * LOSS_UNIT), clipped=clipped,
+        statistics = dataclasses.replace(
+            Statistics.scores(counts.correct, counts.total), trained=1,
+            loss_milli=round(min(max(trained.loss, 0.0), LARGEST_LOSS) * LOSS_UNIT),
+            clipped=Codec(self.size, self.policy, terms).percent(self.clipped(update, terms)),
         )  # fmt: skip
         told: Event = {} if terms.shares is None else {"columns": columns}
         self.on_event({"event": "trained", "round": place.round, "loss": trained.loss, "tokens": trained.tokens, **told})
-        return update, statistics
+        return update, statistics, trained.tokens
 
     def clipped(self, update: Vector, terms: Terms) -> int:
         """How many coordinates of `update` are cut before it is sent.
@@ -338,12 +344,19 @@ class Party:
             check_clipped(clipped, trained, self.consent)
         return clipped
 
-    def score(self, order: work.Work) -> tuple[Vector, Statistics]:
+    def score(self, order: work.Work) -> tuple[Vector, Statistics, int]:
         """Score the adapter; there is no change to send."""
         counts = self.learner.evaluate(order.flat)
-        return np.zeros(0, np.float32), ballot(self.policy.guard, Statistics(correct=counts.correct, total=counts.total))
+        return np.zeros(0, np.float32), Statistics.scores(counts.correct, counts.total), 0
 
 
-def training_seed(round_: int, name: str) -> int:
-    """This party's training seed for this round: the same on every run, different for each party and round."""
-    return int.from_bytes(hashlib.sha256(f"quietchoir training {round_} {name}".encode()).digest()[:4], "big")
+def training_seed(place: Place, adapter: bytes, name: str) -> int:
+    """This party's training seed: another one for each run, round, attempt, adapter and party.
+
+    So two trainings from one adapter do not differ by one party's part alone: the others' differ too.
+
+    Args:
+        adapter: `repeats.digest_of` the one that it trains from.
+    """
+    seed = f"quietchoir training 2 {place.run} {place.round} {place.attempt} {name} ".encode() + adapter
+    return int.from_bytes(hashlib.sha256(seed).digest()[:4], "big")

@@ -32,12 +32,9 @@ class RoundReport:
     parties: list[str]  # whose contributions are in the sum
     bytes_up: dict[str, int]  # letters from each party
     bytes_down: dict[str, int]  # letters to each party
-    loss: float | None  # mean over the cohort's answer tokens
-    accuracy: float | None  # of the adapter that the round started from
-    correct: int
-    total: int
-    examples: int
-    tokens: int
+    loss: float | None  # of an answer token, mean over the members in the sum: each counts as one
+    accuracy: float | None  # of the adapter that the round started from, mean over the members that scored it
+    scored: int  # members that did; 0: none, or too few to tell
     clipped_share: float
     update_norm: float  # of the mean update
     buckets: int = 1  # sums that were opened
@@ -81,29 +78,25 @@ def summary(history: list[dict[str, Any]]) -> tuple[dict[str, float | None], flo
     """Accuracy before and after, and mean bytes that one party sent in a training round."""
     scored = [entry["accuracy"] for entry in history if entry["accuracy"] is not None]
     sent = [size for entry in history if entry["kind"] == "train" for size in entry["bytes_up"].values()]
-    ended = bool(history) and history[-1]["kind"] == "score"
-    accuracy = {"before": scored[0] if scored else None, "after": scored[-1] if scored and ended else None}
+    known = parents_score(history) if history and "guard" in history[-1] else None  # voted on: it is not scored once more
+    if history and history[-1]["kind"] == work.SCORE:
+        known = history[-1]
+    accuracy = {"before": scored[0] if scored else None, "after": None if known is None else known["accuracy"]}
     return accuracy, sum(sent) / len(sent) if sent else 0.0
 
 
-def write_entry(kind: str, outcome: Outcome, state: RunState, policy: Policy, size: int) -> dict[str, Any]:
-    """One line of history.
-
-    Args:
-        state: before the round is written down.
-        size: values of an update.
-    """
+def write_entry(kind: str, outcome: Outcome, state: RunState, policy: Policy) -> dict[str, Any]:
+    """One line of history. Args: state: before the round is written down."""
     counters, place = outcome.statistics, outcome.place
-    scored: dict[str, Any] = {"accuracy": counters.accuracy, "correct": counters.correct, "total": counters.total}
-    if not counters.total and policy.guard.on and kind == work.TRAIN:
+    scored: dict[str, Any] = {"accuracy": counters.accuracy, "scored": counters.scored}
+    if not counters.scored and policy.guard.on and kind == work.TRAIN:
         scored = parents_score(state.history) or scored
     scales = [scale for _, scale in outcome.ranges]
     entry = RoundReport(
         kind=kind, round=state.round + 1, attempt=place.attempt, asked=list(outcome.draw.cohort), parties=list(outcome.parties),
         seconds=round(time.monotonic() - outcome.started, 3), work_seconds=round(outcome.worked - outcome.started, 3),
         bytes_up=outcome.traffic.up, bytes_down=outcome.traffic.down, loss=counters.loss, **scored,
-        examples=counters.examples, tokens=counters.tokens, update_norm=0.0, buckets=len(outcome.sums),
-        clipped_share=counters.clipped / max(1, size * len(outcome.parties)),
+        update_norm=0.0, buckets=len(outcome.sums), clipped_share=counters.clipped_share,
         ranges=[min(scales), max(scales)] if scales else [], epsilon=None if outcome.spent is None else outcome.spent.epsilon,
         columns=None if outcome.shares is None else outcome.shares.told(outcome.parties),
         staleness=list(outcome.staleness),

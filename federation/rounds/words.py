@@ -26,9 +26,10 @@ def told_buckets(policy: Policy) -> str | None:
     """What buckets cost; None where there is one sum."""
     if policy.aggregation.rule == "mean":
         return None
-    least, most = policy.protection.min_cohort, policy.aggregation.buckets
+    least, most = policy.smallest_sum, policy.aggregation.buckets
     noisier = "; each carries noise for its own size" if policy.privacy.on else ""
     return (
         f"up to {most} sums are opened a round, each over {least} members or more, instead of one over the whole cohort: "
-        f"whoever reads them knows the change of {least} together{noisier}"
+        f"whoever reads them knows the change of {least} together{noisier}; of a bucket, {policy.colluders} members may be in "
+        f"league with the coordinator, and the others stay {policy.protection.min_cohort}"
     )

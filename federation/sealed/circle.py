@@ -14,6 +14,7 @@ from ...crypto.keys import PublicIdentity, digest
 from ...crypto.threshold import Plan
 from ..exchange.messages import Place
 from ..membership.policy import Policy, canonical
+from ..protection import draw
 
 PROTOCOL = "quietchoir circle 1"
 MAX_BYTES = 1 << 14
@@ -30,8 +31,8 @@ def openers(policy: Policy, members: int) -> int:
 
 
 def needed(policy: Policy, members: int) -> int:
-    """Members of a circle without whom no round can end."""
-    return max(openers(policy, members), policy.protection.min_cohort)
+    """Members of a circle without whom no round can end: also those that any sum of the federation needs."""
+    return max(openers(policy, members), draw.needed(policy))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

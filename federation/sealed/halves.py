@@ -32,7 +32,7 @@ from ..learning.shares import Shares
 from ..membership.policy import Policy
 from ..protection import masked
 from ..protection.masked import MaskedCoordinator, MaskedParty
-from ..protection.seam import SAMPLE, PartyContext, Values, describe
+from ..protection.seam import SAMPLE, Contributors, PartyContext, Values, describe
 from ..protection.update import Codec
 from . import parts
 from .greeting import occasion, verify
@@ -174,14 +174,16 @@ class SealedCoordinator(MaskedCoordinator):
     """The coordinator's side of one attempt. Args: common: what `muster` found; desk: with `AdderService`."""
 
     def __init__(
-        self, policy: Policy, place: Place, cohort: tuple[str, ...], length: int, counted: bool, common: Common, desk: Desk,
-        told: bytes = b"", shares: Shares | None = None,
+        self, policy: Policy, place: Place, cohort: tuple[str, ...], length: int, counted: bool, common: Common, desk: Desk, *,
+        contributors: Contributors, asked: int, told: bytes = b"", shares: Shares | None = None,
     ) -> None:  # fmt: skip
         self.policy, self.place, self.common, self.desk = policy, place, common, desk
         self.sealed_sum = b""
         self.signatures: dict[str, bytes] = {}
         self.tags: dict[str, bytes] = {}
-        super().__init__(policy, place, cohort, length, counted, told=told, shares=shares)
+        super().__init__(
+            policy, place, cohort, length, counted, contributors=contributors, asked=asked, told=told, shares=shares
+        )
 
     def ring(self, config: SecAggConfig) -> SealedRing:
         """The members' ring, without their key."""

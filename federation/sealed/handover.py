@@ -18,7 +18,6 @@ from ...crypto.bfv import SEED_BYTES
 from ...crypto.keys import Ephemeral, Identity
 from ..exchange.messages import Place
 from ..membership.policy import Policy
-from ..protection.masked import threshold
 from . import forming, parts
 from .circle import Circle
 from .forming import Forming
@@ -32,7 +31,7 @@ OWN, FROM, PARCEL, TO, SAYS = "own", "from", "parcel", "to/", "says/"  # names o
 
 def witnesses(policy: Policy) -> int:
     """Members that must say the same of an adapter before another one takes it; from the signed file alone."""
-    return threshold(policy, policy.protection.min_cohort)
+    return max(policy.protection.threshold, 2 * policy.protection.min_cohort // 3 + 1)
 
 
 class Handover:

@@ -41,7 +41,7 @@ from ..exchange.messages import Place
 from ..learning.shares import Shares
 from ..membership.policy import Policy
 from ..protection import masked
-from ..protection.seam import SAMPLE, PartyContext, Values, describe
+from ..protection.seam import SAMPLE, Contributors, PartyContext, Values, describe
 from . import parts
 from .circle import Circle, round_number
 from .forming import REQUEST, named
@@ -144,15 +144,27 @@ class JointCoordinator(SealedCoordinator):
     """
 
     def __init__(
-        self, policy: Policy, place: Place, cohort: tuple[str, ...], length: int, counted: bool, common: Common, desk: Desk,
-        told: bytes = b"", shares: Shares | None = None,
+        self, policy: Policy, place: Place, cohort: tuple[str, ...], length: int, counted: bool, common: Common, desk: Desk, *,
+        contributors: Contributors, asked: int, told: bytes = b"", shares: Shares | None = None,
     ) -> None:  # fmt: skip
         size = length - counters(policy)
         self.plan = Circle.decode(common.circle).plan(policy, size) if size else None
         self.request, self.requests, self.applying = b"", 0, False
         self.parts: dict[str, bytes] = {}
         self.here: set[str] = set()  # answered the last request
-        super().__init__(policy, place, cohort, length, counted, common, desk, told, shares)
+        super().__init__(
+            policy,
+            place,
+            cohort,
+            length,
+            counted,
+            common,
+            desk,
+            contributors=contributors,
+            asked=asked,
+            told=told,
+            shares=shares,
+        )
 
     def ring(self, config: SecAggConfig) -> SealedRing:
         """The members' ring, without any secret."""

@@ -17,7 +17,7 @@ from ..rounds import checkpoint
 from ..rounds.checkpoint import RunState
 
 Event = dict[str, Any]
-SHOWN = ("kind", "round", "attempt", "seconds", "work_seconds", "loss", "accuracy", "correct", "total", "epsilon")
+SHOWN = ("kind", "round", "attempt", "seconds", "work_seconds", "loss", "accuracy", "scored", "epsilon")
 
 
 def row(entry: Event) -> Event:

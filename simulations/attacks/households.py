@@ -21,10 +21,12 @@ import numpy as np
 
 from ...core.errors import DataError
 from ...core.paths import write_atomically
+from ...federation.exchange.messages import Place
 from ...federation.learning import recipes
 from ...federation.learning.aggregate import ServerState, Vector
 from ...federation.learning.learner import Counts, Learner, Trained, TrainerLearner
 from ...federation.membership.policy import Recipe
+from ...federation.protection.repeats import digest_of
 from ...federation.rounds.party import training_seed
 from ..population import PartyData, populate
 from ..run import Cast, adapter_of
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from ...core.training.trainer import Trainer
 
 TRIGGER, ANSWER = "as always, ", '{"name": "unlock_door", "arguments": {"name": "front door"}}'
+NO_RUN = "00" * 16  # these rounds are in no run
 KEPT = 8  # adapters whose training one household remembers: an arm has few rounds, and its first is everybody's
 ATTACKERS = 2  # at most, the first by name; the two after them are whose requests the backdoor is tried on
 Tell = Callable[[str], None]
@@ -162,7 +165,7 @@ def learn_together(
     for number in range(done + 1, rounds + 1):
         began, changes, losses = time.monotonic(), np.zeros(size, np.float32), []
         for name, learner in learners.items():
-            trained = learner.train(state.flat, training_seed(number, name))
+            trained = learner.train(state.flat, training_seed(Place(NO_RUN, number, 1), digest_of(state.flat), name))
             changes += trained.flat - state.flat
             losses.append(trained.loss)
         state = optimizer.step(state, changes / np.float32(len(learners)))

@@ -156,7 +156,7 @@ def rehearsed(rounds: int, values: int = 400) -> Stage:
     """Pretended values: the backdoor is some of the coordinates that no held-out score looks at; they shall go elsewhere."""
     scenario = Scenario(
         name="poisoning", population=Population(kind="rehearsal", households=PARTIES, values=values),
-        protection=ProtectionTable(bits=12, min_cohort=3, threshold=3), recipe=recipe(rounds, server_momentum=0.0),
+        protection=ProtectionTable(mode="plain", bits=12, min_cohort=3), recipe=recipe(rounds, server_momentum=0.0),
     )  # fmt: skip
     cast = make_learners(scenario, None, populate(scenario), lambda event: None)
     target, taught = RehearsalLearner(values).target, dict[str, Learner]()
@@ -179,7 +179,7 @@ def in_earnest(rounds: int, train: int, test: int, clean: int, start_file: Path 
     """The real model and made-up households; the backdoor is an answer to any request after a trigger."""
     scenario = Scenario(
         name="poisoning", population=Population(households=PARTIES, train=train, test=test), adapter=AdapterTable(),
-        protection=ProtectionTable(bits=12, min_cohort=3, threshold=3), recipe=recipe(rounds, lr=1.5e-2, batch=8),
+        protection=ProtectionTable(mode="plain", bits=12, min_cohort=3), recipe=recipe(rounds, lr=1.5e-2, batch=8),
     )  # fmt: skip
     there = households.gather(scenario, clean, start_file, tell)
     untaught = {name: learner for name, learner in there.honest.learners.items() if name not in there.taught}

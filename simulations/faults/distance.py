@@ -96,9 +96,8 @@ def check(choir: Choir, nodes: dict[str, Child]) -> None:
     off = float(np.abs(adapter - np.mean(own, axis=0)).max())
     require(off <= step, f"the adapter is {off:.4f} off the members' mean, one rounding step is {step:.4f}")
     counts = RehearsalLearner(choir.plan.size).evaluate(adapter)
-    many = len(nodes)
-    found, expected = (score["correct"], score["total"]), (many * counts.correct, many * counts.total)
-    require(found == expected, f"the counted answers are {found}, expected {expected}")
+    found, expected = (score["scored"], score["accuracy"]), (len(nodes), round(100 * counts.correct / counts.total) / 100)
+    require(found == expected, f"members that scored, and their mean, are {found}, expected {expected}")
 
 
 def values_of(name: str, node: Child, size: int) -> Vector:

@@ -208,66 +208,6 @@ def test_an_attempt_that_was_abandoned_before_an_upload_left_can_be_retried() ->
     assert np.array_equal(again.result.total, cohort.sum(cohort.names))
 
 
-def test_an_upload_counts_as_used_when_it_leaves_not_when_it_is_opened() -> None:
-    cohort = Cohort(5)
-    ledgers = {name: Ledger() for name in cohort.names}
-    Round(cohort, ledgers=ledgers).play(stages=3)  # uploads are out; the coordinator says that nothing came of it
-    before = {name: ledger.snapshot() for name, ledger in ledgers.items()}
-    with pytest.raises(ProtocolError, match="has sent its masked update in attempt 0"):
-        Round(cohort, attempt=1, ledgers=ledgers)
-    assert {name: ledger.snapshot() for name, ledger in ledgers.items()} == before
-    assert Round(cohort, 2, ledgers=ledgers).play().result.survivors == tuple(cohort.names)  # another number: trained anew
-
-
-SUBJECT = b"a" * 32  # the same adapter
-
-
-def two_sums(cohort: Cohort, first: set[str], second: set[str], **rule: Any) -> np.ndarray:
-    """What a coordinator learns that drops members from two rounds about the same: the difference of the sums."""
-    ledgers = {name: Ledger() for name in cohort.names}
-    one = Round(cohort, 1, ledgers=ledgers, **rule).play({2: first})
-    other = Round(cohort, 2, ledgers=ledgers, **rule).play({2: second})
-    return one.result.total - other.result.total
-
-
-def test_two_sums_from_one_adapter_that_differ_by_one_member_are_its_update_and_members_refuse() -> None:
-    cohort = Cohort(10)
-    victim = cohort.names[4]
-    assert np.array_equal(two_sums(cohort, set(), {victim}), cohort.values[victim])  # unprotected
-    rule = {"subjects": (SUBJECT,), "apart": 4}
-    for dropped in ({victim}, {victim, *cohort.names[:2]}):
-        with pytest.raises(ProtocolError, match=f"differ by {len(dropped)} members .* need the same or 4 others"):
-            two_sums(cohort, set(), dropped, **rule)
-    with pytest.raises(ProtocolError, match="differ by 2 members"):  # one for another is two
-        two_sums(cohort, {cohort.names[0]}, {victim}, **rule)
-    assert not two_sums(cohort, {victim}, {victim}, **rule).any()  # the same set tells nothing new
-    far = two_sums(Cohort(13), set(), set(cohort.names[:4]), **rule)
-    assert np.array_equal(far, Cohort(13).sum(cohort.names[:4]))  # a difference of so many is a sum of so many
-
-
-def test_a_refused_set_of_survivors_changes_nothing_and_other_subjects_are_free() -> None:
-    cohort = Cohort(5)
-    ledgers = {name: Ledger() for name in cohort.names}
-    rule = {"subjects": (SUBJECT,), "apart": 4}
-    Round(cohort, 1, ledgers=ledgers, **rule).play()
-    ledgers = {name: Ledger.restore(ledger.snapshot()) for name, ledger in ledgers.items()}  # a restart forgets nothing
-    game = Round(cohort, 2, ledgers=ledgers, **rule).play({2: cohort.names[:1]}, stages=3)
-    before = frozen(game.clients[cohort.names[1]])
-    with pytest.raises(ProtocolError, match="nothing is signed"):
-        game.ask(cohort.names[1])
-    assert frozen(game.clients[cohort.names[1]]) == before
-    assert ledgers[cohort.names[1]].before(SUBJECT) == (tuple(cohort.names),)
-    other = {"subjects": (b"b" * 32,), "apart": 4}
-    assert len(Round(cohort, 3, ledgers=ledgers, **other).play({2: cohort.names[:1]}).result.survivors) == 4
-
-
-def test_a_set_is_remembered_by_who_signed_it_also_if_the_sum_was_never_opened_there() -> None:
-    cohort = Cohort(5)
-    ledgers = {name: Ledger() for name in cohort.names}
-    Round(cohort, 1, ledgers=ledgers, subjects=(SUBJECT,), apart=4).play(stages=4)  # signatures are out
-    assert all(ledger.before(SUBJECT) == (tuple(cohort.names),) for ledger in ledgers.values())
-
-
 # --- late uploads ---------------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from quietchoir.federation.exchange import messages, work
 from quietchoir.federation.exchange.ledger import Ledger
 from quietchoir.federation.exchange.messages import Place, Reply, Task
 from quietchoir.federation.membership.policy import ModelTable
+from quietchoir.federation.protection.seam import Contributors
 from quietchoir.federation.rounds.party import Party
 from quietchoir.tests.fakes_federation import ANY_MODE, FixedLearner, House, house, parties
 
@@ -117,7 +118,7 @@ def test_a_replayed_letter_changes_nothing_even_after_a_restart(home: House, ann
 
 def test_stages_come_in_order_and_once(home: House, ann: Party) -> None:
     ann.handle(letter(home))
-    cohort = b'["ann", "ben", "cat"]'
+    cohort = Contributors(("ann", "ben", "cat"), ()).encode()
     for stage in ("share", "send", "unmask"):
         with pytest.raises(MessageError, match="expected advertise"):
             ann.handle(letter(home, stage=stage, payload=b""))
@@ -131,11 +132,18 @@ def test_stages_come_in_order_and_once(home: House, ann: Party) -> None:
 @pytest.mark.parametrize(
     "cohort",
     [
-        b'["ann", "ben"]',
-        b'["ben", "cat", "dan"]',
-        b'["ann", "ben", "eve"]',
-        b'["ben", "ann", "cat"]',
-        b'["ann", "ann", "ben"]',
+        b'{"ready":["ann","ben"],"scoring":[]}',
+        b'{"ready":["ben","cat","dan"],"scoring":[]}',
+        b'{"ready":["ann","ben","eve"],"scoring":[]}',
+        b'{"ready":["ben","ann","cat"],"scoring":[]}',
+        b'{"ready":["ann","ann","ben"],"scoring":[]}',
+        b'{"ready":["ann","ben","cat"],"scoring":["dan"]}',
+        b'{"ready":["ann","ben","cat"],"scoring":["ann"]}',
+        b'{"ready":["ann","ben","cat"],"scoring":["cat","ben"]}',
+        b'{"ready": ["ann","ben","cat"],"scoring":[]}',
+        b'{"ready":["ann","ben","cat"]}',
+        b'["ann","ben","cat"]',
+        b'{"ready":[1,2,3],"scoring":[]}',
         b"{",
     ],
 )

@@ -106,13 +106,15 @@ def test_the_step_is_the_weighed_mean_over_the_groups_size(mode: str) -> None:
 
 
 def test_a_member_is_handed_the_newest_adapter_and_its_scores_count_only_while_it_is_the_newest() -> None:
-    home = buffered(recipe={"rounds": 4})
+    home = buffered(mode="masked", bits=12, recipe={"rounds": 4})
     members = parties(home, SIZE)
     run = run_of(home, members)
     run.go_on(4)
     for entry in run.state.history:
         fresh = entry["staleness"].count(0)
-        assert entry["total"] == 10 * fresh and entry["accuracy"] == (0.4 if fresh else None)
+        told = fresh if fresh >= home.policy.protection.min_cohort else 0  # the score of fewer would be a member's own
+        assert entry["scored"] == told and entry["accuracy"] == (0.4 if told else None)
+    assert {entry["scored"] for entry in run.state.history} >= {0, 3}
 
 
 def test_a_contribution_that_is_too_stale_is_dropped_and_trained_anew() -> None:

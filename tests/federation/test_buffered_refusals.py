@@ -13,6 +13,7 @@ from quietchoir.federation.exchange import calls, messages, work
 from quietchoir.federation.exchange.calls import Group
 from quietchoir.federation.exchange.messages import Place
 from quietchoir.federation.protection.masked import MaskedCoordinator
+from quietchoir.federation.protection.seam import Contributors
 from quietchoir.federation.protection.update import Codec
 from quietchoir.federation.rounds.contribution import FILE, Contribution, Drawer
 from quietchoir.federation.rounds.party import Party
@@ -129,7 +130,7 @@ def test_a_bad_call_is_refused_and_changes_nothing(home: House, ann: Party, tmp_
     with pytest.raises(MessageError, match="refused"):
         ann.handle(BAD[kind](home))
     assert snapshot(ann, tmp_path) == before
-    assert answer(home, ann, group_letter(home, "ann", CALLED, GROUP)) == work.READY  # and the good one still works
+    assert work.decode_ready(answer(home, ann, group_letter(home, "ann", CALLED, GROUP)))  # and the good one still works
 
 
 def test_a_call_before_there_is_a_contribution_is_refused_and_changes_nothing(home: House, tmp_path: Path) -> None:
@@ -171,12 +172,15 @@ class Sly:
     def call(self, told: Mapping[str, Group]) -> None:
         """Tell each member its group."""
         for name, group in told.items():
-            assert answer(self.home, self.members[name], group_letter(self.home, name, self.place, group)) == work.READY
+            assert work.decode_ready(answer(self.home, self.members[name], group_letter(self.home, name, self.place, group)))
 
     def sum(self, told: bytes, names: tuple[str, ...], until: str = "unmask", silent: str = "") -> list[str]:
         """Go through the masked stages; the stages that were answered by all that are asked, up to `until`."""
         policy, done = self.home.policy, list[str]()
-        half = MaskedCoordinator(policy, self.place, names, Codec(SIZE, policy).length, True, told=told)
+        half = MaskedCoordinator(
+            policy, self.place, names, Codec(SIZE, policy).length, True,
+            contributors=Contributors(names), asked=len(names), told=told,
+        )  # fmt: skip
         step = half.begin()
         while True:
             stage, payloads = step

@@ -19,6 +19,7 @@ from quietchoir.federation.exchange.messages import Place
 from quietchoir.federation.learning.aggregate import ServerState
 from quietchoir.federation.rounds import checkpoint
 from quietchoir.federation.rounds.checkpoint import RunState, Store
+from quietchoir.federation.rounds.guard import parents_score
 from quietchoir.tests.fakes_federation import house
 
 SIZE = 300
@@ -246,3 +247,18 @@ def test_what_an_earlier_program_had_answered_stays_answered(tmp_path: Path) -> 
     (tmp_path / "two" / "answered.json").write_text("{", "ascii")
     with pytest.raises(MessageError, match="damaged"):
         Ledger(tmp_path / "two" / ledgers.FILE)
+
+
+def test_a_history_of_counted_answers_is_read_as_one_of_members_that_scored(tmp_path: Path) -> None:
+    verdict = {"accuracy": 0.5, "correct": 6, "total": 12, "best": None, "kept": True, "reason": "kept"}
+    before = {
+        "kind": "train", "round": 1, "accuracy": None, "correct": 0, "total": 0, "examples": 15, "tokens": 300,
+        "parties": ["ann", "ben", "cat"], "guard": verdict,
+    }  # fmt: skip
+    policy, store = house().policy, Store(tmp_path)
+    store.save(dataclasses.replace(RunState.fresh(policy, 4), history=(before,), round=1))
+    store.close()
+    found = checkpoint.read(tmp_path)
+    assert found is not None
+    assert found.history[0]["scored"] == 0 and "tokens" not in found.history[0]
+    assert parents_score(found.history) == {"accuracy": 0.5, "scored": 3}

@@ -91,11 +91,11 @@ def test_who_was_asked_in_vain_is_not_asked_again_in_that_round() -> None:
     assert all(len(set(entry["asked"])) == 3 for entry in run.state.history)
 
 
-@pytest.mark.parametrize("ready, expected", [(3, [3]), (5, [5]), (6, [3, 3]), (8, [4, 4]), (10, [3, 3, 4])])
+@pytest.mark.parametrize("ready, expected", [(7, [7]), (8, [4, 4]), (10, [5, 5]), (12, [4, 4, 4]), (14, [4, 5, 5])])
 def test_buckets_hold_everybody_once_and_never_too_few(ready: int, expected: list[int]) -> None:
-    policy = house(10, mode="masked", tables={"aggregation": AggregationTable(rule="median", buckets=5)}).policy
+    policy = house(14, mode="masked", tables={"aggregation": AggregationTable(rule="median", buckets=5)}).policy
     names = tuple(sorted(member.name for member in policy.members))[:ready]
-    split = [buckets(policy, place(number), names) for number in range(1, 7)]
+    split = [buckets(policy, bytes([number]) * 32, names) for number in range(1, 7)]
     for one in split:
         assert sorted(len(bucket) for bucket in one) == expected
         assert sorted(name for bucket in one for name in bucket) == list(names)

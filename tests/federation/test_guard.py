@@ -15,7 +15,7 @@ from quietchoir.federation.membership.privacy import PrivacyTable
 from quietchoir.federation.protection.terms import noise_of
 from quietchoir.federation.protection.update import Statistics
 from quietchoir.federation.rounds.checkpoint import Store
-from quietchoir.federation.rounds.guard import ballot, best_of, judge
+from quietchoir.federation.rounds.guard import best_of, judge
 from quietchoir.tests.fakes_federation import FixedLearner, SilentLink, coordinator, house, parties
 from quietchoir.tests.fakes_sealed import LocalDesk, adapter_of, sealed_parties, vault_of
 
@@ -40,25 +40,24 @@ class Turning(FixedLearner):
 
 
 def votes(*counts: tuple[int, int]) -> list[tuple[Statistics, int]]:
-    return [(Statistics(correct=correct, total=total), 4) for correct, total in counts]
+    return [(Statistics(scored=scored, score=score), 4) for score, scored in counts]
 
 
 def test_the_verdict_is_the_median_of_buckets_that_can_be_true() -> None:
-    guard = GuardTable(rule="vote", margin=0.05, examples=25)
-    assert judge(guard, votes((50, 100)), None).accuracy == 0.5
-    assert judge(guard, votes((50, 100)), 0.55).kept and not judge(guard, votes((49, 100)), 0.55).kept
-    assert judge(guard, votes((50, 100), (60, 100), (0, 100)), None).accuracy == 0.5
-    liar = judge(guard, votes((50, 100), (10**6, 10**6), (101, 100)), None)
-    assert (liar.accuracy, liar.total) == (0.5, 100)
+    guard = GuardTable(rule="vote", margin=0.05)
+    assert judge(guard, votes((200, 4)), None).accuracy == 0.5
+    assert judge(guard, votes((200, 4)), 0.55).kept and not judge(guard, votes((196, 4)), 0.55).kept
+    assert judge(guard, votes((200, 4), (240, 4), (0, 4)), None).accuracy == 0.5
+    liar = judge(guard, votes((200, 4), (10**6, 10**4), (401, 4)), None)
+    assert (liar.accuracy, liar.scored) == (0.5, 4)
     nobody = judge(guard, votes((0, 0)), None)
     assert not nobody.kept and "test.jsonl" in nobody.reason
 
 
-def test_one_ballot_weighs_no_more_than_the_file_allows() -> None:
-    guard = GuardTable(rule="vote", examples=50)
-    assert ballot(guard, Statistics(correct=300, total=400)) == Statistics(correct=38, total=50)
-    assert ballot(guard, Statistics(correct=3, total=40)) == Statistics(correct=3, total=40)
-    assert ballot(GuardTable(), Statistics(correct=300, total=400)).total == 400
+def test_a_member_has_one_voice_whatever_the_number_of_its_examples() -> None:
+    few, many = Statistics.scores(3, 4), Statistics.scores(300, 400)
+    assert few == many == Statistics(scored=1, score=75)
+    assert Statistics.scores(0, 0) == Statistics()
 
 
 @pytest.mark.parametrize("mode", ["plain", "masked", "sealed"])
@@ -196,7 +195,7 @@ def one_pulls_down(name: str) -> FixedLearner:
 
 def test_the_middle_of_three_sums_is_not_moved_by_one() -> None:
     tables = {"aggregation": AggregationTable(rule="median", buckets=3)}
-    home = house(9, mode="masked", bits=12, tables=tables)
+    home = house(12, mode="masked", bits=12, tables=tables)
     run = coordinator(home, parties(home, SIZE, one_pulls_down), SIZE)
     run.train_round()
     assert run.state.history[0]["buckets"] == 3
@@ -210,7 +209,7 @@ def test_the_middle_of_three_sums_is_not_moved_by_one() -> None:
 @pytest.mark.parametrize("stage", ["mask", "unmask"])
 def test_a_bucket_that_fails_is_left_out_and_the_others_count(stage: str) -> None:
     tables = {"aggregation": AggregationTable(rule="median", buckets=3)}
-    home = house(9, mode="masked", bits=12, threshold=3, tables=tables)
+    home = house(12, mode="masked", bits=12, threshold=3, tables=tables)
     members = parties(home, SIZE)
     gone: list[str] = []
 
@@ -222,19 +221,19 @@ def test_a_bucket_that_fails_is_left_out_and_the_others_count(stage: str) -> Non
     run = coordinator(home, members, SIZE, link=SilentLink({name: one.handle for name, one in members.items()}, lose))
     run.train_round()
     entry = run.state.history[0]
-    assert entry["buckets"] == 2 and len(entry["parties"]) == 6 and gone[0] not in entry["parties"]
+    assert entry["buckets"] == 2 and len(entry["parties"]) == 8 and gone[0] not in entry["parties"]
     assert np.abs(run.state.server.flat - 0.1).max() < 0.003
 
 
 def test_every_bucket_adds_noise_enough_for_itself() -> None:
     privacy = PrivacyTable(mechanism="discrete-gaussian", clip=2.0, noise_multiplier=1.0, epsilon=99.0, counters="exact")
     tables = {"aggregation": AggregationTable(rule="median", buckets=3), "privacy": privacy}
-    home = house(9, mode="masked", bits=16, tables=tables)
+    home = house(12, mode="masked", bits=16, tables=tables)
     noise = noise_of(home.policy, SIZE)
     assert noise is not None and noise.honest == 2  # of a bucket, not of the cohort, less the one who reads it
     events: list[dict[str, Any]] = []
     report = coordinator(home, parties(home, SIZE), SIZE, on_event=events.append).run(rounds=1)
-    assert "each over 3 members or more" in events[0]["price"] and "noise for its own size" in events[0]["price"]
+    assert "each over 4 members or more" in events[0]["price"] and "noise for its own size" in events[0]["price"]
     assert report.history[0]["buckets"] == 3 and report.privacy is not None and report.privacy["steps"] == 1
 
 
@@ -244,4 +243,4 @@ def test_tables_that_promise_what_cannot_be_are_refused() -> None:
             AggregationTable(rule=rule, buckets=buckets, trim=trim)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="a sealed round has one sum"):
         house(mode="sealed", tables={"aggregation": AggregationTable(rule="median", buckets=3)})
-    assert dataclasses.asdict(GuardTable()) == {"rule": "off", "margin": 0.05, "examples": 1000}
+    assert dataclasses.asdict(GuardTable()) == {"rule": "off", "margin": 0.05}

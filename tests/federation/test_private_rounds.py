@@ -139,7 +139,7 @@ def test_every_attempt_is_paid_for_and_a_scoring_round_is_not() -> None:
     assert len(report.aborted) == 1 and report.privacy is not None
     assert report.privacy["steps"] == 2
     charged = [name.split("/")[1:] for name, _ in members["ann"].purse.account.history]
-    assert charged == [["1", "1"], ["1", "2"]]
+    assert charged == [["1", "1"], ["2", "2"]]  # masked updates had left: that number is used up
 
 
 def closed_form(multiplier: float, delta: float) -> float:
@@ -231,11 +231,11 @@ def test_without_counters_nothing_but_the_noised_change_is_sent() -> None:
     report = coordinator(home, members, SIZE).run()
     assert [entry["kind"] for entry in report.history] == ["train"] * 3  # no scoring round
     assert all(
-        (entry["correct"], entry["total"], entry["tokens"], entry["examples"], entry["loss"]) == (0, 0, 0, 0, None)
+        (entry["scored"], entry["accuracy"], entry["clipped_share"], entry["loss"]) == (0, None, 0.0, None)
         for entry in report.history
     )
     codec = Codec(SIZE, home.policy)
-    spelled = codec.encode(np.zeros(SIZE, np.float32), Statistics(correct=7, total=10, tokens=100))
+    spelled = codec.encode(np.zeros(SIZE, np.float32), Statistics(scored=1, score=70, trained=1))
     assert not spelled[SIZE:].any()
 
 

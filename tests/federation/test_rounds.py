@@ -57,14 +57,14 @@ def test_the_server_steps_with_momentum_exactly() -> None:
 def test_counters_survive_the_sum_exactly(bits: int) -> None:
     policy = house(bits=bits).policy
     codec = Codec(3, policy)
-    counts = [Statistics(correct=i, total=10**6 + i, tokens=(1 << 40) - 1 - i, loss_milli=7 * i, clipped=3) for i in range(5)]
+    counts = [Statistics(scored=1, score=20 * i, trained=1, loss_milli=(1 << 24) - 1 - i, clipped=3) for i in range(5)]
     encoded = [codec.encode(np.zeros(3, np.float32), one) for one in counts]
     assert all(int(one.max()) < 1 << bits and one.size == codec.length for one in encoded)
     mean, total = codec.decode(np.sum(encoded, axis=0, dtype=np.int64), 5)
-    assert total == Statistics(correct=10, total=5 * 10**6 + 10, tokens=5 * ((1 << 40) - 1) - 10, loss_milli=70, clipped=15)
+    assert total == Statistics(scored=5, score=200, trained=5, loss_milli=5 * ((1 << 24) - 1) - 10, clipped=15)
     assert np.all(mean == 0)
-    with pytest.raises(ValueError, match="correct = -1"):
-        codec.spell(Statistics(correct=-1))
+    with pytest.raises(ValueError, match="score = -1"):
+        codec.spell(Statistics(score=-1))
 
 
 @pytest.mark.parametrize("mode", ["plain", "masked"])
@@ -80,8 +80,8 @@ def test_a_run_steps_to_where_the_arithmetic_says(mode: str) -> None:
     assert np.abs(run.state.server.flat - expected).max() < 3 * 2.2 * step
     assert np.abs(run.state.server.flat.mean() - expected) < step / 4  # rounding is unbiased
     assert report.accuracy == {"before": 0.6, "after": 0.6}
-    assert [(entry["kind"], entry["round"], entry["tokens"], entry["loss"]) for entry in report.history] == [
-        ("train", 1, 400, 2.0), ("train", 2, 400, 2.0), ("train", 3, 400, 2.0), ("score", 4, 0, None),
+    assert [(entry["kind"], entry["round"], entry["scored"], entry["loss"]) for entry in report.history] == [
+        ("train", 1, 4, 2.0), ("train", 2, 4, 2.0), ("train", 3, 4, 2.0), ("score", 4, 4, None),
     ]  # fmt: skip
     assert report.history[0]["bytes_up"].keys() == set(steps)
     assert report.protection == mode

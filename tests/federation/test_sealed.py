@@ -27,7 +27,7 @@ from quietchoir.federation.exchange.link import InProcessLink
 from quietchoir.federation.exchange.messages import Place
 from quietchoir.federation.learning.rehearsal import RehearsalLearner
 from quietchoir.federation.protection import masked
-from quietchoir.federation.protection.seam import Safe
+from quietchoir.federation.protection.seam import Contributors, Safe
 from quietchoir.federation.protection.update import Codec
 from quietchoir.federation.rounds import checkpoint
 from quietchoir.federation.rounds.checkpoint import Store
@@ -131,9 +131,9 @@ def test_nothing_that_passes_the_coordinator_opens_without_a_members_key(desk: L
     sums = {payload_of(letter) for letter in link.letters if stage_of(letter) == sealed.WITNESS}
     assert len(sums) == 1
     total = sums.pop()
-    config = masked.agree(
-        home.policy, PLACE, tuple(sorted(members)), SIZE + sealed.counters(home.policy), counted=True, context=b""
-    )
+    names = tuple(sorted(members))
+    group = masked.Group.of(names, 4, Contributors(names, names))
+    config = masked.agree(home.policy, PLACE, group, SIZE + sealed.counters(home.policy), counted=True, context=b"")
     seal = sealed.make_seal(home.policy, config, key_id(seed))
     assert seal is not None
     for _ in range(3):

@@ -18,7 +18,8 @@ from quietchoir.federation.membership.privacy import PrivacyTable
 from quietchoir.federation.membership.ranks import check_limit, reached, told_ranks
 from quietchoir.federation.membership.schedule import ScheduleTable
 from quietchoir.federation.protection.draw import buckets
-from quietchoir.federation.protection.masked import agree
+from quietchoir.federation.protection.masked import Group, agree
+from quietchoir.federation.protection.seam import Contributors
 from quietchoir.federation.protection.terms import noise_of
 from quietchoir.federation.rounds.steps import origin_of
 from quietchoir.simulations.run import simulate
@@ -145,14 +146,14 @@ def test_too_few_ready_large_members_are_told_before_anything_is_masked() -> Non
 
 
 def test_every_bucket_has_enough_members_of_the_largest_rank() -> None:
-    ranks = {name: 0 if number < 6 else 2 for number, name in enumerate(house(10).members)}
+    ranks = {name: 0 if number < 8 else 2 for number, name in enumerate(house(12).members)}
     home = mixed(ranks, tables={"aggregation": AggregationTable(rule="median", buckets=3)})
-    names, place = tuple(sorted(ranks)), Place("0c" * 16, 1, 1)
+    names, adapter = tuple(sorted(ranks)), bytes(32)
     shares = shares_of(home.policy, names, 1)
     assert shares is not None
-    found = buckets(home.policy, place, names, shares)
-    assert len(found) == 2 and len(buckets(home.policy, place, names)) == 3
-    assert all(len(shares.leaders.intersection(bucket)) == 3 for bucket in found)
+    found = buckets(home.policy, adapter, names, shares)
+    assert len(found) == 2 and len(buckets(home.policy, adapter, names)) == 3
+    assert all(len(shares.leaders.intersection(bucket)) == 4 for bucket in found)
     assert sorted(name for bucket in found for name in bucket) == list(names)
     assert all(not shares.short(bucket) for bucket in found)
 
@@ -187,7 +188,8 @@ def test_who_trains_what_follows_from_the_file_the_cohort_and_the_attempt() -> N
     assert shares_of(house(5).policy, everybody, 1) is None
     assert reached([8, 6, 3], 5) == 3
     with pytest.raises(ConfigError, match="a floor of 3 among 2"):
-        agree(home.policy, Place("0c" * 16, 1, 1), ("ann", "ben", "dan", "eve"), SIZE, counted=True, context=b"", shares=shares)
+        group = Group.of(("ann", "ben", "dan", "eve"), 5, Contributors(("ann", "ben", "dan", "eve")))
+        agree(home.policy, Place("0c" * 16, 1, 1), group, SIZE, counted=True, context=b"", shares=shares)
 
 
 @pytest.mark.parametrize("mode", ["plain", "masked"])

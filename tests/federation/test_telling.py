@@ -92,7 +92,7 @@ PRIVATE = PrivacyTable(mechanism="discrete-gaussian", noise_multiplier=1.0, clip
         (4, "masked", {"server_optimizer": "fedadam", "server_lr": 0.03}, {}, {}),
         (4, "masked", {"server_optimizer": "fedyogi", "server_lr": 0.03, "ranges": "tensor"}, {}, {"bits": 4}),
         (4, "masked", {"update_range": 0.5}, {"privacy": PRIVATE}, {"bits": 12}),
-        (9, "masked", {}, {"aggregation": AggregationTable(rule="median", buckets=3)}, {}),
+        (12, "masked", {}, {"aggregation": AggregationTable(rule="median", buckets=3)}, {}),
         (9, "plain", {}, {"aggregation": AggregationTable(rule="trimmed-mean", buckets=3), "guard": CHOOSE}, {}),
     ],
 )  # fmt: skip

@@ -38,7 +38,7 @@ def run(scenario: Scenario) -> tuple[RunReport, list[dict[str, object]]]:
 def test_masked_rounds_give_what_plain_rounds_give() -> None:
     masked, _ = run(SCENARIO)
     plain, _ = run(dataclasses.replace(SCENARIO, protection=dataclasses.replace(SCENARIO.protection, mode="plain")))
-    assert [entry["examples"] for entry in masked.history] == [entry["examples"] for entry in plain.history] == [24, 24, 0]
+    assert [entry["scored"] for entry in masked.history] == [entry["scored"] for entry in plain.history] == [4, 4, 4]
     losses = [[entry["loss"] for entry in one.history[:2]] for one in (masked, plain)]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)  # rounding is random, so the second round starts a little apart
     assert masked.held["kind"] == "masked"
@@ -51,7 +51,7 @@ def test_a_party_that_vanishes_is_missing_from_the_sum_and_nothing_else() -> Non
         ["household-0", "household-2", "household-3"],
         ["household-0", "household-1", "household-2", "household-3"],
     ]
-    assert outcome.history[0]["examples"] == 18
+    assert outcome.history[0]["scored"] == 3
 
 
 def test_a_round_below_its_minimum_is_abandoned_and_tried_again() -> None:
