@@ -16,8 +16,8 @@ help:  ## this list
 setup: $(VENV)/ready $(VENV)/compiled  ## make .venv, install the tested set of packages, compile the kernels
 
 # torch first, and alone: whether CUDA's libraries are needed (gigabytes) is what its build says. A small build whose hash the
-# set knows is taken where pip, as this machine sets it up, finds one. TORCH_INDEX names an index with another build, for example
-# https://download.pytorch.org/whl/cpu; then that index is trusted for torch. All else is checked against the set's hashes.
+# set knows is taken where pip, as this machine sets it up, finds one. TORCH_INDEX names an index with another build, such as
+# PyTorch's own of CPU builds; then that index is trusted for torch. All else is checked against the set's hashes.
 PIN = $(BIN)/python .ci/tested_set.py lines
 $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "quietchoir needs Python 3.11 or newer, found " + sys.version.split()[0])'

@@ -322,7 +322,7 @@ async def served(answer: Callable[[web.Request], web.StreamResponse]) -> AsyncIt
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:
-        yield "http://127.0.0.1:{}".format(runner.addresses[0][1])
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
 
