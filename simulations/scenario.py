@@ -121,7 +121,7 @@ def load(name: str) -> Scenario:
     table = tables.read_toml(path)
     scenario = tables.fill(Scenario, table, f"{path}: ")
     try:
-        flags.check_used(table, {name: getattr(scenario, name) for name in flags.TABLES})
+        flags.check_used(table, {name: getattr(scenario, name) for name in flags.TABLES if hasattr(scenario, name)})
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     return scenario

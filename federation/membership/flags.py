@@ -92,7 +92,7 @@ def check_used(asked: Mapping[str, Any], tables: Mapping[str, Any]) -> None:
 
     Args:
         asked: {table: {field: value}}, whatever else is in it.
-        tables: all of `TABLES`, as they will be.
+        tables: all of `TABLES`, as they will be; a scenario has no `prompt`, which has no idle field.
 
     Raises:
         ConfigError: names the first field that would be written down and do nothing.
