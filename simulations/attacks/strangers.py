@@ -1,5 +1,583 @@
-"""Attacks by strangers: who reaches the network and holds no key."""
+"""Attacks by strangers: who reaches the network and holds no key.
 
-from .catalogue import Attack
+Knows the fleet's door, the node's and the coordinator's HTTP, federation files and invitations, as anybody can reach them.
+Always: loopback alone; what an arm opened it closes.
+"""
 
-ATTACKS: tuple[Attack, ...] = ()
+import asyncio
+import base64
+import concurrent.futures
+import contextlib
+import functools
+import json
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import tomllib
+import tracemalloc
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+from unittest import mock
+
+from aiohttp import web
+
+from ...core.assistant.adapters import AdapterInfo, AdapterSwitch
+from ...core.assistant.assistant import Assistant
+from ...core.assistant.tools import NoTools
+from ...core.config import ServerConfig
+from ...core.errors import BudgetError, QuietchoirError
+from ...core.server import app, auth
+from ...crypto.keys import Identity
+from ...federation.flower import listener, proof
+from ...federation.flower.proof import PROOF_HEADER, SESSION_HEADER, Proof
+from ...federation.flower.superlink import SuperLink
+from ...federation.library.budget import Budget
+from ...federation.library.messages import Kind
+from ...federation.membership import chain, founding, invitation, roster
+from ...federation.membership.identity import PublicCard, load_or_create
+from ...federation.membership.policy import AdapterTable, ModelTable, Policy, ProtectionTable, Recipe
+from ...federation.watch.board import Board
+from ...federation.watch.page import Page
+from ..choir import free_port
+from .catalogue import Attack, NotHere, Result
+
+HOST, ELSEWHERE = "127.0.0.1", "127.0.0.2"  # a stranger's address, a member's
+AWAY_S = 0.6  # to a distant member and back: a poor mobile network, or a satellite's
+TRIES = 3
+DIALS_IN = b"/v1/fleet/activate-node"
+NAMES = "flwr-public-key"  # the header in which a node says whose it is
+BOMB_BYTES, HELD_BYTES = 256 << 20, 32 << 20
+
+
+@contextlib.contextmanager
+def federation() -> Iterator[tuple[Path, Policy]]:
+    """A founded federation with one member, in a folder of its own."""
+    with tempfile.TemporaryDirectory() as there:
+        folder = Path(there) / "fed"
+        founding.found(
+            folder,
+            founding.Founding(
+                name="target",
+                address=f"{HOST}:{free_port()}",
+                model=ModelTable(digest="ab" * 32),
+                adapter=AdapterTable(),
+                protection=ProtectionTable(),
+                recipe=Recipe(),
+            ),
+        )
+        file = folder / founding.FILE
+        card = load_or_create(Path(there) / "ann").card
+        yield file, founding.enroll(file, folder / founding.OWNER_KEY, "ann", card)
+
+
+@contextlib.contextmanager
+def opened() -> Iterator[tuple[SuperLink, Policy]]:
+    """A coordinator's door."""
+    with federation() as (file, policy):
+        link = SuperLink(policy, file.parent / founding.TLS_KEY)
+        link.start()
+        try:
+            yield link, policy
+        finally:
+            link.stop()
+
+
+# A crowd of connections that say nothing, and a member that is far away
+
+
+CROWD = """
+import socket, sys
+held = []
+while True:
+    try:
+        held.append(socket.create_connection(("127.0.0.1", int(sys.argv[1])), timeout=5))
+    except OSError:
+        pass
+    if len(held) > 256:
+        held.pop(0).close()
+"""
+
+
+def knocks(policy: Policy) -> bool:
+    """TLS and one request over a slow line, from an address of its own: is there an answer?"""
+    context = ssl.create_default_context(cadata=policy.coordinator.certificate)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    spoken = context.wrap_bio(incoming, outgoing, server_hostname=HOST)
+    try:
+        line = socket.create_connection((HOST, policy.coordinator.port), timeout=20, source_address=(ELSEWHERE, 0))
+    except OSError as error:
+        if line_is_missing(error):
+            raise NotHere("this machine has one loopback address") from None
+        return False
+
+    def patiently(act: Callable[[], Any]) -> Any:
+        while True:
+            try:
+                return act()
+            except ssl.SSLWantReadError:
+                time.sleep(AWAY_S)
+                line.sendall(outgoing.read())
+                if not (piece := line.recv(1 << 16)):
+                    raise ConnectionError("ended") from None
+                incoming.write(piece)
+
+    with line:
+        try:
+            patiently(spoken.do_handshake)
+            spoken.write(b"POST " + DIALS_IN + b" HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")
+            time.sleep(AWAY_S)
+            line.sendall(outgoing.read())
+            return bool(patiently(lambda: spoken.read(100)))
+        except OSError:
+            return False
+
+
+def line_is_missing(error: OSError) -> bool:
+    """Is there no second loopback address?"""
+    return "assign" in str(error)
+
+
+def kept_out(crowding: Callable[[listener.Listener], Any]) -> Result:
+    """How often a member comes through a crowd from one other address."""
+    with mock.patch.object(listener.Listener, "crowding", crowding), opened() as (_, policy):
+        command = [sys.executable, "-c", CROWD, str(policy.coordinator.port)]
+        crowd = [subprocess.Popen(command) for _ in range(2)]
+        try:
+            time.sleep(0.5)
+            came = sum(knocks(policy) for _ in range(TRIES))
+        finally:
+            for one in crowd:
+                one.kill()
+                one.wait()
+    return Result(came == 0, f"a member {AWAY_S * 1000:.0f} ms away came in {came} times of {TRIES}")
+
+
+def oldest(crowded: listener.Listener) -> Any:
+    """Who had to go before: whoever came first, which is whoever is far away."""
+    return next(iter(crowded.unproven))
+
+
+# Requests in a member's name
+
+
+def requests(key: bytes) -> Iterator[bytes]:
+    """Heads that name a member, which everybody who has the file can, and prove nothing."""
+    named = NAMES.encode() + b": " + base64.b64encode(key)
+    name, session = PROOF_HEADER.encode(), SESSION_HEADER.encode() + b": " + b"ab" * 16
+    strange = base64.b64encode(os.urandom(64))
+    heads: tuple[tuple[bytes, ...], ...] = (
+        (), (session,), (session, name + b": " + strange), (session, name + b": " + strange, name + b": " + strange),
+        (session, name.replace(b"-", b"_") + b": " + strange), (session, name + b": "), (session, name + b":\t" + strange),
+        (b"connection: upgrade", b"upgrade: h2c"), (b"expect: 100-continue",),
+        (b"x-forwarded-for: 127.0.0.1", b"forwarded: for=x"),
+    )  # fmt: skip
+    for head in heads:
+        for path in (DIALS_IN, b"/v1/fleet/pull-messages"):
+            yield b"\r\n".join((b"POST " + path + b" HTTP/1.1", b"host: x", named, *head, b"content-length: 0", b"", b""))
+    inner = b"\r\n".join((b"POST " + DIALS_IN + b" HTTP/1.1", b"host: x", named, b"content-length: 0", b"", b""))
+    outer = b"POST " + DIALS_IN + b" HTTP/1.1\r\nhost: x\r\n" + named
+    yield outer + b"\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n" + inner
+    yield outer + b"\r\ncontent-length: %d\r\n\r\n" % len(inner) + inner
+    yield b"GET / HTTP/1.1\r\nhost: x\r\n\r\n" + inner * 3
+    for path in (b"https://x" + DIALS_IN, DIALS_IN + b"?", DIALS_IN + b"/", b"/" + DIALS_IN, b"/v1/fleet/%61ctivate-node"):
+        yield inner.replace(DIALS_IN, path)
+    yield inner.replace(b"POST", b"post")
+    yield inner.replace(b"HTTP/1.1", b"HTTP/1.0")
+
+
+def by_name(headers: Any, path: str, federation: bytes, identity_of: Any) -> Proof | None:
+    """Who asks, by the key that a request names."""
+    del path, federation
+    for name, value in headers:
+        if name == NAMES.lower().encode():
+            key = base64.b64decode(value)
+            return Proof(key, "ab" * 16) if identity_of(key) is not None else None
+    return None
+
+
+def in_a_members_name(check: Callable[..., Proof | None]) -> Result:
+    """How many requests of a stranger come to Flower, behind the door."""
+    with mock.patch.object(proof, "check", check), opened() as (link, policy):
+        inner, reached = link.door.app, list[str]()
+
+        async def counted(scope: Any, receive: Any, send: Any) -> None:
+            reached.append(scope.get("path", ""))
+            await inner(scope, receive, send)
+
+        link.door.app = counted
+        context = ssl.create_default_context(cadata=policy.coordinator.certificate)
+        tried = 0
+        for words in requests(link.keys["ann"]):
+            tried += 1
+            with contextlib.suppress(OSError):
+                line = socket.create_connection((HOST, policy.coordinator.port), timeout=10)
+                with context.wrap_socket(line, server_hostname=HOST) as spoken:
+                    spoken.sendall(words)
+                    while spoken.recv(1 << 16):
+                        pass
+    return Result(bool(reached), f"{tried} requests without a proof, {len(reached)} came to Flower")
+
+
+# Paths and names that look open
+
+
+class Nothing:
+    """No adapters."""
+
+    def list(self) -> tuple[AdapterInfo, ...]:
+        """None."""
+        return ()
+
+    def active(self) -> None:
+        """None."""
+
+
+SECRETS = (b"engine", b"budget", b"smollm2-decoy", b"quietchoir_members")  # in answers that are the owner's
+TOKEN = "a-token-that-no-stranger-has-" + "x" * 20
+PATHS = (
+    "/api/status", "/v1/models", "/metrics", "//api/status", "/ui/../api/status", "/ui/%2e%2e/api/status",
+    "/ui/..%2fapi%2fstatus", "/ui//../../api/status", "/health/../api/status", "/health/", "/favicon.ico/../api/status",
+    "/./api/status", "/api/status/", "/api%2fstatus", "/%61pi/status", "/api/status?ui/", "/api/status;/ui/x",
+    "/api/status#/ui/", "/\\api\\status", "http://localhost/api/status", "/v1//models", "/v1/v1/models", "/models",
+    "/ui/x/../../v1/models",
+    "/api/status%00/ui/", "/ui/%252e%252e/api/status", "/API/STATUS", "/health\t/../api/status",
+)  # fmt: skip
+HEADS = (
+    "", "Authorization: Bearer", "Authorization: Bearer \xff", "Authorization: Basic x", "Cookie: token=x",
+    "X-Original-URL: /health", "X-Rewrite-URL: /ui/", "X-HTTP-Method-Override: GET", "X-Forwarded-Host: localhost", "Origin: http://127.0.0.1:1",
+    "Connection: upgrade\r\nUpgrade: websocket",
+)  # fmt: skip
+
+
+def ask(port: int, words: bytes) -> bytes:
+    """All that a server says to one request."""
+    said = b""
+    with contextlib.suppress(OSError), socket.create_connection((HOST, port), timeout=5) as line:
+        line.sendall(words)
+        while piece := line.recv(1 << 16):
+            said += piece
+    return said
+
+
+def read_without_a_token(port: int) -> tuple[int, int]:
+    """Requests made, and those whose answer holds something of the owner's."""
+    tried = read = 0
+    for method in ("GET", "HEAD", "OPTIONS"):
+        for path, head in [(path, "") for path in PATHS] + [("/api/status", head) for head in HEADS]:
+            lines = [
+                f"{method} {path} HTTP/1.1",
+                f"Host: {HOST}:{port}",
+                "Connection: close",
+                *([head] if head else []),
+                "",
+                "",
+            ]
+            said = ask(port, "\r\n".join(lines).encode("latin-1"))
+            tried += 1
+            read += b" 200 " in said[:20] and any(secret in said for secret in SECRETS)
+    return tried, read
+
+
+def opens_to_all(_token: str, _host: str, _hosts: Any = ()) -> Any:
+    """No guard."""
+
+    @web.middleware
+    async def through(request: web.Request, handler: Any) -> Any:
+        return await handler(request)
+
+    return through
+
+
+def parts() -> app.Parts:
+    """A node that serves nobody's model."""
+    switch = AdapterSwitch("smollm2-decoy", cast(Any, None), cast(Any, Nothing()))
+    assistant = Assistant(cast(Any, None), cast(Any, None), NoTools(), context=64)
+    return app.Parts(assistant=assistant, adapters=switch, token=TOKEN)
+
+
+@contextlib.contextmanager
+def node() -> Iterator[int]:
+    """A node's HTTP on a free port."""
+    loop, ready, port = asyncio.new_event_loop(), threading.Event(), 0
+    ended = asyncio.Event()
+
+    async def serve() -> None:
+        nonlocal port
+        config = ServerConfig(port=0)
+        server = app.Server(parts(), config, app.claim(config))
+        await server.start()
+        port = server.port
+        ready.set()
+        await ended.wait()
+        await server.stop()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    ready.wait(30)
+    try:
+        yield port
+    finally:
+        loop.call_soon_threadsafe(ended.set)
+        thread.join(30)
+        loop.close()
+
+
+@contextlib.contextmanager
+def page() -> Iterator[int]:
+    """A coordinator's page on a free port."""
+    with federation() as (file, policy), Page(Board(policy), 0, file.parent / "home") as shown:
+        yield shown.port
+
+
+def without_a_token(serve: Callable[[], contextlib.AbstractContextManager[int]], guard: Callable[..., Any]) -> Result:
+    """What a process or a web page on this machine reads without the token."""
+    with mock.patch.object(auth, "guard", guard), serve() as port:
+        tried, read = read_without_a_token(port)
+    return Result(read > 0, f"{tried} requests without a token, {read} were told something of the owner's")
+
+
+def unpacked(fetch: Callable[[int, bytes], None]) -> Result:
+    """A body that unpacks to a thousand times its size, from somebody without a token."""
+    packed = zlib.compress(bytes(BOMB_BYTES), 9)
+    with node() as port:
+        tracemalloc.start()
+        try:
+            fetch(port, packed)
+            held = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    return Result(held > HELD_BYTES, f"{len(packed) >> 10} KiB sent, {held >> 20} MiB held at once")
+
+
+def post(port: int, packed: bytes) -> None:
+    """As a client sends it."""
+    lines = [
+        "POST /v1/chat/completions HTTP/1.1",
+        f"Host: {HOST}",
+        "Content-Encoding: deflate",
+        f"Content-Length: {len(packed)}",
+    ]
+    ask(port, "\r\n".join([*lines, "", ""]).encode() + packed)
+
+
+def unpack_whole(_port: int, packed: bytes) -> None:
+    """What a server does that unpacks what it has."""
+    zlib.decompress(packed)
+
+
+# Files and tokens
+
+
+def damaged(good: bytes) -> Iterator[bytes]:
+    """Federation files that somebody wrote for whoever reads them."""
+    yield b"a = " + b"[" * 5_000
+    yield b"a = " + b"{a=" * 5_000
+    yield b"a = " + b"1" * 5_000
+    yield b"a = 0x" + b"f" * 5_000
+    yield b"a = 2020-99-99T00:00:00Z"
+    yield b"\xff\xfe" + good
+    yield b""
+    for number in (b"1" * 400, b"inf", b"nan", b"-0.0", b"0x" + b"f" * 400, b"[[]]", b'"\\u0000"', b"{}"):
+        for key in (b"lr", b"version", b"rank", b"expires", b"targets", b"address"):
+            before, named, after = good.partition(b"\n" + key + b" = ")
+            if named:
+                yield before + named + number + b"\n" + after.partition(b"\n")[2]
+    for place in range(7, len(good), len(good) // 60):
+        yield good[:place] + b"\x00" + good[place + 1 :]
+        yield good[:place]
+
+
+def old_read(content: bytes, home: Path) -> None:
+    """A reader that catches what TOML says, and no more."""
+    del home
+    try:
+        roster.parse(tomllib.loads(content.decode()), "")
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise QuietchoirError("no federation file") from error
+
+
+def accept(content: bytes, home: Path) -> None:
+    """What `join` and `accept` do with a file."""
+    file = home.parent / "offered.toml"
+    file.write_bytes(content)
+    roster.accept(file, home)
+
+
+def broken_off(read: Callable[[bytes, Path], None]) -> Result:
+    """How many files end the reader with a traceback, or are taken."""
+    tried, ended, taken = 0, set[str](), 0
+    with federation() as (file, _):
+        good, home = file.read_bytes(), file.parent / "home"
+        for content in damaged(good):
+            tried += 1
+            try:
+                read(content, home)
+            except QuietchoirError:
+                pass
+            except Exception as error:
+                ended.add(type(error).__name__)
+            else:
+                taken += content != good
+        kept = home.exists() and any(path.is_file() for path in home.rglob("*"))
+    what = f"{tried} files, {taken} taken, errors without a sentence: {', '.join(sorted(ended)) or 'none'}"
+    return Result(bool(ended or taken or kept), what)
+
+
+def changed_on_its_way(check: Callable[[str, Policy, Path], tuple[str, PublicCard]]) -> Result:
+    """Whoever carries an answered invitation puts another card into it: whose keys are enrolled?"""
+    with federation() as (file, policy):
+        token = invitation.invite(policy, file.parent, "zoe", 7)
+        invited, thief = (load_or_create(file.parent / name) for name in ("zoe", "thief"))
+        _, answer = invitation.accept(token, invited.card, file.parent / "zoe")
+        said = asdict(invitation.unpack(invitation.ANSWER, answer, invitation.Answer, "answer"))
+        for change in ({"card": thief.card.text}, {"card": thief.card.text, "signature": "00" * 64}, {"rank": 1}):
+            text = invitation.pack(invitation.ANSWER, said | change)
+            try:
+                name, card = check(text, policy, file.parent)
+            except QuietchoirError:
+                continue
+            if card.text == thief.card.text or change == {"rank": 1}:
+                return Result(True, f"{name} is enrolled with what the carrier wrote")
+    return Result(False, "3 changed answers, none is taken")
+
+
+def unchecked(text: str, policy: Policy, folder: Path) -> tuple[str, PublicCard]:
+    """A card by mail: whatever the mailer says it is."""
+    del policy
+    answer = invitation.unpack(invitation.ANSWER, text, invitation.Answer, "answer")
+    return invitation.pending(folder)[answer.invitation].name, PublicCard.parse(answer.card)
+
+
+def somebody_elses_number(read: Callable[[chain.Entry], bytes]) -> Result:
+    """A file with the number of a known federation and a roster of the stranger's own."""
+    with federation() as (_, policy):
+        thief = Identity.generate()
+        table = {key: value for key, value in policy.table().items() if key not in ("version", "head")}
+        mine = {"founder": policy.owner, "owner": thief.public.raw.hex(), "members": []}
+        try:
+            number = read(chain.sign(1, chain.FOUND, 0, "", table | mine, thief))
+        except QuietchoirError as error:
+            return Result(False, str(error)[:90])
+        return Result(number == policy.federation, "a stranger's file goes by the federation's number")
+
+
+def signed_by_its_owner(entry: chain.Entry) -> bytes:
+    """The check as it was: entry 1 is signed by whoever it calls the owner."""
+    change = json.loads(entry.text)["change"]
+    chain.check(change["owner"], chain.CONTEXT, entry.text, entry.signature)
+    return Policy.federation.fget(mock.Mock(founder=change["founder"], owner=change["owner"], nonce=change["nonce"]))  # type: ignore[attr-defined,no-any-return]
+
+
+# More answers than a library grants
+
+
+def many_askers(charge: Callable[[Budget, Any, int], None]) -> Result:
+    """Fresh identities, sixteen at a time: how many questions do they get together?"""
+    limit = 8
+    with tempfile.TemporaryDirectory() as folder:
+        budget = Budget(Path(folder) / "budget.json", limit=limit)
+
+        def try_one(number: int) -> int:
+            try:
+                charge(budget, Identity.generate().public, number)
+            except BudgetError:
+                return 0
+            return 1
+
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            granted = sum(pool.map(try_one, range(5 * limit)))
+        again = Budget(Path(folder) / "budget.json", limit=limit)  # a host that was started anew
+        with contextlib.suppress(BudgetError):
+            charge(again, Identity.generate().public, 1)
+            granted += 1
+    return Result(granted > limit, f"{granted} answers to strangers, {limit} are granted")
+
+
+def by_identity(budget: Budget, asker: Any, number: int) -> None:
+    """A limit for each key, which costs nothing to make."""
+    with mock.patch.object(budget, "account", lambda who: who.raw.hex()):
+        budget.charge(asker, Kind.QUESTION, number)
+
+
+ATTACKS: tuple[Attack, ...] = (
+    Attack(
+        name="a crowd of silent connections keeps a distant member out",
+        who="stranger at one address",
+        mode="fleet",
+        promise="strangers at fewer than 64 addresses never keep a member at another from coming in",
+        unprotected=lambda: kept_out(oldest),
+        protected=functools.partial(kept_out, listener.Listener.crowding),
+    ),
+    Attack(
+        name="requests in a member's name",
+        who="stranger with the federation file",
+        mode="fleet",
+        promise="nothing is done for or against a caller before the head of its request has proved that a member makes it",
+        unprotected=lambda: in_a_members_name(by_name),
+        protected=functools.partial(in_a_members_name, proof.check),
+    ),
+    Attack(
+        name="paths and heads that look open, at a node",
+        who="another web page or process",
+        mode="server",
+        promise="what is the owner's needs the token",
+        unprotected=lambda: without_a_token(node, opens_to_all),
+        protected=functools.partial(without_a_token, node, auth.guard),
+    ),
+    Attack(
+        name="paths and heads that look open, at the coordinator's page",
+        who="another web page or process",
+        mode="server",
+        promise="numbers need the token",
+        unprotected=lambda: without_a_token(page, opens_to_all),
+        protected=functools.partial(without_a_token, page, auth.guard),
+    ),
+    Attack(
+        name="a body that unpacks to a thousand times its size",
+        who="another web page or process",
+        mode="server",
+        promise="nothing of a stranger's body is held",
+        unprotected=lambda: unpacked(unpack_whole),
+        protected=lambda: unpacked(post),
+    ),
+    Attack(
+        name="a federation file that ends its reader",
+        who="stranger who wrote a file",
+        mode="file",
+        promise="a file that is none is refused with a sentence, and nothing is kept",
+        unprotected=lambda: broken_off(old_read),
+        protected=lambda: broken_off(accept),
+    ),
+    Attack(
+        name="a federation file with somebody else's number",
+        who="stranger who wrote a file",
+        mode="file",
+        promise="a federation's number is proven by its founder's key",
+        unprotected=lambda: somebody_elses_number(signed_by_its_owner),
+        protected=lambda: somebody_elses_number(lambda entry: chain.Chain((entry,)).policy.federation),
+    ),
+    Attack(
+        name="an answered invitation is changed on its way",
+        who="stranger who carries it",
+        mode="file",
+        promise="an answer is good for one card",
+        unprotected=lambda: changed_on_its_way(unchecked),
+        protected=lambda: changed_on_its_way(lambda *told: invitation.check(*told)[:2]),
+    ),
+    Attack(
+        name="more questions than a library grants, by fresh keys",
+        who="stranger who asks",
+        mode="library",
+        promise="all askers that are not listed share one account",
+        unprotected=lambda: many_askers(by_identity),
+        protected=lambda: many_askers(lambda budget, asker, number: budget.charge(asker, Kind.QUESTION, number)),
+    ),
+)
