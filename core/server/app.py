@@ -19,7 +19,6 @@ from ..config import ServerConfig
 from ..errors import ConfigError
 from . import auth, connections, pages, refusals
 from .api import Api
-from .connections import Connection, Connections
 from .embeddings import Embeddings, Source
 from .openai import OpenAI
 
@@ -90,16 +89,11 @@ class Server:
             application(parts, config), handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_S
         )
         self.listening: asyncio.Server | None = None
-        self.crowd: Connections
+        self.crowd: connections.Connections
 
     async def start(self) -> None:
         """Begin to answer."""
-        await self.runner.setup()
-        manager, self.crowd = self.runner.server, Connections(self.config)
-        assert manager is not None
-        manager.request_handler = connections.refuse_expectations(manager.request_handler)
-        loop = asyncio.get_running_loop()
-        self.listening = await loop.create_server(lambda: Connection(manager, self.crowd), sock=self.socket)
+        self.listening, self.crowd = await connections.listen(self.runner, self.config, self.socket)
 
     @property
     def url(self) -> str:

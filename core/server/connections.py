@@ -7,6 +7,8 @@ head that aiohttp cannot read is answered in OpenAI's shape and costs a line of 
 
 import asyncio
 import json
+import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
@@ -125,6 +127,22 @@ class Connections:
     def leave(self, connection: Connection) -> None:
         """It was closed, by whom ever."""
         self.open.discard(connection)
+
+
+async def listen(
+    runner: web.AppRunner, config: ServerConfig, claimed: socket.socket, tls: ssl.SSLContext | None = None
+) -> tuple[asyncio.Server, Connections]:
+    """Serve a runner's application on a claimed socket, within the limits; `occupy` must be its first middleware."""
+    await runner.setup()
+    manager, crowd = runner.server, Connections(config)
+    assert manager is not None
+    manager.request_handler = refuse_expectations(manager.request_handler)
+    loop = asyncio.get_running_loop()
+    handshake_s = None if tls is None else config.head_timeout_s
+    listening = await loop.create_server(
+        lambda: Connection(manager, crowd), sock=claimed, ssl=tls, ssl_handshake_timeout=handshake_s
+    )
+    return listening, crowd
 
 
 @web.middleware

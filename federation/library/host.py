@@ -19,7 +19,9 @@ import numpy as np
 from aiohttp import web
 
 from ...core import log
+from ...core.config import ServerConfig
 from ...core.errors import ConfigError, MessageError, ProtocolError, QuietchoirError
+from ...core.server import connections, refusals
 from ...crypto.keys import Identity
 from ...crypto.parameters import SEARCH
 from ...crypto.search import Keeper
@@ -28,6 +30,7 @@ from .index import Index
 from .messages import PATH, Kind, Manifest, Outcome, Reply, Request, decode_request, key_id, refuse, request_limit
 
 KEPT_KEYS = 64  # askers whose keys are held at a time, 258 KB each; the longest unused goes first
+BODY_S = 60.0  # a request that has not come whole by then is refused
 AT_ONCE = 4  # requests that wait for the workers; more wait at the door
 LOG = log.get("federation.library")
 
@@ -132,7 +135,8 @@ def application(desk: Desk) -> web.Application:
             status, reply = await asyncio.to_thread(desk.answer, body)
         return web.Response(status=status, body=reply, content_type="application/octet-stream")
 
-    app = web.Application(client_max_size=request_limit(desk.manifest.shape))
+    around = [connections.occupy, refusals.answer_errors, connections.read_bodies(BODY_S)]
+    app = web.Application(middlewares=around, client_max_size=request_limit(desk.manifest.shape))
     app.add_routes([web.get(PATH, describe), web.post(PATH, answer)])
     return app
 
@@ -148,11 +152,13 @@ async def serve(
     runner = web.AppRunner(application(desk), access_log=None)
     try:
         await asyncio.to_thread(desk.keeper.start)
-        await runner.setup()
-        await web.SockSite(runner, listener, ssl_context=tls).start()
+        listening, _ = await connections.listen(runner, ServerConfig(), listener, tls)
         if ready:
             ready()
-        await asyncio.Event().wait()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            listening.close()
     finally:
         await runner.cleanup()
         desk.close()

@@ -13,7 +13,7 @@ from pathlib import Path
 from aiohttp import web
 
 from ...core.config import ServerConfig
-from ...core.server import auth, pages, refusals
+from ...core.server import auth, connections, pages, refusals
 from ...core.server.app import claim
 from .board import Board
 from .metrics import CONTENT_TYPE, Metrics
@@ -53,7 +53,7 @@ class Page:
 
     def application(self) -> web.Application:
         """All routes behind the guard."""
-        app = web.Application(middlewares=[refusals.answer_errors, auth.guard(self.token, HOST)])
+        app = web.Application(middlewares=[connections.occupy, refusals.answer_errors, auth.guard(self.token, HOST)])
         app.on_response_prepare.append(pages.add_headers)
         app.add_routes([web.get("/api/status", self.status), web.get("/metrics", self.scrape), *self.files.routes()])
         return app
@@ -74,11 +74,11 @@ class Page:
     async def serve(self) -> None:
         """One application on the claimed socket."""
         runner = web.AppRunner(self.application(), access_log=None, shutdown_timeout=0.5)
-        await runner.setup()
         try:
-            await web.SockSite(runner, self.socket).start()
+            listening, _ = await connections.listen(runner, ServerConfig(host=HOST), self.socket)
             self.ready.set()
             await self.ended.wait()
+            listening.close()
         finally:
             await runner.cleanup()
 

@@ -9,6 +9,7 @@ import base64
 import concurrent.futures
 import contextlib
 import functools
+import itertools
 import json
 import os
 import socket
@@ -34,11 +35,12 @@ from ...core.assistant.assistant import Assistant
 from ...core.assistant.tools import NoTools
 from ...core.config import ServerConfig
 from ...core.errors import BudgetError, QuietchoirError
-from ...core.server import app, auth
+from ...core.server import app, auth, connections
 from ...crypto.keys import Identity
 from ...federation.flower import listener, proof
 from ...federation.flower.proof import PROOF_HEADER, SESSION_HEADER, Proof
 from ...federation.flower.superlink import SuperLink
+from ...federation.library import host as library_host
 from ...federation.library.budget import Budget
 from ...federation.library.messages import Kind
 from ...federation.membership import chain, founding, invitation, roster
@@ -50,7 +52,7 @@ from ..choir import free_port
 from .catalogue import Attack, NotHere, Result
 
 HOST, ELSEWHERE = "127.0.0.1", "127.0.0.2"  # a stranger's address, a member's
-AWAY_S = 0.6  # to a distant member and back: a poor mobile network, or a satellite's
+BETWEEN = 80  # strangers that connect while a distant member waits for an answer: at 500 a second, 160 ms
 TRIES = 3
 DIALS_IN = b"/v1/fleet/activate-node"
 NAMES = "flwr-public-key"  # the header in which a node says whose it is
@@ -106,8 +108,8 @@ while True:
 """
 
 
-def knocks(policy: Policy) -> bool:
-    """TLS and one request over a slow line, from an address of its own: is there an answer?"""
+def knocks(policy: Policy, far: Callable[[], None]) -> bool:
+    """TLS and one request over a long line, from an address of its own: is there an answer?"""
     context = ssl.create_default_context(cadata=policy.coordinator.certificate)
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     spoken = context.wrap_bio(incoming, outgoing, server_hostname=HOST)
@@ -123,7 +125,7 @@ def knocks(policy: Policy) -> bool:
             try:
                 return act()
             except ssl.SSLWantReadError:
-                time.sleep(AWAY_S)
+                far()
                 line.sendall(outgoing.read())
                 if not (piece := line.recv(1 << 16)):
                     raise ConnectionError("ended") from None
@@ -133,7 +135,7 @@ def knocks(policy: Policy) -> bool:
         try:
             patiently(spoken.do_handshake)
             spoken.write(b"POST " + DIALS_IN + b" HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")
-            time.sleep(AWAY_S)
+            far()
             line.sendall(outgoing.read())
             return bool(patiently(lambda: spoken.read(100)))
         except OSError:
@@ -147,17 +149,31 @@ def line_is_missing(error: OSError) -> bool:
 
 def kept_out(crowding: Callable[[listener.Listener], Any]) -> Result:
     """How often a member comes through a crowd from one other address."""
-    with mock.patch.object(listener.Listener, "crowding", crowding), opened() as (_, policy):
+    came_by, before = itertools.count(), listener.source
+    last = 0
+
+    def counted(peer: tuple[Any, ...]) -> str:
+        nonlocal last
+        last = next(came_by)
+        return before(peer)
+
+    def far() -> None:
+        until, deadline = last + BETWEEN, time.monotonic() + 2.5  # three of them within the time for a head
+        while last < until and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    patched = mock.patch.object(listener, "source", counted)
+    with patched, mock.patch.object(listener.Listener, "crowding", crowding), opened() as (_, policy):
         command = [sys.executable, "-c", CROWD, str(policy.coordinator.port)]
         crowd = [subprocess.Popen(command) for _ in range(2)]
         try:
-            time.sleep(0.5)
-            came = sum(knocks(policy) for _ in range(TRIES))
+            far()  # until the crowd is there
+            came = sum(knocks(policy, far) for _ in range(TRIES))
         finally:
             for one in crowd:
                 one.kill()
                 one.wait()
-    return Result(came == 0, f"a member {AWAY_S * 1000:.0f} ms away came in {came} times of {TRIES}")
+    return Result(came == 0, f"a member with {BETWEEN} strangers between its messages came in {came} times of {TRIES}")
 
 
 def oldest(crowded: listener.Listener) -> Any:
@@ -373,6 +389,63 @@ def unpack_whole(_port: int, packed: bytes) -> None:
     zlib.decompress(packed)
 
 
+# Connections that say nothing
+
+
+async def unlimited(runner: web.AppRunner, _config: ServerConfig, claimed: socket.socket, _tls: Any = None) -> tuple[Any, Any]:
+    """Serve as aiohttp does by itself."""
+    await runner.setup()
+    site = web.SockSite(runner, claimed)
+    await site.start()
+    return mock.Mock(), None
+
+
+@contextlib.contextmanager
+def library() -> Iterator[int]:
+    """A library's host on a free port, of which no passage is ever asked."""
+    loop, ready = asyncio.new_event_loop(), threading.Event()
+    desk = mock.Mock()
+    desk.manifest.shape.choice_parts = 1
+    with socket.create_server((HOST, 0)) as claimed:
+        serving = loop.create_task(library_host.serve(desk, claimed, ready=ready.set))
+
+        def run() -> None:
+            with contextlib.suppress(asyncio.CancelledError):
+                loop.run_until_complete(serving)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        ready.wait(30)
+        try:
+            yield claimed.getsockname()[1]
+        finally:
+            loop.call_soon_threadsafe(serving.cancel)
+            thread.join(30)
+            loop.close()
+
+
+def silent(listen: Callable[..., Any]) -> Result:
+    """How many connections that say nothing are held at once, at the page and at a library's host."""
+    limit = ServerConfig().max_connections
+    most = 0
+    with mock.patch.object(connections, "listen", listen):
+        for serve in (page, library):
+            with serve() as port, contextlib.ExitStack() as opened_:
+                lines = [opened_.enter_context(socket.create_connection((HOST, port))) for _ in range(2 * limit)]
+                ask(port, f"GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode())  # after all of them
+                held = 0
+                for line in lines:
+                    line.setblocking(False)
+                    try:
+                        held += line.recv(1) != b""
+                    except BlockingIOError:
+                        held += 1
+                    except OSError:
+                        pass
+                most = max(most, held)
+    return Result(most > limit, f"of {2 * limit} silent connections {most} are held")
+
+
 # Files and tokens
 
 
@@ -539,6 +612,14 @@ ATTACKS: tuple[Attack, ...] = (
         promise="numbers need the token",
         unprotected=lambda: without_a_token(page, opens_to_all),
         protected=functools.partial(without_a_token, page, auth.guard),
+    ),
+    Attack(
+        name="silent connections without end, at the page and at a library",
+        who="another web page or process",
+        mode="server",
+        promise="there are at most as many connections as a node may have",
+        unprotected=lambda: silent(unlimited),
+        protected=functools.partial(silent, connections.listen),
     ),
     Attack(
         name="a body that unpacks to a thousand times its size",
