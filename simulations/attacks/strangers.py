@@ -1,10 +1,9 @@
 """Attacks by strangers: who reaches the network and holds no key.
 
-Knows the fleet's door, the node's and the coordinator's HTTP, federation files and invitations, as anybody can reach them.
+Knows the fleet's door, federation files and invitations, as anybody can reach them; ports on loopback are `browsers`'.
 Always: loopback alone; what an arm opened it closes.
 """
 
-import asyncio
 import base64
 import concurrent.futures
 import contextlib
@@ -17,79 +16,32 @@ import ssl
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import tomllib
-import tracemalloc
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from unittest import mock
 
-from aiohttp import web
-
-from ...core.assistant.adapters import AdapterInfo, AdapterSwitch
-from ...core.assistant.assistant import Assistant
-from ...core.assistant.tools import NoTools
-from ...core.config import ServerConfig
 from ...core.errors import BudgetError, QuietchoirError
-from ...core.server import app, auth, connections
 from ...crypto.keys import Identity
 from ...federation.flower import listener, proof
 from ...federation.flower.proof import PROOF_HEADER, SESSION_HEADER, Proof
-from ...federation.flower.superlink import SuperLink
-from ...federation.library import host as library_host
 from ...federation.library.budget import Budget
 from ...federation.library.messages import Kind
-from ...federation.membership import chain, founding, invitation, roster
+from ...federation.membership import chain, invitation, roster
 from ...federation.membership.identity import PublicCard, load_or_create
-from ...federation.membership.policy import AdapterTable, ModelTable, Policy, ProtectionTable, Recipe
-from ...federation.watch.board import Board
-from ...federation.watch.page import Page
-from ..choir import free_port
+from ...federation.membership.policy import Policy
+from . import browsers
 from .catalogue import Attack, NotHere, Result
+from .targets import HOST, federation, opened
 
-HOST, ELSEWHERE = "127.0.0.1", "127.0.0.2"  # a stranger's address, a member's
+ELSEWHERE = "127.0.0.2"  # a member's address; the strangers' is HOST
 BETWEEN = 80  # strangers that connect while a distant member waits for an answer: at 500 a second, 160 ms
 TRIES = 3
 DIALS_IN = b"/v1/fleet/activate-node"
 NAMES = "flwr-public-key"  # the header in which a node says whose it is
-BOMB_BYTES, HELD_BYTES = 256 << 20, 32 << 20
-
-
-@contextlib.contextmanager
-def federation() -> Iterator[tuple[Path, Policy]]:
-    """A founded federation with one member, in a folder of its own."""
-    with tempfile.TemporaryDirectory() as there:
-        folder = Path(there) / "fed"
-        founding.found(
-            folder,
-            founding.Founding(
-                name="target",
-                address=f"{HOST}:{free_port()}",
-                model=ModelTable(digest="ab" * 32),
-                adapter=AdapterTable(),
-                protection=ProtectionTable(),
-                recipe=Recipe(),
-            ),
-        )
-        file = folder / founding.FILE
-        card = load_or_create(Path(there) / "ann").card
-        yield file, founding.enroll(file, folder / founding.OWNER_KEY, "ann", card)
-
-
-@contextlib.contextmanager
-def opened() -> Iterator[tuple[SuperLink, Policy]]:
-    """A coordinator's door."""
-    with federation() as (file, policy):
-        link = SuperLink(policy, file.parent / founding.TLS_KEY)
-        link.start()
-        try:
-            yield link, policy
-        finally:
-            link.stop()
 
 
 # A crowd of connections that say nothing, and a member that is far away
@@ -158,11 +110,11 @@ def kept_out(crowding: Callable[[listener.Listener], Any]) -> Result:
         return before(peer)
 
     def far() -> None:
-        until, deadline = last + BETWEEN, time.monotonic() + 2.5  # three of them within the time for a head
+        until, deadline = last + BETWEEN, time.monotonic() + 20
         while last < until and time.monotonic() < deadline:
             time.sleep(0.01)
 
-    patched = mock.patch.object(listener, "source", counted)
+    patched = mock.patch.multiple(listener, source=counted, HEAD_S=100.0)  # time is not what is tried here
     with patched, mock.patch.object(listener.Listener, "crowding", crowding), opened() as (_, policy):
         command = [sys.executable, "-c", CROWD, str(policy.coordinator.port)]
         crowd = [subprocess.Popen(command) for _ in range(2)]
@@ -240,210 +192,6 @@ def in_a_members_name(check: Callable[..., Proof | None]) -> Result:
                     while spoken.recv(1 << 16):
                         pass
     return Result(bool(reached), f"{tried} requests without a proof, {len(reached)} came to Flower")
-
-
-# Paths and names that look open
-
-
-class Nothing:
-    """No adapters."""
-
-    def list(self) -> tuple[AdapterInfo, ...]:
-        """None."""
-        return ()
-
-    def active(self) -> None:
-        """None."""
-
-
-SECRETS = (b"engine", b"budget", b"smollm2-decoy", b"quietchoir_members")  # in answers that are the owner's
-TOKEN = "a-token-that-no-stranger-has-" + "x" * 20
-PATHS = (
-    "/api/status", "/v1/models", "/metrics", "//api/status", "/ui/../api/status", "/ui/%2e%2e/api/status",
-    "/ui/..%2fapi%2fstatus", "/ui//../../api/status", "/health/../api/status", "/health/", "/favicon.ico/../api/status",
-    "/./api/status", "/api/status/", "/api%2fstatus", "/%61pi/status", "/api/status?ui/", "/api/status;/ui/x",
-    "/api/status#/ui/", "/\\api\\status", "http://localhost/api/status", "/v1//models", "/v1/v1/models", "/models",
-    "/ui/x/../../v1/models",
-    "/api/status%00/ui/", "/ui/%252e%252e/api/status", "/API/STATUS", "/health\t/../api/status",
-)  # fmt: skip
-HEADS = (
-    "", "Authorization: Bearer", "Authorization: Bearer \xff", "Authorization: Basic x", "Cookie: token=x",
-    "X-Original-URL: /health", "X-Rewrite-URL: /ui/", "X-HTTP-Method-Override: GET", "X-Forwarded-Host: localhost", "Origin: http://127.0.0.1:1",
-    "Connection: upgrade\r\nUpgrade: websocket",
-)  # fmt: skip
-
-
-def ask(port: int, words: bytes) -> bytes:
-    """All that a server says to one request."""
-    said = b""
-    with contextlib.suppress(OSError), socket.create_connection((HOST, port), timeout=5) as line:
-        line.sendall(words)
-        while piece := line.recv(1 << 16):
-            said += piece
-    return said
-
-
-def read_without_a_token(port: int) -> tuple[int, int]:
-    """Requests made, and those whose answer holds something of the owner's."""
-    tried = read = 0
-    for method in ("GET", "HEAD", "OPTIONS"):
-        for path, head in [(path, "") for path in PATHS] + [("/api/status", head) for head in HEADS]:
-            lines = [
-                f"{method} {path} HTTP/1.1",
-                f"Host: {HOST}:{port}",
-                "Connection: close",
-                *([head] if head else []),
-                "",
-                "",
-            ]
-            said = ask(port, "\r\n".join(lines).encode("latin-1"))
-            tried += 1
-            read += b" 200 " in said[:20] and any(secret in said for secret in SECRETS)
-    return tried, read
-
-
-def opens_to_all(_token: str, _host: str, _hosts: Any = ()) -> Any:
-    """No guard."""
-
-    @web.middleware
-    async def through(request: web.Request, handler: Any) -> Any:
-        return await handler(request)
-
-    return through
-
-
-def parts() -> app.Parts:
-    """A node that serves nobody's model."""
-    switch = AdapterSwitch("smollm2-decoy", cast(Any, None), cast(Any, Nothing()))
-    assistant = Assistant(cast(Any, None), cast(Any, None), NoTools(), context=64)
-    return app.Parts(assistant=assistant, adapters=switch, token=TOKEN)
-
-
-@contextlib.contextmanager
-def node() -> Iterator[int]:
-    """A node's HTTP on a free port."""
-    loop, ready, port = asyncio.new_event_loop(), threading.Event(), 0
-    ended = asyncio.Event()
-
-    async def serve() -> None:
-        nonlocal port
-        config = ServerConfig(port=0)
-        server = app.Server(parts(), config, app.claim(config))
-        await server.start()
-        port = server.port
-        ready.set()
-        await ended.wait()
-        await server.stop()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
-    thread.start()
-    ready.wait(30)
-    try:
-        yield port
-    finally:
-        loop.call_soon_threadsafe(ended.set)
-        thread.join(30)
-        loop.close()
-
-
-@contextlib.contextmanager
-def page() -> Iterator[int]:
-    """A coordinator's page on a free port."""
-    with federation() as (file, policy), Page(Board(policy), 0, file.parent / "home") as shown:
-        yield shown.port
-
-
-def without_a_token(serve: Callable[[], contextlib.AbstractContextManager[int]], guard: Callable[..., Any]) -> Result:
-    """What a process or a web page on this machine reads without the token."""
-    with mock.patch.object(auth, "guard", guard), serve() as port:
-        tried, read = read_without_a_token(port)
-    return Result(read > 0, f"{tried} requests without a token, {read} were told something of the owner's")
-
-
-def unpacked(fetch: Callable[[int, bytes], None]) -> Result:
-    """A body that unpacks to a thousand times its size, from somebody without a token."""
-    packed = zlib.compress(bytes(BOMB_BYTES), 9)
-    with node() as port:
-        tracemalloc.start()
-        try:
-            fetch(port, packed)
-            held = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-    return Result(held > HELD_BYTES, f"{len(packed) >> 10} KiB sent, {held >> 20} MiB held at once")
-
-
-def post(port: int, packed: bytes) -> None:
-    """As a client sends it."""
-    lines = [
-        "POST /v1/chat/completions HTTP/1.1",
-        f"Host: {HOST}",
-        "Content-Encoding: deflate",
-        f"Content-Length: {len(packed)}",
-    ]
-    ask(port, "\r\n".join([*lines, "", ""]).encode() + packed)
-
-
-def unpack_whole(_port: int, packed: bytes) -> None:
-    """What a server does that unpacks what it has."""
-    zlib.decompress(packed)
-
-
-# Connections that say nothing
-
-
-async def unlimited(runner: web.AppRunner, _config: ServerConfig, claimed: socket.socket, _tls: Any = None) -> tuple[Any, Any]:
-    """Serve as aiohttp does by itself."""
-    await runner.setup()
-    site = web.SockSite(runner, claimed)
-    await site.start()
-    return mock.Mock(), None
-
-
-@contextlib.contextmanager
-def library() -> Iterator[int]:
-    """A library's host on a free port, of which no passage is ever asked."""
-    loop, ready = asyncio.new_event_loop(), threading.Event()
-    desk = mock.Mock()
-    desk.manifest.shape.choice_parts = 1
-    with socket.create_server((HOST, 0)) as claimed:
-        serving = loop.create_task(library_host.serve(desk, claimed, ready=ready.set))
-
-        def run() -> None:
-            with contextlib.suppress(asyncio.CancelledError):
-                loop.run_until_complete(serving)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        ready.wait(30)
-        try:
-            yield claimed.getsockname()[1]
-        finally:
-            loop.call_soon_threadsafe(serving.cancel)
-            thread.join(30)
-            loop.close()
-
-
-def silent(listen: Callable[..., Any]) -> Result:
-    """How many connections that say nothing are held at once, at the page and at a library's host."""
-    limit = ServerConfig().max_connections
-    most = 0
-    with mock.patch.object(connections, "listen", listen):
-        for serve in (page, library):
-            with serve() as port, contextlib.ExitStack() as opened_:
-                lines = [opened_.enter_context(socket.create_connection((HOST, port))) for _ in range(2 * limit)]
-                ask(port, f"GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode())  # after all of them
-                held = 0
-                for line in lines:
-                    line.setblocking(False)
-                    try:
-                        held += line.recv(1) != b""
-                    except BlockingIOError:
-                        held += 1
-                    except OSError:
-                        pass
-                most = max(most, held)
-    return Result(most > limit, f"of {2 * limit} silent connections {most} are held")
 
 
 # Files and tokens
@@ -598,38 +346,6 @@ ATTACKS: tuple[Attack, ...] = (
         protected=functools.partial(in_a_members_name, proof.check),
     ),
     Attack(
-        name="paths and heads that look open, at a node",
-        who="another web page or process",
-        mode="server",
-        promise="what is the owner's needs the token",
-        unprotected=lambda: without_a_token(node, opens_to_all),
-        protected=functools.partial(without_a_token, node, auth.guard),
-    ),
-    Attack(
-        name="paths and heads that look open, at the coordinator's page",
-        who="another web page or process",
-        mode="server",
-        promise="numbers need the token",
-        unprotected=lambda: without_a_token(page, opens_to_all),
-        protected=functools.partial(without_a_token, page, auth.guard),
-    ),
-    Attack(
-        name="silent connections without end, at the page and at a library",
-        who="another web page or process",
-        mode="server",
-        promise="there are at most as many connections as a node may have",
-        unprotected=lambda: silent(unlimited),
-        protected=functools.partial(silent, connections.listen),
-    ),
-    Attack(
-        name="a body that unpacks to a thousand times its size",
-        who="another web page or process",
-        mode="server",
-        promise="nothing of a stranger's body is held",
-        unprotected=lambda: unpacked(unpack_whole),
-        protected=lambda: unpacked(post),
-    ),
-    Attack(
         name="a federation file that ends its reader",
         who="stranger who wrote a file",
         mode="file",
@@ -661,4 +377,5 @@ ATTACKS: tuple[Attack, ...] = (
         unprotected=lambda: many_askers(by_identity),
         protected=lambda: many_askers(lambda budget, asker, number: budget.charge(asker, Kind.QUESTION, number)),
     ),
+    *browsers.ATTACKS,
 )
