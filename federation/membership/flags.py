@@ -71,8 +71,8 @@ def idle(tables: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...], str]
     optimizer, rule = tables["recipe"].server_optimizer, tables["aggregation"].rule
     if not tables["privacy"].on:
         yield (
-            "privacy",
-            others("privacy", "mechanism"),
+            "privacy",  # colluders count without noise too: for buckets, and for sums from one adapter
+            tuple(field for field in others("privacy", "mechanism") if field != "colluders"),
             'privacy.mechanism = "discrete-gaussian" (or --epsilon, which finds the noise)',
         )
     if not tables["guard"].on:

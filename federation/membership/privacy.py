@@ -24,7 +24,9 @@ class PrivacyTable:
     noise_multiplier: float = 1.0  # deviation of a sum's noise over one member's largest share of it
     epsilon: float = 8.0  # the budget: training stops before it is passed
     delta: float = 1e-5  # at most one over the number of members
-    colluders: int = 0  # members of a sum whose noise hides nobody else: known to its reader, or left out; 0 counts as 1
+    # Members of a sum that may be in league with its reader; 0 counts as 1. Their noise hides nobody else, and a bucket, or
+    # what two sums from one adapter differ by, has `min_cohort` members besides them (also where there is no noise).
+    colluders: int = 0
     counters: Literal["none", "exact"] = "none"
 
     def __post_init__(self) -> None:

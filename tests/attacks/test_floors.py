@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quietchoir.core.errors import MessageError, RoundAborted
+from quietchoir.core.errors import ConfigError, MessageError, RoundAborted
 from quietchoir.federation.exchange import broadcast, messages, work
 from quietchoir.federation.exchange.messages import Place, Task
+from quietchoir.federation.membership import flags
 from quietchoir.federation.membership.guard import AggregationTable
 from quietchoir.federation.membership.privacy import PrivacyTable
 from quietchoir.federation.protection import draw, masked, repeats, seam
@@ -150,6 +151,15 @@ def test_every_bucket_and_every_union_of_buckets_has_enough_besides_those_that_c
             for several in range(1, len(split) + 1):
                 for union in itertools.combinations(split, several):
                     assert len(set().union(*map(set, union))) >= floor + colluders or len(split) == 1
+
+
+def test_the_colluders_that_a_file_assumes_can_be_said_without_noise() -> None:
+    policy = house(10, mode="masked", tables={"privacy": PrivacyTable(colluders=2)}).policy
+    tables = {name: getattr(policy, name) for name in flags.TABLES}
+    flags.check_used({"privacy": {"colluders": 2}}, tables)
+    assert draw.apart(policy) == 5
+    with pytest.raises(ConfigError, match="does nothing"):
+        flags.check_used({"privacy": {"clip": 2.0}}, tables)
 
 
 def test_ten_members_with_two_accomplices_in_one_bucket_leave_two_that_are_not_told_apart() -> None:
