@@ -70,9 +70,11 @@ def split_train(payload: bytes) -> tuple[int, bytes]:
 
 
 def check_train(order: Work) -> None:
-    """Raises MessageError for work for a drawn cohort, which there is none of here."""
+    """Raises MessageError for work for a drawn cohort, which there is none of here, or of a state whose name is none."""
     if order.cohort or order.absent or order.ranges:
         raise MessageError("work for a drawn cohort came, in a federation of buffered rounds; refused")
+    if order.state and (len(order.state) != 2 * DIGEST_BYTES or set(order.state) - set("0123456789abcdef")):
+        raise MessageError(f"the name of a state is {len(order.state)} characters that are no digest; refused")
 
 
 def encode_version(version: int) -> bytes:

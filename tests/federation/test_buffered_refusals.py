@@ -39,6 +39,13 @@ def offer(version: int) -> bytes:
     return calls.encode_offer(version, *group_of(version, [("ann", version)]).told_of(version))
 
 
+@pytest.mark.parametrize("state", ["x", "ab", "g" * 64, "AB" * 32, "ab" * 33])
+def test_a_state_whose_name_is_none_is_refused(state: str) -> None:
+    with pytest.raises(MessageError, match="no digest"):
+        calls.check_train(work.Work(flat=np.zeros(SIZE, np.float32), state=state))
+    calls.check_train(work.Work(flat=np.zeros(SIZE, np.float32), state="ab" * 32))
+
+
 TRAINED, CALLED = Place(RUN, 4, 1), Place(RUN, 6, 1)
 GROUP = group_of(4, (("ann", 3), ("ben", 4), ("cat", 1)))
 
