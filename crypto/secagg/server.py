@@ -4,7 +4,8 @@ Knows messages, sums and shares. Knows no member's secret until the round opens,
 Always: a message is taken whole or refused with nothing changed; below the threshold the round ends without a sum.
 """
 
-from collections.abc import Collection, Mapping
+import itertools
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -20,6 +21,8 @@ from .lists import BoxList, KeyList, SignatureList, SurvivorList, shared_view
 from .masks import commit, mask_pair, mask_self
 from .messages import KEY_SHARE, SELF_SHARE, Agreement, KeyCard, Parcel, Receipt, Revelation, Upload
 from .session import SecAggConfig, Session
+
+CHOICES = 600  # sets of holders that a secret is rebuilt from, at most: two liars among 32
 
 
 class ServerStage(IntEnum):
@@ -67,8 +70,9 @@ class _Sums:
 class SecAggServer:
     """One attempt of one round. Messages come by `receive`, in any order within a stage; `advance` closes a stage.
 
-    Not covered: a member that sends wrong shares stops the round (its name is in the error), and one that sends a wild
-    vector spoils the sum; clipping is the members' word. The transport says who sent a message; the signature proves it.
+    Wrong shares do no harm as long as enough right ones came; who sent them is in `wrong`.
+    Not covered: a member that deals its own secret wrongly stops the attempt (its name is in the error), and one that sends a
+    wild vector spoils the sum; clipping is the members' word. The transport says who sent a message; the signature proves it.
     """
 
     def __init__(self, config: SecAggConfig, *, ring: Ring | None = None) -> None:
@@ -83,6 +87,7 @@ class SecAggServer:
         self._agreements: dict[int, bytes] = {}
         self._revelations: dict[int, Revelation] = {}
         self._weights: dict[tuple[int, ...], list[int]] = {}  # Lagrange weights of each set of holders met
+        self._wrong: set[int] = set()  # whose shares did not fit
         self._view = b""  # digest of everything sent so far
         self._keys: KeyList
         self._graph: Graph
@@ -92,6 +97,11 @@ class SecAggServer:
     def values(self) -> Tally:
         """The running sum of values; whole once `result` is set."""
         return self._sums.values
+
+    @property
+    def wrong(self) -> tuple[str, ...]:
+        """Members that revealed other shares than those they were dealt."""
+        return tuple(self._session.names[at] for at in sorted(self._wrong))
 
     @property
     def waiting(self) -> tuple[str, ...]:
@@ -214,24 +224,52 @@ class SecAggServer:
         return {}
 
     def _rebuild(self, target: int) -> bytes:
-        """One member's secret from the first `threshold` shares that came, checked against what it advertised."""
+        """One member's secret from `threshold` of the shares that came, checked against what it advertised."""
         name, need = self._session.names[target], self._plan.threshold
         holders = [at for at in (target, *self._graph.neighbours(target)) if target in self._shares_of(at)]
         if len(holders) < need:
             raise ThresholdError(f"{len(holders)} shares of {name} came, need {need}; the attempt is abandoned")
-        points = tuple(sorted(at + 1 for at in holders)[:need])
+        for points in self._choices(holders, need):
+            secret = self._joined(target, points)
+            if secret is not None:
+                self._blame(target, holders, points, secret)
+                return secret
+        raise ProtocolError(f"the shares of {name} do not give the secret it advertised; retry without it")
+
+    def _choices(self, holders: list[int], need: int) -> Iterator[tuple[int, ...]]:
+        """Points to rebuild from: the first ones, then others for as long as leaving holders out makes a difference."""
+        left = sorted(holders, key=lambda at: (at in self._wrong, at))  # whoever lied about another secret comes last
+        tried = set[tuple[int, ...]]()
+        for spare in range(len(left) - need + 1):
+            for without in itertools.combinations(left, spare):
+                points = tuple(sorted(at + 1 for at in [one for one in left if one not in without][:need]))
+                if points not in tried:
+                    tried.add(points)
+                    yield points
+                if len(tried) == CHOICES:
+                    return
+
+    def _joined(self, target: int, points: tuple[int, ...]) -> bytes | None:
+        """The secret of `target` that shares at these points give; None if it is not what it advertised."""
         if points not in self._weights:
             self._weights[points] = shamir.weights(points)
         shares = [self._revelations[point - 1].shares[target][1:] for point in points]
-        secret = shamir.join(shares, self._weights[points])
+        try:
+            secret = shamir.join(shares, self._weights[points])
+        except ProtocolError:  # they meet in no secret at all
+            return None
         card = self._cards[target]
         if target in self._receipts:
-            fits = commit(self._session, target, secret) == card.commitment
-        else:
-            fits = Ephemeral(secret).public == card.mask
-        if not fits:
-            raise ProtocolError(f"the shares of {name} do not give the secret it advertised; retry without it")
-        return secret
+            return secret if commit(self._session, target, secret) == card.commitment else None
+        return secret if Ephemeral(secret).public == card.mask else None
+
+    def _blame(self, target: int, holders: list[int], points: tuple[int, ...], secret: bytes) -> None:
+        """Note whose shares do not lie on the polynomial that gave `secret`, where some had to be left out."""
+        if points == tuple(sorted(at + 1 for at in holders)[: len(points)]):
+            return
+        for at in holders:
+            if at + 1 not in points and self._joined(target, tuple(sorted((*points[1:], at + 1)))) != secret:
+                self._wrong.add(at)
 
     def _shares_of(self, at: int) -> Mapping[int, bytes]:
         return self._revelations[at].shares if at in self._revelations else {}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ...core import log
 from ...core.errors import ProtocolError
 from ...crypto.ring import BitRing, Ring, TokenRing
 from ...crypto.secagg import Floor, SecAggClient, SecAggConfig, SecAggServer
@@ -24,6 +25,7 @@ from .draw import apart, buckets, needed
 from .seam import SAMPLE, Contributors, PartyContext, Sum, Values, describe, public_identities, read_contributors
 from .update import Codec
 
+logger = log.get("federation.masked")
 STAGES = ("advertise", "share", "mask", "consistency", "unmask")
 
 
@@ -229,6 +231,8 @@ class MaskedCoordinator:
             ThresholdError: too few answered; nothing can be opened.
         """
         payloads = self.server.advance()
+        if wrong := self.server.wrong:
+            logger.warning("%s revealed other shares than were dealt; the sum was opened without them", ", ".join(wrong))
         self.done += 1
         return (STAGES[self.done], payloads) if self.done < len(STAGES) else None
 

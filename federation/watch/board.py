@@ -5,8 +5,9 @@ Always: no number here belongs to one member: rounds, cohort sizes, drop-outs, a
 part, and the bytes of each, the coordinator's operator finds in the run's report and in the audit log; they are not shown here.
 """
 
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,15 @@ class Board:
                     self.history = [entry for entry in self.history if entry["kind"] == "train"] + [row(event)]
                     self.now = None
                 case "aborted":
-                    self.aborted, self.reason, self.now = self.aborted + 1, event["reason"], None
+                    self.aborted, self.reason, self.now = self.aborted + 1, self.unnamed(event["reason"]), None
                 case "renewed":
                     self.members, self.version = len(event["members"]), event["version"]
                 case "delivered":
                     self.finished = True
+
+    def unnamed(self, text: str) -> str:
+        """A reason without the names of members: why an attempt failed is shown, by whom is not."""
+        return unnamed(text, [member.name for member in self.policy.members])
 
     def snapshot(self) -> Event:
         """Everything that is shown, as JSON's types."""
@@ -108,6 +113,12 @@ class Board:
                 "bytes_down": sum(entry["bytes_down"] for entry in history), "curve": curve(history),
                 "history": history,
             }  # fmt: skip
+
+
+def unnamed(text: str, names: Collection[str]) -> str:
+    """`text` with "a member" in the place of each of `names`."""
+    longest_first = sorted(map(re.escape, names), key=len, reverse=True)
+    return re.sub(rf"(?<![\w-])(?:{'|'.join(longest_first)})(?![\w-])", "a member", text) if names else text
 
 
 def from_disk(folder: Path) -> Board:

@@ -1,5 +1,441 @@
-"""Attacks by coordinators: who runs the rounds, alone or with members that help."""
+"""Attacks by whoever runs the rounds: alone, or with members that help.
 
-from .catalogue import Attack
+Knows what a coordinator can say, and to whom. Knows nothing of the network: letters go to parties in this process.
+Always: what an arm finds is measured (a correlation with the victim's secret, bits of a key, what was trained from); in the
+unprotected arm one protection is taken away, with those that stand beside it, and everything else is the product.
+"""
 
-ATTACKS: tuple[Attack, ...] = ()
+import dataclasses
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...core.config import ConsentConfig
+from ...crypto import shamir
+from ...crypto.keys import Ephemeral, open_box
+from ...crypto.secagg.lists import SignatureList, SurvivorList
+from ...crypto.secagg.masks import commit
+from ...crypto.secagg.messages import KEY_SHARE, SELF_SHARE, Revelation
+from ...crypto.secagg.session import Session
+from ...federation.exchange import broadcast, calls, messages, work
+from ...federation.exchange.link import InProcessLink
+from ...federation.exchange.messages import Place, Task
+from ...federation.learning import bounds
+from ...federation.learning.aggregate import ServerState, Vector
+from ...federation.membership import renewal, roster
+from ...federation.membership.chain import found
+from ...federation.membership.guard import AggregationTable
+from ...federation.membership.policy import Policy
+from ...federation.membership.schedule import ScheduleTable
+from ...federation.protection.seam import Sum
+from ...federation.rounds import party, steps
+from ...federation.rounds.coordinator import Coordinator
+from ...federation.rounds.party import Party
+from ...federation.rounds.recess import Recess, freeze_attempt, thaw_attempt
+from ...federation.rounds.steps import Step, name_of
+from ...federation.sealed import greeting, handover, parts, vault
+from ...federation.sealed.greeting import Greeting, Parcel
+from .catalogue import Attack, Result
+from .scene import CLOSE, NAMES, RANGE, SIZE, VICTIM, Liar, Lie, Scene, Stub, alike, federation, refused, without
+
+MIDDLE = 2**11 - 1  # of a value of 12 bits: zero; twice that is the largest
+FALSE = np.full(SIZE, 3000.0, np.float32)  # an adapter from which nobody learns: everything is driven to one side
+NO_BINDING = (
+    (broadcast, "of_work", lambda *given: bytes(32)),
+    (broadcast, "of_group", lambda *given: bytes(32)),
+    (calls, "told_of", lambda *given: "00" * 32),
+)
+NO_FLOORS = ((bounds, "check", lambda *given: None), (party, "check_clipped", lambda *given: None))
+NO_VOUCHING = ((Session, "vouchers", 0),)
+HEADER: dict[str, type] = {"kind": str, "recipient": str, **messages.FRAME}
+
+
+def stage_of(letter: bytes) -> str:
+    """What a letter asks for."""
+    return str(messages.split(letter, HEADER)[0]["stage"])
+
+
+def sums_of(run: Coordinator) -> list[Sum]:
+    """Every sum that `run` opens from now on."""
+    found, honest = list[Sum](), run.assembly.open
+
+    def noting(sums: tuple[Sum, ...], codec: Any) -> Any:
+        found.extend(sums)
+        return honest(sums, codec)
+
+    run.assembly.open = noting  # type: ignore[method-assign]
+    return found
+
+
+def result(found: Vector | None, scene: Scene, words: str = "") -> Result:
+    """Was the victim's update read?"""
+    close = 0.0 if found is None else alike(found, scene.victim)
+    seen = f"correlation {close:.4f} with the victim's update" if found is not None else "no sum with the victim in it"
+    return Result(close >= CLOSE, f"{seen}{'; ' if words else ''}{words[:160]}")
+
+
+# What the others are told otherwise
+
+
+def round_of(scene: Scene, lie: Lie, read: Callable[[Sum], Vector], **options: Any) -> Result:
+    """One round in which everybody but the victim is lied to; `read` makes the victim's update of the sum with it."""
+    run = scene.run(**options)
+    found = sums_of(run)
+    Liar(run, lie, NAMES[1:])
+    words = refused(run.train_round if not scene.policy.schedule.buffered else lambda: run.learn(1))
+    with_victim = [one for one in found if VICTIM in one.parties]
+    return result(read(with_victim[0]) if with_victim else None, scene, words)
+
+
+def less_constants(one: Sum) -> Vector:
+    """The victim's update, if everybody else's was cut to the upper end of its range."""
+    whole = one.total[:SIZE] - 2 * MIDDLE * (len(one.parties) - 1)
+    return ((whole - MIDDLE) / MIDDLE * RANGE).astype(np.float32)
+
+
+def less_ends(one: Sum) -> Vector:
+    """The same, if everybody else's was cut to either end: those differ by a known step, which is taken away modulo it."""
+    return ((one.total[:SIZE] % (2 * MIDDLE) - MIDDLE) / MIDDLE * RANGE).astype(np.float32)
+
+
+def told_ranges(stage: str, payload: bytes) -> bytes | None:
+    """Ranges so narrow that every coordinate is cut to one end or the other."""
+    if stage != work.TRAIN:
+        return None
+    order, rest = work.split(payload)
+    return work.encode(dataclasses.replace(order, ranges=tuple((stop, 1e-9) for stop, _ in order.ranges))) + rest
+
+
+def narrow_ranges(*stubs: Stub) -> Result:
+    scene = federation(4, recipe={"download": "adapter", "ranges": "tensor"}, stops=(SIZE // 2, SIZE))
+    with without(*stubs):
+        return round_of(scene, told_ranges, less_ends, stops=(SIZE // 2, SIZE))
+
+
+def told_false_state(stage: str, payload: bytes) -> bytes | None:
+    """Another state, told whole, its name and its way fitting each other."""
+    if stage not in (work.TRAIN, work.SCORE):
+        return None
+    order, _ = work.split(payload)
+    state = ServerState(FALSE, np.zeros(SIZE, np.float32))
+    way = steps.join("", [Step(kind="whole", state=state.encode()).encode()])
+    return work.encode_told(dataclasses.replace(order, state=name_of(state)), way)
+
+
+def another_state(*stubs: Stub) -> Result:
+    with without(*stubs):
+        return round_of(federation(4), told_false_state, less_constants)
+
+
+def told_false_adapter(stage: str, payload: bytes) -> bytes | None:
+    """Another adapter; the work around it as it was."""
+    return work.encode(dataclasses.replace(work.decode(payload, SIZE), flat=FALSE)) if stage == work.TRAIN else None
+
+
+def in_buckets(*stubs: Stub) -> Result:
+    tables = {"aggregation": AggregationTable(rule="median", buckets=3)}
+    scene = federation(12, recipe={"download": "adapter"}, tables=tables)
+    with without(*stubs):
+        return round_of(scene, told_false_adapter, less_constants)
+
+
+def told_no_score(stage: str, payload: bytes) -> bytes | None:
+    """Train without scoring first."""
+    if stage != work.TRAIN:
+        return None
+    version, order = calls.split_train(payload)
+    told, rest = work.split(order)
+    return calls.encode_train(version, work.encode(dataclasses.replace(told, evaluate=False)) + rest)
+
+
+# Who can say where members are
+
+
+def forged_greeting(*stubs: Stub) -> Result:
+    """The coordinator asks a member for the key in another member's name, for a box key of its own."""
+    scene = federation(4, mode="sealed", bits=8, threshold=3)
+    place, own, dealer = Place("0a" * 16, 1, 1), Ephemeral.generate(), scene.parties["ben"]
+    policy, size = scene.policy, 0
+    asked = Greeting(sender=VICTIM, public=own.public).signed(policy, place, scene.coordinator)
+
+    def letter(stage: str, payload: bytes) -> bytes:
+        task = Task(place=place, stage=stage, recipient="ben", payload=payload)
+        return messages.encode_task(task, policy, scene.coordinator)
+
+    with without(*stubs):
+        dealer.handle(letter(handover.GREET, b""))
+        asking = letter(handover.DEAL, parts.join({handover.TO + VICTIM: asked}))
+        answers: list[bytes] = []
+        words = refused(lambda: answers.append(dealer.handle(asking)))
+        if answers:
+            payload = parts.split(messages.decode_reply(answers[0], policy, asking).payload)
+            parcel = Parcel(purpose="key", policy=policy, place=place, sender="ben", receiver=VICTIM)
+            seed = parcel.opened(payload[handover.TO + VICTIM], own)
+            assert dealer.safe is not None
+            size = 8 * len(seed) if seed == dealer.safe.vault.seed(policy.digest) else 0
+    return Result(size > 0, f"{size} bits of the members' key{'; ' if words else ''}{words[:160]}")
+
+
+def undone_for_some(*stubs: Stub) -> Result:
+    """After two rounds one half of the members is told to undo a step, then all are asked to train together."""
+    scene = federation(4, mode="sealed", bits=8, threshold=3)
+    run, told = scene.run(), dict[str, bytes]()
+    run.train_round()
+    run.train_round()
+    for name, voice in scene.voices.items():
+        voice.train = noting(voice.train, told, name)  # type: ignore[method-assign, assignment]
+    with without(*stubs):
+        place = run.assembly.begin()
+        run.assembly.muster(tuple(sorted(scene.parties)), place)
+        payload = work.encode(run.assembly.order(run.state.server.flat))
+        list(run.post.ask(work.UNDO, dict.fromkeys(NAMES[:2], payload), place, 5.0))
+        words = refused(run.train_round)
+    entry = run.state.history[-1] if run.state.round > 2 else None
+    from_ = {told[name] for name in entry["parties"] if name in told} if entry else set()
+    return Result(len(from_) > 1, f"{len(from_)} adapters behind one sum{'; ' if words else ''}{words[:160]}")
+
+
+def noting(train: Callable[[Vector, int], Any], told: dict[str, bytes], name: str) -> Callable[[Vector, int], Any]:
+    """The same training; what it began from is noted."""
+
+    def noted(flat: Vector, seed: int) -> Any:
+        told[name] = flat.tobytes()
+        return train(flat, seed)
+
+    return noted
+
+
+def another_parent(self: Party, place: Place) -> Any:
+    """`Party.parent` where an undone step is not counted as a step."""
+    assert self.safe is not None
+    kept, before = self.safe.vault.progress(place.run), self.safe.vault.before(place.run)
+    assert before is not None
+    return vault.Progress(kept.steps, before.server.at_rest())
+
+
+# Two answers to one stage
+
+
+def two_sets(*stubs: Stub) -> Result:
+    """On Flower's engines each stage is a process. Two of them are started at once, for two sets of survivors."""
+    scene, stop = federation(4), "consistency"
+    link = Stopping({name: one.handle for name, one in scene.parties.items()}, stop)
+    refused(scene.run(link=link).train_round)
+    helpers = {name: one for name, one in scene.parties.items() if name != VICTIM}
+    halves = {name: one.attempt.half for name, one in helpers.items() if one.attempt is not None}
+    client = halves["ben"].client  # type: ignore[attr-defined]
+    session, card, me = client._session, client._near[0], client._session.numbers
+    everybody = SurvivorList.decode(messages.split(link.letters["ben"], HEADER)[1], session, client._view)
+    sets = (everybody, SurvivorList({at: one for at, one in everybody.receipts.items() if at != me[VICTIM]}))
+    shares: dict[bytes, dict[int, bytes]] = {SELF_SHARE: {}, KEY_SHARE: {}}
+    with tempfile.TemporaryDirectory() as folder, without(*stubs):
+        forks = {name: both(one, Path(folder) / name) for name, one in helpers.items()}
+        for at, found in enumerate(sets):
+            going = {name: fork[at] for name, fork in forks.items() if fork[at] is not None}
+            said = {name: agreed(fork, found.encode(session)) for name, fork in going.items()}
+            listed = SignatureList({me[name]: one for name, one in said.items() if one is not None}).encode(session)
+            for name, fork in going.items():
+                for kind, share in revealed(fork, listed, me[VICTIM]):
+                    shares[kind][me[name]] = share
+    whole = sum(rebuilt(session, card, kind, held, len(helpers)) for kind, held in shares.items())
+    return Result(whole == 2, f"{whole} of the two secrets that cover the victim's upload")
+
+
+class Stopping(InProcessLink):
+    """Brings every letter until a stage, and keeps that one's."""
+
+    def __init__(self, members: Mapping[str, Callable[[bytes], bytes]], stop: str) -> None:
+        super().__init__(members)
+        self.stop, self.letters = stop, dict[str, bytes]()
+
+    def ask(self, letters: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
+        """As `Link`."""
+        if any(stage_of(letter) == self.stop for letter in letters.values()):
+            self.letters = dict(letters)
+            return iter(())
+        return super().ask(letters, timeout_s)
+
+
+def both(member: Party, folder: Path) -> list[Any]:
+    """What two processes that are started for one stage go on with; None for one that finds nothing."""
+    folder.mkdir()
+    recess, kept = Recess(folder, member.name), freeze_attempt(member)
+    assert kept is not None
+    key, found = recess.put(kept), list[Any]()
+    for _ in range(2):
+        taken = recess.take(key)
+        member.ledger.sums = type(member.ledger.sums).restore(member.ledger.sums.snapshot())  # each reads it from the disk
+        found.append(None if taken is None else thaw_attempt(taken, member).half.client)  # type: ignore[attr-defined]
+    return found
+
+
+def agreed(client: Any, survivors: bytes) -> bytes | None:
+    """A signature over these survivors."""
+    answers: list[bytes] = []
+    refused(lambda: answers.append(client.consistency(survivors)))
+    return answers[0][-64:] if answers else None
+
+
+def revealed(client: Any, signatures: bytes, victim: int) -> Iterator[tuple[bytes, bytes]]:
+    """What kind of share this member reveals of the victim, and the share."""
+    answers: list[bytes] = []
+    refused(lambda: answers.append(client.unmask(signatures)))
+    for answer in answers:
+        share = Revelation.decode(answer, client._session, client._view).shares[victim]
+        yield share[:1], share[1:]
+
+
+def rebuilt(session: Session, card: Any, kind: bytes, held: Mapping[int, bytes], need: int) -> bool:
+    """Do these shares give the secret that the victim advertised?"""
+    if len(held) < need:
+        return False
+    points = tuple(sorted(at + 1 for at in held)[:need])
+    secret = shamir.join([held[point - 1] for point in points], shamir.weights(points))
+    if kind == SELF_SHARE:
+        return bool(commit(session, card.sender, secret) == card.commitment)
+    return bool(Ephemeral(secret).public == card.mask)
+
+
+def copied(self: Recess, key: bytes) -> bytes | None:
+    """`Recess.take` that leaves the file where it is."""
+    return open_box(key, self.path.read_bytes(), self.associated)
+
+
+# An adapter of the coordinator's choice, by another door
+
+TRAP = ServerState(np.where(np.arange(SIZE) % 2, 0.3, -0.3).astype(np.float32), np.zeros(SIZE, np.float32))
+
+
+def adopted_first(*stubs: Stub) -> Result:
+    """Members are handed a trap as a finished adapter; later they are told to train from what they hold."""
+    scene, told = federation(4), dict[str, bytes]()
+    run = scene.run()
+    for name, voice in scene.voices.items():
+        voice.train = noting(voice.train, told, name)  # type: ignore[method-assign, assignment]
+    run.learn(2)
+    way = steps.join("", [Step(kind="whole", state=TRAP.encode()).encode()])
+    with without(*stubs):
+        handed = work.encode_told(work.Work(flat=TRAP.flat, state=name_of(TRAP)), way)
+        list(run.post.ask(work.ADOPT, dict.fromkeys(scene.parties, handed), run.assembly.begin(), 5.0))
+        run.logbook.keep(server=TRAP, round=6, steps=())
+        run.telling.ways.clear()
+        run.telling.held = dict.fromkeys(scene.parties, (name_of(TRAP),))
+        words = refused(run.train_round)
+    summed = run.state.round == 7 and set(told.values()) == {TRAP.flat.tobytes()}
+    return Result(summed, f"a sum of updates from the trap: {'yes' if summed else 'no'}{'; ' if words else ''}{words[:160]}")
+
+
+def lowered_floor(*stubs: Stub) -> Result:
+    """The owner is in league: a later version of the file, handed out while the run goes on, opens sums of three."""
+    scene = federation(6, min_cohort=5)
+    consent = ConsentConfig(min_cohort=5)
+    chain = found(scene.policy, scene.owner)
+    later = chain.extended("change", {"protection": {"min_cohort": 3}}, scene.owner, 1)
+
+    def enter(policy: Policy) -> Callable[[bytes], bytes]:
+        return Party(policy, scene.keys[VICTIM], scene.voices[VICTIM], size=SIZE, consent=consent).handle
+
+    with tempfile.TemporaryDirectory() as folder, without(*stubs):
+        kept = Path(folder) / "federation.toml"
+        policy = roster.adopt(roster.read_text(roster.dump(chain).encode(), ""), kept, "")
+        standing = renewal.Standing(policy, kept, enter, taken=lambda policy: None, end=lambda reason: None)
+        words = refused(lambda: standing.handle(renewal.MAGIC + roster.dump(later).encode()))
+        least = standing.policy.protection.min_cohort
+    return Result(least < consent.min_cohort, f"takes part in sums of {least}{'; ' if words else ''}{words[:160]}")
+
+
+def score_alone(*stubs: Stub) -> Result:
+    """Buffered rounds: the victim alone is asked to score the adapter before it trains."""
+    tables = {"schedule": ScheduleTable(rounds="buffered", patience_s=100.0)}
+    scene = federation(4, recipe={"download": "adapter", "attempts": 1}, tables=tables)
+    run = scene.run()
+    Liar(run, told_no_score, NAMES[1:])
+    with without(*stubs):
+        words = refused(lambda: run.learn(1))
+    entry = next((one for one in run.state.history if one["kind"] == work.TRAIN), {})
+    found = entry.get("accuracy")
+    read = found is not None and VICTIM in entry["parties"] and round(10 * found) == scene.voices[VICTIM].right
+    return Result(read, f"accuracy {found} of a round, the victim's {scene.voices[VICTIM].right / 10}; {words[:160]}")
+
+
+ATTACKS = (
+    Attack(
+        name="ranges told to all but one",
+        who="coordinator alone",
+        mode="masked, whole adapter, ranges by tensor",
+        promise="members that were told different things are never in one sum",
+        unprotected=lambda: narrow_ranges(*NO_BINDING, *NO_FLOORS),
+        protected=narrow_ranges,
+    ),
+    Attack(
+        name="another state for all but one",
+        who="coordinator alone",
+        mode="masked, followed",
+        promise="members that were told different things are never in one sum",
+        unprotected=lambda: another_state(*NO_BINDING, *NO_FLOORS, *NO_VOUCHING),
+        protected=another_state,
+    ),
+    Attack(
+        name="another adapter for all but one of a bucket",
+        who="coordinator alone",
+        mode="masked, buckets, whole adapter",
+        promise="members that were told different things are never in one sum, buckets' sums included",
+        unprotected=lambda: in_buckets(*NO_BINDING, *NO_FLOORS),
+        protected=in_buckets,
+    ),
+    Attack(
+        name="a score asked of one member of a group",
+        who="coordinator alone",
+        mode="masked, buffered",
+        promise="no sum of scores is one member's",
+        unprotected=lambda: score_alone(*NO_BINDING),
+        protected=score_alone,
+    ),
+    Attack(
+        name="a key asked for in another's name",
+        who="coordinator alone",
+        mode="sealed",
+        promise="the coordinator never has the members' key",
+        unprotected=lambda: forged_greeting((greeting, "verify", lambda *given: None)),
+        protected=forged_greeting,
+    ),
+    Attack(
+        name="a step undone for some",
+        who="coordinator alone",
+        mode="sealed",
+        promise="masks are bound to key and adapter, so nobody sums with somebody who has others",
+        unprotected=lambda: undone_for_some(
+            (vault.Progress, "tag", lambda self, seed, run: bytes(32)), (Party, "parent", another_parent)
+        ),
+        protected=undone_for_some,
+    ),
+    Attack(
+        name="two processes for one stage",
+        who="coordinator alone",
+        mode="masked, Flower's own engines",
+        promise="for each peer a self-mask share or a key share is revealed, never both",
+        unprotected=lambda: two_sets((Recess, "take", copied)),
+        protected=two_sets,
+    ),
+    Attack(
+        name="a trap handed over as a finished adapter",
+        who="coordinator alone",
+        mode="masked, followed",
+        promise="an adapter that nobody followed is trained from only if a third of the session vouches for it",
+        unprotected=lambda: adopted_first(*NO_VOUCHING),
+        protected=adopted_first,
+    ),
+    Attack(
+        name="a lower floor handed out under way",
+        who="coordinator + owner",
+        mode="masked",
+        promise="a federation below the owner's floor is refused, in every version of its file",
+        unprotected=lambda: lowered_floor(
+            (renewal, "needs_restart", lambda *given: []), (party, "check_consent", lambda *given: None)
+        ),
+        protected=lowered_floor,
+    ),
+)

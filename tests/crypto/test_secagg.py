@@ -265,15 +265,34 @@ def test_the_coordinator_refuses_strangers_doubles_and_other_peoples_messages() 
     assert frozen(game.server) == before
 
 
-def test_a_member_that_hands_back_wrong_shares_stops_the_attempt_and_is_not_believed() -> None:
+def lying(game: Round, *names: str) -> None:
+    """These members hand back wrong shares, the first byte or another one of them changed."""
+    for at, name in enumerate(names):
+        liar = game.clients[name]
+        liar._held = {
+            peer: bytes([share[0] ^ 1]) + share[1:] if at else share[:1] + bytes([share[1] ^ 1]) + share[2:]
+            for peer, share in liar._held.items()
+        }
+
+
+def test_a_member_that_hands_back_wrong_shares_is_not_believed_and_stops_what_needs_its_share() -> None:
     cohort = Cohort(4, threshold=4)
     game = Round(cohort).play(stages=4)
-    liar = game.clients["node-002"]
-    liar._held = {peer: share[:1] + bytes([share[1] ^ 1]) + share[2:] for peer, share in liar._held.items()}
+    lying(game, "node-002")
     game.gather()
-    with pytest.raises(ProtocolError, match=r"do not give the secret|meet in no"):
+    with pytest.raises(ProtocolError, match="do not give the secret"):
         game.server.advance()
     assert game.server.result is None
+
+
+@pytest.mark.parametrize("liars", [("node-000",), ("node-001", "node-004")])
+def test_wrong_shares_are_found_and_left_out_where_enough_right_ones_came(liars: tuple[str, ...]) -> None:
+    cohort = Cohort(8, threshold=5)
+    game = Round(cohort).play({2: ("node-007",)}, stages=4)  # its key is rebuilt, the others' seeds
+    lying(game, *liars)
+    game.step()
+    assert np.array_equal(game.result.total, cohort.sum(game.result.survivors))
+    assert (len(game.result.survivors), game.server.wrong) == (7, liars)
 
 
 def test_a_sparse_round_masks_with_fewer_than_everybody() -> None:
