@@ -187,7 +187,7 @@ class SecAggClient:
 
         Raises:
             ProtocolError, AuthenticationError: a survivor without its own receipt, or we are missing.
-            ProtocolError: they differ by too few members from those of an earlier sum about the same.
+            ProtocolError: this member is in a sum over others about the same.
             ThresholdError: too few survivors, in all or of a floor, or they claim too few tokens.
 
         Once this returns, others may open the sum: put the ledger on disk before the signature leaves.
@@ -203,7 +203,7 @@ class SecAggClient:
         if claimed < session.config.min_tokens:
             raise ThresholdError(f"survivors claim {claimed} tokens, {session.config.min_tokens} needed; nothing is revealed")
         names = [session.names[at] for at in found.receipts]
-        self._ledger.sign(session.config.subjects, names, session.config.apart)
+        self._ledger.sign(session.config.subjects, names)
         self._survivors, self._view = frozenset(found.receipts), found.view(session, self._view)
         self.stage = Stage.UNMASK
         return Agreement.signed(session, self._identity, self._me, self._view).encode(session)

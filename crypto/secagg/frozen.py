@@ -120,5 +120,4 @@ def read_config(fields: dict[str, Any]) -> SecAggConfig:
 
 PLAIN = (
     "round", "attempt", "threshold", "min_cohort", "min_tokens", "length", "bits", "corrupt_percent", "drop_percent",
-    "apart",
 )  # fmt: skip

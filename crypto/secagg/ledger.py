@@ -3,9 +3,11 @@
 Knows federation, round, attempt, and whose values were summed about what. Knows nothing of secrets.
 Always: an attempt begins once; a masked upload counts as used when it leaves, whether it is opened
 or not, and then no other attempt of its round begins, masks or opens. (Two sums of the same updates
-over two different sets of survivors give away the difference: one member's update.) A member signs
-for two sums about one subject, as are updates from the same adapter, only if their survivors are the
-same or differ by enough.
+over two different sets of survivors give away the difference: one member's update.) About one subject,
+as are updates from the same adapter, a member signs for one set of survivors, and for the same again. So
+of different sums about it no honest member is in two, and whatever is added up and subtracted of them
+holds all honest members of one. (A rule that looks at two sets at a time, and lets them differ by enough,
+is none: sums over ten sets of seven of ten, any two of which differ by four, give each of the ten away.)
 Not covered: a node whose ledger is lost with its disk. Keep `snapshot` with the node's other state.
 """
 
@@ -56,32 +58,31 @@ class Ledger:
         """The sets of survivors, by name, that this node signed for about `subject`."""
         return tuple(sorted(self._signed.get(subject.hex(), ())))
 
-    def check(self, subjects: Collection[bytes], survivors: Collection[str], apart: int) -> None:
-        """Require that no sum over `survivors` can be told from an earlier one by a few members.
+    def check(self, subjects: Collection[bytes], survivors: Collection[str]) -> None:
+        """Require that this node is in no sum over other members about the same.
 
         Args:
             subjects: 32 bytes each: what the sum is about.
-            apart: by so many members the set must differ from every other one about a subject.
 
         Raises:
-            ProtocolError: it differs by fewer; nothing was noted.
+            ProtocolError: it is; nothing was noted.
         """
         names = set(survivors)
         for subject in subjects:
             for earlier in self.before(subject):
-                if 0 < (found := len(names.symmetric_difference(earlier))) < apart:
+                if found := len(names.symmetric_difference(earlier)):
                     raise ProtocolError(
                         f"these {len(names)} survivors differ by {found} members from {len(earlier)} whose sum from the same "
-                        f"adapter this member signed for, need the same or {apart} others; nothing is signed"
+                        "adapter this member signed for, need the very same; nothing is signed"
                     )
 
-    def sign(self, subjects: Collection[bytes], survivors: Collection[str], apart: int) -> None:
+    def sign(self, subjects: Collection[bytes], survivors: Collection[str]) -> None:
         """Note that survivors are about to be signed for: from here on others may open their sum.
 
         Raises:
             ProtocolError: as `check`; nothing was noted.
         """
-        self.check(subjects, survivors, apart)
+        self.check(subjects, survivors)
         for subject in subjects:
             self._signed.setdefault(subject.hex(), set()).add(tuple(sorted(survivors)))
 

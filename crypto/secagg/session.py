@@ -59,7 +59,6 @@ class SecAggConfig:
     context: bytes = b""  # whatever else must be the same for all, hashed: what each was told before it contributes
     # What a member's ledger holds survivors to (`Ledger.sign`); the coordinator need not know it.
     subjects: tuple[bytes, ...] = ()  # 32 bytes each: what the sum is about; sums about the same can be subtracted
-    apart: int = 0  # members by which the survivors of two such sums must differ, if they differ
 
     def __post_init__(self) -> None:
         n = len(self.members)

@@ -62,17 +62,6 @@ def needed(policy: Policy, asked: int = 0) -> int:
     return max(protection.min_cohort, protection.threshold, 2 * max(drawn, asked) // 3 + 1)
 
 
-def apart(policy: Policy) -> int:
-    """Members by which two sums from one adapter must differ if they are not over the same.
-
-    The difference of two sums is a sum over those by whom they differ, so it holds `min_cohort` members besides those
-    that the file assumes to collude. With buckets, sums of several of them can be set against others: there only the
-    same sets may be summed again.
-    """
-    several = policy.aggregation.buckets > 1
-    return len(policy.members) + 1 if several else policy.protection.min_cohort + policy.colluders
-
-
 def draw(policy: Policy, place: Place, here: Collection[str], *, everybody: bool = False) -> Draw:
     """The cohort of a round.
 

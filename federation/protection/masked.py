@@ -21,7 +21,7 @@ from ..exchange import broadcast
 from ..exchange.messages import Place
 from ..learning.shares import Shares
 from ..membership.policy import Policy
-from .draw import apart, buckets, needed
+from .draw import buckets, needed
 from .seam import SAMPLE, Contributors, PartyContext, Sum, Values, describe, public_identities, read_contributors
 from .update import Codec
 
@@ -109,7 +109,6 @@ def agree(
         floors=tuple(floors),
         context=context,
         subjects=group.subjects,
-        apart=apart(policy),
     )
 
 

@@ -2,7 +2,7 @@
 
 Knows sets of names, and which of them members say that they signed for. Knows nothing of masks or letters.
 Always: what is chosen here is what members sign for (`crypto.secagg.Ledger.sign` is their own check, with the same rule): the
-same set as before, or one that differs from it by enough.
+very same set as before, or nobody of it.
 
 A round comes again from the same adapter after an attempt that was opened and lost, after a change that was undone, and with
 every new run, since all of them start from zeros. Members of the earlier sum say so when they are ready, so that a coordinator
@@ -46,22 +46,19 @@ class Choice:
     reason: str = ""  # why nobody can be
 
 
-def choose(
-    buckets: Iterable[Collection[str]], before: Mapping[str, Sets], *, apart: int, need: int, least: int
-) -> Choice:  # fmt: skip
+def choose(buckets: Iterable[Collection[str]], before: Mapping[str, Sets], *, need: int, least: int) -> Choice:
     """The members of each bucket that will sign for a sum over all of them.
 
     Args:
         before: the sets that each ready member says it signed for, about the same adapter.
-        apart: as `draw.apart`; need: members over all buckets; least: members of one bucket.
+        need: members over all buckets; least: members of one bucket.
     """
     chosen, missing, reason = set[str](), frozenset[str](), ""
     for bucket in map(frozenset, buckets):
         known = {earlier for name in bucket for earlier in before.get(name, ())}
-        tried = [bucket, *(earlier for earlier in known if earlier < bucket)]
-        # Without those that would refuse: one member that makes up a set stops itself, not the round.
-        tried += [bucket - {name for name in bucket if earlier in before.get(name, ())} for earlier in known]
-        fit = [one for one in tried if len(one) >= least and fits(one, before, apart)]
+        # One of the sets again, or those that are in none: members that make up sets stop themselves, not the round.
+        tried = [bucket - {name for name in bucket if before.get(name)}, *(earlier for earlier in known if earlier <= bucket)]
+        fit = [one for one in tried if len(one) >= least and fits(one, before)]
         if fit:
             chosen |= max(fit, key=lambda one: (len(one), sorted(one)))
         elif known:
@@ -73,8 +70,6 @@ def choose(
     return Choice(frozenset(), missing, reason)
 
 
-def fits(names: frozenset[str], before: Mapping[str, Sets], apart: int) -> bool:
+def fits(names: frozenset[str], before: Mapping[str, Sets]) -> bool:
     """Would all of `names` sign for a sum over them?"""
-    return all(
-        names == earlier or len(names ^ earlier) >= apart for name in names for earlier in before.get(name, ())
-    )  # fmt: skip
+    return all(names == earlier for name in names for earlier in before.get(name, ()))

@@ -19,7 +19,7 @@ from ..learning.aggregate import Vector
 from ..learning.ranges import read_spans, spans
 from ..learning.shares import Shares, shares_of
 from ..membership.policy import Policy
-from ..protection.draw import Draw, advice, apart, buckets, draw, needed
+from ..protection.draw import Draw, advice, buckets, draw, needed
 from ..protection.modes import Sealing, coordinator_half
 from ..protection.repeats import Sets, choose, digest_of
 from ..protection.seam import Contributors, Sum
@@ -227,15 +227,14 @@ class Assembly:
         """
         split = buckets(self.policy, terms.adapter, answers.ready, terms.shares)
         least = need if len(split) == 1 else self.policy.smallest_sum
-        choice = choose(split, answers.before, apart=apart(self.policy), need=self.policy.smallest_sum, least=least)
+        choice = choose(split, answers.before, need=self.policy.smallest_sum, least=least)
         if choice.reason:
             self.missing = choice.missing
             self.logbook.keep(opening=True)  # another number for the next attempt, and with it another draw
-            others = "the same members" if self.policy.aggregation.buckets > 1 else f"the same, or {apart(self.policy)} others"
             waited = f": waiting for {', '.join(sorted(choice.missing))}" if choice.missing else ""
             raise RoundAborted(
-                f"{choice.reason}; the next from it must be over {others}, or the difference would tell of single members"
-                f"{waited}. A new version of the federation file lets members go that do not come back"
+                f"{choice.reason}; the next from it must be over the very same members, or differences would tell of single "
+                f"ones{waited}. A new version of the federation file lets members go that do not come back"
             )
         self.missing = frozenset()
         return answers.only(choice.members)

@@ -25,7 +25,7 @@ from ..exchange.link import LeavingLink, Link
 from ..exchange.messages import Place
 from ..learning.ranges import read_spans
 from ..membership.policy import Policy
-from ..protection.draw import Draw, apart, needed
+from ..protection.draw import Draw, needed
 from ..protection.repeats import Sets, choose
 from ..protection.terms import Terms, seed_of
 from ..protection.update import Codec
@@ -191,7 +191,7 @@ class BufferedCoordinator(Coordinator):
             return None
         # Who signed for a sum that was lost, from the adapter of its contribution, signs only for one that fits it.
         before = {name: sets for name, (version, sets) in self.before.items() if version == self.ready.get(name)}
-        chosen = choose([able], before, apart=apart(self.policy), need=need, least=need).members
+        chosen = choose([able], before, need=need, least=need).members
         return {name: self.ready[name] for name in able if name in chosen} or None
 
     def alike(self, names: list[str]) -> list[str]:

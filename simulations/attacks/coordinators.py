@@ -6,16 +6,19 @@ unprotected arm one protection is taken away, with those that stand beside it, a
 """
 
 import dataclasses
+import itertools
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...core.config import ConsentConfig
+from ...core.errors import ProtocolError
 from ...crypto import shamir
 from ...crypto.keys import Ephemeral, open_box
+from ...crypto.secagg import Ledger
 from ...crypto.secagg.lists import SignatureList, SurvivorList
 from ...crypto.secagg.masks import commit
 from ...crypto.secagg.messages import KEY_SHARE, SELF_SHARE, Revelation
@@ -30,8 +33,9 @@ from ...federation.membership.chain import found
 from ...federation.membership.guard import AggregationTable
 from ...federation.membership.policy import Policy
 from ...federation.membership.schedule import ScheduleTable
+from ...federation.protection import masked
 from ...federation.protection.seam import Sum
-from ...federation.rounds import party, steps
+from ...federation.rounds import assembly, party, steps
 from ...federation.rounds.coordinator import Coordinator
 from ...federation.rounds.party import Party
 from ...federation.rounds.recess import Recess, freeze_attempt, thaw_attempt
@@ -50,6 +54,7 @@ NO_BINDING = (
 )
 NO_FLOORS = ((bounds, "check", lambda *given: None), (party, "check_clipped", lambda *given: None))
 NO_VOUCHING = ((Session, "vouchers", 0),)
+ONE_SPLIT = tuple((one, "digest_of", lambda flat: bytes(32)) for one in (party, assembly))  # whatever adapter was told
 HEADER: dict[str, type] = {"kind": str, "recipient": str, **messages.FRAME}
 
 
@@ -361,7 +366,82 @@ def score_alone(*stubs: Stub) -> Result:
     return Result(read, f"accuracy {found} of a round, the victim's {scene.voices[VICTIM].right / 10}; {words[:160]}")
 
 
+# Several sums that are added up and subtracted
+
+
+class Losing(InProcessLink):
+    """Brings every letter, and keeps from the coordinator the uploads of those in `lost`."""
+
+    lost: frozenset[str] = frozenset()
+
+    def ask(self, letters: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
+        """As `Link`."""
+        for name, answer in super().ask(letters, timeout_s):
+            if not (name in self.lost and stage_of(letters[name]) == "mask"):
+                yield name, answer
+
+
+def lost_ones(members: Sequence[str], each: int, common: int) -> list[frozenset[str]]:
+    """Sets of `each` members, any two of which have at most `common` of them in common."""
+    found = list[frozenset[str]]()
+    for some in map(frozenset, itertools.combinations(members, each)):
+        if all(len(some & other) <= common for other in found):
+            found.append(some)
+    return found
+
+
+def many_sums(scene: Scene, between: Callable[[Coordinator, int], None]) -> tuple[int, Vector]:
+    """How many sums of seven of ten are opened, and what follows from them for the victim.
+
+    Args:
+        between: called before each round, with its number.
+    """
+    names = sorted(scene.parties)
+    link = Losing({name: one.handle for name, one in scene.parties.items()})
+    run = scene.run(link=link)
+    run.assembly.choose = lambda answers, terms, need: answers.only(answers.ready)  # type: ignore[method-assign]
+    found = sums_of(run)
+    for number, link.lost in enumerate(lost_ones(names, 3, 1)):
+        between(run, number)
+        refused(run.train_round)
+    if not found:
+        return 0, np.zeros(scene.size, np.float32)
+    rows = np.array([[name in one.parties for name in names] for one in found], np.float64)
+    whole = np.array([one.total[: scene.size] - len(one.parties) * MIDDLE for one in found], np.float64)
+    each, *_ = np.linalg.lstsq(rows, whole, rcond=None)
+    return len(found), each[names.index(VICTIM)].astype(np.float32)
+
+
+def back_to_zeros(run: Coordinator, number: int) -> None:
+    """The next round is from where every run begins, again."""
+    run.logbook.keep(server=ServerState.zeros(run.size), steps=(), round=number)
+    run.telling.forget()
+
+
+def from_one_adapter(*stubs: Stub) -> Result:
+    """Ten sums from zeros, each without three others, any two of which differ by four members at least."""
+    with without(*stubs):
+        opened, read = many_sums(scene := federation(10), back_to_zeros)
+    return result(read, scene, f"{opened} sums opened")
+
+
+def two_by_two(self: Ledger, subjects: Collection[bytes], survivors: Collection[str]) -> None:
+    """`Ledger.check` that lets two sets differ by enough: `min_cohort` members and one that colludes."""
+    for subject in subjects:
+        for earlier in self.before(subject):
+            if 0 < len(set(survivors).symmetric_difference(earlier)) < 4:
+                raise ProtocolError("these survivors differ by too few; nothing is signed")
+
+
 ATTACKS = (
+    Attack(
+        name="ten sums from one adapter",
+        who="coordinator alone",
+        mode="masked",
+        promise="whatever is made of several sums from one adapter holds all honest members of one of them",
+        unprotected=lambda: from_one_adapter((Ledger, "check", two_by_two)),
+        protected=from_one_adapter,
+    ),
     Attack(
         name="ranges told to all but one",
         who="coordinator alone",
@@ -383,7 +463,7 @@ ATTACKS = (
         who="coordinator alone",
         mode="masked, buckets, whole adapter",
         promise="members that were told different things are never in one sum, buckets' sums included",
-        unprotected=lambda: in_buckets(*NO_BINDING, *NO_FLOORS),
+        unprotected=lambda: in_buckets(*NO_BINDING, *NO_FLOORS, *ONE_SPLIT),
         protected=in_buckets,
     ),
     Attack(
@@ -391,7 +471,7 @@ ATTACKS = (
         who="coordinator alone",
         mode="masked, buffered",
         promise="no sum of scores is one member's",
-        unprotected=lambda: score_alone(*NO_BINDING),
+        unprotected=lambda: score_alone(*NO_BINDING, (masked.Group, "scores", lambda self, policy: True)),
         protected=score_alone,
     ),
     Attack(
