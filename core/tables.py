@@ -8,6 +8,7 @@ value and, for an unknown key, the nearest known one.
 import codecs
 import dataclasses
 import difflib
+import math
 import tomllib
 import types
 import typing
@@ -123,12 +124,25 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         return Path(value).expanduser()
     if hint is float and type(value) in (int, float):
         try:
-            return float(value)
+            return bounded(float(value), where)
         except OverflowError:
             raise ConfigError(f"{where} must be {describe(hint)}; it is too large to be one") from None
     if hint in (bool, int, str) and type(value) is hint:
-        return value
+        return bounded(value, where)
     raise ConfigError(f"{where} = {value!r} must be {describe(hint)}")
+
+
+def bounded(value: Any, where: str) -> Any:
+    """`value`, if a table can hold it: no infinity, no nan, whole numbers of 64 bits.
+
+    Raises:
+        ConfigError: it cannot; the file would be one that nobody reads.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where} = {value} must be a finite number")
+    if isinstance(value, int) and value.bit_length() > INTEGER_BITS:
+        raise ConfigError(f"{where} is a whole number of {value.bit_length()} bits, TOML has {INTEGER_BITS + 1}")
+    return value
 
 
 def describe(hint: Any) -> str:

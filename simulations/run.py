@@ -18,16 +18,21 @@ from ..core.training.trainer import Trainer
 from ..core.worker import Worker
 from ..crypto.keys import Identity
 from ..crypto.sealed import AdderService, MemberService
-from ..federation.exchange import messages
+from ..federation.exchange import messages, work
 from ..federation.learning.learner import Learner, TrainerLearner
 from ..federation.learning.ranges import tensor_stops
 from ..federation.learning.rehearsal import PacedRehearsal, RehearsalLearner
 from ..federation.membership.policy import AdapterTable, CoordinatorTable, Member, ModelTable, Policy
+from ..federation.protection import masked
+from ..federation.protection.plain import PLAIN_STAGE
 from ..federation.protection.seam import Safe
+from ..federation.rounds import offering
 from ..federation.rounds.assembly import Event
 from ..federation.rounds.checkpoint import Store
 from ..federation.rounds.party import Party
 from ..federation.rounds.report import RunReport
+from ..federation.sealed import halves, handover
+from ..federation.sealed.joint import OPEN
 from ..federation.sealed.vault import Vault
 from .nights import conduct
 from .population import PartyData, populate
@@ -162,11 +167,36 @@ def check(scenario: Scenario, people: list[PartyData]) -> None:
         raise ConfigError(
             f"scenario {scenario.name}: faults name {', '.join(strangers)}; parties are {', '.join(sorted(names))}"
         )
+    known = stages(scenario)
+    for fault in scenario.faults:
+        if fault.stage not in known:
+            raise ConfigError(
+                f"scenario {scenario.name}: a fault at stage {fault.stage!r} would never happen; "
+                f"stages under these rules: {', '.join(known)}"
+            )
+        last = scenario.recipe.rounds + 1  # its adapter is scored
+        if fault.round > last and not scenario.schedule.buffered:
+            raise ConfigError(
+                f"scenario {scenario.name}: a fault in round {fault.round} would never happen; "
+                f"rounds are 1 to {last}, the last of them scores the adapter"
+            )
     if len(people) < scenario.protection.min_cohort:
         raise ConfigError(
             f"scenario {scenario.name}: {len(people)} parties, protection.min_cohort = {scenario.protection.min_cohort}; "
             "add parties or lower it"
         )
+
+
+def stages(scenario: Scenario) -> tuple[str, ...]:
+    """Of a round under the scenario's rules: where a party can fall silent."""
+    mode = scenario.protection.mode
+    begun = offering.STAGES if scenario.schedule.buffered else work.STAGES
+    if mode == "plain":
+        return (*begun, PLAIN_STAGE)
+    if mode == "masked":
+        return (*begun, *masked.STAGES)
+    opened = (OPEN,) if scenario.protection.key == "threshold" else ()
+    return tuple(dict.fromkeys((*begun, *handover.STAGES, *halves.STAGES, *opened)))
 
 
 def no_floor() -> ConsentConfig:

@@ -13,7 +13,7 @@ from ..core import tables
 from ..core.errors import ConfigError
 from ..federation.membership import flags
 from ..federation.membership.guard import AggregationTable, GuardTable, check_guard
-from ..federation.membership.policy import AdapterTable, ProtectionTable, Recipe, require
+from ..federation.membership.policy import AdapterTable, ProtectionTable, Recipe, require, require_name
 from ..federation.membership.privacy import PrivacyTable
 from ..federation.membership.ranks import check_ranks
 from ..federation.membership.schedule import ScheduleTable, check_schedule
@@ -72,7 +72,7 @@ class Nights:
     grace_s: float = 30.0  # synchronous: once the minimum is there, how long the rest is waited for
 
     def __post_init__(self) -> None:
-        require(min(self.asleep_s, self.spread, self.notice_s, self.grace_s) >= 0, "nights: no time is below 0")
+        require(min(self.asleep_s, self.spread, self.notice_s, self.grace_s) >= 0, "no time is below 0")
         require(min(self.awake_s, self.work_s, self.stage_s) > 0, "awake_s, work_s and stage_s must be above 0")
 
     @property
@@ -100,6 +100,7 @@ class Scenario:
     faults: tuple[Fault, ...] = ()
 
     def __post_init__(self) -> None:
+        require_name(self.name)
         households = 0 if self.population.kind == "folder" else self.population.households
         self.privacy.check(self.protection.min_cohort, self.protection.min_tokens, households)
         self.aggregation.check(self.protection.mode)

@@ -13,6 +13,7 @@ from typing import Any
 
 from ...core.errors import ConfigError
 from ...core.prompt import PromptFormat
+from ...core.tables import bounded
 from .guard import AggregationTable, GuardTable
 from .policy import AdapterTable, ProtectionTable, Recipe
 from .privacy import PrivacyTable
@@ -53,12 +54,16 @@ def add(parser: ArgumentParser, *tables: str) -> None:
 
 
 def given(arguments: Namespace, *tables: str) -> dict[str, dict[str, Any]]:
-    """{table: {field: value}} of the flags that were given."""
+    """{table: {field: value}} of the flags that were given.
+
+    Raises:
+        ConfigError: a number that no file can hold.
+    """
     found: dict[str, dict[str, Any]] = {}
     for table, field, _ in fields(*tables):
         value = getattr(arguments, f"{table}.{field}", None)
         if value is not None:
-            found.setdefault(table, {})[field] = value
+            found.setdefault(table, {})[field] = bounded(value, f"--{flag(table, field)}")
     return found
 
 

@@ -78,10 +78,10 @@ def found(folder: Path, founding: Founding, lock: Lock = OPEN) -> Policy:
         prompt=founding.prompt,
         coordinator=CoordinatorTable(address=founding.address, key=unsigned.key, certificate=certificate),
     )
+    made = chain.found(policy, owner, int(time.time()))  # refuses before anything is on disk
     paths.private_folder(folder)
     owner.save(folder / OWNER_KEY, lock.passphrase, keyring=lock.keyring)
     coordinator.save(folder / COORDINATOR_KEY, lock.passphrase, keyring=lock.keyring)
     write_tls_key(folder / TLS_KEY, tls, lock)
-    made = chain.found(policy, owner, int(time.time()))
     roster.write(folder / FILE, made)
     return made.policy

@@ -38,6 +38,15 @@ def require(condition: bool, sentence: str) -> None:
         raise ValueError(sentence)
 
 
+def require_name(name: str) -> None:
+    """Require the form that a federation's and a member's name have.
+
+    Raises:
+        ValueError: another one.
+    """
+    require(bool(NAME.fullmatch(name)), f"name = {name!r} must be lower-case letters, digits and dashes")
+
+
 def check_hex(text: str, size: int, what: str) -> None:
     """Require `size` bytes written as lower-case hexadecimal digits."""
     good = len(text) == 2 * size and not set(text) - set("0123456789abcdef")
@@ -191,7 +200,7 @@ class Member:
 
     def __post_init__(self) -> None:
         require(0 <= self.expires <= LAST_MOMENT, f"expires = {self.expires} must be 0 or a moment, in seconds since 1970")
-        require(bool(NAME.fullmatch(self.name)), f"name = {self.name!r} must be lower-case letters, digits and dashes")
+        require_name(self.name)
         check_hex(self.key, 32, "key")
         if self.transport:
             check_hex(self.transport, 49, "transport")
@@ -221,7 +230,7 @@ class Policy:
     members: tuple[Member, ...] = ()
 
     def __post_init__(self) -> None:
-        require(bool(NAME.fullmatch(self.name)), f"name = {self.name!r} must be lower-case letters, digits and dashes")
+        require_name(self.name)
         check_hex(self.nonce, 16, "nonce")
         check_hex(self.owner, 32, "owner")
         for text, what in ((self.founder, "founder"), (self.head, "head")):

@@ -85,6 +85,8 @@ REFUSED = {  # → words of the reason
     "224.0.0.1:8790": "no single machine",
     "255.255.255.255:8790": "no single machine",
     "[ff02::1]:8790": "no single machine",
+    "[::ffff:0.0.0.0]:8790": "an IPv4 number in IPv6's form; write 0.0.0.0",
+    "[::ffff:192.0.2.7]:8790": "an IPv4 number in IPv6's form; write 192.0.2.7",
     "choir.example.org.:8790": "leave out the dot",
     "bücher.example:8790": "in ASCII",
     "-choir.example:8790": "no name of a machine",

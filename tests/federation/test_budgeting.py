@@ -188,3 +188,20 @@ def test_what_is_switched_on_beside_it_is_taken(capsys: pytest.CaptureFixture[st
     assert policy.privacy.on and policy.privacy.epsilon == 8.0 and policy.guard.margin == 0.1
     code, said = quietchoir(capsys, "federation", "change", tmp_path / "f" / "federation.toml", "--privacy-epsilon", "4")
     assert code == 0 and roster.load(tmp_path / "f" / "federation.toml").privacy.epsilon == 4.0, said
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--server-lr", "inf"),
+        ("--alpha", "nan"),
+        ("--stage-timeout-s", "inf"),
+        ("--update-range", "inf"),
+        ("--batch", "9" * 23),
+    ],
+)
+def test_a_number_that_no_file_can_hold_founds_nothing(
+    flags: tuple[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, said = quietchoir(capsys, "federation", "init", tmp_path / "f", *INIT, *flags)
+    assert code == 2 and flags[0] in said and not (tmp_path / "f").exists(), said

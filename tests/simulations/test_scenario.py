@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from quietchoir.core.errors import ConfigError
+from quietchoir.federation.membership.policy import ProtectionTable
 from quietchoir.simulations import scenario
 from quietchoir.simulations.population import PartyData
 from quietchoir.simulations.run import check
@@ -33,3 +34,40 @@ def test_too_few_parties_are_refused_before_training() -> None:
     people = [PartyData("household-0", (), ())]
     with pytest.raises(ConfigError, match=r"1 parties, protection\.min_cohort = 3"):
         check(scenario.Scenario(name="s"), people)
+
+
+@pytest.mark.parametrize("name", ["", "../../x", "o\\u001b[31m", "Odd", "x" * 64])
+def test_a_name_that_no_federation_can_have_is_refused_when_it_is_read(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text(f'name = "{name}"\n[population]\nkind = "rehearsal"\n')
+    with pytest.raises(ConfigError, match="must be lower-case letters, digits and dashes"):
+        scenario.load(str(path))
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[recipe]\nserver_lr = inf", "[recipe]\nlr = nan", "[adapter]\nalpha = -inf", "[nights]\nasleep_s = nan",
+     '[privacy]\nmechanism = "skellam"\nclip = inf'],
+)  # fmt: skip
+def test_a_number_without_an_end_is_refused_by_its_name(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text(f'name = "s"\n{line}\n')
+    with pytest.raises(ConfigError, match=r"\.\w+ = -?(inf|nan) must be a finite number"):
+        scenario.load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("mode", "round_", "stage", "reason"),
+    [
+        ("masked", 1, "maks", "stages under these rules: train, score, adopt, undo, advertise"),
+        ("plain", 1, "mask", "stages under these rules: train, score, adopt, undo, send"),
+        ("masked", 1, "apply", "would never happen"),
+        ("masked", 12, "mask", "rounds are 1 to 11"),
+    ],
+)
+def test_a_fault_that_never_happens_is_refused(mode: str, round_: int, stage: str, reason: str) -> None:
+    people = [PartyData(f"household-{index}", (), ()) for index in range(4)]
+    fault = scenario.Fault(party="household-1", round=round_, stage=stage)
+    protection = ProtectionTable(mode=mode)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=reason):
+        check(scenario.Scenario(name="s", protection=protection, faults=(fault,)), people)
