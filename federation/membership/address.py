@@ -83,13 +83,13 @@ def number_of(host: str, text: str, listening: bool, *, version: int) -> str:
         raise ValueError(f"{text!r}: {host!r} is no IPv{version} number ({form})") from None
     if isinstance(number, ipaddress.IPv6Address) and number.scope_id is not None:
         raise ValueError(f"{text!r}: what follows % means something on one machine only; use an address that others can dial")
-    if isinstance(number, ipaddress.IPv6Address) and number.ipv4_mapped is not None:
-        raise ValueError(f"{text!r}: {host} is an IPv4 number in IPv6's form; write {number.ipv4_mapped}")
+    if isinstance(number, ipaddress.IPv6Address):
+        number = number.ipv4_mapped or number
     if number.is_unspecified and not listening:
         raise ValueError(
             f"{text!r}: {host} is where one listens, not what others can dial; name the address that members see, and listen "
             f"there with `coordinate --listen {text}`"
         )
-    if number.is_multicast or host == "255.255.255.255":
+    if number.is_multicast or str(number) == "255.255.255.255":
         raise ValueError(f"{text!r}: {host} is no single machine's address")
     return host

@@ -73,6 +73,7 @@ REFUSED = {  # → words of the reason
     "[fe80::1%eth0]:8790": "what follows %",
     "0.0.0.0:8790": "coordinate --listen",
     "[::]:8790": "coordinate --listen",
+    "[::ffff:0.0.0.0]:8790": "coordinate --listen",
     "256.1.1.1:8790": "no IPv4 number",
     "192.0.2:8790": "no IPv4 number",
     "192.0.2.7.1:8790": "no IPv4 number",
@@ -85,8 +86,8 @@ REFUSED = {  # → words of the reason
     "224.0.0.1:8790": "no single machine",
     "255.255.255.255:8790": "no single machine",
     "[ff02::1]:8790": "no single machine",
-    "[::ffff:0.0.0.0]:8790": "an IPv4 number in IPv6's form; write 0.0.0.0",
-    "[::ffff:192.0.2.7]:8790": "an IPv4 number in IPv6's form; write 192.0.2.7",
+    "[::ffff:224.0.0.1]:8790": "no single machine",
+    "[::ffff:255.255.255.255]:8790": "no single machine",
     "choir.example.org.:8790": "leave out the dot",
     "bücher.example:8790": "in ASCII",
     "-choir.example:8790": "no name of a machine",
@@ -99,7 +100,11 @@ REFUSED = {  # → words of the reason
     f"{'a' * 64}.example:8790": "no name of a machine",
     f"{'a.' * 130}example:8790": "no name of a machine",
 }
-LISTENING = {"0.0.0.0:8790": ("0.0.0.0", 8790), "[::]:8790": ("::", 8790)}  # only there
+LISTENING = {  # only there
+    "0.0.0.0:8790": ("0.0.0.0", 8790),
+    "[::]:8790": ("::", 8790),
+    "[::ffff:0.0.0.0]:8790": ("::ffff:0.0.0.0", 8790),
+}
 
 
 def check() -> Iterator[tuple[str, str]]:
