@@ -3,6 +3,7 @@
 Each attack has an arm without the rule that stops it, in which it must succeed: otherwise the test would show nothing.
 """
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import ProtocolError, RoundAborted
+from quietchoir.crypto import shamir
 from quietchoir.crypto.secagg import Ledger
 from quietchoir.federation.exchange import messages, work
 from quietchoir.federation.exchange.link import InProcessLink
@@ -306,6 +308,37 @@ def test_whoever_is_chosen_signs_and_a_member_that_makes_up_a_set_stops_itself_a
     assert repeats.choose([names], liar, need=6, least=6).members == frozenset(names[1:])
     liars = liar | {"m8": frozenset({frozenset({"m8", "m7"})})}  # two of them, each with its own
     assert repeats.choose([names], liars, need=6, least=6).members == frozenset(names[1:8])
+
+
+def test_a_member_that_deals_its_secret_wrongly_stops_a_run_until_its_owner_lets_it_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stated in `crypto/README.md`: those that signed with it sign for nobody else from that adapter."""
+    home = house(5, mode="masked", bits=12, recipe={"attempts": 2})
+    members = households(home)
+    dealt = shamir.split
+    honest = members["dan"].go_on
+
+    def dealing(task: Any) -> bytes:
+        if task.stage == "share":
+            monkeypatch.setattr(shamir, "split", lambda secret, least, points: dealt(bytes(32), least, points))
+        try:
+            return honest(task)
+        finally:
+            monkeypatch.setattr(shamir, "split", dealt)
+
+    members["dan"].go_on = dealing  # type: ignore[method-assign]
+    run = coordinator(home, members, SIZE)
+    with pytest.raises(RoundAborted, match="the shares of dan do not give the secret it advertised"):
+        run.insist(run.train_round)
+    others = {name: party.handle for name, party in members.items() if name != "dan"}
+    run.link = run.post.link = InProcessLink(others)
+    with pytest.raises(RoundAborted, match="dan among them"):
+        run.insist(run.train_round)
+    later = dataclasses.replace(home.policy, version=2, members=tuple(one for one in home.policy.members if one.name != "dan"))
+    for name in others:
+        members[name].policy = later
+    run.take(later)
+    run.train_round()
+    assert run.state.history[0]["parties"] == sorted(others)
 
 
 def test_an_answer_speaks_for_its_sender_alone() -> None:
