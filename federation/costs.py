@@ -7,8 +7,11 @@ that is tried again costs again.
 
 from dataclasses import dataclass
 
+from ..crypto.keys import SIGNATURE_BYTES
 from ..crypto.ring import BitRing
+from ..crypto.secagg import tag
 from .membership.policy import Policy
+from .protection.totals import attested
 from .protection.update import Codec
 
 LETTER_BYTES = 2500  # headers and signatures of a round's letters
@@ -44,6 +47,10 @@ def round_cost(policy: Policy, size: int) -> Cost:
         one = mode == "plain"
         up, letters = BitRing(length=length, bits=bits, parties=1 if one else cohort), LETTER_BYTES if one else letters
         down, whole = told_cost(policy, size, cohort) if policy.followed else (adapter + again, 0)
+        if attested(policy):  # the sum comes back to be signed, and boxes and uploads carry what it is checked with
+            shown = BitRing(length=size, bits=bits, parties=cohort).wire_bytes
+            up, down = BitRing(length=length + tag.width(bits), bits=bits, parties=cohort), down + shown
+            letters += cohort * (tag.SEED_BYTES + 2 * SIGNATURE_BYTES)
         return Cost(up.wire_bytes + letters, down + letters, late_down=whole)
     if policy.protection.key == "threshold":
         return joint_cost(policy, size, cohort, letters)
@@ -61,12 +68,14 @@ def told_cost(policy: Policy, size: int, cohort: int) -> tuple[int, int]:
     `telling.WAY` times the adapter with its optimizer. A vote costs nothing more, since what was voted on is what the next
     round starts from; where buckets are chosen from, each costs. What is undone or salvaged comes besides.
     """
-    from .rounds.telling import WAY
+    from .rounds.telling import SHORT_BYTES, WAY
 
     recipe, buckets, named = policy.recipe, policy.aggregation.buckets, 2 * cohort * any(one.rank for one in policy.members)
     one = BitRing(length=size, bits=policy.protection.bits, parties=cohort).wire_bytes + STEP_BYTES + NAME_BYTES * named
+    if attested(policy):
+        one += 2 * (2 * SIGNATURE_BYTES + NAME_BYTES) * cohort
     change = one * buckets * (1 + buckets if policy.guard.rule == "choose" else 1)
-    whole = WAY * 4 * size * (3 if recipe.server_optimizer in ("fedadam", "fedyogi") else 2)
+    whole = max(SHORT_BYTES, WAY * 4 * size * (3 if recipe.server_optimizer in ("fedadam", "fedyogi") else 2))
     down = max(change, whole) if cohort < len(policy.members) or policy.schedule.buffered else change
     return down, max(0, whole - down)
 

@@ -10,6 +10,7 @@ each peer either a share of its self-mask or one of its mask key is revealed, ne
 
 import secrets
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
@@ -20,6 +21,7 @@ from .. import shamir
 from ..keys import Ephemeral, Identity, open_box, seal_box
 from ..prg import Stream
 from ..ring import Lifted, Ring
+from . import tag
 from .graph import Graph
 from .ledger import Ledger
 from .lists import BoxList, KeyList, SignatureList, SurvivorList, shared_view
@@ -56,6 +58,18 @@ class _Vectors:
         return self.rings[quantity].close(self.words[quantity])
 
 
+@dataclass(frozen=True, slots=True)
+class SumCheck:
+    """Of one attempt: whose sum was opened, and the key that fits its tag."""
+
+    key: bytes = field(repr=False)
+    survivors: tuple[str, ...]
+
+    def fits(self, total: NDArray[np.int64], found: tag.Tag) -> bool:
+        """Is this the survivors' sum [tagged], and its tag?"""
+        return tag.combine(self.key, total, self.survivors) == found
+
+
 class SecAggClient:
     """One member in one attempt. A retry is a new object with new seeds and a higher attempt.
 
@@ -89,6 +103,8 @@ class SecAggClient:
         self._vouch, self._relies = vouch, relies
         self._seed = secrets.token_bytes(shamir.SECRET_BYTES)
         self._channel, self._mask = Ephemeral.generate(), Ephemeral.generate()
+        self._tag_seed = secrets.token_bytes(tag.SEED_BYTES) if config.tagged else b""
+        self._tag_key = b""
         self.stage = Stage.ADVERTISE
         self._card: KeyCard
         self._present: frozenset[int]  # members that sent keys
@@ -144,7 +160,9 @@ class SecAggClient:
         points = [holder + 1 for holder in holders]
         seeds = shamir.split(self._seed, plan.threshold, points)
         masks = shamir.split(self._mask.private_bytes(), plan.threshold, points)
-        pieces = {holder: seed + mask for holder, seed, mask in zip(holders, seeds, masks, strict=True)}
+        pieces = {
+            holder: seed + mask + self._tag_seed for holder, seed, mask in zip(holders, seeds, masks, strict=True)
+        }  # fmt: skip
         boxes = {peer: self._seal(peer, keys.cards[peer], pieces[peer], view) for peer in holders[1:]}
         message = Parcel(self._me, boxes).encode(session, self._identity, view)
         self._present, self._near = frozenset(keys.cards), {peer: keys.cards[peer] for peer in holders[1:]}
@@ -170,8 +188,9 @@ class SecAggClient:
         self._expect(Stage.MASK)
         session, boxes = self._session, BoxList.decode(all_shares, self._session)
         held = self._open(boxes)
-        vectors = _Vectors(session, values, tokens)
         view = shared_view(session, self._view, boxes.shared)
+        tag_key, values = self._tagged(held, view, values)
+        vectors = _Vectors(session, values, tokens)
         mask_self(vectors, session, self._seed, subtract=False)
         for peer in boxes.boxes:
             mask_pair(vectors, session, self._mask, self._me, peer, self._near[peer].mask)
@@ -179,6 +198,7 @@ class SecAggClient:
         receipt = Receipt.signed(session, self._identity, view, self._me, session.claim(tokens), packed + counted)
         self._ledger.leave(session.config.federation, session.config.round, session.config.attempt)
         self._held, self._shared, self._view, self._receipt = held, frozenset(boxes.shared), view, receipt
+        self._tag_key = tag_key
         self.stage = Stage.CONSISTENCY
         return Upload(receipt, packed, counted).encode(session)
 
@@ -224,7 +244,7 @@ class SecAggClient:
             raise ThresholdError(f"{len(found.signatures)} members signed the survivors, need {session.config.threshold}")
         half = shamir.SHARE_BYTES
         shares = {
-            peer: SELF_SHARE + held[:half] if peer in self._survivors else KEY_SHARE + held[half:]
+            peer: SELF_SHARE + held[:half] if peer in self._survivors else KEY_SHARE + held[half : 2 * half]
             for peer, held in self._held.items()
         }
         message = Revelation(self._me, shares).encode(session, self._identity, self._view)
@@ -233,6 +253,24 @@ class SecAggClient:
         del self._seed, self._mask, self._channel
         self.stage = Stage.DONE
         return message
+
+    @property
+    def check(self) -> "SumCheck":
+        """What tells whether a sum is the one that was opened; known after `consistency`, kept after the secrets are gone."""
+        return SumCheck(self._tag_key, self.survivors)
+
+    def _tagged(
+        self, held: Mapping[int, bytes], view: bytes, values: NDArray[np.unsignedinteger]
+    ) -> tuple[bytes, NDArray[np.unsignedinteger]]:
+        """The key of this attempt's tags, and the values with the digits of this member's after them."""
+        session, config, half = self._session, self._session.config, shamir.SHARE_BYTES
+        if not config.tagged:
+            return b"", values
+        if values.shape != (config.length,):
+            raise ValueError(f"values are {values.dtype} {values.shape}, unsigned integers [{config.length}] expected")
+        key = session.tag_key((held[peer][2 * half :] for peer in sorted(held)), view)
+        made = tag.make(key, values[: config.tagged], session.names[self._me])
+        return key, np.concatenate([values, tag.spell(made, config.bits).astype(values.dtype)])
 
     def _expect(self, stage: Stage) -> None:
         if stage is not self.stage:

@@ -32,6 +32,7 @@ def freeze(client: SecAggClient) -> bytes:
     fields: dict[str, Any] = {
         "config": spell_config(client._session.config), "session": client._session.id.hex(),
         "stage": int(client.stage), "seed": client._seed.hex(), "vouch": client._vouch, "relies": client._relies,
+        "tag_seed": client._tag_seed.hex(),
         "channel": client._channel.private_bytes().hex(), "mask": client._mask.private_bytes().hex(),
     }  # fmt: skip
     if client.stage >= Stage.SHARE:
@@ -43,6 +44,7 @@ def freeze(client: SecAggClient) -> bytes:
         fields["view"] = client._view.hex()
     if client.stage >= Stage.CONSISTENCY:
         fields["shared"], fields["receipt"] = sorted(client._shared), client._receipt.record().hex()
+        fields["tag_key"] = client._tag_key.hex()
     if client.stage >= Stage.UNMASK:
         fields["survivors"] = sorted(client._survivors)
     return json.dumps(fields, separators=(",", ":")).encode("ascii")
@@ -68,6 +70,7 @@ def thaw(
     client._session, client._ledger, client._identity = session, ledger, identity
     client._me, client.stage = session.numbers[name], Stage(fields["stage"])
     client._seed, client._vouch, client._relies = bytes.fromhex(fields["seed"]), fields["vouch"], fields["relies"]
+    client._tag_seed = bytes.fromhex(fields["tag_seed"])
     client._channel, client._mask = (Ephemeral(bytes.fromhex(fields[key])) for key in ("channel", "mask"))
     if client.stage >= Stage.SHARE:
         client._card = card_of(client._me, fields["card"])
@@ -78,6 +81,7 @@ def thaw(
         client._view = bytes.fromhex(fields["view"])
     if client.stage >= Stage.CONSISTENCY:
         client._shared, client._receipt = frozenset(fields["shared"]), receipt_of(client._me, fields["receipt"])
+        client._tag_key = bytes.fromhex(fields["tag_key"])
     if client.stage >= Stage.UNMASK:
         client._survivors = frozenset(fields["survivors"])
     return client
@@ -120,4 +124,5 @@ def read_config(fields: dict[str, Any]) -> SecAggConfig:
 
 PLAIN = (
     "round", "attempt", "threshold", "min_cohort", "min_tokens", "length", "bits", "corrupt_percent", "drop_percent",
+    "tagged",
 )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Self
 
 from ..keys import digest
 from .frames import Kind, Reader, frame, member_set, records
-from .messages import BOX_BYTES, Agreement, KeyCard, Receipt
+from .messages import Agreement, KeyCard, Receipt
 from .session import Session
 
 
@@ -51,7 +51,7 @@ class BoxList:
     def decode(cls, data: bytes, session: Session) -> Self:
         """Raises ProtocolError. The boxes are checked when they are opened."""
         reader = Reader(data, Kind.BOXES, session.id)
-        boxes = cls(reader.member_set(len(session.names)), reader.records(BOX_BYTES, len(session.names)))
+        boxes = cls(reader.member_set(len(session.names)), reader.records(session.box_bytes, len(session.names)))
         reader.done()
         return boxes
 

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from ...core.errors import ProtocolError
-from ..keys import BOX_OVERHEAD, Identity, bind
+from ..keys import Identity, bind
 from ..shamir import SHARE_BYTES
 from .frames import Kind, Reader, blob, frame, number, records
 from .session import Session
 
-BOX_BYTES = 2 * SHARE_BYTES + BOX_OVERHEAD  # a share of the self-mask seed and one of the mask key, sealed
 VOUCH_BYTES = 8
 SELF_SHARE, KEY_SHARE = b"\x00", b"\x01"
 
@@ -85,7 +84,7 @@ class Parcel:
     def decode(cls, data: bytes, session: Session, view: bytes) -> Self:
         """Args: view: digest of the key list. Raises ProtocolError or AuthenticationError."""
         reader = Reader(data, Kind.SHARES, session.id)
-        parcel = cls(reader.number(len(session.names)), reader.records(BOX_BYTES, len(session.names)))
+        parcel = cls(reader.number(len(session.names)), reader.records(session.box_bytes, len(session.names)))
         signature = reader.take(64)
         reader.done()
         body = number(parcel.sender) + records(parcel.boxes)

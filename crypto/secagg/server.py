@@ -16,6 +16,7 @@ from ...core.errors import ProtocolError, ThresholdError
 from .. import shamir
 from ..keys import Ephemeral
 from ..ring import Ring, Tally
+from . import tag
 from .graph import Graph, Plan
 from .lists import BoxList, KeyList, SignatureList, SurvivorList, shared_view
 from .masks import commit, mask_pair, mask_self
@@ -44,6 +45,7 @@ class SecAggResult:
     total: NDArray[np.int64]  # [length], or what the ring lets the coordinator read
     tokens: int
     survivors: tuple[str, ...]
+    tags: tag.Tag = ()  # of its first values, where they carry one: for members, who alone can tell whether it fits
 
 
 class _Sums:
@@ -220,7 +222,11 @@ class SecAggServer:
         total, tokens = self._sums.totals()
         if tokens < self._session.config.min_tokens:
             raise ThresholdError(f"the sum stands on {tokens} tokens, {self._session.config.min_tokens} needed; it is not used")
-        self.result = SecAggResult(total, tokens, tuple(self._names(self._receipts)))
+        config = self._session.config
+        found: tag.Tag = ()
+        if config.tagged:
+            total, found = total[: config.length], tag.read(total[config.length :], config.bits)
+        self.result = SecAggResult(total, tokens, tuple(self._names(self._receipts)), found)
         return {}
 
     def _rebuild(self, target: int) -> bytes:

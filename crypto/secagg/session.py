@@ -5,12 +5,14 @@ Always: two parties whose views differ in anything here have different session d
 by the other; every floor comes from the caller's own configuration, never from a message.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from ...core.errors import AuthenticationError, ConfigError
-from ..keys import PublicIdentity, bind, digest
+from ..keys import BOX_OVERHEAD, PublicIdentity, bind, digest
 from ..ring import BitRing, Ring, TokenRing
+from ..shamir import SHARE_BYTES
+from . import tag
 from .graph import COMPLETE_UP_TO, Plan, plan
 
 PROTOCOL = "quietchoir secagg 2"
@@ -56,6 +58,7 @@ class SecAggConfig:
     corrupt_percent: int = 10  # of the cohort that may collude, for the graph above 32 parties
     drop_percent: int = 10  # of the cohort that may drop out, for the same
     floors: tuple[Floor, ...] = ()  # besides min_cohort, for parts of the vector that not everybody fills
+    tagged: int = 0  # so many of the first values carry a tag (`tag`), with which members check the sum they are shown
     context: bytes = b""  # whatever else must be the same for all, hashed: what each was told before it contributes
     # What a member's ledger holds survivors to (`Ledger.sign`); the coordinator need not know it.
     subjects: tuple[bytes, ...] = ()  # 32 bytes each: what the sum is about; sums about the same can be subtracted
@@ -76,6 +79,11 @@ class SecAggConfig:
             raise ConfigError(
                 f"threshold {self.threshold} of {n} bears {self.colluders} colluders; raise it or lower corrupt_percent"
             )
+        if self.tagged and (n > COMPLETE_UP_TO or not 0 < self.tagged <= self.length):
+            raise ConfigError(
+                f"{self.tagged} of {self.length} values with a tag among {n} members; tags need 1 value and at most "
+                f"{COMPLETE_UP_TO} members, who all share with each other"
+            )
         for floor in self.floors:
             known = len(floor.members.intersection(self.members))
             if known != len(floor.members) or not 1 <= floor.least <= known:
@@ -83,6 +91,11 @@ class SecAggConfig:
                     f"a floor of {floor.least} among {len(floor.members)} members, {known} of them in this cohort of {n}; "
                     "name members of the cohort, and at most as many as they are"
                 )
+
+    @property
+    def words(self) -> int:
+        """Integers of one contribution, its tag included."""
+        return self.length + (tag.width(self.bits) if self.tagged else 0)
 
     @property
     def colluders(self) -> int:
@@ -108,7 +121,7 @@ class Session:
         self.names = tuple(sorted(config.members))  # a member's number is its place here
         self.numbers = {name: number for number, name in enumerate(self.names)}
         self.keys = tuple(config.members[name] for name in self.names)
-        self.ring: Ring = ring or BitRing(length=config.length, bits=config.bits, parties=len(self.names))
+        self.ring: Ring = ring or BitRing(length=config.words, bits=config.bits, parties=len(self.names))
         self.token_ring = TokenRing(len(self.names))
         self.claim_step = config.token_unit
         self.id = self._digest()
@@ -120,7 +133,7 @@ class Session:
         parts: list[str | int] = []
         for floor in config.floors:
             parts += ["floor", floor.least, *sorted(floor.members)]
-        agreed = (config.federation, config.round, config.attempt, self.ring.name, config.context)
+        agreed = (config.federation, config.round, config.attempt, self.ring.name, config.tagged, config.context)
         return digest(PROTOCOL, *agreed, *floors, *members, *parts)
 
     def short(self, present: Collection[int], what: str, needed: int) -> str:
@@ -142,6 +155,15 @@ class Session:
     def claim(self, tokens: int) -> int:
         """What a member says in clear about its tokens: rounded down, capped, nothing if no floor is set."""
         return min(tokens // self.claim_step, self.claim_limit) if self.claim_step else 0
+
+    @property
+    def box_bytes(self) -> int:
+        """Of one member's shares for another, sealed."""
+        return 2 * SHARE_BYTES + (tag.SEED_BYTES if self.config.tagged else 0) + BOX_OVERHEAD
+
+    def tag_key(self, seeds: Iterable[bytes], shared: bytes) -> bytes:
+        """The key of this attempt's tags, from what everybody put into its boxes. Args: shared: `shared_view`."""
+        return tag.derive(seeds, bind(PROTOCOL, self.id, "tag", shared))
 
     @property
     def vouchers(self) -> int:

@@ -40,6 +40,7 @@ BOUND_LATER = {
     "mask": "who shared is in every later signature; the boxes are each member's own, sealed and named by sender and receiver",
     "consistency": "each survivor signs the list that it was shown; the threshold must have signed the very same",
     "unmask": "signatures over that list: whichever of them a member is shown, enough of them prove the same survivors",
+    "attest": "the opened sum with its tag: a member signs it if it fits what it helped to open, and no other fits",
     "witness": "each survivor signs the encrypted sum that it was shown; the threshold must have signed the very same",
     "apply": "signatures over that sum: whichever of them a member is shown, enough of them prove the same sum",
     "open": "as apply; parts are given for the survivors that this member signed, and for nobody else",

@@ -30,6 +30,7 @@ class Group:
     """Whose contributions are summed."""
 
     version: int  # steps behind the newest adapter
+    state: str = ""  # that one's name, where members follow them: what comes of the sum is a step from there
     members: tuple[tuple[str, int], ...]  # names, sorted, each with the version that its contribution was trained from
     # Those versions, ascending: each with the digest of what was told of it, and the name of the state, if they have names.
     adapters: tuple[tuple[int, str, str], ...]
@@ -115,7 +116,7 @@ def decode_offer(payload: bytes) -> tuple[int, tuple[str, str]]:
 def encode_group(group: Group) -> bytes:
     """One spelling of it."""
     lists = {name: [list(one) for one in getattr(group, name)] for name in ("adapters", "members", "ranges")}
-    return canonical(lists | {"version": group.version})
+    return canonical(lists | {"state": group.state, "version": group.version})
 
 
 def decode_group(payload: bytes) -> Group:
@@ -130,12 +131,12 @@ def decode_group(payload: bytes) -> Group:
             fields = json.loads(payload)
         except (ValueError, RecursionError):
             fields = None
-    expected = {"adapters": list, "members": list, "ranges": list, "version": int}
+    expected = {"adapters": list, "members": list, "ranges": list, "state": str, "version": int}
     if not isinstance(fields, dict) or {key: type(value) for key, value in fields.items()} != expected:
         raise MessageError("the call of a group is malformed; refused")
     members, ranges = rows(fields["members"], [str, int]), rows(fields["ranges"], [int, float])
     adapters = rows(fields["adapters"], [int, str, str])
-    group = Group(version=fields["version"], members=members, adapters=adapters, ranges=ranges)
+    group = Group(version=fields["version"], state=fields["state"], members=members, adapters=adapters, ranges=ranges)
     good = all(math.isfinite(scale) for _, scale in ranges) and encode_group(group) == payload
     if not good or list(group.names) != sorted(set(group.names)):
         raise MessageError("the call of a group is not a sorted list of different names with their versions; refused")

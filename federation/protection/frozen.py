@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from ...core.errors import ConfigError, ProtocolError
+from ...crypto.fixedpoint import Range
+from ...crypto.secagg.client import SumCheck
 from ...crypto.secagg.frozen import freeze as freeze_client
 from ...crypto.secagg.frozen import thaw as thaw_client
 from ..learning.shares import shares_of
@@ -55,13 +57,15 @@ def freeze(half: PartyHalf) -> bytes:
         return PLAIN + half.packed
     if not isinstance(half, MaskedParty) or type(half) is not MaskedParty:  # a sealed half is one, with more to it
         raise ProtocolError(f"a {type(half).__name__} cannot be kept between two processes; only plain and masked halves can")
-    client = b"" if half.client is None else freeze_client(half.client)
+    check = None if half.check is None else {"key": half.check.key.hex(), "survivors": half.check.survivors}
+    client = b"" if half.client is None or half.check is not None else freeze_client(half.client)
     values = b"" if half.values is None else narrow(half.values)
     header = json.dumps({
         "asked": half.context.cohort, "vouch": half.context.vouch, "relies": half.context.relies,
         "told": half.context.terms.told.hex(), "adapter": half.context.terms.adapter.hex(),
         "scores": half.context.scores, "subjects": [subject.hex() for subject in half.context.subjects],
-        "tokens": half.tokens, "counted": half.counted,
+        "start": half.context.terms.start, "ranges": [dataclasses.astuple(one) for one in half.context.terms.ranges],
+        "tokens": half.tokens, "counted": half.counted, "check": check, "size": half.size,
         "client": len(client), "values": None if half.values is None else half.values.size,
     }).encode("ascii")  # fmt: skip
     return MASKED + len(header).to_bytes(4, "big") + header + client + values
@@ -93,7 +97,9 @@ def thaw(data: bytes, context: PartyContext) -> PartyHalf:
     )  # fmt: skip
     values = None if header["values"] is None else np.frombuffer(rest, WORD, offset=header["client"]).astype(np.uint64)
     masked = MaskedParty(context, np.zeros(0, np.uint64), header["tokens"], header["counted"])
-    masked.values = values
+    masked.values, masked.size = values, header["size"]
+    if (check := header["check"]) is not None:
+        masked.check = SumCheck(bytes.fromhex(check["key"]), tuple(check["survivors"]))
     if header["client"]:
         kept = rest[: header["client"]]
         masked.client = thaw_client(kept, context.name, context.identity, ring_of=masked.ring, ledger=context.sums)
@@ -104,7 +110,9 @@ def terms_of(header: dict[str, Any], context: PartyContext) -> Terms:
     """As far as a half needs them once its values are spelled."""
     asked = tuple(header["asked"])
     shares = shares_of(context.policy, asked, context.place.attempt) if header["counted"] else None
-    return Terms(told=bytes.fromhex(header["told"]), shares=shares, adapter=bytes.fromhex(header["adapter"]))
+    told, adapter = bytes.fromhex(header["told"]), bytes.fromhex(header["adapter"])
+    ranges = tuple(Range(*one) for one in header["ranges"])
+    return Terms(ranges, told=told, start=header["start"], shares=shares, adapter=adapter)
 
 
 def narrow(values: Values) -> bytes:

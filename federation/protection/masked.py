@@ -13,20 +13,24 @@ import numpy as np
 import numpy.typing as npt
 
 from ...core import log
-from ...core.errors import ProtocolError
+from ...core.errors import ProtocolError, ThresholdError
 from ...crypto.ring import BitRing, Ring, TokenRing
-from ...crypto.secagg import Floor, SecAggClient, SecAggConfig, SecAggServer
+from ...crypto.secagg import Floor, SecAggClient, SecAggConfig, SecAggResult, SecAggServer
+from ...crypto.secagg.client import SumCheck
 from ...crypto.secagg.session import CLAIM_LIMIT
 from ..exchange import broadcast
 from ..exchange.messages import Place
 from ..learning.shares import Shares
 from ..membership.policy import Policy
+from . import totals
 from .draw import buckets, needed
 from .seam import SAMPLE, Contributors, PartyContext, Sum, Values, describe, public_identities, read_contributors
+from .terms import Terms
 from .update import Codec
 
 logger = log.get("federation.masked")
 STAGES = ("advertise", "share", "mask", "consistency", "unmask")
+ATTEST = "attest"  # after them, where members check the sums they are shown: the opened sum, and its tag
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,7 @@ def agree(
         floors=tuple(floors),
         context=context,
         subjects=group.subjects,
+        tagged=length - Codec(0, policy).length if counted and totals.attested(policy) else 0,
     )
 
 
@@ -120,8 +125,12 @@ class MaskedParty:
     def __init__(self, context: PartyContext, values: Values, tokens: int, counted: bool) -> None:
         self.context = context
         self.values: Values | None = values
+        self.size = values.size - Codec(0, context.policy).length  # of the update
         self.tokens, self.counted = tokens, counted
         self.client: SecAggClient | None = None
+        self.check: SumCheck | None = None  # what is left of the client once the sum is open
+        if counted and totals.attested(context.policy):
+            self.stages = (*STAGES, ATTEST)
 
     def answer(self, stage: str, payload: bytes) -> bytes:
         """One stage.
@@ -138,6 +147,8 @@ class MaskedParty:
                 relies=context.relies,
             )  # fmt: skip
             return self.client.advertise()
+        if stage == ATTEST:
+            return self.attest(payload)
         if self.client is None:
             raise ProtocolError(f"found stage {stage!r} before 'advertise'; refused")
         if stage == "mask":
@@ -146,7 +157,31 @@ class MaskedParty:
             self.values = None
             return masked
         steps = {"share": self.client.share, "consistency": self.client.consistency, "unmask": self.client.unmask}
-        return steps[stage](payload)
+        answer = steps[stage](payload)
+        if stage == "unmask":
+            self.check = self.client.check
+        return answer
+
+    def attest(self, payload: bytes) -> bytes:
+        """Sign the opened sum, if it is the one of those that this member helped to open it for.
+
+        Raises:
+            MessageError: malformed.
+            ProtocolError: another sum, or another's; it is not signed, so no step of the adapter can be made of it.
+        """
+        context, check = self.context, self.check
+        if check is None:
+            raise ProtocolError(f"found stage {ATTEST!r} before 'unmask'; refused")
+        bits, parties = context.policy.protection.bits, len(check.survivors)
+        whole, tags = totals.decode_shown(payload, self.size, parties, bits)
+        if not check.fits(whole, tags):
+            raise ProtocolError(
+                "the sum that was shown is not the one that was opened, or one of its members sent a wrong tag; it is not "
+                "signed"
+            )
+        return context.identity.sign(
+            *totals.statement(context.policy, context.place, whole, check.survivors, context.terms)
+        )  # fmt: skip
 
     def join(self, ready: bytes) -> SecAggConfig:
         """The sum that this member is in; its scores are wiped here if they would be among too few.
@@ -180,7 +215,7 @@ class MaskedParty:
 
 def bit_ring(config: SecAggConfig) -> BitRing:
     """Masked mode's."""
-    return BitRing(length=config.length, bits=config.bits, parties=len(config.members))
+    return BitRing(length=config.words, bits=config.bits, parties=len(config.members))
 
 
 class MaskedCoordinator:
@@ -189,18 +224,20 @@ class MaskedCoordinator:
     Args:
         cohort: whose contributions are summed.
         contributors: everybody who is summed in some bucket; members find their own. asked: how many were asked.
-        told: the broadcast digest of what they were asked; shares: who trains which columns.
+        terms: what their contributions have in common.
     """
 
     opens_at = STAGES[2]  # a masked upload is used up when it leaves, whatever becomes of it
 
     def __init__(
         self, policy: Policy, place: Place, cohort: tuple[str, ...], length: int, counted: bool, *,
-        contributors: Contributors, asked: int, told: bytes = b"", shares: Shares | None = None,
+        contributors: Contributors, asked: int, terms: Terms,
     ) -> None:  # fmt: skip
+        self.policy, self.place, self.terms = policy, place, terms
         self.cohort, self.ready = cohort, contributors.encode()
-        group, context = Group.of(cohort, asked, contributors), broadcast.context(told, self.ready)
-        self.config = agree(policy, place, group, length, counted=counted, context=context, shares=shares)
+        group, context = Group.of(cohort, asked, contributors), broadcast.context(terms.told, self.ready)
+        self.config = agree(policy, place, group, length, counted=counted, context=context, shares=terms.shares)
+        self.proof: dict[str, bytes] = {}
         self.server = SecAggServer(self.config, ring=self.ring(self.config))
         self.done = 0  # stages that are over
         self.sample: bytes | None = None  # one masked contribution, for the report
@@ -219,6 +256,9 @@ class MaskedCoordinator:
         Raises:
             ProtocolError, AuthenticationError: refused; the server's state is unchanged.
         """
+        if self.done == len(STAGES):
+            self.witnessed(party, payload)
+            return
         self.server.receive(party, payload)
         if STAGES[self.done] == "mask" and self.sample is None:
             self.sample = payload
@@ -227,19 +267,43 @@ class MaskedCoordinator:
         """The next stage.
 
         Raises:
-            ThresholdError: too few answered; nothing can be opened.
+            ThresholdError: too few answered, and nothing can be opened; or too few found the opened sum to be theirs.
         """
+        if self.done == len(STAGES):
+            need = totals.witnesses(len(self.opened.survivors))
+            if len(self.proof) < need:
+                raise ThresholdError(f"{len(self.proof)} members signed the opened sum, need {need}; no step is made of it")
+            return None
         payloads = self.server.advance()
         if wrong := self.server.wrong:
             logger.warning("%s revealed other shares than were dealt; the sum was opened without them", ", ".join(wrong))
         self.done += 1
-        return (STAGES[self.done], payloads) if self.done < len(STAGES) else None
+        if self.done < len(STAGES):
+            return STAGES[self.done], payloads
+        return (ATTEST, dict.fromkeys(self.opened.survivors, self.shown())) if self.config.tagged else None
+
+    @property
+    def opened(self) -> SecAggResult:
+        """What `unmask` opened."""
+        assert self.server.result is not None
+        return self.server.result
+
+    def shown(self) -> bytes:
+        """The opened sum with its tag, for those whose sum it is."""
+        whole, bits = self.opened.total[: self.config.tagged], self.config.bits
+        return totals.encode_shown(whole, self.opened.tags, len(self.opened.survivors), bits)
+
+    def witnessed(self, party: str, signature: bytes) -> None:
+        """Note a signature under the opened sum. Raises ProtocolError for one that is none: it would stop all members."""
+        whole, survivors = self.opened.total[: self.config.tagged], self.opened.survivors
+        if not totals.signed_by(self.policy, self.place, whole, survivors, self.terms, {party: signature}):
+            raise ProtocolError(f"{party} did not sign the sum that was opened; refused")
+        self.proof[party] = signature
 
     def total(self) -> Sum:
         """The survivors' sum."""
-        result = self.server.result
-        assert result is not None  # `advance` said None
-        return Sum(result.total, tuple(sorted(result.survivors)), self.held(result.total))
+        result = self.opened
+        return Sum(result.total, tuple(sorted(result.survivors)), self.held(result.total), dict(sorted(self.proof.items())))
 
     def held(self, total: npt.NDArray[np.int64]) -> dict[str, object]:
         """What the coordinator held of one member, beside the sum."""

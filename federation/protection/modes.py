@@ -52,11 +52,9 @@ def coordinator_half(
             sealed = JointCoordinator if policy.protection.key == "threshold" else SealedCoordinator
             half = sealed(
                 policy, place, cohort, length, counted, sealing.common, sealing.desk,
-                contributors=told, asked=asked, told=terms.told, shares=terms.shares,
+                contributors=told, asked=asked, terms=terms,
             )  # fmt: skip
         else:
-            half = MaskedCoordinator(
-                policy, place, cohort, length, counted, contributors=told, asked=asked, told=terms.told, shares=terms.shares
-            )
+            half = MaskedCoordinator(policy, place, cohort, length, counted, contributors=told, asked=asked, terms=terms)
         halves.append((cohort, half))
     return Buckets(halves)

@@ -37,6 +37,7 @@ class Sum:
     total: npt.NDArray[np.int64]  # [length]; in sealed mode the counters alone
     parties: tuple[str, ...]  # whose contributions are in it
     held: dict[str, object] = field(default_factory=dict)  # what the coordinator held of one party, and of the sum
+    proof: Mapping[str, bytes] = field(default_factory=dict)  # signatures of those that found it to be their sum
 
 
 @dataclass(frozen=True, slots=True)

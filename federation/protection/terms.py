@@ -23,6 +23,7 @@ class Terms:
     ranges: tuple[Range, ...] = ()  # of the update's tensors; empty: the federation's one range
     seed: bytes = b""  # of the rotation that spreads an update before noise; public
     told: bytes = b""  # the broadcast digest of the work or the group: the masks follow from it
+    start: str = ""  # name of the state that the sum makes a step from, where members follow them
     shares: Shares | None = None  # who trains which coordinates; None: everybody all of them
     adapter: bytes = b""  # `repeats.digest_of` the one that the sum is about; nothing where members do not share one
 

@@ -136,7 +136,7 @@ class Assembly:
         shares = shares_of(self.policy, found.cohort, place.attempt) if training else None
         ranges = read_spans(order.ranges, self.size, self.policy.recipe.update_range) if order.ranges else ()
         told = broadcast.of_work(stage, order.header(), order.flat)
-        terms = Terms(ranges, seed_of(self.policy, place), told, shares, digest_of(flat))
+        terms = Terms(ranges, seed_of(self.policy, place), told, order.state, shares, digest_of(flat))
         ready = self.ask_work(stage, order, able, place, terms)
         worked = time.monotonic()
         length = Codec(self.size if training else 0, self.policy, terms).length

@@ -237,10 +237,11 @@ class BufferedCoordinator(Coordinator):
             RoundAborted: as `step`.
         """
         place, flat, worked = self.logbook.begin(), self.state.server.flat, time.monotonic()
-        ranges = self.assembly.order(flat, training=True).ranges
+        order = self.assembly.order(flat, training=True)
+        ranges = order.ranges
         adapters = {version: (version, *self.heard[name]) for name, version in group.items()}
         call = Group(
-            version=self.state.round, members=tuple(sorted(group.items())),
+            version=self.state.round, state=order.state, members=tuple(sorted(group.items())),
             adapters=tuple(sorted(adapters.values())), ranges=ranges,
         )  # fmt: skip
         for name in group:
@@ -249,7 +250,7 @@ class BufferedCoordinator(Coordinator):
         self.purse = self.purses.worst()
         answers = self.call(call, place)
         spans = read_spans(ranges, self.size, self.policy.recipe.update_range) if ranges else ()
-        terms = Terms(spans, seed_of(self.policy, place), call.told)
+        terms = Terms(spans, seed_of(self.policy, place), call.told, call.state)
         codec = Codec(self.size, self.policy, terms)
         sums, opened = self.assembly.open(self.assembly.combine(place, answers, codec.length, True, terms, len(group)), codec)
         self.telling.opened(place, call.names, sums)

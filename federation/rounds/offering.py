@@ -115,7 +115,7 @@ class Offering:
         party, place = self.party, task.place
         called = calls.decode_group(task.payload)
         kept = self.check(called, place)
-        order = work.Work(flat=np.zeros(0, np.float32), ranges=called.ranges, cohort=called.names)
+        order = work.Work(flat=np.zeros(0, np.float32), state=called.state, ranges=called.ranges, cohort=called.names)
         terms, staleness = party.terms(order, called.told, place, training=True), called.version - kept.version
         update = (kept.update * np.float32(weight(staleness))).astype(np.float32)  # before it is clipped and noised
         clipped = party.clipped(update, terms)

@@ -264,7 +264,8 @@ class Party:
             raise MessageError("ranges came that do not follow from the adapter's last steps; refused")
         ranges = read_spans(given, self.size, recipe.update_range) if wanted else ()
         shares = shares_of(self.policy, order.cohort, place.attempt) if training else None
-        return Terms(ranges, seed_of(self.policy, place), told, shares, digest_of(order.flat))
+        named = order.state if self.recall is not None else ""
+        return Terms(ranges, seed_of(self.policy, place), told, named, shares, digest_of(order.flat))
 
     def pay(self, place: Place) -> bool:
         """Pay for this attempt's privacy; False if there is not enough left, and then nothing is trained."""

@@ -34,7 +34,7 @@ from ...core.errors import MessageError, QuietchoirError
 from ..learning.aggregate import ServerState
 from ..membership.policy import canonical
 from . import steps
-from .steps import NAME_BYTES, Stepping, name_of, origin_of
+from .steps import NAME_BYTES, Stepping, UnprovenError, name_of, origin_of
 
 logger = log.get("federation.recall")
 HOLDS = "holds"  # the stage that asks for the names of what a member holds
@@ -133,9 +133,13 @@ class Recall:
         if state is None or state.flat.size != stepping.size:
             raise LackingError(self.names(stepping.run))
         first, passed = {} if whole else {start: state}, list[str]()
-        for step in taken:
-            state = stepping.go(state, step)
-            passed.append(name_of(state))
+        try:
+            for step in taken:
+                state = stepping.go(state, step, passed[-1] if passed else start)
+                passed.append(name_of(state))
+        except UnprovenError as error:  # also where signers have left since: then others vouch
+            logger.warning("%s", error)
+            raise LackingError(LACKS) from error
         if (passed[-1] if passed else start) != wanted:
             if whole:
                 raise MessageError("the adapter that was told is not the one that is named; refused")

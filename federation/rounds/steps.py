@@ -14,24 +14,20 @@ numbers before anything is allocated or inflated for them; all that a step does 
     whole   everything anew: adapter, velocity, and second moments if the optimizer has them. It
             follows from nothing, so who takes it relies on others (`recall`)
 
-Whole numbers travel packed to the bits of the sum, or as deflated bytes where that is less. Floats
-of an adapter look like noise to a compressor; their sums do not, which is why the sums travel.
+Floats of an adapter look like noise to a compressor; their sums do not, which is why the sums travel
+(`protection/totals`), signed by those whose sums they are where these can check them.
 """
 
 import functools
 import hashlib
 import json
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from ...core.errors import ConfigError, CryptoError, DataError, MessageError
-from ...crypto.fixedpoint import middle
-from ...crypto.ring import BitRing
 from ..exchange.messages import Place
 from ..learning.aggregate import ServerState, Vector, combine
 from ..learning.ranges import read_spans, spans
@@ -40,30 +36,17 @@ from ..learning.shares import Shares, shares_of
 from ..membership.policy import Policy, canonical
 from ..protection.seam import Sum
 from ..protection.terms import Terms, seed_of
+from ..protection.totals import PACKINGS, Integers, Total, attested, pack, signed_by, unpack, witnesses
 from ..protection.update import Codec
 
-Integers = npt.NDArray[np.int64]
 NAME_BYTES = 32
 LENGTHS_BYTES = 8  # before each step: of its header and of its body
 MAX_STEPS = 256  # of one way
 MAX_HEADER_BYTES = 1 << 20
 BEYOND = 1.0 + 1e-5  # times the range: what float32 makes of a mean that lies on its edge
-MAX_PARTIES = 1 << 16
-LEVEL = 1  # of zlib; runs and frequencies are all there is to find, see `deflate`
 FIELDS = {"asked": list, "attempt": int, "bucket": int, "kind": str, "round": int, "totals": list}
-TOTAL = [str, int, list, int]  # packing, parties, names, bytes of its body
-PACKINGS = ("bits", "deflate")
+TOTAL = [str, int, list, dict, int]  # packing, parties, names, signatures in hex, bytes of its body
 ALL = -1  # all buckets, combined by the file's rule
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Total:
-    """One opened sum."""
-
-    packing: str
-    parties: int  # whose contributions are in it
-    names: tuple[str, ...] = ()  # theirs, where members train different ranks
-    body: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +55,7 @@ class Step:
 
     kind: Literal["sum", "rest", "whole"]
     round: int = 0  # sum: the place's, which the noise's rotation follows from
-    attempt: int = 0  # sum, where members train different ranks: the place's
+    attempt: int = 0  # sum: the place's
     asked: tuple[str, ...] = ()  # the same: whom the draw gave
     bucket: int = ALL  # sum: whose mean is the change; a guard may have kept one bucket's alone
     totals: tuple[Total, ...] = ()  # sum: of each bucket
@@ -80,7 +63,10 @@ class Step:
 
     def encode(self) -> bytes:
         """Length of the header, length of the body, both."""
-        totals = [[one.packing, one.parties, list(one.names), len(one.body)] for one in self.totals]
+        totals = [
+            [one.packing, one.parties, list(one.names), {name: text.hex() for name, text in one.proof.items()}, len(one.body)]
+            for one in self.totals
+        ]
         fields = {"kind": self.kind, "round": self.round, "attempt": self.attempt, "bucket": self.bucket}
         header = canonical({**fields, "asked": list(self.asked), "totals": totals})
         body = self.state + b"".join(one.body for one in self.totals)
@@ -96,6 +82,10 @@ def name_of(state: ServerState) -> str:
 def origin_of(size: int) -> str:
     """The name of the state that every run starts from: everybody has it."""
     return name_of(ServerState.zeros(size))
+
+
+class UnprovenError(MessageError):
+    """A sum that too few of those whose sum it is have signed."""
 
 
 class Stepping:
@@ -118,15 +108,17 @@ class Stepping:
             asked: whom the draw of this place gave; bucket: whose mean is the change.
         """
         who = tuple(sorted(asked)) if self.mixed else ()
-        totals = tuple(self._total(one.total[: self.size], one.parties) for one in sums)
-        return Step(
-            kind="sum", round=place.round, attempt=place.attempt if self.mixed else 0, asked=who, bucket=bucket, totals=totals
-        )  # fmt: skip
+        totals = tuple(self._total(one) for one in sums)
+        return Step(kind="sum", round=place.round, attempt=place.attempt, asked=who, bucket=bucket, totals=totals)
 
-    def change(self, state: ServerState, step: Step) -> Vector:
+    def change(self, state: ServerState, step: Step, start: str = "") -> Vector:
         """What a `sum` adds up to [n], for a round that began at `state`.
 
+        Args:
+            start: that state's name; empty to believe the sum: the coordinator does, which opened it.
+
         Raises:
+            UnprovenError: too few of those whose sum it is signed it.
             MessageError: not of this federation's numbers.
             DataError: sums that so many members cannot have, or a change that none of them could make.
         """
@@ -138,19 +130,23 @@ class Stepping:
         wanted = recipe.ranges == "tensor"
         given = spans(state.velocity, self.stops, recipe.update_range) if wanted else ()
         ranges = read_spans(given, self.size, recipe.update_range) if wanted else ()
-        shares = self._shares(step)
-        codec = Codec(self.size, policy, Terms(ranges, seed_of(policy, Place(self.run, step.round, 0)), shares=shares))
-        means = [codec.mean(self._integers(one), one.parties, one.names) for one in step.totals]
+        place = Place(self.run, step.round, step.attempt)
+        terms = Terms(ranges, seed_of(policy, place), shares=self._shares(step), start=start)
+        codec, wholes = Codec(self.size, policy, terms), [self._integers(one) for one in step.totals]
+        if start and attested(policy):
+            self._proven(place, wholes, step.totals, terms)
+        means = [codec.mean(whole, one.parties, one.names) for whole, one in zip(wholes, step.totals, strict=True)]
         for mean in means:  # with noise its length is bounded, without it each coordinate
             found = float(np.linalg.norm(mean) if codec.noise is not None else np.abs(mean).max(initial=0.0))
             if found > BEYOND * codec.largest:
                 raise DataError(f"a change that reaches {found:.3g}, {codec.largest:.3g} at most in a round")
         return combine(means, policy.aggregation.rule, policy.aggregation.trim) if step.bucket == ALL else means[step.bucket]
 
-    def go(self, state: ServerState, step: Step) -> ServerState:
-        """The state after `step`.
+    def go(self, state: ServerState, step: Step, start: str) -> ServerState:
+        """The state after `step`, from the one called `start`.
 
         Raises:
+            UnprovenError: as `change`.
             MessageError: a step that this federation cannot have made; nothing was changed.
         """
         try:
@@ -161,7 +157,7 @@ class Stepping:
             if step.kind == "whole":
                 found = ServerState.decode(step.state, self.size)
             else:
-                found = self.optimizer.step(state, self.change(state, step))
+                found = self.optimizer.step(state, self.change(state, step, start))
         except (ValueError, ConfigError, CryptoError, DataError) as error:
             raise MessageError(f"a step of the adapter that cannot be: {error}; refused") from error
         if not all(np.isfinite(vector).all() for vector in found.vectors):
@@ -182,69 +178,26 @@ class Stepping:
             raise MessageError(f"a step of a sum that is not opened: {next(filter(None, reasons))}; refused")
         return shares
 
-    def _total(self, whole: Integers, parties: tuple[str, ...]) -> Total:
-        """One sum [n] as it travels."""
-        ring = BitRing(length=self.size, bits=self.policy.protection.bits, parties=len(parties))
-        packed = ring.pack(whole.astype(ring.dtype))
-        deflated = deflate(spread(whole, self._centre(len(parties)), self._width(len(parties))))
-        small = len(deflated) < len(packed)
-        return Total(
-            packing="deflate" if small else "bits", parties=len(parties), names=parties if self.mixed else (),
-            body=deflated if small else packed,
-        )  # fmt: skip
+    def _proven(self, place: Place, wholes: Sequence[Integers], totals: Sequence[Total], terms: Terms) -> None:
+        """Require that enough of those whose sums these are signed them. Raises UnprovenError."""
+        for whole, one in zip(wholes, totals, strict=True):
+            found = len(signed_by(self.policy, place, whole, one.names, terms, one.proof))
+            if len(set(one.names)) != one.parties or found < witnesses(one.parties):
+                raise UnprovenError(
+                    f"{found} of {one.parties} members signed the sum of round {place.round}, need {witnesses(one.parties)}: "
+                    "it is not gone by"
+                )
+
+    def _total(self, one: Sum) -> Total:
+        """One sum as it travels."""
+        packing, body = pack(one.total[: self.size], len(one.parties), self.policy.protection.bits)
+        names = one.parties if self.mixed or one.proof else ()
+        return Total(packing=packing, parties=len(one.parties), names=names, proof=one.proof, body=body)
 
     def _integers(self, total: Total) -> Integers:
-        if not self.policy.protection.min_cohort <= total.parties <= MAX_PARTIES:
+        if total.parties < self.policy.protection.min_cohort:
             raise MessageError(f"a sum over {total.parties} members; refused")
-        if total.packing == "bits":
-            ring = BitRing(length=self.size, bits=self.policy.protection.bits, parties=total.parties)
-            return ring.unpack(total.body).astype(np.int64)
-        width = self._width(total.parties)
-        return gathered(inflate(total.body, width * self.size), self._centre(total.parties), width)
-
-    def _centre(self, parties: int) -> int:
-        return parties * middle(self.policy.protection.bits)
-
-    def _width(self, parties: int) -> int:
-        """Bytes of one zigzagged value."""
-        return -(-(2 * self._centre(parties) + 1).bit_length() // 8)
-
-
-def spread(whole: Integers, centre: int, width: int) -> bytes:
-    """Whole numbers around `centre` as planes of bytes, lowest first: small ones leave the higher planes empty."""
-    away = whole - centre
-    zigzag = ((away << 1) ^ (away >> 63)).astype("<u8")  # 0, -1, 1, -2 … are 0, 1, 2, 3 …
-    return zigzag.view(np.uint8).reshape(-1, 8)[:, :width].T.tobytes()
-
-
-def gathered(planes: bytes, centre: int, width: int) -> Integers:
-    """Undo `spread`; `width` planes of equal length."""
-    words = np.zeros((len(planes) // width, 8), np.uint8)
-    words[:, :width] = np.frombuffer(planes, np.uint8).reshape(width, -1).T
-    zigzag = words.view("<u8").reshape(-1).astype(np.int64)
-    return (zigzag >> 1 ^ -(zigzag & 1)) + centre
-
-
-def deflate(planes: bytes) -> bytes:
-    """Runs and frequencies alone: sums do not repeat themselves in longer strings, and looking for those takes time."""
-    press = zlib.compressobj(LEVEL, strategy=zlib.Z_RLE)
-    return press.compress(planes) + press.flush()
-
-
-def inflate(body: bytes, size: int) -> bytes:
-    """Exactly `size` bytes out of `body`; never more is made of it, whatever it says.
-
-    Raises:
-        MessageError: it holds another number of bytes, is damaged, or goes on after its end.
-    """
-    press = zlib.decompressobj()
-    try:
-        found = press.decompress(body, size + 1)  # one more than there may be, so that the end is seen
-    except zlib.error as error:
-        raise MessageError(f"a step that does not inflate ({error}); refused") from error
-    if len(found) != size or not press.eof or press.unused_data:
-        raise MessageError(f"a step that inflates to other than {size} bytes; refused")
-    return found
+        return unpack(total.packing, total.body, self.size, total.parties, self.policy.protection.bits)
 
 
 def join(start: str, steps: list[bytes]) -> bytes:
@@ -285,8 +238,9 @@ def read(header: bytes, body: bytes) -> Step:
         good = good and all([type(part) for part in one] == TOTAL and one[0] in PACKINGS for one in fields["totals"])
         names = [name for one in fields["totals"] for name in one[2]] if good else []
         good = good and all(isinstance(name, str) for name in (*fields["asked"], *names))
-        good = good and all(min(one[1], one[3]) >= 0 for one in fields["totals"])
-        sizes = [one[3] for one in fields["totals"]] if good else []
+        good = good and all(min(one[1], one[4]) >= 0 for one in fields["totals"])
+        sizes = [one[4] for one in fields["totals"]] if good else []
+        proofs = [{name: bytes.fromhex(text) for name, text in one[3].items()} for one in fields["totals"]] if good else []
         good = good and (fields["kind"] == "sum") == bool(sizes) and (fields["kind"] == "whole" or sum(sizes) == len(body))
     except (ValueError, AttributeError, TypeError, RecursionError):
         good = False
@@ -294,8 +248,8 @@ def read(header: bytes, body: bytes) -> Step:
         raise MessageError("the header of a step is malformed; refused")
     ends = [sum(sizes[: number + 1]) for number in range(len(sizes))]
     totals = tuple(
-        Total(packing=packing, parties=parties, names=tuple(names), body=body[end - size : end])
-        for (packing, parties, names, size), end in zip(fields["totals"], ends, strict=True)
+        Total(packing=packing, parties=parties, names=tuple(names), proof=proof, body=body[end - size : end])
+        for (packing, parties, names, _, size), proof, end in zip(fields["totals"], proofs, ends, strict=True)
     )
     rest = {name: fields[name] for name in ("kind", "round", "attempt", "bucket")}
     return Step(**rest, asked=tuple(fields["asked"]), totals=totals, state=body if fields["kind"] == "whole" else b"")

@@ -34,7 +34,7 @@ from .steps import ALL, Step, Stepping, name_of, origin_of
 
 logger = log.get("federation.telling")
 Way = tuple[tuple[str, ...], bytes]  # the state that it starts from, if it needs one; and the bytes that lead from there
-WAY = 4  # times the whole: longer ways are told as the whole
+WAY, SHORT_BYTES = 4, 1 << 20  # a way is told by steps up to so many times the whole, or so many bytes; else as the whole
 
 
 class Telling:
@@ -101,7 +101,7 @@ class Telling:
         if name == before:
             return
         self.ways[name] = Walked(name, before, step.encode())
-        while len(self.ways) > steps.MAX_STEPS or sum(len(one.body) for one in self.ways.values()) > WAY * self.whole_bytes():
+        while len(self.ways) > steps.MAX_STEPS or sum(len(one.body) for one in self.ways.values()) > self.longest():
             if len(self.ways) == 1:
                 break
             del self.ways[next(iter(self.ways))]
@@ -114,9 +114,9 @@ class Telling:
             at = taken[-1].before
         return tuple(reversed(taken))
 
-    def whole_bytes(self) -> int:
-        """Of a state that is told whole."""
-        return 4 * self.size * len(self.logbook.state.server.vectors)
+    def longest(self) -> int:
+        """Bytes of a way that is told by steps."""
+        return max(SHORT_BYTES, WAY * 4 * self.size * len(self.logbook.state.server.vectors))
 
     def name(self, flat: Vector) -> str:
         """The state whose adapter is this very vector; empty where adapters are told whole, without a name.
@@ -191,7 +191,7 @@ class Telling:
         while at not in (*held, self.origin) and at in self.ways and len(taken) < steps.MAX_STEPS:
             taken.insert(0, self.ways[at].body)
             at = self.ways[at].before
-        if not whole and at in (*held, self.origin) and sum(map(len, taken)) <= WAY * self.whole_bytes():
+        if not whole and at in (*held, self.origin) and sum(map(len, taken)) <= self.longest():
             return (at,), steps.join(at, taken)
         return (), steps.join("", [Step(kind="whole", state=self.state(order.flat).encode()).encode()])
 

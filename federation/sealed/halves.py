@@ -28,11 +28,11 @@ from ...crypto.sealed import Desk, Seal, SealedRing, SealedTally, coefficients, 
 from ...crypto.secagg import SecAggConfig
 from ..exchange.messages import Place
 from ..learning.recipes import optimizer_of
-from ..learning.shares import Shares
 from ..membership.policy import Policy
 from ..protection import masked
 from ..protection.masked import MaskedCoordinator, MaskedParty
 from ..protection.seam import SAMPLE, Contributors, PartyContext, Values, describe
+from ..protection.terms import Terms
 from ..protection.update import Codec
 from . import parts
 from .greeting import occasion, verify
@@ -175,15 +175,13 @@ class SealedCoordinator(MaskedCoordinator):
 
     def __init__(
         self, policy: Policy, place: Place, cohort: tuple[str, ...], length: int, counted: bool, common: Common, desk: Desk, *,
-        contributors: Contributors, asked: int, told: bytes = b"", shares: Shares | None = None,
+        contributors: Contributors, asked: int, terms: Terms,
     ) -> None:  # fmt: skip
         self.policy, self.place, self.common, self.desk = policy, place, common, desk
         self.sealed_sum = b""
         self.signatures: dict[str, bytes] = {}
         self.tags: dict[str, bytes] = {}
-        super().__init__(
-            policy, place, cohort, length, counted, contributors=contributors, asked=asked, told=told, shares=shares
-        )
+        super().__init__(policy, place, cohort, length, counted, contributors=contributors, asked=asked, terms=terms)
 
     def ring(self, config: SecAggConfig) -> SealedRing:
         """The members' ring, without their key."""

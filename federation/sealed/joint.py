@@ -38,10 +38,10 @@ from ...crypto.threshold import (
     together,
 )
 from ..exchange.messages import Place
-from ..learning.shares import Shares
 from ..membership.policy import Policy
 from ..protection import masked
 from ..protection.seam import SAMPLE, Contributors, PartyContext, Values, describe
+from ..protection.terms import Terms
 from . import parts
 from .circle import Circle, round_number
 from .forming import REQUEST, named
@@ -145,7 +145,7 @@ class JointCoordinator(SealedCoordinator):
 
     def __init__(
         self, policy: Policy, place: Place, cohort: tuple[str, ...], length: int, counted: bool, common: Common, desk: Desk, *,
-        contributors: Contributors, asked: int, told: bytes = b"", shares: Shares | None = None,
+        contributors: Contributors, asked: int, terms: Terms,
     ) -> None:  # fmt: skip
         size = length - counters(policy)
         self.plan = Circle.decode(common.circle).plan(policy, size) if size else None
@@ -153,18 +153,8 @@ class JointCoordinator(SealedCoordinator):
         self.parts: dict[str, bytes] = {}
         self.here: set[str] = set()  # answered the last request
         super().__init__(
-            policy,
-            place,
-            cohort,
-            length,
-            counted,
-            common,
-            desk,
-            contributors=contributors,
-            asked=asked,
-            told=told,
-            shares=shares,
-        )
+            policy, place, cohort, length, counted, common, desk, contributors=contributors, asked=asked, terms=terms
+        )  # fmt: skip
 
     def ring(self, config: SecAggConfig) -> SealedRing:
         """The members' ring, without any secret."""

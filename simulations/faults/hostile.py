@@ -14,8 +14,11 @@ import numpy as np
 from ...federation import member
 from ...federation.exchange import messages
 from ...federation.exchange.messages import Reply
+from ...federation.learning.aggregate import Vector
 from ...federation.learning.learner import Trained
 from ...federation.learning.rehearsal import RehearsalLearner
+from ...federation.protection.terms import Terms
+from ...federation.protection.update import Codec
 from ...federation.rounds.party import Party
 
 KINDS = ("noise", "huge", "short", "long", "name", "nan", "poison")
@@ -50,6 +53,10 @@ class Hostile(Party):
             payload=spoiled.get(kind, payload),
         )  # fmt: skip
         return messages.encode_reply(reply, self.policy, self.identity)
+
+    def clipped(self, update: Vector, terms: Terms) -> int:
+        """As `Party`, and sent whatever it is: a hostile member has no floor of its own."""
+        return Codec(self.size, self.policy, terms).clipped(update)
 
 
 class Spoiled(RehearsalLearner):

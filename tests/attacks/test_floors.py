@@ -19,6 +19,7 @@ from quietchoir.federation.membership.privacy import PrivacyTable
 from quietchoir.federation.protection import draw, masked, repeats, seam
 from quietchoir.federation.protection.masked import Group, MaskedCoordinator
 from quietchoir.federation.protection.seam import Contributors, Sum
+from quietchoir.federation.protection.terms import Terms
 from quietchoir.federation.protection.update import Codec
 from quietchoir.federation.rounds.coordinator import Coordinator
 from quietchoir.federation.rounds.party import Party, training_seed
@@ -52,7 +53,7 @@ class Chooser:
         told = broadcast.of_work(work.TRAIN, self.order.header(), self.order.flat)
         half = MaskedCoordinator(
             self.home.policy, self.place, cohort or ready, Codec(SIZE, self.home.policy).length, True,
-            contributors=Contributors(ready), asked=len(self.order.cohort), told=told,
+            contributors=Contributors(ready), asked=len(self.order.cohort), terms=Terms(told=told),
         )  # fmt: skip
         step: tuple[str, Mapping[str, bytes]] | None = half.begin()
         while step is not None:
@@ -188,7 +189,7 @@ def test_nothing_that_a_coordinator_sees_follows_from_the_amounts_of_anybodys_da
     """Not the difference of two rounds that differ by one member, not anything else."""
     found = []
     for amounts in (1, 400):
-        home = house(5, mode="masked", bits=12, recipe={"rounds": 2, "cohort": 4})
+        home = house(5, mode="masked", bits=12, recipe={"rounds": 2, "cohort": 4, "download": "adapter"})
         run = coordinator(home, households(home, amounts=amounts), SIZE)
         run.logbook.keep(run="0a" * 16)  # whom it draws follows from that
         run.learn(2)

@@ -113,12 +113,19 @@ def otherwise(stage: str, payload: bytes, pick: int) -> bytes:
 
 KINDS = ("adapter", "change", "tensor", "buffered", "shared", "threshold")
 STAGES = {
-    **dict.fromkeys(("adapter", "change", "tensor"), (work.TRAIN, work.SCORE, *masked.STAGES)),
+    **dict.fromkeys(("adapter", "change", "tensor"), (work.TRAIN, work.SCORE, *masked.STAGES, masked.ATTEST)),
     "buffered": (work.TRAIN, calls.GROUP, work.SCORE, *masked.STAGES),
     "shared": (work.TRAIN, work.SCORE, *halves.STAGES),
     "threshold": (work.TRAIN, work.SCORE, *joint.STAGES),
 }
-OPENED_LATER = ("consistency", "unmask", "witness", "apply", "open")  # after the contribution left, which it cannot change
+OPENED_LATER = (
+    "consistency",
+    "unmask",
+    "attest",
+    "witness",
+    "apply",
+    "open",
+)  # after the contribution left, which it cannot change
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -165,7 +172,7 @@ def in_no_sum(kind: str, stage: str, victim: str, pick: int) -> None:
 def test_every_stage_is_in_exactly_one_table() -> None:
     """Whoever adds a stage says what binds it."""
     stages = {
-        *work.STAGES, calls.GROUP, recall.HOLDS, *masked.STAGES, "send",
+        *work.STAGES, calls.GROUP, recall.HOLDS, *masked.STAGES, masked.ATTEST, "send",
         *halves.STAGES, *joint.STAGES, *handover.STAGES, *forming.STAGES,
     }  # fmt: skip
     tables = (broadcast.HASHED, broadcast.BOUND_LATER.keys(), broadcast.MAY_DIFFER.keys() - {"recipient", "way"})

@@ -13,18 +13,20 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import RoundAborted
-from quietchoir.federation.exchange import calls, work
+from quietchoir.crypto.secagg import tag
+from quietchoir.federation.exchange import calls
 from quietchoir.federation.learning.aggregate import ServerState
-from quietchoir.federation.protection.seam import PartyContext
+from quietchoir.federation.protection.masked import MaskedCoordinator
+from quietchoir.federation.protection.seam import PartyContext, Sum
+from quietchoir.federation.protection.totals import attested
 from quietchoir.federation.rounds import steps
 from quietchoir.federation.rounds.buffered import BufferedCoordinator
 from quietchoir.federation.rounds.coordinator import Coordinator
 from quietchoir.federation.rounds.party import Party
-from quietchoir.federation.rounds.recall import FILE, Memory, Recall
-from quietchoir.federation.rounds.steps import Step, name_of
+from quietchoir.federation.rounds.recall import FILE, LackingError, Memory, Recall
+from quietchoir.federation.rounds.steps import Step, Stepping, name_of
 from quietchoir.tests.fakes_buffered import buffered, run_of
 from quietchoir.tests.fakes_federation import ANY_MODE, FixedLearner, House, coordinator, house
-from quietchoir.tests.fakes_liar import Liar
 
 SIZE = 80
 TRAP = ServerState(np.where(np.arange(SIZE) % 2, 0.3, -0.3).astype(np.float32), np.zeros(SIZE, np.float32))
@@ -188,27 +190,113 @@ def test_a_whole_adapter_does_not_take_the_place_of_one_that_was_followed() -> N
     assert len(run.state.history[-1]["parties"]) == 4 and not run.telling.relying
 
 
-def test_a_step_that_says_another_sum_leads_elsewhere_and_to_no_sum_with_the_others() -> None:
-    home = house(4, mode="masked", threshold=3, recipe={"attempts": 1})
+def false_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The coordinator says another sum than the one that was opened, and steps from it itself."""
+    honest = MaskedCoordinator.total
+
+    def total(self: MaskedCoordinator) -> Sum:
+        true = honest(self)
+        whole = true.total.copy()
+        whole[: self.config.length - 50] += np.arange(self.config.length - 50) % 7  # within the file's ranges
+        return dataclasses.replace(true, total=whole)
+
+    monkeypatch.setattr(MaskedCoordinator, "total", total)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_sum_that_was_not_opened_is_gone_by_only_where_nobody_signs(signed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    false_sums(monkeypatch)
+    if not signed:
+        monkeypatch.setattr(Stepping, "_proven", lambda *given: None)
+    home = house(4, mode="masked", recipe={"attempts": 1})
     members = fixed(home)
     run = coordinator(home, members, SIZE)
-    run.learn(1)
-
-    def lie(stage: str, payload: bytes) -> bytes | None:
-        if stage != work.TRAIN:
-            return None
-        order, way = work.split(payload)
-        start, (step,) = steps.split(way)
-        made = steps.Stepping(home.policy, SIZE, run.state.run)
-        whole = made._integers(step.totals[0]) + 1
-        other = dataclasses.replace(step, totals=(made._total(whole, run.state.history[0]["parties"]),))
-        state = made.go(ServerState.zeros(SIZE), other)
-        order = dataclasses.replace(order, state=name_of(state), flat=state.flat)
-        return work.encode_told(order, steps.join(start, [other.encode()]))
-
-    Liar(run, ("ann",), lie)
     run.train_round()
-    assert run.state.history[-1]["parties"] == ["ben", "cat", "dan"]
+    chosen_flat = run.state.server.flat.tobytes()
+    if not signed:
+        run.train_round()
+        assert chosen_flat in trained_from(members)
+        return
+    with pytest.raises(RoundAborted):
+        run.train_round()
+    name = name_of(run.state.server)
+    assert all(name not in party.recall.memory(run.state.run).trail for party in members.values() if party.recall)
+    assert len(run.state.history) == 1
+
+
+def test_a_sum_that_was_not_opened_is_signed_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = MaskedCoordinator.shown
+
+    def shown(self: MaskedCoordinator) -> bytes:
+        whole = self.opened.total.copy()
+        whole[0] += 1
+        self.server.result = dataclasses.replace(self.opened, total=whole)
+        return honest(self)
+
+    monkeypatch.setattr(MaskedCoordinator, "shown", shown)
+    home = house(4, mode="masked", recipe={"attempts": 1})
+    run = coordinator(home, fixed(home), SIZE)
+    with pytest.raises(RoundAborted, match="0 members signed the opened sum, need 3"):
+        run.train_round()
+    assert not run.state.server.flat.any() and not run.state.history
+
+
+def test_a_member_that_sends_a_wrong_tag_costs_the_attempt_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest, lies = tag.make, [True]
+
+    def make(key: bytes, values: Any, name: str) -> tag.Tag:
+        made = honest(key, values, name)
+        return (made[0] ^ 1, *made[1:]) if name == "ann" and lies else made
+
+    monkeypatch.setattr(tag, "make", make)
+    home = house(4, mode="masked", recipe={"attempts": 2})
+    run = coordinator(home, fixed(home), SIZE)
+    with pytest.raises(RoundAborted, match="0 members signed"):
+        run.train_round()
+    run.abandon(RoundAborted("as the run does"))
+    assert not run.state.server.flat.any()
+    lies.clear()
+    run.train_round()
+    assert len(run.state.history[-1]["parties"]) == 4
+
+
+@pytest.mark.parametrize("forged", ["of another parent", "twice", "of too few", "of a stranger", "of other names"])
+def test_signed_sums_make_one_step_from_one_state(forged: str) -> None:
+    """A coordinator that has true signatures cannot use them for anything else."""
+    home = house(4, mode="masked", recipe={"attempts": 1})
+    members = fixed(home)
+    run = coordinator(home, members, SIZE)
+    run.learn(2)
+    first, second = (steps.split(bytes(32) + one.body)[1][0] for one in run.state.steps)
+    made, recall = Stepping(home.policy, SIZE, run.state.run), Recall()
+    origin, (one, two) = steps.origin_of(SIZE), (entry.name for entry in run.state.steps)
+    good = recall.follow(made, two, steps.join(origin, [first.encode(), second.encode()]))
+    assert good.followed and good.passed == (one, two)
+    total = first.totals[0]
+    names = dict.fromkeys(total.names[: total.parties * 2 // 3])
+    way = {
+        "of another parent": [second],
+        "twice": [first, first],
+        "of too few": [
+            dataclasses.replace(first, totals=(dataclasses.replace(total, proof={n: total.proof[n] for n in names}),))
+        ],
+        "of a stranger": [
+            dataclasses.replace(first, totals=(dataclasses.replace(total, proof={f"x{n}": p for n, p in total.proof.items()}),))
+        ],
+        "of other names": [dataclasses.replace(first, totals=(dataclasses.replace(total, names=total.names[:-1], parties=3),))],
+    }[forged]
+    with pytest.raises(LackingError):
+        recall.follow(made, two, steps.join(origin, [step.encode() for step in way]))
+    assert recall.memory(run.state.run) == Memory(run.state.run)
+
+
+def test_above_32_members_sums_are_not_signed_and_the_file_says_so() -> None:
+    small, large = house(4, mode="masked").policy, house(4, mode="masked").policy
+    many = tuple(dataclasses.replace(large.members[0], name=f"n{at}", key=f"{at:064x}") for at in range(33))
+    large = dataclasses.replace(large, members=many)
+    drawn = dataclasses.replace(large, recipe=dataclasses.replace(large.recipe, cohort=20))
+    assert [attested(one) for one in (small, large, drawn)] == [True, False, True]
+    assert not attested(house(4, mode="plain").policy) and not attested(house(4, mode="sealed").policy)
 
 
 def test_a_group_of_late_members_alone_waits_for_those_that_followed() -> None:

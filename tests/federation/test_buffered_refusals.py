@@ -14,6 +14,7 @@ from quietchoir.federation.exchange.calls import Group
 from quietchoir.federation.exchange.messages import Place
 from quietchoir.federation.protection.masked import MaskedCoordinator
 from quietchoir.federation.protection.seam import Contributors
+from quietchoir.federation.protection.terms import Terms
 from quietchoir.federation.protection.update import Codec
 from quietchoir.federation.rounds.contribution import FILE, Contribution, Drawer
 from quietchoir.federation.rounds.party import Party
@@ -186,7 +187,7 @@ class Sly:
         policy, done = self.home.policy, list[str]()
         half = MaskedCoordinator(
             policy, self.place, names, Codec(SIZE, policy).length, True,
-            contributors=Contributors(names), asked=len(names), told=told,
+            contributors=Contributors(names), asked=len(names), terms=Terms(told=told),
         )  # fmt: skip
         step = half.begin()
         while True:

@@ -40,7 +40,7 @@ def test_a_revoked_node_is_shut_out_and_a_new_one_let_in_without_any_restart(tmp
         running["coordinator"].until("open")
         nodes = {name: join(name) for name in MEMBERS}
         told = nodes["ann"].until("joining")
-        assert told["bytes_up"] > 5000 and told["bytes_down"] > 20_000  # before the first round
+        assert told["bytes_up"] > 5000 and told["bytes_down"] > 10_000  # before the first round
         running["coordinator"].until("round", round=1)
         owner.revoke(file, file.parent / OWNER_KEY, "dan", "left")
         enroll(file, file.parent / OWNER_KEY, "eve", load_or_create(tmp_path / "eve").card)

@@ -21,13 +21,15 @@ from quietchoir.federation.learning.learner import Counts, Trained
 from quietchoir.federation.learning.rehearsal import RehearsalLearner
 from quietchoir.federation.membership.guard import AggregationTable, GuardTable
 from quietchoir.federation.membership.privacy import PrivacyTable
+from quietchoir.federation.protection import totals
 from quietchoir.federation.protection.seam import Sum
+from quietchoir.federation.protection.totals import Total
 from quietchoir.federation.rounds import steps
 from quietchoir.federation.rounds.checkpoint import Store
 from quietchoir.federation.rounds.coordinator import Coordinator
 from quietchoir.federation.rounds.party import Party
 from quietchoir.federation.rounds.recall import LACKS, LackingError, Memory, Recall
-from quietchoir.federation.rounds.steps import MAX_STEPS, Step, Stepping, Total, name_of, origin_of
+from quietchoir.federation.rounds.steps import MAX_STEPS, Step, Stepping, name_of, origin_of
 from quietchoir.tests.fakes_federation import ANY_MODE, House, SilentLink, coordinator, house, parties
 
 SIZE = 4000
@@ -106,11 +108,12 @@ def test_every_member_trains_from_the_coordinators_very_bits(
     follow_rounds(run, everybody, rounds)
     cost = costs.round_cost(home.policy, SIZE)
     assert all(max(down(run, at).values()) <= cost.down for at in range(rounds))
-    assert max(down(run).values()) < 4 * SIZE * (1.2 if not home.policy.guard.on else 3)  # never more than without the setting
+    factor = 3 if home.policy.guard.on else 1.4 if home.policy.aggregation.buckets > 1 else 1.0
+    assert max(down(run).values()) < 4 * SIZE * factor + 4000  # less than the adapter, where there are no buckets
     assert run.aborted == []
 
 
-def test_a_change_is_a_third_of_the_adapter_and_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_is_less_than_the_adapter_and_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     original, key = fixedpoint.encode, bytes(32)  # the same dice for both
     monkeypatch.setattr(fixedpoint, "encode", lambda values, ranges, bits: original(values, ranges, bits, key=key))
     runs = {}
@@ -121,8 +124,9 @@ def test_a_change_is_a_third_of_the_adapter_and_the_result_is_the_same(monkeypat
     assert runs["adapter"].state.server.encode() == runs["change"].state.server.encode()
     first, later = (max(down(runs["change"], at).values()) for at in (0, 2))
     letters = max(down(runs["adapter"], 0).values()) - 4 * SIZE
-    assert first < letters + 500  # everybody knows where a run begins
-    assert later - letters < 4 * SIZE / 3 < 4 * SIZE <= max(down(runs["adapter"], 2).values()) - letters
+    shown = 1.3 * SIZE  # the round's own sum, to be signed
+    assert first < letters + shown + 500  # everybody knows where a run begins
+    assert later - letters < 2 * shown + 500 < 4 * SIZE <= max(down(runs["adapter"], 2).values()) - letters
 
 
 def test_a_vote_tells_the_change_and_the_next_round_only_its_name() -> None:
@@ -171,7 +175,7 @@ def test_members_that_missed_rounds_or_start_again_arrive_at_the_same_bits() -> 
     assert down(run)["ann"] <= cost.down + cost.late_down + 2500  # told in vain first
     assert "down besides for who missed rounds" in costs.told(cost)
     follow_rounds(run, members, 1)
-    assert down(run)["ann"] < 2 * SIZE  # and from then on as the others
+    assert down(run)["ann"] < 3.5 * SIZE  # and from then on as the others
     assert run.aborted == []
 
 
@@ -213,7 +217,7 @@ def test_a_member_that_fell_silent_while_it_worked_is_asked_what_it_holds() -> N
     silent[0] = False
     follow_rounds(run, members, 1)
     asked = [name for name, letter in link.letters if b'"stage":"holds"' in letter]
-    assert asked == ["dan"] and down(run)["dan"] < 4 * SIZE  # two changes
+    assert asked == ["dan"] and down(run)["dan"] < 5 * SIZE  # two changes, and the round's own sum
 
 
 def test_members_that_are_told_different_adapters_never_meet() -> None:
@@ -242,7 +246,7 @@ def test_members_that_are_told_different_adapters_never_meet() -> None:
 
 def stepping(**recipe: Any) -> Stepping:
     """A federation's steps."""
-    return Stepping(change_house(recipe=recipe).policy, 100, RUN)
+    return Stepping(change_house(mode="plain", recipe=recipe).policy, 100, RUN)  # where nobody signs sums
 
 
 def of_sum(made: Stepping, total: Any, parties: int = 3, round_: int = 5) -> Step:
@@ -264,7 +268,7 @@ def test_sums_are_packed_or_deflated_whichever_is_less_and_come_back_exactly() -
     extremes = np.array([0, 3 * 254] * 50)
     for packing in ("bits", "deflate"):
         packed = of_sum(made, wild).totals[0].body
-        body = steps.deflate(steps.spread(extremes, 3 * 127, 2)) if packing == "deflate" else packed
+        body = totals.deflate(totals.spread(extremes, 3 * 127, 2)) if packing == "deflate" else packed
         summed = Total(packing=packing, parties=3, body=body)
         assert np.array_equal(made._integers(summed), extremes if packing == "deflate" else wild)
 
@@ -274,7 +278,7 @@ HIGH = BitRing(length=100, bits=8, parties=3).pack(np.full(100, 3 * 254 + 1, np.
 
 def bomb(size: int) -> bytes:
     """Far more zeros than a step may hold."""
-    return steps.deflate(bytes(size))
+    return totals.deflate(bytes(size))
 
 
 def one(packing: str, *, parties: int = 3, body: bytes) -> Step:
@@ -338,7 +342,7 @@ def test_a_bomb_is_never_unpacked_beyond_its_size() -> None:
     body = bomb(100_000_000)
     tracemalloc.start()
     with pytest.raises(MessageError):
-        steps.inflate(body, 200)
+        totals.inflate(body, 200)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(body) > 50_000 and peak < len(body) + 1_000_000
@@ -347,7 +351,7 @@ def test_a_bomb_is_never_unpacked_beyond_its_size() -> None:
 def test_what_is_not_here_is_said_and_what_leads_elsewhere_is_not_used() -> None:
     made, recall = stepping(), Recall()
     first = of_sum(made, np.full(100, 3 * 127 + 5), round_=1)
-    state = made.go(ServerState.zeros(100), first)
+    state = made.go(ServerState.zeros(100), first, origin_of(100))
     led = recall.follow(made, name_of(state), steps.join(origin_of(100), [first.encode()]))
     assert led.state.encode() == state.encode() and led.followed
     assert recall.memory(RUN) == Memory(RUN)
@@ -406,7 +410,7 @@ def test_under_a_later_version_of_the_file_everybody_follows_on() -> None:
     run.post.link = type(run.post.link)({name: party.handle for name, party in members.items()})  # type: ignore[call-arg]
     run.take(home.policy)
     follow_rounds(run, members, 2)
-    assert max(down(run, 1).values()) < 3 * SIZE > max(down(run, 2).values())
+    assert max(down(run, 1).values()) < 4 * SIZE > max(down(run, 2).values())
     assert all(party.recall is not None and len(party.recall.memory(run.state.run).trail) == 2 for party in members.values())
 
 

@@ -182,7 +182,15 @@ def session_id(case: dict[str, Any]) -> bytes:
     ring = bind("Z mod 2^k", case["k"], case["bits"], case["length"])
     floors = (case["threshold"], case["min_cohort"], case["min_tokens"], 10, 10)
     members = [f for name, key in sorted(case["members"].items()) for f in (name, bytes.fromhex(key))]
-    start = (PROTOCOL, bytes.fromhex(case["federation"]), case["round"], case["attempt"], ring, bytes.fromhex(case["context"]))
+    start = (
+        PROTOCOL,
+        bytes.fromhex(case["federation"]),
+        case["round"],
+        case["attempt"],
+        ring,
+        0,
+        bytes.fromhex(case["context"]),
+    )
     return hashlib.sha256(bind(*start, *floors, *members)).digest()
 
 
