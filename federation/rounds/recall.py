@@ -10,8 +10,8 @@ A state is *followed* if this member went to it from zeros, where every run star
 and the federation's own rules (`steps`), or from a state that enough others signed to have
 followed. Whoever takes a state whole has followed nothing: it says so, and takes part only with
 enough others that have (`crypto.secagg`, `KeyCard.vouch`), from when on its state counts as followed
-too. So a coordinator that hands over an adapter of its own finds nobody who would vouch for it;
-that a told sum is the one that was opened is its word.
+too. So a coordinator that hands over an adapter of its own finds nobody who would vouch for it.
+Above 32 members, where sums carry no tags, that a told sum is the opened one is its word.
 
     recall.kept     magic and header length, 4 bytes each | header, JSON | states | sha256 of it all
 
