@@ -47,15 +47,19 @@ class RehearsalLearner:
 
 
 class ForgetfulRehearsal(RehearsalLearner):
-    """The same, its noise from the seed alone: for processes that do not live as long as a run, and to compare with theirs."""
+    """The same, its noise from its name alone, in every round the same.
+
+    For processes that do not live as long as a run, and to compare runs: seeds follow from the
+    run and the adapter's last bit, which rounding makes different each time.
+    """
 
     def __init__(self, size: int, name: str = "") -> None:
         super().__init__(size, name)
         self.name = name
 
     def train(self, flat: Vector, seed: int) -> Trained:
-        """As `Learner`; the same seed and adapter give the same result in every process."""
-        return RehearsalLearner(self.size, f"{self.name} {seed}").train(flat, seed)
+        """As `Learner`; the same adapter gives the same result in every process."""
+        return RehearsalLearner(self.size, self.name).train(flat, seed)
 
 
 class PacedRehearsal(RehearsalLearner):
