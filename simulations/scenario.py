@@ -119,6 +119,9 @@ def load(name: str) -> Scenario:
     shipped = SHIPPED / f"{name}.toml"
     if not path.exists() and shipped.exists():
         path = shipped
+    if not path.exists():
+        names = ", ".join(sorted(one.stem for one in SHIPPED.glob("*.toml")))
+        raise ConfigError(f"{path}: no such file, nor a shipped scenario; there are {names} (to copy: {SHIPPED})")
     table = tables.read_toml(path)
     scenario = tables.fill(Scenario, table, f"{path}: ")
     try:

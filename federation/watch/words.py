@@ -62,7 +62,9 @@ def sentence(event: Event) -> str | None:
         "train": "round {round}: training",
         "trained": "round {round}: trained on {tokens} answer tokens, loss {loss:.3f}",
         "refused": "refused: {reason}",
-        "adopted": "a finished adapter came: {adapter}",
+        "adopted": "a finished adapter came: {adapter}"
+        if event.get("adapter")
+        else "the run is over; a rehearsal leaves no adapter",
         "stays": "this node stays for the next run; Ctrl-C ends it, and `--once` makes it leave with its first adapter",
         "personal": "{words}",
     }

@@ -16,7 +16,7 @@ from quietchoir.federation.membership import roster
 from quietchoir.federation.membership.chain import found
 from quietchoir.federation.rounds import checkpoint
 from quietchoir.federation.rounds.checkpoint import Store
-from quietchoir.federation.watch import board, journal
+from quietchoir.federation.watch import board, journal, words
 from quietchoir.federation.watch.board import Board
 from quietchoir.federation.watch.journal import Journal
 from quietchoir.federation.watch.metrics import Metrics
@@ -205,3 +205,8 @@ def test_audit_says_that_the_log_is_whole_or_what_is_wrong(folder: Path, capsys:
     assert code == 1 and "line 2 does not follow" in words
     (folder / journal.FILE).unlink()
     assert quietchoir(capsys, "federation", "audit", folder)[0] == 1
+
+
+def test_the_end_of_a_rehearsal_does_not_name_an_adapter_that_is_none() -> None:
+    assert words.sentence({"event": "adopted", "adapter": "kitchen-1"}) == "a finished adapter came: kitchen-1"
+    assert words.sentence({"event": "adopted", "adapter": ""}) == "the run is over; a rehearsal leaves no adapter"

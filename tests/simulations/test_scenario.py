@@ -71,3 +71,8 @@ def test_a_fault_that_never_happens_is_refused(mode: str, round_: int, stage: st
     protection = ProtectionTable(mode=mode)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=reason):
         check(scenario.Scenario(name="s", protection=protection, faults=(fault,)), people)
+
+
+def test_a_scenario_that_is_nowhere_is_told_beside_those_that_are_shipped() -> None:
+    with pytest.raises(ConfigError, match="no such file, nor a shipped scenario; there are drop-outs, four-households"):
+        scenario.load("nope")
