@@ -33,7 +33,7 @@ from ...federation.membership.chain import found
 from ...federation.membership.guard import AggregationTable
 from ...federation.membership.policy import Policy
 from ...federation.membership.schedule import ScheduleTable
-from ...federation.protection import masked
+from ...federation.protection import masked, totals
 from ...federation.protection.seam import Sum
 from ...federation.rounds import assembly, party, steps
 from ...federation.rounds.coordinator import Coordinator
@@ -54,6 +54,7 @@ NO_BINDING = (
 )
 NO_FLOORS = ((bounds, "check", lambda *given: None), (party, "check_clipped", lambda *given: None))
 NO_VOUCHING = ((Session, "vouchers", 0),)
+NO_TAGS = tuple((one, "attested", lambda policy: False) for one in (totals, steps))  # members take its word for a sum
 ONE_SPLIT = tuple((one, "digest_of", lambda flat: bytes(32)) for one in (party, assembly))  # whatever adapter was told
 HEADER: dict[str, type] = {"kind": str, "recipient": str, **messages.FRAME}
 
@@ -64,14 +65,28 @@ def stage_of(letter: bytes) -> str:
 
 
 def sums_of(run: Coordinator) -> list[Sum]:
-    """Every sum that `run` opens from now on."""
-    found, honest = list[Sum](), run.assembly.open
+    """Every sum that `run` opens from now on: it knows one before it shows it to anybody, whatever comes of that."""
+    found, honest, ask = list[Sum](), run.assembly.open, run.post.ask
+
+    def note(one: Sum) -> None:
+        whole = one.total[: run.size]
+        if not any(one.parties == other.parties and np.array_equal(whole, other.total[: run.size]) for other in found):
+            found.append(one)
+
+    def asking(stage: str, payloads: Mapping[str, bytes], place: Place, timeout_s: float) -> Iterator[Any]:
+        if stage == masked.ATTEST:
+            for shown in set(payloads.values()):
+                names = tuple(sorted(name for name, one in payloads.items() if one == shown))
+                bits = run.policy.protection.bits
+                note(Sum(totals.decode_shown(shown, run.size, len(names), bits)[0], names))
+        return ask(stage, payloads, place, timeout_s)
 
     def noting(sums: tuple[Sum, ...], codec: Any) -> Any:
-        found.extend(sums)
+        for one in sums:
+            note(one)
         return honest(sums, codec)
 
-    run.assembly.open = noting  # type: ignore[method-assign]
+    run.post.ask, run.assembly.open = asking, noting  # type: ignore[method-assign]
     return found
 
 

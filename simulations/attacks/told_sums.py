@@ -12,11 +12,9 @@ import numpy as np
 
 from ...federation.learning.aggregate import Vector
 from ...federation.learning.learner import Counts, Trained
-from ...federation.protection import totals
-from ...federation.rounds import steps
 from ...federation.rounds.coordinator import Coordinator
 from .catalogue import Attack, Result
-from .coordinators import MIDDLE, many_sums, sums_of
+from .coordinators import MIDDLE, NO_TAGS, many_sums, sums_of
 from .scene import (
     CLOSE,
     RANGE,
@@ -32,7 +30,6 @@ from .scene import (
 
 ROWS, WIDTH = 24, 40  # of a layer whose weights and bias are the adapter
 PARTIES = 6
-BY_ITS_WORD: tuple[Stub, ...] = tuple((one, "attested", lambda policy: False) for one in (totals, steps))
 
 
 def tell(run: Coordinator, mean: Vector) -> None:
@@ -119,7 +116,7 @@ ATTACKS = (
         who="coordinator alone",
         mode="masked",
         promise="no step of the adapter is made of a sum that its members did not find to be theirs",
-        unprotected=lambda: led_to_a_trap(*BY_ITS_WORD),
+        unprotected=lambda: led_to_a_trap(*NO_TAGS),
         protected=led_to_a_trap,
     ),
     Attack(
@@ -127,7 +124,7 @@ ATTACKS = (
         who="coordinator alone",
         mode="masked",
         promise="a coordinator chooses no two adapters so close that their sums can be subtracted",
-        unprotected=lambda: all_but_the_same(*BY_ITS_WORD),
+        unprotected=lambda: all_but_the_same(*NO_TAGS),
         protected=all_but_the_same,
     ),
 )
