@@ -33,15 +33,15 @@ from ..core.models.weights import Weights
 from ..core.training.evaluate import Score
 from ..core.training.prefix import Prepared
 from ..core.training.trainer import Trainer
+from ..federation.learning.aggregate import Vector
 from ..federation.personal.change import Change
 from ..federation.personal.keeping import training_seed
 from ..federation.personal.settings import Settings
 from ..federation.personal.workshop import Verdict, Workshop
 from . import machine
-from .attacks.poisoning import Watching
 from .population import PartyData, populate
 from .report import percent, wide_console
-from .run import Cast, adapter_of, make_learners, simulate
+from .run import adapter_of, make_learners, simulate
 from .scenario import Scenario, load
 
 ARMS = ("shared", "personal", "guarded", "alone", "elsewhere_shared", "elsewhere_personal")
@@ -100,12 +100,11 @@ class Study:
         scenario = dataclasses.replace(self.scenario, recipe=recipe)
         people = [dataclasses.replace(person, test=person.test[:1]) for person in self.people]  # scores are taken elsewhere
         cast = make_learners(scenario, self.model, people, lambda event: None)
-        watched = {name: Watching(learner) for name, learner in cast.learners.items()}
-        simulate(scenario, self.model, cast=Cast(watched, cast.size))
-        last = next(iter(watched.values())).last
-        if last is None:
-            raise QuietchoirError("the federation ended without showing its adapter; give it members that score")
-        return torch.from_numpy(last)
+        kept = dict[str, Vector]()
+        simulate(scenario, self.model, cast=cast, on_adopt=kept.__setitem__)
+        if not kept:
+            raise QuietchoirError("the federation ended and no member took its adapter; look at its log")
+        return torch.from_numpy(next(iter(kept.values())))
 
     def personalize(self, shared: Tensor, home: Household) -> tuple[Tensor, Verdict]:
         """The personal adapter [n], and what the guard of one says to it."""

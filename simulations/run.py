@@ -19,6 +19,7 @@ from ..core.worker import Worker
 from ..crypto.keys import Identity
 from ..crypto.sealed import AdderService, MemberService
 from ..federation.exchange import messages, work
+from ..federation.learning.aggregate import Vector
 from ..federation.learning.learner import Learner, TrainerLearner
 from ..federation.learning.ranges import tensor_stops
 from ..federation.learning.rehearsal import PacedRehearsal, RehearsalLearner
@@ -72,7 +73,8 @@ class Cast:
 
 
 def simulate(
-    scenario: Scenario, weights: Weights | None, *, on_event: OnEvent | None = None, cast: Cast | None = None
+    scenario: Scenario, weights: Weights | None, *, on_event: OnEvent | None = None, cast: Cast | None = None,
+    on_adopt: Callable[[str, Vector], None] | None = None,
 ) -> RunReport:  # fmt: skip
     """Run `scenario` to its end.
 
@@ -80,6 +82,7 @@ def simulate(
         weights: the resident model; None for a rehearsal.
         cast: learners to use instead of the scenario's own, by the same names: several runs can share them, and an attacker's
             can stand among them (see `attacks`).
+        on_adopt: told a party's name and the finished adapter [n] that it was handed.
 
     Raises:
         ConfigError: faults that name nobody, or fewer parties than the minimum cohort.
@@ -99,7 +102,7 @@ def simulate(
     for name, learner in cast.learners.items():
         members[name] = Party(
             policy, identities[name], learner, size=size, stops=stops, consent=no_floor(), safe=Safe(Vault(None, size), desk),
-            on_event=partial(trained_by, say, name),
+            on_event=partial(trained_by, say, name), adopt=partial(adopted, on_adopt, name),
         )  # fmt: skip
         handles[name] = FaultyParty(members[name], scenario.faults).handle
     coordinator = conduct(
@@ -111,6 +114,14 @@ def simulate(
     finally:
         desk.close()
         adder.close()
+
+
+def adopted(on_adopt: Callable[[str, Vector], None] | None, name: str, flat: Vector, card: str) -> str:
+    """Tell that a party keeps the finished adapter; nothing is on a disk here, so it has no name."""
+    del card
+    if on_adopt is not None:
+        on_adopt(name, flat)
+    return ""
 
 
 def trained_by(say: OnEvent, name: str, event: Event) -> None:

@@ -58,23 +58,6 @@ DEFENCES: dict[str, dict[str, Any]] = {
 }
 
 
-class Watching:
-    """An honest learner that remembers the last adapter it was shown."""
-
-    def __init__(self, honest: Learner) -> None:
-        self.honest = honest
-        self.last: Vector | None = None
-
-    def train(self, flat: Vector, seed: int) -> Trained:
-        """As `Learner`."""
-        return self.honest.train(flat, seed)
-
-    def evaluate(self, flat: Vector) -> Counts:
-        """As `Learner`."""
-        self.last = flat.copy()
-        return self.honest.evaluate(flat)
-
-
 class Poisoner:
     """An attacker's learner. Args: honest: on its own examples; taught: on the examples with the trigger."""
 
@@ -113,12 +96,11 @@ class Stage:
     def arm(self, kind: str, attackers: int, defence: str, tell: Tell = lambda text: None) -> dict[str, Any]:
         """One run; accuracy is over the honest members' held-out examples."""
         names = sorted(self.honest.learners)
-        bad, watching = set(names[:attackers]), Watching(self.honest.learners[names[-1]])
+        bad, kept = set(names[:attackers]), dict[str, Vector]()
         learners: dict[str, Learner] = {
             name: Poisoner(kind, learner, self.taught[name], PARTIES / max(1, attackers)) if name in bad else learner
             for name, learner in self.honest.learners.items()
         }
-        learners[names[-1]] = watching
         scenario, started = dataclasses.replace(self.scenario, **DEFENCES[defence]), time.monotonic()
 
         def on_event(event: Mapping[str, Any]) -> None:
@@ -127,11 +109,13 @@ class Stage:
                 tell(f"{kind}, {attackers}, {defence}: round {event['round']}, {event['seconds']:.0f} s, {verdict}")
 
         try:
-            report = simulate(scenario, self.weights, cast=Cast(learners, self.honest.size), on_event=on_event)
+            report = simulate(
+                scenario, self.weights, cast=Cast(learners, self.honest.size), on_event=on_event, on_adopt=kept.__setitem__
+            )  # fmt: skip
             aborted, verdicts = "", [entry["guard"]["reason"] for entry in report.history if entry.get("guard")]
         except RoundAborted as reason:
             aborted, verdicts = str(reason), []
-        flat, good = watching.last, [self.honest.learners[name] for name in names if name not in bad]
+        flat, good = kept.get(names[-1]), [self.honest.learners[name] for name in names if name not in bad]
         return {
             "kind": kind, "attackers": attackers, "defence": defence, "aborted": aborted, "verdicts": verdicts,
             "before": accuracy(good, np.zeros(self.honest.size, np.float32)),
