@@ -2,7 +2,7 @@
 
 Knows their keys. Knows nothing of files, tokens or training.
 Always: what a row says is trained on, in the form that the assistant uses when it serves, or the row is refused with the key
-that cannot be; nothing of a message is left out in silence.
+that cannot be; nothing of a message is left out in silence, and keys beside the conversation are told (`beside`).
 
 A call is the text that the model writes for it (`toolcall.render`). The tools on offer are not: the assistant does not
 show them to the model either, so `tools` only decide which calls a row may hold.
@@ -18,12 +18,29 @@ from ..toolcall import ToolCall, render
 
 Messages = tuple[Mapping[str, str], ...]
 ROLES = ("system", "user", "assistant", "tool")
-READ = {"role", "content", "tool_calls", "tool_call_id", "weight", "name"}  # of a message; null elsewhere says nothing
+# Of a message. Null or empty elsewhere says nothing: OpenAI's client writes `annotations` so.
+READ = {"role", "content", "tool_calls", "tool_call_id", "weight", "name"}
 HALF = re.compile("[\ud800-\udfff]")
 SPEAKERS = {
     "system": "system", "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant",
     "model": "assistant", "function_call": "assistant", "tool": "tool", "observation": "tool", "function_response": "tool",
 }  # fmt: skip
+# Beside the conversation. What is read, by format; and what would change what a row teaches, but is not read.
+ROW_KEYS = {
+    "chat": {"messages", "tools", "functions", "parallel_tool_calls"},
+    "sharegpt": {"conversations", "conversation", "system", "tools"},
+    "alpaca": {"instruction", "input", "output", "system", "history", "text"},  # Stanford's `text` repeats the row
+}
+CARRIERS = {"messages", "conversations", "conversation", "instruction"}  # a row of its format has one of them
+CHANGING = {
+    **dict.fromkeys(("system", "system_prompt", "system_message"), "write it as the first message, of role system"),
+    **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), "only texts are read"),
+    **dict.fromkeys(("chosen", "rejected", "preferred_output", "non_preferred_output"), "preferences are not trained on"),
+    **dict.fromkeys(("function_call", "functions", "tools"), "a row of this format has none"),
+    "reference_answer": "an answer stands in the conversation",
+}
+FOUND_KEYS = 8  # named in a sentence
+VERDICTS = ("kto_tag", "label")  # false: the row's answer is a bad one
 
 
 def read_row(record: Any, kind: str = "chat") -> list[Messages]:
@@ -37,7 +54,17 @@ def read_row(record: Any, kind: str = "chat") -> list[Messages]:
     """
     if not isinstance(record, dict):
         raise ValueError(f"expected an object, found {_kind(record)}")
+    for key in beside(record, kind) if CARRIERS & ROW_KEYS[kind] & set(record) else ():
+        if key in CHANGING:
+            raise ValueError(f"the row has {key!r} beside the conversation: {CHANGING[key]}")
+        if key in VERDICTS and record[key] is False:
+            raise ValueError(f"{key!r} is false, so the answer is not to be learned; leave the row out")
     return chat(FORMATS[kind](record))
+
+
+def beside(record: Mapping[str, Any], kind: str = "chat") -> list[str]:
+    """Keys of a row that say something and are not trained on; it may be divided by them."""
+    return [key for key, value in record.items() if key not in ROW_KEYS[kind] and value not in (None, "", [], {})]
 
 
 def chat(record: Mapping[str, Any]) -> list[Messages]:
@@ -50,7 +77,7 @@ def chat(record: Mapping[str, Any]) -> list[Messages]:
     if not isinstance(given, list) or len(given) < 2:
         others = " (a ShareGPT row: --format sharegpt)" if "conversations" in record else ""
         others = " (an Alpaca row: --format alpaca)" if "instruction" in record else others
-        raise ValueError(f'expected an object with "messages", a list of two or more{others}')
+        raise ValueError(f'expected an object with "messages", a list of two or more{others}{_found(record, "messages")}')
     if record.get("functions") is not None:
         raise ValueError('"functions" is the old form; write "tools" and "tool_calls"')
     offered = _offered(record.get("tools"))
@@ -85,9 +112,10 @@ def sharegpt(record: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         ValueError: no turns, or one by somebody unknown.
     """
-    given = record.get("conversations", record.get("conversation"))
+    turns = "conversations" if "conversations" in record else "conversation"
+    given = record.get(turns)
     if not isinstance(given, list):
-        raise ValueError('expected "conversations", a list of {"from": …, "value": …}')
+        raise ValueError(f'expected "conversations", a list of {{"from": …, "value": …}}{_found(record, "conversations")}')
     messages: list[dict[str, Any]] = []
     if record.get("system"):
         messages.append({"role": "system", "content": record["system"]})
@@ -95,6 +123,8 @@ def sharegpt(record: Mapping[str, Any]) -> Mapping[str, Any]:
         if not isinstance(turn, dict):
             raise ValueError(f"turn {index} is {_kind(turn)}, expected an object")
         left = {key: value for key, value in turn.items() if key not in ("from", "value")}
+        if "from" not in turn and "role" in turn:
+            raise ValueError(f"turn {index} has a role: this is the chat format, under {turns!r}; call the key messages")
         if turn.get("from") not in SPEAKERS:
             raise ValueError(f"turn {index} is from {turn.get('from')!r}, expected one of {', '.join(SPEAKERS)}")
         message = {"role": SPEAKERS[turn["from"]], "content": turn.get("value"), **left}
@@ -119,7 +149,7 @@ def alpaca(record: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     for key in ("instruction", "output"):
         if not isinstance(record.get(key), str) or not record[key].strip():
-            raise ValueError(f'expected a text under "{key}"')
+            raise ValueError(f'expected a text under "{key}"{_found(record, key)}')
     more, system, history = record.get("input") or "", record.get("system") or "", record.get("history") or []
     pairs = isinstance(history, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in history)
     if not isinstance(more, str) or not isinstance(system, str) or not pairs:
@@ -143,7 +173,7 @@ def _message(message: Any, offered: Sequence[str] | None, where: str) -> tuple[s
     role = message.get("role")
     if role not in (*ROLES, "developer"):
         raise ValueError(f"{where} has role {role!r}, expected one of {', '.join(ROLES)}")
-    unread = sorted(key for key, value in message.items() if key not in READ and value is not None)
+    unread = sorted(key for key, value in message.items() if key not in READ and value not in (None, [], {}))
     unread += ["name"] if role != "tool" and message.get("name") is not None else []
     if unread:
         raise ValueError(f"{where} has {', '.join(map(repr, unread))}, which the model would not be shown; take it out")
@@ -226,6 +256,15 @@ def _whole(text: str, where: str) -> None:
         raise ValueError(
             f"{where} holds half a character ({found[0]!a}) at place {found.start() + 1}; it was cut in the middle"
         )
+
+
+def _found(record: Mapping[str, Any], key: str) -> str:
+    """The end of a sentence about a key that is not as it should be."""
+    if isinstance(record.get(key), list):
+        return f", found {len(record[key])}"
+    if key in record:
+        return f", found {'an empty text' if isinstance(record[key], str) else _kind(record[key])}"
+    return f", found the keys {', '.join(sorted(map(str, record))[:FOUND_KEYS]) or 'of an empty object'}"
 
 
 def _kind(value: Any) -> str:

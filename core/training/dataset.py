@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import log, paths
 from ..errors import DataError
-from .conversations import HALF
+from .conversations import HALF, beside
 from .examples import Example, Row, encode_jsonl, read_rows
 from .home import Household, Request, furnish, requests
 from .templates import grammar, split
@@ -26,6 +26,7 @@ from .templates import grammar, split
 DEFAULT_SEED = 1
 HELD_OUT = 0.25  # of the wordings of every (intent, arguments)
 TRAIN, TEST, HOME = "train.jsonl", "test.jsonl", "home.json"
+NAMED_KEYS = 8  # of those that nothing is read from
 NAME_LETTERS, NAME_BYTES = 64, 200  # of a party's folder; disks take 255 bytes
 MARK = 12  # hex digits that tell parties of one name apart
 RESERVED = re.compile("con|prn|aux|nul|com[0-9]|lpt[0-9]")  # names that Windows gives to devices
@@ -155,6 +156,11 @@ def build_jsonl(file: Path, folder: Path, division: Division | None = None, kind
         found.append(DatasetInfo(name, folder / name, len(train), len(test), False))
     if tools := sum(row.record.get("tools") is not None for row in rows):
         logger.warning("%s: %d rows list tools; they decide which calls are right, the model is not shown them", file, tools)
+    keys = Counter(key for row in rows for key in beside(row.record, kind) if key != by.partition_by)
+    if keys:
+        said = ", ".join(f"{key} ({count} rows)" for key, count in keys.most_common(NAMED_KEYS))
+        more = f" and {len(keys) - NAMED_KEYS} more keys" if len(keys) > NAMED_KEYS else ""
+        logger.warning("%s: beside the conversations, and not trained on: %s%s", file, said, more)
     paths.write_together(files)
     return found
 
@@ -169,7 +175,7 @@ def partition(rows: Sequence[Row], key: str | None, file: Path) -> dict[str, lis
         return {file.stem: list(rows)}
     missing = [row.number for row in rows if not usable(row.record.get(key))]
     if missing:
-        shown = ", ".join(map(str, missing[:8]))
+        shown = ", ".join(map(str, missing[:8])) + (", …" if len(missing) > 8 else "")
         raise DataError(
             f"{file}: {len(missing)} rows have no text or whole number under {key!r} (lines {shown}); nothing written"
         )

@@ -13,7 +13,9 @@ from typing import Any
 
 from .. import paths
 from ..errors import DataError
+from ..models.pointer import pointer_words
 from ..prompt import PromptFormat
+from ..screen import one_line
 from ..toolcall import parse
 from .conversations import read_row
 
@@ -25,7 +27,8 @@ PACKED = {  # how it begins → with what, and the way out
     b"PK\x03\x04": ("zip", "unpack it: unzip FILE"),
     b"PAR1": ("Parquet", "write it as JSON lines, for example with pandas: to_json(…, orient='records', lines=True)"),
 }
-NAMED_LINES = 8  # so many bad lines are described; the rest are counted
+SHOWN = 40  # bytes of a strange file's beginning
+NAMED_FAULTS, NAMED_LINES = 8, 8  # so many faults are described, each with so many lines; the rest are counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ def read_rows(path: Path, kind: str = "chat") -> list[Row]:
     if other := other_format(content):
         raise DataError(f"{path}: {other}")
     rows: list[Row] = []
-    faults: list[str] = []
+    faults: dict[str, list[int]] = {}  # what is wrong → lines
     for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
         if not line.strip():
             continue
@@ -87,15 +90,29 @@ def read_rows(path: Path, kind: str = "chat") -> list[Row]:
             record = json.loads(line.decode("utf-8"))
             rows.append(Row(number, tuple(map(Example, read_row(record, kind))), record))
         except UnicodeDecodeError as error:
-            faults.append(f"line {number}: not UTF-8 at byte {error.start + 1} of the line")
+            faults.setdefault(f"not UTF-8 at byte {error.start + 1} of the line", []).append(number)
+        except json.JSONDecodeError as error:
+            faults.setdefault(f"not JSON at character {error.pos + 1} of the line: {error.msg}", []).append(number)
         except (ValueError, RecursionError) as error:
-            faults.append(f"line {number}: {error}")
+            faults.setdefault(str(error), []).append(number)
     if faults:
-        more = f"; and {len(faults) - NAMED_LINES} more" if len(faults) > NAMED_LINES else ""
-        raise DataError(f"{path}: {len(faults)} bad lines, nothing was read. {'; '.join(faults[:NAMED_LINES])}{more}")
+        raise DataError(f"{path}: {told(faults)}")
     if not rows:
         raise DataError(f'{path}: no examples; each line must be {{"messages": [{{"role": …, "content": …}}, …]}}')
     return rows
+
+
+def told(faults: Mapping[str, Sequence[int]]) -> str:
+    """Every fault once, with the first of its lines."""
+    count = sum(map(len, faults.values()))
+    words = []
+    for fault, lines in list(faults.items())[:NAMED_FAULTS]:
+        more = f" and {len(lines) - NAMED_LINES} more" if len(lines) > NAMED_LINES else ""
+        many = "s" if len(lines) > 1 else ""
+        words.append(f"line{many} {', '.join(map(str, lines[:NAMED_LINES]))}{more}: {fault}")
+    if len(faults) > NAMED_FAULTS:
+        words.append(f"and {len(faults) - NAMED_FAULTS} other faults")
+    return f"{count} bad line{'s' if count > 1 else ''}, nothing was read. {'; '.join(words)}"
 
 
 def other_format(content: bytes) -> str:
@@ -106,11 +123,26 @@ def other_format(content: bytes) -> str:
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:64]:
         return "UTF-16 or UTF-32, or no text at all; save it as UTF-8"
     text = content.removeprefix(codecs.BOM_UTF8).lstrip()
+    if words := pointer_words(content):
+        return words
+    if text.startswith(b"<"):
+        return "HTML or XML, perhaps a page that says why there is no file; look into it, then download the file again"
+    if text and not text.startswith((b"{", b"[")) and not _is_json(first := text.splitlines()[0]):
+        shown = one_line(first[:SHOWN].decode("utf-8", "replace"))
+        return f"begins with {shown!r}, which is no JSON; one object a line is expected (of a table, write each row so)"
     if text.startswith(b"["):
         return "a JSON array; one object a line is expected: jq -c '.[]' FILE > rows.jsonl"
     if text.startswith(b"{") and _spans_lines(text.decode("utf-8", "replace")):
         return "pretty-printed JSON, one object over several lines; one a line is expected: jq -c . FILE > rows.jsonl"
     return ""
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _spans_lines(text: str) -> bool:

@@ -75,8 +75,8 @@ WRONG: dict[str, tuple[Callable[[Path], Path | None], str]] = {
     "a file": (a_file, "a file, expected a folder with train.jsonl"),
     "an empty folder": (lambda folder: folder, "no train.jsonl in it; make it with"),
     "all parties'": (parties, "name one of the folders in it: household-0, household-1"),
-    "a bad line": (bad_line, "1 bad lines, nothing was read. line 1"),
-    "bad held-out ones": (bad_test, "test.jsonl: 1 bad lines"),
+    "a bad line": (bad_line, "1 bad line, nothing was read. line 1"),
+    "bad held-out ones": (bad_test, "test.jsonl: 1 bad line"),
     "ones that show the model something else": (otherwise, "of 2 examples, 1 do not begin with the system message 'Do it.'"),
     "no lines": (empty, "no examples; each line must be"),
 }

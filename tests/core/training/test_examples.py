@@ -45,7 +45,7 @@ def test_blank_lines_and_other_keys_are_no_fault(tmp_path: Path) -> None:
 )
 def test_a_bad_line_is_named_by_its_number_and_fault(tmp_path: Path, line: str, fault: str) -> None:
     (tmp_path / "a.jsonl").write_text(f"{GOOD}\n\n{line}\n{GOOD}\n")
-    with pytest.raises(DataError, match=r"1 bad lines, nothing was read\. line 3: ") as caught:
+    with pytest.raises(DataError, match=r"1 bad line, nothing was read\. line 3: ") as caught:
         read_jsonl(tmp_path / "a.jsonl")
     assert fault in str(caught.value)
 
@@ -57,8 +57,8 @@ def test_bytes_that_are_no_text_are_a_bad_line(tmp_path: Path) -> None:
 
 
 def test_many_bad_lines_are_counted_and_not_all_told(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text("x\n" * 20)
-    with pytest.raises(DataError, match=r"20 bad lines.*line 8: .*and 12 more"):
+    (tmp_path / "a.jsonl").write_text("{x\n" * 20)
+    with pytest.raises(DataError, match=r"20 bad lines.*lines 1, 2, .*, 8 and 12 more: "):
         read_jsonl(tmp_path / "a.jsonl")
 
 

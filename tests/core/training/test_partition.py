@@ -87,3 +87,11 @@ def test_a_share_that_leaves_one_side_empty_is_refused(tmp_path: Path, share: fl
     file = write(tmp_path / "a.jsonl", [record("a"), record("b")])
     with pytest.raises(DataError, match="between 0 and 1"):
         build_jsonl(file, tmp_path / "out", Division(test_share=share))
+
+
+def test_keys_that_nothing_is_read_from_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [record(f"{index}", team="a", id=index, source="web") for index in range(4)]
+    del rows[0]["source"]
+    build_jsonl(write(tmp_path / "a.jsonl", rows), tmp_path / "out", Division(partition_by="team"))
+    assert "not trained on: id (4 rows), source (3 rows)" in caplog.text
+    assert "team" not in caplog.text
