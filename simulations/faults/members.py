@@ -53,7 +53,7 @@ def third_vanishes(scene: Scene) -> None:
 
 
 def too_few_are_left(scene: Scene) -> None:
-    """Four of ten freeze after they have shared: six survivors, seven needed; the round aborts with its reason."""
+    """Four of ten freeze after they have shared: six survivors, seven needed; the round aborts, and waits for one of them."""
     frozen = scene.plan.names[:4]
 
     def rule(passage: Passage) -> Act:
@@ -65,9 +65,10 @@ def too_few_are_left(scene: Scene) -> None:
     reason = scene.coordinator.until("aborted", PATIENCE_S)["reason"]
     scene.proxy.rule = None
     require("need 7" in reason, f"the round aborted, but said: {reason}")
-    event = scene.round(without=frozenset(frozen))  # a new round with those that are there
-    require(len(event["parties"]) == 6, f"the sum has {event['parties']}")
-    for name in frozen:
+    scene.nodes[frozen[0]].thaw()
+    event = scene.round(without=frozenset(frozen[1:]))  # a new round with those that are there, seven of ten
+    require(len(event["parties"]) == 7, f"the sum has {event['parties']}")
+    for name in frozen[1:]:
         scene.nodes[name].thaw()
     scene.whole()
 

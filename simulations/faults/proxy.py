@@ -6,6 +6,7 @@ Always: without a rule everything passes as it is; leaving it closes its port an
 """
 
 import asyncio
+import io
 import re
 import ssl
 import tempfile
@@ -145,7 +146,7 @@ class Proxy:
         """The coordinator's answer."""
         port = self.elsewhere.get(node, self.behind)
         kept = {name: value for name, value in request.headers.items() if name.lower() not in ("host", "content-length")}
-        async with self.session.post(f"https://{HOST}:{port}{request.path}", data=body, headers=kept) as answer:
+        async with self.session.post(f"https://{HOST}:{port}{request.path}", data=io.BytesIO(body), headers=kept) as answer:
             shown = {name: answer.headers[name] for name in ("content-type", "date") if name in answer.headers}
             return answer.status, shown, await answer.read()
 
