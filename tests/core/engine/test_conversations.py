@@ -206,5 +206,5 @@ def test_a_folder_that_cannot_be_written_is_said(weights, tmp_path):
     engine = Engine(weights, config())
     generate(engine, [REQUEST])
     (tmp_path / "file").write_text("")
-    with pytest.raises(QuietchoirError, match="cannot be made"):
+    with pytest.raises(QuietchoirError, match="no folder can be made"):
         engine.conversations.save(PROMPT, tmp_path / "file" / "x.conversation")
