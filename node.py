@@ -59,7 +59,7 @@ class RegistryStore:
                 logger.warning("an adapter is left out: %s", error)
                 continue
             if self.model_digest in card.models:
-                found.append(AdapterInfo(name, describe(card), card.prompt))
+                found.append(AdapterInfo(name, describe(card), card.prompt, card.name))
         return found
 
     def load(self, id: str) -> "Adapter":

@@ -114,9 +114,10 @@ class FakeStore:
     chosen: str | None = None
     broken: frozenset[str] = frozenset()
     loads: list[str] = field(default_factory=list)
+    called: dict[str, str] = field(default_factory=dict)
 
     def list(self) -> Sequence[AdapterInfo]:
-        return [AdapterInfo(id, "trained together") for id in self.ids]
+        return [AdapterInfo(id, "trained together", name=self.called.get(id, "")) for id in self.ids]
 
     def load(self, id: str) -> Any:
         self.loads.append(id)

@@ -16,6 +16,7 @@ from ..prompt import AS_IT_COMES, PromptFormat
 if TYPE_CHECKING:
     from ..models.adapter import Adapter  # with torch, which a node that serves does without
 
+SHOWN = 12  # characters of an id in a sentence
 PREFIX = 6  # characters of an id that may stand for it
 DEFAULT = "default"  # the model name that means: whatever is active
 logger = log.get("adapters")
@@ -28,6 +29,7 @@ class AdapterInfo:
     id: str
     description: str = ""  # a few words for its owner
     prompt: PromptFormat = AS_IT_COMES  # how it was trained to be asked
+    name: str = ""  # what it is called here; several may be called alike
 
 
 class AdapterStore(Protocol):
@@ -142,7 +144,7 @@ class AdapterSwitch:
         return await self.hold(name)
 
     async def hold(self, name: str) -> str:
-        """See that the engine holds the adapter that `name` means: an id, or the only one that begins so.
+        """See that the engine holds the adapter that `name` means: an id, the only one that begins so, or that is called so.
 
         Returns:
             its id.
@@ -154,12 +156,15 @@ class AdapterSwitch:
             held = self.shelf.names()
             if name in held:
                 return name
-            prompts = {info.id: info.prompt for info in await self.infos()}
-            known = list(prompts)
-            meant = [id for id in known if id == name] or [id for id in known if len(name) >= PREFIX and id.startswith(name)]
+            infos = await self.infos()
+            prompts = {info.id: info.prompt for info in infos}
+            meant = [id for id in prompts if id == name]
+            meant = meant or [id for id in prompts if len(name) >= PREFIX and id.startswith(name)]
+            meant = meant or [info.id for info in infos if name and info.name == name]
             if len(meant) != 1:
-                offered = ", ".join([self.model, *known])
-                raise ModelNotFoundError(f"{name} is neither this node's model nor one of its adapters; it has: {offered}")
+                offered = ", ".join([self.model, *(f"{info.name or info.id} ({info.id[:SHOWN]})" for info in infos)])
+                found = f"means {len(meant)} adapters here" if meant else "is neither this node's model nor one of its adapters"
+                raise ModelNotFoundError(f"{name} {found}; it has: {offered}")
             [id] = meant
             if id not in held:
                 await asyncio.to_thread(self.shelf.load, id, await asyncio.to_thread(self.store.load, id))

@@ -243,6 +243,10 @@ def read_tensors(path: Path, config: dict[str, Any]) -> tuple[dict[str, Tensor],
             header = json.loads((file.metadata() or {}).get(OWN_KEY, "{}"))
             held = {name.removeprefix(PREFIX): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
+        if (pickled := path.with_suffix(".bin")).exists():
+            raise ModelFileError(
+                f"{pickled}: pickled, as older PEFT wrote adapters; load it with peft and save it again, as safetensors"
+            ) from None
         raise ModelNotFoundError(f"{path}: no such file; the checkpoint is incomplete, get it again") from None
     except (OSError, ValueError, TypeError, RuntimeError, MemoryError, RecursionError, safetensors.SafetensorError) as error:
         refuse_pointer(path)

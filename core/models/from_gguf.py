@@ -28,6 +28,21 @@ ROPE_KEYS = (  # below "FAMILY.rope."; one that is not here may mean anything
     *("dimension_count", "freq_base", "freq_base_swa", "scale_linear", "scaling.type", "scaling.factor"),
     *("scaling.original_context_length", "scaling.attn_factor", "scaling.finetuned"),
 )
+# Below "FAMILY.", all that a file may say: what is read, and what changes no logit. What is not here may mean anything.
+READ = (
+    *("block_count", "context_length", "embedding_length", "feed_forward_length", "expert_count"),
+    *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"),
+    *("attention.layer_norm_rms_epsilon", "attention.sliding_window", "attention.scale"),
+    *("attn_logit_softcapping", "final_logit_softcapping"),
+)
+HARMLESS = ("vocab_size", "tensor_data_layout", "expert_used_count", "pooling_type")
+NEUTRAL: dict[str, tuple[object, ...]] = {  # values by which a file says what is so anyway
+    "attention.causal": (True,),
+    "use_parallel_residual": (False,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    **dict.fromkeys(("logit_scale", "embedding_scale", "residual_scale"), (0.0, 1.0)),
+}
 NOPE_STEP = 4  # every fourth layer of SmolLM3 has no rope
 WINDOWED = (LLAMA, PHI3, GEMMA3)  # families of which we know what a file's window means
 
@@ -128,7 +143,7 @@ def sizes(file: GgufFile, keys: Keys) -> dict[str, Any]:
 
 def gemma3(keys: Keys, found: dict[str, Any], window: int) -> dict[str, Any]:
     """What Gemma 3 does besides: five windowed layers with a rope of their own, then one that sees everything."""
-    local = [(layer + 1) % GEMMA_PATTERN != 0 for layer in range(min(found["layers"], 1024))]
+    local = local_layers(min(found["layers"], 1024))
     local_rope = keys.real("rope.freq_base_swa", GEMMA_LOCAL_ROPE)
     if found["rope_factors"] and local_rope == found["rope_theta"]:
         raise ValueError("rope is scaled, and both kinds of layers turn by the same base")
@@ -178,6 +193,11 @@ def factor_row(file: GgufFile, name: str, blocks: Blocks, head_size: int) -> lis
 def unsupported(keys: Keys, architecture: Architecture) -> str:
     """What a file may also ask for, and this code does not compute."""
     size = architecture.head_size
+    if setting := unread(keys.file, keys.family):
+        return f"it has the setting {setting}"
+    scale = keys.real("attention.scale", 0.0)
+    if keys.family is not GEMMA3 and scale and not math.isclose(scale, size**-0.5, rel_tol=1e-4):
+        return f"its attention is scaled by {scale:.4g}"
     if keys.whole("rope.dimension_count", size) != size:
         return "rope turns only part of a head"
     if keys.whole("attention.value_length", size) != size:
@@ -189,6 +209,27 @@ def unsupported(keys: Keys, architecture: Architecture) -> str:
     if architecture.windows and keys.family not in WINDOWED:
         return f"some layers of this {keys.family.name} model see only a window"
     return ""
+
+
+def unread(file: GgufFile, family: Family) -> str:
+    """A setting of this family that would be passed over, with its value; "" if there is none."""
+    prefix = f"{family.name}."
+    for key, value in sorted(file.metadata.items()):
+        name = key.removeprefix(prefix)
+        if name == key or name.startswith("rope.") or name in (*READ, *HARMLESS):
+            continue
+        if name == "attention.sliding_window_pattern" and family is GEMMA3:
+            if value == GEMMA_PATTERN or (isinstance(value, list) and value == local_layers(len(value))):
+                continue
+        elif not isinstance(value, list) and value in NEUTRAL.get(name, ()):
+            continue
+        return f"{key:.80} = {value!r:.40}"
+    return ""
+
+
+def local_layers(layers: int) -> list[bool]:
+    """Which layers of Gemma 3 see a window alone."""
+    return [(layer + 1) % GEMMA_PATTERN != 0 for layer in range(layers)]
 
 
 def name_tensors(file: GgufFile, architecture: Architecture) -> dict[str, Blocks]:

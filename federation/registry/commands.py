@@ -27,7 +27,7 @@ def register(verbs: "_SubParsersAction[ArgumentParser]") -> "_SubParsersAction[A
     export = actions.add_parser("export", help="write an adapter for other tools: a PEFT folder, or a GGUF file for llama.cpp")
     bringing = actions.add_parser("import", help="keep somebody else's PEFT folder; it is marked as unsigned")
     for action in (show, activate, removing, export):
-        action.add_argument("adapter", metavar="NAME", help="the first characters of its name are enough")
+        action.add_argument("adapter", metavar="NAME", help="what `list` calls it, or the first characters of its digest")
     export.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="a new folder for a PEFT checkpoint")
     export.add_argument("--gguf", type=Path, metavar="FILE", help="a new file for llama.cpp (--lora FILE)")
     export.add_argument(

@@ -192,7 +192,10 @@ class Registry:
         self.pointer = self.home / "active-adapter.json"
 
     def put(self, adapter: "Adapter", card: Card) -> str:
-        """Keep an adapter; return its name. Keeping the same one twice changes nothing.
+        """Keep an adapter; return its name.
+
+        Keeping the same one twice changes nothing, except that a card that nobody signed gives way: to one that says
+        whose it is and how it was trained to be asked, or to what its owner calls it now.
 
         Raises:
             IntegrityError: the card is of another adapter.
@@ -200,7 +203,11 @@ class Registry:
         name = content_hash(adapter)
         if card.adapter != name:
             raise IntegrityError(f"the card is of adapter {card.adapter[:SHOWN]}, the content is {name[:SHOWN]}; not kept")
-        if (self.folder / name).exists():
+        if (kept := self.folder / name).exists():
+            if not self.card(name).signer:
+                for file in kept.iterdir():
+                    file.chmod(card.mode)
+                paths.write_atomically(kept / CARD, card.text().encode("ascii"), mode=card.mode)
             return name
         paths.private_folder(self.folder)
         scratch = Path(tempfile.mkdtemp(dir=self.folder, prefix=".new-"))
@@ -244,16 +251,31 @@ class Registry:
         return sorted(entry.name for entry in self.folder.iterdir() if len(entry.name) == 64 and (entry / CARD).exists())
 
     def find(self, prefix: str) -> str:
-        """The one adapter whose name begins with `prefix`.
+        """The one adapter whose name begins with `prefix`, or else the one whose card calls it that.
 
         Raises:
             RequestError: none, or several.
         """
         matches = [name for name in self.list() if prefix and name.startswith(prefix)]
+        if len(matches) == 1:
+            return matches[0]
+        titles = {name: self.title(name) for name in self.list()}
+        if not matches:
+            matches = [name for name, title in titles.items() if prefix and title == prefix]
         if len(matches) != 1:
-            advice = "; ".join(name[:SHOWN] for name in self.list()) or "none is here yet: join a federation first"
-            raise RequestError(f"{len(matches)} adapters begin with {prefix!r}, expected one; here: {advice}")
+            here = "; ".join(f"{name[:SHOWN]} {title}".strip() for name, title in titles.items())
+            raise RequestError(
+                f"{len(matches)} adapters begin with {prefix!r} or are called so, expected one; here: "
+                f"{here or 'none yet: join a federation first'}"
+            )
         return matches[0]
+
+    def title(self, name: str) -> str:
+        """What the card of one adapter calls it; "" if the card is damaged, which `card` tells."""
+        try:
+            return self.card(name).name
+        except FederationError:
+            return ""
 
     def card(self, prefix: str) -> Card:
         """The checked card of one adapter.

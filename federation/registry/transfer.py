@@ -92,7 +92,7 @@ def export_gguf(registry: Registry, prefix: str, file: Path, weights: "Weights",
 def bring_in(
     registry: Registry, folder: Path, weights: "Weights", title: str = "", chain: Chain | None = None
 ) -> tuple[str, Card]:
-    """Keep a PEFT checkpoint; return its name and its card.
+    """Keep a PEFT checkpoint; return its name and the card that is kept with it.
 
     Args:
         title: what an unsigned adapter is called here; by default its folder.
@@ -131,4 +131,5 @@ def bring_in(
         adapter = dataclasses.replace(adapter, base_digest=weights.digest)
     if card is None:
         card = Card.unsigned(content_hash(adapter), title or folder.resolve().name, weights.digest)
-    return registry.put(adapter, card), card
+    name = registry.put(adapter, card)
+    return name, registry.card(name)

@@ -99,6 +99,31 @@ def test_activation_and_rollback_walk_the_history(home: House, tmp_path: Path) -
     assert registry.active() is None
 
 
+def test_an_adapter_is_found_by_what_its_card_calls_it_unless_two_are_called_so(home: House, tmp_path: Path) -> None:
+    registry, one, two = Registry(tmp_path), adapter(0.5), adapter(0.25)
+    first = registry.put(one, Card.unsigned(content_hash(one), "Küche", "m"))
+    second = registry.put(two, Card.unsigned(content_hash(two), first[:8], "m"))
+    assert registry.find("Küche") == first == registry.find(first[:8])  # a digest before a name
+    registry.put(two, Card.unsigned(second, "Küche", "m"))
+    with pytest.raises(RequestError, match=rf"2 adapters begin with 'Küche' or are called so.*{second[:12]} Küche"):
+        registry.activate("Küche")
+    with pytest.raises(RequestError, match="0 adapters begin with ''"):
+        registry.find("")
+
+
+def test_a_card_that_nobody_signed_gives_way_and_a_signed_one_stays(home: House, tmp_path: Path) -> None:
+    registry, one = Registry(tmp_path), adapter(0.5)
+    signed, plain = card(home, one), Card.unsigned(content_hash(one), "mine", "m")
+    name = registry.put(one, plain)
+    assert registry.card(name) == plain
+    registry.put(one, dataclasses.replace(plain, name="ours"))
+    assert registry.card("ours").adapter == name
+    registry.put(one, signed)
+    assert registry.card(name) == signed
+    registry.put(one, plain)
+    assert registry.card(name) == signed and content_hash(registry.load(name)) == name
+
+
 def test_a_folder_that_is_not_whole_is_not_listed(home: House, tmp_path: Path) -> None:
     registry, one = Registry(tmp_path), adapter(0.5)
     name = registry.put(one, card(home, one))

@@ -257,6 +257,9 @@ def test_the_verbs_export_import_and_say_who_vouches(
     assert '"signed": false' in adapter_verb("show", name[:9], home=other)[1]
     assert "nobody vouches" in adapter_verb("activate", name[:9], home=other)[1]
     assert "the bare model" in adapter_verb("rollback", home=other)[1]
+    assert f"active: {name}" in adapter_verb("activate", "theirs", home=other)[1]
+    assert "mine" in adapter_verb("import", tmp_path / "out", "--model", file, "--name", "mine", home=other)[1]
+    assert "mine" in adapter_verb("list", home=other)[1]
 
 
 def test_adapters_that_are_kept_on_the_way_name_their_parents(registry: Registry, tiny: Weights) -> None:

@@ -46,8 +46,19 @@ async def test_a_model_name_means_one_adapter(name: str | None, expected: str | 
 
 @pytest.mark.parametrize("name", ["gpt-5", "smollm2:c", "", "b:smollm2"])
 async def test_an_unknown_name_is_refused_with_what_there_is(name: str) -> None:
-    with pytest.raises(ModelNotFoundError, match="smollm2, a, b"):
+    with pytest.raises(ModelNotFoundError, match=r"smollm2, a \(a\), b \(b\)"):
         await switch().resolve(name)
+
+
+async def test_an_adapter_answers_to_what_it_is_called_unless_two_are() -> None:
+    store = FakeStore(("f00dcafe11", "f00dcafe22", "f00dbeef33"), called={"f00dcafe11": "kitchen", "f00dbeef33": "f00dcafe22"})
+    held = switch(store)
+    for name in ("kitchen", "smollm2:kitchen", "base:kitchen"):
+        assert await held.resolve(name) == "f00dcafe11"
+    assert await held.resolve("f00dcafe22") == "f00dcafe22"  # an id before a name
+    store.called["f00dbeef33"] = "kitchen"
+    with pytest.raises(ModelNotFoundError, match=r"kitchen means 2 adapters here; .* kitchen \(f00dcafe11\)"):
+        await held.resolve("kitchen")
 
 
 async def test_a_switch_that_fails_leaves_the_old_adapter_active() -> None:

@@ -208,6 +208,9 @@ def test_missing_and_damaged_files_are_told_apart(adapter: Adapter, tmp_path: Pa
     file.unlink()
     with pytest.raises(ModelNotFoundError, match="incomplete"):
         Adapter.load(tmp_path)
+    (tmp_path / "adapter_model.bin").write_bytes(b"")
+    with pytest.raises(ModelFileError, match=r"adapter_model.bin: pickled.*save it again, as safetensors"):
+        Adapter.load(tmp_path)
     (tmp_path / "adapter_config.json").write_text("[" * 100_000)
     with pytest.raises(ModelFileError, match="not a readable JSON"):
         Adapter.load(tmp_path)

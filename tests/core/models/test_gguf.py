@@ -241,6 +241,38 @@ def test_a_gguf_file_that_is_no_model_says_what_it_is(
         weights.load(write_model(metadata=metadata, family=family))
 
 
+@pytest.mark.parametrize(
+    ("metadata", "sentence"),
+    [
+        ({"attention.causal": False}, "it has the setting llama.attention.causal = False"),
+        ({"logit_scale": 0.5}, "llama.logit_scale = 0.5"),
+        ({"embedding_scale": 12.0}, "llama.embedding_scale = 12.0"),
+        ({"residual_scale": 0.25}, "llama.residual_scale = 0.25"),
+        ({"attention.clamp_kqv": 1.0}, "llama.attention.clamp_kqv = 1.0"),
+        ({"attention.scale": 0.015625}, "its attention is scaled by 0.01562"),
+        ({"use_parallel_residual": True}, "llama.use_parallel_residual = True"),
+        ({"attention.sliding_window_pattern": [True, False]}, "llama.attention.sliding_window_pattern"),
+        ({"tomorrow": 0}, "llama.tomorrow = 0"),
+    ],
+)
+def test_a_gguf_file_with_a_setting_that_is_not_computed_is_refused(
+    write_model: WriteModel, metadata: dict[str, Any], sentence: str
+) -> None:
+    path = write_model(metadata={f"llama.{key}": value for key, value in metadata.items()})
+    with pytest.raises(ModelFileError, match=sentence):
+        weights.load(path)
+
+
+def test_settings_that_say_what_is_so_anyway_are_passed_over(write_model: WriteModel) -> None:
+    said = {"attention.causal": True, "logit_scale": 1.0, "residual_scale": 0.0, "vocab_size": 9, "expert_used_count": 2}
+    path = write_model(metadata={f"llama.{key}": value for key, value in said.items()})
+    head_size = weights.load(path).architecture.head_size
+    scaled = write_model(
+        metadata={f"llama.{key}": value for key, value in {**said, "attention.scale": head_size**-0.5}.items()}
+    )
+    assert weights.load(scaled).architecture == weights.load(path).architecture
+
+
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 98362432\n"
 
 
