@@ -12,7 +12,7 @@ from ..assistant.assistant import Ask
 from ..engine.request import MAX_LOGPROBS
 from . import forms, messages
 from .refusals import BadRequest, parse_json
-from .schemas import Reader, Record, anything, either, flag, listed, mapping, named, number, only, text
+from .schemas import Reader, Record, anything, either, flag, listed, mapping, named, number, only, shown, text
 
 DEFAULT_TOKENS = 256
 MAX_STOPS = 4
@@ -72,9 +72,17 @@ CHAT = Record(
     ["messages"],
     INDIFFERENT | NEUTRAL,
 )
-PROMPT = either(named, listed(named, least=1, most=1))
+
+
+def prompts(value: Any, where: str) -> Any:
+    """One text, alone or in a list; OpenAI's other two forms, token ids and several of either, are not read."""
+    if isinstance(value, list) and value and not isinstance(value[0], str):
+        raise BadRequest(f"{where} holds {shown(value[0])}, expected a text; token ids are not read here", where)
+    return either(named, listed(named, least=1, most=1))(value, where)
+
+
 COMPLETION = Record(
-    SHARED | SAMPLING | {"prompt": PROMPT, "logprobs": number(int, 0, MAX_LOGPROBS)}, ["prompt"], INDIFFERENT | NEUTRAL
+    SHARED | SAMPLING | {"prompt": prompts, "logprobs": number(int, 0, MAX_LOGPROBS)}, ["prompt"], INDIFFERENT | NEUTRAL
 )
 
 

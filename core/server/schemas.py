@@ -80,7 +80,7 @@ def number(kind: type, low: float, high: float) -> Reader:
         if type(value) not in ((int, float) if kind is float else (int,)):
             raise BadRequest(f"{where} is {shown(value)}, expected {'a whole number' if kind is int else 'a number'}", where)
         if not low <= value <= high:
-            raise BadRequest(f"{where} is {shown(value)}, expected {low:g} to {high:g}", where)
+            raise BadRequest(f"{where} is {shown(value)}, expected {low:.15g} to {high:.15g}", where)
         return kind(value)
 
     return read
@@ -104,7 +104,7 @@ def listed(item: Reader, least: int = 0, most: int | None = None) -> Reader:
         if not isinstance(value, list):
             raise BadRequest(f"{where} is a {type(value).__name__}, expected a list", where)
         if len(value) < least or (most is not None and len(value) > most):
-            size = f"at least {least}" if most is None else f"{least} to {most}"
+            size = f"at least {least}" if most is None else f"{least} to {most}" if least < most else f"{most}"
             raise BadRequest(f"{where} holds {len(value)}, expected {size}", where)
         return tuple(item(one, f"{where}[{index}]") for index, one in enumerate(value))
 
