@@ -33,6 +33,7 @@ from quietchoir.federation.personal.companion import FILE as PENDING
 from quietchoir.federation.personal.workshop import Workshop
 from quietchoir.federation.protection.update import Codec
 from quietchoir.federation.registry.registry import Registry
+from quietchoir.federation.rounds.checkpoint import Store
 from quietchoir.federation.rounds.coordinator import Coordinator
 from quietchoir.tests.fakes_federation import ANY_MODE, DIGEST
 from quietchoir.tests.fakes_personal import TABLE, Desk, Door, tiny_weights
@@ -125,7 +126,9 @@ class Members:
         identity = Identity.load(self.folder / COORDINATOR_KEY)
         keep, size = keeper(self.policy, self.weights, identity, Registry(self.folder / "home"))
         link = HearingLink(self.handlers)
-        report = Coordinator(self.policy, identity, link, size=size, keep=keep, wait_s=0.0, grace_s=0.0).run()
+        store = Store(None, run=f"{len(trace.adapters) + 1:032x}")  # members' seeds follow from it
+        run = Coordinator(self.policy, identity, link, size=size, keep=keep, store=store, wait_s=0.0, grace_s=0.0)
+        report = run.run()
         assert sorted(report.delivered) == list(MEMBERS)
         trace.heard += link.heard
         trace.adapters.append(report.adapter)
