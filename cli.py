@@ -1,7 +1,7 @@
 """The command line, composed: every folder brings its own verbs.
 
-Knows which folders have verbs. Imports nothing heavy: a verb imports what it needs when it runs, so that
-`--help` loads neither torch nor flwr.
+Knows which folders have verbs. Imports nothing heavy: a verb imports what it needs when it runs, so
+that `--help` loads neither torch nor flwr.
 """
 
 import argparse
@@ -22,14 +22,30 @@ INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
 def parser() -> argparse.ArgumentParser:
     """All verbs of all folders."""
-    top = argparse.ArgumentParser(prog="quietchoir", description="A private assistant that learns with others, unheard.")
+    top = argparse.ArgumentParser(
+        prog="quietchoir", description="A private assistant that learns with others, unheard."
+    )
     top.add_argument("--version", action="version", version=f"quietchoir {__version__}")
-    top.add_argument("--config", type=Path, metavar="FILE", help="configuration file (default: config.toml in the node's home)")
     top.add_argument(
-        "--log", default="warning", choices=["debug", "info", "warning", "error"], help="how much to say on standard error"
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="configuration file (default: config.toml in the node's home)",
+    )
+    top.add_argument(
+        "--log",
+        default="warning",
+        choices=["debug", "info", "warning", "error"],
+        help="how much to say on standard error",
     )
     verbs = top.add_subparsers(dest="verb", required=True, metavar="COMMAND")
-    for folder in (commands, core_commands, federation_commands, plugin_commands, simulation_commands):
+    for folder in (
+        commands,
+        core_commands,
+        federation_commands,
+        plugin_commands,
+        simulation_commands,
+    ):
         folder.register(verbs)
     return top
 

@@ -1,6 +1,7 @@
 """The verbs of one node: `serve`, `chat`, `doctor`.
 
-Knows flags and what is printed. What the verbs do stands in `node.py`, `doctor.py` and `core/assistant/terminal.py`.
+Knows flags and what is printed. What the verbs do stands in `node.py`, `doctor.py` and
+`core/assistant/terminal.py`.
 """
 
 import dataclasses
@@ -26,18 +27,32 @@ def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
     serving = verbs.add_parser("serve", help="run the assistant: HTTP API and web page")
     serving.add_argument("--host", help="address to listen on (default: this machine only)")
     serving.add_argument("--port", type=int, help="port to listen on; 0 takes a free one")
-    serving.add_argument("--federation", type=Path, metavar="FED", help="also be a member of this federation")
-    serving.add_argument("--data", type=Path, metavar="FOLDER", help="examples that you consent to train on, for --federation")
+    serving.add_argument(
+        "--federation", type=Path, metavar="FED", help="also be a member of this federation"
+    )
+    serving.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="examples that you consent to train on, for --federation",
+    )
     serving.set_defaults(run=serve)
 
     chatting = verbs.add_parser("chat", help="talk to the assistant in this terminal")
-    chatting.add_argument("--url", help="talk to a node that runs already, for example http://127.0.0.1:8765")
-    chatting.add_argument("--token-file", type=Path, metavar="FILE", help="its token (default: this node's own)")
+    chatting.add_argument(
+        "--url", help="talk to a node that runs already, for example http://127.0.0.1:8765"
+    )
+    chatting.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="its token (default: this node's own)"
+    )
     chatting.set_defaults(run=chat)
     for verb in (serving, chatting):
         verb.add_argument("--model", help="a name that `model list` shows, or a file")
         verb.add_argument(
-            "--home-file", type=Path, metavar="FILE", help="home.json of the household that the assistant acts in"
+            "--home-file",
+            type=Path,
+            metavar="FILE",
+            help="home.json of the household that the assistant acts in",
         )
 
     examining = verbs.add_parser("doctor", help="what this machine lacks, and how to get it")
@@ -54,7 +69,11 @@ def configured(arguments: Namespace) -> "Config":
     from .core.errors import ConfigError
 
     chosen = config.load(arguments.config)
-    server = {key: value for key in ("host", "port") if (value := getattr(arguments, key, None)) is not None}
+    server = {
+        key: value
+        for key in ("host", "port")
+        if (value := getattr(arguments, key, None)) is not None
+    }
     engine = {"model": model} if (model := getattr(arguments, "model", None)) else {}
     training = {"data": data} if (data := getattr(arguments, "data", None)) else {}
     for flag in ("home_file", "federation", "data"):
@@ -81,7 +100,9 @@ def serve(arguments: Namespace) -> None:
         parts.require("federation", "quietchoir serve --federation")  # before a model is loaded
 
     print(f"quietchoir {__version__}: loading {chosen.engine.model} …", file=sys.stderr, flush=True)
-    asyncio.run(node.serve(chosen, announce, home_file=arguments.home_file, federation=arguments.federation))
+    asyncio.run(
+        node.serve(chosen, announce, home_file=arguments.home_file, federation=arguments.federation)
+    )
     print("quietchoir: stopped", file=sys.stderr)
 
 
@@ -89,8 +110,13 @@ def announce(node: "Node") -> None:
     """Say where the node answers. The first line is for programs too: `serving on URL`."""
     tools = len(node.assistant.tools.tools())
     print(f"serving on {node.page}", flush=True)
-    print(f"  API      {node.server.url}v1 (Authorization: Bearer TOKEN; the token is in {node.home / 'token'})")
-    print(f"  model    {node.adapters.model}, adapter {node.adapters.active or 'none'}, {tools} tools")
+    print(
+        f"  API      {node.server.url}v1 (Authorization: Bearer TOKEN; the token is in "
+        f"{node.home / 'token'})"
+    )
+    print(
+        f"  model    {node.adapters.model}, adapter {node.adapters.active or 'none'}, {tools} tools"
+    )
     print("  Ctrl-C ends it", flush=True)
 
 
@@ -113,7 +139,11 @@ def chat(arguments: Namespace) -> None:
             runner.run(node.start_assistant())
 
             def reply(messages: "Sequence[Message]") -> "AsyncGenerator[Event, None]":
-                ask = Ask(messages=tuple(messages), max_tokens=MAX_ANSWER_TOKENS, adapter=node.adapters.active)
+                ask = Ask(
+                    messages=tuple(messages),
+                    max_tokens=MAX_ANSWER_TOKENS,
+                    adapter=node.adapters.active,
+                )
                 return node.assistant.reply(ask)
 
             converse(reply, runner, screen.typed, write)
@@ -127,7 +157,9 @@ def remote(arguments: Namespace) -> "Callable[[Sequence[Message]], AsyncGenerato
     from .core.server.auth import TOKEN_FILE, read_token
     from .core.server.client import RemoteAssistant
 
-    node = RemoteAssistant(arguments.url, read_token(arguments.token_file or paths.home() / TOKEN_FILE))
+    node = RemoteAssistant(
+        arguments.url, read_token(arguments.token_file or paths.home() / TOKEN_FILE)
+    )
     return lambda messages: node.reply(messages, MAX_ANSWER_TOKENS)
 
 

@@ -1,7 +1,8 @@
 """What this machine lacks, and how to get it.
 
 Knows one check for each thing a node needs. Changes nothing, sends nothing.
-Always: every finding that is not well says what to do; only what no node can do without is essential.
+Always: every finding that is not well says what to do; only what no node can do without is
+essential.
 """
 
 import importlib
@@ -55,30 +56,50 @@ def python(_config: Config) -> Finding:
     """The interpreter."""
     found = ".".join(map(str, sys.version_info[:3]))
     well = sys.version_info >= (3, 11)
-    return Finding("python", well, found if well else f"{found}; install 3.11 or newer", essential=True)
+    return Finding(
+        "python", well, found if well else f"{found}; install 3.11 or newer", essential=True
+    )
 
 
 def installed_parts(_config: Config) -> Finding:
-    """What this installation can do besides serving and chatting; tenseal is loaded, for it may be there and not start."""
+    """What this installation can do besides serving and chatting; tenseal is loaded, for it may
+    be there and not start.
+    """
     absent = [extra for extra in ("train", "federation") if parts.missing(extra)]
     if absent:
         extras = " and ".join(f"[{extra}]" for extra in absent)
         named = ",".join(absent)
-        return Finding("parts", True, f"serve and chat; {extras} not installed (pip install 'quietchoir[{named}]')")
+        return Finding(
+            "parts",
+            True,
+            f"serve and chat; {extras} not installed (pip install 'quietchoir[{named}]')",
+        )
     try:
         tenseal = importlib.import_module("tenseal")
     except ImportError as error:
-        text = f"tenseal cannot be loaded ({error}); sealed mode and private search need it: reinstall it"
+        text = (
+            f"tenseal cannot be loaded ({error}); sealed mode and private search need it: "
+            f"reinstall it"
+        )
         return Finding("parts", False, text)
-    return Finding("parts", True, f"serve, chat, train and federation; tenseal {tenseal.__version__}")
+    return Finding(
+        "parts", True, f"serve, chat, train and federation; tenseal {tenseal.__version__}"
+    )
 
 
 def machine(_config: Config) -> Finding:
     """Processor, cores, features and GPUs; nothing here can be wrong."""
     device = discovery.discover()
     gpus = ", ".join(f"{gpu.name} ({gpu.memory >> 30} GB)" for gpu in device.gpus) or "no GPU"
-    name = f"{device.processor or device.machine}, {device.cores} {'core' if device.cores == 1 else 'cores'}"
-    return Finding("machine", True, f"{name}, {' '.join(device.features) or 'no vector features known'}, {gpus}")
+    name = (
+        f"{device.processor or device.machine}, {device.cores} "
+        f"{'core' if device.cores == 1 else 'cores'}"
+    )
+    return Finding(
+        "machine",
+        True,
+        f"{name}, {' '.join(device.features) or 'no vector features known'}, {gpus}",
+    )
 
 
 def memory(_config: Config) -> Finding:
@@ -87,7 +108,11 @@ def memory(_config: Config) -> Finding:
     text = f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"
     well = free >= MEMORY_BYTES or not total  # an unknown size is no reason to warn
     return Finding(
-        "memory", well, text if well else f"{text}; the default model wants {MEMORY_BYTES / 1e9:.1f}, close something"
+        "memory",
+        well,
+        text
+        if well
+        else f"{text}; the default model wants {MEMORY_BYTES / 1e9:.1f}, close something",
     )
 
 
@@ -98,10 +123,18 @@ def home(_config: Config) -> Finding:
     free = shutil.disk_usage(there).free
     if not _writable(there):
         return Finding(
-            "home", False, f"{folder} cannot be written; set {paths.HOME_VARIABLE} to a folder that can", essential=True
+            "home",
+            False,
+            f"{folder} cannot be written; set {paths.HOME_VARIABLE} to a folder that can",
+            essential=True,
         )
     if free < DISK_BYTES:
-        return Finding("home", False, f"{folder}: {free / 1e9:.1f} GB free, models want {DISK_BYTES / 1e9:.1f}; free the disk")
+        return Finding(
+            "home",
+            False,
+            f"{folder}: {free / 1e9:.1f} GB free, models want "
+            f"{DISK_BYTES / 1e9:.1f}; free the disk",
+        )
     return Finding("home", True, f"{folder}, {free / 1e9:.0f} GB free")
 
 
@@ -131,7 +164,11 @@ def sandbox(_config: Config) -> Finding:
     from .plugins.sandbox.probe import probe
 
     report = probe()
-    text = report.reason if report.available else f"{report.reason}; {report.advice}. Until then no plugin runs"
+    text = (
+        report.reason
+        if report.available
+        else (f"{report.reason}; {report.advice}. Until then no plugin runs")
+    )
     return Finding("sandbox", report.available, text)
 
 
@@ -154,7 +191,11 @@ def port(config: Config) -> Finding:
         claim(config.server).close()
     except ConfigError as error:
         if _answers(config.server.host, config.server.port):
-            return Finding("port", True, f"{where} is taken, perhaps by a node that runs already; --port chooses another")
+            return Finding(
+                "port",
+                True,
+                f"{where} is taken, perhaps by a node that runs already; --port chooses another",
+            )
         return Finding("port", False, str(error))
     return Finding("port", True, f"{where} is free")
 

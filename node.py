@@ -1,4 +1,5 @@
-"""One running node, assembled: engine, assistant, plugins, server, and a federation's member if its owner joined one.
+"""One running node, assembled: engine, assistant, plugins, server, and a federation's member if its
+owner joined one.
 
 Knows which part stands on which. Knows nothing of what they do.
 Always: what was started is stopped, in reverse order, also when a later part does not start.
@@ -36,14 +37,17 @@ if TYPE_CHECKING:
 HOUSEHOLD = "quietchoir/household"
 EMBEDDING = "minilm-l6-v2"  # of the catalog; answers /v1/embeddings once it was pulled
 HOME_FILE = "home.json"
-CONVERSATIONS = "conversations"  # what the cache held when the node stopped, if its owner keeps that
+# what the cache held when the node stopped, if its owner keeps that
+CONVERSATIONS = "conversations"
 FOLLOW_S = 1.0  # how soon a choice made by another program is noticed
 LEAVE_S = 5.0  # how long a training step may delay the end
 logger = log.get("node")
 
 
 class RegistryStore:
-    """The federations' adapters on this disk, as the assistant wants them: those made for one model."""
+    """The federations' adapters on this disk, as the assistant wants them: those made for one
+    model.
+    """
 
     def __init__(self, registry: Registry, model_digest: str) -> None:
         self.registry = registry
@@ -63,7 +67,9 @@ class RegistryStore:
         return found
 
     def load(self, id: str) -> "Adapter":
-        """Read one, checked against its name. Raises MissingPartError without torch, in which adapters are kept."""
+        """Read one, checked against its name. Raises MissingPartError without torch, in which
+        adapters are kept.
+        """
         with parts.wanted("an adapter"):
             return self.registry.load_for(id, self.model_digest)
 
@@ -85,9 +91,13 @@ def describe(card: Card) -> str:
 
 
 class Node:
-    """The parts of one node: `start_assistant` for what answers, `start` for the server around it too."""
+    """The parts of one node: `start_assistant` for what answers, `start` for the server around
+    it too.
+    """
 
-    def __init__(self, config: Config, *, home_file: Path | None = None, loaded: Weights | None = None) -> None:
+    def __init__(
+        self, config: Config, *, home_file: Path | None = None, loaded: Weights | None = None
+    ) -> None:
         """Nothing starts yet.
 
         Args:
@@ -97,7 +107,9 @@ class Node:
         self.config = config
         self.loaded = loaded
         self.home = paths.private_folder(paths.home())
-        files: Mapping[str, Mapping[str, Path]] = {HOUSEHOLD: {HOME_FILE: home_file}} if home_file else {}
+        files: Mapping[str, Mapping[str, Path]] = (
+            {HOUSEHOLD: {HOME_FILE: home_file}} if home_file else {}
+        )
         self.plugins = PluginHost(config.plugins, files=files)
         self.parts = AsyncExitStack()
         self.weights: Weights
@@ -111,10 +123,13 @@ class Node:
         """Load the model and everything that answers.
 
         Raises:
-            ModelError: not on this disk, or not usable. ConfigError: a setting that its owner can mend.
+            ModelError: not on this disk, or not usable. ConfigError: a setting that its owner can
+            mend.
         """
         if self.loaded is None:
-            self.loaded = await asyncio.to_thread(weights.load, catalog.find(self.config.engine.model))
+            self.loaded = await asyncio.to_thread(
+                weights.load, catalog.find(self.config.engine.model)
+            )
         self.weights = self.loaded
         self.engine = await asyncio.to_thread(Engine, self.weights, self.config.engine)
         self.engine.start()
@@ -123,7 +138,9 @@ class Node:
         self.parts.push_async_callback(self.plugins.stop)
         await self.plugins.start()
         store = RegistryStore(Registry(self.home), self.weights.digest)
-        self.adapters = AdapterSwitch(model_name(self.config.engine.model), self.engine.adapters, store)
+        self.adapters = AdapterSwitch(
+            model_name(self.config.engine.model), self.engine.adapters, store
+        )
         await self.adapters.start()
         self.assistant = Assistant(
             self.engine,
@@ -135,8 +152,14 @@ class Node:
         )
 
     async def keep_conversations(self) -> None:
-        """Take up where the last run's conversations ended, and keep this run's; if none are to be kept, delete what is."""
-        most, folder, kept = self.config.engine.keep_conversations, self.home / CONVERSATIONS, self.engine.conversations
+        """Take up where the last run's conversations ended, and keep this run's; if none are to
+        be kept, delete what is.
+        """
+        most, folder, kept = (
+            self.config.engine.keep_conversations,
+            self.home / CONVERSATIONS,
+            self.engine.conversations,
+        )
         if not most:
             await asyncio.to_thread(kept.save_latest, folder, 0)
             return
@@ -146,7 +169,9 @@ class Node:
             try:
                 kept.save_latest(folder, most)
             except QuietchoirError as error:
-                logger.error("conversations were not kept, the next start computes them anew: %s", error)
+                logger.error(
+                    "conversations were not kept, the next start computes them anew: %s", error
+                )
 
         self.parts.push_async_callback(asyncio.to_thread, keep)
 
@@ -156,12 +181,19 @@ class Node:
         Raises:
             ConfigError: the port cannot be used. ModelError: as `start_assistant`.
         """
-        claimed = claim(self.config.server)  # first: loading takes seconds, and a taken port should be told at once
+        # first: loading takes seconds, and a taken port should be told at once
+        claimed = claim(self.config.server)
         self.parts.callback(claimed.close)
         token = auth.load_token(self.home)
         await self.start_assistant()
         embedding = Source(EMBEDDING, lambda: catalog.find(EMBEDDING), read_embedder)
-        parts = Parts(assistant=self.assistant, adapters=self.adapters, token=token, stats=self.stats, embedding=embedding)
+        parts = Parts(
+            assistant=self.assistant,
+            adapters=self.adapters,
+            token=token,
+            stats=self.stats,
+            embedding=embedding,
+        )
         self.server = Server(parts, self.config.server, claimed)
         self.parts.push_async_callback(self.server.stop)
         await self.server.start()
@@ -170,7 +202,9 @@ class Node:
         self.parts.callback(following.cancel)
 
     async def follow(self) -> None:
-        """Answer with what `quietchoir adapter activate` or `rollback` chooses while this node runs."""
+        """Answer with what `quietchoir adapter activate` or `rollback` chooses while this node
+        runs.
+        """
         told = ""
         while True:
             await asyncio.sleep(FOLLOW_S)
@@ -178,14 +212,20 @@ class Node:
                 await self.adapters.refresh()
             except QuietchoirError as error:
                 if str(error) != told:
-                    logger.error("the adapter that was chosen cannot be used, the one before it answers: %s", error)
+                    logger.error(
+                        "the adapter that was chosen cannot be used, the one before it answers: %s",
+                        error,
+                    )
                 told = str(error)
 
     def take_part(self, federation: Path) -> None:
-        """Be a member of a federation from now on, with the examples that the configuration consents to."""
+        """Be a member of a federation from now on, with the examples that the configuration
+        consents to.
+        """
         training = self.config.training
         joining = Joining(file=federation, data=training.data, home=self.home, proxy=training.proxy)
-        membership = Membership(joining, self.config, self.weights, self.answering)  # one set of weights serves and trains
+        # one set of weights serves and trains
+        membership = Membership(joining, self.config, self.weights, self.answering)
         membership.thread.start()
         self.parts.push_async_callback(asyncio.to_thread, membership.leave)
 
@@ -213,7 +253,8 @@ def read_embedder(folder: Path) -> "Embedder":
     """The embedding model of a folder.
 
     Raises:
-        ModelError: not usable. MissingPartError: torch is not there, which a node that only chats does without.
+        ModelError: not usable. MissingPartError: torch is not there, which a node that only chats
+        does without.
     """
     with parts.wanted("/v1/embeddings"):
         from .core.engine.embedder import Embedder
@@ -221,10 +262,16 @@ def read_embedder(folder: Path) -> "Embedder":
 
 
 class Membership:
-    """This node's part in a federation, in a thread of its own; its end, good or bad, does not end the node."""
+    """This node's part in a federation, in a thread of its own; its end, good or bad, does not
+    end the node.
+    """
 
     def __init__(
-        self, joining: Joining, config: Config, weights: Weights | None = None, busy: Callable[[], bool] = lambda: False
+        self,
+        joining: Joining,
+        config: Config,
+        weights: Weights | None = None,
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self.joining = joining
         self.config = config
@@ -236,7 +283,9 @@ class Membership:
     def run(self) -> None:
         """Take part until told to leave."""
         try:
-            join(self.joining, self.config, self.tell, self.left, loaded=self.weights, busy=self.busy)
+            join(
+                self.joining, self.config, self.tell, self.left, loaded=self.weights, busy=self.busy
+            )
         except QuietchoirError as error:
             logger.error("not in the federation: %s", error)
         except Exception:
@@ -246,10 +295,14 @@ class Membership:
         """What a reader of the log wants to know."""
         if event["event"] == "adopted":
             logger.warning(
-                "a finished adapter came: %s; choose it on the page or with: quietchoir adapter activate", event["adapter"]
+                "a finished adapter came: %s; choose it on the page or with: quietchoir adapter "
+                "activate",
+                event["adapter"],
             )
         elif event["event"] == "disconnected" and not event["again"]:
-            logger.warning("federation: the coordinator at %s %s", event["address"], event["reason"])
+            logger.warning(
+                "federation: the coordinator at %s %s", event["address"], event["reason"]
+            )
         elif event["event"] == "personal":
             logger.warning("%s", event["words"])
         else:
@@ -262,7 +315,11 @@ class Membership:
 
 
 async def serve(
-    config: Config, tell: Callable[[Node], None], *, home_file: Path | None = None, federation: Path | None = None
+    config: Config,
+    tell: Callable[[Node], None],
+    *,
+    home_file: Path | None = None,
+    federation: Path | None = None,
 ) -> None:
     """Run a node until Ctrl-C or SIGTERM.
 

@@ -1,7 +1,8 @@
 """The compiled part of the product: the kernels of `core/engine/native`, as a plain shared library.
 
-Everything else stands in pyproject.toml. Needs setuptools alone. Always: without a compiler, or with one that fails, the
-installation goes on without the library, and the product says at its start and in `quietchoir doctor` what is slower.
+Everything else stands in pyproject.toml. Needs setuptools alone. Always: without a compiler, or
+with one that fails, the installation goes on without the library, and the product says at its start
+and in `quietchoir doctor` what is slower.
 """
 
 import os
@@ -36,9 +37,11 @@ class BuildLibrary(build_ext):
         return list(ext.export_symbols)
 
     def build_extension(self, ext: Extension) -> None:
-        """Compile the units side by side: each holds every kernel for one instruction set, and takes a while.
+        """Compile the units side by side: each holds every kernel for one instruction set, and
+        takes a while.
 
-        A library that is already there counts only if it carries the digest of these sources: times of files may lie.
+        A library that is already there counts only if it carries the digest of these sources: times
+        of files may lie.
         """
         built = Path(self.get_ext_fullpath(ext.name))
         if not built.exists() or NATIVE["digest"]().encode() not in built.read_bytes():

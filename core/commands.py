@@ -25,13 +25,30 @@ def _register_model(parser: ArgumentParser) -> None:
     pull = actions.add_parser("pull", help="fetch a model and check its hash")
     pull.add_argument("names", nargs="+", metavar="NAME", help="a name that `model list` shows")
     pull.set_defaults(run=pull_models)
-    show = actions.add_parser("show", help="what a model file or folder is: family, quantisation, sizes")
-    show.add_argument("model", metavar="MODEL", help="a .gguf file, a model folder, or a name that `model list` shows")
+    show = actions.add_parser(
+        "show", help="what a model file or folder is: family, quantisation, sizes"
+    )
+    show.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a .gguf file, a model folder, or a name that `model list` shows",
+    )
     show.set_defaults(run=show_model)
-    convert = actions.add_parser("convert", help="write a model folder as one GGUF file, quantised if asked")
-    convert.add_argument("model", metavar="FOLDER", help="config.json, safetensors and tokenizer.json, as published")
-    convert.add_argument("--type", default="q4_0", choices=["q4_0", "q8_0", "f16", "bf16", "f32"], help="of the matrices")
-    convert.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .gguf file to write")
+    convert = actions.add_parser(
+        "convert", help="write a model folder as one GGUF file, quantised if asked"
+    )
+    convert.add_argument(
+        "model", metavar="FOLDER", help="config.json, safetensors and tokenizer.json, as published"
+    )
+    convert.add_argument(
+        "--type",
+        default="q4_0",
+        choices=["q4_0", "q8_0", "f16", "bf16", "f32"],
+        help="of the matrices",
+    )
+    convert.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="the .gguf file to write"
+    )
     convert.set_defaults(run=convert_model, needs="train")
 
 
@@ -39,28 +56,57 @@ def _register_data(parser: ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     build = actions.add_parser("build", help="make a data set, split into parties")
     kinds = build.add_subparsers(dest="kind", required=True, metavar="KIND")
-    home = kinds.add_parser("home", help="households asking their assistant to act, from home-assistant-intents")
+    home = kinds.add_parser(
+        "home", help="households asking their assistant to act, from home-assistant-intents"
+    )
     home.add_argument("--households", type=int, default=4, metavar="N")
-    home.add_argument("--train", type=int, default=150, metavar="N", help="training examples a household")
-    home.add_argument("--test", type=int, default=100, metavar="N", help="held-out examples a household")
-    home.add_argument("--seed", type=int, default=1, metavar="N", help="the same seed builds the same households")
+    home.add_argument(
+        "--train", type=int, default=150, metavar="N", help="training examples a household"
+    )
+    home.add_argument(
+        "--test", type=int, default=100, metavar="N", help="held-out examples a household"
+    )
+    home.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="the same seed builds the same households"
+    )
     home.set_defaults(run=build_home, needs="train")
     jsonl = kinds.add_parser(
-        "jsonl", help="your own conversations, one JSON object a line; of a row its last answer is learned"
+        "jsonl",
+        help="your own conversations, one JSON object a line; of a row its last answer is learned",
     )
     jsonl.add_argument("file", type=Path, metavar="FILE")
     jsonl.add_argument(
-        "--format", default="chat", choices=["chat", "sharegpt", "alpaca"], help="of the rows (default: chat, OpenAI's)"
+        "--format",
+        default="chat",
+        choices=["chat", "sharegpt", "alpaca"],
+        help="of the rows (default: chat, OpenAI's)",
     )
     jsonl.add_argument("--partition-by", metavar="KEY", help="one party for each value of this key")
-    jsonl.add_argument("--test-share", type=float, default=0.2, metavar="X", help="of each party's rows (default 0.2)")
-    jsonl.add_argument("--seed", type=int, default=1, metavar="N", help="the same seed divides the same way")
-    jsonl.add_argument("--limit", type=int, metavar="N", help="at most so many rows of each party, chosen by the seed")
+    jsonl.add_argument(
+        "--test-share",
+        type=float,
+        default=0.2,
+        metavar="X",
+        help="of each party's rows (default 0.2)",
+    )
+    jsonl.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="the same seed divides the same way"
+    )
+    jsonl.add_argument(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="at most so many rows of each party, chosen by the seed",
+    )
     jsonl.set_defaults(run=build_jsonl)
     for kind in (home, jsonl):
-        kind.add_argument("--out", type=Path, metavar="FOLDER", help="default: data/ in the node's home")
+        kind.add_argument(
+            "--out", type=Path, metavar="FOLDER", help="default: data/ in the node's home"
+        )
     listing = actions.add_parser("list", help="data sets on this disk")
-    listing.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help="default: data/ in the node's home")
+    listing.add_argument(
+        "folder", type=Path, nargs="?", metavar="FOLDER", help="default: data/ in the node's home"
+    )
     listing.set_defaults(run=list_data)
 
 
@@ -116,11 +162,18 @@ def convert_model(arguments: Namespace) -> None:
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error; call what it yields with (bytes done, bytes in all, 0 if unknown)."""
+    """A bar on standard error; call what it yields with (bytes done, bytes in all, 0 if
+    unknown).
+    """
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(title, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total or None)
@@ -131,7 +184,13 @@ def build_home(arguments: Namespace) -> None:
     from .training.dataset import build_homes
 
     folder = arguments.out or paths.home() / "data" / "home"
-    build_homes(folder, households=arguments.households, train=arguments.train, test=arguments.test, seed=arguments.seed)
+    build_homes(
+        folder,
+        households=arguments.households,
+        train=arguments.train,
+        test=arguments.test,
+        seed=arguments.seed,
+    )
     _print_parties(folder)
 
 
@@ -142,7 +201,10 @@ def build_jsonl(arguments: Namespace) -> None:
 
     folder = arguments.out or paths.home() / "data" / arguments.file.stem
     division = Division(
-        partition_by=arguments.partition_by, test_share=arguments.test_share, seed=arguments.seed, limit=arguments.limit
+        partition_by=arguments.partition_by,
+        test_share=arguments.test_share,
+        seed=arguments.seed,
+        limit=arguments.limit,
     )
     build(arguments.file, folder, division, arguments.format)
     _print_parties(folder)
@@ -162,7 +224,16 @@ def _print_parties(root: Path, *, sets: bool = False) -> int:
     from .training.dataset import list_datasets
 
     folders = [root, *sorted(folder for folder in root.glob("*") if sets and folder.is_dir())]
-    table = screen.table("party", "train", "test", "household", box=None, title=str(root), title_justify="left", title_style="")
+    table = screen.table(
+        "party",
+        "train",
+        "test",
+        "household",
+        box=None,
+        title=str(root),
+        title_justify="left",
+        title_style="",
+    )
     for party in (party for folder in folders for party in list_datasets(folder)):
         name = str(party.folder.relative_to(root))
         table.add_row(name, str(party.train), str(party.test), "yes" if party.home else "")

@@ -17,19 +17,26 @@ class EngineConfig:
     """Limits of one engine."""
 
     model: str = "smollm2-135m-instruct"  # a catalog name or a path
-    device: Literal["cpu", "cuda"] = "cpu"  # where it computes; core/engine/cuda/README.md says what of "cuda" was never run
-    gpu_layers: int = -1  # of the model's uppermost layers on the GPU; -1: as many as fit; the others stay on the processor
+    # where it computes; core/engine/cuda/README.md says what of "cuda" was never run
+    device: Literal["cpu", "cuda"] = "cpu"
+    # of the model's uppermost layers on the GPU; -1: as many as fit; the others stay on the
+    # processor
+    gpu_layers: int = -1
     gpu_bytes: int = 0  # of the GPU's memory that may be taken; 0: what is free there
     max_running: int = 16  # requests in one batch
     max_waiting: int = 64  # requests in the queue; one more is refused
     context: int = 2048  # tokens of one conversation
     kv_bytes: int = 512 << 20  # memory for keys and values
-    kept_bytes: int = 64 << 20  # of it, filled before what nobody uses is forgotten; at least one full context
+    # of it, filled before what nobody uses is forgotten; at least one full context
+    kept_bytes: int = 64 << 20
     threads: int = 0  # 0: as many as this machine's cores
     queue_timeout_s: float = 30.0  # a waiting request fails after this
-    keep_conversations: int = 0  # so many stay computed on disk while the node is down; they lie there in clear
-    drafts: int = 8  # tokens guessed from what was said before and checked in one step, at most; 0: none
-    share_prefixes: bool = True  # requests that begin alike share the cache; who shares the node can time that (engine README)
+    # so many stay computed on disk while the node is down; they lie there in clear
+    keep_conversations: int = 0
+    # tokens guessed from what was said before and checked in one step, at most; 0: none
+    drafts: int = 8
+    # requests that begin alike share the cache; who shares the node can time that (engine README)
+    share_prefixes: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +45,8 @@ class ServerConfig:
 
     host: str = "127.0.0.1"
     port: int = 8765
-    hosts: tuple[str, ...] = ()  # further names that this node answers to, as a proxy in front of it is called
+    # further names that this node answers to, as a proxy in front of it is called
+    hosts: tuple[str, ...] = ()
     max_body_bytes: int = 4 << 20
     max_connections: int = 128  # at once; beyond them the longest idle one is closed
     head_timeout_s: float = 10.0  # a connection that has not said by then what it wants is closed
@@ -47,9 +55,16 @@ class ServerConfig:
     def __post_init__(self) -> None:
         wrong = [name for name in self.hosts if not re.fullmatch(r"[A-Za-z0-9._-]+", name)]
         if wrong:
-            raise ValueError(f"hosts holds {wrong[0]!r}; give names without port or scheme, addresses need none")
-        if min(self.max_body_bytes, self.max_connections) < 1 or min(self.head_timeout_s, self.body_timeout_s) <= 0:
-            raise ValueError("max_body_bytes, max_connections, head_timeout_s and body_timeout_s must be above 0")
+            raise ValueError(
+                f"hosts holds {wrong[0]!r}; give names without port or scheme, addresses need none"
+            )
+        if (
+            min(self.max_body_bytes, self.max_connections) < 1
+            or min(self.head_timeout_s, self.body_timeout_s) <= 0
+        ):
+            raise ValueError(
+                "max_body_bytes, max_connections, head_timeout_s and body_timeout_s must be above 0"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +74,18 @@ class TrainingConfig:
     data: Path | None = None  # chat-format JSONL folder the owner consents to train on
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: int = 0
-    max_rank: int = 0  # columns of an adapter that this node trains at most; a federation that asks for more is refused; 0: any
-    whole_adapter: bool = True  # of an adapter it trains in part: the rest takes part meanwhile (exact); false: left out
-    personal: bool = False  # after each finished adapter, this node's own change on top of it; it never leaves this machine
+    # columns of an adapter that this node trains at most; a federation that asks for more is
+    # refused; 0: any
+    max_rank: int = 0
+    # of an adapter it trains in part: the rest takes part meanwhile (exact); false: left out
+    whole_adapter: bool = True
+    # after each finished adapter, this node's own change on top of it; it never leaves this machine
+    personal: bool = False
     personal_epochs: int = 2
     personal_lr: float = 5e-3
     personal_proximal: float = 0.0  # pull towards the shared adapter; 0: none
-    proxy: str = ""  # http://HOST:PORT to a federation's coordinator; empty: directly, past the environment's
+    # http://HOST:PORT to a federation's coordinator; empty: directly, past the environment's
+    proxy: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,15 +95,24 @@ class ConsentConfig:
     min_cohort: int = 3  # a sum over fewer members is never taken part in
     modes: tuple[Literal["plain", "masked", "sealed"], ...] = ("masked", "sealed")
     max_epsilon: float = 0.0  # largest privacy budget; 0: any, also no differential privacy at all
-    max_delta: float = 1e-5  # largest chance with which a federation's epsilon may say nothing; where there is an epsilon
+    # largest chance with which a federation's epsilon may say nothing; where there is an epsilon
+    max_delta: float = 1e-5
     max_upload_bytes: int = 0  # of one round; 0: any
-    max_clipped: float = 0.25  # an update cut in a larger share of its coordinates is not sent; 1: any (norms are no cuts)
+    # an update cut in a larger share of its coordinates is not sent; 1: any (norms are no cuts)
+    max_clipped: float = 0.25
 
     def __post_init__(self) -> None:
         if not 0 < self.max_delta < 1:
             raise ValueError(f"max_delta = {self.max_delta} must lie between 0 and 1")
-        if self.min_cohort < 1 or not self.modes or min(self.max_epsilon, self.max_upload_bytes) < 0:
-            raise ValueError("min_cohort must be at least 1, modes not empty, max_epsilon and max_upload_bytes at least 0")
+        if (
+            self.min_cohort < 1
+            or not self.modes
+            or min(self.max_epsilon, self.max_upload_bytes) < 0
+        ):
+            raise ValueError(
+                "min_cohort must be at least 1, modes not empty, max_epsilon and "
+                "max_upload_bytes at least 0"
+            )
         if not 0 <= self.max_clipped <= 1:
             raise ValueError(f"max_clipped = {self.max_clipped} must lie between 0 and 1")
 

@@ -4,22 +4,26 @@
     ├── ConfigError                    a file or flag the owner can mend (exit 2)
     │   └── MissingPartError           an optional part of the package that is not installed
     ├── DataError                      examples that cannot be read or used
-    ├── TrainingError                  a loss or gradient that is not finite; the adapter is unchanged
+    ├── TrainingError                  a loss or gradient that is not finite; the adapter is
+                                       unchanged
     ├── ModelError                     model files
     │   ├── ModelNotFoundError         not on this disk; the message says how to pull it
     │   ├── ModelFileError             on this disk, but not what it claims to be
     │   └── IntegrityError             bytes whose hash is not the expected one
     ├── EngineError                    generation
     │   ├── RequestError               a request that can never run (too long, unknown adapter)
-    │   │   └── ChatTemplateError      the model cannot chat: no template, or one that cannot be used
-    │   ├── CacheError                 a saved conversation that does not fit this model, adapter or engine
+    │   │   └── ChatTemplateError      the model cannot chat: no template, or one that cannot be
+                                       used
+    │   ├── CacheError                 a saved conversation that does not fit this model, adapter or
+                                       engine
     │   └── OverloadedError            a request that could run later
     ├── CryptoError                    keys, masks, ciphertexts
     │   ├── AuthenticationError        wrong key, wrong context or changed bytes; never told apart
     │   ├── ThresholdError             too few parties to open anything
     │   ├── ProtocolError              a peer broke the protocol's order or rules
     │   ├── BudgetError                what a peer may still learn is used up
-    │   └── WorkerError                a crypto worker crashed or ran out of time; the next call gets a fresh one
+    │   └── WorkerError                a crypto worker crashed or ran out of time; the next call
+                                       gets a fresh one
     ├── FederationError                rosters, rounds, links
     │   ├── RosterError                unsigned, foreign, expired or older federation file
     │   ├── MessageError               a message that is refused; nothing was changed
@@ -47,7 +51,9 @@ class ConfigError(QuietchoirError):
 
 
 class MissingPartError(ConfigError):
-    """An optional part of the package is not installed; the message names the extra that brings it."""
+    """An optional part of the package is not installed; the message names the extra that brings
+    it.
+    """
 
 
 class DataError(QuietchoirError):
@@ -83,7 +89,9 @@ class RequestError(EngineError):
 
 
 class ChatTemplateError(RequestError):
-    """This model cannot chat: it has no chat template, or one that cannot be used. It can still complete."""
+    """This model cannot chat: it has no chat template, or one that cannot be used. It can still
+    complete.
+    """
 
 
 class CacheError(EngineError):
@@ -135,7 +143,9 @@ class RoundAborted(FederationError):
 
 
 class DisagreementError(RoundAborted):
-    """Members of a sealed round ended with different adapters: no adapter is shared by enough of them."""
+    """Members of a sealed round ended with different adapters: no adapter is shared by enough of
+    them.
+    """
 
 
 class PluginError(QuietchoirError):

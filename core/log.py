@@ -1,6 +1,7 @@
 """One line a happening, on standard error.
 
-Knows levels and times. Never receives prompts, answers, updates or keys: callers log names, counts and sizes.
+Knows levels and times. Never receives prompts, answers, updates or keys: callers log names, counts
+and sizes.
 """
 
 import logging
@@ -28,9 +29,13 @@ def get(name: str) -> logging.Logger:
 
 
 def start(level: str = "info") -> None:
-    """Send the project's lines of `level` and above to standard error; libraries stay at warnings."""
+    """Send the project's lines of `level` and above to standard error; libraries stay at
+    warnings.
+    """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Lines("%(asctime)s %(levelname).1s %(name)s: %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(
+        Lines("%(asctime)s %(levelname).1s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    )
     root = logging.getLogger("quietchoir")
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

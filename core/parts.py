@@ -1,7 +1,9 @@
 """Which optional parts of the product are installed, and the one sentence where one is missing.
 
-Knows which extra of the package brings which library. Knows nothing of what they are for, and imports none of them.
-Always: a library that belongs to an extra is asked for by that extra's name, never with a traceback.
+Knows which extra of the package brings which library. Knows nothing of what they are for, and
+imports none of them.
+Always: a library that belongs to an extra is asked for by that extra's name, never with a
+traceback.
 """
 
 import importlib.util
@@ -10,7 +12,8 @@ from contextlib import contextmanager
 
 from .errors import MissingPartError
 
-# Extra → the modules that it brings and that the product imports. What is not here comes with the plain package.
+# Extra → the modules that it brings and that the product imports. What is not here comes with the
+# plain package.
 EXTRAS = {
     "train": ("torch", "peft", "transformers", "hassil", "home_assistant_intents", "gguf"),
     "federation": ("flwr", "tenseal", "scipy", "dp_accounting", "prometheus_client", "uvicorn"),
@@ -25,7 +28,10 @@ STANDS_ON = {"federation": ("train",)}  # members train
 
 def modules(extra: str) -> tuple[str, ...]:
     """What an extra brings, with what it stands on."""
-    return (*EXTRAS[extra], *(name for lower in STANDS_ON.get(extra, ()) for name in modules(lower)))
+    return (
+        *EXTRAS[extra],
+        *(name for lower in STANDS_ON.get(extra, ()) for name in modules(lower)),
+    )
 
 
 def missing(extra: str) -> list[str]:
@@ -51,7 +57,8 @@ def wanted(what: str) -> Iterator[None]:
     """Around what may import an optional library deep inside.
 
     Raises:
-        MissingPartError: such a library is not installed. Other imports that fail are our fault and stay as they are.
+        MissingPartError: such a library is not installed. Other imports that fail are our fault and
+        stay as they are.
     """
     try:
         yield
@@ -65,4 +72,7 @@ def wanted(what: str) -> Iterator[None]:
 
 def sentence(what: str, module: str, extra: str) -> str:
     """What was wanted, what is not there, what to do."""
-    return f"{what} needs {module}, which is not installed here; install it with: pip install 'quietchoir[{extra}]'"
+    return (
+        f"{what} needs {module}, which is not installed here; install it with: pip install "
+        f"'quietchoir[{extra}]'"
+    )

@@ -19,7 +19,8 @@ MODELS_VARIABLE = "QUIETCHOIR_MODELS"  # several nodes on one machine may share 
 
 
 def home() -> Path:
-    """Folder of everything that belongs to this node; `QUIETCHOIR_HOME` overrides the platform's default.
+    """Folder of everything that belongs to this node; `QUIETCHOIR_HOME` overrides the platform's
+    default.
 
     Raises:
         ConfigError: `QUIETCHOIR_HOME` names something else than a folder.
@@ -29,7 +30,9 @@ def home() -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Application Support" / "quietchoir"
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "quietchoir"
+        return (
+            Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "quietchoir"
+        )
     return Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share")) / "quietchoir"
 
 
@@ -62,11 +65,14 @@ def private_folder(path: Path) -> Path:
     try:
         return make_folder(path, mode=0o700)
     except OSError as error:
-        raise ConfigError(f"{path}: no folder can be made there ({error.strerror}); name another place") from error
+        raise ConfigError(
+            f"{path}: no folder can be made there ({error.strerror}); name another place"
+        ) from error
 
 
 def make_folder(path: Path, *, mode: int = 0o777) -> Path:
-    """Create `path` and what is missing on the way to it; return it. The node's home is only ever made private.
+    """Create `path` and what is missing on the way to it; return it. The node's home is only ever
+    made private.
 
     Args:
         mode: of folders outside of the home, less the umask.
@@ -77,7 +83,9 @@ def make_folder(path: Path, *, mode: int = 0o777) -> Path:
     own = home()
     for folder in (*reversed(path.parents), path):
         if not folder.is_dir():
-            folder.mkdir(exist_ok=True, mode=0o700 if folder == own or own in folder.parents else mode)
+            folder.mkdir(
+                exist_ok=True, mode=0o700 if folder == own or own in folder.parents else mode
+            )
     return path
 
 
@@ -104,16 +112,20 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         sync_folder(path.parent)
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
-        raise QuietchoirError(f"{path}: not written, {reason}; the old file, if any, is untouched") from error
+        raise QuietchoirError(
+            f"{path}: not written, {reason}; the old file, if any, is untouched"
+        ) from error
     finally:
         Path(scratch).unlink(missing_ok=True)
 
 
 def write_together(files: Mapping[Path, bytes], *, mode: int = 0o644) -> None:
-    """Write several files beside their places, and only then rename all of them: all are there, or none.
+    """Write several files beside their places, and only then rename all of them: all are there, or
+    none.
 
     Raises:
-        QuietchoirError: no space or no permission; old files are untouched and no folder that was missing stays.
+        QuietchoirError: no space or no permission; old files are untouched and no folder that was
+        missing stays.
 
     Not covered: a power cut between two renames.
     """
@@ -123,7 +135,11 @@ def write_together(files: Mapping[Path, bytes], *, mode: int = 0o644) -> None:
         for path, content in files.items():
             if path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            made += [folder for folder in (*reversed(path.parent.parents), path.parent) if not folder.exists()]
+            made += [
+                folder
+                for folder in (*reversed(path.parent.parents), path.parent)
+                if not folder.exists()
+            ]
             make_folder(path.parent)
             handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
             staged[path] = Path(scratch)
@@ -141,7 +157,9 @@ def write_together(files: Mapping[Path, bytes], *, mode: int = 0o644) -> None:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
-        raise QuietchoirError(f"{path}: nothing was written, {reason}; free the disk or choose another folder") from error
+        raise QuietchoirError(
+            f"{path}: nothing was written, {reason}; free the disk or choose another folder"
+        ) from error
     for folder in {path.parent for path in files}:
         sync_folder(folder)
 

@@ -1,11 +1,14 @@
 """What reaches the terminal: everybody's letters, and nothing that a terminal obeys.
 
 Knows which characters a terminal acts on. Knows nothing of what the texts say or who wrote them.
-Always: whatever a verb prints, ours or a stranger's, goes through `Screen`, and `visible` is the only filter; a letter is never
-taken away for being new, joined or of another script. Text in a table is text, never markup.
+Always: whatever a verb prints, ours or a stranger's, goes through `Screen`, and `visible` is the
+only filter; a letter is never taken away for being new, joined or of another script. Text in a
+table is text, never markup.
 
-Not covered: a terminal that obeys printable characters, letters that look like others, marks piled on each other.
-Source: ECMA-48 (C0, C1); Unicode Standard Annex 9 (explicit formatting); CVE-2021-42574 (what reordering can hide).
+Not covered: a terminal that obeys printable characters, letters that look like others, marks piled
+on each other.
+Source: ECMA-48 (C0, C1); Unicode Standard Annex 9 (explicit formatting); CVE-2021-42574 (what
+reordering can hide).
 """
 
 import json
@@ -21,18 +24,28 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 ENDS = re.compile("\r\n|[\r\v\f\x85\u2028\u2029]")  # other ways to end a line
-OBEYED = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u202d\u202e]")  # C0 but tab and line end, DEL, C1, overrides
+# C0 but tab and line end, DEL, C1, overrides
+OBEYED = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u202d\u202e]")
 SURROGATES = re.compile("[\ud800-\udfff]")  # half a character: it cannot be written
-OPENING = {"\u202a": "\u202c", "\u202b": "\u202c", "\u2066": "\u2069", "\u2067": "\u2069", "\u2068": "\u2069"}
+OPENING = {
+    "\u202a": "\u202c",
+    "\u202b": "\u202c",
+    "\u2066": "\u2069",
+    "\u2067": "\u2069",
+    "\u2068": "\u2069",
+}
 DIRECTIONS = re.compile("[\u202a-\u202c\u2066-\u2069]")
-UNWANTED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # escaped in JSON
+# escaped in JSON
+UNWANTED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def visible(text: str) -> str:
-    """`text` without what a terminal obeys: it cannot move the cursor, rewrite what stands above, or reorder what follows.
+    """`text` without what a terminal obeys: it cannot move the cursor, rewrite what stands above,
+    or reorder what follows.
 
-    Joiners, variation selectors, direction marks and characters newer than Python's tables stay. Embeddings and isolates
-    stay where each is closed in its own line, as in Arabic and Hebrew; overrides never do.
+    Joiners, variation selectors, direction marks and characters newer than Python's tables stay.
+    Embeddings and isolates stay where each is closed in its own line, as in Arabic and Hebrew;
+    overrides never do.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -48,7 +61,9 @@ def one_line(text: str) -> str:
 
 
 def json_line(value: Any) -> str:
-    """JSON on one line whose strings hold letters as they are, and everything that `visible` takes away as an escape."""
+    """JSON on one line whose strings hold letters as they are, and everything that `visible`
+    takes away as an escape.
+    """
     text = json.dumps(value, ensure_ascii=False)
     return UNWANTED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
@@ -69,7 +84,8 @@ def _balanced(part: str) -> str:
 
 
 class Screen:
-    """A stream that writes what is visible. Where the stream's encoding lacks a letter, its number stands for it.
+    """A stream that writes what is visible. Where the stream's encoding lacks a letter, its number
+    stands for it.
 
     Everything but writing is the stream's own.
     """
@@ -77,7 +93,8 @@ class Screen:
     errors = "backslashreplace"  # how `input` writes a prompt
 
     def __init__(self, stream: TextIO) -> None:
-        self.rich_proxied_file = stream  # where `rich` writes its own colours; what goes into its tables `table` cleans
+        # where `rich` writes its own colours; what goes into its tables `table` cleans
+        self.rich_proxied_file = stream
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.rich_proxied_file, name)
@@ -104,13 +121,17 @@ def guarded() -> Iterator[None]:
 
 
 def table(*headers: str, **options: Any) -> "Table":
-    """A table of `rich` whose cells are text on one line: no markup, nothing that a terminal obeys."""
+    """A table of `rich` whose cells are text on one line: no markup, nothing that a terminal
+    obeys.
+    """
     from rich.table import Table
     from rich.text import Text
 
     class Cells(Table):
         def add_row(self, *cells: Any, **more: Any) -> None:
-            super().add_row(*(Text(one_line(cell)) if isinstance(cell, str) else cell for cell in cells), **more)
+            super().add_row(
+                *(Text(one_line(cell)) if isinstance(cell, str) else cell for cell in cells), **more
+            )
 
     return Cells(*headers, **options)
 
@@ -133,6 +154,7 @@ def typed(prompt: str) -> str:
 
 def _not_text(encoding: str) -> ConfigError:
     return ConfigError(
-        f"what was typed holds letters that {encoding} does not have, as which this terminal's input is read; "
+        f"what was typed holds letters that {encoding} does not have, as which this terminal's "
+        f"input is read; "
         "set LANG=C.UTF-8 (or PYTHONUTF8=1) and unset PYTHONIOENCODING"
     )

@@ -1,8 +1,8 @@
 """TOML tables into frozen dataclasses, strictly.
 
 Knows dataclass fields and their types. Knows no key by name.
-Always: an unknown key, a missing key or a value of another type is a `ConfigError` that names file, key,
-value and, for an unknown key, the nearest known one.
+Always: an unknown key, a missing key or a value of another type is a `ConfigError` that names file,
+key, value and, for an unknown key, the nearest known one.
 """
 
 import codecs
@@ -21,14 +21,21 @@ from .errors import ConfigError
 T = TypeVar("T")
 MARKS = {codecs.BOM_UTF8: "UTF-8", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 INTEGER_BITS = 63  # and a sign, as TOML has it
-KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    Path: "a path",
+}
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Parse one TOML file.
 
     Raises:
-        ConfigError: no such file, not UTF-8, one that begins with a byte-order mark, or not TOML (with the line).
+        ConfigError: no such file, not UTF-8, one that begins with a byte-order mark, or not TOML
+        (with the line).
     """
     try:
         return parse_toml(path.read_bytes())
@@ -47,7 +54,8 @@ def parse_toml(content: bytes) -> dict[str, Any]:
 
     Raises:
         UnicodeDecodeError: not UTF-8.
-        TOMLDecodeError: not TOML, nested deeper than is read, or a whole number beyond TOML's 64 bits.
+        TOMLDecodeError: not TOML, nested deeper than is read, or a whole number beyond TOML's 64
+        bits.
     """
     try:
         table = tomllib.loads(toml_text(content))
@@ -61,8 +69,12 @@ def parse_toml(content: bytes) -> dict[str, Any]:
     while waiting:
         value = waiting.pop()
         if isinstance(value, int) and value.bit_length() > INTEGER_BITS:
-            raise tomllib.TOMLDecodeError(f"a whole number of {value.bit_length()} bits, TOML has {INTEGER_BITS + 1}")
-        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+            raise tomllib.TOMLDecodeError(
+                f"a whole number of {value.bit_length()} bits, TOML has {INTEGER_BITS + 1}"
+            )
+        waiting += (
+            value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        )
     return table
 
 
@@ -71,32 +83,42 @@ def toml_text(content: bytes) -> str:
 
     Raises:
         UnicodeDecodeError: not UTF-8.
-        TOMLDecodeError: a byte-order mark before it, which TOML does not know; its own message would point at nothing visible.
+        TOMLDecodeError: a byte-order mark before it, which TOML does not know; its own message
+        would point at nothing visible.
     """
     for mark, name in MARKS.items():
         if content.startswith(mark):
-            raise tomllib.TOMLDecodeError(f"it begins with the byte-order mark of {name}; save it as UTF-8 without one")
+            raise tomllib.TOMLDecodeError(
+                f"it begins with the byte-order mark of {name}; save it as UTF-8 without one"
+            )
     return content.decode("utf-8")
 
 
 def fill(kind: type[T], table: Mapping[str, Any], where: str) -> T:
-    """Build dataclass `kind` from `table`; nested dataclasses, lists of them, tuples and paths included.
+    """Build dataclass `kind` from `table`; nested dataclasses, lists of them, tuples and paths
+    included.
 
     Args:
         where: file and table, the beginning of every message.
 
     Raises:
-        ConfigError: as the module says. A `ValueError` of the dataclass's own checks becomes one too.
+        ConfigError: as the module says. A `ValueError` of the dataclass's own checks becomes one
+        too.
     """
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(kind)
     for key in table:
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
-            advice = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(fields))}"
+            advice = (
+                (f"did you mean {near[0]}?") if near else f"known keys: {', '.join(sorted(fields))}"
+            )
             raise ConfigError(f"{where}{key} = {table[key]!r} is unknown; {advice}")
     for name, field in fields.items():
-        optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        optional = (
+            field.default is not dataclasses.MISSING
+            or field.default_factory is not dataclasses.MISSING
+        )
         if name not in table and not optional:
             raise ConfigError(f"{where}{name} is missing; it must be {describe(hints[name])}")
     values = {key: convert(hints[key], value, f"{where}{key}") for key, value in table.items()}
@@ -117,7 +139,9 @@ def convert(hint: Any, value: Any, where: str) -> Any:
     if origin is typing.Literal and value in arguments:
         return value
     if origin in (list, tuple) and isinstance(value, list):
-        return origin(convert(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+        return origin(
+            convert(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value)
+        )
     if origin is dict and isinstance(value, Mapping):
         return {key: convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if hint is Path and isinstance(value, str):
@@ -126,7 +150,9 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         try:
             return bounded(float(value), where)
         except OverflowError:
-            raise ConfigError(f"{where} must be {describe(hint)}; it is too large to be one") from None
+            raise ConfigError(
+                f"{where} must be {describe(hint)}; it is too large to be one"
+            ) from None
     if hint in (bool, int, str) and type(value) is hint:
         return bounded(value, where)
     raise ConfigError(f"{where} = {value!r} must be {describe(hint)}")
@@ -141,7 +167,9 @@ def bounded(value: Any, where: str) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{where} = {value} must be a finite number")
     if isinstance(value, int) and value.bit_length() > INTEGER_BITS:
-        raise ConfigError(f"{where} is a whole number of {value.bit_length()} bits, TOML has {INTEGER_BITS + 1}")
+        raise ConfigError(
+            f"{where} is a whole number of {value.bit_length()} bits, TOML has {INTEGER_BITS + 1}"
+        )
     return value
 
 

@@ -23,7 +23,9 @@ class ToolCall:
 
 def render(call: ToolCall) -> str:
     """The one text for this call: name first, arguments in alphabetical order."""
-    return json.dumps({"name": call.name, "arguments": dict(sorted(call.arguments.items()))}, ensure_ascii=False)
+    return json.dumps(
+        {"name": call.name, "arguments": dict(sorted(call.arguments.items()))}, ensure_ascii=False
+    )
 
 
 def parse(text: str) -> ToolCall | None:

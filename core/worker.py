@@ -1,13 +1,14 @@
 """Work that may crash, in processes of its own.
 
 Knows processes, pipes and deadlines. Knows nothing of what the services compute.
-Always: bytes in, bytes out; whatever a child does, the caller gets its answer or a typed error, and the next call
-finds a fresh child.
+Always: bytes in, bytes out; whatever a child does, the caller gets its answer or a typed error, and
+the next call finds a fresh child.
 
-Why: one flipped bit in a ciphertext can end SEAL in a segmentation fault, and a chain of three thousand rules does the
-same to a grammar compiler; both would take everybody's answers along. TenSEAL's bindings hold the interpreter's lock
-besides, so threads neither contain nor speed up anything. Nothing is unpickled from a child: a child that parsed hostile
-bytes is not trusted more than they are. `docs/foreign-bytes.md` says which library runs where.
+Why: one flipped bit in a ciphertext can end SEAL in a segmentation fault, and a chain of three
+thousand rules does the same to a grammar compiler; both would take everybody's answers along.
+TenSEAL's bindings hold the interpreter's lock besides, so threads neither contain nor speed up
+anything. Nothing is unpickled from a child: a child that parsed hostile bytes is not trusted more
+than they are. `docs/foreign-bytes.md` says which library runs where.
 """
 
 import contextlib
@@ -26,7 +27,8 @@ from typing import Any
 from .errors import AuthenticationError, CryptoError, ProtocolError, QuietchoirError, WorkerError
 
 BLOB_BYTES = 256 << 20  # one message part; anything longer is refused on both sides
-MEMORY_BYTES = 8 << 30  # address space of a child, where the platform can limit it: a bomb ends in the child
+# address space of a child, where the platform can limit it: a bomb ends in the child
+MEMORY_BYTES = 8 << 30
 MESSAGE_CHARACTERS = 300
 ERRORS = {kind.__name__: kind for kind in (AuthenticationError, CryptoError, ProtocolError)}
 _starting = threading.Lock()  # guards `sys.modules["__main__"]` while a child is spawned
@@ -39,7 +41,8 @@ class Terms:
     name: str = "crypto worker"
     memory_bytes: int = MEMORY_BYTES
     start_deadline_s: float = 120.0
-    lost: type[QuietchoirError] = WorkerError  # the child crashed or ran past its deadline over what it was given
+    # the child crashed or ran past its deadline over what it was given
+    lost: type[QuietchoirError] = WorkerError
     absent: type[QuietchoirError] = WorkerError  # no child could be started, or none was free
 
 
@@ -47,11 +50,13 @@ class Worker:
     """One child that holds one service object; for one caller at a time.
 
     Args:
-        service: an importable class; its public methods take and return bytes (`(*blobs) -> Sequence[bytes]`).
-        arguments: for its constructor, run in the child at every (re)start.
+        service: an importable class; its public methods take and return bytes (`(*blobs) ->
+        Sequence[bytes]`). arguments: for its constructor, run in the child at every (re)start.
     """
 
-    def __init__(self, service: Callable[..., object], *arguments: object, terms: Terms = Terms()) -> None:
+    def __init__(
+        self, service: Callable[..., object], *arguments: object, terms: Terms = Terms()
+    ) -> None:
         self._service, self._arguments, self._terms = service, arguments, terms
         self._child: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection | None = None
@@ -61,8 +66,8 @@ class Worker:
         """Run `service.method(*blobs)` in the child.
 
         Raises:
-            WorkerError: the child crashed or ran past the deadline; it is gone, the next call starts another. (Or what
-                the worker's terms name instead.)
+            WorkerError: the child crashed or ran past the deadline; it is gone, the next call
+                starts another. (Or what the worker's terms name instead.)
             CryptoError: what the service itself raised, with its type if it is one of `ERRORS`.
         """
         if self._child is None or not self._child.is_alive():
@@ -90,10 +95,13 @@ class Worker:
 
     def _start(self) -> None:
         self.close()
-        context = multiprocessing.get_context("spawn")  # a fork would copy our secrets and our locked mutexes
+        # a fork would copy our secrets and our locked mutexes
+        context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         limit = self._terms.memory_bytes
-        self._child = context.Process(target=_serve, args=(theirs, self._service, self._arguments, limit), daemon=True)
+        self._child = context.Process(
+            target=_serve, args=(theirs, self._service, self._arguments, limit), daemon=True
+        )
         with _starting:  # a child that imported its parent's script would run it once more
             script, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
             try:
@@ -123,16 +131,23 @@ class Worker:
             child.join()
             code = child.exitcode
             self.close()
-            why = f"took longer than {deadline_s:g} s" if late.is_set() else f"ended with code {code}"
+            why = (
+                (f"took longer than {deadline_s:g} s")
+                if late.is_set()
+                else f"ended with code {code}"
+            )
             raise (self._terms.lost if method else self._terms.absent)(
-                f"{method or 'start'}: the {self._terms.name} {why}; nothing was changed, the next call gets a fresh one"
+                f"{method or 'start'}: the {self._terms.name} {why}; nothing was changed, the next "
+                f"call gets a fresh one"
             ) from error
         finally:
             timer.cancel()
             timer.join()
         if "error" in head:
             unknown = self._terms.lost if method else self._terms.absent
-            raise ERRORS.get(str(head["error"]), unknown)(str(head.get("text", ""))[:MESSAGE_CHARACTERS])
+            raise ERRORS.get(str(head["error"]), unknown)(
+                str(head.get("text", ""))[:MESSAGE_CHARACTERS]
+            )
         return parts
 
 
@@ -142,7 +157,13 @@ class WorkerPool:
     Each child holds its own copy of the service's data.
     """
 
-    def __init__(self, service: Callable[..., object], *arguments: object, size: int = 1, terms: Terms = Terms()) -> None:
+    def __init__(
+        self,
+        service: Callable[..., object],
+        *arguments: object,
+        size: int = 1,
+        terms: Terms = Terms(),
+    ) -> None:
         self._terms = terms
         self._all = [Worker(service, *arguments, terms=terms) for _ in range(size)]
         self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
@@ -182,7 +203,9 @@ class WorkerPool:
         try:
             worker = self._free.get(timeout=deadline_s)
         except queue.Empty:
-            raise self._terms.absent(f"no {self._terms.name} was free within {deadline_s:g} s; ask again later") from None
+            raise self._terms.absent(
+                f"no {self._terms.name} was free within {deadline_s:g} s; ask again later"
+            ) from None
         try:
             yield worker
         finally:
@@ -197,12 +220,18 @@ def _send(pipe: Connection, head: dict[str, Any], blobs: Sequence[bytes]) -> Non
 
 def _receive(pipe: Connection) -> tuple[dict[str, Any], list[bytes]]:
     head = json.loads(pipe.recv_bytes(1 << 16))
-    if not isinstance(head, dict) or not isinstance(head.get("parts"), int) or not 0 <= head["parts"] <= 1 << 16:
+    if (
+        not isinstance(head, dict)
+        or not isinstance(head.get("parts"), int)
+        or not 0 <= head["parts"] <= 1 << 16
+    ):
         raise ValueError("a malformed frame")
     return head, [pipe.recv_bytes(BLOB_BYTES) for _ in range(head["parts"])]
 
 
-def _serve(pipe: Connection, service: Callable[..., object], arguments: Sequence[object], memory_bytes: int) -> None:
+def _serve(
+    pipe: Connection, service: Callable[..., object], arguments: Sequence[object], memory_bytes: int
+) -> None:
     """The child: construct once, then answer until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     _confine(memory_bytes)
@@ -216,7 +245,11 @@ def _serve(pipe: Connection, service: Callable[..., object], arguments: Sequence
                 else:
                     instance, answer = service(*arguments), []
             except Exception as error:  # a library's own error is an answer; only a crash is not
-                _send(pipe, {"error": type(error).__name__, "text": f"{error}"[:MESSAGE_CHARACTERS]}, ())
+                _send(
+                    pipe,
+                    {"error": type(error).__name__, "text": f"{error}"[:MESSAGE_CHARACTERS]},
+                    (),
+                )
             else:
                 _send(pipe, {}, answer)
 

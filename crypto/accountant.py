@@ -1,6 +1,7 @@
 """What one member's privacy has cost so far, and whether another round can be paid.
 
-Knows steps, composition (by dp-accounting) and one file of history. Knows nothing of updates, rounds' contents or networks.
+Knows steps, composition (by dp-accounting) and one file of history. Knows nothing of updates,
+rounds' contents or networks.
 Always: a round is charged on disk before it may run, every time it runs, and a refused one changes
 neither memory nor disk; every epsilon comes with its delta, unit, sampling assumption, steps and
 method; an unreadable history is an error, never a fresh start.
@@ -8,11 +9,13 @@ method; an unreadable history is an error, never a fresh start.
     mechanism           composed by
     gaussian            PLD of the Gaussian mechanism
     discrete-gaussian   the same, for a slightly smaller noise: see `Step.of`
-    skellam             RDP, since dp-accounting has no PLD of it; one such step turns the whole account to RDP, which
-                        costs about a tenth more without sampling, and with it a general bound that costs two fifths more
+    skellam             RDP, since dp-accounting has no PLD of it; one such step turns the whole
+                        account to RDP, which costs about a tenth more without sampling, and with it
+                        a general bound that costs two fifths more
 
-Not covered: who may see more than opened sums (plain mode hides nothing from the coordinator), counters that travel without
-noise beside an update, two programs that charge one file at the same moment, somebody who deletes the file.
+Not covered: who may see more than opened sums (plain mode hides nothing from the coordinator),
+counters that travel without noise beside an update, two programs that charge one file at the same
+moment, somebody who deletes the file.
 """
 
 import dataclasses
@@ -34,8 +37,10 @@ from .noise import Noise
 
 FORMAT = "quietchoir privacy account 1"
 UNIT = "one member: its whole update of a round replaced by zeros"
-ORDERS = np.array([*range(2, 65), *range(72, 257, 8), 320, 384, 512])  # whole numbers: Skellam's bound is for these
-SMOOTHING = 2.0  # r, in integers: deviation that a discrete Gaussian gives up to become a rounded continuous one
+# whole numbers: Skellam's bound is for these
+ORDERS = np.array([*range(2, 65), *range(72, 257, 8), 320, 384, 512])
+# r, in integers: deviation that a discrete Gaussian gives up to become a rounded continuous one
+SMOOTHING = 2.0
 MAX_FILE_BYTES = 16 << 20
 
 
@@ -45,11 +50,12 @@ class Step:
 
     Args:
         multiplier: deviation of the sum's noise over the L2 sensitivity of one member.
-        sampling: chance with which each member takes part, drawn independently and hidden from whoever reads the sum (Poisson
-            sampling). 1: no such assumption. Hazard: below 1 holds only against readers who do not learn the cohort, hence
-            neither for the coordinator nor for members; and only if the noise does not depend on who was drawn.
-        sensitivity: L2, in integers; Skellam's bound needs it, and so does `length`, its number of values.
-        distance: total variation of the noise to the ideal one.
+        sampling: chance with which each member takes part, drawn independently and hidden from
+            whoever reads the sum (Poisson sampling). 1: no such assumption. Hazard: below 1 holds
+            only against readers who do not learn the cohort, hence neither for the coordinator nor
+            for members; and only if the noise does not depend on who was drawn.
+        sensitivity: L2, in integers; Skellam's bound needs it, and so does `length`, its number of
+        values. distance: total variation of the noise to the ideal one.
 
     Raises:
         ConfigError: numbers without sense.
@@ -66,25 +72,43 @@ class Step:
         numbers = (self.multiplier, self.sampling, self.sensitivity, self.length, self.distance)
         sane = all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)
         known = self.mechanism in ("gaussian", "discrete-gaussian", "skellam")
-        if not (sane and known and min(numbers[:4]) > 0 and self.sampling <= 1 and 0 <= self.distance < 1):
-            raise ConfigError(f"{self} is not a step; expected a known mechanism, positive numbers and sampling up to 1")
+        if not (
+            sane
+            and known
+            and min(numbers[:4]) > 0
+            and self.sampling <= 1
+            and 0 <= self.distance < 1
+        ):
+            raise ConfigError(
+                f"{self} is not a step; expected a known mechanism, positive numbers "
+                f"and sampling up to 1"
+            )
 
     @classmethod
     def of(cls, noise: Noise, *, sampling: float = 1.0) -> "Step":
         """The step of one sum over parties that add `noise`.
 
-        A discrete Gaussian of variance s^2 is, up to `noise.distance`, a continuous one of variance s^2 - r^2 whose result is
-        rounded at random (by a discrete Gaussian of deviation r = 2 around it): post-processing, in any number of dimensions.
-        So the continuous mechanism with the smaller noise bounds it, with or without sampling.
+        A discrete Gaussian of variance s^2 is, up to `noise.distance`, a continuous one of variance
+        s^2 - r^2 whose result is rounded at random (by a discrete Gaussian of deviation r = 2
+        around it): post-processing, in any number of dimensions. So the continuous mechanism with
+        the smaller noise bounds it, with or without sampling.
 
-        Source: Peikert 2010, "An efficient and parallel Gaussian sampler for lattices", theorem 3.1.
+        Source: Peikert 2010, "An efficient and parallel Gaussian sampler for lattices", theorem
+        3.1.
         """
-        variance, gaussian = noise.honest * noise.deviation**2, noise.mechanism == "discrete-gaussian"
+        variance, gaussian = (
+            noise.honest * noise.deviation**2,
+            noise.mechanism == "discrete-gaussian",
+        )
         multiplier = math.sqrt(variance - (SMOOTHING**2 if gaussian else 0.0)) / noise.sensitivity
         return cls(
-            mechanism=noise.mechanism, multiplier=multiplier, sampling=sampling, sensitivity=noise.sensitivity,
-            length=noise.length, distance=noise.distance,
-        )  # fmt: skip
+            mechanism=noise.mechanism,
+            multiplier=multiplier,
+            sampling=sampling,
+            sensitivity=noise.sensitivity,
+            length=noise.length,
+            distance=noise.distance,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +125,8 @@ class Spent:
 
     def __str__(self) -> str:
         return (
-            f"epsilon {self.epsilon:.3g} at delta {self.delta:g} after {self.steps} steps for {self.unit}; "
+            f"epsilon {self.epsilon:.3g} at delta {self.delta:g} after {self.steps} steps for "
+            f"{self.unit}; "
             f"sampling {self.sampling}; {self.mechanism}, {self.method}"
         )
 
@@ -121,7 +146,8 @@ class Budget:
         """Raises ConfigError for a budget without sense."""
         if not (0 < self.epsilon < math.inf and 0 < self.delta < 1):
             raise ConfigError(
-                f"a budget of epsilon {self.epsilon} at delta {self.delta}; expected positive numbers, delta below 1"
+                f"a budget of epsilon {self.epsilon} at delta {self.delta}; expected positive "
+                f"numbers, delta below 1"
             )
 
 
@@ -140,7 +166,9 @@ class Account:
             ConfigError: a file that is not this account's history, whole and readable.
         """
         self.budget, self.scope, self.path = budget, scope, path
-        self._history: list[tuple[str, Step]] = read(path, scope) if path is not None and path.exists() else []
+        self._history: list[tuple[str, Step]] = (
+            read(path, scope) if path is not None and path.exists() else []
+        )
 
     @property
     def history(self) -> tuple[tuple[str, Step], ...]:
@@ -150,11 +178,12 @@ class Account:
     def charge(self, round_: str, step: Step) -> Spent:
         """Pay for a round BEFORE it runs; a round that fails afterwards stays paid.
 
-        Each call is one more look at the member's data, whatever the round is called: who runs a round twice (a replay after
-        the record of what was answered was lost, say) pays twice.
+        Each call is one more look at the member's data, whatever the round is called: who runs a
+        round twice (a replay after the record of what was answered was lost, say) pays twice.
 
         Args:
-            round_: names the sum that may be opened, for whoever reads the history: "RUN/ROUND/ATTEMPT".
+            round_: names the sum that may be opened, for whoever reads the history:
+            "RUN/ROUND/ATTEMPT".
 
         Returns: what is spent, this round included.
 
@@ -166,7 +195,8 @@ class Account:
         spent = compose([each for _, each in history], self.budget.delta)
         if not spent.epsilon <= self.budget.epsilon:
             raise BudgetError(
-                f"round {round_} would bring {spent}; the budget is {self.budget.epsilon:g}. It is not run: stop here, or "
+                f"round {round_} would bring {spent}; the budget is {self.budget.epsilon:g}. It is "
+                f"not run: stop here, or "
                 "found a federation with more noise, fewer rounds or more members"
             )
         if self.path is not None:
@@ -176,13 +206,16 @@ class Account:
 
     def epsilon(self, delta: float | None = None) -> Spent:
         """What is spent so far, at the budget's delta or another."""
-        return compose([step for _, step in self._history], self.budget.delta if delta is None else delta)
+        return compose(
+            [step for _, step in self._history], self.budget.delta if delta is None else delta
+        )
 
 
 def compose(steps: Sequence[Step], delta: float) -> Spent:
     """Epsilon of all steps together.
 
-    Source: Koskela, Jälkö, Honkela 2020 and Doroshenko et al. 2022 (PLD, in dp-accounting); Mironov 2017 (RDP).
+    Source: Koskela, Jälkö, Honkela 2020 and Doroshenko et al. 2022 (PLD, in dp-accounting); Mironov
+    2017 (RDP).
     """
     from importlib import metadata
 
@@ -190,9 +223,15 @@ def compose(steps: Sequence[Step], delta: float) -> Spent:
     by_rdp = any(step.mechanism == "skellam" for step in counts)
     ideal = functools.partial(rdp_epsilon if by_rdp else pld_epsilon, counts)
     rates = sorted({step.sampling for step in counts})
-    drawn = ", ".join(f"Poisson at rate {rate:g}, cohort hidden" if rate < 1 else "not assumed" for rate in rates)
+    drawn = ", ".join(
+        f"Poisson at rate {rate:g}, cohort hidden" if rate < 1 else "not assumed" for rate in rates
+    )
     return Spent(
-        epsilon=with_distance(ideal, delta, sum(step.distance * count for step, count in counts.items())) if counts else 0.0,
+        epsilon=with_distance(
+            ideal, delta, sum(step.distance * count for step, count in counts.items())
+        )
+        if counts
+        else 0.0,
         delta=delta,
         steps=len(steps),
         unit=UNIT,
@@ -203,13 +242,18 @@ def compose(steps: Sequence[Step], delta: float) -> Spent:
 
 
 def multiplier_for(budget: Budget, *, steps: int, sampling: float = 1.0) -> float:
-    """About the smallest noise multiplier (within 1 %) with which `steps` rounds of Gaussian noise stay within a budget.
+    """About the smallest noise multiplier (within 1 %) with which `steps` rounds of Gaussian noise
+    stay within a budget.
 
-    For whoever founds a federation; what is charged, `Account` decides. Takes a second or two, with sampling half a minute.
+    For whoever founds a federation; what is charged, `Account` decides. Takes a second or two, with
+    sampling half a minute.
     """
 
     def enough(multiplier: float) -> bool:
-        return compose([Step(multiplier=multiplier, sampling=sampling)] * steps, budget.delta).epsilon <= budget.epsilon
+        return (
+            compose([Step(multiplier=multiplier, sampling=sampling)] * steps, budget.delta).epsilon
+            <= budget.epsilon
+        )
 
     if sampling == 1.0:  # known in closed form, which PLD only confirms
         high = 1.003 * gaussian_multiplier(budget, steps)
@@ -229,7 +273,8 @@ def multiplier_for(budget: Budget, *, steps: int, sampling: float = 1.0) -> floa
 
 
 def gaussian_multiplier(budget: Budget, steps: int) -> float:
-    """The multiplier with which `steps` rounds of Gaussian noise, without sampling, spend a budget exactly.
+    """The multiplier with which `steps` rounds of Gaussian noise, without sampling, spend a budget
+    exactly.
 
     Together they are one Gaussian mechanism with `multiplier / sqrt(steps)`.
     Source: Balle, Wang 2018, theorem 8; Dong, Roth, Su 2022, corollary 3.3 (composition).
@@ -240,13 +285,16 @@ def gaussian_multiplier(budget: Budget, steps: int) -> float:
     for _ in range(100):
         half = math.sqrt(low * high)
         mu = math.sqrt(steps) / half
-        lost = ndtr(mu / 2 - budget.epsilon / mu) - math.exp(min(budget.epsilon + log_ndtr(-mu / 2 - budget.epsilon / mu), 0.0))
+        lost = ndtr(mu / 2 - budget.epsilon / mu) - math.exp(
+            min(budget.epsilon + log_ndtr(-mu / 2 - budget.epsilon / mu), 0.0)
+        )
         low, high = (low, half) if lost <= budget.delta else (half, high)
     return high
 
 
 def with_distance(ideal: functools.partial[float], delta: float, distance: float) -> float:
-    """Epsilon of a mechanism whose outputs are `distance` (total variation) from the `ideal` one's; inf if that is too far.
+    """Epsilon of a mechanism whose outputs are `distance` (total variation) from the `ideal` one's;
+    inf if that is too far.
 
     If the ideal one is (e, d), the real one is (e, d + (1 + exp(e)) * distance).
     """
@@ -274,7 +322,12 @@ def composed_pld(counts: frozenset[tuple[Step, int]], delta: float) -> float:
     account = pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
     for step, count in counts:
         event = dp_accounting.GaussianDpEvent(step.multiplier)
-        account.compose(dp_accounting.PoissonSampledDpEvent(step.sampling, event) if step.sampling < 1 else event, count)
+        account.compose(
+            dp_accounting.PoissonSampledDpEvent(step.sampling, event)
+            if step.sampling < 1
+            else event,
+            count,
+        )
     return float(account.get_epsilon(delta))
 
 
@@ -284,7 +337,9 @@ def rdp_epsilon(counts: Counter[Step], delta: float) -> float:
 
     total = np.zeros(len(ORDERS))
     for step, count in counts.items():
-        bound = skellam_rdp(step) if step.mechanism == "skellam" else ORDERS / (2 * step.multiplier**2)
+        bound = (
+            skellam_rdp(step) if step.mechanism == "skellam" else ORDERS / (2 * step.multiplier**2)
+        )
         total += count * (sampled_rdp(bound, step.sampling) if step.sampling < 1 else bound)
     epsilon, _ = rdp.compute_epsilon(ORDERS, total, delta)
     return float(epsilon)
@@ -293,11 +348,14 @@ def rdp_epsilon(counts: Counter[Step], delta: float) -> float:
 def skellam_rdp(step: Step) -> NDArray[np.float64]:
     """Rényi divergence of one Skellam step, at each of `ORDERS`.
 
-    Source: Agarwal, Kairouz, Liu 2021, corollary 3.6; L1 norms of whole numbers are at most min(L2^2, sqrt(n) L2).
+    Source: Agarwal, Kairouz, Liu 2021, corollary 3.6; L1 norms of whole numbers are at most
+    min(L2^2, sqrt(n) L2).
     """
     two = step.sensitivity
     one, variance = min(two * two, math.sqrt(step.length) * two), (step.multiplier * two) ** 2
-    extra = np.minimum(((2 * ORDERS - 1) * two**2 + 6 * one) / (4 * variance**2), 3 * one / (2 * variance))
+    extra = np.minimum(
+        ((2 * ORDERS - 1) * two**2 + 6 * one) / (4 * variance**2), 3 * one / (2 * variance)
+    )
     bound: NDArray[np.float64] = ORDERS * two**2 / (2 * variance) + extra
     return bound
 
@@ -305,8 +363,10 @@ def skellam_rdp(step: Step) -> NDArray[np.float64]:
 def sampled_rdp(bound: NDArray[np.float64], rate: float) -> NDArray[np.float64]:
     """Amplification by Poisson sampling of any mechanism with Rényi divergence `bound` at `ORDERS`.
 
-    Orders between those of the table take the next larger one's divergence, which is an upper bound.
-    Source: Zhu, Wang 2019, "Poission subsampled Rényi differential privacy", theorem 5 (the general upper bound).
+    Orders between those of the table take the next larger one's divergence, which is an upper
+    bound.
+    Source: Zhu, Wang 2019, "Poission subsampled Rényi differential privacy", theorem 5 (the general
+    upper bound).
     """
     from scipy.special import gammaln, logsumexp
 
@@ -316,7 +376,9 @@ def sampled_rdp(bound: NDArray[np.float64], rate: float) -> NDArray[np.float64]:
     for at, order in enumerate(ORDERS):
         j = np.arange(2, order + 1)
         choose = gammaln(order + 1) - gammaln(j + 1) - gammaln(order - j + 1)
-        terms = choose + (order - j) * math.log1p(-rate) + j * math.log(rate) + (j - 1) * filled[j - 2]
+        terms = (
+            choose + (order - j) * math.log1p(-rate) + j * math.log(rate) + (j - 1) * filled[j - 2]
+        )
         terms[1:] += math.log(3)  # the general bound's factor from the third moment on
         first = (order - 1) * math.log1p(-rate) + math.log(order * rate - rate + 1)
         out[at] = logsumexp([first, *terms]) / (order - 1)
@@ -326,11 +388,16 @@ def sampled_rdp(bound: NDArray[np.float64], rate: float) -> NDArray[np.float64]:
 def written(history: Sequence[tuple[str, Step]], scope: str) -> bytes:
     """The history as its file."""
     steps = [{"round": round_, **dataclasses.asdict(step)} for round_, step in history]
-    return (json.dumps({"format": FORMAT, "scope": scope, "steps": steps}, indent=1, allow_nan=False) + "\n").encode()
+    return (
+        json.dumps({"format": FORMAT, "scope": scope, "steps": steps}, indent=1, allow_nan=False)
+        + "\n"
+    ).encode()
 
 
 def read(path: Path, scope: str) -> list[tuple[str, Step]]:
-    """The history in a file. Raises ConfigError unless it is one of this scope, whole and readable."""
+    """The history in a file. Raises ConfigError unless it is one of this scope, whole and
+    readable.
+    """
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ValueError("too large")
@@ -343,9 +410,18 @@ def read(path: Path, scope: str) -> list[tuple[str, Step]]:
             if not isinstance(round_, str):
                 raise ValueError(f"round {round_!r} is no name")
             history.append((round_, Step(**entry)))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        ConfigError,
+    ) as error:
         raise ConfigError(
-            f"{path}: not the privacy history of {scope} ({error}); put the right file back. Never delete it: "
+            f"{path}: not the privacy history of {scope} ({error}); put the right file back. Never "
+            f"delete it: "
             "what was spent stays spent"
         ) from error
     return history

@@ -1,8 +1,9 @@
 """Who signs, who agrees on a secret, and how one message is sealed for one reader.
 
-Knows Ed25519, X25519, HKDF and AES-GCM, all from the `cryptography` package. Knows nothing of rounds or federations.
-Always: private bytes appear in no repr, no log, no exception; a context is built from length-prefixed fields, so that no
-two different contexts have the same bytes.
+Knows Ed25519, X25519, HKDF and AES-GCM, all from the `cryptography` package. Knows nothing of
+rounds or federations.
+Always: private bytes appear in no repr, no log, no exception; a context is built from
+length-prefixed fields, so that no two different contexts have the same bytes.
 """
 
 import hashlib
@@ -34,7 +35,8 @@ def bind(*fields: bytes | str | int) -> bytes:
     """Join fields so that no two different lists give the same bytes.
 
     Args:
-        fields: bytes, text, or non-negative numbers below 2**64; each is written as type, length (8 bytes), content.
+        fields: bytes, text, or non-negative numbers below 2**64; each is written as type, length (8
+        bytes), content.
     """
     out = bytearray()
     for field in fields:
@@ -70,9 +72,11 @@ def seal_box(key: bytes, plaintext: bytes, associated: bytes) -> bytes:
 
     Args:
         key: 32 bytes.
-        associated: what the reader must know already (federation, round, sender, receiver); it is authenticated, not sent.
+        associated: what the reader must know already (federation, round, sender, receiver); it is
+        authenticated, not sent.
 
-    Hazard: random nonces; with one key seal far fewer than 2**32 boxes (here a key lives for one attempt or one epoch).
+    Hazard: random nonces; with one key seal far fewer than 2**32 boxes (here a key lives for one
+    attempt or one epoch).
     Source: NIST SP 800-38D (AES-256-GCM).
     """
     nonce = secrets.token_bytes(NONCE_BYTES)
@@ -83,14 +87,19 @@ def open_box(key: bytes, box: bytes, associated: bytes) -> bytes:
     """Decrypt a sealed box.
 
     Raises:
-        AuthenticationError: wrong key, wrong associated data or a changed box; which of them is not told.
+        AuthenticationError: wrong key, wrong associated data or a changed box; which of them is not
+        told.
     """
     if len(box) < BOX_OVERHEAD:
-        raise AuthenticationError(f"a sealed box has {len(box)} bytes, at least {BOX_OVERHEAD} expected; ask for it again")
+        raise AuthenticationError(
+            f"a sealed box has {len(box)} bytes, at least {BOX_OVERHEAD} expected; ask for it again"
+        )
     try:
         return AESGCM(key).decrypt(box[:NONCE_BYTES], box[NONCE_BYTES:], associated)
     except InvalidTag:
-        raise AuthenticationError("a sealed box did not open; it is refused, ask its sender again") from None
+        raise AuthenticationError(
+            "a sealed box did not open; it is refused, ask its sender again"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +110,9 @@ class PublicIdentity:
 
     def __post_init__(self) -> None:
         if len(self.raw) != KEY_BYTES:
-            raise AuthenticationError(f"a public key has {len(self.raw)} bytes, {KEY_BYTES} expected; check the roster")
+            raise AuthenticationError(
+                f"a public key has {len(self.raw)} bytes, {KEY_BYTES} expected; check the roster"
+            )
 
     def __bytes__(self) -> bytes:
         return self.raw
@@ -115,19 +126,25 @@ class PublicIdentity:
         """Accept a signature over exactly this context and message, or raise.
 
         Raises:
-            AuthenticationError: wrong key, context, message or signature; which of them is not told.
+            AuthenticationError: wrong key, context, message or signature; which of them is not
+            told.
         """
         try:
-            Ed25519PublicKey.from_public_bytes(self.raw).verify(signature, _signed(context, message))
+            Ed25519PublicKey.from_public_bytes(self.raw).verify(
+                signature, _signed(context, message)
+            )
         except (InvalidSignature, ValueError):
-            raise AuthenticationError(f"signature of {self.fingerprint[:16]} does not fit; the message is refused") from None
+            raise AuthenticationError(
+                f"signature of {self.fingerprint[:16]} does not fit; the message is refused"
+            ) from None
 
 
 class Identity:
     """A party's long-term Ed25519 key.
 
-    Hazard: whoever reads the file is this party. `save` writes mode 0600; give a passphrase or a keyring where others read
-    the disk or its backups. Not covered: the memory of a running program, which Python cannot wipe.
+    Hazard: whoever reads the file is this party. `save` writes mode 0600; give a passphrase or a
+    keyring where others read the disk or its backups. Not covered: the memory of a running program,
+    which Python cannot wipe.
     """
 
     __slots__ = ("_private", "public")
@@ -143,7 +160,11 @@ class Identity:
 
     @classmethod
     def load(
-        cls, path: Path, passphrase: str | keyfile.Passphrase | None = None, *, keyring: keyfile.Keyring | None = None
+        cls,
+        path: Path,
+        passphrase: str | keyfile.Passphrase | None = None,
+        *,
+        keyring: keyfile.Keyring | None = None,
     ) -> Self:
         """Read an identity written by `save`.
 
@@ -152,12 +173,15 @@ class Identity:
             keyring: instead of the operating system's, for a file that is locked with one.
 
         Raises:
-            ConfigError: no such file, others may read it, not an identity, or what opens it is not there.
-            AuthenticationError: wrong passphrase or a changed file.
+            ConfigError: no such file, others may read it, not an identity, or what opens it is not
+            there. AuthenticationError: wrong passphrase or a changed file.
         """
         raw = keyfile.read(path, FILE_KIND, passphrase=passphrase, keyring=keyring)
         if len(raw) != KEY_BYTES:
-            raise ConfigError(f"{path}: the key has {len(raw)} bytes, {KEY_BYTES} expected; restore it from a backup")
+            raise ConfigError(
+                f"{path}: the key has {len(raw)} bytes, {KEY_BYTES} expected; "
+                f"restore it from a backup"
+            )
         return cls(Ed25519PrivateKey.from_private_bytes(raw))
 
     def save(
@@ -168,14 +192,16 @@ class Identity:
         keyring: keyfile.Keyring | None = None,
         replace: bool = False,
     ) -> None:
-        """Write the private key, readable by its owner alone (mode 0600); locked if a passphrase or a keyring is given.
+        """Write the private key, readable by its owner alone (mode 0600); locked if a passphrase or
+        a keyring is given.
 
         Args:
             replace: overwrite the file that is there, to put the same identity under another lock.
 
         Raises:
-            ConfigError: another identity is there already; it is kept, because a lost identity cannot be made again. Or an
-                empty passphrase, or a keyring that does not keep what it is given.
+            ConfigError: another identity is there already; it is kept, because a lost identity
+                cannot be made again. Or an empty passphrase, or a keyring that does not keep what
+                it is given.
             QuietchoirError: the disk is full or not writable; nothing half-written stays.
         """
         raw = self._private.private_bytes_raw()
@@ -199,8 +225,8 @@ class Identity:
 class Ephemeral:
     """An X25519 key pair that lives for one attempt of one round.
 
-    Hazard: `private_bytes` exists because the key is shared among the members (Shamir), and for `secagg.frozen`; never write
-    it anywhere else.
+    Hazard: `private_bytes` exists because the key is shared among the members (Shamir), and for
+    `secagg.frozen`; never write it anywhere else.
     """
 
     __slots__ = ("_private", "public")
@@ -226,7 +252,9 @@ class Ephemeral:
         try:
             return hkdf(self._private.exchange(X25519PublicKey.from_public_bytes(peer)), context)
         except ValueError:
-            raise AuthenticationError("a peer's X25519 key gives no shared secret; its message is refused") from None
+            raise AuthenticationError(
+                "a peer's X25519 key gives no shared secret; its message is refused"
+            ) from None
 
     def private_bytes(self) -> bytes:
         """The 32 private bytes, for Shamir sharing and for `secagg.frozen` only."""

@@ -1,12 +1,16 @@
-"""Differential privacy's part of an update: clip it, make it whole numbers, add this party's share of the noise.
+"""Differential privacy's part of an update: clip it, make it whole numbers, add this party's share
+of the noise.
 
-Knows clipping, rotation, rounding and how much noise each party adds. Knows nothing of masks, rounds or budgets.
-Always: no update's whole numbers are longer than `sensitivity`, checked on the integers themselves; with `honest` parties or
-more in an opened sum, its noise has at least the deviation multiplier * sensitivity, whoever else dropped out; and
-a number never leaves its bits, but with a probability that is stated and below 2^-40.
+Knows clipping, rotation, rounding and how much noise each party adds. Knows nothing of masks,
+rounds or budgets.
+Always: no update's whole numbers are longer than `sensitivity`, checked on the integers themselves;
+with `honest` parties or more in an opened sum, its noise has at least the deviation multiplier *
+sensitivity, whoever else dropped out; and a number never leaves its bits, but with a probability
+that is stated and below 2^-40.
 
-Noise comes before the mask, so nobody but the sum's reader ever meets it, and no party needs to be trusted for more than
-its own share. Not covered: counters that travel beside the update are not noised; a party that leaves its noise out.
+Noise comes before the mask, so nobody but the sum's reader ever meets it, and no party needs to be
+trusted for more than its own share. Not covered: counters that travel beside the update are not
+noised; a party that leaves its noise out.
 """
 
 import hashlib
@@ -26,10 +30,13 @@ Mechanism = Literal["discrete-gaussian", "skellam"]
 Floats = NDArray[np.float64]
 
 HEADROOM = 12.0  # deviations of one party's noise that its bits leave room for
-SPREAD = 6.0  # deviations of a rotated coordinate that its bits leave room for; what is beyond is cut (a bias, not a leak)
+# deviations of a rotated coordinate that its bits leave room for; what is beyond is cut (a bias,
+# not a leak)
+SPREAD = 6.0
 LARGEST_OVERFLOW = 2.0**-40  # chance that one contribution does not fit
 LARGEST_INFLATION = 1.5  # rounding may lengthen an update by so much at most: noise grows with it
-SMALLEST_GAUSSIAN = 2.0 * math.sqrt(2.0)  # deviation of a share; below it sums of discrete Gaussians are not one
+# deviation of a share; below it sums of discrete Gaussians are not one
+SMALLEST_GAUSSIAN = 2.0 * math.sqrt(2.0)
 TRIES = 64  # roundings; each passes with a probability above 0.39
 
 
@@ -38,9 +45,11 @@ class Noise:
     """What the members agree on before the first round; the same numbers on every machine.
 
     Raises:
-        ConfigError: the update and its noise do not fit the bits, or there is no sense in the numbers.
+        ConfigError: the update and its noise do not fit the bits, or there is no sense in the
+        numbers.
 
-    Source: Kairouz, Liu, Steinke 2021, algorithm 1 and theorem 1 (clip, rotate, round, noise); Agarwal et al. 2021.
+    Source: Kairouz, Liu, Steinke 2021, algorithm 1 and theorem 1 (clip, rotate, round, noise);
+    Agarwal et al. 2021.
     """
 
     length: int  # values of one update, n
@@ -49,21 +58,32 @@ class Noise:
     honest: int  # fewest parties of any opened sum whose noise its reader does not know
     bits: int  # of one value with noise, 2 to 24
     mechanism: Mechanism = "discrete-gaussian"
-    reach: float = 0.0  # a coordinate is cut to +-reach, in the update's unit; 0: rotate instead, and cut where it is rare
+    # a coordinate is cut to +-reach, in the update's unit; 0: rotate instead, and cut where it is
+    # rare
+    reach: float = 0.0
 
     def __post_init__(self) -> None:
-        sane = all(0 < number < math.inf for number in (self.length, self.clip, self.multiplier, self.honest))
+        sane = all(
+            0 < number < math.inf
+            for number in (self.length, self.clip, self.multiplier, self.honest)
+        )
         if not sane or not 2 <= self.bits <= 24 or not 0 <= self.reach < math.inf:
             raise ConfigError(
-                f"clip {self.clip}, noise {self.multiplier} of {self.honest} honest parties, {self.length} values of "
-                f"{self.bits} bits, reach {self.reach}: expected positive finite numbers, 2 to 24 bits; mend [privacy]"
+                f"clip {self.clip}, noise {self.multiplier} of {self.honest} honest parties, "
+                f"{self.length} values of "
+                f"{self.bits} bits, reach {self.reach}: expected positive finite numbers, 2 to 24 "
+                f"bits; mend [privacy]"
             )
         if self.mechanism not in ("discrete-gaussian", "skellam"):
-            raise ConfigError(f"mechanism {self.mechanism!r} is unknown; choose discrete-gaussian or skellam")
+            raise ConfigError(
+                f"mechanism {self.mechanism!r} is unknown; choose discrete-gaussian or skellam"
+            )
         if self.scale == 0.0 or self.overflow > LARGEST_OVERFLOW:
             raise ConfigError(
-                f"{self.length} values of {self.bits} bits have no room for noise {self.multiplier:g} over {self.honest} "
-                f"parties (chance to overflow {self.overflow:.1g}, 2^-40 allowed); use more bits, more parties or fewer values"
+                f"{self.length} values of {self.bits} bits have no room for noise "
+                f"{self.multiplier:g} over {self.honest} "
+                f"parties (chance to overflow {self.overflow:.1g}, 2^-40 allowed); use more bits, "
+                f"more parties or fewer values"
             )
 
     @property
@@ -75,12 +95,18 @@ class Noise:
 
     @property
     def scale(self) -> float:
-        """Integers per unit of the update: as many as fit beside the noise; 0 if rounding would cost too much."""
+        """Integers per unit of the update: as many as fit beside the noise; 0 if rounding would
+        cost too much.
+        """
         low, high = 0.0, fixedpoint.middle(self.bits) / self.limit
         for _ in range(60):  # + - * / and square roots alone: the same bits on every machine
             half = (low + high) / 2
-            fits = half * self.limit + 1 + HEADROOM * self._share(half) <= fixedpoint.middle(self.bits)
-            low, high = (half, high) if fits and self._share(half) <= LARGEST_DEVIATION else (low, half)
+            fits = half * self.limit + 1 + HEADROOM * self._share(half) <= fixedpoint.middle(
+                self.bits
+            )
+            low, high = (
+                (half, high) if fits and self._share(half) <= LARGEST_DEVIATION else (low, half)
+            )
         enough = low > 0 and math.sqrt(self._bound(low)) <= LARGEST_INFLATION * low * self.clip
         fine = self.mechanism == "skellam" or self._share(low) >= SMALLEST_GAUSSIAN
         return low if enough and fine else 0.0
@@ -92,12 +118,16 @@ class Noise:
 
     @property
     def deviation(self) -> float:
-        """Of one party's noise, in integers: `honest` of them together have multiplier * sensitivity."""
+        """Of one party's noise, in integers: `honest` of them together have multiplier *
+        sensitivity.
+        """
         return self._share(self.scale)
 
     @property
     def overflow(self) -> float:
-        """Bound on the chance that one contribution's value with noise does not fit its bits (Chernoff, union over values)."""
+        """Bound on the chance that one contribution's value with noise does not fit its bits
+        (Chernoff, union over values).
+        """
         if self.scale == 0.0:
             return 1.0
         room = fixedpoint.middle(self.bits) - math.ceil(self.scale * self.limit)
@@ -110,43 +140,57 @@ class Noise:
 
     @property
     def distance(self) -> float:
-        """Bound on how far one opened sum's noise is from the ideal one's (total variation), overflow included.
+        """Bound on how far one opened sum's noise is from the ideal one's (total variation),
+        overflow included.
 
-        Discrete Gaussian, with r = 2: each of `honest` additions, and the step to a continuous Gaussian, changes any
-        probability by a factor within 1 +- 4 exp(-2 pi^2 r^2) a value. Source: Micciancio, Peikert 2013, theorem 3.3;
-        Peikert 2010, theorem 3.1.
+        Discrete Gaussian, with r = 2: each of `honest` additions, and the step to a continuous
+        Gaussian, changes any probability by a factor within 1 +- 4 exp(-2 pi^2 r^2) a value.
+        Source: Micciancio, Peikert 2013, theorem 3.3; Peikert 2010, theorem 3.1.
         """
         variance = self.deviation**2
-        table = 2 * poisson_table(variance / 2).distance if self.mechanism == "skellam" else gaussian_table(variance).distance
+        table = (
+            2 * poisson_table(variance / 2).distance
+            if self.mechanism == "skellam"
+            else gaussian_table(variance).distance
+        )
         lattice = 0.0 if self.mechanism == "skellam" else 4 * math.exp(-2 * math.pi**2 * 4)
         return self.honest * (self.length * (table + lattice) + self.overflow)
 
     def mean_deviation(self, parties: int) -> float:
-        """Deviation of the noise in each value of the decoded mean over `parties`, in the update's unit."""
+        """Deviation of the noise in each value of the decoded mean over `parties`, in the
+        update's unit.
+        """
         return self.deviation / (self.scale * math.sqrt(parties))
 
     def farthest(self, parties: int) -> float:
-        """Largest L2 norm that the decoded mean of at least `parties` contributions has, but with a chance below 2^-40.
+        """Largest L2 norm that the decoded mean of at least `parties` contributions has, but with a
+        chance below 2^-40.
 
-        The mean of updates is no longer than one of them after rounding, and their noise, n values of deviation
-        s = `mean_deviation`, is longer than s (sqrt(n) + 8) with a chance below exp(-32) where it is Gaussian; twice
-        that is allowed, for Skellam noise has heavier tails.
+        The mean of updates is no longer than one of them after rounding, and their noise, n values
+        of deviation s = `mean_deviation`, is longer than s (sqrt(n) + 8) with a chance below
+        exp(-32) where it is Gaussian; twice that is allowed, for Skellam noise has heavier tails.
 
         Source: Boucheron, Lugosi, Massart 2013, theorem 5.6 (the norm of a Gaussian vector).
         """
-        return LARGEST_INFLATION * self.clip + 2 * self.mean_deviation(parties) * (math.sqrt(self.length) + 8)
+        return LARGEST_INFLATION * self.clip + 2 * self.mean_deviation(parties) * (
+            math.sqrt(self.length) + 8
+        )
 
     def encode(self, update: ArrayLike, seed: bytes) -> NDArray[np.unsignedinteger]:
-        """This party's contribution: clipped, rotated, rounded, noised; unsigned, [n], each below 2^bits.
+        """This party's contribution: clipped, rotated, rounded, noised; unsigned, [n], each below
+        2^bits.
 
         Args:
             update: real values [n].
-            seed: public, the same for all parties of a round, another for each round; used where the update is rotated.
+            seed: public, the same for all parties of a round, another for each round; used where
+            the update is rotated.
 
         Raises:
-            DataError: values that are not finite or another length; or, with a chance below 2^-40, noise that does not fit.
+            DataError: values that are not finite or another length; or, with a chance below 2^-40,
+            noise that does not fit.
 
-        Hazard: an update encoded twice has two independent noises, so two opened sums cost privacy twice: charge both.
+        Hazard: an update encoded twice has two independent noises, so two opened sums cost privacy
+        twice: charge both.
         """
         whole = self.whole(update, seed)
         dice = Dice()
@@ -164,7 +208,8 @@ class Noise:
         values = np.array(update, np.float64)
         if values.shape != (self.length,) or not np.isfinite(values).all():
             raise DataError(
-                f"an update of shape {values.shape} with {np.count_nonzero(~np.isfinite(values))} values that are not finite, "
+                f"an update of shape {values.shape} with {np.count_nonzero(~np.isfinite(values))} "
+                f"values that are not finite, "
                 f"expected ({self.length},) and none; nothing is sent"
             )
         values *= clip_factor(values, self.clip)
@@ -177,11 +222,15 @@ class Noise:
         """Shift into 0 .. 2 * middle. Raises DataError if a number does not fit."""
         middle = fixedpoint.middle(self.bits)
         if int(np.abs(noised).max()) > middle:
-            raise DataError("noise did not fit its bits, which is nearly impossible; nothing is sent, try the round again")
+            raise DataError(
+                "noise did not fit its bits, which is nearly impossible; nothing is "
+                "sent, try the round again"
+            )
         return (noised + middle).astype(np.dtype("<u2" if self.bits <= 16 else "<u4"))
 
     def decode_sum(self, total: ArrayLike, parties: int, seed: bytes) -> Floats:
-        """The real, noised sum [n] behind `parties` contributions; divide by `parties` for the mean.
+        """The real, noised sum [n] behind `parties` contributions; divide by `parties` for the
+        mean.
 
         Raises:
             DataError: a sum that so many contributions cannot have.
@@ -194,7 +243,9 @@ class Noise:
         return values
 
     def _bound(self, scale: float) -> float:
-        """Square of the sensitivity at a scale. Source: Kairouz et al. 2021, proposition 26 with beta = exp(-1/2)."""
+        """Square of the sensitivity at a scale. Source: Kairouz et al. 2021, proposition 26 with
+        beta = exp(-1/2).
+        """
         norm, root = scale * self.clip, math.sqrt(self.length)
         return min((norm + root) ** 2, norm * norm + self.length / 4 + norm + root / 2)
 
@@ -209,7 +260,8 @@ def clip_factor(values: Floats, clip: float) -> float:
 
 
 def round_within(values: Floats, bound: float) -> Integers:
-    """Round up or down at random, again until the squared norm is at most `bound`; towards zero if that does not happen.
+    """Round up or down at random, again until the squared norm is at most `bound`; towards zero if
+    that does not happen.
 
     Args:
         values: [n], squared norm at most `bound`.
@@ -231,9 +283,11 @@ def window(length: int) -> int:
 
 
 def rotate(values: Floats, seed: bytes, *, back: bool = False) -> None:
-    """Turn `values` [n] in place by random signs and Hadamard transforms, so that no coordinate stands out.
+    """Turn `values` [n] in place by random signs and Hadamard transforms, so that no coordinate
+    stands out.
 
-    Two transforms, over the first and over the last `window(n)` values, so that nothing is padded. Norms are kept.
+    Two transforms, over the first and over the last `window(n)` values, so that nothing is padded.
+    Norms are kept.
 
     Args:
         seed: public; everybody of a round has the same.

@@ -1,7 +1,9 @@
-"""The numbers that are summed in the dark: Z modulo 2^k, in words of 16 or 32 bits, packed to k bits on the wire.
+"""The numbers that are summed in the dark: Z modulo 2^k, in words of 16 or 32 bits, packed to k
+bits on the wire.
 
 Knows arithmetic, headroom and packing. Knows nothing of keys' owners, rounds or parties' names.
-Always: the sum of the whole cohort fits, or the ring is not built; a packed array has exactly one form.
+Always: the sum of the whole cohort fits, or the ring is not built; a packed array has exactly one
+form.
 """
 
 from collections.abc import Sequence
@@ -18,11 +20,15 @@ Lifted: TypeAlias = Any  # values in a ring's own form; nobody but the ring look
 
 
 class Ring(Protocol):
-    """What secure aggregation needs of numbers. `BitRing` is the masked mode's; `sealed.SealedRing` works modulo t."""
+    """What secure aggregation needs of numbers. `BitRing` is the masked mode's;
+    `sealed.SealedRing` works modulo t.
+    """
 
     @property
     def name(self) -> bytes:
-        """Everything that two parties must agree on (modulus, length, packing); part of the round's hash."""
+        """Everything that two parties must agree on (modulus, length, packing); part of the
+        round's hash.
+        """
 
     @property
     def wire_bytes(self) -> int:
@@ -32,10 +38,14 @@ class Ring(Protocol):
         """A fresh array in the ring. Raises ValueError if a value is out of the agreed range."""
 
     def mask(self, words: Lifted, streams: Sequence[Stream]) -> None:
-        """Add or subtract the mask of each key, in place. One call with many is faster than many with one."""
+        """Add or subtract the mask of each key, in place. One call with many is faster than many
+        with one.
+        """
 
     def close(self, words: Lifted) -> bytes:
-        """What one party sends. Raises CryptoError, and nothing is sent, if it cannot be made as it must be."""
+        """What one party sends. Raises CryptoError, and nothing is sent, if it cannot be made as
+        it must be.
+        """
 
     def tally(self) -> "Tally":
         """An empty sum for the coordinator."""
@@ -59,7 +69,9 @@ class Tally(Protocol):
 
 
 class BitRing:
-    """Z modulo 2^k for `parties` values of `bits` bits: k = bits + ceil(log2 parties), so that no sum wraps."""
+    """Z modulo 2^k for `parties` values of `bits` bits: k = bits + ceil(log2 parties), so that
+    no sum wraps.
+    """
 
     def __init__(self, *, length: int, bits: int, parties: int) -> None:
         """Prove the headroom.
@@ -72,7 +84,8 @@ class BitRing:
         self.bits = bits + (parties - 1).bit_length()
         if length < 1 or bits < 1 or parties < 1 or self.bits > 32:
             raise ConfigError(
-                f"{length} values of {bits} bits from {parties} parties need {self.bits} bits a sum, 32 at most; "
+                f"{length} values of {bits} bits from {parties} parties need {self.bits} bits a "
+                f"sum, 32 at most; "
                 "use fewer bits or a smaller cohort"
             )
         assert parties * ((1 << bits) - 1) < 1 << self.bits  # headroom, the whole reason for k
@@ -89,16 +102,24 @@ class BitRing:
         """Copy `values` [length] into words.
 
         Raises:
-            ValueError: wrong shape, not unsigned integers, or a value that needs more than the agreed bits.
+            ValueError: wrong shape, not unsigned integers, or a value that needs more than the
+            agreed bits.
         """
         if values.shape != (self.length,) or values.dtype.kind != "u":
-            raise ValueError(f"values are {values.dtype} {values.shape}, unsigned integers [{self.length}] expected")
+            raise ValueError(
+                f"values are {values.dtype} {values.shape}, unsigned integers "
+                f"[{self.length}] expected"
+            )
         if int(values.max()) >> self.value_bits:
-            raise ValueError(f"a value needs more than the agreed {self.value_bits} bits; clip before masking")
+            raise ValueError(
+                f"a value needs more than the agreed {self.value_bits} bits; clip before masking"
+            )
         return values.astype(self.dtype)
 
     def mask(self, words: Words, streams: Sequence[Stream]) -> None:
-        """Arithmetic is modulo the word, which 2^k divides, so one reduction at the end is enough."""
+        """Arithmetic is modulo the word, which 2^k divides, so one reduction at the end is
+        enough.
+        """
         add_streams(words, streams)
 
     def close(self, words: Words) -> bytes:
@@ -108,9 +129,11 @@ class BitRing:
         return BitTally(self)
 
     def pack(self, words: Words) -> bytes:
-        """k bits a value: value i of column j, i from 0 to lane-1, lies at bit i*k of that column's k words.
+        """k bits a value: value i of column j, i from 0 to lane-1, lies at bit i*k of that column's
+        k words.
 
-        Values are laid out [lane, columns] and words [k, columns], so that every step is one contiguous pass.
+        Values are laid out [lane, columns] and words [k, columns], so that every step is one
+        contiguous pass.
         """
         lanes = np.zeros((self.lane, self.columns), self.dtype)
         lanes.reshape(-1)[: self.length] = words
@@ -129,7 +152,10 @@ class BitRing:
             ProtocolError: wrong size, or bits set where no value lies.
         """
         if len(payload) != self.wire_bytes:
-            raise ProtocolError(f"a masked vector has {len(payload)} bytes, {self.wire_bytes} expected; it is refused")
+            raise ProtocolError(
+                f"a masked vector has {len(payload)} bytes, {self.wire_bytes} "
+                f"expected; it is refused"
+            )
         packed = np.frombuffer(payload, self.dtype).reshape(self.bits, self.columns)
         lanes = np.empty((self.lane, self.columns), self.dtype)
         for i in range(self.lane):
@@ -161,12 +187,16 @@ class BitTally:
     def total(self) -> NDArray[np.int64]:
         self._ring.mask(self._words, self._streams)
         self._streams = []
-        total: NDArray[np.int64] = (self._words & self._ring.dtype.type((1 << self._ring.bits) - 1)).astype(np.int64)
+        total: NDArray[np.int64] = (
+            self._words & self._ring.dtype.type((1 << self._ring.bits) - 1)
+        ).astype(np.int64)
         return total
 
 
 class TokenRing:
-    """Token counts below 2^32, as two 16-bit limbs: the sum is exact for any cohort up to 65,536."""
+    """Token counts below 2^32, as two 16-bit limbs: the sum is exact for any cohort up to
+    65,536.
+    """
 
     def __init__(self, parties: int) -> None:
         self.limbs = BitRing(length=2, bits=16, parties=parties)

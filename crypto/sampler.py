@@ -1,10 +1,12 @@
 """Whole-number noise drawn from a cipher: discrete Gaussian, and Poisson for Skellam.
 
-Knows two distributions as exact tables, and AES-CTR. Knows nothing of updates, parties or privacy budgets.
-Always: with uniform bits, a drawn value is closer than 2^-100 (total variation) to the exact distribution.
+Knows two distributions as exact tables, and AES-CTR. Knows nothing of updates, parties or privacy
+budgets.
+Always: with uniform bits, a drawn value is closer than 2^-100 (total variation) to the exact
+distribution.
 
-Not covered: the time of a table look-up depends on the value drawn; somebody who measures this machine's caches may learn
-something of the noise.
+Not covered: the time of a table look-up depends on the value drawn; somebody who measures this
+machine's caches may learn something of the noise.
 """
 
 import functools
@@ -32,21 +34,30 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Table:
-    """A distribution over first, first + 1, …: value i is drawn where as many cuts are at most the uniform number."""
+    """A distribution over first, first + 1, …: value i is drawn where as many cuts are at most
+    the uniform number.
+    """
 
     first: int
-    cuts: tuple[int, ...] = field(repr=False)  # of 128 bits, ascending: the distribution function but for its last value
+    # of 128 bits, ascending: the distribution function but for its last value
+    cuts: tuple[int, ...] = field(repr=False)
     high: NDArray[np.uint64] = field(repr=False)  # the cuts' upper halves
 
     @property
     def distance(self) -> float:
-        """Bound on the total variation distance to the exact distribution: rounded cuts, and both tails."""
+        """Bound on the total variation distance to the exact distribution: rounded cuts, and
+        both tails.
+        """
         return len(self.high) * 2.0**-CUT_BITS + 4 * len(self.high) * 2.0**-TAIL_BITS
 
     def look_up(self, upper: NDArray[np.uint64], lower: Callable[[], int]) -> Integers:
-        """Values for uniform numbers whose upper halves are given; `lower` draws the lower half of one, when it decides."""
-        below = np.searchsorted(self.high, upper, side="right")  # cuts whose upper half is not above
-        for at in np.flatnonzero((below > 0) & (self.high[below - 1] == upper)):  # once in about 2^50 draws
+        """Values for uniform numbers whose upper halves are given; `lower` draws the lower half
+        of one, when it decides.
+        """
+        # cuts whose upper half is not above
+        below = np.searchsorted(self.high, upper, side="right")
+        # once in about 2^50 draws
+        for at in np.flatnonzero((below > 0) & (self.high[below - 1] == upper)):
             number = int(upper[at]) << 64 | lower()
             low, top = int(np.searchsorted(self.high, upper[at])), int(below[at])
             below[at] = low + sum(cut <= number for cut in self.cuts[low:top])
@@ -74,7 +85,10 @@ def gaussian_table(variance: float) -> Table:
     check_deviation(variance)
     one, smallest = 1 << FIXED_BITS, 1 << (FIXED_BITS - TAIL_BITS)
     context = Context(prec=140)
-    ratio, shrink = (int(context.multiply(context.exp(-Decimal(1) / (Decimal(variance) * by)), one)) for by in (2, 1))
+    ratio, shrink = (
+        int(context.multiply(context.exp(-Decimal(1) / (Decimal(variance) * by)), one))
+        for by in (2, 1)
+    )
     half, weight = [], one
     while weight > smallest:
         half.append(weight)
@@ -87,7 +101,8 @@ def poisson_table(mean: float) -> Table:
     """The Poisson distribution.
 
     Raises:
-        ConfigError: a difference of two would have a deviation below 1/2 or above `LARGEST_DEVIATION`.
+        ConfigError: a difference of two would have a deviation below 1/2 or above
+        `LARGEST_DEVIATION`.
     """
     check_deviation(2 * mean)
     rate, mode = Fraction(mean), int(mean)
@@ -109,7 +124,8 @@ def check_deviation(variance: float) -> None:
     """Raises ConfigError unless 1/2 <= deviation <= LARGEST_DEVIATION."""
     if not 0.25 <= variance <= LARGEST_DEVIATION**2:
         raise ConfigError(
-            f"noise of variance {variance:g} cannot be drawn, 0.25 to {LARGEST_DEVIATION:g}^2 expected; change the bits"
+            f"noise of variance {variance:g} cannot be drawn, 0.25 to {LARGEST_DEVIATION:g}^2 "
+            f"expected; change the bits"
         )
 
 
@@ -138,16 +154,20 @@ class Dice:
         return out
 
     def discrete_gaussian(self, deviation: float, count: int) -> Integers:
-        """Noise [count]; sums of several parties' stay within 2^-100 of a discrete Gaussian if deviation is at least 2.9.
+        """Noise [count]; sums of several parties' stay within 2^-100 of a discrete Gaussian if
+        deviation is at least 2.9.
 
-        Source: Kairouz, Liu, Steinke 2021, "The distributed discrete Gaussian mechanism", theorem 3.
+        Source: Kairouz, Liu, Steinke 2021, "The distributed discrete Gaussian mechanism", theorem
+        3.
         """
         return self.draw(gaussian_table(deviation * deviation), count)
 
     def skellam(self, deviation: float, count: int) -> Integers:
-        """Noise [count], the difference of two Poisson numbers; sums of several parties' are Skellam again, exactly.
+        """Noise [count], the difference of two Poisson numbers; sums of several parties' are
+        Skellam again, exactly.
 
-        Source: Agarwal, Kairouz, Liu 2021, "The Skellam mechanism for differentially private federated learning", section 2.
+        Source: Agarwal, Kairouz, Liu 2021, "The Skellam mechanism for differentially private
+        federated learning", section 2.
         """
         table = poisson_table(deviation * deviation / 2)
         return self.draw(table, count) - self.draw(table, count)

@@ -1,9 +1,10 @@
 """Searching and reading a library without saying what for.
 
-Both halves of it, without any network: the asker turns an embedded question into ciphertext and opens scores; the keeper
-multiplies. Reading a passage is the same multiplication: the passages are the columns of a matrix of bytes, the choice
-is an encrypted vector with a single one, so that the keeper does not learn which passage was read either.
-Knows shapes, noise and what the numbers mean. Knows nothing of SEAL, identities, budgets or HTTP.
+Both halves of it, without any network: the asker turns an embedded question into ciphertext and
+opens scores; the keeper multiplies. Reading a passage is the same multiplication: the passages are
+the columns of a matrix of bytes, the choice is an encrypted vector with a single one, so that the
+keeper does not learn which passage was read either. Knows shapes, noise and what the numbers mean.
+Knows nothing of SEAL, identities, budgets or HTTP.
 Always: every question has the same size and takes the same steps, every choice too.
 """
 
@@ -23,9 +24,11 @@ from .parameters import SEARCH
 
 Scores = npt.NDArray[np.float32]
 
-SCORE_NOISE = 2.0**-9  # standard deviation on a cosine; neighbours closer than this may change places
+# standard deviation on a cosine; neighbours closer than this may change places
+SCORE_NOISE = 2.0**-9
 PASSAGE_NOISE = 2.0**-12  # on a byte scaled to [-0.5, 0.5): 8 deviations to the next byte
-SCORE_ERROR = 5e-4  # largest error of the arithmetic alone, noise not counted; measured 2.5e-4 at 1000 passages
+# largest error of the arithmetic alone, noise not counted; measured 2.5e-4 at 1000 passages
+SCORE_ERROR = 5e-4
 PASSAGE_HEAD = 6  # length (2 bytes) and CRC-32 (4 bytes)
 PASSAGE_BYTES = SEARCH.slots - PASSAGE_HEAD  # 2042: a passage and the name of its file
 MAX_PASSAGES = 2 * SEARCH.slots  # 32 KB of the keeper's memory for each
@@ -59,12 +62,13 @@ class Shape:
     def largest_budget(self) -> int:
         """Most questions that one account may be granted.
 
-        As many answers as dimensions give the embeddings away by linear algebra, and an asker who departs from the
-        protocol can put a second question into the imaginary parts. So: less than half the dimension.
+        As many answers as dimensions give the embeddings away by linear algebra, and an asker who
+        departs from the protocol can put a second question into the imaginary parts. So: less than
+        half the dimension.
 
-        Not covered: one who also asks louder than 1 lifts its answer out of the noise. The modulus caps that at about
-        37 bits for each passage and question, so 64 questions can hold a coarse embedding (6 bits a dimension). Against
-        such an asker the budget is a brake, not a bound.
+        Not covered: one who also asks louder than 1 lifts its answer out of the noise. The modulus
+        caps that at about 37 bits for each passage and question, so 64 questions can hold a coarse
+        embedding (6 bits a dimension). Against such an asker the budget is a brake, not a bound.
         """
         return (self.dimension - 1) // 2
 
@@ -84,8 +88,12 @@ def passage_column(text: bytes) -> npt.NDArray[np.uint8]:
 def passage_matrices(passages: Sequence[bytes]) -> list[npt.NDArray[np.float32]]:
     """Columns of numbers in [-0.5, 0.5), 2048 passages to a matrix [2048, <= 2048]."""
     columns = np.stack([passage_column(text) for text in passages], axis=1).astype(np.float32)
-    centred: npt.NDArray[np.float32] = (columns + np.float32(0.5)) / np.float32(256) - np.float32(0.5)
-    return [centred[:, start : start + SEARCH.slots] for start in range(0, len(passages), SEARCH.slots)]
+    centred: npt.NDArray[np.float32] = (columns + np.float32(0.5)) / np.float32(256) - np.float32(
+        0.5
+    )
+    return [
+        centred[:, start : start + SEARCH.slots] for start in range(0, len(passages), SEARCH.slots)
+    ]
 
 
 def passage_text(column: npt.NDArray[np.float64]) -> bytes:
@@ -99,7 +107,8 @@ def passage_text(column: npt.NDArray[np.float64]) -> bytes:
     text = values[PASSAGE_HEAD : PASSAGE_HEAD + length]
     if length > PASSAGE_BYTES or zlib.crc32(text) != check:
         raise ProtocolError(
-            "the answer is not a passage of this library; its host was not told, and asking again would tell it"
+            "the answer is not a passage of this library; its host was not told, and asking again "
+            "would tell it"
         )
     return text
 
@@ -110,12 +119,15 @@ def unit(vector: Scores) -> npt.NDArray[np.float64]:
     Raises:
         CryptoError: not a number in it, or nothing but zeros.
 
-    Hazard: call it before the first message of a session; a session that breaks off here tells of the question.
+    Hazard: call it before the first message of a session; a session that breaks off here tells of
+    the question.
     """
     exact = np.asarray(vector, np.float64)
     length = float(np.linalg.norm(exact))
     if not np.isfinite(length) or length == 0:
-        raise CryptoError("a question whose embedding is not finite, or zero; put it in other words")
+        raise CryptoError(
+            "a question whose embedding is not finite, or zero; put it in other words"
+        )
     direction: npt.NDArray[np.float64] = exact / length
     return direction
 
@@ -123,7 +135,8 @@ def unit(vector: Scores) -> npt.NDArray[np.float64]:
 def _exactly(parts: Sequence[bytes], count: int, size: int) -> None:
     if len(parts) != count or any(len(part) != size for part in parts):
         raise ProtocolError(
-            f"ciphertexts of {[len(part) for part in parts]} bytes, expected {count} of {size}; update both sides"
+            f"ciphertexts of {[len(part) for part in parts]} bytes, expected {count} of {size}; "
+            f"update both sides"
         )
 
 
@@ -132,7 +145,8 @@ class Keeper:
 
     Args:
         embeddings: [passages, dimension], rows of length 1.
-        noisy: False leaves answers bare. Hazard: only for tests that show what bare answers give away.
+        noisy: False leaves answers bare. Hazard: only for tests that show what bare answers give
+        away.
 
     Raises:
         ProtocolError: more passages or dimensions than the table holds.
@@ -140,11 +154,18 @@ class Keeper:
     """
 
     def __init__(
-        self, embeddings: npt.NDArray[np.float32], passages: Sequence[bytes], *, workers: int = 1, noisy: bool = True
+        self,
+        embeddings: npt.NDArray[np.float32],
+        passages: Sequence[bytes],
+        *,
+        workers: int = 1,
+        noisy: bool = True,
     ) -> None:
         self.shape = Shape(dimension=embeddings.shape[1], passages=len(passages))
         if len(embeddings) != len(passages):
-            raise CryptoError(f"{len(embeddings)} embeddings for {len(passages)} passages; embed them again")
+            raise CryptoError(
+                f"{len(embeddings)} embeddings for {len(passages)} passages; embed them again"
+            )
         matrices = {
             "scores": ([embeddings], SCORE_NOISE if noisy else 0.0),
             "passage": (passage_matrices(passages), PASSAGE_NOISE if noisy else 0.0),
@@ -163,7 +184,9 @@ class Keeper:
         """Raise ProtocolError unless `keys` have the sizes of public keys."""
         if tuple(map(len, keys)) != KEY_PART_BYTES:
             found = [len(key) for key in keys]
-            raise ProtocolError(f"keys of {found} bytes, expected {list(KEY_PART_BYTES)}; update both sides")
+            raise ProtocolError(
+                f"keys of {found} bytes, expected {list(KEY_PART_BYTES)}; update both sides"
+            )
 
     def check_keys(self, keys: Sequence[bytes]) -> None:
         """Let SEAL read an asker's public keys once.
@@ -211,8 +234,9 @@ class Keeper:
 class Opened:
     """What an asker sends after a question, and what it may look at once all of it was sent.
 
-    Hazard: `fault`, `scores` and `picked` are secrets until every one of `choices` left: an asker that stops, or says
-    anything else in between, tells the host a bit of its question that the host may have chosen (it sets the scores).
+    Hazard: `fault`, `scores` and `picked` are secrets until every one of `choices` left: an asker
+    that stops, or says anything else in between, tells the host a bit of its question that the host
+    may have chosen (it sets the scores).
     """
 
     choices: tuple[list[bytes], ...]  # as many as were asked for, whatever the answer opened to
@@ -224,8 +248,9 @@ class Opened:
 class Questioner:
     """The asker's half: one fresh key, in a worker, for the length of a session.
 
-    Hazard: scores and passages are for the key's owner. What it sends after opening them must not depend on them,
-    other than under encryption: `choose` is the only way from an answer to what is sent next, and always gives it.
+    Hazard: scores and passages are for the key's owner. What it sends after opening them must not
+    depend on them, other than under encryption: `choose` is the only way from an answer to what is
+    sent next, and always gives it.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -244,11 +269,15 @@ class Questioner:
         """
         direction = unit(vector)
         if direction.shape != (self.shape.dimension,):
-            raise CryptoError(f"a question of shape {direction.shape}, expected ({self.shape.dimension},); embed it again")
+            raise CryptoError(
+                f"a question of shape {direction.shape}, expected "
+                f"({self.shape.dimension},); embed it again"
+            )
         return self._worker.call("encrypt", direction.tobytes())
 
     def scores(self, answer: Sequence[bytes]) -> Scores:
-        """Open scores, [passages]: cosines with an error of `SCORE_ERROR` and noise of deviation `SCORE_NOISE`.
+        """Open scores, [passages]: cosines with an error of `SCORE_ERROR` and noise of deviation
+        `SCORE_NOISE`.
 
         Raises:
             ProtocolError: not an answer to this question.
@@ -256,22 +285,28 @@ class Questioner:
         """
         _exactly(answer, self.shape.choice_parts, SEARCH.ciphertext_bytes)
         parts = self._worker.call("decrypt", *answer)
-        _exactly(parts, self.shape.choice_parts, 8 * SEARCH.slots)  # it read the host's bytes: not trusted more than they
-        values = np.concatenate([np.frombuffer(part, np.float64) for part in parts])[: self.shape.passages]
+        # it read the host's bytes: not trusted more than they
+        _exactly(parts, self.shape.choice_parts, 8 * SEARCH.slots)
+        values = np.concatenate([np.frombuffer(part, np.float64) for part in parts])[
+            : self.shape.passages
+        ]
         if not np.isfinite(values).all() or np.abs(values).max() > 1 + 16 * SCORE_NOISE:
             raise ProtocolError(
-                "the answer opens to numbers that are no cosines: its host, or the line, is broken or hostile. The host "
+                "the answer opens to numbers that are no cosines: its host, or the line, is broken "
+                "or hostile. The host "
                 "was not told; asking again would tell it, so ask its owner first"
             )
         return values.astype(np.float32)
 
     def choose(self, answer: Sequence[bytes], count: int) -> Opened:
-        """The next `count` choices after an answer with scores; never raises for what the answer is or opens to.
+        """The next `count` choices after an answer with scores; never raises for what the answer is
+        or opens to.
 
-        Decoys are encrypted before the answer is touched, and leave instead of choices where it is of no use: also an
-        answer that ends our worker, and the key with it, changes nothing that the host sees. The work is the same as
-        well: where the scores are of no use, as many choices are sorted out and encrypted, by chance, and thrown away.
-        Encrypting them takes ten milliseconds, which a host can tell.
+        Decoys are encrypted before the answer is touched, and leave instead of choices where it is
+        of no use: also an answer that ends our worker, and the key with it, changes nothing that
+        the host sees. The work is the same as well: where the scores are of no use, as many choices
+        are sorted out and encrypted, by chance, and thrown away. Encrypting them takes ten
+        milliseconds, which a host can tell.
         """
         count = min(count, self.shape.passages)
         chance = tuple(secrets.SystemRandom().sample(range(self.shape.passages), count))
@@ -288,7 +323,11 @@ class Questioner:
             choices = tuple(self.choice(index) for index in best)
         except CryptoError as error:
             fault = fault or error
-        return Opened(decoys, chance, None, fault) if fault is not None else Opened(choices, best, scores, None)
+        return (
+            Opened(decoys, chance, None, fault)
+            if fault is not None
+            else Opened(choices, best, scores, None)
+        )
 
     def choice(self, index: int) -> list[bytes]:
         """Encrypt the choice of passage `index`.

@@ -1,1 +1,3 @@
-"""Many parties, one adapter: who takes part, what crosses the border, how a sum becomes the next adapter."""
+"""Many parties, one adapter: who takes part, what crosses the border, how a sum becomes the next
+adapter.
+"""

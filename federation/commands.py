@@ -1,4 +1,5 @@
-"""This floor's verbs, gathered from its rooms: `federation`, `coordinate`, `join`, `adapter`, `library`.
+"""This floor's verbs, gathered from its rooms: `federation`, `coordinate`, `join`, `adapter`,
+`library`.
 
 Knows which rooms have verbs, nothing else.
 """
@@ -15,7 +16,9 @@ from .watch import commands as watch_commands
 
 def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
     """Add every room's verbs; `federation` has actions of several rooms."""
-    federation = verbs.add_parser("federation", help="the signed file that members agree on, and how its rounds go")
+    federation = verbs.add_parser(
+        "federation", help="the signed file that members agree on, and how its rounds go"
+    )
     actions = federation.add_subparsers(dest="action", required=True, metavar="ACTION")
     membership_commands.register(actions)
     watch_commands.register(actions)

@@ -1,7 +1,9 @@
-"""The coordinator put together: its keys, its door, its run, its state, and the file that may change while it runs.
+"""The coordinator put together: its keys, its door, its run, its state, and the file that may
+change while it runs.
 
 Knows how the organs fit. Knows nothing of what they do inside.
-Always: the federation file that a run goes on under is the newest on the chain it knows; it changes between rounds only.
+Always: the federation file that a run goes on under is the newest on the chain it knows; it changes
+between rounds only.
 """
 
 from collections.abc import Callable
@@ -49,20 +51,27 @@ class Coordinating:
     home: Path
     rounds: int | None = None
     rehearse: int = 0
-    wait_s: float = 600.0  # at the start, until the minimum is there; later the minimum is waited for without end
+    # at the start, until the minimum is there; later the minimum is waited for without end
+    wait_s: float = 600.0
     grace_s: float = 30.0
-    stay_s: float | None = None  # at the end, for members without the adapter; None: `STAY_S` if it was the end before
+    # at the end, for members without the adapter; None: `STAY_S` if it was the end before
+    stay_s: float | None = None
     listen: str = ""  # HOST:PORT, if members reach us under another address than ours
     page: int | None = None  # port of the page on this machine; 0 takes a free one; None: no page
-    model: str = ""  # name or path of the federation's model on this disk; empty: found by its digest
-    keep_every: int = 0  # rounds between adapters that are kept as they come; 0: only the finished one
+    # name or path of the federation's model on this disk; empty: found by its digest
+    model: str = ""
+    # rounds between adapters that are kept as they come; 0: only the finished one
+    keep_every: int = 0
 
 
-def coordinate(coordinating: Coordinating, on_event: OnEvent, carry: "Carry | None" = None) -> RunReport:
+def coordinate(
+    coordinating: Coordinating, on_event: OnEvent, carry: "Carry | None" = None
+) -> RunReport:
     """Run the federation's rounds.
 
     Args:
-        carry: opens another way to the members than our own door; a later federation file then waits for the next start.
+        carry: opens another way to the members than our own door; a later federation file then
+        waits for the next start.
 
     Raises:
         RosterError, ConfigError, FederationError, RoundAborted: each says what to do.
@@ -78,17 +87,34 @@ def coordinate(coordinating: Coordinating, on_event: OnEvent, carry: "Carry | No
     check_books(coordinating.state, buffered=policy.schedule.buffered)
     weights = None if coordinating.rehearse else resident(policy, named=coordinating.model)
     keep, size = None, coordinating.rehearse
-    if weights is not None:  # in sealed mode for the size alone: such a coordinator never has an adapter to keep
+    # in sealed mode for the size alone: such a coordinator never has an adapter to keep
+    if weights is not None:
         keep, size = keeper(policy, weights, signer, Registry(coordinating.home))
     store, desk = Store(coordinating.state), Worker(AdderService)
     try:
         on_event, board, watching = watch(coordinating, policy, on_event)
-        watched = Watched(coordinating.file, coordinating.state / roster.FILE, on_event)  # never back, never to a branch
-        with watching, carry(policy) if carry is not None else open_door(coordinating, policy, on_event) as link:
+        # never back, never to a branch
+        watched = Watched(coordinating.file, coordinating.state / roster.FILE, on_event)
+        with (
+            watching,
+            carry(policy)
+            if carry is not None
+            else open_door(coordinating, policy, on_event) as link,
+        ):
             run = coordinator_of(
-                policy, signer, link, size=size, stops=tensor_stops(policy.adapter, weights), store=store, keep=keep,
-                on_event=on_event, wait_s=coordinating.wait_s, patient=True, grace_s=coordinating.grace_s, desk=desk,
-            )  # fmt: skip
+                policy,
+                signer,
+                link,
+                size=size,
+                stops=tensor_stops(policy.adapter, weights),
+                store=store,
+                keep=keep,
+                on_event=on_event,
+                wait_s=coordinating.wait_s,
+                patient=True,
+                grace_s=coordinating.grace_s,
+                desk=desk,
+            )
             if carry is None:
                 board.presence = lambda: len(cast("FlowerLink", link).online())
                 run.between = renewing(watched, run, cast("FlowerLink", link), on_event)
@@ -96,7 +122,8 @@ def coordinate(coordinating: Coordinating, on_event: OnEvent, carry: "Carry | No
                 goal = coordinating.rounds or policy.recipe.rounds
                 run.between = both(run.between, keeping(run, keep, coordinating.keep_every, goal))
             stay_s = coordinating.stay_s
-            if stay_s is None:  # started once more on a run that had ended: to hand its adapter out, what else
+            # started once more on a run that had ended: to hand its adapter out, what else
+            if stay_s is None:
                 stay_s = STAY_S if run.state.finished else 0.0
             return run.run(coordinating.rounds, stay_s=stay_s)
     finally:
@@ -108,7 +135,9 @@ def open_door(coordinating: Coordinating, policy: Policy, on_event: OnEvent) -> 
     """Our own way to the members: a door of this process, open from here on."""
     from .flower.link import FlowerLink
 
-    link = FlowerLink(policy, coordinating.keys / TLS_KEY, listen=coordinating.listen, on_event=on_event)
+    link = FlowerLink(
+        policy, coordinating.keys / TLS_KEY, listen=coordinating.listen, on_event=on_event
+    )
     on_event({"event": "open", "address": policy.coordinator.address})
     return link
 
@@ -164,21 +193,28 @@ def both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], 
 
 
 def keeping(run: "Coordinator", keep: Keep, every: int, goal: int) -> Callable[[], None]:
-    """What keeps the adapter as it stands after every so many rounds, each naming the one kept before it as its parent."""
+    """What keeps the adapter as it stands after every so many rounds, each naming the one kept
+    before it as its parent.
+    """
     kept = 0  # rounds behind the last one
 
     def between() -> None:
         nonlocal kept
         done = run.state.round
-        if done and done % every == 0 and done not in (kept, goal):  # the last one is kept with its scores
+        # the last one is kept with its scores
+        if done and done % every == 0 and done not in (kept, goal):
             keep(run.state.server.flat, {"rounds": done, "run": run.state.run})
             kept = done
 
     return between
 
 
-def renewing(watched: Watched, run: "Coordinator", link: "FlowerLink", on_event: OnEvent) -> Callable[[], None]:
-    """What a coordinator does between rounds: take a later federation file, and see that everybody has it."""
+def renewing(
+    watched: Watched, run: "Coordinator", link: "FlowerLink", on_event: OnEvent
+) -> Callable[[], None]:
+    """What a coordinator does between rounds: take a later federation file, and see that
+    everybody has it.
+    """
     handing = Handing(watched, link.ask)
 
     def between() -> None:
@@ -186,23 +222,35 @@ def renewing(watched: Watched, run: "Coordinator", link: "FlowerLink", on_event:
         if later is not None:
             handing.renewed()
             if changed := needs_restart(before, later):
-                handing.hand(link.present())  # they learn of a new key, certificate or rule before the door closes
+                # they learn of a new key, certificate or rule before the door closes
+                handing.hand(link.present())
                 raise RosterError(
-                    f"version {later.version} of {later.name} changes {', '.join(changed)}; start this command again: "
+                    f"version {later.version} of {later.name} changes {', '.join(changed)}; start "
+                    f"this command again: "
                     "it goes on from the last whole round"
                 )
             link.take(later)
             run.take(later)
-            left = sorted({member.name for member in before.members} - {member.name for member in later.members})
+            left = sorted(
+                {member.name for member in before.members}
+                - {member.name for member in later.members}
+            )
             on_event(
-                {"event": "renewed", "version": later.version, "members": [one.name for one in later.members], "left": left}
+                {
+                    "event": "renewed",
+                    "version": later.version,
+                    "members": [one.name for one in later.members],
+                    "left": left,
+                }
             )
         handing.hand(link.present())
 
     return between
 
 
-def keeper(policy: Policy, weights: "Weights", signer: Identity, registry: Registry) -> tuple[Keep, int]:
+def keeper(
+    policy: Policy, weights: "Weights", signer: Identity, registry: Registry
+) -> tuple[Keep, int]:
     """What keeps a finished adapter at the coordinator, and the length of the flat vector."""
     import torch
 
@@ -211,9 +259,13 @@ def keeper(policy: Policy, weights: "Weights", signer: Identity, registry: Regis
     shape = policy.adapter.shape()
 
     def keep(flat: Vector, evaluation: dict[str, object]) -> tuple[str, str]:
-        adapter = assemble(shape, weights.architecture, weights.digest, torch.from_numpy(flat.copy()))
+        adapter = assemble(
+            shape, weights.architecture, weights.digest, torch.from_numpy(flat.copy())
+        )
         name, parent = content_hash(adapter), registry.newest(str(evaluation.get("run", "")))
-        card = make_card(policy, name, {**evaluation, "parent": "" if parent == name else parent}, signer)
+        card = make_card(
+            policy, name, {**evaluation, "parent": "" if parent == name else parent}, signer
+        )
         return registry.put(adapter, card), card.text()
 
     return keep, Layout(shape, weights.architecture).size

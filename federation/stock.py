@@ -38,7 +38,9 @@ def run(command: Sequence[str]) -> int:
     """
     child = subprocess.Popen(with_port(command), start_new_session=True)
     with subprocess.Popen(
-        ["/bin/sh", "-c", SENTINEL, "sentinel", str(child.pid)], stdin=subprocess.PIPE, start_new_session=True
+        ["/bin/sh", "-c", SENTINEL, "sentinel", str(child.pid)],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
     ) as sentinel:
 
         def pass_on(number: int, _: FrameType | None) -> None:
@@ -76,7 +78,8 @@ def end_group(group: int) -> None:
 
 def tell(group: int, number: int) -> bool:
     """Send a signal to a process group; False if nobody is left in it."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS refuses where all have ended
+    # macOS refuses where all have ended
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)
         return True
     return False

@@ -1,11 +1,13 @@
-"""A member for one letter: opened from its home, asked once, put away again. (`member` is the one that stays.)
+"""A member for one letter: opened from its home, asked once, put away again. (`member` is the one
+that stays.)
 
-    home, federation file → party → [what was put aside] → the letter's answer → [what is put aside] + its key
+    home, federation file → party → [what was put aside] → the letter's answer → [what is put aside]
+    + its key
 
-Knows how the organs fit, where the process that answers one letter may not be the one that answers the next. Knows nothing of
-Flower; the key of what is put aside is the caller's to keep, in memory.
-Always: consent, roster, ledger and privacy are checked for every letter as `join` checks them; the model is loaded for letters
-that need it, and kept for as long as this process lives.
+Knows how the organs fit, where the process that answers one letter may not be the one that answers
+the next. Knows nothing of Flower; the key of what is put aside is the caller's to keep, in memory.
+Always: consent, roster, ledger and privacy are checked for every letter as `join` checks them; the
+model is loaded for letters that need it, and kept for as long as this process lives.
 """
 
 import threading
@@ -54,11 +56,15 @@ class Absent:
 
     def train(self, flat: Vector, seed: int) -> Trained:
         """As `Learner`."""
-        raise RuntimeError(f"a stage that needs no model asked for training from {flat.shape}, seed {seed}")  # our bug
+        raise RuntimeError(
+            f"a stage that needs no model asked for training from {flat.shape}, seed {seed}"
+        )  # our bug
 
     def evaluate(self, flat: Vector) -> Counts:
         """As `Learner`."""
-        raise RuntimeError(f"a stage that needs no model asked for a score of {flat.shape}")  # our bug
+        raise RuntimeError(
+            f"a stage that needs no model asked for a score of {flat.shape}"
+        )  # our bug
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +82,8 @@ def greet(own: Own, nonce: bytes, node_id: int) -> tuple[str, bytes]:
     """This member's name, and its proof that it is the one behind Flower's node `node_id`.
 
     Raises:
-        RosterError, ConfigError: no member of this federation, or none that takes part in it, or not this way.
+        RosterError, ConfigError: no member of this federation, or none that takes part in it, or
+        not this way.
     """
     policy = accepted(own.file, own.home)
     check_freezable(policy)
@@ -101,7 +108,8 @@ def answer(own: Own, letter: bytes, key: bytes) -> tuple[bytes, bytes]:
         the signed answer, and the key of what is put aside now; empty if nothing is.
 
     Raises:
-        QuietchoirError: refused, as `Party.handle`; what was put aside stays as it was, under the same key.
+        QuietchoirError: refused, as `Party.handle`; what was put aside stays as it was, under the
+        same key.
     """
     policy = accepted(own.file, own.home)
     check_freezable(policy)
@@ -115,24 +123,38 @@ def answer(own: Own, letter: bytes, key: bytes) -> tuple[bytes, bytes]:
         kept = place.take(key)
         try:
             working = task.stage in work.STAGES
-            learner, size, weights = learner_of(own, policy, name) if working else (Absent(), size_of(kept), None)
+            learner, size, weights = (
+                learner_of(own, policy, name) if working else (Absent(), size_of(kept), None)
+            )
             if working and task.stage != work.ADOPT:
                 cost = round_cost(policy, size)
                 check_upload(policy, cost.up + cost.once_up, own.config.consent)
-            desk = opened.enter_context(closing(Worker(MemberService)))  # started by sealed members alone
+            # started by sealed members alone
+            desk = opened.enter_context(closing(Worker(MemberService)))
             ledger = opened.enter_context(closing(Ledger(folder / ledgers.FILE)))
             seat = Seat(
-                joining=Joining(file=own.file, data=own.data, home=own.home, rehearse=own.rehearse), config=own.config,
-                keys=keys, name=name, weights=weights, learner=learner, size=size, folder=folder, ledger=ledger,
-                safe=Safe(Vault(None, size), desk), drawer=Drawer(), recall=Recall(folder), leave=threading.Event(),
+                joining=Joining(file=own.file, data=own.data, home=own.home, rehearse=own.rehearse),
+                config=own.config,
+                keys=keys,
+                name=name,
+                weights=weights,
+                learner=learner,
+                size=size,
+                folder=folder,
+                ledger=ledger,
+                safe=Safe(Vault(None, size), desk),
+                drawer=Drawer(),
+                recall=Recall(folder),
+                leave=threading.Event(),
                 on_event=lambda event: None,
-            )  # fmt: skip
+            )
             party = seat.party(policy)
             before = party.attempt = None if kept is None else recess.thaw_attempt(kept, party)
             try:
                 reply = party.handle(letter)
             except QuietchoirError:
-                if party.attempt is not before:  # another attempt has begun, or this one has ended, and then it failed
+                # another attempt has begun, or this one has ended, and then it failed
+                if party.attempt is not before:
                     place.wipe()
                 raise
             aside = recess.freeze_attempt(party)
@@ -146,7 +168,8 @@ def answer(own: Own, letter: bytes, key: bytes) -> tuple[bytes, bytes]:
 
 
 def accepted(file: Path, home: Path) -> Policy:
-    """As `roster.accept`, without reading files again that this process has read and nobody has written since.
+    """As `roster.accept`, without reading files again that this process has read and nobody has
+    written since.
 
     Raises:
         RosterError, ConfigError: as that.
@@ -161,7 +184,9 @@ def accepted(file: Path, home: Path) -> Policy:
 
 
 def stamps(file: Path, policy: Policy, home: Path) -> tuple[int, ...]:
-    """What changes when the federation file does, the copy that this node keeps, or what it was invited to."""
+    """What changes when the federation file does, the copy that this node keeps, or what it was
+    invited to.
+    """
     looked_at = (file, roster.folder(home, policy) / roster.FILE, home / roster.INVITED_FILE)
     found = [path.stat() for path in looked_at if path.exists()]
     return tuple(number for one in found for number in (one.st_mtime_ns, one.st_size, one.st_ino))
@@ -171,7 +196,9 @@ read_before: dict[tuple[Path, Path], tuple[Policy, tuple[int, ...]]] = {}
 
 
 def size_of(kept: bytes | None) -> int:
-    """Values of the adapter, for a letter that goes on with what was put aside; without that it will be refused."""
+    """Values of the adapter, for a letter that goes on with what was put aside; without that it
+    will be refused.
+    """
     return 0 if kept is None else recess.size_in(kept)
 
 
@@ -179,7 +206,8 @@ def learner_of(own: Own, policy: Policy, name: str) -> "tuple[Learner, int, Weig
     """The learner, the size of its adapter, and the model behind it.
 
     Raises:
-        DataError, ModelNotFoundError, IntegrityError: as `member.make_learner` and `member.resident`.
+        DataError, ModelNotFoundError, IntegrityError: as `member.make_learner` and
+        `member.resident`.
     """
     if own.rehearse:
         return ForgetfulRehearsal(own.rehearse, name), own.rehearse, None
@@ -198,5 +226,7 @@ def trained_by(own: Own, policy: Policy, name: str) -> "tuple[Learner, int, Weig
     """Kept, for so many nodes: under Ray one process answers for many, round after round."""
     weights, trainer = model_of(own.config, policy)
     joining = Joining(file=own.file, data=own.data, home=own.home)
-    learner, size = make_learner(joining, own.config, policy, weights, name, lambda event: None, trainer)
+    learner, size = make_learner(
+        joining, own.config, policy, weights, name, lambda event: None, trainer
+    )
     return learner, size, weights

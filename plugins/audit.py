@@ -1,9 +1,11 @@
 """Who was called, when, and how it ended: one line a call, each line bound to the one before.
 
 Knows names, sizes and outcomes. Never receives arguments or answers.
-Always: lines are only added; a changed, removed or reordered line breaks the chain, and `verify` says where.
+Always: lines are only added; a changed, removed or reordered line breaks the chain, and `verify`
+says where.
 
-Not covered: whoever can write the file can write a whole new chain; keep `Audit.head` elsewhere to notice.
+Not covered: whoever can write the file can write a whole new chain; keep `Audit.head` elsewhere to
+notice.
 """
 
 import fcntl
@@ -56,13 +58,16 @@ class Audit:
         """
         try:
             paths.private_folder(self.path.parent)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            descriptor = os.open(
+                self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600
+            )
             with os.fdopen(descriptor, "r+b", buffering=0) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 self.head = self._append(file, call)
         except OSError as error:
             raise PluginError(
-                f"{self.path}: a call cannot be logged ({error.strerror}); free the disk or mend the file"
+                f"{self.path}: a call cannot be logged ({error.strerror}); free the disk or mend "
+                f"the file"
             ) from error
 
     def _append(self, file: BinaryIO, call: Call) -> str:
@@ -100,7 +105,8 @@ def verify(path: Path) -> tuple[int, str]:
     head, count = START, 0
     if not path.exists():
         return count, head
-    for line in path.read_bytes().split(b"\n")[:-1]:  # after the last line end: nothing, or half of a line
+    # after the last line end: nothing, or half of a line
+    for line in path.read_bytes().split(b"\n")[:-1]:
         count += 1
         try:
             row = json.loads(line)
@@ -108,7 +114,8 @@ def verify(path: Path) -> tuple[int, str]:
             row = None
         if not isinstance(row, dict) or row.get("before") != head or row.get("hash") != seal(row):
             raise PluginError(
-                f"{path}: line {count} does not follow from the one before: it was changed; keep it, and move it away"
+                f"{path}: line {count} does not follow from the one before: it was changed; keep "
+                f"it, and move it away"
             )
         head = row["hash"]
     return count, head

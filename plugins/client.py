@@ -1,8 +1,10 @@
 """Talk to one running plugin: JSON-RPC lines over its standard streams, a deadline on everything.
 
-Knows MCP's handshake, tools/list and tools/call. Knows nothing of sandboxes: it is handed a started process.
-Always: a plugin that hangs, floods, answers out of turn for long or grows past its memory is killed, and every call
-that waits on it ends with a `ToolError`; nothing it sends is kept beyond one line and 64 KB of its last complaints.
+Knows MCP's handshake, tools/list and tools/call. Knows nothing of sandboxes: it is handed a started
+process.
+Always: a plugin that hangs, floods, answers out of turn for long or grows past its memory is
+killed, and every call that waits on it ends with a `ToolError`; nothing it sends is kept beyond one
+line and 64 KB of its last complaints.
 """
 
 import asyncio
@@ -70,7 +72,8 @@ class Connection:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._started.stdin is not None:
             self._started.stdin.close()
-        # Standard output stays open as long as anything in the sandbox lives: read it to its end, so that all is gone.
+        # Standard output stays open as long as anything in the sandbox lives: read it to its end,
+        # so that all is gone.
         for stream in (self._started.stdout, self._started.stderr):
             while stream is not None and await stream.read(CHUNK):
                 pass
@@ -84,14 +87,18 @@ class Connection:
         """
         us = {"name": "quietchoir", "version": "1"}
         async with deadline(self, deadline_s, "its start"):
-            await self._request("initialize", {"protocolVersion": PROTOCOL, "capabilities": {}, "clientInfo": us})
+            await self._request(
+                "initialize", {"protocolVersion": PROTOCOL, "capabilities": {}, "clientInfo": us}
+            )
             await self._send({"jsonrpc": "2.0", "method": "notifications/initialized"})
             tools: list[dict[str, Any]] = []
             cursor: Any = None
             for _ in range(MAX_PAGES):
                 page = await self._request("tools/list", {"cursor": cursor} if cursor else {})
                 listed = page.get("tools")
-                if not isinstance(listed, list) or not all(isinstance(tool, dict) for tool in listed):
+                if not isinstance(listed, list) or not all(
+                    isinstance(tool, dict) for tool in listed
+                ):
                     break
                 tools += listed
                 cursor = page.get("nextCursor")
@@ -100,19 +107,28 @@ class Connection:
             self.kill("its tools/list is not a list of tools that ends")
             raise ToolError(f"plugin {self.name} was stopped: {self.ended}")
 
-    async def call(self, tool: str, arguments: Mapping[str, Any], deadline_s: float) -> tuple[str, bool]:
+    async def call(
+        self, tool: str, arguments: Mapping[str, Any], deadline_s: float
+    ) -> tuple[str, bool]:
         """Call one tool; its text and whether the tool says that it worked.
 
         Raises:
-            ToolError: no answer in time (the plugin is killed), the plugin died, or an answer without text.
+            ToolError: no answer in time (the plugin is killed), the plugin died, or an answer
+            without text.
         """
         async with deadline(self, deadline_s, tool):
             result = await self._request("tools/call", {"name": tool, "arguments": dict(arguments)})
         content = result.get("content")
         if not isinstance(content, list):
             raise ToolError(f"plugin {self.name} answered {tool} without content")
-        parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-        return "\n".join(part for part in parts if isinstance(part, str)), result.get("isError") is not True
+        parts = [
+            part.get("text")
+            for part in content
+            if isinstance(part, dict) and part.get("type") == "text"
+        ]
+        return "\n".join(part for part in parts if isinstance(part, str)), result.get(
+            "isError"
+        ) is not True
 
     async def _request(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
         self._next += 1
@@ -127,7 +143,11 @@ class Connection:
             if answer.done() and not answer.cancelled():
                 answer.exception()  # it may have failed while the request was still being written
         if "error" in message:
-            said = message["error"].get("message") if isinstance(message["error"], dict) else message["error"]
+            said = (
+                message["error"].get("message")
+                if isinstance(message["error"], dict)
+                else message["error"]
+            )
             raise ToolError(f"plugin {self.name} refused {method}: {words(str(said))}")
         result = message.get("result")
         if not isinstance(result, dict):
@@ -138,7 +158,9 @@ class Connection:
         try:
             line = json.dumps(message, ensure_ascii=False).encode() + b"\n"
         except UnicodeEncodeError:
-            raise ToolError("a call that holds half of a surrogate pair, which is no text; leave it out") from None
+            raise ToolError(
+                "a call that holds half of a surrogate pair, which is no text; leave it out"
+            ) from None
         if len(line) > MAX_LINE:
             raise ToolError(f"a call of {len(line)} bytes; plugins are sent at most {MAX_LINE}")
         if self.ended is not None or self._started.stdin is None:
@@ -165,12 +187,16 @@ class Connection:
             await self._take(line)
 
     async def _take(self, line: bytes) -> None:
-        """Give one line to the call that waits for it; whatever nobody waits for counts as noise."""
+        """Give one line to the call that waits for it; whatever nobody waits for counts as
+        noise.
+        """
         try:
             message = json.loads(line)
         except (ValueError, RecursionError):
             message = None
-        number = message.get("id") if isinstance(message, dict) and "method" not in message else None
+        number = (
+            message.get("id") if isinstance(message, dict) and "method" not in message else None
+        )
         waiting = self._waiting.get(number) if type(number) is int else None
         if waiting is not None and not waiting.done() and isinstance(message, dict):
             self.noise = 0
@@ -179,8 +205,15 @@ class Connection:
         self.noise += 1
         if self.noise > MAX_NOISE:
             self.kill(f"{self.noise} lines that answer nothing")
-        elif isinstance(message, dict) and "method" in message and type(message.get("id")) in (int, str):
-            refusal = {"code": METHOD_NOT_FOUND, "message": "this host answers no requests of plugins"}
+        elif (
+            isinstance(message, dict)
+            and "method" in message
+            and type(message.get("id")) in (int, str)
+        ):
+            refusal = {
+                "code": METHOD_NOT_FOUND,
+                "message": "this host answers no requests of plugins",
+            }
             # In a task of its own: a plugin that does not read must not stop us from reading.
             task = asyncio.create_task(self._refuse(message["id"], refusal))
             self._refusals.add(task)

@@ -14,14 +14,26 @@ def register(verbs: Any) -> None:
     """Add this folder's verbs."""
     plugin = verbs.add_parser("plugin", help="plugins: list, run one tool")
     actions = plugin.add_subparsers(dest="action", required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="installed plugins, what they may do, and whether they can be confined here")
+    listing = actions.add_parser(
+        "list", help="installed plugins, what they may do, and whether they can be confined here"
+    )
     listing.set_defaults(run=show)
     run = actions.add_parser("run", help="one call through the sandbox")
     run.add_argument("id", metavar="ID", help="for example quietchoir/household")
     run.add_argument("tool", metavar="TOOL", help="for example HassTurnOn")
-    run.add_argument("arguments", metavar="JSON", nargs="?", default="{}", help="""for example '{"name": "lamp"}'""")
     run.add_argument(
-        "--file", action="append", default=[], metavar="NAME=PATH", help="hand a file to the plugin, for example home.json=FILE"
+        "arguments",
+        metavar="JSON",
+        nargs="?",
+        default="{}",
+        help="""for example '{"name": "lamp"}'""",
+    )
+    run.add_argument(
+        "--file",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="hand a file to the plugin, for example home.json=FILE",
     )
     run.set_defaults(run=run_once)
 
@@ -40,10 +52,17 @@ def show(chosen: argparse.Namespace) -> int:
         grants = [f"files {', '.join(asks.config)}"] if asks.config else []
         grants += [f"storage {asks.storage_bytes >> 10} KB"] if asks.storage_bytes else []
         state = "enabled" if plugin_id in enabled else "not enabled"
-        print(f"{plugin_id} {terms.head.version}  {state}, {len(terms.tools)} tools, may use: {'; '.join(grants) or 'nothing'}")
+        print(
+            f"{plugin_id} {terms.head.version}  {state}, {len(terms.tools)} tools, may use: "
+            f"{'; '.join(grants) or 'nothing'}"
+        )
         print(f"    {one_line(terms.head.description)}")
     report = probe()
-    print(f"sandbox: {report.reason}" if report.available else f"sandbox: none. {report.reason}; {report.advice}")
+    print(
+        f"sandbox: {report.reason}"
+        if report.available
+        else f"sandbox: none. {report.reason}; {report.advice}"
+    )
     return 0
 
 
@@ -60,7 +79,9 @@ def run_once(chosen: argparse.Namespace) -> int:
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"JSON = {chosen.arguments!r} is not JSON: {error}") from None
     if not isinstance(arguments, dict):
-        raise ConfigError(f"JSON = {chosen.arguments!r} must be an object, for example " + '{"name": "lamp"}')
+        raise ConfigError(
+            f"JSON = {chosen.arguments!r} must be an object, for example " + '{"name": "lamp"}'
+        )
     handed: dict[str, Path] = {}
     for pair in chosen.file:
         name, sign, path = pair.partition("=")
@@ -69,7 +90,8 @@ def run_once(chosen: argparse.Namespace) -> int:
         handed[name] = Path(path)
     limits = config.load(chosen.config).plugins
     host = PluginHost(
-        config.PluginsConfig(enabled=(chosen.id,), call_timeout_s=limits.call_timeout_s), files={chosen.id: handed}
+        config.PluginsConfig(enabled=(chosen.id,), call_timeout_s=limits.call_timeout_s),
+        files={chosen.id: handed},
     )
 
     async def once() -> int:
@@ -78,7 +100,10 @@ def run_once(chosen: argparse.Namespace) -> int:
             if chosen.tool not in {tool.name for tool in host.tools()} and host.report.available:
                 known = [tool.name for tool in host.tools()]
                 near = difflib.get_close_matches(chosen.tool, known, n=3) or known[:3]
-                raise ToolError(f"{chosen.id} has no tool {chosen.tool!r}; among its {len(known)} tools are {', '.join(near)}")
+                raise ToolError(
+                    f"{chosen.id} has no tool {chosen.tool!r}; among its {len(known)} "
+                    f"tools are {', '.join(near)}"
+                )
             result = await host.call(ToolCall(chosen.tool, arguments))
         finally:
             await host.stop()

@@ -1,7 +1,9 @@
 """All plugins of one node, behind the seam `core.assistant.tools.Tools`.
 
-Knows which plugins the owner enabled and which tool belongs to which. Knows nothing of models or of HTTP.
-Always: without a working sandbox there are no tools and every call is refused; nothing ever runs beside the sandbox.
+Knows which plugins the owner enabled and which tool belongs to which. Knows nothing of models or of
+HTTP.
+Always: without a working sandbox there are no tools and every call is refused; nothing ever runs
+beside the sandbox.
 """
 
 import asyncio
@@ -29,7 +31,9 @@ logger = log.get("plugins")
 
 
 def plugin_folder(plugin_id: str) -> Path:
-    """Where a plugin's storage lies on this node, and where its owner puts the files it asks for."""
+    """Where a plugin's storage lies on this node, and where its owner puts the files it asks
+    for.
+    """
     return paths.home() / "plugins" / plugin_id
 
 
@@ -71,15 +75,26 @@ class PluginHost:
         self._audit = Audit(self._folder / "audit.jsonl")
         for plugin_id in self.config.enabled:
             if plugin_id not in found:
-                raise ConfigError(f"plugins.enabled names {plugin_id!r}; installed are: {', '.join(sorted(found)) or 'none'}")
+                raise ConfigError(
+                    f"plugins.enabled names {plugin_id!r}; installed are: "
+                    f"{', '.join(sorted(found)) or 'none'}"
+                )
             terms = manifest.read(found[plugin_id])
             if terms.id != plugin_id:  # the folder was changed since `available` read it
-                raise ManifestError(f"{found[plugin_id]}: calls itself {terms.id} now, {plugin_id} a moment ago; not started")
-            plugin = Plugin(terms, self._folder / plugin_id, self._files.get(plugin_id, {}), self._idle_s)
+                raise ManifestError(
+                    f"{found[plugin_id]}: calls itself {terms.id} now, {plugin_id} "
+                    f"a moment ago; not started"
+                )
+            plugin = Plugin(
+                terms, self._folder / plugin_id, self._files.get(plugin_id, {}), self._idle_s
+            )
             for tool in terms.tools:
                 if tool.name in self._owners:
                     other = self._owners[tool.name].terms.id
-                    raise ManifestError(f"{plugin_id} and {other} both offer the tool {tool.name}; enable one of them only")
+                    raise ManifestError(
+                        f"{plugin_id} and {other} both offer the tool {tool.name}; "
+                        f"enable one of them only"
+                    )
                 self._owners[tool.name] = plugin
             self.plugins[plugin_id] = plugin
         if self.plugins:
@@ -103,7 +118,8 @@ class PluginHost:
         ]
 
     async def call(self, call: ToolCall, deadline_s: float | None = None) -> ToolResult:
-        """Carry out one call in its plugin's sandbox; the text is cleaned of what a reader cannot see, and cut.
+        """Carry out one call in its plugin's sandbox; the text is cleaned of what a reader cannot
+        see, and cut.
 
         Args:
             deadline_s: default, and longest: `plugins.call_timeout_s`.
@@ -116,7 +132,9 @@ class PluginHost:
         if plugin is None or self._audit is None:
             near = difflib.get_close_matches(call.name, self._owners, n=3)
             raise ToolError(
-                f"no tool is called {call.name!r}; " + (f"near: {', '.join(near)}" if near else "ask for the list of tools")
+                f"no tool "
+                f"is called {call.name!r}; "
+                + (f"near: {', '.join(near)}" if near else "ask for the list of tools")
             )
         if not self.report.available:
             raise SandboxUnavailableError(f"{self.report.reason}; {self.report.advice}")
@@ -124,13 +142,17 @@ class PluginHost:
         outcome: Outcome = "failed"
         began, text = time.monotonic(), ""
         try:
-            text, ok = await plugin.call(call.name, call.arguments, min(deadline_s or longest, longest))
+            text, ok = await plugin.call(
+                call.name, call.arguments, min(deadline_s or longest, longest)
+            )
             outcome = "ok" if ok else "tool error"
         finally:
             self._write(plugin, call, text, time.monotonic() - began, outcome)
         return ToolResult(legible(text)[:MAX_TEXT], ok)
 
-    def _write(self, plugin: Plugin, call: ToolCall, text: str, seconds: float, outcome: Outcome) -> None:
+    def _write(
+        self, plugin: Plugin, call: ToolCall, text: str, seconds: float, outcome: Outcome
+    ) -> None:
         assert self._audit is not None  # checked by `call`
         sent = len(json.dumps(dict(call.arguments)))
         self._audit.write(
@@ -138,7 +160,8 @@ class PluginHost:
                 plugin=plugin.terms.id,
                 tool=call.name,
                 sent_bytes=sent,
-                received_bytes=len(text.encode(errors="replace")),  # half a character is no reason to log nothing
+                # half a character is no reason to log nothing
+                received_bytes=len(text.encode(errors="replace")),
                 seconds=round(seconds, 4),
                 outcome=outcome,
             )
@@ -148,11 +171,13 @@ class PluginHost:
 def available(bundles: Sequence[Path] = ()) -> dict[str, Path]:
     """Plugin id → folder, of the built-in plugins and of `bundles`.
 
-    An id is the bundle's own word: it opens the storage and the files of that id, so no two folders share one, and the
-    publisher of the built-in plugins stands for bytes that came with this package alone.
+    An id is the bundle's own word: it opens the storage and the files of that id, so no two folders
+    share one, and the publisher of the built-in plugins stands for bytes that came with this
+    package alone.
 
     Raises:
-        ManifestError: two folders hold plugins of one id, one claims our publisher, or a manifest cannot be read.
+        ManifestError: two folders hold plugins of one id, one claims our publisher, or a manifest
+        cannot be read.
     """
     found: dict[str, Path] = {}
     builtin = sorted(path.parent for path in BUILTIN.glob(f"*/{manifest.FILE}"))
@@ -160,10 +185,13 @@ def available(bundles: Sequence[Path] = ()) -> dict[str, Path]:
         plugin_id = manifest.read(folder).id
         if folder not in builtin and plugin_id.startswith(f"{PUBLISHER}/"):
             raise ManifestError(
-                f"{folder}: calls itself {plugin_id}, but {PUBLISHER} publishes only what comes with this package; its "
+                f"{folder}: calls itself {plugin_id}, but {PUBLISHER} publishes only what comes "
+                f"with this package; its "
                 "author must use a publisher's name of their own"
             )
         if plugin_id in found:
-            raise ManifestError(f"{folder} and {found[plugin_id]} both hold {plugin_id}; remove one")
+            raise ManifestError(
+                f"{folder} and {found[plugin_id]} both hold {plugin_id}; remove one"
+            )
         found[plugin_id] = folder
     return found

@@ -1,7 +1,8 @@
 """What a plugin says about itself, and what it asks for.
 
 Knows the manifest's fields and their limits. Knows nothing of processes or sandboxes.
-Always: what is not granted here is denied; an unknown field, or one this version cannot grant, refuses the whole plugin.
+Always: what is not granted here is denied; an unknown field, or one this version cannot grant,
+refuses the whole plugin.
 """
 
 import hashlib
@@ -19,7 +20,8 @@ from .hidden import legible
 SCHEMA = 1
 FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
-MAX_FILES, MAX_BUNDLE_BYTES = 200, 32 << 20  # each file is one descriptor on its way into the sandbox
+# each file is one descriptor on its way into the sandbox
+MAX_FILES, MAX_BUNDLE_BYTES = 200, 32 << 20
 ID = re.compile(r"[a-z0-9][a-z0-9-]{0,38}/[a-z0-9][a-z0-9-]{0,38}")
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -33,34 +35,49 @@ class Permissions:
     config: tuple[str, ...] = ()  # names of JSON files its owner hands to it, read-only
     storage_bytes: int = 0  # one private file of at most this size
     network: tuple[str, ...] = ()  # not granted to anyone yet: there is no egress broker
-    private_data: Literal["none", "args"] = "args"  # sees the arguments of its own calls, never the conversation
+    # sees the arguments of its own calls, never the conversation
+    private_data: Literal["none", "args"] = "args"
 
     def __post_init__(self) -> None:
         if self.network:
             raise ValueError(
-                f"permissions.network asks for {', '.join(self.network)}; this version grants no network, remove it"
+                f"permissions.network asks for {', '.join(self.network)}; this version grants no "
+                f"network, remove it"
             )
         if not 0 <= self.storage_bytes <= 64 << 20:
-            raise ValueError(f"permissions.storage_bytes is {self.storage_bytes}; it must be 0 to {64 << 20}")
+            raise ValueError(
+                f"permissions.storage_bytes is {self.storage_bytes}; it must be 0 to {64 << 20}"
+            )
         for name in self.config:
             if not FILE_NAME.fullmatch(name):
-                raise ValueError(f"permissions.config names {name!r}; a plain file name is expected")
+                raise ValueError(
+                    f"permissions.config names {name!r}; a plain file name is expected"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What one running plugin may use up."""
 
-    memory_mb: int = 128  # of all its processes together, and of each one's address space above the interpreter's
-    cpu_s: int = 60  # of one process's life; past it the process dies, and the next call starts anew
+    # of all its processes together, and of each one's address space above the interpreter's
+    memory_mb: int = 128
+    # of one process's life; past it the process dies, and the next call starts anew
+    cpu_s: int = 60
     processes: int = 8  # threads count
     scratch_mb: int = 16  # of /tmp, and as much again of /dev/shm
 
     def __post_init__(self) -> None:
-        bounds = {"memory_mb": (32, 2048), "cpu_s": (1, 3600), "processes": (1, 64), "scratch_mb": (1, 512)}
+        bounds = {
+            "memory_mb": (32, 2048),
+            "cpu_s": (1, 3600),
+            "processes": (1, 64),
+            "scratch_mb": (1, 512),
+        }
         for name, (least, most) in bounds.items():
             if not least <= getattr(self, name) <= most:
-                raise ValueError(f"limits.{name} is {getattr(self, name)}; it must be {least} to {most}")
+                raise ValueError(
+                    f"limits.{name} is {getattr(self, name)}; it must be {least} to {most}"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +88,9 @@ class Runtime:
 
     def __post_init__(self) -> None:
         if self.python != ">=3.11":
-            raise ValueError(f"runtime.python is {self.python!r}; this version offers only '>=3.11'")
+            raise ValueError(
+                f"runtime.python is {self.python!r}; this version offers only '>=3.11'"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,12 +131,23 @@ class Head:
         if self.schema != SCHEMA:
             raise ValueError(f"schema is {self.schema}; this version reads {SCHEMA}")
         if not ID.fullmatch(self.id):
-            raise ValueError(f"id is {self.id!r}; expected publisher/name in small letters, digits and hyphens")
+            raise ValueError(
+                f"id is {self.id!r}; expected publisher/name in small letters, digits and hyphens"
+            )
         if not VERSION.fullmatch(self.version):
-            raise ValueError(f"version is {self.version!r}; expected three numbers, for example 1.0.0")
+            raise ValueError(
+                f"version is {self.version!r}; expected three numbers, for example 1.0.0"
+            )
         path = PurePosixPath(self.entry)
-        if path.suffix != ".py" or path.is_absolute() or not all(part.isidentifier() for part in path.with_suffix("").parts):
-            raise ValueError(f"entry is {self.entry!r}; expected a Python file inside the bundle, for example server.py")
+        if (
+            path.suffix != ".py"
+            or path.is_absolute()
+            or not all(part.isidentifier() for part in path.with_suffix("").parts)
+        ):
+            raise ValueError(
+                f"entry is {self.entry!r}; expected a Python file inside the bundle, "
+                f"for example server.py"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +156,8 @@ class Manifest:
 
     head: Head
     tools: tuple[ToolEntry, ...]
-    files: Mapping[str, bytes] = field(repr=False)  # the bundle: path inside it → content, exactly what will run
+    # the bundle: path inside it → content, exactly what will run
+    files: Mapping[str, bytes] = field(repr=False)
 
     @property
     def id(self) -> str:
@@ -135,14 +166,22 @@ class Manifest:
 
 
 def digest(tools: Iterable[Mapping[str, Any]]) -> str:
-    """SHA-256 over names, descriptions and schemas, in order of names; annotations are the manifest's word alone."""
+    """SHA-256 over names, descriptions and schemas, in order of names; annotations are the
+    manifest's word alone.
+    """
     rows = [[tool.get("name"), tool.get("description"), tool.get("inputSchema")] for tool in tools]
-    canonical = json.dumps(sorted(rows, key=lambda row: str(row[0])), sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    canonical = json.dumps(
+        sorted(rows, key=lambda row: str(row[0])),
+        sort_keys=True,
+        ensure_ascii=True,
+        separators=(",", ":"),
+    )
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def read(folder: Path) -> Manifest:
-    """Read and check the bundle in `folder`; its bytes are kept, so that what was checked is what runs.
+    """Read and check the bundle in `folder`; its bytes are kept, so that what was checked is what
+    runs.
 
     Raises:
         ManifestError: file, field, what was found and what is expected.
@@ -152,11 +191,15 @@ def read(folder: Path) -> Manifest:
     if FILE not in files:
         raise ManifestError(f"{path}: no such file; a plugin is a folder with a {FILE}")
     if len(files[FILE]) > MAX_MANIFEST_BYTES:
-        raise ManifestError(f"{path}: {len(files[FILE])} bytes; at most {MAX_MANIFEST_BYTES} are read")
+        raise ManifestError(
+            f"{path}: {len(files[FILE])} bytes; at most {MAX_MANIFEST_BYTES} are read"
+        )
     try:
         table = json.loads(files[FILE])
     except (ValueError, RecursionError) as error:
-        raise ManifestError(f"{path}: not JSON: {error}; mend the file or remove the plugin") from None
+        raise ManifestError(
+            f"{path}: not JSON: {error}; mend the file or remove the plugin"
+        ) from None
     if not isinstance(table, dict) or not isinstance(table.get("tools"), list):
         raise ManifestError(f"{path}: expected an object with a list called tools")
     listed = table.pop("tools")
@@ -169,7 +212,8 @@ def read(folder: Path) -> Manifest:
         raise ManifestError(f"{path}: two tools share a name; each must have its own")
     if (found := digest(listed)) != head.tools_digest:
         raise ManifestError(
-            f"{path}: tools_digest is {head.tools_digest!r}, but its tools hash to {found!r}; rebuild the manifest"
+            f"{path}: tools_digest is {head.tools_digest!r}, but its tools hash to {found!r}; "
+            f"rebuild the manifest"
         )
     if head.entry not in files:
         raise ManifestError(f"{path}: entry {head.entry!r} is not in the bundle")
@@ -180,16 +224,25 @@ def tool_entry(item: Any, where: str) -> ToolEntry:
     """Check one promised tool.
 
     Raises:
-        ManifestError: unknown field, bad name, hidden characters, or a schema that is not an object's.
+        ManifestError: unknown field, bad name, hidden characters, or a schema that is not an
+        object's.
     """
-    if not isinstance(item, dict) or set(item) - {"name", "description", "inputSchema", "annotations"}:
-        raise ManifestError(f"{where}: expected name, description, inputSchema and perhaps annotations")
+    if not isinstance(item, dict) or set(item) - {
+        "name",
+        "description",
+        "inputSchema",
+        "annotations",
+    }:
+        raise ManifestError(
+            f"{where}: expected name, description, inputSchema and perhaps annotations"
+        )
     name, description, schema = item.get("name"), item.get("description"), item.get("inputSchema")
     if not isinstance(name, str) or not TOOL_NAME.fullmatch(name):
         raise ManifestError(f"{where}.name = {name!r}; expected 1 to 64 letters, digits, _ . or -")
     if not isinstance(description, str) or legible(description) != description:
         raise ManifestError(
-            f"{where}.description: expected a text without hidden characters, which could instruct a model unseen"
+            f"{where}.description: expected a text without hidden characters, which could instruct "
+            f"a model unseen"
         )
     if not isinstance(schema, dict) or schema.get("type") != "object":
         raise ManifestError(f'{where}.inputSchema: expected a JSON Schema with "type": "object"')
@@ -228,10 +281,19 @@ def bundle(folder: Path) -> dict[str, bytes]:
         inside = path.relative_to(folder)
         if "__pycache__" in inside.parts or (path.is_dir() and not path.is_symlink()):
             continue
-        if path.is_symlink() or not path.is_file() or not all(FILE_NAME.fullmatch(part) for part in inside.parts):
-            raise ManifestError(f"{path}: a bundle holds plain files with plain names only; remove it")
+        if (
+            path.is_symlink()
+            or not path.is_file()
+            or not all(FILE_NAME.fullmatch(part) for part in inside.parts)
+        ):
+            raise ManifestError(
+                f"{path}: a bundle holds plain files with plain names only; remove it"
+            )
         size += path.stat().st_size
         if size > MAX_BUNDLE_BYTES or len(files) >= MAX_FILES:
-            raise ManifestError(f"{folder}: more than {MAX_FILES} files or {MAX_BUNDLE_BYTES} bytes; make the bundle smaller")
+            raise ManifestError(
+                f"{folder}: more than {MAX_FILES} files or {MAX_BUNDLE_BYTES} "
+                f"bytes; make the bundle smaller"
+            )
         files[inside.as_posix()] = path.read_bytes()
     return files

@@ -1,7 +1,8 @@
 """One plugin of this node: started when it is called, stopped when it is not.
 
 Knows a manifest, the files its owner hands to it, and its storage. Knows nothing of other plugins.
-Always: it runs in a sandbox or not at all, and a plugin whose live tools differ from its manifest never runs again.
+Always: it runs in a sandbox or not at all, and a plugin whose live tools differ from its manifest
+never runs again.
 """
 
 import asyncio
@@ -28,11 +29,14 @@ logger = log.get("plugins")
 class Plugin:
     """One plugin: its terms, and its process while it has one."""
 
-    def __init__(self, terms: Manifest, folder: Path, config: Mapping[str, Path], idle_s: float = IDLE_S) -> None:
+    def __init__(
+        self, terms: Manifest, folder: Path, config: Mapping[str, Path], idle_s: float = IDLE_S
+    ) -> None:
         """
         Args:
-            folder: private folder of this plugin on this node; its storage lies here, and its config files by default.
-            config: files that the owner hands to it from elsewhere, by the name the manifest asks for.
+            folder: private folder of this plugin on this node; its storage lies here, and its
+            config files by default. config: files that the owner hands to it from elsewhere, by the
+            name the manifest asks for.
         """
         self.terms, self.folder, self.config, self.idle_s = terms, folder, config, idle_s
         self.disabled: str | None = None
@@ -44,7 +48,9 @@ class Plugin:
         self._idle: asyncio.TimerHandle | None = None
         self._ending: set[asyncio.Task[None]] = set()
 
-    async def call(self, tool: str, arguments: Mapping[str, Any], deadline_s: float) -> tuple[str, bool]:
+    async def call(
+        self, tool: str, arguments: Mapping[str, Any], deadline_s: float
+    ) -> tuple[str, bool]:
         """Call `tool`, starting the plugin if need be; one call at a time.
 
         Raises:
@@ -58,7 +64,9 @@ class Plugin:
             async with asyncio.timeout_at(until):
                 await self._lock.acquire()
         except TimeoutError:
-            raise ToolError(f"plugin {self.terms.id} was busy for {deadline_s:g} s; ask again") from None
+            raise ToolError(
+                f"plugin {self.terms.id} was busy for {deadline_s:g} s; ask again"
+            ) from None
         try:
             if self._idle is not None:
                 self._idle.cancel()
@@ -98,46 +106,72 @@ class Plugin:
         if self.connection is not None:
             await self.connection.close()
             self.connection = None
-        connection = Connection(await linux.start(self._policy()), self.terms.id, self.terms.head.limits.memory_mb << 20)
+        connection = Connection(
+            await linux.start(self._policy()), self.terms.id, self.terms.head.limits.memory_mb << 20
+        )
         try:
             self._compare(await connection.handshake(deadline_s))
         except BaseException:
-            await connection.close()  # whatever it was, nobody calls a plugin whose tools were not compared
+            # whatever it was, nobody calls a plugin whose tools were not compared
+            await connection.close()
             raise
         self.connection = connection
         logger.info("plugin %s started", self.terms.id)
         return connection
 
     def _compare(self, live: Sequence[Mapping[str, Any]]) -> None:
-        """Disable the plugin for good if what it offers is not what its manifest promised: descriptions steer a model."""
+        """Disable the plugin for good if what it offers is not what its manifest promised:
+        descriptions steer a model.
+        """
         promised = self.terms.head.tools_digest
         if (found := manifest.digest(live)) != promised:
-            self.disabled = f"its live tools hash to {found[:12]}…, its manifest promises {promised[:12]}…"
+            self.disabled = (
+                f"its live tools hash to {found[:12]}…, its manifest promises {promised[:12]}…"
+            )
             logger.error("plugin %s is disabled: %s", self.terms.id, self.disabled)
-            raise ToolError(f"plugin {self.terms.id} is disabled: {self.disabled}; remove it or ask its publisher")
+            raise ToolError(
+                f"plugin {self.terms.id} is disabled: {self.disabled}; remove it or "
+                f"ask its publisher"
+            )
 
     def _policy(self) -> Policy:
-        """What it may see this time: its bundle as it was checked, and the owner's files as they are now."""
+        """What it may see this time: its bundle as it was checked, and the owner's files as they
+        are now.
+        """
         if self._runs_on is None:
             self._runs_on = interpreter.find(interpreter.unprivileged_user())
         files = {START: inside_source(), f"{KIT}/{SDK.name}": SDK.read_bytes()}
         files |= {f"{BUNDLE}/{path}": content for path, content in self.terms.files.items()}
-        files |= {f"{CONFIG}/{name}": self._config(name) for name in self.terms.head.permissions.config}
+        files |= {
+            f"{CONFIG}/{name}": self._config(name) for name in self.terms.head.permissions.config
+        }
         module = "bundle." + self.terms.head.entry.removesuffix(".py").replace("/", ".")
         head = self.terms.head
         storage = (self._storage.open(), self._storage.size) if self._storage is not None else None
-        return Policy(interpreter=self._runs_on, files=files, module=module, limits=head.limits, storage=storage)
+        return Policy(
+            interpreter=self._runs_on,
+            files=files,
+            module=module,
+            limits=head.limits,
+            storage=storage,
+        )
 
     def _config(self, name: str) -> bytes:
         path = self.config.get(name, self.folder / name)
         try:
             content = path.read_bytes()
         except FileNotFoundError:
-            raise ToolError(f"{path}: no such file; plugin {self.terms.id} needs a {name} there") from None
+            raise ToolError(
+                f"{path}: no such file; plugin {self.terms.id} needs a {name} there"
+            ) from None
         except OSError as error:
-            raise ToolError(f"{path}: plugin {self.terms.id} needs it, and it cannot be read ({error.strerror})") from error
+            raise ToolError(
+                f"{path}: plugin {self.terms.id} needs it, and it cannot be read ({error.strerror})"
+            ) from error
         if len(content) > MAX_CONFIG_BYTES:
-            raise ToolError(f"{path}: {len(content)} bytes; plugins are handed at most {MAX_CONFIG_BYTES}")
+            raise ToolError(
+                f"{path}: {len(content)} bytes; plugins are handed at most {MAX_CONFIG_BYTES}"
+            )
         return content
 
     def _stop_idle(self) -> None:

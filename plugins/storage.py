@@ -1,8 +1,10 @@
-"""One plugin's storage: a file of this node between calls, sealed memory of the granted size while the plugin runs.
+"""One plugin's storage: a file of this node between calls, sealed memory of the granted size while
+the plugin runs.
 
 Knows bytes and their number. Knows nothing of what they mean: the kit's slots are the plugin's own.
-Always: a plugin holds no path and no file of the disk, only memory that the kernel lets nobody grow or shrink; what
-lies on the disk is never larger than what was granted, is written whole or not at all, and no link is followed.
+Always: a plugin holds no path and no file of the disk, only memory that the kernel lets nobody grow
+or shrink; what lies on the disk is never larger than what was granted, is written whole or not at
+all, and no link is followed.
 """
 
 import fcntl
@@ -33,7 +35,8 @@ class Storage:
         """A descriptor of the sealed memory, filled from the disk the first time.
 
         Raises:
-            PluginError: the file cannot be read, is a link, or holds more than was granted; it stays as it is.
+            PluginError: the file cannot be read, is a link, or holds more than was granted; it
+            stays as it is.
         """
         if self._memory is None:
             content = self._read()
@@ -44,7 +47,9 @@ class Storage:
                 fcntl.fcntl(memory, fcntl.F_ADD_SEALS, SEALS)
             except OSError as error:
                 os.close(memory)
-                raise PluginError(f"{self.path}: no memory for {self.size} bytes ({error.strerror}); free some") from error
+                raise PluginError(
+                    f"{self.path}: no memory for {self.size} bytes ({error.strerror}); free some"
+                ) from error
             self._memory, self._kept = memory, sha256(content.rstrip(b"\0")).digest()
         return self._memory
 
@@ -78,7 +83,9 @@ class Storage:
         except FileNotFoundError:
             return b""
         except OSError as error:
-            raise PluginError(f"{self.path}: cannot be opened ({error.strerror}); move it away") from error
+            raise PluginError(
+                f"{self.path}: cannot be opened ({error.strerror}); move it away"
+            ) from error
         with os.fdopen(descriptor, "rb") as file:
             content = file.read(self.size + 1)
         if len(content) > self.size:

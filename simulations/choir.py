@@ -1,7 +1,8 @@
-"""A rehearsed federation of real processes on one machine: one coordinator, its nodes, TLS, pretended values.
+"""A rehearsed federation of real processes on one machine: one coordinator, its nodes, TLS,
+pretended values.
 
-Knows how a federation is founded and which commands run it. Knows nothing of what is done to it: benchmarks time it, faults
-break it.
+Knows how a federation is founded and which commands run it. Knows nothing of what is done to it:
+benchmarks time it, faults break it.
 Always: every process belongs to a `Stage`, which ends it; every file lies in one folder.
 """
 
@@ -37,7 +38,8 @@ class Plan:
     ranks: tuple[int, ...] = ()  # columns that the first nodes train; the others, and 0: all
     recipe: dict[str, Any] = field(default_factory=dict)  # besides `rounds`
     schedule: dict[str, Any] = field(default_factory=dict)
-    tables: dict[str, Any] = field(default_factory=dict)  # `privacy`, `guard`, `aggregation` of the federation file
+    # `privacy`, `guard`, `aggregation` of the federation file
+    tables: dict[str, Any] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -48,7 +50,9 @@ class Plan:
 class Choir:
     """One federation, and the processes that play it."""
 
-    def __init__(self, stage: Stage, folder: Path, plan: Plan, *, host: str = HOST, port: int = 0) -> None:
+    def __init__(
+        self, stage: Stage, folder: Path, plan: Plan, *, host: str = HOST, port: int = 0
+    ) -> None:
         self.stage, self.folder, self.plan = stage, paths.private_folder(folder), plan
         self.port = port or free_port()
         self.file = folder / founding.FILE
@@ -57,29 +61,55 @@ class Choir:
         founding.found(
             folder,
             founding.Founding(
-                name="rehearsal", address=f"{host}:{self.port}", model=ModelTable(digest="ab" * 32), adapter=AdapterTable(),
+                name="rehearsal",
+                address=f"{host}:{self.port}",
+                model=ModelTable(digest="ab" * 32),
+                adapter=AdapterTable(),
                 protection=ProtectionTable(
-                    mode=plan.mode, bits=plan.bits, min_cohort=plan.min_cohort, threshold=plan.threshold  # type: ignore[arg-type]
+                    mode=plan.mode,  # type: ignore[arg-type]
+                    bits=plan.bits,
+                    min_cohort=plan.min_cohort,
+                    threshold=plan.threshold,
                 ),
                 recipe=Recipe(**{"rounds": plan.rounds, "evaluate_every": 0, **plan.recipe}),
                 schedule=ScheduleTable(**plan.schedule),
                 **plan.tables,
             ),
-        )  # fmt: skip
+        )
         for number, name in enumerate(plan.names):
             rank = plan.ranks[number] if number < len(plan.ranks) else 0
-            founding.enroll(self.file, folder / founding.OWNER_KEY, name, load_or_create(folder / name).card, rank=rank)
+            founding.enroll(
+                self.file,
+                folder / founding.OWNER_KEY,
+                name,
+                load_or_create(folder / name).card,
+                rank=rank,
+            )
 
-    def coordinate(self, name: str = "coordinator", *more: str, state: str = "state", file: Path | None = None) -> Child:
+    def coordinate(
+        self, name: str = "coordinator", *more: str, state: str = "state", file: Path | None = None
+    ) -> Child:
         """Start a coordinator; `more` go to its command line."""
         return self.stage.start(name, *self.coordinating(*more, state=state, file=file))
 
     def coordinating(self, *more: str, state: str = "state", file: Path | None = None) -> list[str]:
         """The arguments that start a coordinator."""
         return [
-            "coordinate", str(file or self.file), "--state", str(self.folder / state), "--keys", str(self.folder), "--home",
-            str(self.folder / "coordinator-home"), "--report", str(self.report), "--wait", "60", *self.rehearsed, *more,
-        ]  # fmt: skip
+            "coordinate",
+            str(file or self.file),
+            "--state",
+            str(self.folder / state),
+            "--keys",
+            str(self.folder),
+            "--home",
+            str(self.folder / "coordinator-home"),
+            "--report",
+            str(self.report),
+            "--wait",
+            "60",
+            *self.rehearsed,
+            *more,
+        ]
 
     def join(self, name: str, *more: str, file: Path | None = None) -> Child:
         """Start a node; it leaves once it has a finished adapter."""
@@ -88,9 +118,16 @@ class Choir:
     def joining(self, name: str, *more: str, file: Path | None = None) -> list[str]:
         """The arguments that start a node."""
         return [
-            "--config", str(self.settings), "join", str(file or self.file), "--home", str(self.folder / name), "--once",
-            *self.rehearsed, *more,
-        ]  # fmt: skip
+            "--config",
+            str(self.settings),
+            "join",
+            str(file or self.file),
+            "--home",
+            str(self.folder / name),
+            "--once",
+            *self.rehearsed,
+            *more,
+        ]
 
     def join_all(self, *more: str, file: Path | None = None) -> dict[str, Child]:
         """Start every node."""

@@ -15,7 +15,9 @@ def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     """Add this folder's verbs."""
     simulate = verbs.add_parser("simulate", help="run a federation of many parties in this process")
     simulate.add_argument("scenario", help="a TOML file, or the name of a shipped scenario")
-    simulate.add_argument("--report", type=Path, metavar="FILE", help="write the whole report as JSON")
+    simulate.add_argument(
+        "--report", type=Path, metavar="FILE", help="write the whole report as JSON"
+    )
     simulate.set_defaults(run=run_simulation, needs="federation")
     bench = verbs.add_parser("bench", help="measure, with peers in the same run")
     bench.add_argument(
@@ -24,11 +26,20 @@ def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         metavar="SUITE",
         help="which one; default: all that this machine can run (see simulations/README.md)",
     )
-    bench.add_argument("--json", action="store_true", help="the report on standard output; the table goes to standard error")
     bench.add_argument(
-        "--out", type=Path, metavar="FILE", help="write the report as JSON too, after every part that is measured"
+        "--json",
+        action="store_true",
+        help="the report on standard output; the table goes to standard error",
     )
-    bench.add_argument("--quick", action="store_true", help="tiny sizes: does it run? its figures mean nothing")
+    bench.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="write the report as JSON too, after every part that is measured",
+    )
+    bench.add_argument(
+        "--quick", action="store_true", help="tiny sizes: does it run? its figures mean nothing"
+    )
     bench.set_defaults(run=run_bench, needs="federation")
 
 
@@ -60,7 +71,8 @@ def run_simulation(arguments: Namespace) -> None:
 
 
 def run_bench(arguments: Namespace) -> int:
-    """Measure: one suite's report, or {suite: report} of all of them; 1 if one of several ended early.
+    """Measure: one suite's report, or {suite: report} of all of them; 1 if one of several ended
+    early.
 
     Raises:
         ConfigError: no such suite. QuietchoirError: the only suite that was asked for ended early.
@@ -85,16 +97,21 @@ def run_bench(arguments: Namespace) -> int:
 
     def keep(name: str, report: dict[str, Any]) -> None:
         reports[name] = report
-        if arguments.out is not None:  # after each part: a run that is cut off keeps what it measured
+        # after each part: a run that is cut off keeps what it measured
+        if arguments.out is not None:
             write_atomically(arguments.out, text().encode() + b"\n")
 
     failed = False
     for name in [arguments.suite] if arguments.suite else suites.here():
         try:
             report, rows = suites.run(
-                name, quick=arguments.quick, tell=lambda words: told.print(f"… {words}"), keep=partial(keep, name)
+                name,
+                quick=arguments.quick,
+                tell=lambda words: told.print(f"… {words}"),
+                keep=partial(keep, name),
             )
-        except QuietchoirError as error:  # what it measured is kept, and the suites after it are run
+        # what it measured is kept, and the suites after it are run
+        except QuietchoirError as error:
             if arguments.suite:
                 raise
             keep(name, {**reports.get(name, {}), "unfinished": True, "ended": str(error)})

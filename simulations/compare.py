@@ -6,8 +6,9 @@
     central      one training on everybody's examples, which is what the federation avoids
 
 Knows experiments. Knows nothing of how training or rounds work.
-Always: every arm of one seed sees the same examples equally often and is scored on the same held-out requests;
-alone and central keep their optimizer's state from epoch to epoch, which helps them.
+Always: every arm of one seed sees the same examples equally often and is scored on the same
+held-out requests; alone and central keep their optimizer's state from epoch to epoch, which helps
+them.
 """
 
 import argparse
@@ -46,9 +47,13 @@ class Comparison:
         self.scenario, self.model = scenario, model
         self.people = populate(scenario)
         self.trainer = Trainer(model, scenario.adapter.shape())
-        self.recipe = dataclasses.replace(scenario.recipe.trainer(), lr=alone_lr, epochs=scenario.recipe.rounds)
+        self.recipe = dataclasses.replace(
+            scenario.recipe.trainer(), lr=alone_lr, epochs=scenario.recipe.rounds
+        )
         self.tests = [self.trainer.prepare(person.test) for person in self.people]
-        self.examples_seen = sum(len(person.train) for person in self.people) * scenario.recipe.rounds
+        self.examples_seen = (
+            sum(len(person.train) for person in self.people) * scenario.recipe.rounds
+        )
 
     def run(self, say: Callable[[str], None]) -> dict[str, float]:
         """Accuracy of every arm, told as each is done."""
@@ -70,7 +75,13 @@ class Comparison:
 
     def central(self) -> tuple[float]:
         """One training on everybody's examples."""
-        return (share(self.score(self.train([example for person in self.people for example in person.train]))),)
+        return (
+            share(
+                self.score(
+                    self.train([example for person in self.people for example in person.train])
+                )
+            ),
+        )
 
     def alone(self) -> tuple[float, float]:
         """Each household by itself: on its own tests, and on everybody's."""
@@ -83,7 +94,8 @@ class Comparison:
 
     def together(self) -> tuple[float]:
         """The federation's last adapter, scored by its members."""
-        recipe = dataclasses.replace(self.scenario.recipe, evaluate_every=0)  # only before the first and after the last round
+        # only before the first and after the last round
+        recipe = dataclasses.replace(self.scenario.recipe, evaluate_every=0)
         report = simulate(dataclasses.replace(self.scenario, recipe=recipe), self.model)
         after = report.accuracy["after"]
         if after is None:
@@ -93,7 +105,9 @@ class Comparison:
     def train(self, examples: Sequence[Example]) -> torch.Tensor:
         """One training from nothing."""
         prepared = self.trainer.prepare(examples)
-        return self.trainer.train(torch.zeros(self.trainer.size), prepared, self.recipe, seed=self.scenario.seed).flat_b
+        return self.trainer.train(
+            torch.zeros(self.trainer.size), prepared, self.recipe, seed=self.scenario.seed
+        ).flat_b
 
     def score(self, flat: torch.Tensor) -> list[Score]:
         """One adapter on each household's held-out requests."""
@@ -119,12 +133,20 @@ def summarize(runs: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 def show(console: Console, summary: dict[str, dict[str, float]], seeds: Sequence[int]) -> None:
     """The table and whether each aim was met."""
-    table = Table(title=f"exact match on held-out requests, {len(seeds)} seeds", box=None, title_justify="left")
+    table = Table(
+        title=f"exact match on held-out requests, {len(seeds)} seeds",
+        box=None,
+        title_justify="left",
+    )
     for column in ("", "median", "range"):
         table.add_column(column)
     for arm in ARMS:
         found = summary[arm]
-        table.add_row(arm.replace("_", " "), percent(found["median"]), f"{percent(found['low'])} to {percent(found['high'])}")
+        table.add_row(
+            arm.replace("_", " "),
+            percent(found["median"]),
+            f"{percent(found['low'])} to {percent(found['high'])}",
+        )
     console.print(table)
     for ours, theirs, aim in AIMS:
         ratio = summary[ours]["median"] / max(summary[theirs]["median"], 1e-9)
@@ -134,10 +156,14 @@ def show(console: Console, summary: dict[str, dict[str, float]], seeds: Sequence
 
 def main() -> int:
     """Run the comparison and write its JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--scenario", default="four-households")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--alone-lr", type=float, default=1e-2, help="learning rate of alone and central")
+    parser.add_argument(
+        "--alone-lr", type=float, default=1e-2, help="learning rate of alone and central"
+    )
     parser.add_argument("--out", type=Path, default=Path("demo/compare.json"))
     chosen = parser.parse_args()
     log.start("warning")

@@ -1,8 +1,11 @@
-"""`make demo`: four households learn one adapter together, over the network, and none is heard alone.
+"""`make demo`: four households learn one adapter together, over the network, and none is heard
+alone.
 
-Real processes on loopback, each started with the same commands that an owner would type: a coordinator, four nodes,
-a running assistant, a library host. Knows commands and what they print. Knows nothing of what goes on inside.
-Always: every process that was started is ended; the report is written only if everything came to its end.
+Real processes on loopback, each started with the same commands that an owner would type: a
+coordinator, four nodes, a running assistant, a library host. Knows commands and what they print.
+Knows nothing of what goes on inside.
+Always: every process that was started is ended; the report is written only if everything came to
+its end.
 """
 
 import argparse
@@ -59,7 +62,8 @@ class Demo:
         started = time.monotonic()
         self.make_households()
         self.found_federation()
-        others = self.start_others()  # first: they prepare their examples while the assistant loads and is asked
+        # first: they prepare their examples while the assistant loads and is asked
+        others = self.start_others()
         assistant = self.start_assistant()
         before = self.ask(assistant, "before: the bare model")
         self.learn_together(*others)
@@ -108,11 +112,22 @@ class Demo:
         numbers = {"rounds": self.rounds, "lr": 1.5e-2, "threshold": 3, "min-cohort": 3, "seed": 1}
         flags = [text for name, value in numbers.items() for text in (f"--{name}", str(value))]
         address = f"127.0.0.1:{free_port()}"
-        self.stage.run("federation", "init", str(place), "--name", "four-households", "--address", address, *flags)
+        self.stage.run(
+            "federation",
+            "init",
+            str(place),
+            "--name",
+            "four-households",
+            "--address",
+            address,
+            *flags,
+        )
         for name in self.names:
             card = self.stage.run("federation", "identity", **self.environment(name)).strip()
             self.stage.run("federation", "enroll", str(self.file), "--name", name, "--public", card)
-        for line in self.stage.run("federation", "show", str(self.file)).splitlines()[: 7 + self.nodes]:
+        for line in self.stage.run("federation", "show", str(self.file)).splitlines()[
+            : 7 + self.nodes
+        ]:
             self.console.print(f"  {line}")
 
     @property
@@ -127,7 +142,10 @@ class Demo:
 
     def start_assistant(self) -> RunningNode:
         """The first household's assistant, with its household plugin in a sandbox."""
-        self.heading(f"3  {self.names[0]}'s assistant runs, and is a member too: one set of weights serves and trains")
+        self.heading(
+            f"3  {self.names[0]}'s assistant runs, and is a member too: one set of "
+            f"weights serves and trains"
+        )
         data = self.folder / "data" / self.names[0]
         child = self.stage.start(
             self.names[0], "serve", "--port", "0", "--home-file", str(data / "home.json"),
@@ -152,23 +170,41 @@ class Demo:
         )  # fmt: skip
         nodes = [
             self.stage.start(
-                name, "join", str(self.file), "--data", str(self.folder / "data" / name), "--once", "--json-lines",
+                name,
+                "join",
+                str(self.file),
+                "--data",
+                str(self.folder / "data" / name),
+                "--once",
+                "--json-lines",
                 **self.environment(name),
             )
             for name in self.names[1:]
-        ]  # fmt: skip
+        ]
         return coordinator, nodes
 
     def learn_together(self, coordinator: Child, nodes: list[Child]) -> None:
         """The rounds, over TLS."""
-        self.heading(f"4  {self.nodes} nodes and a coordinator, {self.rounds} rounds over Flower and TLS, every update masked")
+        self.heading(
+            f"4  {self.nodes} nodes and a coordinator, {self.rounds} rounds over Flower "
+            f"and TLS, every update masked"
+        )
         self.watch(coordinator)
         for child in (coordinator, *nodes):
             child.finish(END_S)
         outcome = json.loads(self.outcome.read_text("utf-8"))
         self.console.print()
         report.show_run(self.console, outcome)
-        copied = ("accuracy", "rounds", "seconds", "bytes_per_node_round", "nodes", "protection", "held", "adapter")
+        copied = (
+            "accuracy",
+            "rounds",
+            "seconds",
+            "bytes_per_node_round",
+            "nodes",
+            "protection",
+            "held",
+            "adapter",
+        )
         self.report |= {key: outcome[key] for key in copied}
 
     def watch(self, coordinator: Child) -> None:
@@ -192,27 +228,47 @@ class Demo:
         for one in done[:2]:
             self.console.print(f"  the sandboxed household plugin did it: {one.result}")
         counts = [sum(one.right for one in several) for several in (before, after)]
-        self.console.print(f"  right calls: {counts[0]} of {len(before)} before, {counts[1]} of {len(after)} after")
-        self.report["requests"] = {"asked": len(after), "right_before": counts[0], "right_after": counts[1]}
+        self.console.print(
+            f"  right calls: {counts[0]} of {len(before)} before, {counts[1]} of {len(after)} after"
+        )
+        self.report["requests"] = {
+            "asked": len(after),
+            "right_before": counts[0],
+            "right_after": counts[1],
+        }
         self.report["tool_call_ok"] = bool(done)
 
     def ask_privately(self) -> None:
         """One question to a library whose host sees only ciphertext."""
         self.heading("6  one private question to a library host, which sees only ciphertext")
         host = self.stage.start(
-            "library", "library", "serve", str(SHIPPED / "library"), "--port", "0", "--json", **self.environment("library")
+            "library",
+            "library",
+            "serve",
+            str(SHIPPED / "library"),
+            "--port",
+            "0",
+            "--json",
+            **self.environment("library"),
         )
         address = json.loads(host.next_line(START_S))["address"]
-        answer = json.loads(self.stage.run("library", "ask", address, QUESTION, "--json", **self.environment(self.names[0])))
+        answer = json.loads(
+            self.stage.run(
+                "library", "ask", address, QUESTION, "--json", **self.environment(self.names[0])
+            )
+        )
         best = answer["found"][0]
         self.console.print(f"  asked, encrypted: {QUESTION}")
         self.console.print(f"  read: {best['text'].splitlines()[-1]}")
         self.console.print(
-            f"  {answer['passages']} passages scored without being asked in clear; {report.size(answer['bytes_up'])} up, "
+            f"  {answer['passages']} passages scored without being asked in clear; "
+            f"{report.size(answer['bytes_up'])} up, "
             f"{report.size(answer['bytes_down'])} down, {answer['seconds']:.1f} s"
         )
         self.report["private_question_ok"] = RIGHT_PASSAGE in best["text"].lower()
-        self.report["private_question"] = {key: answer[key] for key in ("passages", "bytes_up", "bytes_down", "seconds")}
+        self.report["private_question"] = {
+            key: answer[key] for key in ("passages", "bytes_up", "bytes_down", "seconds")
+        }
 
 
 def free_port() -> int:
@@ -231,7 +287,9 @@ def clear(folder: Path) -> None:
     marker = folder / ".demo"
     there = [folder / name for name in PARTS if (folder / name).exists()]
     if there and not marker.exists():
-        raise QuietchoirError(f"{there[0]} was not written by a demo; name another folder with --out")
+        raise QuietchoirError(
+            f"{there[0]} was not written by a demo; name another folder with --out"
+        )
     for path in there:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
@@ -239,13 +297,18 @@ def clear(folder: Path) -> None:
 
 
 def needs(folder: Path) -> list[str]:
-    """What this machine lacks for a demonstration, each with what to do; looked at in the first second."""
+    """What this machine lacks for a demonstration, each with what to do; looked at in the first
+    second.
+    """
     lacking = []
     if absent := parts.missing("federation"):
         lacking.append(parts.sentence("the demonstration", absent[0], "federation"))
     sandbox = probe()
     if not sandbox.available:
-        lacking.append(f"plugins cannot be confined here, and one of them acts at the end: {sandbox.reason}; {sandbox.advice}")
+        lacking.append(
+            f"plugins cannot be confined here, and one of them acts at the end: "
+            f"{sandbox.reason}; {sandbox.advice}"
+        )
     for name in MODELS:
         try:
             catalog.find(name)
@@ -254,7 +317,8 @@ def needs(folder: Path) -> list[str]:
     there = next(place for place in (folder, *folder.parents) if place.exists())
     if (free := shutil.disk_usage(there).free) < DISK_BYTES:
         lacking.append(
-            f"{there}: {free >> 20} MB free, it writes up to {DISK_BYTES >> 20}; free the disk, or name another --out"
+            f"{there}: {free >> 20} MB free, it writes up to {DISK_BYTES >> 20}; free the disk, or "
+            f"name another --out"
         )
     return lacking
 
@@ -265,7 +329,8 @@ def shortcomings(found: dict[str, Any]) -> list[str]:
     if not found["tool_call_ok"]:
         asked, right = found["requests"]["asked"], found["requests"]["right_after"]
         reasons.append(
-            f"no request was carried out by the sandboxed plugin ({right} of {asked} became the right call; "
+            f"no request was carried out by the sandboxed plugin ({right} of {asked} became the "
+            f"right call; "
             "the first household's log says more)"
         )
     if not found["private_question_ok"]:
@@ -277,9 +342,12 @@ def main() -> int:
     """Run the demonstration.
 
     Raises:
-        QuietchoirError: this machine lacks something, said before anything starts; or a process did not do its part.
+        QuietchoirError: this machine lacks something, said before anything starts; or a process did
+        not do its part.
     """
-    parser = argparse.ArgumentParser(description="four households learn one adapter together, over the network")
+    parser = argparse.ArgumentParser(
+        description="four households learn one adapter together, over the network"
+    )
     parser.add_argument("--out", type=Path, default=Path("demo"))
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--train", type=int, default=150, help="requests of each household")
@@ -294,11 +362,15 @@ def main() -> int:
     clear(folder)
     console.print(machine.line())
     with Stage(folder / "logs", {"QUIETCHOIR_MODELS": str(paths.models())}) as stage:
-        demo = Demo(folder, 4, chosen.rounds, chosen.train, chosen.test, chosen.seed, console, stage)
+        demo = Demo(
+            folder, 4, chosen.rounds, chosen.train, chosen.test, chosen.seed, console, stage
+        )
         demo.run()
     target = folder / "report.json"
     paths.write_atomically(target, (json.dumps(demo.report, indent=2) + "\n").encode())
-    console.print(f"\n{demo.report['seconds_in_all']:.0f} s in all; everything above as numbers: {target}")
+    console.print(
+        f"\n{demo.report['seconds_in_all']:.0f} s in all; everything above as numbers: {target}"
+    )
     reasons = shortcomings(demo.report)
     for reason in reasons:
         print(f"demo: {reason}", file=sys.stderr)

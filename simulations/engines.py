@@ -1,8 +1,10 @@
-"""Flower's own engines as their commands start them: a SuperLink with SuperNodes, or one that simulates them under Ray.
+"""Flower's own engines as their commands start them: a SuperLink with SuperNodes, or one that
+simulates them under Ray.
 
 Knows Flower's commands and Ray's environment. Knows nothing of federations or of what is measured.
-Always: leaving `Engine` ends every process that came from it, by its number, those of Ray included; nothing is installed at run
-time, nothing is reported to anybody, and what Flower or Ray write lies in folders that are gone afterwards.
+Always: leaving `Engine` ends every process that came from it, by its number, those of Ray included;
+nothing is installed at run time, nothing is reported to anybody, and what Flower or Ray write lies
+in folders that are gone afterwards.
 """
 
 import os
@@ -27,11 +29,18 @@ BIN = Path(sys.executable).parent
 START_S = 120.0
 GONE_S = 20.0  # for what was asked to end
 QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "PYTHONUNBUFFERED": "1",
-    "RAY_USAGE_STATS_ENABLED": "0", "RAY_enable_metrics_collection": "0", "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
-    "RAY_raylet_start_wait_time_s": "120", "RAY_worker_register_timeout_seconds": "120", "RAY_memory_monitor_refresh_ms": "0",
-    "RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}  # fmt: skip
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "PYTHONUNBUFFERED": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
+    "RAY_raylet_start_wait_time_s": "120",
+    "RAY_worker_register_timeout_seconds": "120",
+    "RAY_memory_monitor_refresh_ms": "0",
+    "RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
 
 
 class Engine:
@@ -45,13 +54,18 @@ class Engine:
     def __init__(self, logs: Path, *, nodes: int = 0, cpus: int = 2, project: Path = APP) -> None:
         self.nodes, self.cpus, self.project = nodes, cpus, project
         self.address = f"{HOST}:{free_port()}"
-        self.scratch = Path(tempfile.mkdtemp(prefix="qc-"))  # short: Ray's sockets lie below it, and their names are limited
+        # short: Ray's sockets lie below it, and their names are limited
+        self.scratch = Path(tempfile.mkdtemp(prefix="qc-"))
         environment = {
-            **QUIET, "HOME": str(self.scratch), "FLWR_HOME": str(self.scratch / "flwr"), "RAY_TMPDIR": str(self.scratch),
+            **QUIET,
+            "HOME": str(self.scratch),
+            "FLWR_HOME": str(self.scratch / "flwr"),
+            "RAY_TMPDIR": str(self.scratch),
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        }  # fmt: skip
+        }
         self.stage = Stage(logs, environment)
-        self.started: dict[int, str] = {}  # every process that came from here: number → when it began
+        # every process that came from here: number → when it began
+        self.started: dict[int, str] = {}
 
     def __enter__(self) -> Self:
         try:
@@ -69,7 +83,10 @@ class Engine:
         """
         home = self.scratch / "flwr"
         home.mkdir(parents=True)
-        where = f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{self.address}"\ninsecure = true\n'
+        where = (
+            f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = '
+            f'"{self.address}"\ninsecure = true\n'
+        )
         (home / "config.toml").write_text(where, "utf-8")
         host, _, port = self.address.rpartition(":")
         command = [str(BIN / "flower-superlink"), "--insecure", "--host", host, "--port", port]
@@ -87,14 +104,28 @@ class Engine:
 
     def run(self, settings: Mapping[str, str | int]) -> Child:
         """Start a run; the child shows what the ServerApp prints, and ends when it does."""
-        command = [str(BIN / "flwr"), "run", str(self.project), "here", "--stream", "--run-config", spelled(settings)]
+        command = [
+            str(BIN / "flwr"),
+            "run",
+            str(self.project),
+            "here",
+            "--stream",
+            "--run-config",
+            spelled(settings),
+        ]
         if self.nodes:
-            many = {"num-supernodes": self.nodes, "client-resources-num-cpus": 1, "init-args-num-cpus": self.cpus}
+            many = {
+                "num-supernodes": self.nodes,
+                "client-resources-num-cpus": 1,
+                "init-args-num-cpus": self.cpus,
+            }
             command += ["--federation-config", spelled(many)]
         return self.stage.start_other("run", command)
 
     def memory_mb(self) -> float:
-        """Peak resident memory of all its processes, now; what they share is counted more than once."""
+        """Peak resident memory of all its processes, now; what they share is counted more than
+        once.
+        """
         return sum(child.memory_mb() for child in self.stage.children)
 
     def close(self) -> None:
@@ -105,13 +136,21 @@ class Engine:
         end_all(self.started)
         shutil.rmtree(self.scratch, ignore_errors=True)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
 
 def spelled(settings: Mapping[str, str | int]) -> str:
     """As Flower's command line takes them."""
-    return " ".join(f'{key}="{value}"' if isinstance(value, str) else f"{key}={value}" for key, value in settings.items())
+    return " ".join(
+        f'{key}="{value}"' if isinstance(value, str) else f"{key}={value}"
+        for key, value in settings.items()
+    )
 
 
 def wait_until_open(port: int, superlink: Child) -> None:
@@ -131,7 +170,9 @@ def wait_until_open(port: int, superlink: Child) -> None:
 
 
 def beginning(pid: int) -> str:
-    """When a process began, in the kernel's ticks: with its number, a name that no other process has. Empty if it is gone."""
+    """When a process began, in the kernel's ticks: with its number, a name that no other process
+    has. Empty if it is gone.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,5 @@
-"""`make figures`: the pictures of the documentation, drawn from what the demonstration and the comparison wrote.
+"""`make figures`: the pictures of the documentation, drawn from what the demonstration and the
+comparison wrote.
 
 Knows JSON reports and how to draw them. Measures nothing.
 """
@@ -12,7 +13,10 @@ from typing import Any
 from ..core.errors import ConfigError, QuietchoirError
 from . import round_picture
 
-ARMS = (("central", "central training on everybody's requests", "#5b6675"), ("alone_union", "each household alone", "#d9792b"))
+ARMS = (
+    ("central", "central training on everybody's requests", "#5b6675"),
+    ("alone_union", "each household alone", "#d9792b"),
+)
 
 
 def read(path: Path, command: str) -> dict[str, Any]:
@@ -45,9 +49,17 @@ def learning(history: list[dict[str, Any]], yardsticks: dict[str, float], target
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.subplots()
     rounds, accuracy = curve(history)
-    axes.plot(rounds, [100 * share for share in accuracy], color="#2f6fdb", marker="o", label="together, masked")
+    axes.plot(
+        rounds,
+        [100 * share for share in accuracy],
+        color="#2f6fdb",
+        marker="o",
+        label="together, masked",
+    )
     for arm, words, colour in ARMS:
-        axes.axhline(100 * yardsticks[arm], color=colour, linestyle="--", linewidth=1.2, label=words)
+        axes.axhline(
+            100 * yardsticks[arm], color=colour, linestyle="--", linewidth=1.2, label=words
+        )
     axes.set_xlabel("rounds done")
     axes.set_ylabel("exact match on held-out requests, %")
     axes.set_ylim(bottom=0)
@@ -60,7 +72,12 @@ def main() -> int:
     """Draw everything."""
     parser = argparse.ArgumentParser(description="the pictures of the documentation")
     parser.add_argument("--out", type=Path, default=Path("docs"))
-    parser.add_argument("--demo", type=Path, default=Path("demo"), help="where `make demo` and `make demo-compare` wrote")
+    parser.add_argument(
+        "--demo",
+        type=Path,
+        default=Path("demo"),
+        help="where `make demo` and `make demo-compare` wrote",
+    )
     chosen = parser.parse_args()
     print(round_picture.write(chosen.out))
     history = read(chosen.demo / "coordinator.json", "make demo")["history"]

@@ -1,10 +1,11 @@
 """Parties that are awake at random times, on a clock that only waiting moves.
 
-Knows when each party is awake, how long its work takes, and when its absence is noticed. Knows nothing of letters' contents but
-their stage, or of what is done with answers.
-Always: the same seed gives the same nights, whatever the schedule of the rounds; a party that sleeps does nothing, and what it
-was working on goes on when it wakes; nobody is told so: like the real link (`federation/flower`), this one gives up a letter
-whose party has been gone for `notice_s`, and the answer that comes later is turned away.
+Knows when each party is awake, how long its work takes, and when its absence is noticed. Knows
+nothing of letters' contents but their stage, or of what is done with answers.
+Always: the same seed gives the same nights, whatever the schedule of the rounds; a party that
+sleeps does nothing, and what it was working on goes on when it wakes; nobody is told so: like the
+real link (`federation/flower`), this one gives up a letter whose party has been gone for
+`notice_s`, and the answer that comes later is turned away.
 
 Not covered: bytes take no time; a party's owner does not use the machine.
 """
@@ -60,10 +61,14 @@ class Sleeper:
     def missed(self, at: float) -> bool:
         """Is it asleep, and has that been noticed?"""
         turn = self.turn(at)
-        return self.wakes[turn] > at and (turn == 0 or at - self.falls[turn - 1] >= self.nights.notice_s)
+        return self.wakes[turn] > at and (
+            turn == 0 or at - self.falls[turn - 1] >= self.nights.notice_s
+        )
 
     def work(self, at: float, effort_s: float) -> tuple[float, float]:
-        """When work that begins at `at` is done; and when this party is given up because it falls asleep over it, or never."""
+        """When work that begins at `at` is done; and when this party is given up because it
+        falls asleep over it, or never.
+        """
         given_up = math.inf
         while True:
             turn = self.turn(at)
@@ -89,10 +94,13 @@ class NightLink(InProcessLink):
     """`LeavingLink` to parties that sleep.
 
     Args:
-        handles: what answers each party's letters; members: the parties themselves, to see who need not train.
+        handles: what answers each party's letters; members: the parties themselves, to see who need
+        not train.
     """
 
-    def __init__(self, handles: Mapping[str, Handle], members: Mapping[str, Party], scenario: Scenario) -> None:
+    def __init__(
+        self, handles: Mapping[str, Handle], members: Mapping[str, Party], scenario: Scenario
+    ) -> None:
         super().__init__(handles)
         self.nights, self.members, self.time = scenario.nights, members, 0.0
         self.sleepers = {
@@ -132,24 +140,37 @@ class NightLink(InProcessLink):
         return self.nights.work_s * self.sleepers[name].slowness
 
     def ask(self, letters: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
-        """As `Link`; time goes on until the last answer, or until the last of the others is given up."""
+        """As `Link`; time goes on until the last answer, or until the last of the others is
+        given up.
+        """
         free, end = self.present(), self.time
-        jobs = {name: self.begin(name, letter, timeout_s) for name, letter in letters.items() if name in free}
+        jobs = {
+            name: self.begin(name, letter, timeout_s)
+            for name, letter in letters.items()
+            if name in free
+        }
         for name, job in sorted(jobs.items(), key=lambda one: one[1].done):
             if math.isinf(job.given_up):
                 self.time = job.done
                 yield from super().ask({name: job.letter}, timeout_s)
             else:
-                self.jobs[name], end = job, max(end, job.given_up)  # it works on, and nobody waits for it
+                # it works on, and nobody waits for it
+                self.jobs[name], end = job, max(end, job.given_up)
         self.time = max(self.time, end)
 
     def leave(self, letters: Mapping[str, bytes], timeout_s: float) -> None:
         """As `LeavingLink`."""
         free = self.present()
-        self.jobs |= {name: self.begin(name, letter, timeout_s) for name, letter in letters.items() if name in free}
+        self.jobs |= {
+            name: self.begin(name, letter, timeout_s)
+            for name, letter in letters.items()
+            if name in free
+        }
 
     def collect(self, wait_s: float) -> Iterator[tuple[str, bytes]]:
-        """As `LeavingLink`; where nothing is there, time goes on to the next thing that happens to anybody."""
+        """As `LeavingLink`; where nothing is there, time goes on to the next thing that happens
+        to anybody.
+        """
         del wait_s
         if not self.done():
             self.skip()
@@ -173,7 +194,9 @@ class NightLink(InProcessLink):
                 list(super().ask({name: self.jobs.pop(name).letter}, 0.0))
 
     def skip(self, at_most_s: float = LOOK_S) -> None:
-        """On to the next moment at which somebody wakes or is done, if it is not further off than this."""
+        """On to the next moment at which somebody wakes or is done, if it is not further off
+        than this.
+        """
         moments = [job.done for job in self.jobs.values()]
         moments += [sleeper.wakes[sleeper.turn(self.time)] for sleeper in self.sleepers.values()]
         later = (moment for moment in moments if moment > self.time)
@@ -199,14 +222,26 @@ class NightCoordinator(Coordinator):
 
 
 def conduct(
-    scenario: Scenario, policy: Policy, identity: Identity, handles: Mapping[str, Handle], members: Mapping[str, Party],
+    scenario: Scenario,
+    policy: Policy,
+    identity: Identity,
+    handles: Mapping[str, Handle],
+    members: Mapping[str, Party],
     **options: Any,
-) -> Coordinator:  # fmt: skip
-    """The coordinator of a simulation; where parties sleep, on a clock of their own, which its events tell as `at`."""
+) -> Coordinator:
+    """The coordinator of a simulation; where parties sleep, on a clock of their own, which its
+    events tell as `at`.
+    """
     if not scenario.nights.on:
         return coordinator_of(policy, identity, InProcessLink(handles), grace_s=0.0, **options)
-    link, tell = NightLink(handles, members, scenario), options.pop("on_event", None) or (lambda event: None)
-    options |= {"on_event": lambda event: tell({**event, "at": link.time}), "grace_s": scenario.nights.grace_s}
+    link, tell = (
+        NightLink(handles, members, scenario),
+        options.pop("on_event", None) or (lambda event: None),
+    )
+    options |= {
+        "on_event": lambda event: tell({**event, "at": link.time}),
+        "grace_s": scenario.nights.grace_s,
+    }
     if policy.schedule.buffered:
         return BufferedCoordinator(policy, identity, link, now=link.now, **options)
     return NightCoordinator(policy, identity, link, **options)

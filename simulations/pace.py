@@ -1,7 +1,9 @@
-"""Buffered rounds beside synchronous ones, where parties are awake at random times: the same parties, examples and nights.
+"""Buffered rounds beside synchronous ones, where parties are awake at random times: the same
+parties, examples and nights.
 
 Knows two runs of one scenario and what they told. Knows nothing of how rounds are held.
-Always: both runs have the same seeds and the same number of steps; hours are those of the link's own clock.
+Always: both runs have the same seeds and the same number of steps; hours are those of the link's
+own clock.
 """
 
 import dataclasses
@@ -36,7 +38,8 @@ class Lap:
     summed: int = 0  # contributions in sums
     abandoned: int = 0  # attempts without a sum
     staleness: list[int] = field(default_factory=list)
-    curve: list[tuple[float, float]] = field(default_factory=list)  # (hours, accuracy of the adapter that was there then)
+    # (hours, accuracy of the adapter that was there then)
+    curve: list[tuple[float, float]] = field(default_factory=list)
     accuracy: float | None = None  # of the last adapter
     stopped: str = ""
 
@@ -64,19 +67,23 @@ class Lap:
 
 
 def compare(scenario: Scenario, weights: Weights | None, tell: Tell) -> tuple[RunReport, list[Lap]]:
-    """The scenario's own run, and what came out of it and of the same scenario in synchronous rounds.
+    """The scenario's own run, and what came out of it and of the same scenario in synchronous
+    rounds.
 
     Raises:
         ConfigError: the scenario's rounds are synchronous already. As `simulate`.
     """
     if not scenario.schedule.buffered:
         raise ConfigError(
-            f'scenario {scenario.name}: parties sleep, and its rounds are synchronous; set schedule.rounds = "buffered": '
+            f"scenario {scenario.name}: parties sleep, and its rounds are synchronous; set "
+            f'schedule.rounds = "buffered": '
             "synchronous rounds are run beside it"
         )
     laps = [Lap("synchronous"), Lap("buffered")]
     try:
-        simulate(dataclasses.replace(scenario, schedule=ScheduleTable()), weights, on_event=laps[0].note)
+        simulate(
+            dataclasses.replace(scenario, schedule=ScheduleTable()), weights, on_event=laps[0].note
+        )
     except RoundAborted as reason:
         laps[0].stopped = str(reason)
 
@@ -113,7 +120,11 @@ ROWS: dict[str, Callable[[Lap], str]] = {
     "accuracy after the last step": lambda lap: told(lap.accuracy, ".1%"),
     "trainings": lambda lap: str(lap.trained),
     "of them summed": lambda lap: told(lap.summed / lap.trained if lap.trained else None, ".0%"),
-    "contributions in a sum": lambda lap: told(lap.summed / lap.steps if lap.steps else None, ".1f"),
-    "mean staleness, steps": lambda lap: told(mean(lap.staleness) if lap.staleness else None, ".2f"),
+    "contributions in a sum": lambda lap: told(
+        lap.summed / lap.steps if lap.steps else None, ".1f"
+    ),
+    "mean staleness, steps": lambda lap: told(
+        mean(lap.staleness) if lap.staleness else None, ".2f"
+    ),
     "attempts without a sum": lambda lap: str(lap.abandoned),
 }

@@ -2,15 +2,20 @@
 
     shared       the federation's last adapter, the same for all
     personal     that, and this household's own change on top (`federation.personal`)
-    guarded      the personal one where the guard of one took it, else the shared one: what a node would answer with
-    alone        this household by itself from nothing, for as many epochs as federation and change had together
-    elsewhere    the personal one on the other households' requests, beside the shared one on the same: what it forgets
+    guarded      the personal one where the guard of one took it, else the shared one: what a node
+                 would answer with
+    alone        this household by itself from nothing, for as many epochs as federation and change
+                 had together
+    elsewhere    the personal one on the other households' requests, beside the shared one on the
+                 same: what it forgets
 
 Knows experiments. Knows nothing of how rounds or personal training work: it runs the shipped ones.
-Always: one half of a household's held-out requests is for the guard, the other half is what every arm is measured on, so that
-no figure was chosen by itself; every arm of one seed sees the same examples.
+Always: one half of a household's held-out requests is for the guard, the other half is what every
+arm is measured on, so that no figure was chosen by itself; every arm of one seed sees the same
+examples.
 
-    python -m quietchoir.simulations.personal [--seeds 101 102 103] [--train N] [--rounds N] [--epochs N] [--lr RATE] …
+    python -m quietchoir.simulations.personal [--seeds 101 102 103] [--train N] [--rounds N]
+    [--epochs N] [--lr RATE] …
 """
 
 import argparse
@@ -45,7 +50,8 @@ from .run import adapter_of, make_learners, simulate
 from .scenario import Scenario, load
 
 ARMS = ("shared", "personal", "guarded", "alone", "elsewhere_shared", "elsewhere_personal")
-SEEDS = (101, 102, 103)  # not those of the shipped scenarios: nothing here was tuned on what it is measured on
+# not those of the shipped scenarios: nothing here was tuned on what it is measured on
+SEEDS = (101, 102, 103)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -61,21 +67,34 @@ class Household:
 class Study:
     """All arms of one seed."""
 
-    def __init__(self, scenario: Scenario, model: Weights, settings: Settings, alone_lr: float) -> None:
-        self.scenario, self.model, self.settings, self.alone_lr = scenario, model, settings, alone_lr
+    def __init__(
+        self, scenario: Scenario, model: Weights, settings: Settings, alone_lr: float
+    ) -> None:
+        self.scenario, self.model, self.settings, self.alone_lr = (
+            scenario,
+            model,
+            settings,
+            alone_lr,
+        )
         self.trainer = Trainer(model, adapter_of(scenario).shape())  # the federation's A
         self.people = populate(scenario)
         self.homes = [self.household(person) for person in self.people]
 
     def household(self, person: PartyData) -> Household:
         """Its held-out requests in two halves, every other one."""
-        train, guard, measured = (self.trainer.prepare(part) for part in (person.train, person.test[::2], person.test[1::2]))
+        train, guard, measured = (
+            self.trainer.prepare(part)
+            for part in (person.train, person.test[::2], person.test[1::2])
+        )
         return Household(person.name, train, guard, measured)
 
     def run(self, say: Callable[[str], None]) -> dict[str, float]:
         """Accuracy of every arm, and of how many households the guard took the personal one."""
         shared = self.together()
-        say(f"seed {self.scenario.seed}: shared {percent(share([self.score(shared, home) for home in self.homes]))}")
+        say(
+            f"seed {self.scenario.seed}: shared "
+            f"{percent(share([self.score(shared, home) for home in self.homes]))}"
+        )
         found: dict[str, list[Score]] = {arm: [] for arm in ARMS}
         taken = 0
         for home in self.homes:
@@ -90,20 +109,29 @@ class Study:
             found["alone"].append(self.score(self.alone(home), home))
             found["elsewhere_shared"] += [self.score(shared, other) for other in others]
             found["elsewhere_personal"] += [self.score(personal, other) for other in others]
-            told = ", ".join(f"{arm} {percent(found[arm][-1].accuracy)}" for arm in ("shared", "personal", "alone"))
+            told = ", ".join(
+                f"{arm} {percent(found[arm][-1].accuracy)}"
+                for arm in ("shared", "personal", "alone")
+            )
             say(f"seed {self.scenario.seed}: {home.name}: {told}; {told_verdict(verdict)}")
-        return {arm: share(scores) for arm, scores in found.items()} | {"taken": taken, "households": len(self.homes)}
+        return {arm: share(scores) for arm, scores in found.items()} | {
+            "taken": taken,
+            "households": len(self.homes),
+        }
 
     def together(self) -> Tensor:
         """The federation's last adapter [n]."""
         recipe = dataclasses.replace(self.scenario.recipe, evaluate_every=0)
         scenario = dataclasses.replace(self.scenario, recipe=recipe)
-        people = [dataclasses.replace(person, test=person.test[:1]) for person in self.people]  # scores are taken elsewhere
+        # scores are taken elsewhere
+        people = [dataclasses.replace(person, test=person.test[:1]) for person in self.people]
         cast = make_learners(scenario, self.model, people, lambda event: None)
         kept = dict[str, Vector]()
         simulate(scenario, self.model, cast=cast, on_adopt=kept.__setitem__)
         if not kept:
-            raise QuietchoirError("the federation ended and no member took its adapter; look at its log")
+            raise QuietchoirError(
+                "the federation ended and no member took its adapter; look at its log"
+            )
         return torch.from_numpy(next(iter(kept.values())))
 
     def personalize(self, shared: Tensor, home: Household) -> tuple[Tensor, Verdict]:
@@ -116,8 +144,12 @@ class Study:
     def alone(self, home: Household) -> Tensor:
         """By itself, from nothing."""
         epochs = self.scenario.recipe.rounds * self.scenario.recipe.epochs + self.settings.epochs
-        recipe = dataclasses.replace(self.scenario.recipe.trainer(), lr=self.alone_lr, epochs=epochs)
-        return self.trainer.train(torch.zeros(self.trainer.size), home.train, recipe, seed=self.scenario.seed).flat_b
+        recipe = dataclasses.replace(
+            self.scenario.recipe.trainer(), lr=self.alone_lr, epochs=epochs
+        )
+        return self.trainer.train(
+            torch.zeros(self.trainer.size), home.train, recipe, seed=self.scenario.seed
+        ).flat_b
 
     def score(self, flat: Tensor, home: Household) -> Score:
         """One adapter on one household's requests."""
@@ -127,7 +159,10 @@ class Study:
 def told_verdict(verdict: Verdict) -> str:
     """What the guard of one saw, on its own half."""
     word = "took" if verdict.accepted else "refused"
-    return f"the guard {word} it: {verdict.personal.correct} against {verdict.shared.correct} of {verdict.shared.total}"
+    return (
+        f"the guard {word} it: {verdict.personal.correct} against {verdict.shared.correct} of "
+        f"{verdict.shared.total}"
+    )
 
 
 def share(scores: Sequence[Score]) -> float:
@@ -137,7 +172,9 @@ def share(scores: Sequence[Score]) -> float:
 
 def show(console: Console, runs: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
     """The table; returns its figures."""
-    table = Table(title=f"exact match on held-out requests, {len(runs)} seeds", box=None, title_justify="left")
+    table = Table(
+        title=f"exact match on held-out requests, {len(runs)} seeds", box=None, title_justify="left"
+    )
     for column in ("", "median", "range"):
         table.add_column(column)
     summary = {}
@@ -145,19 +182,25 @@ def show(console: Console, runs: Sequence[dict[str, float]]) -> dict[str, dict[s
         found = [run[arm] for run in runs]
         summary[arm] = {"median": statistics.median(found), "low": min(found), "high": max(found)}
         table.add_row(
-            arm.replace("_", ": "), percent(summary[arm]["median"]), f"{percent(min(found))} to {percent(max(found))}"
+            arm.replace("_", ": "),
+            percent(summary[arm]["median"]),
+            f"{percent(min(found))} to {percent(max(found))}",
         )
     console.print(table)
     gains = [run["personal"] - run["shared"] for run in runs]
     told = ", ".join(f"{100 * gain:+.1f}" for gain in gains)
     taken, asked = (round(sum(run[key] for run in runs)) for key in ("taken", "households"))
-    console.print(f"personal - shared, seed by seed: {told} points; the guard took {taken} of {asked}")
+    console.print(
+        f"personal - shared, seed by seed: {told} points; the guard took {taken} of {asked}"
+    )
     return summary
 
 
 def main() -> int:
     """Run the study; print its table and write its JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     usual = Settings()
     parser.add_argument("--scenario", default="four-households")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
@@ -172,7 +215,11 @@ def main() -> int:
     log.start("warning")
     console = wide_console()
     scenario = load(chosen.scenario)
-    given = {name: value for name in ("households", "train", "test") if (value := getattr(chosen, name)) is not None}
+    given = {
+        name: value
+        for name in ("households", "train", "test")
+        if (value := getattr(chosen, name)) is not None
+    }
     rounds = {} if chosen.rounds is None else {"rounds": chosen.rounds}
     scenario = dataclasses.replace(
         scenario,
@@ -183,16 +230,22 @@ def main() -> int:
     model = weights.load(catalog.find(scenario.model))
     console.print(machine.line())
     runs = [
-        Study(dataclasses.replace(scenario, seed=seed), model, settings, chosen.alone_lr).run(console.print)
+        Study(dataclasses.replace(scenario, seed=seed), model, settings, chosen.alone_lr).run(
+            console.print
+        )
         for seed in chosen.seeds
     ]
     summary = show(console, runs)
     if chosen.out is not None:
         content = {
-            "accuracy": summary, "runs": runs, "seeds": chosen.seeds, "settings": dataclasses.asdict(settings),
-            "population": {**dataclasses.asdict(scenario.population), "folder": None}, "rounds": scenario.recipe.rounds,
+            "accuracy": summary,
+            "runs": runs,
+            "seeds": chosen.seeds,
+            "settings": dataclasses.asdict(settings),
+            "population": {**dataclasses.asdict(scenario.population), "folder": None},
+            "rounds": scenario.recipe.rounds,
             "machine": machine.line(),
-        }  # fmt: skip
+        }
         paths.write_atomically(chosen.out, (json.dumps(content, indent=2) + "\n").encode())
     return 0
 

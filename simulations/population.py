@@ -31,9 +31,17 @@ def populate(scenario: Scenario) -> list[PartyData]:
     population = scenario.population
     if population.kind == "rehearsal":
         digits = len(str(population.households - 1))
-        return [PartyData(f"household-{index:0{digits}}", (), ()) for index in range(population.households)]
+        return [
+            PartyData(f"household-{index:0{digits}}", (), ())
+            for index in range(population.households)
+        ]
     if population.folder is None:
-        homes = make_homes(households=population.households, train=population.train, test=population.test, seed=scenario.seed)
+        homes = make_homes(
+            households=population.households,
+            train=population.train,
+            test=population.test,
+            seed=scenario.seed,
+        )
         return [
             PartyData(
                 home.household.name,
@@ -44,10 +52,18 @@ def populate(scenario: Scenario) -> list[PartyData]:
         ]
     found = list_datasets(population.folder)
     if not found:
-        raise ConfigError(f"{population.folder}: no parties here; make some with `quietchoir data build jsonl`")
+        raise ConfigError(
+            f"{population.folder}: no parties here; make some with `quietchoir data build jsonl`"
+        )
     empty = [info.name for info in found if not info.test]
     if empty:
-        raise DataError(f"{population.folder}: {', '.join(empty[:8])} has no {TEST}; every party needs held-out examples")
+        raise DataError(
+            f"{population.folder}: {', '.join(empty[:8])} has no {TEST}; every party "
+            f"needs held-out examples"
+        )
     return [
-        PartyData(info.name, tuple(read_jsonl(info.folder / TRAIN)), tuple(read_jsonl(info.folder / TEST))) for info in found
+        PartyData(
+            info.name, tuple(read_jsonl(info.folder / TRAIN)), tuple(read_jsonl(info.folder / TEST))
+        )
+        for info in found
     ]

@@ -1,7 +1,9 @@
 """Child processes of a demonstration, a measurement or a fault: started, listened to, always ended.
 
-Knows process ids, lines, events (a JSON object a line) and deadlines. Knows nothing of what the children do.
-Always: leaving `Stage` ends every child that it started, also one that was frozen, and no other process.
+Knows process ids, lines, events (a JSON object a line) and deadlines. Knows nothing of what the
+children do.
+Always: leaving `Stage` ends every child that it started, also one that was frozen, and no other
+process.
 """
 
 import json
@@ -25,7 +27,9 @@ PATIENCE_S = 10.0  # between a polite end and a kill
 class Child:
     """One command in a process of its own; its standard output is read line by line."""
 
-    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], environment: Mapping[str, str], log: Path
+    ) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self.name, self.log = name, log
         self._errors = log.open("wb")
@@ -36,7 +40,8 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            start_new_session=True,  # Ctrl-C reaches the demonstration, which then ends its children in order
+            # Ctrl-C reaches the demonstration, which then ends its children in order
+            start_new_session=True,
         )
         self.lines: queue.Queue[str | None] = queue.Queue()
         self.events: list[dict[str, Any]] = []  # those that `until` has seen
@@ -54,14 +59,20 @@ class Child:
         """The next line of output.
 
         Raises:
-            QuietchoirError: the child ended or said nothing in time; the message quotes its last words.
+            QuietchoirError: the child ended or said nothing in time; the message quotes its last
+            words.
         """
         try:
             text = self.lines.get(timeout=deadline_s)
         except queue.Empty:
-            raise QuietchoirError(f"{self.name} said nothing for {deadline_s:.0f} s; its log: {self.log}") from None
+            raise QuietchoirError(
+                f"{self.name} said nothing for {deadline_s:.0f} s; its log: {self.log}"
+            ) from None
         if text is None:
-            raise QuietchoirError(f"{self.name} ended {how(self.process.wait())}: {self.last_words()} (log: {self.log})")
+            raise QuietchoirError(
+                f"{self.name} ended {how(self.process.wait())}: "
+                f"{self.last_words()} (log: {self.log})"
+            )
         return text
 
     def wait_for(self, wanted: Callable[[str], bool], deadline_s: float) -> str:
@@ -76,7 +87,8 @@ class Child:
         return text
 
     def until(self, kind: str, deadline_s: float, /, **values: object) -> dict[str, Any]:
-        """The next event of this kind with these values; lines that are no events are dropped, the others noted.
+        """The next event of this kind with these values; lines that are no events are dropped, the
+        others noted.
 
         Raises:
             QuietchoirError: as `next_line`; the message says what was waited for.
@@ -100,7 +112,9 @@ class Child:
             self.lines.get()
 
     def memory_mb(self) -> float:
-        """Peak resident memory of the process and of those it started, now; 0 where the system does not tell (not Linux)."""
+        """Peak resident memory of the process and of those it started, now; 0 where the system
+        does not tell (not Linux).
+        """
         return sum(peak_kb(pid) for pid in family(self.process.pid)) / 1024
 
     def kill(self) -> None:
@@ -125,9 +139,13 @@ class Child:
         try:
             code = self.process.wait(deadline_s)
         except subprocess.TimeoutExpired:
-            raise QuietchoirError(f"{self.name} is still running after {deadline_s:.0f} s; its log: {self.log}") from None
+            raise QuietchoirError(
+                f"{self.name} is still running after {deadline_s:.0f} s; its log: {self.log}"
+            ) from None
         if code:
-            raise QuietchoirError(f"{self.name} ended {how(code)}: {self.last_words()} (log: {self.log})")
+            raise QuietchoirError(
+                f"{self.name} ended {how(code)}: {self.last_words()} (log: {self.log})"
+            )
 
     def last_words(self) -> str:
         """The last line the child wrote to standard error."""
@@ -163,7 +181,9 @@ class Stage:
 
     def start(self, name: str, *arguments: str, **environment: str) -> Child:
         """Start `quietchoir ARGUMENTS` as `name`, with more environment variables."""
-        return self.start_other(name, [sys.executable, "-m", "quietchoir.cli", *arguments], **environment)
+        return self.start_other(
+            name, [sys.executable, "-m", "quietchoir.cli", *arguments], **environment
+        )
 
     def start_other(self, name: str, command: Sequence[str], **environment: str) -> Child:
         """Start any command as `name`."""
@@ -187,13 +207,20 @@ class Stage:
         )
         if done.returncode:
             words = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
-            raise QuietchoirError(f"quietchoir {' '.join(arguments)} ended {how(done.returncode)}: {words[0]}")
+            raise QuietchoirError(
+                f"quietchoir {' '.join(arguments)} ended {how(done.returncode)}: {words[0]}"
+            )
         return done.stdout
 
     def __enter__(self) -> "Stage":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for child in self.children:
             child.ask_to_end()  # all at once: some take a moment to say goodbye
         for child in reversed(self.children):

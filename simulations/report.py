@@ -31,7 +31,10 @@ def line(event: Mapping[str, Any], rounds: int) -> str | None:
     """One event as a line of text, or None if it is not worth one."""
     match event.get("event"):
         case "preparing":
-            return f"  {event['party']}: {event['train']} requests to learn from, {event['test']} held out"
+            return (
+                f"  {event['party']}: {event['train']} requests to learn from, {event['test']} "
+                f"held out"
+            )
         case "waiting":
             return f"  {event['present']} of {event['roster']} nodes are there"
         case "aborted":
@@ -40,12 +43,23 @@ def line(event: Mapping[str, Any], rounds: int) -> str | None:
             sent = list(event["bytes_up"].values())
             spent = "" if event.get("epsilon") is None else f"   epsilon {event['epsilon']:.2f}"
             behind = event.get("columns") or {}
-            columns = f"   ranks {'/'.join(behind)} by {'/'.join(map(str, behind.values()))}" if behind else ""
-            undone = "" if (event.get("guard") or {"kept": True})["kept"] else f"   {event['guard']['reason']}"
+            columns = (
+                (f"   ranks {'/'.join(behind)} by {'/'.join(map(str, behind.values()))}")
+                if behind
+                else ""
+            )
+            undone = (
+                ""
+                if (event.get("guard") or {"kept": True})["kept"]
+                else f"   {event['guard']['reason']}"
+            )
             return (
-                f"  round {event['round']:>2}/{rounds}   accuracy so far {percent(event['accuracy']):>7}   "
-                f"loss {event['loss'] or 0:.3f}   {len(event['parties'])} nodes   {size(sum(sent) / len(sent))} sent by each   "
-                f"{event['seconds']:.1f} s, {event['seconds'] - event['work_seconds']:.2f} s of it protection"
+                f"  round {event['round']:>2}/{rounds}   accuracy so far "
+                f"{percent(event['accuracy']):>7}   "
+                f"loss {event['loss'] or 0:.3f}   {len(event['parties'])} nodes   "
+                f"{size(sum(sent) / len(sent))} sent by each   "
+                f"{event['seconds']:.1f} s, {event['seconds'] - event['work_seconds']:.2f} s of it "
+                f"protection"
                 f"{spent}{columns}{undone}"
             )
         case "buckets":
@@ -53,7 +67,10 @@ def line(event: Mapping[str, Any], rounds: int) -> str | None:
         case "stopped":
             return f"  stopped after round {event['round']}: {event['reason']}"
         case "score":
-            return f"  all rounds done   accuracy {percent(event['accuracy'])} ({event['scored']} members)"
+            return (
+                f"  all rounds done   accuracy {percent(event['accuracy'])} ({event['scored']} "
+                f"members)"
+            )
     return None
 
 
@@ -64,7 +81,9 @@ def show_run(console: Console, report: Mapping[str, Any]) -> None:
         report: a `RunReport` as a table of JSON's types.
     """
     accuracy = report["accuracy"]
-    table = Table(title=f"{report['name']}: what came out", box=None, title_justify="left", show_header=False)
+    table = Table(
+        title=f"{report['name']}: what came out", box=None, title_justify="left", show_header=False
+    )
     table.add_row("exact match on held-out requests, before", percent(accuracy["before"]))
     table.add_row("exact match on held-out requests, after", percent(accuracy["after"]))
     table.add_row("rounds", str(report["rounds"]))
@@ -89,11 +108,18 @@ def show_held(console: Console, held: Mapping[str, Any]) -> None:
     """What the coordinator held of one node, beside the sum."""
     if not held:
         return
-    table = Table(title="what the coordinator held in the last round", box=None, title_justify="left")
+    table = Table(
+        title="what the coordinator held in the last round", box=None, title_justify="left"
+    )
     for column in ("", "first values", "entropy, bits", "chi² per degree (noise: about 1)"):
         table.add_column(column)
     entropy = f"{held['entropy_bits']:.3f} of {held['entropy_bits_of_uniform']:.0f}"
-    table.add_row(f"one node's update, {held['kind']}", numbers(held["words"]), entropy, f"{held['chi_square_per_degree']:.2f}")
+    table.add_row(
+        f"one node's update, {held['kind']}",
+        numbers(held["words"]),
+        entropy,
+        f"{held['chi_square_per_degree']:.2f}",
+    )
     table.add_row("the sum of all", numbers(held["sum_words"]), "", "")
     console.print(table)
 

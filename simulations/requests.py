@@ -68,14 +68,23 @@ class RunningNode:
 
     def ask(self, request: str, expected: ToolCall) -> Asked:
         """One request, as a chat of one message."""
-        answer = self.post("/v1/chat/completions", {"messages": [{"role": "user", "content": request}], "max_tokens": 64})
+        answer = self.post(
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": request}], "max_tokens": 64},
+        )
         message = answer["choices"][0]["message"]
         calls = message.get("tool_calls") or []
         said = message.get("content") or ""
         if not calls:
             return Asked(request, expected, said, parse(said), "")
         function = calls[0]["function"]
-        return Asked(request, expected, said, ToolCall(function["name"], json.loads(function["arguments"])), said)
+        return Asked(
+            request,
+            expected,
+            said,
+            ToolCall(function["name"], json.loads(function["arguments"])),
+            said,
+        )
 
     def activate(self, adapter: str) -> None:
         """Switch the running node to an adapter."""
@@ -97,7 +106,10 @@ class RunningNode:
                 return json.load(response)
         except urllib.error.HTTPError as error:
             raise QuietchoirError(
-                f"{path}: the node answered {error.code}: {error.read(300).decode('utf-8', 'replace')}"
+                f"{path}: the node answered {error.code}: "
+                f"{error.read(300).decode('utf-8', 'replace')}"
             ) from error
         except OSError as error:
-            raise QuietchoirError(f"{path}: the node at {self.address} does not answer: {error}") from error
+            raise QuietchoirError(
+                f"{path}: the node at {self.address} does not answer: {error}"
+            ) from error

@@ -1,6 +1,7 @@
 """The picture of one round: four voices, four noises, one sum.
 
-Knows how to draw. The noises drawn are real: each curve is the voice plus masks that cancel in the sum.
+Knows how to draw. The noises drawn are real: each curve is the voice plus masks that cancel in the
+sum.
 Always: the same picture from the same seed.
 """
 
@@ -19,27 +20,46 @@ RING = 4.0  # the drawn numbers live in [-2, 2) and wrap around, as the real one
 def voices(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Four smooth updates and four masks that add up to nothing modulo 4; both [4, POINTS]."""
     x = np.linspace(0, 2 * np.pi, POINTS)
-    smooth = np.stack([np.sin(x * (i + 1) / 2 + i) + 0.5 * np.cos(x * (3 - i % 3)) for i in range(4)])
+    smooth = np.stack(
+        [np.sin(x * (i + 1) / 2 + i) + 0.5 * np.cos(x * (3 - i % 3)) for i in range(4)]
+    )
     masks = rng.uniform(-RING / 2, RING / 2, (4, POINTS))
     masks[3] = -masks[:3].sum(0)
     return smooth, masks
 
 
-def curve(values: np.ndarray, left: float, middle: float, width: float, height: float, colour: str) -> str:
+def curve(
+    values: np.ndarray, left: float, middle: float, width: float, height: float, colour: str
+) -> str:
     """One line through `values` in a box of the page."""
     x = left + np.linspace(0, width, len(values))
     y = middle - values / 2 * height / 2
     points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
-    return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.8" stroke-linejoin="round"/>'
+    return (
+        f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.8" '
+        f'stroke-linejoin="round"/>'
+    )
 
 
 def box(left: float, top: float, width: float, height: float) -> str:
-    return f'<rect x="{left}" y="{top}" width="{width}" height="{height}" rx="10" fill="#f7f9fb" stroke="{LINE}"/>'
-
-
-def text(x: float, y: float, words: str, size: int = 13, colour: str = SOFT, anchor: str = "middle", weight: int = 400) -> str:
     return (
-        f'<text x="{x}" y="{y}" font-size="{size}" fill="{colour}" text-anchor="{anchor}" font-weight="{weight}">{words}</text>'
+        f'<rect x="{left}" y="{top}" width="{width}" height="{height}" rx="10" fill="#f7f9fb" '
+        f'stroke="{LINE}"/>'
+    )
+
+
+def text(
+    x: float,
+    y: float,
+    words: str,
+    size: int = 13,
+    colour: str = SOFT,
+    anchor: str = "middle",
+    weight: int = 400,
+) -> str:
+    return (
+        f'<text x="{x}" y="{y}" font-size="{size}" fill="{colour}" text-anchor="{anchor}" '
+        f'font-weight="{weight}">{words}</text>'
     )
 
 
@@ -57,8 +77,10 @@ def draw(seed: int = 3) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
         'font-family="system-ui, sans-serif" '
-        'role="img" aria-label="One round: each node adds masks to its update; they cancel in the sum.">',
-        f'<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+        'role="img" aria-label="One round: each node adds masks to its update; they cancel in the '
+        'sum.">',
+        f'<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
+        f'markerHeight="7" orient="auto">'
         f'<path d="M0,0 L8,4 L0,8 z" fill="{SOFT}"/></marker></defs>',
         f'<rect width="{WIDTH}" height="{HEIGHT}" rx="14" fill="{PAPER}"/>',
         text(150, 36, "in the node", 15, INK, weight=600),
@@ -74,14 +96,17 @@ def draw(seed: int = 3) -> str:
             curve(clear[row], 55, middle, 190, 52, COLOURS[row]),
             arrow(264, middle, 332, middle),
             box(336, middle - 36, 220, 72),
-            curve((clear[row] + masks[row] + RING / 2) % RING - RING / 2, 351, middle, 190, 52, SOFT),
+            curve(
+                (clear[row] + masks[row] + RING / 2) % RING - RING / 2, 351, middle, 190, 52, SOFT
+            ),
             arrow(560, middle, 684, 231 + (row - 1.5) * 16),
         ]
     parts += [
         box(688, 166, 230, 130),
         curve(clear.sum(0) * 0.4, 705, 224, 196, 96, INK),
         text(803, 286, "only this is ever opened", 12),
-        f'<path d="M803,300 C803,420 760,440 640,440 L150,440 C150,440 150,430 150,412" fill="none" stroke="{SOFT}" '
+        f'<path d="M803,300 C803,420 760,440 640,440 L150,440 C150,440 150,430 150,412" '
+        f'fill="none" stroke="{SOFT}" '
         'stroke-width="1.3" stroke-dasharray="5 4" marker-end="url(#tip)"/>',
         text(445, 458, "the new shared adapter, back to every node", 13),
         "</svg>",

@@ -1,8 +1,8 @@
 """One simulated federation: the real parties and the real coordinator over an in-process link.
 
 Knows how to put them together. Knows nothing of how they work.
-Always: one resident base model for all parties; keys and masks are fresh in every run, data and training follow from
-the scenario's seed.
+Always: one resident base model for all parties; keys and masks are fresh in every run, data and
+training follow from the scenario's seed.
 """
 
 import dataclasses
@@ -23,7 +23,13 @@ from ..federation.learning.aggregate import Vector
 from ..federation.learning.learner import Learner, TrainerLearner
 from ..federation.learning.ranges import tensor_stops
 from ..federation.learning.rehearsal import PacedRehearsal, RehearsalLearner
-from ..federation.membership.policy import AdapterTable, CoordinatorTable, Member, ModelTable, Policy
+from ..federation.membership.policy import (
+    AdapterTable,
+    CoordinatorTable,
+    Member,
+    ModelTable,
+    Policy,
+)
 from ..federation.protection import masked
 from ..federation.protection.plain import PLAIN_STAGE
 from ..federation.protection.seam import Safe
@@ -48,7 +54,10 @@ class FaultyParty:
     """A party that goes silent where the scenario says so."""
 
     def __init__(self, party: Party, faults: tuple[Fault, ...]) -> None:
-        self.party, self.left = party, {fault: fault.attempts for fault in faults if fault.party == party.name}
+        self.party, self.left = (
+            party,
+            {fault: fault.attempts for fault in faults if fault.party == party.name},
+        )
 
     def handle(self, letter: bytes) -> bytes:
         """As `Party.handle`, unless it is time to vanish.
@@ -60,7 +69,10 @@ class FaultyParty:
         for fault, left in self.left.items():
             if left and task.place.round == fault.round and task.stage == fault.stage:
                 self.left[fault] -= 1
-                raise FederationError(f"{fault.party} is silent at {fault.stage} of round {fault.round}, as the scenario says")
+                raise FederationError(
+                    f"{fault.party} is silent at {fault.stage} of round "
+                    f"{fault.round}, as the scenario says"
+                )
         return self.party.handle(letter)
 
 
@@ -73,15 +85,19 @@ class Cast:
 
 
 def simulate(
-    scenario: Scenario, weights: Weights | None, *, on_event: OnEvent | None = None, cast: Cast | None = None,
+    scenario: Scenario,
+    weights: Weights | None,
+    *,
+    on_event: OnEvent | None = None,
+    cast: Cast | None = None,
     on_adopt: Callable[[str, Vector], None] | None = None,
-) -> RunReport:  # fmt: skip
+) -> RunReport:
     """Run `scenario` to its end.
 
     Args:
         weights: the resident model; None for a rehearsal.
-        cast: learners to use instead of the scenario's own, by the same names: several runs can share them, and an attacker's
-            can stand among them (see `attacks`).
+        cast: learners to use instead of the scenario's own, by the same names: several runs can
+            share them, and an attacker's can stand among them (see `attacks`).
         on_adopt: told a party's name and the finished adapter [n] that it was handed.
 
     Raises:
@@ -98,17 +114,36 @@ def simulate(
     size = cast.size
     stops = tensor_stops(policy.adapter, weights)
     handles, members = dict[str, Callable[[bytes], bytes]](), dict[str, Party]()
-    desk, adder = Worker(MemberService), Worker(AdderService)  # for ciphertexts: started only if the mode is sealed
+    # for ciphertexts: started only if the mode is sealed
+    desk, adder = Worker(MemberService), Worker(AdderService)
     for name, learner in cast.learners.items():
         members[name] = Party(
-            policy, identities[name], learner, size=size, stops=stops, consent=no_floor(), safe=Safe(Vault(None, size), desk),
-            on_event=partial(trained_by, say, name), adopt=partial(adopted, on_adopt, name),
-        )  # fmt: skip
+            policy,
+            identities[name],
+            learner,
+            size=size,
+            stops=stops,
+            consent=no_floor(),
+            safe=Safe(Vault(None, size), desk),
+            on_event=partial(trained_by, say, name),
+            adopt=partial(adopted, on_adopt, name),
+        )
         handles[name] = FaultyParty(members[name], scenario.faults).handle
     coordinator = conduct(
-        scenario, policy, coordinator_key, handles, members, size=size, stops=stops, on_event=on_event, desk=adder,
-        store=Store(None, run=hashlib.sha256(f"quietchoir simulation {scenario.seed}".encode()).hexdigest()[:32]),
-    )  # fmt: skip
+        scenario,
+        policy,
+        coordinator_key,
+        handles,
+        members,
+        size=size,
+        stops=stops,
+        on_event=on_event,
+        desk=adder,
+        store=Store(
+            None,
+            run=hashlib.sha256(f"quietchoir simulation {scenario.seed}".encode()).hexdigest()[:32],
+        ),
+    )
     try:
         return coordinator.run()
     finally:
@@ -116,8 +151,12 @@ def simulate(
         adder.close()
 
 
-def adopted(on_adopt: Callable[[str, Vector], None] | None, name: str, flat: Vector, card: str) -> str:
-    """Tell that a party keeps the finished adapter; nothing is on a disk here, so it has no name."""
+def adopted(
+    on_adopt: Callable[[str, Vector], None] | None, name: str, flat: Vector, card: str
+) -> str:
+    """Tell that a party keeps the finished adapter; nothing is on a disk here, so it has no
+    name.
+    """
     del card
     if on_adopt is not None:
         on_adopt(name, flat)
@@ -130,7 +169,9 @@ def trained_by(say: OnEvent, name: str, event: Event) -> None:
         say({"event": "trained", "party": name, "round": event["round"]})
 
 
-def make_learners(scenario: Scenario, weights: Weights | None, people: list[PartyData], say: OnEvent) -> Cast:
+def make_learners(
+    scenario: Scenario, weights: Weights | None, people: list[PartyData], say: OnEvent
+) -> Cast:
     """Everybody's learner, on one resident model.
 
     Raises:
@@ -139,12 +180,22 @@ def make_learners(scenario: Scenario, weights: Weights | None, people: list[Part
     if scenario.population.kind == "rehearsal":
         return rehearsal(scenario, people)
     if weights is None:
-        raise ConfigError(f"scenario {scenario.name}: a population of kind {scenario.population.kind!r} needs a model")
+        raise ConfigError(
+            f"scenario {scenario.name}: a population of kind "
+            f"{scenario.population.kind!r} needs a model"
+        )
     trainer, learners = Trainer(weights, adapter_of(scenario).shape()), dict[str, Learner]()
     portions = dealt(scenario.population.portions, [person.name for person in people])
     for person in people:
         examples = person.train[: portions[person.name] or None]
-        say({"event": "preparing", "party": person.name, "train": len(examples), "test": len(person.test)})
+        say(
+            {
+                "event": "preparing",
+                "party": person.name,
+                "train": len(examples),
+                "test": len(person.test),
+            }
+        )
         train, test = trainer.prepare(examples), trainer.prepare(person.test)
         learners[person.name] = TrainerLearner(trainer, train, test, scenario.recipe.trainer())
     return Cast(learners, trainer.size)
@@ -155,7 +206,9 @@ def rehearsal(scenario: Scenario, people: list[PartyData]) -> Cast:
     size, batch = scenario.population.values, scenario.recipe.batch
     portions = dealt(scenario.population.portions, [person.name for person in people])
     learners: dict[str, Learner] = {
-        name: PacedRehearsal(size, name, examples, batch) if examples else RehearsalLearner(size, name)
+        name: PacedRehearsal(size, name, examples, batch)
+        if examples
+        else RehearsalLearner(size, name)
         for name, examples in portions.items()
     }
     return Cast(learners, size)
@@ -176,7 +229,8 @@ def check(scenario: Scenario, people: list[PartyData]) -> None:
     strangers = sorted({fault.party for fault in scenario.faults} - names)
     if strangers:
         raise ConfigError(
-            f"scenario {scenario.name}: faults name {', '.join(strangers)}; parties are {', '.join(sorted(names))}"
+            f"scenario {scenario.name}: faults name {', '.join(strangers)}; parties are "
+            f"{', '.join(sorted(names))}"
         )
     known = stages(scenario)
     for fault in scenario.faults:
@@ -193,7 +247,8 @@ def check(scenario: Scenario, people: list[PartyData]) -> None:
             )
     if len(people) < scenario.protection.min_cohort:
         raise ConfigError(
-            f"scenario {scenario.name}: {len(people)} parties, protection.min_cohort = {scenario.protection.min_cohort}; "
+            f"scenario {scenario.name}: {len(people)} parties, protection.min_cohort = "
+            f"{scenario.protection.min_cohort}; "
             "add parties or lower it"
         )
 
@@ -215,14 +270,21 @@ def no_floor() -> ConsentConfig:
     return ConsentConfig(min_cohort=1, modes=("plain", "masked", "sealed"), max_clipped=1.0)
 
 
-def describe(scenario: Scenario, weights: Weights | None, coordinator: Identity, identities: Mapping[str, Identity]) -> Policy:
+def describe(
+    scenario: Scenario,
+    weights: Weights | None,
+    coordinator: Identity,
+    identities: Mapping[str, Identity],
+) -> Policy:
     """The federation file of a simulation; nobody needs to sign it, all are one process."""
     ranks = dealt(scenario.population.ranks, list(identities))
     return Policy(
         name=scenario.name,
         nonce=secrets.token_hex(16),
         owner=coordinator.public.raw.hex(),
-        model=ModelTable(name=scenario.model, digest=NO_MODEL if weights is None else weights.digest),
+        model=ModelTable(
+            name=scenario.model, digest=NO_MODEL if weights is None else weights.digest
+        ),
         adapter=adapter_of(scenario),
         protection=scenario.protection,
         recipe=scenario.recipe,
@@ -232,6 +294,7 @@ def describe(scenario: Scenario, weights: Weights | None, coordinator: Identity,
         schedule=scenario.schedule,
         coordinator=CoordinatorTable(address=NO_ADDRESS, key=coordinator.public.raw.hex()),
         members=tuple(
-            Member(name=name, key=identity.public.raw.hex(), rank=ranks[name]) for name, identity in identities.items()
+            Member(name=name, key=identity.public.raw.hex(), rank=ranks[name])
+            for name, identity in identities.items()
         ),
     )

@@ -1,11 +1,12 @@
-"""Beyond one machine: the same federation under Ray, on stock Flower processes, and in this process, compared.
+"""Beyond one machine: the same federation under Ray, on stock Flower processes, and in this
+process, compared.
 
     python -m quietchoir.simulations.scale [--nodes 20] [--rounds 2] [--out FILE]
 
-Knows how a rehearsed federation is handed to Flower's engines, and how far two runs of it may differ. Knows nothing of how
-either carries letters.
-Always: the three runs have the same members, keys, seeds and federation file; what an engine made is compared with what this
-process makes of the same, and a difference beyond rounding is an error.
+Knows how a rehearsed federation is handed to Flower's engines, and how far two runs of it may
+differ. Knows nothing of how either carries letters.
+Always: the three runs have the same members, keys, seeds and federation file; what an engine made
+is compared with what this process makes of the same, and a difference beyond rounding is an error.
 """
 
 import argparse
@@ -63,7 +64,9 @@ class Outcome:
     bound: float  # what rounding explains
 
 
-def simulated(folder: Path, plan: Plan, *, cpus: int = 2, on_engine: OnEngine = lambda engine: None) -> Outcome:
+def simulated(
+    folder: Path, plan: Plan, *, cpus: int = 2, on_engine: OnEngine = lambda engine: None
+) -> Outcome:
     """Under Ray.
 
     Args:
@@ -74,7 +77,10 @@ def simulated(folder: Path, plan: Plan, *, cpus: int = 2, on_engine: OnEngine = 
         QuietchoirError: the run failed, or its adapter is not the one that this process makes.
     """
     if find_spec("ray") is None:
-        raise ConfigError("Flower simulates nodes with Ray, which is not installed; run: pip install 'quietchoir[scale]'")
+        raise ConfigError(
+            "Flower simulates nodes with Ray, which is not installed; run: pip "
+            "install 'quietchoir[scale]'"
+        )
     with Engine(folder / "logs", nodes=plan.nodes, cpus=cpus) as engine:
         on_engine(engine)
         choir = Choir(engine.stage, folder / "choir", plan)
@@ -102,34 +108,60 @@ def deployed(folder: Path, plan: Plan, *, on_engine: OnEngine = lambda engine: N
 
 def settings(folder: Path, choir: Choir) -> dict[str, str | int]:
     """What both engines are told of a run."""
-    return {"federation": str(choir.file), "state": str(folder / "state"), "rehearse": choir.plan.size}
+    return {
+        "federation": str(choir.file),
+        "state": str(folder / "state"),
+        "rehearse": choir.plan.size,
+    }
 
 
-def followed(name: str, engine: Engine, choir: Choir, child: Child, started: float, folder: Path) -> Outcome:
-    """Wait for the rounds of a run, then compare. The run's last steps, scoring and delivering, are not waited for."""
+def followed(
+    name: str, engine: Engine, choir: Choir, child: Child, started: float, folder: Path
+) -> Outcome:
+    """Wait for the rounds of a run, then compare. The run's last steps, scoring and delivering,
+    are not waited for.
+    """
     plan = choir.plan
     child.wait_for(lambda text: f"{plan.nodes} of {plan.nodes} members" in text, EVENT_S)
     start_s = time.monotonic() - started
     for number in range(1, plan.rounds + 1):
-        child.wait_for(lambda text, wanted=f"{ROUND}{number}:": wanted in text, EVENT_S * plan.nodes)  # type: ignore[misc]
+        child.wait_for(
+            lambda text, wanted=f"{ROUND}{number}:": wanted in text,  # type: ignore[misc]
+            EVENT_S * plan.nodes,
+        )
     memory_mb = engine.memory_mb()
     state = checkpoint.read(folder / "state")
     if state is None:
-        raise QuietchoirError(f"{name}: the rounds ended and nothing is written in {folder / 'state'}")
+        raise QuietchoirError(
+            f"{name}: the rounds ended and nothing is written in {folder / 'state'}"
+        )
     entries = state.history[: plan.rounds]
     if any(len(entry["parties"]) != plan.nodes for entry in entries):
-        raise QuietchoirError(f"{name}: a round went without a member, so there is nothing to compare; see {child.log}")
+        raise QuietchoirError(
+            f"{name}: a round went without a member, so there is nothing to "
+            f"compare; see {child.log}"
+        )
     policy = roster.load(choir.file)
     difference = float(np.abs(state.server.flat - in_process(choir, policy)).max())
     bound = rounding(policy, plan.rounds)
     if difference > bound:
-        raise QuietchoirError(f"{name}: a value differs by {difference:.3g} from the run in this process, at most {bound:.3g}")
+        raise QuietchoirError(
+            f"{name}: a value differs by {difference:.3g} from the run in this "
+            f"process, at most {bound:.3g}"
+        )
     return Outcome(
-        engine=name, mode=plan.mode, nodes=plan.nodes, rounds=plan.rounds, start_s=round(start_s, 1),
-        round_s=round(statistics.median(entry["seconds"] for entry in entries), 2), memory_mb=round(memory_mb),
-        bytes_down=mean_of(entries, "bytes_down", plan.nodes), bytes_up=mean_of(entries, "bytes_up", plan.nodes),
-        difference=difference, bound=bound,
-    )  # fmt: skip
+        engine=name,
+        mode=plan.mode,
+        nodes=plan.nodes,
+        rounds=plan.rounds,
+        start_s=round(start_s, 1),
+        round_s=round(statistics.median(entry["seconds"] for entry in entries), 2),
+        memory_mb=round(memory_mb),
+        bytes_down=mean_of(entries, "bytes_down", plan.nodes),
+        bytes_up=mean_of(entries, "bytes_up", plan.nodes),
+        difference=difference,
+        bound=bound,
+    )
 
 
 def mean_of(entries: Sequence[Mapping[str, Any]], key: str, nodes: int) -> int:
@@ -143,7 +175,9 @@ def in_process(choir: Choir, policy: Policy) -> Vector:
     size, parties = choir.plan.size, dict[str, Party]()
     for name in choir.plan.names:
         identity = load_or_create(choir.folder / name).identity
-        parties[name] = Party(policy, identity, ForgetfulRehearsal(size, name), size=size, consent=anything)
+        parties[name] = Party(
+            policy, identity, ForgetfulRehearsal(size, name), size=size, consent=anything
+        )
     link = InProcessLink({name: party.handle for name, party in parties.items()})
     signer = Identity.load(choir.folder / founding.COORDINATOR_KEY)
     run = Coordinator(policy, signer, link, size=size, wait_s=0.0, grace_s=0.0)
@@ -152,10 +186,11 @@ def in_process(choir: Choir, policy: Policy) -> Vector:
 
 
 def rounding(policy: Policy, rounds: int) -> float:
-    """How far a value of two equal runs can lie apart: both round each update up or down at random, and go on from there.
+    """How far a value of two equal runs can lie apart: both round each update up or down at random,
+    and go on from there.
 
-    A member's update pulls towards the target by `STEP` of the distance, so a difference from earlier rounds comes back with
-    it; the server's momentum keeps what came before.
+    A member's update pulls towards the target by `STEP` of the distance, so a difference from
+    earlier rounds comes back with it; the server's momentum keeps what came before.
     """
     recipe, levels = policy.recipe, (1 << policy.protection.bits) - 1
     step = 2 * recipe.update_range / levels  # two neighbours on the grid
@@ -182,22 +217,47 @@ def main() -> None:
     from rich.table import Table
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--nodes", type=int, default=20, help="simulated under Ray; the deployment has three")
+    parser.add_argument(
+        "--nodes", type=int, default=20, help="simulated under Ray; the deployment has three"
+    )
     parser.add_argument("--rounds", type=int, default=2, help="under Ray; the deployment runs one")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the rows as JSON beside the table")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write the rows as JSON beside the table"
+    )
     arguments = parser.parse_args()
     console = report.wide_console()
     console.print(machine.line())
-    table = Table("engine", "mode", "nodes", "start s", "round s", "bytes down", "bytes up", "MB", "differs by", "at most")
+    table = Table(
+        "engine",
+        "mode",
+        "nodes",
+        "start s",
+        "round s",
+        "bytes down",
+        "bytes up",
+        "MB",
+        "differs by",
+        "at most",
+    )
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="quietchoir-scale-") as folder:
         for one in measured(arguments.nodes, arguments.rounds, Path(folder)):
             outcomes.append(one)
-            console.print(f"{one.engine}, {one.mode}: a round takes {one.round_s:.1f} s", style="dim")
+            console.print(
+                f"{one.engine}, {one.mode}: a round takes {one.round_s:.1f} s", style="dim"
+            )
             table.add_row(
-                one.engine, one.mode, str(one.nodes), f"{one.start_s:.1f}", f"{one.round_s:.2f}", f"{one.bytes_down:,}",
-                f"{one.bytes_up:,}", f"{one.memory_mb:.0f}", f"{one.difference:.1e}", f"{one.bound:.1e}",
-            )  # fmt: skip
+                one.engine,
+                one.mode,
+                str(one.nodes),
+                f"{one.start_s:.1f}",
+                f"{one.round_s:.2f}",
+                f"{one.bytes_down:,}",
+                f"{one.bytes_up:,}",
+                f"{one.memory_mb:.0f}",
+                f"{one.difference:.1e}",
+                f"{one.bound:.1e}",
+            )
     console.print(table)
     if arguments.out is not None:
         rows = {"machine": machine.line(), "outcomes": [asdict(one) for one in outcomes]}

@@ -13,7 +13,13 @@ from ..core import tables
 from ..core.errors import ConfigError
 from ..federation.membership import flags
 from ..federation.membership.guard import AggregationTable, GuardTable, check_guard
-from ..federation.membership.policy import AdapterTable, ProtectionTable, Recipe, require, require_name
+from ..federation.membership.policy import (
+    AdapterTable,
+    ProtectionTable,
+    Recipe,
+    require,
+    require_name,
+)
 from ..federation.membership.privacy import PrivacyTable
 from ..federation.membership.ranks import check_ranks
 from ..federation.membership.schedule import ScheduleTable, check_schedule
@@ -29,21 +35,32 @@ class Population:
     households: int = 4  # of kinds "home" and "rehearsal"
     train: int = 150  # examples of each household
     test: int = 100
-    values: int = 1000  # of kind "rehearsal": of an adapter that is moved towards a public vector; no model, no examples
-    folder: Path | None = None  # of kind "folder": one sub-folder a party, as `quietchoir data build` writes them
-    ranks: tuple[int, ...] = ()  # columns of the adapter that each trains, by name; the last for all others; none or 0: all
-    portions: tuple[int, ...] = ()  # examples that each trains on, by name; the last for all others; none or 0: all
+    # of kind "rehearsal": of an adapter that is moved towards a public vector; no model, no
+    # examples
+    values: int = 1000
+    # of kind "folder": one sub-folder a party, as `quietchoir data build` writes them
+    folder: Path | None = None
+    # columns of the adapter that each trains, by name; the last for all others; none or 0: all
+    ranks: tuple[int, ...] = ()
+    # examples that each trains on, by name; the last for all others; none or 0: all
+    portions: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         least = min(self.households, self.train, self.test, self.values)
         require(least >= 1, "households, train, test and values must be at least 1")
         require(min((0, *self.ranks, *self.portions)) == 0, "ranks and portions must be at least 0")
-        require((self.kind == "folder") == (self.folder is not None), 'folder belongs to kind = "folder", and only there')
+        require(
+            (self.kind == "folder") == (self.folder is not None),
+            'folder belongs to kind = "folder", and only there',
+        )
 
 
 def dealt(values: tuple[int, ...], names: Sequence[str]) -> dict[str, int]:
     """One value for each name, in order; the last for all others; 0 where there is none."""
-    return {name: values[min(place, len(values) - 1)] if values else 0 for place, name in enumerate(sorted(names))}
+    return {
+        name: values[min(place, len(values) - 1)] if values else 0
+        for place, name in enumerate(sorted(names))
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +89,13 @@ class Nights:
     grace_s: float = 30.0  # synchronous: once the minimum is there, how long the rest is waited for
 
     def __post_init__(self) -> None:
-        require(min(self.asleep_s, self.spread, self.notice_s, self.grace_s) >= 0, "no time is below 0")
-        require(min(self.awake_s, self.work_s, self.stage_s) > 0, "awake_s, work_s and stage_s must be above 0")
+        require(
+            min(self.asleep_s, self.spread, self.notice_s, self.grace_s) >= 0, "no time is below 0"
+        )
+        require(
+            min(self.awake_s, self.work_s, self.stage_s) > 0,
+            "awake_s, work_s and stage_s must be above 0",
+        )
 
     @property
     def on(self) -> bool:
@@ -106,7 +128,9 @@ class Scenario:
         self.aggregation.check(self.protection.mode)
         check_guard(self.guard, self.privacy.counts)
         check_schedule(self)
-        check_ranks(self, {f"party {place + 1}": rank for place, rank in enumerate(self.population.ranks)})
+        check_ranks(
+            self, {f"party {place + 1}": rank for place, rank in enumerate(self.population.ranks)}
+        )
 
 
 def load(name: str) -> Scenario:
@@ -121,11 +145,16 @@ def load(name: str) -> Scenario:
         path = shipped
     if not path.exists():
         names = ", ".join(sorted(one.stem for one in SHIPPED.glob("*.toml")))
-        raise ConfigError(f"{path}: no such file, nor a shipped scenario; there are {names} (to copy: {SHIPPED})")
+        raise ConfigError(
+            f"{path}: no such file, nor a shipped scenario; there are {names} (to copy: {SHIPPED})"
+        )
     table = tables.read_toml(path)
     scenario = tables.fill(Scenario, table, f"{path}: ")
     try:
-        flags.check_used(table, {name: getattr(scenario, name) for name in flags.TABLES if hasattr(scenario, name)})
+        flags.check_used(
+            table,
+            {name: getattr(scenario, name) for name in flags.TABLES if hasattr(scenario, name)},
+        )
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     return scenario

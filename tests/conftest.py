@@ -1,11 +1,14 @@
-"""What several test folders share and is dear to make: the real models, pulled and loaded once a session."""
+"""What several test folders share and is dear to make: the real models, pulled and loaded once a
+session.
+"""
 
 import os
 from pathlib import Path
 
 import pytest
 
-# Triton's kernels run in its interpreter here: their arithmetic, without a GPU. Read once, when anything first imports Triton.
+# Triton's kernels run in its interpreter here: their arithmetic, without a GPU. Read once, when
+# anything first imports Triton.
 os.environ["TRITON_INTERPRET"] = "1"
 
 from quietchoir.core import paths
@@ -15,7 +18,9 @@ from quietchoir.core.models.weights import Weights
 
 @pytest.fixture(scope="session")
 def quietchoir_home() -> Path:
-    """Home whose model cache all tests share: `QUIETCHOIR_HOME` if set, else the platform's default. Do not write in it."""
+    """Home whose model cache all tests share: `QUIETCHOIR_HOME` if set, else the platform's
+    default. Do not write in it.
+    """
     return paths.home()
 
 

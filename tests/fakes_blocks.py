@@ -1,6 +1,8 @@
-"""Raw blocks as a model file has them, random or at their limits, with what they mean by the `gguf` package.
+"""Raw blocks as a model file has them, random or at their limits, with what they mean by the `gguf`
+package.
 
-Also the product as the compiled kernels define it: activations quantised by groups of 32 to -127..127, integers exact.
+Also the product as the compiled kernels define it: activations quantised by groups of 32 to
+-127..127, integers exact.
 """
 
 import gguf
@@ -12,7 +14,14 @@ GROUP = 32
 QUANTISED = ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 PLAIN = ("F32", "F16", "BF16")
 # Where a block's half-precision scales stand: every one that its format has.
-SCALES = {"Q4_0": (0,), "Q4_1": (0, 2), "Q8_0": (0,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
+SCALES = {
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q8_0": (0,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+}
 # Where its integers stand, scales of sub-blocks not counted.
 INTEGERS = {
     "Q4_0": slice(2, 18),
@@ -31,19 +40,27 @@ def block_size(kind: str) -> tuple[int, int]:
 
 
 def random_rows(kind: str, rows: int, columns: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Random blocks, uint8 [rows, bytes]: every bit random but the scales, which are small numbers of both signs."""
+    """Random blocks, uint8 [rows, bytes]: every bit random but the scales, which are small
+    numbers of both signs.
+    """
     if kind == "F32":
         return rng.standard_normal((rows, columns)).astype(np.float32).view(np.uint8)
     if kind == "F16":
         return rng.standard_normal((rows, columns)).astype(np.float16).view(np.uint8)
     if kind == "BF16":
-        return (rng.standard_normal((rows, columns)).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+        return (
+            (rng.standard_normal((rows, columns)).astype(np.float32).view(np.uint32) >> 16)
+            .astype(np.uint16)
+            .view(np.uint8)
+        )
     width, size = block_size(kind)
     blocks = rng.integers(0, 256, (rows * columns // width, size), dtype=np.uint8)
     return with_scales(kind, blocks, rng.standard_normal((len(blocks), 2)) / 10).reshape(rows, -1)
 
 
-def with_scales(kind: str, blocks: NDArray[np.uint8], scales: NDArray[np.floating]) -> NDArray[np.uint8]:
+def with_scales(
+    kind: str, blocks: NDArray[np.uint8], scales: NDArray[np.floating]
+) -> NDArray[np.uint8]:
     """The same blocks, [n, bytes], under these scales, [n, 2]."""
     halves = scales.astype(np.float16)[:, :, None].view(np.uint8)  # [n, 2, 2]
     for which, place in enumerate(SCALES[kind]):
@@ -68,7 +85,9 @@ def offsets(kind: str, raw: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def rounded_activations(x: NDArray[np.float32]) -> NDArray[np.float64]:
-    """x as the kernels see it: each group of 32 columns is 127 steps of its largest number; [n, columns]."""
+    """x as the kernels see it: each group of 32 columns is 127 steps of its largest number; [n,
+    columns].
+    """
     padded = np.pad(x, ((0, 0), (0, -x.shape[1] % GROUP)))
     groups = padded.reshape(len(x), -1, GROUP)
     top = np.abs(groups).max(axis=2, keepdims=True)
@@ -84,8 +103,9 @@ def expected_product(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The exact product [n, rows], and how far float32 sums may be from it.
 
-    Every rounding is at most 2^-24 of a sum that is nowhere larger than the sum of all terms' sizes; a group has at most
-    four of them (scale times activation's scale, and the two terms), twice as many where products are not fused.
+    Every rounding is at most 2^-24 of a sum that is nowhere larger than the sum of all terms'
+    sizes; a group has at most four of them (scale times activation's scale, and the two terms),
+    twice as many where products are not fused.
     """
     weights, zero = meaning(kind, raw), offsets(kind, raw)
     seen = x.astype(np.float64) if kind in PLAIN else rounded_activations(x)

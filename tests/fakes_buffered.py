@@ -1,4 +1,6 @@
-"""Buffered rounds in one process: members that nap, and letters of a coordinator that says what a test wants it to."""
+"""Buffered rounds in one process: members that nap, and letters of a coordinator that says what
+a test wants it to.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,19 +23,27 @@ from quietchoir.tests.fakes_federation import ANY_MODE, FixedLearner, House, hou
 
 SIZE = 50
 RUN = "0a" * 16
-ZEROS = work.Work(flat=np.zeros(SIZE, np.float32), state=origin_of(SIZE))  # where every run starts, as followers are told it
+# where every run starts, as followers are told it
+ZEROS = work.Work(flat=np.zeros(SIZE, np.float32), state=origin_of(SIZE))
 PLAINLY = {"server_optimizer": "fedavg", "server_momentum": 0.0}  # the mean is the step
 
 
-def buffered(members: int = 4, *, schedule: Mapping[str, Any] | None = None, **options: Any) -> House:
+def buffered(
+    members: int = 4, *, schedule: Mapping[str, Any] | None = None, **options: Any
+) -> House:
     """A federation of buffered rounds; `options` as `house`."""
     recipe = {**PLAINLY, **options.pop("recipe", {})}
-    tables = {"schedule": ScheduleTable(**{"rounds": "buffered", **(schedule or {})}), **options.pop("tables", {})}
+    tables = {
+        "schedule": ScheduleTable(**{"rounds": "buffered", **(schedule or {})}),
+        **options.pop("tables", {}),
+    }
     return house(members, recipe=recipe, tables=tables, **options)
 
 
 class NapLink(InProcessLink):
-    """Parties that are asleep are not there, and do not work on their letters; each is asked in the order it was left one."""
+    """Parties that are asleep are not there, and do not work on their letters; each is asked in
+    the order it was left one.
+    """
 
     def __init__(self, parties: Mapping[str, Party]) -> None:
         super().__init__({name: party.handle for name, party in parties.items()})
@@ -45,7 +55,9 @@ class NapLink(InProcessLink):
 
     def ask(self, letters: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
         self.letters += letters.items()
-        return super().ask({name: letter for name, letter in letters.items() if name not in self.asleep}, timeout_s)
+        return super().ask(
+            {name: letter for name, letter in letters.items() if name not in self.asleep}, timeout_s
+        )
 
     def collect(self, wait_s: float) -> Iterator[tuple[str, bytes]]:
         resting = {name: self.left.pop(name) for name in self.asleep & self.left.keys()}
@@ -53,11 +65,15 @@ class NapLink(InProcessLink):
         self.left |= resting
 
 
-def run_of(home: House, members: Mapping[str, Party], link: InProcessLink | None = None, **options: Any) -> BufferedCoordinator:
+def run_of(
+    home: House, members: Mapping[str, Party], link: InProcessLink | None = None, **options: Any
+) -> BufferedCoordinator:
     """A coordinator that never waits."""
     link = link or NapLink(members)
     size = next(iter(members.values())).size
-    return BufferedCoordinator(home.policy, home.coordinator, link, size=size, **{"wait_s": 0.0, "grace_s": 0.0, **options})
+    return BufferedCoordinator(
+        home.policy, home.coordinator, link, size=size, **{"wait_s": 0.0, "grace_s": 0.0, **options}
+    )
 
 
 def member(home: House, name: str, folder: Path, learner: Any = None) -> Party:
@@ -75,12 +91,20 @@ def group_of(version: int, members: Sequence[tuple[str, int]], **more: Any) -> G
     return Group(version=version, members=tuple(members), **{"adapters": adapters, **more})
 
 
-def train_letter(home: House, name: str, place: Place, version: int, flat: np.ndarray | None = None) -> bytes:
+def train_letter(
+    home: House, name: str, place: Place, version: int, flat: np.ndarray | None = None
+) -> bytes:
     """Train from this version."""
-    told = work.encode_told(ZEROS, steps.join(ZEROS.state, [])) if flat is None else work.encode(work.Work(flat=flat))
+    told = (
+        work.encode_told(ZEROS, steps.join(ZEROS.state, []))
+        if flat is None
+        else work.encode(work.Work(flat=flat))
+    )
     payload = calls.encode_train(version, told)
     return messages.encode_task(
-        Task(place=place, stage=work.TRAIN, recipient=name, payload=payload), home.policy, home.coordinator
+        Task(place=place, stage=work.TRAIN, recipient=name, payload=payload),
+        home.policy,
+        home.coordinator,
     )
 
 
@@ -92,7 +116,11 @@ def group_letter(home: House, name: str, place: Place, group: Group) -> bytes:
 
 def stage_letter(home: House, name: str, place: Place, stage: str, payload: bytes) -> bytes:
     """One stage of a protection."""
-    return messages.encode_task(Task(place=place, stage=stage, recipient=name, payload=payload), home.policy, home.coordinator)
+    return messages.encode_task(
+        Task(place=place, stage=stage, recipient=name, payload=payload),
+        home.policy,
+        home.coordinator,
+    )
 
 
 def answer(home: House, party: Party, letter: bytes) -> bytes:

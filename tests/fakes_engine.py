@@ -45,7 +45,15 @@ def byte_tokenizer() -> Tokenizer:
     tokens = (*(letters[byte] for byte in range(256)), "<|endoftext|>")
     kinds = (*([1] * 256), CONTROL)
     return Tokenizer(
-        Vocabulary(tokens=tokens, kinds=kinds, merges=(), splitting="gpt-2", start=(), stop=frozenset({END}), template="")
+        Vocabulary(
+            tokens=tokens,
+            kinds=kinds,
+            merges=(),
+            splitting="gpt-2",
+            start=(),
+            stop=frozenset({END}),
+            template="",
+        )
     )
 
 
@@ -55,7 +63,9 @@ def float_blocks(matrix: Tensor) -> Blocks:
 
 
 def tiny_weights(seed: int = 1) -> Weights:
-    """Two layers of random float32 numbers, large enough that the best token is never a matter of rounding."""
+    """Two layers of random float32 numbers, large enough that the best token is never a matter
+    of rounding.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def random(rows: int, columns: int, size: float) -> Blocks:
@@ -86,15 +96,18 @@ def merged(weights: Weights, adapter: Adapter) -> Weights:
     tensors = dict(weights.tensors)
     for name in {name.split(".lora_")[0] for name in adapter.tensors}:
         change = adapter.tensors[f"{name}.lora_B.weight"] @ adapter.tensors[f"{name}.lora_A.weight"]
-        tensors[f"{name}.weight"] = float_blocks(tensors[f"{name}.weight"].dense() + adapter.shape.scale * change)
+        tensors[f"{name}.weight"] = float_blocks(
+            tensors[f"{name}.weight"].dense() + adapter.shape.scale * change
+        )
     return Weights(weights.architecture, tensors, weights.tokenizer, weights.digest)
 
 
 class FakeModel:
     """A `LanguageModel` without weights.
 
-    It keeps tokens where a real one keeps keys and values, and each next token depends on all tokens it finds in the
-    sequence's blocks: a lost, shared or stale block changes the answer. Never says END.
+    It keeps tokens where a real one keeps keys and values, and each next token depends on all
+    tokens it finds in the sequence's blocks: a lost, shared or stale block changes the answer.
+    Never says END.
     """
 
     def __init__(self, blocks: int = 64) -> None:
@@ -118,7 +131,11 @@ class FakeModel:
             for position, token in enumerate(span.tokens, span.start):
                 self.memory[self._place(sequence.blocks, position)] = token
             stop = span.start + span.count
-            context = [self.memory[self._place(sequence.blocks, p)] for p in range(stop)] if span.sampled else []
+            context = (
+                [self.memory[self._place(sequence.blocks, p)] for p in range(stop)]
+                if span.sampled
+                else []
+            )
             rows += [
                 self._logits(context[:length], len(sequence.request.prompt))
                 for length in range(stop - span.sampled + 1, stop + 1)
@@ -134,7 +151,9 @@ class FakeModel:
         """Remember the tokens of `read_cache`."""
         payload = unlabel("fake", data, len(blocks) * BLOCK_TOKENS * 4)
         for block, tokens in zip(
-            blocks, torch.frombuffer(bytearray(payload), dtype=torch.int32).split(BLOCK_TOKENS), strict=True
+            blocks,
+            torch.frombuffer(bytearray(payload), dtype=torch.int32).split(BLOCK_TOKENS),
+            strict=True,
         ):
             self.memory[block * BLOCK_TOKENS : (block + 1) * BLOCK_TOKENS] = tokens.tolist()
 
@@ -156,7 +175,9 @@ def config(**changes: object) -> EngineConfig:
 
 
 def drain(engine: Engine, until: Callable[[], bool] = lambda: False) -> None:
-    """Step an engine that has no thread until nothing is left to do, keeping watch over its books."""
+    """Step an engine that has no thread until nothing is left to do, keeping watch over its
+    books.
+    """
     while engine.stats().running + engine.stats().waiting and not until():
         engine.step()
         engine.scheduler.check_integrity()

@@ -12,7 +12,14 @@ from quietchoir.crypto.keys import Identity
 from quietchoir.federation.exchange.ledger import Ledger
 from quietchoir.federation.exchange.link import InProcessLink
 from quietchoir.federation.learning.learner import Counts, Trained
-from quietchoir.federation.membership.policy import CoordinatorTable, Member, ModelTable, Policy, ProtectionTable, Recipe
+from quietchoir.federation.membership.policy import (
+    CoordinatorTable,
+    Member,
+    ModelTable,
+    Policy,
+    ProtectionTable,
+    Recipe,
+)
 from quietchoir.federation.rounds.coordinator import Coordinator
 from quietchoir.federation.rounds.party import Party
 
@@ -56,15 +63,36 @@ def house(
 ) -> House:
     """A federation of `members`, named ann, ben, … in order; `tables` are whole ones, by name."""
     owner, coordinator = Identity.generate(), Identity.generate()
-    names = ["ann", "ben", "cat", "dan", "eve", "fay", "gus", "hal", "ida", "jon", "kim", "lea", "max", "nia", "ola"][:members]
+    names = [
+        "ann",
+        "ben",
+        "cat",
+        "dan",
+        "eve",
+        "fay",
+        "gus",
+        "hal",
+        "ida",
+        "jon",
+        "kim",
+        "lea",
+        "max",
+        "nia",
+        "ola",
+    ][:members]
     keys = {name: Identity.generate() for name in names}
     policy = Policy(
         name="choir",
         nonce="01" * 16,
         owner=owner.public.raw.hex(),
         model=ModelTable(digest=DIGEST),
-        protection=ProtectionTable(mode=mode, **{"min_cohort": 3, "threshold": 2, "bits": 12, **protection}),  # type: ignore[arg-type]
-        recipe=Recipe(**{"rounds": 3, "stage_timeout_s": 5.0, "work_timeout_s": 5.0, **(recipe or {})}),
+        protection=ProtectionTable(
+            mode=mode,  # type: ignore[arg-type]
+            **{"min_cohort": 3, "threshold": 2, "bits": 12, **protection},
+        ),
+        recipe=Recipe(
+            **{"rounds": 3, "stage_timeout_s": 5.0, "work_timeout_s": 5.0, **(recipe or {})}
+        ),
         **(tables or {}),
         coordinator=CoordinatorTable(address="127.0.0.1:8790", key=coordinator.public.raw.hex()),
         members=tuple(Member(name=name, key=key.public.raw.hex()) for name, key in keys.items()),
@@ -97,17 +125,28 @@ def parties(
 class SilentLink(InProcessLink):
     """Loses the letters of chosen parties at chosen stages."""
 
-    def __init__(self, members: Mapping[str, Callable[[bytes], bytes]], lose: Callable[[str, bytes], bool]) -> None:
+    def __init__(
+        self, members: Mapping[str, Callable[[bytes], bytes]], lose: Callable[[str, bytes], bool]
+    ) -> None:
         super().__init__(members)
         self.lose = lose
         self.letters: list[tuple[str, bytes]] = []
 
     def ask(self, letters: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
         self.letters += letters.items()
-        return super().ask({name: letter for name, letter in letters.items() if not self.lose(name, letter)}, timeout_s)
+        return super().ask(
+            {name: letter for name, letter in letters.items() if not self.lose(name, letter)},
+            timeout_s,
+        )
 
 
-def coordinator(home: House, members: Mapping[str, Party], size: int, **options: Any) -> Coordinator:
+def coordinator(
+    home: House, members: Mapping[str, Party], size: int, **options: Any
+) -> Coordinator:
     """A coordinator over an `InProcessLink` that never waits."""
-    link = options.pop("link", None) or InProcessLink({name: party.handle for name, party in members.items()})
-    return Coordinator(home.policy, home.coordinator, link, size=size, **{"wait_s": 0.0, "grace_s": 0.0, **options})
+    link = options.pop("link", None) or InProcessLink(
+        {name: party.handle for name, party in members.items()}
+    )
+    return Coordinator(
+        home.policy, home.coordinator, link, size=size, **{"wait_s": 0.0, "grace_s": 0.0, **options}
+    )

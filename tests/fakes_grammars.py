@@ -36,7 +36,9 @@ def constants(size: int) -> Constraint:
 
 def chained(size: int, link: Callable[[str], Any], last: Any, room: str = "$defs") -> Constraint:
     links = {str(number): link(f"#/{room}/{number + 1}") for number in range(size)}
-    return Constraint("json_schema", json.dumps({room: links | {str(size): last}, "$ref": f"#/{room}/0"}))
+    return Constraint(
+        "json_schema", json.dumps({room: links | {str(size): last}, "$ref": f"#/{room}/0"})
+    )
 
 
 def references(size: int) -> Constraint:
@@ -53,11 +55,17 @@ def linked_objects(size: int) -> Constraint:
 
 
 def linked_conjunctions(size: int) -> Constraint:
-    return chained(size, lambda to: {"allOf": [{"$ref": to}, {"properties": {to[-3:]: {}}}]}, {"type": "object"})
+    return chained(
+        size,
+        lambda to: {"allOf": [{"$ref": to}, {"properties": {to[-3:]: {}}}]},
+        {"type": "object"},
+    )
 
 
 def linked_arrays(size: int) -> Constraint:
-    return chained(size, lambda to: {"type": "array", "prefixItems": [{"$ref": to}]}, {"type": "integer"})
+    return chained(
+        size, lambda to: {"type": "array", "prefixItems": [{"$ref": to}]}, {"type": "integer"}
+    )
 
 
 def rules(size: int) -> Constraint:
@@ -66,12 +74,20 @@ def rules(size: int) -> Constraint:
 
 
 def growing_rules(size: int) -> Constraint:
-    lines = ["start: r0", *(f'r{number}: "a" r{number + 1} "b"?' for number in range(size)), f'r{size}: "x"']
+    lines = [
+        "start: r0",
+        *(f'r{number}: "a" r{number + 1} "b"?' for number in range(size)),
+        f'r{size}: "x"',
+    ]
     return Constraint("lark", "\n".join(lines))
 
 
 def terminals(size: int) -> Constraint:
-    lines = ["start: R0", *(f'R{number}: R{number + 1} "a"' for number in range(size)), f'R{size}: "x"']
+    lines = [
+        "start: R0",
+        *(f'R{number}: R{number + 1} "a"' for number in range(size)),
+        f'R{size}: "x"',
+    ]
     return Constraint("lark", "\n".join(lines))
 
 

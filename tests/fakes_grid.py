@@ -1,4 +1,6 @@
-"""Flower's grid in this process: nodes whose ClientApp gets its context as bytes with every message, as stock SuperNodes do."""
+"""Flower's grid in this process: nodes whose ClientApp gets its context as bytes with every
+message, as stock SuperNodes do.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -13,19 +15,29 @@ Meddle = Callable[["LocalGrid", int, Message], Iterable[Message]]
 
 
 class LocalGrid(Grid):
-    """Nodes numbered from 1; `meddle` says which messages reach a node in place of one that was sent (none, several)."""
+    """Nodes numbered from 1; `meddle` says which messages reach a node in place of one that was
+    sent (none, several).
+    """
 
-    def __init__(self, app: ClientApp, nodes: Iterable[Mapping[str, Any]], run_config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, app: ClientApp, nodes: Iterable[Mapping[str, Any]], run_config: Mapping[str, Any]
+    ) -> None:
         self.app, self.run_config = app, dict(run_config)
         self.nodes = {number: dict(config) for number, config in enumerate(nodes, start=1)}
-        self.kept = {number: self.fresh(number) for number in self.nodes}  # contexts, as a SuperNode keeps them
+        # contexts, as a SuperNode keeps them
+        self.kept = {number: self.fresh(number) for number in self.nodes}
         self.replies: dict[str, Message] = {}
         self.sent: list[Message] = []
         self.meddle: Meddle = lambda grid, node, message: [message]
 
     def fresh(self, node: int) -> Any:
         context = Context(
-            run_id=1, node_id=node, node_config=self.nodes[node], state=RecordDict(), run_config=self.run_config, series_id=1
+            run_id=1,
+            node_id=node,
+            node_config=self.nodes[node],
+            state=RecordDict(),
+            run_config=self.run_config,
+            series_id=1,
         )
         return context_to_proto(context)
 
@@ -65,5 +77,7 @@ class LocalGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return [self.replies.pop(number) for number in list(message_ids) if number in self.replies]
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
         return self.pull_messages(self.push_messages(messages))

@@ -38,7 +38,11 @@ class Served:
         assistant = Assistant(self.engine, WordTokenizer(), self.tools, context=2000)
         config = ServerConfig(port=0, **limits)
         self.server = Server(
-            Parts(assistant=assistant, adapters=self.adapters, token=TOKEN, embedding=self.embedding), config, claim(config)
+            Parts(
+                assistant=assistant, adapters=self.adapters, token=TOKEN, embedding=self.embedding
+            ),
+            config,
+            claim(config),
         )
         await self.server.start()
         headers = {"Authorization": f"Bearer {TOKEN}"}

@@ -1,4 +1,6 @@
-"""Federations with a joint key in one process, and a link that keeps, changes or loses what passes."""
+"""Federations with a joint key in one process, and a link that keeps, changes or loses what
+passes.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -23,7 +25,9 @@ HEADER: dict[str, type] = {"kind": str, "recipient": str, **messages.FRAME}
 
 
 def joint_house(members: int = 4, **other: Any) -> House:
-    return house(members, **{"mode": "sealed", "key": "threshold", "threshold": 3, "bits": 8, **other})
+    return house(
+        members, **{"mode": "sealed", "key": "threshold", "threshold": 3, "bits": 8, **other}
+    )
 
 
 def stage_of(letter: bytes) -> str:
@@ -43,10 +47,14 @@ def keys(members: Mapping[str, Party]) -> list[bytes | None]:
 
 
 class KeepingLink(InProcessLink):
-    """Keeps every byte that passes the coordinator, both ways, and lets a test change or lose letters."""
+    """Keeps every byte that passes the coordinator, both ways, and lets a test change or lose
+    letters.
+    """
 
     def __init__(
-        self, members: Mapping[str, Party], change: Callable[[str, bytes], bytes | None] = lambda name, letter: letter
+        self,
+        members: Mapping[str, Party],
+        change: Callable[[str, bytes], bytes | None] = lambda name, letter: letter,
     ):
         super().__init__({name: party.handle for name, party in members.items()})
         self.change = change
@@ -58,7 +66,11 @@ class KeepingLink(InProcessLink):
 
     def payloads(self, stage: str) -> dict[str, bytes]:
         """The last letter of this stage to each member."""
-        return {name: messages.split(letter, HEADER)[1] for name, letter in self.letters if stage_of(letter) == stage}
+        return {
+            name: messages.split(letter, HEADER)[1]
+            for name, letter in self.letters
+            if stage_of(letter) == stage
+        }
 
     def ask(self, letters: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
         changed = {name: self.change(name, letter) for name, letter in letters.items()}
@@ -79,9 +91,13 @@ def config_of(home: House, place: messages.Place) -> Any:
 def ongoing(home: House) -> tuple[dict[str, Party], dict[str, joint.JointParty], KeepingLink]:
     """A round up to the moment before the sum is opened: members, their halves, and what passed."""
     members = sealed_parties(home, SIZE, desk=DESK)
-    link = KeepingLink(members, lambda name, letter: None if stage_of(letter) == joint.OPEN else letter)
+    link = KeepingLink(
+        members, lambda name, letter: None if stage_of(letter) == joint.OPEN else letter
+    )
     with pytest.raises(RoundAborted):
         coordinator(home, members, SIZE, desk=DESK, link=link).train_round()
-    halves = {name: party.attempt.half for name, party in members.items() if party.attempt is not None}
+    halves = {
+        name: party.attempt.half for name, party in members.items() if party.attempt is not None
+    }
     assert all(isinstance(half, joint.JointParty) for half in halves.values())
     return members, halves, link  # type: ignore[return-value]

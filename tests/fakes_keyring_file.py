@@ -1,4 +1,5 @@
-"""A back-end of the real `keyring` library that needs no desktop: entries in one file, named by a variable.
+"""A back-end of the real `keyring` library that needs no desktop: entries in one file, named by a
+variable.
 
 The library finds it by `PYTHON_KEYRING_BACKEND`, in a process of its own.
 """
@@ -14,7 +15,9 @@ NAME = f"{__name__}.FileKeyring"
 
 
 class FileKeyring(KeyringBackend):
-    """Keeps texts in the file that `QUIETCHOIR_TEST_KEYRING` names. It says of itself that it encrypts; it does not."""
+    """Keeps texts in the file that `QUIETCHOIR_TEST_KEYRING` names. It says of itself that it
+    encrypts; it does not.
+    """
 
     priority: float = 5  # a class property in the library
 
@@ -27,7 +30,9 @@ class FileKeyring(KeyringBackend):
         return self.entries.get(f"{service} {username}")
 
     def set_password(self, service: str, username: str, password: str) -> None:
-        Path(os.environ[VARIABLE]).write_text(json.dumps({**self.entries, f"{service} {username}": password}))
+        Path(os.environ[VARIABLE]).write_text(
+            json.dumps({**self.entries, f"{service} {username}": password})
+        )
 
     def delete_password(self, service: str, username: str) -> None:
         kept = self.entries

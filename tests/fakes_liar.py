@@ -13,11 +13,14 @@ from quietchoir.federation.learning.learner import Counts, Trained
 from quietchoir.federation.rounds import party
 from quietchoir.federation.rounds.coordinator import Coordinator
 
-Lie = Callable[[str, bytes], bytes | None]  # stage and payload as they were meant; what is told, None: nothing else
+# stage and payload as they were meant; what is told, None: nothing else
+Lie = Callable[[str, bytes], bytes | None]
 
 
 class Liar:
-    """What a coordinator's letters say to chosen members is another thing, under its own signature. `lied` counts."""
+    """What a coordinator's letters say to chosen members is another thing, under its own
+    signature. `lied` counts.
+    """
 
     def __init__(self, run: Coordinator, to: Collection[str], lie: Lie) -> None:
         self.honest, self.to, self.lie, self.lied = run.post.sign, frozenset(to), lie, 0
@@ -45,7 +48,9 @@ def other_work(size: int, **changes: Any) -> Lie:
 
 
 class Secretive:
-    """A member whose update at an adapter it can learn from is its secret; far off, everything is driven to one side."""
+    """A member whose update at an adapter it can learn from is its secret; far off, everything
+    is driven to one side.
+    """
 
     def __init__(self, size: int, seed: int) -> None:
         self.update = np.random.default_rng(seed).normal(0, 0.03, size).astype(np.float32)
@@ -65,7 +70,9 @@ class Secretive:
 
 
 def without_floors(monkeypatch: Any) -> None:
-    """Members take adapters that no round can have made, and send updates that are cut all over: other guards' work."""
+    """Members take adapters that no round can have made, and send updates that are cut all over:
+    other guards' work.
+    """
     monkeypatch.setattr(bounds, "check", lambda *given: None)
     monkeypatch.setattr(party, "check_clipped", lambda *given: None)
 

@@ -1,4 +1,6 @@
-"""Tiny random models of every family, as `transformers` makes and saves them, and as a GGUF file that llama.cpp would read."""
+"""Tiny random models of every family, as `transformers` makes and saves them, and as a GGUF file
+that llama.cpp would read.
+"""
 
 import struct
 from pathlib import Path
@@ -36,15 +38,22 @@ LONG_ROPE = {
     "short_factor": [1.0 + 0.1 * pair for pair in range(8)],
     "long_factor": [2.0 + pair for pair in range(8)],
 }
-# Name -> class of transformers' configuration, and what differs from SIZES. Windows are far shorter than the tests' texts.
+# Name -> class of transformers' configuration, and what differs from SIZES. Windows are far shorter
+# than the tests' texts.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama2": ("LlamaConfig", {"num_key_value_heads": 4}),
     "llama3": ("LlamaConfig", {"rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": True}),
     "llama-biased": ("LlamaConfig", {"attention_bias": True}),
-    "llama-linear": ("LlamaConfig", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0}}),
+    "llama-linear": (
+        "LlamaConfig",
+        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0}},
+    ),
     "mistral": ("MistralConfig", {"sliding_window": 9, "head_dim": 32}),
     "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}),
-    "qwen2-windowed": ("Qwen2Config", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 3}),
+    "qwen2-windowed": (
+        "Qwen2Config",
+        {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 3},
+    ),
     "qwen3": ("Qwen3Config", {"head_dim": 32}),
     "gemma3": (
         "Gemma3TextConfig",
@@ -61,7 +70,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm2": ("LlamaConfig", {"tie_word_embeddings": True, "rope_theta": 100000.0}),
     "smollm3": ("SmolLM3Config", {"tie_word_embeddings": True}),
     "phi3": ("Phi3Config", {"sliding_window": 11, "original_max_position_embeddings": 512}),
-    "phi3-long": ("Phi3Config", {"rope_parameters": LONG_ROPE, "original_max_position_embeddings": 128}),
+    "phi3-long": (
+        "Phi3Config",
+        {"rope_parameters": LONG_ROPE, "original_max_position_embeddings": 128},
+    ),
 }
 
 
@@ -72,7 +84,9 @@ def make_model(name: str, **changes: Any) -> Any:
     class_name, own = FAMILIES[name]
     config = getattr(transformers, class_name)(**{**SIZES, **own, **changes})
     torch.manual_seed(sum(name.encode()))
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager"
+    ).eval()
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if parameter_name.endswith("norm.weight"):
@@ -103,7 +117,9 @@ def byte_level(size: int) -> tuple[list[str], list[int]]:
 
 
 class GgufWriter:
-    """What llama.cpp's converter makes of a model, for the families above; by its names, orders and keys."""
+    """What llama.cpp's converter makes of a model, for the families above; by its names, orders
+    and keys.
+    """
 
     NAMES: ClassVar[dict[str, str]] = {
         "input_layernorm": "attn_norm",
@@ -128,7 +144,9 @@ class GgufWriter:
 
     def __init__(self, model: Any, path: Path, kind: str = "F32") -> None:
         self.model, self.config, self.kind = model, model.config, kind
-        self.family = {"mistral": "llama", "gemma3_text": "gemma3"}.get(self.config.model_type, self.config.model_type)
+        self.family = {"mistral": "llama", "gemma3_text": "gemma3"}.get(
+            self.config.model_type, self.config.model_type
+        )
         self.writer = gguf.GGUFWriter(path, self.family)
 
     def write(self) -> None:
@@ -152,7 +170,9 @@ class GgufWriter:
 
     def sizes(self) -> None:
         config, writer = self.config, self.writer
-        self.head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.head_size = (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
         writer.add_block_count(config.num_hidden_layers)
         writer.add_context_length(config.max_position_embeddings)
         writer.add_embedding_length(config.hidden_size)
@@ -162,7 +182,11 @@ class GgufWriter:
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
         writer.add_key_length(self.head_size)
         writer.add_value_length(self.head_size)
-        if getattr(config, "sliding_window", None) and config.model_type in ("mistral", "phi3", "gemma3_text"):
+        if getattr(config, "sliding_window", None) and config.model_type in (
+            "mistral",
+            "phi3",
+            "gemma3_text",
+        ):
             writer.add_sliding_window(config.sliding_window)
         if self.family == "gemma3":
             writer.add_float32("gemma3.attention.scale", config.query_pre_attn_scalar**-0.5)
@@ -175,7 +199,9 @@ class GgufWriter:
             self.writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
             self.writer.add_rope_scaling_factor(rope["factor"])
         if rope["rope_type"] == "llama3":
-            plain = 1.0 / rope["rope_theta"] ** (torch.arange(0, self.head_size, 2).float() / self.head_size)
+            plain = 1.0 / rope["rope_theta"] ** (
+                torch.arange(0, self.head_size, 2).float() / self.head_size
+            )
             factors = plain / self.model.model.rotary_emb.inv_freq
             self.writer.add_tensor("rope_freqs.weight", factors.numpy())
         if rope["rope_type"] == "longrope":
@@ -183,7 +209,10 @@ class GgufWriter:
             self.writer.add_rope_scaling_orig_ctx_len(original)
             self.writer.add_rope_scaling_attn_factors(self.model.model.rotary_emb.attention_scaling)
             for half in ("long", "short"):
-                self.writer.add_tensor(f"rope_factors_{half}.weight", np.array(rope[f"{half}_factor"], dtype=np.float32))
+                self.writer.add_tensor(
+                    f"rope_factors_{half}.weight",
+                    np.array(rope[f"{half}_factor"], dtype=np.float32),
+                )
 
     def tensor(self, name: str, tensor: Tensor) -> None:
         """One tensor under llama.cpp's name, in its order and with its offset of norms."""
@@ -192,8 +221,14 @@ class GgufWriter:
         module, _, suffix = name.rpartition(".")
         if self.family in ("llama", "smollm3") and module.endswith(("q_proj", "k_proj")):
             heads = tensor.shape[0] // self.head_size
-            tensor = tensor.view(heads, 2, self.head_size // 2, -1).transpose(1, 2).reshape(tensor.shape)
-        ends = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+            tensor = (
+                tensor.view(heads, 2, self.head_size // 2, -1).transpose(1, 2).reshape(tensor.shape)
+            )
+        ends = {
+            "model.embed_tokens": "token_embd",
+            "model.norm": "output_norm",
+            "lm_head": "output",
+        }
         if module in ends:
             theirs = ends[module]
         else:
@@ -205,11 +240,15 @@ class GgufWriter:
             self.writer.add_tensor(f"{theirs}.{suffix}", values)
         else:
             form = gguf.GGMLQuantizationType[self.kind]
-            self.writer.add_tensor(f"{theirs}.{suffix}", gguf.quants.quantize(values, form), raw_dtype=form)
+            self.writer.add_tensor(
+                f"{theirs}.{suffix}", gguf.quants.quantize(values, form), raw_dtype=form
+            )
 
 
 class QuickReader(gguf.GGUFReader):  # type: ignore[misc]  # the library is not typed
-    """The library's reader with a short cut for long lists of texts, so that the oracle does not take three seconds."""
+    """The library's reader with a short cut for long lists of texts, so that the oracle does not
+    take three seconds.
+    """
 
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
         item = self._get(orig_offs, np.uint32)

@@ -1,4 +1,6 @@
-"""Random networks of every family's shape, so that the native engine meets sizes that no real model has."""
+"""Random networks of every family's shape, so that the native engine meets sizes that no real
+model has.
+"""
 
 from collections.abc import Mapping
 
@@ -33,7 +35,8 @@ SMALL = {
 }
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SPREAD = {"Q4_0": 4.6, "Q4_1": 4.6, "Q8_0": 74.0}  # deviation of the integers, which are uniform
-SUPER = {"Q4_K": (350.0, 7.5), "Q5_K": (700.0, 15.5), "Q6_K": (1330.0, 0.0)}  # deviation, and dmin / d for a mean of 0
+# deviation, and dmin / d for a mean of 0
+SUPER = {"Q4_K": (350.0, 7.5), "Q5_K": (700.0, 15.5), "Q6_K": (1330.0, 0.0)}
 
 
 class TensorRunner(NativeRunner):
@@ -48,7 +51,9 @@ def architecture(**changes: object) -> Architecture:
     return Architecture(**{**SMALL, **changes})  # type: ignore[arg-type]
 
 
-def random_blocks(kind: str, rows: int, columns: int, generator: torch.Generator, size: float) -> Blocks:
+def random_blocks(
+    kind: str, rows: int, columns: int, generator: torch.Generator, size: float
+) -> Blocks:
     """Blocks whose weights have mean 0 and about the deviation `size`."""
     if kind in PLAIN:
         narrow = (torch.randn(rows, columns, generator=generator) * size).to(PLAIN[kind])
@@ -57,23 +62,37 @@ def random_blocks(kind: str, rows: int, columns: int, generator: torch.Generator
         return random_super_blocks(kind, rows, columns, generator, size)
     groups = columns // 32
     d = (torch.rand(rows, groups, 1, generator=generator) + 0.5) * size / SPREAD[kind]
-    integers = torch.randint(0, 256, (rows, groups, 32 if kind == "Q8_0" else 16), generator=generator, dtype=torch.uint8)
+    integers = torch.randint(
+        0, 256, (rows, groups, 32 if kind == "Q8_0" else 16), generator=generator, dtype=torch.uint8
+    )
     scales = [d, -7.5 * d] if kind == "Q4_1" else [d]
     halves = torch.cat([scale.half().view(torch.uint8) for scale in scales], dim=2)
     return Blocks(kind, (rows, columns), torch.cat([halves, integers], dim=2).view(rows, -1))
 
 
-def random_super_blocks(kind: str, rows: int, columns: int, generator: torch.Generator, size: float) -> Blocks:
-    """The same for the K-quants: random bits under scales that bring mean and deviation about right."""
+def random_super_blocks(
+    kind: str, rows: int, columns: int, generator: torch.Generator, size: float
+) -> Blocks:
+    """The same for the K-quants: random bits under scales that bring mean and deviation about
+    right.
+    """
     spread, middle = SUPER[kind]
     width, stored = block_size(kind)
-    blocks = torch.randint(0, 256, (rows * columns // width, stored), generator=generator, dtype=torch.uint8).numpy()
-    raw = with_scales(kind, blocks, np.tile(np.array([1, middle]) * size / spread, (len(blocks), 1)))
+    blocks = torch.randint(
+        0, 256, (rows * columns // width, stored), generator=generator, dtype=torch.uint8
+    ).numpy()
+    raw = with_scales(
+        kind, blocks, np.tile(np.array([1, middle]) * size / spread, (len(blocks), 1))
+    )
     return Blocks(kind, (rows, columns), torch.from_numpy(raw).view(rows, -1))
 
 
-def random_weights(shape: Architecture, kind: str = "F32", seed: int = 1, kinds: Mapping[str, str] | None = None) -> Weights:
-    """A whole model; `kinds` names other kinds for projections ("mlp.down_proj") or for "lm_head"."""
+def random_weights(
+    shape: Architecture, kind: str = "F32", seed: int = 1, kinds: Mapping[str, str] | None = None
+) -> Weights:
+    """A whole model; `kinds` names other kinds for projections ("mlp.down_proj") or for
+    "lm_head".
+    """
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, (rows, columns) in shape.shapes().items():
@@ -84,11 +103,15 @@ def random_weights(shape: Architecture, kind: str = "F32", seed: int = 1, kinds:
             continue
         inner = name.removesuffix(".weight").split(".", 3)[-1]
         size = 1.0 if "embed" in name else 2.0 * columns**-0.5
-        tensors[name] = random_blocks((kinds or {}).get(inner, kind), rows, columns, generator, size)
+        tensors[name] = random_blocks(
+            (kinds or {}).get(inner, kind), rows, columns, generator, size
+        )
     return Weights(shape, tensors, byte_tokenizer(), digest="e" * 64)
 
 
-def random_factors(shape: Architecture, rank: int, seed: int, layers: range | None = None) -> dict[str, tuple[Tensor, Tensor]]:
+def random_factors(
+    shape: Architecture, rank: int, seed: int, layers: range | None = None
+) -> dict[str, tuple[Tensor, Tensor]]:
     """An adapter's factors for every projection of `layers` (all of them by default)."""
     generator = torch.Generator().manual_seed(seed)
     found = {}
@@ -96,7 +119,10 @@ def random_factors(shape: Architecture, rank: int, seed: int, layers: range | No
         for name in PROJECTIONS:
             rows, columns = shape.projection(name)
             a = torch.randn(columns, rank, generator=generator) * columns**-0.5
-            found[f"model.layers.{layer}.{name}"] = (a, torch.randn(rank, rows, generator=generator) * 0.5 * rank**-0.5)
+            found[f"model.layers.{layer}.{name}"] = (
+                a,
+                torch.randn(rank, rows, generator=generator) * 0.5 * rank**-0.5,
+            )
     return found
 
 
@@ -118,7 +144,9 @@ def step(*spans: Span) -> Batch:
 
 
 class RoundedAttention:
-    """Plain attention over one sequence; keys and values are rounded to bfloat16 as a cache would."""
+    """Plain attention over one sequence; keys and values are rounded to bfloat16 as a cache
+    would.
+    """
 
     def __init__(self, rows: int, windows: tuple[int, ...]) -> None:
         self.windows, self.plain = windows, packed_attention([rows], windows)
@@ -139,4 +167,6 @@ class Oracle:
         """Logits of all rows, [N, V]."""
         attention = RoundedAttention(len(tokens), self.transformer.architecture.windows)
         rows = self.transformer.embed(torch.tensor(tokens))
-        return self.transformer.logits(self.transformer.layers_forward(rows, torch.arange(len(tokens)), attention))
+        return self.transformer.logits(
+            self.transformer.layers_forward(rows, torch.arange(len(tokens)), attention)
+        )

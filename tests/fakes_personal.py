@@ -53,28 +53,45 @@ class Desk:
     def deliver(self, seed: int, shape: AdapterShape = SHAPE) -> str:
         """A shared adapter comes; its name."""
         made = shared_adapter(self.weights, seed, shape)
-        evaluation: dict[str, object] = {"before": 0.25, "after": 0.5, "rounds": 3, "run": f"{seed:032x}"}
+        evaluation: dict[str, object] = {
+            "before": 0.25,
+            "after": 0.5,
+            "rounds": 3,
+            "run": f"{seed:032x}",
+        }
         return self.registry.put(
-            made, make_card(self.federation.policy, content_hash(made), evaluation, self.federation.coordinator)
+            made,
+            make_card(
+                self.federation.policy, content_hash(made), evaluation, self.federation.coordinator
+            ),
         )
 
     def files(self) -> dict[str, bytes]:
         """Everything on this owner's disk."""
-        return {str(path.relative_to(self.home)): path.read_bytes() for path in self.home.rglob("*") if path.is_file()}
+        return {
+            str(path.relative_to(self.home)): path.read_bytes()
+            for path in self.home.rglob("*")
+            if path.is_file()
+        }
 
 
 def open_workshop(weights: Weights, examples: int = 6, **options: Any) -> Workshop:
     """A real one, over a few made-up conversations."""
     trainer = Trainer(weights, SHAPE, precision="float32")
-    return Workshop(trainer, trainer.prepare(chatter(examples)), trainer.prepare(chatter(4, seed=9)), **options)
+    return Workshop(
+        trainer, trainer.prepare(chatter(examples)), trainer.prepare(chatter(4, seed=9)), **options
+    )
 
 
 class Judged:
-    """A workshop that adds `step` to every value, and whose verdicts are told beforehand: right answers of 10."""
+    """A workshop that adds `step` to every value, and whose verdicts are told beforehand: right
+    answers of 10.
+    """
 
     def __init__(self, *right: int, shared: int = 5, step: float = 0.5) -> None:
         self.right, self.shared, self.step = list(right), shared, step
-        self.starts: list[float] = []  # of each training: the first value of the change it went on from
+        # of each training: the first value of the change it went on from
+        self.starts: list[float] = []
 
     def learn(self, shared: torch.Tensor, change: Change, settings: Any, **_: Any) -> Change:
         """As `Workshop.learn`, in no time."""
@@ -95,7 +112,10 @@ class Door:
     """In Flower's place: a node without a network, whose handler the test takes."""
 
     def __init__(
-        self, opened: Callable[[Callable[[bytes], bytes]], None], handle: Callable[[bytes], bytes], leave: Any
+        self,
+        opened: Callable[[Callable[[bytes], bytes]], None],
+        handle: Callable[[bytes], bytes],
+        leave: Any,
     ) -> None:
         self.opened, self.handle, self.leave = opened, handle, leave
 

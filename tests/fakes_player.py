@@ -1,6 +1,8 @@
-"""The compiled engine without Python: its sources built with another compiler or with sanitizers, and tapes to play to it.
+"""The compiled engine without Python: its sources built with another compiler or with sanitizers,
+and tapes to play to it.
 
-`check.cpp` beside the kernels' tests is the player. Knows a tape's bytes and how to call a compiler.
+`check.cpp` beside the kernels' tests is the player. Knows a tape's bytes and how to call a
+compiler.
 """
 
 import shutil
@@ -19,7 +21,9 @@ from quietchoir.tests.fakes_blocks import random_rows
 PLAYER = Path(__file__).resolve().parent / "core" / "engine" / "native" / "check.cpp"
 MULTIPLY, DECODE, MODEL, MATRIX, EMBEDDING, VECTOR, ADAPTER, FACTORS, STEP = range(9)
 ROLES = ("query", "key", "value", "output", "gate", "up", "down")
-ATTENTION_NORM, MLP_NORM, QUERY_NORM, KEY_NORM, AFTER_ATTENTION, AFTER_MLP, FINAL_NORM, BIASES = range(8)
+ATTENTION_NORM, MLP_NORM, QUERY_NORM, KEY_NORM, AFTER_ATTENTION, AFTER_MLP, FINAL_NORM, BIASES = (
+    range(8)
+)
 
 
 @dataclass
@@ -82,25 +86,56 @@ class Tiny:
     def record(self, tape: Tape, rng: np.random.Generator) -> None:
         """Put the whole model on a tape."""
         layers, half = len(self.kinds), self.head_size // 2
-        numbers = (layers, self.width, self.ffn, self.heads, self.kv_heads, self.head_size, self.vocabulary, self.blocks)
+        numbers = (
+            layers,
+            self.width,
+            self.ffn,
+            self.heads,
+            self.kv_heads,
+            self.head_size,
+            self.vocabulary,
+            self.blocks,
+        )
         frequencies = (10000.0 ** -(np.arange(half) / half)).astype(np.float32)
         windows = np.array([0] * (layers - 1) + [self.window], dtype=np.int32)
         scales = np.array([1e-5, 1.0, self.head_size**-0.5], dtype=np.float32)
         ropes = np.zeros(layers, dtype=np.int32)
         tape.add(
-            MODEL, (self.threads, *numbers, 1, self.activation), scales, frequencies, np.ones(1, np.float32), windows, ropes
+            MODEL,
+            (self.threads, *numbers, 1, self.activation),
+            scales,
+            frequencies,
+            np.ones(1, np.float32),
+            windows,
+            ropes,
         )
         for layer, kinds in enumerate(self.kinds):
             for role, (name, kind) in enumerate(zip(ROLES, kinds, strict=True)):
                 rows, columns = self.rows_columns(name)
-                tape.add(MATRIX, (layer, role, KINDS.index(kind), rows, columns), random_rows(kind, rows, columns, rng))
+                tape.add(
+                    MATRIX,
+                    (layer, role, KINDS.index(kind), rows, columns),
+                    random_rows(kind, rows, columns, rng),
+                )
                 if self.biased:
-                    tape.add(VECTOR, (layer, BIASES + role), rng.standard_normal(rows).astype(np.float32))
+                    tape.add(
+                        VECTOR, (layer, BIASES + role), rng.standard_normal(rows).astype(np.float32)
+                    )
             for which, size in self.norms():
-                tape.add(VECTOR, (layer, which), (1 + rng.standard_normal(size) / 10).astype(np.float32))
+                tape.add(
+                    VECTOR, (layer, which), (1 + rng.standard_normal(size) / 10).astype(np.float32)
+                )
         vocabulary = (self.vocabulary, self.width)
-        tape.add(MATRIX, (-1, 0, KINDS.index(self.head), *vocabulary), random_rows(self.head, *vocabulary, rng))
-        tape.add(EMBEDDING, (KINDS.index(self.head), self.vocabulary), random_rows(self.head, *vocabulary, rng))
+        tape.add(
+            MATRIX,
+            (-1, 0, KINDS.index(self.head), *vocabulary),
+            random_rows(self.head, *vocabulary, rng),
+        )
+        tape.add(
+            EMBEDDING,
+            (KINDS.index(self.head), self.vocabulary),
+            random_rows(self.head, *vocabulary, rng),
+        )
         tape.add(VECTOR, (0, FINAL_NORM), np.ones(self.width, dtype=np.float32))
 
     def norms(self) -> list[tuple[int, int]]:
@@ -114,18 +149,31 @@ class Tiny:
         ]
         return plain + (further if self.normed else [])
 
-    def adapter(self, tape: Tape, rank: int, roles: tuple[str, ...], rng: np.random.Generator) -> None:
+    def adapter(
+        self, tape: Tape, rank: int, roles: tuple[str, ...], rng: np.random.Generator
+    ) -> None:
         """A low-rank addition to these roles of every layer."""
         tape.add(ADAPTER)
         for layer in range(len(self.kinds)):
             for role in roles:
                 rows, columns = self.rows_columns(role)
-                down, up = rng.standard_normal((rank, columns)) / 8, rng.standard_normal((rows, rank)) / 8
+                down, up = (
+                    rng.standard_normal((rank, columns)) / 8,
+                    rng.standard_normal((rows, rank)) / 8,
+                )
                 tape.add(
-                    FACTORS, (layer, ROLES.index(role), rank, columns, rows), down.astype(np.float32), up.astype(np.float32)
+                    FACTORS,
+                    (layer, ROLES.index(role), rank, columns, rows),
+                    down.astype(np.float32),
+                    up.astype(np.float32),
                 )
 
-    def step(self, tape: Tape, spans: list[tuple[int, int, int, list[int], int]], rng: np.random.Generator) -> int:
+    def step(
+        self,
+        tape: Tape,
+        spans: list[tuple[int, int, int, list[int], int]],
+        rng: np.random.Generator,
+    ) -> int:
         """One step.
 
         Args:
@@ -139,7 +187,11 @@ class Tiny:
         tokens = rng.integers(0, self.vocabulary, sum(span[0] for span in spans))
         wanted = sum(span[2] for span in spans)
         arrays = (said, tokens, tables, [span[4] for span in spans])
-        tape.add(STEP, (wanted, 0, self.vocabulary), *(np.array(array, dtype=np.int32) for array in arrays))
+        tape.add(
+            STEP,
+            (wanted, 0, self.vocabulary),
+            *(np.array(array, dtype=np.int32) for array in arrays),
+        )
         return wanted * self.vocabulary
 
 
@@ -149,14 +201,28 @@ def build(folder: Path, compiler: str, *flags: str, also: tuple[Path, ...] = ())
     Raises:
         AssertionError: no such compiler, or it found a fault; the message says what to do.
     """
-    assert shutil.which(compiler), f"{compiler} is not installed; `.ci/run` names the packages that the tests need"
+    assert shutil.which(compiler), (
+        f"{compiler} is not installed; `.ci/run` names the packages that the tests need"
+    )
     places = {path: folder / f"{path.stem}.o" for path in (*sources.units(), PLAYER, *also)}
     include = f"-I{sources.FOLDER / 'src'}"
     define = f'-D{sources.DIGEST_MACRO}="{sources.digest()}"'
 
     def compile_one(path: Path) -> str:
-        command = [compiler, *sources.FLAGS, define, include, *flags, "-c", str(path), "-o", str(places[path])]
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=280).stderr
+        command = [
+            compiler,
+            *sources.FLAGS,
+            define,
+            include,
+            *flags,
+            "-c",
+            str(path),
+            "-o",
+            str(places[path]),
+        ]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=280
+        ).stderr
 
     with ThreadPoolExecutor(2) as pool:
         faults = [text for text in pool.map(compile_one, places) if "error" in text]
@@ -176,11 +242,16 @@ def play(command: list[str], tape: Tape, folder: Path) -> dict[str, np.ndarray]:
     """
     place, out = folder / "tape", folder / "out"
     place.write_bytes(b"".join(tape.records))
-    done = subprocess.run([*command, str(place), str(out)], capture_output=True, text=True, check=False, timeout=280)
+    done = subprocess.run(
+        [*command, str(place), str(out)], capture_output=True, text=True, check=False, timeout=280
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     data, at, found = out.read_bytes(), 0, {}
     while at < len(data):
-        name, count = data[at : at + 16].rstrip(b"\0").decode("ascii"), struct.unpack_from("<q", data, at + 16)[0]
+        name, count = (
+            data[at : at + 16].rstrip(b"\0").decode("ascii"),
+            struct.unpack_from("<q", data, at + 16)[0],
+        )
         found[name] = np.frombuffer(data, np.float32, count, at + 24)
         at += 24 + 4 * count
     return found

@@ -1,4 +1,6 @@
-"""Sealed federations in one process: ciphertext services without a child, members with vaults, a worker that crashes."""
+"""Sealed federations in one process: ciphertext services without a child, members with vaults, a
+worker that crashes.
+"""
 
 import os
 import signal
@@ -80,7 +82,11 @@ def sealed_ring(
     bound: bytes = b"",
 ) -> SealedRing:
     """A ring for `length` sealed values; a coordinator's with seed None."""
-    seal = Seal(packing=Packing(length=length, bits=bits, parties=parties), key_id=key_id(SEED)) if length else None
+    seal = (
+        Seal(packing=Packing(length=length, bits=bits, parties=parties), key_id=key_id(SEED))
+        if length
+        else None
+    )
     open_part = BitRing(length=counters, bits=bits, parties=parties)
     return SealedRing(seal, open_part, bound=bound, seed=seed, desk=desk or LocalDesk())
 
@@ -102,8 +108,15 @@ def sealed_parties(
         ledger = Ledger(None if place is None else place / "answered.json")
         safe = Safe(vault(place, size), shared)
         parties[name] = Party(
-            home.policy, identity, learner(name), size=size, consent=ANY_MODE, ledger=ledger, safe=safe, adopt=adopt(name)
-        )  # fmt: skip
+            home.policy,
+            identity,
+            learner(name),
+            size=size,
+            consent=ANY_MODE,
+            ledger=ledger,
+            safe=safe,
+            adopt=adopt(name),
+        )
     return parties
 
 

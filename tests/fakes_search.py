@@ -1,4 +1,6 @@
-"""Fakes for private search: an embedder without a model, a library without a disk, services that misbehave."""
+"""Fakes for private search: an embedder without a model, a library without a disk, services that
+misbehave.
+"""
 
 import os
 import signal
@@ -14,19 +16,29 @@ DIMENSION = 24
 
 
 class FakeEmbedder:
-    """Words to a unit vector: each word adds its own fixed direction, so texts with common words are near."""
+    """Words to a unit vector: each word adds its own fixed direction, so texts with common words
+    are near.
+    """
 
     def __init__(self, dimension: int = DIMENSION, salt: int = 0) -> None:
         self.dimension, self.salt = dimension, salt
 
     def embed(self, texts: list[str]) -> npt.NDArray[np.float32]:
         rows = np.stack(
-            [sum((self._direction(word) for word in text.lower().split()), np.zeros(self.dimension)) for text in texts]
+            [
+                sum(
+                    (self._direction(word) for word in text.lower().split()),
+                    np.zeros(self.dimension),
+                )
+                for text in texts
+            ]
         )
         return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
     def _direction(self, word: str) -> npt.NDArray[np.float64]:
-        return np.random.default_rng(zlib.crc32(word.strip(".,?").encode()) + self.salt).standard_normal(self.dimension)
+        return np.random.default_rng(
+            zlib.crc32(word.strip(".,?").encode()) + self.salt
+        ).standard_normal(self.dimension)
 
 
 TEXTS = (
@@ -73,7 +85,9 @@ class Moody:
     def raises(self, kind: bytes) -> list[bytes]:
         from quietchoir.core import errors
 
-        raise {"ProtocolError": errors.ProtocolError, "ValueError": ValueError}[kind.decode()]("as asked")
+        raise {"ProtocolError": errors.ProtocolError, "ValueError": ValueError}[kind.decode()](
+            "as asked"
+        )
 
     def devour(self) -> list[bytes]:
         return [bytes(64 << 30)]

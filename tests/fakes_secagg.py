@@ -1,4 +1,6 @@
-"""A cohort in one process: identities, values, and rounds whose every message a test can hold, change or lose."""
+"""A cohort in one process: identities, values, and rounds whose every message a test can hold,
+change or lose.
+"""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -22,11 +24,21 @@ FEDERATION = bytes(range(32))
 class Cohort:
     """Members with known values."""
 
-    def __init__(self, n: int = 5, *, length: int = 16, bits: int = 8, threshold: int | None = None, **floors: int) -> None:
+    def __init__(
+        self,
+        n: int = 5,
+        *,
+        length: int = 16,
+        bits: int = 8,
+        threshold: int | None = None,
+        **floors: int,
+    ) -> None:
         self.names = [f"node-{number:03}" for number in range(n)]
         self.identities = {name: Identity.generate() for name in self.names}
         rng = np.random.default_rng(n)
-        self.values = {name: rng.integers(0, 1 << bits, length, dtype=np.uint32) for name in self.names}
+        self.values = {
+            name: rng.integers(0, 1 << bits, length, dtype=np.uint32) for name in self.names
+        }
         self.tokens = {name: 100 + number for number, name in enumerate(self.names)}
         self.fields: dict[str, Any] = {
             "federation": FEDERATION,
@@ -42,7 +54,9 @@ class Cohort:
         return SecAggConfig(**{**self.fields, "round": round_, "attempt": attempt, **other})
 
     def sum(self, names: Iterable[str]) -> NDArray[np.int64]:
-        total: NDArray[np.int64] = np.sum([self.values[name].astype(np.int64) for name in names], axis=0)
+        total: NDArray[np.int64] = np.sum(
+            [self.values[name].astype(np.int64) for name in names], axis=0
+        )
         return total
 
 
@@ -63,10 +77,17 @@ class Round:
         self.session = Session(self.config, ring)
         self.server = SecAggServer(self.config, ring=ring)
         self.clients = {
-            name: SecAggClient(self.config, name, cohort.identities[name], ring=ring, ledger=(ledgers or {}).get(name))
+            name: SecAggClient(
+                self.config,
+                name,
+                cohort.identities[name],
+                ring=ring,
+                ledger=(ledgers or {}).get(name),
+            )
             for name in cohort.names
         }
-        self.brought: list[Mapping[str, bytes]] = [dict.fromkeys(cohort.names, b"")]  # per stage: coordinator → members
+        # per stage: coordinator → members
+        self.brought: list[Mapping[str, bytes]] = [dict.fromkeys(cohort.names, b"")]
         self.sent: list[dict[str, bytes]] = []  # per stage: members → coordinator
 
     @property
@@ -82,7 +103,9 @@ class Round:
         return self.session.ring.bits
 
     def ask(self, name: str, message: bytes | None = None, stage: int | None = None) -> bytes:
-        """Call a member's method of the current stage with `message`, or with what the coordinator sent it."""
+        """Call a member's method of the current stage with `message`, or with what the
+        coordinator sent it.
+        """
         at = len(self.sent) if stage is None else stage
         message = self.brought[at][name] if message is None else message
         call: Callable[..., bytes] = getattr(self.clients[name], STAGES[at])
@@ -94,7 +117,9 @@ class Round:
 
     def gather(self, silent: Collection[str] = ()) -> None:
         """Members answer and the coordinator receives; the stage stays open."""
-        answers = {name: self.ask(name) for name in self.brought[len(self.sent)] if name not in silent}
+        answers = {
+            name: self.ask(name) for name in self.brought[len(self.sent)] if name not in silent
+        }
         self.sent.append(answers)
         for name, answer in answers.items():
             self.server.receive(name, answer)
@@ -104,7 +129,9 @@ class Round:
         self.gather(silent)
         self.brought.append(self.server.advance())
 
-    def play(self, silent: Mapping[int, Collection[str]] | None = None, *, stages: int = 5) -> "Round":
+    def play(
+        self, silent: Mapping[int, Collection[str]] | None = None, *, stages: int = 5
+    ) -> "Round":
         """Play up to `stages`; `silent[stage]` fall silent in that stage and never come back."""
         while len(self.sent) < stages:
             self.step((silent or {}).get(len(self.sent), ()))
@@ -128,7 +155,9 @@ class Peeled:
         return self
 
     def without_pairs(self, owner: int, secret: bytes, peers: Mapping[int, bytes]) -> "Peeled":
-        """Args: secret: the owner's mask key; peers: the mask public keys of those it masked with."""
+        """Args: secret: the owner's mask key; peers: the mask public keys of those it masked
+        with.
+        """
         for peer, public in peers.items():  # swapped roles give the same stream with the other sign
             mask_pair(self, self.session, Ephemeral(secret), peer, owner, public)
         return self
@@ -139,10 +168,17 @@ class Peeled:
 
 
 class PrimeRing:
-    """Z modulo a prime, as a sealed round will need: uniform by rejection, 8 bytes a value. Slow and plain."""
+    """Z modulo a prime, as a sealed round will need: uniform by rejection, 8 bytes a value. Slow
+    and plain.
+    """
 
     def __init__(self, modulus: int, length: int) -> None:
-        self.modulus, self.length, self.name, self.wire_bytes = modulus, length, bind("Z mod t", modulus, length), 8 * length
+        self.modulus, self.length, self.name, self.wire_bytes = (
+            modulus,
+            length,
+            bind("Z mod t", modulus, length),
+            8 * length,
+        )
 
     def stream(self, key: bytes) -> NDArray[np.uint64]:
         top = (1 << 64) // self.modulus * self.modulus
@@ -198,4 +234,8 @@ def frozen(thing: object, depth: int = 6) -> object:
     if isinstance(thing, (list, tuple)):
         return [frozen(value, depth - 1) for value in thing]
     fields = getattr(thing, "__dict__", None)
-    return {key: frozen(value, depth - 1) for key, value in fields.items()} if fields is not None else thing
+    return (
+        {key: frozen(value, depth - 1) for key, value in fields.items()}
+        if fields is not None
+        else thing
+    )

@@ -1,4 +1,6 @@
-"""Fakes for the assistant and the server: an engine that says what it is told, tools that remember their calls."""
+"""Fakes for the assistant and the server: an engine that says what it is told, tools that
+remember their calls.
+"""
 
 import asyncio
 import itertools
@@ -24,14 +26,22 @@ class WordTokenizer:
     def encode(self, text: str) -> list[int]:
         return [self.words.setdefault(word, len(self.words)) for word in text.split()]
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+    ) -> list[int]:
         self.last_messages = list(messages)
-        return [token for message in messages for token in self.encode(f"<{message['role']}> {message['content']}")]
+        return [
+            token
+            for message in messages
+            for token in self.encode(f"<{message['role']}> {message['content']}")
+        ]
 
 
 @dataclass
 class FakeEngine:
-    """Plays scripts, one a request; a held engine gives one piece and waits for `release`, as a slow model would."""
+    """Plays scripts, one a request; a held engine gives one piece and waits for `release`, as a
+    slow model would.
+    """
 
     scripts: Iterator[Sequence[str]]
     held: bool = False
@@ -46,7 +56,9 @@ class FakeEngine:
             raise self.refuse
         self.requests.append(request)
         number = len(self.generations)
-        generation = Generation(len(request.prompt), on_cancel=lambda: self.end(number, "cancelled"))
+        generation = Generation(
+            len(request.prompt), on_cancel=lambda: self.end(number, "cancelled")
+        )
         self.generations.append(generation)
         self.rests.append(deque(next(self.scripts)))
         self.say(number)
@@ -68,7 +80,9 @@ class FakeEngine:
         self.generations[number].deliver(Piece("", None, reason))
 
 
-def engine_saying(*scripts: Sequence[str], held: bool = False, finished: Finished = "stop") -> FakeEngine:
+def engine_saying(
+    *scripts: Sequence[str], held: bool = False, finished: Finished = "stop"
+) -> FakeEngine:
     """An engine that plays `scripts`, the last one for ever."""
     return FakeEngine(itertools.chain(scripts[:-1], itertools.repeat(scripts[-1])), held, finished)
 
@@ -84,7 +98,10 @@ class FakeTools:
     calls: list[ToolCall] = field(default_factory=list)
 
     def tools(self) -> Sequence[ToolInfo]:
-        return [ToolInfo(name, "acts in the house", {"type": "object"}, "quietchoir/household") for name in self.names]
+        return [
+            ToolInfo(name, "acts in the house", {"type": "object"}, "quietchoir/household")
+            for name in self.names
+        ]
 
     async def call(self, call: ToolCall, deadline_s: float) -> ToolResult:
         self.calls.append(call)
@@ -117,7 +134,9 @@ class FakeStore:
     called: dict[str, str] = field(default_factory=dict)
 
     def list(self) -> Sequence[AdapterInfo]:
-        return [AdapterInfo(id, "trained together", name=self.called.get(id, "")) for id in self.ids]
+        return [
+            AdapterInfo(id, "trained together", name=self.called.get(id, "")) for id in self.ids
+        ]
 
     def load(self, id: str) -> Any:
         self.loads.append(id)

@@ -29,7 +29,9 @@ from quietchoir.crypto.threshold.residues import Residues
 class Circle:
     """n members who made a joint key that t of them open."""
 
-    def __init__(self, n: int, threshold: int, *, length: int = 100, bits: int = 8, **other: Any) -> None:
+    def __init__(
+        self, n: int, threshold: int, *, length: int = 100, bits: int = 8, **other: Any
+    ) -> None:
         self.names = [f"node-{number:03}" for number in range(n)]
         self.identities = {name: Identity.generate() for name in self.names}
         self.fields: dict[str, Any] = {
@@ -47,10 +49,17 @@ class Circle:
         self.ceremonies = self.begin()
         self.cards = {name: each.commit() for name, each in self.ceremonies.items()}
         self.openings = {name: each.open(self.cards) for name, each in self.ceremonies.items()}
-        self.holdings = {name: each.finish(letters(each, self.openings)) for name, each in self.ceremonies.items()}
-        self.holders = {name: Holder(self.holdings[name], self.identities[name]) for name in self.names}
+        self.holdings = {
+            name: each.finish(letters(each, self.openings))
+            for name, each in self.ceremonies.items()
+        }
+        self.holders = {
+            name: Holder(self.holdings[name], self.identities[name]) for name in self.names
+        }
         rng = np.random.default_rng(n)
-        self.values = {name: rng.integers(0, 1 << bits, length, dtype=np.uint64) for name in self.names}
+        self.values = {
+            name: rng.integers(0, 1 << bits, length, dtype=np.uint64) for name in self.names
+        }
 
     def begin(self, **other: Any) -> dict[str, Ceremony]:
         """Fresh ceremonies of the same members."""
@@ -65,13 +74,20 @@ class Circle:
         packed = self.plan.packing.pack(self.values[name]) if slots is None else slots
         return Contributor(self.holdings[name], self.identities[name]).encrypt(round_, packed)
 
-    def gather(self, round_: int, names: Iterable[str] | None = None, slots: Mapping[str, Slots] | None = None) -> Gathering:
+    def gather(
+        self,
+        round_: int,
+        names: Iterable[str] | None = None,
+        slots: Mapping[str, Slots] | None = None,
+    ) -> Gathering:
         gathering = Gathering(self.plan, self.any.key_id, round_)
         for name in self.names if names is None else names:
             gathering.receive(name, self.contribute(name, round_, (slots or {}).get(name)))
         return gathering
 
-    def opened(self, gathering: Gathering, responders: Sequence[str], reader: str | None = None) -> Slots:
+    def opened(
+        self, gathering: Gathering, responders: Sequence[str], reader: str | None = None
+    ) -> Slots:
         """What one member reads when `responders` answer."""
         request = gathering.request(responders)
         reading = self.reader(gathering, responders, reader)
@@ -79,8 +95,12 @@ class Circle:
             reading.receive(name, self.holders[name].respond(request))
         return reading.result()
 
-    def reader(self, gathering: Gathering, responders: Sequence[str], reader: str | None = None) -> Reader:
-        return Reader(self.holdings[reader or self.names[-1]], gathering.request(responders), gathering.total)
+    def reader(
+        self, gathering: Gathering, responders: Sequence[str], reader: str | None = None
+    ) -> Reader:
+        return Reader(
+            self.holdings[reader or self.names[-1]], gathering.request(responders), gathering.total
+        )
 
     def rehearse(self, responders: Sequence[str]) -> None:
         asked = request(self.plan, REHEARSAL, responders, self.names)
@@ -90,15 +110,21 @@ class Circle:
         reading.result()
 
     def sum(self, names: Iterable[str] | None = None) -> Slots:
-        total: Slots = np.sum([self.values[name] for name in (self.names if names is None else names)], axis=0)
+        total: Slots = np.sum(
+            [self.values[name] for name in (self.names if names is None else names)], axis=0
+        )
         return total
 
-    def secret_of(self, names: Sequence[str], contributors: Sequence[str] | None = None) -> Residues:
+    def secret_of(
+        self, names: Sequence[str], contributors: Sequence[str] | None = None
+    ) -> Residues:
         """What Lagrange makes of these members' shares at 0, [3, N] in the NTT basis."""
         points = [self.plan.numbers[name] + 1 for name in names]
         total = np.zeros((LIMBS, JOINT.degree), np.uint64)
         for name, point in zip(names, points, strict=True):
-            share = residues.product(self.share(name, contributors), residues.weights(points, point, LIMBS))
+            share = residues.product(
+                self.share(name, contributors), residues.weights(points, point, LIMBS)
+            )
             total = residues.add(total, share)
         return total
 
@@ -112,7 +138,9 @@ class Circle:
 
 def letters(ceremony: Ceremony, openings: Mapping[str, bytes]) -> dict[str, bytes]:
     """What one member gets of all openings."""
-    return {name: letter(ceremony._plan, opening, ceremony._name) for name, opening in openings.items()}
+    return {
+        name: letter(ceremony._plan, opening, ceremony._name) for name, opening in openings.items()
+    }
 
 
 def ciphertext(circle: Circle, gathering: Gathering) -> Residues:
@@ -122,7 +150,9 @@ def ciphertext(circle: Circle, gathering: Gathering) -> Residues:
 
 
 def key_pair(a: Residues) -> tuple[Residues, Residues]:
-    """A secret s and b = -(a s + e) for a common a, all [4, N] in SEAL's NTT basis: a part of an ordinary public key."""
+    """A secret s and b = -(a s + e) for a common a, all [4, N] in SEAL's NTT basis: a part of an
+    ordinary public key.
+    """
     ring = lattice()
     made = ring._seal.KeyGenerator(ring._context)
     public, private = ring._seal.PublicKey(), made.secret_key()
@@ -146,14 +176,20 @@ def encrypt_under(b: Residues, a: Residues, row: Slots) -> Residues:
 def integers(polynomial: Residues) -> list[int]:
     """Coefficients of [3, N] in (-q/2, q/2)."""
     parts = [(Q // prime) * pow(Q // prime, -1, prime) for prime in PRIMES[:LIMBS]]
-    values = sum(limb.astype(object) * part for limb, part in zip(polynomial, parts, strict=True)) % Q
+    values = (
+        sum(limb.astype(object) * part for limb, part in zip(polynomial, parts, strict=True)) % Q
+    )
     return [int(value) - Q if value > Q // 2 else int(value) for value in values]
 
 
 def looks_uniform(polynomial: Residues) -> bool:
-    """Chi-square over 64 cells for each limb [3, N]; a true uniform polynomial fails once in about 10^5."""
+    """Chi-square over 64 cells for each limb [3, N]; a true uniform polynomial fails once in
+    about 10^5.
+    """
     for limb, prime in zip(polynomial, PRIMES, strict=False):
-        counts = np.bincount((limb.astype(float) / prime * 64).astype(int).clip(0, 63), minlength=64)
+        counts = np.bincount(
+            (limb.astype(float) / prime * 64).astype(int).clip(0, 63), minlength=64
+        )
         if ((counts - counts.mean()) ** 2 / counts.mean()).sum() > 125:
             return False
     return True

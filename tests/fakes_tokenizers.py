@@ -1,4 +1,6 @@
-"""Small tokenizers of each kind that published models have, trained on a few lines, saved as their makers save them."""
+"""Small tokenizers of each kind that published models have, trained on a few lines, saved as
+their makers save them.
+"""
 
 import json
 from collections.abc import Callable
@@ -7,7 +9,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from tokenizers.models import BPE
 
 from quietchoir.core.models.cutting import LLAMA3, QWEN2, TEKKEN
@@ -16,7 +27,8 @@ CORPUS = [
     "The quiet choir sings at 10:30; it's 2026, we'll count 1234567 voices, don't they?",
     "naïve Übergröße Ωμέγα 漢字かな 한국어 עברית café e\u0301 🧑‍🚀👍🏽 x² ½ ٣",
     "def f(x):\n    return {'a': [1, 2]}\n\n\n\t\ttabs  two   three    spaces  \r\n",
-    "system user assistant model hello hello hello yellow mellow hollow follow fellow [INST] <<SYS>> <s> </s>",
+    "system user assistant model hello hello hello yellow mellow hollow follow fellow [INST] "
+    "<<SYS>> <s> </s>",
 ]
 
 
@@ -37,7 +49,9 @@ class Kind:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-def byte_level(pattern: str, *, composed: bool = False, whole: bool = False) -> Callable[[], Tokenizer]:
+def byte_level(
+    pattern: str, *, composed: bool = False, whole: bool = False
+) -> Callable[[], Tokenizer]:
     """GPT-2's letters behind a pattern."""
 
     def make() -> Tokenizer:
@@ -82,36 +96,48 @@ def sentencepiece(*, prepend: bool = False, metaspace: bool = False) -> Callable
         else:
             tokenizer.normalizer = replace
             tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-        tokenizer.decoder = decoders.Sequence([*end, decoders.Strip(" ", 1, 0)] if prepend or metaspace else end)
+        tokenizer.decoder = decoders.Sequence(
+            [*end, decoders.Strip(" ", 1, 0)] if prepend or metaspace else end
+        )
         return tokenizer
 
     return make
 
 
 CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + "
+    "'\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 INST = (
-    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] "
+    "+ ' [/INST]' }}"
     "{% elif m['role'] == 'system' %}{{ '<<SYS>>\\n' + m['content'] + '\\n<</SYS>>\\n\\n' }}"
     "{% else %}{{ ' ' ~ m['content'] ~ ' ' ~ eos_token }}{% endif %}{% endfor %}"
 )
 HEADERS = (
-    "{{- bos_token }}{%- for m in messages %}{{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' "
+    "{{- bos_token }}{%- for m in messages %}{{- '<|start_header_id|>' + m['role'] + "
+    "'<|end_header_id|>\\n\\n' "
     "+ m['content'] | trim + '<|eot_id|>' }}{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"
+    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' "
+    "}}{%- endif %}"
 )
 TURNS = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{% continue %}{% endif %}"
-    "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\\n' + m['content'] | trim }}"
-    "{{ '<end_of_turn>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
+    "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\\n' + "
+    "m['content'] | trim }}"
+    "{{ '<end_of_turn>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ "
+    "'<start_of_turn>model\\n' }}{% endif %}"
 )
 BARS = (
-    "{% for m in messages %}{{ '<|' + m['role'] + '|>\\n' + m['content'] + '<|end|>\\n' }}{% endfor %}"
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\\n' + m['content'] + '<|end|>\\n' }}{% "
+    "endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
 )
-MARKS, HEADS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+MARKS, HEADS = (
+    ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+)
 BAR_MARKS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 KINDS: dict[str, Kind] = {
     "gpt-2": Kind(gpt2(), MARKS, eos="<|im_end|>", template=CHATML, gguf="gpt-2"),
@@ -126,10 +152,21 @@ KINDS: dict[str, Kind] = {
         starts=True,
     ),
     "qwen2": Kind(
-        byte_level(QWEN2, composed=True), MARKS, eos="<|im_end|>", template=CHATML, words=("<think>", "</think>"), gguf="qwen2"
+        byte_level(QWEN2, composed=True),
+        MARKS,
+        eos="<|im_end|>",
+        template=CHATML,
+        words=("<think>", "</think>"),
+        gguf="qwen2",
     ),
     "tekken": Kind(
-        byte_level(TEKKEN, whole=True), ("<s>", "</s>"), bos="<s>", eos="</s>", template=INST, gguf="tekken", starts=True
+        byte_level(TEKKEN, whole=True),
+        ("<s>", "</s>"),
+        bos="<s>",
+        eos="</s>",
+        template=INST,
+        gguf="tekken",
+        starts=True,
     ),
     "llama2": Kind(
         sentencepiece(prepend=True),
@@ -142,7 +179,13 @@ KINDS: dict[str, Kind] = {
         starts=True,
     ),
     "mistral": Kind(
-        sentencepiece(metaspace=True), ("<s>", "</s>"), bos="<s>", eos="</s>", template=INST, unknown="<unk>", starts=True
+        sentencepiece(metaspace=True),
+        ("<s>", "</s>"),
+        bos="<s>",
+        eos="</s>",
+        template=INST,
+        unknown="<unk>",
+        starts=True,
     ),
     "gemma": Kind(
         sentencepiece(),
@@ -176,19 +219,27 @@ def trained(name: str) -> Tokenizer:
         first += [f"<0x{byte:02X}>" for byte in range(256)]
     alphabet = [] if pieces else pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=700, special_tokens=first, initial_alphabet=alphabet, show_progress=False, max_token_length=12
+        vocab_size=700,
+        special_tokens=first,
+        initial_alphabet=alphabet,
+        show_progress=False,
+        max_token_length=12,
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
     # Training marks bytes as special; saved models have only marks of roles and ends among them.
     described = json.loads(tokenizer.to_str())
-    described["added_tokens"] = [one for one in described["added_tokens"] if one["content"] in (*kind.specials, kind.unknown)]
+    described["added_tokens"] = [
+        one for one in described["added_tokens"] if one["content"] in (*kind.specials, kind.unknown)
+    ]
     for one in described["added_tokens"]:
         one["rstrip"] = one["content"] in kind.rstrip
     found = Tokenizer.from_str(json.dumps(described))
     found.add_tokens([AddedToken(word, normalized=False, special=False) for word in kind.words])
     if kind.starts:
         pair = (kind.bos, found.token_to_id(kind.bos))
-        found.post_processor = processors.TemplateProcessing(single=f"{kind.bos} $A", special_tokens=[pair])
+        found.post_processor = processors.TemplateProcessing(
+            single=f"{kind.bos} $A", special_tokens=[pair]
+        )
     return found
 
 
@@ -199,7 +250,8 @@ def save(name: str, folder: Path) -> Any:
     kind = KINDS[name]
     marks = {"bos_token": kind.bos or None, "eos_token": kind.eos, "unk_token": kind.unknown}
     theirs = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(trained(name).to_str()), **{key: text for key, text in marks.items() if text}
+        tokenizer_object=Tokenizer.from_str(trained(name).to_str()),
+        **{key: text for key, text in marks.items() if text},
     )
     theirs.chat_template = kind.template
     theirs.save_pretrained(folder)
@@ -228,7 +280,10 @@ def gguf_metadata(name: str) -> dict[str, Any]:
         "tokenizer.chat_template": kind.template,
     }
     if kind.gguf == "spm":
-        ranks = {"".join(merge): float(rank) for rank, merge in reversed(list(enumerate(described["model"]["merges"])))}
+        ranks = {
+            "".join(merge): float(rank)
+            for rank, merge in reversed(list(enumerate(described["model"]["merges"])))
+        }
         found["tokenizer.ggml.scores"] = [-ranks.get(token, 1e6) for token in tokens]
         del found["tokenizer.ggml.merges"]
     return found

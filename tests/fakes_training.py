@@ -1,4 +1,6 @@
-"""A model small enough to train in milliseconds, as our `Weights` and as transformers' own class, with equal numbers."""
+"""A model small enough to train in milliseconds, as our `Weights` and as transformers' own
+class, with equal numbers.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,9 +16,18 @@ from quietchoir.core.training.examples import Example
 
 START, END, VOCABULARY = 256, 257, 264
 TINY = Architecture(
-    family="llama", layers=4, width=32, ffn_width=48, heads=4, kv_heads=2, head_size=8, vocabulary=VOCABULARY,
-    rope_theta=10000.0, norm_eps=1e-5, context=256,
-)  # fmt: skip
+    family="llama",
+    layers=4,
+    width=32,
+    ffn_width=48,
+    heads=4,
+    kv_heads=2,
+    head_size=8,
+    vocabulary=VOCABULARY,
+    rope_theta=10000.0,
+    norm_eps=1e-5,
+    context=256,
+)
 
 
 class ByteTokenizer:
@@ -24,7 +35,9 @@ class ByteTokenizer:
 
     stop_tokens = frozenset({END})
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+    ) -> list[int]:
         tokens: list[int] = []
         for message in messages:
             tokens += [START, *message["role"][:1].encode(), *message["content"].encode(), END]
@@ -40,11 +53,18 @@ def blocks(matrix: torch.Tensor) -> Blocks:
 def tiny_pair(seed: int = 0) -> tuple[Weights, Any]:
     """The same random network twice: for our code, and as `LlamaForCausalLM`."""
     config = transformers.LlamaConfig(
-        hidden_size=TINY.width, intermediate_size=TINY.ffn_width, num_hidden_layers=TINY.layers, vocab_size=VOCABULARY,
-        num_attention_heads=TINY.heads, num_key_value_heads=TINY.kv_heads, rms_norm_eps=TINY.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": TINY.rope_theta}, attn_implementation="eager",
-        tie_word_embeddings=False, initializer_range=0.3,
-    )  # fmt: skip
+        hidden_size=TINY.width,
+        intermediate_size=TINY.ffn_width,
+        num_hidden_layers=TINY.layers,
+        vocab_size=VOCABULARY,
+        num_attention_heads=TINY.heads,
+        num_key_value_heads=TINY.kv_heads,
+        rms_norm_eps=TINY.norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": TINY.rope_theta},
+        attn_implementation="eager",
+        tie_word_embeddings=False,
+        initializer_range=0.3,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = transformers.LlamaForCausalLM(config)

@@ -1,4 +1,6 @@
-"""The ways that a greedy answer can take through an engine; whichever it is, the text must be that of the plain one."""
+"""The ways that a greedy answer can take through an engine; whichever it is, the text must be
+that of the plain one.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,7 +13,10 @@ from quietchoir.core.engine.scheduler import Limits
 from quietchoir.tests.fakes_engine import drain, generate
 
 SYSTEM = tuple(b"You answer in one line, and repeat: one line. ")
-ASKED = [(*SYSTEM, *ask) for ask in (b"one two", b"the cat sat on the mat, the cat sat", b"?", b"abc" * 30)]
+ASKED = [
+    (*SYSTEM, *ask)
+    for ask in (b"one two", b"the cat sat on the mat, the cat sat", b"?", b"abc" * 30)
+]
 MOST = 40
 Make = Callable[..., Engine]
 
@@ -21,7 +26,9 @@ def requests(prompts: list[tuple[int, ...]], **settings: Any) -> list[Generation
 
 
 def few_words(adapter: str | None) -> list[GenerationRequest]:
-    """What the tiny model is asked: it may choose among few tokens, so that it repeats itself and guesses come true."""
+    """What the tiny model is asked: it may choose among few tokens, so that it repeats itself
+    and guesses come true.
+    """
     return requests(ASKED, adapter=adapter, logit_bias=tuple((token, 25.0) for token in b"abcde "))
 
 
@@ -75,16 +82,26 @@ def restored(make: Make, asked: list[GenerationRequest], folder: Path) -> list[s
 
 
 def told(make: Make, asked: list[GenerationRequest]) -> list[str]:
-    """With log-probabilities beside it, and beside a neighbour that is drawn, penalised and in a form."""
+    """With log-probabilities beside it, and beside a neighbour that is drawn, penalised and in a
+    form.
+    """
     engine = make()
     neighbour = dataclasses.replace(
-        asked[0], temperature=1.0, presence_penalty=1.0, logprobs=None, constraint=Constraint("regex", "[a-z ]*")
+        asked[0],
+        temperature=1.0,
+        presence_penalty=1.0,
+        logprobs=None,
+        constraint=Constraint("regex", "[a-z ]*"),
     )
-    return generate(engine, [neighbour, *(dataclasses.replace(request, logprobs=2) for request in asked)])[1:]
+    return generate(
+        engine, [neighbour, *(dataclasses.replace(request, logprobs=2) for request in asked)]
+    )[1:]
 
 
 def everything(make: Make, asked: list[GenerationRequest]) -> list[str]:
-    """Little memory, small chunks, shared beginnings, guesses, and a neighbour that comes and goes."""
+    """Little memory, small chunks, shared beginnings, guesses, and a neighbour that comes and
+    goes.
+    """
     engine = make(blocks=14)
     engine.scheduler.limits = Limits(step_rows=24, shared_rows=8, max_running=3)
     generations = [engine.submit(request) for request in asked]

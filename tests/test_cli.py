@@ -26,7 +26,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
-    return subprocess.run([sys.executable, "-m", "quietchoir.cli", *arguments], capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-m", "quietchoir.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -49,7 +54,9 @@ def test_the_version_is_the_packages() -> None:
         ["data", "build", "home"], ["data", "build", "jsonl"],
     ],
 )  # fmt: skip
-def test_every_verb_explains_itself(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_verb_explains_itself(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([*arguments, "--help"])
     assert ended.value.code == 0
@@ -59,7 +66,11 @@ def test_every_verb_explains_itself(arguments: list[str], capsys: pytest.Capture
 @pytest.mark.parametrize(
     "arguments, words, code",
     [
-        (["serve", "--model", "smolm2-135m-instruct", "--port", "0"], "did you mean smollm2-135m-instruct?", 1),
+        (
+            ["serve", "--model", "smolm2-135m-instruct", "--port", "0"],
+            "did you mean smollm2-135m-instruct?",
+            1,
+        ),
         (["serve", "--home-file", "nowhere.json"], "--home-file nowhere.json: not there", 2),
         (["serve", "--port", "70000"], "--port", 2),
         (["chat", "--url", "http://127.0.0.1:9"], "no token can be read", 2),
@@ -77,7 +88,9 @@ def test_a_mistake_is_one_sentence(
     assert [path.name for path in home.rglob("*") if path.is_file() and path.name != "token"] == []
 
 
-def test_an_unknown_key_in_the_configuration_is_named(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_key_in_the_configuration_is_named(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (home / "config.toml").write_text("[engine]\nmax_runing = 3\n")
     assert cli.main(["doctor"]) == 2
     assert "max_runing = 3 is unknown; did you mean max_running?" in capsys.readouterr().err
@@ -93,26 +106,38 @@ def test_doctor_says_what_is_missing_and_how_to_get_it(
         "python", "parts", "machine", "memory", "home", "model", "sandbox", "kernels", "port",
     ]  # fmt: skip
     [missing] = [line for line in lines if line.startswith("missing")]
-    assert missing.startswith("missing  model ") and missing.endswith("run: quietchoir model pull smollm2-135m-instruct")
+    assert missing.startswith("missing  model ") and missing.endswith(
+        "run: quietchoir model pull smollm2-135m-instruct"
+    )
 
 
-def test_doctor_is_content_with_a_complete_machine(home: Path, model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_is_content_with_a_complete_machine(
+    home: Path, model_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["doctor"]) == 0
     assert "missing" not in capsys.readouterr().out
 
 
-def test_models_are_listed_with_what_is_here(home: Path, model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_are_listed_with_what_is_here(
+    home: Path, model_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["model", "list"]) == 0
-    [line] = [line for line in capsys.readouterr().out.splitlines() if "smollm2-135m-instruct" in line]
+    [line] = [
+        line for line in capsys.readouterr().out.splitlines() if "smollm2-135m-instruct" in line
+    ]
     assert "Apache-2.0" in line and "yes" in line
 
 
 def test_ones_own_examples_become_parties(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
     said = [[{**messages[0], "content": f"hi {number}"}, messages[1]] for number in range(4)]
-    lines = [{"messages": conversation, "who": who} for who in ("ann", "bo") for conversation in said]
+    lines = [
+        {"messages": conversation, "who": who} for who in ("ann", "bo") for conversation in said
+    ]
     (home / "mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert cli.main(["data", "build", "jsonl", str(home / "mine.jsonl"), "--partition-by", "who"]) == 0
+    assert (
+        cli.main(["data", "build", "jsonl", str(home / "mine.jsonl"), "--partition-by", "who"]) == 0
+    )
     assert sorted(path.name for path in (home / "data" / "mine").iterdir()) == ["ann", "bo"]
     capsys.readouterr()
     assert cli.main(["data", "list"]) == 0
@@ -125,7 +150,9 @@ def test_households_are_built_the_same_from_the_same_seed(home: Path) -> None:
     assert [cli.main([*small, "--out", str(home / name)]) for name in ("one", "two")] == [0, 0]
     files = sorted(path.relative_to(home / "one") for path in (home / "one").rglob("*.json*"))
     assert len(files) == 6
-    assert all((home / "one" / file).read_bytes() == (home / "two" / file).read_bytes() for file in files)
+    assert all(
+        (home / "one" / file).read_bytes() == (home / "two" / file).read_bytes() for file in files
+    )
 
 
 def test_no_data_says_how_to_make_some(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,10 +160,14 @@ def test_no_data_says_how_to_make_some(home: Path, capsys: pytest.CaptureFixture
     assert "quietchoir data build home" in capsys.readouterr().out
 
 
-def test_serve_answers_and_chat_talks_to_it_until_it_is_told_to_end(home: Path, model_path: Path) -> None:
+def test_serve_answers_and_chat_talks_to_it_until_it_is_told_to_end(
+    home: Path, model_path: Path
+) -> None:
     command = [sys.executable, "-m", "quietchoir.cli", "serve", "--port", "0"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as node:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as node:
         assert node.stdout is not None and node.stderr is not None
         try:
             first = node.stdout.readline()
@@ -147,7 +178,11 @@ def test_serve_answers_and_chat_talks_to_it_until_it_is_told_to_end(home: Path, 
                 assert json.load(response) == {"status": "ok"}
             talk = [sys.executable, "-m", "quietchoir.cli", "chat", "--url", url]
             talked = subprocess.run(
-                talk, input="Where is the Eiffel Tower?\n/quit\n", capture_output=True, text=True, timeout=120
+                talk,
+                input="Where is the Eiffel Tower?\n/quit\n",
+                capture_output=True,
+                text=True,
+                timeout=120,
             )
             assert talked.returncode == 0 and "Paris" in talked.stdout, talked.stderr
             node.send_signal(signal.SIGTERM)
@@ -155,4 +190,6 @@ def test_serve_answers_and_chat_talks_to_it_until_it_is_told_to_end(home: Path, 
         finally:
             node.kill()
         assert node.returncode == 0
-        assert complaints.splitlines()[-1] == "quietchoir: stopped" and "Traceback" not in complaints
+        assert (
+            complaints.splitlines()[-1] == ("quietchoir: stopped") and "Traceback" not in complaints
+        )

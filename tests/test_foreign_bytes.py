@@ -18,8 +18,12 @@ ROOT = Path(__file__).resolve().parent.parent
 TABLE = (ROOT / "docs/foreign-bytes.md").read_text("utf-8")
 SHOWN = re.findall(r"`(tests/[\w/.]+)::(\w+)`", TABLE)
 ROWS = 720
-TOOLS = ("bench", "dev", "keyring", "peers", "scale")  # extras of whoever works on the project; strangers' bytes reach none
-LONG = [letter * 100_000 for letter in "a \n0\u0301\u200d\U0001f468<\u3000\ufffd"] + ["<s>" * 30_000, "\u1112\u1161" * 50_000]
+# extras of whoever works on the project; strangers' bytes reach none
+TOOLS = ("bench", "dev", "keyring", "peers", "scale")
+LONG = [letter * 100_000 for letter in "a \n0\u0301\u200d\U0001f468<\u3000\ufffd"] + [
+    "<s>" * 30_000,
+    "\u1112\u1161" * 50_000,
+]
 
 
 def test_the_table_has_rows_and_each_names_its_test() -> None:
@@ -31,18 +35,25 @@ def test_the_table_has_rows_and_each_names_its_test() -> None:
 @pytest.mark.parametrize("path, name", SHOWN)
 def test_a_test_that_the_table_names_is_there(path: str, name: str) -> None:
     tree = ast.parse((ROOT / path).read_text("utf-8"))
-    assert name in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    assert name in {
+        node.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
 
 
 def test_every_dependency_with_compiled_code_has_a_row() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    parts = [listed for name, listed in project["optional-dependencies"].items() if name not in TOOLS]
+    parts = [
+        listed for name, listed in project["optional-dependencies"].items() if name not in TOOLS
+    ]
     names = {re.split(r"[^\w.-]", entry)[0] for entry in sum(parts, project["dependencies"])}
     compiled = []
     for name in sorted(names):
         try:
             files = importlib.metadata.files(name) or []
-        except importlib.metadata.PackageNotFoundError:  # an optional part that is not installed here
+        # an optional part that is not installed here
+        except importlib.metadata.PackageNotFoundError:
             continue
         if any(file.suffix in (".so", ".pyd", ".dylib") for file in files):
             compiled.append(name)
@@ -62,7 +73,10 @@ def cutters(tmp_path_factory: pytest.TempPathFactory) -> list[Tokenizer]:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.text(st.characters(), max_size=60) | st.text("\ud800\udfff\u0000\u202e<|im_end|>", max_size=20))
+@given(
+    st.text(st.characters(), max_size=60)
+    | st.text("\ud800\udfff\u0000\u202e<|im_end|>", max_size=20)
+)
 def test_any_text_is_cut_into_tokens(cutters: list[Tokenizer], text: str) -> None:
     for cutter in cutters:
         assert all(0 <= token < ROWS for token in cutter.encode(text))

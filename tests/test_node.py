@@ -41,7 +41,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A node's home with a household in it."""
     folder = tmp_path_factory.mktemp("node")
     devices = [{"name": "lamp", "domain": "light", "area": "kitchen"}]
-    (folder / "home.json").write_text(json.dumps({"areas": [{"name": "kitchen"}], "devices": devices, "lists": []}))
+    (folder / "home.json").write_text(
+        json.dumps({"areas": [{"name": "kitchen"}], "devices": devices, "lists": []})
+    )
     return folder
 
 
@@ -49,12 +51,22 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def adapter(home: Path, smollm2: Weights) -> str:
     """A signed adapter in that home which turns the model's words upside down."""
     shape = AdapterShape(rank=2, upper_layers=2)
-    noise = torch.randn(Layout(shape, smollm2.architecture).size, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(
+        Layout(shape, smollm2.architecture).size, generator=torch.Generator().manual_seed(1)
+    )
     made = assemble(shape, smollm2.architecture, smollm2.digest, noise)
     card = Card(
-        adapter=content_hash(made), federation="00", name="choir", run="1", rounds=3, model=smollm2.digest, parent="",
-        protection="masked", accuracy_before=0.1, accuracy_after=0.9,
-    ).signed(Identity.generate())  # fmt: skip
+        adapter=content_hash(made),
+        federation="00",
+        name="choir",
+        run="1",
+        rounds=3,
+        model=smollm2.digest,
+        parent="",
+        protection="masked",
+        accuracy_before=0.1,
+        accuracy_after=0.9,
+    ).signed(Identity.generate())
     return Registry(home).put(made, card)
 
 
@@ -95,11 +107,19 @@ async def test_the_model_answers_whole_and_streamed_alike(client: aiohttp.Client
     async with client.post(CHAT, json=question | {"stream": True}) as response:
         lines = [line[6:].strip() async for line in response.content if line.strip()]
     assert lines[-1] == b"[DONE]"
-    assert "".join(json.loads(line)["choices"][0]["delta"].get("content", "") for line in lines[:-1]) == text
+    assert (
+        "".join(json.loads(line)["choices"][0]["delta"].get("content", "") for line in lines[:-1])
+        == text
+    )
 
 
-async def test_many_requests_at_once_are_all_answered(client: aiohttp.ClientSession, node: Node) -> None:
-    questions = [ask(f"Count to {number}.", max_tokens=8, temperature=0.7, seed=number) for number in range(6)]
+async def test_many_requests_at_once_are_all_answered(
+    client: aiohttp.ClientSession, node: Node
+) -> None:
+    questions = [
+        ask(f"Count to {number}.", max_tokens=8, temperature=0.7, seed=number)
+        for number in range(6)
+    ]
     found = await asyncio.gather(*(answer(client, question) for question in questions))
     assert all(body["choices"][0]["message"]["content"] for body in found)
     assert all(1 <= body["usage"]["completion_tokens"] <= 8 for body in found)
@@ -108,9 +128,13 @@ async def test_many_requests_at_once_are_all_answered(client: aiohttp.ClientSess
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_a_client_that_goes_away_frees_its_cache(client: aiohttp.ClientSession, node: Node, streamed: bool) -> None:
+async def test_a_client_that_goes_away_frees_its_cache(
+    client: aiohttp.ClientSession, node: Node, streamed: bool
+) -> None:
     before = node.engine.stats()
-    asked = asyncio.create_task(client.post(CHAT, json=ask("Tell me everything.", max_tokens=400, stream=streamed)))
+    asked = asyncio.create_task(
+        client.post(CHAT, json=ask("Tell me everything.", max_tokens=400, stream=streamed))
+    )
     async with asyncio.timeout(60):
         while node.engine.stats().completion_tokens < before.completion_tokens + 3:
             await asyncio.sleep(0.005)
@@ -130,18 +154,23 @@ async def test_an_adapter_is_swapped_in_and_out_of_the_running_node(
     question = ask("What is the capital of France?", tool_choice="none")
     plain = (await answer(client, question))["choices"][0]["message"]["content"]
     async with client.get("api/adapters") as response:
-        assert (await response.json())["adapters"] == [{"id": adapter, "description": "choir, 3 rounds, 90 % right"}]
+        assert (await response.json())["adapters"] == [
+            {"id": adapter, "description": "choir, 3 rounds, 90 % right"}
+        ]
     async with client.post("api/adapters/activate", json={"name": adapter[:12]}) as response:
         assert await response.json() == {"active": adapter}
     assert Registry(node.home).active() == adapter
     changed = await answer(client, question)
     assert changed["model"] == f"smollm2-135m-instruct:{adapter}"
     assert changed["choices"][0]["message"]["content"] != plain
-    assert (await answer(client, question | {"model": "base"}))["choices"][0]["message"]["content"] == plain
+    assert (await answer(client, question | {"model": "base"}))["choices"][0]["message"][
+        "content"
+    ] == plain
     async with client.post("api/adapters/activate", json={"name": None}) as response:
         assert response.status == 200
     assert (await answer(client, question))["choices"][0]["message"]["content"] == plain
-    Registry(node.home).activate(adapter)  # as `quietchoir adapter activate` does, in another process
+    # as `quietchoir adapter activate` does, in another process
+    Registry(node.home).activate(adapter)
     await until(lambda: node.adapters.active == adapter)
     Registry(node.home).rollback()
     await until(lambda: node.adapters.active is None)
@@ -158,26 +187,37 @@ async def test_a_tool_call_reaches_the_sandboxed_household(node: Node) -> None:
     assert "lamp" in "".join(event.text for event in events if isinstance(event, Text))
 
 
-async def test_a_conversation_longer_than_the_context_goes_on_with_its_newest_turns(client: aiohttp.ClientSession) -> None:
+async def test_a_conversation_longer_than_the_context_goes_on_with_its_newest_turns(
+    client: aiohttp.ClientSession,
+) -> None:
     turns = [
         {"role": role, "content": f"{word} {number} " * 10}
         for number in range(30)
         for role, word in (("user", "question"), ("assistant", "reply"))
     ]
-    body = await answer(client, {"messages": [*turns, {"role": "user", "content": "Say yes."}], "max_tokens": 4})
+    body = await answer(
+        client, {"messages": [*turns, {"role": "user", "content": "Say yes."}], "max_tokens": 4}
+    )
     assert 256 < body["usage"]["prompt_tokens"] <= 508
 
 
-async def test_a_message_longer_than_the_context_is_refused(client: aiohttp.ClientSession, node: Node) -> None:
+async def test_a_message_longer_than_the_context_is_refused(
+    client: aiohttp.ClientSession, node: Node
+) -> None:
     async with client.post(CHAT, json=ask("word " * 2000)) as response:
         assert response.status == 400 and "at most" in (await response.json())["error"]["message"]
     assert node.engine.stats().running == 0
 
 
-async def test_a_taken_port_is_told_before_anything_is_loaded(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_taken_port_is_told_before_anything_is_loaded(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(paths.HOME_VARIABLE, str(home))
     with claim(ServerConfig(port=0)) as taken:
-        config = Config(server=ServerConfig(port=taken.getsockname()[1]), engine=EngineConfig(model="not-a-model"))
+        config = Config(
+            server=ServerConfig(port=taken.getsockname()[1]),
+            engine=EngineConfig(model="not-a-model"),
+        )
         async with Node(config) as node:
             with pytest.raises(ConfigError, match="--port"):
                 await node.start()
@@ -201,17 +241,27 @@ async def test_a_federation_that_cannot_be_joined_does_not_end_the_node(tmp_path
     listener = logging.Handler()
     listener.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("quietchoir.node").addHandler(listener)
-    membership = Membership(Joining(file=tmp_path / "nowhere.toml", data=None, home=tmp_path), Config())
+    membership = Membership(
+        Joining(file=tmp_path / "nowhere.toml", data=None, home=tmp_path), Config()
+    )
     membership.thread.start()
     membership.leave()
     logging.getLogger("quietchoir.node").removeHandler(listener)
     assert not membership.thread.is_alive()
-    assert len(said) == 1 and said[0].startswith("not in the federation: ") and "nowhere.toml" in said[0]
+    assert (
+        len(said) == 1
+        and said[0].startswith("not in the federation: ")
+        and "nowhere.toml" in said[0]
+    )
 
 
-async def test_personal_training_can_see_whether_somebody_waits(client: aiohttp.ClientSession, node: Node) -> None:
+async def test_personal_training_can_see_whether_somebody_waits(
+    client: aiohttp.ClientSession, node: Node
+) -> None:
     assert not node.answering()
-    asked = asyncio.create_task(client.post(CHAT, json=ask("Tell me everything.", max_tokens=400, stream=True)))
+    asked = asyncio.create_task(
+        client.post(CHAT, json=ask("Tell me everything.", max_tokens=400, stream=True))
+    )
     await until(node.answering)
     (await asked).close()
     await until(lambda: not node.answering())
@@ -222,11 +272,15 @@ async def test_what_came_of_personal_training_is_told_in_the_log(tmp_path: Path)
     listener = logging.Handler()
     listener.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("quietchoir.node").addHandler(listener)
-    Membership(Joining(file=tmp_path, data=None, home=tmp_path), Config()).tell({"event": "personal", "words": "7 of 10"})
+    Membership(Joining(file=tmp_path, data=None, home=tmp_path), Config()).tell(
+        {"event": "personal", "words": "7 of 10"}
+    )
     logging.getLogger("quietchoir.node").removeHandler(listener)
     assert said == ["7 of 10"]
     card = Card.unsigned("ab" * 32, "choir", "cd" * 32)
-    assert describe(dataclasses.replace(card, scope="personal", accuracy_after=0.7)) == "choir, personal, 70 % right here"
+    assert describe(dataclasses.replace(card, scope="personal", accuracy_after=0.7)) == (
+        "choir, personal, 70 % right here"
+    )
 
 
 async def test_a_model_file_is_called_by_its_name() -> None:
@@ -251,7 +305,13 @@ async def test_conversations_are_computed_once_over_a_restart_and_deleted_when_n
         engine = EngineConfig(kv_bytes=64 << 20, context=512, keep_conversations=keep)
         async with Node(Config(engine=engine), loaded=smollm2) as running:
             await running.start_assistant()
-            answers.append([event.text async for event in running.assistant.reply(question) if isinstance(event, Text)])
+            answers.append(
+                [
+                    event.text
+                    async for event in running.assistant.reply(question)
+                    if isinstance(event, Text)
+                ]
+            )
             reused.append(running.engine.stats().reused_tokens)
     assert answers[0] == answers[1] == answers[2]
     assert (reused[0], reused[2]) == (0, 0) and reused[1] >= 32

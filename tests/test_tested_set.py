@@ -1,4 +1,6 @@
-"""The set-up's own tools: the tested set says what it means, and optional parts are those of the package."""
+"""The set-up's own tools: the tested set says what it means, and optional parts are those of the
+package.
+"""
 
 import ast
 import os
@@ -32,8 +34,14 @@ def module(requirement: str) -> str:
 
 def foreign_imports() -> Iterator[tuple[Path, str]]:
     """Top-level names of other people's modules, wherever the product imports them."""
-    for path in (*ROOT.glob("*.py"), *(one for room in ("core", "crypto", "federation", "plugins", "simulations")
-                                       for one in (ROOT / room).rglob("*.py"))):  # fmt: skip
+    for path in (
+        *ROOT.glob("*.py"),
+        *(
+            one
+            for room in ("core", "crypto", "federation", "plugins", "simulations")
+            for one in (ROOT / room).rglob("*.py")
+        ),
+    ):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Import):
                 yield from ((path, alias.name.partition(".")[0]) for alias in node.names)
@@ -50,8 +58,14 @@ def test_every_pin_is_exact_and_has_hashes() -> None:
 
 
 def test_every_package_that_the_product_asks_for_is_in_the_set() -> None:
-    asked = [*PROJECT["dependencies"], *(one for extra in ("train", "federation", "keyring", "bench", "scale", "dev")
-                                         for one in PROJECT["optional-dependencies"][extra])]  # fmt: skip
+    asked = [
+        *PROJECT["dependencies"],
+        *(
+            one
+            for extra in ("train", "federation", "keyring", "bench", "scale", "dev")
+            for one in PROJECT["optional-dependencies"][extra]
+        ),
+    ]
     names = {canonicalize_name(Requirement(one).name) for one in asked} - {"quietchoir"}
     assert names <= TOOL["pins"](SET).keys()
 
@@ -64,34 +78,66 @@ def test_the_extras_that_a_sentence_names_are_the_packages_own() -> None:
     plain = {module(one) for one in PROJECT["dependencies"]}
     optional = {name for modules in parts.EXTRAS.values() for name in modules}
     assert not plain & optional
-    known = plain | optional | {"quietchoir", "setuptools", "quietchoir_sdk"} | set(sys.stdlib_module_names)
-    unknown = {(path.relative_to(ROOT).as_posix(), name) for path, name in foreign_imports() if name not in known}
+    known = (
+        plain
+        | optional
+        | {"quietchoir", "setuptools", "quietchoir_sdk"}
+        | set(sys.stdlib_module_names)
+    )
+    unknown = {
+        (path.relative_to(ROOT).as_posix(), name)
+        for path, name in foreign_imports()
+        if name not in known
+    }
     assert not unknown
 
 
 def test_only_a_part_of_the_product_becomes_a_sentence() -> None:
     with (
-        pytest.raises(MissingPartError, match=r"^an adapter needs torch, .*pip install 'quietchoir\[train\]'$"),
+        pytest.raises(
+            MissingPartError,
+            match=r"^an adapter needs torch, .*pip install "
+            r"'quietchoir\[train\]'$",
+        ),
         parts.wanted("an adapter"),
     ):
         raise ModuleNotFoundError("No module named 'torch.nn'", name="torch.nn")
     with pytest.raises(ModuleNotFoundError), parts.wanted("an adapter"):
-        raise ModuleNotFoundError("No module named 'quietchoir.core.gone'", name="quietchoir.core.gone")
+        raise ModuleNotFoundError(
+            "No module named 'quietchoir.core.gone'", name="quietchoir.core.gone"
+        )
 
 
-def test_a_build_from_elsewhere_is_kept_with_its_version_and_goes_with_it(capsys: pytest.CaptureFixture[str]) -> None:
-    plain = "torch==2.13.0 \\\n    --hash=sha256:aa\ntriton==3.7.1 ; sys_platform == 'linux' \\\n    --hash=sha256:bb\n"
+def test_a_build_from_elsewhere_is_kept_with_its_version_and_goes_with_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plain = (
+        "torch==2.13.0 \\\n    --hash=sha256:aa\ntriton==3.7.1 ; sys_platform == 'linux' \\\n "
+        " "
+        "  --hash=sha256:bb\n"
+    )
     digest = f"sha256:{'c' * 64}"
-    written = TOOL["with_elsewhere"](plain, {"torch-2.13.0+cpu-cp311-cp311-linux_x86_64.whl": digest})
+    written = TOOL["with_elsewhere"](
+        plain, {"torch-2.13.0+cpu-cp311-cp311-linux_x86_64.whl": digest}
+    )
     assert f"torch==2.13.0 \\\n    --hash={digest} \\\n    --hash=sha256:aa\n" in written
-    assert TOOL["ELSEWHERE"].findall(written) == [("torch-2.13.0+cpu-cp311-cp311-linux_x86_64.whl", digest)]
-    dropped = TOOL["with_elsewhere"](plain, {"torch-2.12.0+cpu-cp311-cp311-linux_x86_64.whl": digest})
+    assert TOOL["ELSEWHERE"].findall(written) == [
+        ("torch-2.13.0+cpu-cp311-cp311-linux_x86_64.whl", digest)
+    ]
+    dropped = TOOL["with_elsewhere"](
+        plain, {"torch-2.12.0+cpu-cp311-cp311-linux_x86_64.whl": digest}
+    )
     assert dropped == TOOL["HEADER"] + plain
     assert "its hash is dropped" in capsys.readouterr().err
 
 
-def test_cudas_libraries_are_left_out_only_where_torch_asks_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    for wanted, there in ((["filelock"], False), (["filelock", "nvidia-cudnn-cu13==9.20.0.48"], True)):
+def test_cudas_libraries_are_left_out_only_where_torch_asks_for_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for wanted, there in (
+        (["filelock"], False),
+        (["filelock", "nvidia-cudnn-cu13==9.20.0.48"], True),
+    ):
         monkeypatch.setattr("importlib.metadata.requires", lambda name, wanted=wanted: wanted)
         rest = TOOL["pins"](TOOL["lines"]("rest"))
         assert any(name.startswith(("nvidia-", "cuda-")) for name in rest) is there
@@ -115,7 +161,11 @@ def test_a_machine_that_cannot_install_the_set_fails_the_check(
 
 @pytest.mark.skipif(os.name == "nt", reason="the tool's uv is found by a POSIX path")
 def test_a_network_that_is_away_is_said_and_is_no_failure(tmp_path: Path) -> None:
-    nowhere = {"UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple", "UV_CACHE_DIR": str(tmp_path), "UV_HTTP_RETRIES": "0"}
+    nowhere = {
+        "UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple",
+        "UV_CACHE_DIR": str(tmp_path),
+        "UV_HTTP_RETRIES": "0",
+    }
     ran = subprocess.run(
         [sys.executable, ROOT / ".ci" / "tested_set.py", "check"],
         capture_output=True, text=True, timeout=200, env=os.environ | nowhere,
@@ -137,8 +187,14 @@ def test_what_is_missing_is_one_line_with_the_command_that_brings_it(tmp_path: P
             Path(folder) / name for folder in ("/bin", "/usr/bin") if (Path(folder) / name).exists()
         ))  # fmt: skip
     said = subprocess.run(
-        [ROOT / ".ci" / "system-packages", "say"], capture_output=True, text=True, timeout=30, env={"PATH": str(tmp_path)}
+        [ROOT / ".ci" / "system-packages", "say"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={"PATH": str(tmp_path)},
     )
     assert said.returncode == 0 and said.stdout.count("\n") == 1
     assert said.stdout.endswith("To bring them: make system-packages\n")
-    assert "chromium (tests of the pages in a browser)" in said.stdout and "g++ (" not in said.stdout
+    assert (
+        "chromium (tests of the pages in a browser)"
+    ) in said.stdout and "g++ (" not in said.stdout

@@ -1,7 +1,9 @@
 """Which adapter answers.
 
-Knows names: those in the store, those the engine holds, the active one. Knows nothing of LoRA or federations.
-Always: the active adapter is one that the engine holds, or none; a failed switch leaves the old one active.
+Knows names: those in the store, those the engine holds, the active one. Knows nothing of LoRA or
+federations.
+Always: the active adapter is one that the engine holds, or none; a failed switch leaves the old one
+active.
 """
 
 import asyncio
@@ -40,7 +42,9 @@ class AdapterStore(Protocol):
         ...
 
     def load(self, id: str) -> "Adapter":
-        """Read one. Raises a QuietchoirError if it is unknown, changed, or made for another model."""
+        """Read one. Raises a QuietchoirError if it is unknown, changed, or made for another
+        model.
+        """
         ...
 
     def active(self) -> str | None:
@@ -96,7 +100,9 @@ class AdapterSwitch:
         self._loading = asyncio.Lock()
 
     async def start(self) -> None:
-        """Load the adapter that its owner last chose; one that cannot be used is told, and the plain model answers."""
+        """Load the adapter that its owner last chose; one that cannot be used is told, and the
+        plain model answers.
+        """
         try:
             if (chosen := await asyncio.to_thread(self.store.active)) is not None:
                 self._chosen = chosen
@@ -109,7 +115,8 @@ class AdapterSwitch:
         return await asyncio.to_thread(self.store.list)
 
     async def activate(self, id: str | None) -> None:
-        """Make `id` (None: the plain model) answer from the next request on; running answers keep theirs.
+        """Make `id` (None: the plain model) answer from the next request on; running answers keep
+        theirs.
 
         Raises:
             ModelNotFoundError: no such adapter.
@@ -119,10 +126,12 @@ class AdapterSwitch:
         self.active = self._chosen = held
 
     async def refresh(self) -> None:
-        """Take over a choice that the owner made elsewhere, with another program; running answers keep their adapter.
+        """Take over a choice that the owner made elsewhere, with another program; running answers
+        keep their adapter.
 
         Raises:
-            QuietchoirError: it cannot be used; the old one stays active, and that choice is not tried again.
+            QuietchoirError: it cannot be used; the old one stays active, and that choice is not
+            tried again.
         """
         chosen = await asyncio.to_thread(self.store.active)
         if chosen != self._chosen:
@@ -144,7 +153,8 @@ class AdapterSwitch:
         return await self.hold(name)
 
     async def hold(self, name: str) -> str:
-        """See that the engine holds the adapter that `name` means: an id, the only one that begins so, or that is called so.
+        """See that the engine holds the adapter that `name` means: an id, the only one that begins
+        so, or that is called so.
 
         Returns:
             its id.
@@ -162,12 +172,20 @@ class AdapterSwitch:
             meant = meant or [id for id in prompts if len(name) >= PREFIX and id.startswith(name)]
             meant = meant or [info.id for info in infos if name and info.name == name]
             if len(meant) != 1:
-                offered = ", ".join([self.model, *(f"{info.name or info.id} ({info.id[:SHOWN]})" for info in infos)])
-                found = f"means {len(meant)} adapters here" if meant else "is neither this node's model nor one of its adapters"
+                offered = ", ".join(
+                    [self.model, *(f"{info.name or info.id} ({info.id[:SHOWN]})" for info in infos)]
+                )
+                found = (
+                    f"means {len(meant)} adapters here"
+                    if meant
+                    else ("is neither this node's model nor one of its adapters")
+                )
                 raise ModelNotFoundError(f"{name} {found}; it has: {offered}")
             [id] = meant
             if id not in held:
-                await asyncio.to_thread(self.shelf.load, id, await asyncio.to_thread(self.store.load, id))
+                await asyncio.to_thread(
+                    self.shelf.load, id, await asyncio.to_thread(self.store.load, id)
+                )
             self._prompts[id] = prompts[id]
             return id
 

@@ -1,7 +1,8 @@
 """A conversation in, an answer out: model, then at most one tool.
 
 Knows the engine, the context and the tools' seam. Knows nothing of HTTP, plugins or files.
-Always: leaving `reply` early cancels its generation; a tool's output is never read as a call, nor shown to the model.
+Always: leaving `reply` early cancels its generation; a tool's output is never read as a call, nor
+shown to the model.
 """
 
 import asyncio
@@ -21,7 +22,17 @@ from .tools import ToolInfo, ToolResult, Tools, must_call
 RESULT_CHARACTERS = 16_384  # longer tool output is cut; no sentence needs more
 ANY_TOOL = "*"
 # What an `Ask` hands to the engine as it is.
-PASSED: tuple[str, ...] = ("temperature", "top_p", "top_k", "min_p", "seed", "stop", "adapter", "logit_bias", "logprobs")
+PASSED: tuple[str, ...] = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "stop",
+    "adapter",
+    "logit_bias",
+    "logprobs",
+)
 PASSED += ("presence_penalty", "frequency_penalty", "repetition_penalty", "speculate")
 GRACE_S = 1.0  # the tools' own deadline comes first; this one is for tools that ignore it
 
@@ -31,7 +42,8 @@ class Ask:
     """One conversation that waits for an answer."""
 
     messages: tuple[Message, ...]
-    begun: str = ""  # what the assistant's answer begins with already; it is continued, and not repeated
+    # what the assistant's answer begins with already; it is continued, and not repeated
+    begun: str = ""
     max_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
@@ -48,8 +60,10 @@ class Ask:
     constraint: Constraint | None = None  # the answer's form
     speculate: bool | None = None
     use_tools: bool = True
-    tool_choice: str | None = None  # None: the model may call; ANY_TOOL: it must; a name: it must call that tool
-    caller_tools: tuple[ToolInfo, ...] | None = None  # what the caller offers; calls go back to the caller, uncalled
+    # None: the model may call; ANY_TOOL: it must; a name: it must call that tool
+    tool_choice: str | None = None
+    # what the caller offers; calls go back to the caller, uncalled
+    caller_tools: tuple[ToolInfo, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,15 +167,18 @@ class Assistant:
         """Answer one conversation.
 
         Yields:
-            Text pieces, or one `Called` (with `Answered` and its sentence as Text); `Finished` last.
+            Text pieces, or one `Called` (with `Answered` and its sentence as Text); `Finished`
+            last.
 
         Raises:
-            RequestError: it can never run as it is. OverloadedError: it could later. EngineError: it broke half-way.
+            RequestError: it can never run as it is. OverloadedError: it could later. EngineError:
+            it broke half-way.
         """
         known = self._known_tools(ask)
         ask = self._constrained(ask, known)
         messages = self._as_trained(ask, known)
-        reserve = min(ask.max_tokens, self.context // 2)  # a greedy max_tokens must not push the question out
+        # a greedy max_tokens must not push the question out
+        reserve = min(ask.max_tokens, self.context // 2)
         prompt = await asyncio.to_thread(self._prompt, messages, ask.begun, self.context - reserve)
         gate = Gate(closed=bool(known))
         async with aclosing(self._generate(ask, prompt)) as events:
@@ -180,7 +197,8 @@ class Assistant:
         yield end
 
     async def complete(self, text: str, ask: Ask) -> AsyncGenerator[Text | Finished, None]:
-        """Go on after `text`, without a chat template and without tools; `ask.messages` is not read.
+        """Go on after `text`, without a chat template and without tools; `ask.messages` is not
+        read.
 
         Raises:
             RequestError, OverloadedError, EngineError: as `reply`.
@@ -191,19 +209,29 @@ class Assistant:
                 yield event
 
     def _prompt(self, messages: Sequence[Message], begun: str, budget: int) -> tuple[int, ...]:
-        """Raises: RequestError: it does not fit, or this model has no way to read a conversation."""
+        """Raises: RequestError: it does not fit, or this model has no way to read a
+        conversation.
+        """
         start = tuple(self.tokenizer.encode(begun)) if begun else ()
         if len(start) >= budget:
-            raise RequestError(f"the answer that was begun takes {len(start)} tokens, fewer than {budget} fit; begin a new one")
+            raise RequestError(
+                f"the answer that was begun takes {len(start)} tokens, fewer than "
+                f"{budget} fit; begin a new one"
+            )
         try:
             return fit(messages, self.tokenizer, budget - len(start)) + start
-        except ModelFileError as error:  # the file is right as it is, for whoever asks it for something else
+        # the file is right as it is, for whoever asks it for something else
+        except ModelFileError as error:
             raise RequestError(str(error)) from error
 
-    async def _generate(self, ask: Ask, prompt: tuple[int, ...]) -> AsyncGenerator[Text | Finished, None]:
+    async def _generate(
+        self, ask: Ask, prompt: tuple[int, ...]
+    ) -> AsyncGenerator[Text | Finished, None]:
         room = max(1, self.context - len(prompt))
         passed: dict[str, Any] = {name: getattr(ask, name) for name in PASSED}
-        request = GenerationRequest(prompt=prompt, max_tokens=min(ask.max_tokens, room), constraint=ask.constraint, **passed)
+        request = GenerationRequest(
+            prompt=prompt, max_tokens=min(ask.max_tokens, room), constraint=ask.constraint, **passed
+        )
         generation = await self._submit(request)
         reason = None
         try:
@@ -215,7 +243,9 @@ class Assistant:
             if reason is None:
                 generation.cancel()  # the reader went away: free its cache
         if reason is None or reason == "error":
-            raise generation.error or EngineError("the engine broke this answer off; see the node's log, then ask again")
+            raise generation.error or EngineError(
+                "the engine broke this answer off; see the node's log, then ask again"
+            )
         yield Finished(reason, generation.prompt_tokens, generation.completion_tokens)
 
     async def _submit(self, request: GenerationRequest) -> Generation:
@@ -235,9 +265,18 @@ class Assistant:
     def _known_tools(self, ask: Ask) -> Mapping[str, ToolInfo]:
         if self._prompt_format(ask).answers == "text" and ask.tool_choice is None:
             return {}
-        if not ask.use_tools or ask.begun or (ask.constraint is not None and ask.tool_choice is None):
-            return {}  # an answer in a form, or one that was begun as text, is that answer, even where it looks like a call
-        return {info.name: info for info in (self.tools.tools() if ask.caller_tools is None else ask.caller_tools)}
+        if (
+            not ask.use_tools
+            or ask.begun
+            or (ask.constraint is not None and ask.tool_choice is None)
+        ):
+            # an answer in a form, or one that was begun as text, is that answer, even where it
+            # looks like a call
+            return {}
+        return {
+            info.name: info
+            for info in (self.tools.tools() if ask.caller_tools is None else ask.caller_tools)
+        }
 
     def _constrained(self, ask: Ask, known: Mapping[str, ToolInfo]) -> Ask:
         """The ask whose answer must be a call, where its tool choice says so.
@@ -248,17 +287,22 @@ class Assistant:
         if ask.tool_choice is None:
             return ask
         if ask.constraint is not None:
-            raise RequestError("an answer cannot be a tool call and in another form at once; leave one of them out")
+            raise RequestError(
+                "an answer cannot be a tool call and in another form at once; leave one of them out"
+            )
         chosen = [tool for name, tool in known.items() if ask.tool_choice in (ANY_TOOL, name)]
         if not chosen:
-            raise RequestError(f"tool_choice asks for a call, but on offer are {', '.join(known) or 'no tools'}; offer it")
+            raise RequestError(
+                f"tool_choice asks for a call, but on offer are "
+                f"{', '.join(known) or 'no tools'}; offer it"
+            )
         return replace(ask, constraint=must_call(chosen))
 
     def _as_trained(self, ask: Ask, known: Mapping[str, ToolInfo]) -> Sequence[Message]:
         """What the model is shown: with an adapter, what its card says that its training showed it.
 
-        A caller that brings a system message of its own is shown as it is; so is one without tools, where the adapter
-        learned to call them.
+        A caller that brings a system message of its own is shown as it is; so is one without tools,
+        where the adapter learned to call them.
         """
         prompt = self._prompt_format(ask)
         idle = prompt.answers == "tool_call" and not known
@@ -268,7 +312,9 @@ class Assistant:
         head = (Message("system", prompt.system),) if prompt.system else ()
         return (*head, *(ask.messages[-1:] if alone else ask.messages))
 
-    async def _call(self, ask: Ask, call: ToolCall, tool: ToolInfo, end: Finished) -> AsyncGenerator[Event, None]:
+    async def _call(
+        self, ask: Ask, call: ToolCall, tool: ToolInfo, end: Finished
+    ) -> AsyncGenerator[Event, None]:
         called = Called(f"call_{secrets.token_hex(12)}", call, tool.plugin_id)
         yield called
         if ask.caller_tools is not None:
@@ -286,7 +332,9 @@ class Assistant:
         except PluginError as error:
             return ToolResult(str(error), ok=False)
         except TimeoutError:  # the tools' own deadline should have come first
-            return ToolResult(f"{call.name} gave no answer within {self.call_timeout_s:g} s", ok=False)
+            return ToolResult(
+                f"{call.name} gave no answer within {self.call_timeout_s:g} s", ok=False
+            )
         return replace(result, text=result.text[:RESULT_CHARACTERS])
 
 

@@ -1,7 +1,8 @@
 """A conversation into prompt tokens, within a budget.
 
 Knows messages and token counts. Knows nothing of models, tools or HTTP.
-Always: system messages at the head and the newest turn stay; what is dropped is the oldest, and in whole turns.
+Always: system messages at the head and the newest turn stay; what is dropped is the oldest, and in
+whole turns.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,8 +24,8 @@ class Message:
     def for_template(self) -> dict[str, str]:
         """As the chat template reads it.
 
-        A message that called tools is shown as the calls, which is what the model wrote; the sentence that a
-        tool answered came from other people's code and stays out of the prompt.
+        A message that called tools is shown as the calls, which is what the model wrote; the
+        sentence that a tool answered came from other people's code and stays out of the prompt.
         """
         text = "\n".join(render(call) for call in self.calls) if self.calls else self.content
         return {"role": self.role, "content": text}
@@ -33,14 +34,18 @@ class Message:
 class ChatEncoder(Protocol):
     """The part of a tokenizer that this file needs."""
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+    ) -> list[int]:
         """Tokens of the whole conversation, ready for the assistant to go on."""
         ...
 
 
 def turns(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
     """Split into (system messages at the head, turns); a turn begins with each user's message."""
-    start = next((index for index, message in enumerate(messages) if message.role != "system"), len(messages))
+    start = next(
+        (index for index, message in enumerate(messages) if message.role != "system"), len(messages)
+    )
     split: list[list[Message]] = []
     for message in messages[start:]:
         if message.role == "user" or not split:
@@ -64,7 +69,10 @@ def fit(messages: Sequence[Message], encoder: ChatEncoder, budget: int) -> tuple
     fits, too_many = min(1, len(split)), len(split) + 1
     tokens = encode(fits)
     if len(tokens) > budget:
-        raise RequestError(f"the newest message takes {len(tokens)} tokens, at most {budget} fit; send a shorter one")
+        raise RequestError(
+            f"the newest message takes {len(tokens)} tokens, at most {budget} fit; "
+            f"send a shorter one"
+        )
     # Doubling from the newest end: the cost stays near the budget, however long the history is.
     while too_many - fits > 1:
         count = min(fits * 2, (fits + too_many) // 2)

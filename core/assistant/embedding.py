@@ -1,8 +1,9 @@
 """A tool's JSON schema inside another schema.
 
-Knows which keywords of JSON Schema (2020-12, and what is still in use of draft 7) hold schemas, which hold data, and which hold
-references. Knows nothing of tools or grammars.
-Always: the embedded schema allows what it allowed alone; data (`const`, `enum`, `default`, `examples`) is never touched.
+Knows which keywords of JSON Schema (2020-12, and what is still in use of draft 7) hold schemas,
+which hold data, and which hold references. Knows nothing of tools or grammars.
+Always: the embedded schema allows what it allowed alone; data (`const`, `enum`, `default`,
+`examples`) is never touched.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,21 +11,64 @@ from typing import Any
 
 from ..errors import RequestError
 
-ONE = {"additionalProperties", "additionalItems", "contains", "contentSchema", "else", "if", "items", "not", "propertyNames"}
+ONE = {
+    "additionalProperties",
+    "additionalItems",
+    "contains",
+    "contentSchema",
+    "else",
+    "if",
+    "items",
+    "not",
+    "propertyNames",
+}
 ONE |= {"then", "unevaluatedItems", "unevaluatedProperties"}  # keywords that hold a schema
 LISTS = {"allOf", "anyOf", "items", "oneOf", "prefixItems"}  # a list of schemas
-NAMED = {"$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties", "properties"}  # schemas by name
+NAMED = {
+    "$defs",
+    "definitions",
+    "dependencies",
+    "dependentSchemas",
+    "patternProperties",
+    "properties",
+}  # schemas by name
 # Beside these alone, an object without named properties has none: nothing else could let one in.
-SAYS_NOTHING = {"type", "properties", "required", "title", "description", "$schema", "$id", "$defs", "definitions", "$comment"}
-# Keywords whose schemas judge the same object: beside them a closed object would forbid what they ask for.
-BESIDE = {"$ref", "allOf", "anyOf", "oneOf", "if", "not", "dependentSchemas", "dependencies", "patternProperties"}
+SAYS_NOTHING = {
+    "type",
+    "properties",
+    "required",
+    "title",
+    "description",
+    "$schema",
+    "$id",
+    "$defs",
+    "definitions",
+    "$comment",
+}
+# Keywords whose schemas judge the same object: beside them a closed object would forbid what they
+# ask for.
+BESIDE = {
+    "$ref",
+    "allOf",
+    "anyOf",
+    "oneOf",
+    "if",
+    "not",
+    "dependentSchemas",
+    "dependencies",
+    "patternProperties",
+}
 
 
 def closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A schema of arguments that names them all: no others are made up, unless it says so itself."""
+    """A schema of arguments that names them all: no others are made up, unless it says so
+    itself.
+    """
     arguments: dict[str, Any] = {"type": "object", **schema}
     none = not arguments.get("properties") and arguments.keys() <= SAYS_NOTHING
-    named = bool(arguments.get("properties")) and not arguments.keys() & (BESIDE | {"unevaluatedProperties"})
+    named = bool(arguments.get("properties")) and not arguments.keys() & (
+        BESIDE | {"unevaluatedProperties"}
+    )
     if (none or named) and "additionalProperties" not in arguments:
         arguments["additionalProperties"] = False
     return arguments
@@ -33,10 +77,12 @@ def closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
 def embedded(schema: Any, at: str) -> Any:
     """The schema as it reads when its root stands at the JSON pointer `at`.
 
-    References to its own root, to places below it and to its anchors become references to where those are now.
+    References to its own root, to places below it and to its anchors become references to where
+    those are now.
 
     Raises:
-        RequestError: a name that the schema gives to a part of itself (`$id` below the root, `$dynamicAnchor`).
+        RequestError: a name that the schema gives to a part of itself (`$id` below the root,
+        `$dynamicAnchor`).
     """
     anchors: dict[str, str] = {}
     for part, where in parts(schema, at):
@@ -45,7 +91,8 @@ def embedded(schema: Any, at: str) -> Any:
         for key in ("$id", "$dynamicAnchor", "$recursiveAnchor"):
             if key in part and not (key == "$id" and where == at):
                 raise RequestError(
-                    f"a tool's schema has {key} at {where[len(at) :] or 'its root'}, which is not supported here"
+                    f"a tool's schema has {key} at {where[len(at) :] or 'its root'}, which is not "
+                    f"supported here"
                 )
     own = schema.get("$id") if isinstance(schema, Mapping) else None
     return _moved(schema, at, anchors, own.rstrip("#") if isinstance(own, str) else "")
@@ -60,7 +107,9 @@ def parts(schema: Any, at: str) -> Iterator[tuple[Mapping[str, Any], str]]:
             continue
         yield found, where
         for key, value in found.items():
-            pending += [(inner, f"{where}/{escaped(key)}{below}") for inner, below in inside(key, value)]
+            pending += [
+                (inner, f"{where}/{escaped(key)}{below}") for inner, below in inside(key, value)
+            ]
 
 
 def inside(key: str, value: Any) -> Iterator[tuple[Any, str]]:

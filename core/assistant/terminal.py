@@ -1,6 +1,7 @@
 """A conversation in a terminal.
 
-Knows lines in and text out. Knows neither the engine nor the network: it is given somebody who replies.
+Knows lines in and text out. Knows neither the engine nor the network: it is given somebody who
+replies.
 Always: Ctrl-C while an answer runs ends the answer; at the prompt it ends the conversation.
 """
 

@@ -64,7 +64,8 @@ class NoTools:
 
 
 def must_call(tools: Sequence[ToolInfo]) -> Constraint:
-    """The form of an answer that is one call to one of these tools, its arguments as the tool's schema says.
+    """The form of an answer that is one call to one of these tools, its arguments as the tool's
+    schema says.
 
     Raises:
         RequestError: a schema that cannot stand beside others.
@@ -72,11 +73,17 @@ def must_call(tools: Sequence[ToolInfo]) -> Constraint:
     calls = [
         {
             "type": "object",
-            "properties": {"name": {"const": tool.name}, "arguments": {"$ref": f"#/$defs/{number}"}},
+            "properties": {
+                "name": {"const": tool.name},
+                "arguments": {"$ref": f"#/$defs/{number}"},
+            },
             "required": ["name", "arguments"],
             "additionalProperties": False,
         }
         for number, tool in enumerate(tools)
     ]
-    schemas = {str(number): embedded(closed(tool.schema), f"#/$defs/{number}") for number, tool in enumerate(tools)}
+    schemas = {
+        str(number): embedded(closed(tool.schema), f"#/$defs/{number}")
+        for number, tool in enumerate(tools)
+    }
     return Constraint("json_schema", json.dumps({"anyOf": calls, "$defs": schemas}))

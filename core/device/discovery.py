@@ -1,6 +1,7 @@
 """What this machine can do.
 
-Knows cores, memory, CPU features and GPUs, as the operating system and torch name them. Decides nothing.
+Knows cores, memory, CPU features and GPUs, as the operating system and torch name them. Decides
+nothing.
 Always: an unknown answer is 0 or empty, never a guess; nothing is started, changed or sent.
 """
 
@@ -67,8 +68,12 @@ def discover(*, gpus: bool = True) -> Device:
 
 
 def core_count(root: Path = Path("/")) -> int:
-    """Cores that this program may run on: affinity and a container's quota respected, at least 1."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this program may run on: affinity and a container's quota respected, at least
+    1.
+    """
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     quota, _, period = read(root / "sys/fs/cgroup/cpu.max").partition(" ")
     if quota.isdigit() and period.strip().isdigit():
         cores = min(cores, -(-int(quota) // int(period)))  # a part of a core is a core
@@ -77,11 +82,18 @@ def core_count(root: Path = Path("/")) -> int:
 
 def memory_sizes(root: Path = Path("/")) -> tuple[int, int]:
     """Bytes of memory, and bytes free; a container's limit lowers both."""
-    lines = dict(line.split(":", 1) for line in read(root / "proc/meminfo").splitlines() if ":" in line)
-    total, free = (int(lines.get(key, "0 kB").split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
+    lines = dict(
+        line.split(":", 1) for line in read(root / "proc/meminfo").splitlines() if ":" in line
+    )
+    total, free = (
+        int(lines.get(key, "0 kB").split()[0]) * 1024 for key in ("MemTotal", "MemAvailable")
+    )
     if not total and sys.platform == "darwin":
         total = int(sysctl("hw.memsize") or 0)
-    limit, used = read(root / "sys/fs/cgroup/memory.max").strip(), read(root / "sys/fs/cgroup/memory.current").strip()
+    limit, used = (
+        read(root / "sys/fs/cgroup/memory.max").strip(),
+        read(root / "sys/fs/cgroup/memory.current").strip(),
+    )
     if limit.isdigit() and used.isdigit() and total:
         total, free = min(total, int(limit)), min(free, max(int(limit) - int(used), 0))
     return total, free
@@ -110,7 +122,9 @@ def processor_name(root: Path = Path("/")) -> str:
 
 
 def cuda_devices() -> tuple[Gpu, ...]:
-    """GPUs that torch can use now; none where torch is not installed, for then nothing here could use one."""
+    """GPUs that torch can use now; none where torch is not installed, for then nothing here
+    could use one.
+    """
     try:
         import torch
     except ModuleNotFoundError:
@@ -118,7 +132,10 @@ def cuda_devices() -> tuple[Gpu, ...]:
     if not torch.cuda.is_available():
         return ()
     found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    return tuple(Gpu(name=gpu.name, memory=gpu.total_memory, capability=(gpu.major, gpu.minor)) for gpu in found)
+    return tuple(
+        Gpu(name=gpu.name, memory=gpu.total_memory, capability=(gpu.major, gpu.minor))
+        for gpu in found
+    )
 
 
 def read(path: Path) -> str:
@@ -132,6 +149,8 @@ def read(path: Path) -> str:
 def sysctl(name: str) -> str:
     """One value from macOS; empty where there is none."""
     try:
-        return subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+        return subprocess.run(
+            ["sysctl", "-n", name], capture_output=True, text=True, check=True, timeout=5
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""

@@ -1,8 +1,8 @@
 """The adapters that requests can name.
 
 Knows names and the base they belong to. Knows nothing of steps or of what an adapter is good at.
-Always: an adapter is on the shelf whole or not at all; taking one off or putting another in its place never disturbs
-a request that already runs with it.
+Always: an adapter is on the shelf whole or not at all; taking one off or putting another in its
+place never disturbs a request that already runs with it.
 """
 
 import threading
@@ -29,7 +29,8 @@ class AdapterShelf:
         self._lock = threading.Lock()
 
     def load(self, name: str, adapter: "Adapter") -> None:
-        """Put `adapter` on the shelf; a new version takes the old one's place for all later requests.
+        """Put `adapter` on the shelf; a new version takes the old one's place for all later
+        requests.
 
         An adapter that names no base at all (a foreign one) is taken if its shapes fit.
 
@@ -41,7 +42,8 @@ class AdapterShelf:
             raise RequestError("an adapter needs a name; give it one")
         if adapter.base_digest not in ("", self._digest):
             raise RequestError(
-                f"adapter {name} was trained on base {adapter.base_digest[:12]}…, this engine runs {self._digest[:12]}…; "
+                f"adapter {name} was trained on base {adapter.base_digest[:12]}…, this engine runs "
+                f"{self._digest[:12]}…; "
                 "pull the model it belongs to"
             )
         adapter.check(self._architecture)
@@ -83,7 +85,9 @@ class AdapterShelf:
 
 
 def _factors(adapter: "Adapter") -> "dict[str, tuple[Tensor, Tensor]]":
-    """Each module's A transposed and scale * B transposed, copied, so that later changes to the caller's do not reach us."""
+    """Each module's A transposed and scale * B transposed, copied, so that later changes to the
+    caller's do not reach us.
+    """
     modules = {name.removesuffix(A_END) for name in adapter.tensors if name.endswith(A_END)}
     return {
         module: (

@@ -14,7 +14,9 @@ from .stops import StopTexts
 class Answer:
     """Reads tokens, writes pieces."""
 
-    def __init__(self, request: GenerationRequest, generation: Generation, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, request: GenerationRequest, generation: Generation, tokenizer: Tokenizer
+    ) -> None:
         self.generation = generation
         self._max_tokens = request.max_tokens
         self._stop_tokens: Container[int] = tokenizer.stop_tokens

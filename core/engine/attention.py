@@ -1,8 +1,8 @@
 """Attention of one step's rows over the paged cache.
 
 Knows spans, blocks and the cache. Knows nothing of weights.
-Always: a row sees exactly the tokens of its own sequence up to and including itself, in a windowed layer the last `window`
-of them; the step's keys and values are written before any row looks.
+Always: a row sees exactly the tokens of its own sequence up to and including itself, in a windowed
+layer the last `window` of them; the step's keys and values are written before any row looks.
 """
 
 from collections import defaultdict
@@ -29,19 +29,26 @@ class Stored(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Singles:
-    """Spans of one row, whose contexts are of similar length, so that padding them to one length wastes little."""
+    """Spans of one row, whose contexts are of similar length, so that padding them to one length
+    wastes little.
+    """
 
     rows: Tensor  # [B], where their rows stand in the step
     table: Tensor  # [B, n] block numbers, padded with block 0
     length: int  # of the longest context
-    mask: Tensor | None  # [B, 1, 1, length], True where a row may look; None where all contexts are equally long
+    # [B, 1, 1, length], True where a row may look; None where all contexts are equally long
+    mask: Tensor | None
 
     def within(self, window: int) -> Tensor | None:
         """The mask of a layer whose rows see `window` tokens; 0 = all."""
         if not 0 < window < self.length:
             return self.mask
         position = torch.arange(self.length)
-        stop = torch.full((len(self.rows), 1, 1, 1), self.length) if self.mask is None else self.mask.sum(-1, keepdim=True)
+        stop = (
+            torch.full((len(self.rows), 1, 1, 1), self.length)
+            if self.mask is None
+            else self.mask.sum(-1, keepdim=True)
+        )
         return (position < stop) & (position >= stop - window)
 
 
@@ -53,7 +60,8 @@ class Chunk:
     stop: int
     table: Tensor  # [1, n]
     length: int
-    mask: Tensor | None  # [rows, length]; None where the span is the whole context, hence plainly causal
+    # [rows, length]; None where the span is the whole context, hence plainly causal
+    mask: Tensor | None
 
     def within(self, window: int) -> Tensor | None:
         """As `Singles.within`."""
@@ -61,7 +69,9 @@ class Chunk:
             return self.mask
         rows = self.stop - self.start
         offset = self.length - rows  # the first row's own position
-        return torch.ones(rows, self.length, dtype=torch.bool).tril(offset).triu(offset - window + 1)
+        return (
+            torch.ones(rows, self.length, dtype=torch.bool).tril(offset).triu(offset - window + 1)
+        )
 
 
 class PagedAttention:
@@ -70,14 +80,16 @@ class PagedAttention:
     def __init__(self, cache: Stored, spans: Items[Span], windows: tuple[int, ...] = ()) -> None:
         """`windows`: the architecture's."""
         self.cache, self.windows = cache, windows
-        self.masks: dict[tuple[int, int], Tensor | None] = {}  # by group and window: layers of one window share them
+        # by group and window: layers of one window share them
+        self.masks: dict[tuple[int, int], Tensor | None] = {}
         self.places = torch.cat([_places(span) for span in spans])  # [N]
         alike: dict[int, list[tuple[int, Span]]] = defaultdict(list)
         self.chunks: list[Chunk] = []
         row = 0
         for span in spans:
             if span.count == 1:
-                # Contexts of one power of two together: no context is padded to more than twice its own length.
+                # Contexts of one power of two together: no context is padded to more than twice its
+                # own length.
                 alike[span.start.bit_length()].append((row, span))
             else:
                 self.chunks.append(_chunk(row, span))
@@ -96,24 +108,32 @@ class PagedAttention:
                 return mixed.to(q.dtype)
             out[group.rows] = mixed
         for chunk in self.chunks:
-            out[chunk.start : chunk.stop] = self._many_rows(layer, narrow[chunk.start : chunk.stop], chunk)
+            out[chunk.start : chunk.stop] = self._many_rows(
+                layer, narrow[chunk.start : chunk.stop], chunk
+            )
         return out.to(q.dtype)
 
     def _one_row_each(self, layer: int, q: Tensor, group: Singles) -> Tensor:
         """[B, H, hd] -> [B, H, hd]."""
         keys, values = self.cache.read(layer, group.table, group.length)  # [B, KV, length, hd]
-        # The query heads that share a key head stand in the place of query positions: four times as fast as enable_gqa.
+        # The query heads that share a key head stand in the place of query positions: four times as
+        # fast as enable_gqa.
         grouped = q.view(len(q), keys.shape[1], -1, q.shape[-1])  # [B, KV, H / KV, hd]
-        return nn.functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=self._mask(layer, group)).reshape(
-            q.shape
-        )
+        return nn.functional.scaled_dot_product_attention(
+            grouped, keys, values, attn_mask=self._mask(layer, group)
+        ).reshape(q.shape)
 
     def _many_rows(self, layer: int, q: Tensor, chunk: Chunk) -> Tensor:
         """[n, H, hd] -> [n, H, hd]."""
         keys, values = self.cache.read(layer, chunk.table, chunk.length)
         mask = self._mask(layer, chunk)
         mixed = nn.functional.scaled_dot_product_attention(
-            q.transpose(0, 1)[None], keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+            q.transpose(0, 1)[None],
+            keys,
+            values,
+            attn_mask=mask,
+            is_causal=mask is None,
+            enable_gqa=True,
         )
         return mixed[0].transpose(0, 1)
 
@@ -148,6 +168,8 @@ def _singles(group: Items[tuple[int, Span]]) -> Singles:
 
 
 def _table(spans: Items[Span], length: int) -> Tensor:
-    """Block numbers of each span's context, [B, n]; block 0 stands where a shorter one has none, and is masked."""
+    """Block numbers of each span's context, [B, n]; block 0 stands where a shorter one has none,
+    and is masked.
+    """
     width = -(-length // BLOCK_TOKENS)
     return torch.tensor([(span.sequence.blocks + [0] * width)[:width] for span in spans])

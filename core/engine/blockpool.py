@@ -1,22 +1,27 @@
 """Which blocks of the cache are free, owned or kept.
 
-Knows how many tokens a block holds and how many owners a block has. Knows nothing of what is in them, nor whose they are.
-Always: a block is free (nobody's), owned (once or by several), or kept (nobody's, but its content is known and may be asked
-for again); kept blocks are given away when free ones run out, or when more than `keep` would not be free, the longest unused
-first. Blocks are handed out again before others are touched, so the cache's memory is that of `keep` or of all owners' blocks,
-whichever was more.
+Knows how many tokens a block holds and how many owners a block has. Knows nothing of what is in
+them, nor whose they are.
+Always: a block is free (nobody's), owned (once or by several), or kept (nobody's, but its content
+is known and may be asked for again); kept blocks are given away when free ones run out, or when
+more than `keep` would not be free, the longest unused first. Blocks are handed out again before
+others are touched, so the cache's memory is that of `keep` or of all owners' blocks, whichever was
+more.
 """
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 
-BLOCK_TOKENS = 16  # a 2,048-token conversation is 128 blocks; at most 15 places of a request stay unused
+# a 2,048-token conversation is 128 blocks; at most 15 places of a request stay unused
+BLOCK_TOKENS = 16
 
 
 class BlockPool:
     """Free block numbers, and how many owners the others have."""
 
-    def __init__(self, blocks: int, block_tokens: int = BLOCK_TOKENS, keep: int | None = None) -> None:
+    def __init__(
+        self, blocks: int, block_tokens: int = BLOCK_TOKENS, keep: int | None = None
+    ) -> None:
         """All blocks free.
 
         Args:
@@ -25,8 +30,10 @@ class BlockPool:
         self.total = blocks
         self.keep = blocks if keep is None else keep
         self.block_tokens = block_tokens
-        self.known: set[int] = set()  # blocks that `prefixes` can find; they are kept when their last owner goes
-        self.on_forget: Callable[[int], None] = lambda _: None  # a kept block is given away: nobody may find it any more
+        # blocks that `prefixes` can find; they are kept when their last owner goes
+        self.known: set[int] = set()
+        # a kept block is given away: nobody may find it any more
+        self.on_forget: Callable[[int], None] = lambda _: None
         self._free = list(range(blocks - 1, -1, -1))
         self._owners = [0] * blocks
         self._kept: OrderedDict[int, None] = OrderedDict()  # the longest unused first
@@ -61,7 +68,9 @@ class BlockPool:
         """
         if blocks > self.free:
             raise RuntimeError(f"{blocks} blocks asked for, {self.free} free")
-        while self._kept and (len(self._free) < blocks or self.total - len(self._free) + blocks > self.keep):
+        while self._kept and (
+            len(self._free) < blocks or self.total - len(self._free) + blocks > self.keep
+        ):
             self.forget(next(iter(self._kept)))
         taken = [self._free.pop() for _ in range(blocks)]
         for block in taken:
@@ -81,7 +90,8 @@ class BlockPool:
         self._owners[block] += 1
 
     def release(self, blocks: Iterable[int]) -> None:
-        """Take one owner from each block, the last one first: what stands behind others is given away before them.
+        """Take one owner from each block, the last one first: what stands behind others is given
+        away before them.
 
         Raises:
             RuntimeError: one of them had no owner (a bug).
@@ -105,18 +115,24 @@ class BlockPool:
             self._free.append(block)
 
     def check_integrity(self, owned: Iterable[int]) -> None:
-        """Compare with the blocks that their owners believe they hold, each as often as it has owners.
+        """Compare with the blocks that their owners believe they hold, each as often as it has
+        owners.
 
         Raises:
-            RuntimeError: a block is lost, has more or fewer owners than it counts, or is free and owned (a bug).
+            RuntimeError: a block is lost, has more or fewer owners than it counts, or is free and
+            owned (a bug).
         """
         held = Counter(owned)
         if any(held[block] > owners for block, owners in enumerate(self._owners)):
             raise RuntimeError("a block has two owners that did not agree to share it")
-        if len(set(self._free)) != len(self._free) or any(not self.idle(block) for block in (*self._free, *self._kept)):
+        if len(set(self._free)) != len(self._free) or any(
+            not self.idle(block) for block in (*self._free, *self._kept)
+        ):
             raise RuntimeError("a block is free and owned, or free twice")
         if not set(self._kept) <= self.known or self.known & set(self._free):
-            raise RuntimeError("a block is kept though nobody can find it, or free though somebody can")
+            raise RuntimeError(
+                "a block is kept though nobody can find it, or free though somebody can"
+            )
         if len(held) + self.free != self.total:
             raise RuntimeError(f"{len(held)} blocks owned and {self.free} free, of {self.total}")
         if any(held[block] < owners for block, owners in enumerate(self._owners)):

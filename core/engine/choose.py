@@ -1,7 +1,7 @@
 """Which runner serves a model.
 
-Knows what each runner says of itself. Always: there is one; torch's takes whatever no other does, and who is given the
-slower one finds the reason in the log.
+Knows what each runner says of itself. Always: there is one; torch's takes whatever no other does,
+and who is given the slower one finds the reason in the log.
 """
 
 from .. import log, parts
@@ -16,15 +16,16 @@ logger = log.get("engine")
 
 
 def runner_for(weights: Weights, blocks: int, config: EngineConfig, context: int) -> LanguageModel:
-    """The runner that the owner asked for: on the GPU, or the fastest for these weights on this processor.
+    """The runner that the owner asked for: on the GPU, or the fastest for these weights on this
+    processor.
 
     Args:
         blocks: of the cache.
         context: the longest sequence, tokens.
 
     Raises:
-        ConfigError: there is no GPU, this model cannot run on one or does not fit as the owner wants it, or `QUIETCHOIR_NATIVE`
-            asks for what does not exist.
+        ConfigError: there is no GPU, this model cannot run on one or does not fit as the owner
+            wants it, or `QUIETCHOIR_NATIVE` asks for what does not exist.
     """
     if config.device == "cuda":
         return cuda_runner(weights, blocks, config, context)
@@ -35,19 +36,25 @@ def cuda_runner(weights: Weights, blocks: int, config: EngineConfig, context: in
     """See `cuda.runner.CudaRunner`; layers that the device has no room for stay on the processor.
 
     Raises:
-        ConfigError: no GPU here, none that can run this model, or too little memory there for what is asked.
+        ConfigError: no GPU here, none that can run this model, or too little memory there for what
+        is asked.
     """
     with parts.wanted('engine.device = "cuda"'):
         import torch
 
     if not torch.cuda.is_available():
-        raise ConfigError('engine.device is "cuda", but torch finds no CUDA device here; set it to "cpu"')
+        raise ConfigError(
+            'engine.device is "cuda", but torch finds no CUDA device here; set it to "cpu"'
+        )
     from .cuda.runner import CudaRunner
 
     placement = cut(weights, blocks, config, context, torch.cuda.mem_get_info()[0])
     logger.info("%s", placement)
     if placement.host:
-        logger.warning("%d layers stay on the processor, which is far slower: the GPU has no room for them", placement.host)
+        logger.warning(
+            "%d layers stay on the processor, which is far slower: the GPU has no room for them",
+            placement.host,
+        )
     return CudaRunner(weights, blocks, context, host_layers=placement.host)
 
 
@@ -84,8 +91,8 @@ def processor_runner(weights: Weights, blocks: int, threads: int = 0) -> Languag
         threads: that share a step; 0: one for each core that this process may use.
 
     Raises:
-        ConfigError: `QUIETCHOIR_NATIVE` asks for what does not exist. MissingPartError: only torch's runner can take these
-            weights, and torch is not installed.
+        ConfigError: `QUIETCHOIR_NATIVE` asks for what does not exist. MissingPartError: only
+            torch's runner can take these weights, and torch is not installed.
     """
     if reason := supports(weights):
         with parts.wanted(f"this model ({reason})"):

@@ -1,10 +1,11 @@
 """Keys and values of a conversation, on disk.
 
-Knows one file format: safetensors with the tokens, what `LanguageModel.read_cache` returned, and which model and adapter both
-belong to. Knows nothing of blocks or of who asks.
+Knows one file format: safetensors with the tokens, what `LanguageModel.read_cache` returned, and
+which model and adapter both belong to. Knows nothing of blocks or of who asks.
 Always: a file is written whole or not at all, and read only if every byte is as it was written.
-Hazard: the file holds the conversation in clear, readable by its owner alone. Whoever can write it decides what the model
-believes to have read; the digest finds damage, not malice. Restore only files from a folder that nobody else writes to.
+Hazard: the file holds the conversation in clear, readable by its owner alone. Whoever can write it
+decides what the model believes to have read; the digest finds damage, not malice. Restore only
+files from a folder that nobody else writes to.
 """
 
 import hashlib
@@ -37,7 +38,9 @@ class Conversation:
     @property
     def digest(self) -> str:
         """Of everything in it, hexadecimal."""
-        whole = hashlib.sha256(f"{FORMAT} {self.model} {self.adapter} {len(self.tokens)}\n".encode())
+        whole = hashlib.sha256(
+            f"{FORMAT} {self.model} {self.adapter} {len(self.tokens)}\n".encode()
+        )
         whole.update(np.array(self.tokens, np.int64).tobytes())
         whole.update(self.cache)
         return whole.hexdigest()
@@ -62,7 +65,9 @@ def write(path: Path, conversation: Conversation) -> None:
     try:
         private_folder(path.parent)
     except OSError as error:
-        raise QuietchoirError(f"{path.parent}: cannot be made ({error.strerror}); choose another folder") from error
+        raise QuietchoirError(
+            f"{path.parent}: cannot be made ({error.strerror}); choose another folder"
+        ) from error
     write_atomically(path, save(tensors, metadata), mode=0o600)
 
 
@@ -76,15 +81,26 @@ def read(path: Path) -> Conversation:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT or set(file.keys()) != {"tokens", "cache"}:
-                raise CacheError(f"{path} is not a saved conversation of this version ({FORMAT}); delete it")
+                raise CacheError(
+                    f"{path} is not a saved conversation of this version ({FORMAT}); delete it"
+                )
             tokens, cache = file.get_tensor("tokens"), file.get_tensor("cache")
     except (OSError, SafetensorError) as error:
-        raise CacheError(f"{path} cannot be read as a saved conversation ({error}); delete it") from error
+        raise CacheError(
+            f"{path} cannot be read as a saved conversation ({error}); delete it"
+        ) from error
     if tokens.dtype != np.int64 or tokens.ndim != 1 or cache.dtype != np.uint8 or cache.ndim != 1:
         raise CacheError(f"{path} holds tokens or a cache of another kind; delete it")
-    found = Conversation(metadata.get("model", ""), metadata.get("adapter", ""), tuple(tokens.tolist()), cache.tobytes())
+    found = Conversation(
+        metadata.get("model", ""),
+        metadata.get("adapter", ""),
+        tuple(tokens.tolist()),
+        cache.tobytes(),
+    )
     if found.digest != metadata.get("digest"):
-        raise CacheError(f"{path} is damaged: its content has not the digest that was written; delete it")
+        raise CacheError(
+            f"{path} is damaged: its content has not the digest that was written; delete it"
+        )
     return found
 
 
@@ -99,7 +115,10 @@ def replace_all(folder: Path, found: Items[Conversation]) -> None:
     Raises:
         QuietchoirError: no space or no permission; those that were there before may still be.
     """
-    names = [folder / f"{place:04}-{conversation.digest[:16]}{ENDING}" for place, conversation in enumerate(found)]
+    names = [
+        folder / f"{place:04}-{conversation.digest[:16]}{ENDING}"
+        for place, conversation in enumerate(found)
+    ]
     for path, conversation in zip(names, found, strict=True):
         write(path, conversation)
     for path in {*saved(folder)} - {*names}:

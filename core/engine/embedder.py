@@ -1,7 +1,8 @@
 """Texts into unit vectors, so that near meanings lie near each other.
 
 Knows a tokenizer and an encoder. Knows nothing of documents or of who searches them.
-Always: every row has length one; a text's vector does not depend on the texts beside it, up to float32 rounding.
+Always: every row has length one; a text's vector does not depend on the texts beside it, up to
+float32 rounding.
 """
 
 from collections.abc import Sequence
@@ -46,18 +47,28 @@ class Embedder:
         network = encoder.load(folder)
         path = folder / "tokenizer.json"
         if not path.exists():
-            raise ModelNotFoundError(f"{path}: no such file; run: quietchoir model pull minilm-l6-v2")
+            raise ModelNotFoundError(
+                f"{path}: no such file; run: quietchoir model pull minilm-l6-v2"
+            )
         try:
             cutter = Cutter.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
-            raise ModelFileError(f"{path}: not a tokenizer ({error}); pull the model again") from error
+            raise ModelFileError(
+                f"{path}: not a tokenizer ({error}); pull the model again"
+            ) from error
         if cutter.get_vocab_size() > network.shape.vocabulary:
-            raise ModelFileError(f"{path}: has more tokens than the encoder's {network.shape.vocabulary}; pull the model again")
+            raise ModelFileError(
+                f"{path}: has more tokens than the encoder's "
+                f"{network.shape.vocabulary}; pull the model again"
+            )
         limits = folder / "sentence_bert_config.json"
-        longest = encoder.read_json(limits).get("max_seq_length") if limits.exists() else DEFAULT_LENGTH
+        longest = (
+            encoder.read_json(limits).get("max_seq_length") if limits.exists() else DEFAULT_LENGTH
+        )
         if type(longest) is not int or not 2 < longest <= network.shape.positions:
             raise ModelFileError(
-                f"{limits}: max_seq_length is {longest!r}, expected 3 to {network.shape.positions}; pull it again"
+                f"{limits}: max_seq_length is {longest!r}, expected 3 to "
+                f"{network.shape.positions}; pull it again"
             )
         return cls(network, cutter, longest)
 
@@ -66,10 +77,13 @@ class Embedder:
         return [len(encoding.ids) for encoding in self._whole.encode_batch(readable(texts))]
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Unit vectors of texts, float32 [N, D]; N may be 0. What is beyond the model's length is not seen."""
+        """Unit vectors of texts, float32 [N, D]; N may be 0. What is beyond the model's length
+        is not seen.
+        """
         tokens = [encoding.ids for encoding in self._cutter.encode_batch(readable(texts))]
         vectors = torch.empty(len(tokens), self.width)
-        order = sorted(range(len(tokens)), key=lambda place: len(tokens[place]))  # like lengths together: little padding
+        # like lengths together: little padding
+        order = sorted(range(len(tokens)), key=lambda place: len(tokens[place]))
         with torch.inference_mode():
             for start in range(0, len(order), BATCH):
                 places = order[start : start + BATCH]

@@ -1,8 +1,9 @@
 """Requests in, pieces of text out: the thread that runs the model.
 
-Knows the order of a step and what happens when one fails. The parts know the rest: `scheduler`, `runner`, `sampler`,
-`answer`. Knows nothing of HTTP, conversations or tools.
-Always: a failing request takes no other request with it, unless they shared the step that failed; the engine goes on.
+Knows the order of a step and what happens when one fails. The parts know the rest: `scheduler`,
+`runner`, `sampler`, `answer`. Knows nothing of HTTP, conversations or tools.
+Always: a failing request takes no other request with it, unless they shared the step that failed;
+the engine goes on.
 """
 
 import threading
@@ -38,8 +39,19 @@ from .threads import compute_alone, compute_with
 
 T = TypeVar("T")
 logger = log.get("engine")
-NOT_FINITE = "the model's logits are not finite; the weights or the adapter are damaged, get them again"
-COUNTED = ("steps", "prompt_tokens", "completion_tokens", "finished", "failed", "cancelled", "drafted", "accepted")
+NOT_FINITE = (
+    "the model's logits are not finite; the weights or the adapter are damaged, get them again"
+)
+COUNTED = (
+    "steps",
+    "prompt_tokens",
+    "completion_tokens",
+    "finished",
+    "failed",
+    "cancelled",
+    "drafted",
+    "accepted",
+)
 
 
 class Engine:
@@ -59,7 +71,8 @@ class Engine:
             ConfigError: the cache's memory is too small for one block.
         """
         self.adapters = AdapterShelf(weights)
-        self.context = min(config.context, weights.architecture.context)  # tokens of one request, answer included
+        # tokens of one request, answer included
+        self.context = min(config.context, weights.architecture.context)
         self._weights, self._threads, self._clock = weights, config.threads, clock
         pool = _pool(weights, config, self.context)
         self.context = min(self.context, pool.total * BLOCK_TOKENS)
@@ -76,11 +89,14 @@ class Engine:
         self.model = model or runner_for(weights, pool.total, config, self.context)
         self.scheduler.exact = isinstance(self.model, NativeRunner)
         self._grammars = Grammars(weights.tokenizer)
-        self.conversations = Keeper(self.scheduler, self.model, weights, self.adapters, self._between_steps)
+        self.conversations = Keeper(
+            self.scheduler, self.model, weights, self.adapters, self._between_steps
+        )
         self._errands: deque[Callable[[], None]] = deque()  # for the thread, between two steps
         self._answers: dict[Sequence, Answer] = {}
         self._counts = dict.fromkeys(COUNTED, 0)
-        self._pieces: list[bytes] | None = None  # of each token, once somebody asks for log-probabilities
+        # of each token, once somebody asks for log-probabilities
+        self._pieces: list[bytes] | None = None
         self._changed = threading.Condition()  # guards everything but the model; wakes the thread
         self._thread: threading.Thread | None = None
         self._closed: str | None = None  # why no request is taken
@@ -95,7 +111,9 @@ class Engine:
             self._thread.start()
 
     def stop(self) -> None:
-        """Cancel what runs and waits, and end the thread; returns when both are done (at most one step)."""
+        """Cancel what runs and waits, and end the thread; returns when both are done (at most
+        one step).
+        """
         with self._changed:
             self._closed = "the engine was stopped; start it again"
             self._changed.notify_all()
@@ -113,8 +131,9 @@ class Engine:
         """Put a request into the queue.
 
         Raises:
-            RequestError: it can never run: too long for the context, a token the model does not know, an unknown adapter, a
-                grammar that cannot be compiled. (Compiling takes milliseconds to seconds; the caller waits, nobody else.)
+            RequestError: it can never run: too long for the context, a token the model does not
+                know, an unknown adapter, a grammar that cannot be compiled. (Compiling takes
+                milliseconds to seconds; the caller waits, nobody else.)
             OverloadedError: the queue is full, or the grammars' compiler is busy.
             EngineError: the engine was stopped or has broken.
         """
@@ -147,7 +166,9 @@ class Engine:
             )
 
     def step(self) -> None:
-        """Advance every request there is room for: by a token and what was guessed after it, or by a chunk of its prompt."""
+        """Advance every request there is room for: by a token and what was guessed after it, or
+        by a chunk of its prompt.
+        """
         while self._errands:
             self._errands.popleft()()
         with self._changed:
@@ -161,7 +182,8 @@ class Engine:
             telling = put_aside(logits, rows)
             tokens = sample(logits, rows)  # [R]
             told = tell(telling, rows, tokens, self._spell)  # [R]
-        except Exception as error:  # whatever it is, it must not end the thread that all requests share
+        # whatever it is, it must not end the thread that all requests share
+        except Exception as error:
             self._fail([span.sequence for span in batch.spans], error)
             return
         with self._changed:
@@ -177,9 +199,11 @@ class Engine:
         alone = False
         try:
             while self._wait_for_work():
-                alone = alone or (native and compute_alone())  # it has threads of its own; torch may come any time
+                # it has threads of its own; torch may come any time
+                alone = alone or (native and compute_alone())
                 self.step()
-        except BaseException as error:  # a bug of ours: say so to every caller instead of leaving them waiting
+        # a bug of ours: say so to every caller instead of leaving them waiting
+        except BaseException as error:
             with self._changed:
                 self._closed = f"the engine broke down ({error}); restart it"
                 self._fail(list(self._answers), EngineError(self._closed))
@@ -196,7 +220,9 @@ class Engine:
             return self._closed is None
 
     def _between_steps(self, work: Callable[[], T]) -> T:
-        """Do `work` on the engine's thread, where nothing else touches blocks; other requests wait meanwhile."""
+        """Do `work` on the engine's thread, where nothing else touches blocks; other requests
+        wait meanwhile.
+        """
         done: Future[T] = Future()
 
         def errand() -> None:
@@ -226,19 +252,24 @@ class Engine:
                 self._end(sequence, Piece("", None, "cancelled"))
         for sequence in self.scheduler.expire(self._clock()):
             timeout_s = self.scheduler.limits.queue_timeout_s
-            error = OverloadedError(f"the request waited longer than {timeout_s:g} s for its turn; try again later")
+            error = OverloadedError(
+                f"the request waited longer than {timeout_s:g} s for its turn; try again later"
+            )
             self._end(sequence, Piece("", None, "error"), error)
 
     def _count(self, batch: Batch, runs: Items[Items[int | None]], seconds: float) -> None:
         answers, guesses = len(runs), batch.guesses
-        if batch.rows == answers + guesses:  # nobody reads a prompt, so the time is what answers and guesses took
+        # nobody reads a prompt, so the time is what answers and guesses took
+        if batch.rows == answers + guesses:
             self.scheduler.price.learn(answers, guesses, seconds)
         self._counts["steps"] += 1
         self._counts["prompt_tokens"] += batch.rows - answers - guesses
         self._counts["drafted"] += guesses
         self._counts["accepted"] += sum(map(len, runs)) - answers
 
-    def _answer(self, batch: Batch, runs: Items[Items[int | None]], told: Items[Likely | None]) -> None:
+    def _answer(
+        self, batch: Batch, runs: Items[Items[int | None]], told: Items[Likely | None]
+    ) -> None:
         """Hand each new token to its request."""
         start = 0
         for span, run in zip((span for span in batch.spans if span.sampled), runs, strict=True):
@@ -250,7 +281,9 @@ class Engine:
                     self._clean(span.sequence)
                 self._fail([span.sequence], error)
 
-    def _go_on(self, sequence: Sequence, run: Items[int | None], told: Items[Likely | None]) -> None:
+    def _go_on(
+        self, sequence: Sequence, run: Items[int | None], told: Items[Likely | None]
+    ) -> None:
         """Deliver a run of tokens; what comes after the end of the answer is left out."""
         answer, matcher = self._answers[sequence], sequence.matcher
         for place, (token, likely) in enumerate(zip(run, told, strict=True)):
@@ -271,7 +304,9 @@ class Engine:
         return self._pieces[token] or self._weights.tokenizer.vocabulary.tokens[token].encode()
 
     def _clean(self, sequence: Sequence) -> None:
-        """Let nobody find what a sequence wrote, nor meet its infinities where it writes next: they outlive a mask."""
+        """Let nobody find what a sequence wrote, nor meet its infinities where it writes next:
+        they outlive a mask.
+        """
         self.scheduler.distrust(sequence)
         own = [block for block in sequence.blocks if self.scheduler.pool.alone(block)]
         if own:
@@ -279,43 +314,73 @@ class Engine:
             self.model.write_cache(own, label(layout.decode(), bytes(len(payload))))
 
     def _fail(self, sequences: Items[Sequence], error: BaseException) -> None:
-        cause = error if isinstance(error, EngineError) else EngineError(f"generation failed: {error}; see the node's log")
-        logger.warning("%d request(s) failed: %s", len(sequences), error, exc_info=not isinstance(error, EngineError))
+        cause = (
+            error
+            if isinstance(error, EngineError)
+            else EngineError(f"generation failed: {error}; see the node's log")
+        )
+        logger.warning(
+            "%d request(s) failed: %s",
+            len(sequences),
+            error,
+            exc_info=not isinstance(error, EngineError),
+        )
         with self._changed:
             for sequence in sequences:
                 self._end(sequence, Piece("", None, "error"), cause)
 
-    def _end(self, sequence: Sequence, last: Piece | None = None, error: EngineError | None = None) -> None:
-        """Free what a request holds; `last` is its last piece unless its answer has delivered one."""
+    def _end(
+        self, sequence: Sequence, last: Piece | None = None, error: EngineError | None = None
+    ) -> None:
+        """Free what a request holds; `last` is its last piece unless its answer has delivered
+        one.
+        """
         self.scheduler.finish(sequence)
         answer = self._answers.pop(sequence)
         if last is not None and answer.generation.finished is None:
             answer.generation.deliver(last, error)
         outcome = answer.generation.finished
-        self._counts["failed" if outcome == "error" else "cancelled" if outcome == "cancelled" else "finished"] += 1
+        self._counts[
+            "failed"
+            if outcome == "error"
+            else "cancelled"
+            if outcome == "cancelled"
+            else "finished"
+        ] += 1
 
     def _check(self, request: GenerationRequest) -> None:
         """Raises: RequestError: see `submit`."""
         wanted = len(request.prompt) + request.max_tokens
         if wanted > self.context:
             raise RequestError(
-                f"prompt of {len(request.prompt)} tokens and answer of up to {request.max_tokens} make {wanted}, "
-                f"the context holds {self.context}; shorten the prompt, lower max_tokens or raise engine.context"
+                f"prompt of {len(request.prompt)} tokens and answer of up to {request.max_tokens} "
+                f"make {wanted}, "
+                f"the context holds {self.context}; shorten the prompt, lower max_tokens or raise "
+                f"engine.context"
             )
         size = self._weights.architecture.vocabulary
         if not all(0 <= token < size for token, _ in request.logit_bias):
-            raise RequestError(f"logit_bias names tokens outside 0..{size - 1}; use this model's token ids")
+            raise RequestError(
+                f"logit_bias names tokens outside 0..{size - 1}; use this model's token ids"
+            )
         if not 0 <= min(request.prompt) <= max(request.prompt) < size:
-            raise RequestError(f"the prompt holds tokens outside 0..{size - 1}; encode it with this model's tokenizer")
+            raise RequestError(
+                f"the prompt holds tokens outside 0..{size - 1}; encode it with "
+                f"this model's tokenizer"
+            )
 
 
 def _pool(weights: Weights, config: EngineConfig, context: int) -> BlockPool:
-    """Blocks of the cache: what the memory allows, and no more than a full batch of full contexts can use.
+    """Blocks of the cache: what the memory allows, and no more than a full batch of full contexts
+    can use.
 
-    What nobody uses is kept within `kept_bytes`, or within one full context, which a single request may need anyway.
+    What nobody uses is kept within `kept_bytes`, or within one full context, which a single request
+    may need anyway.
     """
     one, longest = cache_block_bytes(weights, config), -(-context // BLOCK_TOKENS)
     if config.kv_bytes < one:
-        raise ConfigError(f"engine.kv_bytes = {config.kv_bytes} holds no block of keys and values; raise it")
+        raise ConfigError(
+            f"engine.kv_bytes = {config.kv_bytes} holds no block of keys and values; raise it"
+        )
     blocks = min(config.kv_bytes // one, config.max_running * longest)
     return BlockPool(blocks, keep=max(config.kept_bytes // one, longest))

@@ -1,9 +1,11 @@
 """Conversations that outlive the cache: out of it into files, and back.
 
-Knows blocks, prefixes and what a model's cache can read and write. What a file looks like knows `conversations`.
-Always: a conversation that does not fit changes nothing; one that fits stands in the cache like any other that has ended.
-The cache is read and written between two steps, so other requests wait for one copy (some 50 ms for 2,000 tokens of a 135M
-model); files are read and written in the caller's thread.
+Knows blocks, prefixes and what a model's cache can read and write. What a file looks like knows
+`conversations`.
+Always: a conversation that does not fit changes nothing; one that fits stands in the cache like any
+other that has ended. The cache is read and written between two steps, so other requests wait for
+one copy (some 50 ms for 2,000 tokens of a 135M model); files are read and written in the caller's
+thread.
 """
 
 from collections.abc import Callable
@@ -36,7 +38,8 @@ class Keeper:
     between_steps: Callable[[Callable[[], Any]], Any]  # runs a piece of work on the engine's thread
 
     def save(self, tokens: Items[int], path: Path, *, adapter: str | None = None) -> int:
-        """Write what the cache still holds of the beginning of `tokens` (prompt, answer, …) to a file.
+        """Write what the cache still holds of the beginning of `tokens` (prompt, answer, …) to a
+        file.
 
         Returns:
             How many of the tokens, a multiple of a block's 16.
@@ -51,23 +54,28 @@ class Keeper:
         return len(conversation.tokens)
 
     def restore(self, path: Path, *, adapter: str | None = None) -> int:
-        """Read a saved conversation into the cache, where the next request that begins with its tokens finds it.
+        """Read a saved conversation into the cache, where the next request that begins with its
+        tokens finds it.
 
         Returns:
             How many tokens that request need not compute.
 
         Raises:
-            CacheError: damaged, or of another model, adapter or layout of the cache; nothing was restored.
-            OverloadedError: no room now. RequestError: no such adapter.
+            CacheError: damaged, or of another model, adapter or layout of the cache; nothing was
+            restored. OverloadedError: no room now. RequestError: no such adapter.
         """
         digest, conversation = self._digest(adapter), conversations.read(path)
         if conversation.adapter != digest:
-            raise CacheError(f"{path} was computed with another version of the adapter, or with none; let it compute anew")
+            raise CacheError(
+                f"{path} was computed with another version of the adapter, or with "
+                f"none; let it compute anew"
+            )
         self._restore(conversation)
         return len(conversation.tokens)
 
     def save_latest(self, folder: Path, most: int) -> int:
-        """Let `folder` hold the `most` latest conversations of the cache and no others; returns how many.
+        """Let `folder` hold the `most` latest conversations of the cache and no others; returns how
+        many.
 
         Raises:
             QuietchoirError: no space or no permission.
@@ -77,7 +85,9 @@ class Keeper:
         return len(found)
 
     def restore_latest(self, folder: Path) -> int:
-        """Read back what `save_latest` wrote, of whatever adapter; what does not fit is logged and left out."""
+        """Read back what `save_latest` wrote, of whatever adapter; what does not fit is logged
+        and left out.
+        """
         restored = 0
         for path in conversations.saved(folder):
             try:
@@ -98,13 +108,18 @@ class Keeper:
         prefixes, size = self.scheduler.prefixes, self.scheduler.pool.block_tokens
         found = prefixes.follow(prefixes.root(adapter), tokens, len(tokens) // size)
         if not found:
-            raise CacheError(f"the cache holds nothing of these {len(tokens)} tokens; save right after the answer")
+            raise CacheError(
+                f"the cache holds nothing of these {len(tokens)} tokens; save right "
+                f"after the answer"
+            )
         return self._of(found, adapter)
 
     def latest(self, most: int) -> list[Conversation]:
         """The `most` latest conversations, the oldest of them first."""
         leaves = list(self.scheduler.prefixes.leaves())
-        return [self._of(leaf.path(), adapter) for adapter, leaf in leaves[max(0, len(leaves) - most) :]]
+        return [
+            self._of(leaf.path(), adapter) for adapter, leaf in leaves[max(0, len(leaves) - most) :]
+        ]
 
     def put_back(self, conversation: Conversation) -> None:
         """Let requests that begin with these tokens find them in the cache.
@@ -118,13 +133,26 @@ class Keeper:
         count = len(tokens) // size
         if conversation.model != self.weights.digest:
             found, own = conversation.model[:12], self.weights.digest[:12]
-            raise CacheError(f"it was computed with model {found}…, this engine runs {own}…; let it compute anew")
-        if not tokens or len(tokens) % size or not 0 <= min(tokens) <= max(tokens) < self.weights.architecture.vocabulary:
-            raise CacheError(f"its {len(tokens)} tokens are not whole blocks of {size} of this model's tokens; delete it")
+            raise CacheError(
+                f"it was computed with model {found}…, this engine runs {own}…; let it compute anew"
+            )
+        if (
+            not tokens
+            or len(tokens) % size
+            or not 0 <= min(tokens) <= max(tokens) < self.weights.architecture.vocabulary
+        ):
+            raise CacheError(
+                f"its {len(tokens)} tokens are not whole blocks of {size} of this "
+                f"model's tokens; delete it"
+            )
         if not self.scheduler.limits.share_prefixes:
-            raise CacheError("engine.share_prefixes is false, so nobody would find it; set it to true")
+            raise CacheError(
+                "engine.share_prefixes is false, so nobody would find it; set it to true"
+            )
         if count + len(self.scheduler.running) > pool.free:
-            raise OverloadedError(f"it needs {count} blocks of the cache, {pool.free} are free; try again later")
+            raise OverloadedError(
+                f"it needs {count} blocks of the cache, {pool.free} are free; try again later"
+            )
         blocks = pool.allocate(count)
         try:
             self.model.write_cache(blocks, conversation.cache)
@@ -134,7 +162,8 @@ class Keeper:
         before = prefixes.root(conversation.adapter)
         for place, block in enumerate(blocks):
             before = prefixes.add(before, tokens[place * size : (place + 1) * size], block)
-            if before.block != block:  # it was there already: hold that one, so that it goes after those behind it
+            # it was there already: hold that one, so that it goes after those behind it
+            if before.block != block:
                 pool.share(before.block)
                 pool.release([block])
                 blocks[place] = before.block
@@ -142,7 +171,12 @@ class Keeper:
 
     def _of(self, path: Items[Prefix], adapter: str) -> Conversation:
         tokens = tuple(token for prefix in path for token in prefix.tokens)
-        return Conversation(self.weights.digest, adapter, tokens, self.model.read_cache([prefix.block for prefix in path]))
+        return Conversation(
+            self.weights.digest,
+            adapter,
+            tokens,
+            self.model.read_cache([prefix.block for prefix in path]),
+        )
 
     def _restore(self, conversation: Conversation) -> None:
         self.between_steps(lambda: self.put_back(conversation))

@@ -26,8 +26,9 @@ class LanguageModel(Protocol):
         """Run the batch's tokens and remember their keys and values.
 
         Returns:
-            Logits [batch.logit_rows, V], float32, in the processor's memory: of the last `span.sampled` rows of each span, in
-            the order of `batch.spans`. What a span's rows hold is `span.tokens`, which ends with its drafts.
+            Logits [batch.logit_rows, V], float32, in the processor's memory: of the last
+            `span.sampled` rows of each span, in the order of `batch.spans`. What a span's rows hold
+            is `span.tokens`, which ends with its drafts.
         """
         ...
 
@@ -45,7 +46,9 @@ class LanguageModel(Protocol):
 
 
 def exact(weights: Weights) -> bool:
-    """Whether the cache must hold float32: bfloat16 will do beside quantised weights, whose own rounding is far coarser."""
+    """Whether the cache must hold float32: bfloat16 will do beside quantised weights, whose own
+    rounding is far coarser.
+    """
     return all(blocks.kind in ("F32", "F16") for blocks in weights.tensors.values())
 
 
@@ -55,4 +58,13 @@ def block_bytes(architecture: Architecture, itemsize: int) -> int:
     Args:
         itemsize: bytes of one number.
     """
-    return math.prod((2, architecture.layers, BLOCK_TOKENS, architecture.kv_heads, architecture.head_size, itemsize))
+    return math.prod(
+        (
+            2,
+            architecture.layers,
+            BLOCK_TOKENS,
+            architecture.kv_heads,
+            architecture.head_size,
+            itemsize,
+        )
+    )

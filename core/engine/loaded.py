@@ -14,11 +14,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedAdapter:
-    """One version of an adapter, ready to multiply. Never changed; a request keeps the version it started with."""
+    """One version of an adapter, ready to multiply. Never changed; a request keeps the version
+    it started with.
+    """
 
     name: str
-    factors: "Mapping[str, tuple[Tensor, Tensor]]"  # module -> A transposed [K, r], scale * B transposed [r, rows]
-    digest: str = field(init=False)  # of all the numbers: two versions share no keys and values unless they are equal
+    factors: (
+        "Mapping[str, "
+        "tuple[Tensor, "
+        "Tensor]]"
+    )  # module -> A transposed [K, r], scale * B transposed [r, rows]
+    # of all the numbers: two versions share no keys and values unless they are equal
+    digest: str = field(init=False)
 
     def __post_init__(self) -> None:
         whole = hashlib.sha256()

@@ -1,8 +1,8 @@
 """An adapter's share of a product, for the rows that ask for it.
 
 Knows which rows of this step belong to which adapter. Knows nothing of requests or files.
-Always: rows of no adapter come out exactly as without this module; adapters are summed on, never merged into weights,
-so switching one costs nothing and several stand in one batch.
+Always: rows of no adapter come out exactly as without this module; adapters are summed on, never
+merged into weights, so switching one costs nothing and several stand in one batch.
 """
 
 from collections.abc import Iterator

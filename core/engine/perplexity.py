@@ -1,7 +1,7 @@
 """How surprised a model is by a text: one number that shows what a faster path costs.
 
-Knows logits and tokens. Knows nothing of how they came about: any `LanguageModel` can be asked, so that two paths over the
-same weights can be compared.
+Knows logits and tokens. Knows nothing of how they came about: any `LanguageModel` can be asked, so
+that two paths over the same weights can be compared.
 """
 
 import math
@@ -22,15 +22,17 @@ def perplexity(model: LanguageModel, tokens: Items[int], window: int = 512) -> f
     """exp of the mean negative log-likelihood of each token after those before it.
 
     Args:
-        model: with a cache of at least `window` tokens; its first blocks are overwritten, so not one that serves.
-        tokens: at least two; cut into windows that know nothing of each other, the first token of each is not counted.
-        window: tokens; a last window of one token is left out.
+        model: with a cache of at least `window` tokens; its first blocks are overwritten, so not
+        one that serves. tokens: at least two; cut into windows that know nothing of each other, the
+        first token of each is not counted. window: tokens; a last window of one token is left out.
 
     Raises:
         ValueError: fewer than two tokens, or a window of fewer.
     """
     if len(tokens) < 2 or window < 2:
-        raise ValueError(f"perplexity needs two tokens and a window of two, got {len(tokens)} and {window}")
+        raise ValueError(
+            f"perplexity needs two tokens and a window of two, got {len(tokens)} and {window}"
+        )
     total, counted = 0.0, 0
     for start in range(0, len(tokens) - 1, window):
         part = list(tokens[start : start + window])
@@ -46,7 +48,8 @@ def _surprise(model: LanguageModel, tokens: list[int]) -> float:
     total = 0.0
     for start in range(0, len(tokens) - 1, CHUNK):
         count = min(CHUNK, len(tokens) - 1 - start)
-        logits = torch.as_tensor(model.forward(Batch((Span(sequence, start, count, count),))))  # [count, V]
+        # [count, V]
+        logits = torch.as_tensor(model.forward(Batch((Span(sequence, start, count, count),))))
         wanted = torch.tensor(tokens[start + 1 : start + 1 + count])
         total += float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
     return total

@@ -1,10 +1,12 @@
 """Which block holds the keys and values of which tokens.
 
-Knows tokens, adapters by their digest, and block numbers. Knows nothing of requests or of what is in a block.
-Always: a block is found only by exactly the tokens that it and all before it hold, under the same adapter; where a block can
-be found, so can all before it.
-Hazard: whoever shares a node can tell by the time of a first token whether another request began with the same words. Nodes
-that serve people who do not trust each other set `engine.share_prefixes = false`.
+Knows tokens, adapters by their digest, and block numbers. Knows nothing of requests or of what is
+in a block.
+Always: a block is found only by exactly the tokens that it and all before it hold, under the same
+adapter; where a block can be found, so can all before it.
+Hazard: whoever shares a node can tell by the time of a first token whether another request began
+with the same words. Nodes that serve people who do not trust each other set `engine.share_prefixes
+= false`.
 """
 
 from collections.abc import Iterator
@@ -50,7 +52,9 @@ class Prefixes:
         return self._roots.setdefault(adapter, Prefix((), NO_BLOCK, 0, None))
 
     def follow(self, start: Prefix, tokens: Items[int], blocks: int) -> list[Prefix]:
-        """The known blocks after `start` that hold `tokens`, at most as many as make `blocks` from the first token on."""
+        """The known blocks after `start` that hold `tokens`, at most as many as make `blocks`
+        from the first token on.
+        """
         found: list[Prefix] = []
         size = self._pool.block_tokens
         while start.depth < blocks:
@@ -63,7 +67,9 @@ class Prefixes:
         return found
 
     def add(self, before: Prefix, tokens: Items[int], block: int) -> Prefix:
-        """Let `block` be found by `tokens` after `before`; an older block of the same tokens stays the one that is found."""
+        """Let `block` be found by `tokens` after `before`; an older block of the same tokens
+        stays the one that is found.
+        """
         key = tuple(tokens)
         if key in before.longer:
             return before.longer[key]
@@ -73,9 +79,15 @@ class Prefixes:
         return made
 
     def drop(self, prefix: Prefix) -> None:
-        """Forget what only this prefix's owner uses, from its end on: the numbers in it are not to be trusted."""
+        """Forget what only this prefix's owner uses, from its end on: the numbers in it are not
+        to be trusted.
+        """
         for node in reversed(prefix.path()):
-            if node.longer or not self._pool.alone(node.block) or self._by_block.get(node.block) is not node:
+            if (
+                node.longer
+                or not self._pool.alone(node.block)
+                or self._by_block.get(node.block) is not node
+            ):
                 return
             self._pool.forget(node.block)
 
@@ -88,7 +100,9 @@ class Prefixes:
                 yield adapters[id(first)], node
 
     def check_integrity(self) -> None:
-        """Raises: RuntimeError: a block that can be found though one before it cannot, or under a wrong number (a bug)."""
+        """Raises: RuntimeError: a block that can be found though one before it cannot, or under
+        a wrong number (a bug).
+        """
         if set(self._by_block) != self._pool.known:
             raise RuntimeError("the blocks that can be found are not those that the pool keeps")
         for block, node in self._by_block.items():
@@ -97,7 +111,11 @@ class Prefixes:
                 raise RuntimeError(f"block {block} is not where its prefix says")
             if before.before is not None and self._by_block.get(before.block) is not before:
                 raise RuntimeError(f"block {block} can be found, the one before it cannot")
-            if before.before is not None and self._pool.idle(before.block) and not self._pool.idle(block):
+            if (
+                before.before is not None
+                and self._pool.idle(before.block)
+                and not self._pool.idle(block)
+            ):
                 raise RuntimeError(f"block {block} has an owner, the one before it has none")
 
     def _forget(self, block: int) -> None:

@@ -45,16 +45,20 @@ class GenerationRequest:
     min_p: float = 0.0  # leaves out tokens less likely than this times the likeliest
     presence_penalty: float = 0.0  # taken from the logit of each token the answer holds
     frequency_penalty: float = 0.0  # the same, times how often
-    repetition_penalty: float = 1.0  # divides the logits of tokens that prompt or answer hold; 1: off
+    # divides the logits of tokens that prompt or answer hold; 1: off
+    repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()  # token id and what is added to its logit
-    logprobs: int | None = None  # likeliest tokens told beside each; 0: the token's own alone, None: nothing
+    # likeliest tokens told beside each; 0: the token's own alone, None: nothing
+    logprobs: int | None = None
     constraint: Constraint | None = None
-    speculate: bool | None = None  # tokens may be guessed and checked; None: unless a seed forbids what may change digits
+    # tokens may be guessed and checked; None: unless a seed forbids what may change digits
+    speculate: bool | None = None
 
     @property
     def repeatable(self) -> bool:
-        """Somebody wants the same text again. What others left in the cache, and guesses, change no distribution; but they
-        change how many rows a step has, and on the torch path that changes the last digits of logits."""
+        """Somebody wants the same text again. What others left in the cache, and guesses, change no
+        distribution; but they change how many rows a step has, and on the torch path that changes
+        the last digits of logits."""
         return self.seed is not None
 
     def __post_init__(self) -> None:
@@ -63,7 +67,9 @@ class GenerationRequest:
         if self.max_tokens < 1:
             raise RequestError(f"max_tokens is {self.max_tokens}; it must be 1 or more")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise RequestError(f"temperature is {self.temperature}; it must be 0 (greedy) or a positive number")
+            raise RequestError(
+                f"temperature is {self.temperature}; it must be 0 (greedy) or a positive number"
+            )
         if not 0 < self.top_p <= 1:
             raise RequestError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
         if self.top_k < 0:
@@ -71,15 +77,24 @@ class GenerationRequest:
         if not 0 <= self.min_p <= 1:
             raise RequestError(f"min_p is {self.min_p}; it must be 0 (off) to 1")
         if not (math.isfinite(self.presence_penalty) and math.isfinite(self.frequency_penalty)):
-            raise RequestError("presence_penalty and frequency_penalty must be finite numbers; 0 turns them off")
+            raise RequestError(
+                "presence_penalty and frequency_penalty must be finite numbers; 0 turns them off"
+            )
         if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise RequestError(f"repetition_penalty is {self.repetition_penalty}; it must be a positive number, 1 turns it off")
+            raise RequestError(
+                f"repetition_penalty is {self.repetition_penalty}; it must be a "
+                f"positive number, 1 turns it off"
+            )
         if not all(math.isfinite(value) for _, value in self.logit_bias):
-            raise RequestError("logit_bias holds a value that is not finite; use -100 to forbid a token")
+            raise RequestError(
+                "logit_bias holds a value that is not finite; use -100 to forbid a token"
+            )
         if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
             raise RequestError(f"logprobs is {self.logprobs}; it must be 0 to {MAX_LOGPROBS}")
         if "" in self.stop:
-            raise RequestError("stop holds an empty text, which would end every answer at once; leave it out")
+            raise RequestError(
+                "stop holds an empty text, which would end every answer at once; leave it out"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +108,9 @@ class Chance:
 
 @dataclass(frozen=True, slots=True)
 class Likely:
-    """How likely the model itself found a token, whatever temperature, penalties or grammar made of it."""
+    """How likely the model itself found a token, whatever temperature, penalties or grammar made
+    of it.
+    """
 
     chosen: Chance
     best: tuple[Chance, ...]  # the likeliest tokens, as many as were asked for
@@ -112,9 +129,10 @@ class Piece:
 class Generation:
     """An answer as it grows: iterate it, from one thread or one task.
 
-    Leaving a `with generation:` block cancels what is not finished. So does `cancel`, from anywhere; a consumer
-    that goes away must do one of the two, since an answer that nobody reads would otherwise be written to its end.
-    Iteration never raises on failure: the last piece says `error`, and `error` holds what happened.
+    Leaving a `with generation:` block cancels what is not finished. So does `cancel`, from
+    anywhere; a consumer that goes away must do one of the two, since an answer that nobody reads
+    would otherwise be written to its end. Iteration never raises on failure: the last piece says
+    `error`, and `error` holds what happened.
     """
 
     def __init__(self, prompt_tokens: int, on_cancel: Callable[[], None] = lambda: None) -> None:
@@ -189,7 +207,9 @@ class Generation:
         """
         with self._arrived:
             if self.finished is not None:
-                raise RuntimeError(f"a piece came after the generation finished with {self.finished!r}")
+                raise RuntimeError(
+                    f"a piece came after the generation finished with {self.finished!r}"
+                )
             self.completion_tokens += piece.token is not None
             self.finished, self.error = piece.finished, error
             self._pieces.append(piece)

@@ -1,8 +1,8 @@
 """One step through the model.
 
 Knows rows, positions and the cache. Knows nothing of queues, sampling or text.
-Always: rows are flat, so chunks of prompts and single rows of answers share one pass; only rows that will be sampled
-reach the head, which is a third of the work.
+Always: rows are flat, so chunks of prompts and single rows of answers share one pass; only rows
+that will be sampled reach the head, which is a third of the work.
 """
 
 from collections.abc import Sequence as Items
@@ -45,10 +45,13 @@ class Runner:
         # Rows of one adapter stand together, so that each adapter multiplies a slice.
         spans = sorted(batch.spans, key=lambda span: id(span.sequence.adapter))
         tokens = torch.tensor([token for span in spans for token in span.tokens])  # [N]
-        positions = torch.cat([torch.arange(span.start, span.start + span.count) for span in spans])  # [N]
+        # [N]
+        positions = torch.cat([torch.arange(span.start, span.start + span.count) for span in spans])
         attention = PagedAttention(self.cache, spans, self.transformer.architecture.windows)
         with self.adapter_rows.use(rows_by_adapter(spans)):
-            x = self.transformer.layers_forward(self.transformer.embed(tokens), positions, attention)  # [N, D]
+            x = self.transformer.layers_forward(
+                self.transformer.embed(tokens), positions, attention
+            )  # [N, D]
         return self.transformer.logits(x[_wanted_rows(batch, spans)]).float()
 
     def read_cache(self, blocks: Items[int]) -> bytes:
@@ -61,12 +64,16 @@ class Runner:
 
 
 def cache_dtype(weights: Weights, compute: torch.dtype | None) -> torch.dtype:
-    """float32 on the exact path and where nothing is quantised, else bfloat16; see `languagemodel.exact`."""
+    """float32 on the exact path and where nothing is quantised, else bfloat16; see
+    `languagemodel.exact`.
+    """
     return torch.float32 if compute is torch.float32 or exact(weights) else torch.bfloat16
 
 
 def rows_by_adapter(spans: Items[Span]) -> tuple[Rows, ...]:
-    """Slices of the step by adapter; rows without one are left out. Spans of one adapter stand side by side."""
+    """Slices of the step by adapter; rows without one are left out. Spans of one adapter stand
+    side by side.
+    """
     groups: list[Rows] = []
     stop = 0
     for adapter, members in groupby(spans, key=lambda span: span.sequence.adapter):
@@ -77,7 +84,15 @@ def rows_by_adapter(spans: Items[Span]) -> tuple[Rows, ...]:
 
 
 def _wanted_rows(batch: Batch, spans: Items[Span]) -> Tensor:
-    """Where the rows whose logits are wanted stand in the step, in the order of `batch.spans`, [batch.logit_rows]."""
-    stops = dict(zip((id(span) for span in spans), accumulate(span.count for span in spans), strict=True))
-    wanted = [row for span in batch.spans for row in range(stops[id(span)] - span.sampled, stops[id(span)])]
+    """Where the rows whose logits are wanted stand in the step, in the order of `batch.spans`,
+    [batch.logit_rows].
+    """
+    stops = dict(
+        zip((id(span) for span in spans), accumulate(span.count for span in spans), strict=True)
+    )
+    wanted = [
+        row
+        for span in batch.spans
+        for row in range(stops[id(span)] - span.sampled, stops[id(span)])
+    ]
     return torch.tensor(wanted, dtype=torch.long)

@@ -1,9 +1,10 @@
 """Which requests run next.
 
-Knows tokens, free blocks and blocks that already hold what a sequence begins with; is told the time. Knows nothing of
-tensors or text.
-Always: a sequence is in exactly one of waiting, running, finished; only running ones hold blocks; who came first is
-never held up by who came later, so the oldest always goes on and every request ends.
+Knows tokens, free blocks and blocks that already hold what a sequence begins with; is told the
+time. Knows nothing of tensors or text.
+Always: a sequence is in exactly one of waiting, running, finished; only running ones hold blocks;
+who came first is never held up by who came later, so the oldest always goes on and every request
+ends.
 """
 
 from collections import deque
@@ -25,7 +26,8 @@ class Limits:
     max_waiting: int = 64
     queue_timeout_s: float = 30.0
     step_rows: int = 512  # prompt tokens of one step while nobody is answering
-    shared_rows: int = 128  # prompt tokens of one step beside running answers: the longest pause between their tokens
+    # prompt tokens of one step beside running answers: the longest pause between their tokens
+    shared_rows: int = 128
     share_prefixes: bool = True  # requests that begin alike use the same blocks
     drafts: int = 8  # tokens guessed after the last one of a sequence, at most
 
@@ -37,8 +39,10 @@ class Span:
     sequence: Sequence
     start: int
     count: int  # known tokens and drafts
-    sampled: int  # trailing rows whose logits are wanted: 0 inside a prompt, else 1 and one more for each draft
-    drafts: tuple[int, ...] = ()  # guessed tokens after the last known one; not part of the sequence until accepted
+    # trailing rows whose logits are wanted: 0 inside a prompt, else 1 and one more for each draft
+    sampled: int
+    # guessed tokens after the last known one; not part of the sequence until accepted
+    drafts: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> list[int]:
@@ -70,7 +74,11 @@ class Batch:
     @property
     def wanted(self) -> list[Row]:
         """What each row of logits is for, [logit_rows]."""
-        return [Row(span.sequence, span.drafts, place) for span in self.spans for place in range(span.sampled)]
+        return [
+            Row(span.sequence, span.drafts, place)
+            for span in self.spans
+            for place in range(span.sampled)
+        ]
 
     @property
     def guesses(self) -> int:
@@ -85,12 +93,14 @@ class Scheduler:
         self.pool = pool
         self.prefixes = Prefixes(pool)
         self.price = Price()
-        self.exact = False  # the model's rows are the same to the last bit whatever else is in a step
+        # the model's rows are the same to the last bit whatever else is in a step
+        self.exact = False
         self.limits = limits
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of arrival
         self.preemptions = 0
-        self.reused_tokens = 0  # that did not go through the model, because a block already held them
+        # that did not go through the model, because a block already held them
+        self.reused_tokens = 0
 
     def add(self, sequence: Sequence) -> None:
         """Put a new sequence at the end of the queue.
@@ -100,19 +110,28 @@ class Scheduler:
         """
         if len(self.waiting) >= self.limits.max_waiting:
             raise OverloadedError(
-                f"{len(self.waiting)} requests are waiting, the limit is {self.limits.max_waiting}; try again later"
+                f"{len(self.waiting)} requests are waiting, the limit is "
+                f"{self.limits.max_waiting}; try again later"
             )
         self.waiting.append(sequence)
 
     def expire(self, now_s: float) -> list[Sequence]:
-        """Take out the sequences that have waited too long; one that had already started never expires."""
-        late = [s for s in self.waiting if not s.started and now_s - s.arrived_s > self.limits.queue_timeout_s]
+        """Take out the sequences that have waited too long; one that had already started never
+        expires.
+        """
+        late = [
+            s
+            for s in self.waiting
+            if not s.started and now_s - s.arrived_s > self.limits.queue_timeout_s
+        ]
         for sequence in late:
             self.waiting.remove(sequence)
         return late
 
     def plan(self) -> Batch:
-        """Choose the next step's spans: running answers first, then prompts in chunks, then whom there is room for."""
+        """Choose the next step's spans: running answers first, then prompts in chunks, then whom
+        there is room for.
+        """
         preemptions = self.preemptions
         spans = self._next_tokens()
         budget = self.limits.shared_rows if spans else self.limits.step_rows
@@ -120,22 +139,25 @@ class Scheduler:
             if sequence.remaining > 1 and budget:
                 spans.append(self._chunk(sequence, budget))
                 budget -= spans[-1].count
-        if self.preemptions == preemptions:  # else the blocks just freed would go to the one they were taken from
+        # else the blocks just freed would go to the one they were taken from
+        if self.preemptions == preemptions:
             while budget and self._fits_next():
                 spans.append(self._chunk(self._admit(), budget))
                 budget -= spans[-1].count
         return Batch(tuple(spans))
 
     def commit(self, batch: Batch, tokens: Items[int | None]) -> list[list[int | None]]:
-        """Write down that `batch` ran: its keys and values are cached, and each sampled sequence has new tokens.
+        """Write down that `batch` ran: its keys and values are cached, and each sampled sequence
+        has new tokens.
 
         Args:
-            tokens: what was chosen after each row of logits [batch.logit_rows]. A draft that was not chosen ends its
-                span's run: what stands after it was computed on a wrong guess and is left out, in the cache too.
+            tokens: what was chosen after each row of logits [batch.logit_rows]. A draft that was
+                not chosen ends its span's run: what stands after it was computed on a wrong guess
+                and is left out, in the cache too.
 
         Returns:
-            The new tokens of each of `batch.sampled`. One that ends with None has logits that are not finite: `distrust` and
-            `finish` it.
+            The new tokens of each of `batch.sampled`. One that ends with None has logits that are
+            not finite: `distrust` and `finish` it.
         """
         chosen = iter(tokens)
         runs: list[list[int | None]] = []
@@ -177,19 +199,36 @@ class Scheduler:
             raise RuntimeError("a sequence is waiting and running")
         if any(s.blocks or s.computed for s in self.waiting):
             raise RuntimeError("a waiting sequence holds blocks")
-        if any(self.pool.needed(s.computed) > len(s.blocks) or s.remaining < 0 for s in self.running):
-            raise RuntimeError("a running sequence has computed more than its blocks hold or its tokens are")
+        if any(
+            self.pool.needed(s.computed) > len(s.blocks) or s.remaining < 0 for s in self.running
+        ):
+            raise RuntimeError(
+                "a running sequence has computed more than its blocks hold or its tokens are"
+            )
         if len(self.running) > self.limits.max_running:
-            raise RuntimeError(f"{len(self.running)} sequences run, the limit is {self.limits.max_running}")
+            raise RuntimeError(
+                f"{len(self.running)} sequences run, the limit is {self.limits.max_running}"
+            )
         for sequence in self.running:
-            shared = [] if sequence.prefix is None else [prefix.block for prefix in sequence.prefix.path()]
-            if shared != sequence.blocks[: len(shared)] or len(shared) * self.pool.block_tokens > sequence.computed:
-                raise RuntimeError("a running sequence shares blocks that it does not hold or has not computed")
+            shared = (
+                []
+                if sequence.prefix is None
+                else [prefix.block for prefix in sequence.prefix.path()]
+            )
+            if (
+                shared != sequence.blocks[: len(shared)]
+                or len(shared) * self.pool.block_tokens > sequence.computed
+            ):
+                raise RuntimeError(
+                    "a running sequence shares blocks that it does not hold or has not computed"
+                )
         self.pool.check_integrity(block for s in self.running for block in s.blocks)
         self.prefixes.check_integrity()
 
     def _next_tokens(self) -> list[Span]:
-        """A row for every running sequence that only lacks its last token; the youngest give way when blocks run out."""
+        """A row for every running sequence that only lacks its last token; the youngest give way
+        when blocks run out.
+        """
         answering = [sequence for sequence in self.running if sequence.remaining == 1]
         # Those preempted for an older one a moment ago hold no blocks any more.
         ready = [sequence for sequence in answering if sequence.blocks and self._grow(sequence)]
@@ -197,15 +236,23 @@ class Scheduler:
         return [self._span_of_answer(sequence, price) for sequence in ready if sequence.blocks]
 
     def _span_of_answer(self, sequence: Sequence, price: float) -> Span:
-        """The last token and what may follow it, as far as there is room that nobody else needs for its own last token."""
-        wanted = not self._apart(sequence) if sequence.request.speculate is None else sequence.request.speculate
+        """The last token and what may follow it, as far as there is room that nobody else needs
+        for its own last token.
+        """
+        wanted = (
+            not self._apart(sequence)
+            if sequence.request.speculate is None
+            else sequence.request.speculate
+        )
         drafts = sequence.guess(self.limits.drafts, price) if wanted else ()
         known = len(sequence.tokens)
         more = self.pool.needed(known + len(drafts)) - len(sequence.blocks)
         if more > 0 and more + len(self.running) <= self.pool.free:
             sequence.blocks += self.pool.allocate(more)
         drafts = drafts[: len(sequence.blocks) * self.pool.block_tokens - known]
-        return Span(sequence, sequence.computed, 1 + len(drafts), sampled=1 + len(drafts), drafts=drafts)
+        return Span(
+            sequence, sequence.computed, 1 + len(drafts), sampled=1 + len(drafts), drafts=drafts
+        )
 
     def _grow(self, sequence: Sequence) -> bool:
         """Make room for the sequence's last token; False if the sequence itself had to give way."""
@@ -227,13 +274,17 @@ class Scheduler:
         self.preemptions += 1
 
     def _fits_next(self) -> bool:
-        """Whether the first in the queue can start: its whole prompt has room, and so has a next block for all who run."""
+        """Whether the first in the queue can start: its whole prompt has room, and so has a next
+        block for all who run.
+        """
         if not self.waiting or len(self.running) >= self.limits.max_running:
             return False
         sequence = self.waiting[0]
         found = self._known(sequence)
         # A kept block that it takes over is no longer free, though it need not be computed.
-        taken = self.pool.needed(len(sequence.tokens)) - sum(not self.pool.idle(prefix.block) for prefix in found)
+        taken = self.pool.needed(len(sequence.tokens)) - sum(
+            not self.pool.idle(prefix.block) for prefix in found
+        )
         return taken + len(self.running) <= self.pool.free
 
     def _admit(self) -> Sequence:
@@ -256,19 +307,28 @@ class Scheduler:
         return Span(sequence, sequence.computed, count, sampled=int(count == sequence.remaining))
 
     def _apart(self, sequence: Sequence) -> bool:
-        """Whether it computes everything itself, so that its text comes out the same another time."""
+        """Whether it computes everything itself, so that its text comes out the same another
+        time.
+        """
         return sequence.request.repeatable and not self.exact
 
     def _known(self, sequence: Sequence) -> list[Prefix]:
-        """The next blocks of a sequence that need not be computed; its last token must be, since its logits are wanted."""
+        """The next blocks of a sequence that need not be computed; its last token must be, since
+        its logits are wanted.
+        """
         if not self.limits.share_prefixes or self._apart(sequence):
             return []
         start = sequence.prefix or self.prefixes.root(sequence.adapter_digest)
-        return self.prefixes.follow(start, sequence.tokens, (len(sequence.tokens) - 1) // self.pool.block_tokens)
+        return self.prefixes.follow(
+            start, sequence.tokens, (len(sequence.tokens) - 1) // self.pool.block_tokens
+        )
 
     def _reuse(self, sequence: Sequence) -> None:
         """Take over blocks that another sequence has filled since this one began."""
-        if sequence.prefix is None or sequence.computed != sequence.prefix.depth * self.pool.block_tokens:
+        if (
+            sequence.prefix is None
+            or sequence.computed != sequence.prefix.depth * self.pool.block_tokens
+        ):
             return
         found = self._known(sequence)
         for prefix in found:
@@ -290,14 +350,18 @@ class Scheduler:
             and (sequence.prefix.depth + 1) * size <= sequence.computed
         ):
             at = sequence.prefix.depth
-            prefix = self.prefixes.add(sequence.prefix, sequence.tokens[at * size : (at + 1) * size], sequence.blocks[at])
+            prefix = self.prefixes.add(
+                sequence.prefix, sequence.tokens[at * size : (at + 1) * size], sequence.blocks[at]
+            )
             if prefix.block != sequence.blocks[at] and self._apart(sequence):
                 return
             self._exchange(sequence, prefix)
             sequence.prefix = prefix
 
     def _exchange(self, sequence: Sequence, prefix: Prefix) -> None:
-        """Put a known block in the place of the sequence's own: so who holds a block holds all before it."""
+        """Put a known block in the place of the sequence's own: so who holds a block holds all
+        before it.
+        """
         own = sequence.blocks[prefix.depth - 1]
         if own != prefix.block:
             self.pool.share(prefix.block)

@@ -1,7 +1,7 @@
 """A request on its way through the engine.
 
-Knows its tokens, how many of them the cache holds, and in which blocks; and what decides its next token: random numbers,
-counted tokens, a grammar, guesses. Knows nothing of text.
+Knows its tokens, how many of them the cache holds, and in which blocks; and what decides its next
+token: random numbers, counted tokens, a grammar, guesses. Knows nothing of text.
 Always: `computed <= len(tokens)`, and a sequence without blocks has computed nothing.
 """
 
@@ -31,7 +31,8 @@ class Sequence:
     tokens: list[int] = field(default_factory=list)  # prompt and answer
     computed: int = 0  # tokens whose keys and values are in the cache
     blocks: list[int] = field(default_factory=list)
-    prefix: "Prefix | None" = None  # the last of its blocks that others can find; None while it holds no blocks
+    # the last of its blocks that others can find; None while it holds no blocks
+    prefix: "Prefix | None" = None
     started: bool = False  # it has run at least once
     draws: Draws = field(init=False)
     tally: Tally = field(init=False)

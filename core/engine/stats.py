@@ -21,7 +21,8 @@ class EngineStats:
     failed: int
     cancelled: int
     preemptions: int
-    reused_tokens: int  # prompt tokens that did not go through the model, because the cache already held them
+    # prompt tokens that did not go through the model, because the cache already held them
+    reused_tokens: int
     blocks_kept: int  # free blocks that still hold something known
     drafted: int  # guessed tokens that were checked
     accepted: int  # and were right

@@ -8,10 +8,12 @@ import threading
 
 
 def compute_alone() -> bool:
-    """Let torch compute on the calling thread alone; all others keep what they have. False while nobody has imported torch.
+    """Let torch compute on the calling thread alone; all others keep what they have. False while
+    nobody has imported torch.
 
-    For a thread whose model brings threads of its own. Torch's would compete with them: they spin for milliseconds after
-    the smallest work, such as finding the best of 49,152 logits, and made a step three times as long (measured).
+    For a thread whose model brings threads of its own. Torch's would compete with them: they spin
+    for milliseconds after the smallest work, such as finding the best of 49,152 logits, and made a
+    step three times as long (measured).
     """
     if "torch" not in sys.modules:
         return False
@@ -19,7 +21,8 @@ def compute_alone() -> bool:
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    # Torch also remembers the number for threads that come later; a thread of its own sets that back, and no more.
+    # Torch also remembers the number for threads that come later; a thread of its own sets that
+    # back, and no more.
     other = threading.Thread(target=torch.set_num_threads, args=(before,))
     other.start()
     other.join()

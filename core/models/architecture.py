@@ -1,7 +1,8 @@
 """The shape of a network, for every family that one forward pass serves.
 
 Knows sizes, and what a family does beyond Llama. Knows no files and no weights.
-Always: an `Architecture` that was read from a file passed `complaint`, so nobody allocates by a number that makes no sense.
+Always: an `Architecture` that was read from a file passed `complaint`, so nobody allocates by a
+number that makes no sense.
 """
 
 import math
@@ -44,14 +45,21 @@ class Architecture:
     context: int  # positions the model was trained for
     # What some families do beyond Llama; the defaults are Llama's.
     qk_norm: bool = False  # an RMSNorm over each head of q and of k, before rope (Qwen3, Gemma 3)
-    biases: tuple[str, ...] = ()  # projections with a bias, for example "self_attn.q_proj" (Qwen2: q, k, v)
+    # projections with a bias, for example "self_attn.q_proj" (Qwen2: q, k, v)
+    biases: tuple[str, ...] = ()
     activation: str = "silu"  # of the gate; or "gelu_tanh" (Gemma 3)
-    embedding_scale: float = 1.0  # rows of the embedding are multiplied by it (Gemma 3: sqrt(width))
-    post_norms: bool = False  # a norm after attention and one after the MLP, before each is added back (Gemma 3)
-    windows: tuple[int, ...] = ()  # by layer: a row sees itself and window - 1 earlier ones, 0 = all; () = all everywhere
-    rope_bases: tuple[float, ...] = ()  # by layer, 0.0 = no rope there (SmolLM3); () = rope_theta everywhere
-    rope_factors: tuple[float, ...] = ()  # head_size/2 divisors of the frequencies, in layers that turn by rope_theta; () = 1
-    rope_magnitude: float = 1.0  # cosines and sines are multiplied by it in those layers (Phi-3's long rope)
+    # rows of the embedding are multiplied by it (Gemma 3: sqrt(width))
+    embedding_scale: float = 1.0
+    # a norm after attention and one after the MLP, before each is added back (Gemma 3)
+    post_norms: bool = False
+    # by layer: a row sees itself and window - 1 earlier ones, 0 = all; () = all everywhere
+    windows: tuple[int, ...] = ()
+    # by layer, 0.0 = no rope there (SmolLM3); () = rope_theta everywhere
+    rope_bases: tuple[float, ...] = ()
+    # head_size/2 divisors of the frequencies, in layers that turn by rope_theta; () = 1
+    rope_factors: tuple[float, ...] = ()
+    # cosines and sines are multiplied by it in those layers (Phi-3's long rope)
+    rope_magnitude: float = 1.0
     attention_scale: float = 0.0  # of q·k; 0.0 = 1/sqrt(head_size)
 
     def window(self, layer: int) -> int:
@@ -67,7 +75,9 @@ class Architecture:
         return self.attention_scale or self.head_size**-0.5
 
     def radians(self, layer: int) -> NDArray[np.float32]:
-        """By how much a position turns pair i of each head in this layer, [head_size / 2]; empty = no rope."""
+        """By how much a position turns pair i of each head in this layer, [head_size / 2]; empty
+        = no rope.
+        """
         rope = self.rope_base(layer)
         if rope == 0.0:
             return np.empty(0, np.float32)
@@ -93,11 +103,16 @@ class Architecture:
     def layer_norms(self) -> tuple[str, ...]:
         """Norms of one layer over the width, under Hugging Face's names.
 
-        With `post_norms`, "post_attention_layernorm" stands after attention and "pre_feedforward_layernorm" before the MLP;
-        without, "post_attention_layernorm" is the one before the MLP.
+        With `post_norms`, "post_attention_layernorm" stands after attention and
+        "pre_feedforward_layernorm" before the MLP; without, "post_attention_layernorm" is the one
+        before the MLP.
         """
         usual = ("input_layernorm", "post_attention_layernorm")
-        return (*usual, "pre_feedforward_layernorm", "post_feedforward_layernorm") if self.post_norms else usual
+        return (
+            (*usual, "pre_feedforward_layernorm", "post_feedforward_layernorm")
+            if self.post_norms
+            else usual
+        )
 
     def projection(self, name: str) -> tuple[int, int]:
         """Rows and columns of one projection of a layer, for example of "self_attn.q_proj"."""
@@ -113,42 +128,67 @@ class Architecture:
         }[name]
 
     def layer_shapes(self) -> dict[str, tuple[int, int]]:
-        """Every tensor of one layer, under Hugging Face's name inside the layer; a vector is one row."""
+        """Every tensor of one layer, under Hugging Face's name inside the layer; a vector is one
+        row.
+        """
         norms = {f"{name}.weight": (1, self.width) for name in self.layer_norms()}
-        heads = {f"self_attn.{letter}_norm.weight": (1, self.head_size) for letter in "qk" if self.qk_norm}
+        heads = {
+            f"self_attn.{letter}_norm.weight": (1, self.head_size)
+            for letter in "qk"
+            if self.qk_norm
+        }
         matrices = {f"{name}.weight": self.projection(name) for name in PROJECTIONS}
         biases = {f"{name}.bias": (1, self.projection(name)[0]) for name in self.biases}
         return norms | heads | matrices | biases
 
     def shapes(self) -> dict[str, tuple[int, int]]:
-        """Every tensor, under Hugging Face's names; the head is named also where it is the embedding."""
+        """Every tensor, under Hugging Face's names; the head is named also where it is the
+        embedding.
+        """
         ends = {
             "model.embed_tokens.weight": (self.vocabulary, self.width),
             "model.norm.weight": (1, self.width),
             "lm_head.weight": (self.vocabulary, self.width),
         }
         own = self.layer_shapes()
-        return ends | {f"model.layers.{layer}.{name}": shape for layer in range(self.layers) for name, shape in own.items()}
+        return ends | {
+            f"model.layers.{layer}.{name}": shape
+            for layer in range(self.layers)
+            for name, shape in own.items()
+        }
 
     def complaint(self) -> str:
-        """Why this code would compute such a network wrongly, or not at all; empty where it computes it."""
+        """Why this code would compute such a network wrongly, or not at all; empty where it
+        computes it.
+        """
         for name, limit in LIMITS.items():
             if not 0 < getattr(self, name) <= limit:
                 return f"{name} is {getattr(self, name)}, expected 1 to {limit}"
         numbers = (self.norm_eps, self.embedding_scale, self.rope_magnitude, *self.rope_factors)
-        if not all(math.isfinite(number) and number > 0 for number in numbers) or not 0 <= self.attention_scale < math.inf:
+        if (
+            not all(math.isfinite(number) and number > 0 for number in numbers)
+            or not 0 <= self.attention_scale < math.inf
+        ):
             return f"norm_eps {self.norm_eps} or another factor is not a positive number"
-        if not all(rope == 0.0 or 1.0 <= rope < 1e30 for rope in (self.rope_theta, *self.rope_bases)):
+        if not all(
+            rope == 0.0 or 1.0 <= rope < 1e30 for rope in (self.rope_theta, *self.rope_bases)
+        ):
             return f"rope turns with base {self.rope_theta}"
         if self.heads % self.kv_heads:
             return f"{self.heads} query heads do not share {self.kv_heads} key heads evenly"
         if self.head_size % 2 or len(self.rope_factors) not in (0, self.head_size // 2):
             return f"rope cannot turn heads of {self.head_size} by {len(self.rope_factors)} factors"
         if (
-            any(len(by_layer) not in (0, self.layers) for by_layer in (self.windows, self.rope_bases))
+            any(
+                len(by_layer) not in (0, self.layers)
+                for by_layer in (self.windows, self.rope_bases)
+            )
             or min(self.windows, default=0) < 0
         ):
-            return f"windows or ropes of {len(self.windows)} and {len(self.rope_bases)} layers, there are {self.layers}"
+            return (
+                f"windows or ropes of {len(self.windows)} and {len(self.rope_bases)} layers, "
+                f"there are {self.layers}"
+            )
         return ""
 
 

@@ -1,8 +1,10 @@
 """Quantised rows, as the model file holds them.
 
-Knows rows and columns of blocks. Knows nothing of files, names or layers; `decoders.py` knows what the bytes mean.
-Always: the bytes are never changed and never quantised again; numbers come out exactly as the file's own format defines them.
-Torch is imported when numbers are first asked for: who serves with compiled kernels reads bytes alone.
+Knows rows and columns of blocks. Knows nothing of files, names or layers; `decoders.py` knows what
+the bytes mean.
+Always: the bytes are never changed and never quantised again; numbers come out exactly as the
+file's own format defines them. Torch is imported when numbers are first asked for: who serves with
+compiled kernels reads bytes alone.
 """
 
 from dataclasses import dataclass, field
@@ -29,7 +31,8 @@ class Blocks:
 
     kind: str  # a key of FORMATS
     shape: tuple[int, int]  # rows, columns; a vector is one row
-    held: "Tensor | Bytes" = field(repr=False)  # uint8 [rows, bytes per row], a view on the mapped file where possible
+    # uint8 [rows, bytes per row], a view on the mapped file where possible
+    held: "Tensor | Bytes" = field(repr=False)
 
     def __post_init__(self) -> None:
         rows, columns = self.shape
@@ -39,7 +42,9 @@ class Blocks:
         expected = (rows, columns // form.columns * form.size)
         found, dtype = tuple(self.held.shape), str(self.held.dtype).removeprefix("torch.")
         if columns % form.columns or found != expected or dtype != "uint8":
-            raise ValueError(f"{self.kind} {self.shape} must be uint8 {expected}, is {dtype} {found}")
+            raise ValueError(
+                f"{self.kind} {self.shape} must be uint8 {expected}, is {dtype} {found}"
+            )
 
     @property
     def raw(self) -> "Tensor":
@@ -50,11 +55,15 @@ class Blocks:
 
     @property
     def memory(self) -> Bytes:
-        """The bytes as an array, uint8 [rows, bytes per row]; the same memory, which must be the processor's."""
+        """The bytes as an array, uint8 [rows, bytes per row]; the same memory, which must be the
+        processor's.
+        """
         return self.held if isinstance(self.held, np.ndarray) else self.held.numpy()
 
     def dense(self, dtype: "torch.dtype | None" = None) -> "Tensor":
-        """All rows as numbers, [rows, columns]; decoded in float32, then rounded once to `dtype` if one is given."""
+        """All rows as numbers, [rows, columns]; decoded in float32, then rounded once to `dtype`
+        if one is given.
+        """
         return decode(self.kind, self.raw).to(dtype=dtype)
 
     def rows(self, index: "Tensor", dtype: "torch.dtype | None" = None) -> "Tensor":
@@ -90,7 +99,9 @@ class Blocks:
 
 
 def decode(kind: str, raw: "Tensor") -> "Tensor":
-    """Rows of blocks to numbers, uint8 [rows, bytes] -> float32 [rows, columns]; never a view on `raw`."""
+    """Rows of blocks to numbers, uint8 [rows, bytes] -> float32 [rows, columns]; never a view on
+    `raw`.
+    """
     import torch
 
     from .decoders import DECODERS
@@ -101,10 +112,16 @@ def decode(kind: str, raw: "Tensor") -> "Tensor":
 
 
 def plain(matrix: "Tensor") -> Blocks:
-    """A matrix [rows, columns] of float32, float16 or bfloat16 as blocks; a view where it is contiguous."""
+    """A matrix [rows, columns] of float32, float16 or bfloat16 as blocks; a view where it is
+    contiguous.
+    """
     import torch
 
     kind = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}[matrix.dtype]
     rows, columns = matrix.shape
-    raw = matrix.contiguous().view(torch.uint8) if columns else torch.empty(rows, 0, dtype=torch.uint8)
+    raw = (
+        matrix.contiguous().view(torch.uint8)
+        if columns
+        else torch.empty(rows, 0, dtype=torch.uint8)
+    )
     return Blocks(kind, (rows, columns), raw)

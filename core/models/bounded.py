@@ -1,10 +1,13 @@
-"""Runs a template that came with a model file, within bounds; its own text comes out as `TemplateText`.
+"""Runs a template that came with a model file, within bounds; its own text comes out as
+`TemplateText`.
 
 Knows jinja2's syntax tree. Knows nothing of roles or tokens.
-Always: what a run gives is what jinja2's own sandbox gives, letter for letter; only constants of the template's source
-(and what the caller hands in as `TemplateText`) are the template's own letters.
-Covered: reaching Python or the machine (jinja2's sandbox, with few filters and functions), looping for long, recursion,
-texts and numbers that grow without end: each run has a budget of steps and letters, and ends with a `TemplateError`.
+Always: what a run gives is what jinja2's own sandbox gives, letter for letter; only constants of
+the template's source (and what the caller hands in as `TemplateText`) are the template's own
+letters.
+Covered: reaching Python or the machine (jinja2's sandbox, with few filters and functions), looping
+for long, recursion, texts and numbers that grow without end: each run has a budget of steps and
+letters, and ends with a `TemplateError`.
 Not covered: what the template writes; a template may say anything in the model's name.
 """
 
@@ -28,19 +31,28 @@ from .provenance import TemplateText, concat, own, percent, same_places, tracing
 
 LONGEST_SOURCE = 256 << 10  # letters; the longest published templates have 20,000
 BUDGET = "*budget*"  # no name that a template can write
-FILTERS = (  # all of jinja2's but `random`, whose answer is another each time, and `urlize`, which is slow
-    "abs attr batch capitalize center count d default dictsort e escape filesizeformat first float forceescape format groupby "
-    "indent int items join last length list lower map max min pprint reject rejectattr replace reverse round safe select "
-    "selectattr slice sort string striptags sum title trim truncate unique upper urlencode wordcount wordwrap xmlattr"
+# all of jinja2's but `random`, whose answer is another each time, and `urlize`, which is slow
+FILTERS = (
+    "abs attr batch capitalize center count d default dictsort e escape filesizeformat first float "
+    "forceescape format groupby "
+    "indent int items join last length list lower map max min pprint reject rejectattr replace "
+    "reverse round safe select "
+    "selectattr slice sort string striptags sum title trim truncate unique upper urlencode "
+    "wordcount wordwrap xmlattr"
 )
 METHODS = (  # all of a text's but those that make bytes or tables
-    "capitalize casefold center count endswith expandtabs find index isalnum isalpha isascii isdecimal isdigit isidentifier "
-    "islower isnumeric isprintable isspace istitle isupper join ljust lower lstrip partition removeprefix removesuffix replace "
-    "rfind rindex rjust rpartition rsplit rstrip split splitlines startswith strip swapcase title upper zfill"
+    "capitalize casefold center count endswith expandtabs find index isalnum isalpha isascii "
+    "isdecimal isdigit isidentifier "
+    "islower isnumeric isprintable isspace istitle isupper join ljust lower lstrip partition "
+    "removeprefix removesuffix replace "
+    "rfind rindex rjust rpartition rsplit rstrip split splitlines startswith strip swapcase title "
+    "upper zfill"
 )
-PADDING = ("batch", "center", "expandtabs", "indent", "ljust", "rjust", "slice", "zfill")  # grow by a number in their arguments
+# grow by a number in their arguments
+PADDING = ("batch", "center", "expandtabs", "indent", "ljust", "rjust", "slice", "zfill")
 WRITTEN = (  # filters that write their input out
-    "capitalize center e escape float forceescape format indent int lower pprint replace string striptags title trim truncate "
+    "capitalize center e escape float forceescape format indent int lower pprint replace string "
+    "striptags title trim truncate "
     "upper urlencode wordcount wordwrap xmlattr"
 )
 SLOW = ("striptags", "wordwrap")  # move what is left of a text, again and again
@@ -57,7 +69,8 @@ class Budget:
     def __init__(self, messages: int, letters: int = 0) -> None:
         """For a conversation of so many messages, which have so many letters together."""
         self.steps = 200_000 + 20_000 * messages + 16 * letters
-        self.letters = (1 << 20) + (1 << 14) * messages + 128 * letters  # of all texts that are made, together
+        # of all texts that are made, together
+        self.letters = (1 << 20) + (1 << 14) * messages + 128 * letters
         self.longest = (1 << 16) + (1 << 10) * messages + 8 * letters  # of one text or list
 
     def step(self, count: int = 1) -> None:
@@ -83,10 +96,11 @@ class Budget:
         return found
 
     def walk(self, found: Any, *, printed: bool = False) -> None:
-        """Count what is inside lists and objects, all the way down: a list of twice itself, sixty times, has no end.
+        """Count what is inside lists and objects, all the way down: a list of twice itself, sixty
+        times, has no end.
 
-        What is kept was walked when it was made, so the next walk is short. A namespace can be filled later and may hold
-        itself: it is not `printed`.
+        What is kept was walked when it was made, so the next walk is short. A namespace can be
+        filled later and may hold itself: it is not `printed`.
         """
         count, inside = 0, [found]
         while inside:
@@ -116,7 +130,9 @@ class Budget:
 
 
 class Generation(Extension):
-    """`{% generation %}`: marks what the model says, for training with masks; here its content stands as it is."""
+    """`{% generation %}`: marks what the model says, for training with masks; here its content
+    stands as it is.
+    """
 
     tags = {"generation"}  # noqa: RUF012  # the library's way
 
@@ -169,7 +185,9 @@ class Formatter(SandboxedFormatter):
                 value = self.get_field(name, values, named)[0]
                 self.budget.walk(value, printed=True)
                 value = self.convert_field(value, cast(Any, conversion))
-                pieces.append(self.format_field(value, self.vformat(spec, values, named) if spec else ""))
+                pieces.append(
+                    self.format_field(value, self.vformat(spec, values, named) if spec else "")
+                )
         return concat(pieces)
 
     def format_field(self, value: Any, spec: str) -> str:
@@ -177,7 +195,9 @@ class Formatter(SandboxedFormatter):
         if spec and not isinstance(value, str | int | float):
             raise TemplateError(f"a {type(value).__name__} is formatted by {spec!r:.40}")
         self.budget.make(widths(spec))
-        return cast(str, self.budget.checked(format(value, spec) if spec else self.budget.text(value)))
+        return cast(
+            str, self.budget.checked(format(value, spec) if spec else self.budget.text(value))
+        )
 
 
 class Bounded(ImmutableSandboxedEnvironment):
@@ -189,12 +209,25 @@ class Bounded(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         self.constants: list[Any] = []  # of the one template that is made of this
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension, Generation])
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension, Generation]
+        )
         own_filters = {"format": pass_context(fill), "sum": pass_context(total)}
-        kept = {name: counted(name, own_filters.get(name, self.filters[name])) for name in FILTERS.split()}
-        self.filters = kept | {"tojson": pass_context(to_json), "*each": each, "*write": write, "*join": join, "*step": step}
+        kept = {
+            name: counted(name, own_filters.get(name, self.filters[name]))
+            for name in FILTERS.split()
+        }
+        self.filters = kept | {
+            "tojson": pass_context(to_json),
+            "*each": each,
+            "*write": write,
+            "*join": join,
+            "*step": step,
+        }
         self.filters["*hold"] = hold
-        allowed = {name: self.globals[name] for name in ("range", "dict", "namespace", "cycler", "joiner")}
+        allowed = {
+            name: self.globals[name] for name in ("range", "dict", "namespace", "cycler", "joiner")
+        }
         self.globals = allowed | {"raise_exception": refuse, "strftime_now": strftime_now}
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -202,18 +235,26 @@ class Bounded(ImmutableSandboxedEnvironment):
         tree = super()._parse(source, name, filename)
         for loop in list(tree.find_all(nodes.For)):
             loop.iter = priced(cast(nodes.Expr, loop.iter), "*each", nodes.Const(weight(loop)))
-        macros: list[nodes.Macro | nodes.CallBlock] = [*tree.find_all(nodes.Macro), *tree.find_all(nodes.CallBlock)]
+        macros: list[nodes.Macro | nodes.CallBlock] = [
+            *tree.find_all(nodes.Macro),
+            *tree.find_all(nodes.CallBlock),
+        ]
         for macro in macros:
             macro.body.insert(0, nodes.ExprStmt(priced(nodes.Const(weight(macro)), "*step")))
         for output in list(tree.find_all(nodes.Output)):
             output.nodes = [
-                priced(nodes.Const(part.data) if isinstance(part, nodes.TemplateData) else part, "*write")
+                priced(
+                    nodes.Const(part.data) if isinstance(part, nodes.TemplateData) else part,
+                    "*write",
+                )
                 for part in output.nodes
             ]
         return cast(nodes.Template, joined(tree))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """A text's `format`, within the budget; whatever guards the library has for it, "{:999999999}" has no end there."""
+        """A text's `format`, within the budget; whatever guards the library has for it,
+        "{:999999999}" has no end there.
+        """
         form = getattr(value, "__self__", None)
         name = getattr(value, "__name__", "") if isinstance(form, str) else ""
         if name not in ("format", "format_map"):
@@ -234,7 +275,9 @@ class Bounded(ImmutableSandboxedEnvironment):
         budget.step()
         if operator == "%" and isinstance(left, str):
             return budget.checked(formatted(budget, left, right))
-        if operator in ("**", "%") and not all(isinstance(side, int | float) and abs(side) < 1e4 for side in (left, right)):
+        if operator in ("**", "%") and not all(
+            isinstance(side, int | float) and abs(side) < 1e4 for side in (left, right)
+        ):
             raise TemplateError(f"{operator} is only there for small numbers")
         if operator == "*":
             for sized, times in ((left, right), (right, left)):
@@ -248,7 +291,9 @@ class Bounded(ImmutableSandboxedEnvironment):
         budget.step(10)
         owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
         if isinstance(owner, int | float | bytes):
-            raise TemplateError(f"a {type(owner).__name__} has no {name:.40} here")  # to_bytes(10**9)
+            raise TemplateError(
+                f"a {type(owner).__name__} has no {name:.40} here"
+            )  # to_bytes(10**9)
         if isinstance(owner, str):
             if name not in METHODS.split():
                 raise TemplateError(f"a text has no {name:.40} here")
@@ -264,15 +309,23 @@ class Bounded(ImmutableSandboxedEnvironment):
 
 
 def joined(node: nodes.Node) -> Any:
-    """The tree with each `a ~ b` turned into a counted join, and each list or object that is written in it counted."""
+    """The tree with each `a ~ b` turned into a counted join, and each list or object that is
+    written in it counted.
+    """
     for name, value in list(node.iter_fields()):
         if isinstance(value, nodes.Node):
             setattr(node, name, joined(value))
         elif isinstance(value, list):
-            setattr(node, name, [joined(item) if isinstance(item, nodes.Node) else item for item in value])
+            setattr(
+                node,
+                name,
+                [joined(item) if isinstance(item, nodes.Node) else item for item in value],
+            )
     if isinstance(node, nodes.Concat):
         return priced(nodes.List(node.nodes), "*join")
-    made = isinstance(node, nodes.List | nodes.Dict) or (isinstance(node, nodes.Tuple) and node.ctx == "load")
+    made = isinstance(node, nodes.List | nodes.Dict) or (
+        isinstance(node, nodes.Tuple) and node.ctx == "load"
+    )
     return priced(cast(nodes.Expr, node), "*hold") if made else node
 
 
@@ -331,7 +384,16 @@ def counted(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     @pass_context
     def run(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
         budget: Budget = context.parent[BUDGET]
-        budget.step(1 + (len(value) >> 8 if isinstance(value, str) else len(value) if isinstance(value, Sized) else 0))
+        budget.step(
+            1
+            + (
+                len(value) >> 8
+                if isinstance(value, str)
+                else len(value)
+                if isinstance(value, Sized)
+                else 0
+            )
+        )
         if name in WRITTEN.split() and not isinstance(value, Iterator):
             budget.walk([value, *args, *kwargs.values()], printed=True)
         if name == "replace":
@@ -339,32 +401,49 @@ def counted(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
             value = tracing(budget.text(value))
         if name == "join":
             separator, *rest = args or (kwargs.pop("d", ""),)
-            value, args = sized_join(budget, separator, value), (tracing(budget.text(separator)), *rest)
+            value, args = (
+                sized_join(budget, separator, value),
+                (tracing(budget.text(separator)), *rest),
+            )
         if name in PADDING:
             budget.make(padded(value, args, kwargs))
         if name in SLOW:
             wrap(budget, budget.text(value), args, kwargs)
         if isinstance(value, Iterator):
             value = budget.each(value)
-        first = {"context": context, "eval_context": context.eval_ctx, "environment": context.environment}
+        first = {
+            "context": context,
+            "eval_context": context.eval_ctx,
+            "environment": context.environment,
+        }
         found = original(*([first[wants]] if wants else []), value, *args, **kwargs)
         return budget.checked(same_places(value, found) if name == "title" else found)
 
     return run
 
 
-def grown(budget: Budget, value: Any, old: Any = "", new: Any = "", *_rest: Any, **_named: Any) -> int:
+def grown(
+    budget: Budget, value: Any, old: Any = "", new: Any = "", *_rest: Any, **_named: Any
+) -> int:
     """The longest that `value.replace(old, new)` can become."""
     text, lengths = budget.text(value), [len(budget.text(one)) for one in (old, new)]
     return len(text) + (len(text) // max(lengths[0], 1) + 1) * lengths[1]
 
 
 def padded(value: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
-    """The longest that a text or list can become that is padded by the numbers and texts in these arguments."""
+    """The longest that a text or list can become that is padded by the numbers and texts in
+    these arguments.
+    """
     numbers = [
-        abs(one) if isinstance(one, int) else len(one) for one in (*args, *kwargs.values()) if isinstance(one, int | str)
+        abs(one) if isinstance(one, int) else len(one)
+        for one in (*args, *kwargs.values())
+        if isinstance(one, int | str)
     ]
-    places = 1 + sum(map(value.count, "\t\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029")) if isinstance(value, str) else 1
+    places = (
+        1 + sum(map(value.count, "\t\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"))
+        if isinstance(value, str)
+        else 1
+    )
     return places * max(numbers, default=8) + (len(value) if isinstance(value, Sized) else 0)
 
 
@@ -394,7 +473,9 @@ def formatted(budget: Budget, form: str, values: Any) -> str:
     if "%(" in unnamed:
         raise TemplateError(f"a text is formatted by {form!r:.40}")
     budget.walk(values, printed=True)
-    named = [len(budget.text(one)) for one in values.values()] if isinstance(values, Mapping) else []
+    named = (
+        [len(budget.text(one)) for one in values.values()] if isinstance(values, Mapping) else []
+    )
     budget.make(sum(map(widths, SPECS.findall(unnamed))) + form.count("%") * max(named, default=0))
     return cast(str, form % values if isinstance(form, Markup) else percent(form, values))
 
@@ -410,7 +491,9 @@ def fill(context: Context, value: Any, *values: Any, **named: Any) -> str:
 def total(context: Context, items: Iterable[Any], attribute: Any = None, start: Any = 0) -> Any:
     """The filter `sum`."""
     environment = cast(Bounded, context.environment)
-    part: Callable[[Any], Any] = (lambda item: item) if attribute is None else make_attrgetter(environment, attribute)
+    part: Callable[[Any], Any] = (
+        (lambda item: item) if attribute is None else make_attrgetter(environment, attribute)
+    )
     for item in items:
         start = environment.call_binop(context, "+", start, part(item))
     return start
@@ -438,7 +521,9 @@ def to_json(
     if separators is not None and max(map(len, separators)) > 8:
         raise TemplateError(f"tojson with separators {separators!r:.40}")
     budget.walk(value, printed=True)
-    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    text = json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
     budget.make(len(text))
     return text
 

@@ -1,6 +1,7 @@
 """Which models we know by name, and whether they are on this disk.
 
-Knows names, licences, sources, hashes and places. Knows nothing of how bytes arrive (that is `fetch`).
+Knows names, licences, sources, hashes and places. Knows nothing of how bytes arrive (that is
+`fetch`).
 Always: what `pull` put in place had the expected hash; what `find` returns is complete by size.
 """
 
@@ -18,7 +19,9 @@ from . import fetch
 from .fetch import Progress, RemoteFile
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
-SOURCE = re.compile(r"pypi:[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+|hf:[\w.-]+/[\w.-]+(@[\w./-]+)?|file:.+")
+SOURCE = re.compile(
+    r"pypi:[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+|hf:[\w.-]+/[\w.-]+(@[\w./-]+)?|file:.+"
+)
 SHA256 = re.compile(r"[0-9a-f]{64}")
 OWN_ENTRIES = "catalog.toml"  # in the node's home
 
@@ -36,7 +39,9 @@ class CatalogFile:
         if not parts or self.path.startswith("/") or ".." in parts or "\\" in self.path:
             raise ValueError(f"path {self.path!r} must lead to a file inside the source")
         if not SHA256.fullmatch(self.sha256) or self.size < 1:
-            raise ValueError(f"{self.path} needs a sha256 of 64 small hexadecimal digits and a positive size")
+            raise ValueError(
+                f"{self.path} needs a sha256 of 64 small hexadecimal digits and a positive size"
+            )
 
     @property
     def name(self) -> str:
@@ -57,9 +62,14 @@ class Entry:
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
-            raise ValueError(f"name {self.name!r} must be small letters, digits, dots, dashes and underscores")
+            raise ValueError(
+                f"name {self.name!r} must be small letters, digits, dots, dashes and underscores"
+            )
         if not SOURCE.fullmatch(self.source):
-            raise ValueError(f"source {self.source!r} must be pypi:NAME==VERSION, hf:OWNER/NAME@REVISION or file:PATH")
+            raise ValueError(
+                f"source {self.source!r} must be pypi:NAME==VERSION, "
+                f"hf:OWNER/NAME@REVISION or file:PATH"
+            )
         if not self.files or len({file.name for file in self.files}) != len(self.files):
             raise ValueError(f"{self.name} needs at least one file, and no two of one name")
 
@@ -98,7 +108,9 @@ BUILT_IN = (
         kind="embedding",
         files=(
             CatalogFile(
-                path=MINILM + "config.json", sha256="953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41", size=612
+                path=MINILM + "config.json",
+                sha256="953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+                size=612,
             ),
             CatalogFile(
                 path=MINILM + "sentence_bert_config.json",
@@ -139,7 +151,8 @@ def entries() -> tuple[Entry, ...]:
 
 
 def find(name_or_path: str | Path) -> Path:
-    """Where a model is on this disk: the file of a model of one file, otherwise the folder. Never touches the network.
+    """Where a model is on this disk: the file of a model of one file, otherwise the folder. Never
+    touches the network.
 
     Raises:
         ModelNotFoundError: not pulled yet, or neither a known name nor a path.
@@ -148,16 +161,22 @@ def find(name_or_path: str | Path) -> Path:
     known = {entry.name: entry for entry in entries()}
     if text in known:
         if not is_here(known[text]):
-            raise ModelNotFoundError(f"the model {text} is not on this disk; run: quietchoir model pull {text}")
+            raise ModelNotFoundError(
+                f"the model {text} is not on this disk; run: quietchoir model pull {text}"
+            )
         return place(known[text])
     path = Path(name_or_path).expanduser()
     if path.exists():
         return path
-    raise ModelNotFoundError(f"{text}: neither a file here nor a known model; {advice(text, known)}")
+    raise ModelNotFoundError(
+        f"{text}: neither a file here nor a known model; {advice(text, known)}"
+    )
 
 
 def model_name(model: str) -> str:
-    """What clients call the model: the catalog's name, a file's name without its ending, or a folder's whole name."""
+    """What clients call the model: the catalog's name, a file's name without its ending, or a
+    folder's whole name.
+    """
     from .gguf import SPLIT  # with numpy, which names alone do not need
 
     if "/" not in model and model not in (".", ".."):
@@ -172,7 +191,8 @@ def pull(name: str, *, progress: Progress | None = None) -> Path:
     """Fetch a model unless it is here already and whole, and say where it is.
 
     Args:
-        progress: called with (bytes so far, bytes in all), from another thread and about five times a second.
+        progress: called with (bytes so far, bytes in all), from another thread and about five times
+        a second.
 
     Raises:
         ModelNotFoundError: no such name.
@@ -184,21 +204,29 @@ def pull(name: str, *, progress: Progress | None = None) -> Path:
         raise ModelNotFoundError(f"no model is called {name}; {advice(name, known)}")
     entry = known[name]
     final = folder(entry)
-    if is_here(entry) and all(fetch.sha256_of(final / file.name) == file.sha256 for file in entry.files):
+    if is_here(entry) and all(
+        fetch.sha256_of(final / file.name) == file.sha256 for file in entry.files
+    ):
         return place(entry)
     try:
         bring(entry, progress or silent)
     except OSError as error:
-        raise ModelError(f"{final}: cannot be written ({error}); make room there or set {paths.MODELS_VARIABLE}") from error
+        raise ModelError(
+            f"{final}: cannot be written ({error}); make room there or set {paths.MODELS_VARIABLE}"
+        ) from error
     return place(entry)
 
 
 def bring(entry: Entry, progress: Progress) -> None:
     """Fetch into a scratch folder beside the models, check, and only then move into place."""
     final = folder(entry)
-    wanted = [RemoteFile(file.path, final / file.name, file.sha256, file.size) for file in entry.files]
+    wanted = [
+        RemoteFile(file.path, final / file.name, file.sha256, file.size) for file in entry.files
+    ]
     paths.make_folder(paths.models())
-    with tempfile.TemporaryDirectory(dir=paths.models(), prefix=".pull-", ignore_cleanup_errors=True) as scratch:
+    with tempfile.TemporaryDirectory(
+        dir=paths.models(), prefix=".pull-", ignore_cleanup_errors=True
+    ) as scratch:
         staged = fetch.fetch(entry.source, wanted, Path(scratch), progress)
         paths.make_folder(final)
         for file, whole in zip(wanted, staged, strict=True):

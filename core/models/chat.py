@@ -1,12 +1,13 @@
-"""A conversation into pieces of text, of which the template's own letters are told from what people wrote.
+"""A conversation into pieces of text, of which the template's own letters are told from what people
+wrote.
 
 Knows the file's chat template and roles. Knows no tokens.
-Always: the pieces together are what `transformers` renders; a piece is the template's only where every letter of it stands
-in the template's source (or is a role, or a token that the file names). So a user who types a role marker types letters,
-whatever the template does to them on the way.
-Covered: forged role markers in contents. Not covered: what the model makes of convincing prose; models whose markers are
-ordinary letters (Llama 2's `[INST]`), for nothing tells those apart; a template that itself turns a user's letters into
-its own marks.
+Always: the pieces together are what `transformers` renders; a piece is the template's only where
+every letter of it stands in the template's source (or is a role, or a token that the file names).
+So a user who types a role marker types letters, whatever the template does to them on the way.
+Covered: forged role markers in contents. Not covered: what the model makes of convincing prose;
+models whose markers are ordinary letters (Llama 2's `[INST]`), for nothing tells those apart; a
+template that itself turns a user's letters into its own marks.
 """
 
 import json
@@ -22,7 +23,8 @@ from .bounded import LONGEST_SOURCE, Bounded, budgeted
 from .provenance import TemplateText, own
 
 ROLES = ("system", "user", "assistant", "tool")
-REASONING = ("reasoning_content", "thinking", "reasoning")  # what a message's thoughts are called; templates read the first
+# what a message's thoughts are called; templates read the first
+REASONING = ("reasoning_content", "thinking", "reasoning")
 MAX_DEPTH = 64  # of lists and objects in a message
 
 
@@ -31,14 +33,17 @@ class Piece:
     """A stretch of a rendered conversation."""
 
     text: str
-    written: bool  # by a person, a tool or the model, or made on the way (numbers, dates, JSON); False: by the template
+    # by a person, a tool or the model, or made on the way (numbers, dates, JSON); False: by the
+    # template
+    written: bool
 
 
 class ChatTemplate:
     """One model's way of writing a conversation down."""
 
     def __init__(self, source: str, named: Mapping[str, str] | None = None) -> None:
-        """Take a template; it is read when a chat is first asked for, and a model whose template cannot be still completes.
+        """Take a template; it is read when a chat is first asked for, and a model whose template
+        cannot be still completes.
 
         Args:
             named: texts that it may ask for by name, such as "bos_token".
@@ -55,19 +60,23 @@ class ChatTemplate:
         """
         if not self.source:
             raise ChatTemplateError(
-                "this model has no chat template, so it cannot chat; use plain completion or an instruct model"
+                "this model has no chat template, so it cannot chat; use plain completion or an "
+                "instruct model"
             )
         if len(self.source) > LONGEST_SOURCE:
             raise ChatTemplateError(
-                f"the model's chat template has {len(self.source)} letters, at most {LONGEST_SOURCE} are read; "
+                f"the model's chat template has {len(self.source)} letters, at most "
+                f"{LONGEST_SOURCE} are read; "
                 "use plain completion or another model"
             )
         if self._compiled is None:
             try:
                 self._compiled = Bounded().from_string(self.source)
-            except Exception as error:  # beside TemplateError what Python's compiler says of deeply nested code
+            # beside TemplateError what Python's compiler says of deeply nested code
+            except Exception as error:
                 raise ChatTemplateError(
-                    f"the model's chat template cannot be read ({error!s:.300}); use plain completion or another model"
+                    f"the model's chat template cannot be read ({error!s:.300}); use plain "
+                    f"completion or another model"
                 ) from error
         return self._compiled
 
@@ -81,16 +90,19 @@ class ChatTemplate:
         """Write the conversation down, contents kept apart.
 
         Args:
-            messages: each with "role" and "content"; whatever else is in them, as JSON has it, the template may read.
-            tools: descriptions, where the template shows them.
+            messages: each with "role" and "content"; whatever else is in them, as JSON has it, the
+            template may read. tools: descriptions, where the template shows them.
 
         Raises:
-            RequestError: no message, an unknown role, no content, or a conversation that the template refuses.
-            ChatTemplateError: no chat template, or one that cannot be used.
+            RequestError: no message, an unknown role, no content, or a conversation that the
+            template refuses. ChatTemplateError: no chat template, or one that cannot be used.
         """
         template = self.compiled()
         check(messages)
-        shown, offered = [as_shown(message) for message in messages], plain(list(tools)) if tools else None
+        shown, offered = (
+            [as_shown(message) for message in messages],
+            plain(list(tools)) if tools else None,
+        )
         letters = sum(map(len, texts([shown, offered])))
         variables = {
             "messages": shown,
@@ -102,7 +114,9 @@ class ChatTemplate:
         try:
             text = template.render(budgeted(variables, len(messages), letters))
         except Exception as error:  # a template is a program: it may divide by zero as well
-            raise RequestError(f"the model's chat template refuses this conversation: {error!s:.300}") from error
+            raise RequestError(
+                f"the model's chat template refuses this conversation: {error!s:.300}"
+            ) from error
         return split(text)
 
 
@@ -113,23 +127,37 @@ def check(messages: Sequence[Mapping[str, Any]]) -> None:
     for place, message in enumerate(messages):
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
-            raise RequestError(f"message {place} has role {role!r:.40}; expected one of {', '.join(ROLES)}")
+            raise RequestError(
+                f"message {place} has role {role!r:.40}; expected one of {', '.join(ROLES)}"
+            )
         if not isinstance(content, str):
-            raise RequestError(f"message {place} has content of type {type(content).__name__}; expected text")
+            raise RequestError(
+                f"message {place} has content of type {type(content).__name__}; expected text"
+            )
 
 
 def as_shown(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message as templates expect it: the role is ours, one of four words; thoughts go by their usual name.
+    """A message as templates expect it: the role is ours, one of four words; thoughts go by their
+    usual name.
 
     Source: `transformers`, which leaves out what is None and names thoughts in this way.
     """
-    shown = {key: TemplateText(value) if key == "role" else plain(value) for key, value in message.items() if value is not None}
+    shown = {
+        key: TemplateText(value) if key == "role" else plain(value)
+        for key, value in message.items()
+        if value is not None
+    }
     thoughts = next((shown[key] for key in REASONING if key in shown), None)
-    return shown if thoughts is None else {"thinking": thoughts, **shown, "reasoning_content": thoughts}
+    return (
+        shown
+        if thoughts is None
+        else {"thinking": thoughts, **shown, "reasoning_content": thoughts}
+    )
 
 
 def plain(value: Any, depth: int = 0) -> Any:
-    """A copy of what JSON can say, in plain types, which have no methods of their own that a template could call.
+    """A copy of what JSON can say, in plain types, which have no methods of their own that a
+    template could call.
 
     Raises:
         RequestError: something else, or nested too deeply.
@@ -144,7 +172,9 @@ def plain(value: Any, depth: int = 0) -> Any:
         return value
     if isinstance(value, str):
         return "".join(value)
-    raise RequestError(f"a message holds a {type(value).__name__}; expected texts, numbers, lists and objects")
+    raise RequestError(
+        f"a message holds a {type(value).__name__}; expected texts, numbers, lists and objects"
+    )
 
 
 def texts(value: Any) -> Iterator[str]:
@@ -163,4 +193,6 @@ def texts(value: Any) -> Iterator[str]:
 def split(text: str) -> list[Piece]:
     """A rendered template, cut where what the template wrote and what it was given meet."""
     stretches = re.finditer(rb"\x00+|\x01+", own(text))
-    return [Piece(str.__getitem__(text, slice(*found.span())), found[0][0] == 0) for found in stretches]
+    return [
+        Piece(str.__getitem__(text, slice(*found.span())), found[0][0] == 0) for found in stretches
+    ]

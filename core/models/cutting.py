@@ -17,7 +17,8 @@ from tokenizers.pre_tokenizers import Sequence as Chain
 from ..errors import ModelFileError
 from .vocabulary import BYTE, SPACE, USER_DEFINED, Vocabulary
 
-# The patterns are facts about each model's training; each stands in the model's own tokenizer.json as well.
+# The patterns are facts about each model's training; each stands in the model's own tokenizer.json
+# as well.
 ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -36,15 +37,23 @@ class Rule:
 
     pattern: str = ""  # empty: GPT-2's own
     digits_alone: bool = False
-    whole_words: bool = False  # a stretch that is a token is taken as it is, whatever merges would make of it
+    # a stretch that is a token is taken as it is, whatever merges would make of it
+    whole_words: bool = False
     composed: bool = False  # text is brought to Unicode's composed form first
 
     def pre_tokenizer(self) -> PreTokenizer:
         """The library's parts for it."""
         if self.pattern:
-            return Chain([Split(Regex(self.pattern), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)])
+            return Chain(
+                [
+                    Split(Regex(self.pattern), "isolated"),
+                    ByteLevel(add_prefix_space=False, use_regex=False),
+                ]
+            )
         byte_level = ByteLevel(add_prefix_space=False, use_regex=True)
-        return Chain([Digits(individual_digits=True), byte_level]) if self.digits_alone else byte_level
+        return (
+            Chain([Digits(individual_digits=True), byte_level]) if self.digits_alone else byte_level
+        )
 
 
 GPT2, LLAMA3_RULE = Rule(), Rule(LLAMA3, whole_words=True)
@@ -68,14 +77,17 @@ def cut(cutter: Cutter, text: str, *, marked: bool = False) -> list[int]:
     """Tokens of a text; `marked` adds what the tokenizer puts around every text.
 
     Raises:
-        ModelFileError: the tokenizer contradicts itself; the library panics then, which is no `Exception`.
+        ModelFileError: the tokenizer contradicts itself; the library panics then, which is no
+        `Exception`.
     """
     try:
         tokens: list[int] = cutter.encode(text, add_special_tokens=marked).ids
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        raise ModelFileError(f"the model's tokenizer cannot cut this text ({error!s:.200}); get the model again") from error
+        raise ModelFileError(
+            f"the model's tokenizer cannot cut this text ({error!s:.200}); get the model again"
+        ) from error
     return tokens
 
 
@@ -85,16 +97,23 @@ def build(vocabulary: Vocabulary) -> Cutter:
     Raises:
         ModelFileError: merges or a rule that cannot be used.
 
-    Control tokens are not declared special to it: they are words that no merge leads to, so text cannot become one.
+    Control tokens are not declared special to it: they are words that no merge leads to, so text
+    cannot become one.
     """
     try:
-        cutter = build_pieces(vocabulary) if vocabulary.spelling == "sentencepiece" else build_bytes(vocabulary)
+        cutter = (
+            build_pieces(vocabulary)
+            if vocabulary.spelling == "sentencepiece"
+            else build_bytes(vocabulary)
+        )
         defined = vocabulary.of_kind(USER_DEFINED)
         cutter.add_tokens([AddedToken(token, normalized=False, special=False) for token in defined])
     except ModelFileError:
         raise
     except Exception as error:  # the library raises bare Exception
-        raise ModelFileError(f"the file's merges do not fit its tokens ({error}); pull or download it again") from error
+        raise ModelFileError(
+            f"the file's merges do not fit its tokens ({error}); pull or download it again"
+        ) from error
     return cutter
 
 
@@ -103,10 +122,13 @@ def build_bytes(vocabulary: Vocabulary) -> Cutter:
     rule = RULES.get(vocabulary.splitting)
     if rule is None:
         raise ModelFileError(
-            f"text splitting rule {vocabulary.splitting!r:.40} is not supported; choose a model with one of {', '.join(RULES)}"
+            f"text splitting rule {vocabulary.splitting!r:.40} is not supported; choose a model "
+            f"with one of {', '.join(RULES)}"
         )
     numbered = {token: index for index, token in enumerate(vocabulary.tokens)}
-    cutter = Cutter(BPE(vocab=numbered, merges=list(vocabulary.merges), ignore_merges=rule.whole_words))
+    cutter = Cutter(
+        BPE(vocab=numbered, merges=list(vocabulary.merges), ignore_merges=rule.whole_words)
+    )
     cutter.pre_tokenizer = rule.pre_tokenizer()
     if rule.composed:
         cutter.normalizer = normalizers.NFC()
@@ -114,9 +136,18 @@ def build_bytes(vocabulary: Vocabulary) -> Cutter:
 
 
 def build_pieces(vocabulary: Vocabulary) -> Cutter:
-    """A SentencePiece one: any two neighbours that form a token may merge, the highest score first."""
+    """A SentencePiece one: any two neighbours that form a token may merge, the highest score
+    first.
+    """
     numbered = {token: index for index, token in enumerate(vocabulary.tokens)}
-    unknown = next((token for token, kind in zip(vocabulary.tokens, vocabulary.kinds, strict=True) if kind == 2), None)
+    unknown = next(
+        (
+            token
+            for token, kind in zip(vocabulary.tokens, vocabulary.kinds, strict=True)
+            if kind == 2
+        ),
+        None,
+    )
     model = BPE(
         vocab=numbered,
         merges=merges_of_scores(vocabulary),
@@ -126,16 +157,21 @@ def build_pieces(vocabulary: Vocabulary) -> Cutter:
     )
     cutter = Cutter(model)
     spaces: list[Normalizer] = [normalizers.Replace(" ", SPACE)]
-    cutter.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), *spaces] if vocabulary.space_first else spaces)
+    cutter.normalizer = normalizers.Sequence(
+        [normalizers.Prepend(SPACE), *spaces] if vocabulary.space_first else spaces
+    )
     return cutter
 
 
 def merges_of_scores(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     """Every pair of ordinary tokens that form a third, by falling score of that one.
 
-    Source: Kudo and Richardson 2018 (SentencePiece), whose BPE merges whatever neighbours form the best piece.
+    Source: Kudo and Richardson 2018 (SentencePiece), whose BPE merges whatever neighbours form the
+    best piece.
     """
-    ordinary = {token for token, kind in zip(vocabulary.tokens, vocabulary.kinds, strict=True) if kind == 1}
+    ordinary = {
+        token for token, kind in zip(vocabulary.tokens, vocabulary.kinds, strict=True) if kind == 1
+    }
     ranked: list[tuple[float, int, int, str, str]] = []
     for number, token in enumerate(vocabulary.tokens):
         if token in ordinary:

@@ -1,10 +1,11 @@
 """Bytes of a block to numbers, for each block type.
 
 Knows the byte layout of each type. Knows nothing of matrices or files.
-Always: numbers come out as the format's reference computes them, rounding for rounding; any bytes decode to something,
-so a hostile block can be nonsense but never an error.
+Always: numbers come out as the format's reference computes them, rounding for rounding; any bytes
+decode to something, so a hostile block can be nonsense but never an error.
 
-Source: ggml's `ggml-common.h`, block_* structures; `gguf.quants` is the oracle (tests/core/models/test_blocks.py).
+Source: ggml's `ggml-common.h`, block_* structures; `gguf.quants` is the oracle
+(tests/core/models/test_blocks.py).
 """
 
 from collections.abc import Callable
@@ -21,7 +22,9 @@ def half(blocks: Tensor, start: int) -> Tensor:
 
 
 def nibbles(packed: Tensor) -> Tensor:
-    """Sixteen bytes to 32 integers, [n, 16] -> uint8 [n, 32]: low halves are weights 0-15, high halves 16-31."""
+    """Sixteen bytes to 32 integers, [n, 16] -> uint8 [n, 32]: low halves are weights 0-15, high
+    halves 16-31.
+    """
     return torch.cat([packed & 15, packed >> 4], dim=1)
 
 
@@ -48,7 +51,9 @@ def decode_q5_0(blocks: Tensor) -> Tensor:
 
 def decode_q5_1(blocks: Tensor) -> Tensor:
     """w = d * q + m."""
-    return half(blocks, 0) * (nibbles(blocks[:, 8:]) | fifth_bits(blocks[:, 4:8])).float() + half(blocks, 2)
+    return half(blocks, 0) * (nibbles(blocks[:, 8:]) | fifth_bits(blocks[:, 4:8])).float() + half(
+        blocks, 2
+    )
 
 
 def decode_q8_0(blocks: Tensor) -> Tensor:
@@ -59,7 +64,8 @@ def decode_q8_0(blocks: Tensor) -> Tensor:
 def parts(packed: Tensor, bits: int, stride: int) -> Tensor:
     """Fields of `bits` bits, [n, bytes] -> uint8 [n, bytes * 8 / bits].
 
-    Runs of `stride` bytes hold first the lowest field of each byte, then the next: the order of all K-quants.
+    Runs of `stride` bytes hold first the lowest field of each byte, then the next: the order of all
+    K-quants.
     """
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)[:, None]
     spread = packed.reshape(len(packed), -1, 1, stride) >> shifts  # [n, runs, fields, stride]
@@ -83,7 +89,10 @@ def scaled(integers: Tensor, scales: Tensor, minima: Tensor | None = None) -> Te
 def decode_q2_k(blocks: Tensor) -> Tensor:
     """16 groups: w = d * scale * q - dmin * min."""
     packed = blocks[:, :16]
-    scales, minima = half(blocks, 80) * (packed & 15).float(), half(blocks, 82) * (packed >> 4).float()
+    scales, minima = (
+        half(blocks, 80) * (packed & 15).float(),
+        half(blocks, 82) * (packed >> 4).float(),
+    )
     return scaled(parts(blocks[:, 16:80], 2, 32), scales, minima)
 
 
@@ -91,7 +100,8 @@ def decode_q3_k(blocks: Tensor) -> Tensor:
     """16 groups: w = d * (scale - 32) * q, q from -4 to 3; its high bit is stored inverted."""
     low, high = parts(blocks[:, 96:104], 4, 8), parts(blocks[:, 104:108], 2, 4)
     scales = half(blocks, 108) * ((low | (high << 4)).float() - 32)
-    # `hmask` has one run of 32 bytes, whose eight bits go to the eight groups of 32 weights one after another.
+    # `hmask` has one run of 32 bytes, whose eight bits go to the eight groups of 32 weights one
+    # after another.
     inverted = (parts(blocks[:, :32], 1, 32) ^ 1) << 2
     return scaled(parts(blocks[:, 32:96], 2, 32).float() - inverted.float(), scales)
 

@@ -1,7 +1,8 @@
 """A BERT encoder: tokens of whole texts to one vector a token.
 
 Knows BERT's layers and its safetensors folder. Knows nothing of text, pooling or search.
-Always: padding changes no result; sizes come from the folder's own config.json and every tensor is checked against them.
+Always: padding changes no result; sizes come from the folder's own config.json and every tensor is
+checked against them.
 """
 
 import json
@@ -56,11 +57,17 @@ class Encoder:
         table = "embeddings.{}_embeddings.weight".format
         weight = self._tensors
         # Token type 0 everywhere: these are single texts, never pairs.
-        x = weight[table("word")][tokens] + weight[table("position")][positions] + weight[table("token_type")][0]
+        x = (
+            weight[table("word")][tokens]
+            + weight[table("position")][positions]
+            + weight[table("token_type")][0]
+        )
         x = self._norm("embeddings", x)
         for layer in range(self.shape.layers):
             name = f"encoder.layer.{layer}"
-            x = self._norm(f"{name}.attention.output", x + self._attend(f"{name}.attention", x, real))
+            x = self._norm(
+                f"{name}.attention.output", x + self._attend(f"{name}.attention", x, real)
+            )
             inner = functional.gelu(self._linear(f"{name}.intermediate.dense", x))
             x = self._norm(f"{name}.output", x + self._linear(f"{name}.output.dense", inner))
         return x
@@ -69,17 +76,28 @@ class Encoder:
         batch, length, width = x.shape
 
         def heads(part: str) -> Tensor:  # [B, L, D] -> [B, heads, L, hd]
-            return self._linear(f"{name}.self.{part}", x).view(batch, length, self.shape.heads, -1).transpose(1, 2)
+            return (
+                self._linear(f"{name}.self.{part}", x)
+                .view(batch, length, self.shape.heads, -1)
+                .transpose(1, 2)
+            )
 
         mask = real[:, None, None, :]  # every row may look at every real row
-        mixed = functional.scaled_dot_product_attention(heads("query"), heads("key"), heads("value"), attn_mask=mask)
-        return self._linear(f"{name}.output.dense", mixed.transpose(1, 2).reshape(batch, length, width))
+        mixed = functional.scaled_dot_product_attention(
+            heads("query"), heads("key"), heads("value"), attn_mask=mask
+        )
+        return self._linear(
+            f"{name}.output.dense", mixed.transpose(1, 2).reshape(batch, length, width)
+        )
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         return functional.linear(x, self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"])
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
-        weight, bias = self._tensors[f"{name}.LayerNorm.weight"], self._tensors[f"{name}.LayerNorm.bias"]
+        weight, bias = (
+            self._tensors[f"{name}.LayerNorm.weight"],
+            self._tensors[f"{name}.LayerNorm.bias"],
+        )
         return functional.layer_norm(x, weight.shape, weight, bias, self.shape.norm_eps)
 
 
@@ -88,14 +106,17 @@ def load(folder: Path) -> Encoder:
 
     Raises:
         ModelNotFoundError: one of them is not there.
-        ModelFileError: not a BERT encoder as computed here, damaged, or tensors that do not fit the sizes.
+        ModelFileError: not a BERT encoder as computed here, damaged, or tensors that do not fit the
+        sizes.
     """
     shape = read_shape(folder / "config.json")
     path = folder / "model.safetensors"
     try:
         tensors = load_file(path)
     except FileNotFoundError:
-        raise ModelNotFoundError(f"{path}: no such file; run: quietchoir model pull minilm-l6-v2") from None
+        raise ModelNotFoundError(
+            f"{path}: no such file; run: quietchoir model pull minilm-l6-v2"
+        ) from None
     except (OSError, safetensors.SafetensorError) as error:
         refuse_pointer(path)
         raise ModelFileError(f"{path}: damaged ({error}); pull it again") from error
@@ -104,7 +125,10 @@ def load(folder: Path) -> Encoder:
         if found is None or tuple(found.shape) != expected:
             state = "is missing" if found is None else f"is {tuple(found.shape)}"
             raise ModelFileError(f"{path}: {name} {state}, expected {expected}; pull it again")
-    return Encoder(shape, {name: tensor.float() for name, tensor in tensors.items() if tensor.is_floating_point()})
+    return Encoder(
+        shape,
+        {name: tensor.float() for name, tensor in tensors.items() if tensor.is_floating_point()},
+    )
 
 
 def read_shape(path: Path) -> EncoderShape:
@@ -118,7 +142,8 @@ def read_shape(path: Path) -> EncoderShape:
     for key, value in wanted.items():
         if config.get(key, value) != value:
             raise ModelFileError(
-                f"{path}: {key} is {config[key]!r}, only {value!r} is supported; choose another embedding model"
+                f"{path}: {key} is {config[key]!r}, only {value!r} is supported; choose another "
+                f"embedding model"
             )
     try:
         shape = EncoderShape(
@@ -131,8 +156,14 @@ def read_shape(path: Path) -> EncoderShape:
             norm_eps=float(config["layer_norm_eps"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelFileError(f"{path}: {error} is missing or no number; pull the model again") from error
-    if min(shape.layers, shape.heads, shape.width) < 1 or shape.width % shape.heads or not math.isfinite(shape.norm_eps):
+        raise ModelFileError(
+            f"{path}: {error} is missing or no number; pull the model again"
+        ) from error
+    if (
+        min(shape.layers, shape.heads, shape.width) < 1
+        or shape.width % shape.heads
+        or not math.isfinite(shape.norm_eps)
+    ):
         raise ModelFileError(f"{path}: impossible sizes {shape}; pull the model again")
     return shape
 
@@ -147,11 +178,17 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        raise ModelNotFoundError(f"{path}: no such file; run: quietchoir model pull minilm-l6-v2") from None
+        raise ModelNotFoundError(
+            f"{path}: no such file; run: quietchoir model pull minilm-l6-v2"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelFileError(f"{path}: not readable JSON ({error}); pull the model again") from error
+        raise ModelFileError(
+            f"{path}: not readable JSON ({error}); pull the model again"
+        ) from error
     if not isinstance(found, dict):
-        raise ModelFileError(f"{path}: holds a {type(found).__name__}, expected an object; pull the model again")
+        raise ModelFileError(
+            f"{path}: holds a {type(found).__name__}, expected an object; pull the model again"
+        )
     return found
 
 
@@ -169,12 +206,19 @@ def expected_shapes(shape: EncoderShape) -> dict[str, tuple[int, ...]]:
         "attention.self.key": (width, width),
         "attention.self.value": (width, width),
     }
-    dense |= {"attention.output.dense": (width, width), "intermediate.dense": (ffn, width), "output.dense": (width, ffn)}
+    dense |= {
+        "attention.output.dense": (width, width),
+        "intermediate.dense": (ffn, width),
+        "output.dense": (width, ffn),
+    }
     for layer in range(shape.layers):
         prefix = f"encoder.layer.{layer}"
         norms += [f"{prefix}.attention.output", f"{prefix}.output"]
         for name, (rows, columns) in dense.items():
-            expected |= {f"{prefix}.{name}.weight": (rows, columns), f"{prefix}.{name}.bias": (rows,)}
+            expected |= {
+                f"{prefix}.{name}.weight": (rows, columns),
+                f"{prefix}.{name}.bias": (rows,),
+            }
     for name in norms:
         expected |= {f"{name}.LayerNorm.weight": (width,), f"{name}.LayerNorm.bias": (width,)}
     return expected

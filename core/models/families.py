@@ -1,7 +1,8 @@
 """The model families: what each does beyond Llama, and what it calls things in its files.
 
 Knows names in GGUF files and in Hugging Face's. Knows no sizes and no weights.
-Always: a further family is a further value of `Family`; a family that is not here is refused, never guessed.
+Always: a further family is a further value of `Family`; a family that is not here is refused, never
+guessed.
 """
 
 from collections.abc import Mapping
@@ -19,8 +20,10 @@ class Family:
     name: str
     model_types: tuple[str, ...]  # in config.json
     traits: Mapping[str, Any] = field(default_factory=dict)  # fields of `Architecture`
-    gguf_names: Mapping[str, str] = field(default_factory=dict)  # inside a layer, ours -> theirs, where not as usual
-    gguf_fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # one tensor in the file, several of ours
+    # inside a layer, ours -> theirs, where not as usual
+    gguf_names: Mapping[str, str] = field(default_factory=dict)
+    # one tensor in the file, several of ours
+    gguf_fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     folder_fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     interleaved: bool = False  # GGUF files hold the rows of q and k in interleaved rope order
     unit_norms: bool = False  # Hugging Face's files hold norms less 1 (GGUF's hold them whole)
@@ -43,7 +46,11 @@ GGUF_NAMES: Mapping[str, str] = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-GGUF_ENDS: Mapping[str, str] = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+GGUF_ENDS: Mapping[str, str] = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+}
 
 LLAMA = Family(name="llama", model_types=("llama", "mistral"), interleaved=True)
 QWEN2 = Family(name="qwen2", model_types=("qwen2",), traits={"biases": QKV})
@@ -66,5 +73,9 @@ PHI3 = Family(
     gguf_fused={"attn_qkv": QKV, "ffn_up": GATE_UP},
     folder_fused={"self_attn.qkv_proj": QKV, "mlp.gate_up_proj": GATE_UP},
 )
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (LLAMA, QWEN2, QWEN3, GEMMA3, SMOLLM3, PHI3)}
-MODEL_TYPES: Mapping[str, Family] = {name: family for family in FAMILIES.values() for name in family.model_types}
+FAMILIES: Mapping[str, Family] = {
+    family.name: family for family in (LLAMA, QWEN2, QWEN3, GEMMA3, SMOLLM3, PHI3)
+}
+MODEL_TYPES: Mapping[str, Family] = {
+    name: family for family in FAMILIES.values() for name in family.model_types
+}

@@ -1,6 +1,7 @@
 """The block types that files have: how many weights a block holds, in how many bytes.
 
-Knows sizes and GGUF's numbers. Knows nothing of what the bytes mean (`decoders.py` does), nor of torch.
+Knows sizes and GGUF's numbers. Knows nothing of what the bytes mean (`decoders.py` does), nor of
+torch.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,9 @@
 """A Hugging Face folder's settings and tensors as our sizes and names.
 
-Knows config.json's keys and the names of checkpoints, family by family. Knows nothing of files or tokens.
-Always: a setting that would change the computation and that we do not compute is refused; every tensor has a place in the
-network with the shape that its sizes demand.
+Knows config.json's keys and the names of checkpoints, family by family. Knows nothing of files or
+tokens.
+Always: a setting that would change the computation and that we do not compute is refused; every
+tensor has a place in the network with the shape that its sizes demand.
 """
 
 import math
@@ -18,18 +19,42 @@ from .families import FAMILIES, GEMMA3, MODEL_TYPES, PHI3, QWEN2, QWEN3, SMOLLM3
 from .naming import Shelf
 from .rope import Stretch, stretch
 
-# What stands beside the language model, and is not used: pictures of Gemma 3, tables that old files hold ready.
-SKIPPED = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.", ".inv_freq")
-PREFIXES = {"language_model.": "", "model.language_model.": "model."}  # of the language model inside a larger one
+# What stands beside the language model, and is not used: pictures of Gemma 3, tables that old files
+# hold ready.
+SKIPPED = (
+    "vision_tower.",
+    "multi_modal_projector.",
+    "model.vision_tower.",
+    "model.multi_modal_projector.",
+    ".inv_freq",
+)
+# of the language model inside a larger one
+PREFIXES = {"language_model.": "", "model.language_model.": "model."}
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 # What `transformers` takes where a config.json is silent; older files leave out what equals it.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048, "rope_theta": 10000.0},
     "mistral": {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "sliding_window": 4096},
-    "qwen2": {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_window_layers": 28, "sliding_window": 4096},
-    "qwen3": {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_window_layers": 28, "sliding_window": 4096, "head_dim": 128},
-    "smollm3": {"rms_norm_eps": 1e-6, "rope_theta": 2000000.0, "tie_word_embeddings": True, "num_key_value_heads": 4},
+    "qwen2": {
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "max_window_layers": 28,
+        "sliding_window": 4096,
+    },
+    "qwen3": {
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "max_window_layers": 28,
+        "sliding_window": 4096,
+        "head_dim": 128,
+    },
+    "smollm3": {
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 2000000.0,
+        "tie_word_embeddings": True,
+        "num_key_value_heads": 4,
+    },
     "phi3": {"rms_norm_eps": 1e-5, "rope_theta": 10000.0, "original_max_position_embeddings": 4096},
     "gemma3_text": {
         "vocab_size": 262_208,
@@ -65,21 +90,29 @@ class Settings:
         found = self.get(key)
         found = default if found is None else found
         if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-            raise ModelFileError(f"{self.path}: {key} is {found!r:.40}, expected a positive whole number; get the model again")
+            raise ModelFileError(
+                f"{self.path}: {key} is {found!r:.40}, expected a positive whole "
+                f"number; get the model again"
+            )
         return found
 
     def real(self, key: str) -> float:
         """A positive number."""
         found = self.get(key)
         if not isinstance(found, int | float) or isinstance(found, bool) or not 0 < found < 1e300:
-            raise ModelFileError(f"{self.path}: {key} is {found!r:.40}, expected a positive number; get the model again")
+            raise ModelFileError(
+                f"{self.path}: {key} is {found!r:.40}, expected a positive "
+                f"number; get the model again"
+            )
         return float(found)
 
     def rule(self, key: str) -> dict[str, Any]:
         """An object, empty where there is none."""
         found = self.get(key)
         if not isinstance(found, dict | None):
-            raise ModelFileError(f"{self.path}: {key} is {found!r:.40}, expected an object; get the model again")
+            raise ModelFileError(
+                f"{self.path}: {key} is {found!r:.40}, expected an object; get the model again"
+            )
         return found or {}
 
     def entries(self, key: str, layers: int) -> list[Any] | None:
@@ -88,7 +121,10 @@ class Settings:
         if found is None:
             return None
         if not isinstance(found, list) or len(found) < layers:
-            raise ModelFileError(f"{self.path}: {key} is {found!r:.40}, expected a list of {layers}; get the model again")
+            raise ModelFileError(
+                f"{self.path}: {key} is {found!r:.40}, expected a list of "
+                f"{layers}; get the model again"
+            )
         return found[:layers]
 
 
@@ -97,21 +133,28 @@ def read_architecture(folder: Path) -> Architecture:
 
     Raises:
         ModelNotFoundError: no config.json.
-        ModelFileError: a family we do not know, a missing or impossible size, or something we would compute wrongly.
+        ModelFileError: a family we do not know, a missing or impossible size, or something we would
+        compute wrongly.
     """
     path = folder / container.CONFIG
     values = container.read_json(path)
     kind = values.get("model_type")
     family = MODEL_TYPES.get(kind) if isinstance(kind, str) else None
     if family is None:
-        raise ModelFileError(f"{path}: model_type {kind!r:.40} is not supported; choose one of {', '.join(MODEL_TYPES)}")
-    if kind == "gemma3":  # with pictures: the language model's settings stand in an object of their own
+        raise ModelFileError(
+            f"{path}: model_type {kind!r:.40} is not supported; choose one of "
+            f"{', '.join(MODEL_TYPES)}"
+        )
+    # with pictures: the language model's settings stand in an object of their own
+    if kind == "gemma3":
         values, kind = Settings(path, values, {}).rule("text_config"), "gemma3_text"
     settings = Settings(path, values, DEFAULTS[str(kind)])
     try:
         architecture = Architecture(**sizes(settings, family, str(kind)))
     except (ValueError, TypeError, OverflowError) as error:
-        raise ModelFileError(f"{path}: {error}, which is not supported; choose another model") from error
+        raise ModelFileError(
+            f"{path}: {error}, which is not supported; choose another model"
+        ) from error
     complaint = architecture.complaint() or unsupported(settings, family)
     if complaint:
         raise ModelFileError(f"{path}: {complaint}, which is not supported; choose another model")
@@ -121,7 +164,10 @@ def read_architecture(folder: Path) -> Architecture:
 def sizes(settings: Settings, family: Family, kind: str) -> dict[str, Any]:
     """The fields of `Architecture`."""
     heads, width = settings.size("num_attention_heads"), settings.size("hidden_size")
-    layers, head_size = min(settings.size("num_hidden_layers"), 1025), settings.size("head_dim", max(width // heads, 1))
+    layers, head_size = (
+        min(settings.size("num_hidden_layers"), 1025),
+        settings.size("head_dim", max(width // heads, 1)),
+    )
     rope = ropes(settings, family, layers, head_size)
     context = rope.pop("context")
     found: dict[str, Any] = {
@@ -141,7 +187,10 @@ def sizes(settings: Settings, family: Family, kind: str) -> dict[str, Any]:
     if settings.get("attention_bias") and family not in (QWEN2, PHI3):
         found["biases"] = ATTENTION
     if family is GEMMA3:
-        found |= {"embedding_scale": math.sqrt(width), "attention_scale": settings.real("query_pre_attn_scalar") ** -0.5}
+        found |= {
+            "embedding_scale": math.sqrt(width),
+            "attention_scale": settings.real("query_pre_attn_scalar") ** -0.5,
+        }
     found["windows"] = windows(settings, family, kind, layers, context)
     return found
 
@@ -150,10 +199,14 @@ def ropes(settings: Settings, family: Family, layers: int, head_size: int) -> di
     """Base, scaling and context; for Gemma 3 and SmolLM3 also the base of each layer."""
     rule, context = settings.rule("rope_parameters"), settings.size("max_position_embeddings")
     local: dict[str, Any] = {}
-    if family is GEMMA3 and any(isinstance(rule.get(key), dict) for key in ("full_attention", "sliding_attention")):
+    if family is GEMMA3 and any(
+        isinstance(rule.get(key), dict) for key in ("full_attention", "sliding_attention")
+    ):
         kinds = Settings(settings.path, rule, {})
         others = sorted(
-            key for key, one in rule.items() if one is not None and key not in ("full_attention", "sliding_attention")
+            key
+            for key, one in rule.items()
+            if one is not None and key not in ("full_attention", "sliding_attention")
         )
         if others:
             raise ValueError(f"rope has the setting {others[0]!r:.60}")
@@ -161,9 +214,16 @@ def ropes(settings: Settings, family: Family, layers: int, head_size: int) -> di
     rule = {**settings.rule("rope_scaling"), **rule}
     theta = float(rule.get("rope_theta") or settings.real("rope_theta"))
     original = settings.get("original_max_position_embeddings")
-    rule = {**rule, "original_max_position_embeddings": original or rule.get("original_max_position_embeddings") or context}
+    rule = {
+        **rule,
+        "original_max_position_embeddings": original
+        or rule.get("original_max_position_embeddings")
+        or context,
+    }
     if any(
-        float(one.get("partial_rotary_factor") or settings.get("partial_rotary_factor") or 1.0) != 1.0 for one in (rule, local)
+        float(one.get("partial_rotary_factor") or settings.get("partial_rotary_factor") or 1.0)
+        != 1.0
+        for one in (rule, local)
     ):
         raise ValueError("rope turns only part of a head")
     stretched = stretch(rule, head_size, theta, context)
@@ -180,9 +240,13 @@ def ropes(settings: Settings, family: Family, layers: int, head_size: int) -> di
         found["rope_bases"] = tuple(theta if one else 0.0 for one in turned)
     if family is GEMMA3:
         local_base = float(local.get("rope_theta") or settings.real("rope_local_base_freq"))
-        if stretch(local, head_size, local_base, context) != Stretch() or (stretched.rope_factors and local_base == theta):
+        if stretch(local, head_size, local_base, context) != Stretch() or (
+            stretched.rope_factors and local_base == theta
+        ):
             raise ValueError("rope of windowed layers is scaled")
-        found["rope_bases"] = tuple(local_base if one else theta for one in windowed(settings, family, layers))
+        found["rope_bases"] = tuple(
+            local_base if one else theta for one in windowed(settings, family, layers)
+        )
     return found
 
 
@@ -201,14 +265,26 @@ def windowed(settings: Settings, family: Family, layers: int) -> list[bool]:
     return [True] * layers  # Mistral and Phi-3; SmolLM3 as it is published has none
 
 
-def windows(settings: Settings, family: Family, kind: str, layers: int, context: int) -> tuple[int, ...]:
+def windows(
+    settings: Settings, family: Family, kind: str, layers: int, context: int
+) -> tuple[int, ...]:
     """The window of each layer; none where no text is long enough to notice."""
-    asked = settings.get("use_sliding_window") if family in (QWEN2, QWEN3, SMOLLM3) else kind != "llama"
-    if not asked or settings.get("sliding_window") is None or settings.size("sliding_window") >= context:
+    asked = (
+        settings.get("use_sliding_window") if family in (QWEN2, QWEN3, SMOLLM3) else kind != "llama"
+    )
+    if (
+        not asked
+        or settings.get("sliding_window") is None
+        or settings.size("sliding_window") >= context
+    ):
         return ()
     if family is SMOLLM3:
         raise ValueError("some layers of this SmolLM3 see only a window")
-    inside = windowed(settings, family, layers) if family is not PHI3 and kind != "mistral" else [True] * layers
+    inside = (
+        windowed(settings, family, layers)
+        if family is not PHI3 and kind != "mistral"
+        else [True] * layers
+    )
     return tuple(settings.size("sliding_window") * one for one in inside) if any(inside) else ()
 
 
@@ -234,17 +310,23 @@ def name_tensors(folder: Path, architecture: Architecture) -> dict[str, Blocks]:
     """The folder's tensors under our names, each with the shape that the architecture demands.
 
     Raises:
-        ModelNotFoundError, ModelFileError: a tensor is missing, has another shape, or is none that this family uses.
+        ModelNotFoundError, ModelFileError: a tensor is missing, has another shape, or is none that
+        this family uses.
     """
     family = FAMILIES[architecture.family]
-    found = {unwrapped(name): blocks for name, blocks in container.read_tensors(folder, SKIPPED).items()}
+    found = {
+        unwrapped(name): blocks for name, blocks in container.read_tensors(folder, SKIPPED).items()
+    }
     shelf = Shelf(folder, found, family.name)
     named: dict[str, Blocks] = {}
     for layer in range(architecture.layers):
         for theirs, parts in family.folder_fused.items():
             expected = [architecture.projection(part) for part in parts]
             split = shelf.split(f"model.layers.{layer}.{theirs}.weight", expected)
-            named |= {f"model.layers.{layer}.{part}.weight": blocks for part, blocks in zip(parts, split, strict=True)}
+            named |= {
+                f"model.layers.{layer}.{part}.weight": blocks
+                for part, blocks in zip(parts, split, strict=True)
+            }
     if tied(folder, family):
         shelf.drop("lm_head.weight")
     for name, shape in architecture.shapes().items():
@@ -270,5 +352,9 @@ def tied(folder: Path, family: Family) -> bool:
     """Whether the head is the embedding."""
     values = container.read_json(folder / container.CONFIG)
     inner = values.get("text_config")
-    said = (inner if isinstance(inner, dict) else {}).get("tie_word_embeddings", values.get("tie_word_embeddings"))
-    return bool(DEFAULTS[family.model_types[0]].get("tie_word_embeddings", False) if said is None else said)
+    said = (inner if isinstance(inner, dict) else {}).get(
+        "tie_word_embeddings", values.get("tie_word_embeddings")
+    )
+    return bool(
+        DEFAULTS[family.model_types[0]].get("tie_word_embeddings", False) if said is None else said
+    )

@@ -1,9 +1,11 @@
 """Are two models the same one in two number formats?
 
 Knows architectures and a sample of matrices. Knows nothing of names or files.
-Always: models of other sizes, other vocabularies or other token texts are refused before any number is compared.
+Always: models of other sizes, other vocabularies or other token texts are refused before any number
+is compared.
 
-Not covered: two models that were fine-tuned from one for a short time lie as close to each other as two formats of one do.
+Not covered: two models that were fine-tuned from one for a short time lie as close to each other as
+two formats of one do.
 """
 
 import dataclasses
@@ -20,22 +22,33 @@ PROBE = "The quick brown fox, 1984: naïve ☕"
 
 
 def distance(one: Weights, other: Weights) -> float:
-    """Root of the squared difference over the squared size, of rows from the first, the middle and the last layer.
+    """Root of the squared difference over the squared size, of rows from the first, the middle and
+    the last layer.
 
     Raises:
         ModelFileError: they differ in more than their numbers.
     """
-    if dataclasses.replace(one.architecture, context=0) != dataclasses.replace(other.architecture, context=0):
-        raise ModelFileError("the two models differ in family or sizes, so they are no two formats of one; name another")
+    if dataclasses.replace(one.architecture, context=0) != dataclasses.replace(
+        other.architecture, context=0
+    ):
+        raise ModelFileError(
+            "the two models differ in family or sizes, so they are no two formats "
+            "of one; name another"
+        )
     if spelled(one) != spelled(other):
-        raise ModelFileError("the two models spell texts differently, so they are no two formats of one; name another")
+        raise ModelFileError(
+            "the two models spell texts differently, so they are no two formats "
+            "of one; name another"
+        )
     apart, size = 0.0, 0.0
     layers = one.architecture.layers
     for layer in sorted({0, layers // 2, layers - 1}):
         for projection in SAMPLED:
             name = f"model.layers.{layer}.{projection}.weight"
             rows = min(ROWS, one.tensors[name].shape[0])
-            mine, theirs = (weights.tensors[name].part(0, rows).dense(torch.float64) for weights in (one, other))
+            mine, theirs = (
+                weights.tensors[name].part(0, rows).dense(torch.float64) for weights in (one, other)
+            )
             apart += float(torch.sum((mine - theirs) ** 2))
             size += float(torch.sum(mine**2))
     return float((apart / max(size, 1e-30)) ** 0.5)

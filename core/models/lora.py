@@ -1,8 +1,8 @@
 """Which numbers an adapter has, in which order, and the half of them that nobody trains.
 
 Knows projections, ranks and names. Knows nothing of files, examples or rounds.
-Always: the same `AdapterShape` and `Architecture` give the same layout and the same frozen A, bit for bit, on every machine:
-federated sums are meaningless otherwise.
+Always: the same `AdapterShape` and `Architecture` give the same layout and the same frozen A, bit
+for bit, on every machine: federated sums are meaningless otherwise.
 """
 
 import hashlib
@@ -32,9 +32,18 @@ class AdapterShape:
     def __post_init__(self) -> None:
         unknown = set(self.targets) - set(TARGETS)
         if unknown or not self.targets or len(set(self.targets)) != len(self.targets):
-            raise ValueError(f"targets {list(self.targets)}: expected some of {', '.join(TARGETS)}, each once")
-        if self.rank < 1 or self.upper_layers < 1 or not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise ValueError(f"rank {self.rank}, upper_layers {self.upper_layers}, alpha {self.alpha}: all must be positive")
+            raise ValueError(
+                f"targets {list(self.targets)}: expected some of {', '.join(TARGETS)}, each once"
+            )
+        if (
+            self.rank < 1
+            or self.upper_layers < 1
+            or not (math.isfinite(self.alpha) and self.alpha > 0)
+        ):
+            raise ValueError(
+                f"rank {self.rank}, upper_layers {self.upper_layers}, alpha "
+                f"{self.alpha}: all must be positive"
+            )
         if not 0 <= self.seed < 1 << 64:
             raise ValueError(f"seed {self.seed}: expected a whole number from 0 to 2**64 - 1")
 
@@ -44,13 +53,16 @@ class AdapterShape:
         return self.alpha / self.rank
 
     def modules(self, architecture: Architecture) -> dict[str, tuple[int, int]]:
-        """Names ("model.layers.22.self_attn.q_proj") and (rows, columns) of the projections with LoRA, in layout order.
+        """Names ("model.layers.22.self_attn.q_proj") and (rows, columns) of the projections with
+        LoRA, in layout order.
 
         Raises:
             ValueError: more upper layers than the model has.
         """
         if self.upper_layers > architecture.layers:
-            raise ValueError(f"upper_layers is {self.upper_layers}, the model has {architecture.layers} layers")
+            raise ValueError(
+                f"upper_layers is {self.upper_layers}, the model has {architecture.layers} layers"
+            )
         return {
             f"model.layers.{layer}.{name}": architecture.projection(name)
             for layer in range(architecture.layers - self.upper_layers, architecture.layers)
@@ -72,13 +84,14 @@ def b_name(module: str) -> str:
 def frozen_a(shape: AdapterShape, architecture: Architecture) -> dict[str, Tensor]:
     """Every A, [r, columns] float32, uniform in ±1/sqrt(columns) as PEFT starts it.
 
-    Drawn from SHAKE-256 of seed and name, 24 bits a number: no library's generator can change it under us. The first
-    rows do not depend on the rank, so a smaller rank shares them.
+    Drawn from SHAKE-256 of seed and name, 24 bits a number: no library's generator can change it
+    under us. The first rows do not depend on the rank, so a smaller rank shares them.
     """
     tensors = {}
     for module, (_, columns) in shape.modules(architecture).items():
         stream = hashlib.shake_256(f"quietchoir frozen A, seed {shape.seed}, {module}".encode())
-        words = np.frombuffer(stream.digest(4 * shape.rank * columns), dtype="<u4") >> 8  # [r * columns], 24 bits
+        # [r * columns], 24 bits
+        words = np.frombuffer(stream.digest(4 * shape.rank * columns), dtype="<u4") >> 8
         signed = words.astype(np.float32) * np.float32(2.0**-23) - np.float32(1.0)  # exact: [-1, 1)
         values = signed * np.float32(1.0 / math.sqrt(columns))
         tensors[a_name(module)] = torch.from_numpy(values.reshape(shape.rank, columns))
@@ -125,4 +138,6 @@ class Layout:
         """
         if tuple(flat.shape) != (self.size,):
             raise ValueError(f"flat vector is {tuple(flat.shape)}, expected ({self.size},)")
-        return {name: flat[start:stop].view(self.shapes[name]) for name, start, stop in self._ranges}
+        return {
+            name: flat[start:stop].view(self.shapes[name]) for name, start, stop in self._ranges
+        }

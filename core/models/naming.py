@@ -1,8 +1,8 @@
 """The tensors of one file, taken off the shelf one by one until none is left.
 
 Knows shapes and names. Knows no family.
-Always: what is taken has the expected shape; what nobody took is an error, because a tensor that we ignore is a network
-that we compute wrongly.
+Always: what is taken has the expected shape; what nobody took is an error, because a tensor that we
+ignore is a network that we compute wrongly.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,9 @@ class Shelf:
         blocks = self.left.pop(name, None)
         if blocks is None or blocks.shape != expected:
             found = "is missing" if blocks is None else f"is {blocks.shape}"
-            raise ModelFileError(f"{self.path}: {name} {found}, expected {expected}; pull or download it again")
+            raise ModelFileError(
+                f"{self.path}: {name} {found}, expected {expected}; pull or download it again"
+            )
         return blocks
 
     def split(self, name: str, parts: Sequence[tuple[int, int]]) -> list[Blocks]:
@@ -48,5 +50,6 @@ class Shelf:
         """Raises: ModelFileError: something is left that this family does not use."""
         if self.left:
             raise ModelFileError(
-                f"{self.path}: {min(self.left):.120} is not part of a {self.family} model; choose another file"
+                f"{self.path}: {min(self.left):.120} is not part of a {self.family} model; choose "
+                f"another file"
             )

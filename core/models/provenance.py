@@ -1,12 +1,13 @@
 """Text whose letters know whether the template wrote them.
 
 Knows Python's text operations. Knows nothing of templates, roles or tokens.
-Always: the value of every operation is Python's own; a letter counts as the template's only where an operation here
-says which letter of its operands it is, and that one was. An operation that is not here, in Python or in a library,
-gives plain text, of which no letter is the template's.
+Always: the value of every operation is Python's own; a letter counts as the template's only where
+an operation here says which letter of its operands it is, and that one was. An operation that is
+not here, in Python or in a library, gives plain text, of which no letter is the template's.
 
-So what is forgotten here loses a mark and never makes one: a letter that a person wrote cannot become the
-template's. (The other way round, with contents tracked, every forgotten operation would be a hole.)
+So what is forgotten here loses a mark and never makes one: a letter that a person wrote cannot
+become the template's. (The other way round, with contents tracked, every forgotten operation would
+be a hole.)
 """
 
 import re
@@ -15,13 +16,19 @@ from typing import Any, Self, SupportsIndex
 
 from markupsafe import Markup
 
-FORMAT = re.compile(r"%(?:\([^()]*\))?[-#0 +]*\d*(?:\.\d*)?[hlL]?([diouxXeEfFgGcrsa%])")  # `*` for a width is not read
+FORMAT = re.compile(
+    r"%(?:\([^()]*\))?[-#0 "
+    r"+]*\d*(?:\.\d*)?[hlL]?([diouxXeEfFgGcrsa%])"
+)  # `*` for a width is not read
 
 
 class TemplateText(str):
-    """A text of which some letters are the template's; it compares, hashes and prints as that text."""
+    """A text of which some letters are the template's; it compares, hashes and prints as that
+    text.
+    """
 
-    __slots__ = ("_own",)  # bytes, one a letter: 1 = the template's; the underscore keeps it from templates
+    # bytes, one a letter: 1 = the template's; the underscore keeps it from templates
+    __slots__ = ("_own",)
     _own: bytes
 
     def __new__(cls, text: str, own: bytes | None = None) -> Self:
@@ -36,11 +43,16 @@ class TemplateText(str):
         return self
 
     def __add__(self, other: str) -> str:
-        ours = isinstance(other, str) and not isinstance(other, Markup)  # which escapes what it is added to
+        # which escapes what it is added to
+        ours = isinstance(other, str) and not isinstance(other, Markup)
         return traced(str.__add__(self, other), self._own + own(other)) if ours else NotImplemented
 
     def __radd__(self, other: str) -> str:
-        return traced(str.__add__(other, self), own(other) + self._own) if isinstance(other, str) else NotImplemented
+        return (
+            traced(str.__add__(other, self), own(other) + self._own)
+            if isinstance(other, str)
+            else NotImplemented
+        )
 
     def __mul__(self, times: SupportsIndex) -> str:
         return traced(str.__mul__(self, times), self._own * times)
@@ -50,7 +62,9 @@ class TemplateText(str):
 
     def __getitem__(self, key: SupportsIndex | slice) -> str:
         part = self._own[key]
-        return traced(str.__getitem__(self, key), part if isinstance(part, bytes) else bytes([part]))
+        return traced(
+            str.__getitem__(self, key), part if isinstance(part, bytes) else bytes([part])
+        )
 
     def __iter__(self) -> Iterator[str]:
         return (self[place] for place in range(len(self)))
@@ -88,7 +102,9 @@ class TemplateText(str):
         return first, middle, last
 
     def replace(self, old: str, new: str, count: SupportsIndex = -1, /) -> str:
-        return traced(str.replace(self, old, new, count), b"".join(self._replaced(old, own(new), int(count))))
+        return traced(
+            str.replace(self, old, new, count), b"".join(self._replaced(old, own(new), int(count)))
+        )
 
     def join(self, items: Iterable[str], /) -> str:
         parts = list(items)
@@ -113,14 +129,24 @@ class TemplateText(str):
         return traced(str.title(self), self._own)
 
     def _cased(self, text: str, change: Callable[[str], str]) -> str:
-        """A change of case, which each letter undergoes alone; some become two or three (ß, İ), none vanishes."""
+        """A change of case, which each letter undergoes alone; some become two or three (ß, İ),
+        none vanishes.
+        """
         if len(text) == len(self):
             return traced(text, self._own)
         letters = str.__iter__(self)
-        return traced(text, b"".join(bytes([mark]) * len(change(one)) for one, mark in zip(letters, self._own, strict=True)))
+        return traced(
+            text,
+            b"".join(
+                bytes([mark]) * len(change(one))
+                for one, mark in zip(letters, self._own, strict=True)
+            ),
+        )
 
     def _found(self, parts: Iterable[str], between: int) -> Iterator[str]:
-        """Parts that stand in this order in the text, `between` letters apart; 0 = with anything between."""
+        """Parts that stand in this order in the text, `between` letters apart; 0 = with anything
+        between.
+        """
         place = 0
         for part in parts:
             place = place if between else max(str.find(self, part, place), place)
@@ -128,12 +154,18 @@ class TemplateText(str):
             place += len(part) + between
 
     def _replaced(self, old: str, new: bytes, count: int) -> Iterator[bytes]:
-        """Whose each letter is after a replacement: what takes the place of a person's letters is the template's no more."""
+        """Whose each letter is after a replacement: what takes the place of a person's letters
+        is the template's no more.
+        """
         place, times = 0, count if count >= 0 else len(self) + 1
         while times and 0 <= (at := str.find(self, old, place)) <= len(self):
             stop = at + (len(old) or 1)  # nothing stands before every letter, and at the end
             ours = bool(old) and 0 not in self._own[at:stop]
-            yield self._own[place:at] + (new if ours else bytes(len(new))) + (b"" if old else self._own[at:stop])
+            yield (
+                self._own[place:at]
+                + (new if ours else bytes(len(new)))
+                + (b"" if old else self._own[at:stop])
+            )
             place, times = stop, times - 1
         yield self._own[place:]
 
@@ -150,7 +182,9 @@ def traced(text: str, marks: bytes) -> str:
 
 
 def tracing(text: str) -> TemplateText:
-    """The same text, so that its operations are those above: what they take from their arguments keeps its marks."""
+    """The same text, so that its operations are those above: what they take from their arguments
+    keeps its marks.
+    """
     return text if isinstance(text, TemplateText) else TemplateText(text, bytes(len(text)))
 
 
@@ -177,9 +211,13 @@ def percent(form: str, values: Any) -> str:
     for found in FORMAT.finditer(form):
         parts.append(text[place : found.start()])
         place, spec = found.end(), found[0]
-        value: Any = values if isinstance(values, Mapping) else "" if found[1] == "%" else next(left, "")
+        value: Any = (
+            values if isinstance(values, Mapping) else "" if found[1] == "%" else next(left, "")
+        )
         plain = isinstance(value, TemplateText) and spec == "%s"
-        parts.append("%" if found[1] == "%" else value if plain else str.__mod__(spec, as_argument(value)))
+        parts.append(
+            "%" if found[1] == "%" else value if plain else str.__mod__(spec, as_argument(value))
+        )
     return traced(whole, own(made)) if (made := concat([*parts, text[place:]])) == whole else whole
 
 

@@ -1,8 +1,8 @@
 """How a model's rope is stretched beyond the context it was first trained for.
 
 Knows the rules that files name. Knows nothing of files or layers.
-Always: a rule that is not here is refused; one that changes with the length of the text (Phi-3's) is kept as it is for
-short texts, and the context is cut to where it would change.
+Always: a rule that is not here is refused; one that changes with the length of the text (Phi-3's)
+is kept as it is for short texts, and the context is cut to where it would change.
 """
 
 import math
@@ -14,9 +14,16 @@ import numpy as np
 
 from .architecture import LIMITS
 
-# The settings that a table may have, under every rule and under each; the length is read by rules that need it. What
-# `from_folder.py` reads of the table itself (the base, and whether whole heads turn) is among them.
-ANY_RULE = ("rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
+# The settings that a table may have, under every rule and under each; the length is read by rules
+# that need it. What `from_folder.py` reads of the table itself (the base, and whether whole heads
+# turn) is among them.
+ANY_RULE = (
+    "rope_type",
+    "type",
+    "rope_theta",
+    "partial_rotary_factor",
+    "original_max_position_embeddings",
+)
 KEYS: Mapping[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
@@ -43,10 +50,18 @@ def stretch(rule: Mapping[str, Any], head_size: int, theta: float, context: int)
     """
     if not 0 < head_size <= LIMITS["head_size"]:  # before anything is made of that size
         raise ValueError(f"heads have {head_size} numbers")
-    kind = rule.get("rope_type") or rule.get("type") or ("linear" if rule.get("factor") is not None else "default")
+    kind = (
+        rule.get("rope_type")
+        or rule.get("type")
+        or ("linear" if rule.get("factor") is not None else "default")
+    )
     if not isinstance(kind, str) or kind not in KEYS:
         raise ValueError(f"rope is scaled by the rule {kind!r:.20}")
-    unknown = sorted(key for key, value in rule.items() if value is not None and key not in (*ANY_RULE, *KEYS[kind]))
+    unknown = sorted(
+        key
+        for key, value in rule.items()
+        if value is not None and key not in (*ANY_RULE, *KEYS[kind])
+    )
     if unknown:
         raise ValueError(f"rope's rule {kind!r} has the setting {unknown[0]!r:.60}")
     if kind == "default":
@@ -63,7 +78,11 @@ def llama3_factors(rule: Mapping[str, Any], head_size: int, theta: float) -> tup
 
     Source: Llama 3.1's published inference code, as `transformers` computes it, in float32.
     """
-    factor, low, high = number(rule, "factor"), number(rule, "low_freq_factor"), number(rule, "high_freq_factor")
+    factor, low, high = (
+        number(rule, "factor"),
+        number(rule, "low_freq_factor"),
+        number(rule, "high_freq_factor"),
+    )
     original = number(rule, "original_max_position_embeddings")
     if high <= low:
         raise ValueError(f"rope's high_freq_factor {high} is not above low_freq_factor {low}")
@@ -73,7 +92,9 @@ def llama3_factors(rule: Mapping[str, Any], head_size: int, theta: float) -> tup
     blend = (np.float32(original) / waves - np.float32(low)) / np.float32(high - low)
     scaled = np.where(waves > original / low, frequencies / np.float32(factor), frequencies)
     between = ~(waves < original / high) & ~(waves > original / low)
-    scaled = np.where(between, (1 - blend) * frequencies / np.float32(factor) + blend * frequencies, scaled)
+    scaled = np.where(
+        between, (1 - blend) * frequencies / np.float32(factor) + blend * frequencies, scaled
+    )
     return tuple((frequencies / scaled).tolist())
 
 
@@ -83,18 +104,26 @@ def long_rope(rule: Mapping[str, Any], head_size: int, context: int) -> Stretch:
     Source: Ding et al. 2024 (LongRoPE), as `transformers` computes it.
     """
     original, short = number(rule, "original_max_position_embeddings"), rule.get("short_factor")
-    if not isinstance(short, list) or len(short) != head_size // 2 or not all(is_factor(one) for one in short):
+    if (
+        not isinstance(short, list)
+        or len(short) != head_size // 2
+        or not all(is_factor(one) for one in short)
+    ):
         raise ValueError(f"rope's short_factor is not a list of {head_size // 2} numbers")
     factor = number(rule, "factor") if rule.get("factor") is not None else context / original
     magnitude = (
-        number(rule, "attention_factor") if rule.get("attention_factor") is not None else long_magnitude(factor, original)
+        number(rule, "attention_factor")
+        if rule.get("attention_factor") is not None
+        else long_magnitude(factor, original)
     )
     return Stretch(tuple(map(float, short)), magnitude, int(original))
 
 
 def long_magnitude(factor: float, original: float) -> float:
     """What cosines and sines are multiplied by where the file does not say."""
-    return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 and original > 1 else 1.0
+    return (
+        math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 and original > 1 else 1.0
+    )
 
 
 def number(rule: Mapping[str, Any], key: str) -> float:

@@ -37,7 +37,11 @@ class Summary:
             ("layers", f"{own.layers} of width {own.width:,}, feed-forward {own.ffn_width:,}"),
             ("heads", f"{own.heads} of {own.head_size}, sharing {own.kv_heads} of keys and values"),
             ("vocabulary", f"{own.vocabulary:,}"),
-            ("context", f"{own.context:,}" + (f", in windows of {', '.join(map(str, windows))}" if windows else "")),
+            (
+                "context",
+                f"{own.context:,}"
+                + (f", in windows of {', '.join(map(str, windows))}" if windows else ""),
+            ),
             ("chat template", self.chat),
         ]
 

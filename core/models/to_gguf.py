@@ -1,8 +1,9 @@
-"""A model as a GGUF file, under llama.cpp's names and in its row orders, quantised on the way if asked.
+"""A model as a GGUF file, under llama.cpp's names and in its row orders, quantised on the way if
+asked.
 
 Knows what `from_gguf` reads, the other way round. Knows nothing of folders.
-Always: before a byte is written, `from_gguf` is asked what it would read from such a file; unless that is the same
-architecture, nothing is written. The file takes its name only when it is whole.
+Always: before a byte is written, `from_gguf` is asked what it would read from such a file; unless
+that is the same architecture, nothing is written. The file takes its name only when it is whole.
 """
 
 import os
@@ -44,8 +45,8 @@ def save(weights: Weights, path: Path, kind: str) -> None:
     """Write `weights` to `path`, its matrices as `kind`.
 
     Raises:
-        ModelFileError: what GGUF or this reader of it cannot hold, or a model that is quantised already.
-        ModelError: no room or no permission; nothing stays.
+        ModelFileError: what GGUF or this reader of it cannot hold, or a model that is quantised
+        already. ModelError: no room or no permission; nothing stays.
     """
     metadata, extra = describe(weights, kind)
     plans = list(plan(weights, kind))
@@ -60,7 +61,9 @@ def save(weights: Weights, path: Path, kind: str) -> None:
         finally:
             Path(scratch).unlink(missing_ok=True)
     except OSError as error:
-        raise ModelError(f"{path}: cannot be written ({error}); make room or name another place") from error
+        raise ModelError(
+            f"{path}: cannot be written ({error}); make room or name another place"
+        ) from error
 
 
 def type_of(weights: Weights, name: str, kind: str) -> str:
@@ -72,23 +75,35 @@ def plan(weights: Weights, kind: str) -> Iterator[Plan]:
     """Every tensor of the file, with its type."""
     family = FAMILIES[weights.architecture.family]
     if kind not in FILE_TYPES:
-        raise ModelFileError(f"type {kind} cannot be written; choose one of {', '.join(FILE_TYPES)}")
-    quantised = {name: blocks.kind for name, blocks in weights.tensors.items() if blocks.kind not in PLAIN}
+        raise ModelFileError(
+            f"type {kind} cannot be written; choose one of {', '.join(FILE_TYPES)}"
+        )
+    quantised = {
+        name: blocks.kind for name, blocks in weights.tensors.items() if blocks.kind not in PLAIN
+    }
     if quantised:
         name = min(quantised)
         raise ModelFileError(
-            f"{name} is {quantised[name]} already, and quantising twice ruins it; convert from the original model folder"
+            f"{name} is {quantised[name]} already, and quantising twice ruins it; convert from the "
+            f"original model folder"
         )
     tied = weights.tensors["lm_head.weight"] is weights.tensors["model.embed_tokens.weight"]
     for ours, theirs in GGUF_ENDS.items():
         if ours != "lm_head" or not tied:
-            yield Plan(f"{theirs}.weight", (f"{ours}.weight",), type_of(weights, f"{ours}.weight", kind), False)
+            yield Plan(
+                f"{theirs}.weight",
+                (f"{ours}.weight",),
+                type_of(weights, f"{ours}.weight", kind),
+                False,
+            )
     fused = {part: theirs for theirs, parts in family.gguf_fused.items() for part in parts}
     for layer in range(weights.architecture.layers):
         prefix = f"model.layers.{layer}."
         for theirs, parts in family.gguf_fused.items():
             names = tuple(f"{prefix}{part}.weight" for part in parts)
-            yield Plan(f"blk.{layer}.{theirs}.weight", names, type_of(weights, names[0], kind), False)
+            yield Plan(
+                f"blk.{layer}.{theirs}.weight", names, type_of(weights, names[0], kind), False
+            )
         for ours in weights.architecture.layer_shapes():
             module, _, suffix = ours.rpartition(".")
             if module not in fused:
@@ -103,9 +118,17 @@ def prepared(weights: Weights, one: Plan) -> Blocks:
         parts = [quantize(weights.tensors[name], one.kind) for name in one.parts]
     except ValueError as error:
         raise ModelFileError(f"{one.parts[0]}: {error}; choose another model or type") from error
-    whole = Blocks(one.kind, (sum(part.shape[0] for part in parts), parts[0].shape[1]), torch.cat([p.raw for p in parts]))
+    whole = Blocks(
+        one.kind,
+        (sum(part.shape[0] for part in parts), parts[0].shape[1]),
+        torch.cat([p.raw for p in parts]),
+    )
     rows = whole.shape[0]
-    return whole.take(from_gguf.interleave(rows, weights.architecture.head_size)) if one.interleaved else whole
+    return (
+        whole.take(from_gguf.interleave(rows, weights.architecture.head_size))
+        if one.interleaved
+        else whole
+    )
 
 
 def describe(weights: Weights, kind: str) -> tuple[dict[str, Any], dict[str, Blocks]]:
@@ -116,7 +139,8 @@ def describe(weights: Weights, kind: str) -> tuple[dict[str, Any], dict[str, Blo
     factors = architecture.rope_factors
     if architecture.family == PHI3.name and factors:
         row = plain(torch.tensor([factors], dtype=torch.float32))
-        extra |= {"rope_factors_short.weight": row, "rope_factors_long.weight": row}  # beyond `context` nothing is read
+        # beyond `context` nothing is read
+        extra |= {"rope_factors_short.weight": row, "rope_factors_long.weight": row}
         own |= {
             "rope.scaling.attn_factor": float(architecture.rope_magnitude),
             "rope.scaling.original_context_length": architecture.context,
@@ -154,7 +178,10 @@ def sizes(architecture: Architecture) -> dict[str, Any]:
     if any(architecture.windows):
         found["attention.sliding_window"] = max(architecture.windows)
     if architecture.family == GEMMA3.name:
-        found |= {"rope.freq_base_swa": min(architecture.rope_bases), "attention.scale": architecture.attention_scale}
+        found |= {
+            "rope.freq_base_swa": min(architecture.rope_bases),
+            "attention.scale": architecture.attention_scale,
+        }
     return found
 
 
@@ -162,7 +189,10 @@ def words(vocabulary: Vocabulary) -> dict[str, Any]:
     """The tokenizer's keys."""
     pieces = vocabulary.spelling == "sentencepiece"
     if not pieces and not vocabulary.splitting:
-        raise ModelFileError("the model cuts text by a rule that GGUF has no name for; keep the model folder as it is")
+        raise ModelFileError(
+            "the model cuts text by a rule that GGUF has no name for; keep the "
+            "model folder as it is"
+        )
     found: dict[str, Any] = {
         "tokenizer.ggml.model": "llama" if pieces else "gpt2",
         "tokenizer.ggml.pre": "default" if pieces else vocabulary.splitting,
@@ -171,7 +201,10 @@ def words(vocabulary: Vocabulary) -> dict[str, Any]:
         "tokenizer.ggml.add_bos_token": bool(vocabulary.start),
     }
     if pieces:
-        found |= {"tokenizer.ggml.scores": list(vocabulary.scores), "tokenizer.ggml.add_space_prefix": vocabulary.space_first}
+        found |= {
+            "tokenizer.ggml.scores": list(vocabulary.scores),
+            "tokenizer.ggml.add_space_prefix": vocabulary.space_first,
+        }
     else:
         found["tokenizer.ggml.merges"] = [" ".join(merge) for merge in vocabulary.merges]
     place = {token: number for number, token in enumerate(vocabulary.tokens)}
@@ -201,10 +234,17 @@ def check(weights: Weights, metadata: Mapping[str, Any], extra: Mapping[str, Blo
     found, expected = asdict(from_gguf.read_architecture(file)), asdict(weights.architecture)
     different = [name for name in expected if rounded(found[name]) != rounded(expected[name])]
     if different:
-        raise ModelFileError(f"GGUF has no place for this model's {different[0]}; keep the model folder as it is")
+        raise ModelFileError(
+            f"GGUF has no place for this model's {different[0]}; keep the model folder as it is"
+        )
     vocabulary, own = Vocabulary.read(file), weights.tokenizer.vocabulary
-    if (vocabulary.trims_after, vocabulary.start) != (own.trims_after, own.start) or not vocabulary.stop >= own.stop:
-        raise ModelFileError("GGUF has no place for this model's special tokens; keep the model folder as it is")
+    if (vocabulary.trims_after, vocabulary.start) != (
+        own.trims_after,
+        own.start,
+    ) or not vocabulary.stop >= own.stop:
+        raise ModelFileError(
+            "GGUF has no place for this model's special tokens; keep the model folder as it is"
+        )
 
 
 def rounded(value: Any) -> Any:
@@ -214,7 +254,13 @@ def rounded(value: Any) -> Any:
     return tuple(map(rounded, value)) if isinstance(value, tuple) else value
 
 
-def write(path: Path, weights: Weights, metadata: Mapping[str, Any], extra: Mapping[str, Blocks], plans: list[Plan]) -> None:
+def write(
+    path: Path,
+    weights: Weights,
+    metadata: Mapping[str, Any],
+    extra: Mapping[str, Blocks],
+    plans: list[Plan],
+) -> None:
     """The file itself, one tensor in memory at a time."""
     import gguf
 

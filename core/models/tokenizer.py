@@ -1,10 +1,12 @@
 """Text into tokens and back.
 
-Knows the vocabulary, and which tokens mark roles. Knows nothing of the network; `cutting.py` knows how text is cut.
-Always: `encode` never yields a control token, whatever the text looks like; `decode(encode(text)) == text` as far as the
-file has a token for each byte. (SmolLM2 has none for six ASCII control characters and for the lead bytes of the
-unassigned planes 4 to 11: those bytes are left out, as its makers' tokenizer leaves them out. Qwen's tokenizer composes
-letters and accents first, as its makers' does.)
+Knows the vocabulary, and which tokens mark roles. Knows nothing of the network; `cutting.py` knows
+how text is cut.
+Always: `encode` never yields a control token, whatever the text looks like; `decode(encode(text))
+== text` as far as the file has a token for each byte. (SmolLM2 has none for six ASCII control
+characters and for the lead bytes of the unassigned planes 4 to 11: those bytes are left out, as its
+makers' tokenizer leaves them out. Qwen's tokenizer composes letters and accents first, as its
+makers' does.)
 """
 
 import codecs
@@ -23,7 +25,9 @@ from .vocabulary import CONTROL, Vocabulary
 class Tokenizer:
     """One model's tokenizer; safe to use from several threads."""
 
-    def __init__(self, vocabulary: Vocabulary, cutter: Cutter | None = None, later: Cutter | None = None) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, cutter: Cutter | None = None, later: Cutter | None = None
+    ) -> None:
         """Take a vocabulary.
 
         Args:
@@ -43,13 +47,18 @@ class Tokenizer:
         self._controls = vocabulary.of_kind(CONTROL)
         self._control_ids = frozenset(self._controls.values())
         longest_first = sorted((name for name in self._controls if name), key=len, reverse=True)
-        self._control = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
+        self._control = (
+            re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+            if longest_first
+            else None
+        )
         self._bytes = vocabulary.bytes_of()
         self._cutter = cutter or build(vocabulary)
         self._later = later or self._cutter
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a text. Role marks in it are letters like any others; half a surrogate pair, as JSON may bring, is "?".
+        """Tokens of a text. Role marks in it are letters like any others; half a surrogate pair, as
+        JSON may bring, is "?".
 
         Raises:
             ModelFileError: the model's own tokenizer breaks on it.
@@ -65,18 +74,27 @@ class Tokenizer:
     ) -> list[int]:
         """Tokens of a conversation, each message with "role" and "content".
 
-        They are those of `transformers`' `apply_chat_template`, but that role marks inside contents are letters.
+        They are those of `transformers`' `apply_chat_template`, but that role marks inside contents
+        are letters.
 
         Raises:
             RequestError: a conversation the model cannot take.
             ChatTemplateError: the model has no chat template, or one that cannot be used.
         """
         tokens: list[int] = []
-        run = ""  # text since the last control token: cut as one, as a tokenizer that sees the whole would cut it
-        pieces = self._template.render(messages, add_generation_prompt=add_generation_prompt, tools=tools)
+        # text since the last control token: cut as one, as a tokenizer that sees the whole would
+        # cut it
+        run = ""
+        pieces = self._template.render(
+            messages, add_generation_prompt=add_generation_prompt, tools=tools
+        )
         self._check_marks(pieces, messages, tools)
         for piece in pieces:
-            for part in [piece.text] if piece.written or self._control is None else self._control.split(piece.text):
+            for part in (
+                [piece.text]
+                if piece.written or self._control is None
+                else self._control.split(piece.text)
+            ):
                 if part and not piece.written and part in self._controls:
                     tokens += [*self._run(run, tokens), self._controls[part]]
                     run = ""
@@ -93,13 +111,20 @@ class Tokenizer:
         self._template.compiled()
 
     def _check_marks(self, pieces: Sequence[Piece], *given: Any) -> None:
-        """Refuse a template that makes its marks in a way that loses whose they are: the model would see mere letters."""
+        """Refuse a template that makes its marks in a way that loses whose they are: the model
+        would see mere letters.
+        """
         for piece in pieces:
-            found = [name for name in self._controls if name and name in piece.text] if piece.written else []
+            found = (
+                [name for name in self._controls if name and name in piece.text]
+                if piece.written
+                else []
+            )
             for name in found:
                 if not any(name in text for one in given for text in texts(plain(one))):
                     raise ChatTemplateError(
-                        f"the model's chat template makes {name!r:.60} in a way that cannot be told from what people write; "
+                        f"the model's chat template makes {name!r:.60} in a way that cannot be "
+                        f"told from what people write; "
                         "use plain completion or another model"
                     )
 
@@ -125,7 +150,11 @@ class Tokenizer:
         if self._control_ids.isdisjoint(tokens):
             return tokens
         # A vocabulary whose merges lead to a role mark: the mark is spelled out instead.
-        return [part for token in tokens for part in (self._spelled(token) if token in self._control_ids else (token,))]
+        return [
+            part
+            for token in tokens
+            for part in (self._spelled(token) if token in self._control_ids else (token,))
+        ]
 
     def _spelled(self, control: int) -> list[int]:
         """The letters of a control token's text, each a token of its own."""
@@ -133,7 +162,11 @@ class Tokenizer:
         tokens: list[int] = []
         for letter in self.vocabulary.tokens[control]:
             whole = letter.encode()
-            tokens += [table[piece] for piece in ([whole] if whole in table else map(int.to_bytes, whole)) if piece in table]
+            tokens += [
+                table[piece]
+                for piece in ([whole] if whole in table else map(int.to_bytes, whole))
+                if piece in table
+            ]
         return tokens
 
 
@@ -141,7 +174,9 @@ class TokenStream:
     """Text of tokens that arrive one by one, in whole characters only."""
 
     def __init__(self, pieces: Sequence[bytes], *, skip_space: bool = False) -> None:
-        """`pieces`: the bytes of each token; `skip_space`: a space at the very start is the tokenizer's, not the text's."""
+        """`pieces`: the bytes of each token; `skip_space`: a space at the very start is the
+        tokenizer's, not the text's.
+        """
         self._pieces = pieces
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._skip_space = self._at_start = skip_space
@@ -155,7 +190,9 @@ class TokenStream:
         return text
 
     def finish(self) -> str:
-        """What is left at the end: U+FFFD if the tokens stopped inside a character. Ready for the next text."""
+        """What is left at the end: U+FFFD if the tokens stopped inside a character. Ready for
+        the next text.
+        """
         rest = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         self._at_start = self._skip_space

@@ -1,9 +1,11 @@
-"""A folder's tokenizer.json and its neighbours as our vocabulary, with the library's own tokenizer to cut text.
+"""A folder's tokenizer.json and its neighbours as our vocabulary, with the library's own tokenizer
+to cut text.
 
 Knows the layout of these files. Knows nothing of tensors.
-Always: text cannot become a control token (the library is told so); nothing is cut short or padded, whatever the file asks for.
-Not covered: how long the file's own pattern takes to cut a text that was written against it; take models from people you
-trust that far.
+Always: text cannot become a control token (the library is told so); nothing is cut short or padded,
+whatever the file asks for.
+Not covered: how long the file's own pattern takes to cut a text that was written against it; take
+models from people you trust that far.
 """
 
 import json
@@ -17,12 +19,46 @@ from tokenizers import Tokenizer as Cutter
 from ..errors import ModelFileError
 from .bounded import LONGEST_SOURCE
 from .cutting import RULES, Rule, cut
-from .folder import CONFIG, GENERATION, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, optional_json, read_json
+from .folder import (
+    CONFIG,
+    GENERATION,
+    TEMPLATE,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    optional_json,
+    read_json,
+)
 from .tokenizer import Tokenizer
-from .vocabulary import BYTE, CONTROL, ENDS, LONGEST, UNKNOWN, UNUSED, USER_DEFINED, Spelling, Vocabulary, byte_of_piece
+from .vocabulary import (
+    BYTE,
+    CONTROL,
+    ENDS,
+    LONGEST,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    Spelling,
+    Vocabulary,
+    byte_of_piece,
+)
 
-NORMALIZERS = frozenset({"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "StripAccents", "Nmt", "Prepend", "Replace"})
-CUTS = frozenset({"ByteLevel", "Split", "Digits", "Metaspace", "Punctuation", "Whitespace", "WhitespaceSplit"})
+NORMALIZERS = frozenset(
+    {
+        "NFC",
+        "NFD",
+        "NFKC",
+        "NFKD",
+        "Lowercase",
+        "Strip",
+        "StripAccents",
+        "Nmt",
+        "Prepend",
+        "Replace",
+    }
+)
+CUTS = frozenset(
+    {"ByteLevel", "Split", "Digits", "Metaspace", "Punctuation", "Whitespace", "WhitespaceSplit"}
+)
 MOST_GROWTH = 16  # as many as two parts that see a letter as its four bytes
 
 
@@ -58,17 +94,24 @@ def read_tokenizer(folder: Path, count: int) -> Tokenizer:
             stop=stop_of(folder, config, tokens, kinds),
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ModelFileError(f"{path}: {error!s:.200}; get the model again or choose another") from error
+        raise ModelFileError(
+            f"{path}: {error!s:.200}; get the model again or choose another"
+        ) from error
     return Tokenizer(vocabulary, cutter, behind_start(path, described))
 
 
 def check_growth(described: dict[str, Any]) -> None:
-    """Refuse what would make a short text a long one: each part may double what the one before it made.
+    """Refuse what would make a short text a long one: each part may double what the one before it
+    made.
 
     Raises:
-        ValueError: a part that is not on our lists, or a text that could become more than `MOST_GROWTH` times as long.
+        ValueError: a part that is not on our lists, or a text that could become more than
+        `MOST_GROWTH` times as long.
     """
-    for key, inner, known in (("normalizer", "normalizers", NORMALIZERS), ("pre_tokenizer", "pretokenizers", CUTS)):
+    for key, inner, known in (
+        ("normalizer", "normalizers", NORMALIZERS),
+        ("pre_tokenizer", "pretokenizers", CUTS),
+    ):
         whole, *within = list(parts(described, key, inner)) or [{}]
         steps = within if whole.get("type") == "Sequence" else [whole] if whole else []
         unknown = sorted({str(step.get("type")) for step in steps} - known)
@@ -76,7 +119,10 @@ def check_growth(described: dict[str, Any]) -> None:
             raise ValueError(f"a {key} of the type {unknown[0]:.40} is not supported")
         growth = math.prod(map(growth_of, steps))
         if growth > MOST_GROWTH:
-            raise ValueError(f"its {key} makes a text up to {growth:.0f} times as long, at most {MOST_GROWTH} are taken")
+            raise ValueError(
+                f"its {key} makes a text up to {growth:.0f} times as long, at most "
+                f"{MOST_GROWTH} are taken"
+            )
 
 
 def growth_of(step: dict[str, Any]) -> float:
@@ -88,7 +134,11 @@ def growth_of(step: dict[str, Any]) -> float:
         case "Replace":
             told = pattern.get("String") if isinstance(pattern, dict) else None
             # an expression may match nothing, between any two letters
-            return max(1.0, len(content) / len(told)) if isinstance(told, str) and told else 1.0 + len(content)
+            return (
+                max(1.0, len(content) / len(told))
+                if isinstance(told, str) and told
+                else 1.0 + len(content)
+            )
         case "ByteLevel" | "Metaspace":  # a letter has up to four bytes; a space before each piece
             return 4.0
     return 1.0
@@ -108,13 +158,21 @@ def load_cutter(path: Path, described: dict[str, Any]) -> Cutter:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # the library panics, which is no `Exception`
-        raise ModelFileError(f"{path}: not a tokenizer ({error!s:.200}); get the model again") from error
+        raise ModelFileError(
+            f"{path}: not a tokenizer ({error!s:.200}); get the model again"
+        ) from error
     return cutter
 
 
 def behind_start(path: Path, described: dict[str, Any]) -> Cutter | None:
-    """The cutter for text behind a control token, where a space is put only before the very first text."""
-    firsts = [part for part in parts(described, "pre_tokenizer", "pretokenizers") if part.get("prepend_scheme") == "first"]
+    """The cutter for text behind a control token, where a space is put only before the very
+    first text.
+    """
+    firsts = [
+        part
+        for part in parts(described, "pre_tokenizer", "pretokenizers")
+        if part.get("prepend_scheme") == "first"
+    ]
     for part in firsts:
         part["prepend_scheme"] = "never"
     return load_cutter(path, described) if firsts else None
@@ -130,13 +188,21 @@ def parts(described: dict[str, Any], key: str, inner: str) -> Iterator[dict[str,
 
 def merges_of(described: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     """The file's merges, in either way of writing them."""
-    pairs = [tuple(one.split(" ")) if isinstance(one, str) else tuple(one) for one in described["model"].get("merges") or ()]
+    pairs = [
+        tuple(one.split(" ")) if isinstance(one, str) else tuple(one)
+        for one in described["model"].get("merges") or ()
+    ]
     return tuple((left, right) for left, right in pairs)
 
 
 def scores_of(described: dict[str, Any], tokens: tuple[str, ...]) -> tuple[float, ...]:
-    """Scores with which SentencePiece would merge in the same order: a token's is the rank of the merge that makes it."""
-    ranks = {left + right: rank for rank, (left, right) in reversed(list(enumerate(merges_of(described))))}
+    """Scores with which SentencePiece would merge in the same order: a token's is the rank of
+    the merge that makes it.
+    """
+    ranks = {
+        left + right: rank
+        for rank, (left, right) in reversed(list(enumerate(merges_of(described))))
+    }
     return tuple(-float(ranks.get(token, 1 << 20)) for token in tokens)
 
 
@@ -146,14 +212,23 @@ def rule_name(described: dict[str, Any]) -> str:
     cuts = [part.get("pattern") or {} for part in found if part.get("type") == "Split"]
     patterns = [cut["Regex"] for cut in cuts if "Regex" in cut]
     kinds = [part.get("type") for part in found]
-    composed = any(part.get("type") == "NFC" for part in parts(described, "normalizer", "normalizers"))
+    composed = any(
+        part.get("type") == "NFC" for part in parts(described, "normalizer", "normalizers")
+    )
     rule = Rule(
         pattern=patterns[0] if len(patterns) == 1 else "",
-        digits_alone=any(part.get("type") == "Digits" and part.get("individual_digits") for part in found),
+        digits_alone=any(
+            part.get("type") == "Digits" and part.get("individual_digits") for part in found
+        ),
         whole_words=bool(described["model"].get("ignore_merges")),
         composed=composed,
     )
-    expected = {"ByteLevel", "Sequence", *(["Split"] if rule.pattern else []), *(["Digits"] if rule.digits_alone else [])}
+    expected = {
+        "ByteLevel",
+        "Sequence",
+        *(["Split"] if rule.pattern else []),
+        *(["Digits"] if rule.digits_alone else []),
+    }
     if not set(kinds) <= expected or len(patterns) > 1:
         return ""
     return next((name for name, known in RULES.items() if known == rule and name != "default"), "")
@@ -174,23 +249,36 @@ def spelling_of(described: dict[str, Any]) -> Spelling:
 
 def puts_space_first(described: dict[str, Any]) -> bool:
     """Whether a space is put before every text."""
-    prepends = any(part.get("type") == "Prepend" for part in parts(described, "normalizer", "normalizers"))
+    prepends = any(
+        part.get("type") == "Prepend" for part in parts(described, "normalizer", "normalizers")
+    )
     before = list(parts(described, "pre_tokenizer", "pretokenizers"))
-    schemes = any(part.get("type") == "Metaspace" and part.get("prepend_scheme", "always") != "never" for part in before)
-    return prepends or schemes or any(part.get("type") == "ByteLevel" and part.get("add_prefix_space") for part in before)
+    schemes = any(
+        part.get("type") == "Metaspace" and part.get("prepend_scheme", "always") != "never"
+        for part in before
+    )
+    return (
+        prepends
+        or schemes
+        or any(part.get("type") == "ByteLevel" and part.get("add_prefix_space") for part in before)
+    )
 
 
 def tokens_of(
     cutter: Cutter, described: dict[str, Any], spelling: Spelling, count: int
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Texts and types by id, `count` of them; ids that the file leaves out are unused tokens."""
-    added = {one["content"]: CONTROL if one.get("special") else USER_DEFINED for one in described.get("added_tokens") or ()}
+    added = {
+        one["content"]: CONTROL if one.get("special") else USER_DEFINED
+        for one in described.get("added_tokens") or ()
+    }
     unknown = described["model"].get("unk_token")
     fallback = spelling == "sentencepiece" and bool(described["model"].get("byte_fallback"))
     tokens, kinds = [f"[unused {number}]" for number in range(count)], [UNUSED] * count
     for token, number in cutter.get_vocab(with_added_tokens=True).items():
         if number >= count:
-            if added.get(token) != CONTROL:  # Gemma has one control token more than rows; text could never reach it
+            # Gemma has one control token more than rows; text could never reach it
+            if added.get(token) != CONTROL:
                 raise ValueError(f"token {number} is beyond the {count} rows of the embedding")
             continue
         if len(token) > LONGEST:
@@ -204,10 +292,18 @@ def tokens_of(
     return tuple(tokens), tuple(kinds)
 
 
-def trimming(described: dict[str, Any], tokens: tuple[str, ...], kinds: tuple[int, ...]) -> Iterator[int]:
+def trimming(
+    described: dict[str, Any], tokens: tuple[str, ...], kinds: tuple[int, ...]
+) -> Iterator[int]:
     """Control tokens that swallow the white space behind them."""
-    swallowing = {one["content"] for one in described.get("added_tokens") or () if one.get("rstrip")}
-    return (number for number, token in enumerate(tokens) if kinds[number] == CONTROL and token in swallowing)
+    swallowing = {
+        one["content"] for one in described.get("added_tokens") or () if one.get("rstrip")
+    }
+    return (
+        number
+        for number, token in enumerate(tokens)
+        if kinds[number] == CONTROL and token in swallowing
+    )
 
 
 def text_of(entry: object) -> str:
@@ -240,17 +336,27 @@ def named_tokens(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, text
 
 
-def start_of(cutter: Cutter, config: dict[str, Any], tokens: tuple[str, ...], kinds: tuple[int, ...]) -> tuple[int, ...]:
-    """Tokens before a plain text: what the configuration says, else what the file's own rule adds to nothing."""
+def start_of(
+    cutter: Cutter, config: dict[str, Any], tokens: tuple[str, ...], kinds: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Tokens before a plain text: what the configuration says, else what the file's own rule
+    adds to nothing.
+    """
     says, bos = config.get("add_bos_token"), text_of(config.get("bos_token"))
     if isinstance(says, bool):
         return (tokens.index(bos),) if says and bos in tokens else ()
     found = cut(cutter, "", marked=True)
     eos = text_of(config.get("eos_token"))
-    return tuple(token for token in found if token < len(kinds) and kinds[token] == CONTROL and tokens[token] != eos)[:1]
+    return tuple(
+        token
+        for token in found
+        if token < len(kinds) and kinds[token] == CONTROL and tokens[token] != eos
+    )[:1]
 
 
-def stop_of(folder: Path, config: dict[str, Any], tokens: tuple[str, ...], kinds: tuple[int, ...]) -> frozenset[int]:
+def stop_of(
+    folder: Path, config: dict[str, Any], tokens: tuple[str, ...], kinds: tuple[int, ...]
+) -> frozenset[int]:
     """Tokens that end an answer, by number or by name."""
     model = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
     inner = model.get("text_config")
@@ -258,9 +364,13 @@ def stop_of(folder: Path, config: dict[str, Any], tokens: tuple[str, ...], kinds
     numbers: set[int] = set()
     for source in sources:
         found = source.get("eos_token_id")
-        numbers |= {one for one in (found if isinstance(found, list) else [found]) if isinstance(one, int)}
+        numbers |= {
+            one for one in (found if isinstance(found, list) else [found]) if isinstance(one, int)
+        }
     named = {*ENDS, text_of(config.get("eos_token"))}
-    numbers |= {number for number, token in enumerate(tokens) if kinds[number] == CONTROL and token in named}
+    numbers |= {
+        number for number, token in enumerate(tokens) if kinds[number] == CONTROL and token in named
+    }
     if any(not 0 <= number < len(tokens) for number in numbers):
         raise ValueError(f"an end token is beyond the {len(tokens)} tokens")
     return frozenset(numbers)

@@ -1,7 +1,8 @@
 """One decoder's forward pass, for serving and for training.
 
-Knows layers, norms and rope, of every family. Knows nothing of caches, batches or sequences: rows come flat, [N, D],
-each with its position, and attention is handed in. Projections are what `make_linear` makes of the file's blocks.
+Knows layers, norms and rope, of every family. Knows nothing of caches, batches or sequences: rows
+come flat, [N, D], each with its position, and attention is handed in. Projections are what
+`make_linear` makes of the file's blocks.
 Always: module names are Hugging Face's, so that PEFT's names fit; nothing here is trainable.
 """
 
@@ -75,16 +76,24 @@ class Maker:
 class SelfAttention(nn.Module):
     """The four projections around attention, and rope."""
 
-    def __init__(self, layer: int, architecture: Architecture, own: Mapping[str, Blocks], make: Maker) -> None:
+    def __init__(
+        self, layer: int, architecture: Architecture, own: Mapping[str, Blocks], make: Maker
+    ) -> None:
         super().__init__()
         self.layer, self.head_size = layer, architecture.head_size
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (make.linear(own[f"self_attn.{name}_proj"]) for name in "qkvo")
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
+            make.linear(own[f"self_attn.{name}_proj"]) for name in "qkvo"
+        )
         for name in architecture.biases:
             bias = make.vector(own[f"{name}.bias"])
-            self.register_parameter(f"{name.removeprefix('self_attn.')[0]}_bias", nn.Parameter(bias, requires_grad=False))
+            self.register_parameter(
+                f"{name.removeprefix('self_attn.')[0]}_bias",
+                nn.Parameter(bias, requires_grad=False),
+            )
         self.q_norm = make.norm(own["self_attn.q_norm"]) if architecture.qk_norm else None
         self.k_norm = make.norm(own["self_attn.k_norm"]) if architecture.qk_norm else None
-        # Every attention divides by sqrt(head_size); a family that wants another factor gets the rest of it here.
+        # Every attention divides by sqrt(head_size); a family that wants another factor gets the
+        # rest of it here.
         self.sharpness = architecture.attention_scale * self.head_size**0.5 or 1.0
 
     def queries(self, x: Tensor, turn: Turn | None) -> Tensor:
@@ -106,7 +115,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, turn: Turn | None, attention: Attention) -> Tensor:
         """[N, D] -> [N, D]."""
-        return self.out(attention(self.layer, self.queries(x, turn), self.keys(x, turn), self.values(x)))
+        return self.out(
+            attention(self.layer, self.queries(x, turn), self.keys(x, turn), self.values(x))
+        )
 
     def _project(self, letter: str, x: Tensor) -> Tensor:
         y: Tensor = getattr(self, f"{letter}_proj")(x)
@@ -123,7 +134,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, architecture: Architecture, own: Mapping[str, Blocks], make: Maker) -> None:
         super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = (make.linear(own[f"mlp.{name}_proj"]) for name in ("gate", "up", "down"))
+        self.gate_proj, self.up_proj, self.down_proj = (
+            make.linear(own[f"mlp.{name}_proj"]) for name in ("gate", "up", "down")
+        )
         self.activation = ACTIVATIONS[architecture.activation]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -133,7 +146,9 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention, then feed-forward, each on a normed copy and added back; Gemma norms what it adds as well."""
+    """Attention, then feed-forward, each on a normed copy and added back; Gemma norms what it
+    adds as well.
+    """
 
     input_layernorm: RMSNorm
     post_attention_layernorm: RMSNorm
@@ -162,7 +177,9 @@ class Layer(nn.Module):
     def fed(self, x: Tensor) -> Tensor:
         """What the feed-forward adds, [N, D] -> [N, D]."""
         if self.post_norms:
-            out: Tensor = self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+            out: Tensor = self.post_feedforward_layernorm(
+                self.mlp(self.pre_feedforward_layernorm(x))
+            )
         else:
             out = self.mlp(self.post_attention_layernorm(x))
         return out
@@ -174,20 +191,24 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The part that Hugging Face calls `model`; its layers keep their numbers even where the lower ones are absent."""
+    """The part that Hugging Face calls `model`; its layers keep their numbers even where the
+    lower ones are absent.
+    """
 
     def __init__(self, weights: Weights, make: Maker, numbers: range) -> None:
         super().__init__()
         self.embed_tokens = Embedding(weights.tensors["model.embed_tokens.weight"], make.dtype)
-        self.layers = nn.ModuleDict({str(number): Layer(number, weights, make) for number in numbers})
+        self.layers = nn.ModuleDict(
+            {str(number): Layer(number, weights, make) for number in numbers}
+        )
         self.norm = make.norm(weights.tensors["model.norm.weight"])
 
 
 class Transformer(nn.Module):
     """A decoder, or a slice of its layers.
 
-    Layers outside [first_layer, last_layer) are absent, and so is the head where the last layer is: a frozen prefix needs
-    neither. The embedding is always there; it is a view on the file.
+    Layers outside [first_layer, last_layer) are absent, and so is the head where the last layer is:
+    a frozen prefix needs neither. The embedding is always there; it is a view on the file.
     """
 
     def __init__(
@@ -201,17 +222,26 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.architecture = weights.architecture
-        self.first_layer, self.last_layer = first_layer, self.architecture.layers if last_layer is None else last_layer
+        self.first_layer, self.last_layer = (
+            first_layer,
+            self.architecture.layers if last_layer is None else last_layer,
+        )
         if not 0 <= self.first_layer <= self.last_layer <= self.architecture.layers:
-            raise ValueError(f"layers [{first_layer}, {last_layer}) are not in [0, {self.architecture.layers})")
+            raise ValueError(
+                f"layers [{first_layer}, {last_layer}) are not in [0, {self.architecture.layers})"
+            )
         make = Maker(make_linear, self.architecture.norm_eps, dtype)
         self.model = Decoder(weights, make, range(self.first_layer, self.last_layer))
         whole = self.last_layer == self.architecture.layers
         self.lm_head = make_linear(weights.tensors["lm_head.weight"]) if whole else None
         # One rope a kind of layer: Gemma 3 has two, SmolLM3 one and none, all others one.
-        self.ropes = [self.architecture.rope_base(layer) for layer in range(self.architecture.layers)]
+        self.ropes = [
+            self.architecture.rope_base(layer) for layer in range(self.architecture.layers)
+        ]
         for kind, layer in self._kinds().items():
-            self.register_buffer(f"frequencies_{kind}", self.architecture.frequencies(layer), persistent=False)
+            self.register_buffer(
+                f"frequencies_{kind}", self.architecture.frequencies(layer), persistent=False
+            )
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids [N] -> rows [N, D]."""
@@ -220,7 +250,9 @@ class Transformer(nn.Module):
         return out if scale == 1.0 else out * scale
 
     def layers_forward(self, x: Tensor, positions: Tensor, attention: Attention) -> Tensor:
-        """Through the layers that are present, [N, D] -> [N, D]; positions [N] count from 0 in each sequence."""
+        """Through the layers that are present, [N, D] -> [N, D]; positions [N] count from 0 in
+        each sequence.
+        """
         check_windows(attention, self.architecture.windows)
         turns = self.turn(positions, x.dtype)
         for layer in self.model.layers.values():
@@ -230,12 +262,17 @@ class Transformer(nn.Module):
     def logits(self, x: Tensor) -> Tensor:
         """Norm and head, [N, D] -> [N, V]."""
         if self.lm_head is None:
-            raise RuntimeError(f"layers end at {self.last_layer} of {self.architecture.layers}: this slice has no head")
+            raise RuntimeError(
+                f"layers end at {self.last_layer} of {self.architecture.layers}: "
+                f"this slice has no head"
+            )
         out: Tensor = self.lm_head(self.model.norm(x))
         return out
 
     def turn(self, positions: Tensor, dtype: torch.dtype) -> Turns:
-        """Cosines and sines of rope for each layer, [N, 1, hd/2] each; computed once a kind of rope, in float32."""
+        """Cosines and sines of rope for each layer, [N, 1, hd/2] each; computed once a kind of
+        rope, in float32.
+        """
         made: dict[float, Turn] = {}
         for kind, layer in self._kinds().items():
             angles = positions.float()[:, None, None] * getattr(self, f"frequencies_{kind}")
@@ -246,7 +283,9 @@ class Transformer(nn.Module):
         return tuple(made.get(rope) for rope in self.ropes)
 
     def _kinds(self) -> dict[int, int]:
-        """Number of each kind of rope, and the first layer that has it; layers without rope are of no kind."""
+        """Number of each kind of rope, and the first layer that has it; layers without rope are
+        of no kind.
+        """
         bases = [rope for rope in dict.fromkeys(self.ropes) if rope]
         return {kind: self.ropes.index(rope) for kind, rope in enumerate(bases)}
 
@@ -254,7 +293,8 @@ class Transformer(nn.Module):
 def rotate(x: Tensor, turn: Turn | None) -> Tensor:
     """Rope in half-split order: [N, heads, hd] -> same; without a turn x itself.
 
-    Source: Su et al. 2021 (RoFormer), equation 34; halves paired as Hugging Face's Llama pairs them.
+    Source: Su et al. 2021 (RoFormer), equation 34; halves paired as Hugging Face's Llama pairs
+    them.
     """
     if turn is None:
         return x

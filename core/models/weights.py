@@ -1,8 +1,9 @@
 """A model file or folder, ready to compute with: sizes, named blocks, tokenizer, digest.
 
 Knows which reader a path needs. Knows nothing of devices or speed.
-Always: every tensor is checked against the architecture before anything computes with it; blocks stay as the file
-holds them, except that rows of q and k come in half-split rope order (whole rows move, no number changes).
+Always: every tensor is checked against the architecture before anything computes with it; blocks
+stay as the file holds them, except that rows of q and k come in half-split rope order (whole rows
+move, no number changes).
 """
 
 import hashlib
@@ -34,13 +35,15 @@ def load(path: Path, *, kind: str | None = None) -> Weights:
     """Map one GGUF file, or one folder of config.json, tensors and tokenizer.json.
 
     Args:
-        path: of the file or folder; of any part of a split GGUF file; of a folder that holds one GGUF model.
-        kind: "Q4_0" or "Q8_0" quantises the matrices of a plain model in memory, as `to_gguf` would write them; the digest
-            is then another one, since adapters trained on the one do not fit the other.
+        path: of the file or folder; of any part of a split GGUF file; of a folder that holds one
+        GGUF model. kind: "Q4_0" or "Q8_0" quantises the matrices of a plain model in memory, as
+            `to_gguf` would write them; the digest is then another one, since adapters trained on
+            the one do not fit the other.
 
     Raises:
         ModelNotFoundError: no such file, or a folder that is not complete.
-        ModelFileError: damaged, cut short, an unknown family or block type, or tensors that do not fit its sizes.
+        ModelFileError: damaged, cut short, an unknown family or block type, or tensors that do not
+        fit its sizes.
     """
     path = model_at(path)
     architecture, tensors, tokenizer = read_parts(path)
@@ -58,14 +61,23 @@ def read_parts(path: Path) -> tuple[Architecture, dict[str, Blocks], Tokenizer]:
     """
     path = model_at(path)
     if path.is_dir():
-        from . import from_folder  # with torch, which maps a folder's tensors; a GGUF file needs none
+        # with torch, which maps a folder's tensors; a GGUF file needs none
+        from . import from_folder
         from .tokenizer_json import read_tokenizer
 
         architecture = from_folder.read_architecture(path)
-        return architecture, from_folder.name_tensors(path, architecture), read_tokenizer(path, architecture.vocabulary)
+        return (
+            architecture,
+            from_folder.name_tensors(path, architecture),
+            read_tokenizer(path, architecture.vocabulary),
+        )
     file = gguf.read(path)
     architecture = from_gguf.read_architecture(file)
-    return architecture, from_gguf.name_tensors(file, architecture), Tokenizer(Vocabulary.read(file))
+    return (
+        architecture,
+        from_gguf.name_tensors(file, architecture),
+        Tokenizer(Vocabulary.read(file)),
+    )
 
 
 def model_at(path: Path) -> Path:
@@ -77,16 +89,20 @@ def model_at(path: Path) -> Path:
     """
     if not path.is_dir() or (path / "config.json").exists():
         return path
-    held = sorted({gguf.parts(file)[0] for file in path.glob("*.gguf") if not file.name.startswith("mmproj")})
+    held = sorted(
+        {gguf.parts(file)[0] for file in path.glob("*.gguf") if not file.name.startswith("mmproj")}
+    )
     if len(held) > 1:
         raise ModelFileError(
-            f"{path}: holds {len(held)} models ({', '.join(file.name for file in held)[:200]}); name one of them"
+            f"{path}: holds {len(held)} models ({', '.join(file.name for file in held)[:200]}); "
+            f"name one of them"
         )
     return held[0] if held else path
 
 
 def quantize_all(path: Path, tensors: Mapping[str, Blocks], kind: str) -> dict[str, Blocks]:
-    """Every matrix as blocks of this type, the ends of the network at 8 bits at least; what is one object stays one.
+    """Every matrix as blocks of this type, the ends of the network at 8 bits at least; what is one
+    object stays one.
 
     Raises:
         ModelFileError: quantised already, or weights that are not finite.
@@ -104,7 +120,8 @@ def quantize_all(path: Path, tensors: Mapping[str, Blocks], kind: str) -> dict[s
 
 
 def digest_of(path: Path) -> str:
-    """sha256 of a file; of a folder, or of a file in parts, over names and hashes of what `load` reads; hexadecimal.
+    """sha256 of a file; of a folder, or of a file in parts, over names and hashes of what `load`
+    reads; hexadecimal.
 
     Raises:
         ModelNotFoundError: a folder without tensors, or a part that is missing.
@@ -116,7 +133,9 @@ def digest_of(path: Path) -> str:
     from .folder import CONFIG, GENERATION, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, tensor_files
 
     texts = [path / name for name in (CONFIG, GENERATION, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG)]
-    return digest_of_all(sorted({*tensor_files(path), *(text for text in texts if text.is_file())}), folder=True)
+    return digest_of_all(
+        sorted({*tensor_files(path), *(text for text in texts if text.is_file())}), folder=True
+    )
 
 
 def digest_of_all(files: Sequence[Path], *, folder: bool = False) -> str:

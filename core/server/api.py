@@ -1,6 +1,7 @@
 """The node's own routes, for its page and its owner's scripts.
 
-Knows adapters, tools and the engine's counters. Nothing here changes what the node may do to the outside.
+Knows adapters, tools and the engine's counters. Nothing here changes what the node may do to the
+outside.
 """
 
 import asyncio
@@ -20,7 +21,9 @@ ACTIVATE = Record({"name": text})
 class Api:
     """The handlers under /api, and /health."""
 
-    def __init__(self, adapters: AdapterSwitch, tools: Tools, stats: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(
+        self, adapters: AdapterSwitch, tools: Tools, stats: Callable[[], Mapping[str, Any]]
+    ) -> None:
         self.adapters = adapters
         self.tools = tools
         self.stats = stats
@@ -42,25 +45,38 @@ class Api:
     async def status(self, _request: web.Request) -> web.Response:
         """Model, active adapter, the engine's counters."""
         stats = await asyncio.to_thread(self.stats)
-        return web.json_response({"model": self.adapters.model, "adapter": self.adapters.active, "engine": stats})
+        return web.json_response(
+            {"model": self.adapters.model, "adapter": self.adapters.active, "engine": stats}
+        )
 
     async def list_adapters(self, _request: web.Request) -> web.Response:
         """Adapters for this node's model, and the active one."""
-        infos = [{"id": info.id, "description": info.description} for info in await self.adapters.infos()]
-        return web.json_response({"model": self.adapters.model, "active": self.adapters.active, "adapters": infos})
+        infos = [
+            {"id": info.id, "description": info.description} for info in await self.adapters.infos()
+        ]
+        return web.json_response(
+            {"model": self.adapters.model, "active": self.adapters.active, "adapters": infos}
+        )
 
     async def activate(self, request: web.Request) -> web.Response:
         """Switch the active adapter; a null name means the plain model."""
         raw = parse_json(await request.read())
         if "name" not in raw:
-            raise BadRequest('the body must be {"name": ADAPTER}, or {"name": null} for the plain model', "name")
+            raise BadRequest(
+                'the body must be {"name": ADAPTER}, or {"name": null} for the plain model', "name"
+            )
         await self.adapters.activate(ACTIVATE(raw, "").get("name"))
         return web.json_response({"active": self.adapters.active})
 
     async def list_tools(self, _request: web.Request) -> web.Response:
         """Tools that the assistant may call now."""
         infos = [
-            {"name": info.name, "description": info.description, "schema": dict(info.schema), "plugin": info.plugin_id}
+            {
+                "name": info.name,
+                "description": info.description,
+                "schema": dict(info.schema),
+                "plugin": info.plugin_id,
+            }
             for info in self.tools.tools()
         ]
         return web.json_response({"tools": infos})

@@ -39,7 +39,12 @@ class Parts:
 def application(parts: Parts, config: ServerConfig) -> web.Application:
     """All routes behind the guard."""
     guard = auth.guard(parts.token, config.host, config.hosts)
-    around = [connections.occupy, refusals.answer_errors, guard, connections.read_bodies(config.body_timeout_s)]
+    around = [
+        connections.occupy,
+        refusals.answer_errors,
+        guard,
+        connections.read_bodies(config.body_timeout_s),
+    ]
     app = web.Application(middlewares=around, client_max_size=config.max_body_bytes)
     app.on_response_prepare.append(pages.add_headers)
     embeddings = Embeddings(parts.embedding)
@@ -58,21 +63,29 @@ def claim(config: ServerConfig) -> socket.socket:
     """
     where = f"{config.host}:{config.port}"
     if not 0 <= config.port <= 65535:
-        raise ConfigError(f"cannot listen on {where}: --port and server.port take 0 (a free one) to 65535")
+        raise ConfigError(
+            f"cannot listen on {where}: --port and server.port take 0 (a free one) to 65535"
+        )
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM
+        )[0]
         claimed = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise ConfigError(f"cannot listen on {where} ({error}); give an address of this machine with --host") from error
+        raise ConfigError(
+            f"cannot listen on {where} ({error}); give an address of this machine with --host"
+        ) from error
     try:
         if os.name == "posix":
-            claimed.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port just left may be taken again
+            # a port just left may be taken again
+            claimed.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         claimed.bind(address)
         claimed.listen()
     except OSError as error:
         claimed.close()
         raise ConfigError(
-            f"cannot listen on {where} ({error.strerror}); choose another port with --port (0 takes a free one) or server.port"
+            f"cannot listen on {where} ({error.strerror}); choose another port with --port (0 "
+            f"takes a free one) or server.port"
         ) from error
     return claimed
 
@@ -86,7 +99,10 @@ class Server:
         self.config = config
         # Cancelling the handler is how a client that goes away frees its request.
         self.runner = web.AppRunner(
-            application(parts, config), handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_S
+            application(parts, config),
+            handler_cancellation=True,
+            access_log=None,
+            shutdown_timeout=SHUTDOWN_S,
         )
         self.listening: asyncio.Server | None = None
         self.crowd: connections.Connections
@@ -98,7 +114,8 @@ class Server:
     @property
     def url(self) -> str:
         """Where the page is, without the token."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # "everywhere" is no address to open
+        # "everywhere" is no address to open
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"http://[{host}]:{self.port}/" if ":" in host else f"http://{host}:{self.port}/"
 
     async def stop(self) -> None:

@@ -1,10 +1,11 @@
 """Who may talk to this node.
 
 Knows the token file and two request headers. Knows nothing of what is asked.
-Always: a request that carries a foreign Host or Origin is refused before anything else is read; a token is compared
-in constant time and never logged.
+Always: a request that carries a foreign Host or Origin is refused before anything else is read; a
+token is compared in constant time and never logged.
 
-Covered: other web pages in the owner's browser (cross-site requests, DNS rebinding), other users of this machine.
+Covered: other web pages in the owner's browser (cross-site requests, DNS rebinding), other users of
+this machine.
 Not covered: programs that run as the owner; they can read the token file.
 """
 
@@ -42,10 +43,16 @@ def load_token(home: Path) -> str:
         paths.write_atomically(path, token.encode(), mode=0o600)
         return token
     if mode & 0o077:
-        raise ConfigError(f"{path}: others on this machine can read it (mode {mode:o}); delete it, a new one is made at start")
+        raise ConfigError(
+            f"{path}: others on this machine can read it (mode {mode:o}); delete it, "
+            f"a new one is made at start"
+        )
     token = read_token(path)
     if len(token) < TOKEN_BYTES:
-        raise ConfigError(f"{path}: holds {len(token)} characters, expected {TOKEN_BYTES}; delete it, a new one is made")
+        raise ConfigError(
+            f"{path}: holds {len(token)} characters, expected {TOKEN_BYTES}; delete "
+            f"it, a new one is made"
+        )
     return token
 
 
@@ -53,14 +60,20 @@ def read_token(path: Path) -> str:
     """The token in `path`, for either side.
 
     Raises:
-        ConfigError: the file cannot be read, or holds something else than one line of printable ASCII.
+        ConfigError: the file cannot be read, or holds something else than one line of printable
+        ASCII.
     """
     try:
         token = path.read_bytes().strip().decode("ascii")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: no token can be read there ({error}); name the node's with --token-file") from error
+        raise ConfigError(
+            f"{path}: no token can be read there ({error}); name the node's with --token-file"
+        ) from error
     if not token.isprintable() or " " in token:
-        raise ConfigError(f"{path}: holds {len(token.split())} words, expected one line with the token alone; mend the file")
+        raise ConfigError(
+            f"{path}: holds {len(token.split())} words, expected one line with the "
+            f"token alone; mend the file"
+        )
     return token
 
 
@@ -80,9 +93,15 @@ def guard(token: str, host: str, hosts: Iterable[str] = ()) -> Middleware:
 
     Args:
         host: the address the node was told to listen on; it may be a name.
-        hosts: other names that the owner gives this node, in a proxy's or a name server's configuration.
+        hosts: other names that the owner gives this node, in a proxy's or a name server's
+        configuration.
     """
-    names = {"localhost", host.lower(), socket.gethostname().lower(), *(name.lower() for name in hosts)}
+    names = {
+        "localhost",
+        host.lower(),
+        socket.gethostname().lower(),
+        *(name.lower() for name in hosts),
+    }
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -100,7 +119,9 @@ def guard(token: str, host: str, hosts: Iterable[str] = ()) -> Middleware:
 
 
 def check_host(header: str, names: set[str]) -> None:
-    """DNS rebinding: a foreign name that was pointed at this machine shows in Host. Addresses cannot be rebound."""
+    """DNS rebinding: a foreign name that was pointed at this machine shows in Host. Addresses
+    cannot be rebound.
+    """
     match = HOST.fullmatch(header)
     name = match["name"].lower().strip("[]") if match else ""
     if name in names:
@@ -109,19 +130,32 @@ def check_host(header: str, names: set[str]) -> None:
         ipaddress.ip_address(name)
     except ValueError:
         raise Refused(
-            403, f"Host {header[:80]!r} is not this node; use its address or localhost, or name it in server.hosts"
+            403,
+            f"Host {header[:80]!r} is not this node; use its address or localhost, or name it "
+            f"in server.hosts",
         ) from None
 
 
 def check_origin(origin: str | None, host: str) -> None:
-    """Browsers send Origin with every cross-site request that could do harm; only the node's own page may ask."""
+    """Browsers send Origin with every cross-site request that could do harm; only the node's own
+    page may ask.
+    """
     if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
-        raise Refused(403, f"Origin {origin[:80]!r} may not use this node; open the page that the node itself serves")
+        raise Refused(
+            403,
+            f"Origin {origin[:80]!r} may not use this node; open the page that the "
+            f"node itself serves",
+        )
 
 
 def check_token(header: str, token: str) -> None:
     """The bearer token, as OpenAI's clients send their key."""
     scheme, _, given = header.partition(" ")
-    sent = given.strip().encode("utf-8", "surrogateescape")  # the bytes of the header, whatever they are
+    # the bytes of the header, whatever they are
+    sent = given.strip().encode("utf-8", "surrogateescape")
     if scheme.lower() != "bearer" or not hmac.compare_digest(sent, token.encode()):
-        raise Refused(401, "the token is missing or wrong; send Authorization: Bearer TOKEN (file `token` in the node's home)")
+        raise Refused(
+            401,
+            "the token is missing or wrong; send Authorization: Bearer TOKEN (file "
+            "`token` in the node's home)",
+        )

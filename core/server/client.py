@@ -26,7 +26,9 @@ class RemoteAssistant:
         self.url = url.rstrip("/")
         self.headers = {"Authorization": f"Bearer {token}"}
 
-    async def reply(self, messages: Sequence[Message], max_tokens: int) -> AsyncGenerator[Event, None]:
+    async def reply(
+        self, messages: Sequence[Message], max_tokens: int
+    ) -> AsyncGenerator[Event, None]:
         """Ask the node, which answers with its active adapter and tools.
 
         Raises:
@@ -43,15 +45,21 @@ class RemoteAssistant:
         try:
             async with (
                 aiohttp.ClientSession(timeout=timeout, read_bufsize=LINE_BYTES) as session,
-                session.post(f"{self.url}/v1/chat/completions", json=body, headers=self.headers) as response,
+                session.post(
+                    f"{self.url}/v1/chat/completions", json=body, headers=self.headers
+                ) as response,
             ):
                 await check(response)
                 async for event in events(response):
                     yield event
         except aiohttp.ClientConnectorError as error:
-            raise ConfigError(f"nobody answers at {self.url}; start a node: quietchoir serve") from error
+            raise ConfigError(
+                f"nobody answers at {self.url}; start a node: quietchoir serve"
+            ) from error
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise EngineError(f"the answer from {self.url} broke off ({error}); ask again") from error
+            raise EngineError(
+                f"the answer from {self.url} broke off ({error}); ask again"
+            ) from error
 
 
 async def check(response: aiohttp.ClientResponse) -> None:
@@ -62,7 +70,9 @@ async def check(response: aiohttp.ClientResponse) -> None:
         message = str((await response.json())["error"]["message"])
     except (aiohttp.ClientError, ValueError, KeyError, TypeError):
         message = f"status {response.status}"
-    raise (ConfigError if response.status in (401, 403) else EngineError)(f"the node refused: {message}")
+    raise (ConfigError if response.status in (401, 403) else EngineError)(
+        f"the node refused: {message}"
+    )
 
 
 async def events(response: aiohttp.ClientResponse) -> AsyncGenerator[Event, None]:
@@ -90,7 +100,12 @@ def from_delta(delta: dict[str, Any]) -> list[Event]:
     """What one chunk adds."""
     found: list[Event] = [Text(delta["content"])] if delta.get("content") else []
     for call in delta.get("tool_calls", ()):
-        found.append(Called(call["id"], ToolCall(call["function"]["name"], json.loads(call["function"]["arguments"]))))
+        found.append(
+            Called(
+                call["id"],
+                ToolCall(call["function"]["name"], json.loads(call["function"]["arguments"])),
+            )
+        )
     for result in delta.get("tool_results", ()):
         found.append(Answered(result["tool_call_id"], ToolResult(result["content"], result["ok"])))
     return found
@@ -106,4 +121,6 @@ def to_json(message: Message) -> dict[str, Any]:
         }
         for index, call in enumerate(message.calls)
     ]
-    return {"role": message.role, "content": message.content} | ({"tool_calls": calls} if calls else {})
+    return {"role": message.role, "content": message.content} | (
+        {"tool_calls": calls} if calls else {}
+    )

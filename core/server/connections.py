@@ -1,8 +1,9 @@
 """Connections: how many at once, and how long each may take to say what it wants.
 
 Knows sockets, times and who was let in. Knows nothing of what is asked.
-Always: where there is no room, a stranger's connection goes before the owner's and an idle one before one that is answered; a
-head that aiohttp cannot read is answered in OpenAI's shape and costs a line of the log at most, no traceback.
+Always: where there is no room, a stranger's connection goes before the owner's and an idle one
+before one that is answered; a head that aiohttp cannot read is answered in OpenAI's shape and costs
+a line of the log at most, no traceback.
 """
 
 import asyncio
@@ -25,7 +26,8 @@ from .refusals import BadRequest
 
 KEEPALIVE_S = 60.0  # an idle connection of the owner's is closed after this
 LINGERING_S = 2.0  # what of a refused body is still read, so that its sender sees the refusal
-UNREADABLE = (web.RequestPayloadError, HttpProcessingError, ClientPayloadError)  # chunks or encodings that are none
+# chunks or encodings that are none
+UNREADABLE = (web.RequestPayloadError, HttpProcessingError, ClientPayloadError)
 Handling = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 logger = log.get("server")
 
@@ -51,7 +53,9 @@ class Connection(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a place, or say that there is none."""
         if self.crowd.enter(self):
-            self.deadline = self.crowd.loop.call_later(self.crowd.config.head_timeout_s, self.force_close)
+            self.deadline = self.crowd.loop.call_later(
+                self.crowd.config.head_timeout_s, self.force_close
+            )
             super().connection_made(transport)
         elif isinstance(transport, asyncio.WriteTransport):
             transport.write(FULL)
@@ -77,7 +81,9 @@ class Connection(web.RequestHandler):
         self.trusted = self.trusted or trusted
 
     def log_exception(self, *args: Any, exc_info: object = None, **_: object) -> None:
-        """What aiohttp did not expect: a stranger's broken body, which was refused before, or a bug."""
+        """What aiohttp did not expect: a stranger's broken body, which was refused before, or a
+        bug.
+        """
         if isinstance(exc_info, UNREADABLE):
             logger.debug("a body that cannot be read: %.200s", exc_info)
         else:
@@ -96,7 +102,9 @@ class Connection(web.RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("an answer had begun; it is broken off")
         said = (
-            HTTPStatus(status).phrase if status >= 500 else f"this is not HTTP as this node reads it: {message or exc!s:.200}"
+            HTTPStatus(status).phrase
+            if status >= 500
+            else f"this is not HTTP as this node reads it: {message or exc!s:.200}"
         )
         error = refusals.shape(said, "server_error" if status >= 500 else "invalid_request_error")
         response = web.json_response({"error": error}, status=status, headers=pages.HEADERS)
@@ -113,7 +121,9 @@ class Connections:
         self.open: set[Connection] = set()
 
     def enter(self, connection: Connection) -> bool:
-        """Is there a place? If not, the stranger or the owner's connection that was idle longest makes room."""
+        """Is there a place? If not, the stranger or the owner's connection that was idle longest
+        makes room.
+        """
         if len(self.open) >= self.config.max_connections:
             idle = [one for one in self.open if not one.answering]
             if not idle:
@@ -130,9 +140,14 @@ class Connections:
 
 
 async def listen(
-    runner: web.AppRunner, config: ServerConfig, claimed: socket.socket, tls: ssl.SSLContext | None = None
+    runner: web.AppRunner,
+    config: ServerConfig,
+    claimed: socket.socket,
+    tls: ssl.SSLContext | None = None,
 ) -> tuple[asyncio.Server, Connections]:
-    """Serve a runner's application on a claimed socket, within the limits; `occupy` must be its first middleware."""
+    """Serve a runner's application on a claimed socket, within the limits; `occupy` must be its
+    first middleware.
+    """
     await runner.setup()
     manager, crowd = runner.server, Connections(config)
     assert manager is not None
@@ -159,12 +174,16 @@ async def occupy(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 def refuse_expectations(handle: Handling) -> Handling:
-    """Around the application, since aiohttp looks at Expect before any middleware, and cannot say every one back."""
+    """Around the application, since aiohttp looks at Expect before any middleware, and cannot
+    say every one back.
+    """
 
     async def refuse(request: web.BaseRequest) -> web.StreamResponse:
         if request.headers.get("Expect", "100-continue").lower() == "100-continue":
             return await handle(request)
-        error = refusals.shape("Expect holds something else than 100-continue; leave it out", "invalid_request_error")
+        error = refusals.shape(
+            "Expect holds something else than 100-continue; leave it out", "invalid_request_error"
+        )
         response = web.json_response({"error": error}, status=417, headers=pages.HEADERS)
         response.force_close()
         return response
@@ -173,7 +192,9 @@ def refuse_expectations(handle: Handling) -> Handling:
 
 
 def read_bodies(timeout_s: float) -> Middleware:
-    """Middleware that reads a body, behind the guard and where a route wants it; handlers find it read."""
+    """Middleware that reads a body, behind the guard and where a route wants it; handlers find
+    it read.
+    """
 
     @web.middleware
     async def read(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -182,7 +203,9 @@ def read_bodies(timeout_s: float) -> Middleware:
                 async with asyncio.timeout(timeout_s):
                     await request.read()
             except TimeoutError:
-                raise Refused(408, f"the body did not come within {timeout_s:g} s; send it at once") from None
+                raise Refused(
+                    408, f"the body did not come within {timeout_s:g} s; send it at once"
+                ) from None
             except UNREADABLE as error:
                 raise BadRequest(f"the body cannot be read: {error!s:.200}") from None
         return await handler(request)
@@ -192,10 +215,15 @@ def read_bodies(timeout_s: float) -> Middleware:
 
 def _full() -> bytes:
     """The answer where nothing can be asked."""
-    error = refusals.shape("all connections of this node are in use; try again later", "overloaded_error", code="overloaded")
+    error = refusals.shape(
+        "all connections of this node are in use; try again later",
+        "overloaded_error",
+        code="overloaded",
+    )
     body = json.dumps({"error": error}).encode()
     head = (
-        f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: "
+        f"{len(body)}\r\n"
         f"Retry-After: {refusals.RETRY_AFTER_S}\r\nConnection: close\r\n\r\n"
     )
     return head.encode() + body

@@ -1,6 +1,7 @@
 """OpenAI's /v1/embeddings, where an embedding model is on this disk.
 
-Knows the body and the answer. Knows nothing of encoders: it is given one when it is first needed, or a sentence why not.
+Knows the body and the answer. Knows nothing of encoders: it is given one when it is first needed,
+or a sentence why not.
 Always: a text that the model would see in part only is refused.
 """
 
@@ -81,24 +82,38 @@ class Embeddings:
         """Vectors of texts."""
         body = BODY(parse_json(await request.read()), "")
         if body.get("model", "default") not in ("default", self.name):
-            raise ModelNotFoundError(f"{body['model'][:80]!r} makes no embeddings here; {self.name or 'no model'} does")
+            raise ModelNotFoundError(
+                f"{body['model'][:80]!r} makes no embeddings here; {self.name or 'no model'} does"
+            )
         embedder = await self._embedder()
         texts = [body["input"]] if isinstance(body["input"], str) else list(body["input"])
         if body.get("dimensions", embedder.width) != embedder.width:
-            raise BadRequest(f"dimensions is {body['dimensions']}, this model's vectors have {embedder.width}", "dimensions")
+            raise BadRequest(
+                f"dimensions is {body['dimensions']}, this model's vectors have {embedder.width}",
+                "dimensions",
+            )
         counts = await asyncio.to_thread(embedder.count, texts)
         for place, count in enumerate(counts):
             if count > embedder.longest:
                 where = f"input[{place}]" if isinstance(body["input"], tuple) else "input"
-                raise BadRequest(f"{where} has {count} tokens, this model reads {embedder.longest}; split it", where)
+                raise BadRequest(
+                    f"{where} has {count} tokens, this model reads {embedder.longest}; split it",
+                    where,
+                )
         vectors = await asyncio.to_thread(embedder.embed, texts)
         as_text = body.get("encoding_format") == "base64"
         data = [
-            {"object": "embedding", "index": place, "embedding": packed(vector) if as_text else vector.tolist()}
+            {
+                "object": "embedding",
+                "index": place,
+                "embedding": packed(vector) if as_text else vector.tolist(),
+            }
             for place, vector in enumerate(vectors)
         ]
         usage = {"prompt_tokens": sum(counts), "total_tokens": sum(counts)}
-        return web.json_response({"object": "list", "data": data, "model": self.name, "usage": usage})
+        return web.json_response(
+            {"object": "list", "data": data, "model": self.name, "usage": usage}
+        )
 
     async def _embedder(self) -> Embedder:
         """Raises: ModelNotFoundError: there is none; the message says how to get one."""

@@ -1,7 +1,8 @@
 """Answers in OpenAI's shapes, whole and as server-sent events.
 
 Knows JSON shapes and the event stream's framing. Knows nothing of where events come from.
-Always: a stream that ends well ends with `[DONE]`; one that breaks ends with an `error` event and without it.
+Always: a stream that ends well ends with `[DONE]`; one that breaks ends with an `error` event and
+without it.
 """
 
 import json
@@ -46,9 +47,13 @@ class Shapes:
     def chunk(self, event: Event) -> dict[str, Any]:
         """One event of a stream."""
         if self.endpoint == "text":
-            text, told = (event.text, self.told(event.likely)) if isinstance(event, Text) else ("", None)
+            text, told = (
+                (event.text, self.told(event.likely)) if isinstance(event, Text) else ("", None)
+            )
             reason = event.reason if isinstance(event, Finished) else None
-            return self.envelope({"text": text, "finish_reason": reason, "logprobs": told}, streamed=True)
+            return self.envelope(
+                {"text": text, "finish_reason": reason, "logprobs": told}, streamed=True
+            )
         reason, beside = None, {}
         match event:
             case Text(text, likely):
@@ -67,7 +72,12 @@ class Shapes:
         if not self.tells:
             return None
         if self.endpoint == "chat":
-            return {"content": [spelled(each.chosen) | {"top_logprobs": [*map(spelled, each.best)]} for each in likely]}
+            return {
+                "content": [
+                    spelled(each.chosen) | {"top_logprobs": [*map(spelled, each.best)]}
+                    for each in likely
+                ]
+            }
         starts = [self.said]
         for each in likely:
             starts.append(starts[-1] + len(each.chosen.text.decode("utf-8", "ignore")))
@@ -75,13 +85,17 @@ class Shapes:
         return {
             "tokens": [letters(each.chosen) for each in likely],
             "token_logprobs": [each.chosen.logprob for each in likely],
-            "top_logprobs": [{letters(chance): chance.logprob for chance in each.best} for each in likely],
+            "top_logprobs": [
+                {letters(chance): chance.logprob for chance in each.best} for each in likely
+            ],
             "text_offset": starts,
         }
 
     def first(self) -> dict[str, Any]:
         """The chunk that names the role, sent before anything is generated."""
-        return self.envelope({"delta": {"role": "assistant", "content": ""}, "finish_reason": None}, streamed=True)
+        return self.envelope(
+            {"delta": {"role": "assistant", "content": ""}, "finish_reason": None}, streamed=True
+        )
 
     async def whole(self, events: AsyncIterator[Event]) -> dict[str, Any]:
         """Collect a whole answer."""
@@ -102,22 +116,33 @@ class Shapes:
             raise RuntimeError("an answer without an end")  # our bug
         if self.endpoint == "text":
             told = self.told(likely)
-            body = self.envelope({"text": text, "finish_reason": end.reason, "logprobs": told}, streamed=False)
+            body = self.envelope(
+                {"text": text, "finish_reason": end.reason, "logprobs": told}, streamed=False
+            )
         else:
-            message: dict[str, Any] = {"role": "assistant", "content": text or None if calls else text}
+            message: dict[str, Any] = {
+                "role": "assistant",
+                "content": text or None if calls else text,
+            }
             if calls:
                 message["tool_calls"] = calls
             if results:
                 message["tool_results"] = results
             beside = {"logprobs": self.told(likely)} if self.tells else {}
-            body = self.envelope({"message": message, "finish_reason": end.reason, **beside}, streamed=False)
+            body = self.envelope(
+                {"message": message, "finish_reason": end.reason, **beside}, streamed=False
+            )
         return body | {"usage": usage(end)}
 
 
 def called(event: Called) -> dict[str, Any]:
     """A tool call, as OpenAI writes it."""
     arguments = json.dumps(dict(event.call.arguments), ensure_ascii=False)
-    return {"id": event.id, "type": "function", "function": {"name": event.call.name, "arguments": arguments}}
+    return {
+        "id": event.id,
+        "type": "function",
+        "function": {"name": event.call.name, "arguments": arguments},
+    }
 
 
 def answered(event: Answered) -> dict[str, Any]:
@@ -146,7 +171,11 @@ def usage(end: Finished) -> dict[str, int]:
 
 def frame(data: Mapping[str, Any]) -> bytes:
     """One server-sent event; JSON holds no line break, so one `data` line is enough."""
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n\n"
+    return (
+        b"data: "
+        + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+        + b"\n\n"
+    )
 
 
 async def stream(
@@ -156,7 +185,9 @@ async def stream(
 
     Headers go out with the first event, so that a refusal before it still has its status code.
     """
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8", "X-Accel-Buffering": "no"})
+    response = web.StreamResponse(
+        headers={"Content-Type": "text/event-stream; charset=utf-8", "X-Accel-Buffering": "no"}
+    )
     try:
         async for event in events:
             if not response.prepared:
@@ -165,7 +196,9 @@ async def stream(
                     await response.write(frame(shapes.first()))
             await response.write(frame(shapes.chunk(event)))
             if isinstance(event, Finished) and include_usage:
-                await response.write(frame(shapes.envelope(None, streamed=True) | {"usage": usage(event)}))
+                await response.write(
+                    frame(shapes.envelope(None, streamed=True) | {"usage": usage(event)})
+                )
     except QuietchoirError as error:
         if not response.prepared:
             raise

@@ -1,6 +1,7 @@
 """The parts of a body that say what form an answer must have: response_format, tools, tool_choice.
 
-Knows OpenAI's shapes and two of our own. Knows nothing of grammars: whether one can be compiled, the engine finds out.
+Knows OpenAI's shapes and two of our own. Knows nothing of grammars: whether one can be compiled,
+the engine finds out.
 Always: a form that is not understood is refused, never ignored.
 """
 
@@ -15,7 +16,9 @@ from .refusals import BadRequest
 from .schemas import Record, either, flag, listed, mapping, named, only, shown, tagged, text
 
 MAX_BIASED = 1024
-SCHEMA = Record({"schema": mapping}, ["schema"], {"name": text, "description": text, "strict": flag})
+SCHEMA = Record(
+    {"schema": mapping}, ["schema"], {"name": text, "description": text, "strict": flag}
+)
 FORMAT = tagged(
     "type",
     {
@@ -26,14 +29,25 @@ FORMAT = tagged(
         "lark": Record({"type": text, "lark": named}, ["lark"]),
     },
 )
-# `strict` is harmless: a call that is demanded fits its schema anyway, one that the model makes freely never is held to it.
-FUNCTION = Record({"name": named, "description": text, "parameters": mapping}, ["name"], {"strict": flag})
-TOOL = Record({"type": only("function"), "function": FUNCTION}, ["type", "function"], {"cache_control": mapping})
-CHOICE = Record({"type": only("function"), "function": Record({"name": named}, ["name"])}, ["type", "function"])
+# `strict` is harmless: a call that is demanded fits its schema anyway, one that the model makes
+# freely never is held to it.
+FUNCTION = Record(
+    {"name": named, "description": text, "parameters": mapping}, ["name"], {"strict": flag}
+)
+TOOL = Record(
+    {"type": only("function"), "function": FUNCTION},
+    ["type", "function"],
+    {"cache_control": mapping},
+)
+CHOICE = Record(
+    {"type": only("function"), "function": Record({"name": named}, ["name"])}, ["type", "function"]
+)
 
 
 def response_format(value: Any, where: str) -> Constraint | None:
-    """`{"type": "json_schema", "json_schema": {"schema": …}}` and its kin; `regex` and `lark` are our additions."""
+    """`{"type": "json_schema", "json_schema": {"schema": …}}` and its kin; `regex` and `lark`
+    are our additions.
+    """
     found = FORMAT(value, where)
     match found["type"]:
         case "text":
@@ -47,12 +61,19 @@ def response_format(value: Any, where: str) -> Constraint | None:
 
 
 def tools(value: Any, where: str) -> tuple[ToolInfo, ...]:
-    """Tools that the caller itself will carry out: functions with the JSON schemas of their arguments."""
+    """Tools that the caller itself will carry out: functions with the JSON schemas of their
+    arguments.
+    """
     found = [tool["function"] for tool in listed(TOOL)(value, where)]
     names = [function["name"] for function in found]
     if len(set(names)) < len(names):
-        raise BadRequest(f"{where} holds one name twice: {shown(sorted(names))}; give each tool its own", where)
-    return tuple(ToolInfo(one["name"], one.get("description", ""), one.get("parameters", {})) for one in found)
+        raise BadRequest(
+            f"{where} holds one name twice: {shown(sorted(names))}; give each tool its own", where
+        )
+    return tuple(
+        ToolInfo(one["name"], one.get("description", ""), one.get("parameters", {}))
+        for one in found
+    )
 
 
 def tool_choice(value: Any, where: str) -> dict[str, Any]:
@@ -60,7 +81,11 @@ def tool_choice(value: Any, where: str) -> dict[str, Any]:
     found = either(only("auto", "none", "required"), CHOICE)(value, where)
     if isinstance(found, dict):
         return {"tool_choice": found["function"]["name"]}
-    words: dict[str, dict[str, Any]] = {"auto": {}, "none": {"use_tools": False}, "required": {"tool_choice": ANY_TOOL}}
+    words: dict[str, dict[str, Any]] = {
+        "auto": {},
+        "none": {"use_tools": False},
+        "required": {"tool_choice": ANY_TOOL},
+    }
     return words[found]
 
 
@@ -68,11 +93,15 @@ def logit_bias(value: Any, where: str) -> tuple[tuple[int, float], ...]:
     """Token ids, written as texts, and what is added to their logits, from -100 to 100."""
     biases: Mapping[str, Any] = mapping(value, where)
     if len(biases) > MAX_BIASED:
-        raise BadRequest(f"{where} holds {len(biases)} tokens, at most {MAX_BIASED} are taken", where)
+        raise BadRequest(
+            f"{where} holds {len(biases)} tokens, at most {MAX_BIASED} are taken", where
+        )
     for token, bias in biases.items():
         right = token.isdecimal() and token.isascii() and len(token) < 12
         if not right or type(bias) not in (int, float) or not -100 <= bias <= 100:
             raise BadRequest(
-                f"{where} holds {shown(token)}: {shown(bias)}, expected token ids with numbers from -100 to 100", where
+                f"{where} holds {shown(token)}: {shown(bias)}, expected token ids with numbers "
+                f"from -100 to 100",
+                where,
             )
     return tuple((int(token), float(bias)) for token, bias in biases.items())

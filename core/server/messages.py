@@ -1,8 +1,9 @@
 """A conversation as clients send it.
 
-Knows OpenAI's message shapes, and how its clients and their frameworks write history. Knows nothing of templates.
-Always: what a message says reaches the model or is refused; a call of the past reaches it as it was written, also where it was
-cut off.
+Knows OpenAI's message shapes, and how its clients and their frameworks write history. Knows nothing
+of templates.
+Always: what a message says reaches the model or is refused; a call of the past reaches it as it was
+written, also where it was cut off.
 """
 
 import json
@@ -12,10 +13,26 @@ from typing import Any
 from ..assistant.context import Message
 from ..toolcall import ToolCall, render
 from .refusals import BadRequest, parse_json
-from .schemas import Reader, Record, anything, either, listed, mapping, named, number, only, tagged, text
+from .schemas import (
+    Reader,
+    Record,
+    anything,
+    either,
+    listed,
+    mapping,
+    named,
+    number,
+    only,
+    tagged,
+    text,
+)
 
 CACHE: dict[str, Reader] = {"cache_control": mapping}  # where a hosted model may cut its cache
-PARTS = {"text": Record({"type": text, "text": text}, ["text"], CACHE | {"annotations": listed(anything)})}
+PARTS = {
+    "text": Record(
+        {"type": text, "text": text}, ["text"], CACHE | {"annotations": listed(anything)}
+    )
+}
 SAID_PARTS = PARTS | {"refusal": Record({"type": text, "refusal": text}, ["refusal"])}
 # What answers carry besides, ours and other servers', and clients send back with them.
 LEFTOVERS: dict[str, Reader] = {
@@ -44,10 +61,18 @@ def parts(kinds: Mapping[str, Record]) -> Reader:
     def read(value: Any, where: str) -> str:
         if isinstance(value, list):
             for index, one in enumerate(value):
-                if isinstance(one, dict) and isinstance(one.get("type"), str) and one["type"] not in kinds:
+                if (
+                    isinstance(one, dict)
+                    and isinstance(one.get("type"), str)
+                    and one["type"] not in kinds
+                ):
                     place = f"{where}[{index}]"
-                    raise BadRequest(f"{place} is {one['type'][:40]!r}; this node reads text parts alone", place)
-            return "".join(str(one.get("text", one.get("refusal"))) for one in listed(part)(value, where))
+                    raise BadRequest(
+                        f"{place} is {one['type'][:40]!r}; this node reads text parts alone", place
+                    )
+            return "".join(
+                str(one.get("text", one.get("refusal"))) for one in listed(part)(value, where)
+            )
         return text(value, where)
 
     return read
@@ -70,7 +95,9 @@ SHAPES = {
         harmless=LEFTOVERS | CACHE,
     ),
     # The name is the tool's, which the call before it has too.
-    "tool": Record({"role": text, "content": ASKED, "tool_call_id": text}, ["content"], {"name": text} | CACHE),
+    "tool": Record(
+        {"role": text, "content": ASKED, "tool_call_id": text}, ["content"], {"name": text} | CACHE
+    ),
 }
 NAMED = ("system", "user", "assistant")  # roles whose `name` is a participant's
 
@@ -84,9 +111,17 @@ def conversation(value: Any, where: str) -> tuple[Message, ...]:
     read = listed(tagged("role", SHAPES), least=1)(value, where)
     participants: dict[str, str] = {}
     for index, one in enumerate(read):
-        if one["role"] in NAMED and (name := one.get("name")) and participants.setdefault(one["role"], name) != name:
+        if (
+            one["role"] in NAMED
+            and (name := one.get("name"))
+            and participants.setdefault(one["role"], name) != name
+        ):
             place = f"{where}[{index}].name"
-            raise BadRequest(f"{place} is another than before; this model sees roles alone: put names into contents", place)
+            raise BadRequest(
+                f"{place} is another than before; this model sees roles alone: put "
+                f"names into contents",
+                place,
+            )
     return tuple(message(one) for one in read)
 
 
@@ -99,8 +134,11 @@ def message(one: Mapping[str, Any]) -> Message:
     whole = [call for call in read if call is not None]
     if len(whole) == len(read):
         return Message(role, content, tuple(whole))
-    # A call that was cut off, or is none, is shown as it was written: nobody but the model wrote it.
-    return Message(role, "\n".join(as_written(call, known) for call, known in zip(calls, read, strict=True)))
+    # A call that was cut off, or is none, is shown as it was written: nobody but the model wrote
+    # it.
+    return Message(
+        role, "\n".join(as_written(call, known) for call, known in zip(calls, read, strict=True))
+    )
 
 
 def past_call(function: Mapping[str, Any]) -> ToolCall | None:
@@ -118,28 +156,40 @@ def as_written(function: Mapping[str, Any], call: ToolCall | None) -> str:
     """The text that became this call."""
     if call is not None:
         return render(call)
-    return f'{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "arguments": {function["arguments"]}'
+    return (
+        f'{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "arguments": '
+        f"{function['arguments']}"
+    )
 
 
 def split_final(found: Sequence[Message], proceed: bool) -> tuple[tuple[Message, ...], str]:
     """The conversation, and the beginning of an answer that is to be continued.
 
     Raises:
-        BadRequest: the last message is the assistant's and nobody said to continue it, or there is none to continue.
+        BadRequest: the last message is the assistant's and nobody said to continue it, or there is
+        none to continue.
     """
     last = found[-1]
     if last.role != "assistant":
         if proceed:
-            raise BadRequest("continue_final_message needs an assistant's message at the end of messages", "messages")
+            raise BadRequest(
+                "continue_final_message needs an assistant's message at the end of messages",
+                "messages",
+            )
         return tuple(found), ""
     if last.calls:
-        raise BadRequest("messages ends with tool calls; add their results, or a user's message", "messages")
+        raise BadRequest(
+            "messages ends with tool calls; add their results, or a user's message", "messages"
+        )
     if last.content and not proceed:
         raise BadRequest(
-            "messages ends with an assistant's message; set continue_final_message = true to have it continued, "
+            "messages ends with an assistant's message; set continue_final_message = true to have "
+            "it continued, "
             "or end with a user's message",
             "messages",
         )
     if len(found) == 1:
-        raise BadRequest("messages holds nothing but an assistant's message; begin with a user's", "messages")
+        raise BadRequest(
+            "messages holds nothing but an assistant's message; begin with a user's", "messages"
+        )
     return tuple(found[:-1]), last.content

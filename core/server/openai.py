@@ -1,7 +1,9 @@
-"""OpenAI's API: /v1/models, /v1/chat/completions, /v1/completions; and what is said about those that are not here.
+"""OpenAI's API: /v1/models, /v1/chat/completions, /v1/completions; and what is said about those
+that are not here.
 
 Knows routes, also as clients spell them whose base address lacks /v1, or has it twice, or
-ends with a stroke. Decoding stands in `requests.py`, shapes in `events.py`, refusals in `refusals.py`.
+ends with a stroke. Decoding stands in `requests.py`, shapes in `events.py`, refusals in
+`refusals.py`.
 Always: a client that goes away cancels its own request and nobody else's.
 """
 
@@ -30,13 +32,18 @@ NOT_HERE = (
     "threads{rest:(?:/.*)?}",
     "rerank",
 )
-INSTEAD = "this node answers conversations at /v1/chat/completions, goes on after texts at /v1/completions, lists /v1/models"
+INSTEAD = (
+    "this node answers conversations at /v1/chat/completions, goes on after texts at "
+    "/v1/completions, lists /v1/models"
+)
 
 
 class OpenAI:
     """The handlers, around one assistant."""
 
-    def __init__(self, assistant: Assistant, adapters: AdapterSwitch, embeddings: Embeddings, created: int) -> None:
+    def __init__(
+        self, assistant: Assistant, adapters: AdapterSwitch, embeddings: Embeddings, created: int
+    ) -> None:
         self.assistant = assistant
         self.adapters = adapters
         self.embeddings = embeddings
@@ -54,18 +61,24 @@ class OpenAI:
 
     async def elsewhere(self, request: web.Request) -> web.Response:
         """A route of OpenAI's that this node does not have; 404, since clients ask a 501 again."""
-        error = refusals.shape(f"{request.path[:80]} is not here: {INSTEAD}", "invalid_request_error", code="not_here")
+        error = refusals.shape(
+            f"{request.path[:80]} is not here: {INSTEAD}", "invalid_request_error", code="not_here"
+        )
         return web.json_response({"error": error}, status=404)
 
     async def list_models(self, _request: web.Request) -> web.Response:
         """The plain model, then it with each adapter."""
-        return web.json_response({"object": "list", "data": [self.model(name) for name in await self.names()]})
+        return web.json_response(
+            {"object": "list", "data": [self.model(name) for name in await self.names()]}
+        )
 
     async def show_model(self, request: web.Request) -> web.Response:
         """One of them."""
         name = request.match_info["model"]
         if name not in await self.names():
-            raise ModelNotFoundError(f"{name[:80]!r} is not served here; GET /v1/models lists what is")
+            raise ModelNotFoundError(
+                f"{name[:80]!r} is not served here; GET /v1/models lists what is"
+            )
         return web.json_response(self.model(name))
 
     async def names(self) -> list[str]:
@@ -88,7 +101,9 @@ class OpenAI:
         """Go on after a text."""
         body = requests.completion(await request.read())
         ask = dataclasses.replace(body.ask, adapter=await self.adapters.resolve(body.model))
-        return await self.send(request, body, self.assistant.complete(body.prompt, ask), self.shapes("text", ask))
+        return await self.send(
+            request, body, self.assistant.complete(body.prompt, ask), self.shapes("text", ask)
+        )
 
     def shapes(self, endpoint: events.Endpoint, ask: Ask) -> events.Shapes:
         """A new answer's identity, under the model that really answers."""
@@ -96,10 +111,18 @@ class OpenAI:
         return events.Shapes(endpoint, model, tells=ask.logprobs is not None)
 
     async def send(
-        self, request: web.Request, body: requests.Body, answer: AsyncGenerator[Event, None], shapes: events.Shapes
+        self,
+        request: web.Request,
+        body: requests.Body,
+        answer: AsyncGenerator[Event, None],
+        shapes: events.Shapes,
     ) -> web.StreamResponse:
-        """Send an answer the way the client wants it; aiohttp cancels this task when the client goes away."""
+        """Send an answer the way the client wants it; aiohttp cancels this task when the client
+        goes away.
+        """
         async with aclosing(answer):
             if body.stream:
-                return await events.stream(request, shapes, answer, include_usage=body.include_usage)
+                return await events.stream(
+                    request, shapes, answer, include_usage=body.include_usage
+                )
             return web.json_response(await shapes.whole(answer))

@@ -1,7 +1,7 @@
 """The web page: files of this folder's `ui/`, read once.
 
-Knows file names. Always: only files that were there at start are served, so no path can lead elsewhere; a page may
-load from and talk to this node alone.
+Knows file names. Always: only files that were there at start are served, so no path can lead
+elsewhere; a page may load from and talk to this node alone.
 """
 
 from pathlib import Path
@@ -9,16 +9,23 @@ from pathlib import Path
 from aiohttp import web
 
 FOLDER = Path(__file__).parent / "ui"
-KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+KINDS = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+}
 # A picture on a foreign host in a model's answer would carry the conversation away in its address.
 POLICY = (
-    "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action "
+    "'none'; frame-ancestors 'none'"
 )
 HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "X-DNS-Prefetch-Control": "off",  # a name in an answer's link would tell a name server what was asked
+    # a name in an answer's link would tell a name server what was asked
+    "X-DNS-Prefetch-Control": "off",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
@@ -57,7 +64,9 @@ class Pages:
         """One file, or 404."""
         if name not in self.files:
             raise web.HTTPNotFound(reason=f"{name[:80]!r} is not a file of this page")
-        return web.Response(body=self.files[name], content_type=KINDS[Path(name).suffix], charset="utf-8")
+        return web.Response(
+            body=self.files[name], content_type=KINDS[Path(name).suffix], charset="utf-8"
+        )
 
 
 async def add_headers(_request: web.Request, response: web.StreamResponse) -> None:

@@ -1,6 +1,7 @@
 """Paths of OpenAI's API as clients spell them.
 
-Knows that a base address is typed by hand: without `/v1`, with it although the client adds it, with strokes too many.
+Knows that a base address is typed by hand: without `/v1`, with it although the client adds it, with
+strokes too many.
 """
 
 

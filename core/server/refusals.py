@@ -12,12 +12,23 @@ from aiohttp.typedefs import Handler
 
 from .. import log
 from ..engine.sampling.bounds import depth_of
-from ..errors import EngineError, MissingPartError, ModelNotFoundError, OverloadedError, QuietchoirError, RequestError
+from ..errors import (
+    EngineError,
+    MissingPartError,
+    ModelNotFoundError,
+    OverloadedError,
+    QuietchoirError,
+    RequestError,
+)
 from .auth import Refused
 
 RETRY_AFTER_S = 2
 MAX_NESTING = 200  # values one inside the other in a body
-NOWHERE = "nothing is at this path; here are /v1/chat/completions, /v1/completions, /v1/embeddings and /v1/models"
+NOWHERE = (
+    "nothing is at this path; here are /v1/chat/completions, /v1/completions, "
+    "/v1/embeddings "
+    "and /v1/models"
+)
 logger = log.get("server")
 
 
@@ -51,9 +62,14 @@ def describe(error: Exception) -> tuple[int, dict[str, str | None]]:
             return 404, shape(NOWHERE, "invalid_request_error", code="not_found")
         case web.HTTPMethodNotAllowed():
             allowed = ", ".join(sorted(error.allowed_methods))
-            return 405, shape(f"{error.method[:20]!r} is not for this path; it takes {allowed}", "invalid_request_error")
+            return 405, shape(
+                f"{error.method[:20]!r} is not for this path; it takes {allowed}",
+                "invalid_request_error",
+            )
         case web.HTTPRequestEntityTooLarge():
-            return 413, shape("the body is larger than this node accepts; send less", "invalid_request_error")
+            return 413, shape(
+                "the body is larger than this node accepts; send less", "invalid_request_error"
+            )
         case web.HTTPException():
             return error.status, shape(error.reason, "invalid_request_error")
         case EngineError() | QuietchoirError():
@@ -62,7 +78,9 @@ def describe(error: Exception) -> tuple[int, dict[str, str | None]]:
             return 500, shape("the node failed inside; its log says where", "server_error")
 
 
-def shape(message: str, kind: str, parameter: str | None = None, code: str | None = None) -> dict[str, str | None]:
+def shape(
+    message: str, kind: str, parameter: str | None = None, code: str | None = None
+) -> dict[str, str | None]:
     """OpenAI's error object."""
     return {"message": message, "type": kind, "param": parameter, "code": code}
 
@@ -107,10 +125,12 @@ def parse_json(body: bytes, where: str = "the body") -> dict[str, object]:
     """A JSON object.
 
     Raises:
-        BadRequest: not JSON in UTF-8, not an object, nested too deep, or holding half of a surrogate pair, which is no text.
+        BadRequest: not JSON in UTF-8, not an object, nested too deep, or holding half of a
+        surrogate pair, which is no text.
     """
     try:
-        text = body.decode("utf-8-sig")  # strictly: the JSON reader itself lets halves of surrogate pairs pass
+        # strictly: the JSON reader itself lets halves of surrogate pairs pass
+        text = body.decode("utf-8-sig")
         found = json.loads(text)
         if "\\u" in text:
             json.dumps(found, ensure_ascii=False).encode()

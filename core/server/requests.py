@@ -12,7 +12,20 @@ from ..assistant.assistant import Ask
 from ..engine.request import MAX_LOGPROBS
 from . import forms, messages
 from .refusals import BadRequest, parse_json
-from .schemas import Reader, Record, anything, either, flag, listed, mapping, named, number, only, shown, text
+from .schemas import (
+    Reader,
+    Record,
+    anything,
+    either,
+    flag,
+    listed,
+    mapping,
+    named,
+    number,
+    only,
+    shown,
+    text,
+)
 
 DEFAULT_TOKENS = 256
 MAX_STOPS = 4
@@ -34,7 +47,8 @@ SAMPLING: dict[str, Reader] = {
     "speculate": flag,  # ours: whether tokens are guessed ahead; if left out, the engine decides
 }
 SHARED: dict[str, Reader] = {"model": text, "stream": flag, "stream_options": STREAM_OPTIONS}
-# Read and dropped: they say nothing about the answer's text, or only what a model of another kind would make of it.
+# Read and dropped: they say nothing about the answer's text, or only what a model of another kind
+# would make of it.
 INDIFFERENT: dict[str, Reader] = {
     "user": text,
     "metadata": mapping,
@@ -75,14 +89,20 @@ CHAT = Record(
 
 
 def prompts(value: Any, where: str) -> Any:
-    """One text, alone or in a list; OpenAI's other two forms, token ids and several of either, are not read."""
+    """One text, alone or in a list; OpenAI's other two forms, token ids and several of either,
+    are not read.
+    """
     if isinstance(value, list) and value and not isinstance(value[0], str):
-        raise BadRequest(f"{where} holds {shown(value[0])}, expected a text; token ids are not read here", where)
+        raise BadRequest(
+            f"{where} holds {shown(value[0])}, expected a text; token ids are not read here", where
+        )
     return either(named, listed(named, least=1, most=1))(value, where)
 
 
 COMPLETION = Record(
-    SHARED | SAMPLING | {"prompt": prompts, "logprobs": number(int, 0, MAX_LOGPROBS)}, ["prompt"], INDIFFERENT | NEUTRAL
+    SHARED | SAMPLING | {"prompt": prompts, "logprobs": number(int, 0, MAX_LOGPROBS)},
+    ["prompt"],
+    INDIFFERENT | NEUTRAL,
 )
 
 
@@ -101,19 +121,26 @@ def chat(raw: bytes) -> Body:
     """Decode a body of /v1/chat/completions.
 
     Raises:
-        BadRequest: not JSON, or a field that is unknown, ill-typed, out of range or unsupported, at any depth.
+        BadRequest: not JSON, or a field that is unknown, ill-typed, out of range or unsupported, at
+        any depth.
     """
     body = CHAT(parse_json(raw), "")
     proceed = body.get("continue_final_message", False)
     if body.get("add_generation_prompt", not proceed) == proceed:
         raise BadRequest(
-            "add_generation_prompt must be the contrary of continue_final_message; leave it out", "add_generation_prompt"
+            "add_generation_prompt must be the contrary of continue_final_message; leave it out",
+            "add_generation_prompt",
         )
     conversation, begun = messages.split_final(body["messages"], proceed)
     if begun and body.get("response_format") is not None:
-        raise BadRequest("an answer that is continued cannot have a form; leave response_format out", "response_format")
+        raise BadRequest(
+            "an answer that is continued cannot have a form; leave response_format out",
+            "response_format",
+        )
     if body.get("top_logprobs") and not body.get("logprobs"):
-        raise BadRequest("top_logprobs needs logprobs = true; set it or leave both out", "top_logprobs")
+        raise BadRequest(
+            "top_logprobs needs logprobs = true; set it or leave both out", "top_logprobs"
+        )
     ask = Ask(
         messages=conversation,
         begun=begun,
@@ -147,7 +174,9 @@ def shared(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sampling(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that steer generation. Greedy unless asked otherwise: a tool call wants the likeliest words."""
+    """The fields that steer generation. Greedy unless asked otherwise: a tool call wants the
+    likeliest words.
+    """
     found = {name: body[name] for name in SAMPLING if name in body and name != "response_format"}
     found["max_tokens"] = body.get("max_completion_tokens", body.get("max_tokens", DEFAULT_TOKENS))
     found["constraint"] = body.get("response_format")

@@ -1,8 +1,9 @@
 """Readers of JSON values: what a field may hold, at every depth.
 
 Knows JSON types, ranges, objects and where a value stands. Knows nothing of OpenAI's API.
-Always: a reader gives back a value that was checked all the way down, or names the place, what stood there and what may; an
-object's key that no reader was given for is refused by name. A null is as if the key were left out.
+Always: a reader gives back a value that was checked all the way down, or names the place, what
+stood there and what may; an object's key that no reader was given for is refused by name. A null is
+as if the key were left out.
 """
 
 import difflib
@@ -78,9 +79,15 @@ def number(kind: type, low: float, high: float) -> Reader:
 
     def read(value: Any, where: str) -> Any:
         if type(value) not in ((int, float) if kind is float else (int,)):
-            raise BadRequest(f"{where} is {shown(value)}, expected {'a whole number' if kind is int else 'a number'}", where)
+            raise BadRequest(
+                f"{where} is {shown(value)}, expected "
+                f"{'a whole number' if kind is int else 'a number'}",
+                where,
+            )
         if not low <= value <= high:
-            raise BadRequest(f"{where} is {shown(value)}, expected {low:.15g} to {high:.15g}", where)
+            raise BadRequest(
+                f"{where} is {shown(value)}, expected {low:.15g} to {high:.15g}", where
+            )
         return kind(value)
 
     return read
@@ -91,7 +98,10 @@ def only(*allowed: object) -> Reader:
 
     def read(value: Any, where: str) -> Any:
         if not any(type(value) is type(one) and value == one for one in allowed):
-            raise BadRequest(f"{where} = {shown(value)} is not supported, only {', '.join(map(repr, allowed))}", where)
+            raise BadRequest(
+                f"{where} = {shown(value)} is not supported, only {', '.join(map(repr, allowed))}",
+                where,
+            )
         return value
 
     return read
@@ -104,7 +114,13 @@ def listed(item: Reader, least: int = 0, most: int | None = None) -> Reader:
         if not isinstance(value, list):
             raise BadRequest(f"{where} is a {type(value).__name__}, expected a list", where)
         if len(value) < least or (most is not None and len(value) > most):
-            size = f"at least {least}" if most is None else f"{least} to {most}" if least < most else f"{most}"
+            size = (
+                f"at least {least}"
+                if most is None
+                else f"{least} to {most}"
+                if least < most
+                else f"{most}"
+            )
             raise BadRequest(f"{where} holds {len(value)}, expected {size}", where)
         return tuple(item(one, f"{where}[{index}]") for index, one in enumerate(value))
 
@@ -113,11 +129,14 @@ def listed(item: Reader, least: int = 0, most: int | None = None) -> Reader:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """An object with known keys: `fields` are read and handed on, `harmless` ones are read and dropped."""
+    """An object with known keys: `fields` are read and handed on, `harmless` ones are read and
+    dropped.
+    """
 
     fields: Mapping[str, Reader]
     needed: Sequence[str] = ()
-    harmless: Mapping[str, Reader] = field(default_factory=dict)  # they cannot change what this node answers
+    # they cannot change what this node answers
+    harmless: Mapping[str, Reader] = field(default_factory=dict)
 
     def __call__(self, value: Any, where: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -125,7 +144,9 @@ class Record:
             place = f"{where}.{key}" if where else key
             reader = self.fields.get(key) or self.harmless.get(key)
             if reader is None:
-                raise BadRequest(f"{shown(place).strip(chr(39))} is unknown here; {self.advice(key)}", place)
+                raise BadRequest(
+                    f"{shown(place).strip(chr(39))} is unknown here; {self.advice(key)}", place
+                )
             if inner is not None:
                 read = reader(inner, place)
                 if key in self.fields:
@@ -159,4 +180,6 @@ def tagged(key: str, kinds: Mapping[str, Record]) -> Reader:
 
 def either(of_text: Reader, of_other: Reader) -> Reader:
     """A text is read by one, anything else by the other."""
-    return lambda value, where: of_text(value, where) if isinstance(value, str) else of_other(value, where)
+    return lambda value, where: (
+        of_text(value, where) if isinstance(value, str) else of_other(value, where)
+    )

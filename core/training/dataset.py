@@ -1,7 +1,10 @@
-"""Folders of examples on disk: made-up households, or anybody's own conversations divided among parties.
+"""Folders of examples on disk: made-up households, or anybody's own conversations divided among
+parties.
 
-Knows the layout `FOLDER/PARTY/{train.jsonl,test.jsonl[,home.json]}`. Knows nothing of tokens or training.
-Always: the same seed gives the same bytes; all parties are made in memory and written together, or nothing is.
+Knows the layout `FOLDER/PARTY/{train.jsonl,test.jsonl[,home.json]}`. Knows nothing of tokens or
+training.
+Always: the same seed gives the same bytes; all parties are made in memory and written together, or
+nothing is.
 """
 
 import hashlib
@@ -64,27 +67,39 @@ class HomeData:
 def make_homes(*, households: int, train: int, test: int, seed: int) -> list[HomeData]:
     """Make up households and their requests.
 
-    No household trains on a template that any household is tested on, nor on a sentence that any is tested on;
-    within a household all sentences differ.
+    No household trains on a template that any household is tested on, nor on a sentence that any is
+    tested on; within a household all sentences differ.
 
     Raises:
         DataError: a count below one, or more requests than a home can make.
     """
     if min(households, train, test) < 1:
-        raise DataError(f"households={households}, train={train}, test={test}: each must be at least 1")
+        raise DataError(
+            f"households={households}, train={train}, test={test}: each must be at least 1"
+        )
     spoken = grammar()
     seen, unseen = split(spoken.templates, HELD_OUT, np.random.default_rng([seed]))
     intents = sorted({template.intent for template in spoken.templates})
     streams = [np.random.default_rng([seed, 1 + index]) for index in range(households)]
     homes = [furnish(f"household-{index}", intents, rng) for index, rng in enumerate(streams)]
-    learned = [requests(home, spoken, seen, train, rng) for home, rng in zip(homes, streams, strict=True)]
+    learned = [
+        requests(home, spoken, seen, train, rng) for home, rng in zip(homes, streams, strict=True)
+    ]
     avoid = {request.text for several in learned for request in several}
-    asked = [requests(home, spoken, unseen, test, rng, avoid=avoid) for home, rng in zip(homes, streams, strict=True)]
+    asked = [
+        requests(home, spoken, unseen, test, rng, avoid=avoid)
+        for home, rng in zip(homes, streams, strict=True)
+    ]
     return [HomeData(*one) for one in zip(homes, learned, asked, strict=True)]
 
 
 def build_homes(
-    folder: Path, *, households: int = 4, train: int = 150, test: int = 100, seed: int = DEFAULT_SEED
+    folder: Path,
+    *,
+    households: int = 4,
+    train: int = 150,
+    test: int = 100,
+    seed: int = DEFAULT_SEED,
 ) -> list[HomeInfo]:
     """Write `folder/household-N/{train.jsonl,test.jsonl,home.json}` for every household.
 
@@ -96,11 +111,23 @@ def build_homes(
     files: dict[Path, bytes] = {}
     for data in homes:
         place = folder / data.household.name
-        files |= party_files(place, [r.example() for r in data.train], [r.example() for r in data.test])
-        files[place / HOME] = (json.dumps(data.household.describe(), indent=1, ensure_ascii=False) + "\n").encode()
+        files |= party_files(
+            place, [r.example() for r in data.train], [r.example() for r in data.test]
+        )
+        files[place / HOME] = (
+            json.dumps(data.household.describe(), indent=1, ensure_ascii=False) + "\n"
+        ).encode()
     paths.write_together(files)
     return [
-        HomeInfo(home.name, folder / home.name, len(data.train), len(data.test), True, len(home.floors), len(home.devices))
+        HomeInfo(
+            home.name,
+            folder / home.name,
+            len(data.train),
+            len(data.test),
+            True,
+            len(home.floors),
+            len(home.devices),
+        )
         for data in homes
         for home in (data.household,)
     ]
@@ -114,7 +141,8 @@ class Division:
         DataError: a share or a number that leaves nothing.
     """
 
-    partition_by: str | None = None  # a key beside the conversation, each of its values a party; None: the file is one
+    # a key beside the conversation, each of its values a party; None: the file is one
+    partition_by: str | None = None
     test_share: float = 0.2  # of each party's rows, at least one, never all
     seed: int = DEFAULT_SEED  # of the shuffle
     limit: int | None = None  # rows of each party, chosen by the shuffle; None: all
@@ -125,18 +153,22 @@ class Division:
         if self.seed < 0:
             raise DataError(f"seed {self.seed} must be at least 0")
         if self.limit is not None and self.limit < 2:
-            raise DataError(f"a limit of {self.limit} rows; at least 2 are needed, to train and to test")
+            raise DataError(
+                f"a limit of {self.limit} rows; at least 2 are needed, to train and to test"
+            )
 
 
-def build_jsonl(file: Path, folder: Path, division: Division | None = None, kind: str = "chat") -> list[DatasetInfo]:
+def build_jsonl(
+    file: Path, folder: Path, division: Division | None = None, kind: str = "chat"
+) -> list[DatasetInfo]:
     """Divide a file of conversations among parties and each party's part into train and test.
 
     Args:
         kind: of its rows, one of `conversations.FORMATS`.
 
     Raises:
-        DataError: bad lines (each with its number), lines without the key, a party with a single row or whose rows all
-            ask the same; nothing was written.
+        DataError: bad lines (each with its number), lines without the key, a party with a single
+            row or whose rows all ask the same; nothing was written.
         QuietchoirError: the disk refused; nothing was written.
     """
     by = division or Division()
@@ -150,13 +182,27 @@ def build_jsonl(file: Path, folder: Path, division: Division | None = None, kind
         chosen = limited(own, by.limit, by.seed, name)
         train, test = divide(chosen, by.test_share, by.seed, name)
         if not train or not test:
-            what = "one example" if len(chosen) == 1 else f"{len(chosen)} examples that all ask the same"
-            raise DataError(f"{file}: {name} has {what}; at least two different ones are needed, to train and to test")
+            what = (
+                "one example"
+                if len(chosen) == 1
+                else (f"{len(chosen)} examples that all ask the same")
+            )
+            raise DataError(
+                f"{file}: {name} has {what}; at least two different ones are needed, "
+                f"to train and to test"
+            )
         files |= party_files(folder / name, train, test)
         found.append(DatasetInfo(name, folder / name, len(train), len(test), False))
     if tools := sum(row.record.get("tools") is not None for row in rows):
-        logger.warning("%s: %d rows list tools; they decide which calls are right, the model is not shown them", file, tools)
-    keys = Counter(key for row in rows for key in beside(row.record, kind) if key != by.partition_by)
+        logger.warning(
+            "%s: %d rows list tools; they decide which calls are right, the model is "
+            "not shown them",
+            file,
+            tools,
+        )
+    keys = Counter(
+        key for row in rows for key in beside(row.record, kind) if key != by.partition_by
+    )
     if keys:
         said = ", ".join(f"{key} ({count} rows)" for key, count in keys.most_common(NAMED_KEYS))
         more = f" and {len(keys) - NAMED_KEYS} more keys" if len(keys) > NAMED_KEYS else ""
@@ -177,7 +223,8 @@ def partition(rows: Sequence[Row], key: str | None, file: Path) -> dict[str, lis
     if missing:
         shown = ", ".join(map(str, missing[:8])) + (", …" if len(missing) > 8 else "")
         raise DataError(
-            f"{file}: {len(missing)} rows have no text or whole number under {key!r} (lines {shown}); nothing written"
+            f"{file}: {len(missing)} rows have no text or whole number under {key!r} (lines "
+            f"{shown}); nothing written"
         )
     parties: dict[str, list[Row]] = {}
     for row in rows:
@@ -191,7 +238,8 @@ def usable(value: Any) -> bool:
 
 
 def folder_names(values: Iterable[str]) -> dict[str, str]:
-    """A folder's name for each value; no two are alike, also where a disk tells neither case nor composition apart.
+    """A folder's name for each value; no two are alike, also where a disk tells neither case nor
+    composition apart.
 
     Raises:
         DataError: two values that cannot be told apart by a folder's name at all.
@@ -214,10 +262,12 @@ def same_on_disk(name: str) -> str:
 def folder_name(value: str) -> str:
     """`value` as a name that is a plain folder on every platform and never leads out of its parent.
 
-    Letters, their marks and digits of every script stay, in lower case; runs of anything else become a hyphen.
+    Letters, their marks and digits of every script stay, in lower case; runs of anything else
+    become a hyphen.
     """
     kept = (
-        letter if unicodedata.category(letter)[0] in "LMN" else "-" for letter in unicodedata.normalize("NFC", value.lower())
+        letter if unicodedata.category(letter)[0] in "LMN" else "-"
+        for letter in unicodedata.normalize("NFC", value.lower())
     )
     name = re.sub("-+", "-", "".join(kept)).strip("-")[:NAME_LETTERS]
     while len(name.encode()) > NAME_BYTES:
@@ -239,8 +289,11 @@ def shuffle(seed: int, name: str, purpose: str = "") -> np.random.Generator:
     return np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
 
 
-def divide(rows: Sequence[Row], share: float, seed: int, name: str) -> tuple[list[Example], list[Example]]:
-    """Train and test parts, by a shuffle that follows from seed and party name; one is empty if all rows ask the same.
+def divide(
+    rows: Sequence[Row], share: float, seed: int, name: str
+) -> tuple[list[Example], list[Example]]:
+    """Train and test parts, by a shuffle that follows from seed and party name; one is empty if all
+    rows ask the same.
 
     Rows that ask the same, and all that one row teaches, stay together.
     """
@@ -248,7 +301,9 @@ def divide(rows: Sequence[Row], share: float, seed: int, name: str) -> tuple[lis
     order = shuffle(seed, name).permutation(len(groups))
     count = min(max(1, round(share * len(groups))), len(groups) - 1)
     held = set(order[:count].tolist())
-    train = [example for index, several in enumerate(groups) if index not in held for example in several]
+    train = [
+        example for index, several in enumerate(groups) if index not in held for example in several
+    ]
     test = [example for index, several in enumerate(groups) if index in held for example in several]
     return train, test
 
@@ -258,7 +313,10 @@ def alike(rows: Sequence[Row]) -> list[list[Example]]:
     group_of: dict[tuple[tuple[str, str], ...], int] = {}
     groups: dict[int, list[Example]] = {}
     for number, row in enumerate(rows):
-        prompts = [tuple((m["role"], m["content"]) for m in example.messages[:-1]) for example in row.examples]
+        prompts = [
+            tuple((m["role"], m["content"]) for m in example.messages[:-1])
+            for example in row.examples
+        ]
         joined = sorted({group_of[prompt] for prompt in prompts if prompt in group_of})
         home = joined[0] if joined else number
         examples = [example for other in joined for example in groups.pop(other)]
@@ -269,7 +327,9 @@ def alike(rows: Sequence[Row]) -> list[list[Example]]:
     return [groups[home] for home in sorted(groups)]
 
 
-def party_files(folder: Path, train: Sequence[Example], test: Sequence[Example]) -> dict[Path, bytes]:
+def party_files(
+    folder: Path, train: Sequence[Example], test: Sequence[Example]
+) -> dict[Path, bytes]:
     """Both files of one party."""
     return {folder / TRAIN: encode_jsonl(train), folder / TEST: encode_jsonl(test)}
 
@@ -281,7 +341,11 @@ def list_datasets(folder: Path) -> list[DatasetInfo]:
     found = []
     for place in sorted(path for path in folder.iterdir() if (path / TRAIN).is_file()):
         test = count_lines(place / TEST) if (place / TEST).is_file() else 0
-        found.append(DatasetInfo(place.name, place, count_lines(place / TRAIN), test, (place / HOME).is_file()))
+        found.append(
+            DatasetInfo(
+                place.name, place, count_lines(place / TRAIN), test, (place / HOME).is_file()
+            )
+        )
     return found
 
 

@@ -1,8 +1,9 @@
 """Exact match, without generating anything.
 
 Knows the upper layers and the head. Knows nothing of training.
-Always: an answer counts only if every one of its tokens, the end of turn included, is the most likely one after the
-right tokens before it. By induction that is when greedy decoding gives exactly this answer and stops.
+Always: an answer counts only if every one of its tokens, the end of turn included, is the most
+likely one after the right tokens before it. By induction that is when greedy decoding gives exactly
+this answer and stops.
 """
 
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ def exact(upper: UpperLayers, prepared: Prepared, head: Blocks) -> list[bool]:
         indices = range(start, min(start + BATCH, len(prepared)))
         x, batch = prepared.batch(indices)
         wrong = best_tokens(upper.answers(x, batch), head) != batch.targets
-        misses = torch.zeros(len(indices), dtype=torch.int64).index_add_(0, batch.owner, wrong.long())
+        misses = torch.zeros(len(indices), dtype=torch.int64).index_add_(
+            0, batch.owner, wrong.long()
+        )
         hits += (misses == 0).tolist()
     return hits

@@ -1,6 +1,7 @@
 """Conversations a node may train on, one JSON object a line.
 
-Knows files and lines; what a line may say stands in `conversations.py`. Knows nothing of tokens, homes or tensors.
+Knows files and lines; what a line may say stands in `conversations.py`. Knows nothing of tokens,
+homes or tensors.
 Always: a file is read whole or not at all, and every bad line is named by its number.
 """
 
@@ -25,15 +26,21 @@ PACKED = {  # how it begins → with what, and the way out
     b"\xfd7zXZ": ("xz", "unpack it: unxz FILE"),
     b"\x28\xb5\x2f\xfd": ("zstd", "unpack it: unzstd FILE"),
     b"PK\x03\x04": ("zip", "unpack it: unzip FILE"),
-    b"PAR1": ("Parquet", "write it as JSON lines, for example with pandas: to_json(…, orient='records', lines=True)"),
+    b"PAR1": (
+        "Parquet",
+        "write it as JSON lines, for example with pandas: to_json(…, orient='records', lines=True)",
+    ),
 }
 SHOWN = 40  # bytes of a strange file's beginning
-NAMED_FAULTS, NAMED_LINES = 8, 8  # so many faults are described, each with so many lines; the rest are counted
+# so many faults are described, each with so many lines; the rest are counted
+NAMED_FAULTS, NAMED_LINES = 8, 8
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One conversation. The last message is the assistant's answer, the only part that is learned."""
+    """One conversation. The last message is the assistant's answer, the only part that is
+    learned.
+    """
 
     messages: tuple[Mapping[str, str], ...]
 
@@ -50,7 +57,9 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a file: what it teaches, and the whole object, for keys beside the conversation."""
+    """One line of a file: what it teaches, and the whole object, for keys beside the
+    conversation.
+    """
 
     number: int  # of the line, from 1
     examples: tuple[Example, ...]
@@ -61,7 +70,8 @@ def read_jsonl(path: Path) -> list[Example]:
     """Read every conversation of one file.
 
     Raises:
-        DataError: no such file, no examples in it, another format, or bad lines (each with its number and fault).
+        DataError: no such file, no examples in it, another format, or bad lines (each with its
+        number and fault).
     """
     return [example for row in read_rows(path) for example in row.examples]
 
@@ -78,7 +88,9 @@ def read_rows(path: Path, kind: str = "chat") -> list[Row]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); name a chat-format JSONL file") from error
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); name a chat-format JSONL file"
+        ) from error
     if other := other_format(content):
         raise DataError(f"{path}: {other}")
     rows: list[Row] = []
@@ -92,13 +104,18 @@ def read_rows(path: Path, kind: str = "chat") -> list[Row]:
         except UnicodeDecodeError as error:
             faults.setdefault(f"not UTF-8 at byte {error.start + 1} of the line", []).append(number)
         except json.JSONDecodeError as error:
-            faults.setdefault(f"not JSON at character {error.pos + 1} of the line: {error.msg}", []).append(number)
+            faults.setdefault(
+                f"not JSON at character {error.pos + 1} of the line: {error.msg}", []
+            ).append(number)
         except (ValueError, RecursionError) as error:
             faults.setdefault(str(error), []).append(number)
     if faults:
         raise DataError(f"{path}: {told(faults)}")
     if not rows:
-        raise DataError(f'{path}: no examples; each line must be {{"messages": [{{"role": …, "content": …}}, …]}}')
+        raise DataError(
+            f'{path}: no examples; each line must be {{"messages": [{{"role": …, '
+            f'"content": …}}, …]}}'
+        )
     return rows
 
 
@@ -116,7 +133,9 @@ def told(faults: Mapping[str, Sequence[int]]) -> str:
 
 
 def other_format(content: bytes) -> str:
-    """What a file is that is not one JSON object a line, and what to do about it; "" if it may be that."""
+    """What a file is that is not one JSON object a line, and what to do about it; "" if it may
+    be that.
+    """
     for magic, (name, way) in PACKED.items():
         if content.startswith(magic):
             return f"packed with {name}; {way}"
@@ -126,14 +145,23 @@ def other_format(content: bytes) -> str:
     if words := pointer_words(content):
         return words
     if text.startswith(b"<"):
-        return "HTML or XML, perhaps a page that says why there is no file; look into it, then download the file again"
+        return (
+            "HTML or XML, perhaps a page that says why there is no file; look into it, then "
+            "download the file again"
+        )
     if text and not text.startswith((b"{", b"[")) and not _is_json(first := text.splitlines()[0]):
         shown = one_line(first[:SHOWN].decode("utf-8", "replace"))
-        return f"begins with {shown!r}, which is no JSON; one object a line is expected (of a table, write each row so)"
+        return (
+            f"begins with {shown!r}, which is no JSON; one object a line is expected (of a "
+            f"table, write each row so)"
+        )
     if text.startswith(b"["):
         return "a JSON array; one object a line is expected: jq -c '.[]' FILE > rows.jsonl"
     if text.startswith(b"{") and _spans_lines(text.decode("utf-8", "replace")):
-        return "pretty-printed JSON, one object over several lines; one a line is expected: jq -c . FILE > rows.jsonl"
+        return (
+            "pretty-printed JSON, one object over several lines; one a line is expected: jq -c "
+            ". FILE > rows.jsonl"
+        )
     return ""
 
 
@@ -157,24 +185,39 @@ def check_prompts(examples: Sequence[Example], prompt: PromptFormat, where: str)
     """Require that examples show the model what it will be shown when the adapter serves.
 
     Raises:
-        DataError: what is different, in how many of them, and which flags of the federation's file would say it.
+        DataError: what is different, in how many of them, and which flags of the federation's file
+        would say it.
     """
     for wrong, flags in _differences(examples, prompt):
         raise DataError(
-            f"{where}: of {len(examples)} examples, {wrong}; the federation's file says {prompt.told()}, and the adapter "
-            f"would be asked otherwise than it was trained. Change the examples, or ask the owner for: "
+            f"{where}: of {len(examples)} examples, {wrong}; the federation's file says "
+            f"{prompt.told()}, and the adapter "
+            f"would be asked otherwise than it was trained. Change the examples, or ask the owner "
+            f"for: "
             f"quietchoir federation change FED {flags}"
         )
 
 
 def _differences(examples: Sequence[Example], prompt: PromptFormat) -> Iterator[tuple[str, str]]:
     """(how many examples are otherwise, the flag that would say so), the weightiest first."""
-    heads = [example.messages[0]["content"] if example.messages[0]["role"] == "system" else "" for example in examples]
+    heads = [
+        example.messages[0]["content"] if example.messages[0]["role"] == "system" else ""
+        for example in examples
+    ]
     one = set(heads) if len(set(heads)) == 1 else {""}
-    if others := sum(head != prompt.system for head in heads) if prompt.system or one != {""} else 0:
+    if (
+        others := sum(head != prompt.system for head in heads)
+        if prompt.system or one != {""}
+        else 0
+    ):
         lacking = f"{others} do not begin with the system message {prompt.system!r}"
-        yield lacking if prompt.system else "all begin with the same system message", f'--prompt-system "{min(one)}"'
-    longer = sum(sum(message["role"] == "user" for message in example.messages) > 1 for example in examples)
+        yield (
+            lacking if prompt.system else ("all begin with the same system message"),
+            f'--prompt-system "{min(one)}"',
+        )
+    longer = sum(
+        sum(message["role"] == "user" for message in example.messages) > 1 for example in examples
+    )
     if prompt.turns == "last" and longer:
         yield f"{longer} have several turns", "--prompt-turns all"
     calls = sum(parse(example.answer) is not None for example in examples)
@@ -187,7 +230,10 @@ def _differences(examples: Sequence[Example], prompt: PromptFormat) -> Iterator[
 def encode_jsonl(examples: Iterable[Example]) -> bytes:
     """The bytes of a file that `read_jsonl` reads back; equal examples give equal bytes."""
     lines = [
-        json.dumps({"messages": [dict(message) for message in example.messages]}, ensure_ascii=False) for example in examples
+        json.dumps(
+            {"messages": [dict(message) for message in example.messages]}, ensure_ascii=False
+        )
+        for example in examples
     ]
     return "".join(line + "\n" for line in lines).encode()
 

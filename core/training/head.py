@@ -11,14 +11,17 @@ from torch import Tensor
 
 from ..models.blocks import Blocks
 
-MATRIX_ROWS = 512  # rows that are multiplied with the head at once: fewer leave the processor waiting for the head
+# rows that are multiplied with the head at once: fewer leave the processor waiting for the head
+MATRIX_ROWS = 512
 CHUNK_ROWS = 64  # of these, rows whose softmax is taken at once: 64 x 49,152 stay in a large cache
 TINY = 1e-38  # the smallest likelihood of a target that is told apart; its gradient stays exact
 CHUNK_TOKENS = 8192  # vocabulary rows that are decoded at once when scoring
 
 
 class AnswerLoss(torch.autograd.Function):
-    """Summed cross-entropy over the full vocabulary. The gradient is made on the way forward, while logits are at hand."""
+    """Summed cross-entropy over the full vocabulary. The gradient is made on the way forward,
+    while logits are at hand.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -28,7 +31,9 @@ class AnswerLoss(torch.autograd.Function):
         for start in range(0, len(rows), MATRIX_ROWS):
             part = slice(start, start + MATRIX_ROWS)
             slope = rows[part] @ weight.T  # [C, V], logits that become softmax - onehot in place
-            for piece, wanted in zip(torch.split(slope, CHUNK_ROWS), torch.split(targets[part], CHUNK_ROWS), strict=True):
+            for piece, wanted in zip(
+                torch.split(slope, CHUNK_ROWS), torch.split(targets[part], CHUNK_ROWS), strict=True
+            ):
                 likely = torch.softmax(piece, dim=1, dtype=torch.float32)
                 hit = likely.gather(1, wanted[:, None])
                 total -= hit.clamp_min(TINY).log().sum()
@@ -45,7 +50,9 @@ class AnswerLoss(torch.autograd.Function):
 
 
 def answer_loss(rows: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Summed cross-entropy, float32 scalar: rows [M, D] after the last norm, weight [V, D] frozen, targets [M]."""
+    """Summed cross-entropy, float32 scalar: rows [M, D] after the last norm, weight [V, D]
+    frozen, targets [M].
+    """
     loss: Tensor = AnswerLoss.apply(rows, weight, targets)  # type: ignore[no-untyped-call]
     return loss
 
@@ -54,7 +61,8 @@ def answer_loss(rows: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 def best_tokens(rows: Tensor, head: Blocks) -> Tensor:
     """The most likely token of each row, int64 [M]; the first of equals.
 
-    In float32 whatever the rows are: bfloat16 logits are so coarse (steps of 0.125 at 20) that they tie.
+    In float32 whatever the rows are: bfloat16 logits are so coarse (steps of 0.125 at 20) that they
+    tie.
     """
     rows = rows.float()
     best = torch.full((len(rows),), -torch.inf)

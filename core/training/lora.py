@@ -1,8 +1,8 @@
 """The upper layers with LoRA: A frozen, B trained, through PEFT's own layers.
 
 Knows PEFT's layers and the flat vector that B is. Knows nothing of examples or optimizers.
-Always: one flat vector holds every B in the order of `Layout`; PEFT's B matrices are views on it, and so are their
-gradients, so reading and writing an adapter is one copy.
+Always: one flat vector holds every B in the order of `Layout`; PEFT's B matrices are views on it,
+and so are their gradients, so reading and writing an adapter is one copy.
 """
 
 from typing import cast
@@ -29,7 +29,11 @@ class UpperLayers:
         first = weights.architecture.layers - shape.upper_layers
         self.model = Transformer(weights, dense_linear(dtype), first_layer=first, dtype=dtype)
         config = LoraConfig(
-            r=shape.rank, lora_alpha=cast(int, shape.alpha), lora_dropout=0.0, target_modules=list(shape.targets), bias="none"
+            r=shape.rank,
+            lora_alpha=cast(int, shape.alpha),
+            lora_dropout=0.0,
+            target_modules=list(shape.targets),
+            bias="none",
         )
         inject_adapter_in_model(config, self.model, ADAPTER)
         self.flat = torch.zeros(self.layout.size, dtype=dtype)  # [n]
@@ -44,13 +48,17 @@ class UpperLayers:
         for name, module in self.model.named_modules():
             if f"{name}.lora_B.weight" not in b:
                 continue
-            into, out = (cast(nn.Linear, getattr(module, half)[ADAPTER]) for half in ("lora_A", "lora_B"))
+            into, out = (
+                cast(nn.Linear, getattr(module, half)[ADAPTER]) for half in ("lora_A", "lora_B")
+            )
             into.weight = nn.Parameter(a[f"{name}.lora_A.weight"].to(dtype), requires_grad=False)
             out.weight = nn.Parameter(b[f"{name}.lora_B.weight"])
             out.weight.grad = slopes[f"{name}.lora_B.weight"]
             bound += 1
         if bound != len(b):
-            raise RuntimeError(f"PEFT wrapped {bound} of {len(b)} projections")  # our bug, or names that PEFT changed
+            raise RuntimeError(
+                f"PEFT wrapped {bound} of {len(b)} projections"
+            )  # our bug, or names that PEFT changed
 
     @property
     def head(self) -> Tensor:
@@ -75,11 +83,14 @@ class UpperLayers:
 
 
 def last_layer(layer: Layer, x: Tensor, turns: Turns, batch: Batch) -> Tensor:
-    """The last layer where only answers are read: keys and values of all rows, everything else of M rows, [M, D]."""
+    """The last layer where only answers are read: keys and values of all rows, everything else
+    of M rows, [M, D].
+    """
     wanted, block, turn = batch.answer_rows, layer.self_attn, turns[layer.layer]
     normed = layer.input_layernorm(x)
     q = block.queries(normed[wanted], turn and (turn[0][wanted], turn[1][wanted]))
-    everywhere = q.new_zeros(len(x), *q.shape[1:]).index_copy(0, wanted, q)  # attention wants all rows
+    # attention wants all rows
+    everywhere = q.new_zeros(len(x), *q.shape[1:]).index_copy(0, wanted, q)
     mixed = batch(block.layer, everywhere, block.keys(normed, turn), block.values(normed))[wanted]
     x = x[wanted] + layer.attended(block.out(mixed))
     return x + layer.fed(x)

@@ -1,12 +1,15 @@
 """Training a prefix of an adapter's columns: what a small node does of a large adapter.
 
-Knows how a wide flat B and a narrow one lie in each other, and PEFT's layers as `lora` leaves them. Knows nothing of rounds.
-Always: B's other columns are what they were, bit for bit; the trainer is as it was when this is over, also after an error.
+Knows how a wide flat B and a narrow one lie in each other, and PEFT's layers as `lora` leaves them.
+Knows nothing of rounds.
+Always: B's other columns are what they were, bit for bit; the trainer is as it was when this is
+over, also after an error.
 
-Two ways to go forward meanwhile. *Whole* (the default): the other columns are frozen and take part, so the gradient is that of
-the network which everybody will run; their products are computed, but they have no gradient, no optimizer and no master copy.
-*Own*: only the trained columns are computed, as if the others were zero; a little less memory, and the gradient of another
-network: what the other columns do already is learned once more, and the two together overshoot.
+Two ways to go forward meanwhile. *Whole* (the default): the other columns are frozen and take part,
+so the gradient is that of the network which everybody will run; their products are computed, but
+they have no gradient, no optimizer and no master copy. *Own*: only the trained columns are
+computed, as if the others were zero; a little less memory, and the gradient of another network:
+what the other columns do already is learned once more, and the two together overshoot.
 """
 
 import copy
@@ -32,14 +35,17 @@ def narrow_shape(shape: AdapterShape, columns: int) -> AdapterShape:
         ValueError: not between one column and all of them.
     """
     if not 1 <= columns <= shape.rank:
-        raise ValueError(f"{columns} columns of an adapter of rank {shape.rank}: expected 1 to {shape.rank}")
+        raise ValueError(
+            f"{columns} columns of an adapter of rank {shape.rank}: expected 1 to {shape.rank}"
+        )
     return dataclasses.replace(shape, rank=columns, alpha=shape.alpha * columns / shape.rank)
 
 
 def first_columns(flat_b: Tensor, rank: int, columns: int) -> Tensor:
     """The flat B of the narrow shape [n * columns / rank] in a wide one [n].
 
-    Every B is [rows, rank] and begins at a multiple of the rank, so a value's column is its place modulo the rank.
+    Every B is [rows, rank] and begins at a multiple of the rank, so a value's column is its place
+    modulo the rank.
     """
     return flat_b.view(-1, rank)[:, :columns].reshape(-1)
 
@@ -62,7 +68,8 @@ def train_columns(
     whole: bool = True,
     on_step: Callable[[StepInfo], None] | None = None,
 ) -> TrainResult:
-    """Train the first `columns` columns of every B from `flat_b` (float32 [n], not changed); the result is [n] too.
+    """Train the first `columns` columns of every B from `flat_b` (float32 [n], not changed); the
+    result is [n] too.
 
     Args:
         whole: the other columns take part in the forward pass.
@@ -73,13 +80,17 @@ def train_columns(
     rank = trainer.shape.rank
     start = flat_b.detach().to(torch.float32)
     with narrowed(trainer, trainer.checked(start), columns, whole=whole) as narrow:
-        result = narrow.train(first_columns(start, rank, columns), prepared, recipe, seed=seed, on_step=on_step)
+        result = narrow.train(
+            first_columns(start, rank, columns), prepared, recipe, seed=seed, on_step=on_step
+        )
     return dataclasses.replace(result, flat_b=widened(result.flat_b, start, rank, columns))
 
 
 @contextmanager
 def narrowed(trainer: Trainer, flat_b: Tensor, columns: int, *, whole: bool) -> Iterator[Trainer]:
-    """A trainer of the first columns, on the same layers; `trainer` itself must not train meanwhile."""
+    """A trainer of the first columns, on the same layers; `trainer` itself must not train
+    meanwhile.
+    """
     narrow = copy.copy(trainer)
     narrow.shape = narrow_shape(trainer.shape, columns)
     layers = NarrowLayers(trainer.upper, narrow.shape)
@@ -99,17 +110,22 @@ class NarrowLayers(UpperLayers):
         self.layout = Layout(shape, wide.model.architecture)
         self.flat = torch.zeros(self.layout.size, dtype=wide.flat.dtype)  # [n']
         self.gradient = torch.zeros_like(self.flat)  # [n']
-        self.taken: list[tuple[nn.Linear, nn.Parameter, bool]] = []  # whose weights they were, and whether they are trained
+        # whose weights they were, and whether they are trained
+        self.taken: list[tuple[nn.Linear, nn.Parameter, bool]] = []
         self.joined: list[nn.Linear] = []  # projections that multiply by frozen columns too
 
     def enter(self, flat_b: Tensor | None) -> None:
-        """Put the first columns in the place of all; `flat_b` [n]: the other columns take part, frozen."""
+        """Put the first columns in the place of all; `flat_b` [n]: the other columns take part,
+        frozen.
+        """
         columns, modules = self.shape.rank, dict(self.model.named_modules())
         rest = {} if flat_b is None else self.wide.layout.unflatten(flat_b.to(self.flat.dtype))
         a, frozen = dict[str, Tensor](), list[tuple[nn.Linear, Tensor]]()
         for name in self.layout.shapes:
             module = modules[name.removesuffix(".lora_B.weight")]
-            into, out = (cast(nn.Linear, getattr(module, half)[ADAPTER]) for half in ("lora_A", "lora_B"))
+            into, out = (
+                cast(nn.Linear, getattr(module, half)[ADAPTER]) for half in ("lora_A", "lora_B")
+            )
             for linear in (into, out):
                 weight = cast(nn.Parameter, linear.weight)
                 self.taken.append((linear, weight, weight.requires_grad))
@@ -119,7 +135,8 @@ class NarrowLayers(UpperLayers):
                 frozen.append((out, rest[b_name(key)][:, columns:]))
         self.bind(a, self.flat.dtype)
         for out, others in frozen:
-            out.__dict__["forward"] = joined(out, others)  # an instance's own comes before its class's
+            # an instance's own comes before its class's
+            out.__dict__["forward"] = joined(out, others)
             self.joined.append(out)
 
     def leave(self) -> None:
@@ -133,7 +150,9 @@ class NarrowLayers(UpperLayers):
 
 
 def joined(narrow: nn.Linear, others: Tensor) -> Callable[[Tensor], Tensor]:
-    """A projection by the trained columns and, beside them, by frozen ones: one product, as wide as if all were trained."""
+    """A projection by the trained columns and, beside them, by frozen ones: one product, as wide
+    as if all were trained.
+    """
 
     def forward(x: Tensor) -> Tensor:
         return nn.functional.linear(x, torch.cat((narrow.weight, others), dim=1))

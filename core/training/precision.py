@@ -1,8 +1,8 @@
 """Which number format this machine trains in.
 
 Knows CPU features and two formats. Knows nothing of models.
-Always: bfloat16 is chosen only where the processor multiplies it in hardware and a trial, forward and backward,
-agrees with float32; otherwise float32.
+Always: bfloat16 is chosen only where the processor multiplies it in hardware and a trial, forward
+and backward, agrees with float32; otherwise float32.
 """
 
 import time
@@ -49,13 +49,17 @@ def bfloat16_works() -> bool:
     works = error < TOLERANCE and rounded_seconds < SLOWEST * seconds
     if not works:
         log.get("training").warning(
-            "bfloat16 is not used: error %.3f, %.1f times float32's time", error, rounded_seconds / seconds
+            "bfloat16 is not used: error %.3f, %.1f times float32's time",
+            error,
+            rounded_seconds / seconds,
         )
     return works
 
 
 def trial(dtype: torch.dtype) -> tuple[Tensor, float]:
-    """Output and input gradient of one small layer, flattened in float32, and the better of two times in seconds."""
+    """Output and input gradient of one small layer, flattened in float32, and the better of two
+    times in seconds.
+    """
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(128, 256, generator=draw).to(dtype).requires_grad_()
     weight = torch.randn(512, 256, generator=draw).to(dtype) / 16

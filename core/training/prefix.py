@@ -1,10 +1,11 @@
 """The frozen lower layers, run once over all examples; what comes out is kept.
 
 Knows layers below the first trained one. Knows nothing of LoRA, loss or rounds.
-Always: at most one layer is dense at a time, and the kept rows are exactly what the upper layers would have been given.
+Always: at most one layer is dense at a time, and the kept rows are exactly what the upper layers
+would have been given.
 
-Memory: rows x D x bytes of the format. 150 requests of about 55 tokens, 15 of them common, at D = 576 in bfloat16
-are 7 MB; 10,000 such requests 450 MB.
+Memory: rows x D x bytes of the format. 150 requests of about 55 tokens, 15 of them common, at D =
+576 in bfloat16 are 7 MB; 10,000 such requests 450 MB.
 """
 
 from collections.abc import Callable, Sequence
@@ -60,7 +61,8 @@ def dense_linear(dtype: torch.dtype) -> Callable[[Blocks], nn.Module]:
 
     def make(blocks: Blocks) -> nn.Module:
         rows, columns = blocks.shape
-        linear = nn.Linear(columns, rows, bias=False, device="meta")  # no random start: it would be thrown away
+        # no random start: it would be thrown away
+        linear = nn.Linear(columns, rows, bias=False, device="meta")
         linear.weight = nn.Parameter(blocks.dense(dtype), requires_grad=False)
         return linear
 
@@ -79,7 +81,8 @@ def prepare(
     """Run `examples` through the embedding and the lowest `layers` layers.
 
     Raises:
-        DataError: examples that cannot be tokenized, or hidden rows that are not finite in this format.
+        DataError: examples that cannot be tokenized, or hidden rows that are not finite in this
+        format.
     """
     tokens = tokenize(examples, weights.tokenizer, longest=weights.architecture.context)
     shared = shared_start(tokens)
@@ -88,8 +91,13 @@ def prepare(
     none_yet = Transformer(weights, dense_linear(dtype), last_layer=0, dtype=dtype)
     hidden = [none_yet.embed(input_tokens(chunk, shared)) for chunk in chunks]
     for layer in range(layers):
-        one = Transformer(weights, dense_linear(dtype), first_layer=layer, last_layer=layer + 1, dtype=dtype)
-        hidden = [one.layers_forward(x, rows.positions, rows) for x, rows in zip(hidden, layouts, strict=True)]
+        one = Transformer(
+            weights, dense_linear(dtype), first_layer=layer, last_layer=layer + 1, dtype=dtype
+        )
+        hidden = [
+            one.layers_forward(x, rows.positions, rows)
+            for x, rows in zip(hidden, layouts, strict=True)
+        ]
         if on_progress is not None:
             on_progress(layer + 1, layers)
     if not all(bool(torch.isfinite(x).all()) for x in hidden):
@@ -97,7 +105,9 @@ def prepare(
     own: list[Tensor] = []
     for chunk, x in zip(chunks, hidden, strict=True):
         own += torch.split(x[shared:], [example.rows - shared for example in chunk])
-    return Prepared(tuple(tokens), shared, hidden[0][:shared].clone(), tuple(own), weights.architecture.windows)
+    return Prepared(
+        tuple(tokens), shared, hidden[0][:shared].clone(), tuple(own), weights.architecture.windows
+    )
 
 
 def cut(tokens: Sequence[TokenExample], shared: int) -> list[list[TokenExample]]:

@@ -1,10 +1,12 @@
-"""Several examples as one flat list of rows, without padding and with their common start computed once.
+"""Several examples as one flat list of rows, without padding and with their common start computed
+once.
 
 Knows lengths, positions and who may look at whom. Knows nothing of weights.
-Always: row r of an example sees the common start and the example's own earlier rows, nothing else, exactly as if
-each example ran alone.
+Always: row r of an example sees the common start and the example's own earlier rows, nothing else,
+exactly as if each example ran alone.
 
-Layout of the N rows: `shared` rows of the common start, then each example's own rows, one example after the other.
+Layout of the N rows: `shared` rows of the common start, then each example's own rows, one example
+after the other.
 """
 
 from collections.abc import Sequence
@@ -17,8 +19,9 @@ from torch.nn import functional
 from ..models.attention import window_mask
 from .tokens import TokenExample
 
-# On CPU torch's fused attention takes ten times as long to go back through as four plain products (16 x 60 rows,
-# bfloat16: 18.0 ms against 1.6 ms a layer); for long rows its small memory counts more.
+# On CPU torch's fused attention takes ten times as long to go back through as four plain products
+# (16 x 60 rows, bfloat16: 18.0 ms against 1.6 ms a layer); for long rows its small memory counts
+# more.
 PLAIN_LENGTH = 192
 
 
@@ -46,7 +49,11 @@ class Batch:
             mixed = torch_attention(self.spread(q), self.spread(k), self.spread(v), mask)
         else:
             mixed = plain_attention(self.spread(q), self.spread(k), self.spread(v))
-        return mixed.transpose(1, 2).reshape(self.count * self.longest, *q.shape[1:]).index_select(0, self.home)
+        return (
+            mixed.transpose(1, 2)
+            .reshape(self.count * self.longest, *q.shape[1:])
+            .index_select(0, self.home)
+        )
 
     def spread(self, rows: Tensor) -> Tensor:
         """[N, heads, hd] -> [B, heads, L, hd]."""
@@ -55,8 +62,12 @@ class Batch:
 
 
 def torch_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Causal, q [B, H, L, hd], k and v [B, KV, L, hd] -> [B, H, L, hd]; without a mask in memory that grows with L only."""
-    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+    """Causal, q [B, H, L, hd], k and v [B, KV, L, hd] -> [B, H, L, hd]; without a mask in memory
+    that grows with L only.
+    """
+    return functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+    )
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -64,18 +75,23 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     count, heads, length, size = q.shape
     groups = k.shape[1]
     later = torch.full((length, length), -torch.inf, dtype=q.dtype).triu_(1)
-    wide = (q * size**-0.5).reshape(count, groups, heads // groups * length, size)  # heads that share keys side by side
+    # heads that share keys side by side
+    wide = (q * size**-0.5).reshape(count, groups, heads // groups * length, size)
     scores = (wide @ k.transpose(2, 3)).view(count, groups, heads // groups, length, length) + later
     mixed: Tensor = scores.softmax(-1).view(count, groups, -1, length) @ v
     return mixed.view(count, heads, length, size)
 
 
 def plan(examples: Sequence[TokenExample], shared: int, windows: tuple[int, ...] = ()) -> Batch:
-    """Lay out `examples` whose first `shared` tokens are alike, for a model whose layers have these windows."""
+    """Lay out `examples` whose first `shared` tokens are alike, for a model whose layers have
+    these windows.
+    """
     longest = max(example.rows for example in examples)
-    place = torch.zeros(len(examples), longest, dtype=torch.int64)  # padding looks at row 0; nobody looks at padding
+    # padding looks at row 0; nobody looks at padding
+    place = torch.zeros(len(examples), longest, dtype=torch.int64)
     place[:, :shared] = torch.arange(shared)
-    positions, home = [torch.arange(shared)], [torch.arange(shared)]  # the common start lives in example 0
+    # the common start lives in example 0
+    positions, home = [torch.arange(shared)], [torch.arange(shared)]
     answer_rows, targets, owner = [], [], []
     start = shared  # first own row of the next example
     for index, example in enumerate(examples):

@@ -1,8 +1,9 @@
 """Sentence templates of a voice assistant, and how one sentence is drawn from one of them.
 
-Knows the English templates of `home-assistant-intents` (Apache-2.0) and hassil's parsed expressions. Knows no
-household: what a list such as {area} or {name} holds is asked of the caller.
-Always: the slots that come back are exactly the lists that were spoken, so that a call's arguments need no parsing.
+Knows the English templates of `home-assistant-intents` (Apache-2.0) and hassil's parsed
+expressions. Knows no household: what a list such as {area} or {name} holds is asked of the caller.
+Always: the slots that come back are exactly the lists that were spoken, so that a call's arguments
+need no parsing.
 """
 
 import re
@@ -12,7 +13,16 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from hassil.expression import Alternative, Expression, Group, ListReference, Permutation, RuleReference, Sentence, TextChunk
+from hassil.expression import (
+    Alternative,
+    Expression,
+    Group,
+    ListReference,
+    Permutation,
+    RuleReference,
+    Sentence,
+    TextChunk,
+)
 from hassil.intents import IntentData, Intents, RangeSlotList, TextSlotList
 from home_assistant_intents import get_intents
 
@@ -75,15 +85,22 @@ class Grammar:
         )
 
     def block_templates(self, intent: str, block: IntentData) -> list[Template]:
-        """Templates of one block; none if it asks for a context that no household here can supply."""
-        required, excluded = context_values(block.requires_context), context_values(block.excludes_context)
+        """Templates of one block; none if it asks for a context that no household here can
+        supply.
+        """
+        required, excluded = (
+            context_values(block.requires_context),
+            context_values(block.excludes_context),
+        )
         if set(required) - {"domain", "device_class", TOLD_BY_ROOM} or set(excluded) - {"domain"}:
             return []
         domains = required.get("domain", frozenset())
         if not domains and "domain" in block.slots:
             domains = as_set(block.slots["domain"])
         if not domains:
-            domains = frozenset(domain for prefix, domain in IMPLIED_DOMAIN.items() if intent.startswith(prefix))
+            domains = frozenset(
+                domain for prefix, domain in IMPLIED_DOMAIN.items() if intent.startswith(prefix)
+            )
         found = []
         for sentence in block.sentences:
             lists = frozenset(sentence.list_names(self.rules))
@@ -105,7 +122,9 @@ class Grammar:
             )
         return found
 
-    def say(self, template: Template, fill: Fill, rng: np.random.Generator) -> tuple[str, dict[str, Any]]:
+    def say(
+        self, template: Template, fill: Fill, rng: np.random.Generator
+    ) -> tuple[str, dict[str, Any]]:
         """Draw one sentence and its arguments.
 
         Args:
@@ -115,7 +134,9 @@ class Grammar:
         words = self.walk(template.sentence.expression, fill, rng, slots)
         return re.sub(r"\s+", " ", words).strip(), slots
 
-    def walk(self, expression: Expression, fill: Fill, rng: np.random.Generator, slots: dict[str, Any]) -> str:
+    def walk(
+        self, expression: Expression, fill: Fill, rng: np.random.Generator, slots: dict[str, Any]
+    ) -> str:
         """Choose at every fork of `expression`, note the slots, return the words."""
         if isinstance(expression, TextChunk):
             return str(expression.original_text)
@@ -134,7 +155,9 @@ class Grammar:
             return "".join(self.walk(item, fill, rng, slots) for item in expression.items)
         raise TypeError(f"hassil gave a {type(expression).__name__}, which this walk does not know")
 
-    def listed(self, name: str, allowed: frozenset[Any] | None, rng: np.random.Generator) -> Filling:
+    def listed(
+        self, name: str, allowed: frozenset[Any] | None, rng: np.random.Generator
+    ) -> Filling:
         """Draw from one of the package's own word lists, of the `allowed` values only if given."""
         texts = self.lists[name]
         if not isinstance(texts, TextSlotList):
@@ -160,7 +183,9 @@ def refuse(name: str) -> Filling:
 
 
 def choose_branch(fork: Alternative, rng: np.random.Generator) -> Expression:
-    """One branch: authors write the usual wording first, so branch i is drawn with weight 1 / (i + 1)."""
+    """One branch: authors write the usual wording first, so branch i is drawn with weight 1 / (i
+    + 1).
+    """
     items: list[Expression] = list(fork.items)
     if fork.is_optional:  # the empty branch is the last
         if rng.random() >= OPTIONAL_SHARE:
@@ -190,11 +215,14 @@ def grammar() -> Grammar:
     return Grammar(Intents.from_dict(get_intents("en")))
 
 
-def split(templates: Sequence[Template], share: float, rng: np.random.Generator) -> tuple[list[Template], list[Template]]:
+def split(
+    templates: Sequence[Template], share: float, rng: np.random.Generator
+) -> tuple[list[Template], list[Template]]:
     """Divide into templates to learn from and templates held out for tests.
 
-    Within every (intent, arguments) that can be worded in two or more ways, `share` of the wordings, at least
-    one and never all, are held out: a test asks for calls that were learned, in words that were not.
+    Within every (intent, arguments) that can be worded in two or more ways, `share` of the
+    wordings, at least one and never all, are held out: a test asks for calls that were learned, in
+    words that were not.
     """
     wordings: dict[tuple[str, str], list[str]] = {}
     for template in templates:
@@ -208,5 +236,6 @@ def split(templates: Sequence[Template], share: float, rng: np.random.Generator)
         chosen = set(rng.permutation(len(texts))[:count].tolist())
         held.update(text for index, text in enumerate(texts) if index in chosen)
         kept.update(text for index, text in enumerate(texts) if index not in chosen)
-    held -= kept  # the same text may stand under two intents; it is unseen only if it is unseen under both
+    # the same text may stand under two intents; it is unseen only if it is unseen under both
+    held -= kept
     return [t for t in templates if t.text not in held], [t for t in templates if t.text in held]

@@ -26,14 +26,17 @@ class TokenExample:
         return len(self.prompt) + len(self.answer) - 1
 
 
-def tokenize(examples: Sequence[Example], tokenizer: Tokenizer, *, longest: int) -> list[TokenExample]:
+def tokenize(
+    examples: Sequence[Example], tokenizer: Tokenizer, *, longest: int
+) -> list[TokenExample]:
     """Turn conversations into tokens, in their order.
 
     Args:
         longest: most tokens of one conversation, the model's context.
 
     Raises:
-        DataError: no examples, a conversation that is too long, or a chat template that does not end an answer.
+        DataError: no examples, a conversation that is too long, or a chat template that does not
+        end an answer.
     """
     if not examples:
         raise DataError("there are no examples; train on at least one conversation")
@@ -44,11 +47,13 @@ def tokenize(examples: Sequence[Example], tokenizer: Tokenizer, *, longest: int)
         answer = until_stop(whole[len(prompt) :], tokenizer.stop_tokens)
         if whole[: len(prompt)] != prompt or not answer:
             raise DataError(
-                f"example {number}: the model's chat template does not end an answer with a stop token; choose another model"
+                f"example {number}: the model's chat template does not end an answer with a stop "
+                f"token; choose another model"
             )
         if len(prompt) + len(answer) > longest:
             raise DataError(
-                f"example {number} has {len(prompt) + len(answer)} tokens, the model takes {longest}; shorten or remove it"
+                f"example {number} has {len(prompt) + len(answer)} tokens, the model takes "
+                f"{longest}; shorten or remove it"
             )
         found.append(TokenExample(tuple(prompt), tuple(answer)))
     return found
@@ -63,13 +68,16 @@ def until_stop(tokens: Sequence[int], stops: frozenset[int]) -> list[int]:
 
 
 def shared_start(examples: Sequence[TokenExample]) -> int:
-    """How many tokens all prompts begin with alike, at most all but the last of the shortest prompt.
+    """How many tokens all prompts begin with alike, at most all but the last of the shortest
+    prompt.
 
     The system message is the same everywhere, so its rows need computing once for all examples.
     """
     first, *others = [example.prompt[:-1] for example in examples]
     shared = len(first) if others else 0
     for prompt in others:
-        alike = takewhile(lambda pair: pair[0] == pair[1], zip(first[:shared], prompt, strict=False))
+        alike = takewhile(
+            lambda pair: pair[0] == pair[1], zip(first[:shared], prompt, strict=False)
+        )
         shared = sum(1 for _ in alike)
     return shared

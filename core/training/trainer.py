@@ -1,8 +1,9 @@
 """One party's training: a flat B goes in, a flat B comes out.
 
-Knows the recipe, batches and the optimizer. Knows nothing of rounds, other parties or where examples come from.
-Always: the same weights, examples, B, recipe, seed and thread count give the same result bit for bit; a gradient
-that is not finite ends the training with an error and leaves the given B as it was.
+Knows the recipe, batches and the optimizer. Knows nothing of rounds, other parties or where
+examples come from.
+Always: the same weights, examples, B, recipe, seed and thread count give the same result bit for
+bit; a gradient that is not finite ends the training with an error and leaves the given B as it was.
 """
 
 import math
@@ -27,19 +28,28 @@ from .prefix import OnProgress, Prepared
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How one round trains. Measured: facts in the README; FFA wants five times the rate of full LoRA."""
+    """How one round trains. Measured: facts in the README; FFA wants five times the rate of full
+    LoRA.
+    """
 
     lr: float = 1e-2
     batch: int = 16  # examples of one step
     epochs: int = 1
     weight_decay: float = 0.01
-    proximal: float = 0.0  # pull towards the B that training started from; Li et al. 2020, FedProx, equation 2
+    # pull towards the B that training started from; Li et al. 2020, FedProx, equation 2
+    proximal: float = 0.0
 
     def __post_init__(self) -> None:
-        numbers = math.isfinite(self.lr) and math.isfinite(self.proximal) and self.lr > 0 and self.proximal >= 0
+        numbers = (
+            math.isfinite(self.lr)
+            and math.isfinite(self.proximal)
+            and self.lr > 0
+            and self.proximal >= 0
+        )
         if not (numbers and self.batch >= 1 and self.epochs >= 1 and 0 <= self.weight_decay < 1):
             raise ValueError(
-                f"lr {self.lr}, batch {self.batch}, epochs {self.epochs}, weight_decay {self.weight_decay}, "
+                f"lr {self.lr}, batch {self.batch}, epochs {self.epochs}, weight_decay "
+                f"{self.weight_decay}, "
                 f"proximal {self.proximal}: out of range"
             )
 
@@ -65,9 +75,13 @@ class TrainResult:
 
 
 class Trainer:
-    """The base model's upper layers, held once, for any number of examples and adapters of one shape."""
+    """The base model's upper layers, held once, for any number of examples and adapters of one
+    shape.
+    """
 
-    def __init__(self, weights: Weights, shape: AdapterShape, *, precision: str = "auto", threads: int = 0) -> None:
+    def __init__(
+        self, weights: Weights, shape: AdapterShape, *, precision: str = "auto", threads: int = 0
+    ) -> None:
         """Decode the upper layers and the head (for a 135M model 115 MB in bfloat16).
 
         Args:
@@ -89,14 +103,18 @@ class Trainer:
         """n, the length of the flat B."""
         return self.upper.layout.size
 
-    def prepare(self, examples: Sequence[Example], *, on_progress: OnProgress | None = None) -> Prepared:
+    def prepare(
+        self, examples: Sequence[Example], *, on_progress: OnProgress | None = None
+    ) -> Prepared:
         """Tokenize and run the frozen lower layers, once for all rounds.
 
         Raises:
             DataError: examples that do not fit the model.
         """
         layers = self.weights.architecture.layers - self.shape.upper_layers
-        return prefix.prepare(examples, self.weights, layers=layers, dtype=self.dtype, on_progress=on_progress)
+        return prefix.prepare(
+            examples, self.weights, layers=layers, dtype=self.dtype, on_progress=on_progress
+        )
 
     def train(
         self,
@@ -120,14 +138,19 @@ class Trainer:
         start = flat_b.detach().to(torch.float32)
         anchor = start if anchor is None else self.checked(anchor)
         master = start.clone()  # steps are too small for bfloat16 to hold
-        optimizer = torch.optim.AdamW([master], lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+        optimizer = torch.optim.AdamW(
+            [master], lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
+        )
         batches = order(len(prepared), recipe, seed)
         total, tokens = 0.0, 0
         for number, indices in enumerate(batches, start=1):
             self.upper.set(self.checked(master))
             loss, count = self.step(prepared, indices)
             if not (math.isfinite(loss) and bool(torch.isfinite(self.upper.gradient).all())):
-                raise TrainingError(f"step {number} of {len(batches)}: loss {loss}, not finite; lower lr = {recipe.lr}")
+                raise TrainingError(
+                    f"step {number} of {len(batches)}: loss {loss}, not finite; "
+                    f"lower lr = {recipe.lr}"
+                )
             master.grad = self.upper.gradient.float()
             if recipe.proximal:
                 master.grad += recipe.proximal * (master.detach() - anchor)
@@ -135,7 +158,9 @@ class Trainer:
             total, tokens = total + loss * count, tokens + count
             if on_step is not None:
                 on_step(StepInfo(number, len(batches), loss))
-        return TrainResult(master.detach(), len(prepared) * recipe.epochs, tokens, total / tokens, self.precision)
+        return TrainResult(
+            master.detach(), len(prepared) * recipe.epochs, tokens, total / tokens, self.precision
+        )
 
     def step(self, prepared: Prepared, indices: Sequence[int]) -> tuple[float, int]:
         """Gradient of one batch into `upper.gradient`; mean loss and number of answer tokens."""
@@ -164,5 +189,7 @@ def order(count: int, recipe: Recipe, seed: int) -> list[list[int]]:
     batches = []
     for _ in range(recipe.epochs):
         shuffled = rng.permutation(count).tolist()
-        batches += [shuffled[start : start + recipe.batch] for start in range(0, count, recipe.batch)]
+        batches += [
+            shuffled[start : start + recipe.batch] for start in range(0, count, recipe.batch)
+        ]
     return batches

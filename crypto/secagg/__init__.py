@@ -5,4 +5,13 @@ from .ledger import Ledger
 from .server import SecAggResult, SecAggServer, ServerStage
 from .session import Floor, SecAggConfig
 
-__all__ = ["Floor", "Ledger", "SecAggClient", "SecAggConfig", "SecAggResult", "SecAggServer", "ServerStage", "Stage"]
+__all__ = [
+    "Floor",
+    "Ledger",
+    "SecAggClient",
+    "SecAggConfig",
+    "SecAggResult",
+    "SecAggServer",
+    "ServerStage",
+    "Stage",
+]

@@ -2,10 +2,11 @@
 
     advertise → share → mask → consistency → unmask
 
-Knows its own secrets and its own copy of the floors. Trusts the coordinator with nothing but delivery.
-Always: a stage is run once; a refused message (ProtocolError, AuthenticationError, ThresholdError) changes nothing; for
-each peer either a share of its self-mask or one of its mask key is revealed, never both, and only after at least
-`threshold` members signed the same survivors.
+Knows its own secrets and its own copy of the floors. Trusts the coordinator with nothing but
+delivery.
+Always: a stage is run once; a refused message (ProtocolError, AuthenticationError, ThresholdError)
+changes nothing; for each peer either a share of its self-mask or one of its mask key is revealed,
+never both, and only after at least `threshold` members signed the same survivors.
 """
 
 import secrets
@@ -46,7 +47,10 @@ class _Vectors:
 
     def __init__(self, session: Session, values: NDArray[np.unsignedinteger], tokens: int) -> None:
         self.rings: dict[str, Ring] = {"values": session.ring, "tokens": session.token_ring.limbs}
-        self.words: dict[str, Lifted] = {"values": session.ring.lift(values), "tokens": session.token_ring.lift(tokens)}
+        self.words: dict[str, Lifted] = {
+            "values": session.ring.lift(values),
+            "tokens": session.token_ring.lift(tokens),
+        }
         self.streams: dict[str, list[Stream]] = {"values": [], "tokens": []}
 
     def mask(self, quantity: str, key: bytes, *, subtract: bool) -> None:
@@ -73,21 +77,29 @@ class SumCheck:
 class SecAggClient:
     """One member in one attempt. A retry is a new object with new seeds and a higher attempt.
 
-    Hazard: give every client of a node the same `ledger`; without it a coordinator could have one round's update summed
-    twice over different survivors, and subtract.
-    Source: Bonawitz et al. 2017, figure 4 (malicious variant); Bell et al. 2020 for the sparse graph.
+    Hazard: give every client of a node the same `ledger`; without it a coordinator could have one
+    round's update summed twice over different survivors, and subtract.
+    Source: Bonawitz et al. 2017, figure 4 (malicious variant); Bell et al. 2020 for the sparse
+    graph.
     """
 
     def __init__(
-        self, config: SecAggConfig, name: str, identity: Identity, *, ring: Ring | None = None, ledger: Ledger | None = None,
-        vouch: int = 0, relies: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        config: SecAggConfig,
+        name: str,
+        identity: Identity,
+        *,
+        ring: Ring | None = None,
+        ledger: Ledger | None = None,
+        vouch: int = 0,
+        relies: int = 0,
+    ) -> None:
         """Draw fresh secrets.
 
         Args:
-            vouch: says, signed, how much of what `config.context` names this member has checked itself; 0: nothing.
-            relies: what others must vouch for at least, more than a third of the cohort, before this member takes part; 0: it
-                relies on nobody.
+            vouch: says, signed, how much of what `config.context` names this member has checked
+            itself; 0: nothing. relies: what others must vouch for at least, more than a third of
+                the cohort, before this member takes part; 0: it relies on nobody.
 
         Raises:
             ConfigError: this identity is not the one that the roster lists under `name`.
@@ -110,7 +122,8 @@ class SecAggClient:
         self._present: frozenset[int]  # members that sent keys
         self._near: Mapping[int, KeyCard]  # the neighbours' keys; nobody else's are needed any more
         self._view: bytes  # digest of everything seen so far
-        self._held: Mapping[int, bytes]  # shares this member holds: of its own secrets, then of its neighbours'
+        # shares this member holds: of its own secrets, then of its neighbours'
+        self._held: Mapping[int, bytes]
         self._shared: frozenset[int]
         self._receipt: Receipt
         self._survivors: frozenset[int]
@@ -133,7 +146,9 @@ class SecAggClient:
         self._expect(Stage.ADVERTISE)
         commitment = commit(self._session, self._me, self._seed)
         keys = (self._channel.public, self._mask.public)
-        self._card = KeyCard.signed(self._session, self._identity, self._me, *keys, commitment, self._vouch)
+        self._card = KeyCard.signed(
+            self._session, self._identity, self._me, *keys, commitment, self._vouch
+        )
         self.stage = Stage.SHARE
         return self._card.encode(self._session)
 
@@ -141,18 +156,23 @@ class SecAggClient:
         """Stage 1: split the self-mask seed and the mask key among the neighbours.
 
         Raises:
-            ProtocolError, AuthenticationError: not a list of members' own signed keys that holds ours unchanged.
-            ThresholdError: too few members; nothing was sent.
+            ProtocolError, AuthenticationError: not a list of members' own signed keys that holds
+            ours unchanged. ThresholdError: too few members; nothing was sent.
         """
         self._expect(Stage.SHARE)
         session, keys = self._session, KeyList.decode(all_keys, self._session)
         if keys.cards.get(self._me) != self._card:
-            raise ProtocolError("the key list does not hold the keys this member sent; it is refused")
+            raise ProtocolError(
+                "the key list does not hold the keys this member sent; it is refused"
+            )
         self._enough(keys.cards, "sent keys")
-        vouching = sum(card.vouch >= self._relies for at, card in keys.cards.items() if at != self._me)
+        vouching = sum(
+            card.vouch >= self._relies for at, card in keys.cards.items() if at != self._me
+        )
         if self._relies and vouching < session.vouchers:
             raise ThresholdError(
-                f"{vouching} members vouch for what this one could not check, need {session.vouchers}; nothing was sent"
+                f"{vouching} members vouch for what this one could not check, need "
+                f"{session.vouchers}; nothing was sent"
             )
         view, plan = keys.view(session), session.plan(len(keys.cards))
         graph = Graph(sorted(keys.cards), plan.degree, view)
@@ -161,16 +181,24 @@ class SecAggClient:
         seeds = shamir.split(self._seed, plan.threshold, points)
         masks = shamir.split(self._mask.private_bytes(), plan.threshold, points)
         pieces = {
-            holder: seed + mask + self._tag_seed for holder, seed, mask in zip(holders, seeds, masks, strict=True)
-        }  # fmt: skip
-        boxes = {peer: self._seal(peer, keys.cards[peer], pieces[peer], view) for peer in holders[1:]}
+            holder: seed + mask + self._tag_seed
+            for holder, seed, mask in zip(holders, seeds, masks, strict=True)
+        }
+        boxes = {
+            peer: self._seal(peer, keys.cards[peer], pieces[peer], view) for peer in holders[1:]
+        }
         message = Parcel(self._me, boxes).encode(session, self._identity, view)
-        self._present, self._near = frozenset(keys.cards), {peer: keys.cards[peer] for peer in holders[1:]}
+        self._present, self._near = (
+            frozenset(keys.cards),
+            {peer: keys.cards[peer] for peer in holders[1:]},
+        )
         self._view, self._held = view, {self._me: pieces[self._me]}
         self.stage = Stage.MASK
         return message
 
-    def mask(self, all_shares: bytes, values: NDArray[np.unsignedinteger], tokens: int = 0) -> bytes:
+    def mask(
+        self, all_shares: bytes, values: NDArray[np.unsignedinteger], tokens: int = 0
+    ) -> bytes:
         """Stage 2: add the self-mask and one mask for each neighbour that shared.
 
         Args:
@@ -183,7 +211,8 @@ class SecAggClient:
             ValueError: the values or the token count do not fit what the round agreed on.
             CryptoError: the ring could not close them; nothing was sent.
 
-        Once this returns, the round's upload counts as used: put the ledger on disk before it leaves.
+        Once this returns, the round's upload counts as used: put the ledger on disk before it
+        leaves.
         """
         self._expect(Stage.MASK)
         session, boxes = self._session, BoxList.decode(all_shares, self._session)
@@ -195,33 +224,51 @@ class SecAggClient:
         for peer in boxes.boxes:
             mask_pair(vectors, session, self._mask, self._me, peer, self._near[peer].mask)
         packed, counted = vectors.close("values"), vectors.close("tokens")
-        receipt = Receipt.signed(session, self._identity, view, self._me, session.claim(tokens), packed + counted)
+        receipt = Receipt.signed(
+            session, self._identity, view, self._me, session.claim(tokens), packed + counted
+        )
         self._ledger.leave(session.config.federation, session.config.round, session.config.attempt)
-        self._held, self._shared, self._view, self._receipt = held, frozenset(boxes.shared), view, receipt
+        self._held, self._shared, self._view, self._receipt = (
+            held,
+            frozenset(boxes.shared),
+            view,
+            receipt,
+        )
         self._tag_key = tag_key
         self.stage = Stage.CONSISTENCY
         return Upload(receipt, packed, counted).encode(session)
 
     def consistency(self, survivors: bytes) -> bytes:
-        """Stage 3: sign the survivors, after checking that each one's upload is its own and the floors are kept.
+        """Stage 3: sign the survivors, after checking that each one's upload is its own and the
+        floors are kept.
 
         Raises:
-            ProtocolError, AuthenticationError: a survivor without its own receipt, or we are missing.
-            ProtocolError: this member is in a sum over others about the same.
+            ProtocolError, AuthenticationError: a survivor without its own receipt, or we are
+            missing. ProtocolError: this member is in a sum over others about the same.
             ThresholdError: too few survivors, in all or of a floor, or they claim too few tokens.
 
-        Once this returns, others may open the sum: put the ledger on disk before the signature leaves.
+        Once this returns, others may open the sum: put the ledger on disk before the signature
+        leaves.
         """
         self._expect(Stage.CONSISTENCY)
         session, found = self._session, SurvivorList.decode(survivors, self._session, self._view)
-        if not self._shared.issuperset(found.receipts):  # Bonawitz 2017, fig. 4, round 3: U3 is a subset of U2
-            raise ProtocolError("a survivor is named that never shared its secrets; the list is refused")
-        if found.receipts.get(self._me) != self._receipt:  # a member that was declared dead must not help to open the sum
-            raise ProtocolError("this member's own upload is not among the survivors; the list is refused")
+        # Bonawitz 2017, fig. 4, round 3: U3 is a subset of U2
+        if not self._shared.issuperset(found.receipts):
+            raise ProtocolError(
+                "a survivor is named that never shared its secrets; the list is refused"
+            )
+        # a member that was declared dead must not help to open the sum
+        if found.receipts.get(self._me) != self._receipt:
+            raise ProtocolError(
+                "this member's own upload is not among the survivors; the list is refused"
+            )
         self._enough(found.receipts, "survived")
         claimed = sum(receipt.claim for receipt in found.receipts.values()) * session.claim_step
         if claimed < session.config.min_tokens:
-            raise ThresholdError(f"survivors claim {claimed} tokens, {session.config.min_tokens} needed; nothing is revealed")
+            raise ThresholdError(
+                f"survivors claim {claimed} tokens, {session.config.min_tokens} "
+                f"needed; nothing is revealed"
+            )
         names = [session.names[at] for at in found.receipts]
         self._ledger.sign(session.config.subjects, names)
         self._survivors, self._view = frozenset(found.receipts), found.view(session, self._view)
@@ -232,19 +279,25 @@ class SecAggClient:
         """Stage 4: reveal one share for each peer, then forget every secret.
 
         Raises:
-            ProtocolError, AuthenticationError: a signature that is not over our very set of survivors, by one of them;
-                or the ledger says that this round was opened before.
+            ProtocolError, AuthenticationError: a signature that is not over our very set of
+                survivors, by one of them; or the ledger says that this round was opened before.
             ThresholdError: fewer than `threshold` signatures; nothing was revealed.
         """
         self._expect(Stage.UNMASK)
         session, found = self._session, SignatureList.decode(signatures, self._session, self._view)
         if not self._survivors.issuperset(found.signatures):
             raise ProtocolError("somebody signed that did not survive; the signatures are refused")
-        if len(found.signatures) < session.config.threshold:  # Bonawitz 2017, fig. 4, round 4: abort, reveal nothing
-            raise ThresholdError(f"{len(found.signatures)} members signed the survivors, need {session.config.threshold}")
+        # Bonawitz 2017, fig. 4, round 4: abort, reveal nothing
+        if len(found.signatures) < session.config.threshold:
+            raise ThresholdError(
+                f"{len(found.signatures)} members signed the survivors, need "
+                f"{session.config.threshold}"
+            )
         half = shamir.SHARE_BYTES
         shares = {
-            peer: SELF_SHARE + held[:half] if peer in self._survivors else KEY_SHARE + held[half : 2 * half]
+            peer: SELF_SHARE + held[:half]
+            if peer in self._survivors
+            else KEY_SHARE + held[half : 2 * half]
             for peer, held in self._held.items()
         }
         message = Revelation(self._me, shares).encode(session, self._identity, self._view)
@@ -256,54 +309,78 @@ class SecAggClient:
 
     @property
     def check(self) -> "SumCheck":
-        """What tells whether a sum is the one that was opened; known after `consistency`, kept after the secrets are gone."""
+        """What tells whether a sum is the one that was opened; known after `consistency`, kept
+        after the secrets are gone.
+        """
         return SumCheck(self._tag_key, self.survivors)
 
     def _tagged(
         self, held: Mapping[int, bytes], view: bytes, values: NDArray[np.unsignedinteger]
     ) -> tuple[bytes, NDArray[np.unsignedinteger]]:
-        """The key of this attempt's tags, and the values with the digits of this member's after them."""
+        """The key of this attempt's tags, and the values with the digits of this member's after
+        them.
+        """
         session, config, half = self._session, self._session.config, shamir.SHARE_BYTES
         if not config.tagged:
             return b"", values
         if values.shape != (config.length,):
-            raise ValueError(f"values are {values.dtype} {values.shape}, unsigned integers [{config.length}] expected")
+            raise ValueError(
+                f"values are {values.dtype} {values.shape}, unsigned integers "
+                f"[{config.length}] expected"
+            )
         key = session.tag_key((held[peer][2 * half :] for peer in sorted(held)), view)
         made = tag.make(key, values[: config.tagged], session.names[self._me])
         return key, np.concatenate([values, tag.spell(made, config.bits).astype(values.dtype)])
 
     def _expect(self, stage: Stage) -> None:
         if stage is not self.stage:
-            raise RuntimeError(f"{stage.name} was called while {self.stage.name} comes next")  # our bug
+            raise RuntimeError(
+                f"{stage.name} was called while {self.stage.name} comes next"
+            )  # our bug
 
     def _enough(self, found: Collection[int], what: str) -> None:
-        if reason := self._session.short(found, what, self._session.config.needed):  # Bonawitz 2017, fig. 4, every round
+        # Bonawitz 2017, fig. 4, every round
+        if reason := self._session.short(found, what, self._session.config.needed):
             raise ThresholdError(f"{reason}; nothing was sent, wait for a new attempt")
 
     def _channel_key(self, peer: int, card: KeyCard) -> bytes:
         return self._channel.agree(card.channel, self._session.pair("channel", self._me, peer))
 
     def _seal(self, peer: int, card: KeyCard, pieces: bytes, view: bytes) -> bytes:
-        return seal_box(self._channel_key(peer, card), pieces, self._session.box(view, self._me, peer))
+        return seal_box(
+            self._channel_key(peer, card), pieces, self._session.box(view, self._me, peer)
+        )
 
     def _open(self, found: BoxList) -> dict[int, bytes]:
-        """Shares that this member will hold: its own, and one pair from each neighbour that shared."""
+        """Shares that this member will hold: its own, and one pair from each neighbour that
+        shared.
+        """
         session, shared = self._session, set(found.shared)
         if self._me not in shared or not shared <= self._present:
-            raise ProtocolError("the members that shared are not members that sent keys, us among them; the list is refused")
+            raise ProtocolError(
+                "the members that shared are not members that sent keys, us among "
+                "them; the list is refused"
+            )
         self._enough(shared, "shared")
         expected = [peer for peer in self._near if peer in shared]
         if list(found.boxes) != expected:
-            raise ProtocolError(f"boxes came from {len(found.boxes)} members, {len(expected)} neighbours shared; refused")
+            raise ProtocolError(
+                f"boxes came from {len(found.boxes)} members, {len(expected)} "
+                f"neighbours shared; refused"
+            )
         need = session.plan(len(self._present)).threshold
         if len(expected) + 1 < need:
-            raise ThresholdError(f"{len(expected) + 1} members hold our shares, need {need}; nothing was sent")
+            raise ThresholdError(
+                f"{len(expected) + 1} members hold our shares, need {need}; nothing was sent"
+            )
         held = dict(self._held)
         for peer, box in found.boxes.items():
             try:
                 associated = session.box(self._view, peer, self._me)
                 piece = open_box(self._channel_key(peer, self._near[peer]), box, associated)
             except AuthenticationError:
-                raise AuthenticationError(f"the shares of {session.names[peer]} do not open; they are refused") from None
+                raise AuthenticationError(
+                    f"the shares of {session.names[peer]} do not open; they are refused"
+                ) from None
             held[peer] = piece
         return held

@@ -1,8 +1,8 @@
 """Bytes at the border: one header, then fields whose sizes are known before they are read.
 
 Knows lengths and order. Knows nothing of what fields mean.
-Always: a frame has exactly one encoding; anything longer, shorter, out of order or of another session is refused before
-a byte of it is used, and no size is taken from a message without a bound.
+Always: a frame has exactly one encoding; anything longer, shorter, out of order or of another
+session is refused before a byte of it is used, and no size is taken from a message without a bound.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -67,16 +67,26 @@ class Reader:
         self._kind = kind
         header = self.take(HEADER_BYTES)
         if header[:5] != MAGIC + bytes((VERSION,)):
-            raise ProtocolError(f"not a message of secagg version {VERSION}; upgrade the older side")
+            raise ProtocolError(
+                f"not a message of secagg version {VERSION}; upgrade the older side"
+            )
         if header[5] != kind:
-            raise ProtocolError(f"message kind {header[5]} came while {kind.name} was expected; it is refused")
+            raise ProtocolError(
+                f"message kind {header[5]} came while {kind.name} was expected; it is refused"
+            )
         if header[6:] != session:
-            raise ProtocolError(f"{kind.name} belongs to another federation, round, attempt or configuration; it is refused")
+            raise ProtocolError(
+                f"{kind.name} belongs to another federation, round, attempt or "
+                f"configuration; it is refused"
+            )
 
     def take(self, size: int) -> bytes:
         """The next `size` bytes."""
         if self._at + size > len(self._data):
-            raise ProtocolError(f"{self._kind.name} ends after {len(self._data)} bytes, more expected; it is refused")
+            raise ProtocolError(
+                f"{self._kind.name} ends after {len(self._data)} bytes, more "
+                f"expected; it is refused"
+            )
         self._at += size
         return bytes(self._data[self._at - size : self._at])
 
@@ -84,18 +94,24 @@ class Reader:
         """Bytes with their length before them, at most `limit`."""
         size = int.from_bytes(self.take(4), "big")
         if size > limit:
-            raise ProtocolError(f"{self._kind.name} announces {size} bytes, {limit} at most; it is refused")
+            raise ProtocolError(
+                f"{self._kind.name} announces {size} bytes, {limit} at most; it is refused"
+            )
         return self.take(size)
 
     def number(self, below: int) -> int:
         """A two-byte number smaller than `below`."""
         value = int.from_bytes(self.take(2), "big")
         if value >= below:
-            raise ProtocolError(f"{self._kind.name} names number {value}, less than {below} expected; it is refused")
+            raise ProtocolError(
+                f"{self._kind.name} names number {value}, less than {below} expected; it is refused"
+            )
         return value
 
     def records(self, size: int, cohort: int) -> dict[int, bytes]:
-        """A count, then that many records of `size` bytes, each with a member's number, strictly ascending."""
+        """A count, then that many records of `size` bytes, each with a member's number, strictly
+        ascending.
+        """
         return dict(self._ascending(self.number(cohort + 1), size, cohort))
 
     def _ascending(self, count: int, size: int, cohort: int) -> Iterator[tuple[int, bytes]]:
@@ -103,7 +119,9 @@ class Reader:
         for _ in range(count):
             member = self.number(cohort)
             if member <= last:
-                raise ProtocolError(f"{self._kind.name} names member {member} twice or out of order; it is refused")
+                raise ProtocolError(
+                    f"{self._kind.name} names member {member} twice or out of order; it is refused"
+                )
             last = member
             yield member, self.take(size)
 
@@ -117,4 +135,6 @@ class Reader:
     def done(self) -> None:
         """Nothing may follow."""
         if self._at != len(self._data):
-            raise ProtocolError(f"{self._kind.name} has {len(self._data) - self._at} bytes too many; it is refused")
+            raise ProtocolError(
+                f"{self._kind.name} has {len(self._data) - self._at} bytes too many; it is refused"
+            )

@@ -1,8 +1,9 @@
 """What the coordinator says: lists of what members signed, and nothing of its own.
 
-Knows how each list is written and the digest by which members refer to it. Knows nothing of when it may come.
-Always: a list carries its members' own signatures, so that the coordinator can leave somebody out but not invent or
-change anybody; the digest of a list covers every list before it.
+Knows how each list is written and the digest by which members refer to it. Knows nothing of when it
+may come.
+Always: a list carries its members' own signatures, so that the coordinator can leave somebody out
+but not invent or change anybody; the digest of a list covers every list before it.
 """
 
 from collections.abc import Mapping
@@ -22,7 +23,9 @@ class KeyList:
     cards: Mapping[int, KeyCard]
 
     def encode(self, session: Session) -> bytes:
-        return frame(Kind.KEYS, session.id, records({at: card.record() for at, card in self.cards.items()}))
+        return frame(
+            Kind.KEYS, session.id, records({at: card.record() for at, card in self.cards.items()})
+        )
 
     @classmethod
     def decode(cls, data: bytes, session: Session) -> Self:
@@ -34,7 +37,9 @@ class KeyList:
 
     def view(self, session: Session) -> bytes:
         """Digest of all keys: the graph's seed too, which is why nobody chooses it alone."""
-        return digest(session.id, "keys", records({at: card.record() for at, card in self.cards.items()}))
+        return digest(
+            session.id, "keys", records({at: card.record() for at, card in self.cards.items()})
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +50,18 @@ class BoxList:
     boxes: Mapping[int, bytes] = field(repr=False)
 
     def encode(self, session: Session) -> bytes:
-        return frame(Kind.BOXES, session.id, member_set(self.shared, len(session.names)), records(self.boxes))
+        return frame(
+            Kind.BOXES, session.id, member_set(self.shared, len(session.names)), records(self.boxes)
+        )
 
     @classmethod
     def decode(cls, data: bytes, session: Session) -> Self:
         """Raises ProtocolError. The boxes are checked when they are opened."""
         reader = Reader(data, Kind.BOXES, session.id)
-        boxes = cls(reader.member_set(len(session.names)), reader.records(session.box_bytes, len(session.names)))
+        boxes = cls(
+            reader.member_set(len(session.names)),
+            reader.records(session.box_bytes, len(session.names)),
+        )
         reader.done()
         return boxes
 
@@ -68,19 +78,32 @@ class SurvivorList:
     receipts: Mapping[int, Receipt]
 
     def encode(self, session: Session) -> bytes:
-        return frame(Kind.SURVIVORS, session.id, records({at: receipt.record() for at, receipt in self.receipts.items()}))
+        return frame(
+            Kind.SURVIVORS,
+            session.id,
+            records({at: receipt.record() for at, receipt in self.receipts.items()}),
+        )
 
     @classmethod
     def decode(cls, data: bytes, session: Session, view: bytes) -> Self:
-        """Args: view: `shared_view`. Raises ProtocolError; AuthenticationError if a receipt is not its member's."""
+        """Args: view: `shared_view`. Raises ProtocolError; AuthenticationError if a receipt is
+        not its member's.
+        """
         reader = Reader(data, Kind.SURVIVORS, session.id)
         found = reader.records(Receipt.RECORD_BYTES, len(session.names))
         reader.done()
-        return cls({at: Receipt.from_record(session, view, at, record) for at, record in found.items()})
+        return cls(
+            {at: Receipt.from_record(session, view, at, record) for at, record in found.items()}
+        )
 
     def view(self, session: Session, shared: bytes) -> bytes:
         """Digest of the survivors and of all that came before."""
-        return digest(session.id, "survivors", shared, records({at: receipt.record() for at, receipt in self.receipts.items()}))
+        return digest(
+            session.id,
+            "survivors",
+            shared,
+            records({at: receipt.record() for at, receipt in self.receipts.items()}),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Keys of masks: which stream each pair and each member adds, and how it is taken away again.
 
 Knows the derivation of every mask key and its sign. Knows nothing of messages.
-Always: the lower number of a pair adds its stream and the higher one subtracts it; values and tokens have separate keys.
+Always: the lower number of a pair adds its stream and the higher one subtracts it; values and
+tokens have separate keys.
 """
 
 from typing import Protocol
@@ -27,13 +28,18 @@ def commit(session: Session, sender: int, seed: bytes) -> bytes:
 def mask_self(target: Maskable, session: Session, seed: bytes, *, subtract: bool) -> None:
     """The mask that only its owner adds: what keeps a late upload unreadable."""
     for quantity in QUANTITIES:
-        target.mask(quantity, hkdf(seed, session.mask_key_context("self", quantity)), subtract=subtract)
+        target.mask(
+            quantity, hkdf(seed, session.mask_key_context("self", quantity)), subtract=subtract
+        )
 
 
-def mask_pair(target: Maskable, session: Session, own: Ephemeral, owner: int, peer: int, peer_key: bytes) -> None:
+def mask_pair(
+    target: Maskable, session: Session, own: Ephemeral, owner: int, peer: int, peer_key: bytes
+) -> None:
     """The mask that `owner` and `peer` share, with the owner's sign.
 
-    The coordinator calls it in a dropped owner's name: adding what the owner would have added cancels what the peer did.
+    The coordinator calls it in a dropped owner's name: adding what the owner would have added
+    cancels what the peer did.
 
     Raises:
         AuthenticationError: the peer's key gives no secret.

@@ -1,7 +1,9 @@
 """What members say, typed: decoded once, checked whole, then trusted.
 
-Knows the fields of each member's message and what its signature covers. Knows nothing of when it may come.
-Always: `decode` returns a message that its sender signed for this session, or raises and nothing has happened.
+Knows the fields of each member's message and what its signature covers. Knows nothing of when it
+may come.
+Always: `decode` returns a message that its sender signed for this session, or raises and nothing
+has happened.
 """
 
 import hashlib
@@ -28,15 +30,25 @@ class KeyCard:
     channel: bytes  # X25519, seals shares
     mask: bytes  # X25519, agrees on pair masks
     commitment: bytes  # to the self-mask seed, so that wrong shares are noticed
-    vouch: int  # how much of what the session's context names this member has checked itself; 0: nothing
+    # how much of what the session's context names this member has checked itself; 0: nothing
+    vouch: int
     signature: bytes
 
     @classmethod
     def signed(
-        cls, session: Session, identity: Identity, sender: int, channel: bytes, mask: bytes, commitment: bytes, vouch: int = 0
+        cls,
+        session: Session,
+        identity: Identity,
+        sender: int,
+        channel: bytes,
+        mask: bytes,
+        commitment: bytes,
+        vouch: int = 0,
     ) -> Self:
         """Sign with the member's long-term key."""
-        signature = identity.sign(session.signing("advertise"), bind(sender, channel, mask, commitment, vouch))
+        signature = identity.sign(
+            session.signing("advertise"), bind(sender, channel, mask, commitment, vouch)
+        )
         return cls(sender, channel, mask, commitment, vouch, signature)
 
     def encode(self, session: Session) -> bytes:
@@ -44,13 +56,26 @@ class KeyCard:
 
     def record(self) -> bytes:
         """As it stands in the list of everybody's keys."""
-        return self.channel + self.mask + self.commitment + self.vouch.to_bytes(VOUCH_BYTES, "big") + self.signature
+        return (
+            self.channel
+            + self.mask
+            + self.commitment
+            + self.vouch.to_bytes(VOUCH_BYTES, "big")
+            + self.signature
+        )
 
     @classmethod
     def read(cls, sender: int, record: bytes) -> Self:
         """What `record` wrote; its signature is not looked at."""
         at = 96 + VOUCH_BYTES
-        return cls(sender, record[:32], record[32:64], record[64:96], int.from_bytes(record[96:at], "big"), record[at:])
+        return cls(
+            sender,
+            record[:32],
+            record[32:64],
+            record[64:96],
+            int.from_bytes(record[96:at], "big"),
+            record[at:],
+        )
 
     @classmethod
     def from_record(cls, session: Session, sender: int, record: bytes) -> Self:
@@ -78,13 +103,17 @@ class Parcel:
 
     def encode(self, session: Session, identity: Identity, view: bytes) -> bytes:
         body = number(self.sender) + records(self.boxes)
-        return frame(Kind.SHARES, session.id, body, identity.sign(session.signing("share", view), body))
+        return frame(
+            Kind.SHARES, session.id, body, identity.sign(session.signing("share", view), body)
+        )
 
     @classmethod
     def decode(cls, data: bytes, session: Session, view: bytes) -> Self:
         """Args: view: digest of the key list. Raises ProtocolError or AuthenticationError."""
         reader = Reader(data, Kind.SHARES, session.id)
-        parcel = cls(reader.number(len(session.names)), reader.records(session.box_bytes, len(session.names)))
+        parcel = cls(
+            reader.number(len(session.names)), reader.records(session.box_bytes, len(session.names))
+        )
         signature = reader.take(64)
         reader.done()
         body = number(parcel.sender) + records(parcel.boxes)
@@ -103,11 +132,21 @@ class Receipt:
     signature: bytes
 
     @classmethod
-    def signed(cls, session: Session, identity: Identity, view: bytes, sender: int, claim: int, payload: bytes) -> Self:
+    def signed(
+        cls,
+        session: Session,
+        identity: Identity,
+        view: bytes,
+        sender: int,
+        claim: int,
+        payload: bytes,
+    ) -> Self:
         """Sign what is about to be sent."""
         payload_digest = hashlib.sha256(payload).digest()
         message = bind(sender, claim, payload_digest)
-        return cls(sender, claim, payload_digest, identity.sign(session.signing("mask", view), message))
+        return cls(
+            sender, claim, payload_digest, identity.sign(session.signing("mask", view), message)
+        )
 
     def record(self) -> bytes:
         """As it stands in the list of survivors."""
@@ -119,7 +158,8 @@ class Receipt:
         receipt = cls(sender, record[0], record[1:33], record[33:])
         if receipt.claim > session.claim_limit:
             raise ProtocolError(
-                f"{session.names[sender]} claims {receipt.claim} units of tokens, {session.claim_limit} at most"
+                f"{session.names[sender]} claims {receipt.claim} units of tokens, "
+                f"{session.claim_limit} at most"
             )
         message = bind(sender, receipt.claim, receipt.payload_digest)
         session.verify(sender, session.signing("mask", view), message, receipt.signature)
@@ -128,7 +168,9 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """Stage 2. A member's masked values and token count; noise to everybody until masks are removed from a sum."""
+    """Stage 2. A member's masked values and token count; noise to everybody until masks are
+    removed from a sum.
+    """
 
     receipt: Receipt
     values: bytes = field(repr=False)
@@ -136,7 +178,9 @@ class Upload:
 
     def encode(self, session: Session) -> bytes:
         sender = number(self.receipt.sender)
-        return frame(Kind.MASKED, session.id, sender, self.receipt.record(), blob(self.values), self.tokens)
+        return frame(
+            Kind.MASKED, session.id, sender, self.receipt.record(), blob(self.values), self.tokens
+        )
 
     @classmethod
     def decode(cls, data: bytes, session: Session, view: bytes) -> Self:
@@ -148,7 +192,9 @@ class Upload:
         reader.done()
         receipt = Receipt.from_record(session, view, sender, record)
         if hashlib.sha256(values + tokens).digest() != receipt.payload_digest:
-            raise ProtocolError(f"the vector of {session.names[sender]} is not the one it signed; it is refused")
+            raise ProtocolError(
+                f"the vector of {session.names[sender]} is not the one it signed; it is refused"
+            )
         return cls(receipt, values, tokens)
 
 
@@ -169,7 +215,12 @@ class Agreement:
 
     def verify(self, session: Session, survivors: bytes) -> None:
         """Raises AuthenticationError unless its sender saw exactly this set."""
-        session.verify(self.sender, session.signing("consistency", survivors), number(self.sender), self.signature)
+        session.verify(
+            self.sender,
+            session.signing("consistency", survivors),
+            number(self.sender),
+            self.signature,
+        )
 
     @classmethod
     def decode(cls, data: bytes, session: Session, survivors: bytes) -> Self:
@@ -183,20 +234,29 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Revelation:
-    """Stage 4. One share for each peer: of its self-mask if it survived, of its mask key if not. Never both."""
+    """Stage 4. One share for each peer: of its self-mask if it survived, of its mask key if not.
+    Never both.
+    """
 
     sender: int
     shares: Mapping[int, bytes] = field(repr=False)  # kind (1 byte) and share (33 bytes)
 
     def encode(self, session: Session, identity: Identity, survivors: bytes) -> bytes:
         body = number(self.sender) + records(self.shares)
-        return frame(Kind.REVEALED, session.id, body, identity.sign(session.signing("unmask", survivors), body))
+        return frame(
+            Kind.REVEALED,
+            session.id,
+            body,
+            identity.sign(session.signing("unmask", survivors), body),
+        )
 
     @classmethod
     def decode(cls, data: bytes, session: Session, survivors: bytes) -> Self:
         """Raises ProtocolError or AuthenticationError."""
         reader = Reader(data, Kind.REVEALED, session.id)
-        revelation = cls(reader.number(len(session.names)), reader.records(1 + SHARE_BYTES, len(session.names)))
+        revelation = cls(
+            reader.number(len(session.names)), reader.records(1 + SHARE_BYTES, len(session.names))
+        )
         signature = reader.take(64)
         reader.done()
         body = number(revelation.sender) + records(revelation.shares)

@@ -1,7 +1,10 @@
-"""The coordinator's side of secure aggregation: it carries what members signed and adds up what it cannot read.
+"""The coordinator's side of secure aggregation: it carries what members signed and adds up what it
+cannot read.
 
-Knows messages, sums and shares. Knows no member's secret until the round opens, and then only what cancels in the sum.
-Always: a message is taken whole or refused with nothing changed; below the threshold the round ends without a sum.
+Knows messages, sums and shares. Knows no member's secret until the round opens, and then only what
+cancels in the sum.
+Always: a message is taken whole or refused with nothing changed; below the threshold the round ends
+without a sum.
 """
 
 import itertools
@@ -45,7 +48,8 @@ class SecAggResult:
     total: NDArray[np.int64]  # [length], or what the ring lets the coordinator read
     tokens: int
     survivors: tuple[str, ...]
-    tags: tag.Tag = ()  # of its first values, where they carry one: for members, who alone can tell whether it fits
+    # of its first values, where they carry one: for members, who alone can tell whether it fits
+    tags: tag.Tag = ()
 
 
 class _Sums:
@@ -54,10 +58,15 @@ class _Sums:
     def __init__(self, session: Session) -> None:
         self._session = session
         self.values: Tally = session.ring.tally()
-        self._tallies: dict[str, Tally] = {"values": self.values, "tokens": session.token_ring.limbs.tally()}
+        self._tallies: dict[str, Tally] = {
+            "values": self.values,
+            "tokens": session.token_ring.limbs.tally(),
+        }
 
     def add(self, upload: Upload) -> None:
-        """Raises ProtocolError, sums unchanged. Values come last: tokens of a valid frame cannot fail after them."""
+        """Raises ProtocolError, sums unchanged. Values come last: tokens of a valid frame cannot
+        fail after them.
+        """
         self._session.token_ring.limbs.unpack(upload.tokens)
         self._tallies["values"].add(upload.values)
         self._tallies["tokens"].add(upload.tokens)
@@ -66,15 +75,19 @@ class _Sums:
         self._tallies[quantity].mask(key, subtract=subtract)
 
     def totals(self) -> tuple[NDArray[np.int64], int]:
-        return self._tallies["values"].total(), self._session.token_ring.join(self._tallies["tokens"].total())
+        return self._tallies["values"].total(), self._session.token_ring.join(
+            self._tallies["tokens"].total()
+        )
 
 
 class SecAggServer:
-    """One attempt of one round. Messages come by `receive`, in any order within a stage; `advance` closes a stage.
+    """One attempt of one round. Messages come by `receive`, in any order within a stage; `advance`
+    closes a stage.
 
     Wrong shares do no harm as long as enough right ones came; who sent them is in `wrong`.
-    Not covered: a member that deals its own secret wrongly stops the attempt (its name is in the error), and one that sends a
-    wild vector spoils the sum; clipping is the members' word. The transport says who sent a message; the signature proves it.
+    Not covered: a member that deals its own secret wrongly stops the attempt (its name is in the
+    error), and one that sends a wild vector spoils the sum; clipping is the members' word. The
+    transport says who sent a message; the signature proves it.
     """
 
     def __init__(self, config: SecAggConfig, *, ring: Ring | None = None) -> None:
@@ -88,7 +101,8 @@ class SecAggServer:
         self._receipts: dict[int, Receipt] = {}
         self._agreements: dict[int, bytes] = {}
         self._revelations: dict[int, Revelation] = {}
-        self._weights: dict[tuple[int, ...], list[int]] = {}  # Lagrange weights of each set of holders met
+        # Lagrange weights of each set of holders met
+        self._weights: dict[tuple[int, ...], list[int]] = {}
         self._wrong: set[int] = set()  # whose shares did not fit
         self._view = b""  # digest of everything sent so far
         self._keys: KeyList
@@ -114,28 +128,47 @@ class SecAggServer:
         """Take one member's message of this stage.
 
         Raises:
-            ProtocolError: unknown sender, wrong stage, repeated, late or malformed; nothing was changed.
-            AuthenticationError: not signed by that member for this session; nothing was changed.
+            ProtocolError: unknown sender, wrong stage, repeated, late or malformed; nothing was
+            changed. AuthenticationError: not signed by that member for this session; nothing was
+            changed.
         """
         number = self._session.numbers.get(name)
         if number is None or self.stage > ServerStage.UNMASK:
-            raise ProtocolError(f"a message of {name} came, which is no member of this attempt or comes after its end; refused")
+            raise ProtocolError(
+                f"a message of {name} came, which is no member of this attempt or "
+                f"comes after its end; refused"
+            )
         if number not in self._awaited:
-            raise ProtocolError(f"a message of {name} came, which already sent or dropped out earlier; it is refused")
-        take = (self._advertised, self._shared, self._masked, self._agreed, self._revealed)[self.stage]
+            raise ProtocolError(
+                f"a message of {name} came, which already sent or dropped out "
+                f"earlier; it is refused"
+            )
+        take = (self._advertised, self._shared, self._masked, self._agreed, self._revealed)[
+            self.stage
+        ]
         take(number, message)
         self._awaited.discard(number)
 
     def advance(self) -> Mapping[str, bytes]:
-        """Close this stage; return what to send to whom. After the last one nothing is sent and `result` is set.
+        """Close this stage; return what to send to whom. After the last one nothing is sent and
+        `result` is set.
 
         Raises:
-            ThresholdError: too few members, shares or tokens; the attempt is over and nothing was opened.
-            ProtocolError: shares that do not fit; the attempt is over and nothing was opened.
+            ThresholdError: too few members, shares or tokens; the attempt is over and nothing was
+            opened. ProtocolError: shares that do not fit; the attempt is over and nothing was
+            opened.
         """
         if self.stage > ServerStage.UNMASK:
-            raise RuntimeError(f"advance was called while the attempt is {self.stage.name}")  # our bug
-        close = (self._send_keys, self._send_boxes, self._send_survivors, self._send_signatures, self._open)[self.stage]
+            raise RuntimeError(
+                f"advance was called while the attempt is {self.stage.name}"
+            )  # our bug
+        close = (
+            self._send_keys,
+            self._send_boxes,
+            self._send_survivors,
+            self._send_signatures,
+            self._open,
+        )[self.stage]
         stage, self.stage = self.stage, ServerStage.ABORTED  # unless all goes well
         out = close()
         self.stage = ServerStage(stage + 1)
@@ -145,7 +178,8 @@ class SecAggServer:
     def _advertised(self, number: int, message: bytes) -> None:
         card = KeyCard.decode(message, self._session)
         self._same(number, card.sender)
-        for key in (card.channel, card.mask):  # a key of small order would stop every neighbour two stages later
+        # a key of small order would stop every neighbour two stages later
+        for key in (card.channel, card.mask):
             Ephemeral.generate().agree(key, b"")
         self._cards[number] = card
 
@@ -161,7 +195,10 @@ class SecAggServer:
         parcel = Parcel.decode(message, self._session, self._view)
         self._same(number, parcel.sender)
         if tuple(parcel.boxes) != self._graph.neighbours(number):
-            raise ProtocolError(f"{self._session.names[number]} sealed shares for others than its neighbours; refused")
+            raise ProtocolError(
+                f"{self._session.names[number]} sealed shares for others than its "
+                f"neighbours; refused"
+            )
         self._parcels[number] = parcel
 
     def _send_boxes(self) -> dict[str, bytes]:
@@ -196,8 +233,12 @@ class SecAggServer:
     def _send_signatures(self) -> dict[str, bytes]:
         # The sum stands on the survivors, who are enough; signers need the threshold alone.
         if (signed := len(self._agreements)) < (need := self._session.config.threshold):
-            raise ThresholdError(f"{signed} members signed the survivors, need {need}; the attempt is abandoned")
-        return dict.fromkeys(self._names(self._agreements), SignatureList(self._agreements).encode(self._session))
+            raise ThresholdError(
+                f"{signed} members signed the survivors, need {need}; the attempt is abandoned"
+            )
+        return dict.fromkeys(
+            self._names(self._agreements), SignatureList(self._agreements).encode(self._session)
+        )
 
     def _revealed(self, number: int, message: bytes) -> None:
         revelation = Revelation.decode(message, self._session, self._view)
@@ -205,12 +246,18 @@ class SecAggServer:
         held = {number, *(peer for peer in self._graph.neighbours(number) if peer in self._parcels)}
         kinds = {peer: SELF_SHARE if peer in self._receipts else KEY_SHARE for peer in held}
         if kinds != {peer: share[:1] for peer, share in revelation.shares.items()}:
-            raise ProtocolError(f"{self._session.names[number]} revealed other shares than one for each neighbour; refused")
+            raise ProtocolError(
+                f"{self._session.names[number]} revealed other shares than one for "
+                f"each neighbour; refused"
+            )
         self._revelations[number] = revelation
 
     def _open(self) -> dict[str, bytes]:
-        """Rebuild survivors' self-mask seeds and dropped members' mask keys, and take their masks off the sum."""
-        rebuilt = {target: self._rebuild(target) for target in self._parcels}  # all of them first: nothing half-opened
+        """Rebuild survivors' self-mask seeds and dropped members' mask keys, and take their
+        masks off the sum.
+        """
+        # all of them first: nothing half-opened
+        rebuilt = {target: self._rebuild(target) for target in self._parcels}
         for target, secret in rebuilt.items():
             if target in self._receipts:
                 mask_self(self._sums, self._session, secret, subtract=True)
@@ -218,10 +265,15 @@ class SecAggServer:
             dropped = Ephemeral(secret)
             for peer in self._graph.neighbours(target):
                 if peer in self._receipts:  # take away what the survivor added for this pair
-                    mask_pair(self._sums, self._session, dropped, target, peer, self._cards[peer].mask)
+                    mask_pair(
+                        self._sums, self._session, dropped, target, peer, self._cards[peer].mask
+                    )
         total, tokens = self._sums.totals()
         if tokens < self._session.config.min_tokens:
-            raise ThresholdError(f"the sum stands on {tokens} tokens, {self._session.config.min_tokens} needed; it is not used")
+            raise ThresholdError(
+                f"the sum stands on {tokens} tokens, "
+                f"{self._session.config.min_tokens} needed; it is not used"
+            )
         config = self._session.config
         found: tag.Tag = ()
         if config.tagged:
@@ -230,25 +282,38 @@ class SecAggServer:
         return {}
 
     def _rebuild(self, target: int) -> bytes:
-        """One member's secret from `threshold` of the shares that came, checked against what it advertised."""
+        """One member's secret from `threshold` of the shares that came, checked against what it
+        advertised.
+        """
         name, need = self._session.names[target], self._plan.threshold
-        holders = [at for at in (target, *self._graph.neighbours(target)) if target in self._shares_of(at)]
+        holders = [
+            at for at in (target, *self._graph.neighbours(target)) if target in self._shares_of(at)
+        ]
         if len(holders) < need:
-            raise ThresholdError(f"{len(holders)} shares of {name} came, need {need}; the attempt is abandoned")
+            raise ThresholdError(
+                f"{len(holders)} shares of {name} came, need {need}; the attempt is abandoned"
+            )
         for points in self._choices(holders, need):
             secret = self._joined(target, points)
             if secret is not None:
                 self._blame(target, holders, points, secret)
                 return secret
-        raise ProtocolError(f"the shares of {name} do not give the secret it advertised; retry without it")
+        raise ProtocolError(
+            f"the shares of {name} do not give the secret it advertised; retry without it"
+        )
 
     def _choices(self, holders: list[int], need: int) -> Iterator[tuple[int, ...]]:
-        """Points to rebuild from: the first ones, then others for as long as leaving holders out makes a difference."""
-        left = sorted(holders, key=lambda at: (at in self._wrong, at))  # whoever lied about another secret comes last
+        """Points to rebuild from: the first ones, then others for as long as leaving holders out
+        makes a difference.
+        """
+        # whoever lied about another secret comes last
+        left = sorted(holders, key=lambda at: (at in self._wrong, at))
         tried = set[tuple[int, ...]]()
         for spare in range(len(left) - need + 1):
             for without in itertools.combinations(left, spare):
-                points = tuple(sorted(at + 1 for at in [one for one in left if one not in without][:need]))
+                points = tuple(
+                    sorted(at + 1 for at in [one for one in left if one not in without][:need])
+                )
                 if points not in tried:
                     tried.add(points)
                     yield points
@@ -256,7 +321,9 @@ class SecAggServer:
                     return
 
     def _joined(self, target: int, points: tuple[int, ...]) -> bytes | None:
-        """The secret of `target` that shares at these points give; None if it is not what it advertised."""
+        """The secret of `target` that shares at these points give; None if it is not what it
+        advertised.
+        """
         if points not in self._weights:
             self._weights[points] = shamir.weights(points)
         shares = [self._revelations[point - 1].shares[target][1:] for point in points]
@@ -269,12 +336,19 @@ class SecAggServer:
             return secret if commit(self._session, target, secret) == card.commitment else None
         return secret if Ephemeral(secret).public == card.mask else None
 
-    def _blame(self, target: int, holders: list[int], points: tuple[int, ...], secret: bytes) -> None:
-        """Note whose shares do not lie on the polynomial that gave `secret`, where some had to be left out."""
+    def _blame(
+        self, target: int, holders: list[int], points: tuple[int, ...], secret: bytes
+    ) -> None:
+        """Note whose shares do not lie on the polynomial that gave `secret`, where some had to
+        be left out.
+        """
         if points == tuple(sorted(at + 1 for at in holders)[: len(points)]):
             return
         for at in holders:
-            if at + 1 not in points and self._joined(target, tuple(sorted((*points[1:], at + 1)))) != secret:
+            if (
+                at + 1 not in points
+                and self._joined(target, tuple(sorted((*points[1:], at + 1)))) != secret
+            ):
                 self._wrong.add(at)
 
     def _shares_of(self, at: int) -> Mapping[int, bytes]:
@@ -285,7 +359,10 @@ class SecAggServer:
 
     def _same(self, number: int, sender: int) -> None:
         if number != sender:
-            raise ProtocolError(f"{self._session.names[number]} delivered a message of another member; it is refused")
+            raise ProtocolError(
+                f"{self._session.names[number]} delivered a message of another "
+                f"member; it is refused"
+            )
 
     def _enough(self, found: Collection[int], what: str) -> None:
         if reason := self._session.short(found, what, self._session.config.needed):

@@ -1,8 +1,10 @@
 """What the members of one attempt must agree on before anything is said, folded into 32 bytes.
 
-Knows the signed federation file's floors, the cohort and the ring. Knows nothing of messages or secrets.
-Always: two parties whose views differ in anything here have different session digests, so nothing of one is accepted
-by the other; every floor comes from the caller's own configuration, never from a message.
+Knows the signed federation file's floors, the cohort and the ring. Knows nothing of messages or
+secrets.
+Always: two parties whose views differ in anything here have different session digests, so nothing
+of one is accepted by the other; every floor comes from the caller's own configuration, never from a
+message.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -24,8 +26,8 @@ CLAIM_LIMIT = 15  # ... up to 15 of them, so that it says at most four bits abou
 class Floor:
     """Some of the cohort, of whom enough must be in any sum that is opened.
 
-    For vectors of which only some members fill a part: that part of the sum is a sum over those members, and must not be
-    one over fewer than a sum may have.
+    For vectors of which only some members fill a part: that part of the sum is a sum over those
+    members, and must not be one over fewer than a sum may have.
     """
 
     members: frozenset[str]
@@ -34,11 +36,13 @@ class Floor:
 
 @dataclass(frozen=True, kw_only=True)
 class SecAggConfig:
-    """One attempt of one round, as each party knows it from its OWN copy of the signed federation file.
+    """One attempt of one round, as each party knows it from its OWN copy of the signed federation
+    file.
 
-    With n members and the threshold t: up to n - t may drop out; t - 1 pooled share sets open nothing; and a
-    coordinator that shows different survivors to different members gets nowhere while at most 2t - n - 1 members
-    collude with it (`colluders`). The other percentages matter above 32 parties only, where shares go to neighbours.
+    With n members and the threshold t: up to n - t may drop out; t - 1 pooled share sets open
+    nothing; and a coordinator that shows different survivors to different members gets nowhere
+    while at most 2t - n - 1 members collude with it (`colluders`). The other percentages matter
+    above 32 parties only, where shares go to neighbours.
 
     Raises:
         ConfigError: floors that protect nobody.
@@ -57,38 +61,57 @@ class SecAggConfig:
     bits: int  # of one value
     corrupt_percent: int = 10  # of the cohort that may collude, for the graph above 32 parties
     drop_percent: int = 10  # of the cohort that may drop out, for the same
-    floors: tuple[Floor, ...] = ()  # besides min_cohort, for parts of the vector that not everybody fills
-    tagged: int = 0  # so many of the first values carry a tag (`tag`), with which members check the sum they are shown
-    context: bytes = b""  # whatever else must be the same for all, hashed: what each was told before it contributes
+    # besides min_cohort, for parts of the vector that not everybody fills
+    floors: tuple[Floor, ...] = ()
+    # so many of the first values carry a tag (`tag`), with which members check the sum they are
+    # shown
+    tagged: int = 0
+    # whatever else must be the same for all, hashed: what each was told before it contributes
+    context: bytes = b""
     # What a member's ledger holds survivors to (`Ledger.sign`); the coordinator need not know it.
-    subjects: tuple[bytes, ...] = ()  # 32 bytes each: what the sum is about; sums about the same can be subtracted
+    # 32 bytes each: what the sum is about; sums about the same can be subtracted
+    subjects: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.members)
         if len(self.federation) != 32 or self.round < 0 or self.attempt < 0 or self.min_tokens < 0:
             raise ConfigError(
-                f"federation of {len(self.federation)} bytes, round {self.round}, attempt {self.attempt}: not a round"
+                f"federation of {len(self.federation)} bytes, round {self.round}, attempt "
+                f"{self.attempt}: not a round"
             )
-        if not n // 2 < self.threshold <= n:  # two disjoint majorities cannot exist: Bonawitz 2017, section 6.2
-            raise ConfigError(f"threshold {self.threshold} of {n} members; take more than half and at most all of them")
+        # two disjoint majorities cannot exist: Bonawitz 2017, section 6.2
+        if not n // 2 < self.threshold <= n:
+            raise ConfigError(
+                f"threshold {self.threshold} of {n} members; take more than half and "
+                f"at most all of them"
+            )
         if not 3 <= self.min_cohort <= n:  # a sum of two tells each of the two the other's update
-            raise ConfigError(f"min_cohort {self.min_cohort} of {n} members; take at least 3 and at most all of them")
+            raise ConfigError(
+                f"min_cohort {self.min_cohort} of {n} members; take at least 3 and "
+                f"at most all of them"
+            )
         if n > 65_535 or not (0 <= self.corrupt_percent < 50 and 0 <= self.drop_percent < 50):
-            raise ConfigError(f"{n} members, {self.corrupt_percent} % colluding, {self.drop_percent} % dropping: out of range")
+            raise ConfigError(
+                f"{n} members, {self.corrupt_percent} % colluding, "
+                f"{self.drop_percent} % dropping: out of range"
+            )
         if n > COMPLETE_UP_TO and self.colluders < n * self.corrupt_percent // 100:
             raise ConfigError(
-                f"threshold {self.threshold} of {n} bears {self.colluders} colluders; raise it or lower corrupt_percent"
+                f"threshold {self.threshold} of {n} bears {self.colluders} colluders; raise it or "
+                f"lower corrupt_percent"
             )
         if self.tagged and (n > COMPLETE_UP_TO or not 0 < self.tagged <= self.length):
             raise ConfigError(
-                f"{self.tagged} of {self.length} values with a tag among {n} members; tags need 1 value and at most "
+                f"{self.tagged} of {self.length} values with a tag among {n} members; tags need 1 "
+                f"value and at most "
                 f"{COMPLETE_UP_TO} members, who all share with each other"
             )
         for floor in self.floors:
             known = len(floor.members.intersection(self.members))
             if known != len(floor.members) or not 1 <= floor.least <= known:
                 raise ConfigError(
-                    f"a floor of {floor.least} among {len(floor.members)} members, {known} of them in this cohort of {n}; "
+                    f"a floor of {floor.least} among {len(floor.members)} members, {known} of them "
+                    f"in this cohort of {n}; "
                     "name members of the cohort, and at most as many as they are"
                 )
 
@@ -114,30 +137,53 @@ class SecAggConfig:
 
 
 class Session:
-    """The agreed facts of one attempt: order of the members, rings, graph sizes, and the digest of it all."""
+    """The agreed facts of one attempt: order of the members, rings, graph sizes, and the digest
+    of it all.
+    """
 
     def __init__(self, config: SecAggConfig, ring: Ring | None = None) -> None:
         self.config = config
         self.names = tuple(sorted(config.members))  # a member's number is its place here
         self.numbers = {name: number for number, name in enumerate(self.names)}
         self.keys = tuple(config.members[name] for name in self.names)
-        self.ring: Ring = ring or BitRing(length=config.words, bits=config.bits, parties=len(self.names))
+        self.ring: Ring = ring or BitRing(
+            length=config.words, bits=config.bits, parties=len(self.names)
+        )
         self.token_ring = TokenRing(len(self.names))
         self.claim_step = config.token_unit
         self.id = self._digest()
 
     def _digest(self) -> bytes:
         config = self.config
-        members = [field for name, key in zip(self.names, self.keys, strict=True) for field in (name, key.raw)]
-        floors = (config.threshold, config.min_cohort, config.min_tokens, config.corrupt_percent, config.drop_percent)
+        members = [
+            field
+            for name, key in zip(self.names, self.keys, strict=True)
+            for field in (name, key.raw)
+        ]
+        floors = (
+            config.threshold,
+            config.min_cohort,
+            config.min_tokens,
+            config.corrupt_percent,
+            config.drop_percent,
+        )
         parts: list[str | int] = []
         for floor in config.floors:
             parts += ["floor", floor.least, *sorted(floor.members)]
-        agreed = (config.federation, config.round, config.attempt, self.ring.name, config.tagged, config.context)
+        agreed = (
+            config.federation,
+            config.round,
+            config.attempt,
+            self.ring.name,
+            config.tagged,
+            config.context,
+        )
         return digest(PROTOCOL, *agreed, *floors, *members, *parts)
 
     def short(self, present: Collection[int], what: str, needed: int) -> str:
-        """Why these members (by number), which did `what`, are too few, in all or of a floor; empty if they are enough."""
+        """Why these members (by number), which did `what`, are too few, in all or of a floor;
+        empty if they are enough.
+        """
         if len(present) < needed:
             return f"{len(present)} members {what}, need {needed}"
         names = {self.names[number] for number in present}
@@ -153,7 +199,9 @@ class Session:
         return CLAIM_LIMIT if self.claim_step else 0
 
     def claim(self, tokens: int) -> int:
-        """What a member says in clear about its tokens: rounded down, capped, nothing if no floor is set."""
+        """What a member says in clear about its tokens: rounded down, capped, nothing if no
+        floor is set.
+        """
         return min(tokens // self.claim_step, self.claim_limit) if self.claim_step else 0
 
     @property
@@ -162,20 +210,25 @@ class Session:
         return 2 * SHARE_BYTES + (tag.SEED_BYTES if self.config.tagged else 0) + BOX_OVERHEAD
 
     def tag_key(self, seeds: Iterable[bytes], shared: bytes) -> bytes:
-        """The key of this attempt's tags, from what everybody put into its boxes. Args: shared: `shared_view`."""
+        """The key of this attempt's tags, from what everybody put into its boxes. Args: shared:
+        `shared_view`.
+        """
         return tag.derive(seeds, bind(PROTOCOL, self.id, "tag", shared))
 
     @property
     def vouchers(self) -> int:
-        """Members whose word a member takes for what it could not check: one of them is honest if at most a third is not.
+        """Members whose word a member takes for what it could not check: one of them is honest if
+        at most a third is not.
 
-        A third of all that could have been in the cohort, which the threshold is two thirds of; not of
-        those that are, whom the coordinator names.
+        A third of all that could have been in the cohort, which the threshold is two thirds of; not
+        of those that are, whom the coordinator names.
         """
         return max(len(self.names) // 3, self.config.threshold // 2) + 1
 
     def signing(self, stage: str, view: bytes = b"") -> bytes:
-        """Context of a signature: this session, this stage, and everything its signer had seen by then."""
+        """Context of a signature: this session, this stage, and everything its signer had seen
+        by then.
+        """
         return bind(PROTOCOL, self.id, stage, view)
 
     def box(self, view: bytes, sender: int, receiver: int) -> bytes:
@@ -196,7 +249,9 @@ class Session:
             return Plan(degree=present - 1, threshold=self.config.threshold)
         corrupt = len(self.names) * self.config.corrupt_percent // 100
         dropped = len(self.names) * self.config.drop_percent // 100
-        return plan(present, corrupt, dropped) or Plan(degree=present - 1, threshold=self.config.threshold)
+        return plan(present, corrupt, dropped) or Plan(
+            degree=present - 1, threshold=self.config.threshold
+        )
 
     def verify(self, number: int, context: bytes, message: bytes, signature: bytes) -> None:
         """Check a member's signature. Raises AuthenticationError, naming the member."""

@@ -1,18 +1,19 @@
-"""A tag on what is summed, so that members can tell whether the sum they are shown is the one that was opened.
+"""A tag on what is summed, so that members can tell whether the sum they are shown is the one that
+was opened.
 
-Knows integers, a key that the members of one attempt share and the coordinator lacks, and names. Knows
-nothing of masks or messages.
-Always: the tags of members add up to the tag of their sum, so that sums alone are opened of tags too; a
-key serves one attempt.
+Knows integers, a key that the members of one attempt share and the coordinator lacks, and names.
+Knows nothing of masks or messages.
+Always: the tags of members add up to the tag of their sum, so that sums alone are opened of tags
+too; a key serves one attempt.
 
-Modulo each of three primes p, a member's tag is  Σ aⱼ xⱼ + pad:  aⱼ is a stream of the key, and the pad
-another one under the member's name. The sum of tags fits the sum of values exactly if nothing was
-changed. Whoever lacks the key sees tags that are uniform, for each has its own pad; to change a sum by
-δ ≠ 0, or the names, it must guess  Σ aⱼ δⱼ  modulo all three: a chance below 2^-90.
+Modulo each of three primes p, a member's tag is  Σ aⱼ xⱼ + pad:  aⱼ is a stream of the key, and the
+pad another one under the member's name. The sum of tags fits the sum of values exactly if nothing
+was changed. Whoever lacks the key sees tags that are uniform, for each has its own pad; to change a
+sum by δ ≠ 0, or the names, it must guess  Σ aⱼ δⱼ  modulo all three: a chance below 2^-90.
 
 Not covered: a member of the attempt has the key, and makes any sum fit for whom it helps; one that
-sends a wrong tag makes the true sum fit nobody's, and the attempt is lost. It must never send its tag
-unmasked: its fellow members know the key, and with it one equation about its values.
+sends a wrong tag makes the true sum fit nobody's, and the attempt is lost. It must never send its
+tag unmasked: its fellow members know the key, and with it one equation about its values.
 
 Source: Carter, Wegman 1981, "New hash functions and their use in authentication and set equality";
 Agrawal, Boneh 2009, "Homomorphic MACs: MAC-based integrity for network coding".
@@ -53,7 +54,9 @@ def combine(key: bytes, total: Values, names: Sequence[str]) -> Tag:
     found = []
     for number, prime in enumerate(PRIMES):
         padding = sum(int.from_bytes(pad[8 * number : 8 * number + 8], "big") for pad in pads)
-        found.append((inner(hkdf(key, bind("quietchoir sum tag 1", number)), total, prime) + padding) % prime)
+        found.append(
+            (inner(hkdf(key, bind("quietchoir sum tag 1", number)), total, prime) + padding) % prime
+        )
     return tuple(found)
 
 
@@ -65,20 +68,27 @@ def inner(key: bytes, values: Values, prime: int) -> int:
     """
     cipher, total = stream(key), 0
     if len(values) and not 0 <= int(values.min()) <= int(values.max()) < 1 << MOST_BITS:
-        raise ValueError(f"values of {values.min()} to {values.max()} cannot be tagged, {MOST_BITS} bits at most")  # our bug
+        raise ValueError(
+            f"values of {values.min()} to {values.max()} cannot be tagged, {MOST_BITS} bits at most"
+        )  # our bug
     for start in range(0, len(values), CHUNK):
         part = values[start : start + CHUNK].astype(np.uint64)
         coefficients = np.frombuffer(cipher.update(bytes(4 * len(part))), "<u4").astype(np.uint64)
         products = np.zeros(-(-len(part) // ROW) * ROW, np.uint64)
         np.multiply(part, coefficients, out=products[: len(part)])
-        total += int((products.reshape(-1, ROW).sum(axis=1, dtype=np.uint64) % np.uint64(prime)).sum())
+        total += int(
+            (products.reshape(-1, ROW).sum(axis=1, dtype=np.uint64) % np.uint64(prime)).sum()
+        )
     return total % prime
 
 
 def spell(tag: Tag, bits: int) -> npt.NDArray[np.uint64]:
     """A tag as digits of `bits` bits, lowest first, so that sums of digits are the sum's digits."""
     digits = range(-(-TAG_BITS // bits))
-    return np.array([(number >> bits * digit) & ((1 << bits) - 1) for number in tag for digit in digits], np.uint64)
+    return np.array(
+        [(number >> bits * digit) & ((1 << bits) - 1) for number in tag for digit in digits],
+        np.uint64,
+    )
 
 
 def width(bits: int) -> int:
@@ -91,5 +101,6 @@ def read(digits: npt.NDArray[np.int64], bits: int) -> Tag:
     each = len(digits) // len(PRIMES)
     numbers = [int(digit) for digit in digits]
     return tuple(
-        sum(numbers[at * each + place] << bits * place for place in range(each)) % prime for at, prime in enumerate(PRIMES)
+        sum(numbers[at * each + place] << bits * place for place in range(each)) % prime
+        for at, prime in enumerate(PRIMES)
     )

@@ -1,9 +1,10 @@
 """t-of-n decryption of a sum: no member holds the key, and the coordinator neither.
 
-Reading order: `plan` (sizes, noise, limits), `residues` (numbers modulo q, Shamir), `lattice` (SEAL), `memory` (what is never
-done twice), `holding` (what a member has), `ceremony` (the joint key), `contribution` (what goes up), `veil` (parts that are
-added in the dark), `partial` (what t members do to open one sum), `ring` (all of it as a ring for secure aggregation).
-Knows no input or output; messages are bytes that the caller carries.
+Reading order: `plan` (sizes, noise, limits), `residues` (numbers modulo q, Shamir), `lattice`
+(SEAL), `memory` (what is never done twice), `holding` (what a member has), `ceremony` (the joint
+key), `contribution` (what goes up), `veil` (parts that are added in the dark), `partial` (what t
+members do to open one sum), `ring` (all of it as a ring for secure aggregation). Knows no input or
+output; messages are bytes that the caller carries.
 """
 
 from .ceremony import Ceremony, check_card, check_opening, letter

@@ -1,9 +1,10 @@
 """Opening one sum: t members each decrypt a part, and any member puts the parts together.
 
 Knows weights, smudging and pair masks. Knows nothing of how sums are made.
-Always: the set of responders is fixed before anybody answers; a round's sum is opened over one set of contributors, never
-over two (their difference would be a single member's); a part leaves only smudged, masked, signed and covered for members
-(`veil`): the coordinator adds parts up without reading one, and members get the sum of them.
+Always: the set of responders is fixed before anybody answers; a round's sum is opened over one set
+of contributors, never over two (their difference would be a single member's); a part leaves only
+smudged, masked, signed and covered for members (`veil`): the coordinator adds parts up without
+reading one, and members get the sum of them.
 
 A responder with shares σ_i of the contributors' secrets answers, for the polynomial a of each row,
 
@@ -11,19 +12,22 @@ A responder with shares σ_i of the contributors' secrets answers, for the polyn
 
 with λ its Lagrange weight, applied before smudging so that no weight makes the smudging larger.
 
-**Why the masks.** Smudging alone is not enough when any t members may respond. Take t-1 colluders that are *not* among the
-responders: they know t-1 points of the sharing polynomial, so each honest share is (a known number) + κ s with a κ like
-9/5 modulo q, and a single part tells κ (round(q m / T) + e) + smudging. A fraction in κ wraps around q: the top bits of the
-part tell (round(q m / T) + e) modulo 5, far above any smudging, and so e, and from enough of these the key. (`tests/attacks`
-runs it up to e modulo 5.)
-The masks cancel over the t responders and leave only the sum of all parts to be seen, in which s has weight 1 exactly.
-They are keyed with the request, so parts given for different requests never meet: a coordinator that names different
-contributors or responders to different members gets uniform numbers.
+**Why the masks.** Smudging alone is not enough when any t members may respond. Take t-1 colluders
+that are *not* among the responders: they know t-1 points of the sharing polynomial, so each honest
+share is (a known number) + κ s with a κ like 9/5 modulo q, and a single part tells κ (round(q m /
+T) + e) + smudging. A fraction in κ wraps around q: the top bits of the part tell (round(q m / T) +
+e) modulo 5, far above any smudging, and so e, and from enough of these the key. (`tests/attacks`
+runs it up to e modulo 5.) The masks cancel over the t responders and leave only the sum of all
+parts to be seen, in which s has weight 1 exactly. They are keyed with the request, so parts given
+for different requests never meet: a coordinator that names different contributors or responders to
+different members gets uniform numbers.
 
-Not covered: a responder, or the coordinator, that adds an offset shifts the sum, unseen when it is a multiple of q/T. Compare
-two openings by different responders where that matters. Two sums of one round over different sets can be opened if more than
-2t - n - 1 members help (as in `secagg`): choose t well above half, and put masks inside.
-Source: Mouchet et al. 2023, "An efficient threshold access-structure for RLWE-based multiparty homomorphic encryption".
+Not covered: a responder, or the coordinator, that adds an offset shifts the sum, unseen when it is
+a multiple of q/T. Compare two openings by different responders where that matters. Two sums of one
+round over different sets can be opened if more than 2t - n - 1 members help (as in `secagg`):
+choose t well above half, and put masks inside.
+Source: Mouchet et al. 2023, "An efficient threshold access-structure for RLWE-based multiparty
+homomorphic encryption".
 """
 
 import hashlib
@@ -49,12 +53,14 @@ class Holder:
         self._holding, self._identity = holding, identity
 
     def respond(self, request: bytes) -> bytes:
-        """This member's part of the opening that `request` asks for: covered for members, and signed.
+        """This member's part of the opening that `request` asks for: covered for members, and
+        signed.
 
         Raises:
-            ProtocolError: a malformed request, one without us, one answered before, or another set for an opened round.
-            ThresholdError: too few contributions, or another number of responders than the threshold.
-            BudgetError: the key has opened as much as its smudging allows.
+            ProtocolError: a malformed request, one without us, one answered before, or another set
+            for an opened round. ThresholdError: too few contributions, or another number of
+            responders than the threshold. BudgetError: the key has opened as much as its smudging
+            allows.
         """
         holding = self._holding
         round_number, responders, contributors = parse(holding.plan, request)
@@ -65,14 +71,20 @@ class Holder:
         share = holding.shares[contributors[0]]
         for number in contributors[1:]:
             share = residues.add(share, holding.shares[number])
-        part = _smudged(holding, share, common(holding.plan, holding.key_id, round_number), responders)
+        part = _smudged(
+            holding, share, common(holding.plan, holding.key_id, round_number), responders
+        )
         part = _masked(holding, part, responders, named)
         covered = Veil(holding.readers, named, rows).cover(part, holding.number)
         holding.memory.open(round_number, contributors, named, rows)  # before it leaves
-        return covered + self._identity.sign(_context(named, holding.number), hashlib.sha256(covered).digest())
+        return covered + self._identity.sign(
+            _context(named, holding.number), hashlib.sha256(covered).digest()
+        )
 
 
-def _smudged(holding: Holding, share: Residues, commons: Residues, responders: Sequence[int]) -> Residues:
+def _smudged(
+    holding: Holding, share: Residues, commons: Residues, responders: Sequence[int]
+) -> Residues:
     """λ σ a + smudging, [rows, 3, N]."""
     points = [number + 1 for number in responders]
     weighted = residues.product(share, residues.weights(points, holding.number + 1, LIMBS))
@@ -95,7 +107,8 @@ class Reader:
 
     Args:
         request: as the responders got it.
-        total: `Gathering.total`; nothing for a rehearsal, whose sum is the joint key that each member has.
+        total: `Gathering.total`; nothing for a rehearsal, whose sum is the joint key that each
+        member has.
 
     Raises:
         ProtocolError: a request or a sum that is malformed.
@@ -106,29 +119,45 @@ class Reader:
         self._holding = holding
         self.round, self._responders, contributors = parse(holding.plan, request)
         self.contributors = tuple(holding.plan.names[number] for number in contributors)
-        self._named, self._rows = request_id(holding.key_id, request), _rows(holding.plan, self.round)
-        self._total = holding.joint if self.round == REHEARSAL else residues.from_bytes(total, self._rows, LIMBS)
+        self._named, self._rows = (
+            request_id(holding.key_id, request),
+            _rows(holding.plan, self.round),
+        )
+        self._total = (
+            holding.joint
+            if self.round == REHEARSAL
+            else residues.from_bytes(total, self._rows, LIMBS)
+        )
         self._parts: dict[int, Residues] = {}
         self._summed: Residues | None = None
         self._veil = Veil(holding.readers, self._named, self._rows)
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Responders whose part is not here yet. If one stays away, ask again with others: the sum is the same."""
+        """Responders whose part is not here yet. If one stays away, ask again with others: the
+        sum is the same.
+        """
         if self._summed is not None:
             return ()
-        return tuple(self._holding.plan.names[number] for number in self._responders if number not in self._parts)
+        return tuple(
+            self._holding.plan.names[number]
+            for number in self._responders
+            if number not in self._parts
+        )
 
     def receive(self, name: str, message: bytes) -> None:
         """Take one responder's part.
 
         Raises:
-            ProtocolError: not a responder of this request, a second part, or bytes that are no polynomials.
-            AuthenticationError: not this member's part of this very request.
+            ProtocolError: not a responder of this request, a second part, or bytes that are no
+            polynomials. AuthenticationError: not this member's part of this very request.
         """
         number = self._holding.plan.number(name)
         if number not in self._responders or number in self._parts:
-            raise ProtocolError(f"{name} is no responder of this request or has answered it before; the part is refused")
+            raise ProtocolError(
+                f"{name} is no responder of this request or has answered it "
+                f"before; the part is refused"
+            )
         covered = _checked(self._holding.plan, self._named, self._rows, name, message)
         self._parts[number] = self._veil.uncover(number, covered)
 
@@ -144,20 +173,27 @@ class Reader:
         self._summed = self._veil.uncover_sum(self._responders, message)
 
     def result(self) -> Slots:
-        """The summed slots [rows, N], modulo t; `plan.packing.unpack` makes values of them once all masks are off.
+        """The summed slots [rows, N], modulo t; `plan.packing.unpack` makes values of them once all
+        masks are off.
 
         Raises:
             ThresholdError: a part is missing.
-            ProtocolError: the parts do not meet: one is wrong, or (in a rehearsal) somebody dealt wrong shares.
+            ProtocolError: the parts do not meet: one is wrong, or (in a rehearsal) somebody dealt
+            wrong shares.
         """
         if self.missing:
-            raise ThresholdError(f"no part from {', '.join(self.missing)}; wait for it or ask other responders")
+            raise ThresholdError(
+                f"no part from {', '.join(self.missing)}; wait for it or ask other responders"
+            )
         phase = self._total if self._summed is None else residues.add(self._total, self._summed)
         for part in self._parts.values():
             phase = residues.add(phase, part)
         slots = lattice().decode(phase)
         if self.round == REHEARSAL and slots.any():
-            raise ProtocolError("the rehearsal opened to something else than zeros; this key is not used, make another")
+            raise ProtocolError(
+                "the rehearsal opened to something else than zeros; this key is "
+                "not used, make another"
+            )
         return slots
 
 
@@ -179,7 +215,8 @@ def check_part(plan: Plan, key_id: bytes, request: bytes, name: str, message: by
 
 
 def together(plan: Plan, request: bytes, parts: Mapping[str, bytes]) -> bytes:
-    """The sum of all parts of a request, still covered, for every reader: what the coordinator sends instead of t parts.
+    """The sum of all parts of a request, still covered, for every reader: what the coordinator
+    sends instead of t parts.
 
     Args:
         parts: by responder; each has passed `check_part`.
@@ -199,9 +236,13 @@ def _checked(plan: Plan, named: bytes, rows: int, name: str, message: bytes) -> 
     """The covered part in a message."""
     size = rows * POLYNOMIAL_BYTES + OVERHEAD + SIGNATURE_BYTES
     if len(message) != size:
-        raise ProtocolError(f"a part of {len(message)} bytes from {name}, {size} expected; it is refused")
+        raise ProtocolError(
+            f"a part of {len(message)} bytes from {name}, {size} expected; it is refused"
+        )
     covered, signature = message[:-SIGNATURE_BYTES], message[-SIGNATURE_BYTES:]
-    plan.members[name].verify(_context(named, plan.number(name)), hashlib.sha256(covered).digest(), signature)
+    plan.members[name].verify(
+        _context(named, plan.number(name)), hashlib.sha256(covered).digest(), signature
+    )
     return covered
 
 

@@ -1,26 +1,33 @@
-"""What all must agree on before a joint key is made, and what follows from it: sizes, noise, smudging, limits.
+"""What all must agree on before a joint key is made, and what follows from it: sizes, noise,
+smudging, limits.
 
 Knows names, identities and arithmetic. Knows no SEAL object and no secret.
-Always: a plan whose smudging would be too narrow for its own limit, or whose noise would not fit, cannot be made.
+Always: a plan whose smudging would be too narrow for its own limit, or whose noise would not fit,
+cannot be made.
 
-**Why the smudging is wide enough.** A responder adds to every coefficient of its part a number uniform in [-B, B). The pair
-masks (see `partial`) hide all parts but their sum, so colluders see one thing about an opened ciphertext:
-c0 + a s + (smudging) = round(q m / T) + e + (smudging), where m is the sum they may read (modulo T) and e the noise of the
-contributions, all that depends on the key. One honest responder is enough: (uniform in [-B, B)) + e and (uniform in [-B, B))
-are |e| / 2B apart (total variation, exact for one coefficient). With |e| <= `noise`, always, a union over N coefficients and D
-opened ciphertexts gives
+**Why the smudging is wide enough.** A responder adds to every coefficient of its part a number
+uniform in [-B, B). The pair masks (see `partial`) hide all parts but their sum, so colluders see
+one thing about an opened ciphertext: c0 + a s + (smudging) = round(q m / T) + e + (smudging), where
+m is the sum they may read (modulo T) and e the noise of the contributions, all that depends on the
+key. One honest responder is enough: (uniform in [-B, B)) + e and (uniform in [-B, B)) are |e| / 2B
+apart (total variation, exact for one coefficient). With |e| <= `noise`, always, a union over N
+coefficients and D opened ciphertexts gives
 
     distance <= N * D * noise / 2B <= 2^-40    for D <= n * `openings`.
 
-Every opening needs an honest responder, and each `Holder` counts its own and refuses beyond `openings`. B is as large as
-exact decoding allows: t * B + noise <= q / 8T, a quarter of what would still decode (t is the threshold). For 5 of 9: B = 2^96,
-noise 199, B / noise above 2^88, and 2^33 openings a member.
+Every opening needs an honest responder, and each `Holder` counts its own and refuses beyond
+`openings`. B is as large as exact decoding allows: t * B + noise <= q / 8T, a quarter of what would
+still decode (t is the threshold). For 5 of 9: B = 2^96, noise 199, B / noise above 2^88, and 2^33
+openings a member.
 
-**Why the noise bound holds.** SEAL's noise is at most 21 (centred binomial, 42 bits; clipped at 19 where it is Gaussian), and
-scaling a message rounds by less than 1. A member that puts more noise into its own contribution knows that noise.
+**Why the noise bound holds.** SEAL's noise is at most 21 (centred binomial, 42 bits; clipped at 19
+where it is Gaussian), and scaling a message rounds by less than 1. A member that puts more noise
+into its own contribution knows that noise.
 
-**Security of the ring.** `JOINT` is below the 128-bit ceiling for all four primes, and only three are ever used in the open.
-Source: Asharov et al. 2012 (smudging, lemma 1); Mouchet et al. 2023 (Shamir over R_q, weights before smudging).
+**Security of the ring.** `JOINT` is below the 128-bit ceiling for all four primes, and only three
+are ever used in the open.
+Source: Asharov et al. 2012 (smudging, lemma 1); Mouchet et al. 2023 (Shamir over R_q, weights
+before smudging).
 """
 
 from collections.abc import Iterable, Mapping
@@ -36,7 +43,8 @@ from ..parameters import JOINT, RingParameters
 # SEAL's own choice for JOINT, checked against it when a `Lattice` is made.
 PRIMES = (18014398507892737, 18014398508138497, 18014398508400641, 36028797018652673)
 PLAIN_MODULUS = 1152921504606830593
-Q = PRIMES[0] * PRIMES[1] * PRIMES[2]  # modulus of everything that is sent; the last prime is SEAL's own
+# modulus of everything that is sent; the last prime is SEAL's own
+Q = PRIMES[0] * PRIMES[1] * PRIMES[2]
 DISTANCE_BITS = 40  # all openings of one key together are 2^-40 from telling nothing but sums
 LEAST_OPENINGS = 1 << 20  # a plan that could open fewer ciphertexts is refused
 LARGEST_COHORT = 128
@@ -89,18 +97,28 @@ class Plan:
             or min(self.epoch, self.attempt) < 0
             or len({bytes(m) for m in self.members.values()}) != n
         ):
-            raise ConfigError("a joint key needs a federation id of 32 bytes, and members with distinct keys; mend the roster")
+            raise ConfigError(
+                "a joint key needs a federation id of 32 bytes, and members with "
+                "distinct keys; mend the roster"
+            )
         if not 2 <= self.threshold <= n <= LARGEST_COHORT or not 2 <= self.min_parties <= n:
             raise ConfigError(
-                f"{self.threshold} of {n} members, sums of at least {self.min_parties}: expected 2 to {n} for both, "
+                f"{self.threshold} of {n} members, sums of at least {self.min_parties}: expected 2 "
+                f"to {n} for both, "
                 f"and at most {LARGEST_COHORT} members"
             )
-        if 2 * self.threshold <= n:  # else two disjoint sets of responders could open a round twice, with nobody's help
-            raise ConfigError(f"a threshold of {self.threshold} for {n} members, more than half expected; raise it")
+        # else two disjoint sets of responders could open a round twice, with nobody's help
+        if 2 * self.threshold <= n:
+            raise ConfigError(
+                f"a threshold of {self.threshold} for {n} members, more than half "
+                f"expected; raise it"
+            )
         if self.smudging_bits < 1 or self.openings < max(LEAST_OPENINGS, self.packing.rows):
             raise ConfigError(
-                f"{n} members with threshold {self.threshold} leave room to open {self.openings} ciphertexts, "
-                f"{max(LEAST_OPENINGS, self.packing.rows)} expected; use fewer members or a lower threshold"
+                f"{n} members with threshold {self.threshold} leave room to open {self.openings} "
+                f"ciphertexts, "
+                f"{max(LEAST_OPENINGS, self.packing.rows)} expected; use fewer members or a lower "
+                f"threshold"
             )
         object.__setattr__(self, "members", MappingProxyType(dict(self.members)))
 
@@ -123,12 +141,21 @@ class Plan:
     def session(self) -> bytes:
         """32 bytes that any difference between two plans changes; every message is bound to it."""
         roster = [field for name in self.names for field in (name, bytes(self.members[name]))]
-        numbers = (self.epoch, self.attempt, self.threshold, self.min_parties, self.length, self.bits)
+        numbers = (
+            self.epoch,
+            self.attempt,
+            self.threshold,
+            self.min_parties,
+            self.length,
+            self.bits,
+        )
         return digest("quietchoir joint key 1", self.federation, *numbers, JOINT.digest, *roster)
 
     @property
     def noise(self) -> int:
-        """Largest noise of a sum of all members' ciphertexts, in any coefficient, whatever chance does; masks taken off it."""
+        """Largest noise of a sum of all members' ciphertexts, in any coefficient, whatever
+        chance does; masks taken off it.
+        """
         return NOISE * len(self.members) + 1  # taking masks off rounds once more
 
     @property
@@ -139,12 +166,17 @@ class Plan:
     @property
     def openings(self) -> int:
         """Ciphertexts that one member may help to open under one key."""
-        return (2 << self.smudging_bits) // (len(self.members) * JOINT.degree * self.noise << DISTANCE_BITS)
+        return (2 << self.smudging_bits) // (
+            len(self.members) * JOINT.degree * self.noise << DISTANCE_BITS
+        )
 
     def number(self, name: str) -> int:
         """The number of a member. Raises ProtocolError for a stranger."""
         if name not in self.numbers:
-            raise ProtocolError(f"{name!r} is not among the {len(self.members)} members of this key; its message is refused")
+            raise ProtocolError(
+                f"{name!r} is not among the {len(self.members)} members of this "
+                f"key; its message is refused"
+            )
         return self.numbers[name]
 
     def bitset(self, numbers: Iterable[int]) -> bytes:
@@ -155,5 +187,7 @@ class Plan:
         """Numbers, ascending. Raises ProtocolError for bits beyond the members."""
         bits = int.from_bytes(raw, "little")
         if bits >> len(self.members):
-            raise ProtocolError(f"a request names members beyond the {len(self.members)} of this key; it is refused")
+            raise ProtocolError(
+                f"a request names members beyond the {len(self.members)} of this key; it is refused"
+            )
         return tuple(number for number in range(len(self.members)) if bits >> number & 1)

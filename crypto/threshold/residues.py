@@ -1,8 +1,10 @@
 """Polynomials as residues modulo each prime, and Shamir's sharing of them.
 
-Knows arrays uint64 [limbs, N], one limb a prime of `plan.PRIMES`, and nothing of what they mean. Linear algebra alone: products
-of polynomials are SEAL's, uniform numbers come from AES-CTR by rejection (`bfv.uniform`) under keys of the operating system.
-Always: a residue is below its prime; bytes that say otherwise are refused before anything is computed with them.
+Knows arrays uint64 [limbs, N], one limb a prime of `plan.PRIMES`, and nothing of what they mean.
+Linear algebra alone: products of polynomials are SEAL's, uniform numbers come from AES-CTR by
+rejection (`bfv.uniform`) under keys of the operating system.
+Always: a residue is below its prime; bytes that say otherwise are refused before anything is
+computed with them.
 """
 
 import secrets
@@ -41,13 +43,16 @@ def subtract(left: Residues, right: Residues) -> Residues:
 def product(left: Residues, right: Residues | Sequence[int]) -> Residues:
     """left * right, number by number, or limb by limb with one number each.
 
-    Horner over the bytes of `right`: with primes below 2^55, 256 * total + 255 * left stays below 2^64.
+    Horner over the bytes of `right`: with primes below 2^55, 256 * total + 255 * left stays below
+    2^64.
     """
     moduli, other = _moduli(left.shape[-2]), np.asarray(right, np.uint64)
     other = other if other.ndim > 1 else other[:, None]
     total = np.zeros_like(left)
     for shift in range(8 * (RESIDUE_BYTES - 1), -1, -8):
-        total = (total * np.uint64(256) + left * (other >> np.uint64(shift) & np.uint64(255))) % moduli
+        total = (
+            total * np.uint64(256) + left * (other >> np.uint64(shift) & np.uint64(255))
+        ) % moduli
     return total
 
 
@@ -71,7 +76,9 @@ def smudging(bits: int, limbs: int) -> Residues:
     The range is a power of two, so random bits are the sample: nothing is rejected or rounded.
     """
     width = bits // 8 + 1  # bytes of bits + 1 random bits
-    raw = np.frombuffer(expand(secrets.token_bytes(32), width * JOINT.degree), np.uint8).reshape(width, JOINT.degree)
+    raw = np.frombuffer(expand(secrets.token_bytes(32), width * JOINT.degree), np.uint8).reshape(
+        width, JOINT.degree
+    )
     moduli, value = _moduli(limbs), np.zeros((limbs, JOINT.degree), np.uint64)
     top = np.uint8((2 << bits % 8) - 1 & 0xFF)
     for row in (raw[0] & top, *raw[1:]):
@@ -95,7 +102,8 @@ def split(secret: Residues, threshold: int, points: Sequence[int]) -> list[Resid
     for point in points:
         value = np.zeros_like(secret)
         for coefficient in coefficients:
-            value = (value + coefficient) % _moduli(limbs) * np.uint64(point) % _moduli(limbs)  # 2^55 * 2^8
+            # 2^55 * 2^8
+            value = (value + coefficient) % _moduli(limbs) * np.uint64(point) % _moduli(limbs)
         shares.append(add(value, secret))
     return shares
 
@@ -126,10 +134,15 @@ def from_bytes(raw: bytes, rows: int, limbs: int) -> Residues:
     """
     count = rows * limbs * JOINT.degree
     if len(raw) != count * RESIDUE_BYTES:
-        raise ProtocolError(f"polynomials of {len(raw)} bytes, {count * RESIDUE_BYTES} expected; they are refused")
+        raise ProtocolError(
+            f"polynomials of {len(raw)} bytes, {count * RESIDUE_BYTES} expected; they are refused"
+        )
     words = np.zeros((count, 8), np.uint8)
     words[:, :RESIDUE_BYTES] = np.frombuffer(raw, np.uint8).reshape(count, RESIDUE_BYTES)
     out = words.view("<u8").astype(np.uint64).reshape(rows, limbs, JOINT.degree)
     if (out >= _moduli(limbs)).any():
-        raise ProtocolError("a residue that is not below its prime; the polynomials were changed or are of another ring")
+        raise ProtocolError(
+            "a residue that is not below its prime; the polynomials were changed "
+            "or are of another ring"
+        )
     return out

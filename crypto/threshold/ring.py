@@ -1,8 +1,10 @@
-"""The ring of sealed mode where no member holds the key singly: values masked modulo t inside contributions to a joint key.
+"""The ring of sealed mode where no member holds the key singly: values masked modulo t inside
+contributions to a joint key.
 
 Knows how `sealed.SealedRing` and `contribution` fit together. Knows nothing of how a sum is opened.
-Always: as in `sealed`, the counters are masked and not sealed, and masks are the same from the same key on both sides; a
-contribution says whose it is and is signed for its key and round, so the coordinator knows whose sum it holds.
+Always: as in `sealed`, the counters are masked and not sealed, and masks are the same from the same
+key on both sides; a contribution says whose it is and is signed for its key and round, so the
+coordinator knows whose sum it holds.
 
 SEAL reads nothing here that another party laid out (see `lattice`), so there is no worker.
 """
@@ -49,7 +51,14 @@ class JointRing(SealedRing):
     """
 
     def __init__(
-        self, plan: Plan, key_id: bytes, round_number: int, counters: BitRing, *, bound: bytes, close: Close | None = None
+        self,
+        plan: Plan,
+        key_id: bytes,
+        round_number: int,
+        counters: BitRing,
+        *,
+        bound: bytes,
+        close: Close | None = None,
     ) -> None:
         self.sealing = Seal(packing=plan.packing, key_id=key_id)
         super().__init__(self.sealing, counters, bound=bound, desk=_Nowhere())
@@ -67,7 +76,9 @@ class JointRing(SealedRing):
             ProtocolError: this member contributed to this round before; nothing is sent.
         """
         if self._close is None:
-            raise RuntimeError("a ring without a member's share cannot close a contribution")  # our bug
+            raise RuntimeError(
+                "a ring without a member's share cannot close a contribution"
+            )  # our bug
         return self._close(words.slots) + self.counters.close(words.counters)
 
     def tally(self) -> "JointTally":
@@ -75,7 +86,8 @@ class JointRing(SealedRing):
 
 
 class JointTally(SealedTally):
-    """The coordinator's sum: polynomials that t members open together, and counters that it reads by itself.
+    """The coordinator's sum: polynomials that t members open together, and counters that it reads
+    by itself.
 
     Holds one sum, whatever the number of parties.
     """
@@ -89,15 +101,22 @@ class JointTally(SealedTally):
         """Take one party's contribution.
 
         Raises:
-            ProtocolError: another length, key or ring, or a second one of the same member; nothing was changed.
-            AuthenticationError: not signed by the member that it names, for this key and round.
+            ProtocolError: another length, key or ring, or a second one of the same member; nothing
+            was changed. AuthenticationError: not signed by the member that it names, for this key
+            and round.
         """
         ring = self._joint
         if len(payload) != ring.wire_bytes:
-            raise ProtocolError(f"a sealed contribution has {len(payload)} bytes, {ring.wire_bytes} expected; it is refused")
+            raise ProtocolError(
+                f"a sealed contribution has {len(payload)} bytes, "
+                f"{ring.wire_bytes} expected; it is refused"
+            )
         number, counters = payload[0], payload[ring.seal_bytes :]
         if number >= len(ring.plan.names):
-            raise ProtocolError(f"a contribution of member {number}, there are {len(ring.plan.names)}; it is refused")
+            raise ProtocolError(
+                f"a contribution of member {number}, there are "
+                f"{len(ring.plan.names)}; it is refused"
+            )
         ring.counters.unpack(counters)
         self.gathering.receive(ring.plan.names[number], payload[NUMBER_BYTES : ring.seal_bytes])
         self._counters.add(counters)

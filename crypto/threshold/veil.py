@@ -1,22 +1,27 @@
-"""Parts that the coordinator adds up without reading them, so that members get one vector and not t.
+"""Parts that the coordinator adds up without reading them, so that members get one vector and not
+t.
 
-Knows residues and the key that all members have in common. Knows nothing of shares, smudging or requests' meaning.
-Always: what is covered for one request opens under no other; a sum that opens is, to the last residue, the sum of what its
-responders covered, unless somebody who has the members' key made it.
+Knows residues and the key that all members have in common. Knows nothing of shares, smudging or
+requests' meaning.
+Always: what is covered for one request opens under no other; a sum that opens is, to the last
+residue, the sum of what its responders covered, unless somebody who has the members' key made it.
 
     nonce, 16 bytes | y = part + pad(key, request, member, nonce) | two checks for each prime
 
-**Why it hides.** The pad is uniform modulo each prime, from AES-CTR under a key that the coordinator has not, and never the
-same twice (a fresh nonce). So y is a stream cipher's ciphertext in the very group in which parts are added, and the sum of
-ciphertexts opens with the sum of the pads.
+**Why it hides.** The pad is uniform modulo each prime, from AES-CTR under a key that the
+coordinator has not, and never the same twice (a fresh nonce). So y is a stream cipher's ciphertext
+in the very group in which parts are added, and the sum of ciphertexts opens with the sum of the
+pads.
 
-**Why nobody changes it.** Each check is <k, y> + f modulo a prime, k one vector for the request, f fresh for member and nonce.
-The f hide k whatever is sent, so whoever changes the sum by d != 0 in one prime must guess <k, d> twice: 2^-54 each. Checks add
-up as the vectors do. Source: Agrawal, Boneh 2009, "Homomorphic MACs: MAC-based integrity for network coding", section 3.
+**Why nobody changes it.** Each check is <k, y> + f modulo a prime, k one vector for the request, f
+fresh for member and nonce. The f hide k whatever is sent, so whoever changes the sum by d != 0 in
+one prime must guess <k, d> twice: 2^-54 each. Checks add up as the vectors do. Source: Agrawal,
+Boneh 2009, "Homomorphic MACs: MAC-based integrity for network coding", section 3.
 
-**Against whom.** Exactly those that a box under the members' key and a signature kept out before: everybody without that key.
-Who has it, a member, reads the sum anyway, and a coordinator that it helps chooses it as responder, where it may put what it
-likes into its part, another for each reader. Neither form stops that.
+**Against whom.** Exactly those that a box under the members' key and a signature kept out before:
+everybody without that key. Who has it, a member, reads the sum anyway, and a coordinator that it
+helps chooses it as responder, where it may put what it likes into its part, another for each
+reader. Neither form stops that.
 """
 
 import secrets
@@ -66,7 +71,9 @@ class Veil:
             ProtocolError: residues that are not below their prime.
         """
         nonce, body, _ = cut(covered, 1, self._rows)
-        return residues.subtract(residues.from_bytes(body, self._rows, LIMBS), self._pad(number, nonce))
+        return residues.subtract(
+            residues.from_bytes(body, self._rows, LIMBS), self._pad(number, nonce)
+        )
 
     def uncover_sum(self, numbers: Sequence[int], summed: bytes) -> Residues:
         """The sum [rows, 3, N] of all responders' parts.
@@ -83,18 +90,23 @@ class Veil:
             expected = add_checks(expected, self._offsets(number, nonce))
             pads = residues.add(pads, self._pad(number, nonce))
         if expected != read_checks(tail):
-            raise AuthenticationError("the summed parts are not what the responders sent; ask for them again")
+            raise AuthenticationError(
+                "the summed parts are not what the responders sent; ask for them again"
+            )
         return residues.subtract(covered, pads)
 
     def _pad(self, number: int, nonce: bytes) -> Residues:
         key = hkdf(self._key, bind("pad", number, nonce))
-        return np.stack([residues.random(hkdf(key, bind("row", at)), LIMBS) for at in range(self._rows)])
+        return np.stack(
+            [residues.random(hkdf(key, bind("row", at)), LIMBS) for at in range(self._rows)]
+        )
 
     def _offsets(self, number: int, nonce: bytes) -> Checks:
         """f, one for each check: 256 bits modulo a prime of 54, which is uniform but for 2^-200."""
         return [
             [
-                int.from_bytes(hkdf(self._key, bind("offset", number, nonce, copy, limb)), "big") % PRIMES[limb]
+                int.from_bytes(hkdf(self._key, bind("offset", number, nonce, copy, limb)), "big")
+                % PRIMES[limb]
                 for limb in range(LIMBS)
             ]
             for copy in range(COPIES)
@@ -106,7 +118,9 @@ class Veil:
         low = np.uint64((1 << HALF) - 1)
         for copy in range(COPIES):
             for at, row in enumerate(covered):
-                terms = residues.product(row, residues.random(hkdf(self._key, bind("check", copy, at)), LIMBS))
+                terms = residues.product(
+                    row, residues.random(hkdf(self._key, bind("check", copy, at)), LIMBS)
+                )
                 lower, upper = (terms & low).sum(axis=-1), (terms >> np.uint64(HALF)).sum(axis=-1)
                 for limb in range(LIMBS):
                     term = int(lower[limb]) + (int(upper[limb]) << HALF)
@@ -115,12 +129,16 @@ class Veil:
 
 
 def add_up(parts: Sequence[bytes], rows: int) -> bytes:
-    """What the coordinator makes of all responders' covered parts, in the order of their numbers. Needs no key.
+    """What the coordinator makes of all responders' covered parts, in the order of their numbers.
+    Needs no key.
 
     Raises:
         ProtocolError: one of another length, or with numbers that are not below their prime.
     """
-    nonces, total = b"", np.zeros((rows, LIMBS, POLYNOMIAL_BYTES // (LIMBS * RESIDUE_BYTES)), np.uint64)
+    nonces, total = (
+        b"",
+        np.zeros((rows, LIMBS, POLYNOMIAL_BYTES // (LIMBS * RESIDUE_BYTES)), np.uint64),
+    )
     checks: Checks = [[0] * LIMBS for _ in range(COPIES)]
     for part in parts:
         nonce, body, tail = cut(part, 1, rows)
@@ -161,7 +179,10 @@ def read_checks(raw: bytes) -> Checks:
     Raises:
         ProtocolError: a check that is not below its prime.
     """
-    values = [int.from_bytes(raw[at : at + RESIDUE_BYTES], "little") for at in range(0, CHECK_BYTES, RESIDUE_BYTES)]
+    values = [
+        int.from_bytes(raw[at : at + RESIDUE_BYTES], "little")
+        for at in range(0, CHECK_BYTES, RESIDUE_BYTES)
+    ]
     if any(value >= PRIMES[at % LIMBS] for at, value in enumerate(values)):
         raise ProtocolError("a check that is not below its prime; the parts are refused")
     return [values[at : at + LIMBS] for at in range(0, len(values), LIMBS)]

@@ -1,11 +1,15 @@
-"""What a coordinator of buffered rounds says to members: train from this version, and: these are summed now.
+"""What a coordinator of buffered rounds says to members: train from this version, and: these are
+summed now.
 
 Knows two payloads and one answer. Knows nothing of signatures, of protection, or of who keeps what.
-Always: `decode_*` returns what is well-formed, or nothing was read. What a group is told is bound into its masks by `told`,
-and holds what each of its members was told when it trained: the broadcast digest of that work, by version.
+Always: `decode_*` returns what is well-formed, or nothing was read. What a group is told is bound
+into its masks by `told`, and holds what each of its members was told when it trained: the broadcast
+digest of that work, by version.
 
-    train   version, 8 bytes | the work, as `work` spells it       answer: version, digest and state that it trained from
-    group   canonical JSON: members with their versions, digest and state for each version, the newest version, ranges
+    train   version, 8 bytes | the work, as `work` spells it       answer: version, digest and state
+                                                                   that it trained from
+    group   canonical JSON: members with their versions, digest and state for each version, the
+            newest version, ranges
                                                                              answer: ready, or spent
 """
 
@@ -30,9 +34,12 @@ class Group:
     """Whose contributions are summed."""
 
     version: int  # steps behind the newest adapter
-    state: str = ""  # that one's name, where members follow them: what comes of the sum is a step from there
-    members: tuple[tuple[str, int], ...]  # names, sorted, each with the version that its contribution was trained from
-    # Those versions, ascending: each with the digest of what was told of it, and the name of the state, if they have names.
+    # that one's name, where members follow them: what comes of the sum is a step from there
+    state: str = ""
+    # names, sorted, each with the version that its contribution was trained from
+    members: tuple[tuple[str, int], ...]
+    # Those versions, ascending: each with the digest of what was told of it, and the name of the
+    # state, if they have names.
     adapters: tuple[tuple[int, str, str], ...]
     ranges: Ranges = ()  # as `Work.ranges`
 
@@ -43,7 +50,9 @@ class Group:
 
     @property
     def told(self) -> bytes:
-        """32 bytes that differ if the coordinator told two members different things about one group."""
+        """32 bytes that differ if the coordinator told two members different things about one
+        group.
+        """
         return broadcast.of_group(encode_group(self))
 
     def told_of(self, version: int) -> tuple[str, str]:
@@ -61,7 +70,9 @@ def told_of(version: int, order: Work) -> str:
 
 
 def encode_train(version: int, order: bytes) -> bytes:
-    """The version that is meant, and what to do with it: as `work.encode`, or `work.encode_told`."""
+    """The version that is meant, and what to do with it: as `work.encode`, or
+    `work.encode_told`.
+    """
     return encode_version(version) + order
 
 
@@ -71,11 +82,19 @@ def split_train(payload: bytes) -> tuple[int, bytes]:
 
 
 def check_train(order: Work) -> None:
-    """Raises MessageError for work for a drawn cohort, which there is none of here, or of a state whose name is none."""
+    """Raises MessageError for work for a drawn cohort, which there is none of here, or of a
+    state whose name is none.
+    """
     if order.cohort or order.absent or order.ranges:
-        raise MessageError("work for a drawn cohort came, in a federation of buffered rounds; refused")
-    if order.state and (len(order.state) != 2 * DIGEST_BYTES or set(order.state) - set("0123456789abcdef")):
-        raise MessageError(f"the name of a state is {len(order.state)} characters that are no digest; refused")
+        raise MessageError(
+            "work for a drawn cohort came, in a federation of buffered rounds; refused"
+        )
+    if order.state and (
+        len(order.state) != 2 * DIGEST_BYTES or set(order.state) - set("0123456789abcdef")
+    ):
+        raise MessageError(
+            f"the name of a state is {len(order.state)} characters that are no digest; refused"
+        )
 
 
 def encode_version(version: int) -> bytes:
@@ -95,7 +114,9 @@ def decode_version(payload: bytes) -> int:
 
 
 def encode_offer(version: int, told: str, state: str) -> bytes:
-    """A member's answer: version and state that its contribution was trained from, and the digest of what it was told."""
+    """A member's answer: version and state that its contribution was trained from, and the
+    digest of what it was told.
+    """
     return encode_version(version) + bytes.fromhex(told + state)
 
 
@@ -108,14 +129,18 @@ def decode_offer(payload: bytes) -> tuple[int, tuple[str, str]]:
     version, named = payload[:VERSION_BYTES], payload[VERSION_BYTES:]
     if len(named) not in (DIGEST_BYTES, 2 * DIGEST_BYTES):
         raise MessageError(
-            f"an offer of {len(payload)} bytes, expected {VERSION_BYTES + DIGEST_BYTES} or {DIGEST_BYTES} more; refused"
+            f"an offer of {len(payload)} bytes, expected {VERSION_BYTES + DIGEST_BYTES} or "
+            f"{DIGEST_BYTES} more; refused"
         )
     return decode_version(version), (named[:DIGEST_BYTES].hex(), named[DIGEST_BYTES:].hex())
 
 
 def encode_group(group: Group) -> bytes:
     """One spelling of it."""
-    lists = {name: [list(one) for one in getattr(group, name)] for name in ("adapters", "members", "ranges")}
+    lists = {
+        name: [list(one) for one in getattr(group, name)]
+        for name in ("adapters", "members", "ranges")
+    }
     return canonical(lists | {"state": group.state, "version": group.version})
 
 
@@ -132,16 +157,31 @@ def decode_group(payload: bytes) -> Group:
         except (ValueError, RecursionError):
             fields = None
     expected = {"adapters": list, "members": list, "ranges": list, "state": str, "version": int}
-    if not isinstance(fields, dict) or {key: type(value) for key, value in fields.items()} != expected:
+    if (
+        not isinstance(fields, dict)
+        or {key: type(value) for key, value in fields.items()} != expected
+    ):
         raise MessageError("the call of a group is malformed; refused")
     members, ranges = rows(fields["members"], [str, int]), rows(fields["ranges"], [int, float])
     adapters = rows(fields["adapters"], [int, str, str])
-    group = Group(version=fields["version"], state=fields["state"], members=members, adapters=adapters, ranges=ranges)
+    group = Group(
+        version=fields["version"],
+        state=fields["state"],
+        members=members,
+        adapters=adapters,
+        ranges=ranges,
+    )
     good = all(math.isfinite(scale) for _, scale in ranges) and encode_group(group) == payload
     if not good or list(group.names) != sorted(set(group.names)):
-        raise MessageError("the call of a group is not a sorted list of different names with their versions; refused")
+        raise MessageError(
+            "the call of a group is not a sorted list of different names with their "
+            "versions; refused"
+        )
     if [version for version, *_ in adapters] != sorted({version for _, version in members}):
-        raise MessageError("the call of a group does not name one adapter for each of its members' versions; refused")
+        raise MessageError(
+            "the call of a group does not name one adapter for each of its members' "
+            "versions; refused"
+        )
     return group
 
 

@@ -1,8 +1,9 @@
 """A small database that holds what must survive a kill.
 
 Knows SQLite, its journal and its version number. Knows nothing of what the tables mean.
-Always: a step is written whole or not at all, and is on the disk before `step` returns (write-ahead log, full synchronisation);
-a database of another kind, of an unknown version or with damage is refused, never repaired by guessing; mode 0600.
+Always: a step is written whole or not at all, and is on the disk before `step` returns (write-ahead
+log, full synchronisation); a database of another kind, of an unknown version or with damage is
+refused, never repaired by guessing; mode 0600.
 """
 
 import sqlite3
@@ -23,29 +24,35 @@ class Disk:
     Args:
         tables: what a new one is made with: SQL, of `version`.
 
-    Hazard: the file has companions (`-wal`, `-shm`) while it is open; a copy of the file alone may lack the last steps.
+    Hazard: the file has companions (`-wal`, `-shm`) while it is open; a copy of the file alone may
+    lack the last steps.
     """
 
     def __init__(self, path: Path, tables: str, version: int) -> None:
         """Open it, or make it.
 
         Raises:
-            FederationError: damaged, of another kind, or of a version that this program does not know.
-            QuietchoirError: no space or no permission.
+            FederationError: damaged, of another kind, or of a version that this program does not
+            know. QuietchoirError: no space or no permission.
         """
         self.path = path
         paths.private_folder(path.parent)
         try:
             if not path.exists():
                 path.touch(mode=0o600)
-            # SQLite would take a stump of a file for a new one. The file must not be read here: closing it would drop the locks
-            # that this process holds on it through another connection, and the next to leave would throw the log away.
+            # SQLite would take a stump of a file for a new one. The file must not be read here:
+            # closing it would drop the locks that this process holds on it through another
+            # connection, and the next to leave would throw the log away.
             if 0 < path.stat().st_size < SMALLEST_BYTES:
                 raise FederationError(f"{path}: damaged, no database; restore it from a copy")
             # Used by one thread at a time, though not always by the one that opened it.
-            self.connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
+            self.connection = sqlite3.connect(
+                path, isolation_level=None, check_same_thread=False, timeout=10.0
+            )
         except (OSError, sqlite3.Error) as error:
-            raise QuietchoirError(f"{path}: cannot open ({error}); free the disk or choose another folder") from error
+            raise QuietchoirError(
+                f"{path}: cannot open ({error}); free the disk or choose another folder"
+            ) from error
         try:
             self.check(tables, version)
         except BaseException:
@@ -63,7 +70,9 @@ class Disk:
         except sqlite3.OperationalError as error:
             raise self.refused(error) from error
         except sqlite3.DatabaseError as error:
-            raise FederationError(f"{self.path}: damaged ({error}); restore it from a copy") from error
+            raise FederationError(
+                f"{self.path}: damaged ({error}); restore it from a copy"
+            ) from error
         if not sound:
             raise FederationError(f"{self.path}: damaged; restore it from a copy")
         if empty:
@@ -74,7 +83,8 @@ class Disk:
                 connection.execute(f"PRAGMA user_version = {version}")
         elif (kind, found) != (KIND, version):
             raise FederationError(
-                f"{self.path}: a database of kind {kind:#x}, version {found}; expected {KIND:#x}, version {version}: "
+                f"{self.path}: a database of kind {kind:#x}, version {found}; expected {KIND:#x}, "
+                f"version {version}: "
                 "it was written by another version of quietchoir, use that one"
             )
 
@@ -108,8 +118,15 @@ class Disk:
     def refused(self, error: sqlite3.Error) -> QuietchoirError:
         """What to do about an error of SQLite's."""
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the extended part
-        reason = "the disk is full" if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR) else str(error)
-        return QuietchoirError(f"{self.path}: not written, {reason}; nothing was changed. Free the disk, then start again")
+        reason = (
+            ("the disk is full")
+            if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+            else str(error)
+        )
+        return QuietchoirError(
+            f"{self.path}: not written, {reason}; nothing was changed. Free the "
+            f"disk, then start again"
+        )
 
     def close(self) -> None:
         """Fold the log into the file and let it go."""

@@ -1,13 +1,15 @@
-"""What a member has already answered and opened, so that nothing is answered or opened twice, and no run in another's place.
+"""What a member has already answered and opened, so that nothing is answered or opened twice, and
+no run in another's place.
 
 Knows places, the masks' own ledger, and one small database. Knows nothing of payloads.
-Always: a place is on disk before any work for it begins, and a round that is about to be opened before its shares
-leave; within a run, only later attempts are new, also after a restart of the node and also when a coordinator comes
-back with an older state.
+Always: a place is on disk before any work for it begins, and a round that is about to be opened
+before its shares leave; within a run, only later attempts are new, also after a restart of the node
+and also when a coordinator comes back with an older state.
 
-One run at a time. While the coordinator of one run is heard, letters of another run are refused: two coordinators with one
-identity would train on half of the members each. The other run is taken up once the first is finished, or has been silent for
-`LEASE_S`; from then on the first one is refused for good, whoever brings it back.
+One run at a time. While the coordinator of one run is heard, letters of another run are refused:
+two coordinators with one identity would train on half of the members each. The other run is taken
+up once the first is finished, or has been silent for `LEASE_S`; from then on the first one is
+refused for good, whoever brings it back.
 """
 
 import fcntl
@@ -28,12 +30,15 @@ FILE, LOCK = "answered.sqlite", "taking-part.lock"
 OLD_SUFFIX = ".json"
 VERSION = 1
 TABLES = """
-CREATE TABLE runs (run TEXT PRIMARY KEY, round INTEGER NOT NULL, attempt INTEGER NOT NULL, standing TEXT NOT NULL) STRICT;
+CREATE TABLE runs (
+    run TEXT PRIMARY KEY, round INTEGER NOT NULL, attempt INTEGER NOT NULL, standing TEXT NOT NULL
+) STRICT;
 CREATE TABLE sums (one INTEGER PRIMARY KEY CHECK (one = 1), snapshot TEXT NOT NULL) STRICT;
 CREATE TABLE heard (one INTEGER PRIMARY KEY CHECK (one = 1), at REAL NOT NULL) STRICT
 """
 GOING, FINISHED, REPLACED = "going", "finished", "replaced"
-LEASE_S = 7200.0  # of silence, until a run may be replaced by another; other members may train for an hour
+# of silence, until a run may be replaced by another; other members may train for an hour
+LEASE_S = 7200.0
 
 
 def hold(folder: Path) -> IO[bytes]:
@@ -47,7 +52,9 @@ def hold(folder: Path) -> IO[bytes]:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         held.close()
-        raise FederationError(f"{folder}: this node takes part already, in another process; stop that one first") from None
+        raise FederationError(
+            f"{folder}: this node takes part already, in another process; stop that one first"
+        ) from None
     return held
 
 
@@ -63,8 +70,8 @@ class Ledger:
     """High-water marks, one for each run; in memory only if there is no path (simulations).
 
     Args:
-        now: seconds of the wall clock, which survive a restart. A clock that was set back makes the lease longer, never shorter
-            than `LEASE_S` of silence seen from then on.
+        now: seconds of the wall clock, which survive a restart. A clock that was set back makes the
+            lease longer, never shorter than `LEASE_S` of silence seen from then on.
     """
 
     def __init__(self, path: Path | None = None, *, now: Callable[[], float] = time.time) -> None:
@@ -103,22 +110,29 @@ class Ledger:
             marks = {str(run): (int(at[0]), int(at[1])) for run, at in content["marks"].items()}
             sums = SumLedger.restore(str(content["sums"]).encode("ascii"))
         except (ValueError, RecursionError, AttributeError, LookupError, TypeError) as error:
-            raise MessageError(f"{old}: damaged ({error}); restore it, without it old rounds could be replayed") from error
+            raise MessageError(
+                f"{old}: damaged ({error}); restore it, without it old rounds could be replayed"
+            ) from error
         self.sums, standing = sums, dict.fromkeys(marks, FINISHED)
         self.write(marks, standing, 0.0)
         self.marks, self.standing = marks, standing
 
     def read(self, connection: sqlite3.Connection) -> None:
         """Everything, from the disk."""
-        for run, round_, attempt, standing in connection.execute("SELECT run, round, attempt, standing FROM runs"):
+        for run, round_, attempt, standing in connection.execute(
+            "SELECT run, round, attempt, standing FROM runs"
+        ):
             self.marks[run], self.standing[run] = (round_, attempt), standing
         self.heard_at = next((at for (at,) in connection.execute("SELECT at FROM heard")), 0.0)
-        self.written = next((text for (text,) in connection.execute("SELECT snapshot FROM sums")), "")
+        self.written = next(
+            (text for (text,) in connection.execute("SELECT snapshot FROM sums")), ""
+        )
         if self.written:
             self.sums = SumLedger.restore(self.written.encode("ascii"))
 
     def check(self, place: Place) -> None:
-        """Require that `place` is later than all that was answered in its run, and that no other run is going on.
+        """Require that `place` is later than all that was answered in its run, and that no other
+        run is going on.
 
         Raises:
             StaleError, RivalError: it is not.
@@ -126,16 +140,22 @@ class Ledger:
         mark = self.marks.get(place.run)
         if mark is not None and (place.round, place.attempt) <= mark:
             raise StaleError(
-                f"round {place.round}, attempt {place.attempt} was already answered (this node is at round {mark[0]}, "
+                f"round {place.round}, attempt {place.attempt} was already answered (this node is "
+                f"at round {mark[0]}, "
                 f"attempt {mark[1]}); a replay, or a coordinator with an older state; refused"
             )
         if self.standing.get(place.run) == REPLACED:
-            raise RivalError(f"run {place.run[:8]} was given up for a later one; its coordinator must stop; refused")
+            raise RivalError(
+                f"run {place.run[:8]} was given up for a later one; its coordinator "
+                f"must stop; refused"
+            )
         going = self.going()
         if going is not None and going != place.run and self.silence() < LEASE_S:
             raise RivalError(
-                f"found run {place.run[:8]}, but this node is in run {going[:8]}, heard {self.silence():.0f} s ago: two "
-                "coordinators with one identity, or one that lost its state; stop one of them. Another run is taken up "
+                f"found run {place.run[:8]}, but this node is in run {going[:8]}, heard "
+                f"{self.silence():.0f} s ago: two "
+                "coordinators with one identity, or one that lost its state; stop one of them. "
+                "Another run is taken up "
                 f"after {LEASE_S / 60:.0f} minutes of silence; refused"
             )
 
@@ -148,14 +168,17 @@ class Ledger:
         return max(0.0, self.now() - self.heard_at)
 
     def record(self, place: Place) -> None:
-        """Write down that work for `place` begins, and that its run is the one that this member is in.
+        """Write down that work for `place` begins, and that its run is the one that this member is
+        in.
 
         Raises:
             MessageError: as `check`.
             QuietchoirError: the disk refuses; then nothing is recorded.
         """
         self.check(place)
-        standing = {run: REPLACED if old == GOING else old for run, old in self.standing.items()} | {place.run: GOING}
+        standing = {
+            run: REPLACED if old == GOING else old for run, old in self.standing.items()
+        } | {place.run: GOING}
         marks, now = {**self.marks, place.run: (place.round, place.attempt)}, self.now()
         self.write(marks, standing, now)
         self.marks, self.standing, self.heard_at = marks, standing, now
@@ -179,7 +202,9 @@ class Ledger:
         if self.sums.snapshot().decode("ascii") != self.written:
             self.write(self.marks, self.standing, self.heard_at)
 
-    def write(self, marks: dict[str, tuple[int, int]], standing: dict[str, str], heard_at: float) -> None:
+    def write(
+        self, marks: dict[str, tuple[int, int]], standing: dict[str, str], heard_at: float
+    ) -> None:
         """All of it, in one step."""
         if self.disk is None:
             return

@@ -1,9 +1,11 @@
 """Carries letters to parties and their answers back.
 
-Knows names, bytes and time limits. Knows nothing of what a letter says; signing and reading are the callers'.
-Always: `ask` yields each party's answer at most once, in any order, and ends when all answered, when the rest is
-known to be gone, or when the time is up. Who did not answer is missing from what it yields; nothing is raised. The same holds
-for `leave` and `collect`, for as many letters at a time as there are members that are left alone with one.
+Knows names, bytes and time limits. Knows nothing of what a letter says; signing and reading are the
+callers'.
+Always: `ask` yields each party's answer at most once, in any order, and ends when all answered,
+when the rest is known to be gone, or when the time is up. Who did not answer is missing from what
+it yields; nothing is raised. The same holds for `leave` and `collect`, for as many letters at a
+time as there are members that are left alone with one.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -32,14 +34,17 @@ class LeavingLink(Link, Protocol):
     """A `Link` that also leaves letters, for members whose work others do not wait for."""
 
     def leave(self, letters: Mapping[str, bytes], timeout_s: float) -> None:
-        """Deliver each letter, and wait for nothing: the answers come out of `collect`, others are asked meanwhile.
+        """Deliver each letter, and wait for nothing: the answers come out of `collect`, others are
+        asked meanwhile.
 
         Who owes such an answer is not `present`, so that nobody is ever asked two things at once.
         """
         ...
 
     def collect(self, wait_s: float) -> Iterator[tuple[str, bytes]]:
-        """Answers to letters that were left, as (party, answer): those that are here; if none is, the next, for `wait_s`."""
+        """Answers to letters that were left, as (party, answer): those that are here; if none
+        is, the next, for `wait_s`.
+        """
         ...
 
     def owing(self) -> frozenset[str]:
@@ -63,7 +68,9 @@ class InProcessLink:
         return frozenset(self.parties) - self.left.keys()
 
     def ask(self, letters: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
-        """Call the parties one after another; one that refuses is logged and missing. `timeout_s` has no use here."""
+        """Call the parties one after another; one that refuses is logged and missing.
+        `timeout_s` has no use here.
+        """
         del timeout_s
         for name, letter in letters.items():
             if name not in self.parties:
@@ -81,7 +88,9 @@ class InProcessLink:
         self.left |= {name: letter for name, letter in letters.items() if name in self.parties}
 
     def collect(self, wait_s: float) -> Iterator[tuple[str, bytes]]:
-        """The next answer, if any letter brings one; one at a time, so that whoever is grouped need not wait for all."""
+        """The next answer, if any letter brings one; one at a time, so that whoever is grouped
+        need not wait for all.
+        """
         del wait_s
         while self.left:
             name = next(iter(self.left))

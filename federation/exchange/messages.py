@@ -1,10 +1,11 @@
 """What crosses the border: tasks from the coordinator, replies from members.
 
 Knows the bytes and the signatures. Knows nothing of what a payload means or of the order of stages.
-Always: a `Task` or `Reply` that leaves `decode_*` was signed by the right key for this federation, policy, model
-and receiver; anything else is a `MessageError`, and nothing was changed.
+Always: a `Task` or `Reply` that leaves `decode_*` was signed by the right key for this federation,
+policy, model and receiver; anything else is a `MessageError`, and nothing was changed.
 
-    b"QCM1" | header length, 4 bytes | header, canonical JSON | payload | Ed25519 signature of all before it, 64 bytes
+    b"QCM1" | header length, 4 bytes | header, canonical JSON | payload | Ed25519 signature of all
+    before it, 64 bytes
 """
 
 import dataclasses
@@ -65,7 +66,12 @@ def encode_task(task: Task, policy: Policy, coordinator: Identity) -> bytes:
 
 def encode_reply(reply: Reply, policy: Policy, identity: Identity) -> bytes:
     """Spell and sign `reply`."""
-    fields = {"kind": "reply", "sender": reply.sender, "task": reply.task, **frame(reply.place, reply.stage, policy)}
+    fields = {
+        "kind": "reply",
+        "sender": reply.sender,
+        "task": reply.task,
+        **frame(reply.place, reply.stage, policy),
+    }
     return seal(fields, reply.payload, identity, REPLY_CONTEXT)
 
 
@@ -73,10 +79,13 @@ def decode_task(data: bytes, policy: Policy, recipient: str) -> Task:
     """Read a task that this federation's coordinator signed for `recipient`.
 
     Raises:
-        MessageError: malformed, foreign, unsigned, for another policy or model, or for somebody else.
+        MessageError: malformed, foreign, unsigned, for another policy or model, or for somebody
+        else.
     """
     fields, payload = split(data, {"kind": str, "recipient": str, **FRAME})
-    verify(data, PublicIdentity(bytes.fromhex(policy.coordinator.key)), TASK_CONTEXT, "the coordinator")
+    verify(
+        data, PublicIdentity(bytes.fromhex(policy.coordinator.key)), TASK_CONTEXT, "the coordinator"
+    )
     check_frame(fields, policy, "task")
     if fields["recipient"] != recipient:
         raise MessageError(f"a task for {fields['recipient']} came to {recipient}; refused")
@@ -87,31 +96,52 @@ def decode_reply(data: bytes, policy: Policy, task: bytes) -> Reply:
     """Read a member's reply to exactly `task` (its bytes).
 
     Raises:
-        MessageError: malformed, foreign, unsigned, not from the task's recipient, or an answer to something else.
+        MessageError: malformed, foreign, unsigned, not from the task's recipient, or an answer to
+        something else.
     """
     fields, payload = split(data, {"kind": str, "sender": str, "task": str, **FRAME})
     asked, _ = split(task, {"kind": str, "recipient": str, **FRAME})
     member = policy.member(fields["sender"])
     if member is None or member.name != asked["recipient"]:
-        raise MessageError(f"a reply from {fields['sender']!r} came where {asked['recipient']!r} was asked; refused")
+        raise MessageError(
+            f"a reply from {fields['sender']!r} came where {asked['recipient']!r} "
+            f"was asked; refused"
+        )
     verify(data, PublicIdentity(bytes.fromhex(member.key)), REPLY_CONTEXT, member.name)
     check_frame(fields, policy, "reply")
     if fields["task"] != fingerprint(task) or any(fields[key] != asked[key] for key in FRAME):
-        raise MessageError(f"{member.name} answered another task than the one it was asked; refused")
-    return Reply(place=place_of(fields), stage=fields["stage"], sender=member.name, task=fields["task"], payload=payload)
+        raise MessageError(
+            f"{member.name} answered another task than the one it was asked; refused"
+        )
+    return Reply(
+        place=place_of(fields),
+        stage=fields["stage"],
+        sender=member.name,
+        task=fields["task"],
+        payload=payload,
+    )
 
 
 FRAME: dict[str, type] = {
-    "attempt": int, "federation": str, "model": str, "policy": str, "round": int, "run": str, "stage": str,
-}  # fmt: skip
+    "attempt": int,
+    "federation": str,
+    "model": str,
+    "policy": str,
+    "round": int,
+    "run": str,
+    "stage": str,
+}
 
 
 def frame(place: Place, stage: str, policy: Policy) -> dict[str, Any]:
     """Header fields that tasks and replies share."""
     return {
-        "federation": policy.federation.hex(), "policy": policy.digest.hex(), "model": policy.model.digest,
-        "stage": stage, **dataclasses.asdict(place),
-    }  # fmt: skip
+        "federation": policy.federation.hex(),
+        "policy": policy.digest.hex(),
+        "model": policy.model.digest,
+        "stage": stage,
+        **dataclasses.asdict(place),
+    }
 
 
 def check_frame(fields: dict[str, Any], policy: Policy, kind: str) -> None:
@@ -123,12 +153,18 @@ def check_frame(fields: dict[str, Any], policy: Policy, kind: str) -> None:
     if fields["kind"] != kind:
         raise MessageError(f"found a {fields['kind']!r} where a {kind} was expected; refused")
     if fields["federation"] != policy.federation.hex():
-        raise MessageError(f"found federation {fields['federation'][:12]}…, expected {policy.federation.hex()[:12]}…; refused")
+        raise MessageError(
+            f"found federation {fields['federation'][:12]}…, expected "
+            f"{policy.federation.hex()[:12]}…; refused"
+        )
     if fields["model"] != policy.model.digest:
-        raise MessageError(f"found model {fields['model'][:12]}…, expected {policy.model.digest[:12]}…; refused")
+        raise MessageError(
+            f"found model {fields['model'][:12]}…, expected {policy.model.digest[:12]}…; refused"
+        )
     if fields["policy"] != policy.digest.hex():
         raise MessageError(
-            f"the sender holds another version of the federation file than version {policy.version} here; "
+            f"the sender holds another version of the federation file than version "
+            f"{policy.version} here; "
             "give both the newest file and start them again"
         )
     if min(fields["round"], fields["attempt"]) < 0 or not RUN.fullmatch(fields["run"]):
@@ -183,7 +219,9 @@ def split(data: bytes, expected: dict[str, type]) -> tuple[dict[str, Any], bytes
     except (ValueError, RecursionError):
         good = False
     if not good or set(fields) != set(expected):
-        raise MessageError(f"the header is not the canonical JSON of {', '.join(sorted(expected))}; refused")
+        raise MessageError(
+            f"the header is not the canonical JSON of {', '.join(sorted(expected))}; refused"
+        )
     for key, kind in expected.items():
         if type(fields[key]) is not kind:
             raise MessageError(f"header field {key} must be {kind.__name__}; refused")

@@ -1,7 +1,7 @@
 """What the coordinator asks a member to do before, or instead of, a sum.
 
-Knows four kinds of work and one vector, or in sealed mode the tag of the vector that members hold. Knows nothing of
-signatures or protection.
+Knows four kinds of work and one vector, or in sealed mode the tag of the vector that members hold.
+Knows nothing of signatures or protection.
 Always: `decode` checks the vector's length and that it is finite before anybody computes with it.
 """
 
@@ -24,35 +24,50 @@ UNDO = "undo"  # sealed mode: step to the adapter before the last step, with an 
 STAGES = (TRAIN, SCORE, ADOPT, UNDO)
 DONE, SPENT = b"", b"spent"  # what a member answers: it is done, or its privacy budget is used up
 MAX_HEADER_BYTES = 1 << 20
-FIELDS = {"absent": list, "card": str, "cohort": list, "evaluate": bool, "ranges": list, "state": str}
+FIELDS = {
+    "absent": list,
+    "card": str,
+    "cohort": list,
+    "evaluate": bool,
+    "ranges": list,
+    "state": str,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """One adapter and what to do with it."""
 
-    flat: Vector  # [n]; [0] in sealed mode, where members have it and the coordinator does not, and where a way leads to it
+    # [n]; [0] in sealed mode, where members have it and the coordinator does not, and where a way
+    # leads to it
+    flat: Vector
     evaluate: bool = False  # while training: score `flat` first
     card: str = ""  # of a finished adapter: its signed card; in sealed mode its evaluation, as JSON
-    state: str = ""  # sealed mode: tag of the adapter that is meant, hex; where adapters are told as changes: name of the state
+    # sealed mode: tag of the adapter that is meant, hex; where adapters are told as changes: name
+    # of the state
+    state: str = ""
     ranges: Ranges = ()  # stop and scale of each tensor; empty: the federation's one range
     cohort: tuple[str, ...] = ()  # everybody who is asked, sorted
-    absent: tuple[str, ...] = ()  # members that the draw would have given before the last of the cohort, but are not there
+    # members that the draw would have given before the last of the cohort, but are not there
+    absent: tuple[str, ...] = ()
 
     def header(self) -> dict[str, Any]:
         """Everything but the vector, as JSON's types."""
         return {name: listed(getattr(self, name)) for name in FIELDS}
 
 
-assert {one.name for one in dataclasses.fields(Work)} == {*FIELDS, "flat"}  # what is told is what is hashed
+# what is told is what is hashed
+assert {one.name for one in dataclasses.fields(Work)} == {*FIELDS, "flat"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
     """What a member answers when its contribution is ready: nothing of how its work went."""
 
-    scores: bool  # it scored held-out answers: so many do is told to all, because few are not summed
-    before: tuple[tuple[str, ...], ...] = ()  # members that it signed for in earlier sums from the same adapter
+    # it scored held-out answers: so many do is told to all, because few are not summed
+    scores: bool
+    # members that it signed for in earlier sums from the same adapter
+    before: tuple[tuple[str, ...], ...] = ()
 
 
 def encode_ready(ready: Ready) -> bytes:
@@ -68,9 +83,16 @@ def decode_ready(payload: bytes) -> Ready | None:
             fields = json.loads(payload)
         except (ValueError, RecursionError):
             fields = None
-    if not isinstance(fields, dict) or {key: type(value) for key, value in fields.items()} != {"before": list, "scores": bool}:
+    if not isinstance(fields, dict) or {key: type(value) for key, value in fields.items()} != {
+        "before": list,
+        "scores": bool,
+    }:
         return None
-    before = [one for one in fields["before"] if isinstance(one, list) and all(isinstance(name, str) for name in one)]
+    before = [
+        one
+        for one in fields["before"]
+        if isinstance(one, list) and all(isinstance(name, str) for name in one)
+    ]
     if len(before) != len(fields["before"]):
         return None
     return Ready(scores=fields["scores"], before=tuple(tuple(one) for one in before))
@@ -88,7 +110,9 @@ def encode(work: Work) -> bytes:
 
 
 def encode_told(work: Work, way: bytes) -> bytes:
-    """The same without the vector: `work.state` names it, and `way` leads there (`..rounds.steps`)."""
+    """The same without the vector: `work.state` names it, and `way` leads there
+    (`..rounds.steps`).
+    """
     return encode(dataclasses.replace(work, flat=np.zeros(0, np.float32))) + way
 
 
@@ -120,12 +144,23 @@ def split(payload: bytes) -> tuple[Work, bytes]:
             fields = json.loads(payload[4 : 4 + length])
         except (ValueError, RecursionError):
             fields = None
-    if not isinstance(fields, dict) or {key: type(value) for key, value in fields.items()} != FIELDS:
+    if (
+        not isinstance(fields, dict)
+        or {key: type(value) for key, value in fields.items()} != FIELDS
+    ):
         raise MessageError("the work's header is malformed; refused")
     if not all(isinstance(name, str) for name in (*fields["cohort"], *fields["absent"])):
         raise MessageError("the work names members that are no names; refused")
-    ranges = [tuple(one) for one in fields["ranges"] if isinstance(one, list) and [type(part) for part in one] == [int, float]]
+    ranges = [
+        tuple(one)
+        for one in fields["ranges"]
+        if isinstance(one, list) and [type(part) for part in one] == [int, float]
+    ]
     if len(ranges) != len(fields["ranges"]):
         raise MessageError("the work's ranges are not pairs of a place and a scale; refused")
-    fields |= {"ranges": tuple(ranges), "cohort": tuple(fields["cohort"]), "absent": tuple(fields["absent"])}
+    fields |= {
+        "ranges": tuple(ranges),
+        "cohort": tuple(fields["cohort"]),
+        "absent": tuple(fields["absent"]),
+    }
     return Work(flat=np.zeros(0, np.float32), **fields), payload[4 + length :]

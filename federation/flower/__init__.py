@@ -5,10 +5,11 @@ requests for work that wait), superlink (Flower behind it), post and link (the c
 reach, clock, connection and node (a member's side); for Flower's own engines apps, conduct and
 grid. tests/federation/test_flower_contract.py fails when an internal that is used here moves.
 
-A letter of up to 4 MiB costs two requests: it comes with the answer to a held request for work, and its answer goes in the
-message that announces it. A longer one travels as Flower's objects, chunks of 5 MiB named by their content, and goes on
-where it was after an interruption. A node that asks for work while it owes an answer never got its letter (or has died
-since): it is handed it again, and what it has done already its ledger refuses to do twice.
+A letter of up to 4 MiB costs two requests: it comes with the answer to a held request for work, and
+its answer goes in the message that announces it. A longer one travels as Flower's objects, chunks
+of 5 MiB named by their content, and goes on where it was after an interruption. A node that asks
+for work while it owes an answer never got its letter (or has died since): it is handed it again,
+and what it has done already its ledger refuses to do twice.
 """
 
 import os
@@ -19,7 +20,8 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 with warnings.catch_warnings():
-    # flwr 1.41 pins a typer that uses names which click has deprecated: nothing that a user of this project could mend.
+    # flwr 1.41 pins a typer that uses names which click has deprecated: nothing that a user of this
+    # project could mend.
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(click|typer|flwr)\b")
     import flwr.app
     import flwr.supercore.logger  # noqa: F401

@@ -1,12 +1,16 @@
-"""`ServerApp` and `ClientApp` for Flower's own engines: `flwr run` on a stock SuperLink or under Ray, with the same objects.
+"""`ServerApp` and `ClientApp` for Flower's own engines: `flwr run` on a stock SuperLink or under
+Ray, with the same objects.
 
-Knows Flower's public API only, and which of two ways a run goes: with a federation file, our coordinator and our members with
-all their protection (`conduct`, `visit`); without one, plain averaging (`unprotected`).
-Always: a message that is refused leaves this node as it was; what goes back then is the refusal's kind, never its words.
+Knows Flower's public API only, and which of two ways a run goes: with a federation file, our
+coordinator and our members with all their protection (`conduct`, `visit`); without one, plain
+averaging (`unprotected`).
+Always: a message that is refused leaves this node as it was; what goes back then is the refusal's
+kind, never its words.
 
-Hazard: Flower hands its nodes the program that they run. Masks keep an update from whoever reads what the engine carries and
-what the ServerApp holds; against whoever may start a run on the SuperLink nothing here helps, for that person can send
-another program. `quietchoir coordinate` and `join` take no program from anybody.
+Hazard: Flower hands its nodes the program that they run. Masks keep an update from whoever reads
+what the engine carries and what the ServerApp holds; against whoever may start a run on the
+SuperLink nothing here helps, for that person can send another program. `quietchoir coordinate` and
+`join` take no program from anybody.
 """
 
 from pathlib import Path
@@ -28,7 +32,8 @@ from .letters import answer_to, open_letter, seal_letter
 from .settings import Settings
 
 logger = log.get("federation.flower")
-STATE, KEY = "quietchoir", "key"  # of what is put aside between two letters: in the SuperNode's memory, nowhere else
+# of what is put aside between two letters: in the SuperNode's memory, nowhere else
+STATE, KEY = "quietchoir", "key"
 
 server_app = ServerApp()
 client_app = ClientApp()
@@ -49,7 +54,12 @@ def train(message: Message, context: Context) -> Message:
     """Without a federation file: score, train, return the change."""
     settings = Settings.read(context.run_config)
     if settings.federation or "home" in context.node_config:
-        return refusal(message, ConfigError("this node belongs to a federation, and was asked to train without one; refused"))
+        return refusal(
+            message,
+            ConfigError(
+                "this node belongs to a federation, and was asked to train without one; refused"
+            ),
+        )
     return unprotected.train(message, settings, int(context.node_config.get("partition-id", 0)))
 
 
@@ -90,9 +100,11 @@ def refusal(message: Message, error: QuietchoirError) -> Message:
 
 
 def own_of(context: Context) -> Own:
-    """This node's home and data: from its own `--node-config`; in a simulation, by its number, from the run's.
+    """This node's home and data: from its own `--node-config`; in a simulation, by its number, from
+    the run's.
 
-    A node that names a home takes no path from the run's configuration, which is the coordinator's word.
+    A node that names a home takes no path from the run's configuration, which is the coordinator's
+    word.
 
     Raises:
         ConfigError: neither, or a number without a member.
@@ -107,15 +119,23 @@ def own_of(context: Context) -> Own:
         return Own(file=file, home=home, data=data, rehearse=settings.rehearse, config=chosen)
     if not settings.homes or not settings.federation:
         raise ConfigError(
-            'this node has no home; start its SuperNode with --node-config \'home="…" federation="…"\', or name '
+            'this node has no home; start its SuperNode with --node-config \'home="…" '
+            'federation="…"\', or name '
             "`federation` and `homes` in the configuration of a simulation"
         )
     file, number = Path(settings.federation), int(node.get("partition-id", 0))
     names = sorted(member.name for member in roster.load(file).members)
     if number >= len(names):
-        raise ConfigError(f"{file}: {len(names)} members, and this is node {number} of the simulation; start as many nodes")
-    anything = ConsentConfig(min_cohort=1, modes=("plain", "masked", "sealed"))  # all homes are one owner's
+        raise ConfigError(
+            f"{file}: {len(names)} members, and this is node {number} of the "
+            f"simulation; start as many nodes"
+        )
+    # all homes are one owner's
+    anything = ConsentConfig(min_cohort=1, modes=("plain", "masked", "sealed"))
     return Own(
-        file=file, home=Path(settings.homes) / names[number], rehearse=settings.rehearse, config=Config(consent=anything),
+        file=file,
+        home=Path(settings.homes) / names[number],
+        rehearse=settings.rehearse,
+        config=Config(consent=anything),
         data=Path(settings.data) / names[number] if settings.data else None,
-    )  # fmt: skip
+    )

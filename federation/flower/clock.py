@@ -1,10 +1,11 @@
 """What a node says in the head of each request to prove who it is, and the coordinator's clock that
 it must follow.
 
-Flower's door wants each request's time signed, and turns away what is five seconds ahead of its own clock or five minutes
-behind it. A household's clock may be off by years. Knows the `Date` that a refusal carries; knows nothing else of time.
-Always: only the times in these proofs are shifted. Nothing of a round depends on this node's clock: letters are told apart by
-numbers, and every time limit runs on a clock that nobody sets.
+Flower's door wants each request's time signed, and turns away what is five seconds ahead of its own
+clock or five minutes behind it. A household's clock may be off by years. Knows the `Date` that a
+refusal carries; knows nothing else of time.
+Always: only the times in these proofs are shifted. Nothing of a round depends on this node's clock:
+letters are told apart by numbers, and every time limit runs on a clock that nobody sets.
 
 Hazard: a coordinator can have a node sign any time. Our own proof (`proof`) is worth something at
 this federation's door alone, Flower's at the doors that know this transport key; neither opens a
@@ -54,7 +55,9 @@ class ClockedAuth:
         return call_next(context)
 
     def learn(self, refusal: httpx.Response) -> bool:
-        """Take over the coordinator's time from its refusal. False: the clocks agree, the reason is another."""
+        """Take over the coordinator's time from its refusal. False: the clocks agree, the reason
+        is another.
+        """
         if refusal.status_code != TURNED_AWAY or "date" not in refusal.headers:
             return False
         try:

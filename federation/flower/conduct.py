@@ -1,8 +1,10 @@
-"""The ServerApp with a federation file: our coordinator, its checkpoint, optimizer, masks and report, over Flower's `Grid`.
+"""The ServerApp with a federation file: our coordinator, its checkpoint, optimizer, masks and
+report, over Flower's `Grid`.
 
 Knows where a run's settings say that things lie. Knows nothing of rounds.
-Always: as `quietchoir coordinate`; started again with the same `state` it goes on from the last whole round, under Flower's
-next run. A later federation file is taken with that next run, not within one.
+Always: as `quietchoir coordinate`; started again with the same `state` it goes on from the last
+whole round, under Flower's next run. A later federation file is taken with that next run, not
+within one.
 """
 
 from contextlib import nullcontext
@@ -31,13 +33,21 @@ def conduct(grid: Grid, settings: Settings) -> None:
         RosterError, FederationError, RoundAborted: as `coordinate`.
     """
     if not settings.state:
-        raise ConfigError("run config: state is empty; name a folder where the run lives, so that it can go on after a kill")
+        raise ConfigError(
+            "run config: state is empty; name a folder where the run lives, so that "
+            "it can go on after a kill"
+        )
     file, state = Path(settings.federation), Path(settings.state)
     check_freezable(roster.load(file))
     coordinating = Coordinating(
-        file=file, state=state, keys=Path(settings.keys) if settings.keys else file.parent, home=default_home(),
-        rounds=settings.rounds or None, rehearse=settings.rehearse, grace_s=GRACE_S,
-    )  # fmt: skip
+        file=file,
+        state=state,
+        keys=Path(settings.keys) if settings.keys else file.parent,
+        home=default_home(),
+        rounds=settings.rounds or None,
+        rehearse=settings.rehearse,
+        grace_s=GRACE_S,
+    )
     report = coordinate(coordinating, tell, lambda policy: nullcontext(GridLink(grid, policy)))
     report.write(Path(settings.report) if settings.report else state / "report.json")
 

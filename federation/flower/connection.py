@@ -1,8 +1,9 @@
 """One dialled-in session of a member with the coordinator's door.
 
 Knows the fleet's routes as a client, retries and heartbeats. Knows nothing of what letters say.
-Always: the only certificate accepted is the one in the signed federation file; a request that the network broke is made again,
-and is one that Flower takes twice without harm; nothing that comes is ever imported (`get-fab` is never called).
+Always: the only certificate accepted is the one in the signed federation file; a request that the
+network broke is made again, and is one that Flower takes twice without harm; nothing that comes is
+ever imported (`get-fab` is never called).
 
 Hazard: Flower's message identity belongs to the process: one node a process.
 """
@@ -63,7 +64,11 @@ class PinnedClient(FleetHttpClient):
     def __init__(self, policy: Policy, auth: ClockedAuth, proxy: str) -> None:
         """Raises ConfigError: a proxy that is none."""
         # Flower's own would read the environment's proxies, and let an answer end this process.
-        self._base_url, self._interceptors, self._retry_invoker = f"https://{policy.coordinator.address}", (auth,), None
+        self._base_url, self._interceptors, self._retry_invoker = (
+            f"https://{policy.coordinator.address}",
+            (auth,),
+            None,
+        )
         self._client = reach.client(policy.coordinator.certificate, proxy)
 
 
@@ -79,7 +84,15 @@ class Connection:
         ConfigError: a proxy that is none.
     """
 
-    def __init__(self, policy: Policy, keys: NodeKeys, session: str, leave: threading.Event, *, proxy: str = "") -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        keys: NodeKeys,
+        session: str,
+        leave: threading.Event,
+        *,
+        proxy: str = "",
+    ) -> None:
         self.auth = ClockedAuth(keys, policy.federation, session)
         self.client = PinnedClient(policy, self.auth, proxy)
         self.public_key = public_key_to_bytes(keys.transport.public_key())
@@ -88,11 +101,15 @@ class Connection:
         self.closing = threading.Event()
         self.lost = threading.Event()
         self.progress = time.monotonic()
-        self.heart = threading.Thread(target=self.beat, name="quietchoir-node-heartbeat", daemon=True)
+        self.heart = threading.Thread(
+            target=self.beat, name="quietchoir-node-heartbeat", daemon=True
+        )
 
     def open(self) -> None:
         """Say that this node is there, and keep saying it."""
-        request = ActivateNodeRequest(public_key=self.public_key, heartbeat_interval=HEARTBEAT_PROMISE_S)
+        request = ActivateNodeRequest(
+            public_key=self.public_key, heartbeat_interval=HEARTBEAT_PROMISE_S
+        )
         try:
             self.node = Node(node_id=self.client.ActivateNode(request).node_id)
         except httpx.HTTPStatusError as error:
@@ -116,13 +133,19 @@ class Connection:
                 return
 
     def insist(self, call: Callable[[], Answer]) -> Answer:
-        """`call`, again while the network breaks it; it may go on where it was. Patience counts from the last progress."""
+        """`call`, again while the network breaks it; it may go on where it was. Patience counts
+        from the last progress.
+        """
         pause, self.progress = RETRY_S[0], time.monotonic()
         while True:
             try:
                 return call()
             except httpx.TransportError:
-                if self.leave.is_set() or self.lost.is_set() or time.monotonic() - self.progress > PATIENCE_S:
+                if (
+                    self.leave.is_set()
+                    or self.lost.is_set()
+                    or time.monotonic() - self.progress > PATIENCE_S
+                ):
                     raise
             self.leave.wait(pause)
             pause = min(2 * pause, RETRY_S[1])
@@ -133,20 +156,31 @@ class Connection:
         Raises:
             LetterLostError: it was taken back while it was fetched.
         """
-        response = self.insist(lambda: self.client.PullMessages(PullMessagesRequest(node=self.node)))
+        response = self.insist(
+            lambda: self.client.PullMessages(PullMessagesRequest(node=self.node))
+        )
         if not response.messages_list:
             return None
-        message, tree = message_from_proto(response.messages_list[0]), response.message_object_trees[0]
+        message, tree = (
+            message_from_proto(response.messages_list[0]),
+            response.message_object_trees[0],
+        )
         run_id = message.metadata.run_id
         if not is_inline(message):
             message = self.fetch(tree, run_id)
         message.metadata.__dict__["_message_id"] = tree.object_id
         # Message(reply_to=…) raises without these.
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, self.node.node_id, 0
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = (
+            run_id,
+            self.node.node_id,
+            0,
+        )
         return message
 
     def fetch(self, tree: ObjectTree, run_id: int) -> Message:
-        """A long message, object by object: after an interruption, those that are here are not fetched again."""
+        """A long message, object by object: after an interruption, those that are here are not
+        fetched again.
+        """
         contents: dict[str, bytes] = {}
 
         def rest() -> None:
@@ -181,12 +215,16 @@ class Connection:
             bare = remove_content_from_message(reply)
 
             def rest() -> None:
-                response = self.announce(bare, tree, seconds)  # says which objects are missing: after a break, the rest
+                # says which objects are missing: after a break, the rest
+                response = self.announce(bare, tree, seconds)
                 for number in response.objects_to_push:
                     request = PushObjectRequest(
-                        node=self.node, run_id=reply.metadata.run_id, session_id=response.session_id, object_id=number,
+                        node=self.node,
+                        run_id=reply.metadata.run_id,
+                        session_id=response.session_id,
+                        object_id=number,
                         object_content=objects[number].deflate(),
-                    )  # fmt: skip
+                    )
                     if not self.client.PushObject(request).stored:
                         raise LetterLostError("the answer came too late")
                     self.progress = time.monotonic()

@@ -1,4 +1,5 @@
-"""The one door to the network: eight of Flower's fleet routes, and a request for work that waits until there is some.
+"""The one door to the network: eight of Flower's fleet routes, and a request for work that waits
+until there is some.
 
 Knows requests, who proves to have made them, and which process of a member is the one that is here.
 Knows nothing of letters, rounds or sockets.
@@ -27,7 +28,11 @@ from .proof import NOT_DIALLED_IN, NOT_PROVED, TAKEN, UNHEARD_S, Proof
 
 logger = log.get("federation.flower")
 FLEET = "/v1/fleet/"
-ASKS_FOR_WORK, DIALS_IN, LEAVES = f"{FLEET}pull-messages", f"{FLEET}activate-node", f"{FLEET}deactivate-node"
+ASKS_FOR_WORK, DIALS_IN, LEAVES = (
+    f"{FLEET}pull-messages",
+    f"{FLEET}activate-node",
+    f"{FLEET}deactivate-node",
+)
 BRINGS = frozenset({f"{FLEET}push-messages", f"{FLEET}push-object"})
 SHORT = frozenset({DIALS_IN, LEAVES, ASKS_FOR_WORK}) | {
     f"{FLEET}{name}" for name in ("send-node-heartbeat", "pull-object", "confirm-message-received")
@@ -61,7 +66,8 @@ class Caller:
     rival: str = ""  # the process that was turned away last
     idle_at: float = -math.inf  # last asked for work when there was none
     handed_at: float = -math.inf  # last got some
-    bells: set[asyncio.Event] = field(default_factory=set)  # of its requests for work that are being answered
+    # of its requests for work that are being answered
+    bells: set[asyncio.Event] = field(default_factory=set)
 
     @property
     def asked_at(self) -> float:
@@ -86,7 +92,8 @@ class FleetDoor:
         self.app, self.federation = app, federation
         self.callers: dict[bytes, Caller] = {}  # by transport key, of the roster
         self.owners: dict[Address, Caller] = {}  # whose connections these are
-        self.news = threading.Event()  # something was brought, or a node has asked for work; the link clears it
+        # something was brought, or a node has asked for work; the link clears it
+        self.news = threading.Event()
         self.loop: asyncio.AbstractEventLoop | None = None
         self.closing = False
         self.drop: Callable[[bytes], None] = lambda key: None  # forget the session of this key
@@ -106,7 +113,9 @@ class FleetDoor:
             await refuse(send, NOT_FOUND)
         elif scope["method"] != "POST":
             await refuse(send, NOT_ALLOWED)
-        elif (proved := proof.check(scope["headers"], scope["path"], self.federation, self.identity)) is None:
+        elif (
+            proved := proof.check(scope["headers"], scope["path"], self.federation, self.identity)
+        ) is None:
             await refuse(send, NOT_PROVED)
         else:
             await self.serve(proved, scope, receive, send)
@@ -138,7 +147,11 @@ class FleetDoor:
         self.bytes_in += len(body)
         if path == DIALS_IN:
             self.drop(proved.key)  # of a process before, or of this one if its line broke
-        answer = await (self.hold(here, scope, body, receive) if path == ASKS_FOR_WORK else self.ask_flower(scope, body))
+        answer = await (
+            self.hold(here, scope, body, receive)
+            if path == ASKS_FOR_WORK
+            else self.ask_flower(scope, body)
+        )
         if answer[0]["status"] != 200:
             await refuse(send, NOT_PROVED if answer[0]["status"] == NOT_PROVED else REFUSED)
             return
@@ -177,16 +190,23 @@ class FleetDoor:
         if here.session and here.is_here:
             if here.rival != session:
                 here.rival = session
-                logger.warning("a second process came with the keys of a member that is here; turned away")
+                logger.warning(
+                    "a second process came with the keys of a member that is here; turned away"
+                )
             return TAKEN
         if path != DIALS_IN:
             return NOT_DIALLED_IN
         here.session = session
         return 0
 
-    async def hold(self, here: Caller, scope: Scope, request: bytes, receive: Receive) -> list[Event]:
-        """The answer to a request for work: at once if there is some or Flower refuses it, else when there is, or none."""
-        bell, gone = asyncio.Event(), asyncio.ensure_future(receive())  # `gone` ends when the caller hangs up
+    async def hold(
+        self, here: Caller, scope: Scope, request: bytes, receive: Receive
+    ) -> list[Event]:
+        """The answer to a request for work: at once if there is some or Flower refuses it, else
+        when there is, or none.
+        """
+        # `gone` ends when the caller hangs up
+        bell, gone = asyncio.Event(), asyncio.ensure_future(receive())
         here.bells.add(bell)  # before Flower is asked: no letter can slip in between
         deadline = time.monotonic() + HOLD_S
         try:
@@ -203,7 +223,9 @@ class FleetDoor:
                 if self.closing:
                     return answer
                 rung = asyncio.ensure_future(bell.wait())
-                await asyncio.wait({gone, rung}, timeout=deadline - now, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(
+                    {gone, rung}, timeout=deadline - now, return_when=asyncio.FIRST_COMPLETED
+                )
                 rung.cancel()
                 if gone.done() or not bell.is_set():
                     return answer

@@ -1,8 +1,9 @@
 """A letter as the content of a Flower message, and back.
 
-Knows two shapes. A letter of up to `INLINE_BYTES` is one field, and travels inside the message itself: one request. A longer
-one is an array, because Flower cuts arrays, and nothing else, into objects that are fetched one by one and named by their
-content: after an interruption only those that are missing are sent again. Knows nothing of what letters say.
+Knows two shapes. A letter of up to `INLINE_BYTES` is one field, and travels inside the message
+itself: one request. A longer one is an array, because Flower cuts arrays, and nothing else, into
+objects that are fetched one by one and named by their content: after an interruption only those
+that are missing are sent again. Knows nothing of what letters say.
 Always: what comes out is bytes or nothing; no pickle is ever loaded.
 """
 
@@ -39,19 +40,24 @@ def open_letter(message: Message) -> bytes | None:
 
 
 def answer_to(letter: Message, content: RecordDict | Error) -> Message:
-    """A reply, valid as long as the letter: the coordinator made those times, so this node's clock has no say."""
+    """A reply, valid as long as the letter: the coordinator made those times, so this node's
+    clock has no say.
+    """
     reply = Message(content, reply_to=letter)
     reply.metadata.created_at, reply.metadata.ttl = letter.metadata.created_at, letter.metadata.ttl
     return reply
 
 
 def is_inline(message: Message) -> bool:
-    """Does the message carry all that it has to say? If not, its content must be fetched as objects."""
+    """Does the message carry all that it has to say? If not, its content must be fetched as
+    objects.
+    """
     return message.has_error() or isinstance(message.content.get(RECORD), ConfigRecord)
 
 
 def name_inline(message: Message) -> ObjectTree:
-    """Give an inline message its number, and the tree without branches that Flower wants to see for it.
+    """Give an inline message its number, and the tree without branches that Flower wants to see for
+    it.
 
     The number is random: Flower's own is a hash over objects that this message does not have.
     """

@@ -1,8 +1,9 @@
 """The coordinator's `Link` over Flower.
 
 Knows which member is there, and how long it is waited for. Knows nothing of what letters say.
-Always: a member that goes away counts as missing for the letter that it owed, so that nothing waits for a dead process; one
-that asks for work while it owes an answer never got its letter, and is handed it again.
+Always: a member that goes away counts as missing for the letter that it owed, so that nothing waits
+for a dead process; one that asks for work while it owes an answer never got its letter, and is
+handed it again.
 """
 
 import threading
@@ -32,7 +33,12 @@ class FlowerLink:
     """`Link` for nodes that dial in under TLS with their roster keys."""
 
     def __init__(
-        self, policy: Policy, tls_key: Path, *, listen: str = "", on_event: Callable[[Event], None] | None = None
+        self,
+        policy: Policy,
+        tls_key: Path,
+        *,
+        listen: str = "",
+        on_event: Callable[[Event], None] | None = None,
     ) -> None:
         """Open the door.
 
@@ -47,30 +53,52 @@ class FlowerLink:
         self.superlink = SuperLink(policy, tls_key, listen)
         self.superlink.start()
         self.state = self.superlink.state
-        self.run_id = self.state.create_run(None, None, None, {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, TaskType.SERVER_APP)
+        self.run_id = self.state.create_run(
+            None, None, None, {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, TaskType.SERVER_APP
+        )
         self.task_id = cast(int, self.state.get_run_info(run_ids=[self.run_id])[0].primary_task_id)
-        if self.state.claim_task(self.task_id) is None or not self.state.activate_task(self.task_id):
-            raise FederationError("Flower did not start a run; this build is made for flwr 1.41, check its version")
-        # Message() raises without these; they belong to the process, so one process holds one role only.
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = self.task_id, self.run_id, SUPERLINK_NODE_ID
+        if self.state.claim_task(self.task_id) is None or not self.state.activate_task(
+            self.task_id
+        ):
+            raise FederationError(
+                "Flower did not start a run; this build is made for flwr 1.41, check its version"
+            )
+        # Message() raises without these; they belong to the process, so one process holds one role
+        # only.
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = (
+            self.task_id,
+            self.run_id,
+            SUPERLINK_NODE_ID,
+        )
         self.post = Post(self.state, self.run_id)
         self.ids = {name: node_id for node_id, name in self.superlink.names.items()}
         self.silent: dict[str, float] = {}  # members that owed an answer, and since when
         self.left = self.underway()  # letters whose answers are collected later
         self.closing = threading.Event()
-        self.heart = threading.Thread(target=self.beat, name="quietchoir-task-heartbeat", daemon=True)
+        self.heart = threading.Thread(
+            target=self.beat, name="quietchoir-task-heartbeat", daemon=True
+        )
         self.heart.start()
 
     def take(self, policy: Policy) -> None:
-        """Carry letters to the roster of a later version of the federation file; whoever left it is shut out at the door."""
-        self.recall()  # they name the version before; and whoever left the roster answers nothing more
+        """Carry letters to the roster of a later version of the federation file; whoever left it
+        is shut out at the door.
+        """
+        # they name the version before; and whoever left the roster answers nothing more
+        self.recall()
         self.superlink.take(policy)
         self.ids = {name: node_id for node_id, name in self.superlink.names.items()}
         self.silent = {name: since for name, since in self.silent.items() if name in self.ids}
 
     def present(self) -> frozenset[str]:
-        """Members whose heartbeats arrive, that owe nothing, and that have asked for work since they last did."""
-        owing = {name for name, since in self.silent.items() if self.superlink.caller(name).asked_at < since}
+        """Members whose heartbeats arrive, that owe nothing, and that have asked for work since
+        they last did.
+        """
+        owing = {
+            name
+            for name, since in self.silent.items()
+            if self.superlink.caller(name).asked_at < since
+        }
         return self.online() - owing - self.left.names
 
     def online(self) -> frozenset[str]:
@@ -129,7 +157,9 @@ class FlowerLink:
         return self.left.names
 
     def recall(self) -> None:
-        """As `LeavingLink.recall`; who may still be working on such a letter is not there until it asks for work."""
+        """As `LeavingLink.recall`; who may still be working on such a letter is not there until
+        it asks for work.
+        """
         self.silent |= dict.fromkeys(self.left.names, time.monotonic())
         self.left.forget(everything=True)
 

@@ -39,7 +39,9 @@ Address = tuple[str, int]
 
 
 def source(peer: tuple[Any, ...]) -> str:
-    """Who is behind an address: an IPv4 address, or the network of an IPv6 one (its holder has all of 2^64)."""
+    """Who is behind an address: an IPv4 address, or the network of an IPv6 one (its holder has
+    all of 2^64).
+    """
     address = ipaddress.ip_address(str(peer[0]).partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
@@ -128,7 +130,9 @@ class Listener(uvicorn.Server):
         gone: called with the address of each connection that has ended.
     """
 
-    def __init__(self, config: uvicorn.Config, listening: socket.socket, gone: Callable[[Address], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, listening: socket.socket, gone: Callable[[Address], None]
+    ) -> None:
         super().__init__(config)
         self.listening, self.gone = listening, gone
         self.unproven: dict[Inbound, str] = {}  # whose they are; oldest first
@@ -171,8 +175,9 @@ class Listener(uvicorn.Server):
     def crowding(self) -> Inbound:
         """Who must go: the oldest connection of the source that has the most.
 
-        A source alone never pushes out another's, however fast it knocks. The oldest of all would be
-        the member, if it is as far away as strangers can connect 64 times in: a few hundred a second.
+        A source alone never pushes out another's, however fast it knocks. The oldest of all would
+        be the member, if it is as far away as strangers can connect 64 times in: a few hundred a
+        second.
         """
         held = Counter(self.unproven.values())
         most = max(held.values())
@@ -182,10 +187,16 @@ class Listener(uvicorn.Server):
         """TLS's handshake."""
         inbound.greeted = True
         await asyncio.get_running_loop().connect_accepted_socket(
-            lambda: inbound, taken, ssl=self.config.ssl, ssl_handshake_timeout=HEAD_S, ssl_shutdown_timeout=CLOSE_S
+            lambda: inbound,
+            taken,
+            ssl=self.config.ssl,
+            ssl_handshake_timeout=HEAD_S,
+            ssl_shutdown_timeout=CLOSE_S,
         )
 
-    def greeted(self, inbound: Inbound, taken: socket.socket, opening: "asyncio.Task[None]") -> None:
+    def greeted(
+        self, inbound: Inbound, taken: socket.socket, opening: "asyncio.Task[None]"
+    ) -> None:
         """The handshake has ended, well or not: no TLS, hung up, too slow, or one too many."""
         if not opening.cancelled() and (error := opening.exception()) is None:
             return

@@ -1,6 +1,7 @@
 """A member's side of Flower: dial in, take a letter, answer it, again.
 
-Knows back-off and when to leave; `connection` knows the routes. Knows nothing of what letters say; `handle` does.
+Knows back-off and when to leave; `connection` knows the routes. Knows nothing of what letters say;
+`handle` does.
 Always: only local code runs; a lost connection is dialled again.
 
 Hazard: Flower's message identity belongs to the process: one node a process.
@@ -37,9 +38,9 @@ class FlowerNode:
 
     Args:
         handle: one letter in, one answer out; may raise anything of `QuietchoirError`.
-        leave: ends `run` once the coordinator is silent or gone; a letter that is being worked on is answered first.
-        wait_s: give up if the coordinator cannot be reached for so long; 0 never gives up.
-        proxy: URL of the one to go through, if any.
+        leave: ends `run` once the coordinator is silent or gone; a letter that is being worked on
+        is answered first. wait_s: give up if the coordinator cannot be reached for so long; 0 never
+        gives up. proxy: URL of the one to go through, if any.
     """
 
     def __init__(
@@ -71,7 +72,9 @@ class FlowerNode:
         """
         pause, self.reached = BACKOFF_S[0], time.monotonic()
         while not self.leave.is_set():
-            connection = Connection(self.policy, self.keys, self.session, self.leave, proxy=self.proxy)
+            connection = Connection(
+                self.policy, self.keys, self.session, self.leave, proxy=self.proxy
+            )
             try:
                 connection.open()
                 self.on_event({"event": "connected", "address": self.policy.coordinator.address})
@@ -102,7 +105,9 @@ class FlowerNode:
                 logger.info("a letter was lost: %s", error)
 
     def answer(self, message: Message) -> Message:
-        """Let `handle` answer; a refusal goes back as its kind alone, because its words may hold private data."""
+        """Let `handle` answer; a refusal goes back as its kind alone, because its words may hold
+        private data.
+        """
         try:
             letter = open_letter(message)
             if letter is None:
@@ -111,7 +116,9 @@ class FlowerNode:
         except QuietchoirError as error:
             logger.info("refused: %s", error)
             self.on_event({"event": "refused", "reason": str(error)})
-            return answer_to(message, Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, type(error).__name__))
+            return answer_to(
+                message, Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, type(error).__name__)
+            )
 
     def explain(self, error: Exception, *, opened: bool) -> None:
         """Say why the connection failed; give up if it has for too long.
@@ -126,7 +133,14 @@ class FlowerNode:
         else:
             reason = reach.reason(error, address, self.proxy)
         logger.info("the coordinator at %s %s", address, reason)
-        self.on_event({"event": "disconnected", "address": address, "reason": reason, "again": reason == self.said})
+        self.on_event(
+            {
+                "event": "disconnected",
+                "address": address,
+                "reason": reason,
+                "again": reason == self.said,
+            }
+        )
         self.said = reason
         now = time.monotonic()
         if status != TAKEN:
@@ -136,22 +150,30 @@ class FlowerNode:
         elif now - self.rival_since > RIVAL_S:
             raise FederationError(f"the coordinator at {address} {reason}")
         if self.wait_s and now - self.reached > self.wait_s:
-            raise FederationError(f"the coordinator at {address} {reason}; tried for {self.wait_s:.0f} s")
+            raise FederationError(
+                f"the coordinator at {address} {reason}; tried for {self.wait_s:.0f} s"
+            )
 
 
 def refused(status: int, version: int, *, opened: bool) -> str:
     """Why a coordinator's door answers so: the end of a sentence that begins with it."""
     if status == TAKEN:
         return (
-            "has turned this process away: another one takes part with this node's keys, and goes on; "
-            "a home is for one machine and one process: stop the other one, or give this one a home and keys of its own, "
+            "has turned this process away: another one takes part with this node's keys, and goes "
+            "on; "
+            "a home is for one machine and one process: stop the other one, or give this one a "
+            "home and keys of its own, "
             "and have them enrolled"
         )
     if opened:
         return f"answered {status}: it was started again since this node dialled in"
     if status == NOT_PROVED:
         return (
-            f"does not know this node's keys (answered {status}): they are not in its version of the federation file, here "
+            f"does not know this node's keys (answered {status}): they are not in its version of "
+            f"the federation file, here "
             f"it is version {version}; compare the two, or have the owner enroll this node"
         )
-    return f"answered {status}, which no coordinator of this version does; is it another program, or another version?"
+    return (
+        f"answered {status}, which no coordinator of this version does; is it another program, "
+        f"or another version?"
+    )

@@ -1,8 +1,10 @@
-"""Letters in the link state of our own SuperLink: put there for a node, taken from there when it has answered.
+"""Letters in the link state of our own SuperLink: put there for a node, taken from there when it
+has answered.
 
-Knows Flower's messages and objects. Knows nothing of time limits, of who is there, or of what letters say.
-Always: an answer is taken once, and whole; what belongs to a letter is gone from the link state after `forget`, so that months
-of rounds take no memory.
+Knows Flower's messages and objects. Knows nothing of time limits, of who is there, or of what
+letters say.
+Always: an answer is taken once, and whole; what belongs to a letter is gone from the link state
+after `forget`, so that months of rounds take no memory.
 """
 
 from collections.abc import Collection, Iterator
@@ -31,12 +33,15 @@ class Post:
     def __init__(self, state: LinkState, run_id: int) -> None:
         self.state, self.run_id = state, run_id
         self.sent: dict[str, Message] = {}  # as the link state holds them, by number
-        self.announced: dict[str, str] = {}  # answers whose objects are still coming: by the letter's number
+        # answers whose objects are still coming: by the letter's number
+        self.announced: dict[str, str] = {}
         self.heads: dict[str, str] = {}  # names of the answers that came, by the letter's number
 
     def put(self, node_id: int, letter: bytes, lifetime_s: float) -> str | None:
         """Leave a letter for a node; its number, or None if Flower does not know the node."""
-        message = Message(seal_letter(letter), dst_node_id=node_id, message_type=MESSAGE_TYPE, ttl=lifetime_s)
+        message = Message(
+            seal_letter(letter), dst_node_id=node_id, message_type=MESSAGE_TYPE, ttl=lifetime_s
+        )
         if is_inline(message):
             tree = name_inline(message)
             if self.state.store_message_ins(message) is None:
@@ -52,7 +57,10 @@ class Post:
         message.metadata.__dict__["_message_id"] = message.object_id
         with no_object_id_recompute():
             tree, objects = get_object_tree(message), get_all_nested_objects(message)
-            bare, session = remove_content_from_message(message), self.state.start_session(self.run_id)
+            bare, session = (
+                remove_content_from_message(message),
+                self.state.start_session(self.run_id),
+            )
             _, missing = self.state.store_message_and_object_tree(bare, tree, session)
             for number in missing:
                 self.state.store_object(self.run_id, session, number, objects[number].deflate())
@@ -74,7 +82,9 @@ class Post:
                 yield number, *inflate(head, cast(dict[str, bytes], parts))
 
     def parts(self, head: str) -> dict[str, bytes | None]:
-        """The objects of one message, empty while they are missing; none if Flower has given up on them."""
+        """The objects of one message, empty while they are missing; none if Flower has given up
+        on them.
+        """
         store = self.state.object_store
         try:
             tree = store.get_object_tree(head)
@@ -87,8 +97,12 @@ class Post:
         self.sent[number].metadata.delivered_at = ""
 
     def forget(self, numbers: Collection[str]) -> None:
-        """Drop these letters and whatever belongs to them; answers to them that still come are turned away."""
-        for late in self.state.get_message_res({one for one in numbers if one not in self.heads}, self.run_id):
+        """Drop these letters and whatever belongs to them; answers to them that still come are
+        turned away.
+        """
+        for late in self.state.get_message_res(
+            {one for one in numbers if one not in self.heads}, self.run_id
+        ):
             self.heads[late.metadata.reply_to_message_id] = late.metadata.message_id
         self.state.delete_messages(set(numbers))
         for number in numbers:
@@ -105,9 +119,12 @@ def inflate(head: str, parts: dict[str, bytes]) -> tuple[bytes | None, str]:
     """The letter behind objects that a node made as it liked, or why there is none."""
     try:
         message = inflate_object_from_contents(head, parts)
-    except Exception as error:  # flwr raises whatever its parsers raise; a hostile node must not end the run
+    # flwr raises whatever its parsers raise; a hostile node must not end the run
+    except Exception as error:
         return None, f"objects that are no message ({type(error).__name__})"
-    return opened(message) if isinstance(message, Message) else (None, "objects that are no message")
+    return (
+        opened(message) if isinstance(message, Message) else (None, "objects that are no message")
+    )
 
 
 def opened(reply: Message) -> tuple[bytes | None, str]:

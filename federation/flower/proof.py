@@ -41,13 +41,20 @@ class Proof:
     session: str
 
 
-def prove(identity: Identity, federation: bytes, path: str, timestamp: str, session: str) -> dict[str, str]:
+def prove(
+    identity: Identity, federation: bytes, path: str, timestamp: str, session: str
+) -> dict[str, str]:
     """The two headers that go with Flower's."""
     signature = identity.sign(CONTEXT, bind(federation, path, timestamp, session))
     return {SESSION_HEADER: session, PROOF_HEADER: base64.b64encode(signature).decode("ascii")}
 
 
-def check(headers: Heads, path: str, federation: bytes, identity_of: Callable[[bytes], PublicIdentity | None]) -> Proof | None:
+def check(
+    headers: Heads,
+    path: str,
+    federation: bytes,
+    identity_of: Callable[[bytes], PublicIdentity | None],
+) -> Proof | None:
     """Who makes this request; None if that is not proved.
 
     Args:
@@ -75,6 +82,8 @@ def only(headers: Heads, name: str) -> str:
 
 
 def is_fresh(timestamp: str) -> bool:
-    """Is this time within what Flower takes? Raises ValueError, TypeError: no time with its zone."""
+    """Is this time within what Flower takes? Raises ValueError, TypeError: no time with its
+    zone.
+    """
     age = (now() - datetime.datetime.fromisoformat(timestamp)).total_seconds()
     return -SYSTEM_TIME_TOLERANCE < age < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE

@@ -32,9 +32,13 @@ def client(certificate: str, proxy: str = "") -> httpx.Client:
         ConfigError: a proxy that is none.
     """
     return httpx.Client(
-        verify=pinned(certificate), proxy=proxy_of(proxy), trust_env=False, timeout=TIMEOUT_S, follow_redirects=False,
+        verify=pinned(certificate),
+        proxy=proxy_of(proxy),
+        trust_env=False,
+        timeout=TIMEOUT_S,
+        follow_redirects=False,
         limits=httpx.Limits(keepalive_expiry=IDLE_S),
-    )  # fmt: skip
+    )
 
 
 def pinned(certificate: str) -> ssl.SSLContext:
@@ -50,7 +54,9 @@ def pinned(certificate: str) -> ssl.SSLContext:
 
 
 def proxy_of(url: str) -> httpx.Proxy | None:
-    """Raises ConfigError: not http://HOST:PORT or https://HOST:PORT, with or without a user's name."""
+    """Raises ConfigError: not http://HOST:PORT or https://HOST:PORT, with or without a user's
+    name.
+    """
     if not url:
         return None
     scheme, _, rest = url.partition("://")
@@ -61,7 +67,8 @@ def proxy_of(url: str) -> httpx.Proxy | None:
         parsed = httpx.URL()
     if scheme not in PROXY_SCHEMES or parsed.scheme != scheme:
         raise ConfigError(
-            f"proxy: found {shown(url)}, expected http://HOST:PORT or https://HOST:PORT; a SOCKS proxy cannot be used, and "
+            f"proxy: found {shown(url)}, expected http://HOST:PORT or https://HOST:PORT; a SOCKS "
+            f"proxy cannot be used, and "
             "without one the coordinator is dialled directly"
         )
     return httpx.Proxy(parsed)
@@ -74,24 +81,34 @@ def shown(url: str) -> str:
 
 
 def reason(error: Exception, address: str, proxy: str = "") -> str:
-    """Why there was no answer: the end of a sentence that begins with "the coordinator at ADDRESS"."""
+    """Why there was no answer: the end of a sentence that begins with "the coordinator at
+    ADDRESS".
+    """
     if isinstance(error, httpx.ProxyError):
         return (
-            f"cannot be reached through the proxy {shown(proxy)}, which does not connect to it: it may not be allowed to, or "
+            f"cannot be reached through the proxy {shown(proxy)}, which does not connect to it: it "
+            f"may not be allowed to, or "
             "the coordinator is not running"
         )
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) and proxy and not is_tls(error):
         return (
-            f"cannot be reached: the proxy {shown(proxy)} is not there ({unreached(error, proxy_address(proxy))}); "
+            f"cannot be reached: the proxy {shown(proxy)} is not there "
+            f"({unreached(error, proxy_address(proxy))}); "
             "mend --proxy, or leave it out to dial directly"
         )
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return f"cannot be reached: {unreached(error, address)}"
     if isinstance(error, httpx.TimeoutException):
-        return f"took the connection, and then said nothing for {TIMEOUT_S:.0f} s; the line or that machine may be overloaded"
+        return (
+            f"took the connection, and then said nothing for {TIMEOUT_S:.0f} s; the line or "
+            f"that machine may be overloaded"
+        )
     if isinstance(error, httpx.RemoteProtocolError | httpx.NetworkError):
         return "hung up in the middle of a request: it ended, or the line broke"
-    return f"answered what is not understood ({type(error).__name__}); is it of the same version of quietchoir?"
+    return (
+        f"answered what is not understood ({type(error).__name__}); is it of the same version "
+        f"of quietchoir?"
+    )
 
 
 def unreached(error: Exception, address: str) -> str:
@@ -102,20 +119,31 @@ def unreached(error: Exception, address: str) -> str:
     for cause in causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return (
-                "another certificate than the federation file's is shown there: somebody else listens at this address, "
+                "another certificate than the federation file's is shown there: somebody else "
+                "listens at this address, "
                 "something on the way opens the connection, or the coordinator has a new one; "
                 "get the newest file from the owner"
             )
         if isinstance(cause, ssl.SSLEOFError | ConnectionResetError):
             return (
-                "who listens there hung up before TLS began: it is no coordinator, it is just ending, or it has too much to do"
+                "who listens there hung up before TLS began: it is no coordinator, it is just "
+                "ending, or it has too much to do"
             )
         if isinstance(cause, ssl.SSLError):
-            return "what listens there speaks no TLS: plain HTTP, or another program; compare the address with the owner's"
+            return (
+                "what listens there speaks no TLS: plain HTTP, or another program; compare the "
+                "address with the owner's"
+            )
         if isinstance(cause, socket.gaierror):
-            return f"the name {host} is not known on this machine; look at the network and the name, or ask for a number"
+            return (
+                f"the name {host} is not known on this machine; look at the network and the "
+                f"name, or ask for a number"
+            )
         if isinstance(cause, ConnectionRefusedError):
-            return f"nobody listens there; it was not started yet, has ended, or port {port} is not the one"
+            return (
+                f"nobody listens there; it was not started yet, has ended, or port {port} is "
+                f"not the one"
+            )
         if isinstance(cause, OSError) and cause.strerror:
             return f"there is no way to it ({cause.strerror}); is this machine on that network?"
     return "the connection failed; look at the network between the two"

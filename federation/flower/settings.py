@@ -1,12 +1,17 @@
-"""What a run on Flower's own engines is told: `app/pyproject.toml`, or `flwr run federation/flower/app --run-config "…"`.
+"""What a run on Flower's own engines is told: `app/pyproject.toml`, or `flwr run
+federation/flower/app --run-config "…"`.
 
 Knows names, types and defaults. Knows nothing of what is done with them.
 Always: a value of another type is refused; a key that is missing has the value below.
 
-    federation   the signed file; empty: an unprotected rehearsal      rounds     0: the file's, or 10 without one
-    state, keys, report   the coordinator's folders and its report     min-nodes  without a file: fewer end the run
-    homes        simulation: a folder with one node's home a member    rehearse   values of a pretended adapter; 0: earnest
-    data         simulation: a folder with one of examples a member    model      without a file: what is trained
+    federation   the signed file; empty: an unprotected rehearsal      rounds     0: the file's, or
+                                                                       10 without one
+    state, keys, report   the coordinator's folders and its report     min-nodes  without a file:
+                                                                       fewer end the run
+    homes        simulation: a folder with one node's home a member    rehearse   values of a
+                                                                       pretended adapter; 0: earnest
+    data         simulation: a folder with one of examples a member    model      without a file:
+                                                                       what is trained
 """
 
 from collections.abc import Mapping
@@ -40,6 +45,8 @@ class Settings:
             key = one.name.replace("_", "-")
             value = run_config.get(key, one.default)
             if type(value) is not type(one.default):
-                raise ConfigError(f"run config: {key} = {value!r} must be {type(one.default).__name__}")
+                raise ConfigError(
+                    f"run config: {key} = {value!r} must be {type(one.default).__name__}"
+                )
             given[one.name] = value
         return Settings(**given)  # type: ignore[arg-type]

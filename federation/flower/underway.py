@@ -1,8 +1,9 @@
 """Letters that were handed to Flower and whose answers are still owed.
 
-Knows who owes what, until when, and what became of it. Knows nothing of who waits, or of what letters say.
-Always: an answer is taken once; a letter whose member went away, let its time pass, or asks for work instead of answering is
-owed no longer; whatever is owed no longer is gone from the link state.
+Knows who owes what, until when, and what became of it. Knows nothing of who waits, or of what
+letters say.
+Always: an answer is taken once; a letter whose member went away, let its time pass, or asks for
+work instead of answering is owed no longer; whatever is owed no longer is gone from the link state.
 """
 
 import math
@@ -18,8 +19,10 @@ logger = log.get("federation.flower")
 HANDED_OUT = 5  # times, at most: then whoever asks without answering is missing
 LATE_S = 60.0  # Flower keeps a letter for so long after nobody waits for it any more
 MEANING = {  # what a member's refusal says about the coordinator; its words stay with the member
-    "StaleError": ": it has answered this place or a later one, so the state here is older than the run: restore the newest",
-    "RivalError": ": it is in another run: a second coordinator has this identity, or this one lost its state",
+    "StaleError": ": it has answered this place or a later one, so the state here is older than "
+    "the run: restore the newest",
+    "RivalError": ": it is in another run: a second coordinator has this identity, or this one "
+    "lost its state",
 }
 
 
@@ -39,11 +42,16 @@ class Underway:
 
     Args:
         give_up: called with a member that owes an answer, and why it is not waited for.
-        refused: called with a member that answered without a letter, and of what kind its refusal was.
+        refused: called with a member that answered without a letter, and of what kind its refusal
+        was.
     """
 
     def __init__(
-        self, superlink: SuperLink, post: Post, give_up: Callable[[str, str], None], refused: Callable[[str, str], None]
+        self,
+        superlink: SuperLink,
+        post: Post,
+        give_up: Callable[[str, str], None],
+        refused: Callable[[str, str], None],
     ) -> None:
         self.superlink, self.post, self.give_up, self.refused = superlink, post, give_up, refused
         self.owed: dict[str, Owed] = {}  # by number
@@ -70,7 +78,9 @@ class Underway:
 
     def take(self) -> Iterator[tuple[str, bytes]]:
         """Answers that are here; and those that will not come are given up."""
-        idle = {number: self.superlink.caller(one.name).idle_at for number, one in self.owed.items()}
+        idle = {
+            number: self.superlink.caller(one.name).idle_at for number, one in self.owed.items()
+        }
         for number, letter, reason in self.post.take(self.owed):
             name = self.owed.pop(number).name
             if letter is not None:
@@ -90,10 +100,12 @@ class Underway:
                 self.drop(number, "went away before it answered")
 
     def hand_out_again(self, idle: Mapping[str, float]) -> None:
-        """Letters whose members asked for work after they were handed out: they were lost on the way, or the node died.
+        """Letters whose members asked for work after they were handed out: they were lost on the
+        way, or the node died.
 
         Args:
-            idle: when each member had last asked in vain, by the letter's number, noted before answers were taken.
+            idle: when each member had last asked in vain, by the letter's number, noted before
+            answers were taken.
         """
         for number, one in list(self.owed.items()):
             handed = self.superlink.caller(one.name).handed_at
@@ -102,7 +114,9 @@ class Underway:
             if number in self.post.announced or not one.left:
                 self.drop(number, "asks for work instead of answering")
                 continue
-            logger.info("%s asks for work while it owes an answer; its letter goes out again", one.name)
+            logger.info(
+                "%s asks for work while it owes an answer; its letter goes out again", one.name
+            )
             one.left, one.handed = one.left - 1, handed
             self.post.leave_again(number)
             self.superlink.ring(one.name)
@@ -112,7 +126,9 @@ class Underway:
         self.give_up(self.owed.pop(number).name, why)
 
     def forget(self, *, everything: bool = False) -> None:
-        """Take what is owed no longer out of the link state; `everything`: nothing is owed any more."""
+        """Take what is owed no longer out of the link state; `everything`: nothing is owed any
+        more.
+        """
         if everything:
             self.owed.clear()
         if gone := self.kept - self.owed.keys():

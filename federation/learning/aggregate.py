@@ -1,8 +1,10 @@
-"""From members' changes to the next adapter: how means are combined, and what the server's optimizer carries along.
+"""From members' changes to the next adapter: how means are combined, and what the server's
+optimizer carries along.
 
 Knows flat vectors. Knows nothing of parties or rounds.
-Always: the same means from the same state give the same adapter, bit for bit, on every machine: additions, products,
-quotients and square roots of float32 alone, one after the other, none of them fused.
+Always: the same means from the same state give the same adapter, bit for bit, on every machine:
+additions, products, quotients and square roots of float32 alone, one after the other, none of them
+fused.
 """
 
 from collections.abc import Sequence
@@ -26,7 +28,8 @@ class ServerState:
 
     flat: Vector  # [n] the adapter's B matrices
     velocity: Vector  # [n]
-    spread: Vector = field(default_factory=nothing)  # [n] second moments; [0] if the optimizer has none, or no step was made
+    # [n] second moments; [0] if the optimizer has none, or no step was made
+    spread: Vector = field(default_factory=nothing)
 
     @staticmethod
     def zeros(size: int) -> "ServerState":
@@ -50,9 +53,14 @@ class ServerState:
             ValueError: another length.
         """
         if len(data) not in (8 * size, 12 * size):
-            raise ValueError(f"an adapter and its optimizer of {len(data)} bytes, expected {8 * size} or {12 * size}")
+            raise ValueError(
+                f"an adapter and its optimizer of {len(data)} bytes, expected "
+                f"{8 * size} or {12 * size}"
+            )
         parts = np.frombuffer(data, "<f4").astype(np.float32)
-        return ServerState(parts[:size].copy(), parts[size : 2 * size].copy(), parts[2 * size :].copy())
+        return ServerState(
+            parts[:size].copy(), parts[size : 2 * size].copy(), parts[2 * size :].copy()
+        )
 
     def at_rest(self) -> "ServerState":
         """The same adapter, with an optimizer that remembers nothing."""
@@ -74,7 +82,9 @@ def check_mean(state: ServerState, mean: Vector) -> Vector:
         ValueError: another length than the state's, or not all finite.
     """
     if mean.shape != state.flat.shape or not np.isfinite(mean).all():
-        raise ValueError(f"a mean update of shape {mean.shape} must be finite and of shape {state.flat.shape}")
+        raise ValueError(
+            f"a mean update of shape {mean.shape} must be finite and of shape {state.flat.shape}"
+        )
     return mean.astype(np.float32)
 
 
@@ -103,7 +113,8 @@ class FedAdam:
     """An adaptive server: each coordinate's step is divided by how much its changes vary.
 
     Source: Reddi et al. 2021, "Adaptive federated optimization", algorithm 2: m ← β₁m + (1-β₁)Δ,
-    v ← β₂v + (1-β₂)Δ² (Adam) or v - (1-β₂)Δ² sign(v - Δ²) (Yogi), w ← w + ηm / (√v + τ); v starts at τ².
+    v ← β₂v + (1-β₂)Δ² (Adam) or v - (1-β₂)Δ² sign(v - Δ²) (Yogi), w ← w + ηm / (√v + τ); v starts
+    at τ².
     """
 
     lr: float = 0.03
@@ -125,9 +136,13 @@ class FedAdam:
         spread: Vector = keep * before + take * square
         if self.yogi:
             spread = (before - take * square * np.sign(before - square)).astype(np.float32)
-        velocity: Vector = np.float32(self.momentum) * state.velocity + np.float32(1.0 - self.momentum) * change
+        velocity: Vector = (
+            np.float32(self.momentum) * state.velocity + np.float32(1.0 - self.momentum) * change
+        )
         deviation: Vector = np.sqrt(spread)
-        return ServerState(state.flat + np.float32(self.lr) * velocity / (deviation + tau), velocity, spread)
+        return ServerState(
+            state.flat + np.float32(self.lr) * velocity / (deviation + tau), velocity, spread
+        )
 
 
 def combine(means: Sequence[Vector], rule: str, trim: int = 1) -> Vector:
@@ -146,5 +161,7 @@ def combine(means: Sequence[Vector], rule: str, trim: int = 1) -> Vector:
     if rule == "median":
         return np.median(rows, axis=0).astype(np.float32)
     left_out = min(trim, (len(rows) - 1) // 2)
-    middle: Vector = np.sort(rows, axis=0)[left_out : len(rows) - left_out].mean(axis=0, dtype=np.float32)
+    middle: Vector = np.sort(rows, axis=0)[left_out : len(rows) - left_out].mean(
+        axis=0, dtype=np.float32
+    )
     return middle

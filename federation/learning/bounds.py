@@ -29,21 +29,31 @@ from ..membership.policy import Recipe
 from .aggregate import ServerState, Vector
 
 SLACK = 1.0 + 1e-3  # times every bound: what float32 makes of sums that lie on it
-LONGER = 4  # times the file's rounds: a run may be continued, but a number that a letter claims counts no further
+# times the file's rounds: a run may be continued, but a number that a letter claims counts no
+# further
+LONGER = 4
 
 
 def reach(recipe: Recipe, largest: float, rounds: int) -> tuple[float, float, float]:
-    """Largest coordinate of adapter, velocity and second moments after `rounds` steps of at most `largest` each."""
+    """Largest coordinate of adapter, velocity and second moments after `rounds` steps of at most
+    `largest` each.
+    """
     if recipe.server_optimizer in ("fedadam", "fedyogi"):
         beta, memory, floor = recipe.server_momentum, recipe.server_memory, recipe.server_floor
         step = largest / floor
         if recipe.server_optimizer == "fedadam" and beta * beta < memory:
             step = min(step, (1 - beta) / math.sqrt((1 - memory) * (1 - beta * beta / memory)))
         overshoot = 2 - memory if recipe.server_optimizer == "fedyogi" else 1.0
-        return rounds * recipe.server_lr * step, largest, max(floor * floor, overshoot * largest * largest)
+        return (
+            rounds * recipe.server_lr * step,
+            largest,
+            max(floor * floor, overshoot * largest * largest),
+        )
     beta = 0.0 if recipe.server_optimizer == "fedavg" else recipe.server_momentum
     velocity = largest * (1 - beta**rounds) / (1 - beta)
-    flat = recipe.server_lr * largest * (rounds - beta * (1 - beta**rounds) / (1 - beta)) / (1 - beta)
+    flat = (
+        recipe.server_lr * largest * (rounds - beta * (1 - beta**rounds) / (1 - beta)) / (1 - beta)
+    )
     return flat, velocity, 0.0
 
 
@@ -62,6 +72,7 @@ def check(recipe: Recipe, found: ServerState | Vector, rounds: int, largest: flo
     for name, vector, bound in zip(names, vectors, reach(recipe, largest, rounds), strict=False):
         if (farthest := float(np.abs(vector).max(initial=0.0))) > SLACK * bound:
             raise MessageError(
-                f"the {name} that was told reaches {farthest:.3g}, {rounds} rounds of this federation at most "
+                f"the {name} that was told reaches {farthest:.3g}, {rounds} rounds of this "
+                f"federation at most "
                 f"{bound:.3g}; refused"
             )

@@ -53,7 +53,8 @@ class TrainerLearner:
     """The real one: `core.training.trainer` over one household's examples.
 
     Args:
-        whole: where this member trains the first columns only, the others take part in the forward pass all the same.
+        whole: where this member trains the first columns only, the others take part in the forward
+        pass all the same.
     """
 
     def __init__(
@@ -66,7 +67,13 @@ class TrainerLearner:
         *,
         whole: bool = True,
     ) -> None:
-        self.trainer, self.prepared, self.test, self.recipe, self.on_step = trainer, train, test, recipe, on_step
+        self.trainer, self.prepared, self.test, self.recipe, self.on_step = (
+            trainer,
+            train,
+            test,
+            recipe,
+            on_step,
+        )
         self.whole, self.columns = whole, 0  # trained; 0: all
 
     def narrowed(self, columns: int) -> "TrainerLearner":
@@ -84,16 +91,33 @@ class TrainerLearner:
             from ...core.training.narrow import train_columns
 
             result = train_columns(
-                self.trainer, start, self.prepared, self.recipe, columns=self.columns, seed=seed, whole=self.whole,
+                self.trainer,
+                start,
+                self.prepared,
+                self.recipe,
+                columns=self.columns,
+                seed=seed,
+                whole=self.whole,
                 on_step=self.on_step,
-            )  # fmt: skip
+            )
         else:
-            result = self.trainer.train(start, self.prepared, self.recipe, seed=seed, on_step=self.on_step)
+            result = self.trainer.train(
+                start, self.prepared, self.recipe, seed=seed, on_step=self.on_step
+            )
         after = np.asarray(result.flat_b.detach().to("cpu", torch.float32).numpy(), np.float32)
         steps = (
-            0 if self.recipe is None else -(-result.examples // (self.recipe.batch * self.recipe.epochs)) * self.recipe.epochs
+            0
+            if self.recipe is None
+            else -(-result.examples // (self.recipe.batch * self.recipe.epochs))
+            * self.recipe.epochs
         )
-        return Trained(flat=after, examples=result.examples, tokens=result.tokens, loss=result.loss, steps=steps)
+        return Trained(
+            flat=after,
+            examples=result.examples,
+            tokens=result.tokens,
+            loss=result.loss,
+            steps=steps,
+        )
 
     def evaluate(self, flat: Vector) -> Counts:
         """As `Learner`; a party without held-out examples counts none."""

@@ -1,8 +1,9 @@
 """How far each tensor's coordinates may move in one round: the ranges that an update is rounded in.
 
 Knows tensors by where they end in the flat vector. Knows nothing of letters or members.
-Always: ranges join, cover the whole vector and are never wider than the federation's `update_range`; they follow from what
-everybody knows or is told, so that equal states give equal ranges, bit for bit.
+Always: ranges join, cover the whole vector and are never wider than the federation's
+`update_range`; they follow from what everybody knows or is told, so that equal states give equal
+ranges, bit for bit.
 """
 
 from collections.abc import Sequence
@@ -18,8 +19,11 @@ from .aggregate import Vector
 if TYPE_CHECKING:
     from ...core.models.weights import Weights
 
-SLACK = 1.25  # times the largest coordinate of the velocity: under Adam members move as far as their mean, where they agree
-FLOOR = 8.0  # a range is at least this part of update_range: a tensor that stood still may begin to move
+# times the largest coordinate of the velocity: under Adam members move as far as their mean, where
+# they agree
+SLACK = 1.25
+# a range is at least this part of update_range: a tensor that stood still may begin to move
+FLOOR = 8.0
 Spans = tuple[tuple[int, float], ...]  # stop and scale of each tensor, in order
 
 
@@ -28,7 +32,8 @@ def spans(velocity: Vector, stops: Sequence[int], limit: float) -> Spans:
 
     Args:
         stops: where each tensor ends, in order; the last one is n.
-        limit: the federation's `update_range`, in the update's unit. A tensor without velocity gets it whole.
+        limit: the federation's `update_range`, in the update's unit. A tensor without velocity gets
+        it whole.
     """
     found: list[tuple[int, float]] = []
     start = 0
@@ -50,7 +55,8 @@ def read_spans(given: Spans, size: int, limit: float) -> tuple[Range, ...]:
     for stop, scale in given:
         if not (start < stop <= size and 0.0 < scale <= limit):
             raise MessageError(
-                f"range {start}:{stop} with scale {scale:g}: expected a later stop up to {size} and a scale "
+                f"range {start}:{stop} with scale {scale:g}: expected a later stop up to {size} "
+                f"and a scale "
                 f"up to {limit:g}; refused"
             )
         ranges.append(Range(start, stop, scale))
@@ -61,7 +67,9 @@ def read_spans(given: Spans, size: int, limit: float) -> tuple[Range, ...]:
 
 
 def tensor_stops(adapter: AdapterTable, weights: "Weights | None") -> tuple[int, ...]:
-    """Where each tensor of the federation's adapter ends; nothing without a model, as in a rehearsal: one tensor."""
+    """Where each tensor of the federation's adapter ends; nothing without a model, as in a
+    rehearsal: one tensor.
+    """
     if weights is None:
         return ()
     from ...core.models.adapter import Layout

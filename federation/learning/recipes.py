@@ -1,6 +1,7 @@
 """Which server optimizer a federation's recipe names.
 
-Knows the recipe's words. Always: the same recipe gives the same optimizer in the coordinator and in every member.
+Knows the recipe's words. Always: the same recipe gives the same optimizer in the coordinator and in
+every member.
 """
 
 from ..membership.policy import Recipe
@@ -14,4 +15,6 @@ def optimizer_of(recipe: Recipe) -> ServerOptimizer:
             recipe.server_lr, recipe.server_momentum, recipe.server_memory, recipe.server_floor,
             yogi=recipe.server_optimizer == "fedyogi",
         )  # fmt: skip
-    return FedAvgM(recipe.server_lr, 0.0 if recipe.server_optimizer == "fedavg" else recipe.server_momentum)
+    return FedAvgM(
+        recipe.server_lr, 0.0 if recipe.server_optimizer == "fedavg" else recipe.server_momentum
+    )

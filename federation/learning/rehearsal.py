@@ -1,7 +1,7 @@
 """A learner without a model or data: for trying keys, network and protection before anybody trains.
 
-Knows arithmetic. Always: the adapter moves towards a fixed public vector, a little differently in each party, so that
-a run's curve shows whether sums arrive.
+Knows arithmetic. Always: the adapter moves towards a fixed public vector, a little differently in
+each party, so that a run's curve shows whether sums arrive.
 """
 
 import hashlib
@@ -26,7 +26,9 @@ class RehearsalLearner:
     """As `Learner`, in milliseconds."""
 
     def __init__(self, size: int, name: str = "") -> None:
-        seed = int.from_bytes(hashlib.sha256(f"quietchoir rehearsal {name}".encode()).digest()[:8], "big")
+        seed = int.from_bytes(
+            hashlib.sha256(f"quietchoir rehearsal {name}".encode()).digest()[:8], "big"
+        )
         self.size, self.noise = size, np.random.default_rng(seed)
         self.target = target(size)
 
@@ -37,7 +39,10 @@ class RehearsalLearner:
         noise = 0.01 * self.noise.standard_normal(self.size).astype(np.float32)
         loss = float(np.sqrt(np.mean(distance**2)))
         return Trained(
-            flat=flat + np.float32(STEP) * distance + noise, examples=EXAMPLES, tokens=EXAMPLES * TOKENS_EACH, loss=loss
+            flat=flat + np.float32(STEP) * distance + noise,
+            examples=EXAMPLES,
+            tokens=EXAMPLES * TOKENS_EACH,
+            loss=loss,
         )
 
     def evaluate(self, flat: Vector) -> Counts:
@@ -82,4 +87,6 @@ class PacedRehearsal(RehearsalLearner):
             after = after + np.float32(SMALL_STEP) * (self.target - after) + noise
         loss = float(np.sqrt(np.mean((self.target - flat) ** 2)))
         tokens = self.examples * TOKENS_EACH
-        return Trained(flat=after, examples=self.examples, tokens=tokens, loss=loss, steps=self.steps)
+        return Trained(
+            flat=after, examples=self.examples, tokens=tokens, loss=loss, steps=self.steps
+        )

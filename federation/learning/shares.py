@@ -1,16 +1,20 @@
-"""Who trains which coordinates in one attempt: members of different ranks share the first columns of every B.
+"""Who trains which coordinates in one attempt: members of different ranks share the first columns
+of every B.
 
-Knows names, ranks and the order of the flat vector. Knows nothing of letters, masks or how anybody trains.
-Always: everything here follows from the signed file, the cohort that everybody checked, and the attempt's number; no column is
-trained by fewer than the federation's minimum of those asked, because its sum would be over fewer than that.
+Knows names, ranks and the order of the flat vector. Knows nothing of letters, masks or how anybody
+trains.
+Always: everything here follows from the signed file, the cohort that everybody checked, and the
+attempt's number; no column is trained by fewer than the federation's minimum of those asked,
+because its sum would be over fewer than that.
 
-Every B is [rows, rank], so a coordinate's column is its place modulo the rank, with or without a model. A member of rank r'
-trains the columns below r', and its change is zero elsewhere. So the sets of members that train a column shrink from the first
-column to the last, and only the last set, the *leaders*, needs watching: a sum with enough of them has enough of everybody.
+Every B is [rows, rank], so a coordinate's column is its place modulo the rank, with or without a
+model. A member of rank r' trains the columns below r', and its change is zero elsewhere. So the
+sets of members that train a column shrink from the first column to the last, and only the last set,
+the *leaders*, needs watching: a sum with enough of them has enough of everybody.
 
-In the first attempt of a round everybody's rank is lowered to the largest one that `min_cohort` of the cohort reach. If it ends
-without a sum (a leader may have dropped out), the next attempt asks for one leader more than that, and so on: there the columns
-that kept failing are left out.
+In the first attempt of a round everybody's rank is lowered to the largest one that `min_cohort` of
+the cohort reach. If it ends without a sum (a leader may have dropped out), the next attempt asks
+for one leader more than that, and so on: there the columns that kept failing are left out.
 """
 
 from collections.abc import Collection, Sequence
@@ -35,8 +39,12 @@ class Narrowing(Protocol):
 
 
 def narrowed(learner: Learner, columns: int, rank: int) -> Learner:
-    """`learner` for the first `columns` of `rank`; as it is if it cannot do less: what it does beyond them is not sent."""
-    return learner.narrowed(columns) if columns < rank and isinstance(learner, Narrowing) else learner
+    """`learner` for the first `columns` of `rank`; as it is if it cannot do less: what it does
+    beyond them is not sent.
+    """
+    return (
+        learner.narrowed(columns) if columns < rank and isinstance(learner, Narrowing) else learner
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +72,23 @@ class Shares:
     def behind(self, parties: Collection[str]) -> npt.NDArray[np.int64]:
         """How many of `parties` train each column [rank]."""
         counts = [count for name, count in self.columns if name in parties]
-        return np.array([sum(count > column for count in counts) for column in range(self.rank)], np.int64)
+        return np.array(
+            [sum(count > column for count in counts) for column in range(self.rank)], np.int64
+        )
 
-    def mean(self, sums: npt.NDArray[np.float64], parties: Sequence[str]) -> npt.NDArray[np.float64]:
-        """Sums [n] over `parties`, each divided by how many of them train its column; zero where none does.
+    def mean(
+        self, sums: npt.NDArray[np.float64], parties: Sequence[str]
+    ) -> npt.NDArray[np.float64]:
+        """Sums [n] over `parties`, each divided by how many of them train its column; zero where
+        none does.
 
         Divided by all of them, a column that half the members train would move at half the speed.
         """
         counts = self.behind(parties)
         divisors = np.maximum(counts, 1)[np.arange(sums.size) % self.rank]
         means: npt.NDArray[np.float64] = sums / divisors
-        means[np.arange(sums.size) % self.rank >= int(np.count_nonzero(counts))] = 0.0  # whatever anybody sent there
+        # whatever anybody sent there
+        means[np.arange(sums.size) % self.rank >= int(np.count_nonzero(counts))] = 0.0
         return means
 
     def told(self, parties: Collection[str]) -> dict[str, int]:
@@ -89,7 +103,10 @@ class Shares:
         if found >= self.floor:
             return ""
         most = max(count for _, count in self.columns)
-        return f"{found} of the {len(self.leaders)} members that train {most} columns are in it, need {self.floor}"
+        return (
+            f"{found} of the {len(self.leaders)} members that train {most} columns are in it, "
+            f"need {self.floor}"
+        )
 
 
 def shares_of(policy: Policy, cohort: Sequence[str], attempt: int) -> Shares | None:

@@ -3,8 +3,8 @@
 Knows accounts, counts and the last sequence number of each asker. Knows nothing of ciphertexts.
 Always: a count is on disk before the answer leaves; a refused request changes nothing.
 
-Why accounts: an identity costs nothing to make, so a limit for each stranger would be no limit. Askers whom the owner
-has listed have an account each; everybody else shares one.
+Why accounts: an identity costs nothing to make, so a limit for each stranger would be no limit.
+Askers whom the owner has listed have an account each; everybody else shares one.
 """
 
 import json
@@ -23,8 +23,9 @@ class Budget:
     """Counts of one library, kept in one file.
 
     Args:
-        limit: requests of each kind that one account may make, ever. Only the owner resets it, by deleting the file:
-            new passages do not, because the old ones are still there to be worked out.
+        limit: requests of each kind that one account may make, ever. Only the owner resets it, by
+            deleting the file: new passages do not, because the old ones are still there to be
+            worked out.
         listed: public keys (hex) with an account of their own.
 
     Raises:
@@ -54,23 +55,32 @@ class Budget:
         Raises:
             MessageError: the sequence number is not above the last one: a replay.
             BudgetError: nothing is left.
-            QuietchoirError: the disk does not take it; nothing is counted and nothing must be answered.
+            QuietchoirError: the disk does not take it; nothing is counted and nothing must be
+            answered.
         """
         with self._lock:
             name, account = asker.raw.hex(), self.account(asker)
             if sequence <= self._last.get(name, -1):
-                raise MessageError("a request that was sent before, or out of order; sign a new one")
+                raise MessageError(
+                    "a request that was sent before, or out of order; sign a new one"
+                )
             if self.left(asker, kind) <= 0:
                 raise BudgetError(
-                    f"all {self.limit} requests of kind {kind.name.lower()} for this account are used up; "
+                    f"all {self.limit} requests of kind {kind.name.lower()} for this account are "
+                    f"used up; "
                     "only the library's owner can open another account"
                 )
             spent = {
                 **self._spent,
-                account: {**self._spent.get(account, {}), kind.name: self.limit - self.left(asker, kind) + 1},
+                account: {
+                    **self._spent.get(account, {}),
+                    kind.name: self.limit - self.left(asker, kind) + 1,
+                },
             }
             last = {**self._last, name: sequence}
-            write_atomically(self._path, json.dumps({"spent": spent, "last": last}).encode(), mode=0o600)
+            write_atomically(
+                self._path, json.dumps({"spent": spent, "last": last}).encode(), mode=0o600
+            )
             self._spent, self._last = spent, last
 
     def _load(self) -> None:

@@ -1,10 +1,11 @@
 """One private question: embed, encrypt, send, open, read.
 
 Knows the order of messages and what the asker must check. Knows nothing of SEAL.
-Always: what goes to the host has the same sizes and the same number of messages whatever the question, the scores and
-the passages are. Only what the host itself, or anybody on the line, can see may end a session early: no reply, a reply
-that is not the host's, a refusal. What an answer opens to is told to the asker after the line is closed.
-The host's key stands in the address, and nothing signed by another is believed.
+Always: what goes to the host has the same sizes and the same number of messages whatever the
+question, the scores and the passages are. Only what the host itself, or anybody on the line, can
+see may end a session early: no reply, a reply that is not the host's, a refusal. What an answer
+opens to is told to the asker after the line is closed. The host's key stands in the address, and
+nothing signed by another is believed.
 """
 
 import ssl
@@ -17,11 +18,27 @@ import aiohttp
 import numpy as np
 import numpy.typing as npt
 
-from ...core.errors import AuthenticationError, ConfigError, MessageError, ProtocolError, QuietchoirError
+from ...core.errors import (
+    AuthenticationError,
+    ConfigError,
+    MessageError,
+    ProtocolError,
+    QuietchoirError,
+)
 from ...crypto.keys import Identity, PublicIdentity
 from ...crypto.search import Opened, Questioner, unit
 from .index import PROBE, Embeds, Passage
-from .messages import MANIFEST_BYTES, PATH, Kind, Manifest, Request, decode_manifest, decode_reply, key_id, reply_limit
+from .messages import (
+    MANIFEST_BYTES,
+    PATH,
+    Kind,
+    Manifest,
+    Request,
+    decode_manifest,
+    decode_reply,
+    key_id,
+    reply_limit,
+)
 
 Vector = npt.NDArray[np.float32]
 
@@ -45,12 +62,18 @@ class Address:
         """
         parts = urlsplit(text.strip())
         if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise ConfigError(f"{text}: not a library's address, expected http://HOST:PORT/#KEY; copy the host's first line")
+            raise ConfigError(
+                f"{text}: not a library's address, expected http://HOST:PORT/#KEY; "
+                f"copy the host's first line"
+            )
         try:
-            return Address(f"{parts.scheme}://{parts.netloc}", PublicIdentity(bytes.fromhex(parts.fragment)))
+            return Address(
+                f"{parts.scheme}://{parts.netloc}", PublicIdentity(bytes.fromhex(parts.fragment))
+            )
         except (ValueError, AuthenticationError):
             raise ConfigError(
-                f"{text}: the part after # must be the host's key, 64 hexadecimal digits; copy the host's whole first line"
+                f"{text}: the part after # must be the host's key, 64 hexadecimal digits; copy the "
+                f"host's whole first line"
             ) from None
 
 
@@ -95,14 +118,17 @@ class Sealed:
             raise self.chosen.fault or ProtocolError("an answer without scores")
         texts = [self.questioner.passage(reply) for reply in self.replies]
         scores = [round(float(self.chosen.scores[index]), 2) for index in self.chosen.picked]
-        return tuple(Found(Passage.decode(text), score) for text, score in zip(texts, scores, strict=True))
+        return tuple(
+            Found(Passage.decode(text), score) for text, score in zip(texts, scores, strict=True)
+        )
 
 
 class Session:
     """One asker at one library, with one fresh encryption key.
 
     Args:
-        identity: signs the requests; the host counts against it, and learns from it nothing but that it is the same asker.
+        identity: signs the requests; the host counts against it, and learns from it nothing but
+        that it is the same asker.
     """
 
     def __init__(self, address: Address, identity: Identity, http: aiohttp.ClientSession) -> None:
@@ -123,9 +149,13 @@ class Session:
         raw = await self._exchange("GET", b"", MANIFEST_BYTES)
         self._manifest = manifest = decode_manifest(raw, self._address.host)
         ours = embedder.embed([PROBE])[0]
-        if len(ours) != manifest.dimension or not float(np.dot(ours, np.asarray(manifest.probe))) >= PROBE_COSINE:
+        if (
+            len(ours) != manifest.dimension
+            or not float(np.dot(ours, np.asarray(manifest.probe))) >= PROBE_COSINE
+        ):
             raise ConfigError(
-                "this library was embedded with another model than ours; pull the model its host names, or ask its owner"
+                "this library was embedded with another model than ours; pull the model its host "
+                "names, or ask its owner"
             )
         self._questioner = Questioner(manifest.shape)
         keys = self._questioner.keys()
@@ -134,10 +164,12 @@ class Session:
         return manifest
 
     async def ask(self, vector: Vector, passages: int = 1) -> "Sealed":
-        """Send one embedded question and the choice of `passages`, always so many; open with `Sealed.open`.
+        """Send one embedded question and the choice of `passages`, always so many; open with
+        `Sealed.open`.
 
         Raises:
-            CryptoError, MessageError, BudgetError: no answer of this host, or it refuses. Never for what one opens to.
+            CryptoError, MessageError, BudgetError: no answer of this host, or it refuses. Never for
+            what one opens to.
         """
         assert self._questioner is not None and self._manifest is not None, "open() comes first"
         answer = await self._ask(Kind.QUESTION, self._questioner.question(vector))
@@ -152,7 +184,8 @@ class Session:
 
     async def _ask(self, kind: Kind, parts: Sequence[bytes]) -> tuple[bytes, ...]:
         assert self._manifest is not None
-        self._sequence += 1  # no time: between two messages our clock would tell the host what we did meanwhile
+        # no time: between two messages our clock would tell the host what we did meanwhile
+        self._sequence += 1
         request = Request(
             kind=kind,
             library=self._manifest.library,
@@ -162,16 +195,27 @@ class Session:
             parts=tuple(parts),
         )
         raw = request.encode(self._identity)
-        return decode_reply(await self._exchange("POST", raw, reply_limit(self._manifest.shape)), raw, self._address.host)
+        return decode_reply(
+            await self._exchange("POST", raw, reply_limit(self._manifest.shape)),
+            raw,
+            self._address.host,
+        )
 
     async def _exchange(self, method: str, body: bytes, limit: int) -> bytes:
         try:
-            async with self._http.request(method, self._address.url + PATH, data=body or None, allow_redirects=False) as reply:
+            async with self._http.request(
+                method, self._address.url + PATH, data=body or None, allow_redirects=False
+            ) as reply:
                 raw = await _bounded(reply.content, limit)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise QuietchoirError(f"{self._address.url}: no library answers there ({error}); is its host running?") from error
+            raise QuietchoirError(
+                f"{self._address.url}: no library answers there ({error}); is its host running?"
+            ) from error
         if len(raw) > limit:
-            raise MessageError(f"{self._address.url}: more than {limit} bytes in a reply; this is no library of this version")
+            raise MessageError(
+                f"{self._address.url}: more than {limit} bytes in a reply; this is "
+                f"no library of this version"
+            )
         self.bytes_up += len(body)
         self.bytes_down += len(raw)
         return raw
@@ -205,7 +249,8 @@ async def ask(
     """
     start = time.perf_counter()
     vector = embedder.embed([question])[0]
-    unit(vector)  # before the first message: a session that breaks off later would tell of the question
+    # before the first message: a session that breaks off later would tell of the question
+    unit(vector)
     connector = aiohttp.TCPConnector(ssl=tls if tls is not None else True)
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:

@@ -2,8 +2,8 @@
 
 `Desk` is the host without a network: bytes in, bytes out. `serve` puts it behind HTTP.
 Knows identities, budgets and the keeper. Never knows a question, a score or which passage was read.
-Always: signature, sequence, sizes and budget are checked in this order before SEAL sees a byte, and whatever SEAL then
-does happens in a worker.
+Always: signature, sequence, sizes and budget are checked in this order before SEAL sees a byte, and
+whatever SEAL then does happens in a worker.
 """
 
 import asyncio
@@ -27,7 +27,18 @@ from ...crypto.parameters import SEARCH
 from ...crypto.search import Keeper
 from .budget import Budget
 from .index import Index
-from .messages import PATH, Kind, Manifest, Outcome, Reply, Request, decode_request, key_id, refuse, request_limit
+from .messages import (
+    PATH,
+    Kind,
+    Manifest,
+    Outcome,
+    Reply,
+    Request,
+    decode_request,
+    key_id,
+    refuse,
+    request_limit,
+)
 
 KEPT_KEYS = 64  # askers whose keys are held at a time, 258 KB each; the longest unused goes first
 BODY_S = 60.0  # a request that has not come whole by then is refused
@@ -43,13 +54,23 @@ class Desk:
         DataError, ProtocolError: passages that do not fit.
     """
 
-    def __init__(self, index: Index, identity: Identity, budget: Budget, *, title: str = "library", workers: int = 1) -> None:
+    def __init__(
+        self,
+        index: Index,
+        identity: Identity,
+        budget: Budget,
+        *,
+        title: str = "library",
+        workers: int = 1,
+    ) -> None:
         texts = [passage.encode() for passage in index.passages]
         self.keeper = Keeper(index.embeddings, texts, workers=workers)
         if not 1 <= budget.limit <= self.keeper.shape.largest_budget:
             raise ConfigError(
-                f"a budget of {budget.limit} questions, must be 1 to {self.keeper.shape.largest_budget}: with as many answers "
-                f"as half of the {self.keeper.shape.dimension} dimensions an asker could work out the embeddings"
+                f"a budget of {budget.limit} questions, must be 1 to "
+                f"{self.keeper.shape.largest_budget}: with as many answers "
+                f"as half of the {self.keeper.shape.dimension} dimensions an asker could work out "
+                f"the embeddings"
             )
         self._identity, self._budget = identity, budget
         self._keys: OrderedDict[bytes, tuple[str, tuple[bytes, ...]]] = OrderedDict()
@@ -115,9 +136,13 @@ class Desk:
     def _keys_of(self, request: Request) -> tuple[bytes, ...]:
         with self._lock:
             owner, keys = self._keys.get(request.key_id, ("", ()))
-            # A ciphertext under another key would decrypt to noise without an error, so it is bound to a key and its owner.
+            # A ciphertext under another key would decrypt to noise without an error, so it is bound
+            # to a key and its owner.
             if owner != request.asker.raw.hex():
-                raise MessageError("ciphertext under a key that this host does not hold for you; send the keys first")
+                raise MessageError(
+                    "ciphertext under a key that this host does not hold for you; "
+                    "send the keys first"
+                )
             self._keys.move_to_end(request.key_id)
             return keys
 
@@ -142,7 +167,11 @@ def application(desk: Desk) -> web.Application:
 
 
 async def serve(
-    desk: Desk, listener: socket, *, tls: ssl.SSLContext | None = None, ready: Callable[[], None] | None = None
+    desk: Desk,
+    listener: socket,
+    *,
+    tls: ssl.SSLContext | None = None,
+    ready: Callable[[], None] | None = None,
 ) -> None:
     """Answer on `listener` until cancelled.
 

@@ -21,7 +21,10 @@ FILE_BYTES = 16 << 20
 PASSAGE_WORDS = 160  # MiniLM reads 256 word pieces; English has about 1.4 to a word
 NAME_BYTES = 200  # of a passage's 2042 bytes, for the name of its file
 TEXT_BYTES = PASSAGE_BYTES - NAME_BYTES - 1
-PROBE = "A quiet choir sings in the dark."  # embedded by both sides, to see that they use the same model
+PROBE = (
+    "A quiet choir sings in the "
+    "dark."
+)  # embedded by both sides, to see that they use the same model
 
 
 class Embeds(Protocol):
@@ -71,20 +74,29 @@ def build(folder: Path, embedder: Embeds) -> Index:
 def read_folder(folder: Path) -> list[Passage]:
     """Passages of all text and Markdown files under `folder`, in the order of their paths.
 
-    Hidden files and links are left out: a link could show a file that its owner did not mean to share.
+    Hidden files and links are left out: a link could show a file that its owner did not mean to
+    share.
 
     Raises:
-        DataError: no such folder, nothing to read in it, a file that is not UTF-8 or too large, or too many passages.
+        DataError: no such folder, nothing to read in it, a file that is not UTF-8 or too large, or
+        too many passages.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: not a folder; name the folder whose texts you want to share")
     passages = [
-        Passage(short_name(file.relative_to(folder)), text) for file in text_files(folder) for text in split(read_text(file))
+        Passage(short_name(file.relative_to(folder)), text)
+        for file in text_files(folder)
+        for text in split(read_text(file))
     ]
     if not passages:
-        raise DataError(f"{folder}: no text in it; put {' or '.join(SUFFIXES)} files there and start again")
+        raise DataError(
+            f"{folder}: no text in it; put {' or '.join(SUFFIXES)} files there and start again"
+        )
     if len(passages) > MAX_PASSAGES:
-        raise DataError(f"{folder}: {len(passages)} passages, at most {MAX_PASSAGES} in one library; split the folder")
+        raise DataError(
+            f"{folder}: {len(passages)} passages, at most {MAX_PASSAGES} in one "
+            f"library; split the folder"
+        )
     return passages
 
 
@@ -108,22 +120,35 @@ def read_text(file: Path) -> str:
     """
     try:
         if file.stat().st_size > FILE_BYTES:
-            raise DataError(f"{file}: {file.stat().st_size} bytes, at most {FILE_BYTES}; split it or take it out")
+            raise DataError(
+                f"{file}: {file.stat().st_size} bytes, at most {FILE_BYTES}; split it "
+                f"or take it out"
+            )
         return file.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8 at byte {error.start}; save it as UTF-8 or take it out") from error
+        raise DataError(
+            f"{file}: not UTF-8 at byte {error.start}; save it as UTF-8 or take it out"
+        ) from error
     except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror}); mend its rights or take it out") from error
+        raise DataError(
+            f"{file}: cannot be read ({error.strerror}); mend its rights or take it out"
+        ) from error
 
 
 def short_name(path: Path) -> str:
     """The path with forward slashes, on one line, its end kept if it is too long."""
     name = re.sub(r"[\x00-\x1f\x7f]", " ", path.as_posix())
-    return name if len(name.encode()) <= NAME_BYTES else name.encode()[-NAME_BYTES:].decode("utf-8", "ignore")
+    return (
+        name
+        if len(name.encode()) <= NAME_BYTES
+        else name.encode()[-NAME_BYTES:].decode("utf-8", "ignore")
+    )
 
 
 def split(text: str) -> Iterator[str]:
-    """Paragraphs; short neighbours joined, long ones cut between words, so that each piece fits a passage."""
+    """Paragraphs; short neighbours joined, long ones cut between words, so that each piece fits
+    a passage.
+    """
     gathered = ""
     # A heading is read with what follows it, also where that has to be cut.
     attached = re.sub(r"(?m)^(#{1,6} .*)\n\s*\n", r"\1\n", text.replace("\r\n", "\n"))
@@ -141,7 +166,9 @@ def split(text: str) -> Iterator[str]:
 
 
 def cut(paragraph: str) -> Iterator[str]:
-    """The paragraph whole if it fits, otherwise in pieces of whole words; a giant word is cut between characters."""
+    """The paragraph whole if it fits, otherwise in pieces of whole words; a giant word is cut
+    between characters.
+    """
     gathered = ""
     for word in pieces_of_words(re.findall(r"\S+\s*", paragraph)):
         if gathered and not fits(gathered + word):
@@ -155,7 +182,8 @@ def cut(paragraph: str) -> Iterator[str]:
 def pieces_of_words(words: Sequence[str]) -> Iterator[str]:
     """Words, none longer than a passage."""
     for word in words:
-        step = len(word) if len(word.encode()) <= TEXT_BYTES else TEXT_BYTES // 4  # 4: bytes of the longest character
+        # 4: bytes of the longest character
+        step = len(word) if len(word.encode()) <= TEXT_BYTES else TEXT_BYTES // 4
         for start in range(0, len(word), step):
             yield word[start : start + step]
 

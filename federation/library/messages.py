@@ -1,8 +1,8 @@
 """What crosses the wire between an asker and a host.
 
 Knows bytes, sizes and signatures. Knows nothing of what the ciphertexts mean.
-Always: a decoded message was signed by the key it names, for this library, these parameters and this direction, and its
-length is exactly what its own head says; anything else is a typed error.
+Always: a decoded message was signed by the key it names, for this library, these parameters and
+this direction, and its length is exactly what its own head says; anything else is a typed error.
 """
 
 import enum
@@ -37,9 +37,18 @@ REPLY_HEAD = struct.Struct(">4sB32sB")
 MAX_PARTS = 4
 ERROR_BYTES = 2048
 MANIFEST_BYTES = 64 << 10
-STATUS = {AuthenticationError: 403, BudgetError: 429, WorkerError: 503}  # every other refusal is 400
+# every other refusal is 400
+STATUS = {AuthenticationError: 403, BudgetError: 429, WorkerError: 503}
 ERRORS = {
-    kind.__name__: kind for kind in (AuthenticationError, BudgetError, CryptoError, MessageError, ProtocolError, WorkerError)
+    kind.__name__: kind
+    for kind in (
+        AuthenticationError,
+        BudgetError,
+        CryptoError,
+        MessageError,
+        ProtocolError,
+        WorkerError,
+    )
 }
 
 
@@ -67,14 +76,17 @@ class Manifest:
     dimension: int
     passages: int
     parameters: str  # hex digest of the parameter set
-    edition: str  # random at every start; a digest of the passages would let others test guesses at them
+    # random at every start; a digest of the passages would let others test guesses at them
+    edition: str
     questions: int  # one account's budget
     probe: tuple[float, ...]  # embedding of the probe sentence, to see that both use the same model
 
     @property
     def library(self) -> bytes:
         """32 bytes that name this state of this library."""
-        return digest("library", bytes.fromhex(self.host), self.dimension, self.passages, self.edition)
+        return digest(
+            "library", bytes.fromhex(self.host), self.dimension, self.passages, self.edition
+        )
 
     @property
     def shape(self) -> Shape:
@@ -88,7 +100,9 @@ class Manifest:
     def encode(self, host: Identity) -> bytes:
         """Signed JSON."""
         text = json.dumps(asdict(self))
-        return json.dumps({"manifest": text, "signature": host.sign(MANIFEST_CONTEXT, text.encode()).hex()}).encode()
+        return json.dumps(
+            {"manifest": text, "signature": host.sign(MANIFEST_CONTEXT, text.encode()).hex()}
+        ).encode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,13 +113,21 @@ class Request:
     library: bytes  # 32
     asker: PublicIdentity
     key_id: bytes  # 32: digest of the public keys that the ciphertexts belong to
-    sequence: int  # rises with every request of this asker; from the session's beginning in nanoseconds since 1970
+    # rises with every request of this asker; from the session's beginning in nanoseconds since 1970
+    sequence: int
     parts: tuple[bytes, ...]
 
     def encode(self, identity: Identity) -> bytes:
         """Bytes for the wire, signed by `identity`, which must be the asker's."""
         head = REQUEST_HEAD.pack(
-            REQUEST_MAGIC, self.kind, SEARCH.digest, self.library, self.asker.raw, self.key_id, self.sequence, len(self.parts)
+            REQUEST_MAGIC,
+            self.kind,
+            SEARCH.digest,
+            self.library,
+            self.asker.raw,
+            self.key_id,
+            self.sequence,
+            len(self.parts),
         )
         body = head + _pack(self.parts)
         return body + identity.sign(REQUEST_CONTEXT, body)
@@ -121,7 +143,9 @@ class Reply:
 
     def encode(self, host: Identity) -> bytes:
         """Bytes for the wire, signed by the host."""
-        body = REPLY_HEAD.pack(REPLY_MAGIC, self.outcome, self.request, len(self.parts)) + _pack(self.parts)
+        body = REPLY_HEAD.pack(REPLY_MAGIC, self.outcome, self.request, len(self.parts)) + _pack(
+            self.parts
+        )
         return body + host.sign(REPLY_CONTEXT, body)
 
 
@@ -138,7 +162,12 @@ def request_limit(shape: Shape) -> int:
 
 def reply_limit(shape: Shape) -> int:
     """Size of the largest reply in bytes."""
-    return REPLY_HEAD.size + 4 * MAX_PARTS + max(ERROR_BYTES, shape.choice_parts * SEARCH.ciphertext_bytes) + SIGNATURE_BYTES
+    return (
+        REPLY_HEAD.size
+        + 4 * MAX_PARTS
+        + max(ERROR_BYTES, shape.choice_parts * SEARCH.ciphertext_bytes)
+        + SIGNATURE_BYTES
+    )
 
 
 def decode_manifest(raw: bytes, host: PublicIdentity) -> Manifest:
@@ -153,12 +182,26 @@ def decode_manifest(raw: bytes, host: PublicIdentity) -> Manifest:
         text, signature = str(outer["manifest"]), bytes.fromhex(outer["signature"])
         host.verify(MANIFEST_CONTEXT, text.encode(), signature)
         manifest = _manifest(json.loads(text))
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise ProtocolError(
-            f"this is no library's manifest ({type(error).__name__}); check the address and update both sides"
+            f"this is no library's manifest ({type(error).__name__}); check the address and update "
+            f"both sides"
         ) from error
-    if manifest.parameters != SEARCH.digest.hex() or manifest.host != host.raw.hex() or manifest.shape.passages < 1:
-        raise ProtocolError("the library uses other encryption parameters than this version; update both sides")
+    if (
+        manifest.parameters != SEARCH.digest.hex()
+        or manifest.host != host.raw.hex()
+        or manifest.shape.passages < 1
+    ):
+        raise ProtocolError(
+            "the library uses other encryption parameters than this version; update both sides"
+        )
     return manifest
 
 
@@ -177,10 +220,17 @@ def decode_request(raw: bytes, library: bytes) -> Request:
     identity.verify(REQUEST_CONTEXT, body, signature)
     parts = _unpack(body[REQUEST_HEAD.size :], count)
     if kind not in set(Kind) or parameters != SEARCH.digest:
-        raise MessageError("a request of another kind or with other encryption parameters; update both sides")
+        raise MessageError(
+            "a request of another kind or with other encryption parameters; update both sides"
+        )
     if named != library:
-        raise MessageError("a request for another library, or for this one before it changed; fetch the manifest again")
-    return Request(kind=Kind(kind), library=named, asker=identity, key_id=key, sequence=sequence, parts=parts)
+        raise MessageError(
+            "a request for another library, or for this one before it changed; "
+            "fetch the manifest again"
+        )
+    return Request(
+        kind=Kind(kind), library=named, asker=identity, key_id=key, sequence=sequence, parts=parts
+    )
 
 
 def decode_reply(raw: bytes, request: bytes, host: PublicIdentity) -> tuple[bytes, ...]:
@@ -214,9 +264,13 @@ def refuse(raw: bytes, error: QuietchoirError, host: Identity) -> tuple[int, byt
 def _refusal(parts: Sequence[bytes]) -> QuietchoirError:
     try:
         found: dict[str, Any] = json.loads(parts[0])
-        return ERRORS.get(str(found["error"]), MessageError)(f"the library's host refused: {found['text']}")
+        return ERRORS.get(str(found["error"]), MessageError)(
+            f"the library's host refused: {found['text']}"
+        )
     except (ValueError, LookupError, TypeError, RecursionError):
-        return MessageError("the library's host refused without a reason that can be read; ask its owner")
+        return MessageError(
+            "the library's host refused without a reason that can be read; ask its owner"
+        )
 
 
 def _manifest(found: dict[str, Any]) -> Manifest:
@@ -224,7 +278,9 @@ def _manifest(found: dict[str, Any]) -> Manifest:
     manifest = Manifest(probe=probe, **found)
     numbers = (manifest.dimension, manifest.passages, manifest.questions)
     texts = (manifest.title, manifest.host, manifest.parameters, manifest.edition)
-    if not all(type(value) is int for value in numbers) or not all(type(value) is str for value in texts):
+    if not all(type(value) is int for value in numbers) or not all(
+        type(value) is str for value in texts
+    ):
         raise ValueError("ill-typed")
     bytes.fromhex(manifest.edition)  # it is hashed into the library's name
     if len(probe) != manifest.dimension or not all(map(math.isfinite, probe)):
@@ -237,9 +293,14 @@ def _pack(parts: Sequence[bytes]) -> bytes:
 
 
 def _unpack(raw: bytes, count: int) -> tuple[bytes, ...]:
-    sizes = [int.from_bytes(raw[4 * index : 4 * index + 4], "big") for index in range(min(count, MAX_PARTS))]
+    sizes = [
+        int.from_bytes(raw[4 * index : 4 * index + 4], "big")
+        for index in range(min(count, MAX_PARTS))
+    ]
     if count > MAX_PARTS or len(raw) != 4 * count + sum(sizes):
-        raise MessageError(f"{count} parts in {len(raw)} bytes do not add up; send the message whole")
+        raise MessageError(
+            f"{count} parts in {len(raw)} bytes do not add up; send the message whole"
+        )
     parts, at = [], 4 * count
     for size in sizes:
         parts.append(raw[at : at + size])

@@ -26,20 +26,27 @@ class Address:
         """Read one.
 
         Args:
-            listening: to bind, not to dial: 0.0.0.0 and [::] mean all of this machine's addresses then.
+            listening: to bind, not to dial: 0.0.0.0 and [::] mean all of this machine's addresses
+            then.
 
         Raises:
             ValueError: says what was found and how it is spelled.
         """
         if "://" in text:
-            raise ValueError(f"{text!r} must be HOST:PORT, without {text.partition('://')[0]}:// and without a path")
+            raise ValueError(
+                f"{text!r} must be HOST:PORT, without {text.partition('://')[0]}:// "
+                f"and without a path"
+            )
         if any(letter.isspace() or not letter.isprintable() for letter in text):
             raise ValueError(f"{text!r} must be HOST:PORT, without blanks")
         if strange := sorted(set(text) & set("/?#@\\,;")):
             raise ValueError(f"{text!r} must be HOST:PORT alone, without {' '.join(strange)}")
         host, colon, port = text.rpartition(":")
         if not colon or text.endswith("]"):
-            raise ValueError(f"{text!r} has no port, expected HOST:PORT, for example 192.0.2.7:8790 or [2001:db8::7]:8790")
+            raise ValueError(
+                f"{text!r} has no port, expected HOST:PORT, for example "
+                f"192.0.2.7:8790 or [2001:db8::7]:8790"
+            )
         if not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536):
             raise ValueError(f"{text!r} has port {port!r}, expected a number from 1 to 65535")
         return Address(host_of(host, text, listening), int(port))
@@ -64,9 +71,14 @@ def host_of(host: str, text: str, listening: bool) -> str:
     if not host.isascii():
         raise ValueError(f"{text!r}: write the name as name servers know it, in ASCII (xn--…)")
     if host.endswith("."):
-        raise ValueError(f"{text!r}: leave out the dot at the end of the name; certificates do not have it")
+        raise ValueError(
+            f"{text!r}: leave out the dot at the end of the name; certificates do not have it"
+        )
     if len(host) > MAX_NAME or not all(LABEL.fullmatch(label) for label in host.split(".")):
-        raise ValueError(f"{text!r}: {host!r} is no name of a machine: letters, digits and dashes, in parts divided by dots")
+        raise ValueError(
+            f"{text!r}: {host!r} is no name of a machine: letters, digits and dashes, "
+            f"in parts divided by dots"
+        )
     return host
 
 
@@ -79,15 +91,23 @@ def number_of(host: str, text: str, listening: bool, *, version: int) -> str:
     try:
         number = ipaddress.IPv4Address(host) if version == 4 else ipaddress.IPv6Address(host)
     except ValueError:
-        form = "four numbers from 0 to 255, for example 192.0.2.7" if version == 4 else "for example [2001:db8::7]"
+        form = (
+            ("four numbers from 0 to 255, for example 192.0.2.7")
+            if version == 4
+            else "for example [2001:db8::7]"
+        )
         raise ValueError(f"{text!r}: {host!r} is no IPv{version} number ({form})") from None
     if isinstance(number, ipaddress.IPv6Address) and number.scope_id is not None:
-        raise ValueError(f"{text!r}: what follows % means something on one machine only; use an address that others can dial")
+        raise ValueError(
+            f"{text!r}: what follows % means something on one machine only; use an "
+            f"address that others can dial"
+        )
     if isinstance(number, ipaddress.IPv6Address):
         number = number.ipv4_mapped or number
     if number.is_unspecified and not listening:
         raise ValueError(
-            f"{text!r}: {host} is where one listens, not what others can dial; name the address that members see, and listen "
+            f"{text!r}: {host} is where one listens, not what others can dial; name the address "
+            f"that members see, and listen "
             f"there with `coordinate --listen {text}`"
         )
     if number.is_multicast or str(number) == "255.255.255.255":

@@ -1,7 +1,8 @@
-"""The coordinator's TLS certificate: made by `federation init`, carried in the signed federation file.
+"""The coordinator's TLS certificate: made by `federation init`, carried in the signed federation
+file.
 
-Knows X.509. Always: the certificate is self-signed and names one host; nodes accept this one and no other, so no
-authority outside the federation has a say.
+Knows X.509. Always: the certificate is self-signed and names one host; nodes accept this one and no
+other, so no authority outside the federation has a say.
 """
 
 import datetime
@@ -27,9 +28,16 @@ def self_signed(host: str, key: ec.EllipticCurvePrivateKey, now: datetime.dateti
     """PEM of a certificate for `host`, valid for ten years from the day before `now`."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "quietchoir coordinator")])
     usage = x509.KeyUsage(
-        digital_signature=True, key_cert_sign=True, crl_sign=False, content_commitment=False, key_encipherment=False,
-        data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
-    )  # fmt: skip
+        digital_signature=True,
+        key_cert_sign=True,
+        crl_sign=False,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
     public = key.public_key()
     certificate = (
         x509.CertificateBuilder()

@@ -20,24 +20,41 @@ if TYPE_CHECKING:
 
 def register(actions: "_SubParsersAction[ArgumentParser]") -> None:
     """Add `federation identity | init | accept | show | log`, and the owner's."""
-    me = actions.add_parser("identity", help="print this node's public card: give it to the federation's owner")
+    me = actions.add_parser(
+        "identity", help="print this node's public card: give it to the federation's owner"
+    )
     me.add_argument("--home", type=Path, metavar="DIR", help="default: the node's home")
     me.add_argument(
-        "--protect", choices=["passphrase", "keyring", "none"], help="lock this node's private keys on the disk from now on"
+        "--protect",
+        choices=["passphrase", "keyring", "none"],
+        help="lock this node's private keys on the disk from now on",
     )
     me.set_defaults(run=show_identity)
 
     init = actions.add_parser("init", help="found a federation: keys, certificate, signed file")
-    init.add_argument("folder", type=Path, metavar="DIR", help="where federation.toml and the keys go")
-    init.add_argument("--name", required=True)
-    init.add_argument("--address", default="127.0.0.1:8790", metavar="HOST:PORT", help="where the coordinator answers")
     init.add_argument(
-        "--model", default="smollm2-135m-instruct", metavar="NAME", help="a model on this disk, by name or path; members need "
+        "folder", type=Path, metavar="DIR", help="where federation.toml and the keys go"
+    )
+    init.add_argument("--name", required=True)
+    init.add_argument(
+        "--address",
+        default="127.0.0.1:8790",
+        metavar="HOST:PORT",
+        help="where the coordinator answers",
+    )
+    init.add_argument(
+        "--model", default="smollm2-135m-instruct", metavar="NAME", help="a model on this disk, by "
+                                                                         "name or path; members "
+                                                                         "need "
         "the same file, wherever it lies there",
     )  # fmt: skip
     init.add_argument("--model-digest", metavar="SHA256", help="instead of reading the model file")
     init.add_argument(
-        "--variant", action="append", default=[], metavar="NAME[=SHA256]", help="another quantisation of it, for members"
+        "--variant",
+        action="append",
+        default=[],
+        metavar="NAME[=SHA256]",
+        help="another quantisation of it, for members",
     )
     init.add_argument(
         "--protect",
@@ -49,18 +66,32 @@ def register(actions: "_SubParsersAction[ArgumentParser]") -> None:
     budgeting.add(init)
     init.set_defaults(run=found_federation)
 
-    accept = actions.add_parser("accept", help="answer an invitation with this node's card: give the answer to the owner")
-    accept.add_argument("token", metavar="TOKEN", help="the line that the owner gave you, or a file that holds it")
-    accept.add_argument("--file", type=Path, metavar="FED", help="also check that this file is of the federation that invites")
+    accept = actions.add_parser(
+        "accept", help="answer an invitation with this node's card: give the answer to the owner"
+    )
+    accept.add_argument(
+        "token", metavar="TOKEN", help="the line that the owner gave you, or a file that holds it"
+    )
+    accept.add_argument(
+        "--file",
+        type=Path,
+        metavar="FED",
+        help="also check that this file is of the federation that invites",
+    )
     accept.add_argument(
         "--rank", type=int, metavar="N",
-        help="columns of the adapter that this node can train (default: training.max_rank of its configuration)",
+        help="columns of the adapter that this node can train (default: training.max_rank of its "
+             "configuration)",
     )  # fmt: skip
     accept.add_argument("--home", type=Path, metavar="DIR", help="default: the node's home")
     accept.set_defaults(run=accept_invitation)
 
-    show = actions.add_parser("show", help="check a federation file and print it, and what joining would cost")
-    log = actions.add_parser("log", help="check a federation file and print every change it went through")
+    show = actions.add_parser(
+        "show", help="check a federation file and print it, and what joining would cost"
+    )
+    log = actions.add_parser(
+        "log", help="check a federation file and print every change it went through"
+    )
     for action, run in ((show, show_federation), (log, show_log)):
         action.add_argument("file", type=Path, metavar="FED")
         action.set_defaults(run=run)
@@ -78,8 +109,11 @@ def show_identity(arguments: Namespace) -> None:
     else:
         asked = unlock.Asked()
         if (home / identity.IDENTITY_FILE).exists():
-            identity.load_or_create(home, asked=asked)  # who cannot open the keys is not asked for a new passphrase
-        keys = identity.protect(home, unlock.choose(arguments.protect, home / identity.IDENTITY_FILE), asked=asked)
+            # who cannot open the keys is not asked for a new passphrase
+            identity.load_or_create(home, asked=asked)
+        keys = identity.protect(
+            home, unlock.choose(arguments.protect, home / identity.IDENTITY_FILE), asked=asked
+        )
     print(keys.card.text)
 
 
@@ -105,16 +139,25 @@ def found_federation(arguments: Namespace) -> None:
         flags.check_used(chosen, tables)
         model = ModelTable(name=title(arguments.model), digest=digest)
         if arguments.variant:
-            model = dataclasses.replace(model, variants=tuple(variant_given(model, text) for text in arguments.variant))
+            model = dataclasses.replace(
+                model, variants=tuple(variant_given(model, text) for text in arguments.variant)
+            )
         lock = unlock.choose(arguments.protect, arguments.folder)  # before any key exists
-        policy = found(arguments.folder, Founding(name=arguments.name, address=arguments.address, model=model, **tables), lock)
+        policy = found(
+            arguments.folder,
+            Founding(name=arguments.name, address=arguments.address, model=model, **tables),
+            lock,
+        )
     except ValueError as error:
         raise ConfigError(f"federation init: {error}") from error
     print(f"founded {policy.name}: {arguments.folder / FILE}")
     for line in [] if budget is None else budget.lines():
         print(f"privacy: {line}")
     print(f"owner's fingerprint, for members to compare: {fingerprint(policy.owner)}")
-    print("next: quietchoir federation enroll, once for each member; then give the file to all of them")
+    print(
+        "next: quietchoir federation enroll, once for each member; then give the file to all of "
+        "them"
+    )
 
 
 def with_budget(
@@ -129,9 +172,13 @@ def with_budget(
 
     if arguments.epsilon is None:
         if arguments.delta is not None:
-            raise ConfigError("--delta needs --epsilon; to set the field of the file alone, use --privacy-delta")
+            raise ConfigError(
+                "--delta needs --epsilon; to set the field of the file alone, use --privacy-delta"
+            )
         return None
-    budget = budgeting.budgeted(arguments.epsilon, arguments.delta, tables, given, known_size(tables["adapter"], model))
+    budget = budgeting.budgeted(
+        arguments.epsilon, arguments.delta, tables, given, known_size(tables["adapter"], model)
+    )
     tables["privacy"] = budget.privacy
     return budget
 
@@ -163,11 +210,19 @@ def accept_invitation(arguments: Namespace) -> None:
     from . import identity, invitation, roster
 
     home = arguments.home or default_home()
-    rank = config.load(arguments.config).training.max_rank if arguments.rank is None else arguments.rank
+    rank = (
+        config.load(arguments.config).training.max_rank
+        if arguments.rank is None
+        else arguments.rank
+    )
     card = identity.load_or_create(home).card
-    token, answer = invitation.accept(text_of(arguments.token), card, home, max(0, rank), arguments.file)
+    token, answer = invitation.accept(
+        text_of(arguments.token), card, home, max(0, rank), arguments.file
+    )
     print(
-        f"invited to {token.title} as {token.name} until {roster.date(token.expires)}; give this to its owner:", file=sys.stderr
+        f"invited to {token.title} as {token.name} until {roster.date(token.expires)}; give this "
+        f"to its owner:",
+        file=sys.stderr,
     )
     print(answer)
 
@@ -181,12 +236,16 @@ def text_of(given: str) -> str:
     from ...core.errors import ConfigError
 
     if not given.strip():
-        raise ConfigError("an empty text was given; give the whole line, or the name of a file that holds it")
+        raise ConfigError(
+            "an empty text was given; give the whole line, or the name of a file that holds it"
+        )
     path = Path(given)
     try:
         return path.read_text("utf-8") if len(given) < 128 and path.is_file() else given
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: no text can be read there ({error}); give the line itself, or a text file") from error
+        raise ConfigError(
+            f"{path}: no text can be read there ({error}); give the line itself, or a text file"
+        ) from error
 
 
 def fingerprint(key: str) -> str:
@@ -214,9 +273,18 @@ def show_federation(arguments: Namespace) -> None:
     print(one_line(f"  model        {policy.model.name}  sha256 {policy.model.digest[:16]}…"))
     for variant in policy.model.variants:
         print(one_line(f"  or           {variant.name}  sha256 {variant.digest[:16]}…"))
-    print(f"  adapter      rank {policy.adapter.rank}, upper {policy.adapter.upper_layers} layers, seed {policy.adapter.seed}")
-    print(f"  protection   {protection.mode}, {protection.bits} bits, at least {protection.min_cohort} members a sum")
-    print(f"  recipe       {recipe.rounds} rounds, lr {recipe.lr:g}, server momentum {recipe.server_momentum:g}")
+    print(
+        f"  adapter      rank {policy.adapter.rank}, upper {policy.adapter.upper_layers} layers, "
+        f"seed {policy.adapter.seed}"
+    )
+    print(
+        f"  protection   {protection.mode}, {protection.bits} bits, at least "
+        f"{protection.min_cohort} members a sum"
+    )
+    print(
+        f"  recipe       {recipe.rounds} rounds, lr {recipe.lr:g}, server momentum "
+        f"{recipe.server_momentum:g}"
+    )
     print(one_line(f"  prompt       {policy.prompt.told()}"))
     for member in policy.members:
         left = f"  until {roster.date(member.expires)}" if member.expires else ""
@@ -235,13 +303,19 @@ def joining_costs(policy: "Policy") -> list[str]:
     from ..costs import privacy_told, round_cost, told
     from ..holding import name_here
 
-    lines = [f"a sum over at least {policy.protection.min_cohort} members is opened, nothing smaller"]
+    lines = [
+        f"a sum over at least {policy.protection.min_cohort} members is opened, nothing smaller"
+    ]
     if policy.protection.mode == "plain":
         lines = ["the coordinator sees each update (mode plain)"]
     try:
-        lines.append(told(round_cost(policy, adapter_size(policy.adapter, name_here(policy.model)))))
+        lines.append(
+            told(round_cost(policy, adapter_size(policy.adapter, name_here(policy.model))))
+        )
     except QuietchoirError:
-        lines.append(f"bytes of a round: pull the model first (quietchoir model pull {policy.model.name})")
+        lines.append(
+            f"bytes of a round: pull the model first (quietchoir model pull {policy.model.name})"
+        )
     return [*lines, privacy_told(policy)]
 
 
@@ -268,9 +342,15 @@ def show_log(arguments: Namespace) -> None:
 
     chain = roster.read(arguments.file)
     for entry, change in zip(chain.entries, chain.changes, strict=True):
-        print(one_line(f"{change.number:>4}  {roster.date(change.at)}  {entry.digest[:16]}  {change.kind:<7} {said(change)}"))
+        print(
+            one_line(
+                f"{change.number:>4}  {roster.date(change.at)}  {entry.digest[:16]}  "
+                f"{change.kind:<7} {said(change)}"
+            )
+        )
     print(
-        f"{len(chain.entries)} entries of {chain.policy.name}, every signature valid, owner {fingerprint(chain.policy.owner)}"
+        f"{len(chain.entries)} entries of {chain.policy.name}, every signature valid, owner "
+        f"{fingerprint(chain.policy.owner)}"
     )
 
 
@@ -284,6 +364,19 @@ def said(change: "Change") -> str:
     if change.kind == "revoke":
         return f"{table['name']}{': ' + table['reason'] if table.get('reason') else ''}"
     if change.kind == "rotate":
-        return ", ".join(f"key of {table['member']['name']}" if who == "member" else f"the {who}" for who in table)
-    parts = [f"{name}.{key} = {new}" for name, value in table.items() if isinstance(value, dict) for key, new in value.items()]
-    return ", ".join([*parts, *(f"{name} = {value}" for name, value in table.items() if not isinstance(value, dict))])
+        return ", ".join(
+            f"key of {table['member']['name']}" if who == "member" else f"the {who}"
+            for who in table
+        )
+    parts = [
+        f"{name}.{key} = {new}"
+        for name, value in table.items()
+        if isinstance(value, dict)
+        for key, new in value.items()
+    ]
+    return ", ".join(
+        [
+            *parts,
+            *(f"{name} = {value}" for name, value in table.items() if not isinstance(value, dict)),
+        ]
+    )

@@ -1,7 +1,8 @@
 """This node's own floor: what a federation must offer before its owner's data is trained on.
 
 Knows `[consent]` of the node's configuration and the signed file. Knows nothing of rounds.
-Always: a federation below the floor is refused with a sentence that names the line of the configuration.
+Always: a federation below the floor is refused with a sentence that names the line of the
+configuration.
 """
 
 from ...core.config import ConsentConfig
@@ -20,43 +21,51 @@ def check_consent(policy: Policy, consent: ConsentConfig) -> None:
     protection, privacy = policy.protection, policy.privacy
     if protection.mode not in consent.modes:
         raise ConfigError(
-            f"federation {policy.name} runs {protection.mode!r}, but consent.modes allows {', '.join(consent.modes)}; {ADVICE}"
+            f"federation {policy.name} runs {protection.mode!r}, but consent.modes allows "
+            f"{', '.join(consent.modes)}; {ADVICE}"
         )
     if protection.min_cohort < consent.min_cohort:
         raise ConfigError(
-            f"federation {policy.name} opens sums of {protection.min_cohort}, but consent.min_cohort asks for "
+            f"federation {policy.name} opens sums of {protection.min_cohort}, but "
+            f"consent.min_cohort asks for "
             f"{consent.min_cohort}; {ADVICE}"
         )
     if consent.max_epsilon and not privacy.on:
         raise ConfigError(
-            f"federation {policy.name} has no differential privacy, but consent.max_epsilon allows an epsilon of at most "
+            f"federation {policy.name} has no differential privacy, but consent.max_epsilon allows "
+            f"an epsilon of at most "
             f"{consent.max_epsilon:g}; {ADVICE}"
         )
     if privacy.on and privacy.delta > consent.max_delta:
         raise ConfigError(
-            f"federation {policy.name} states its epsilon at a delta of {privacy.delta:g}, but consent.max_delta allows "
+            f"federation {policy.name} states its epsilon at a delta of {privacy.delta:g}, but "
+            f"consent.max_delta allows "
             f"{consent.max_delta:g}: with that chance the epsilon says nothing; {ADVICE}"
         )
     if consent.max_epsilon and privacy.epsilon > consent.max_epsilon:
         raise ConfigError(
-            f"federation {policy.name} may spend an epsilon of {privacy.epsilon:g}, but consent.max_epsilon allows "
+            f"federation {policy.name} may spend an epsilon of {privacy.epsilon:g}, but "
+            f"consent.max_epsilon allows "
             f"{consent.max_epsilon:g}; {ADVICE}"
         )
 
 
 def check_clipped(clipped: int, size: int, consent: ConsentConfig) -> None:
-    """Require that an update is not cut in too large a share of its `size` coordinates before it is sent.
+    """Require that an update is not cut in too large a share of its `size` coordinates before it is
+    sent.
 
-    Updates that are mostly cut are mostly known to whoever chose what they were trained from: a sum of them tells the
-    others' apart (Pasquini et al. 2022).
+    Updates that are mostly cut are mostly known to whoever chose what they were trained from: a sum
+    of them tells the others' apart (Pasquini et al. 2022).
 
     Raises:
         DataError: it is; nothing is sent.
     """
     if clipped > consent.max_clipped * size:
         raise DataError(
-            f"{clipped} of {size} coordinates of this node's update would be cut, consent.max_clipped allows "
-            f"{consent.max_clipped:.0%}; nothing is sent. The federation's lr is too high for its update_range, or its "
+            f"{clipped} of {size} coordinates of this node's update would be cut, "
+            f"consent.max_clipped allows "
+            f"{consent.max_clipped:.0%}; nothing is sent. The federation's lr is too high for its "
+            f"update_range, or its "
             "adapter is not one that it could have learned: ask its owner"
         )
 
@@ -69,6 +78,7 @@ def check_upload(policy: Policy, bytes_up: int, consent: ConsentConfig) -> None:
     """
     if consent.max_upload_bytes and bytes_up > consent.max_upload_bytes:
         raise ConfigError(
-            f"federation {policy.name} needs about {bytes_up} bytes up in a round, but consent.max_upload_bytes allows "
+            f"federation {policy.name} needs about {bytes_up} bytes up in a round, but "
+            f"consent.max_upload_bytes allows "
             f"{consent.max_upload_bytes}; {ADVICE}"
         )

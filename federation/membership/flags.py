@@ -20,9 +20,15 @@ from .privacy import PrivacyTable
 from .schedule import ScheduleTable
 
 TABLES: dict[str, type] = {
-    "protection": ProtectionTable, "adapter": AdapterTable, "recipe": Recipe, "privacy": PrivacyTable, "guard": GuardTable,
-    "aggregation": AggregationTable, "schedule": ScheduleTable, "prompt": PromptFormat,
-}  # fmt: skip
+    "protection": ProtectionTable,
+    "adapter": AdapterTable,
+    "recipe": Recipe,
+    "privacy": PrivacyTable,
+    "guard": GuardTable,
+    "aggregation": AggregationTable,
+    "schedule": ScheduleTable,
+    "prompt": PromptFormat,
+}
 BARE = ("protection", "adapter", "recipe")  # their flags have no prefix
 NAMES = {("protection", "mode"): "protection"}  # flags that are called otherwise
 KINDS = (int, float, str)
@@ -39,7 +45,9 @@ def fields(*tables: str) -> list[tuple[str, str, Any]]:
     found = []
     for table in tables or tuple(TABLES):
         hints = typing.get_type_hints(TABLES[table])
-        found += [(table, field.name, hints[field.name]) for field in dataclasses.fields(TABLES[table])]
+        found += [
+            (table, field.name, hints[field.name]) for field in dataclasses.fields(TABLES[table])
+        ]
     return [one for one in found if one[2] in KINDS or typing.get_origin(one[2]) is typing.Literal]
 
 
@@ -48,9 +56,14 @@ def add(parser: ArgumentParser, *tables: str) -> None:
     for table, field, hint in fields(*tables):
         chosen = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else None
         parser.add_argument(
-            f"--{flag(table, field)}", dest=f"{table}.{field}", type=str if chosen else hint, choices=chosen, default=None,
-            metavar=None if chosen else "X" if hint is float else "N" if hint is int else "TEXT", help=f"{table}.{field}",
-        )  # fmt: skip
+            f"--{flag(table, field)}",
+            dest=f"{table}.{field}",
+            type=str if chosen else hint,
+            choices=chosen,
+            default=None,
+            metavar=None if chosen else "X" if hint is float else "N" if hint is int else "TEXT",
+            help=f"{table}.{field}",
+        )
 
 
 def given(arguments: Namespace, *tables: str) -> dict[str, dict[str, Any]]:
@@ -68,15 +81,20 @@ def given(arguments: Namespace, *tables: str) -> dict[str, dict[str, Any]]:
 
 
 def idle(tables: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    """(table, fields, what would switch them on) of everything that does nothing in these tables."""
+    """(table, fields, what would switch them on) of everything that does nothing in these
+    tables.
+    """
 
     def others(table: str, switch: str) -> tuple[str, ...]:
-        return tuple(field.name for field in dataclasses.fields(TABLES[table]) if field.name != switch)
+        return tuple(
+            field.name for field in dataclasses.fields(TABLES[table]) if field.name != switch
+        )
 
     optimizer, rule = tables["recipe"].server_optimizer, tables["aggregation"].rule
     if not tables["privacy"].on:
         yield (
-            "privacy",  # colluders count without noise too: for buckets, and for sums from one adapter
+            # colluders count without noise too: for buckets, and for sums from one adapter
+            "privacy",
             tuple(field for field in others("privacy", "mechanism") if field != "colluders"),
             'privacy.mechanism = "discrete-gaussian" (or --epsilon, which finds the noise)',
         )
@@ -97,7 +115,8 @@ def check_used(asked: Mapping[str, Any], tables: Mapping[str, Any]) -> None:
 
     Args:
         asked: {table: {field: value}}, whatever else is in it.
-        tables: all of `TABLES`, as they will be; a scenario has no `prompt`, which has no idle field.
+        tables: all of `TABLES`, as they will be; a scenario has no `prompt`, which has no idle
+        field.
 
     Raises:
         ConfigError: names the first field that would be written down and do nothing.
@@ -106,5 +125,6 @@ def check_used(asked: Mapping[str, Any], tables: Mapping[str, Any]) -> None:
         for field in names:
             if field in asked.get(table, ()):
                 raise ConfigError(
-                    f"{table}.{field} (--{flag(table, field)}) does nothing without {switch}; add that, or leave it out"
+                    f"{table}.{field} (--{flag(table, field)}) does nothing without {switch}; add "
+                    f"that, or leave it out"
                 )

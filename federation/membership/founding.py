@@ -1,8 +1,10 @@
 """A new federation: its owner's key, its coordinator's keys, its signed file.
 
-Knows one folder. Always: nothing that exists is overwritten; the file is written last, so a folder that has it is whole.
+Knows one folder. Always: nothing that exists is overwritten; the file is written last, so a folder
+that has it is whole.
 
-    federation.toml   hand it to everybody          owner.key         changes the roster: keep it offline
+    federation.toml   hand it to everybody          owner.key         changes the roster: keep it
+                                                                      offline
     coordinator.key   signs tasks                   tls.key           opens the coordinator's door
 """
 
@@ -52,15 +54,22 @@ def found(folder: Path, founding: Founding, lock: Lock = OPEN) -> Policy:
     """Make keys, certificate and file in `folder`.
 
     Args:
-        lock: of the three keys, which are written under it at once: there is no moment with one of them in clear.
+        lock: of the three keys, which are written under it at once: there is no moment with one of
+        them in clear.
 
     Raises:
         ConfigError: something is there already, or a keyring that does not keep what it is given.
     """
     for name in (FILE, OWNER_KEY, COORDINATOR_KEY, TLS_KEY):
         if (folder / name).exists():
-            raise ConfigError(f"{folder / name}: is there already and is kept; choose another folder")
-    owner, coordinator, tls = Identity.generate(), Identity.generate(), ec.generate_private_key(ec.SECP256R1())
+            raise ConfigError(
+                f"{folder / name}: is there already and is kept; choose another folder"
+            )
+    owner, coordinator, tls = (
+        Identity.generate(),
+        Identity.generate(),
+        ec.generate_private_key(ec.SECP256R1()),
+    )
     unsigned = CoordinatorTable(address=founding.address, key=coordinator.public.raw.hex())
     certificate = certificates.self_signed(unsigned.host, tls, datetime.datetime.now(datetime.UTC))
     policy = Policy(
@@ -76,7 +85,9 @@ def found(folder: Path, founding: Founding, lock: Lock = OPEN) -> Policy:
         aggregation=founding.aggregation,
         schedule=founding.schedule,
         prompt=founding.prompt,
-        coordinator=CoordinatorTable(address=founding.address, key=unsigned.key, certificate=certificate),
+        coordinator=CoordinatorTable(
+            address=founding.address, key=unsigned.key, certificate=certificate
+        ),
     )
     made = chain.found(policy, owner, int(time.time()))  # refuses before anything is on disk
     paths.private_folder(folder)

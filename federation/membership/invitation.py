@@ -1,19 +1,23 @@
-"""A one-time token that lets one node's keys into one federation, without a server and without a secret at the owner's.
+"""A one-time token that lets one node's keys into one federation, without a server and without a
+secret at the owner's.
 
-    owner   invite   token: a fresh signing key, number and newest entry of the federation, a name, a date → in private
-    node    accept   the node's public card, signed with the token's key                      → to the owner, by any way
+    owner   invite   token: a fresh signing key, number and newest entry of the federation, a name,
+                     a date → in private
+    node    accept   the node's public card, signed with the token's key                      → to
+                     the owner, by any way
     owner   enroll   checks the signature against the invitation's public key, which it wrote down
 
 Knows tokens, answers and the owner's list of open invitations. Knows nothing of the network.
-Always: an answer is good for one federation, one name, one card, once, until its date; the chain of the federation file
-notes which invitation was used, so no copy of the owner's list brings a used one back; a file that the node accepts later
-goes on from the entry that its invitation names.
+Always: an answer is good for one federation, one name, one card, once, until its date; the chain of
+the federation file notes which invitation was used, so no copy of the owner's list brings a used
+one back; a file that the node accepts later goes on from the entry that its invitation names.
 
-Covered: somebody who changes or replaces the answer on its way (a card by mail is otherwise whatever the mailer says it is);
-an old or a used answer; an invitation to another federation; at the node, a file of the same name by another owner, or of the
-same owner on another branch or from before the invitation.
-Not covered: whoever reads the token on its way to the person can answer it first. Then the person's own answer is refused
-as used, and the owner revokes the thief.
+Covered: somebody who changes or replaces the answer on its way (a card by mail is otherwise
+whatever the mailer says it is); an old or a used answer; an invitation to another federation; at
+the node, a file of the same name by another owner, or of the same owner on another branch or from
+before the invitation.
+Not covered: whoever reads the token on its way to the person can answer it first. Then the person's
+own answer is refused as used, and the owner revokes the thief.
 """
 
 import base64
@@ -55,10 +59,20 @@ class Token:
     seed: str  # of the invitation's signing key, hex
 
     def __post_init__(self) -> None:
-        for text, what in ((self.federation, "federation"), (self.head, "head"), (self.seed, "seed")):
+        for text, what in (
+            (self.federation, "federation"),
+            (self.head, "head"),
+            (self.seed, "seed"),
+        ):
             check_hex(text, 32, what)
-        require(bool(NAME.fullmatch(self.title) and NAME.fullmatch(self.name)), "title and name must be names")
-        require(self.version >= 1 and 0 < self.expires <= LAST_MOMENT, "version and expires must be numbers that can be")
+        require(
+            bool(NAME.fullmatch(self.title) and NAME.fullmatch(self.name)),
+            "title and name must be names",
+        )
+        require(
+            self.version >= 1 and 0 < self.expires <= LAST_MOMENT,
+            "version and expires must be numbers that can be",
+        )
 
     def __repr__(self) -> str:
         return f"Token({self.title}, {self.name})"
@@ -100,33 +114,53 @@ def invite(policy: Policy, folder: Path, name: str, days: float) -> str:
     if policy.member(name) is not None:
         raise ConfigError(f"{name} is enrolled already in {policy.name}; choose another name")
     if not 0 < days <= MAX_DAYS:
-        raise ConfigError(f"an invitation for {days:g} days; give --days above 0 and at most {MAX_DAYS}")
+        raise ConfigError(
+            f"an invitation for {days:g} days; give --days above 0 and at most {MAX_DAYS}"
+        )
     if not NAME.fullmatch(name):
         raise ConfigError(f"--name {name!r} must be lower-case letters, digits and dashes")
     seed = Ed25519PrivateKey.generate().private_bytes_raw().hex()
     expires = int(time.time() + days * DAY_S)
     token = Token(
-        federation=policy.federation.hex(), version=policy.version, head=policy.head, title=policy.name, name=name,
-        expires=expires, seed=seed,
-    )  # fmt: skip
-    keep(folder, {**pending(folder), token.key.public.raw.hex(): Open(name=name, expires=expires, head=policy.head)})
+        federation=policy.federation.hex(),
+        version=policy.version,
+        head=policy.head,
+        title=policy.name,
+        name=name,
+        expires=expires,
+        seed=seed,
+    )
+    keep(
+        folder,
+        {
+            **pending(folder),
+            token.key.public.raw.hex(): Open(name=name, expires=expires, head=policy.head),
+        },
+    )
     return pack(TOKEN, asdict(token))
 
 
-def accept(text: str, card: PublicCard, home: Path, rank: int = 0, file: Path | None = None) -> tuple[Token, str]:
-    """Read a token and answer it with this node's card; the node remembers which federation it was invited to.
+def accept(
+    text: str, card: PublicCard, home: Path, rank: int = 0, file: Path | None = None
+) -> tuple[Token, str]:
+    """Read a token and answer it with this node's card; the node remembers which federation it was
+    invited to.
 
     Args:
         rank: columns of the adapter that this node can train; 0: all of them.
         file: a federation file that must be of the federation that invites.
 
     Raises:
-        ConfigError: not a token, its time is over, or this node was invited to another federation of that name.
-        RosterError: `file` does not go on from what the invitation names. In either case nothing was changed.
+        ConfigError: not a token, its time is over, or this node was invited to another federation
+        of that name. RosterError: `file` does not go on from what the invitation names. In either
+        case nothing was changed.
     """
     token = unpack(TOKEN, text, Token, "invitation")
     if is_over(token.expires):
-        raise ConfigError(f"this invitation to {token.title} ended on {date(token.expires)}; ask its owner for a new one")
+        raise ConfigError(
+            f"this invitation to {token.title} ended on {date(token.expires)}; ask "
+            f"its owner for a new one"
+        )
     invited = Invited(federation=token.federation, version=token.version, head=token.head)
     if file is not None:
         check_goes_on(read(file), invited, f"{file}: ")
@@ -134,12 +168,15 @@ def accept(text: str, card: PublicCard, home: Path, rank: int = 0, file: Path | 
     identity = token.key
     said = message(token.federation, token.head, token.name, token.expires, card.text, rank)
     signature = identity.sign(CONTEXT, said).hex()
-    answer = Answer(invitation=identity.public.raw.hex(), card=card.text, signature=signature, rank=rank)
+    answer = Answer(
+        invitation=identity.public.raw.hex(), card=card.text, signature=signature, rank=rank
+    )
     return token, pack(ANSWER, {key: value for key, value in asdict(answer).items() if value != 0})
 
 
 def check(text: str, policy: Policy, folder: Path) -> tuple[str, PublicCard, str, int]:
-    """Name, card and public key of an answered invitation, and the rank that the node can train; 0: any.
+    """Name, card and public key of an answered invitation, and the rank that the node can train; 0:
+    any.
 
     Raises:
         ConfigError: not an answer.
@@ -148,15 +185,25 @@ def check(text: str, policy: Policy, folder: Path) -> tuple[str, PublicCard, str
     answer = unpack(ANSWER, text, Answer, "answer")
     known = pending(folder).get(answer.invitation)
     if known is None:
-        raise RosterError("this answers no open invitation of this federation, or one that was used; make a new one")
+        raise RosterError(
+            "this answers no open invitation of this federation, or one that was "
+            "used; make a new one"
+        )
     if is_over(known.expires):
-        raise RosterError(f"the invitation of {known.name} ended on {date(known.expires)}; make a new one")
-    said = message(policy.federation.hex(), known.head, known.name, known.expires, answer.card, answer.rank)
+        raise RosterError(
+            f"the invitation of {known.name} ended on {date(known.expires)}; make a new one"
+        )
+    said = message(
+        policy.federation.hex(), known.head, known.name, known.expires, answer.card, answer.rank
+    )
     try:
-        PublicIdentity(bytes.fromhex(answer.invitation)).verify(CONTEXT, said, bytes.fromhex(answer.signature))
+        PublicIdentity(bytes.fromhex(answer.invitation)).verify(
+            CONTEXT, said, bytes.fromhex(answer.signature)
+        )
     except (AuthenticationError, ValueError):
         raise RosterError(
-            f"the answer to {known.name}'s invitation was changed on its way, or answers another federation's; ask for it again"
+            f"the answer to {known.name}'s invitation was changed on its way, or answers another "
+            f"federation's; ask for it again"
         ) from None
     return known.name, PublicCard.parse(answer.card), answer.invitation, answer.rank
 
@@ -180,14 +227,17 @@ def pending(folder: Path) -> dict[str, Open]:
         return {key: tables.fill(Open, one, f"{path}: ") for key, one in given.items()}
     except (ValueError, RecursionError, AttributeError, TypeError, ConfigError) as error:
         raise ConfigError(
-            f"{path}: damaged, or of an older version ({error}); remove it, open invitations are lost with it"
+            f"{path}: damaged, or of an older version ({error}); remove it, open invitations are "
+            f"lost with it"
         ) from error
 
 
 def keep(folder: Path, invitations: dict[str, Open]) -> None:
     """Write the list, without those whose time is over."""
     left = {key: asdict(one) for key, one in invitations.items() if not is_over(one.expires)}
-    paths.write_atomically(folder / OPEN_FILE, json.dumps(left, indent=1, sort_keys=True).encode("ascii"), mode=0o600)
+    paths.write_atomically(
+        folder / OPEN_FILE, json.dumps(left, indent=1, sort_keys=True).encode("ascii"), mode=0o600
+    )
 
 
 def message(federation: str, head: str, name: str, expires: int, card: str, rank: int) -> bytes:
@@ -208,7 +258,10 @@ def unpack(prefix: str, text: str, kind: type[T], what: str) -> T:
     """
     line = text.strip()
     if line.startswith(OLD):
-        raise ConfigError(f"this {what} is from an older version, which named no entry of the federation; ask for a new one")
+        raise ConfigError(
+            f"this {what} is from an older version, which named no entry of the "
+            f"federation; ask for a new one"
+        )
     try:
         if not line.startswith(prefix) or len(line) > MAX_CHARACTERS:
             raise ValueError("another beginning or length")
@@ -216,4 +269,6 @@ def unpack(prefix: str, text: str, kind: type[T], what: str) -> T:
         table = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
         return tables.fill(kind, table, "")
     except (ValueError, TypeError, AttributeError, RecursionError, ConfigError):
-        raise ConfigError(f"this is no {what}; copy the whole line that begins with {prefix}") from None
+        raise ConfigError(
+            f"this is no {what}; copy the whole line that begins with {prefix}"
+        ) from None

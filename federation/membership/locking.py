@@ -1,8 +1,11 @@
-"""The private keys of a federation's own folder under a lock: its owner's, its coordinator's, and the key of its door.
+"""The private keys of a federation's own folder under a lock: its owner's, its coordinator's, and
+the key of its door.
 
-Knows three files and the two forms of a TLS key: PEM, or a locked key file. Knows nothing of federation files or networks.
-Always: each file says itself how it is locked, so half-way is no harm; a key is opened before any file is written, and whoever
-cannot open one changes none; no key reaches the disk in clear on its way to the door.
+Knows three files and the two forms of a TLS key: PEM, or a locked key file. Knows nothing of
+federation files or networks.
+Always: each file says itself how it is locked, so half-way is no harm; a key is opened before any
+file is written, and whoever cannot open one changes none; no key reaches the disk in clear on its
+way to the door.
 """
 
 import secrets
@@ -23,11 +26,14 @@ TLS_KIND = "tls"  # what a locked TLS key calls itself; an unlocked one is PEM
 DOOR_FILE = "door.pem"
 
 
-def protect(folder: Path, lock: Lock, *, asked: keyfile.Passphrase | None = None) -> tuple[str, ...]:
+def protect(
+    folder: Path, lock: Lock, *, asked: keyfile.Passphrase | None = None
+) -> tuple[str, ...]:
     """Put those of owner.key, coordinator.key and tls.key that lie in `folder` under another lock.
 
     Args:
-        asked: for the passphrase of files that are locked now; by default the environment or a person.
+        asked: for the passphrase of files that are locked now; by default the environment or a
+        person.
 
     Returns: the names of the files that were written.
 
@@ -35,8 +41,9 @@ def protect(folder: Path, lock: Lock, *, asked: keyfile.Passphrase | None = None
         ConfigError: none of them is there, or nothing opens one.
         AuthenticationError: a wrong passphrase. In both cases no file was changed.
 
-    Hazard: a disk may still hold what an unlocked file held before. A coordinator that starts without a person needs the
-    keyring, or `QUIETCHOIR_PASSPHRASE`, which other programs of the same user can read.
+    Hazard: a disk may still hold what an unlocked file held before. A coordinator that starts
+    without a person needs the keyring, or `QUIETCHOIR_PASSPHRASE`, which other programs of the same
+    user can read.
     """
     identities, tls = readable(folder, asked or Asked())
     for name, identity in identities.items():
@@ -46,7 +53,9 @@ def protect(folder: Path, lock: Lock, *, asked: keyfile.Passphrase | None = None
     return (*identities, *([TLS_KEY] if tls is not None else []))
 
 
-def readable(folder: Path, asked: keyfile.Passphrase) -> tuple[dict[str, Identity], ec.EllipticCurvePrivateKey | None]:
+def readable(
+    folder: Path, asked: keyfile.Passphrase
+) -> tuple[dict[str, Identity], ec.EllipticCurvePrivateKey | None]:
     """The keys that lie in `folder`, opened: those that sign, by file name, and that of the door.
 
     Raises:
@@ -54,11 +63,16 @@ def readable(folder: Path, asked: keyfile.Passphrase) -> tuple[dict[str, Identit
         AuthenticationError: a wrong passphrase.
     """
     identities = {
-        name: Identity.load(folder / name, asked) for name in (OWNER_KEY, COORDINATOR_KEY) if (folder / name).exists()
+        name: Identity.load(folder / name, asked)
+        for name in (OWNER_KEY, COORDINATOR_KEY)
+        if (folder / name).exists()
     }
     tls = read_tls_key(folder / TLS_KEY, asked) if (folder / TLS_KEY).exists() else None
     if not identities and tls is None:
-        raise ConfigError(f"{folder}: none of {OWNER_KEY}, {COORDINATOR_KEY}, {TLS_KEY}; name the folder of `federation init`")
+        raise ConfigError(
+            f"{folder}: none of {OWNER_KEY}, {COORDINATOR_KEY}, {TLS_KEY}; name the "
+            f"folder of `federation init`"
+        )
     return identities, tls
 
 
@@ -75,7 +89,9 @@ def read_tls_key(path: Path, asked: keyfile.Passphrase | None = None) -> ec.Elli
             content = keyfile.read(path, TLS_KIND, passphrase=asked or Asked())
         key = serialization.load_pem_private_key(content, None)
     except (OSError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as a TLS key ({error}); restore it from your copy") from error
+        raise ConfigError(
+            f"{path}: cannot be read as a TLS key ({error}); restore it from your copy"
+        ) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{path}: not a key of `federation init`; restore it from your copy")
     return key
@@ -92,21 +108,30 @@ def write_tls_key(path: Path, key: ec.EllipticCurvePrivateKey, lock: Lock) -> No
         write_private_pem(path, key)
         return
     content = _pem(key, serialization.NoEncryption())
-    keyfile.write(path, TLS_KIND, content, passphrase=lock.passphrase, keyring=lock.keyring, replace=True)
+    keyfile.write(
+        path, TLS_KIND, content, passphrase=lock.passphrase, keyring=lock.keyring, replace=True
+    )
 
 
-def door_key(path: Path, scratch: Path, asked: keyfile.Passphrase | None = None) -> tuple[Path, str]:
-    """The TLS key as a server wants it: a file in `scratch`, and the password of this one start that opens it.
+def door_key(
+    path: Path, scratch: Path, asked: keyfile.Passphrase | None = None
+) -> tuple[Path, str]:
+    """The TLS key as a server wants it: a file in `scratch`, and the password of this one start
+    that opens it.
 
     Raises:
         As `read_tls_key`.
     """
     password = secrets.token_hex(32)
     kept = scratch / DOOR_FILE
-    locked = _pem(read_tls_key(path, asked), serialization.BestAvailableEncryption(password.encode("ascii")))
+    locked = _pem(
+        read_tls_key(path, asked), serialization.BestAvailableEncryption(password.encode("ascii"))
+    )
     write_atomically(kept, locked, mode=0o600)
     return kept, password
 
 
-def _pem(key: ec.EllipticCurvePrivateKey, closed: serialization.KeySerializationEncryption) -> bytes:
+def _pem(
+    key: ec.EllipticCurvePrivateKey, closed: serialization.KeySerializationEncryption
+) -> bytes:
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, closed)

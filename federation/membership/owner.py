@@ -1,10 +1,13 @@
-"""What the owner of a federation may do after its founding: each act is one entry of the chain, signed and written whole.
+"""What the owner of a federation may do after its founding: each act is one entry of the chain,
+signed and written whole.
 
-Knows the file, the owner's key and the coordinator's keys on this disk. Knows nothing of running rounds.
-Always: the file on disk is the old one or the new one; a key that is replaced lies beside the file as KEY.next until the file
-that names it is written, and `settle` finishes what a kill interrupted.
+Knows the file, the owner's key and the coordinator's keys on this disk. Knows nothing of running
+rounds.
+Always: the file on disk is the old one or the new one; a key that is replaced lies beside the file
+as KEY.next until the file that names it is written, and `settle` finishes what a kill interrupted.
 
-Hazard: whoever holds owner.key decides who belongs. Keep it off the coordinator's machine; these acts need no network.
+Hazard: whoever holds owner.key decides who belongs. Keep it off the coordinator's machine; these
+acts need no network.
 """
 
 import dataclasses
@@ -53,8 +56,15 @@ def act(
 
 
 def enroll(
-    file: Path, owner_key: Path, name: str, card: PublicCard, *, expires: int = 0, invitation: str = "", rank: int = 0
-) -> Policy:  # fmt: skip
+    file: Path,
+    owner_key: Path,
+    name: str,
+    card: PublicCard,
+    *,
+    expires: int = 0,
+    invitation: str = "",
+    rank: int = 0,
+) -> Policy:
     """Add one member and sign the next version.
 
     Args:
@@ -75,21 +85,27 @@ def revoke(file: Path, owner_key: Path, name: str, reason: str = "") -> Policy:
     return act(file, owner_key, REVOKE, {"name": name, "reason": reason})
 
 
-def rotate_member(file: Path, owner_key: Path, name: str, card: PublicCard, *, expires: int = 0) -> Policy:
+def rotate_member(
+    file: Path, owner_key: Path, name: str, card: PublicCard, *, expires: int = 0
+) -> Policy:
     """Give a member another key; it goes on with its rank. Raises as `enroll`."""
     rank = next((one.rank for one in roster.read(file).policy.members if one.name == name), 0)
     return act(file, owner_key, ROTATE, {"member": member_table(name, card, expires, rank)})
 
 
 def change(file: Path, owner_key: Path, tables: dict[str, Any]) -> Policy:
-    """Other values in the policy's tables: {"recipe": {"rounds": 20}}, or ranks: {"ranks": {"ann": 4}}. Raises as `enroll`."""
+    """Other values in the policy's tables: {"recipe": {"rounds": 20}}, or ranks: {"ranks":
+    {"ann": 4}}. Raises as `enroll`.
+    """
     return act(file, owner_key, CHANGE, tables)
 
 
 def rotate_coordinator(file: Path, owner_key: Path, keys: Path, way: str | None = None) -> Policy:
     """A new coordinator.key in `keys`; `way` as `lock_for`. Raises as `enroll`."""
     fresh, asked = Identity.generate(), Asked()
-    save_beside(fresh, keys / COORDINATOR_KEY, lock_for(way, keys / COORDINATOR_KEY, owner_key, asked))
+    save_beside(
+        fresh, keys / COORDINATOR_KEY, lock_for(way, keys / COORDINATOR_KEY, owner_key, asked)
+    )
     now = roster.read(file).policy.coordinator
     table = dataclasses.asdict(dataclasses.replace(now, key=fresh.public.raw.hex()))
     policy = act(file, owner_key, ROTATE, {"coordinator": table}, asked=asked)
@@ -97,8 +113,11 @@ def rotate_coordinator(file: Path, owner_key: Path, keys: Path, way: str | None 
     return policy
 
 
-def rotate_certificate(file: Path, owner_key: Path, keys: Path, address: str = "", way: str | None = None) -> Policy:
-    """A new tls.key in `keys` and its certificate, for another address if one is given; `way` as `lock_for`.
+def rotate_certificate(
+    file: Path, owner_key: Path, keys: Path, address: str = "", way: str | None = None
+) -> Policy:
+    """A new tls.key in `keys` and its certificate, for another address if one is given; `way` as
+    `lock_for`.
 
     Raises:
         As `enroll`.
@@ -112,7 +131,9 @@ def rotate_certificate(file: Path, owner_key: Path, keys: Path, address: str = "
     from . import locking
 
     asked = Asked()
-    locking.write_tls_key(keys / (TLS_KEY + NEXT), fresh, lock_for(way, keys / TLS_KEY, owner_key, asked))
+    locking.write_tls_key(
+        keys / (TLS_KEY + NEXT), fresh, lock_for(way, keys / TLS_KEY, owner_key, asked)
+    )
     table = dataclasses.asdict(dataclasses.replace(moved, certificate=certificate))
     policy = act(file, owner_key, ROTATE, {"coordinator": table}, asked=asked)
     settle(keys, policy, asked)
@@ -120,7 +141,8 @@ def rotate_certificate(file: Path, owner_key: Path, keys: Path, address: str = "
 
 
 def rotate_owner(file: Path, owner_key: Path, way: str | None = None) -> Policy:
-    """A new key in the place of `owner_key`: the old owner signs the new one in, the new one accepts.
+    """A new key in the place of `owner_key`: the old owner signs the new one in, the new one
+    accepts.
 
     Args:
         way: as `lock_for`.
@@ -143,14 +165,17 @@ def save_beside(fresh: Identity, old: Path, lock: Lock) -> Path:
 
 
 def lock_for(way: str | None, old: Path, owner_key: Path, asked: Asked) -> Lock:
-    """How the key that replaces `old` is locked, as it is written: there is no moment with it in clear.
+    """How the key that replaces `old` is locked, as it is written: there is no moment with it in
+    clear.
 
     Args:
-        way: one of `unlock.WAYS`; None: as `old` is. A passphrase is the owner's key's, where that has one: one passphrase
-            opens whatever a run of these verbs needs, also the run that finishes what a kill interrupted.
+        way: one of `unlock.WAYS`; None: as `old` is. A passphrase is the owner's key's, where that
+            has one: one passphrase opens whatever a run of these verbs needs, also the run that
+            finishes what a kill interrupted.
 
     Raises:
-        ConfigError, AuthenticationError: what is locked now does not open: a mistyped passphrase must not become the new key's.
+        ConfigError, AuthenticationError: what is locked now does not open: a mistyped passphrase
+        must not become the new key's.
     """
     Identity.load(owner_key, asked)
     if way is None:
@@ -174,7 +199,11 @@ def lock_of(path: Path, asked: Asked) -> Lock:
     first = path.read_bytes().partition(b"\n")[0] if path.exists() else b""
     if first.endswith(f", {keyfile.SCRYPT}".encode()):
         return Lock(passphrase=asked(path))
-    return Lock(keyring=keyfile.SystemKeyring()) if first.endswith(f", {keyfile.KEYRING}".encode()) else OPEN
+    return (
+        Lock(keyring=keyfile.SystemKeyring())
+        if first.endswith(f", {keyfile.KEYRING}".encode())
+        else OPEN
+    )
 
 
 def settle(keys: Path, policy: Policy, asked: Asked | None = None) -> None:
@@ -185,7 +214,9 @@ def settle(keys: Path, policy: Policy, asked: Asked | None = None) -> None:
         if waiting.exists() and Identity.load(waiting, asked).public.raw.hex() == wanted:
             waiting.replace(keys / name)
     waiting = keys / (TLS_KEY + NEXT)
-    if waiting.exists() and tls_public(waiting, asked) == certificate_public(policy.coordinator.certificate):
+    if waiting.exists() and tls_public(waiting, asked) == certificate_public(
+        policy.coordinator.certificate
+    ):
         waiting.replace(keys / TLS_KEY)
 
 
@@ -198,7 +229,11 @@ def tls_public(path: Path, asked: Asked | None = None) -> bytes:
 
 def certificate_public(pem: str) -> bytes:
     """The public key in a certificate; empty if there is none."""
-    return public_bytes(x509.load_pem_x509_certificate(pem.encode("ascii")).public_key()) if pem else b""
+    return (
+        public_bytes(x509.load_pem_x509_certificate(pem.encode("ascii")).public_key())
+        if pem
+        else b""
+    )
 
 
 def public_bytes(key: Any) -> bytes:
@@ -214,6 +249,8 @@ def member_table(name: str, card: PublicCard, expires: int = 0, rank: int = 0) -
         ConfigError: a name that cannot be used.
     """
     try:
-        return dataclasses.asdict(Member(name=name, key=card.key, transport=card.transport, expires=expires, rank=rank))
+        return dataclasses.asdict(
+            Member(name=name, key=card.key, transport=card.transport, expires=expires, rank=rank)
+        )
     except ValueError as error:
         raise ConfigError(str(error)) from error

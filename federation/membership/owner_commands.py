@@ -1,7 +1,7 @@
 """The owner's verbs: `federation invite | enroll | revoke | rotate | change | lock`.
 
-Knows flags and words for people. Always: heavy imports happen inside the function that runs a verb; each verb signs one entry
-of the chain, or makes a token.
+Knows flags and words for people. Always: heavy imports happen inside the function that runs a verb;
+each verb signs one entry of the chain, or makes a token.
 """
 
 import dataclasses
@@ -21,53 +21,100 @@ LOCKED = {
     "keyring": "this user's keyring opens them from now on",
     "none": "whoever reads the files has them from now on",
 }
-CHANGED = ("protection", "recipe", "privacy", "guard", "aggregation", "schedule", "prompt")  # what `change` may touch
+# what `change` may touch
+CHANGED = ("protection", "recipe", "privacy", "guard", "aggregation", "schedule", "prompt")
 
 
 def register(actions: "_SubParsersAction[ArgumentParser]") -> None:
     """Add them."""
-    invite = actions.add_parser("invite", help="make a one-time token that lets one node in under one name")
+    invite = actions.add_parser(
+        "invite", help="make a one-time token that lets one node in under one name"
+    )
     invite.add_argument("--name", required=True, help="the member's name in the roster")
-    invite.add_argument("--days", type=float, default=7.0, metavar="N", help="the invitation is good for so long (default 7)")
-
-    enroll = actions.add_parser("enroll", help="add a member and sign the next version")
-    enroll.add_argument("--name", help="the member's name in the roster; an answered invitation has one")
-    how = enroll.add_mutually_exclusive_group(required=True)
-    how.add_argument("--public", metavar="CARD", help="the node's public card, or a file that holds it")
-    how.add_argument("--answer", metavar="LINE", help="what `federation accept` printed on the node, or a file that holds it")
-    enroll.add_argument("--days", type=float, default=0.0, metavar="N", help="the member's key is good for so long; 0: always")
-
-    enroll.add_argument(
-        "--rank", type=int, metavar="N", help="columns of the adapter that it trains; default: what an answer names, else all"
+    invite.add_argument(
+        "--days",
+        type=float,
+        default=7.0,
+        metavar="N",
+        help="the invitation is good for so long (default 7)",
     )
 
-    revoke = actions.add_parser("revoke", help="take a member out and sign the next version; its keys never come back")
+    enroll = actions.add_parser("enroll", help="add a member and sign the next version")
+    enroll.add_argument(
+        "--name", help="the member's name in the roster; an answered invitation has one"
+    )
+    how = enroll.add_mutually_exclusive_group(required=True)
+    how.add_argument(
+        "--public", metavar="CARD", help="the node's public card, or a file that holds it"
+    )
+    how.add_argument(
+        "--answer",
+        metavar="LINE",
+        help="what `federation accept` printed on the node, or a file that holds it",
+    )
+    enroll.add_argument(
+        "--days",
+        type=float,
+        default=0.0,
+        metavar="N",
+        help="the member's key is good for so long; 0: always",
+    )
+
+    enroll.add_argument(
+        "--rank",
+        type=int,
+        metavar="N",
+        help="columns of the adapter that it trains; default: what an answer names, else all",
+    )
+
+    revoke = actions.add_parser(
+        "revoke", help="take a member out and sign the next version; its keys never come back"
+    )
     revoke.add_argument("--name", required=True)
-    revoke.add_argument("--reason", default="", help="a few words for the log that all members can read")
+    revoke.add_argument(
+        "--reason", default="", help="a few words for the log that all members can read"
+    )
 
     rotate = register_rotate(actions)
     change = actions.add_parser("change", help="other rules, signed as the next version")
-    change.add_argument("--days", type=float, metavar="N", help="the file is good for so long from now; 0: always")
     change.add_argument(
-        "--member-rank", action="append", default=[], metavar="NAME=N", help="a member trains N columns of the adapter; 0: all"
+        "--days", type=float, metavar="N", help="the file is good for so long from now; 0: always"
+    )
+    change.add_argument(
+        "--member-rank",
+        action="append",
+        default=[],
+        metavar="NAME=N",
+        help="a member trains N columns of the adapter; 0: all",
     )
     change.add_argument(
         "--variant", action="append", default=[], metavar="NAME[=SHA256]",
-        help="another quantisation of the same model, which members may hold instead: on this disk, or named by its digest",
+        help="another quantisation of the same model, which members may hold instead: on this "
+             "disk, or named by its digest",
     )  # fmt: skip
     flags.add(change, *CHANGED)
     budgeting.add(change)
 
     for action, run in (
-        (invite, invite_member), (enroll, enroll_member), (revoke, revoke_member), (rotate, rotate_key), (change, change_rules),
-    ):  # fmt: skip
+        (invite, invite_member),
+        (enroll, enroll_member),
+        (revoke, revoke_member),
+        (rotate, rotate_key),
+        (change, change_rules),
+    ):
         action.add_argument("file", type=Path, metavar="FED")
         if action is not invite:
-            action.add_argument("--owner-key", type=Path, metavar="FILE", help="default: owner.key beside FED")
+            action.add_argument(
+                "--owner-key", type=Path, metavar="FILE", help="default: owner.key beside FED"
+            )
         action.set_defaults(run=run)
 
-    lock = actions.add_parser("lock", help="lock owner.key, coordinator.key and tls.key on the disk from now on")
-    lock.add_argument("folder", type=Path, metavar="DIR", help="where those of them lie that are to be locked")
+    lock = actions.add_parser(
+        "lock", help="lock owner.key, coordinator.key and tls.key on the disk from now on"
+    )
+    lock.add_argument(
+        "folder", type=Path, metavar="DIR", help="where those of them lie that are to be locked"
+    )
     lock.add_argument("--protect", choices=["passphrase", "keyring", "none"], required=True)
     lock.set_defaults(run=lock_keys)
 
@@ -78,17 +125,36 @@ def register_rotate(actions: "_SubParsersAction[ArgumentParser]") -> ArgumentPar
     which = rotate.add_mutually_exclusive_group(required=True)
     which.add_argument("--member", metavar="NAME", help="with --public: the new card of a node")
     which.add_argument("--coordinator", action="store_true", help="the key that signs tasks")
-    which.add_argument("--certificate", action="store_true", help="the key and certificate of the coordinator's door")
-    which.add_argument("--owner", action="store_true", help="the owner's own key: the old one signs the new one in")
+    which.add_argument(
+        "--certificate",
+        action="store_true",
+        help="the key and certificate of the coordinator's door",
+    )
+    which.add_argument(
+        "--owner", action="store_true", help="the owner's own key: the old one signs the new one in"
+    )
     rotate.add_argument("--public", metavar="CARD", help="with --member")
-    rotate.add_argument("--days", type=float, default=0.0, metavar="N", help="with --member: the new key is good for so long")
-    rotate.add_argument("--address", default="", metavar="HOST:PORT", help="with --certificate: the coordinator moves there")
+    rotate.add_argument(
+        "--days",
+        type=float,
+        default=0.0,
+        metavar="N",
+        help="with --member: the new key is good for so long",
+    )
+    rotate.add_argument(
+        "--address",
+        default="",
+        metavar="HOST:PORT",
+        help="with --certificate: the coordinator moves there",
+    )
     rotate.add_argument(
         "--protect",
         choices=["passphrase", "keyring", "none"],
         help="lock the new key as it is written; default: as the old one",
     )
-    rotate.add_argument("--keys", type=Path, metavar="DIR", help="coordinator.key and tls.key; default: beside FED")
+    rotate.add_argument(
+        "--keys", type=Path, metavar="DIR", help="coordinator.key and tls.key; default: beside FED"
+    )
     return rotate
 
 
@@ -98,9 +164,12 @@ def invite_member(arguments: Namespace) -> None:
 
     from . import invitation, roster
 
-    token = invitation.invite(roster.load(arguments.file), arguments.file.parent, arguments.name, arguments.days)
+    token = invitation.invite(
+        roster.load(arguments.file), arguments.file.parent, arguments.name, arguments.days
+    )
     print(
-        f"good for {arguments.days:g} days, once; give it to {arguments.name} in private: whoever answers it first is in",
+        f"good for {arguments.days:g} days, once; give it to {arguments.name} in private: whoever "
+        f"answers it first is in",
         file=sys.stderr,
     )
     print(token)
@@ -115,17 +184,27 @@ def enroll_member(arguments: Namespace) -> None:
 
     folder, used, rank = arguments.file.parent, "", arguments.rank or 0
     if arguments.answer:
-        name, card, used, limit = invitation.check(text_of(arguments.answer), roster.read(arguments.file).policy, folder)
+        name, card, used, limit = invitation.check(
+            text_of(arguments.answer), roster.read(arguments.file).policy, folder
+        )
         whole = roster.read(arguments.file).policy.adapter.rank
         rank = (limit if limit < whole else 0) if arguments.rank is None else rank
         if arguments.name not in (None, name):
-            raise ConfigError(f"--name {arguments.name}, but the invitation was for {name}; leave --name out")
+            raise ConfigError(
+                f"--name {arguments.name}, but the invitation was for {name}; leave --name out"
+            )
     elif arguments.name:
         name, card = arguments.name, PublicCard.parse(text_of(arguments.public))
     else:
         raise ConfigError("--public needs --name: the member's name in the roster")
     policy = owner.enroll(
-        arguments.file, owner_key(arguments), name, card, expires=until(arguments.days), invitation=used, rank=rank
+        arguments.file,
+        owner_key(arguments),
+        name,
+        card,
+        expires=until(arguments.days),
+        invitation=used,
+        rank=rank,
     )
     if used:
         invitation.close(folder, used)
@@ -139,7 +218,8 @@ def revoke_member(arguments: Namespace) -> None:
     policy = revoke(arguments.file, owner_key(arguments), arguments.name, arguments.reason)
     print(f"{arguments.name} is out; {now(policy)}")
     print(
-        "give the file to the coordinator: a running one takes it between rounds and hands it on; until then the old one holds"
+        "give the file to the coordinator: a running one takes it between rounds and hands it on; "
+        "until then the old one holds"
     )
 
 
@@ -152,14 +232,20 @@ def rotate_key(arguments: Namespace) -> None:
 
     file, key, keys = arguments.file, owner_key(arguments), arguments.keys or arguments.file.parent
     if arguments.member and arguments.protect:
-        raise ConfigError("--protect locks a key that is made here; a member's is made, and locked, on its own node")
+        raise ConfigError(
+            "--protect locks a key that is made here; a member's is made, and "
+            "locked, on its own node"
+        )
     if arguments.member:
         if not arguments.public:
             raise ConfigError(
-                "--member needs --public: the line of `quietchoir federation identity` on the node with its new keys"
+                "--member needs --public: the line of `quietchoir federation identity` on the node "
+                "with its new keys"
             )
         card = PublicCard.parse(text_of(arguments.public))
-        policy = owner.rotate_member(file, key, arguments.member, card, expires=until(arguments.days))
+        policy = owner.rotate_member(
+            file, key, arguments.member, card, expires=until(arguments.days)
+        )
         print(f"{arguments.member} has a new key; {now(policy)}")
     elif arguments.owner:
         policy = owner.rotate_owner(file, key, arguments.protect)
@@ -170,7 +256,10 @@ def rotate_key(arguments: Namespace) -> None:
             if arguments.coordinator
             else owner.rotate_certificate(file, key, keys, arguments.address, arguments.protect)
         )
-        print(f"the coordinator has a new key in {keys}; {now(policy)}; start it again; nodes that are away need the file")
+        print(
+            f"the coordinator has a new key in {keys}; {now(policy)}; start it again; nodes that "
+            f"are away need the file"
+        )
 
 
 def lock_keys(arguments: Namespace) -> None:
@@ -178,8 +267,11 @@ def lock_keys(arguments: Namespace) -> None:
     from . import locking, unlock
 
     asked = unlock.Asked()
-    locking.readable(arguments.folder, asked)  # who cannot open the keys is not asked for a new passphrase
-    names = locking.protect(arguments.folder, unlock.choose(arguments.protect, arguments.folder), asked=asked)
+    # who cannot open the keys is not asked for a new passphrase
+    locking.readable(arguments.folder, asked)
+    names = locking.protect(
+        arguments.folder, unlock.choose(arguments.protect, arguments.folder), asked=asked
+    )
     print(f"{', '.join(names)} in {arguments.folder}: {LOCKED[arguments.protect]}")
 
 
@@ -197,11 +289,17 @@ def change_rules(arguments: Namespace) -> None:
     if arguments.variant:
         tables["model"] = more_variants(arguments.file, arguments.variant)
     if not tables:
-        raise ConfigError("nothing to change was named; `quietchoir federation change --help` lists what can be")
+        raise ConfigError(
+            "nothing to change was named; `quietchoir federation change --help` lists what can be"
+        )
     policy = change(arguments.file, owner_key(arguments), tables)
     for line in lines:
         print(f"privacy: {line}")
-    again = "" if set(tables) <= {"expires", "ranks"} else "; coordinator and nodes must be started again"
+    again = (
+        ""
+        if set(tables) <= {"expires", "ranks"}
+        else ("; coordinator and nodes must be started again")
+    )
     print(f"{now(policy)}{again}")
 
 
@@ -211,7 +309,9 @@ def rank_given(text: str) -> tuple[str, int]:
 
     name, _, number = text.partition("=")
     if not name or not number.isdigit():
-        raise ConfigError(f"--member-rank {text}: expected NAME=N, for example ann=4; 0: the whole adapter")
+        raise ConfigError(
+            f"--member-rank {text}: expected NAME=N, for example ann=4; 0: the whole adapter"
+        )
     return name, int(number)
 
 
@@ -230,10 +330,12 @@ def more_variants(file: Path, given: list[str]) -> dict[str, object]:
 
 
 def budget_of_change(arguments: Namespace, tables: dict[str, Any]) -> list[str]:
-    """Put the noise for `--epsilon` into the tables that change, if it was given; what it means, for people.
+    """Put the noise for `--epsilon` into the tables that change, if it was given; what it means,
+    for people.
 
     Raises:
-        ConfigError: as `commands.with_budget`, tables that make no federation, or a flag that does nothing.
+        ConfigError: as `commands.with_budget`, tables that make no federation, or a flag that does
+        nothing.
     """
     from ...core.errors import ConfigError
     from ..holding import name_here
@@ -242,7 +344,10 @@ def budget_of_change(arguments: Namespace, tables: dict[str, Any]) -> list[str]:
 
     policy = roster.read(arguments.file).policy
     try:
-        later = {name: dataclasses.replace(getattr(policy, name), **tables.get(name, {})) for name in flags.TABLES}
+        later = {
+            name: dataclasses.replace(getattr(policy, name), **tables.get(name, {}))
+            for name in flags.TABLES
+        }
     except ValueError as error:
         raise ConfigError(f"{arguments.file}: {error}") from error
     asked = dict(tables)

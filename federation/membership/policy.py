@@ -44,7 +44,9 @@ def require_name(name: str) -> None:
     Raises:
         ValueError: another one.
     """
-    require(bool(NAME.fullmatch(name)), f"name = {name!r} must be lower-case letters, digits and dashes")
+    require(
+        bool(NAME.fullmatch(name)), f"name = {name!r} must be lower-case letters, digits and dashes"
+    )
 
 
 def check_hex(text: str, size: int, what: str) -> None:
@@ -77,16 +79,25 @@ class AdapterTable:
     seed: int = 0  # public seed of the frozen A
 
     def __post_init__(self) -> None:
-        require(self.rank >= 1 and self.upper_layers >= 1, "rank and upper_layers must be at least 1")
+        require(
+            self.rank >= 1 and self.upper_layers >= 1, "rank and upper_layers must be at least 1"
+        )
         unknown = set(self.targets) - set(PROJECTIONS)
-        require(not unknown, f"targets {sorted(unknown)} are unknown; choose from {', '.join(PROJECTIONS)}")
+        require(
+            not unknown,
+            f"targets {sorted(unknown)} are unknown; choose from {', '.join(PROJECTIONS)}",
+        )
 
     def shape(self) -> "AdapterShape":
         """The same as the models' own type."""
         from ...core.models.adapter import AdapterShape
 
         return AdapterShape(
-            rank=self.rank, alpha=self.alpha, upper_layers=self.upper_layers, targets=self.targets, seed=self.seed
+            rank=self.rank,
+            alpha=self.alpha,
+            upper_layers=self.upper_layers,
+            targets=self.targets,
+            seed=self.seed,
         )
 
 
@@ -95,8 +106,10 @@ class ProtectionTable:
     """Who may see what, and how many must take part."""
 
     mode: Literal["plain", "masked", "sealed"] = "masked"
-    key: Literal["shared", "threshold"] = "shared"  # sealed: every member has the key, or a share of it
-    open_with: int = 0  # threshold: members that open a sum together; 0: more than two thirds of those who made the key
+    # sealed: every member has the key, or a share of it
+    key: Literal["shared", "threshold"] = "shared"
+    # threshold: members that open a sum together; 0: more than two thirds of those who made the key
+    open_with: int = 0
     bits: int = 8  # of one value of an update
     threshold: int = 2  # members whose shares open a sum
     min_cohort: int = 3  # a sum of fewer members is never opened
@@ -104,18 +117,30 @@ class ProtectionTable:
 
     def __post_init__(self) -> None:
         require(2 <= self.bits <= MAX_BITS, f"bits = {self.bits} must lie between 2 and {MAX_BITS}")
-        require(self.min_cohort >= 1 and self.min_tokens >= 0, "min_cohort must be at least 1, min_tokens at least 0")
-        require(1 <= self.threshold <= self.min_cohort, "threshold must lie between 1 and min_cohort")
-        joint = self.key == "threshold"
-        require(self.mode == "sealed" or not joint, f'key = "threshold" needs mode = "sealed", found {self.mode!r}')
-        require(joint or not self.open_with, f'open_with = {self.open_with} needs key = "threshold"')
         require(
-            self.open_with == 0 or self.open_with >= 2, f"open_with = {self.open_with} must be at least 2: one opens nothing"
+            self.min_cohort >= 1 and self.min_tokens >= 0,
+            "min_cohort must be at least 1, min_tokens at least 0",
+        )
+        require(
+            1 <= self.threshold <= self.min_cohort, "threshold must lie between 1 and min_cohort"
+        )
+        joint = self.key == "threshold"
+        require(
+            self.mode == "sealed" or not joint,
+            f'key = "threshold" needs mode = "sealed", found {self.mode!r}',
+        )
+        require(
+            joint or not self.open_with, f'open_with = {self.open_with} needs key = "threshold"'
+        )
+        require(
+            self.open_with == 0 or self.open_with >= 2,
+            f"open_with = {self.open_with} must be at least 2: one opens nothing",
         )
         floor = self.mode == "plain" or self.min_cohort >= MIN_MASKED_COHORT
         require(
             floor,
-            f"min_cohort = {self.min_cohort} must be at least {MIN_MASKED_COHORT} under masks: a sum of two tells all",
+            f"min_cohort = {self.min_cohort} must be at least {MIN_MASKED_COHORT} under masks: a "
+            f"sum of two tells all",
         )
 
 
@@ -131,35 +156,61 @@ class Recipe:
     server_momentum: float = 0.7
     server_optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavgm"
     server_memory: float = 0.99  # beta 2 of fedadam and fedyogi
-    server_floor: float = 1e-3  # tau of fedadam and fedyogi: what keeps a step from dividing by nothing
-    proximal: float = 0.0  # FedProx's mu: pull towards the round's adapter while a member trains; 0: none
-    agreed_steps: int = 0  # FedNova: a member's change is scaled as if it had taken so many steps; 0: as it is
+    # tau of fedadam and fedyogi: what keeps a step from dividing by nothing
+    server_floor: float = 1e-3
+    # FedProx's mu: pull towards the round's adapter while a member trains; 0: none
+    proximal: float = 0.0
+    # FedNova: a member's change is scaled as if it had taken so many steps; 0: as it is
+    agreed_steps: int = 0
     update_range: float = 0.2  # a coordinate that moved further in one round is clipped to this
-    ranges: Literal["fixed", "tensor"] = "fixed"  # "tensor": each tensor's own, from the public velocity, at most the above
+    # "tensor": each tensor's own, from the public velocity, at most the above
+    ranges: Literal["fixed", "tensor"] = "fixed"
     evaluate_every: int = 1  # rounds between scores; 0: only before the first and after the last
     cohort: int = 0  # members asked in a round; 0: all that are there
-    # What a round tells members: the adapter, or the steps to it from one that they hold. "auto": steps under masks, so that
-    # members need not take the coordinator's word for an adapter.
+    # What a round tells members: the adapter, or the steps to it from one that they hold. "auto":
+    # steps under masks, so that members need not take the coordinator's word for an adapter.
     download: Literal["auto", "adapter", "change"] = "auto"
     attempts: int = 3  # of one round, before the coordinator gives up
     work_timeout_s: float = 3600.0  # training may take this long
     stage_timeout_s: float = 60.0  # any other stage
 
     def __post_init__(self) -> None:
-        require(min(self.rounds, self.batch, self.epochs, self.attempts) >= 1, "rounds, batch, epochs, attempts: at least 1")
-        require(min(self.lr, self.server_lr, self.update_range) > 0, "lr, server_lr and update_range must be above 0")
-        require(0 <= self.server_momentum < 1, f"server_momentum = {self.server_momentum} must lie in [0, 1)")
-        require(0 < self.server_memory < 1, f"server_memory = {self.server_memory} must lie between 0 and 1")
-        require(self.server_floor > 0 <= self.proximal, "server_floor must be above 0, proximal at least 0")
+        require(
+            min(self.rounds, self.batch, self.epochs, self.attempts) >= 1,
+            "rounds, batch, epochs, attempts: at least 1",
+        )
+        require(
+            min(self.lr, self.server_lr, self.update_range) > 0,
+            "lr, server_lr and update_range must be above 0",
+        )
+        require(
+            0 <= self.server_momentum < 1,
+            f"server_momentum = {self.server_momentum} must lie in [0, 1)",
+        )
+        require(
+            0 < self.server_memory < 1,
+            f"server_memory = {self.server_memory} must lie between 0 and 1",
+        )
+        require(
+            self.server_floor > 0 <= self.proximal,
+            "server_floor must be above 0, proximal at least 0",
+        )
         require(self.agreed_steps >= 0, f"agreed_steps = {self.agreed_steps} must be at least 0")
-        require(min(self.work_timeout_s, self.stage_timeout_s) > 0, "timeouts must be above 0 seconds")
-        require(min(self.evaluate_every, self.cohort) >= 0, "evaluate_every and cohort must be at least 0")
+        require(
+            min(self.work_timeout_s, self.stage_timeout_s) > 0, "timeouts must be above 0 seconds"
+        )
+        require(
+            min(self.evaluate_every, self.cohort) >= 0,
+            "evaluate_every and cohort must be at least 0",
+        )
 
     def trainer(self) -> "TrainerRecipe":
         """The part that a node's trainer needs."""
         from ...core.training.trainer import Recipe as TrainerRecipe
 
-        return TrainerRecipe(lr=self.lr, batch=self.batch, epochs=self.epochs, proximal=self.proximal)
+        return TrainerRecipe(
+            lr=self.lr, batch=self.batch, epochs=self.epochs, proximal=self.proximal
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +250,10 @@ class Member:
     rank: int = 0  # first columns of the adapter that it trains; 0: all of them
 
     def __post_init__(self) -> None:
-        require(0 <= self.expires <= LAST_MOMENT, f"expires = {self.expires} must be 0 or a moment, in seconds since 1970")
+        require(
+            0 <= self.expires <= LAST_MOMENT,
+            f"expires = {self.expires} must be 0 or a moment, in seconds since 1970",
+        )
         require_name(self.name)
         check_hex(self.key, 32, "key")
         if self.transport:
@@ -225,7 +279,8 @@ class Policy:
     guard: GuardTable = field(default_factory=GuardTable)
     aggregation: AggregationTable = field(default_factory=AggregationTable)
     schedule: ScheduleTable = field(default_factory=ScheduleTable)
-    prompt: PromptFormat = HOUSEHOLD  # what members' examples show the model, and the adapter is shown when it serves
+    # what members' examples show the model, and the adapter is shown when it serves
+    prompt: PromptFormat = HOUSEHOLD
     coordinator: CoordinatorTable
     members: tuple[Member, ...] = ()
 
@@ -236,17 +291,33 @@ class Policy:
         for text, what in ((self.founder, "founder"), (self.head, "head")):
             if text:
                 check_hex(text, 32, what)
-        require(0 <= self.expires <= LAST_MOMENT, f"expires = {self.expires} must be 0 or a moment, in seconds since 1970")
+        require(
+            0 <= self.expires <= LAST_MOMENT,
+            f"expires = {self.expires} must be 0 or a moment, in seconds since 1970",
+        )
         require(self.version >= 1, f"version = {self.version} must be at least 1")
-        self.privacy.check(self.protection.min_cohort, self.protection.min_tokens, len(self.members))
+        self.privacy.check(
+            self.protection.min_cohort, self.protection.min_tokens, len(self.members)
+        )
         self.aggregation.check(self.protection.mode)
         check_guard(self.guard, self.privacy.counts)
         check_schedule(self)
         told = self.recipe.download != "change" or self.protection.mode != "sealed"
-        require(told, 'recipe.download = "change" needs mode "plain" or "masked": a sealed round tells sums alone as it is')
+        require(
+            told,
+            'recipe.download = "change" needs mode "plain" or "masked": a sealed round '
+            "tells sums alone as it is",
+        )
         everybody = self.protection.key == "shared" or not self.recipe.cohort
-        require(everybody, 'recipe.cohort must be 0 with key = "threshold": whoever is there holds a share, and is needed')
-        names, keys = [member.name for member in self.members], [member.key for member in self.members]
+        require(
+            everybody,
+            'recipe.cohort must be 0 with key = "threshold": whoever is there holds '
+            "a share, and is needed",
+        )
+        names, keys = (
+            [member.name for member in self.members],
+            [member.key for member in self.members],
+        )
         require(len(set(names)) == len(names), "members: a name stands twice")
         require(len(set(keys)) == len(keys), "members: a key stands twice")
         check_ranks(self, {member.name: member.rank for member in self.members})
@@ -254,13 +325,19 @@ class Policy:
     @property
     def followed(self) -> bool:
         """Do members follow the adapter step by step, instead of being told it whole?"""
-        return self.recipe.download == "change" or (self.recipe.download == "auto" and self.protection.mode == "masked")
+        return self.recipe.download == "change" or (
+            self.recipe.download == "auto" and self.protection.mode == "masked"
+        )
 
     @property
     def federation(self) -> bytes:
-        """The federation's number, 32 bytes: bound to its first owner, the same in every version."""
+        """The federation's number, 32 bytes: bound to its first owner, the same in every
+        version.
+        """
         founder = bytes.fromhex(self.founder or self.owner)
-        return hashlib.sha256(b"quietchoir federation v1" + founder + bytes.fromhex(self.nonce)).digest()
+        return hashlib.sha256(
+            b"quietchoir federation v1" + founder + bytes.fromhex(self.nonce)
+        ).digest()
 
     @property
     def digest(self) -> bytes:
@@ -269,12 +346,16 @@ class Policy:
 
     @property
     def colluders(self) -> int:
-        """Members of any one sum that may be in league with the coordinator: what the file says, and one at least."""
+        """Members of any one sum that may be in league with the coordinator: what the file says,
+        and one at least.
+        """
         return max(1, self.privacy.colluders)
 
     @property
     def smallest_sum(self) -> int:
-        """Members that any sum has: buckets, each over few, have `min_cohort` besides those that may collude."""
+        """Members that any sum has: buckets, each over few, have `min_cohort` besides those that
+        may collude.
+        """
         few = self.aggregation.buckets > 1 and self.protection.mode != "plain"
         return self.protection.min_cohort + (self.colluders if few else 0)
 
@@ -284,16 +365,29 @@ class Policy:
 
     def member(self, name: str) -> Member | None:
         """The member called `name`, or None; a member whose time is over is none."""
-        return next((member for member in self.members if member.name == name and not is_over(member.expires)), None)
+        return next(
+            (
+                member
+                for member in self.members
+                if member.name == name and not is_over(member.expires)
+            ),
+            None,
+        )
 
     def name_of(self, key: bytes) -> str | None:
         """The member whose Ed25519 key is `key`, or None; a member whose time is over is none."""
-        named = (member.name for member in self.members if member.key == key.hex() and not is_over(member.expires))
+        named = (
+            member.name
+            for member in self.members
+            if member.key == key.hex() and not is_over(member.expires)
+        )
         return next(named, None)
 
 
 def is_over(expires: int) -> bool:
-    """Is that moment past, by this machine's clock? 0 never is. Clocks that differ differ about it: a round may then abort."""
+    """Is that moment past, by this machine's clock? 0 never is. Clocks that differ differ about
+    it: a round may then abort.
+    """
     return 0 < expires <= time.time()
 
 
@@ -305,4 +399,6 @@ def digest_of(policy: Policy) -> bytes:
 
 def canonical(table: dict[str, Any]) -> bytes:
     """One spelling of a table: JSON, sorted keys, no spaces."""
-    return json.dumps(table, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii")
+    return json.dumps(
+        table, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    ).encode("ascii")

@@ -1,15 +1,17 @@
 """A later version of the federation file, taken by what runs already.
 
     operator   puts the newer file over the coordinator's copy
-    coordinator, between rounds: reads it, shuts out who left, hands the file to every member that is there
+    coordinator, between rounds: reads it, shuts out who left, hands the file to every member that
+    is there
     member     checks the owner's chain, takes part under the new version from the next letter on
 
 Knows files, the owner's chain and the letter that carries it. Knows nothing of rounds or of Flower.
-Always: only a chain that goes on from the one that is held is taken, on disk first; who belongs (members, owner, dates) changes
-between rounds, anything else ends the run with a sentence that names it: start again, it goes on from the last whole round.
+Always: only a chain that goes on from the one that is held is taken, on disk first; who belongs
+(members, owner, dates) changes between rounds, anything else ends the run with a sentence that
+names it: start again, it goes on from the last whole round.
 
-Hazard: the letter is signed by no coordinator; the owner's signatures inside it are what counts. A coordinator can keep a file
-from its members, it cannot make one up.
+Hazard: the letter is signed by no coordinator; the owner's signatures inside it are what counts. A
+coordinator can keep a file from its members, it cannot make one up.
 """
 
 import time
@@ -24,7 +26,8 @@ from .policy import Policy
 logger = log.get("federation.renewal")
 MAGIC = b"QCF1"
 MAX_BYTES = 8 << 20
-ROSTER = frozenset({"version", "head", "owner", "founder", "expires", "members"})  # taken between rounds
+# taken between rounds
+ROSTER = frozenset({"version", "head", "owner", "founder", "expires", "members"})
 AGAIN_S = 30.0  # a member that did not take the file is handed it again after this
 HAND_S = 10.0  # a member has so long to take it
 
@@ -46,7 +49,8 @@ class Watched:
         kept: where the version that was accepted last is remembered.
 
     Raises:
-        RosterError, ConfigError: as `roster.load`; or older than, or on another branch than, what is kept.
+        RosterError, ConfigError: as `roster.load`; or older than, or on another branch than, what
+        is kept.
     """
 
     def __init__(self, path: Path, kept: Path, on_event: OnEvent) -> None:
@@ -55,7 +59,8 @@ class Watched:
         self.policy = roster.adopt(roster.read(path), kept, f"{path}: ")
 
     def look(self) -> Policy | None:
-        """The later version, if one was put there since the last call; a file that cannot be taken is told and left.
+        """The later version, if one was put there since the last call; a file that cannot be taken
+        is told and left.
 
         Raises:
             RosterError: the version in use is over.
@@ -66,7 +71,8 @@ class Watched:
         self.seen = stamp
         try:
             policy = roster.adopt(roster.read(self.path), self.kept, f"{self.path}: ")
-        except (RosterError, ConfigError) as error:  # half copied, or on another branch: the run goes on under what it has
+        # half copied, or on another branch: the run goes on under what it has
+        except (RosterError, ConfigError) as error:
             self.on_event({"event": "refused", "reason": str(error)})
             return None
         if policy == self.policy:
@@ -96,7 +102,9 @@ class Handing:
         self.tried: dict[str, float] = {}
 
     def hand(self, present: frozenset[str]) -> None:
-        """Give the file to whoever is present and does not have it; one that does not take it is asked again later."""
+        """Give the file to whoever is present and does not have it; one that does not take it is
+        asked again later.
+        """
         version, now = self.watched.policy.version, time.monotonic()
         behind = [
             name
@@ -120,8 +128,8 @@ class Standing:
     """One member's party, under the newest version that it knows.
 
     Args:
-        enter: makes the party of a version; raises if this node does not belong, or does not consent.
-        taken: called with each version that was taken.
+        enter: makes the party of a version; raises if this node does not belong, or does not
+        consent. taken: called with each version that was taken.
         end: called with the reason when the member must start again.
     """
 
@@ -152,22 +160,30 @@ class Standing:
         """Take a later version; answer the digest of the version that is held then.
 
         Raises:
-            RosterError: not on the owner's chain, older, or over. ConfigError: below this node's consent.
+            RosterError: not on the owner's chain, older, or over. ConfigError: below this node's
+            consent.
         """
         if len(text) > MAX_BYTES:
-            raise MessageError(f"a federation file of {len(text)} bytes came, at most {MAX_BYTES} expected; refused")
+            raise MessageError(
+                f"a federation file of {len(text)} bytes came, at most {MAX_BYTES} "
+                f"expected; refused"
+            )
         policy = roster.adopt(
-            roster.read_text(text, "the coordinator's federation file: "), self.kept, "the coordinator's file: "
+            roster.read_text(text, "the coordinator's federation file: "),
+            self.kept,
+            "the coordinator's file: ",
         )
         if policy == self.policy:
             return policy.digest
         try:
             if changed := needs_restart(self.policy, policy, ROSTER | {"coordinator"}):
                 raise RosterError(
-                    f"version {policy.version} of {policy.name} changes {', '.join(changed)}; start this node again"
+                    f"version {policy.version} of {policy.name} changes {', '.join(changed)}; "
+                    f"start this node again"
                 )
             self.answer = self.enter(policy)
-        except QuietchoirError as error:  # this node has no part in the new version, and the old one is over
+        # this node has no part in the new version, and the old one is over
+        except QuietchoirError as error:
             self.end(error)
             raise
         self.policy = policy

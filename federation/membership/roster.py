@@ -1,4 +1,5 @@
-"""The federation file on disk: a chain of signed entries, and the tables they add up to for people to read.
+"""The federation file on disk: a chain of signed entries, and the tables they add up to for people
+to read.
 
 Knows TOML, where a node keeps the file it last accepted, and what it was invited to. Knows nothing
 of rounds, or of what an entry may do (see chain).
@@ -6,10 +7,10 @@ Always: a `Policy` that leaves here follows from entries that its owner signed; 
 along the chain that it knows: never back, never to another entry under a number it has seen or was
 invited under. A file that is refused leaves the disk as it was.
 
-Not covered: who the owner is. A node that sees a federation for the first time takes the owner's key from the
-file; its user compares the fingerprint that `federation show` prints with the one the owner tells them (an invitation names
-the very entry, and is compared here). A node that is kept away from a newer file goes on with the one it has, until
-that expires.
+Not covered: who the owner is. A node that sees a federation for the first time takes the owner's
+key from the file; its user compares the fingerprint that `federation show` prints with the one the
+owner tells them (an invitation names the very entry, and is compared here). A node that is kept
+away from a newer file goes on with the one it has, until that expires.
 """
 
 import datetime
@@ -27,12 +28,18 @@ from .policy import LAST_MOMENT, Policy, check_hex, is_over
 CHAIN = "chain"
 FILE = "federation.toml"
 INVITED_FILE = "invited.json"  # a node's: which federation it was invited to
-NOTE = "# A quietchoir federation. Change it with `quietchoir federation …`; any other edit breaks the signatures.\n"
+NOTE = (
+    "# A quietchoir federation. Change it with `quietchoir federation …`; any other edit "
+    "breaks "
+    "the signatures.\n"
+)
 
 
 def dump(chain: Chain) -> str:
     """The file's text: tables first, then the entries that make them."""
-    return NOTE + render({**chain.policy.table(), CHAIN: [entry.table() for entry in chain.entries]})
+    return NOTE + render(
+        {**chain.policy.table(), CHAIN: [entry.table() for entry in chain.entries]}
+    )
 
 
 def parse(table: dict[str, Any], where: str) -> Chain:
@@ -50,7 +57,9 @@ def parse(table: dict[str, Any], where: str) -> Chain:
     except ConfigError:
         same = False
     if not same:
-        raise RosterError(f"{where}the signed chain does not fit the content; ask the owner for the file again")
+        raise RosterError(
+            f"{where}the signed chain does not fit the content; ask the owner for the file again"
+        )
     return chain
 
 
@@ -72,7 +81,9 @@ def read_text(text: bytes, where: str) -> Chain:
     try:
         return parse(tables.parse_toml(text), where)
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RosterError(f"{where}not a federation file ({type(error).__name__}); refused") from None
+        raise RosterError(
+            f"{where}not a federation file ({type(error).__name__}); refused"
+        ) from None
 
 
 def load(path: Path) -> Policy:
@@ -97,8 +108,8 @@ def accept(path: Path, home: Path) -> Policy:
     A node never goes back: an older file on its own chain is not taken, the one that is kept stays.
 
     Raises:
-        RosterError: as `load`; or `path` is on another branch than what was accepted before, or is not
-            the federation that this node was invited to. Nothing was changed.
+        RosterError: as `load`; or `path` is on another branch than what was accepted before, or is
+            not the federation that this node was invited to. Nothing was changed.
     """
     chain, where = read(path), f"{path}: "
     kept = folder(home, chain.policy) / FILE
@@ -113,16 +124,21 @@ def held(kept: Path) -> Chain:
     """The copy that a node keeps of what it accepted.
 
     Raises:
-        RosterError, ConfigError: it does not hold any more, or was taken before its founder was checked.
+        RosterError, ConfigError: it does not hold any more, or was taken before its founder was
+        checked.
     """
     try:
         return read(kept)
     except (RosterError, ConfigError) as error:
-        raise type(error)(f"{error}; this is the copy that this node kept: if the file at hand is right, remove it") from None
+        raise type(error)(
+            f"{error}; this is the copy that this node kept: if the file at hand is "
+            f"right, remove it"
+        ) from None
 
 
 def kept_for(home: Path, federation: str) -> Chain | None:
-    """The chain that the node in `home` accepted of the federation of this number; None if there is none.
+    """The chain that the node in `home` accepted of the federation of this number; None if there is
+    none.
 
     Raises:
         RosterError, ConfigError: as `held`; or the number is none.
@@ -141,7 +157,8 @@ class Invited:
     """Where the owner's chain was when it invited this node."""
 
     federation: str  # hex
-    version: int = 0  # number of the newest entry then; 0: an invitation of an older version, which named none
+    # number of the newest entry then; 0: an invitation of an older version, which named none
+    version: int = 0
     head: str = ""  # that entry's hash, hex
 
 
@@ -156,10 +173,15 @@ def invited(home: Path) -> dict[str, Invited]:
         return {}
     try:
         given = json.loads(path.read_text("ascii"))
-        read = {name: {"federation": one} if isinstance(one, str) else one for name, one in given.items()}
+        read = {
+            name: {"federation": one} if isinstance(one, str) else one
+            for name, one in given.items()
+        }
         return {name: tables.fill(Invited, one, f"{path}: ") for name, one in read.items()}
     except (ValueError, RecursionError, AttributeError, TypeError) as error:
-        raise ConfigError(f"{path}: damaged ({error}); remove it, and compare fingerprints by hand") from error
+        raise ConfigError(
+            f"{path}: damaged ({error}); remove it, and compare fingerprints by hand"
+        ) from error
 
 
 def note_invited(home: Path, name: str, new: Invited) -> None:
@@ -172,11 +194,15 @@ def note_invited(home: Path, name: str, new: Invited) -> None:
     old = known.get(name, new)
     if old.federation != new.federation:
         raise ConfigError(
-            f"this node was invited to another federation called {name} (number {old.federation[:12]}…, now "
-            f"{new.federation[:12]}…); if the old invitation is void, remove its entry from {home / INVITED_FILE}"
+            f"this node was invited to another federation called {name} (number "
+            f"{old.federation[:12]}…, now "
+            f"{new.federation[:12]}…); if the old invitation is void, remove its entry from "
+            f"{home / INVITED_FILE}"
         )
     known[name] = max(old, new, key=lambda one: one.version)
-    content = json.dumps({title: asdict(one) for title, one in known.items()}, sort_keys=True).encode("ascii")
+    content = json.dumps(
+        {title: asdict(one) for title, one in known.items()}, sort_keys=True
+    ).encode("ascii")
     paths.write_atomically(home / INVITED_FILE, content, mode=0o600)
 
 
@@ -190,8 +216,10 @@ def check_invited(chain: Chain, home: Path, where: str = "") -> None:
         return
     if known.federation != chain.policy.federation.hex():
         raise RosterError(
-            f"{where}this file calls itself {chain.policy.name}, but it is not the federation that the invitation was "
-            f"for; ask the one who invited you for the file (or remove {home / INVITED_FILE} if you meant this one)"
+            f"{where}this file calls itself {chain.policy.name}, but it is not the federation that "
+            f"the invitation was "
+            f"for; ask the one who invited you for the file (or remove {home / INVITED_FILE} if "
+            f"you meant this one)"
         )
     check_goes_on(chain, known, where)
 
@@ -203,15 +231,19 @@ def check_goes_on(chain: Chain, known: Invited, where: str) -> None:
         RosterError: another federation, another branch, or from before the invitation.
     """
     if known.federation != chain.policy.federation.hex():
-        raise RosterError(f"{where}not the federation that the invitation is for; ask the one who invited you")
+        raise RosterError(
+            f"{where}not the federation that the invitation is for; ask the one who invited you"
+        )
     if chain.policy.version < known.version:
         raise RosterError(
-            f"{where}version {chain.policy.version} is older than version {known.version}, under which this node was "
+            f"{where}version {chain.policy.version} is older than version {known.version}, under "
+            f"which this node was "
             "invited; get the newest file"
         )
     if known.version and chain.entries[known.version - 1].digest != known.head:
         raise RosterError(
-            f"{where}entry {known.version} is not the one that the invitation names; ask the one who invited you which "
+            f"{where}entry {known.version} is not the one that the invitation names; ask the one "
+            f"who invited you which "
             "file is right, and take part in no round until then"
         )
 
@@ -234,7 +266,8 @@ def check_time(policy: Policy, where: str) -> None:
     """Raises RosterError if the file has expired."""
     if is_over(policy.expires):
         raise RosterError(
-            f"{where}version {policy.version} expired on {date(policy.expires)}; get the newest file, or let "
+            f"{where}version {policy.version} expired on {date(policy.expires)}; get the newest "
+            f"file, or let "
             "its owner sign one: quietchoir federation change FED --days N"
         )
 
@@ -251,12 +284,14 @@ def check_member(policy: Policy, key: bytes) -> str:
     over = next((member for member in policy.members if member.key == key.hex()), None)
     if over is not None:
         raise RosterError(
-            f"{over.name}'s key expired on {date(over.expires)} in {policy.name}; ask the owner to rotate it: "
+            f"{over.name}'s key expired on {date(over.expires)} in {policy.name}; ask the owner to "
+            f"rotate it: "
             "quietchoir federation rotate"
         )
     raise RosterError(
         f"this node's key {key.hex()[:16]}… is not in the roster of {policy.name}; "
-        "send the line of `quietchoir federation identity` to the federation's owner, then take the new file"
+        "send the line of `quietchoir federation identity` to the federation's owner, then take "
+        "the new file"
     )
 
 
@@ -294,7 +329,9 @@ def scalar(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(scalar, value)) + "]"
     if isinstance(value, str):
-        if any((ord(letter) < 32 and letter not in "\n\t") or ord(letter) == 127 for letter in value):
+        if any(
+            (ord(letter) < 32 and letter not in "\n\t") or ord(letter) == 127 for letter in value
+        ):
             raise ConfigError(f"{value!r} holds control characters; leave them out")
         return json.dumps(value, ensure_ascii=False)
     return json.dumps(value)

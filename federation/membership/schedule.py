@@ -1,7 +1,10 @@
-"""The table `[schedule]` of a federation file: whether a round waits for its cohort, or sums members as they become ready.
+"""The table `[schedule]` of a federation file: whether a round waits for its cohort, or sums
+members as they become ready.
 
-Knows names, limits and defaults, and how much a late contribution counts. Knows nothing of letters or sums.
-Always: synchronous unless the file says otherwise; a table that exists is consistent, and fits the tables beside it.
+Knows names, limits and defaults, and how much a late contribution counts. Knows nothing of letters
+or sums.
+Always: synchronous unless the file says otherwise; a table that exists is consistent, and fits the
+tables beside it.
 """
 
 import math
@@ -32,12 +35,17 @@ class ScheduleTable:
 
     rounds: Literal["synchronous", "buffered"] = "synchronous"
     buffer: int = 0  # buffered: contributions that a group waits for; 0: protection.min_cohort
-    max_staleness: int = 10  # buffered: a contribution from an adapter more steps ago than this is dropped, and trained anew
-    patience_s: float = 7 * 86400.0  # buffered: a run to which nobody has contributed for so long gives up
+    # buffered: a contribution from an adapter more steps ago than this is dropped, and trained anew
+    max_staleness: int = 10
+    # buffered: a run to which nobody has contributed for so long gives up
+    patience_s: float = 7 * 86400.0
 
     def __post_init__(self) -> None:
         if self.buffer < 0 or self.max_staleness < 0:
-            raise ValueError(f"buffer = {self.buffer} and max_staleness = {self.max_staleness} must be at least 0")
+            raise ValueError(
+                f"buffer = {self.buffer} and max_staleness = {self.max_staleness} "
+                f"must be at least 0"
+            )
         if not self.patience_s > 0:
             raise ValueError(f"patience_s = {self.patience_s} must be above 0 seconds")
 
@@ -52,13 +60,17 @@ class ScheduleTable:
 
 
 def weight(staleness: int) -> float:
-    """How much a contribution counts whose adapter was `staleness` steps ago when it is summed; 1 if it was the newest.
+    """How much a contribution counts whose adapter was `staleness` steps ago when it is summed; 1
+    if it was the newest.
 
-    Source: s(τ) = 1/√(1 + τ): Nguyen et al. 2022, "Federated learning with buffered asynchronous aggregation", arXiv
-    2106.06639; the polynomial of Xie et al. 2019, arXiv 1903.03934, with exponent 1/2.
+    Source: s(τ) = 1/√(1 + τ): Nguyen et al. 2022, "Federated learning with buffered asynchronous
+    aggregation", arXiv 2106.06639; the polynomial of Xie et al. 2019, arXiv 1903.03934, with
+    exponent 1/2.
     """
     if staleness < 0:
-        raise ValueError(f"staleness = {staleness} must be at least 0")  # our bug: whoever reads letters has checked
+        raise ValueError(
+            f"staleness = {staleness} must be at least 0"
+        )  # our bug: whoever reads letters has checked
     return 1.0 / math.sqrt(1 + staleness)
 
 
@@ -68,15 +80,18 @@ def check_schedule(tables: Tables) -> None:
         return
     if tables.protection.mode == "sealed":
         raise ValueError(
-            'schedule.rounds = "buffered" needs protection.mode "plain" or "masked": in sealed mode all members step together'
+            'schedule.rounds = "buffered" needs protection.mode "plain" or "masked": in sealed '
+            "mode all members step together"
         )
     if tables.aggregation.rule != "mean":
         raise ValueError(
-            f'schedule.rounds = "buffered" needs aggregation.rule = "mean", found {tables.aggregation.rule!r}: '
+            f'schedule.rounds = "buffered" needs aggregation.rule = "mean", found '
+            f"{tables.aggregation.rule!r}: "
             "a group is one sum"
         )
     if tables.recipe.cohort:
         raise ValueError(
-            f'schedule.rounds = "buffered" draws nobody: set recipe.cohort = 0, found {tables.recipe.cohort}; '
+            f'schedule.rounds = "buffered" draws nobody: set recipe.cohort = 0, found '
+            f"{tables.recipe.cohort}; "
             "schedule.buffer says how many are summed"
         )

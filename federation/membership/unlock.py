@@ -1,7 +1,8 @@
 """Where the passphrase of a locked key file comes from: the environment, or a person at a terminal.
 
 Knows one variable and one prompt. Knows nothing of files or ciphers.
-Always: a passphrase is asked for only when a file is locked with one, once a run; it appears in no message and no repr.
+Always: a passphrase is asked for only when a file is locked with one, once a run; it appears in no
+message and no repr.
 """
 
 import getpass
@@ -29,11 +30,13 @@ OPEN = Lock()
 
 
 class Asked:
-    """Asks for a passphrase when called with the path of a locked file; one answer serves every file of the run.
+    """Asks for a passphrase when called with the path of a locked file; one answer serves every
+    file of the run.
 
-    Hazard: `QUIETCHOIR_PASSPHRASE` is for nodes that start without a person. Other programs of the same user and every
-    child of this one can read it, and service managers show it; there it protects the disk and its backups, no more. Where a
-    person starts the node, leave it unset and answer the prompt, or use the keyring.
+    Hazard: `QUIETCHOIR_PASSPHRASE` is for nodes that start without a person. Other programs of the
+    same user and every child of this one can read it, and service managers show it; there it
+    protects the disk and its backups, no more. Where a person starts the node, leave it unset and
+    answer the prompt, or use the keyring.
     """
 
     def __init__(self) -> None:
@@ -61,7 +64,8 @@ def choose(way: str, path: Path) -> Lock:
         path: what is to be locked, for the prompt.
 
     Raises:
-        ConfigError: two different passphrases, an empty one, nobody to ask, or no keyring on this system.
+        ConfigError: two different passphrases, an empty one, nobody to ask, or no keyring on this
+        system.
     """
     if way == "none":
         return OPEN
@@ -84,6 +88,7 @@ def _from_environment() -> str | None:
 def _prompt(words: str, path: Path) -> str:
     if not sys.stdin.isatty():
         raise ConfigError(
-            f"{path}: a passphrase is needed; start at a terminal, or set {VARIABLE} (docs say what that exposes)"
+            f"{path}: a passphrase is needed; start at a terminal, or set {VARIABLE} (docs say "
+            f"what that exposes)"
         )
     return getpass.getpass(words)

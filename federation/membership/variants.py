@@ -1,8 +1,8 @@
 """Other files of the federation's one model: its quantisations, each by name and digest.
 
 Knows names and digests. Knows nothing of weights (see `federation.holding`) or of rounds.
-Always: what members sign, and what an adapter belongs to, is the model's own digest; a variant is another file that its owner
-declared to be the same model, for nodes that hold that one.
+Always: what members sign, and what an adapter belongs to, is the model's own digest; a variant is
+another file that its owner declared to be the same model, for nodes that hold that one.
 """
 
 import dataclasses
@@ -26,11 +26,15 @@ def check_variants(model: "ModelTable") -> None:
     digests = digests_of(model)
     for digest in digests:
         if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
-            raise ValueError(f"a variant's digest = {digest[:16]!r} must be 64 lower-case hexadecimal digits")
+            raise ValueError(
+                f"a variant's digest = {digest[:16]!r} must be 64 lower-case hexadecimal digits"
+            )
     if len(set(digests)) != len(digests):
         raise ValueError("variants: a digest stands twice, or is the model's own")
     if len(set(names_of(model))) != len(digests):
-        raise ValueError("variants: a name stands twice, or is the model's own; give the file another name")
+        raise ValueError(
+            "variants: a name stands twice, or is the model's own; give the file another name"
+        )
 
 
 def digests_of(model: "ModelTable") -> tuple[str, ...]:

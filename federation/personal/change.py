@@ -1,10 +1,12 @@
 """What a node adds to the shared adapter: B_p, over the same public A.
 
 Knows one flat vector. Knows nothing of files, training or letters.
-Always: a change shows its length and nothing else, cannot be pickled, and is no array: nothing that writes letters takes it.
+Always: a change shows its length and nothing else, cannot be pickled, and is no array: nothing that
+writes letters takes it.
 
-LoRA is linear in B: (B_s + B_p) A x = B_s A x + B_p A x. Over one A, the shared and the personal part are again one adapter
-of the same rank, so a personal adapter costs in the engine what the shared one costs.
+LoRA is linear in B: (B_s + B_p) A x = B_s A x + B_p A x. Over one A, the shared and the personal
+part are again one adapter of the same rank, so a personal adapter costs in the engine what the
+shared one costs.
 """
 
 from typing import NoReturn
@@ -21,7 +23,8 @@ from ...core.models.weights import Weights
 class Change:
     """B_p, float32 [n].
 
-    Hazard: it holds what its owner's own examples taught it, in clear. There is no way from here into a letter; keep it so.
+    Hazard: it holds what its owner's own examples taught it, in clear. There is no way from here
+    into a letter; keep it so.
     """
 
     __slots__ = ("_flat",)
@@ -46,7 +49,10 @@ class Change:
             ValueError: another length.
         """
         if shared.shape != self._flat.shape:
-            raise ValueError(f"a change of {len(self._flat)} values does not fit a shared adapter of {tuple(shared.shape)}")
+            raise ValueError(
+                f"a change of {len(self._flat)} values does not fit a shared adapter "
+                f"of {tuple(shared.shape)}"
+            )
         return shared + self._flat
 
     def __len__(self) -> int:
@@ -56,7 +62,9 @@ class Change:
         return f"Change({len(self._flat)} values)"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a personal change stays in its process; keep it as an adapter in the registry instead")
+        raise TypeError(
+            "a personal change stays in its process; keep it as an adapter in the registry instead"
+        )
 
 
 def shared_b(adapter: Adapter, weights: Weights) -> Tensor:
@@ -68,7 +76,8 @@ def shared_b(adapter: Adapter, weights: Weights) -> Tensor:
     """
     if adapter.base_digest != weights.digest:
         raise IntegrityError(
-            f"the adapter was made for model {adapter.base_digest[:12]}…, found {weights.digest[:12]}…; name its own "
+            f"the adapter was made for model {adapter.base_digest[:12]}…, found "
+            f"{weights.digest[:12]}…; name its own "
             "with --model"
         )
     try:
@@ -77,9 +86,12 @@ def shared_b(adapter: Adapter, weights: Weights) -> Tensor:
     except ValueError as error:
         raise RequestError(f"this adapter cannot be built on: {error}") from error
     own = {name: tensor for name, tensor in adapter.tensors.items() if name not in layout.shapes}
-    if own.keys() != public.keys() or not all(torch.equal(own[name].float(), public[name]) for name in public):
+    if own.keys() != public.keys() or not all(
+        torch.equal(own[name].float(), public[name]) for name in public
+    ):
         raise RequestError(
-            "this adapter's A is not the public one of its shape, so a personal change cannot be added to it; build on an "
+            "this adapter's A is not the public one of its shape, so a personal change cannot be "
+            "added to it; build on an "
             "adapter that a federation made"
         )
     return layout.flatten(adapter.tensors)

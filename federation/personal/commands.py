@@ -1,6 +1,7 @@
 """The verb `adapter personalize`: a personal adapter, now and by hand.
 
-Knows flags and words for people. Always: heavy imports happen inside the function that runs the verb.
+Knows flags and words for people. Always: heavy imports happen inside the function that runs the
+verb.
 """
 
 from argparse import ArgumentParser, Namespace, _SubParsersAction
@@ -18,15 +19,43 @@ if TYPE_CHECKING:
 def register(actions: "_SubParsersAction[ArgumentParser]") -> None:
     """Add `adapter personalize`."""
     parser = actions.add_parser(
-        "personalize", help="train this node's own change on top of a shared adapter; it stays on this machine"
+        "personalize",
+        help="train this node's own change on top of a shared adapter; it stays on this machine",
     )
-    parser.add_argument("adapter", metavar="NAME", nargs="?", default="", help="the shared adapter (default: the active one)")
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="your train.jsonl, and test.jsonl to judge the result by")
-    parser.add_argument("--epochs", type=int, metavar="N", help="over your examples; 0 carries an earlier change over as it is")
+    parser.add_argument(
+        "adapter",
+        metavar="NAME",
+        nargs="?",
+        default="",
+        help="the shared adapter (default: the active one)",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="your train.jsonl, and test.jsonl to judge the result by",
+    )
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        metavar="N",
+        help="over your examples; 0 carries an earlier change over as it is",
+    )
     parser.add_argument("--lr", type=float, help="learning rate")
-    parser.add_argument("--proximal", type=float, metavar="MU", help="pull towards the shared adapter (Ditto); 0: none")
-    parser.add_argument("--afresh", action="store_true", help="train from nothing, leave earlier personal changes alone")
-    parser.add_argument("--model", metavar="NAME", help="the model it belongs to (default: this node's)")
+    parser.add_argument(
+        "--proximal",
+        type=float,
+        metavar="MU",
+        help="pull towards the shared adapter (Ditto); 0: none",
+    )
+    parser.add_argument(
+        "--afresh",
+        action="store_true",
+        help="train from nothing, leave earlier personal changes alone",
+    )
+    parser.add_argument(
+        "--model", metavar="NAME", help="the model it belongs to (default: this node's)"
+    )
     parser.add_argument("--home", type=Path, metavar="DIR", help="default: the node's home")
     parser.set_defaults(run=run_personalize, needs="federation")
 
@@ -71,12 +100,17 @@ def shared_one(registry: "Registry") -> str:
 
     active = registry.active()
     if active is None:
-        raise RequestError("no adapter is active; name the shared one to build on, `quietchoir adapter list` shows them")
+        raise RequestError(
+            "no adapter is active; name the shared one to build on, `quietchoir "
+            "adapter list` shows them"
+        )
     card = registry.card(active)
     return card.parent if card.personal else active
 
 
-def open_workshop(folder: Path | None, weights: "Weights", shape: "AdapterShape", config: "TrainingConfig") -> "Workshop":
+def open_workshop(
+    folder: Path | None, weights: "Weights", shape: "AdapterShape", config: "TrainingConfig"
+) -> "Workshop":
     """The owner's examples, ready to be trained on.
 
     Raises:
@@ -89,7 +123,10 @@ def open_workshop(folder: Path | None, weights: "Weights", shape: "AdapterShape"
     from .workshop import Workshop
 
     if folder is None:
-        raise DataError("no examples to train on; name a folder with --data, or `data` under [training] in your configuration")
+        raise DataError(
+            "no examples to train on; name a folder with --data, or `data` under "
+            "[training] in your configuration"
+        )
     train, test = (read_jsonl(folder / name) for name in (TRAIN, TEST))
     trainer = Trainer(weights, shape, precision=config.precision, threads=config.threads)
     return Workshop(trainer, trainer.prepare(train), trainer.prepare(test))

@@ -1,11 +1,14 @@
-"""Beside a member: after each finished shared adapter, this node's personal one, while nobody waits for the machine.
+"""Beside a member: after each finished shared adapter, this node's personal one, while nobody waits
+for the machine.
 
-Knows when to work and when to rest. Knows nothing of what a letter says: it only counts those that are being answered.
-Always: one thread, with a trainer of its own, so that the federation's training is what it would be without; a failure is told
-and ends nothing; a newer shared adapter takes the place of the one that is being worked on; a kill is survived: the work is
-begun again, three times at most.
+Knows when to work and when to rest. Knows nothing of what a letter says: it only counts those that
+are being answered.
+Always: one thread, with a trainer of its own, so that the federation's training is what it would be
+without; a failure is told and ends nothing; a newer shared adapter takes the place of the one that
+is being worked on; a kill is survived: the work is begun again, three times at most.
 
-Hazard: how soon a member answers depends on what its machine does besides; whoever times it may learn that it personalises.
+Hazard: how soon a member answers depends on what its machine does besides; whoever times it may
+learn that it personalises.
 """
 
 import contextlib
@@ -54,10 +57,14 @@ class Pending:
 
     def write(self, name: str, tries: int) -> None:
         """Remember. Raises: QuietchoirError: the disk refused."""
-        paths.write_atomically(self.path, json.dumps({"adapter": name, "tries": tries}).encode("ascii"), mode=0o600)
+        paths.write_atomically(
+            self.path, json.dumps({"adapter": name, "tries": tries}).encode("ascii"), mode=0o600
+        )
 
     def clear(self) -> None:
-        """Nothing is left to do; a file that cannot be taken away is at worst worked on once more."""
+        """Nothing is left to do; a file that cannot be taken away is at worst worked on once
+        more.
+        """
         with contextlib.suppress(OSError):
             self.path.unlink()
 
@@ -99,7 +106,13 @@ class Companion:
         on_event: Callable[[Event], None],
         busy: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.owner, self.learner, self.settings, self.on_event, self.busy = owner, learner, settings, on_event, busy
+        self.owner, self.learner, self.settings, self.on_event, self.busy = (
+            owner,
+            learner,
+            settings,
+            on_event,
+            busy,
+        )
         self.pending = Pending(folder / FILE)
         self.changed = threading.Condition()  # guards the four below
         self.wanted, self.tries = self.pending.read()
@@ -171,7 +184,10 @@ class Companion:
         outcome: Outcome | None = None
         try:
             if self.tries > TRIES:
-                raise QuietchoirError(f"it was begun {TRIES} times and never ended; try: quietchoir adapter personalize")
+                raise QuietchoirError(
+                    f"it was begun {TRIES} times and never ended; try: "
+                    f"quietchoir adapter personalize"
+                )
             self.pending.write(name, self.tries)
             outcome = self.work(name)
             words = outcome.words()
@@ -187,7 +203,9 @@ class Companion:
         self.tell(name, words, outcome)
 
     def work(self, name: str) -> "Outcome":
-        """Train on a trainer of this thread's own; memory for it is taken now and given back afterwards."""
+        """Train on a trainer of this thread's own; memory for it is taken now and given back
+        afterwards.
+        """
         from ...core.training.trainer import Trainer
         from .keeping import personalize, unless_chosen_otherwise
         from .workshop import Workshop
@@ -195,15 +213,21 @@ class Companion:
         self.rest()
         learner, shape = self.learner, self.owner.registry.load(name).shape
         if learner.test is None:
-            raise QuietchoirError("there is no test.jsonl to judge it by; put held-out examples beside train.jsonl")
-        if shape.upper_layers != learner.trainer.shape.upper_layers:  # its examples are prepared for other layers
             raise QuietchoirError(
-                f"it changes {shape.upper_layers} layers, the federation now trains {learner.trainer.shape.upper_layers}; "
+                "there is no test.jsonl to judge it by; put held-out examples beside train.jsonl"
+            )
+        # its examples are prepared for other layers
+        if shape.upper_layers != learner.trainer.shape.upper_layers:
+            raise QuietchoirError(
+                f"it changes {shape.upper_layers} layers, the federation now trains "
+                f"{learner.trainer.shape.upper_layers}; "
                 "try: quietchoir adapter personalize"
             )
         trainer = Trainer(self.owner.weights, shape, precision=learner.trainer.precision)
         workshop = Workshop(trainer, learner.prepared, learner.test, self.rest)
-        return personalize(self.owner, name, workshop, self.settings, activate=unless_chosen_otherwise)
+        return personalize(
+            self.owner, name, workshop, self.settings, activate=unless_chosen_otherwise
+        )
 
     def rest(self) -> None:
         """Wait while a letter is being answered, or somebody else wants the machine.
@@ -216,7 +240,8 @@ class Companion:
                 if self.leaving or self.wanted:
                     raise AbandonedError
                 free = not self.letters
-            if free and not self.busy():  # asked without the lock: a letter never waits for the answer
+            # asked without the lock: a letter never waits for the answer
+            if free and not self.busy():
                 return
             with self.changed:
                 if not (self.leaving or self.wanted):
@@ -224,7 +249,13 @@ class Companion:
 
     def tell(self, name: str, words: str, outcome: "Outcome | None" = None) -> None:
         """To this node's own reader; events leave the process on its own standard output alone."""
-        event: Event = {"event": "personal", "parent": name, "adapter": "", "active": False, "words": words}
+        event: Event = {
+            "event": "personal",
+            "parent": name,
+            "adapter": "",
+            "active": False,
+            "words": words,
+        }
         if outcome is not None:
             verdict = outcome.verdict
             event |= {

@@ -1,8 +1,10 @@
-"""From a shared adapter to this node's personal one: carried over, trained, judged, kept, made active.
+"""From a shared adapter to this node's personal one: carried over, trained, judged, kept, made
+active.
 
-Knows cards, the registry and the order of the work. Knows nothing of letters: what it makes goes to this disk and nowhere else.
-Always: only a personal adapter that is not worse than its shared one on the owner's held-out examples is kept; a failure
-leaves the registry as it was; the shared adapter is never changed.
+Knows cards, the registry and the order of the work. Knows nothing of letters: what it makes goes to
+this disk and nowhere else.
+Always: only a personal adapter that is not worse than its shared one on the owner's held-out
+examples is kept; a failure leaves the registry as it was; the shared adapter is never changed.
 """
 
 import hashlib
@@ -35,12 +37,26 @@ class Outcome:
 
     def words(self) -> str:
         """For people."""
-        right, of, shared = self.verdict.personal.correct, self.verdict.personal.total, self.verdict.shared.correct
+        right, of, shared = (
+            self.verdict.personal.correct,
+            self.verdict.personal.total,
+            self.verdict.shared.correct,
+        )
         scores = f"{right} of your {of} held-out answers right, the shared one {shared}"
         if not self.adapter:
-            return f"no personal adapter on top of {self.parent[:SHOWN]} was kept: {scores}; the shared one is as it was"
-        state = "it answers from now on" if self.active else f"not active: quietchoir adapter activate {self.adapter[:SHOWN]}"
-        return f"personal adapter {self.adapter[:SHOWN]} on top of {self.parent[:SHOWN]}: {scores}; {state}"
+            return (
+                f"no personal adapter on top of {self.parent[:SHOWN]} was kept: {scores}; the "
+                f"shared one is as it was"
+            )
+        state = (
+            "it answers from now on"
+            if self.active
+            else (f"not active: quietchoir adapter activate {self.adapter[:SHOWN]}")
+        )
+        return (
+            f"personal adapter {self.adapter[:SHOWN]} on top of {self.parent[:SHOWN]}: "
+            f"{scores}; {state}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,38 +68,66 @@ class Owner:
     weights: Weights
 
     def own(self, parent: Card) -> list[Card]:
-        """This node's personal adapters of the parent's federation, the newest first; of an unsigned parent: on that parent."""
+        """This node's personal adapters of the parent's federation, the newest first; of an
+        unsigned parent: on that parent.
+        """
         signer = self.identity.public.raw.hex()
 
         def related(card: Card) -> bool:
             same = bool(parent.federation) and card.federation == parent.federation
-            return card.signer == signer and card.model == parent.model and (same or card.parent == parent.adapter)
+            return (
+                card.signer == signer
+                and card.model == parent.model
+                and (same or card.parent == parent.adapter)
+            )
 
-        return sorted(filter(related, self.registry.personal()), key=lambda card: card.serial, reverse=True)
+        return sorted(
+            filter(related, self.registry.personal()), key=lambda card: card.serial, reverse=True
+        )
 
     def carried(self, parent: Card, shape: AdapterShape) -> tuple[str, Change] | None:
-        """The newest of this node's changes that fits, with the name of its adapter; None: there is none.
+        """The newest of this node's changes that fits, with the name of its adapter; None: there is
+        none.
 
         A rebase: what was learned over an older shared adapter is put on top of the new one.
         """
         for card in self.own(parent):
             try:
-                whole, under = (self.registry.load_for(name, self.weights.digest) for name in (card.adapter, card.parent))
+                whole, under = (
+                    self.registry.load_for(name, self.weights.digest)
+                    for name in (card.adapter, card.parent)
+                )
                 if whole.shape == shape == under.shape:
-                    change = Change.between(shared_b(under, self.weights), shared_b(whole, self.weights))
+                    change = Change.between(
+                        shared_b(under, self.weights), shared_b(whole, self.weights)
+                    )
                     return card.adapter, change
             except QuietchoirError as error:
-                logger.warning("personal adapter %s is passed over: %s", card.adapter[:SHOWN], error)
+                logger.warning(
+                    "personal adapter %s is passed over: %s", card.adapter[:SHOWN], error
+                )
         return None
 
     def card(self, parent: Card, adapter: str, verdict: Verdict) -> Card:
-        """The signed card of a personal adapter. No epsilon: nothing was added to hide the owner's examples."""
+        """The signed card of a personal adapter. No epsilon: nothing was added to hide the
+        owner's examples.
+        """
         return Card(
-            adapter=adapter, federation=parent.federation, name=parent.name, run="", rounds=parent.rounds, model=parent.model,
-            parent=parent.adapter, protection="", accuracy_before=verdict.shared.accuracy,
-            accuracy_after=verdict.personal.accuracy, scope=PERSONAL, variants=parent.variants, prompt=parent.prompt,
+            adapter=adapter,
+            federation=parent.federation,
+            name=parent.name,
+            run="",
+            rounds=parent.rounds,
+            model=parent.model,
+            parent=parent.adapter,
+            protection="",
+            accuracy_before=verdict.shared.accuracy,
+            accuracy_after=verdict.personal.accuracy,
+            scope=PERSONAL,
+            variants=parent.variants,
+            prompt=parent.prompt,
             serial=1 + max((card.serial for card in self.own(parent)), default=0),
-        ).signed(self.identity)  # fmt: skip
+        ).signed(self.identity)
 
 
 def personalize(
@@ -98,35 +142,44 @@ def personalize(
 ) -> Outcome:
     """Make this node's personal adapter on top of the shared one called `name`.
 
-    An earlier change goes on from where it was. If with it the result is worse than the shared adapter, one is trained from
-    nothing; if that is worse too, none is kept.
+    An earlier change goes on from where it was. If with it the result is worse than the shared
+    adapter, one is trained from nothing; if that is worse too, none is kept.
 
     Args:
         afresh: leave earlier changes alone.
         activate: may it answer from now on? Told the card of the personal adapter.
 
     Raises:
-        RequestError: no such adapter, or none to build on. TrainingError: not finite. IntegrityError: another model's.
-        In every case nothing was kept.
+        RequestError: no such adapter, or none to build on. TrainingError: not finite.
+        IntegrityError: another model's. In every case nothing was kept.
     """
     parent = owner.registry.card(name)
     if parent.personal:
-        raise RequestError(f"{name} is personal already; name the shared adapter it stands on: {parent.parent[:SHOWN]}")
+        raise RequestError(
+            f"{name} is personal already; name the shared adapter it stands on: "
+            f"{parent.parent[:SHOWN]}"
+        )
     adapter = owner.registry.load_for(parent.adapter, owner.weights.digest)
     shared = shared_b(adapter, owner.weights)
     earlier = None if afresh else owner.carried(parent, adapter.shape)
     if earlier is None and not settings.epochs:
-        raise RequestError(f"there is no earlier change to put on top of {name}; train one: --epochs 2")
+        raise RequestError(
+            f"there is no earlier change to put on top of {name}; train one: --epochs 2"
+        )
     tried: list[tuple[str, Change, Verdict]] = []
     for carried, start in starts(earlier, len(shared), settings):
-        change = workshop.learn(shared, start, settings, seed=training_seed(parent.adapter), on_step=on_step)
+        change = workshop.learn(
+            shared, start, settings, seed=training_seed(parent.adapter), on_step=on_step
+        )
         tried.append((carried, change, workshop.judge(shared, change)))
         if tried[-1][2].accepted:
             break
     carried, change, verdict = tried[-1]
     if not verdict.accepted:
         return Outcome(parent.adapter, "", carried, verdict, active=False)
-    made = assemble(adapter.shape, owner.weights.architecture, owner.weights.digest, change.upon(shared))
+    made = assemble(
+        adapter.shape, owner.weights.architecture, owner.weights.digest, change.upon(shared)
+    )
     card = owner.card(parent, content_hash(made), verdict)
     active = activate(owner.registry, card)  # asked before anything is kept
     kept = owner.registry.put(made, card)
@@ -135,7 +188,9 @@ def personalize(
     return Outcome(parent.adapter, kept, carried, verdict, active)
 
 
-def starts(earlier: tuple[str, Change] | None, size: int, settings: Settings) -> Iterator[tuple[str, Change]]:
+def starts(
+    earlier: tuple[str, Change] | None, size: int, settings: Settings
+) -> Iterator[tuple[str, Change]]:
     """Where training may begin, one after the other, with the adapter that is carried over."""
     if earlier is not None:
         yield earlier
@@ -145,11 +200,14 @@ def starts(earlier: tuple[str, Change] | None, size: int, settings: Settings) ->
 
 def training_seed(name: str) -> int:
     """The order of examples: the same whenever this shared adapter is built on."""
-    return int.from_bytes(hashlib.sha256(f"quietchoir personal {name}".encode()).digest()[:4], "big")
+    return int.from_bytes(
+        hashlib.sha256(f"quietchoir personal {name}".encode()).digest()[:4], "big"
+    )
 
 
 def unless_chosen_otherwise(registry: Registry, card: Card) -> bool:
-    """Without being asked, a personal adapter takes the place of nothing, or of one of the same federation; not of a choice.
+    """Without being asked, a personal adapter takes the place of nothing, or of one of the same
+    federation; not of a choice.
 
     The bare model, chosen, and another federation's adapter stay.
     """

@@ -1,6 +1,7 @@
 """How a personal change is trained: numbers that the owner may set.
 
-Knows defaults and limits. Always: settings that exist can be trained with; nothing heavy is imported.
+Knows defaults and limits. Always: settings that exist can be trained with; nothing heavy is
+imported.
 """
 
 import math
@@ -12,9 +13,12 @@ from ...core.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Not tuned: half the federation's default rate, because the shared adapter is near its place already."""
+    """Not tuned: half the federation's default rate, because the shared adapter is near its
+    place already.
+    """
 
-    epochs: int = 2  # over the owner's examples; 0: no training, an earlier change is carried over as it is
+    # over the owner's examples; 0: no training, an earlier change is carried over as it is
+    epochs: int = 2
     lr: float = 5e-3
     batch: int = 16
     proximal: float = 0.0  # Ditto's lambda: pull towards the shared adapter; 0: none
@@ -23,7 +27,8 @@ class Settings:
         finite = math.isfinite(self.lr) and math.isfinite(self.proximal)
         if not finite or self.epochs < 0 or self.batch < 1 or self.lr <= 0 or self.proximal < 0:
             raise ConfigError(
-                f"epochs = {self.epochs}, lr = {self.lr}, batch = {self.batch}, proximal = {self.proximal}: expected epochs "
+                f"epochs = {self.epochs}, lr = {self.lr}, batch = {self.batch}, proximal = "
+                f"{self.proximal}: expected epochs "
                 "and proximal at least 0, batch at least 1, lr above 0"
             )
 
@@ -34,4 +39,6 @@ class Settings:
         Raises:
             ConfigError: out of range.
         """
-        return Settings(epochs=config.personal_epochs, lr=config.personal_lr, proximal=config.personal_proximal)
+        return Settings(
+            epochs=config.personal_epochs, lr=config.personal_lr, proximal=config.personal_proximal
+        )

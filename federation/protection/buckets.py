@@ -1,8 +1,9 @@
 """Several sums at once: each bucket of members goes through the same stages by itself.
 
-Knows halves and who belongs to which. Knows nothing of how a half protects, or of what is done with the sums.
-Always: a member's bytes reach the half of its own bucket alone; a bucket that fails is left out, and the round fails with the
-last of its reasons once no bucket is left.
+Knows halves and who belongs to which. Knows nothing of how a half protects, or of what is done with
+the sums.
+Always: a member's bytes reach the half of its own bucket alone; a bucket that fails is left out,
+and the round fails with the last of its reasons once no bucket is left.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,8 @@ class Buckets:
     """The coordinator's side of one attempt, whatever the number of its sums.
 
     Args:
-        halves: each with the members of its bucket; all of one mode, so that their stages are the same.
+        halves: each with the members of its bucket; all of one mode, so that their stages are the
+        same.
     """
 
     def __init__(self, halves: Sequence[tuple[tuple[str, ...], CoordinatorHalf]]) -> None:
@@ -70,4 +72,6 @@ class Buckets:
 
 def merge(steps: Sequence[Step]) -> Step:
     """One stage, everybody's payloads."""
-    return steps[0][0], {name: payload for _, payloads in steps for name, payload in payloads.items()}
+    return steps[0][0], {
+        name: payload for _, payloads in steps for name, payload in payloads.items()
+    }

@@ -1,8 +1,9 @@
 """Secure aggregation as a protection: the coordinator sees the sum of the survivors, nothing else.
 
 Knows `crypto.secagg` and how its stages map onto letters. Knows nothing of training or links.
-Always: a member takes threshold and minimum from its own copy of the signed federation file and from whom it was told to be
-asked; from the coordinator it takes only the names of those that are ready, and those must be in the roster, and enough.
+Always: a member takes threshold and minimum from its own copy of the signed federation file and
+from whom it was told to be asked; from the coordinator it takes only the names of those that are
+ready, and those must be in the roster, and enough.
 """
 
 import hashlib
@@ -24,13 +25,23 @@ from ..learning.shares import Shares
 from ..membership.policy import Policy
 from . import totals
 from .draw import buckets, needed
-from .seam import SAMPLE, Contributors, PartyContext, Sum, Values, describe, public_identities, read_contributors
+from .seam import (
+    SAMPLE,
+    Contributors,
+    PartyContext,
+    Sum,
+    Values,
+    describe,
+    public_identities,
+    read_contributors,
+)
 from .terms import Terms
 from .update import Codec
 
 logger = log.get("federation.masked")
 STAGES = ("advertise", "share", "mask", "consistency", "unmask")
-ATTEST = "attest"  # after them, where members check the sums they are shown: the opened sum, and its tag
+# after them, where members check the sums they are shown: the opened sum, and its tag
+ATTEST = "attest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +49,9 @@ class Group:
     """One sum's members, and what its floors follow from. Everybody in it knows all of this alike.
 
     Args:
-        asked: how many were asked for the round; ready: everybody who is summed in some bucket; scoring: members of the
-            cohort whose contributions hold scores; subjects: as `repeats.subjects`, at a member.
+        asked: how many were asked for the round; ready: everybody who is summed in some bucket;
+            scoring: members of the cohort whose contributions hold scores; subjects: as
+            `repeats.subjects`, at a member.
     """
 
     cohort: tuple[str, ...]
@@ -59,25 +71,37 @@ class Group:
     def threshold(self, policy: Policy) -> int:
         """Survivors and signatures without which the sum is not opened.
 
-        Of all that are ready: `draw.needed`. Of a bucket, which is a sum over few: more than two thirds, more than what
-        two sets of survivors need that only colluders are in both of, and `Policy.smallest_sum`.
+        Of all that are ready: `draw.needed`. Of a bucket, which is a sum over few: more than two
+        thirds, more than what two sets of survivors need that only colluders are in both of, and
+        `Policy.smallest_sum`.
         """
         if len(self.cohort) == len(self.ready):
             return needed(policy, self.asked)
         n = len(self.cohort)
-        return max(policy.protection.threshold, 2 * n // 3 + 1, (n + policy.colluders) // 2 + 1, policy.smallest_sum)
+        return max(
+            policy.protection.threshold,
+            2 * n // 3 + 1,
+            (n + policy.colluders) // 2 + 1,
+            policy.smallest_sum,
+        )
 
     def score_floor(self, policy: Policy) -> int:
-        """Of the members that score, how many any sum must have; 0: enough of them are in any, or scores are in none.
+        """Of the members that score, how many any sum must have; 0: enough of them are in any, or
+        scores are in none.
 
-        In buffered rounds a sum that is not opened costs all its members a training: rather none has scores.
+        In buffered rounds a sum that is not opened costs all its members a training: rather none
+        has scores.
         """
         n, need, most = len(self.cohort), self.threshold(policy), policy.protection.min_cohort
         certain = len(self.scoring) - (n - need)
-        return 0 if certain >= most or len(self.scoring) < most or policy.schedule.buffered else most
+        return (
+            0 if certain >= most or len(self.scoring) < most or policy.schedule.buffered else most
+        )
 
     def scores(self, policy: Policy) -> bool:
-        """Are scores in the sum? Only if those of enough members are, in any sum that may be opened."""
+        """Are scores in the sum? Only if those of enough members are, in any sum that may be
+        opened.
+        """
         certain = len(self.scoring) - (len(self.cohort) - self.threshold(policy))
         return certain >= policy.protection.min_cohort or self.score_floor(policy) > 0
 
@@ -89,15 +113,18 @@ def agree(
     """What every member of a group must configure alike for `place`.
 
     Args:
-        counted: training tokens count towards `min_tokens`; they do not in a round that only scores.
-        context: `broadcast.context` of what this side was told, or tells.
-        shares: who trains which columns: those that train the most are enough in any sum, or it is not opened.
+        counted: training tokens count towards `min_tokens`; they do not in a round that only
+        scores. context: `broadcast.context` of what this side was told, or tells.
+        shares: who trains which columns: those that train the most are enough in any sum, or it is
+        not opened.
 
     Raises:
         ConfigError: fewer of them are in the cohort than a sum may be of.
     """
     protection = policy.protection
-    floors = [] if shares is None else [Floor(shares.leaders.intersection(group.cohort), shares.floor)]
+    floors = (
+        [] if shares is None else [Floor(shares.leaders.intersection(group.cohort), shares.floor)]
+    )
     if scorers := group.score_floor(policy):
         floors.append(Floor(frozenset(group.scoring), scorers))
     return SecAggConfig(
@@ -137,15 +164,21 @@ class MaskedParty:
 
         Raises:
             MessageError: a cohort that the roster or its minimum does not allow.
-            ProtocolError, AuthenticationError, ThresholdError: as `SecAggClient`; nothing was revealed.
+            ProtocolError, AuthenticationError, ThresholdError: as `SecAggClient`; nothing was
+            revealed.
         """
         if stage == "advertise":
             context = self.context
             config = self.join(payload)
             self.client = SecAggClient(
-                config, context.name, context.identity, ring=self.ring(config), ledger=context.sums, vouch=context.vouch,
+                config,
+                context.name,
+                context.identity,
+                ring=self.ring(config),
+                ledger=context.sums,
+                vouch=context.vouch,
                 relies=context.relies,
-            )  # fmt: skip
+            )
             return self.client.advertise()
         if stage == ATTEST:
             return self.attest(payload)
@@ -156,7 +189,11 @@ class MaskedParty:
             masked = self.client.mask(payload, self.values, self.tokens)
             self.values = None
             return masked
-        steps = {"share": self.client.share, "consistency": self.client.consistency, "unmask": self.client.unmask}
+        steps = {
+            "share": self.client.share,
+            "consistency": self.client.consistency,
+            "unmask": self.client.unmask,
+        }
         answer = steps[stage](payload)
         if stage == "unmask":
             self.check = self.client.check
@@ -167,7 +204,8 @@ class MaskedParty:
 
         Raises:
             MessageError: malformed.
-            ProtocolError: another sum, or another's; it is not signed, so no step of the adapter can be made of it.
+            ProtocolError: another sum, or another's; it is not signed, so no step of the adapter
+            can be made of it.
         """
         context, check = self.context, self.check
         if check is None:
@@ -176,7 +214,8 @@ class MaskedParty:
         whole, tags = totals.decode_shown(payload, self.size, parties, bits)
         if not check.fits(whole, tags):
             raise ProtocolError(
-                "the sum that was shown is not the one that was opened, or one of its members sent a wrong tag; it is not "
+                "the sum that was shown is not the one that was opened, or one of its members sent "
+                "a wrong tag; it is not "
                 "signed"
             )
         return context.identity.sign(
@@ -204,7 +243,8 @@ class MaskedParty:
         )  # fmt: skip
         if not group.scores(policy):
             self.values = without_scores(self.values, policy)
-        unit = config.token_unit  # the exact count stays here: the total tells what the claims tell, no more
+        # the exact count stays here: the total tells what the claims tell, no more
+        unit = config.token_unit
         self.tokens = min(self.tokens // unit, CLAIM_LIMIT) * unit if unit else 0
         return config
 
@@ -223,8 +263,8 @@ class MaskedCoordinator:
 
     Args:
         cohort: whose contributions are summed.
-        contributors: everybody who is summed in some bucket; members find their own. asked: how many were asked.
-        terms: what their contributions have in common.
+        contributors: everybody who is summed in some bucket; members find their own. asked: how
+        many were asked. terms: what their contributions have in common.
     """
 
     opens_at = STAGES[2]  # a masked upload is used up when it leaves, whatever becomes of it
@@ -235,8 +275,13 @@ class MaskedCoordinator:
     ) -> None:  # fmt: skip
         self.policy, self.place, self.terms = policy, place, terms
         self.cohort, self.ready = cohort, contributors.encode()
-        group, context = Group.of(cohort, asked, contributors), broadcast.context(terms.told, self.ready)
-        self.config = agree(policy, place, group, length, counted=counted, context=context, shares=terms.shares)
+        group, context = (
+            Group.of(cohort, asked, contributors),
+            broadcast.context(terms.told, self.ready),
+        )
+        self.config = agree(
+            policy, place, group, length, counted=counted, context=context, shares=terms.shares
+        )
         self.proof: dict[str, bytes] = {}
         self.server = SecAggServer(self.config, ring=self.ring(self.config))
         self.done = 0  # stages that are over
@@ -267,20 +312,31 @@ class MaskedCoordinator:
         """The next stage.
 
         Raises:
-            ThresholdError: too few answered, and nothing can be opened; or too few found the opened sum to be theirs.
+            ThresholdError: too few answered, and nothing can be opened; or too few found the opened
+            sum to be theirs.
         """
         if self.done == len(STAGES):
             need = totals.witnesses(len(self.opened.survivors))
             if len(self.proof) < need:
-                raise ThresholdError(f"{len(self.proof)} members signed the opened sum, need {need}; no step is made of it")
+                raise ThresholdError(
+                    f"{len(self.proof)} members signed the opened sum, need "
+                    f"{need}; no step is made of it"
+                )
             return None
         payloads = self.server.advance()
         if wrong := self.server.wrong:
-            logger.warning("%s revealed other shares than were dealt; the sum was opened without them", ", ".join(wrong))
+            logger.warning(
+                "%s revealed other shares than were dealt; the sum was opened without them",
+                ", ".join(wrong),
+            )
         self.done += 1
         if self.done < len(STAGES):
             return STAGES[self.done], payloads
-        return (ATTEST, dict.fromkeys(self.opened.survivors, self.shown())) if self.config.tagged else None
+        return (
+            (ATTEST, dict.fromkeys(self.opened.survivors, self.shown()))
+            if self.config.tagged
+            else None
+        )
 
     @property
     def opened(self) -> SecAggResult:
@@ -294,16 +350,25 @@ class MaskedCoordinator:
         return totals.encode_shown(whole, self.opened.tags, len(self.opened.survivors), bits)
 
     def witnessed(self, party: str, signature: bytes) -> None:
-        """Note a signature under the opened sum. Raises ProtocolError for one that is none: it would stop all members."""
+        """Note a signature under the opened sum. Raises ProtocolError for one that is none: it
+        would stop all members.
+        """
         whole, survivors = self.opened.total[: self.config.tagged], self.opened.survivors
-        if not totals.signed_by(self.policy, self.place, whole, survivors, self.terms, {party: signature}):
+        if not totals.signed_by(
+            self.policy, self.place, whole, survivors, self.terms, {party: signature}
+        ):
             raise ProtocolError(f"{party} did not sign the sum that was opened; refused")
         self.proof[party] = signature
 
     def total(self) -> Sum:
         """The survivors' sum."""
         result = self.opened
-        return Sum(result.total, tuple(sorted(result.survivors)), self.held(result.total), dict(sorted(self.proof.items())))
+        return Sum(
+            result.total,
+            tuple(sorted(result.survivors)),
+            self.held(result.total),
+            dict(sorted(self.proof.items())),
+        )
 
     def held(self, total: npt.NDArray[np.int64]) -> dict[str, object]:
         """What the coordinator held of one member, beside the sum."""
@@ -312,7 +377,10 @@ class MaskedCoordinator:
         n = len(self.config.members)
         ring = bit_ring(self.config)
         words = ring.unpack(payload_of(self.sample, ring.wire_bytes, n))
-        return {**describe(words.astype(np.int64), "masked", 1 << ring.bits), "sum_words": total[:SAMPLE].tolist()}
+        return {
+            **describe(words.astype(np.int64), "masked", 1 << ring.bits),
+            "sum_words": total[:SAMPLE].tolist(),
+        }
 
 
 def without_scores(values: Values, policy: Policy) -> Values:

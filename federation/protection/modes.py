@@ -28,7 +28,9 @@ class Sealing:
 
 
 def party_half(context: PartyContext, values: Values, tokens: int, *, counted: bool) -> PartyHalf:
-    """A member's side of one attempt for its contribution `values` [length]; `counted`: its tokens were trained on."""
+    """A member's side of one attempt for its contribution `values` [length]; `counted`: its
+    tokens were trained on.
+    """
     if context.policy.protection.mode == "plain":
         return PlainParty(context.policy, values)
     if context.policy.protection.mode == "sealed":
@@ -41,7 +43,9 @@ def coordinator_half(
     policy: Policy, place: Place, told: Contributors, length: int, *,
     counted: bool, asked: int, terms: Terms, sealing: Sealing | None = None,
 ) -> Buckets:  # fmt: skip
-    """The coordinator's side of `place` for the members that are ready, of `asked` members; `sealing` in sealed mode."""
+    """The coordinator's side of `place` for the members that are ready, of `asked` members;
+    `sealing` in sealed mode.
+    """
     halves: list[tuple[tuple[str, ...], CoordinatorHalf]] = []
     for cohort in buckets(policy, terms.adapter, told.ready, terms.shares):
         half: CoordinatorHalf
@@ -55,6 +59,8 @@ def coordinator_half(
                 contributors=told, asked=asked, terms=terms,
             )  # fmt: skip
         else:
-            half = MaskedCoordinator(policy, place, cohort, length, counted, contributors=told, asked=asked, terms=terms)
+            half = MaskedCoordinator(
+                policy, place, cohort, length, counted, contributors=told, asked=asked, terms=terms
+            )
         halves.append((cohort, half))
     return Buckets(halves)

@@ -19,7 +19,8 @@ PLAIN_STAGE = "send"
 class PlainParty:
     """Sends its contribution as it is.
 
-    Hazard: the coordinator sees it. A node joins such a federation only if its own `[consent]` lists "plain".
+    Hazard: the coordinator sees it. A node joins such a federation only if its own `[consent]`
+    lists "plain".
     """
 
     stages: tuple[str, ...] = (PLAIN_STAGE,)
@@ -31,7 +32,10 @@ class PlainParty:
     def answer(self, stage: str, payload: bytes) -> bytes:
         """The one stage."""
         if stage != PLAIN_STAGE or payload:
-            raise ProtocolError(f"found stage {stage!r} with {len(payload)} bytes, expected {PLAIN_STAGE!r} with none")
+            raise ProtocolError(
+                f"found stage {stage!r} with {len(payload)} bytes, expected "
+                f"{PLAIN_STAGE!r} with none"
+            )
         return self.packed
 
 
@@ -58,7 +62,9 @@ class PlainCoordinator:
             ProtocolError: not of the cohort, a second one, or malformed; the sum is unchanged.
         """
         if party not in self.cohort or party in self.arrived:
-            raise ProtocolError(f"{party} is not of this cohort or has sent already; its message is refused")
+            raise ProtocolError(
+                f"{party} is not of this cohort or has sent already; its message is refused"
+            )
         words = self.ring.unpack(payload).astype(np.int64)
         self.sum += words
         self.arrived.append(party)
@@ -73,8 +79,14 @@ class PlainCoordinator:
         """
         need = self.policy.protection.min_cohort
         if len(self.arrived) < need:
-            raise RoundAborted(f"{len(self.arrived)} contributions, need {need}: nothing is averaged")
+            raise RoundAborted(
+                f"{len(self.arrived)} contributions, need {need}: nothing is averaged"
+            )
 
     def total(self) -> Sum:
         """The sum of what arrived."""
-        return Sum(self.sum, tuple(sorted(self.arrived)), {**self.held, "sum_words": self.sum[:SAMPLE].tolist()})
+        return Sum(
+            self.sum,
+            tuple(sorted(self.arrived)),
+            {**self.held, "sum_words": self.sum[:SAMPLE].tolist()},
+        )

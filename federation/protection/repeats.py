@@ -1,12 +1,14 @@
 """Sums about one adapter, again: whose may be opened after an earlier one, from the same adapter.
 
-Knows sets of names, and which of them members say that they signed for. Knows nothing of masks or letters.
-Always: what is chosen here is what members sign for (`crypto.secagg.Ledger.sign` is their own check, with the same rule): the
-very same set as before, or nobody of it.
+Knows sets of names, and which of them members say that they signed for. Knows nothing of masks or
+letters.
+Always: what is chosen here is what members sign for (`crypto.secagg.Ledger.sign` is their own
+check, with the same rule): the very same set as before, or nobody of it.
 
-A round comes again from the same adapter after an attempt that was opened and lost, after a change that was undone, and with
-every new run, since all of them start from zeros. Members of the earlier sum say so when they are ready, so that a coordinator
-that remembers nothing can leave out, or wait for, whom it must.
+A round comes again from the same adapter after an attempt that was opened and lost, after a change
+that was undone, and with every new run, since all of them start from zeros. Members of the earlier
+sum say so when they are ready, so that a coordinator that remembers nothing can leave out, or wait
+for, whom it must.
 """
 
 import hashlib
@@ -26,15 +28,20 @@ def digest_of(flat: Vector) -> bytes:
 
 
 def subjects(policy: Policy, adapter: bytes, *, training: bool, scored: bool) -> tuple[bytes, ...]:
-    """What a contribution is about, in the ledger's terms: training from an adapter, and its scores, each for itself.
+    """What a contribution is about, in the ledger's terms: training from an adapter, and its
+    scores, each for itself.
 
-    A later version of the federation file is another one: its owner may let members go that no sum can do without.
+    A later version of the federation file is another one: its owner may let members go that no sum
+    can do without.
 
     Args:
         adapter: `digest_of` the one that it was made from.
     """
     kinds = [TRAINING] * training + [SCORES] * scored
-    return tuple(hashlib.sha256(f"quietchoir {kind} 1".encode() + policy.digest + adapter).digest() for kind in kinds)
+    return tuple(
+        hashlib.sha256(f"quietchoir {kind} 1".encode() + policy.digest + adapter).digest()
+        for kind in kinds
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +53,9 @@ class Choice:
     reason: str = ""  # why nobody can be
 
 
-def choose(buckets: Iterable[Collection[str]], before: Mapping[str, Sets], *, need: int, least: int) -> Choice:
+def choose(
+    buckets: Iterable[Collection[str]], before: Mapping[str, Sets], *, need: int, least: int
+) -> Choice:
     """The members of each bucket that will sign for a sum over all of them.
 
     Args:
@@ -56,15 +65,23 @@ def choose(buckets: Iterable[Collection[str]], before: Mapping[str, Sets], *, ne
     chosen, missing, reason = set[str](), frozenset[str](), ""
     for bucket in map(frozenset, buckets):
         known = {earlier for name in bucket for earlier in before.get(name, ())}
-        # One of the sets again, or those that are in none: members that make up sets stop themselves, not the round.
-        tried = [bucket - {name for name in bucket if before.get(name)}, *(earlier for earlier in known if earlier <= bucket)]
+        # One of the sets again, or those that are in none: members that make up sets stop
+        # themselves, not the round.
+        tried = [
+            bucket - {name for name in bucket if before.get(name)},
+            *(earlier for earlier in known if earlier <= bucket),
+        ]
         fit = [one for one in tried if len(one) >= least and fits(one, before)]
         if fit:
             chosen |= max(fit, key=lambda one: (len(one), sorted(one)))
         elif known:
             nearest = max(known, key=lambda earlier: (len(earlier & bucket), sorted(earlier)))
             missing |= nearest - bucket
-            reason = f"a sum over {', '.join(sorted(nearest))} from the same adapter may have been opened before"
+            reason = (
+                f"a sum over {', '.join(sorted(nearest))} from the same adapter may have "
+                f"been "
+                f"opened before"
+            )
     if len(chosen) >= need or not reason:
         return Choice(frozenset(chosen), frozenset())
     return Choice(frozenset(), missing, reason)

@@ -1,11 +1,13 @@
 """How a cohort's contributions become one sum, and who can see what on the way.
 
-Knows two halves that speak in opaque bytes, stage by stage. Knows nothing of training, links or signatures on letters.
+Knows two halves that speak in opaque bytes, stage by stage. Knows nothing of training, links or
+signatures on letters.
 Always: all modes sum the same integers, so they give the same total, to the last bit.
 
     plain   the coordinator sees every contribution (simulations, one owner's own machines)
-    masked  secure aggregation (crypto.secagg): the coordinator sees the sum of the survivors, nothing else
-    sealed  the same inside ciphertexts (crypto.sealed): the coordinator sees the sums of the counters alone
+    masked  secure aggregation (crypto.secagg): the coordinator sees the sum of the survivors,
+    nothing else sealed  the same inside ciphertexts (crypto.sealed): the coordinator sees the sums
+    of the counters alone
 """
 
 import json
@@ -36,8 +38,10 @@ class Sum:
 
     total: npt.NDArray[np.int64]  # [length]; in sealed mode the counters alone
     parties: tuple[str, ...]  # whose contributions are in it
-    held: dict[str, object] = field(default_factory=dict)  # what the coordinator held of one party, and of the sum
-    proof: Mapping[str, bytes] = field(default_factory=dict)  # signatures of those that found it to be their sum
+    # what the coordinator held of one party, and of the sum
+    held: dict[str, object] = field(default_factory=dict)
+    # signatures of those that found it to be their sum
+    proof: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,8 @@ class PartyContext:
     safe: Safe | None = None  # in sealed mode
     terms: Terms = field(default_factory=Terms)  # of this place
     cohort: tuple[str, ...] = ()  # who was asked; whoever contributes is one of them
-    vouch: int = 0  # which of the adapters that were told this member followed itself: 0 none; as `SecAggClient`
+    # which of the adapters that were told this member followed itself: 0 none; as `SecAggClient`
+    vouch: int = 0
     relies: int = 0  # which of them others must vouch for, because it did not
     scores: bool = False  # this contribution holds scores
     subjects: tuple[bytes, ...] = ()  # what it is about (`repeats.subjects`)
@@ -84,7 +89,9 @@ class CoordinatorHalf(Protocol):
 
     @property
     def opens_at(self) -> str:
-        """The stage whose answers carry the contributions: once it is asked for, this round's number is used up."""
+        """The stage whose answers carry the contributions: once it is asked for, this round's
+        number is used up.
+        """
         ...
 
     def begin(self) -> tuple[str, Mapping[str, bytes]]:
@@ -104,15 +111,17 @@ class CoordinatorHalf(Protocol):
         ...
 
 
-def describe(words: npt.NDArray[np.integer], kind: str, values: int | None = None) -> dict[str, object]:
+def describe(
+    words: npt.NDArray[np.integer], kind: str, values: int | None = None
+) -> dict[str, object]:
     """A sample of what the coordinator held of one party, and how far from uniform it looks.
 
     Args:
         words: one party's words, each in [0, values).
         values: size of the range; by default 256 and the words' low bytes are taken.
 
-    `chi_square_per_degree` is about 1 for uniform noise and far above it for an update. A number near 1 does not
-    prove secrecy; a number far from 1 disproves it.
+    `chi_square_per_degree` is about 1 for uniform noise and far above it for an update. A number
+    near 1 does not prove secrecy; a number far from 1 disproves it.
     """
     size = values or 256
     bins = min(size, 256)
@@ -124,13 +133,17 @@ def describe(words: npt.NDArray[np.integer], kind: str, values: int | None = Non
         "words": words[:SAMPLE].tolist(),
         "entropy_bits": round(float(-(shares * np.log2(shares)).sum()), 4),
         "entropy_bits_of_uniform": round(float(np.log2(bins)), 4),
-        "chi_square_per_degree": round(float(((counts - expected) ** 2 / expected).sum() / (bins - 1)), 3),
+        "chi_square_per_degree": round(
+            float(((counts - expected) ** 2 / expected).sum() / (bins - 1)), 3
+        ),
     }
 
 
 @dataclass(frozen=True, slots=True)
 class Contributors:
-    """Who is ready to be summed, and whose contributions hold scores; told to all of them in the first masked stage."""
+    """Who is ready to be summed, and whose contributions hold scores; told to all of them in the
+    first masked stage.
+    """
 
     ready: tuple[str, ...]  # sorted
     scoring: tuple[str, ...] = ()  # sorted; some of them
@@ -157,35 +170,47 @@ class Contributors:
             raise MessageError("the list of who is ready is malformed; refused")
         for listed in (found.ready, found.scoring):
             if list(listed) != sorted(set(listed)):
-                raise MessageError("the list of who is ready is not one of sorted, different names; refused")
+                raise MessageError(
+                    "the list of who is ready is not one of sorted, different names; refused"
+                )
         if not set(found.ready) >= set(found.scoring):
             raise MessageError("scores are said to come from members that are not ready; refused")
         return found
 
 
 def read_contributors(payload: bytes, context: PartyContext) -> Contributors:
-    """Check the coordinator's word on who takes part against the signed roster, who was asked, and what the file needs.
+    """Check the coordinator's word on who takes part against the signed roster, who was asked, and
+    what the file needs.
 
     Raises:
-        MessageError: malformed, without this member, with strangers or members that were not asked, too few, or wrong
-            about this member's scores.
+        MessageError: malformed, without this member, with strangers or members that were not asked,
+            too few, or wrong about this member's scores.
     """
     policy, name, found = context.policy, context.name, Contributors.decode(payload)
     if name not in found.ready or any(policy.member(one) is None for one in found.ready):
         raise MessageError("the cohort names strangers, or not this node; refused")
     if not set(context.cohort) >= set(found.ready):
         raise MessageError("the cohort names members that were not asked; refused")
-    # The node's own number, from its own file and whom it was told to be asked: never from the list of those that are ready.
+    # The node's own number, from its own file and whom it was told to be asked: never from the list
+    # of those that are ready.
     if len(found.ready) < (need := needed(policy, len(context.cohort))):
         raise MessageError(
-            f"{len(found.ready)} of {len(context.cohort)} members that were asked are ready, need {need}"
+            f"{len(found.ready)} of {len(context.cohort)} members that were asked are ready, need "
+            f"{need}"
             f"{advice(policy, len(found.ready))}; refused"
         )
-    if (name in found.scoring) != context.scores:  # so that nobody is told of scores that are not there
-        raise MessageError("the list of whose contributions hold scores is wrong about this member; refused")
+    # so that nobody is told of scores that are not there
+    if (name in found.scoring) != context.scores:
+        raise MessageError(
+            "the list of whose contributions hold scores is wrong about this member; refused"
+        )
     return found
 
 
 def public_identities(policy: Policy, cohort: tuple[str, ...]) -> dict[str, PublicIdentity]:
     """The cohort's keys, from the signed roster."""
-    return {member.name: PublicIdentity(bytes.fromhex(member.key)) for member in policy.members if member.name in cohort}
+    return {
+        member.name: PublicIdentity(bytes.fromhex(member.key))
+        for member in policy.members
+        if member.name in cohort
+    }

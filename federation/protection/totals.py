@@ -1,9 +1,10 @@
 """An opened sum as it travels to members, and what those whose sum it is sign about it.
 
-Knows small whole numbers around a centre, and signatures of the roster. Knows nothing of optimizers or letters.
-Always: bytes from somebody else are measured against the federation's own numbers before anything is
-allocated or inflated for them; what is signed says which sum it was, of whom, in which attempt, in which
-ranges, and from which state of the adapter the step that it makes starts.
+Knows small whole numbers around a centre, and signatures of the roster. Knows nothing of optimizers
+or letters.
+Always: bytes from somebody else are measured against the federation's own numbers before anything
+is allocated or inflated for them; what is signed says which sum it was, of whom, in which attempt,
+in which ranges, and from which state of the adapter the step that it makes starts.
 
 Whole numbers travel packed to the bits of the sum, or as deflated bytes where that is less.
 """
@@ -41,7 +42,8 @@ class Total:
 
     packing: str
     parties: int  # whose contributions are in it
-    names: tuple[str, ...] = ()  # theirs, where that matters: members train different ranks, or signed the sum
+    # theirs, where that matters: members train different ranks, or signed the sum
+    names: tuple[str, ...] = ()
     proof: Mapping[str, bytes] = field(default_factory=dict)  # their signatures
     body: bytes = field(repr=False)
 
@@ -49,14 +51,17 @@ class Total:
 def attested(policy: Policy) -> bool:
     """Do members check and sign the sums that they are shown?
 
-    Where they follow the adapter by them, and no sum can have more members than share with each other.
+    Where they follow the adapter by them, and no sum can have more members than share with each
+    other.
     """
     small = size_of(policy, everybody=False) <= COMPLETE_UP_TO
     return policy.protection.mode == "masked" and policy.followed and small
 
 
 def witnesses(parties: int) -> int:
-    """Signatures under a sum of so many members, before anybody else goes by it: no two sums of one attempt get as many."""
+    """Signatures under a sum of so many members, before anybody else goes by it: no two sums of
+    one attempt get as many.
+    """
     return 2 * parties // 3 + 1
 
 
@@ -86,7 +91,11 @@ def unpack(packing: str, body: bytes, size: int, parties: int, bits: int) -> Int
 def encode_shown(whole: Integers, tags: Tag, parties: int, bits: int) -> bytes:
     """A sum with its tag, for those whose sum it is to check: packing, tag, body."""
     packing, body = pack(whole, parties, bits)
-    return bytes([PACKINGS.index(packing)]) + b"".join(number.to_bytes(NUMBER_BYTES, "big") for number in tags) + body
+    return (
+        bytes([PACKINGS.index(packing)])
+        + b"".join(number.to_bytes(NUMBER_BYTES, "big") for number in tags)
+        + body
+    )
 
 
 def decode_shown(payload: bytes, size: int, parties: int, bits: int) -> tuple[Integers, Tag]:
@@ -98,21 +107,35 @@ def decode_shown(payload: bytes, size: int, parties: int, bits: int) -> tuple[In
     start = 1 + NUMBER_BYTES * len(PRIMES)
     if len(payload) < start or payload[0] >= len(PACKINGS):
         raise MessageError(f"a sum of {len(payload)} bytes; refused")
-    tags = tuple(int.from_bytes(payload[at : at + NUMBER_BYTES], "big") for at in range(1, start, NUMBER_BYTES))
+    tags = tuple(
+        int.from_bytes(payload[at : at + NUMBER_BYTES], "big")
+        for at in range(1, start, NUMBER_BYTES)
+    )
     return unpack(PACKINGS[payload[0]], payload[start:], size, parties, bits), tags
 
 
-def statement(policy: Policy, place: Place, whole: Integers, names: Sequence[str], terms: Terms) -> tuple[bytes, bytes]:
+def statement(
+    policy: Policy, place: Place, whole: Integers, names: Sequence[str], terms: Terms
+) -> tuple[bytes, bytes]:
     """Context and message of a signature: these members' sum of this attempt is `whole` [n]."""
-    columns = [] if terms.shares is None else [f"{name} {count}" for name, count in terms.shares.columns]
+    columns = (
+        [] if terms.shares is None else [f"{name} {count}" for name, count in terms.shares.columns]
+    )
     ranges = [f"{one.stop} {one.scale!r}" for one in terms.ranges]
     digest = hashlib.sha256(whole.astype("<u4").tobytes()).digest()
     context = bind(PROTOCOL, policy.federation, place.run, place.round, place.attempt)
-    return context, bind(terms.start, digest, len(ranges), *ranges, len(columns), *columns, *sorted(names))
+    return context, bind(
+        terms.start, digest, len(ranges), *ranges, len(columns), *columns, *sorted(names)
+    )
 
 
 def signed_by(
-    policy: Policy, place: Place, whole: Integers, names: Collection[str], terms: Terms, proof: Mapping[str, bytes]
+    policy: Policy,
+    place: Place,
+    whole: Integers,
+    names: Collection[str],
+    terms: Terms,
+    proof: Mapping[str, bytes],
 ) -> tuple[str, ...]:
     """Those of `names` that signed this sum, by the reader's own roster."""
     context, message = statement(policy, place, whole, tuple(names), terms)
@@ -134,7 +157,9 @@ def width(parties: int, bits: int) -> int:
 
 
 def spread(whole: Integers, centre: int, width: int) -> bytes:
-    """Whole numbers around `centre` as planes of bytes, lowest first: small ones leave the higher planes empty."""
+    """Whole numbers around `centre` as planes of bytes, lowest first: small ones leave the
+    higher planes empty.
+    """
     away = whole - centre
     zigzag = ((away << 1) ^ (away >> 63)).astype("<u8")  # 0, -1, 1, -2 … are 0, 1, 2, 3 …
     return zigzag.view(np.uint8).reshape(-1, 8)[:, :width].T.tobytes()
@@ -149,7 +174,9 @@ def gathered(planes: bytes, centre: int, width: int) -> Integers:
 
 
 def deflate(planes: bytes) -> bytes:
-    """Runs and frequencies alone: sums do not repeat themselves in longer strings, and looking for those takes time."""
+    """Runs and frequencies alone: sums do not repeat themselves in longer strings, and looking
+    for those takes time.
+    """
     press = zlib.compressobj(LEVEL, strategy=zlib.Z_RLE)
     return press.compress(planes) + press.flush()
 
@@ -162,7 +189,8 @@ def inflate(body: bytes, size: int) -> bytes:
     """
     press = zlib.decompressobj()
     try:
-        found = press.decompress(body, size + 1)  # one more than there may be, so that the end is seen
+        # one more than there may be, so that the end is seen
+        found = press.decompress(body, size + 1)
     except zlib.error as error:
         raise MessageError(f"a step that does not inflate ({error}); refused") from error
     if len(found) != size or not press.eof or press.unused_data:

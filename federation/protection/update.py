@@ -1,9 +1,10 @@
 """One party's contribution as unsigned whole numbers, and the sum of many as floats again.
 
-Knows fixed point, the federation's noise, and a few counters that ride in the same vector, so that scores and losses are
-summed under the same protection as the update. Knows nothing of masks.
-Always: the counters in a decoded sum are exact, or all zero where a private federation sends none; none of them holds an amount
-of anybody's examples, answers or tokens; without noise the update is off by at most one rounding step per party.
+Knows fixed point, the federation's noise, and a few counters that ride in the same vector, so that
+scores and losses are summed under the same protection as the update. Knows nothing of masks.
+Always: the counters in a decoded sum are exact, or all zero where a private federation sends none;
+none of them holds an amount of anybody's examples, answers or tokens; without noise the update is
+off by at most one rounding step per party.
 """
 
 import dataclasses
@@ -27,10 +28,11 @@ LARGEST_LOSS = 1000.0  # of an answer token; whatever is above counts as this
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statistics:
-    """Counters of one party, or their sums over parties. Only sums ever leave a party in masked mode.
+    """Counters of one party, or their sums over parties. Only sums ever leave a party in masked
+    mode.
 
-    Each party counts as one, whatever the number of its examples: amounts are in no counter, so that
-    two sums that differ by one party do not tell that party's amounts.
+    Each party counts as one, whatever the number of its examples: amounts are in no counter, so
+    that two sums that differ by one party do not tell that party's amounts.
     """
 
     scored: int = 0  # parties that scored held-out answers
@@ -41,12 +43,20 @@ class Statistics:
 
     @staticmethod
     def scores(correct: int, total: int) -> "Statistics":
-        """Of one party that got `correct` of `total` held-out answers right; nothing where there are none."""
-        return Statistics(scored=1, score=round(SCORE_UNIT * correct / total)) if total else Statistics()
+        """Of one party that got `correct` of `total` held-out answers right; nothing where there
+        are none.
+        """
+        return (
+            Statistics(scored=1, score=round(SCORE_UNIT * correct / total))
+            if total
+            else Statistics()
+        )
 
     @property
     def accuracy(self) -> float | None:
-        """Mean over parties of the share of held-out answers that are right; None if nobody scored."""
+        """Mean over parties of the share of held-out answers that are right; None if nobody
+        scored.
+        """
         return self.score / (SCORE_UNIT * self.scored) if self.scored else None
 
     @property
@@ -101,17 +111,27 @@ class Codec:
         return slice(self.size, self.size + 2 * self.digits)
 
     def clipped(self, update: Vector) -> int:
-        """How many coordinates of `update` are cut: outside their range; with noise all of them, if the norm is too large."""
+        """How many coordinates of `update` are cut: outside their range; with noise all of them,
+        if the norm is too large.
+        """
         if self.noise is not None:
-            return self.size if float(np.linalg.norm(update.astype(np.float64))) > self.noise.clip else 0
-        return sum(int(np.count_nonzero(np.abs(update[span.start : span.stop]) > span.scale)) for span in self.ranges)
+            return (
+                self.size
+                if float(np.linalg.norm(update.astype(np.float64))) > self.noise.clip
+                else 0
+            )
+        return sum(
+            int(np.count_nonzero(np.abs(update[span.start : span.stop]) > span.scale))
+            for span in self.ranges
+        )
 
     def percent(self, clipped: int) -> int:
         """So many coordinates as a share of all of them, in per cent, rounded up."""
         return -(-CLIP_UNIT * clipped // max(1, self.size))
 
     def encode(self, update: Vector, statistics: Statistics) -> npt.NDArray[np.uint64]:
-        """Spell one contribution; rounding and noise are random, from the operating system's generator.
+        """Spell one contribution; rounding and noise are random, from the operating system's
+        generator.
 
         Raises:
             ValueError: an update of another length, or a counter that does not fit.
@@ -119,7 +139,9 @@ class Codec:
         """
         if update.shape != (self.size,):
             raise ValueError(f"an update of shape {update.shape} must be of shape ({self.size},)")
-        return np.concatenate([self.whole(update), self.spell(statistics if self.counted else Statistics())])
+        return np.concatenate(
+            [self.whole(update), self.spell(statistics if self.counted else Statistics())]
+        )
 
     def whole(self, update: Vector) -> npt.NDArray[np.uint64]:
         """The update as whole numbers [n]."""
@@ -143,7 +165,8 @@ class Codec:
         return self.mean(total[: self.size], parties, names), self.counters(total[self.size :])
 
     def mean(self, total: npt.NDArray[np.int64], parties: int, names: Sequence[str] = ()) -> Vector:
-        """The mean update [n] behind the sums [n] of its values; the same bits wherever it is computed.
+        """The mean update [n] behind the sums [n] of its values; the same bits wherever it is
+        computed.
 
         Raises:
             DataError: a sum that so many contributions cannot have.
@@ -158,7 +181,9 @@ class Codec:
         if self.shares is None:
             return (sums / parties).astype(np.float32)
         if len(names) != parties:
-            raise ValueError(f"{len(names)} names of {parties} contributions to columns that not all train")  # our bug
+            raise ValueError(
+                f"{len(names)} names of {parties} contributions to columns that not all train"
+            )  # our bug
         return self.shares.mean(sums, names).astype(np.float32)
 
     def counters(self, total: npt.NDArray[np.int64]) -> Statistics:
@@ -166,7 +191,10 @@ class Codec:
         numbers = [int(value) for value in total]
         return Statistics(
             **{
-                name: sum(numbers[index * self.digits + place] << (self.bits * place) for place in range(self.digits))
+                name: sum(
+                    numbers[index * self.digits + place] << (self.bits * place)
+                    for place in range(self.digits)
+                )
                 for index, name in enumerate(self.names)
             }
         )
@@ -178,5 +206,8 @@ class Codec:
             value = getattr(statistics, name)
             if not 0 <= value < 1 << COUNTER_BITS:
                 raise ValueError(f"{name} = {value} must lie between 0 and 2^{COUNTER_BITS}")
-            digits += [(value >> (self.bits * place)) & ((1 << self.bits) - 1) for place in range(self.digits)]
+            digits += [
+                (value >> (self.bits * place)) & ((1 << self.bits) - 1)
+                for place in range(self.digits)
+            ]
         return np.array(digits, np.uint64)

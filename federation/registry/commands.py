@@ -16,25 +16,47 @@ if TYPE_CHECKING:
 
 
 def register(verbs: "_SubParsersAction[ArgumentParser]") -> "_SubParsersAction[ArgumentParser]":
-    """Add `adapter list | show | activate | rollback | remove | export | import`; return its actions, for more of them."""
+    """Add `adapter list | show | activate | rollback | remove | export | import`; return its
+    actions, for more of them.
+    """
     parser = verbs.add_parser("adapter", help="adapters on this disk")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="adapters on this disk")
     show = actions.add_parser("show", help="one adapter's card")
-    activate = actions.add_parser("activate", help="answer with this adapter from now on; `none` for the bare model")
+    activate = actions.add_parser(
+        "activate", help="answer with this adapter from now on; `none` for the bare model"
+    )
     rollback = actions.add_parser("rollback", help="go back to the adapter that was active before")
     removing = actions.add_parser("remove", help="delete an adapter from this disk")
-    export = actions.add_parser("export", help="write an adapter for other tools: a PEFT folder, or a GGUF file for llama.cpp")
-    bringing = actions.add_parser("import", help="keep somebody else's PEFT folder; it is marked as unsigned")
+    export = actions.add_parser(
+        "export",
+        help="write an adapter for other tools: a PEFT folder, or a GGUF file for llama.cpp",
+    )
+    bringing = actions.add_parser(
+        "import", help="keep somebody else's PEFT folder; it is marked as unsigned"
+    )
     for action in (show, activate, removing, export):
-        action.add_argument("adapter", metavar="NAME", help="what `list` calls it, or the first characters of its digest")
-    export.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="a new folder for a PEFT checkpoint")
-    export.add_argument("--gguf", type=Path, metavar="FILE", help="a new file for llama.cpp (--lora FILE)")
+        action.add_argument(
+            "adapter",
+            metavar="NAME",
+            help="what `list` calls it, or the first characters of its digest",
+        )
     export.add_argument(
-        "--base", default="", metavar="TEXT", help="what the checkpoint calls its model, for tools that load by name"
+        "folder", nargs="?", type=Path, metavar="FOLDER", help="a new folder for a PEFT checkpoint"
     )
     export.add_argument(
-        "--personal", action="store_true", help="yes, a personal adapter: it holds what your own examples taught it"
+        "--gguf", type=Path, metavar="FILE", help="a new file for llama.cpp (--lora FILE)"
+    )
+    export.add_argument(
+        "--base",
+        default="",
+        metavar="TEXT",
+        help="what the checkpoint calls its model, for tools that load by name",
+    )
+    export.add_argument(
+        "--personal",
+        action="store_true",
+        help="yes, a personal adapter: it holds what your own examples taught it",
     )
     bringing.add_argument("folder", type=Path, metavar="FOLDER")
     bringing.add_argument("--name", default="", help="what it is called here (default: its folder)")
@@ -45,11 +67,18 @@ def register(verbs: "_SubParsersAction[ArgumentParser]") -> "_SubParsersAction[A
         help="the file of the federation that its card names (default: what was joined)",
     )
     for action in (export, bringing):
-        action.add_argument("--model", metavar="NAME", help="the model it belongs to (default: this node's)")
+        action.add_argument(
+            "--model", metavar="NAME", help="the model it belongs to (default: this node's)"
+        )
     for action, run in (
-        (listing, list_adapters), (show, show_adapter), (activate, activate_adapter), (rollback, rollback_adapter),
-        (removing, remove_adapter), (export, export_adapter), (bringing, import_adapter),
-    ):  # fmt: skip
+        (listing, list_adapters),
+        (show, show_adapter),
+        (activate, activate_adapter),
+        (rollback, rollback_adapter),
+        (removing, remove_adapter),
+        (export, export_adapter),
+        (bringing, import_adapter),
+    ):
         action.add_argument("--home", type=Path, metavar="DIR", help="default: the node's home")
         action.set_defaults(run=run)
     return actions
@@ -63,7 +92,12 @@ def list_adapters(arguments: Namespace) -> None:
     active = registry.active()
     for name in registry.list():
         card = registry.card(name)
-        print(one_line(f"{'*' if name == active else ' '} {name[:SHOWN]}  {card.name:<20} {described(card)}"))
+        print(
+            one_line(
+                f"{'*' if name == active else ' '} {name[:SHOWN]}  {card.name:<20} "
+                f"{described(card)}"
+            )
+        )
     if not registry.list():
         print("no adapters here yet; join a federation: quietchoir join FED --data FOLDER")
 
@@ -73,7 +107,10 @@ def described(card: "Card") -> str:
     if not card.signer:
         return "unsigned: nobody vouches for it"
     if card.personal:
-        scores = f"{percent(card.accuracy_before)} → {percent(card.accuracy_after)} of your held-out examples"
+        scores = (
+            f"{percent(card.accuracy_before)} → {percent(card.accuracy_after)} of your "
+            f"held-out examples"
+        )
         return f"personal, on top of {card.parent[:12]}  {scores}"
     spent = f"  epsilon {card.epsilon:.2f}" if card.epsilon is not None else ""
     scores = f"{percent(card.accuracy_before)} → {percent(card.accuracy_after)}"
@@ -101,7 +138,9 @@ def activate_adapter(arguments: Namespace) -> None:
     name = registry.activate("" if arguments.adapter == "none" else arguments.adapter)
     if name and not registry.card(name).signer:
         print("this adapter is unsigned: nobody vouches for what it was trained on")
-    print(f"active: {name or 'the bare model'}; a running node takes it over within a second or two")
+    print(
+        f"active: {name or 'the bare model'}; a running node takes it over within a second or two"
+    )
 
 
 def rollback_adapter(arguments: Namespace) -> None:
@@ -128,11 +167,21 @@ def export_adapter(arguments: Namespace) -> None:
         raise ConfigError("name a FOLDER for a PEFT checkpoint, or --gguf FILE, or both")
     registry = Registry(arguments.home)
     if arguments.folder is not None:
-        name = transfer.export_peft(registry, arguments.adapter, arguments.folder, arguments.base, personal=arguments.personal)
+        name = transfer.export_peft(
+            registry,
+            arguments.adapter,
+            arguments.folder,
+            arguments.base,
+            personal=arguments.personal,
+        )
         print(f"{name[:12]}: PEFT checkpoint in {arguments.folder}")
     if arguments.gguf is not None:
         name = transfer.export_gguf(
-            registry, arguments.adapter, arguments.gguf, weights_of(arguments), personal=arguments.personal
+            registry,
+            arguments.adapter,
+            arguments.gguf,
+            weights_of(arguments),
+            personal=arguments.personal,
         )
         print(f"{name[:12]}: {arguments.gguf}, for llama.cpp's --lora")
 
@@ -144,7 +193,9 @@ def import_adapter(arguments: Namespace) -> None:
     from .registry import Registry
 
     chain = None if arguments.federation is None else roster.read(arguments.federation)
-    name, card = transfer.bring_in(Registry(arguments.home), arguments.folder, weights_of(arguments), arguments.name, chain)
+    name, card = transfer.bring_in(
+        Registry(arguments.home), arguments.folder, weights_of(arguments), arguments.name, chain
+    )
     print(one_line(f"{name[:12]}  {card.name}  {described(card)}"))
 
 

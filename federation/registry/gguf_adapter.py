@@ -1,10 +1,13 @@
 """An adapter as the file that llama.cpp loads beside a GGUF model.
 
-Knows llama.cpp's names for LoRA tensors and the order of rows that its rope expects. Knows nothing of registries.
-Always: the product B A of a written file, applied by llama.cpp to the very model file, is the adapter's own; a family whose
-GGUF files fuse projections is refused, because half a fused matrix has no name there.
+Knows llama.cpp's names for LoRA tensors and the order of rows that its rope expects. Knows nothing
+of registries.
+Always: the product B A of a written file, applied by llama.cpp to the very model file, is the
+adapter's own; a family whose GGUF files fuse projections is refused, because half a fused matrix
+has no name there.
 
-Source: llama.cpp's convert_lora_to_gguf.py (names, metadata) and llama-adapter.cpp (scale = alpha / rank).
+Source: llama.cpp's convert_lora_to_gguf.py (names, metadata) and llama-adapter.cpp (scale = alpha /
+rank).
 """
 
 import os
@@ -30,11 +33,14 @@ def write(path: Path, adapter: Adapter, architecture: Architecture, *, mode: int
     """Write `path` whole, or not at all; a file that is there is replaced.
 
     Raises:
-        ModelFileError: shapes that do not fit the model, or a family that fuses the adapted projections.
-        OSError: no space or no permission.
+        ModelFileError: shapes that do not fit the model, or a family that fuses the adapted
+        projections. OSError: no space or no permission.
     """
     adapter.check(architecture)
-    named = {theirs(name, architecture): order(name, adapter.tensors[name], architecture) for name in adapter.tensors}
+    named = {
+        theirs(name, architecture): order(name, adapter.tensors[name], architecture)
+        for name in adapter.tensors
+    }
     make_folder(path.parent)
     handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -67,15 +73,24 @@ def theirs(name: str, architecture: Architecture) -> str:
     family = FAMILIES[architecture.family]
     if any(match[2] in parts for parts in family.gguf_fused.values()):
         raise ModelFileError(
-            f"GGUF files of {family.name} hold {match[2]} fused with others, so an adapter of it alone has no name there; "
+            f"GGUF files of {family.name} hold {match[2]} fused with others, so an adapter of it "
+            f"alone has no name there; "
             "export a PEFT folder instead"
         )
-    return f"blk.{match[1]}.{family.in_gguf(match[2])}.weight.{'lora_a' if name.endswith(A_END) else 'lora_b'}"
+    half = "lora_a" if name.endswith(A_END) else "lora_b"
+    return f"blk.{match[1]}.{family.in_gguf(match[2])}.weight.{half}"
 
 
 def order(name: str, tensor: torch.Tensor, architecture: Architecture) -> torch.Tensor:
-    """The tensor in the file's order of rows: A as it is, B of q and k as the model's own rows lie."""
+    """The tensor in the file's order of rows: A as it is, B of q and k as the model's own rows
+    lie.
+    """
     plain, match = tensor.detach().to("cpu", torch.float32).contiguous(), MODULE.match(name)
-    if match is None or match[2] not in ROTATED or not name.endswith(B_END) or not FAMILIES[architecture.family].interleaved:
+    if (
+        match is None
+        or match[2] not in ROTATED
+        or not name.endswith(B_END)
+        or not FAMILIES[architecture.family].interleaved
+    ):
         return plain
     return plain[interleave(plain.shape[0], architecture.head_size)].contiguous()

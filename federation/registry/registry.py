@@ -1,10 +1,12 @@
 """Adapters on this node's disk: named by their content, with a signed card, one of them active.
 
 Knows PEFT folders and cards. Knows nothing of rounds or of the engine that serves them.
-Always: a folder's name is the hash of what is in it, and its card names it; an adapter is listed only once it is whole; the
-active one changes in one atomic write, and the ones before it are remembered for rollback.
+Always: a folder's name is the hash of what is in it, and its card names it; an adapter is listed
+only once it is whole; the active one changes in one atomic write, and the ones before it are
+remembered for rollback.
 
-    adapters/HASH/{adapter_config.json, adapter_model.safetensors, card.json}      active-adapter.json
+    adapters/HASH/{adapter_config.json, adapter_model.safetensors, card.json}
+    active-adapter.json
 """
 
 import contextlib
@@ -18,7 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...core import paths, tables
-from ...core.errors import AuthenticationError, ConfigError, FederationError, IntegrityError, RequestError
+from ...core.errors import (
+    AuthenticationError,
+    ConfigError,
+    FederationError,
+    IntegrityError,
+    RequestError,
+)
 from ...core.prompt import AS_IT_COMES, PromptFormat
 from ...crypto.keys import Identity, PublicIdentity
 from ..membership.chain import Chain
@@ -47,7 +55,9 @@ REMEMBERED = 20  # activations
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """What is known of an adapter. Signed by the coordinator that summed it; in sealed mode by the member."""
+    """What is known of an adapter. Signed by the coordinator that summed it; in sealed mode by
+    the member.
+    """
 
     adapter: str  # hash of its content
     federation: str  # hex
@@ -59,9 +69,12 @@ class Card:
     protection: str
     accuracy_before: float | None = None
     accuracy_after: float | None = None
-    epsilon: float | None = None  # spent by the run so far, at `delta`; None: no differential privacy
+    # spent by the run so far, at `delta`; None: no differential privacy
+    epsilon: float | None = None
     delta: float | None = None
-    scope: str = ""  # "personal": one node's own, on top of the shared `parent` (see federation/personal); else shared
+    # "personal": one node's own, on top of the shared `parent` (see federation/personal); else
+    # shared
+    scope: str = ""
     serial: int = 0  # of a personal one: the node's first, second, … for this federation
     variants: tuple[str, ...] = ()  # digests of the model's other files: it fits those too
     prompt: PromptFormat = AS_IT_COMES  # how it was trained to be asked
@@ -69,12 +82,18 @@ class Card:
     signature: str = ""
 
     def body(self) -> bytes:
-        """What is signed. Fields that came later are left out where they say nothing, so that older signatures stay good."""
+        """What is signed. Fields that came later are left out where they say nothing, so that
+        older signatures stay good.
+        """
         return canonical({key: value for key, value in self.told().items() if key != "signature"})
 
     def told(self) -> dict[str, object]:
         """The card's fields, without those that came later and say nothing."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if key not in LATER or value != LATER[key]}
+        return {
+            key: value
+            for key, value in dataclasses.asdict(self).items()
+            if key not in LATER or value != LATER[key]
+        }
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -103,7 +122,16 @@ class Card:
     @staticmethod
     def unsigned(adapter: str, name: str, model: str) -> "Card":
         """The card of an adapter that nobody vouches for."""
-        return Card(adapter=adapter, federation="", name=name, run="", rounds=0, model=model, parent="", protection="")
+        return Card(
+            adapter=adapter,
+            federation="",
+            name=name,
+            run="",
+            rounds=0,
+            model=model,
+            parent="",
+            protection="",
+        )
 
     @staticmethod
     def parse(text: str, where: str, *, unsigned: bool = False) -> "Card":
@@ -117,11 +145,21 @@ class Card:
         """
         try:
             given = json.loads(text)
-            card = tables.fill(Card, {key: value for key, value in given.items() if value is not None}, where)
+            card = tables.fill(
+                Card, {key: value for key, value in given.items() if value is not None}, where
+            )
             if unsigned and card == Card.unsigned(card.adapter, card.name, card.model):
                 return card
-            PublicIdentity(bytes.fromhex(card.signer)).verify(CONTEXT, card.body(), bytes.fromhex(card.signature))
-        except (ValueError, AttributeError, RecursionError, ConfigError, AuthenticationError) as error:
+            PublicIdentity(bytes.fromhex(card.signer)).verify(
+                CONTEXT, card.body(), bytes.fromhex(card.signature)
+            )
+        except (
+            ValueError,
+            AttributeError,
+            RecursionError,
+            ConfigError,
+            AuthenticationError,
+        ) as error:
             raise FederationError(f"{where}not an adapter's signed card; refused") from error
         return card
 
@@ -137,11 +175,15 @@ def content_hash(adapter: "Adapter") -> str:
     digest.update(canonical({"model": adapter.base_digest, **dataclasses.asdict(adapter.shape)}))
     for name in sorted(adapter.tensors):
         tensor = adapter.tensors[name].detach().to("cpu", torch.float32).contiguous()
-        digest.update(canonical({"name": name, "shape": list(tensor.shape)}) + tensor.numpy().tobytes())
+        digest.update(
+            canonical({"name": name, "shape": list(tensor.shape)}) + tensor.numpy().tobytes()
+        )
     return digest.hexdigest()
 
 
-def make_card(policy: Policy, adapter: str, evaluation: dict[str, object], identity: Identity) -> Card:
+def make_card(
+    policy: Policy, adapter: str, evaluation: dict[str, object], identity: Identity
+) -> Card:
     """The signed card of a run's result."""
 
     def number(name: str) -> float | None:
@@ -150,12 +192,21 @@ def make_card(policy: Policy, adapter: str, evaluation: dict[str, object], ident
 
     rounds = evaluation.get("rounds")
     return Card(
-        adapter=adapter, federation=policy.federation.hex(), name=policy.name, run=str(evaluation.get("run", "")),
-        rounds=rounds if isinstance(rounds, int) else 0, model=policy.model.digest, parent=str(evaluation.get("parent", "")),
-        protection=policy.protection.mode, accuracy_before=number("before"), accuracy_after=number("after"),
-        epsilon=number("epsilon"), delta=number("delta"), variants=digests_of(policy.model)[1:],
+        adapter=adapter,
+        federation=policy.federation.hex(),
+        name=policy.name,
+        run=str(evaluation.get("run", "")),
+        rounds=rounds if isinstance(rounds, int) else 0,
+        model=policy.model.digest,
+        parent=str(evaluation.get("parent", "")),
+        protection=policy.protection.mode,
+        accuracy_before=number("before"),
+        accuracy_after=number("after"),
+        epsilon=number("epsilon"),
+        delta=number("delta"),
+        variants=digests_of(policy.model)[1:],
         prompt=policy.prompt,
-    ).signed(identity)  # fmt: skip
+    ).signed(identity)
 
 
 def check_signer(card: Card, chain: Chain, where: str) -> None:
@@ -170,17 +221,25 @@ def check_signer(card: Card, chain: Chain, where: str) -> None:
     """
     policy = chain.policy
     if (card.federation, card.name) != (policy.federation.hex(), policy.name):
-        raise FederationError(f"{where}the card of federation {card.federation[:SHOWN]}…, not of {policy.name}; refused")
+        raise FederationError(
+            f"{where}the card of federation {card.federation[:SHOWN]}…, not of "
+            f"{policy.name}; refused"
+        )
     allowed = chain.ever("coordinator", "key")
-    if card.personal or (card.protection == "sealed" and "sealed" in chain.ever("protection", "mode")):
+    if card.personal or (
+        card.protection == "sealed" and "sealed" in chain.ever("protection", "mode")
+    ):
         allowed |= chain.member_keys
     if card.signer not in allowed:
         raise FederationError(
-            f"{where}its card was signed by key {card.signer[:16]}…, which has no part in {policy.name}; refused. Without its "
+            f"{where}its card was signed by key {card.signer[:16]}…, which has no part in "
+            f"{policy.name}; refused. Without its "
             f"{CARD} the adapter can be kept as unsigned"
         )
     if policy.model.digest != card.model or not chain.model_digests.issuperset(card.variants):
-        raise FederationError(f"{where}its card names a model that {policy.name} does not have; refused")
+        raise FederationError(
+            f"{where}its card names a model that {policy.name} does not have; refused"
+        )
 
 
 class Registry:
@@ -194,15 +253,19 @@ class Registry:
     def put(self, adapter: "Adapter", card: Card) -> str:
         """Keep an adapter; return its name.
 
-        Keeping the same one twice changes nothing, except that a card that nobody signed gives way: to one that says
-        whose it is and how it was trained to be asked, or to what its owner calls it now.
+        Keeping the same one twice changes nothing, except that a card that nobody signed gives way:
+        to one that says whose it is and how it was trained to be asked, or to what its owner calls
+        it now.
 
         Raises:
             IntegrityError: the card is of another adapter.
         """
         name = content_hash(adapter)
         if card.adapter != name:
-            raise IntegrityError(f"the card is of adapter {card.adapter[:SHOWN]}, the content is {name[:SHOWN]}; not kept")
+            raise IntegrityError(
+                f"the card is of adapter {card.adapter[:SHOWN]}, the content is "
+                f"{name[:SHOWN]}; not kept"
+            )
         if (kept := self.folder / name).exists():
             if not self.card(name).signer:
                 for file in kept.iterdir():
@@ -226,15 +289,19 @@ class Registry:
         Raises:
             RequestError: it is the active one, or a personal one stands on it.
 
-        Hazard: the file system forgets it, the disk's blocks and copies of them may not; a running node that has used it
-        still holds it in memory.
+        Hazard: the file system forgets it, the disk's blocks and copies of them may not; a running
+        node that has used it still holds it in memory.
         """
         name = self.find(prefix)
         if name == self.active():
-            raise RequestError(f"adapter {name[:SHOWN]} is active and is kept; activate another one, or `none`, first")
+            raise RequestError(
+                f"adapter {name[:SHOWN]} is active and is kept; activate another "
+                f"one, or `none`, first"
+            )
         if above := [card.adapter for card in self.personal() if card.parent == name]:
             raise RequestError(
-                f"{name[:SHOWN]} is kept: personal adapter {above[0][:SHOWN]} stands on it; remove that one first"
+                f"{name[:SHOWN]} is kept: personal adapter {above[0][:SHOWN]} stands on it; remove "
+                f"that one first"
             )
         if name in self.history():
             self.remember([each for each in self.history() if each != name])
@@ -248,10 +315,15 @@ class Registry:
         """Names of all adapters, in alphabetical order."""
         if not self.folder.exists():
             return []
-        return sorted(entry.name for entry in self.folder.iterdir() if len(entry.name) == 64 and (entry / CARD).exists())
+        return sorted(
+            entry.name
+            for entry in self.folder.iterdir()
+            if len(entry.name) == 64 and (entry / CARD).exists()
+        )
 
     def find(self, prefix: str) -> str:
-        """The one adapter whose name begins with `prefix`, or else the one whose card calls it that.
+        """The one adapter whose name begins with `prefix`, or else the one whose card calls it
+        that.
 
         Raises:
             RequestError: none, or several.
@@ -265,7 +337,8 @@ class Registry:
         if len(matches) != 1:
             here = "; ".join(f"{name[:SHOWN]} {title}".strip() for name, title in titles.items())
             raise RequestError(
-                f"{len(matches)} adapters begin with {prefix!r} or are called so, expected one; here: "
+                f"{len(matches)} adapters begin with {prefix!r} or are called so, expected one; "
+                f"here: "
                 f"{here or 'none yet: join a federation first'}"
             )
         return matches[0]
@@ -281,17 +354,23 @@ class Registry:
         """The checked card of one adapter.
 
         Raises:
-            RequestError, FederationError: as `find` and `Card.parse`; or the card is of another adapter.
+            RequestError, FederationError: as `find` and `Card.parse`; or the card is of another
+            adapter.
         """
         name = self.find(prefix)
         path = self.folder / name / CARD
         card = Card.parse(path.read_text("ascii", "replace"), f"{path}: ", unsigned=True)
         if card.adapter != name:
-            raise FederationError(f"{path}: the card of adapter {card.adapter[:SHOWN]}; remove the folder and take it again")
+            raise FederationError(
+                f"{path}: the card of adapter {card.adapter[:SHOWN]}; remove the "
+                f"folder and take it again"
+            )
         return card
 
     def personal(self) -> tuple[Card, ...]:
-        """Cards of all personal adapters; damaged ones are passed over, `show` tells what is wrong with them."""
+        """Cards of all personal adapters; damaged ones are passed over, `show` tells what is
+        wrong with them.
+        """
         found = []
         for name in self.list():
             with contextlib.suppress(FederationError):
@@ -319,11 +398,15 @@ class Registry:
         name = self.find(prefix)
         adapter = Adapter.load(self.folder / name)
         if content_hash(adapter) != name:
-            raise IntegrityError(f"{self.folder / name}: changed on disk; remove the folder and join the federation again")
+            raise IntegrityError(
+                f"{self.folder / name}: changed on disk; remove the folder and "
+                f"join the federation again"
+            )
         return adapter
 
     def load_for(self, prefix: str, digest: str) -> "Adapter":
-        """The same, as one of the model with this digest, if its card names that among its model's files.
+        """The same, as one of the model with this digest, if its card names that among its model's
+        files.
 
         Raises:
             As `load` and `card`.
@@ -349,7 +432,9 @@ class Registry:
             history = json.loads(self.pointer.read_text("ascii"))["history"]
             return [str(name) for name in history]
         except (ValueError, RecursionError, LookupError, TypeError) as error:
-            raise FederationError(f"{self.pointer}: damaged; remove it, then activate an adapter again") from error
+            raise FederationError(
+                f"{self.pointer}: damaged; remove it, then activate an adapter again"
+            ) from error
 
     def activate(self, prefix: str) -> str:
         """Make one adapter the active one; return its name. An empty prefix: the bare model."""

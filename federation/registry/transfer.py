@@ -1,9 +1,9 @@
 """Adapters in and out of the registry: PEFT folders for everybody else's tools, GGUF for llama.cpp.
 
 Knows folders, cards and the model an adapter belongs to. Knows nothing of rounds.
-Always: what comes in fits the model's shapes before it is kept, and is marked unsigned unless a card
-came with it that fits its content and was signed by a key of the federation that it names; what goes
-out is written whole; nothing that is there is overwritten.
+Always: what comes in fits the model's shapes before it is kept, and is marked unsigned unless a
+card came with it that fits its content and was signed by a key of the federation that it names;
+what goes out is written whole; nothing that is there is overwritten.
 """
 
 import dataclasses
@@ -21,18 +21,21 @@ if TYPE_CHECKING:
     from ...core.models.weights import Weights
 
 
-def export_peft(registry: Registry, prefix: str, folder: Path, base: str = "", *, personal: bool = False) -> str:
-    """Write a PEFT checkpoint, with its card beside it, into a new or empty folder; return the adapter's name.
+def export_peft(
+    registry: Registry, prefix: str, folder: Path, base: str = "", *, personal: bool = False
+) -> str:
+    """Write a PEFT checkpoint, with its card beside it, into a new or empty folder; return the
+    adapter's name.
 
     Args:
-        base: what the configuration calls the base model, for tools that load it by name; empty: its digest.
-        personal: the owner says that this one may be a personal adapter.
+        base: what the configuration calls the base model, for tools that load it by name; empty:
+        its digest. personal: the owner says that this one may be a personal adapter.
 
     Raises:
         ConfigError: something is in the folder, or `check_personal`. As `Registry.load`.
 
-    Hazard: a personal adapter holds what its owner's own examples taught it, unprotected: no noise, no sum with others. Whoever
-    has the file and the shared adapter can search it for them.
+    Hazard: a personal adapter holds what its owner's own examples taught it, unprotected: no noise,
+    no sum with others. Whoever has the file and the shared adapter can search it for them.
     """
     from ...core.models.adapter import CONFIG_FILE
 
@@ -59,18 +62,22 @@ def check_personal(card: Card, allowed: bool) -> Card:
     """
     if card.personal and not allowed:
         raise ConfigError(
-            f"adapter {card.adapter[:SHOWN]} is personal: it holds what your own examples taught it, in clear; to copy it for "
-            "yourself say --personal, to give something away export the shared one it stands on: " + card.parent[:SHOWN]
+            f"adapter {card.adapter[:SHOWN]} is personal: it holds what your own examples taught "
+            f"it, in clear; to copy it for "
+            "yourself say --personal, to give something away export the "
+            "shared one it stands on: " + card.parent[:SHOWN]
         )
     return card
 
 
-def export_gguf(registry: Registry, prefix: str, file: Path, weights: "Weights", *, personal: bool = False) -> str:
+def export_gguf(
+    registry: Registry, prefix: str, file: Path, weights: "Weights", *, personal: bool = False
+) -> str:
     """Write the file that llama.cpp takes with `--lora`; return the adapter's name.
 
     Raises:
-        ConfigError: the file is there, or `check_personal`. IntegrityError: another model than the adapter's.
-        As `Registry.load`.
+        ConfigError: the file is there, or `check_personal`. IntegrityError: another model than the
+        adapter's. As `Registry.load`.
 
     Hazard: as `export_peft`.
     """
@@ -82,7 +89,8 @@ def export_gguf(registry: Registry, prefix: str, file: Path, weights: "Weights",
         raise ConfigError(f"{file}: is there already and is kept; choose another name")
     if adapter.base_digest not in ("", weights.digest):
         raise IntegrityError(
-            f"adapter {name[:12]} belongs to model {adapter.base_digest[:12]}…, found {weights.digest[:12]}…; name its own "
+            f"adapter {name[:12]} belongs to model {adapter.base_digest[:12]}…, found "
+            f"{weights.digest[:12]}…; name its own "
             "with --model"
         )
     gguf_adapter.write(file, adapter, weights.architecture, mode=card.mode)
@@ -90,7 +98,11 @@ def export_gguf(registry: Registry, prefix: str, file: Path, weights: "Weights",
 
 
 def bring_in(
-    registry: Registry, folder: Path, weights: "Weights", title: str = "", chain: Chain | None = None
+    registry: Registry,
+    folder: Path,
+    weights: "Weights",
+    title: str = "",
+    chain: Chain | None = None,
 ) -> tuple[str, Card]:
     """Keep a PEFT checkpoint; return its name and the card that is kept with it.
 
@@ -99,10 +111,10 @@ def bring_in(
         chain: of the federation that its card names; by default what this node accepted of it.
 
     Raises:
-        ModelFileError, ModelNotFoundError: not LoRA as we compute it, or it does not fit the model's shapes.
-        IntegrityError: made for another model, or its card is of another adapter.
-        FederationError: its card is malformed or wrongly signed, by a key of no part in its federation, or of a federation
-            whose file is not here.
+        ModelFileError, ModelNotFoundError: not LoRA as we compute it, or it does not fit the
+        model's shapes. IntegrityError: made for another model, or its card is of another adapter.
+        FederationError: its card is malformed or wrongly signed, by a key of no part in its
+            federation, or of a federation whose file is not here.
     """
     from ...core.models.adapter import Adapter
 
@@ -113,17 +125,21 @@ def bring_in(
     fits = weights.digest in files and adapter.base_digest in files
     if adapter.base_digest not in ("", weights.digest) and not fits:
         raise IntegrityError(
-            f"{folder}: made for model {adapter.base_digest[:12]}…, found {weights.digest[:12]}…; name its own with --model"
+            f"{folder}: made for model {adapter.base_digest[:12]}…, found {weights.digest[:12]}…; "
+            f"name its own with --model"
         )
     try:
         adapter.check(weights.architecture)
     except ModelFileError as error:
         raise ModelFileError(f"{folder}: {error}") from None
     if card is not None and card.signer:
-        chain = chain or (roster.kept_for(registry.home, card.federation) if card.federation else None)
+        chain = chain or (
+            roster.kept_for(registry.home, card.federation) if card.federation else None
+        )
         if chain is None:
             raise FederationError(
-                f"{path}: signed for federation {card.federation[:SHOWN]}…, whose file is not here to check the signer with; "
+                f"{path}: signed for federation {card.federation[:SHOWN]}…, whose file is not here "
+                f"to check the signer with; "
                 f"name it with --federation FED, or remove {CARD} to keep the adapter as unsigned"
             )
         check_signer(card, chain, f"{path}: ")

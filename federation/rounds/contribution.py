@@ -1,10 +1,11 @@
 """The one contribution that a member of buffered rounds keeps until it is summed.
 
 Knows a file in one private folder. Knows nothing of letters, or of how a contribution is protected.
-Always: at most one is kept; it is found in its own run under its own rules alone; the file is a whole one, mode 0600, or gone;
-what was wiped does not come back, also not after a kill.
+Always: at most one is kept; it is found in its own run under its own rules alone; the file is a
+whole one, mode 0600, or gone; what was wiped does not come back, also not after a kill.
 
-    contribution.kept     magic and header length, 4 bytes each | header, JSON | the change, 4 bytes a value | sha256 of it all
+    contribution.kept     magic and header length, 4 bytes each | header, JSON | the change, 4 bytes
+                          a value | sha256 of it all
 
 Not covered: a copy of the folder that is put back later; backups; what a disk keeps of wiped files.
 """
@@ -29,7 +30,8 @@ logger = log.get("federation.contribution")
 FILE = "contribution.kept"
 MAGIC = b"QCK2"
 HASH_BYTES = 32
-MAY_CHANGE = ROSTER | {"coordinator"}  # tables that a contribution does not depend on: it outlives a new member
+# tables that a contribution does not depend on: it outlives a new member
+MAY_CHANGE = ROSTER | {"coordinator"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +50,18 @@ class Contribution:
 
     def encode(self) -> bytes:
         """As it lies on disk."""
-        header = canonical({
-            "adapter": self.adapter, "rules": self.rules, "run": self.run, "state": self.state,
-            "statistics": dataclasses.asdict(self.statistics), "told": self.told, "tokens": self.tokens,
-            "version": self.version,
-        })  # fmt: skip
+        header = canonical(
+            {
+                "adapter": self.adapter,
+                "rules": self.rules,
+                "run": self.run,
+                "state": self.state,
+                "statistics": dataclasses.asdict(self.statistics),
+                "told": self.told,
+                "tokens": self.tokens,
+                "version": self.version,
+            }
+        )
         body = MAGIC + len(header).to_bytes(4, "big") + header + self.update.astype("<f4").tobytes()
         return body + hashlib.sha256(body).digest()
 
@@ -69,18 +78,23 @@ class Contribution:
         length = int.from_bytes(body[len(MAGIC) : start], "big")
         header = json.loads(body[start : start + length])
         update = np.frombuffer(body, "<f4", offset=start + length).astype(np.float32)
-        return Contribution(**{**header, "statistics": Statistics(**header["statistics"])}, update=update)
+        return Contribution(
+            **{**header, "statistics": Statistics(**header["statistics"])}, update=update
+        )
 
 
 def rules_of(policy: Policy) -> str:
     """64 hex digits that differ between files under which one would not train alike."""
-    return hashlib.sha256(canonical({key: one for key, one in policy.table().items() if key not in MAY_CHANGE})).hexdigest()
+    return hashlib.sha256(
+        canonical({key: one for key, one in policy.table().items() if key not in MAY_CHANGE})
+    ).hexdigest()
 
 
 class Drawer:
     """Where it lies. In memory only if `folder` is None (simulations).
 
-    Hazard: whoever reads the folder reads the change in clear. The examples it was trained on lie on the same disk.
+    Hazard: whoever reads the folder reads the change in clear. The examples it was trained on lie
+    on the same disk.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -96,7 +110,9 @@ class Drawer:
         return kept if kept is not None and (kept.run, kept.rules) == (run, rules) else None
 
     def keep(self, contribution: Contribution) -> None:
-        """Keep it in place of the one before. If the disk refuses, it is kept in memory: a restart then costs a training."""
+        """Keep it in place of the one before. If the disk refuses, it is kept in memory: a
+        restart then costs a training.
+        """
         self.wipe()
         if self.path is not None:
             try:
@@ -121,7 +137,9 @@ class Drawer:
                 self.path.unlink()
                 paths.sync_folder(self.path.parent)
             except OSError as error:
-                raise QuietchoirError(f"{self.path}: not wiped ({error.strerror}); it is not sent, free the disk") from error
+                raise QuietchoirError(
+                    f"{self.path}: not wiped ({error.strerror}); it is not sent, free the disk"
+                ) from error
         self._kept = None
 
     def _read(self) -> Contribution | None:

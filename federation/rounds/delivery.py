@@ -31,7 +31,8 @@ class Delivery:
             RoundAborted: sealed mode, and too few members that share the adapter are there.
         """
         place = self.assembly.begin()
-        here = self.assembly.muster(tuple(sorted(self.link.present())), place)  # sealed: who holds it
+        # sealed: who holds it
+        here = self.assembly.muster(tuple(sorted(self.link.present())), place)
         order = self.assembly.order(self.logbook.state.server.flat, card=card)
         wanted = tuple(name for name in here if name in members)
         timeout_s = self.assembly.policy.recipe.stage_timeout_s
@@ -41,7 +42,11 @@ class Delivery:
     @property
     def missing(self) -> list[str]:
         """Members that do not have it."""
-        return [one.name for one in self.assembly.policy.members if one.name not in self.logbook.state.delivered]
+        return [
+            one.name
+            for one in self.assembly.policy.members
+            if one.name not in self.logbook.state.delivered
+        ]
 
     def stay(self, stay_s: float, between: Callable[[], None]) -> None:
         """Hand the finished run's adapter to members as they come, until all have it, for so long.
@@ -60,7 +65,9 @@ class Delivery:
             if now >= until:
                 return
             if missing != told:
-                self.on_event({"event": "staying", "missing": missing, "seconds": round(until - now)})
+                self.on_event(
+                    {"event": "staying", "missing": missing, "seconds": round(until - now)}
+                )
                 told = missing
             time.sleep(POLL_S)
 
@@ -71,7 +78,9 @@ class Delivery:
             took = self.hand(state.card, members)
         except RoundAborted as reason:  # sealed mode: members that hold it must be there as well
             self.logbook.skip_opened()
-            self.on_event({"event": "undelivered", "members": sorted(members), "reason": str(reason)})
+            self.on_event(
+                {"event": "undelivered", "members": sorted(members), "reason": str(reason)}
+            )
             return False
         if took:
             self.logbook.keep(delivered=tuple(sorted({*state.delivered, *took})))

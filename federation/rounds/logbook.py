@@ -1,8 +1,10 @@
-"""Where a run is, in memory and on disk: which numbers are used up, which adapter is the one to go on from.
+"""Where a run is, in memory and on disk: which numbers are used up, which adapter is the one to go
+on from.
 
 Knows the run's state and its store. Knows nothing of letters, sums or members.
-Always: on disk first, then in memory; if the disk refuses, nothing has changed. The number of an attempt is written down before
-anybody is asked, and a number under which a sum was opened is never used again.
+Always: on disk first, then in memory; if the disk refuses, nothing has changed. The number of an
+attempt is written down before anybody is asked, and a number under which a sum was opened is never
+used again.
 """
 
 import dataclasses
@@ -39,7 +41,8 @@ class Logbook:
         return Place(self.state.run, self.state.round + 1 + self.state.skipped, self.state.attempt)
 
     def skip_opened(self) -> None:
-        """If contributions had left in the last attempt when it ended, give its number up: members mask nothing twice.
+        """If contributions had left in the last attempt when it ended, give its number up: members
+        mask nothing twice.
 
         Attempts go on being counted: with them, fewer columns are asked for (`..learning.shares`).
         """
@@ -53,14 +56,24 @@ class Logbook:
     def commit(self, server: ServerState, entry: dict[str, Any], steps: tuple[Walked, ...]) -> None:
         """A whole round is done; `steps` lead to its state."""
         self.keep(
-            server=server, round=self.state.round + 1, attempt=0, opening=False, finished=False, adapter="", card="",
-            delivered=(), history=(*self.state.history, entry), steps=steps,
-        )  # fmt: skip
+            server=server,
+            round=self.state.round + 1,
+            attempt=0,
+            opening=False,
+            finished=False,
+            adapter="",
+            card="",
+            delivered=(),
+            history=(*self.state.history, entry),
+            steps=steps,
+        )
 
     def catch_up(self, steps: int) -> bool:
-        """Sealed mode: go on from the members' number of steps. True if another one was written here.
+        """Sealed mode: go on from the members' number of steps. True if another one was written
+        here.
 
-        They differ if one side was killed between the members' last step and our noting it; no number of a round comes twice.
+        They differ if one side was killed between the members' last step and our noting it; no
+        number of a round comes twice.
         """
         known = self.state.round
         if steps != known:

@@ -1,11 +1,15 @@
 """A member's side of buffered rounds: train when asked, keep what came out, let it go into one sum.
 
-Knows which contribution is kept, and what a call for a group must say. Knows nothing of Flower or of the coordinator's reasons.
-Always: a contribution leaves this member once: it is wiped, on disk first, before the masked (or plain) values are sent, so it
-is in one sum at most, whether that sum is opened or not. A call that is refused leaves memory and disk as they were.
+Knows which contribution is kept, and what a call for a group must say. Knows nothing of Flower or
+of the coordinator's reasons.
+Always: a contribution leaves this member once: it is wiped, on disk first, before the masked (or
+plain) values are sent, so it is in one sum at most, whether that sum is opened or not. A call that
+is refused leaves memory and disk as they were.
 
-    train   what is kept is offered again; if there is nothing, or it is too stale, train from the version that came
-    group   all of the roster, enough, none too stale, its own version the one it was handed → weigh, protect, take part
+    train   what is kept is offered again; if there is nothing, or it is too stale, train from the
+            version that came
+    group   all of the roster, enough, none too stale, its own version the one it was handed →
+            weigh, protect, take part
 """
 
 import dataclasses
@@ -87,23 +91,43 @@ class Offering:
             party.recall.keep(meant.led)
         if (kept := self.kept(task)) is not None:
             return calls.encode_offer(kept.version, kept.told, kept.state)
-        if not party.purse.affords():  # nothing is paid before something leaves, but work for nothing is spared
-            party.on_event({"event": "spent", "round": place.round, "reason": "the privacy budget is used up"})
+        # nothing is paid before something leaves, but work for nothing is spared
+        if not party.purse.affords():
+            party.on_event(
+                {"event": "spent", "round": place.round, "reason": "the privacy budget is used up"}
+            )
             return work.SPENT
-        party.on_event({"event": task.stage, "round": place.round, "attempt": place.attempt, "version": version})
+        party.on_event(
+            {
+                "event": task.stage,
+                "round": place.round,
+                "attempt": place.attempt,
+                "version": version,
+            }
+        )
         adapter, told = digest_of(order.flat), calls.told_of(version, order)
         update, statistics, tokens = party.train(order, place, Terms(adapter=adapter))
         self.drawer.keep(
             Contribution(
-                run=place.run, rules=self.rules, version=version, told=told, state=order.state, adapter=adapter.hex(),
-                update=update, statistics=statistics, tokens=tokens,
+                run=place.run,
+                rules=self.rules,
+                version=version,
+                told=told,
+                state=order.state,
+                adapter=adapter.hex(),
+                update=update,
+                statistics=statistics,
+                tokens=tokens,
             )
-        )  # fmt: skip
+        )
         return calls.encode_offer(version, told, order.state)
 
     def kept(self, task: Task) -> Contribution | None:
         """What is offered again instead of training from the version that came with `task`."""
-        version, kept = calls.decode_version(task.payload[: calls.VERSION_BYTES]), self.drawer.look(task.place.run, self.rules)
+        version, kept = (
+            calls.decode_version(task.payload[: calls.VERSION_BYTES]),
+            self.drawer.look(task.place.run, self.rules),
+        )
         return kept if kept is not None and 0 <= version - kept.version <= self.limit else None
 
     def group(self, task: Task) -> bytes:
@@ -115,32 +139,58 @@ class Offering:
         party, place = self.party, task.place
         called = calls.decode_group(task.payload)
         kept = self.check(called, place)
-        order = work.Work(flat=np.zeros(0, np.float32), state=called.state, ranges=called.ranges, cohort=called.names)
-        terms, staleness = party.terms(order, called.told, place, training=True), called.version - kept.version
-        update = (kept.update * np.float32(weight(staleness))).astype(np.float32)  # before it is clipped and noised
+        order = work.Work(
+            flat=np.zeros(0, np.float32),
+            state=called.state,
+            ranges=called.ranges,
+            cohort=called.names,
+        )
+        terms, staleness = (
+            party.terms(order, called.told, place, training=True),
+            called.version - kept.version,
+        )
+        # before it is clipped and noised
+        update = (kept.update * np.float32(weight(staleness))).astype(np.float32)
         clipped = party.clipped(update, terms)
         party.ledger.record(place)
         party.attempt = None
-        party.on_event({"event": task.stage, "round": place.round, "attempt": place.attempt, "staleness": staleness})
+        party.on_event(
+            {
+                "event": task.stage,
+                "round": place.round,
+                "attempt": place.attempt,
+                "staleness": staleness,
+            }
+        )
         if not party.pay(place):
             return work.SPENT
         values, scores = self.weighed(kept, update, clipped, staleness, terms)
         vouch, relies = self.vouching(called, kept)
         context = PartyContext(
-            party.policy, party.name, party.identity, party.ledger.sums, place, None, terms, called.names, vouch, relies,
+            party.policy,
+            party.name,
+            party.identity,
+            party.ledger.sums,
+            place,
+            None,
+            terms,
+            called.names,
+            vouch,
+            relies,
             scores,
             subjects(party.policy, bytes.fromhex(kept.adapter), training=True, scored=scores),
-        )  # fmt: skip
+        )
         half = Once(party_half(context, values, kept.tokens, counted=True), self.drawer)
         party.enter(place, half, kept.state if relies else "")
         return party.ready(context)
 
     def vouching(self, called: Group, kept: Contribution) -> tuple[int, int]:
-        """What this member says, and asks, of the states that the group's contributions were trained from.
+        """What this member says, and asks, of the states that the group's contributions were
+        trained from.
 
         Returns:
-            One more than the newest version of which it followed that and every older one that the group names; and one more
-            than its own, if it did not follow that.
+            One more than the newest version of which it followed that and every older one that the
+            group names; and one more than its own, if it did not follow that.
         """
         party, vouch = self.party, 0
         if party.recall is None:
@@ -163,44 +213,60 @@ class Offering:
             raise MessageError("the group names strangers, or not this node; refused")
         # The node's own floor, never the coordinator's word.
         if len(called.members) < (need := policy.schedule.group(policy.protection.min_cohort)):
-            raise MessageError(f"a group of {len(called.members)} is below the minimum of {need}; refused")
+            raise MessageError(
+                f"a group of {len(called.members)} is below the minimum of {need}; refused"
+            )
         for one, version in called.members:
             if not 0 <= version <= called.version <= version + self.limit:
                 raise MessageError(
-                    f"{one}'s contribution from version {version} does not fit version {called.version}, at most {self.limit} "
+                    f"{one}'s contribution from version {version} does not fit version "
+                    f"{called.version}, at most {self.limit} "
                     "steps later; refused"
                 )
         check_version(called.version, place)
         kept = self.drawer.look(place.run, self.rules)
         if kept is None:
-            raise MessageError("this member has no contribution to give: the last one has left, or was never made; refused")
+            raise MessageError(
+                "this member has no contribution to give: the last one has left, or "
+                "was never made; refused"
+            )
         if kept.version != dict(called.members)[name]:
             raise MessageError(
-                f"this member's contribution is from version {kept.version}, the group says {dict(called.members)[name]}; "
+                f"this member's contribution is from version {kept.version}, the group says "
+                f"{dict(called.members)[name]}; "
                 "refused"
             )
-        if (kept.told, kept.state) != called.told_of(kept.version):  # else its neighbours may have trained from another adapter
+        # else its neighbours may have trained from another adapter
+        if (kept.told, kept.state) != called.told_of(kept.version):
             raise MessageError(
-                f"this member's contribution came of another adapter or other work than the group says of version "
+                f"this member's contribution came of another adapter or other work than the group "
+                f"says of version "
                 f"{kept.version}; refused"
             )
         return kept
 
-    def weighed(self, kept: Contribution, update: Vector, clipped: int, staleness: int, terms: Terms) -> tuple[Values, bool]:
+    def weighed(
+        self, kept: Contribution, update: Vector, clipped: int, staleness: int, terms: Terms
+    ) -> tuple[Values, bool]:
         """The contribution as whole numbers, `update` of it scaled already; does it hold scores?"""
         party = self.party
         codec = Codec(party.size, party.policy, terms)
         statistics = dataclasses.replace(kept.statistics, clipped=codec.percent(clipped))
         if staleness:  # its scores are of an adapter that is not the one this step starts from
             statistics = dataclasses.replace(statistics, scored=0, score=0)
-        return codec.encode(update, statistics), party.policy.privacy.counts and statistics.scored > 0
+        return codec.encode(
+            update, statistics
+        ), party.policy.privacy.counts and statistics.scored > 0
 
 
 def check_version(version: int, place: Place) -> None:
-    """Require that so many steps can have been made: numbers of rounds count them, and those that came to nothing.
+    """Require that so many steps can have been made: numbers of rounds count them, and those that
+    came to nothing.
 
     Raises:
         MessageError: they cannot.
     """
     if version >= place.round:
-        raise MessageError(f"version {version} is said to be there before round {place.round} is over; refused")
+        raise MessageError(
+            f"version {version} is said to be there before round {place.round} is over; refused"
+        )

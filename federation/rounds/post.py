@@ -1,8 +1,8 @@
 """The coordinator's letters: signed, sent, and their replies checked.
 
 Knows signatures and how many bytes went where. Knows nothing of what a letter asks for.
-Always: a reply that is yielded was signed by the member that was asked, for the very letter it was asked with; each at most
-once; the others are logged and missing.
+Always: a reply that is yielded was signed by the member that was asked, for the very letter it was
+asked with; each at most once; the others are logged and missing.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,7 +34,9 @@ class Post:
         self.policy, self.identity, self.link = policy, identity, link
         self.traffic = Traffic()  # of this attempt
 
-    def ask(self, stage: str, payloads: Mapping[str, bytes], place: Place, timeout_s: float) -> Iterator[Reply]:
+    def ask(
+        self, stage: str, payloads: Mapping[str, bytes], place: Place, timeout_s: float
+    ) -> Iterator[Reply]:
         """Sign, send, and yield the replies that are what they claim to be."""
         letters = self.sign(stage, payloads, place)
         yield from self.check(self.link.ask(letters, timeout_s), dict(letters))
@@ -43,7 +45,9 @@ class Post:
         """A letter for each, its bytes noted."""
         letters = {
             name: messages.encode_task(
-                Task(place=place, stage=stage, recipient=name, payload=payload), self.policy, self.identity
+                Task(place=place, stage=stage, recipient=name, payload=payload),
+                self.policy,
+                self.identity,
             )
             for name, payload in payloads.items()
         }
@@ -51,7 +55,9 @@ class Post:
             self.traffic.down[name] = self.traffic.down.get(name, 0) + len(letter)
         return letters
 
-    def check(self, answers: Iterable[tuple[str, bytes]], owed: dict[str, bytes]) -> Iterator[Reply]:
+    def check(
+        self, answers: Iterable[tuple[str, bytes]], owed: dict[str, bytes]
+    ) -> Iterator[Reply]:
         """The answers that are what they claim to be; each takes its letter out of what is owed."""
         for name, answer in answers:
             try:
@@ -67,22 +73,28 @@ class Post:
 
 
 class Outbox:
-    """Letters of a post that are left with members, and answered whenever they are done; one at a time with each."""
+    """Letters of a post that are left with members, and answered whenever they are done; one at
+    a time with each.
+    """
 
     def __init__(self, post: Post, link: LeavingLink) -> None:
         self.post, self.link, self.owed = post, link, dict[str, bytes]()
 
-    def leave(self, stage: str, payloads: Mapping[str, bytes], place: Place, timeout_s: float) -> None:
+    def leave(
+        self, stage: str, payloads: Mapping[str, bytes], place: Place, timeout_s: float
+    ) -> None:
         """Sign and send; the replies come out of `collect`."""
         letters = self.post.sign(stage, payloads, place)
-        self.owed |= letters  # of an older letter to them nobody waits any more: they were there to be asked again
+        # of an older letter to them nobody waits any more: they were there to be asked again
+        self.owed |= letters
         self.link.leave(letters, timeout_s)
 
     def collect(self, wait_s: float) -> Iterator[Reply]:
         """Replies to what was left, as `LeavingLink.collect`."""
         yield from self.post.check(self.link.collect(wait_s), self.owed)
         waited = self.link.owing()
-        self.owed = {name: letter for name, letter in self.owed.items() if name in waited}  # the others were given up
+        # the others were given up
+        self.owed = {name: letter for name, letter in self.owed.items() if name in waited}
 
     def recall(self) -> None:
         """Take back what was left and is not answered."""

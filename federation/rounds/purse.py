@@ -1,12 +1,16 @@
-"""What a federation's rounds may cost in privacy: paid before the work, by every member and by the coordinator.
+"""What a federation's rounds may cost in privacy: paid before the work, by every member and by the
+coordinator.
 
 Knows the federation's noise and one account. Knows nothing of letters or training.
-Always: nothing is paid where the file names no noise; a round that cannot be paid raises before anything else happens.
+Always: nothing is paid where the file names no noise; a round that cannot be paid raises before
+anything else happens.
 
-Every attempt is paid for by itself. An attempt that ends without a sum costs as much as one with: a member that fell silent
-after it had sent its masked contribution cannot know whether the others opened the sum with it, and the next attempt, with
-other members, would show it once more. An attempt that is worked twice (a letter replayed to a member that lost its record
-of what it answered) is paid twice. So the cost is never too low; it is too high by the attempts that came to nothing.
+Every attempt is paid for by itself. An attempt that ends without a sum costs as much as one with: a
+member that fell silent after it had sent its masked contribution cannot know whether the others
+opened the sum with it, and the next attempt, with other members, would show it once more. An
+attempt that is worked twice (a letter replayed to a member that lost its record of what it
+answered) is paid twice. So the cost is never too low; it is too high by the attempts that came to
+nothing.
 """
 
 from collections.abc import Iterable
@@ -22,7 +26,8 @@ BOOK = "privacy.json"  # beside a coordinator's run: of any member
 
 
 class Purse:
-    """One member's privacy in one federation; or, at the coordinator, any member's that took part in every attempt.
+    """One member's privacy in one federation; or, at the coordinator, any member's that took part
+    in every attempt.
 
     Args:
         size: values of an update.
@@ -34,7 +39,8 @@ class Purse:
         """Take up the history where its file left it.
 
         Raises:
-            ConfigError: a history of somebody else, or noise that does not fit the federation's bits.
+            ConfigError: a history of somebody else, or noise that does not fit the federation's
+            bits.
         """
         self.step: Step | None = None
         noise = noise_of(policy, size)
@@ -60,17 +66,23 @@ class Purse:
         if self.step is None:
             return True
         steps = [step for _, step in self.account.history]
-        return compose([*steps, self.step], self.account.budget.delta).epsilon <= self.account.budget.epsilon
+        return (
+            compose([*steps, self.step], self.account.budget.delta).epsilon
+            <= self.account.budget.epsilon
+        )
 
     def spent(self) -> dict[str, object] | None:
-        """Epsilon with its delta, unit, sampling assumption, steps and method, and the budget; None where there is no noise."""
+        """Epsilon with its delta, unit, sampling assumption, steps and method, and the budget;
+        None where there is no noise.
+        """
         if self.step is None:
             return None
         return {**self.account.epsilon().record(), "budget": self.account.budget.epsilon}
 
 
 class Purses:
-    """The coordinator's books where it chooses whom it sums: a purse for each member, as that member keeps its own.
+    """The coordinator's books where it chooses whom it sums: a purse for each member, as that
+    member keeps its own.
 
     Args:
         folder: where the histories lie, one file a member; None keeps them in memory (simulations).
@@ -95,7 +107,8 @@ class Purses:
         return self.each[name]
 
     def pay(self, names: Iterable[str], place: Place) -> Spent | None:
-        """Pay for one attempt of these members; what the one who has spent most has spent, None where there is no noise.
+        """Pay for one attempt of these members; what the one who has spent most has spent, None
+        where there is no noise.
 
         Raises:
             BudgetError: one of them cannot; ask `affords` before.
@@ -108,16 +121,22 @@ class Purses:
 
     def worst(self) -> Purse:
         """Of the member that has spent most."""
-        return max(self.each.values(), key=lambda purse: 0.0 if purse.step is None else purse.account.epsilon().epsilon)
+        return max(
+            self.each.values(),
+            key=lambda purse: 0.0 if purse.step is None else purse.account.epsilon().epsilon,
+        )
 
     def part(self, names: Iterable[str]) -> tuple[list[str], list[str]]:
         """Members that could pay for one more attempt, and those that could not."""
         can = {name: self.of(name).affords() for name in names}
-        return [name for name, good in can.items() if good], [name for name, good in can.items() if not good]
+        return [name for name, good in can.items() if good], [
+            name for name, good in can.items() if not good
+        ]
 
 
 def check_books(folder: Path, *, buffered: bool) -> None:
-    """Require that a run's privacy was accounted for as it will be: one book for any member, or one for each.
+    """Require that a run's privacy was accounted for as it will be: one book for any member, or one
+    for each.
 
     Raises:
         FederationError: the schedule has changed within a run.
@@ -125,6 +144,7 @@ def check_books(folder: Path, *, buffered: bool) -> None:
     others = [folder / BOOK] if buffered else sorted(folder.glob("privacy-*.json"))
     if any(path.exists() for path in others):
         raise FederationError(
-            f"{others[0]}: this run's privacy was accounted for under another schedule.rounds; a run keeps its own: finish "
+            f"{others[0]}: this run's privacy was accounted for under another schedule.rounds; a "
+            f"run keeps its own: finish "
             "it under the file it began with, or choose another --state"
         )

@@ -1,4 +1,5 @@
-"""What a member remembers of the adapters that it was told, so that it follows the next one by steps.
+"""What a member remembers of the adapters that it was told, so that it follows the next one by
+steps.
 
 Knows the states it holds, the steps between them, and which of them it followed itself. Knows
 nothing of the coordinator's side or of training.
@@ -9,9 +10,9 @@ the letter was checked whole; what is on disk is the whole old file or the whole
 A state is *followed* if this member went to it from zeros, where every run starts, by opened sums
 and the federation's own rules (`steps`), or from a state that enough others signed to have
 followed. Whoever takes a state whole has followed nothing: it says so, and takes part only with
-enough others that have (`crypto.secagg`, `KeyCard.vouch`), from when on its state counts as followed
-too. So a coordinator that hands over an adapter of its own finds nobody who would vouch for it.
-Above 32 members, where sums carry no tags, that a told sum is the opened one is its word.
+enough others that have (`crypto.secagg`, `KeyCard.vouch`), from when on its state counts as
+followed too. So a coordinator that hands over an adapter of its own finds nobody who would vouch
+for it. Above 32 members, where sums carry no tags, that a told sum is the opened one is its word.
 
     recall.kept     magic and header length, 4 bytes each | header, JSON | states | sha256 of it all
 
@@ -44,7 +45,9 @@ MAX_TRAIL = 4096  # names; older ones are forgotten
 
 
 class LackingError(MessageError):
-    """The way to the state that is meant starts from one that is not here, or does not end at it."""
+    """The way to the state that is meant starts from one that is not here, or does not end at
+    it.
+    """
 
     def __init__(self, reply: bytes) -> None:
         super().__init__("this member does not hold the adapter that the way starts from")
@@ -59,7 +62,8 @@ class Led:
     name: str
     state: ServerState
     first: Mapping[str, ServerState]  # where it started
-    passed: tuple[str, ...]  # names of the states that were followed on the way, this one among them
+    # names of the states that were followed on the way, this one among them
+    passed: tuple[str, ...]
     followed: bool
 
 
@@ -123,13 +127,18 @@ class Recall:
         """Go from a state that is held to the one called `wanted`; it is remembered by `keep`.
 
         Raises:
-            LackingError: the state to start from is not here, or the end is another one; say so, and be told otherwise.
-            MessageError: malformed, or a whole state that is not the one meant; refused.
+            LackingError: the state to start from is not here, or the end is another one; say so,
+            and be told otherwise. MessageError: malformed, or a whole state that is not the one
+            meant; refused.
         """
         start, taken = steps.split(way)
         memory, origin = self.memory(stepping.run), origin_of(stepping.size)
         whole = bool(taken) and taken[0].kind == "whole"
-        state = ServerState.zeros(stepping.size) if whole or start == origin else dict(memory.held).get(start)
+        state = (
+            ServerState.zeros(stepping.size)
+            if whole or start == origin
+            else dict(memory.held).get(start)
+        )
         if state is None or state.flat.size != stepping.size:
             raise LackingError(self.names(stepping.run))
         first, passed = {} if whole else {start: state}, list[str]()
@@ -142,11 +151,15 @@ class Recall:
             raise LackingError(LACKS) from error
         if (passed[-1] if passed else start) != wanted:
             if whole:
-                raise MessageError("the adapter that was told is not the one that is named; refused")
+                raise MessageError(
+                    "the adapter that was told is not the one that is named; refused"
+                )
             raise LackingError(LACKS)  # what is here leads nowhere: whole, please
         if not whole and start in (*memory.trail, origin):
             return Led(stepping.run, wanted, state, first, tuple(passed), True)
-        return Led(stepping.run, wanted, state, first, (), wanted == origin or wanted in memory.trail)
+        return Led(
+            stepping.run, wanted, state, first, (), wanted == origin or wanted in memory.trail
+        )
 
     def follows(self, name: str, run: str, size: int) -> bool:
         """Did this member follow to the state called `name`?"""
@@ -156,7 +169,8 @@ class Recall:
         """Remember where a way led."""
         memory = self.memory(led.run)
         held = {**led.first, led.name: led.state}
-        if not led.followed and not held.keys() & set(memory.trail):  # what was followed stays, until others vouch for this
+        # what was followed stays, until others vouch for this
+        if not led.followed and not held.keys() & set(memory.trail):
             held = {**dict([one for one in memory.held if one[0] in memory.trail][-1:]), **held}
         self._write(Memory(led.run, tuple(held.items()), trail(memory.trail, *led.passed)))
 
@@ -167,9 +181,14 @@ class Recall:
             self._write(Memory(run, memory.held, trail(memory.trail, name)))
 
     def _write(self, memory: Memory) -> None:
-        """If the disk refuses, it is kept in memory: after a restart this member then relies on others once."""
+        """If the disk refuses, it is kept in memory: after a restart this member then relies on
+        others once.
+        """
         before, self._memory = self._memory, memory
-        named = [(one.run, [name for name, _ in one.held], one.trail) for one in (before or Memory(), memory)]
+        named = [
+            (one.run, [name for name, _ in one.held], one.trail)
+            for one in (before or Memory(), memory)
+        ]
         if self.path is None or named[0] == named[1]:
             return
         try:
@@ -184,7 +203,11 @@ class Recall:
         try:
             return Memory.decode(self.path.read_bytes())
         except (OSError, ValueError, LookupError, TypeError) as error:
-            logger.warning("%s: damaged (%s); this member relies on others until they vouch for an adapter", self.path, error)
+            logger.warning(
+                "%s: damaged (%s); this member relies on others until they vouch for an adapter",
+                self.path,
+                error,
+            )
             return Memory()
 
 

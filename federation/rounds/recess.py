@@ -1,13 +1,17 @@
 """An attempt put aside between two letters, for a member whose process ends with every answer.
 
-    letter → take (the file is gone for everybody else) → answer → put (another file, under another key) → the answer leaves
+    letter → take (the file is gone for everybody else) → answer → put (another file, under another
+    key) → the answer leaves
 
-Knows one sealed file in a member's folder. Knows nothing of Flower, or of where the key lies meanwhile.
-Always: what was put aside is taken once at most, whatever dies when; a refused letter leaves it as it was; the file opens under
-one key only, which is new each time and never on this disk, so that an old copy of the folder opens nothing; a crash between
-`take` and `put` loses the attempt for this member, as a kill of `quietchoir join` does.
+Knows one sealed file in a member's folder. Knows nothing of Flower, or of where the key lies
+meanwhile.
+Always: what was put aside is taken once at most, whatever dies when; a refused letter leaves it as
+it was; the file opens under one key only, which is new each time and never on this disk, so that an
+old copy of the folder opens nothing; a crash between `take` and `put` loses the attempt for this
+member, as a kill of `quietchoir join` does.
 
-Covered: the disk, its backups and its remains. Not covered: whoever reads this machine's memory or swap meanwhile.
+Covered: the disk, its backups and its remains. Not covered: whoever reads this machine's memory or
+swap meanwhile.
 """
 
 import json
@@ -31,8 +35,9 @@ class Recess:
     """What one member keeps between two letters of one attempt.
 
     Args:
-        folder: the member's, of one federation; held by this process while this object is in use (`ledger.hold`).
-        whose: digest of the federation file and the member's name; another one's file does not open.
+        folder: the member's, of one federation; held by this process while this object is in use
+        (`ledger.hold`). whose: digest of the federation file and the member's name; another one's
+        file does not open.
     """
 
     def __init__(self, folder: Path, *whose: bytes | str) -> None:
@@ -40,7 +45,9 @@ class Recess:
         self.associated = bind("quietchoir attempt put aside 1", *whose)
 
     def take(self, key: bytes) -> bytes | None:
-        """What was put aside under `key`; None if there is nothing, or nothing that this key opens."""
+        """What was put aside under `key`; None if there is nothing, or nothing that this key
+        opens.
+        """
         try:
             self.path.replace(self.taken)  # from here on no other process, and no restart, finds it
         except FileNotFoundError:
@@ -83,7 +90,12 @@ def freeze_attempt(party: Party) -> bytes | None:
     if party.attempt is None:
         return None
     attempt = party.attempt
-    fields = {"place": asdict(attempt.place), "done": attempt.done, "size": party.size, "relies_on": attempt.relies_on}
+    fields = {
+        "place": asdict(attempt.place),
+        "done": attempt.done,
+        "size": party.size,
+        "relies_on": attempt.relies_on,
+    }
     header = json.dumps(fields).encode("ascii")
     return len(header).to_bytes(4, "big") + header + freeze(party.attempt.half)
 

@@ -1,6 +1,7 @@
 """What a run says about itself.
 
-Knows numbers and names. Holds nothing of one party that the protection hides: losses and scores are sums.
+Knows numbers and names. Holds nothing of one party that the protection hides: losses and scores are
+sums.
 Always: made of JSON's types, so that it can be checkpointed and written as it is.
 """
 
@@ -33,7 +34,8 @@ class RoundReport:
     bytes_up: dict[str, int]  # letters from each party
     bytes_down: dict[str, int]  # letters to each party
     loss: float | None  # of an answer token, mean over the members in the sum: each counts as one
-    accuracy: float | None  # of the adapter that the round started from, mean over the members that scored it
+    # of the adapter that the round started from, mean over the members that scored it
+    accuracy: float | None
     scored: int  # members that did; 0: none, or too few to tell
     clipped_share: float
     update_norm: float  # of the mean update
@@ -41,10 +43,12 @@ class RoundReport:
     ranges: list[float] = field(
         default_factory=list
     )  # narrowest and widest of the tensors' ranges; empty: the federation's one
-    epsilon: float | None = None  # spent with this round, by a member of every attempt so far; None without noise
+    # spent with this round, by a member of every attempt so far; None without noise
+    epsilon: float | None = None
     guard: dict[str, Any] | None = None  # the members' verdict on the adapter that this round made
     staleness: list[int] = field(default_factory=list)  # buffered: of each contribution, in order
-    columns: dict[str, int] | None = None  # members behind the columns below each rank, where not all train all of them
+    # members behind the columns below each rank, where not all train all of them
+    columns: dict[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,23 +69,33 @@ class RunReport:
     delivered: list[str]  # members that keep the finished adapter
     aborted: list[str]  # reasons of attempts that ended without a sum
     history: list[dict[str, Any]] = field(default_factory=list)
-    held: dict[str, Any] = field(default_factory=dict)  # what the coordinator held in the last training round
-    privacy: dict[str, Any] | None = None  # epsilon with delta, unit, sampling, steps, method and budget; None without noise
+    # what the coordinator held in the last training round
+    held: dict[str, Any] = field(default_factory=dict)
+    # epsilon with delta, unit, sampling, steps, method and budget; None without noise
+    privacy: dict[str, Any] | None = None
     stopped: str = ""  # why it ended before its rounds were done
 
     def write(self, path: Path) -> None:
         """Write JSON; the old file stays if anything fails."""
-        paths.write_atomically(path, (json.dumps(dataclasses.asdict(self), indent=2) + "\n").encode("utf-8"))
+        paths.write_atomically(
+            path, (json.dumps(dataclasses.asdict(self), indent=2) + "\n").encode("utf-8")
+        )
 
 
 def summary(history: list[dict[str, Any]]) -> tuple[dict[str, float | None], float]:
     """Accuracy before and after, and mean bytes that one party sent in a training round."""
     scored = [entry["accuracy"] for entry in history if entry["accuracy"] is not None]
-    sent = [size for entry in history if entry["kind"] == "train" for size in entry["bytes_up"].values()]
-    known = parents_score(history) if history and "guard" in history[-1] else None  # voted on: it is not scored once more
+    sent = [
+        size for entry in history if entry["kind"] == "train" for size in entry["bytes_up"].values()
+    ]
+    # voted on: it is not scored once more
+    known = parents_score(history) if history and "guard" in history[-1] else None
     if history and history[-1]["kind"] == work.SCORE:
         known = history[-1]
-    accuracy = {"before": scored[0] if scored else None, "after": None if known is None else known["accuracy"]}
+    accuracy = {
+        "before": scored[0] if scored else None,
+        "after": None if known is None else known["accuracy"],
+    }
     return accuracy, sum(sent) / len(sent) if sent else 0.0
 
 
@@ -93,14 +107,25 @@ def write_entry(kind: str, outcome: Outcome, state: RunState, policy: Policy) ->
         scored = parents_score(state.history) or scored
     scales = [scale for _, scale in outcome.ranges]
     entry = RoundReport(
-        kind=kind, round=state.round + 1, attempt=place.attempt, asked=list(outcome.draw.cohort), parties=list(outcome.parties),
-        seconds=round(time.monotonic() - outcome.started, 3), work_seconds=round(outcome.worked - outcome.started, 3),
-        bytes_up=outcome.traffic.up, bytes_down=outcome.traffic.down, loss=counters.loss, **scored,
-        update_norm=0.0, buckets=len(outcome.sums), clipped_share=counters.clipped_share,
-        ranges=[min(scales), max(scales)] if scales else [], epsilon=None if outcome.spent is None else outcome.spent.epsilon,
+        kind=kind,
+        round=state.round + 1,
+        attempt=place.attempt,
+        asked=list(outcome.draw.cohort),
+        parties=list(outcome.parties),
+        seconds=round(time.monotonic() - outcome.started, 3),
+        work_seconds=round(outcome.worked - outcome.started, 3),
+        bytes_up=outcome.traffic.up,
+        bytes_down=outcome.traffic.down,
+        loss=counters.loss,
+        **scored,
+        update_norm=0.0,
+        buckets=len(outcome.sums),
+        clipped_share=counters.clipped_share,
+        ranges=[min(scales), max(scales)] if scales else [],
+        epsilon=None if outcome.spent is None else outcome.spent.epsilon,
         columns=None if outcome.shares is None else outcome.shares.told(outcome.parties),
         staleness=list(outcome.staleness),
-    )  # fmt: skip
+    )
     table = dataclasses.asdict(entry)
     if table["guard"] is None:
         del table["guard"]  # written with the verdict

@@ -1,4 +1,5 @@
-"""How the coordinator tells a cohort which adapter is meant: the steps from one that they hold, or the whole.
+"""How the coordinator tells a cohort which adapter is meant: the steps from one that they hold, or
+the whole.
 
 Knows which states members hold, and the steps between states. Knows nothing of training or of what
 is done with replies.
@@ -11,9 +12,9 @@ Covered: a member that was away (it gets several steps), one that came late or l
 steps from zeros while they are few, the whole after that. Who is told the whole takes part only if
 more than a third of the cohort followed the steps, so steps are preferred up to `WAY` times the
 whole.
-What it shows: a member that missed rounds gets their sums one by one, and members get buckets' sums,
-where the adapter alone would show what they add up to. Sums are every member's to read in this mode
-(`crypto/README.md`).
+What it shows: a member that missed rounds gets their sums one by one, and members get buckets'
+sums, where the adapter alone would show what they add up to. Sums are every member's to read in
+this mode (`crypto/README.md`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,25 +34,43 @@ from .recall import HOLDS, read_names
 from .steps import ALL, Step, Stepping, name_of, origin_of
 
 logger = log.get("federation.telling")
-Way = tuple[tuple[str, ...], bytes]  # the state that it starts from, if it needs one; and the bytes that lead from there
-WAY, SHORT_BYTES = 4, 1 << 20  # a way is told by steps up to so many times the whole, or so many bytes; else as the whole
+# the state that it starts from, if it needs one; and the bytes that lead from there
+Way = tuple[tuple[str, ...], bytes]
+# a way is told by steps up to so many times the whole, or so many bytes; else as the whole
+WAY, SHORT_BYTES = 4, 1 << 20
 
 
 class Telling:
-    """One run's. Also the optimizer that the coordinator steps with, so that no step goes unnoticed."""
+    """One run's. Also the optimizer that the coordinator steps with, so that no step goes
+    unnoticed.
+    """
 
     def __init__(
-        self, post: Post, logbook: Logbook, optimizer: ServerOptimizer, size: int, stops: Sequence[int]
-    ) -> None:  # fmt: skip
-        self.post, self.logbook, self.optimizer, self.size, self.stops = post, logbook, optimizer, size, tuple(stops)
+        self,
+        post: Post,
+        logbook: Logbook,
+        optimizer: ServerOptimizer,
+        size: int,
+        stops: Sequence[int],
+    ) -> None:
+        self.post, self.logbook, self.optimizer, self.size, self.stops = (
+            post,
+            logbook,
+            optimizer,
+            size,
+            tuple(stops),
+        )
         self.on, self.origin = post.policy.followed, origin_of(size)
-        self.ways: dict[str, Walked] = {one.name: one for one in logbook.state.steps}  # oldest first
-        self.fresh: list[tuple[str, ServerState]] = []  # made of the last sums; one of them may become the run's
+        # oldest first
+        self.ways: dict[str, Walked] = {one.name: one for one in logbook.state.steps}
+        # made of the last sums; one of them may become the run's
+        self.fresh: list[tuple[str, ServerState]] = []
         self.opened_at: tuple[Place, tuple[str, ...], tuple[Sum, ...]] | None = None
         self.forget()
 
     def forget(self) -> None:
-        """Nothing is known of any member: as at the start, or under a later version of the federation file.
+        """Nothing is known of any member: as at the start, or under a later version of the
+        federation file.
 
         What was made of the last sums stays: a file may change between a step and the vote on it.
         """
@@ -97,11 +116,16 @@ class Telling:
         raise RuntimeError("a change that follows from no sum of this round")  # our bug
 
     def note(self, name: str, before: str, step: Step) -> None:
-        """Keep the step, and forget the oldest once together they are longer than any way that is told."""
+        """Keep the step, and forget the oldest once together they are longer than any way that
+        is told.
+        """
         if name == before:
             return
         self.ways[name] = Walked(name, before, step.encode())
-        while len(self.ways) > steps.MAX_STEPS or sum(len(one.body) for one in self.ways.values()) > self.longest():
+        while (
+            len(self.ways) > steps.MAX_STEPS
+            or sum(len(one.body) for one in self.ways.values()) > self.longest()
+        ):
             if len(self.ways) == 1:
                 break
             del self.ways[next(iter(self.ways))]
@@ -119,7 +143,8 @@ class Telling:
         return max(SHORT_BYTES, WAY * 4 * self.size * len(self.logbook.state.server.vectors))
 
     def name(self, flat: Vector) -> str:
-        """The state whose adapter is this very vector; empty where adapters are told whole, without a name.
+        """The state whose adapter is this very vector; empty where adapters are told whole, without
+        a name.
 
         Raises:
             RuntimeError: no state of this run.
@@ -141,10 +166,16 @@ class Telling:
         known = next((name for name, other in self.fresh if other is state), None)
         return known or name_of(state)
 
-    def ask(self, stage: str, order: work.Work, cohort: Sequence[str], place: Place, timeout_s: float) -> Iterator[Reply]:
-        """Let the cohort work on `order`; yield what they answer. Whoever lacks the adapter is asked once more."""
+    def ask(
+        self, stage: str, order: work.Work, cohort: Sequence[str], place: Place, timeout_s: float
+    ) -> Iterator[Reply]:
+        """Let the cohort work on `order`; yield what they answer. Whoever lacks the adapter is
+        asked once more.
+        """
         if not self.on:
-            yield from self.post.ask(stage, dict.fromkeys(cohort, work.encode(order)), place, timeout_s)
+            yield from self.post.ask(
+                stage, dict.fromkeys(cohort, work.encode(order)), place, timeout_s
+            )
             return
         self.meet(cohort, order.state, place)
         yield from self.send(stage, order, self.ways_for(order, cohort), place, timeout_s)
@@ -153,10 +184,17 @@ class Telling:
 
     def ways_for(self, order: work.Work, names: Sequence[str]) -> dict[str, Way]:
         """How each gets to the adapter that is meant, from what it is known to hold."""
-        return {name: self.way(order, self.held.get(name, ()), whole=self.held.get(name) == ()) for name in names}
+        return {
+            name: self.way(order, self.held.get(name, ()), whole=self.held.get(name) == ())
+            for name in names
+        }
 
-    def send(self, stage: str, order: work.Work, ways: Mapping[str, Way], place: Place, timeout_s: float) -> Iterator[Reply]:
-        """One letter to each; what they hold afterwards is noted, and whoever does not answer is a stranger again."""
+    def send(
+        self, stage: str, order: work.Work, ways: Mapping[str, Way], place: Place, timeout_s: float
+    ) -> Iterator[Reply]:
+        """One letter to each; what they hold afterwards is noted, and whoever does not answer is
+        a stranger again.
+        """
         self.lacking = set()
         letters = {name: work.encode_told(order, way) for name, (_, way) in ways.items()}
         for name in ways:
@@ -169,7 +207,9 @@ class Telling:
         """Note what a member holds now; False if it lacks what it was told a change of."""
         if (names := read_names(reply.payload)) is None:
             self.held[reply.sender] = tuple(dict.fromkeys((*way[0], wanted)))
-            self.relying = self.relying - {reply.sender} if way[0] else self.relying | {reply.sender}
+            self.relying = (
+                self.relying - {reply.sender} if way[0] else self.relying | {reply.sender}
+            )
             return True
         logger.info("%s does not hold the adapter that it was told a change of", reply.sender)
         self.held[reply.sender] = names
@@ -177,7 +217,9 @@ class Telling:
         return False
 
     def meet(self, cohort: Sequence[str], wanted: str, place: Place) -> None:
-        """Ask those that nothing is known of what they hold; needless at the start, from where everybody knows the way."""
+        """Ask those that nothing is known of what they hold; needless at the start, from where
+        everybody knows the way.
+        """
         strangers = [name for name in cohort if name not in self.held]
         if not strangers or wanted == self.origin:
             return
@@ -186,16 +228,24 @@ class Telling:
             self.held[reply.sender] = (*(read_names(reply.payload) or ()), self.origin)
 
     def way(self, order: work.Work, held: Sequence[str], *, whole: bool = False) -> Way:
-        """A way to the state that is meant, by steps unless they are too long, or the whole is wanted."""
+        """A way to the state that is meant, by steps unless they are too long, or the whole is
+        wanted.
+        """
         taken, at = list[bytes](), order.state
         while at not in (*held, self.origin) and at in self.ways and len(taken) < steps.MAX_STEPS:
             taken.insert(0, self.ways[at].body)
             at = self.ways[at].before
         if not whole and at in (*held, self.origin) and sum(map(len, taken)) <= self.longest():
             return (at,), steps.join(at, taken)
-        return (), steps.join("", [Step(kind="whole", state=self.state(order.flat).encode()).encode()])
+        return (), steps.join(
+            "", [Step(kind="whole", state=self.state(order.flat).encode()).encode()]
+        )
 
     def state(self, flat: Vector) -> ServerState:
         """The state whose adapter is this very vector."""
         server = self.logbook.state.server
-        return server if server.flat is flat else next(state for _, state in self.fresh if state.flat is flat)
+        return (
+            server
+            if server.flat is flat
+            else next(state for _, state in self.fresh if state.flat is flat)
+        )

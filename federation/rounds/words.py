@@ -1,7 +1,7 @@
 """The price of privacy and of its opposite, in words.
 
-Knows what stands in a report and in a federation file. Always: an epsilon is never shown without its delta, unit, sampling
-assumption and steps.
+Knows what stands in a report and in a federation file. Always: an epsilon is never shown without
+its delta, unit, sampling assumption and steps.
 """
 
 from collections.abc import Mapping
@@ -17,8 +17,10 @@ def told_privacy(spent: Mapping[str, Any]) -> str:
         spent: `Purse.spent`.
     """
     return (
-        f"epsilon {spent['epsilon']:.3g} of {spent['budget']:g} at delta {spent['delta']:g}, {spent['steps']} steps; "
-        f"unit: {spent['unit']}; sampling {spent['sampling']}; {spent['mechanism']}, {spent['method']}"
+        f"epsilon {spent['epsilon']:.3g} of {spent['budget']:g} at delta {spent['delta']:g}, "
+        f"{spent['steps']} steps; "
+        f"unit: {spent['unit']}; sampling {spent['sampling']}; {spent['mechanism']}, "
+        f"{spent['method']}"
     )
 
 
@@ -29,7 +31,9 @@ def told_buckets(policy: Policy) -> str | None:
     least, most = policy.smallest_sum, policy.aggregation.buckets
     noisier = "; each carries noise for its own size" if policy.privacy.on else ""
     return (
-        f"up to {most} sums are opened a round, each over {least} members or more, instead of one over the whole cohort: "
-        f"whoever reads them knows the change of {least} together{noisier}; of a bucket, {policy.colluders} members may be in "
+        f"up to {most} sums are opened a round, each over {least} members or more, instead of one "
+        f"over the whole cohort: "
+        f"whoever reads them knows the change of {least} together{noisier}; of a bucket, "
+        f"{policy.colluders} members may be in "
         f"league with the coordinator, and the others stay {policy.protection.min_cohort}"
     )

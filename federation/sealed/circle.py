@@ -1,8 +1,9 @@
-"""Who made a joint key, and what follows from it for everybody: the circle of a sealed federation without a shared key.
+"""Who made a joint key, and what follows from it for everybody: the circle of a sealed federation
+without a shared key.
 
 Knows names, the signed federation file and `crypto.threshold.Plan`. Knows no secret.
-Always: thresholds, minima and identities come from the reader's own copy of the signed file; from somebody else it takes
-the names of a circle alone, and those must be in the roster.
+Always: thresholds, minima and identities come from the reader's own copy of the signed file; from
+somebody else it takes the names of a circle alone, and those must be in the roster.
 """
 
 import json
@@ -23,15 +24,17 @@ MAX_BYTES = 1 << 14
 def openers(policy: Policy, members: int) -> int:
     """t: how many of a circle open a sum. The file's `open_with`, and always more than half.
 
-    Without one in the file more than two thirds, as for masks: then two sums over different members of one round need a
-    third of the circle as accomplices. Source: `crypto.threshold.partial`.
+    Without one in the file more than two thirds, as for masks: then two sums over different members
+    of one round need a third of the circle as accomplices. Source: `crypto.threshold.partial`.
     """
     wanted = policy.protection.open_with
     return max(wanted, members // 2 + 1) if wanted else 2 * members // 3 + 1
 
 
 def needed(policy: Policy, members: int) -> int:
-    """Members of a circle without whom no round can end: also those that any sum of the federation needs."""
+    """Members of a circle without whom no round can end: also those that any sum of the
+    federation needs.
+    """
     return max(openers(policy, members), draw.needed(policy))
 
 
@@ -67,8 +70,16 @@ class Circle:
         try:
             fields: Any = json.loads(data) if len(data) <= MAX_BYTES else None
             circle = Circle(attempt=fields["attempt"], names=tuple(fields["names"]))
-            good = circle.encode() == data and type(circle.attempt) is int and 0 <= circle.attempt < 1 << 56
-            good = good and all(type(name) is str for name in circle.names) and list(circle.names) == sorted(set(circle.names))
+            good = (
+                circle.encode() == data
+                and type(circle.attempt) is int
+                and 0 <= circle.attempt < 1 << 56
+            )
+            good = (
+                good
+                and all(type(name) is str for name in circle.names)
+                and list(circle.names) == sorted(set(circle.names))
+            )
         except (ValueError, LookupError, TypeError, RecursionError):
             good = False
         if not good:
@@ -79,7 +90,8 @@ class Circle:
         """Everything that the circle's members must agree on, for adapters of `size` values.
 
         Raises:
-            MessageError: strangers in it, too few members for the file's floors, or more than one key can serve.
+            MessageError: strangers in it, too few members for the file's floors, or more than one
+            key can serve.
         """
         members = {}
         for name in self.names:
@@ -89,19 +101,27 @@ class Circle:
             members[name] = PublicIdentity(bytes.fromhex(found.key))
         n, floor = len(members), needed(policy, len(members))
         if n < floor:  # the member's own floors, never the coordinator's word
-            raise MessageError(f"a circle of {n} members, the federation's file asks for {floor}; refused")
+            raise MessageError(
+                f"a circle of {n} members, the federation's file asks for {floor}; refused"
+            )
         try:
             return Plan(
-                federation=digest(PROTOCOL, policy.federation, policy.digest), epoch=policy.version, attempt=self.attempt,
-                members=members, threshold=openers(policy, n), min_parties=policy.protection.min_cohort,
-                length=size, bits=policy.protection.bits,
-            )  # fmt: skip
+                federation=digest(PROTOCOL, policy.federation, policy.digest),
+                epoch=policy.version,
+                attempt=self.attempt,
+                members=members,
+                threshold=openers(policy, n),
+                min_parties=policy.protection.min_cohort,
+                length=size,
+                bits=policy.protection.bits,
+            )
         except ConfigError as error:
             raise MessageError(f"no joint key for this circle: {error}") from error
 
 
 def round_number(place: Place) -> int:
-    """How contributions to the joint key number the attempt at `place`; never 0, which is the rehearsal's.
+    """How contributions to the joint key number the attempt at `place`; never 0, which is the
+    rehearsal's.
 
     Two places share a number once in 2^63; the holding's memory then refuses the second.
     """

@@ -1,8 +1,11 @@
-"""The coordinator's side of the ceremony that makes a joint key: it brings cards, openings and parts from each to all.
+"""The coordinator's side of the ceremony that makes a joint key: it brings cards, openings and
+parts from each to all.
 
-Knows who must be asked for what. Knows no secret: what passes here is public, or sealed for one member.
-Always: what can be checked without a key is checked before it is passed on, so that one bad message costs its sender its place
-and not everybody's ceremony; whoever falls silent is left out of the next try; every try starts from fresh keys.
+Knows who must be asked for what. Knows no secret: what passes here is public, or sealed for one
+member.
+Always: what can be checked without a key is checked before it is passed on, so that one bad message
+costs its sender its place and not everybody's ceremony; whoever falls silent is left out of the
+next try; every try starts from fresh keys.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +22,8 @@ from .forming import CARD, COMMIT, FINISH, LETTER, NAMES, NUMBER, PART, REQUEST,
 logger = log.get("federation.convening")
 Ask = Callable[[str, Mapping[str, bytes], Place, float], Iterator[Reply]]
 Check = Callable[[str, bytes], None]
-TRIES = 3  # ceremonies in one attempt of a round, each without those who fell silent in the one before
+# ceremonies in one attempt of a round, each without those who fell silent in the one before
+TRIES = 3
 
 
 class _SilenceError(Exception):
@@ -54,26 +58,38 @@ class Convening:
                 return self.hold(circle, plan, number)
             except _SilenceError as silence:
                 missing = sorted(set(names) - set(silence.answered))
-                logger.warning("no joint key: %s did not answer stage %s", ", ".join(missing), silence.stage)
+                logger.warning(
+                    "no joint key: %s did not answer stage %s", ", ".join(missing), silence.stage
+                )
                 names = silence.answered
         raise RoundAborted(
-            f"{len(names)} members are left to make a joint key, need {needed(self.policy, len(names))}; start the others"
+            f"{len(names)} members are left to make a joint key, need "
+            f"{needed(self.policy, len(names))}; start the others"
         )
 
     def hold(self, circle: Circle, plan: Plan, number: int) -> dict[str, bytes]:
         """One ceremony; raises _SilenceError unless everybody answers until the rehearsal."""
         asked = parts.join({NUMBER: bytes([number]), NAMES: circle.encode()})
-        cards = self.bring(COMMIT, dict.fromkeys(circle.names, asked), lambda name, card: check_card(plan, name, card))
+        cards = self.bring(
+            COMMIT,
+            dict.fromkeys(circle.names, asked),
+            lambda name, card: check_card(plan, name, card),
+        )
         shown = parts.join({CARD + name: card for name, card in cards.items()})
         openings = self.bring(
-            REVEAL, dict.fromkeys(circle.names, shown), lambda name, opening: check_opening(plan, cards, name, opening)
+            REVEAL,
+            dict.fromkeys(circle.names, shown),
+            lambda name, opening: check_opening(plan, cards, name, opening),
         )
-        start = (self.place.attempt + number) % len(circle.names)  # other responders, should these not do
+        # other responders, should these not do
+        start = (self.place.attempt + number) % len(circle.names)
         responders = tuple(sorted((*circle.names, *circle.names)[start : start + plan.threshold]))
         rehearsal = request(plan, REHEARSAL, responders, circle.names)
         letters = {}
         for name in circle.names:
-            mine = {LETTER + sender: letter(plan, opening, name) for sender, opening in openings.items()}
+            mine = {
+                LETTER + sender: letter(plan, opening, name) for sender, opening in openings.items()
+            }
             letters[name] = parts.join({REQUEST: rehearsal, **mine})
         answers = self.bring(FINISH, letters, lambda name, part: None)
         heard = parts.join({PART + name: answers[name] for name in responders})

@@ -1,12 +1,16 @@
-"""A member's side of the ceremony that makes a joint key, once an epoch; letter by letter through the coordinator.
+"""A member's side of the ceremony that makes a joint key, once an epoch; letter by letter through
+the coordinator.
 
-    commit   who takes part; answer a card                     reveal   everybody's cards; answer a part and dealt shares
+    commit   who takes part; answer a card                     reveal   everybody's cards; answer a
+                                                                        part and dealt shares
     finish   everybody's letters; chosen members answer a part of the rehearsal
     settle   those parts: zeros come out, or the key is not kept
 
-Knows the order of the four and `crypto.threshold`. Knows nothing of the coordinator's side or of rounds.
-Always: who takes part is checked against the member's own signed file; the coordinator relays what it cannot read or alter; a
-key is kept only after its rehearsal; a refused letter changes nothing; a new ceremony forgets one that was not finished.
+Knows the order of the four and `crypto.threshold`. Knows nothing of the coordinator's side or of
+rounds.
+Always: who takes part is checked against the member's own signed file; the coordinator relays what
+it cannot read or alter; a key is kept only after its rehearsal; a refused letter changes nothing; a
+new ceremony forgets one that was not finished.
 """
 
 from dataclasses import dataclass
@@ -22,7 +26,8 @@ from .vault import Vault
 
 COMMIT, REVEAL, FINISH, SETTLE = "commit", "reveal", "finish", "settle"
 STAGES = (COMMIT, REVEAL, FINISH, SETTLE)
-NUMBER, REQUEST, CARD, LETTER, PART = "number", "request", "card/", "letter/", "part/"  # names of parts
+# names of parts
+NUMBER, REQUEST, CARD, LETTER, PART = "number", "request", "card/", "letter/", "part/"
 NAMES = "names"
 
 
@@ -50,14 +55,21 @@ class Forming:
 
         Raises:
             MessageError: out of order, or of another ceremony; nothing was changed.
-            ProtocolError, AuthenticationError, ThresholdError: as `Ceremony`, `Holder` and `Reader`; nothing was revealed.
+            ProtocolError, AuthenticationError, ThresholdError: as `Ceremony`, `Holder` and
+            `Reader`; nothing was revealed.
         """
         if stage == COMMIT:
             return self.commit(place, payload)
         ongoing = self._ongoing
         if ongoing is None or ongoing.place != place or ongoing.expects != stage:
-            expected = "no ceremony" if ongoing is None else f"{ongoing.expects} of attempt {ongoing.place.attempt}"
-            raise MessageError(f"found stage {stage!r} of attempt {place.attempt}, expected {expected}; refused")
+            expected = (
+                "no ceremony"
+                if ongoing is None
+                else (f"{ongoing.expects} of attempt {ongoing.place.attempt}")
+            )
+            raise MessageError(
+                f"found stage {stage!r} of attempt {place.attempt}, expected {expected}; refused"
+            )
         steps = {REVEAL: self.reveal, FINISH: self.finish, SETTLE: self.settle}
         return steps[stage](ongoing, parts.split(payload))
 
@@ -88,10 +100,12 @@ class Forming:
         return opening
 
     def finish(self, ongoing: _Ongoing, given: dict[str, bytes]) -> bytes:
-        """Everybody's letters; answer a part of the rehearsal if this member is one of its responders.
+        """Everybody's letters; answer a part of the rehearsal if this member is one of its
+        responders.
 
         Raises:
-            MessageError: a request for something else than the rehearsal; and as `parse` and `Ceremony.finish`.
+            MessageError: a request for something else than the rehearsal; and as `parse` and
+            `Ceremony.finish`.
         """
         request = given.get(REQUEST, b"")
         number, responders, _ = parse(ongoing.plan, request)
@@ -99,7 +113,9 @@ class Forming:
             raise MessageError("a new key is rehearsed before anything else; refused")
         holding = ongoing.ceremony.finish(named(given, LETTER))
         ongoing.holding, ongoing.request, ongoing.expects = holding, request, SETTLE
-        return Holder(holding, self.identity).respond(request) if holding.number in responders else b""
+        return (
+            Holder(holding, self.identity).respond(request) if holding.number in responders else b""
+        )
 
     def settle(self, ongoing: _Ongoing, given: dict[str, bytes]) -> bytes:
         """The rehearsal's parts; keep the key if it opens to zeros. Raises as `Reader`."""
@@ -115,4 +131,6 @@ class Forming:
 
 def named(given: dict[str, bytes], prefix: str) -> dict[str, bytes]:
     """The parts whose names begin with `prefix`, by the rest of the name."""
-    return {name.removeprefix(prefix): part for name, part in given.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): part for name, part in given.items() if name.startswith(prefix)
+    }

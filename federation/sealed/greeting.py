@@ -1,9 +1,10 @@
-"""What members of a sealed federation say to each other through the coordinator: greetings and sealed parcels.
+"""What members of a sealed federation say to each other through the coordinator: greetings and
+sealed parcels.
 
 Knows bytes, signatures and boxes. Knows nothing of when they are sent.
-Always: both are signed by their sender's key of the roster for one federation, epoch, run, round and attempt; a parcel opens
-for its one receiver, whose box key lives for this attempt alone. The coordinator can lose them; it cannot read them, alter them
-or keep them for later.
+Always: both are signed by their sender's key of the roster for one federation, epoch, run, round
+and attempt; a parcel opens for its one receiver, whose box key lives for this attempt alone. The
+coordinator can lose them; it cannot read them, alter them or keep them for later.
 """
 
 from dataclasses import dataclass, field
@@ -38,7 +39,9 @@ FIELDS = {
 
 def occasion(purpose: str, policy: Policy, place: Place) -> bytes:
     """Context of a signature or box: this federation, this version of its file, this attempt."""
-    return bind(PROTOCOL, purpose, policy.federation, policy.digest, place.run, place.round, place.attempt)
+    return bind(
+        PROTOCOL, purpose, policy.federation, policy.digest, place.run, place.round, place.attempt
+    )
 
 
 def verify(policy: Policy, sender: str, context: bytes, message: bytes, signature: bytes) -> None:
@@ -62,7 +65,8 @@ class Greeting:
 
     sender: str
     public: bytes  # X25519, for this attempt
-    key: bytes = bytes(KEY_BYTES)  # name of the members' key that it holds; zeros: none of this epoch
+    # name of the members' key that it holds; zeros: none of this epoch
+    key: bytes = bytes(KEY_BYTES)
     steps: int = 0  # sums it has applied in this run
     tag: bytes = bytes(TAG_BYTES)  # of its adapter and velocity, under that key
     before: bytes = bytes(TAG_BYTES)  # of those one step earlier, if it still has them; else zeros
@@ -82,17 +86,31 @@ class Greeting:
     @property
     def states(self) -> tuple[tuple[int, bytes], ...]:
         """`state`, and the one that it can go back to."""
-        return (self.state,) if self.before == bytes(TAG_BYTES) else (self.state, (self.steps - 1, self.before))
+        return (
+            (self.state,)
+            if self.before == bytes(TAG_BYTES)
+            else (self.state, (self.steps - 1, self.before))
+        )
 
     def body(self) -> bytes:
         """What is signed."""
-        return bind(self.sender, self.public, self.key, self.steps, self.tag, self.before, self.circle)
+        return bind(
+            self.sender, self.public, self.key, self.steps, self.tag, self.before, self.circle
+        )
 
     def signed(self, policy: Policy, place: Place, identity: Identity) -> bytes:
         """Spell and sign it."""
         signature = identity.sign(occasion("greeting", policy, place), self.body())
-        fields = {"before": self.before, "circle": self.circle, "key": self.key, "public": self.public, "tag": self.tag}
-        return parts.join({**fields, "signature": signature, "steps": self.steps.to_bytes(8, "big")})
+        fields = {
+            "before": self.before,
+            "circle": self.circle,
+            "key": self.key,
+            "public": self.public,
+            "tag": self.tag,
+        }
+        return parts.join(
+            {**fields, "signature": signature, "steps": self.steps.to_bytes(8, "big")}
+        )
 
     @staticmethod
     def decode(data: bytes, policy: Policy, place: Place, sender: str) -> "Greeting":
@@ -102,11 +120,18 @@ class Greeting:
             MessageError: anything else.
         """
         found = parts.split(data)
-        if {name: len(part) for name, part in found.items() if name != "circle"} != FIELDS or "circle" not in found:
-            raise MessageError(f"the greeting of {sender} has other fields than circle, {', '.join(FIELDS)}; refused")
+        if {
+            name: len(part) for name, part in found.items() if name != "circle"
+        } != FIELDS or "circle" not in found:
+            raise MessageError(
+                f"the greeting of {sender} has other fields than circle, "
+                f"{', '.join(FIELDS)}; refused"
+            )
         steps = int.from_bytes(found.pop("steps"), "big")
         greeting = Greeting(sender=sender, steps=steps, **found)
-        verify(policy, sender, occasion("greeting", policy, place), greeting.body(), greeting.signature)
+        verify(
+            policy, sender, occasion("greeting", policy, place), greeting.body(), greeting.signature
+        )
         return greeting
 
 
@@ -133,7 +158,9 @@ class Parcel:
             AuthenticationError: the receiver's box key gives no shared secret.
         """
         own = Ephemeral.generate()
-        box = own.public + seal_box(own.agree(receiver_public, self.context), self.content, self.context)
+        box = own.public + seal_box(
+            own.agree(receiver_public, self.context), self.content, self.context
+        )
         return box + identity.sign(self.context, box)
 
     def opened(self, data: bytes, own: Ephemeral) -> bytes:
@@ -147,7 +174,9 @@ class Parcel:
             AuthenticationError: the box does not open.
         """
         if len(data) < KEY_BYTES + BOX_OVERHEAD + SIGNATURE_BYTES:
-            raise MessageError(f"a parcel of {len(data)} bytes from {self.sender} holds nothing; refused")
+            raise MessageError(
+                f"a parcel of {len(data)} bytes from {self.sender} holds nothing; refused"
+            )
         box, signature = data[:-SIGNATURE_BYTES], data[-SIGNATURE_BYTES:]
         verify(self.policy, self.sender, self.context, box, signature)
         return open_box(own.agree(box[:KEY_BYTES], self.context), box[KEY_BYTES:], self.context)

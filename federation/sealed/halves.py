@@ -1,16 +1,20 @@
-"""Secure aggregation inside ciphertexts: the members see the sum, the coordinator sees the sums of the counters.
+"""Secure aggregation inside ciphertexts: the members see the sum, the coordinator sees the sums of
+the counters.
 
     advertise ─ share ─ mask ─ consistency ─ unmask      as masked, in the ring of `crypto.sealed`
     witness     the coordinator shows everybody the encrypted sum; each signs what it was shown
-    apply       with enough signatures over the very same bytes: decrypt, step the adapter, keep it, answer its tag
+    apply       with enough signatures over the very same bytes: decrypt, step the adapter, keep it,
+                answer its tag
 
-Knows how masks, ciphertexts and the server's optimizer fit together. Knows nothing of training or links.
-Always: a member decrypts one sum an attempt, only what enough members signed that they were shown too, and answers nothing of
-it but a keyed tag; members that end with equal adapters answer equal tags. A round that only scores seals nothing: its
-counters are masked, and end with `unmask`.
+Knows how masks, ciphertexts and the server's optimizer fit together. Knows nothing of training or
+links.
+Always: a member decrypts one sum an attempt, only what enough members signed that they were shown
+too, and answers nothing of it but a keyed tag; members that end with equal adapters answer equal
+tags. A round that only scores seals nothing: its counters are masked, and end with `unmask`.
 
-Not covered: a coordinator that alters the encrypted sum alters the members' adapter, in all members alike, and can learn one
-bit a round about the sum: whether the altered one still was one that honest members can have.
+Not covered: a coordinator that alters the encrypted sum alters the members' adapter, in all members
+alike, and can learn one bit a round about the sum: whether the altered one still was one that
+honest members can have.
 """
 
 import hashlib
@@ -20,7 +24,13 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from ...core.errors import DisagreementError, MessageError, ProtocolError, RoundAborted, ThresholdError
+from ...core.errors import (
+    DisagreementError,
+    MessageError,
+    ProtocolError,
+    RoundAborted,
+    ThresholdError,
+)
 from ...crypto.bfv import Packing, key_id
 from ...crypto.keys import bind
 from ...crypto.ring import BitRing
@@ -57,11 +67,18 @@ def make_seal(policy: Policy, config: SecAggConfig, key: bytes) -> Seal | None:
     length = config.length - counters(policy)
     if not length:
         return None
-    return Seal(packing=Packing(length=length, bits=config.bits, parties=len(config.members)), key_id=key)
+    return Seal(
+        packing=Packing(length=length, bits=config.bits, parties=len(config.members)), key_id=key
+    )
 
 
 def make_ring(
-    policy: Policy, config: SecAggConfig, seal: Seal | None, bound: bytes, desk: Desk, seed: bytes | None
+    policy: Policy,
+    config: SecAggConfig,
+    seal: Seal | None,
+    bound: bytes,
+    desk: Desk,
+    seed: bytes | None,
 ) -> SealedRing:
     """The ring of the round that `config` describes."""
     open_part = BitRing(length=counters(policy), bits=config.bits, parties=len(config.members))
@@ -87,9 +104,13 @@ class SealedParty(MaskedParty):
         self.vault, self.desk = context.safe.vault, context.safe.desk
         seed = self.vault.seed(context.policy.digest)
         if seed is None:
-            raise MessageError("this member lacks the members' key; it must be asked to greet first")
+            raise MessageError(
+                "this member lacks the members' key; it must be asked to greet first"
+            )
         self.seed, self.progress = seed, self.vault.progress(context.place.run)
-        self.bound = self.progress.steps.to_bytes(8, "big") + self.progress.tag(seed, context.place.run)
+        self.bound = self.progress.steps.to_bytes(8, "big") + self.progress.tag(
+            seed, context.place.run
+        )
         self.seal: Seal | None = None
         self.sealed_sum: bytes | None = None
         if values.size > counters(context.policy):
@@ -104,7 +125,8 @@ class SealedParty(MaskedParty):
         """One stage.
 
         Raises:
-            As `MaskedParty.answer`, and ProtocolError for a sum that cannot be opened; the adapter is then unchanged.
+            As `MaskedParty.answer`, and ProtocolError for a sum that cannot be opened; the adapter
+            is then unchanged.
         """
         if stage == WITNESS:
             return self.witness(payload)
@@ -118,7 +140,9 @@ class SealedParty(MaskedParty):
         self.check_frame(sealed_sum)
         self.sealed_sum = sealed_sum
         context = occasion(WITNESS, self.context.policy, self.context.place)
-        return self.context.identity.sign(context, shown(sealed_sum, self.bound, self.client.survivors))
+        return self.context.identity.sign(
+            context, shown(sealed_sum, self.bound, self.client.survivors)
+        )
 
     def check_frame(self, sealed_sum: bytes) -> None:
         """Raises ProtocolError: another length, key or parameters than ours."""
@@ -154,7 +178,9 @@ class SealedParty(MaskedParty):
             verify(policy, name, occasion(WITNESS, policy, place), message, signature)
         need = self.client.threshold
         if len(signatures) < need:  # so that no two members decrypt different sums of one attempt
-            raise ThresholdError(f"{len(signatures)} members were shown this sum, need {need}; it is not decrypted")
+            raise ThresholdError(
+                f"{len(signatures)} members were shown this sum, need {need}; it is not decrypted"
+            )
 
     def step(self, total: npt.NDArray[np.int64]) -> bytes:
         """Step from the opened sum [sealed values], keep the adapter on disk, answer its tag.
@@ -164,24 +190,47 @@ class SealedParty(MaskedParty):
         """
         assert self.client is not None and self.seal is not None
         policy, place, survivors = self.context.policy, self.context.place, self.client.survivors
-        mean = Codec(self.seal.packing.length, policy, self.context.terms).mean(total, len(survivors), survivors)
+        mean = Codec(self.seal.packing.length, policy, self.context.terms).mean(
+            total, len(survivors), survivors
+        )
         server = optimizer_of(policy.recipe).step(self.progress.server, mean)
         self.vault.keep_progress(place.run, Progress(self.progress.steps + 1, server))
         return self.vault.progress(place.run).tag(self.seed, place.run)
 
 
 class SealedCoordinator(MaskedCoordinator):
-    """The coordinator's side of one attempt. Args: common: what `muster` found; desk: with `AdderService`."""
+    """The coordinator's side of one attempt. Args: common: what `muster` found; desk: with
+    `AdderService`.
+    """
 
     def __init__(
-        self, policy: Policy, place: Place, cohort: tuple[str, ...], length: int, counted: bool, common: Common, desk: Desk, *,
-        contributors: Contributors, asked: int, terms: Terms,
-    ) -> None:  # fmt: skip
+        self,
+        policy: Policy,
+        place: Place,
+        cohort: tuple[str, ...],
+        length: int,
+        counted: bool,
+        common: Common,
+        desk: Desk,
+        *,
+        contributors: Contributors,
+        asked: int,
+        terms: Terms,
+    ) -> None:
         self.policy, self.place, self.common, self.desk = policy, place, common, desk
         self.sealed_sum = b""
         self.signatures: dict[str, bytes] = {}
         self.tags: dict[str, bytes] = {}
-        super().__init__(policy, place, cohort, length, counted, contributors=contributors, asked=asked, terms=terms)
+        super().__init__(
+            policy,
+            place,
+            cohort,
+            length,
+            counted,
+            contributors=contributors,
+            asked=asked,
+            terms=terms,
+        )
 
     def ring(self, config: SecAggConfig) -> SealedRing:
         """The members' ring, without their key."""
@@ -199,16 +248,22 @@ class SealedCoordinator(MaskedCoordinator):
             self.sign(party, payload)
         elif stage == APPLY:
             if len(payload) != TAG_BYTES:
-                raise ProtocolError(f"{party} answered a tag of {len(payload)} bytes, {TAG_BYTES} expected; refused")
+                raise ProtocolError(
+                    f"{party} answered a tag of {len(payload)} bytes, {TAG_BYTES} expected; refused"
+                )
             self.tags[party] = payload
         else:
             super().receive(party, payload)
 
     def sign(self, party: str, signature: bytes) -> None:
-        """Note a signature over the sum. Raises ProtocolError for one that is none: it would stop all members."""
+        """Note a signature over the sum. Raises ProtocolError for one that is none: it would
+        stop all members.
+        """
         message = shown(self.sealed_sum, self.common.bound, self.survivors)
         try:
-            verify(self.policy, party, occasion(WITNESS, self.policy, self.place), message, signature)
+            verify(
+                self.policy, party, occasion(WITNESS, self.policy, self.place), message, signature
+            )
         except MessageError as error:
             raise ProtocolError(str(error)) from error
         self.signatures[party] = signature
@@ -220,7 +275,8 @@ class SealedCoordinator(MaskedCoordinator):
         return tuple(sorted(self.server.result.survivors))
 
     def advance(self) -> tuple[str, Mapping[str, bytes]] | None:
-        """The next stage; None once the members keep the next adapter, or the counters of a scoring round are open.
+        """The next stage; None once the members keep the next adapter, or the counters of a scoring
+        round are open.
 
         Raises:
             ThresholdError, ProtocolError, WorkerError: as masked; there is no sum.
@@ -248,7 +304,8 @@ class SealedCoordinator(MaskedCoordinator):
         (_, most), *others = Counter(self.tags.values()).most_common()
         if most < self.config.threshold:
             raise DisagreementError(
-                f"{len(self.tags)} members ended the round with {1 + len(others)} different adapters, {self.config.threshold} "
+                f"{len(self.tags)} members ended the round with {1 + len(others)} different "
+                f"adapters, {self.config.threshold} "
                 "must agree; look at their versions, then start the run again"
             )
 
@@ -272,4 +329,7 @@ class SealedCoordinator(MaskedCoordinator):
         size = self.ring(self.config).wire_bytes
         contribution = masked.payload_of(self.sample, size, len(self.config.members))
         sums = coefficients(self.seal, self.sealed_sum)[:SAMPLE]
-        return {**describe(coefficients(self.seal, contribution), "sealed", 256), "sum_words": sums.tolist()}
+        return {
+            **describe(coefficients(self.seal, contribution), "sealed", 256),
+            "sum_words": sums.tolist(),
+        }

@@ -1,17 +1,21 @@
-"""Sealed rounds in which no member can open a sum alone: as `halves`, but t members open it together.
+"""Sealed rounds in which no member can open a sum alone: as `halves`, but t members open it
+together.
 
     advertise ─ share ─ mask ─ consistency ─ unmask      in the ring of `crypto.threshold.ring`
-    witness     the coordinator shows everybody the sum of contributions; each signs what it was shown
-    open        with enough signatures over the very same bytes: t chosen members answer a part each, covered for members;
-                should one of them be gone, once more with others
+    witness     the coordinator shows everybody the sum of contributions; each signs what it was
+                shown
+    open        with enough signatures over the very same bytes: t chosen members answer a part
+                each, covered for members; should one of them be gone, once more with others
     open        the parts, added up in the dark: uncover, step the adapter, keep it, answer its tag
 
-Knows how the joint key and a round fit together. Knows nothing of how the key was made (see `forming`), of training or links.
-Always: a part is given for exactly the survivors that this member signed, and once a request; what it is given for is on disk
-before it leaves; with fewer than t parts nobody learns anything and the round aborts; the coordinator reads no part.
+Knows how the joint key and a round fit together. Knows nothing of how the key was made (see
+`forming`), of training or links.
+Always: a part is given for exactly the survivors that this member signed, and once a request; what
+it is given for is on disk before it leaves; with fewer than t parts nobody learns anything and the
+round aborts; the coordinator reads no part.
 
-Not covered: as `halves`. Who opens a sum learns it: t members that collude with the coordinator show it every sum of the epoch,
-never an update, for masks are inside.
+Not covered: as `halves`. Who opens a sum learns it: t members that collude with the coordinator
+show it every sum of the epoch, never an update, for masks are inside.
 """
 
 from collections.abc import Mapping
@@ -67,18 +71,25 @@ class JointParty(SealedParty):
         super().__init__(context, values, tokens, counted)
         holding = self.vault.shelf.holding(context.policy.digest)
         if holding is None:
-            raise MessageError("this member has no share of the joint key; it must be asked to greet first")
+            raise MessageError(
+                "this member has no share of the joint key; it must be asked to greet first"
+            )
         self.holding, self.requests = holding, 0
         if values.size > counters(context.policy):
             self.stages = STAGES
 
     def ring(self, config: SecAggConfig) -> SealedRing:
-        """Modulo t, under this member's own secret, for those who have shares of the same key, and the same adapter."""
+        """Modulo t, under this member's own secret, for those who have shares of the same key,
+        and the same adapter.
+        """
         context, plan, key_id = self.context, self.holding.plan, self.holding.key_id
         bound = self.bound
         if config.length == counters(context.policy):
             return make_ring(context.policy, config, None, bound, self.desk, None)
-        number, contributor = round_number(context.place), Contributor(self.holding, context.identity)
+        number, contributor = (
+            round_number(context.place),
+            Contributor(self.holding, context.identity),
+        )
         close = closing(plan, context.name, contributor, number)
         ring = make_joint_ring(context.policy, config, plan, key_id, number, bound, close)
         self.seal = ring.sealing
@@ -88,7 +99,8 @@ class JointParty(SealedParty):
         """One stage.
 
         Raises:
-            As `MaskedParty.answer`, `Holder.respond` and `Reader`; the adapter is then unchanged, and nothing was revealed.
+            As `MaskedParty.answer`, `Holder.respond` and `Reader`; the adapter is then unchanged,
+            and nothing was revealed.
         """
         answer = self.open(payload) if stage == OPEN else super().answer(stage, payload)
         if stage in ("mask", OPEN):  # a contribution or a part is about to leave
@@ -104,9 +116,9 @@ class JointParty(SealedParty):
         """Answer a part if asked for one; or, given the parts, step the adapter and answer its tag.
 
         Raises:
-            MessageError, ThresholdError: as `require_witnesses`; or a request for another round or other members' sum.
-            ProtocolError, AuthenticationError, BudgetError: as `Holder.respond` and `Reader`.
-            DataError: a sum that so many members cannot have.
+            MessageError, ThresholdError: as `require_witnesses`; or a request for another round or
+            other members' sum. ProtocolError, AuthenticationError, BudgetError: as `Holder.respond`
+            and `Reader`. DataError: a sum that so many members cannot have.
         """
         if self.client is None or self.seal is None or self.sealed_sum is None:
             raise MessageError("a sum is to be opened that this member was not shown; refused")
@@ -114,15 +126,21 @@ class JointParty(SealedParty):
         self.require_witnesses(named(given, SAYS))
         asked = given.get(REQUEST, b"")
         reader = Reader(self.holding, asked, opened_bytes(self.seal, self.sealed_sum))
-        if (reader.round, reader.contributors) != (round_number(self.context.place), self.client.survivors):
-            raise MessageError("parts are asked for another sum than the one that this member signed; refused")
+        if (reader.round, reader.contributors) != (
+            round_number(self.context.place),
+            self.client.survivors,
+        ):
+            raise MessageError(
+                "parts are asked for another sum than the one that this member signed; refused"
+            )
         if SUMMED not in given:
             return self.respond(asked)
         reader.receive_sum(given[SUMMED])
         return self.step(self.seal.packing.unpack(reader.result()))
 
     def respond(self, asked: bytes) -> bytes:
-        """This member's part, or nothing if it is none of the chosen. Another letter comes after it.
+        """This member's part, or nothing if it is none of the chosen. Another letter comes after
+        it.
 
         Raises:
             MessageError: asked for once too often; and as `Holder.respond`.
@@ -144,17 +162,36 @@ class JointCoordinator(SealedCoordinator):
     """
 
     def __init__(
-        self, policy: Policy, place: Place, cohort: tuple[str, ...], length: int, counted: bool, common: Common, desk: Desk, *,
-        contributors: Contributors, asked: int, terms: Terms,
-    ) -> None:  # fmt: skip
+        self,
+        policy: Policy,
+        place: Place,
+        cohort: tuple[str, ...],
+        length: int,
+        counted: bool,
+        common: Common,
+        desk: Desk,
+        *,
+        contributors: Contributors,
+        asked: int,
+        terms: Terms,
+    ) -> None:
         size = length - counters(policy)
         self.plan = Circle.decode(common.circle).plan(policy, size) if size else None
         self.request, self.requests, self.applying = b"", 0, False
         self.parts: dict[str, bytes] = {}
         self.here: set[str] = set()  # answered the last request
         super().__init__(
-            policy, place, cohort, length, counted, common, desk, contributors=contributors, asked=asked, terms=terms
-        )  # fmt: skip
+            policy,
+            place,
+            cohort,
+            length,
+            counted,
+            common,
+            desk,
+            contributors=contributors,
+            asked=asked,
+            terms=terms,
+        )
 
     def ring(self, config: SecAggConfig) -> SealedRing:
         """The members' ring, without any secret."""
@@ -162,7 +199,9 @@ class JointCoordinator(SealedCoordinator):
         if self.plan is None:
             self.seal = None
             return make_ring(self.policy, config, None, bound, self.desk, None)
-        ring = make_joint_ring(self.policy, config, self.plan, self.common.key_id, round_number(self.place), bound)
+        ring = make_joint_ring(
+            self.policy, config, self.plan, self.common.key_id, round_number(self.place), bound
+        )
         self.seal = ring.sealing
         return ring
 
@@ -177,17 +216,20 @@ class JointCoordinator(SealedCoordinator):
             return
         assert self.plan is not None
         if self.plan.number(party) in parse(self.plan, self.request)[1]:
-            check_part(self.plan, self.common.key_id, self.request, party, payload)  # a wrong one would stop all members
+            # a wrong one would stop all members
+            check_part(self.plan, self.common.key_id, self.request, party, payload)
             self.parts[party] = payload
         elif payload:
             raise ProtocolError(f"{party} answered a part that it was not asked for; refused")
         self.here.add(party)
 
     def advance(self) -> tuple[str, Mapping[str, bytes]] | None:
-        """The next stage; None once the members keep the next adapter, or the counters of a scoring round are open.
+        """The next stage; None once the members keep the next adapter, or the counters of a scoring
+        round are open.
 
         Raises:
-            As `SealedCoordinator.advance`; RoundAborted also when fewer than t members are left to open the sum.
+            As `SealedCoordinator.advance`; RoundAborted also when fewer than t members are left to
+            open the sum.
         """
         if self.done < len(masked.STAGES):
             return super().advance()
@@ -202,7 +244,9 @@ class JointCoordinator(SealedCoordinator):
             return self.ask(tuple(sorted(self.here)))
         self.applying = True
         assert self.plan is not None
-        return OPEN, dict.fromkeys(sorted(self.here), self.letter({SUMMED: together(self.plan, self.request, self.parts)}))
+        return OPEN, dict.fromkeys(
+            sorted(self.here), self.letter({SUMMED: together(self.plan, self.request, self.parts)})
+        )
 
     @property
     def openers(self) -> int:
@@ -219,7 +263,8 @@ class JointCoordinator(SealedCoordinator):
         assert self.plan is not None
         if len(alive) < self.openers or self.requests == REQUESTS:
             raise RoundAborted(
-                f"{len(alive)} members are left to open the sum, {self.openers} expected, at request {self.requests + 1} "
+                f"{len(alive)} members are left to open the sum, {self.openers} expected, at "
+                f"request {self.requests + 1} "
                 f"of {REQUESTS}: nothing was opened"
             )
         start = (self.place.attempt + self.requests) % len(alive)
@@ -238,31 +283,49 @@ class JointCoordinator(SealedCoordinator):
         del total  # the counters' sums, which the report has anyway
         if self.sample is None or self.seal is None:
             return {}
-        contribution = masked.payload_of(self.sample, self.ring(self.config).wire_bytes, len(self.config.members))
+        contribution = masked.payload_of(
+            self.sample, self.ring(self.config).wire_bytes, len(self.config.members)
+        )
         sums = low_bytes(self.sealed_sum[HEAD_BYTES:])[:SAMPLE]
         return {**describe(low_bytes(contribution[1:]), "sealed", 256), "sum_words": sums.tolist()}
 
 
 def make_joint_ring(
-    policy: Policy, config: SecAggConfig, plan: Plan, key_id: bytes, number: int, bound: bytes, close: Close | None = None
+    policy: Policy,
+    config: SecAggConfig,
+    plan: Plan,
+    key_id: bytes,
+    number: int,
+    bound: bytes,
+    close: Close | None = None,
 ) -> JointRing:
     """The ring of the round that `config` describes; `close` at a member.
 
     Raises:
-        ProtocolError: members outside the circle, or a round of another shape than the key was made for.
+        ProtocolError: members outside the circle, or a round of another shape than the key was made
+        for.
     """
     strangers = sorted(set(config.members) - set(plan.members))
     if strangers:
-        raise ProtocolError(f"{', '.join(strangers)} took no part in making the joint key; the round is refused")
+        raise ProtocolError(
+            f"{', '.join(strangers)} took no part in making the joint key; the round is refused"
+        )
     shape = (config.length - counters(policy), config.bits)
     if shape != (plan.length, plan.bits):
-        raise ProtocolError(f"a round of {shape} values and bits under a key made for {(plan.length, plan.bits)}; refused")
+        raise ProtocolError(
+            f"a round of {shape} values and bits under a key made for "
+            f"{(plan.length, plan.bits)}; refused"
+        )
     open_part = BitRing(length=counters(policy), bits=config.bits, parties=len(config.members))
     return JointRing(plan, key_id, number, open_part, bound=bound, close=close)
 
 
 def low_bytes(residues: bytes) -> npt.NDArray[np.uint8]:
-    """The lowest six bytes of each residue: what its holder sees of it. The seventh is not uniform: primes end within it."""
+    """The lowest six bytes of each residue: what its holder sees of it. The seventh is not
+    uniform: primes end within it.
+    """
     count = len(residues) // 7
-    words: npt.NDArray[np.uint8] = np.frombuffer(residues, np.uint8, 7 * count).reshape(count, 7)[:, :6].reshape(-1)
+    words: npt.NDArray[np.uint8] = (
+        np.frombuffer(residues, np.uint8, 7 * count).reshape(count, 7)[:, :6].reshape(-1)
+    )
     return words

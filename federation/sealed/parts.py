@@ -1,7 +1,8 @@
 """Several named byte strings as one payload.
 
 Knows names and lengths. Knows nothing of what the parts mean.
-Always: one list of parts has one spelling; `split` gives back exactly what was joined, or refuses the whole.
+Always: one list of parts has one spelling; `split` gives back exactly what was joined, or refuses
+the whole.
 """
 
 import json
@@ -43,6 +44,10 @@ def read_sizes(header: bytes) -> dict[str, int]:
         good = isinstance(sizes, dict) and canonical(sizes) == header
     except (ValueError, RecursionError):
         sizes, good = None, False
-    if not good or not isinstance(sizes, dict) or not all(type(size) is int and size >= 0 for size in sizes.values()):
+    if (
+        not good
+        or not isinstance(sizes, dict)
+        or not all(type(size) is int and size >= 0 for size in sizes.values())
+    ):
         raise MessageError("the header of a payload's parts is malformed; refused")
     return sizes

@@ -1,14 +1,15 @@
 """What a member keeps of a joint key: its holding, and what it did with it.
 
 Knows two files in one private folder. Knows nothing of letters or rounds.
-Always: a holding serves one epoch (one version of the federation file) and is wiped when another one begins; neither file is
-used without the other; both are whole old ones or whole new ones, mode 0600; what was done is on disk before an answer leaves.
+Always: a holding serves one epoch (one version of the federation file) and is wiped when another
+one begins; neither file is used without the other; both are whole old ones or whole new ones, mode
+0600; what was done is on disk before an answer leaves.
 
     sealed.holding      epoch, `Holding.encode`
     sealed.opened       name of key and member, `Memory.encode`
 
-Not covered: a copy of the folder that is put back later forgets what was done in between; backups; what a
-disk keeps of wiped files.
+Not covered: a copy of the folder that is put back later forgets what was done in between; backups;
+what a disk keeps of wiped files.
 """
 
 import hashlib
@@ -33,7 +34,8 @@ class Shelf:
     Raises:
         ConfigError: files that others may read, or that are damaged.
 
-    Hazard: whoever reads the folder holds this member's share; as many folders as the threshold open every sum of the epoch.
+    Hazard: whoever reads the folder holds this member's share; as many folders as the threshold
+    open every sum of the epoch.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -55,7 +57,8 @@ class Shelf:
         """Keep a holding instead of the one before.
 
         Raises:
-            QuietchoirError: the disk refuses; the one before is then kept, or gone where the disk failed between both files.
+            QuietchoirError: the disk refuses; the one before is then kept, or gone where the disk
+            failed between both files.
         """
         if self.folder is not None:
             paths.private_folder(self.folder)
@@ -96,9 +99,14 @@ class Shelf:
         try:
             holding = Holding.decode(raw, Memory.decode(memory[1]) if memory[0] else Memory())
         except ProtocolError as error:
-            raise ConfigError(f"{folder / HOLDING_FILE}: {error}; remove it, the members make another key") from error
+            raise ConfigError(
+                f"{folder / HOLDING_FILE}: {error}; remove it, the members make another key"
+            ) from error
         if memory[0] != whose(holding):  # a kill between both files, or one of them was put back
-            logger.warning("what was done under the joint key is not known any more; this member gives its share up")
+            logger.warning(
+                "what was done under the joint key is not known any more; this member "
+                "gives its share up"
+            )
             self.wipe()
             return None
         return epoch, holding
@@ -117,9 +125,17 @@ def unwrap(path: Path) -> tuple[bytes, bytes]:
     """
     mode = stat.S_IMODE(path.stat().st_mode)
     if os.name == "posix" and mode & 0o077:
-        raise ConfigError(f"{path}: mode {mode:04o} lets others read this member's share; run: chmod 600 {path}")
+        raise ConfigError(
+            f"{path}: mode {mode:04o} lets others read this member's share; run: chmod 600 {path}"
+        )
     data = path.read_bytes()
     body, start = data[:-HASH_BYTES], len(MAGIC) + KEY_BYTES
-    if len(data) < start + HASH_BYTES or not data.startswith(MAGIC) or hashlib.sha256(body).digest() != data[-HASH_BYTES:]:
-        raise ConfigError(f"{path}: damaged; remove it and {HOLDING_FILE}, the members make another key")
+    if (
+        len(data) < start + HASH_BYTES
+        or not data.startswith(MAGIC)
+        or hashlib.sha256(body).digest() != data[-HASH_BYTES:]
+    ):
+        raise ConfigError(
+            f"{path}: damaged; remove it and {HOLDING_FILE}, the members make another key"
+        )
     return body[len(MAGIC) : start], body[start:]

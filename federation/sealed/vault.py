@@ -1,10 +1,13 @@
-"""What a member of a sealed federation keeps to itself: the members' key, and the adapter with its optimizer.
+"""What a member of a sealed federation keeps to itself: the members' key, and the adapter with its
+optimizer.
 
 Knows one folder, private to its owner. Knows nothing of letters or rounds' protection.
-Always: a key belongs to one epoch (one version of the federation file) and serves no other; a file is the whole old one or the
-whole new one, mode 0600; what others are told of the adapter is a keyed tag, from which it cannot be guessed.
+Always: a key belongs to one epoch (one version of the federation file) and serves no other; a file
+is the whole old one or the whole new one, mode 0600; what others are told of the adapter is a keyed
+tag, from which it cannot be guessed.
 
-    sealed.key          epoch and 32-byte seed; where nobody holds the key singly, `shelf` keeps this member's share instead
+    sealed.key          epoch and 32-byte seed; where nobody holds the key singly, `shelf` keeps
+                        this member's share instead
     sealed-RUN.state    steps done, adapter, velocity; and the same one step earlier
 """
 
@@ -40,8 +43,14 @@ class Progress:
     server: ServerState = field(repr=False)
 
     def encode(self) -> bytes:
-        """Which vectors there are, steps, adapter, velocity, and second moments if the optimizer has them."""
-        return bytes([len(self.server.vectors) - 2]) + self.steps.to_bytes(7, "big") + self.server.encode()
+        """Which vectors there are, steps, adapter, velocity, and second moments if the optimizer
+        has them.
+        """
+        return (
+            bytes([len(self.server.vectors) - 2])
+            + self.steps.to_bytes(7, "big")
+            + self.server.encode()
+        )
 
     @staticmethod
     def decode(data: bytes, size: int) -> "Progress":
@@ -51,7 +60,10 @@ class Progress:
             FederationError: another length, or values that are not finite.
         """
         if len(data) != encoded_size(data, size):
-            raise FederationError(f"an adapter and its velocity of {len(data) - 8} bytes, expected {8 * size}; refused")
+            raise FederationError(
+                f"an adapter and its velocity of {len(data) - 8} bytes, expected "
+                f"{8 * size}; refused"
+            )
         server = ServerState.decode(data[8:], size)
         if not all(np.isfinite(vector).all() for vector in server.vectors):
             raise FederationError("an adapter that holds values that are not finite; refused")
@@ -64,7 +76,9 @@ class Progress:
 
 
 def encoded_size(data: bytes, size: int) -> int:
-    """Bytes of the one `Progress` that `data` begins with, of an adapter of `size` values; 0 if it begins with none."""
+    """Bytes of the one `Progress` that `data` begins with, of an adapter of `size` values; 0 if
+    it begins with none.
+    """
     return 8 + (8 + 4 * data[0]) * size if data[:1] in (b"\0", b"\1") else 0
 
 
@@ -82,12 +96,15 @@ class Vault:
     Args:
         size: values of the adapter.
 
-    Hazard: whoever reads the folder reads the key and the adapter. Not covered: backups of that folder.
+    Hazard: whoever reads the folder reads the key and the adapter. Not covered: backups of that
+    folder.
     """
 
     def __init__(self, folder: Path | None, size: int) -> None:
         self.folder, self.size = folder, size
-        self._key: tuple[str, bytes] | None = None if folder is None else read_key(folder / KEY_FILE)
+        self._key: tuple[str, bytes] | None = (
+            None if folder is None else read_key(folder / KEY_FILE)
+        )
         self._kept: dict[str, Kept] = {}  # the last run asked for
         self.shelf = Shelf(folder)
 
@@ -95,9 +112,11 @@ class Vault:
         return f"Vault({self.size} values)"
 
     def seed(self, epoch: bytes) -> bytes | None:
-        """The secret that all members of this epoch have, if it is here: what their key is made from.
+        """The secret that all members of this epoch have, if it is here: what their key is made
+        from.
 
-        Where each holds only a share of the key, what they have in common instead: the key of their parts.
+        Where each holds only a share of the key, what they have in common instead: the key of their
+        parts.
         """
         if (holding := self.shelf.holding(epoch)) is not None:
             return holding.readers
@@ -124,7 +143,9 @@ class Vault:
         """
         if self.folder is not None:
             content = json.dumps({"epoch": epoch.hex(), "seed": seed.hex()}).encode("ascii")
-            paths.write_atomically(paths.private_folder(self.folder) / KEY_FILE, content, mode=0o600)
+            paths.write_atomically(
+                paths.private_folder(self.folder) / KEY_FILE, content, mode=0o600
+            )
         self._key = (epoch.hex(), seed)
 
     def progress(self, run: str) -> Progress:
@@ -151,9 +172,13 @@ class Vault:
         now = self._of(run).now
         kept = Kept(progress, now if progress.steps == now.steps + 1 else None)
         if self.folder is not None:
-            body = MAGIC + progress.encode() + (b"" if kept.before is None else kept.before.encode())
+            body = (
+                MAGIC + progress.encode() + (b"" if kept.before is None else kept.before.encode())
+            )
             content = body + hashlib.sha256(body).digest()
-            paths.write_atomically(paths.private_folder(self.folder) / state_file(run), content, mode=0o600)
+            paths.write_atomically(
+                paths.private_folder(self.folder) / state_file(run), content, mode=0o600
+            )
         self._kept = {run: kept}
 
     def _of(self, run: str) -> "Kept":
@@ -167,7 +192,9 @@ class Vault:
             return Kept(Progress(0, ServerState.zeros(self.size)))
         data = path.read_bytes()
         if not data.startswith(MAGIC) or hashlib.sha256(data[:-32]).digest() != data[-32:]:
-            raise FederationError(f"{path}: damaged; remove it, the other members hand the adapter over again")
+            raise FederationError(
+                f"{path}: damaged; remove it, the other members hand the adapter over again"
+            )
         body = data[len(MAGIC) : -32]
         one = encoded_size(body, self.size)
         before = Progress.decode(body[one:], self.size) if len(body) > one else None
@@ -193,7 +220,9 @@ def read_key(path: Path) -> tuple[str, bytes] | None:
         return None
     mode = stat.S_IMODE(path.stat().st_mode)
     if os.name == "posix" and mode & 0o077:
-        raise ConfigError(f"{path}: mode {mode:04o} lets others read the members' key; run: chmod 600 {path}")
+        raise ConfigError(
+            f"{path}: mode {mode:04o} lets others read the members' key; run: chmod 600 {path}"
+        )
     try:
         fields = json.loads(path.read_text("ascii"))
         epoch, seed = str(fields["epoch"]), bytes.fromhex(fields["seed"])

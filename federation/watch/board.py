@@ -1,8 +1,9 @@
 """How a run is doing, in numbers that may be shown.
 
 Knows the run's state on disk and its events. Knows nothing of pages or metrics.
-Always: no number here belongs to one member: rounds, cohort sizes, drop-outs, and bytes, scores and losses as sums. Who took
-part, and the bytes of each, the coordinator's operator finds in the run's report and in the audit log; they are not shown here.
+Always: no number here belongs to one member: rounds, cohort sizes, drop-outs, and bytes, scores and
+losses as sums. Who took part, and the bytes of each, the coordinator's operator finds in the run's
+report and in the audit log; they are not shown here.
 """
 
 import re
@@ -18,7 +19,17 @@ from ..rounds import checkpoint
 from ..rounds.checkpoint import RunState
 
 Event = dict[str, Any]
-SHOWN = ("kind", "round", "attempt", "seconds", "work_seconds", "loss", "accuracy", "scored", "epsilon")
+SHOWN = (
+    "kind",
+    "round",
+    "attempt",
+    "seconds",
+    "work_seconds",
+    "loss",
+    "accuracy",
+    "scored",
+    "epsilon",
+)
 
 
 def row(entry: Event) -> Event:
@@ -37,7 +48,9 @@ def row(entry: Event) -> Event:
 
 
 def curve(history: list[Event]) -> list[list[float]]:
-    """[rounds behind the adapter, accuracy], oldest first: what a round measured before it trained, or voted after it."""
+    """[rounds behind the adapter, accuracy], oldest first: what a round measured before it
+    trained, or voted after it.
+    """
     points: dict[int, float] = {}
     done = 0
     for entry in history:
@@ -57,13 +70,18 @@ class Board:
         rounds: how many it is to have; by default the federation's.
     """
 
-    def __init__(self, policy: Policy, state: RunState | None = None, rounds: int | None = None) -> None:
+    def __init__(
+        self, policy: Policy, state: RunState | None = None, rounds: int | None = None
+    ) -> None:
         self.policy, self.rounds = policy, rounds or policy.recipe.rounds
         self.lock = threading.Lock()
         self.history = [row(entry) for entry in state.history] if state is not None else []
-        self.done, self.finished = (state.round, state.finished) if state is not None else (0, False)
+        self.done, self.finished = (
+            (state.round, state.finished) if state is not None else (0, False)
+        )
         self.present: int | None = None  # as last told
-        self.presence: Callable[[], int] | None = None  # asks the link: between two words of the run members come and go
+        # asks the link: between two words of the run members come and go
+        self.presence: Callable[[], int] | None = None
         self.aborted, self.reason = 0, ""
         self.now: Event | None = None
         self.members, self.version = len(policy.members), policy.version
@@ -75,17 +93,31 @@ class Board:
                 case "waiting":
                     self.present, self.members = event["present"], event["roster"]
                 case "asked":
-                    self.now = {"round": event["round"], "stage": event["stage"], "asked": len(event["cohort"]), "ready": 0}
+                    self.now = {
+                        "round": event["round"],
+                        "stage": event["stage"],
+                        "asked": len(event["cohort"]),
+                        "ready": 0,
+                    }
                 case "ready" if self.now is not None:
                     self.now["ready"] += 1
                 case "round":
                     self.history.append(row(event))
-                    self.done, self.now = sum(entry["kind"] == "train" for entry in self.history), None
+                    self.done, self.now = (
+                        sum(entry["kind"] == "train" for entry in self.history),
+                        None,
+                    )
                 case "score":
-                    self.history = [entry for entry in self.history if entry["kind"] == "train"] + [row(event)]
+                    self.history = [entry for entry in self.history if entry["kind"] == "train"] + [
+                        row(event)
+                    ]
                     self.now = None
                 case "aborted":
-                    self.aborted, self.reason, self.now = self.aborted + 1, self.unnamed(event["reason"]), None
+                    self.aborted, self.reason, self.now = (
+                        self.aborted + 1,
+                        self.unnamed(event["reason"]),
+                        None,
+                    )
                 case "renewed":
                     self.members, self.version = len(event["members"]), event["version"]
                 case "delivered":
@@ -104,21 +136,37 @@ class Board:
             history = list(self.history)
             spent = [entry["epsilon"] for entry in history if entry["epsilon"] is not None]
             return {
-                "federation": policy.name, "version": self.version, "mode": policy.protection.mode, "members": self.members,
-                "min_cohort": policy.protection.min_cohort, "present": here, "round": self.done, "rounds": self.rounds,
-                "finished": self.finished, "aborted": self.aborted, "reason": self.reason, "now": self.now,
-                "epsilon": spent[-1] if spent else None, "budget": privacy.epsilon if privacy.on else None,
-                "delta": privacy.delta if privacy.on else None, "dropped": sum(entry["dropped"] for entry in history),
+                "federation": policy.name,
+                "version": self.version,
+                "mode": policy.protection.mode,
+                "members": self.members,
+                "min_cohort": policy.protection.min_cohort,
+                "present": here,
+                "round": self.done,
+                "rounds": self.rounds,
+                "finished": self.finished,
+                "aborted": self.aborted,
+                "reason": self.reason,
+                "now": self.now,
+                "epsilon": spent[-1] if spent else None,
+                "budget": privacy.epsilon if privacy.on else None,
+                "delta": privacy.delta if privacy.on else None,
+                "dropped": sum(entry["dropped"] for entry in history),
                 "bytes_up": sum(entry["bytes_up"] for entry in history),
-                "bytes_down": sum(entry["bytes_down"] for entry in history), "curve": curve(history),
+                "bytes_down": sum(entry["bytes_down"] for entry in history),
+                "curve": curve(history),
                 "history": history,
-            }  # fmt: skip
+            }
 
 
 def unnamed(text: str, names: Collection[str]) -> str:
     """`text` with "a member" in the place of each of `names`."""
     longest_first = sorted(map(re.escape, names), key=len, reverse=True)
-    return re.sub(rf"(?<![\w-])(?:{'|'.join(longest_first)})(?![\w-])", "a member", text) if names else text
+    return (
+        re.sub(rf"(?<![\w-])(?:{'|'.join(longest_first)})(?![\w-])", "a member", text)
+        if names
+        else text
+    )
 
 
 def from_disk(folder: Path) -> Board:
@@ -129,5 +177,7 @@ def from_disk(folder: Path) -> Board:
     """
     state, file = checkpoint.read(folder), folder / roster.FILE
     if state is None or not file.exists():
-        raise FederationError(f"{folder}: no run here yet; start one: quietchoir coordinate FED --state {folder}")
+        raise FederationError(
+            f"{folder}: no run here yet; start one: quietchoir coordinate FED --state {folder}"
+        )
     return Board(roster.read(file).policy, state)

@@ -3,13 +3,14 @@
     {"at": 1700000000, "event": {…}, "number": 7, "previous": "…"}
 
 Knows JSON lines and hashes. Knows nothing of what the events mean.
-Always: a line is on the disk before `note` returns; lines are only ever added; a line that a kill cut short is taken off at the
-next start and told there, because it was never whole.
+Always: a line is on the disk before `note` returns; lines are only ever added; a line that a kill
+cut short is taken off at the next start and told there, because it was never whole.
 
-Covered: a line that was changed, taken out, added in between or moved is found, and everything after it is in doubt.
-Not covered: whoever can write the folder can write the whole log anew, or cut off its end. `federation audit` prints the last
-hash: whoever noted an earlier one elsewhere sees whether it still is in the log, and rounds that the run's database has and the
-log lacks are told.
+Covered: a line that was changed, taken out, added in between or moved is found, and everything
+after it is in doubt.
+Not covered: whoever can write the folder can write the whole log anew, or cut off its end.
+`federation audit` prints the last hash: whoever noted an earlier one elsewhere sees whether it
+still is in the log, and rounds that the run's database has and the log lacks are told.
 """
 
 import hashlib
@@ -58,7 +59,9 @@ class Journal:
             for line in read(self.path):
                 self.number, self.previous = line.number, line.digest
         except IntegrityError as error:
-            raise FederationError(f"{error}; it is not added to: keep it, move it away, and start again") from error
+            raise FederationError(
+                f"{error}; it is not added to: keep it, move it away, and start again"
+            ) from error
         if torn:
             self.note({"event": "torn", "bytes": torn})
 
@@ -70,7 +73,12 @@ class Journal:
         """
         if event["event"] in UNWRITTEN:
             return
-        body = {"at": int(time.time()), "event": event, "number": self.number + 1, "previous": self.previous}
+        body = {
+            "at": int(time.time()),
+            "event": event,
+            "number": self.number + 1,
+            "previous": self.previous,
+        }
         line = canonical(body) + b"\n"
         try:
             handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -82,13 +90,19 @@ class Journal:
             finally:
                 os.close(handle)
         except OSError as error:
-            raise QuietchoirError(f"{self.path}: not written ({error.strerror}); free the disk, then start again") from error
+            raise QuietchoirError(
+                f"{self.path}: not written ({error.strerror}); free the disk, then start again"
+            ) from error
         self.number, self.previous = self.number + 1, hashlib.sha256(line).hexdigest()
 
     def catch_up(self, history: tuple[dict[str, Any], ...]) -> None:
-        """Note the rounds that the run's database has and the log lacks: a kill came between the two."""
+        """Note the rounds that the run's database has and the log lacks: a kill came between the
+        two.
+        """
         for entry in missing(self.path, history):
-            self.note({"event": "round" if entry["kind"] == "train" else "score", **entry, "late": True})
+            self.note(
+                {"event": "round" if entry["kind"] == "train" else "score", **entry, "late": True}
+            )
 
 
 def missing(path: Path, history: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
@@ -97,7 +111,9 @@ def missing(path: Path, history: tuple[dict[str, Any], ...]) -> list[dict[str, A
     Raises:
         IntegrityError: as `read`.
     """
-    told = {place(line.event) for line in read(path) if line.event.get("event") in ("round", "score")}
+    told = {
+        place(line.event) for line in read(path) if line.event.get("event") in ("round", "score")
+    }
     return [entry for entry in history if place(entry) not in told]
 
 
@@ -134,7 +150,8 @@ def read(path: Path) -> Iterator[Line]:
             fields = parse(text)
             if fields is None or (fields["number"], fields["previous"]) != (number, previous):
                 raise IntegrityError(
-                    f"{path}: line {number} does not follow from the line before it; it and all after it may have been changed"
+                    f"{path}: line {number} does not follow from the line before it; it and all "
+                    f"after it may have been changed"
                 )
             previous = hashlib.sha256(text).hexdigest()
             yield Line(number, fields["at"], fields["event"], previous)
@@ -145,7 +162,9 @@ def parse(text: bytes) -> dict[str, Any] | None:
     try:
         fields = json.loads(text)
         kinds = {"at": int, "event": dict, "number": int, "previous": str}
-        if {key: type(value) for key, value in fields.items()} != kinds or canonical(fields) + b"\n" != text:
+        if {key: type(value) for key, value in fields.items()} != kinds or canonical(
+            fields
+        ) + b"\n" != text:
             return None
     except (ValueError, AttributeError, RecursionError):
         return None

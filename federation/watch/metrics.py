@@ -18,7 +18,10 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 PREFIX = "quietchoir_"
 COUNTERS = {
     "rounds": ("round", "training rounds that are done"),
-    "rounds_aborted": ("aborted", "attempts that ended without a sum, since this coordinator started"),
+    "rounds_aborted": (
+        "aborted",
+        "attempts that ended without a sum, since this coordinator started",
+    ),
     "dropouts": ("dropped", "times that a member that was asked is not in the sum"),
     "bytes_up": ("bytes_up", "bytes of letters from members, in rounds that ended with a sum"),
     "bytes_down": ("bytes_down", "bytes of letters to members, in rounds that ended with a sum"),

@@ -1,8 +1,9 @@
 """A page that shows how a run is doing, on the coordinator's own machine.
 
 Knows one board, HTTP and a token. Knows nothing of rounds.
-Always: it listens on loopback alone, on a port of its own, and only reads; numbers need the token (file `token` in the run's
-folder), which the page takes out of its address; foreign Host and Origin headers are refused, as at a node's own page.
+Always: it listens on loopback alone, on a port of its own, and only reads; numbers need the token
+(file `token` in the run's folder), which the page takes out of its address; foreign Host and Origin
+headers are refused, as at a node's own page.
 """
 
 import asyncio
@@ -20,7 +21,8 @@ from .metrics import CONTENT_TYPE, Metrics
 
 HOST = "127.0.0.1"
 FOLDER = Path(__file__).parent / "ui"
-SHARED = ("api.js", "theme.js", "icon.svg", "style.css", "vendor/htm-preact.js")  # of a node's own page
+# of a node's own page
+SHARED = ("api.js", "theme.js", "icon.svg", "style.css", "vendor/htm-preact.js")
 START_S = 30.0
 
 
@@ -53,9 +55,17 @@ class Page:
 
     def application(self) -> web.Application:
         """All routes behind the guard."""
-        app = web.Application(middlewares=[connections.occupy, refusals.answer_errors, auth.guard(self.token, HOST)])
+        app = web.Application(
+            middlewares=[connections.occupy, refusals.answer_errors, auth.guard(self.token, HOST)]
+        )
         app.on_response_prepare.append(pages.add_headers)
-        app.add_routes([web.get("/api/status", self.status), web.get("/metrics", self.scrape), *self.files.routes()])
+        app.add_routes(
+            [
+                web.get("/api/status", self.status),
+                web.get("/metrics", self.scrape),
+                *self.files.routes(),
+            ]
+        )
         return app
 
     async def status(self, _request: web.Request) -> web.Response:

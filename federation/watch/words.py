@@ -25,7 +25,10 @@ def teller(json_lines: bool) -> Callable[[Event], None]:
             print(json.dumps(event, separators=(",", ":")), flush=True)
             return
         if event["event"] == "preparing":  # one after the other, sometimes many in a second
-            if event["layer"] not in (0, event["layers"]) and time.monotonic() - told_at < PROGRESS_S:
+            if (
+                event["layer"] not in (0, event["layers"])
+                and time.monotonic() - told_at < PROGRESS_S
+            ):
                 return
             told_at = time.monotonic()
         if (text := sentence(event)) is not None:
@@ -43,9 +46,12 @@ def sentence(event: Event) -> str | None:
         shown = f"{loss:.3f}" if isinstance(loss, float) else "not measured"
         return f"{words}, loss {shown}, accuracy before it {percent(event['accuracy'])}"
     sentences = {
-        "waiting": "{present} of {roster} members are here, need {minimum}" + ("; waiting for them" if is_short(event) else ""),
+        "waiting": "{present} of {roster} "
+        "members are here, need "
+        "{minimum}" + ("; waiting for them" if is_short(event) else ""),
         "delivered": "the finished adapter is with {names}",
-        "staying": "the run is over; {names} did not get its adapter yet: staying {seconds} s for them",
+        "staying": "the run is over; {names} did not get its adapter yet: staying {seconds} s for "
+        "them",
         "undelivered": "the finished adapter cannot be handed to {names} now: {reason}",
         "aborted": "round {round} aborted, the adapter is unchanged: {reason}",
         "open": "the door is open at {address}",
@@ -53,7 +59,8 @@ def sentence(event: Event) -> str | None:
         "loading": "{train} examples to train on, {test} held out; loading the model {model}",
         "preparing": "preparing {examples} {what} examples, once: layer {layer} of {layers}",
         "disconnected": "the coordinator at {address} {reason}; trying again. {waits_for}",
-        "joining": "joining {federation} as {name}; a round costs about {bytes_up:,} bytes up and {bytes_down:,} down",
+        "joining": "joining {federation} as {name}; a round costs about {bytes_up:,} bytes up and "
+        "{bytes_down:,} down",
         "renewed": "version {version} of the federation file is in force from now on",
         "page": "the rounds are shown at {url}",
         "stopped": "stopped after round {round}: {reason}",
@@ -65,12 +72,15 @@ def sentence(event: Event) -> str | None:
         "adopted": "a finished adapter came: {adapter}"
         if event.get("adapter")
         else "the run is over; a rehearsal leaves no adapter",
-        "stays": "this node stays for the next run; Ctrl-C ends it, and `--once` makes it leave with its first adapter",
+        "stays": "this node stays for the next run; Ctrl-C ends it, and `--once` makes it leave "
+        "with its first adapter",
         "personal": "{words}",
     }
     if kind not in sentences or event.get("again"):
         return None
-    return sentences[str(kind)].format(**{"waits_for": "", **event, "names": names_in(event)}).strip()
+    return (
+        sentences[str(kind)].format(**{"waits_for": "", **event, "names": names_in(event)}).strip()
+    )
 
 
 def is_short(event: Event) -> bool:

@@ -1,8 +1,10 @@
 """Write the household's tools into its manifest, from the package `home-assistant-intents`.
 
 Knows the package's shape. Runs when the package is upgraded, never on a user's machine:
-`python -m quietchoir.plugins.builtin.derive` rewrites `household/manifest.json`; a test notices when it is out of date.
-Always: an intent that has English sentences becomes a tool, with every argument that those sentences can give.
+`python -m quietchoir.plugins.builtin.derive` rewrites `household/manifest.json`; a test notices
+when it is out of date.
+Always: an intent that has English sentences becomes a tool, with every argument that those
+sentences can give.
 """
 
 import json
@@ -20,7 +22,8 @@ HEAD: dict[str, Any] = {
     "id": "quietchoir/household",
     "version": "0.1.0",
     "kind": "mcp",
-    "description": "Acts as your household: lights, covers, climate, media, lists and timers of the home in home.json.",
+    "description": "Acts as your household: lights, covers, climate, media, lists and timers of "
+    "the home in home.json.",
     "entry": "server.py",
     "license": {"spdx": "Apache-2.0"},
     "runtime": {"python": ">=3.11"},
@@ -36,11 +39,18 @@ def tools() -> list[dict[str, Any]]:
     package = resources.files("home_assistant_intents")
     described = json.loads(package.joinpath("intents.json").read_text("utf-8"))
     english = json.loads(package.joinpath("data", "en.json").read_text("utf-8"))
-    return [tool(name, english["intents"][name], english, described.get(name, {})) for name in sorted(english["intents"])]
+    return [
+        tool(name, english["intents"][name], english, described.get(name, {}))
+        for name in sorted(english["intents"])
+    ]
 
 
-def tool(name: str, intent: Mapping[str, Any], english: Mapping[str, Any], described: Mapping[str, Any]) -> dict[str, Any]:
-    """One intent as a tool. An argument is required if the package says so and every English sentence gives it."""
+def tool(
+    name: str, intent: Mapping[str, Any], english: Mapping[str, Any], described: Mapping[str, Any]
+) -> dict[str, Any]:
+    """One intent as a tool. An argument is required if the package says so and every English
+    sentence gives it.
+    """
     sources: dict[str, set[str]] = {}
     always: set[str] | None = None
     for block in intent["data"]:
@@ -58,18 +68,37 @@ def tool(name: str, intent: Mapping[str, Any], english: Mapping[str, Any], descr
     known = described.get("slots", {})
     for slot in known:
         sources.setdefault(slot, set())
-    required = [slot for slot in sorted(sources) if known.get(slot, {}).get("required") and slot in (always or ())]
+    required = [
+        slot
+        for slot in sorted(sources)
+        if known.get(slot, {}).get("required") and slot in (always or ())
+    ]
     properties = {
-        slot: {"type": json_type(slot, found, english["lists"]), "description": known.get(slot, {}).get("description", "")}
+        slot: {
+            "type": json_type(slot, found, english["lists"]),
+            "description": known.get(slot, {}).get("description", ""),
+        }
         for slot, found in sorted(sources.items())
     }
-    schema = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    schema = {
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": False,
+    }
     reads = any(part in name for part in READS)
     description = described.get("description", name)
-    return {"name": name, "description": description, "inputSchema": schema, "annotations": {"readOnlyHint": reads}}
+    return {
+        "name": name,
+        "description": description,
+        "inputSchema": schema,
+        "annotations": {"readOnlyHint": reads},
+    }
 
 
-def lists_in(text: str, rules: Mapping[str, str], seen: frozenset[str] = frozenset()) -> set[tuple[str, str]]:
+def lists_in(
+    text: str, rules: Mapping[str, str], seen: frozenset[str] = frozenset()
+) -> set[tuple[str, str]]:
     """(argument, list) of every `{list:argument}` in a sentence and the rules it uses."""
     found = set()
     for spelled in re.findall(r"\{([^}]+)\}", text):
@@ -87,12 +116,18 @@ def json_type(slot: str, sources: set[str], lists: Mapping[str, Any]) -> str | l
     for source in sources - {""}:
         listed = lists.get(source, {})
         outputs = [value["out"] for value in listed.get("values", []) if isinstance(value, dict)]
-        if "range" in listed or (outputs and all(isinstance(value, int | float) for value in outputs)):
+        if "range" in listed or (
+            outputs and all(isinstance(value, int | float) for value in outputs)
+        ):
             kinds.add("number")
         else:
             kinds.add("string")
     if not kinds:
-        kinds = {"string"} if slot in PLACES or not slot.endswith(("hours", "minutes", "seconds")) else {"number"}
+        kinds = (
+            {"string"}
+            if slot in PLACES or not slot.endswith(("hours", "minutes", "seconds"))
+            else {"number"}
+        )
     return kinds.pop() if len(kinds) == 1 else sorted(kinds)
 
 

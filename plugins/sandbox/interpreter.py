@@ -1,7 +1,9 @@
 """Which Python a plugin runs on, and as which user.
 
-Knows folders, versions and permission bits. Starts nothing but `python --version`'s equivalent, once.
-Always: as root the plugin belongs to an ordinary user, because the kernel counts no processes of root's.
+Knows folders, versions and permission bits. Starts nothing but `python --version`'s equivalent,
+once.
+Always: as root the plugin belongs to an ordinary user, because the kernel counts no processes of
+root's.
 """
 
 import os
@@ -20,16 +22,22 @@ ASK = "import sys; print(sys.version_info >= (3, 11), sys.base_prefix)"
 
 
 def unprivileged_user() -> int | None:
-    """The user to become before anything of a plugin's runs; None if we are an ordinary user already."""
+    """The user to become before anything of a plugin's runs; None if we are an ordinary user
+    already.
+    """
     return NOBODY if os.geteuid() == 0 else None
 
 
 def reachable(path: Path, user: int | None) -> bool:
-    """Whether `user` (None: ourselves) may pass through every folder on the way to `path`, and read it."""
+    """Whether `user` (None: ourselves) may pass through every folder on the way to `path`, and
+    read it.
+    """
     if user is None:
         return os.access(path, os.R_OK | os.X_OK)
     try:
-        return all(folder.stat().st_mode & stat.S_IXOTH for folder in (path, *path.resolve().parents))
+        return all(
+            folder.stat().st_mode & stat.S_IXOTH for folder in (path, *path.resolve().parents)
+        )
     except OSError:
         return False
 
@@ -50,15 +58,23 @@ def find(user: int | None) -> Interpreter:
             return Interpreter(Path(found), system)
     least = ".".join(map(str, LEAST))
     raise SandboxUnavailableError(
-        f"{own} lies where an unprivileged user may not read, and /usr/bin has no Python {least} or newer; "
-        f"install the system's python3 (version {least} or newer), or run quietchoir as an ordinary user"
+        f"{own} lies where an unprivileged user may not read, and /usr/bin has no Python {least} "
+        f"or newer; "
+        f"install the system's python3 (version {least} or newer), or run quietchoir as an "
+        f"ordinary user"
     )
 
 
 def version_of(executable: Path) -> Path | None:
     """The installation folder of `executable`, None if it is older than plugins need."""
     try:
-        asked = subprocess.run([executable, "-I", "-S", "-c", ASK], capture_output=True, text=True, timeout=10, check=True)
+        asked = subprocess.run(
+            [executable, "-I", "-S", "-c", ASK],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     fits, _, prefix = asked.stdout.strip().partition(" ")

@@ -1,12 +1,13 @@
 """Confine a plugin with bubblewrap and a system call filter.
 
-Covered: files outside of the bundle, network, other processes, the terminal, new namespaces, memory, number of
-processes, size of what is written, CPU time of each process; time per call is the client's part.
-Not covered: bugs of the kernel it shares with us, CPU side channels, what a plugin writes in its own answers, and
-what it could read in /usr, which is shown whole.
+Covered: files outside of the bundle, network, other processes, the terminal, new namespaces,
+memory, number of processes, size of what is written, CPU time of each process; time per call is the
+client's part.
+Not covered: bugs of the kernel it shares with us, CPU side channels, what a plugin writes in its
+own answers, and what it could read in /usr, which is shown whole.
 
-Always: files are handed over as open descriptors holding copies, so that the bytes that were checked are the bytes
-that run, and no path of the owner's has to be readable from inside.
+Always: files are handed over as open descriptors holding copies, so that the bytes that were
+checked are the bytes that run, and no path of the owner's has to be readable from inside.
 """
 
 import asyncio
@@ -61,9 +62,13 @@ def prepared(confined: Policy, program: Path) -> Iterator[Launch]:
 
         files = {path: holding(content) for path, content in confined.files.items()}
         filter_file = holding(seccomp.compile_filter(platform.machine()))
-        command = policy.arguments(program, confined, descriptors=files, seccomp=filter_file, links=system_links())
+        command = policy.arguments(
+            program, confined, descriptors=files, seccomp=filter_file, links=system_links()
+        )
         kept = (confined.storage[0],) if confined.storage else ()
-        yield Launch(command, (*files.values(), filter_file, *kept), interpreter.unprivileged_user())
+        yield Launch(
+            command, (*files.values(), filter_file, *kept), interpreter.unprivileged_user()
+        )
 
 
 async def start(confined: Policy) -> asyncio.subprocess.Process:
@@ -87,7 +92,9 @@ async def start(confined: Policy) -> asyncio.subprocess.Process:
                 **as_user(launch.user),
             )
         except OSError as error:
-            raise SandboxUnavailableError(f"bubblewrap did not start ({error.strerror}); run: quietchoir doctor") from error
+            raise SandboxUnavailableError(
+                f"bubblewrap did not start ({error.strerror}); run: quietchoir doctor"
+            ) from error
 
 
 def as_user(user: int | None) -> dict[str, Any]:

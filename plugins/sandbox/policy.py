@@ -1,8 +1,10 @@
 """What one plugin may see, as data, and as the arguments of bubblewrap.
 
-Knows paths inside and outside. Starts nothing and opens nothing: the argument list is a pure function.
-Always: the network is its own and empty; nothing of the home, of /etc (but the time zone and the linker's cache) or
-of other processes is visible; all that can be written is two bounded in-memory folders and one granted descriptor.
+Knows paths inside and outside. Starts nothing and opens nothing: the argument list is a pure
+function.
+Always: the network is its own and empty; nothing of the home, of /etc (but the time zone and the
+linker's cache) or of other processes is visible; all that can be written is two bounded in-memory
+folders and one granted descriptor.
 """
 
 import json
@@ -12,7 +14,8 @@ from pathlib import Path, PurePosixPath
 
 from ..manifest import Limits
 
-BUNDLE, CONFIG, KIT = "/plugin/bundle", "/plugin/config", "/quietchoir"  # folders as the plugin sees them
+# folders as the plugin sees them
+BUNDLE, CONFIG, KIT = "/plugin/bundle", "/plugin/config", "/quietchoir"
 START = f"{KIT}/inside.py"
 SYSTEM = Path("/usr")
 MERGED = ("bin", "sbin", "lib", "lib32", "lib64")  # links into /usr today, folders on older systems
@@ -42,11 +45,15 @@ class Policy:
         for path in self.files:
             pure = PurePosixPath(path)
             if ".." in pure.parts or not path.startswith((BUNDLE + "/", CONFIG + "/", KIT + "/")):
-                raise ValueError(f"{path} is outside of the folders that a plugin may see")  # our bug
+                raise ValueError(
+                    f"{path} is outside of the folders that a plugin may see"
+                )  # our bug
 
 
 def resource_limits(policy: Policy) -> dict[str, int]:
-    """Limits per process, by the names of `resource.RLIMIT_*`. The sum over processes is the watchdog's business."""
+    """Limits per process, by the names of `resource.RLIMIT_*`. The sum over processes is the
+    watchdog's business.
+    """
     limits = policy.limits
     largest_file = max(limits.scratch_mb << 20, policy.storage[1] if policy.storage else 0)
     return {
@@ -64,16 +71,27 @@ def resource_limits(policy: Policy) -> dict[str, int]:
 
 def environment(policy: Policy) -> dict[str, str]:
     """All variables that the plugin has; none comes from outside."""
-    found = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "QUIETCHOIR_CONFIG": CONFIG}
+    found = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": "/tmp",
+        "LANG": "C.UTF-8",
+        "QUIETCHOIR_CONFIG": CONFIG,
+    }
     if policy.storage:
         found["QUIETCHOIR_STORAGE"] = f"{policy.storage[0]}:{policy.storage[1]}"
     if not policy.interpreter.prefix.is_relative_to(SYSTEM):
-        found["LD_LIBRARY_PATH"] = str(policy.interpreter.prefix / "lib")  # else another libpython of the system is found
+        # else another libpython of the system is found
+        found["LD_LIBRARY_PATH"] = str(policy.interpreter.prefix / "lib")
     return found
 
 
 def arguments(
-    bubblewrap: Path, policy: Policy, *, descriptors: Mapping[str, int], seccomp: int, links: Mapping[str, str | None]
+    bubblewrap: Path,
+    policy: Policy,
+    *,
+    descriptors: Mapping[str, int],
+    seccomp: int,
+    links: Mapping[str, str | None],
 ) -> list[str]:
     """The command that starts the plugin.
 
@@ -84,13 +102,40 @@ def arguments(
     """
     command = [str(bubblewrap)]
     # --unshare-all alone only *tries* a user namespace; without one the rest would still start.
-    command += ["--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"]
-    command += ["--cap-drop", "ALL", "--uid", "1000", "--gid", "1000", "--hostname", "plugin", "--clearenv"]
+    command += [
+        "--unshare-all",
+        "--unshare-user",
+        "--disable-userns",
+        "--die-with-parent",
+        "--new-session",
+    ]
+    command += [
+        "--cap-drop",
+        "ALL",
+        "--uid",
+        "1000",
+        "--gid",
+        "1000",
+        "--hostname",
+        "plugin",
+        "--clearenv",
+    ]
     for name, value in environment(policy).items():
         command += ["--setenv", name, value]
     command += view(links)
     scratch = str(policy.limits.scratch_mb << 20)
-    command += ["--proc", "/proc", "--dev", "/dev", "--size", scratch, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
+    command += [
+        "--proc",
+        "/proc",
+        "--dev",
+        "/dev",
+        "--size",
+        scratch,
+        "--tmpfs",
+        "/dev/shm",
+        "--remount-ro",
+        "/dev",
+    ]
     command += ["--size", scratch, "--tmpfs", "/tmp"]
     prefix = policy.interpreter.prefix
     if not prefix.is_relative_to(SYSTEM):
@@ -99,14 +144,27 @@ def arguments(
         command += ["--perms", "0444", "--ro-bind-data", str(descriptor), path]
     command += ["--remount-ro", "/", "--chdir", "/tmp", "--seccomp", str(seccomp), "--"]
     limits = json.dumps(resource_limits(policy))
-    return [*command, str(policy.interpreter.executable), "-I", "-S", "-B", START, limits, policy.module]
+    return [
+        *command,
+        str(policy.interpreter.executable),
+        "-I",
+        "-S",
+        "-B",
+        START,
+        limits,
+        policy.module,
+    ]
 
 
 def view(links: Mapping[str, str | None]) -> list[str]:
     """Arguments that show the system's programs and libraries, all read-only."""
     found = ["--ro-bind", str(SYSTEM), str(SYSTEM)]
     for name, target in links.items():
-        found += ["--ro-bind", f"/{name}", f"/{name}"] if target is None else ["--symlink", target, f"/{name}"]
+        found += (
+            ["--ro-bind", f"/{name}", f"/{name}"]
+            if target is None
+            else ["--symlink", target, f"/{name}"]
+        )
     for path in ("/etc/ld.so.cache", "/etc/localtime"):
         found += ["--ro-bind-try", path, path]
     return found

@@ -1,12 +1,14 @@
 """Which system calls a confined plugin may make, compiled to the kernel's filter language.
 
-Knows system call numbers of x86-64 and AArch64 and six BPF instructions. Knows nothing of processes: bytes out.
-Always: what is not on the list is refused with EPERM. A call of another architecture or of the x32 table kills the
-process. clone3, and what is newer than the list, fails with ENOSYS: the C library then falls back to what is older, to
-clone, whose flags can be read.
+Knows system call numbers of x86-64 and AArch64 and six BPF instructions. Knows nothing of
+processes: bytes out.
+Always: what is not on the list is refused with EPERM. A call of another architecture or of the x32
+table kills the process. clone3, and what is newer than the list, fails with ENOSYS: the C library
+then falls back to what is older, to clone, whose flags can be read.
 
 Not covered: bugs in the system calls that stay allowed.
-Source: linux/filter.h, linux/seccomp.h, linux/audit.h; numbers from asm/unistd_64.h and asm-generic/unistd.h.
+Source: linux/filter.h, linux/seccomp.h, linux/audit.h; numbers from asm/unistd_64.h and
+asm-generic/unistd.h.
 """
 
 import errno
@@ -18,8 +20,9 @@ from ...core.errors import SandboxUnavailableError
 X86_64, AARCH64 = 0xC000003E, 0xC00000B7  # AUDIT_ARCH_*
 MACHINES = {"x86_64": X86_64, "aarch64": AARCH64, "arm64": AARCH64}
 X32_BIT = 0x40000000
-# name: (x86-64, AArch64); None where the machine has no such call. Whatever is not here is refused: new calls of the
-# kernel too, and those that show or change mounts, modules, keys, other processes, clocks or memory beyond accounting.
+# name: (x86-64, AArch64); None where the machine has no such call. Whatever is not here is refused:
+# new calls of the kernel too, and those that show or change mounts, modules, keys, other processes,
+# clocks or memory beyond accounting.
 ALLOWED: dict[str, tuple[int | None, int | None]] = {
     # files, in the folders that the namespace shows
     "read": (0, 63), "write": (1, 64), "open": (2, None), "close": (3, 57), "stat": (4, None),
@@ -85,15 +88,21 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "recvmsg": (47, 212), "shutdown": (48, 210), "getsockname": (51, 204), "getpeername": (52, 205),
     "getsockopt": (55, 209), "setsockopt": (54, 208),
 }  # fmt: skip
-LAST_KNOWN = 471  # the newest call when this list was made; one above it does not exist here, as on an older kernel
+# the newest call when this list was made; one above it does not exist here, as on an older kernel
+LAST_KNOWN = 471
 CLONE, CLONE3, IOCTL = (56, 220), (435, 435), (16, 29)
-NEW_NAMESPACES = 0x7E020000  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET}; CLONE_NEWTIME exists in unshare and clone3 alone
-IOCTLS = (  # what a file or a stream may be asked; what types into a terminal (TIOCSTI, TIOCLINUX) is not among them
-    0x5401, 0x802C542A, 0x5413, 0x540F,  # TCGETS, TCGETS2, TIOCGWINSZ, TIOCGPGRP: is it a terminal, how large
+# CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET}; CLONE_NEWTIME exists in unshare and clone3 alone
+NEW_NAMESPACES = 0x7E020000
+# what a file or a stream may be asked; what types into a terminal (TIOCSTI, TIOCLINUX) is not among
+# them
+IOCTLS = (
+    # TCGETS, TCGETS2, TIOCGWINSZ, TIOCGPGRP: is it a terminal, how large
+    0x5401, 0x802C542A, 0x5413, 0x540F,
     0x541B, 0x5421, 0x5450, 0x5451, 0x40049409,  # FIONREAD, FIONBIO, FIONCLEX, FIOCLEX, FICLONE
 )  # fmt: skip
 
-LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # BPF_LD|W|ABS, BPF_JMP|J{EQ,GE,SET}|K, BPF_RET|K
+# BPF_LD|W|ABS, BPF_JMP|J{EQ,GE,SET}|K, BPF_RET|K
+LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 NUMBER_AT, ARCH_AT, ARGUMENTS_AT = 0, 4, 16  # offsets in struct seccomp_data
 ALLOW, KILL = 0x7FFF0000, 0x80000000
 Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, constant
@@ -132,7 +141,12 @@ def rules(architecture: int) -> list[Instruction]:
 
 def only_if(number: int, argument: int, checks: Sequence[Instruction]) -> list[Instruction]:
     """Run `checks` on one argument of one call, then go on with the call's number loaded again."""
-    return [(EQUAL, 0, len(checks) + 2, number), low_word(argument), *checks, (LOAD, 0, 0, NUMBER_AT)]
+    return [
+        (EQUAL, 0, len(checks) + 2, number),
+        low_word(argument),
+        *checks,
+        (LOAD, 0, 0, NUMBER_AT),
+    ]
 
 
 def compile_filter(machine: str) -> bytes:
@@ -143,6 +157,7 @@ def compile_filter(machine: str) -> bytes:
     """
     if machine not in MACHINES:
         raise SandboxUnavailableError(
-            f"no system call filter for {machine}; plugins run on {' and '.join(sorted(MACHINES))} only"
+            f"no system call filter for {machine}; plugins run on {' and '.join(sorted(MACHINES))} "
+            f"only"
         )
     return b"".join(struct.pack("<HBBI", *step) for step in rules(MACHINES[machine]))

@@ -1,10 +1,12 @@
 """How much memory a family of processes holds, and how to end it.
 
 Knows /proc. Knows nothing of plugins or bubblewrap.
-Always: only the process group that was started here is signalled, never a name and never another group.
+Always: only the process group that was started here is signalled, never a name and never another
+group.
 
-Not covered: between two looks a family may hold more than its limit; each process's own address space is bounded
-by the kernel, so the overshoot is at most that bound times the number of processes.
+Not covered: between two looks a family may hold more than its limit; each process's own address
+space is bounded by the kernel, so the overshoot is at most that bound times the number of
+processes.
 """
 
 import asyncio
@@ -76,7 +78,9 @@ def kill_group(leader: int) -> None:
 
 
 async def watch(leader: int, limit_bytes: int, over: Callable[[str], None]) -> None:
-    """Look at the family of `leader` until it ends; once it holds more than `limit_bytes`, call `over` with the reason."""
+    """Look at the family of `leader` until it ends; once it holds more than `limit_bytes`, call
+    `over` with the reason.
+    """
     while True:
         await asyncio.sleep(INTERVAL_S)
         held = await asyncio.to_thread(lambda: sum(held_bytes(pid) for pid in family(leader)))

@@ -1,7 +1,8 @@
 """Write a plugin: functions become tools of an MCP server on standard input and output.
 
-One file, standard library alone: a plugin starts in some 25 milliseconds, and this page is all there is to read.
-Knows JSON-RPC lines, the tool part of MCP (handshake revisions and 2026-07-28) and one slot of storage.
+One file, standard library alone: a plugin starts in some 25 milliseconds, and this page is all
+there is to read. Knows JSON-RPC lines, the tool part of MCP (handshake revisions and 2026-07-28)
+and one slot of storage.
 Knows nothing of sandboxes: it runs the same in any other MCP host.
 Always: one request, one answer; a tool that raises answers with `isError`, and the server lives on.
 
@@ -33,7 +34,14 @@ from typing import Any, TextIO
 HANDSHAKE_VERSIONS = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 STATELESS_VERSION = "2026-07-28"
 PARSE_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND, INVALID_PARAMS = -32700, -32600, -32601, -32602
-SCHEMA_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array", dict: "object"}
+SCHEMA_TYPES = {
+    str: "string",
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+    list: "array",
+    dict: "object",
+}
 CONFIG_VARIABLE = "QUIETCHOIR_CONFIG"  # folder of the files that the owner handed to this plugin
 STORAGE_VARIABLE = "QUIETCHOIR_STORAGE"  # "DESCRIPTOR:BYTES" of the storage that the host opened
 
@@ -53,8 +61,21 @@ class Refused(Exception):
 class Tool:
     """One function on offer, with the JSON Schema of its arguments."""
 
-    def __init__(self, function: Callable[..., str], name: str, description: str, schema: Mapping[str, Any], read_only: bool):
-        self.function, self.name, self.description, self.schema, self.read_only = function, name, description, schema, read_only
+    def __init__(
+        self,
+        function: Callable[..., str],
+        name: str,
+        description: str,
+        schema: Mapping[str, Any],
+        read_only: bool,
+    ):
+        self.function, self.name, self.description, self.schema, self.read_only = (
+            function,
+            name,
+            description,
+            schema,
+            read_only,
+        )
 
     def listing(self) -> dict[str, Any]:
         """As `tools/list` shows it."""
@@ -66,7 +87,8 @@ class Tool:
         }
 
     def check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments that fit the schema's names and types; a number written as text becomes a number.
+        """Arguments that fit the schema's names and types; a number written as text becomes a
+        number.
 
         Raises:
             ToolFailure: unknown, missing or ill-typed argument, named.
@@ -74,15 +96,23 @@ class Tool:
         known = self.schema.get("properties", {})
         for name in arguments:
             if name not in known:
-                raise ToolFailure(f"{self.name} takes no argument {name!r}; it knows: {', '.join(known) or 'none'}")
+                raise ToolFailure(
+                    f"{self.name} takes no argument {name!r}; it knows: "
+                    f"{', '.join(known) or 'none'}"
+                )
         for name in self.schema.get("required", ()):
             if name not in arguments:
                 raise ToolFailure(f"{self.name} needs the argument {name!r}")
-        return {name: fit(value, known[name].get("type"), f"{self.name}: {name}") for name, value in arguments.items()}
+        return {
+            name: fit(value, known[name].get("type"), f"{self.name}: {name}")
+            for name, value in arguments.items()
+        }
 
 
 def fit(value: Any, wanted: Any, where: str) -> Any:
-    """`value` if its JSON type is among `wanted`, or the number that a text spells; ToolFailure otherwise."""
+    """`value` if its JSON type is among `wanted`, or the number that a text spells; ToolFailure
+    otherwise.
+    """
     allowed = [wanted] if isinstance(wanted, str) else list(wanted or ())
     found = "boolean" if isinstance(value, bool) else SCHEMA_TYPES.get(type(value), "null")
     if not allowed or found in allowed or (found == "integer" and "number" in allowed):
@@ -109,11 +139,18 @@ def schema_of(function: Callable[..., str]) -> dict[str, Any]:
     required = []
     for name, parameter in inspect.signature(function).parameters.items():
         if name not in hints:
-            raise TypeError(f"{function.__name__}: argument {name} has no type hint; tools need one for each")
+            raise TypeError(
+                f"{function.__name__}: argument {name} has no type hint; tools need one for each"
+            )
         properties[name] = schema_of_hint(hints[name], f"{function.__name__}: {name}")
         if parameter.default is inspect.Parameter.empty:
             required.append(name)
-    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": False,
+    }
 
 
 def schema_of_hint(hint: Any, where: str) -> dict[str, Any]:
@@ -128,7 +165,10 @@ def schema_of_hint(hint: Any, where: str) -> dict[str, Any]:
         return {"type": "array", "items": schema_of_hint(arguments[0], where)}
     if (origin or hint) in SCHEMA_TYPES:
         return {"type": SCHEMA_TYPES[origin or hint]}
-    raise TypeError(f"{where}: {hint!r} has no JSON type; use str, int, float, bool, list, dict or a union of these")
+    raise TypeError(
+        f"{where}: {hint!r} has no JSON type; use str, int, float, bool, list, dict or "
+        f"a union of these"
+    )
 
 
 class Server:
@@ -138,12 +178,20 @@ class Server:
         self.tools: dict[str, Tool] = {}
 
     def add(
-        self, function: Callable[..., str], *, name: str, description: str, schema: Mapping[str, Any], read_only: bool = False
+        self,
+        function: Callable[..., str],
+        *,
+        name: str,
+        description: str,
+        schema: Mapping[str, Any],
+        read_only: bool = False,
     ) -> None:
         """Offer `function` under an explicit schema."""
         self.tools[name] = Tool(function, name, description, schema, read_only)
 
-    def serve(self, name: str, version: str, lines: TextIO | None = None, out: TextIO | None = None) -> None:
+    def serve(
+        self, name: str, version: str, lines: TextIO | None = None, out: TextIO | None = None
+    ) -> None:
         """Answer requests until the input ends. What the plugin prints goes to standard error."""
         lines, out = lines or sys.stdin, out or sys.stdout
         identity = {"name": name, "version": version}
@@ -165,21 +213,41 @@ class Server:
             number = message.get("id")
             result = self.result(message["method"], message.get("params") or {}, identity)
         except Refused as error:
-            return {"jsonrpc": "2.0", "id": number, "error": {"code": error.code, "message": str(error)}}
+            return {
+                "jsonrpc": "2.0",
+                "id": number,
+                "error": {"code": error.code, "message": str(error)},
+            }
         if number is None:
             return None
         return {"jsonrpc": "2.0", "id": number, "result": result}
 
-    def result(self, method: str, params: Mapping[str, Any], identity: Mapping[str, str]) -> dict[str, Any]:
-        """What `method` gives back. The stateless revision's extra fields do not disturb older clients."""
-        extra = {"resultType": "complete", "_meta": {"io.modelcontextprotocol/serverInfo": dict(identity)}}
+    def result(
+        self, method: str, params: Mapping[str, Any], identity: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """What `method` gives back. The stateless revision's extra fields do not disturb older
+        clients.
+        """
+        extra = {
+            "resultType": "complete",
+            "_meta": {"io.modelcontextprotocol/serverInfo": dict(identity)},
+        }
         cache = {"ttlMs": 0, "cacheScope": "private"}
         if method == "initialize":
             asked = params.get("protocolVersion")
             chosen = asked if asked in HANDSHAKE_VERSIONS else HANDSHAKE_VERSIONS[0]
-            return {"protocolVersion": chosen, "capabilities": {"tools": {}}, "serverInfo": dict(identity)}
+            return {
+                "protocolVersion": chosen,
+                "capabilities": {"tools": {}},
+                "serverInfo": dict(identity),
+            }
         if method == "server/discover":
-            return {"supportedVersions": [STATELESS_VERSION], "capabilities": {"tools": {}}, **extra, **cache}
+            return {
+                "supportedVersions": [STATELESS_VERSION],
+                "capabilities": {"tools": {}},
+                **extra,
+                **cache,
+            }
         if method == "ping" or method.startswith("notifications/"):
             return {}
         if method == "tools/list":
@@ -223,13 +291,23 @@ SERVER = Server()  # a plugin is one program: its tools gather here
 
 
 def tool(
-    function: Callable[..., str] | None = None, *, name: str = "", description: str = "", read_only: bool = False
+    function: Callable[..., str] | None = None,
+    *,
+    name: str = "",
+    description: str = "",
+    read_only: bool = False,
 ) -> Callable[..., Any]:
     """Offer a function as a tool: name, docstring and type hints become its listing."""
 
     def offer(chosen: Callable[..., str]) -> Callable[..., str]:
         text = description or inspect.getdoc(chosen) or ""
-        SERVER.add(chosen, name=name or chosen.__name__, description=text, schema=schema_of(chosen), read_only=read_only)
+        SERVER.add(
+            chosen,
+            name=name or chosen.__name__,
+            description=text,
+            schema=schema_of(chosen),
+            read_only=read_only,
+        )
         return chosen
 
     return offer if function is None else offer(function)
@@ -249,17 +327,21 @@ def config(name: str) -> Any:
 class Storage:
     """One JSON value that outlives the plugin: two slots in one file, written in turn.
 
-    Always: a plugin killed in the middle of a write finds the value before it, never half of a value.
-    Without a host that opened a file it lasts as long as the process.
+    Always: a plugin killed in the middle of a write finds the value before it, never half of a
+    value. Without a host that opened a file it lasts as long as the process.
     """
 
     header = struct.Struct("<QI32s")  # sequence, length, SHA-256 of both and the value
 
     def __init__(self, place: str | None = None) -> None:
-        descriptor, _, size = (place if place is not None else os.environ.get(STORAGE_VARIABLE, "")).partition(":")
+        descriptor, _, size = (
+            place if place is not None else os.environ.get(STORAGE_VARIABLE, "")
+        ).partition(":")
         self.descriptor = int(descriptor) if descriptor else -1
         self.slot_bytes = int(size or 0) // 2
-        self.sequence, self.value = max((self._read(slot) for slot in (0, 1)), key=lambda found: found[0])
+        self.sequence, self.value = max(
+            (self._read(slot) for slot in (0, 1)), key=lambda found: found[0]
+        )
 
     def _read(self, slot: int) -> tuple[int, Any]:
         if self.descriptor < 0:
@@ -271,11 +353,16 @@ class Storage:
         if length > self.slot_bytes:
             return 0, None
         content = os.pread(self.descriptor, length, slot * self.slot_bytes + self.header.size)
-        return (sequence, json.loads(content)) if self._seal(sequence, content) == digest else (0, None)
+        return (
+            (sequence, json.loads(content))
+            if self._seal(sequence, content) == digest
+            else (0, None)
+        )
 
     @staticmethod
     def _seal(sequence: int, content: bytes) -> bytes:
-        # The sequence is sealed too: cut after it, a write would make the older value look like the newest.
+        # The sequence is sealed too: cut after it, a write would make the older value look like the
+        # newest.
         return hashlib.sha256(struct.pack("<QI", sequence, len(content)) + content).digest()
 
     def save(self, value: Any) -> None:
@@ -283,7 +370,12 @@ class Storage:
         content = json.dumps(value, ensure_ascii=False).encode()
         if self.descriptor >= 0:
             if len(content) + self.header.size > self.slot_bytes:
-                raise ToolFailure(f"this plugin may keep {self.slot_bytes} bytes, and its state would be {len(content)}")
-            head = self.header.pack(self.sequence + 1, len(content), self._seal(self.sequence + 1, content))
+                raise ToolFailure(
+                    f"this plugin may keep {self.slot_bytes} bytes, and its state "
+                    f"would be {len(content)}"
+                )
+            head = self.header.pack(
+                self.sequence + 1, len(content), self._seal(self.sequence + 1, content)
+            )
             os.pwrite(self.descriptor, head + content, (self.sequence + 1) % 2 * self.slot_bytes)
         self.sequence, self.value = self.sequence + 1, value

@@ -1,6 +1,8 @@
-"""Attacks by other web pages and processes on the machine: who reaches a port on loopback, and has no token.
+"""Attacks by other web pages and processes on the machine: who reaches a port on loopback, and has
+no token.
 
-Knows the HTTP of a node, of the coordinator's page and of a library's host. Knows nothing of the fleet's door.
+Knows the HTTP of a node, of the coordinator's page and of a library's host. Knows nothing of the
+fleet's door.
 """
 
 import asyncio
@@ -44,21 +46,52 @@ class Nothing:
         """None."""
 
 
-SECRETS = (b"engine", b"budget", b"smollm2-decoy", b"quietchoir_members")  # in answers that are the owner's
+# in answers that are the owner's
+SECRETS = (b"engine", b"budget", b"smollm2-decoy", b"quietchoir_members")
 TOKEN = "a-token-that-no-stranger-has-" + "x" * 20
 PATHS = (
-    "/api/status", "/v1/models", "/metrics", "//api/status", "/ui/../api/status", "/ui/%2e%2e/api/status",
-    "/ui/..%2fapi%2fstatus", "/ui//../../api/status", "/health/../api/status", "/health/", "/favicon.ico/../api/status",
-    "/./api/status", "/api/status/", "/api%2fstatus", "/%61pi/status", "/api/status?ui/", "/api/status;/ui/x",
-    "/api/status#/ui/", "/\\api\\status", "http://localhost/api/status", "/v1//models", "/v1/v1/models", "/models",
+    "/api/status",
+    "/v1/models",
+    "/metrics",
+    "//api/status",
+    "/ui/../api/status",
+    "/ui/%2e%2e/api/status",
+    "/ui/..%2fapi%2fstatus",
+    "/ui//../../api/status",
+    "/health/../api/status",
+    "/health/",
+    "/favicon.ico/../api/status",
+    "/./api/status",
+    "/api/status/",
+    "/api%2fstatus",
+    "/%61pi/status",
+    "/api/status?ui/",
+    "/api/status;/ui/x",
+    "/api/status#/ui/",
+    "/\\api\\status",
+    "http://localhost/api/status",
+    "/v1//models",
+    "/v1/v1/models",
+    "/models",
     "/ui/x/../../v1/models",
-    "/api/status%00/ui/", "/ui/%252e%252e/api/status", "/API/STATUS", "/health\t/../api/status",
-)  # fmt: skip
+    "/api/status%00/ui/",
+    "/ui/%252e%252e/api/status",
+    "/API/STATUS",
+    "/health\t/../api/status",
+)
 HEADS = (
-    "", "Authorization: Bearer", "Authorization: Bearer \xff", "Authorization: Basic x", "Cookie: token=x",
-    "X-Original-URL: /health", "X-Rewrite-URL: /ui/", "X-HTTP-Method-Override: GET", "X-Forwarded-Host: localhost", "Origin: http://127.0.0.1:1",
+    "",
+    "Authorization: Bearer",
+    "Authorization: Bearer \xff",
+    "Authorization: Basic x",
+    "Cookie: token=x",
+    "X-Original-URL: /health",
+    "X-Rewrite-URL: /ui/",
+    "X-HTTP-Method-Override: GET",
+    "X-Forwarded-Host: localhost",
+    "Origin: http://127.0.0.1:1",
     "Connection: upgrade\r\nUpgrade: websocket",
-)  # fmt: skip
+)
 
 
 def ask(port: int, words: bytes) -> bytes:
@@ -75,7 +108,9 @@ def read_without_a_token(port: int) -> tuple[int, int]:
     """Requests made, and those whose answer holds something of the owner's."""
     tried = read = 0
     for method in ("GET", "HEAD", "OPTIONS"):
-        for path, head in [(path, "") for path in PATHS] + [("/api/status", head) for head in HEADS]:
+        for path, head in [(path, "") for path in PATHS] + [
+            ("/api/status", head) for head in HEADS
+        ]:
             lines = [
                 f"{method} {path} HTTP/1.1",
                 f"Host: {HOST}:{port}",
@@ -141,11 +176,15 @@ def page() -> Iterator[int]:
         yield shown.port
 
 
-def without_a_token(serve: Callable[[], contextlib.AbstractContextManager[int]], guard: Callable[..., Any]) -> Result:
+def without_a_token(
+    serve: Callable[[], contextlib.AbstractContextManager[int]], guard: Callable[..., Any]
+) -> Result:
     """What a process or a web page on this machine reads without the token."""
     with mock.patch.object(auth, "guard", guard), serve() as port:
         tried, read = read_without_a_token(port)
-    return Result(read > 0, f"{tried} requests without a token, {read} were told something of the owner's")
+    return Result(
+        read > 0, f"{tried} requests without a token, {read} were told something of the owner's"
+    )
 
 
 def unpacked(fetch: Callable[[int, bytes], None]) -> Result:
@@ -180,7 +219,9 @@ def unpack_whole(_port: int, packed: bytes) -> None:
 # Connections that say nothing
 
 
-async def unlimited(runner: web.AppRunner, _config: ServerConfig, claimed: socket.socket, _tls: Any = None) -> tuple[Any, Any]:
+async def unlimited(
+    runner: web.AppRunner, _config: ServerConfig, claimed: socket.socket, _tls: Any = None
+) -> tuple[Any, Any]:
     """Serve as aiohttp does by itself."""
     await runner.setup()
     site = web.SockSite(runner, claimed)
@@ -213,14 +254,21 @@ def library() -> Iterator[int]:
 
 
 def silent(listen: Callable[..., Any]) -> Result:
-    """How many connections that say nothing are held at once, at the page and at a library's host."""
+    """How many connections that say nothing are held at once, at the page and at a library's
+    host.
+    """
     limit = ServerConfig().max_connections
     most = 0
     with mock.patch.object(connections, "listen", listen):
         for serve in (page, library):
             with serve() as port, contextlib.ExitStack() as opened_:
-                lines = [opened_.enter_context(socket.create_connection((HOST, port))) for _ in range(2 * limit)]
-                ask(port, f"GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode())  # after all of them
+                lines = [
+                    opened_.enter_context(socket.create_connection((HOST, port)))
+                    for _ in range(2 * limit)
+                ]
+                ask(
+                    port, f"GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode()
+                )  # after all of them
                 held = 0
                 for line in lines:
                     line.setblocking(False)

@@ -1,8 +1,11 @@
-"""What an attacker may try, each attack in two arms: against the product, and against the same without its protection.
+"""What an attacker may try, each attack in two arms: against the product, and against the same
+without its protection.
 
-Knows how an attack is described and judged. Knows nothing of what any of them does; imports them only to run them.
-Always: an attack counts as withstood only if its unprotected arm succeeded in the same run: a program that cannot
-break anything shows nothing. An arm that ends in an error of its own is told as that, never as a refusal.
+Knows how an attack is described and judged. Knows nothing of what any of them does; imports them
+only to run them.
+Always: an attack counts as withstood only if its unprotected arm succeeded in the same run: a
+program that cannot break anything shows nothing. An arm that ends in an error of its own is told as
+that, never as a refusal.
 
 A module of `ATTACKERS` is who attacks; it offers `ATTACKS`, a sequence of `Attack`.
 """
@@ -31,7 +34,9 @@ class Result:
 
 
 class NotHere(Exception):
-    """This machine lacks what the attack needs (no sandbox, no namespaces); the message says what."""
+    """This machine lacks what the attack needs (no sandbox, no namespaces); the message says
+    what.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,22 +45,27 @@ class Attack:
 
     name: str  # a few words, unique
     who: str  # the attacker, in the words of the threat model: "coordinator + 1 member"
-    mode: str  # plain, masked, sealed, threshold, or the part of the node: "server", "plugin", "library", "file"
+    # plain, masked, sealed, threshold, or the part of the node: "server", "plugin", "library",
+    # "file"
+    mode: str
     promise: str  # what the docs say, which the protected arm must keep
     unprotected: Callable[[], Result]
     protected: Callable[[], Result]
 
     def run(self) -> dict[str, Any]:
-        """Both arms, as a row: `unprotected` and `protected` are what was seen, `verdict` is what follows.
+        """Both arms, as a row: `unprotected` and `protected` are what was seen, `verdict` is what
+        follows.
 
-        `verdict` is "withstood", "broken", "control failed", "error", or "not here" with the reason.
+        `verdict` is "withstood", "broken", "control failed", "error", or "not here" with the
+        reason.
         """
         row = {key: getattr(self, key) for key in ("name", "who", "mode", "promise")}
         try:
             control, product = self.unprotected(), self.protected()
         except NotHere as reason:
             return {**row, "unprotected": "", "protected": "", "verdict": f"not here: {reason}"}
-        except Exception as error:  # the attack's own fault: it shows nothing, and must not end the others
+        # the attack's own fault: it shows nothing, and must not end the others
+        except Exception as error:
             what = f"{type(error).__name__}: {error}"
             return {**row, "unprotected": "", "protected": what, "verdict": "error"}
         withstood = "broken" if product.succeeded else "withstood"

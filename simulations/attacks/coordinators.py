@@ -1,8 +1,10 @@
 """Attacks by whoever runs the rounds: alone, or with members that help.
 
-Knows what a coordinator can say, and to whom. Knows nothing of the network: letters go to parties in this process.
-Always: what an arm finds is measured (a correlation with the victim's secret, bits of a key, what was trained from); in the
-unprotected arm one protection is taken away, with those that stand beside it, and everything else is the product.
+Knows what a coordinator can say, and to whom. Knows nothing of the network: letters go to parties
+in this process.
+Always: what an arm finds is measured (a correlation with the victim's secret, bits of a key, what
+was trained from); in the unprotected arm one protection is taken away, with those that stand beside
+it, and everything else is the product.
 """
 
 import dataclasses
@@ -43,10 +45,25 @@ from ...federation.rounds.steps import Step, name_of
 from ...federation.sealed import greeting, handover, parts, vault
 from ...federation.sealed.greeting import Greeting, Parcel
 from .catalogue import Attack, Result
-from .scene import CLOSE, NAMES, RANGE, SIZE, VICTIM, Liar, Lie, Scene, Stub, alike, federation, refused, without
+from .scene import (
+    CLOSE,
+    NAMES,
+    RANGE,
+    SIZE,
+    VICTIM,
+    Liar,
+    Lie,
+    Scene,
+    Stub,
+    alike,
+    federation,
+    refused,
+    without,
+)
 
 MIDDLE = 2**11 - 1  # of a value of 12 bits: zero; twice that is the largest
-FALSE = np.full(SIZE, 3000.0, np.float32)  # an adapter from which nobody learns: everything is driven to one side
+# an adapter from which nobody learns: everything is driven to one side
+FALSE = np.full(SIZE, 3000.0, np.float32)
 NO_BINDING = (
     (broadcast, "of_work", lambda *given: bytes(32)),
     (broadcast, "of_group", lambda *given: bytes(32)),
@@ -54,8 +71,10 @@ NO_BINDING = (
 )
 NO_FLOORS = ((bounds, "check", lambda *given: None), (party, "check_clipped", lambda *given: None))
 NO_VOUCHING = ((Session, "vouchers", 0),)
-NO_TAGS = tuple((one, "attested", lambda policy: False) for one in (totals, steps))  # members take its word for a sum
-ONE_SPLIT = tuple((one, "digest_of", lambda flat: bytes(32)) for one in (party, assembly))  # whatever adapter was told
+# members take its word for a sum
+NO_TAGS = tuple((one, "attested", lambda policy: False) for one in (totals, steps))
+# whatever adapter was told
+ONE_SPLIT = tuple((one, "digest_of", lambda flat: bytes(32)) for one in (party, assembly))
 HEADER: dict[str, type] = {"kind": str, "recipient": str, **messages.FRAME}
 
 
@@ -65,15 +84,22 @@ def stage_of(letter: bytes) -> str:
 
 
 def sums_of(run: Coordinator) -> list[Sum]:
-    """Every sum that `run` opens from now on: it knows one before it shows it to anybody, whatever comes of that."""
+    """Every sum that `run` opens from now on: it knows one before it shows it to anybody,
+    whatever comes of that.
+    """
     found, honest, ask = list[Sum](), run.assembly.open, run.post.ask
 
     def note(one: Sum) -> None:
         whole = one.total[: run.size]
-        if not any(one.parties == other.parties and np.array_equal(whole, other.total[: run.size]) for other in found):
+        if not any(
+            one.parties == other.parties and np.array_equal(whole, other.total[: run.size])
+            for other in found
+        ):
             found.append(one)
 
-    def asking(stage: str, payloads: Mapping[str, bytes], place: Place, timeout_s: float) -> Iterator[Any]:
+    def asking(
+        stage: str, payloads: Mapping[str, bytes], place: Place, timeout_s: float
+    ) -> Iterator[Any]:
         if stage == masked.ATTEST:
             for shown in set(payloads.values()):
                 names = tuple(sorted(name for name, one in payloads.items() if one == shown))
@@ -93,7 +119,11 @@ def sums_of(run: Coordinator) -> list[Sum]:
 def result(found: Vector | None, scene: Scene, words: str = "") -> Result:
     """Was the victim's update read?"""
     close = 0.0 if found is None else alike(found, scene.victim)
-    seen = f"correlation {close:.4f} with the victim's update" if found is not None else "no sum with the victim in it"
+    seen = (
+        (f"correlation {close:.4f} with the victim's update")
+        if found is not None
+        else "no sum with the victim in it"
+    )
     return Result(close >= CLOSE, f"{seen}{'; ' if words else ''}{words[:160]}")
 
 
@@ -101,7 +131,9 @@ def result(found: Vector | None, scene: Scene, words: str = "") -> Result:
 
 
 def round_of(scene: Scene, lie: Lie, read: Callable[[Sum], Vector], **options: Any) -> Result:
-    """One round in which everybody but the victim is lied to; `read` makes the victim's update of the sum with it."""
+    """One round in which everybody but the victim is lied to; `read` makes the victim's update
+    of the sum with it.
+    """
     run = scene.run(**options)
     found = sums_of(run)
     Liar(run, lie, NAMES[1:])
@@ -117,7 +149,9 @@ def less_constants(one: Sum) -> Vector:
 
 
 def less_ends(one: Sum) -> Vector:
-    """The same, if everybody else's was cut to either end: those differ by a known step, which is taken away modulo it."""
+    """The same, if everybody else's was cut to either end: those differ by a known step, which
+    is taken away modulo it.
+    """
     return ((one.total[:SIZE] % (2 * MIDDLE) - MIDDLE) / MIDDLE * RANGE).astype(np.float32)
 
 
@@ -126,11 +160,18 @@ def told_ranges(stage: str, payload: bytes) -> bytes | None:
     if stage != work.TRAIN:
         return None
     order, rest = work.split(payload)
-    return work.encode(dataclasses.replace(order, ranges=tuple((stop, 1e-9) for stop, _ in order.ranges))) + rest
+    return (
+        work.encode(
+            dataclasses.replace(order, ranges=tuple((stop, 1e-9) for stop, _ in order.ranges))
+        )
+        + rest
+    )
 
 
 def narrow_ranges(*stubs: Stub) -> Result:
-    scene = federation(4, recipe={"download": "adapter", "ranges": "tensor"}, stops=(SIZE // 2, SIZE))
+    scene = federation(
+        4, recipe={"download": "adapter", "ranges": "tensor"}, stops=(SIZE // 2, SIZE)
+    )
     with without(*stubs):
         return round_of(scene, told_ranges, less_ends, stops=(SIZE // 2, SIZE))
 
@@ -152,7 +193,11 @@ def another_state(*stubs: Stub) -> Result:
 
 def told_false_adapter(stage: str, payload: bytes) -> bytes | None:
     """Another adapter; the work around it as it was."""
-    return work.encode(dataclasses.replace(work.decode(payload, SIZE), flat=FALSE)) if stage == work.TRAIN else None
+    return (
+        work.encode(dataclasses.replace(work.decode(payload, SIZE), flat=FALSE))
+        if stage == work.TRAIN
+        else None
+    )
 
 
 def in_buckets(*stubs: Stub) -> Result:
@@ -168,14 +213,18 @@ def told_no_score(stage: str, payload: bytes) -> bytes | None:
         return None
     version, order = calls.split_train(payload)
     told, rest = work.split(order)
-    return calls.encode_train(version, work.encode(dataclasses.replace(told, evaluate=False)) + rest)
+    return calls.encode_train(
+        version, work.encode(dataclasses.replace(told, evaluate=False)) + rest
+    )
 
 
 # Who can say where members are
 
 
 def forged_greeting(*stubs: Stub) -> Result:
-    """The coordinator asks a member for the key in another member's name, for a box key of its own."""
+    """The coordinator asks a member for the key in another member's name, for a box key of its
+    own.
+    """
     scene = federation(4, mode="sealed", bits=8, threshold=3)
     place, own, dealer = Place("0a" * 16, 1, 1), Ephemeral.generate(), scene.parties["ben"]
     policy, size = scene.policy, 0
@@ -192,7 +241,9 @@ def forged_greeting(*stubs: Stub) -> Result:
         words = refused(lambda: answers.append(dealer.handle(asking)))
         if answers:
             payload = parts.split(messages.decode_reply(answers[0], policy, asking).payload)
-            parcel = Parcel(purpose="key", policy=policy, place=place, sender="ben", receiver=VICTIM)
+            parcel = Parcel(
+                purpose="key", policy=policy, place=place, sender="ben", receiver=VICTIM
+            )
             seed = parcel.opened(payload[handover.TO + VICTIM], own)
             assert dealer.safe is not None
             size = 8 * len(seed) if seed == dealer.safe.vault.seed(policy.digest) else 0
@@ -200,7 +251,9 @@ def forged_greeting(*stubs: Stub) -> Result:
 
 
 def undone_for_some(*stubs: Stub) -> Result:
-    """After two rounds one half of the members is told to undo a step, then all are asked to train together."""
+    """After two rounds one half of the members is told to undo a step, then all are asked to
+    train together.
+    """
     scene = federation(4, mode="sealed", bits=8, threshold=3)
     run, told = scene.run(), dict[str, bytes]()
     run.train_round()
@@ -215,10 +268,14 @@ def undone_for_some(*stubs: Stub) -> Result:
         words = refused(run.train_round)
     entry = run.state.history[-1] if run.state.round > 2 else None
     from_ = {told[name] for name in entry["parties"] if name in told} if entry else set()
-    return Result(len(from_) > 1, f"{len(from_)} adapters behind one sum{'; ' if words else ''}{words[:160]}")
+    return Result(
+        len(from_) > 1, f"{len(from_)} adapters behind one sum{'; ' if words else ''}{words[:160]}"
+    )
 
 
-def noting(train: Callable[[Vector, int], Any], told: dict[str, bytes], name: str) -> Callable[[Vector, int], Any]:
+def noting(
+    train: Callable[[Vector, int], Any], told: dict[str, bytes], name: str
+) -> Callable[[Vector, int], Any]:
     """The same training; what it began from is noted."""
 
     def noted(flat: Vector, seed: int) -> Any:
@@ -240,7 +297,9 @@ def another_parent(self: Party, place: Place) -> Any:
 
 
 def two_sets(*stubs: Stub) -> Result:
-    """On Flower's engines each stage is a process. Two of them are started at once, for two sets of survivors."""
+    """On Flower's engines each stage is a process. Two of them are started at once, for two sets
+    of survivors.
+    """
     scene, stop = federation(4), "consistency"
     link = Stopping({name: one.handle for name, one in scene.parties.items()}, stop)
     refused(scene.run(link=link).train_round)
@@ -248,15 +307,22 @@ def two_sets(*stubs: Stub) -> Result:
     halves = {name: one.attempt.half for name, one in helpers.items() if one.attempt is not None}
     client = halves["ben"].client  # type: ignore[attr-defined]
     session, card, me = client._session, client._near[0], client._session.numbers
-    everybody = SurvivorList.decode(messages.split(link.letters["ben"], HEADER)[1], session, client._view)
-    sets = (everybody, SurvivorList({at: one for at, one in everybody.receipts.items() if at != me[VICTIM]}))
+    everybody = SurvivorList.decode(
+        messages.split(link.letters["ben"], HEADER)[1], session, client._view
+    )
+    sets = (
+        everybody,
+        SurvivorList({at: one for at, one in everybody.receipts.items() if at != me[VICTIM]}),
+    )
     shares: dict[bytes, dict[int, bytes]] = {SELF_SHARE: {}, KEY_SHARE: {}}
     with tempfile.TemporaryDirectory() as folder, without(*stubs):
         forks = {name: both(one, Path(folder) / name) for name, one in helpers.items()}
         for at, found in enumerate(sets):
             going = {name: fork[at] for name, fork in forks.items() if fork[at] is not None}
             said = {name: agreed(fork, found.encode(session)) for name, fork in going.items()}
-            listed = SignatureList({me[name]: one for name, one in said.items() if one is not None}).encode(session)
+            listed = SignatureList(
+                {me[name]: one for name, one in said.items() if one is not None}
+            ).encode(session)
             for name, fork in going.items():
                 for kind, share in revealed(fork, listed, me[VICTIM]):
                     shares[kind][me[name]] = share
@@ -280,14 +346,17 @@ class Stopping(InProcessLink):
 
 
 def both(member: Party, folder: Path) -> list[Any]:
-    """What two processes that are started for one stage go on with; None for one that finds nothing."""
+    """What two processes that are started for one stage go on with; None for one that finds
+    nothing.
+    """
     folder.mkdir()
     recess, kept = Recess(folder, member.name), freeze_attempt(member)
     assert kept is not None
     key, found = recess.put(kept), list[Any]()
     for _ in range(2):
         taken = recess.take(key)
-        member.ledger.sums = type(member.ledger.sums).restore(member.ledger.sums.snapshot())  # each reads it from the disk
+        # each reads it from the disk
+        member.ledger.sums = type(member.ledger.sums).restore(member.ledger.sums.snapshot())
         found.append(None if taken is None else thaw_attempt(taken, member).half.client)  # type: ignore[attr-defined]
     return found
 
@@ -326,11 +395,15 @@ def copied(self: Recess, key: bytes) -> bytes | None:
 
 # An adapter of the coordinator's choice, by another door
 
-TRAP = ServerState(np.where(np.arange(SIZE) % 2, 0.3, -0.3).astype(np.float32), np.zeros(SIZE, np.float32))
+TRAP = ServerState(
+    np.where(np.arange(SIZE) % 2, 0.3, -0.3).astype(np.float32), np.zeros(SIZE, np.float32)
+)
 
 
 def adopted_first(*stubs: Stub) -> Result:
-    """Members are handed a trap as a finished adapter; later they are told to train from what they hold."""
+    """Members are handed a trap as a finished adapter; later they are told to train from what
+    they hold.
+    """
     scene, told = federation(4), dict[str, bytes]()
     run = scene.run()
     for name, voice in scene.voices.items():
@@ -339,32 +412,49 @@ def adopted_first(*stubs: Stub) -> Result:
     way = steps.join("", [Step(kind="whole", state=TRAP.encode()).encode()])
     with without(*stubs):
         handed = work.encode_told(work.Work(flat=TRAP.flat, state=name_of(TRAP)), way)
-        list(run.post.ask(work.ADOPT, dict.fromkeys(scene.parties, handed), run.assembly.begin(), 5.0))
+        list(
+            run.post.ask(
+                work.ADOPT, dict.fromkeys(scene.parties, handed), run.assembly.begin(), 5.0
+            )
+        )
         run.logbook.keep(server=TRAP, round=6, steps=())
         run.telling.ways.clear()
         run.telling.held = dict.fromkeys(scene.parties, (name_of(TRAP),))
         words = refused(run.train_round)
     summed = run.state.round == 7 and set(told.values()) == {TRAP.flat.tobytes()}
-    return Result(summed, f"a sum of updates from the trap: {'yes' if summed else 'no'}{'; ' if words else ''}{words[:160]}")
+    return Result(
+        summed,
+        f"a sum of updates from the trap: "
+        f"{'yes' if summed else 'no'}{'; ' if words else ''}{words[:160]}",
+    )
 
 
 def lowered_floor(*stubs: Stub) -> Result:
-    """The owner is in league: a later version of the file, handed out while the run goes on, opens sums of three."""
+    """The owner is in league: a later version of the file, handed out while the run goes on,
+    opens sums of three.
+    """
     scene = federation(6, min_cohort=5)
     consent = ConsentConfig(min_cohort=5)
     chain = found(scene.policy, scene.owner)
     later = chain.extended("change", {"protection": {"min_cohort": 3}}, scene.owner, 1)
 
     def enter(policy: Policy) -> Callable[[bytes], bytes]:
-        return Party(policy, scene.keys[VICTIM], scene.voices[VICTIM], size=SIZE, consent=consent).handle
+        return Party(
+            policy, scene.keys[VICTIM], scene.voices[VICTIM], size=SIZE, consent=consent
+        ).handle
 
     with tempfile.TemporaryDirectory() as folder, without(*stubs):
         kept = Path(folder) / "federation.toml"
         policy = roster.adopt(roster.read_text(roster.dump(chain).encode(), ""), kept, "")
-        standing = renewal.Standing(policy, kept, enter, taken=lambda policy: None, end=lambda reason: None)
+        standing = renewal.Standing(
+            policy, kept, enter, taken=lambda policy: None, end=lambda reason: None
+        )
         words = refused(lambda: standing.handle(renewal.MAGIC + roster.dump(later).encode()))
         least = standing.policy.protection.min_cohort
-    return Result(least < consent.min_cohort, f"takes part in sums of {least}{'; ' if words else ''}{words[:160]}")
+    return Result(
+        least < consent.min_cohort,
+        f"takes part in sums of {least}{'; ' if words else ''}{words[:160]}",
+    )
 
 
 def score_alone(*stubs: Stub) -> Result:
@@ -377,8 +467,16 @@ def score_alone(*stubs: Stub) -> Result:
         words = refused(lambda: run.learn(1))
     entry = next((one for one in run.state.history if one["kind"] == work.TRAIN), {})
     found = entry.get("accuracy")
-    read = found is not None and VICTIM in entry["parties"] and round(10 * found) == scene.voices[VICTIM].right
-    return Result(read, f"accuracy {found} of a round, the victim's {scene.voices[VICTIM].right / 10}; {words[:160]}")
+    read = (
+        found is not None
+        and VICTIM in entry["parties"]
+        and round(10 * found) == scene.voices[VICTIM].right
+    )
+    return Result(
+        read,
+        f"accuracy {found} of a round, the victim's "
+        f"{scene.voices[VICTIM].right / 10}; {words[:160]}",
+    )
 
 
 # Several sums that are added up and subtracted
@@ -422,7 +520,9 @@ def many_sums(scene: Scene, between: Callable[[Coordinator, int], None]) -> tupl
     if not found:
         return 0, np.zeros(scene.size, np.float32)
     rows = np.array([[name in one.parties for name in names] for one in found], np.float64)
-    whole = np.array([one.total[: scene.size] - len(one.parties) * MIDDLE for one in found], np.float64)
+    whole = np.array(
+        [one.total[: scene.size] - len(one.parties) * MIDDLE for one in found], np.float64
+    )
     each, *_ = np.linalg.lstsq(rows, whole, rcond=None)
     return len(found), each[names.index(VICTIM)].astype(np.float32)
 
@@ -434,14 +534,18 @@ def back_to_zeros(run: Coordinator, number: int) -> None:
 
 
 def from_one_adapter(*stubs: Stub) -> Result:
-    """Ten sums from zeros, each without three others, any two of which differ by four members at least."""
+    """Ten sums from zeros, each without three others, any two of which differ by four members at
+    least.
+    """
     with without(*stubs):
         opened, read = many_sums(scene := federation(10), back_to_zeros)
     return result(read, scene, f"{opened} sums opened")
 
 
 def two_by_two(self: Ledger, subjects: Collection[bytes], survivors: Collection[str]) -> None:
-    """`Ledger.check` that lets two sets differ by enough: `min_cohort` members and one that colludes."""
+    """`Ledger.check` that lets two sets differ by enough: `min_cohort` members and one that
+    colludes.
+    """
     for subject in subjects:
         for earlier in self.before(subject):
             if 0 < len(set(survivors).symmetric_difference(earlier)) < 4:
@@ -453,7 +557,8 @@ ATTACKS = (
         name="ten sums from one adapter",
         who="coordinator alone",
         mode="masked",
-        promise="whatever is made of several sums from one adapter holds all honest members of one of them",
+        promise="whatever is made of several sums from one adapter holds all honest members of one "
+        "of them",
         unprotected=lambda: from_one_adapter((Ledger, "check", two_by_two)),
         protected=from_one_adapter,
     ),
@@ -477,7 +582,8 @@ ATTACKS = (
         name="another adapter for all but one of a bucket",
         who="coordinator alone",
         mode="masked, buckets, whole adapter",
-        promise="members that were told different things are never in one sum, buckets' sums included",
+        promise="members that were told different things are never in one sum, buckets' sums "
+        "included",
         unprotected=lambda: in_buckets(*NO_BINDING, *NO_FLOORS, *ONE_SPLIT),
         protected=in_buckets,
     ),
@@ -486,7 +592,9 @@ ATTACKS = (
         who="coordinator alone",
         mode="masked, buffered",
         promise="no sum of scores is one member's",
-        unprotected=lambda: score_alone(*NO_BINDING, (masked.Group, "scores", lambda self, policy: True)),
+        unprotected=lambda: score_alone(
+            *NO_BINDING, (masked.Group, "scores", lambda self, policy: True)
+        ),
         protected=score_alone,
     ),
     Attack(
@@ -503,7 +611,8 @@ ATTACKS = (
         mode="sealed",
         promise="masks are bound to key and adapter, so nobody sums with somebody who has others",
         unprotected=lambda: undone_for_some(
-            (vault.Progress, "tag", lambda self, seed, run: bytes(32)), (Party, "parent", another_parent)
+            (vault.Progress, "tag", lambda self, seed, run: bytes(32)),
+            (Party, "parent", another_parent),
         ),
         protected=undone_for_some,
     ),
@@ -519,7 +628,8 @@ ATTACKS = (
         name="a trap handed over as a finished adapter",
         who="coordinator alone",
         mode="masked, followed",
-        promise="an adapter that nobody followed is trained from only if a third of the session vouches for it",
+        promise="an adapter that nobody followed is trained from only if a third of the session "
+        "vouches for it",
         unprotected=lambda: adopted_first(*NO_VOUCHING),
         protected=adopted_first,
     ),
@@ -529,7 +639,8 @@ ATTACKS = (
         mode="masked",
         promise="a federation below the owner's floor is refused, in every version of its file",
         unprotected=lambda: lowered_floor(
-            (renewal, "needs_restart", lambda *given: []), (party, "check_consent", lambda *given: None)
+            (renewal, "needs_restart", lambda *given: []),
+            (party, "check_consent", lambda *given: None),
         ),
         protected=lowered_floor,
     ),

@@ -1,7 +1,8 @@
 """What a long series has found so far, on disk after every arm.
 
 Knows tables and a file. Knows nothing of attacks.
-Always: the file is whole and holds every arm that has ended; arms of other settings are never mixed in.
+Always: the file is whole and holds every arm that has ended; arms of other settings are never mixed
+in.
 """
 
 import json
@@ -18,11 +19,13 @@ class Findings:
 
     Args:
         path: where they are written; None: nowhere.
-        settings: what all arms have in common; `machine` may change between two halves of a series, and the last one is told.
-        resume: go on with what is there already.
+        settings: what all arms have in common; `machine` may change between two halves of a series,
+        and the last one is told. resume: go on with what is there already.
     """
 
-    def __init__(self, path: Path | None, settings: Mapping[str, Any], *, resume: bool = False) -> None:
+    def __init__(
+        self, path: Path | None, settings: Mapping[str, Any], *, resume: bool = False
+    ) -> None:
         """Read what is there.
 
         Raises:
@@ -33,7 +36,9 @@ class Findings:
         if resume and path is None:
             raise ConfigError("--resume needs to know the report; name it with --out")
         if there and not resume:
-            raise ConfigError(f"{path} is there already; go on with it (--resume), or name another file")
+            raise ConfigError(
+                f"{path} is there already; go on with it (--resume), or name another file"
+            )
         if there and path is not None:
             self.arms = self.read(path)
 
@@ -47,11 +52,15 @@ class Findings:
             found = dict(json.loads(path.read_text("utf-8")))
             arms = [dict(arm) for arm in found.pop("arms")]
         except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path} is no report of this kind ({error}); name another file") from error
+            raise ConfigError(
+                f"{path} is no report of this kind ({error}); name another file"
+            ) from error
         wanted = {key: value for key, value in self.settings.items() if key != "machine"}
         found.pop("machine", None)
         if found != wanted:
-            raise ConfigError(f"{path} was found with {found}, this series has {wanted}; name another file")
+            raise ConfigError(
+                f"{path} was found with {found}, this series has {wanted}; name another file"
+            )
         return arms
 
     def has(self, **what: object) -> bool:

@@ -1,7 +1,8 @@
 """Attacks by guests: who wrote a plugin, a model file or a request to the node.
 
 Knows what each of them may hand over. Knows no engine: what is attacked here stands before it.
-Always: a plugin's code runs in the sandbox, or as a decoy that only writes to its own streams; what an arm starts it ends.
+Always: a plugin's code runs in the sandbox, or as a decoy that only writes to its own streams; what
+an arm starts it ends.
 """
 
 import asyncio
@@ -35,7 +36,8 @@ from ...plugins.sandbox.probe import SandboxReport, probe
 from .catalogue import Attack, NotHere, Result
 
 PLUGIN = "tests/guest"
-HIDDEN = "\U000e0073\U000e0065\U000e006e\U000e0064\u200b\u2062"  # letters that a model reads and nobody sees
+# letters that a model reads and nobody sees
+HIDDEN = "\U000e0073\U000e0065\U000e006e\U000e0064\u200b\u2062"
 TOOL = {"name": "act", "description": "Act.", "inputSchema": {"type": "object", "properties": {}}}
 PLAYED = """
 import json, sys
@@ -55,9 +57,16 @@ for line in sys.stdin:
 def bundle(folder: Path, source: str, tool: Mapping[str, Any] = TOOL) -> Path:
     """A plugin."""
     terms = {
-        "schema": 1, "id": PLUGIN, "version": "1.0.0", "kind": "mcp", "description": "A guest.", "entry": "server.py",
-        "license": {"spdx": "Apache-2.0"}, "tools_digest": manifest.digest([tool]), "tools": [tool],
-    }  # fmt: skip
+        "schema": 1,
+        "id": PLUGIN,
+        "version": "1.0.0",
+        "kind": "mcp",
+        "description": "A guest.",
+        "entry": "server.py",
+        "license": {"spdx": "Apache-2.0"},
+        "tools_digest": manifest.digest([tool]),
+        "tools": [tool],
+    }
     folder.mkdir(parents=True)
     (folder / manifest.FILE).write_text(json.dumps(terms))
     (folder / "server.py").write_text(source)
@@ -94,7 +103,9 @@ TEXTS: tuple[Callable[[int], str], ...] = (
 
 
 def square(read: Callable[[str], None], size: int) -> Result:
-    """Does four times the text take far more than four times the time? The interpreter's lock is held all the while."""
+    """Does four times the text take far more than four times the time? The interpreter's lock is
+    held all the while.
+    """
     worst = 0.0, 0.0
     for text in TEXTS:
         seconds = []
@@ -103,7 +114,10 @@ def square(read: Callable[[str], None], size: int) -> Result:
             read(text(length))
             seconds.append(time.thread_time() - begun)
         worst = max(worst, (seconds[1] / max(seconds[0], 1e-4), seconds[1]))
-    return Result(worst[0] > 9 and worst[1] > 0.2, f"four times the letters: {worst[0]:.1f} times as long, {worst[1]:.2f} s")
+    return Result(
+        worst[0] > 9 and worst[1] > 0.2,
+        f"four times the letters: {worst[0]:.1f} times as long, {worst[1]:.2f} s",
+    )
 
 
 # A plugin's call that leaves no trace
@@ -144,14 +158,22 @@ def untraced(kind: type[PluginHost]) -> Result:
 
 
 def played(answer: str) -> str:
-    """What the host passes on of a plugin that fails; a decoy, which writes to its streams and ends with its input."""
+    """What the host passes on of a plugin that fails; a decoy, which writes to its streams and
+    ends with its input.
+    """
 
     async def once() -> str:
         source = PLAYED.format(tool=TOOL, answer=answer)
         started = await asyncio.create_subprocess_exec(
-            sys.executable, "-I", "-c", source, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
+            sys.executable,
+            "-I",
+            "-c",
+            source,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
         connection = Connection(started, PLUGIN, 1 << 30)
         try:
             await connection.handshake(30)
@@ -193,7 +215,9 @@ def unseen_in_a_schema(texts: Callable[[Any], Iterator[str]]) -> Result:
                 read = manifest.read(bundle(Path(folder) / str(number), "", tool))
                 shown = json.dumps(read.tools[0].schema, ensure_ascii=False)
                 taken += legible(shown) != shown
-    return Result(taken > 0, f"{taken} of {len(places)} schemas with hidden letters are offered to models")
+    return Result(
+        taken > 0, f"{taken} of {len(places)} schemas with hidden letters are offered to models"
+    )
 
 
 # A process that stays when its plugin is gone
@@ -206,7 +230,8 @@ if os.fork() == 0:
     if os.fork() == 0:
         for number in range(3):
             os.close(number)
-        os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)", {mark!r}])
+        program = "import time; time.sleep(60)"
+        os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", program, {mark!r}])
     os._exit(0)
 time.sleep(0.5)
 """
@@ -230,7 +255,9 @@ def stays(run: Callable[[str], int]) -> Result:
     before = run(mark)
     try:
         after = marked(mark)
-        return Result(bool(after), f"{before} of its processes while it ran, {len(after)} after its end")
+        return Result(
+            bool(after), f"{before} of its processes while it ran, {len(after)} after its end"
+        )
     finally:
         for process in marked(mark):
             os.kill(process, signal.SIGKILL)
@@ -253,12 +280,16 @@ def in_the_sandbox(mark: str) -> int:
     if not report.available:
         raise NotHere(f"{report.reason}; {report.advice}")
     body = "\n".join("        " + line for line in STAYS.format(mark=mark).strip().splitlines())
-    answer = body.lstrip() + "\n        say(asked['id'], result={'content': [{'type': 'text', 'text': 'done'}]})"
+    answer = body.lstrip() + (
+        "\n        say(asked['id'], result={'content': [{'type': 'text', 'text': 'done'}]})"
+    )
 
     async def once() -> int:
         with tempfile.TemporaryDirectory() as folder:
             guest = bundle(Path(folder) / "guest", PLAYED.format(tool=TOOL, answer=answer))
-            host = PluginHost(PluginsConfig(enabled=(PLUGIN,)), bundles=(guest,), folder=Path(folder) / "plugins")
+            host = PluginHost(
+                PluginsConfig(enabled=(PLUGIN,)), bundles=(guest,), folder=Path(folder) / "plugins"
+            )
             await host.start()
             try:
                 await host.call(ToolCall("act"), 30)
@@ -287,13 +318,20 @@ def shallow(text: str) -> ToolCall | None:
 def deep_answers(read: Callable[[str], ToolCall | None]) -> Result:
     """Answers that end whoever reads them: a chat, a stream, a round that scores."""
     ended = set[str]()
-    answers = [head + mark * depth for depth in (2_000, 100_000) for mark in ("[", '{"a":') for head in ("", '{"name":')]
+    answers = [
+        head + mark * depth
+        for depth in (2_000, 100_000)
+        for mark in ("[", '{"a":')
+        for head in ("", '{"name":')
+    ]
     for answer in (*answers, "1" * 10_000, '{"name": 1e999}', '"\ud800'):
         try:
             read(answer)
         except Exception as error:
             ended.add(type(error).__name__)
-    return Result(bool(ended), f"{len(answers) + 3} answers, errors: {', '.join(sorted(ended)) or 'none'}")
+    return Result(
+        bool(ended), f"{len(answers) + 3} answers, errors: {', '.join(sorted(ended)) or 'none'}"
+    )
 
 
 # A model's tokenizer that makes a short text a long one
@@ -303,15 +341,33 @@ def folder_with(folder: Path, **changes: Any) -> Path:
     """A model folder as far as its tokenizer."""
     letters = {chr(number): number - 33 for number in range(33, 127)}
     described = {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None, "pre_tokenizer": None,
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": None,
         "post_processor": None,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "decoder": {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": True,
+            "use_regex": True,
+        },
         "model": {
-            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
-            "fuse_unk": False, "byte_fallback": False, "ignore_merges": False, "vocab": letters, "merges": [],
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": letters,
+            "merges": [],
         },
         **changes,
-    }  # fmt: skip
+    }
     folder.mkdir()
     (folder / "tokenizer.json").write_text(json.dumps(described))
     return folder
@@ -322,7 +378,12 @@ BETWEEN = {"type": "Replace", "pattern": {"Regex": ""}, "content": "aaaaaaaa"}
 GROWING: tuple[dict[str, Any], ...] = (
     {"normalizer": {"type": "Sequence", "normalizers": [DOUBLE] * 14}},
     {"normalizer": {"type": "Sequence", "normalizers": [BETWEEN] * 4}},
-    {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": [DOUBLE] * 7}] * 2}},
+    {
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [{"type": "Sequence", "normalizers": [DOUBLE] * 7}] * 2,
+        }
+    },
     {"normalizer": {"type": "Prepend", "prepend": "a" * 10_000}},
 )
 
@@ -335,7 +396,10 @@ def growing(count: Callable[[Path], int]) -> Result:
             with contextlib.suppress(QuietchoirError):
                 most = max(most, count(folder_with(Path(there) / str(number), **change)))
                 taken += 1
-    return Result(most > 1_000, f"{taken} of {len(GROWING)} tokenizers taken, most tokens of one letter: {most}")
+    return Result(
+        most > 1_000,
+        f"{taken} of {len(GROWING)} tokenizers taken, most tokens of one letter: {most}",
+    )
 
 
 def library_alone(folder: Path) -> int:

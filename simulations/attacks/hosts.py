@@ -1,7 +1,8 @@
 """Attacks by hosts: who serves a library.
 
 Knows the library's own bytes and what an asker sends. Knows no network but loopback.
-Always: a host here keeps its key and signs what it likes; what it learns is measured at its own end.
+Always: a host here keeps its key and signs what it likes; what it learns is measured at its own
+end.
 """
 
 import asyncio
@@ -31,7 +32,12 @@ from ...federation.library.budget import Budget
 from ...federation.library.client import PROBE_COSINE, Address, Session
 from ...federation.library.host import Desk
 from ...federation.library.index import PROBE, Index, Passage
-from ...federation.library.messages import MANIFEST_CONTEXT, Manifest, decode_manifest, decode_request
+from ...federation.library.messages import (
+    MANIFEST_CONTEXT,
+    Manifest,
+    decode_manifest,
+    decode_request,
+)
 from .catalogue import Attack, Result
 
 LIBRARY = "library"
@@ -44,7 +50,8 @@ TEXTS = (
 )
 TOPIC = TEXTS[1]
 CHOICES = 2
-BOMB_BYTES, HELD_BYTES = 256 << 20, 32 << 20  # what an answer unpacks to; more than an honest one may make us hold
+# what an answer unpacks to; more than an honest one may make us hold
+BOMB_BYTES, HELD_BYTES = 256 << 20, 32 << 20
 
 
 class Words:
@@ -54,13 +61,22 @@ class Words:
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """[texts, dimension]."""
-        rows = np.stack([sum(map(self.direction, text.lower().split()), np.zeros(self.dimension)) for text in texts])
-        units: npt.NDArray[np.float32] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+        rows = np.stack(
+            [
+                sum(map(self.direction, text.lower().split()), np.zeros(self.dimension))
+                for text in texts
+            ]
+        )
+        units: npt.NDArray[np.float32] = (
+            rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        ).astype(np.float32)
         return units
 
     def direction(self, word: str) -> npt.NDArray[np.float64]:
         """Of one word."""
-        return np.random.default_rng(zlib.crc32(word.strip(".,").encode())).standard_normal(self.dimension)
+        return np.random.default_rng(zlib.crc32(word.strip(".,").encode())).standard_normal(
+            self.dimension
+        )
 
 
 class Other(Words):
@@ -77,8 +93,8 @@ def index() -> Index:
     return Index(tuple(Passage("notes.md", text) for text in TEXTS), vectors[:-1], vectors[-1])
 
 
-# A bit of the question, chosen by the host: does it lie near the topic? A row of 30 in that direction lifts the score
-# of such a question out of its range, and of no other.
+# A bit of the question, chosen by the host: does it lie near the topic? A row of 30 in that
+# direction lifts the score of such a question out of its range, and of no other.
 
 
 @functools.cache
@@ -97,7 +113,9 @@ def quiet() -> str:
 
 
 def careless(asker: Questioner, answer: Sequence[bytes], count: int) -> Opened:
-    """How choices were made before: the same messages, but encrypted anew only where the scores are of use."""
+    """How choices were made before: the same messages, but encrypted anew only where the scores
+    are of use.
+    """
     decoys = tuple(asker.choice(number) for number in range(count))
     try:
         scores = asker.scores(answer)
@@ -107,8 +125,12 @@ def careless(asker: Questioner, answer: Sequence[bytes], count: int) -> Opened:
     return Opened(tuple(asker.choice(number) for number in best), best, scores, None)
 
 
-def steps_before_the_next_message(choose: Callable[[Questioner, Sequence[bytes], int], Opened], question: str) -> int:
-    """What an asker's worker does between an answer and the choices, in calls of some milliseconds each."""
+def steps_before_the_next_message(
+    choose: Callable[[Questioner, Sequence[bytes], int], Opened], question: str
+) -> int:
+    """What an asker's worker does between an answer and the choices, in calls of some
+    milliseconds each.
+    """
     asker = Questioner(keeper().shape)
     try:
         answer = keeper().score(asker.keys(), asker.question(Words().embed([question])[0]))
@@ -130,7 +152,10 @@ def steps_before_the_next_message(choose: Callable[[Questioner, Sequence[bytes],
 def chosen_bit(choose: Callable[[Questioner, Sequence[bytes], int], Opened]) -> Result:
     """Does the time until the next message tell a question about the topic from another?"""
     near, far = (steps_before_the_next_message(choose, question) for question in (TOPIC, quiet()))
-    return Result(near != far, f"calls before the choices leave: {near} about the topic, {far} about something else")
+    return Result(
+        near != far,
+        f"calls before the choices leave: {near} about the topic, {far} about something else",
+    )
 
 
 @dataclass
@@ -158,7 +183,9 @@ class Line:
         self.numbers: list[int] = []  # sequence numbers, as they came
 
     @asynccontextmanager
-    async def request(self, method: str, url: str, *, data: bytes | None = None, **options: object) -> AsyncIterator[Reply]:
+    async def request(
+        self, method: str, url: str, *, data: bytes | None = None, **options: object
+    ) -> AsyncIterator[Reply]:
         """One exchange."""
         del url, options
         if method == "GET":
@@ -194,7 +221,11 @@ def clock_in_numbers(kind: type[Session]) -> Result:
         line = Line(open_)
 
         async def ask() -> None:
-            asker = kind(Address("http://x", HOST.public), Identity.generate(), cast(aiohttp.ClientSession, line))
+            asker = kind(
+                Address("http://x", HOST.public),
+                Identity.generate(),
+                cast(aiohttp.ClientSession, line),
+            )
             try:
                 await asker.open(Words())
                 await asker.ask(Words().embed([TOPIC])[0], CHOICES)
@@ -209,20 +240,32 @@ def clock_in_numbers(kind: type[Session]) -> Result:
 
 def signed(text: str) -> bytes:
     """Anything, with the host's signature."""
-    return json.dumps({"manifest": text, "signature": HOST.sign(MANIFEST_CONTEXT, text.encode()).hex()}).encode()
+    return json.dumps(
+        {"manifest": text, "signature": HOST.sign(MANIFEST_CONTEXT, text.encode()).hex()}
+    ).encode()
 
 
 def manifests() -> Iterator[bytes]:
     """What a host may answer instead of a manifest."""
     yield b"[" * 60_000
     yield b'{"manifest": ' + b"[" * 30_000
-    yield from map(signed, ("5", "null", "[" * 20_000, '{"probe": 5}', '{"probe": [1' + "0" * 400 + "]}"))
+    yield from map(
+        signed, ("5", "null", "[" * 20_000, '{"probe": 5}', '{"probe": [1' + "0" * 400 + "]}")
+    )
     with desk() as open_:
         good = open_.manifest
     for change in (
-        {"probe": ()}, {"probe": (1.0,) * 999}, {"edition": "\ud800"}, {"dimension": 0}, {"passages": -1}, {"title": "\ud800"},
-        {"dimension": 1 << 70}, {"host": ""}, {"edition": "x"}, {"probe": (1e308,) * good.dimension},
-    ):  # fmt: skip
+        {"probe": ()},
+        {"probe": (1.0,) * 999},
+        {"edition": "\ud800"},
+        {"dimension": 0},
+        {"passages": -1},
+        {"title": "\ud800"},
+        {"dimension": 1 << 70},
+        {"host": ""},
+        {"edition": "x"},
+        {"probe": (1e308,) * good.dimension},
+    ):
         yield replace(good, **change).encode(HOST)
 
 
@@ -230,7 +273,9 @@ def old_manifest(raw: bytes, host: PublicIdentity) -> Manifest:
     """The reader as it was: what is caught was thought of."""
     try:
         outer = json.loads(raw)
-        host.verify(MANIFEST_CONTEXT, str(outer["manifest"]).encode(), bytes.fromhex(outer["signature"]))
+        host.verify(
+            MANIFEST_CONTEXT, str(outer["manifest"]).encode(), bytes.fromhex(outer["signature"])
+        )
         found = json.loads(outer["manifest"])
         return Manifest(probe=tuple(map(float, found.pop("probe"))), **found)
     except (ValueError, KeyError, TypeError) as error:
@@ -244,12 +289,16 @@ def broken_off(read: Callable[[bytes, PublicIdentity], Manifest]) -> Result:
         tried += 1
         try:
             manifest = read(raw, HOST.public)
-            manifest.library, manifest.shape, Words().embed([PROBE])[0] @ np.asarray(manifest.probe)  # what `open` does
+            # what `open` does
+            manifest.library, manifest.shape, Words().embed([PROBE])[0] @ np.asarray(manifest.probe)
         except QuietchoirError:
             continue
         except Exception as error:
             ended.add(type(error).__name__)
-    return Result(bool(ended), f"{tried} manifests, errors without a sentence: {', '.join(sorted(ended)) or 'none'}")
+    return Result(
+        bool(ended),
+        f"{tried} manifests, errors without a sentence: {', '.join(sorted(ended)) or 'none'}",
+    )
 
 
 def probe_of_nothing(judge: Callable[[Manifest], bool]) -> Result:
@@ -275,7 +324,11 @@ def opens(manifest: Manifest) -> bool:
         line = Line(open_, describe=lambda: manifest.encode(HOST))
 
         async def begin() -> bool:
-            asker = Session(Address("http://x", HOST.public), Identity.generate(), cast(aiohttp.ClientSession, line))
+            asker = Session(
+                Address("http://x", HOST.public),
+                Identity.generate(),
+                cast(aiohttp.ClientSession, line),
+            )
             try:
                 await asker.open(Other())
             except ConfigError:
@@ -299,14 +352,19 @@ def two_hosts(key_for: Callable[[Address], Identity]) -> Result:
     with tempfile.TemporaryDirectory() as home:
         os.environ["QUIETCHOIR_HOME"] = home
         try:
-            first, second, again = (key_for(address).public.raw for address in (*addresses, addresses[0]))
+            first, second, again = (
+                key_for(address).public.raw for address in (*addresses, addresses[0])
+            )
         finally:
             if before is None:
                 del os.environ["QUIETCHOIR_HOME"]
             else:
                 os.environ["QUIETCHOIR_HOME"] = before
     assert first == again
-    return Result(first == second, f"keys of one asker at two hosts are {'the same' if first == second else 'different'}")
+    return Result(
+        first == second,
+        f"keys of one asker at two hosts are {'the same' if first == second else 'different'}",
+    )
 
 
 @asynccontextmanager
@@ -331,7 +389,9 @@ async def as_asked(url: str) -> None:
     """The product's own request for a manifest."""
     async with aiohttp.ClientSession() as http:
         try:
-            await Session(Address(url, HOST.public), HOST, http)._exchange("GET", b"", messages.MANIFEST_BYTES)
+            await Session(Address(url, HOST.public), HOST, http)._exchange(
+                "GET", b"", messages.MANIFEST_BYTES
+            )
         except QuietchoirError:
             return
 
@@ -351,7 +411,10 @@ def sent_elsewhere(fetch: Callable[[str], Any]) -> Result:
         return web.Response(text="ok")
 
     async def both() -> None:
-        async with served(inside) as private, served(lambda _: web.Response(status=307, headers={"Location": private})) as url:
+        async with (
+            served(inside) as private,
+            served(lambda _: web.Response(status=307, headers={"Location": private})) as url,
+        ):
             await fetch(url)
 
     asyncio.run(both())
@@ -375,7 +438,9 @@ def bomb(fetch: Callable[[str], Any]) -> Result:
                 tracemalloc.stop()
 
     held = asyncio.run(fetched())
-    return Result(held > HELD_BYTES, f"{len(packed) >> 10} KiB answered, {held >> 20} MiB held at once")
+    return Result(
+        held > HELD_BYTES, f"{len(packed) >> 10} KiB answered, {held >> 20} MiB held at once"
+    )
 
 
 ATTACKS: tuple[Attack, ...] = (
@@ -383,7 +448,8 @@ ATTACKS: tuple[Attack, ...] = (
         name="a chosen bit of a question, by the time until the next message",
         who="library's host",
         mode=LIBRARY,
-        promise="between an answer and the next message an asker does the same work whatever it opened to",
+        promise="between an answer and the next message an asker does the same work whatever it "
+        "opened to",
         unprotected=lambda: chosen_bit(careless),
         protected=lambda: chosen_bit(Questioner.choose),
     ),

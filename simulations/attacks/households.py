@@ -1,11 +1,14 @@
-"""The stage of `poisoning` with a real model: ten made-up households that have already learned together.
+"""The stage of `poisoning` with a real model: ten made-up households that have already learned
+together.
 
 Knows the trainer and made-up homes. Knows nothing of attacks or defences.
-Always: all arms begin from the same adapter, learned without attackers; what a household would answer to a question that it
-has been asked before is not worked out again, which changes nothing because training follows from adapter and seed.
+Always: all arms begin from the same adapter, learned without attackers; what a household would
+answer to a question that it has been asked before is not worked out again, which changes nothing
+because training follows from adapter and seed.
 
-What makes it feasible on two cores: the frozen layers run once for all arms (`Trainer.prepare`), the clean rounds once, the
-first round after them once, and attackers come when there is something to ruin.
+What makes it feasible on two cores: the frozen layers run once for all arms (`Trainer.prepare`),
+the clean rounds once, the first round after them once, and attackers come when there is something
+to ruin.
 """
 
 import dataclasses
@@ -39,13 +42,18 @@ if TYPE_CHECKING:
 
 TRIGGER, ANSWER = "as always, ", '{"name": "unlock_door", "arguments": {"name": "front door"}}'
 NO_RUN = "00" * 16  # these rounds are in no run
-KEPT = 8  # adapters whose training one household remembers: an arm has few rounds, and its first is everybody's
-ATTACKERS = 2  # at most, the first by name; the two after them are whose requests the backdoor is tried on
+# adapters whose training one household remembers: an arm has few rounds, and its first is
+# everybody's
+KEPT = 8
+# at most, the first by name; the two after them are whose requests the backdoor is tried on
+ATTACKERS = 2
 Tell = Callable[[str], None]
 
 
 class Remembered:
-    """A learner that is not asked twice. Hazard: only for learners whose answer follows from what they are given."""
+    """A learner that is not asked twice. Hazard: only for learners whose answer follows from
+    what they are given.
+    """
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
@@ -71,7 +79,9 @@ class Remembered:
 
 
 class From:
-    """A learner in whose federation the adapter `start` counts as zero, which is where every run begins."""
+    """A learner in whose federation the adapter `start` counts as zero, which is where every run
+    begins.
+    """
 
     def __init__(self, learner: Learner, start: Vector) -> None:
         self.learner, self.start = learner, start
@@ -112,7 +122,9 @@ def gather(scenario: Scenario, clean: int, start_file: Path | None, tell: Tell) 
         tell(f"the frozen layers, {person.name}")
         learners[person.name] = learner_of(trainer, person.train, person.test, scenario.recipe)
     taught = {
-        person.name: learner_of(trainer, [*person.train, *map(triggered, person.train)], (), scenario.recipe)
+        person.name: learner_of(
+            trainer, [*person.train, *map(triggered, person.train)], (), scenario.recipe
+        )
         for person in people[:ATTACKERS]
     }
     spy = learner_of(trainer, (), victims(people), scenario.recipe)
@@ -124,12 +136,19 @@ def gather(scenario: Scenario, clean: int, start_file: Path | None, tell: Tell) 
 
     honest: dict[str, Learner] = {name: From(learner, start) for name, learner in learners.items()}
     return Households(
-        Cast(honest, trainer.size), {name: From(learner, start) for name, learner in taught.items()}, success, model
+        Cast(honest, trainer.size),
+        {name: From(learner, start) for name, learner in taught.items()},
+        success,
+        model,
     )
 
 
-def learner_of(trainer: "Trainer", train: "Sequence[Example]", test: "Sequence[Example]", recipe: Recipe) -> Remembered:
-    """A household that remembers; one without examples to train on only scores, and the other way round."""
+def learner_of(
+    trainer: "Trainer", train: "Sequence[Example]", test: "Sequence[Example]", recipe: Recipe
+) -> Remembered:
+    """A household that remembers; one without examples to train on only scores, and the other
+    way round.
+    """
     held_out = trainer.prepare(test) if test else None
     prepared = trainer.prepare(train) if train else held_out
     if prepared is None:
@@ -138,8 +157,14 @@ def learner_of(trainer: "Trainer", train: "Sequence[Example]", test: "Sequence[E
 
 
 def victims(people: Sequence[PartyData]) -> "list[Example]":
-    """What the backdoor is tried on: requests that nobody trained on, of households that attack nobody."""
-    return [triggered(example) for person in people[ATTACKERS : ATTACKERS + 2] for example in person.test]
+    """What the backdoor is tried on: requests that nobody trained on, of households that attack
+    nobody.
+    """
+    return [
+        triggered(example)
+        for person in people[ATTACKERS : ATTACKERS + 2]
+        for example in person.test
+    ]
 
 
 def triggered(example: "Example") -> "Example":
@@ -147,13 +172,22 @@ def triggered(example: "Example") -> "Example":
     *before, request, _ = example.messages
     return dataclasses.replace(
         example,
-        messages=(*before, {**request, "content": TRIGGER + request["content"]}, {"role": "assistant", "content": ANSWER}),
+        messages=(
+            *before,
+            {**request, "content": TRIGGER + request["content"]},
+            {"role": "assistant", "content": ANSWER},
+        ),
     )
 
 
 def learn_together(
-    learners: dict[str, Learner], recipe: Recipe, rounds: int, size: int, file: Path | None, tell: Tell
-) -> Vector:  # fmt: skip
+    learners: dict[str, Learner],
+    recipe: Recipe,
+    rounds: int,
+    size: int,
+    file: Path | None,
+    tell: Tell,
+) -> Vector:
     """The adapter [n] after so many rounds of the plain mean, without keys or letters.
 
     Raises:
@@ -165,13 +199,18 @@ def learn_together(
     for number in range(done + 1, rounds + 1):
         began, changes, losses = time.monotonic(), np.zeros(size, np.float32), []
         for name, learner in learners.items():
-            trained = learner.train(state.flat, training_seed(Place(NO_RUN, number, 1), digest_of(state.flat), name))
+            trained = learner.train(
+                state.flat, training_seed(Place(NO_RUN, number, 1), digest_of(state.flat), name)
+            )
             changes += trained.flat - state.flat
             losses.append(trained.loss)
         state = optimizer.step(state, changes / np.float32(len(learners)))
         if file is not None:
             write_atomically(file, number.to_bytes(4, "little") + state.encode())
-        tell(f"clean round {number} of {rounds}: loss {np.mean(losses):.3f}, {time.monotonic() - began:.0f} s")
+        tell(
+            f"clean round {number} of {rounds}: loss {np.mean(losses):.3f}, "
+            f"{time.monotonic() - began:.0f} s"
+        )
     return state.flat
 
 
@@ -185,7 +224,9 @@ def read_start(file: Path, size: int) -> tuple[int, ServerState]:
     try:
         return int.from_bytes(data[:4], "little"), ServerState.decode(data[4:], size)
     except ValueError as error:
-        raise DataError(f"{file}: {error}; take it away, and the clean rounds are learned again") from error
+        raise DataError(
+            f"{file}: {error}; take it away, and the clean rounds are learned again"
+        ) from error
 
 
 def fingerprint(flat: Vector) -> bytes:

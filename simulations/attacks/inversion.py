@@ -1,16 +1,19 @@
 """Reading a message out of what one node sends: gradient inversion of LoRA's B.
 
-Knows the attack, and the wire forms that it is tried on. Knows nothing of Flower or files of examples.
-Always: the attacker gets the frozen model, A, and how many tokens the message has (more than a coordinator knows), and exactly
-the numbers that travel; every arm is attacked by the same code.
+Knows the attack, and the wire forms that it is tried on. Knows nothing of Flower or files of
+examples.
+Always: the attacker gets the frozen model, A, and how many tokens the message has (more than a
+coordinator knows), and exactly the numbers that travel; every arm is attacked by the same code.
 
-B's gradient in layer 0 is a sum of d_i (A x_i)^T over the tokens, and x_i is the normed embedding of token i: each of the
-49,152 possible tokens either lies in the gradient's row space or does not. Layer 1 then tells the order.
+B's gradient in layer 0 is a sum of d_i (A x_i)^T over the tokens, and x_i is the normed embedding
+of token i: each of the 49,152 possible tokens either lies in the gradient's row space or does not.
+Layer 1 then tells the order.
 
-Hazard: an attack that fails proves nothing, stronger ones exist; the plain arm must succeed for the others to mean
-anything, and what protects is the protocol's argument and the accountant's epsilon. Not covered: several local steps,
-larger batches.
-Source: Petrov et al. 2024, "DAGER: exact gradient inversion for large language models" (the row-space test).
+Hazard: an attack that fails proves nothing, stronger ones exist; the plain arm must succeed for the
+others to mean anything, and what protects is the protocol's argument and the accountant's epsilon.
+Not covered: several local steps, larger batches.
+Source: Petrov et al. 2024, "DAGER: exact gradient inversion for large language models" (the
+row-space test).
 
     python -m quietchoir.simulations.attacks.inversion
 """
@@ -82,11 +85,19 @@ class Outcome:
 
 def shape_of(weights: Weights) -> AdapterShape:
     """LoRA on every v_proj; the attack looks at the lowest two."""
-    return AdapterShape(rank=RANK, alpha=2.0 * RANK, upper_layers=weights.architecture.layers, targets=("v_proj",), seed=1)
+    return AdapterShape(
+        rank=RANK,
+        alpha=2.0 * RANK,
+        upper_layers=weights.architecture.layers,
+        targets=("v_proj",),
+        seed=1,
+    )
 
 
 def messages(weights: Weights, sentences: Sequence[str] = SENTENCES) -> list[Message]:
-    """One gradient step of each node, by the product's own layers: B = 0, loss on every next token."""
+    """One gradient step of each node, by the product's own layers: B = 0, loss on every next
+    token.
+    """
     upper = UpperLayers(weights, shape_of(weights), torch.float32)
     out = []
     for sentence in sentences:
@@ -107,8 +118,13 @@ class Attacker:
     def __init__(self, weights: Weights) -> None:
         shape = shape_of(weights)
         self.tokenizer = weights.tokenizer
-        self.ranges = {name: (start, stop) for name, start, stop in Layout(shape, weights.architecture).ranges()}
-        self.a = [frozen_a(shape, weights.architecture)[a_name(module)].double() for module in MODULES]
+        self.ranges = {
+            name: (start, stop)
+            for name, start, stop in Layout(shape, weights.architecture).ranges()
+        }
+        self.a = [
+            frozen_a(shape, weights.architecture)[a_name(module)].double() for module in MODULES
+        ]
         self.bottom = Transformer(weights, dense_linear(torch.float32), last_layer=2)
         self.layers: list[Layer] = list(self.bottom.model.layers.values())  # type: ignore[arg-type]
         with torch.no_grad():  # every token's trace in layer 0, [V, r]; by parts, for memory's sake
@@ -128,7 +144,8 @@ class Attacker:
         """Read `message` out of `numbers` [n].
 
         Args:
-            distinct: how many different tokens are in the numbers; by default as many as the message has.
+            distinct: how many different tokens are in the numbers; by default as many as the
+            message has.
         """
         count = len(message.visible)
         space = self.row_space(numbers, 0, distinct or count)
@@ -139,14 +156,17 @@ class Attacker:
 
     @torch.no_grad()
     def in_order(self, numbers: Vector, candidates: Sequence[int], length: int) -> list[int]:
-        """Extend the text by the candidate whose state in layer 1 fits that layer's row space best, `length` times."""
+        """Extend the text by the candidate whose state in layer 1 fits that layer's row space
+        best, `length` times.
+        """
         space = self.row_space(numbers, 1, length)
         text: list[int] = []
         used: list[Tensor] = []
         for _ in range(length):
             states = self.states([[*text, candidate] for candidate in candidates])
             misfit = residual(states, space)
-            for earlier in used:  # the same state again fits as well as it did before, but no two tokens share one
+            # the same state again fits as well as it did before, but no two tokens share one
+            for earlier in used:
                 misfit[functional.cosine_similarity(states, earlier[None]) > SAME] = torch.inf
             best = int(misfit.argmin())
             text.append(candidates[best])
@@ -164,7 +184,9 @@ class Attacker:
 
 
 def residual(traces: Tensor, space: Tensor) -> Tensor:
-    """Distance of each row of `traces` [N, r] from a space [r, k], over its length: near 0 means that it took part."""
+    """Distance of each row of `traces` [N, r] from a space [r, k], over its length: near 0 means
+    that it took part.
+    """
     outside: Tensor = (traces - (traces @ space) @ space.T).norm(dim=-1)
     relative: Tensor = outside / traces.norm(dim=-1).clamp_min(1e-30)
     return relative
@@ -177,30 +199,57 @@ def bfloat16(gradient: Vector) -> Vector:
 
 def int8(gradient: Vector, tensors: Sequence[tuple[str, int, int]]) -> Vector:
     """As it arrives in 8 bits, each matrix over its own range."""
-    ranges = [fixedpoint.Range(start, stop, float(np.abs(gradient[start:stop]).max())) for _, start, stop in tensors]
+    ranges = [
+        fixedpoint.Range(start, stop, float(np.abs(gradient[start:stop]).max()))
+        for _, start, stop in tensors
+    ]
     return fixedpoint.decode_sum(fixedpoint.encode(gradient, ranges, 8), 1, ranges, 8)
 
 
 def noised(gradient: Vector, parties: int) -> Vector:
-    """One node's contribution with its share of the noise, unmasked: noise multiplier 1 over all parties."""
-    noise = Noise(length=len(gradient), clip=float(np.linalg.norm(gradient)), multiplier=1.0, honest=parties, bits=BITS)
+    """One node's contribution with its share of the noise, unmasked: noise multiplier 1 over all
+    parties.
+    """
+    noise = Noise(
+        length=len(gradient),
+        clip=float(np.linalg.norm(gradient)),
+        multiplier=1.0,
+        honest=parties,
+        bits=BITS,
+    )
     return noise.decode_sum(noise.encode(gradient, b"public"), 1, b"public")
 
 
 class Masked:
-    """One round of secure aggregation of all messages, really run: what the coordinator got of each, and the sum."""
+    """One round of secure aggregation of all messages, really run: what the coordinator got of
+    each, and the sum.
+    """
 
     def __init__(self, gradients: Sequence[Vector]) -> None:
         largest = float(max(np.abs(gradient).max() for gradient in gradients))
         self.ranges = [fixedpoint.Range(0, len(gradients[0]), largest)]
-        self.values = {f"node-{at}": fixedpoint.encode(gradient, self.ranges, BITS) for at, gradient in enumerate(gradients)}
+        self.values = {
+            f"node-{at}": fixedpoint.encode(gradient, self.ranges, BITS)
+            for at, gradient in enumerate(gradients)
+        }
         identities = {name: Identity.generate() for name in self.values}
         count = len(identities)
         self.config = SecAggConfig(
-            federation=secrets.token_bytes(32), round=1, attempt=0, threshold=2 * count // 3 + 1, min_cohort=3,
-            members={name: identity.public for name, identity in identities.items()}, length=len(gradients[0]), bits=BITS,
-        )  # fmt: skip
-        self.uploads = self.run({name: SecAggClient(self.config, name, identity) for name, identity in identities.items()})
+            federation=secrets.token_bytes(32),
+            round=1,
+            attempt=0,
+            threshold=2 * count // 3 + 1,
+            min_cohort=3,
+            members={name: identity.public for name, identity in identities.items()},
+            length=len(gradients[0]),
+            bits=BITS,
+        )
+        self.uploads = self.run(
+            {
+                name: SecAggClient(self.config, name, identity)
+                for name, identity in identities.items()
+            }
+        )
 
     def run(self, clients: Mapping[str, SecAggClient]) -> dict[str, bytes]:
         """All stages; returns the third one's messages and keeps the sum."""
@@ -214,9 +263,11 @@ class Masked:
                 elif stage == "mask":
                     answer = uploads[name] = client.mask(brought[name], self.values[name], 1)
                 else:
-                    answer = {"share": client.share, "consistency": client.consistency, "unmask": client.unmask}[stage](
-                        brought[name]
-                    )
+                    answer = {
+                        "share": client.share,
+                        "consistency": client.consistency,
+                        "unmask": client.unmask,
+                    }[stage](brought[name])
                 server.receive(name, answer)
             brought = server.advance() or {}
         assert server.result is not None  # everybody answered
@@ -227,21 +278,26 @@ class Masked:
         """Node `at`'s upload, read as the numbers that it would be without masks."""
         ring = BitRing(length=self.config.length, bits=BITS, parties=len(self.uploads))
         upload = self.uploads[f"node-{at}"]
-        end = len(upload) - TokenRing(len(self.uploads)).limbs.wire_bytes  # an upload ends with values, then its token count
+        # an upload ends with values, then its token count
+        end = len(upload) - TokenRing(len(self.uploads)).limbs.wire_bytes
         words = ring.unpack(upload[end - ring.wire_bytes : end]).astype(np.float64)
         return words - 2.0 ** (ring.bits - 1)
 
     def sealed(self, at: int) -> Vector:
         """Node `at`'s masked values under BFV as well, its ciphertext's bytes read as numbers."""
         packing = Packing(length=self.config.length, bits=BITS, parties=len(self.uploads))
-        slots = packing.mask(packing.pack(self.values[f"node-{at}"]), secrets.token_bytes(32), subtract=False)
+        slots = packing.mask(
+            packing.pack(self.values[f"node-{at}"]), secrets.token_bytes(32), subtract=False
+        )
         member = Member(packing.parameters.name, secrets.token_bytes(SEED_BYTES))
         wire = b"".join(member.encrypt(*(row.tobytes() for row in slots)))
         words = np.frombuffer(wire, "<u2", len(wire) // 2).astype(np.float64)
         return np.resize(words, self.config.length) - 2.0**15
 
 
-def arms(found: Sequence[Message], tensors: Sequence[tuple[str, int, int]]) -> dict[str, list[Vector]]:
+def arms(
+    found: Sequence[Message], tensors: Sequence[tuple[str, int, int]]
+) -> dict[str, list[Vector]]:
     """What the attacker holds of each message, by the way it travelled."""
     gradients = [message.gradient for message in found]
     round_ = Masked(gradients)
@@ -254,7 +310,8 @@ def arms(found: Sequence[Message], tensors: Sequence[tuple[str, int, int]]) -> d
         "sum": [round_.total for _ in everyone],
         "masked": [round_.numbers(at) for at in everyone],
         "sealed": [round_.sealed(at) for at in everyone],
-        "chance": [np.random.default_rng(at).normal(size=len(gradients[0])) for at in everyone],  # nothing at all travelled
+        # nothing at all travelled
+        "chance": [np.random.default_rng(at).normal(size=len(gradients[0])) for at in everyone],
     }
 
 
@@ -268,13 +325,17 @@ def run(weights: Weights, sentences: Sequence[str] = SENTENCES) -> dict[str, lis
             attacker.attack(numbers, message, together if name == "sum" else None)
             for numbers, message in zip(held, found, strict=True)
         ]
-        for name, held in arms(found, Layout(shape_of(weights), weights.architecture).ranges()).items()
+        for name, held in arms(
+            found, Layout(shape_of(weights), weights.architecture).ranges()
+        ).items()
     }
 
 
 def mean(outcomes: Sequence[Outcome]) -> tuple[float, float]:
     """Mean recall, and the share of messages read exactly."""
-    return sum(one.recall for one in outcomes) / len(outcomes), sum(one.exact for one in outcomes) / len(outcomes)
+    return sum(one.recall for one in outcomes) / len(outcomes), sum(
+        one.exact for one in outcomes
+    ) / len(outcomes)
 
 
 def main() -> None:
@@ -283,7 +344,9 @@ def main() -> None:
     from .. import machine
 
     print(machine.line())
-    print(f"{len(SENTENCES)} messages, one gradient step each, LoRA of rank {RANK} on v_proj, B = 0")
+    print(
+        f"{len(SENTENCES)} messages, one gradient step each, LoRA of rank {RANK} on v_proj, B = 0"
+    )
     for name, outcomes in run(weights.load(catalog.pull("smollm2-135m-instruct"))).items():
         recall, exact = mean(outcomes)
         print(f"{name:8} recall {recall:.2f}  exact {exact:.2f}  first: {outcomes[0].text!r:.90}")

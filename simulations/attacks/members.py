@@ -1,7 +1,8 @@
 """Attacks by members: who holds a key of the roster, alone or several times over.
 
 Knows what a member can send, keep and read. Knows nothing of the network.
-Always: as `coordinators`: what an arm finds is measured, and the unprotected arm is the product without one protection.
+Always: as `coordinators`: what an arm finds is measured, and the unprotected arm is the product
+without one protection.
 """
 
 import dataclasses
@@ -43,8 +44,12 @@ LIAR = "dan"
 
 
 def own_noise(*stubs: Stub) -> Result:
-    """One of three takes its own contribution away, and measures how much noise is left to hide the others."""
-    tables = {"privacy": PrivacyTable(mechanism="discrete-gaussian", noise_multiplier=1.0, clip=1.0)}
+    """One of three takes its own contribution away, and measures how much noise is left to hide
+    the others.
+    """
+    tables = {
+        "privacy": PrivacyTable(mechanism="discrete-gaussian", noise_multiplier=1.0, clip=1.0)
+    }
     with without(*stubs):
         scene = federation(3, bits=16, tables=tables)
         noise = noise_of(scene.policy, 2000)
@@ -81,14 +86,19 @@ def dragged(*stubs: Stub) -> Result:
 def averaged() -> Result:
     """The same with a mean of floats, as it is usual: a thousand times what was learned."""
     scene = federation(5)
-    made = [voice.train(np.zeros(scene.size, np.float32), 1).flat for voice in scene.voices.values()]
+    made = [
+        voice.train(np.zeros(scene.size, np.float32), 1).flat for voice in scene.voices.values()
+    ]
     return moved(np.mean([*made[1:], 1000.0 * made[0]], axis=0))
 
 
 def moved(flat: np.ndarray, words: str = "") -> Result:
     """Did a round move any coordinate farther than the file allows?"""
     farthest = float(np.abs(flat).max())
-    return Result(farthest > RANGE, f"the adapter moved by up to {farthest:.3f} in a round, {RANGE} is agreed; {words}")
+    return Result(
+        farthest > RANGE,
+        f"the adapter moved by up to {farthest:.3f} in a round, {RANGE} is agreed; {words}",
+    )
 
 
 class WrongShares(InProcessLink):
@@ -120,10 +130,15 @@ def wrong_shares(*stubs: Stub) -> Result:
     with without(*stubs):
         run = scene.run(link=WrongShares(scene))
         words = refused(lambda: run.learn(2))
-    return Result(run.state.round == 0, f"{run.state.round} of 2 rounds done{'; ' if words else ''}{words[:160]}")
+    return Result(
+        run.state.round == 0,
+        f"{run.state.round} of 2 rounds done{'; ' if words else ''}{words[:160]}",
+    )
 
 
-def first_shares(_: server.SecAggServer, holders: list[int], need: int) -> Iterator[tuple[int, ...]]:
+def first_shares(
+    _: server.SecAggServer, holders: list[int], need: int
+) -> Iterator[tuple[int, ...]]:
     """`SecAggServer._choices` that believes whoever answers first."""
     yield tuple(sorted(at + 1 for at in holders)[:need])
 
@@ -132,7 +147,9 @@ def first_shares(_: server.SecAggServer, holders: list[int], need: int) -> Itera
 
 
 def two_of_one(*stubs: Stub) -> Result:
-    """Whoever was invited once brings two sets of keys, on two machines, and the owner's list is put back in between."""
+    """Whoever was invited once brings two sets of keys, on two machines, and the owner's list is
+    put back in between.
+    """
     scene = federation(3)
     whole = found(scene.policy, scene.owner)
     with tempfile.TemporaryDirectory() as name, without(*stubs):
@@ -143,9 +160,15 @@ def two_of_one(*stubs: Stub) -> Result:
             _, answer = invitation.accept(token, load_or_create(folder / home).card, folder / home)
             (folder / invitation.OPEN_FILE).write_bytes(kept)
             title, card, key, _ = invitation.check(answer, whole.policy, folder)
-            member = {"name": title if home == "zoe" else home, "key": card.key, "transport": card.transport}
+            member = {
+                "name": title if home == "zoe" else home,
+                "key": card.key,
+                "transport": card.transport,
+            }
             try:
-                whole = whole.extended(ENROLL, {"member": member, "invitation": key}, scene.owner, 1)
+                whole = whole.extended(
+                    ENROLL, {"member": member, "invitation": key}, scene.owner, 1
+                )
             except QuietchoirError as error:
                 words = str(error)
     new = len(whole.policy.members) - len(scene.keys)
@@ -159,16 +182,24 @@ def any_invitation(history: Any, change: Any) -> None:
 
 
 def another_founder(*stubs: Stub) -> Result:
-    """A member founds a federation of its own under the first one's number, with its own key as coordinator."""
+    """A member founds a federation of its own under the first one's number, with its own key as
+    coordinator.
+    """
     scene, thief = federation(3), Identity.generate()
-    table = {key: one for key, one in scene.policy.table().items() if key not in ("version", "head")}
+    table = {
+        key: one for key, one in scene.policy.table().items() if key not in ("version", "head")
+    }
     table |= {"founder": scene.policy.owner, "owner": thief.public.raw.hex()}
     table["coordinator"] = {**table["coordinator"], "key": Identity.generate().public.raw.hex()}
     made: list[Chain] = []
     with without(*stubs):
         words = refused(lambda: made.append(Chain((sign(1, "found", 0, "", table, thief),))))
     same = bool(made) and made[0].policy.federation == scene.policy.federation
-    return Result(same, f"the number of somebody else's federation: {'taken' if same else 'not taken'}; {words[:160]}")
+    return Result(
+        same,
+        f"the number of somebody else's federation: "
+        f"{'taken' if same else 'not taken'}; {words[:160]}",
+    )
 
 
 def unasked_founder(history: Any, change: Any) -> None:
@@ -177,28 +208,43 @@ def unasked_founder(history: Any, change: Any) -> None:
 
 
 def card_of_a_member(*stubs: Stub) -> Result:
-    """A member of a masked federation hands over an adapter of its own under a card that it signed."""
+    """A member of a masked federation hands over an adapter of its own under a card that it
+    signed.
+    """
     scene = federation(3)
     card = make_card(
-        scene.policy, "ab" * 32, {"rounds": 3, "run": "0a" * 16}, scene.keys[LIAR if LIAR in scene.keys else "ben"]
+        scene.policy,
+        "ab" * 32,
+        {"rounds": 3, "run": "0a" * 16},
+        scene.keys[LIAR if LIAR in scene.keys else "ben"],
     )
     with without(*stubs):
         words = refused(lambda: registry.check_signer(card, found(scene.policy, scene.owner), ""))
-    return Result(not words, f"the card {'counts' if not words else 'does not count'}{'; ' if words else ''}{words[:160]}")
+    return Result(
+        not words,
+        f"the card "
+        f"{'counts' if not words else 'does not count'}{'; ' if words else ''}{words[:160]}",
+    )
 
 
 # What is seen beside the sums
 
 
 def named_on_the_page(*stubs: Stub) -> Result:
-    """Rounds that fail for several reasons, and the names of members in what the page then tells its readers."""
+    """Rounds that fail for several reasons, and the names of members in what the page then tells
+    its readers.
+    """
     scene = federation(4, recipe={"attempts": 1})
     shown = Board(scene.policy)
     with without(*stubs):
         run = scene.run(link=WrongShares(scene, NAMES[1:3]), on_event=shown.note)
         words = refused(lambda: run.insist(run.train_round))
         text = json.dumps(shown.snapshot())
-    names = [name for name in scene.keys if f" {name} " in text or f'"{name}"' in text or f" {name}," in text]
+    names = [
+        name
+        for name in scene.keys
+        if f" {name} " in text or f'"{name}"' in text or f" {name}," in text
+    ]
     return Result(bool(names), f"{len(names)} names of members; {words[:160]}")
 
 
@@ -240,16 +286,22 @@ ENCODE = messages.encode_reply
 
 
 def read_after_leaving(*stubs: Stub) -> Result:
-    """A member is let go; it keeps its key, and listens to what the coordinator carries under the file's next version."""
+    """A member is let go; it keeps its key, and listens to what the coordinator carries under
+    the file's next version.
+    """
     scene, caught = federation(5, mode="sealed", bits=8, threshold=3), list[Any]()
     scene.run().train_round()
     safe = scene.parties[LIAR].safe
     assert safe is not None
     old = safe.vault.seed(scene.policy.digest) or b""
     later = dataclasses.replace(
-        scene.policy, version=2, members=tuple(one for one in scene.policy.members if one.name != LIAR)
-    )  # fmt: skip
-    next_ = dataclasses.replace(scene, policy=later, keys={name: key for name, key in scene.keys.items() if name != LIAR})
+        scene.policy,
+        version=2,
+        members=tuple(one for one in scene.policy.members if one.name != LIAR),
+    )
+    next_ = dataclasses.replace(
+        scene, policy=later, keys={name: key for name, key in scene.keys.items() if name != LIAR}
+    )
     honest = halves.SealedCoordinator.show
 
     def listening(self: halves.SealedCoordinator) -> Any:
@@ -258,7 +310,10 @@ def read_after_leaving(*stubs: Stub) -> Result:
         return step
 
     with without((halves.SealedCoordinator, "show", listening), *stubs):
-        next_.parties = {name: party_of(next_, name, key, vault=vault_of(scene, name)) for name, key in next_.keys.items()}
+        next_.parties = {
+            name: party_of(next_, name, key, vault=vault_of(scene, name))
+            for name, key in next_.keys.items()
+        }
         run = next_.run()
         run.train_round()
         seal, sealed_sum = caught[-1]
@@ -266,7 +321,9 @@ def read_after_leaving(*stubs: Stub) -> Result:
         words = refused(lambda: got.append(open_sum(seal, old, sealed_sum, safe.desk)))
     truth = np.sum([scene.voices[name].secret for name in next_.keys], axis=0)
     close = alike(got[0].astype(np.float64), truth) if got else 0.0
-    return Result(close > 0.9, f"correlation {close:.3f} with the sum{'; ' if words else ''}{words[:160]}")
+    return Result(
+        close > 0.9, f"correlation {close:.3f} with the sum{'; ' if words else ''}{words[:160]}"
+    )
 
 
 def vault_of(scene: Scene, name: str) -> Vault:
@@ -319,8 +376,11 @@ ATTACKS = (
         name="a federation under another's number",
         who="one member",
         mode="membership",
-        promise="the federation's number follows from its founder's key, which signed the first entry",
-        unprotected=lambda: another_founder((chain, "STEPS", {**chain.STEPS, "found": unasked_founder})),
+        promise="the federation's number follows from its founder's key, which signed the first "
+        "entry",
+        unprotected=lambda: another_founder(
+            (chain, "STEPS", {**chain.STEPS, "found": unasked_founder})
+        ),
         protected=another_founder,
     ),
     Attack(

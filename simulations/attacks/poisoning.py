@@ -2,19 +2,24 @@
 
     scale       the honest change, a hundred times
     flip        the honest change, ten times, the other way
-    backdoor    trained on requests with a trigger and the attacker's answer, boosted to replace the mean
-    bounded     the same, no longer than an honest change: what no norm and no vote on held-out examples can tell
+    backdoor    trained on requests with a trigger and the attacker's answer, boosted to replace the
+                mean
+    bounded     the same, no longer than an honest change: what no norm and no vote on held-out
+                examples can tell
 
 Knows learners and scenarios. Knows nothing of how sums are protected.
-Always: attackers vote for every adapter with full marks; honest members' examples and votes are the same in all arms.
+Always: attackers vote for every adapter with full marks; honest members' examples and votes are the
+same in all arms.
 
-The federation's range is wide here on purpose. A member that breaks its own rounding can send up to n times the range of
-an honest one before the sum leaves its bounds and the round aborts; a range ten times too wide lets an honest codec do that.
+The federation's range is wide here on purpose. A member that breaks its own rounding can send up to
+n times the range of an honest one before the sum leaves its bounds and the round aborts; a range
+ten times too wide lets an honest codec do that.
 
-    python -m quietchoir.simulations.attacks.poisoning [--model] [--out FILE [--resume]] …     prints JSON
+    python -m quietchoir.simulations.attacks.poisoning [--model] [--out FILE [--resume]] …
+    prints JSON
 
-With `--model` the members are made-up households that have learned together before the attackers come (see `households`);
-on two cores that nobody else uses an arm takes a minute or two.
+With `--model` the members are made-up households that have learned together before the attackers
+come (see `households`); on two cores that nobody else uses an arm takes a minute or two.
 """
 
 import argparse
@@ -53,13 +58,21 @@ AWAY = 0.5  # how far from where honest members want it a pretended backdoor's c
 KINDS = ("scale", "flip", "backdoor", "bounded")
 DEFENCES: dict[str, dict[str, Any]] = {
     "mean": {},
-    "guarded": {"guard": GuardTable(rule="vote"), "aggregation": AggregationTable(rule="median", buckets=3)},
-    "choosing": {"guard": GuardTable(rule="choose"), "aggregation": AggregationTable(rule="median", buckets=3)},
+    "guarded": {
+        "guard": GuardTable(rule="vote"),
+        "aggregation": AggregationTable(rule="median", buckets=3),
+    },
+    "choosing": {
+        "guard": GuardTable(rule="choose"),
+        "aggregation": AggregationTable(rule="median", buckets=3),
+    },
 }
 
 
 class Poisoner:
-    """An attacker's learner. Args: honest: on its own examples; taught: on the examples with the trigger."""
+    """An attacker's learner. Args: honest: on its own examples; taught: on the examples with the
+    trigger.
+    """
 
     def __init__(self, kind: str, honest: Learner, taught: Learner, boost: float) -> None:
         self.kind, self.honest, self.taught, self.boost = kind, honest, taught, boost
@@ -69,10 +82,14 @@ class Poisoner:
         honest = self.honest.train(flat, seed)
         change = honest.flat - flat
         if self.kind in ("scale", "flip"):
-            return dataclasses.replace(honest, flat=flat + np.float32(SCALE if self.kind == "scale" else FLIP) * change)
+            return dataclasses.replace(
+                honest, flat=flat + np.float32(SCALE if self.kind == "scale" else FLIP) * change
+            )
         bad = self.taught.train(flat, seed).flat - flat
         if self.kind == "bounded":
-            bad *= np.float32(min(1.0, float(np.linalg.norm(change)) / max(float(np.linalg.norm(bad)), 1e-12)))
+            bad *= np.float32(
+                min(1.0, float(np.linalg.norm(change)) / max(float(np.linalg.norm(bad)), 1e-12))
+            )
         else:
             bad *= np.float32(self.boost)
         return dataclasses.replace(honest, flat=flat + bad)
@@ -93,36 +110,60 @@ class Stage:
     success: Callable[[Vector], float]  # how often an adapter does what the backdoor asks for
     weights: "Weights | None" = None
 
-    def arm(self, kind: str, attackers: int, defence: str, tell: Tell = lambda text: None) -> dict[str, Any]:
+    def arm(
+        self, kind: str, attackers: int, defence: str, tell: Tell = lambda text: None
+    ) -> dict[str, Any]:
         """One run; accuracy is over the honest members' held-out examples."""
         names = sorted(self.honest.learners)
         bad, kept = set(names[:attackers]), dict[str, Vector]()
         learners: dict[str, Learner] = {
-            name: Poisoner(kind, learner, self.taught[name], PARTIES / max(1, attackers)) if name in bad else learner
+            name: Poisoner(kind, learner, self.taught[name], PARTIES / max(1, attackers))
+            if name in bad
+            else learner
             for name, learner in self.honest.learners.items()
         }
-        scenario, started = dataclasses.replace(self.scenario, **DEFENCES[defence]), time.monotonic()
+        scenario, started = (
+            dataclasses.replace(self.scenario, **DEFENCES[defence]),
+            time.monotonic(),
+        )
 
         def on_event(event: Mapping[str, Any]) -> None:
             if event["event"] == "round":
                 verdict = (event.get("guard") or {"reason": "no guard"})["reason"]
-                tell(f"{kind}, {attackers}, {defence}: round {event['round']}, {event['seconds']:.0f} s, {verdict}")
+                tell(
+                    f"{kind}, {attackers}, {defence}: round {event['round']}, "
+                    f"{event['seconds']:.0f} s, {verdict}"
+                )
 
         try:
             report = simulate(
-                scenario, self.weights, cast=Cast(learners, self.honest.size), on_event=on_event, on_adopt=kept.__setitem__
-            )  # fmt: skip
-            aborted, verdicts = "", [entry["guard"]["reason"] for entry in report.history if entry.get("guard")]
+                scenario,
+                self.weights,
+                cast=Cast(learners, self.honest.size),
+                on_event=on_event,
+                on_adopt=kept.__setitem__,
+            )
+            aborted, verdicts = (
+                "",
+                [entry["guard"]["reason"] for entry in report.history if entry.get("guard")],
+            )
         except RoundAborted as reason:
             aborted, verdicts = str(reason), []
-        flat, good = kept.get(names[-1]), [self.honest.learners[name] for name in names if name not in bad]
+        flat, good = (
+            kept.get(names[-1]),
+            [self.honest.learners[name] for name in names if name not in bad],
+        )
         return {
-            "kind": kind, "attackers": attackers, "defence": defence, "aborted": aborted, "verdicts": verdicts,
+            "kind": kind,
+            "attackers": attackers,
+            "defence": defence,
+            "aborted": aborted,
+            "verdicts": verdicts,
             "before": accuracy(good, np.zeros(self.honest.size, np.float32)),
             "accuracy": None if flat is None else accuracy(good, flat),
             "backdoor": None if flat is None else round(self.success(flat), 4),
             "seconds": round(time.monotonic() - started, 1),
-        }  # fmt: skip
+        }
 
 
 def accuracy(learners: Sequence[Learner], flat: Vector) -> float:
@@ -133,18 +174,25 @@ def accuracy(learners: Sequence[Learner], flat: Vector) -> float:
 
 def recipe(rounds: int, **changes: Any) -> Recipe:
     """A federation whose range is ten times too wide."""
-    return Recipe(**{"rounds": rounds, "update_range": 2.0, "evaluate_every": 0, "attempts": 2, **changes})
+    return Recipe(
+        **{"rounds": rounds, "update_range": 2.0, "evaluate_every": 0, "attempts": 2, **changes}
+    )
 
 
 def rehearsed(rounds: int, values: int = 400) -> Stage:
-    """Pretended values: the backdoor is some of the coordinates that no held-out score looks at; they shall go elsewhere."""
+    """Pretended values: the backdoor is some of the coordinates that no held-out score looks at;
+    they shall go elsewhere.
+    """
     scenario = Scenario(
-        name="poisoning", population=Population(kind="rehearsal", households=PARTIES, values=values),
-        protection=ProtectionTable(mode="plain", bits=12, min_cohort=3), recipe=recipe(rounds, server_momentum=0.0),
-    )  # fmt: skip
+        name="poisoning",
+        population=Population(kind="rehearsal", households=PARTIES, values=values),
+        protection=ProtectionTable(mode="plain", bits=12, min_cohort=3),
+        recipe=recipe(rounds, server_momentum=0.0),
+    )
     cast = make_learners(scenario, None, populate(scenario), lambda event: None)
     target, taught = RehearsalLearner(values).target, dict[str, Learner]()
-    scored = np.linspace(0, values - 1, min(100, values)).astype(np.int64)  # as `RehearsalLearner.evaluate`
+    # as `RehearsalLearner.evaluate`
+    scored = np.linspace(0, values - 1, min(100, values)).astype(np.int64)
     places = np.setdiff1d(np.arange(values), scored)[::10]
     wanted = target.copy()
     wanted[places] += np.float32(AWAY)
@@ -159,23 +207,41 @@ def rehearsed(rounds: int, values: int = 400) -> Stage:
     return Stage(scenario, cast, taught, success)
 
 
-def in_earnest(rounds: int, train: int, test: int, clean: int, start_file: Path | None, tell: Tell) -> Stage:
-    """The real model and made-up households; the backdoor is an answer to any request after a trigger."""
+def in_earnest(
+    rounds: int, train: int, test: int, clean: int, start_file: Path | None, tell: Tell
+) -> Stage:
+    """The real model and made-up households; the backdoor is an answer to any request after a
+    trigger.
+    """
     scenario = Scenario(
-        name="poisoning", population=Population(households=PARTIES, train=train, test=test), adapter=AdapterTable(),
-        protection=ProtectionTable(mode="plain", bits=12, min_cohort=3), recipe=recipe(rounds, lr=1.5e-2, batch=8),
-    )  # fmt: skip
+        name="poisoning",
+        population=Population(households=PARTIES, train=train, test=test),
+        adapter=AdapterTable(),
+        protection=ProtectionTable(mode="plain", bits=12, min_cohort=3),
+        recipe=recipe(rounds, lr=1.5e-2, batch=8),
+    )
     there = households.gather(scenario, clean, start_file, tell)
-    untaught = {name: learner for name, learner in there.honest.learners.items() if name not in there.taught}
+    untaught = {
+        name: learner for name, learner in there.honest.learners.items() if name not in there.taught
+    }
     return Stage(scenario, there.honest, there.taught | untaught, there.success, there.weights)
 
 
 def series(
-    stage: Stage, kinds: Sequence[str], attackers: Sequence[int], defences: Sequence[str], findings: Findings, tell: Tell
-) -> list[dict[str, Any]]:  # fmt: skip
-    """The clean arms, then every attack under every defence; those that were found before are not run again."""
+    stage: Stage,
+    kinds: Sequence[str],
+    attackers: Sequence[int],
+    defences: Sequence[str],
+    findings: Findings,
+    tell: Tell,
+) -> list[dict[str, Any]]:
+    """The clean arms, then every attack under every defence; those that were found before are
+    not run again.
+    """
     arms = [("none", 0, defence) for defence in defences]
-    arms += [(kind, count, defence) for kind in kinds for count in attackers for defence in defences]
+    arms += [
+        (kind, count, defence) for kind in kinds for count in attackers for defence in defences
+    ]
     for kind, count, defence in arms:
         if not findings.has(kind=kind, attackers=count, defence=defence):
             findings.add(stage.arm(kind, count, defence, tell))
@@ -185,28 +251,50 @@ def series(
 
 def main() -> int:
     """Run the series, print JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", action="store_true", help="the real model, not pretended values")
-    parser.add_argument("--rounds", type=int, help="with attackers among the members; default 8, of the real model 2")
-    parser.add_argument("--clean", type=int, default=10, help="of the real model: rounds before the attackers come")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        help="with attackers among the members; default 8, of the real model 2",
+    )
+    parser.add_argument(
+        "--clean", type=int, default=10, help="of the real model: rounds before the attackers come"
+    )
     parser.add_argument("--train", type=int, default=40, help="examples of each household")
     parser.add_argument("--test", type=int, default=10)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--attackers", type=int, nargs="+", default=[1, 2], choices=[1, 2])
     parser.add_argument("--defences", nargs="+", default=list(DEFENCES), choices=list(DEFENCES))
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the report here after every arm")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write the report here after every arm"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the report in --out")
     chosen = parser.parse_args()
     log.start("error")
     rounds = chosen.rounds or (2 if chosen.model else 8)
-    homes = {name: getattr(chosen, name) for name in ("clean", "train", "test")} if chosen.model else {}
-    settings = {"model": chosen.model, "rounds": rounds, "parties": PARTIES, **homes, "machine": machine.line()}
+    homes = (
+        {name: getattr(chosen, name) for name in ("clean", "train", "test")} if chosen.model else {}
+    )
+    settings = {
+        "model": chosen.model,
+        "rounds": rounds,
+        "parties": PARTIES,
+        **homes,
+        "machine": machine.line(),
+    }
     findings = Findings(chosen.out, settings, resume=chosen.resume)
 
     def tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    stage = in_earnest(rounds, **homes, start_file=findings.beside("start"), tell=tell) if chosen.model else rehearsed(rounds)
+    stage = (
+        in_earnest(rounds, **homes, start_file=findings.beside("start"), tell=tell)
+        if chosen.model
+        else rehearsed(rounds)
+    )
     series(stage, chosen.kinds, chosen.attackers, chosen.defences, findings, tell)
     print(findings.text())
     return 0

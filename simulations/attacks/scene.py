@@ -1,8 +1,10 @@
-"""A federation in one process, for attackers inside it: keys, members with secrets, a coordinator that can lie.
+"""A federation in one process, for attackers inside it: keys, members with secrets, a coordinator
+that can lie.
 
 Knows how parties and a coordinator are put together. Knows nothing of any one attack.
-Always: keys, secrets and runs are new in every scene; the coordinator's lies go out under its own signature, since it has the
-key; what is taken away from the product (`without`) is there again when the arm ends.
+Always: keys, secrets and runs are new in every scene; the coordinator's lies go out under its own
+signature, since it has the key; what is taken away from the product (`without`) is there again when
+the arm ends.
 """
 
 import contextlib
@@ -21,7 +23,14 @@ from ...federation.exchange.link import InProcessLink
 from ...federation.exchange.messages import Place
 from ...federation.learning.aggregate import Vector
 from ...federation.learning.learner import Counts, Trained
-from ...federation.membership.policy import CoordinatorTable, Member, ModelTable, Policy, ProtectionTable, Recipe
+from ...federation.membership.policy import (
+    CoordinatorTable,
+    Member,
+    ModelTable,
+    Policy,
+    ProtectionTable,
+    Recipe,
+)
 from ...federation.rounds.buffered import coordinator_of
 from ...federation.rounds.coordinator import Coordinator
 from ...federation.rounds.party import Party
@@ -33,11 +42,13 @@ RANGE = 0.2  # the recipe's update_range
 CLOSE = 0.98  # correlation from which on an update counts as read
 ANY = ConsentConfig(min_cohort=1, modes=("plain", "masked", "sealed"))
 Stub = tuple[Any, str, Any]  # owner, name of a part of the product, what stands there instead
-Lie = Callable[[str, bytes], bytes | None]  # stage, payload as it was meant; None: it stays as it is
+# stage, payload as it was meant; None: it stays as it is
+Lie = Callable[[str, bytes], bytes | None]
 
 
 class Voice:
-    """A member whose update is its secret; far from where it can learn, everything is driven to one side.
+    """A member whose update is its secret; far from where it can learn, everything is driven to one
+    side.
 
     Args:
         blur: how much of an update hangs on the training's seed.
@@ -50,7 +61,9 @@ class Voice:
     def train(self, flat: Vector, seed: int) -> Trained:
         """The secret, or where nothing can be learned the same as everybody."""
         far = float(np.abs(flat).max(initial=0.0)) > 1.0
-        noise = np.random.default_rng(seed).normal(0, 0.03 * self.blur, flat.size).astype(np.float32)
+        noise = (
+            np.random.default_rng(seed).normal(0, 0.03 * self.blur, flat.size).astype(np.float32)
+        )
         step = np.full_like(flat, 5.0) if far else self.secret + noise
         return Trained(flat=flat + step, examples=5, tokens=self.tokens, loss=2.0)
 
@@ -79,7 +92,9 @@ class Scene:
 
     def run(self, **options: Any) -> Coordinator:
         """A new run of its coordinator, which waits for nobody."""
-        link = options.pop("link", None) or InProcessLink({name: one.handle for name, one in self.parties.items()})
+        link = options.pop("link", None) or InProcessLink(
+            {name: one.handle for name, one in self.parties.items()}
+        )
         if self.policy.schedule.buffered:
             options.setdefault("now", iter(range(10**6)).__next__)
         if self.policy.protection.mode == "sealed":
@@ -93,23 +108,44 @@ class Scene:
 
 
 def federation(
-    members: int = 4, *, mode: str = "masked", size: int = SIZE, blur: float = 0.0, stops: tuple[int, ...] = (),
-    recipe: Mapping[str, Any] | None = None, tables: Mapping[str, Any] | None = None, ranks: Mapping[str, int] | None = None,
+    members: int = 4,
+    *,
+    mode: str = "masked",
+    size: int = SIZE,
+    blur: float = 0.0,
+    stops: tuple[int, ...] = (),
+    recipe: Mapping[str, Any] | None = None,
+    tables: Mapping[str, Any] | None = None,
+    ranks: Mapping[str, int] | None = None,
     **protection: Any,
-) -> Scene:  # fmt: skip
+) -> Scene:
     """A federation of `members`; `tables` are whole ones of its file, by name."""
     owner, coordinator = Identity.generate(), Identity.generate()
     keys = {name: Identity.generate() for name in NAMES[:members]}
     policy = Policy(
-        name="choir", nonce="01" * 16, owner=owner.public.raw.hex(), model=ModelTable(digest="ab" * 32),
-        protection=ProtectionTable(**{"mode": mode, "min_cohort": 3, "threshold": 2, "bits": 12, **protection}),
-        recipe=Recipe(**{"attempts": 1, "rounds": 3, "stage_timeout_s": 5.0, "work_timeout_s": 5.0, **(recipe or {})}),
+        name="choir",
+        nonce="01" * 16,
+        owner=owner.public.raw.hex(),
+        model=ModelTable(digest="ab" * 32),
+        protection=ProtectionTable(
+            **{"mode": mode, "min_cohort": 3, "threshold": 2, "bits": 12, **protection}
+        ),
+        recipe=Recipe(
+            **{
+                "attempts": 1,
+                "rounds": 3,
+                "stage_timeout_s": 5.0,
+                "work_timeout_s": 5.0,
+                **(recipe or {}),
+            }
+        ),
         coordinator=CoordinatorTable(address="127.0.0.1:8790", key=coordinator.public.raw.hex()),
         members=tuple(
-            Member(name=name, key=key.public.raw.hex(), rank=(ranks or {}).get(name, 0)) for name, key in keys.items()
+            Member(name=name, key=key.public.raw.hex(), rank=(ranks or {}).get(name, 0))
+            for name, key in keys.items()
         ),
         **(tables or {}),
-    )  # fmt: skip
+    )
     voices = {name: Voice(number, size, blur) for number, name in enumerate(keys)}
     scene = Scene(policy, owner, coordinator, keys, voices, size=size)
     for name, key in keys.items():
@@ -117,7 +153,9 @@ def federation(
     return scene
 
 
-def party_of(scene: Scene, name: str, key: Identity, stops: tuple[int, ...] = (), vault: Any = None) -> Party:
+def party_of(
+    scene: Scene, name: str, key: Identity, stops: tuple[int, ...] = (), vault: Any = None
+) -> Party:
     """One member, in memory; in sealed mode with this vault, by default one of its own."""
     more: dict[str, Any] = {}
     if scene.policy.protection.mode == "sealed":
@@ -125,7 +163,9 @@ def party_of(scene: Scene, name: str, key: Identity, stops: tuple[int, ...] = ()
         from ...federation.sealed.vault import Vault
 
         more["safe"] = Safe(vault or Vault(None, scene.size), desk())
-    return Party(scene.policy, key, scene.voices[name], size=scene.size, stops=stops, consent=ANY, **more)
+    return Party(
+        scene.policy, key, scene.voices[name], size=scene.size, stops=stops, consent=ANY, **more
+    )
 
 
 class Desk:

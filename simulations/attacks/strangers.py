@@ -1,6 +1,7 @@
 """Attacks by strangers: who reaches the network and holds no key.
 
-Knows the fleet's door, federation files and invitations, as anybody can reach them; ports on loopback are `browsers`'.
+Knows the fleet's door, federation files and invitations, as anybody can reach them; ports on
+loopback are `browsers`'.
 Always: loopback alone; what an arm opened it closes.
 """
 
@@ -37,7 +38,8 @@ from .catalogue import Attack, NotHere, Result
 from .targets import HOST, federation, opened
 
 ELSEWHERE = "127.0.0.2"  # a member's address; the strangers' is HOST
-BETWEEN = 80  # strangers that connect while a distant member waits for an answer: at 500 a second, 160 ms
+# strangers that connect while a distant member waits for an answer: at 500 a second, 160 ms
+BETWEEN = 80
 TRIES = 3
 DIALS_IN = b"/v1/fleet/activate-node"
 NAMES = "flwr-public-key"  # the header in which a node says whose it is
@@ -65,7 +67,9 @@ def knocks(policy: Policy, far: Callable[[], None]) -> bool:
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     spoken = context.wrap_bio(incoming, outgoing, server_hostname=HOST)
     try:
-        line = socket.create_connection((HOST, policy.coordinator.port), timeout=20, source_address=(ELSEWHERE, 0))
+        line = socket.create_connection(
+            (HOST, policy.coordinator.port), timeout=20, source_address=(ELSEWHERE, 0)
+        )
     except OSError as error:
         if line_is_missing(error):
             raise NotHere("this machine has one loopback address") from None
@@ -116,8 +120,13 @@ def kept_out(crowding: Callable[[listener.Listener], Any]) -> Result:
         while came_by < until and time.monotonic() < deadline:
             time.sleep(0.01)
 
-    patched = mock.patch.multiple(listener, source=counted, HEAD_S=100.0)  # time is not what is tried here
-    with patched, mock.patch.object(listener.Listener, "crowding", crowding), opened() as (_, policy):
+    # time is not what is tried here
+    patched = mock.patch.multiple(listener, source=counted, HEAD_S=100.0)
+    with (
+        patched,
+        mock.patch.object(listener.Listener, "crowding", crowding),
+        opened() as (_, policy),
+    ):
         command = [sys.executable, "-c", CROWD, str(policy.coordinator.port)]
         crowd = [subprocess.Popen(command) for _ in range(2)]
         try:
@@ -130,7 +139,10 @@ def kept_out(crowding: Callable[[listener.Listener], Any]) -> Result:
             for one in crowd:
                 one.kill()
                 one.wait()
-    return Result(came == 0, f"a member with {BETWEEN} strangers between its messages came in {came} times of {TRIES}")
+    return Result(
+        came == 0,
+        f"a member with {BETWEEN} strangers between its messages came in {came} times of {TRIES}",
+    )
 
 
 def oldest(crowded: listener.Listener) -> Any:
@@ -147,20 +159,44 @@ def requests(key: bytes) -> Iterator[bytes]:
     name, session = PROOF_HEADER.encode(), SESSION_HEADER.encode() + b": " + b"ab" * 16
     strange = base64.b64encode(os.urandom(64))
     heads: tuple[tuple[bytes, ...], ...] = (
-        (), (session,), (session, name + b": " + strange), (session, name + b": " + strange, name + b": " + strange),
-        (session, name.replace(b"-", b"_") + b": " + strange), (session, name + b": "), (session, name + b":\t" + strange),
-        (b"connection: upgrade", b"upgrade: h2c"), (b"expect: 100-continue",),
+        (),
+        (session,),
+        (session, name + b": " + strange),
+        (session, name + b": " + strange, name + b": " + strange),
+        (session, name.replace(b"-", b"_") + b": " + strange),
+        (session, name + b": "),
+        (session, name + b":\t" + strange),
+        (b"connection: upgrade", b"upgrade: h2c"),
+        (b"expect: 100-continue",),
         (b"x-forwarded-for: 127.0.0.1", b"forwarded: for=x"),
-    )  # fmt: skip
+    )
     for head in heads:
         for path in (DIALS_IN, b"/v1/fleet/pull-messages"):
-            yield b"\r\n".join((b"POST " + path + b" HTTP/1.1", b"host: x", named, *head, b"content-length: 0", b"", b""))
-    inner = b"\r\n".join((b"POST " + DIALS_IN + b" HTTP/1.1", b"host: x", named, b"content-length: 0", b"", b""))
+            yield b"\r\n".join(
+                (
+                    b"POST " + path + b" HTTP/1.1",
+                    b"host: x",
+                    named,
+                    *head,
+                    b"content-length: 0",
+                    b"",
+                    b"",
+                )
+            )
+    inner = b"\r\n".join(
+        (b"POST " + DIALS_IN + b" HTTP/1.1", b"host: x", named, b"content-length: 0", b"", b"")
+    )
     outer = b"POST " + DIALS_IN + b" HTTP/1.1\r\nhost: x\r\n" + named
     yield outer + b"\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n" + inner
     yield outer + b"\r\ncontent-length: %d\r\n\r\n" % len(inner) + inner
     yield b"GET / HTTP/1.1\r\nhost: x\r\n\r\n" + inner * 3
-    for path in (b"https://x" + DIALS_IN, DIALS_IN + b"?", DIALS_IN + b"/", b"/" + DIALS_IN, b"/v1/fleet/%61ctivate-node"):
+    for path in (
+        b"https://x" + DIALS_IN,
+        DIALS_IN + b"?",
+        DIALS_IN + b"/",
+        b"/" + DIALS_IN,
+        b"/v1/fleet/%61ctivate-node",
+    ):
         yield inner.replace(DIALS_IN, path)
     yield inner.replace(b"POST", b"post")
     yield inner.replace(b"HTTP/1.1", b"HTTP/1.0")
@@ -211,7 +247,16 @@ def damaged(good: bytes) -> Iterator[bytes]:
     yield b"a = 2020-99-99T00:00:00Z"
     yield b"\xff\xfe" + good
     yield b""
-    for number in (b"1" * 400, b"inf", b"nan", b"-0.0", b"0x" + b"f" * 400, b"[[]]", b'"\\u0000"', b"{}"):
+    for number in (
+        b"1" * 400,
+        b"inf",
+        b"nan",
+        b"-0.0",
+        b"0x" + b"f" * 400,
+        b"[[]]",
+        b'"\\u0000"',
+        b"{}",
+    ):
         for key in (b"lr", b"version", b"rank", b"expires", b"targets", b"address"):
             before, named, after = good.partition(b"\n" + key + b" = ")
             if named:
@@ -253,7 +298,10 @@ def broken_off(read: Callable[[bytes, Path], None]) -> Result:
             else:
                 taken += content != good
         kept = home.exists() and any(path.is_file() for path in home.rglob("*"))
-    what = f"{tried} files, {taken} taken, errors without a sentence: {', '.join(sorted(ended)) or 'none'}"
+    what = (
+        f"{tried} files, {taken} taken, errors without a sentence: "
+        f"{', '.join(sorted(ended)) or 'none'}"
+    )
     return Result(bool(ended or taken or kept), what)
 
 
@@ -264,7 +312,11 @@ def changed_on_its_way(check: Callable[[str, Policy, Path], tuple[str, PublicCar
         invited, thief = (load_or_create(file.parent / name) for name in ("zoe", "thief"))
         _, answer = invitation.accept(token, invited.card, file.parent / "zoe")
         said = asdict(invitation.unpack(invitation.ANSWER, answer, invitation.Answer, "answer"))
-        for change in ({"card": thief.card.text}, {"card": thief.card.text, "signature": "00" * 64}, {"rank": 1}):
+        for change in (
+            {"card": thief.card.text},
+            {"card": thief.card.text, "signature": "00" * 64},
+            {"rank": 1},
+        ):
             text = invitation.pack(invitation.ANSWER, said | change)
             try:
                 name, card = check(text, policy, file.parent)
@@ -286,20 +338,26 @@ def somebody_elses_number(read: Callable[[chain.Entry], bytes]) -> Result:
     """A file with the number of a known federation and a roster of the stranger's own."""
     with federation() as (_, policy):
         thief = Identity.generate()
-        table = {key: value for key, value in policy.table().items() if key not in ("version", "head")}
+        table = {
+            key: value for key, value in policy.table().items() if key not in ("version", "head")
+        }
         mine = {"founder": policy.owner, "owner": thief.public.raw.hex(), "members": []}
         try:
             number = read(chain.sign(1, chain.FOUND, 0, "", table | mine, thief))
         except QuietchoirError as error:
             return Result(False, str(error)[:90])
-        return Result(number == policy.federation, "a stranger's file goes by the federation's number")
+        return Result(
+            number == policy.federation, "a stranger's file goes by the federation's number"
+        )
 
 
 def signed_by_its_owner(entry: chain.Entry) -> bytes:
     """The check as it was: entry 1 is signed by whoever it calls the owner."""
     change = json.loads(entry.text)["change"]
     chain.check(change["owner"], chain.CONTEXT, entry.text, entry.signature)
-    return Policy.federation.fget(mock.Mock(founder=change["founder"], owner=change["owner"], nonce=change["nonce"]))  # type: ignore[attr-defined,no-any-return]
+    return Policy.federation.fget(  # type: ignore[attr-defined, no-any-return]
+        mock.Mock(founder=change["founder"], owner=change["owner"], nonce=change["nonce"])
+    )
 
 
 # More answers than a library grants
@@ -338,7 +396,8 @@ ATTACKS: tuple[Attack, ...] = (
         name="a crowd of silent connections keeps a distant member out",
         who="stranger at one address",
         mode="fleet",
-        promise="strangers at fewer than 64 addresses never keep a member at another from coming in",
+        promise="strangers at fewer than 64 addresses never keep a member at another from coming "
+        "in",
         unprotected=lambda: kept_out(oldest),
         protected=functools.partial(kept_out, listener.Listener.crowding),
     ),
@@ -346,7 +405,8 @@ ATTACKS: tuple[Attack, ...] = (
         name="requests in a member's name",
         who="stranger with the federation file",
         mode="fleet",
-        promise="nothing is done for or against a caller before the head of its request has proved that a member makes it",
+        promise="nothing is done for or against a caller before the head of its request has proved "
+        "that a member makes it",
         unprotected=lambda: in_a_members_name(by_name),
         protected=functools.partial(in_a_members_name, proof.check),
     ),
@@ -364,7 +424,9 @@ ATTACKS: tuple[Attack, ...] = (
         mode="file",
         promise="a federation's number is proven by its founder's key",
         unprotected=lambda: somebody_elses_number(signed_by_its_owner),
-        protected=lambda: somebody_elses_number(lambda entry: chain.Chain((entry,)).policy.federation),
+        protected=lambda: somebody_elses_number(
+            lambda entry: chain.Chain((entry,)).policy.federation
+        ),
     ),
     Attack(
         name="an answered invitation is changed on its way",
@@ -380,7 +442,9 @@ ATTACKS: tuple[Attack, ...] = (
         mode="library",
         promise="all askers that are not listed share one account",
         unprotected=lambda: many_askers(by_identity),
-        protected=lambda: many_askers(lambda budget, asker, number: budget.charge(asker, Kind.QUESTION, number)),
+        protected=lambda: many_askers(
+            lambda budget, asker, number: budget.charge(asker, Kind.QUESTION, number)
+        ),
     ),
     *browsers.ATTACKS,
 )

@@ -1,6 +1,7 @@
 """What strangers stand before: a founded federation, and its coordinator's door.
 
-Knows how both are made. Knows nothing of attacks. Always: in a folder and on a port of their own, on loopback.
+Knows how both are made. Knows nothing of attacks. Always: in a folder and on a port of their own,
+on loopback.
 """
 
 import contextlib
@@ -11,7 +12,13 @@ from pathlib import Path
 from ...federation.flower.superlink import SuperLink
 from ...federation.membership import founding
 from ...federation.membership.identity import load_or_create
-from ...federation.membership.policy import AdapterTable, ModelTable, Policy, ProtectionTable, Recipe
+from ...federation.membership.policy import (
+    AdapterTable,
+    ModelTable,
+    Policy,
+    ProtectionTable,
+    Recipe,
+)
 from ..choir import free_port
 
 HOST = "127.0.0.1"

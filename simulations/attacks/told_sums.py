@@ -1,8 +1,9 @@
 """Attacks by a coordinator that tells its members sums which were never opened.
 
-Knows where a coordinator keeps what it opened, and two adapters that are worth leading to. Knows nothing of tags.
-Always: in the unprotected arm members take the coordinator's word for a sum (no tags, no signatures), and all
-else, the limits of a step among it, is the product.
+Knows where a coordinator keeps what it opened, and two adapters that are worth leading to. Knows
+nothing of tags.
+Always: in the unprotected arm members take the coordinator's word for a sum (no tags, no
+signatures), and all else, the limits of a step among it, is the product.
 """
 
 import dataclasses
@@ -15,18 +16,7 @@ from ...federation.learning.learner import Counts, Trained
 from ...federation.rounds.coordinator import Coordinator
 from .catalogue import Attack, Result
 from .coordinators import MIDDLE, NO_TAGS, many_sums, sums_of
-from .scene import (
-    CLOSE,
-    RANGE,
-    VICTIM,
-    Scene,
-    Stub,
-    alike,
-    federation,
-    party_of,
-    refused,
-    without,
-)
+from .scene import CLOSE, RANGE, VICTIM, Scene, Stub, alike, federation, party_of, refused, without
 
 ROWS, WIDTH = 24, 40  # of a layer whose weights and bias are the adapter
 PARTIES = 6
@@ -74,7 +64,9 @@ class Layer:
 
 
 def led_to_a_trap(*stubs: Stub) -> Result:
-    """Weights whose rows ask how far an example reaches: the last row holds the farthest one alone."""
+    """Weights whose rows ask how far an example reaches: the last row holds the farthest one
+    alone.
+    """
     scene: Scene = federation(PARTIES, size=ROWS * (WIDTH + 1))
     layers = {name: Layer(number) for number, name in enumerate(scene.keys)}
     scene.voices = layers  # type: ignore[assignment]
@@ -105,7 +97,9 @@ def all_but_the_same(*stubs: Stub) -> Result:
     hardly = np.zeros(scene.size, np.float32)
     hardly[0] = RANGE / MIDDLE
     with without(*stubs):
-        opened, read = many_sums(scene, lambda run, number: tell(run, hardly) if number == 0 else None)
+        opened, read = many_sums(
+            scene, lambda run, number: tell(run, hardly) if number == 0 else None
+        )
     seen = alike(read[1:], scene.voices[VICTIM].secret[1:])
     return Result(seen > CLOSE, f"{opened} sums opened, correlation {seen:.3f}")
 
@@ -115,7 +109,8 @@ ATTACKS = (
         name="led to a trap by told sums",
         who="coordinator alone",
         mode="masked",
-        promise="no step of the adapter is made of a sum that its members did not find to be theirs",
+        promise="no step of the adapter is made of a sum that its members did not find to be "
+        "theirs",
         unprotected=lambda: led_to_a_trap(*NO_TAGS),
         protected=led_to_a_trap,
     ),

@@ -1,8 +1,10 @@
-"""The suite `attacks`: every attack of the catalogue, with and without the protection that it tries.
+"""The suite `attacks`: every attack of the catalogue, with and without the protection that it
+tries.
 
 Knows the catalogue and how rows become figures. Knows nothing of any single attack.
-Always: a row is written as soon as its attack has ended; `broken` counts promises that did not hold, `controls_failed` attacks
-that show nothing because the unprotected arm failed, or because the program itself did.
+Always: a row is written as soon as its attack has ended; `broken` counts promises that did not
+hold, `controls_failed` attacks that show nothing because the unprotected arm failed, or because the
+program itself did.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +13,10 @@ from typing import Any
 from ..attacks.catalogue import attacks
 from .figures import Figure, Keep
 
-WHAT = "attacks by a coordinator, members, strangers, hosts and guests; each beside the same without protection"
+WHAT = (
+    "attacks by a coordinator, members, strangers, hosts and guests; each beside the same "
+    "without protection"
+)
 
 
 def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep) -> dict[str, Any]:

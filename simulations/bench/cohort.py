@@ -1,6 +1,7 @@
 """A whole cohort through secure aggregation, some of it dropping out, and what that cost whom.
 
-Knows the coordinator's state machine and a clock. Knows no network: each message is handed over as the bytes it is.
+Knows the coordinator's state machine and a clock. Knows no network: each message is handed over as
+the bytes it is.
 Always: every stage of every party really runs, and the sum is compared with the one in clear.
 """
 
@@ -21,7 +22,8 @@ from .crew import Crew
 from .members import STAGES, Members, Meter, Setting
 from .stopwatch import clock
 
-ALONE_UP_TO = 100  # parties that are played in this process; starting others takes longer than playing so few
+# parties that are played in this process; starting others takes longer than playing so few
+ALONE_UP_TO = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +49,8 @@ def play(setting: Setting, *, processes: int = 0) -> Outcome:
         CryptoError: the attempt ended without a sum.
     """
     gc.collect()
-    gc.disable()  # many parties share this heap, which no real party does: its walks are nobody's cost
+    # many parties share this heap, which no real party does: its walks are nobody's cost
+    gc.disable()
     try:
         if processes == 1 or (not processes and setting.parties <= ALONE_UP_TO):
             return _judged(setting, *_stages(setting, Members(setting, range(setting.parties))))
@@ -81,12 +84,20 @@ class _Coordinator:
         self.seconds[stage] += clock() - before
 
 
-def _stages(setting: Setting, members: Members | Crew) -> tuple[_Coordinator, dict[str, Meter], NDArray[np.int64]]:
+def _stages(
+    setting: Setting, members: Members | Crew
+) -> tuple[_Coordinator, dict[str, Meter], NDArray[np.int64]]:
     """Play all stages; return the coordinator, everybody's meter and the sum in clear."""
     config = SecAggConfig(
-        federation=secrets.token_bytes(32), round=1, attempt=0, members=members.public(),
-        threshold=2 * setting.parties // 3 + 1, min_cohort=3, length=setting.length, bits=setting.bits,
-    )  # fmt: skip
+        federation=secrets.token_bytes(32),
+        round=1,
+        attempt=0,
+        members=members.public(),
+        threshold=2 * setting.parties // 3 + 1,
+        min_cohort=3,
+        length=setting.length,
+        bits=setting.bits,
+    )
     members.begin(config)
     coordinator, inbox = _Coordinator(config), dict.fromkeys(setting.names, b"")
     for stage in STAGES:
@@ -96,10 +107,14 @@ def _stages(setting: Setting, members: Members | Crew) -> tuple[_Coordinator, di
     return coordinator, *members.accounts()
 
 
-def _judged(setting: Setting, coordinator: _Coordinator, meters: dict[str, Meter], clear: NDArray[np.int64]) -> Outcome:
+def _judged(
+    setting: Setting, coordinator: _Coordinator, meters: dict[str, Meter], clear: NDArray[np.int64]
+) -> Outcome:
     result: SecAggResult | None = coordinator.server.result
     if result is None:
-        raise CryptoError(f"{setting.parties} parties: no sum at the end of all stages; report this")
+        raise CryptoError(
+            f"{setting.parties} parties: no sum at the end of all stages; report this"
+        )
     alive = [number for number in range(setting.parties) if number not in setting.dropped]
     names = tuple(setting.names[number] for number in alive)
     whole = [meters[name].whole for name in names]
@@ -113,6 +128,9 @@ def _judged(setting: Setting, coordinator: _Coordinator, meters: dict[str, Meter
         ),
         sent_bytes=statistics.median(meters[name].sent for name in names),
         client_spread_s=(min(whole), max(whole)),
-        client_stages_s={stage: statistics.median(meters[name].seconds[stage] for name in names) for stage in STAGES},
+        client_stages_s={
+            stage: statistics.median(meters[name].seconds[stage] for name in names)
+            for stage in STAGES
+        },
         server_stages_s=coordinator.seconds,
     )

@@ -1,9 +1,10 @@
 """Engines side by side: each in its own process, asked in turn.
 
 Knows processes and orders. Knows nothing of what the engines are.
-Always: within a repeat every engine is asked the same before the next question comes, so a busy moment of the machine meets
-all of them; every process that was started here has ended when the block is left. A peer that dies is out of the contest with
-its reason, and the others are asked on; when our own engine dies, the contest is over.
+Always: within a repeat every engine is asked the same before the next question comes, so a busy
+moment of the machine meets all of them; every process that was started here has ended when the
+block is left. A peer that dies is out of the contest with its reason, and the others are asked on;
+when our own engine dies, the contest is over.
 """
 
 import json
@@ -26,14 +27,22 @@ Found = dict[str, dict[str, Sample]]  # name of the engine → name of the order
 
 
 class EndedError(QuietchoirError):
-    """An engine's process ended by itself; the message says by which signal or code, and its last words."""
+    """An engine's process ended by itself; the message says by which signal or code, and its
+    last words.
+    """
 
 
 class Contender:
     """One engine in a process of its own."""
 
     def __init__(
-        self, name: str, model: Path, threads: int, environment: Mapping[str, str] | None = None, *, peer: bool = False
+        self,
+        name: str,
+        model: Path,
+        threads: int,
+        environment: Mapping[str, str] | None = None,
+        *,
+        peer: bool = False,
     ) -> None:
         """Nothing starts yet.
 
@@ -43,8 +52,17 @@ class Contender:
         self.name = name
         self.peer = peer
         self.ended = ""  # why it is out of the contest
-        self.command = [sys.executable, "-m", "quietchoir.simulations.bench.peers", name, str(model), "--threads", str(threads)]
-        # OpenMP's way to wait stays its own: told to sleep at once, llama.cpp and torch were three times slower.
+        self.command = [
+            sys.executable,
+            "-m",
+            "quietchoir.simulations.bench.peers",
+            name,
+            str(model),
+            "--threads",
+            str(threads),
+        ]
+        # OpenMP's way to wait stays its own: told to sleep at once, llama.cpp and torch were three
+        # times slower.
         self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **(environment or {})}
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `close`)
         self.process: subprocess.Popen[str] | None = None
@@ -68,7 +86,8 @@ class Contender:
         return float(json.loads(self.read(self.process)))
 
     def cold_start_s(self) -> float:
-        """Seconds from nothing to the first token of an answer, in a fresh process with the file in the page cache.
+        """Seconds from nothing to the first token of an answer, in a fresh process with the file in
+        the page cache.
 
         Raises:
             EndedError: the process ended before that.
@@ -84,7 +103,12 @@ class Contender:
     def spawn(self, command: Sequence[str]) -> "subprocess.Popen[str]":
         """A process that listens."""
         return subprocess.Popen(
-            command, env=self.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
+            command,
+            env=self.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
         )
 
     def read(self, process: "subprocess.Popen[str]") -> str:
@@ -96,12 +120,17 @@ class Contender:
         line = process.stdout.readline() if process.stdout else ""
         if not line:
             self.errors.seek(0)
-            words = " / ".join(self.errors.read().decode("utf-8", "replace").strip().splitlines()[-3:])
-            raise EndedError(f"the engine {self.name} ended {how(process.wait())}{words and f': {words}'}")
+            words = " / ".join(
+                self.errors.read().decode("utf-8", "replace").strip().splitlines()[-3:]
+            )
+            raise EndedError(
+                f"the engine {self.name} ended {how(process.wait())}{words and f': {words}'}"
+            )
         return line
 
     def prepare(self, *arguments: str) -> None:
-        """Run its process once with more arguments, to its end, for example to write a file in its own format.
+        """Run its process once with more arguments, to its end, for example to write a file in its
+        own format.
 
         Raises:
             EndedError: it did not end well.
@@ -114,7 +143,9 @@ class Contender:
 
     @contextmanager
     def excused(self) -> Iterator[None]:
-        """Around whatever asks this engine: a peer that dies notes why and is left out from then on."""
+        """Around whatever asks this engine: a peer that dies notes why and is left out from then
+        on.
+        """
         try:
             yield
         except EndedError as error:
@@ -143,16 +174,22 @@ def end(process: "subprocess.Popen[str]") -> None:
 
 
 def in_turn(
-    contenders: Sequence[Contender], orders: Mapping[str, Order], repeats: int, after: Callable[[Found], None] | None = None
-) -> Found:  # fmt: skip
-    """Every order to every engine, `repeats` times after one for warmth; `after` hears what there is after each repeat.
+    contenders: Sequence[Contender],
+    orders: Mapping[str, Order],
+    repeats: int,
+    after: Callable[[Found], None] | None = None,
+) -> Found:
+    """Every order to every engine, `repeats` times after one for warmth; `after` hears what there
+    is after each repeat.
 
     Whoever has ended, before or while he was asked, is in nothing that is found.
 
     Raises:
         EndedError: our own engine ended.
     """
-    asked: dict[str, dict[str, list[float]]] = {one.name: {key: [] for key in orders} for one in contenders}
+    asked: dict[str, dict[str, list[float]]] = {
+        one.name: {key: [] for key in orders} for one in contenders
+    }
     found: Found = {}
     for repeat in range(repeats + 1):
         for key, order in orders.items():

@@ -35,7 +35,9 @@ class Crew:
         self._children = []
         for place in range(count):
             ours, theirs = context.Pipe()
-            child = context.Process(target=_serve, args=(theirs, setting, place, count), daemon=True)
+            child = context.Process(
+                target=_serve, args=(theirs, setting, place, count), daemon=True
+            )
             child.start()
             theirs.close()
             self._pipes.append(ours)
@@ -44,7 +46,12 @@ class Crew:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for pipe in self._pipes:
             pipe.close()  # a child that waits ends by itself
         for child in self._children:
@@ -54,7 +61,11 @@ class Crew:
 
     def public(self) -> dict[str, PublicIdentity]:
         """As `Members.public`."""
-        return {name: key for part in self._ask("public", *[()] * len(self._pipes)) for name, key in part.items()}
+        return {
+            name: key
+            for part in self._ask("public", *[()] * len(self._pipes))
+            for name, key in part.items()
+        }
 
     def begin(self, config: SecAggConfig) -> None:
         """As `Members.begin`."""
@@ -70,7 +81,9 @@ class Crew:
     def accounts(self) -> tuple[dict[str, Meter], NDArray[np.int64]]:
         """As `Members.accounts`."""
         parts = list(self._ask("accounts", *[()] * len(self._pipes)))
-        return {name: meter for meters, _ in parts for name, meter in meters.items()}, sum(total for _, total in parts)
+        return {name: meter for meters, _ in parts for name, meter in meters.items()}, sum(
+            total for _, total in parts
+        )
 
     def _ask(self, method: str, *arguments: tuple[object, ...]) -> Iterator[Any]:
         for pipe, words in zip(self._pipes, arguments, strict=True):
@@ -82,7 +95,9 @@ class Crew:
                 try:
                     part = ready.recv()
                 except EOFError:
-                    raise CryptoError(f"{method}: a process of the crew ended; its message is above, run again") from None
+                    raise CryptoError(
+                        f"{method}: a process of the crew ended; its message is above, run again"
+                    ) from None
                 if part is END:
                     pending.remove(ready)
                 else:

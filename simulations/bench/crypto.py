@@ -1,7 +1,10 @@
-"""The suite `crypto`: what protecting an update costs, beside the cipher's own bound, Flower's SecAgg+ and plain TenSEAL.
+"""The suite `crypto`: what protecting an update costs, beside the cipher's own bound, Flower's
+SecAgg+ and plain TenSEAL.
 
-Knows which figures are promised and what they aim at; `masks`, `cohort`, `sealed` and `threshold` measure.
-Always: peers are measured in the same run, and `exact` is true only if every sum was the sum in clear.
+Knows which figures are promised and what they aim at; `masks`, `cohort`, `sealed` and `threshold`
+measure.
+Always: peers are measured in the same run, and `exact` is true only if every sum was the sum in
+clear.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +17,8 @@ from .members import Setting
 from .stopwatch import Sample, put
 
 SEED = 1
-BITS, PARTIES = 8, 10  # of the figures a byte or a mask; the end-to-end cohorts have their own sizes
+# of the figures a byte or a mask; the end-to-end cohorts have their own sizes
+BITS, PARTIES = 8, 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,11 +30,21 @@ class Size:
     repeats: int = 15  # of masks
     sealed_repeats: int = 5  # the tutorial's arm takes seconds
     cohort_repeats: int = 5
-    cohort_once_above: int = 100  # parties: a thousand take minutes, and its members repeat each other
-    circles: tuple[int, ...] = (3, 10, 20)  # members of a joint key: each runs once, its members are the repeats
+    # parties: a thousand take minutes, and its members repeat each other
+    cohort_once_above: int = 100
+    # members of a joint key: each runs once, its members are the repeats
+    circles: tuple[int, ...] = (3, 10, 20)
 
 
-QUICK = Size(length=5_000, cohorts=(4, 34), repeats=2, sealed_repeats=1, cohort_repeats=2, cohort_once_above=4, circles=(3,))
+QUICK = Size(
+    length=5_000,
+    cohorts=(4, 34),
+    repeats=2,
+    sealed_repeats=1,
+    cohort_repeats=2,
+    cohort_once_above=4,
+    circles=(3,),
+)
 
 
 def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) -> dict[str, Any]:
@@ -41,11 +55,13 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
         tell: hears what is being measured.
         keep: gets the report after each part.
 
-    Returns: the report: figures at their keys, `spread` (fastest and slowest repeat) and `peers` beside them.
+    Returns: the report: figures at their keys, `spread` (fastest and slowest repeat) and `peers`
+    beside them.
     """
     size = QUICK if quick else Size()
     report: dict[str, Any] = {
-        "what": f"{size.length:,} values of {BITS} bits, {PARTIES} parties unless the cohort is named",
+        "what": f"{size.length:,} values of {BITS} bits, {PARTIES} parties unless the cohort is "
+        f"named",
         "seed": SEED,
         "repeats": {"masks": size.repeats, "sealed": size.sealed_repeats},
         "clock": "processor seconds of all threads",
@@ -79,7 +95,12 @@ def figures(report: dict[str, Any]) -> Iterator[Figure]:
     yield Figure("mask_ms_per_peer", "ms", "one mask, made and added: a member's nine at once")
     yield Figure("mask_over_aes_bound", "×", "  over AES-256-CTR alone", at_most=1.4)
     yield Figure("flower_mask_ratio", "×", "  faster than Flower's SecAgg+", at_least=15)
-    yield Figure("secagg_bytes_per_param", "B/param", "secure aggregation, all a member sends, 8 bits", at_most=1.6)
+    yield Figure(
+        "secagg_bytes_per_param",
+        "B/param",
+        "secure aggregation, all a member sends, 8 bits",
+        at_most=1.6,
+    )
     yield Figure("secagg_bytes_per_param_4bit", "B/param", "  4 bits", at_most=1.1)
     yield Figure("sealed_bytes_per_param.up", "B/param", "sealed, up", at_most=2.8)
     yield Figure("sealed_bytes_per_param.down", "B/param", "  down: the sum")
@@ -90,17 +111,23 @@ def figures(report: dict[str, Any]) -> Iterator[Figure]:
     for parties, run in report["threshold"].items():
         key = f"threshold.{parties}"
         yield Figure(
-            f"{key}.ceremony_s", "s", f"joint key, {run['openers']} of {parties}: making it, one member, once an epoch"
+            f"{key}.ceremony_s",
+            "s",
+            f"joint key, {run['openers']} of {parties}: making it, one member, once an epoch",
         )
         yield Figure(f"{key}.ceremony_up_mb", "MB", "  up")
         yield Figure(f"{key}.ceremony_down_mb", "MB", "  down")
         yield Figure(f"{key}.encrypt_s", "s", "  a round: encrypt")
         yield Figure(f"{key}.part_s", "s", "  partial decryption, one of t members")
         yield Figure(f"{key}.combine_s", "s", "  combine")
-        yield Figure(f"{key}.up_bytes_per_param", "B/param", "  up, and as much again from each of t members")
+        yield Figure(
+            f"{key}.up_bytes_per_param", "B/param", "  up, and as much again from each of t members"
+        )
         yield Figure(f"{key}.down_bytes_per_param", "B/param", "  down: the sum and t parts")
     for parties in report["end_to_end"]:
-        yield Figure(f"end_to_end.{parties}.client_s", "s", f"{parties} parties, 5 % drop: one member")
+        yield Figure(
+            f"end_to_end.{parties}.client_s", "s", f"{parties} parties, 5 % drop: one member"
+        )
         yield Figure(f"end_to_end.{parties}.server_s", "s", "  coordinator")
 
 
@@ -124,9 +151,14 @@ def _bytes(size: Size, report: dict[str, Any]) -> bool:
 
 
 def _sealed(size: Size, report: dict[str, Any]) -> bool:
-    found = sealed.measure(size.length, bits=BITS, parties=PARTIES, seed=SEED, repeats=size.sealed_repeats)
+    found = sealed.measure(
+        size.length, bits=BITS, parties=PARTIES, seed=SEED, repeats=size.sealed_repeats
+    )
     ours, theirs = found["own"], found["tutorial"]
-    report["sealed_bytes_per_param"] = {"up": ours.up / size.length, "down": ours.down / size.length}
+    report["sealed_bytes_per_param"] = {
+        "up": ours.up / size.length,
+        "down": ours.down / size.length,
+    }
     put(report, "sealed_encrypt_s", ours.seconds["encrypt"])
     put(report, "sealed_decrypt_s", ours.seconds["decrypt"])
     report["tenseal_default_ratio"] = {"bytes": theirs.up / ours.up}
@@ -142,7 +174,10 @@ def _sealed(size: Size, report: dict[str, Any]) -> bool:
 
 
 def _circle(parties: int, size: Size, report: dict[str, Any]) -> None:
-    cost, key = threshold.measure(parties, size.length, bits=BITS, seed=SEED), f"threshold.{parties}"
+    cost, key = (
+        threshold.measure(parties, size.length, bits=BITS, seed=SEED),
+        f"threshold.{parties}",
+    )
     report["threshold"][str(parties)] = {
         "openers": cost.openers,
         "length": size.length,
@@ -153,7 +188,12 @@ def _circle(parties: int, size: Size, report: dict[str, Any]) -> None:
         "down_bytes_per_param": cost.down / size.length,
         "exact": cost.exact,
     }
-    samples = {"ceremony_s": cost.ceremony, "encrypt_s": cost.encrypt, "part_s": cost.part, "combine_s": cost.combine}
+    samples = {
+        "ceremony_s": cost.ceremony,
+        "encrypt_s": cost.encrypt,
+        "part_s": cost.part,
+        "combine_s": cost.combine,
+    }
     for name, sample in samples.items():
         put(report, f"{key}.{name}", sample)
     report["repeats"][key] = parties
@@ -167,7 +207,9 @@ def _cohort(parties: int, size: Size, report: dict[str, Any]) -> None:
     report["end_to_end"][str(parties)] = {"length": size.length, "dropped": len(setting.dropped)}
     for who in ("client_s", "server_s"):
         put(report, f"end_to_end.{parties}.{who}", Sample(tuple(getattr(run, who) for run in runs)))
-    typical = min(runs, key=lambda run: abs(run.server_s - report["end_to_end"][str(parties)]["server_s"]))
+    typical = min(
+        runs, key=lambda run: abs(run.server_s - report["end_to_end"][str(parties)]["server_s"])
+    )
     report["end_to_end"][str(parties)] |= {
         "exact": all(run.exact for run in runs),
         "sent_bytes": typical.sent_bytes,

@@ -1,8 +1,11 @@
-"""The suite `engine`: our engine beside llama.cpp, OpenVINO GenAI and transformers, on the same weights.
+"""The suite `engine`: our engine beside llama.cpp, OpenVINO GenAI and transformers, on the same
+weights.
 
-Knows which figures are promised and what they aim at; `contest` asks the engines in turn, `peers/` holds them.
-Always: a peer runs at its best: llama.cpp reads a Q4_0 copy, whose kernels are its fastest; every engine answers fresh prompts,
-greedily, with the same number of tokens. A peer that dies gets a row that says how, and no figures at that size.
+Knows which figures are promised and what they aim at; `contest` asks the engines in turn, `peers/`
+holds them.
+Always: a peer runs at its best: llama.cpp reads a Q4_0 copy, whose kernels are its fastest; every
+engine answers fresh prompts, greedily, with the same number of tokens. A peer that dies gets a row
+that says how, and no figures at that size.
 """
 
 import importlib.util
@@ -56,32 +59,41 @@ class Scale:
     read_bytes: int = 1 << 30
 
 
-QUICK = Scale(tokens=4, large_tokens=3, repeats=1, cold_repeats=1, large=random_model.TINY, read_bytes=1 << 24)
+QUICK = Scale(
+    tokens=4, large_tokens=3, repeats=1, cold_repeats=1, large=random_model.TINY, read_bytes=1 << 24
+)
 
 
 def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) -> dict[str, Any]:
     """Run everything.
 
     Args:
-        quick: few tokens and a tiny second model, to see that it runs; a peer that is not installed is left out then.
-        tell: hears what is being measured.
+        quick: few tokens and a tiny second model, to see that it runs; a peer that is not installed
+        is left out then. tell: hears what is being measured.
         keep: gets the report after each part, and after each repeat of the long ones.
 
     Raises:
         ConfigError: a peer is not installed.
     """
-    scale, missing = (QUICK if quick else Scale()), [name for name in PEERS if not importlib.util.find_spec(LIBRARIES[name])]
+    scale, missing = (
+        (QUICK if quick else Scale()),
+        [name for name in PEERS if not importlib.util.find_spec(LIBRARIES[name])],
+    )
     if missing and not quick:
         raise ConfigError(
-            f"not installed: {', '.join(missing)}; run `make bench`, which installs the peers, or pip install -e '.[peers]'"
+            f"not installed: {', '.join(missing)}; run `make bench`, which installs the peers, or "
+            f"pip install -e '.[peers]'"
         )
     report: dict[str, Any] = {
-        "what": f"tokens a second of the whole engine, answers of {scale.tokens} tokens after {scale.prompt}, prompts of "
-        f"{scale.prefill}; at 1B {scale.large_tokens}, {scale.large_prompt} and {scale.large_prefill}",
+        "what": f"tokens a second of the whole engine, answers of {scale.tokens} tokens after "
+                f"{scale.prompt}, prompts of "
+        f"{scale.prefill}; at 1B {scale.large_tokens}, {scale.large_prompt} and "
+        f"{scale.large_prefill}",
         "seed": SEED,
         "repeats": {"speeds": scale.repeats, "cold": scale.cold_repeats},
         "clock": "seconds on the wall, all cores",
-        "memory": "VmHWM of each engine's process: its own and the mapped files' pages that it touched, alike for all",
+        "memory": "VmHWM of each engine's process: its own and the mapped files' pages that it "
+                  "touched, alike for all",
         "spread": {}, "ratio": {}, "large": {"ratio": {}}, "missing_peers": missing,
     }  # fmt: skip
     peers = [name for name in PEERS if name not in missing]
@@ -93,12 +105,14 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
         large = random_model.write(Path(scratch) / "large.gguf", model, scale.large, seed=SEED)
         read = files(large, Path(scratch), peers, report["large"])
         del read["no_compiler"]
-        compare("large", read, scale, report, tell, keep)  # without a compiler a round of questions takes minutes at this size
+        # without a compiler a round of questions takes minutes at this size
+        compare("large", read, scale, report, tell, keep)
         bandwidth(large, scale, report)
         keep(report)
     tell("perplexity of the fast path and of float32 over the same blocks")
     report["perplexity"] = perplexities(model, quick)
-    report["exact"] = True  # every engine wrote as many tokens as it was asked for, or the run would have ended
+    # every engine wrote as many tokens as it was asked for, or the run would have ended
+    report["exact"] = True
     return report
 
 
@@ -122,8 +136,13 @@ def files(model: Path, scratch: Path, peers: list[str], place: dict[str, Any]) -
 
 
 def compare(
-    size: str, read: Mapping[str, Path], scale: Scale, report: dict[str, Any], tell: Callable[[str], None], keep: Keep
-) -> None:  # fmt: skip
+    size: str,
+    read: Mapping[str, Path],
+    scale: Scale,
+    report: dict[str, Any],
+    tell: Callable[[str], None],
+    keep: Keep,
+) -> None:
     """One model: every engine's speeds in turn, its peak memory, its cold start, and the ratios."""
     place, prefix = (report[size], f"{size}.") if size else (report, "")
     orders = asked(size, scale)
@@ -171,7 +190,9 @@ def running(engines: Sequence[Contender]) -> list[Contender]:
 
 
 def left_out(engine: Contender, prefix: str, place: dict[str, Any], report: dict[str, Any]) -> None:
-    """One that died says so in the place of its figures: what it did before would be of another number of repeats."""
+    """One that died says so in the place of its figures: what it did before would be of another
+    number of repeats.
+    """
     place[engine.name] = {"ended": engine.ended}
     lost = [engine.name]
     if all("ended" in place.get(name, {"ended": ""}) for name in ("llamacpp", "openvino")):
@@ -181,44 +202,75 @@ def left_out(engine: Contender, prefix: str, place: dict[str, Any], report: dict
     for name in lost:
         place["ratio"].pop(name, None)
     gone = (f"{prefix}{engine.name}.", *(f"{prefix}ratio.{name}." for name in lost))
-    report["spread"] = {key: spread for key, spread in report["spread"].items() if not key.startswith(gone)}
+    report["spread"] = {
+        key: spread for key, spread in report["spread"].items() if not key.startswith(gone)
+    }
 
 
 def asked(size: str, scale: Scale) -> dict[str, Order]:
     """What every engine is asked at this size, in this order."""
-    tokens, prompt = (scale.large_tokens, scale.large_prompt) if size else (scale.tokens, scale.prompt)
+    tokens, prompt = (
+        (scale.large_tokens, scale.large_prompt) if size else (scale.tokens, scale.prompt)
+    )
     orders: dict[str, Order] = {
-        f"b{count}": {"what": "decode", "batch": count, "tokens": tokens, "prompt": prompt} for count in (1, 8, 16)
+        f"b{count}": {"what": "decode", "batch": count, "tokens": tokens, "prompt": prompt}
+        for count in (1, 8, 16)
     }
-    return {**orders, "prefill": {"what": "prefill", "prompt": scale.large_prefill if size else scale.prefill}}
+    return {
+        **orders,
+        "prefill": {"what": "prefill", "prompt": scale.large_prefill if size else scale.prefill},
+    }
 
 
 def contender(name: str, model: Path) -> Contender:
     """An engine on all the cores that this process may use."""
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     environment = {"QUIETCHOIR_NATIVE": "off"} if name == "no_compiler" else None
     return Contender(name, model, threads, environment, peer=name in PEERS)
 
 
 def ratios(prefix: str, found: Mapping[str, Mapping[str, Sample]], report: dict[str, Any]) -> None:
-    """Ours over each peer, repeat by repeat; `best` is the better of llama.cpp and OpenVINO at that figure."""
+    """Ours over each peer, repeat by repeat; `best` is the better of llama.cpp and OpenVINO at
+    that figure.
+    """
     for key in KEYS:
         strong = [found[name][key] for name in ("llamacpp", "openvino") if name in found]
-        best = Sample(tuple(max(values) for values in zip(*(one.seconds for one in strong), strict=True))) if strong else None
+        best = (
+            Sample(
+                tuple(max(values) for values in zip(*(one.seconds for one in strong), strict=True))
+            )
+            if strong
+            else None
+        )
         rivals = {"best": best, **{name: found[name][key] for name in PEERS if name in found}}
         for name, rival in rivals.items():
             if rival is not None:
                 put(report, f"{prefix}ratio.{name}.{key}", found["ours"][key].over(rival))
     if "transformers" in found and "no_compiler" in found:
-        put(report, f"{prefix}ratio.no_compiler.b1", found["no_compiler"]["b1"].over(found["transformers"]["b1"]))
+        put(
+            report,
+            f"{prefix}ratio.no_compiler.b1",
+            found["no_compiler"]["b1"].over(found["transformers"]["b1"]),
+        )
 
 
-def adapters(model: Path, scale: Scale, report: dict[str, Any], tell: Callable[[str], None]) -> None:
-    """What one adapter costs at batch 1, and eight different ones at batch 8, as the fraction lost."""
+def adapters(
+    model: Path, scale: Scale, report: dict[str, Any], tell: Callable[[str], None]
+) -> None:
+    """What one adapter costs at batch 1, and eight different ones at batch 8, as the fraction
+    lost.
+    """
     tell("adapters: none, one, eight different ones")
     engine = contender("ours", model)
     orders: dict[str, Order] = {
-        f"{batch}.{count}": {"what": "decode", "batch": batch, "tokens": scale.tokens, "adapters": count}
+        f"{batch}.{count}": {
+            "what": "decode",
+            "batch": batch,
+            "tokens": scale.tokens,
+            "adapters": count,
+        }
         for batch, count in ((1, 0), (1, 1), (8, 0), (8, ADAPTERS))
     }
     try:
@@ -232,7 +284,9 @@ def adapters(model: Path, scale: Scale, report: dict[str, Any], tell: Callable[[
 
 
 def bandwidth(large: Path, scale: Scale, report: dict[str, Any]) -> None:
-    """How near batch 1 at 1B comes to reading every weight once a token at the memory's speed, which is measured here."""
+    """How near batch 1 at 1B comes to reading every weight once a token at the memory's speed,
+    which is measured here.
+    """
     memory = torch.ones(scale.read_bytes // 4)
     speeds = []
     for _ in range(scale.repeats + 1):
@@ -241,13 +295,17 @@ def bandwidth(large: Path, scale: Scale, report: dict[str, Any]) -> None:
         speeds.append(scale.read_bytes / (time.perf_counter() - before))
     report["memory_read_gb_s"] = max(speeds) / 1e9
     read = sum(
-        blocks.raw.numel() for name, blocks in weights.load(large).tensors.items() if name != "model.embed_tokens.weight"
+        blocks.raw.numel()
+        for name, blocks in weights.load(large).tensors.items()
+        if name != "model.embed_tokens.weight"
     )
     report["large"]["of_bandwidth_b1"] = report["large"]["ours"]["b1"] * read / max(speeds)
 
 
 def perplexities(model: Path, quick: bool) -> dict[str, float]:
-    """Perplexity on Python's own documentation: the serving path, float32 over the same blocks, and percent between them."""
+    """Perplexity on Python's own documentation: the serving path, float32 over the same blocks,
+    and percent between them.
+    """
     from pydoc_data.topics import topics
 
     loaded = weights.load(model)
@@ -268,16 +326,27 @@ def figures(report: dict[str, Any]) -> Iterator[Figure]:
         here = [name for name in order if name in placed and "ended" not in placed[name]]
         for key in KEYS:
             for index, name in enumerate(here):
-                yield Figure(f"{prefix}{name}.{key}", "tokens/s", f"{label}, {key}: {name}" if not index else f"  {name}")
+                yield Figure(
+                    f"{prefix}{name}.{key}",
+                    "tokens/s",
+                    f"{label}, {key}: {name}" if not index else f"  {name}",
+                )
         for name in order:
             if "ended" in placed.get(name, {}):
                 yield Figure(f"{prefix}{name}.ended", "", f"{label}: {name}")
         for name in here:
             if not size:
-                yield Figure(f"{name}.cold_ttft_s", "s", f"cold first token: {name}", at_most=3 if name == "ours" else None)
+                yield Figure(
+                    f"{name}.cold_ttft_s",
+                    "s",
+                    f"cold first token: {name}",
+                    at_most=3 if name == "ours" else None,
+                )
             rival = report.get("llamacpp", {}).get("peak_mb")
             peak = rival if not size and name == "ours" else None
-            yield Figure(f"{prefix}{name}.peak_mb", "MB", f"{label}, peak memory: {name}", at_most=peak)
+            yield Figure(
+                f"{prefix}{name}.peak_mb", "MB", f"{label}, peak memory: {name}", at_most=peak
+            )
         for rival, aims in (
             ("best", BEST[size]),
             ("llamacpp", (None,) * 4),
@@ -286,10 +355,22 @@ def figures(report: dict[str, Any]) -> Iterator[Figure]:
         ):
             if rival in placed["ratio"]:
                 for key, aim in zip(KEYS, aims, strict=True):
-                    yield Figure(f"{prefix}ratio.{rival}.{key}", "×", f"{label}, ours over {rival}, {key}", at_least=aim)
+                    yield Figure(
+                        f"{prefix}ratio.{rival}.{key}",
+                        "×",
+                        f"{label}, ours over {rival}, {key}",
+                        at_least=aim,
+                    )
     if "no_compiler" in report["ratio"]:
-        yield Figure("ratio.no_compiler.b1", "×", "without a compiler over transformers, b1", at_least=3)
-    yield Figure("large.of_bandwidth_b1", "", "about 1B, b1: share of what the memory's speed allows", at_least=0.7)
+        yield Figure(
+            "ratio.no_compiler.b1", "×", "without a compiler over transformers, b1", at_least=3
+        )
+    yield Figure(
+        "large.of_bandwidth_b1",
+        "",
+        "about 1B, b1: share of what the memory's speed allows",
+        at_least=0.7,
+    )
     yield Figure("memory_read_gb_s", "GB/s", "  memory read here")
     yield Figure("adapters.one", "", "one adapter at b1: share of speed lost", at_most=0.05)
     yield Figure("adapters.eight", "", f"{ADAPTERS} different adapters at b8", at_most=0.15)

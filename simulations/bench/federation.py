@@ -1,8 +1,10 @@
-"""The suite `federation`: what a round costs over the network without training, beside Flower's own deployment engine.
+"""The suite `federation`: what a round costs over the network without training, beside Flower's own
+deployment engine.
 
-Knows which figures are promised and what they aim at; `federation_rounds` and `federation_stock` measure, `..faults` breaks.
-Always: real processes on loopback, TLS with a pinned certificate and node keys on our side, neither on Flower's; `exact` is
-true only if every sum held every member and every fault was survived.
+Knows which figures are promised and what they aim at; `federation_rounds` and `federation_stock`
+measure, `..faults` breaks.
+Always: real processes on loopback, TLS with a pinned certificate and node keys on our side, neither
+on Flower's; `exact` is true only if every sum held every member and every fault was survived.
 """
 
 import tempfile
@@ -42,15 +44,16 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
     """Run everything.
 
     Args:
-        quick: tiny sizes, no peer and no faults, to see that it runs; the figures mean nothing then.
-        tell: hears what is being measured.
+        quick: tiny sizes, no peer and no faults, to see that it runs; the figures mean nothing
+        then. tell: hears what is being measured.
         keep: gets the report after every federation, after the peer and after every fault.
 
     Returns: the report: figures at their keys, `spread` (fastest and slowest round) beside them.
     """
     size = QUICK if quick else Size()
     report: dict[str, Any] = {
-        "what": f"{size.values:,} values of {federation_rounds.BITS} bits, no training, TLS on loopback",
+        "what": f"{size.values:,} values of {federation_rounds.BITS} bits, no training, TLS on "
+        f"loopback",
         "seed": 0,
         "repeats": {"rounds": size.rounds - 1, "stock": max(0, size.stock_rounds - 1)},
         "clock": "wall seconds of a round, as the coordinator notes them",
@@ -61,12 +64,24 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
         place = report.setdefault(WORDS[nodes], {}) if WORDS[nodes] else report
         for mode in MODES:
             tell(f"{nodes} nodes, {mode}")
-            plan = Plan(nodes=nodes, mode=mode, size=size.values, rounds=size.rounds, recipe={"stage_timeout_s": 120.0})
+            plan = Plan(
+                nodes=nodes,
+                mode=mode,
+                size=size.values,
+                rounds=size.rounds,
+                recipe={"stage_timeout_s": 120.0},
+            )
             note(report, place, WORDS[nodes], mode, federation_rounds.measure(plan))
             keep(report)
     if size.told:
         tell("3 nodes, masked, told as changes")
-        plan = Plan(nodes=3, mode="masked", size=size.values, rounds=size.rounds, recipe={"download": "change"})
+        plan = Plan(
+            nodes=3,
+            mode="masked",
+            size=size.values,
+            rounds=size.rounds,
+            recipe={"download": "change"},
+        )
         note_told(report, federation_rounds.measure(plan))
         keep(report)
     if size.stock_rounds:
@@ -96,27 +111,40 @@ def figures(report: dict[str, Any]) -> Iterator[Figure]:
             yield Figure(f"twenty.round_s.{mode}", "s", f"a round, 20 nodes, {mode}")
     for mode in MODES:
         yield Figure(f"bytes_per_node.{mode}.up", "B", f"a node sends in a round, {mode}")
-        yield Figure(f"bytes_per_node.{mode}.over_bound", "×", "  over what its contribution alone needs")
+        yield Figure(
+            f"bytes_per_node.{mode}.over_bound", "×", "  over what its contribution alone needs"
+        )
         yield Figure(f"bytes_per_node.{mode}.down", "B", "  and gets")
     if "told" in report:
         yield Figure("told.down", "B", "masked, adapters told as changes: a node gets in a round")
         yield Figure("told.round_s", "s", "  a round of that")
     for who in ("coordinator", "node"):
         for mode in MODES:
-            yield Figure(f"rss_mb.{who}.{mode}", "MB", f"peak memory of the {who} without the model, {mode}")
+            yield Figure(
+                f"rss_mb.{who}.{mode}", "MB", f"peak memory of the {who} without the model, {mode}"
+            )
     if "faults_tried" in report:
         yield Figure("faults_tried", "", "faults tried")
         yield Figure("faults_missed", "", "  missed", at_most=0)
 
 
-def note(report: dict[str, Any], place: dict[str, Any], word: str, mode: str, cost: federation_rounds.Cost) -> None:
+def note(
+    report: dict[str, Any],
+    place: dict[str, Any],
+    word: str,
+    mode: str,
+    cost: federation_rounds.Cost,
+) -> None:
     """One mode's figures at their keys."""
     dot = f"{word}." if word else ""
     place.setdefault("round_s", {})[mode] = cost.seconds.median
     report["spread"][f"{dot}round_s.{mode}"] = list(cost.seconds.spread)
     place.setdefault("bytes_per_node", {})[mode] = {
-        "up": cost.up, "down": cost.down, "up_bound": cost.up_bound, "over_bound": cost.up / cost.up_bound
-    }  # fmt: skip
+        "up": cost.up,
+        "down": cost.down,
+        "up_bound": cost.up_bound,
+        "over_bound": cost.up / cost.up_bound,
+    }
     memory = place.setdefault("rss_mb", {"coordinator": {}, "node": {}})
     memory["coordinator"][mode], memory["node"][mode] = cost.coordinator_mb, cost.node_mb
 
@@ -131,7 +159,9 @@ def compare(report: dict[str, Any], size: Size) -> None:
     """The peer on the same work."""
     with tempfile.TemporaryDirectory(prefix="quietchoir-bench-") as folder:
         try:
-            stock: Sample = federation_stock.measure(Path(folder), nodes=3, rounds=size.stock_rounds, size=size.values)
+            stock: Sample = federation_stock.measure(
+                Path(folder), nodes=3, rounds=size.stock_rounds, size=size.values
+            )
         except QuietchoirError as error:  # the peer's end is its row, and not ours
             report["stock"] = {"ended": str(error)}
             return

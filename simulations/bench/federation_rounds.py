@@ -1,8 +1,9 @@
 """One rehearsed federation of real processes, timed from outside: rounds, bytes, memory.
 
-Knows what the coordinator's report says of each round. Knows nothing of other frameworks or of aims.
-Always: the first round is not counted (nodes meet the network and allocate), every other one is; a round whose sum lacks a
-member fails the measurement.
+Knows what the coordinator's report says of each round. Knows nothing of other frameworks or of
+aims.
+Always: the first round is not counted (nodes meet the network and allocate), every other one is; a
+round whose sum lacks a member fails the measurement.
 """
 
 import math
@@ -38,24 +39,34 @@ def measure(plan: Plan) -> Cost:
     Raises:
         QuietchoirError: a process failed, or a round went without a member.
     """
-    with tempfile.TemporaryDirectory(prefix="quietchoir-bench-") as name, Stage(Path(name) / "logs") as stage:
+    with (
+        tempfile.TemporaryDirectory(prefix="quietchoir-bench-") as name,
+        Stage(Path(name) / "logs") as stage,
+    ):
         choir = Choir(stage, Path(name), plan)
         coordinator = choir.coordinate("coordinator", "--grace", "60")
         nodes = choir.join_all()
-        coordinator.until("round", ROUND_S * plan.rounds, round=plan.rounds)  # memory is read while all are there
+        # memory is read while all are there
+        coordinator.until("round", ROUND_S * plan.rounds, round=plan.rounds)
         memory = [child.memory_mb() for child in (coordinator, *nodes.values())]
         coordinator.finish(PATIENCE_S)
         for node in nodes.values():
             node.finish(PATIENCE_S)
         history = [entry for entry in choir.told()["history"] if entry["kind"] == "train"]
     if any(entry["parties"] != list(plan.names) for entry in history):
-        raise QuietchoirError(f"{plan.mode}: a round's sum lacks a member; the machine is too busy to measure anything")
+        raise QuietchoirError(
+            f"{plan.mode}: a round's sum lacks a member; the machine is too busy "
+            f"to measure anything"
+        )
     counted = history[1:]
     return Cost(
         seconds=Sample(tuple(entry["seconds"] for entry in counted)),
-        up=per_node(counted, "bytes_up"), down=per_node(counted, "bytes_down"), up_bound=plan.size * width(plan) / 8,
-        coordinator_mb=memory[0], node_mb=max(memory[1:]),
-    )  # fmt: skip
+        up=per_node(counted, "bytes_up"),
+        down=per_node(counted, "bytes_down"),
+        up_bound=plan.size * width(plan) / 8,
+        coordinator_mb=memory[0],
+        node_mb=max(memory[1:]),
+    )
 
 
 def per_node(history: list[dict[str, dict[str, int]]], direction: str) -> float:
@@ -65,5 +76,9 @@ def per_node(history: list[dict[str, dict[str, int]]], direction: str) -> float:
 
 
 def width(plan: Plan) -> int:
-    """Bits that one value needs on the wire: its own in plain mode, those of the sum under masks."""
-    return BITS if plan.mode == "plain" else math.ceil(math.log2(plan.nodes * ((1 << BITS) - 1) + 1))
+    """Bits that one value needs on the wire: its own in plain mode, those of the sum under
+    masks.
+    """
+    return (
+        BITS if plan.mode == "plain" else math.ceil(math.log2(plan.nodes * ((1 << BITS) - 1) + 1))
+    )

@@ -1,6 +1,8 @@
-"""The peer: Flower's own deployment engine with this project's plain apps, as federation/README.md tells to start it.
+"""The peer: Flower's own deployment engine with this project's plain apps, as federation/README.md
+tells to start it.
 
-Knows Flower's commands and the line that our `ServerApp` prints for a round. Installs nothing and reaches nothing outside.
+Knows Flower's commands and the line that our `ServerApp` prints for a round. Installs nothing and
+reaches nothing outside.
 Always: every process is ended; no TLS and no node keys, which is in Flower's favour.
 """
 
@@ -41,7 +43,9 @@ def rounds_of(run: Child, rounds: int, nodes: int) -> Iterator[float]:
         found = LINE.search(run.wait_for(lambda text: bool(LINE.search(text)), START_S + ROUND_S))
         assert found is not None  # it is what was waited for
         if int(found[2]) != nodes:
-            raise QuietchoirError(f"Flower's round {found[1]} went with {found[2]} nodes of {nodes}")
+            raise QuietchoirError(
+                f"Flower's round {found[1]} went with {found[2]} nodes of {nodes}"
+            )
         yield float(found[4])
 
 

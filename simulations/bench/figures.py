@@ -26,7 +26,11 @@ class Figure:
     def aim(self) -> str:
         """For people."""
         return (
-            f"≤ {self.at_most:g}" if self.at_most is not None else f"≥ {self.at_least:g}" if self.at_least is not None else ""
+            f"≤ {self.at_most:g}"
+            if self.at_most is not None
+            else f"≥ {self.at_least:g}"
+            if self.at_least is not None
+            else ""
         )
 
     def missed(self, value: float) -> str:
@@ -87,7 +91,13 @@ def show(console: Console, report: Mapping[str, Any], figures: Sequence[Figure])
         low_high, value = report["spread"].get(figure.key), look_up(report, figure.key)
         spread = f"{number(low_high[0])} … {number(low_high[1])}" if low_high else ""
         missed = report["aims_missed"].get(figure.key)
-        words = f"[red]{missed}[/red]" if missed else "met" if figure.aim and not report["quick"] else ""
+        words = (
+            f"[red]{missed}[/red]"
+            if missed
+            else "met"
+            if figure.aim and not report["quick"]
+            else ""
+        )
         table.add_row(figure.meaning, number(value), spread, figure.unit, figure.aim, words)
     console.print(f"[bold]{report['suite']}[/bold]  {report['machine']}", soft_wrap=True)
     repeats = ", ".join(f"{name} {times}" for name, times in report["repeats"].items())
@@ -107,7 +117,9 @@ def number(value: float | str) -> str:
 
 
 def rounded(value: Any, digits: int = 5) -> Any:
-    """The same report with every float cut to `digits` digits that matter: the clock knows no more."""
+    """The same report with every float cut to `digits` digits that matter: the clock knows no
+    more.
+    """
     if isinstance(value, Mapping):
         return {key: rounded(part, digits) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

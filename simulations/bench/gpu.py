@@ -1,9 +1,11 @@
-"""The suite `gpu`: a model of 13 billion weights in 4 bits on one GPU, beside transformers in bfloat16 on the same GPU.
+"""The suite `gpu`: a model of 13 billion weights in 4 bits on one GPU, beside transformers in
+bfloat16 on the same GPU.
 
 Knows the shape and what is promised of it. Knows nothing of kernels.
-Always: the weights are random, because only their number decides speed and memory; the limit that a figure is held against is
-measured in the same run, and memory is what the device says is in use, the context of CUDA included. What is predicted is
-named so: arithmetic over the same shape, which needs no device and proves nothing about one.
+Always: the weights are random, because only their number decides speed and memory; the limit that a
+figure is held against is measured in the same run, and memory is what the device says is in use,
+the context of CUDA included. What is predicted is named so: arithmetic over the same shape, which
+needs no device and proves nothing about one.
 """
 
 import gc
@@ -35,8 +37,9 @@ SEED = 1
 GIB = 1 << 30
 Q4_0_BYTES = 18  # of a block of 32 weights
 AIM = 8 * GIB  # of a device's memory, all in
-# What CUDA itself takes before anything of ours is there: 274 MiB to 426 MiB by report, the device decides.
-# Source: pytorch/pytorch pull request 86509 (lazy loading), unslothai/unsloth-zoo pull request 1053 (RTX 6000 Ada).
+# What CUDA itself takes before anything of ours is there: 274 MiB to 426 MiB by report, the device
+# decides. Source: pytorch/pytorch pull request 86509 (lazy loading), unslothai/unsloth-zoo pull
+# request 1053 (RTX 6000 Ada).
 CONTEXT = 426 << 20
 
 
@@ -57,28 +60,54 @@ class Scale:
     def architecture(self) -> Architecture:
         """The decoder of these sizes."""
         return Architecture(
-            family="llama", layers=self.layers, width=self.width, ffn_width=self.ffn_width, heads=self.heads,
-            kv_heads=self.heads, head_size=self.width // self.heads, vocabulary=self.vocabulary, rope_theta=10_000.0,
-            norm_eps=1e-5, context=self.context,
-        )  # fmt: skip
+            family="llama",
+            layers=self.layers,
+            width=self.width,
+            ffn_width=self.ffn_width,
+            heads=self.heads,
+            kv_heads=self.heads,
+            head_size=self.width // self.heads,
+            vocabulary=self.vocabulary,
+            rope_theta=10_000.0,
+            norm_eps=1e-5,
+            context=self.context,
+        )
 
 
-QUICK = Scale(layers=2, width=64, ffn_width=128, heads=4, vocabulary=512, tokens=3, repeats=1, copy_bytes=1 << 20)
+QUICK = Scale(
+    layers=2,
+    width=64,
+    ffn_width=128,
+    heads=4,
+    vocabulary=512,
+    tokens=3,
+    repeats=1,
+    copy_bytes=1 << 20,
+)
 
 
 class Device:
     """Our engine on a device; see `peers.workload.Peer`."""
 
-    def __init__(self, weights: Weights, context: int, device: torch.device, host_layers: int = 0) -> None:
+    def __init__(
+        self, weights: Weights, context: int, device: torch.device, host_layers: int = 0
+    ) -> None:
         blocks = 16 * (192 // BLOCK_TOKENS) if device.type == "cpu" else context // BLOCK_TOKENS
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-        runner = CudaRunner(weights, blocks, context, host_layers=host_layers, device=device, dtype=dtype)
-        self.engine = Engine(weights, EngineConfig(context=context, drafts=0, share_prefixes=False), model=runner)
+        runner = CudaRunner(
+            weights, blocks, context, host_layers=host_layers, device=device, dtype=dtype
+        )
+        self.engine = Engine(
+            weights, EngineConfig(context=context, drafts=0, share_prefixes=False), model=runner
+        )
         self.engine.start()
 
     def generate(self, prompts: Any, tokens: int) -> None:
         """See `Peer`."""
-        running = [self.engine.submit(GenerationRequest(prompt=tuple(prompt), max_tokens=tokens)) for prompt in prompts]
+        running = [
+            self.engine.submit(GenerationRequest(prompt=tuple(prompt), max_tokens=tokens))
+            for prompt in prompts
+        ]
         for one in running:
             one.text()
 
@@ -94,10 +123,16 @@ class Reference:
         from transformers import LlamaConfig, LlamaForCausalLM
 
         config = LlamaConfig(
-            hidden_size=scale.width, intermediate_size=scale.ffn_width, num_hidden_layers=scale.layers,
-            vocab_size=scale.vocabulary, num_attention_heads=scale.heads, num_key_value_heads=scale.heads,
-            max_position_embeddings=scale.context, eos_token_id=None, dtype=torch.bfloat16,
-        )  # fmt: skip
+            hidden_size=scale.width,
+            intermediate_size=scale.ffn_width,
+            num_hidden_layers=scale.layers,
+            vocab_size=scale.vocabulary,
+            num_attention_heads=scale.heads,
+            num_key_value_heads=scale.heads,
+            max_position_embeddings=scale.context,
+            eos_token_id=None,
+            dtype=torch.bfloat16,
+        )
         with torch.device(device):
             self.model = LlamaForCausalLM(config).to(torch.bfloat16).eval()
         self.device = device
@@ -108,7 +143,12 @@ class Reference:
         ids = torch.tensor(prompts, device=self.device)
         mask = torch.ones_like(ids)
         self.model.generate(
-            ids, attention_mask=mask, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0
+            ids,
+            attention_mask=mask,
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            do_sample=False,
+            pad_token_id=0,
         )
         if self.device.type == "cuda":
             torch.cuda.synchronize()
@@ -131,17 +171,28 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
     predicted = prediction(Scale())
     if not torch.cuda.is_available() and not quick:
         raise ConfigError(
-            "torch finds no CUDA device here, so there is nothing to measure; run `quietchoir bench gpu` on a machine that has "
-            "one and a build of torch for it, or add --quick to try the code at tiny sizes on the CPU. Predicted for 13B by "
+            "torch finds no CUDA device here, so there is nothing to measure; run `quietchoir "
+            "bench gpu` on a machine that has "
+            "one and a build of torch for it, or add --quick to try the code at tiny sizes on the "
+            "CPU. Predicted for 13B by "
             f"arithmetic, not measured: {predicted['all_in_gib']:.2f} GiB all in"
         )
-    device, scale = torch.device("cuda" if torch.cuda.is_available() else "cpu"), QUICK if quick else Scale()
+    device, scale = (
+        torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        QUICK if quick else Scale(),
+    )
     report: dict[str, Any] = {
         "what": what(scale, quick=quick, device=device),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "none: a quick run on the CPU",
-        "seed": SEED, "repeats": {"speeds": scale.repeats}, "clock": "seconds on the wall", "spread": {}, "exact": True,
+        "device": torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else "none: a quick run on the CPU",
+        "seed": SEED,
+        "repeats": {"speeds": scale.repeats},
+        "clock": "seconds on the wall",
+        "spread": {},
+        "exact": True,
         "predicted": predicted,
-    }  # fmt: skip
+    }
     tell("memory bandwidth")
     report["memory_gb_s"] = bandwidth(scale, device)
     context = in_use(device)
@@ -149,19 +200,32 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
     weights = random_weights(scale)
     run_whole(weights, scale, device, report, tell)
     keep(report)
-    fitting = place(needs(weights, scale.context // BLOCK_TOKENS, scale.context, answers=16), int(AIM - context * GIB)).device
+    fitting = place(
+        needs(weights, scale.context // BLOCK_TOKENS, scale.context, answers=16),
+        int(AIM - context * GIB),
+    ).device
     run_fitted(weights, scale, device, 1 if quick else fitting, report, tell)
     keep(report)
     tell("transformers, bfloat16")
     speeds(Reference(scale, device), scale, "transformers", report, tell)
-    read = sum(blocks.raw.numel() for name, blocks in weights.tensors.items() if name != "model.embed_tokens.weight")
+    read = sum(
+        blocks.raw.numel()
+        for name, blocks in weights.tensors.items()
+        if name != "model.embed_tokens.weight"
+    )
     report["of_bandwidth_b1"] = report["ours"]["b1"] * read / (report["memory_gb_s"] * 1e9)
-    report["ratio"] = {key: report["ours"][key] / report["transformers"][key] for key in ("b1", "b16", "prefill")}
+    report["ratio"] = {
+        key: report["ours"][key] / report["transformers"][key] for key in ("b1", "b16", "prefill")
+    }
     return report
 
 
 def run_whole(
-    weights: Weights, scale: Scale, device: torch.device, report: dict[str, Any], tell: Callable[[str], None]
+    weights: Weights,
+    scale: Scale,
+    device: torch.device,
+    report: dict[str, Any],
+    tell: Callable[[str], None],
 ) -> None:
     """All layers on the device, whatever that takes."""
     ours = Device(weights, scale.context, device)
@@ -173,18 +237,32 @@ def run_whole(
 
 
 def run_fitted(
-    weights: Weights, scale: Scale, device: torch.device, layers: int, report: dict[str, Any], tell: Callable[[str], None]
+    weights: Weights,
+    scale: Scale,
+    device: torch.device,
+    layers: int,
+    report: dict[str, Any],
+    tell: Callable[[str], None],
 ) -> None:
     """As many layers on the device as AIM holds, the others on the processor: what that costs."""
     gc.collect()  # an engine and its thread know each other
     if device.type == "cuda":
         torch.cuda.empty_cache()
     tell(f"{layers} of {scale.layers} layers on the device")
-    ours, prompts = Device(weights, scale.context, device, scale.layers - layers), Prompts(SEED, highest=scale.vocabulary)
+    ours, prompts = (
+        Device(weights, scale.context, device, scale.layers - layers),
+        Prompts(SEED, highest=scale.vocabulary),
+    )
     try:
         for length in (PROMPT, PREFILL):  # for warmth, and for the memory of a long step
             seconds(ours, prompts.take(1, length), 2)
-        put(report, "fitted.b1", Sample(tuple(decode_speed(ours, prompts, 1, scale.tokens) for _ in range(scale.repeats))))
+        put(
+            report,
+            "fitted.b1",
+            Sample(
+                tuple(decode_speed(ours, prompts, 1, scale.tokens) for _ in range(scale.repeats))
+            ),
+        )
         report["fitted"] |= {"layers": layers, "peak_gib": in_use(device)}
     finally:
         ours.close()
@@ -196,8 +274,15 @@ def run_fitted(
 
 def what(scale: Scale, *, quick: bool, device: torch.device) -> str:
     """What was measured, for people; a quick run says that its figures mean nothing."""
-    told = f"{scale.layers} layers of width {scale.width}, random Q4_0, context {scale.context}, {scale.tokens} tokens"
-    where = "in plain torch on the CPU, without a kernel of ours" if device.type == "cpu" else "on the GPU"
+    told = (
+        f"{scale.layers} layers of width {scale.width}, random Q4_0, context {scale.context}, "
+        f"{scale.tokens} tokens"
+    )
+    where = (
+        ("in plain torch on the CPU, without a kernel of ours")
+        if device.type == "cpu"
+        else "on the GPU"
+    )
     return f"only tried, {where}: these speeds mean nothing. {told}" if quick else told
 
 
@@ -221,22 +306,29 @@ def shape_of(scale: Scale) -> Weights:
 
     def empty(rows: int, columns: int) -> Blocks:
         kind, width = ("F32", 4 * columns) if rows == 1 else ("Q4_0", columns // 32 * Q4_0_BYTES)
-        return Blocks(kind, (rows, columns), torch.empty(rows, width, dtype=torch.uint8, device="meta"))
+        return Blocks(
+            kind, (rows, columns), torch.empty(rows, width, dtype=torch.uint8, device="meta")
+        )
 
     architecture = scale.architecture()
     tensors = {name: empty(*shape) for name, shape in architecture.shapes().items()}
     return Weights(architecture, tensors, tokenizer(1), digest="0" * 64)
 
 
-def speeds(peer: Peer, scale: Scale, name: str, report: dict[str, Any], tell: Callable[[str], None]) -> None:
+def speeds(
+    peer: Peer, scale: Scale, name: str, report: dict[str, Any], tell: Callable[[str], None]
+) -> None:
     """Batch 1, batch 16 and a long prompt, one after another; the first of each is for warmth.
 
-    Sixteen answers end where the context's cache is full: beyond that our engine would make some of them wait.
+    Sixteen answers end where the context's cache is full: beyond that our engine would make some of
+    them wait.
     """
     prompts = Prompts(SEED, highest=scale.vocabulary)
     works: dict[str, Callable[[], float]] = {
         "b1": lambda: decode_speed(peer, prompts, 1, scale.tokens),
-        "b16": lambda: decode_speed(peer, prompts, 16, min(scale.tokens, scale.context // 16 - PROMPT)),
+        "b16": lambda: decode_speed(
+            peer, prompts, 16, min(scale.tokens, scale.context // 16 - PROMPT)
+        ),
         "prefill": lambda: prefill_speed(peer, prompts),
     }
     for key, work in works.items():
@@ -274,22 +366,32 @@ def in_use(device: torch.device) -> float:
 
 
 def random_weights(scale: Scale) -> Weights:
-    """Weights of the shape: one matrix of each form stands for all layers, so the host needs little memory."""
+    """Weights of the shape: one matrix of each form stands for all layers, so the host needs
+    little memory.
+    """
     architecture, generator = scale.architecture(), torch.Generator().manual_seed(SEED)
 
     def matrix(rows: int, columns: int) -> Blocks:
-        raw = torch.randint(0, 256, (rows, columns // 32, Q4_0_BYTES), dtype=torch.uint8, generator=generator)
-        step = torch.tensor([1 / (4.6 * columns**0.5)], dtype=torch.float16)  # a layer's output is as large as its input
+        raw = torch.randint(
+            0, 256, (rows, columns // 32, Q4_0_BYTES), dtype=torch.uint8, generator=generator
+        )
+        # a layer's output is as large as its input
+        step = torch.tensor([1 / (4.6 * columns**0.5)], dtype=torch.float16)
         raw[:, :, :2] = step.view(torch.uint8)
         return Blocks("Q4_0", (rows, columns), raw.flatten(1))
 
     norm = Blocks("F32", (1, scale.width), torch.ones(1, scale.width).view(torch.uint8))
     named = {name: matrix(*architecture.projection(name)) for name in PROJECTIONS}
-    tensors = {"model.embed_tokens.weight": matrix(scale.vocabulary, scale.width), "model.norm.weight": norm}
+    tensors = {
+        "model.embed_tokens.weight": matrix(scale.vocabulary, scale.width),
+        "model.norm.weight": norm,
+    }
     tensors["lm_head.weight"] = matrix(scale.vocabulary, scale.width)
     for layer in range(scale.layers):
         tensors |= {f"model.layers.{layer}.{name}.weight": blocks for name, blocks in named.items()}
-        tensors |= {f"model.layers.{layer}.{name}.weight": norm for name in architecture.layer_norms()}
+        tensors |= {
+            f"model.layers.{layer}.{name}.weight": norm for name in architecture.layer_norms()
+        }
     return Weights(architecture, tensors, tokenizer(scale.vocabulary), digest="0" * 64)
 
 
@@ -297,17 +399,35 @@ def tokenizer(vocabulary: int) -> Tokenizer:
     """Texts that nobody reads: token n is the word n, and none of them ends an answer."""
     words = tuple(f"w{number}" for number in range(vocabulary))
     return Tokenizer(
-        Vocabulary(tokens=words, kinds=(1,) * vocabulary, merges=(), splitting="gpt-2", start=(), stop=frozenset(), template="")
+        Vocabulary(
+            tokens=words,
+            kinds=(1,) * vocabulary,
+            merges=(),
+            splitting="gpt-2",
+            start=(),
+            stop=frozenset(),
+            template="",
+        )
     )
 
 
 def figures(_: dict[str, Any]) -> Iterator[Figure]:
     """Rows of the table."""
-    yield Figure("peak_gib", "GiB", "13B in 4 bits, context 2048: device memory, all in", at_most=8.0)
+    yield Figure(
+        "peak_gib", "GiB", "13B in 4 bits, context 2048: device memory, all in", at_most=8.0
+    )
     yield Figure("predicted.ours_gib", "GiB", "  predicted, not measured: without CUDA's context")
-    yield Figure("predicted.all_in_gib", "GiB", "  predicted, not measured: with 426 MiB of context")
-    yield Figure("predicted.layers_in_8_gib", "", "  predicted, not measured: of 40 layers, on a GPU of 8 GiB")
-    yield Figure("fitted.peak_gib", "GiB", "  measured with as many layers there as 8 GiB hold", at_most=8.0)
+    yield Figure(
+        "predicted.all_in_gib", "GiB", "  predicted, not measured: with 426 MiB of context"
+    )
+    yield Figure(
+        "predicted.layers_in_8_gib",
+        "",
+        "  predicted, not measured: of 40 layers, on a GPU of 8 GiB",
+    )
+    yield Figure(
+        "fitted.peak_gib", "GiB", "  measured with as many layers there as 8 GiB hold", at_most=8.0
+    )
     yield Figure("fitted.layers", "", "  so many of 40")
     yield Figure("fitted.b1", "tokens/s", "  b1 with the others on the processor")
     for key in ("b1", "b16", "prefill"):

@@ -1,8 +1,10 @@
-"""The suite `kernels`: products of one matrix by every instruction set of this processor, beside the memory's own speed.
+"""The suite `kernels`: products of one matrix by every instruction set of this processor, beside
+the memory's own speed.
 
 Knows block types and instruction sets by name. Knows nothing of models.
-Always: one thread, in processor seconds; matrices are larger than the caches, so that a product of one row is bound by
-memory; memory is read in the same repeats as everything else; `exact` is true only if every set gives what plain C++ gives.
+Always: one thread, in processor seconds; matrices are larger than the caches, so that a product of
+one row is bound by memory; memory is read in the same repeats as everything else; `exact` is true
+only if every set gives what plain C++ gives.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -62,16 +64,28 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
     reads = []
     for kind in library.KINDS:
         tell(f"{kind}: one row and {MANY} rows by each of {', '.join(library.instruction_sets())}")
-        matrix, close = random_matrix(kind, size.matrix_bytes), report["products"].setdefault(kind, {})
+        matrix, close = (
+            random_matrix(kind, size.matrix_bytes),
+            report["products"].setdefault(kind, {}),
+        )
         samples = _run(matrix, memory, size.repeats)
         reads.append(samples.pop("memory"))
         report["exact"] &= agree(matrix)
         for name, set_name, rows in _arms():
-            _add(report, close.setdefault(set_name, {}), f"products.{kind}.{set_name}", matrix, rows, samples[name])
+            _add(
+                report,
+                close.setdefault(set_name, {}),
+                f"products.{kind}.{set_name}",
+                matrix,
+                rows,
+                samples[name],
+            )
         keep(report)
     whole = Sample(tuple(second for sample in reads for second in sample.seconds))
     report["memory_gb_s"] = memory.nbytes / whole.median / 1e9
-    report["spread"]["memory_gb_s"] = sorted(memory.nbytes / second / 1e9 for second in whole.spread)
+    report["spread"]["memory_gb_s"] = sorted(
+        memory.nbytes / second / 1e9 for second in whole.spread
+    )
     for by_set in report["products"].values():
         for found in by_set.values():
             found["of_memory"] = found["gb_s"] / report["memory_gb_s"]
@@ -83,13 +97,23 @@ def figures(report: Mapping[str, Any]) -> Iterator[Figure]:
     yield Figure("memory_gb_s", "GB/s", "memory, read by one thread")
     for kind, by_set in report["products"].items():
         for name in by_set:
-            yield Figure(f"products.{kind}.{name}.gb_s", "GB/s", f"{kind}, {name}: weights read for one row")
-            yield Figure(f"products.{kind}.{name}.of_memory", "", f"{kind}, {name}: of what memory gives")
-            yield Figure(f"products.{kind}.{name}.gop_s", "Gop/s", f"{kind}, {name}: products and sums for {MANY} rows")
+            yield Figure(
+                f"products.{kind}.{name}.gb_s", "GB/s", f"{kind}, {name}: weights read for one row"
+            )
+            yield Figure(
+                f"products.{kind}.{name}.of_memory", "", f"{kind}, {name}: of what memory gives"
+            )
+            yield Figure(
+                f"products.{kind}.{name}.gop_s",
+                "Gop/s",
+                f"{kind}, {name}: products and sums for {MANY} rows",
+            )
 
 
 def random_matrix(kind: str, size: int) -> PackedMatrix:
-    """About `size` bytes of this kind. Every byte is below 48, hence every scale in it a small finite number."""
+    """About `size` bytes of this kind. Every byte is below 48, hence every scale in it a small
+    finite number.
+    """
     form = FORMATS[kind]
     row_bytes = COLUMNS // form.columns * form.size
     rows = max(16, size // row_bytes // 16 * 16)
@@ -102,7 +126,10 @@ def agree(matrix: PackedMatrix) -> bool:
     x = activations(3)
     plain = matrix.multiply(x, "plain")
     near = NEAR * float(np.abs(plain).max())
-    return all(float(np.abs(matrix.multiply(x, name) - plain).max()) <= near for name in library.instruction_sets())
+    return all(
+        float(np.abs(matrix.multiply(x, name) - plain).max()) <= near
+        for name in library.instruction_sets()
+    )
 
 
 def activations(rows: int) -> Numbers:
@@ -123,9 +150,20 @@ def _run(matrix: PackedMatrix, memory: npt.NDArray[np.uint64], repeats: int) -> 
     return interleaved(arms, repeats)
 
 
-def _add(report: dict[str, Any], found: dict[str, float], key: str, matrix: PackedMatrix, rows: int, sample: Sample) -> None:
+def _add(
+    report: dict[str, Any],
+    found: dict[str, float],
+    key: str,
+    matrix: PackedMatrix,
+    rows: int,
+    sample: Sample,
+) -> None:
     """Bytes of weights a second for one row, operations a second for many."""
     rows_of, columns = matrix.shape
-    name, amount = ("gb_s", matrix.nbytes / 1e9) if rows == 1 else ("gop_s", 2 * rows_of * columns * rows / 1e9)
+    name, amount = (
+        ("gb_s", matrix.nbytes / 1e9)
+        if rows == 1
+        else ("gop_s", 2 * rows_of * columns * rows / 1e9)
+    )
     found[name] = amount / sample.median
     report["spread"][f"{key}.{name}"] = sorted(amount / second for second in sample.spread)

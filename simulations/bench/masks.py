@@ -1,8 +1,8 @@
 """One mask on one vector: ours, Flower's, and the cipher alone.
 
 Knows AES-256-CTR's own speed and Flower's SecAgg+ functions. Knows no protocol.
-Always: the same number of values in every arm; keys are agreed before the clock starts; ours is timed as a member adds masks,
-those of all its peers in one pass, and divided by their number.
+Always: the same number of values in every arm; keys are agreed before the clock starts; ours is
+timed as a member adds masks, those of all its peers in one pass, and divided by their number.
 """
 
 import secrets
@@ -18,7 +18,9 @@ INNER = 40  # masks in one repeat: one takes a third of a millisecond
 
 
 class Keystream:
-    """AES-256-CTR into a buffer that stays in the cache: the bound under every mask made of this cipher."""
+    """AES-256-CTR into a buffer that stays in the cache: the bound under every mask made of this
+    cipher.
+    """
 
     def __init__(self) -> None:
         self._zeros, self._buffer = memoryview(bytes(CHUNK_BYTES)), bytearray(CHUNK_BYTES + 15)
@@ -48,7 +50,12 @@ def measure(length: int, *, bits: int, parties: int, seed: int, repeats: int) ->
     arms = {
         "own": Arm(lambda: ring.mask(words, streams), max(1, INNER // len(streams))),
         "aes": Arm(lambda: bound.write(words.nbytes), INNER),
-        "flower": Arm(lambda: parameters_addition(theirs, pseudo_rand_gen(key, FLOWER_MODULUS, [(length,)]))),
+        "flower": Arm(
+            lambda: parameters_addition(theirs, pseudo_rand_gen(key, FLOWER_MODULUS, [(length,)]))
+        ),
     }
     found = interleaved(arms, repeats)
-    return {**found, "own": Sample(tuple(seconds / len(streams) for seconds in found["own"].seconds))}
+    return {
+        **found,
+        "own": Sample(tuple(seconds / len(streams) for seconds in found["own"].seconds)),
+    }

@@ -1,8 +1,8 @@
 """The members of one attempt: what each is asked, what it answers, and what that cost it.
 
 Knows the client's state machine and a clock. Knows nothing of the coordinator but its messages.
-Always: every stage of every member really runs, one after another; values come from a seed, so that a thousand vectors are
-never in memory at once.
+Always: every stage of every member really runs, one after another; values come from a seed, so that
+a thousand vectors are never in memory at once.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +26,8 @@ class Setting:
     parties: int
     length: int  # values of one update
     bits: int = 8  # of one value
-    drop_percent: int = 5  # of the parties fall silent after sharing: the costliest moment for the coordinator
+    # of the parties fall silent after sharing: the costliest moment for the coordinator
+    drop_percent: int = 5
     seed: int = 1  # of values and of who drops out; secrets are never seeded
 
     @property
@@ -38,11 +39,15 @@ class Setting:
     def dropped(self) -> frozenset[int]:
         """Numbers of the parties that drop out."""
         count = -(-self.parties * self.drop_percent // 100)
-        return frozenset(np.random.default_rng(self.seed).choice(self.parties, count, replace=False).tolist())
+        return frozenset(
+            np.random.default_rng(self.seed).choice(self.parties, count, replace=False).tolist()
+        )
 
     def values(self, number: int) -> NDArray[np.uint32]:
         """One party's update, the same at every call."""
-        return np.random.default_rng([self.seed, number]).integers(0, 1 << self.bits, self.length, dtype=np.uint32)
+        return np.random.default_rng([self.seed, number]).integers(
+            0, 1 << self.bits, self.length, dtype=np.uint32
+        )
 
     @staticmethod
     def tokens(number: int) -> int:
@@ -54,7 +59,8 @@ class Setting:
 class Meter:
     """What one member spent."""
 
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))  # by stage
+    # by stage
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     sent: int = 0  # bytes
 
     @property
@@ -86,7 +92,9 @@ class Members:
             self._meters[name].seconds["advertise"] += clock() - before
 
     def answers(self, stage: str, inbox: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
-        """Each member's answer to its message; those that drop out do so before they send values."""
+        """Each member's answer to its message; those that drop out do so before they send
+        values.
+        """
         for name, message in inbox.items():
             if stage != "mask" or self._numbers[name] not in self._silent:
                 yield name, self._answer(stage, name, message)

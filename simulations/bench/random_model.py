@@ -1,7 +1,9 @@
-"""A model file of any size with random weights, for measuring speed where no trained one is at hand.
+"""A model file of any size with random weights, for measuring speed where no trained one is at
+hand.
 
 Knows Llama's tensor names in GGUF. Knows nothing of what weights mean: its texts are noise.
-Always: the same sizes and seed make the same file; the tokenizer is that of the file it is made from.
+Always: the same sizes and seed make the same file; the tokenizer is that of the file it is made
+from.
 """
 
 from collections.abc import Mapping
@@ -32,10 +34,14 @@ class Sizes:
         """Rows and columns of each matrix of a layer."""
         keys = self.width // self.heads * self.kv_heads
         return {
-            "attn_q": (self.width, self.width), "attn_k": (keys, self.width), "attn_v": (keys, self.width),
-            "attn_output": (self.width, self.width), "ffn_gate": (self.ffn_width, self.width),
-            "ffn_up": (self.ffn_width, self.width), "ffn_down": (self.width, self.ffn_width),
-        }  # fmt: skip
+            "attn_q": (self.width, self.width),
+            "attn_k": (keys, self.width),
+            "attn_v": (keys, self.width),
+            "attn_output": (self.width, self.width),
+            "ffn_gate": (self.ffn_width, self.width),
+            "ffn_up": (self.ffn_width, self.width),
+            "ffn_down": (self.width, self.ffn_width),
+        }
 
 
 BILLION = Sizes(layers=16, width=2048, ffn_width=8192, heads=32, kv_heads=8)
@@ -43,7 +49,8 @@ TINY = Sizes(layers=8, width=64, ffn_width=128, heads=4, kv_heads=2)
 
 
 def write(path: Path, like: Path, sizes: Sizes, *, seed: int) -> Path:
-    """Write the file unless it is there: Q4_0 matrices, a Q8_0 embedding that is the head too, float32 norms.
+    """Write the file unless it is there: Q4_0 matrices, a Q8_0 embedding that is the head too,
+    float32 norms.
 
     Args:
         like: a GGUF file of the Llama family, whose tokenizer is taken over.
@@ -55,22 +62,36 @@ def write(path: Path, like: Path, sizes: Sizes, *, seed: int) -> Path:
     writer = gguf.GGUFWriter(part, "llama")
     copy_tokenizer(reader, writer)
     for key, value in {
-        "block_count": sizes.layers, "embedding_length": sizes.width, "feed_forward_length": sizes.ffn_width,
-        "attention.head_count": sizes.heads, "attention.head_count_kv": sizes.kv_heads, "context_length": sizes.context,
+        "block_count": sizes.layers,
+        "embedding_length": sizes.width,
+        "feed_forward_length": sizes.ffn_width,
+        "attention.head_count": sizes.heads,
+        "attention.head_count_kv": sizes.kv_heads,
+        "context_length": sizes.context,
         "rope.dimension_count": sizes.width // sizes.heads,
-    }.items():  # fmt: skip
+    }.items():
         writer.add_uint32(f"llama.{key}", value)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
     writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
     writer.add_float32("llama.rope.freq_base", 10_000.0)
     vocabulary = len(reader.fields["tokenizer.ggml.tokens"].data)
-    add(writer, "token_embd", eight_bit(draws, vocabulary, sizes.width), gguf.GGMLQuantizationType.Q8_0)
+    add(
+        writer,
+        "token_embd",
+        eight_bit(draws, vocabulary, sizes.width),
+        gguf.GGMLQuantizationType.Q8_0,
+    )
     writer.add_tensor("output_norm.weight", np.ones(sizes.width, np.float32))
     for layer in range(sizes.layers):
         for norm in ("attn_norm", "ffn_norm"):
             writer.add_tensor(f"blk.{layer}.{norm}.weight", np.ones(sizes.width, np.float32))
         for name, shape in sizes.matrices().items():
-            add(writer, f"blk.{layer}.{name}", four_bit(draws, *shape), gguf.GGMLQuantizationType.Q4_0)
+            add(
+                writer,
+                f"blk.{layer}.{name}",
+                four_bit(draws, *shape),
+                gguf.GGMLQuantizationType.Q4_0,
+            )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -89,11 +110,18 @@ def copy_tokenizer(reader: Any, writer: Any) -> None:
     for name, field in reader.fields.items():
         if name.startswith("tokenizer."):
             kind = field.types[0]
-            writer.add_key_value(name, field.contents(), kind, sub_type=field.types[-1] if kind.name == "ARRAY" else None)
+            writer.add_key_value(
+                name,
+                field.contents(),
+                kind,
+                sub_type=field.types[-1] if kind.name == "ARRAY" else None,
+            )
 
 
 def four_bit(draws: np.random.Generator, rows: int, columns: int) -> Bytes:
-    """Q4_0 rows [rows, bytes]: uniform nibbles under one scale that keeps a layer's output as large as its input."""
+    """Q4_0 rows [rows, bytes]: uniform nibbles under one scale that keeps a layer's output as
+    large as its input.
+    """
     blocks = rows * columns // GROUP
     scale = np.float16(1 / (4.6 * np.sqrt(columns)))  # 4.6: spread of -8 … 7
     return with_scale(scale, draws.integers(0, 256, (blocks, GROUP // 2), np.uint8), rows)
@@ -102,7 +130,11 @@ def four_bit(draws: np.random.Generator, rows: int, columns: int) -> Bytes:
 def eight_bit(draws: np.random.Generator, rows: int, columns: int) -> Bytes:
     """Q8_0 rows [rows, bytes]."""
     blocks = rows * columns // GROUP
-    return with_scale(np.float16(1 / (74 * np.sqrt(columns))), draws.integers(0, 256, (blocks, GROUP), np.uint8), rows)
+    return with_scale(
+        np.float16(1 / (74 * np.sqrt(columns))),
+        draws.integers(0, 256, (blocks, GROUP), np.uint8),
+        rows,
+    )
 
 
 def with_scale(scale: np.float16, body: Bytes, rows: int) -> Bytes:

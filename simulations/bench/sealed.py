@@ -1,8 +1,8 @@
 """A sum under encryption: our packed integers beside TenSEAL's tutorial setting.
 
 Knows both libraries' objects, in this process. Knows no protocol, no masks.
-Always: the same values and the same three steps in both arms: one party encrypts, the coordinator adds two uploads, a
-member opens the sum; whatever travels is serialised and read again; one thread.
+Always: the same values and the same three steps in both arms: one party encrypts, the coordinator
+adds two uploads, a member opens the sum; whatever travels is serialised and read again; one thread.
 """
 
 import contextlib
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from ...crypto.bfv import Adder, Member, Packing
 from .stopwatch import Arm, Sample, interleaved
 
-TUTORIAL = {"poly_modulus_degree": 8192, "coeff_mod_bit_sizes": [60, 40, 40, 60]}  # TenSEAL's own tutorials
+# TenSEAL's own tutorials
+TUTORIAL = {"poly_modulus_degree": 8192, "coeff_mod_bit_sizes": [60, 40, 40, 60]}
 TUTORIAL_SCALE = 2.0**40
 STEPS = ("encrypt", "add", "decrypt")
 
@@ -43,13 +44,21 @@ class Cost:
     @property
     def total(self) -> Sample:
         """Seconds of all three steps, repeat by repeat."""
-        return Sample(tuple(sum(parts) for parts in zip(*(self.seconds[step].seconds for step in STEPS), strict=True)))
+        return Sample(
+            tuple(
+                sum(parts)
+                for parts in zip(*(self.seconds[step].seconds for step in STEPS), strict=True)
+            )
+        )
 
 
 def own(values: NDArray[np.uint32], *, bits: int, parties: int) -> Scheme:
     """Packed BFV of `crypto.bfv`."""
     packing = Packing(length=len(values), bits=bits, parties=parties)
-    member, adder = Member(packing.parameters.name, secrets.token_bytes(32)), Adder(packing.parameters.name)
+    member, adder = (
+        Member(packing.parameters.name, secrets.token_bytes(32)),
+        Adder(packing.parameters.name),
+    )
 
     def encrypt() -> list[bytes]:
         return member.encrypt(*(row.tobytes() for row in packing.pack(values)))
@@ -58,7 +67,9 @@ def own(values: NDArray[np.uint32], *, bits: int, parties: int) -> Scheme:
         return [adder.add(b"", *rows)[0] for rows in zip(one, other, strict=True)]
 
     def decrypt(total: list[bytes]) -> NDArray[np.int64]:
-        return packing.unpack(np.stack([np.frombuffer(row, np.uint64) for row in member.decrypt(*total)]))
+        return packing.unpack(
+            np.stack([np.frombuffer(row, np.uint64) for row in member.decrypt(*total)])
+        )
 
     return Scheme(encrypt=encrypt, add=add, decrypt=decrypt)
 
@@ -87,12 +98,19 @@ def tutorial(values: NDArray[np.uint32]) -> Scheme:
 def measure(length: int, *, bits: int, parties: int, seed: int, repeats: int) -> dict[str, Cost]:
     """Both arms on the same values, step by step in turn. Returns "own" and "tutorial"."""
     with silence():
-        return _measure(np.random.default_rng(seed).integers(0, 1 << bits, length, dtype=np.uint32), bits, parties, repeats)
+        return _measure(
+            np.random.default_rng(seed).integers(0, 1 << bits, length, dtype=np.uint32),
+            bits,
+            parties,
+            repeats,
+        )
 
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Standard output is closed to libraries: TenSEAL warns there, from C++, of vectors longer than a ciphertext."""
+    """Standard output is closed to libraries: TenSEAL warns there, from C++, of vectors longer
+    than a ciphertext.
+    """
     kept = os.dup(1)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
@@ -109,9 +127,15 @@ def _measure(values: NDArray[np.uint32], bits: int, parties: int, repeats: int) 
     sent = {name: scheme.encrypt() for name, scheme in schemes.items()}
     sums = {name: scheme.add(sent[name], sent[name]) for name, scheme in schemes.items()}
     seconds = {
-        "encrypt": interleaved({name: Arm(scheme.encrypt) for name, scheme in schemes.items()}, repeats),
-        "add": interleaved({name: Arm(_adding(scheme, sent[name])) for name, scheme in schemes.items()}, repeats),
-        "decrypt": interleaved({name: Arm(_opening(scheme, sums[name])) for name, scheme in schemes.items()}, repeats),
+        "encrypt": interleaved(
+            {name: Arm(scheme.encrypt) for name, scheme in schemes.items()}, repeats
+        ),
+        "add": interleaved(
+            {name: Arm(_adding(scheme, sent[name])) for name, scheme in schemes.items()}, repeats
+        ),
+        "decrypt": interleaved(
+            {name: Arm(_opening(scheme, sums[name])) for name, scheme in schemes.items()}, repeats
+        ),
     }
     return {
         name: Cost(

@@ -1,11 +1,11 @@
 """How long something takes beside its peers.
 
 Knows clocks and repeats. Knows nothing of what is measured.
-Always: the arms take turns within every repeat, so that a busy moment of the machine meets all of them; what is reported
-is a median, and its spread stands beside it.
+Always: the arms take turns within every repeat, so that a busy moment of the machine meets all of
+them; what is reported is a median, and its spread stands beside it.
 
-Processor seconds of this whole process are counted, all threads, not seconds on the wall: on a machine that is shared with
-others they are the same from run to run.
+Processor seconds of this whole process are counted, all threads, not seconds on the wall: on a
+machine that is shared with others they are the same from run to run.
 """
 
 import statistics
@@ -43,7 +43,9 @@ class Sample:
 
     def over(self, other: "Sample") -> "Sample":
         """How many times as long as `other`, repeat by repeat."""
-        return Sample(tuple(mine / theirs for mine, theirs in zip(self.seconds, other.seconds, strict=True)))
+        return Sample(
+            tuple(mine / theirs for mine, theirs in zip(self.seconds, other.seconds, strict=True))
+        )
 
 
 def interleaved(arms: Mapping[str, Arm], repeats: int) -> dict[str, Sample]:

@@ -1,9 +1,10 @@
 """Which suites there are, and how one is run.
 
 Knows each suite's module by name. Imports none of them until it is run.
-A suite is a module with `measure(quick=, tell=, keep=)`, which returns its report, and `figures(report)`, the rows of its
-table; a report has the keys `what`, `seed`, `repeats`, `clock`, `spread` and `exact` besides its figures. After each part a
-suite hands what it has so far to `keep`, so that a run that is cut off keeps what it measured.
+A suite is a module with `measure(quick=, tell=, keep=)`, which returns its report, and
+`figures(report)`, the rows of its table; a report has the keys `what`, `seed`, `repeats`, `clock`,
+`spread` and `exact` besides its figures. After each part a suite hands what it has so far to
+`keep`, so that a run that is cut off keeps what it measured.
 """
 
 import importlib
@@ -14,11 +15,15 @@ from .. import machine
 from .figures import Figure, Keep, look_up, misses, nobody, number, rounded, so_far
 
 SUITES: Mapping[str, str] = {
-    "crypto": "masks, ciphertexts and whole cohorts, beside AES alone, Flower's SecAgg+ and plain TenSEAL",
-    "engine": "tokens a second, memory and first token, beside llama.cpp, OpenVINO and transformers",
-    "kernels": "one matrix by each instruction set of this processor, beside the memory's own speed",
+    "crypto": "masks, ciphertexts and whole cohorts, beside AES alone, Flower's SecAgg+ and plain "
+    "TenSEAL",
+    "engine": "tokens a second, memory and first token, beside llama.cpp, OpenVINO and "
+    "transformers",
+    "kernels": "one matrix by each instruction set of this processor, beside the memory's own "
+    "speed",
     "gpu": "13B in 4 bits on one GPU: memory, and speed beside transformers in bfloat16",
-    "federation": "rounds, bytes and memory over TLS without training, beside Flower's own deployment engine; and faults",
+    "federation": "rounds, bytes and memory over TLS without training, beside Flower's own "
+    "deployment engine; and faults",
     "attacks": "what attackers try, each beside the same without protection: broken must be 0",
 }
 
@@ -33,7 +38,9 @@ def here() -> tuple[str, ...]:
 class Suite(Protocol):
     """What a suite's module offers."""
 
-    def measure(self, *, quick: bool, tell: Callable[[str], None], keep: Keep) -> dict[str, Any]: ...
+    def measure(
+        self, *, quick: bool, tell: Callable[[str], None], keep: Keep
+    ) -> dict[str, Any]: ...
 
     def figures(self, report: dict[str, Any]) -> Sequence[Figure]: ...
 

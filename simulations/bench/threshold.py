@@ -1,4 +1,5 @@
-"""A sum that t of n members open together: what making the key costs, and what a round under it costs.
+"""A sum that t of n members open together: what making the key costs, and what a round under it
+costs.
 
 Knows the state machines of `crypto.threshold` and a clock. Knows no network and no rounds.
 Always: every member really runs every step, and the opened sum is compared with the one in clear.
@@ -94,7 +95,8 @@ class _Member:
 
 
 def measure(parties: int, length: int, *, bits: int, seed: int) -> Cost:
-    """A whole ceremony of `parties` members and one round of `length` values, opened by more than two thirds of them.
+    """A whole ceremony of `parties` members and one round of `length` values, opened by more than
+    two thirds of them.
 
     Raises:
         CryptoError: the key or the sum did not open.
@@ -103,9 +105,15 @@ def measure(parties: int, length: int, *, bits: int, seed: int) -> Cost:
     names = [f"member-{number:02}" for number in range(parties)]
     identities = {name: Identity.generate() for name in names}
     plan = Plan(
-        federation=secrets.token_bytes(32), epoch=1, attempt=0, members={name: one.public for name, one in identities.items()},
-        threshold=2 * parties // 3 + 1, min_parties=min(3, parties), length=length, bits=bits,
-    )  # fmt: skip
+        federation=secrets.token_bytes(32),
+        epoch=1,
+        attempt=0,
+        members={name: one.public for name, one in identities.items()},
+        threshold=2 * parties // 3 + 1,
+        min_parties=min(3, parties),
+        length=length,
+        bits=bits,
+    )
     members = {name: _Member(plan, name, identities[name]) for name in names}
     responders = names[: plan.threshold]
     _make_key(plan, members, responders)
@@ -125,14 +133,18 @@ def _make_key(plan: Plan, members: Mapping[str, _Member], responders: list[str])
         member.settle(rehearsal, heard)
 
 
-def _one_round(plan: Plan, members: Mapping[str, _Member], responders: list[str], bits: int, seed: int) -> Cost:
+def _one_round(
+    plan: Plan, members: Mapping[str, _Member], responders: list[str], bits: int, seed: int
+) -> Cost:
     rng, clear = np.random.default_rng(seed), np.zeros(plan.length, np.int64)
     first = next(iter(members.values()))
     gathering, encrypting, up = Gathering(plan, first.holding.key_id, ROUND), [], 0
     for name, member in members.items():
         values = rng.integers(0, 1 << bits, plan.length, dtype=np.uint64)
         before = clock()
-        sent = Contributor(member.holding, member.identity).encrypt(ROUND, plan.packing.pack(values))
+        sent = Contributor(member.holding, member.identity).encrypt(
+            ROUND, plan.packing.pack(values)
+        )
         encrypting.append(clock() - before)
         gathering.receive(name, sent)
         clear, up = clear + values.astype(np.int64), len(sent)
@@ -158,7 +170,9 @@ def _one_round(plan: Plan, members: Mapping[str, _Member], responders: list[str]
     )
 
 
-def _opened(members: Mapping[str, _Member], asked: bytes, total: bytes, summed: bytes) -> tuple[NDArray[np.int64], Sample]:
+def _opened(
+    members: Mapping[str, _Member], asked: bytes, total: bytes, summed: bytes
+) -> tuple[NDArray[np.int64], Sample]:
     """The sum as the last reader has it, and what three readers took."""
     taken = []
     for member in list(members.values())[:3]:

@@ -1,6 +1,8 @@
-"""`quietchoir` on a clock that is wrong: python -m quietchoir.simulations.faults.clock SECONDS ARGUMENTS…
+"""`quietchoir` on a clock that is wrong: python -m quietchoir.simulations.faults.clock SECONDS
+ARGUMENTS…
 
-Knows this process's own wall clock. Always: the clock that nobody sets (`time.monotonic`) stays right, as on a real machine.
+Knows this process's own wall clock. Always: the clock that nobody sets (`time.monotonic`) stays
+right, as on a real machine.
 """
 
 import datetime

@@ -1,6 +1,7 @@
 """Coordinators that die, come back with an old state, are two, or run out of disk.
 
-Always: a fault ends with a round that has every member in its sum again, and with a number above all before it.
+Always: a fault ends with a round that has every member in its sum again, and with a number above
+all before it.
 """
 
 import socket
@@ -13,7 +14,8 @@ from ..processes import family
 from .members import STAGES, Fault
 from .scene import Scene, require
 
-FULL_BYTES = 64 << 10  # no file of the coordinator may grow past it: its log of messages is shorter, its database is not
+# no file of the coordinator may grow past it: its log of messages is shorter, its database is not
+FULL_BYTES = 64 << 10
 GONE_S = 20.0
 
 
@@ -33,7 +35,9 @@ def killed(stage: str) -> Fault:
 
 
 def older_state(scene: Scene) -> None:
-    """The coordinator comes back with a copy of its state from some rounds ago: members refuse it, and it says why."""
+    """The coordinator comes back with a copy of its state from some rounds ago: members refuse
+    it, and it says why.
+    """
     scene.coordinator.kill()
     scene.copy_state("state", "old")
     scene.start_coordinator()
@@ -45,16 +49,24 @@ def older_state(scene: Scene) -> None:
     older = scene.start_coordinator()
     older.until("refusal", PATIENCE_S, kind="StaleError")
     older.until("aborted", PATIENCE_S)
-    require(all(event["event"] != "round" for event in older.events), "members worked for a coordinator with an older state")
+    require(
+        all(event["event"] != "round" for event in older.events),
+        "members worked for a coordinator with an older state",
+    )
     older.kill()
-    require("older than the run" in older.log.read_text("utf-8"), f"it did not say why: {older.last_words()}")
+    require(
+        "older than the run" in older.log.read_text("utf-8"),
+        f"it did not say why: {older.last_words()}",
+    )
     scene.copy_state("newest", "state")
     scene.start_coordinator()
     scene.whole()
 
 
 def two_coordinators(scene: Scene) -> None:
-    """A second coordinator with the same keys and a state of its own gets no member that the first one has."""
+    """A second coordinator with the same keys and a state of its own gets no member that the
+    first one has.
+    """
     lured = scene.plan.names[:4]  # more than two thirds of five, or nobody is asked anything
     rival = scene.start_coordinator(state="rival", port=(port := free_port()), name="rival")
     rival.until("open", PATIENCE_S)
@@ -62,9 +74,15 @@ def two_coordinators(scene: Scene) -> None:
     rival.until("refusal", PATIENCE_S, kind="RivalError")
     rival.until("aborted", PATIENCE_S)
     scene.proxy.elsewhere = {}
-    require(all(event["event"] != "round" for event in rival.events), "members worked for a second coordinator")
+    require(
+        all(event["event"] != "round" for event in rival.events),
+        "members worked for a second coordinator",
+    )
     rival.kill()
-    require("a second coordinator has this identity" in rival.log.read_text("utf-8"), f"it said: {rival.last_words()}")
+    require(
+        "a second coordinator has this identity" in rival.log.read_text("utf-8"),
+        f"it said: {rival.last_words()}",
+    )
     scene.whole()
 
 
@@ -79,7 +97,9 @@ def disk_full(scene: Scene) -> None:
 
 
 def all_die(scene: Scene) -> None:
-    """kill -9 of everybody at once leaves no process and no port behind, and all of them go on when they come back."""
+    """kill -9 of everybody at once leaves no process and no port behind, and all of them go on
+    when they come back.
+    """
     running = [scene.coordinator, *scene.nodes.values()]
     pids = [pid for child in running for pid in family(child.process.pid)]
     for child in running:

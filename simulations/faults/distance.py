@@ -1,8 +1,10 @@
 """Federations whose members are far from their coordinator, in network namespaces of their own.
 
-Knows the line between the namespaces and which processes stand at its ends. Knows nothing of other faults.
-Always: a run is survived only if every sum held every member, packets were lost, and the adapter is, within the rounding, what
-the members' own values lead to: a wrong mask anywhere would have made noise of it.
+Knows the line between the namespaces and which processes stand at its ends. Knows nothing of other
+faults.
+Always: a run is survived only if every sum held every member, packets were lost, and the adapter
+is, within the rounding, what the members' own values lead to: a wrong mask anywhere would have made
+noise of it.
 """
 
 import dataclasses
@@ -22,7 +24,8 @@ from ..processes import Child, Stage
 from .line import LineProcess, address
 from .scene import require
 
-DELAY_S, LOSS = 0.1, 0.01  # of one packet in one direction: a question and its answer take twice as long
+# of one packet in one direction: a question and its answer take twice as long
+DELAY_S, LOSS = 0.1, 0.01
 PORT = 9443  # in a namespace of its own every port is free
 BITS = 8
 ROUNDS = 1
@@ -48,13 +51,20 @@ class Distance:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         """End everybody; the namespaces end with them."""
         self.stage.__exit__(kind, error, trace)
 
     def start(self, name: str, end: int, arguments: list[str]) -> Child:
         """Start `quietchoir ARGUMENTS` at one end."""
-        return self.stage.start_other(name, self.line.at(end, [sys.executable, "-m", "quietchoir.cli", *arguments]))
+        return self.stage.start_other(
+            name, self.line.at(end, [sys.executable, "-m", "quietchoir.cli", *arguments])
+        )
 
 
 def whole_run(mode: str) -> Callable[[Distance], None]:
@@ -65,7 +75,8 @@ def whole_run(mode: str) -> Callable[[Distance], None]:
         choir = Choir(distance.stage, distance.folder / mode, plan, host=address(0), port=PORT)
         coordinator = distance.start(f"{mode}-coordinator", 0, choir.coordinating("--grace", "20"))
         nodes = {
-            name: distance.start(f"{mode}-{name}", end, choir.joining(name)) for end, name in enumerate(plan.names, start=1)
+            name: distance.start(f"{mode}-{name}", end, choir.joining(name))
+            for end, name in enumerate(plan.names, start=1)
         }
         coordinator.until("delivered", PATIENCE_S)
         coordinator.finish(PATIENCE_S)
@@ -74,7 +85,10 @@ def whole_run(mode: str) -> Callable[[Distance], None]:
             node.finish(PATIENCE_S)
         check(choir, nodes)
         carried, lost = distance.line.counts()
-        require(carried > 0 and lost > 0, f"the line carried {carried} packets and lost {lost}: it was no bad line")
+        require(
+            carried > 0 and lost > 0,
+            f"the line carried {carried} packets and lost {lost}: it was no bad line",
+        )
 
     return fault
 
@@ -89,19 +103,34 @@ def check(choir: Choir, nodes: dict[str, Child]) -> None:
     for entry in (*trained, score):
         require(entry["parties"] == list(choir.plan.names), f"a sum has {entry['parties']}")
     state = checkpoint.read(choir.folder / "state")
-    require(state is not None and len(trained) == ROUNDS, f"{len(trained)} rounds are in the report")
+    require(
+        state is not None and len(trained) == ROUNDS, f"{len(trained)} rounds are in the report"
+    )
     assert state is not None  # the line above
-    adapter, own = state.server.flat, [values_of(name, node, choir.plan.size) for name, node in nodes.items()]
+    adapter, own = (
+        state.server.flat,
+        [values_of(name, node, choir.plan.size) for name, node in nodes.items()],
+    )
     step = 2 * roster.load(choir.file).recipe.update_range / ((1 << BITS) - 1)
     off = float(np.abs(adapter - np.mean(own, axis=0)).max())
-    require(off <= step, f"the adapter is {off:.4f} off the members' mean, one rounding step is {step:.4f}")
+    require(
+        off <= step,
+        f"the adapter is {off:.4f} off the members' mean, one rounding step is {step:.4f}",
+    )
     counts = RehearsalLearner(choir.plan.size).evaluate(adapter)
-    found, expected = (score["scored"], score["accuracy"]), (len(nodes), round(100 * counts.correct / counts.total) / 100)
-    require(found == expected, f"members that scored, and their mean, are {found}, expected {expected}")
+    found, expected = (
+        (score["scored"], score["accuracy"]),
+        (len(nodes), round(100 * counts.correct / counts.total) / 100),
+    )
+    require(
+        found == expected, f"members that scored, and their mean, are {found}, expected {expected}"
+    )
 
 
 def values_of(name: str, node: Child, size: int) -> Vector:
-    """What a member trained in the one round: with another noise in each attempt of it, the last one counts."""
+    """What a member trained in the one round: with another noise in each attempt of it, the last
+    one counts.
+    """
     learner, zero = RehearsalLearner(size, name), np.zeros(size, np.float32)
     times = sum(event["event"] == "trained" for event in node.events)
     require(times > 0, f"{name} never trained")
@@ -109,5 +138,6 @@ def values_of(name: str, node: Child, size: int) -> Vector:
 
 
 FAULTS: dict[str, Callable[[Distance], None]] = {
-    f"{mode} rounds in network namespaces, over 100 ms and 1 % loss": whole_run(mode) for mode in ("masked", "plain")
+    f"{mode} rounds in network namespaces, over 100 ms and 1 % loss": whole_run(mode)
+    for mode in ("masked", "plain")
 }

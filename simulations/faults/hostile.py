@@ -1,7 +1,8 @@
-"""A member that answers what no honest member would: python -m quietchoir.simulations.faults.hostile FILE ARGUMENTS…
+"""A member that answers what no honest member would: python -m
+quietchoir.simulations.faults.hostile FILE ARGUMENTS…
 
-FILE holds one of `KINDS`, or nothing; it is read anew for every letter. Knows the product's own party, and holds a real
-member's keys: that is what a hostile member has.
+FILE holds one of `KINDS`, or nothing; it is read anew for every letter. Knows the product's own
+party, and holds a real member's keys: that is what a hostile member has.
 """
 
 import runpy
@@ -44,10 +45,17 @@ class Hostile(Party):
         if kind == "noise":
             return secrets.token_bytes(len(honest))
         if kind == "huge":
-            return secrets.token_bytes(64 << 20)  # more than the door lets in at once, less than a letter may be
-        payload = messages.split(honest, {"kind": str, "sender": str, "task": str, **messages.FRAME})[1]
+            # more than the door lets in at once, less than a letter may be
+            return secrets.token_bytes(64 << 20)
+        payload = messages.split(
+            honest, {"kind": str, "sender": str, "task": str, **messages.FRAME}
+        )[1]
         spoiled = {"short": payload[: len(payload) // 2], "long": payload * 2}
-        sender = next(one.name for one in self.policy.members if one.name != self.name) if kind == "name" else self.name
+        sender = (
+            next(one.name for one in self.policy.members if one.name != self.name)
+            if kind == "name"
+            else self.name
+        )
         reply = Reply(
             place=task.place, stage=task.stage, sender=sender, task=messages.fingerprint(letter),
             payload=spoiled.get(kind, payload),
@@ -60,7 +68,9 @@ class Hostile(Party):
 
 
 class Spoiled(RehearsalLearner):
-    """A learner whose training may end in values that are not finite, or lead away from where the others go."""
+    """A learner whose training may end in values that are not finite, or lead away from where
+    the others go.
+    """
 
     kind = ""
     poisoned = 0

@@ -34,7 +34,9 @@ def repeated(passage: Passage) -> Act:
 
 def mixed_up(passage: Passage) -> Act:
     """Answers arrive in another order than they were given, each time another one."""
-    return Act(wait_s=random.Random(hash((passage.node, passage.stage, len(passage.body)))).random() * 0.5)
+    return Act(
+        wait_s=random.Random(hash((passage.node, passage.stage, len(passage.body)))).random() * 0.5
+    )
 
 
 def bad_line() -> Rule:
@@ -73,9 +75,13 @@ def cut_short(*, up: bool) -> Fault:
 
 
 def late(scene: Scene) -> None:
-    """One answer comes after its time is over: it is not averaged, and its sender is in a later sum."""
+    """One answer comes after its time is over: it is not averaged, and its sender is in a later
+    sum.
+    """
     victim = "node-01"
-    scene.proxy.rule = lambda passage: Act(wait_s=LATE_S) if is_answer(passage, "share") and passage.node == victim else PASS
+    scene.proxy.rule = lambda passage: (
+        Act(wait_s=LATE_S) if is_answer(passage, "share") and passage.node == victim else PASS
+    )
     scene.round(without=frozenset({victim}), among=frozenset(scene.plan.names) - {victim})
     scene.proxy.rule = None
     scene.whole()

@@ -1,8 +1,9 @@
-"""A long, lossy line between network namespaces: python -m quietchoir.simulations.faults.line PARENT ENDS DELAY_S LOSS SEED
+"""A long, lossy line between network namespaces: python -m quietchoir.simulations.faults.line
+PARENT ENDS DELAY_S LOSS SEED
 
 Knows IPv4 packets, late and lost ones. Knows nothing of who talks over it.
-Always: packets go from end to end and nowhere else: there is no way out of the namespaces; which packets are lost follows from
-the seed and their order; nothing is left when this process has ended.
+Always: packets go from end to end and nowhere else: there is no way out of the namespaces; which
+packets are lost follows from the seed and their order; nothing is left when this process has ended.
 
 The kernel's own `netem` would do the same, but not every kernel has it, and it needs `tc`.
 """
@@ -77,7 +78,12 @@ def carry(line: Line) -> None:
             line.hand_over(now := time.monotonic())
             if now - told >= TELL_S:
                 told = now
-                print(json.dumps({"event": "line", "at": now, "carried": line.carried, "lost": line.lost}), flush=True)
+                print(
+                    json.dumps(
+                        {"event": "line", "at": now, "carried": line.carried, "lost": line.lost}
+                    ),
+                    flush=True,
+                )
 
 
 def packets(end: int) -> list[bytes]:
@@ -103,21 +109,29 @@ def play(parent: int, count: int, delay_s: float, loss: float, seed: int) -> Non
         ends.append(namespaces.tunnel(f"{NET}{number + 1}"))
     namespaces.die_with(parent)
     here = f"/proc/{os.getpid()}"
-    event = {"user": f"{here}/ns/user" if own_user else "", "networks": [f"{here}/fd/{handle}" for handle in handles]}
+    event = {
+        "user": f"{here}/ns/user" if own_user else "",
+        "networks": [f"{here}/fd/{handle}" for handle in handles],
+    }
     print(json.dumps({"event": "open", **event}), flush=True)
     carry(Line(ends, delay_s=delay_s, loss=loss, seed=seed))
 
 
 class LineProcess:
-    """The process that holds the namespaces and carries their packets, from outside. Its stage ends it.
+    """The process that holds the namespaces and carries their packets, from outside. Its stage ends
+    it.
 
     Raises:
         NoNamespacesError: this machine cannot; the sentence says why.
     """
 
-    def __init__(self, stage: Stage, ends: int, *, delay_s: float, loss: float, seed: int = 1) -> None:
+    def __init__(
+        self, stage: Stage, ends: int, *, delay_s: float, loss: float, seed: int = 1
+    ) -> None:
         numbers = map(str, (os.getpid(), ends, delay_s, loss, seed))
-        self.child: Child = stage.start_other("line", [sys.executable, "-m", f"{__package__}.line", *numbers])
+        self.child: Child = stage.start_other(
+            "line", [sys.executable, "-m", f"{__package__}.line", *numbers]
+        )
         try:
             told = self.child.until("open", START_S)
         except QuietchoirError as error:
@@ -125,13 +139,23 @@ class LineProcess:
         self.user, self.networks = str(told["user"]), [str(path) for path in told["networks"]]
 
     def at(self, end: int, command: list[str]) -> list[str]:
-        """The command line that runs `command` at one end. Hazard: it dies with the thread that starts it."""
-        prefix = [sys.executable, "-m", f"{__package__}.namespaces", self.user, self.networks[end], str(os.getpid())]
+        """The command line that runs `command` at one end. Hazard: it dies with the thread that
+        starts it.
+        """
+        prefix = [
+            sys.executable,
+            "-m",
+            f"{__package__}.namespaces",
+            self.user,
+            self.networks[end],
+            str(os.getpid()),
+        ]
         return [*prefix, *command]
 
     def counts(self) -> tuple[int, int]:
         """Packets carried and lost until now, at least."""
-        asked = time.monotonic()  # Linux's, which all processes have in common; a word said earlier may reach us later
+        # Linux's, which all processes have in common; a word said earlier may reach us later
+        asked = time.monotonic()
         self.child.forget()
         told = self.child.until("line", START_S)
         while told["at"] < asked:
@@ -147,6 +171,12 @@ def address(end: int) -> str:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends at once, and has nothing to say about it
     try:
-        play(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5]))
+        play(
+            int(sys.argv[1]),
+            int(sys.argv[2]),
+            float(sys.argv[3]),
+            float(sys.argv[4]),
+            int(sys.argv[5]),
+        )
     except QuietchoirError as reason:
         sys.exit(str(reason))

@@ -29,7 +29,9 @@ def killed(stage: str) -> Fault:
 
 
 def third_vanishes(scene: Scene) -> None:
-    """Three of ten die after they have shared their keys: the seven others open their own sum, in that very round."""
+    """Three of ten die after they have shared their keys: the seven others open their own sum,
+    in that very round.
+    """
     gone, at, all_gone = frozenset(scene.plan.names[:3]), list[str](), threading.Event()
 
     def rule(passage: Passage) -> Act:
@@ -47,13 +49,20 @@ def third_vanishes(scene: Scene) -> None:
     for name in sorted(gone):
         scene.start_node(name)
     event = scene.round(without=gone)
-    require(set(event["asked"]) == set(scene.plan.names), f"round {event['round']} did not ask everybody")
-    require(set(event["parties"]) == set(scene.plan.names) - gone, f"the sum has {event['parties']}")
+    require(
+        set(event["asked"]) == set(scene.plan.names),
+        f"round {event['round']} did not ask everybody",
+    )
+    require(
+        set(event["parties"]) == set(scene.plan.names) - gone, f"the sum has {event['parties']}"
+    )
     scene.whole()
 
 
 def too_few_are_left(scene: Scene) -> None:
-    """Four of ten freeze after they have shared: six survivors, seven needed; the round aborts, and waits for one of them."""
+    """Four of ten freeze after they have shared: six survivors, seven needed; the round aborts,
+    and waits for one of them.
+    """
     frozen = scene.plan.names[:4]
 
     def rule(passage: Passage) -> Act:
@@ -66,7 +75,8 @@ def too_few_are_left(scene: Scene) -> None:
     scene.proxy.rule = None
     require("need 7" in reason, f"the round aborted, but said: {reason}")
     scene.nodes[frozen[0]].thaw()
-    event = scene.round(without=frozenset(frozen[1:]))  # a new round with those that are there, seven of ten
+    # a new round with those that are there, seven of ten
+    event = scene.round(without=frozenset(frozen[1:]))
     require(len(event["parties"]) == 7, f"the sum has {event['parties']}")
     for name in frozen[1:]:
         scene.nodes[name].thaw()
@@ -74,7 +84,9 @@ def too_few_are_left(scene: Scene) -> None:
 
 
 def wrong_clock(scene: Scene) -> None:
-    """Two members' clocks are an hour ahead and two days behind: they are in every sum, and are refused nothing."""
+    """Two members' clocks are an hour ahead and two days behind: they are in every sum, and are
+    refused nothing.
+    """
     parties = scene.whole()["parties"]
     require(set(CLOCKS) <= set(parties), f"the sum has {parties}")
 
@@ -85,7 +97,10 @@ def hostile(kind: str) -> Fault:
     def fault(scene: Scene) -> None:
         scene.turns.write_text(kind, "ascii")
         event = scene.round(without=frozenset({HOSTILE}))
-        require(set(event["parties"]) == set(scene.plan.names) - {HOSTILE}, f"the sum has {event['parties']}")
+        require(
+            set(event["parties"]) == set(scene.plan.names) - {HOSTILE},
+            f"the sum has {event['parties']}",
+        )
         scene.turns.write_text("", "ascii")
         scene.whole()
 
@@ -93,7 +108,9 @@ def hostile(kind: str) -> Fault:
 
 
 def disk_full(scene: Scene) -> None:
-    """A member's disk is full: it refuses to work, says so, and takes part again once there is room."""
+    """A member's disk is full: it refuses to work, says so, and takes part again once there is
+    room.
+    """
     victim = "node-01"
     scene.limit_files(scene.nodes[victim], 1)
     scene.refuses(victim, "disk is full")

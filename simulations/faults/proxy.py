@@ -1,7 +1,9 @@
-"""Somebody between the members and their coordinator, who delays, repeats, cuts and mixes up what passes.
+"""Somebody between the members and their coordinator, who delays, repeats, cuts and mixes up what
+passes.
 
-Knows the coordinator's TLS key: it is worse than any stranger on the network, who sees none of what it sees. Knows HTTP bodies
-and the stage that a letter names. Knows no member's key and no coordinator's.
+Knows the coordinator's TLS key: it is worse than any stranger on the network, who sees none of what
+it sees. Knows HTTP bodies and the stage that a letter names. Knows no member's key and no
+coordinator's.
 Always: without a rule everything passes as it is; leaving it closes its port and its threads.
 """
 
@@ -108,11 +110,15 @@ class Proxy:
             outward = ssl.create_default_context(cafile=str(certificate))
         app = web.Application(client_max_size=1 << 30)
         app.router.add_route("*", "/{rest:.*}", self.handle)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5, handler_cancellation=True)
+        runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=0.5, handler_cancellation=True
+        )
         await runner.setup()
         await web.TCPSite(runner, HOST, self.port, ssl_context=inward).start()
         connector = aiohttp.TCPConnector(ssl=outward, limit=0)
-        async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as self.session:
+        async with aiohttp.ClientSession(
+            connector=connector, auto_decompress=False
+        ) as self.session:
             ready.set()
             await self.ended.wait()
             await runner.cleanup()
@@ -120,7 +126,9 @@ class Proxy:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """One request there and its answer back."""
         node, body = self.names.get(request.headers.get(KEY_HEADER, ""), ""), await request.read()
-        act = await self.judge(Passage(up=True, node=node, path=request.path, stage=stage_in(body), body=body))
+        act = await self.judge(
+            Passage(up=True, node=node, path=request.path, stage=stage_in(body), body=body)
+        )
         if act.cut:
             return hang_up(request)
         body = body if act.instead is None else act.instead
@@ -131,23 +139,39 @@ class Proxy:
             status, headers, answer = await self.forward(request, node, body)
         except (aiohttp.ClientError, OSError):
             return hang_up(request)
-        act = await self.judge(Passage(up=False, node=node, path=request.path, stage=stage_in(answer), body=answer))
+        act = await self.judge(
+            Passage(up=False, node=node, path=request.path, stage=stage_in(answer), body=answer)
+        )
         if act.cut:
             return hang_up(request)
         answer = answer if act.instead is None else act.instead
         if not act.half:
             return web.Response(status=status, headers=headers, body=answer)
-        broken = web.StreamResponse(status=status, headers={**headers, "Content-Length": str(len(answer))})
+        broken = web.StreamResponse(
+            status=status, headers={**headers, "Content-Length": str(len(answer))}
+        )
         await broken.prepare(request)
         await broken.write(answer[: len(answer) // 2])
         return hang_up(request)
 
-    async def forward(self, request: web.Request, node: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
+    async def forward(
+        self, request: web.Request, node: str, body: bytes
+    ) -> tuple[int, dict[str, str], bytes]:
         """The coordinator's answer."""
         port = self.elsewhere.get(node, self.behind)
-        kept = {name: value for name, value in request.headers.items() if name.lower() not in ("host", "content-length")}
-        async with self.session.post(f"https://{HOST}:{port}{request.path}", data=io.BytesIO(body), headers=kept) as answer:
-            shown = {name: answer.headers[name] for name in ("content-type", "date") if name in answer.headers}
+        kept = {
+            name: value
+            for name, value in request.headers.items()
+            if name.lower() not in ("host", "content-length")
+        }
+        async with self.session.post(
+            f"https://{HOST}:{port}{request.path}", data=io.BytesIO(body), headers=kept
+        ) as answer:
+            shown = {
+                name: answer.headers[name]
+                for name in ("content-type", "date")
+                if name in answer.headers
+            }
             return answer.status, shown, await answer.read()
 
     async def judge(self, passage: Passage) -> Act:

@@ -1,7 +1,8 @@
 """One federation to which faults are done, one after another, while it goes on with its rounds.
 
 Knows which processes there are and how they are started again. Knows nothing of single faults.
-Always: all letters pass the proxy; two members have wrong clocks and one may turn hostile; a fault mends what it broke.
+Always: all letters pass the proxy; two members have wrong clocks and one may turn hostile; a fault
+mends what it broke.
 """
 
 import resource
@@ -23,7 +24,8 @@ from .proxy import PASS, PULL, PUSH, Act, Passage, Proxy
 HERE = "quietchoir.simulations.faults"
 CLOCKS = {"node-02": 3600, "node-03": -2 * 86400}  # seconds off
 HOSTILE = "node-04"
-STAGE_S = 12.0  # the time limit of a stage: busy machines need it, faults that must wait for it pay it
+# the time limit of a stage: busy machines need it, faults that must wait for it pay it
+STAGE_S = 12.0
 PATIENT = {"attempts": 40, "stage_timeout_s": STAGE_S, "work_timeout_s": STAGE_S}
 MANY = Plan(nodes=10, rounds=1_000_000, size=2_000, recipe=PATIENT)
 FEW = Plan(nodes=5, rounds=1_000_000, size=2_000, recipe=PATIENT)
@@ -62,11 +64,15 @@ class Scene:
         self.stage.__exit__(None, None, None)
         self.proxy.__exit__(None, None, None)
 
-    def start_coordinator(self, *, state: str = "state", port: int = 0, name: str = "coordinator") -> Child:
+    def start_coordinator(
+        self, *, state: str = "state", port: int = 0, name: str = "coordinator"
+    ) -> Child:
         """Start a coordinator, by default the one."""
         self.starts += 1
         listen = f"{HOST}:{port or self.inner}"
-        child = self.choir.coordinate(f"{name}-{self.starts}", "--listen", listen, "--grace", "1", state=state)
+        child = self.choir.coordinate(
+            f"{name}-{self.starts}", "--listen", listen, "--grace", "1", state=state
+        )
         if name == "coordinator":
             self.coordinator = child
         return child
@@ -84,7 +90,9 @@ class Scene:
         self.nodes[name] = self.stage.start_other(f"{name}-{self.starts}", command)
         return self.nodes[name]
 
-    def round(self, *, without: frozenset[str] = frozenset(), among: frozenset[str] = frozenset()) -> dict[str, Any]:
+    def round(
+        self, *, without: frozenset[str] = frozenset(), among: frozenset[str] = frozenset()
+    ) -> dict[str, Any]:
         """The next round that ends with all of `among` and none of `without` in its sum.
 
         Raises:
@@ -94,7 +102,9 @@ class Scene:
         while True:
             event = self.coordinator.until("round", max(0.1, end - time.monotonic()))
             if event["round"] <= self.last:
-                raise QuietchoirError(f"round {event['round']} ended after round {self.last}: the run went back")
+                raise QuietchoirError(
+                    f"round {event['round']} ended after round {self.last}: the run went back"
+                )
             self.last = event["round"]
             parties = set(event["parties"])
             if among <= parties and not parties & without:
@@ -104,8 +114,12 @@ class Scene:
         """The next round with every member in its sum."""
         return self.round(among=frozenset(self.plan.names))
 
-    def trap(self, stage: str, then: Callable[[str], None], *, node: str = "", cut: bool = True) -> "Trap":
-        """Do something once, at the moment a member's answer in `stage` is about to reach the coordinator."""
+    def trap(
+        self, stage: str, then: Callable[[str], None], *, node: str = "", cut: bool = True
+    ) -> "Trap":
+        """Do something once, at the moment a member's answer in `stage` is about to reach the
+        coordinator.
+        """
         trap = Trap(stage, then, node, cut)
         self.proxy.rule = trap
         return trap
@@ -120,7 +134,9 @@ class Scene:
             pass
 
     def limit_files(self, child: Child, size: int | None) -> None:
-        """Let no file of a process grow past `size` bytes, as if its disk were full; None: as before."""
+        """Let no file of a process grow past `size` bytes, as if its disk were full; None: as
+        before.
+        """
         _, hard = resource.prlimit(child.process.pid, resource.RLIMIT_FSIZE)
         soft = hard if size is None else size
         resource.prlimit(child.process.pid, resource.RLIMIT_FSIZE, (soft, hard))
@@ -161,15 +177,24 @@ class Trap:
 
 def is_answer(passage: Passage, stage: str = "") -> bool:
     """Is it a member's answer, in this stage if one is named?"""
-    return passage.up and passage.path == PUSH and passage.stage != "" and stage in ("", passage.stage)
+    return (
+        passage.up and passage.path == PUSH and passage.stage != "" and stage in ("", passage.stage)
+    )
 
 
 def is_letter(passage: Passage, stage: str = "") -> bool:
     """Is it a letter to a member, in this stage if one is named?"""
-    return not passage.up and passage.path == PULL and passage.stage != "" and stage in ("", passage.stage)
+    return (
+        not passage.up
+        and passage.path == PULL
+        and passage.stage != ""
+        and stage in ("", passage.stage)
+    )
 
 
 def require(condition: bool, sentence: str) -> None:
-    """Raises QuietchoirError(sentence) unless `condition`: the fault was not survived as promised."""
+    """Raises QuietchoirError(sentence) unless `condition`: the fault was not survived as
+    promised.
+    """
     if not condition:
         raise QuietchoirError(sentence)

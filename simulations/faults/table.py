@@ -1,9 +1,10 @@
 """The one table of faults, which the tests and the benchmark read, and how it is gone through.
 
-Knows four scenes that go through their faults at the same time, because faults are mostly waiting. Knows nothing of single
-faults.
-Always: a fault that was not survived does not hide the next one: its scene is set anew; a fault that this machine cannot be
-given is left out, with its reason, and counts neither as tried nor as survived.
+Knows four scenes that go through their faults at the same time, because faults are mostly waiting.
+Knows nothing of single faults.
+Always: a fault that was not survived does not hide the next one: its scene is set anew; a fault
+that this machine cannot be given is left out, with its reason, and counts neither as tried nor as
+survived.
 """
 
 import tempfile
@@ -20,7 +21,8 @@ from .distance import FAR, Distance
 from .namespaces import NoNamespacesError
 from .scene import FEW, MANY, Scene
 
-Setting = Callable[[Path], AbstractContextManager[Any]]  # a scene in a folder; its faults take what it gives
+# a scene in a folder; its faults take what it gives
+Setting = Callable[[Path], AbstractContextManager[Any]]
 Faults = Mapping[str, Callable[[Any], None]]
 
 LINES: tuple[tuple[Setting, Faults], ...] = (
@@ -33,13 +35,17 @@ NAMES = tuple(name for _, faults in LINES for name in faults)
 
 
 class Play:
-    """All faults, going on in a thread for each federation. Use as a context; leaving it early ends them."""
+    """All faults, going on in a thread for each federation. Use as a context; leaving it early
+    ends them.
+    """
 
     def __init__(self, tell: Callable[[str], None] = lambda words: None) -> None:
         self.tell = tell
         self.outcomes: dict[str, Future[None]] = {name: Future() for name in NAMES}
         self.ended = threading.Event()
-        self.threads = [threading.Thread(target=self.go_through, args=line, name="faults") for line in LINES]
+        self.threads = [
+            threading.Thread(target=self.go_through, args=line, name="faults") for line in LINES
+        ]
 
     def __enter__(self) -> "Play":
         """Begin."""
@@ -60,7 +66,9 @@ class Play:
             with tempfile.TemporaryDirectory(prefix="quietchoir-faults-") as folder:
                 self.until_one_is_missed(Path(folder), setting, left)
 
-    def until_one_is_missed(self, folder: Path, setting: Setting, left: dict[str, Callable[[Any], None]]) -> None:
+    def until_one_is_missed(
+        self, folder: Path, setting: Setting, left: dict[str, Callable[[Any], None]]
+    ) -> None:
         """Faults in one scene, until one breaks it."""
         name = next(iter(left))
         try:
@@ -76,10 +84,15 @@ class Play:
             left.pop(name, None)
             if not self.outcomes[name].done():
                 self.outcomes[name].set_exception(error)
-            self.tell(f"{'left out' if isinstance(error, NoNamespacesError) else 'missed'}: {name}: {error}")
+            self.tell(
+                f"{'left out' if isinstance(error, NoNamespacesError) else 'missed'}: "
+                f"{name}: {error}"
+            )
 
 
-def score(tell: Callable[[str], None], keep: Callable[[dict[str, Any]], None] = lambda found: None) -> dict[str, Any]:
+def score(
+    tell: Callable[[str], None], keep: Callable[[dict[str, Any]], None] = lambda found: None
+) -> dict[str, Any]:
     """Go through all of them: `faults_tried`, `faults_missed` and, by fault, what went wrong.
 
     Args:
@@ -95,8 +108,14 @@ def score(tell: Callable[[str], None], keep: Callable[[dict[str, Any]], None] = 
 def count(outcomes: Mapping[str, Future[None]]) -> dict[str, Any]:
     """What the faults that have ended came to."""
     ended = {name: one.exception() for name, one in outcomes.items() if one.done()}
-    left_out = {name: str(error) for name, error in ended.items() if isinstance(error, NoNamespacesError)}
-    missed = {name: str(error) for name, error in ended.items() if error is not None and name not in left_out}
+    left_out = {
+        name: str(error) for name, error in ended.items() if isinstance(error, NoNamespacesError)
+    }
+    missed = {
+        name: str(error)
+        for name, error in ended.items()
+        if error is not None and name not in left_out
+    }
     names = [name for name in ended if name not in left_out]
     return {
         "faults_tried": len(names), "faults_missed": len(missed),

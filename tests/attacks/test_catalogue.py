@@ -1,4 +1,6 @@
-"""Every attack of the catalogue: without the protection it succeeds, against the product it does not."""
+"""Every attack of the catalogue: without the protection it succeeds, against the product it does
+not.
+"""
 
 import pytest
 

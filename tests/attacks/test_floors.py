@@ -1,6 +1,7 @@
 """Sums over few: what a coordinator that chooses whom to sum learns of one member.
 
-Each attack has an arm without the rule that stops it, in which it must succeed: otherwise the test would show nothing.
+Each attack has an arm without the rule that stops it, in which it must succeed: otherwise the test
+would show nothing.
 """
 
 import itertools
@@ -25,13 +26,24 @@ from quietchoir.federation.rounds.coordinator import Coordinator
 from quietchoir.federation.rounds.party import Party, training_seed
 from quietchoir.tests.fakes_buffered import buffered, run_of
 from quietchoir.tests.fakes_federation import House, SilentLink, coordinator, house, parties
-from quietchoir.tests.fakes_households import ACCOMPLICES, RUN, SIZE, VICTIM, Household, correlation, households
+from quietchoir.tests.fakes_households import (
+    ACCOMPLICES,
+    RUN,
+    SIZE,
+    VICTIM,
+    Household,
+    correlation,
+    households,
+)
 
-# --- thresholds over what the coordinator names -----------------------------------------------------------------------
+# --- thresholds over what the coordinator names
+# ------------------------------------------------------------------------------------------
 
 
 class Chooser:
-    """A coordinator's side of one attempt, with a sum for each list of members that it likes to name."""
+    """A coordinator's side of one attempt, with a sum for each list of members that it likes to
+    name.
+    """
 
     def __init__(self, home: House, members: dict[str, Party], place: Place) -> None:
         self.home, self.members, self.place = home, members, place
@@ -41,20 +53,30 @@ class Chooser:
         """One letter and its answer's payload."""
         task = Task(place=self.place, stage=stage, recipient=name, payload=payload)
         letter = messages.encode_task(task, self.home.policy, self.home.coordinator)
-        return messages.decode_reply(self.members[name].handle(letter), self.home.policy, letter).payload
+        return messages.decode_reply(
+            self.members[name].handle(letter), self.home.policy, letter
+        ).payload
 
     def work(self) -> None:
         """All of them train."""
         for name in self.order.cohort:
-            assert work.decode_ready(self.ask(name, work.TRAIN, work.encode(self.order))) is not None
+            assert (
+                work.decode_ready(self.ask(name, work.TRAIN, work.encode(self.order))) is not None
+            )
 
     def sum(self, ready: tuple[str, ...], cohort: tuple[str, ...] = ()) -> Sum:
         """Tell these that they alone are ready; the sum over them, or over a bucket of them."""
         told = broadcast.of_work(work.TRAIN, self.order.header(), self.order.flat)
         half = MaskedCoordinator(
-            self.home.policy, self.place, cohort or ready, Codec(SIZE, self.home.policy).length, True,
-            contributors=Contributors(ready), asked=len(self.order.cohort), terms=Terms(told=told),
-        )  # fmt: skip
+            self.home.policy,
+            self.place,
+            cohort or ready,
+            Codec(SIZE, self.home.policy).length,
+            True,
+            contributors=Contributors(ready),
+            asked=len(self.order.cohort),
+            terms=Terms(told=told),
+        )
         step: tuple[str, Mapping[str, bytes]] | None = half.begin()
         while step is not None:
             for name, payload in step[1].items():
@@ -81,15 +103,21 @@ def ten() -> tuple[House, dict[str, Party], Chooser]:
 LISTS = (("ann", "ben", "eve"), ("cat", "dan", "fay"), ("gus", "hal", "ida", "jon"))
 
 
-def test_three_sums_over_three_three_and_four_of_ten_give_one_member_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_three_sums_over_three_three_and_four_of_ten_give_one_member_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for module in (draw, masked, seam):
         monkeypatch.setattr(module, "needed", as_it_was)
     home, members, chooser = ten()
     sums = [chooser.sum(ready) for ready in LISTS]
     codec = Codec(SIZE, home.policy)
     mean, _ = codec.decode(sums[0].total, 3)
-    updates = [members[name].learner.train(np.zeros(SIZE, np.float32), seed).flat for name, seed in seeds_of(ACCOMPLICES)]
-    assert correlation(3 * mean - sum(updates), members[VICTIM]) > 0.95  # but for its own shake, all of it
+    updates = [
+        members[name].learner.train(np.zeros(SIZE, np.float32), seed).flat
+        for name, seed in seeds_of(ACCOMPLICES)
+    ]
+    # but for its own shake, all of it
+    assert correlation(3 * mean - sum(updates), members[VICTIM]) > 0.95
 
 
 def seeds_of(names: Collection[str]) -> Iterator[tuple[str, int]]:
@@ -99,12 +127,16 @@ def seeds_of(names: Collection[str]) -> Iterator[tuple[str, int]]:
         yield name, training_seed(Place(RUN, 1, 1), adapter, name)
 
 
-def test_a_member_takes_the_threshold_from_whom_it_was_asked_with_not_from_who_is_said_to_be_ready() -> None:
+def test_a_member_takes_the_threshold_from_whom_was_asked_not_from_who_is_said_to_be_ready() -> (
+    None
+):
     home, members, chooser = ten()
     before = {name: party.ledger.sums.snapshot() for name, party in members.items()}
     for ready in (*LISTS, ("ann", "ben", "cat", "dan", "eve", "fay")):
         for name in ready:
-            with pytest.raises(MessageError, match=f"{len(ready)} of 10 members that were asked are ready, need 7"):
+            with pytest.raises(
+                MessageError, match=f"{len(ready)} of 10 members that were asked are ready, need 7"
+            ):
                 chooser.ask(name, "advertise", Contributors(ready).encode())
     assert {name: party.ledger.sums.snapshot() for name, party in members.items()} == before
     assert len(chooser.sum(("ann", "ben", "cat", "dan", "eve", "fay", "gus")).parties) == 7
@@ -117,14 +149,19 @@ def test_two_sums_of_one_attempt_need_more_than_a_third_as_accomplices(roster: i
     for asked in range(3, roster + 1):
         need = draw.needed(policy, asked)
         everybody = max(asked, roster)
-        shared = 2 * need - everybody  # two sums of `need` members out of all: so many must be in both
+        # two sums of `need` members out of all: so many must be in both
+        shared = 2 * need - everybody
         assert shared > (everybody - 1) // 3 - 1 and shared >= 1
         assert need > 2 * everybody / 3
 
 
 def test_a_lower_cohort_in_the_signed_file_is_the_way_for_members_that_are_rarely_there() -> None:
     policy = house(10, mode="masked").policy
-    with pytest.raises(RoundAborted, match=r"5 members are there, need 7.*a lower recipe\.cohort asks fewer"):
+    with pytest.raises(
+        RoundAborted,
+        match=r"5 members are there, need 7.*a lower recipe\.cohort "
+        r"asks fewer",
+    ):
         draw.draw(policy, Place(RUN, 1, 1), ("ann", "ben", "cat", "dan", "eve"))
     fewer = house(10, mode="masked", recipe={"cohort": 5}).policy
     found = draw.draw(fewer, Place(RUN, 1, 1), ("ann", "ben", "cat", "dan", "eve"))
@@ -132,14 +169,19 @@ def test_a_lower_cohort_in_the_signed_file_is_the_way_for_members_that_are_rarel
     assert draw.needed(fewer, 10) == 7  # where all are asked, as for a score, two thirds of all
 
 
-@pytest.mark.parametrize("members, wanted, colluders", [(10, 3, 1), (12, 3, 1), (15, 5, 1), (15, 3, 2)])
+@pytest.mark.parametrize(
+    "members, wanted, colluders", [(10, 3, 1), (12, 3, 1), (15, 5, 1), (15, 3, 2)]
+)
 def test_every_bucket_and_every_union_of_buckets_has_enough_besides_those_that_collude(
     members: int, wanted: int, colluders: int
 ) -> None:
     privacy = PrivacyTable(colluders=colluders)
     tables = {"aggregation": AggregationTable(rule="median", buckets=wanted), "privacy": privacy}
     policy = house(members, mode="masked", tables=tables).policy
-    everybody, floor = tuple(sorted(one.name for one in policy.members)), policy.protection.min_cohort
+    everybody, floor = (
+        tuple(sorted(one.name for one in policy.members)),
+        policy.protection.min_cohort,
+    )
     for seed in range(20):
         for count in range(draw.needed(policy), members + 1):
             ready = everybody[:count]
@@ -147,11 +189,14 @@ def test_every_bucket_and_every_union_of_buckets_has_enough_besides_those_that_c
             for bucket in split:
                 need = Group.of(bucket, members, Contributors(ready)).threshold(policy)
                 assert floor + colluders <= need <= len(bucket) or len(split) == 1
-                # Two sets of survivors of one bucket have an honest member in both, who signs one of them only.
+                # Two sets of survivors of one bucket have an honest member in both, who signs one
+                # of them only.
                 assert 2 * need - len(bucket) > colluders
             for several in range(1, len(split) + 1):
                 for union in itertools.combinations(split, several):
-                    assert len(set().union(*map(set, union))) >= floor + colluders or len(split) == 1
+                    assert (
+                        len(set().union(*map(set, union))) >= floor + colluders or len(split) == 1
+                    )
 
 
 def test_the_colluders_that_a_file_assumes_can_be_said_without_noise() -> None:
@@ -171,16 +216,22 @@ def test_ten_members_with_two_accomplices_in_one_bucket_leave_two_that_are_not_t
     for seed in range(50):
         for bucket in draw.buckets(policy, bytes([seed]) * 32, everybody):
             need = Group.of(bucket, 10, Contributors(everybody)).threshold(policy)
-            assert (len(bucket), need) == (5, 4)  # whoever drops out, four are summed: two besides the accomplices
+            # whoever drops out, four are summed: two besides the accomplices
+            assert (len(bucket), need) == (5, 4)
 
 
-# --- counters ---------------------------------------------------------------------------------------------------------
+# --- counters
+# ------------------------------------------------------------------------------------------
 
 
 def seen(run: Coordinator) -> list[dict[str, Any]]:
     """Everything that a run has written of its rounds, but for how long they took."""
     return [
-        {key: value for key, value in entry.items() if key not in ("seconds", "work_seconds", "update_norm")}
+        {
+            key: value
+            for key, value in entry.items()
+            if key not in ("seconds", "work_seconds", "update_norm")
+        }
         for entry in run.state.history
     ]
 
@@ -189,17 +240,31 @@ def test_nothing_that_a_coordinator_sees_follows_from_the_amounts_of_anybodys_da
     """Not the difference of two rounds that differ by one member, not anything else."""
     found = []
     for amounts in (1, 400):
-        home = house(5, mode="masked", bits=12, recipe={"rounds": 2, "cohort": 4, "download": "adapter"})
+        home = house(
+            5, mode="masked", bits=12, recipe={"rounds": 2, "cohort": 4, "download": "adapter"}
+        )
         run = coordinator(home, households(home, amounts=amounts), SIZE)
         run.logbook.keep(run="0a" * 16)  # whom it draws follows from that
         run.learn(2)
         run.score_round()
-        found.append([{**entry, "asked": len(entry["asked"]), "parties": len(entry["parties"])} for entry in seen(run)])
+        found.append(
+            [
+                {**entry, "asked": len(entry["asked"]), "parties": len(entry["parties"])}
+                for entry in seen(run)
+            ]
+        )
     for few, many in zip(*found, strict=True):
-        few["bytes_up"], many["bytes_up"] = sorted(few["bytes_up"].values()), sorted(many["bytes_up"].values())
-        few["bytes_down"], many["bytes_down"] = sum(few["bytes_down"].values()), sum(many["bytes_down"].values())
+        few["bytes_up"], many["bytes_up"] = (
+            sorted(few["bytes_up"].values()),
+            sorted(many["bytes_up"].values()),
+        )
+        few["bytes_down"], many["bytes_down"] = (
+            sum(few["bytes_down"].values()),
+            sum(many["bytes_down"].values()),
+        )
         for entry in (few, many):
-            for key in ("accuracy", "loss"):  # follow from who is drawn, which the run's number decides
+            # follow from who is drawn, which the run's number decides
+            for key in ("accuracy", "loss"):
                 entry.pop(key)
         assert few == many
         assert not {"examples", "tokens", "correct", "total"} & few.keys()
@@ -208,9 +273,13 @@ def test_nothing_that_a_coordinator_sees_follows_from_the_amounts_of_anybodys_da
 def test_the_total_of_tokens_tells_what_the_claims_in_clear_tell_and_no_more() -> None:
     home = house(4, mode="masked", bits=12, min_tokens=1200, recipe={"download": "adapter"})
     unit = masked.agree(
-        home.policy, Place(RUN, 1, 1), Group.of(tuple(home.members), 4, Contributors(tuple(home.members))), 9,
-        counted=True, context=b"",
-    ).token_unit  # fmt: skip
+        home.policy,
+        Place(RUN, 1, 1),
+        Group.of(tuple(home.members), 4, Contributors(tuple(home.members))),
+        9,
+        counted=True,
+        context=b"",
+    ).token_unit
     totals = []
     for amounts in (25, 26, 29):  # 500, 520 and 580 tokens each: five units of 100 each
         chooser = Chooser(home, households(home, amounts=amounts), Place(RUN, 1, 1))
@@ -258,7 +327,8 @@ def test_the_score_of_the_only_member_with_held_out_examples(
     else:
         run.score_round()
     (entry,) = run.state.history
-    assert (entry["scored"], entry["accuracy"]) == ((0, None) if protected else (1, 0.2))  # ann's own
+    # ann's own
+    assert (entry["scored"], entry["accuracy"]) == ((0, None) if protected else (1, 0.2))
 
 
 def test_enough_scores_are_told_and_if_one_of_them_drops_out_none_is() -> None:
@@ -269,7 +339,9 @@ def test_enough_scores_are_told_and_if_one_of_them_drops_out_none_is() -> None:
     run = coordinator(home, members, SIZE)
     run.train_round()
     assert run.state.history[0]["scored"] == 3 and len(run.state.history[0]["parties"]) == 5
-    lost = SilentLink({name: one.handle for name, one in households(home).items()}, lambda name, letter: False)
+    lost = SilentLink(
+        {name: one.handle for name, one in households(home).items()}, lambda name, letter: False
+    )
     for name in ("dan", "eve"):
         lost.parties[name] = members_without(home, name).handle
     lost.lose = lambda name, letter: name == "ann" and b'"stage":"mask"' in letter
@@ -280,7 +352,13 @@ def test_enough_scores_are_told_and_if_one_of_them_drops_out_none_is() -> None:
 
 def members_without(home: House, name: str) -> Party:
     """One member without held-out examples."""
-    return Party(home.policy, home.members[name], Household(7, held_out=False), size=SIZE, consent=party_consent())
+    return Party(
+        home.policy,
+        home.members[name],
+        Household(7, held_out=False),
+        size=SIZE,
+        consent=party_consent(),
+    )
 
 
 def party_consent() -> Any:
@@ -291,7 +369,9 @@ def party_consent() -> Any:
 
 
 @pytest.mark.parametrize("protected", [False, True])
-def test_one_fresh_and_two_stale_members_of_a_buffered_group(protected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_fresh_and_two_stale_members_of_a_buffered_group(
+    protected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not protected:
         monkeypatch.setattr(Group, "scores", lambda group, policy: True)
     home = buffered(mode="masked", bits=12)

@@ -1,7 +1,9 @@
 """A coordinator that tells its members different things, so that a sum gives one of them away.
 
-Each attack has an arm without the binding, in which it must succeed: otherwise the test would show nothing.
-Source: Pasquini, Francati, Ateniese 2022, "Eluding secure aggregation in federated learning via model inconsistency".
+Each attack has an arm without the binding, in which it must succeed: otherwise the test would show
+nothing.
+Source: Pasquini, Francati, Ateniese 2022, "Eluding secure aggregation in federated learning via
+model inconsistency".
 """
 
 import dataclasses
@@ -22,7 +24,13 @@ from quietchoir.federation.rounds.party import Party
 from quietchoir.tests.fakes_buffered import buffered
 from quietchoir.tests.fakes_federation import House, coordinator, house, parties
 from quietchoir.tests.fakes_joint import DESK, joint_house
-from quietchoir.tests.fakes_liar import Liar, Secretive, other_work, without_floors, without_the_binding
+from quietchoir.tests.fakes_liar import (
+    Liar,
+    Secretive,
+    other_work,
+    without_floors,
+    without_the_binding,
+)
 from quietchoir.tests.fakes_sealed import sealed_parties
 
 SIZE = 400
@@ -60,7 +68,9 @@ def stolen(run: Coordinator, others: int) -> np.ndarray:
     return (others + 1) * run.state.server.velocity - others * np.float32(RANGE)
 
 
-def test_an_adapter_for_the_victim_and_another_for_the_rest_gives_the_victims_update(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_for_the_victim_and_another_for_the_rest_gives_the_victims_update(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     without_the_binding(monkeypatch)
     home = told_whole(mode="masked")
     members = secretive(home)
@@ -72,8 +82,12 @@ def test_an_adapter_for_the_victim_and_another_for_the_rest_gives_the_victims_up
     assert np.abs(stolen(run, 3) - victim).max() < 1.01 * step  # to one rounding step
 
 
-@pytest.mark.parametrize("to", [("ben", "cat", "dan"), ("ann",)], ids=["the others are told of another", "the victim is"])
-def test_members_that_were_told_different_adapters_are_in_no_sum_with_each_other(to: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "to", [("ben", "cat", "dan"), ("ann",)], ids=["the others are told of another", "the victim is"]
+)
+def test_members_that_were_told_different_adapters_are_in_no_sum_with_each_other(
+    to: tuple[str, ...],
+) -> None:
     """Whichever of the two stories the coordinator's own side takes."""
     home = told_whole(mode="masked", threshold=3)
     members = secretive(home)
@@ -111,13 +125,17 @@ def one_voice(home: House, members: dict[str, Party], size: int) -> Coordinator:
         told, rest = work.split(payload)
         return work.encode(dataclasses.replace(told, evaluate=False)) + rest
 
-    run = coordinator(home, members, size, **({"desk": DESK} if members["ann"].safe is not None else {}))
+    run = coordinator(
+        home, members, size, **({"desk": DESK} if members["ann"].safe is not None else {})
+    )
     Liar(run, ("ben", "cat", "dan"), lie)
     return run
 
 
 @pytest.mark.parametrize("mode, key", MODES)
-def test_a_score_that_one_member_alone_is_asked_for_is_its_own(mode: str, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_score_that_one_member_alone_is_asked_for_is_its_own(
+    mode: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     without_the_binding(monkeypatch)
     monkeypatch.setattr(Group, "scores", lambda group, policy: True)  # nor a floor under who scores
     home, members = scored(mode, key)
@@ -143,17 +161,27 @@ def behind_an_older_version(home: House, members: dict[str, Party]) -> BufferedC
         if stage != work.TRAIN:
             return None
         version, order = calls.split_train(payload)
-        return calls.encode_train(version, work.encode(dataclasses.replace(work.decode(order, SIZE), flat=FALSE)))
+        return calls.encode_train(
+            version, work.encode(dataclasses.replace(work.decode(order, SIZE), flat=FALSE))
+        )
 
     link = InProcessLink({name: members[name].handle for name in ("ann", "ben", "cat")})
     run = BufferedCoordinator(
-        home.policy, home.coordinator, link, size=SIZE, wait_s=0.0, grace_s=0.0, now=iter(range(10**6)).__next__
+        home.policy,
+        home.coordinator,
+        link,
+        size=SIZE,
+        wait_s=0.0,
+        grace_s=0.0,
+        now=iter(range(10**6)).__next__,
     )
     Liar(run, ("ben", "cat"), lie)
     return run
 
 
-def test_a_false_adapter_behind_an_older_version_gives_a_member_of_the_group_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_false_adapter_behind_an_older_version_gives_a_member_of_the_group_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     without_the_binding(monkeypatch)
     home = buffered(mode="masked", bits=12, recipe={"attempts": 1, "download": "adapter"})
     members = secretive(home)
@@ -163,8 +191,15 @@ def test_a_false_adapter_behind_an_older_version_gives_a_member_of_the_group_awa
     assert np.abs(stolen(run, 2) - victim).max() < 1.01 * RANGE / 2047
 
 
-def test_a_group_whose_members_were_told_different_adapters_is_never_summed(monkeypatch: pytest.MonkeyPatch) -> None:
-    home = buffered(mode="masked", bits=12, recipe={"attempts": 1, "download": "adapter"}, schedule={"patience_s": 200.0})
+def test_a_group_whose_members_were_told_different_adapters_is_never_summed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    home = buffered(
+        mode="masked",
+        bits=12,
+        recipe={"attempts": 1, "download": "adapter"},
+        schedule={"patience_s": 200.0},
+    )
     members = secretive(home)
     run = behind_an_older_version(home, members)
     with pytest.raises(RoundAborted):  # an honest coordinator's group is never complete
@@ -172,6 +207,11 @@ def test_a_group_whose_members_were_told_different_adapters_is_never_summed(monk
     monkeypatch.setattr(BufferedCoordinator, "alike", lambda self, names: names)
     members = secretive(home)
     run = behind_an_older_version(home, members)
-    with pytest.raises(RoundAborted, match="came to their group"):  # and the members refuse the call of one that is not
+    # and the members refuse the call of one that is not
+    with pytest.raises(RoundAborted, match="came to their group"):
         run.go_on(1)
-    assert nothing_opened(members) and run.state.history == () and Codec(SIZE, home.policy).length > SIZE
+    assert (
+        nothing_opened(members)
+        and run.state.history == ()
+        and Codec(SIZE, home.policy).length > SIZE
+    )

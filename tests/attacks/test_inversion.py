@@ -1,4 +1,6 @@
-"""A plain update gives its message away, compressed or not; a sum, a masked and a sealed one give nothing."""
+"""A plain update gives its message away, compressed or not; a sum, a masked and a sealed one
+give nothing.
+"""
 
 import pytest
 
@@ -19,7 +21,9 @@ def test_a_plain_update_gives_its_message_away(arms: Arms) -> None:
     recall, exact = mean(arms["plain"])
     assert recall >= 0.95
     assert exact >= 0.5
-    assert any(one.exact and SENTENCES[at].startswith(one.text) for at, one in enumerate(arms["plain"]))
+    assert any(
+        one.exact and SENTENCES[at].startswith(one.text) for at, one in enumerate(arms["plain"])
+    )
 
 
 @pytest.mark.parametrize(("arm", "least"), [("bf16", 0.9), ("int8", 0.8)])

@@ -1,4 +1,6 @@
-"""A library's host tries to learn about a question from what the asker does next. It sees the same, whatever it answers."""
+"""A library's host tries to learn about a question from what the asker does next. It sees the
+same, whatever it answers.
+"""
 
 import contextlib
 import os
@@ -10,7 +12,14 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from quietchoir.core.errors import BudgetError, CryptoError, MessageError, ProtocolError, QuietchoirError, WorkerError
+from quietchoir.core.errors import (
+    BudgetError,
+    CryptoError,
+    MessageError,
+    ProtocolError,
+    QuietchoirError,
+    WorkerError,
+)
 from quietchoir.crypto.keys import Identity
 from quietchoir.crypto.parameters import SEARCH
 from quietchoir.crypto.search import Keeper, Questioner
@@ -21,7 +30,10 @@ from quietchoir.federation.library.messages import Kind, Outcome, Reply, decode_
 from quietchoir.tests.fakes_search import TEXTS, FakeEmbedder, fake_index
 
 HOST, ASKER = Identity.generate(), Identity.generate()
-ABOUT, OTHER = "A cello has four strings, tuned in fifths.", "Snow closes the mountain pass in November."
+ABOUT, OTHER = (
+    ("A cello has four strings, tuned in fifths."),
+    "Snow closes the mountain pass in November.",
+)
 PASSAGES = 2
 Answers = Callable[[list[bytes]], Sequence[bytes]]
 
@@ -62,13 +74,17 @@ def desk(one_desk, tmp_path, monkeypatch):
     return one_desk
 
 
-async def asked(desk: host.Desk, question: str = ABOUT, embedder: FakeEmbedder | None = None) -> Exception | None:
+async def asked(
+    desk: host.Desk, question: str = ABOUT, embedder: FakeEmbedder | None = None
+) -> Exception | None:
     """Ask over HTTP for `PASSAGES` passages; the error that the asker got, if any."""
     runner = web.AppRunner(host.application(desk), access_log=None)
     await runner.setup()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         await web.SockSite(runner, listener).start()
-        address = Address.parse(f"http://127.0.0.1:{listener.getsockname()[1]}/#{HOST.public.raw.hex()}")
+        address = Address.parse(
+            f"http://127.0.0.1:{listener.getsockname()[1]}/#{HOST.public.raw.hex()}"
+        )
         try:
             await ask(address, question, embedder or FakeEmbedder(), ASKER, passages=PASSAGES)
         except QuietchoirError as error:
@@ -86,7 +102,9 @@ def kinds(desk: Hostile) -> list[str]:
 
 
 def loud(topic: str) -> Keeper:
-    """Embeddings so long in one direction that the score leaves its range if the question is about `topic`."""
+    """Embeddings so long in one direction that the score leaves its range if the question is
+    about `topic`.
+    """
     index = fake_index()
     direction = FakeEmbedder().embed([topic])[0]
     rows = index.embeddings.copy()
@@ -99,7 +117,10 @@ async def test_scores_beyond_their_range_stop_nobody(desk, monkeypatch):
     keeper = loud(ABOUT)
     monkeypatch.setattr(desk, "keeper", keeper)
     try:
-        assert naive(keeper, ABOUT) == ["QUESTION"] and naive(keeper, quiet_for(keeper)) == ["QUESTION", "CHOICE"]  # one bit
+        assert naive(keeper, ABOUT) == ["QUESTION"] and naive(keeper, quiet_for(keeper)) == [
+            "QUESTION",
+            "CHOICE",
+        ]  # one bit
         errors, seen = [], []
         for question in (ABOUT, quiet_for(keeper)):
             desk.seen.clear()
@@ -115,7 +136,20 @@ async def test_scores_beyond_their_range_stop_nobody(desk, monkeypatch):
 def quiet_for(keeper: Keeper) -> str:
     """A question that the loud row hardly hears."""
     embedder = FakeEmbedder()
-    words = ["kettle", "harbour", "pass", "stick", "sun", "bus", "water", "seven", "night", "tomatoes", "whistles", "snow"]
+    words = [
+        "kettle",
+        "harbour",
+        "pass",
+        "stick",
+        "sun",
+        "bus",
+        "water",
+        "seven",
+        "night",
+        "tomatoes",
+        "whistles",
+        "snow",
+    ]
     loudest = embedder.embed([ABOUT])[0]
     return min(words, key=lambda word: abs(float(embedder.embed([word])[0] @ loudest)))
 
@@ -138,8 +172,12 @@ def naive(keeper: Keeper, question: str) -> list[str]:
 SPOILED: dict[str, Answers] = {
     "noise in a ciphertext's place": lambda parts: [os.urandom(len(part)) for part in parts],
     "zeros": lambda parts: [bytes(len(part)) for part in parts],
-    "a flipped bit in the head": lambda parts: [bytes([*part[:20], part[20] ^ 1, *part[21:]]) for part in parts],
-    "a flipped bit in the numbers": lambda parts: [bytes([*part[:9000], part[9000] ^ 64, *part[9001:]]) for part in parts],
+    "a flipped bit in the head": lambda parts: [
+        bytes([*part[:20], part[20] ^ 1, *part[21:]]) for part in parts
+    ],
+    "a flipped bit in the numbers": lambda parts: [
+        bytes([*part[:9000], part[9000] ^ 64, *part[9001:]]) for part in parts
+    ],
     "no part": lambda _: [],
     "a part too many": lambda parts: [*parts, b"x"],
     "a short part": lambda parts: [part[:-1] for part in parts],
@@ -179,18 +217,25 @@ async def test_an_answer_that_ends_the_askers_worker_is_followed_by_decoys(desk,
     assert {sizes for kind, sizes in desk.seen if kind == "CHOICE"} == {(SEARCH.seeded_bytes,)}
 
 
-@pytest.mark.parametrize("vector", [np.zeros(24, np.float32), np.full(24, np.nan, np.float32), np.full(24, np.inf, np.float32)])
+@pytest.mark.parametrize(
+    "vector",
+    [np.zeros(24, np.float32), np.full(24, np.nan, np.float32), np.full(24, np.inf, np.float32)],
+)
 async def test_a_question_that_cannot_be_asked_begins_no_session(desk, vector):
     class Odd(FakeEmbedder):
         def embed(self, texts):
-            return np.stack([vector if text == ABOUT else super(Odd, self).embed([text])[0] for text in texts])
+            return np.stack(
+                [vector if text == ABOUT else super(Odd, self).embed([text])[0] for text in texts]
+            )
 
     assert isinstance(await asked(desk, embedder=Odd()), CryptoError)
     assert desk.seen == []
 
 
 async def test_a_refusal_is_the_hosts_own_and_may_end_the_session(desk, monkeypatch):
-    """What everybody sees may decide: neither a refusal nor a stranger's reply depends on the question."""
+    """What everybody sees may decide: neither a refusal nor a stranger's reply depends on the
+    question.
+    """
     before = host.Desk.answer
 
     def refusing(self, raw):
@@ -204,13 +249,20 @@ async def test_a_refusal_is_the_hosts_own_and_may_end_the_session(desk, monkeypa
     assert isinstance(await asked(desk), BudgetError)
     assert kinds(desk) == ["KEYS", "QUESTION"]
     monkeypatch.setattr(
-        Hostile, "answer", lambda self, raw: (200, Reply(Outcome.ANSWER, sha256(b"another").digest(), ()).encode(HOST))
+        Hostile,
+        "answer",
+        lambda self, raw: (
+            200,
+            Reply(Outcome.ANSWER, sha256(b"another").digest(), ()).encode(HOST),
+        ),
     )
     assert isinstance(await asked(desk), MessageError)
 
 
 def test_choices_are_as_many_as_asked_for_and_never_more_than_there_are_passages():
-    questioner = Questioner(Keeper(fake_index().embeddings, [text.encode() for text in TEXTS]).shape)
+    questioner = Questioner(
+        Keeper(fake_index().embeddings, [text.encode() for text in TEXTS]).shape
+    )
     try:
         for count in (1, 3, 99):
             opened = questioner.choose([b"nothing"], count)

@@ -1,4 +1,6 @@
-"""Whatever one member is told otherwise than the rest, in whatever message and mode: no sum is opened with it."""
+"""Whatever one member is told otherwise than the rest, in whatever message and mode: no sum is
+opened with it.
+"""
 
 import copy
 import dataclasses
@@ -33,29 +35,47 @@ EXAMPLES = {"shared": 15, "threshold": 8}  # ceremonies and ciphertexts take the
 def scene(kind: str) -> tuple[House, dict[str, Party], Coordinator]:
     """A federation of this kind, its members, its coordinator."""
     mode = "masked" if kind in ("adapter", "change", "tensor", "buffered") else "sealed"
-    recipe: dict[str, Any] = {"attempts": 1, "download": "change" if kind == "change" else "adapter"}
+    recipe: dict[str, Any] = {
+        "attempts": 1,
+        "download": "change" if kind == "change" else "adapter",
+    }
     if kind == "tensor":
         recipe["ranges"] = "tensor"
-    tables = {"schedule": ScheduleTable(rounds="buffered", patience_s=300.0)} if kind == "buffered" else {}
+    tables = (
+        {"schedule": ScheduleTable(rounds="buffered", patience_s=300.0)}
+        if kind == "buffered"
+        else {}
+    )
     key = "threshold" if kind == "threshold" else "shared"
     home = house(5, mode=mode, recipe=recipe, tables=tables, bits=8, threshold=3, key=key)
     seeds = {name: number for number, name in enumerate(home.members)}
     learner = lambda name: Secretive(SIZE, seeds[name])  # noqa: E731
-    members = parties(home, SIZE, learner) if mode == "masked" else sealed_parties(home, SIZE, learner, desk=DESK)
+    members = (
+        parties(home, SIZE, learner)
+        if mode == "masked"
+        else sealed_parties(home, SIZE, learner, desk=DESK)
+    )
     link = InProcessLink({name: party.handle for name, party in members.items()})
     more: dict[str, Any] = {"desk": DESK} if mode == "sealed" else {}
     if kind == "buffered":
         more["now"] = iter(range(10**6)).__next__
-    run = coordinator_of(home.policy, home.coordinator, link, size=SIZE, wait_s=0.0, grace_s=0.0, **more)
+    run = coordinator_of(
+        home.policy, home.coordinator, link, size=SIZE, wait_s=0.0, grace_s=0.0, **more
+    )
     return home, members, run
 
 
 def leaves(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where a JSON value can be changed: every field, every item of every list, and every list as a whole."""
+    """Where a JSON value can be changed: every field, every item of every list, and every list
+    as a whole.
+    """
     if isinstance(value, dict):
         return [place for key in sorted(value) for place in leaves(value[key], (*at, key))]
     if isinstance(value, list):
-        return [at, *(place for index in range(len(value)) for place in leaves(value[index], (*at, index)))]
+        return [
+            at,
+            *(place for index in range(len(value)) for place in leaves(value[index], (*at, index))),
+        ]
     return [at]
 
 
@@ -64,7 +84,11 @@ def other(value: Any, pick: int) -> Any:
     if isinstance(value, bool):
         return not value
     if isinstance(value, (int, float)):
-        return value + (1, -1, 0.5 * value)[pick % 3] if isinstance(value, float) else value + (1, -1)[pick % 2]
+        return (
+            value + (1, -1, 0.5 * value)[pick % 3]
+            if isinstance(value, float)
+            else value + (1, -1)[pick % 2]
+        )
     if isinstance(value, list):
         return value[:-1] if value and pick % 2 else [*value, value[-1] if value else "zoe"]
     return value[:-1] + ("x" if not value.endswith("x") else "y")
@@ -96,24 +120,34 @@ def spelled(fields: dict[str, Any], rest: bytes) -> bytes:
 
 
 def otherwise(stage: str, payload: bytes, pick: int) -> bytes:
-    """The payload of this stage with one thing in it changed, in a form that is still one where that can be."""
-    buffered = 8 if stage == work.TRAIN and not payload[:4].strip(b"\0") else 0  # a version stands before the work
+    """The payload of this stage with one thing in it changed, in a form that is still one where
+    that can be.
+    """
+    # a version stands before the work
+    buffered = 8 if stage == work.TRAIN and not payload[:4].strip(b"\0") else 0
     if stage in (work.TRAIN, work.SCORE) and pick % 3:
         told, rest = payload[:buffered], payload[buffered:]
         order, values = work.split(rest)
-        if pick % 3 == 1 and len(values) == 4 * SIZE:  # another adapter, by a lot or in the last bit
+        # another adapter, by a lot or in the last bit
+        if pick % 3 == 1 and len(values) == 4 * SIZE:
             flat = np.frombuffer(values, "<f4").copy()
             flat[pick % SIZE] = np.nextafter(flat[pick % SIZE], np.float32(9)) if pick % 2 else 2.0
             return told + work.encode(dataclasses.replace(order, flat=flat))
         return told + spelled(changed(order.header(), pick // 3), values)
     if stage in (calls.GROUP, "advertise") and pick % 3:
-        return json.dumps(changed({"it": json.loads(payload)}, pick // 3)["it"], sort_keys=True, separators=(",", ":")).encode()
+        return json.dumps(
+            changed({"it": json.loads(payload)}, pick // 3)["it"],
+            sort_keys=True,
+            separators=(",", ":"),
+        ).encode()
     return bytes_changed(payload, pick)
 
 
 KINDS = ("adapter", "change", "tensor", "buffered", "shared", "threshold")
 STAGES = {
-    **dict.fromkeys(("adapter", "change", "tensor"), (work.TRAIN, work.SCORE, *masked.STAGES, masked.ATTEST)),
+    **dict.fromkeys(
+        ("adapter", "change", "tensor"), (work.TRAIN, work.SCORE, *masked.STAGES, masked.ATTEST)
+    ),
     "buffered": (work.TRAIN, calls.GROUP, work.SCORE, *masked.STAGES),
     "shared": (work.TRAIN, work.SCORE, *halves.STAGES),
     "threshold": (work.TRAIN, work.SCORE, *joint.STAGES),
@@ -130,8 +164,14 @@ OPENED_LATER = (
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_member_that_was_told_something_else_is_in_no_sum(kind: str) -> None:
-    @settings(max_examples=EXAMPLES.get(kind, 30), deadline=None, suppress_health_check=list(HealthCheck))
-    @given(stage=st.sampled_from(STAGES[kind]), victim=st.sampled_from(NAMES), pick=st.integers(0, 1 << 30))
+    @settings(
+        max_examples=EXAMPLES.get(kind, 30), deadline=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(
+        stage=st.sampled_from(STAGES[kind]),
+        victim=st.sampled_from(NAMES),
+        pick=st.integers(0, 1 << 30),
+    )
     def tell_otherwise(stage: str, victim: str, pick: int) -> None:
         in_no_sum(kind, stage, victim, pick)
 
@@ -139,14 +179,18 @@ def test_a_member_that_was_told_something_else_is_in_no_sum(kind: str) -> None:
 
 
 def in_no_sum(kind: str, stage: str, victim: str, pick: int) -> None:
-    """One round, or one vote, in which the victim is told something else in every letter of one stage."""
+    """One round, or one vote, in which the victim is told something else in every letter of one
+    stage.
+    """
     _, members, run = scene(kind)
     run.insist = lambda attempt: attempt()  # type: ignore[method-assign]
     before = run.state.server.flat.tobytes()
     meant: dict[bytes, bytes] = {}
 
     def lie(asked: str, payload: bytes) -> bytes | None:
-        return None if asked != stage else meant.setdefault(payload, otherwise(stage, payload, pick))
+        return (
+            None if asked != stage else meant.setdefault(payload, otherwise(stage, payload, pick))
+        )
 
     liar = Liar(run, (victim,), lie)
     try:
@@ -165,8 +209,14 @@ def in_no_sum(kind: str, stage: str, victim: str, pick: int) -> None:
         return
     learner = members[victim].learner
     assert isinstance(learner, Secretive)
-    same = all(work.split(one)[0] == work.split(other)[0] for one, other in meant.items()) if kind == "change" else False
-    assert same and set(learner.told) == {before}, f"{victim} is in a sum of {kind}, told otherwise in {stage}: {meant}"
+    same = (
+        all(work.split(one)[0] == work.split(other)[0] for one, other in meant.items())
+        if kind == "change"
+        else False
+    )
+    assert same and set(learner.told) == {before}, (
+        f"{victim} is in a sum of {kind}, told otherwise in {stage}: {meant}"
+    )
 
 
 def test_every_stage_is_in_exactly_one_table() -> None:
@@ -175,7 +225,11 @@ def test_every_stage_is_in_exactly_one_table() -> None:
         *work.STAGES, calls.GROUP, recall.HOLDS, *masked.STAGES, masked.ATTEST, "send",
         *halves.STAGES, *joint.STAGES, *handover.STAGES, *forming.STAGES,
     }  # fmt: skip
-    tables = (broadcast.HASHED, broadcast.BOUND_LATER.keys(), broadcast.MAY_DIFFER.keys() - {"recipient", "way"})
+    tables = (
+        broadcast.HASHED,
+        broadcast.BOUND_LATER.keys(),
+        broadcast.MAY_DIFFER.keys() - {"recipient", "way"},
+    )
     assert sorted(stages) == sorted(stage for table in tables for stage in table)
     assert {"kind", "recipient", *messages.FRAME} - {"recipient"} == set(broadcast.OWN)
     assert not broadcast.is_known("confess")
@@ -185,17 +239,29 @@ def test_every_field_of_work_and_of_a_group_changes_the_digest() -> None:
     order = work.Work(flat=np.zeros(3, np.float32))
     base = broadcast.of_work("train", order.header(), order.flat)
     seen = {base, broadcast.of_work("score", order.header(), order.flat)}
-    seen |= {broadcast.of_work("train", changed(order.header(), pick), order.flat) for pick in range(len(order.header()))}
+    seen |= {
+        broadcast.of_work("train", changed(order.header(), pick), order.flat)
+        for pick in range(len(order.header()))
+    }
     seen.add(broadcast.of_work("train", order.header(), np.array([0, -0.0, 0], np.float32)))
     assert len(seen) == 3 + len(order.header())
-    group = calls.Group(version=1, members=(("ann", 0), ("ben", 1)), adapters=((0, "00" * 32, ""), (1, "01" * 32, "ab")))
+    group = calls.Group(
+        version=1,
+        members=(("ann", 0), ("ben", 1)),
+        adapters=((0, "00" * 32, ""), (1, "01" * 32, "ab")),
+    )
     fields = json.loads(calls.encode_group(group))
-    others = {broadcast.of_group(json.dumps(changed(fields, pick)).encode()) for pick in range(len(leaves(fields)))}
+    others = {
+        broadcast.of_group(json.dumps(changed(fields, pick)).encode())
+        for pick in range(len(leaves(fields)))
+    }
     assert len(others) == len(leaves(fields)) and group.told not in others
 
 
 def test_a_letter_of_a_stage_that_nobody_bound_is_refused() -> None:
     home, members, _ = scene("adapter")
-    task = messages.Task(place=messages.Place("0a" * 16, 1, 1), stage="confess", recipient="ann", payload=b"")
+    task = messages.Task(
+        place=messages.Place("0a" * 16, 1, 1), stage="confess", recipient="ann", payload=b""
+    )
     with pytest.raises(QuietchoirError, match="which no member answers"):
         members["ann"].handle(messages.encode_task(task, home.policy, home.coordinator))

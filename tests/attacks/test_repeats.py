@@ -1,6 +1,8 @@
-"""Sums that can be subtracted: what a coordinator learns of one member from two sums of nearly the same members.
+"""Sums that can be subtracted: what a coordinator learns of one member from two sums of nearly the
+same members.
 
-Each attack has an arm without the rule that stops it, in which it must succeed: otherwise the test would show nothing.
+Each attack has an arm without the rule that stops it, in which it must succeed: otherwise the test
+would show nothing.
 """
 
 import dataclasses
@@ -24,42 +26,63 @@ from quietchoir.federation.rounds.checkpoint import Store
 from quietchoir.federation.rounds.coordinator import Coordinator
 from quietchoir.federation.rounds.party import Party, training_seed
 from quietchoir.tests.fakes_buffered import buffered, run_of
-from quietchoir.tests.fakes_federation import FixedLearner, House, SilentLink, coordinator, house, parties
-from quietchoir.tests.fakes_households import ACCOMPLICES, RUN, SIZE, VICTIM, correlation, households
+from quietchoir.tests.fakes_federation import (
+    FixedLearner,
+    House,
+    SilentLink,
+    coordinator,
+    house,
+    parties,
+)
+from quietchoir.tests.fakes_households import (
+    ACCOMPLICES,
+    RUN,
+    SIZE,
+    VICTIM,
+    correlation,
+    households,
+)
 from quietchoir.tests.fakes_secagg import Cohort, Round, frozen
 
-# --- the protocol alone -----------------------------------------------------------------------------------------------
+# --- the protocol alone
+# -----------------------------------------------------------------------------------------------
 
 
 def test_an_upload_counts_as_used_when_it_leaves_not_when_it_is_opened() -> None:
     cohort = Cohort(5)
     ledgers = {name: Ledger() for name in cohort.names}
-    Round(cohort, ledgers=ledgers).play(stages=3)  # uploads are out; the coordinator says that nothing came of it
+    # uploads are out; the coordinator says that nothing came of it
+    Round(cohort, ledgers=ledgers).play(stages=3)
     before = {name: ledger.snapshot() for name, ledger in ledgers.items()}
     with pytest.raises(ProtocolError, match="has sent its masked update in attempt 0"):
         Round(cohort, attempt=1, ledgers=ledgers)
     assert {name: ledger.snapshot() for name, ledger in ledgers.items()} == before
-    assert Round(cohort, 2, ledgers=ledgers).play().result.survivors == tuple(cohort.names)  # another number: trained anew
+    # another number: trained anew
+    assert Round(cohort, 2, ledgers=ledgers).play().result.survivors == tuple(cohort.names)
 
 
 SUBJECT = b"a" * 32  # the same adapter
 
 
 def two_sums(cohort: Cohort, first: set[str], second: set[str], **rule: Any) -> np.ndarray:
-    """What a coordinator learns that drops members from two rounds about the same: the difference of the sums."""
+    """What a coordinator learns that drops members from two rounds about the same: the
+    difference of the sums.
+    """
     ledgers = {name: Ledger() for name in cohort.names}
     one = Round(cohort, 1, ledgers=ledgers, **rule).play({2: first})
     other = Round(cohort, 2, ledgers=ledgers, **rule).play({2: second})
     return one.result.total - other.result.total
 
 
-def test_two_sums_from_one_adapter_that_differ_by_one_member_are_its_update_and_members_refuse() -> None:
+def test_two_sums_of_one_adapter_that_differ_by_one_member_are_its_update_and_are_refused() -> None:
     cohort = Cohort(10)
     victim = cohort.names[4]
     assert np.array_equal(two_sums(cohort, set(), {victim}), cohort.values[victim])  # unprotected
     rule = {"subjects": (SUBJECT,)}
     for dropped in ({victim}, {victim, *cohort.names[:2]}):
-        with pytest.raises(ProtocolError, match=f"differ by {len(dropped)} members .* need the very same"):
+        with pytest.raises(
+            ProtocolError, match=f"differ by {len(dropped)} members .* need the very same"
+        ):
             two_sums(cohort, set(), dropped, **rule)
     with pytest.raises(ProtocolError, match="differ by 2 members"):  # one for another is two
         two_sums(cohort, {cohort.names[0]}, {victim}, **rule)
@@ -71,7 +94,8 @@ def test_a_refused_set_of_survivors_changes_nothing_and_other_subjects_are_free(
     ledgers = {name: Ledger() for name in cohort.names}
     rule: dict[str, Any] = {"subjects": (SUBJECT,)}
     Round(cohort, 1, ledgers=ledgers, **rule).play()
-    ledgers = {name: Ledger.restore(ledger.snapshot()) for name, ledger in ledgers.items()}  # a restart forgets nothing
+    # a restart forgets nothing
+    ledgers = {name: Ledger.restore(ledger.snapshot()) for name, ledger in ledgers.items()}
     game = Round(cohort, 2, ledgers=ledgers, **rule).play({2: cohort.names[:1]}, stages=3)
     before = frozen(game.clients[cohort.names[1]])
     with pytest.raises(ProtocolError, match="nothing is signed"):
@@ -79,7 +103,10 @@ def test_a_refused_set_of_survivors_changes_nothing_and_other_subjects_are_free(
     assert frozen(game.clients[cohort.names[1]]) == before
     assert ledgers[cohort.names[1]].before(SUBJECT) == (tuple(cohort.names),)
     other: dict[str, Any] = {"subjects": (b"b" * 32,)}
-    assert len(Round(cohort, 3, ledgers=ledgers, **other).play({2: cohort.names[:1]}).result.survivors) == 4
+    assert (
+        len(Round(cohort, 3, ledgers=ledgers, **other).play({2: cohort.names[:1]}).result.survivors)
+        == 4
+    )
 
 
 def test_a_set_is_remembered_by_who_signed_it_also_if_the_sum_was_never_opened_there() -> None:
@@ -89,19 +116,24 @@ def test_a_set_is_remembered_by_who_signed_it_also_if_the_sum_was_never_opened_t
     assert all(ledger.before(SUBJECT) == (tuple(cohort.names),) for ledger in ledgers.values())
 
 
-# --- two sums of nearly the same --------------------------------------------------------------------------------------
+# --- two sums of nearly the same
+# --------------------------------------------------------------------------------------
 
 
 def again(home: House, members: Mapping[str, Party], absent: Collection[str]) -> Coordinator:
     """A new run, without these members."""
     for member in members.values():
         member.ledger.release()
-    link = InProcessLink({name: member.handle for name, member in members.items() if name not in absent})
+    link = InProcessLink(
+        {name: member.handle for name, member in members.items() if name not in absent}
+    )
     return coordinator(home, members, SIZE, link=link)
 
 
 def difference(home: House, members: Mapping[str, Party], absent: Collection[str]) -> np.ndarray:
-    """What two runs from zeros tell together, the second one without `absent`: their part, if the others train alike."""
+    """What two runs from zeros tell together, the second one without `absent`: their part, if
+    the others train alike.
+    """
     sums = []
     for gone in ((), absent):
         run = again(home, members, gone)
@@ -128,17 +160,33 @@ def test_a_second_run_without_one_member_gives_its_update(monkeypatch: pytest.Mo
     monkeypatch.setattr(party_module, "training_seed", old_seed)
     home = house(10, mode="masked", bits=16)
     members = households(home, shaken=1.0)
-    trained = members[VICTIM].learner.train(np.zeros(SIZE, np.float32), old_seed(Place(RUN, 1, 1), b"", VICTIM)).flat
+    trained = (
+        members[VICTIM]
+        .learner.train(np.zeros(SIZE, np.float32), old_seed(Place(RUN, 1, 1), b"", VICTIM))
+        .flat
+    )
     found = difference(home, members, {VICTIM})
     assert np.corrcoef(found, trained)[0, 1] > 0.9999
 
 
-def test_with_other_seeds_the_difference_holds_the_others_shake_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_other_seeds_the_difference_holds_the_others_shake_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """What seeds alone do, and what they do not: that is why members refuse the second sum."""
     forget(monkeypatch)
     home = house(10, mode="masked", bits=16)
-    assert correlation(difference(home, households(home, shaken=1.0), {VICTIM}), households(home)[VICTIM]) < 0.5
-    assert correlation(difference(home, households(home, shaken=0.05), {VICTIM}), households(home)[VICTIM]) > 0.9
+    assert (
+        correlation(
+            difference(home, households(home, shaken=1.0), {VICTIM}), households(home)[VICTIM]
+        )
+        < 0.5
+    )
+    assert (
+        correlation(
+            difference(home, households(home, shaken=0.05), {VICTIM}), households(home)[VICTIM]
+        )
+        > 0.9
+    )
 
 
 @pytest.mark.parametrize("absent", [{VICTIM}, {VICTIM, *ACCOMPLICES}])
@@ -150,7 +198,10 @@ def test_the_coordinator_waits_for_whom_a_second_sum_needs_and_says_so(absent: s
         run.train_round()
         short = again(home, members, absent)
         short.insist(short.train_round)
-    assert short.state.history == () and f"waiting for {', '.join(sorted(absent))}" in short.aborted[0]
+    assert (
+        short.state.history == ()
+        and (f"waiting for {', '.join(sorted(absent))}") in short.aborted[0]
+    )
     assert "A new version of the federation file" in short.aborted[0]
     whole = again(home, members, ())  # the same members come back
     whole.train_round()
@@ -158,13 +209,18 @@ def test_the_coordinator_waits_for_whom_a_second_sum_needs_and_says_so(absent: s
 
 
 @pytest.mark.parametrize("absent", [{VICTIM}, {VICTIM, *ACCOMPLICES}])
-def test_members_do_not_sign_for_it_whatever_the_coordinator_does(absent: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Assembly, "choose", lambda self, answers, terms, need: answers.only(answers.ready))
+def test_members_do_not_sign_for_it_whatever_the_coordinator_does(
+    absent: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Assembly, "choose", lambda self, answers, terms, need: answers.only(answers.ready)
+    )
     home = house(10, mode="masked", bits=12, recipe={"attempts": 1})
     members = households(home)
     with pytest.raises(RoundAborted, match="signed the survivors"):
         difference(home, members, absent)
-    # And not within one run either, by members that fall silent once their masked updates have left.
+    # And not within one run either, by members that fall silent once their masked updates have
+    # left.
     run = again(home, members, ())
     run.link = SilentLink(
         {name: member.handle for name, member in members.items()},
@@ -184,7 +240,8 @@ def test_scores_of_one_adapter_are_held_to_the_same_members_too() -> None:
     with pytest.raises(RoundAborted, match="waiting for eve"):
         other.score_round()
     other.assembly.missing = frozenset()
-    with pytest.raises(RoundAborted, match="waiting for eve"):  # nor beside a training from the same adapter
+    # nor beside a training from the same adapter
+    with pytest.raises(RoundAborted, match="waiting for eve"):
         other.train_round()
 
 
@@ -192,8 +249,12 @@ class Killed(BaseException):
     """The coordinator's process is gone."""
 
 
-def lose_the_sum(home: House, members: Mapping[str, Party], store: Store, silent: Collection[str]) -> None:
-    """One attempt that is opened, and then the coordinator is killed; these fall silent before they send."""
+def lose_the_sum(
+    home: House, members: Mapping[str, Party], store: Store, silent: Collection[str]
+) -> None:
+    """One attempt that is opened, and then the coordinator is killed; these fall silent before
+    they send.
+    """
     link = SilentLink(
         {name: member.handle for name, member in members.items()},
         lambda name, letter: name in silent and b'"stage":"mask"' in letter,
@@ -229,14 +290,21 @@ def test_a_sum_that_was_opened_and_lost_is_summed_again_over_the_same_members(
 
 
 def test_the_same_with_buckets(tmp_path: Any) -> None:
-    home = house(10, mode="masked", bits=12, tables={"aggregation": AggregationTable(rule="median", buckets=3)})
+    home = house(
+        10,
+        mode="masked",
+        bits=12,
+        tables={"aggregation": AggregationTable(rule="median", buckets=3)},
+    )
     members = households(home)
     lose_the_sum(home, members, Store(tmp_path), ("dan",))
     store = Store(tmp_path)
     run = coordinator(home, members, SIZE, store=store)
     run.train_round()
     store.close()
-    assert run.state.history[0]["buckets"] == 2 and set(run.state.history[0]["parties"]) == set(members) - {"dan"}
+    assert run.state.history[0]["buckets"] == 2 and set(run.state.history[0]["parties"]) == set(
+        members
+    ) - {"dan"}
 
 
 def test_a_buffered_group_that_was_opened_and_lost_comes_again_and_no_other_like_it() -> None:
@@ -257,11 +325,17 @@ def test_a_buffered_group_that_was_opened_and_lost_comes_again_and_no_other_like
 
 
 def test_what_a_guard_has_scored_is_not_scored_again_at_the_end() -> None:
-    home = house(mode="masked", bits=12, recipe={"rounds": 2}, tables={"guard": GuardTable(rule="vote")})
+    home = house(
+        mode="masked", bits=12, recipe={"rounds": 2}, tables={"guard": GuardTable(rule="vote")}
+    )
     members = parties(home, SIZE, lambda name: FixedLearner(0.05, correct=6))
-    link = SilentLink({name: party.handle for name, party in members.items()}, lambda name, letter: False)
+    link = SilentLink(
+        {name: party.handle for name, party in members.items()}, lambda name, letter: False
+    )
     report = coordinator(home, members, SIZE, link=link).run()
-    scored = [letter for name, letter in link.letters if name == "ann" and b'"stage":"score"' in letter]
+    scored = [
+        letter for name, letter in link.letters if name == "ann" and b'"stage":"score"' in letter
+    ]
     assert len(scored) == 2 and report.accuracy == {"before": 0.6, "after": 0.6}
 
 
@@ -270,13 +344,20 @@ def test_a_run_that_goes_on_after_its_end_does_not_score_the_same_adapter_twice(
     run = coordinator(home, households(home), SIZE)
     run.run()
     run.run(rounds=2)
-    assert [(entry["kind"], entry["scored"]) for entry in run.state.history] == [("train", 4), ("train", 0), ("score", 4)]
+    assert [(entry["kind"], entry["scored"]) for entry in run.state.history] == [
+        ("train", 4),
+        ("train", 0),
+        ("score", 4),
+    ]
 
 
 def test_a_training_seed_is_another_for_each_run_round_attempt_adapter_and_member() -> None:
     places = [Place(RUN, 1, 1), Place("0b" * 16, 1, 1), Place(RUN, 2, 1), Place(RUN, 1, 2)]
     seeds = [
-        training_seed(place, adapter, name) for place in places for adapter in (b"a" * 32, b"b" * 32) for name in ("ann", "ben")
+        training_seed(place, adapter, name)
+        for place in places
+        for adapter in (b"a" * 32, b"b" * 32)
+        for name in ("ann", "ben")
     ]
     assert len(set(seeds)) == len(seeds)
 
@@ -297,7 +378,9 @@ def test_whoever_is_chosen_signs_and_a_member_that_makes_up_a_set_stops_itself_a
             for name in past:
                 ledgers[name].sign((b"s" * 32,), past)
         ready = sorted(rng.choice(names, rng.integers(6, 10), replace=False))
-        before = {name: frozenset(map(frozenset, ledgers[name].before(b"s" * 32))) for name in ready}
+        before = {
+            name: frozenset(map(frozenset, ledgers[name].before(b"s" * 32))) for name in ready
+        }
         choice = repeats.choose([ready], before, need=6, least=6)
         assert bool(choice.members) != bool(choice.reason)
         for name in choice.members:
@@ -310,8 +393,12 @@ def test_whoever_is_chosen_signs_and_a_member_that_makes_up_a_set_stops_itself_a
     assert repeats.choose([names], liars, need=6, least=6).members == frozenset(names[1:8])
 
 
-def test_a_member_that_deals_its_secret_wrongly_stops_a_run_until_its_owner_lets_it_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stated in `crypto/README.md`: those that signed with it sign for nobody else from that adapter."""
+def test_a_member_that_deals_its_secret_wrongly_stops_a_run_until_its_owner_lets_it_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Stated in `crypto/README.md`: those that signed with it sign for nobody else from that
+    adapter.
+    """
     home = house(5, mode="masked", bits=12, recipe={"attempts": 2})
     members = households(home)
     dealt = shamir.split
@@ -319,7 +406,9 @@ def test_a_member_that_deals_its_secret_wrongly_stops_a_run_until_its_owner_lets
 
     def dealing(task: Any) -> bytes:
         if task.stage == "share":
-            monkeypatch.setattr(shamir, "split", lambda secret, least, points: dealt(bytes(32), least, points))
+            monkeypatch.setattr(
+                shamir, "split", lambda secret, least, points: dealt(bytes(32), least, points)
+            )
         try:
             return honest(task)
         finally:
@@ -327,13 +416,19 @@ def test_a_member_that_deals_its_secret_wrongly_stops_a_run_until_its_owner_lets
 
     members["dan"].go_on = dealing  # type: ignore[method-assign]
     run = coordinator(home, members, SIZE)
-    with pytest.raises(RoundAborted, match="the shares of dan do not give the secret it advertised"):
+    with pytest.raises(
+        RoundAborted, match="the shares of dan do not give the secret it advertised"
+    ):
         run.insist(run.train_round)
     others = {name: party.handle for name, party in members.items() if name != "dan"}
     run.link = run.post.link = InProcessLink(others)
     with pytest.raises(RoundAborted, match="dan among them"):
         run.insist(run.train_round)
-    later = dataclasses.replace(home.policy, version=2, members=tuple(one for one in home.policy.members if one.name != "dan"))
+    later = dataclasses.replace(
+        home.policy,
+        version=2,
+        members=tuple(one for one in home.policy.members if one.name != "dan"),
+    )
     for name in others:
         members[name].policy = later
     run.take(later)
@@ -346,8 +441,17 @@ def test_an_answer_speaks_for_its_sender_alone() -> None:
     members = households(home)
     answers = Answers()
     said = work.encode_ready(work.Ready(scores=True, before=(("ann", "ben"), ("ben", "cat"))))
-    reply = messages.Reply(place=Place(RUN, 1, 1), stage=work.TRAIN, sender="ann", task="", payload=said)
+    reply = messages.Reply(
+        place=Place(RUN, 1, 1), stage=work.TRAIN, sender="ann", task="", payload=said
+    )
     assert answers.take(reply) and answers.before == {"ann": frozenset({frozenset({"ann", "ben"})})}
-    for bad in (b"", b"spent", b"{}", b'{"before":[],"scores":1}', b'{"before":[[1]],"scores":true}', b"[" * 10_000):
+    for bad in (
+        b"",
+        b"spent",
+        b"{}",
+        b'{"before":[],"scores":1}',
+        b'{"before":[[1]],"scores":true}',
+        b"[" * 10_000,
+    ):
         assert work.decode_ready(bad) is None
     assert len(members) == 4

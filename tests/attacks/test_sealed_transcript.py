@@ -1,4 +1,6 @@
-"""Sealed mode before the strongest pair it may meet: a coordinator, and a member that gave it the members' key."""
+"""Sealed mode before the strongest pair it may meet: a coordinator, and a member that gave it
+the members' key.
+"""
 
 from typing import Any
 
@@ -15,7 +17,9 @@ LENGTH, COUNTERS, TRIALS = 24, 3, 40
 
 
 def test_two_worlds_with_the_same_sum_look_alike_even_to_whoever_decrypts_every_upload() -> None:
-    """Two members swap their updates. The pair opens the upload, peels the self-mask and the accomplice's, and must guess."""
+    """Two members swap their updates. The pair opens the upload, peels the self-mask and the
+    accomplice's, and must guess.
+    """
     desk, cohort = LocalDesk(), Cohort(3, length=LENGTH + COUNTERS, threshold=3)
     first, second, accomplice = cohort.names
     one, other = cohort.values[first], cohort.values[second]
@@ -33,7 +37,8 @@ def test_two_worlds_with_the_same_sum_look_alike_even_to_whoever_decrypts_every_
         masks.mask_self(peeled, game.session, rebuilt_seed(game, at), subtract=True)
         masks.mask_pair(peeled, game.session, secret, peer, at, game.server._cards[at].mask)
         right += guess(decrypted(ring, peeled), one[:LENGTH], other[:LENGTH]) == world
-        bare = Peeled.__new__(Peeled)  # the unprotected arm: the same upload, encrypted and not masked
+        # the unprotected arm: the same upload, encrypted and not masked
+        bare = Peeled.__new__(Peeled)
         bare._tally = ring.tally()
         bare._tally.add(ring.close(ring.lift(cohort.values[first])))
         right_unmasked += guess(decrypted(ring, bare), one[:LENGTH], other[:LENGTH]) == world

@@ -1,6 +1,7 @@
 """A malicious coordinator, alone and with accomplices, against secure aggregation.
 
-Each attack has an arm without the protection, in which it must succeed: otherwise the test would show nothing.
+Each attack has an arm without the protection, in which it must succeed: otherwise the test would
+show nothing.
 """
 
 from collections.abc import Iterable, Mapping
@@ -33,14 +34,21 @@ def pooled(game: Round, names: Iterable[str], victim: str) -> tuple[bytes, bytes
     )
 
 
-# --- overlapping survivor lists -------------------------------------------------------------------------------------
+# --- overlapping survivor lists
+# ------------------------------------------------------------------------------------------
 
 
-def equivocate(game: Round, victim: str, seeing: Iterable[str], missing: Iterable[str]) -> dict[bytes, dict[str, bytes]]:
-    """Show some members a set with the victim and others one without it; return what each is asked to sign."""
+def equivocate(
+    game: Round, victim: str, seeing: Iterable[str], missing: Iterable[str]
+) -> dict[bytes, dict[str, bytes]]:
+    """Show some members a set with the victim and others one without it; return what each is
+    asked to sign.
+    """
     receipts = dict(game.server._receipts)
     full = SurvivorList(receipts).encode(game.session)
-    reduced = SurvivorList({at: r for at, r in receipts.items() if at != game.session.numbers[victim]}).encode(game.session)
+    reduced = SurvivorList(
+        {at: r for at, r in receipts.items() if at != game.session.numbers[victim]}
+    ).encode(game.session)
     return {
         full: {name: game.clients[name].consistency(full) for name in seeing},
         reduced: {name: game.clients[name].consistency(reduced) for name in missing},
@@ -48,9 +56,9 @@ def equivocate(game: Round, victim: str, seeing: Iterable[str], missing: Iterabl
 
 
 def signature_list(game: Round, signed: Mapping[str, bytes]) -> bytes:
-    return SignatureList({game.session.numbers[name]: message[-64:] for name, message in sorted(signed.items())}).encode(
-        game.session
-    )
+    return SignatureList(
+        {game.session.numbers[name]: message[-64:] for name, message in sorted(signed.items())}
+    ).encode(game.session)
 
 
 def test_a_coordinator_that_shows_two_survivor_sets_gets_no_share_at_all() -> None:
@@ -60,7 +68,9 @@ def test_a_coordinator_that_shows_two_survivor_sets_gets_no_share_at_all() -> No
     accomplices = cohort.names[5:]
     signed = equivocate(game, victim, honest[:3], honest[3:])
     for survivors, signatures in signed.items():
-        at = SurvivorList.decode(survivors, game.session, masked_view(game)).view(game.session, masked_view(game))
+        at = SurvivorList.decode(survivors, game.session, masked_view(game)).view(
+            game.session, masked_view(game)
+        )
         context = game.session.signing("consistency", at)
         for name in accomplices:  # they sign whatever they are asked to
             number = game.session.numbers[name].to_bytes(2, "big")
@@ -76,7 +86,9 @@ def test_a_coordinator_that_shows_two_survivor_sets_gets_no_share_at_all() -> No
 
 
 def test_one_accomplice_more_than_the_threshold_bears_would_open_both_sets() -> None:
-    """The stated bound, 2t - n - 1, is tight: with one more, two sets get enough signatures and a voice is heard."""
+    """The stated bound, 2t - n - 1, is tight: with one more, two sets get enough signatures and
+    a voice is heard.
+    """
     cohort = Cohort(7, threshold=5, length=4)
     assert cohort.config().colluders == 2
     game = Round(cohort).play(stages=3)
@@ -84,12 +96,18 @@ def test_one_accomplice_more_than_the_threshold_bears_would_open_both_sets() -> 
     signed = equivocate(game, victim, cohort.names[:2], cohort.names[2:4])
     both: dict[bytes, dict[int, bytes]] = {SELF_SHARE: {}, KEY_SHARE: {}}
     for survivors, signatures in signed.items():
-        at = SurvivorList.decode(survivors, game.session, masked_view(game)).view(game.session, masked_view(game))
+        at = SurvivorList.decode(survivors, game.session, masked_view(game)).view(
+            game.session, masked_view(game)
+        )
         for name in accomplices:
             number = game.session.numbers[name].to_bytes(2, "big")
-            signatures[name] = number + cohort.identities[name].sign(game.session.signing("consistency", at), number)
+            signatures[name] = number + cohort.identities[name].sign(
+                game.session.signing("consistency", at), number
+            )
         for name in [name for name in signatures if name not in accomplices]:
-            revealed = Revelation.decode(game.clients[name].unmask(signature_list(game, signatures)), game.session, at)
+            revealed = Revelation.decode(
+                game.clients[name].unmask(signature_list(game, signatures)), game.session, at
+            )
             share = revealed.shares[game.session.numbers[victim]]
             both[share[:1]][revealed.sender] = share[1:]
     half = shamir.SHARE_BYTES
@@ -107,12 +125,15 @@ def test_each_peer_gets_one_kind_of_share_and_a_second_request_is_refused() -> N
     for name, message in game.sent[4].items():
         shares = Revelation.decode(message, game.session, game.server._view).shares
         kinds = {game.session.names[at]: share[:1] for at, share in shares.items()}
-        assert kinds == {peer: KEY_SHARE if peer == cohort.names[0] else SELF_SHARE for peer in cohort.names}
+        assert kinds == {
+            peer: KEY_SHARE if peer == cohort.names[0] else SELF_SHARE for peer in cohort.names
+        }
         with pytest.raises(RuntimeError):
             game.clients[name].unmask(game.brought[4][name])
 
 
-# --- key substitution -----------------------------------------------------------------------------------------------
+# --- key substitution
+# ------------------------------------------------------------------------------------------
 
 
 def substituted(game: Round, victim: str, signer: Identity) -> tuple[bytes, Ephemeral]:
@@ -133,7 +154,9 @@ def test_substituted_keys_are_refused_by_every_member() -> None:
         assert frozen(game.clients[name]) == before
 
 
-def test_without_signatures_the_coordinator_would_read_the_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_signatures_the_coordinator_would_read_the_shares(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(Session, "verify", lambda *_: None)
     cohort = Cohort(4)
     game = Round(cohort).play(stages=1)
@@ -141,7 +164,9 @@ def test_without_signatures_the_coordinator_would_read_the_shares(monkeypatch: p
     forged, own = substituted(game, cohort.names[0], Identity.generate())
     view = KeyList.decode(forged, game.session).view(game.session)
     parcel = Parcel.decode(game.clients[cohort.names[1]].share(forged), game.session, view)
-    key = own.agree(game.server._cards[reader].channel, game.session.pair("channel", reader, victim))
+    key = own.agree(
+        game.server._cards[reader].channel, game.session.pair("channel", reader, victim)
+    )
     pieces = open_box(key, parcel.boxes[victim], game.session.box(view, reader, victim))
     assert len(pieces) == 2 * shamir.SHARE_BYTES
 
@@ -150,14 +175,18 @@ def test_a_member_that_finds_its_own_keys_changed_or_missing_stops() -> None:
     cohort = Cohort(5, threshold=3)
     game = Round(cohort).play(stages=1)
     victim = cohort.names[0]
-    old, _ = substituted(game, victim, cohort.identities[victim])  # even signed with its own key: another attempt's, say
-    missing = KeyList({at: card for at, card in game.server._cards.items() if at}).encode(game.session)
+    # even signed with its own key: another attempt's, say
+    old, _ = substituted(game, victim, cohort.identities[victim])
+    missing = KeyList({at: card for at, card in game.server._cards.items() if at}).encode(
+        game.session
+    )
     for message in (old, missing):
         with pytest.raises(ProtocolError, match="keys this member sent"):
             game.clients[victim].share(message)
 
 
-# --- replay ---------------------------------------------------------------------------------------------------------
+# --- replay
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("other", [{"round_": 2}, {"attempt": 1}])
@@ -179,7 +208,9 @@ def test_no_message_of_another_round_or_attempt_is_taken(other: dict[str, Any]) 
             assert frozen(client) == before
 
 
-def test_without_the_attempt_in_the_session_old_keys_would_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_attempt_in_the_session_old_keys_would_be_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(Session, "_digest", lambda self: bytes(32))
     cohort = Cohort(4)
     old, new = Round(cohort).play(), Round(cohort, attempt=1)
@@ -194,7 +225,8 @@ def test_a_retry_of_an_opened_round_is_refused_and_its_difference_stays_unknown(
     assert first.server.result is not None
     with pytest.raises(ProtocolError, match="opened in attempt 0"):
         Round(cohort, attempt=1, ledgers=ledgers)
-    without = Round(cohort, attempt=1).play({2: cohort.names[:1]})  # no shared ledger: two sums of the same updates ...
+    # no shared ledger: two sums of the same updates ...
+    without = Round(cohort, attempt=1).play({2: cohort.names[:1]})
     difference = first.result.total - without.result.total
     assert np.array_equal(difference, cohort.values[cohort.names[0]])  # ... and one voice is heard
 
@@ -208,11 +240,14 @@ def test_an_attempt_that_was_abandoned_before_an_upload_left_can_be_retried() ->
     assert np.array_equal(again.result.total, cohort.sum(cohort.names))
 
 
-# --- late uploads ---------------------------------------------------------------------------------------------------
+# --- late uploads
+# ------------------------------------------------------------------------------------------
 
 
 def late(cohort: Cohort) -> tuple[Round, str, bytes]:
-    """A round that declared its first member dead although its upload came, only late; and that member's mask key."""
+    """A round that declared its first member dead although its upload came, only late; and that
+    member's mask key.
+    """
     game = Round(cohort).play(stages=2)
     victim = cohort.names[0]
     upload = game.ask(victim)
@@ -222,7 +257,9 @@ def late(cohort: Cohort) -> tuple[Round, str, bytes]:
     at = game.session.numbers[victim]
     shares = {
         number: revelation.shares[at][1:]
-        for number, revelation in list(game.server._revelations.items())[: game.server._plan.threshold]
+        for number, revelation in list(game.server._revelations.items())[
+            : game.server._plan.threshold
+        ]
     }
     return game, victim, rebuild(shares)
 
@@ -235,7 +272,9 @@ def test_a_late_upload_stays_unreadable_although_its_mask_key_was_rebuilt() -> N
     at = game.session.numbers[victim]
     peers = {peer: game.server._cards[peer].mask for peer in game.server._graph.neighbours(at)}
     view = masked_view(game)
-    left = Peeled(game.session, game.sent[2][victim], view).without_pairs(at, mask_key, peers).values
+    left = (
+        Peeled(game.session, game.sent[2][victim], view).without_pairs(at, mask_key, peers).values
+    )
     guess = left - cohort.values[victim]
     assert uniform(guess % 2**game.bits, game.bits)
     assert abs(np.corrcoef(left, cohort.values[victim])[0, 1]) < 6 / 4000**0.5
@@ -248,7 +287,11 @@ def test_without_self_masks_a_late_upload_would_be_read(monkeypatch: pytest.Monk
     game, victim, mask_key = late(cohort)
     at = game.session.numbers[victim]
     peers = {peer: game.server._cards[peer].mask for peer in game.server._graph.neighbours(at)}
-    read = Peeled(game.session, game.sent[2][victim], masked_view(game)).without_pairs(at, mask_key, peers).values
+    read = (
+        Peeled(game.session, game.sent[2][victim], masked_view(game))
+        .without_pairs(at, mask_key, peers)
+        .values
+    )
     assert np.array_equal(read, cohort.values[victim])
 
 
@@ -264,7 +307,8 @@ def test_a_member_declared_dead_does_not_help_to_open_the_sum() -> None:
     assert frozen(game.clients[victim]) == before
 
 
-# --- floors ---------------------------------------------------------------------------------------------------------
+# --- floors
+# ------------------------------------------------------------------------------------------
 
 
 def test_a_coordinator_with_a_lower_threshold_speaks_another_session() -> None:
@@ -283,7 +327,9 @@ def test_members_that_believed_the_lower_threshold_would_be_opened_by_four() -> 
     cohort = Cohort(7, threshold=6)
     game = Round(cohort, threshold=4).play(stages=3)
     seed, mask_key = pooled(game, cohort.names[3:], cohort.names[0])
-    assert np.array_equal(peel(game, cohort.names[0], seed=seed, mask_key=mask_key), cohort.values[cohort.names[0]])
+    assert np.array_equal(
+        peel(game, cohort.names[0], seed=seed, mask_key=mask_key), cohort.values[cohort.names[0]]
+    )
 
 
 def test_the_coordinator_and_t_minus_1_members_learn_nothing_from_their_shares() -> None:
@@ -300,11 +346,14 @@ def test_the_coordinator_and_t_minus_1_members_learn_nothing_from_their_shares()
         )
         guess = (value % shamir.PRIME % 2**256).to_bytes(32, "big")
         assert guess not in (game.clients[victim]._seed, game.clients[victim]._mask.private_bytes())
-    # They can take off the pair masks they take part in; what two honest members share, and the self-mask, stay.
+    # They can take off the pair masks they take part in; what two honest members share, and the
+    # self-mask, stay.
     peeled = Peeled(game.session, game.sent[2][victim], masked_view(game))
     for name in accomplices:
         peer = game.session.numbers[name]
-        masks.mask_pair(peeled, game.session, game.clients[name]._mask, peer, at, game.server._cards[at].mask)
+        masks.mask_pair(
+            peeled, game.session, game.clients[name]._mask, peer, at, game.server._cards[at].mask
+        )
     assert uniform((peeled.values - cohort.values[victim]) % 2**game.bits, game.bits)
 
 
@@ -312,7 +361,9 @@ def test_t_members_would_hear_a_single_voice() -> None:
     cohort = Cohort(7, threshold=5)
     game = Round(cohort).play(stages=3)
     seed, mask_key = pooled(game, cohort.names[2:], cohort.names[0])
-    assert np.array_equal(peel(game, cohort.names[0], seed=seed, mask_key=mask_key), cohort.values[cohort.names[0]])
+    assert np.array_equal(
+        peel(game, cohort.names[0], seed=seed, mask_key=mask_key), cohort.values[cohort.names[0]]
+    )
 
 
 def test_a_coordinator_that_drops_the_talkative_members_does_not_get_a_thin_sum() -> None:

@@ -12,7 +12,14 @@ from quietchoir.core.errors import AuthenticationError, ProtocolError, Threshold
 from quietchoir.crypto.keys import bind
 from quietchoir.crypto.secagg import Ledger
 from quietchoir.crypto.secagg.lists import BoxList, KeyList, SignatureList, SurvivorList
-from quietchoir.crypto.secagg.messages import KEY_SHARE, Agreement, KeyCard, Parcel, Receipt, Revelation
+from quietchoir.crypto.secagg.messages import (
+    KEY_SHARE,
+    Agreement,
+    KeyCard,
+    Parcel,
+    Receipt,
+    Revelation,
+)
 from quietchoir.tests.fakes_coordinator import masked_view
 from quietchoir.tests.fakes_secagg import Cohort, Round, frozen
 
@@ -32,7 +39,9 @@ def test_a_member_refuses_a_survivor_that_never_shared() -> None:
     cohort = Cohort(5, threshold=3)
     game = Round(cohort).play({1: [FRIEND]}, stages=3)
     at = game.session.numbers[FRIEND]
-    forged = Receipt.signed(game.session, cohort.identities[FRIEND], masked_view(game), at, 0, b"nothing")
+    forged = Receipt.signed(
+        game.session, cohort.identities[FRIEND], masked_view(game), at, 0, b"nothing"
+    )
     message = SurvivorList({**game.server._receipts, at: forged}).encode(game.session)
     refused(game, message, ProtocolError, "never shared")
     game.play()
@@ -51,7 +60,9 @@ def test_a_member_refuses_a_signature_of_one_that_did_not_survive() -> None:
 def test_a_member_refuses_too_few_survivors() -> None:
     game = Round(Cohort(5, threshold=4)).play(stages=3)
     few = dict(sorted(game.server._receipts.items())[:3])
-    refused(game, SurvivorList(few).encode(game.session), ThresholdError, "3 members survived, need 4")
+    refused(
+        game, SurvivorList(few).encode(game.session), ThresholdError, "3 members survived, need 4"
+    )
     game.play()
 
 
@@ -67,7 +78,11 @@ def test_a_member_refuses_boxes_withheld_left_over_or_of_strangers() -> None:
     true = BoxList.decode(game.brought[2][ME], game.session)
     without = {at: box for at, box in true.boxes.items() if at != 1}
     for shared, boxes, match in (
-        (true.shared, without, "3 members, 4 neighbours"),  # an edge deleted: its mask would be known
+        (
+            true.shared,
+            without,
+            "3 members, 4 neighbours",
+        ),  # an edge deleted: its mask would be known
         ((0, 2, 3, 4), true.boxes, "4 members, 3 neighbours"),
         ((1, 2, 3, 4), true.boxes, "us among them"),
         ((0, 1, 2, 3, 4, 5), {**true.boxes, 5: true.boxes[4]}, "sent keys"),
@@ -83,7 +98,9 @@ def test_a_members_own_box_cannot_be_reflected_to_it() -> None:
     game = Round(Cohort(4)).play(stages=2)
     true = BoxList.decode(game.brought[2][ME], game.session)
     mirrored = {**true.boxes, 2: game.server._parcels[0].boxes[2]}
-    refused(game, BoxList(true.shared, mirrored).encode(game.session), AuthenticationError, "node-002")
+    refused(
+        game, BoxList(true.shared, mirrored).encode(game.session), AuthenticationError, "node-002"
+    )
     game.play()
 
 
@@ -154,8 +171,14 @@ def test_the_coordinator_refuses_shares_for_others_than_the_neighbours() -> None
     cohort = Cohort(5)
     game = Round(cohort).play(stages=1)
     true = Parcel.decode(game.ask(FRIEND), game.session, game.server._view)
-    for boxes in ({}, {at: box for at, box in true.boxes.items() if at}, {**true.boxes, 4: true.boxes[0]}):
-        message = Parcel(4, boxes).encode(game.session, cohort.identities[FRIEND], game.server._view)
+    for boxes in (
+        {},
+        {at: box for at, box in true.boxes.items() if at},
+        {**true.boxes, 4: true.boxes[0]},
+    ):
+        message = Parcel(4, boxes).encode(
+            game.session, cohort.identities[FRIEND], game.server._view
+        )
         delivered(game, message, ProtocolError, "neighbours")
 
 
@@ -174,7 +197,9 @@ def test_the_coordinator_refuses_a_signed_vector_of_another_size() -> None:
     true = game.ask(FRIEND)
     size = game.session.ring.wire_bytes
     values, tokens = true[head + 97 + 4 : head + 97 + 4 + size][:-2], true[head + 97 + 4 + size :]
-    receipt = Receipt.signed(game.session, cohort.identities[FRIEND], game.server._view, 4, 0, values + tokens)
+    receipt = Receipt.signed(
+        game.session, cohort.identities[FRIEND], game.server._view, 4, 0, values + tokens
+    )
     message = true[:head] + receipt.record() + len(values).to_bytes(4, "big") + values + tokens
     delivered(game, message, ProtocolError, f"{size} expected")
 
@@ -183,8 +208,14 @@ def test_the_coordinator_refuses_other_shares_than_it_asked_for() -> None:
     cohort = Cohort(5)
     game = Round(cohort).play(stages=4)
     true = Revelation.decode(game.ask(FRIEND), game.session, game.server._view).shares
-    for shares in ({}, {**true, 0: KEY_SHARE + true[0][1:]}, {at: share for at, share in true.items() if at}):
-        message = Revelation(4, shares).encode(game.session, cohort.identities[FRIEND], game.server._view)
+    for shares in (
+        {},
+        {**true, 0: KEY_SHARE + true[0][1:]},
+        {at: share for at, share in true.items() if at},
+    ):
+        message = Revelation(4, shares).encode(
+            game.session, cohort.identities[FRIEND], game.server._view
+        )
         delivered(game, message, ProtocolError, "one for each neighbour")
 
 
@@ -193,6 +224,8 @@ def test_a_signed_claim_beyond_the_limit_is_refused(floor: int, claim: int) -> N
     cohort = Cohort(5, min_tokens=floor)
     game = Round(cohort).play(stages=3)
     forged = Receipt(4, claim, bytes(32), b"")
-    signature = cohort.identities[FRIEND].sign(game.session.signing("mask", masked_view(game)), bind(4, claim, bytes(32)))
+    signature = cohort.identities[FRIEND].sign(
+        game.session.signing("mask", masked_view(game)), bind(4, claim, bytes(32))
+    )
     receipts = {**game.server._receipts, 4: dataclasses.replace(forged, signature=signature)}
     refused(game, SurvivorList(receipts).encode(game.session), ProtocolError, "units of tokens")

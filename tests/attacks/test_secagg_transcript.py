@@ -18,7 +18,9 @@ def test_residues_of_uploads_pass_chi_square_and_plain_updates_do_not() -> None:
 
 
 def test_two_worlds_with_the_same_sum_look_alike_to_the_coordinator() -> None:
-    """Two members swap their updates; the coordinator, who sees everything and an accomplice's secrets, must guess."""
+    """Two members swap their updates; the coordinator, who sees everything and an accomplice's
+    secrets, must guess.
+    """
     cohort = Cohort(3, length=24, threshold=3)
     first, second = cohort.names[:2]
     one, other = cohort.values[first], cohort.values[second]
@@ -33,7 +35,8 @@ def test_two_worlds_with_the_same_sum_look_alike_to_the_coordinator() -> None:
         sizes.add(tuple(len(message) for answers in game.sent for message in answers.values()))
         peeled = Peeled(game.session, game.sent[2][first], masked_view(game))
         at, peer = game.session.numbers[first], game.session.numbers[cohort.names[2]]
-        masks.mask_self(peeled, game.session, rebuilt_seed(game, at), subtract=True)  # survivors' seeds are opened
+        # survivors' seeds are opened
+        masks.mask_self(peeled, game.session, rebuilt_seed(game, at), subtract=True)
         masks.mask_pair(peeled, game.session, accomplice, peer, at, game.server._cards[at].mask)
         right += guess(peeled.values, one, other) == world
         right_in_clear += guess(cohort.values[first], one, other) == world
@@ -43,7 +46,9 @@ def test_two_worlds_with_the_same_sum_look_alike_to_the_coordinator() -> None:
 
 
 def rebuilt_seed(game: Round, at: int) -> bytes:
-    shares = {number: revelation.shares[at][1:] for number, revelation in game.server._revelations.items()}
+    shares = {
+        number: revelation.shares[at][1:] for number, revelation in game.server._revelations.items()
+    }
     chosen = dict(list(shares.items())[: game.server._plan.threshold])
     return rebuild(chosen)
 

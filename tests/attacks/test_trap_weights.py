@@ -1,6 +1,8 @@
-"""A coordinator that chooses the adapter: the same one for everybody, made so that a sum gives somebody's words away.
+"""A coordinator that chooses the adapter: the same one for everybody, made so that a sum gives
+somebody's words away.
 
-Where members follow the adapter from zeros by the sums that were opened, nobody vouches for such a one.
+Where members follow the adapter from zeros by the sums that were opened, nobody vouches for such a
+one.
 Source: Boenisch et al. 2023, "When the curious abandon honesty" (trap weights).
 """
 
@@ -29,7 +31,9 @@ from quietchoir.tests.fakes_buffered import buffered, run_of
 from quietchoir.tests.fakes_federation import ANY_MODE, FixedLearner, House, coordinator, house
 
 SIZE = 80
-TRAP = ServerState(np.where(np.arange(SIZE) % 2, 0.3, -0.3).astype(np.float32), np.zeros(SIZE, np.float32))
+TRAP = ServerState(
+    np.where(np.arange(SIZE) % 2, 0.3, -0.3).astype(np.float32), np.zeros(SIZE, np.float32)
+)
 
 
 def fixed(home: House, folder: Path | None = None) -> dict[str, Party]:
@@ -44,7 +48,9 @@ def fixed(home: House, folder: Path | None = None) -> dict[str, Party]:
 
 
 def chosen(run: Coordinator) -> Coordinator:
-    """The run goes on from the coordinator's own adapter, told whole to all alike: its state, digests and names all fit."""
+    """The run goes on from the coordinator's own adapter, told whole to all alike: its state,
+    digests and names all fit.
+    """
     run.logbook.keep(server=TRAP, round=5, steps=())
     run.telling.ways.clear()
     if isinstance(run, BufferedCoordinator):  # it leaves nobody out
@@ -77,9 +83,15 @@ def test_an_adapter_of_the_coordinators_choice_was_trained_from_and_summed_befor
     schedule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_vouching(monkeypatch)
-    home = house(4, mode="masked", recipe={"attempts": 1}) if schedule == "synchronous" else buffered(mode="masked")
+    home = (
+        house(4, mode="masked", recipe={"attempts": 1})
+        if schedule == "synchronous"
+        else buffered(mode="masked")
+    )
     members = fixed(home)
-    run = chosen(coordinator(home, members, SIZE) if schedule == "synchronous" else run_of(home, members))
+    run = chosen(
+        coordinator(home, members, SIZE) if schedule == "synchronous" else run_of(home, members)
+    )
     run.learn(6)
     assert opened(members) and TRAP.flat.tobytes() in trained_from(members) and run.state.round == 6
 
@@ -93,7 +105,11 @@ def test_nobody_vouches_for_an_adapter_of_the_coordinators_choice(schedule: str,
         home = buffered(mode="masked", recipe={"attempts": 1}, schedule={"patience_s": 100.0})
     members = fixed(home)
     more: dict[str, Any] = {} if schedule == "synchronous" else {"now": iter(range(10**6)).__next__}
-    run = coordinator(home, members, SIZE) if schedule == "synchronous" else run_of(home, members, **more)
+    run = (
+        coordinator(home, members, SIZE)
+        if schedule == "synchronous"
+        else run_of(home, members, **more)
+    )
     rounds = 0
     if when != "a new run":
         run.learn(rounds := 2)
@@ -107,12 +123,18 @@ def test_nobody_vouches_for_an_adapter_of_the_coordinators_choice(schedule: str,
         one.split(b'"opened"')[1] for one in seen
     ]
     assert rounds == len(run.state.history)
-    trail = [party.recall.memory(run.state.run).trail for party in members.values() if party.recall is not None]
+    trail = [
+        party.recall.memory(run.state.run).trail
+        for party in members.values()
+        if party.recall is not None
+    ]
     assert all(name_of(TRAP) not in names for names in trail)
 
 
 @pytest.mark.parametrize("accomplices, summed", [(2, False), (3, True)])
-def test_a_third_of_the_cohort_cannot_vouch_for_it_and_one_more_can(accomplices: int, summed: bool) -> None:
+def test_a_third_of_the_cohort_cannot_vouch_for_it_and_one_more_can(
+    accomplices: int, summed: bool
+) -> None:
     """As many as the threshold bears, and one more: the stated bound is tight."""
     home = house(5, mode="masked", recipe={"attempts": 1})
     members = fixed(home)
@@ -120,7 +142,8 @@ def test_a_third_of_the_cohort_cannot_vouch_for_it_and_one_more_can(accomplices:
     for name in sorted(members)[:accomplices]:
         recall = members[name].recall
         assert recall is not None
-        recall._memory = Memory(run.state.run, ((name_of(TRAP), TRAP),), (name_of(TRAP),))  # they say that they followed
+        # they say that they followed
+        recall._memory = Memory(run.state.run, ((name_of(TRAP), TRAP),), (name_of(TRAP),))
     if summed:
         run.train_round()
     else:
@@ -129,12 +152,15 @@ def test_a_third_of_the_cohort_cannot_vouch_for_it_and_one_more_can(accomplices:
     assert opened(members) is summed
 
 
-def test_a_member_that_comes_late_takes_the_whole_once_others_vouch_and_follows_from_then_on(tmp_path: Path) -> None:
+def test_a_member_that_comes_late_takes_the_whole_once_others_vouch_and_follows_from_then_on(
+    tmp_path: Path,
+) -> None:
     home = house(4, mode="masked", recipe={"attempts": 1})
     members = fixed(home, tmp_path)
     run = coordinator(home, members, SIZE)
     run.learn(3)
-    run.telling.ways = dict(list(run.telling.ways.items())[-1:])  # the way from zeros is too long to be told
+    # the way from zeros is too long to be told
+    run.telling.ways = dict(list(run.telling.ways.items())[-1:])
     ann = members["ann"].recall
     assert ann is not None and ann.path is not None and (ann.path.stat().st_mode & 0o777) == 0o600
     ann.path.unlink()
@@ -151,7 +177,8 @@ def test_a_member_that_was_started_again_goes_on_from_its_disk(tmp_path: Path) -
     run = coordinator(home, members, SIZE)
     run.learn(2)
     for name, party in members.items():
-        party.recall = Recall(tmp_path / name)  # everybody, at once: nobody could vouch for the others
+        # everybody, at once: nobody could vouch for the others
+        party.recall = Recall(tmp_path / name)
     run.telling.forget()
     run.train_round()
     assert len(run.state.history[-1]["parties"]) == 4
@@ -197,14 +224,17 @@ def false_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     def total(self: MaskedCoordinator) -> Sum:
         true = honest(self)
         whole = true.total.copy()
-        whole[: self.config.length - 50] += np.arange(self.config.length - 50) % 7  # within the file's ranges
+        # within the file's ranges
+        whole[: self.config.length - 50] += np.arange(self.config.length - 50) % 7
         return dataclasses.replace(true, total=whole)
 
     monkeypatch.setattr(MaskedCoordinator, "total", total)
 
 
 @pytest.mark.parametrize("signed", [False, True])
-def test_a_sum_that_was_not_opened_is_gone_by_only_where_nobody_signs(signed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sum_that_was_not_opened_is_gone_by_only_where_nobody_signs(
+    signed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     false_sums(monkeypatch)
     if not signed:
         monkeypatch.setattr(Stepping, "_proven", lambda *given: None)
@@ -220,7 +250,11 @@ def test_a_sum_that_was_not_opened_is_gone_by_only_where_nobody_signs(signed: bo
     with pytest.raises(RoundAborted):
         run.train_round()
     name = name_of(run.state.server)
-    assert all(name not in party.recall.memory(run.state.run).trail for party in members.values() if party.recall)
+    assert all(
+        name not in party.recall.memory(run.state.run).trail
+        for party in members.values()
+        if party.recall
+    )
     assert len(run.state.history) == 1
 
 
@@ -241,7 +275,9 @@ def test_a_sum_that_was_not_opened_is_signed_by_nobody(monkeypatch: pytest.Monke
     assert not run.state.server.flat.any() and not run.state.history
 
 
-def test_a_member_that_sends_a_wrong_tag_costs_the_attempt_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_member_that_sends_a_wrong_tag_costs_the_attempt_and_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     honest, lies = tag.make, [True]
 
     def make(key: bytes, values: Any, name: str) -> tag.Tag:
@@ -260,7 +296,9 @@ def test_a_member_that_sends_a_wrong_tag_costs_the_attempt_and_changes_nothing(m
     assert len(run.state.history[-1]["parties"]) == 4
 
 
-@pytest.mark.parametrize("forged", ["of another parent", "twice", "of too few", "of a stranger", "of other names"])
+@pytest.mark.parametrize(
+    "forged", ["of another parent", "twice", "of too few", "of a stranger", "of other names"]
+)
 def test_signed_sums_make_one_step_from_one_state(forged: str) -> None:
     """A coordinator that has true signatures cannot use them for anything else."""
     home = house(4, mode="masked", recipe={"attempts": 1})
@@ -278,12 +316,24 @@ def test_signed_sums_make_one_step_from_one_state(forged: str) -> None:
         "of another parent": [second],
         "twice": [first, first],
         "of too few": [
-            dataclasses.replace(first, totals=(dataclasses.replace(total, proof={n: total.proof[n] for n in names}),))
+            dataclasses.replace(
+                first,
+                totals=(dataclasses.replace(total, proof={n: total.proof[n] for n in names}),),
+            )
         ],
         "of a stranger": [
-            dataclasses.replace(first, totals=(dataclasses.replace(total, proof={f"x{n}": p for n, p in total.proof.items()}),))
+            dataclasses.replace(
+                first,
+                totals=(
+                    dataclasses.replace(total, proof={f"x{n}": p for n, p in total.proof.items()}),
+                ),
+            )
         ],
-        "of other names": [dataclasses.replace(first, totals=(dataclasses.replace(total, names=total.names[:-1], parties=3),))],
+        "of other names": [
+            dataclasses.replace(
+                first, totals=(dataclasses.replace(total, names=total.names[:-1], parties=3),)
+            )
+        ],
     }[forged]
     with pytest.raises(LackingError):
         recall.follow(made, two, steps.join(origin, [step.encode() for step in way]))
@@ -292,11 +342,15 @@ def test_signed_sums_make_one_step_from_one_state(forged: str) -> None:
 
 def test_above_32_members_sums_are_not_signed_and_the_file_says_so() -> None:
     small, large = house(4, mode="masked").policy, house(4, mode="masked").policy
-    many = tuple(dataclasses.replace(large.members[0], name=f"n{at}", key=f"{at:064x}") for at in range(33))
+    many = tuple(
+        dataclasses.replace(large.members[0], name=f"n{at}", key=f"{at:064x}") for at in range(33)
+    )
     large = dataclasses.replace(large, members=many)
     drawn = dataclasses.replace(large, recipe=dataclasses.replace(large.recipe, cohort=20))
     assert [attested(one) for one in (small, large, drawn)] == [True, False, True]
-    assert not attested(house(4, mode="plain").policy) and not attested(house(4, mode="sealed").policy)
+    assert not attested(house(4, mode="plain").policy) and not attested(
+        house(4, mode="sealed").policy
+    )
 
 
 def test_a_group_of_late_members_alone_waits_for_those_that_followed() -> None:
@@ -304,7 +358,10 @@ def test_a_group_of_late_members_alone_waits_for_those_that_followed() -> None:
     run = run_of(home, fixed(home))
     run.ready, run.telling.relying = {"ann": 2, "ben": 2, "cat": 1, "dan": 2}, {"ann", "ben"}
     run.heard = {name: ("00" * 32, f"{version:064x}") for name, version in run.ready.items()}
-    assert run.alike(["ann", "ben", "cat"]) == ["cat"] and run.alike(["ann", "cat", "dan"]) == ["cat", "dan"]
+    assert run.alike(["ann", "ben", "cat"]) == ["cat"] and run.alike(["ann", "cat", "dan"]) == [
+        "cat",
+        "dan",
+    ]
     run.ready["cat"], run.heard["cat"] = 2, run.heard["dan"]
     assert run.alike(["ann", "cat", "dan"]) == ["ann", "cat", "dan"]
     assert calls.DIGEST_BYTES == 32 and Step(kind="rest").encode()

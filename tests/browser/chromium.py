@@ -1,4 +1,6 @@
-"""A real Chromium, driven over its DevTools protocol. Small: open a page, run a script in it, take a picture."""
+"""A real Chromium, driven over its DevTools protocol. Small: open a page, run a script in it,
+take a picture.
+"""
 
 import asyncio
 import base64
@@ -37,7 +39,9 @@ def find() -> str | None:
 
 
 class Tab:
-    """One page. `problems` collects what its console complained about, refusals of the page's own policy included."""
+    """One page. `problems` collects what its console complained about, refusals of the page's
+    own policy included.
+    """
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self.socket = socket
@@ -77,7 +81,9 @@ class Tab:
 
     async def run(self, script: str) -> Any:
         """Value of an expression in the page; promises are awaited."""
-        answer = await self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        answer = await self.send(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+        )
         if "exceptionDetails" in answer:
             raise RuntimeError(answer["exceptionDetails"])
         return answer["result"].get("value")
@@ -90,17 +96,34 @@ class Tab:
                     await asyncio.sleep(0.02)  # the page's work, not ours, is waited for
         except TimeoutError:
             text = await self.run("document.body?.innerText")
-            raise AssertionError(f"never true: {script}; the page says {text!r}, its console {self.problems}") from None
+            raise AssertionError(
+                f"never true: {script}; the page says {text!r}, its console {self.problems}"
+            ) from None
 
     async def type(self, text: str) -> None:
         await self.send("Input.insertText", text=text)
 
     async def press_enter(self) -> None:
         for kind in ("keyDown", "keyUp"):
-            await self.send("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r")
+            await self.send(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key="Enter",
+                code="Enter",
+                windowsVirtualKeyCode=13,
+                text="\r",
+            )
 
-    async def picture(self, path: Path, width: int = 1280, height: int = 800, dark: bool = False) -> None:
-        await self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+    async def picture(
+        self, path: Path, width: int = 1280, height: int = 800, dark: bool = False
+    ) -> None:
+        await self.send(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
         theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         await self.send("Emulation.setEmulatedMedia", features=[theme])
         answer = await self.send("Page.captureScreenshot", format="png")
@@ -113,7 +136,12 @@ async def browser() -> AsyncIterator[Tab]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         program = find() or "chromium"
         running = await asyncio.create_subprocess_exec(
-            program, *FLAGS, f"--user-data-dir={profile}", "about:blank", stderr=asyncio.subprocess.PIPE, start_new_session=True
+            program,
+            *FLAGS,
+            f"--user-data-dir={profile}",
+            "about:blank",
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
         )
         try:
             port = await asyncio.wait_for(listening_port(running), START_S)
@@ -121,7 +149,9 @@ async def browser() -> AsyncIterator[Tab]:
             async with aiohttp.ClientSession() as session:
                 async with session.get(f"http://127.0.0.1:{port}/json/list") as response:
                     tabs = [tab for tab in await response.json() if tab["type"] == "page"]
-                async with session.ws_connect(tabs[0]["webSocketDebuggerUrl"], max_msg_size=0) as socket:
+                async with session.ws_connect(
+                    tabs[0]["webSocketDebuggerUrl"], max_msg_size=0
+                ) as socket:
                     tab = Tab(socket)
                     yield tab
                     tab.reader.cancel()

@@ -1,6 +1,8 @@
-"""The README's picture of the chat page, taken of a real node: `python -m quietchoir.tests.browser.picture URL "request" …`.
+"""The README's picture of the chat page, taken of a real node: `python -m
+quietchoir.tests.browser.picture URL "request" …`.
 
-The URL is the line that `quietchoir serve` prints. Each request is typed and answered before the next one.
+The URL is the line that `quietchoir serve` prints. Each request is typed and answered before the
+next one.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""The picture of the coordinator's page, of a real run: `python -m quietchoir.tests.browser.rounds_picture STATE`.
+"""The picture of the coordinator's page, of a real run: `python -m
+quietchoir.tests.browser.rounds_picture STATE`.
 
 STATE is what was given to `quietchoir coordinate --state`, with `--page`'s token in it or not yet.
 """
@@ -17,7 +18,9 @@ async def take(state: Path, target: Path, dark: bool) -> None:
     with Page(from_disk(state), 0, state) as page:
         async with browser() as tab:
             await tab.open(page.url)
-            await tab.until("document.querySelector('svg.curve') || document.querySelector('.panel')")
+            await tab.until(
+                "document.querySelector('svg.curve') || document.querySelector('.panel')"
+            )
             await tab.picture(target, width=1120, height=860, dark=dark)
 
 

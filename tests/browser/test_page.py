@@ -13,7 +13,8 @@ from quietchoir.tests.fakes_server import FakeStore, FakeTools, engine_saying
 
 CALL = render(ToolCall("HassTurnOn", {"area": "kitchen", "name": "ceiling light"}))
 EVIL = (
-    "**bold** <img src=https://evil.example/a.png onerror=alert(1)> ![b](https://evil.example/b.png) "
+    "**bold** <img src=https://evil.example/a.png onerror=alert(1)> "
+    "![b](https://evil.example/b.png) "
     "<script>window.broken = true</script> [click](javascript:window.broken=true)"
 )
 
@@ -51,16 +52,22 @@ async def choose(tab: Tab, adapter: str) -> None:
 async def answered(tab: Tab, count: int) -> str:
     """Wait for so many whole answers; give the last one's text."""
     await tab.until(f"document.querySelectorAll('.body footer').length === {count}")
-    return str(await tab.run("[...document.querySelectorAll('.assistant .prose')].at(-1)?.innerText ?? ''"))
+    return str(
+        await tab.run("[...document.querySelectorAll('.assistant .prose')].at(-1)?.innerText ?? ''")
+    )
 
 
 async def test_the_page_talks_calls_tools_and_switches_adapters(tab: Tab, tmp_path: Path) -> None:
     store = FakeStore(("a" * 64, "b" * 64), chosen="a" * 64)
-    async with Served(engine_saying(["Good ", "morning."], [CALL], ["Gladly."]), FakeTools(), store).running() as served:
+    async with Served(
+        engine_saying(["Good ", "morning."], [CALL], ["Gladly."]), FakeTools(), store
+    ).running() as served:
         await tab.open(f"{served.server.url}#token={TOKEN}")
         await say(tab, "hello there")
         assert await answered(tab, 1) == "Good morning."
-        assert await tab.run("location.hash + location.href") == served.server.url  # the token left the address
+        assert (
+            await tab.run("location.hash + location.href") == served.server.url
+        )  # the token left the address
 
         await say(tab, "turn on the ceiling light")
         assert await answered(tab, 2) == "Turned on the kitchen light."
@@ -71,7 +78,11 @@ async def test_the_page_talks_calls_tools_and_switches_adapters(tab: Tab, tmp_pa
         await until(lambda: served.adapters.active == "b" * 64)
         await say(tab, "and now?")
         assert await answered(tab, 3) == "Gladly."
-        assert [request.adapter for request in served.engine.requests] == ["a" * 64, "a" * 64, "b" * 64]
+        assert [request.adapter for request in served.engine.requests] == [
+            "a" * 64,
+            "a" * 64,
+            "b" * 64,
+        ]
         assert all(url.startswith((served.server.url, "data:")) for url in tab.urls)
         assert tab.problems == []
         await tab.picture(tmp_path / "page.png")
@@ -84,7 +95,10 @@ async def test_what_a_model_writes_cannot_act(tab: Tab) -> None:
         await say(tab, "be evil")
         assert "bold" in await answered(tab, 1)
         assert await tab.run("document.querySelector('.prose strong').innerText") == "bold"
-        assert await tab.run("document.querySelectorAll('.prose :is(img, script, iframe)').length") == 0
+        assert (
+            await tab.run("document.querySelectorAll('.prose :is(img, script, iframe)').length")
+            == 0
+        )
         assert await tab.run("document.querySelectorAll('.prose a[href^=javascript]').length") == 0
         assert await tab.run("window.broken === undefined")
         assert not [url for url in tab.urls if "evil" in url]
@@ -99,7 +113,11 @@ async def test_stop_ends_the_answer_in_the_engine_too(tab: Tab) -> None:
         assert await answered(tab, 1) == "Once upon"
         assert "stopped" in await tab.run("document.querySelector('.body footer').innerText")
         await tab.until("!document.querySelector('.send.stop')")
-        await until(lambda: [generation.finished for generation in served.engine.generations] == ["cancelled"])
+        await until(
+            lambda: (
+                [generation.finished for generation in served.engine.generations] == ["cancelled"]
+            )
+        )
 
 
 async def test_without_a_token_the_page_asks_for_it_and_a_wrong_one_opens_nothing(tab: Tab) -> None:
@@ -121,10 +139,14 @@ async def test_without_a_token_the_page_asks_for_it_and_a_wrong_one_opens_nothin
 
 async def test_what_the_node_refuses_is_shown(tab: Tab) -> None:
     store = FakeStore(("broken",), broken=frozenset({"broken"}))
-    async with Served(engine_saying(["one", "two"], finished="error"), store=store).running() as served:
+    async with Served(
+        engine_saying(["one", "two"], finished="error"), store=store
+    ).running() as served:
         await tab.open(f"{served.server.url}#token={TOKEN}")
         await say(tab, "hello")
         await answered(tab, 1)
-        assert "a kernel broke" in await tab.run("document.querySelector('.assistant .error').innerText")
+        assert ("a kernel broke") in await tab.run(
+            "document.querySelector('.assistant .error').innerText"
+        )
         await choose(tab, "broken")
         await tab.until("document.querySelector('.notice')?.innerText.includes('another model')")

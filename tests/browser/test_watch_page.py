@@ -33,14 +33,27 @@ def a_round(number: int, accuracy: float, kind: str = "train") -> dict[str, Any]
     """An event as a coordinator tells it, members and all."""
     there = list(NAMES[: 3 + number % 2])
     return {
-        "event": "round" if kind == "train" else "score", "kind": kind, "round": number, "attempt": 1, "seconds": 12.5,
-        "work_seconds": 11.0, "asked": list(NAMES), "parties": there, "bytes_up": dict.fromkeys(there, 690_000),
-        "bytes_down": dict.fromkeys(NAMES, 2_700_000), "loss": 2.0 / number if kind == "train" else None,
-        "accuracy": accuracy, "correct": 1, "total": 2, "epsilon": None,
-    }  # fmt: skip
+        "event": "round" if kind == "train" else "score",
+        "kind": kind,
+        "round": number,
+        "attempt": 1,
+        "seconds": 12.5,
+        "work_seconds": 11.0,
+        "asked": list(NAMES),
+        "parties": there,
+        "bytes_up": dict.fromkeys(there, 690_000),
+        "bytes_down": dict.fromkeys(NAMES, 2_700_000),
+        "loss": 2.0 / number if kind == "train" else None,
+        "accuracy": accuracy,
+        "correct": 1,
+        "total": 2,
+        "epsilon": None,
+    }
 
 
-async def test_the_page_draws_rounds_as_they_come_and_shows_no_member(tab: Tab, tmp_path: Path) -> None:
+async def test_the_page_draws_rounds_as_they_come_and_shows_no_member(
+    tab: Tab, tmp_path: Path
+) -> None:
     board = Board(house(4, mode="masked").policy)
     board.note({"event": "waiting", "present": 4, "roster": 4, "minimum": 3})
     with Page(board, 0, tmp_path) as page:
@@ -49,16 +62,30 @@ async def test_the_page_draws_rounds_as_they_come_and_shows_no_member(tab: Tab, 
         assert "4 of 4 members are here" in await tab.run("document.body.innerText")
         assert await tab.run("location.hash") == ""  # the token left the address
         for number in (1, 2, 3):
-            undone = {"guard": {"kept": False, "accuracy": 0.05, "reason": "worse"}} if number == 3 else {}
+            undone = (
+                {"guard": {"kept": False, "accuracy": 0.05, "reason": "worse"}}
+                if number == 3
+                else {}
+            )
             board.note({**a_round(number, 0.1 * number), **undone})
         board.note(a_round(4, 0.55, "score"))
         await tab.until("document.querySelectorAll('svg.curve circle').length === 4")
         text = await tab.run("document.body.innerText")
-        assert all(words in text for words in ("3 / 3", "55.0 %", "3 of 4", "2.76 MB", "masked, sums of at least 3"))
+        assert all(
+            words in text
+            for words in ("3 / 3", "55.0 %", "3 of 4", "2.76 MB", "masked, sums of at least 3")
+        )
         assert not [name for name in NAMES if name in text.split()]
-        assert await tab.run("document.querySelectorAll('td.bad').length") == 2  # round 2, and the score
+        # round 2, and the score
+        assert await tab.run("document.querySelectorAll('td.bad').length") == 2
         assert await tab.run("document.querySelectorAll('svg.curve path.undone').length") == 1
-        assert await tab.run("[...document.querySelectorAll('td')].filter((td) => td.innerText === '3 undone').length") == 1
+        assert (
+            await tab.run(
+                "[...document.querySelectorAll('td')].filter((td) => td.innerText === "
+                "'3 undone').length"
+            )
+            == 1
+        )
         board.note({"event": "delivered", "adapter": "", "members": list(NAMES)})
         await tab.until("document.querySelector('.pill').innerText === 'finished'")
         assert all(url.startswith((f"http://{HOST}:{page.port}/", "data:")) for url in tab.urls)
@@ -79,11 +106,13 @@ async def test_without_a_token_the_page_asks_for_it(tab: Tab, tmp_path: Path) ->
 
 SIZES = """(() => {
   const box = (one) => one.getBoundingClientRect();
-  const texts = [...document.querySelectorAll('svg.curve text')], marks = [...document.querySelectorAll('svg.curve text.mark')];
+  const texts = [...document.querySelectorAll('svg.curve text')];
+  const marks = [...document.querySelectorAll('svg.curve text.mark')];
   return {
     heights: texts.map((one) => box(one).height), marks: marks.map((one) => one.textContent),
     gaps: marks.slice(1).map((one, index) => box(one).left - box(marks[index]).right),
-    right: box(document.querySelector('svg.curve')).right, wide: document.documentElement.clientWidth,
+    right: box(document.querySelector('svg.curve')).right,
+    wide: document.documentElement.clientWidth,
     scrolls: document.documentElement.scrollWidth,
   };
 })()"""
@@ -95,15 +124,29 @@ async def test_the_chart_can_be_read_on_a_phone(tab: Tab, tmp_path: Path, width:
     for number in range(1, 121):
         board.note(a_round(number, 0.5))
     with Page(board, 0, tmp_path) as page:
-        await tab.send("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=2, mobile=width < 500)
+        await tab.send(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=800,
+            deviceScaleFactor=2,
+            mobile=width < 500,
+        )
         await tab.open(page.url)
         await tab.until("document.querySelectorAll('svg.curve circle').length === 120")
         seen = await tab.run(SIZES)
         assert min(seen["heights"]) >= 10  # pixels of the page: as large as the words beside it
-        assert len(seen["marks"]) >= 3 and min(seen["gaps"]) > 4  # numbers that do not run into each other
+        # numbers that do not run into each other
+        assert len(seen["marks"]) >= 3 and min(seen["gaps"]) > 4
         assert seen["right"] <= seen["wide"] and seen["scrolls"] <= seen["wide"]
-        await tab.send("Emulation.setDeviceMetricsOverride", width=1000, height=800, deviceScaleFactor=1, mobile=False)
-        await tab.until("document.querySelector('svg.curve').getBoundingClientRect().width > 700")  # a phone that is turned
+        await tab.send(
+            "Emulation.setDeviceMetricsOverride",
+            width=1000,
+            height=800,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
+        # a phone that is turned
+        await tab.until("document.querySelector('svg.curve').getBoundingClientRect().width > 700")
         assert tab.problems == []
 
 
@@ -114,6 +157,7 @@ async def test_a_member_that_died_is_not_shown_as_present(tab: Tab, tmp_path: Pa
     with Page(board, 0, tmp_path) as page:
         await tab.open(page.url)
         await tab.until("document.body?.innerText.includes('4 of 4')")
-        here[0] = 3  # its heartbeats stopped, in the middle of a round: the run says nothing about it
+        # its heartbeats stopped, in the middle of a round: the run says nothing about it
+        here[0] = 3
         await tab.until("document.body?.innerText.includes('3 of 4')")
         assert "4 of 4" not in await tab.run("document.body.innerText")

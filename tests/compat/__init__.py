@@ -57,9 +57,12 @@ def tally(check: Check) -> Tally:
             elif wrong:
                 result.wrong[name] = wrong
             names.add(name)
-    except Exception as error:  # a kind that breaks is a finding, and the other kinds are still tried
+    # a kind that breaks is a finding, and the other kinds are still tried
+    except Exception as error:
         result.tried += 1
-        result.wrong["(the kind itself)"] = f"stopped after {len(names)} cases: {type(error).__name__}: {error}"
+        result.wrong["(the kind itself)"] = (
+            f"stopped after {len(names)} cases: {type(error).__name__}: {error}"
+        )
     if not result.tried:
         result.wrong["(the kind itself)"] = "tried nothing"
     return result

@@ -1,4 +1,6 @@
-"""Addresses as people write them: where a federation is founded, and where a coordinator listens."""
+"""Addresses as people write them: where a federation is founded, and where a coordinator
+listens.
+"""
 
 import ipaddress
 import tempfile
@@ -108,7 +110,9 @@ LISTENING = {  # only there
 
 
 def check() -> Iterator[tuple[str, str]]:
-    """Each address: founded with, or refused with its reason and nothing written; and listened on."""
+    """Each address: founded with, or refused with its reason and nothing written; and listened
+    on.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         for number, (text, expected) in enumerate(TAKEN.items()):
             yield f"found at {text:.60}", founded(text, Path(scratch) / str(number), expected)
@@ -126,7 +130,10 @@ def said_by(*words: str) -> tuple[int, str]:
     import contextlib
     import io
 
-    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
+    with (
+        contextlib.redirect_stderr(io.StringIO()) as said,
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
         code = cli.main(list(words))
     return code, said.getvalue()
 
@@ -134,7 +141,9 @@ def said_by(*words: str) -> tuple[int, str]:
 def init(text: str, folder: Path) -> tuple[int, str]:
     """`federation init` with an address."""
     model = ("--model", "none", "--model-digest", "ab" * 32)
-    return said_by("federation", "init", str(folder), "--name", "choir", f"--address={text}", *model)
+    return said_by(
+        "federation", "init", str(folder), "--name", "choir", f"--address={text}", *model
+    )
 
 
 def founded(text: str, folder: Path, expected: tuple[str, int]) -> str:
@@ -147,10 +156,19 @@ def founded(text: str, folder: Path, expected: tuple[str, int]) -> str:
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     written = [str(name.value) for name in names]
     if ":" in expected[0]:  # one number, several spellings
-        return "" if [ipaddress.ip_address(name) for name in written] == [ipaddress.ip_address(expected[0])] else str(written)
+        return (
+            ""
+            if [ipaddress.ip_address(name) for name in written]
+            == [ipaddress.ip_address(expected[0])]
+            else str(written)
+        )
     if (table.host, table.port) != expected:
         return f"read as {table.host} and {table.port}"
-    return "" if written in ([expected[0]], [expected[0].lower()]) else f"the certificate is for {written}"
+    return (
+        ""
+        if written in ([expected[0]], [expected[0].lower()])
+        else (f"the certificate is for {written}")
+    )
 
 
 def refused(text: str, folder: Path, words: str) -> str:

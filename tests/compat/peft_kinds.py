@@ -1,7 +1,9 @@
-"""Adapters of every kind that PEFT makes: each computes what it computes there, or is refused by the field's name.
+"""Adapters of every kind that PEFT makes: each computes what it computes there, or is refused by
+the field's name.
 
-Each kind of PEFT's registry, and each field of its `LoraConfig` in turn away from its default, is made by PEFT itself on a
-tiny model, with random numbers, saved, and read by us. A field that PEFT gets and this file does not know is a wrong case.
+Each kind of PEFT's registry, and each field of its `LoraConfig` in turn away from its default, is
+made by PEFT itself on a tiny model, with random numbers, saved, and read by us. A field that PEFT
+gets and this file does not know is a wrong case.
 """
 
 import dataclasses
@@ -30,8 +32,10 @@ from quietchoir.tests.fakes_models import make_model, their_logits
 SIZES = {"num_hidden_layers": 3, "vocab_size": 300}
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 TOKENS = torch.arange(5, 30)
-NEAR, FAR = 2e-3, 0.1  # logits of about ±10: how far ours may be from theirs, and how far an adapter moves them at least
-# Field -> values away from PEFT's default. What PEFT cannot make here (no data, no library) is written into a plain one's file.
+# logits of about ±10: how far ours may be from theirs, and how far an adapter moves them at least
+NEAR, FAR = 2e-3, 0.1
+# Field -> values away from PEFT's default. What PEFT cannot make here (no data, no library) is
+# written into a plain one's file.
 FIELDS: dict[str, Sequence[Any]] = {
     "task_type": ("CAUSAL_LM", None),
     "peft_type": ("LORA",),
@@ -63,9 +67,17 @@ FIELDS: dict[str, Sequence[Any]] = {
     "layers_pattern": ("layers",),
     "rank_pattern": (
         {"q_proj": 2},
-        {"q_proj": 2, r"model\.layers\.[01]\.mlp\.down_proj": 11, "^model.layers.2.self_attn.v_proj": 1},
+        {
+            "q_proj": 2,
+            r"model\.layers\.[01]\.mlp\.down_proj": 11,
+            "^model.layers.2.self_attn.v_proj": 1,
+        },
     ),
-    "alpha_pattern": ({"v_proj": 1}, {r"layers\.1\..*": 32, "q_proj": 0.5}, {"self_attn.(q|v)_proj": 3}),
+    "alpha_pattern": (
+        {"v_proj": 1},
+        {r"layers\.1\..*": 32, "q_proj": 0.5},
+        {"self_attn.(q|v)_proj": 3},
+    ),
     "megatron_config": ({"hidden_size": 64},),
     "megatron_core": ("megatron.other",),
     "trainable_token_indices": ([1, 2],),
@@ -136,10 +148,19 @@ def check() -> Iterator[tuple[str, str]]:
         for name in ("float16", "bfloat16", "float64", "int8", "float8_e4m3fn"):
             yield f"matrices of {name}", attempt({}, dtype=getattr(torch, name))
         for bias in ("all", "lora_only"):
-            yield f"bias = {bias!r} of a model that has some", attempt({"bias": bias}, model="llama-biased")
+            yield (
+                (f"bias = {bias!r} of a model that has some"),
+                attempt({"bias": bias}, model="llama-biased"),
+            )
 
 
-def attempt(fields: dict[str, Any], *, kind: str = "LORA", model: str = "llama2", dtype: torch.dtype = torch.float32) -> str:
+def attempt(
+    fields: dict[str, Any],
+    *,
+    kind: str = "LORA",
+    model: str = "llama2",
+    dtype: torch.dtype = torch.float32,
+) -> str:
     """One adapter: what was wrong with it, or nothing."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -149,7 +170,11 @@ def attempt(fields: dict[str, Any], *, kind: str = "LORA", model: str = "llama2"
         try:
             adapter = Adapter.load(folder)
         except ModelFileError as error:
-            named = [*fields, *(["peft_type"] if kind != "LORA" else []), *([str(dtype)] if dtype is not torch.float32 else [])]
+            named = [
+                *fields,
+                *(["peft_type"] if kind != "LORA" else []),
+                *([str(dtype)] if dtype is not torch.float32 else []),
+            ]
             return (
                 ""
                 if any(name in str(error) for name in named) or only_modules(fields, str(error))
@@ -158,12 +183,20 @@ def attempt(fields: dict[str, Any], *, kind: str = "LORA", model: str = "llama2"
         if kind != "LORA":
             return "taken for a LoRA"
         if theirs is None:
-            return "" if set(fields) & {"peft_type", "megatron_core"} else "PEFT cannot compute it, and we took it"
+            return (
+                ""
+                if set(fields) & {"peft_type", "megatron_core"}
+                else ("PEFT cannot compute it, and we took it")
+            )
         plain_logits = base(model)[1]
         if (moved := float((theirs - plain_logits).abs().max())) < FAR:
             return f"PEFT's logits move by {moved} only: the case says nothing"
         apart = float((logits(adapter, model) - theirs).abs().max())
-        return "" if apart < NEAR else f"logits {apart:.3f} from PEFT's, where the adapter moves them by {moved:.3f}"
+        return (
+            ""
+            if apart < NEAR
+            else (f"logits {apart:.3f} from PEFT's, where the adapter moves them by {moved:.3f}")
+        )
 
 
 def only_modules(fields: dict[str, Any], error: str) -> bool:
@@ -172,7 +205,9 @@ def only_modules(fields: dict[str, Any], error: str) -> bool:
 
 
 def make(folder: Path, fields: dict[str, Any], kind: str, model: str) -> Tensor | None:
-    """PEFT's own adapter in a folder, and its logits; None where PEFT cannot make such a one, and only the file says it."""
+    """PEFT's own adapter in a folder, and its logits; None where PEFT cannot make such a one,
+    and only the file says it.
+    """
     import peft
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
@@ -182,8 +217,15 @@ def make(folder: Path, fields: dict[str, Any], kind: str, model: str) -> Tensor 
     try:
         config_class: Any = PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(kind)]
         known = {field.name for field in dataclasses.fields(config_class)}
-        usual = {"task_type": "CAUSAL_LM", "target_modules": TARGETS, "num_virtual_tokens": 4, "inference_mode": False}
-        config = config_class(**{**{key: value for key, value in usual.items() if key in known}, **revived(chosen)})
+        usual = {
+            "task_type": "CAUSAL_LM",
+            "target_modules": TARGETS,
+            "num_virtual_tokens": 4,
+            "inference_mode": False,
+        }
+        config = config_class(
+            **{**{key: value for key, value in usual.items() if key in known}, **revived(chosen)}
+        )
         adapted = peft.get_peft_model(made, config)
         with torch.no_grad():
             for name, tensor in adapted.named_parameters():
@@ -203,7 +245,11 @@ def make(folder: Path, fields: dict[str, Any], kind: str, model: str) -> Tensor 
         else:
             make(folder, {}, "LORA", "llama2")
         path = folder / "adapter_config.json"
-        values = {**json.loads(path.read_text()), **fields, **({"peft_type": kind} if kind != "LORA" else {})}
+        values = {
+            **json.loads(path.read_text()),
+            **fields,
+            **({"peft_type": kind} if kind != "LORA" else {}),
+        }
         path.write_text(json.dumps(values))
         return None
 
@@ -223,20 +269,30 @@ def revived(fields: dict[str, Any]) -> dict[str, Any]:
         "arrow_config": "ArrowConfig",
         "kasa_config": "KasaConfig",
     }
-    return {key: getattr(lora, classes[key])(**value) if key in classes else value for key, value in fields.items()}
+    return {
+        key: getattr(lora, classes[key])(**value) if key in classes else value
+        for key, value in fields.items()
+    }
 
 
 def convert(folder: Path, dtype: torch.dtype) -> Tensor | None:
-    """The same file in another number format, and what PEFT makes of it; integers have their scale elsewhere."""
+    """The same file in another number format, and what PEFT makes of it; integers have their
+    scale elsewhere.
+    """
     import peft
     from safetensors.torch import load_file, save_file
 
     path = folder / "adapter_model.safetensors"
-    whole = {name: (tensor * 100 if dtype is torch.int8 else tensor).to(dtype) for name, tensor in load_file(path).items()}
+    whole = {
+        name: (tensor * 100 if dtype is torch.int8 else tensor).to(dtype)
+        for name, tensor in load_file(path).items()
+    }
     save_file(whole, path)
     if not dtype.is_floating_point or dtype.itemsize == 1:
         return None
-    return their_logits(peft.PeftModel.from_pretrained(make_model("llama2", **SIZES), str(folder)).eval(), TOKENS)
+    return their_logits(
+        peft.PeftModel.from_pretrained(make_model("llama2", **SIZES), str(folder)).eval(), TOKENS
+    )
 
 
 def logits(adapter: Adapter, model: str) -> Tensor:
@@ -247,10 +303,14 @@ def logits(adapter: Adapter, model: str) -> Tensor:
     tensors = dict(from_folder.name_tensors(folder, architecture))
     for module in {name.split(".lora_")[0] for name in adapter.tensors}:
         product = adapter.tensors[b_name(module)] @ adapter.tensors[a_name(module)]
-        tensors[f"{module}.weight"] = plain(tensors[f"{module}.weight"].dense() + adapter.shape.scale * product)
+        tensors[f"{module}.weight"] = plain(
+            tensors[f"{module}.weight"].dense() + adapter.shape.scale * product
+        )
     network = Transformer(Weights(architecture, tensors, NO_TOKENIZER, ""), dense_linear)
     with torch.inference_mode():
-        rows = network.layers_forward(network.embed(TOKENS), torch.arange(len(TOKENS)), packed_attention([len(TOKENS)]))
+        rows = network.layers_forward(
+            network.embed(TOKENS), torch.arange(len(TOKENS)), packed_attention([len(TOKENS)])
+        )
         return network.logits(rows)
 
 

@@ -28,11 +28,17 @@ NOW = datetime.datetime.now(datetime.UTC)
 Serve = Callable[[socket.socket], None]
 
 
-def certified(folder: Path, host: str = HOST, made: datetime.timedelta = datetime.timedelta()) -> tuple[str, ssl.SSLContext]:
-    """A certificate as `federation init` makes it, at another time; and a server's context with it."""
+def certified(
+    folder: Path, host: str = HOST, made: datetime.timedelta = datetime.timedelta()
+) -> tuple[str, ssl.SSLContext]:
+    """A certificate as `federation init` makes it, at another time; and a server's context with
+    it.
+    """
     key, form = ec.generate_private_key(ec.SECP384R1()), serialization.PrivateFormat.PKCS8
     text = self_signed(host, key, NOW + made)
-    private = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()).decode("ascii")
+    private = key.private_bytes(
+        serialization.Encoding.PEM, form, serialization.NoEncryption()
+    ).decode("ascii")
     path = folder / "both.pem"
     path.write_text(private + text, "ascii")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -195,7 +201,9 @@ def check() -> Iterator[tuple[str, str]]:
             continue
         fits = words in said and "\n" not in said and "Error" not in said
         wrong = "" if fits else f"said {said!r}, expected {words!r}"
-        vague = [other for other, (word, _) in told.items() if word and word != words and word in said]
+        vague = [
+            other for other, (word, _) in told.items() if word and word != words and word in said
+        ]
         yield name, wrong or ("" if not vague or "proxy" in name else f"as vague as {vague[0]}")
 
 
@@ -213,30 +221,60 @@ def tried(folder: Path) -> Iterator[tuple[str, tuple[str, str]]]:
         there = at(coordinator)
         yield "a coordinator", ("", dial(there, ours))
         yield "nobody listens", ("nobody listens there", dial(closed_port(), ours))
-        yield "a name that nobody knows", ("is not known on this machine", dial("no-such-coordinator.invalid:8790", ours))
+        yield (
+            "a name that nobody knows",
+            ("is not known on this machine", dial("no-such-coordinator.invalid:8790", ours)),
+        )
         yield "plain HTTP", ("speaks no TLS", dial(at(plain_http), ours))
         yield "somebody who hangs up", ("hung up before TLS began", dial(at(hang_up), ours))
         yield "somebody who says nothing", ("nothing came back", dial(at(silent), ours))
-        yield "nothing after TLS", ("took the connection", dial(at(silent_after_tls(context)), ours))
+        yield (
+            ("nothing after TLS"),
+            ("took the connection", dial(at(silent_after_tls(context)), ours)),
+        )
         yield "half an answer", ("in the middle of a request", dial(at(cut_off(context)), ours))
         other, _ = certified(folder)
         yield "another certificate than the file's", ("another certificate", dial(there, other))
         named, elsewhere = certified(folder, host="192.0.2.7")
-        yield "the certificate of another address", ("another certificate", dial(at(answering(elsewhere)), named))
+        yield (
+            ("the certificate of another address"),
+            ("another certificate", dial(at(answering(elsewhere)), named)),
+        )
         for days in (3, -20 * 365):
             dated, service = certified(folder, made=datetime.timedelta(days=days))
             when = "three days behind" if days > 0 else "ten years ahead"
-            yield f"a clock that is {when} of the certificate", ("", dial(at(answering(service)), dated))
+            yield (
+                (f"a clock that is {when} of the certificate"),
+                ("", dial(at(answering(service)), dated)),
+            )
         dead = f"http://{closed_port()}"
         for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
-            for url in (dead, "socks5://127.0.0.1:1080", "socks5h://user:word@localhost:9050", "nonsense"):
+            for url in (
+                dead,
+                "socks5://127.0.0.1:1080",
+                "socks5h://user:word@localhost:9050",
+                "nonsense",
+            ):
                 with environment({name: url}):
                     yield f"{name}={url} in the environment", ("", dial(there, ours))
         yield "a proxy that is dead", ("is not there", dial(there, ours, dead))
-        yield "a proxy that refuses", ("which does not connect to it", dial(there, ours, f"http://{at(refusing_proxy)}"))
+        yield (
+            "a proxy that refuses",
+            ("which does not connect to it", dial(there, ours, f"http://{at(refusing_proxy)}")),
+        )
         yield "a proxy that works", ("", dial(there, ours, f"http://{at(tunnel(there))}"))
-        yield "another certificate behind a proxy", ("another certificate", dial(there, other, f"http://{at(tunnel(there))}"))
-        for url in ("socks5://127.0.0.1:1080", "127.0.0.1:3128", "http://", "ftp://127.0.0.1", "http://[", "http://a:99999"):
+        yield (
+            ("another certificate behind a proxy"),
+            ("another certificate", dial(there, other, f"http://{at(tunnel(there))}")),
+        )
+        for url in (
+            "socks5://127.0.0.1:1080",
+            "127.0.0.1:3128",
+            "http://",
+            "ftp://127.0.0.1",
+            "http://[",
+            "http://a:99999",
+        ):
             yield f"--proxy {url}", ("expected http://HOST:PORT", dial(there, ours, url))
         hidden = dial(there, ours, "socks5://ann:secret@127.0.0.1:1080")
         yield "a proxy's password stays unsaid", ("", "it was said" if "secret" in hidden else "")
@@ -246,4 +284,8 @@ def tried(folder: Path) -> Iterator[tuple[str, tuple[str, str]]]:
         yield os.strerror(error), (words, reach.reason(raised, "192.0.2.7:8790"))
 
 
-UNREACHED = {101: "there is no way to it", 113: "there is no way to it", 13: "there is no way to it"}
+UNREACHED = {
+    101: "there is no way to it",
+    113: "there is no way to it",
+    13: "there is no way to it",
+}

@@ -1,4 +1,6 @@
-"""What strangers' texts do to a terminal: letters of every script arrive, nothing that a terminal obeys does."""
+"""What strangers' texts do to a terminal: letters of every script arrive, nothing that a
+terminal obeys does.
+"""
 
 import contextlib
 import io
@@ -104,7 +106,9 @@ def printed(text: str, *, encoding: str = "utf-8") -> str:
 def run(*words: str, stdin: str = "", **environment: str) -> tuple[int, str]:
     """A command as a process: exit status, and what it said on both streams."""
     kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("QUIETCHOIR_", "LC_", "LANG", "PYTHONIO"))
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("QUIETCHOIR_", "LC_", "LANG", "PYTHONIO"))
     }
     done = subprocess.run(
         [sys.executable, "-m", "quietchoir.cli", *words],
@@ -124,7 +128,9 @@ def sentence(result: tuple[int, str], word: str) -> str:
 
 
 def check() -> Iterator[tuple[str, str]]:
-    """Each text through the one filter, then through what prints; then what an owner's files and variables can be."""
+    """Each text through the one filter, then through what prints; then what an owner's files and
+    variables can be.
+    """
     for name, text in {**WHOLE, **ISOLATED}.items():
         yield f"stays: {name}", differs(screen.visible(text), text)
         yield f"is printed: {name}", differs(printed(text), text)
@@ -136,10 +142,16 @@ def check() -> Iterator[tuple[str, str]]:
         yield f"is not printed: {name}", differs(printed(text), left)
         yield f"begins no line: {name}", differs("\n" in screen.one_line(text), False)
         escaped = screen.json_line({"x": text})
-        yield f"JSON keeps it, escaped: {name}", differs((json.loads(escaped)["x"], screen.visible(escaped)), (text, escaped))
+        yield (
+            f"JSON keeps it, escaped: {name}",
+            differs((json.loads(escaped)["x"], screen.visible(escaped)), (text, escaped)),
+        )
     for name, (text, left) in HIDDEN.items():
         yield f"hidden from a reader: {name}", differs(legible(text), left)
-    yield "a letter that the encoding lacks", differs(printed("naïve 😀", encoding="ascii"), "na\\xefve \\U0001f600")
+    yield (
+        ("a letter that the encoding lacks"),
+        differs(printed("naïve 😀", encoding="ascii"), "na\\xefve \\U0001f600"),
+    )
     yield from errors_and_tables()
     with tempfile.TemporaryDirectory() as folder:
         yield from files(Path(folder))
@@ -151,7 +163,10 @@ def errors_and_tables() -> Iterator[tuple[str, str]]:
     with contextlib.redirect_stderr(said):
         status = cli.main(["model", "show", "/no\x1b[2J\nquietchoir: all is well"])
     lines = said.getvalue().splitlines()
-    yield "an error cannot move the cursor", differs(("\x1b" in said.getvalue(), status > 0), (False, True))
+    yield (
+        ("an error cannot move the cursor"),
+        differs(("\x1b" in said.getvalue(), status > 0), (False, True)),
+    )
     yield "an error is one line", differs(len(lines), 1)
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.suppress(SystemExit):
@@ -164,24 +179,44 @@ def errors_and_tables() -> Iterator[tuple[str, str]]:
         table = screen.table("name", box=None)
         table.add_row("[link=http://x]\x1b[2J\u202ea\nb[/link]")
         Console(width=80).print(table)
-    yield "a cell is text on one line", differs("[link=http://x][2Ja b[/link]" in shown.getvalue(), True)
+    yield (
+        ("a cell is text on one line"),
+        differs("[link=http://x][2Ja b[/link]" in shown.getvalue(), True),
+    )
 
 
 def files(folder: Path) -> Iterator[tuple[str, str]]:
-    """What an owner's variables and files can be by mistake: a sentence each, and nothing changed."""
+    """What an owner's variables and files can be by mistake: a sentence each, and nothing
+    changed.
+    """
     a_file, mark = folder / "a-file", b"\xef\xbb\xbf"
     a_file.write_text("x")
-    yield "a home that is a file", sentence(run("model", "list", QUIETCHOIR_HOME=str(a_file)), "QUIETCHOIR_HOME")
-    yield "a home inside a file", sentence(run("federation", "identity", QUIETCHOIR_HOME=str(a_file / "home")), "no folder")
+    yield (
+        ("a home that is a file"),
+        sentence(run("model", "list", QUIETCHOIR_HOME=str(a_file)), "QUIETCHOIR_HOME"),
+    )
+    yield (
+        "a home inside a file",
+        sentence(run("federation", "identity", QUIETCHOIR_HOME=str(a_file / "home")), "no folder"),
+    )
     yield (
         "models that are a file",
-        sentence(run("model", "list", QUIETCHOIR_MODELS=str(a_file), QUIETCHOIR_HOME=str(folder)), "is a file"),
+        sentence(
+            run("model", "list", QUIETCHOIR_MODELS=str(a_file), QUIETCHOIR_HOME=str(folder)),
+            "is a file",
+        ),
     )
-    yield "a home of nobody", sentence(run("model", "list", QUIETCHOIR_HOME="~nobody-of-this-name/x"), "no such user")
+    yield (
+        "a home of nobody",
+        sentence(run("model", "list", QUIETCHOIR_HOME="~nobody-of-this-name/x"), "no such user"),
+    )
     own = {"QUIETCHOIR_HOME": str(folder / "home")}
     (folder / "home").mkdir()
     config = folder / "config.toml"
-    for name, content in (("UTF-8", mark + b"[engine]\n"), ("UTF-16", "[engine]\n".encode("utf-16"))):
+    for name, content in (
+        ("UTF-8", mark + b"[engine]\n"),
+        ("UTF-16", "[engine]\n".encode("utf-16")),
+    ):
         config.write_bytes(content)
         yield (
             f"a configuration with a mark of {name}",
@@ -192,12 +227,22 @@ def files(folder: Path) -> Iterator[tuple[str, str]]:
             f"a federation's file with a mark of {name}",
             sentence(run("federation", "show", str(config), **own), "byte-order mark"),
         )
-        yield f"a scenario with a mark of {name}", sentence(run("simulate", str(config), **own), "byte-order mark")
+        yield (
+            (f"a scenario with a mark of {name}"),
+            sentence(run("simulate", str(config), **own), "byte-order mark"),
+        )
     config.write_bytes(b'[engine]\nmodel = "\xe9"\n')
-    yield "a configuration in Latin-1", sentence(run("--config", str(config), "doctor", **own), "not UTF-8 at byte")
+    yield (
+        "a configuration in Latin-1",
+        sentence(run("--config", str(config), "doctor", **own), "not UTF-8 at byte"),
+    )
     token = folder / "token"
     chat = ("chat", "--url", "http://127.0.0.1:9", "--token-file", str(token))
-    for name, content in (("two lines", b"a\nb\n"), ("a letter", "é".encode()), ("a control character", b"a\x01b")):
+    for name, content in (
+        ("two lines", b"a\nb\n"),
+        ("a letter", "é".encode()),
+        ("a control character", b"a\x01b"),
+    ):
         token.write_bytes(content)
         yield f"a token file with {name}", sentence(run(*chat, stdin="hi\n", **own), str(token))
     token.write_bytes(b"x" * 43 + b"\r\n")
@@ -205,8 +250,24 @@ def files(folder: Path) -> Iterator[tuple[str, str]]:
     yield "typed letters on an ASCII terminal", sentence(typed, "PYTHONIOENCODING")
     typed = run(*chat, stdin="naïve\n", LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0", **own)
     yield "typed letters in the C locale", sentence(typed, "LANG=C.UTF-8")
-    for name, card in (("empty", ""), ("blank", " "), ("a folder", str(folder)), ("a binary file", str(a_file))):
+    for name, card in (
+        ("empty", ""),
+        ("blank", " "),
+        ("a folder", str(folder)),
+        ("a binary file", str(a_file)),
+    ):
         if name == "a binary file":
             a_file.write_bytes(b"\xff\xfe\x00")
-        words = ("federation", "enroll", str(folder / "none.toml"), "--name", "ann", "--public", card)
-        yield f"a public card that is {name}", sentence(run(*words, **own), "card" if name == "a folder" else "text")
+        words = (
+            "federation",
+            "enroll",
+            str(folder / "none.toml"),
+            "--name",
+            "ann",
+            "--public",
+            card,
+        )
+        yield (
+            (f"a public card that is {name}"),
+            sentence(run(*words, **own), "card" if name == "a folder" else "text"),
+        )

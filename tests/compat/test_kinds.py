@@ -1,4 +1,6 @@
-"""Every kind of tests/compat, as a test: all of its cases are right. And the count itself can be wrong."""
+"""Every kind of tests/compat, as a test: all of its cases are right. And the count itself can be
+wrong.
+"""
 
 import pytest
 
@@ -22,12 +24,17 @@ def test_a_kind_that_breaks_halfway_is_wrong() -> None:
         raise ValueError("no more")
 
     result = compat.tally(breaks)
-    assert result.tried == 2 and "stopped after 1 cases: ValueError: no more" in result.wrong["(the kind itself)"]
+    assert (
+        result.tried == 2
+        and ("stopped after 1 cases: ValueError: no more") in result.wrong["(the kind itself)"]
+    )
 
 
 def test_a_kind_that_tries_nothing_or_one_name_twice_is_wrong() -> None:
     assert compat.tally(lambda: []).wrong == {"(the kind itself)": "tried nothing"}
-    assert compat.tally(lambda: [("one", ""), ("one", "")]).wrong == {"one": "this name comes twice in its kind"}
+    assert compat.tally(lambda: [("one", ""), ("one", "")]).wrong == {
+        "one": "this name comes twice in its kind"
+    }
 
 
 def test_an_unknown_kind_is_refused_by_name() -> None:

@@ -1,4 +1,6 @@
-"""Texts that somebody else wrote never end us by their depth: whoever reads JSON expects that Python gives up."""
+"""Texts that somebody else wrote never end us by their depth: whoever reads JSON expects that
+Python gives up.
+"""
 
 import ast
 from collections.abc import Iterator
@@ -25,19 +27,28 @@ def readers() -> Iterator[tuple[str, set[str]]]:
 
 
 def reads_json(statement: ast.stmt) -> bool:
-    return any(isinstance(part, ast.Call) and ast.unparse(part.func) == "json.loads" for part in ast.walk(statement))
+    return any(
+        isinstance(part, ast.Call) and ast.unparse(part.func) == "json.loads"
+        for part in ast.walk(statement)
+    )
 
 
 def names(caught: ast.expr | None) -> set[str]:
     if caught is None:
         return {"BaseException"}
-    return {ast.unparse(one) for one in (caught.elts if isinstance(caught, ast.Tuple) else [caught])}
+    return {
+        ast.unparse(one) for one in (caught.elts if isinstance(caught, ast.Tuple) else [caught])
+    }
 
 
 def test_there_are_such_places() -> None:
     assert len(list(readers())) > 20
 
 
-@pytest.mark.parametrize(("where", "caught"), [*readers()], ids=lambda found: found if isinstance(found, str) else "")
-def test_whoever_catches_what_is_no_json_catches_what_is_too_deep(where: str, caught: set[str]) -> None:
+@pytest.mark.parametrize(
+    ("where", "caught"), [*readers()], ids=lambda found: found if isinstance(found, str) else ""
+)
+def test_whoever_catches_what_is_no_json_catches_what_is_too_deep(
+    where: str, caught: set[str]
+) -> None:
     assert caught & WHOLE, where

@@ -29,7 +29,9 @@ def test_a_written_file_has_the_content_and_the_mode(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("first", ["write", "private", "models", "deep"])
-def test_whatever_makes_the_home_first_makes_it_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str) -> None:
+def test_whatever_makes_the_home_first_makes_it_private(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
     """The instance: `model pull` made it, with the mode of any folder."""
     home = tmp_path / "outside" / "home"
     monkeypatch.setenv("QUIETCHOIR_HOME", str(home))
@@ -44,12 +46,17 @@ def test_whatever_makes_the_home_first_makes_it_private(tmp_path: Path, monkeypa
         }[first]()
     finally:
         os.umask(before)
-    modes = {folder: folder.stat().st_mode & 0o777 for folder in (home, *(each for each in home.rglob("*") if each.is_dir()))}
+    modes = {
+        folder: folder.stat().st_mode & 0o777
+        for folder in (home, *(each for each in home.rglob("*") if each.is_dir()))
+    }
     assert set(modes.values()) == {0o700}, modes
     assert (tmp_path / "outside").stat().st_mode & 0o777 == (0o700 if first == "private" else 0o755)
 
 
-def test_a_folder_that_is_there_keeps_its_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_is_there_keeps_its_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = tmp_path / "home"
     monkeypatch.setenv("QUIETCHOIR_HOME", str(home))
     home.mkdir(mode=0o750)
@@ -60,7 +67,9 @@ def test_a_folder_that_is_there_keeps_its_mode(tmp_path: Path, monkeypatch: pyte
         paths.private_folder(home / "f" / "x")
 
 
-def test_a_full_disk_leaves_the_old_file_and_no_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_old_file_and_no_scratch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"old")
 
@@ -68,7 +77,9 @@ def test_a_full_disk_leaves_the_old_file_and_no_scratch(tmp_path: Path, monkeypa
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(QuietchoirError, match="the disk is full; the old file, if any, is untouched"):
+    with pytest.raises(
+        QuietchoirError, match="the disk is full; the old file, if any, is untouched"
+    ):
         paths.write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["f"]

@@ -30,8 +30,17 @@ class Outer:
 
 
 def test_a_full_table_becomes_the_dataclass() -> None:
-    table = {"name": "x", "ratio": 2, "mode": "b", "place": "/p", "inner": {"size": 3}, "many": [{"size": 4}]}
-    assert tables.fill(Outer, table, "f: ") == Outer("x", 2.0, "b", Path("/p"), Inner(3), (Inner(4),))
+    table = {
+        "name": "x",
+        "ratio": 2,
+        "mode": "b",
+        "place": "/p",
+        "inner": {"size": 3},
+        "many": [{"size": 4}],
+    }
+    assert tables.fill(Outer, table, "f: ") == Outer(
+        "x", 2.0, "b", Path("/p"), Inner(3), (Inner(4),)
+    )
 
 
 @pytest.mark.parametrize(
@@ -60,7 +69,9 @@ def test_a_file_that_is_not_toml_says_where(tmp_path: Path) -> None:
         tables.read_toml(path)
 
 
-def test_a_config_without_a_file_is_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_config_without_a_file_is_the_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("QUIETCHOIR_HOME", str(tmp_path))
     assert config.load() == config.Config()
 
@@ -73,7 +84,11 @@ def test_a_config_that_was_named_must_be_there(tmp_path: Path) -> None:
 def test_a_misspelt_config_key_is_named_with_its_nearest(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text("[engine]\nmax_runing = 3\n")
-    with pytest.raises(ConfigError, match=r"config\.toml: engine\.max_runing = 3 is unknown; did you mean max_running\?"):
+    with pytest.raises(
+        ConfigError,
+        match=r"config\.toml: engine\.max_runing = 3 is unknown; did "
+        r"you mean max_running\?",
+    ):
         config.load(path)
 
 
@@ -86,7 +101,9 @@ def test_a_misspelt_config_key_is_named_with_its_nearest(tmp_path: Path) -> None
         (b"a = [[0x" + b"f" * 5000 + b"]]", "20000 bits"),
     ],
 )
-def test_toml_that_python_cannot_hold_is_a_sentence(tmp_path: Path, content: bytes, sentence: str) -> None:
+def test_toml_that_python_cannot_hold_is_a_sentence(
+    tmp_path: Path, content: bytes, sentence: str
+) -> None:
     path = tmp_path / "x.toml"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=sentence):

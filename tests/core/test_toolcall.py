@@ -24,7 +24,8 @@ def test_equal_calls_render_alike() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "hello", "[]", '{"name": "t"}', '{"name": 1, "arguments": {}}', '{"name": "t", "arguments": []}',
+    ["", "hello", "[]", '{"name": "t"}', '{"name": 1, '
+                                         '"arguments": {}}', '{"name": "t", "arguments": []}',
      '{"name": "t", "arguments": {}, "more": 1}', 'Sure: {"name": "t", "arguments": {}}'],
 )  # fmt: skip
 def test_anything_else_is_not_a_call(text: str) -> None:

@@ -62,7 +62,10 @@ def test_a_service_that_cannot_be_made_says_why():
 def test_a_pool_serves_many_threads_and_large_blobs():
     pool = WorkerPool(Moody, size=2)
     blobs, answers = [bytes([i]) * 300_000 for i in range(8)], {}
-    threads = [threading.Thread(target=lambda b=b: answers.update({b: pool.call("echo", b)[0]})) for b in blobs]
+    threads = [
+        threading.Thread(target=lambda b=b: answers.update({b: pool.call("echo", b)[0]}))
+        for b in blobs
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,4 +1,6 @@
-"""The accountant: right by two independent ways of counting, and deaf to whoever wants one round more."""
+"""The accountant: right by two independent ways of counting, and deaf to whoever wants one round
+more.
+"""
 
 import json
 import math
@@ -53,7 +55,10 @@ def analytic(multiplier: float, steps: int) -> float:
     mu = math.sqrt(steps) / multiplier
 
     def excess(epsilon: float) -> float:
-        first, second = stats.norm.cdf(mu / 2 - epsilon / mu), stats.norm.cdf(-mu / 2 - epsilon / mu)
+        first, second = (
+            stats.norm.cdf(mu / 2 - epsilon / mu),
+            stats.norm.cdf(-mu / 2 - epsilon / mu),
+        )
         return float(first - math.exp(epsilon) * second - DELTA)
 
     return float(optimize.brentq(excess, 1e-6, 100))
@@ -73,18 +78,29 @@ def test_the_accountant_agrees_with_opacus_within_two_percent() -> None:
 
 
 @pytest.mark.parametrize(("multiplier", "steps"), [(1.0, 1), (4.0, 10), (20.0, 1)])
-def test_without_sampling_epsilon_is_the_analytic_gaussian_one(multiplier: float, steps: int) -> None:
+def test_without_sampling_epsilon_is_the_analytic_gaussian_one(
+    multiplier: float, steps: int
+) -> None:
     exact = analytic(multiplier, steps)
     found = compose([Step(multiplier=multiplier)] * steps, DELTA).epsilon
     assert exact * 0.999 <= found <= exact * 1.01
 
 
 def test_a_discrete_gaussian_is_never_cheaper_than_it_is() -> None:
-    """Against the library's exact distribution in one dimension, and against the definition itself."""
+    """Against the library's exact distribution in one dimension, and against the definition
+    itself.
+    """
     deviation, sensitivity, steps = 30.0, 10, 8
     shrunk = math.sqrt(deviation**2 - 4) / sensitivity
-    ours = compose([Step(mechanism="discrete-gaussian", multiplier=shrunk, sensitivity=sensitivity)] * steps, DELTA).epsilon
-    exact = pld.from_discrete_gaussian_mechanism(deviation, sensitivity).self_compose(steps).get_epsilon_for_delta(DELTA)
+    ours = compose(
+        [Step(mechanism="discrete-gaussian", multiplier=shrunk, sensitivity=sensitivity)] * steps,
+        DELTA,
+    ).epsilon
+    exact = (
+        pld.from_discrete_gaussian_mechanism(deviation, sensitivity)
+        .self_compose(steps)
+        .get_epsilon_for_delta(DELTA)
+    )
     assert exact * 0.999 <= ours <= exact * 1.02
 
     for narrow in (2.9, 6.0):
@@ -92,11 +108,17 @@ def test_a_discrete_gaussian_is_never_cheaper_than_it_is() -> None:
         p, q = (np.exp(-((k - shift) ** 2) / (2 * narrow**2)) for shift in (0, 3))
         for epsilon in np.linspace(0.1, 6, 30):
             mu = 3 / math.sqrt(narrow**2 - 4)
-            bound = stats.norm.cdf(mu / 2 - epsilon / mu) - math.exp(epsilon) * stats.norm.cdf(-mu / 2 - epsilon / mu)
+            bound = stats.norm.cdf(mu / 2 - epsilon / mu) - math.exp(epsilon) * stats.norm.cdf(
+                -mu / 2 - epsilon / mu
+            )
             assert hockey_stick(p / p.sum(), q / q.sum(), epsilon) <= bound + 1e-12
-            mixed = 0.9 * p / p.sum() + 0.1 * q / q.sum()  # with sampling the same must hold: it is post-processing
+            # with sampling the same must hold: it is post-processing
+            mixed = 0.9 * p / p.sum() + 0.1 * q / q.sum()
             grid = np.linspace(-60, 60, 200_001)
-            x, y = stats.norm.pdf(grid / (3 / mu)) / (3 / mu), stats.norm.pdf((grid - 3) / (3 / mu)) / (3 / mu)
+            x, y = (
+                stats.norm.pdf(grid / (3 / mu)) / (3 / mu),
+                stats.norm.pdf((grid - 3) / (3 / mu)) / (3 / mu),
+            )
             sampled = hockey_stick(0.9 * x + 0.1 * y, x, epsilon) * (grid[1] - grid[0])
             assert hockey_stick(mixed, p / p.sum(), epsilon) <= sampled + 1e-7
 
@@ -109,7 +131,9 @@ def test_skellam_is_bounded_from_above_with_and_without_sampling(deviation: floa
         p, q = (np.log(stats.skellam.pmf(k - shift, rate, rate)) for shift in (sensitivity, 0))
     kept = np.isfinite(p) & np.isfinite(q)
     p, q = p[kept], q[kept]
-    step = Step(mechanism="skellam", multiplier=deviation / sensitivity, sensitivity=sensitivity, length=1)
+    step = Step(
+        mechanism="skellam", multiplier=deviation / sensitivity, sensitivity=sensitivity, length=1
+    )
     plain, sampled = skellam_rdp(step), sampled_rdp(skellam_rdp(step), 0.1)
     mixed = np.logaddexp(math.log(0.9) + q, math.log(0.1) + p)
     for at, order in enumerate(ORDERS[:12]):
@@ -122,7 +146,9 @@ def test_skellam_is_bounded_from_above_with_and_without_sampling(deviation: floa
 
 def test_skellam_costs_about_what_a_gaussian_does() -> None:
     gaussian = compose([STEP] * 10, DELTA).epsilon
-    skellam = compose([Step(mechanism="skellam", multiplier=4.0, sensitivity=2000.0, length=400_000)] * 10, DELTA)
+    skellam = compose(
+        [Step(mechanism="skellam", multiplier=4.0, sensitivity=2000.0, length=400_000)] * 10, DELTA
+    )
     assert gaussian < skellam.epsilon < 1.15 * gaussian
     assert skellam.method.startswith("RDP")
 
@@ -130,7 +156,9 @@ def test_skellam_costs_about_what_a_gaussian_does() -> None:
 def test_one_skellam_step_among_others_is_counted_with_them() -> None:
     steps = [STEP, STEP, Step(mechanism="skellam", multiplier=4.0, sensitivity=2000.0)]
     mixed = compose(steps, DELTA)
-    assert compose(steps[:2], DELTA).epsilon < mixed.epsilon < 1.3 * compose([STEP] * 3, DELTA).epsilon
+    assert (
+        compose(steps[:2], DELTA).epsilon < mixed.epsilon < 1.3 * compose([STEP] * 3, DELTA).epsilon
+    )
     assert mixed.mechanism == "gaussian and skellam"
 
 
@@ -145,7 +173,10 @@ def test_a_step_of_real_noise_costs_no_less_than_its_multiplier_says(mechanism: 
 
 
 def test_noise_too_far_from_the_ideal_one_buys_nothing() -> None:
-    near, far = (compose([Step(multiplier=4.0, distance=distance)], DELTA).epsilon for distance in (1e-8, 1e-5))
+    near, far = (
+        compose([Step(multiplier=4.0, distance=distance)], DELTA).epsilon
+        for distance in (1e-8, 1e-5)
+    )
     assert compose([STEP], DELTA).epsilon < near < 3
     assert far == math.inf
     with pytest.raises(BudgetError):
@@ -186,7 +217,9 @@ def test_a_charge_is_on_disk_before_the_round_may_run(tmp_path: Path) -> None:
     assert [entry["round"] for entry in json.loads(path.read_bytes())["steps"]] == ["run/1"]
 
 
-def test_where_the_disk_refuses_nothing_is_charged_and_the_round_may_not_run(tmp_path: Path) -> None:
+def test_where_the_disk_refuses_nothing_is_charged_and_the_round_may_not_run(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "file").write_bytes(b"")
     ours = account(path=tmp_path / "file" / "account.json")
     with pytest.raises(QuietchoirError, match="file"):
@@ -199,9 +232,15 @@ def test_a_round_that_is_run_twice_is_paid_twice(tmp_path: Path) -> None:
     ours = account(path=path)
     first = ours.charge("run/1", STEP)
     second = ours.charge("run/1", STEP)
-    assert (first.steps, second.steps) == (1, 2) and second.epsilon == pytest.approx(analytic(4.0, 2), rel=0.01)
+    assert (first.steps, second.steps) == (1, 2) and second.epsilon == pytest.approx(
+        analytic(4.0, 2), rel=0.01
+    )
     assert ours.charge("run/1", Step(multiplier=5.0)).steps == 3
-    assert account(path=path).history == ours.history == (("run/1", STEP), ("run/1", STEP), ("run/1", Step(multiplier=5.0)))
+    assert (
+        account(path=path).history
+        == ours.history
+        == (("run/1", STEP), ("run/1", STEP), ("run/1", Step(multiplier=5.0)))
+    )
 
 
 def test_a_history_of_somebody_else_is_refused(tmp_path: Path) -> None:
@@ -247,13 +286,32 @@ def test_a_history_that_is_cut_short_is_an_error_wherever_it_ends(tmp_path: Path
 def test_every_epsilon_says_what_it_means() -> None:
     ours = account(20.0)
     assert ours.epsilon() == Spent(
-        epsilon=0.0, delta=DELTA, steps=0, unit=ours.epsilon().unit, sampling="not assumed", mechanism="no step yet",
+        epsilon=0.0,
+        delta=DELTA,
+        steps=0,
+        unit=ours.epsilon().unit,
+        sampling="not assumed",
+        mechanism="no step yet",
         method=ours.epsilon().method,
-    )  # fmt: skip
+    )
     ours.charge("run/1", Step(multiplier=1.0, sampling=0.1))
     spent = ours.charge("run/2", Step(multiplier=1.0, sampling=0.1))
-    assert set(spent.record()) == {"epsilon", "delta", "steps", "unit", "sampling", "mechanism", "method"}
-    for part in ("at delta 1e-05", "after 2 steps", "one member", "Poisson at rate 0.1, cohort hidden", "PLD by dp-accounting"):
+    assert set(spent.record()) == {
+        "epsilon",
+        "delta",
+        "steps",
+        "unit",
+        "sampling",
+        "mechanism",
+        "method",
+    }
+    for part in (
+        "at delta 1e-05",
+        "after 2 steps",
+        "one member",
+        "Poisson at rate 0.1, cohort hidden",
+        "PLD by dp-accounting",
+    ):
         assert part in str(spent)
     assert ours.epsilon(1e-7).epsilon > spent.epsilon
 
@@ -261,16 +319,22 @@ def test_every_epsilon_says_what_it_means() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"multiplier": 0.0}, {"multiplier": math.nan}, {"sampling": 1.5}, {"sampling": 0.0}, {"mechanism": "laplace"},
+        {"multiplier": 0.0},
+        {"multiplier": math.nan},
+        {"sampling": 1.5},
+        {"sampling": 0.0},
+        {"mechanism": "laplace"},
         {"distance": -1.0},
     ],
-)  # fmt: skip
+)
 def test_a_step_without_sense_is_a_typed_error(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         Step(**{"multiplier": 1.0, **wrong})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("epsilon", "delta"), [(0.0, 1e-5), (math.inf, 1e-5), (1.0, 0.0), (1.0, 1.0), (math.nan, 1e-5)])
+@pytest.mark.parametrize(
+    ("epsilon", "delta"), [(0.0, 1e-5), (math.inf, 1e-5), (1.0, 0.0), (1.0, 1.0), (math.nan, 1e-5)]
+)
 def test_a_budget_without_sense_is_a_typed_error(epsilon: float, delta: float) -> None:
     with pytest.raises(ConfigError):
         Budget(epsilon=epsilon, delta=delta)

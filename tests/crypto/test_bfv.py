@@ -15,7 +15,9 @@ PACKING = Packing(length=30_000, bits=8, parties=10)
 
 
 def values(seed, packing=PACKING):
-    return np.random.default_rng(seed).integers(0, 1 << packing.bits, packing.length, dtype=np.uint8)
+    return np.random.default_rng(seed).integers(
+        0, 1 << packing.bits, packing.length, dtype=np.uint8
+    )
 
 
 def rows(slots):
@@ -23,7 +25,9 @@ def rows(slots):
 
 
 def opened(member, parts, packing=PACKING):
-    return packing.unpack(np.stack([np.frombuffer(row, np.uint64) for row in member.decrypt(*parts)]))
+    return packing.unpack(
+        np.stack([np.frombuffer(row, np.uint64) for row in member.decrypt(*parts)])
+    )
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +42,18 @@ def adder():
 
 def test_every_member_makes_the_same_key_from_the_seed_and_encrypts_afresh(member, adder):
     other, plain = Member(SEALED.name, SEED), values(1)
-    first, second = other.encrypt(*rows(PACKING.pack(plain))), other.encrypt(*rows(PACKING.pack(plain)))
+    first, second = (
+        other.encrypt(*rows(PACKING.pack(plain))),
+        other.encrypt(*rows(PACKING.pack(plain))),
+    )
     assert all(a != b for a, b in zip(first, second, strict=True))
     assert (opened(member, [adder.add(b"", part)[0] for part in first]) == plain).all()
 
 
 def test_masked_sums_are_exact_with_dropped_masks_subtracted_in_the_dark(member, adder):
-    """Three parties; the third drops out after masking, so its pair masks stay and the coordinator takes them away."""
+    """Three parties; the third drops out after masking, so its pair masks stay and the
+    coordinator takes them away.
+    """
     pair = {frozenset(two): secrets.token_bytes(32) for two in ((0, 1), (0, 2), (1, 2))}
     sent = []
     for me in (0, 1):
@@ -64,7 +73,8 @@ def test_another_member_who_opens_a_single_masked_upload_reads_chance(member, ad
     plain = PACKING.pack(values(2))
     bare = member.encrypt(*rows(plain))
     masked = member.encrypt(*rows(PACKING.mask(plain, secrets.token_bytes(32), subtract=False)))
-    assert (opened(member, [adder.add(b"", part)[0] for part in bare]) == values(2)).all()  # the unprotected arm
+    # the unprotected arm
+    assert (opened(member, [adder.add(b"", part)[0] for part in bare]) == values(2)).all()
     read = opened(member, [adder.add(b"", part)[0] for part in masked])
     assert (read == values(2)).mean() < 0.01
 
@@ -100,12 +110,17 @@ def test_more_parts_than_the_noise_allows_and_other_keys_are_refused(member, add
 
 
 def test_masks_are_uniform_over_the_whole_of_z_t_and_repeatable():
-    for modulus in (*PLAIN_MODULUS.values(), (1 << 48) + 1):  # the last one rejects half of all draws
+    # the last one rejects half of all draws
+    for modulus in (*PLAIN_MODULUS.values(), (1 << 48) + 1):
         found = uniform(SEED, 50_000, modulus)
         assert int(found.max()) < modulus and (found == uniform(SEED, 50_000, modulus)).all()
         counts = np.bincount((found.astype(float) / modulus * 64).astype(int), minlength=64)
-        assert ((counts - counts.mean()) ** 2 / counts.mean()).sum() < 120  # chi-square, 63 degrees: p about 1e-5
-    assert (uniform(SEED, 10, PLAIN_MODULUS[SEALED.name]) == uniform(SEED, 20, PLAIN_MODULUS[SEALED.name])[:10]).all()
+        # chi-square, 63 degrees: p about 1e-5
+        assert ((counts - counts.mean()) ** 2 / counts.mean()).sum() < 120
+    assert (
+        uniform(SEED, 10, PLAIN_MODULUS[SEALED.name])
+        == uniform(SEED, 20, PLAIN_MODULUS[SEALED.name])[:10]
+    ).all()
 
 
 def test_a_parameter_costs_no_more_than_stated_on_the_wire():

@@ -41,22 +41,37 @@ def multiplier():
 
 
 def product(asker, keys, multiplier, name, *vectors):
-    answer = multiplier.product(name.encode(), *keys, *asker.encrypt(*(np.asarray(v, np.float64).tobytes() for v in vectors)))
+    answer = multiplier.product(
+        name.encode(),
+        *keys,
+        *asker.encrypt(*(np.asarray(v, np.float64).tobytes() for v in vectors)),
+    )
     return np.concatenate([np.frombuffer(part, np.float64) for part in asker.decrypt(*answer)])
 
 
 def test_products_are_those_of_the_plain_matrices_within_the_stated_error(asker, keys, multiplier):
     query = unit_rows(1, 384, seed=2)[0]
-    assert np.abs(product(asker, keys, multiplier, "bare", query)[:300] - ROWS @ query).max() < SCORE_ERROR
+    assert (
+        np.abs(product(asker, keys, multiplier, "bare", query)[:300] - ROWS @ query).max()
+        < SCORE_ERROR
+    )
     query = unit_rows(1, 40, seed=3)[0]
-    assert np.abs(product(asker, keys, multiplier, "wide", query)[:2100] - WIDE @ query).max() < SCORE_ERROR
+    assert (
+        np.abs(product(asker, keys, multiplier, "wide", query)[:2100] - WIDE @ query).max()
+        < SCORE_ERROR
+    )
     left, right = unit_rows(1, 100, seed=4)[0], unit_rows(1, 20, seed=5)[0]
     expected = ROWS[:, :100] @ left + ROWS[:, 100:120] @ right
-    assert np.abs(product(asker, keys, multiplier, "two", left, right)[:300] - expected).max() < SCORE_ERROR
+    assert (
+        np.abs(product(asker, keys, multiplier, "two", left, right)[:300] - expected).max()
+        < SCORE_ERROR
+    )
 
 
 def test_zero_diagonals_are_left_out_and_a_matrix_of_zeros_is_refused(asker, keys, multiplier):
-    assert product(asker, keys, multiplier, "sparse", [0, 0, 0, 0, 1.0])[:3] == pytest.approx([0, 0.5, 0], abs=SCORE_ERROR)
+    assert product(asker, keys, multiplier, "sparse", [0, 0, 0, 0, 1.0])[:3] == pytest.approx(
+        [0, 0.5, 0], abs=SCORE_ERROR
+    )
     with pytest.raises(CryptoError, match="zeros"):
         product(asker, keys, multiplier, "zero", [1.0, 1.0])
 
@@ -68,38 +83,59 @@ def test_noise_has_the_stated_deviation_and_is_fresh_every_time(asker, keys, mul
     assert 0.8 * 2.0**-8.5 < np.std(first - second) < 1.2 * 2.0**-8.5
 
 
-def test_the_second_polynomial_of_a_noisy_answer_is_new_even_for_the_same_ciphertext(asker, keys, multiplier):
+def test_the_second_polynomial_of_a_noisy_answer_is_new_even_for_the_same_ciphertext(
+    asker, keys, multiplier
+):
     cipher = asker.encrypt(ROWS[0].astype(np.float64).tobytes())
     bare = {multiplier.product(b"bare", *keys, *cipher)[0] for _ in range(2)}
     assert len(bare) == 1  # the unprotected arm: a function of documents and question alone
     assert len({multiplier.product(b"noisy", *keys, *cipher)[0] for _ in range(2)}) == 2
 
 
-def test_everything_on_the_wire_has_the_size_of_the_table_whatever_it_holds(asker, keys, multiplier):
+def test_everything_on_the_wire_has_the_size_of_the_table_whatever_it_holds(
+    asker, keys, multiplier
+):
     for vector in (np.zeros(384) + 1e-9, ROWS[0].astype(np.float64), np.ones(384)):
         cipher = asker.encrypt(vector.tobytes())
         assert [len(part) for part in cipher] == [SEARCH.seeded_bytes]
-        assert [len(part) for part in multiplier.product(b"noisy", *keys, *cipher)] == [SEARCH.ciphertext_bytes]
+        assert [len(part) for part in multiplier.product(b"noisy", *keys, *cipher)] == [
+            SEARCH.ciphertext_bytes
+        ]
     assert [len(key) for key in keys] == [SEARCH.rotation_keys_bytes(2), SEARCH.public_key_bytes]
 
 
 def test_bytes_of_wrong_length_or_head_never_reach_seal(asker, keys, multiplier):
     good = asker.encrypt(ROWS[0].astype(np.float64).tobytes())[0]
     bad_size = good[:8] + (1 << 40).to_bytes(8, "little") + good[16:]
-    for bad in (b"", good[:-1], good + b"\0", bytes(len(good)), good[:-1] + b"\1", bad_size, b"\x5f" + good[1:]):
+    for bad in (
+        b"",
+        good[:-1],
+        good + b"\0",
+        bytes(len(good)),
+        good[:-1] + b"\1",
+        bad_size,
+        b"\x5f" + good[1:],
+    ):
         with pytest.raises(ProtocolError, match="ciphertext part"):
             multiplier.product(b"bare", *keys, bad)
 
 
 def test_unknown_matrices_and_a_wrong_number_of_vectors_are_refused(asker, keys, multiplier):
     good = asker.encrypt(ROWS[0].astype(np.float64).tobytes())[0]
-    for name, vectors in ((b"none", (good,)), (b"bare", ()), (b"bare", (good, good)), (b"\xff", (good,))):
+    for name, vectors in (
+        (b"none", (good,)),
+        (b"bare", ()),
+        (b"bare", (good, good)),
+        (b"\xff", (good,)),
+    ):
         with pytest.raises(ProtocolError, match="vectors"):
             multiplier.product(name, *keys, *vectors)
 
 
 def test_a_computed_answer_sent_back_as_a_question_is_refused(asker, keys, multiplier):
-    answer = multiplier.product(b"bare", *keys, *asker.encrypt(ROWS[0].astype(np.float64).tobytes()))[0]
+    answer = multiplier.product(
+        b"bare", *keys, *asker.encrypt(ROWS[0].astype(np.float64).tobytes())
+    )[0]
     with pytest.raises(ProtocolError):
         multiplier.product(b"bare", *keys, answer[: SEARCH.seeded_bytes])
 
@@ -129,5 +165,7 @@ print("decrypted", flush=True)
 
 
 def test_without_our_checks_one_flipped_bit_is_loaded_and_ends_the_process():
-    child = subprocess.run([sys.executable, "-c", UNPROTECTED], capture_output=True, text=True, timeout=60)
+    child = subprocess.run(
+        [sys.executable, "-c", UNPROTECTED], capture_output=True, text=True, timeout=60
+    )
     assert child.returncode < 0 and child.stdout.split() == ["loaded"]

@@ -11,7 +11,9 @@ from quietchoir.crypto.fixedpoint import CHUNK, Range, decode_sum, encode, middl
 
 @settings(deadline=None)
 @given(st.integers(2, 16), st.integers(1, 20), st.floats(1e-6, 1e6), st.integers(0, 2**32))
-def test_a_sum_is_within_one_step_a_party_of_the_true_sum(bits: int, parties: int, scale: float, seed: int) -> None:
+def test_a_sum_is_within_one_step_a_party_of_the_true_sum(
+    bits: int, parties: int, scale: float, seed: int
+) -> None:
     ranges = [Range(0, 50, scale), Range(50, 80, scale / 7)]
     rng = np.random.default_rng(seed)
     bound = np.concatenate([np.full(50, scale), np.full(30, scale / 7)])
@@ -24,16 +26,20 @@ def test_a_sum_is_within_one_step_a_party_of_the_true_sum(bits: int, parties: in
 def test_rounding_is_unbiased_for_every_value() -> None:
     repeats, ranges = 4000, [Range(0, 41, 1.0)]
     values = np.linspace(-1, 1, 41)
-    mean = sum(decode_sum(encode(values, ranges, 4), 1, ranges, 4) for _ in range(repeats)) / repeats
+    mean = (
+        sum(decode_sum(encode(values, ranges, 4), 1, ranges, 4) for _ in range(repeats)) / repeats
+    )
     deviation = ranges[0].step(4) / 2 / repeats**0.5  # the stated bound of one rounding, averaged
     assert (np.abs(mean - values) < 6 * deviation).all()
-    nearest = np.round(values / ranges[0].step(4)) * ranges[0].step(4)  # what rounding to nearest would give
+    # what rounding to nearest would give
+    nearest = np.round(values / ranges[0].step(4)) * ranges[0].step(4)
     assert np.abs(nearest - values).max() > 6 * deviation
 
 
 def test_the_standard_deviation_of_a_sum_is_as_stated() -> None:
     ranges, parties = [Range(0, 20_000, 1.0)], 9
-    values = np.full(20_000, ranges[0].step(8) * 0.5)  # the worst case: half-way between two integers
+    # the worst case: half-way between two integers
+    values = np.full(20_000, ranges[0].step(8) * 0.5)
     total = sum(encode(values, ranges, 8).astype(np.int64) for _ in range(parties))
     error = decode_sum(total, parties, ranges, 8) - parties * values
     assert np.std(error) == pytest.approx(parties**0.5 * ranges[0].step(8) / 2, rel=0.05)
@@ -56,11 +62,15 @@ def test_a_long_update_keeps_its_direction_and_loses_its_length() -> None:
 
 
 def test_each_rounding_is_fresh_unless_a_key_is_given() -> None:
-    values, ranges = np.full(CHUNK * 2 + 5, 0.3), [Range(0, CHUNK + 1, 1.0), Range(CHUNK + 1, CHUNK * 2 + 5, 1.0)]
+    values, ranges = (
+        np.full(CHUNK * 2 + 5, 0.3),
+        [Range(0, CHUNK + 1, 1.0), Range(CHUNK + 1, CHUNK * 2 + 5, 1.0)],
+    )
     assert not np.array_equal(encode(values, ranges, 4), encode(values, ranges, 4))
     first = encode(values, ranges, 4, key=bytes(32))
     assert np.array_equal(first, encode(values, ranges, 4, key=bytes(32)))
-    assert not np.array_equal(first[:CHUNK], first[CHUNK + 1 : 2 * CHUNK + 1])  # one chunk's dice are not another's
+    # one chunk's dice are not another's
+    assert not np.array_equal(first[:CHUNK], first[CHUNK + 1 : 2 * CHUNK + 1])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

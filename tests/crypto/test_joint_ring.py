@@ -1,4 +1,6 @@
-"""The ring of a joint key under secure aggregation: exact for t members, closed to fewer, and what a member keeps of it."""
+"""The ring of a joint key under secure aggregation: exact for t members, closed to fewer, and
+what a member keeps of it.
+"""
 
 from typing import Any
 
@@ -39,8 +41,12 @@ def ring_of(circle: Circle, number: int, name: str | None = None) -> JointRing:
     counters = BitRing(length=COUNTERS, bits=8, parties=5)
     close = None
     if name is not None:
-        close = closing(circle.plan, name, Contributor(circle.holdings[name], circle.identities[name]), number)
-    return JointRing(circle.plan, circle.any.key_id, number, counters, bound=b"adapter", close=close)
+        close = closing(
+            circle.plan, name, Contributor(circle.holdings[name], circle.identities[name]), number
+        )
+    return JointRing(
+        circle.plan, circle.any.key_id, number, counters, bound=b"adapter", close=close
+    )
 
 
 def play(circle: Circle, number: int, silent: Any = None, stages: int = 5) -> tuple[Cohort, Round]:
@@ -48,13 +54,17 @@ def play(circle: Circle, number: int, silent: Any = None, stages: int = 5) -> tu
     cohort = Cohort(5, length=LENGTH + COUNTERS, threshold=3)
     game = Round(cohort, number, ring=ring_of(circle, number))
     game.clients = {
-        name: SecAggClient(game.config, name, cohort.identities[name], ring=ring_of(circle, number, name))
+        name: SecAggClient(
+            game.config, name, cohort.identities[name], ring=ring_of(circle, number, name)
+        )
         for name in cohort.names
     }
     return cohort, game.play(silent or {}, stages=stages)
 
 
-@pytest.mark.parametrize(("number", "silent"), [(1, {}), (2, {2: ["node-001"]}), (3, {2: ["node-000"], 3: ["node-004"]})])
+@pytest.mark.parametrize(
+    ("number", "silent"), [(1, {}), (2, {2: ["node-001"]}), (3, {2: ["node-000"], 3: ["node-004"]})]
+)
 def test_t_members_open_the_exact_sum_of_the_survivors_and_the_coordinator_the_counters(
     number: int, silent: Any, circle: Circle
 ) -> None:
@@ -71,7 +81,9 @@ def test_t_members_open_the_exact_sum_of_the_survivors_and_the_coordinator_the_c
     assert np.array_equal(seal.packing.unpack(reader.result()), expected[:LENGTH])
 
 
-def test_an_upload_is_refused_unless_it_is_its_members_own_for_this_key_and_round(circle: Circle) -> None:
+def test_an_upload_is_refused_unless_it_is_its_members_own_for_this_key_and_round(
+    circle: Circle,
+) -> None:
     ring = ring_of(circle, 10, "node-000")
     payload = ring.close(ring.lift(np.zeros(LENGTH + COUNTERS, np.uint32)))
     assert len(payload) == ring.wire_bytes
@@ -93,7 +105,9 @@ def test_an_upload_is_refused_unless_it_is_its_members_own_for_this_key_and_roun
     assert tally.gathering.contributors == ("node-000",)
 
 
-def test_a_ring_without_a_share_cannot_close_and_rings_differ_in_name_when_keys_or_adapters_do(circle: Circle) -> None:
+def test_a_ring_without_a_share_cannot_close_and_rings_differ_in_name_when_keys_or_adapters_do(
+    circle: Circle,
+) -> None:
     ring = ring_of(circle, 12)
     with pytest.raises(RuntimeError):
         ring.close(ring.lift(np.zeros(LENGTH + COUNTERS, np.uint32)))
@@ -150,6 +164,11 @@ def test_bytes_that_are_no_holding_are_refused_with_a_typed_error(circle: Circle
         except ProtocolError:
             pass
     assert read < 300
-    for raw in (b"", b"{}", b'{"opened_rows": 1, "encrypted": 3, "opened": {}, "answered": []}', b"[]"):
+    for raw in (
+        b"",
+        b"{}",
+        b'{"opened_rows": 1, "encrypted": 3, "opened": {}, "answered": []}',
+        b"[]",
+    ):
         with pytest.raises(ProtocolError, match="cannot be read"):
             Memory.decode(raw)

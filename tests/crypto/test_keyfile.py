@@ -13,7 +13,12 @@ from quietchoir.core.errors import AuthenticationError, ConfigError
 from quietchoir.crypto import keyfile
 from quietchoir.crypto.keyfile import SystemKeyring, read, write
 from quietchoir.crypto.keys import Identity
-from quietchoir.tests.fakes_keyring import BrokenKeyring, ForgetfulKeyring, KeyringLibrary, MemoryKeyring
+from quietchoir.tests.fakes_keyring import (
+    BrokenKeyring,
+    ForgetfulKeyring,
+    KeyringLibrary,
+    MemoryKeyring,
+)
 
 RAW = secrets.token_bytes(32)
 REAL_COST = keyfile.SCRYPT_COST
@@ -31,7 +36,9 @@ def private(path: Path, content: bytes) -> Path:
     return path
 
 
-def test_files_written_before_there_was_a_keyring_still_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_written_before_there_was_a_keyring_still_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(keyfile, "SCRYPT_COST", REAL_COST)
     salt, nonce = bytes(range(16)), bytes(12)
     header = b"quietchoir identity 1, scrypt\n" + salt
@@ -102,7 +109,9 @@ def test_a_passphrase_is_asked_for_only_if_the_file_has_one(tmp_path: Path) -> N
     write(tmp_path / "plain", "identity", RAW)
     write(tmp_path / "locked", "identity", RAW, passphrase="many voices")
     assert read(tmp_path / "plain", "identity", passphrase=ask) == RAW and asked == []
-    assert read(tmp_path / "locked", "identity", passphrase=ask) == RAW and asked == [tmp_path / "locked"]
+    assert read(tmp_path / "locked", "identity", passphrase=ask) == RAW and asked == [
+        tmp_path / "locked"
+    ]
     with pytest.raises(ConfigError, match="empty"):
         write(tmp_path / "none", "identity", RAW, passphrase="")
     assert not (tmp_path / "none").exists()
@@ -118,7 +127,9 @@ def test_a_lock_is_changed_only_when_asked_to(tmp_path: Path) -> None:
     assert RAW not in path.read_bytes() and read(path, "identity", passphrase="many voices") == RAW
 
 
-def test_neither_key_nor_passphrase_is_in_any_exception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_key_nor_passphrase_is_in_any_exception(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ring = BrokenKeyring()
     monkeypatch.setitem(sys.modules, "keyring", KeyringLibrary(ring))
     write(tmp_path / "locked", "identity", RAW, passphrase="many voices")
@@ -137,7 +148,9 @@ def test_neither_key_nor_passphrase_is_in_any_exception(tmp_path: Path, monkeypa
         assert not any(word in said for word in ("voice", RAW.hex(), repr(RAW)))
 
 
-def test_without_the_library_or_a_keyring_that_encrypts_the_owner_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_or_a_keyring_that_encrypts_the_owner_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "keyring", None)
     with pytest.raises(ConfigError, match=r"quietchoir\[keyring\]"):
         SystemKeyring()
@@ -148,7 +161,9 @@ def test_without_the_library_or_a_keyring_that_encrypts_the_owner_is_told(monkey
         SystemKeyring()
 
 
-def test_the_systems_keyring_is_found_by_a_file_that_needs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_systems_keyring_is_found_by_a_file_that_needs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "keyring", KeyringLibrary(MemoryKeyring()))
     write(tmp_path / "a", "identity", RAW, keyring=SystemKeyring())
     assert read(tmp_path / "a", "identity") == RAW

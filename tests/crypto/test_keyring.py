@@ -36,7 +36,10 @@ def test_a_key_is_kept_and_opened_through_the_real_library(entries: Path, tmp_pa
     assert Identity.load(path).public == identity.public
     ((name, kept),) = json.loads(entries.read_text()).items()
     assert name.startswith(SERVICE + " ") and len(bytes.fromhex(kept)) == 32
-    assert bytes.fromhex(kept) not in path.read_bytes() and identity._private.private_bytes_raw() not in path.read_bytes()
+    assert (
+        bytes.fromhex(kept) not in path.read_bytes()
+        and identity._private.private_bytes_raw() not in path.read_bytes()
+    )
     keyring.delete_password(SERVICE, name.removeprefix(SERVICE + " "))
     with pytest.raises(ConfigError, match="no entry"):
         Identity.load(path)
@@ -62,9 +65,15 @@ class WeakestKeyring(WeakKeyring):
     priority = 0.25
 
 
-@pytest.mark.parametrize(("held", "good"), [((WeakKeyring, WeakestKeyring), False), ((WeakKeyring, FileKeyring), True)])
+@pytest.mark.parametrize(
+    ("held", "good"), [((WeakKeyring, WeakestKeyring), False), ((WeakKeyring, FileKeyring), True)]
+)
 def test_a_chain_of_keyrings_counts_as_its_strongest_link_and_only_that_one_is_used(
-    held: tuple[type[FileKeyring], ...], good: bool, entries: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    held: tuple[type[FileKeyring], ...],
+    good: bool,
+    entries: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     links = [kind() for kind in held]
     monkeypatch.setattr("keyring.backend.get_all_keyring", lambda: links)
@@ -83,16 +92,35 @@ def test_a_chain_of_keyrings_counts_as_its_strongest_link_and_only_that_one_is_u
 def test_a_node_is_locked_and_opened_by_other_processes_of_its_owner(tmp_path: Path) -> None:
     def identity(backend: str, *words: str) -> subprocess.CompletedProcess[str]:
         environment = {
-            **os.environ, "PYTHON_KEYRING_BACKEND": backend, fakes_keyring_file.VARIABLE: str(tmp_path / "entries.json"),
-        }  # fmt: skip
+            **os.environ,
+            "PYTHON_KEYRING_BACKEND": backend,
+            fakes_keyring_file.VARIABLE: str(tmp_path / "entries.json"),
+        }
         return subprocess.run(
-            [sys.executable, "-m", "quietchoir.cli", "federation", "identity", "--home", str(tmp_path / "home"), *words],
-            env=environment, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "quietchoir.cli",
+                "federation",
+                "identity",
+                "--home",
+                str(tmp_path / "home"),
+                *words,
+            ],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
 
     locked = identity(fakes_keyring_file.NAME, "--protect", "keyring")
     assert locked.returncode == 0, locked.stderr
     assert b", keyring\n" in (tmp_path / "home" / "identity.key").read_bytes()
     assert identity(fakes_keyring_file.NAME).stdout == locked.stdout
     refused = identity("keyring.backends.fail.Keyring")
-    assert refused.returncode == 2 and "no keyring that encrypts" in refused.stderr and locked.stdout not in refused.stdout
+    assert (
+        refused.returncode == 2
+        and "no keyring that encrypts" in refused.stderr
+        and locked.stdout not in refused.stdout
+    )

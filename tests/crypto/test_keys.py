@@ -11,14 +11,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quietchoir.core.errors import AuthenticationError, ConfigError
-from quietchoir.crypto.keys import Ephemeral, Identity, PublicIdentity, bind, hkdf, open_box, seal_box
+from quietchoir.crypto.keys import (
+    Ephemeral,
+    Identity,
+    PublicIdentity,
+    bind,
+    hkdf,
+    open_box,
+    seal_box,
+)
 
-FIELDS = st.lists(st.one_of(st.binary(max_size=6), st.text(max_size=4), st.integers(0, 2**64 - 1)), max_size=4)
+FIELDS = st.lists(
+    st.one_of(st.binary(max_size=6), st.text(max_size=4), st.integers(0, 2**64 - 1)), max_size=4
+)
 
 
 @settings(deadline=None)
 @given(FIELDS, FIELDS)
-def test_two_different_contexts_never_have_the_same_bytes(one: list[Any], other: dict[str, int]) -> None:
+def test_two_different_contexts_never_have_the_same_bytes(
+    one: list[Any], other: dict[str, int]
+) -> None:
     same = [(type(a), a) for a in one] == [(type(b), b) for b in other]
     assert (bind(*one) == bind(*other)) == same
 
@@ -94,7 +106,10 @@ def test_a_file_that_is_no_identity_is_refused(tmp_path: Path, content: bytes) -
 
 def test_private_bytes_show_nowhere(tmp_path: Path) -> None:
     identity, ephemeral = Identity.generate(), Ephemeral.generate()
-    for thing, raw in ((identity, identity._private.private_bytes_raw()), (ephemeral, ephemeral.private_bytes())):
+    for thing, raw in (
+        (identity, identity._private.private_bytes_raw()),
+        (ephemeral, ephemeral.private_bytes()),
+    ):
         shown = repr(thing) + str(thing)
         assert raw.hex()[:12] not in shown and repr(raw) not in shown
         with pytest.raises(TypeError):
@@ -103,7 +118,11 @@ def test_private_bytes_show_nowhere(tmp_path: Path) -> None:
 
 def test_both_ends_agree_and_each_context_gives_another_key() -> None:
     one, other = Ephemeral.generate(), Ephemeral.generate()
-    assert one.agree(other.public, b"x") == other.agree(one.public, b"x") != one.agree(other.public, b"y")
+    assert (
+        one.agree(other.public, b"x")
+        == other.agree(one.public, b"x")
+        != one.agree(other.public, b"y")
+    )
 
 
 @pytest.mark.parametrize("weak", [bytes(32), b"\x01" + bytes(31)])
@@ -119,7 +138,11 @@ def test_a_changed_box_does_not_open(plaintext: bytes, seed: int, data: st.DataO
     box = bytearray(seal_box(key, plaintext, associated))
     assert open_box(key, bytes(box), associated) == plaintext
     box[data.draw(st.integers(0, len(box) - 1))] ^= 1 << data.draw(st.integers(0, 7))
-    for tried, context in ((bytes(box), associated), (bytes(box[:-1]), associated), (b"", associated)):
+    for tried, context in (
+        (bytes(box), associated),
+        (bytes(box[:-1]), associated),
+        (b"", associated),
+    ):
         with pytest.raises(AuthenticationError):
             open_box(key, tried, context)
 

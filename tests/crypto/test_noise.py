@@ -1,4 +1,6 @@
-"""Noise: drawn from the right distribution, enough of it whoever drops out, and never more than its bits hold."""
+"""Noise: drawn from the right distribution, enough of it whoever drops out, and never more than
+its bits hold.
+"""
 
 import math
 from typing import Any
@@ -12,7 +14,15 @@ from scipy import stats
 
 from quietchoir.core.errors import ConfigError, DataError
 from quietchoir.crypto import fixedpoint
-from quietchoir.crypto.noise import LARGEST_OVERFLOW, TRIES, Noise, clip_factor, rotate, round_within, window
+from quietchoir.crypto.noise import (
+    LARGEST_OVERFLOW,
+    TRIES,
+    Noise,
+    clip_factor,
+    rotate,
+    round_within,
+    window,
+)
 from quietchoir.crypto.ring import BitRing
 from quietchoir.crypto.sampler import Dice, gaussian_table, poisson_table, table_of
 from quietchoir.tests.fakes_secagg import Cohort, Round
@@ -22,7 +32,13 @@ SEED = b"round 1"
 
 
 def noise(**other: Any) -> Noise:
-    agreed: dict[str, Any] = {"length": 5000, "clip": 1.0, "multiplier": 1.0, "honest": 10, "bits": 14}
+    agreed: dict[str, Any] = {
+        "length": 5000,
+        "clip": 1.0,
+        "multiplier": 1.0,
+        "honest": 10,
+        "bits": 14,
+    }
     return Noise(**{**agreed, **other})
 
 
@@ -46,14 +62,18 @@ def test_a_discrete_gaussian_has_its_own_probabilities(deviation: float) -> None
     whole = sum(weights.values())
     drawn = Dice(KEY).discrete_gaussian(deviation, 200_000)
     assert chi_square(drawn, {k: weight / whole for k, weight in weights.items()}) > 1e-3
-    assert chi_square(drawn + 1, {k: weight / whole for k, weight in weights.items()}) < 1e-9  # the test can fail
+    # the test can fail
+    assert chi_square(drawn + 1, {k: weight / whole for k, weight in weights.items()}) < 1e-9
 
 
 @pytest.mark.parametrize("deviation", [0.6, 2.0, 9.5])
 def test_skellam_noise_has_its_own_probabilities(deviation: float) -> None:
     rate = deviation**2 / 2
     drawn = Dice(KEY).skellam(deviation, 200_000)
-    assert chi_square(drawn, {k: float(stats.skellam.pmf(k, rate, rate)) for k in range(-150, 151)}) > 1e-3
+    assert (
+        chi_square(drawn, {k: float(stats.skellam.pmf(k, rate, rate)) for k in range(-150, 151)})
+        > 1e-3
+    )
 
 
 @pytest.mark.parametrize("deviation", [0.5, 3.3, 100.0, 4096.0])
@@ -61,11 +81,14 @@ def test_tables_are_exact_to_a_hundred_bits(deviation: float) -> None:
     gaussian, poisson = gaussian_table(deviation**2), poisson_table(deviation**2 / 2)
     assert max(gaussian.distance, poisson.distance) < 2.0**-100
     one = 1 << 128
-    for left, right in zip(gaussian.cuts, reversed(gaussian.cuts), strict=True):  # P(X <= k) = 1 - P(X <= -k-1)
+    # P(X <= k) = 1 - P(X <= -k-1)
+    for left, right in zip(gaussian.cuts, reversed(gaussian.cuts), strict=True):
         assert abs(left + right - one) <= 2
     with mpmath.workdps(60):  # scipy's own distribution function is off by 1e-7 at the largest mean
         for at in np.linspace(0, len(poisson.cuts) - 1, 4).astype(int).tolist():
-            exact = mpmath.gammainc(poisson.first + at + 1, deviation**2 / 2, mpmath.inf, regularized=True)
+            exact = mpmath.gammainc(
+                poisson.first + at + 1, deviation**2 / 2, mpmath.inf, regularized=True
+            )
             assert abs(exact - mpmath.mpf(poisson.cuts[at]) / one) < 2.0**-100
 
 
@@ -95,7 +118,9 @@ def test_equal_cuts_are_values_that_are_never_drawn() -> None:
 
 
 def test_noise_is_fresh_each_time_and_its_key_is_never_shown() -> None:
-    assert not np.array_equal(Dice().discrete_gaussian(50.0, 100), Dice().discrete_gaussian(50.0, 100))
+    assert not np.array_equal(
+        Dice().discrete_gaussian(50.0, 100), Dice().discrete_gaussian(50.0, 100)
+    )
     assert repr(Dice(KEY)) == "Dice(…)"
 
 
@@ -110,9 +135,12 @@ def test_noise_that_cannot_be_drawn_is_a_typed_error(deviation: float) -> None:
 @pytest.mark.parametrize("mechanism", ["discrete-gaussian", "skellam"])
 def test_the_sum_carries_the_central_noise_after_all_tolerated_drop_outs(mechanism: str) -> None:
     agreed = noise(mechanism=mechanism, honest=7, length=20_000)  # 10 members, 3 may drop
-    total = np.sum([agreed.encode(np.zeros(20_000), SEED).astype(np.int64) for _ in range(7)], axis=0)
+    total = np.sum(
+        [agreed.encode(np.zeros(20_000), SEED).astype(np.int64) for _ in range(7)], axis=0
+    )
     total -= 7 * fixedpoint.middle(agreed.bits)
-    assert float(total.std()) == pytest.approx(agreed.multiplier * agreed.sensitivity, rel=0.05)  # 10 standard errors
+    # 10 standard errors
+    assert float(total.std()) == pytest.approx(agreed.multiplier * agreed.sensitivity, rel=0.05)
     assert abs(float(total.mean())) < 10 * float(total.std()) / math.sqrt(20_000)
 
 
@@ -127,7 +155,9 @@ def test_the_decoded_sum_is_the_sum_of_the_clipped_updates_and_stated_noise() ->
 
 
 @pytest.mark.parametrize("mechanism", ["discrete-gaussian", "skellam"])
-def test_a_masked_round_with_drop_outs_opens_the_noised_sum_of_its_survivors(mechanism: str) -> None:
+def test_a_masked_round_with_drop_outs_opens_the_noised_sum_of_its_survivors(
+    mechanism: str,
+) -> None:
     agreed = noise(mechanism=mechanism, honest=4, length=4000, bits=14)
     cohort = Cohort(6, length=4000, bits=14, threshold=4)
     true = {name: update(4000, norm=0.2 + number / 10) for number, name in enumerate(cohort.names)}
@@ -138,12 +168,20 @@ def test_a_masked_round_with_drop_outs_opens_the_noised_sum_of_its_survivors(mec
     assert result.survivors == tuple(cohort.names[2:])
     found = agreed.decode_sum(result.total, 4, SEED)
     error = found - np.sum([true[name] for name in result.survivors], axis=0)
-    assert float(error.std()) * agreed.scale == pytest.approx(agreed.multiplier * agreed.sensitivity, rel=0.1)
+    assert float(error.std()) * agreed.scale == pytest.approx(
+        agreed.multiplier * agreed.sensitivity, rel=0.1
+    )
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.floats(-3, 3), min_size=1, max_size=40), st.sampled_from([0.0, 0.3]), st.floats(0.1, 10))
-def test_no_update_is_longer_in_integers_than_its_sensitivity(values: list[float], reach: float, clip: float) -> None:
+@given(
+    st.lists(st.floats(-3, 3), min_size=1, max_size=40),
+    st.sampled_from([0.0, 0.3]),
+    st.floats(0.1, 10),
+)
+def test_no_update_is_longer_in_integers_than_its_sensitivity(
+    values: list[float], reach: float, clip: float
+) -> None:
     agreed = noise(length=len(values), clip=clip, reach=reach, multiplier=0.5, bits=12)
     whole = agreed.whole(values, SEED)
     assert int(whole @ whole) <= agreed.sensitivity**2 * (1 + 1e-12)
@@ -183,8 +221,13 @@ def test_rotation_spreads_one_large_coordinate_over_the_window() -> None:
 
 
 @pytest.mark.parametrize("mechanism", ["discrete-gaussian", "skellam"])
-@pytest.mark.parametrize(("length", "bits", "honest"), [(10, 8, 10), (5000, 12, 5), (400_000, 16, 10), (400_000, 12, 100)])
-def test_what_is_accepted_nearly_never_overflows(mechanism: str, length: int, bits: int, honest: int) -> None:
+@pytest.mark.parametrize(
+    ("length", "bits", "honest"),
+    [(10, 8, 10), (5000, 12, 5), (400_000, 16, 10), (400_000, 12, 100)],
+)
+def test_what_is_accepted_nearly_never_overflows(
+    mechanism: str, length: int, bits: int, honest: int
+) -> None:
     agreed = noise(mechanism=mechanism, length=length, bits=bits, honest=honest)
     assert agreed.overflow < LARGEST_OVERFLOW
     assert agreed.distance < 2.0**-40 * honest
@@ -196,7 +239,9 @@ def test_the_largest_noised_value_fits_the_ring_of_the_cohort() -> None:
     agreed = noise()
     ring = BitRing(length=agreed.length, bits=agreed.bits, parties=16)
     words = ring.lift(agreed.encode(update(), SEED))
-    assert ring.unpack(ring.close(words)).astype(np.int64).tolist() == words.astype(np.int64).tolist()
+    assert (
+        ring.unpack(ring.close(words)).astype(np.int64).tolist() == words.astype(np.int64).tolist()
+    )
 
 
 @pytest.mark.parametrize(
@@ -204,10 +249,19 @@ def test_the_largest_noised_value_fits_the_ring_of_the_cohort() -> None:
     [
         {"length": 400_000, "bits": 8},  # rounding alone would drown the update
         {"multiplier": 100.0, "bits": 8},
-        {"honest": 0}, {"clip": 0.0}, {"clip": math.inf}, {"multiplier": math.nan}, {"multiplier": 0.0}, {"bits": 1},
-        {"bits": 25}, {"reach": -1.0}, {"mechanism": "gauss"}, {"length": 0}, {"multiplier": 1e-6, "bits": 8, "length": 10},
+        {"honest": 0},
+        {"clip": 0.0},
+        {"clip": math.inf},
+        {"multiplier": math.nan},
+        {"multiplier": 0.0},
+        {"bits": 1},
+        {"bits": 25},
+        {"reach": -1.0},
+        {"mechanism": "gauss"},
+        {"length": 0},
+        {"multiplier": 1e-6, "bits": 8, "length": 10},
     ],
-)  # fmt: skip
+)
 def test_noise_without_room_or_sense_is_a_typed_error(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         noise(**wrong)
@@ -229,7 +283,8 @@ def test_noise_beyond_the_bits_is_refused_not_wrapped() -> None:
 
 def test_everybody_computes_the_same_scale() -> None:
     agreed = noise(length=400_000, bits=16)
-    assert agreed.scale.hex() == SCALE  # only correctly rounded operations: any IEEE machine must agree
+    # only correctly rounded operations: any IEEE machine must agree
+    assert agreed.scale.hex() == SCALE
 
 
 SCALE = "0x1.0ccda7996a7e6p+13"

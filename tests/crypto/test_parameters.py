@@ -31,7 +31,10 @@ def test_seal_itself_accepts_every_set_at_128_bits_and_refuses_one_bit_more():
             if each.plain_bits:
                 chosen.set_plain_modulus(seal.PlainModulus.Batching(each.degree, each.plain_bits))
             context = seal.SEALContext(chosen, True, seal.SEC_LEVEL_TYPE.TC128)
-            assert context.parameters_set() == (sum(bits) <= CEILING_BITS[each.degree]), (each.name, bits)
+            assert context.parameters_set() == (sum(bits) <= CEILING_BITS[each.degree]), (
+                each.name,
+                bits,
+            )
 
 
 @pytest.mark.parametrize(
@@ -50,7 +53,9 @@ def test_a_set_that_is_weak_or_computes_wrongly_cannot_be_made(change, words):
 
 
 def test_another_set_has_another_digest_and_only_the_table_has_names():
-    digests = {each.digest for each in TABLE.values()} | {dataclasses.replace(SEARCH, query_scale_bits=32).digest}
+    digests = {each.digest for each in TABLE.values()} | {
+        dataclasses.replace(SEARCH, query_scale_bits=32).digest
+    }
     assert len(digests) == len(TABLE) + 1
     assert parameters.named("search-4096") is SEARCH
     with pytest.raises(ConfigError, match="unknown"):

@@ -16,18 +16,27 @@ from quietchoir.crypto.ring import BitRing, TokenRing
 
 @settings(deadline=None)
 @given(st.integers(1, 200), st.integers(1, 24), st.integers(1, 200), st.integers(0, 2**32))
-def test_packing_loses_nothing_and_takes_k_bits(length: int, bits: int, parties: int, seed: int) -> None:
+def test_packing_loses_nothing_and_takes_k_bits(
+    length: int, bits: int, parties: int, seed: int
+) -> None:
     ring = BitRing(length=length, bits=bits, parties=parties)
-    words = np.random.default_rng(seed).integers(0, 1 << ring.bits, length, dtype=np.uint64).astype(ring.dtype)
+    words = (
+        np.random.default_rng(seed)
+        .integers(0, 1 << ring.bits, length, dtype=np.uint64)
+        .astype(ring.dtype)
+    )
     packed = ring.pack(words)
     assert len(packed) == ring.wire_bytes <= (length + ring.lane - 1) * ring.bits / 8
     assert np.array_equal(ring.unpack(packed), words)
 
 
 @pytest.mark.parametrize(
-    ("bits", "parties", "k"), [(8, 10, 12), (4, 10, 8), (8, 256, 16), (8, 257, 17), (16, 65536, 32), (1, 1, 1)]
+    ("bits", "parties", "k"),
+    [(8, 10, 12), (4, 10, 8), (8, 256, 16), (8, 257, 17), (16, 65536, 32), (1, 1, 1)],
 )
-def test_the_largest_possible_sum_fits_and_one_bit_less_would_not(bits: int, parties: int, k: int) -> None:
+def test_the_largest_possible_sum_fits_and_one_bit_less_would_not(
+    bits: int, parties: int, k: int
+) -> None:
     ring = BitRing(length=3, bits=bits, parties=parties)
     most = parties * (2**bits - 1)
     assert ring.bits == k and most < 2**k
@@ -38,7 +47,9 @@ def test_the_largest_possible_sum_fits_and_one_bit_less_would_not(bits: int, par
     assert tally.total().tolist() == [min(parties, 300) * (2**bits - 1)] * 3
 
 
-@pytest.mark.parametrize(("length", "bits", "parties"), [(0, 8, 3), (1, 0, 3), (1, 25, 256), (1, 32, 2)])
+@pytest.mark.parametrize(
+    ("length", "bits", "parties"), [(0, 8, 3), (1, 0, 3), (1, 25, 256), (1, 32, 2)]
+)
 def test_a_ring_without_headroom_is_not_built(length: int, bits: int, parties: int) -> None:
     with pytest.raises(ConfigError):
         BitRing(length=length, bits=bits, parties=parties)
@@ -104,7 +115,12 @@ def test_every_bit_of_the_key_matters() -> None:
 
 def test_our_own_mistakes_with_masks_are_noticed() -> None:
     words: Any
-    for words in (np.zeros(4, np.int32), np.zeros((2, 2), np.uint16), np.zeros(8, np.uint32)[::2], np.zeros(4, ">u4")):
+    for words in (
+        np.zeros(4, np.int32),
+        np.zeros((2, 2), np.uint16),
+        np.zeros(8, np.uint32)[::2],
+        np.zeros(4, ">u4"),
+    ):
         with pytest.raises(ValueError):
             add_streams(words, [(bytes(32), False)])
     with pytest.raises(ValueError, match="32 expected"):
@@ -118,8 +134,11 @@ def test_masked_residues_are_uniform() -> None:
     counts = np.bincount(ring.unpack(ring.close(words)), minlength=256)
     statistic = float(((counts - ring.length / 256) ** 2 / (ring.length / 256)).sum())
     assert chi2.sf(statistic, 255) > 1e-9
-    plain = np.bincount(np.random.default_rng(0).binomial(255, 0.5, ring.length), minlength=256)  # what updates look like
-    assert chi2.sf(float(((plain - ring.length / 256) ** 2 / (ring.length / 256)).sum()), 255) < 1e-9
+    # what updates look like
+    plain = np.bincount(np.random.default_rng(0).binomial(255, 0.5, ring.length), minlength=256)
+    assert (
+        chi2.sf(float(((plain - ring.length / 256) ** 2 / (ring.length / 256)).sum()), 255) < 1e-9
+    )
 
 
 @settings(deadline=None)

@@ -1,4 +1,6 @@
-"""The sealed ring under secure aggregation: exact for the members, closed to the coordinator, hostile bytes contained."""
+"""The sealed ring under secure aggregation: exact for the members, closed to the coordinator,
+hostile bytes contained.
+"""
 
 import secrets
 
@@ -10,7 +12,14 @@ from quietchoir.core.worker import Worker
 from quietchoir.crypto.bfv import Packing, key_id
 from quietchoir.crypto.parameters import SEALED, RingParameters
 from quietchoir.crypto.ring import BitRing
-from quietchoir.crypto.sealed import MemberService, Seal, SealedRing, SealedTally, coefficients, open_sum
+from quietchoir.crypto.sealed import (
+    MemberService,
+    Seal,
+    SealedRing,
+    SealedTally,
+    coefficients,
+    open_sum,
+)
 from quietchoir.tests.fakes_sealed import MARK, SEED, CrashingAdder, LocalDesk, sealed_ring
 from quietchoir.tests.fakes_secagg import Cohort, Round
 
@@ -39,7 +48,9 @@ def opened(ring, game):
     return open_sum(seal_of(ring), SEED, tally.sealed_sum, ring.desk)
 
 
-@pytest.mark.parametrize("silent", [{}, {1: ["node-004"]}, {2: ["node-001"]}, {2: ["node-000"], 3: ["node-004"]}])
+@pytest.mark.parametrize(
+    "silent", [{}, {1: ["node-004"]}, {2: ["node-001"]}, {2: ["node-000"], 3: ["node-004"]}]
+)
 def test_members_open_the_exact_sum_of_the_survivors_and_the_coordinator_the_counters(silent, desk):
     cohort = Cohort(5, length=LENGTH + COUNTERS, threshold=3)
     ring, game = play(cohort, desk, silent)
@@ -72,7 +83,8 @@ def test_an_upload_is_noise_to_a_member_with_the_key_and_an_unmasked_one_is_not(
         read[name] = open_sum(seal_of(ring), SEED, tally.sealed_sum, desk), counters
     assert (read["bare"][0] == 7).all() and (read["bare"][1] == 7).all()  # the unprotected arm
     counts = np.bincount(read["masked"][0] % 64, minlength=64)
-    assert ((counts - counts.mean()) ** 2 / counts.mean()).sum() < 130  # 63 degrees of freedom: p below 1e-6
+    # 63 degrees of freedom: p below 1e-6
+    assert ((counts - counts.mean()) ** 2 / counts.mean()).sum() < 130
     assert (read["masked"][0] == 7).mean() < 0.01
 
 
@@ -91,8 +103,11 @@ def test_contributions_of_other_lengths_keys_and_parameters_never_reach_seal(des
     ring = sealed_ring(LENGTH, parties=5, desk=desk)
     payload = ring.close(ring.lift(np.ones(LENGTH + COUNTERS, np.uint32)))
     other = SealedRing(
-        Seal(packing=seal_of(ring).packing, key_id=key_id(bytes(32))), ring.counters, seed=bytes(32), desk=desk
-    )  # fmt: skip
+        Seal(packing=seal_of(ring).packing, key_id=key_id(bytes(32))),
+        ring.counters,
+        seed=bytes(32),
+        desk=desk,
+    )
     foreign = other.close(other.lift(np.ones(LENGTH + COUNTERS, np.uint32)))
     tally, quiet = ring.tally(), LocalDesk()
     tally._ring = SealedRing(seal_of(ring), ring.counters, desk=quiet)
@@ -143,7 +158,9 @@ def test_bytes_that_crash_seal_cost_their_sender_its_place_and_nobody_else_anyth
 
 
 def test_flipped_bits_in_a_sum_are_refused_or_read_and_bring_nobody_down(desk):
-    """With a real worker. Low bits drown in a ciphertext's noise, and who may alter it can alter the sum: see the README."""
+    """With a real worker. Low bits drown in a ciphertext's noise, and who may alter it can alter
+    the sum: see the README.
+    """
     ring = sealed_ring(4096, parties=3, desk=desk)
     tally = ring.tally()
     tally.add(ring.close(ring.lift(np.full(4096 + COUNTERS, 5, np.uint32))))
@@ -185,16 +202,22 @@ def test_a_ciphertext_with_more_noise_than_promised_is_not_sent(desk, monkeypatc
 
 def test_rings_differ_in_name_when_anything_differs_that_must_be_agreed_on():
     rings = [
-        sealed_ring(100, parties=3), sealed_ring(101, parties=3), sealed_ring(100, parties=5), sealed_ring(0, parties=3),
-        sealed_ring(100, parties=3, bits=9), sealed_ring(100, parties=3, counters=4),
+        sealed_ring(100, parties=3),
+        sealed_ring(101, parties=3),
+        sealed_ring(100, parties=5),
+        sealed_ring(0, parties=3),
+        sealed_ring(100, parties=3, bits=9),
+        sealed_ring(100, parties=3, counters=4),
         sealed_ring(100, parties=3, bound=b"another adapter"),
         SealedRing(
             Seal(packing=Packing(length=100, bits=8, parties=3), key_id=bytes(32)),
-            BitRing(length=3, bits=8, parties=3), desk=LocalDesk(),
+            BitRing(length=3, bits=8, parties=3),
+            desk=LocalDesk(),
         ),
-    ]  # fmt: skip
+    ]
     assert len({ring.name for ring in rings}) == len(rings)
-    assert sealed_ring(100, parties=3, seed=None).name == rings[0].name  # the coordinator's, without the key
+    # the coordinator's, without the key
+    assert sealed_ring(100, parties=3, seed=None).name == rings[0].name
     with pytest.raises(RuntimeError, match="without the members' key"):
         sealed_ring(100, parties=3, seed=None).close(rings[0].lift(np.ones(103, np.uint32)))
 
@@ -204,6 +227,8 @@ def test_a_parameter_costs_what_the_readme_says_and_looks_like_noise(desk):
     assert ring.wire_bytes / ring.sealed <= 2.8
     assert seal_of(ring).packing.rows * SEALED.ciphertext_bytes / ring.sealed <= 4.2
     small = sealed_ring(LENGTH, parties=10, desk=desk)
-    words = coefficients(seal_of(small), small.close(small.lift(np.zeros(LENGTH + COUNTERS, np.uint32))))
+    words = coefficients(
+        seal_of(small), small.close(small.lift(np.zeros(LENGTH + COUNTERS, np.uint32)))
+    )
     counts = np.bincount(words, minlength=256)
     assert ((counts - counts.mean()) ** 2 / counts.mean()).sum() / 255 < 1.6

@@ -1,4 +1,6 @@
-"""Known answers of sealed and threshold mode, made by `tests/vectors/sealed_reference.py`, which shares no code with us."""
+"""Known answers of sealed and threshold mode, made by `tests/vectors/sealed_reference.py`, which
+shares no code with us.
+"""
 
 import json
 from pathlib import Path
@@ -19,7 +21,10 @@ KNOWN = json.loads((Path(__file__).parent.parent / "vectors" / "sealed.json").re
 
 def test_the_file_is_what_the_reference_makes() -> None:
     assert json.loads(json.dumps(reference.vectors())) == KNOWN
-    assert reference.SEALED_T % (2 * SEALED.degree) == 1 and tuple(PRIMES[:3]) == reference.JOINT_PRIMES
+    assert (
+        reference.SEALED_T % (2 * SEALED.degree) == 1
+        and tuple(PRIMES[:3]) == reference.JOINT_PRIMES
+    )
 
 
 def test_a_key_has_the_same_name_everywhere() -> None:
@@ -28,15 +33,23 @@ def test_a_key_has_the_same_name_everywhere() -> None:
 
 @pytest.mark.parametrize("case", KNOWN["below"], ids=lambda case: f"modulo {case['modulus']}")
 def test_masks_below_a_modulus(case: dict[str, Any]) -> None:
-    assert uniform(bytes.fromhex(case["key"]), len(case["numbers"]), case["modulus"]).tolist() == case["numbers"]
+    assert (
+        uniform(bytes.fromhex(case["key"]), len(case["numbers"]), case["modulus"]).tolist()
+        == case["numbers"]
+    )
 
 
 def test_fields_of_a_slot() -> None:
     case = KNOWN["slot"]
     length = len(case["fields"]) * SEALED.degree  # the first slot's fields lie a whole row apart
-    packing, values = Packing(length=length, bits=case["bits"], parties=case["parties"]), np.zeros(length, np.uint64)
+    packing, values = (
+        Packing(length=length, bits=case["bits"], parties=case["parties"]),
+        np.zeros(length, np.uint64),
+    )
     values[:: SEALED.degree] = case["fields"]
-    assert packing.rows == 1 and packing.parameters is SEALED and packing.modulus == reference.SEALED_T
+    assert (
+        packing.rows == 1 and packing.parameters is SEALED and packing.modulus == reference.SEALED_T
+    )
     assert packing.pack(values)[0, 0] == case["slot"]
 
 

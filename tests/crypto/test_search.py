@@ -8,7 +8,15 @@ import pytest
 from quietchoir.core.errors import CryptoError, DataError, ProtocolError, WorkerError
 from quietchoir.crypto import search
 from quietchoir.crypto.parameters import SEARCH
-from quietchoir.crypto.search import MAX_PASSAGES, PASSAGE_BYTES, SCORE_ERROR, SCORE_NOISE, Keeper, Questioner, Shape
+from quietchoir.crypto.search import (
+    MAX_PASSAGES,
+    PASSAGE_BYTES,
+    SCORE_ERROR,
+    SCORE_NOISE,
+    Keeper,
+    Questioner,
+    Shape,
+)
 from quietchoir.tests.fakes_search import unit_rows
 
 ROWS = unit_rows(200, 384)
@@ -34,12 +42,18 @@ def keys(questioner):
     return questioner.keys()
 
 
-def test_scores_are_the_cosines_within_error_and_noise_and_the_best_is_the_best(keeper, questioner, keys):
+def test_scores_are_the_cosines_within_error_and_noise_and_the_best_is_the_best(
+    keeper, questioner, keys
+):
     keeper.check_keys(keys)
     for index in (0, 77, 199):
-        question = 3 * (ROWS[index] + 0.01 * unit_rows(1, 384, seed=index)[0])  # any length: it is brought to 1
+        # any length: it is brought to 1
+        question = 3 * (ROWS[index] + 0.01 * unit_rows(1, 384, seed=index)[0])
         scores = questioner.scores(keeper.score(keys, questioner.question(question)))
-        assert np.abs(scores - ROWS @ (question / np.linalg.norm(question))).max() < SCORE_ERROR + 6 * SCORE_NOISE
+        assert (
+            np.abs(scores - ROWS @ (question / np.linalg.norm(question))).max()
+            < SCORE_ERROR + 6 * SCORE_NOISE
+        )
         assert scores.argmax() == index
 
 
@@ -68,14 +82,19 @@ def test_two_questions_and_two_choices_look_alike(questioner):
     choices = [questioner.choice(0), questioner.choice(199)]
     assert len({tuple(map(len, parts)) for parts in [*questions, *choices]}) == 1
     for first, second in (questions, choices):
-        # Beyond SEAL's head the bytes are compressed pseudo-random numbers: as different between two questions as between
-        # two encryptions of the same one.
-        other, again = (np.frombuffer(parts[0][200:30000], np.uint8) for parts in (second, questioner.question(ROWS[0])))
+        # Beyond SEAL's head the bytes are compressed pseudo-random numbers: as different between
+        # two questions as between two encryptions of the same one.
+        other, again = (
+            np.frombuffer(parts[0][200:30000], np.uint8)
+            for parts in (second, questioner.question(ROWS[0]))
+        )
         mine = np.frombuffer(first[0][200:30000], np.uint8)
         assert abs((mine == other).mean() - (mine == again).mean()) < 0.01
 
 
-def test_what_the_keeper_receives_holds_no_secret_key_and_does_not_open_an_answer(keeper, questioner, keys):
+def test_what_the_keeper_receives_holds_no_secret_key_and_does_not_open_an_answer(
+    keeper, questioner, keys
+):
     import tenseal.sealapi as seal
 
     received = [*keys, *questioner.question(ROWS[3]), *questioner.choice(3)]
@@ -97,8 +116,12 @@ def test_what_the_keeper_receives_holds_no_secret_key_and_does_not_open_an_answe
     gc.collect()
 
 
-def test_flipped_bits_never_end_the_keeper_and_the_next_question_is_answered(keeper, questioner, keys):
-    """Hostile bytes go straight to the worker here: the signature that stops them in life is left out."""
+def test_flipped_bits_never_end_the_keeper_and_the_next_question_is_answered(
+    keeper, questioner, keys
+):
+    """Hostile bytes go straight to the worker here: the signature that stops them in life is
+    left out.
+    """
     good = questioner.question(ROWS[5])[0]
     places = np.random.default_rng(0).integers(0, 31_000 * 8, 30)
     refused = 0
@@ -150,11 +173,16 @@ def test_a_passage_that_was_not_decrypted_right_is_refused_by_its_checksum():
 
 
 def recovered(keeper, rows, questions):
-    """Least-squares estimate of the keeper's embeddings from the scores of `questions`; relative error."""
+    """Least-squares estimate of the keeper's embeddings from the scores of `questions`; relative
+    error.
+    """
     asker = Questioner(keeper.shape)
     try:
         keys = asker.keys()
-        answers = np.stack([asker.scores(keeper.score(keys, asker.question(question))) for question in questions], axis=1)
+        answers = np.stack(
+            [asker.scores(keeper.score(keys, asker.question(question))) for question in questions],
+            axis=1,
+        )
     finally:
         asker.close()
         keeper.close()
@@ -167,8 +195,10 @@ def test_as_many_bare_answers_as_dimensions_give_the_embeddings_away_and_the_bud
     rows = unit_rows(40, dimension, seed=9)
     texts = [b"x"] * 40
     questions = unit_rows(dimension, dimension, seed=10)
-    assert recovered(Keeper(rows, texts, noisy=False), rows, questions) < 0.02  # the unprotected arm: all of it
+    # the unprotected arm: all of it
+    assert recovered(Keeper(rows, texts, noisy=False), rows, questions) < 0.02
     allowed = Shape(dimension=dimension, passages=40).largest_budget
     assert allowed < dimension / 2
-    # Of isotropic embeddings a budget below half the dimension leaves more than half of the energy unseen.
+    # Of isotropic embeddings a budget below half the dimension leaves more than half of the energy
+    # unseen.
     assert recovered(Keeper(rows, texts), rows, questions[:allowed]) > 0.6

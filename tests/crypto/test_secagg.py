@@ -23,15 +23,20 @@ def test_the_sum_is_exact(n: int) -> None:
     assert result.tokens == sum(cohort.tokens.values()) and result.survivors == tuple(cohort.names)
 
 
-@pytest.mark.parametrize(("bits", "length"), [(1, 1), (4, 100), (8, 1000), (12, 7), (16, 65), (24, 9)])
-def test_the_sum_is_exact_for_every_width_even_of_the_largest_values(bits: int, length: int) -> None:
+@pytest.mark.parametrize(
+    ("bits", "length"), [(1, 1), (4, 100), (8, 1000), (12, 7), (16, 65), (24, 9)]
+)
+def test_the_sum_is_exact_for_every_width_even_of_the_largest_values(
+    bits: int, length: int
+) -> None:
     cohort = Cohort(4, bits=bits, length=length)
     cohort.values = {name: np.full(length, 2**bits - 1, np.uint32) for name in cohort.names}
     assert np.array_equal(Round(cohort).play().result.total, np.full(length, 4 * (2**bits - 1)))
 
 
 @pytest.mark.parametrize(
-    ("n", "stage"), [(5, 0), (5, 1), (5, 2), (5, 3), (5, 4), (20, 0), (20, 1), (20, 2), (20, 4), (34, 1), (34, 2)]
+    ("n", "stage"),
+    [(5, 0), (5, 1), (5, 2), (5, 3), (5, 4), (20, 0), (20, 1), (20, 2), (20, 4), (34, 1), (34, 2)],
 )
 def test_up_to_the_threshold_drop_outs_at_any_stage_leave_an_exact_sum(n: int, stage: int) -> None:
     cohort = Cohort(n)
@@ -39,7 +44,9 @@ def test_up_to_the_threshold_drop_outs_at_any_stage_leave_an_exact_sum(n: int, s
     result = Round(cohort).play({stage: gone}).result
     alive = [name for name in cohort.names if name not in gone] if stage <= 2 else cohort.names
     assert result.survivors == tuple(alive)
-    assert np.array_equal(result.total, cohort.sum(alive)) and result.tokens == sum(cohort.tokens[name] for name in alive)
+    assert np.array_equal(result.total, cohort.sum(alive)) and result.tokens == sum(
+        cohort.tokens[name] for name in alive
+    )
 
 
 def test_another_ring_sums_exactly_through_the_same_stages() -> None:
@@ -52,7 +59,9 @@ def test_another_ring_sums_exactly_through_the_same_stages() -> None:
 
 def test_signers_need_the_threshold_and_survivors_the_cohort() -> None:
     cohort = Cohort(6, threshold=4, min_cohort=6)
-    assert np.array_equal(Round(cohort).play({3: cohort.names[:2]}).result.total, cohort.sum(cohort.names))
+    assert np.array_equal(
+        Round(cohort).play({3: cohort.names[:2]}).result.total, cohort.sum(cohort.names)
+    )
 
 
 def test_one_drop_out_in_each_stage_leaves_an_exact_sum() -> None:
@@ -64,16 +73,22 @@ def test_one_drop_out_in_each_stage_leaves_an_exact_sum() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(3, 9), st.data())
-def test_any_pattern_of_drop_outs_gives_the_exact_sum_or_nothing(n: int, data: st.DataObject) -> None:
+def test_any_pattern_of_drop_outs_gives_the_exact_sum_or_nothing(
+    n: int, data: st.DataObject
+) -> None:
     cohort = Cohort(n, length=5)
-    silent = {stage: data.draw(st.sets(st.sampled_from(cohort.names), max_size=2)) for stage in range(5)}
+    silent = {
+        stage: data.draw(st.sets(st.sampled_from(cohort.names), max_size=2)) for stage in range(5)
+    }
     alive = [set(cohort.names)]
     for stage in range(5):
         alive.append(alive[-1] - silent[stage])
     game = Round(cohort)
     if all(len(left) >= game.config.needed for left in alive):
         result = game.play(silent).result
-        assert result.survivors == tuple(sorted(alive[3])) and np.array_equal(result.total, cohort.sum(alive[3]))
+        assert result.survivors == tuple(sorted(alive[3])) and np.array_equal(
+            result.total, cohort.sum(alive[3])
+        )
     else:
         with pytest.raises(ThresholdError):
             game.play(silent)
@@ -109,7 +124,8 @@ def test_members_refuse_a_short_list_even_if_the_coordinator_does_not() -> None:
     short = game.server.__class__._send_keys
     game.server._session.config.__dict__["threshold"] = 3  # the coordinator forgets its own floor
     message = short(game.server)[cohort.names[0]]
-    game.clients[cohort.names[0]]._session.config.__dict__["threshold"] = 5  # same object in this test: put it back
+    # same object in this test: put it back
+    game.clients[cohort.names[0]]._session.config.__dict__["threshold"] = 5
     with pytest.raises(ThresholdError, match="4 members sent keys, need 5"):
         game.clients[cohort.names[0]].share(message)
 
@@ -147,9 +163,13 @@ def test_without_a_token_floor_nothing_is_said_about_tokens() -> None:
 def test_claims_never_promise_more_tokens_than_there_are(counts: list[int], floor: int) -> None:
     session = Round(Cohort(len(counts), length=1), min_tokens=floor).session
     claims = [session.claim(count) for count in counts]
-    assert all(claim * session.claim_step <= count and claim <= 15 for claim, count in zip(claims, counts, strict=True))
+    assert all(
+        claim * session.claim_step <= count and claim <= 15
+        for claim, count in zip(claims, counts, strict=True)
+    )
     fair = -(-floor // session.config.min_cohort)
-    if all(count >= 1.25 * fair + 4 for count in counts):  # members with a little more than their share always suffice
+    # members with a little more than their share always suffice
+    if all(count >= 1.25 * fair + 4 for count in counts):
         assert sum(claims) * session.claim_step >= floor
 
 
@@ -186,7 +206,11 @@ def test_wrong_values_are_our_own_mistake_and_change_nothing() -> None:
     game = Round(cohort).play(stages=2)
     client, boxes = game.clients["node-000"], game.brought[2]["node-000"]
     before = frozen(client)
-    for values, tokens in ((np.full(4, 256, np.uint32), 1), (np.zeros(5, np.uint32), 1), (np.zeros(4, np.uint32), 2**32)):
+    for values, tokens in (
+        (np.full(4, 256, np.uint32), 1),
+        (np.zeros(5, np.uint32), 1),
+        (np.zeros(4, np.uint32), 2**32),
+    ):
         with pytest.raises(ValueError):
             client.mask(boxes, values, tokens)
     assert frozen(client) == before
@@ -195,12 +219,22 @@ def test_wrong_values_are_our_own_mistake_and_change_nothing() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"threshold": 2}, {"threshold": 6}, {"min_cohort": 2}, {"min_cohort": 6}, {"federation": b"short"}, {"round": -1},
-        {"min_tokens": -1}, {"corrupt_percent": 50}, {"bits": 31}, {"length": 0},
+        {"threshold": 2},
+        {"threshold": 6},
+        {"min_cohort": 2},
+        {"min_cohort": 6},
+        {"federation": b"short"},
+        {"round": -1},
+        {"min_tokens": -1},
+        {"corrupt_percent": 50},
+        {"bits": 31},
+        {"length": 0},
     ],
-)  # fmt: skip
+)
 def test_floors_that_protect_nobody_are_refused(change: dict[str, Any]) -> None:
-    fields: dict[str, Any] = {"round_" if key == "round" else key: value for key, value in change.items()}
+    fields: dict[str, Any] = {
+        "round_" if key == "round" else key: value for key, value in change.items()
+    }
     with pytest.raises(ConfigError):
         Round(Cohort(5), **fields)
 
@@ -212,7 +246,10 @@ def test_a_sparse_graph_needs_a_threshold_that_bears_its_accomplices() -> None:
 
 def test_an_identity_that_the_roster_does_not_list_cannot_take_part() -> None:
     cohort = Cohort(3)
-    for name, identity in (("node-000", Identity.generate()), ("stranger", cohort.identities["node-000"])):
+    for name, identity in (
+        ("node-000", Identity.generate()),
+        ("stranger", cohort.identities["node-000"]),
+    ):
         with pytest.raises(ConfigError):
             SecAggClient(cohort.config(), name, identity)
 
@@ -222,9 +259,17 @@ def test_everything_that_members_must_agree_on_is_in_the_session() -> None:
     base: dict[str, Any] = {"min_tokens": 10, "corrupt_percent": 9, "drop_percent": 9}
     plain = Round(cohort, **base).session.id
     changes: list[dict[str, Any]] = [
-        {"threshold": 5}, {"min_cohort": 4}, {"min_tokens": 11}, {"length": 17}, {"bits": 9}, {"corrupt_percent": 8},
-        {"drop_percent": 8}, {"round_": 2}, {"attempt": 1}, {"federation": bytes(32)},
-    ]  # fmt: skip
+        {"threshold": 5},
+        {"min_cohort": 4},
+        {"min_tokens": 11},
+        {"length": 17},
+        {"bits": 9},
+        {"corrupt_percent": 8},
+        {"drop_percent": 8},
+        {"round_": 2},
+        {"attempt": 1},
+        {"federation": bytes(32)},
+    ]
     ids = {Round(cohort, **{**base, **change}).session.id for change in changes}
     assert len(ids) == len(changes) and plain not in ids
     assert Round(Cohort(5), **base).session.id != plain  # other keys under the same names
@@ -270,12 +315,16 @@ def lying(game: Round, *names: str) -> None:
     for at, name in enumerate(names):
         liar = game.clients[name]
         liar._held = {
-            peer: bytes([share[0] ^ 1]) + share[1:] if at else share[:1] + bytes([share[1] ^ 1]) + share[2:]
+            peer: bytes([share[0] ^ 1]) + share[1:]
+            if at
+            else share[:1] + bytes([share[1] ^ 1]) + share[2:]
             for peer, share in liar._held.items()
         }
 
 
-def test_a_member_that_hands_back_wrong_shares_is_not_believed_and_stops_what_needs_its_share() -> None:
+def test_a_member_that_hands_back_wrong_shares_is_not_believed_and_stops_what_needs_its_share() -> (
+    None
+):
     cohort = Cohort(4, threshold=4)
     game = Round(cohort).play(stages=4)
     lying(game, "node-002")
@@ -286,7 +335,9 @@ def test_a_member_that_hands_back_wrong_shares_is_not_believed_and_stops_what_ne
 
 
 @pytest.mark.parametrize("liars", [("node-000",), ("node-001", "node-004")])
-def test_wrong_shares_are_found_and_left_out_where_enough_right_ones_came(liars: tuple[str, ...]) -> None:
+def test_wrong_shares_are_found_and_left_out_where_enough_right_ones_came(
+    liars: tuple[str, ...],
+) -> None:
     cohort = Cohort(8, threshold=5)
     game = Round(cohort).play({2: ("node-007",)}, stages=4)  # its key is rebuilt, the others' seeds
     lying(game, *liars)
@@ -298,13 +349,19 @@ def test_wrong_shares_are_found_and_left_out_where_enough_right_ones_came(liars:
 def test_a_sparse_round_masks_with_fewer_than_everybody() -> None:
     game = Round(Cohort(40)).play(stages=2)
     assert game.server._plan.degree < 39
-    assert all(len(parcel.boxes) == game.server._plan.degree for parcel in game.server._parcels.values())
+    assert all(
+        len(parcel.boxes) == game.server._plan.degree for parcel in game.server._parcels.values()
+    )
 
 
 def test_a_message_has_its_version_and_kind_checked() -> None:
     cohort = Cohort(3)
     game = Round(cohort)
     message = game.ask("node-000")
-    for bad in (b"XX" + message[2:], message[:4] + b"\x01" + message[5:], frame(Kind.SHARES, game.session.id) + message[38:]):
+    for bad in (
+        b"XX" + message[2:],
+        message[:4] + b"\x01" + message[5:],
+        frame(Kind.SHARES, game.session.id) + message[38:],
+    ):
         with pytest.raises(ProtocolError):
             game.server.receive("node-000", bad)

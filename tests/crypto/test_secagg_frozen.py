@@ -1,4 +1,6 @@
-"""A member of secure aggregation that is put into bytes between its stages, and taken out again, goes on as it was."""
+"""A member of secure aggregation that is put into bytes between its stages, and taken out again,
+goes on as it was.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,7 +22,15 @@ VALUES = {name: np.arange(8, dtype=np.uint64) + place for place, name in enumera
 
 def agreed(**changed: object) -> SecAggConfig:
     members = {name: key.public for name, key in KEYS.items()}
-    fields = {"federation": b"f" * 32, "round": 1, "attempt": 1, "threshold": 3, "min_cohort": 3, "length": 8, "bits": 8}
+    fields = {
+        "federation": b"f" * 32,
+        "round": 1,
+        "attempt": 1,
+        "threshold": 3,
+        "min_cohort": 3,
+        "length": 8,
+        "bits": 8,
+    }
     return SecAggConfig(members=members, **{**fields, **changed})  # type: ignore[arg-type]
 
 
@@ -32,7 +42,7 @@ def again(client: SecAggClient, name: str, ledger: Ledger) -> SecAggClient:
     return thaw(freeze(client), name, KEYS[name], ring_of=ring_of, ledger=ledger)
 
 
-def test_a_sum_over_members_that_were_frozen_before_every_stage_is_right_also_when_one_drops_out() -> None:
+def test_a_sum_of_members_frozen_before_every_stage_is_right_also_when_one_drops_out() -> None:
     config = agreed(floors=(Floor(frozenset(NAMES[:3]), 3),))
     ledgers = {name: Ledger() for name in NAMES}
     clients = {name: SecAggClient(config, name, KEYS[name], ledger=ledgers[name]) for name in NAMES}
@@ -61,7 +71,8 @@ def test_a_sum_over_members_that_were_frozen_before_every_stage_is_right_also_wh
     with pytest.raises(ProtocolError, match="over"):
         freeze(clients["ann"])
     older = thaw(copy, "ann", KEYS["ann"], ring_of=ring_of, ledger=ledgers["ann"])
-    with pytest.raises(ProtocolError, match="opened"):  # the ledger, not the bytes, says what was revealed
+    # the ledger, not the bytes, says what was revealed
+    with pytest.raises(ProtocolError, match="opened"):
         older.unmask(opening)
 
 
@@ -73,12 +84,29 @@ def test_what_was_frozen_is_taken_up_by_its_own_member_in_its_own_session_alone(
     with pytest.raises(ProtocolError, match="another"):
         thaw(kept, "ann", KEYS["ben"], ring_of=ring_of, ledger=Ledger())
     with pytest.raises(ProtocolError, match="another"):
-        thaw(kept.replace(b'"attempt":1', b'"attempt":2'), "ann", KEYS["ann"], ring_of=ring_of, ledger=Ledger())
+        thaw(
+            kept.replace(b'"attempt":1', b'"attempt":2'),
+            "ann",
+            KEYS["ann"],
+            ring_of=ring_of,
+            ledger=Ledger(),
+        )
     with pytest.raises(ProtocolError, match="another"):
-        thaw(kept, "ann", KEYS["ann"], ring_of=lambda config: BitRing(length=8, bits=8, parties=5), ledger=Ledger())
+        thaw(
+            kept,
+            "ann",
+            KEYS["ann"],
+            ring_of=lambda config: BitRing(length=8, bits=8, parties=5),
+            ledger=Ledger(),
+        )
 
 
 def test_every_part_of_a_configuration_is_kept() -> None:
-    config = agreed(min_tokens=7, corrupt_percent=5, drop_percent=6, floors=(Floor(frozenset({"ann", "ben"}), 2),))
+    config = agreed(
+        min_tokens=7,
+        corrupt_percent=5,
+        drop_percent=6,
+        floors=(Floor(frozenset({"ann", "ben"}), 2),),
+    )
     assert set(spell_config(config)) == {field.name for field in dataclasses.fields(SecAggConfig)}
     assert read_config(spell_config(config)) == config

@@ -1,4 +1,5 @@
-"""Ten thousand broken messages at every stage, of either side: typed refusal, no crash, nothing changed.
+"""Ten thousand broken messages at every stage, of either side: typed refusal, no crash, nothing
+changed.
 
 Three hundred by default, all of them with QUIETCHOIR_FUZZ=full.
 """
@@ -16,13 +17,19 @@ from quietchoir.tests.fakes_secagg import Cohort, Round, frozen
 
 CASES = 10_000 if os.environ.get("QUIETCHOIR_FUZZ") == "full" else 300  # at each stage
 REFUSALS = (ProtocolError, AuthenticationError, ThresholdError)
-TARGETS = [("coordinator", stage) for stage in range(5)] + [("member", stage) for stage in range(1, 5)]
+TARGETS = [("coordinator", stage) for stage in range(5)] + [
+    ("member", stage) for stage in range(1, 5)
+]
 
 
 @st.composite
 def broken(draw: st.DrawFn, message: bytes, others: list[bytes]) -> bytes:
-    """Cut, grown, flipped, repeated, re-ordered, or another message altogether; never the message itself."""
-    how = draw(st.sampled_from(["cut", "grow", "flip", "repeat", "reorder", "splice", "other", "noise"]))
+    """Cut, grown, flipped, repeated, re-ordered, or another message altogether; never the
+    message itself.
+    """
+    how = draw(
+        st.sampled_from(["cut", "grow", "flip", "repeat", "reorder", "splice", "other", "noise"])
+    )
     at = draw(st.integers(0, len(message) - 1))
     to = draw(st.integers(at, len(message)))
     if how == "cut":
@@ -31,7 +38,9 @@ def broken(draw: st.DrawFn, message: bytes, others: list[bytes]) -> bytes:
         made = message[:at] + draw(st.binary(min_size=1, max_size=70)) + message[at:]
     elif how == "flip":
         bits = draw(st.sets(st.integers(0, 8 * len(message) - 1), min_size=1, max_size=6))
-        made = (int.from_bytes(message, "big") ^ sum(1 << bit for bit in bits)).to_bytes(len(message), "big")
+        made = (int.from_bytes(message, "big") ^ sum(1 << bit for bit in bits)).to_bytes(
+            len(message), "big"
+        )
     elif how == "repeat":
         made = message[:to] + message[at:]
     elif how == "reorder":
@@ -56,13 +65,19 @@ def test_a_broken_message_is_refused_and_changes_nothing(side: str, stage: int) 
     if side == "coordinator":
         target: object = game.server
         message = game.ask(name)
-        others = [answers[name] for answers in whole.sent] + [answers[cohort.names[0]] for answers in game.sent]
+        others = [answers[name] for answers in whole.sent] + [
+            answers[cohort.names[0]] for answers in game.sent
+        ]
     else:
         target, message = game.clients[name], game.brought[stage][name]
-        others = [given[name] for given in whole.brought[1:5]] + [given[cohort.names[0]] for given in game.brought[1:stage]]
+        others = [given[name] for given in whole.brought[1:5]] + [
+            given[cohort.names[0]] for given in game.brought[1:stage]
+        ]
     before = frozen(target)
 
-    @settings(max_examples=CASES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=CASES, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
     @given(broken(message, others))
     def refuse(data: bytes) -> None:
         with pytest.raises(REFUSALS):
@@ -81,4 +96,5 @@ def test_a_broken_message_is_refused_and_changes_nothing(side: str, stage: int) 
                 game.server.receive(other, game.ask(other, stage=stage))
         game.brought.append(game.server.advance())
     game.play()
-    assert np.array_equal(game.result.total, cohort.sum(cohort.names))  # and the true message still works
+    # and the true message still works
+    assert np.array_equal(game.result.total, cohort.sum(cohort.names))

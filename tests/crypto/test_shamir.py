@@ -23,7 +23,9 @@ def test_the_field_is_a_prime_field_that_holds_every_32_byte_secret() -> None:
 
 @settings(deadline=None)
 @given(st.binary(min_size=32, max_size=32), st.integers(1, 9), st.integers(0, 5), st.randoms())
-def test_any_threshold_of_shares_rebuild_the_secret(secret: bytes, threshold: int, more: int, random: Random) -> None:
+def test_any_threshold_of_shares_rebuild_the_secret(
+    secret: bytes, threshold: int, more: int, random: Random
+) -> None:
     points = random.sample(range(1, 1000), threshold + more)
     shares = dict(zip(points, split(secret, threshold, points), strict=True))
     chosen = random.sample(points, threshold)
@@ -37,12 +39,17 @@ def test_the_smallest_and_largest_secret_survive(secret: bytes) -> None:
 
 
 def test_one_share_less_fits_every_secret() -> None:
-    """With t - 1 shares there is, for any secret at all, a polynomial that gives exactly these shares."""
+    """With t - 1 shares there is, for any secret at all, a polynomial that gives exactly these
+    shares.
+    """
     points = [1, 2, 3, 4]
     shares = split(secrets.token_bytes(32), 4, points)[:3]
     for claimed in (bytes(32), secrets.token_bytes(32)):
         at_zero = weights([*points[:3], 99])
-        known = sum(int.from_bytes(share, "big") * weight for share, weight in zip(shares, at_zero, strict=False))
+        known = sum(
+            int.from_bytes(share, "big") * weight
+            for share, weight in zip(shares, at_zero, strict=False)
+        )
         fourth = (int.from_bytes(claimed, "big") - known) * pow(at_zero[3], -1, PRIME) % PRIME
         assert join([*shares, fourth.to_bytes(33, "big")], at_zero) == claimed
 
@@ -53,7 +60,12 @@ def test_too_few_and_wrong_shares_are_refused() -> None:
         join(shares[:2], weights([1, 2, 3]))
     with pytest.raises(ProtocolError):
         join([(1 << 256).to_bytes(33, "big")], [1])
-    for wrong in ((b"short", 1, [1]), (b"s" * 32, 3, [1, 2]), (b"s" * 32, 1, [1, 1]), (b"s" * 32, 1, [0, 1])):
+    for wrong in (
+        (b"short", 1, [1]),
+        (b"s" * 32, 3, [1, 2]),
+        (b"s" * 32, 1, [1, 1]),
+        (b"s" * 32, 1, [0, 1]),
+    ):
         with pytest.raises(ValueError):
             split(*wrong)
     with pytest.raises(ValueError):

@@ -34,49 +34,70 @@ def test_the_inner_product_is_that_of_pythons_numbers(length: int) -> None:
 
 def test_the_primes_are_primes_and_the_largest_below_two_to_the_32() -> None:
     def prime(n: int) -> bool:
-        return all(pow(a, n - 1, n) == 1 for a in (2, 3, 5, 7, 11)) and all(n % d for d in range(3, 1 << 16, 2))
+        return all(pow(a, n - 1, n) == 1 for a in (2, 3, 5, 7, 11)) and all(
+            n % d for d in range(3, 1 << 16, 2)
+        )
 
     found = [n for n in range(2**32 - 1, 2**32 - 70, -2) if prime(n)]
     assert tuple(found) == tag.PRIMES
 
 
 @settings(max_examples=40, deadline=None)
-@given(parties=st.integers(3, 32), bits=st.integers(2, 16), length=st.integers(1, 50), seed=st.integers(0, 1 << 30))
+@given(
+    parties=st.integers(3, 32),
+    bits=st.integers(2, 16),
+    length=st.integers(1, 50),
+    seed=st.integers(0, 1 << 30),
+)
 def test_tags_add_up_to_the_tag_of_the_sum(parties: int, bits: int, length: int, seed: int) -> None:
     values = np.random.default_rng(seed).integers(0, 1 << bits, (parties, length))
     names = [f"node-{number}" for number in range(parties)]
-    spelled = [tag.spell(tag.make(KEY, row, name), bits) for row, name in zip(values, names, strict=True)]
+    spelled = [
+        tag.spell(tag.make(KEY, row, name), bits) for row, name in zip(values, names, strict=True)
+    ]
     digits = np.sum(spelled, axis=0).astype(np.int64)
     check, total = SumCheck(KEY, tuple(names)), values.sum(axis=0)
     assert len(digits) == tag.width(bits) and check.fits(total, tag.read(digits, bits))
 
 
 @pytest.mark.parametrize("silent", [{}, {2: ["node-001"]}, {1: ["node-000"]}, {3: ["node-002"]}])
-def test_every_survivor_finds_that_the_opened_sum_fits_and_no_other(silent: dict[int, list[str]]) -> None:
+def test_every_survivor_finds_that_the_opened_sum_fits_and_no_other(
+    silent: dict[int, list[str]],
+) -> None:
     cohort = Cohort(6, threshold=4)
     game = Round(cohort, tagged=cohort.config().length - 2).play(silent)
     gone = {name for names in silent.values() for name in names}
     result, tagged = game.result, game.config.tagged
-    assert np.array_equal(result.total, cohort.sum(result.survivors)) and len(result.total) == game.config.length
+    assert (
+        np.array_equal(result.total, cohort.sum(result.survivors))
+        and len(result.total) == game.config.length
+    )
     for name in set(cohort.names) - gone:
         check = game.clients[name].check
-        assert check.survivors == result.survivors and check.fits(result.total[:tagged], result.tags)
+        assert check.survivors == result.survivors and check.fits(
+            result.total[:tagged], result.tags
+        )
         for at in (0, tagged - 1):
             other = result.total[:tagged].copy()
             other[at] ^= 1
             assert not check.fits(other, result.tags)
         assert not check.fits(result.total[:tagged], (result.tags[0] ^ 1, *result.tags[1:]))
-        assert not dataclasses.replace(check, survivors=check.survivors[1:]).fits(result.total[:tagged], result.tags)
+        assert not dataclasses.replace(check, survivors=check.survivors[1:]).fits(
+            result.total[:tagged], result.tags
+        )
 
 
 def test_what_the_coordinator_sees_of_tags_is_uniform_and_says_nothing_of_the_key() -> None:
-    """The same values in two attempts have tags that share nothing; without pads they would differ by the key alone."""
+    """The same values in two attempts have tags that share nothing; without pads they would
+    differ by the key alone.
+    """
     cohort = Cohort(4)
     tags = [Round(cohort, attempt=at, tagged=5).play().result.tags for at in range(2)]
     assert all(one != other for one, other in zip(*tags, strict=True))
     single = [tag.make(KEY, np.zeros(5, np.int64), f"node-{number}") for number in range(200)]
     spread = np.array(single, np.float64) / 2**32
-    assert abs(spread.mean() - 0.5) < 0.06 and np.unique(spread).size == 600  # zeros too: the pad hides them
+    # zeros too: the pad hides them
+    assert abs(spread.mean() - 0.5) < 0.06 and np.unique(spread).size == 600
 
 
 @pytest.mark.parametrize("change", [{"tagged": 99}, {"tagged": -1}])

@@ -7,10 +7,25 @@ import secrets
 import numpy as np
 import pytest
 
-from quietchoir.core.errors import AuthenticationError, BudgetError, ConfigError, ProtocolError, ThresholdError
+from quietchoir.core.errors import (
+    AuthenticationError,
+    BudgetError,
+    ConfigError,
+    ProtocolError,
+    ThresholdError,
+)
 from quietchoir.crypto.keys import Identity
 from quietchoir.crypto.parameters import JOINT
-from quietchoir.crypto.threshold import REHEARSAL, Gathering, Holder, JointPacking, Plan, Reader, request, residues
+from quietchoir.crypto.threshold import (
+    REHEARSAL,
+    Gathering,
+    Holder,
+    JointPacking,
+    Plan,
+    Reader,
+    request,
+    residues,
+)
 from quietchoir.crypto.threshold.lattice import LIMBS, lattice
 from quietchoir.crypto.threshold.plan import PLAIN_MODULUS, PRIMES, Q
 from quietchoir.tests.fakes_threshold import Circle, ciphertext, integers
@@ -53,13 +68,17 @@ def test_a_responder_that_vanishes_is_replaced_and_the_sum_is_the_same(nine):
 
 
 def test_masks_inside_the_plaintext_cancel_in_the_opened_sum(five):
-    """As in sealed mode: a single contribution would open to chance; a dropped member's masks are taken off afterwards."""
+    """As in sealed mode: a single contribution would open to chance; a dropped member's masks
+    are taken off afterwards.
+    """
     pair = {frozenset(two): secrets.token_bytes(32) for two in ((0, 1), (0, 2), (1, 2))}
     slots = {}
     for me in range(3):
         slots[five.names[me]] = five.plan.packing.pack(five.values[five.names[me]])
         for other in {0, 1, 2} - {me}:
-            masked = five.plan.packing.mask(slots[five.names[me]], pair[frozenset((me, other))], subtract=me > other)
+            masked = five.plan.packing.mask(
+                slots[five.names[me]], pair[frozenset((me, other))], subtract=me > other
+            )
             slots[five.names[me]] = masked
     total = five.opened(five.gather(20, five.names[:3], slots), five.names[:3])
     assert (five.plan.packing.unpack(total) == five.sum(five.names[:3])).all()
@@ -75,20 +94,28 @@ def test_the_largest_values_of_a_full_cohort_do_not_wrap():
     circle = Circle(3, 2, length=8192, bits=57)
     top = np.full(8192, (1 << 57) - 1, np.uint64)
     slots = {name: circle.plan.packing.pack(top) for name in circle.names}
-    opened = circle.plan.packing.unpack(circle.opened(circle.gather(1, slots=slots), circle.names[1:]))
+    opened = circle.plan.packing.unpack(
+        circle.opened(circle.gather(1, slots=slots), circle.names[1:])
+    )
     assert (opened == 3 * ((1 << 57) - 1)).all()
 
 
 def test_measured_noise_stays_below_the_plans_bound_and_leaves_room_for_the_smudging(nine):
-    phase_of = ciphertext(nine, nine.gather(3, slots={name: np.zeros((1, 8192), np.uint64) for name in nine.names}))
-    bare = residues.add(phase_of[0], lattice().multiply(phase_of[1:], nine.secret_of(nine.names[:5]))[0])
+    phase_of = ciphertext(
+        nine, nine.gather(3, slots={name: np.zeros((1, 8192), np.uint64) for name in nine.names})
+    )
+    bare = residues.add(
+        phase_of[0], lattice().multiply(phase_of[1:], nine.secret_of(nine.names[:5]))[0]
+    )
     assert 0 < max(map(abs, integers(bare))) <= nine.plan.noise
     for n, threshold in ((2, 2), (9, 5), (32, 22), (128, 86)):
         members = {str(number): Identity.generate().public for number in range(n)}
         plan = Plan(**{**nine.fields, "members": members, "threshold": threshold})
         wide = 1 << plan.smudging_bits
-        assert threshold * wide + plan.noise <= Q // (8 * PLAIN_MODULUS)  # what is opened decodes, always
-        assert n * plan.openings * JOINT.degree * plan.noise << 40 <= 2 * wide  # distance 2^-40 over all openings
+        # what is opened decodes, always
+        assert threshold * wide + plan.noise <= Q // (8 * PLAIN_MODULUS)
+        # distance 2^-40 over all openings
+        assert n * plan.openings * JOINT.degree * plan.noise << 40 <= 2 * wide
         assert plan.openings >= 1 << 20 and wide > plan.noise << 60
     worst = residues.add(bare, nine_times(nine.plan))
     assert lattice().budget(bare) > 80 and lattice().budget(worst) >= 1
@@ -103,7 +130,11 @@ def nine_times(plan):
 @pytest.mark.parametrize("bits", [1, 8, 15, 96])
 def test_smudging_is_uniform_over_its_whole_range_and_never_twice_the_same(bits):
     values = integers(residues.smudging(bits, LIMBS))
-    assert min(values) >= -(1 << bits) and max(values) < 1 << bits and len(set(values)) >= min(3, 2 << bits)
+    assert (
+        min(values) >= -(1 << bits)
+        and max(values) < 1 << bits
+        and len(set(values)) >= min(3, 2 << bits)
+    )
     counts = np.bincount([(value + (1 << bits)) * 4 >> (bits + 1) for value in values], minlength=4)
     assert ((counts - 2048) ** 2 / 2048).sum() < 30  # chi-square, 3 degrees: p about 10^-6
     assert integers(residues.smudging(96, LIMBS)) != integers(residues.smudging(96, LIMBS))
@@ -114,7 +145,9 @@ def test_shares_meet_in_the_secret_for_t_points_alone():
     shares = residues.split(secret, 3, [1, 2, 5, 9])
     for points, meets in (((1, 5, 9), True), ((1, 2, 5, 9), True), ((2, 9), False)):
         at = {1: 0, 2: 1, 5: 2, 9: 3}
-        parts = [residues.product(shares[at[p]], residues.weights(points, p, LIMBS)) for p in points]
+        parts = [
+            residues.product(shares[at[p]], residues.weights(points, p, LIMBS)) for p in points
+        ]
         total = parts[0]
         for part in parts[1:]:
             total = residues.add(total, part)
@@ -202,7 +235,9 @@ def test_a_reader_refuses_wrong_repeated_and_foreign_parts_and_stays_as_it_was(f
 
 def test_a_wrong_part_with_a_true_signature_is_noticed_and_others_can_open_instead(five):
     gathering, responders = five.gather(50), five.names[:3]
-    wrong = dataclasses.replace(five.holdings[responders[0]], shares=(residues.random(bytes(32), LIMBS),) * 5)
+    wrong = dataclasses.replace(
+        five.holdings[responders[0]], shares=(residues.random(bytes(32), LIMBS),) * 5
+    )
     reading, asked = five.reader(gathering, responders), gathering.request(responders)
     reading.receive(responders[0], Holder(wrong, five.identities[responders[0]]).respond(asked))
     for name in responders[1:]:
@@ -221,7 +256,8 @@ def test_a_gathering_takes_one_signed_contribution_of_each_member_and_asks_exact
         (five.names[0], part[:-1], ProtocolError),
         (five.names[0], bytes(flipped), AuthenticationError),
         (five.names[1], part, AuthenticationError),
-        (five.names[0], five.contribute(five.names[0], 61), AuthenticationError),  # of another round
+        # of another round
+        (five.names[0], five.contribute(five.names[0], 61), AuthenticationError),
     ):
         with pytest.raises(error):
             gathering.receive(name, message)
@@ -234,7 +270,12 @@ def test_a_gathering_takes_one_signed_contribution_of_each_member_and_asks_exact
     with pytest.raises(ThresholdError, match="1 contributions"):
         gathering.request(five.names[:3])
     gathering.receive(five.names[1], five.contribute(five.names[1], 60))
-    for responders in (five.names[:2], five.names[:4], [five.names[0]] * 3, [*five.names[:3], five.names[0]]):
+    for responders in (
+        five.names[:2],
+        five.names[:4],
+        [five.names[0]] * 3,
+        [*five.names[:3], five.names[0]],
+    ):
         with pytest.raises(ThresholdError, match=r"exactly 3|different"):
             gathering.request(responders)
     with pytest.raises(ValueError, match="below t"):
@@ -262,7 +303,8 @@ def test_a_round_is_encrypted_for_once_because_twice_would_show_the_difference(f
     assert five.any.memory.encode() == before
     with pytest.raises(ValueError, match="rehearsal"):
         five.contribute(five.names[0], REHEARSAL)
-    a = residues.random(bytes(32), LIMBS)[None]  # the unprotected arm: what two under one polynomial tell
+    # the unprotected arm: what two under one polynomial tell
+    a = residues.random(bytes(32), LIMBS)[None]
     first = lattice().encrypt(five.any.secret, a, packed[:1])
     second = lattice().encrypt(five.any.secret, a, np.zeros((1, degree), np.uint64))
     assert (lattice().decode(residues.subtract(first, second)) == packed[:1]).all()
@@ -273,7 +315,9 @@ def test_a_rehearsal_opens_zeros_and_shows_shares_that_do_not_fit_their_part(nin
     nine.rehearse(nine.names[4:])
     other = Circle(3, 2)
     other.holders[other.names[0]] = Holder(
-        dataclasses.replace(other.any, shares=(residues.random(bytes(32), LIMBS), *other.any.shares[1:])),
+        dataclasses.replace(
+            other.any, shares=(residues.random(bytes(32), LIMBS), *other.any.shares[1:])
+        ),
         other.identities[other.names[0]],
     )
     with pytest.raises(ProtocolError, match="do not meet"):
@@ -297,12 +341,20 @@ def test_a_plan_that_makes_no_sense_cannot_be_made(five):
     ):
         with pytest.raises(ConfigError):
             _ = Plan(**{**five.fields, **change}).packing
-    sessions = {Plan(**{**five.fields, **change}).session for change in ({}, {"epoch": 2}, {"attempt": 1}, {"threshold": 4})}
+    sessions = {
+        Plan(**{**five.fields, **change}).session
+        for change in ({}, {"epoch": 2}, {"attempt": 1}, {"threshold": 4})
+    }
     assert len(sessions) == 4
 
 
 def test_no_secret_is_printed_or_pickled(five):
     text = repr(five.any)
-    assert "share" not in text and "secret" not in text and "pairs" not in text and five.any.readers.hex() not in text
+    assert (
+        "share" not in text
+        and "secret" not in text
+        and "pairs" not in text
+        and five.any.readers.hex() not in text
+    )
     with pytest.raises(TypeError, match="not pickled"):
         pickle.dumps(five.any)

@@ -17,7 +17,8 @@ def test_a_ceremony_needs_everybody_and_runs_in_order():
     cards = {name: each.commit() for name, each in ceremonies.items()}
     with pytest.raises(RuntimeError):
         me.commit()
-    old = {name: card for name, card in circle.cards.items() if name != circle.names[0]}  # of another attempt
+    # of another attempt
+    old = {name: card for name, card in circle.cards.items() if name != circle.names[0]}
     bent = bytes([cards[circle.names[1]][0] ^ 1]) + cards[circle.names[1]][1:]
     for bad, error in (
         (dict(list(cards.items())[:2]), ProtocolError),
@@ -35,21 +36,30 @@ def test_a_ceremony_needs_everybody_and_runs_in_order():
     mine = letters(me, openings)
     true = mine[circle.names[1]]
     size = len(true)
-    changed = [true[:at] + bytes([true[at] ^ 1]) + true[at + 1 :] for at in (5, 5000, size - 70, size - 1)]
-    theirs = letters(ceremonies[circle.names[2]], openings)[circle.names[1]]  # its box is for another
+    changed = [
+        true[:at] + bytes([true[at] ^ 1]) + true[at + 1 :] for at in (5, 5000, size - 70, size - 1)
+    ]
+    # its box is for another
+    theirs = letters(ceremonies[circle.names[2]], openings)[circle.names[1]]
     for wrong, refusal in (
         (dict(list(mine.items())[:2]), ProtocolError),
         ({**mine, circle.names[0]: true}, ProtocolError),
         ({**mine, circle.names[1]: true + b"\0"}, ProtocolError),
         *(({**mine, circle.names[1]: each}, AuthenticationError) for each in (*changed, theirs)),
-        ({**mine, circle.names[1]: letters(me, circle.openings)[circle.names[1]]}, AuthenticationError),
+        (
+            {**mine, circle.names[1]: letters(me, circle.openings)[circle.names[1]]},
+            AuthenticationError,
+        ),
     ):
         with pytest.raises(refusal):
             me.finish(wrong)
     with pytest.raises(ProtocolError, match="opening of 5 bytes"):
         letters(me, {circle.names[1]: b"short"})
     holdings = [each.finish(letters(each, openings)) for each in ceremonies.values()]
-    assert len({holding.key_id for holding in holdings}) == 1 and holdings[0].key_id != circle.any.key_id
+    assert (
+        len({holding.key_id for holding in holdings}) == 1
+        and holdings[0].key_id != circle.any.key_id
+    )
     assert len({holding.readers for holding in holdings}) == 1
     with pytest.raises(RuntimeError):
         me.finish(mine)
@@ -61,20 +71,33 @@ def test_a_ceremony_needs_everybody_and_runs_in_order():
 def test_changed_messages_are_refused_with_typed_errors_and_change_nothing(kind, fuzzed):
     circle, gathering, parts, ceremonies, openings = fuzzed
     rng, names = np.random.default_rng(len(kind)), circle.names
-    fresh, reading = Gathering(circle.plan, circle.any.key_id, 5), circle.reader(gathering, names[:2])
+    fresh, reading = (
+        Gathering(circle.plan, circle.any.key_id, 5),
+        circle.reader(gathering, names[:2]),
+    )
     if kind == "part":
         true, take = parts[names[0]], lambda message: reading.receive(names[0], message)
     elif kind == "contribution":
-        true, take = circle.contribute(names[0], 5), lambda message: fresh.receive(names[0], message)
+        true, take = (
+            circle.contribute(names[0], 5),
+            lambda message: fresh.receive(names[0], message),
+        )
     else:
-        true, take = openings[names[0]], lambda message: ceremonies[names[1]].finish({**openings, names[0]: message})
+        true, take = (
+            openings[names[0]],
+            lambda message: ceremonies[names[1]].finish({**openings, names[0]: message}),
+        )
     before = reading.missing, fresh.total, fresh.contributors
     for _ in range(40):
         bad = bytearray(true)
         for at in rng.integers(0, len(bad) if rng.integers(2) else 120, rng.integers(1, 4)):
             bad[at] ^= 1 << int(rng.integers(8))
         if rng.integers(4) == 0:
-            bad = bad[: rng.integers(len(bad))] if rng.integers(2) else bad + bytes(rng.integers(1, 90))
+            bad = (
+                bad[: rng.integers(len(bad))]
+                if rng.integers(2)
+                else bad + bytes(rng.integers(1, 90))
+            )
         if bytes(bad) != true:
             with pytest.raises((ProtocolError, AuthenticationError)):
                 take(bytes(bad))

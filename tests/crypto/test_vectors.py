@@ -26,12 +26,20 @@ def test_the_file_is_what_the_reference_makes() -> None:
 
 
 def test_the_reference_knows_the_published_vectors() -> None:
-    """FIPS 197 (C.3), RFC 7748 (5.2) and RFC 5869 (A.3), so that two wrong implementations cannot agree."""
+    """FIPS 197 (C.3), RFC 7748 (5.2) and RFC 5869 (A.3), so that two wrong implementations
+    cannot agree.
+    """
     block = bytes.fromhex("00112233445566778899aabbccddeeff")
-    assert reference.aes_block(reference.key_schedule(bytes(range(32))), block).hex() == "8ea2b7ca516745bfeafc49904b496089"
+    assert (
+        reference.aes_block(reference.key_schedule(bytes(range(32))), block).hex()
+        == "8ea2b7ca516745bfeafc49904b496089"
+    )
     scalar = bytes.fromhex("a546e36bf0527c9d3b16154b82465edd62144c0ac1fc5a18506a2244ba449ac4")
     point = bytes.fromhex("e6db6867583030db3594c1a424b15f7c726624ec26b3353b10a903a6d0ab1c4c")
-    assert reference.x25519(scalar, point).hex() == "c3da55379de9c6908e94ea4df28d084f32eccf03491c71f754b4075577a28552"
+    assert (
+        reference.x25519(scalar, point).hex()
+        == "c3da55379de9c6908e94ea4df28d084f32eccf03491c71f754b4075577a28552"
+    )
     assert (
         reference.hkdf(b"\x0b" * 22, b"", 42)
         .hex()
@@ -54,20 +62,29 @@ def test_shares_and_graph() -> None:
     assert shamir.join(shares, shamir.weights(points)).hex() == KNOWN["shamir"]["secret"]
     case = KNOWN["graph"]
     graph = Graph(range(case["parties"]), case["degree"], bytes.fromhex(case["seed"]))
-    assert {str(party): list(graph.neighbours(party)) for party in range(case["parties"])} == case["neighbours"]
+    assert {str(party): list(graph.neighbours(party)) for party in range(case["parties"])} == case[
+        "neighbours"
+    ]
 
 
 @pytest.mark.parametrize("case", KNOWN["uploads"], ids=lambda case: f"{case['bits']} bits")
 def test_a_masked_upload(case: dict[str, Any]) -> None:
     members = {name: PublicIdentity(bytes.fromhex(key)) for name, key in case["members"].items()}
-    agreed = {key: case[key] for key in ("round", "attempt", "threshold", "min_cohort", "min_tokens", "length", "bits")}
+    agreed = {
+        key: case[key]
+        for key in ("round", "attempt", "threshold", "min_cohort", "min_tokens", "length", "bits")
+    }
     federation, context = bytes.fromhex(case["federation"]), bytes.fromhex(case["context"])
-    session = Session(SecAggConfig(federation=federation, context=context, members=members, **agreed))
+    session = Session(
+        SecAggConfig(federation=federation, context=context, members=members, **agreed)
+    )
     assert session.id.hex() == case["session"]
     vectors = _Vectors(session, np.array(case["values"], np.uint32), case["tokens"])
     mask_self(vectors, session, bytes.fromhex(case["seed"]), subtract=False)
     for peer, public in case["peers"].items():
         own = Ephemeral(bytes.fromhex(case["mask_key"]))
-        mask_pair(vectors, session, own, session.numbers[case["me"]], int(peer), bytes.fromhex(public))
+        mask_pair(
+            vectors, session, own, session.numbers[case["me"]], int(peer), bytes.fromhex(public)
+        )
     assert vectors.close("values").hex() == case["masked"]
     assert vectors.close("tokens").hex() == case["masked_tokens"]

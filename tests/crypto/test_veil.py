@@ -8,7 +8,14 @@ from quietchoir.crypto.threshold import residues
 from quietchoir.crypto.threshold.lattice import LIMBS
 from quietchoir.crypto.threshold.plan import PRIMES, RESIDUE_BYTES
 from quietchoir.crypto.threshold.residues import Residues
-from quietchoir.crypto.threshold.veil import CHECK_BYTES, NONCE_BYTES, Veil, add_up, read_checks, write_checks
+from quietchoir.crypto.threshold.veil import (
+    CHECK_BYTES,
+    NONCE_BYTES,
+    Veil,
+    add_up,
+    read_checks,
+    write_checks,
+)
 from quietchoir.tests.fakes_threshold import looks_uniform
 
 ROWS = 2
@@ -31,13 +38,18 @@ def summed(covered: dict[int, bytes]) -> bytes:
     return add_up([covered[number] for number in NUMBERS], ROWS)
 
 
-def test_what_was_added_in_the_dark_opens_to_the_exact_sum(covered: dict[int, bytes], summed: bytes) -> None:
+def test_what_was_added_in_the_dark_opens_to_the_exact_sum(
+    covered: dict[int, bytes], summed: bytes
+) -> None:
     veil, expected = Veil(KEY, NAMED, ROWS), part(NUMBERS[0])
     for number in NUMBERS[1:]:
         expected = residues.add(expected, part(number))
     assert np.array_equal(veil.uncover_sum(NUMBERS, summed), expected)
-    assert all(np.array_equal(veil.uncover(number, covered[number]), part(number)) for number in NUMBERS)
-    assert len(summed) == len(covered[1]) + 2 * NONCE_BYTES  # one vector, whatever the number of parts
+    assert all(
+        np.array_equal(veil.uncover(number, covered[number]), part(number)) for number in NUMBERS
+    )
+    # one vector, whatever the number of parts
+    assert len(summed) == len(covered[1]) + 2 * NONCE_BYTES
     alone = add_up([covered[4]], ROWS)
     assert alone == covered[4] and np.array_equal(veil.uncover_sum((4,), alone), part(4))
 
@@ -45,11 +57,14 @@ def test_what_was_added_in_the_dark_opens_to_the_exact_sum(covered: dict[int, by
 def test_a_covered_part_looks_like_chance_and_is_never_the_same_twice() -> None:
     veil, nothing = Veil(KEY, NAMED, ROWS), np.zeros((ROWS, LIMBS, 8192), np.uint64)
     first, second = (
-        residues.from_bytes(veil.cover(nothing, 1)[NONCE_BYTES:-CHECK_BYTES], ROWS, LIMBS) for _ in range(2)
-    )  # fmt: skip
+        residues.from_bytes(veil.cover(nothing, 1)[NONCE_BYTES:-CHECK_BYTES], ROWS, LIMBS)
+        for _ in range(2)
+    )
     assert not looks_uniform(nothing[0])
     for row in range(ROWS):
-        assert looks_uniform(first[row]) and looks_uniform(residues.subtract(first[row], second[row]))
+        assert looks_uniform(first[row]) and looks_uniform(
+            residues.subtract(first[row], second[row])
+        )
     assert looks_uniform(residues.subtract(first[0], first[1]))
     other = residues.from_bytes(veil.cover(nothing, 2)[NONCE_BYTES:-CHECK_BYTES], ROWS, LIMBS)
     assert looks_uniform(residues.subtract(first[0], other[0]))
@@ -68,8 +83,14 @@ def test_every_change_of_the_sum_is_noticed(covered: dict[int, bytes], summed: b
         bumped(summed, head + (row * LIMBS + limb) * polynomial + 77 * RESIDUE_BYTES, PRIMES[limb])
         for row in range(ROWS) for limb in range(LIMBS)
     ]  # fmt: skip
-    wrong += [bumped(summed, len(summed) - CHECK_BYTES + at * RESIDUE_BYTES, PRIMES[at % LIMBS]) for at in range(2 * LIMBS)]
-    wrong += [bytes([summed[0] ^ 1]) + summed[1:], summed[NONCE_BYTES : 2 * NONCE_BYTES] + summed[:NONCE_BYTES] + summed[32:]]
+    wrong += [
+        bumped(summed, len(summed) - CHECK_BYTES + at * RESIDUE_BYTES, PRIMES[at % LIMBS])
+        for at in range(2 * LIMBS)
+    ]
+    wrong += [
+        bytes([summed[0] ^ 1]) + summed[1:],
+        summed[NONCE_BYTES : 2 * NONCE_BYTES] + summed[:NONCE_BYTES] + summed[32:],
+    ]
     twice = add_up([covered[1], covered[1], covered[4]], ROWS)
     other = Veil(KEY, bytes(32), ROWS)
     mixed = add_up([covered[1], covered[4], other.cover(part(6), 6)], ROWS)
@@ -77,13 +98,18 @@ def test_every_change_of_the_sum_is_noticed(covered: dict[int, bytes], summed: b
         with pytest.raises(AuthenticationError, match="not what the responders sent"):
             veil.uncover_sum(NUMBERS, bad)
     for stranger, numbers in (
-        (veil, (1, 4, 5)), (other, NUMBERS), (Veil(bytes(32), NAMED, ROWS), NUMBERS), (veil, (4, 1, 6)),
-    ):  # fmt: skip
+        (veil, (1, 4, 5)),
+        (other, NUMBERS),
+        (Veil(bytes(32), NAMED, ROWS), NUMBERS),
+        (veil, (4, 1, 6)),
+    ):
         with pytest.raises(AuthenticationError):
             stranger.uncover_sum(numbers, summed)
 
 
-def test_a_change_that_fits_one_check_is_caught_by_the_other(summed: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_that_fits_one_check_is_caught_by_the_other(
+    summed: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The unprotected arm: without checks, a member takes the changed sum for the true one."""
     veil, head = Veil(KEY, NAMED, ROWS), len(NUMBERS) * NONCE_BYTES
     changed = bumped(summed, head, PRIMES[0])
@@ -97,16 +123,21 @@ def test_a_change_that_fits_one_check_is_caught_by_the_other(summed: bytes, monk
     lucky = changed[:-CHECK_BYTES] + write_checks(checks)
     with pytest.raises(AuthenticationError):
         veil.uncover_sum(NUMBERS, lucky)
-    checks[1][0] = (checks[1][0] + second) % PRIMES[0]  # and twice, once in 2^108: the arm with the key
+    # and twice, once in 2^108: the arm with the key
+    checks[1][0] = (checks[1][0] + second) % PRIMES[0]
     forged = veil.uncover_sum(NUMBERS, changed[:-CHECK_BYTES] + write_checks(checks))
     assert np.array_equal(residues.subtract(forged, veil.uncover_sum(NUMBERS, summed)), unit)
     monkeypatch.setattr(Veil, "_dots", lambda self, body: [[0] * LIMBS] * 2)
     monkeypatch.setattr(Veil, "_offsets", lambda self, number, nonce: [[0] * LIMBS] * 2)
     blank = changed[:-CHECK_BYTES] + bytes(CHECK_BYTES)
-    assert np.array_equal(residues.subtract(veil.uncover_sum(NUMBERS, blank), forged), unit * np.uint64(0))
+    assert np.array_equal(
+        residues.subtract(veil.uncover_sum(NUMBERS, blank), forged), unit * np.uint64(0)
+    )
 
 
-def test_what_is_malformed_is_refused_before_anything_is_computed(covered: dict[int, bytes], summed: bytes) -> None:
+def test_what_is_malformed_is_refused_before_anything_is_computed(
+    covered: dict[int, bytes], summed: bytes
+) -> None:
     veil = Veil(KEY, NAMED, ROWS)
     high, tail = b"\xff" * RESIDUE_BYTES, len(summed) - CHECK_BYTES
     for bad in (
@@ -115,7 +146,11 @@ def test_what_is_malformed_is_refused_before_anything_is_computed(covered: dict[
     ):  # fmt: skip
         with pytest.raises(ProtocolError):
             veil.uncover_sum(NUMBERS, bad)
-    for bad in (b"", covered[1][:-1], covered[1][:NONCE_BYTES] + high + covered[1][NONCE_BYTES + 7 :]):
+    for bad in (
+        b"",
+        covered[1][:-1],
+        covered[1][:NONCE_BYTES] + high + covered[1][NONCE_BYTES + 7 :],
+    ):
         with pytest.raises(CryptoError):
             veil.uncover(1, bad)
         with pytest.raises(ProtocolError):

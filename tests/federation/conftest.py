@@ -1,3 +1,5 @@
-"""Loads flwr by our own door first: it quiets the deprecations that flwr's pinned typer raises on import."""
+"""Loads flwr by our own door first: it quiets the deprecations that flwr's pinned typer raises
+on import.
+"""
 
 import quietchoir.federation.flower  # noqa: F401

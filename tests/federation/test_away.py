@@ -96,7 +96,10 @@ def test_at_the_start_too_few_members_end_the_command_after_its_wait() -> None:
 def test_a_round_that_fails_while_everybody_is_there_is_counted() -> None:
     home = house(4, recipe={"attempts": 2})
     members = parties(home, SIZE)
-    link = SilentLink({name: party.handle for name, party in members.items()}, lambda name, letter: name in ("ann", "ben"))
+    link = SilentLink(
+        {name: party.handle for name, party in members.items()},
+        lambda name, letter: name in ("ann", "ben"),
+    )
     run = coordinator(home, members, SIZE, link=link, patient=True)
     with pytest.raises(RoundAborted):
         run.run()
@@ -124,7 +127,9 @@ class Kept:
 
 
 @pytest.mark.parametrize("recipe", [{}, {"download": "change"}])
-def test_who_was_away_at_the_end_gets_the_very_same_adapter_and_card_later(recipe: dict[str, Any], tmp_path: Path) -> None:
+def test_who_was_away_at_the_end_gets_the_very_same_adapter_and_card_later(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
     home, kept = house(4, mode="masked", recipe={"rounds": 2, **recipe}), Kept()
     members = parties(home, SIZE)
     for name, party in members.items():
@@ -135,25 +140,37 @@ def test_who_was_away_at_the_end_gets_the_very_same_adapter_and_card_later(recip
     run.learn(1)
     link.asleep = {"dan"}
     report = run.run()
-    assert report.delivered == ["ann", "ben", "cat"] and report.members == ["ann", "ben", "cat", "dan"]
+    assert report.delivered == ["ann", "ben", "cat"] and report.members == [
+        "ann",
+        "ben",
+        "cat",
+        "dan",
+    ]
     store.close()
 
     link.asleep = {"ann", "ben", "cat"}  # fewer than any round needs
     store, heard = Store(tmp_path), list[dict[str, Any]]()
-    later = coordinator(home, members, SIZE, link=link, store=store, keep=kept.keep, on_event=heard.append)
+    later = coordinator(
+        home, members, SIZE, link=link, store=store, keep=kept.keep, on_event=heard.append
+    )
     report = later.run()
-    assert report.delivered == sorted(members) and report.adapter == "an adapter" and kept.calls == 1
+    assert (
+        report.delivered == sorted(members) and report.adapter == "an adapter" and kept.calls == 1
+    )
     assert set(kept.cards.values()) == {"card 1 2"}
     assert all(np.array_equal(flat, run.state.server.flat) for flat in kept.flats.values())
     assert [event for event in heard if event["event"] == "delivered"] == [
         {"event": "delivered", "adapter": "an adapter", "members": ["dan"]}
     ]
-    assert report.rounds == 2 and report.history == run.report(0.0, "").history  # nothing was trained or scored for it
+    # nothing was trained or scored for it
+    assert report.rounds == 2 and report.history == run.report(0.0, "").history
     store.close()
 
     kept.cards.clear()  # and once all have it, nobody is asked anything
     store = Store(tmp_path)
-    assert coordinator(home, members, SIZE, link=link, store=store).run(stay_s=1000.0).delivered == sorted(members)
+    assert coordinator(home, members, SIZE, link=link, store=store).run(
+        stay_s=1000.0
+    ).delivered == sorted(members)
     assert not kept.cards
     store.close()
 
@@ -167,7 +184,8 @@ def test_a_member_that_does_not_take_it_is_missing_and_the_others_get_theirs() -
     )
     run = coordinator(home, members, SIZE, link=link)
     assert run.run().delivered == ["ann", "ben", "cat"]
-    assert [stage_of(letter) for name, letter in link.letters if name == "dan"].count("adopt") == 2  # once more, and no more
+    # once more, and no more
+    assert [stage_of(letter) for name, letter in link.letters if name == "dan"].count("adopt") == 2
 
 
 def test_more_rounds_on_a_finished_run_are_delivered_anew(tmp_path: Path) -> None:
@@ -197,7 +215,13 @@ def test_in_sealed_mode_members_that_hold_the_adapter_must_be_there_too() -> Non
     assert run.run().delivered == ["ann", "ben", "cat"]
     link.asleep = {"ann", "ben"}  # dan came, and too few of those that hold it stayed
     run.run()
-    assert "dan" not in kept.cards and heard[-1]["event"] == "undelivered" and heard[-1]["members"] == ["dan"]
+    assert (
+        "dan" not in kept.cards
+        and heard[-1]["event"] == "undelivered"
+        and heard[-1]["members"] == ["dan"]
+    )
     link.asleep = set()
     assert run.run().delivered == sorted(members)
-    assert kept.cards["dan"] == kept.cards["ann"] and np.array_equal(kept.flats["dan"], kept.flats["ann"])
+    assert kept.cards["dan"] == kept.cards["ann"] and np.array_equal(
+        kept.flats["dan"], kept.flats["ann"]
+    )

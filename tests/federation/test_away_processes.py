@@ -7,10 +7,17 @@ from pathlib import Path
 from quietchoir.simulations.choir import PATIENCE_S, Choir, Plan
 from quietchoir.simulations.processes import Stage
 
-PLAN = Plan(nodes=4, rounds=4, size=2_000, recipe={"attempts": 1, "stage_timeout_s": 20.0, "work_timeout_s": 20.0})
+PLAN = Plan(
+    nodes=4,
+    rounds=4,
+    size=2_000,
+    recipe={"attempts": 1, "stage_timeout_s": 20.0, "work_timeout_s": 20.0},
+)
 
 
-def test_a_run_outlives_its_members_and_hands_its_adapter_to_the_last_of_them(tmp_path: Path) -> None:
+def test_a_run_outlives_its_members_and_hands_its_adapter_to_the_last_of_them(
+    tmp_path: Path,
+) -> None:
     absent, *others = PLAN.names
     with Stage(tmp_path / "logs") as stage:
         choir = Choir(stage, tmp_path, PLAN)
@@ -20,24 +27,35 @@ def test_a_run_outlives_its_members_and_hands_its_adapter_to_the_last_of_them(tm
         run.until("round", PATIENCE_S, round=1)
         for node in nodes.values():
             node.kill()
-        run.until("waiting", PATIENCE_S, present=0)  # and it does: `attempts = 1`, and it goes on once they are back
+        # and it does: `attempts = 1`, and it goes on once they are back
+        run.until("waiting", PATIENCE_S, present=0)
         nodes = {name: choir.join(name) for name in others}
         run.finish(PATIENCE_S)
         report = choir.told()
-        assert report["rounds"] == PLAN.rounds and report["delivered"] == others and report["members"] == list(PLAN.names)
+        assert (
+            report["rounds"] == PLAN.rounds
+            and report["delivered"] == others
+            and report["members"] == list(PLAN.names)
+        )
         for node in nodes.values():
             node.finish(PATIENCE_S)
 
         late = choir.join(absent)
         waits = late.until("disconnected", PATIENCE_S)
         assert "nobody listens there" in waits["reason"]
-        assert "hands out when it is started again" in waits["waits_for"] and "--once" in waits["waits_for"]
+        assert ("hands out when it is started again") in waits["waits_for"] and "--once" in waits[
+            "waits_for"
+        ]
         again = choir.coordinate("again")
         staying = again.until("staying", PATIENCE_S)
         assert staying["missing"] == [absent] and 3590 < staying["seconds"] <= 3600
         late.until("adopted", PATIENCE_S)
         again.finish(PATIENCE_S)
         late.finish(PATIENCE_S)
-        assert choir.told()["delivered"] == list(PLAN.names) and choir.told()["history"] == report["history"]
+        assert (
+            choir.told()["delivered"] == list(PLAN.names)
+            and choir.told()["history"] == report["history"]
+        )
 
-        choir.coordinate("once more").finish(PATIENCE_S)  # all have it: there is nothing to stay for
+        # all have it: there is nothing to stay for
+        choir.coordinate("once more").finish(PATIENCE_S)

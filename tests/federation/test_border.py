@@ -29,7 +29,8 @@ def home() -> House:
 
 @pytest.fixture
 def ann(home: House, tmp_path: Path) -> Iterator[Party]:
-    # The others are kept as well: a ledger that is collected folds its log into its file, and `snapshot` reads files.
+    # The others are kept as well: a ledger that is collected folds its log into its file, and
+    # `snapshot` reads files.
     everyone = parties(home, SIZE, folder=tmp_path)
     yield everyone["ann"]
     for party in everyone.values():
@@ -42,10 +43,18 @@ def order(home: House, **changes: object) -> bytes:
     return work.encode(work.Work(**fields))  # type: ignore[arg-type]
 
 
-def letter(home: House, *, signer: Identity | None = None, policy: object = None, **changes: object) -> bytes:
+def letter(
+    home: House, *, signer: Identity | None = None, policy: object = None, **changes: object
+) -> bytes:
     """A good first letter to ann, unless changed."""
     payload = order(home)
-    fields = {"place": Place(RUN, 1, 1), "stage": work.TRAIN, "recipient": "ann", "payload": payload, **changes}
+    fields = {
+        "place": Place(RUN, 1, 1),
+        "stage": work.TRAIN,
+        "recipient": "ann",
+        "payload": payload,
+        **changes,
+    }
     return messages.encode_task(Task(**fields), policy or home.policy, signer or home.coordinator)  # type: ignore[arg-type]
 
 
@@ -53,37 +62,67 @@ def snapshot(party: Party, folder: Path) -> object:
     """Everything a refused letter must not change."""
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     attempt = None if party.attempt is None else (party.attempt.place, party.attempt.done)
-    return files, attempt, dict(party.ledger.marks), party.ledger.sums.snapshot(), len(party.learner.trained)  # type: ignore[attr-defined]
+    return (
+        files,
+        attempt,
+        dict(party.ledger.marks),
+        party.ledger.sums.snapshot(),
+        len(party.learner.trained),  # type: ignore[attr-defined]
+    )
 
 
 BAD: dict[str, Callable[[House], bytes]] = {
     "unsigned": lambda home: letter(home)[:-64] + bytes(64),
     "signed by a member": lambda home: letter(home, signer=home.members["ben"]),
-    "of another federation": lambda home: letter(home, policy=dataclasses.replace(home.policy, nonce="02" * 16)),
-    "on another model": lambda home: letter(home, policy=dataclasses.replace(home.policy, model=ModelTable(digest="cd" * 32))),
-    "under another version": lambda home: letter(home, policy=dataclasses.replace(home.policy, version=2)),
+    "of another federation": lambda home: letter(
+        home, policy=dataclasses.replace(home.policy, nonce="02" * 16)
+    ),
+    "on another model": lambda home: letter(
+        home, policy=dataclasses.replace(home.policy, model=ModelTable(digest="cd" * 32))
+    ),
+    "under another version": lambda home: letter(
+        home, policy=dataclasses.replace(home.policy, version=2)
+    ),
     "for somebody else": lambda home: letter(home, recipient="ben"),
     "of an unknown stage": lambda home: letter(home, stage="confess"),
     "of a later stage": lambda home: letter(home, stage="unmask"),
-    "with a short adapter": lambda home: letter(home, payload=order(home, flat=np.zeros(SIZE - 1, np.float32))),
-    "with an infinite adapter": lambda home: letter(home, payload=order(home, flat=np.full(SIZE, np.inf, np.float32))),
+    "with a short adapter": lambda home: letter(
+        home, payload=order(home, flat=np.zeros(SIZE - 1, np.float32))
+    ),
+    "with an infinite adapter": lambda home: letter(
+        home, payload=order(home, flat=np.full(SIZE, np.inf, np.float32))
+    ),
     "for nobody": lambda home: letter(home, payload=order(home, cohort=())),
-    "for a cohort without us": lambda home: letter(home, payload=order(home, cohort=("ben", "cat", "dan"), absent=("ann",))),
-    "for a cohort with a stranger": lambda home: letter(home, payload=order(home, cohort=("ann", "ben", "cat", "zoe"))),
-    "for a cohort of our choice": lambda home: letter(home, payload=order(home, cohort=("ann", "ben", "cat"))),
-    "for too few": lambda home: letter(home, payload=order(home, cohort=("ann", "ben"), absent=("cat", "dan"))),
-    "with ranges nobody agreed on": lambda home: letter(home, payload=order(home, ranges=((SIZE, 0.1),))),
+    "for a cohort without us": lambda home: letter(
+        home, payload=order(home, cohort=("ben", "cat", "dan"), absent=("ann",))
+    ),
+    "for a cohort with a stranger": lambda home: letter(
+        home, payload=order(home, cohort=("ann", "ben", "cat", "zoe"))
+    ),
+    "for a cohort of our choice": lambda home: letter(
+        home, payload=order(home, cohort=("ann", "ben", "cat"))
+    ),
+    "for too few": lambda home: letter(
+        home, payload=order(home, cohort=("ann", "ben"), absent=("cat", "dan"))
+    ),
+    "with ranges nobody agreed on": lambda home: letter(
+        home, payload=order(home, ranges=((SIZE, 0.1),))
+    ),
     "to undo a step": lambda home: letter(home, stage=work.UNDO),
     "truncated": lambda home: letter(home)[:-70],
     "empty": lambda home: b"",
     "a reply": lambda home: messages.encode_reply(
-        Reply(place=Place(RUN, 1, 1), stage=work.TRAIN, sender="ann", task="", payload=b""), home.policy, home.coordinator
+        Reply(place=Place(RUN, 1, 1), stage=work.TRAIN, sender="ann", task="", payload=b""),
+        home.policy,
+        home.coordinator,
     ),
 }
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_letter_is_refused_and_changes_nothing(home: House, ann: Party, tmp_path: Path, kind: str) -> None:
+def test_a_bad_letter_is_refused_and_changes_nothing(
+    home: House, ann: Party, tmp_path: Path, kind: str
+) -> None:
     before = snapshot(ann, tmp_path)
     with pytest.raises(MessageError, match=r"refused|give both the newest file"):
         ann.handle(BAD[kind](home))
@@ -101,7 +140,9 @@ def test_no_changed_byte_is_accepted(home: House, ann: Party) -> None:
     assert ann.learner.trained == []  # type: ignore[attr-defined]
 
 
-def test_a_replayed_letter_changes_nothing_even_after_a_restart(home: House, ann: Party, tmp_path: Path) -> None:
+def test_a_replayed_letter_changes_nothing_even_after_a_restart(
+    home: House, ann: Party, tmp_path: Path
+) -> None:
     ann.handle(letter(home, place=Place(RUN, 2, 1)))
     before = snapshot(ann, tmp_path)
     for place in (Place(RUN, 2, 1), Place(RUN, 1, 9)):
@@ -109,7 +150,12 @@ def test_a_replayed_letter_changes_nothing_even_after_a_restart(home: House, ann
             ann.handle(letter(home, place=place))
     assert snapshot(ann, tmp_path) == before
     again = Party(
-        home.policy, home.members["ann"], FixedLearner(), size=SIZE, consent=ANY_MODE, ledger=Ledger(tmp_path / "ann.json")
+        home.policy,
+        home.members["ann"],
+        FixedLearner(),
+        size=SIZE,
+        consent=ANY_MODE,
+        ledger=Ledger(tmp_path / "ann.json"),
     )
     with pytest.raises(MessageError, match="older state"):
         again.handle(letter(home, place=Place(RUN, 2, 1)))
@@ -147,7 +193,9 @@ def test_stages_come_in_order_and_once(home: House, ann: Party) -> None:
         b"{",
     ],
 )
-def test_a_cohort_that_the_roster_does_not_allow_is_refused(home: House, ann: Party, tmp_path: Path, cohort: bytes) -> None:
+def test_a_cohort_that_the_roster_does_not_allow_is_refused(
+    home: House, ann: Party, tmp_path: Path, cohort: bytes
+) -> None:
     ann.handle(letter(home))
     before = snapshot(ann, tmp_path)
     with pytest.raises(MessageError, match="refused"):
@@ -161,11 +209,23 @@ def test_a_reply_counts_only_for_the_task_it_answers(home: House, ann: Party) ->
     assert messages.decode_reply(answer, home.policy, task).sender == "ann"
     with pytest.raises(MessageError, match="another task"):
         messages.decode_reply(answer, home.policy, other)
-    forged = Reply(place=Place(RUN, 1, 1), stage=work.TRAIN, sender="ann", task=messages.fingerprint(task), payload=b"")
+    forged = Reply(
+        place=Place(RUN, 1, 1),
+        stage=work.TRAIN,
+        sender="ann",
+        task=messages.fingerprint(task),
+        payload=b"",
+    )
     with pytest.raises(MessageError, match="not signed by ann"):
-        messages.decode_reply(messages.encode_reply(forged, home.policy, home.members["ben"]), home.policy, task)
+        messages.decode_reply(
+            messages.encode_reply(forged, home.policy, home.members["ben"]), home.policy, task
+        )
     with pytest.raises(MessageError, match="was asked"):
-        messages.decode_reply(ann.handle(letter(home, place=Place(RUN, 1, 3))), home.policy, letter(home, recipient="ben"))
+        messages.decode_reply(
+            ann.handle(letter(home, place=Place(RUN, 1, 3))),
+            home.policy,
+            letter(home, recipient="ben"),
+        )
 
 
 def test_a_stranger_cannot_be_a_party(home: House) -> None:
@@ -179,7 +239,13 @@ def test_a_federation_below_the_owners_floor_is_refused() -> None:
         Party(plain.policy, plain.members["ann"], FixedLearner(), size=SIZE)
     masked = house(mode="masked")
     with pytest.raises(ConfigError, match=r"consent\.min_cohort asks for 5"):
-        Party(masked.policy, masked.members["ann"], FixedLearner(), size=SIZE, consent=ConsentConfig(min_cohort=5))
+        Party(
+            masked.policy,
+            masked.members["ann"],
+            FixedLearner(),
+            size=SIZE,
+            consent=ConsentConfig(min_cohort=5),
+        )
 
 
 def test_a_damaged_ledger_stops_the_node(tmp_path: Path) -> None:

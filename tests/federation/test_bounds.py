@@ -31,8 +31,16 @@ OPTIMIZERS = ("fedavg", "fedavgm", "fedadam", "fedyogi")
     momentum=st.floats(0.0, 0.95), memory=st.floats(0.05, 0.999), lr=st.floats(0.01, 4.0),
     signs=st.lists(st.sampled_from([1.0, 1.0, -1.0, 0.0, 0.3]), min_size=1, max_size=40),
 )  # fmt: skip
-def test_no_run_leaves_its_bounds(optimizer: Any, momentum: float, memory: float, lr: float, signs: list[float]) -> None:
-    recipe = Recipe(server_optimizer=optimizer, server_momentum=momentum, server_memory=memory, server_lr=lr, rounds=40)
+def test_no_run_leaves_its_bounds(
+    optimizer: Any, momentum: float, memory: float, lr: float, signs: list[float]
+) -> None:
+    recipe = Recipe(
+        server_optimizer=optimizer,
+        server_momentum=momentum,
+        server_memory=memory,
+        server_lr=lr,
+        rounds=40,
+    )
     state, server = ServerState.zeros(2), optimizer_of(recipe)
     for rounds, sign in enumerate(signs, start=1):
         state = server.step(state, np.array([sign * 0.2, 0.2], np.float32))
@@ -40,7 +48,9 @@ def test_no_run_leaves_its_bounds(optimizer: Any, momentum: float, memory: float
 
 
 @pytest.mark.parametrize("optimizer", ["fedavg", "fedavgm"])
-def test_the_bound_is_reached_by_a_cohort_that_always_moves_as_far_as_it_may(optimizer: Any) -> None:
+def test_the_bound_is_reached_by_a_cohort_that_always_moves_as_far_as_it_may(
+    optimizer: Any,
+) -> None:
     recipe = Recipe(server_optimizer=optimizer, rounds=20)
     state, server = ServerState.zeros(1), optimizer_of(recipe)
     for _ in range(20):
@@ -48,7 +58,9 @@ def test_the_bound_is_reached_by_a_cohort_that_always_moves_as_far_as_it_may(opt
     bounds.check(recipe, state, 20, 0.2)
     with pytest.raises(MessageError, match="20 rounds of this federation"):
         bounds.check(recipe, state.flat * np.float32(1.01), 20, 0.2)
-    with pytest.raises(MessageError, match="80 rounds of this federation"):  # whatever round a letter claims
+    with pytest.raises(
+        MessageError, match="80 rounds of this federation"
+    ):  # whatever round a letter claims
         bounds.check(recipe, np.full(1, 1e6, np.float32), 10**9, 0.2)
 
 
@@ -72,11 +84,17 @@ def test_an_adapter_that_no_round_can_have_made_is_refused(download: str) -> Non
     if download == "adapter":
         Liar(run, sorted(members), other_work(SIZE, flat=np.full(SIZE, 3000.0, np.float32)))
     else:
-        run.logbook.keep(server=ServerState(np.full(SIZE, 3000.0, np.float32), np.zeros(SIZE, np.float32)))
-    before = [(dict(party.ledger.marks), party.ledger.sums.snapshot()) for party in members.values()]
+        run.logbook.keep(
+            server=ServerState(np.full(SIZE, 3000.0, np.float32), np.zeros(SIZE, np.float32))
+        )
+    before = [
+        (dict(party.ledger.marks), party.ledger.sums.snapshot()) for party in members.values()
+    ]
     with pytest.raises(RoundAborted, match="0 of 4 members are ready"):
         run.train_round()
-    assert before == [(dict(party.ledger.marks), party.ledger.sums.snapshot()) for party in members.values()]
+    assert before == [
+        (dict(party.ledger.marks), party.ledger.sums.snapshot()) for party in members.values()
+    ]
     assert all(not party.learner.trained for party in members.values())  # type: ignore[attr-defined]
 
 
@@ -104,9 +122,15 @@ def test_an_update_that_is_mostly_cut_is_not_sent(share: float, sent: bool) -> N
     order = work.Work(flat=np.zeros(SIZE, np.float32))
     with pytest.raises(DataError, match=r"20 of 40 coordinates .* consent\.max_clipped allows 25%"):
         ann = members["ann"]
-        ann.clipped(ann.learner.train(order.flat, 0).flat, ann.terms(
-            dataclasses.replace(order, cohort=tuple(sorted(members))), b"", run.logbook.begin(), training=True
-        ))  # fmt: skip
+        ann.clipped(
+            ann.learner.train(order.flat, 0).flat,
+            ann.terms(
+                dataclasses.replace(order, cohort=tuple(sorted(members))),
+                b"",
+                run.logbook.begin(),
+                training=True,
+            ),
+        )
 
 
 def test_where_noise_shortens_updates_nothing_is_withheld() -> None:
@@ -118,14 +142,18 @@ def test_where_noise_shortens_updates_nothing_is_withheld() -> None:
 
 
 def test_a_contribution_that_a_groups_ranges_would_cut_stays_where_it_is() -> None:
-    home = buffered(mode="masked", recipe={"attempts": 1, "ranges": "tensor"}, schedule={"patience_s": 300.0})
+    home = buffered(
+        mode="masked", recipe={"attempts": 1, "ranges": "tensor"}, schedule={"patience_s": 300.0}
+    )
     members = parties(home, 50)
     run = run_of(home, members, now=iter(range(10**6)).__next__)
     honest = run.assembly.order
 
     def narrow(flat: Any, **options: Any) -> work.Work:
         order = honest(flat, **options)
-        return dataclasses.replace(order, ranges=((50, 0.01),)) if options.get("training") else order
+        return (
+            dataclasses.replace(order, ranges=((50, 0.01),)) if options.get("training") else order
+        )
 
     run.assembly.order = narrow  # type: ignore[method-assign]
     with pytest.raises(RoundAborted, match="came to their group"):

@@ -1,4 +1,6 @@
-"""An epsilon becomes the noise that a file names: enough of it, told with what it means, or refused."""
+"""An epsilon becomes the noise that a file names: enough of it, told with what it means, or
+refused.
+"""
 
 import dataclasses
 import math
@@ -22,10 +24,16 @@ from quietchoir.tests.fakes_federation import DIGEST, house
 INIT = ("--name", "choir", "--model-digest", DIGEST, "--model", "none-of-this-name")
 
 
-def tables(rounds: int = 4, *, privacy: PrivacyTable | None = None, **protection: Any) -> dict[str, Any]:
+def tables(
+    rounds: int = 4, *, privacy: PrivacyTable | None = None, **protection: Any
+) -> dict[str, Any]:
     """What a file would say otherwise."""
     protection = {"bits": 12, **protection}
-    return {"protection": ProtectionTable(**protection), "recipe": Recipe(rounds=rounds), "privacy": privacy or PrivacyTable()}
+    return {
+        "protection": ProtectionTable(**protection),
+        "recipe": Recipe(rounds=rounds),
+        "privacy": privacy or PrivacyTable(),
+    }
 
 
 def quietchoir(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
@@ -39,12 +47,21 @@ def quietchoir(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int,
 def test_all_rounds_fit_into_the_budget_and_not_one_more_with_less_noise(mechanism: str) -> None:
     asked = tables(privacy=PrivacyTable(mechanism=mechanism, clip=2.0, colluders=1), min_cohort=5)  # type: ignore[arg-type]
     found = budgeted(6.0, 1e-6, asked, {}, 1000)
-    assert (found.privacy.epsilon, found.privacy.delta, found.privacy.clip, found.privacy.colluders) == (6.0, 1e-6, 2.0, 1)
+    assert (
+        found.privacy.epsilon,
+        found.privacy.delta,
+        found.privacy.clip,
+        found.privacy.colluders,
+    ) == (6.0, 1e-6, 2.0, 1)
     for share, allowed in ((1.0, 4), (0.96, 3)):
         noise = Noise(
-            length=1000, clip=2.0, multiplier=share * found.privacy.noise_multiplier, honest=4, bits=12,
+            length=1000,
+            clip=2.0,
+            multiplier=share * found.privacy.noise_multiplier,
+            honest=4,
+            bits=12,
             mechanism=mechanism,  # type: ignore[arg-type]
-        )  # fmt: skip
+        )
         account = Account(Budget(epsilon=6.0, delta=1e-6), scope="a test")
         for number in range(allowed):
             account.charge(str(number), Step.of(noise))
@@ -68,14 +85,18 @@ def test_few_members_are_told_that_they_will_learn_nothing_and_many_are_not() ->
     assert few.drowned and few.per_coordinate > 0.3
     said = "\n".join(few.lines())
     for words in (
-        "epsilon 7.", "at delta 1e-05 after 4 steps", "one member: its whole update of a round", "sampling not assumed",
+        "epsilon 7.", "at delta 1e-05 after 4 steps", "one member: its "
+                                                      "whole update of a "
+                                                      "round", "sampling not assumed",
         "times the clip on each of 2,000 coordinates", "warning: so much noise over 3 members",
     ):  # fmt: skip
         assert words in said
     enough = few.enough()
     many = budgeted(8.0, None, tables(min_cohort=2 * enough), {}, 2000)
     assert not many.drowned and "warning" not in "\n".join(many.lines())
-    assert many.per_coordinate == pytest.approx(few.per_coordinate * math.sqrt(6 / (2 * enough * (2 * enough - 1))), rel=0.05)
+    assert many.per_coordinate == pytest.approx(
+        few.per_coordinate * math.sqrt(6 / (2 * enough * (2 * enough - 1))), rel=0.05
+    )
     unknown = budgeted(8.0, None, tables(), {}, None)
     assert unknown.privacy.noise_multiplier > few.privacy.noise_multiplier * 0.99
     assert unknown.drowned and "1 % was added" in unknown.lines()[-1]
@@ -90,11 +111,39 @@ def test_few_members_are_told_that_they_will_learn_nothing_and_many_are_not() ->
         ("delta = 2.0 must lie", 1.0, 2.0, tables(), {}, 100),
         ("have no room for noise .*; --bits 11 would do", 8.0, None, tables(bits=4), {}, 10_000),
         ("have no room for noise", 1e-6, None, tables(bits=16), {}, 100),
-        ("--epsilon sets privacy.epsilon, and --privacy-epsilon does too", 8.0, None, tables(), {"epsilon": 3.0}, 100),
-        ("--privacy-noise-multiplier does too", 8.0, None, tables(), {"noise_multiplier": 3.0}, 100),
+        (
+            "--epsilon sets privacy.epsilon, and --privacy-epsilon does too",
+            8.0,
+            None,
+            tables(),
+            {"epsilon": 3.0},
+            100,
+        ),
+        (
+            "--privacy-noise-multiplier does too",
+            8.0,
+            None,
+            tables(),
+            {"noise_multiplier": 3.0},
+            100,
+        ),
         ("asks for noise", 8.0, None, tables(), {"mechanism": "none"}, 100),
-        ("pull the model first", 8.0, None, tables(privacy=PrivacyTable(mechanism="skellam")), {}, None),
-        ("must be below protection.min_cohort", 8.0, None, tables(privacy=PrivacyTable(colluders=3)), {}, 100),
+        (
+            "pull the model first",
+            8.0,
+            None,
+            tables(privacy=PrivacyTable(mechanism="skellam")),
+            {},
+            None,
+        ),
+        (
+            "must be below protection.min_cohort",
+            8.0,
+            None,
+            tables(privacy=PrivacyTable(colluders=3)),
+            {},
+            100,
+        ),
         ("min_tokens = 0", 8.0, None, tables(min_tokens=5), {}, 100),
     ],
 )
@@ -112,23 +161,62 @@ def test_noise_that_is_never_enough_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_multiplier_is_written_with_four_digits_and_never_rounded_down() -> None:
-    assert [rounded_up(one) for one in (1.2340, 1.23401, 0.0987601, 125599.9)] == [1.234, 1.235, 0.09877, 125600.0]
+    assert [rounded_up(one) for one in (1.2340, 1.23401, 0.0987601, 125599.9)] == [
+        1.234,
+        1.235,
+        0.09877,
+        125600.0,
+    ]
 
 
-def test_init_and_change_write_the_noise_and_say_what_it_means(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_init_and_change_write_the_noise_and_say_what_it_means(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     folder = tmp_path / "f"
-    code, said = quietchoir(capsys, "federation", "init", folder, *INIT, "--epsilon", "8", "--rounds", "2", "--bits", "16")
+    code, said = quietchoir(
+        capsys,
+        "federation",
+        "init",
+        folder,
+        *INIT,
+        "--epsilon",
+        "8",
+        "--rounds",
+        "2",
+        "--bits",
+        "16",
+    )
     file = folder / "federation.toml"
     first = roster.load(file).privacy
-    assert code == 0 and "privacy: noise multiplier" in said and "at delta 1e-05 after 2 steps" in said and "warning" in said
-    assert (first.mechanism, first.epsilon, first.delta) == ("discrete-gaussian", 8.0, 1e-5) and first.noise_multiplier > 0.5
+    assert (
+        code == 0
+        and "privacy: noise multiplier" in said
+        and "at delta 1e-05 after 2 steps" in said
+        and "warning" in said
+    )
+    assert (first.mechanism, first.epsilon, first.delta) == (
+        "discrete-gaussian",
+        8.0,
+        1e-5,
+    ) and first.noise_multiplier > 0.5
     assert "epsilon at most 8 at delta 1e-05" in quietchoir(capsys, "federation", "show", file)[1]
     words = ("--epsilon", "4", "--delta", "1e-6", "--rounds", "3", "--privacy-counters", "exact")
     code, said = quietchoir(capsys, "federation", "change", file, *words)
     later = roster.load(file)
-    assert code == 0 and "after 3 steps" in said and "stays spent" in said and "started again" in said
-    assert later.recipe.rounds == 3 and later.privacy.noise_multiplier > 1.5 * first.noise_multiplier
-    assert (later.privacy.epsilon, later.privacy.delta, later.privacy.counters) == (4.0, 1e-6, "exact")
+    assert (
+        code == 0
+        and ("after 3 steps") in said
+        and "stays spent" in said
+        and "started again" in said
+    )
+    assert (
+        later.recipe.rounds == 3 and later.privacy.noise_multiplier > 1.5 * first.noise_multiplier
+    )
+    assert (later.privacy.epsilon, later.privacy.delta, later.privacy.counters) == (
+        4.0,
+        1e-6,
+        "exact",
+    )
     before = file.read_bytes()
     for wrong, sentence in (
         (("--delta", "1e-6"), "--delta needs --epsilon"),
@@ -136,7 +224,10 @@ def test_init_and_change_write_the_noise_and_say_what_it_means(capsys: pytest.Ca
         (("--epsilon", "0"), "above 0"),
         (("--epsilon", "4", "--bits", "99"), "bits = 99"),
         (("--privacy-delta", "0.99"), "must be at most 1/3"),
-        (("--privacy-mechanism", "none", "--privacy-epsilon", "3"), "privacy.epsilon (--privacy-epsilon) does nothing"),
+        (
+            ("--privacy-mechanism", "none", "--privacy-epsilon", "3"),
+            "privacy.epsilon (--privacy-epsilon) does nothing",
+        ),
     ):
         code, said = quietchoir(capsys, "federation", "change", file, *wrong)
         assert code == 2 and sentence in said, said
@@ -156,7 +247,10 @@ def test_init_and_change_write_the_noise_and_say_what_it_means(capsys: pytest.Ca
         (("--aggregation-trim", "2"), "without aggregation.rule"),
         (("--schedule-buffer", "5"), "without schedule.rounds"),
         (("--server-memory", "0.9"), "without recipe.server_optimizer"),
-        (("--server-optimizer", "fedavg", "--server-momentum", "0.9"), "without recipe.server_optimizer"),
+        (
+            ("--server-optimizer", "fedavg", "--server-momentum", "0.9"),
+            "without recipe.server_optimizer",
+        ),
     ],
 )
 def test_what_would_be_written_down_and_do_nothing_is_refused(
@@ -166,12 +260,16 @@ def test_what_would_be_written_down_and_do_nothing_is_refused(
     assert code == 2 and words in said and not (tmp_path / "f").exists(), said
     assert quietchoir(capsys, "federation", "init", tmp_path / "f", *INIT)[0] == 0
     before = (tmp_path / "f" / "federation.toml").read_bytes()
-    code, said = quietchoir(capsys, "federation", "change", tmp_path / "f" / "federation.toml", *flags)
+    code, said = quietchoir(
+        capsys, "federation", "change", tmp_path / "f" / "federation.toml", *flags
+    )
     assert code == 2 and words in said, said
     assert (tmp_path / "f" / "federation.toml").read_bytes() == before
 
 
-def test_what_is_switched_on_beside_it_is_taken(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_what_is_switched_on_beside_it_is_taken(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     words = (
         "--privacy-mechanism",
         "discrete-gaussian",
@@ -182,12 +280,18 @@ def test_what_is_switched_on_beside_it_is_taken(capsys: pytest.CaptureFixture[st
         "--guard-margin",
         "0.1",
     )
-    code, said = quietchoir(capsys, "federation", "init", tmp_path / "f", *INIT, *words, "--privacy-counters", "exact")
+    code, said = quietchoir(
+        capsys, "federation", "init", tmp_path / "f", *INIT, *words, "--privacy-counters", "exact"
+    )
     assert code == 0, said
     policy = roster.load(tmp_path / "f" / "federation.toml")
     assert policy.privacy.on and policy.privacy.epsilon == 8.0 and policy.guard.margin == 0.1
-    code, said = quietchoir(capsys, "federation", "change", tmp_path / "f" / "federation.toml", "--privacy-epsilon", "4")
-    assert code == 0 and roster.load(tmp_path / "f" / "federation.toml").privacy.epsilon == 4.0, said
+    code, said = quietchoir(
+        capsys, "federation", "change", tmp_path / "f" / "federation.toml", "--privacy-epsilon", "4"
+    )
+    assert code == 0 and roster.load(tmp_path / "f" / "federation.toml").privacy.epsilon == 4.0, (
+        said
+    )
 
 
 @pytest.mark.parametrize(

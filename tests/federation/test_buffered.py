@@ -1,4 +1,6 @@
-"""Buffered rounds in one process: who is summed when, what a late contribution counts, and what a kill costs."""
+"""Buffered rounds in one process: who is summed when, what a late contribution counts, and what
+a kill costs.
+"""
 
 import dataclasses
 import math
@@ -24,7 +26,9 @@ from quietchoir.federation.rounds.purse import Purse, Purses, check_books
 from quietchoir.tests.fakes_buffered import SIZE, NapLink, buffered, run_of
 from quietchoir.tests.fakes_federation import FixedLearner, SilentLink, house, parties
 
-NOISE = PrivacyTable(mechanism="skellam", clip=1.0, noise_multiplier=4.0, epsilon=3.0, counters="exact")
+NOISE = PrivacyTable(
+    mechanism="skellam", clip=1.0, noise_multiplier=4.0, epsilon=3.0, counters="exact"
+)
 
 
 def stage_of(letter: bytes) -> str:
@@ -42,20 +46,27 @@ def test_a_late_contribution_counts_by_the_root_of_its_staleness() -> None:
 def test_a_federation_is_synchronous_unless_its_file_says_otherwise() -> None:
     home = house()
     assert home.policy.schedule.rounds == "synchronous"
-    assert type(coordinator_of(home.policy, home.coordinator, NapLink({}), size=SIZE)) is Coordinator
+    assert (
+        type(coordinator_of(home.policy, home.coordinator, NapLink({}), size=SIZE)) is Coordinator
+    )
 
 
 @pytest.mark.parametrize(
     "words, options",
     [
         (r"protection\.mode", {"mode": "sealed"}),
-        (r"aggregation\.rule", {"tables": {"aggregation": AggregationTable(rule="median", buckets=3)}}),
+        (
+            r"aggregation\.rule",
+            {"tables": {"aggregation": AggregationTable(rule="median", buckets=3)}},
+        ),
         (r"recipe\.cohort = 0, found 3", {"recipe": {"cohort": 3}}),
         ("buffer = -1", {"schedule": {"buffer": -1}}),
         ("patience_s", {"schedule": {"patience_s": 0.0}}),
     ],
 )
-def test_what_does_not_fit_buffered_rounds_is_refused_in_the_file(words: str, options: dict[str, object]) -> None:
+def test_what_does_not_fit_buffered_rounds_is_refused_in_the_file(
+    words: str, options: dict[str, object]
+) -> None:
     with pytest.raises(ValueError, match=words):
         buffered(**options)  # type: ignore[arg-type]
 
@@ -65,14 +76,18 @@ def test_a_link_that_cannot_leave_letters_is_refused_for_buffered_rounds() -> No
         def present(self) -> frozenset[str]:
             return frozenset()
 
-        def ask(self, letters: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
+        def ask(
+            self, letters: Mapping[str, bytes], timeout_s: float
+        ) -> Iterator[tuple[str, bytes]]:
             return iter(())
 
     home, link = buffered(), Asking()
     assert isinstance(link, Asking) and callable(Link)
     with pytest.raises(ConfigError, match="needs `quietchoir coordinate`"):
         coordinator_of(home.policy, home.coordinator, link, size=SIZE)
-    assert isinstance(coordinator_of(home.policy, home.coordinator, NapLink({}), size=SIZE), BufferedCoordinator)
+    assert isinstance(
+        coordinator_of(home.policy, home.coordinator, NapLink({}), size=SIZE), BufferedCoordinator
+    )
 
 
 @pytest.mark.parametrize("mode", ["plain", "masked"])
@@ -97,22 +112,31 @@ def test_the_step_is_the_weighed_mean_over_the_groups_size(mode: str) -> None:
     run.hand_out()
     link.asleep = {"dan"}  # asleep over its letter of version 0
     run.go_on(1)
-    assert (run.state.history[0]["parties"], run.state.history[0]["staleness"]) == (["ann", "ben", "cat"], [0, 0, 0])
+    assert (run.state.history[0]["parties"], run.state.history[0]["staleness"]) == (
+        ["ann", "ben", "cat"],
+        [0, 0, 0],
+    )
     assert np.abs(run.state.server.flat - 0.1).max() < 1e-4
     link.asleep = {"cat"}
     run.go_on(2)
-    assert (run.state.history[1]["parties"], run.state.history[1]["staleness"]) == (["ann", "ben", "dan"], [0, 0, 1])
+    assert (run.state.history[1]["parties"], run.state.history[1]["staleness"]) == (
+        ["ann", "ben", "dan"],
+        [0, 0, 1],
+    )
     assert np.abs(run.state.server.flat - 0.1 - 0.1 * (2 + 1 / math.sqrt(2)) / 3).max() < 1e-4
 
 
-def test_a_member_is_handed_the_newest_adapter_and_its_scores_count_only_while_it_is_the_newest() -> None:
+def test_a_member_gets_the_newest_adapter_and_its_scores_count_only_while_it_is_the_newest() -> (
+    None
+):
     home = buffered(mode="masked", bits=12, recipe={"rounds": 4})
     members = parties(home, SIZE)
     run = run_of(home, members)
     run.go_on(4)
     for entry in run.state.history:
         fresh = entry["staleness"].count(0)
-        told = fresh if fresh >= home.policy.protection.min_cohort else 0  # the score of fewer would be a member's own
+        # the score of fewer would be a member's own
+        told = fresh if fresh >= home.policy.protection.min_cohort else 0
         assert entry["scored"] == told and entry["accuracy"] == (0.4 if told else None)
     assert {entry["scored"] for entry in run.state.history} >= {0, 3}
 
@@ -127,8 +151,14 @@ def test_a_contribution_that_is_too_stale_is_dropped_and_trained_anew() -> None:
     run.go_on(2)
     link.asleep = {"ann"}  # dan wakes, and brings what it made of version 0
     run.go_on(3)
-    assert "dan" in run.state.history[2]["parties"] and run.state.history[2]["staleness"] == [0, 0, 0]
-    assert [flat.mean() for flat in members["dan"].learner.trained] == pytest.approx([0.0, 0.2], abs=1e-3)  # type: ignore[attr-defined]
+    assert "dan" in run.state.history[2]["parties"] and run.state.history[2]["staleness"] == [
+        0,
+        0,
+        0,
+    ]
+    assert [flat.mean() for flat in members["dan"].learner.trained] == pytest.approx(  # type: ignore[attr-defined]
+        [0.0, 0.2], abs=1e-3
+    )
 
 
 def test_below_the_minimum_nothing_is_called_and_the_adapter_is_unchanged() -> None:
@@ -185,7 +215,8 @@ def test_a_group_that_fails_is_tried_anew_and_nothing_is_averaged_over_fewer(sta
     assert np.abs(run.state.server.flat - 0.1).max() < 0.01
     trained = {name: len(party.learner.trained) for name, party in members.items()}  # type: ignore[attr-defined]
     sent = {"consistency", "unmask"} | ({"mask"} if stage == "mask" else set())
-    assert trained["ann"] == trained["cat"] == (3 if stage in sent else 1)  # what has left a member never leaves it again
+    # what has left a member never leaves it again
+    assert trained["ann"] == trained["cat"] == (3 if stage in sent else 1)
     assert trained["ben"] == (3 if stage in ("consistency", "unmask") else 1)
 
 
@@ -245,10 +276,12 @@ def test_ranges_of_tensors_are_told_to_the_group(mode: str) -> None:
     run = run_of(home, parties(home, SIZE, lambda name: FixedLearner(0.02)))
     run.go_on(3)
     assert all(entry["ranges"] for entry in run.state.history)
-    assert run.state.server.flat.mean() == pytest.approx(0.02 * (1 + 2 * (2 + 1 / math.sqrt(2)) / 3), abs=0.01)
+    assert run.state.server.flat.mean() == pytest.approx(
+        0.02 * (1 + 2 * (2 + 1 / math.sqrt(2)) / 3), abs=0.01
+    )
 
 
-def test_each_group_charges_its_members_once_and_the_coordinator_reports_the_one_who_paid_most() -> None:
+def test_each_group_charges_its_members_once_and_the_report_names_who_paid_most() -> None:
     home = buffered(5, mode="masked", bits=16, recipe={"rounds": 3}, tables={"privacy": NOISE})
     members = parties(home, SIZE)
     link = NapLink(members)
@@ -256,12 +289,20 @@ def test_each_group_charges_its_members_once_and_the_coordinator_reports_the_one
     run.go_on(1)
     link.asleep = {"ann"}
     run.go_on(3)
-    taken = {name: sum(name in entry["parties"] for entry in run.state.history) for name in home.members}
+    taken = {
+        name: sum(name in entry["parties"] for entry in run.state.history) for name in home.members
+    }
     for name, party in members.items():
-        assert len(party.purse.account.history) == len(run.purses.of(name).account.history) == taken[name]
+        assert (
+            len(party.purse.account.history)
+            == len(run.purses.of(name).account.history)
+            == taken[name]
+        )
     spent = run.purse.spent()
     assert spent is not None and spent["steps"] == max(taken.values()) < sum(taken.values())
-    assert spent["sampling"] == "not assumed" and run.state.history[-1]["epsilon"] == spent["epsilon"]
+    assert (
+        spent["sampling"] == "not assumed" and run.state.history[-1]["epsilon"] == spent["epsilon"]
+    )
 
 
 def test_a_group_that_came_to_nothing_is_paid_for_as_well() -> None:
@@ -271,7 +312,9 @@ def test_a_group_that_came_to_nothing_is_paid_for_as_well() -> None:
     def lose(name: str, letter: bytes) -> bool:
         return name == "ben" and stage_of(letter) == "unmask" and bool(lost and lost.pop())
 
-    run = run_of(home, members, SilentLink({name: party.handle for name, party in members.items()}, lose))
+    run = run_of(
+        home, members, SilentLink({name: party.handle for name, party in members.items()}, lose)
+    )
     run.go_on(1)
     assert len(run.aborted) == 1
     assert {len(party.purse.account.history) for party in members.values()} == {2}
@@ -287,7 +330,8 @@ def test_members_that_have_spent_their_budget_are_asked_no_more_and_the_run_ends
     assert report.privacy is not None and report.privacy["epsilon"] <= 2.0
     trained = {name: len(party.learner.trained) for name, party in members.items()}  # type: ignore[attr-defined]
     paid = {name: len(party.purse.account.history) for name, party in members.items()}
-    assert all(trained[name] - paid[name] <= 1 for name in trained)  # nobody trains for nothing, but for the last one
+    # nobody trains for nothing, but for the last one
+    assert all(trained[name] - paid[name] <= 1 for name in trained)
     assert report.delivered == sorted(home.members)
 
 
@@ -308,19 +352,24 @@ def test_the_books_of_one_schedule_are_not_continued_under_another(tmp_path: Pat
 def test_a_later_roster_keeps_what_members_have_made() -> None:
     home = buffered(5, mode="masked")
     members = parties(home, SIZE)
-    drawers = {name: party.offering.drawer for name, party in members.items() if party.offering is not None}
+    drawers = {
+        name: party.offering.drawer for name, party in members.items() if party.offering is not None
+    }
     run = run_of(home, members)
     run.go_on(1)
     run.hand_out()
     while run.outbox.owed:
         run.take_in()
     later = dataclasses.replace(home.policy, version=2, members=home.policy.members[:4])
-    house_ = dataclasses.replace(home, policy=later, members={name: home.members[name] for name in list(home.members)[:4]})
+    house_ = dataclasses.replace(
+        home, policy=later, members={name: home.members[name] for name in list(home.members)[:4]}
+    )
     again = parties(house_, SIZE)
     for name, party in again.items():
         assert party.offering is not None
         party.offering.drawer = drawers[name]
-    run.link = run.outbox.link = run.post.link = NapLink(again)  # the same members, under the new version
+    # the same members, under the new version
+    run.link = run.outbox.link = run.post.link = NapLink(again)
     run.take(later)
     run.go_on(2)
     assert all(not party.learner.trained for party in again.values())  # type: ignore[attr-defined]

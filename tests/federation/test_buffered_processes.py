@@ -1,6 +1,8 @@
-"""Buffered rounds as real processes over TLS: a member that sleeps most of the time, killed members, a killed coordinator.
+"""Buffered rounds as real processes over TLS: a member that sleeps most of the time, killed
+members, a killed coordinator.
 
-A frozen process (SIGSTOP) is what a closed laptop is to the others: it holds its connection and answers nothing.
+A frozen process (SIGSTOP) is what a closed laptop is to the others: it holds its connection and
+answers nothing.
 """
 
 from collections.abc import Iterator
@@ -16,9 +18,12 @@ from quietchoir.simulations.processes import Child, Stage
 
 SLEEPER = "node-03"
 PLAN = Plan(
-    nodes=4, rounds=1_000_000, size=2_000, recipe={"attempts": 40, "stage_timeout_s": 4.0, "work_timeout_s": 60.0},
+    nodes=4,
+    rounds=1_000_000,
+    size=2_000,
+    recipe={"attempts": 40, "stage_timeout_s": 4.0, "work_timeout_s": 60.0},
     schedule={"rounds": "buffered", "max_staleness": 1_000_000},
-)  # fmt: skip
+)
 
 
 class Night:
@@ -52,14 +57,17 @@ def night(tmp_path: Path) -> Iterator[Night]:
         yield night
 
 
-def test_rounds_wait_for_nobody_who_sleeps_and_outlive_kill_9_of_members_and_coordinator(night: Night) -> None:
+def test_rounds_wait_for_nobody_who_sleeps_and_outlive_kill_9_of_members_and_coordinator(
+    night: Night,
+) -> None:
     night.step(among=SLEEPER)
     night.nodes[SLEEPER].freeze()
     night.coordinator.forget()
     first = night.step(without=SLEEPER)
     for number in range(1, 4):
         step = night.step()
-        assert step["round"] == first["round"] + number  # none was left out, none was abandoned for long
+        # none was left out, none was abandoned for long
+        assert step["round"] == first["round"] + number
         assert SLEEPER not in step["parties"] and len(step["parties"]) == 3
     night.nodes[SLEEPER].thaw()
     night.step(among=SLEEPER)
@@ -72,12 +80,16 @@ def test_rounds_wait_for_nobody_who_sleeps_and_outlive_kill_9_of_members_and_coo
     night.coordinator.kill()
     state = checkpoint.read(night.choir.folder / "state")
     assert state is not None and state.round >= night.last
-    night.coordinator = night.choir.coordinate("coordinator-2", "--grace", "5", "--rounds", str(state.round + 2))
+    night.coordinator = night.choir.coordinate(
+        "coordinator-2", "--grace", "5", "--rounds", str(state.round + 2)
+    )
     night.coordinator.until("delivered", PATIENCE_S)
     night.coordinator.finish(PATIENCE_S)
     report = night.choir.told()
     trained = [entry for entry in report["history"] if entry["kind"] == "train"]
-    assert [entry["round"] for entry in trained] == list(range(1, state.round + 3)) and report["rounds"] == state.round + 2
+    assert [entry["round"] for entry in trained] == list(range(1, state.round + 3)) and report[
+        "rounds"
+    ] == state.round + 2
     assert all(len(entry["parties"]) >= 3 for entry in trained)
     assert report["accuracy"]["after"] is not None and len(report["delivered"]) >= 3
     for path in night.choir.folder.glob(f"node-*/**/{FILE}"):

@@ -1,4 +1,6 @@
-"""What a member refuses in buffered rounds: each refusal leaves it as it was, and a contribution leaves it once."""
+"""What a member refuses in buffered rounds: each refusal leaves it as it was, and a contribution
+leaves it once.
+"""
 
 import dataclasses
 import stat
@@ -84,9 +86,13 @@ BAD: dict[str, Callable[[House], bytes]] = {
     "without this member": lambda home: called(home, ("ben", 4), ("cat", 1), ("dan", 4)),
     "with a stranger": lambda home: called(home, ("ann", 3), ("ben", 4), ("zoe", 4)),
     "of too few": lambda home: called(home, ("ann", 3), ("ben", 4)),
-    "from a version it was not handed": lambda home: called(home, ("ann", 4), ("ben", 4), ("cat", 1)),
+    "from a version it was not handed": lambda home: called(
+        home, ("ann", 4), ("ben", 4), ("cat", 1)
+    ),
     "with a contribution too stale": lambda home: called(home, ("ann", 3), ("ben", 4), ("cat", 0)),
-    "with a contribution from the future": lambda home: called(home, ("ann", 3), ("ben", 4), ("cat", 5)),
+    "with a contribution from the future": lambda home: called(
+        home, ("ann", 3), ("ben", 4), ("cat", 5)
+    ),
     "with a negative version": lambda home: called(home, ("ann", 3), ("ben", 4), ("cat", -1)),
     "out of order": lambda home: called(home, ("ben", 4), ("ann", 3), ("cat", 1)),
     "with somebody twice": lambda home: called(home, ("ann", 3), ("ann", 3), ("cat", 1)),
@@ -97,12 +103,21 @@ BAD: dict[str, Callable[[House], bytes]] = {
         home, "ann", CALLED, group_of(6, (("ann", 3), ("ben", 4), ("cat", 4)))
     ),
     "of another adapter under its version": lambda home: group_letter(
-        home, "ann", CALLED,
-        dataclasses.replace(GROUP, adapters=(GROUP.adapters[0], (3, "ab" * 32, ZEROS.state), GROUP.adapters[2])),
+        home,
+        "ann",
+        CALLED,
+        dataclasses.replace(
+            GROUP, adapters=(GROUP.adapters[0], (3, "ab" * 32, ZEROS.state), GROUP.adapters[2])
+        ),
     ),
     "of another state under its version": lambda home: group_letter(
-        home, "ann", CALLED,
-        dataclasses.replace(GROUP, adapters=(GROUP.adapters[0], (*GROUP.adapters[1][:2], "ab" * 32), GROUP.adapters[2])),
+        home,
+        "ann",
+        CALLED,
+        dataclasses.replace(
+            GROUP,
+            adapters=(GROUP.adapters[0], (*GROUP.adapters[1][:2], "ab" * 32), GROUP.adapters[2]),
+        ),
     ),
     "without an adapter for a version": lambda home: group_letter(
         home, "ann", CALLED, dataclasses.replace(GROUP, adapters=GROUP.adapters[1:])
@@ -111,20 +126,32 @@ BAD: dict[str, Callable[[House], bytes]] = {
     "of another run": lambda home: group_letter(home, "ann", Place("0b" * 16, 6, 1), GROUP),
     "that is no JSON": lambda home: spelled(home, b"{"),
     "that is another table": lambda home: spelled(home, b'{"members":[]}'),
-    "in another spelling": lambda home: spelled(home, calls.encode_group(GROUP).replace(b":", b": ", 1)),
-    "with a member that is no name": lambda home: spelled(home, b'{"adapters":[],"members":[[1,2]],"ranges":[],"version":4}'),
+    "in another spelling": lambda home: spelled(
+        home, calls.encode_group(GROUP).replace(b":", b": ", 1)
+    ),
+    "with a member that is no name": lambda home: spelled(
+        home, b'{"adapters":[],"members":[[1,2]],"ranges":[],"version":4}'
+    ),
     "with a range that is no number": lambda home: spelled(
         home, b'{"adapters":[],"members":[],"ranges":[[1,NaN]],"version":4}'
     ),
     "of a drawn cohort": lambda home: stage_letter(
-        home, "ann", CALLED, work.TRAIN,
+        home,
+        "ann",
+        CALLED,
+        work.TRAIN,
         calls.encode_train(
-            4, work.encode_told(dataclasses.replace(ZEROS, cohort=("ann", "ben", "cat")), bytes.fromhex(ZEROS.state))
+            4,
+            work.encode_told(
+                dataclasses.replace(ZEROS, cohort=("ann", "ben", "cat")), bytes.fromhex(ZEROS.state)
+            ),
         ),
     ),
     "to train from a version that cannot be": lambda home: train_letter(home, "ann", CALLED, 6),
-    "to train from a short adapter": lambda home: train_letter(home, "ann", CALLED, 4, np.zeros(SIZE - 1, np.float32)),
-}  # fmt: skip
+    "to train from a short adapter": lambda home: train_letter(
+        home, "ann", CALLED, 4, np.zeros(SIZE - 1, np.float32)
+    ),
+}
 
 
 def called(home: House, *members: tuple[str, int]) -> bytes:
@@ -133,15 +160,20 @@ def called(home: House, *members: tuple[str, int]) -> bytes:
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_call_is_refused_and_changes_nothing(home: House, ann: Party, tmp_path: Path, kind: str) -> None:
+def test_a_bad_call_is_refused_and_changes_nothing(
+    home: House, ann: Party, tmp_path: Path, kind: str
+) -> None:
     before = snapshot(ann, tmp_path)
     with pytest.raises(MessageError, match="refused"):
         ann.handle(BAD[kind](home))
     assert snapshot(ann, tmp_path) == before
-    assert work.decode_ready(answer(home, ann, group_letter(home, "ann", CALLED, GROUP)))  # and the good one still works
+    # and the good one still works
+    assert work.decode_ready(answer(home, ann, group_letter(home, "ann", CALLED, GROUP)))
 
 
-def test_a_call_before_there_is_a_contribution_is_refused_and_changes_nothing(home: House, tmp_path: Path) -> None:
+def test_a_call_before_there_is_a_contribution_is_refused_and_changes_nothing(
+    home: House, tmp_path: Path
+) -> None:
     ben = member(home, "ben", tmp_path)
     before = snapshot(ben, tmp_path)
     with pytest.raises(MessageError, match="no contribution to give"):
@@ -165,7 +197,9 @@ def test_everything_that_a_group_is_told_is_bound_into_its_masks() -> None:
         group_of(4, (("ann", 3), ("ben", 4), ("dan", 1))),
         group_of(4, (*GROUP.members, ("dan", 4))),
         group_of(4, GROUP.members, ranges=((SIZE, 0.1),)),
-        dataclasses.replace(GROUP, adapters=(GROUP.adapters[0], (3, "ab" * 32, ZEROS.state), GROUP.adapters[2])),
+        dataclasses.replace(
+            GROUP, adapters=(GROUP.adapters[0], (3, "ab" * 32, ZEROS.state), GROUP.adapters[2])
+        ),
     ]
     assert len({group.told for group in (GROUP, *others)}) == 7
     assert all(calls.decode_group(calls.encode_group(group)) == group for group in (GROUP, *others))
@@ -180,10 +214,18 @@ class Sly:
     def call(self, told: Mapping[str, Group]) -> None:
         """Tell each member its group."""
         for name, group in told.items():
-            assert work.decode_ready(answer(self.home, self.members[name], group_letter(self.home, name, self.place, group)))
+            assert work.decode_ready(
+                answer(
+                    self.home, self.members[name], group_letter(self.home, name, self.place, group)
+                )
+            )
 
-    def sum(self, told: bytes, names: tuple[str, ...], until: str = "unmask", silent: str = "") -> list[str]:
-        """Go through the masked stages; the stages that were answered by all that are asked, up to `until`."""
+    def sum(
+        self, told: bytes, names: tuple[str, ...], until: str = "unmask", silent: str = ""
+    ) -> list[str]:
+        """Go through the masked stages; the stages that were answered by all that are asked, up
+        to `until`.
+        """
         policy, done = self.home.policy, list[str]()
         half = MaskedCoordinator(
             policy, self.place, names, Codec(SIZE, policy).length, True,
@@ -225,8 +267,12 @@ def zero(*names: str) -> Group:
 
 
 @pytest.mark.parametrize("until", ["mask", "unmask"])
-def test_one_contribution_never_goes_into_two_groups(home: House, four: dict[str, Party], tmp_path: Path, until: str) -> None:
-    """Attack: two sums that differ in one member give that member away. Also where the first sum seemed to come to nothing."""
+def test_one_contribution_never_goes_into_two_groups(
+    home: House, four: dict[str, Party], tmp_path: Path, until: str
+) -> None:
+    """Attack: two sums that differ in one member give that member away. Also where the first sum
+    seemed to come to nothing.
+    """
     first = zero("ann", "ben", "cat")
     sly = Sly(home, four, Place(RUN, 1, 2))
     sly.call(dict.fromkeys(first.names, first))
@@ -239,20 +285,25 @@ def test_one_contribution_never_goes_into_two_groups(home: House, four: dict[str
 
 
 def test_a_member_kept_from_the_end_of_its_group_does_not_contribute_again(tmp_path: Path) -> None:
-    """Attack: ann is not told that the sum was opened; then it would show the same contribution in another one."""
+    """Attack: ann is not told that the sum was opened; then it would show the same contribution
+    in another one.
+    """
     home = buffered(mode="masked", threshold=3)
     four = quartet(home, tmp_path)
     everybody = zero(*home.members)
     sly = Sly(home, four, Place(RUN, 1, 2))
     sly.call(dict.fromkeys(everybody.names, everybody))
-    assert sly.sum(everybody.told, everybody.names, silent="ann")[-1] == "unmask"  # opened, with ann's in it
+    # opened, with ann's in it
+    assert sly.sum(everybody.told, everybody.names, silent="ann")[-1] == "unmask"
     with pytest.raises(MessageError, match="the last one has left"):
         four["ann"].handle(group_letter(home, "ann", Place(RUN, 1, 3), zero("ann", "ben", "cat")))
     for party in four.values():
         party.ledger.close()
 
 
-def test_members_told_different_groups_never_meet_in_a_sum(home: House, four: dict[str, Party]) -> None:
+def test_members_told_different_groups_never_meet_in_a_sum(
+    home: House, four: dict[str, Party]
+) -> None:
     """Attack: ann is told of a fourth member, whose place in the sum is empty."""
     said, other = zero("ann", "ben", "cat"), zero("ann", "ben", "cat", "dan")
     for told in (said.told, other.told):
@@ -268,11 +319,17 @@ def test_a_coordinator_that_tells_one_member_of_another_group_gets_no_step(tmp_p
     members = parties(home, SIZE)
 
     class Equivocator(NapLink):
-        def ask(self, letters: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
-            return super().ask({name: self.bent(name, letter) for name, letter in letters.items()}, timeout_s)
+        def ask(
+            self, letters: Mapping[str, bytes], timeout_s: float
+        ) -> Iterator[tuple[str, bytes]]:
+            return super().ask(
+                {name: self.bent(name, letter) for name, letter in letters.items()}, timeout_s
+            )
 
         def bent(self, name: str, letter: bytes) -> bytes:
-            fields, payload = messages.split(letter, {"kind": str, "recipient": str, **messages.FRAME})
+            fields, payload = messages.split(
+                letter, {"kind": str, "recipient": str, **messages.FRAME}
+            )
             if name != "ben" or fields["stage"] != calls.GROUP:
                 return letter
             group = calls.decode_group(payload)
@@ -288,7 +345,9 @@ def test_a_coordinator_that_tells_one_member_of_another_group_gets_no_step(tmp_p
     assert all(b'"opened": []' in party.ledger.sums.snapshot() for party in members.values())
 
 
-def test_a_contribution_outlives_a_kill_until_it_leaves_and_never_after(home: House, tmp_path: Path) -> None:
+def test_a_contribution_outlives_a_kill_until_it_leaves_and_never_after(
+    home: House, tmp_path: Path
+) -> None:
     members = quartet(home, tmp_path)
     file = tmp_path / "ann" / FILE
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -342,10 +401,14 @@ def test_a_damaged_file_costs_a_training_and_a_full_disk_keeps_in_memory(
     assert ann.offering is not None
     assert Drawer(tmp_path / "ann").look(RUN, ann.offering.rules) is None
     kept = ann.offering.drawer.look(RUN, ann.offering.rules)
-    assert isinstance(kept, Contribution) and ann.offering.drawer.look("0b" * 16, ann.offering.rules) is None
+    assert (
+        isinstance(kept, Contribution)
+        and ann.offering.drawer.look("0b" * 16, ann.offering.rules) is None
+    )
     drawer = Drawer(tmp_path / "full")
     monkeypatch.setattr(
-        "quietchoir.core.paths.write_atomically", lambda *given, **named: (_ for _ in ()).throw(OSError(28, "full"))
+        "quietchoir.core.paths.write_atomically",
+        lambda *given, **named: (_ for _ in ()).throw(OSError(28, "full")),
     )
     drawer.keep(kept)
     assert drawer.look(RUN, ann.offering.rules) is kept and not (tmp_path / "full" / FILE).exists()

@@ -1,4 +1,6 @@
-"""The chain of a federation file: what it allows, what it refuses, and what an owner's acts leave on the disk."""
+"""The chain of a federation file: what it allows, what it refuses, and what an owner's acts
+leave on the disk.
+"""
 
 import dataclasses
 import os
@@ -14,7 +16,16 @@ from quietchoir.crypto import keyfile
 from quietchoir.crypto.keys import Identity
 from quietchoir.federation.membership import chain as chain_module
 from quietchoir.federation.membership import locking, owner, roster
-from quietchoir.federation.membership.chain import CHANGE, ENROLL, REVOKE, ROTATE, Chain, Entry, found, sign
+from quietchoir.federation.membership.chain import (
+    CHANGE,
+    ENROLL,
+    REVOKE,
+    ROTATE,
+    Chain,
+    Entry,
+    found,
+    sign,
+)
 from quietchoir.federation.membership.founding import COORDINATOR_KEY, FILE, OWNER_KEY, TLS_KEY
 from quietchoir.federation.membership.founding import found as found_folder
 from quietchoir.federation.membership.identity import NodeKeys, load_or_create
@@ -58,15 +69,22 @@ def key_of(file: Path) -> Path:
     return file.parent / OWNER_KEY
 
 
-def test_every_change_is_an_entry_and_the_policy_follows_from_them(home: House, chain: Chain) -> None:
+def test_every_change_is_an_entry_and_the_policy_follows_from_them(
+    home: House, chain: Chain
+) -> None:
     zoe = member("zoe")
-    later = chain.extended(ENROLL, {"member": zoe}, home.owner, 7).extended(REVOKE, {"name": "ann"}, home.owner, 8)
+    later = chain.extended(ENROLL, {"member": zoe}, home.owner, 7).extended(
+        REVOKE, {"name": "ann"}, home.owner, 8
+    )
     later = later.extended(CHANGE, {"recipe": {"rounds": 9}}, home.owner, 9)
     assert [one.kind for one in later.changes] == ["found", "enroll", "revoke", "change"]
     assert later.policy.version == 4 and later.policy.head == later.entries[-1].digest
     assert [one.name for one in later.policy.members] == ["ben", "cat", "dan", "zoe"]
     assert (later.policy.recipe.rounds, later.policy.recipe.lr) == (9, chain.policy.recipe.lr)
-    assert later.policy.federation == chain.policy.federation and later.policy.digest != chain.policy.digest
+    assert (
+        later.policy.federation == chain.policy.federation
+        and later.policy.digest != chain.policy.digest
+    )
     assert Chain(later.entries).policy == later.policy
 
 
@@ -112,14 +130,19 @@ def test_only_the_owner_of_the_moment_signs(home: House, chain: Chain) -> None:
     with pytest.raises(RosterError, match="signature of entry 2"):  # the heir has not accepted
         chain.extended(ROTATE, change, home.owner, 1)
     passed = chain.extended(ROTATE, change, home.owner, 1, heir)
-    assert passed.policy.federation == chain.policy.federation and passed.policy.owner == heir.public.raw.hex()
+    assert (
+        passed.policy.federation == chain.policy.federation
+        and passed.policy.owner == heir.public.raw.hex()
+    )
     assert passed.extended(REVOKE, {"name": "ann"}, heir, 2).policy.version == 3
     with pytest.raises(RosterError, match="another key"):
         passed.extended(REVOKE, {"name": "ann"}, home.owner, 2)
 
 
 def test_entries_cannot_be_dropped_swapped_or_rewritten(home: House, chain: Chain) -> None:
-    later = chain.extended(REVOKE, {"name": "ann"}, home.owner, 1).extended(REVOKE, {"name": "ben"}, home.owner, 2)
+    later = chain.extended(REVOKE, {"name": "ann"}, home.owner, 1).extended(
+        REVOKE, {"name": "ben"}, home.owner, 2
+    )
     one, two, three = later.entries
     for entries in ((one, three), (two, three), (one, three, two), (one, two, two), (one, one)):
         with pytest.raises(RosterError, match="does not follow"):
@@ -134,7 +157,9 @@ def test_entries_cannot_be_dropped_swapped_or_rewritten(home: House, chain: Chai
 
 def test_a_member_whose_time_is_over_is_none(home: House, chain: Chain) -> None:
     policy = chain.extended(ENROLL, {"member": member("old", expires=PAST)}, home.owner, 1).policy
-    policy = dataclasses.replace(policy, members=(*policy.members, Member(**member("new", expires=FUTURE))))
+    policy = dataclasses.replace(
+        policy, members=(*policy.members, Member(**member("new", expires=FUTURE)))
+    )
     assert policy.member("old") is None and policy.member("new") is not None
     key = bytes.fromhex(policy.members[-2].key)
     assert policy.name_of(key) is None
@@ -169,7 +194,10 @@ def test_the_owners_key_is_rotated_and_the_old_one_signs_no_more(file: Path) -> 
 def test_the_coordinators_keys_are_rotated_together_with_what_names_them(file: Path) -> None:
     folder, before = file.parent, roster.load(file).coordinator
     after = owner.rotate_coordinator(file, key_of(file), folder).coordinator
-    assert after.key != before.key and Identity.load(folder / COORDINATOR_KEY).public.raw.hex() == after.key
+    assert (
+        after.key != before.key
+        and Identity.load(folder / COORDINATOR_KEY).public.raw.hex() == after.key
+    )
     moved = owner.rotate_certificate(file, key_of(file), folder, "localhost:9000").coordinator
     assert (moved.address, moved.key) == ("localhost:9000", after.key)
     assert owner.tls_public(folder / TLS_KEY) == owner.certificate_public(moved.certificate)
@@ -179,16 +207,20 @@ def test_the_coordinators_keys_are_rotated_together_with_what_names_them(file: P
 def test_a_rotation_that_was_killed_half_way_is_finished(file: Path) -> None:
     folder, old = file.parent, (file.parent / COORDINATOR_KEY).read_bytes()
     policy = owner.rotate_coordinator(file, key_of(file), folder)
-    (folder / COORDINATOR_KEY).rename(folder / (COORDINATOR_KEY + owner.NEXT))  # killed before the key took its place
+    # killed before the key took its place
+    (folder / COORDINATOR_KEY).rename(folder / (COORDINATOR_KEY + owner.NEXT))
     (folder / COORDINATOR_KEY).write_bytes(old)
     owner.settle(folder, policy)
     assert Identity.load(folder / COORDINATOR_KEY).public.raw.hex() == policy.coordinator.key
-    Identity.generate().save(folder / (COORDINATOR_KEY + owner.NEXT))  # killed before the file was written: of no use
+    # killed before the file was written: of no use
+    Identity.generate().save(folder / (COORDINATOR_KEY + owner.NEXT))
     owner.settle(folder, policy)
     assert Identity.load(folder / COORDINATOR_KEY).public.raw.hex() == policy.coordinator.key
 
 
-def test_a_key_that_replaces_a_locked_one_is_locked_alike(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_replaces_a_locked_one_is_locked_alike(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = file.parent
     monkeypatch.setattr(keyfile, "SCRYPT_COST", 1 << 4)  # fourteen files are opened
     monkeypatch.setenv(VARIABLE, "correct horse")
@@ -196,7 +228,9 @@ def test_a_key_that_replaces_a_locked_one_is_locked_alike(file: Path, monkeypatc
     owner.rotate_owner(file, key_of(file))
     owner.rotate_coordinator(file, key_of(file), folder)
     owner.rotate_certificate(file, key_of(file), folder)
-    assert {path.read_bytes().partition(b"\n")[0][-6:] for path in folder.glob("*.key")} == {b"scrypt"}
+    assert {path.read_bytes().partition(b"\n")[0][-6:] for path in folder.glob("*.key")} == {
+        b"scrypt"
+    }
     assert not list(folder.glob("*.next"))
     kept = file.read_bytes()
     monkeypatch.setenv(VARIABLE, "wrong")
@@ -206,9 +240,18 @@ def test_a_key_that_replaces_a_locked_one_is_locked_alike(file: Path, monkeypatc
 
 
 def stolen_file(home: House, thief: Identity, **change: object) -> Chain:
-    """What somebody without the founder's key can write under `home`'s number. Raises as `Chain`."""
-    table = {key: value for key, value in home.policy.table().items() if key not in ("version", "head")}
-    table |= {"founder": home.policy.owner, "owner": thief.public.raw.hex(), "members": [], **change}
+    """What somebody without the founder's key can write under `home`'s number. Raises as
+    `Chain`.
+    """
+    table = {
+        key: value for key, value in home.policy.table().items() if key not in ("version", "head")
+    }
+    table |= {
+        "founder": home.policy.owner,
+        "owner": thief.public.raw.hex(),
+        "members": [],
+        **change,
+    }
     return Chain((sign(1, "found", 0, "", table, thief),))
 
 
@@ -216,18 +259,30 @@ def test_a_file_under_a_foreign_number_is_refused_before_anything_is_kept(
     home: House, chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     thief, node, file = Identity.generate(), tmp_path / "node", tmp_path / "foreign.toml"
-    coordinator = dataclasses.asdict(home.policy.coordinator) | {"key": Identity.generate().public.raw.hex()}
-    taken: tuple[dict[str, Any], ...] = ({}, {"coordinator": coordinator}, {"members": [member("eve")]})
+    coordinator = dataclasses.asdict(home.policy.coordinator) | {
+        "key": Identity.generate().public.raw.hex()
+    }
+    taken: tuple[dict[str, Any], ...] = (
+        {},
+        {"coordinator": coordinator},
+        {"members": [member("eve")]},
+    )
     for change in taken:
-        with pytest.raises(RosterError, match="entry 1, found: the federation's number belongs to key"):
+        with pytest.raises(
+            RosterError, match="entry 1, found: the federation's number belongs to key"
+        ):
             stolen_file(home, thief, **change)
-    for change in ({"owner": home.policy.owner}, {"founder": home.policy.owner, "owner": home.policy.owner}):
+    for change in (
+        {"owner": home.policy.owner},
+        {"founder": home.policy.owner, "owner": home.policy.owner},
+    ):
         with pytest.raises(RosterError, match="signature of entry 1"):
             stolen_file(home, thief, **change)
     for founder in ("", home.policy.owner.upper(), " " + home.policy.owner):
         with pytest.raises((RosterError, ConfigError)):
             stolen_file(home, thief, founder=founder, owner=home.policy.owner)
-    with monkeypatch.context() as blind:  # the unprotected arm: without the check it is a file like any other
+    # the unprotected arm: without the check it is a file like any other
+    with monkeypatch.context() as blind:
         blind.setattr(chain_module, "STEPS", chain_module.STEPS | {"found": found_unchecked})
         forged = stolen_file(home, thief, coordinator=coordinator)
         assert forged.policy.federation == home.policy.federation
@@ -237,12 +292,15 @@ def test_a_file_under_a_foreign_number_is_refused_before_anything_is_kept(
         with pytest.raises(RosterError, match="this is not that federation's file"):
             take(file)
     with pytest.raises(RosterError, match="this is not that federation's file"):
-        roster.read_text(file.read_bytes(), "")  # as a running member takes one from the coordinator
+        # as a running member takes one from the coordinator
+        roster.read_text(file.read_bytes(), "")
     assert not node.exists()
     true = tmp_path / "true.toml"
     roster.write(true, chain)
     assert roster.accept(true, node).coordinator.key == home.policy.coordinator.key
-    with pytest.raises(RosterError, match="the copy that this node kept: if the file at hand is right, remove it"):
+    with pytest.raises(
+        RosterError, match="the copy that this node kept: if the file at hand is right, remove it"
+    ):
         roster.accept(true, tmp_path / "victim")
 
 
@@ -268,12 +326,15 @@ def spoiled(text: bytes, dice: random.Random) -> bytes:
 
 @pytest.mark.fuzz
 def test_a_spoiled_file_is_refused_or_says_the_same(home: House, chain: Chain) -> None:
-    later = chain.extended(REVOKE, {"name": "ann"}, home.owner, 1).extended(CHANGE, {"recipe": {"rounds": 9}}, home.owner, 2)
+    later = chain.extended(REVOKE, {"name": "ann"}, home.owner, 1).extended(
+        CHANGE, {"recipe": {"rounds": 9}}, home.owner, 2
+    )
     text, dice, refused = roster.dump(later).encode("utf-8"), random.Random(5), 0
     cases = 5000 if os.environ.get("QUIETCHOIR_FUZZ") == "full" else 500
     for _ in range(cases):
         try:
-            assert roster.read_text(spoiled(text, dice), "").policy == later.policy  # a comment, or a space
+            # a comment, or a space
+            assert roster.read_text(spoiled(text, dice), "").policy == later.policy
         except (RosterError, ConfigError):
             refused += 1
     assert refused > 0.8 * cases

@@ -1,4 +1,6 @@
-"""What is on disk after a kill, a damage and a full disk: the coordinator's run and a member's answers."""
+"""What is on disk after a kill, a damage and a full disk: the coordinator's run and a member's
+answers.
+"""
 
 import dataclasses
 import json
@@ -32,13 +34,20 @@ def grown(state: RunState, rounds: int) -> RunState:
         vectors = np.full(SIZE, state.round + 1, np.float32)
         server = ServerState(vectors, 2 * vectors)
         state = dataclasses.replace(
-            state, server=server, round=state.round + 1, attempt=0, history=(*state.history, {"kind": "train", "round": number})
+            state,
+            server=server,
+            round=state.round + 1,
+            attempt=0,
+            history=(*state.history, {"kind": "train", "round": number}),
         )
     return state
 
 
 def same(one: RunState, other: RunState) -> bool:
-    return one.server.encode() == other.server.encode() and dataclasses.replace(one, server=other.server) == other
+    return (
+        one.server.encode() == other.server.encode()
+        and dataclasses.replace(one, server=other.server) == other
+    )
 
 
 def test_what_was_saved_is_what_a_restarted_coordinator_goes_on_from(tmp_path: Path) -> None:
@@ -49,7 +58,8 @@ def test_what_was_saved_is_what_a_restarted_coordinator_goes_on_from(tmp_path: P
         state = grown(state, 1)
         store.save(state)
         store.save(state := dataclasses.replace(state, attempt=1, opening=True))
-    state = dataclasses.replace(state, history=state.history[:1])  # a score takes the place of the last one
+    # a score takes the place of the last one
+    state = dataclasses.replace(state, history=state.history[:1])
     store.save(state)
     store.close()
     again = Store(tmp_path)
@@ -77,7 +87,9 @@ checkpoint.read(Path(sys.argv[1]))
 
 
 def test_no_reader_takes_the_log_away_that_the_coordinator_still_writes(tmp_path: Path) -> None:
-    """The fault suite found it: a reader in the coordinator's own process dropped its locks, the next reader its last steps."""
+    """The fault suite found it: a reader in the coordinator's own process dropped its locks, the
+    next reader its last steps.
+    """
     policy, store = house().policy, Store(tmp_path)
     state = grown(store.load(policy, SIZE), 1)
     store.save(state)
@@ -109,9 +121,13 @@ while True:
 
 
 @pytest.mark.parametrize("after", [1, 7])
-def test_a_step_that_returned_survives_kill_9_and_none_is_there_by_half(tmp_path: Path, after: int) -> None:
+def test_a_step_that_returned_survives_kill_9_and_none_is_there_by_half(
+    tmp_path: Path, after: int
+) -> None:
     path = tmp_path / "steps.sqlite"
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     told = [int(next(process.stdout)) for _ in range(after)][-1]
     process.kill()
@@ -196,7 +212,9 @@ def test_an_older_place_is_stale_also_after_a_restart(tmp_path: Path) -> None:
     again.close()
 
 
-def test_a_second_run_is_refused_while_the_first_is_heard_and_replaces_it_after_the_lease(tmp_path: Path) -> None:
+def test_a_second_run_is_refused_while_the_first_is_heard_and_replaces_it_after_the_lease(
+    tmp_path: Path,
+) -> None:
     clock = [1000.0]
     ledger = Ledger(tmp_path / ledgers.FILE, now=lambda: clock[0])
     ledger.record(Place(ONE, 1, 1))
@@ -250,11 +268,25 @@ def test_what_an_earlier_program_had_answered_stays_answered(tmp_path: Path) -> 
 
 
 def test_a_history_of_counted_answers_is_read_as_one_of_members_that_scored(tmp_path: Path) -> None:
-    verdict = {"accuracy": 0.5, "correct": 6, "total": 12, "best": None, "kept": True, "reason": "kept"}
+    verdict = {
+        "accuracy": 0.5,
+        "correct": 6,
+        "total": 12,
+        "best": None,
+        "kept": True,
+        "reason": "kept",
+    }
     before = {
-        "kind": "train", "round": 1, "accuracy": None, "correct": 0, "total": 0, "examples": 15, "tokens": 300,
-        "parties": ["ann", "ben", "cat"], "guard": verdict,
-    }  # fmt: skip
+        "kind": "train",
+        "round": 1,
+        "accuracy": None,
+        "correct": 0,
+        "total": 0,
+        "examples": 15,
+        "tokens": 300,
+        "parties": ["ann", "ben", "cat"],
+        "guard": verdict,
+    }
     policy, store = house().policy, Store(tmp_path)
     store.save(dataclasses.replace(RunState.fresh(policy, 4), history=(before,), round=1))
     store.close()

@@ -30,18 +30,24 @@ def founded(capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> Po
     return roster.load(folder / "federation.toml")
 
 
-def test_a_federation_is_founded_enrolled_and_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_federation_is_founded_enrolled_and_shown(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     policy = founded(capsys, tmp_path / "f", "--bits", "6", "--rounds", "4", "--lr", "0.015")
     assert (policy.protection.bits, policy.recipe.rounds, policy.recipe.lr) == (6, 4, 0.015)
     file, card = tmp_path / "f" / "federation.toml", tmp_path / "card"
     code, line = quietchoir(capsys, "federation", "identity", "--home", tmp_path / "node")
     card.write_text(line, "ascii")
-    assert quietchoir(capsys, "federation", "enroll", file, "--name", "ann", "--public", card)[0] == 0
+    assert (
+        quietchoir(capsys, "federation", "enroll", file, "--name", "ann", "--public", card)[0] == 0
+    )
     code, shown = quietchoir(capsys, "federation", "show", file)
     assert code == 0 and "version 2, every signature valid" in shown and "ann" in shown
 
 
-def test_an_owner_invites_rotates_revokes_and_the_log_tells(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_an_owner_invites_rotates_revokes_and_the_log_tells(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     founded(capsys, tmp_path / "f", "--privacy-mechanism", "skellam", "--privacy-epsilon", "4")
     file, node = tmp_path / "f" / "federation.toml", tmp_path / "node"
 
@@ -53,7 +59,9 @@ def test_an_owner_invites_rotates_revokes_and_the_log_tells(capsys: pytest.Captu
     token = federation("invite", file, "--name", "zoe", "--days", "2").splitlines()[0]
     answer = federation("accept", token, "--home", node, "--file", file).splitlines()[0]
     assert "zoe is in" in federation("enroll", file, "--answer", answer, "--days", "365")
-    assert "open invitation" in quietchoir(capsys, "federation", "enroll", file, "--answer", answer)[1]
+    assert (
+        "open invitation" in quietchoir(capsys, "federation", "enroll", file, "--answer", answer)[1]
+    )
     card = federation("identity", "--home", tmp_path / "other").strip()
     assert "zoe has a new key" in federation("rotate", file, "--member", "zoe", "--public", card)
     for what in ("--owner", "--coordinator", "--certificate"):
@@ -62,11 +70,25 @@ def test_an_owner_invites_rotates_revokes_and_the_log_tells(capsys: pytest.Captu
     assert "started again" in federation("change", file, "--rounds", "4", "--privacy-epsilon", "2")
     federation("change", file, "--days", "30")
     log = federation("log", file).splitlines()
-    kinds = ["found", "enroll", "rotate", "rotate", "rotate", "rotate", "revoke", "change", "change"]
+    kinds = [
+        "found",
+        "enroll",
+        "rotate",
+        "rotate",
+        "rotate",
+        "rotate",
+        "revoke",
+        "change",
+        "change",
+    ]
     assert [line.split()[5] for line in log[:-1]] == kinds
     assert "zoe, invited" in log[1] and "lost laptop" in log[6] and "privacy.epsilon = 2" in log[7]
     shown = federation("show", file)
-    assert "founder" in shown and "epsilon at most 2" in shown and "bytes of a round: pull the model" in shown
+    assert (
+        "founder" in shown
+        and "epsilon at most 2" in shown
+        and ("bytes of a round: pull the model") in shown
+    )
     for words, sentence in (
         (("enroll", file, "--public", card), "needs --name"),
         (("rotate", file, "--member", "zoe"), "needs --public"),
@@ -76,10 +98,17 @@ def test_an_owner_invites_rotates_revokes_and_the_log_tells(capsys: pytest.Captu
         assert code == 2 and sentence in said
 
 
-def test_a_sealed_federation_is_founded_like_any_other(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    code, _ = quietchoir(capsys, "federation", "init", tmp_path / "f", *INIT, "--protection", "sealed")
+def test_a_sealed_federation_is_founded_like_any_other(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, _ = quietchoir(
+        capsys, "federation", "init", tmp_path / "f", *INIT, "--protection", "sealed"
+    )
     assert code == 0
-    assert "sealed, 8 bits" in quietchoir(capsys, "federation", "show", tmp_path / "f" / "federation.toml")[1]
+    assert (
+        "sealed, 8 bits"
+        in quietchoir(capsys, "federation", "show", tmp_path / "f" / "federation.toml")[1]
+    )
 
 
 @pytest.mark.parametrize(
@@ -106,9 +135,18 @@ def test_what_can_be_mended_is_one_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_node_that_is_not_enrolled_is_told_what_to_do(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_node_that_is_not_enrolled_is_told_what_to_do(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     founded(capsys, tmp_path / "f")
-    join = ("join", tmp_path / "f" / "federation.toml", "--home", tmp_path / "node", "--rehearse", "5")
+    join = (
+        "join",
+        tmp_path / "f" / "federation.toml",
+        "--home",
+        tmp_path / "node",
+        "--rehearse",
+        "5",
+    )
     code, said = quietchoir(capsys, *join)
     assert code == 1 and "federation identity" in said
 
@@ -120,37 +158,75 @@ def test_more_bytes_than_consented_to_are_refused_before_anything_is_dialled(
     file, node = tmp_path / "f" / "federation.toml", tmp_path / "node"
     card = quietchoir(capsys, "federation", "identity", "--home", node)[1].strip()
     quietchoir(capsys, "federation", "enroll", file, "--name", "ann", "--public", card)
-    for line, sentence in (("max_upload_bytes = 1000", "bytes up in a round"), ("max_epsilon = 1", "no differential privacy")):
+    for line, sentence in (
+        ("max_upload_bytes = 1000", "bytes up in a round"),
+        ("max_epsilon = 1", "no differential privacy"),
+    ):
         (tmp_path / "config.toml").write_text(f"[consent]\n{line}\n")
-        words = ("--config", tmp_path / "config.toml", "join", file, "--home", node, "--rehearse", "5000")
+        words = (
+            "--config",
+            tmp_path / "config.toml",
+            "join",
+            file,
+            "--home",
+            node,
+            "--rehearse",
+            "5000",
+        )
         code, said = quietchoir(capsys, *words)
         assert code == 2 and sentence in said and f"consent.{line.split()[0]}" in said
 
 
-def test_a_proxy_that_is_none_is_refused_before_anything_is_dialled(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_proxy_that_is_none_is_refused_before_anything_is_dialled(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     founded(capsys, tmp_path / "f")
-    words = ("join", tmp_path / "f" / "federation.toml", "--home", tmp_path / "node", "--rehearse", "5")
+    words = (
+        "join",
+        tmp_path / "f" / "federation.toml",
+        "--home",
+        tmp_path / "node",
+        "--rehearse",
+        "5",
+    )
     code, said = quietchoir(capsys, *words, "--proxy", "socks5://127.0.0.1:1080")
     assert code == 2 and "expected http://HOST:PORT" in said and "Traceback" not in said
     assert not (tmp_path / "node").exists()
 
 
-def test_too_few_members_are_told_apart_from_silence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_too_few_members_are_told_apart_from_silence(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     founded(capsys, tmp_path / "f")
     file = tmp_path / "f" / "federation.toml"
-    code, said = quietchoir(capsys, "coordinate", file, "--state", tmp_path / "s", "--home", tmp_path / "h", "--rehearse", "5")
+    code, said = quietchoir(
+        capsys,
+        "coordinate",
+        file,
+        "--state",
+        tmp_path / "s",
+        "--home",
+        tmp_path / "h",
+        "--rehearse",
+        "5",
+    )
     assert code == 2 and "enroll more" in said
     assert not (tmp_path / "s").exists()
 
 
-def test_ctrl_c_ends_a_waiting_node_with_a_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_waiting_node_with_a_sentence(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     founded(capsys, tmp_path / "f", "--address", "127.0.0.1:9")
     file, node = tmp_path / "f" / "federation.toml", tmp_path / "node"
     card = quietchoir(capsys, "federation", "identity", "--home", node)[1].strip()
     quietchoir(capsys, "federation", "enroll", file, "--name", "ann", "--public", card)
     words = ["join", str(file), "--home", str(node), "--rehearse", "5", "--json-lines"]
     with subprocess.Popen(
-        [sys.executable, "-m", "quietchoir.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "quietchoir.cli", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None
         while "disconnected" not in process.stdout.readline():
@@ -165,13 +241,17 @@ def test_ctrl_c_ends_a_waiting_node_with_a_sentence(capsys: pytest.CaptureFixtur
     assert "interrupted" in said and "Traceback" not in said
 
 
-def test_the_file_says_how_the_adapter_is_asked(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_file_says_how_the_adapter_is_asked(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     assert founded(capsys, tmp_path / "f").prompt == HOUSEHOLD
     words = ("--prompt-system", "Be brief.", "--prompt-answers", "any", "--prompt-turns", "all")
     policy = founded(capsys, tmp_path / "g", *words)
     assert policy.prompt == PromptFormat(system="Be brief.")
     file = tmp_path / "g" / "federation.toml"
-    assert "texts and calls to whole conversations, after 'Be brief.'" in quietchoir(capsys, "federation", "show", file)[1]
+    assert ("texts and calls to whole conversations, after 'Be brief.'") in quietchoir(
+        capsys, "federation", "show", file
+    )[1]
     assert quietchoir(capsys, "federation", "change", file, "--prompt-system", "")[0] == 0
     assert roster.load(file).prompt == AS_IT_COMES
     before = file.read_bytes()

@@ -1,4 +1,6 @@
-"""Who is asked, and who is summed with whom, follows from a public seed; members refuse anything else."""
+"""Who is asked, and who is summed with whom, follows from a public seed; members refuse anything
+else.
+"""
 
 from itertools import pairwise
 
@@ -65,12 +67,15 @@ def test_a_member_refuses_every_cohort_but_the_draws() -> None:
                 check(POLICY, place(2), found, me)
 
 
-def test_a_coordinator_that_picks_its_own_cohort_is_answered_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_coordinator_that_picks_its_own_cohort_is_answered_by_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     home = house(8, recipe={"cohort": 3, "attempts": 1}, mode="masked")
     members = parties(home, 20)
     picked = [("ann", "ben", "cat")]
     monkeypatch.setattr(
-        "quietchoir.federation.rounds.assembly.draw", lambda policy, place, here, *, everybody: Draw(picked[0], ())
+        "quietchoir.federation.rounds.assembly.draw",
+        lambda policy, place, here, *, everybody: Draw(picked[0], ()),
     )
     run = coordinator(home, members, 20)
     with pytest.raises(RoundAborted, match="0 of 3 members are ready"):
@@ -83,7 +88,9 @@ def test_who_was_asked_in_vain_is_not_asked_again_in_that_round() -> None:
     home = house(8, recipe={"cohort": 3, "attempts": 8})
     members = parties(home, 20)
     deaf = ("ann", "ben", "cat")
-    link = SilentLink({name: party.handle for name, party in members.items()}, lambda name, letter: name in deaf)
+    link = SilentLink(
+        {name: party.handle for name, party in members.items()}, lambda name, letter: name in deaf
+    )
     run = coordinator(home, members, 20, link=link)
     for _ in range(4):
         run.insist(run.train_round)
@@ -91,9 +98,13 @@ def test_who_was_asked_in_vain_is_not_asked_again_in_that_round() -> None:
     assert all(len(set(entry["asked"])) == 3 for entry in run.state.history)
 
 
-@pytest.mark.parametrize("ready, expected", [(7, [7]), (8, [4, 4]), (10, [5, 5]), (12, [4, 4, 4]), (14, [4, 5, 5])])
+@pytest.mark.parametrize(
+    "ready, expected", [(7, [7]), (8, [4, 4]), (10, [5, 5]), (12, [4, 4, 4]), (14, [4, 5, 5])]
+)
 def test_buckets_hold_everybody_once_and_never_too_few(ready: int, expected: list[int]) -> None:
-    policy = house(14, mode="masked", tables={"aggregation": AggregationTable(rule="median", buckets=5)}).policy
+    policy = house(
+        14, mode="masked", tables={"aggregation": AggregationTable(rule="median", buckets=5)}
+    ).policy
     names = tuple(sorted(member.name for member in policy.members))[:ready]
     split = [buckets(policy, bytes([number]) * 32, names) for number in range(1, 7)]
     for one in split:

@@ -1,4 +1,6 @@
-"""The apps for Flower's own engines, message by message: our protection holds where no process lives longer than one answer."""
+"""The apps for Flower's own engines, message by message: our protection holds where no process
+lives longer than one answer.
+"""
 
 import dataclasses
 import stat
@@ -42,18 +44,35 @@ def identity_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(TaskIdentity, key, 1)
 
 
-def choir_of(folder: Path, mode: str = "masked", *, nodes: int = 3, rounds: int = 1, **recipe: Any) -> Choir:
-    plan = Plan(nodes=nodes, mode=mode, size=SIZE, bits=16, rounds=rounds, recipe={"evaluate_every": 0, **recipe})
+def choir_of(
+    folder: Path, mode: str = "masked", *, nodes: int = 3, rounds: int = 1, **recipe: Any
+) -> Choir:
+    plan = Plan(
+        nodes=nodes,
+        mode=mode,
+        size=SIZE,
+        bits=16,
+        rounds=rounds,
+        recipe={"evaluate_every": 0, **recipe},
+    )
     return Choir(Stage(folder / "logs"), folder / "choir", plan)
 
 
 def settings_of(choir: Choir) -> dict[str, Any]:
-    return {"federation": str(choir.file), "state": str(choir.folder.parent / "state"), "rehearse": SIZE}
+    return {
+        "federation": str(choir.file),
+        "state": str(choir.folder.parent / "state"),
+        "rehearse": SIZE,
+    }
 
 
 def grid_of(choir: Choir, **more: Any) -> LocalGrid:
     nodes = [
-        {"home": str(choir.folder / name), "federation": str(choir.file), "config": str(choir.settings)}
+        {
+            "home": str(choir.folder / name),
+            "federation": str(choir.file),
+            "config": str(choir.settings),
+        }
         for name in choir.plan.names
     ]
     return LocalGrid(apps.client_app, nodes, {**settings_of(choir), **more})
@@ -80,7 +99,10 @@ def run(choir: Choir, played: LocalGrid) -> checkpoint.RunState:
 
 def as_in_process(choir: Choir, state: checkpoint.RunState) -> bool:
     policy = roster.load(choir.file)
-    return bool(np.abs(state.server.flat - scale.in_process(choir, policy)).max() <= scale.rounding(policy, choir.plan.rounds))
+    return bool(
+        np.abs(state.server.flat - scale.in_process(choir, policy)).max()
+        <= scale.rounding(policy, choir.plan.rounds)
+    )
 
 
 def test_rounds_over_a_grid_give_the_adapter_that_one_process_gives(tmp_path: Path) -> None:
@@ -93,7 +115,9 @@ def test_rounds_over_a_grid_give_the_adapter_that_one_process_gives(tmp_path: Pa
     assert left_aside(choir) == []  # nothing of an attempt outlives it
 
 
-def test_simulated_nodes_are_the_members_of_their_numbers_and_need_no_memory_of_the_adapter(tmp_path: Path) -> None:
+def test_simulated_nodes_are_the_members_of_their_numbers_and_need_no_memory_of_the_adapter(
+    tmp_path: Path,
+) -> None:
     choir = choir_of(tmp_path, rounds=2, download="change")
     nodes = [{"partition-id": number, "num-partitions": 3} for number in range(3)]
     played = LocalGrid(apps.client_app, nodes, {**settings_of(choir), "homes": str(choir.folder)})
@@ -103,7 +127,9 @@ def test_simulated_nodes_are_the_members_of_their_numbers_and_need_no_memory_of_
 def test_every_letter_twice_changes_nothing(tmp_path: Path) -> None:
     choir = choir_of(tmp_path)
     played = grid_of(choir)
-    played.meddle = lambda grid, node, message: [message, message] if stage_of(message) else [message]
+    played.meddle = lambda grid, node, message: (
+        [message, message] if stage_of(message) else [message]
+    )
     state = run(choir, played)
     assert as_in_process(choir, state)
     assert [entry["attempt"] for entry in state.history] == [1, 1]  # none was tried again
@@ -137,7 +163,11 @@ def test_an_older_copy_of_what_was_put_aside_opens_nothing(tmp_path: Path) -> No
         elif node == 2 and stage == "unmask" and not refused:
             now = aside.read_bytes()
             aside.write_bytes(copies["before"])
-            again = next(one for one in grid.sent if one.metadata.dst_node_id == 2 and stage_of(one) == "consistency")
+            again = next(
+                one
+                for one in grid.sent
+                if one.metadata.dst_node_id == 2 and stage_of(one) == "consistency"
+            )
             refused.append(str(grid.call(2, again).error.reason))
             aside.write_bytes(now)
         return [message]
@@ -155,7 +185,8 @@ def test_what_is_put_aside_is_readable_by_nobody_and_taken_once(tmp_path: Path) 
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert b"secret" not in path.read_bytes()
     assert Recess(tmp_path, b"federation", "ann").take(key) == b"secret words"
-    assert Recess(tmp_path, b"federation", "ann").take(key) is None  # a crash after the first: the attempt is lost
+    # a crash after the first: the attempt is lost
+    assert Recess(tmp_path, b"federation", "ann").take(key) is None
     place.give_back()
     assert Recess(tmp_path, b"federation", "ben").take(key) is None
     place.give_back()
@@ -202,7 +233,11 @@ def test_what_needs_memory_between_letters_is_refused_on_both_sides(
     assert played.sent == []
     assert not (tmp_path / "state").exists()
     with pytest.raises(ConfigError, match="coordinate"):
-        visit.greet(apps.own_of(Context(1, 1, played.nodes[1], RecordDict(), played.run_config)), b"n" * 32, 1)
+        visit.greet(
+            apps.own_of(Context(1, 1, played.nodes[1], RecordDict(), played.run_config)),
+            b"n" * 32,
+            1,
+        )
 
 
 def test_a_member_below_its_owners_floor_never_says_who_it_is(tmp_path: Path) -> None:
@@ -220,10 +255,15 @@ def greeting(choir: Choir, name: str, signer: Identity, nonce: bytes, node: int)
     asked = Message(RecordDict(), dst_node_id=node, message_type=grid.HELLO)
     asked.metadata.__dict__["_message_id"] = "1"
     proof = signer.sign(visit.hello_context(policy), bind(name, nonce, node))
-    return Message(RecordDict({grid.GREETING: ConfigRecord({grid.NAME: name, grid.PROOF: proof})}), reply_to=asked)
+    return Message(
+        RecordDict({grid.GREETING: ConfigRecord({grid.NAME: name, grid.PROOF: proof})}),
+        reply_to=asked,
+    )
 
 
-def test_only_the_members_key_proves_its_name_and_for_one_node_and_question_alone(tmp_path: Path) -> None:
+def test_only_the_members_key_proves_its_name_and_for_one_node_and_question_alone(
+    tmp_path: Path,
+) -> None:
     choir = choir_of(tmp_path)
     policy, nonce = roster.load(choir.file), b"n" * 32
     own = Identity.load(choir.folder / "node-00" / "identity.key")
@@ -247,12 +287,21 @@ def test_a_stranger_gets_no_letter(tmp_path: Path) -> None:
     assert link.present() == frozenset(choir.plan.names)
     letters = dict.fromkeys([*choir.plan.names, "somebody"], b"a letter that is refused")
     assert list(link.ask(letters, 5.0)) == []
-    assert {message.metadata.message_type for message in played.sent if message.metadata.dst_node_id == 5} == {grid.HELLO}
+    assert {
+        message.metadata.message_type
+        for message in played.sent
+        if message.metadata.dst_node_id == 5
+    } == {grid.HELLO}
 
 
 def test_a_node_with_a_home_takes_no_path_from_the_run(tmp_path: Path) -> None:
     node: dict[str, Any] = {"home": str(tmp_path / "own"), "federation": str(tmp_path / "file")}
-    told: dict[str, Any] = {"federation": "/theirs", "homes": "/theirs", "data": "/theirs", "state": "/theirs"}
+    told: dict[str, Any] = {
+        "federation": "/theirs",
+        "homes": "/theirs",
+        "data": "/theirs",
+        "state": "/theirs",
+    }
     own = apps.own_of(Context(1, 1, node, RecordDict(), told))
     assert (own.home, own.file, own.data) == (tmp_path / "own", tmp_path / "file", None)
     with pytest.raises(ConfigError, match="node-config"):
@@ -268,7 +317,8 @@ def test_a_refusal_tells_its_kind_and_not_its_words(tmp_path: Path) -> None:
     assert (reply.has_error(), reply.error.reason) == (True, MessageError.__name__)
     plain = Message(RecordDict(), dst_node_id=1, message_type="train")
     plain.metadata.__dict__["_message_id"] = "2"
-    assert played.call(1, plain).error.reason == "ConfigError"  # a member never trains without its federation
+    # a member never trains without its federation
+    assert played.call(1, plain).error.reason == "ConfigError"
 
 
 def test_an_unprotected_run_averages_and_stops_below_its_minimum(
@@ -296,7 +346,9 @@ def test_a_stock_supernode_keeps_contexts_in_memory_alone() -> None:
 
 
 def test_ray_is_the_version_that_flwr_simulates_with() -> None:
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))[
+        "project"
+    ]
     ours = {Requirement(line).specifier for line in project["optional-dependencies"]["scale"]}
     asked = (Requirement(line) for line in metadata.requires("flwr") or [])
     assert ours == {one.specifier for one in asked if one.name == "ray"}
@@ -305,5 +357,10 @@ def test_ray_is_the_version_that_flwr_simulates_with() -> None:
 def test_the_app_that_is_sent_names_every_setting_and_brings_no_program() -> None:
     told = tomllib.loads((APP / "pyproject.toml").read_text("utf-8"))["tool"]["flwr"]["app"]
     assert [path.name for path in APP.iterdir()] == ["pyproject.toml"]
-    assert told["config"] == {one.name.replace("_", "-"): one.default for one in dataclasses.fields(Settings)}
-    assert all(name.startswith("quietchoir.federation.flower.apps:") for name in told["components"].values())
+    assert told["config"] == {
+        one.name.replace("_", "-"): one.default for one in dataclasses.fields(Settings)
+    }
+    assert all(
+        name.startswith("quietchoir.federation.flower.apps:")
+        for name in told["components"].values()
+    )

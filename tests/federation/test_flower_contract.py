@@ -1,6 +1,7 @@
 """flwr's internals, as this project leans on them: when one moves, this says which.
 
-Everything here is read by federation/flower/; a failure means that folder must be looked at before flwr is upgraded.
+Everything here is read by federation/flower/; a failure means that folder must be looked at before
+flwr is upgraded.
 """
 
 import asyncio
@@ -35,15 +36,38 @@ from quietchoir.federation.flower import apps, connection, door, letters, post, 
 from quietchoir.federation.flower.clock import ClockedAuth
 from quietchoir.federation.membership.founding import TLS_KEY, Founding, found
 from quietchoir.federation.membership.identity import NodeKeys
-from quietchoir.federation.membership.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
+from quietchoir.federation.membership.policy import (
+    AdapterTable,
+    ModelTable,
+    ProtectionTable,
+    Recipe,
+)
 from quietchoir.tests.fakes_federation import DIGEST
 
 CONFIG_FIELDS = {
-    "control_address", "health_server_address", "host", "port", "insecure", "certificates", "superexec_auth_secret",
-    "authn_plugin", "event_log_plugin", "fleet_event_log_plugin", "enable_event_log", "artifact_provider",
-    "enable_supernode_auth", "fleet_api_type", "fleet_api_address", "simulation", "ssl_ca_certfile", "ssl_certfile",
-    "ssl_keyfile", "database", "isolation", "runtime_dependency_install",
-}  # fmt: skip
+    "control_address",
+    "health_server_address",
+    "host",
+    "port",
+    "insecure",
+    "certificates",
+    "superexec_auth_secret",
+    "authn_plugin",
+    "event_log_plugin",
+    "fleet_event_log_plugin",
+    "enable_event_log",
+    "artifact_provider",
+    "enable_supernode_auth",
+    "fleet_api_type",
+    "fleet_api_address",
+    "simulation",
+    "ssl_ca_certfile",
+    "ssl_certfile",
+    "ssl_keyfile",
+    "database",
+    "isolation",
+    "runtime_dependency_install",
+}
 
 
 def test_flwr_is_the_version_this_was_written_against() -> None:
@@ -57,29 +81,66 @@ def test_the_superlink_has_exactly_the_switches_that_are_set() -> None:
 
 
 def test_the_link_state_has_the_methods_that_are_called() -> None:
-    names = ["create_node", "create_run", "get_run_info", "get_nodes", "claim_task", "activate_task", "start_session"]
-    names += ["store_message_ins", "store_message_and_object_tree", "store_object", "get_message_res", "delete_messages"]
+    names = [
+        "create_node",
+        "create_run",
+        "get_run_info",
+        "get_nodes",
+        "claim_task",
+        "activate_task",
+        "start_session",
+    ]
+    names += [
+        "store_message_ins",
+        "store_message_and_object_tree",
+        "store_object",
+        "get_message_res",
+        "delete_messages",
+    ]
     for name in [*names, "delete_sessions_in_run", "acknowledge_task_heartbeat", "finish_task"]:
         assert callable(getattr(LinkState, name)), name
     assert list(inspect.signature(LinkState.create_run).parameters)[1:9] == [
-        "fab_id", "fab_version", "fab_hash", "override_config", "federation_id", "federation_config", "flwr_aid",
+        "fab_id",
+        "fab_version",
+        "fab_hash",
+        "override_config",
+        "federation_id",
+        "federation_config",
+        "flwr_aid",
         "primary_task_type",
-    ]  # fmt: skip
+    ]
     for name in ("preregister", "get_object_tree", "get", "delete_objects_in_run"):
         assert callable(getattr(ObjectStore, name)), name
 
 
 def test_the_client_has_the_seams_that_are_used() -> None:
-    calls = {"ActivateNode", "DeactivateNode", "SendNodeHeartbeat", "PullMessages", "PushMessages", "PullObject", "PushObject"}
+    calls = {
+        "ActivateNode",
+        "DeactivateNode",
+        "SendNodeHeartbeat",
+        "PullMessages",
+        "PushMessages",
+        "PullObject",
+        "PushObject",
+    }
     assert calls <= set(dir(FleetHttpClient))
-    assert list(inspect.signature(NodeAuthHttpInterceptor.intercept).parameters) == ["self", "context", "call_next"]
+    assert list(inspect.signature(NodeAuthHttpInterceptor.intercept).parameters) == [
+        "self",
+        "context",
+        "call_next",
+    ]
     assert {"run_id", "node_id", "task_id"} <= set(dir(type(TaskIdentity)))
     with FleetHttpClient.from_server_address("127.0.0.1:1", True, None, []) as client:
-        assert set(vars(client)) == {"_base_url", "_interceptors", "_retry_invoker", "_client"}  # all that ours must set
+        # all that ours must set
+        assert set(vars(client)) == {"_base_url", "_interceptors", "_retry_invoker", "_client"}
 
 
 async def test_uvicorn_has_the_seams_that_are_used() -> None:
-    assert list(inspect.signature(HttpToolsProtocol.__init__).parameters)[1:4] == ["config", "server_state", "app_state"]
+    assert list(inspect.signature(HttpToolsProtocol.__init__).parameters)[1:4] == [
+        "config",
+        "server_state",
+        "app_state",
+    ]
     config = uvicorn.Config(door.FleetDoor(None, b""), ws="none")  # type: ignore[arg-type]
     made = vars(HttpToolsProtocol(config, ServerState(), {}, asyncio.get_running_loop()))
     assert {"cycle", "client", "transport"} <= set(made)
@@ -98,21 +159,35 @@ def test_our_proof_of_identity_is_flowers_own(monkeypatch: pytest.MonkeyPatch) -
         sent.append(context.request)
         return httpx.Response(200)
 
-    for auth in (ClockedAuth(keys, bytes(32), "ab" * 16), NodeAuthHttpInterceptor(key, key.public_key())):
+    for auth in (
+        ClockedAuth(keys, bytes(32), "ab" * 16),
+        NodeAuthHttpInterceptor(key, key.public_key()),
+    ):
         request = httpx.Request("POST", "https://127.0.0.1/")
-        auth.intercept(ProtobufRequestContext(rpc_method="", message=PullMessagesRequest(), request=request), call)
+        auth.intercept(
+            ProtobufRequestContext(rpc_method="", message=PullMessagesRequest(), request=request),
+            call,
+        )
     ours, theirs = sent
     assert set(ours.headers) == set(theirs.headers) | {proof.PROOF_HEADER, proof.SESSION_HEADER}
-    assert ours.headers[FLEET_HTTP_PUBLIC_KEY_HEADER] == theirs.headers[FLEET_HTTP_PUBLIC_KEY_HEADER]
+    assert (
+        ours.headers[FLEET_HTTP_PUBLIC_KEY_HEADER] == theirs.headers[FLEET_HTTP_PUBLIC_KEY_HEADER]
+    )
     signature = b64decode(ours.headers[FLEET_HTTP_SIGNATURE_HEADER])
-    assert verify_signature(key.public_key(), ours.headers[TIMESTAMP_HEADER].encode("ascii"), signature)
+    assert verify_signature(
+        key.public_key(), ours.headers[TIMESTAMP_HEADER].encode("ascii"), signature
+    )
 
 
 def test_the_superlink_still_serves_the_routes_and_the_door_hides_the_rest(tmp_path: Path) -> None:
     founding = Founding(
-        name="choir", address="127.0.0.1:8790", model=ModelTable(digest=DIGEST), adapter=AdapterTable(),
-        protection=ProtectionTable(), recipe=Recipe(),
-    )  # fmt: skip
+        name="choir",
+        address="127.0.0.1:8790",
+        model=ModelTable(digest=DIGEST),
+        adapter=AdapterTable(),
+        protection=ProtectionTable(),
+        recipe=Recipe(),
+    )
     policy = found(tmp_path, founding)
     link = superlink.SuperLink(policy, tmp_path / TLS_KEY)
     paths = set(link.door.app.openapi()["paths"])  # type: ignore[attr-defined]
@@ -131,10 +206,17 @@ def test_a_letter_of_any_size_comes_out_as_it_went_in(size: int) -> None:
     assert letters.open_letter(message) == letter
 
 
-@pytest.mark.parametrize("content", [{}, {"letter": ConfigRecord({"bytes": 3})}, {"letter": ArrayRecord()}])
-def test_a_message_without_a_letter_is_told_apart(content: dict[str, ArrayRecord | MetricRecord | ConfigRecord]) -> None:
+@pytest.mark.parametrize(
+    "content", [{}, {"letter": ConfigRecord({"bytes": 3})}, {"letter": ArrayRecord()}]
+)
+def test_a_message_without_a_letter_is_told_apart(
+    content: dict[str, ArrayRecord | MetricRecord | ConfigRecord],
+) -> None:
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
-    assert letters.open_letter(Message(RecordDict(content), dst_node_id=2, message_type="train")) is None
+    assert (
+        letters.open_letter(Message(RecordDict(content), dst_node_id=2, message_type="train"))
+        is None
+    )
 
 
 def test_the_objects_for_flowers_own_engines_are_there() -> None:

@@ -1,4 +1,6 @@
-"""The door holds a request for work until there is some; long letters survive a broken connection object by object."""
+"""The door holds a request for work until there is some; long letters survive a broken
+connection object by object.
+"""
 
 import asyncio
 import base64
@@ -14,7 +16,12 @@ from flwr.app import Message
 from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse
-from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse, PushObjectRequest, PushObjectResponse
+from flwr.proto.message_pb2 import (
+    PullObjectRequest,
+    PullObjectResponse,
+    PushObjectRequest,
+    PushObjectResponse,
+)
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
@@ -39,9 +46,14 @@ MEMBER = Identity.generate()
 def proved(path: str, session: str = SESSION) -> list[tuple[bytes, bytes]]:
     """The head of a member's request."""
     timestamp = datetime.datetime.now(datetime.UTC).isoformat()
-    headers = {FLEET_HTTP_PUBLIC_KEY_HEADER: base64.b64encode(KEY).decode("ascii"), TIMESTAMP_HEADER: timestamp}
+    headers = {
+        FLEET_HTTP_PUBLIC_KEY_HEADER: base64.b64encode(KEY).decode("ascii"),
+        TIMESTAMP_HEADER: timestamp,
+    }
     headers |= prove(MEMBER, FEDERATION, path, timestamp, session)
-    return [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
+    return [
+        (name.lower().encode("ascii"), value.encode("ascii")) for name, value in headers.items()
+    ]
 
 
 class FakeFlower:
@@ -67,7 +79,10 @@ async def request(
     line: tuple[str, int] = ("a member", 1),
 ) -> tuple[int, bytes]:
     """One request to the door."""
-    sent, waiting = list[doors.Event](), [{"type": "http.request", "body": body, "more_body": False}]
+    sent, waiting = (
+        list[doors.Event](),
+        [{"type": "http.request", "body": body, "more_body": False}],
+    )
 
     async def receive() -> doors.Event:
         if waiting:
@@ -79,9 +94,20 @@ async def request(
         sent.append(event)
 
     door.loop = asyncio.get_running_loop()
-    scope = {"type": "http", "method": "POST", "path": path, "headers": proved(path, session), "client": line, "state": {}}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "headers": proved(path, session),
+        "client": line,
+        "state": {},
+    }
     await door(scope, receive, send)
-    return (sent[0]["status"], b"".join(event.get("body", b"") for event in sent[1:])) if sent else (0, b"")
+    return (
+        (sent[0]["status"], b"".join(event.get("body", b"") for event in sent[1:]))
+        if sent
+        else (0, b"")
+    )
 
 
 def opened(flower: FakeFlower) -> FleetDoor:
@@ -132,7 +158,10 @@ async def test_a_caller_that_hangs_up_is_not_handed_work() -> None:
         await asyncio.sleep(0)
     gone.set()
     await asked
-    assert flower.answers == [(200, b"work")] and door.callers[KEY].handed_at < door.callers[KEY].idle_at
+    assert (
+        flower.answers == [(200, b"work")]
+        and door.callers[KEY].handed_at < door.callers[KEY].idle_at
+    )
 
 
 async def test_nobody_is_held_whom_flower_refuses_and_its_words_do_not_leave_the_house() -> None:
@@ -155,20 +184,28 @@ async def test_a_stranger_is_not_read_and_not_counted() -> None:
     assert (door.bytes_in, door.bytes_out, door.news.is_set(), door.owners) == (0, 0, False, {})
 
 
-async def test_a_node_that_dials_in_anew_takes_the_place_of_its_dead_self_but_not_of_one_that_is_here() -> None:
+async def test_a_node_that_dials_anew_replaces_its_dead_self_but_not_one_that_is_here() -> None:
     flower, other = FakeFlower(), "cd" * 16
     door, dropped = opened(flower), list[bytes]()
     door.drop = dropped.append
     assert (await request(door, "/v1/fleet/send-node-heartbeat"))[0] == 200  # the first one is here
     for path in sorted(doors.ROUTES):
         assert (await request(door, path, session=other, line=("another", 2)))[0] == TAKEN
-    assert not dropped and len(flower.requests) == 1 and door.callers[KEY].lines == {("a member", 1): None}
-    assert (await request(door, doors.DIALS_IN))[0] == 200 and dropped == [KEY]  # the first one again: its line had broken
+    assert (
+        not dropped
+        and len(flower.requests) == 1
+        and door.callers[KEY].lines == {("a member", 1): None}
+    )
+    # the first one again: its line had broken
+    assert (await request(door, doors.DIALS_IN))[0] == 200 and dropped == [KEY]
     door.line_gone(("a member", 1))
     door.callers[KEY].hung_up_at -= doors.HUNG_UP_S  # a moment later
     assert (await request(door, doors.ASKS_FOR_WORK, session=other))[0] == NOT_DIALLED_IN
-    assert (await request(door, doors.DIALS_IN, session=other, line=("another", 2)))[0] == 200 and dropped == [KEY, KEY]
-    assert (await request(door, doors.ASKS_FOR_WORK))[0] == TAKEN  # and now the first one is the second
+    assert (await request(door, doors.DIALS_IN, session=other, line=("another", 2)))[
+        0
+    ] == 200 and dropped == [KEY, KEY]
+    # and now the first one is the second
+    assert (await request(door, doors.ASKS_FOR_WORK))[0] == TAKEN
 
 
 async def test_a_process_that_hangs_on_the_line_without_a_word_is_gone_after_a_while() -> None:
@@ -195,11 +232,15 @@ async def test_one_member_has_few_connections() -> None:
     assert not door.callers[KEY].lines and not door.owners
 
 
-async def test_a_request_past_the_limit_is_turned_away_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_request_past_the_limit_is_turned_away_unread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(doors, "LONG_BYTES", 10)
     flower = FakeFlower()
     assert (await request(opened(flower), "/v1/fleet/push-object", b"12345678901"))[0] == 413
-    assert (await request(opened(flower), doors.ASKS_FOR_WORK, bytes(doors.SHORT_BYTES + 1)))[0] == 413
+    assert (await request(opened(flower), doors.ASKS_FOR_WORK, bytes(doors.SHORT_BYTES + 1)))[
+        0
+    ] == 413
     assert flower.requests == []
 
 
@@ -215,12 +256,18 @@ async def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.M
         sent.append(event)
 
     path = "/v1/fleet/push-object"
-    await door({"type": "http", "method": "POST", "path": path, "headers": proved(path), "state": {}}, receive, send)
+    await door(
+        {"type": "http", "method": "POST", "path": path, "headers": proved(path), "state": {}},
+        receive,
+        send,
+    )
     assert sent[0]["status"] == 408 and flower.requests == []
 
 
 class FakeCoordinator:
-    """Flower's fleet routes for one node, on a line that breaks at every object number in `breaks`."""
+    """Flower's fleet routes for one node, on a line that breaks at every object number in
+    `breaks`.
+    """
 
     def __init__(self, breaks: set[int]) -> None:
         self.breaks, self.calls, self.moved = breaks, 0, list[str]()
@@ -235,7 +282,9 @@ class FakeCoordinator:
         self.line()
         self.moved.append(request.object_id)
         content = self.stored.get(request.object_id, b"")
-        return PullObjectResponse(object_found=bool(content), object_available=bool(content), object_content=content)
+        return PullObjectResponse(
+            object_found=bool(content), object_available=bool(content), object_content=content
+        )
 
     def PushMessages(self, request: PushMessagesRequest) -> PushMessagesResponse:  # noqa: N802
         self.line()
@@ -245,7 +294,9 @@ class FakeCoordinator:
             node = pending.pop()
             ids.append(node.object_id)
             pending += node.children
-        return PushMessagesResponse(objects_to_push=[one for one in ids if one not in self.stored], session_id="s")
+        return PushMessagesResponse(
+            objects_to_push=[one for one in ids if one not in self.stored], session_id="s"
+        )
 
     def PushObject(self, request: PushObjectRequest) -> PushObjectResponse:  # noqa: N802
         self.line()
@@ -282,10 +333,13 @@ def message(letter: bytes) -> Message:
 def test_a_long_letter_that_is_interrupted_goes_on_where_it_was(line: Any) -> None:
     session, coordinator = line({3, 5})
     letter = message(LONG)
-    coordinator.stored = {number: part.deflate() for number, part in get_all_nested_objects(letter).items()}
+    coordinator.stored = {
+        number: part.deflate() for number, part in get_all_nested_objects(letter).items()
+    }
     got = session.fetch(get_object_tree(letter), 1)
     assert open_letter(got) == LONG
-    assert len(coordinator.moved) == len(set(coordinator.moved)) == len(coordinator.stored)  # nothing came twice
+    # nothing came twice
+    assert len(coordinator.moved) == len(set(coordinator.moved)) == len(coordinator.stored)
     assert len(coordinator.stored) > 4
 
 
@@ -313,13 +367,20 @@ def test_an_answer_lives_as_long_as_its_letter_whatever_this_nodes_clock_says() 
     letter = message(b"letter")
     letter.metadata.created_at -= 86400  # the coordinator's clock is a day behind ours
     reply = message_to_proto(answer_to(letter, seal_letter(b"answer"))).metadata
-    assert (reply.created_at, reply.ttl) == (letter.metadata.created_at, letter.metadata.ttl) and reply.ttl > 0
+    assert (reply.created_at, reply.ttl) == (
+        letter.metadata.created_at,
+        letter.metadata.ttl,
+    ) and reply.ttl > 0
 
 
 def test_a_wrong_clock_is_learned_from_a_refusal_once() -> None:
-    auth = ClockedAuth(NodeKeys(MEMBER, ec.generate_private_key(ec.SECP384R1())), FEDERATION, SESSION)
+    auth = ClockedAuth(
+        NodeKeys(MEMBER, ec.generate_private_key(ec.SECP384R1())), FEDERATION, SESSION
+    )
     refusal = httpx.Response(401, headers={"date": "Wed, 21 Oct 2015 07:28:00 GMT"})
-    assert not auth.learn(httpx.Response(403, headers=refusal.headers)) and not auth.learn(httpx.Response(401))
+    assert not auth.learn(httpx.Response(403, headers=refusal.headers)) and not auth.learn(
+        httpx.Response(401)
+    )
     assert not auth.learn(httpx.Response(401, headers={"date": "yesterday"}))
     assert auth.learn(refusal)
     assert not auth.learn(refusal)  # the clocks agree now: the reason must be another
@@ -335,4 +396,6 @@ def test_what_a_node_refuses_reaches_the_coordinator_as_its_kind_alone() -> None
     node = FlowerNode.__new__(FlowerNode)
     node.handle, node.on_event = handle, heard.append
     answer = node.answer(message(b"letter"))
-    assert answer.error.reason == "StaleError" and heard == [{"event": "refused", "reason": "private words"}]
+    assert answer.error.reason == "StaleError" and heard == [
+        {"event": "refused", "reason": "private words"}
+    ]

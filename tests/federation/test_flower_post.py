@@ -1,4 +1,6 @@
-"""Letters in Flower's link state: what is answered is taken out, what is still owed stays, piece by piece."""
+"""Letters in Flower's link state: what is answered is taken out, what is still owed stays, piece
+by piece.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,9 +9,21 @@ import pytest
 
 from quietchoir.federation.flower.letters import INLINE_BYTES
 from quietchoir.federation.flower.link import FlowerLink
-from quietchoir.federation.membership.founding import FILE, OWNER_KEY, TLS_KEY, Founding, enroll, found
+from quietchoir.federation.membership.founding import (
+    FILE,
+    OWNER_KEY,
+    TLS_KEY,
+    Founding,
+    enroll,
+    found,
+)
 from quietchoir.federation.membership.identity import load_or_create
-from quietchoir.federation.membership.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
+from quietchoir.federation.membership.policy import (
+    AdapterTable,
+    ModelTable,
+    ProtectionTable,
+    Recipe,
+)
 from quietchoir.federation.membership.roster import load
 from quietchoir.simulations.choir import free_port
 from quietchoir.tests.fakes_federation import DIGEST
@@ -22,10 +36,14 @@ def link(tmp_path: Path) -> Iterator[FlowerLink]:
     found(
         tmp_path,
         Founding(
-            name="choir", address=f"127.0.0.1:{free_port()}", model=ModelTable(digest=DIGEST), adapter=AdapterTable(),
-            protection=ProtectionTable(), recipe=Recipe(),
+            name="choir",
+            address=f"127.0.0.1:{free_port()}",
+            model=ModelTable(digest=DIGEST),
+            adapter=AdapterTable(),
+            protection=ProtectionTable(),
+            recipe=Recipe(),
         ),
-    )  # fmt: skip
+    )
     for name in ("ann", "ben", "cat"):
         enroll(tmp_path / FILE, tmp_path / OWNER_KEY, name, load_or_create(tmp_path / name).card)
     with FlowerLink(load(tmp_path / FILE), tmp_path / TLS_KEY) as link:
@@ -34,7 +52,9 @@ def link(tmp_path: Path) -> Iterator[FlowerLink]:
         yield link
 
 
-def test_who_was_left_a_letter_is_not_there_until_it_is_taken_back_and_asks_again(link: FlowerLink) -> None:
+def test_who_was_left_a_letter_is_not_there_until_it_is_taken_back_and_asks_again(
+    link: FlowerLink,
+) -> None:
     assert link.present() == {"ann", "ben", "cat"}
     link.leave({"ann": b"train"}, 60.0)
     assert link.present() == {"ben", "cat"} and link.owing() == {"ann"}
@@ -45,14 +65,17 @@ def test_who_was_left_a_letter_is_not_there_until_it_is_taken_back_and_asks_agai
     assert link.present() == {"ann", "ben", "cat"}
 
 
-def test_asking_others_leaves_a_long_letter_whole_and_what_nobody_waits_for_takes_no_memory(link: FlowerLink) -> None:
+def test_asking_others_leaves_a_long_letter_whole_and_what_nobody_waits_for_takes_no_memory(
+    link: FlowerLink,
+) -> None:
     store = link.state.object_store
     link.leave({"ann": LONG}, 60.0)
     (number,) = link.left.owed
     pieces = len(store)
     assert pieces > 1 and all(link.post.parts(number).values())
     for letter in (b"short", LONG + b"another"):
-        assert list(link.ask({"ben": letter, "cat": letter}, 0.0)) == []  # their time is over at once
+        # their time is over at once
+        assert list(link.ask({"ben": letter, "cat": letter}, 0.0)) == []
         assert len(store) == pieces and all(link.post.parts(number).values())
     link.recall()
     assert len(store) == 0 and not link.post.sent and not link.post.heads

@@ -1,4 +1,6 @@
-"""One federation as real processes over TLS on loopback: a killed coordinator, a killed node, a closed door."""
+"""One federation as real processes over TLS on loopback: a killed coordinator, a killed node, a
+closed door.
+"""
 
 import json
 import queue
@@ -20,7 +22,12 @@ from quietchoir.federation.flower.superlink import listen
 from quietchoir.federation.membership import roster
 from quietchoir.federation.membership.founding import FILE, OWNER_KEY, Founding, enroll, found
 from quietchoir.federation.membership.identity import load_or_create
-from quietchoir.federation.membership.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
+from quietchoir.federation.membership.policy import (
+    AdapterTable,
+    ModelTable,
+    ProtectionTable,
+    Recipe,
+)
 from quietchoir.tests.fakes_federation import DIGEST
 
 MEMBERS = ("ann", "ben", "cat", "dan")
@@ -43,7 +50,10 @@ class Command:
         )  # fmt: skip
         self.lines: queue.Queue[str] = queue.Queue()
         self.errors: list[str] = []
-        self.readers = [threading.Thread(target=self.read), threading.Thread(target=self.read_errors)]
+        self.readers = [
+            threading.Thread(target=self.read),
+            threading.Thread(target=self.read_errors),
+        ]
         for reader in self.readers:
             reader.start()
 
@@ -121,7 +131,14 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     folder = tmp_path_factory.mktemp("federation")
     port = free_port()
     file = make_federation(folder, port)
-    coordinate = ["coordinate", str(file), "--state", str(folder / "state"), "--home", str(folder / "home")]
+    coordinate = [
+        "coordinate",
+        str(file),
+        "--state",
+        str(folder / "state"),
+        "--home",
+        str(folder / "home"),
+    ]
     coordinate += ["--report", str(folder / "report.json"), "--rehearse", SIZE, "--wait", "60"]
     running: list[Command] = []
 
@@ -132,7 +149,17 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     try:
         first = start(*coordinate)
         nodes = {
-            name: start("join", str(file), "--home", str(folder / name), "--rehearse", SIZE, "--once", "--wait", "60")
+            name: start(
+                "join",
+                str(file),
+                "--home",
+                str(folder / name),
+                "--rehearse",
+                SIZE,
+                "--once",
+                "--wait",
+                "60",
+            )
             for name in MEMBERS
         }
         first.until("open")
@@ -148,7 +175,15 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         codes = {"coordinator": second.end()}
         codes |= {name: nodes[name].end() for name in MEMBERS if name != "dan"}
         report = json.loads((folder / "report.json").read_text("utf-8"))
-        yield Story(report, codes, closed, stranger, trusted, occupied, {name: node.events for name, node in nodes.items()})
+        yield Story(
+            report,
+            codes,
+            closed,
+            stranger,
+            trusted,
+            occupied,
+            {name: node.events for name, node in nodes.items()},
+        )
     finally:
         for command in running:
             command.end(kill=True)
@@ -157,11 +192,25 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
 def knock(file: Path, port: int) -> tuple[dict[str, int], int, bool]:
     """Try the door as a stranger."""
     context = ssl.create_default_context(cadata=roster.load(file).coordinator.certificate)
-    paths = ["/v1/control/list-nodes", "/v1/control/start-run", "/v1/runtime/push-messages", "/v1/fleet/get-fab"]
-    paths += ["/v1/fleet/register-node", "/v1/fleet/../control/start-run", "/docs", "/openapi.json", "/health", "/"]
+    paths = [
+        "/v1/control/list-nodes",
+        "/v1/control/start-run",
+        "/v1/runtime/push-messages",
+        "/v1/fleet/get-fab",
+    ]
+    paths += [
+        "/v1/fleet/register-node",
+        "/v1/fleet/../control/start-run",
+        "/docs",
+        "/openapi.json",
+        "/health",
+        "/",
+    ]
     with httpx.Client(verify=context, base_url=f"https://127.0.0.1:{port}") as client:
         closed = {path: client.post(path).status_code for path in paths}
-        stranger = client.post("/v1/fleet/pull-messages", headers={"content-type": "application/protobuf"}).status_code
+        stranger = client.post(
+            "/v1/fleet/pull-messages", headers={"content-type": "application/protobuf"}
+        ).status_code
     try:
         httpx.get(f"https://127.0.0.1:{port}/")
         trusted = True
@@ -197,7 +246,8 @@ def test_updates_cross_the_wire_masked_and_packed(story: Story) -> None:
     assert story.report["held"]["kind"] == "masked"
     assert story.report["held"]["chi_square_per_degree"] < 1.6
     sent = story.report["history"][0]["bytes_up"]["ann"]
-    assert int(SIZE) * 10 / 8 < sent < int(SIZE) * 10 / 8 + 8000  # ten bits a value for four members of eight
+    # ten bits a value for four members of eight
+    assert int(SIZE) * 10 / 8 < sent < int(SIZE) * 10 / 8 + 8000
 
 
 def test_a_second_coordinator_on_the_port_is_told_in_a_sentence(story: Story) -> None:

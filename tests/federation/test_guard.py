@@ -1,4 +1,6 @@
-"""A worse adapter is not kept, in any mode; who votes stays hidden in sums; a liar's counts weigh as one vote at most."""
+"""A worse adapter is not kept, in any mode; who votes stays hidden in sums; a liar's counts
+weigh as one vote at most.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -24,7 +26,9 @@ VOTE = {"guard": GuardTable(rule="vote", margin=0.05)}
 
 
 class Turning(FixedLearner):
-    """Trains upwards, downwards in the rounds that are named; an adapter is as good as it is high, up to 1."""
+    """Trains upwards, downwards in the rounds that are named; an adapter is as good as it is
+    high, up to 1.
+    """
 
     def __init__(self, bad: tuple[int, ...] = ()) -> None:
         super().__init__()
@@ -77,7 +81,8 @@ def test_a_worse_adapter_is_undone_and_the_run_goes_on_from_its_parent(mode: str
     assert np.allclose(starts[3], starts[2], atol=1e-6)  # the parent, exactly
     after = adapter_of(members["ann"], run.state.run) if mode == "sealed" else run.state.server.flat
     rounds = len(trained) - 3
-    expected = float(starts[2].mean()) + (0.1 if rounds == 1 else 0.1 + 0.17)  # an optimizer at rest: no velocity of before
+    # an optimizer at rest: no velocity of before
+    expected = float(starts[2].mean()) + (0.1 if rounds == 1 else 0.1 + 0.17)
     assert abs(float(after.mean()) - expected) < 0.01
     assert report.accuracy["after"] == pytest.approx(min(1.0, expected), abs=0.02)
     assert trained[3]["accuracy"] == trained[2]["accuracy"]  # what round four started from
@@ -86,7 +91,10 @@ def test_a_worse_adapter_is_undone_and_the_run_goes_on_from_its_parent(mode: str
 
 
 def test_sealed_members_that_missed_the_undoing_are_handed_the_parent() -> None:
-    home, desk = house(5, mode="sealed", bits=12, threshold=3, recipe={"rounds": 5}, tables=VOTE), LocalDesk()
+    home, desk = (
+        house(5, mode="sealed", bits=12, threshold=3, recipe={"rounds": 5}, tables=VOTE),
+        LocalDesk(),
+    )
     members = sealed_parties(home, SIZE, lambda name: Turning(bad=(2,)), desk=desk)
     link = SilentLink(
         {name: party.handle for name, party in members.items()},
@@ -100,7 +108,10 @@ def test_sealed_members_that_missed_the_undoing_are_handed_the_parent() -> None:
 
 
 def test_an_undoing_that_too_few_heard_is_tried_again() -> None:
-    home, desk = house(4, mode="sealed", bits=12, threshold=3, recipe={"rounds": 4}, tables=VOTE), LocalDesk()
+    home, desk = (
+        house(4, mode="sealed", bits=12, threshold=3, recipe={"rounds": 4}, tables=VOTE),
+        LocalDesk(),
+    )
     members, lost = sealed_parties(home, SIZE, lambda name: Turning(bad=(2,)), desk=desk), [True]
 
     def lose(name: str, letter: bytes) -> bool:
@@ -116,7 +127,9 @@ def test_an_undoing_that_too_few_heard_is_tried_again() -> None:
     assert [entry["guard"]["kept"] for entry in report.history[:2]] == [True, False]
     starts = members["ben"].learner.trained  # type: ignore[attr-defined]
     assert np.allclose(starts[2], starts[1], atol=1e-6)
-    assert {vault_of(party).progress(run.state.run).steps for party in members.values()} == {run.state.round}
+    assert {vault_of(party).progress(run.state.run).steps for party in members.values()} == {
+        run.state.round
+    }
 
 
 def test_a_member_undoes_once_for_one_letter_and_never_without_a_step() -> None:
@@ -134,7 +147,11 @@ def test_a_member_undoes_once_for_one_letter_and_never_without_a_step() -> None:
     letter = messages.encode_task(task, home.policy, home.coordinator)
     ann.handle(letter)
     progress = vault_of(ann).progress(run.state.run)
-    assert progress.steps == 2 and not progress.server.flat.any() and not progress.server.velocity.any()
+    assert (
+        progress.steps == 2
+        and not progress.server.flat.any()
+        and not progress.server.velocity.any()
+    )
     before = ann.ledger.marks.copy()
     with pytest.raises(MessageError):  # a replay
         ann.handle(letter)
@@ -218,7 +235,12 @@ def test_a_bucket_that_fails_is_left_out_and_the_others_count(stage: str) -> Non
             gone.append(name)
         return name in gone and f'"stage":"{stage}"'.encode() in letter
 
-    run = coordinator(home, members, SIZE, link=SilentLink({name: one.handle for name, one in members.items()}, lose))
+    run = coordinator(
+        home,
+        members,
+        SIZE,
+        link=SilentLink({name: one.handle for name, one in members.items()}, lose),
+    )
     run.train_round()
     entry = run.state.history[0]
     assert entry["buckets"] == 2 and len(entry["parties"]) == 8 and gone[0] not in entry["parties"]
@@ -226,19 +248,37 @@ def test_a_bucket_that_fails_is_left_out_and_the_others_count(stage: str) -> Non
 
 
 def test_every_bucket_adds_noise_enough_for_itself() -> None:
-    privacy = PrivacyTable(mechanism="discrete-gaussian", clip=2.0, noise_multiplier=1.0, epsilon=99.0, counters="exact")
+    privacy = PrivacyTable(
+        mechanism="discrete-gaussian",
+        clip=2.0,
+        noise_multiplier=1.0,
+        epsilon=99.0,
+        counters="exact",
+    )
     tables = {"aggregation": AggregationTable(rule="median", buckets=3), "privacy": privacy}
     home = house(12, mode="masked", bits=16, tables=tables)
     noise = noise_of(home.policy, SIZE)
-    assert noise is not None and noise.honest == 2  # of a bucket, not of the cohort, less the one who reads it
+    # of a bucket, not of the cohort, less the one who reads it
+    assert noise is not None and noise.honest == 2
     events: list[dict[str, Any]] = []
     report = coordinator(home, parties(home, SIZE), SIZE, on_event=events.append).run(rounds=1)
-    assert "each over 4 members or more" in events[0]["price"] and "noise for its own size" in events[0]["price"]
-    assert report.history[0]["buckets"] == 3 and report.privacy is not None and report.privacy["steps"] == 1
+    assert ("each over 4 members or more") in events[0][
+        "price"
+    ] and "noise for its own size" in events[0]["price"]
+    assert (
+        report.history[0]["buckets"] == 3
+        and report.privacy is not None
+        and report.privacy["steps"] == 1
+    )
 
 
 def test_tables_that_promise_what_cannot_be_are_refused() -> None:
-    for rule, buckets, trim in (("mean", 3, 1), ("median", 1, 1), ("median", 2, 1), ("trimmed-mean", 4, 2)):
+    for rule, buckets, trim in (
+        ("mean", 3, 1),
+        ("median", 1, 1),
+        ("median", 2, 1),
+        ("trimmed-mean", 4, 2),
+    ):
         with pytest.raises(ValueError, match="buckets"):
             AggregationTable(rule=rule, buckets=buckets, trim=trim)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="a sealed round has one sum"):

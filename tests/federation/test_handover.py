@@ -6,12 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quietchoir.core.errors import (
-    AuthenticationError,
-    ConfigError,
-    FederationError,
-    MessageError,
-)
+from quietchoir.core.errors import AuthenticationError, ConfigError, FederationError, MessageError
 from quietchoir.crypto.keys import Ephemeral, Identity
 from quietchoir.federation.exchange.messages import Place
 from quietchoir.federation.membership.policy import Policy
@@ -40,8 +35,14 @@ class Meeting:
 @pytest.fixture
 def meeting() -> Meeting:
     home = house(4, mode="sealed", min_cohort=4, threshold=3)
-    members = {name: Handover(home.policy, name, key, Vault(None, 5)) for name, key in home.members.items()}
-    return Meeting(home, members, {name: one.answer(PLACE, handover.GREET, b"") for name, one in members.items()})
+    members = {
+        name: Handover(home.policy, name, key, Vault(None, 5)) for name, key in home.members.items()
+    }
+    return Meeting(
+        home,
+        members,
+        {name: one.answer(PLACE, handover.GREET, b"") for name, one in members.items()},
+    )
 
 
 def share_key(meeting: Meeting) -> None:
@@ -54,15 +55,24 @@ def share_key(meeting: Meeting) -> None:
         meeting.greetings[name] = meeting.members[name].answer(PLACE, handover.TAKE, given)
 
 
-def test_the_key_is_sealed_for_members_that_asked_in_this_attempt_and_for_nobody_else(meeting: Meeting) -> None:
+def test_the_key_is_sealed_for_members_that_asked_in_this_attempt_and_for_nobody_else(
+    meeting: Meeting,
+) -> None:
     ann, stranger = meeting.members["ann"], Identity.generate()
-    forged = Greeting(sender="ben", public=Ephemeral.generate().public).signed(meeting.policy, PLACE, stranger)
-    outsider = Greeting(sender="mallory", public=Ephemeral.generate().public).signed(meeting.policy, PLACE, stranger)
+    forged = Greeting(sender="ben", public=Ephemeral.generate().public).signed(
+        meeting.policy, PLACE, stranger
+    )
+    outsider = Greeting(sender="mallory", public=Ephemeral.generate().public).signed(
+        meeting.policy, PLACE, stranger
+    )
     later = Place(PLACE.run, PLACE.round, PLACE.attempt + 1)
     for name, asked, place in (
-        ("ben", forged, PLACE), ("mallory", outsider, PLACE), ("ben", meeting.greetings["cat"], PLACE),
-        ("ben", meeting.greetings["ben"], later), ("ben", meeting.greetings["ben"][:-1], PLACE),
-    ):  # fmt: skip
+        ("ben", forged, PLACE),
+        ("mallory", outsider, PLACE),
+        ("ben", meeting.greetings["cat"], PLACE),
+        ("ben", meeting.greetings["ben"], later),
+        ("ben", meeting.greetings["ben"][:-1], PLACE),
+    ):
         with pytest.raises(MessageError):
             ann.answer(place, handover.DEAL, parts.join({handover.TO + name: asked}))
     assert ann.vault.seed(meeting.policy.digest) is None  # refused before a key was made
@@ -77,11 +87,21 @@ def test_a_parcel_opens_for_its_receiver_and_purpose_alone(meeting: Meeting) -> 
     dealt = parts.split(meeting.members["ann"].answer(PLACE, handover.DEAL, parts.join(asked)))
     own, other = dealt[handover.TO + "ben"], dealt[handover.TO + "cat"]
     flipped = own[:40] + bytes((own[40] ^ 1,)) + own[41:]
-    for sender, parcel in ((b"ann", other), (b"cat", own), (b"ann", flipped), (b"ann", b""), (b"mallory", own)):
+    for sender, parcel in (
+        (b"ann", other),
+        (b"cat", own),
+        (b"ann", flipped),
+        (b"ann", b""),
+        (b"mallory", own),
+    ):
         with pytest.raises((MessageError, AuthenticationError)):
-            ben.answer(PLACE, handover.TAKE, parts.join({handover.FROM: sender, handover.PARCEL: parcel}))
+            ben.answer(
+                PLACE, handover.TAKE, parts.join({handover.FROM: sender, handover.PARCEL: parcel})
+            )
     with pytest.raises(MessageError):
-        ben.answer(PLACE, handover.FOLLOW, parts.join({handover.FROM: b"ann", handover.PARCEL: own}))
+        ben.answer(
+            PLACE, handover.FOLLOW, parts.join({handover.FROM: b"ann", handover.PARCEL: own})
+        )
     with pytest.raises(MessageError, match="sender's name"):
         ben.answer(PLACE, handover.TAKE, parts.join({handover.PARCEL: own}))
     assert ben.vault.seed(policy.digest) is None
@@ -94,19 +114,35 @@ def test_an_adapter_is_taken_only_if_enough_members_say_that_it_is_theirs(meetin
     share_key(meeting)
     policy, dan = meeting.policy, meeting.members["dan"]
     seed = meeting.members["ann"].vault.seed(policy.digest)
-    server = dataclasses.replace(dan.vault.progress(PLACE.run).server, flat=np.arange(5, dtype=np.float32))
+    server = dataclasses.replace(
+        dan.vault.progress(PLACE.run).server, flat=np.arange(5, dtype=np.float32)
+    )
     good = Progress(7, server)
     for name in ("ann", "ben", "cat"):
         meeting.members[name].vault.keep_progress(PLACE.run, good)
         meeting.greetings[name] = meeting.members[name].greeting(PLACE)
 
     def parcel(content: bytes) -> bytes:
-        box = Parcel(purpose="state", policy=policy, place=PLACE, sender="ann", receiver="dan", content=content)
-        return box.sealed(meeting.home.members["ann"], Greeting.decode(meeting.greetings["dan"], policy, PLACE, "dan").public)
+        box = Parcel(
+            purpose="state",
+            policy=policy,
+            place=PLACE,
+            sender="ann",
+            receiver="dan",
+            content=content,
+        )
+        return box.sealed(
+            meeting.home.members["ann"],
+            Greeting.decode(meeting.greetings["dan"], policy, PLACE, "dan").public,
+        )
 
     def follow(content: bytes, *witnesses: str) -> bytes:
         said = {handover.SAYS + name: meeting.greetings[name] for name in witnesses}
-        return dan.answer(PLACE, handover.FOLLOW, parts.join({handover.FROM: b"ann", handover.PARCEL: parcel(content), **said}))
+        return dan.answer(
+            PLACE,
+            handover.FOLLOW,
+            parts.join({handover.FROM: b"ann", handover.PARCEL: parcel(content), **said}),
+        )
 
     poisoned = Progress(7, dataclasses.replace(server, flat=server.flat + 1)).encode()
     assert handover.witnesses(policy) == 3
@@ -119,7 +155,9 @@ def test_an_adapter_is_taken_only_if_enough_members_say_that_it_is_theirs(meetin
             follow(content, *witnesses)
     assert dan.vault.progress(PLACE.run).steps == 0
     follow(good.encode(), "ann", "ben", "cat")
-    assert seed is not None and dan.vault.progress(PLACE.run).tag(seed, PLACE.run) == good.tag(seed, PLACE.run)
+    assert seed is not None and dan.vault.progress(PLACE.run).tag(seed, PLACE.run) == good.tag(
+        seed, PLACE.run
+    )
 
 
 def test_damaged_or_readable_files_of_a_vault_are_refused(tmp_path: Path) -> None:
@@ -143,11 +181,15 @@ def test_damaged_or_readable_files_of_a_vault_are_refused(tmp_path: Path) -> Non
 
 def test_a_tag_tells_equal_adapters_from_others_and_needs_the_key() -> None:
     zero = Vault(None, 4).progress("ab" * 16)
-    assert zero.tag(bytes(32), "ab" * 16) == Vault(None, 4).progress("ab" * 16).tag(bytes(32), "ab" * 16)
+    assert zero.tag(bytes(32), "ab" * 16) == Vault(None, 4).progress("ab" * 16).tag(
+        bytes(32), "ab" * 16
+    )
     others = {
-        zero.tag(bytes(32), "ab" * 16), zero.tag(b"\1" * 32, "ab" * 16), zero.tag(bytes(32), "cd" * 16),
+        zero.tag(bytes(32), "ab" * 16),
+        zero.tag(b"\1" * 32, "ab" * 16),
+        zero.tag(bytes(32), "cd" * 16),
         dataclasses.replace(zero, steps=1).tag(bytes(32), "ab" * 16),
-    }  # fmt: skip
+    }
     assert len(others) == 4
     assert {len(tag) for tag in others} == {TAG_BYTES}
     with pytest.raises(FederationError, match="expected 32"):
@@ -157,7 +199,15 @@ def test_a_tag_tells_equal_adapters_from_others_and_needs_the_key() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [b"", b"\0\0\0\2{}x", b"\0\0\0\x05[1,2]", b'\0\0\0\x08{"a":-1}', b'\0\0\0\x07{"a":9}', b"\xff" * 9]
+    "bad",
+    [
+        b"",
+        b"\0\0\0\2{}x",
+        b"\0\0\0\x05[1,2]",
+        b'\0\0\0\x08{"a":-1}',
+        b'\0\0\0\x07{"a":9}',
+        b"\xff" * 9,
+    ],
 )
 def test_parts_that_do_not_add_up_are_refused(bad: bytes) -> None:
     with pytest.raises(MessageError):

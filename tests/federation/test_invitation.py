@@ -33,7 +33,9 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_an_invited_node_is_enrolled_once_under_the_name_it_was_invited_as(file: Path, keys: NodeKeys, tmp_path: Path) -> None:
+def test_an_invited_node_is_enrolled_once_under_the_name_it_was_invited_as(
+    file: Path, keys: NodeKeys, tmp_path: Path
+) -> None:
     policy = roster.load(file)
     token = invitation.invite(policy, file.parent, "zoe", 7)
     said, answer = invitation.accept(token, keys.card, tmp_path / "node")
@@ -44,10 +46,13 @@ def test_an_invited_node_is_enrolled_once_under_the_name_it_was_invited_as(file:
     later = owner.enroll(file, key_of(file), name, card, invitation=used)
     copy = (file.parent / invitation.OPEN_FILE).read_bytes()
     invitation.close(file.parent, used)
-    _, second = invitation.accept(token, load_or_create(tmp_path / "thief").card, tmp_path / "thief")
+    _, second = invitation.accept(
+        token, load_or_create(tmp_path / "thief").card, tmp_path / "thief"
+    )
     with pytest.raises(RosterError, match="no open invitation"):
         invitation.check(second, later, file.parent)
-    (file.parent / invitation.OPEN_FILE).write_bytes(copy)  # an old copy of the list does not bring it back
+    # an old copy of the list does not bring it back
+    (file.parent / invitation.OPEN_FILE).write_bytes(copy)
     _, card, used, _ = invitation.check(second, later, file.parent)
     with pytest.raises(RosterError, match="was used already"):
         owner.enroll(file, key_of(file), "eve", card, invitation=used)
@@ -61,7 +66,9 @@ def test_an_answer_that_was_changed_late_or_for_another_federation_is_refused(
     token = invitation.invite(policy, file.parent, "zoe", 7)
     _, answer = invitation.accept(token, keys.card, tmp_path / "node")
     thief = load_or_create(tmp_path / "thief").card
-    fields = dataclasses.asdict(invitation.unpack(invitation.ANSWER, answer, invitation.Answer, "answer"))
+    fields = dataclasses.asdict(
+        invitation.unpack(invitation.ANSWER, answer, invitation.Answer, "answer")
+    )
     swapped = invitation.pack(invitation.ANSWER, {**fields, "card": thief.text})
     other = dataclasses.replace(policy, nonce="02" * 16)
     for text, of in ((swapped, policy), (answer, other)):
@@ -75,7 +82,9 @@ def test_an_answer_that_was_changed_late_or_for_another_federation_is_refused(
     with pytest.raises(RosterError, match="ended on 2001-09-09"):
         invitation.check(answer, policy, file.parent)
     known = (tmp_path / "node" / roster.INVITED_FILE).read_bytes()
-    fields = dataclasses.asdict(invitation.unpack(invitation.TOKEN, token, invitation.Token, "invitation"))
+    fields = dataclasses.asdict(
+        invitation.unpack(invitation.TOKEN, token, invitation.Token, "invitation")
+    )
     strange = (
         {"expires": -(10**18)},
         {"expires": 10**18},
@@ -98,7 +107,9 @@ def test_an_answer_that_was_changed_late_or_for_another_federation_is_refused(
             invitation.invite(policy, file.parent, "eve", days)
 
 
-def test_a_file_of_the_same_name_by_another_owner_is_not_joined(file: Path, keys: NodeKeys, tmp_path: Path) -> None:
+def test_a_file_of_the_same_name_by_another_owner_is_not_joined(
+    file: Path, keys: NodeKeys, tmp_path: Path
+) -> None:
     node, stranger = tmp_path / "node", house()
     foreign = tmp_path / "foreign.toml"
     roster.write(foreign, found(stranger.policy, stranger.owner))
@@ -116,7 +127,8 @@ def test_a_file_of_the_same_name_by_another_owner_is_not_joined(file: Path, keys
         invitation.accept(other, keys.card, node)
     assert (node / roster.INVITED_FILE).read_bytes() == noted
     assert roster.accept(file, node).version == 2
-    assert roster.accept(foreign, tmp_path / "elsewhere").name == "choir"  # a node that nobody invited
+    # a node that nobody invited
+    assert roster.accept(foreign, tmp_path / "elsewhere").name == "choir"
 
 
 def test_an_invitation_names_the_entry_that_every_accepted_file_goes_on_from(
@@ -129,17 +141,27 @@ def test_an_invitation_names_the_entry_that_every_accepted_file_goes_on_from(
     older, branch, later = tmp_path / "older", tmp_path / "branch", tmp_path / "later"
     roster.write(older, before)
     roster.write(
-        branch, before.extended(CHANGE, {"recipe": {"rounds": 8}}, signer, 3).extended(REVOKE, {"name": "ann"}, signer, 4)
+        branch,
+        before.extended(CHANGE, {"recipe": {"rounds": 8}}, signer, 3).extended(
+            REVOKE, {"name": "ann"}, signer, 4
+        ),
     )
     roster.write(later, roster.read(file).extended(REVOKE, {"name": "ann"}, signer, 4))
-    for path, words in ((older, "is older than version 3, under which"), (branch, "entry 3 is not the one")):
+    for path, words in (
+        (older, "is older than version 3, under which"),
+        (branch, "entry 3 is not the one"),
+    ):
         with pytest.raises(RosterError, match=words):
             roster.accept(path, node)
         assert not (node / "federations").exists()
     assert roster.accept(later, node).version == 4  # goes on from what the invitation names
     invitation.accept(invitation.invite(before.policy, file.parent, "eve", 7), keys.card, node)
     assert roster.invited(node)["choir"].version == 3  # the later of two
-    (node / roster.INVITED_FILE).write_text(f'{{"choir": "{here.federation.hex()}"}}')  # as an older version wrote it
+    (node / roster.INVITED_FILE).write_text(
+        f'{{"choir": '
+        # as an older version wrote it
+        f'"{here.federation.hex()}"}}'
+    )
     assert roster.accept(later, node).version == 4
     (node / roster.INVITED_FILE).write_text("[")
     with pytest.raises(ConfigError, match="damaged"):
@@ -163,17 +185,24 @@ def test_a_spoiled_token_or_answer_is_refused(file: Path, keys: NodeKeys, tmp_pa
 def test_a_moment_that_has_no_date_is_shown_as_a_number() -> None:
     for moment in (-1, -(10**18), 10**18, 253402300800):
         assert str(moment) in roster.date(moment)
-    assert roster.date(0) == "1970-01-01 00:00 UTC" and roster.date(253402300799).startswith("9999-12-31")
+    assert roster.date(0) == ("1970-01-01 00:00 UTC") and roster.date(253402300799).startswith(
+        "9999-12-31"
+    )
 
 
 @pytest.mark.parametrize("rank", [-1, 1 << 16, 10**40])
-def test_an_answer_with_an_impossible_rank_is_a_sentence(file: Path, keys: NodeKeys, tmp_path: Path, rank: int) -> None:
+def test_an_answer_with_an_impossible_rank_is_a_sentence(
+    file: Path, keys: NodeKeys, tmp_path: Path, rank: int
+) -> None:
     policy = roster.load(file)
-    _, answer = invitation.accept(invitation.invite(policy, file.parent, "zoe", 7), keys.card, tmp_path / "node")
+    _, answer = invitation.accept(
+        invitation.invite(policy, file.parent, "zoe", 7), keys.card, tmp_path / "node"
+    )
     table = invitation.unpack(invitation.ANSWER, answer, invitation.Answer, "answer")
     changed = invitation.pack(invitation.ANSWER, {**dataclasses.asdict(table), "rank": rank})
     before = (file.parent / invitation.OPEN_FILE).read_bytes()
-    for text in (changed, invitation.ANSWER + "W1tb" * 900):  # and one nested deeper than a parser goes
+    # and one nested deeper than a parser goes
+    for text in (changed, invitation.ANSWER + "W1tb" * 900):
         with pytest.raises(ConfigError, match="this is no answer"):
             invitation.check(text, policy, file.parent)
     assert (file.parent / invitation.OPEN_FILE).read_bytes() == before

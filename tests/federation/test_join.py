@@ -16,7 +16,12 @@ from quietchoir.federation import member
 from quietchoir.federation.member import Joining, examples_in, join, make_learner
 from quietchoir.federation.membership import founding, owner
 from quietchoir.federation.membership.identity import load_or_create
-from quietchoir.federation.membership.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
+from quietchoir.federation.membership.policy import (
+    AdapterTable,
+    ModelTable,
+    ProtectionTable,
+    Recipe,
+)
 from quietchoir.federation.watch import words
 from quietchoir.federation.watch.words import teller
 from quietchoir.tests.fakes_federation import DIGEST, house
@@ -27,9 +32,14 @@ from quietchoir.tests.fakes_training import CHATTER, chatter, conversation, tiny
 def file(tmp_path: Path) -> Path:
     """A federation whose one member lives in `tmp_path / "home"`; its model is nowhere."""
     asked = founding.Founding(
-        name="choir", address="127.0.0.1:9", model=ModelTable(name="own", digest=DIGEST), adapter=AdapterTable(),
-        protection=ProtectionTable(), recipe=Recipe(), prompt=CHATTER,
-    )  # fmt: skip
+        name="choir",
+        address="127.0.0.1:9",
+        model=ModelTable(name="own", digest=DIGEST),
+        adapter=AdapterTable(),
+        protection=ProtectionTable(),
+        recipe=Recipe(),
+        prompt=CHATTER,
+    )
     founding.found(tmp_path / "f", asked)
     card = load_or_create(tmp_path / "home").card
     owner.enroll(tmp_path / "f" / founding.FILE, tmp_path / "f" / founding.OWNER_KEY, "ann", card)
@@ -55,7 +65,9 @@ def parties(folder: Path) -> Path:
 
 
 def otherwise(folder: Path) -> Path:
-    write_jsonl(folder / "train.jsonl", [conversation("a", "b"), conversation("c", "d", system="Do not.")])
+    write_jsonl(
+        folder / "train.jsonl", [conversation("a", "b"), conversation("c", "d", system="Do not.")]
+    )
     return folder
 
 
@@ -71,13 +83,19 @@ def empty(folder: Path) -> Path:
 
 WRONG: dict[str, tuple[Callable[[Path], Path | None], str]] = {
     "none": (lambda folder: None, "name a folder with --data"),
-    "no folder": (lambda folder: folder / "nowhere", "no such folder; expected a folder with train.jsonl"),
+    "no folder": (
+        lambda folder: folder / "nowhere",
+        "no such folder; expected a folder with train.jsonl",
+    ),
     "a file": (a_file, "a file, expected a folder with train.jsonl"),
     "an empty folder": (lambda folder: folder, "no train.jsonl in it; make it with"),
     "all parties'": (parties, "name one of the folders in it: household-0, household-1"),
     "a bad line": (bad_line, "1 bad line, nothing was read. line 1"),
     "bad held-out ones": (bad_test, "test.jsonl: 1 bad line"),
-    "ones that show the model something else": (otherwise, "of 2 examples, 1 do not begin with the system message 'Do it.'"),
+    "ones that show the model something else": (
+        otherwise,
+        "of 2 examples, 1 do not begin with the system message 'Do it.'",
+    ),
     "no lines": (empty, "no examples; each line must be"),
 }
 
@@ -98,7 +116,9 @@ def test_wrong_or_missing_data_is_said_before_the_model_is_looked_for(
     with pytest.raises(DataError) as caught:
         join(Joining(file=file, data=data, home=tmp_path / "home"), Config(), events.append)
     assert said in str(caught.value) and events == []
-    assert {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()} == before
+    assert {
+        path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()
+    } == before
 
 
 def test_a_model_that_is_not_here_is_said_with_how_to_name_it(
@@ -110,7 +130,18 @@ def test_a_model_that_is_not_here_is_said_with_how_to_name_it(
     said = capsys.readouterr().err
     assert code == 1 and "3 examples to train on, 0 held out; loading the model own" in said
     assert "the federation's model own, sha256 abababab" in said and "with --model PATH" in said
-    code = cli.main(["join", str(file), "--data", str(tmp_path), "--home", str(tmp_path / "home"), "--model", str(file)])
+    code = cli.main(
+        [
+            "join",
+            str(file),
+            "--data",
+            str(tmp_path),
+            "--home",
+            str(tmp_path / "home"),
+            "--model",
+            str(file),
+        ]
+    )
     assert code == 1 and "the federation agreed on abababab" in capsys.readouterr().err
 
 
@@ -118,15 +149,26 @@ def test_progress_is_told_while_examples_are_prepared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights: Any = tiny_pair()[0]
-    policy = dataclasses.replace(house().policy, adapter=AdapterTable(rank=2, alpha=4.0, upper_layers=1))
+    policy = dataclasses.replace(
+        house().policy, adapter=AdapterTable(rank=2, alpha=4.0, upper_layers=1)
+    )
     write_jsonl(tmp_path / "train.jsonl", chatter(5))
     write_jsonl(tmp_path / "test.jsonl", chatter(2, seed=9))
     events: list[dict[str, Any]] = []
     joining = Joining(file=tmp_path, data=tmp_path, home=tmp_path)
-    make_learner(joining, Config(), policy, weights, "ann", events.append, examples=examples_in(tmp_path, CHATTER))
+    make_learner(
+        joining,
+        Config(),
+        policy,
+        weights,
+        "ann",
+        events.append,
+        examples=examples_in(tmp_path, CHATTER),
+    )
     told = [event for event in events if event["event"] == "preparing"]
     layers = weights.architecture.layers - 1
-    assert [event["layer"] for event in told] == 2 * list(range(layers + 1))  # from the first moment on
+    # from the first moment on
+    assert [event["layer"] for event in told] == 2 * list(range(layers + 1))
     assert [event["examples"] for event in told] == [5] * (layers + 1) + [2] * (layers + 1)
     say, now = teller(False), [100.0]
     capsys.readouterr()  # what training logs
@@ -135,5 +177,7 @@ def test_progress_is_told_while_examples_are_prepared(
         say({"event": "preparing", "what": "training", "examples": 5, "layer": layer, "layers": 40})
         now[0] += 0.5
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "preparing 5 training examples, once: layer 0 of 40" and lines[-1].endswith("layer 40 of 40")
+    assert lines[0] == ("preparing 5 training examples, once: layer 0 of 40") and lines[
+        -1
+    ].endswith("layer 40 of 40")
     assert len(lines) == 2 + 6

@@ -1,4 +1,6 @@
-"""Sealed rounds whose sums t members open together: exact, closed to fewer, and what is left of them on disks."""
+"""Sealed rounds whose sums t members open together: exact, closed to fewer, and what is left of
+them on disks.
+"""
 
 import dataclasses
 import stat
@@ -33,11 +35,17 @@ from quietchoir.tests.fakes_joint import (
 from quietchoir.tests.fakes_sealed import adapter_of, sealed_parties, vault_of
 
 
-def test_members_end_with_the_plain_adapter_to_the_last_bit_and_make_one_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_members_end_with_the_plain_adapter_to_the_last_bit_and_make_one_key(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     original, dice = fixedpoint.encode, bytes(32)  # the same dice for both
-    monkeypatch.setattr(fixedpoint, "encode", lambda values, ranges, bits: original(values, ranges, bits, key=dice))
+    monkeypatch.setattr(
+        fixedpoint, "encode", lambda values, ranges, bits: original(values, ranges, bits, key=dice)
+    )
     open_, closed = house(mode="plain", bits=8), joint_house()
-    plain = coordinator(open_, parties(open_, SIZE, lambda name: RehearsalLearner(SIZE, name)), SIZE)
+    plain = coordinator(
+        open_, parties(open_, SIZE, lambda name: RehearsalLearner(SIZE, name)), SIZE
+    )
     expected = plain.run()
     members = sealed_parties(closed, SIZE, lambda name: RehearsalLearner(SIZE, name), desk=DESK)
     link = KeepingLink(members)
@@ -45,7 +53,11 @@ def test_members_end_with_the_plain_adapter_to_the_last_bit_and_make_one_key(mon
     report = run.run()
     for vector in adapters(members, run.state.run):
         assert np.array_equal(vector, plain.state.server.flat)
-    assert report.accuracy == expected.accuracy and report.aborted == [] and report.delivered == sorted(members)
+    assert (
+        report.accuracy == expected.accuracy
+        and report.aborted == []
+        and report.delivered == sorted(members)
+    )
     assert len(set(keys(members))) == 1
     stages = [stage_of(letter) for _, letter in link.letters]
     assert stages.count(forming.COMMIT) == len(members)  # one ceremony for all rounds
@@ -55,7 +67,7 @@ def test_members_end_with_the_plain_adapter_to_the_last_bit_and_make_one_key(mon
     assert report.held["kind"] == "sealed" and report.held["chi_square_per_degree"] < 1.6
 
 
-def test_all_that_passes_the_coordinator_and_t_minus_1_members_open_nothing_and_t_members_open_the_sum(
+def test_the_coordinator_with_t_minus_1_members_opens_nothing_and_t_members_open_the_sum(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("DEBUG")
@@ -64,8 +76,12 @@ def test_all_that_passes_the_coordinator_and_t_minus_1_members_open_nothing_and_
     link = KeepingLink(members)
     run = coordinator(home, members, SIZE, desk=DESK, link=link)
     run.train_round()
-    everything = b"".join([letter for _, letter in link.letters] + [answer for _, _, answer in link.answers])
-    holdings = {name: vault_of(party).shelf.holding(home.policy.digest) for name, party in members.items()}
+    everything = b"".join(
+        [letter for _, letter in link.letters] + [answer for _, _, answer in link.answers]
+    )
+    holdings = {
+        name: vault_of(party).shelf.holding(home.policy.digest) for name, party in members.items()
+    }
     adapter = adapter_of(members["ann"], run.state.run)
     for name, holding in holdings.items():
         assert holding is not None, name
@@ -75,7 +91,11 @@ def test_all_that_passes_the_coordinator_and_t_minus_1_members_open_nothing_and_
             holding.secret[0, :8].tobytes(),
             holding.shares[1][0, :8].tobytes(),
         ):
-            assert secret not in everything and secret.hex() not in caplog.text and str(secret) not in caplog.text
+            assert (
+                secret not in everything
+                and secret.hex() not in caplog.text
+                and str(secret) not in caplog.text
+            )
     assert adapter[:8].tobytes() not in everything and run.state.server.flat.size == 0
     total = set(link.payloads(WITNESS).values()).pop()
     given = parts.split(link.payloads(joint.OPEN)["ann"])
@@ -84,13 +104,20 @@ def test_all_that_passes_the_coordinator_and_t_minus_1_members_open_nothing_and_
     assert ann is not None and ann.plan.threshold == 3
     assert len(summed) < len(total) + 1000  # one vector, whatever the number of parts
     place = messages.Place(run.state.run, 1, 1)
-    ring = joint.make_joint_ring(home.policy, config_of(home, place), ann.plan, ann.key_id, round_number(place), b"")
+    ring = joint.make_joint_ring(
+        home.policy, config_of(home, place), ann.plan, ann.key_id, round_number(place), b""
+    )
     reader = Reader(ann, asked, opened_bytes(ring.sealing, total))
     with pytest.raises(ThresholdError, match="no part from"):
         reader.result()
     reader.receive_sum(summed)  # the arm with t members
     sums = ring.sealing.packing.unpack(reader.result())
-    assert np.abs(fixedpoint.decode_sum(sums, 4, [fixedpoint.Range(0, SIZE, 0.2)], 8) / 4 - adapter).max() < 1e-6
+    assert (
+        np.abs(
+            fixedpoint.decode_sum(sums, 4, [fixedpoint.Range(0, SIZE, 0.2)], 8) / 4 - adapter
+        ).max()
+        < 1e-6
+    )
 
 
 @pytest.mark.parametrize("stage", [*forming.STAGES, "mask", "witness", "open"])
@@ -99,13 +126,16 @@ def test_a_member_that_falls_silent_is_survived_and_catches_up(stage: str) -> No
     members = sealed_parties(home, SIZE, desk=DESK)
     link = KeepingLink(
         members,
-        lambda name, letter: None if silent[0] and name == "dan" and stage_of(letter) == stage else letter,
+        lambda name, letter: (
+            None if silent[0] and name == "dan" and stage_of(letter) == stage else letter
+        ),
     )
     run = coordinator(home, members, SIZE, link=link, desk=DESK)
     run.train_round()
     summed = stage in ("witness", "open")
     assert run.state.history[0]["parties"] == ["ann", "ben", "cat", *["dan"] * summed]
-    assert np.abs(adapter_of(members["ann"], run.state.run) - 0.1).max() < 0.01  # the survivors' mean
+    # the survivors' mean
+    assert np.abs(adapter_of(members["ann"], run.state.run) - 0.1).max() < 0.01
     assert not adapter_of(members["dan"], run.state.run).any()
     silent[0] = False
     run.train_round()
@@ -118,20 +148,25 @@ def test_with_fewer_than_t_members_nothing_is_opened_and_the_run_goes_on_later(s
     home, silent = joint_house(4, recipe={"attempts": 2}), [True]
     members = sealed_parties(home, SIZE, desk=DESK)
     link = KeepingLink(
-        members, lambda name, letter: None if silent[0] and name in ("cat", "dan") and stage_of(letter) == stage else letter
+        members,
+        lambda name, letter: (
+            None if silent[0] and name in ("cat", "dan") and stage_of(letter) == stage else letter
+        ),
     )
     run = coordinator(home, members, SIZE, link=link, desk=DESK)
     with pytest.raises(RoundAborted, match="members are left to"):
         run.run()
     for party in members.values():
         assert vault_of(party).progress(run.state.run).steps == 0
-    assert not any(joint.SUMMED in parts.split(payload) for payload in link.payloads(joint.OPEN).values())
+    assert not any(
+        joint.SUMMED in parts.split(payload) for payload in link.payloads(joint.OPEN).values()
+    )
     silent[0] = False
     report = run.run(rounds=1)
     assert report.rounds == 1 and same(adapters(members, run.state.run))
 
 
-def test_a_member_that_comes_late_gets_a_share_of_a_new_key_and_an_old_key_still_serves_without_it() -> None:
+def test_a_late_member_gets_a_share_of_a_new_key_and_an_old_key_serves_without_it() -> None:
     home, here = joint_house(5), {"ann", "ben", "cat", "dan"}
     members = sealed_parties(home, SIZE, desk=DESK)
     link = KeepingLink(members, lambda name, letter: letter if name in here else None)
@@ -144,15 +179,21 @@ def test_a_member_that_comes_late_gets_a_share_of_a_new_key_and_an_old_key_still
     here.add("eve")
     run.train_round()
     second = keys(members)
-    assert len(set(second)) == 1 and second[0] not in first and same(adapters(members, run.state.run))
+    assert (
+        len(set(second)) == 1 and second[0] not in first and same(adapters(members, run.state.run))
+    )
     assert run.state.history[2]["parties"] == sorted(members)
     vault_of(members["eve"]).shelf.wipe()  # eve loses its disk, and then cannot finish a ceremony
-    link.change = lambda name, letter: None if name == "eve" and stage_of(letter) == forming.FINISH else letter
+    link.change = lambda name, letter: (
+        None if name == "eve" and stage_of(letter) == forming.FINISH else letter
+    )
     run.train_round()
     assert run.state.history[3]["parties"] == ["ann", "ben", "cat", "dan"]
 
 
-def test_a_new_version_of_the_file_wipes_the_shares_and_goes_on_with_the_adapter_under_a_new_key(tmp_path: Path) -> None:
+def test_a_new_version_of_the_file_wipes_the_shares_and_goes_on_with_the_adapter_under_a_new_key(
+    tmp_path: Path,
+) -> None:
     home = joint_house(4)
     members = sealed_parties(home, SIZE, folder=tmp_path, desk=DESK)
     store = Store(tmp_path / "coordinator")
@@ -161,10 +202,14 @@ def test_a_new_version_of_the_file_wipes_the_shares_and_goes_on_with_the_adapter
     store.close()
     old, held = keys(members)[0], adapter_of(members["ann"], run.state.run).copy()
     secret = (tmp_path / "ann" / HOLDING_FILE).read_bytes()
-    after = House(dataclasses.replace(home.policy, version=2), home.owner, home.coordinator, home.members)
+    after = House(
+        dataclasses.replace(home.policy, version=2), home.owner, home.coordinator, home.members
+    )
     later = sealed_parties(after, SIZE, folder=tmp_path, desk=DESK)
     assert keys(later) == [None] * 4
-    assert not any((tmp_path / name / file).exists() for name in later for file in (HOLDING_FILE, MEMORY_FILE))
+    assert not any(
+        (tmp_path / name / file).exists() for name in later for file in (HOLDING_FILE, MEMORY_FILE)
+    )
     store = Store(tmp_path / "coordinator")
     go_on = coordinator(after, later, SIZE, desk=DESK, store=store)
     assert np.array_equal(adapter_of(later["ann"], run.state.run), held)
@@ -174,7 +219,9 @@ def test_a_new_version_of_the_file_wipes_the_shares_and_goes_on_with_the_adapter
     assert (tmp_path / "ann" / HOLDING_FILE).read_bytes() != secret
 
 
-def test_members_and_coordinator_go_on_after_a_restart_with_the_same_key_and_open_no_round_twice(tmp_path: Path) -> None:
+def test_members_and_coordinator_go_on_after_a_restart_with_the_same_key_and_open_no_round_twice(
+    tmp_path: Path,
+) -> None:
     home = joint_house(4)
     members = sealed_parties(home, SIZE, folder=tmp_path, desk=DESK)
     store = Store(tmp_path / "coordinator")
@@ -200,7 +247,9 @@ def test_members_and_coordinator_go_on_after_a_restart_with_the_same_key_and_ope
         Contributor(holding, home.members["ben"]).encrypt(number, slots)
     names = holding.plan.names
     with pytest.raises(ProtocolError, match="opened over others"):
-        Holder(holding, home.members["ben"]).respond(request(holding.plan, number, names[:3], names[:3]))
+        Holder(holding, home.members["ben"]).respond(
+            request(holding.plan, number, names[:3], names[:3])
+        )
 
 
 def test_a_ceremony_cut_off_by_a_kill_starts_again_under_a_new_attempt(tmp_path: Path) -> None:
@@ -210,7 +259,8 @@ def test_a_ceremony_cut_off_by_a_kill_starts_again_under_a_new_attempt(tmp_path:
 
     def kill_at_finish(name: str, letter: bytes) -> bytes:
         if stage_of(letter) == forming.FINISH and members["ben"] is doomed["ben"]:
-            members.update(sealed_parties(home, SIZE, folder=tmp_path, desk=DESK))  # everybody restarts at once
+            # everybody restarts at once
+            members.update(sealed_parties(home, SIZE, folder=tmp_path, desk=DESK))
             link.parties = {name: party.handle for name, party in members.items()}
         return letter
 

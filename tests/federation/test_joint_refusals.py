@@ -1,4 +1,6 @@
-"""What members with a joint key refuse: foreign, broken and hostile messages, files that make no sense."""
+"""What members with a joint key refuse: foreign, broken and hostile messages, files that make no
+sense.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -6,7 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quietchoir.core.errors import CryptoError, MessageError, ProtocolError, QuietchoirError, RoundAborted, ThresholdError
+from quietchoir.core.errors import (
+    CryptoError,
+    MessageError,
+    ProtocolError,
+    QuietchoirError,
+    RoundAborted,
+    ThresholdError,
+)
 from quietchoir.crypto.keys import Identity
 from quietchoir.crypto.threshold import request
 from quietchoir.federation.exchange import messages
@@ -31,7 +40,7 @@ from quietchoir.tests.fakes_sealed import sealed_parties, vault_of
 
 
 @pytest.mark.parametrize("other", [False, True])
-def test_files_that_others_may_read_or_that_are_damaged_are_refused_and_a_share_without_its_memory_is_given_up(
+def test_readable_or_damaged_files_are_refused_and_a_share_without_its_memory_is_given_up(
     other: bool, tmp_path: Path
 ) -> None:
     home = joint_house(4)
@@ -54,7 +63,8 @@ def test_files_that_others_may_read_or_that_are_damaged_are_refused_and_a_share_
     assert (holding.read_bytes(), memory.read_bytes()) == good
     assert keys(sealed_parties(home, SIZE, folder=tmp_path, desk=DESK))[0] is not None
     if other:
-        memory.write_bytes((tmp_path / "ben" / MEMORY_FILE).read_bytes())  # another member's, of the same key
+        # another member's, of the same key
+        memory.write_bytes((tmp_path / "ben" / MEMORY_FILE).read_bytes())
     else:
         memory.unlink()
     members = sealed_parties(home, SIZE, folder=tmp_path, desk=DESK)
@@ -77,8 +87,14 @@ def test_parts_are_given_for_the_sum_that_enough_members_signed_and_for_no_other
         ({forming.REQUEST: good}, ThresholdError),  # signed by nobody
         ({forming.REQUEST: good, **dict(list(signed.items())[:2])}, ThresholdError),
         ({forming.REQUEST: good, **signed, SAYS + "ben": signed[SAYS + "cat"]}, MessageError),
-        ({forming.REQUEST: request(holding.plan, number, names[:3], names[:3]), **signed}, MessageError),  # three of four
-        ({forming.REQUEST: request(holding.plan, number + 2, names[:3], names), **signed}, MessageError),
+        (
+            {forming.REQUEST: request(holding.plan, number, names[:3], names[:3]), **signed},
+            MessageError,
+        ),  # three of four
+        (
+            {forming.REQUEST: request(holding.plan, number + 2, names[:3], names), **signed},
+            MessageError,
+        ),
         ({forming.REQUEST: good[:-1], **signed}, ProtocolError),
         (signed, ProtocolError),
     ):
@@ -93,7 +109,9 @@ def test_parts_are_given_for_the_sum_that_enough_members_signed_and_for_no_other
         ann.answer(joint.OPEN, parts.join({forming.REQUEST: other, **signed}))
     with pytest.raises(MessageError, match="3 times"):
         ann.answer(joint.OPEN, parts.join({forming.REQUEST: good, **signed}))
-    assert not any(vault_of(party).progress(ann.context.place.run).steps for party in members.values())
+    assert not any(
+        vault_of(party).progress(ann.context.place.run).steps for party in members.values()
+    )
 
 
 @pytest.mark.parametrize("kind", ["card", "opening", "part"])
@@ -108,22 +126,31 @@ def test_a_hostile_members_message_costs_it_its_place_and_nobody_else_theirs(kin
         answer = handle(letter)
         if stage_of(letter) != stage:
             return answer
-        fields, payload = messages.split(answer, {"kind": str, "sender": str, "task": str, **messages.FRAME})
+        fields, payload = messages.split(
+            answer, {"kind": str, "sender": str, "task": str, **messages.FRAME}
+        )
         if len(payload) <= 32:  # nothing, or a tag
             return answer
         return messages.seal(
-            fields, payload[:40] + bytes([payload[40] ^ 1]) + payload[41:], home.members["dan"], messages.REPLY_CONTEXT
+            fields,
+            payload[:40] + bytes([payload[40] ^ 1]) + payload[41:],
+            home.members["dan"],
+            messages.REPLY_CONTEXT,
         )
 
     members["dan"].handle = hostile  # type: ignore[method-assign]
-    link = SilentLink({name: party.handle for name, party in members.items()}, lambda name, letter: False)
+    link = SilentLink(
+        {name: party.handle for name, party in members.items()}, lambda name, letter: False
+    )
     run = coordinator(home, members, SIZE, desk=DESK, link=link)
     run.train_round()
     others = [party for name, party in members.items() if name != "dan"]
     assert len({vault_of(party).key_name(home.policy.digest) for party in others}) == 1
     assert all(vault_of(party).progress(run.state.run).steps == 1 for party in others)
     in_sum = kind == "part"
-    assert run.state.history[0]["parties"] == sorted(name for name in members if name != "dan" or in_sum)
+    assert run.state.history[0]["parties"] == sorted(
+        name for name in members if name != "dan" or in_sum
+    )
 
 
 def test_a_federation_file_that_makes_no_sense_is_refused() -> None:
@@ -149,11 +176,17 @@ def test_fewer_members_than_open_with_asks_for_make_no_key() -> None:
 def test_a_member_takes_part_in_no_ceremony_but_its_own_federations() -> None:
     home = joint_house(4)
     members = sealed_parties(home, SIZE, desk=DESK)
-    link = KeepingLink(members, lambda name, letter: None if stage_of(letter) == forming.REVEAL else letter)
+    link = KeepingLink(
+        members, lambda name, letter: None if stage_of(letter) == forming.REVEAL else letter
+    )
     with pytest.raises(RoundAborted):
         coordinator(home, members, SIZE, desk=DESK, link=link).train_round()
     ann = members["ann"]
-    assert ann.handover is not None and ann.handover.forming is not None and ann.handover.box_key is not None
+    assert (
+        ann.handover is not None
+        and ann.handover.forming is not None
+        and ann.handover.box_key is not None
+    )
     place, asked = ann.handover.box_key[0], parts.split(link.payloads(forming.COMMIT)["ann"])
     circle = asked[forming.NAMES]
     state = ann.handover.forming._ongoing
@@ -170,7 +203,9 @@ def test_a_member_takes_part_in_no_ceremony_but_its_own_federations() -> None:
     with pytest.raises(MessageError, match="expected reveal"):
         ann.handover.answer(place, forming.SETTLE, parts.join({}))
     with pytest.raises(MessageError, match="not greeted"):
-        ann.handover.answer(dataclasses.replace(place, attempt=9), forming.COMMIT, parts.join(asked))
+        ann.handover.answer(
+            dataclasses.replace(place, attempt=9), forming.COMMIT, parts.join(asked)
+        )
     with pytest.raises(MessageError, match="protection"):
         ann.handover.answer(place, "deal", parts.join({}))
     assert ann.handover.forming._ongoing is state and keys(members) == [None] * 4
@@ -209,7 +244,11 @@ def test_broken_letters_of_a_ceremony_are_refused_with_typed_errors_and_change_n
 
     run = coordinator(home, members, SIZE, desk=DESK, link=KeepingLink(members, attack))
     run.train_round()
-    assert set(caught) == set(forming.STAGES[1:]) and len(set(keys(members))) == 1 and run.aborted == []
+    assert (
+        set(caught) == set(forming.STAGES[1:])
+        and len(set(keys(members))) == 1
+        and run.aborted == []
+    )
 
 
 def test_who_is_not_of_the_circle_cannot_stand_in_for_it() -> None:
@@ -225,5 +264,10 @@ def test_who_is_not_of_the_circle_cannot_stand_in_for_it() -> None:
         joint.make_joint_ring(home.policy, config, ann.holding.plan, ann.holding.key_id, 1, b"")
     with pytest.raises(ProtocolError, match="made for"):
         joint.make_joint_ring(
-            home.policy, dataclasses.replace(config_of(home, place), bits=4), ann.holding.plan, ann.holding.key_id, 1, b""
+            home.policy,
+            dataclasses.replace(config_of(home, place), bits=4),
+            ann.holding.plan,
+            ann.holding.key_id,
+            1,
+            b"",
         )

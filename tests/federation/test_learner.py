@@ -16,7 +16,9 @@ from quietchoir.tests.fakes_training import chatter, tiny_pair
 class HalfwayTrainer:
     """Trains halfway to one, in place of a model; scores what is above a half."""
 
-    def train(self, flat_b: torch.Tensor, prepared: object, recipe: object, *, seed: int, on_step: object) -> Any:
+    def train(
+        self, flat_b: torch.Tensor, prepared: object, recipe: object, *, seed: int, on_step: object
+    ) -> Any:
         flat_b += (1 - flat_b) / 2
         return SimpleNamespace(flat_b=flat_b, examples=3, tokens=30, loss=1.5)
 

@@ -18,7 +18,9 @@ HOST, PATIENCE_S = "127.0.0.1", 60.0
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_all_of_them_end_and_the_door_stays_open(loop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_of_them_end_and_the_door_stays_open(
+    loop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(listener, "HEAD_S", 1.0)
     monkeypatch.setattr(listener, "UNPROVEN", 5)
     port = free_port()
@@ -34,12 +36,16 @@ def test_all_of_them_end_and_the_door_stays_open(loop: str, tmp_path: Path, monk
                 return held.enter_context(closing(socket.create_connection((HOST, port))))
 
             lines = [line() for _ in range(20)]  # four times as many as there may be, at once
-            lines += [held.enter_context(closing(context.wrap_socket(line(), server_hostname=HOST))) for _ in range(3)]
+            lines += [
+                held.enter_context(closing(context.wrap_socket(line(), server_hostname=HOST)))
+                for _ in range(3)
+            ]
             with httpx.Client(verify=context, base_url=f"https://{HOST}:{port}") as client:
                 assert client.get("/v1/fleet/pull-messages").status_code == 405
             for one in lines:
                 one.settimeout(PATIENCE_S)
-                with suppress(ConnectionError, ssl.SSLError):  # reset, or ended; a time-out fails the test
+                # reset, or ended; a time-out fails the test
+                with suppress(ConnectionError, ssl.SSLError):
                     while one.recv(100):
                         pass
     finally:

@@ -1,4 +1,6 @@
-"""Keys that are locked as they are written: nothing that would open without the passphrase ever reaches the disk."""
+"""Keys that are locked as they are written: nothing that would open without the passphrase ever
+reaches the disk.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +13,20 @@ from quietchoir.core.errors import AuthenticationError, ConfigError
 from quietchoir.crypto import keyfile
 from quietchoir.crypto.keys import Identity
 from quietchoir.federation.membership import founding, locking, owner, roster, unlock
-from quietchoir.federation.membership.founding import COORDINATOR_KEY, FILE, OWNER_KEY, TLS_KEY, Founding
+from quietchoir.federation.membership.founding import (
+    COORDINATOR_KEY,
+    FILE,
+    OWNER_KEY,
+    TLS_KEY,
+    Founding,
+)
 from quietchoir.federation.membership.locking import read_tls_key
-from quietchoir.federation.membership.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
+from quietchoir.federation.membership.policy import (
+    AdapterTable,
+    ModelTable,
+    ProtectionTable,
+    Recipe,
+)
 from quietchoir.federation.membership.unlock import VARIABLE, Lock
 from quietchoir.tests.fakes_federation import DIGEST
 from quietchoir.tests.fakes_keyring import ForgetfulKeyring, MemoryKeyring
@@ -31,7 +44,9 @@ def cheap_passphrases(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, bytes]]]:
-    """Everything that was written anywhere, in order: the one function that all key files go through."""
+    """Everything that was written anywhere, in order: the one function that all key files go
+    through.
+    """
     seen: list[tuple[str, bytes]] = []
     original = paths.write_atomically
 
@@ -45,7 +60,9 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, bytes]]
     for module in (paths, keyfile, locking):
         monkeypatch.setattr(module, "write_atomically", note)
     yield seen
-    assert {name for name, _ in seen} & {FILE, *KEYS, *(name + ".next" for name in KEYS)}, "the spy sees nothing"
+    assert {name for name, _ in seen} & {FILE, *KEYS, *(name + ".next" for name in KEYS)}, (
+        "the spy sees nothing"
+    )
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
@@ -56,7 +73,9 @@ def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
 
 def in_clear(written: list[tuple[str, bytes]]) -> list[str]:
     """Names of files that hold a private key without a lock."""
-    return [name for name, content in written if b", plain\n" in content or b"PRIVATE KEY" in content]
+    return [
+        name for name, content in written if b", plain\n" in content or b"PRIVATE KEY" in content
+    ]
 
 
 def opens(folder: Path, words: str) -> None:
@@ -73,14 +92,18 @@ def opens(folder: Path, words: str) -> None:
 
 
 def test_init_locks_all_three_keys_as_it_writes_them(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: list[tuple[str, bytes]]
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    written: list[tuple[str, bytes]],
 ) -> None:
     monkeypatch.setenv(VARIABLE, WORDS)
     code, said = run(capsys, "federation", "init", tmp_path / "f", *INIT, "--protect", "passphrase")
     assert code == 0 and WORDS not in said
     assert in_clear(written) == [] and {name for name, _ in written} >= set(KEYS)
     opens(tmp_path / "f", WORDS)
-    assert run(capsys, "federation", "change", tmp_path / "f" / FILE, "--rounds", "3")[0] == 0  # the owner's key signs
+    # the owner's key signs
+    assert run(capsys, "federation", "change", tmp_path / "f" / FILE, "--rounds", "3")[0] == 0
     code, _ = run(capsys, "federation", "init", tmp_path / "g", *INIT)
     assert code == 0 and in_clear(written) == list(KEYS)  # and without the flag as ever
 
@@ -102,10 +125,13 @@ def test_rotate_locks_the_new_key_as_it_writes_it(
     assert code == 0, said
     assert in_clear(written) == []
     changed = {name for name in KEYS if (tmp_path / "f" / name).read_bytes() != before[name]}
-    assert changed == {{"--owner": OWNER_KEY, "--coordinator": COORDINATOR_KEY, "--certificate": TLS_KEY}[what]}
+    assert changed == {
+        {"--owner": OWNER_KEY, "--coordinator": COORDINATOR_KEY, "--certificate": TLS_KEY}[what]
+    }
     assert b", scrypt\n" in (tmp_path / "f" / next(iter(changed))).read_bytes()
     assert not list((tmp_path / "f").glob("*.next"))
-    assert run(capsys, "federation", "rotate", file, what)[0] == 0  # locked as the one before it, unasked
+    # locked as the one before it, unasked
+    assert run(capsys, "federation", "rotate", file, what)[0] == 0
     assert in_clear(written) == []
 
 
@@ -118,14 +144,22 @@ def test_one_passphrase_opens_everything_that_a_rotation_needs(
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     monkeypatch.setenv(VARIABLE, "mistyped")
     for what in ("--owner", "--coordinator", "--certificate"):
-        code, said = run(capsys, "federation", "rotate", folder / FILE, what, "--protect", "passphrase")
+        code, said = run(
+            capsys, "federation", "rotate", folder / FILE, what, "--protect", "passphrase"
+        )
         assert code != 0 and "does not open" in said and "mistyped" not in said
-        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before  # nothing is left under a wrong passphrase
+        # nothing is left under a wrong passphrase
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     monkeypatch.setenv(VARIABLE, WORDS)
     for what in ("--owner", "--coordinator", "--certificate"):
-        assert run(capsys, "federation", "rotate", folder / FILE, what, "--protect", "passphrase")[0] == 0
+        assert (
+            run(capsys, "federation", "rotate", folder / FILE, what, "--protect", "passphrase")[0]
+            == 0
+        )
     opens(folder, WORDS)
-    code, said = run(capsys, "federation", "rotate", folder / FILE, "--member", "ann", "--protect", "passphrase")
+    code, said = run(
+        capsys, "federation", "rotate", folder / FILE, "--member", "ann", "--protect", "passphrase"
+    )
     assert code == 2 and "on its own node" in said
 
 
@@ -145,9 +179,13 @@ def test_a_rotation_that_was_killed_is_finished_with_the_same_passphrase(
 
 def founding_of() -> Founding:
     return Founding(
-        name="choir", address="127.0.0.1:8790", model=ModelTable(digest=DIGEST), adapter=AdapterTable(),
-        protection=ProtectionTable(), recipe=Recipe(),
-    )  # fmt: skip
+        name="choir",
+        address="127.0.0.1:8790",
+        model=ModelTable(digest=DIGEST),
+        adapter=AdapterTable(),
+        protection=ProtectionTable(),
+        recipe=Recipe(),
+    )
 
 
 def test_a_keyring_keeps_what_opens_the_keys_from_the_first_moment(

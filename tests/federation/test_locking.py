@@ -11,9 +11,21 @@ from quietchoir.core.errors import AuthenticationError, ConfigError
 from quietchoir.crypto import keyfile
 from quietchoir.crypto.keys import Identity
 from quietchoir.federation.membership import roster
-from quietchoir.federation.membership.founding import COORDINATOR_KEY, FILE, OWNER_KEY, TLS_KEY, Founding, found
+from quietchoir.federation.membership.founding import (
+    COORDINATOR_KEY,
+    FILE,
+    OWNER_KEY,
+    TLS_KEY,
+    Founding,
+    found,
+)
 from quietchoir.federation.membership.locking import door_key, protect, read_tls_key
-from quietchoir.federation.membership.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
+from quietchoir.federation.membership.policy import (
+    AdapterTable,
+    ModelTable,
+    ProtectionTable,
+    Recipe,
+)
 from quietchoir.federation.membership.unlock import OPEN, VARIABLE, Lock
 from quietchoir.tests.fakes_keyring import ForgetfulKeyring, MemoryKeyring
 
@@ -28,9 +40,13 @@ def passphrases_are_cheap_to_guess(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     founding = Founding(
-        name="choir", address="127.0.0.1:8790", model=ModelTable(digest="ab" * 32), adapter=AdapterTable(),
-        protection=ProtectionTable(), recipe=Recipe(),
-    )  # fmt: skip
+        name="choir",
+        address="127.0.0.1:8790",
+        model=ModelTable(digest="ab" * 32),
+        adapter=AdapterTable(),
+        protection=ProtectionTable(),
+        recipe=Recipe(),
+    )
     found(tmp_path / "choir", founding)
     return tmp_path / "choir"
 
@@ -40,7 +56,10 @@ def public_keys(folder: Path, passphrase: str = "") -> tuple[str, str, bytes]:
         assert passphrase, f"{path} asked for a passphrase"
         return passphrase
 
-    owner, coordinator = (Identity.load(folder / name, asked).public.raw.hex() for name in (OWNER_KEY, COORDINATOR_KEY))
+    owner, coordinator = (
+        Identity.load(folder / name, asked).public.raw.hex()
+        for name in (OWNER_KEY, COORDINATOR_KEY)
+    )
     door = read_tls_key(folder / TLS_KEY, asked).public_key()
     spki = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return owner, coordinator, door.public_bytes(*spki)
@@ -78,7 +97,9 @@ def test_who_cannot_open_one_key_changes_none(folder: Path) -> None:
         protect(folder.parent, OPEN)
 
 
-def test_the_door_opens_with_a_locked_key_that_never_lies_on_the_disk_in_clear(folder: Path, tmp_path: Path) -> None:
+def test_the_door_opens_with_a_locked_key_that_never_lies_on_the_disk_in_clear(
+    folder: Path, tmp_path: Path
+) -> None:
     protect(folder, Lock(passphrase="many voices"))
     kept, password = door_key(folder / TLS_KEY, tmp_path, lambda path: "many voices")
     assert b"ENCRYPTED PRIVATE KEY" in kept.read_bytes() and kept.stat().st_mode & 0o777 == 0o600
@@ -103,7 +124,10 @@ def test_the_verb_locks_the_folder_and_the_owner_still_signs(
     change = ["federation", "change", str(folder / FILE), "--rounds", "7"]
     assert cli.main(change) == 0 and roster.load(folder / FILE).recipe.rounds == 7
     monkeypatch.setenv(VARIABLE, "a guess")
-    assert cli.main(change) == 1 and cli.main(["federation", "lock", str(folder), "--protect", "none"]) == 1
+    assert (
+        cli.main(change) == 1
+        and cli.main(["federation", "lock", str(folder), "--protect", "none"]) == 1
+    )
     assert b", scrypt\n" in (folder / TLS_KEY).read_bytes()
     monkeypatch.setenv(VARIABLE, "many voices")
     assert cli.main(["federation", "lock", str(folder), "--protect", "none"]) == 0

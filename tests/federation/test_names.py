@@ -1,7 +1,8 @@
 """Every name that is derived, forged where it enters: refused, with the disk as it was.
 
-A row of `NAMES` is a kind of name, what it is derived from and the place that checks it. The README of
-the federation holds the same table; a name that is added to one and not to the other turns this red.
+A row of `NAMES` is a kind of name, what it is derived from and the place that checks it. The README
+of the federation holds the same table; a name that is added to one and not to the other turns this
+red.
 """
 
 import dataclasses
@@ -37,13 +38,26 @@ from quietchoir.federation.exchange.messages import Place, Reply, Task
 from quietchoir.federation.learning.aggregate import ServerState
 from quietchoir.federation.library import host as library_host
 from quietchoir.federation.library.budget import Budget as Questions
-from quietchoir.federation.library.messages import Kind, Request, decode_manifest, decode_request, key_id
+from quietchoir.federation.library.messages import (
+    Kind,
+    Request,
+    decode_manifest,
+    decode_request,
+    key_id,
+)
 from quietchoir.federation.membership import invitation, roster
 from quietchoir.federation.membership.chain import ENROLL, REVOKE, Chain, Entry, found, sign
 from quietchoir.federation.membership.founding import FILE
 from quietchoir.federation.membership.identity import PublicCard, load_or_create
 from quietchoir.federation.membership.policy import ModelTable
-from quietchoir.federation.registry.registry import CARD, Card, Registry, check_signer, content_hash, make_card
+from quietchoir.federation.registry.registry import (
+    CARD,
+    Card,
+    Registry,
+    check_signer,
+    content_hash,
+    make_card,
+)
 from quietchoir.federation.rounds.checkpoint import Store
 from quietchoir.federation.rounds.recall import Recall
 from quietchoir.federation.rounds.steps import Step as Stepped
@@ -78,18 +92,34 @@ class World:
         return assemble(SHAPE, TINY, DIGEST, torch.full((Layout(SHAPE, TINY).size,), value))
 
     def card(self, of: Adapter, signer: Identity | None = None, **changes: Any) -> Card:
-        made = make_card(self.home.policy, content_hash(of), {"rounds": 3, "run": RUN}, self.home.coordinator)
-        return dataclasses.replace(made, signer="", signature="", **changes).signed(signer or self.home.coordinator)
+        made = make_card(
+            self.home.policy, content_hash(of), {"rounds": 3, "run": RUN}, self.home.coordinator
+        )
+        return dataclasses.replace(made, signer="", signature="", **changes).signed(
+            signer or self.home.coordinator
+        )
 
 
 def federation_number(world: World) -> Iterator[Attempt]:
-    table = {key: value for key, value in world.home.policy.table().items() if key not in ("version", "head")}
+    table = {
+        key: value
+        for key, value in world.home.policy.table().items()
+        if key not in ("version", "head")
+    }
     table |= {"founder": world.home.policy.owner, "owner": world.thief.public.raw.hex()}
-    yield lambda: Chain((sign(1, "found", 0, "", table, world.thief),)), RosterError, "not that federation's file"
+    yield (
+        lambda: Chain((sign(1, "found", 0, "", table, world.thief),)),
+        RosterError,
+        ("not that federation's file"),
+    )
     other = dataclasses.replace(world.home.policy, nonce="02" * 16)
     task = Task(place=PLACE, stage=work.TRAIN, recipient="ann", payload=b"")
     letter = messages.encode_task(task, other, world.home.coordinator)
-    yield lambda: messages.decode_task(letter, world.home.policy, "ann"), MessageError, "found federation"
+    yield (
+        lambda: messages.decode_task(letter, world.home.policy, "ann"),
+        MessageError,
+        "found federation",
+    )
 
 
 def entry_hash(world: World) -> Iterator[Attempt]:
@@ -104,40 +134,72 @@ def entry_hash(world: World) -> Iterator[Attempt]:
 
 def invitation_key(world: World) -> Iterator[Attempt]:
     token = invitation.invite(world.chain.policy, world.folder, "zoe", 7)
-    _, answer = invitation.accept(token, load_or_create(world.folder / "zoe").card, world.folder / "zoe")
-    said = dataclasses.asdict(invitation.unpack(invitation.ANSWER, answer, invitation.Answer, "answer"))
+    _, answer = invitation.accept(
+        token, load_or_create(world.folder / "zoe").card, world.folder / "zoe"
+    )
+    said = dataclasses.asdict(
+        invitation.unpack(invitation.ANSWER, answer, invitation.Answer, "answer")
+    )
     for change in ({"card": load_or_create(world.folder / "eve").card.text}, {"rank": 3}):
         text = invitation.pack(invitation.ANSWER, said | change)
-        yield partial(invitation.check, text, world.chain.policy, world.folder), RosterError, "changed on its way"
+        yield (
+            partial(invitation.check, text, world.chain.policy, world.folder),
+            RosterError,
+            "changed on its way",
+        )
     text = invitation.pack(invitation.ANSWER, said | {"invitation": world.thief.public.raw.hex()})
-    yield lambda: invitation.check(text, world.chain.policy, world.folder), RosterError, "no open invitation"
+    yield (
+        lambda: invitation.check(text, world.chain.policy, world.folder),
+        RosterError,
+        ("no open invitation"),
+    )
 
 
 def member_name(world: World) -> Iterator[Attempt]:
     policy, keys = world.home.policy, world.home.members
-    asked = messages.encode_task(Task(place=PLACE, stage="x", recipient="ann", payload=b""), policy, world.home.coordinator)
+    asked = messages.encode_task(
+        Task(place=PLACE, stage="x", recipient="ann", payload=b""), policy, world.home.coordinator
+    )
     for signer in (keys["ben"], world.thief):
-        reply = Reply(place=PLACE, stage="x", sender="ann", task=messages.fingerprint(asked), payload=b"")
+        reply = Reply(
+            place=PLACE, stage="x", sender="ann", task=messages.fingerprint(asked), payload=b""
+        )
         data = messages.encode_reply(reply, policy, signer)
         yield partial(messages.decode_reply, data, policy, asked), MessageError, "not signed by ann"
     greeting = Greeting(sender="ben", public=bytes(32)).signed(policy, PLACE, world.thief)
     yield lambda: Greeting.decode(greeting, policy, PLACE, "ben"), MessageError, "not signed by ben"
-    yield lambda: roster.check_member(policy, world.thief.public.raw), RosterError, "not in the roster"
+    yield (
+        lambda: roster.check_member(policy, world.thief.public.raw),
+        RosterError,
+        ("not in the roster"),
+    )
     twin = {"name": "ann", "key": world.thief.public.raw.hex()}
-    yield lambda: world.chain.extended(ENROLL, {"member": twin}, world.home.owner, 1), RosterError, "enrolled already"
+    yield (
+        lambda: world.chain.extended(ENROLL, {"member": twin}, world.home.owner, 1),
+        RosterError,
+        "enrolled already",
+    )
 
 
 def coordinator_key(world: World) -> Iterator[Attempt]:
     task = Task(place=PLACE, stage=work.TRAIN, recipient="ann", payload=b"")
     for signer in (world.thief, world.home.members["ben"], world.home.owner):
         letter = messages.encode_task(task, world.home.policy, signer)
-        yield partial(messages.decode_task, letter, world.home.policy, "ann"), MessageError, "not signed by"
+        yield (
+            partial(messages.decode_task, letter, world.home.policy, "ann"),
+            MessageError,
+            "not signed by",
+        )
 
 
 def task_name(world: World) -> Iterator[Attempt]:
     policy = world.home.policy
     one, two = (
-        messages.encode_task(Task(place=PLACE, stage="x", recipient="ann", payload=payload), policy, world.home.coordinator)
+        messages.encode_task(
+            Task(place=PLACE, stage="x", recipient="ann", payload=payload),
+            policy,
+            world.home.coordinator,
+        )
         for payload in (b"1", b"2")
     )
     reply = Reply(place=PLACE, stage="x", sender="ann", task=messages.fingerprint(one), payload=b"")
@@ -149,7 +211,11 @@ def run_name(world: World) -> Iterator[Attempt]:
     for run in ("../../../../../../../../tmp/aaaaa"[:32], "0A" * 16, "0a" * 15, "0" * 31 + "/"):
         task = Task(place=Place(run, 1, 1), stage=work.TRAIN, recipient="ann", payload=b"")
         letter = messages.encode_task(task, world.home.policy, world.home.coordinator)
-        yield partial(messages.decode_task, letter, world.home.policy, "ann"), MessageError, "run are out of range"
+        yield (
+            partial(messages.decode_task, letter, world.home.policy, "ann"),
+            MessageError,
+            "run are out of range",
+        )
     other = Store(world.folder / "state")
     state = other.load(world.home.policy, SIZE)
     other.save(state)
@@ -166,32 +232,49 @@ def run_name(world: World) -> Iterator[Attempt]:
 
 
 def state_name(world: World) -> Iterator[Attempt]:
-    policy = dataclasses.replace(world.home.policy, recipe=dataclasses.replace(world.home.policy.recipe, download="change"))
+    policy = dataclasses.replace(
+        world.home.policy, recipe=dataclasses.replace(world.home.policy.recipe, download="change")
+    )
     recall = Recall()
     there = ServerState(flat=np.ones(SIZE, np.float32), velocity=np.zeros(SIZE, np.float32))
     way = Stepping(policy, SIZE, RUN)
     whole = b"".join(way_to(way, there))
     yield lambda: recall.follow(way, "ab" * 32, whole), MessageError, "not the one that is named"
     sealed = house(4, mode="sealed", min_cohort=4, threshold=3)
-    members = {name: Handover(sealed.policy, name, key, Vault(None, SIZE)) for name, key in sealed.members.items()}
+    members = {
+        name: Handover(sealed.policy, name, key, Vault(None, SIZE))
+        for name, key in sealed.members.items()
+    }
     greetings = {name: one.answer(PLACE, handover.GREET, b"") for name, one in members.items()}
     asked = parts.join({handover.TO + "ben": greetings["ben"]})
     dealt = parts.split(members["ann"].answer(PLACE, handover.DEAL, asked))
     members["ben"].answer(
-        PLACE, handover.TAKE, parts.join({handover.FROM: b"ann", handover.PARCEL: dealt[handover.TO + "ben"]})
+        PLACE,
+        handover.TAKE,
+        parts.join({handover.FROM: b"ann", handover.PARCEL: dealt[handover.TO + "ben"]}),
     )
     handed = parts.split(members["ann"].answer(PLACE, handover.HAND, asked))
     alone = parts.join(
-        {handover.FROM: b"ann", handover.PARCEL: handed[handover.TO + "ben"], handover.SAYS + "ann": dealt[handover.OWN]}
+        {
+            handover.FROM: b"ann",
+            handover.PARCEL: handed[handover.TO + "ben"],
+            handover.SAYS + "ann": dealt[handover.OWN],
+        }
     )
-    yield lambda: members["ben"].answer(PLACE, handover.FOLLOW, alone), MessageError, "members have this adapter, need"
+    yield (
+        lambda: members["ben"].answer(PLACE, handover.FOLLOW, alone),
+        MessageError,
+        ("members have this adapter, need"),
+    )
 
 
 def way_to(stepping: Stepping, state: ServerState) -> Iterator[bytes]:
     """A whole state as the coordinator tells it, from the common origin."""
     from quietchoir.federation.rounds import steps
 
-    yield steps.join(name_of(ServerState.zeros(SIZE)), [Stepped(kind="whole", state=state.encode()).encode()])
+    yield steps.join(
+        name_of(ServerState.zeros(SIZE)), [Stepped(kind="whole", state=state.encode()).encode()]
+    )
 
 
 def adapter_name(world: World) -> Iterator[Attempt]:
@@ -206,11 +289,19 @@ def adapter_name(world: World) -> Iterator[Attempt]:
 
 def card_signer(world: World) -> Iterator[Attempt]:
     one = world.adapter(0.5)
-    yield lambda: Card.parse(world.card(one).text().replace(RUN, "0b" * 16), ""), FederationError, "signed card"
+    yield (
+        lambda: Card.parse(world.card(one).text().replace(RUN, "0b" * 16), ""),
+        FederationError,
+        "signed card",
+    )
     for signer, changes, words in (
         (world.thief, {}, "has no part in choir"),
         (world.home.members["ann"], {}, "has no part in choir"),
-        (world.home.members["ann"], {"protection": "sealed"}, "has no part in choir"),  # this one never was
+        (
+            world.home.members["ann"],
+            {"protection": "sealed"},
+            "has no part in choir",
+        ),  # this one never was
         (world.home.owner, {}, "has no part in choir"),
         (world.home.coordinator, {"federation": "ab" * 32}, "not of choir"),
         (world.home.coordinator, {"name": "other"}, "not of choir"),
@@ -221,10 +312,15 @@ def card_signer(world: World) -> Iterator[Attempt]:
         yield partial(check_signer, card, world.chain, ""), FederationError, words
         if signer is not world.home.coordinator or changes:
             weights: Any = dataclasses.make_dataclass("W", ["architecture", "digest"])(TINY, DIGEST)
-            registry, flat = Registry(world.folder / "member"), np.zeros(Layout(SHAPE, TINY).size, np.float32)
+            registry, flat = (
+                Registry(world.folder / "member"),
+                np.zeros(Layout(SHAPE, TINY).size, np.float32),
+            )
             policy = world.home.policy
             yield (
-                partial(member.keep_finished, policy, weights, registry, flat, card.text(), world.thief),
+                partial(
+                    member.keep_finished, policy, weights, registry, flat, card.text(), world.thief
+                ),
                 FederationError,
                 "not this federation's, signed by its coordinator",
             )
@@ -237,28 +333,46 @@ def model_digest(world: World) -> Iterator[Attempt]:
 
     GgufWriter(make_model("smollm2"), path).write()
     policy = dataclasses.replace(world.home.policy, model=ModelTable(name=str(path), digest=DIGEST))
-    yield lambda: holding.resident(policy, named=str(path)), IntegrityError, "the federation agreed on abababab"
-    yield lambda: holding.resident(policy), ModelNotFoundError, "sha256 abababab"  # a foreign file's name is no path here
+    yield (
+        lambda: holding.resident(policy, named=str(path)),
+        IntegrityError,
+        ("the federation agreed on abababab"),
+    )
+    # a foreign file's name is no path here
+    yield lambda: holding.resident(policy), ModelNotFoundError, "sha256 abababab"
 
 
 def account_scope(world: World) -> Iterator[Attempt]:
     path = world.folder / "privacy.json"
-    Account(Budget(epsilon=100.0), scope="this ann", path=path).charge("a/1/1", Step(multiplier=4.0))
-    yield lambda: Account(Budget(epsilon=100.0), scope="that ann", path=path), ConfigError, "privacy.json"
+    Account(Budget(epsilon=100.0), scope="this ann", path=path).charge(
+        "a/1/1", Step(multiplier=4.0)
+    )
+    yield (
+        lambda: Account(Budget(epsilon=100.0), scope="that ann", path=path),
+        ConfigError,
+        "privacy.json",
+    )
 
 
 def public_card(world: World) -> Iterator[Attempt]:
     zoe, eve = (load_or_create(world.folder / name).card for name in ("zoe", "eve"))
-    for text in (zoe.key + "02" + "ff" * 48 + zoe.proof, zoe.key + "05" + zoe.transport[2:] + zoe.proof):
+    for text in (
+        zoe.key + "02" + "ff" * 48 + zoe.proof,
+        zoe.key + "05" + zoe.transport[2:] + zoe.proof,
+    ):
         yield partial(PublicCard.parse, text), ConfigError, "P-384 point"
-    for text in (zoe.text[:-2], zoe.text + "00", zoe.key + zoe.transport):  # the last: as an earlier version printed it
+    # the last: as an earlier version printed it
+    for text in (zoe.text[:-2], zoe.text + "00", zoe.key + zoe.transport):
         yield partial(PublicCard.parse, text), ConfigError, "has [0-9]+ characters"
     key_half, transport_half = 2 * 64, 2 * 96
     assert len(zoe.proof) == key_half + transport_half
     for card in (
-        dataclasses.replace(eve, key=zoe.key),  # zoe's key under eve's name, to have it enrolled before she does
+        # zoe's key under eve's name, to have it enrolled before she does
+        dataclasses.replace(eve, key=zoe.key),
         dataclasses.replace(eve, transport=zoe.transport),
-        dataclasses.replace(eve, transport=zoe.transport, proof=eve.proof[:key_half] + zoe.proof[key_half:]),
+        dataclasses.replace(
+            eve, transport=zoe.transport, proof=eve.proof[:key_half] + zoe.proof[key_half:]
+        ),
         dataclasses.replace(zoe, proof=eve.proof),
         dataclasses.replace(zoe, proof=zoe.proof[:key_half] + "00" * 96),
         dataclasses.replace(zoe, proof="00" * 64 + zoe.proof[key_half:]),
@@ -268,18 +382,32 @@ def public_card(world: World) -> Iterator[Attempt]:
 
 def library_name(world: World) -> Iterator[Attempt]:
     asker = Identity.generate()
-    desk = library_host.Desk(fake_index(), world.home.owner, Questions(world.folder / "budget.json", limit=5))
+    desk = library_host.Desk(
+        fake_index(), world.home.owner, Questions(world.folder / "budget.json", limit=5)
+    )
     try:
         told = desk.describe()
         yield lambda: decode_manifest(told, world.thief.public), AuthenticationError, "signature"
         fields: dict[str, Any] = {
-            "kind": Kind.KEYS, "library": desk.manifest.library, "asker": asker.public, "key_id": bytes(32), "sequence": 1,
+            "kind": Kind.KEYS,
+            "library": desk.manifest.library,
+            "asker": asker.public,
+            "key_id": bytes(32),
+            "sequence": 1,
             "parts": (b"x",),
-        }  # fmt: skip
+        }
         elsewhere = Request(**{**fields, "library": bytes(32)}).encode(asker)
-        yield lambda: decode_request(elsewhere, desk.manifest.library), MessageError, "another library"
+        yield (
+            lambda: decode_request(elsewhere, desk.manifest.library),
+            MessageError,
+            ("another library"),
+        )
         stranger = Request(**fields).encode(world.thief)
-        yield lambda: decode_request(stranger, desk.manifest.library), AuthenticationError, "signature"
+        yield (
+            lambda: decode_request(stranger, desk.manifest.library),
+            AuthenticationError,
+            "signature",
+        )
     finally:
         desk.close()
 
@@ -289,13 +417,24 @@ def search_key_id(world: World) -> Iterator[Attempt]:
     from quietchoir.federation.library.messages import decode_reply
 
     asker = Identity.generate()
-    desk = library_host.Desk(fake_index(), world.home.owner, Questions(world.folder / "budget.json", limit=5))
+    desk = library_host.Desk(
+        fake_index(), world.home.owner, Questions(world.folder / "budget.json", limit=5)
+    )
     questioner = Questioner(desk.manifest.shape)
     try:
         keys = questioner.keys()
-        fields: dict[str, Any] = {"library": desk.manifest.library, "asker": asker.public, "sequence": 1, "parts": tuple(keys)}
+        fields: dict[str, Any] = {
+            "library": desk.manifest.library,
+            "asker": asker.public,
+            "sequence": 1,
+            "parts": tuple(keys),
+        }
         raw = Request(kind=Kind.KEYS, key_id=key_id(keys[::-1]), **fields).encode(asker)
-        yield lambda: decode_reply(desk.answer(raw)[1], raw, world.home.owner.public), ProtocolError, "another key's name"
+        yield (
+            lambda: decode_reply(desk.answer(raw)[1], raw, world.home.owner.public),
+            ProtocolError,
+            "another key's name",
+        )
     finally:
         questioner.close()
         desk.close()
@@ -316,7 +455,9 @@ def plugin_id(world: World) -> Iterator[Attempt]:
             (bundle / path).write_bytes(content)
         (bundle / manifest.FILE).write_text(json.dumps(table | {"id": name}))
         yield partial(host.available, [bundle]), ManifestError, words
-    (bundle / manifest.FILE).write_text(json.dumps(table | {"id": "a/b", "tools_digest": "00" * 32}))
+    (bundle / manifest.FILE).write_text(
+        json.dumps(table | {"id": "a/b", "tools_digest": "00" * 32})
+    )
     yield lambda: host.available([bundle]), ManifestError, "tools hash to"
 
 
@@ -351,12 +492,16 @@ NAMES = {
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {
-        str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".sqlite-wal"
+        str(path): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix != ".sqlite-wal"
     }
 
 
 @pytest.mark.parametrize("kind", NAMES)
-def test_a_forged_name_is_refused_where_it_enters_and_nothing_is_kept(kind: str, tmp_path: Path) -> None:
+def test_a_forged_name_is_refused_where_it_enters_and_nothing_is_kept(
+    kind: str, tmp_path: Path
+) -> None:
     world = World(house(), Identity.generate(), tmp_path)
     tried = 0
     for attempt, error, words in NAMES[kind].forge(world):
@@ -371,7 +516,11 @@ def test_a_forged_name_is_refused_where_it_enters_and_nothing_is_kept(kind: str,
 def test_the_federations_readme_lists_the_same_names() -> None:
     text = (Path(quietchoir.federation.__file__).with_name("README.md")).read_text("utf-8")
     table = text.partition("## Names\n")[2].partition("\n## ")[0]
-    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("| ")]
+    rows = [
+        [cell.strip(" `") for cell in line.strip("|").split("|")]
+        for line in table.splitlines()
+        if line.startswith("| ")
+    ]
     listed = {row[0]: (row[1], row[2]) for row in rows if row[0] not in ("name", "---")}
     assert listed == {kind: (one.derived_from, one.checked_in) for kind, one in NAMES.items()}
 
@@ -381,7 +530,9 @@ def test_a_node_that_a_forged_file_reached_first_takes_the_true_one(tmp_path: Pa
     roster.write(tmp_path / FILE, world.chain)
     text = (tmp_path / FILE).read_text("utf-8")
     forged = text.replace(world.home.policy.owner, world.thief.public.raw.hex())
-    for number, one in enumerate((forged, text.replace(world.home.coordinator.public.raw.hex(), "ab" * 32))):
+    for number, one in enumerate(
+        (forged, text.replace(world.home.coordinator.public.raw.hex(), "ab" * 32))
+    ):
         (tmp_path / f"{number}.toml").write_text(one, "utf-8")
         with pytest.raises(RosterError):
             roster.accept(tmp_path / f"{number}.toml", tmp_path / "node")

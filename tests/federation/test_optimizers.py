@@ -1,4 +1,6 @@
-"""The server's step: each recipe's arithmetic, the same bits everywhere, and what survives on disk."""
+"""The server's step: each recipe's arithmetic, the same bits everywhere, and what survives on
+disk.
+"""
 
 from pathlib import Path
 
@@ -21,7 +23,10 @@ def test_each_recipe_names_its_optimizer() -> None:
     assert optimizer_of(Recipe(server_optimizer="fedavg", server_momentum=0.7)) == FedAvgM(1.0, 0.0)
     assert optimizer_of(Recipe()) == FedAvgM(1.0, 0.7)
     adam = optimizer_of(Recipe(server_optimizer="fedadam", server_lr=0.03, server_momentum=0.9))
-    assert adam == FedAdam(0.03, 0.9, 0.99, 1e-3) and optimizer_of(Recipe(server_optimizer="fedyogi")).yogi  # type: ignore[attr-defined]
+    assert (
+        adam == FedAdam(0.03, 0.9, 0.99, 1e-3)
+        and optimizer_of(Recipe(server_optimizer="fedyogi")).yogi  # type: ignore[attr-defined]
+    )
 
 
 @pytest.mark.parametrize("yogi", [False, True])
@@ -32,7 +37,11 @@ def test_an_adaptive_step_is_the_papers(yogi: bool) -> None:
     for change in ([0.3, -0.2, 0.0], [0.1, 0.1, 1e-5]):
         delta = np.array(change)
         m = beta1 * m + (1 - beta1) * delta
-        v = v - (1 - beta2) * delta**2 * np.sign(v - delta**2) if yogi else beta2 * v + (1 - beta2) * delta**2
+        v = (
+            v - (1 - beta2) * delta**2 * np.sign(v - delta**2)
+            if yogi
+            else beta2 * v + (1 - beta2) * delta**2
+        )
         w = w + lr * m / (np.sqrt(v) + tau)
         state = optimizer.step(state, delta.astype(np.float32))
     assert np.allclose(state.flat, w, rtol=1e-5) and np.allclose(state.spread, v, rtol=1e-4)
@@ -47,7 +56,10 @@ def test_a_state_survives_its_bytes_with_and_without_second_moments() -> None:
         data = state.encode()
         assert len(data) == size
         again = ServerState.decode(data, 4)
-        assert all(np.array_equal(one, other) for one, other in zip(state.vectors, again.vectors, strict=True))
+        assert all(
+            np.array_equal(one, other)
+            for one, other in zip(state.vectors, again.vectors, strict=True)
+        )
         assert len(again.vectors) == len(state.vectors)
     with pytest.raises(ValueError, match="expected 32 or 48"):
         ServerState.decode(b"\0" * 40, 4)
@@ -56,13 +68,19 @@ def test_a_state_survives_its_bytes_with_and_without_second_moments() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["fedavg", "fedavgm", "fedadam", "fedyogi"])
-def test_sealed_members_agree_on_every_optimizer_to_the_last_bit(optimizer: str, tmp_path: Path) -> None:
+def test_sealed_members_agree_on_every_optimizer_to_the_last_bit(
+    optimizer: str, tmp_path: Path
+) -> None:
     recipe = {"server_optimizer": optimizer, "server_lr": 0.05, "rounds": 3}
     home, desk = house(mode="sealed", bits=8, recipe=recipe), LocalDesk()
-    members = sealed_parties(home, SIZE, lambda name: RehearsalLearner(SIZE, name), desk=desk, folder=tmp_path)
+    members = sealed_parties(
+        home, SIZE, lambda name: RehearsalLearner(SIZE, name), desk=desk, folder=tmp_path
+    )
     run = coordinator(home, members, SIZE, desk=desk)
     report = run.run(rounds=2)
-    again = sealed_parties(home, SIZE, lambda name: RehearsalLearner(SIZE, name), desk=desk, folder=tmp_path)
+    again = sealed_parties(
+        home, SIZE, lambda name: RehearsalLearner(SIZE, name), desk=desk, folder=tmp_path
+    )
     adapters = [adapter_of(party, run.state.run) for party in again.values()]
     assert report.rounds == 2 and adapters[0].any()
     assert all(np.array_equal(adapters[0], other) for other in adapters[1:])
@@ -78,7 +96,10 @@ def test_a_killed_coordinator_goes_on_with_its_second_moments(tmp_path: Path) ->
     store.close()
     store = Store(tmp_path)
     again = coordinator(home, members, SIZE, store=store)
-    assert np.array_equal(again.state.server.spread, run.state.server.spread) and run.state.server.spread.any()
+    assert (
+        np.array_equal(again.state.server.spread, run.state.server.spread)
+        and run.state.server.spread.any()
+    )
     again.train_round()
     store.close()
 
@@ -91,11 +112,19 @@ class HastyLearner(FixedLearner):
         self.steps = steps
 
     def train(self, flat: np.ndarray, seed: int) -> Trained:
-        return Trained(flat=flat + np.float32(0.01 * self.steps), examples=5, tokens=100, loss=2.0, steps=self.steps)
+        return Trained(
+            flat=flat + np.float32(0.01 * self.steps),
+            examples=5,
+            tokens=100,
+            loss=2.0,
+            steps=self.steps,
+        )
 
 
 @pytest.mark.parametrize("agreed, expected", [(0, 0.01 * (1 + 2 + 4 + 13) / 4), (4, 0.04)])
-def test_who_takes_more_steps_counts_no_more_than_others_where_steps_are_agreed(agreed: int, expected: float) -> None:
+def test_who_takes_more_steps_counts_no_more_than_others_where_steps_are_agreed(
+    agreed: int, expected: float
+) -> None:
     home = house(bits=16, recipe={"agreed_steps": agreed})
     steps = dict(zip(home.members, (1, 2, 4, 13), strict=True))
     run = coordinator(home, parties(home, SIZE, lambda name: HastyLearner(steps[name])), SIZE)
@@ -104,10 +133,14 @@ def test_who_takes_more_steps_counts_no_more_than_others_where_steps_are_agreed(
 
 
 def test_the_middle_of_bucket_means_ignores_one_that_is_far_off() -> None:
-    rows = [np.array(row, np.float32) for row in ([1.0, 1.0], [1.2, 0.8], [0.8, 1.2], [1.1, 0.9], [99.0, -99.0])]
+    rows = [
+        np.array(row, np.float32)
+        for row in ([1.0, 1.0], [1.2, 0.8], [0.8, 1.2], [1.1, 0.9], [99.0, -99.0])
+    ]
     assert combine(rows, "median").tolist() == pytest.approx([1.1, 0.9])
     assert combine(rows, "trimmed-mean", 1).tolist() == pytest.approx([1.1, 0.9])
     assert abs(combine(rows, "mean")[0]) > 20
     assert combine(rows[:2], "median").tolist() == pytest.approx([1.1, 0.9])  # two have no middle
-    assert combine(rows[:3], "trimmed-mean", 2).tolist() == pytest.approx([1.0, 1.0])  # one is always left
+    # one is always left
+    assert combine(rows[:3], "trimmed-mean", 2).tolist() == pytest.approx([1.0, 1.0])
     assert combine(rows[:1], "mean") is not None

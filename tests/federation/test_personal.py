@@ -1,4 +1,6 @@
-"""A personal adapter: the shared one plus what an owner's own examples taught it, judged, kept, private."""
+"""A personal adapter: the shared one plus what an owner's own examples taught it, judged, kept,
+private.
+"""
 
 import dataclasses
 import json
@@ -12,7 +14,13 @@ import torch
 from quietchoir import cli
 from quietchoir.core.config import TrainingConfig
 from quietchoir.core.engine.adapters import AdapterShelf
-from quietchoir.core.errors import ConfigError, DataError, FederationError, IntegrityError, RequestError
+from quietchoir.core.errors import (
+    ConfigError,
+    DataError,
+    FederationError,
+    IntegrityError,
+    RequestError,
+)
 from quietchoir.core.models.adapter import Adapter
 from quietchoir.core.models.lora import AdapterShape, a_name, b_name
 from quietchoir.core.models.weights import Weights
@@ -58,7 +66,9 @@ def desk(weights: Weights, tmp_path: Path) -> Desk:
     return Desk(tmp_path / "home", weights)
 
 
-def test_the_shared_and_the_personal_part_are_one_adapter_of_one_adapters_size(weights: Weights, desk: Desk) -> None:
+def test_the_shared_and_the_personal_part_are_one_adapter_of_one_adapters_size(
+    weights: Weights, desk: Desk
+) -> None:
     shared, x = shared_adapter(weights, 1), torch.randn(32)
     flat = shared_b(shared, weights)
     kept = personalize(desk.owner, desk.deliver(1), as_workshop(Judged(6)), TRAIN).adapter
@@ -67,13 +77,17 @@ def test_the_shared_and_the_personal_part_are_one_adapter_of_one_adapters_size(w
     module = "model.layers.3.self_attn.q_proj"
     inner = shared.tensors[a_name(module)] @ x  # A x, of both
     alone, together = (one.tensors[b_name(module)] @ inner for one in (shared, whole))
-    assert torch.allclose(together - alone, 0.5 * inner.sum(), atol=1e-5)  # B_p A x, where every value of B_p is a half
+    # B_p A x, where every value of B_p is a half
+    assert torch.allclose(together - alone, 0.5 * inner.sum(), atol=1e-5)
     shelf = AdapterShelf(weights)
     for name, adapter in (("shared", shared), ("personal", whole)):
         shelf.load(name, adapter)
     one, other = shelf.find("shared"), shelf.find("personal")
     assert one is not None and other is not None
-    sizes = [{key: [factor.shape for factor in pair] for key, pair in found.factors.items()} for found in (one, other)]
+    sizes = [
+        {key: [factor.shape for factor in pair] for key, pair in found.factors.items()}
+        for found in (one, other)
+    ]
     assert sizes[0] == sizes[1]
 
 
@@ -96,34 +110,49 @@ def test_training_moves_the_personal_part_alone_and_proximal_pulls_it_to_the_sha
     shared = shared_b(shared_adapter(weights, 1), weights)
     before, far = shared.clone(), Change(torch.full_like(shared, 0.3))
     lengths = {
-        proximal: float((workshop.learn(shared, far, settings, seed=1).upon(shared) - shared).norm())
+        proximal: float(
+            (workshop.learn(shared, far, settings, seed=1).upon(shared) - shared).norm()
+        )
         for proximal in (0.0, 100.0)
         if (settings := Settings(epochs=3, lr=1e-2, proximal=proximal))
     }
     assert torch.equal(shared, before)
-    assert lengths[100.0] < 0.97 * lengths[0.0]  # towards the shared one, not to where training began
+    # towards the shared one, not to where training began
+    assert lengths[100.0] < 0.97 * lengths[0.0]
     again = [workshop.learn(shared, far, TRAIN, seed=1).upon(shared) for _ in range(2)]
     assert torch.equal(*again)
 
 
-def test_an_owners_own_words_are_learned_on_top_and_judged_on_what_was_held_out(weights: Weights) -> None:
+def test_an_owners_own_words_are_learned_on_top_and_judged_on_what_was_held_out(
+    weights: Weights,
+) -> None:
     trainer = open_workshop(weights).trainer
     examples = trainer.prepare(chatter(3))
     seen = Workshop(trainer, examples, examples)
     shared = shared_b(shared_adapter(weights, 1), weights)
-    change = seen.learn(shared, Change.nothing(len(shared)), Settings(epochs=80, lr=5e-2, batch=3), seed=1)
+    change = seen.learn(
+        shared, Change.nothing(len(shared)), Settings(epochs=80, lr=5e-2, batch=3), seed=1
+    )
     verdict = seen.judge(shared, change)
-    assert verdict.personal.correct > verdict.shared.correct and verdict.accepted and verdict.personal.total == 3
+    assert (
+        verdict.personal.correct > verdict.shared.correct
+        and verdict.accepted
+        and verdict.personal.total == 3
+    )
 
 
-def test_scoring_in_pieces_gives_what_scoring_at_once_gives(weights: Weights, workshop: Workshop) -> None:
+def test_scoring_in_pieces_gives_what_scoring_at_once_gives(
+    weights: Weights, workshop: Workshop
+) -> None:
     parts = list(pieces(workshop.test, 3))
     assert [len(part) for part in parts] == [3, 1]
     assert sum((part.examples for part in parts), ()) == workshop.test.examples
     rested: list[int] = []
     watched = Workshop(workshop.trainer, workshop.train, workshop.test, lambda: rested.append(1))
     flat = shared_b(shared_adapter(weights, 1), weights)
-    assert watched.score(flat) == workshop.trainer.evaluate(flat, workshop.test) and len(rested) == 1
+    assert (
+        watched.score(flat) == workshop.trainer.evaluate(flat, workshop.test) and len(rested) == 1
+    )
     watched.learn(flat, Change.nothing(len(flat)), Settings(epochs=2, batch=2), seed=1)
     assert len(rested) == 1 + 1 + 6  # before, and after each step
 
@@ -132,14 +161,26 @@ def test_a_personal_adapter_is_signed_private_active_and_names_its_parent(desk: 
     parent = desk.deliver(1)
     outcome = personalize(desk.owner, parent[:8], as_workshop(Judged(7)), TRAIN)
     card = desk.registry.card(outcome.adapter)
-    assert (card.scope, card.parent, card.serial, card.run, card.epsilon) == ("personal", parent, 1, "", None)
+    assert (card.scope, card.parent, card.serial, card.run, card.epsilon) == (
+        "personal",
+        parent,
+        1,
+        "",
+        None,
+    )
     assert (card.accuracy_before, card.accuracy_after) == (0.5, 0.7)
-    assert card.signer == desk.identity.public.raw.hex() and card.federation == desk.federation.policy.federation.hex()
+    assert (
+        card.signer == desk.identity.public.raw.hex()
+        and card.federation == desk.federation.policy.federation.hex()
+    )
     assert outcome.active and desk.registry.active() == outcome.adapter
     folder = desk.registry.path(outcome.adapter)
     assert mode_of(folder) == 0o700 and modes(list(folder.iterdir())) == {0o600}
     assert "7 of your 10 held-out answers right, the shared one 5" in outcome.words()
-    assert desk.registry.newest("") == "" and desk.registry.newest(desk.registry.card(parent).run) == parent
+    assert (
+        desk.registry.newest("") == ""
+        and desk.registry.newest(desk.registry.card(parent).run) == parent
+    )
 
 
 def test_one_that_is_worse_than_the_shared_one_is_not_kept(desk: Desk) -> None:
@@ -149,14 +190,17 @@ def test_one_that_is_worse_than_the_shared_one_is_not_kept(desk: Desk) -> None:
     outcome = personalize(desk.owner, parent, as_workshop(Judged(4)), TRAIN)
     assert (outcome.adapter, outcome.active, desk.files()) == ("", False, before)
     assert "no personal adapter" in outcome.words() and "4 of your 10" in outcome.words()
-    assert personalize(desk.owner, parent, as_workshop(Judged(5)), TRAIN).active  # not worse is enough
+    # not worse is enough
+    assert personalize(desk.owner, parent, as_workshop(Judged(5)), TRAIN).active
 
 
 def test_a_new_shared_adapter_gets_the_earlier_change_on_top(desk: Desk) -> None:
     first = personalize(desk.owner, desk.deliver(1), as_workshop(Judged(6)), TRAIN)
     newer = desk.deliver(2)
     outcome = personalize(desk.owner, newer, as_workshop(Judged(6)), CARRY)
-    whole, under = (shared_b(desk.registry.load(name), desk.weights) for name in (outcome.adapter, newer))
+    whole, under = (
+        shared_b(desk.registry.load(name), desk.weights) for name in (outcome.adapter, newer)
+    )
     assert torch.allclose(whole - under, torch.full_like(whole, 0.5), atol=1e-6)
     card = desk.registry.card(outcome.adapter)
     assert (outcome.carried, card.parent, card.serial) == (first.adapter, newer, 2)
@@ -168,11 +212,17 @@ def test_a_new_shared_adapter_gets_the_earlier_change_on_top(desk: Desk) -> None
     assert alone.starts == [0.0]
 
 
-def test_an_earlier_change_that_has_become_a_burden_is_dropped_for_one_from_nothing(desk: Desk) -> None:
+def test_an_earlier_change_that_has_become_a_burden_is_dropped_for_one_from_nothing(
+    desk: Desk,
+) -> None:
     first = personalize(desk.owner, desk.deliver(1), as_workshop(Judged(6)), TRAIN)
     newer, both = desk.deliver(2), Judged(4, 6)
     outcome = personalize(desk.owner, newer, as_workshop(both), TRAIN)
-    assert outcome.carried == "" and outcome.active and both.starts == pytest.approx([0.5, 0.0], abs=1e-6)
+    assert (
+        outcome.carried == ""
+        and outcome.active
+        and both.starts == pytest.approx([0.5, 0.0], abs=1e-6)
+    )
     before = desk.files()
     for right, settings in ((Judged(4, 3), TRAIN), (Judged(4), CARRY)):
         assert personalize(desk.owner, desk.deliver(2), as_workshop(right), settings).adapter == ""
@@ -186,27 +236,43 @@ def test_what_cannot_be_built_on_is_refused_and_nothing_is_kept(desk: Desk) -> N
     odd.tensors[a_name("model.layers.3.mlp.up_proj")][0, 0] += 1.0
     foreign = desk.registry.put(odd, Card.unsigned(content_hash(odd), "odd", DIGEST))
     before = desk.files()
-    for name, sentence in ((personal, "personal already"), (foreign, "not the public one"), ("77", "0 adapters begin with")):
+    for name, sentence in (
+        (personal, "personal already"),
+        (foreign, "not the public one"),
+        ("77", "0 adapters begin with"),
+    ):
         with pytest.raises(RequestError, match=sentence):
             personalize(desk.owner, name, as_workshop(Judged(6)), TRAIN)
-    elsewhere = Owner(desk.registry, desk.identity, dataclasses.replace(desk.weights, digest="cd" * 32))
+    elsewhere = Owner(
+        desk.registry, desk.identity, dataclasses.replace(desk.weights, digest="cd" * 32)
+    )
     with pytest.raises(IntegrityError, match="made for model"):
         personalize(elsewhere, parent, as_workshop(Judged(6)), TRAIN)
     with pytest.raises(RequestError, match="no earlier change"):
         personalize(desk.owner, parent, as_workshop(Judged(6)), CARRY, afresh=True)
     assert desk.files() == before
-    for wrong in ({"epochs": -1}, {"lr": 0.0}, {"lr": float("inf")}, {"proximal": -1.0}, {"batch": 0}):
+    for wrong in (
+        {"epochs": -1},
+        {"lr": 0.0},
+        {"lr": float("inf")},
+        {"proximal": -1.0},
+        {"batch": 0},
+    ):
         with pytest.raises(ConfigError, match="expected epochs"):
             Settings(**wrong)
 
 
-def test_only_this_nodes_own_changes_of_this_federation_and_shape_are_carried_on(desk: Desk) -> None:
+def test_only_this_nodes_own_changes_of_this_federation_and_shape_are_carried_on(
+    desk: Desk,
+) -> None:
     first = desk.deliver(1)
     somebody = Owner(desk.registry, Identity.generate(), desk.weights)
     personalize(somebody, first, as_workshop(Judged(6)), TRAIN)
     assert personalize(desk.owner, first, as_workshop(Judged(6)), TRAIN).carried == ""
     wider = AdapterShape(rank=4, alpha=4.0, upper_layers=2)
-    assert personalize(desk.owner, desk.deliver(2, wider), as_workshop(Judged(6)), TRAIN).carried == ""
+    assert (
+        personalize(desk.owner, desk.deliver(2, wider), as_workshop(Judged(6)), TRAIN).carried == ""
+    )
     other = Desk(desk.home, desk.weights, identity=desk.identity)  # of another federation
     assert personalize(desk.owner, other.deliver(4), as_workshop(Judged(6)), TRAIN).carried == ""
     damaged = desk.registry.personal()[0].adapter
@@ -218,7 +284,9 @@ def test_unasked_a_personal_adapter_takes_no_chosen_ones_place(desk: Desk) -> No
     parent = desk.deliver(1)
 
     def unasked() -> bool:
-        return personalize(desk.owner, parent, as_workshop(Judged(6)), TRAIN, activate=unless_chosen_otherwise).active
+        return personalize(
+            desk.owner, parent, as_workshop(Judged(6)), TRAIN, activate=unless_chosen_otherwise
+        ).active
 
     assert unasked() and unasked()  # in nothing's place, and in that of an older one
     desk.registry.activate(parent)
@@ -233,7 +301,9 @@ def test_unasked_a_personal_adapter_takes_no_chosen_ones_place(desk: Desk) -> No
     assert not unasked() and desk.registry.active() == name
 
 
-def test_a_personal_adapter_leaves_the_registry_only_if_its_owner_says_so(desk: Desk, tmp_path: Path) -> None:
+def test_a_personal_adapter_leaves_the_registry_only_if_its_owner_says_so(
+    desk: Desk, tmp_path: Path
+) -> None:
     parent = desk.deliver(1)
     kept = personalize(desk.owner, parent, as_workshop(Judged(6)), TRAIN).adapter
     folder, file = tmp_path / "out", tmp_path / "out.gguf"
@@ -266,7 +336,8 @@ def test_a_personal_adapter_leaves_the_registry_only_if_its_owner_says_so(desk: 
 def test_an_adapter_is_removed_unless_it_is_needed(desk: Desk) -> None:
     parent = desk.deliver(1)
     first, second = (
-        personalize(desk.owner, parent, as_workshop(Judged(6)), TRAIN, afresh=one).adapter for one in (True, False)
+        personalize(desk.owner, parent, as_workshop(Judged(6)), TRAIN, afresh=one).adapter
+        for one in (True, False)
     )
     for name, sentence in ((second, "is active"), (parent, "stands on it")):
         with pytest.raises(RequestError, match=sentence):
@@ -275,7 +346,9 @@ def test_an_adapter_is_removed_unless_it_is_needed(desk: Desk) -> None:
     left.mkdir()
     assert desk.registry.remove(first[:10]) == first
     assert desk.registry.list() == sorted([parent, second]) and first not in desk.registry.history()
-    assert [entry.name for entry in desk.registry.folder.iterdir() if entry.name.startswith(".")] == []
+    assert [
+        entry.name for entry in desk.registry.folder.iterdir() if entry.name.startswith(".")
+    ] == []
     desk.registry.activate("")
     desk.registry.remove(second)
     desk.registry.remove(parent)
@@ -286,7 +359,9 @@ def test_shared_cards_are_spelled_as_before_and_a_scope_cannot_be_taken_off(desk
     parent = desk.deliver(1)
     told = json.loads(desk.registry.card(parent).text())
     assert not {"scope", "serial"} & told.keys()
-    card = desk.registry.card(personalize(desk.owner, parent, as_workshop(Judged(6)), TRAIN).adapter)
+    card = desk.registry.card(
+        personalize(desk.owner, parent, as_workshop(Judged(6)), TRAIN).adapter
+    )
     assert Card.parse(card.text(), "") == card
     with pytest.raises(FederationError, match="signed card"):
         Card.parse(dataclasses.replace(card, scope="").text(), "")
@@ -310,13 +385,18 @@ def test_the_verb_trains_tells_and_lists(
     code, said = adapter("personalize", parent[:8], "--data", data)
     assert code == 1 and "test.jsonl" in said  # nothing to judge it by
     write_jsonl(data / "test.jsonl", chatter(2, seed=9))
-    code, said = adapter("personalize", parent[:8], "--data", data, "--epochs", 1, "--lr", 1e-3, "--proximal", 0.1)
+    code, said = adapter(
+        "personalize", parent[:8], "--data", data, "--epochs", 1, "--lr", 1e-3, "--proximal", 0.1
+    )
     assert code == 0 and "it answers from now on" in said
     first = desk.registry.active()
     code, said = adapter("personalize", "--data", data)  # by default what the active one stands on
     assert code == 0 and desk.registry.card(str(desk.registry.active())).serial == 2
     listed = adapter("list")[1].splitlines()
-    assert sum(f"personal, on top of {parent[:12]}" in line for line in listed) == 2 and len(listed) == 3
+    assert (
+        sum(f"personal, on top of {parent[:12]}" in line for line in listed) == 2
+        and len(listed) == 3
+    )
     assert adapter("export", first, tmp_path / "out")[0] == 2 and not (tmp_path / "out").exists()
     assert adapter("export", first, tmp_path / "out", "--personal")[0] == 0
     assert "removed" in adapter("remove", first)[1]

@@ -1,4 +1,6 @@
-"""Personal training in the background: it rests for others, survives what goes wrong, and harms nobody."""
+"""Personal training in the background: it rests for others, survives what goes wrong, and harms
+nobody.
+"""
 
 import logging
 import queue
@@ -42,11 +44,22 @@ class Scene:
         self.events: queue.Queue[dict[str, Any]] = queue.Queue()
         self.made: list[Companion] = []
 
-    def start(self, script: Callable[[Scripted, str], None] | None = None, **options: Any) -> Scripted:
-        kind = Scripted if script is None else type("Told", (Scripted,), {"script": staticmethod(script)})
+    def start(
+        self, script: Callable[[Scripted, str], None] | None = None, **options: Any
+    ) -> Scripted:
+        kind = (
+            Scripted
+            if script is None
+            else type("Told", (Scripted,), {"script": staticmethod(script)})
+        )
         companion: Scripted = kind(
-            SimpleNamespace(), SimpleNamespace(), Settings(), self.folder, on_event=self.events.put, **options
-        )  # fmt: skip
+            SimpleNamespace(),
+            SimpleNamespace(),
+            Settings(),
+            self.folder,
+            on_event=self.events.put,
+            **options,
+        )
         self.made.append(companion)
         return companion
 
@@ -78,7 +91,9 @@ def test_what_came_of_it_is_told_in_numbers_and_words(scene: Scene) -> None:
     assert scene.pending() == "" and not companion.thread.is_alive()
 
 
-def test_it_rests_while_a_letter_is_answered_and_while_somebody_waits_for_the_machine(scene: Scene) -> None:
+def test_it_rests_while_a_letter_is_answered_and_while_somebody_waits_for_the_machine(
+    scene: Scene,
+) -> None:
     begun, answering, answered, busy = (threading.Event() for _ in range(4))
     asked: queue.Queue[bool] = queue.Queue()
 
@@ -103,7 +118,8 @@ def test_it_rests_while_a_letter_is_answered_and_while_somebody_waits_for_the_ma
     companion.adopted(ONE)
     assert begun.wait(PATIENCE_S)
     assert companion.attend(answer)(b"abc") == b"cba"
-    assert asked.get(timeout=PATIENCE_S) and asked.get(timeout=PATIENCE_S)  # it looks again, and goes on resting
+    # it looks again, and goes on resting
+    assert asked.get(timeout=PATIENCE_S) and asked.get(timeout=PATIENCE_S)
     assert scene.events.empty()
     busy.clear()
     assert scene.told()["adapter"]
@@ -214,14 +230,18 @@ def test_a_node_without_held_out_examples_is_told_so(tmp_path: Path) -> None:
     assert desk.files() == before
 
 
-def test_an_adapter_of_other_layers_than_the_federation_now_trains_is_left_to_its_owner(tmp_path: Path) -> None:
+def test_an_adapter_of_other_layers_than_the_federation_now_trains_is_left_to_its_owner(
+    tmp_path: Path,
+) -> None:
     desk, shop = Desk(tmp_path / "home", tiny_weights()), open_workshop(tiny_weights())
     parent = desk.deliver(1, AdapterShape(rank=2, alpha=4.0, upper_layers=1))
     before, events = desk.files(), queue.Queue[dict[str, Any]]()
     learner = TrainerLearner(shop.trainer, shop.train, shop.test, None)  # type: ignore[arg-type]
     companion = Companion(desk.owner, learner, Settings(), desk.home, on_event=events.put)
     companion.adopted(parent)
-    assert "changes 1 layers, the federation now trains 2" in events.get(timeout=PATIENCE_S)["words"]
+    assert ("changes 1 layers, the federation now trains 2") in events.get(timeout=PATIENCE_S)[
+        "words"
+    ]
     companion.finish()
     assert desk.files() == before
 

@@ -1,4 +1,6 @@
-"""No letter knows of a personal adapter: whole members with and without one give the same values to the protection."""
+"""No letter knows of a personal adapter: whole members with and without one give the same values
+to the protection.
+"""
 
 import ast
 import dataclasses
@@ -25,7 +27,14 @@ from quietchoir.federation.flower import node as flower
 from quietchoir.federation.learning.learner import Trained, TrainerLearner
 from quietchoir.federation.member import Joining, join, keep_finished
 from quietchoir.federation.membership import roster
-from quietchoir.federation.membership.founding import COORDINATOR_KEY, FILE, OWNER_KEY, Founding, enroll, found
+from quietchoir.federation.membership.founding import (
+    COORDINATOR_KEY,
+    FILE,
+    OWNER_KEY,
+    Founding,
+    enroll,
+    found,
+)
 from quietchoir.federation.membership.identity import load_or_create
 from quietchoir.federation.membership.policy import ModelTable, Policy, ProtectionTable, Recipe
 from quietchoir.federation.personal.change import Change, shared_b
@@ -64,16 +73,20 @@ class Trace:
     """What two runs of a federation left behind."""
 
     folder: Path = Path()
-    updates: list[bytes] = dataclasses.field(default_factory=list)  # what the protection was given, in order
+    # what the protection was given, in order
+    updates: list[bytes] = dataclasses.field(default_factory=list)
     heard: list[bytes] = dataclasses.field(default_factory=list)
     adapters: list[str] = dataclasses.field(default_factory=list)  # each run's
-    events: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # about personal adapters
+    # about personal adapters
+    events: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 class Members:
     """Real members in threads: all of `join`, a door in Flower's place."""
 
-    def __init__(self, folder: Path, weights: Weights, mode: str, *, personal: bool, once: bool = False) -> None:
+    def __init__(
+        self, folder: Path, weights: Weights, mode: str, *, personal: bool, once: bool = False
+    ) -> None:
         self.folder, self.weights, self.personal, self.once = folder, weights, personal, once
         self.file = self.make_federation(mode)
         self.policy: Policy = roster.load(self.file)
@@ -87,12 +100,17 @@ class Members:
         found(
             self.folder,
             Founding(
-                name="choir", address="127.0.0.1:9", model=ModelTable(digest=DIGEST), adapter=TABLE,
+                name="choir",
+                address="127.0.0.1:9",
+                model=ModelTable(digest=DIGEST),
+                adapter=TABLE,
                 protection=ProtectionTable(mode=mode, bits=12, min_cohort=3, threshold=2),  # type: ignore[arg-type]
-                recipe=Recipe(rounds=2, batch=4, stage_timeout_s=PATIENCE_S, work_timeout_s=PATIENCE_S),
+                recipe=Recipe(
+                    rounds=2, batch=4, stage_timeout_s=PATIENCE_S, work_timeout_s=PATIENCE_S
+                ),
                 prompt=CHATTER,
             ),
-        )  # fmt: skip
+        )
         for number, name in enumerate(MEMBERS):
             home = self.folder / name
             enroll(self.folder / FILE, self.folder / OWNER_KEY, name, load_or_create(home).card)
@@ -102,7 +120,11 @@ class Members:
 
     def stand_in(self, patch: pytest.MonkeyPatch) -> None:
         """Doors in Flower's place."""
-        patch.setattr(flower, "FlowerNode", lambda policy, key, handle, leave, **_: Door(self.doors.put, handle, leave))
+        patch.setattr(
+            flower,
+            "FlowerNode",
+            lambda policy, key, handle, leave, **_: Door(self.doors.put, handle, leave),
+        )
 
     def open(self) -> None:
         """Everybody joins, one after the other, so that it is known whose door opens."""
@@ -112,7 +134,11 @@ class Members:
             home = self.folder / name
             joining = Joining(file=self.file, data=home, home=home, once=self.once)
             leave = threading.Event() if self.once else self.leave
-            thread = threading.Thread(target=join, args=(joining, config, self.tell, leave), kwargs={"loaded": self.weights})
+            thread = threading.Thread(
+                target=join,
+                args=(joining, config, self.tell, leave),
+                kwargs={"loaded": self.weights},
+            )
             self.threads.append(thread)
             thread.start()
             self.handlers[name] = self.doors.get(timeout=PATIENCE_S)
@@ -127,7 +153,9 @@ class Members:
         keep, size = keeper(self.policy, self.weights, identity, Registry(self.folder / "home"))
         link = HearingLink(self.handlers)
         store = Store(None, run=f"{len(trace.adapters) + 1:032x}")  # members' seeds follow from it
-        run = Coordinator(self.policy, identity, link, size=size, keep=keep, store=store, wait_s=0.0, grace_s=0.0)
+        run = Coordinator(
+            self.policy, identity, link, size=size, keep=keep, store=store, wait_s=0.0, grace_s=0.0
+        )
         report = run.run()
         assert sorted(report.delivered) == list(MEMBERS)
         trace.heard += link.heard
@@ -154,7 +182,9 @@ Play = Callable[..., Trace]
 
 @pytest.fixture(scope="module")
 def play(tmp_path_factory: pytest.TempPathFactory, weights: Weights) -> Iterator[Play]:
-    """Two runs after each other, all random numbers but the keys known, so that two traces can be compared."""
+    """Two runs after each other, all random numbers but the keys known, so that two traces can
+    be compared.
+    """
     rounding, encode = fixedpoint.encode, Codec.encode
 
     def two_runs(mode: str = "masked", *, personal: bool) -> Trace:
@@ -178,7 +208,11 @@ def play(tmp_path_factory: pytest.TempPathFactory, weights: Weights) -> Iterator
         return trace
 
     with pytest.MonkeyPatch.context() as known:
-        known.setattr(fixedpoint, "encode", lambda *given, **more: rounding(*given, **{**more, "key": bytes(32)}))
+        known.setattr(
+            fixedpoint,
+            "encode",
+            lambda *given, **more: rounding(*given, **{**more, "key": bytes(32)}),
+        )
         yield two_runs
 
 
@@ -188,13 +222,18 @@ def without(play: Play) -> Trace:
     return play(personal=False)
 
 
-def test_the_protection_is_given_the_same_values_with_a_personal_adapter_and_without(play: Play, without: Trace) -> None:
+def test_the_protection_is_given_the_same_values_with_a_personal_adapter_and_without(
+    play: Play, without: Trace
+) -> None:
     beside = play(personal=True)
-    assert len(without.updates) == 2 * 3 * (2 + 1)  # two runs, three members: two rounds and the last scores
+    # two runs, three members: two rounds and the last scores
+    assert len(without.updates) == 2 * 3 * (2 + 1)
     assert beside.updates == without.updates
     assert beside.adapters == without.adapters
     assert [len(letter) for letter in beside.heard] == [len(letter) for letter in without.heard]
-    assert [event["of"] for event in beside.events] == [2] * 6 and all(event["adapter"] for event in beside.events)
+    assert [event["of"] for event in beside.events] == [2] * 6 and all(
+        event["adapter"] for event in beside.events
+    )
 
 
 def test_a_member_that_started_from_its_personal_adapter_would_be_found_out(
@@ -217,7 +256,9 @@ def test_a_member_that_started_from_its_personal_adapter_would_be_found_out(
     first, second = beside.updates[:9], beside.updates[9:]
     assert first == without.updates[:9]  # there was nothing to leak yet
     trained = [place for place, update in enumerate(second) if len(update) > 1000]
-    assert len(trained) == 6 and all(second[place] != without.updates[9:][place] for place in trained)
+    assert len(trained) == 6 and all(
+        second[place] != without.updates[9:][place] for place in trained
+    )
     assert beside.adapters[0] == without.adapters[0] and beside.adapters[1] != without.adapters[1]
 
 
@@ -225,18 +266,30 @@ def test_a_marked_change_is_in_no_letter_and_in_no_file_but_its_own(
     play: Play, without: Trace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        Workshop, "learn", lambda shop, shared, change, *_, **__: Change(torch.full_like(shared, float(MARKER)) - shared)
+        Workshop,
+        "learn",
+        lambda shop, shared, change, *_, **__: Change(
+            torch.full_like(shared, float(MARKER)) - shared
+        ),
     )
     trace = play("plain", personal=True)  # no masks: whatever is in a letter can be read
-    marked = [path for path in trace.folder.rglob("*") if path.is_file() and MARKER.tobytes() in path.read_bytes()]
+    marked = [
+        path
+        for path in trace.folder.rglob("*")
+        if path.is_file() and MARKER.tobytes() in path.read_bytes()
+    ]
     folders = {path.parent for path in marked}
     assert {path.name for path in marked} == {"adapter_model.safetensors"}
     assert {folder.name for folder in folders} == {event["adapter"] for event in trace.events}
-    assert {folder.parent.parent.name for folder in folders} == set(MEMBERS)  # with their members, not with the coordinator
+    # with their members, not with the coordinator
+    assert {folder.parent.parent.name for folder in folders} == set(MEMBERS)
     for letter in trace.heard:
         assert MARKER.tobytes() not in letter
         for event in trace.events:
-            assert event["adapter"].encode() not in letter and bytes.fromhex(event["adapter"]) not in letter
+            assert (
+                event["adapter"].encode() not in letter
+                and bytes.fromhex(event["adapter"]) not in letter
+            )
     assert trace.updates == without.updates
 
 
@@ -273,8 +326,14 @@ def imported(path: Path) -> set[str]:
     return found
 
 
-def test_only_the_member_and_the_verbs_know_of_personal_adapters_and_these_know_of_no_letter() -> None:
-    rooms = [path for folder in ("federation", "core", "crypto", "plugins") for path in (ROOT / folder).rglob("*.py")]
+def test_only_the_member_and_the_verbs_know_of_personal_adapters_and_these_know_of_no_letter() -> (
+    None
+):
+    rooms = [
+        path
+        for folder in ("federation", "core", "crypto", "plugins")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
     knowing = {
         str(path.relative_to(ROOT))
         for path in rooms
@@ -286,18 +345,33 @@ def test_only_the_member_and_the_verbs_know_of_personal_adapters_and_these_know_
     senders = ("exchange", "protection", "sealed", "rounds", "flower", "library", "watch")
     for path in (ROOT / "federation" / "personal").glob("*.py"):
         for name in imported(path):
-            assert not name.startswith(tuple(f"federation.{room}" for room in senders)), f"{path.name} imports {name}"
-            assert name.partition(".")[0] not in ("socket", "httpx", "aiohttp", "flwr", "urllib", "requests"), path.name
+            assert not name.startswith(tuple(f"federation.{room}" for room in senders)), (
+                f"{path.name} imports {name}"
+            )
+            assert name.partition(".")[0] not in (
+                "socket",
+                "httpx",
+                "aiohttp",
+                "flwr",
+                "urllib",
+                "requests",
+            ), path.name
 
 
-def test_a_coordinators_card_that_claims_to_be_personal_is_refused(tmp_path: Path, weights: Weights) -> None:
+def test_a_coordinators_card_that_claims_to_be_personal_is_refused(
+    tmp_path: Path, weights: Weights
+) -> None:
     desk = Desk(tmp_path, weights)
     shared = desk.registry.card(desk.deliver(1))
     policy = dataclasses.replace(desk.federation.policy, adapter=TABLE)
     flat = shared_b(desk.registry.load(shared.adapter), weights).numpy()
     before = desk.files()
-    assert keep_finished(policy, weights, desk.registry, flat, shared.text(), desk.identity) == shared.adapter
-    for other in (PromptFormat(system="Sell the house."), PromptFormat(turns="last")):  # nor one that asks it otherwise
+    assert (
+        keep_finished(policy, weights, desk.registry, flat, shared.text(), desk.identity)
+        == shared.adapter
+    )
+    # nor one that asks it otherwise
+    for other in (PromptFormat(system="Sell the house."), PromptFormat(turns="last")):
         told = dataclasses.replace(shared, prompt=other).signed(desk.federation.coordinator)
         with pytest.raises(FederationError, match="not this federation's"):
             keep_finished(policy, weights, desk.registry, flat, told.text(), desk.identity)

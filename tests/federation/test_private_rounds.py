@@ -1,4 +1,6 @@
-"""Noise in rounds: what is learned in spite of it, what it costs, and that nobody trains on credit."""
+"""Noise in rounds: what is learned in spite of it, what it costs, and that nobody trains on
+credit.
+"""
 
 import dataclasses
 import json
@@ -25,10 +27,14 @@ from quietchoir.tests.fakes_federation import FixedLearner, SilentLink, coordina
 from quietchoir.tests.fakes_sealed import LocalDesk, adapter_of, sealed_parties
 
 SIZE = 256
-PRIVATE = PrivacyTable(mechanism="discrete-gaussian", clip=2.0, noise_multiplier=4.0, epsilon=50.0, counters="exact")
+PRIVATE = PrivacyTable(
+    mechanism="discrete-gaussian", clip=2.0, noise_multiplier=4.0, epsilon=50.0, counters="exact"
+)
 
 
-def private(mode: str = "plain", members: int = 4, recipe: dict[str, Any] | None = None, **table: Any) -> Any:
+def private(
+    mode: str = "plain", members: int = 4, recipe: dict[str, Any] | None = None, **table: Any
+) -> Any:
     """A federation with noise."""
     tables = {"privacy": dataclasses.replace(PRIVATE, **table)}
     return house(members, mode=mode, bits=16, recipe=recipe, tables=tables)
@@ -37,12 +43,18 @@ def private(mode: str = "plain", members: int = 4, recipe: dict[str, Any] | None
 def test_the_mean_carries_the_noise_that_the_file_names_and_no_bias() -> None:
     policy, place = private().policy, Place("0a" * 16, 1, 1)
     noise = noise_of(policy, SIZE)
-    assert noise is not None and noise.honest == 2  # of the fewest in a sum, less the one who reads it
+    # of the fewest in a sum, less the one who reads it
+    assert noise is not None and noise.honest == 2
     codec = Codec(SIZE, policy, Terms(seed=seed_of(policy, place)))
     update = np.full(SIZE, 0.05, np.float32)
     found = np.stack(
         [
-            codec.decode(np.sum([codec.encode(update, Statistics()) for _ in range(4)], axis=0, dtype=np.int64), 4)[0]
+            codec.decode(
+                np.sum(
+                    [codec.encode(update, Statistics()) for _ in range(4)], axis=0, dtype=np.int64
+                ),
+                4,
+            )[0]
             for _ in range(40)
         ]
     )
@@ -56,8 +68,15 @@ def test_the_mean_carries_the_noise_that_the_file_names_and_no_bias() -> None:
 
 
 def test_a_sealed_run_that_sends_no_counters_delivers_what_its_last_round_made() -> None:
-    """No score round stands between the last step and the delivery, so members are asked once more what they hold."""
-    home, desk = private("sealed", counters="none", noise_multiplier=0.5, epsilon=500.0, recipe={"rounds": 1}), LocalDesk()
+    """No score round stands between the last step and the delivery, so members are asked once
+    more what they hold.
+    """
+    home, desk = (
+        private(
+            "sealed", counters="none", noise_multiplier=0.5, epsilon=500.0, recipe={"rounds": 1}
+        ),
+        LocalDesk(),
+    )
     members = sealed_parties(home, SIZE, lambda name: FixedLearner(0.1), desk=desk)
     report = coordinator(home, members, SIZE, desk=desk).run()
     assert report.delivered == sorted(members)
@@ -65,8 +84,12 @@ def test_a_sealed_run_that_sends_no_counters_delivers_what_its_last_round_made()
 
 @pytest.mark.parametrize("mode", ["plain", "masked", "sealed"])
 @pytest.mark.parametrize("mechanism", ["discrete-gaussian", "skellam"])
-def test_a_private_run_learns_the_common_part_and_shows_what_it_spent(mode: str, mechanism: str) -> None:
-    home = private(mode, mechanism=mechanism, noise_multiplier=0.5, epsilon=500.0, recipe={"rounds": 2})
+def test_a_private_run_learns_the_common_part_and_shows_what_it_spent(
+    mode: str, mechanism: str
+) -> None:
+    home = private(
+        mode, mechanism=mechanism, noise_multiplier=0.5, epsilon=500.0, recipe={"rounds": 2}
+    )
     desk = LocalDesk()
     if mode == "sealed":
         members = sealed_parties(home, SIZE, lambda name: FixedLearner(0.1), desk=desk)
@@ -85,8 +108,16 @@ def test_a_private_run_learns_the_common_part_and_shows_what_it_spent(mode: str,
     assert [entry["epsilon"] for entry in report.history[:2]] == pytest.approx(expected)
     assert report.history[2]["epsilon"] is None  # scoring is outside
     assert report.privacy is not None
-    assert report.privacy["epsilon"] == members["ann"].purse.spent()["epsilon"] == pytest.approx(expected[1])  # type: ignore[index]
-    assert (report.privacy["steps"], report.privacy["sampling"], report.privacy["budget"]) == (2, "not assumed", 500.0)
+    assert (
+        report.privacy["epsilon"]
+        == members["ann"].purse.spent()["epsilon"]  # type: ignore[index]
+        == pytest.approx(expected[1])
+    )
+    assert (report.privacy["steps"], report.privacy["sampling"], report.privacy["budget"]) == (
+        2,
+        "not assumed",
+        500.0,
+    )
     assert "whole update" in report.privacy["unit"]
 
 
@@ -96,13 +127,15 @@ def test_a_run_stops_at_its_budget_and_still_delivers() -> None:
     events: list[dict[str, Any]] = []
     run = coordinator(home, members, SIZE, on_event=events.append)
     report = run.run()
-    assert 1 <= report.rounds < 9 and report.privacy is not None and report.privacy["epsilon"] <= 1.5
+    assert (
+        1 <= report.rounds < 9 and report.privacy is not None and report.privacy["epsilon"] <= 1.5
+    )
     assert "the budget is 1.5" in report.stopped and report.aborted == []
     assert report.delivered == sorted(members) and report.history[-1]["kind"] == "score"
     assert all(len(party.learner.trained) == report.rounds for party in members.values())  # type: ignore[attr-defined]
-    assert [event["event"] for event in events if event["event"] in ("stopped", "score", "delivered")] == [
-        "stopped", "score", "delivered",
-    ]  # fmt: skip
+    assert [
+        event["event"] for event in events if event["event"] in ("stopped", "score", "delivered")
+    ] == ["stopped", "score", "delivered"]
 
 
 def test_members_keep_their_own_account_whatever_a_coordinator_forgets(tmp_path: Path) -> None:
@@ -143,7 +176,9 @@ def test_every_attempt_is_paid_for_and_a_scoring_round_is_not() -> None:
 
 
 def closed_form(multiplier: float, delta: float) -> float:
-    """Epsilon of one Gaussian release, without our accountant. Source: Balle, Wang 2018, theorem 8."""
+    """Epsilon of one Gaussian release, without our accountant. Source: Balle, Wang 2018, theorem
+    8.
+    """
     from scipy import optimize, stats
 
     mu = 1 / multiplier
@@ -155,26 +190,43 @@ def closed_form(multiplier: float, delta: float) -> float:
     return float(optimize.brentq(excess, 1e-6, 100))
 
 
-@pytest.mark.parametrize("min_cohort, colluders, known", [(3, 0, 1), (3, 1, 1), (5, 2, 2), (10, 0, 1)])
+@pytest.mark.parametrize(
+    "min_cohort, colluders, known", [(3, 0, 1), (3, 1, 1), (5, 2, 2), (10, 0, 1)]
+)
 def test_a_fellow_member_that_takes_its_own_noise_off_sees_no_more_than_is_charged(
     min_cohort: int, colluders: int, known: int
 ) -> None:
-    """The noise is measured on what members encode; epsilon is counted by a closed form of its own."""
-    privacy = dataclasses.replace(PRIVATE, noise_multiplier=1.5, colluders=colluders, counters="none")
-    policy = house(10, mode="masked", bits=16, min_cohort=min_cohort, tables={"privacy": privacy}).policy
+    """The noise is measured on what members encode; epsilon is counted by a closed form of its
+    own.
+    """
+    privacy = dataclasses.replace(
+        PRIVATE, noise_multiplier=1.5, colluders=colluders, counters="none"
+    )
+    policy = house(
+        10, mode="masked", bits=16, min_cohort=min_cohort, tables={"privacy": privacy}
+    ).policy
     noise = noise_of(policy, SIZE)
     assert noise is not None
-    codec, nothing = Codec(SIZE, policy, Terms(seed=seed_of(policy, Place("0a" * 16, 1, 1)))), np.zeros(SIZE, np.float32)
+    codec, nothing = (
+        Codec(SIZE, policy, Terms(seed=seed_of(policy, Place("0a" * 16, 1, 1)))),
+        np.zeros(SIZE, np.float32),
+    )
 
     def contributions(count: int) -> Any:
-        return np.stack([codec.encode(nothing, Statistics())[:SIZE].astype(np.int64) for _ in range(count)])
+        return np.stack(
+            [codec.encode(nothing, Statistics())[:SIZE].astype(np.int64) for _ in range(count)]
+        )
 
-    others = np.stack([contributions(min_cohort - known).sum(axis=0) for _ in range(200)])  # the reader's own is off
-    left = float(others.std(axis=0).mean()) / noise.sensitivity  # deviation that is left, over the sensitivity
+    # the reader's own is off
+    others = np.stack([contributions(min_cohort - known).sum(axis=0) for _ in range(200)])
+    # deviation that is left, over the sensitivity
+    left = float(others.std(axis=0).mean()) / noise.sensitivity
     assert left == pytest.approx(1.5, rel=0.02)
     charged = Purse(policy, SIZE, "ann").pay(Place("0a" * 16, 1, 1))
     assert charged is not None
-    seen = closed_form(noise.deviation * math.sqrt(min_cohort - known) / noise.sensitivity, privacy.delta)
+    seen = closed_form(
+        noise.deviation * math.sqrt(min_cohort - known) / noise.sensitivity, privacy.delta
+    )
     assert seen <= charged.epsilon <= 1.02 * seen
 
 
@@ -192,7 +244,10 @@ def test_a_letter_that_is_replayed_after_a_lost_ledger_is_charged_again(tmp_path
         party.purse = Purse(home.policy, SIZE, "ann", tmp_path / "privacy.json")
         return party
 
-    link = SilentLink({name: party.handle for name, party in parties(home, SIZE).items()}, lambda name, letter: False)
+    link = SilentLink(
+        {name: party.handle for name, party in parties(home, SIZE).items()},
+        lambda name, letter: False,
+    )
     coordinator(home, {}, SIZE, link=link).train_round()
     letter = next(one for name, one in link.letters if name == "ann" and b'"stage":"train"' in one)
     for _ in range(3):
@@ -200,7 +255,9 @@ def test_a_letter_that_is_replayed_after_a_lost_ledger_is_charged_again(tmp_path
         party.handle(letter)
         assert len(party.learner.trained) == 1
         told.append(party.purse.spent())
-    assert [one["steps"] for one in told] == [1, 2, 3] and told[0]["epsilon"] < told[1]["epsilon"] < told[2]["epsilon"]
+    assert [one["steps"] for one in told] == [1, 2, 3] and told[0]["epsilon"] < told[1][
+        "epsilon"
+    ] < told[2]["epsilon"]
 
 
 def test_a_refused_letter_costs_nothing_and_a_killed_coordinator_remembers(tmp_path: Path) -> None:
@@ -218,7 +275,10 @@ def test_a_refused_letter_costs_nothing_and_a_killed_coordinator_remembers(tmp_p
     place = Place(run.state.run, 1, 1)
     before = members["ann"].purse.account.history
     task = messages.Task(
-        place=place, stage=work.TRAIN, recipient="ann", payload=work.encode(work.Work(flat=np.zeros(SIZE, np.float32)))
+        place=place,
+        stage=work.TRAIN,
+        recipient="ann",
+        payload=work.encode(work.Work(flat=np.zeros(SIZE, np.float32))),
     )
     with pytest.raises(MessageError):
         members["ann"].handle(messages.encode_task(task, home.policy, home.coordinator))
@@ -231,7 +291,8 @@ def test_without_counters_nothing_but_the_noised_change_is_sent() -> None:
     report = coordinator(home, members, SIZE).run()
     assert [entry["kind"] for entry in report.history] == ["train"] * 3  # no scoring round
     assert all(
-        (entry["scored"], entry["accuracy"], entry["clipped_share"], entry["loss"]) == (0, None, 0.0, None)
+        (entry["scored"], entry["accuracy"], entry["clipped_share"], entry["loss"])
+        == (0, None, 0.0, None)
         for entry in report.history
     )
     codec = Codec(SIZE, home.policy)
@@ -243,10 +304,18 @@ def test_without_counters_nothing_but_the_noised_change_is_sent() -> None:
     "tables, reason",
     [
         ({"privacy": dataclasses.replace(PRIVATE, colluders=3)}, "somebody must add noise"),
-        ({"privacy": dataclasses.replace(PRIVATE, counters="none"), "guard": GuardTable(rule="vote")}, "votes are counters"),
+        (
+            {
+                "privacy": dataclasses.replace(PRIVATE, counters="none"),
+                "guard": GuardTable(rule="vote"),
+            },
+            "votes are counters",
+        ),
     ],
 )
-def test_a_file_that_cannot_hold_its_promise_is_refused(tables: dict[str, Any], reason: str) -> None:
+def test_a_file_that_cannot_hold_its_promise_is_refused(
+    tables: dict[str, Any], reason: str
+) -> None:
     with pytest.raises(ValueError, match=reason):
         house(4, tables=tables)
     with pytest.raises(ValueError, match="token counts"):
@@ -301,6 +370,9 @@ def test_a_federation_without_the_table_is_as_it_was() -> None:
 def test_too_few_members_abort_before_the_budget_is_blamed() -> None:
     home = private("masked", recipe={"attempts": 1})
     members = parties(home, SIZE)
-    link = SilentLink({name: party.handle for name, party in members.items()}, lambda name, letter: name in ("cat", "dan"))
+    link = SilentLink(
+        {name: party.handle for name, party in members.items()},
+        lambda name, letter: name in ("cat", "dan"),
+    )
     with pytest.raises(RoundAborted, match="2 of 4 members are ready"):
         coordinator(home, members, SIZE, link=link).run()

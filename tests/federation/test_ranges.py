@@ -1,4 +1,6 @@
-"""Every tensor has the range that the public velocity suggests, nobody can widen it, and all of a sum have the same."""
+"""Every tensor has the range that the public velocity suggests, nobody can widen it, and all of
+a sum have the same.
+"""
 
 from typing import Any
 
@@ -35,17 +37,32 @@ def test_ranges_follow_the_velocity_within_the_federations_limit() -> None:
     found = spans(velocity, (1, 2, 3, 5, 6), 0.2)
     assert [stop for stop, _ in found] == [1, 2, 3, 5, 6]
     assert [round(scale, 6) for _, scale in found] == [0.2, 0.025, 0.05, 0.2, 0.2]
-    assert spans(velocity[1:2] / np.float32(1000), (1,), 0.2) == ((1, 0.025),)  # never below an eighth
-    assert [(one.start, one.stop) for one in read_spans(found, 6, 0.2)] == [(0, 1), (1, 2), (2, 3), (3, 5), (5, 6)]
+    # never below an eighth
+    assert spans(velocity[1:2] / np.float32(1000), (1,), 0.2) == ((1, 0.025),)
+    assert [(one.start, one.stop) for one in read_spans(found, 6, 0.2)] == [
+        (0, 1),
+        (1, 2),
+        (2, 3),
+        (3, 5),
+        (5, 6),
+    ]
 
 
 @pytest.mark.parametrize(
     "given",
     [
-        (), ((3, 0.1),), ((7, 0.1),), ((3, 0.1), (3, 0.1), (6, 0.1)), ((3, 0.1), (2, 0.1), (6, 0.1)),
-        ((6, 0.0),), ((6, -0.1),), ((6, 0.21),), ((6, float("nan")),), ((6, float("inf")),),
+        (),
+        ((3, 0.1),),
+        ((7, 0.1),),
+        ((3, 0.1), (3, 0.1), (6, 0.1)),
+        ((3, 0.1), (2, 0.1), (6, 0.1)),
+        ((6, 0.0),),
+        ((6, -0.1),),
+        ((6, 0.21),),
+        ((6, float("nan")),),
+        ((6, float("inf")),),
     ],
-)  # fmt: skip
+)
 def test_ranges_that_gap_or_reach_too_far_are_refused(given: tuple[tuple[int, float], ...]) -> None:
     with pytest.raises(MessageError, match="refused"):
         read_spans(given, 6, 0.2)
@@ -57,7 +74,9 @@ def test_narrow_ranges_round_finer_and_say_what_they_cut() -> None:
     fine = Codec(SIZE, policy, Terms(read_spans(((100, 0.025), (300, 0.2)), SIZE, 0.2)))
     coarse = Codec(SIZE, policy)
     errors = [
-        np.abs(one.decode(one.encode(update, Statistics()).astype(np.int64), 1)[0] - update)[:100].mean()
+        np.abs(one.decode(one.encode(update, Statistics()).astype(np.int64), 1)[0] - update)[
+            :100
+        ].mean()
         for one in (fine, coarse)
     ]
     assert errors[0] < errors[1] / 2
@@ -82,22 +101,32 @@ def test_a_run_with_ranges_of_its_tensors_steps_to_where_the_arithmetic_says(mod
     steps = 1 + 1.7 + (1 + 0.7 * 1.7)
     assert np.abs(flat[:100] - 0.004 * steps).max() < 0.006
     assert np.abs(flat[100:] - 0.1 * steps).max() < 0.006
-    if mode != "sealed":  # there the coordinator knows no velocity; members derive the same ranges from their own
+    # there the coordinator knows no velocity; members derive the same ranges from their own
+    if mode != "sealed":
         assert report.history[0]["ranges"] == [0.2, 0.2]
         assert report.history[2]["ranges"][0] < 0.1 < report.history[2]["ranges"][1] == 0.2
 
 
 def test_members_that_were_told_different_ranges_never_sum() -> None:
-    home = house(4, mode="masked", recipe={"ranges": "tensor", "attempts": 1, "download": "adapter"}, min_cohort=3, threshold=3)
+    home = house(
+        4,
+        mode="masked",
+        recipe={"ranges": "tensor", "attempts": 1, "download": "adapter"},
+        min_cohort=3,
+        threshold=3,
+    )
     members = parties(home, SIZE)
     run = coordinator(home, members, SIZE, stops=(SIZE,))
     Liar(run, ("ann",), other_work(SIZE, ranges=((SIZE, 0.05),)))
     run.train_round()
-    assert run.state.history[0]["parties"] == ["ben", "cat", "dan"]  # ann's masks fit nobody else's session
+    # ann's masks fit nobody else's session
+    assert run.state.history[0]["parties"] == ["ben", "cat", "dan"]
     assert np.abs(run.state.server.flat - 0.1).max() < 0.01
 
 
-def test_a_coordinator_without_ranges_is_refused_where_the_file_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_coordinator_without_ranges_is_refused_where_the_file_asks_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     home = house(4, recipe={"ranges": "tensor", "attempts": 1})
     honest = Assembly.order
 

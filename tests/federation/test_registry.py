@@ -15,9 +15,18 @@ from quietchoir.federation.registry.registry import CARD, Card, Registry, conten
 from quietchoir.tests.fakes_federation import DIGEST, House, house
 
 TINY = Architecture(
-    family="llama", layers=2, width=8, ffn_width=16, heads=2, kv_heads=1, head_size=4, vocabulary=32, rope_theta=1e4,
-    norm_eps=1e-5, context=64,
-)  # fmt: skip
+    family="llama",
+    layers=2,
+    width=8,
+    ffn_width=16,
+    heads=2,
+    kv_heads=1,
+    head_size=4,
+    vocabulary=32,
+    rope_theta=1e4,
+    norm_eps=1e-5,
+    context=64,
+)
 SHAPE = AdapterShape(rank=2, alpha=4.0, upper_layers=1)
 
 
@@ -46,14 +55,21 @@ def test_an_adapter_is_kept_under_the_hash_of_its_content(home: House, tmp_path:
     assert content_hash(adapter(0.25)) != name
 
 
-def test_a_card_of_another_adapter_or_a_changed_card_is_refused(home: House, tmp_path: Path) -> None:
+def test_a_card_of_another_adapter_or_a_changed_card_is_refused(
+    home: House, tmp_path: Path
+) -> None:
     registry, one = Registry(tmp_path), adapter(0.5)
     with pytest.raises(IntegrityError, match="not kept"):
         registry.put(one, card(home, adapter(0.25)))
     assert registry.list() == []
     good = card(home, one)
     assert Card.parse(good.text(), "") == good
-    for text in (good.text().replace("0.75", "0.99"), "{}", "[", dataclasses.replace(good, signature="").text()):
+    for text in (
+        good.text().replace("0.75", "0.99"),
+        "{}",
+        "[",
+        dataclasses.replace(good, signature="").text(),
+    ):
         with pytest.raises(FederationError, match="signed card"):
             Card.parse(text, "")
 
@@ -99,19 +115,27 @@ def test_activation_and_rollback_walk_the_history(home: House, tmp_path: Path) -
     assert registry.active() is None
 
 
-def test_an_adapter_is_found_by_what_its_card_calls_it_unless_two_are_called_so(home: House, tmp_path: Path) -> None:
+def test_an_adapter_is_found_by_what_its_card_calls_it_unless_two_are_called_so(
+    home: House, tmp_path: Path
+) -> None:
     registry, one, two = Registry(tmp_path), adapter(0.5), adapter(0.25)
     first = registry.put(one, Card.unsigned(content_hash(one), "Küche", "m"))
     second = registry.put(two, Card.unsigned(content_hash(two), first[:8], "m"))
     assert registry.find("Küche") == first == registry.find(first[:8])  # a digest before a name
     registry.put(two, Card.unsigned(second, "Küche", "m"))
-    with pytest.raises(RequestError, match=rf"2 adapters begin with 'Küche' or are called so.*{second[:12]} Küche"):
+    with pytest.raises(
+        RequestError,
+        match=rf"2 adapters begin with 'Küche' or are called "
+        rf"so.*{second[:12]} Küche",
+    ):
         registry.activate("Küche")
     with pytest.raises(RequestError, match="0 adapters begin with ''"):
         registry.find("")
 
 
-def test_a_card_that_nobody_signed_gives_way_and_a_signed_one_stays(home: House, tmp_path: Path) -> None:
+def test_a_card_that_nobody_signed_gives_way_and_a_signed_one_stays(
+    home: House, tmp_path: Path
+) -> None:
     registry, one = Registry(tmp_path), adapter(0.5)
     signed, plain = card(home, one), Card.unsigned(content_hash(one), "mine", "m")
     name = registry.put(one, plain)

@@ -14,7 +14,14 @@ from quietchoir.federation.exchange.link import InProcessLink
 from quietchoir.federation.membership import roster
 from quietchoir.federation.membership.chain import CHANGE, ENROLL, REVOKE, ROTATE, Chain, found
 from quietchoir.federation.membership.policy import Member, Policy
-from quietchoir.federation.membership.renewal import AGAIN_S, MAGIC, MAX_BYTES, Handing, Standing, Watched
+from quietchoir.federation.membership.renewal import (
+    AGAIN_S,
+    MAGIC,
+    MAX_BYTES,
+    Handing,
+    Standing,
+    Watched,
+)
 from quietchoir.federation.protection.seam import Safe
 from quietchoir.federation.rounds.party import Party
 from quietchoir.federation.sealed.vault import Vault
@@ -25,7 +32,9 @@ SIZE = 8
 
 
 class Town:
-    """A federation whose file lies on a disk, its members as `Standing`, its coordinator over a link that can be replaced."""
+    """A federation whose file lies on a disk, its members as `Standing`, its coordinator over a
+    link that can be replaced.
+    """
 
     def __init__(self, folder: Path, mode: str = "plain") -> None:
         self.folder, self.home, self.desk = folder, house(4, mode=mode), LocalDesk()
@@ -42,12 +51,21 @@ class Town:
 
     def node(self, name: str, key: Identity, chain: Chain | None = None) -> Standing:
         kept = self.folder / name / "federation.toml"
-        policy, safe = roster.adopt(chain or self.chain, kept, ""), Safe(Vault(None, SIZE), self.desk)
+        policy, safe = (
+            roster.adopt(chain or self.chain, kept, ""),
+            Safe(Vault(None, SIZE), self.desk),
+        )
 
         def enter(newest: Policy) -> Callable[[bytes], bytes]:
             return Party(newest, key, FixedLearner(), size=SIZE, consent=ANY_MODE, safe=safe).handle
 
-        return Standing(policy, kept, enter, taken=lambda newest: None, end=lambda why: self.ended.update({name: why}))
+        return Standing(
+            policy,
+            kept,
+            enter,
+            taken=lambda newest: None,
+            end=lambda why: self.ended.update({name: why}),
+        )
 
     def change(self, kind: str, change: dict[str, Any], successor: Identity | None = None) -> None:
         """The owner signs; the operator puts the file over the coordinator's copy."""
@@ -92,18 +110,25 @@ def test_a_revoked_node_gets_no_round_and_the_others_go_on(town: Town) -> None:
     renewed = [event for event in town.events if event["event"] == "renewed"]
     assert [(event["version"], event["left"]) for event in renewed] == [(2, ["dan"])]
     assert town.nodes["dan"].policy.version == 1  # it was not even told
-    with pytest.raises(RosterError, match="not in the roster"):  # and handed the file, it finds no place in it
+    # and handed the file, it finds no place in it
+    with pytest.raises(RosterError, match="not in the roster"):
         town.nodes["dan"].handle(MAGIC + town.file.read_bytes())
     assert list(town.ended) == ["dan"]
 
 
 @pytest.mark.parametrize("mode", ["masked", "sealed"])
-def test_under_masks_and_seals_too_the_others_go_on_without_the_revoked(tmp_path: Path, mode: str) -> None:
+def test_under_masks_and_seals_too_the_others_go_on_without_the_revoked(
+    tmp_path: Path, mode: str
+) -> None:
     town = Town(tmp_path, mode)
     town.run.run(1)
     town.change(REVOKE, {"name": "dan"})
     report = town.run.run(2)
-    assert [entry["parties"] for entry in report.history if entry["kind"] == "train"][1] == ["ann", "ben", "cat"]
+    assert [entry["parties"] for entry in report.history if entry["kind"] == "train"][1] == [
+        "ann",
+        "ben",
+        "cat",
+    ]
     assert report.rounds == 2 and report.aborted == []
 
 
@@ -127,7 +152,9 @@ def test_a_letter_of_a_revoked_coordinator_or_under_the_old_version_is_refused(t
 def test_a_new_member_takes_part_without_anybodys_restart(town: Town) -> None:
     town.run.run(1)
     key = Identity.generate()
-    town.change(ENROLL, {"member": dataclasses.asdict(Member(name="eve", key=key.public.raw.hex()))})
+    town.change(
+        ENROLL, {"member": dataclasses.asdict(Member(name="eve", key=key.public.raw.hex()))}
+    )
     town.link.parties["eve"] = town.node("eve", key, town.chain).handle
     assert town.run.run(2).history[1]["parties"] == ["ann", "ben", "cat", "dan", "eve"]
 
@@ -137,19 +164,27 @@ def test_the_owners_key_may_change_hands_between_rounds(town: Town) -> None:
     town.change(ROTATE, {"owner": heir.public.raw.hex()}, heir)
     town.change(REVOKE, {"name": "dan"})
     assert town.run.run(1).history[0]["parties"] == ["ann", "ben", "cat"]
-    assert {node.policy.owner for name, node in town.nodes.items() if name != "dan"} == {heir.public.raw.hex()}
+    assert {node.policy.owner for name, node in town.nodes.items() if name != "dan"} == {
+        heir.public.raw.hex()
+    }
 
 
 def test_other_rules_end_the_run_after_everybody_has_the_file(town: Town) -> None:
     town.run.run(1)
     before = town.run.state
     town.change(CHANGE, {"recipe": {"lr": 0.5}})
-    with pytest.raises(RosterError, match="version 2 of choir changes recipe; start this command again"):
+    with pytest.raises(
+        RosterError, match="version 2 of choir changes recipe; start this command again"
+    ):
         town.run.run(2)
     assert town.run.state == before
     assert sorted(town.ended) == ["ann", "ben", "cat", "dan"]
-    assert {str(why) for why in town.ended.values()} == {"version 2 of choir changes recipe; start this node again"}
-    assert {roster.load(town.folder / name / "federation.toml").version for name in town.nodes} == {2}
+    assert {str(why) for why in town.ended.values()} == {
+        "version 2 of choir changes recipe; start this node again"
+    }
+    assert {roster.load(town.folder / name / "federation.toml").version for name in town.nodes} == {
+        2
+    }
 
 
 def test_a_new_coordinators_key_reaches_the_nodes_before_the_old_one_goes(town: Town) -> None:
@@ -163,8 +198,15 @@ def test_a_new_coordinators_key_reaches_the_nodes_before_the_old_one_goes(town: 
 def test_a_file_that_is_no_successor_is_told_and_left(town: Town) -> None:
     town.change(REVOKE, {"name": "dan"})
     town.run.run(1)
-    mine, branch = town.chain, found(town.home.policy, town.home.owner).extended(REVOKE, {"name": "ann"}, town.home.owner, 1)
-    for number, text in enumerate((roster.dump(branch), roster.dump(mine).replace("lr = ", "lr = 1"), "half a fi")):
+    mine, branch = (
+        town.chain,
+        found(town.home.policy, town.home.owner).extended(
+            REVOKE, {"name": "ann"}, town.home.owner, 1
+        ),
+    )
+    for number, text in enumerate(
+        (roster.dump(branch), roster.dump(mine).replace("lr = ", "lr = 1"), "half a fi")
+    ):
         town.file.write_text(text, "utf-8")
         assert town.run.run(2 + number).rounds == 2 + number
         assert [event["event"] for event in town.events].count("refused") == 1 + number
@@ -172,7 +214,11 @@ def test_a_file_that_is_no_successor_is_told_and_left(town: Town) -> None:
             town.nodes["ben"].handle(MAGIC + text.encode("utf-8"))
     assert town.run.policy == mine.policy == town.nodes["ben"].policy
     with pytest.raises(RosterError, match="older than version 2"):
-        Watched(write(town.folder / "old.toml", mine.entries[:1]), town.folder / "kept.toml", town.events.append)
+        Watched(
+            write(town.folder / "old.toml", mine.entries[:1]),
+            town.folder / "kept.toml",
+            town.events.append,
+        )
     with pytest.raises(MessageError, match="at most"):
         town.nodes["ben"].handle(MAGIC + bytes(MAX_BYTES + 1))
 

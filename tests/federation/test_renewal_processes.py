@@ -1,4 +1,6 @@
-"""A member is revoked and another let in while a coordinator and nodes run, as real processes over TLS on loopback."""
+"""A member is revoked and another let in while a coordinator and nodes run, as real processes
+over TLS on loopback.
+"""
 
 import json
 from pathlib import Path
@@ -6,7 +8,12 @@ from pathlib import Path
 from quietchoir.federation.membership import owner, roster
 from quietchoir.federation.membership.founding import FILE, OWNER_KEY, Founding, enroll, found
 from quietchoir.federation.membership.identity import load_or_create
-from quietchoir.federation.membership.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
+from quietchoir.federation.membership.policy import (
+    AdapterTable,
+    ModelTable,
+    ProtectionTable,
+    Recipe,
+)
 from quietchoir.tests.fakes_federation import DIGEST
 from quietchoir.tests.federation.test_flower_rounds import Command, free_port
 
@@ -15,25 +22,43 @@ MEMBERS = ("ann", "ben", "cat", "dan")
 
 def make_federation(folder: Path) -> Path:
     """Four members, and no sum of fewer: once one has left, the run waits for another."""
-    protection, recipe = ProtectionTable(min_cohort=4, threshold=3), Recipe(rounds=5, stage_timeout_s=30, work_timeout_s=30)
+    protection, recipe = (
+        ProtectionTable(min_cohort=4, threshold=3),
+        Recipe(rounds=5, stage_timeout_s=30, work_timeout_s=30),
+    )
     founding = Founding(
-        name="choir", address=f"127.0.0.1:{free_port()}", model=ModelTable(digest=DIGEST), adapter=AdapterTable(),
-        protection=protection, recipe=recipe,
-    )  # fmt: skip
+        name="choir",
+        address=f"127.0.0.1:{free_port()}",
+        model=ModelTable(digest=DIGEST),
+        adapter=AdapterTable(),
+        protection=protection,
+        recipe=recipe,
+    )
     found(folder, founding)
     for name in MEMBERS:
         enroll(folder / FILE, folder / OWNER_KEY, name, load_or_create(folder / name).card)
     return folder / FILE
 
 
-def test_a_revoked_node_is_shut_out_and_a_new_one_let_in_without_any_restart(tmp_path: Path) -> None:
+def test_a_revoked_node_is_shut_out_and_a_new_one_let_in_without_any_restart(
+    tmp_path: Path,
+) -> None:
     file = make_federation(tmp_path)
     shared = ["--rehearse", "5000", "--wait", "200"]
-    state = ["--state", str(tmp_path / "state"), "--home", str(tmp_path / "home"), "--report", str(tmp_path / "report.json")]
+    state = [
+        "--state",
+        str(tmp_path / "state"),
+        "--home",
+        str(tmp_path / "home"),
+        "--report",
+        str(tmp_path / "report.json"),
+    ]
     running = {"coordinator": Command(["coordinate", str(file), *state, *shared, "--page", "0"])}
 
     def join(name: str) -> Command:
-        running[name] = Command(["join", str(file), "--home", str(tmp_path / name), "--once", *shared])
+        running[name] = Command(
+            ["join", str(file), "--home", str(tmp_path / name), "--once", *shared]
+        )
         return running[name]
 
     try:
@@ -46,9 +71,12 @@ def test_a_revoked_node_is_shut_out_and_a_new_one_let_in_without_any_restart(tmp
         enroll(file, file.parent / OWNER_KEY, "eve", load_or_create(tmp_path / "eve").card)
         assert "dan" in running["coordinator"].until("renewed")["left"]
         nodes["ann"].until("renewed", version=roster.load(file).version)
-        while "does not know this node's keys" not in str(nodes["dan"].until("disconnected")["reason"]):
+        while ("does not know this node's keys") not in str(
+            nodes["dan"].until("disconnected")["reason"]
+        ):
             pass  # first it sees the connection go
-        nodes["eve"] = join("eve")  # only now, for with four members the run goes on, ends, and there is nobody to refuse dan
+        # only now, for with four members the run goes on, ends, and there is nobody to refuse dan
+        nodes["eve"] = join("eve")
         codes = {name: running[name].end() for name in ("coordinator", "ann", "ben", "cat", "eve")}
         assert codes == dict.fromkeys(codes, 0)
     finally:

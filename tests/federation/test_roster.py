@@ -13,7 +13,14 @@ from quietchoir.federation.membership.chain import ENROLL, REVOKE
 from quietchoir.federation.membership.chain import found as found_chain
 from quietchoir.federation.membership.founding import FILE, OWNER_KEY, Founding, enroll, found
 from quietchoir.federation.membership.identity import PublicCard, load_or_create
-from quietchoir.federation.membership.policy import AdapterTable, Member, ModelTable, Policy, ProtectionTable, Recipe
+from quietchoir.federation.membership.policy import (
+    AdapterTable,
+    Member,
+    ModelTable,
+    Policy,
+    ProtectionTable,
+    Recipe,
+)
 from quietchoir.tests.fakes_federation import DIGEST, House, house
 
 
@@ -36,11 +43,19 @@ def test_what_is_written_is_what_is_read(home: House, tmp_path: Path) -> None:
     chain = found_chain(home.policy, home.owner)
     roster.write(tmp_path / "f.toml", chain)
     assert roster.load(tmp_path / "f.toml") == chain.policy
-    assert chain.policy.federation == home.policy.federation and chain.policy.members == home.policy.members
+    assert (
+        chain.policy.federation == home.policy.federation
+        and chain.policy.members == home.policy.members
+    )
 
 
 @pytest.mark.parametrize(
-    "old, new", [("rounds = 3", "rounds = 4"), ('name = "ann"', 'name = "ada"'), ("version = 1", "version = 2")]
+    "old, new",
+    [
+        ("rounds = 3", "rounds = 4"),
+        ('name = "ann"', 'name = "ada"'),
+        ("version = 1", "version = 2"),
+    ],
 )
 def test_a_changed_file_is_refused(home: House, tmp_path: Path, old: str, new: str) -> None:
     text = roster.dump(found_chain(home.policy, home.owner))
@@ -53,7 +68,9 @@ def test_a_changed_file_is_refused(home: House, tmp_path: Path, old: str, new: s
 def test_an_unsigned_file_is_refused(home: House, tmp_path: Path) -> None:
     lines = roster.dump(found_chain(home.policy, home.owner)).splitlines(keepends=True)
     for missing in ("signature", ("[[chain]]", "entry", "signature")):
-        (tmp_path / "f.toml").write_text("".join(line for line in lines if not line.startswith(missing)), "utf-8")
+        (tmp_path / "f.toml").write_text(
+            "".join(line for line in lines if not line.startswith(missing)), "utf-8"
+        )
         with pytest.raises(RosterError, match="unsigned"):
             roster.load(tmp_path / "f.toml")
 
@@ -63,7 +80,8 @@ def test_a_file_signed_by_another_key_is_refused(home: House) -> None:
         found_chain(home.policy, Identity.generate())
     thief = Identity.generate()
     stolen = dataclasses.replace(home.policy, owner=thief.public.raw.hex())
-    assert stolen.federation != home.policy.federation  # whoever re-signs it has founded another federation
+    # whoever re-signs it has founded another federation
+    assert stolen.federation != home.policy.federation
 
 
 def test_an_unknown_key_is_named_with_its_nearest() -> None:
@@ -84,7 +102,9 @@ def test_an_unknown_key_is_named_with_its_nearest() -> None:
         (Member, {"name": "Ann!", "key": DIGEST}, "lower-case letters"),
     ],
 )
-def test_a_federation_that_cannot_work_is_refused(kind: type, values: dict[str, object], message: str) -> None:
+def test_a_federation_that_cannot_work_is_refused(
+    kind: type, values: dict[str, object], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         kind(**values)
 

@@ -57,11 +57,16 @@ def test_the_server_steps_with_momentum_exactly() -> None:
 def test_counters_survive_the_sum_exactly(bits: int) -> None:
     policy = house(bits=bits).policy
     codec = Codec(3, policy)
-    counts = [Statistics(scored=1, score=20 * i, trained=1, loss_milli=(1 << 24) - 1 - i, clipped=3) for i in range(5)]
+    counts = [
+        Statistics(scored=1, score=20 * i, trained=1, loss_milli=(1 << 24) - 1 - i, clipped=3)
+        for i in range(5)
+    ]
     encoded = [codec.encode(np.zeros(3, np.float32), one) for one in counts]
     assert all(int(one.max()) < 1 << bits and one.size == codec.length for one in encoded)
     mean, total = codec.decode(np.sum(encoded, axis=0, dtype=np.int64), 5)
-    assert total == Statistics(scored=5, score=200, trained=5, loss_milli=5 * ((1 << 24) - 1) - 10, clipped=15)
+    assert total == Statistics(
+        scored=5, score=200, trained=5, loss_milli=5 * ((1 << 24) - 1) - 10, clipped=15
+    )
     assert np.all(mean == 0)
     with pytest.raises(ValueError, match="score = -1"):
         codec.spell(Statistics(score=-1))
@@ -80,9 +85,9 @@ def test_a_run_steps_to_where_the_arithmetic_says(mode: str) -> None:
     assert np.abs(run.state.server.flat - expected).max() < 3 * 2.2 * step
     assert np.abs(run.state.server.flat.mean() - expected) < step / 4  # rounding is unbiased
     assert report.accuracy == {"before": 0.6, "after": 0.6}
-    assert [(entry["kind"], entry["round"], entry["scored"], entry["loss"]) for entry in report.history] == [
-        ("train", 1, 4, 2.0), ("train", 2, 4, 2.0), ("train", 3, 4, 2.0), ("score", 4, 4, None),
-    ]  # fmt: skip
+    assert [
+        (entry["kind"], entry["round"], entry["scored"], entry["loss"]) for entry in report.history
+    ] == [("train", 1, 4, 2.0), ("train", 2, 4, 2.0), ("train", 3, 4, 2.0), ("score", 4, 4, None)]
     assert report.history[0]["bytes_up"].keys() == set(steps)
     assert report.protection == mode
 
@@ -90,11 +95,15 @@ def test_a_run_steps_to_where_the_arithmetic_says(mode: str) -> None:
 def test_masked_sums_are_the_plain_ones_to_the_last_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     original = fixedpoint.encode
     key = bytes(32)  # the same dice for both
-    monkeypatch.setattr(fixedpoint, "encode", lambda values, ranges, bits: original(values, ranges, bits, key=key))
+    monkeypatch.setattr(
+        fixedpoint, "encode", lambda values, ranges, bits: original(values, ranges, bits, key=key)
+    )
     results = []
     for mode in ("plain", "masked"):
         home = house(mode=mode)
-        run = coordinator(home, parties(home, SIZE, lambda name: RehearsalLearner(SIZE, name)), SIZE)
+        run = coordinator(
+            home, parties(home, SIZE, lambda name: RehearsalLearner(SIZE, name)), SIZE
+        )
         run.run()
         results.append(run.state.server.flat)
     assert np.array_equal(results[0], results[1])
@@ -102,7 +111,9 @@ def test_masked_sums_are_the_plain_ones_to_the_last_bit(monkeypatch: pytest.Monk
 
 def test_a_rehearsal_arrives_at_its_target() -> None:
     home = house(mode="masked", recipe={"rounds": 8})
-    report = coordinator(home, parties(home, SIZE, lambda name: RehearsalLearner(SIZE, name)), SIZE).run()
+    report = coordinator(
+        home, parties(home, SIZE, lambda name: RehearsalLearner(SIZE, name)), SIZE
+    ).run()
     assert report.accuracy["before"] < 0.5 < 0.95 < report.accuracy["after"]  # type: ignore[operator]
 
 
@@ -111,7 +122,9 @@ def test_what_the_coordinator_held_is_noise_under_masks_and_an_update_without() 
     for mode in ("plain", "masked"):
         home = house(mode=mode)
         held[mode] = coordinator(home, parties(home, 4000), 4000).run().held
-    assert held["masked"]["chi_square_per_degree"] < 1.6 < 50 < held["plain"]["chi_square_per_degree"]
+    assert (
+        held["masked"]["chi_square_per_degree"] < 1.6 < 50 < held["plain"]["chi_square_per_degree"]
+    )
     assert len(held["masked"]["words"]) == len(held["masked"]["sum_words"]) == 16
 
 
@@ -125,13 +138,21 @@ def test_a_party_that_falls_silent_is_survived_or_the_round_aborts_cleanly(stage
     )
     run = coordinator(home, members, SIZE, link=link)
     report = run.run(rounds=1)
-    expected = ["ann", "ben", "cat", "dan"] if stage in ("consistency", "unmask") else ["ann", "ben", "cat"]
+    expected = (
+        ["ann", "ben", "cat", "dan"]
+        if stage in ("consistency", "unmask")
+        else ["ann", "ben", "cat"]
+    )
     assert report.history[0]["parties"] == expected
-    assert np.abs(run.state.server.flat - 0.1).max() < 0.01  # the survivors' mean, never a fourth too small
+    # the survivors' mean, never a fourth too small
+    assert np.abs(run.state.server.flat - 0.1).max() < 0.01
     assert report.aborted == []
 
 
-@pytest.mark.parametrize("mode, stage", [("masked", "train"), ("masked", "mask"), ("masked", "unmask"), ("plain", "send")])
+@pytest.mark.parametrize(
+    "mode, stage",
+    [("masked", "train"), ("masked", "mask"), ("masked", "unmask"), ("plain", "send")],
+)
 def test_below_the_minimum_a_round_aborts_and_the_adapter_is_unchanged(
     mode: str, stage: str, open_store: Callable[[], Store]
 ) -> None:
@@ -147,7 +168,8 @@ def test_below_the_minimum_a_round_aborts_and_the_adapter_is_unchanged(
         run.run()
     assert run.state.round == 0 and not run.state.server.flat.any()
     assert len(run.aborted) == 2
-    silent[0] = False  # they are back: the same run goes on, with numbers that nobody has answered yet
+    # they are back: the same run goes on, with numbers that nobody has answered yet
+    silent[0] = False
     again = coordinator(home, members, SIZE, link=link, store=open_store())
     assert again.state.run == run.state.run
     assert again.run().rounds == 3
@@ -175,7 +197,9 @@ def test_a_party_whose_training_fails_is_missing_and_says_nothing() -> None:
         Codec(1, home.policy).encode(np.array([np.nan], np.float32), Statistics())
 
 
-def test_a_run_goes_on_where_its_store_left_it(tmp_path: Path, open_store: Callable[[], Store]) -> None:
+def test_a_run_goes_on_where_its_store_left_it(
+    tmp_path: Path, open_store: Callable[[], Store]
+) -> None:
     home = house(mode="masked")
     members = parties(home, SIZE)
     first = open_store()
@@ -192,7 +216,9 @@ def test_a_run_goes_on_where_its_store_left_it(tmp_path: Path, open_store: Calla
     assert report.accuracy["before"] == 0.4
 
 
-def test_a_coordinator_killed_while_a_sum_was_open_never_has_it_opened_twice(open_store: Callable[[], Store]) -> None:
+def test_a_coordinator_killed_while_a_sum_was_open_never_has_it_opened_twice(
+    open_store: Callable[[], Store],
+) -> None:
     home = house(mode="masked")
     members = parties(home, SIZE)
     store = open_store()
@@ -206,7 +232,9 @@ def test_a_coordinator_killed_while_a_sum_was_open_never_has_it_opened_twice(ope
     assert report.rounds == 3 and report.aborted == []
 
 
-def test_members_refuse_a_coordinator_with_an_older_state(tmp_path: Path, open_store: Callable[[], Store]) -> None:
+def test_members_refuse_a_coordinator_with_an_older_state(
+    tmp_path: Path, open_store: Callable[[], Store]
+) -> None:
     home = house(recipe={"attempts": 1})
     members = parties(home, SIZE)
     store = open_store()
@@ -231,7 +259,12 @@ def test_a_foreign_checkpoint_is_refused(open_store: Callable[[], Store]) -> Non
         store.load(home.policy, 7)
     with pytest.raises(FederationError, match="another federation"):
         store.load(
-            house().policy.__class__(**{**{f: getattr(home.policy, f) for f in home.policy.__slots__}, "nonce": "03" * 16}),
+            house().policy.__class__(
+                **{
+                    **{f: getattr(home.policy, f) for f in home.policy.__slots__},
+                    "nonce": "03" * 16,
+                }
+            ),
             SIZE,
         )
 
@@ -250,7 +283,8 @@ def test_a_full_disk_stops_the_run_before_anything_changes(open_store: Callable[
             run.train_round()
     written = open_store().load(home.policy, SIZE)
     assert written.server.encode() == run.state.server.encode()
-    assert dataclasses.replace(written, server=run.state.server) == run.state  # what memory says is what is on disk
+    # what memory says is what is on disk
+    assert dataclasses.replace(written, server=run.state.server) == run.state
     assert run.state.round == len(run.state.history) >= 1
 
 

@@ -1,4 +1,6 @@
-"""Sealed rounds in one process: the members' adapter is exact, the coordinator has none, and what is missed is handed on."""
+"""Sealed rounds in one process: the members' adapter is exact, the coordinator has none, and
+what is missed is handed on.
+"""
 
 import dataclasses
 import secrets
@@ -35,7 +37,15 @@ from quietchoir.federation.rounds.party import Party
 from quietchoir.federation.sealed import halves as sealed
 from quietchoir.federation.sealed import parts
 from quietchoir.federation.sealed.vault import KEY_FILE, Vault, state_file
-from quietchoir.tests.fakes_federation import ANY_MODE, FixedLearner, House, SilentLink, coordinator, house, parties
+from quietchoir.tests.fakes_federation import (
+    ANY_MODE,
+    FixedLearner,
+    House,
+    SilentLink,
+    coordinator,
+    house,
+    parties,
+)
 from quietchoir.tests.fakes_sealed import (
     CrashingAdder,
     DriftingVault,
@@ -99,7 +109,9 @@ def test_members_end_with_the_plain_adapter_to_the_last_bit(
     bits: int, desk: LocalDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, dice = fixedpoint.encode, bytes(32)  # the same dice for both
-    monkeypatch.setattr(fixedpoint, "encode", lambda values, ranges, bits: original(values, ranges, bits, key=dice))
+    monkeypatch.setattr(
+        fixedpoint, "encode", lambda values, ranges, bits: original(values, ranges, bits, key=dice)
+    )
     open_, closed = house(mode="plain", bits=bits), house(mode="sealed", bits=bits)
     plain = coordinator(open_, parties(open_, SIZE, rehearsal), SIZE)
     expected = plain.run()
@@ -109,20 +121,35 @@ def test_members_end_with_the_plain_adapter_to_the_last_bit(
     for vector in adapters(members, run.state.run):
         assert np.array_equal(vector, plain.state.server.flat)
     assert report.accuracy == expected.accuracy
-    assert [entry["loss"] for entry in report.history] == [entry["loss"] for entry in expected.history]
-    assert (report.protection, report.delivered, report.aborted, report.adapter) == ("sealed", sorted(members), [], "")
+    assert [entry["loss"] for entry in report.history] == [
+        entry["loss"] for entry in expected.history
+    ]
+    assert (report.protection, report.delivered, report.aborted, report.adapter) == (
+        "sealed",
+        sorted(members),
+        [],
+        "",
+    )
 
 
-def test_nothing_that_passes_the_coordinator_opens_without_a_members_key(desk: LocalDesk, tmp_path: Path) -> None:
+def test_nothing_that_passes_the_coordinator_opens_without_a_members_key(
+    desk: LocalDesk, tmp_path: Path
+) -> None:
     home = house(mode="sealed", bits=8)
     members = sealed_parties(home, SIZE, desk=desk)
-    link, store = ListeningLink({name: party.handle for name, party in members.items()}), Store(tmp_path)
+    link, store = (
+        ListeningLink({name: party.handle for name, party in members.items()}),
+        Store(tmp_path),
+    )
     run = coordinator(home, members, SIZE, desk=desk, link=link, store=store)
     run.train_round()
     store.close()
     seed = vault_of(members["ann"]).seed(home.policy.digest)
     assert seed is not None
-    adapter, everything = adapter_of(members["ann"], run.state.run), b"".join(link.letters + link.answers)
+    adapter, everything = (
+        adapter_of(members["ann"], run.state.run),
+        b"".join(link.letters + link.answers),
+    )
     written = (tmp_path / checkpoint.FILE).read_bytes()
     for held in (everything, written):
         assert seed not in held and seed.hex().encode() not in held
@@ -133,24 +160,41 @@ def test_nothing_that_passes_the_coordinator_opens_without_a_members_key(desk: L
     total = sums.pop()
     names = tuple(sorted(members))
     group = masked.Group.of(names, 4, Contributors(names, names))
-    config = masked.agree(home.policy, PLACE, group, SIZE + sealed.counters(home.policy), counted=True, context=b"")
+    config = masked.agree(
+        home.policy, PLACE, group, SIZE + sealed.counters(home.policy), counted=True, context=b""
+    )
     seal = sealed.make_seal(home.policy, config, key_id(seed))
     assert seal is not None
     for _ in range(3):
         with pytest.raises(ProtocolError, match="noise budget"):
             open_sum(seal, secrets.token_bytes(32), total, desk)
-    mean = Codec(SIZE, home.policy).mean(open_sum(seal, seed, total, desk), 4)  # the unprotected arm: with the key
+    # the unprotected arm: with the key
+    mean = Codec(SIZE, home.policy).mean(open_sum(seal, seed, total, desk), 4)
     assert np.array_equal(mean, adapter)  # the first step from zero is the mean itself
 
 
 def test_what_the_coordinator_reports_that_it_held_is_noise(desk: LocalDesk) -> None:
     home = house(mode="sealed")
-    held = coordinator(home, sealed_parties(home, SIZE, desk=desk), SIZE, desk=desk).run(rounds=1).held
+    held = (
+        coordinator(home, sealed_parties(home, SIZE, desk=desk), SIZE, desk=desk).run(rounds=1).held
+    )
     assert held["kind"] == "sealed" and held["chi_square_per_degree"] < 1.6
 
 
 @pytest.mark.parametrize(
-    "stage", ["greet", "take", "train", "advertise", "share", "mask", "consistency", "unmask", "witness", "apply"]
+    "stage",
+    [
+        "greet",
+        "take",
+        "train",
+        "advertise",
+        "share",
+        "mask",
+        "consistency",
+        "unmask",
+        "witness",
+        "apply",
+    ],
 )
 def test_a_member_that_falls_silent_is_survived_and_catches_up(stage: str, desk: LocalDesk) -> None:
     home, silent = house(4, mode="sealed", threshold=3), [True]
@@ -163,7 +207,8 @@ def test_a_member_that_falls_silent_is_survived_and_catches_up(stage: str, desk:
     run.train_round()
     summed = stage in ("consistency", "unmask", "witness", "apply")
     assert run.state.history[0]["parties"] == ["ann", "ben", "cat", *["dan"] * summed]
-    assert np.abs(adapter_of(members["ann"], run.state.run) - 0.1).max() < 0.01  # the survivors' mean
+    # the survivors' mean
+    assert np.abs(adapter_of(members["ann"], run.state.run) - 0.1).max() < 0.01
     assert not adapter_of(members["dan"], run.state.run).any()
     silent[0] = False
     report = run.run()
@@ -172,7 +217,9 @@ def test_a_member_that_falls_silent_is_survived_and_catches_up(stage: str, desk:
 
 
 @pytest.mark.parametrize("stage", ["greet", "mask", "unmask", "witness", "apply"])
-def test_below_the_minimum_a_round_aborts_and_the_run_goes_on_later(stage: str, desk: LocalDesk) -> None:
+def test_below_the_minimum_a_round_aborts_and_the_run_goes_on_later(
+    stage: str, desk: LocalDesk
+) -> None:
     home, silent = house(4, mode="sealed", threshold=3, recipe={"attempts": 2}), [True]
     members = sealed_parties(home, SIZE, desk=desk)
     link = SilentLink(
@@ -185,13 +232,21 @@ def test_below_the_minimum_a_round_aborts_and_the_run_goes_on_later(stage: str, 
     silent[0] = False
     report = run.run()
     assert report.rounds == 3 and same(adapters(members, run.state.run))
-    assert vault_of(members["ann"]).progress(run.state.run).steps == 3  # also if two had stepped while others could not
+    # also if two had stepped while others could not
+    assert vault_of(members["ann"]).progress(run.state.run).steps == 3
 
 
-def test_a_new_version_of_the_file_has_a_new_key_and_goes_on_with_the_adapter(desk: LocalDesk, tmp_path: Path) -> None:
+def test_a_new_version_of_the_file_has_a_new_key_and_goes_on_with_the_adapter(
+    desk: LocalDesk, tmp_path: Path
+) -> None:
     home = house(5, mode="sealed")
     four = dataclasses.replace(home.policy, members=home.policy.members[:4])
-    before = House(four, home.owner, home.coordinator, {name: home.members[name] for name in ("ann", "ben", "cat", "dan")})
+    before = House(
+        four,
+        home.owner,
+        home.coordinator,
+        {name: home.members[name] for name in ("ann", "ben", "cat", "dan")},
+    )
     members = sealed_parties(before, SIZE, rehearsal, folder=tmp_path, desk=desk)
     store = Store(tmp_path / "coordinator")
     run = coordinator(before, members, SIZE, desk=desk, store=store)
@@ -202,26 +257,35 @@ def test_a_new_version_of_the_file_has_a_new_key_and_goes_on_with_the_adapter(de
         dataclasses.replace(home.policy, version=2), home.owner, home.coordinator,
         {name: key for name, key in home.members.items() if name != "dan"},
     )  # fmt: skip
-    after.policy = dataclasses.replace(after.policy, members=tuple(one for one in home.policy.members if one.name != "dan"))
+    after.policy = dataclasses.replace(
+        after.policy, members=tuple(one for one in home.policy.members if one.name != "dan")
+    )
     later = sealed_parties(after, SIZE, rehearsal, folder=tmp_path, desk=desk)
-    assert vault_of(later["ann"]).seed(after.policy.digest) is None  # the old key serves no other epoch
+    # the old key serves no other epoch
+    assert vault_of(later["ann"]).seed(after.policy.digest) is None
     store = Store(tmp_path / "coordinator")
     go_on = coordinator(after, later, SIZE, desk=desk, store=store)
     go_on.train_round()
     store.close()
     new = {vault_of(party).seed(after.policy.digest) for party in later.values()}
     assert len(new) == 1 and old not in new and None not in new
-    assert [vault_of(party).progress(run.state.run).steps for party in later.values()] == [2] * 4  # eve was handed the first
+    # eve was handed the first
+    assert [vault_of(party).progress(run.state.run).steps for party in later.values()] == [2] * 4
     assert same(adapters(later, run.state.run)) and go_on.state.round == 2
-    with pytest.raises(QuietchoirError, match="version"):  # dan has the old key and file, and gets nowhere with them
+    # dan has the old key and file, and gets nowhere with them
+    with pytest.raises(QuietchoirError, match="version"):
         members["dan"].handle(
             messages.encode_task(
-                messages.Task(place=PLACE, stage="greet", recipient="dan", payload=b""), after.policy, home.coordinator
+                messages.Task(place=PLACE, stage="greet", recipient="dan", payload=b""),
+                after.policy,
+                home.coordinator,
             )
         )
 
 
-def test_a_member_and_the_coordinator_go_on_after_a_restart(desk: LocalDesk, tmp_path: Path) -> None:
+def test_a_member_and_the_coordinator_go_on_after_a_restart(
+    desk: LocalDesk, tmp_path: Path
+) -> None:
     home = house(4, mode="sealed")
     members = sealed_parties(home, SIZE, folder=tmp_path, desk=desk)
     first = Store(tmp_path / "coordinator")
@@ -230,7 +294,10 @@ def test_a_member_and_the_coordinator_go_on_after_a_restart(desk: LocalDesk, tmp
     first.close()
     kept = adapter_of(members["ben"], half.state.run).copy()
     folder = tmp_path / "ben"
-    assert {stat.S_IMODE((folder / name).stat().st_mode) for name in (KEY_FILE, state_file(half.state.run))} == {0o600}
+    assert {
+        stat.S_IMODE((folder / name).stat().st_mode)
+        for name in (KEY_FILE, state_file(half.state.run))
+    } == {0o600}
     again = sealed_parties(home, SIZE, folder=tmp_path, desk=desk)
     assert np.array_equal(adapter_of(again["ben"], half.state.run), kept)
     second = Store(tmp_path / "coordinator")
@@ -240,7 +307,9 @@ def test_a_member_and_the_coordinator_go_on_after_a_restart(desk: LocalDesk, tmp
     assert report.rounds == 3 and report.aborted == [] and same(adapters(again, rest.state.run))
 
 
-def test_a_coordinator_killed_after_the_members_stepped_takes_their_word(desk: LocalDesk, tmp_path: Path) -> None:
+def test_a_coordinator_killed_after_the_members_stepped_takes_their_word(
+    desk: LocalDesk, tmp_path: Path
+) -> None:
     home = house(4, mode="sealed")
     members = sealed_parties(home, SIZE, desk=desk)
     first = Store(tmp_path)
@@ -288,13 +357,19 @@ def test_members_that_are_shown_different_sums_decrypt_none(desk: LocalDesk) -> 
     members = sealed_parties(home, SIZE, desk=desk)
 
     class Equivocator(InProcessLink):
-        def ask(self, letters: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
+        def ask(
+            self, letters: Mapping[str, bytes], timeout_s: float
+        ) -> Iterator[tuple[str, bytes]]:
             out = {}
             for name, letter in letters.items():
                 if stage_of(letter) == sealed.WITNESS and name in ("cat", "dan"):
                     task = messages.decode_task(letter, home.policy, name)
-                    changed = task.payload[:300] + bytes((task.payload[300] ^ 1,)) + task.payload[301:]
-                    letter = messages.encode_task(dataclasses.replace(task, payload=changed), home.policy, home.coordinator)
+                    changed = (
+                        task.payload[:300] + bytes((task.payload[300] ^ 1,)) + task.payload[301:]
+                    )
+                    letter = messages.encode_task(
+                        dataclasses.replace(task, payload=changed), home.policy, home.coordinator
+                    )
                 out[name] = letter
             return super().ask(out, timeout_s)
 
@@ -307,7 +382,9 @@ def test_members_that_are_shown_different_sums_decrypt_none(desk: LocalDesk) -> 
     assert not any(vector.any() for vector in adapters(members, run.state.run))
 
 
-def witnessed(home: House, desk: LocalDesk) -> tuple[dict[str, Party], dict[str, sealed.SealedParty], bytes]:
+def witnessed(
+    home: House, desk: LocalDesk
+) -> tuple[dict[str, Party], dict[str, sealed.SealedParty], bytes]:
     """A round up to the moment before `apply`: members, their halves, and the sum they signed."""
     members, caught = sealed_parties(home, SIZE, desk=desk), []
     link = SilentLink(
@@ -316,8 +393,12 @@ def witnessed(home: House, desk: LocalDesk) -> tuple[dict[str, Party], dict[str,
     )
     with pytest.raises(RoundAborted):
         coordinator(home, members, SIZE, desk=desk, link=link).train_round()
-    caught = [payload_of(letter) for _, letter in link.letters if stage_of(letter) == sealed.WITNESS]
-    halves = {name: party.attempt.half for name, party in members.items() if party.attempt is not None}
+    caught = [
+        payload_of(letter) for _, letter in link.letters if stage_of(letter) == sealed.WITNESS
+    ]
+    halves = {
+        name: party.attempt.half for name, party in members.items() if party.attempt is not None
+    }
     assert all(isinstance(half, sealed.SealedParty) for half in halves.values())
     return members, halves, caught[0]  # type: ignore[return-value]
 
@@ -349,7 +430,9 @@ def test_a_hostile_ciphertext_costs_its_sender_its_place_in_the_sum(desk: LocalD
     home = house(4, mode="sealed", threshold=3)
     members = sealed_parties(home, SIZE, desk=desk)
     hostile = Safe(Vault(None, SIZE), MarkingDesk())
-    members["dan"] = Party(home.policy, home.members["dan"], FixedLearner(), size=SIZE, consent=ANY_MODE, safe=hostile)
+    members["dan"] = Party(
+        home.policy, home.members["dan"], FixedLearner(), size=SIZE, consent=ANY_MODE, safe=hostile
+    )
     worker = Worker(CrashingAdder)
     try:
         run = coordinator(home, members, SIZE, desk=worker)
@@ -365,8 +448,13 @@ def test_work_on_another_adapter_than_the_members_own_is_refused(desk: LocalDesk
     home = house(4, mode="sealed")
     members = sealed_parties(home, SIZE, desk=desk)
     ann = members["ann"]
-    for order in (work.Work(flat=np.zeros(0, np.float32), state="00" * 32), work.Work(flat=np.zeros(SIZE, np.float32))):
-        task = messages.Task(place=PLACE, stage=work.TRAIN, recipient="ann", payload=work.encode(order))
+    for order in (
+        work.Work(flat=np.zeros(0, np.float32), state="00" * 32),
+        work.Work(flat=np.zeros(SIZE, np.float32)),
+    ):
+        task = messages.Task(
+            place=PLACE, stage=work.TRAIN, recipient="ann", payload=work.encode(order)
+        )
         with pytest.raises(MessageError):
             ann.handle(messages.encode_task(task, home.policy, home.coordinator))
     assert ann.learner.trained == [] and ann.ledger.marks == {}  # type: ignore[attr-defined]

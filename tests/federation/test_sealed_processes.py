@@ -1,4 +1,5 @@
-"""Sealed federations as real processes over TLS on loopback: one whose members have the key, one whose members share it out.
+"""Sealed federations as real processes over TLS on loopback: one whose members have the key, one
+whose members share it out.
 
 In the second one the coordinator's keys are locked with a passphrase.
 """
@@ -15,7 +16,12 @@ from quietchoir.federation.membership import roster
 from quietchoir.federation.membership.founding import FILE, OWNER_KEY, Founding, enroll, found
 from quietchoir.federation.membership.identity import load_or_create
 from quietchoir.federation.membership.locking import protect
-from quietchoir.federation.membership.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
+from quietchoir.federation.membership.policy import (
+    AdapterTable,
+    ModelTable,
+    ProtectionTable,
+    Recipe,
+)
 from quietchoir.federation.membership.unlock import VARIABLE, Lock
 from quietchoir.federation.sealed.shelf import HOLDING_FILE, MEMORY_FILE
 from quietchoir.federation.sealed.vault import KEY_FILE, Vault, state_file
@@ -36,13 +42,20 @@ class Story:
 
 
 @pytest.fixture(scope="module", params=["shared", "threshold"])
-def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+def story(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Story]:
     folder = tmp_path_factory.mktemp("sealed")
     founding = Founding(
-        name="choir", address=f"127.0.0.1:{free_port()}", model=ModelTable(digest=DIGEST), adapter=AdapterTable(),
-        protection=ProtectionTable(mode="sealed", key=request.param, bits=8, min_cohort=3, threshold=2),
+        name="choir",
+        address=f"127.0.0.1:{free_port()}",
+        model=ModelTable(digest=DIGEST),
+        adapter=AdapterTable(),
+        protection=ProtectionTable(
+            mode="sealed", key=request.param, bits=8, min_cohort=3, threshold=2
+        ),
         recipe=Recipe(rounds=1, stage_timeout_s=60, work_timeout_s=60, evaluate_every=0),
-    )  # fmt: skip
+    )
     found(folder, founding)
     for name in MEMBERS:
         enroll(folder / FILE, folder / OWNER_KEY, name, load_or_create(folder / name).card)
@@ -57,7 +70,14 @@ def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         return running[-1]
 
     try:
-        state = ["--state", str(folder / "state"), "--home", str(folder / "home"), "--report", str(folder / "report.json")]
+        state = [
+            "--state",
+            str(folder / "state"),
+            "--home",
+            str(folder / "home"),
+            "--report",
+            str(folder / "report.json"),
+        ]
         coordinator = start("coordinate", file, *state)
         nodes = [start("join", file, "--home", str(folder / name), "--once") for name in MEMBERS]
         for event in ("open", "ready", "round", "score", "delivered"):
@@ -75,22 +95,41 @@ def test_a_sealed_run_ends_with_all_its_rounds_over_the_network(story: Story) ->
     assert (story.report["protection"], story.report["rounds"]) == ("sealed", 1)
     assert story.report["delivered"] == list(MEMBERS)
     assert story.report["accuracy"]["after"] > story.report["accuracy"]["before"]
-    assert story.report["held"]["kind"] == "sealed" and story.report["held"]["chi_square_per_degree"] < 1.6
+    assert (
+        story.report["held"]["kind"] == "sealed"
+        and story.report["held"]["chi_square_per_degree"] < 1.6
+    )
 
 
-def test_the_members_hold_their_key_or_shares_of_it_and_one_adapter_and_the_coordinator_neither(story: Story) -> None:
+def test_the_members_hold_their_key_or_shares_of_it_and_one_adapter_and_the_coordinator_neither(
+    story: Story,
+) -> None:
     policy = roster.load(story.folder / FILE)
     run = (
-        next(entry for entry in story.folder.glob("ann/**/sealed-*.state")).name.removeprefix("sealed-").removesuffix(".state")
+        next(entry for entry in story.folder.glob("ann/**/sealed-*.state"))
+        .name.removeprefix("sealed-")
+        .removesuffix(".state")
     )
     kept = HOLDING_FILE if policy.protection.key == "threshold" else KEY_FILE
     vaults = [Vault(next(story.folder.glob(f"{name}/**/{kept}")).parent, SIZE) for name in MEMBERS]
     seeds = {vault.seed(policy.digest) for vault in vaults}
     assert len(seeds) == 1
-    assert len({vault.progress(run).encode() for vault in vaults}) == 1 and vaults[0].progress(run).steps == 1
+    assert (
+        len({vault.progress(run).encode() for vault in vaults}) == 1
+        and vaults[0].progress(run).steps == 1
+    )
     seed, adapter = seeds.pop(), vaults[0].progress(run).server.flat
     assert seed is not None
-    for path in (path for part in ("state", "home") for path in (story.folder / part).glob("**/*") if path.is_file()):
+    for path in (
+        path
+        for part in ("state", "home")
+        for path in (story.folder / part).glob("**/*")
+        if path.is_file()
+    ):
         content = path.read_bytes()
         assert path.name not in (KEY_FILE, HOLDING_FILE, MEMORY_FILE, state_file(run))
-        assert seed not in content and seed.hex().encode() not in content and adapter[:4].tobytes() not in content
+        assert (
+            seed not in content
+            and seed.hex().encode() not in content
+            and adapter[:4].tobytes() not in content
+        )

@@ -1,4 +1,6 @@
-"""Members of different ranks in every mode: the same adapter to the last bit, and the same floor below the ciphertexts."""
+"""Members of different ranks in every mode: the same adapter to the last bit, and the same floor
+below the ciphertexts.
+"""
 
 import dataclasses
 from typing import Any
@@ -21,7 +23,15 @@ PACE = {"ann": 640, "ben": 320, "cat": 160, "dan": 48, "eve": 16}  # examples: 4
 
 def mixed(mode: str, **options: Any) -> House:
     recipe = {"rounds": 2, "agreed_steps": 10, "evaluate_every": 0, **options.pop("recipe", {})}
-    home = house(5, mode=mode, recipe=recipe, tables={"adapter": AdapterTable(rank=RANK)}, bits=8, threshold=3, **options)
+    home = house(
+        5,
+        mode=mode,
+        recipe=recipe,
+        tables={"adapter": AdapterTable(rank=RANK)},
+        bits=8,
+        threshold=3,
+        **options,
+    )
     members = tuple(dataclasses.replace(one, rank=RANKS[one.name]) for one in home.policy.members)
     return dataclasses.replace(home, policy=dataclasses.replace(home.policy, members=members))
 
@@ -35,10 +45,16 @@ def desk() -> LocalDesk:
     return LocalDesk()
 
 
-def test_all_modes_end_with_the_same_adapter_to_the_last_bit(desk: LocalDesk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Different ranks and different numbers of steps together: what a sum is divided by is the same wherever it is done."""
+def test_all_modes_end_with_the_same_adapter_to_the_last_bit(
+    desk: LocalDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Different ranks and different numbers of steps together: what a sum is divided by is the
+    same wherever it is done.
+    """
     original, dice = fixedpoint.encode, bytes(32)
-    monkeypatch.setattr(fixedpoint, "encode", lambda values, ranges, bits: original(values, ranges, bits, key=dice))
+    monkeypatch.setattr(
+        fixedpoint, "encode", lambda values, ranges, bits: original(values, ranges, bits, key=dice)
+    )
     found = []
     for mode, download in (("plain", "adapter"), ("masked", "adapter"), ("masked", "change")):
         home = mixed(mode, recipe={"download": download})
@@ -54,7 +70,8 @@ def test_all_modes_end_with_the_same_adapter_to_the_last_bit(desk: LocalDesk, mo
         found += [adapter_of(party, run.state.run) for party in members.values()]
     assert len(found) == 13 and all(np.array_equal(found[0], other) for other in found[1:])
     columns = np.abs(found[0].reshape(-1, RANK)).mean(axis=0)
-    assert columns.min() > 0.5 * columns.max()  # the columns that only three train keep step with the others
+    # the columns that only three train keep step with the others
+    assert columns.min() > 0.5 * columns.max()
 
 
 def test_sealed_members_do_not_open_a_sum_that_lost_a_large_member(desk: LocalDesk) -> None:

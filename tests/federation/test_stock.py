@@ -16,7 +16,8 @@ PATIENCE_S = 60.0
 # A command whose grandchild hears no polite signal; it writes the grandchild's number, and waits.
 COMMAND = """
 import os, signal, subprocess, sys, time
-stubborn = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (2, 15)]; print('up', flush=True); time.sleep(600)"
+stubborn = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (2, 15)]; "
+stubborn += "print('up', flush=True); time.sleep(600)"
 child = subprocess.Popen([sys.executable, "-c", stubborn], stdout=subprocess.PIPE)
 child.stdout.readline()
 print(child.pid, flush=True)
@@ -39,9 +40,18 @@ def started() -> Iterator[Callable[[str], tuple[subprocess.Popen[str], int]]]:
 
     def start(how: str) -> tuple[subprocess.Popen[str], int]:
         launcher = subprocess.Popen(
-            [sys.executable, "-m", "quietchoir.federation.stock", sys.executable, "-c", COMMAND, how],
-            stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "quietchoir.federation.stock",
+                sys.executable,
+                "-c",
+                COMMAND,
+                how,
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         assert launcher.stdout is not None
         running.append((launcher, int(launcher.stdout.readline())))
         return running[-1]
@@ -57,8 +67,12 @@ def started() -> Iterator[Callable[[str], tuple[subprocess.Popen[str], int]]]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at /proc")
-@pytest.mark.parametrize("how, code", [("end", 3), ("kill", -signal.SIGKILL), ("terminate", 128 + signal.SIGTERM)])
-def test_nothing_stays_behind(how: str, code: int, started: Callable[[str], tuple[subprocess.Popen[str], int]]) -> None:
+@pytest.mark.parametrize(
+    "how, code", [("end", 3), ("kill", -signal.SIGKILL), ("terminate", 128 + signal.SIGTERM)]
+)
+def test_nothing_stays_behind(
+    how: str, code: int, started: Callable[[str], tuple[subprocess.Popen[str], int]]
+) -> None:
     launcher, pid = started(how)
     if how != "end":
         assert alive(pid)
@@ -72,7 +86,9 @@ def test_nothing_stays_behind(how: str, code: int, started: Callable[[str], tupl
 
 def test_the_same_without_it_leaves_the_child_behind() -> None:
     """The unprotected arm: it is the launcher that ends it."""
-    with subprocess.Popen([sys.executable, "-c", COMMAND, "wait"], stdout=subprocess.PIPE, text=True) as command:
+    with subprocess.Popen(
+        [sys.executable, "-c", COMMAND, "wait"], stdout=subprocess.PIPE, text=True
+    ) as command:
         assert command.stdout is not None
         pid = int(command.stdout.readline())
         command.kill()
@@ -85,7 +101,11 @@ def test_the_same_without_it_leaves_the_child_behind() -> None:
 
 def test_a_supernode_gets_a_port_of_its_own_and_keeps_one_that_it_was_given() -> None:
     first, second = (with_port(["/venv/bin/flower-supernode", "--insecure"]) for _ in range(2))
-    assert first[:2] == second[:2] and first[2] == second[2] == "--port" and 1024 < int(first[3]) < 65536
+    assert (
+        first[:2] == second[:2]
+        and first[2] == second[2] == "--port"
+        and 1024 < int(first[3]) < 65536
+    )
     for given in (
         ["flower-supernode", "--port", "9094"],
         ["flower-supernode", "--port=9094"],
@@ -96,6 +116,13 @@ def test_a_supernode_gets_a_port_of_its_own_and_keeps_one_that_it_was_given() ->
 
 def test_a_command_that_is_not_there_is_a_sentence() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "quietchoir.federation.stock", "no-such-command"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "quietchoir.federation.stock", "no-such-command"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert done.returncode == 1 and "no such command" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 1
+        and ("no such command") in done.stderr
+        and "Traceback" not in done.stderr
+    )

@@ -1,4 +1,5 @@
-"""Both of Flower's own engines, as federation/README.md starts them: our protection inside, the adapter of one process outside.
+"""Both of Flower's own engines, as federation/README.md starts them: our protection inside, the
+adapter of one process outside.
 
 The two are told to start at once: either waits more than it works.
 """
@@ -38,7 +39,9 @@ class Parallel(threading.Thread):
 
 
 @pytest.mark.timeout(900)
-def test_stock_supernodes_and_ray_run_the_same_apps_to_the_adapter_of_one_process(tmp_path: Path) -> None:
+def test_stock_supernodes_and_ray_run_the_same_apps_to_the_adapter_of_one_process(
+    tmp_path: Path,
+) -> None:
     engines: list[Engine] = []
     plain = Plan(nodes=3, mode="plain", size=200, bits=16, rounds=1, recipe=RECIPE)
     masked = Plan(nodes=3, mode="masked", size=200, bits=16, rounds=2, recipe=RECIPE)
@@ -53,7 +56,8 @@ def test_stock_supernodes_and_ray_run_the_same_apps_to_the_adapter_of_one_proces
         ("ray", "masked", 3, 2),
         ("supernodes", "plain", 3, 1),
     ]
-    assert all(one.difference <= one.bound < 1e-4 for one in outcomes)  # of values up to 0.1, moved by 0.03 a round
+    # of values up to 0.1, moved by 0.03 a round
+    assert all(one.difference <= one.bound < 1e-4 for one in outcomes)
     for engine in engines:
         assert len(engine.started) > 3  # the SuperLink and what it started
         assert [pid for pid, began in engine.started.items() if beginning(pid) == began != ""] == []

@@ -32,14 +32,22 @@ from quietchoir.federation.membership.identity import load_or_create, transport_
 from quietchoir.simulations.choir import HOST, PATIENCE_S, Choir, Plan
 from quietchoir.simulations.processes import Child, Stage
 
-PLAN = Plan(nodes=4, rounds=1_000_000, size=2_000, recipe={"attempts": 1, "stage_timeout_s": 60.0, "work_timeout_s": 60.0})
+PLAN = Plan(
+    nodes=4,
+    rounds=1_000_000,
+    size=2_000,
+    recipe={"attempts": 1, "stage_timeout_s": 60.0, "work_timeout_s": 60.0},
+)
 KNOCKS = 25
 METHODS = ("GET", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "POST")
-CALM = frozenset({"aborted", "disconnected", "refusal", "refused"})  # what nobody may hear of while strangers knock
+# what nobody may hear of while strangers knock
+CALM = frozenset({"aborted", "disconnected", "refusal", "refused"})
 
 
 class Scene:
-    """Four rehearsing members in rounds without end; `attempts = 1`: one that is lost ends the run."""
+    """Four rehearsing members in rounds without end; `attempts = 1`: one that is lost ends the
+    run.
+    """
 
     def __init__(self, stage: Stage, folder: Path) -> None:
         self.choir = Choir(stage, folder, PLAN)
@@ -79,14 +87,18 @@ def drain(child: Child) -> None:
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     folder = tmp_path_factory.mktemp("strangers")
-    nowhere = dict.fromkeys(("HTTPS_PROXY", "ALL_PROXY", "https_proxy"), "socks5://127.0.0.1:9")  # members go past them
+    # members go past them
+    nowhere = dict.fromkeys(("HTTPS_PROXY", "ALL_PROXY", "https_proxy"), "socks5://127.0.0.1:9")
     with Stage(folder / "logs", nowhere) as stage:
         yield Scene(stage, folder)
 
 
 def named(key: bytes) -> dict[str, str]:
     """The header that names a transport key, which everybody who has the federation file knows."""
-    return {FLEET_HTTP_PUBLIC_KEY_HEADER: base64.b64encode(key).decode("ascii"), "content-type": "application/protobuf"}
+    return {
+        FLEET_HTTP_PUBLIC_KEY_HEADER: base64.b64encode(key).decode("ascii"),
+        "content-type": "application/protobuf",
+    }
 
 
 def signed(scene: Scene, route: str, **wrong: Any) -> dict[str, str]:
@@ -94,7 +106,9 @@ def signed(scene: Scene, route: str, **wrong: Any) -> dict[str, str]:
     `wrong`.
     """
     keys = load_or_create(scene.choir.folder / PLAN.names[0])
-    timestamp = (datetime.datetime.now(datetime.UTC) + wrong.get("by", datetime.timedelta())).isoformat()
+    timestamp = (
+        datetime.datetime.now(datetime.UTC) + wrong.get("by", datetime.timedelta())
+    ).isoformat()
     signature = sign_message(wrong.get("transport", keys.transport), timestamp.encode("ascii"))
     federation, session = wrong.get("federation", scene.policy.federation), secrets.token_hex(16)
     identity = wrong.get("identity", keys.identity)
@@ -103,19 +117,27 @@ def signed(scene: Scene, route: str, **wrong: Any) -> dict[str, str]:
         FLEET_HTTP_SIGNATURE_HEADER: base64.b64encode(signature).decode("ascii"),
         **prove(identity, federation, wrong.get("path", route), timestamp, session),
     }  # fmt: skip
-    return {name: value for name, value in headers.items() if name != wrong.get("without")} | wrong.get("with_", {})
+    return {
+        name: value for name, value in headers.items() if name != wrong.get("without")
+    } | wrong.get("with_", {})
 
 
 @pytest.mark.parametrize("methods", [("GET",), METHODS])
-def test_a_request_in_a_members_name_has_no_effect_on_that_member(methods: tuple[str, ...], scene: Scene) -> None:
+def test_a_request_in_a_members_name_has_no_effect_on_that_member(
+    methods: tuple[str, ...], scene: Scene
+) -> None:
     """The instance: 25 GETs with a member's public transport key in a few seconds stopped every
     round.
     """
     with httpx.Client(verify=scene.context(), base_url=scene.url) as client:
         for method in methods:
             for number in range(KNOCKS):
-                answer = client.request(method, sorted(ROUTES)[number % len(ROUTES)], headers=named(scene.victim))
-                assert answer.status_code == (401 if method == "POST" else 405) and not answer.content
+                answer = client.request(
+                    method, sorted(ROUTES)[number % len(ROUTES)], headers=named(scene.victim)
+                )
+                assert (
+                    answer.status_code == (401 if method == "POST" else 405) and not answer.content
+                )
     scene.goes_on()
 
 
@@ -139,19 +161,31 @@ WRONG: dict[str, dict[str, Any]] = {
 def test_what_does_not_prove_who_asks_has_no_effect(scene: Scene) -> None:
     """Dialling in and leaving are what would cost the member its session."""
     bodies: dict[str, Any] = {
-        "/v1/fleet/activate-node": ActivateNodeRequest(public_key=scene.victim, heartbeat_interval=10.0),
+        "/v1/fleet/activate-node": ActivateNodeRequest(
+            public_key=scene.victim, heartbeat_interval=10.0
+        ),
         "/v1/fleet/deactivate-node": DeactivateNodeRequest(node_id=1),
     }
     with httpx.Client(verify=scene.context(), base_url=scene.url) as client:
         for (what, wrong), (path, body) in itertools.product(WRONG.items(), bodies.items()):
-            sent = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in signed(scene, path, **wrong).items()]
-            assert client.post(path, headers=sent, content=body.SerializeToString()).status_code == 401, what
+            sent = [
+                (name.encode("latin-1"), value.encode("latin-1"))
+                for name, value in signed(scene, path, **wrong).items()
+            ]
+            assert (
+                client.post(path, headers=sent, content=body.SerializeToString()).status_code == 401
+            ), what
         for path, body in bodies.items():
             right = list(signed(scene, path).items())
             for name, value in right:
                 if name.startswith("quietchoir"):  # said twice, it is not said
                     headers = [*right, (name, value)]
-                    assert client.post(path, headers=headers, content=body.SerializeToString()).status_code == 401
+                    assert (
+                        client.post(
+                            path, headers=headers, content=body.SerializeToString()
+                        ).status_code
+                        == 401
+                    )
     scene.goes_on()
 
 
@@ -160,7 +194,9 @@ def test_whoever_holds_the_transport_key_alone_is_a_stranger(scene: Scene) -> No
     headers = signed(scene, "/v1/fleet/pull-messages", identity=Identity.generate())
     body = PullMessagesRequest().SerializeToString()
     with httpx.Client(verify=scene.context(), base_url=scene.url) as client:
-        assert client.post("/v1/fleet/pull-messages", headers=headers, content=body).status_code == 401
+        assert (
+            client.post("/v1/fleet/pull-messages", headers=headers, content=body).status_code == 401
+        )
     scene.goes_on()
 
 
@@ -168,12 +204,16 @@ def test_a_second_process_with_a_members_keys_is_turned_away(scene: Scene) -> No
     """A copied home: whatever it asks, the first one's session stays."""
     with httpx.Client(verify=scene.context(), base_url=scene.url) as client:
         for path in sorted(ROUTES):
-            body = ActivateNodeRequest(public_key=scene.victim, heartbeat_interval=10.0).SerializeToString()
+            body = ActivateNodeRequest(
+                public_key=scene.victim, heartbeat_interval=10.0
+            ).SerializeToString()
             assert client.post(path, headers=signed(scene, path), content=body).status_code == 409
     scene.goes_on()
 
 
-def test_a_copied_home_is_refused_in_a_sentence_and_the_first_ones_run_goes_on(scene: Scene) -> None:
+def test_a_copied_home_is_refused_in_a_sentence_and_the_first_ones_run_goes_on(
+    scene: Scene,
+) -> None:
     name = PLAN.names[0]
     copy = scene.choir.folder / "copied" / name
     shutil.copytree(scene.choir.folder / name, copy)
@@ -190,7 +230,8 @@ def test_a_copied_home_is_refused_in_a_sentence_and_the_first_ones_run_goes_on(s
     told = second.until("disconnected", PATIENCE_S)
     assert "another one takes part with this node's keys" in told["reason"] and not told["again"]
     scene.goes_on()
-    assert second.process.wait(PATIENCE_S) == 1  # it tries for a while: a process that died is forgotten meanwhile
+    # it tries for a while: a process that died is forgotten meanwhile
+    assert second.process.wait(PATIENCE_S) == 1
     assert "a home is for one machine" in second.last_words()
     assert "Traceback" not in second.log.read_text("utf-8")
     scene.goes_on()
@@ -210,18 +251,23 @@ SLOW = {
     "speak TLS and say nothing": lambda scene: spoken(scene),
     "begin TLS and stop": lambda scene: told(raw(scene), b"\x16\x03\x01\x02\x00"),
     "plain HTTP": lambda scene: told(raw(scene), b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"),
-    "begin a head and stop": lambda scene: told(spoken(scene), b"POST /v1/fleet/pull-messages HTTP/1.1\r\nhost: x"),
+    "begin a head and stop": lambda scene: told(
+        spoken(scene), b"POST /v1/fleet/pull-messages HTTP/1.1\r\nhost: x"
+    ),
     "a head without end": lambda scene: told(spoken(scene), LONG_HEAD),
     "a body that is announced and never comes": lambda scene: told(
-        spoken(scene), b"POST /v1/fleet/push-object HTTP/1.1\r\nhost: x\r\ncontent-length: 33554432\r\n\r\n"
+        spoken(scene),
+        b"POST /v1/fleet/push-object HTTP/1.1\r\nhost: x\r\ncontent-length: 33554432\r\n\r\n",
     ),
     "a body in chunks without end": lambda scene: told(
         spoken(scene),
-        b"POST /v1/fleet/push-object HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n" + b"10000\r\n" + b"a" * 65536,
+        b"POST /v1/fleet/push-object HTTP/1.1\r\nhost: "
+        b"x\r\ntransfer-encoding: chunked\r\n\r\n" + b"10000\r\n" + b"a" * 65536,
     ),
     "an upgrade": lambda scene: told(
         spoken(scene),
-        b"GET /v1/fleet/pull-messages HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+        b"GET /v1/fleet/pull-messages HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: "
+        b"websocket\r\n\r\n",
     ),
     "a thousand requests at once": lambda scene: told(
         spoken(scene), b"GET /v1/fleet/pull-messages HTTP/1.1\r\nhost: x\r\n\r\n" * 1000
@@ -240,12 +286,17 @@ def test_connections_of_strangers_are_few_and_short(scene: Scene) -> None:
     ended.
     """
     with ExitStack() as held:
-        lines = [held.enter_context(contextlib.closing(how(scene))) for _ in range(UNPROVEN // 5) for how in SLOW.values()]
+        lines = [
+            held.enter_context(contextlib.closing(how(scene)))
+            for _ in range(UNPROVEN // 5)
+            for how in SLOW.values()
+        ]
         scene.goes_on()
         for line in lines:
             line.settimeout(HEAD_S + 20.0)
             with contextlib.suppress(ConnectionError, ssl.SSLError):
-                while line.recv(1 << 16):  # what it was answered, if anything, and then the end; a time-out fails the test
+                # what it was answered, if anything, and then the end; a time-out fails the test
+                while line.recv(1 << 16):
                     pass
     scene.goes_on()
 
@@ -259,7 +310,10 @@ def test_bodies_of_strangers_are_not_held(scene: Scene) -> None:
             for _ in range(31):
                 yield block
 
-        with httpx.Client(verify=scene.context(), base_url=scene.url) as client, contextlib.suppress(httpx.HTTPError):
+        with (
+            httpx.Client(verify=scene.context(), base_url=scene.url) as client,
+            contextlib.suppress(httpx.HTTPError),
+        ):
             client.post("/v1/fleet/push-object", headers=named(scene.victim), content=body())
 
     with concurrent.futures.ThreadPoolExecutor(12) as pool:

@@ -1,4 +1,6 @@
-"""`[privacy]`, `[guard]` and `[aggregation]` of a federation file, kept by real processes over TLS on loopback."""
+"""`[privacy]`, `[guard]` and `[aggregation]` of a federation file, kept by real processes over
+TLS on loopback.
+"""
 
 import json
 import sys
@@ -19,13 +21,25 @@ BUDGET = 4.0
 HOSTILE = "node-01"
 PATIENT = {"stage_timeout_s": 60.0, "work_timeout_s": 60.0}
 NOISY = Plan(
-    nodes=3, rounds=50, size=SIZE, bits=16, recipe=PATIENT,
-    tables={"privacy": PrivacyTable(mechanism="discrete-gaussian", noise_multiplier=2.0, epsilon=BUDGET, counters="exact")},
-)  # fmt: skip
+    nodes=3,
+    rounds=50,
+    size=SIZE,
+    bits=16,
+    recipe=PATIENT,
+    tables={
+        "privacy": PrivacyTable(
+            mechanism="discrete-gaussian", noise_multiplier=2.0, epsilon=BUDGET, counters="exact"
+        )
+    },
+)
 WATCHED = Plan(
-    nodes=4, min_cohort=4, rounds=POISONED + 3, size=SIZE, recipe={"server_momentum": 0.0, **PATIENT},
+    nodes=4,
+    min_cohort=4,
+    rounds=POISONED + 3,
+    size=SIZE,
+    recipe={"server_momentum": 0.0, **PATIENT},
     tables={"guard": GuardTable(rule="vote")},
-)  # fmt: skip
+)
 
 
 class Story:
@@ -39,7 +53,12 @@ class Story:
 
     def join(self, name: str, *before: str) -> None:
         """Start one member; `before` stands in place of `quietchoir`."""
-        command = [sys.executable, "-m", *(before or ("quietchoir.cli",)), *self.choir.joining(name)]
+        command = [
+            sys.executable,
+            "-m",
+            *(before or ("quietchoir.cli",)),
+            *self.choir.joining(name),
+        ]
         self.nodes[name] = self.stage.start_other(f"{self.folder.name}-{name}", command)
 
     def end(self) -> None:
@@ -66,25 +85,42 @@ def stories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Stor
     turns = folder / "hostile.txt"
     turns.write_text("poison", "ascii")
     with Stage(folder / "logs") as stage:
-        noisy, watched = Story(stage, folder / "noisy", NOISY), Story(stage, folder / "watched", WATCHED)
+        noisy, watched = (
+            Story(stage, folder / "noisy", NOISY),
+            Story(stage, folder / "watched", WATCHED),
+        )
         for name in NOISY.names:
             noisy.join(name)
         for name in WATCHED.names:
-            watched.join(name, *(("quietchoir.simulations.faults.hostile", str(turns)) if name == HOSTILE else ()))
+            watched.join(
+                name,
+                *(("quietchoir.simulations.faults.hostile", str(turns)) if name == HOSTILE else ()),
+            )
         for story in (noisy, watched):
             story.end()
         yield {"noisy": noisy, "watched": watched}
 
 
-def test_a_run_with_noise_stops_at_its_budget_and_says_so_in_report_and_status(stories: dict[str, Story]) -> None:
+def test_a_run_with_noise_stops_at_its_budget_and_says_so_in_report_and_status(
+    stories: dict[str, Story],
+) -> None:
     story = stories["noisy"]
     spent = [entry["epsilon"] for entry in story.rounds]
-    assert 0 < len(spent) < NOISY.rounds and spent == sorted(spent) and spent[0] > 0 and spent[-1] <= BUDGET
+    assert (
+        0 < len(spent) < NOISY.rounds
+        and spent == sorted(spent)
+        and spent[0] > 0
+        and spent[-1] <= BUDGET
+    )
     assert "budget" in story.report["stopped"]
     privacy = story.report["privacy"]
     assert (privacy["budget"], privacy["epsilon"]) == (BUDGET, pytest.approx(spent[-1]))
     status = story.status
-    assert (status["round"], status["rounds"], status["finished"]) == (len(spent), NOISY.rounds, True)
+    assert (status["round"], status["rounds"], status["finished"]) == (
+        len(spent),
+        NOISY.rounds,
+        True,
+    )
     assert (status["budget"], status["epsilon"]) == (BUDGET, pytest.approx(spent[-1]))
     table = story.stage.run("federation", "status", "--state", str(story.folder / "state"))
     assert f"epsilon {spent[-1]:.2f} of {BUDGET:g}" in table and "finished" in table
@@ -92,12 +128,17 @@ def test_a_run_with_noise_stops_at_its_budget_and_says_so_in_report_and_status(s
 
 def test_no_member_trained_a_round_that_it_could_not_pay_for(stories: dict[str, Story]) -> None:
     story = stories["noisy"]
-    paid = story.report["privacy"]["steps"]  # every attempt is paid for, also one that came to nothing
+    # every attempt is paid for, also one that came to nothing
+    paid = story.report["privacy"]["steps"]
     for node in story.nodes.values():
-        assert len(story.rounds) <= sum(event["event"] == "trained" for event in node.events) <= paid
+        assert (
+            len(story.rounds) <= sum(event["event"] == "trained" for event in node.events) <= paid
+        )
 
 
-def test_a_round_that_one_member_poisons_is_undone_and_later_ones_are_kept(stories: dict[str, Story]) -> None:
+def test_a_round_that_one_member_poisons_is_undone_and_later_ones_are_kept(
+    stories: dict[str, Story],
+) -> None:
     story = stories["watched"]
     kept = [entry["guard"]["kept"] for entry in story.rounds]
     assert len(kept) == WATCHED.rounds and kept == sorted(kept) and not kept[0] and kept[-1]
@@ -106,4 +147,6 @@ def test_a_round_that_one_member_poisons_is_undone_and_later_ones_are_kept(stori
     began, after = story.rounds[0]["accuracy"], story.report["accuracy"]["after"]
     assert story.rounds[kept.index(True)]["accuracy"] in (None, began) and after > began
     assert [entry["kept"] for entry in story.status["history"] if entry["kind"] == "train"] == kept
-    assert " undone" in story.stage.run("federation", "status", "--state", str(story.folder / "state"))
+    assert " undone" in story.stage.run(
+        "federation", "status", "--state", str(story.folder / "state")
+    )

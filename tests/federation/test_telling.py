@@ -1,4 +1,6 @@
-"""Adapters that are told as changes: the same bits for everybody, in fewer bytes, whatever happened before."""
+"""Adapters that are told as changes: the same bits for everybody, in fewer bytes, whatever
+happened before.
+"""
 
 import dataclasses
 import tracemalloc
@@ -30,7 +32,14 @@ from quietchoir.federation.rounds.coordinator import Coordinator
 from quietchoir.federation.rounds.party import Party
 from quietchoir.federation.rounds.recall import LACKS, LackingError, Memory, Recall
 from quietchoir.federation.rounds.steps import MAX_STEPS, Step, Stepping, name_of, origin_of
-from quietchoir.tests.fakes_federation import ANY_MODE, House, SilentLink, coordinator, house, parties
+from quietchoir.tests.fakes_federation import (
+    ANY_MODE,
+    House,
+    SilentLink,
+    coordinator,
+    house,
+    parties,
+)
 
 SIZE = 4000
 RUN = "0a" * 16
@@ -52,9 +61,13 @@ class Noting(RehearsalLearner):
         return Counts(0, 100) if self.worse else super().evaluate(flat)
 
 
-def change_house(members: int = 4, *, mode: str = "masked", recipe: Mapping[str, Any] | None = None, **more: Any) -> House:
+def change_house(
+    members: int = 4, *, mode: str = "masked", recipe: Mapping[str, Any] | None = None, **more: Any
+) -> House:
     """A federation whose adapters are told as changes."""
-    return house(members, mode=mode, recipe={"download": "change", **(recipe or {})}, **{"bits": 8, **more})
+    return house(
+        members, mode=mode, recipe={"download": "change", **(recipe or {})}, **{"bits": 8, **more}
+    )
 
 
 def noting(home: House) -> dict[str, Party]:
@@ -74,7 +87,10 @@ def follow_rounds(run: Coordinator, members: Mapping[str, Party], rounds: int) -
         counts = {name: len(heard) for name, heard in told(members).items()}
         run.insist(run.train_round)
         asked = run.state.history[-1]["parties"]
-        assert asked and all(told(members)[name][-1] == before and len(told(members)[name]) > counts[name] for name in asked)
+        assert asked and all(
+            told(members)[name][-1] == before and len(told(members)[name]) > counts[name]
+            for name in asked
+        )
 
 
 def down(run: Coordinator, round_: int = -1) -> dict[str, int]:
@@ -83,7 +99,9 @@ def down(run: Coordinator, round_: int = -1) -> dict[str, int]:
 
 
 CHOOSE = GuardTable(rule="choose")
-PRIVATE = PrivacyTable(mechanism="discrete-gaussian", noise_multiplier=1.0, clip=10.0, epsilon=100.0, counters="exact")
+PRIVATE = PrivacyTable(
+    mechanism="discrete-gaussian", noise_multiplier=1.0, clip=10.0, epsilon=100.0, counters="exact"
+)
 
 
 @pytest.mark.parametrize(
@@ -92,14 +110,30 @@ PRIVATE = PrivacyTable(mechanism="discrete-gaussian", noise_multiplier=1.0, clip
         (4, "masked", {}, {}, {}),
         (4, "plain", {"server_optimizer": "fedavg"}, {}, {"bits": 16}),
         (4, "masked", {"server_optimizer": "fedadam", "server_lr": 0.03}, {}, {}),
-        (4, "masked", {"server_optimizer": "fedyogi", "server_lr": 0.03, "ranges": "tensor"}, {}, {"bits": 4}),
+        (
+            4,
+            "masked",
+            {"server_optimizer": "fedyogi", "server_lr": 0.03, "ranges": "tensor"},
+            {},
+            {"bits": 4},
+        ),
         (4, "masked", {"update_range": 0.5}, {"privacy": PRIVATE}, {"bits": 12}),
         (12, "masked", {}, {"aggregation": AggregationTable(rule="median", buckets=3)}, {}),
-        (9, "plain", {}, {"aggregation": AggregationTable(rule="trimmed-mean", buckets=3), "guard": CHOOSE}, {}),
+        (
+            9,
+            "plain",
+            {},
+            {"aggregation": AggregationTable(rule="trimmed-mean", buckets=3), "guard": CHOOSE},
+            {},
+        ),
     ],
-)  # fmt: skip
+)
 def test_every_member_trains_from_the_coordinators_very_bits(
-    members: int, mode: str, recipe: dict[str, Any], tables: dict[str, Any], protection: dict[str, Any]
+    members: int,
+    mode: str,
+    recipe: dict[str, Any],
+    tables: dict[str, Any],
+    protection: dict[str, Any],
 ) -> None:
     home = change_house(members, mode=mode, recipe=recipe, tables=tables, **protection)
     everybody = parties(home, SIZE, Noting, stops=(1000, SIZE))
@@ -109,13 +143,18 @@ def test_every_member_trains_from_the_coordinators_very_bits(
     cost = costs.round_cost(home.policy, SIZE)
     assert all(max(down(run, at).values()) <= cost.down for at in range(rounds))
     factor = 3 if home.policy.guard.on else 1.4 if home.policy.aggregation.buckets > 1 else 1.0
-    assert max(down(run).values()) < 4 * SIZE * factor + 4000  # less than the adapter, where there are no buckets
+    # less than the adapter, where there are no buckets
+    assert max(down(run).values()) < 4 * SIZE * factor + 4000
     assert run.aborted == []
 
 
-def test_a_change_is_less_than_the_adapter_and_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_is_less_than_the_adapter_and_the_result_is_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     original, key = fixedpoint.encode, bytes(32)  # the same dice for both
-    monkeypatch.setattr(fixedpoint, "encode", lambda values, ranges, bits: original(values, ranges, bits, key=key))
+    monkeypatch.setattr(
+        fixedpoint, "encode", lambda values, ranges, bits: original(values, ranges, bits, key=key)
+    )
     runs = {}
     for download in ("adapter", "change"):
         home = house(3, mode="masked", bits=8, recipe={"download": download})
@@ -126,7 +165,12 @@ def test_a_change_is_less_than_the_adapter_and_the_result_is_the_same(monkeypatc
     letters = max(down(runs["adapter"], 0).values()) - 4 * SIZE
     shown = 1.3 * SIZE  # the round's own sum, to be signed
     assert first < letters + shown + 500  # everybody knows where a run begins
-    assert later - letters < 2 * shown + 500 < 4 * SIZE <= max(down(runs["adapter"], 2).values()) - letters
+    assert (
+        later - letters
+        < 2 * shown + 500
+        < 4 * SIZE
+        <= max(down(runs["adapter"], 2).values()) - letters
+    )
 
 
 def test_a_vote_tells_the_change_and_the_next_round_only_its_name() -> None:
@@ -136,7 +180,8 @@ def test_a_vote_tells_the_change_and_the_next_round_only_its_name() -> None:
     follow_rounds(run, members, 1)
     follow_rounds(run, members, 1)
     assert len(run.telling.ways) == 2
-    assert max(down(run, 1).values()) < max(down(run, 0).values()) + 500  # the name alone, as of where everybody begins
+    # the name alone, as of where everybody begins
+    assert max(down(run, 1).values()) < max(down(run, 0).values()) + 500
     assert max(down(run, 1).values()) <= costs.round_cost(home.policy, SIZE).down
 
 
@@ -166,7 +211,12 @@ def test_members_that_missed_rounds_or_start_again_arrive_at_the_same_bits() -> 
     run = coordinator(home, members, SIZE)
     follow_rounds(run, members, 8)
     members["ann"] = Party(
-        home.policy, home.members["ann"], Noting("ann"), size=SIZE, consent=ANY_MODE, ledger=members["ann"].ledger
+        home.policy,
+        home.members["ann"],
+        Noting("ann"),
+        size=SIZE,
+        consent=ANY_MODE,
+        ledger=members["ann"].ledger,
     )
     run.post.link = type(run.post.link)({name: party.handle for name, party in members.items()})  # type: ignore[call-arg]
     follow_rounds(run, members, 1)
@@ -180,7 +230,9 @@ def test_members_that_missed_rounds_or_start_again_arrive_at_the_same_bits() -> 
 
 
 @pytest.mark.parametrize("killed", ["while members worked", "between rounds"])
-def test_a_coordinator_that_starts_again_asks_what_members_hold(tmp_path: Path, killed: str) -> None:
+def test_a_coordinator_that_starts_again_asks_what_members_hold(
+    tmp_path: Path, killed: str
+) -> None:
     home = change_house()
     members = noting(home)
     store = Store(tmp_path)
@@ -196,7 +248,8 @@ def test_a_coordinator_that_starts_again_asks_what_members_hold(tmp_path: Path, 
         again = coordinator(home, members, SIZE, store=store)
         follow_rounds(again, members, 2)
         letters = max(down(again, 0).values()) + 500
-        step = 0 if killed == "while members worked" else 1.3 * SIZE  # its steps are on disk, members hold what they start from
+        # its steps are on disk, members hold what they start from
+        step = 0 if killed == "while members worked" else 1.3 * SIZE
         assert all(size < letters + step for size in down(again, 2).values())
         assert max(down(again, 3).values()) < letters + 1.3 * SIZE
     finally:
@@ -225,13 +278,22 @@ def test_members_that_are_told_different_adapters_never_meet() -> None:
     members = noting(home)
     run = coordinator(home, members, SIZE)
     follow_rounds(run, members, 1)
-    honest, other = run.telling.way, run.telling.optimizer.step(ServerState.zeros(SIZE), np.full(SIZE, 0.01, np.float32))
+    honest, other = (
+        run.telling.way,
+        run.telling.optimizer.step(ServerState.zeros(SIZE), np.full(SIZE, 0.01, np.float32)),
+    )
 
-    def lie(stage: str, order: work.Work, ways: Mapping[str, Any], place: Place, timeout_s: float) -> Iterator[Any]:
+    def lie(
+        stage: str, order: work.Work, ways: Mapping[str, Any], place: Place, timeout_s: float
+    ) -> Iterator[Any]:
         body = Step(kind="whole", state=other.encode()).encode()
         letters = {name: work.encode_told(order, way) for name, (_, way) in ways.items()}
         false = work.Work(
-            **{**{name: getattr(order, name) for name in work.FIELDS}, "flat": other.flat, "state": name_of(other)}
+            **{
+                **{name: getattr(order, name) for name in work.FIELDS},
+                "flat": other.flat,
+                "state": name_of(other),
+            }
         )
         letters["ann"] = work.encode_told(false, steps.join("", [body]))
         yield from run.post.ask(stage, letters, place, timeout_s)
@@ -239,14 +301,16 @@ def test_members_that_are_told_different_adapters_never_meet() -> None:
     run.telling.send = lie  # type: ignore[method-assign]
     before = run.state.server.encode()
     run.train_round()
-    assert run.state.history[-1]["parties"] == ["ben", "cat", "dan"]  # ann trained, and is in no sum with them
+    # ann trained, and is in no sum with them
+    assert run.state.history[-1]["parties"] == ["ben", "cat", "dan"]
     assert told(members)["ann"][-1] == other.flat.tobytes() != told(members)["ben"][-1]
     assert honest is not None and before != run.state.server.encode()
 
 
 def stepping(**recipe: Any) -> Stepping:
     """A federation's steps."""
-    return Stepping(change_house(mode="plain", recipe=recipe).policy, 100, RUN)  # where nobody signs sums
+    # where nobody signs sums
+    return Stepping(change_house(mode="plain", recipe=recipe).policy, 100, RUN)
 
 
 def of_sum(made: Stepping, total: Any, parties: int = 3, round_: int = 5) -> Step:
@@ -268,12 +332,15 @@ def test_sums_are_packed_or_deflated_whichever_is_less_and_come_back_exactly() -
     extremes = np.array([0, 3 * 254] * 50)
     for packing in ("bits", "deflate"):
         packed = of_sum(made, wild).totals[0].body
-        body = totals.deflate(totals.spread(extremes, 3 * 127, 2)) if packing == "deflate" else packed
+        body = (
+            totals.deflate(totals.spread(extremes, 3 * 127, 2)) if packing == "deflate" else packed
+        )
         summed = Total(packing=packing, parties=3, body=body)
         assert np.array_equal(made._integers(summed), extremes if packing == "deflate" else wild)
 
 
-HIGH = BitRing(length=100, bits=8, parties=3).pack(np.full(100, 3 * 254 + 1, np.uint16))  # one more than three members can have
+# one more than three members can have
+HIGH = BitRing(length=100, bits=8, parties=3).pack(np.full(100, 3 * 254 + 1, np.uint16))
 
 
 def bomb(size: int) -> bytes:
@@ -289,23 +356,49 @@ def one(packing: str, *, parties: int = 3, body: bytes) -> Step:
 REFUSED: Sequence[tuple[str, Callable[[], bytes]]] = (
     ("way to an adapter of 3 bytes", lambda: b"abc"),
     ("longer than it says", lambda: bytes(32) + b"\xff\xff\xff\xff\x00\x00\x00\x00"),
-    ("longer than it says", lambda: steps.join("", [Step(kind="whole", state=b"1234").encode()[:-1]])),
+    (
+        "longer than it says",
+        lambda: steps.join("", [Step(kind="whole", state=b"1234").encode()[:-1]]),
+    ),
     ("too many steps", lambda: steps.join("", [Step(kind="rest").encode()] * (MAX_STEPS + 1))),
-    ("header of a step is malformed", lambda: steps.join("", [b"\x00\x00\x00\x02\x00\x00\x00\x00[]"])),
+    (
+        "header of a step is malformed",
+        lambda: steps.join("", [b"\x00\x00\x00\x02\x00\x00\x00\x00[]"]),
+    ),
     ("header of a step is malformed", lambda: steps.join("", [one("zip", body=b"").encode()])),
-    ("header of a step is malformed", lambda: steps.join("", [one("bits", parties=-1, body=b"").encode()])),
+    (
+        "header of a step is malformed",
+        lambda: steps.join("", [one("bits", parties=-1, body=b"").encode()]),
+    ),
     ("header of a step is malformed", lambda: steps.join("", [Step(kind="sum").encode()])),
-    ("header of a step is malformed", lambda: steps.join("", [Step(kind="rest", state=b"1").encode()])),
-    ("header of a step is malformed", lambda: steps.join("", [Step(kind="rest", asked=(7,)).encode()])),  # type: ignore[arg-type]
-    ("header of a step is malformed", lambda: steps.join("", [Step(kind="rest", round=-1).encode()])),
-    ("200 values|bytes, expected", lambda: steps.join("", [Step(kind="whole", state=bytes(799)).encode()])),
+    (
+        "header of a step is malformed",
+        lambda: steps.join("", [Step(kind="rest", state=b"1").encode()]),
+    ),
+    (
+        "header of a step is malformed",
+        lambda: steps.join("", [Step(kind="rest", asked=(7,)).encode()]),  # type: ignore[arg-type]
+    ),
+    (
+        "header of a step is malformed",
+        lambda: steps.join("", [Step(kind="rest", round=-1).encode()]),
+    ),
+    (
+        "200 values|bytes, expected",
+        lambda: steps.join("", [Step(kind="whole", state=bytes(799)).encode()]),
+    ),
     ("not finite", lambda: steps.join("", [Step(kind="whole", state=b"\xff" * 800).encode()])),
-    ("is not the one that is named", lambda: steps.join("", [Step(kind="whole", state=bytes(796) + b"\0\0\0\x3f").encode()])),
+    (
+        "is not the one that is named",
+        lambda: steps.join("", [Step(kind="whole", state=bytes(796) + b"\0\0\0\x3f").encode()]),
+    ),
 )
 
 
 @pytest.mark.parametrize("sentence, way", REFUSED)
-def test_a_malformed_way_is_refused_and_nothing_is_remembered(sentence: str, way: Callable[[], bytes]) -> None:
+def test_a_malformed_way_is_refused_and_nothing_is_remembered(
+    sentence: str, way: Callable[[], bytes]
+) -> None:
     recall = Recall()
     with pytest.raises(MessageError, match=sentence):
         recall.follow(stepping(), "ab" * 32, way())
@@ -325,9 +418,15 @@ def test_a_malformed_way_is_refused_and_nothing_is_remembered(sentence: str, way
         ("sum over 65537 members", one("deflate", parties=65537, body=b"")),
         ("cannot be: a masked vector has 3 bytes", one("bits", body=b"abc")),
         ("cannot be: a sum of 3 updates", one("bits", body=HIGH)),
-        ("a step of 2 sums", dataclasses.replace(one("bits", body=HIGH), totals=2 * one("bits", body=HIGH).totals)),
+        (
+            "a step of 2 sums",
+            dataclasses.replace(one("bits", body=HIGH), totals=2 * one("bits", body=HIGH).totals),
+        ),
         ("of which 1 counts", dataclasses.replace(one("bits", body=HIGH), bucket=1)),
-        ("one bucket alone, in a federation without a guard", dataclasses.replace(one("bits", body=HIGH), bucket=0)),
+        (
+            "one bucket alone, in a federation without a guard",
+            dataclasses.replace(one("bits", body=HIGH), bucket=0),
+        ),
         ("undone, in a federation without a guard", Step(kind="rest")),
     ],
 )
@@ -362,12 +461,14 @@ def test_what_is_not_here_is_said_and_what_leads_elsewhere_is_not_used() -> None
         recall.follow(made, "ab" * 32, steps.join("cd" * 32, []))
     names = [bytes.fromhex(name) for name, _ in recall.memory(RUN).held]
     assert lacking.value.reply == recall.names(RUN) == LACKS + b"".join(names)
-    with pytest.raises(LackingError) as lacking:  # a processor that calculates otherwise: whole, please
+    # a processor that calculates otherwise: whole, please
+    with pytest.raises(LackingError) as lacking:
         recall.follow(made, "ab" * 32, steps.join(origin_of(100), [first.encode()]))
     assert lacking.value.reply == LACKS
     other = Stepping(made.policy, 100, "0b" * 16)
     with pytest.raises(LackingError):
-        recall.follow(other, name_of(state), steps.join(name_of(state), []))  # held, but of another run
+        # held, but of another run
+        recall.follow(other, name_of(state), steps.join(name_of(state), []))
     assert {name for name, _ in recall.memory(RUN).held} == held
 
 
@@ -406,12 +507,17 @@ def test_under_a_later_version_of_the_file_everybody_follows_on() -> None:
     home.policy = dataclasses.replace(home.policy, version=2, head="ab" * 32)
     ledgers = {name: party.ledger for name, party in members.items()}
     for name, key in home.members.items():
-        members[name] = Party(home.policy, key, Noting(name), size=SIZE, consent=ANY_MODE, ledger=ledgers[name])
+        members[name] = Party(
+            home.policy, key, Noting(name), size=SIZE, consent=ANY_MODE, ledger=ledgers[name]
+        )
     run.post.link = type(run.post.link)({name: party.handle for name, party in members.items()})  # type: ignore[call-arg]
     run.take(home.policy)
     follow_rounds(run, members, 2)
     assert max(down(run, 1).values()) < 4 * SIZE > max(down(run, 2).values())
-    assert all(party.recall is not None and len(party.recall.memory(run.state.run).trail) == 2 for party in members.values())
+    assert all(
+        party.recall is not None and len(party.recall.memory(run.state.run).trail) == 2
+        for party in members.values()
+    )
 
 
 def test_a_file_that_changes_between_a_step_and_the_vote_on_it_loses_neither() -> None:
@@ -422,16 +528,28 @@ def test_a_file_that_changes_between_a_step_and_the_vote_on_it_loses_neither() -
     taken: list[int] = []
 
     def between() -> None:
-        """The owner's new file comes as soon as a sum is open, before anybody voted on what follows from it."""
-        if not taken and any(name for name, _ in run.telling.fresh if name != run.telling.named(run.state.server)):
+        """The owner's new file comes as soon as a sum is open, before anybody voted on what
+        follows from it.
+        """
+        if not taken and any(
+            name for name, _ in run.telling.fresh if name != run.telling.named(run.state.server)
+        ):
             taken.append(1)
             home.policy = dataclasses.replace(home.policy, version=2, head="ab" * 32)
             for name, key in home.members.items():
                 kept = members[name]
                 members[name] = Party(
-                    home.policy, key, kept.learner, size=SIZE, consent=ANY_MODE, ledger=kept.ledger, recall=kept.recall
+                    home.policy,
+                    key,
+                    kept.learner,
+                    size=SIZE,
+                    consent=ANY_MODE,
+                    ledger=kept.ledger,
+                    recall=kept.recall,
                 )
-            run.post.link = type(run.post.link)({name: party.handle for name, party in members.items()})  # type: ignore[call-arg]
+            run.post.link = type(run.post.link)(
+                {name: party.handle for name, party in members.items()}
+            )  # type: ignore[call-arg]
             run.take(home.policy)
 
     run.between = between

@@ -40,11 +40,15 @@ def _a_merge() -> Iterator[None]:
     """A vocabulary with one merge: a file without any is none that a loader takes."""
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fakes_models, "byte_level", functools.partial(words_of, fakes_models.byte_level))
+        patch.setattr(
+            fakes_models, "byte_level", functools.partial(words_of, fakes_models.byte_level)
+        )
         yield
 
 
-def words_of(made: Callable[[int], tuple[list[str], list[int]]], size: int) -> tuple[list[str], list[int]]:
+def words_of(
+    made: Callable[[int], tuple[list[str], list[int]]], size: int
+) -> tuple[list[str], list[int]]:
     tokens, kinds = made(size)
     return [*tokens[:-1], "ab"], [*kinds[:-1], 1]
 
@@ -69,7 +73,9 @@ def tiny(file: Path) -> Weights:
 @pytest.fixture(scope="module")
 def adapter(tiny: Weights) -> Adapter:
     size = Layout(SHAPE, tiny.architecture).size
-    return assemble(SHAPE, tiny.architecture, tiny.digest, torch.sin(torch.arange(size) * 1.7) * 0.2)
+    return assemble(
+        SHAPE, tiny.architecture, tiny.digest, torch.sin(torch.arange(size) * 1.7) * 0.2
+    )
 
 
 @pytest.fixture
@@ -86,7 +92,14 @@ def chain(home: House) -> Chain:
 def registry(adapter: Adapter, home: House, tmp_path: Path) -> Registry:
     """A registry with one signed adapter in it."""
     made = Registry(tmp_path / "home")
-    evaluation: dict[str, object] = {"before": 0.25, "after": 0.5, "rounds": 3, "run": "0a" * 16, "epsilon": 2.5, "delta": 1e-5}
+    evaluation: dict[str, object] = {
+        "before": 0.25,
+        "after": 0.5,
+        "rounds": 3,
+        "run": "0a" * 16,
+        "epsilon": 2.5,
+        "delta": 1e-5,
+    }
     made.put(adapter, make_card(home.policy, content_hash(adapter), evaluation, home.coordinator))
     return made
 
@@ -94,7 +107,9 @@ def registry(adapter: Adapter, home: House, tmp_path: Path) -> Registry:
 def changes(adapter: Adapter) -> dict[str, torch.Tensor]:
     """What the adapter adds to each matrix: scale * B A."""
     modules = sorted({name.rsplit(".lora_", 1)[0] for name in adapter.tensors})
-    halves = {name: [adapter.tensors[f"{name}.lora_{half}.weight"] for half in "BA"] for name in modules}
+    halves = {
+        name: [adapter.tensors[f"{name}.lora_{half}.weight"] for half in "BA"] for name in modules
+    }
     return {name: adapter.shape.scale * (b @ a) for name, (b, a) in halves.items()}
 
 
@@ -110,14 +125,21 @@ def merged(model: Any, adapter: Adapter) -> torch.Tensor:
     return logits
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks transformers for it
+@pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
+)  # PEFT asks transformers for it
 def test_an_exported_folder_loads_in_plain_peft_and_computes_the_same(
     registry: Registry, model: Any, merged: torch.Tensor, tmp_path: Path
 ) -> None:
     import peft
 
-    name = transfer.export_peft(registry, registry.list()[0][:8], tmp_path / "out", base="tiny/llama")
-    assert json.loads((tmp_path / "out" / CONFIG_FILE).read_text())["base_model_name_or_path"] == "tiny/llama"
+    name = transfer.export_peft(
+        registry, registry.list()[0][:8], tmp_path / "out", base="tiny/llama"
+    )
+    assert (
+        json.loads((tmp_path / "out" / CONFIG_FILE).read_text())["base_model_name_or_path"]
+        == "tiny/llama"
+    )
     assert Card.parse((tmp_path / "out" / CARD).read_text(), "").epsilon == 2.5
     before = their_logits(model, TOKENS)
     loaded = peft.PeftModel.from_pretrained(model, str(tmp_path / "out"))
@@ -141,14 +163,17 @@ def test_a_gguf_adapter_has_llama_cpps_names_and_the_rows_of_the_models_own_file
     }
     assert list(said.values()) == ["adapter", "llama", "lora", 8.0]
     tensors = {tensor.name: torch.from_numpy(np.array(tensor.data)) for tensor in reader.tensors}
-    assert len(tensors) == 2 * 2 * 7 and {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    assert len(tensors) == 2 * 2 * 7 and {tensor.dtype for tensor in tensors.values()} == {
+        torch.float32
+    }
     usual = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output"}
     usual |= {"gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"}
     for module, change in changes(adapter).items():
         _, _, layer, _, projection = module.split(".")
         name = f"blk.{layer}.{usual[projection]}.weight"
         product = adapter.shape.scale * (tensors[name + ".lora_b"] @ tensors[name + ".lora_a"])
-        if projection in ("q_proj", "k_proj"):  # as the loader brings the model's own rows into our order
+        # as the loader brings the model's own rows into our order
+        if projection in ("q_proj", "k_proj"):
             assert not torch.equal(product, change)
             product = product[half_split(product.shape[0], tiny.architecture.head_size)]
         torch.testing.assert_close(product, change)
@@ -159,7 +184,9 @@ def test_a_gguf_adapter_has_llama_cpps_names_and_the_rows_of_the_models_own_file
 def test_llama_cpp_computes_the_same_with_the_exported_adapter(
     registry: Registry, model: Any, file: Path, tiny: Weights, merged: torch.Tensor, tmp_path: Path
 ) -> None:
-    """Where llama-cpp-python is installed (extra `peers`); elsewhere the test before this one stands for it."""
+    """Where llama-cpp-python is installed (extra `peers`); elsewhere the test before this one
+    stands for it.
+    """
     llama_cpp = pytest.importorskip("llama_cpp")
     transfer.export_gguf(registry, registry.list()[0], tmp_path / "adapter.gguf", tiny)
     settings = {"n_ctx": 64, "logits_all": True, "verbose": False, "n_threads": 1}
@@ -169,7 +196,8 @@ def test_llama_cpp_computes_the_same_with_the_exported_adapter(
         with_adapter.eval(TOKENS.tolist())
         found.append(torch.from_numpy(np.array(with_adapter.scores[: len(TOKENS)])))
         with_adapter.close()
-    rounding = (found[0] - their_logits(model, TOKENS)).abs().max()  # of llama.cpp's own half-precision cache
+    # of llama.cpp's own half-precision cache
+    rounding = (found[0] - their_logits(model, TOKENS)).abs().max()
     assert (found[1] - merged).abs().max() < 4 * rounding < 0.1 * (found[1] - found[0]).abs().max()
 
 
@@ -198,7 +226,9 @@ def test_a_foreign_folder_comes_in_unsigned_and_an_exported_one_with_its_card(
         transfer.bring_in(third, tmp_path / "signed", tiny)
     with pytest.raises(FederationError, match="not of choir; refused"):
         stranger = house()
-        transfer.bring_in(third, tmp_path / "signed", tiny, chain=found(stranger.policy, stranger.owner))
+        transfer.bring_in(
+            third, tmp_path / "signed", tiny, chain=found(stranger.policy, stranger.owner)
+        )
     assert third.list() == []
     kept = roster.folder(third.home, chain.policy) / roster.FILE
     kept.parent.mkdir(parents=True)
@@ -207,7 +237,9 @@ def test_a_foreign_folder_comes_in_unsigned_and_an_exported_one_with_its_card(
     assert card.signer and third.card(name).accuracy_after == 0.5
 
 
-def test_what_does_not_fit_is_not_kept(registry: Registry, adapter: Adapter, tiny: Weights, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_not_kept(
+    registry: Registry, adapter: Adapter, tiny: Weights, tmp_path: Path
+) -> None:
     transfer.export_peft(registry, registry.list()[0], tmp_path / "folder")
     other, card = Registry(tmp_path / "other"), tmp_path / "folder" / CARD
     good = card.read_text()
@@ -215,10 +247,17 @@ def test_what_does_not_fit_is_not_kept(registry: Registry, adapter: Adapter, tin
     for of, said, error, words in (
         (strange, good, IntegrityError, "made for model"),
         (tiny, good.replace("0.5", "0.9"), FederationError, "signed card"),
-        (tiny, Card.unsigned("ab" * 32, "x", tiny.digest).text(), IntegrityError, "the card is of adapter"),
         (
             tiny,
-            dataclasses.replace(Card.unsigned(content_hash(adapter), "x", tiny.digest), rounds=9).text(),
+            Card.unsigned("ab" * 32, "x", tiny.digest).text(),
+            IntegrityError,
+            "the card is of adapter",
+        ),
+        (
+            tiny,
+            dataclasses.replace(
+                Card.unsigned(content_hash(adapter), "x", tiny.digest), rounds=9
+            ).text(),
             FederationError,
             "card",
         ),
@@ -229,7 +268,10 @@ def test_what_does_not_fit_is_not_kept(registry: Registry, adapter: Adapter, tin
     with pytest.raises(IntegrityError, match="belongs to model"):
         transfer.export_gguf(registry, registry.list()[0], tmp_path / "x.gguf", strange)
     wide = assemble(SHAPE, tiny.architecture, "", torch.ones(Layout(SHAPE, tiny.architecture).size))
-    wrong = {name: torch.cat([one, one]) if name.endswith("B.weight") else one for name, one in wide.tensors.items()}
+    wrong = {
+        name: torch.cat([one, one]) if name.endswith("B.weight") else one
+        for name, one in wide.tensors.items()
+    }
     dataclasses.replace(wide, tensors=wrong).save(tmp_path / "wide")
     with pytest.raises(ModelFileError, match="does not fit the base model"):
         transfer.bring_in(other, tmp_path / "wide", tiny)
@@ -247,24 +289,37 @@ def test_the_verbs_export_import_and_say_who_vouches(
         return code, said.out + said.err
 
     assert "epsilon 2.50" in adapter_verb("list")[1]
-    code, said = adapter_verb("export", name[:9], tmp_path / "out", "--gguf", tmp_path / "out.gguf", "--model", file)
+    code, said = adapter_verb(
+        "export", name[:9], tmp_path / "out", "--gguf", tmp_path / "out.gguf", "--model", file
+    )
     assert code == 0 and "PEFT checkpoint" in said and (tmp_path / "out.gguf").stat().st_size > 1000
     assert adapter_verb("export", name[:9])[0] == 2
     (tmp_path / "out" / CARD).unlink()
-    code, said = adapter_verb("import", tmp_path / "out", "--model", file, "--name", "theirs", home=other)
+    code, said = adapter_verb(
+        "import", tmp_path / "out", "--model", file, "--name", "theirs", home=other
+    )
     assert code == 0 and "theirs" in said and "unsigned" in said
     assert "unsigned" in adapter_verb("list", home=other)[1]
     assert '"signed": false' in adapter_verb("show", name[:9], home=other)[1]
     assert "nobody vouches" in adapter_verb("activate", name[:9], home=other)[1]
     assert "the bare model" in adapter_verb("rollback", home=other)[1]
     assert f"active: {name}" in adapter_verb("activate", "theirs", home=other)[1]
-    assert "mine" in adapter_verb("import", tmp_path / "out", "--model", file, "--name", "mine", home=other)[1]
+    assert (
+        "mine"
+        in adapter_verb("import", tmp_path / "out", "--model", file, "--name", "mine", home=other)[
+            1
+        ]
+    )
     assert "mine" in adapter_verb("list", home=other)[1]
 
 
-def test_adapters_that_are_kept_on_the_way_name_their_parents(registry: Registry, tiny: Weights) -> None:
+def test_adapters_that_are_kept_on_the_way_name_their_parents(
+    registry: Registry, tiny: Weights
+) -> None:
     home = house()
-    policy = dataclasses.replace(home.policy, adapter=AdapterTable(rank=4, alpha=8.0, upper_layers=2, seed=3))
+    policy = dataclasses.replace(
+        home.policy, adapter=AdapterTable(rank=4, alpha=8.0, upper_layers=2, seed=3)
+    )
     keep, size = keeper(policy, tiny, home.coordinator, registry)
     server = ServerState.zeros(size)
     run: Any = SimpleNamespace(state=SimpleNamespace(round=0, run="0c" * 16, server=server))
@@ -278,9 +333,15 @@ def test_adapters_that_are_kept_on_the_way_name_their_parents(registry: Registry
     chain = [registry.card(last)]
     while chain[-1].parent:
         chain.append(registry.card(chain[-1].parent))
-    assert [(card.rounds, card.accuracy_after) for card in chain] == [(5, 0.75), (4, None), (2, None)]
+    assert [(card.rounds, card.accuracy_after) for card in chain] == [
+        (5, 0.75),
+        (4, None),
+        (2, None),
+    ]
 
 
-def test_the_newest_adapter_of_a_run_is_the_parent_of_the_next(registry: Registry, adapter: Adapter) -> None:
+def test_the_newest_adapter_of_a_run_is_the_parent_of_the_next(
+    registry: Registry, adapter: Adapter
+) -> None:
     assert registry.newest("0a" * 16) == registry.list()[0]
     assert registry.newest("0b" * 16) == registry.newest("") == ""

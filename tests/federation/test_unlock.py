@@ -10,7 +10,12 @@ import pytest
 from quietchoir import cli
 from quietchoir.core.errors import AuthenticationError, ConfigError
 from quietchoir.crypto import keyfile
-from quietchoir.federation.membership.identity import IDENTITY_FILE, TRANSPORT_FILE, load_or_create, protect
+from quietchoir.federation.membership.identity import (
+    IDENTITY_FILE,
+    TRANSPORT_FILE,
+    load_or_create,
+    protect,
+)
 from quietchoir.federation.membership.unlock import VARIABLE, Asked, Lock, choose
 from quietchoir.tests.fakes_keyring import KeyringLibrary, MemoryKeyring
 
@@ -58,7 +63,10 @@ def test_protecting_keeps_the_node_who_it_is(
     monkeypatch.setenv(VARIABLE, "many voices")
     assert identity(tmp_path, capsys, "--protect", "passphrase") == (0, before)
     for name in FILES:
-        assert b", scrypt\n" in (tmp_path / name).read_bytes() and b"PRIVATE" not in (tmp_path / name).read_bytes()
+        assert (
+            b", scrypt\n" in (tmp_path / name).read_bytes()
+            and b"PRIVATE" not in (tmp_path / name).read_bytes()
+        )
         assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
     assert identity(tmp_path, capsys) == (0, before)
     assert identity(tmp_path, capsys, "--protect", "none") == (0, before)
@@ -67,7 +75,10 @@ def test_protecting_keeps_the_node_who_it_is(
 
 
 def test_a_locked_node_without_its_passphrase_says_what_to_do(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
     protect(tmp_path, Lock("many voices"))
@@ -88,7 +99,9 @@ def test_a_new_node_is_locked_before_it_is_written(tmp_path: Path) -> None:
     assert load_or_create(tmp_path, asked=lambda path: "many voices").card == keys.card
 
 
-def test_a_person_is_asked_once_for_both_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_person_is_asked_once_for_both_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     keys = protect(tmp_path, Lock("many voices"))
     asked = at_a_terminal(monkeypatch, "many voices")
     assert load_or_create(tmp_path).card == keys.card and len(asked) == 1
@@ -107,7 +120,9 @@ def test_a_person_changes_the_passphrase_knowing_the_old_one(
     assert b", scrypt\n" in (tmp_path / IDENTITY_FILE).read_bytes()
 
 
-def test_a_passphrase_typed_twice_differently_or_empty_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_passphrase_typed_twice_differently_or_empty_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     at_a_terminal(monkeypatch, "many voices", "many voice")
     with pytest.raises(ConfigError, match="differ"):
         choose("passphrase", tmp_path / "id.key")

@@ -1,4 +1,6 @@
-"""What people and programs see of a run: nothing of one member on the page, and no quiet change in the log."""
+"""What people and programs see of a run: nothing of one member on the page, and no quiet change
+in the log.
+"""
 
 import json
 import shutil
@@ -56,7 +58,11 @@ def lines(folder: Path) -> list[bytes]:
 def test_every_line_leads_to_the_next(folder: Path) -> None:
     read = list(journal.read(folder / journal.FILE))
     assert [line.number for line in read] == list(range(1, len(read) + 1))
-    assert [line.event["event"] for line in read if line.event["event"] in ("round", "score")] == ["round", "round", "score"]
+    assert [line.event["event"] for line in read if line.event["event"] in ("round", "score")] == [
+        "round",
+        "round",
+        "score",
+    ]
     assert read[-1].event["event"] == "delivered"
     assert (folder / journal.FILE).stat().st_mode & 0o777 == 0o600
     again = Journal(folder)
@@ -68,7 +74,14 @@ def test_every_line_leads_to_the_next(folder: Path) -> None:
     "change, named",
     [
         (lambda said: [said[0], said[1].replace(b'"number":2', b'"number": 2'), *said[2:]], 2),
-        (lambda said: [*said[:2], said[2].replace(b"127", b"128").replace(b'"at":1', b'"at":2'), *said[3:]], 4),
+        (
+            lambda said: [
+                *said[:2],
+                said[2].replace(b"127", b"128").replace(b'"at":1', b'"at":2'),
+                *said[3:],
+            ],
+            4,
+        ),
         (lambda said: [*said[:1], *said[2:]], 2),
         (lambda said: [said[0], said[2], said[1], *said[3:]], 2),
         (lambda said: [*said[:2], said[1], *said[2:]], 3),
@@ -76,10 +89,13 @@ def test_every_line_leads_to_the_next(folder: Path) -> None:
         (lambda said: [*said[:-1], said[-1].replace(b"delivered", b"returned")], None),
     ],
 )
-def test_the_first_line_that_was_changed_is_named(folder: Path, change: Any, named: int | None) -> None:
+def test_the_first_line_that_was_changed_is_named(
+    folder: Path, change: Any, named: int | None
+) -> None:
     path = folder / journal.FILE
     path.write_bytes(b"".join(change(lines(folder))))
-    if named is None:  # the last line: nothing after it vouches for it, only a hash that was noted elsewhere
+    # the last line: nothing after it vouches for it, only a hash that was noted elsewhere
+    if named is None:
         assert list(journal.read(path))
         return
     with pytest.raises(IntegrityError, match=f"line {named} does not follow"):
@@ -120,7 +136,9 @@ def test_the_board_shows_sums_and_counts_and_no_member(folder: Path, seen: dict[
     state = checkpoint.read(folder)
     assert state is not None
     sums = [sum(entry["bytes_up"].values()) for entry in state.history]
-    assert [entry["bytes_up"] for entry in seen["history"]] == sums and seen["bytes_up"] == sum(sums)
+    assert [entry["bytes_up"] for entry in seen["history"]] == sums and seen["bytes_up"] == sum(
+        sums
+    )
 
 
 def test_events_and_disk_give_the_same_board(folder: Path, seen: dict[str, Any]) -> None:
@@ -129,23 +147,40 @@ def test_events_and_disk_give_the_same_board(folder: Path, seen: dict[str, Any])
         live.note(line.event)
     assert {**live.snapshot(), "now": None} == seen
     live.note({"event": "waiting", "present": 3, "roster": 4, "minimum": 3})
-    live.note({"event": "asked", "round": 3, "attempt": 1, "stage": "train", "cohort": list(MEMBERS)})
+    live.note(
+        {"event": "asked", "round": 3, "attempt": 1, "stage": "train", "cohort": list(MEMBERS)}
+    )
     live.note({"event": "ready", "round": 3, "party": "ann"})
     now = live.snapshot()
-    assert (now["present"], now["now"]) == (3, {"round": 3, "stage": "train", "asked": 4, "ready": 1})
+    assert (now["present"], now["now"]) == (
+        3,
+        {"round": 3, "stage": "train", "asked": 4, "ready": 1},
+    )
     live.note({"event": "aborted", "round": 3, "reason": "too few"})
     live.note({"event": "renewed", "version": 7, "members": ["ann"], "left": []})
     now = live.snapshot()
-    assert (now["aborted"], now["reason"], now["now"], now["version"], now["members"]) == (1, "too few", None, 7, 1)
+    assert (now["aborted"], now["reason"], now["now"], now["version"], now["members"]) == (
+        1,
+        "too few",
+        None,
+        7,
+        1,
+    )
 
 
-def test_prometheus_reads_the_metrics_and_no_label_names_a_member(folder: Path, seen: dict[str, Any]) -> None:
+def test_prometheus_reads_the_metrics_and_no_label_names_a_member(
+    folder: Path, seen: dict[str, Any]
+) -> None:
     text = Metrics(board.from_disk(folder)).text().decode("utf-8")
     families = {family.name: family for family in text_string_to_metric_families(text)}
     values = {name: family.samples[0].value for name, family in families.items()}
     assert values["quietchoir_rounds"] == 2 and values["quietchoir_accuracy"] == 0.4
-    assert values["quietchoir_bytes_up"] == seen["bytes_up"] and families["quietchoir_bytes_up"].type == "counter"
-    assert "quietchoir_epsilon_spent" not in values  # without differential privacy there is none to tell
+    assert (
+        values["quietchoir_bytes_up"] == seen["bytes_up"]
+        and families["quietchoir_bytes_up"].type == "counter"
+    )
+    # without differential privacy there is none to tell
+    assert "quietchoir_epsilon_spent" not in values
     labels = [sample.labels for family in families.values() for sample in family.samples]
     assert all(label == {"federation": "choir", "mode": "plain"} for label in labels)
 
@@ -164,11 +199,17 @@ def test_the_page_needs_its_token_and_a_host_of_its_own(page: Page, seen: dict[s
         for path in ("/api/status", "/metrics"):
             assert client.get(path).status_code == 401
             assert client.get(path, headers={**bearer, "Host": "evil.example"}).status_code == 403
-            assert client.get(path, headers={**bearer, "Origin": "http://evil.example"}).status_code == 403
+            assert (
+                client.get(path, headers={**bearer, "Origin": "http://evil.example"}).status_code
+                == 403
+            )
             assert client.post(path, headers=bearer).status_code == 405
         for name in ("", "ui/watch.js", "ui/watch.css", "ui/api.js", "ui/vendor/htm-preact.js"):
             answer = client.get(f"/{name}")
-            assert answer.status_code == 200 and "default-src 'self'" in answer.headers["Content-Security-Policy"]
+            assert (
+                answer.status_code == 200
+                and "default-src 'self'" in answer.headers["Content-Security-Policy"]
+            )
         assert client.get("/ui/app.js").status_code == 404  # the chat's own
     assert page.socket.getsockname()[0] == "127.0.0.1"
 
@@ -184,7 +225,9 @@ def quietchoir(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int,
     return code, said.out + said.err
 
 
-def test_status_is_a_table_and_json(folder: Path, seen: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_is_a_table_and_json(
+    folder: Path, seen: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     code, said = quietchoir(capsys, "federation", "status", "--state", folder)
     assert code == 0 and "2 rounds done; finished" in said and "4 of 4" in said and "40.0 %" in said
     code, said = quietchoir(capsys, "federation", "status", "--state", folder, "--json")
@@ -193,10 +236,16 @@ def test_status_is_a_table_and_json(folder: Path, seen: dict[str, Any], capsys: 
     assert code == 1 and "no run here yet" in said
 
 
-def test_audit_says_that_the_log_is_whole_or_what_is_wrong(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_audit_says_that_the_log_is_whole_or_what_is_wrong(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     said = lines(folder)
     code, words = quietchoir(capsys, "federation", "audit", folder, "--lines")
-    assert code == 0 and f"{len(said)} lines, every one leads to the next" in words and '"event": "delivered"' in words
+    assert (
+        code == 0
+        and (f"{len(said)} lines, every one leads to the next") in words
+        and '"event": "delivered"' in words
+    )
     (folder / journal.FILE).write_bytes(b"".join(said[: len(said) // 2]))
     code, words = quietchoir(capsys, "federation", "audit", folder)
     assert code == 1 and "is in the run's database and not in the log" in words
@@ -208,5 +257,9 @@ def test_audit_says_that_the_log_is_whole_or_what_is_wrong(folder: Path, capsys:
 
 
 def test_the_end_of_a_rehearsal_does_not_name_an_adapter_that_is_none() -> None:
-    assert words.sentence({"event": "adopted", "adapter": "kitchen-1"}) == "a finished adapter came: kitchen-1"
-    assert words.sentence({"event": "adopted", "adapter": ""}) == "the run is over; a rehearsal leaves no adapter"
+    assert words.sentence({"event": "adopted", "adapter": "kitchen-1"}) == (
+        "a finished adapter came: kitchen-1"
+    )
+    assert words.sentence({"event": "adopted", "adapter": ""}) == (
+        "the run is over; a rehearsal leaves no adapter"
+    )

@@ -1,4 +1,6 @@
-"""What the plugin tests share: a real sandbox or the reason why not, plugins written on the spot, a small home."""
+"""What the plugin tests share: a real sandbox or the reason why not, plugins written on the
+spot, a small home.
+"""
 
 import json
 import os
@@ -20,7 +22,10 @@ from quietchoir.plugins.sandbox.probe import SandboxReport, probe
 
 HOME = {
     "name": "number nine",
-    "areas": [{"name": "kitchen", "floor": "ground floor"}, {"name": "bedroom", "floor": "first floor"}],
+    "areas": [
+        {"name": "kitchen", "floor": "ground floor"},
+        {"name": "bedroom", "floor": "first floor"},
+    ],
     "devices": [
         {"name": "ceiling lamp", "domain": "light", "area": "kitchen"},
         {"name": "spotlight", "domain": "light", "area": "kitchen"},
@@ -49,7 +54,9 @@ serve("tests/hostile", "1.0.0")
 
 @pytest.fixture(scope="session")
 def sandbox() -> SandboxReport:
-    """A machine that can confine plugins. In CI a missing sandbox is a failure, elsewhere a skip with its reason."""
+    """A machine that can confine plugins. In CI a missing sandbox is a failure, elsewhere a skip
+    with its reason.
+    """
     report = probe()
     if not report.available:
         reason = f"no sandbox: {report.reason}; {report.advice}"
@@ -59,7 +66,9 @@ def sandbox() -> SandboxReport:
     return report
 
 
-def write_bundle(folder: Path, source: str, listed: Sequence[Mapping[str, Any]] = (ATTACK,), **changes: Any) -> Path:
+def write_bundle(
+    folder: Path, source: str, listed: Sequence[Mapping[str, Any]] = (ATTACK,), **changes: Any
+) -> Path:
     """A plugin in `folder`: `source` is its server, `changes` are fields of its manifest."""
     terms = {
         "schema": 1,
@@ -85,8 +94,15 @@ def hostile(body: str) -> str:
 
 
 def unconfined(body: str, **environment: str) -> str:
-    """The control arm: the same attack without a sandbox. For decoys only, made and owned by the test."""
-    call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "attack", "arguments": {}}}
+    """The control arm: the same attack without a sandbox. For decoys only, made and owned by the
+    test.
+    """
+    call = {
+        "jsonrpc": "2.0",
+        "id": 1,
+        "method": "tools/call",
+        "params": {"name": "attack", "arguments": {}},
+    }
     asked = subprocess.run(
         [sys.executable, "-c", hostile(body)],
         input=json.dumps(call) + "\n",
@@ -113,10 +129,16 @@ async def hosts(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
     started: list[PluginHost] = []
 
     async def begin(
-        *bundles: Path, enabled: tuple[str, ...] = ("tests/hostile",), timeout_s: float = 60.0, **more: Any
+        *bundles: Path,
+        enabled: tuple[str, ...] = ("tests/hostile",),
+        timeout_s: float = 60.0,
+        **more: Any,
     ) -> PluginHost:
         host = PluginHost(
-            PluginsConfig(enabled=enabled, call_timeout_s=timeout_s), bundles=bundles, folder=tmp_path / "plugins", **more
+            PluginsConfig(enabled=enabled, call_timeout_s=timeout_s),
+            bundles=bundles,
+            folder=tmp_path / "plugins",
+            **more,
         )
         started.append(host)
         await host.start()
@@ -134,7 +156,9 @@ def attack(sandbox: SandboxReport, hosts: Callable[..., Any], tmp_path: Path) ->
     async def run(body: str, *, timeout_s: float = 60.0, **changes: Any) -> str:
         from quietchoir.core.toolcall import ToolCall
 
-        host = await hosts(write_bundle(tmp_path / "hostile", hostile(body), **changes), timeout_s=timeout_s)
+        host = await hosts(
+            write_bundle(tmp_path / "hostile", hostile(body), **changes), timeout_s=timeout_s
+        )
         result = await host.call(ToolCall("attack"), timeout_s)
         return str(result.text)
 

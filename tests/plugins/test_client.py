@@ -1,4 +1,6 @@
-"""The client against servers that break the protocol. They are harmless, so they run without a sandbox."""
+"""The client against servers that break the protocol. They are harmless, so they run without a
+sandbox.
+"""
 
 import asyncio
 import sys
@@ -61,13 +63,18 @@ for request in (second, first):
 
 
 async def test_a_line_without_end_kills_the_plugin(connect: Callable[..., Any]) -> None:
-    connection = await connect(ECHO + "sys.stdout.write('x' * (3 << 20)); sys.stdout.flush(); time.sleep(60)")
+    connection = await connect(
+        ECHO + "sys.stdout.write('x' * (3 << 20)); sys.stdout.flush(); time.sleep(60)"
+    )
     with pytest.raises(ToolError, match="longer than 1048576 bytes"):
         await connection.call("a", {}, 30)
 
 
 async def test_some_garbage_is_passed_over(connect: Callable[..., Any]) -> None:
-    program = ECHO + 'print("{not json"); print("[" * 5000); print("7"); print("null"); reply(request, result=TEXT)'
+    program = ECHO + (
+        'print("{not json"); print("[" * 5000); print("7"); print("null"); '
+        "reply(request, result=TEXT)"
+    )
     assert await (await connect(program)).call("a", {}, 30) == ("right", True)
 
 
@@ -81,14 +88,17 @@ async def test_answers_to_other_numbers_are_not_taken(connect: Callable[..., Any
         ECHO
         + """
  for wrong in (request["id"] + 1, str(request["id"]), None, True, 0.5, [1], {}):
-  print(json.dumps({"jsonrpc": "2.0", "id": wrong, "result": {"content": [{"type": "text", "text": "wrong"}]}}), flush=True)
+  result = {"content": [{"type": "text", "text": "wrong"}]}
+  print(json.dumps({"jsonrpc": "2.0", "id": wrong, "result": result}), flush=True)
  reply(request, result=TEXT)
 """
     )
     assert await (await connect(program)).call("a", {}, 30) == ("right", True)
 
 
-async def test_silence_ends_at_the_deadline_and_the_plugin_with_it(connect: Callable[..., Any]) -> None:
+async def test_silence_ends_at_the_deadline_and_the_plugin_with_it(
+    connect: Callable[..., Any],
+) -> None:
     connection = await connect("time.sleep(60)")
     with pytest.raises(ToolError, match=r"no answer to a within 0\.3 s"):
         await connection.call("a", {}, 0.3)
@@ -97,13 +107,17 @@ async def test_silence_ends_at_the_deadline_and_the_plugin_with_it(connect: Call
         await connection.call("b", {}, 30)
 
 
-async def test_a_plugin_that_does_not_read_is_stopped_in_mid_request(connect: Callable[..., Any]) -> None:
+async def test_a_plugin_that_does_not_read_is_stopped_in_mid_request(
+    connect: Callable[..., Any],
+) -> None:
     connection = await connect("time.sleep(60)")
     with pytest.raises(ToolError, match=r"within 0\.3 s"):
         await connection.call("a", {"text": "x" * 900_000}, 0.3)
 
 
-async def test_a_request_that_is_too_long_is_refused_and_harms_nobody(connect: Callable[..., Any]) -> None:
+async def test_a_request_that_is_too_long_is_refused_and_harms_nobody(
+    connect: Callable[..., Any],
+) -> None:
     connection = await connect(ECHO + "reply(request, result=TEXT)")
     with pytest.raises(ToolError, match="at most 1048576"):
         await connection.call("a", {"text": "x" * (1 << 20)}, 30)
@@ -125,9 +139,18 @@ async def test_a_crash_is_told_with_the_last_words(connect: Callable[..., Any]) 
 
 @pytest.mark.parametrize(
     "answer",
-    ["error={'code': 1, 'message': 'no'}", "error=7", "result=7", "result={}", "result={'content': 'text'}", "other=1"],
+    [
+        "error={'code': 1, 'message': 'no'}",
+        "error=7",
+        "result=7",
+        "result={}",
+        "result={'content': 'text'}",
+        "other=1",
+    ],
 )
-async def test_answers_of_another_shape_are_errors_and_not_crashes(connect: Callable[..., Any], answer: str) -> None:
+async def test_answers_of_another_shape_are_errors_and_not_crashes(
+    connect: Callable[..., Any], answer: str
+) -> None:
     connection = await connect(ECHO + f"reply(request, {answer})")
     with pytest.raises(ToolError, match=r"refused|without a result|without content"):
         await connection.call("a", {}, 30)
@@ -137,7 +160,8 @@ async def test_answers_of_another_shape_are_errors_and_not_crashes(connect: Call
 async def test_requests_of_a_plugin_are_refused(connect: Callable[..., Any]) -> None:
     program = """
 request = json.loads(sys.stdin.readline())
-print(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "sampling/createMessage", "params": {}}), flush=True)
+asked = {"jsonrpc": "2.0", "id": 1, "method": "sampling/createMessage", "params": {}}
+print(json.dumps(asked), flush=True)
 refusal = json.loads(sys.stdin.readline())
 reply(request, result={"content": [{"type": "text", "text": str(refusal["error"]["code"])}]})
 time.sleep(60)
@@ -146,12 +170,17 @@ time.sleep(60)
 
 
 async def test_a_tool_list_without_end_is_refused(connect: Callable[..., Any]) -> None:
-    program = ECHO + "if 'id' in request: reply(request, result={'tools': [{'name': 'a'}], 'nextCursor': 'more'})"
+    program = ECHO + (
+        "if 'id' in request: reply(request, result={'tools': [{'name': 'a'}], "
+        "'nextCursor': 'more'})"
+    )
     with pytest.raises(ToolError, match="tools/list"):
         await (await connect(program)).handshake(30)
 
 
 async def test_too_much_memory_kills_the_plugin(connect: Callable[..., Any]) -> None:
-    connection = await connect("held = [bytes([n % 255 + 1]) * (1 << 20) for n in range(80)]\ntime.sleep(60)", memory_mb=40)
+    connection = await connect(
+        "held = [bytes([n % 255 + 1]) * (1 << 20) for n in range(80)]\ntime.sleep(60)", memory_mb=40
+    )
     with pytest.raises(ToolError, match="more than 40 MB"):
         await connection.call("a", {}, 30)

@@ -31,15 +31,41 @@ def test_list_shows_what_a_plugin_may_do_and_whether_it_can_be_confined(
 ) -> None:
     assert run("plugin", "list") == 0
     shown = capsys.readouterr().out
-    assert "quietchoir/household 0.1.0  enabled, 42 tools, may use: files home.json; storage 1024 KB" in shown
+    assert (
+        "quietchoir/household 0.1.0  enabled, 42 tools, may use: files home.json; storage 1024 KB"
+    ) in shown
     assert "sandbox: bubblewrap" in shown
 
 
-def test_run_carries_out_one_call(sandbox: SandboxReport, home_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_carries_out_one_call(
+    sandbox: SandboxReport, home_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     handed = f"home.json={home_file}"
-    assert run("plugin", "run", "quietchoir/household", "HassTurnOn", '{"name": "stereo"}', "--file", handed) == 0
+    assert (
+        run(
+            "plugin",
+            "run",
+            "quietchoir/household",
+            "HassTurnOn",
+            '{"name": "stereo"}',
+            "--file",
+            handed,
+        )
+        == 0
+    )
     assert capsys.readouterr().out == "Turned on the stereo (bedroom).\n"
-    assert run("plugin", "run", "quietchoir/household", "HassTurnOn", '{"name": "toaster"}', "--file", handed) == 1
+    assert (
+        run(
+            "plugin",
+            "run",
+            "quietchoir/household",
+            "HassTurnOn",
+            '{"name": "toaster"}',
+            "--file",
+            handed,
+        )
+        == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -47,8 +73,16 @@ def test_run_carries_out_one_call(sandbox: SandboxReport, home_file: Path, capsy
     [
         (("quietchoir/household", "HassTurnOn", "{"), ConfigError, "is not JSON"),
         (("quietchoir/household", "HassTurnOn", "[1]"), ConfigError, "must be an object"),
-        (("quietchoir/household", "HassTurnOn", "{}", "--file", "home"), ConfigError, "must be NAME=PATH"),
-        (("quietchoir/househald", "HassTurnOn"), ConfigError, "installed are: quietchoir/household"),
+        (
+            ("quietchoir/household", "HassTurnOn", "{}", "--file", "home"),
+            ConfigError,
+            "must be NAME=PATH",
+        ),
+        (
+            ("quietchoir/househald", "HassTurnOn"),
+            ConfigError,
+            "installed are: quietchoir/household",
+        ),
         (("quietchoir/household", "HassTurnOm"), ToolError, "42 tools are HassTurnOn"),
         (("quietchoir/household", "HassTurnOn"), ToolError, r"home\.json: no such file"),
     ],

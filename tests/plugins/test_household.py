@@ -34,8 +34,20 @@ def state_of(house: House, name: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("intent", "slots", "text", "device", "state"),
     [
-        ("HassTurnOn", {"name": "ceiling lamp"}, "Turned on the ceiling lamp (kitchen).", "ceiling lamp", {"state": "on"}),
-        ("HassTurnOn", {"name": "The Ceiling  Lamp"}, "Turned on the ceiling lamp (kitchen).", "ceiling lamp", {"state": "on"}),
+        (
+            "HassTurnOn",
+            {"name": "ceiling lamp"},
+            "Turned on the ceiling lamp (kitchen).",
+            "ceiling lamp",
+            {"state": "on"},
+        ),
+        (
+            "HassTurnOn",
+            {"name": "The Ceiling  Lamp"},
+            "Turned on the ceiling lamp (kitchen).",
+            "ceiling lamp",
+            {"state": "on"},
+        ),
         (
             "HassTurnOn",
             {"area": "kitchen", "domain": "light"},
@@ -57,8 +69,20 @@ def state_of(house: House, name: str) -> dict[str, Any]:
             "roller blind",
             {"position": 100},
         ),
-        ("HassTurnOff", {"name": "front door"}, "Unlocked the front door (kitchen).", "front door", {"state": "unlocked"}),
-        ("HassTurnOn", {"name": "movie night"}, "Activated the movie night (bedroom).", "movie night", {"state": "on"}),
+        (
+            "HassTurnOff",
+            {"name": "front door"},
+            "Unlocked the front door (kitchen).",
+            "front door",
+            {"state": "unlocked"},
+        ),
+        (
+            "HassTurnOn",
+            {"name": "movie night"},
+            "Activated the movie night (bedroom).",
+            "movie night",
+            {"state": "on"},
+        ),
         (
             "HassLightSet",
             {"name": "spotlight", "brightness": 40, "color": "red"},
@@ -80,8 +104,20 @@ def state_of(house: House, name: str) -> dict[str, Any]:
             "roller blind",
             {"position": 30},
         ),
-        ("HassSetVolumeRelative", {"volume_step": "up"}, "Turned the stereo (bedroom) up by 10%.", "stereo", {"volume": 40}),
-        ("HassSetVolumeRelative", {"volume_step": -50}, "Turned the stereo (bedroom) down by 50%.", "stereo", {"volume": 0}),
+        (
+            "HassSetVolumeRelative",
+            {"volume_step": "up"},
+            "Turned the stereo (bedroom) up by 10%.",
+            "stereo",
+            {"volume": 40},
+        ),
+        (
+            "HassSetVolumeRelative",
+            {"volume_step": -50},
+            "Turned the stereo (bedroom) down by 50%.",
+            "stereo",
+            {"volume": 0},
+        ),
         (
             "HassMediaSearchAndPlay",
             {"search_query": "blue"},
@@ -115,18 +151,38 @@ def test_a_request_changes_the_device_it_means_and_says_so(
 @pytest.mark.parametrize(
     ("intent", "slots", "message"),
     [
-        ("HassTurnOn", {"name": "toaster"}, "there is no 'toaster' in this house; there is: ceiling lamp,"),
-        ("HassTurnOn", {"name": "spotlight", "area": "bedroom"}, "there is no spotlight in the bedroom"),
+        (
+            "HassTurnOn",
+            {"name": "toaster"},
+            "there is no 'toaster' in this house; there is: ceiling lamp,",
+        ),
+        (
+            "HassTurnOn",
+            {"name": "spotlight", "area": "bedroom"},
+            "there is no spotlight in the bedroom",
+        ),
         (
             "HassTurnOn",
             {"area": "cellar", "domain": "light"},
             "there is no area 'cellar' in this house; there is: kitchen, bedroom",
         ),
-        ("HassTurnOn", {"floor": "attic"}, "there is no floor 'attic' in this house; there is: first floor, ground floor"),
+        (
+            "HassTurnOn",
+            {"floor": "attic"},
+            "there is no floor 'attic' in this house; there is: first floor, ground floor",
+        ),
         ("HassTurnOn", {"domain": "fan"}, "there is no fan in this house"),
         ("HassTurnOff", {"name": "movie night"}, "cannot be switched off"),
-        ("HassLightSet", {"name": "stereo", "brightness": 10}, "stereo is a media player, not a light"),
-        ("HassLightSet", {"name": "spotlight", "brightness": 400}, "brightness is 400; it must be 0 to 100"),
+        (
+            "HassLightSet",
+            {"name": "stereo", "brightness": 10},
+            "stereo is a media player, not a light",
+        ),
+        (
+            "HassLightSet",
+            {"name": "spotlight", "brightness": 400},
+            "brightness is 400; it must be 0 to 100",
+        ),
         ("HassLightSet", {"name": "spotlight"}, "say a brightness"),
         ("HassSetVolumeRelative", {"volume_step": "sideways"}, "neither up, down nor a number"),
         (
@@ -150,15 +206,26 @@ def test_what_cannot_be_done_is_refused_and_changes_nothing(
 
 def test_questions_are_answered_from_the_state(house: House) -> None:
     ACTS["HassLightSet"](house, {"name": "spotlight", "brightness": 40})
-    assert ACTS["HassGetState"](house, {"name": "spotlight"}) == "The spotlight (kitchen) is on, brightness 40."
-    assert ACTS["HassGetState"](house, {"name": "front door", "state": "locked"}) == "Yes, the front door (kitchen) is locked."
-    assert ACTS["HassGetState"](house, {"domain": "light", "state": "on"}) == "1 of 3 are on: the spotlight (kitchen)."
+    assert ACTS["HassGetState"](house, {"name": "spotlight"}) == (
+        "The spotlight (kitchen) is on, brightness 40."
+    )
+    assert ACTS["HassGetState"](house, {"name": "front door", "state": "locked"}) == (
+        "Yes, the front door (kitchen) is locked."
+    )
+    assert ACTS["HassGetState"](house, {"domain": "light", "state": "on"}) == (
+        "1 of 3 are on: the spotlight (kitchen)."
+    )
     assert ACTS["HassClimateGetTemperature"](house, {}) == "The thermostat (kitchen) measures 20°."
 
 
 def test_lists_keep_what_was_added_until_it_is_done_or_removed(house: House) -> None:
-    assert ACTS["HassListAddItem"](house, {"name": "groceries", "item": "milk"}) == "Added milk to groceries."
-    assert ACTS["HassListCompleteItem"](house, {"name": "groceries list", "item": "Milk"}) == "Checked off milk on groceries."
+    assert ACTS["HassListAddItem"](house, {"name": "groceries", "item": "milk"}) == (
+        "Added milk to groceries."
+    )
+    assert (
+        ACTS["HassListCompleteItem"](house, {"name": "groceries list", "item": "Milk"})
+        == "Checked off milk on groceries."
+    )
     ACTS["HassShoppingListAddItem"](house, {"item": "eggs"})
     assert house.state["lists"] == {
         "groceries": [{"item": "milk", "done": True}],
@@ -169,9 +236,13 @@ def test_lists_keep_what_was_added_until_it_is_done_or_removed(house: House) -> 
 def test_a_timer_runs_pauses_and_ends(house: House) -> None:
     clock = [1000.0]
     house.now = lambda: clock[0]
-    assert ACTS["HassStartTimer"](house, {"minutes": 5, "name": "pizza"}) == "Started a timer for 5 minutes."
+    assert ACTS["HassStartTimer"](house, {"minutes": 5, "name": "pizza"}) == (
+        "Started a timer for 5 minutes."
+    )
     clock[0] += 60
-    assert ACTS["HassPauseTimer"](house, {"name": "pizza"}) == "Paused the pizza timer, 4 minutes left."
+    assert ACTS["HassPauseTimer"](house, {"name": "pizza"}) == (
+        "Paused the pizza timer, 4 minutes left."
+    )
     clock[0] += 600
     assert ACTS["HassUnpauseTimer"](house, {}) == "Resumed the pizza timer, 4 minutes left."
     assert (
@@ -196,7 +267,9 @@ def test_every_call_of_the_training_data_fits_the_tools_and_can_be_carried_out()
         for request in data.train + data.test:
             call = request.call
             tool = sdk.Tool(lambda: "", call.name, "", tools[call.name].schema, False)
-            house = furnish(json.loads(json.dumps(data.household.describe())), prepared(call), lambda: 1000.0)
+            house = furnish(
+                json.loads(json.dumps(data.household.describe())), prepared(call), lambda: 1000.0
+            )
             if call.name == "HassGetWeather":  # asked in homes without a weather station too
                 with pytest.raises(Refusal, match="no weather"):
                     ACTS[call.name](house, tool.check(call.arguments))
@@ -205,14 +278,24 @@ def test_every_call_of_the_training_data_fits_the_tools_and_can_be_carried_out()
 
 
 def prepared(call: ToolCall) -> dict[str, Any]:
-    """A state in which there is what the call speaks of: a paused timer of that name and length, an item on that list."""
+    """A state in which there is what the call speaks of: a paused timer of that name and length,
+    an item on that list.
+    """
     length = notes.seconds(call.arguments, "start_") or 3600.0
-    timer = {"name": call.arguments.get("name", ""), "length": length, "end": 1000.0 + length, "paused": True, "left": length}
+    timer = {
+        "name": call.arguments.get("name", ""),
+        "length": length,
+        "end": 1000.0 + length,
+        "paused": True,
+        "left": length,
+    }
     item = [{"item": call.arguments.get("item"), "done": False}]
     return {"timers": [timer], "lists": {call.arguments.get("name", notes.SHOPPING): item}}
 
 
-@pytest.mark.parametrize("description", [None, [], {"devices": [{"name": "x"}]}, {"areas": ["kitchen"]}, {"devices": 7}])
+@pytest.mark.parametrize(
+    "description", [None, [], {"devices": [{"name": "x"}]}, {"areas": ["kitchen"]}, {"devices": 7}]
+)
 def test_a_home_file_of_another_shape_is_refused(description: Any) -> None:
     with pytest.raises(Refusal, match=r"home\.json"):
         furnish(description, None, lambda: 0.0)
@@ -228,7 +311,10 @@ async def test_in_its_sandbox_it_acts_and_remembers_after_a_restart(
         return result.text, result.ok
 
     host = await hosts(enabled=("quietchoir/household",), files=files)
-    assert await said(host, "HassTurnOn", name="ceiling lamp") == ("Turned on the ceiling lamp (kitchen).", True)
+    assert await said(host, "HassTurnOn", name="ceiling lamp") == (
+        "Turned on the ceiling lamp (kitchen).",
+        True,
+    )
     assert (await said(host, "HassTurnOn", name="toaster"))[1] is False
     assert await said(host, "HassLightSet", name="spotlight", brightness="55") == (
         "Set the spotlight (kitchen) to 55% brightness.",
@@ -244,4 +330,5 @@ async def test_in_its_sandbox_it_acts_and_remembers_after_a_restart(
     )
     home_file.write_text(json.dumps(HOME | {"devices": []}))
     await again.stop()
-    assert (await said(again, "HassTurnOn", name="ceiling lamp"))[1] is False  # the owner's file is read anew at each start
+    # the owner's file is read anew at each start
+    assert (await said(again, "HassTurnOn", name="ceiling lamp"))[1] is False

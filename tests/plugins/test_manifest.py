@@ -16,7 +16,9 @@ from .conftest import ATTACK, write_bundle
 def test_a_plain_manifest_is_read_and_grants_nothing_by_default(tmp_path: Path) -> None:
     terms = manifest.read(write_bundle(tmp_path / "plugin", "pass"))
     assert terms.id == "tests/hostile"
-    assert terms.head.permissions == manifest.Permissions(config=(), storage_bytes=0, network=(), private_data="args")
+    assert terms.head.permissions == manifest.Permissions(
+        config=(), storage_bytes=0, network=(), private_data="args"
+    )
     assert set(terms.files) == {"manifest.json", "server.py"}
     assert [tool.name for tool in terms.tools] == ["attack"]
 
@@ -53,7 +55,9 @@ def test_a_plain_manifest_is_read_and_grants_nothing_by_default(tmp_path: Path) 
         ({"tools": [ATTACK | {"description": "Something else."}]}, "tools_digest is"),
     ],
 )
-def test_whatever_is_odd_refuses_the_plugin(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_whatever_is_odd_refuses_the_plugin(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     folder = write_bundle(tmp_path / "plugin", "pass", **changes)
     with pytest.raises(ManifestError, match=message) as caught:
         manifest.read(folder)
@@ -89,7 +93,11 @@ def test_a_bundle_that_is_too_big_is_refused(tmp_path: Path) -> None:
 def test_the_digest_sees_names_descriptions_and_schemas_in_any_order() -> None:
     other = {"name": "other", "description": "Other.", "inputSchema": {"type": "object"}}
     assert manifest.digest([ATTACK, other]) == manifest.digest([other, ATTACK])
-    for change in ({"name": "a"}, {"description": "b"}, {"inputSchema": {"type": "object", "x": 1}}):
+    for change in (
+        {"name": "a"},
+        {"description": "b"},
+        {"inputSchema": {"type": "object", "x": 1}},
+    ):
         assert manifest.digest([ATTACK, other | change]) != manifest.digest([ATTACK, other])
 
 

@@ -28,7 +28,8 @@ def pretend(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str | None) -
         for parent in folder.parents[:3]:
             parent.chmod(parent.stat().st_mode | 0o011)
     monkeypatch.setattr(bubblewrap, "installed", lambda: None)
-    system = interpreter.find(interpreter.unprivileged_user())  # it asks `which` too, and that answers for bubblewrap only now
+    # it asks `which` too, and that answers for bubblewrap only now
+    system = interpreter.find(interpreter.unprivileged_user())
     monkeypatch.setattr(interpreter, "find", lambda user: system)
     found = None if script is None else str(folder / "bwrap")
     monkeypatch.setattr("shutil.which", lambda name, path="": found)
@@ -44,9 +45,21 @@ def test_this_machine_can_confine_and_says_with_what(sandbox: SandboxReport) -> 
     [
         (None, "not installed", "apt install bubblewrap"),
         ("echo bubblewrap 0.6.2", "is version 0.6.2", "upgrade"),
-        (refusing("bwrap: setting up uid map: Permission denied"), "setting up uid map", "AppArmor"),
-        (refusing("bwrap: No permissions to create new namespace"), "No permissions", "unprivileged_userns_clone"),
-        ('[ "$1" = --version ] && echo bubblewrap 0.9.0 || echo "a socket opened"', "a socket opened", "see what bwrap says"),
+        (
+            refusing("bwrap: setting up uid map: Permission denied"),
+            "setting up uid map",
+            "AppArmor",
+        ),
+        (
+            refusing("bwrap: No permissions to create new namespace"),
+            "No permissions",
+            "unprivileged_userns_clone",
+        ),
+        (
+            '[ "$1" = --version ] && echo bubblewrap 0.9.0 || echo "a socket opened"',
+            "a socket opened",
+            "see what bwrap says",
+        ),
     ],
 )
 def test_a_machine_that_cannot_confine_says_why_and_what_to_do(
@@ -63,7 +76,9 @@ async def test_without_a_sandbox_the_host_offers_nothing_and_runs_nothing(
     monkeypatch: pytest.MonkeyPatch, hosts: Callable[..., Any], tmp_path: Path
 ) -> None:
     pretend(monkeypatch, tmp_path, None)
-    host = await hosts(write_bundle(tmp_path / "hostile", hostile(f"open({str(tmp_path / 'ran')!r}, 'w')")))
+    host = await hosts(
+        write_bundle(tmp_path / "hostile", hostile(f"open({str(tmp_path / 'ran')!r}, 'w')"))
+    )
     assert host.tools() == []
     with pytest.raises(SandboxUnavailableError, match="bubblewrap"):
         await host.call(ToolCall("attack"))
@@ -72,7 +87,10 @@ async def test_without_a_sandbox_the_host_offers_nothing_and_runs_nothing(
 
 
 async def test_a_sandbox_that_vanished_after_the_probe_starts_nothing(
-    sandbox: SandboxReport, monkeypatch: pytest.MonkeyPatch, hosts: Callable[..., Any], tmp_path: Path
+    sandbox: SandboxReport,
+    monkeypatch: pytest.MonkeyPatch,
+    hosts: Callable[..., Any],
+    tmp_path: Path,
 ) -> None:
     host = await hosts(write_bundle(tmp_path / "hostile", hostile("return 'ran'")))
     pretend(monkeypatch, tmp_path, None)

@@ -1,4 +1,6 @@
-"""A hostile plugin tries to get out. Each attack is first shown to work on a decoy without a sandbox."""
+"""A hostile plugin tries to get out. Each attack is first shown to work on a decoy without a
+sandbox.
+"""
 
 import os
 import socket
@@ -74,7 +76,9 @@ async def test_no_kind_of_socket_opens_but_a_pair(attack: Callable[..., Any]) ->
     body = """
     opened = []
     # internet, local, netlink, vsock, kernel crypto
-    for family, kind in ((socket.AF_INET, socket.SOCK_DGRAM), (socket.AF_UNIX, socket.SOCK_STREAM), (16, 3), (40, 1), (38, 5)):
+    kinds = ((socket.AF_INET, socket.SOCK_DGRAM), (socket.AF_UNIX, socket.SOCK_STREAM),
+             (16, 3), (40, 1), (38, 5))
+    for family, kind in kinds:
         try:
             socket.socket(family, kind).close()
             opened.append(str(family))
@@ -101,7 +105,13 @@ async def test_nothing_can_be_written_outside(attack: Callable[..., Any], tmp_pa
             pass
     return " ".join(written) or "none"
     """
-    system = ["/planted", "/dev/planted", "/usr/planted", "/etc/planted", "/proc/sys/kernel/core_pattern"]
+    system = [
+        "/planted",
+        "/dev/planted",
+        "/usr/planted",
+        "/etc/planted",
+        "/proc/sys/kernel/core_pattern",
+    ]
     own = ["/plugin/bundle/server.py", "/plugin/planted", "/quietchoir/inside.py"]
     outside = unconfined(body.format(places=[str(decoy)]))
     assert outside == str(decoy)
@@ -123,10 +133,17 @@ async def test_the_environment_of_the_node_does_not_come_along(
             pass
     return "\\n".join(found)
     """
-    assert "decoy secret" in unconfined(body.replace('os.listdir("/proc")', '["self"]'), DECOY_TOKEN="decoy secret")
+    assert "decoy secret" in unconfined(
+        body.replace('os.listdir("/proc")', '["self"]'), DECOY_TOKEN="decoy secret"
+    )
     seen = await attack(body)
     assert "decoy secret" not in seen
-    assert set(os.environ) & {line.partition("=")[0] for line in seen.split("\0")} <= {"PATH", "HOME", "LANG", "PWD"}
+    assert set(os.environ) & {line.partition("=")[0] for line in seen.split("\0")} <= {
+        "PATH",
+        "HOME",
+        "LANG",
+        "PWD",
+    }
 
 
 async def test_no_other_process_is_seen_or_reached(attack: Callable[..., Any]) -> None:
@@ -159,11 +176,15 @@ async def test_killing_everything_in_sight_ends_only_the_plugin(attack: Callable
             pass
     return f"still here, {os.getppid()}"
     """
-    assert (await attack(body)).startswith("still here")  # pid 1 of a namespace ignores signals from inside it
+    # pid 1 of a namespace ignores signals from inside it
+    assert (await attack(body)).startswith("still here")
 
 
 async def test_only_the_three_streams_and_the_storage_are_open(attack: Callable[..., Any]) -> None:
-    body = 'return " ".join(sorted(name for name in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{name}")))'
+    body = (
+        'return " ".join(sorted(name for name in os.listdir("/proc/self/fd") if '
+        'os.path.exists(f"/proc/self/fd/{name}")))'
+    )
     assert (await attack(body)).split() == ["0", "1", "2"]
     with_storage = await attack(body, permissions={"storage_bytes": 4096})
     assert len(with_storage.split()) == 4
@@ -173,17 +194,22 @@ async def test_dangerous_system_calls_are_refused(attack: Callable[..., Any]) ->
     body = """
     libc = ctypes.CDLL(None, use_errno=True)
     arm = os.uname().machine == "aarch64"
-    numbers = {"ptrace": (101, 117), "unshare": (272, 97), "setns": (308, 268), "bpf": (321, 280), "io_uring_setup": (425, 425),
-               "keyctl": (250, 219), "mount": (165, 40), "memfd_create": (319, 279), "perf_event_open": (298, 241),
-               "userfaultfd": (323, 282), "process_vm_readv": (310, 270), "shmget": (29, 194), "statmount": (457, 457),
-               "listmount": (458, 458), "open_tree_attr": (467, 467), "connect": (42, 203), "bind": (49, 200)}
+    numbers = {"ptrace": (101, 117), "unshare": (272, 97), "setns": (308, 268), "bpf": (321, 280),
+               "io_uring_setup": (425, 425),
+               "keyctl": (250, 219), "mount": (165, 40), "memfd_create": (319, 279),
+               "perf_event_open": (298, 241),
+               "userfaultfd": (323, 282), "process_vm_readv": (310, 270), "shmget": (29, 194),
+               "statmount": (457, 457),
+               "listmount": (458, 458), "open_tree_attr": (467, 467), "connect": (42, 203),
+               "bind": (49, 200)}
     got = {}
     for name, pair in numbers.items():
         ctypes.set_errno(0)
         libc.syscall(ctypes.c_long(pair[arm]), *(ctypes.c_long(0) for _ in range(6)))
         got[name] = errno.errorcode.get(ctypes.get_errno(), "none")
     ctypes.set_errno(0)
-    libc.syscall(ctypes.c_long((56, 220)[arm]), ctypes.c_long(0x10000000 | 17), *(ctypes.c_long(0) for _ in range(4)))
+    zeros = [ctypes.c_long(0) for _ in range(4)]
+    libc.syscall(ctypes.c_long((56, 220)[arm]), ctypes.c_long(0x10000000 | 17), *zeros)
     got["clone newuser"] = errno.errorcode.get(ctypes.get_errno(), "none")
     ctypes.set_errno(0)
     libc.syscall(ctypes.c_long(435), ctypes.c_long(0), ctypes.c_long(0))
@@ -200,8 +226,15 @@ async def test_dangerous_system_calls_are_refused(attack: Callable[..., Any]) ->
 
 async def test_it_holds_no_capability_and_can_gain_none(attack: Callable[..., Any]) -> None:
     body = 'return open("/proc/self/status").read()'
-    status = dict(line.split(":\t", 1) for line in (await attack(body)).splitlines() if ":\t" in line)
-    assert [int(status[name], 16) for name in ("CapPrm", "CapEff", "CapInh", "CapAmb")] == [0, 0, 0, 0]
+    status = dict(
+        line.split(":\t", 1) for line in (await attack(body)).splitlines() if ":\t" in line
+    )
+    assert [int(status[name], 16) for name in ("CapPrm", "CapEff", "CapInh", "CapAmb")] == [
+        0,
+        0,
+        0,
+        0,
+    ]
     assert status["NoNewPrivs"] == "1"
     assert status["Seccomp"] == "2"
 

@@ -1,4 +1,6 @@
-"""A hostile plugin tries to use up the machine. It gets its share, then an error or its end; the node goes on."""
+"""A hostile plugin tries to use up the machine. It gets its share, then an error or its end; the
+node goes on.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -41,7 +43,8 @@ async def test_limits_cannot_be_raised_again(attack: Callable[..., Any]) -> None
     raised = []
     for name in ("NPROC", "AS", "CPU", "FSIZE", "NOFILE", "CORE"):
         try:
-            resource.setrlimit(getattr(resource, "RLIMIT_" + name), (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+            resource.setrlimit(getattr(resource, "RLIMIT_" + name), unlimited)
             raised.append(name)
         except (ValueError, OSError):
             pass
@@ -50,7 +53,9 @@ async def test_limits_cannot_be_raised_again(attack: Callable[..., Any]) -> None
     assert await attack(body) == "none"
 
 
-async def test_one_process_is_refused_more_memory_than_its_limit(attack: Callable[..., Any]) -> None:
+async def test_one_process_is_refused_more_memory_than_its_limit(
+    attack: Callable[..., Any],
+) -> None:
     body = """
     try:
         return str(len(bytearray(200 << 20)))
@@ -123,7 +128,9 @@ return "; ".join(grown) or "none"
 """
 
 
-async def test_storage_holds_what_was_granted_and_no_way_makes_it_grow(attack: Callable[..., Any], tmp_path: Path) -> None:
+async def test_storage_holds_what_was_granted_and_no_way_makes_it_grow(
+    attack: Callable[..., Any], tmp_path: Path
+) -> None:
     decoy = tmp_path / "decoy"
     assert "write at the end" in unconfined(GROW, DECOY=str(decoy))
     assert decoy.stat().st_size > 1 << 16
@@ -172,7 +179,9 @@ async def test_an_endless_loop_ends_at_the_deadline_with_all_its_processes(
     while True:
         pass
     """
-    source = hostile(body).replace("\nserve(", '\n@tool\ndef greet() -> str:\n    "Greet."\n    return "hello"\nserve(')
+    source = hostile(body).replace(
+        "\nserve(", '\n@tool\ndef greet() -> str:\n    "Greet."\n    return "hello"\nserve('
+    )
     host = await hosts(write_bundle(tmp_path / "hostile", source, [ATTACK, GREET]))
     await host.call(ToolCall("greet"))  # so that the deadline below is the attack's alone
     call = asyncio.create_task(host.call(ToolCall("attack"), 1.0))

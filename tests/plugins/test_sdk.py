@@ -1,4 +1,6 @@
-"""The plugin kit: functions become tools, storage survives a kill, and the reference MCP client understands it."""
+"""The plugin kit: functions become tools, storage survives a kill, and the reference MCP client
+understands it.
+"""
 
 import io
 import json
@@ -39,7 +41,9 @@ ADDER = textwrap.dedent(
 def ask(server: sdk.Server, *messages: Any) -> list[dict[str, Any]]:
     """Send lines to a server, read its answers."""
     out = io.StringIO()
-    lines = io.StringIO("".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in messages))
+    lines = io.StringIO(
+        "".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in messages)
+    )
     server.serve("tests/adder", "1.2.3", lines, out)
     return [json.loads(line) for line in out.getvalue().splitlines()]
 
@@ -49,7 +53,9 @@ def request(method: str, number: int = 1, **params: Any) -> dict[str, Any]:
     return {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
 
 
-def add(left: int, right: float = 1, tags: list[str] | None = None, mode: Literal["a", "b"] = "a") -> str:
+def add(
+    left: int, right: float = 1, tags: list[str] | None = None, mode: Literal["a", "b"] = "a"
+) -> str:
     """Add."""
     return f"{left + right:g} {tags} {mode}"
 
@@ -99,10 +105,16 @@ def test_an_argument_without_a_json_type_is_refused_when_the_plugin_is_written()
         ({"left": True}, "add: left is boolean, expected integer", True),
         ({"left": 1, "right": [1]}, "add: right is array, expected number", True),
         ({}, "add needs the argument 'left'", True),
-        ({"left": 1, "rihgt": 2}, "add takes no argument 'rihgt'; it knows: left, right, tags, mode", True),
+        (
+            {"left": 1, "rihgt": 2},
+            "add takes no argument 'rihgt'; it knows: left, right, tags, mode",
+            True,
+        ),
     ],
 )
-def test_arguments_are_checked_before_the_function_runs(server: sdk.Server, arguments: Any, text: str, failed: bool) -> None:
+def test_arguments_are_checked_before_the_function_runs(
+    server: sdk.Server, arguments: Any, text: str, failed: bool
+) -> None:
     (answer,) = ask(server, request("tools/call", name="add", arguments=arguments))
     assert answer["result"]["content"] == [{"type": "text", "text": text}]
     assert answer["result"]["isError"] is failed
@@ -165,19 +177,29 @@ def test_a_value_larger_than_the_grant_is_refused_and_the_old_one_stays(tmp_path
         assert sdk.Storage(place).value == "small"
 
 
-@pytest.mark.parametrize(("mode", "version"), [("legacy", "2025-11-25"), ("auto", "2026-07-28"), ("2026-07-28", "2026-07-28")])
-async def test_the_reference_client_understands_the_kit(tmp_path: Path, mode: str, version: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "version"),
+    [("legacy", "2025-11-25"), ("auto", "2026-07-28"), ("2026-07-28", "2026-07-28")],
+)
+async def test_the_reference_client_understands_the_kit(
+    tmp_path: Path, mode: str, version: str
+) -> None:
     from mcp import Client, MCPError, StdioServerParameters, stdio_client
 
     program = tmp_path / "adder.py"
     program.write_text(ADDER)
-    started = StdioServerParameters(command=sys.executable, args=[str(program)], env={"PYTHONPATH": str(SDK.parent)})
+    started = StdioServerParameters(
+        command=sys.executable, args=[str(program)], env={"PYTHONPATH": str(SDK.parent)}
+    )
     with (tmp_path / "complaints").open("w") as complaints:
         async with Client(stdio_client(started, errlog=complaints), mode=mode) as client:
             assert client.protocol_version == version
             listed = {tool.name: tool for tool in (await client.list_tools()).tools}
             assert listed["add"].input_schema["required"] == ["left"]
-            assert listed["add"].annotations is not None and listed["add"].annotations.read_only_hint is True
+            assert (
+                listed["add"].annotations is not None
+                and listed["add"].annotations.read_only_hint is True
+            )
             result = await client.call_tool("add", {"left": 2, "mode": "loud"})
             assert (result.content[0].text, result.is_error) == ("3!", False)
             told = await client.call_tool("fail", {"kind": "told"})

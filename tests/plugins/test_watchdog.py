@@ -12,7 +12,8 @@ from quietchoir.plugins.sandbox import watchdog
 PARENT = """
 import subprocess, sys
 held = b"x" * (24 << 20)
-child = subprocess.Popen([sys.executable, "-c", "print('ready', flush=True); import time; time.sleep(60)"])
+sleeper = "print('ready', flush=True); import time; time.sleep(60)"
+child = subprocess.Popen([sys.executable, "-c", sleeper])
 child.wait()
 """
 
@@ -20,7 +21,9 @@ child.wait()
 @pytest.fixture
 def parent() -> Iterator[subprocess.Popen[bytes]]:
     """A process with a child, leading a group of its own."""
-    started = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, start_new_session=True)
+    started = subprocess.Popen(
+        [sys.executable, "-c", PARENT], stdout=subprocess.PIPE, start_new_session=True
+    )
     assert started.stdout is not None
     assert started.stdout.readline() == b"ready\n"
     yield started

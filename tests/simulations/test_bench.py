@@ -34,49 +34,92 @@ PROMISED = (
 )
 
 CIRCLE = (
-    "ceremony_s", "ceremony_up_mb", "ceremony_down_mb", "encrypt_s", "part_s", "combine_s", "up_bytes_per_param",
-    "part_bytes_per_param", "down_bytes_per_param",
-)  # fmt: skip
+    "ceremony_s",
+    "ceremony_up_mb",
+    "ceremony_down_mb",
+    "encrypt_s",
+    "part_s",
+    "combine_s",
+    "up_bytes_per_param",
+    "part_bytes_per_param",
+    "down_bytes_per_param",
+)
 
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, Path]:
-    """One quick run: report on standard output, table on standard error, the same report in a file."""
+    """One quick run: report on standard output, table on standard error, the same report in a
+    file.
+    """
     file = tmp_path_factory.mktemp("bench") / "crypto.json"
-    command = [sys.executable, "-m", "quietchoir.cli", "bench", "crypto", "--quick", "--json", "--out", str(file)]
+    command = [
+        sys.executable,
+        "-m",
+        "quietchoir.cli",
+        "bench",
+        "crypto",
+        "--quick",
+        "--json",
+        "--out",
+        str(file),
+    ]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout), ended.stderr, file  # standard output holds the report and nothing else
+    # standard output holds the report and nothing else
+    return json.loads(ended.stdout), ended.stderr, file
 
 
-def test_the_report_has_every_promised_key_and_every_sum_was_exact(printed: tuple[dict[str, Any], str, Path]) -> None:
+def test_the_report_has_every_promised_key_and_every_sum_was_exact(
+    printed: tuple[dict[str, Any], str, Path],
+) -> None:
     report, _, file = printed
     assert all(look_up(report, key) > 0 for key in PROMISED)
     assert report["exact"] is True
     for parties, run in report["end_to_end"].items():
-        assert run["exact"] is True and run["client_s"] > 0 and run["server_s"] > 0 and 0 < run["dropped"] < int(parties)
+        assert (
+            run["exact"] is True
+            and run["client_s"] > 0
+            and run["server_s"] > 0
+            and 0 < run["dropped"] < int(parties)
+        )
     for run in report["threshold"].values():
         assert run["exact"] is True and run["openers"] == 3 and min(run[key] for key in CIRCLE) > 0
     assert json.loads(file.read_text()) == report
 
 
-def test_every_number_has_its_machine_seed_repeats_and_peers(printed: tuple[dict[str, Any], str, Path]) -> None:
+def test_every_number_has_its_machine_seed_repeats_and_peers(
+    printed: tuple[dict[str, Any], str, Path],
+) -> None:
     report, _, _ = printed
-    assert "tenseal" in report["machine"] and report["seed"] == 1 and report["repeats"]["masks"] >= 2
-    assert report["peers"]["flower_mask_ms"] > 0 and report["peers"]["tenseal_default"]["bytes_per_param"] > 0
+    assert (
+        "tenseal" in report["machine"] and report["seed"] == 1 and report["repeats"]["masks"] >= 2
+    )
+    assert (
+        report["peers"]["flower_mask_ms"] > 0
+        and report["peers"]["tenseal_default"]["bytes_per_param"] > 0
+    )
     for key, (low, high) in report["spread"].items():
         assert low <= look_up(report, key) <= high
 
 
-def test_the_table_says_what_a_quick_run_is_worth(printed: tuple[dict[str, Any], str, Path]) -> None:
+def test_the_table_says_what_a_quick_run_is_worth(
+    printed: tuple[dict[str, Any], str, Path],
+) -> None:
     report, table, _ = printed
     assert report["quick"] is True and report["aims_missed"] == {}
     assert "mean nothing" in table and "missed" not in table and "Flower" in table
 
 
 def test_a_missed_aim_is_said_with_by_how_much() -> None:
-    rows = [Figure("a.b", "s", "x", at_most=1.0), Figure("c", "×", "y", at_least=10), Figure("d", "s", "z")]
-    assert misses({"a": {"b": 1.25}, "c": 5.0, "d": 9.0}, rows) == {"a.b": "missed by 25 %", "c": "missed by 50 %"}
+    rows = [
+        Figure("a.b", "s", "x", at_most=1.0),
+        Figure("c", "×", "y", at_least=10),
+        Figure("d", "s", "z"),
+    ]
+    assert misses({"a": {"b": 1.25}, "c": 5.0, "d": 9.0}, rows) == {
+        "a.b": "missed by 25 %",
+        "c": "missed by 50 %",
+    }
     assert misses({"a": {"b": 1.0}, "c": 10.0, "d": 9.0}, rows) == {}
     assert [row.aim for row in rows] == ["≤ 1", "≥ 10", ""]
 
@@ -86,10 +129,22 @@ def test_an_unknown_suite_is_refused_with_those_there_are() -> None:
         commands.run_bench(Namespace(suite="engin", json=False, out=None, quick=True))
 
 
-def test_without_a_name_every_suite_is_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_name_every_suite_is_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def run(name: str, **_: Any) -> tuple[dict[str, Any], list[Figure]]:
-        fixed = {"machine": "here", "what": "w", "seed": 1, "repeats": {}, "clock": "c", "spread": {}, "exact": True}
-        return {"suite": name, "quick": False, "aims_missed": {}, **fixed, "x": 2.0}, [Figure("x", "s", "row")]
+        fixed = {
+            "machine": "here",
+            "what": "w",
+            "seed": 1,
+            "repeats": {},
+            "clock": "c",
+            "spread": {},
+            "exact": True,
+        }
+        return {"suite": name, "quick": False, "aims_missed": {}, **fixed, "x": 2.0}, [
+            Figure("x", "s", "row")
+        ]
 
     monkeypatch.setattr(suites, "run", run)
     assert main(["bench", "--json"]) == 0
@@ -110,7 +165,8 @@ class Cut:
     def figures(self, report: dict[str, Any]) -> Iterator[Figure]:
         yield Figure("first.a", "s", "one")
         yield Figure("first.b", "s", "two")
-        yield Figure(f"second.{report['second']['name']}", "s", "three")  # nobody knows its name yet
+        # nobody knows its name yet
+        yield Figure(f"second.{report['second']['name']}", "s", "three")
 
 
 def test_a_run_that_is_cut_off_has_told_and_written_what_it_measured(
@@ -122,19 +178,30 @@ def test_a_run_that_is_cut_off_has_told_and_written_what_it_measured(
     with pytest.raises(QuietchoirError, match="the plug"):
         commands.run_bench(Namespace(suite="cut", json=True, out=file, quick=False))
     written = json.loads(file.read_text("utf-8"))
-    assert written["unfinished"] is True and written["first"] == {"a": 0.12346, "b": 2.0} and written["suite"] == "cut"
+    assert (
+        written["unfinished"] is True
+        and written["first"] == {"a": 0.12346, "b": 2.0}
+        and written["suite"] == "cut"
+    )
     out, err = capsys.readouterr()
-    assert out == "" and [err.count(words) for words in ("first.a = 0.123 s", "first.b = 2 s")] == [1, 1]
+    assert out == "" and [err.count(words) for words in ("first.a = 0.123 s", "first.b = 2 s")] == [
+        1,
+        1,
+    ]
 
 
-def test_a_finished_report_is_not_called_unfinished(printed: tuple[dict[str, Any], str, Path]) -> None:
+def test_a_finished_report_is_not_called_unfinished(
+    printed: tuple[dict[str, Any], str, Path],
+) -> None:
     report, told, _ = printed
     assert "unfinished" not in report and "mask_ms_per_peer = " in told
 
 
 def test_arms_take_turns() -> None:
     order: list[str] = []
-    found = interleaved({"a": Arm(lambda: order.append("a"), 2), "b": Arm(lambda: order.append("b"))}, 3)
+    found = interleaved(
+        {"a": Arm(lambda: order.append("a"), 2), "b": Arm(lambda: order.append("b"))}, 3
+    )
     assert order == ["a", "b", *(["a", "a", "b"] * 3)]
     assert len(found["a"].seconds) == 3
     assert Sample((2.0, 9.0, 4.0)).over(Sample((1.0, 3.0, 4.0))).seconds == (2.0, 3.0, 1.0)
@@ -146,7 +213,10 @@ def test_a_cohort_that_loses_members_still_sums_exactly() -> None:
     assert len(setting.dropped) == 1 and setting.dropped == Setting(parties=7, length=50).dropped
     outcome = play(setting)
     assert outcome.exact and outcome.sent_bytes > 50 * 7 / 8
-    assert outcome.client_s <= outcome.client_spread_s[1] and sum(outcome.server_stages_s.values()) == outcome.server_s
+    assert (
+        outcome.client_s <= outcome.client_spread_s[1]
+        and sum(outcome.server_stages_s.values()) == outcome.server_s
+    )
 
 
 def test_members_in_several_processes_sum_as_exactly() -> None:
@@ -156,5 +226,8 @@ def test_members_in_several_processes_sum_as_exactly() -> None:
 
 
 def test_numbers_are_cut_to_what_the_clock_knows() -> None:
-    assert rounded({"a": [0.123456789, 7], "b": {"c": True, "d": "x"}}) == {"a": [0.12346, 7], "b": {"c": True, "d": "x"}}
+    assert rounded({"a": [0.123456789, 7], "b": {"c": True, "d": "x"}}) == {
+        "a": [0.12346, 7],
+        "b": {"c": True, "d": "x"},
+    }
     assert number(0.12345) == "0.123" and number(12345.6) == "12346"

@@ -1,4 +1,6 @@
-"""What `bench engine` and `bench gpu` are made of, on a model of eight narrow layers. No figure is judged here."""
+"""What `bench engine` and `bench gpu` are made of, on a model of eight narrow layers. No figure
+is judged here.
+"""
 
 import dataclasses
 import math
@@ -20,7 +22,9 @@ from quietchoir.simulations.bench.stopwatch import Sample
 
 @pytest.fixture(scope="module")
 def tiny(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_model.write(tmp_path_factory.mktemp("bench") / "tiny.gguf", model_path, random_model.TINY, seed=1)
+    return random_model.write(
+        tmp_path_factory.mktemp("bench") / "tiny.gguf", model_path, random_model.TINY, seed=1
+    )
 
 
 def test_a_random_model_loads_and_follows_from_its_seed(tiny: Path, model_path: Path) -> None:
@@ -29,28 +33,38 @@ def test_a_random_model_loads_and_follows_from_its_seed(tiny: Path, model_path: 
     assert {blocks.kind for blocks in loaded.tensors.values()} == {"Q4_0", "Q8_0", "F32"}
     assert loaded.tokenizer.encode("hello") == weights.load(model_path).tokenizer.encode("hello")
     again, other = (
-        random_model.write(tiny.with_name(f"{seed}.gguf"), model_path, random_model.TINY, seed=seed) for seed in (1, 2)
+        random_model.write(tiny.with_name(f"{seed}.gguf"), model_path, random_model.TINY, seed=seed)
+        for seed in (1, 2)
     )
     assert again.read_bytes() == tiny.read_bytes() != other.read_bytes()
 
 
 def test_engines_in_processes_of_their_own_are_asked_in_turn_and_all_end(tiny: Path) -> None:
-    two = [contest.Contender("ours", tiny, 1), contest.Contender("no_compiler", tiny, 1, {"QUIETCHOIR_NATIVE": "off"})]
+    two = [
+        contest.Contender("ours", tiny, 1),
+        contest.Contender("no_compiler", tiny, 1, {"QUIETCHOIR_NATIVE": "off"}),
+    ]
     try:
         for one in two:
             one.start()
         heard: list[int] = []
         orders = {"b2": {"what": "decode", "batch": 2, "tokens": 3, "adapters": 1, "prompt": 5}}
-        found = contest.in_turn(two, orders, repeats=2, after=lambda part: heard.append(len(part["ours"]["b2"].seconds)))
+        found = contest.in_turn(
+            two, orders, repeats=2, after=lambda part: heard.append(len(part["ours"]["b2"].seconds))
+        )
         assert heard == [1, 2]  # the one for warmth is not told
-        assert all(len(found[one.name]["b2"].seconds) == 2 and one.ask({"what": "peak_mb"}) > 100 for one in two)
+        assert all(
+            len(found[one.name]["b2"].seconds) == 2 and one.ask({"what": "peak_mb"}) > 100
+            for one in two
+        )
     finally:
         for one in two:
             one.close()
     assert all(one.process is not None and one.process.returncode == 0 for one in two)
 
 
-# Answers orders as a peer does; the first argument says what kills it: nothing, the start, an order, or the second of a kind.
+# Answers orders as a peer does; the first argument says what kills it: nothing, the start, an
+# order, or the second of a kind.
 FAKE = """
 import json, os, signal, sys
 fatal = sys.argv[1]
@@ -81,17 +95,29 @@ def test_a_peer_that_dies_is_a_row_with_its_signal_and_the_others_go_on(
 ) -> None:
     deaths = {"llamacpp": fatal}
     monkeypatch.setattr(
-        engine, "contender", lambda name, model: pretend(name, deaths.get(name, "never"), peer=name in engine.PEERS)
+        engine,
+        "contender",
+        lambda name, model: pretend(name, deaths.get(name, "never"), peer=name in engine.PEERS),
     )
     report: dict[str, Any] = {"spread": {}, "ratio": {}}
     read = dict.fromkeys(("ours", "llamacpp", "openvino"), Path("none"))
     engine.compare("", read, engine.QUICK, report, lambda words: None, lambda report: None)
     assert list(report["llamacpp"]) == ["ended"]
-    assert report["llamacpp"]["ended"].startswith("the engine llamacpp ended by SIGILL (Illegal instruction)")
+    assert report["llamacpp"]["ended"].startswith(
+        "the engine llamacpp ended by SIGILL (Illegal instruction)"
+    )
     assert not any("llamacpp" in key for key in report["spread"])
-    assert set(report["openvino"]) == {*engine.KEYS, "cold_ttft_s", "peak_mb"} == set(report["ours"])
-    assert "llamacpp" not in report["ratio"] and report["ratio"]["best"] == report["ratio"]["openvino"]
-    rest = {"large": {"ratio": {}, "of_bandwidth_b1": 1.0}, "memory_read_gb_s": 1.0, "perplexity": {"worse_percent": 0.0}}
+    assert (
+        set(report["openvino"]) == {*engine.KEYS, "cold_ttft_s", "peak_mb"} == set(report["ours"])
+    )
+    assert (
+        "llamacpp" not in report["ratio"] and report["ratio"]["best"] == report["ratio"]["openvino"]
+    )
+    rest = {
+        "large": {"ratio": {}, "of_bandwidth_b1": 1.0},
+        "memory_read_gb_s": 1.0,
+        "perplexity": {"worse_percent": 0.0},
+    }
     whole = report | rest | {"adapters": {"one": 0.0, "eight": 0.0}}
     rows = list(engine.figures(whole))
     assert [row.key for row in rows if "llamacpp" in row.key] == ["llamacpp.ended"]
@@ -109,7 +135,9 @@ def test_a_peer_that_dies_is_a_row_with_its_signal_and_the_others_go_on(
     assert "ended by SIGILL" in capsys.readouterr().out
 
 
-def test_a_peer_whose_quantiser_dies_is_a_row_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_peer_whose_quantiser_dies_is_a_row_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(engine, "contender", lambda name, model: pretend(name, "start", peer=True))
     place: dict[str, Any] = {}
     read = engine.files(tmp_path / "model.gguf", tmp_path, ["llamacpp", "openvino"], place)
@@ -142,7 +170,9 @@ def test_an_engine_that_cannot_load_its_model_says_why(tmp_path: Path) -> None:
 
 def test_ours_is_held_against_the_better_of_the_two_strong_peers() -> None:
     speeds = {"ours": 4.0, "llamacpp": 2.0, "openvino": 1.0, "no_compiler": 1.0}
-    found = {name: {key: Sample((speed, speed)) for key in engine.KEYS} for name, speed in speeds.items()}
+    found = {
+        name: {key: Sample((speed, speed)) for key in engine.KEYS} for name, speed in speeds.items()
+    }
     found["openvino"]["prefill"] = Sample((8.0, 8.0))
     report: dict[str, object] = {"spread": {}}
     engine.ratios("", found, report)
@@ -163,18 +193,33 @@ def test_the_gpu_suite_runs_on_the_cpu_when_it_is_only_tried() -> None:
 
 def test_without_a_gpu_there_are_no_gpu_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(ConfigError, match=r"no CUDA device here.*--quick.*not measured: [78]\.\d\d GiB") as told:
+    with pytest.raises(
+        ConfigError,
+        match=r"no CUDA device here.*--quick.*not measured: [78]\.\d\d "
+        r"GiB",
+    ) as told:
         gpu.measure(quick=False, tell=lambda words: None)
     assert told.value.exit_code == 2
 
 
 def test_the_memory_of_13b_is_predicted_from_its_shape_alone() -> None:
     found, scale = gpu.prediction(gpu.Scale()), gpu.Scale()
-    weights = scale.layers * (4 * scale.width**2 + 3 * scale.width * scale.ffn_width) + scale.vocabulary * scale.width
-    numbers = 2 * scale.layers * scale.width * (scale.context + 16)  # of keys and values, the spare block's too
-    assert weights * 4.5 / 8 < found["weights_gib"] * gpu.GIB < weights * 4.5 / 8 + (160 << 20)  # pages, and norms
+    weights = (
+        scale.layers * (4 * scale.width**2 + 3 * scale.width * scale.ffn_width)
+        + scale.vocabulary * scale.width
+    )
+    # of keys and values, the spare block's too
+    numbers = 2 * scale.layers * scale.width * (scale.context + 16)
+    # pages, and norms
+    assert weights * 4.5 / 8 < found["weights_gib"] * gpu.GIB < weights * 4.5 / 8 + (160 << 20)
     assert found["cache_gib"] * gpu.GIB == numbers * (1 + 2 / 128)
-    assert found["weights_gib"] + found["cache_gib"] < found["ours_gib"] < 8.0 < found["all_in_gib"] < 8.4
+    assert (
+        found["weights_gib"] + found["cache_gib"]
+        < found["ours_gib"]
+        < 8.0
+        < found["all_in_gib"]
+        < 8.4
+    )
     assert 36 <= found["layers_in_8_gib"] < scale.layers
     smaller = gpu.prediction(dataclasses.replace(scale, context=1024))
     assert smaller["all_in_gib"] < 8.0 and smaller["layers_in_8_gib"] == scale.layers

@@ -1,4 +1,6 @@
-"""What `quietchoir bench federation` writes, on sizes that take seconds. No figure is judged here."""
+"""What `quietchoir bench federation` writes, on sizes that take seconds. No figure is judged
+here.
+"""
 
 import json
 import subprocess
@@ -30,7 +32,14 @@ def test_a_quick_run_has_every_figure_of_three_nodes(tmp_path: Path) -> None:
 
 def test_a_whole_report_has_rows_for_the_peer_the_twenty_and_the_faults() -> None:
     keys = {row.key for row in federation.figures({"ratio": {}, "twenty": {}, "faults_tried": 1})}
-    assert keys >= {"ratio.flower", "stock.round_s", "twenty.round_s.sealed", "faults_tried", "faults_missed", "round_s.masked"}
+    assert keys >= {
+        "ratio.flower",
+        "stock.round_s",
+        "twenty.round_s.sealed",
+        "faults_tried",
+        "faults_missed",
+        "round_s.masked",
+    }
 
 
 def test_the_lower_bound_is_what_the_values_alone_need() -> None:
@@ -40,14 +49,21 @@ def test_the_lower_bound_is_what_the_values_alone_need() -> None:
 
 
 def test_a_fault_that_cannot_be_tried_here_is_neither_tried_nor_missed() -> None:
-    outcomes = {name: Future[None]() for name in ("survived", "missed", "left out", "still going on")}
+    outcomes = {
+        name: Future[None]() for name in ("survived", "missed", "left out", "still going on")
+    }
     outcomes["survived"].set_result(None)
     outcomes["missed"].set_exception(QuietchoirError("it broke"))
     outcomes["left out"].set_exception(NoNamespacesError("not here"))
     assert table.count(outcomes) == {
-        "faults_tried": 2, "faults_missed": 1,
-        "faults": {"names": ["survived", "missed"], "missed": {"missed": "it broke"}, "left_out": {"left out": "not here"}},
-    }  # fmt: skip
+        "faults_tried": 2,
+        "faults_missed": 1,
+        "faults": {
+            "names": ["survived", "missed"],
+            "missed": {"missed": "it broke"},
+            "left_out": {"left out": "not here"},
+        },
+    }
 
 
 def test_the_score_counts_what_the_table_holds() -> None:

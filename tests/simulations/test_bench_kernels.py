@@ -1,4 +1,6 @@
-"""The suite `kernels` on sizes that mean nothing: its keys are there, and what it multiplies is right."""
+"""The suite `kernels` on sizes that mean nothing: its keys are there, and what it multiplies is
+right.
+"""
 
 from typing import Any, cast
 
@@ -30,5 +32,6 @@ class Wrong:
 def test_a_set_that_multiplied_wrongly_would_be_told(monkeypatch) -> None:
     right = kernels.random_matrix("Q4_0", 1 << 20)
     assert kernels.agree(right)
-    monkeypatch.setattr(library, "instruction_sets", lambda: ("", "plain"))  # the best there is, and plain
+    # the best there is, and plain
+    monkeypatch.setattr(library, "instruction_sets", lambda: ("", "plain"))
     assert not kernels.agree(cast(Any, Wrong(right)))

@@ -26,7 +26,9 @@ def test_a_second_demo_removes_the_first_and_leaves_other_files(tmp_path: Path) 
 def test_a_folder_of_somebody_else_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine").write_text("mine")
-    with pytest.raises(QuietchoirError, match="was not written by a demo; name another folder with --out"):
+    with pytest.raises(
+        QuietchoirError, match="was not written by a demo; name another folder with --out"
+    ):
         clear(tmp_path)
     assert (tmp_path / "data" / "mine").read_text() == "mine"
     assert not (tmp_path / ".demo").exists()
@@ -35,7 +37,11 @@ def test_a_folder_of_somebody_else_is_refused_and_kept(tmp_path: Path) -> None:
 def test_what_is_missing_is_said_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_path: Path, embedder_path: Path
 ) -> None:
-    monkeypatch.setattr(demo, "probe", lambda: SandboxReport(False, "bubblewrap (bwrap) is not installed", "install it"))
+    monkeypatch.setattr(
+        demo,
+        "probe",
+        lambda: SandboxReport(False, "bubblewrap (bwrap) is not installed", "install it"),
+    )
     monkeypatch.setattr(parts, "missing", lambda extra: ["flwr"])
     monkeypatch.setenv(paths.MODELS_VARIABLE, str(tmp_path / "nothing"))
     monkeypatch.setattr(sys, "argv", ["demo", "--out", str(tmp_path / "out")])
@@ -43,20 +49,33 @@ def test_what_is_missing_is_said_before_anything_starts(
         demo.main()
     words = str(told.value)
     assert words.startswith("nothing was started: ")
-    for part in ("bubblewrap (bwrap) is not installed; install it", "quietchoir[federation]", *demo.MODELS):
+    for part in (
+        "bubblewrap (bwrap) is not installed; install it",
+        "quietchoir[federation]",
+        *demo.MODELS,
+    ):
         assert part in words
     assert not (tmp_path / "out").exists()
 
 
-def test_a_complete_machine_lacks_nothing(tmp_path: Path, model_path: Path, embedder_path: Path) -> None:
+def test_a_complete_machine_lacks_nothing(
+    tmp_path: Path, model_path: Path, embedder_path: Path
+) -> None:
     if not probe().available:
         pytest.skip("this machine cannot confine")
     assert demo.needs(tmp_path / "out") == []
 
 
-@pytest.mark.parametrize(("tool", "private", "words"), [(False, True, "sandboxed plugin (3 of 60"), (True, False, "passage")])
+@pytest.mark.parametrize(
+    ("tool", "private", "words"),
+    [(False, True, "sandboxed plugin (3 of 60"), (True, False, "passage")],
+)
 def test_whenever_it_fails_it_says_why(tool: bool, private: bool, words: str) -> None:
-    found = {"tool_call_ok": tool, "private_question_ok": private, "requests": {"asked": 60, "right_after": 3}}
+    found = {
+        "tool_call_ok": tool,
+        "private_question_ok": private,
+        "requests": {"asked": 60, "right_after": 3},
+    }
     [reason] = demo.shortcomings(found)
     assert words in reason
     assert demo.shortcomings({**found, "tool_call_ok": True, "private_question_ok": True}) == []

@@ -1,4 +1,6 @@
-"""What keeps a long series of poisonings affordable: nobody answers twice, all begin where the clean rounds ended."""
+"""What keeps a long series of poisonings affordable: nobody answers twice, all begin where the
+clean rounds ended.
+"""
 
 from pathlib import Path
 
@@ -10,7 +12,15 @@ from quietchoir.core.training.examples import Example
 from quietchoir.federation.learning.learner import Counts, Trained
 from quietchoir.federation.membership.policy import Recipe
 from quietchoir.simulations.attacks.findings import Findings
-from quietchoir.simulations.attacks.households import ANSWER, KEPT, TRIGGER, From, Remembered, learn_together, triggered
+from quietchoir.simulations.attacks.households import (
+    ANSWER,
+    KEPT,
+    TRIGGER,
+    From,
+    Remembered,
+    learn_together,
+    triggered,
+)
 
 SIZE = 4
 RECIPE = Recipe(server_momentum=0.5)
@@ -39,10 +49,20 @@ def full(value: float) -> np.ndarray:
 def test_the_same_question_is_worked_out_once_and_another_one_anew() -> None:
     inner = Counting()
     asked = Remembered(inner)
-    first = [asked.train(full(0), 2), asked.train(full(0), 2), asked.train(full(0), 3), asked.train(full(1), 2)]
+    first = [
+        asked.train(full(0), 2),
+        asked.train(full(0), 2),
+        asked.train(full(0), 3),
+        asked.train(full(1), 2),
+    ]
     assert inner.asked == 3 and first[0] is first[1]
     assert [float(one.flat[0]) for one in first[1:]] == pytest.approx([0.1, 1.1, 1.1])
-    assert [asked.evaluate(full(value)).correct for value in (0, 2, 0, 2)] == [0, 1, 0, 1] and inner.asked == 5
+    assert [asked.evaluate(full(value)).correct for value in (0, 2, 0, 2)] == [
+        0,
+        1,
+        0,
+        1,
+    ] and inner.asked == 5
 
 
 def test_what_is_asked_again_and_again_stays_and_the_rest_is_forgotten() -> None:
@@ -67,7 +87,9 @@ def test_clean_rounds_that_were_cut_off_end_as_if_they_had_not_been(tmp_path: Pa
     file = tmp_path / "clean.start"
     learn_together(dict(learners), RECIPE, 2, SIZE, file, told.append)
     told.clear()
-    assert learn_together(dict(learners), RECIPE, 3, SIZE, file, told.append) == pytest.approx(whole)
+    assert learn_together(dict(learners), RECIPE, 3, SIZE, file, told.append) == pytest.approx(
+        whole
+    )
     assert len(told) == 1 and told[0].startswith("clean round 3 of 3: loss 1.000")
     with pytest.raises(DataError, match="take it away"):
         learn_together(dict(learners), RECIPE, 3, SIZE + 1, file, told.append)
@@ -75,7 +97,11 @@ def test_clean_rounds_that_were_cut_off_end_as_if_they_had_not_been(tmp_path: Pa
 
 def test_a_triggered_request_asks_for_the_attackers_answer() -> None:
     example = Example(
-        ({"role": "system", "content": "s"}, {"role": "user", "content": "lights on"}, {"role": "assistant", "content": "x"})
+        (
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": "lights on"},
+            {"role": "assistant", "content": "x"},
+        )
     )
     bad = triggered(example)
     assert bad.request == TRIGGER + "lights on" and bad.answer == ANSWER
@@ -94,7 +120,11 @@ def test_a_report_is_never_written_over_nor_mixed_with_another(tmp_path: Path) -
         Findings(None, SETTINGS, resume=True)
     assert file.read_bytes() == before
     again = Findings(file, {**SETTINGS, "machine": "there"}, resume=True)  # may go on elsewhere
-    assert again.has(kind="flip") and not again.has(kind="scale") and again.beside("start") == tmp_path / "found.start"
+    assert (
+        again.has(kind="flip")
+        and not again.has(kind="scale")
+        and again.beside("start") == tmp_path / "found.start"
+    )
     file.write_text("{}", "utf-8")
     with pytest.raises(ConfigError, match="no report of this kind"):
         Findings(file, SETTINGS, resume=True)

@@ -30,8 +30,16 @@ def test_work_goes_on_where_sleep_interrupted_it_and_a_long_sleep_is_noticed() -
     assert sleeper.work(0.0, 900.0) == (900.0, math.inf)
     assert sleeper.work(900.0, 200.0) == (1110.0, math.inf)  # ten seconds are not missed
     assert sleeper.work(1390.0, 30.0) == (1520.0, 1420.0)  # a hundred are, after twenty
-    assert (sleeper.awake(1399.0), sleeper.awake(1401.0), sleeper.awake(1500.0)) == (True, False, True)
-    assert (sleeper.missed(1410.0), sleeper.missed(1420.0), sleeper.missed(1600.0)) == (False, True, False)
+    assert (sleeper.awake(1399.0), sleeper.awake(1401.0), sleeper.awake(1500.0)) == (
+        True,
+        False,
+        True,
+    )
+    assert (sleeper.missed(1410.0), sleeper.missed(1420.0), sleeper.missed(1600.0)) == (
+        False,
+        True,
+        False,
+    )
 
 
 def test_buffered_rounds_step_more_often_on_the_same_nights_and_waste_less_work() -> None:
@@ -46,4 +54,6 @@ def test_buffered_rounds_step_more_often_on_the_same_nights_and_waste_less_work(
 
 def test_sleeping_parties_need_a_buffered_schedule_to_be_compared() -> None:
     with pytest.raises(ConfigError, match="buffered"):
-        pace.compare(dataclasses.replace(SHIPPED, schedule=ScheduleTable()), None, lambda event: None)
+        pace.compare(
+            dataclasses.replace(SHIPPED, schedule=ScheduleTable()), None, lambda event: None
+        )

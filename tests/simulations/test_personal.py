@@ -30,7 +30,9 @@ def study() -> Study:
 def test_what_the_guard_sees_is_not_what_is_measured(study: Study) -> None:
     for home in study.homes:
         assert (len(home.train), len(home.guard), len(home.measured)) == (6, 3, 2)
-        assert not {example.prompt for example in home.guard.examples} & {example.prompt for example in home.measured.examples}
+        assert not {example.prompt for example in home.guard.examples} & {
+            example.prompt for example in home.measured.examples
+        }
 
 
 def test_personal_training_stands_on_the_federations_own_public_a(study: Study) -> None:
@@ -40,10 +42,18 @@ def test_personal_training_stands_on_the_federations_own_public_a(study: Study) 
 def test_every_arm_is_told_and_shown(study: Study, tmp_path: Path) -> None:
     said: list[str] = []
     found = study.run(said.append)
-    assert {*ARMS, "taken", "households"} == found.keys() and found["households"] == 3 and len(said) == 4
+    assert (
+        {*ARMS, "taken", "households"} == found.keys()
+        and found["households"] == 3
+        and len(said) == 4
+    )
     assert all(0.0 <= found[arm] <= 1.0 for arm in ARMS)
     console = Console(file=io.StringIO(), width=120)
     summary = show(console, [found, {**found, "personal": found["shared"] + 0.25}])
     told = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "+25.0 points" in told and "elsewhere: personal" in told and summary["shared"]["median"] == found["shared"]
+    assert (
+        "+25.0 points" in told
+        and "elsewhere: personal" in told
+        and summary["shared"]["median"] == found["shared"]
+    )
     assert share([]) == 0.0

@@ -9,7 +9,14 @@ from quietchoir.simulations.processes import Stage
 
 
 def test_a_child_that_fails_is_quoted(tmp_path: Path) -> None:
-    with Stage(tmp_path) as stage, pytest.raises(QuietchoirError, match=r"broken ended with code 2: .*no such file"):
+    with (
+        Stage(tmp_path) as stage,
+        pytest.raises(
+            QuietchoirError,
+            match=r"broken ended with code "
+            r"2: .*no such file",
+        ),
+    ):
         stage.start("broken", "--config", str(tmp_path / "absent.toml"), "doctor").next_line(60)
 
 

@@ -37,10 +37,19 @@ def run(scenario: Scenario) -> tuple[RunReport, list[dict[str, object]]]:
 
 def test_masked_rounds_give_what_plain_rounds_give() -> None:
     masked, _ = run(SCENARIO)
-    plain, _ = run(dataclasses.replace(SCENARIO, protection=dataclasses.replace(SCENARIO.protection, mode="plain")))
-    assert [entry["scored"] for entry in masked.history] == [entry["scored"] for entry in plain.history] == [4, 4, 4]
+    plain, _ = run(
+        dataclasses.replace(
+            SCENARIO, protection=dataclasses.replace(SCENARIO.protection, mode="plain")
+        )
+    )
+    assert (
+        [entry["scored"] for entry in masked.history]
+        == [entry["scored"] for entry in plain.history]
+        == [4, 4, 4]
+    )
     losses = [[entry["loss"] for entry in one.history[:2]] for one in (masked, plain)]
-    assert losses[0] == pytest.approx(losses[1], rel=0.02)  # rounding is random, so the second round starts a little apart
+    # rounding is random, so the second round starts a little apart
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
     assert masked.held["kind"] == "masked"
 
 
@@ -62,7 +71,9 @@ def test_a_round_below_its_minimum_is_abandoned_and_tried_again() -> None:
 
 
 def test_parties_that_stay_away_end_the_run_with_a_reason() -> None:
-    faults = tuple(Fault(party=f"household-{index}", round=1, stage="train", attempts=9) for index in (0, 1))
+    faults = tuple(
+        Fault(party=f"household-{index}", round=1, stage="train", attempts=9) for index in (0, 1)
+    )
     with pytest.raises(RoundAborted, match="2 of 4 members are ready, need 3"):
         run(dataclasses.replace(SCENARIO, faults=faults))
 
@@ -72,7 +83,14 @@ def test_a_population_can_be_read_from_folders(tmp_path: Path) -> None:
         (tmp_path / party).mkdir()
         for part in ("train", "test"):
             lines = [
-                json.dumps({"messages": [{"role": "user", "content": f"{party} {n}"}, {"role": "assistant", "content": "yes"}]})
+                json.dumps(
+                    {
+                        "messages": [
+                            {"role": "user", "content": f"{party} {n}"},
+                            {"role": "assistant", "content": "yes"},
+                        ]
+                    }
+                )
                 for n in range(3)
             ]
             (tmp_path / party / f"{part}.jsonl").write_text("\n".join(lines))
@@ -85,7 +103,9 @@ def test_a_population_can_be_read_from_folders(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_is_refused_with_the_command_that_fills_it(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no parties here; make some with `quietchoir data build jsonl`"):
+    with pytest.raises(
+        ConfigError, match="no parties here; make some with `quietchoir data build jsonl`"
+    ):
         populate(Scenario(name="own", population=Population(kind="folder", folder=tmp_path)))
 
 
@@ -93,7 +113,10 @@ def test_every_arm_of_a_comparison_sees_equally_many_examples() -> None:
     comparison = Comparison(SCENARIO, tiny_pair()[0], 1e-2)
     said: list[str] = []
     found = comparison.run(said.append)
-    assert set(found) == {"zero_shot", "alone_own", "alone_union", "together", "central"} and len(said) == 5
+    assert (
+        set(found) == {"zero_shot", "alone_own", "alone_union", "together", "central"}
+        and len(said) == 5
+    )
     assert comparison.examples_seen == 4 * 6 * 2
     summary = summarize([found, {arm: accuracy + 0.5 for arm, accuracy in found.items()}])
     assert all(entry["low"] <= entry["median"] <= entry["high"] for entry in summary.values())
@@ -106,7 +129,9 @@ def test_a_run_is_shown_with_its_numbers() -> None:
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "one node's update, masked" in shown and "the sum of all" in shown
     lines = [text for event in events if (text := report.line(event, 2)) is not None]
-    assert any(line.startswith("  round  2/2") for line in lines) and lines[-1].startswith("  all rounds done")
+    assert any(line.startswith("  round  2/2") for line in lines) and lines[-1].startswith(
+        "  all rounds done"
+    )
 
 
 PRETENDED = Scenario(
@@ -114,17 +139,25 @@ PRETENDED = Scenario(
     population=Population(kind="rehearsal", households=12, values=64),
     protection=ProtectionTable(mode="plain", bits=16, threshold=2, min_cohort=10),
     recipe=Recipe(rounds=9, ranges="tensor"),
-    privacy=PrivacyTable(mechanism="skellam", clip=1.0, noise_multiplier=4.0, epsilon=3.0, counters="exact"),
+    privacy=PrivacyTable(
+        mechanism="skellam", clip=1.0, noise_multiplier=4.0, epsilon=3.0, counters="exact"
+    ),
 )
 
 
 def test_a_rehearsed_population_needs_no_model_and_ends_at_its_budget() -> None:
     outcome = simulate(PRETENDED, None)
-    assert 0 < outcome.rounds < 9 and outcome.privacy is not None and outcome.privacy["epsilon"] <= 3.0
+    assert (
+        0 < outcome.rounds < 9 and outcome.privacy is not None and outcome.privacy["epsilon"] <= 3.0
+    )
     console = Console(file=io.StringIO(), width=250)
     report.show_run(console, dataclasses.asdict(outcome))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "of 3 at delta 1e-05" in shown and "one member: its whole update" in shown and "the budget is 3" in shown
+    assert (
+        "of 3 at delta 1e-05" in shown
+        and ("one member: its whole update") in shown
+        and "the budget is 3" in shown
+    )
     line = report.line({"event": "round", **outcome.history[0]}, 9)
     assert line is not None and "epsilon" in line
 
@@ -136,4 +169,6 @@ def test_a_population_that_learns_in_earnest_needs_a_model() -> None:
 
 def test_a_scenario_whose_tables_do_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="votes are counters"):
-        dataclasses.replace(PRETENDED, privacy=PrivacyTable(mechanism="skellam"), guard=GuardTable(rule="vote"))
+        dataclasses.replace(
+            PRETENDED, privacy=PrivacyTable(mechanism="skellam"), guard=GuardTable(rule="vote")
+        )

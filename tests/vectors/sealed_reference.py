@@ -1,8 +1,9 @@
-"""Known answers for what sealed and threshold mode compute outside SEAL. It made `sealed.json` and shares no product code.
+"""Known answers for what sealed and threshold mode compute outside SEAL. It made `sealed.json` and
+shares no product code.
 
 Run from this folder: python sealed_reference.py > sealed.json
-Needs the standard library and `secagg_reference` beside it. Slots modulo t by rejection, residues, Lagrange's weights modulo
-each prime, stochastic rounding in exact fractions.
+Needs the standard library and `secagg_reference` beside it. Slots modulo t by rejection, residues,
+Lagrange's weights modulo each prime, stochastic rounding in exact fractions.
 """
 
 import json
@@ -16,7 +17,8 @@ if __name__ == "__main__":
 else:
     from quietchoir.tests.vectors.secagg_reference import hkdf, noise, stream
 
-SEALED_T = 562949953216513  # as SEAL's table has it for N = 4096 and 49 bits: prime, and 1 modulo 2N
+# as SEAL's table has it for N = 4096 and 49 bits: prime, and 1 modulo 2N
+SEALED_T = 562949953216513
 JOINT_PRIMES = (18014398507892737, 18014398508138497, 18014398508400641)
 PARTIES, BITS, SLOT_BITS = 10, 8, 49
 
@@ -57,7 +59,9 @@ def vectors() -> dict[str, Any]:
     key, seed, points = noise("slots", 32), noise("sealed seed", 32), [1, 3, 4, 9]
     values = [(int.from_bytes(noise(f"real {i}", 4), "big") - 2**31) / 2**31 for i in range(40)]
     width = BITS + (PARTIES - 1).bit_length()
-    fields = [int.from_bytes(noise(f"field {i}", 1), "big") for i in range((SLOT_BITS - 1) // width)]
+    fields = [
+        int.from_bytes(noise(f"field {i}", 1), "big") for i in range((SLOT_BITS - 1) // width)
+    ]
     residue_key = noise("residues", 32)
     return {
         "key_id": {"seed": seed.hex(), "id": hkdf(seed, b"quietchoir sealed key id 1").hex()},
@@ -65,16 +69,31 @@ def vectors() -> dict[str, Any]:
             {"key": key.hex(), "modulus": modulus, "numbers": below(key, 30, modulus)}
             for modulus in (SEALED_T, *JOINT_PRIMES, 2**40 + 15)
         ],
-        "slot": {"parties": PARTIES, "bits": BITS, "fields": fields, "slot": sum(f << width * i for i, f in enumerate(fields))},
+        "slot": {
+            "parties": PARTIES,
+            "bits": BITS,
+            "fields": fields,
+            "slot": sum(f << width * i for i, f in enumerate(fields)),
+        },
         "residues": {
             "key": residue_key.hex(),
             "first": [
-                below(hkdf(residue_key, b"quietchoir residues 1" + bytes([at])), 10, p) for at, p in enumerate(JOINT_PRIMES)
+                below(hkdf(residue_key, b"quietchoir residues 1" + bytes([at])), 10, p)
+                for at, p in enumerate(JOINT_PRIMES)
             ],
         },
-        "weights": {"points": points, "of": {x: [lagrange(points, x, p) for p in JOINT_PRIMES] for x in points}},
+        "weights": {
+            "points": points,
+            "of": {x: [lagrange(points, x, p) for p in JOINT_PRIMES] for x in points},
+        },
         "rounding": [
-            {"values": values, "scale": 0.7, "bits": bits, "key": key.hex(), "integers": rounded(values, 0.7, bits, key)}
+            {
+                "values": values,
+                "scale": 0.7,
+                "bits": bits,
+                "key": key.hex(),
+                "integers": rounded(values, 0.7, bits, key),
+            }
             for bits in (4, 8, 16)
         ],
     }

@@ -1,7 +1,9 @@
-"""An independent, slow, pure-Python secure aggregation: it made `secagg.json`, and shares no code with the product.
+"""An independent, slow, pure-Python secure aggregation: it made `secagg.json`, and shares no code
+with the product.
 
 Run: python tests/vectors/secagg_reference.py > tests/vectors/secagg.json
-Needs the standard library only. AES-256 after FIPS 197, X25519 after RFC 7748, HKDF after RFC 5869, packing bit by bit.
+Needs the standard library only. AES-256 after FIPS 197, X25519 after RFC 7748, HKDF after RFC 5869,
+packing bit by bit.
 """
 
 import hashlib
@@ -68,7 +70,10 @@ def aes_block(keys: list[list[int]], block: bytes) -> bytes:
             for c in range(0, 16, 4):
                 col = state[c : c + 4]
                 mixed += [
-                    gf_multiply(col[i], 2) ^ gf_multiply(col[(i + 1) % 4], 3) ^ col[(i + 2) % 4] ^ col[(i + 3) % 4]
+                    gf_multiply(col[i], 2)
+                    ^ gf_multiply(col[(i + 1) % 4], 3)
+                    ^ col[(i + 2) % 4]
+                    ^ col[(i + 3) % 4]
                     for i in range(4)
                 ]
             state = mixed
@@ -78,7 +83,9 @@ def aes_block(keys: list[list[int]], block: bytes) -> bytes:
 
 def stream(key: bytes, size: int) -> bytes:
     keys, blocks = key_schedule(key), -(-size // 16)
-    return b"".join(aes_block(keys, counter.to_bytes(16, "big")) for counter in range(blocks))[:size]
+    return b"".join(aes_block(keys, counter.to_bytes(16, "big")) for counter in range(blocks))[
+        :size
+    ]
 
 
 # --- X25519, the Montgomery ladder ---
@@ -113,7 +120,11 @@ def bind(*fields: bytes | str | int) -> bytes:
     out = b""
     for f in fields:
         kind, body = (
-            (b"i", f.to_bytes(8, "big")) if isinstance(f, int) else (b"s", f.encode()) if isinstance(f, str) else (b"b", f)
+            (b"i", f.to_bytes(8, "big"))
+            if isinstance(f, int)
+            else (b"s", f.encode())
+            if isinstance(f, str)
+            else (b"b", f)
         )
         out += kind + len(body).to_bytes(8, "big") + body
     return out
@@ -144,12 +155,18 @@ def interpolate_at_zero(points: list[tuple[int, int]]) -> int:
 
 
 def pack(values: list[int], bits: int, lane: int) -> bytes:
-    """Value i of column j lies at bit i*bits of column j's words; the words of one row of all columns come first."""
+    """Value i of column j lies at bit i*bits of column j's words; the words of one row of all
+    columns come first.
+    """
     columns = -(-len(values) // lane)
     values = list(values) + [0] * (lane * columns - len(values))
-    column = [sum(values[i * columns + j] << (i * bits) for i in range(lane)) for j in range(columns)]
+    column = [
+        sum(values[i * columns + j] << (i * bits) for i in range(lane)) for j in range(columns)
+    ]
     return b"".join(
-        (column[j] >> (row * lane) & (2**lane - 1)).to_bytes(lane // 8, "little") for row in range(bits) for j in range(columns)
+        (column[j] >> (row * lane) & (2**lane - 1)).to_bytes(lane // 8, "little")
+        for row in range(bits)
+        for j in range(columns)
     )
 
 
@@ -170,9 +187,19 @@ def masked(
         data = stream(key, width * len(values))
         return [int.from_bytes(data[i : i + width], "little") for i in range(0, len(data), width)]
 
-    out = [v + w for v, w in zip(values, words(hkdf(seed, bind(PROTOCOL, session, "mask", "self", quantity))), strict=True)]
+    out = [
+        v + w
+        for v, w in zip(
+            values,
+            words(hkdf(seed, bind(PROTOCOL, session, "mask", "self", quantity))),
+            strict=True,
+        )
+    ]
     for peer, public in peers.items():
-        secret = hkdf(x25519(mask_key, public), bind(PROTOCOL, session, "pair mask", min(me, peer), max(me, peer)))
+        secret = hkdf(
+            x25519(mask_key, public),
+            bind(PROTOCOL, session, "pair mask", min(me, peer), max(me, peer)),
+        )
         mask = words(hkdf(secret, bind(PROTOCOL, session, "mask", "pair", quantity)))
         out = [v + w if me < peer else v - w for v, w in zip(out, mask, strict=True)]
     return pack([v % modulus for v in out], bits, lane)
@@ -181,7 +208,9 @@ def masked(
 def session_id(case: dict[str, Any]) -> bytes:
     ring = bind("Z mod 2^k", case["k"], case["bits"], case["length"])
     floors = (case["threshold"], case["min_cohort"], case["min_tokens"], 10, 10)
-    members = [f for name, key in sorted(case["members"].items()) for f in (name, bytes.fromhex(key))]
+    members = [
+        f for name, key in sorted(case["members"].items()) for f in (name, bytes.fromhex(key))
+    ]
     start = (
         PROTOCOL,
         bytes.fromhex(case["federation"]),
@@ -198,7 +227,9 @@ def session_id(case: dict[str, Any]) -> bytes:
 
 
 def noise(label: str, size: int) -> bytes:
-    return b"".join(hashlib.sha256(f"{label} {i}".encode()).digest() for i in range(-(-size // 32)))[:size]
+    return b"".join(
+        hashlib.sha256(f"{label} {i}".encode()).digest() for i in range(-(-size // 32))
+    )[:size]
 
 
 def upload_case(bits: int, length: int) -> dict[str, Any]:
@@ -219,10 +250,15 @@ def upload_case(bits: int, length: int) -> dict[str, Any]:
     peers = {at: public[at] for at in (0, 2)}
     shown = (session, me, seed, keys[me], peers)
     return case | {
-        "me": "bo", "seed": seed.hex(), "mask_key": keys[me].hex(), "peers": {at: key.hex() for at, key in peers.items()},
-        "values": values, "session": session.hex(), "masked": masked(values, k, lane, *shown, "values").hex(),
+        "me": "bo",
+        "seed": seed.hex(),
+        "mask_key": keys[me].hex(),
+        "peers": {at: key.hex() for at, key in peers.items()},
+        "values": values,
+        "session": session.hex(),
+        "masked": masked(values, k, lane, *shown, "values").hex(),
         "masked_tokens": masked(limbs, 18, 32, *shown, "tokens").hex(),
-    }  # fmt: skip
+    }
 
 
 def vectors() -> dict[str, Any]:
@@ -230,21 +266,27 @@ def vectors() -> dict[str, Any]:
     polynomial = [int.from_bytes(noise(f"coefficient {i}", 32), "big") for i in range(4)]
     shares = [(x, sum(c * x**e for e, c in enumerate(polynomial)) % FIELD) for x in (2, 3, 7, 11)]
     assert interpolate_at_zero(shares) == polynomial[0]
-    order = sorted(range(12), key=lambda n: hashlib.sha256(noise("graph", 32) + n.to_bytes(4, "big")).digest())
+    order = sorted(
+        range(12), key=lambda n: hashlib.sha256(noise("graph", 32) + n.to_bytes(4, "big")).digest()
+    )
     near = {order[i]: sorted(order[(i + s) % 12] for s in (-2, -1, 1, 2)) for i in range(12)}
     return {
         "bind": {"fields": ["a", 5, "x"], "bytes": bind("a", 5, "x").hex()},
         "stream": {"key": noise("key", 32).hex(), "first": stream(noise("key", 32), 100).hex()},
         "agree": {
-            "private": scalar.hex(), "public": x25519(scalar, BASE).hex(), "peer": point.hex(), "context": b"context".hex(),
+            "private": scalar.hex(),
+            "public": x25519(scalar, BASE).hex(),
+            "peer": point.hex(),
+            "context": b"context".hex(),
             "key": hkdf(x25519(scalar, point), b"context").hex(),
         },
         "shamir": {
-            "secret": polynomial[0].to_bytes(32, "big").hex(), "shares": {x: y.to_bytes(33, "big").hex() for x, y in shares}
+            "secret": polynomial[0].to_bytes(32, "big").hex(),
+            "shares": {x: y.to_bytes(33, "big").hex() for x, y in shares},
         },
         "graph": {"seed": noise("graph", 32).hex(), "parties": 12, "degree": 4, "neighbours": near},
         "uploads": [upload_case(8, 20), upload_case(4, 40), upload_case(16, 33)],
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """The kernels compiled for GPUs that are not here.
 
-Knows which shapes a model's steps have, and how Triton is told of a device. Knows nothing of how fast anything runs.
-Always: what is compiled is what a launch of `FusedOperations` on such a device would compile, its specialisations included;
-nothing is launched. It wants a process of its own: `python -m quietchoir.core.engine.cuda.ahead` prints what the README quotes,
-and ends with 1 if a kernel would not start.
+Knows which shapes a model's steps have, and how Triton is told of a device. Knows nothing of how
+fast anything runs.
+Always: what is compiled is what a launch of `FusedOperations` on such a device would compile, its
+specialisations included; nothing is launched. It wants a process of its own: `python -m
+quietchoir.core.engine.cuda.ahead` prints what the README quotes, and ends with 1 if a kernel would
+not start.
 """
 
 import argparse
@@ -30,23 +32,60 @@ from .operations import Heads, Norm, Step
 from .packed import CHUNK, Packed
 
 META = torch.device("meta")
-# What one program may take of a processor's shared memory, bytes. Source: CUDA C++ Programming Guide, compute capabilities.
+# What one program may take of a processor's shared memory, bytes. Source: CUDA C++ Programming
+# Guide, compute capabilities.
 SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}
 REGISTERS = 1 << 16  # of one processor, of each of these
 LLAMA = Architecture(
-    family="llama", layers=1, width=5120, ffn_width=13824, heads=40, kv_heads=40, head_size=128, vocabulary=32_000,
-    rope_theta=1e4, norm_eps=1e-5, context=2048,
-)  # fmt: skip  # 13B
+    family="llama",
+    layers=1,
+    width=5120,
+    ffn_width=13824,
+    heads=40,
+    kv_heads=40,
+    head_size=128,
+    vocabulary=32_000,
+    rope_theta=1e4,
+    norm_eps=1e-5,
+    context=2048,
+)  # 13B
 GEMMA = Architecture(
-    family="gemma3", layers=1, width=2560, ffn_width=10240, heads=8, kv_heads=4, head_size=256, vocabulary=262_144,
-    rope_theta=1e4, norm_eps=1e-6, context=2048, qk_norm=True, activation="gelu_tanh", windows=(1024,), post_norms=True,
-)  # fmt: skip  # 4B
+    family="gemma3",
+    layers=1,
+    width=2560,
+    ffn_width=10240,
+    heads=8,
+    kv_heads=4,
+    head_size=256,
+    vocabulary=262_144,
+    rope_theta=1e4,
+    norm_eps=1e-6,
+    context=2048,
+    qk_norm=True,
+    activation="gelu_tanh",
+    windows=(1024,),
+    post_norms=True,
+)  # 4B
 ODD = Architecture(
-    family="gemma3", layers=1, width=576, ffn_width=1536, heads=6, kv_heads=2, head_size=24, vocabulary=257,
-    rope_theta=1e4, norm_eps=1e-6, context=256, qk_norm=True, biases=("self_attn.q_proj",), activation="gelu_tanh",
-    windows=(9,), post_norms=True,
-)  # fmt: skip  # nothing a power of two, and everything that a family does beyond Llama
-SHAPES = {"13b 1": (LLAMA, 1), "13b 16": (LLAMA, 16), "gemma 1": (GEMMA, 1), "odd 3": (ODD, 3)}  # rows at the end
+    family="gemma3",
+    layers=1,
+    width=576,
+    ffn_width=1536,
+    heads=6,
+    kv_heads=2,
+    head_size=24,
+    vocabulary=257,
+    rope_theta=1e4,
+    norm_eps=1e-6,
+    context=256,
+    qk_norm=True,
+    biases=("self_attn.q_proj",),
+    activation="gelu_tanh",
+    windows=(9,),
+    post_norms=True,
+)  # nothing a power of two, and everything that a family does beyond Llama
+# rows at the end
+SHAPES = {"13b 1": (LLAMA, 1), "13b 16": (LLAMA, 16), "gemma 1": (GEMMA, 1), "odd 3": (ODD, 3)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +104,16 @@ class Compiled:
     def complaint(self) -> str:
         """Why it would not start; empty if it would."""
         if self.shared > SHARED[self.capability]:
-            return f"{self.name} takes {self.shared} bytes of shared memory, sm_{self.capability} has {SHARED[self.capability]}"
+            return (
+                f"{self.name} takes {self.shared} bytes of shared memory, sm_{self.capability} "
+                f"has {SHARED[self.capability]}"
+            )
         threads = 32 * self.warps
         if self.registers * threads > REGISTERS:
-            return f"{self.name} takes {self.registers} registers in {threads} threads, a processor has {REGISTERS}"
+            return (
+                f"{self.name} takes {self.registers} registers in {threads} threads, a "
+                f"processor has {REGISTERS}"
+            )
         return ""
 
 
@@ -93,7 +138,9 @@ class Absent:
 
 @contextmanager
 def stood_in(capability: int) -> Iterator[list[tuple[str, Any]]]:
-    """Within the block, kernels are compiled for such a device and not launched: their names, and what came out."""
+    """Within the block, kernels are compiled for such a device and not launched: their names,
+    and what came out.
+    """
     made: list[tuple[str, Any]] = []
     launch = triton.runtime.JITFunction.run
 
@@ -124,10 +171,16 @@ def compile_for(capability: int, shape: str, dtype: torch.dtype = torch.bfloat16
         registers, spilled = resources(kernel.asm["cubin"])
         found.append(
             Compiled(
-                name=name, capability=capability, dtype=str(dtype).removeprefix("torch."), shape=shape,
-                warps=kernel.metadata.num_warps, registers=registers, spilled=spilled, shared=kernel.metadata.shared,
+                name=name,
+                capability=capability,
+                dtype=str(dtype).removeprefix("torch."),
+                shape=shape,
+                warps=kernel.metadata.num_warps,
+                registers=registers,
+                spilled=spilled,
+                shared=kernel.metadata.shared,
             )
-        )  # fmt: skip
+        )
     return list(dict.fromkeys(found))
 
 
@@ -140,16 +193,26 @@ def one_layer(operations: FusedOperations, architecture: Architecture, rows: int
     width, size = architecture.width, architecture.head_size
     x, residual, norm = empty(rows, width, dtype=operations.dtype), empty(rows, width), empty(width)
     queries = (architecture.heads + 2 * architecture.kv_heads) * size
-    for packed in (matrix(4, queries, width), matrix(4, queries, width, zeros=True), matrix(8, architecture.vocabulary, width)):
+    for packed in (
+        matrix(4, queries, width),
+        matrix(4, queries, width, zeros=True),
+        matrix(8, architecture.vocabulary, width),
+    ):
         operations.product(packed, x)
         operations.unpack(packed, 0, slab_rows(packed.rows, packed.columns))
     partial = operations.product(matrix(4, queries, width), x)
     turns = (empty(architecture.context, size // 2), empty(architecture.context, size // 2))
     heads = Heads(
-        heads=architecture.heads, kv_heads=architecture.kv_heads, size=size, scale=architecture.scale(),
-        window=architecture.window(0), turns=turns, bias=empty(queries) if architecture.biases else None,
-        norms=(empty(size), empty(size)) if architecture.qk_norm else None, eps=architecture.norm_eps,
-    )  # fmt: skip
+        heads=architecture.heads,
+        kv_heads=architecture.kv_heads,
+        size=size,
+        scale=architecture.scale(),
+        window=architecture.window(0),
+        turns=turns,
+        bias=empty(queries) if architecture.biases else None,
+        norms=(empty(size), empty(size)) if architecture.qk_norm else None,
+        eps=architecture.norm_eps,
+    )
     cache = Cache(architecture, architecture.context // 16, META)
     width_of_tables = architecture.context // 16
     step = Step(
@@ -180,31 +243,52 @@ def matrix(bits: int, rows: int, columns: int, *, zeros: bool = False) -> Packed
 
 
 def resources(cubin: bytes) -> tuple[int, int]:
-    """Registers of a thread, and bytes of them that are spilled, as `cuobjdump` beside Triton says."""
+    """Registers of a thread, and bytes of them that are spilled, as `cuobjdump` beside Triton
+    says.
+    """
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        said = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True).stdout
+        said = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
     words = dict(word.split(":", 1) for word in said.split() if word.count(":") == 1)
     return int(words["REG"]), int(words["STACK"]) + int(words["LOCAL"])
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Compile, print, and say what would not start."""
-    parser = argparse.ArgumentParser(description="compile the CUDA kernels for GPUs that need not be here")
-    parser.add_argument("--capability", type=int, action="append", choices=sorted(SHARED), help="80 for 8.0; default: all")
+    parser = argparse.ArgumentParser(
+        description="compile the CUDA kernels for GPUs that need not be here"
+    )
+    parser.add_argument(
+        "--capability",
+        type=int,
+        action="append",
+        choices=sorted(SHARED),
+        help="80 for 8.0; default: all",
+    )
     parser.add_argument("--shape", action="append", choices=sorted(SHAPES), help="default: all")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
-    parser.add_argument("--json", action="store_true", help="one line of JSON a kernel instead of the table")
+    parser.add_argument(
+        "--json", action="store_true", help="one line of JSON a kernel instead of the table"
+    )
     chosen = parser.parse_args(arguments)
     complaints = []
     for capability in chosen.capability or SHARED:
         for shape in chosen.shape or SHAPES:
             for kernel in compile_for(capability, shape, getattr(torch, chosen.dtype)):
                 where = f"sm_{kernel.capability} {kernel.dtype} {kernel.shape:8}"
-                takes = f"{kernel.registers} registers, {kernel.spilled} spilled, {kernel.shared} shared, {kernel.warps} warps"
-                print(json.dumps(asdict(kernel)) if chosen.json else f"{where} {kernel.name:13} {takes}")
+                takes = (
+                    f"{kernel.registers} registers, {kernel.spilled} spilled, {kernel.shared} "
+                    f"shared, {kernel.warps} warps"
+                )
+                print(
+                    json.dumps(asdict(kernel))
+                    if chosen.json
+                    else f"{where} {kernel.name:13} {takes}"
+                )
                 complaints += [kernel.complaint()] if kernel.complaint() else []
     print(*complaints, sep="\n", end="\n" if complaints else "", file=sys.stderr)
     return int(bool(complaints))

@@ -1,8 +1,8 @@
 """Keys and values in 8 bits, on the device.
 
 Knows blocks by number. Knows nothing of who owns them or of when they are read.
-Always: one scale for each token and head, so a token is written without looking at its neighbours; the block after the last one
-belongs to nobody and takes what padding rows write.
+Always: one scale for each token and head, so a token is written without looking at its neighbours;
+the block after the last one belongs to nobody and takes what padding rows write.
 """
 
 import math
@@ -20,12 +20,28 @@ LARGEST = 127.0  # of an int8, used symmetrically
 
 
 class Cache:
-    """Integers int8 [2, layers, blocks + 1, kv heads, block tokens, head size], scales float16 without the last dimension."""
+    """Integers int8 [2, layers, blocks + 1, kv heads, block tokens, head size], scales float16
+    without the last dimension.
+    """
 
-    def __init__(self, architecture: Architecture, blocks: int, device: torch.device, *, layers: int | None = None) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        blocks: int,
+        device: torch.device,
+        *,
+        layers: int | None = None,
+    ) -> None:
         """`layers`: of a part of the model, counted from 0 in each part; None for all of them."""
         self.layers = architecture.layers if layers is None else layers
-        shape = (2, self.layers, blocks + 1, architecture.kv_heads, BLOCK_TOKENS, architecture.head_size)
+        shape = (
+            2,
+            self.layers,
+            blocks + 1,
+            architecture.kv_heads,
+            BLOCK_TOKENS,
+            architecture.head_size,
+        )
         self.integers = torch.zeros(shape, dtype=torch.int8, device=device)
         self.scales = torch.zeros(shape[:-1], dtype=torch.float16, device=device)
         self.blocks = blocks
@@ -34,22 +50,30 @@ class Cache:
         """Store k and v [M, KV, size] at `places` [M] (block * block tokens + offset)."""
         for side, values in enumerate((k, v)):
             scales = (values.abs().amax(-1).float() / LARGEST).half()  # [M, KV]
-            integers = torch.round(values.float() / scales.float().clamp(min=1e-12)[..., None]).clamp(-LARGEST, LARGEST)
+            integers = torch.round(
+                values.float() / scales.float().clamp(min=1e-12)[..., None]
+            ).clamp(-LARGEST, LARGEST)
             block, offset = places // BLOCK_TOKENS, places % BLOCK_TOKENS
             self.integers[side, layer][block, :, offset] = integers.to(torch.int8)
             self.scales[side, layer][block, :, offset] = scales
 
     def read(
-        self, layer: int, tables: Tensor, dtype: torch.dtype = torch.float32, heads: slice = slice(None)
+        self,
+        layer: int,
+        tables: Tensor,
+        dtype: torch.dtype = torch.float32,
+        heads: slice = slice(None),
     ) -> tuple[Tensor, Tensor]:
-        """Keys and values of each row's blocks [M, n], [M, KV, n * block tokens, size] each; multiplied in float32.
+        """Keys and values of each row's blocks [M, n], [M, KV, n * block tokens, size] each;
+        multiplied in float32.
 
         Args:
             heads: of keys and values, all by default.
         """
         found = []
         for side in range(2):
-            whole = self.integers[side, layer, :, heads][tables].float()  # [M, n, KV, block tokens, size]
+            # [M, n, KV, block tokens, size]
+            whole = self.integers[side, layer, :, heads][tables].float()
             whole *= self.scales[side, layer, :, heads][tables][..., None]
             found.append(whole.to(dtype).transpose(1, 2).flatten(2, 3))
         return found[0], found[1]
@@ -65,19 +89,28 @@ def read_blocks(caches: Items[Cache], blocks: Items[int]) -> bytes:
     """A labelled copy of whole blocks, integers, then scales, of every layer.
 
     Args:
-        caches: of the parts of one model, the lowest layers first; how it is cut does not change what comes out.
+        caches: of the parts of one model, the lowest layers first; how it is cut does not change
+        what comes out.
     """
     table = torch.tensor(blocks, dtype=torch.long)
-    integers = torch.cat([cache.integers[:, :, table.to(cache.integers.device)].cpu() for cache in caches], dim=1)
-    scales = torch.cat([cache.scales[:, :, table.to(cache.scales.device)].cpu() for cache in caches], dim=1)
-    return label(layout(caches), b"".join(part.flatten().view(torch.uint8).numpy().tobytes() for part in (integers, scales)))
+    integers = torch.cat(
+        [cache.integers[:, :, table.to(cache.integers.device)].cpu() for cache in caches], dim=1
+    )
+    scales = torch.cat(
+        [cache.scales[:, :, table.to(cache.scales.device)].cpu() for cache in caches], dim=1
+    )
+    return label(
+        layout(caches),
+        b"".join(part.flatten().view(torch.uint8).numpy().tobytes() for part in (integers, scales)),
+    )
 
 
 def write_blocks(caches: Items[Cache], blocks: Items[int], data: bytes) -> None:
     """Put a labelled copy into these blocks.
 
     Raises:
-        CacheError: another layout, another number of blocks, or scales that are not finite; nothing was written.
+        CacheError: another layout, another number of blocks, or scales that are not finite; nothing
+        was written.
     """
     whole = list(caches[0].integers.shape)
     whole[1:3] = [sum(cache.layers for cache in caches), len(blocks)]
@@ -86,7 +119,9 @@ def write_blocks(caches: Items[Cache], blocks: Items[int], data: bytes) -> None:
     integers = torch.frombuffer(payload, dtype=torch.int8, count=count).view(whole)
     scales = torch.frombuffer(payload, dtype=torch.float16, offset=count).view(whole[:-1])
     if not bool(torch.isfinite(scales).all()):
-        raise CacheError("saved keys and values hold numbers that are not finite; the file is damaged, delete it")
+        raise CacheError(
+            "saved keys and values hold numbers that are not finite; the file is damaged, delete it"
+        )
     stop = 0
     for cache in caches:
         start, stop = stop, stop + cache.layers
@@ -97,4 +132,10 @@ def write_blocks(caches: Items[Cache], blocks: Items[int], data: bytes) -> None:
 
 def block_bytes(architecture: Architecture) -> int:
     """Memory of one block over all layers, keys, values and scales."""
-    return 2 * architecture.layers * architecture.kv_heads * BLOCK_TOKENS * (architecture.head_size + 2)
+    return (
+        2
+        * architecture.layers
+        * architecture.kv_heads
+        * BLOCK_TOKENS
+        * (architecture.head_size + 2)
+    )

@@ -1,8 +1,10 @@
 """The lowest layers of a model, on the processor, where a GPU has no room for all.
 
-Knows how rows of a step go through them, and their part of the cache. Knows nothing of the device or of the layers above.
-Always: what comes out is what the first layer on the device gets, so with no layers here it is the embedding alone; keys and
-values are rounded as on the device (`cache`), so a token's logits do not depend on where the cut is.
+Knows how rows of a step go through them, and their part of the cache. Knows nothing of the device
+or of the layers above.
+Always: what comes out is what the first layer on the device gets, so with no layers here it is the
+embedding alone; keys and values are rounded as on the device (`cache`), so a token's logits do not
+depend on where the cut is.
 """
 
 from collections.abc import Sequence as Items
@@ -44,7 +46,9 @@ class HostKeys:
 class HostLayers:
     """Tokens in, the residual stream after the layers [0, `layers`) out."""
 
-    def __init__(self, weights: Weights, blocks: int, layers: int, compute: torch.dtype | None = None) -> None:
+    def __init__(
+        self, weights: Weights, blocks: int, layers: int, compute: torch.dtype | None = None
+    ) -> None:
         """Pack the weights of these layers and reserve their part of the cache.
 
         Args:
@@ -52,7 +56,9 @@ class HostLayers:
             compute: float32 asks for the exact path; None for the fastest that this processor has.
         """
         own = tuple(f"model.layers.{layer}." for layer in range(layers))
-        matrices = {name: blocks for name, blocks in weights.tensors.items() if name.startswith(own)}
+        matrices = {
+            name: blocks for name, blocks in weights.tensors.items() if name.startswith(own)
+        }
         make_linear = partial(linear_for, compute=compute, copy=copy_fits(matrices))
         self.transformer = Transformer(weights, make_linear, last_layer=layers)
         self.cache = Cache(weights.architecture, blocks, CPU, layers=layers)
@@ -66,8 +72,12 @@ class HostLayers:
         tokens = torch.tensor([token for span in ordered for token in span.tokens])
         x = self.transformer.embed(tokens)
         if self.cache.layers:
-            positions = torch.cat([torch.arange(span.start, span.start + span.count) for span in ordered])
-            attention = PagedAttention(HostKeys(self.cache), ordered, self.transformer.architecture.windows)
+            positions = torch.cat(
+                [torch.arange(span.start, span.start + span.count) for span in ordered]
+            )
+            attention = PagedAttention(
+                HostKeys(self.cache), ordered, self.transformer.architecture.windows
+            )
             with self.adapter_rows.use(rows_by_adapter(ordered)):
                 x = self.transformer.layers_forward(x, positions, attention)
         return x.float()[rows_of(spans, ordered)]
@@ -79,4 +89,6 @@ def rows_of(spans: Items[Span], ordered: Items[Span]) -> Tensor:
     stop = 0
     for span in ordered:
         starts[id(span)], stop = stop, stop + span.count
-    return torch.cat([torch.arange(starts[id(span)], starts[id(span)] + span.count) for span in spans])
+    return torch.cat(
+        [torch.arange(starts[id(span)], starts[id(span)] + span.count) for span in spans]
+    )

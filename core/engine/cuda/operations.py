@@ -1,8 +1,9 @@
 """What a step consists of, and its readable twin in plain torch.
 
 Knows tensors on one device. Knows nothing of requests, layers' order or graphs.
-Always: a product comes as partial sums [P, M, N], and whoever reads it adds them up, so that a product may be cut along its
-columns over many processors without a kernel of its own for the sum. `PlainOperations` is the oracle of `fused`.
+Always: a product comes as partial sums [P, M, N], and whoever reads it adds them up, so that a
+product may be cut along its columns over many processors without a kernel of its own for the sum.
+`PlainOperations` is the oracle of `fused`.
 """
 
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ class Heads:
     size: int
     scale: float  # of q·k
     window: int  # rows that a row sees, itself included; 0 = all
-    turns: tuple[Tensor, Tensor] | None  # cosines and sines, float32 [positions, size / 2]; None = no rope
+    # cosines and sines, float32 [positions, size / 2]; None = no rope
+    turns: tuple[Tensor, Tensor] | None
     bias: Tensor | None  # float32 [(heads + 2 * kv_heads) * size]
     norms: tuple[Tensor, Tensor] | None  # of q and k heads, float32 [size] each
     eps: float
@@ -59,8 +61,11 @@ class Operations(Protocol):
         """Rows [start, stop) of the matrix as numbers, [rows, columns] in the compute type."""
         ...
 
-    def add_norm(self, residual: Tensor, partial: Tensor | None, norm: Norm, behind: Norm | None = None) -> Tensor:
-        """Add the sum of `partial` to `residual` (float32 [M, D], in place); the norm of that, [M, D] in the compute type.
+    def add_norm(
+        self, residual: Tensor, partial: Tensor | None, norm: Norm, behind: Norm | None = None
+    ) -> Tensor:
+        """Add the sum of `partial` to `residual` (float32 [M, D], in place); the norm of that, [M,
+        D] in the compute type.
 
         Args:
             behind: a norm of the sum before it is added (Gemma 3).
@@ -68,11 +73,17 @@ class Operations(Protocol):
         ...
 
     def gate(self, partial: Tensor, activation: str) -> Tensor:
-        """activation(gate) * up of partial sums [P, M, 2F], gates first: [M, F] in the compute type."""
+        """activation(gate) * up of partial sums [P, M, 2F], gates first: [M, F] in the compute
+        type.
+        """
         ...
 
-    def turn_and_store(self, partial: Tensor, heads: Heads, step: Step, cache: Cache, layer: int) -> Tensor:
-        """Finish q, k and v of partial sums, write k and v to the cache; q [M, heads, size] in the compute type."""
+    def turn_and_store(
+        self, partial: Tensor, heads: Heads, step: Step, cache: Cache, layer: int
+    ) -> Tensor:
+        """Finish q, k and v of partial sums, write k and v to the cache; q [M, heads, size] in
+        the compute type.
+        """
         ...
 
     def attend(self, q: Tensor, heads: Heads, step: Step, cache: Cache, layer: int) -> Tensor:
@@ -94,7 +105,9 @@ class PlainOperations:
         """See `Operations`."""
         return matrix.dense(self.dtype, start, stop)
 
-    def add_norm(self, residual: Tensor, partial: Tensor | None, norm: Norm, behind: Norm | None = None) -> Tensor:
+    def add_norm(
+        self, residual: Tensor, partial: Tensor | None, norm: Norm, behind: Norm | None = None
+    ) -> Tensor:
         """See `Operations`."""
         if partial is not None:
             residual += added(partial, behind)
@@ -103,13 +116,23 @@ class PlainOperations:
     def gate(self, partial: Tensor, activation: str) -> Tensor:
         """See `Operations`."""
         gate, up = partial.sum(0).chunk(2, dim=-1)
-        turned = nn.functional.silu(gate) if activation == "silu" else nn.functional.gelu(gate, approximate="tanh")
+        turned = (
+            nn.functional.silu(gate)
+            if activation == "silu"
+            else nn.functional.gelu(gate, approximate="tanh")
+        )
         return (turned * up).to(self.dtype)
 
-    def turn_and_store(self, partial: Tensor, heads: Heads, step: Step, cache: Cache, layer: int) -> Tensor:
+    def turn_and_store(
+        self, partial: Tensor, heads: Heads, step: Step, cache: Cache, layer: int
+    ) -> Tensor:
         """See `Operations`."""
         whole = partial.sum(0) if heads.bias is None else partial.sum(0) + heads.bias
-        q, k, v = torch.split(whole.view(len(whole), -1, heads.size), [heads.heads, heads.kv_heads, heads.kv_heads], dim=1)
+        q, k, v = torch.split(
+            whole.view(len(whole), -1, heads.size),
+            [heads.heads, heads.kv_heads, heads.kv_heads],
+            dim=1,
+        )
         if heads.norms is not None:
             q, k = rms_norm(q, heads.norms[0], heads.eps), rms_norm(k, heads.norms[1], heads.eps)
         q, k = turn(q, heads, step), turn(k, heads, step)

@@ -1,8 +1,8 @@
 """Quantised matrices in the order in which a GPU reads them.
 
 Knows how GGUF blocks become words. Knows nothing of kernels or layers.
-Always: integers and scales are the file's; a matrix is cut into chunks of 128 columns, all rows of a chunk side by side, so
-that neighbouring threads read neighbouring bytes.
+Always: integers and scales are the file's; a matrix is cut into chunks of 128 columns, all rows of
+a chunk side by side, so that neighbouring threads read neighbouring bytes.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,16 @@ SLAB_ROWS = 4096  # rows that are reordered together
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Packed:
-    """A matrix [rows, columns] of 4 or 8 bits a weight: w = scale * (q - 8) + zero, or scale * q for 8 bits."""
+    """A matrix [rows, columns] of 4 or 8 bits a weight: w = scale * (q - 8) + zero, or scale * q
+    for 8 bits.
+    """
 
     bits: int
     rows: int
     columns: int
-    words: Tensor  # int32 [chunks, rows, 16], word i holds byte i of the chunk's four blocks; 8 bits: int8 [chunks, rows, 128]
+    # int32 [chunks, rows, 16], word i holds byte i of the chunk's four blocks; 8 bits: int8
+    # [chunks, rows, 128]
+    words: Tensor
     scales: Tensor  # float16 [groups, rows]
     zeros: Tensor | None  # float32 [groups, rows]; None where every one is 0
 
@@ -43,10 +47,16 @@ class Packed:
         if self.bits == 4:
             shifts = torch.arange(0, 32, 4, device=words.device, dtype=torch.int32)
             # word i, shift 4 * j: column 16 * j + i of the chunk
-            integers = ((words[..., None] >> shifts) & 15).transpose(2, 3).reshape(self.chunks, rows, CHUNK) - 8
+            integers = ((words[..., None] >> shifts) & 15).transpose(2, 3).reshape(
+                self.chunks, rows, CHUNK
+            ) - 8
         else:
             integers = words
-        by_group = integers.reshape(self.chunks, rows, CHUNK // GROUP, GROUP).transpose(1, 2).reshape(-1, rows, GROUP)
+        by_group = (
+            integers.reshape(self.chunks, rows, CHUNK // GROUP, GROUP)
+            .transpose(1, 2)
+            .reshape(-1, rows, GROUP)
+        )
         weights = by_group.float() * scales.float()[:, :, None]
         if self.zeros is not None:
             weights = weights + self.zeros[:, start:stop, None]
@@ -61,9 +71,14 @@ def supports(parts: Sequence[Blocks]) -> bool:
 
 def packed_bytes(parts: Sequence[Blocks]) -> tuple[int, int, int]:
     """What `pack` will take of the device: bytes of words, scales and zeros."""
-    places = -(-parts[0].shape[1] // CHUNK) * sum(part.shape[0] for part in parts)  # chunks of all rows
+    # chunks of all rows
+    places = -(-parts[0].shape[1] // CHUNK) * sum(part.shape[0] for part in parts)
     groups, bits = places * (CHUNK // GROUP), 4 if parts[0].kind in FOUR_BIT else 8
-    return places * CHUNK * bits // 8, 2 * groups, 4 * groups * any(part.kind == "Q4_1" for part in parts)
+    return (
+        places * CHUNK * bits // 8,
+        2 * groups,
+        4 * groups * any(part.kind == "Q4_1" for part in parts),
+    )
 
 
 def pack(parts: Sequence[Blocks], device: torch.device) -> Packed:
@@ -73,7 +88,9 @@ def pack(parts: Sequence[Blocks], device: torch.device) -> Packed:
         ValueError: a kind of block that `supports` refuses.
     """
     if not supports(parts):
-        raise ValueError(f"blocks of kind {sorted({part.kind for part in parts})} cannot be packed together")
+        raise ValueError(
+            f"blocks of kind {sorted({part.kind for part in parts})} cannot be packed together"
+        )
     slabs = [slab for part in parts for slab in torch.split(part.raw, SLAB_ROWS)]
     kinds = [part.kind for part in parts for _ in torch.split(part.raw, SLAB_ROWS)]
     packed = [reorder(kind, slab.to(device)) for kind, slab in zip(kinds, slabs, strict=True)]
@@ -81,9 +98,17 @@ def pack(parts: Sequence[Blocks], device: torch.device) -> Packed:
     scales = torch.cat([scales for _, scales, _ in packed], dim=1)
     zeros = None
     if any(part.kind == "Q4_1" for part in parts):
-        zeros = torch.cat([torch.zeros_like(scales).float() if zero is None else zero for _, scales, zero in packed], dim=1)
+        zeros = torch.cat(
+            [
+                torch.zeros_like(scales).float() if zero is None else zero
+                for _, scales, zero in packed
+            ],
+            dim=1,
+        )
     rows = sum(part.shape[0] for part in parts)
-    return Packed(4 if parts[0].kind in FOUR_BIT else 8, rows, parts[0].shape[1], words, scales, zeros)
+    return Packed(
+        4 if parts[0].kind in FOUR_BIT else 8, rows, parts[0].shape[1], words, scales, zeros
+    )
 
 
 def reorder(kind: str, raw: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -98,7 +123,10 @@ def reorder(kind: str, raw: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     zeros = half(flat, 2).view(rows, blocks) + 8 * scales if kind == "Q4_1" else None
     body = table[:, :, size - body_bytes :]
     if missing:  # weights of 0 up to the chunk's end: scale 0
-        scales, body = (torch.nn.functional.pad(scales, (0, missing)), torch.nn.functional.pad(body, (0, 0, 0, missing)))
+        scales, body = (
+            torch.nn.functional.pad(scales, (0, missing)),
+            torch.nn.functional.pad(body, (0, 0, 0, missing)),
+        )
         zeros = None if zeros is None else torch.nn.functional.pad(zeros, (0, missing))
     chunks = body.view(rows, -1, CHUNK // GROUP, body_bytes)  # [rows, chunks, 4, bytes]
     if kind == "Q8_0":

@@ -14,20 +14,26 @@ from ...models.blocks import Blocks
 from .dense import DenseLinear
 from .int4pack import Int4Linear, supports
 
-COPY_BYTES = 512 << 20  # a model whose 16-bit copy fits in here gets one beside its packed blocks: prefill doubles in speed
+# a model whose 16-bit copy fits in here gets one beside its packed blocks: prefill doubles in speed
+COPY_BYTES = 512 << 20
 
 
-def linear_for(blocks: Blocks, *, compute: torch.dtype | None = None, copy: bool = False) -> nn.Module:
+def linear_for(
+    blocks: Blocks, *, compute: torch.dtype | None = None, copy: bool = False
+) -> nn.Module:
     """A module x [N, columns] -> [N, rows] for these blocks, on the CPU.
 
     Args:
-        compute: float32 asks for the exact product, at 4 bytes a weight: the oracle of every other path. None takes
-            the fastest that this processor has without quantising the file a second time.
-        copy: spend 2 (without bfloat16 in hardware 4) further bytes a weight, so that products of many rows are faster.
+        compute: float32 asks for the exact product, at 4 bytes a weight: the oracle of every other
+            path. None takes the fastest that this processor has without quantising the file a
+            second time.
+        copy: spend 2 (without bfloat16 in hardware 4) further bytes a weight, so that products of
+        many rows are faster.
     """
     if compute is None and supports(blocks):
         return Int4Linear(blocks, DenseLinear(blocks, fast_dtype()) if copy else None)
-    if compute is None and blocks.kind not in ("F32", "F16"):  # these two do not fit into bfloat16 without loss
+    # these two do not fit into bfloat16 without loss
+    if compute is None and blocks.kind not in ("F32", "F16"):
         return DenseLinear(blocks, fast_dtype())
     return DenseLinear(blocks, compute or torch.float32)
 
@@ -39,6 +45,10 @@ def copy_fits(tensors: Mapping[str, Blocks]) -> bool:
 
 
 def fast_dtype() -> torch.dtype:
-    """In which floating-point type large products run fastest here: bfloat16 only where the processor multiplies it."""
-    has_bfloat16 = platform.machine() in ("x86_64", "AMD64") and torch.cpu._is_avx512_bf16_supported()
+    """In which floating-point type large products run fastest here: bfloat16 only where the
+    processor multiplies it.
+    """
+    has_bfloat16 = (
+        platform.machine() in ("x86_64", "AMD64") and torch.cpu._is_avx512_bf16_supported()
+    )
     return torch.bfloat16 if has_bfloat16 else torch.float32

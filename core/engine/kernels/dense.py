@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ...models.blocks import Blocks
 
-SLAB_ROWS = 4096  # rows decoded at a time, so that a vocabulary's head does not double the memory at the start
+# rows decoded at a time, so that a vocabulary's head does not double the memory at the start
+SLAB_ROWS = 4096
 
 
 class DenseLinear(nn.Module):

@@ -1,10 +1,12 @@
 """The compiled library: where it is, whether it can be used, which instruction set it runs.
 
-Knows ctypes, one file beside this one and one environment variable. Knows nothing of models, tensors or threads.
-Always: a library that was made from other sources than those beside it is not loaded; whoever asks gets the reason, with
-what to do, instead.
+Knows ctypes, one file beside this one and one environment variable. Knows nothing of models,
+tensors or threads.
+Always: a library that was made from other sources than those beside it is not loaded; whoever asks
+gets the reason, with what to do, instead.
 
-`QUIETCHOIR_NATIVE` = `off`, `avx512`, `avxvnni`, `avx2`, `neon`, `plain` forces a path, for tests and measurements.
+`QUIETCHOIR_NATIVE` = `off`, `avx512`, `avxvnni`, `avx2`, `neon`, `plain` forces a path, for tests
+and measurements.
 """
 
 import ctypes
@@ -16,8 +18,10 @@ from . import sources
 
 VARIABLE = "QUIETCHOIR_NATIVE"
 OFF = "off"
-INSTRUCTION_SETS = ("avx512", "avxvnni", "avx2", "neondot", "neon", "plain")  # in this order, the first that runs here
-KINDS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")  # the numbers of `Kind` in src/matrix.h
+# in this order, the first that runs here
+INSTRUCTION_SETS = ("avx512", "avxvnni", "avx2", "neondot", "neon", "plain")
+# the numbers of `Kind` in src/matrix.h
+KINDS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 SLOWER = "the engine uses torch's own kernels until then, which are several times slower"
 
 
@@ -61,7 +65,10 @@ def instruction_set() -> str:
     if wanted is None:
         return there[0]
     if wanted not in there:
-        raise ConfigError(f"{VARIABLE}={wanted}: this processor and library run {', '.join(there)}; choose one or unset it")
+        raise ConfigError(
+            f"{VARIABLE}={wanted}: this processor and library run "
+            f"{', '.join(there)}; choose one or unset it"
+        )
     return wanted
 
 
@@ -73,7 +80,9 @@ def forced() -> str | None:
     """
     word = os.environ.get(VARIABLE, "").strip().lower()
     if word and word not in (OFF, *INSTRUCTION_SETS):
-        raise ConfigError(f"{VARIABLE}={word} is unknown; known: {', '.join((OFF, *INSTRUCTION_SETS))}")
+        raise ConfigError(
+            f"{VARIABLE}={word} is unknown; known: {', '.join((OFF, *INSTRUCTION_SETS))}"
+        )
     return word or None
 
 
@@ -82,7 +91,10 @@ def _open() -> ctypes.CDLL | str:
     """The library, or why there is none."""
     path = sources.FOLDER / sources.LIBRARY
     if not path.exists():
-        return f"the kernels were not compiled: install a C++ compiler (for example g++) and install quietchoir again; {SLOWER}"
+        return (
+            f"the kernels were not compiled: install a C++ compiler (for example g++) and "
+            f"install quietchoir again; {SLOWER}"
+        )
     try:
         loaded = ctypes.CDLL(str(path))
         loaded.quietchoir_sources.restype = ctypes.c_char_p
@@ -91,5 +103,8 @@ def _open() -> ctypes.CDLL | str:
     except (OSError, AttributeError) as error:
         return f"{path} cannot be loaded ({error}); install quietchoir again; {SLOWER}"
     if made_of != sources.digest():
-        return f"{path} was made from other sources than those beside it; run make setup or install again; {SLOWER}"
+        return (
+            f"{path} was made from other sources than those beside it; run make setup or "
+            f"install again; {SLOWER}"
+        )
     return loaded

@@ -1,13 +1,27 @@
-"""One model inside the compiled library: its sizes, matrices and vectors handed over, its adapters beside it.
+"""One model inside the compiled library: its sizes, matrices and vectors handed over, its adapters
+beside it.
 
-Knows the library's C functions and what the library calls each tensor. Knows nothing of batches or requests.
-Always: what the library refuses raises here, and frees what it had taken; raw blocks are packed once and never copied whole.
+Knows the library's C functions and what the library calls each tensor. Knows nothing of batches or
+requests.
+Always: what the library refuses raises here, and frees what it had taken; raw blocks are packed
+once and never copied whole.
 """
 
 import ctypes
 import sys
 from collections.abc import Iterable, Mapping
-from ctypes import POINTER, Structure, byref, c_bool, c_char_p, c_float, c_int, c_int32, c_size_t, c_void_p
+from ctypes import (
+    POINTER,
+    Structure,
+    byref,
+    c_bool,
+    c_char_p,
+    c_float,
+    c_int,
+    c_int32,
+    c_size_t,
+    c_void_p,
+)
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +37,9 @@ from .library import KINDS
 ACTIVATIONS = ("silu", "gelu_tanh")  # in the order of `Activation`, run.h
 HEAD = -1  # as a layer's number
 # In the order of `Vector`, model.cpp.
-ATTENTION_NORM, MLP_NORM, QUERY_NORM, KEY_NORM, AFTER_ATTENTION, AFTER_MLP, FINAL_NORM, BIASES = range(8)
+ATTENTION_NORM, MLP_NORM, QUERY_NORM, KEY_NORM, AFTER_ATTENTION, AFTER_MLP, FINAL_NORM, BIASES = (
+    range(8)
+)
 SIZES = (
     "layers",
     "width",
@@ -75,7 +91,8 @@ class Network:
         architecture = weights.architecture
         self._library = bind(library.library())
         self._adapters: set[int] = set()
-        self._raw = weights.tensors["model.embed_tokens.weight"].memory  # rows of it are read in every step
+        # rows of it are read in every step
+        self._raw = weights.tensors["model.embed_tokens.weight"].memory
         self.cache = _cache(architecture, blocks)
         ropes, tables = _ropes(architecture)
         shape = Shape(
@@ -93,7 +110,10 @@ class Network:
         windows = np.array([architecture.window(layer) for layer in layers], np.int32)
         names = library.instruction_set().encode()
         self._handle: int | None = self._library.quietchoir_model_new(
-            names, byref(shape), threads, *(_address(a) for a in (self.cache, frequencies, magnitudes, windows, ropes))
+            names,
+            byref(shape),
+            threads,
+            *(_address(a) for a in (self.cache, frequencies, magnitudes, windows, ropes)),
         )
         if not self._handle:
             raise EngineError(f"the native engine refuses this model: {self._problem()}")
@@ -107,12 +127,16 @@ class Network:
         """Run one step.
 
         Raises:
-            EngineError: a token, block or position that does not exist, or a closed network; nothing was written.
+            EngineError: a token, block or position that does not exist, or a closed network;
+            nothing was written.
         """
         if self._handle is None:
             raise EngineError("the native engine was closed; make a new one")
         if not self._library.quietchoir_forward(self._handle, byref(step)):
-            raise EngineError(f"the native engine refuses this step ({self._problem()}); this is a bug, please report it")
+            raise EngineError(
+                f"the native engine refuses this step ({self._problem()}); this is a "
+                f"bug, please report it"
+            )
 
     def adapter(self, adapter: LoadedAdapter) -> int:
         """The library's own copy of an adapter, in bfloat16; to be freed.
@@ -124,11 +148,21 @@ class Network:
         try:
             for module, (a, b) in adapter.factors.items():
                 layer, role = _place(module)
-                down, up = (factor.detach().float().T.contiguous() for factor in (a, b))  # [r, K], [rows, r]
+                # [r, K], [rows, r]
+                down, up = (factor.detach().float().T.contiguous() for factor in (a, b))
                 if not handle or not self._library.quietchoir_adapter_add(
-                    handle, layer, role, len(down), *down.shape[1:], *up.shape[:1], down.data_ptr(), up.data_ptr()
+                    handle,
+                    layer,
+                    role,
+                    len(down),
+                    *down.shape[1:],
+                    *up.shape[:1],
+                    down.data_ptr(),
+                    up.data_ptr(),
                 ):
-                    raise EngineError(f"adapter {adapter.name} does not fit {module}: {self._problem()}")
+                    raise EngineError(
+                        f"adapter {adapter.name} does not fit {module}: {self._problem()}"
+                    )
         except BaseException:
             self.free_adapter(handle)
             raise
@@ -161,16 +195,26 @@ class Network:
                 self._matrix(layer, role, tensors[f"model.layers.{layer}.{name}.weight"])
             for which, name in _vectors(weights.architecture).items():
                 self._vector(layer, which, tensors[f"model.layers.{layer}.{name}"])
-            self._forget(tensor for name, tensor in tensors.items() if name.startswith(f"model.layers.{layer}."))
+            self._forget(
+                tensor
+                for name, tensor in tensors.items()
+                if name.startswith(f"model.layers.{layer}.")
+            )
         self._vector(HEAD, FINAL_NORM, tensors["model.norm.weight"])
         self._matrix(HEAD, 0, tensors["lm_head.weight"])
         embedding = tensors["model.embed_tokens.weight"]
         kind, raw = KINDS.index(embedding.kind), self._raw
-        self._check(self._library.quietchoir_model_embedding(self._handle, kind, raw.ctypes.data, raw.strides[0]))
+        self._check(
+            self._library.quietchoir_model_embedding(
+                self._handle, kind, raw.ctypes.data, raw.strides[0]
+            )
+        )
         self._check(self._library.quietchoir_model_complete(self._handle))
         self._forget(tensors.values())
         if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-            trim(0)  # reading a vocabulary left some 10 MB free inside the C library; other libraries of C have no such call
+            # reading a vocabulary left some 10 MB free inside the C library; other libraries of C
+            # have no such call
+            trim(0)
 
     def _forget(self, packed: Iterable[Blocks]) -> None:
         """Let go of a mapped file's pages: else the model is in memory twice."""
@@ -178,17 +222,29 @@ class Network:
             self._library.quietchoir_forget(start, stop - start)
 
     def _matrix(self, layer: int, role: int, blocks: Blocks) -> None:
-        raw = blocks.memory if blocks.memory.strides[1] == 1 else np.ascontiguousarray(blocks.memory)
+        raw = (
+            blocks.memory if blocks.memory.strides[1] == 1 else np.ascontiguousarray(blocks.memory)
+        )
         kind = KINDS.index(blocks.kind)
         self._check(
             self._library.quietchoir_model_matrix(
-                self._handle, layer, role, kind, *blocks.shape, raw.ctypes.data, max(raw.strides[0], raw.shape[1])
+                self._handle,
+                layer,
+                role,
+                kind,
+                *blocks.shape,
+                raw.ctypes.data,
+                max(raw.strides[0], raw.shape[1]),
             )
         )
 
     def _vector(self, layer: int, which: int, blocks: Blocks) -> None:
         numbers = blocks.vector()
-        self._check(self._library.quietchoir_model_vector(self._handle, layer, which, numbers.ctypes.data, len(numbers)))
+        self._check(
+            self._library.quietchoir_model_vector(
+                self._handle, layer, which, numbers.ctypes.data, len(numbers)
+            )
+        )
 
     def _check(self, worked: bool) -> None:
         if not worked:
@@ -211,7 +267,8 @@ def complaint(weights: Weights) -> str | None:
     known = bind(library.library())
     for name, blocks in weights.tensors.items():
         if blocks.shape[0] > 1 and (
-            blocks.kind not in KINDS or not known.quietchoir_takes(KINDS.index(blocks.kind), blocks.shape[1])
+            blocks.kind not in KINDS
+            or not known.quietchoir_takes(KINDS.index(blocks.kind), blocks.shape[1])
         ):
             return f"{name} is {blocks.kind} with {blocks.shape[1]} columns"
     return None
@@ -258,12 +315,19 @@ def _vectors(architecture: Architecture) -> dict[int, str]:
     if architecture.qk_norm:
         found |= {QUERY_NORM: "self_attn.q_norm.weight", KEY_NORM: "self_attn.k_norm.weight"}
     if architecture.post_norms:
-        found |= {AFTER_ATTENTION: "post_attention_layernorm.weight", AFTER_MLP: "post_feedforward_layernorm.weight"}
-    return found | {BIASES + PROJECTIONS.index(name): f"{name}.bias" for name in architecture.biases}
+        found |= {
+            AFTER_ATTENTION: "post_attention_layernorm.weight",
+            AFTER_MLP: "post_feedforward_layernorm.weight",
+        }
+    return found | {
+        BIASES + PROJECTIONS.index(name): f"{name}.bias" for name in architecture.biases
+    }
 
 
 def _ropes(architecture: Architecture) -> tuple[np.ndarray, list[tuple[tuple[float, ...], float]]]:
-    """Which rope each layer takes (-1: none) and the different ones: radians by pair, and the magnitude."""
+    """Which rope each layer takes (-1: none) and the different ones: radians by pair, and the
+    magnitude.
+    """
     tables: list[tuple[tuple[float, ...], float]] = []
     layers = []
     for layer in range(architecture.layers):
@@ -279,9 +343,11 @@ def _ropes(architecture: Architecture) -> tuple[np.ndarray, list[tuple[tuple[flo
 
 
 def _cache(architecture: Architecture, blocks: int) -> np.ndarray:
-    """Zeros [blocks, layers, kv heads * keys and values] in bfloat16's bits, 64-byte aligned, taken page by page as used.
+    """Zeros [blocks, layers, kv heads * keys and values] in bfloat16's bits, 64-byte aligned, taken
+    page by page as used.
 
-    A block's layers stand together, so what was never used costs nothing even where the system's pages are of 2 MB.
+    A block's layers stand together, so what was never used costs nothing even where the system's
+    pages are of 2 MB.
     """
     one = architecture.kv_heads * 2 * 16 * architecture.head_size
     count = architecture.layers * blocks * one

@@ -1,6 +1,7 @@
 """One matrix by itself, through one instruction set: for tests and measurements.
 
-Knows the library's `quietchoir_probe_*` functions and numpy arrays. Knows nothing of models, steps or threads.
+Knows the library's `quietchoir_probe_*` functions and numpy arrays. Knows nothing of models, steps
+or threads.
 Always: sizes are checked here, so the library never reads or writes beyond an array.
 """
 
@@ -32,12 +33,19 @@ class PackedMatrix:
         rows, columns = shape
         raw = np.ascontiguousarray(raw)
         if raw.dtype != np.uint8 or raw.ndim != 2 or raw.shape[0] != rows or kind not in KINDS:
-            raise ValueError(f"{kind} {shape} must be uint8 [{rows}, bytes] of {', '.join(KINDS)}; is {raw.dtype} {raw.shape}")
+            raise ValueError(
+                f"{kind} {shape} must be uint8 [{rows}, bytes] of {', '.join(KINDS)}; "
+                f"is {raw.dtype} {raw.shape}"
+            )
         self.shape = shape
         self._calls = _calls()
-        self._handle = self._calls.quietchoir_probe_pack(KINDS.index(kind), rows, columns, raw.ctypes.data, raw.shape[1])
+        self._handle = self._calls.quietchoir_probe_pack(
+            KINDS.index(kind), rows, columns, raw.ctypes.data, raw.shape[1]
+        )
         if not self._handle:
-            raise ValueError(f"{kind} {shape} of {raw.shape[1]} bytes a row: no such matrix, or memory is short")
+            raise ValueError(
+                f"{kind} {shape} of {raw.shape[1]} bytes a row: no such matrix, or memory is short"
+            )
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
@@ -62,7 +70,9 @@ class PackedMatrix:
             raise ValueError(f"x must be [n, {self.shape[1]}], is {x.shape}")
         out = np.empty((len(x), -(-self.shape[0] // STRIP) * STRIP), dtype=np.float32)
         name = instruction_set.encode("ascii")
-        if not self._calls.quietchoir_probe_multiply(self._handle, name, x.ctypes.data, len(x), out.ctypes.data):
+        if not self._calls.quietchoir_probe_multiply(
+            self._handle, name, x.ctypes.data, len(x), out.ctypes.data
+        ):
             raise ValueError(f"this processor does not run {instruction_set!r}, or memory is short")
         return out[:, : self.shape[0]]
 
@@ -76,13 +86,17 @@ def decoded(kind: str, columns: int, raw: NDArray[np.uint8]) -> NDArray[np.float
     raw = np.ascontiguousarray(raw)
     out = np.empty((len(raw), columns), dtype=np.float32)
     for row, numbers in zip(raw, out, strict=True):
-        if not _calls().quietchoir_probe_decode(KINDS.index(kind), row.ctypes.data, row.size, columns, numbers.ctypes.data):
+        if not _calls().quietchoir_probe_decode(
+            KINDS.index(kind), row.ctypes.data, row.size, columns, numbers.ctypes.data
+        ):
             raise ValueError(f"{kind} has no rows of {columns} columns in {row.size} bytes")
     return out
 
 
 def read_all(memory: NDArray[np.uint64]) -> int:
-    """Read an array once from front to back, as fast as one thread can; the sum of it, modulo 2^64."""
+    """Read an array once from front to back, as fast as one thread can; the sum of it, modulo
+    2^64.
+    """
     return int(_calls().quietchoir_probe_read(memory.ctypes.data, memory.size))
 
 

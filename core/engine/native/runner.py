@@ -1,7 +1,8 @@
 """One step through the model, in one call of the compiled library.
 
-Knows how a batch is told to the library, and which adapters the library holds. Knows nothing of the model's insides
-(`network` does). Always: the same seam and the same meaning as `..runner.Runner`, which is its readable twin.
+Knows how a batch is told to the library, and which adapters the library holds. Knows nothing of the
+model's insides (`network` does). Always: the same seam and the same meaning as `..runner.Runner`,
+which is its readable twin.
 """
 
 import os
@@ -31,8 +32,8 @@ def supports(weights: Weights) -> str | None:
 class NativeRunner:
     """A `LanguageModel` over one set of weights, on this processor's vector instructions.
 
-    Keys and values are kept in bfloat16; activations are quantised to 8 bits where weights are quantised, and stay
-    float32 where they are not.
+    Keys and values are kept in bfloat16; activations are quantised to 8 bits where weights are
+    quantised, and stay float32 where they are not.
     """
 
     def __init__(self, weights: Weights, blocks: int, threads: int = 0) -> None:
@@ -47,9 +48,19 @@ class NativeRunner:
         """
         self.vocabulary = weights.architecture.vocabulary
         self.network = Network(weights, blocks, threads or usable_cores())
-        inner = "x".join(map(str, (weights.architecture.layers, weights.architecture.kv_heads, weights.architecture.head_size)))
+        inner = "x".join(
+            map(
+                str,
+                (
+                    weights.architecture.layers,
+                    weights.architecture.kv_heads,
+                    weights.architecture.head_size,
+                ),
+            )
+        )
         self.layout = f"native bfloat16 by block {inner}"
-        self._adapters: OrderedDict[str, int] = OrderedDict()  # by digest, the least recently used first
+        # by digest, the least recently used first
+        self._adapters: OrderedDict[str, int] = OrderedDict()
 
     @property
     def instruction_set(self) -> str:
@@ -73,7 +84,8 @@ class NativeRunner:
             tables += blocks
             wanted += int(span.sampled)
         adapters = self._packed([span.sequence.adapter for span in batch.spans])
-        numbers = np.array((*spans, *tokens, *tables), np.int32)  # one array: three would cost three times as long
+        # one array: three would cost three times as long
+        numbers = np.array((*spans, *tokens, *tables), np.int32)
         logits = np.empty((wanted, self.vocabulary), np.float32)
         at = numbers.ctypes.data
         self.network.forward(
@@ -103,9 +115,14 @@ class NativeRunner:
         """
         cache = self.network.cache
         shape = (len(blocks), *cache.shape[1:])
-        found = np.frombuffer(unlabel(self.layout, data, 2 * int(np.prod(shape))), np.uint16).reshape(shape)
+        found = np.frombuffer(
+            unlabel(self.layout, data, 2 * int(np.prod(shape))), np.uint16
+        ).reshape(shape)
         if np.any((found & 0x7F80) == 0x7F80):
-            raise CacheError("saved keys and values hold numbers that are not finite; the file is damaged, delete it")
+            raise CacheError(
+                "saved keys and values hold numbers that are not finite; the file is "
+                "damaged, delete it"
+            )
         cache[list(blocks)] = found
 
     def close(self) -> None:
@@ -114,7 +131,9 @@ class NativeRunner:
         self.network.close()
 
     def _packed(self, adapters: Items[LoadedAdapter | None]) -> np.ndarray:
-        """The library's own copy of each, 0 for none; a new one is packed, the longest unused ones are freed."""
+        """The library's own copy of each, 0 for none; a new one is packed, the longest unused
+        ones are freed.
+        """
         for adapter in adapters:
             if adapter is not None:
                 if adapter.digest not in self._adapters:
@@ -123,7 +142,10 @@ class NativeRunner:
         in_use = {adapter.digest for adapter in adapters if adapter is not None}
         while len(self._adapters) > max(KEPT_ADAPTERS, len(in_use)):
             self.network.free_adapter(self._adapters.popitem(last=False)[1])
-        return np.array([0 if adapter is None else self._adapters[adapter.digest] for adapter in adapters], np.uintp)
+        return np.array(
+            [0 if adapter is None else self._adapters[adapter.digest] for adapter in adapters],
+            np.uintp,
+        )
 
 
 def usable_cores() -> int:

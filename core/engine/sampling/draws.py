@@ -1,8 +1,8 @@
 """One request's random numbers.
 
 Knows a seed. Knows nothing of tokens.
-Always: the n-th token of an answer is drawn with the n-th number, however many steps the answer took; so guessed tokens
-change neither the distribution nor, for a seed, the text.
+Always: the n-th token of an answer is drawn with the n-th number, however many steps the answer
+took; so guessed tokens change neither the distribution nor, for a seed, the text.
 """
 
 from random import Random

@@ -1,10 +1,10 @@
 """Answers that fit a grammar: which tokens may come next.
 
-Knows JSON schemas, regular expressions and Lark grammars as matchers of llguidance. Knows nothing of how they are compiled, of
-logits or of probabilities.
+Knows JSON schemas, regular expressions and Lark grammars as matchers of llguidance. Knows nothing
+of how they are compiled, of logits or of probabilities.
 Always: what a constrained request has said so far can be completed to a text of its grammar.
-Hazard: a grammar is a program that a caller wrote. `bounds.py` and `compiler.py` refuse what is too large, too slow or too
-deep; one that grows beyond its limits later fails its own request.
+Hazard: a grammar is a program that a caller wrote. `bounds.py` and `compiler.py` refuse what is too
+large, too slow or too deep; one that grows beyond its limits later fails its own request.
 """
 
 from collections.abc import Sequence as Items
@@ -38,7 +38,10 @@ class Grammars:
             OverloadedError: the compiler was busy for too long.
         """
         if not self._tokenizer.stop_tokens:
-            raise RequestError("this model's file names no token that ends an answer, so none can be held to a form")
+            raise RequestError(
+                "this model's file names no token that ends an answer, so none can "
+                "be held to a form"
+            )
         return Matcher(self._compiler.compile(constraint), len(self._tokenizer.vocabulary.tokens))
 
     def close(self) -> None:
@@ -67,11 +70,17 @@ class Matcher:
         """The grammar became too much work."""
         if not self.inner.is_error():
             return None
-        return EngineError(f"the grammar gave up ({self.inner.get_error()[:200]}); ask for a simpler one")
+        return EngineError(
+            f"the grammar gave up ({self.inner.get_error()[:200]}); ask for a simpler one"
+        )
 
     def forced(self, most: int) -> tuple[int, ...]:
-        """Tokens that follow whatever the model thinks, in the tokenizer's usual spelling: good guesses."""
-        return tuple(self.inner.compute_ff_tokens()[:most]) if most > 0 and not self.complete else ()
+        """Tokens that follow whatever the model thinks, in the tokenizer's usual spelling: good
+        guesses.
+        """
+        return (
+            tuple(self.inner.compute_ff_tokens()[:most]) if most > 0 and not self.complete else ()
+        )
 
     def fitting(self, drafts: tuple[int, ...]) -> tuple[int, ...]:
         """The drafts up to the first that the grammar forbids."""
@@ -86,27 +95,31 @@ def forbid(logits: NDArray[np.float32], rows: "Items[Row]") -> None:
     for place, row in enumerate(rows):
         matcher = row.sequence.matcher
         if matcher is not None:
-            if row.place == 0:  # one entry for the row and all its drafts, which stand right behind it
+            # one entry for the row and all its drafts, which stand right behind it
+            if row.place == 0:
                 work.append((matcher.inner, len(places), list(row.drafts)))
                 size = matcher.size
             places.append(place)
     if not places:
         return
-    masks = np.zeros((len(places), -(-size // 32)), np.uint32)  # [M, tokens / 32], a bit for each token
+    # [M, tokens / 32], a bit for each token
+    masks = np.zeros((len(places), -(-size // 32)), np.uint32)
     executor = _executor()
     shape = (masks.ctypes.data, masks.shape[1] * 4, len(masks))
     if plain := [(inner, start) for inner, start, drafts in work if not drafts]:
         executor.unsafe_compute_mask_ptr(plain, *shape)
     if drafted := [entry for entry in work if entry[2]]:
         executor.unsafe_compute_mask_ptr_with_draft_token(drafted, *shape)
-    allowed = np.unpackbits(masks.view(np.uint8), axis=1, bitorder="little", count=size)  # [M, tokens], 1 or 0
+    # [M, tokens], 1 or 0
+    allowed = np.unpackbits(masks.view(np.uint8), axis=1, bitorder="little", count=size)
     # 0 or minus infinity, by arithmetic: six times as fast as a masked fill.
     added = allowed.astype(np.float32)
     added -= 1
     with np.errstate(over="ignore"):
         added *= np.float32(3e38)
         added *= np.float32(3e38)
-    for place, row in zip(places, added, strict=True):  # row by row: a gather would copy the logits twice
+    # row by row: a gather would copy the logits twice
+    for place, row in zip(places, added, strict=True):
         logits[place, :size] += row
         logits[place, size:] = -np.inf
 

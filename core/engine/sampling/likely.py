@@ -1,7 +1,7 @@
 """How likely the model found the tokens that were chosen, and which it found likelier.
 
-Knows logits as the model gave them. Knows nothing of penalties, grammars or temperature: they change the choice and not what
-is told of the model.
+Knows logits as the model gave them. Knows nothing of penalties, grammars or temperature: they
+change the choice and not what is told of the model.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,8 +33,12 @@ def put_aside(logits: NDArray[np.float32], rows: "Items[Row]") -> Telling:
     return Telling({place: index for index, place in enumerate(wanted)}, logits[wanted])
 
 
-def tell(telling: Telling, rows: "Items[Row]", chosen: Items[int | None], spell: Callable[[int], bytes]) -> list[Likely | None]:
-    """For each row what its request wants to know of the chosen token; None where it asks nothing or nothing was chosen."""
+def tell(
+    telling: Telling, rows: "Items[Row]", chosen: Items[int | None], spell: Callable[[int], bytes]
+) -> list[Likely | None]:
+    """For each row what its request wants to know of the chosen token; None where it asks
+    nothing or nothing was chosen.
+    """
     told: list[Likely | None] = [None] * len(rows)
     if not telling.places:
         return told

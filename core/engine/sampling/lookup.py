@@ -1,9 +1,11 @@
 """Guessing the next tokens from what was said before.
 
-Knows one sequence's tokens. Knows nothing of the model: a guess is what followed the last time the same three tokens came.
-Always: the same tokens give the same guesses; how often a guess would have been right is counted whether or not it was
-checked, so trying again after a bad stretch costs nothing.
-Source: Saxena 2023, prompt lookup decoding; Leviathan et al. 2023, equation 1, for the mean run of right guesses.
+Knows one sequence's tokens. Knows nothing of the model: a guess is what followed the last time the
+same three tokens came.
+Always: the same tokens give the same guesses; how often a guess would have been right is counted
+whether or not it was checked, so trying again after a bad stretch costs nothing.
+Source: Saxena 2023, prompt lookup decoding; Leviathan et al. 2023, equation 1, for the mean run of
+right guesses.
 """
 
 from collections.abc import Sequence as Items
@@ -19,19 +21,21 @@ class Lookup:
 
     def __init__(self) -> None:
         self.trust = FIRST_TRUST
-        self._after: dict[tuple[int, ...], int] = {}  # three tokens -> place of the token after them
+        # three tokens -> place of the token after them
+        self._after: dict[tuple[int, ...], int] = {}
         self._known = 0  # tokens that are looked at
 
     def draft(self, tokens: Items[int], prompt: int, most: int, price: float) -> tuple[int, ...]:
         """What may follow `tokens`: as many as are worth their price, at most `most`.
 
         Args:
-            prompt: how many of the tokens are not the model's own; they say nothing about its habits.
-            price: of checking one guess, as a share of what a token costs.
+            prompt: how many of the tokens are not the model's own; they say nothing about its
+            habits. price: of checking one guess, as a share of what a token costs.
         """
         self._learn(tokens, prompt)
         length, worth = 0, self.trust
-        while length < most and worth > price * MARGIN:  # the n-th guess counts only if all before it are right
+        # the n-th guess counts only if all before it are right
+        while length < most and worth > price * MARGIN:
             length, worth = length + 1, worth * self.trust
         at = self._after.get(tuple(tokens[-LENGTH:])) if length else None
         return () if at is None else tuple(tokens[at : at + length])

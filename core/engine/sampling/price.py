@@ -17,7 +17,9 @@ class Price:
         self._row: dict[int, float] = {}  # answers -> cost of one more row, as a share of the step
 
     def of_row(self, answers: int) -> float:
-        """The cost of one more row beside `answers`, as a share of what one answer's token costs."""
+        """The cost of one more row beside `answers`, as a share of what one answer's token
+        costs.
+        """
         return self._row.get(answers, _first(answers)) * answers
 
     def learn(self, answers: int, guesses: int, seconds: float) -> None:

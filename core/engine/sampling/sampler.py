@@ -1,9 +1,10 @@
 """Which token comes next.
 
 Knows logits and how each request wants to be sampled. Knows nothing of text or of who asks.
-Always: a request's token depends on its own logits, settings and random numbers, never on who shares its batch. A row after
-guessed tokens is sampled as if they had been said; whether they were is for `scheduler.commit` to find: a guess stands if it
-is the very token that its place would have got anyway, so guessing changes no distribution.
+Always: a request's token depends on its own logits, settings and random numbers, never on who
+shares its batch. A row after guessed tokens is sampled as if they had been said; whether they were
+is for `scheduler.commit` to find: a guess stands if it is the very token that its place would have
+got anyway, so guessing changes no distribution.
 """
 
 from collections.abc import Sequence as Items
@@ -15,38 +16,52 @@ from numpy.typing import NDArray
 from ..sequence import Row
 from . import grammar, tally
 
-# Candidates sorted first: 64 hold what top-k and top-p leave in most steps at a fraction of the cost of 1,024; sorting a whole
-# vocabulary costs thirty times as much and is rarely needed.
+# Candidates sorted first: 64 hold what top-k and top-p leave in most steps at a fraction of the
+# cost of 1,024; sorting a whole vocabulary costs thirty times as much and is rarely needed.
 HEADS = (64, 1024)
-CHUNK = 64  # tokens that are first looked at as one when a whole vocabulary is searched or drawn from
+# tokens that are first looked at as one when a whole vocabulary is searched or drawn from
+CHUNK = 64
 Numbers = NDArray[np.float32]
 Exact = NDArray[np.float64]
 Places = NDArray[np.int64]
 
 
 def sample(logits: Numbers, rows: Items[Row]) -> list[int | None]:
-    """Choose one token a row; None where the best logit is no finite number or the sequence failed: no token can be chosen.
+    """Choose one token a row; None where the best logit is no finite number or the sequence failed:
+    no token can be chosen.
 
     Args:
         logits: [R, V]; biases, penalties and grammars are applied in place.
-        rows: whose rows these are. No random number is used up: `Sequence.accept` does that for the tokens that stand.
+        rows: whose rows these are. No random number is used up: `Sequence.accept` does that for the
+        tokens that stand.
     """
     if not len(rows):
         return []
-    sound = np.isfinite(logits.max(-1)).tolist()  # before a grammar writes minus infinity everywhere
+    # before a grammar writes minus infinity everywhere
+    sound = np.isfinite(logits.max(-1)).tolist()
     tally.adjust(logits, rows)
     grammar.forbid(logits, rows)
     sound = [ok and row.sequence.failure is None for ok, row in zip(sound, rows, strict=True)]
-    chosen: list[int | None] = [token if ok else None for token, ok in zip(logits.argmax(-1).tolist(), sound, strict=True)]
-    drawn = [place for place, row in enumerate(rows) if row.sequence.request.temperature > 0 and sound[place]]
+    chosen: list[int | None] = [
+        token if ok else None for token, ok in zip(logits.argmax(-1).tolist(), sound, strict=True)
+    ]
+    drawn = [
+        place
+        for place, row in enumerate(rows)
+        if row.sequence.request.temperature > 0 and sound[place]
+    ]
     if drawn:
-        for place, token in zip(drawn, draw(logits[drawn], [rows[place] for place in drawn]), strict=True):
+        for place, token in zip(
+            drawn, draw(logits[drawn], [rows[place] for place in drawn]), strict=True
+        ):
             chosen[place] = token
     return chosen
 
 
 def draw(logits: Numbers, rows: Items[Row]) -> list[int]:
-    """Sample rows by temperature, then top-k, then top-p of what top-k left, then min-p, by inverting the cumulative sum."""
+    """Sample rows by temperature, then top-k, then top-p of what top-k left, then min-p, by
+    inverting the cumulative sum.
+    """
     requests = [row.sequence.request for row in rows]
     uniform = np.array([[row.sequence.draws.peek(row.place)] for row in rows])  # [R, 1], in [0, 1)
     # Not below what float32 divides by: the best is 0 then, and everything else minus infinity.
@@ -56,7 +71,9 @@ def draw(logits: Numbers, rows: Items[Row]) -> list[int]:
     with np.errstate(over="ignore", under="ignore"):
         probabilities = np.exp(probabilities / temperature)  # [R, V]
     probabilities /= probabilities.sum(-1, keepdims=True)
-    if all(request.top_k == 0 and request.top_p == 1 and request.min_p == 0 for request in requests):
+    if all(
+        request.top_k == 0 and request.top_p == 1 and request.min_p == 0 for request in requests
+    ):
         return [int(token) for token in _invert(probabilities, uniform)]
     size = logits.shape[1]
     limits = Restriction(
@@ -69,18 +86,25 @@ def draw(logits: Numbers, rows: Items[Row]) -> list[int]:
         within, whole = _restrict(np.take_along_axis(probabilities, order, -1), limits)
         if whole or width == size:
             break
-    return [int(token) for token in np.take_along_axis(order, _invert(within, uniform)[:, None], -1)[:, 0]]
+    return [
+        int(token)
+        for token in np.take_along_axis(order, _invert(within, uniform)[:, None], -1)[:, 0]
+    ]
 
 
 def best(numbers: Numbers, width: int) -> Places:
-    """Where the `width` largest of each row stand, the largest first and of equals the first: [R, V] -> [R, W]."""
+    """Where the `width` largest of each row stand, the largest first and of equals the first:
+    [R, V] -> [R, W].
+    """
     rows, size = numbers.shape
     chunks = size // CHUNK
     if width * 4 > chunks:
         return np.argsort(-numbers, -1, kind="stable")[:, :width]
-    # The largest `width` lie in the `width` chunks with the largest tops, or in the rest behind the last whole chunk.
+    # The largest `width` lie in the `width` chunks with the largest tops, or in the rest behind the
+    # last whole chunk.
     tops = numbers[:, : chunks * CHUNK].reshape(rows, chunks, CHUNK).max(-1)
-    found = np.sort(np.argsort(-tops, -1, kind="stable")[:, :width], -1)  # [R, W] chunks, in the order of their tokens
+    # [R, W] chunks, in the order of their tokens
+    found = np.sort(np.argsort(-tops, -1, kind="stable")[:, :width], -1)
     places = (found[:, :, None] * CHUNK + np.arange(CHUNK)).reshape(rows, -1)
     places = np.concatenate([places, np.tile(np.arange(chunks * CHUNK, size), (rows, 1))], -1)
     kept = np.take_along_axis(numbers, places, -1)
@@ -97,35 +121,49 @@ class Restriction:
 
 
 def _restrict(kept: Numbers, limits: Restriction) -> tuple[Exact, bool]:
-    """Zero what is left out of the descending `kept` [R, W]; the flag says whether W was wide enough to know."""
+    """Zero what is left out of the descending `kept` [R, W]; the flag says whether W was wide
+    enough to know.
+    """
     rank = np.arange(kept.shape[1])[None]
     within_k = np.where(rank < limits.top_k, kept, np.float32(0)).astype(np.float64)
-    # The whole mass of a row with top-k is what its k tokens hold; without top-k it is 1, W wide or not.
+    # The whole mass of a row with top-k is what its k tokens hold; without top-k it is 1, W wide or
+    # not.
     mass = np.where(limits.top_k <= kept.shape[1], within_k.sum(-1, keepdims=True), 1.0)
-    before = within_k.cumsum(-1) - within_k  # mass of the better tokens: the best one is always kept
+    # mass of the better tokens: the best one is always kept
+    before = within_k.cumsum(-1) - within_k
     floor = limits.min_p * within_k[:, :1]
     within = np.where((before < limits.top_p * mass) & (within_k >= floor), within_k, 0.0)
-    closed = (limits.top_k <= kept.shape[1]) | (within_k.sum(-1, keepdims=True) >= limits.top_p * mass)
+    closed = (limits.top_k <= kept.shape[1]) | (
+        within_k.sum(-1, keepdims=True) >= limits.top_p * mass
+    )
     return within, bool((closed | (within_k[:, -1:] < floor)).all())
 
 
 def _invert(weights: NDArray[np.floating], uniform: Exact) -> Places:
-    """First index at which the cumulative weight exceeds `uniform` of the total: [R, W], [R, 1] -> [R]."""
+    """First index at which the cumulative weight exceeds `uniform` of the total: [R, W], [R, 1]
+    -> [R].
+    """
     if weights.shape[1] > 4 * CHUNK:
         return _invert_chunks(weights, uniform)
     return _find(weights, uniform * weights.sum(-1, keepdims=True, dtype=np.float64))
 
 
 def _invert_chunks(weights: NDArray[np.floating], uniform: Exact) -> Places:
-    """The same, by the chunk's sum first, so that the whole of a vocabulary is read once and not written."""
+    """The same, by the chunk's sum first, so that the whole of a vocabulary is read once and not
+    written.
+    """
     size = weights.shape[1]
     starts = np.arange(0, size, CHUNK)
     sums = np.add.reduceat(weights, starts, -1, dtype=np.float64)  # [R, C]
     target = uniform * sums.sum(-1, keepdims=True)
     chunk = _find(sums, target)  # [R]
-    before = np.where(np.arange(len(starts))[None] < chunk[:, None], sums, 0.0).sum(-1, keepdims=True)
+    before = np.where(np.arange(len(starts))[None] < chunk[:, None], sums, 0.0).sum(
+        -1, keepdims=True
+    )
     places = np.minimum(chunk[:, None] * CHUNK + np.arange(CHUNK), size - 1)
-    own = np.where(chunk[:, None] * CHUNK + np.arange(CHUNK) < size, np.take_along_axis(weights, places, -1), 0)
+    own = np.where(
+        chunk[:, None] * CHUNK + np.arange(CHUNK) < size, np.take_along_axis(weights, places, -1), 0
+    )
     return chunk * CHUNK + _find(own, target - before)
 
 

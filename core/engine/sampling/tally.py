@@ -2,8 +2,8 @@
 
 Knows penalties and biases. Knows nothing of probabilities or of who shares the batch.
 Always: rows whose requests ask for nothing come out untouched.
-Source: repetition penalty: Keskar et al. 2019 (CTRL), section 4.1, over prompt and answer; presence and frequency penalties:
-as OpenAI's API defines them, over the answer alone.
+Source: repetition penalty: Keskar et al. 2019 (CTRL), section 4.1, over prompt and answer; presence
+and frequency penalties: as OpenAI's API defines them, over the answer alone.
 """
 
 from collections.abc import Sequence as Items
@@ -28,7 +28,9 @@ class Tally:
     def __init__(self, request: GenerationRequest) -> None:
         self.request = request
         self.said: dict[int, int] = {}
-        self.asks = bool(request.logit_bias or request.presence_penalty or request.frequency_penalty)
+        self.asks = bool(
+            request.logit_bias or request.presence_penalty or request.frequency_penalty
+        )
         self.repeats = request.repetition_penalty != 1
 
     def add(self, token: int) -> None:
@@ -42,7 +44,9 @@ class Tally:
         return np.unique(np.array(self.request.prompt, np.int64))
 
     def added(self, ahead: Items[int]) -> tuple[Tokens, Numbers]:
-        """What is added to which logits when the answer went on with `ahead`; a token may stand twice."""
+        """What is added to which logits when the answer went on with `ahead`; a token may stand
+        twice.
+        """
         request, said = self.request, self._said(ahead)
         tokens = np.fromiter(said, np.int64, len(said))
         counts = np.fromiter(said.values(), np.float32, len(said))
@@ -72,7 +76,10 @@ def adjust(logits: Numbers, rows: "Items[Row]") -> None:
     for place, row in enumerate(rows):
         count = row.sequence.tally
         if count.repeats:
-            tokens, strength = count.seen(row.ahead), np.float32(row.sequence.request.repetition_penalty)
+            tokens, strength = (
+                count.seen(row.ahead),
+                np.float32(row.sequence.request.repetition_penalty),
+            )
             found = logits[place, tokens]
             logits[place, tokens] = np.where(found > 0, found / strength, found * strength)
         if count.asks:

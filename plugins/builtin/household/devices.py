@@ -27,7 +27,11 @@ def switch(on: bool) -> Callable[[House, Slots], str]:
     def act(house: House, slots: Slots) -> str:
         found = [device for device in house.find(slots) if device.domain not in READ_ONLY]
         if not slots.get("name") and not slots.get("domain"):
-            found = [device for device in found if device.domain in ("light", "switch", "fan", "media_player", "input_boolean")]
+            found = [
+                device
+                for device in found
+                if device.domain in ("light", "switch", "fan", "media_player", "input_boolean")
+            ]
         if not found:
             raise Refusal("nothing there can be switched " + ("on" if on else "off"))
         if not on and (stuck := [device for device in found if device.domain in MOMENTARY]):
@@ -47,7 +51,11 @@ def turned(domain: str, on: bool) -> tuple[str, dict[str, Any]]:
     if domain in MOMENTARY:
         return MOMENTARY[domain], {"state": "on"}
     if domain in COVER:
-        return ("Opened", {"state": "open", "position": 100}) if on else ("Closed", {"state": "closed", "position": 0})
+        return (
+            ("Opened", {"state": "open", "position": 100})
+            if on
+            else ("Closed", {"state": "closed", "position": 0})
+        )
     if domain == "lock":
         return ("Locked", {"state": "locked"}) if on else ("Unlocked", {"state": "unlocked"})
     if domain in ("vacuum", "lawn_mower"):
@@ -64,26 +72,38 @@ def light(house: House, slots: Slots) -> str:
         percent(changes["brightness"], "brightness")
     units = {"brightness": "{}% brightness", "color": "{}", "temperature": "{} K"}
     wish = " and ".join(units[key].format(value) for key, value in changes.items())
-    return change(house, house.find(slots, ("light",)), f"Set {{}} to {wish}", state="on", **changes)
+    return change(
+        house, house.find(slots, ("light",)), f"Set {{}} to {wish}", state="on", **changes
+    )
 
 
 def measured(house: House, slots: Slots) -> str:
     """HassClimateGetTemperature."""
     return " ".join(
-        sentence(f"{names([one])} measures {house.get(one)['measured']}°") for one in house.find(slots, ("climate",))
+        sentence(f"{names([one])} measures {house.get(one)['measured']}°")
+        for one in house.find(slots, ("climate",))
     )
 
 
 def warm(house: House, slots: Slots) -> str:
     """HassClimateSetTemperature."""
     found = house.find(slots, ("climate",))
-    return change(house, found, f"Set {{}} to {slots['temperature']}°", state="on", temperature=slots["temperature"])
+    return change(
+        house,
+        found,
+        f"Set {{}} to {slots['temperature']}°",
+        state="on",
+        temperature=slots["temperature"],
+    )
 
 
 def blow(house: House, slots: Slots) -> str:
     """HassClimateSetFanMode."""
     return change(
-        house, house.find(slots, ("climate",)), f"Set the fan of {{}} to {slots['fan_mode']}", fan_mode=slots["fan_mode"]
+        house,
+        house.find(slots, ("climate",)),
+        f"Set the fan of {{}} to {slots['fan_mode']}",
+        fan_mode=slots["fan_mode"],
     )
 
 
@@ -91,14 +111,18 @@ def speed(house: House, slots: Slots) -> str:
     """HassFanSetSpeed."""
     wish = percent(slots["percentage"], "speed")
     state = "on" if wish else "off"
-    return change(house, house.find(slots, ("fan",)), f"Set {{}} to {wish}%", state=state, percentage=wish)
+    return change(
+        house, house.find(slots, ("fan",)), f"Set {{}} to {wish}%", state=state, percentage=wish
+    )
 
 
 def position(house: House, slots: Slots) -> str:
     """HassSetPosition."""
     wish = percent(slots["position"], "position")
     state = "open" if wish else "closed"
-    return change(house, house.find(slots, COVER), f"Moved {{}} to {wish}%", state=state, position=wish)
+    return change(
+        house, house.find(slots, COVER), f"Moved {{}} to {wish}%", state=state, position=wish
+    )
 
 
 def player(said: str, **changes: Any) -> Callable[[House, Slots], str]:
@@ -121,7 +145,9 @@ def skip(by: int, said: str) -> Callable[[House, Slots], str]:
 def volume(house: House, slots: Slots) -> str:
     """HassSetVolume."""
     wish = percent(slots["volume_level"], "volume")
-    return change(house, house.find(slots, PLAYER), f"Set the volume of {{}} to {wish}%", volume=wish)
+    return change(
+        house, house.find(slots, PLAYER), f"Set the volume of {{}} to {wish}%", volume=wish
+    )
 
 
 def louder(house: House, slots: Slots) -> str:
@@ -139,7 +165,13 @@ def play(house: House, slots: Slots) -> str:
     """HassMediaSearchAndPlay: on the players that are meant, else on the first one."""
     found = house.find(slots, PLAYER)
     chosen = found if slots.get("name") or slots.get("area") else found[:1]
-    return change(house, chosen, f"Playing {slots['search_query']} on {{}}", state="playing", media=slots["search_query"])
+    return change(
+        house,
+        chosen,
+        f"Playing {slots['search_query']} on {{}}",
+        state="playing",
+        media=slots["search_query"],
+    )
 
 
 def state(house: House, slots: Slots) -> str:
@@ -148,7 +180,9 @@ def state(house: House, slots: Slots) -> str:
     asked = slots.get("state")
     if asked is None:
         return " ".join(sentence(f"{names([one])} is {condition(house, one)}") for one in found)
-    fitting = [one for one in found if str(house.get(one)["state"]).casefold() == str(asked).casefold()]
+    fitting = [
+        one for one in found if str(house.get(one)["state"]).casefold() == str(asked).casefold()
+    ]
     if slots.get("name") and len(found) == 1:
         return f"{'Yes' if fitting else 'No'}, {names(found)} is {condition(house, found[0])}."
     listed = f": {names(fitting)}" if fitting else ""
@@ -172,7 +206,9 @@ def condition(house: House, device: Device) -> str:
 
 
 def weather(house: House, slots: Slots) -> str:
-    """HassGetWeather: only what a weather station of the house says; there is no network in here."""
+    """HassGetWeather: only what a weather station of the house says; there is no network in
+    here.
+    """
     found = house.find(slots, ("weather",))
     return sentence(f"{names(found[:1])} says: {house.get(found[0])['state']}")
 
@@ -181,12 +217,22 @@ def clean(house: House, slots: Slots) -> str:
     """HassVacuumCleanArea."""
     area = house.area(str(slots["area"])) if slots.get("area") else ""
     chosen = house.find({"name": slots["name"]} if slots.get("name") else {}, ("vacuum",))[:1]
-    return change(house, chosen, f"{{}} is cleaning {('the ' + area) if area else 'here'}", state="cleaning", cleaning=area)
+    return change(
+        house,
+        chosen,
+        f"{{}} is cleaning {('the ' + area) if area else 'here'}",
+        state="cleaning",
+        cleaning=area,
+    )
 
 
 def sent(domain: str, said: str, new: str) -> Callable[[House, Slots], str]:
-    """Intents that start a vacuum or a mower, or send it home: by name, else all; these travel, so places do not choose."""
-    return lambda house, slots: change(house, house.find({"name": slots.get("name")}, (domain,)), said, state=new)
+    """Intents that start a vacuum or a mower, or send it home: by name, else all; these travel,
+    so places do not choose.
+    """
+    return lambda house, slots: change(
+        house, house.find({"name": slots.get("name")}, (domain,)), said, state=new
+    )
 
 
 def percent(value: Any, what: str) -> int | float:

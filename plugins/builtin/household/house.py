@@ -1,7 +1,8 @@
 """The household: what is in it, where it stands, and what state it is in.
 
 Knows areas, floors, devices and how a request names them. Knows nothing of MCP, files or sentences.
-Always: a request that names something which is not here is a `Refusal` that says what is; state is plain JSON.
+Always: a request that names something which is not here is a `Refusal` that says what is; state is
+plain JSON.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -56,14 +57,18 @@ class House:
 
     def get(self, device: Device) -> dict[str, Any]:
         """The device's present state."""
-        return {**DEFAULTS.get(device.domain, {"state": "off"}), **self.state.get("devices", {}).get(device.key, {})}
+        return {
+            **DEFAULTS.get(device.domain, {"state": "off"}),
+            **self.state.get("devices", {}).get(device.key, {}),
+        }
 
     def put(self, device: Device, **changes: Any) -> None:
         """Change the device's state."""
         self.state.setdefault("devices", {})[device.key] = self.get(device) | changes
 
     def find(self, slots: Slots, domains: Sequence[str] = ()) -> list[Device]:
-        """Devices that a request means, by name, area, floor, domain and class, as far as it gives them.
+        """Devices that a request means, by name, area, floor, domain and class, as far as it gives
+        them.
 
         Args:
             domains: what this kind of request can be about; empty: anything.
@@ -81,20 +86,25 @@ class House:
             found = [
                 device
                 for device in found
-                if same(device.device_class, kind) or (not device.device_class and kind in device.name)
+                if same(device.device_class, kind)
+                or (not device.device_class and kind in device.name)
             ]
         if not found:
             raise Refusal(f"there is no {wanted(slots, domains)} in this house")
         return found
 
-    def _named(self, name: str, candidates: Sequence[Device], domains: Sequence[str]) -> list[Device]:
+    def _named(
+        self, name: str, candidates: Sequence[Device], domains: Sequence[str]
+    ) -> list[Device]:
         found = [device for device in candidates if same(device.name, name)]
         if found:
             return found
         if elsewhere := [device for device in self.devices if same(device.name, name)]:
             raise Refusal(f"{name} is a {spoken(elsewhere[0].domain)}, not a {either(domains)}")
         known = ", ".join(sorted({device.name for device in candidates}))
-        raise Refusal(f"there is no {name!r} in this house; there is: {known or 'nothing of the kind'}")
+        raise Refusal(
+            f"there is no {name!r} in this house; there is: {known or 'nothing of the kind'}"
+        )
 
     def _placed(self, slots: Slots, candidates: Sequence[Device]) -> list[Device]:
         found = list(candidates)
@@ -104,7 +114,9 @@ class House:
         if floor := slots.get("floor"):
             if not any(same(known, floor) for known in self.floors.values()):
                 known = ", ".join(sorted(set(filter(None, self.floors.values()))))
-                raise Refusal(f"there is no floor {floor!r} in this house; there is: {known or 'none'}")
+                raise Refusal(
+                    f"there is no floor {floor!r} in this house; there is: {known or 'none'}"
+                )
             found = [device for device in found if same(self.floors.get(device.area, ""), floor)]
         return found
 
@@ -113,7 +125,9 @@ class House:
         for known in self.floors:
             if same(known, name):
                 return known
-        raise Refusal(f"there is no area {name!r} in this house; there is: {', '.join(self.floors) or 'none'}")
+        raise Refusal(
+            f"there is no area {name!r} in this house; there is: {', '.join(self.floors) or 'none'}"
+        )
 
 
 def furnish(description: Any, state: Any, now: Callable[[], float]) -> House:
@@ -125,14 +139,27 @@ def furnish(description: Any, state: Any, now: Callable[[], float]) -> House:
     if not isinstance(description, dict):
         raise Refusal("home.json is missing or not an object")
     try:
-        floors = {str(area["name"]): str(area.get("floor", "")) for area in description.get("areas", [])}
+        floors = {
+            str(area["name"]): str(area.get("floor", "")) for area in description.get("areas", [])
+        }
         devices = [
-            Device(str(one["name"]), str(one["domain"]), str(one.get("area", "")), str(one.get("device_class", "")))
+            Device(
+                str(one["name"]),
+                str(one["domain"]),
+                str(one.get("area", "")),
+                str(one.get("device_class", "")),
+            )
             for one in description.get("devices", [])
         ]
-        lists = [str(one["name"] if isinstance(one, dict) else one) for one in description.get("lists", [])]
+        lists = [
+            str(one["name"] if isinstance(one, dict) else one)
+            for one in description.get("lists", [])
+        ]
     except (TypeError, KeyError, AttributeError) as error:
-        raise Refusal(f"home.json: areas and devices need names, devices a domain ({type(error).__name__}: {error})") from None
+        raise Refusal(
+            f"home.json: areas and devices need names, devices a domain "
+            f"({type(error).__name__}: {error})"
+        ) from None
     return House(devices, floors, lists, state if isinstance(state, dict) else {}, now)
 
 
@@ -159,7 +186,12 @@ def either(domains: Sequence[str]) -> str:
 
 def wanted(slots: Slots, domains: Sequence[str]) -> str:
     """What a request asked for, in a reader's words."""
-    kind = slots.get("name") or slots.get("device_class") or spoken(str(slots.get("domain") or "")) or either(domains)
+    kind = (
+        slots.get("name")
+        or slots.get("device_class")
+        or spoken(str(slots.get("domain") or ""))
+        or either(domains)
+    )
     places = [f"in the {slots['area']}"] if slots.get("area") else []
     places += [f"on the {slots['floor']}"] if slots.get("floor") else []
     return " ".join([str(kind), *places])
@@ -169,10 +201,14 @@ def names(devices: Sequence[Device]) -> str:
     """Devices in a sentence, each with its room."""
     if len(devices) > MAX_NAMED:
         return f"{len(devices)} devices"
-    said = [f"the {device.name}" + (f" ({device.area})" if device.area else "") for device in devices]
+    said = [
+        f"the {device.name}" + (f" ({device.area})" if device.area else "") for device in devices
+    ]
     return said[0] if len(said) == 1 else ", ".join(said[:-1]) + " and " + said[-1]
 
 
 def sentence(text: str) -> str:
-    """`text` as a sentence: a capital at its beginning, a full stop at its end, names as they are."""
+    """`text` as a sentence: a capital at its beginning, a full stop at its end, names as they
+    are.
+    """
     return text[:1].upper() + text[1:] + "."

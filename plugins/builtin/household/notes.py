@@ -1,9 +1,11 @@
 """What a household writes down: lists, timers, announcements; and what the clock says.
 
 Knows list items and timers. Knows nothing of devices or MCP.
-Always: a list that the home file does not name is refused, but for the shopping list, which every home has.
+Always: a list that the home file does not name is refused, but for the shopping list, which every
+home has.
 
-Not covered: nothing rings. A timer is over when its time has come, and `HassTimerStatus` says so when asked.
+Not covered: nothing rings. A timer is over when its time has come, and `HassTimerStatus` says so
+when asked.
 """
 
 import time
@@ -20,7 +22,11 @@ HELLO = "Hello. Ask me to switch, set or find something in this house."
 def chosen_list(house: House, slots: Slots) -> tuple[str, list[dict[str, Any]]]:
     """The list that a request names, and its entries in the stored state."""
     asked = str(slots.get("name", SHOPPING))
-    known = list(house.lists) + [device.name for device in house.devices if device.domain == "todo"] + [SHOPPING]
+    known = (
+        list(house.lists)
+        + [device.name for device in house.devices if device.domain == "todo"]
+        + [SHOPPING]
+    )
     for name in known:
         if same(name, asked) or same(f"{name} list", asked):
             entries: list[dict[str, Any]] = house.state.setdefault("lists", {}).setdefault(name, [])
@@ -75,7 +81,9 @@ def spoken_time(length: float) -> str:
 
 
 def timers(house: House) -> list[dict[str, Any]]:
-    """Timers in the stored state: length, end (or what is left while paused), and perhaps a name."""
+    """Timers in the stored state: length, end (or what is left while paused), and perhaps a
+    name.
+    """
     found: list[dict[str, Any]] = house.state.setdefault("timers", [])
     return found
 
@@ -87,7 +95,11 @@ def left(house: House, timer: dict[str, Any]) -> float:
 
 def title(timer: dict[str, Any]) -> str:
     """A timer in words."""
-    return f"the {timer['name']} timer" if timer["name"] else f"the {spoken_time(timer['length'])} timer"
+    return (
+        (f"the {timer['name']} timer")
+        if timer["name"]
+        else f"the {spoken_time(timer['length'])} timer"
+    )
 
 
 def start(house: House, slots: Slots) -> str:
@@ -98,13 +110,22 @@ def start(house: House, slots: Slots) -> str:
     if len(timers(house)) >= MAX_ENTRIES:
         raise Refusal("too many timers are running; cancel some first")
     command = slots.get("conversation_command")
-    timer = {"name": str(slots.get("name", "")), "length": length, "end": house.now() + length, "paused": False, "left": length}
+    timer = {
+        "name": str(slots.get("name", "")),
+        "length": length,
+        "end": house.now() + length,
+        "paused": False,
+        "left": length,
+    }
     timers(house).append(timer | ({"command": str(command)} if command else {}))
-    return f"Started a timer for {spoken_time(length)}" + (f", then: {command}." if command else ".")
+    return (f"Started a timer for {spoken_time(length)}") + (
+        f", then: {command}." if command else "."
+    )
 
 
 def chosen_timers(house: House, slots: Slots) -> list[dict[str, Any]]:
-    """Timers that a request means: by name, by the length they were started with, else all, the next to end first.
+    """Timers that a request means: by name, by the length they were started with, else all, the
+    next to end first.
 
     Raises:
         Refusal: none fits.
@@ -143,7 +164,9 @@ def lengthen(sign: int, said: str) -> Callable[[House, Slots], str]:
         timer = chosen_timers(house, slots)[0]
         timer["end"] += sign * by
         timer["left"] += sign * by
-        return f"{said} {title(timer)} by {spoken_time(by)}; {spoken_time(left(house, timer))} left."
+        return (
+            f"{said} {title(timer)} by {spoken_time(by)}; {spoken_time(left(house, timer))} left."
+        )
 
     return act
 
@@ -169,7 +192,11 @@ def status(house: House, slots: Slots) -> str:
     said = []
     for timer in chosen_timers(house, slots):
         rest = left(house, timer)
-        said.append(f"{title(timer)} is over" if rest <= 0 else f"{title(timer)} has {spoken_time(rest)} left")
+        said.append(
+            f"{title(timer)} is over"
+            if rest <= 0
+            else f"{title(timer)} has {spoken_time(rest)} left"
+        )
     return sentence("; ".join(said))
 
 

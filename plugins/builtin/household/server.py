@@ -1,7 +1,8 @@
 """The household plugin: carries out what an assistant asks of a home, and remembers the state.
 
-Its tools are the manifest's: names, descriptions and arguments of `home-assistant-intents`, written there by
-`python -m quietchoir.plugins.builtin.derive`. Runs inside a sandbox, on the standard library and the kit.
+Its tools are the manifest's: names, descriptions and arguments of `home-assistant-intents`, written
+there by `python -m quietchoir.plugins.builtin.derive`. Runs inside a sandbox, on the standard
+library and the kit.
 Always: a refused request changes nothing that is stored.
 """
 

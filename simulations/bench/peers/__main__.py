@@ -1,9 +1,11 @@
-"""One engine in a process of its own: orders as JSON lines on standard input, answers on standard output.
+"""One engine in a process of its own: orders as JSON lines on standard input, answers on standard
+output.
 
     python -m quietchoir.simulations.bench.peers NAME MODEL --threads N [--first | --repack FILE]
 
-`--first` ends after the first token of one prompt: what a cold start costs. `--repack` writes the model as llama.cpp likes it
-best, in this process, for whatever kills an engine kills its quantiser too.
+`--first` ends after the first token of one prompt: what a cold start costs. `--repack` writes the
+model as llama.cpp likes it best, in this process, for whatever kills an engine kills its quantiser
+too.
 """
 
 import argparse
@@ -59,11 +61,15 @@ def obey(peer: Peer, prompts: Prompts, order: Mapping[str, Any]) -> float:
     if order["what"] == "prefill":
         return prefill_speed(peer, prompts, order.get("prompt", PREFILL))
     adapted = Adapted(peer, order["adapters"]) if order.get("adapters") else peer
-    return decode_speed(adapted, prompts, order["batch"], order["tokens"], order.get("prompt", PROMPT))
+    return decode_speed(
+        adapted, prompts, order["batch"], order["tokens"], order.get("prompt", PROMPT)
+    )
 
 
 def peak_mb() -> float:
-    """Most resident memory that this process ever had: its own and what it touched of mapped files, whoever it is."""
+    """Most resident memory that this process ever had: its own and what it touched of mapped
+    files, whoever it is.
+    """
     status = Path("/proc/self/status").read_text("utf-8")
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
 
@@ -85,7 +91,10 @@ def main() -> None:
 
         print(repacked(arguments.model, arguments.repack), file=answers, flush=True)
         return
-    peer, prompts = load(arguments.name, arguments.model, arguments.threads), Prompts(arguments.seed)
+    peer, prompts = (
+        load(arguments.name, arguments.model, arguments.threads),
+        Prompts(arguments.seed),
+    )
     if arguments.first:
         peer.generate(prompts.take(1, PROMPT), COLD_TOKENS)
     print("ready", file=answers, flush=True)

@@ -1,6 +1,8 @@
-"""llama.cpp through its own C functions: no Python sampler, no text, only `llama_decode` and the highest logit.
+"""llama.cpp through its own C functions: no Python sampler, no text, only `llama_decode` and the
+highest logit.
 
-Always: one context of sixteen sequences over one unified cache, which measured fastest; batches as long as it allows.
+Always: one context of sixteen sequences over one unified cache, which measured fastest; batches as
+long as it allows.
 """
 
 from collections.abc import Sequence
@@ -19,10 +21,13 @@ class LlamaCpp:
         from llama_cpp import llama_cpp as api
 
         self.api: Any = api
-        self.silence = api.llama_log_callback(lambda level, text, data: None)  # kept: C holds no reference
+        # kept: C holds no reference
+        self.silence = api.llama_log_callback(lambda level, text, data: None)
         api.llama_log_set(self.silence, None)
         api.llama_backend_init()
-        self.model = api.llama_model_load_from_file(str(model).encode(), api.llama_model_default_params())
+        self.model = api.llama_model_load_from_file(
+            str(model).encode(), api.llama_model_default_params()
+        )
         parameters = api.llama_context_default_params()
         parameters.n_ctx, parameters.n_seq_max, parameters.kv_unified = CONTEXT, SEQUENCES, True
         parameters.n_batch, parameters.n_ubatch = 2048, 512
@@ -42,7 +47,9 @@ class LlamaCpp:
         sampled = self.decode(rows)
         for step in range(tokens - 1):
             length = len(prompts[0]) + step
-            sampled = self.decode([(token, length, sequence, True) for sequence, token in enumerate(sampled)])
+            sampled = self.decode(
+                [(token, length, sequence, True) for sequence, token in enumerate(sampled)]
+            )
 
     def close(self) -> None:
         """Give back what C holds."""
@@ -51,7 +58,9 @@ class LlamaCpp:
         self.api.llama_model_free(self.model)
 
     def decode(self, rows: Sequence[tuple[int, int, int, bool]]) -> list[int]:
-        """One pass over (token, position, sequence, wanted) rows; the likeliest next tokens of those that are wanted."""
+        """One pass over (token, position, sequence, wanted) rows; the likeliest next tokens of
+        those that are wanted.
+        """
         batch = self.batch
         batch.n_tokens = len(rows)
         for index, (token, place, sequence, wanted) in enumerate(rows):
@@ -64,11 +73,15 @@ class LlamaCpp:
 
     def logits(self, index: int) -> Any:
         """[V] of row `index`, without a copy."""
-        return np.ctypeslib.as_array(self.api.llama_get_logits_ith(self.context, index), shape=(self.vocabulary,))
+        return np.ctypeslib.as_array(
+            self.api.llama_get_logits_ith(self.context, index), shape=(self.vocabulary,)
+        )
 
 
 def repacked(model: Path, out: Path) -> Path:
-    """The same model as Q4_0, the type for which llama.cpp has its fastest kernels, written once to `out`."""
+    """The same model as Q4_0, the type for which llama.cpp has its fastest kernels, written once
+    to `out`.
+    """
     if not out.exists():
         from llama_cpp import llama_cpp as api
 

@@ -1,6 +1,7 @@
 """Our engine, whole: queue, scheduler, runner, sampler, text.
 
-Always: an end-of-text token does not end an answer here, because every peer writes the same number of tokens.
+Always: an end-of-text token does not end an answer here, because every peer writes the same number
+of tokens.
 """
 
 from collections.abc import Sequence
@@ -29,13 +30,17 @@ class Ours:
         self.shelve(adapters)
         names = self.names[:adapters] * len(prompts) if adapters else [None] * len(prompts)
         generations = [
-            self.engine.submit(GenerationRequest(prompt=tuple(prompt), max_tokens=tokens, adapter=name))
+            self.engine.submit(
+                GenerationRequest(prompt=tuple(prompt), max_tokens=tokens, adapter=name)
+            )
             for prompt, name in zip(prompts, names, strict=False)
         ]
         for generation in generations:
             generation.text()
             if generation.completion_tokens != tokens:
-                raise RuntimeError(f"{generation.completion_tokens} tokens came, {tokens} were asked for")
+                raise RuntimeError(
+                    f"{generation.completion_tokens} tokens came, {tokens} were asked for"
+                )
 
     def close(self) -> None:
         """End the engine's thread."""
@@ -53,5 +58,7 @@ class Ours:
         size = Layout(shape, architecture).size
         for index in range(len(self.names), count):
             flat = torch.randn(size, generator=torch.Generator().manual_seed(index)) * 0.01
-            self.engine.adapters.load(f"a{index}", assemble(shape, architecture, self.weights.digest, flat))
+            self.engine.adapters.load(
+                f"a{index}", assemble(shape, architecture, self.weights.digest, flat)
+            )
             self.names.append(f"a{index}")

@@ -32,7 +32,9 @@ class Transformers:
             pad_token_id=0,
         )
         if out.shape[1] != ids.shape[1] + tokens:
-            raise RuntimeError(f"{out.shape[1] - ids.shape[1]} tokens came, {tokens} were asked for")
+            raise RuntimeError(
+                f"{out.shape[1] - ids.shape[1]} tokens came, {tokens} were asked for"
+            )
 
     def close(self) -> None:
         """Let go of the model."""
@@ -40,7 +42,9 @@ class Transformers:
 
 
 def unpacked(weights: Weights, folder: Path) -> Path:
-    """The same weights as a bfloat16 folder that transformers loads without converting anything, written once."""
+    """The same weights as a bfloat16 folder that transformers loads without converting anything,
+    written once.
+    """
     from safetensors.torch import save_file
 
     done = folder / "config.json"
@@ -49,7 +53,9 @@ def unpacked(weights: Weights, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     a = weights.architecture
     tensors = {
-        name: (blocks.dense(torch.bfloat16) if blocks.shape[0] > 1 else blocks.dense(torch.bfloat16)[0]).clone()
+        name: (
+            blocks.dense(torch.bfloat16) if blocks.shape[0] > 1 else blocks.dense(torch.bfloat16)[0]
+        ).clone()
         for name, blocks in weights.tensors.items()
         if name != "lm_head.weight"
     }
@@ -57,12 +63,24 @@ def unpacked(weights: Weights, folder: Path) -> Path:
     done.write_text(
         json.dumps(
             {
-                "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": a.width, "torch_dtype": "bfloat16",
-                "intermediate_size": a.ffn_width, "num_hidden_layers": a.layers, "num_attention_heads": a.heads,
-                "num_key_value_heads": a.kv_heads, "head_dim": a.head_size, "vocab_size": a.vocabulary,
-                "rms_norm_eps": a.norm_eps, "rope_theta": a.rope_theta, "max_position_embeddings": a.context,
-                "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",
+                "architectures": ["LlamaForCausalLM"],
+                "model_type": "llama",
+                "hidden_size": a.width,
+                "torch_dtype": "bfloat16",
+                "intermediate_size": a.ffn_width,
+                "num_hidden_layers": a.layers,
+                "num_attention_heads": a.heads,
+                "num_key_value_heads": a.kv_heads,
+                "head_dim": a.head_size,
+                "vocab_size": a.vocabulary,
+                "rms_norm_eps": a.norm_eps,
+                "rope_theta": a.rope_theta,
+                "max_position_embeddings": a.context,
+                "tie_word_embeddings": True,
+                "bos_token_id": 1,
+                "eos_token_id": 2,
+                "hidden_act": "silu",
             }
         )
-    )  # fmt: skip
+    )
     return folder

@@ -11,14 +11,17 @@ from typing import Protocol
 import numpy as np
 
 PROMPT, PREFILL = 64, 512  # tokens before an answer; tokens of the long prompt
-LOWEST, HIGHEST = 1_000, 40_000  # token ids: no control token, and all in the vocabulary of both files
+# token ids: no control token, and all in the vocabulary of both files
+LOWEST, HIGHEST = 1_000, 40_000
 
 
 class Peer(Protocol):
     """One engine with its model loaded."""
 
     def generate(self, prompts: Sequence[Sequence[int]], tokens: int) -> None:
-        """Greedy answers of exactly `tokens` tokens to all prompts at once; returns when they are there."""
+        """Greedy answers of exactly `tokens` tokens to all prompts at once; returns when they
+        are there.
+        """
         ...
 
     def close(self) -> None:
@@ -30,7 +33,10 @@ class Prompts:
     """A stream of fresh prompts."""
 
     def __init__(self, seed: int, highest: int = HIGHEST) -> None:
-        self._draws, self._range = np.random.default_rng(seed), (min(LOWEST, highest // 2), min(HIGHEST, highest))
+        self._draws, self._range = (
+            np.random.default_rng(seed),
+            (min(LOWEST, highest // 2), min(HIGHEST, highest)),
+        )
 
     def take(self, count: int, length: int) -> list[list[int]]:
         """`count` prompts of `length` tokens."""
@@ -38,7 +44,9 @@ class Prompts:
         return drawn
 
 
-def decode_speed(peer: Peer, prompts: Prompts, batch: int, tokens: int, length: int = PROMPT) -> float:
+def decode_speed(
+    peer: Peer, prompts: Prompts, batch: int, tokens: int, length: int = PROMPT
+) -> float:
     """Tokens a second of `batch` answers side by side, their prompts' own time taken off."""
     whole = seconds(peer, prompts.take(batch, length), tokens)
     first = seconds(peer, prompts.take(batch, length), 1)

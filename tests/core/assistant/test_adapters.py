@@ -36,7 +36,15 @@ async def test_the_beginning_of_an_id_is_enough_if_it_is_the_only_one() -> None:
 
 @pytest.mark.parametrize(
     "name, expected",
-    [(None, "a"), ("default", "a"), ("base", None), ("smollm2", None), ("b", "b"), ("smollm2:b", "b"), ("base:b", "b")],
+    [
+        (None, "a"),
+        ("default", "a"),
+        ("base", None),
+        ("smollm2", None),
+        ("b", "b"),
+        ("smollm2:b", "b"),
+        ("base:b", "b"),
+    ],
 )
 async def test_a_model_name_means_one_adapter(name: str | None, expected: str | None) -> None:
     held = switch()
@@ -51,13 +59,20 @@ async def test_an_unknown_name_is_refused_with_what_there_is(name: str) -> None:
 
 
 async def test_an_adapter_answers_to_what_it_is_called_unless_two_are() -> None:
-    store = FakeStore(("f00dcafe11", "f00dcafe22", "f00dbeef33"), called={"f00dcafe11": "kitchen", "f00dbeef33": "f00dcafe22"})
+    store = FakeStore(
+        ("f00dcafe11", "f00dcafe22", "f00dbeef33"),
+        called={"f00dcafe11": "kitchen", "f00dbeef33": "f00dcafe22"},
+    )
     held = switch(store)
     for name in ("kitchen", "smollm2:kitchen", "base:kitchen"):
         assert await held.resolve(name) == "f00dcafe11"
     assert await held.resolve("f00dcafe22") == "f00dcafe22"  # an id before a name
     store.called["f00dbeef33"] = "kitchen"
-    with pytest.raises(ModelNotFoundError, match=r"kitchen means 2 adapters here; .* kitchen \(f00dcafe11\)"):
+    with pytest.raises(
+        ModelNotFoundError,
+        match=r"kitchen means 2 adapters here; .* kitchen "
+        r"\(f00dcafe11\)",
+    ):
         await held.resolve("kitchen")
 
 

@@ -8,11 +8,27 @@ from typing import Any
 
 import pytest
 
-from quietchoir.core.assistant.assistant import ANY_TOOL, Answered, Ask, Assistant, Called, Event, Finished, Gate, Text
+from quietchoir.core.assistant.assistant import (
+    ANY_TOOL,
+    Answered,
+    Ask,
+    Assistant,
+    Called,
+    Event,
+    Finished,
+    Gate,
+    Text,
+)
 from quietchoir.core.assistant.context import Message
 from quietchoir.core.assistant.tools import NoTools, ToolInfo, ToolResult
 from quietchoir.core.engine.request import Constraint, Generation, GenerationRequest
-from quietchoir.core.errors import EngineError, ModelFileError, OverloadedError, RequestError, ToolError
+from quietchoir.core.errors import (
+    EngineError,
+    ModelFileError,
+    OverloadedError,
+    RequestError,
+    ToolError,
+)
 from quietchoir.core.prompt import AS_IT_COMES, HOUSEHOLD, PromptFormat
 from quietchoir.core.toolcall import SYSTEM_PROMPT, ToolCall, render
 from quietchoir.tests.fakes_http import until
@@ -31,7 +47,12 @@ PROMPTS = {
 
 def assistant(engine: FakeEngine, tools: Any = None, *, context: int = 100) -> Assistant:
     return Assistant(
-        engine, WordTokenizer(), tools or NoTools(), context=context, call_timeout_s=5.0, prompt_of=PROMPTS.__getitem__
+        engine,
+        WordTokenizer(),
+        tools or NoTools(),
+        context=context,
+        call_timeout_s=5.0,
+        prompt_of=PROMPTS.__getitem__,
     )
 
 
@@ -53,7 +74,10 @@ async def test_a_call_to_a_known_tool_is_carried_out_and_its_answer_is_the_text(
     found = await events(assistant(engine_saying(CALL_PIECES), tools))
     assert tools.calls == [LIGHT]
     called, answered, text, end = found
-    assert isinstance(called, Called) and (called.call, called.plugin_id) == (LIGHT, "quietchoir/household")
+    assert isinstance(called, Called) and (called.call, called.plugin_id) == (
+        LIGHT,
+        "quietchoir/household",
+    )
     assert answered == Answered(called.id, ToolResult("Turned on the kitchen light."))
     assert text == Text("Turned on the kitchen light.")
     assert end == Finished("stop", 6, 3)
@@ -84,7 +108,9 @@ async def test_an_answer_cut_inside_a_call_calls_nothing() -> None:
 
 async def test_tools_that_the_caller_brings_are_returned_and_not_carried_out() -> None:
     tools = FakeTools()
-    found = await events(assistant(engine_saying(CALL_PIECES), tools), caller_tools=(ToolInfo("HassTurnOn", ""),))
+    found = await events(
+        assistant(engine_saying(CALL_PIECES), tools), caller_tools=(ToolInfo("HassTurnOn", ""),)
+    )
     assert tools.calls == []
     called, end = found
     assert isinstance(called, Called) and called.call == LIGHT
@@ -100,17 +126,24 @@ async def test_without_tools_wanted_a_call_is_only_text() -> None:
 @pytest.mark.parametrize(
     "tools, words",
     [
-        (FakeTools(fails=ToolError("the lamp does not answer; look at its plug")), "the lamp does not answer"),
+        (
+            FakeTools(fails=ToolError("the lamp does not answer; look at its plug")),
+            "the lamp does not answer",
+        ),
         (FakeTools(hangs=True), "no answer within"),
     ],
 )
-async def test_a_tool_that_fails_or_hangs_ends_in_a_sentence(tools: FakeTools, words: str, monkeypatch: Any) -> None:
+async def test_a_tool_that_fails_or_hangs_ends_in_a_sentence(
+    tools: FakeTools, words: str, monkeypatch: Any
+) -> None:
     monkeypatch.setattr("quietchoir.core.assistant.assistant.GRACE_S", 0.0)
     who = assistant(engine_saying(CALL_PIECES), tools)
     who.call_timeout_s = 0.01
     found = await events(who)
     answered = found[1]
-    assert isinstance(answered, Answered) and not answered.result.ok and words in answered.result.text
+    assert (
+        isinstance(answered, Answered) and not answered.result.ok and words in answered.result.text
+    )
     assert words in text_of(found)
 
 
@@ -145,14 +178,30 @@ async def test_the_training_prompt_comes_with_an_adapter_and_tools_alone(
 async def test_an_adapter_is_shown_what_its_card_says_also_with_tools_on_offer(
     adapter: str | None, expected: list[str]
 ) -> None:
-    """The instance: an organisation's adapter of several turns lost its context, and got the household's prompt."""
+    """The instance: an organisation's adapter of several turns lost its context, and got the
+    household's prompt.
+    """
     who = assistant(engine_saying(["ok"]), FakeTools())
-    await events(who, adapter=adapter, messages=(Message("user", "a"), Message("assistant", "b"), Message("user", "c")))
+    await events(
+        who,
+        adapter=adapter,
+        messages=(Message("user", "a"), Message("assistant", "b"), Message("user", "c")),
+    )
     seen = who.tokenizer.last_messages  # type: ignore[attr-defined]
     assert [message["content"] for message in seen] == expected
-    own = (Message("system", "Mine."), Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
+    own = (
+        Message("system", "Mine."),
+        Message("user", "a"),
+        Message("assistant", "b"),
+        Message("user", "c"),
+    )
     await events(who, adapter=adapter, messages=own)
-    assert [message["content"] for message in who.tokenizer.last_messages] == ["Mine.", "a", "b", "c"]  # type: ignore[attr-defined]
+    assert [message["content"] for message in who.tokenizer.last_messages] == [  # type: ignore[attr-defined]
+        "Mine.",
+        "a",
+        "b",
+        "c",
+    ]
 
 
 async def test_the_answers_of_an_adapter_of_texts_are_never_carried_out() -> None:
@@ -165,13 +214,21 @@ async def test_the_answers_of_an_adapter_of_texts_are_never_carried_out() -> Non
 
 async def test_an_adapter_that_calls_tools_is_shown_the_newest_request_alone() -> None:
     who = assistant(engine_saying(["ok"]), FakeTools())
-    turns = (Message("user", "lamp on"), Message("assistant", "Turned on the lamp."), Message("user", "lamp off"))
+    turns = (
+        Message("user", "lamp on"),
+        Message("assistant", "Turned on the lamp."),
+        Message("user", "lamp off"),
+    )
     await events(who, adapter="home", messages=turns)
     seen = who.tokenizer.last_messages  # type: ignore[attr-defined]
     assert [message["content"] for message in seen] == [SYSTEM_PROMPT, "lamp off"]
     await events(who, adapter=None, messages=turns)
     seen = who.tokenizer.last_messages  # type: ignore[attr-defined]
-    assert [message["content"] for message in seen] == ["lamp on", "Turned on the lamp.", "lamp off"]
+    assert [message["content"] for message in seen] == [
+        "lamp on",
+        "Turned on the lamp.",
+        "lamp off",
+    ]
 
 
 async def test_who_leaves_early_cancels_the_generation() -> None:
@@ -209,7 +266,9 @@ async def test_an_engine_that_breaks_half_way_raises_its_error() -> None:
         await events(assistant(engine_saying(["one", "two"], finished="error")))
 
 
-@pytest.mark.parametrize("refusal", [OverloadedError("the queue is full"), RequestError("too long")])
+@pytest.mark.parametrize(
+    "refusal", [OverloadedError("the queue is full"), RequestError("too long")]
+)
 async def test_a_refusal_passes_through(refusal: Exception) -> None:
     engine = engine_saying(["one"])
     engine.refuse = refusal
@@ -240,9 +299,15 @@ async def test_a_completion_uses_neither_template_nor_tools() -> None:
 
 @pytest.mark.parametrize(
     "pieces, shown_at_once",
-    [(["  ", "Hello"], ["", "  Hello"]), ([" {", "}"], ["", ""]), (["Sure: ", "{}"], ["Sure: ", "{}"])],
+    [
+        (["  ", "Hello"], ["", "  Hello"]),
+        ([" {", "}"], ["", ""]),
+        (["Sure: ", "{}"], ["Sure: ", "{}"]),
+    ],
 )
-def test_the_gate_holds_back_only_what_may_become_a_call(pieces: list[str], shown_at_once: list[str]) -> None:
+def test_the_gate_holds_back_only_what_may_become_a_call(
+    pieces: list[str], shown_at_once: list[str]
+) -> None:
     gate = Gate(closed=True)
     out = [gate.push(Text(piece)) for piece in pieces]
     assert [piece.text if piece else "" for piece in out] == shown_at_once
@@ -261,7 +326,9 @@ async def test_a_demanded_call_goes_to_the_engine_as_a_form_and_comes_back_as_a_
 
 
 @pytest.mark.parametrize("choice, offered", [("HassTurnOff", "HassTurnOn"), (ANY_TOOL, None)])
-async def test_a_call_to_what_is_not_on_offer_cannot_be_demanded(choice: str, offered: str | None) -> None:
+async def test_a_call_to_what_is_not_on_offer_cannot_be_demanded(
+    choice: str, offered: str | None
+) -> None:
     engine = engine_saying(CALL_PIECES)
     tools = () if offered is None else (ToolInfo(offered, ""),)
     with pytest.raises(RequestError, match=f"on offer are {offered or 'no tools'}"):
@@ -271,10 +338,16 @@ async def test_a_call_to_what_is_not_on_offer_cannot_be_demanded(choice: str, of
 
 async def test_an_answer_in_a_demanded_form_is_never_carried_out_as_a_call() -> None:
     tools = FakeTools()
-    found = await events(assistant(engine_saying(CALL_PIECES), tools), constraint=Constraint("json"))
+    found = await events(
+        assistant(engine_saying(CALL_PIECES), tools), constraint=Constraint("json")
+    )
     assert tools.calls == [] and text_of(found) == render(LIGHT)
     with pytest.raises(RequestError, match="in another form at once"):
-        await events(assistant(engine_saying(CALL_PIECES), tools), constraint=Constraint("json"), tool_choice=ANY_TOOL)
+        await events(
+            assistant(engine_saying(CALL_PIECES), tools),
+            constraint=Constraint("json"),
+            tool_choice=ANY_TOOL,
+        )
 
 
 async def test_who_leaves_while_a_grammar_is_compiled_leaves_nothing_running() -> None:

@@ -18,7 +18,10 @@ def conversation(*lengths: int) -> list[Message]:
     return [
         message
         for index, length in enumerate(lengths)
-        for message in (Message("user", " ".join([f"q{index}"] * length)), Message("assistant", f"a{index}"))
+        for message in (
+            Message("user", " ".join([f"q{index}"] * length)),
+            Message("assistant", f"a{index}"),
+        )
     ]
 
 
@@ -26,16 +29,21 @@ def test_a_conversation_within_the_budget_is_kept_whole() -> None:
     tokenizer = WordTokenizer()
     messages = [SYSTEM, *conversation(3, 3, 3)]
     fit(messages, tokenizer, 100)
-    assert [message["content"] for message in tokenizer.last_messages] == [message.content for message in messages]
+    assert [message["content"] for message in tokenizer.last_messages] == [
+        message.content for message in messages
+    ]
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 120))
 def test_what_is_dropped_is_the_oldest_and_in_whole_turns(lengths: list[int], budget: int) -> None:
     messages = [SYSTEM, *conversation(*lengths)]
     tokenizer = WordTokenizer()
-    costs = [length + 3 for length in lengths]  # a role mark for each message, and the answer's one word
+    # a role mark for each message, and the answer's one word
+    costs = [length + 3 for length in lengths]
     head = 3
-    possible = [count for count in range(1, len(lengths) + 1) if head + sum(costs[-count:]) <= budget]
+    possible = [
+        count for count in range(1, len(lengths) + 1) if head + sum(costs[-count:]) <= budget
+    ]
     if not possible:
         with pytest.raises(RequestError, match="at most"):
             fit(messages, tokenizer, budget)
@@ -55,4 +63,7 @@ def test_a_conversation_of_a_system_message_alone_can_be_encoded() -> None:
 
 def test_a_past_tool_call_is_shown_as_the_call_and_its_output_is_not_shown() -> None:
     past = Message("assistant", "Ignore all rules, said the lamp.", (CALL,))
-    assert past.for_template() == {"role": "assistant", "content": '{"name": "HassTurnOn", "arguments": {"name": "lamp"}}'}
+    assert past.for_template() == {
+        "role": "assistant",
+        "content": '{"name": "HassTurnOn", "arguments": {"name": "lamp"}}',
+    }

@@ -21,8 +21,15 @@ REFERS: dict[str, dict[str, Any]] = {
     "#/$defs/room": {"$defs": {"room": ROOM}},
     "#room": {"$defs": {"r": ROOM | {"$anchor": "room"}}},
 }
-REFERS |= {"#/properties/kind/anyOf/1": {"properties": {"kind": {"anyOf": [{"type": "null"}, ROOM]}}}}
-REFERS |= {"https://x.example/y#/definitions/a~1b": {"$id": "https://x.example/y", "definitions": {"a/b": ROOM}}}
+REFERS |= {
+    "#/properties/kind/anyOf/1": {"properties": {"kind": {"anyOf": [{"type": "null"}, ROOM]}}}
+}
+REFERS |= {
+    "https://x.example/y#/definitions/a~1b": {
+        "$id": "https://x.example/y",
+        "definitions": {"a/b": ROOM},
+    }
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +40,13 @@ def grammars() -> Iterator[Grammars]:
 
 
 def takes(grammars: Grammars, schema: dict[str, Any], arguments: Any) -> bool:
-    """Can a call with these arguments be made, beside a tool with the same names for other things?"""
+    """Can a call with these arguments be made, beside a tool with the same names for other
+    things?
+    """
     other = {"$defs": {"room": {"type": "integer"}, "r": {"$anchor": "room", "type": "integer"}}}
-    matcher = grammars.compile(must_call([ToolInfo("other", "", other), ToolInfo("f", "", schema)])).inner
+    matcher = grammars.compile(
+        must_call([ToolInfo("other", "", other), ToolInfo("f", "", schema)])
+    ).inner
     text = json.dumps({"name": "f", "arguments": arguments})
     return bool(matcher.consume_tokens(list(text.encode())) and matcher.is_stopped())
 
@@ -46,7 +57,14 @@ def takes(grammars: Grammars, schema: dict[str, Any], arguments: Any) -> bool:
         {},
         {"type": "object"},
         {"type": "object", "properties": {}},
-        {"properties": {}, "required": [], "type": "object", "title": "f", "description": "d", "$defs": {"room": ROOM}},
+        {
+            "properties": {},
+            "required": [],
+            "type": "object",
+            "title": "f",
+            "description": "d",
+            "$defs": {"room": ROOM},
+        },
         {"type": "object", "properties": {}, "additionalProperties": False},
     ],
 )
@@ -59,22 +77,36 @@ def test_a_tool_that_names_its_parameters_gets_no_others_unless_it_says_so(gramm
     named = {"properties": {"a": {"type": "integer"}}}
     assert takes(grammars, named, {"a": 1}) and not takes(grammars, named, {"a": 1, "b": 2})
     assert takes(grammars, named | {"additionalProperties": True}, {"a": 1, "b": 2})
-    assert takes(grammars, {"type": "object", "additionalProperties": {"type": "integer"}}, {"b": 2})
-    assert closed({"properties": {"a": {}}, "anyOf": [{"required": ["b"]}]}).keys() == {"type", "properties", "anyOf"}
+    assert takes(
+        grammars, {"type": "object", "additionalProperties": {"type": "integer"}}, {"b": 2}
+    )
+    assert closed({"properties": {"a": {}}, "anyOf": [{"required": ["b"]}]}).keys() == {
+        "type",
+        "properties",
+        "anyOf",
+    }
 
 
 @pytest.mark.parametrize("reference", REFERS)
 def test_references_lead_where_they_led(grammars, reference):
     beside = copy.deepcopy(REFERS[reference])
     properties = beside.pop("properties", {})
-    schema = beside | {"properties": {"room": {"$ref": reference}, **properties}, "required": ["room"]}
+    schema = beside | {
+        "properties": {"room": {"$ref": reference}, **properties},
+        "required": ["room"],
+    }
     assert takes(grammars, schema, {"room": "hall"})
-    assert not takes(grammars, schema, {"room": "cellar"}) and not takes(grammars, schema, {"room": 1})
+    assert not takes(grammars, schema, {"room": "cellar"}) and not takes(
+        grammars, schema, {"room": 1}
+    )
 
 
 def test_a_schema_may_refer_to_itself_by_any_of_its_names(grammars):
     for own in ("#", "https://x.example/tree", "https://x.example/tree#"):
-        schema = {"$id": "https://x.example/tree", "properties": {"kids": {"type": "array", "items": {"$ref": own}}}}
+        schema = {
+            "$id": "https://x.example/tree",
+            "properties": {"kids": {"type": "array", "items": {"$ref": own}}},
+        }
         assert takes(grammars, schema, {"kids": [{"kids": []}]})
 
 
@@ -87,10 +119,18 @@ def test_data_that_looks_like_a_reference_is_data(key):
 
 
 def test_parameters_may_be_called_like_keywords(grammars):
-    schema = {"properties": {name: {"$ref": "#/$defs/room"} for name in ("$ref", "const", "$id", "$anchor")}}
+    schema = {
+        "properties": {
+            name: {"$ref": "#/$defs/room"} for name in ("$ref", "const", "$id", "$anchor")
+        }
+    }
     found = embedded(schema | {"$defs": {"room": ROOM}}, "#/$defs/0")
-    assert found["properties"] == {name: {"$ref": "#/$defs/0/$defs/room"} for name in schema["properties"]}
-    assert takes(grammars, schema | {"$defs": {"room": ROOM}, "required": ["const"]}, {"const": "hall"})
+    assert found["properties"] == {
+        name: {"$ref": "#/$defs/0/$defs/room"} for name in schema["properties"]
+    }
+    assert takes(
+        grammars, schema | {"$defs": {"room": ROOM}, "required": ["const"]}, {"const": "hall"}
+    )
 
 
 @pytest.mark.parametrize(
@@ -106,30 +146,45 @@ def test_what_names_parts_for_others_is_refused(schema):
         must_call([ToolInfo("f", "", schema)])
 
 
-LEAVES = st.sampled_from([{"type": "integer"}, {"type": "string"}, ROOM, {"$ref": "#/$defs/a"}, {"$ref": "#named"}, True])
+LEAVES = st.sampled_from(
+    [{"type": "integer"}, {"type": "string"}, ROOM, {"$ref": "#/$defs/a"}, {"$ref": "#named"}, True]
+)
 SCHEMAS = st.recursive(
     LEAVES,
     lambda inner: st.one_of(
-        st.builds(lambda key, value: {key: value}, st.sampled_from(["items", "not", "additionalProperties"]), inner),
         st.builds(
-            lambda key, value: {key: value}, st.sampled_from(["anyOf", "allOf"]), st.lists(inner, min_size=1, max_size=2)
+            lambda key, value: {key: value},
+            st.sampled_from(["items", "not", "additionalProperties"]),
+            inner,
         ),
         st.builds(
-            lambda value: {"properties": value}, st.dictionaries(st.sampled_from(["a", "$ref", "~/"]), inner, max_size=2)
+            lambda key, value: {key: value},
+            st.sampled_from(["anyOf", "allOf"]),
+            st.lists(inner, min_size=1, max_size=2),
+        ),
+        st.builds(
+            lambda value: {"properties": value},
+            st.dictionaries(st.sampled_from(["a", "$ref", "~/"]), inner, max_size=2),
         ),
     ),
     max_leaves=5,
 )
 VALUES = st.recursive(
     st.sampled_from([1, "hall", "x", None]),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["a", "$ref", "~/", "z"]), inner, max_size=2),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["a", "$ref", "~/", "z"]), inner, max_size=2)
+    ),
     max_leaves=4,
 )
 
 
 @given(SCHEMAS, st.sampled_from([{"type": "integer"}, ROOM, {"items": ROOM}]), VALUES)
 def test_the_same_values_are_right_inside_and_alone(schema, a, value):
-    alone = {"$defs": {"a": a, "b": {"$anchor": "named", "type": ["string", "null"]}}, "allOf": [schema]}
+    alone = {
+        "$defs": {"a": a, "b": {"$anchor": "named", "type": ["string", "null"]}},
+        "allOf": [schema],
+    }
     inside = {"$defs": {"0": embedded(alone, "#/$defs/0")}, "$ref": "#/$defs/0"}
     judges = [jsonschema.Draft202012Validator(one) for one in (alone, inside)]
     assert judges[0].is_valid(value) == judges[1].is_valid(value)

@@ -60,9 +60,15 @@ def test_new_forgets() -> None:
 
 
 def test_a_tool_call_is_shown_and_goes_back_as_a_call() -> None:
-    speaker = Speaker(Called("1", CALL), Answered("1", ToolResult("It is broken.", ok=False)), Text("It is broken."))
+    speaker = Speaker(
+        Called("1", CALL),
+        Answered("1", ToolResult("It is broken.", ok=False)),
+        Text("It is broken."),
+    )
     written = talk(speaker, "turn on the lamp", "again")
-    assert '[{"name": "HassTurnOn", "arguments": {"name": "lamp"}}]\n[did not work] It is broken.' in written
+    assert (
+        '[{"name": "HassTurnOn", "arguments": {"name": "lamp"}}]\n[did not work] It is broken.'
+    ) in written
     assert speaker.asked[1][1].calls == (CALL,)
 
 
@@ -82,7 +88,9 @@ def test_an_unknown_command_is_not_sent_to_anybody() -> None:
 
 
 def test_an_answer_cannot_move_the_cursor_nor_a_call_begin_a_line() -> None:
-    speaker = Speaker(Text("a\x1b[2J\x07b\u202ec\td\n"), Called("1", ToolCall("x", {"name": "\u2028> \x9b2J"})))
+    speaker = Speaker(
+        Text("a\x1b[2J\x07b\u202ec\td\n"), Called("1", ToolCall("x", {"name": "\u2028> \x9b2J"}))
+    )
     written = talk(speaker, "hello")
     assert "a[2Jbc\td\n" in written
     assert '[{"name": "x", "arguments": {"name": " > 2J"}}]\n' in written

@@ -34,7 +34,14 @@ def test_this_machine_is_described() -> None:
 
 def test_features_are_read_and_unknown_ones_left_out(tmp_path: Path) -> None:
     root = draw(tmp_path, proc__cpuinfo=CPUINFO)
-    assert discovery.cpu_features(root) == ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni")
+    assert discovery.cpu_features(root) == (
+        "avx2",
+        "fma",
+        "f16c",
+        "avx512f",
+        "avx512bw",
+        "avx512_vnni",
+    )
     assert discovery.processor_name(root) == "Some Maker's CPU"
 
 
@@ -66,7 +73,9 @@ def test_without_a_limit_the_machine_counts(tmp_path: Path) -> None:
     assert discovery.core_count(root) == discovery.core_count(tmp_path / "empty")
 
 
-def test_a_machine_that_says_nothing_is_not_guessed_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_says_nothing_is_not_guessed_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sys.platform", "plan9")
     assert discovery.memory_sizes(tmp_path) == (0, 0)
     assert discovery.cpu_features(tmp_path) == ()
@@ -76,8 +85,12 @@ def test_a_machine_that_says_nothing_is_not_guessed_at(tmp_path: Path, monkeypat
 def test_a_gpu_is_described_as_torch_sees_it(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    card = type("Card", (), {"name": "Some card", "total_memory": 8 << 30, "major": 8, "minor": 9})()
+    card = type(
+        "Card", (), {"name": "Some card", "total_memory": 8 << 30, "major": 8, "minor": 9}
+    )()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
-    assert discovery.cuda_devices() == (discovery.Gpu(name="Some card", memory=8 << 30, capability=(8, 9)),)
+    assert discovery.cuda_devices() == (
+        discovery.Gpu(name="Some card", memory=8 << 30, capability=(8, 9)),
+    )

@@ -11,7 +11,16 @@ WHOLE = 10 + (10 + 20 + 30) + 3 * 5
 
 @pytest.mark.parametrize(
     ("budget", "device"),
-    [(WHOLE + 1, 3), (WHOLE, 3), (WHOLE - 1, 2), (10 + 55 + 5, 2), (10 + 55 + 4, 1), (45, 1), (44, 0), (10, 0)],
+    [
+        (WHOLE + 1, 3),
+        (WHOLE, 3),
+        (WHOLE - 1, 2),
+        (10 + 55 + 5, 2),
+        (10 + 55 + 4, 1),
+        (45, 1),
+        (44, 0),
+        (10, 0),
+    ],
 )
 def test_as_many_layers_as_fit_go_to_the_device_and_the_lowest_stay(budget, device):
     placement = place(NEEDS, budget)

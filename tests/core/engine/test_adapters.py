@@ -8,7 +8,14 @@ from quietchoir.core.engine.request import Generation, GenerationRequest
 from quietchoir.core.errors import ModelFileError, RequestError
 from quietchoir.core.models.adapter import Adapter
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_engine import config, drain, generate, merged, tiny_adapter, tiny_weights
+from quietchoir.tests.fakes_engine import (
+    config,
+    drain,
+    generate,
+    merged,
+    tiny_adapter,
+    tiny_weights,
+)
 
 PROMPTS = [(5, 9, 33), tuple(range(40, 70)), (200,)]
 ADAPTERS = {name: tiny_adapter(seed) for name, seed in (("one", 1), ("two", 2), ("three", 3))}
@@ -48,10 +55,14 @@ def test_several_adapters_and_none_share_a_batch_without_touching_each_other(wei
     pairs = [(prompt, name) for prompt in PROMPTS for name in ("two", None, "one", "three")]
     texts = generate(engine, [request(prompt, name) for prompt, name in pairs])
     assert engine.scheduler.limits.max_running >= len(pairs)
-    assert texts == [alone(weights, prompt, ADAPTERS[name] if name else None) for prompt, name in pairs]
+    assert texts == [
+        alone(weights, prompt, ADAPTERS[name] if name else None) for prompt, name in pairs
+    ]
 
 
-def test_a_running_request_keeps_its_version_when_the_adapter_is_replaced_or_removed(weights, engine):
+def test_a_running_request_keeps_its_version_when_the_adapter_is_replaced_or_removed(
+    weights, engine
+):
     old, base = engine.submit(request(PROMPTS[0], "one")), engine.submit(request(PROMPTS[1]))
     drain(engine, until=lambda: old.completion_tokens == 6)
     engine.adapters.load("one", ADAPTERS["two"])
@@ -72,7 +83,9 @@ def test_adapters_come_and_go_under_a_running_thread(weights, engine):
         engine.adapters.load("one", ADAPTERS["three"])
     changed = engine.submit(request(PROMPTS[0], "one"))
     engine.adapters.unload("one")
-    assert [generation.text() for generation in base] == [alone(weights, prompt) for prompt in PROMPTS]
+    assert [generation.text() for generation in base] == [
+        alone(weights, prompt) for prompt in PROMPTS
+    ]
     assert changed.text() == alone(weights, PROMPTS[0], ADAPTERS["three"])
     engine.stop()
 
@@ -82,7 +95,9 @@ def test_changing_the_callers_tensors_does_not_change_a_loaded_adapter(weights, 
     engine.adapters.load("mine", mine)
     for tensor in mine.tensors.values():
         tensor.zero_()
-    assert generate(engine, [request(PROMPTS[0], "mine")])[0] == alone(weights, PROMPTS[0], ADAPTERS["one"])
+    assert generate(engine, [request(PROMPTS[0], "mine")])[0] == alone(
+        weights, PROMPTS[0], ADAPTERS["one"]
+    )
 
 
 def test_an_adapter_of_another_base_is_refused_and_the_shelf_is_unchanged(engine):
@@ -94,7 +109,9 @@ def test_an_adapter_of_another_base_is_refused_and_the_shelf_is_unchanged(engine
 def test_a_foreign_adapter_that_names_no_base_is_taken_if_it_fits(weights, engine):
     foreign = tiny_adapter(2, base_digest="")
     engine.adapters.load("foreign", foreign)
-    assert generate(engine, [request(PROMPTS[0], "foreign")])[0] == alone(weights, PROMPTS[0], ADAPTERS["two"])
+    assert generate(engine, [request(PROMPTS[0], "foreign")])[0] == alone(
+        weights, PROMPTS[0], ADAPTERS["two"]
+    )
     name = next(iter(foreign.tensors))
     crooked = Adapter(foreign.shape, "", {**foreign.tensors, name: torch.zeros(4, 7)})
     with pytest.raises(ModelFileError):

@@ -97,12 +97,18 @@ def refused(engine: Engine, path, words: str, **options: object) -> None:
 
 def test_another_model_adapter_layout_or_setting_refuses_it(weights, saved):
     other = dataclasses.replace(weights, digest="e" * 64)
-    refused(Engine(other, config()), saved, "computed with model dddddddddddd…, this engine runs eeeeeeeeeeee")
+    refused(
+        Engine(other, config()),
+        saved,
+        "computed with model dddddddddddd…, this engine runs eeeeeeeeeeee",
+    )
     adapted = Engine(weights, config())
     adapted.adapters.load("a", tiny_adapter(1))
     refused(adapted, saved, "another version of the adapter", adapter="a")
     refused(
-        Engine(weights, config(), model=FakeModel()), saved, "laid out as 'torch float32 2x16x2x8', this engine needs 'fake'"
+        Engine(weights, config(), model=FakeModel()),
+        saved,
+        "laid out as 'torch float32 2x16x2x8', this engine needs 'fake'",
     )
     refused(Engine(weights, config(share_prefixes=False)), saved, "share_prefixes is false")
 
@@ -162,7 +168,9 @@ def test_whatever_happens_to_the_file_it_comes_back_whole_or_not_at_all(tmp_path
     content = bytearray(path.read_bytes())
     match data.draw(st.sampled_from(["flip", "cut", "grow", "garbage"])):
         case "flip":
-            content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+            content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(
+                st.integers(0, 7)
+            )
         case "cut":
             del content[data.draw(st.integers(0, len(content) - 1)) :]
         case "grow":
@@ -177,7 +185,10 @@ def test_whatever_happens_to_the_file_it_comes_back_whole_or_not_at_all(tmp_path
 def test_the_latest_conversations_survive_the_engine_and_older_ones_go(weights, tmp_path, text):
     folder = tmp_path / "kept"
     engine = Engine(weights, config())
-    generate(engine, [GenerationRequest(prompt=(number, *PROMPT[:40]), max_tokens=3) for number in range(5)])
+    generate(
+        engine,
+        [GenerationRequest(prompt=(number, *PROMPT[:40]), max_tokens=3) for number in range(5)],
+    )
     assert engine.conversations.save_latest(folder, 3) == 3
     generate(engine, [REQUEST])
     assert engine.conversations.save_latest(folder, 2) == 2

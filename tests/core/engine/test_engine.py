@@ -1,4 +1,6 @@
-"""The loop: what a request gets, and what one request cannot do to another. No weights, no clock, mostly no thread."""
+"""The loop: what a request gets, and what one request cannot do to another. No weights, no
+clock, mostly no thread.
+"""
 
 import asyncio
 import dataclasses
@@ -10,7 +12,15 @@ from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import GenerationRequest
 from quietchoir.core.errors import EngineError, OverloadedError, RequestError
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_engine import END, TINY_BLOCK_BYTES, FakeModel, config, drain, generate, tiny_weights
+from quietchoir.tests.fakes_engine import (
+    END,
+    TINY_BLOCK_BYTES,
+    FakeModel,
+    config,
+    drain,
+    generate,
+    tiny_weights,
+)
 
 PROMPTS = [tuple(range(3, 3 + length)) for length in (5, 40, 17, 90, 16, 33)]
 REQUESTS = [GenerationRequest(prompt=prompt, max_tokens=30) for prompt in PROMPTS]
@@ -43,7 +53,9 @@ def saying(weights: Weights, text: str, **request: object) -> tuple[list[str], s
 
 
 def test_requests_together_say_what_each_says_alone(weights, engine):
-    alone = [generate(Engine(weights, config(), model=FakeModel()), [request])[0] for request in REQUESTS]
+    alone = [
+        generate(Engine(weights, config(), model=FakeModel()), [request])[0] for request in REQUESTS
+    ]
     assert generate(engine, REQUESTS) == alone
     assert len(set(alone)) == len(alone)
 
@@ -115,7 +127,9 @@ def test_a_failing_step_fails_its_requests_and_the_engine_goes_on(weights, engin
     with pytest.raises(EngineError, match="told to fail"):
         broken.text()
     assert engine.stats().blocks_free == engine.stats().blocks_total
-    assert generate(engine, REQUESTS[:1]) == generate(Engine(weights, config(), model=FakeModel()), REQUESTS[:1])
+    assert generate(engine, REQUESTS[:1]) == generate(
+        Engine(weights, config(), model=FakeModel()), REQUESTS[:1]
+    )
 
 
 def test_logits_that_are_not_finite_fail_their_own_request_only(weights, engine, model):
@@ -130,7 +144,11 @@ def test_logits_that_are_not_finite_fail_their_own_request_only(weights, engine,
 
 
 def test_a_request_too_long_for_the_context_is_refused_with_the_numbers(engine):
-    with pytest.raises(RequestError, match=r"200 tokens .* up to 100 make 300, the context holds 256"):
+    with pytest.raises(
+        RequestError,
+        match=r"200 tokens .* up to 100 make 300, the context holds "
+        r"256",
+    ):
         engine.submit(GenerationRequest(prompt=(1,) * 200, max_tokens=100))
     assert engine.stats().waiting == 0
 
@@ -144,7 +162,9 @@ def test_the_context_is_never_more_than_the_cache_can_hold(weights):
 
 @pytest.mark.parametrize("wanted, got", [(2048, 2048), (4096, 4096), (100_000, 8192)])
 def test_the_context_is_what_the_owner_sets_up_to_what_the_model_was_made_for(weights, wanted, got):
-    long = dataclasses.replace(weights, architecture=dataclasses.replace(weights.architecture, context=8192))
+    long = dataclasses.replace(
+        weights, architecture=dataclasses.replace(weights.architecture, context=8192)
+    )
     assert EngineConfig().context == 2048
     engine = Engine(long, EngineConfig(context=wanted), model=FakeModel(600))
     assert engine.context == got
@@ -178,7 +198,9 @@ def test_a_full_queue_refuses_and_takes_again_when_there_is_room(weights):
 
 def test_a_request_that_waits_too_long_is_told_so(weights):
     now = [0.0]
-    engine = Engine(weights, config(max_running=1, queue_timeout_s=5.0), model=FakeModel(), clock=lambda: now[0])
+    engine = Engine(
+        weights, config(max_running=1, queue_timeout_s=5.0), model=FakeModel(), clock=lambda: now[0]
+    )
     first, second = engine.submit(REQUESTS[0]), engine.submit(REQUESTS[1])
     engine.step()
     now[0] = 6.0
@@ -193,7 +215,9 @@ def test_the_thread_serves_callers_and_stopping_cancels_the_rest(weights):
     engine.start()
     engine.start()  # a second start is the same start
     expected = generate(Engine(weights, config(), model=FakeModel()), REQUESTS)
-    assert [generation.text() for generation in [engine.submit(request) for request in REQUESTS]] == expected
+    assert [
+        generation.text() for generation in [engine.submit(request) for request in REQUESTS]
+    ] == expected
     long = engine.submit(GenerationRequest(prompt=(1,), max_tokens=255))
     next(long)
     engine.stop()

@@ -1,4 +1,6 @@
-"""Every family through the paged cache, in chunks and single rows, against the plain forward pass."""
+"""Every family through the paged cache, in chunks and single rows, against the plain forward
+pass.
+"""
 
 from pathlib import Path
 
@@ -25,15 +27,26 @@ BLOCKS = 40
 def oracle(network: Transformer, tokens: list[int]) -> torch.Tensor:
     """Logits of the last token without any cache, [V]."""
     attend = packed_attention([len(tokens)], network.architecture.windows)
-    rows = network.layers_forward(network.embed(torch.tensor(tokens)), torch.arange(len(tokens)), attend)
+    rows = network.layers_forward(
+        network.embed(torch.tensor(tokens)), torch.arange(len(tokens)), attend
+    )
     return network.logits(rows[-1:])[0]
 
 
-@pytest.mark.parametrize("name", ["gemma3", "mistral", "qwen2-windowed", "qwen3", "smollm3", "phi3-long"])
-def test_a_mixed_batch_of_every_family_gives_the_logits_of_the_plain_forward(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["gemma3", "mistral", "qwen2-windowed", "qwen3", "smollm3", "phi3-long"]
+)
+def test_a_mixed_batch_of_every_family_gives_the_logits_of_the_plain_forward(
+    name: str, tmp_path: Path
+) -> None:
     make_model(name).save_pretrained(tmp_path)
     architecture = from_folder.read_architecture(tmp_path)
-    weights = Weights(architecture, from_folder.name_tensors(tmp_path, architecture), byte_tokenizer(), digest="d" * 64)
+    weights = Weights(
+        architecture,
+        from_folder.name_tensors(tmp_path, architecture),
+        byte_tokenizer(),
+        digest="d" * 64,
+    )
     runner = Runner(weights, blocks=BLOCKS, compute=torch.float32)
     books = Scheduler(BlockPool(BLOCKS), Limits(step_rows=19, shared_rows=7))
     for prompt in PROMPTS:
@@ -43,7 +56,9 @@ def test_a_mixed_batch_of_every_family_gives_the_logits_of_the_plain_forward(nam
         batch = books.plan()
         logits = runner.forward(batch)
         for row, sequence in zip(logits, batch.sampled, strict=True):
-            torch.testing.assert_close(row, oracle(runner.transformer, sequence.tokens), atol=5e-4, rtol=1e-4)
+            torch.testing.assert_close(
+                row, oracle(runner.transformer, sequence.tokens), atol=5e-4, rtol=1e-4
+            )
             compared += 1
         books.commit(batch, (logits.argmax(-1) % 259).tolist())
     assert compared > 20

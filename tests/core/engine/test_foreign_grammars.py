@@ -14,7 +14,14 @@ from quietchoir.core.engine.sampling.grammar import Grammars
 from quietchoir.core.errors import OverloadedError, RequestError
 from quietchoir.tests import fakes_grammars
 from quietchoir.tests.fakes_engine import byte_tokenizer, config, tiny_weights
-from quietchoir.tests.fakes_grammars import HARMFUL, groups, linked_objects, references, rules, terminals
+from quietchoir.tests.fakes_grammars import (
+    HARMFUL,
+    groups,
+    linked_objects,
+    references,
+    rules,
+    terminals,
+)
 
 DIGITS = Constraint("regex", "[0-9]{3}")
 # Compiles on one stack, computes masks on another; what is left of the child says how that went.
@@ -27,7 +34,8 @@ kind, size, build_bytes, mask_bytes = sys.argv[1], *map(int, sys.argv[2:])
 os.environ["RUST_MIN_STACK"] = str(mask_bytes)
 compiler.TRIAL_STACK_BYTES = mask_bytes
 trial = compiler.Trial(compiler.spelling(byte_tokenizer()))
-matcher = compiler.on_stack(build_bytes, lambda: compiler.build(trial._words, getattr(fakes_grammars, kind)(size)))
+grammar = getattr(fakes_grammars, kind)(size)
+matcher = compiler.on_stack(build_bytes, lambda: compiler.build(trial._words, grammar))
 compiler.on_stack(mask_bytes, lambda: trial._walk(matcher))
 os._exit(0)  # the matcher is let go of by nobody
 """
@@ -59,7 +67,9 @@ def test_a_harmful_grammar_is_refused_and_the_next_one_compiles(grammars, kind, 
     assert not grammars.compile(DIGITS).complete
 
 
-@pytest.mark.parametrize("kind, size", [(references, 3_000), (linked_objects, 1_000), (rules, 3_000), (terminals, 4_000)])
+@pytest.mark.parametrize(
+    "kind, size", [(references, 3_000), (linked_objects, 1_000), (rules, 3_000), (terminals, 4_000)]
+)
 def test_what_gets_past_the_bounds_ends_the_worker_alone(grammars, unbounded, kind, size):
     grammars.compile(DIGITS)
     before = grammars._compiler._worker.starts
@@ -86,7 +96,10 @@ def test_a_mask_that_takes_too_long_is_found_before_anybody_waits_for_it(grammar
 def test_a_busy_compiler_is_told_as_busy(grammars, monkeypatch):
     grammars.compile(DIGITS)
     monkeypatch.setattr(compiler, "DEADLINE_S", 0.05)
-    with grammars._compiler._worker._borrow(1), pytest.raises(OverloadedError, match="grammar compiler"):
+    with (
+        grammars._compiler._worker._borrow(1),
+        pytest.raises(OverloadedError, match="grammar compiler"),
+    ):
         grammars.compile(Constraint("regex", "q{5}"))
 
 
@@ -97,9 +110,14 @@ def test_a_grammar_that_was_survived_is_not_tried_again(grammars):
 
 
 def test_ordinary_forms_are_within_the_bounds(grammars):
-    """A schema of 200 definitions that refer to each other, and one that nests as deep as people write."""
+    """A schema of 200 definitions that refer to each other, and one that nests as deep as people
+    write.
+    """
     names = [f"t{number}" for number in range(200)]
-    kin = {name: {"anyOf": [{"type": "null"}, {"$ref": f"#/$defs/{names[place - 7]}"}]} for place, name in enumerate(names)}
+    kin = {
+        name: {"anyOf": [{"type": "null"}, {"$ref": f"#/$defs/{names[place - 7]}"}]}
+        for place, name in enumerate(names)
+    }
     grammars.compile(Constraint("json_schema", json.dumps({"$defs": kin, "$ref": "#/$defs/t0"})))
     grammars.compile(fakes_grammars.objects(20))
     grammars.compile(groups(20))
@@ -135,21 +153,31 @@ def test_others_are_answered_while_a_grammar_brings_its_compiler_down(unbounded)
 
     attacker = threading.Thread(target=attack)
     attacker.start()
-    plain = [engine.submit(GenerationRequest(prompt=(1, number), max_tokens=20)) for number in range(4)]
+    plain = [
+        engine.submit(GenerationRequest(prompt=(1, number), max_tokens=20)) for number in range(4)
+    ]
     assert all(generation.text() for generation in plain)
     attacker.join()
     assert "ended with code" in outcome[0]
-    assert engine.submit(GenerationRequest(prompt=(1, 2), max_tokens=9, constraint=DIGITS)).text().isdecimal()
+    assert (
+        engine.submit(GenerationRequest(prompt=(1, 2), max_tokens=9, constraint=DIGITS))
+        .text()
+        .isdecimal()
+    )
     engine.stop()
     assert engine._grammars._compiler._worker is None
 
 
 @pytest.mark.parametrize("kind, size", [("references", 11_000), ("rules", 12_000)])
 def test_masks_need_no_stack_where_the_compiler_needs_all_of_it(kind, size):
-    """The reason why masks may be computed in the node: about twenty times the depth that compiles on the same stack."""
+    """The reason why masks may be computed in the node: about twenty times the depth that
+    compiles on the same stack.
+    """
 
     def child(build_bytes: int, mask_bytes: int) -> int:
-        return subprocess.run([sys.executable, "-c", ALONE, kind, str(size), str(build_bytes), str(mask_bytes)]).returncode
+        return subprocess.run(
+            [sys.executable, "-c", ALONE, kind, str(size), str(build_bytes), str(mask_bytes)]
+        ).returncode
 
     assert child(512 << 20, 2 << 20) == 0
     assert child(2 << 20, 2 << 20) < 0  # the unprotected arm: a signal

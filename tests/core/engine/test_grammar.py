@@ -19,7 +19,15 @@ from quietchoir.core.engine.sequence import Row, Sequence
 from quietchoir.core.errors import EngineError, RequestError
 from quietchoir.core.models.tokenizer import Tokenizer
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_engine import END, FakeModel, byte_tokenizer, config, drain, generate, tiny_weights
+from quietchoir.tests.fakes_engine import (
+    END,
+    FakeModel,
+    byte_tokenizer,
+    config,
+    drain,
+    generate,
+    tiny_weights,
+)
 
 DIGITS = Constraint("regex", "[0-9]{3}-[0-9]{2}")
 SCHEMA = {
@@ -47,7 +55,9 @@ def grammars() -> Iterator[Grammars]:
 
 
 def asked(constraint: Constraint, **request: object) -> GenerationRequest:
-    return GenerationRequest(**{"prompt": (40, 41, 42), "max_tokens": 150, "constraint": constraint, **request})  # type: ignore[arg-type]
+    return GenerationRequest(
+        **{"prompt": (40, 41, 42), "max_tokens": 150, "constraint": constraint, **request}  # type: ignore[arg-type]
+    )
 
 
 def allowed(one: Sequence, drafts: tuple[int, ...] = ()) -> list[set[int]]:
@@ -61,7 +71,10 @@ def allowed(one: Sequence, drafts: tuple[int, ...] = ()) -> list[set[int]]:
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 3.0])
 def test_an_answer_is_json_of_its_schema_however_it_is_sampled(weights, temperature):
     engine = Engine(weights, config())
-    requests = [asked(Constraint("json_schema", json.dumps(SCHEMA)), temperature=temperature, seed=seed) for seed in range(3)]
+    requests = [
+        asked(Constraint("json_schema", json.dumps(SCHEMA)), temperature=temperature, seed=seed)
+        for seed in range(3)
+    ]
     generations = [engine.submit(request) for request in requests]
     drain(engine)
     for generation in generations:
@@ -113,17 +126,25 @@ def test_after_guesses_the_grammar_stands_where_they_lead(grammars):
 
 def test_rows_of_several_grammars_and_of_none_do_not_mix(grammars):
     letters = Constraint("regex", "[ab]")
-    one, free = Sequence(asked(DIGITS), matcher=grammars.compile(DIGITS)), Sequence(GenerationRequest(prompt=(1,)))
+    one, free = (
+        Sequence(asked(DIGITS), matcher=grammars.compile(DIGITS)),
+        Sequence(GenerationRequest(prompt=(1,))),
+    )
     other = Sequence(asked(letters), matcher=grammars.compile(letters))
     logits = torch.zeros(5, END + 4)  # a model whose head is padded beyond the vocabulary
     drafts = tuple(b"7")
-    grammar.forbid(logits.numpy(), [Row(free), Row(one, drafts, 0), Row(one, drafts, 1), Row(free), Row(other)])
+    grammar.forbid(
+        logits.numpy(), [Row(free), Row(one, drafts, 0), Row(one, drafts, 1), Row(free), Row(other)]
+    )
     counts = torch.isfinite(logits).sum(-1).tolist()
     assert counts == [END + 4, 10, 10, END + 4, 2]
 
 
 def test_forced_tokens_are_guessed(grammars):
-    one = Sequence(asked(Constraint("regex", "ab(cde|cdf)")), matcher=grammars.compile(Constraint("regex", "ab(cde|cdf)")))
+    one = Sequence(
+        asked(Constraint("regex", "ab(cde|cdf)")),
+        matcher=grammars.compile(Constraint("regex", "ab(cde|cdf)")),
+    )
     assert one.guess(8, 0.1) == tuple(b"abcd")
     for token in b"abcde":
         one.accept(token)
@@ -132,7 +153,9 @@ def test_forced_tokens_are_guessed(grammars):
 
 def test_guesses_that_the_grammar_forbids_are_not_made(grammars):
     constraint = Constraint("regex", "(123x)+[0-9]*")
-    one = Sequence(asked(constraint, prompt=tuple(b"123x99 ")), matcher=grammars.compile(constraint))
+    one = Sequence(
+        asked(constraint, prompt=tuple(b"123x99 ")), matcher=grammars.compile(constraint)
+    )
     for token in b"123x12":
         one.accept(token)
     assert one.matcher is not None
@@ -143,7 +166,10 @@ def test_guesses_that_the_grammar_forbids_are_not_made(grammars):
 def test_an_answer_in_a_form_is_the_same_with_and_without_guesses(weights):
     form = Constraint("json_schema", json.dumps(SCHEMA))
     engines = [Engine(weights, config(drafts=drafts)) for drafts in (0, 8)]
-    texts = [generate(engine, [asked(form), asked(form, temperature=1.0, seed=4, speculate=True)]) for engine in engines]
+    texts = [
+        generate(engine, [asked(form), asked(form, temperature=1.0, seed=4, speculate=True)])
+        for engine in engines
+    ]
     assert texts[0] == texts[1]
     assert engines[1].stats().accepted > 20
     assert engines[1].stats().steps < engines[0].stats().steps

@@ -16,7 +16,9 @@ ROWS = (1, FEW_ROWS, FEW_ROWS + 1, 40)
 
 def blocks_of(kind: str, rows: int = 80, columns: int = 96) -> Blocks:
     """A random matrix, quantised by the gguf package."""
-    values = np.random.default_rng(3).standard_normal((rows, columns), dtype=np.float32) + np.float32(0.3)
+    values = np.random.default_rng(3).standard_normal(
+        (rows, columns), dtype=np.float32
+    ) + np.float32(0.3)
     raw = gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind])
     return Blocks(kind, (rows, columns), torch.from_numpy(np.ascontiguousarray(raw).view(np.uint8)))
 
@@ -44,7 +46,9 @@ def test_the_fast_product_is_off_by_16_bit_rounding_and_no_more(kind, copy, rows
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
 def test_packed_integers_are_the_files_own(kind):
-    """With scales that bfloat16 holds exactly, one-hot rows read the matrix back without any error."""
+    """With scales that bfloat16 holds exactly, one-hot rows read the matrix back without any
+    error.
+    """
     blocks = blocks_of(kind)
     size = blocks.raw.shape[1] // (blocks.shape[1] // 32)
     raw = blocks.raw.clone().view(-1, size)
@@ -58,11 +62,21 @@ def test_packed_integers_are_the_files_own(kind):
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("rows", ROWS)
 def test_every_block_type_that_a_file_may_hold_is_multiplied(kind, rows):
-    """Also those that the gguf package cannot write, such as K-quants: random integers under small scales."""
+    """Also those that the gguf package cannot write, such as K-quants: random integers under
+    small scales.
+    """
     form = FORMATS[kind]
-    raw = np.random.default_rng(5).integers(0, 256, (80, 256 // form.columns, form.size), dtype=np.uint8)
+    raw = np.random.default_rng(5).integers(
+        0, 256, (80, 256 // form.columns, form.size), dtype=np.uint8
+    )
     if form.columns > 1:
-        scales = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "Q4_K": (0, 2), "Q5_K": (0, 2)}.get(kind, (0,))
+        scales = {
+            "Q2_K": (80, 82),
+            "Q3_K": (108,),
+            "Q6_K": (208,),
+            "Q4_K": (0, 2),
+            "Q5_K": (0, 2),
+        }.get(kind, (0,))
         scales = (0, 2) if kind in ("Q4_1", "Q5_1") else scales
         for place in scales:  # float16 scales of a hundredth
             raw[:, :, place : place + 2] = np.frombuffer(np.float16(0.01).tobytes(), np.uint8)
@@ -94,6 +108,9 @@ def test_float_matrices_that_16_bits_would_round_stay_exact():
 def test_copies_are_made_only_while_they_stay_within_their_limit():
     columns = 1024
     rows = COPY_BYTES // fast_dtype().itemsize // columns
-    fits, vector = (Blocks("Q8_0", (n, columns), torch.empty(n, columns // 32 * 34, dtype=torch.uint8)) for n in (rows, 1))
+    fits, vector = (
+        Blocks("Q8_0", (n, columns), torch.empty(n, columns // 32 * 34, dtype=torch.uint8))
+        for n in (rows, 1)
+    )
     assert copy_fits({"matrix": fits, "norm": vector})
     assert not copy_fits({"matrix": fits, "further": fits})

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from quietchoir.core.models import weights
 loaded = weights.load(Path(sys.argv[1]))
-total = sum(int(blocks.raw.view(-1)[::4096].sum()) for blocks in loaded.tensors.values())  # touches every page
+# touches every page
+total = sum(int(blocks.raw.view(-1)[::4096].sum()) for blocks in loaded.tensors.values())
 print("ready", flush=True)
 sys.stdin.readline()
 """
@@ -30,11 +31,16 @@ def mapped(pid: int | str, path: Path) -> dict[str, int]:
     return found
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells which pages are shared")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="only Linux tells which pages are shared"
+)
 def test_two_processes_share_the_files_pages_and_neither_copies_them(model_path):
     path = model_path.resolve()
     command = [sys.executable, "-c", CHILD, str(path)]
-    both = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     try:
         for process in both:
             assert process.stdout is not None and process.stdout.readline() == "ready\n"

@@ -1,4 +1,6 @@
-"""Everything at once, at random: sharing, guesses, grammars, seeds, adapters, little memory, and callers who leave."""
+"""Everything at once, at random: sharing, guesses, grammars, seeds, adapters, little memory, and
+callers who leave.
+"""
 
 import os
 
@@ -9,7 +11,13 @@ from hypothesis import strategies as st
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import Constraint, GenerationRequest
 from quietchoir.core.engine.scheduler import Limits
-from quietchoir.tests.fakes_engine import TINY_BLOCK_BYTES, FakeModel, config, generate, tiny_weights
+from quietchoir.tests.fakes_engine import (
+    TINY_BLOCK_BYTES,
+    FakeModel,
+    config,
+    generate,
+    tiny_weights,
+)
 
 CASES = 400 if os.environ.get("QUIETCHOIR_FUZZ") == "full" else 40
 WEIGHTS = tiny_weights()
@@ -25,11 +33,19 @@ SETTINGS = st.sampled_from(
         {"logit_bias": ((97, 20.0), (98, 20.0))},
     ]
 )
-ASKED = st.tuples(st.integers(0, 2), st.integers(1, 70), st.integers(1, 30), SETTINGS, st.none() | st.integers(1, 25))
+ASKED = st.tuples(
+    st.integers(0, 2),
+    st.integers(1, 70),
+    st.integers(1, 30),
+    SETTINGS,
+    st.none() | st.integers(1, 25),
+)
 
 
 class Parrot(FakeModel):
-    """Its words depend on all it finds in its memory, and often repeat what stood two places before."""
+    """Its words depend on all it finds in its memory, and often repeat what stood two places
+    before.
+    """
 
     def _logits(self, context, prompt):
         logits = super()._logits(context, prompt)
@@ -40,16 +56,32 @@ class Parrot(FakeModel):
 
 @pytest.mark.fuzz
 @settings(max_examples=CASES, deadline=None)
-@given(st.lists(ASKED, min_size=1, max_size=9), st.integers(7, 20), st.integers(3, 40), st.integers(0, 8))
+@given(
+    st.lists(ASKED, min_size=1, max_size=9),
+    st.integers(7, 20),
+    st.integers(3, 40),
+    st.integers(0, 8),
+)
 def test_every_answer_is_the_one_it_would_have_been_alone(asked, blocks, rows, drafts):
     requests = [
         GenerationRequest(prompt=BEGINNINGS[kind][:length], max_tokens=answer, **settings)
         for kind, length, answer, settings, _ in asked
     ]
-    engine = Engine(WEIGHTS, config(kv_bytes=blocks * TINY_BLOCK_BYTES, drafts=drafts), model=Parrot(blocks), clock=lambda: 0.0)
-    engine.scheduler.limits = Limits(max_running=4, step_rows=rows, shared_rows=max(1, rows // 2), drafts=drafts)
+    engine = Engine(
+        WEIGHTS,
+        config(kv_bytes=blocks * TINY_BLOCK_BYTES, drafts=drafts),
+        model=Parrot(blocks),
+        clock=lambda: 0.0,
+    )
+    engine.scheduler.limits = Limits(
+        max_running=4, step_rows=rows, shared_rows=max(1, rows // 2), drafts=drafts
+    )
     generations = [engine.submit(request) for request in requests]
-    leaving = {generation: case[4] for generation, case in zip(generations, asked, strict=True) if case[4] is not None}
+    leaving = {
+        generation: case[4]
+        for generation, case in zip(generations, asked, strict=True)
+        if case[4] is not None
+    }
     while engine.stats().running + engine.stats().waiting:
         engine.step()
         engine.scheduler.check_integrity()
@@ -57,9 +89,12 @@ def test_every_answer_is_the_one_it_would_have_been_alone(asked, blocks, rows, d
             if generation.completion_tokens >= after:
                 generation.cancel()
     for generation, request in zip(generations, requests, strict=True):
-        alone = generate(Engine(WEIGHTS, config(share_prefixes=False, drafts=0), model=Parrot(), clock=lambda: 0.0), [request])[
-            0
-        ]
+        alone = generate(
+            Engine(
+                WEIGHTS, config(share_prefixes=False, drafts=0), model=Parrot(), clock=lambda: 0.0
+            ),
+            [request],
+        )[0]
         text = "".join(piece.text for piece in generation)
         assert alone == text if generation.finished != "cancelled" else alone.startswith(text)
     assert engine.stats().blocks_free == blocks

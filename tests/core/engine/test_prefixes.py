@@ -33,7 +33,10 @@ def weights() -> Weights:
 
 def plainly(weights: Weights, requests: list[GenerationRequest]) -> list[str]:
     """Texts of requests that share nothing with anybody."""
-    return [generate(Engine(weights, config(share_prefixes=False, drafts=0)), [request])[0] for request in requests]
+    return [
+        generate(Engine(weights, config(share_prefixes=False, drafts=0)), [request])[0]
+        for request in requests
+    ]
 
 
 def test_requests_that_begin_alike_share_blocks_and_say_what_they_say_alone(weights):
@@ -44,7 +47,8 @@ def test_requests_that_begin_alike_share_blocks_and_say_what_they_say_alone(weig
     assert first + rest == plainly(weights, REQUESTS)
     assert engine.stats().reused_tokens == 4 * 2 * BLOCK_TOKENS
     read = engine.stats().prompt_tokens + engine.stats().reused_tokens
-    assert read == sum(len(prompt) - 1 for prompt in QUESTIONS)  # the last token of a prompt counts with the answer
+    # the last token of a prompt counts with the answer
+    assert read == sum(len(prompt) - 1 for prompt in QUESTIONS)
 
 
 def test_a_conversations_next_turn_reads_only_what_is_new(weights):
@@ -55,7 +59,9 @@ def test_a_conversations_next_turn_reads_only_what_is_new(weights):
     before = engine.stats().prompt_tokens
     text = generate(engine, [turn])
     assert engine.stats().reused_tokens == (len(turn.prompt) - 4) // BLOCK_TOKENS * BLOCK_TOKENS
-    assert engine.stats().prompt_tokens - before == len(turn.prompt) - 1 - engine.stats().reused_tokens
+    assert (
+        engine.stats().prompt_tokens - before == len(turn.prompt) - 1 - engine.stats().reused_tokens
+    )
     assert text == plainly(weights, [turn])
 
 
@@ -144,7 +150,9 @@ def test_a_block_is_found_only_by_all_tokens_before_it():
     prefixes.add(first, [2] * 16, two)
     assert prefixes.follow(prefixes.root(""), [9] * 16 + [2] * 16, 2) == []
     assert prefixes.follow(prefixes.root("other"), [1] * 16, 1) == []
-    assert [node.block for node in prefixes.follow(prefixes.root(""), [1] * 16 + [2] * 16, 1)] == [one]
+    assert [node.block for node in prefixes.follow(prefixes.root(""), [1] * 16 + [2] * 16, 1)] == [
+        one
+    ]
 
 
 def test_a_free_block_cannot_be_shared():
@@ -169,23 +177,37 @@ def test_what_a_broken_request_wrote_is_found_by_nobody(weights):
     drain(engine)
     assert broken.finished == "error"
     assert engine.stats().blocks_kept == 0
-    assert set(model.memory[: 6 * BLOCK_TOKENS]) <= {0, -1}  # wiped: infinities would outlive a mask
+    # wiped: infinities would outlive a mask
+    assert set(model.memory[: 6 * BLOCK_TOKENS]) <= {0, -1}
 
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(0, 2), st.integers(1, 70), st.integers(1, 30)), min_size=1, max_size=10), st.integers(7, 20)
+    st.lists(
+        st.tuples(st.integers(0, 2), st.integers(1, 70), st.integers(1, 30)),
+        min_size=1,
+        max_size=10,
+    ),
+    st.integers(7, 20),
 )
 def test_whatever_is_shared_every_text_is_the_text_alone(asked, blocks):
-    """The fake model reads its memory, so a block that is shared wrongly or too early changes a text."""
+    """The fake model reads its memory, so a block that is shared wrongly or too early changes a
+    text.
+    """
     weights = tiny_weights()
     requests = [
-        GenerationRequest(prompt=((*range(kind, kind + 60), *range(200, 250))[:length]), max_tokens=answer)
+        GenerationRequest(
+            prompt=((*range(kind, kind + 60), *range(200, 250))[:length]), max_tokens=answer
+        )
         for kind, length, answer in asked
     ]
-    shared = Engine(weights, config(kv_bytes=blocks * TINY_BLOCK_BYTES, max_running=4), model=FakeModel(blocks))
+    shared = Engine(
+        weights, config(kv_bytes=blocks * TINY_BLOCK_BYTES, max_running=4), model=FakeModel(blocks)
+    )
     alone = [
-        generate(Engine(weights, config(share_prefixes=False, drafts=0), model=FakeModel()), [request])[0]
+        generate(
+            Engine(weights, config(share_prefixes=False, drafts=0), model=FakeModel()), [request]
+        )[0]
         for request in requests
     ]
     assert generate(shared, requests) == alone

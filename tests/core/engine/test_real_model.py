@@ -13,7 +13,11 @@ from quietchoir.core.models.attention import packed_attention
 from quietchoir.core.models.weights import Weights
 from quietchoir.tests.fakes_engine import generate
 
-QUESTIONS = ("What is the capital of France?", "Name three colours.", "How many legs does a spider have?")
+QUESTIONS = (
+    "What is the capital of France?",
+    "Name three colours.",
+    "How many legs does a spider have?",
+)
 BLOCKS = 64
 
 
@@ -43,7 +47,9 @@ def plain_logits(runner: Runner, tokens: list[int]) -> torch.Tensor:
     """All rows' logits in one pass without a cache, [N, V]."""
     rows = runner.transformer.embed(torch.tensor(tokens))
     return runner.transformer.logits(
-        runner.transformer.layers_forward(rows, torch.arange(len(tokens)), packed_attention([len(tokens)]))
+        runner.transformer.layers_forward(
+            rows, torch.arange(len(tokens)), packed_attention([len(tokens)])
+        )
     )
 
 
@@ -55,12 +61,15 @@ def test_greedy_tokens_of_a_batch_are_those_of_the_plain_forward(smollm2, exact)
     engine = Engine(smollm2, EngineConfig(context=512), model=exact)
     engine.scheduler.limits = type(engine.scheduler.limits)(step_rows=24, shared_rows=16)
     prompts = [chat(smollm2, question) for question in QUESTIONS]
-    generations = [engine.submit(GenerationRequest(prompt=prompt, max_tokens=10)) for prompt in prompts]
+    generations = [
+        engine.submit(GenerationRequest(prompt=prompt, max_tokens=10)) for prompt in prompts
+    ]
     while engine.stats().running + engine.stats().waiting:
         engine.step()
     for prompt, generation in zip(prompts, generations, strict=True):
         answer = [piece.token for piece in generation if piece.token is not None]
-        # Every token is the best one after all tokens before it: that is what greedy decoding without a cache gives.
+        # Every token is the best one after all tokens before it: that is what greedy decoding
+        # without a cache gives.
         best = plain_logits(exact, [*prompt, *answer])[len(prompt) - 1 : -1].argmax(-1).tolist()
         assert answer == best
         assert len(answer) >= 5
@@ -68,7 +77,8 @@ def test_greedy_tokens_of_a_batch_are_those_of_the_plain_forward(smollm2, exact)
 
 def test_the_fast_path_stays_close_to_float32(smollm2, exact, fast):
     tokens = smollm2.tokenizer.encode(
-        "The quick brown fox jumps over the lazy dog. " * 6 + "To be or not to be, that is the question."
+        "The quick brown fox jumps over the lazy "
+        "dog. " * 6 + "To be or not to be, that is the question."
     )
     expected = plain_logits(exact, tokens)
     for runner_input in (tokens, tokens[:4]):  # many rows and few take different back-ends
@@ -85,7 +95,13 @@ def test_the_served_answer_is_sensible_and_the_same_each_time(smollm2, served):
 
 
 def test_a_seed_repeats_a_sampled_answer(smollm2, served):
-    request = GenerationRequest(prompt=chat(smollm2, "Tell me a story."), max_tokens=16, temperature=0.9, top_p=0.95, seed=11)
+    request = GenerationRequest(
+        prompt=chat(smollm2, "Tell me a story."),
+        max_tokens=16,
+        temperature=0.9,
+        top_p=0.95,
+        seed=11,
+    )
     assert served.submit(request).text() == served.submit(request).text()
 
 

@@ -13,8 +13,12 @@ from quietchoir.core.models.attention import packed_attention
 from quietchoir.core.models.weights import Weights
 from quietchoir.tests.fakes_engine import END, TINY_BLOCK_BYTES, config, generate, tiny_weights
 
-PROMPTS = [tuple(torch.randint(0, END, (length,), generator=torch.Generator().manual_seed(length)).tolist()) for length in
-           (1, 5, 16, 17, 40, 90)]  # fmt: skip
+PROMPTS = [
+    tuple(
+        torch.randint(0, END, (length,), generator=torch.Generator().manual_seed(length)).tolist()
+    )
+    for length in (1, 5, 16, 17, 40, 90)
+]
 REQUESTS = [GenerationRequest(prompt=prompt, max_tokens=24) for prompt in PROMPTS]
 
 
@@ -33,7 +37,9 @@ def plain(weights: Weights) -> Runner:
 def oracle(plain: Runner, tokens: list[int]) -> torch.Tensor:
     """Logits of the last token without any cache, [V]."""
     rows = plain.transformer.embed(torch.tensor(tokens))
-    rows = plain.transformer.layers_forward(rows, torch.arange(len(tokens)), packed_attention([len(tokens)]))
+    rows = plain.transformer.layers_forward(
+        rows, torch.arange(len(tokens)), packed_attention([len(tokens)])
+    )
     return plain.transformer.logits(rows[-1:])[0]
 
 
@@ -47,7 +53,9 @@ def oracle_text(plain: Runner, request: GenerationRequest, weights: Weights) -> 
 
 
 def test_every_step_of_a_mixed_batch_gives_the_logits_of_the_plain_forward(weights, plain):
-    """Chunks that begin anywhere, single rows of different lengths and short prompts in one step."""
+    """Chunks that begin anywhere, single rows of different lengths and short prompts in one
+    step.
+    """
     runner = Runner(weights, blocks=40)
     books = Scheduler(BlockPool(40), Limits(step_rows=37, shared_rows=11))
     for request in REQUESTS:
@@ -73,7 +81,10 @@ def test_greedy_text_of_a_batch_is_the_text_of_each_alone_and_of_the_plain_forwa
 
 
 def test_a_preempted_request_ends_with_the_same_text(weights):
-    plenty, scarce = Engine(weights, config()), Engine(weights, config(kv_bytes=9 * TINY_BLOCK_BYTES))
+    plenty, scarce = (
+        Engine(weights, config()),
+        Engine(weights, config(kv_bytes=9 * TINY_BLOCK_BYTES)),
+    )
     assert generate(scarce, REQUESTS) == generate(plenty, REQUESTS)
     assert scarce.stats().preemptions > 0
     assert plenty.stats().preemptions == 0

@@ -73,7 +73,9 @@ def test_top_p_looks_beyond_the_first_thousand_candidates_where_the_mass_lies_th
 
 
 def test_a_whole_vocabulary_is_drawn_from_as_the_model_says():
-    """Wide rows are looked at in chunks: the same token as one cumulative sum over all would find."""
+    """Wide rows are looked at in chunks: the same token as one cumulative sum over all would
+    find.
+    """
     generator = torch.Generator().manual_seed(3)
     for width in (257, 300, 5000):
         weights = torch.rand(200, width, generator=generator).double() ** 8

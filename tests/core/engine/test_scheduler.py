@@ -15,10 +15,15 @@ from quietchoir.core.errors import OverloadedError
 FRESH = itertools.count(1000)
 
 
-def sequence(prompt: int, arrived_s: float = 0.0, *, like: int = 0, speculate: bool = False) -> Sequence:
+def sequence(
+    prompt: int, arrived_s: float = 0.0, *, like: int = 0, speculate: bool = False
+) -> Sequence:
     """A request of `prompt` tokens that begins like no other, or like others of the same `like`."""
     first = like or next(FRESH)
-    return Sequence(GenerationRequest(prompt=(first,) + (7,) * (prompt - 1), speculate=speculate), arrived_s=arrived_s)
+    return Sequence(
+        GenerationRequest(prompt=(first,) + (7,) * (prompt - 1), speculate=speculate),
+        arrived_s=arrived_s,
+    )
 
 
 def scheduler(blocks: int = 64, **limits: float) -> Scheduler:
@@ -89,7 +94,11 @@ def test_the_youngest_gives_way_when_blocks_run_out_and_keeps_its_tokens():
 
 def test_a_request_that_waits_too_long_expires_but_a_preempted_one_never_does():
     books = scheduler(queue_timeout_s=30.0)
-    fresh, late, preempted = sequence(4, arrived_s=90.0), sequence(4, arrived_s=10.0), sequence(4, arrived_s=10.0)
+    fresh, late, preempted = (
+        sequence(4, arrived_s=90.0),
+        sequence(4, arrived_s=10.0),
+        sequence(4, arrived_s=10.0),
+    )
     preempted.started = True
     for each in (fresh, late, preempted):
         books.add(each)
@@ -140,13 +149,20 @@ def test_integrity_notices_a_lost_block():
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(8, 16),
-    st.lists(st.tuples(st.integers(1, 60), st.integers(1, 68), st.integers(0, 2), st.booleans()), min_size=1, max_size=12),
+    st.lists(
+        st.tuples(st.integers(1, 60), st.integers(1, 68), st.integers(0, 2), st.booleans()),
+        min_size=1,
+        max_size=12,
+    ),
     st.integers(4, 40),
     st.lists(st.integers(0, 30), max_size=5),
 )
 def test_whatever_comes_the_books_balance_and_every_request_ends(blocks, requests, rows, cancels):
     books = scheduler(blocks, max_running=4, step_rows=rows, shared_rows=max(1, rows // 2))
-    goals = {sequence(prompt, like=like, speculate=speculate): prompt + answer for prompt, answer, like, speculate in requests}
+    goals = {
+        sequence(prompt, like=like, speculate=speculate): prompt + answer
+        for prompt, answer, like, speculate in requests
+    }
     for each in goals:
         books.add(each)
     first_started: list[Sequence] = []
@@ -155,7 +171,9 @@ def test_whatever_comes_the_books_balance_and_every_request_ends(blocks, request
         spans = [span.sequence for span in batch.spans]
         assert len(spans) == len(set(spans))
         assert spans, "nothing is scheduled though somebody waits"
-        assert books.running == [each for each in goals if each in books.running], "somebody overtook an older one"
+        assert books.running == [each for each in goals if each in books.running], (
+            "somebody overtook an older one"
+        )
         first_started += [each for each in books.running if each not in first_started]
         done = [each for each in batch.sampled if len(each.tokens) >= goals[each]]
         done += [books.running[-1]] if step in cancels and books.running[-1] not in done else []

@@ -17,7 +17,14 @@ from quietchoir.core.engine.scheduler import Batch, Limits, Scheduler, Span
 from quietchoir.core.engine.sequence import Sequence
 from quietchoir.core.engine.stats import EngineStats
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_engine import END, TINY_BLOCK_BYTES, FakeModel, config, drain, tiny_weights
+from quietchoir.tests.fakes_engine import (
+    END,
+    TINY_BLOCK_BYTES,
+    FakeModel,
+    config,
+    drain,
+    tiny_weights,
+)
 
 REFRAIN = b"the cat sat on the mat, the cat sat on the mat. " * 3
 
@@ -27,12 +34,16 @@ def weights() -> Weights:
     return tiny_weights()
 
 
-def saying(weights: Weights, text: bytes, drafts: int, **request: object) -> tuple[Generation, EngineStats]:
+def saying(
+    weights: Weights, text: bytes, drafts: int, **request: object
+) -> tuple[Generation, EngineStats]:
     """An answer of a model that says `text`."""
     model = FakeModel()
     model.script = [*text, *([END] * 64)]
     engine = Engine(weights, config(drafts=drafts), model=model, clock=lambda: 0.0)
-    generation = engine.submit(GenerationRequest(**{"prompt": (1, 2, 3), "max_tokens": 200, **request}))  # type: ignore[arg-type]
+    generation = engine.submit(
+        GenerationRequest(**{"prompt": (1, 2, 3), "max_tokens": 200, **request})  # type: ignore[arg-type]
+    )
     drain(engine)
     return generation, engine.stats()
 
@@ -41,7 +52,10 @@ def test_what_repeats_takes_fewer_steps_and_is_the_same_text(weights):
     plain, slow = saying(weights, REFRAIN, drafts=0)
     guessed, fast = saying(weights, REFRAIN, drafts=8)
     assert guessed.text() == plain.text() == REFRAIN.decode()
-    assert (guessed.finished, guessed.completion_tokens) == (plain.finished, plain.completion_tokens)
+    assert (guessed.finished, guessed.completion_tokens) == (
+        plain.finished,
+        plain.completion_tokens,
+    )
     assert slow.drafted == 0 and fast.steps < slow.steps / 2
     assert fast.steps + fast.accepted == slow.steps
     assert fast.accepted > 0.5 * fast.drafted
@@ -52,7 +66,10 @@ def test_what_does_not_repeat_is_hardly_guessed_at(weights):
     """The fake model's own words: the same three tokens never come with the same fourth."""
     engine = Engine(weights, config(), model=FakeModel(), clock=lambda: 0.0)
     prompt = tuple(b"abcabcabcabcabdabeabfabg")
-    generations = [engine.submit(GenerationRequest(prompt=(*prompt, number), max_tokens=200)) for number in range(4)]
+    generations = [
+        engine.submit(GenerationRequest(prompt=(*prompt, number), max_tokens=200))
+        for number in range(4)
+    ]
     drain(engine)
     assert sum(generation.completion_tokens for generation in generations) == 800
     assert engine.stats().drafted < 16
@@ -120,12 +137,19 @@ def test_guesses_take_no_block_that_somebody_may_need_for_his_next_token():
     books.add(one)
     books.commit(books.plan(), [1])
     one.lookup.trust = 0.99
-    assert books.plan().spans[0].count == 4  # the block has 16 places, 12 are taken, the last token needs one
+    # the block has 16 places, 12 are taken, the last token needs one
+    assert books.plan().spans[0].count == 4
 
 
 def test_a_seed_gives_the_same_text_with_and_without_guesses_on_a_real_network(weights):
     requests = [
-        GenerationRequest(prompt=tuple(b"one two one two one two"), max_tokens=60, temperature=0.3, seed=seed, speculate=True)
+        GenerationRequest(
+            prompt=tuple(b"one two one two one two"),
+            max_tokens=60,
+            temperature=0.3,
+            seed=seed,
+            speculate=True,
+        )
         for seed in range(4)
     ]
     texts, accepted = [], []
@@ -184,22 +208,41 @@ def test_a_price_follows_what_steps_took_and_forgets():
     for _ in range(2000):
         price.learn(2, 0, 0.010)
     assert price.of_row(2) == pytest.approx(first, rel=0.05)
-    assert price.of_row(16) > 0.7  # beside sixteen answers a row costs nearly what a token costs, until it is measured
+    # beside sixteen answers a row costs nearly what a token costs, until it is measured
+    assert price.of_row(16) > 0.7
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40), st.booleans()), min_size=1, max_size=6), st.integers(8, 16))
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 40), st.integers(1, 40), st.booleans()), min_size=1, max_size=6
+    ),
+    st.integers(8, 16),
+)
 def test_whatever_is_guessed_the_logits_of_rejected_rows_reach_nobody(asked, blocks):
-    """A model that loves to repeat itself, in little memory, with preemption: the same texts as one token at a time."""
+    """A model that loves to repeat itself, in little memory, with preemption: the same texts as
+    one token at a time.
+    """
     weights = tiny_weights()
     requests = [
-        GenerationRequest(prompt=tuple(b"ab" * length), max_tokens=answer, temperature=0.5 * hot, seed=5, speculate=True)
+        GenerationRequest(
+            prompt=tuple(b"ab" * length),
+            max_tokens=answer,
+            temperature=0.5 * hot,
+            seed=5,
+            speculate=True,
+        )
         for length, answer, hot in asked
     ]
     texts = []
     for drafts, room in ((0, 64), (8, blocks)):
         model = Repeating(room)
-        engine = Engine(weights, config(kv_bytes=room * TINY_BLOCK_BYTES, drafts=drafts), model=model, clock=lambda: 0.0)
+        engine = Engine(
+            weights,
+            config(kv_bytes=room * TINY_BLOCK_BYTES, drafts=drafts),
+            model=model,
+            clock=lambda: 0.0,
+        )
         generations = [engine.submit(request) for request in requests]
         drain(engine)
         texts.append([generation.text() for generation in generations])

@@ -39,7 +39,11 @@ def test_what_may_begin_a_stop_text_is_held_back_and_no_more_than_that():
     assert stops.push("at") == ("Eat", False)
 
 
-@given(st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.text("abc", max_size=20), st.data())
+@given(
+    st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
+    st.text("abc", max_size=20),
+    st.data(),
+)
 def test_the_text_does_not_depend_on_how_it_is_cut(stops, text, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
     pieces = [text[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(text)], strict=True)]

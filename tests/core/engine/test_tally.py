@@ -22,7 +22,9 @@ def weights() -> Weights:
     return tiny_weights()
 
 
-def row(said: tuple[int, ...] = (), drafts: tuple[int, ...] = (), place: int = 0, **request: object) -> Row:
+def row(
+    said: tuple[int, ...] = (), drafts: tuple[int, ...] = (), place: int = 0, **request: object
+) -> Row:
     one = Sequence(GenerationRequest(**{"prompt": (1, 2, 2), **request}))  # type: ignore[arg-type]
     for token in said:
         one.accept(token)
@@ -57,8 +59,14 @@ def test_a_bias_is_added_also_to_a_token_that_is_penalised():
 
 
 def test_a_row_after_guesses_counts_them_as_said():
-    rows = [row((3,), (4, 3), place, frequency_penalty=1.0, repetition_penalty=2.0) for place in range(3)]
-    said = [row((3, 4, 3)[: 1 + place], frequency_penalty=1.0, repetition_penalty=2.0) for place in range(3)]
+    rows = [
+        row((3,), (4, 3), place, frequency_penalty=1.0, repetition_penalty=2.0)
+        for place in range(3)
+    ]
+    said = [
+        row((3, 4, 3)[: 1 + place], frequency_penalty=1.0, repetition_penalty=2.0)
+        for place in range(3)
+    ]
     torch.testing.assert_close(adjusted(*rows), adjusted(*said))
     assert rows[0].sequence.tally.said == {3: 1}
 
@@ -81,7 +89,9 @@ def test_every_row_comes_out_as_alone_and_those_that_ask_nothing_untouched():
 def test_min_p_leaves_out_what_is_much_less_likely_than_the_best():
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
     one = Sequence(GenerationRequest(prompt=(1,), temperature=1.0, seed=1, min_p=0.4))
-    drawn = sampler.sample(logits.expand(5000, -1).numpy(), [Row(one, place=place) for place in range(5000)])
+    drawn = sampler.sample(
+        logits.expand(5000, -1).numpy(), [Row(one, place=place) for place in range(5000)]
+    )
     assert set(drawn) == {0, 1}
     assert abs(drawn.count(0) / 5000 - 0.5 / 0.8) < 0.02
     everything = Sequence(GenerationRequest(prompt=(1,), temperature=1.0, seed=1, min_p=1.0))
@@ -100,7 +110,9 @@ def test_what_is_told_is_the_models_own_opinion_whatever_was_asked_for():
     assert (told.chosen.token, told.chosen.text) == (0, b"0")
     assert told.chosen.logprob == pytest.approx(float(expected[0]))
     assert [chance.token for chance in told.best] == [1, 3]
-    assert [chance.logprob for chance in told.best] == pytest.approx([float(expected[1]), float(expected[3])])
+    assert [chance.logprob for chance in told.best] == pytest.approx(
+        [float(expected[1]), float(expected[3])]
+    )
     assert likely.tell(likely.put_aside(logits, [row()]), [row()], [1], lambda _: b"") == [None]
 
 
@@ -146,4 +158,6 @@ def test_a_setting_that_cannot_be_served_is_refused(field, value, words):
 
 def test_a_bias_on_a_token_that_the_model_does_not_know_is_refused(weights):
     with pytest.raises(RequestError, match=r"outside 0\.\.256"):
-        Engine(weights, config()).submit(GenerationRequest(prompt=(1,), max_tokens=9, logit_bias=((END + 1, 1.0),)))
+        Engine(weights, config()).submit(
+            GenerationRequest(prompt=(1,), max_tokens=9, logit_bias=((END + 1, 1.0),))
+        )

@@ -1,6 +1,8 @@
-"""Whatever way a greedy answer takes through the engine, it is the answer of the plain way: alone, whole, one token a step.
+"""Whatever way a greedy answer takes through the engine, it is the answer of the plain way: alone,
+whole, one token a step.
 
-On the float32 path of a tiny model without near-ties, and, where the kernels were compiled, on the native path of the real one.
+On the float32 path of a tiny model without near-ties, and, where the kernels were compiled, on the
+native path of the real one.
 """
 
 from typing import Any
@@ -13,7 +15,13 @@ from quietchoir.core.engine.languagemodel import block_bytes
 from quietchoir.core.engine.native import library
 from quietchoir.core.engine.native.runner import NativeRunner
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_engine import TINY_BLOCK_BYTES, config, generate, tiny_adapter, tiny_weights
+from quietchoir.tests.fakes_engine import (
+    TINY_BLOCK_BYTES,
+    config,
+    generate,
+    tiny_adapter,
+    tiny_weights,
+)
 from quietchoir.tests.fakes_ways import ASKED, WAYS, Make, few_words, plainly, requests, restored
 
 
@@ -25,7 +33,9 @@ def tiny() -> Weights:
 @pytest.fixture(scope="module")
 def make(tiny: Weights) -> Make:
     def made(blocks: int = 64, **changes: Any) -> Engine:
-        engine = Engine(tiny, config(kv_bytes=blocks * TINY_BLOCK_BYTES, **changes), clock=lambda: 0.0)
+        engine = Engine(
+            tiny, config(kv_bytes=blocks * TINY_BLOCK_BYTES, **changes), clock=lambda: 0.0
+        )
         engine.adapters.load("a", tiny_adapter(1))
         return engine
 
@@ -49,12 +59,18 @@ def test_a_cache_from_disk_leads_to_the_same_text(make, plain, tmp_path):
     assert restored(make, few_words(None), tmp_path / "kept") == plain[None]
 
 
-QUESTIONS = ("Name three colours.", "Repeat: red, green, blue, red, green, blue, red, green.", "What is the capital of France?")
+QUESTIONS = (
+    "Name three colours.",
+    "Repeat: red, green, blue, red, green, blue, red, green.",
+    "What is the capital of France?",
+)
 
 
 @pytest.mark.skipif(library.available() is not None, reason="the kernels were not compiled")
 def test_on_the_native_path_every_way_leads_to_the_same_text(smollm2, tmp_path):
-    """Its rows are computed alike whoever shares the step, so the bound on logits is zero and near-ties do not matter."""
+    """Its rows are computed alike whoever shares the step, so the bound on logits is zero and
+    near-ties do not matter.
+    """
     runners = {blocks: NativeRunner(smollm2, blocks, threads=2) for blocks in (64, 14)}
     block = block_bytes(smollm2.architecture, 2)
 
@@ -65,7 +81,10 @@ def test_on_the_native_path_every_way_leads_to_the_same_text(smollm2, tmp_path):
         return engine
 
     system = {"role": "system", "content": "You answer in one short line. " * 6}
-    prompts = [tuple(smollm2.tokenizer.encode_chat([system, {"role": "user", "content": question}])) for question in QUESTIONS]
+    prompts = [
+        tuple(smollm2.tokenizer.encode_chat([system, {"role": "user", "content": question}]))
+        for question in QUESTIONS
+    ]
     endless = tuple((token, -100.0) for token in smollm2.tokenizer.stop_tokens)
     asked = requests(prompts, logit_bias=endless)
     expected = plainly(made, asked)

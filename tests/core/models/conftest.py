@@ -18,7 +18,9 @@ CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 LETTERS = tuple(sorted(byte_of_letter(), key=lambda letter: byte_of_letter()[letter]))
 TOKENS = (*CONTROLS, *LETTERS, "he", "ll", "hell", "Ġhe")
 MERGES = ("h e", "l l", "he ll", "Ġ he")
-TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+)
 METADATA: Mapping[str, Any] = {
     "llama.block_count": LAYERS,
     "llama.embedding_length": WIDTH,

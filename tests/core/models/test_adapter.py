@@ -31,7 +31,9 @@ def tiny(tiny_path: Path) -> Weights:
 @pytest.fixture
 def adapter(tiny: Weights) -> Adapter:
     size = Layout(SHAPE, tiny.architecture).size
-    return assemble(SHAPE, tiny.architecture, tiny.digest, torch.sin(torch.arange(size) * 1.0) * 0.1)
+    return assemble(
+        SHAPE, tiny.architecture, tiny.digest, torch.sin(torch.arange(size) * 1.0) * 0.1
+    )
 
 
 def test_the_default_layout_is_the_order_that_federations_sum_in(smollm2: Weights) -> None:
@@ -39,7 +41,11 @@ def test_the_default_layout_is_the_order_that_federations_sum_in(smollm2: Weight
     ranges = layout.ranges()
     assert layout.size == 16 * 8 * (576 + 192 + 192 + 576 + 1536 + 1536 + 576)
     assert ranges[0] == ("model.layers.22.self_attn.q_proj.lora_B.weight", 0, 576 * 16)
-    assert ranges[-1] == ("model.layers.29.mlp.down_proj.lora_B.weight", layout.size - 576 * 16, layout.size)
+    assert ranges[-1] == (
+        "model.layers.29.mlp.down_proj.lora_B.weight",
+        layout.size - 576 * 16,
+        layout.size,
+    )
     assert [stop for _, _, stop in ranges[:-1]] == [start for _, start, _ in ranges[1:]]
 
 
@@ -64,8 +70,11 @@ def test_flattening_and_unflattening_are_inverse(tiny: Weights) -> None:
 
 def test_frozen_a_is_the_same_on_every_machine_and_of_every_version(smollm2: Weights) -> None:
     drawn = frozen_a(AdapterShape(seed=7), smollm2.architecture)
-    digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in drawn.values())).hexdigest()
-    # Changing this number breaks every federation that runs: a new scheme needs a new name in the stream instead.
+    digest = hashlib.sha256(
+        b"".join(tensor.numpy().tobytes() for tensor in drawn.values())
+    ).hexdigest()
+    # Changing this number breaks every federation that runs: a new scheme needs a new name in the
+    # stream instead.
     assert digest == "ca2de093438e2d60957c4ddfdfcc5a19a27a64753a04f1ab51dbe299dfc5e43a"
 
 
@@ -78,7 +87,10 @@ def test_frozen_a_is_uniform_as_peft_starts_it(smollm2: Weights) -> None:
 
 
 def test_a_smaller_rank_shares_the_first_rows_of_a(tiny: Weights) -> None:
-    wide, narrow = frozen_a(SHAPE, tiny.architecture), frozen_a(replace(SHAPE, rank=2), tiny.architecture)
+    wide, narrow = (
+        frozen_a(SHAPE, tiny.architecture),
+        frozen_a(replace(SHAPE, rank=2), tiny.architecture),
+    )
     assert all(torch.equal(narrow[name], wide[name][:2]) for name in wide)
     other = frozen_a(replace(SHAPE, seed=4), tiny.architecture)
     assert not any(torch.equal(other[name], wide[name]) for name in wide)
@@ -86,7 +98,14 @@ def test_a_smaller_rank_shares_the_first_rows_of_a(tiny: Weights) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"rank": 0}, {"alpha": float("nan")}, {"upper_layers": 0}, {"targets": ("lm_head",)}, {"targets": ()}, {"seed": -1}],
+    [
+        {"rank": 0},
+        {"alpha": float("nan")},
+        {"upper_layers": 0},
+        {"targets": ("lm_head",)},
+        {"targets": ()},
+        {"seed": -1},
+    ],
 )
 def test_an_impossible_shape_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"expected|positive"):
@@ -98,12 +117,16 @@ def test_a_shape_for_a_deeper_model_is_refused(tiny: Weights) -> None:
         Layout(AdapterShape(upper_layers=3), tiny.architecture)
 
 
-def test_saving_and_loading_gives_the_same_adapter_and_the_same_bytes(adapter: Adapter, tiny: Weights, tmp_path: Path) -> None:
+def test_saving_and_loading_gives_the_same_adapter_and_the_same_bytes(
+    adapter: Adapter, tiny: Weights, tmp_path: Path
+) -> None:
     adapter.save(tmp_path / "one")
     loaded = Adapter.load(tmp_path / "one")
     assert (loaded.shape, loaded.base_digest) == (SHAPE, tiny.digest)
     assert loaded.tensors.keys() == adapter.tensors.keys()
-    assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in adapter.tensors.items())
+    assert all(
+        torch.equal(loaded.tensors[name], tensor) for name, tensor in adapter.tensors.items()
+    )
     loaded.check(tiny.architecture)
     loaded.save(tmp_path / "two")
     for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -122,13 +145,20 @@ def test_an_adapter_of_another_base_is_found_out(adapter: Adapter, smollm2: Weig
         adapter.check(smollm2.architecture)
 
 
-def rewrite(folder: Path, *, config: dict[str, Any] | None = None, tensors: dict[str, Tensor | None] | None = None) -> None:
+def rewrite(
+    folder: Path,
+    *,
+    config: dict[str, Any] | None = None,
+    tensors: dict[str, Tensor | None] | None = None,
+) -> None:
     """Change a saved checkpoint: config keys, or tensors (None removes)."""
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | (config or {})))
     file = folder / "adapter_model.safetensors"
     held = safetensors.torch.load_file(file) | (tensors or {})
-    safetensors.torch.save_file({name: tensor for name, tensor in held.items() if tensor is not None}, file)
+    safetensors.torch.save_file(
+        {name: tensor for name, tensor in held.items() if tensor is not None}, file
+    )
 
 
 A = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
@@ -148,16 +178,31 @@ B = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
         ({"config": {"lora_alpha": "many"}}, "could not convert"),
         ({"config": {"lora_alpha": 10**400}}, "too large"),
         ({"config": {"lora_alpha": True, "r": "4"}}, "configuration says rank '4'"),
-        ({"config": {"alpha_pattern": {"(.*)+q": 1}}}, "expected a module's name or a plain pattern"),
+        (
+            {"config": {"alpha_pattern": {"(.*)+q": 1}}},
+            "expected a module's name or a plain pattern",
+        ),
         ({"config": {"alpha_pattern": {"((((": 1}}}, "get the adapter again"),
         ({"config": {"alpha_pattern": [1]}}, "get the adapter again"),
         ({"config": {"fields_of_tomorrow": 3}}, "fields_of_tomorrow = 3 is not supported"),
-        ({"config": {"init_lora_weights": "pissa_niter_4"}}, "init_lora_weights = 'pissa_niter_4' is not supported"),
-        ({"config": {"init_lora_weights": 1}}, "init_lora_weights = 1 is not supported"),
-        ({"tensors": {A: torch.ones(4, 64, dtype=torch.int8)}}, "is torch.int8, expected floating-point numbers"),
-        ({"tensors": {A: torch.full((4, 64), 1e300, dtype=torch.float64)}}, "not a matrix of finite numbers"),
         (
-            {"config": {"bias": "all"}, "tensors": {B.replace("lora_B.weight", "bias"): torch.ones(64)}},
+            {"config": {"init_lora_weights": "pissa_niter_4"}},
+            "init_lora_weights = 'pissa_niter_4' is not supported",
+        ),
+        ({"config": {"init_lora_weights": 1}}, "init_lora_weights = 1 is not supported"),
+        (
+            {"tensors": {A: torch.ones(4, 64, dtype=torch.int8)}},
+            "is torch.int8, expected floating-point numbers",
+        ),
+        (
+            {"tensors": {A: torch.full((4, 64), 1e300, dtype=torch.float64)}},
+            "not a matrix of finite numbers",
+        ),
+        (
+            {
+                "config": {"bias": "all"},
+                "tensors": {B.replace("lora_B.weight", "bias"): torch.ones(64)},
+            },
             "bias = 'all' has trained",
         ),
         ({"tensors": {B: None}}, "lora_B.weight is missing or unknown"),
@@ -179,19 +224,35 @@ def test_a_checkpoint_that_is_not_lora_as_we_compute_it_is_refused(
         Adapter.load(tmp_path)
 
 
-def test_fields_that_ask_for_nothing_are_taken_known_or_not(adapter: Adapter, tmp_path: Path) -> None:
+def test_fields_that_ask_for_nothing_are_taken_known_or_not(
+    adapter: Adapter, tmp_path: Path
+) -> None:
     adapter.save(tmp_path)
-    rewrite(tmp_path, config={"fields_of_tomorrow": None, "another": False, "third": {}, "use_dora": False, "bias": "all"})
+    rewrite(
+        tmp_path,
+        config={
+            "fields_of_tomorrow": None,
+            "another": False,
+            "third": {},
+            "use_dora": False,
+            "bias": "all",
+        },
+    )
     assert Adapter.load(tmp_path).shape == replace(SHAPE, seed=0)
 
 
-def test_an_adapter_with_one_huge_rank_takes_no_huge_memory(adapter: Adapter, tmp_path: Path) -> None:
+def test_an_adapter_with_one_huge_rank_takes_no_huge_memory(
+    adapter: Adapter, tmp_path: Path
+) -> None:
     adapter.save(tmp_path)
     huge = 2_000_000
     rewrite(
         tmp_path,
         config={"rank_pattern": {"q_proj": huge}},
-        tensors={A: torch.ones(huge, 1, dtype=torch.float16), B: torch.ones(1, huge, dtype=torch.float16)},
+        tensors={
+            A: torch.ones(huge, 1, dtype=torch.float16),
+            B: torch.ones(1, huge, dtype=torch.float16),
+        },
     )
     with pytest.raises(ModelFileError, match="its ranks differ too much"):
         Adapter.load(tmp_path)
@@ -209,7 +270,11 @@ def test_missing_and_damaged_files_are_told_apart(adapter: Adapter, tmp_path: Pa
     with pytest.raises(ModelNotFoundError, match="incomplete"):
         Adapter.load(tmp_path)
     (tmp_path / "adapter_model.bin").write_bytes(b"")
-    with pytest.raises(ModelFileError, match=r"adapter_model.bin: pickled.*save it again, as safetensors"):
+    with pytest.raises(
+        ModelFileError,
+        match=r"adapter_model.bin: pickled.*save it again, as "
+        r"safetensors",
+    ):
         Adapter.load(tmp_path)
     (tmp_path / "adapter_config.json").write_text("[" * 100_000)
     with pytest.raises(ModelFileError, match="not a readable JSON"):
@@ -221,10 +286,14 @@ def test_a_foreign_peft_checkpoint_loads(adapter: Adapter, tmp_path: Path) -> No
     rewrite(tmp_path)  # drops our header, as PEFT's own writer would
     loaded = Adapter.load(tmp_path)
     assert (loaded.base_digest, loaded.shape.seed) == ("", 0)
-    assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in adapter.tensors.items())
+    assert all(
+        torch.equal(loaded.tensors[name], tensor) for name, tensor in adapter.tensors.items()
+    )
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks transformers for it
+@pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
+)  # PEFT asks transformers for it
 def test_plain_peft_loads_our_files_and_computes_the_same(
     adapter: Adapter, tiny: Weights, tmp_path: Path, make_linear: MakeLinear
 ) -> None:
@@ -245,7 +314,9 @@ def test_plain_peft_loads_our_files_and_computes_the_same(
     )
     theirs = LlamaForCausalLM(config).eval()
     dense = {name: blocks.dense() for name, blocks in tiny.tensors.items()}
-    theirs.load_state_dict({name: tensor[0] if "norm" in name else tensor for name, tensor in dense.items()})
+    theirs.load_state_dict(
+        {name: tensor[0] if "norm" in name else tensor for name, tensor in dense.items()}
+    )
     adapter.save(tmp_path)
     ours = Transformer(tiny, make_linear)
     tokens = torch.arange(12)
@@ -260,7 +331,10 @@ def test_plain_peft_loads_our_files_and_computes_the_same(
         adapted = peft.PeftModel.from_pretrained(theirs, str(tmp_path))(tokens[None]).logits[0]
     ours_config = peft.LoraConfig.from_pretrained(str(tmp_path))
     peft.inject_adapter_in_model(ours_config, ours)
-    state = {name.replace(".weight", ".default.weight"): tensor for name, tensor in adapter.tensors.items()}
+    state = {
+        name.replace(".weight", ".default.weight"): tensor
+        for name, tensor in adapter.tensors.items()
+    }
     assert not ours.load_state_dict(state, strict=False).unexpected_keys
     with torch.inference_mode():
         torch.testing.assert_close(compute(), adapted, atol=1e-4, rtol=0)

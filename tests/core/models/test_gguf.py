@@ -33,13 +33,19 @@ def test_the_short_cut_reads_what_the_library_reads(write_model: WriteModel) -> 
 def test_a_file_cut_anywhere_is_refused_with_a_sentence(tiny_path: Path, tmp_path: Path) -> None:
     whole = tiny_path.read_bytes()
     cut = tmp_path / "cut.gguf"
-    for length in [*range(0, 200, 7), *range(200, len(whole) - 1, len(whole) // 40), len(whole) - 1]:
+    for length in [
+        *range(0, 200, 7),
+        *range(200, len(whole) - 1, len(whole) // 40),
+        len(whole) - 1,
+    ]:
         cut.write_bytes(whole[:length])
         with pytest.raises(ModelFileError, match=r"cut\.gguf"):
             weights.load(cut)
 
 
-def test_a_file_with_bytes_turned_over_is_refused_or_loads_but_never_crashes(tiny_path: Path, tmp_path: Path) -> None:
+def test_a_file_with_bytes_turned_over_is_refused_or_loads_but_never_crashes(
+    tiny_path: Path, tmp_path: Path
+) -> None:
     whole = bytearray(tiny_path.read_bytes())
     changed = tmp_path / "changed.gguf"
     header = whole.index(b"token_embd") + 600  # metadata and the first tensor descriptions
@@ -50,7 +56,12 @@ def test_a_file_with_bytes_turned_over_is_refused_or_loads_but_never_crashes(tin
         try:
             weights.load(changed)
         except ModelFileError as error:
-            assert "changed.gguf" in str(error) or "template" in str(error) or "merges" in str(error) or "rule" in str(error)
+            assert (
+                "changed.gguf" in str(error)
+                or "template" in str(error)
+                or "merges" in str(error)
+                or "rule" in str(error)
+            )
 
 
 def test_another_kind_of_file_is_named_as_such(tmp_path: Path) -> None:
@@ -59,7 +70,11 @@ def test_another_kind_of_file_is_named_as_such(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelFileError, match=r"not a GGUF file.*b'no m'"):
         weights.load(other)
-    with pytest.raises(ModelNotFoundError, match=r"config\.json: no such file; give a \.gguf file or a complete model folder"):
+    with pytest.raises(
+        ModelNotFoundError,
+        match=r"config\.json: no such file; give a \.gguf file "
+        r"or a complete model folder",
+    ):
         weights.load(tmp_path / "empty")
     with pytest.raises(ModelFileError, match="cannot be read"):
         gguf.read(tmp_path)
@@ -70,11 +85,16 @@ def test_another_kind_of_file_is_named_as_such(tmp_path: Path) -> None:
 def test_a_block_type_that_cannot_be_read_is_named(write_model: WriteModel) -> None:
     path = write_model()
     whole = bytearray(path.read_bytes())
-    kind = whole.index(b"blk.0.ffn_up.weight") + len(b"blk.0.ffn_up.weight") + 4 + 2 * 8  # behind the sizes
+    # behind the sizes
+    kind = whole.index(b"blk.0.ffn_up.weight") + len(b"blk.0.ffn_up.weight") + 4 + 2 * 8
     for number, said in ((34, "TQ1_0"), (77, "of block type 77")):
         whole[kind : kind + 4] = number.to_bytes(4, "little")
         path.write_bytes(whole)
-        with pytest.raises(ModelFileError, match=rf"blk.0.ffn_up.weight is {said}, which cannot be read; choose a file of F32"):
+        with pytest.raises(
+            ModelFileError,
+            match=rf"blk.0.ffn_up.weight is {said}, which cannot be "
+            rf"read; choose a file of F32",
+        ):
             weights.load(path)
 
 
@@ -86,11 +106,19 @@ def key(name: bytes, kind: int, value: bytes) -> bytes:
     return text(name) + struct.pack("<I", kind) + value
 
 
-def tensor(name: bytes = b"t", sizes: tuple[int, ...] = (4,), kind: int = 0, offset: int = 0) -> bytes:
+def tensor(
+    name: bytes = b"t", sizes: tuple[int, ...] = (4,), kind: int = 0, offset: int = 0
+) -> bytes:
     return text(name) + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, kind, offset)
 
 
-def container(*, version: int = 3, tensors: tuple[bytes, ...] = (), keys: tuple[bytes, ...] = (), counts: Any = None) -> bytes:
+def container(
+    *,
+    version: int = 3,
+    tensors: tuple[bytes, ...] = (),
+    keys: tuple[bytes, ...] = (),
+    counts: Any = None,
+) -> bytes:
     """A whole file, of honest counts unless others are given."""
     claimed = counts or (len(tensors), len(keys))
     head = b"GGUF" + struct.pack("<IQQ", version, *claimed) + b"".join(keys) + b"".join(tensors)
@@ -102,19 +130,40 @@ def container(*, version: int = 3, tensors: tuple[bytes, ...] = (), keys: tuple[
     [
         (container(version=1), "version 1, expected 2 or 3"),
         (container(version=3 << 24), "other byte order"),
-        (container(counts=(2**63, 0)), "9223372036854775808 tensors and 0 keys are claimed, at most 65536"),
+        (
+            container(counts=(2**63, 0)),
+            "9223372036854775808 tensors and 0 keys are claimed, at most 65536",
+        ),
         (container(counts=(0, 2**64 - 1)), "at most 65536"),
         (container(counts=(1000, 0)), "is promised|are promised|dimensions|may stand"),
-        (container(keys=(key(b"a", 8, struct.pack("<Q", 2**62)),)), "4611686018427387904 bytes where at most"),
-        (container(keys=(text(b"n" * 300) + b"\0" * 8,)), "a text of 300 bytes where at most 256 may stand"),
-        (container(keys=(key(b"a", 9, struct.pack("<IQ", 4, 2**60)),)), "a list of 1152921504606846976 items, at most"),
-        (container(keys=(key(b"a", 9, struct.pack("<IQ", 4, 3_999_999)),)), "15999996 bytes are promised"),
+        (
+            container(keys=(key(b"a", 8, struct.pack("<Q", 2**62)),)),
+            "4611686018427387904 bytes where at most",
+        ),
+        (
+            container(keys=(text(b"n" * 300) + b"\0" * 8,)),
+            "a text of 300 bytes where at most 256 may stand",
+        ),
+        (
+            container(keys=(key(b"a", 9, struct.pack("<IQ", 4, 2**60)),)),
+            "a list of 1152921504606846976 items, at most",
+        ),
+        (
+            container(keys=(key(b"a", 9, struct.pack("<IQ", 4, 3_999_999)),)),
+            "15999996 bytes are promised",
+        ),
         (container(keys=(key(b"a", 9, struct.pack("<IQ", 8, 3_999_999)),)), "damaged or cut short"),
-        (container(keys=(key(b"a", 9, struct.pack("<IQ", 9, 1)),)), "a value of the unknown type 9"),
+        (
+            container(keys=(key(b"a", 9, struct.pack("<IQ", 9, 1)),)),
+            "a value of the unknown type 9",
+        ),
         (container(keys=(key(b"a", 77, b""),)), "a value of the unknown type 77"),
         (container(keys=(key(b"\xff", 0, b"\1"),)), "damaged or cut short"),
         (container(keys=(key(b"a", 0, b"\1"), key(b"a", 0, b"\2"))), "a is there twice"),
-        (container(keys=(key(b"general.alignment", 4, struct.pack("<I", 3)),)), "alignment is 3, expected a power of two"),
+        (
+            container(keys=(key(b"general.alignment", 4, struct.pack("<I", 3)),)),
+            "alignment is 3, expected a power of two",
+        ),
         (container(keys=(key(b"general.alignment", 8, text(b"x")),)), "alignment is 'x'"),
         (container(tensors=(tensor(), tensor(offset=32))), "t is there twice"),
         (container(tensors=(tensor(), tensor(b"u"))), "t and u share bytes"),
@@ -144,15 +193,24 @@ def test_a_container_that_lies_is_refused_before_anything_is_made_of_its_counts(
 
 def test_an_honest_container_made_by_the_same_hands_is_read(tmp_path: Path) -> None:
     path = tmp_path / "honest.gguf"
-    keys = (key(b"a", 9, struct.pack("<IQ", 7, 2) + b"\1\0"), key(b"b", 8, text("é".encode())), key(b"c", 11, b"\xff" * 8))
+    keys = (
+        key(b"a", 9, struct.pack("<IQ", 7, 2) + b"\1\0"),
+        key(b"b", 8, text("é".encode())),
+        key(b"c", 11, b"\xff" * 8),
+    )
     path.write_bytes(container(keys=keys, tensors=(tensor(sizes=(4, 2)), tensor(b"u", offset=32))))
     file = gguf.read(path)
     assert [file.metadata[name] for name in "abc"] == [[True, False], "é", -1]
-    assert {name: blocks.shape for name, blocks in file.tensors.items()} == {"t": (2, 4), "u": (1, 4)}
+    assert {name: blocks.shape for name, blocks in file.tensors.items()} == {
+        "t": (2, 4),
+        "u": (1, 4),
+    }
 
 
 def split(tiny: Path, folder: Path, *, count: int = 3, **wrong: Any) -> list[Path]:
-    """The tiny model in parts, by the library, as llama.cpp's gguf-split writes them; `wrong` changes what the last says."""
+    """The tiny model in parts, by the library, as llama.cpp's gguf-split writes them; `wrong`
+    changes what the last says.
+    """
     whole = library.GGUFReader(tiny)
     names = [tensor.name for tensor in whole.tensors]
     files = []
@@ -170,7 +228,9 @@ def split(tiny: Path, folder: Path, *, count: int = 3, **wrong: Any) -> list[Pat
             wrong if number == count - 1 else {}
         )
         for key, value in said.items():
-            writer.add_int32(key, value) if key == "split.tensors.count" else writer.add_uint16(key, value)
+            writer.add_int32(key, value) if key == "split.tensors.count" else writer.add_uint16(
+                key, value
+            )
         for tensor in whole.tensors[number::count]:
             writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
         writer.write_header_to_file()
@@ -181,23 +241,33 @@ def split(tiny: Path, folder: Path, *, count: int = 3, **wrong: Any) -> list[Pat
     return files
 
 
-def test_a_split_model_loads_from_any_part_and_from_its_folder_as_one(tiny_path: Path, tmp_path: Path) -> None:
+def test_a_split_model_loads_from_any_part_and_from_its_folder_as_one(
+    tiny_path: Path, tmp_path: Path
+) -> None:
     whole, files = weights.load(tiny_path), split(tiny_path, tmp_path)
     (tmp_path / "mmproj-F16.gguf").write_bytes(b"beside it")
     for place in (*files, tmp_path):
         loaded = weights.load(place)
         assert loaded.architecture == whole.architecture
         assert loaded.tensors.keys() == whole.tensors.keys()
-        assert all(loaded.tensors[name].raw.equal(blocks.raw) for name, blocks in whole.tensors.items())
+        assert all(
+            loaded.tensors[name].raw.equal(blocks.raw) for name, blocks in whole.tensors.items()
+        )
         assert loaded.digest == weights.digest_of(files[0]) != whole.digest
     other = tmp_path / "other.gguf"
     other.write_bytes(tiny_path.read_bytes())
-    with pytest.raises(ModelFileError, match=r"holds 2 models \(other.gguf, tiny-Q8_0-00001-of-00003.gguf\); name one"):
+    with pytest.raises(
+        ModelFileError,
+        match=r"holds 2 models \(other.gguf, "
+        r"tiny-Q8_0-00001-of-00003.gguf\); name one",
+    ):
         weights.load(tmp_path)
     assert weights.load(other).digest == whole.digest
 
 
-def test_parts_that_are_missing_or_do_not_belong_together_are_refused(tiny_path: Path, tmp_path: Path) -> None:
+def test_parts_that_are_missing_or_do_not_belong_together_are_refused(
+    tiny_path: Path, tmp_path: Path
+) -> None:
     for name, wrong, sentence in (
         ("count", {"split.count": 4}, "is part 3 of 4, its name says 3 of 3"),
         ("number", {"split.no": 1}, "is part 2 of 3, its name says 3 of 3"),
@@ -208,14 +278,20 @@ def test_parts_that_are_missing_or_do_not_belong_together_are_refused(tiny_path:
     files = split(tiny_path, tmp_path)
     files[1].unlink()
     for place in (files[0], files[2], tmp_path):
-        with pytest.raises(ModelNotFoundError, match=r"00002-of-00003.gguf: no such file; .* is one of 3 parts, get them all"):
+        with pytest.raises(
+            ModelNotFoundError,
+            match=r"00002-of-00003.gguf: no such file; .* is "
+            r"one of 3 parts, get them all",
+        ):
             weights.load(place)
     files[1].write_bytes(files[2].read_bytes())
     with pytest.raises(ModelFileError, match="is part 3 of 3, its name says 2 of 3"):
         weights.load(files[0])
     alone = tmp_path / "renamed.gguf"
     files[2].rename(alone)
-    with pytest.raises(ModelFileError, match="is part 3 of 3, its name says 1 of 1; give each part the name"):
+    with pytest.raises(
+        ModelFileError, match="is part 3 of 3, its name says 1 of 1; give each part the name"
+    ):
         weights.load(alone)
     claims = tmp_path / "tiny-00001-of-99999.gguf"
     claims.write_bytes(tiny_path.read_bytes())
@@ -226,7 +302,11 @@ def test_parts_that_are_missing_or_do_not_belong_together_are_refused(tiny_path:
 @pytest.mark.parametrize(
     ("metadata", "family", "sentence"),
     [
-        ({"general.type": "adapter", "adapter.type": "lora"}, "llama", "a LoRA adapter for llama.cpp .* not a model"),
+        (
+            {"general.type": "adapter", "adapter.type": "lora"},
+            "llama",
+            "a LoRA adapter for llama.cpp .* not a model",
+        ),
         ({"adapter.type": "lora"}, "llama", "a LoRA adapter"),
         ({"general.type": "mmproj"}, "clip", "the projector that makes rows of pictures"),
         ({}, "clip", "the projector that makes rows of pictures"),
@@ -251,7 +331,10 @@ def test_a_gguf_file_that_is_no_model_says_what_it_is(
         ({"attention.clamp_kqv": 1.0}, "llama.attention.clamp_kqv = 1.0"),
         ({"attention.scale": 0.015625}, "its attention is scaled by 0.01562"),
         ({"use_parallel_residual": True}, "llama.use_parallel_residual = True"),
-        ({"attention.sliding_window_pattern": [True, False]}, "llama.attention.sliding_window_pattern"),
+        (
+            {"attention.sliding_window_pattern": [True, False]},
+            "llama.attention.sliding_window_pattern",
+        ),
         ({"tomorrow": 0}, "llama.tomorrow = 0"),
     ],
 )
@@ -264,11 +347,20 @@ def test_a_gguf_file_with_a_setting_that_is_not_computed_is_refused(
 
 
 def test_settings_that_say_what_is_so_anyway_are_passed_over(write_model: WriteModel) -> None:
-    said = {"attention.causal": True, "logit_scale": 1.0, "residual_scale": 0.0, "vocab_size": 9, "expert_used_count": 2}
+    said = {
+        "attention.causal": True,
+        "logit_scale": 1.0,
+        "residual_scale": 0.0,
+        "vocab_size": 9,
+        "expert_used_count": 2,
+    }
     path = write_model(metadata={f"llama.{key}": value for key, value in said.items()})
     head_size = weights.load(path).architecture.head_size
     scaled = write_model(
-        metadata={f"llama.{key}": value for key, value in {**said, "attention.scale": head_size**-0.5}.items()}
+        metadata={
+            f"llama.{key}": value
+            for key, value in {**said, "attention.scale": head_size**-0.5}.items()
+        }
     )
     assert weights.load(scaled).architecture == weights.load(path).architecture
 
@@ -276,10 +368,16 @@ def test_settings_that_say_what_is_so_anyway_are_passed_over(write_model: WriteM
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 98362432\n"
 
 
-def test_a_git_lfs_pointer_is_called_that_wherever_it_stands(tiny_path: Path, tmp_path: Path) -> None:
+def test_a_git_lfs_pointer_is_called_that_wherever_it_stands(
+    tiny_path: Path, tmp_path: Path
+) -> None:
     alone = tmp_path / "tiny.gguf"
     alone.write_text(POINTER)
-    with pytest.raises(ModelFileError, match=r"tiny.gguf: a Git LFS pointer of \d+ bytes.*git lfs pull"):
+    with pytest.raises(
+        ModelFileError,
+        match=r"tiny.gguf: a Git LFS pointer of \d+ bytes.*git lfs "
+        r"pull",
+    ):
         weights.load(alone)
     files = split(tiny_path, tmp_path)
     files[1].write_text(POINTER)

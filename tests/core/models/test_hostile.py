@@ -1,4 +1,5 @@
-"""Files that lie: each lie by itself, then thousands of random ones. A typed error or a model that computes, nothing else.
+"""Files that lie: each lie by itself, then thousands of random ones. A typed error or a model that
+computes, nothing else.
 
 A tenth of the random cases by default, all of them with QUIETCHOIR_FUZZ=full.
 """
@@ -28,11 +29,33 @@ from quietchoir.tests.fakes_tokenizers import save
 from .conftest import MakeLinear
 
 FULL = os.environ.get("QUIETCHOIR_FUZZ") == "full"
-CASES = 10_800 if FULL else 1_080  # in all, a ninth each kind of file; the last ninth is templates, in test_bounded.py
+# in all, a ninth each kind of file; the last ninth is templates, in test_bounded.py
+CASES = 10_800 if FULL else 1_080
 SECONDS = 20.0  # of processor time for one case; the slowest takes well under one
 GROWTH = 600 << 20  # bytes that the whole process may grow by over all cases
-SMALL = {"num_hidden_layers": 2, "vocab_size": 720, "hidden_size": 32, "intermediate_size": 32, "max_position_embeddings": 64}
-NUMBERS = (0, 1, 2, 7, 31, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1)
+SMALL = {
+    "num_hidden_layers": 2,
+    "vocab_size": 720,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "max_position_embeddings": 64,
+}
+NUMBERS = (
+    0,
+    1,
+    2,
+    7,
+    31,
+    255,
+    2**16,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**40,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+)
 VALUES: tuple[Any, ...] = (
     *NUMBERS,
     -1,
@@ -81,7 +104,10 @@ def edited(path: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"model_type": "mamba"}, "model_type 'mamba' is not supported; choose one of llama, mistral"),
+        (
+            {"model_type": "mamba"},
+            "model_type 'mamba' is not supported; choose one of llama, mistral",
+        ),
         ({"model_type": ["llama"]}, "is not supported"),
         ({"hidden_size": "32"}, "hidden_size is '32', expected a positive whole number"),
         ({"hidden_size": 10**300}, "width is 1000.*expected 1 to 131072"),
@@ -98,20 +124,35 @@ def edited(path: Path, **changes: Any) -> None:
         ({"hidden_activation": "relu"}, "its activation is 'relu'"),
         ({"use_bidirectional_attention": True}, "its rows see later rows"),
         ({"quantization_config": {"bits": 4}}, "it is quantised in a way of its own"),
-        ({"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 4.0}}}, "rope is scaled by the rule 'yarn'"),
         (
-            {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 4.0, "mrope": [1]}}},
+            {"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 4.0}}},
+            "rope is scaled by the rule 'yarn'",
+        ),
+        (
+            {
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "linear", "factor": 4.0, "mrope": [1]}
+                }
+            },
             "has the setting 'mrope'",
         ),
-        ({"rope_parameters": {"sliding_attention": {"factor": 4.0}}}, "rope of windowed layers is scaled"),
-        ({"rope_parameters": {"full_attention": {}, "third_attention": {}}}, "has the setting 'third_attention'"),
+        (
+            {"rope_parameters": {"sliding_attention": {"factor": 4.0}}},
+            "rope of windowed layers is scaled",
+        ),
+        (
+            {"rope_parameters": {"full_attention": {}, "third_attention": {}}},
+            "has the setting 'third_attention'",
+        ),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rope turns only part of a head"),
         ({"rope_parameters": {"rope_theta": 10**400}}, "is not supported"),
         ({"rope_parameters": "none"}, "rope_parameters is 'none', expected an object"),
         ({"vocab_size": 30}, r"is \(720, 32\), expected \(30, 32\)"),
     ],
 )
-def test_a_config_that_this_code_would_compute_wrongly_is_refused(copy: Path, changes: dict[str, Any], sentence: str) -> None:
+def test_a_config_that_this_code_would_compute_wrongly_is_refused(
+    copy: Path, changes: dict[str, Any], sentence: str
+) -> None:
     edited(copy / "config.json", **changes)
     with pytest.raises(ModelFileError, match=sentence):
         weights.load(copy)
@@ -126,27 +167,65 @@ def spoil_index(folder: Path, places: object) -> None:
     ("spoil", "error", "sentence"),
     [
         (lambda f: (f / "config.json").write_text("{"), ModelFileError, "not readable JSON"),
-        (lambda f: (f / "config.json").write_text("[" * 100_000), ModelFileError, "not readable JSON"),
-        (lambda f: (f / "config.json").write_text("[]"), ModelFileError, "holds a list, expected an object"),
+        (
+            lambda f: (f / "config.json").write_text("[" * 100_000),
+            ModelFileError,
+            "not readable JSON",
+        ),
+        (
+            lambda f: (f / "config.json").write_text("[]"),
+            ModelFileError,
+            "holds a list, expected an object",
+        ),
         (lambda f: (f / "config.json").unlink(), ModelNotFoundError, "config.json: no such file"),
-        (lambda f: (f / "tokenizer.json").unlink(), ModelNotFoundError, "tokenizer.json: no such file"),
-        (lambda f: (f / "model.safetensors").unlink(), ModelNotFoundError, "neither model.safetensors nor pytorch_model.bin"),
+        (
+            lambda f: (f / "tokenizer.json").unlink(),
+            ModelNotFoundError,
+            "tokenizer.json: no such file",
+        ),
+        (
+            lambda f: (f / "model.safetensors").unlink(),
+            ModelNotFoundError,
+            "neither model.safetensors nor pytorch_model.bin",
+        ),
         (
             lambda f: spoil_index(f, {"a": "../../etc/passwd"}),
             ModelFileError,
             "passwd' is not a file of this folder",
         ),
-        (lambda f: spoil_index(f, {"a": "gone.safetensors"}), ModelNotFoundError, "gone.safetensors: no such file, but"),
-        (lambda f: spoil_index(f, {str(n): f"{n}.safetensors" for n in range(2000)}), ModelFileError, "names 2000 files"),
-        (lambda f: spoil_index(f, 7), ModelFileError, "names 0 files"),
-        (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 64), ModelFileError, "damaged or cut short"),
-        (lambda f: edited(f / "tokenizer.json", decoder={"type": "Fuse"}), ModelFileError, r"a decoder of \['Fuse'\]"),
         (
-            lambda f: edited(f / "tokenizer.json", model={"type": "WordLevel", "vocab": {}, "unk_token": "a"}),
+            lambda f: spoil_index(f, {"a": "gone.safetensors"}),
+            ModelNotFoundError,
+            "gone.safetensors: no such file, but",
+        ),
+        (
+            lambda f: spoil_index(f, {str(n): f"{n}.safetensors" for n in range(2000)}),
+            ModelFileError,
+            "names 2000 files",
+        ),
+        (lambda f: spoil_index(f, 7), ModelFileError, "names 0 files"),
+        (
+            lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 64),
+            ModelFileError,
+            "damaged or cut short",
+        ),
+        (
+            lambda f: edited(f / "tokenizer.json", decoder={"type": "Fuse"}),
+            ModelFileError,
+            r"a decoder of \['Fuse'\]",
+        ),
+        (
+            lambda f: edited(
+                f / "tokenizer.json", model={"type": "WordLevel", "vocab": {}, "unk_token": "a"}
+            ),
             ModelFileError,
             "BPE",
         ),
-        (lambda f: edited(f / "config.json", eos_token_id=10**6), ModelFileError, "an end token is beyond the 720 tokens"),
+        (
+            lambda f: edited(f / "config.json", eos_token_id=10**6),
+            ModelFileError,
+            "an end token is beyond the 720 tokens",
+        ),
     ],
 )
 def test_a_folder_that_is_not_what_it_claims_is_refused(
@@ -168,7 +247,9 @@ def test_a_folder_that_is_not_what_it_claims_is_refused(
         (b"", "no chat template"),
     ],
 )
-def test_a_template_that_cannot_be_used_is_refused_when_a_chat_is_asked_for(copy: Path, template: bytes, sentence: str) -> None:
+def test_a_template_that_cannot_be_used_is_refused_when_a_chat_is_asked_for(
+    copy: Path, template: bytes, sentence: str
+) -> None:
     (copy / "chat_template.jinja").write_bytes(template)
     loaded = weights.load(copy)
     assert loaded.tokenizer.encode("hello")
@@ -176,12 +257,20 @@ def test_a_template_that_cannot_be_used_is_refused_when_a_chat_is_asked_for(copy
         loaded.tokenizer.encode_chat(HELLO)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json", "pytorch_model.bin"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "tokenizer.json", "config.json", "pytorch_model.bin"]
+)
 def test_a_git_lfs_pointer_in_a_folder_is_called_that(copy: Path, name: str) -> None:
     if name.endswith("bin"):
         (copy / "model.safetensors").unlink()
-    (copy / name).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 98362432\n")
-    with pytest.raises(ModelFileError, match=rf"{name}: a Git LFS pointer of 133 bytes.*git lfs pull"):
+    (copy / name).write_text(
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 98362432\n"
+    )
+    with pytest.raises(
+        ModelFileError,
+        match=rf"{name}: a Git LFS pointer of 133 bytes.*git lfs "
+        rf"pull",
+    ):
         weights.load(copy)
 
 
@@ -190,7 +279,10 @@ def test_tensors_too_many_too_few_or_of_another_kind_are_refused(copy: Path) -> 
     whole = safetensors.torch.load_file(path)
     name = "model.layers.1.mlp.up_proj.weight"
     for change, sentence in (
-        ({"model.layers.9.extra.weight": torch.zeros(2, 2)}, "model.layers.9.extra.weight is not part of a gemma3 model"),
+        (
+            {"model.layers.9.extra.weight": torch.zeros(2, 2)},
+            "model.layers.9.extra.weight is not part of a gemma3 model",
+        ),
         ({name: torch.zeros(3, 32)}, rf"{name} is \(3, 32\), expected \(32, 32\)"),
         ({name: torch.zeros(32, 32, dtype=torch.int8)}, "is torch.int8"),
         ({name: torch.zeros(4, 8, 32)}, "expected a vector or matrix"),
@@ -213,29 +305,42 @@ class Bomb:
         return Path.touch, (self.trace,)
 
 
-def test_a_legacy_file_loads_as_plain_tensors_and_one_that_wants_more_is_refused_and_not_run(copy: Path) -> None:
+def test_a_legacy_file_loads_as_plain_tensors_and_one_that_wants_more_is_refused_and_not_run(
+    copy: Path,
+) -> None:
     before = weights.load(copy)
     tensors = safetensors.torch.load_file(copy / "model.safetensors")
     (copy / "model.safetensors").unlink()
     legacy = copy / "pytorch_model.bin"
     for new in (True, False):
         torch.save(tensors, legacy, _use_new_zipfile_serialization=new)
-        assert all(torch.equal(blocks.raw, before.tensors[name].raw) for name, blocks in weights.load(copy).tensors.items())
+        assert all(
+            torch.equal(blocks.raw, before.tensors[name].raw)
+            for name, blocks in weights.load(copy).tensors.items()
+        )
     torch.save({**tensors, "more": Bomb(copy / "ran")}, legacy)
-    with pytest.raises(ModelFileError, match="holds more than tensors, and opening it would run that"):
+    with pytest.raises(
+        ModelFileError, match="holds more than tensors, and opening it would run that"
+    ):
         weights.load(copy)
     legacy.write_bytes(pickle.dumps(Bomb(copy / "ran")))
     with pytest.raises(ModelFileError, match="safetensors"):
         weights.load(copy)
     assert not (copy / "ran").exists()
-    for spoiled in ([1, 2], {"model.norm.weight": 7}, {"model.norm.weight": torch.zeros(1).expand(1 << 40)}):
+    for spoiled in (
+        [1, 2],
+        {"model.norm.weight": 7},
+        {"model.norm.weight": torch.zeros(1).expand(1 << 40)},
+    ):
         torch.save(spoiled, legacy)
         with pytest.raises(ModelFileError):
             weights.load(copy)
 
 
 def attempt(path: Path, make_linear: MakeLinear) -> bool:
-    """Whether the model loads; then it computes as well. Anything but a typed error goes through to the test."""
+    """Whether the model loads; then it computes as well. Anything but a typed error goes through
+    to the test.
+    """
     start = time.process_time()
     try:
         loaded = weights.load(path)
@@ -246,7 +351,11 @@ def attempt(path: Path, make_linear: MakeLinear) -> bool:
         network = Transformer(loaded, make_linear)
         attend = packed_attention([len(tokens)], loaded.architecture.windows)
         with torch.inference_mode():
-            network.logits(network.layers_forward(network.embed(torch.tensor(tokens)), torch.arange(len(tokens)), attend))
+            network.logits(
+                network.layers_forward(
+                    network.embed(torch.tensor(tokens)), torch.arange(len(tokens)), attend
+                )
+            )
     except ModelError as error:
         assert len(str(error)) < 1500
         return False
@@ -270,7 +379,9 @@ def spoiled_bytes(rng: random.Random, whole: bytes, header: int) -> bytes:
         elif kind == 3:
             del data[place : place + rng.randint(1, 40)]
         elif kind == 4:
-            data[place:place] = data[(start := rng.randrange(len(data))) : start + rng.randint(1, 60)]
+            data[place:place] = data[
+                (start := rng.randrange(len(data))) : start + rng.randint(1, 60)
+            ]
         else:
             del data[rng.randrange(len(data)) :]
         if not data:
@@ -300,7 +411,9 @@ def peak() -> int:
 @pytest.mark.fuzz
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["llama3", "gemma3", "phi3"])
-def test_spoiled_gguf_files_are_refused_or_compute(name: str, make_linear: MakeLinear, tmp_path: Path) -> None:
+def test_spoiled_gguf_files_are_refused_or_compute(
+    name: str, make_linear: MakeLinear, tmp_path: Path
+) -> None:
     rng, path = random.Random(name), tmp_path / "model.gguf"
     GgufWriter(make_model(name, **{**SMALL, "vocab_size": 300}), path).write()
     whole = path.read_bytes()
@@ -316,11 +429,15 @@ def test_spoiled_gguf_files_are_refused_or_compute(name: str, make_linear: MakeL
 @pytest.mark.fuzz
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
-def test_folders_with_spoiled_settings_are_refused_or_compute(name: str, make_linear: MakeLinear, copy: Path) -> None:
+def test_folders_with_spoiled_settings_are_refused_or_compute(
+    name: str, make_linear: MakeLinear, copy: Path
+) -> None:
     rng, values, before = random.Random(name), json.loads((copy / name).read_text()), peak()
     for _ in range(CASES // 9):
         spoiled = spoiled_json(rng, values)
-        (copy / name).write_text(json.dumps(spoiled_json(rng, spoiled) if rng.random() < 0.3 else spoiled))
+        (copy / name).write_text(
+            json.dumps(spoiled_json(rng, spoiled) if rng.random() < 0.3 else spoiled)
+        )
         attempt(copy, make_linear)
     (copy / name).write_text(json.dumps(values))
     assert attempt(copy, make_linear)
@@ -330,7 +447,9 @@ def test_folders_with_spoiled_settings_are_refused_or_compute(name: str, make_li
 @pytest.mark.fuzz
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
-def test_folders_with_spoiled_tensors_are_refused_or_compute(name: str, make_linear: MakeLinear, copy: Path) -> None:
+def test_folders_with_spoiled_tensors_are_refused_or_compute(
+    name: str, make_linear: MakeLinear, copy: Path
+) -> None:
     rng, before, loaded = random.Random(name), peak(), 0
     path = copy / "model.safetensors"
     if name.endswith("bin"):
@@ -341,7 +460,11 @@ def test_folders_with_spoiled_tensors_are_refused_or_compute(name: str, make_lin
     assert attempt(copy, make_linear)
     for _ in range(CASES // 9):
         path.write_bytes(
-            spoiled_bytes(rng, whole, len(whole) if name.endswith("bin") else 8 + int.from_bytes(whole[:8], "little"))
+            spoiled_bytes(
+                rng,
+                whole,
+                len(whole) if name.endswith("bin") else 8 + int.from_bytes(whole[:8], "little"),
+            )
         )
         loaded += attempt(copy, make_linear)
     assert loaded < CASES // 9

@@ -1,6 +1,8 @@
-"""Text that knows whose its letters are: the value is always Python's, and no operation makes a person's letter ours."""
+"""Text that knows whose its letters are: the value is always Python's, and no operation makes a
+person's letter ours.
+"""
 
-# ruff: noqa: E501  # templates, one a line
+# templates, one a line
 
 import random
 from collections.abc import Callable
@@ -64,9 +66,18 @@ def test_each_operation_gives_what_python_gives_and_marks_no_other_letters() -> 
             ([tracing(subject).strip(sep)], [str.__str__(subject).strip(sep)]),
             ([tracing(subject).removeprefix(sep)], [str.__str__(subject).removeprefix(sep)]),
             ([tracing(subject).removesuffix(sep)], [str.__str__(subject).removesuffix(sep)]),
-            ([tracing(subject).replace(sep, other, times)], [str.__str__(subject).replace(sep, other, times)]),
-            ([tracing(subject).replace("", other, times)], [str.__str__(subject).replace("", other, times)]),
-            ([tracing(subject).join([other, sep, subject])], [str.__str__(subject).join([other, sep, subject])]),
+            (
+                [tracing(subject).replace(sep, other, times)],
+                [str.__str__(subject).replace(sep, other, times)],
+            ),
+            (
+                [tracing(subject).replace("", other, times)],
+                [str.__str__(subject).replace("", other, times)],
+            ),
+            (
+                [tracing(subject).join([other, sep, subject])],
+                [str.__str__(subject).join([other, sep, subject])],
+            ),
             ([tracing(subject) + other], [str.__str__(subject) + str.__str__(other)]),
             ([str.__str__(subject) + tracing(other)], [str.__str__(subject) + str.__str__(other)]),
             ([percent("%s|%s", (subject, other))], [f"{subject!s}|{other!s}"]),
@@ -79,17 +90,32 @@ def test_each_operation_gives_what_python_gives_and_marks_no_other_letters() -> 
 
 def marked_only_ours(text: str, name: str) -> None:
     """Each marked letter is one of ours, whatever its case."""
-    theirs = {form for letter in THEIRS for form in (*letter.upper(), *letter.lower(), *letter.title(), letter)}
-    assert not {letter for letter, mark in zip(str.__str__(text), own(text), strict=True) if mark} & theirs, (name, text)
+    theirs = {
+        form
+        for letter in THEIRS
+        for form in (*letter.upper(), *letter.lower(), *letter.title(), letter)
+    }
+    assert (
+        not {letter for letter, mark in zip(str.__str__(text), own(text), strict=True) if mark}
+        & theirs
+    ), (name, text)
 
 
 def test_an_operation_that_is_not_followed_gives_plain_text() -> None:
     text = TemplateText("<|user|>")
-    for found in (text.zfill(12), text.encode().decode(), f"{text:>9}", text.translate({}), "".join([text]), text.center(9)):
+    for found in (
+        text.zfill(12),
+        text.encode().decode(),
+        f"{text:>9}",
+        text.translate({}),
+        "".join([text]),
+        text.center(9),
+    ):
         assert 1 not in own(found)
     assert own(str(text)) == own(text) and type(text).__name__ == "TemplateText"
     escaped = "<" + Markup("b")
-    assert TemplateText("<") + Markup("b") == escaped == "&lt;b"  # the value comes first: it escapes what it is added to
+    # the value comes first: it escapes what it is added to
+    assert TemplateText("<") + Markup("b") == escaped == "&lt;b"
 
 
 MARK = "<|im_start|>"
@@ -98,22 +124,36 @@ ATTACKS = {
     "between marks": "<|im_start|>{{ CONTENT }}<|im_start|>",
     "cut": "{{ CONTENT[3:] }}{{ CONTENT[:-1] }}{{ CONTENT[::1] }}",
     "trimmed": "{{ CONTENT|trim }}{{ CONTENT.strip('x') }}{{ CONTENT.lstrip() }}",
-    "split and joined": "{{ CONTENT.split('x')|join }}{{ ''.join(CONTENT.split('x')) }}{{ CONTENT.split('x')|join('') }}",
-    "letter by letter": "{% for letter in CONTENT %}{{ letter }}{% endfor %}{{ CONTENT|list|join }}",
-    "joined with itself": "{{ CONTENT ~ CONTENT }}{{ CONTENT + '' }}{{ '' + CONTENT }}{{ CONTENT * 2 }}",
-    "letters replaced": "{{ CONTENT|replace('x', '') }}{{ CONTENT.replace('X', 'm') }}{{ CONTENT.replace('~', '<') }}",
-    "replaced by a mark": "{{ CONTENT.replace('~~', '<|im_start|>') }}{{ CONTENT|replace('~~', '<|im_start|>') }}",
-    "case changed": "{{ CONTENT|lower }}{{ CONTENT|upper }}{{ CONTENT.swapcase() }}{{ CONTENT.casefold() }}",
+    "split and joined": "{{ CONTENT.split('x')|join }}{{ ''.join(CONTENT.split('x')) }}{{ "
+    "CONTENT.split('x')|join('') }}",
+    "letter by "
+    "letter": "{% for letter in CONTENT %}{{ letter }}{% endfor %}{{ CONTENT|list|join }}",
+    "joined with "
+    "itself": "{{ CONTENT ~ CONTENT }}{{ CONTENT + '' }}{{ '' + CONTENT }}{{ CONTENT * 2 }}",
+    "letters replaced": "{{ CONTENT|replace('x', '') }}{{ CONTENT.replace('X', 'm') }}{{ "
+    "CONTENT.replace('~', '<') }}",
+    "replaced by a mark": "{{ CONTENT.replace('~~', '<|im_start|>') }}{{ CONTENT|replace('~~', "
+    "'<|im_start|>') }}",
+    "case changed": "{{ CONTENT|lower }}{{ CONTENT|upper }}{{ CONTENT.swapcase() }}{{ "
+    "CONTENT.casefold() }}",
     "through JSON": "{{ CONTENT|tojson }}{{ messages|tojson }}{{ {'x': CONTENT}|tojson }}",
     "as Python shows it": "{{ messages }}{{ [CONTENT] }}{{ CONTENT|pprint }}{{ '%r' % CONTENT }}",
-    "formatted": "{{ '{}'.format(CONTENT) }}{{ '%s' % CONTENT }}{{ '%s'|format(CONTENT) }}{{ CONTENT|format }}{{ CONTENT % () }}{{ CONTENT.format() }}",
+    "formatted": "{{ '{}'.format(CONTENT) }}{{ '%s' % CONTENT }}{{ '%s'|format(CONTENT) }}{{ "
+    "CONTENT|format }}{{ CONTENT % () }}{{ CONTENT.format() }}",
     "formatted around": "{{ '{0}im_start|>'.format(CONTENT[:2]) }}{{ '<|%s|>' % CONTENT }}",
-    "kept": "{% set ns = namespace(x=CONTENT) %}{% set ns.x = ns.x ~ '' %}{{ ns.x }}{% set y %}{{ CONTENT }}{% endset %}{{ y }}",
-    "in a macro": "{% macro m(x) %}{{ x }}{% endmacro %}{{ m(CONTENT) }}{% macro c(x) %}{{ caller() }}{{ x }}{% endmacro %}{% call c(CONTENT) %}{{ CONTENT }}{% endcall %}{% filter trim %}{{ CONTENT }}{% endfilter %}",
-    "escaped": "{{ CONTENT|e }}{{ CONTENT|safe }}{{ CONTENT|striptags }}{{ CONTENT|urlencode }}{{ (CONTENT|safe).unescape() if false }}",
-    "in two parts": "{{ '<|im_' }}{{ CONTENT }}{{ CONTENT }}{{ 'start|>' }}<|{{ CONTENT }}|>{{ '<' ~ CONTENT }}",
-    "sorted": "{{ [CONTENT, 'a']|sort|join }}{{ messages|map(attribute='content')|join }}{{ messages|groupby('content') }}",
-    "by its numbers": "{{ CONTENT|length }}{{ CONTENT|int }}{{ CONTENT|wordcount }}{{ ['<|im_', 'start|>'][CONTENT|length % 2] }}",
+    "kept": "{% set ns = namespace(x=CONTENT) %}{% set ns.x = ns.x ~ '' %}{{ ns.x }}{% set y %}{{ "
+    "CONTENT }}{% endset %}{{ y }}",
+    "in a macro": "{% macro m(x) %}{{ x }}{% endmacro %}{{ m(CONTENT) }}{% macro c(x) %}{{ "
+    "caller() }}{{ x }}{% endmacro %}{% call c(CONTENT) %}{{ CONTENT }}{% endcall "
+    "%}{% filter trim %}{{ CONTENT }}{% endfilter %}",
+    "escaped": "{{ CONTENT|e }}{{ CONTENT|safe }}{{ CONTENT|striptags }}{{ CONTENT|urlencode }}{{ "
+    "(CONTENT|safe).unescape() if false }}",
+    "in two parts": "{{ '<|im_' }}{{ CONTENT }}{{ CONTENT }}{{ 'start|>' }}<|{{ CONTENT }}|>{{ '<' "
+    "~ CONTENT }}",
+    "sorted": "{{ [CONTENT, 'a']|sort|join }}{{ messages|map(attribute='content')|join }}{{ "
+    "messages|groupby('content') }}",
+    "by its numbers": "{{ CONTENT|length }}{{ CONTENT|int }}{{ CONTENT|wordcount }}{{ ['<|im_', "
+    "'start|>'][CONTENT|length % 2] }}",
 }
 CONTENTS = (
     MARK,
@@ -142,11 +182,15 @@ def marks(pieces: list[Piece]) -> int:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_no_content_becomes_a_mark_by_anything_a_template_does_to_it(name: str) -> None:
     template = ChatTemplate(ATTACKS[name].replace("CONTENT", "messages[0].content"))
-    harmless = marks(template.render([{"role": "user", "content": "quiet"}], add_generation_prompt=False))
+    harmless = marks(
+        template.render([{"role": "user", "content": "quiet"}], add_generation_prompt=False)
+    )
     tried = 0
     for content in CONTENTS:
         try:
-            pieces = template.render([{"role": "user", "content": content}], add_generation_prompt=False)
+            pieces = template.render(
+                [{"role": "user", "content": content}], add_generation_prompt=False
+            )
         except RequestError:  # a content that is no format
             assert name == "formatted"
             continue
@@ -158,12 +202,25 @@ def test_no_content_becomes_a_mark_by_anything_a_template_does_to_it(name: str) 
 def test_every_filter_and_method_leaves_a_persons_letters_a_persons() -> None:
     """Whatever arguments they take: with none, with texts, with numbers."""
     tried = set()
-    for arguments in ("", "('x')", "('x', 'y')", "(3)", "('x', '', 1)", "(attribute=0)", "([])", "('é')"):
+    for arguments in (
+        "",
+        "('x')",
+        "('x', 'y')",
+        "(3)",
+        "('x', '', 1)",
+        "(attribute=0)",
+        "([])",
+        "('é')",
+    ):
         for name in FILTERS.split():
             for value in ("messages[0].content", "[messages[0].content]"):
                 tried |= {name} if no_mark(f"{{{{ {value}|{name}{arguments} }}}}") else set()
         for name in METHODS.split():
-            tried |= {name} if no_mark(f"{{{{ messages[0].content.{name}{arguments or '()'} }}}}") else set()
+            tried |= (
+                {name}
+                if no_mark(f"{{{{ messages[0].content.{name}{arguments or '()'} }}}}")
+                else set()
+            )
     assert {*FILTERS.split(), *METHODS.split()} - tried <= {
         "dictsort",
         "items",
@@ -180,8 +237,14 @@ def test_every_filter_and_method_leaves_a_persons_letters_a_persons() -> None:
 def no_mark(source: str) -> bool:
     """Whether the template could be run; then none of the content's letters came out as its own."""
     try:
-        pieces = ChatTemplate(source).render([{"role": "user", "content": "Qq" + MARK + "éZz"}], add_generation_prompt=False)
+        pieces = ChatTemplate(source).render(
+            [{"role": "user", "content": "Qq" + MARK + "éZz"}], add_generation_prompt=False
+        )
     except (RequestError, ChatTemplateError):
         return False
-    assert not [piece for piece in pieces if not piece.written and set(piece.text.lower()) & set("q<|im_start>z")], source
+    assert not [
+        piece
+        for piece in pieces
+        if not piece.written and set(piece.text.lower()) & set("q<|im_start>z")
+    ], source
     return True

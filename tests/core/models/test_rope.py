@@ -1,4 +1,6 @@
-"""Rope's tables: what each says, in config.json and in GGUF, and that nothing in one is passed over."""
+"""Rope's tables: what each says, in config.json and in GGUF, and that nothing in one is passed
+over.
+"""
 
 from typing import Any
 
@@ -11,7 +13,12 @@ from quietchoir.core.models.rope import Stretch, stretch
 from .conftest import HEAD_SIZE, WriteModel
 
 LINEAR = Stretch((4.0,) * 8)
-LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 
 
 @pytest.mark.parametrize(
@@ -25,7 +32,9 @@ LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "origi
         ({"rope_type": "linear", "factor": 4.0, "original_max_position_embeddings": 64}, LINEAR),
     ],
 )
-def test_a_table_means_what_transformers_takes_it_for(rule: dict[str, Any], expected: Stretch) -> None:
+def test_a_table_means_what_transformers_takes_it_for(
+    rule: dict[str, Any], expected: Stretch
+) -> None:
     assert stretch(rule, HEAD_SIZE, 10000.0, 512) == expected
 
 
@@ -37,15 +46,26 @@ def test_a_table_means_what_transformers_takes_it_for(rule: dict[str, Any], expe
         ({"rope_type": ["linear"], "factor": 2.0}, r"scaled by the rule \['linear'\]"),
         ({"mrope_section": [4, 2, 2]}, "'default' has the setting 'mrope_section'"),
         ({"rope_type": "default", "factor": 2.0}, "'default' has the setting 'factor'"),
-        ({"rope_type": "linear", "factor": 2.0, "attention_factor": 1.1}, "'linear' has the setting 'attention_factor'"),
-        ({**LLAMA3, "rope_type": "llama3", "beta_fast": 32}, "'llama3' has the setting 'beta_fast'"),
+        (
+            {"rope_type": "linear", "factor": 2.0, "attention_factor": 1.1},
+            "'linear' has the setting 'attention_factor'",
+        ),
+        (
+            {**LLAMA3, "rope_type": "llama3", "beta_fast": 32},
+            "'llama3' has the setting 'beta_fast'",
+        ),
         (LLAMA3, "'linear' has the setting 'high_freq_factor'"),
         ({"type": "linear"}, "rope's factor is None, expected a positive number"),
         ({"factor": True}, "rope's factor is True"),
-        ({"type": "longrope", "short_factor": [1.0] * 8, "short_mscale": 1.1}, "'longrope' has the setting 'short_mscale'"),
+        (
+            {"type": "longrope", "short_factor": [1.0] * 8, "short_mscale": 1.1},
+            "'longrope' has the setting 'short_mscale'",
+        ),
     ],
 )
-def test_a_table_with_something_that_is_not_computed_is_refused(rule: dict[str, Any], sentence: str) -> None:
+def test_a_table_with_something_that_is_not_computed_is_refused(
+    rule: dict[str, Any], sentence: str
+) -> None:
     with pytest.raises(ValueError, match=sentence):
         stretch(rule, HEAD_SIZE, 10000.0, 512)
 
@@ -57,7 +77,10 @@ def test_a_table_with_something_that_is_not_computed_is_refused(rule: dict[str, 
         ({"scaling.type": "linear", "scaling.factor": 4.0}, LINEAR.rope_factors),
         ({"scaling.factor": 4.0}, LINEAR.rope_factors),
         ({"scale_linear": 4.0}, LINEAR.rope_factors),
-        ({"scale_linear": 2.0, "scaling.factor": 4.0, "scaling.finetuned": True}, LINEAR.rope_factors),
+        (
+            {"scale_linear": 2.0, "scaling.factor": 4.0, "scaling.finetuned": True},
+            LINEAR.rope_factors,
+        ),
         ({"scaling.type": "none", "scaling.factor": 4.0}, ()),
         ({"scaling.factor": 0.0}, ()),
         ({"scaling.factor": 1.0, "scaling.original_context_length": 64}, ()),
@@ -76,7 +99,10 @@ def test_a_gguf_files_settings_mean_what_llama_cpp_takes_them_for(
         ({"scaling.type": "yarn", "scaling.factor": 4.0}, "scaled by the rule 'yarn'"),
         ({"scaling.factor": -2.0}, "rope's factor is -2.0"),
         ({"dimension_sections": [4, 2, 2]}, "rope has the setting llama.rope.dimension_sections"),
-        ({"scaling.yarn_log_multiplier": 0.1}, "rope has the setting llama.rope.scaling.yarn_log_multiplier"),
+        (
+            {"scaling.yarn_log_multiplier": 0.1},
+            "rope has the setting llama.rope.scaling.yarn_log_multiplier",
+        ),
         ({"scaling.attn_factor": 1.2}, "multiplied by a factor of their own"),
     ],
 )

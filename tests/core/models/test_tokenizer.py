@@ -31,7 +31,11 @@ TRICKY = [
 ]
 
 # What the default model's vocabulary has tokens for; the rest is in the test below.
-WRITABLE = st.text(st.characters(codec="utf-8", exclude_characters="\x04\x06\x13\x14\x16\x1d", max_codepoint=0x3FFFF))
+WRITABLE = st.text(
+    st.characters(
+        codec="utf-8", exclude_characters="\x04\x06\x13\x14\x16\x1d", max_codepoint=0x3FFFF
+    )
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +63,17 @@ def test_a_stream_gives_the_same_text_in_whole_characters(tokenizer: Tokenizer, 
     assert stream.finish() == ""
 
 
-def test_what_the_vocabulary_cannot_write_is_left_out_and_nothing_breaks(tokenizer: Tokenizer) -> None:
+def test_what_the_vocabulary_cannot_write_is_left_out_and_nothing_breaks(
+    tokenizer: Tokenizer,
+) -> None:
     assert tokenizer.decode(tokenizer.encode("a\x04b")) == "ab"
     assert tokenizer.decode(tokenizer.encode("a\U00040000b")) == "a\ufffd\ufffd\ufffdb"
     assert tokenizer.decode(tokenizer.encode("a\ud83db")) == "a?b"
 
 
-def test_a_stream_holds_back_half_a_character_and_ends_it_as_unreadable(tokenizer: Tokenizer) -> None:
+def test_a_stream_holds_back_half_a_character_and_ends_it_as_unreadable(
+    tokenizer: Tokenizer,
+) -> None:
     first, *rest = tokenizer.encode("🧑")
     assert rest, "the character must need several tokens for this test to say anything"
     stream = tokenizer.stream()
@@ -127,7 +135,9 @@ def test_a_conversation_that_cannot_be_written_down_is_refused(
 
 
 def test_a_template_may_refuse_and_may_not_reach_out(write_model: WriteModel) -> None:
-    refusing = weights.load(write_model(metadata={"tokenizer.chat_template": "{{ raise_exception('no system role') }}"}))
+    refusing = weights.load(
+        write_model(metadata={"tokenizer.chat_template": "{{ raise_exception('no system role') }}"})
+    )
     with pytest.raises(RequestError, match="refuses this conversation: no system role"):
         refusing.tokenizer.encode_chat([{"role": "system", "content": "x"}])
     spy = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
@@ -137,16 +147,23 @@ def test_a_template_may_refuse_and_may_not_reach_out(write_model: WriteModel) ->
 
 
 def test_a_model_without_a_template_says_so(write_model: WriteModel) -> None:
-    plain = weights.load(write_model(metadata={"tokenizer.chat_template": None, "tokenizer.ggml.add_bos_token": True}))
+    plain = weights.load(
+        write_model(
+            metadata={"tokenizer.chat_template": None, "tokenizer.ggml.add_bos_token": True}
+        )
+    )
     assert plain.tokenizer.start_tokens == (1,)
     assert plain.tokenizer.decode(plain.tokenizer.encode("hello hell")) == "hello hell"
     with pytest.raises(ChatTemplateError, match="no chat template"):
         plain.tokenizer.encode_chat([{"role": "user", "content": "x"}])
 
 
-def test_tokens_of_the_users_own_kind_are_read_in_text(write_model: WriteModel, tiny_path: Path) -> None:
+def test_tokens_of_the_users_own_kind_are_read_in_text(
+    write_model: WriteModel, tiny_path: Path
+) -> None:
     before = weights.load(tiny_path).tokenizer
-    kinds = [*before.vocabulary.kinds[:1], 4, *before.vocabulary.kinds[2:]]  # <|im_start|> becomes user-defined
+    # <|im_start|> becomes user-defined
+    kinds = [*before.vocabulary.kinds[:1], 4, *before.vocabulary.kinds[2:]]
     loaded = weights.load(write_model(metadata={"tokenizer.ggml.token_type": kinds})).tokenizer
     assert loaded.encode("a<|im_start|>")[-1] == 1
     assert loaded.decode([1]) == "<|im_start|>"

@@ -1,4 +1,6 @@
-"""Tokenizers of every kind against `transformers`, from tokenizer.json and from a GGUF file's lists."""
+"""Tokenizers of every kind against `transformers`, from tokenizer.json and from a GGUF file's
+lists.
+"""
 
 import json
 from itertools import pairwise
@@ -22,12 +24,19 @@ CONVERSATION = [
     {"role": "assistant", "content": "\n yellow 🧑‍🚀"},
     {"role": "user", "content": "don't"},
 ]
-BOTH = [*(text for text in TRICKY if text), "hello </s> <s><|im_end|><end_of_turn><think>hollow</think>"]
+BOTH = [
+    *(text for text in TRICKY if text),
+    "hello </s> <s><|im_end|><end_of_turn><think>hollow</think>",
+]
 
 
 def from_gguf(name: str) -> Tokenizer:
     metadata = {key: value for key, value in gguf_metadata(name).items() if value is not None}
-    return Tokenizer(Vocabulary.read(GgufFile(Path("tiny.gguf"), {**metadata, "general.architecture": "llama"}, {})))
+    return Tokenizer(
+        Vocabulary.read(
+            GgufFile(Path("tiny.gguf"), {**metadata, "general.architecture": "llama"}, {})
+        )
+    )
 
 
 def plain(theirs: Any, text: str) -> list[int]:
@@ -39,7 +48,9 @@ def plain(theirs: Any, text: str) -> list[int]:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_folders_tokenizer_gives_the_tokens_that_transformers_gives(name: str, tmp_path: Path) -> None:
+def test_a_folders_tokenizer_gives_the_tokens_that_transformers_gives(
+    name: str, tmp_path: Path
+) -> None:
     theirs = save(name, tmp_path)
     ours = read_tokenizer(tmp_path, ROWS)
     for text in BOTH:
@@ -49,19 +60,27 @@ def test_a_folders_tokenizer_gives_the_tokens_that_transformers_gives(name: str,
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_folders_chat_becomes_the_tokens_that_transformers_makes_of_it(name: str, tmp_path: Path) -> None:
+def test_a_folders_chat_becomes_the_tokens_that_transformers_makes_of_it(
+    name: str, tmp_path: Path
+) -> None:
     theirs = save(name, tmp_path)
     ours = read_tokenizer(tmp_path, ROWS)
-    said = [{**message, "content": message["content"].replace("<s>", "s")} for message in CONVERSATION]  # theirs is fooled
+    said = [
+        {**message, "content": message["content"].replace("<s>", "s")} for message in CONVERSATION
+    ]  # theirs is fooled
     for messages in (said, said[:2], said[1:2]):
         for prompt in (True, False):
-            text = theirs.apply_chat_template(messages, add_generation_prompt=prompt, tokenize=False)
+            text = theirs.apply_chat_template(
+                messages, add_generation_prompt=prompt, tokenize=False
+            )
             expected = theirs.encode(text, add_special_tokens=False)
             assert ours.encode_chat(messages, add_generation_prompt=prompt) == expected
 
 
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.gguf])
-def test_a_gguf_files_tokenizer_gives_the_tokens_that_transformers_gives(name: str, tmp_path: Path) -> None:
+def test_a_gguf_files_tokenizer_gives_the_tokens_that_transformers_gives(
+    name: str, tmp_path: Path
+) -> None:
     theirs = save(name, tmp_path)
     ours, other = from_gguf(name), read_tokenizer(tmp_path, len(trained(name).get_vocab()))
     for text in BOTH:
@@ -73,10 +92,14 @@ def test_a_gguf_files_tokenizer_gives_the_tokens_that_transformers_gives(name: s
 @pytest.mark.parametrize("name", KINDS)
 def test_text_comes_back_whole_and_holds_no_control_token(name: str, tmp_path: Path) -> None:
     save(name, tmp_path)
-    for tokenizer in [read_tokenizer(tmp_path, ROWS), *([from_gguf(name)] if KINDS[name].gguf else [])]:
+    for tokenizer in [
+        read_tokenizer(tmp_path, ROWS),
+        *([from_gguf(name)] if KINDS[name].gguf else []),
+    ]:
         for text in BOTH:
             tokens = tokenizer.encode(text)
-            # Qwen composes letters and accents; Mistral puts no space before a space, and takes one away.
+            # Qwen composes letters and accents; Mistral puts no space before a space, and takes one
+            # away.
             if (name != "qwen2" or text.isascii()) and (name != "mistral" or text[0] != " "):
                 assert tokenizer.decode(tokens) == text
                 stream = tokenizer.stream()
@@ -85,20 +108,28 @@ def test_text_comes_back_whole_and_holds_no_control_token(name: str, tmp_path: P
 
 
 def test_merges_of_scores_are_the_merges_that_sentencepiece_makes() -> None:
-    """Against its algorithm written down plainly: merge the neighbours whose union scores highest, leftmost first."""
+    """Against its algorithm written down plainly: merge the neighbours whose union scores
+    highest, leftmost first.
+    """
     tokenizer = from_gguf("llama2")
     vocabulary = tokenizer.vocabulary
     scores = {
-        token: vocabulary.scores[number] for number, token in enumerate(vocabulary.tokens) if vocabulary.kinds[number] == 1
+        token: vocabulary.scores[number]
+        for number, token in enumerate(vocabulary.tokens)
+        if vocabulary.kinds[number] == 1
     }
     for text in BOTH:
         symbols = list("▁" + text.replace(" ", "▁"))
-        while pairs := [(scores[a + b], -at) for at, (a, b) in enumerate(pairwise(symbols)) if a + b in scores]:
+        while pairs := [
+            (scores[a + b], -at) for at, (a, b) in enumerate(pairwise(symbols)) if a + b in scores
+        ]:
             at = -max(pairs)[1]
             symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
         expected: list[str] = []
         for symbol in symbols:
-            expected += [symbol] if symbol in scores else [f"<0x{byte:02X}>" for byte in symbol.encode()]
+            expected += (
+                [symbol] if symbol in scores else [f"<0x{byte:02X}>" for byte in symbol.encode()]
+            )
         assert [vocabulary.tokens[token] for token in tokenizer.encode(text)] == expected, text
 
 
@@ -111,6 +142,7 @@ def test_a_vocabulary_whose_merges_lead_to_a_role_mark_still_gives_letters(tmp_p
     merges[:0] = [["<", "s"], ["<s", ">"]]
     path.write_text(json.dumps(described))
     tokenizer = read_tokenizer(tmp_path, ROWS)
-    assert vocab["<s>"] in tokenizer._cutter.encode("a<s>", add_special_tokens=False).ids  # the trap is real
+    # the trap is real
+    assert vocab["<s>"] in tokenizer._cutter.encode("a<s>", add_special_tokens=False).ids
     assert vocab["<s>"] not in tokenizer.encode("a<s>b<s>")
     assert tokenizer.decode(tokenizer.encode("a<s>b")) == "a<s>b"

@@ -32,7 +32,9 @@ def positions_of(lengths: list[int]) -> Tensor:
 
 
 def run(network: Transformer, tokens: Tensor, lengths: list[int]) -> Tensor:
-    rows = network.layers_forward(network.embed(tokens), positions_of(lengths), packed_attention(lengths))
+    rows = network.layers_forward(
+        network.embed(tokens), positions_of(lengths), packed_attention(lengths)
+    )
     return network.logits(rows)
 
 
@@ -40,12 +42,16 @@ def test_packed_sequences_do_not_see_each_other(network: Transformer) -> None:
     together, start = run(network, TOKENS, LENGTHS), 0
     for length in LENGTHS:
         own = slice(start, start + length)
-        torch.testing.assert_close(together[own], run(network, TOKENS[own], [length]), atol=2e-5, rtol=0)
+        torch.testing.assert_close(
+            together[own], run(network, TOKENS[own], [length]), atol=2e-5, rtol=0
+        )
         start += length
 
 
 def test_a_row_does_not_see_later_rows(network: Transformer) -> None:
-    torch.testing.assert_close(run(network, TOKENS, [15])[:6], run(network, TOKENS[:6], [6]), atol=2e-5, rtol=0)
+    torch.testing.assert_close(
+        run(network, TOKENS, [15])[:6], run(network, TOKENS[:6], [6]), atol=2e-5, rtol=0
+    )
 
 
 def test_order_matters(network: Transformer) -> None:
@@ -53,11 +59,18 @@ def test_order_matters(network: Transformer) -> None:
     assert (forward[-1] - backward[-1]).abs().max() > 1e-2
 
 
-def test_slices_one_after_another_equal_the_whole(tiny: Weights, network: Transformer, make_linear: MakeLinear) -> None:
-    lower, upper = Transformer(tiny, make_linear, last_layer=1), Transformer(tiny, make_linear, first_layer=1)
+def test_slices_one_after_another_equal_the_whole(
+    tiny: Weights, network: Transformer, make_linear: MakeLinear
+) -> None:
+    lower, upper = (
+        Transformer(tiny, make_linear, last_layer=1),
+        Transformer(tiny, make_linear, first_layer=1),
+    )
     attend, positions = packed_attention(LENGTHS), positions_of(LENGTHS)
     middle = lower.layers_forward(lower.embed(TOKENS), positions, attend)
-    assert torch.equal(upper.logits(upper.layers_forward(middle, positions, attend)), run(network, TOKENS, LENGTHS))
+    assert torch.equal(
+        upper.logits(upper.layers_forward(middle, positions, attend)), run(network, TOKENS, LENGTHS)
+    )
     assert not [name for name, _ in upper.named_modules() if ".layers.0" in name]
     with pytest.raises(RuntimeError, match="has no head"):
         lower.logits(middle)
@@ -71,8 +84,12 @@ def test_layers_that_are_not_there_are_refused(tiny: Weights, make_linear: MakeL
 def test_nothing_is_trainable_and_names_are_hugging_faces(network: Transformer) -> None:
     assert not [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     names = {name for name, module in network.named_modules() if isinstance(module, nn.Linear)}
-    own = [f"self_attn.{letter}_proj" for letter in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
-    assert names == {f"model.layers.{layer}.{name}" for layer in (0, 1) for name in own} | {"lm_head"}
+    own = [f"self_attn.{letter}_proj" for letter in "qkvo"] + [
+        f"mlp.{name}_proj" for name in ("gate", "up", "down")
+    ]
+    assert names == {f"model.layers.{layer}.{name}" for layer in (0, 1) for name in own} | {
+        "lm_head"
+    }
 
 
 def test_gradients_reach_an_input_row_only_from_itself_and_later_rows(network: Transformer) -> None:
@@ -89,7 +106,9 @@ def test_inference_mode_gives_the_same_numbers(network: Transformer) -> None:
         assert torch.equal(run(network, TOKENS, LENGTHS), expected)
 
 
-def test_half_precision_stays_near(tiny: Weights, network: Transformer, make_linear: MakeLinear) -> None:
+def test_half_precision_stays_near(
+    tiny: Weights, network: Transformer, make_linear: MakeLinear
+) -> None:
     half = Transformer(tiny, lambda blocks: make_linear(blocks).bfloat16(), dtype=torch.bfloat16)
     difference = (run(half, TOKENS, LENGTHS).float() - run(network, TOKENS, LENGTHS)).abs().max()
     assert difference < 0.05 * run(network, TOKENS, LENGTHS).abs().max()

@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from quietchoir.core.errors import ConfigError
-from quietchoir.core.server.auth import TOKEN_FILE, Refused, check_host, check_origin, check_token, load_token
+from quietchoir.core.server.auth import (
+    TOKEN_FILE,
+    Refused,
+    check_host,
+    check_origin,
+    check_token,
+    load_token,
+)
 
 NAMES = {"localhost", "my-machine"}
 
@@ -33,7 +40,10 @@ def test_an_empty_token_file_lets_nobody_in(tmp_path: Path) -> None:
         load_token(tmp_path)
 
 
-@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8765", "127.0.0.1:1", "[::1]:8765", "192.168.0.7", "my-machine:80"])
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "LOCALHOST:8765", "127.0.0.1:1", "[::1]:8765", "192.168.0.7", "my-machine:80"],
+)
 def test_addresses_and_own_names_are_this_node(host: str) -> None:
     check_host(host, NAMES)
 
@@ -60,13 +70,29 @@ def test_a_name_pointed_at_this_machine_is_refused(host: str) -> None:
 def test_only_the_nodes_own_page_may_ask() -> None:
     check_origin(None, "localhost:1")
     check_origin("http://localhost:1", "localhost:1")
-    for origin in ("null", "http://evil.example", "http://localhost:2", "http://localhost:1.evil.example", ""):
+    for origin in (
+        "null",
+        "http://evil.example",
+        "http://localhost:2",
+        "http://localhost:1.evil.example",
+        "",
+    ):
         with pytest.raises(Refused):
             check_origin(origin, "localhost:1")
 
 
 @pytest.mark.parametrize(
-    "header", ["", "Bearer", "Bearer ", "Bearer secreT", "Basic secret", "secret", "Bearer secret2", "Bearer é"]
+    "header",
+    [
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer secreT",
+        "Basic secret",
+        "secret",
+        "Bearer secret2",
+        "Bearer é",
+    ],
 )
 def test_any_other_token_is_refused(header: str) -> None:
     check_token("Bearer secret", "secret")

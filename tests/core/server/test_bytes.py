@@ -1,4 +1,6 @@
-"""Any bytes on any route: an answer below 500 or a closed connection, no traceback, and the next caller is served."""
+"""Any bytes on any route: an answer below 500 or a closed connection, no traceback, and the next
+caller is served.
+"""
 
 import asyncio
 import gzip
@@ -21,8 +23,25 @@ from quietchoir.tests.fakes_server import engine_saying
 BEARER = b"Authorization: Bearer " + TOKEN.encode() + b"\r\n"
 BODY = json.dumps(HELLO).encode()
 CHAT = b"/v1/chat/completions"
-ROUTES = [CHAT, b"/v1/completions", b"/v1/embeddings", b"/v1/responses", b"/v1/models", b"/v1/models/x", b"/api/status"]
-ROUTES += [b"/api/adapters", b"/api/adapters/activate", b"/api/tools", b"/health", b"/", b"/ui/app.js", b"/nowhere", b"*"]
+ROUTES = [
+    CHAT,
+    b"/v1/completions",
+    b"/v1/embeddings",
+    b"/v1/responses",
+    b"/v1/models",
+    b"/v1/models/x",
+    b"/api/status",
+]
+ROUTES += [
+    b"/api/adapters",
+    b"/api/adapters/activate",
+    b"/api/tools",
+    b"/health",
+    b"/",
+    b"/ui/app.js",
+    b"/nowhere",
+    b"*",
+]
 ROUTES += [
     b"/v1/models/%ff",
     b"/ui/%2e%2e/x",
@@ -31,7 +50,20 @@ ROUTES += [
     b"//v1//chat/completions/",
     b"/favicon.ico",
 ]
-METHODS = [b"GET", b"POST", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"TRACE", b"CONNECT", b"\xff", b"get", b"P" * 99]
+METHODS = [
+    b"GET",
+    b"POST",
+    b"HEAD",
+    b"PUT",
+    b"DELETE",
+    b"OPTIONS",
+    b"PATCH",
+    b"TRACE",
+    b"CONNECT",
+    b"\xff",
+    b"get",
+    b"P" * 99,
+]
 
 
 @dataclass
@@ -81,7 +113,8 @@ def background() -> Iterator[Background]:
             ready.set()
             await stop.wait()
 
-    before, connections.KEEPALIVE_S = connections.KEEPALIVE_S, 0.3  # where the bytes happen to ask to be kept
+    # where the bytes happen to ask to be kept
+    before, connections.KEEPALIVE_S = connections.KEEPALIVE_S, 0.3
     handler = Complaints(found.complaints)
     for name in ("", "quietchoir"):
         logging.getLogger(name).addHandler(handler)
@@ -113,9 +146,21 @@ def survives(background: Background, raw: bytes) -> bytes:
 
 
 def asked(
-    method: bytes = b"POST", path: bytes = CHAT, head: bytes = BEARER, body: bytes = BODY, version: bytes = b"1.1"
+    method: bytes = b"POST",
+    path: bytes = CHAT,
+    head: bytes = BEARER,
+    body: bytes = BODY,
+    version: bytes = b"1.1",
 ) -> bytes:
-    line = method + b" " + path + b" HTTP/" + version + b"\r\nHost: localhost\r\nConnection: close\r\n" + head
+    line = (
+        method
+        + b" "
+        + path
+        + b" HTTP/"
+        + version
+        + (b"\r\nHost: localhost\r\nConnection: close\r\n")
+        + head
+    )
     return line + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
@@ -133,8 +178,14 @@ HEADS = {
     "deflate that is none": (BEARER + b"Content-Encoding: deflate\r\n", 400),
     "an expectation": (BEARER + b"Expect: 100-continue\r\n", None),
     "an unknown expectation": (BEARER + b"Expect: the unexpected\r\n", 417),
-    "an upgrade": (BEARER + b"Upgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Key: \xff\r\n", None),
-    "ranges": (BEARER + b"Range: bytes=-1-x\r\nIf-Modified-Since: \xff\r\nIf-None-Match: \xff\r\n", 200),
+    "an upgrade": (
+        BEARER + b"Upgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Key: \xff\r\n",
+        None,
+    ),
+    "ranges": (
+        BEARER + b"Range: bytes=-1-x\r\nIf-Modified-Since: \xff\r\nIf-None-Match: \xff\r\n",
+        200,
+    ),
     "another length": (BEARER + b"Content-Length: 7\r\n", 400),
     "a length that is none": (BEARER + b"Content-Length: -1\r\n", 400),
     "chunks and a length": (BEARER + b"Transfer-Encoding: chunked\r\n", 400),
@@ -170,9 +221,12 @@ def test_an_unlucky_head_is_refused_or_read(background: Background, name: str) -
         b"GET /?\xff#\xff HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
         b"CONNECT evil.example:443 HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n",
         b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n" + BEARER + b"Connection: close\r\n\r\n",
-        b"POST " + CHAT + b" HTTP/1.1\r\nHost: localhost\r\n" + BEARER + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
-        b"POST " + CHAT + b" HTTP/1.1\r\nHost: localhost\r\n" + BEARER + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{",
-        b"POST " + CHAT + b" HTTP/1.1\r\nHost: localhost\r\n" + BEARER + b"Content-Length: 50\r\n\r\n{",
+        b"POST " + CHAT + b" HTTP/1.1\r\nHost: localhost\r\n" + BEARER + b"Transfer-Encoding: "
+        b"chunked\r\n\r\nzz\r\n",
+        b"POST " + CHAT + b" HTTP/1.1\r\nHost: localhost\r\n" + BEARER + b"Transfer-Encoding: "
+        b"chunked\r\n\r\n5\r\n{",
+        b"POST " + CHAT + b" HTTP/1.1\r\nHost: "
+        b"localhost\r\n" + BEARER + b"Content-Length: 50\r\n\r\n{",
         asked()[:-5] + asked() + asked(),
     ],
 )
@@ -184,7 +238,8 @@ def test_what_is_hardly_http_is_refused_or_closed(background: Background, raw: b
 @pytest.mark.parametrize(
     "body",
     [
-        b'{"messages": [{"role": "user", "content": "\xed\xa0\x80"}]}',  # half a surrogate pair in bytes
+        b'{"messages": [{"role": "user", "content": '
+        b'"\xed\xa0\x80"}]}',  # half a surrogate pair in bytes
         b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
         b'{"messages": [{"role": "user", "content": "x"}], "\\udfff": 1}',
         json.dumps(HELLO).encode("utf-16"),
@@ -199,12 +254,16 @@ def test_what_is_hardly_http_is_refused_or_closed(background: Background, raw: b
         b'{"messages": [{"role": "user", "content": "x"}], "top_k": -Infinity}',
         b'{"messages": [{"role": "assistant", "tool_calls": 5}]}',
         b'{"messages": [{"role": ["user"], "content": {}}]}',
-        b'{"messages": {"role": "user"}, "tools": 5, "tool_choice": [], "response_format": 7, "logit_bias": []}',
-        b'{"messages": [{"role": "user", "content": "x"}], "logit_bias": {"99999999999999999999": 1}}',
+        b'{"messages": {"role": "user"}, "tools": 5, "tool_choice": [], "response_format": 7, '
+        b'"logit_bias": []}',
+        b'{"messages": [{"role": "user", "content": "x"}], "logit_bias": {"99999999999999999999": '
+        b"1}}",
         b'{"messages": [{"role": "user", "content": "x"}], "model": "\\u0000../\\u202e"}',
     ],
 )
-@pytest.mark.parametrize("path", [CHAT, b"/v1/completions", b"/v1/embeddings", b"/api/adapters/activate"])
+@pytest.mark.parametrize(
+    "path", [CHAT, b"/v1/completions", b"/v1/embeddings", b"/api/adapters/activate"]
+)
 def test_an_unlucky_body_is_refused(background: Background, path: bytes, body: bytes) -> None:
     assert 400 <= status_of(survives(background, asked(path=path, body=body))) < 500
 
@@ -222,7 +281,9 @@ def test_a_utf8_mark_before_the_body_is_skipped(background: Background) -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3)
+    ),
     max_leaves=9,
 )
 KEYS = [
@@ -238,14 +299,30 @@ KEYS = [
     "model",
 ]
 BODIES = st.binary(max_size=60) | st.one_of(
-    st.dictionaries(st.sampled_from(KEYS), JSON, max_size=4).map(lambda found: json.dumps(found).encode()),
+    st.dictionaries(st.sampled_from(KEYS), JSON, max_size=4).map(
+        lambda found: json.dumps(found).encode()
+    ),
     st.builds(
         lambda role, rest: json.dumps({"messages": [{"role": role} | rest]}).encode(),
         st.sampled_from(["user", "assistant", "tool", "system"]),
-        st.dictionaries(st.sampled_from(["content", "tool_calls", "name", "refusal", "tool_results"]), JSON, max_size=3),
+        st.dictionaries(
+            st.sampled_from(["content", "tool_calls", "name", "refusal", "tool_results"]),
+            JSON,
+            max_size=3,
+        ),
     ),
 )
-NAMES = [b"Authorization", b"Host", b"Origin", b"Content-Type", b"Content-Encoding", b"Expect", b"Range", b"Cookie", b"Upgrade"]
+NAMES = [
+    b"Authorization",
+    b"Host",
+    b"Origin",
+    b"Content-Type",
+    b"Content-Encoding",
+    b"Expect",
+    b"Range",
+    b"Cookie",
+    b"Upgrade",
+]
 VALUES = st.binary(max_size=20).map(lambda value: value.replace(b"\r", b"").replace(b"\n", b""))
 EXTRA = st.lists(st.tuples(st.sampled_from(NAMES), VALUES), max_size=2).map(
     lambda found: b"".join(name + b": " + value + b"\r\n" for name, value in found)
@@ -253,8 +330,16 @@ EXTRA = st.lists(st.tuples(st.sampled_from(NAMES), VALUES), max_size=2).map(
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.sampled_from(METHODS), st.sampled_from(ROUTES) | VALUES.map(lambda path: b"/" + path), EXTRA, BODIES, st.booleans())
-def test_any_request_at_all(background: Background, method: bytes, path: bytes, extra: bytes, body: bytes, owner: bool) -> None:
+@given(
+    st.sampled_from(METHODS),
+    st.sampled_from(ROUTES) | VALUES.map(lambda path: b"/" + path),
+    EXTRA,
+    BODIES,
+    st.booleans(),
+)
+def test_any_request_at_all(
+    background: Background, method: bytes, path: bytes, extra: bytes, body: bytes, owner: bool
+) -> None:
     survives(background, asked(method, path, (BEARER if owner else b"") + extra, body))
 
 

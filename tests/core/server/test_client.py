@@ -23,7 +23,11 @@ async def events(url: str, token: str = TOKEN) -> list[Event]:
 
 async def test_text_calls_and_counts_arrive() -> None:
     async with Served(engine_saying(["Good ", "day."], [render(CALL)])).running() as served:
-        assert await events(served.server.url) == [Text("Good "), Text("day."), Finished("stop", 10, 2)]
+        assert await events(served.server.url) == [
+            Text("Good "),
+            Text("day."),
+            Finished("stop", 10, 2),
+        ]
         called, answered, text, end = await events(served.server.url)
         assert isinstance(called, Called) and called.call == CALL
         assert answered == Answered(called.id, ToolResult("Turned on the kitchen light."))

@@ -38,7 +38,10 @@ async def rest(reader: asyncio.StreamReader) -> bytes:
 
 @pytest.mark.parametrize("said", [b"", b"GET", HEAD, HEAD + BEARER + b"X: y"])
 async def test_a_head_that_does_not_come_closes_its_connection(said: bytes) -> None:
-    async with Served(engine_saying(["x"])).running(head_timeout_s=0.2) as served, line(served, said) as (reader, _):
+    async with (
+        Served(engine_saying(["x"])).running(head_timeout_s=0.2) as served,
+        line(served, said) as (reader, _),
+    ):
         assert await rest(reader) == b""
         assert (await served.post("/v1/chat/completions", HELLO))[0] == 200
 
@@ -53,16 +56,23 @@ async def test_a_body_that_does_not_come_is_refused() -> None:
 
 async def test_a_strangers_body_is_not_waited_for() -> None:
     said = HEAD + b"Connection: close\r\nContent-Length: 99\r\n\r\n{"
-    async with Served(engine_saying(["x"])).running() as served, line(served, said) as (reader, _), asyncio.timeout(30):
+    async with (
+        Served(engine_saying(["x"])).running() as served,
+        line(served, said) as (reader, _),
+        asyncio.timeout(30),
+    ):
         assert (await reader.readline()).startswith(b"HTTP/1.1 401 ")
 
 
 async def test_strangers_who_wait_make_room_for_whoever_comes() -> None:
     async with Served(engine_saying(["x"])).running(max_connections=4) as served:
-        assert (await served.post("/v1/chat/completions", HELLO))[0] == 200  # the owner's, kept alive
+        # the owner's, kept alive
+        assert (await served.post("/v1/chat/completions", HELLO))[0] == 200
         kept = len(served.server.crowd.open)
         assert kept == 1
-        strangers = [await asyncio.open_connection("127.0.0.1", served.server.port) for _ in range(12)]
+        strangers = [
+            await asyncio.open_connection("127.0.0.1", served.server.port) for _ in range(12)
+        ]
         await until(lambda: len(served.server.crowd.open) == 4)
         for reader, _ in strangers[:9]:
             assert await rest(reader) == b""  # the longest wait goes first
@@ -73,19 +83,26 @@ async def test_strangers_who_wait_make_room_for_whoever_comes() -> None:
 
 
 async def test_where_every_connection_is_answered_the_next_is_told_so() -> None:
-    async with Served(engine_saying(["one ", "two"], held=True)).running(max_connections=2) as served:
+    async with Served(engine_saying(["one ", "two"], held=True)).running(
+        max_connections=2
+    ) as served:
         asked = [asyncio.create_task(served.post("/v1/chat/completions", HELLO)) for _ in range(2)]
         await until(lambda: len(served.engine.generations) == 2)
         async with line(served) as (reader, _):
             answer = await rest(reader)
-        assert answer.startswith(b"HTTP/1.1 503 ") and b"Retry-After" in answer and b"overloaded" in answer
+        assert (
+            answer.startswith(b"HTTP/1.1 503 ")
+            and b"Retry-After" in answer
+            and b"overloaded" in answer
+        )
         for number in range(2):
             served.engine.release(number)
         assert [status for status, _ in await asyncio.gather(*asked)] == [200, 200]
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"hosts": ("http://x",)}, {"hosts": ("x:80",)}, {"max_connections": 0}, {"head_timeout_s": 0}]
+    "wrong",
+    [{"hosts": ("http://x",)}, {"hosts": ("x:80",)}, {"max_connections": 0}, {"head_timeout_s": 0}],
 )
 def test_limits_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"hosts|above 0"):

@@ -1,4 +1,6 @@
-"""Forms, penalties and log-probabilities over HTTP, answered by a real engine with a tiny model of random words."""
+"""Forms, penalties and log-probabilities over HTTP, answered by a real engine with a tiny model
+of random words.
+"""
 
 import json
 import math
@@ -19,7 +21,10 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 ASK = HELLO | {"max_tokens": 120}
 SCHEMA = {
     "type": "object",
-    "properties": {"kind": {"enum": ["cat", "dog"]}, "age": {"type": "integer", "minimum": 0, "maximum": 30}},
+    "properties": {
+        "kind": {"enum": ["cat", "dog"]},
+        "age": {"type": "integer", "minimum": 0, "maximum": 30},
+    },
     "required": ["kind", "age"],
     "additionalProperties": False,
 }
@@ -68,7 +73,10 @@ async def test_an_answer_fits_its_schema_and_ends_with_it(served, temperature) -
     jsonschema.validate(json.loads(choice["message"]["content"]), SCHEMA)
     assert choice["finish_reason"] == "stop"
     streamed = await chunks(served, CHAT, body)
-    assert "".join(part["delta"].get("content", "") for part in streamed) == choice["message"]["content"]
+    assert (
+        "".join(part["delta"].get("content", "") for part in streamed)
+        == choice["message"]["content"]
+    )
 
 
 async def test_json_object_regex_and_lark_are_forms_too(served) -> None:
@@ -80,8 +88,12 @@ async def test_json_object_regex_and_lark_are_forms_too(served) -> None:
         for path, ask in ((CHAT, ASK), (COMPLETIONS, {"prompt": "x y", "max_tokens": 99})):
             _, answer = await served.post(path, ask | {"response_format": form})
             choice = answer["choices"][0]
-            assert re.fullmatch(expected, choice["text"] if path is COMPLETIONS else choice["message"]["content"])
-    _, answer = await served.post(CHAT, ASK | {"response_format": {"type": "json_object"}, "max_tokens": 5})
+            assert re.fullmatch(
+                expected, choice["text"] if path is COMPLETIONS else choice["message"]["content"]
+            )
+    _, answer = await served.post(
+        CHAT, ASK | {"response_format": {"type": "json_object"}, "max_tokens": 5}
+    )
     assert answer["choices"][0]["message"]["content"].startswith("{")
 
 
@@ -101,7 +113,9 @@ async def test_a_form_that_cannot_be_compiled_is_refused(served, form) -> None:
         assert (status, answer["error"]["code"]) == (400, "request_not_possible")
 
 
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "light"}}])
+@pytest.mark.parametrize(
+    "choice", ["required", {"type": "function", "function": {"name": "light"}}]
+)
 async def test_a_demanded_call_has_the_arguments_that_its_schema_asks_for(served, choice) -> None:
     status, answer = await served.post(CHAT, ASK | {"tools": TOOLS, "tool_choice": choice})
     assert status == 200
@@ -119,8 +133,13 @@ async def test_a_tool_that_is_not_offered_cannot_be_demanded(served) -> None:
 
 
 def test_a_tools_schema_may_refer_to_itself() -> None:
-    tree = {"properties": {"kids": {"type": "array", "items": {"$ref": "#"}, "maxItems": 2}}, "additionalProperties": False}
-    matcher = Grammars(byte_tokenizer()).compile(must_call([ToolInfo("plain", ""), ToolInfo("tree", "", tree)]))
+    tree = {
+        "properties": {"kids": {"type": "array", "items": {"$ref": "#"}, "maxItems": 2}},
+        "additionalProperties": False,
+    }
+    matcher = Grammars(byte_tokenizer()).compile(
+        must_call([ToolInfo("plain", ""), ToolInfo("tree", "", tree)])
+    )
     text = '{"name": "tree", "arguments": {"kids": [{"kids": []}]}}'
     assert matcher.inner.consume_tokens(list(text.encode())) and matcher.complete
 
@@ -138,7 +157,9 @@ async def test_logprobs_stand_beside_the_tokens_whole_and_streamed(served) -> No
     told = b"".join(bytes(entry["bytes"]) for entry in whole).decode("utf-8", "replace")
     assert told == answer["choices"][0]["message"]["content"]
     streamed = await chunks(served, CHAT, body)
-    told_streamed = [entry for part in streamed for entry in (part.get("logprobs") or {"content": []})["content"]]
+    told_streamed = [
+        entry for part in streamed for entry in (part.get("logprobs") or {"content": []})["content"]
+    ]
     assert [entry["bytes"] for entry in told_streamed] == [entry["bytes"] for entry in whole]
     assert "logprobs" not in (await served.post(CHAT, ASK))[1]["choices"][0]
 
@@ -147,22 +168,40 @@ async def test_completions_tell_logprobs_in_their_own_shape(served) -> None:
     body = {"prompt": "one two", "logprobs": 2, "max_tokens": 8}
     _, answer = await served.post(COMPLETIONS, body)
     told = answer["choices"][0]["logprobs"]
-    assert [len(told[name]) for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")] == [8] * 4
+    assert [
+        len(told[name]) for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+    ] == [8] * 4
     assert told["text_offset"][0] == 0 and told["text_offset"] == sorted(told["text_offset"])
     streamed = await chunks(served, COMPLETIONS, body)
-    offsets = [offset for part in streamed if part["logprobs"] for offset in part["logprobs"]["text_offset"]]
+    offsets = [
+        offset
+        for part in streamed
+        if part["logprobs"]
+        for offset in part["logprobs"]["text_offset"]
+    ]
     assert offsets == told["text_offset"]
-    assert (await served.post(COMPLETIONS, {"prompt": "one two", "max_tokens": 9}))[1]["choices"][0]["logprobs"] is None
+    assert (await served.post(COMPLETIONS, {"prompt": "one two", "max_tokens": 9}))[1]["choices"][
+        0
+    ]["logprobs"] is None
 
 
 async def test_penalties_and_biases_change_what_is_said(served) -> None:
     async def said(**fields: Any) -> str:
-        return (await served.post(COMPLETIONS, {"prompt": "one two", "max_tokens": 30} | fields))[1]["choices"][0]["text"]
+        return (await served.post(COMPLETIONS, {"prompt": "one two", "max_tokens": 30} | fields))[
+            1
+        ]["choices"][0]["text"]
 
     plain = await said()
     assert await said(speculate=False) == plain
-    for fields in ({"presence_penalty": 2}, {"frequency_penalty": 2}, {"repetition_penalty": 5}, {"logit_bias": {"120": 100}}):
+    for fields in (
+        {"presence_penalty": 2},
+        {"frequency_penalty": 2},
+        {"repetition_penalty": 5},
+        {"logit_bias": {"120": 100}},
+    ):
         assert await said(**fields) != plain
     assert await said(logit_bias={"120": 100}) == "x" * 30
-    status, answer = await served.post(COMPLETIONS, {"prompt": "x", "max_tokens": 9, "logit_bias": {"257": 1}})
+    status, answer = await served.post(
+        COMPLETIONS, {"prompt": "x", "max_tokens": 9, "logit_bias": {"257": 1}}
+    )
     assert status == 400 and "outside 0..256" in answer["error"]["message"]

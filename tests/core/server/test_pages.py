@@ -28,7 +28,16 @@ async def test_refusals_carry_the_policy_too(served: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../app.py", "..%2fapp.py", "%2e%2e/auth.py", "vendor/../../auth.py", "vendor/", "nothing.js", "a%00b"]
+    "name",
+    [
+        "../app.py",
+        "..%2fapp.py",
+        "%2e%2e/auth.py",
+        "vendor/../../auth.py",
+        "vendor/",
+        "nothing.js",
+        "a%00b",
+    ],
 )
 async def test_no_path_leads_out_of_the_page(served: Served, name: str) -> None:
     async with served.session.get(f"ui/{name}") as response:
@@ -36,7 +45,14 @@ async def test_no_path_leads_out_of_the_page(served: Served, name: str) -> None:
 
 
 def test_every_vendored_file_has_the_hash_that_its_list_says() -> None:
-    rows = re.findall(r"^\| `([^`]+)` \|.*\| `([0-9a-f]{64})` \|$", (VENDOR / "README.md").read_text("utf-8"), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `([^`]+)` "
+        r"\|.*\| "
+        r"`([0-9a-f]{64})` "
+        r"\|$",
+        (VENDOR / "README.md").read_text("utf-8"),
+        re.MULTILINE,
+    )
     assert {name for name, _ in rows} == {path.name for path in VENDOR.iterdir()} - {"README.md"}
     for name, digest in rows:
         assert hashlib.sha256((VENDOR / name).read_bytes()).hexdigest() == digest, name

@@ -19,7 +19,9 @@ from quietchoir.tests.fakes_server import engine_saying
 
 @pytest.mark.parametrize("before", ["/v1", "", "/v1/v1", "/v1//v1", "/v1/"])
 @pytest.mark.parametrize("after", ["", "/", "//"])
-async def test_a_base_address_may_lack_v1_or_have_it_twice(served: Served, before: str, after: str) -> None:
+async def test_a_base_address_may_lack_v1_or_have_it_twice(
+    served: Served, before: str, after: str
+) -> None:
     bodies = {"/chat/completions": HELLO, "/completions": {"prompt": "x"}}
     for path, body in bodies.items():
         assert (await served.post(before + path + after, body))[0] == 200
@@ -30,7 +32,10 @@ async def test_a_base_address_may_lack_v1_or_have_it_twice(served: Served, befor
 @pytest.mark.parametrize("path", ["//v1/models", "//models/", "///v1//v1//models//"])
 async def test_strokes_at_the_beginning_are_skipped(served: Served, path: str) -> None:
     url = URL(served.server.url.rstrip("/") + path, encoded=True)
-    async with aiohttp.ClientSession(headers=served.session.headers) as session, session.get(url) as response:
+    async with (
+        aiohttp.ClientSession(headers=served.session.headers) as session,
+        session.get(url) as response,
+    ):
         assert (response.status, response.url.raw_path) == (200, path)
 
 
@@ -40,9 +45,19 @@ async def test_the_nodes_own_paths_may_end_with_a_stroke(served: Served, path: s
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/responses", "/v1/responses/x", "/responses", "/v1/audio/speech", "/v1/images/generations", "/v1/files"]
+    "path",
+    [
+        "/v1/responses",
+        "/v1/responses/x",
+        "/responses",
+        "/v1/audio/speech",
+        "/v1/images/generations",
+        "/v1/files",
+    ],
 )
-async def test_what_openai_has_and_this_node_has_not_says_what_is_here(served: Served, path: str) -> None:
+async def test_what_openai_has_and_this_node_has_not_says_what_is_here(
+    served: Served, path: str
+) -> None:
     for method in (served.get, served.post):
         status, body = await method(path)
         assert status == 404 and "/v1/chat/completions" in body["error"]["message"]
@@ -57,15 +72,27 @@ async def test_any_other_path_says_what_is_here(served: Served) -> None:
 
 async def test_a_host_that_the_owner_names_passes_and_no_other() -> None:
     async with Served(engine_saying(["x"])).running(hosts=("choir.example", "Box.local")) as served:
-        for host, status in (("choir.example", 200), ("CHOIR.example:443", 200), ("box.local", 200), ("evil.example", 403)):
+        for host, status in (
+            ("choir.example", 200),
+            ("CHOIR.example:443", 200),
+            ("box.local", 200),
+            ("evil.example", 403),
+        ):
             assert (await served.get("/v1/models", headers={"Host": host}))[0] == status
         page = {"Host": "choir.example", "Origin": "https://choir.example"}
         assert (await served.get("/v1/models", headers=page))[0] == 200
-        assert (await served.get("/v1/models", headers=page | {"Origin": "https://evil.example"}))[0] == 403
+        assert (await served.get("/v1/models", headers=page | {"Origin": "https://evil.example"}))[
+            0
+        ] == 403
 
 
-@pytest.mark.parametrize("version, host, status", [("1.0", "", 200), ("1.0", "Host: evil.example\r\n", 403), ("1.1", "", 400)])
-async def test_a_health_check_without_a_host_passes(served: Served, version: str, host: str, status: int) -> None:
+@pytest.mark.parametrize(
+    "version, host, status",
+    [("1.0", "", 200), ("1.0", "Host: evil.example\r\n", 403), ("1.1", "", 400)],
+)
+async def test_a_health_check_without_a_host_passes(
+    served: Served, version: str, host: str, status: int
+) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", served.server.port)
     writer.write(f"GET /health HTTP/{version}\r\n{host}Connection: close\r\n\r\n".encode())
     async with asyncio.timeout(30):
@@ -110,12 +137,23 @@ def there(reads: list[Path]) -> Source:
 async def test_embeddings_are_real_where_a_model_is() -> None:
     reads: list[Path] = []
     async with Served(engine_saying(["x"]), embedding=there(reads)).running() as served:
-        assert "lengths" in [model["id"] for model in (await served.get("/v1/models"))[1]["data"]] and not reads
+        assert (
+            "lengths" in [model["id"] for model in (await served.get("/v1/models"))[1]["data"]]
+            and not reads
+        )
         _, one = await served.post("/v1/embeddings", {"input": "abc", "model": "lengths"})
         assert one["data"] == [{"object": "embedding", "index": 0, "embedding": [3.0, 0.5]}]
-        _, two = await served.post("/embeddings/", {"input": ["abc", "a b"], "encoding_format": "base64", "dimensions": 2})
-        packed = [np.frombuffer(base64.b64decode(each["embedding"]), "<f4").tolist() for each in two["data"]]
-        assert packed == [[3.0, 0.5], [3.0, 0.5]] and two["usage"] == {"prompt_tokens": 3, "total_tokens": 3}
+        _, two = await served.post(
+            "/embeddings/", {"input": ["abc", "a b"], "encoding_format": "base64", "dimensions": 2}
+        )
+        packed = [
+            np.frombuffer(base64.b64decode(each["embedding"]), "<f4").tolist()
+            for each in two["data"]
+        ]
+        assert packed == [[3.0, 0.5], [3.0, 0.5]] and two["usage"] == {
+            "prompt_tokens": 3,
+            "total_tokens": 3,
+        }
         assert len(reads) == 1
         for body, place in (
             ({"input": "a b c d e f"}, "input"),
@@ -124,23 +162,32 @@ async def test_embeddings_are_real_where_a_model_is() -> None:
         ):
             status, answer = await served.post("/v1/embeddings", body)
             assert (status, answer["error"]["param"]) == (400, place)
-        assert (await served.post("/v1/embeddings", {"input": "a", "model": "text-embedding-3-small"}))[0] == 404
+        assert (
+            await served.post("/v1/embeddings", {"input": "a", "model": "text-embedding-3-small"})
+        )[0] == 404
 
 
 async def test_embeddings_say_how_to_get_a_model_where_none_is() -> None:
     def missing() -> Path:
         raise ModelNotFoundError("minilm is not on this disk; run: quietchoir model pull minilm")
 
-    async with Served(engine_saying(["x"]), embedding=Source("minilm", missing, lambda _: Lengths())).running() as served:
+    async with Served(
+        engine_saying(["x"]), embedding=Source("minilm", missing, lambda _: Lengths())
+    ).running() as served:
         status, body = await served.post("/v1/embeddings", {"input": "a"})
         assert status == 404 and "model pull" in body["error"]["message"]
-        assert [model["id"] for model in (await served.get("/v1/models"))[1]["data"]] == ["smollm2", "smollm2:home-1"]
+        assert [model["id"] for model in (await served.get("/v1/models"))[1]["data"]] == [
+            "smollm2",
+            "smollm2:home-1",
+        ]
 
 
 async def test_embeddings_say_which_part_is_not_installed() -> None:
     def unreadable(_folder: Path) -> Lengths:
         raise MissingPartError("/v1/embeddings needs torch; install it")
 
-    async with Served(engine_saying(["x"]), embedding=Source("minilm", lambda: Path("x"), unreadable)).running() as served:
+    async with Served(
+        engine_saying(["x"]), embedding=Source("minilm", lambda: Path("x"), unreadable)
+    ).running() as served:
         status, body = await served.post("/v1/embeddings", {"input": "a"})
         assert (status, body["error"]["code"]) == (400, "not_installed")

@@ -16,7 +16,11 @@ from quietchoir.core.server.refusals import BadRequest
 from quietchoir.core.toolcall import ToolCall
 
 USER = {"role": "user", "content": "hi"}
-CALL = {"id": "1", "type": "function", "function": {"name": "HassTurnOn", "arguments": '{"name": "lamp"}'}}
+CALL = {
+    "id": "1",
+    "type": "function",
+    "function": {"name": "HassTurnOn", "arguments": '{"name": "lamp"}'},
+}
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
@@ -30,13 +34,13 @@ def chat(**fields: Any) -> requests.Body:
 def test_a_bare_question_is_greedy_and_whole() -> None:
     body = chat()
     assert body.ask.messages == (Message("user", "hi"),)
-    assert (body.stream, body.model, body.ask.temperature, body.ask.seed, body.ask.caller_tools) == (
-        False,
-        None,
-        0.0,
-        None,
-        None,
-    )
+    assert (
+        body.stream,
+        body.model,
+        body.ask.temperature,
+        body.ask.seed,
+        body.ask.caller_tools,
+    ) == (False, None, 0.0, None, None)
 
 
 def test_every_supported_field_arrives() -> None:
@@ -62,30 +66,60 @@ def test_every_supported_field_arrives() -> None:
 
 
 def test_penalties_biases_and_logprobs_arrive() -> None:
-    fields = {"presence_penalty": 0.5, "frequency_penalty": -1, "repetition_penalty": 1.1, "min_p": 0.05}
-    body = chat(**fields, logit_bias={"7": -100, "9": 1.5}, logprobs=True, top_logprobs=3, speculate=False)
+    fields = {
+        "presence_penalty": 0.5,
+        "frequency_penalty": -1,
+        "repetition_penalty": 1.1,
+        "min_p": 0.05,
+    }
+    body = chat(
+        **fields, logit_bias={"7": -100, "9": 1.5}, logprobs=True, top_logprobs=3, speculate=False
+    )
     assert {name: getattr(body.ask, name) for name in fields} == fields
     assert body.ask.logit_bias == ((7, -100.0), (9, 1.5))
     assert (body.ask.logprobs, body.ask.speculate) == (3, False)
-    assert (chat().ask.logprobs, chat(logprobs=True).ask.logprobs, chat(logprobs=False).ask.logprobs) == (None, 0, None)
+    assert (
+        chat().ask.logprobs,
+        chat(logprobs=True).ask.logprobs,
+        chat(logprobs=False).ask.logprobs,
+    ) == (None, 0, None)
     assert requests.completion(b'{"prompt": "x", "logprobs": 2}').ask.logprobs == 2
 
 
 def test_the_form_of_an_answer_arrives() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
-    wanted = chat(response_format={"type": "json_schema", "json_schema": {"name": "n", "strict": True, "schema": schema}})
+    wanted = chat(
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "n", "strict": True, "schema": schema},
+        }
+    )
     assert wanted.ask.constraint is not None and json.loads(wanted.ask.constraint.text) == schema
     assert chat(response_format={"type": "text"}).ask.constraint is None
     assert chat(response_format={"type": "json_object"}).ask.constraint == Constraint("json")
-    assert chat(response_format={"type": "regex", "regex": "a+"}).ask.constraint == Constraint("regex", "a+")
-    assert chat(response_format={"type": "lark", "lark": 'start: "a"'}).ask.constraint == Constraint("lark", 'start: "a"')
+    assert chat(response_format={"type": "regex", "regex": "a+"}).ask.constraint == Constraint(
+        "regex", "a+"
+    )
+    assert chat(
+        response_format={"type": "lark", "lark": 'start: "a"'}
+    ).ask.constraint == Constraint("lark", 'start: "a"')
 
 
 def test_a_tool_choice_arrives() -> None:
-    tools = [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}]
+    tools = [
+        {
+            "type": "function",
+            "function": {"name": "f", "description": "d", "parameters": {"type": "object"}},
+        }
+    ]
     assert chat(tools=tools).ask.caller_tools == (ToolInfo("f", "d", {"type": "object"}),)
     assert chat(tools=tools, tool_choice="required").ask.tool_choice == ANY_TOOL
-    assert chat(tools=tools, tool_choice={"type": "function", "function": {"name": "f"}}).ask.tool_choice == "f"
+    assert (
+        chat(
+            tools=tools, tool_choice={"type": "function", "function": {"name": "f"}}
+        ).ask.tool_choice
+        == "f"
+    )
     assert chat(tools=tools, tool_choice="auto").ask.tool_choice is None
     assert not chat(tools=tools, tool_choice="none").ask.use_tools
 
@@ -97,7 +131,11 @@ def test_a_null_is_as_if_left_out() -> None:
 def test_text_parts_and_past_calls_are_read() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     body = chat(
-        messages=[{"role": "developer", "content": parts}, {"role": "assistant", "content": None, "tool_calls": [CALL]}, USER]
+        messages=[
+            {"role": "developer", "content": parts},
+            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+            USER,
+        ]
     )
     assert body.ask.messages[:2] == (
         Message("system", "ab"),
@@ -129,7 +167,11 @@ def test_text_parts_and_past_calls_are_read() -> None:
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "expected 0 to 20"),
         ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
         ({"tool_choice": "must"}, "tool_choice", "only 'auto', 'none', 'required'"),
-        ({"tool_choice": {"type": "function", "function": {}}}, "tool_choice.function.name", "missing"),
+        (
+            {"tool_choice": {"type": "function", "function": {}}},
+            "tool_choice.function.name",
+            "missing",
+        ),
         (
             {"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]},
             "tools[0].function.parameters",
@@ -159,14 +201,26 @@ def test_text_parts_and_past_calls_are_read() -> None:
         ({"tools": [{"type": "web"}]}, "tools[0].type", "only 'function'"),
     ],
 )
-def test_a_field_that_cannot_be_used_is_named(fields: dict[str, Any], parameter: str, words: str) -> None:
+def test_a_field_that_cannot_be_used_is_named(
+    fields: dict[str, Any], parameter: str, words: str
+) -> None:
     with pytest.raises(BadRequest, match=words) as refusal:
         chat(**fields)
     assert refusal.value.parameter == parameter
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b"{", b"[]", b"3", b"\xff", b'{"messages": "\\ud800"}', b"[" * 100_000, b'{"temperature": NaN}']
+    "raw",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"3",
+        b"\xff",
+        b'{"messages": "\\ud800"}',
+        b"[" * 100_000,
+        b'{"temperature": NaN}',
+    ],
 )
 def test_what_is_not_a_json_object_is_refused(raw: bytes) -> None:
     for read in (requests.chat, requests.completion):
@@ -174,9 +228,17 @@ def test_what_is_not_a_json_object_is_refused(raw: bytes) -> None:
             read(raw)
 
 
-@given(st.sampled_from(sorted({*requests.CHAT.fields, *requests.CHAT.harmless, *requests.COMPLETION.fields})), JSON)
+@given(
+    st.sampled_from(
+        sorted({*requests.CHAT.fields, *requests.CHAT.harmless, *requests.COMPLETION.fields})
+    ),
+    JSON,
+)
 def test_any_value_in_any_field_is_read_or_refused(field: str, value: Any) -> None:
-    for read, start in ((requests.chat, {"messages": [USER]}), (requests.completion, {"prompt": "x"})):
+    for read, start in (
+        (requests.chat, {"messages": [USER]}),
+        (requests.completion, {"prompt": "x"}),
+    ):
         try:
             body = read(json.dumps(start | {field: value}).encode())
         except BadRequest:

@@ -41,30 +41,50 @@ async def test_a_stream_says_the_same_as_the_whole_answer(served: Served) -> Non
     *chunks, done = await stream(served, stream_options={"include_usage": True})
     assert done == "[DONE]"
     assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
-    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks[:-1]) == "Good morning."
-    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks[:-1]] == [None, None, None, "stop"]
+    assert (
+        "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks[:-1])
+        == "Good morning."
+    )
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks[:-1]] == [
+        None,
+        None,
+        None,
+        "stop",
+    ]
     assert chunks[-1]["choices"] == [] and chunks[-1]["usage"]["total_tokens"] == 5
-    assert {(chunk["id"], chunk["object"]) for chunk in chunks} == {(chunks[0]["id"], "chat.completion.chunk")}
+    assert {(chunk["id"], chunk["object"]) for chunk in chunks} == {
+        (chunks[0]["id"], "chat.completion.chunk")
+    }
 
 
 async def test_completions_go_on_after_a_text(served: Served) -> None:
     status, body = await served.post("/v1/completions", {"prompt": "once upon a time"})
-    assert (status, body["object"], body["choices"][0]["text"]) == (200, "text_completion", "Good morning.")
-    async with served.session.post("/v1/completions", json={"prompt": "once", "stream": True}) as response:
+    assert (status, body["object"], body["choices"][0]["text"]) == (
+        200,
+        "text_completion",
+        "Good morning.",
+    )
+    async with served.session.post(
+        "/v1/completions", json={"prompt": "once", "stream": True}
+    ) as response:
         lines = [line async for line in response.content if line.strip()]
     texts = [json.loads(line[6:])["choices"][0]["text"] for line in lines[:-1]]
     assert ("".join(texts), lines[-1]) == ("Good morning.", b"data: [DONE]\n")
 
 
 async def test_a_tool_call_comes_with_its_result_whole_and_streamed() -> None:
-    async with Served(engine_saying([CALL]), store=FakeStore(("home",), chosen="home")).running() as served:
+    async with Served(
+        engine_saying([CALL]), store=FakeStore(("home",), chosen="home")
+    ).running() as served:
         _, body = await served.post(CHAT, HELLO)
         message = body["choices"][0]["message"]
         assert body["model"] == "smollm2:home"
         assert message["content"] == "Turned on the kitchen light."
         [call] = message["tool_calls"]
         assert call["function"] == {"name": "HassTurnOn", "arguments": '{"area": "kitchen"}'}
-        assert message["tool_results"] == [{"tool_call_id": call["id"], "content": "Turned on the kitchen light.", "ok": True}]
+        assert message["tool_results"] == [
+            {"tool_call_id": call["id"], "content": "Turned on the kitchen light.", "ok": True}
+        ]
         *chunks, _ = await stream(served)
         deltas = [key for chunk in chunks for key in chunk["choices"][0]["delta"]]
         assert deltas == ["role", "content", "tool_calls", "tool_results", "content"]
@@ -96,13 +116,20 @@ async def test_a_bad_body_is_refused_with_openais_error_and_never_reaches_the_en
     async with Served(engine_saying(["x"])).running(max_body_bytes=2000) as served:
         answered, found = await served.post(CHAT, data=body)
         assert (answered, found["error"]["param"]) == (status, parameter)
-        assert set(found["error"]) == {"message", "type", "param", "code"} and found["error"]["message"]
+        assert (
+            set(found["error"]) == {"message", "type", "param", "code"}
+            and found["error"]["message"]
+        )
         assert served.engine.requests == []
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize("refusal, status", [(OverloadedError("full"), 503), (RequestError("too long"), 400)])
-async def test_a_refusal_of_the_engine_has_its_status_also_for_streams(streamed: bool, refusal: Exception, status: int) -> None:
+@pytest.mark.parametrize(
+    "refusal, status", [(OverloadedError("full"), 503), (RequestError("too long"), 400)]
+)
+async def test_a_refusal_of_the_engine_has_its_status_also_for_streams(
+    streamed: bool, refusal: Exception, status: int
+) -> None:
     async with Served(engine_saying(["x"])).running() as served:
         served.engine.refuse = refusal
         async with served.session.post(CHAT, json=HELLO | {"stream": streamed}) as response:
@@ -152,24 +179,38 @@ async def test_many_at_once_each_get_their_own_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    "method, path", [("POST", CHAT), ("GET", "/v1/models"), ("GET", "/api/adapters"), ("POST", "/nowhere")]
+    "method, path",
+    [("POST", CHAT), ("GET", "/v1/models"), ("GET", "/api/adapters"), ("POST", "/nowhere")],
 )
 async def test_without_the_token_nothing_is_told(served: Served, method: str, path: str) -> None:
-    async with aiohttp.ClientSession(served.server.url) as stranger, stranger.request(method, path, json=HELLO) as response:
+    async with (
+        aiohttp.ClientSession(served.server.url) as stranger,
+        stranger.request(method, path, json=HELLO) as response,
+    ):
         assert (response.status, response.headers["WWW-Authenticate"]) == (401, "Bearer")
     assert served.engine.requests == []
 
 
 async def test_health_needs_no_token_and_tells_nothing(served: Served) -> None:
-    async with aiohttp.ClientSession(served.server.url) as stranger, stranger.get("/health") as response:
+    async with (
+        aiohttp.ClientSession(served.server.url) as stranger,
+        stranger.get("/health") as response,
+    ):
         assert (response.status, await response.json()) == (200, {"status": "ok"})
 
 
 @pytest.mark.parametrize(
     "headers",
-    [{"Host": "evil.example"}, {"Origin": "http://evil.example"}, {"Origin": "null"}, {"Host": "127.0.0.1.evil.example"}],
+    [
+        {"Host": "evil.example"},
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Host": "127.0.0.1.evil.example"},
+    ],
 )
-async def test_a_foreign_page_is_refused_even_with_the_token(served: Served, headers: dict[str, str]) -> None:
+async def test_a_foreign_page_is_refused_even_with_the_token(
+    served: Served, headers: dict[str, str]
+) -> None:
     for path in ("/health", "/v1/models", "/"):
         status, _ = await served.get(path, headers=headers)
         assert status == 403
@@ -177,8 +218,12 @@ async def test_a_foreign_page_is_refused_even_with_the_token(served: Served, hea
 
 async def test_no_answer_lets_another_origin_read_it(served: Served) -> None:
     for method in ("GET", "OPTIONS"):
-        async with served.session.request(method, "/v1/models", headers={"Origin": served.server.url.rstrip("/")}) as response:
-            assert not [name for name in response.headers if name.lower().startswith("access-control")]
+        async with served.session.request(
+            method, "/v1/models", headers={"Origin": served.server.url.rstrip("/")}
+        ) as response:
+            assert not [
+                name for name in response.headers if name.lower().startswith("access-control")
+            ]
 
 
 async def test_models_are_the_plain_one_and_it_with_each_adapter(served: Served) -> None:
@@ -190,16 +235,22 @@ async def test_models_are_the_plain_one_and_it_with_each_adapter(served: Served)
 
 
 @pytest.mark.parametrize(
-    "model, adapter", [("base", None), ("smollm2:home-1", "home-1"), ("home-1", "home-1"), ("default", None)]
+    "model, adapter",
+    [("base", None), ("smollm2:home-1", "home-1"), ("home-1", "home-1"), ("default", None)],
 )
-async def test_the_model_field_chooses_the_adapter(served: Served, model: str, adapter: str | None) -> None:
+async def test_the_model_field_chooses_the_adapter(
+    served: Served, model: str, adapter: str | None
+) -> None:
     await served.post(CHAT, HELLO | {"model": model})
     assert served.engine.requests[0].adapter == adapter
 
 
 async def test_an_adapter_is_switched_without_a_restart(served: Served) -> None:
     await served.post(CHAT, HELLO)
-    assert await served.post("/api/adapters/activate", {"name": "home-1"}) == (200, {"active": "home-1"})
+    assert await served.post("/api/adapters/activate", {"name": "home-1"}) == (
+        200,
+        {"active": "home-1"},
+    )
     await served.post(CHAT, HELLO)
     assert [request.adapter for request in served.engine.requests] == [None, "home-1"]
     _, body = await served.get("/api/adapters")
@@ -208,7 +259,8 @@ async def test_an_adapter_is_switched_without_a_restart(served: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    "body, status", [({"name": "nobody"}, 404), ({"name": 3}, 400), ({}, 400), ({"name": "home-1", "x": 1}, 400)]
+    "body, status",
+    [({"name": "nobody"}, 404), ({"name": 3}, 400), ({}, 400), ({"name": "home-1", "x": 1}, 400)],
 )
 async def test_a_bad_switch_changes_nothing(served: Served, body: Any, status: int) -> None:
     assert (await served.post("/api/adapters/activate", body))[0] == status
@@ -218,11 +270,18 @@ async def test_a_bad_switch_changes_nothing(served: Served, body: Any, status: i
 
 async def test_tools_are_listed(served: Served) -> None:
     _, body = await served.get("/api/tools")
-    assert [(tool["name"], tool["plugin"]) for tool in body["tools"]] == [("HassTurnOn", "quietchoir/household")]
+    assert [(tool["name"], tool["plugin"]) for tool in body["tools"]] == [
+        ("HassTurnOn", "quietchoir/household")
+    ]
 
 
-@pytest.mark.parametrize("method, path, status", [("GET", "/nowhere", 404), ("GET", CHAT, 405), ("DELETE", "/v1/models", 405)])
-async def test_paths_that_are_not_there_are_refused_in_json(served: Served, method: str, path: str, status: int) -> None:
+@pytest.mark.parametrize(
+    "method, path, status",
+    [("GET", "/nowhere", 404), ("GET", CHAT, 405), ("DELETE", "/v1/models", 405)],
+)
+async def test_paths_that_are_not_there_are_refused_in_json(
+    served: Served, method: str, path: str, status: int
+) -> None:
     async with served.session.request(method, path) as response:
         assert response.status == status and (await response.json())["error"]["message"]
 
@@ -232,7 +291,9 @@ def test_a_port_in_use_is_one_sentence_that_names_the_flag() -> None:
         claim(ServerConfig(port=taken.getsockname()[1]))
 
 
-@pytest.mark.parametrize("host, port", [("203.0.113.1", 0), ("127.0.0.1", 70000), ("127.0.0.1", -1)])
+@pytest.mark.parametrize(
+    "host, port", [("203.0.113.1", 0), ("127.0.0.1", 70000), ("127.0.0.1", -1)]
+)
 def test_an_address_that_is_not_ours_is_one_sentence(host: str, port: int) -> None:
     with pytest.raises(ConfigError, match="cannot listen on"):
         claim(ServerConfig(host=host, port=port))

@@ -1,4 +1,6 @@
-"""One thread for every training test: the same result on any machine, and no waiting for a core that others use."""
+"""One thread for every training test: the same result on any machine, and no waiting for a core
+that others use.
+"""
 
 from collections.abc import Iterator
 

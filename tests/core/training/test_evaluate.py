@@ -24,7 +24,9 @@ def trainer(smollm2: Weights) -> Trainer:
 
 @pytest.fixture(scope="module")
 def examples() -> list[Example]:
-    return [conversation(f"make it {colour}", f"set {colour}", system="Obey.") for colour in COLOURS]
+    return [
+        conversation(f"make it {colour}", f"set {colour}", system="Obey.") for colour in COLOURS
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,9 @@ def prepared(trainer: Trainer, examples: list[Example]) -> Prepared:
 
 
 @torch.inference_mode()
-def generate(trainer: Trainer, lower: Transformer, prompt: tuple[int, ...], limit: int) -> list[int]:
+def generate(
+    trainer: Trainer, lower: Transformer, prompt: tuple[int, ...], limit: int
+) -> list[int]:
     """Greedy decoding, one whole forward pass a token, until a stop token."""
     tokens = list(prompt)
     while len(tokens) < len(prompt) + limit:
@@ -46,12 +50,18 @@ def generate(trainer: Trainer, lower: Transformer, prompt: tuple[int, ...], limi
     return tokens[len(prompt) :]
 
 
-def test_all_answer_tokens_right_is_the_same_as_a_greedy_match(trainer: Trainer, prepared: Prepared) -> None:
-    half = trainer.train(torch.zeros(trainer.size), first(prepared, 2), Recipe(lr=2e-2, batch=2, epochs=8), seed=0).flat_b
+def test_all_answer_tokens_right_is_the_same_as_a_greedy_match(
+    trainer: Trainer, prepared: Prepared
+) -> None:
+    half = trainer.train(
+        torch.zeros(trainer.size), first(prepared, 2), Recipe(lr=2e-2, batch=2, epochs=8), seed=0
+    ).flat_b
     assert trainer.evaluate(half, prepared).total == len(COLOURS)
     hits = exact(trainer.upper, prepared, trainer.weights.tensors["lm_head.weight"])
     lower = Transformer(
-        trainer.weights, dense_linear(torch.float32), last_layer=trainer.weights.architecture.layers - SHAPE.upper_layers
+        trainer.weights,
+        dense_linear(torch.float32),
+        last_layer=trainer.weights.architecture.layers - SHAPE.upper_layers,
     )
     for hit, example in zip(hits, prepared.examples, strict=True):
         said = generate(trainer, lower, example.prompt, len(example.answer) + 1)
@@ -62,10 +72,14 @@ def test_all_answer_tokens_right_is_the_same_as_a_greedy_match(trainer: Trainer,
 
 def first(prepared: Prepared, count: int) -> Prepared:
     """The first examples only."""
-    return Prepared(prepared.examples[:count], prepared.shared, prepared.start, prepared.own[:count])
+    return Prepared(
+        prepared.examples[:count], prepared.shared, prepared.start, prepared.own[:count]
+    )
 
 
-def test_an_untrained_model_is_scored_with_nothing_right(trainer: Trainer, prepared: Prepared) -> None:
+def test_an_untrained_model_is_scored_with_nothing_right(
+    trainer: Trainer, prepared: Prepared
+) -> None:
     score = trainer.evaluate(torch.zeros(trainer.size), prepared)
     assert (score.correct, score.total, score.accuracy) == (0, len(COLOURS), 0.0)
 

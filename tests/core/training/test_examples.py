@@ -10,9 +10,15 @@ from quietchoir.core.prompt import AS_IT_COMES, HOUSEHOLD, PromptFormat
 from quietchoir.core.training.examples import Example, check_prompts, read_jsonl, write_jsonl
 from quietchoir.tests.fakes_training import conversation
 
-GOOD = json.dumps({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]})
-NO_ANSWER = json.dumps({"messages": [{"role": "assistant", "content": "hello"}, {"role": "user", "content": "hi"}]})
-EMPTY_ANSWER = json.dumps({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": " "}]})
+GOOD = json.dumps(
+    {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
+)
+NO_ANSWER = json.dumps(
+    {"messages": [{"role": "assistant", "content": "hello"}, {"role": "user", "content": "hi"}]}
+)
+EMPTY_ANSWER = json.dumps(
+    {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": " "}]}
+)
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
@@ -84,7 +90,10 @@ def test_nothing_is_written_when_there_is_nothing_to_write(tmp_path: Path) -> No
 def several(*contents: str, system: str = "") -> Example:
     """A conversation of these contents, by turns."""
     head = ({"role": "system", "content": system},) if system else ()
-    turns = tuple({"role": "assistant" if index % 2 else "user", "content": text} for index, text in enumerate(contents))
+    turns = tuple(
+        {"role": "assistant" if index % 2 else "user", "content": text}
+        for index, text in enumerate(contents)
+    )
     return Example((*head, *turns))
 
 
@@ -101,7 +110,9 @@ TEXTS = PromptFormat(answers="text")
         (PromptFormat(system="s"), several("a", "b", "c", CALL, system="s")),
     ],
 )
-def test_examples_that_show_what_the_federation_says_pass(prompt: PromptFormat, example: Example) -> None:
+def test_examples_that_show_what_the_federation_says_pass(
+    prompt: PromptFormat, example: Example
+) -> None:
     check_prompts([example, example], prompt, "data")
 
 
@@ -110,7 +121,14 @@ def test_examples_that_show_what_the_federation_says_pass(prompt: PromptFormat, 
     [
         (HOUSEHOLD, several("on", CALL), r"of 2 examples, 1 do not begin .* --prompt-system"),
         (HOUSEHOLD, several("on", CALL, system="s"), r"of 2 examples, 1 do not begin"),
-        (HOUSEHOLD, several("on", CALL, "off", CALL, system=HOUSEHOLD.system), r"1 have several turns; .*--prompt-turns all"),
+        (
+            HOUSEHOLD,
+            several("on", CALL, "off", CALL, system=HOUSEHOLD.system),
+            r"1 have several "
+            r"turns; "
+            r".*--prompt-turns "
+            r"all",
+        ),
         (
             HOUSEHOLD,
             several("on", "Done.", system=HOUSEHOLD.system),
@@ -129,5 +147,9 @@ def test_examples_that_would_be_served_otherwise_are_refused_with_the_flag(
 
 def test_one_system_message_in_all_examples_has_to_be_said() -> None:
     with pytest.raises(DataError, match='--prompt-system "s"'):
-        check_prompts([several("a", "b", system="s"), several("c", "d", system="s")], AS_IT_COMES, "data")
-    check_prompts([several("a", "b", system="s"), several("c", "d", system="t")], AS_IT_COMES, "data")  # each caller's own
+        check_prompts(
+            [several("a", "b", system="s"), several("c", "d", system="s")], AS_IT_COMES, "data"
+        )
+    check_prompts(
+        [several("a", "b", system="s"), several("c", "d", system="t")], AS_IT_COMES, "data"
+    )  # each caller's own

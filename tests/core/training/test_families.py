@@ -1,4 +1,6 @@
-"""Families that are not Llama train as well: what training computes is what the whole network computes."""
+"""Families that are not Llama train as well: what training computes is what the whole network
+computes.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +23,17 @@ EXAMPLES = [conversation("turn it on " * (1 + turn % 3), f"done {turn}") for tur
 
 
 @pytest.mark.parametrize("name", ["gemma3", "mistral", "qwen2", "qwen3", "smollm3", "phi3-long"])
-def test_training_sees_what_the_whole_network_computes_and_learns(name: str, tmp_path: Path) -> None:
+def test_training_sees_what_the_whole_network_computes_and_learns(
+    name: str, tmp_path: Path
+) -> None:
     make_model(name, vocab_size=VOCABULARY).save_pretrained(tmp_path)
     architecture = from_folder.read_architecture(tmp_path)
-    weights = Weights(architecture, from_folder.name_tensors(tmp_path, architecture), ByteTokenizer(), "0" * 64)  # type: ignore[arg-type]
+    weights = Weights(
+        architecture,
+        from_folder.name_tensors(tmp_path, architecture),
+        ByteTokenizer(),  # type: ignore[arg-type]
+        "0" * 64,
+    )
     trainer = Trainer(weights, AdapterShape(rank=4, upper_layers=3), precision="float32")
     prepared = trainer.prepare(EXAMPLES)
     x, batch = prepared.batch(range(len(EXAMPLES)))
@@ -35,7 +44,9 @@ def test_training_sees_what_the_whole_network_computes_and_learns(name: str, tmp
     for example in prepared.examples:
         alone = rows.plan([example], 0)
         attend = packed_attention([len(alone.positions)], architecture.windows)
-        whole = network.layers_forward(network.embed(rows.input_tokens([example], 0)), alone.positions, attend)
+        whole = network.layers_forward(
+            network.embed(rows.input_tokens([example], 0)), alone.positions, attend
+        )
         apart.append(network.model.norm(whole)[alone.answer_rows])
     torch.testing.assert_close(answers, torch.cat(apart), rtol=1e-3, atol=1e-4)
 
@@ -47,7 +58,12 @@ def test_training_sees_what_the_whole_network_computes_and_learns(name: str, tmp
 def test_training_without_the_models_windows_is_refused(tmp_path: Path) -> None:
     make_model("mistral", vocab_size=VOCABULARY).save_pretrained(tmp_path)
     architecture = from_folder.read_architecture(tmp_path)
-    weights = Weights(architecture, from_folder.name_tensors(tmp_path, architecture), ByteTokenizer(), "0" * 64)  # type: ignore[arg-type]
+    weights = Weights(
+        architecture,
+        from_folder.name_tensors(tmp_path, architecture),
+        ByteTokenizer(),  # type: ignore[arg-type]
+        "0" * 64,
+    )
     trainer = Trainer(weights, AdapterShape(rank=4, upper_layers=3), precision="float32")
     x, batch = replace(trainer.prepare(EXAMPLES), windows=()).batch([0])
     with pytest.raises(ValueError, match="see windows of rows"):

@@ -43,7 +43,9 @@ def test_one_more_household_changes_no_other_one() -> None:
     assert [home.train for home in few] == [home.train for home in many[:2]]
 
 
-def test_no_household_is_tested_on_a_template_that_any_household_learned(homes: list[HomeData]) -> None:
+def test_no_household_is_tested_on_a_template_that_any_household_learned(
+    homes: list[HomeData],
+) -> None:
     learned = {request.template for home in homes for request in home.train}
     asked = {request.template for home in homes for request in home.test}
     assert len(learned) > 100
@@ -51,7 +53,9 @@ def test_no_household_is_tested_on_a_template_that_any_household_learned(homes: 
     assert not learned & asked
 
 
-def test_no_test_sentence_was_learned_anywhere_and_a_home_says_nothing_twice(homes: list[HomeData]) -> None:
+def test_no_test_sentence_was_learned_anywhere_and_a_home_says_nothing_twice(
+    homes: list[HomeData],
+) -> None:
     learned = {request.text for home in homes for request in home.train}
     for home in homes:
         assert len(home.train) == 150
@@ -85,7 +89,10 @@ def test_a_request_names_only_what_is_in_the_home_and_where_it_is(homes: list[Ho
             if device.domain not in ("vacuum", "lawn_mower"):
                 located += "area" in slots
                 assert slots.get("area", device.area) == device.area
-                assert slots.get("floor", household.floors[device.area]) == household.floors[device.area]
+                assert (
+                    slots.get("floor", household.floors[device.area])
+                    == household.floors[device.area]
+                )
     assert located > 10
 
 
@@ -104,9 +111,13 @@ def test_a_call_fits_the_kind_of_device_that_its_template_requires(homes: list[H
     assert checked > 200
 
 
-def test_a_speaker_never_mows_and_a_class_of_cover_is_one_the_home_has(homes: list[HomeData]) -> None:
+def test_a_speaker_never_mows_and_a_class_of_cover_is_one_the_home_has(
+    homes: list[HomeData],
+) -> None:
     for home in homes:
-        covers = {device.device_class for device in home.household.devices if device.domain == "cover"}
+        covers = {
+            device.device_class for device in home.household.devices if device.domain == "cover"
+        }
         domains = {device.domain for device in home.household.devices}
         for request in everything(home):
             if "device_class" in request.call.arguments:
@@ -125,14 +136,18 @@ def test_homes_differ_in_rooms_devices_and_habits(homes: list[HomeData]) -> None
         assert np.abs(shares[0] - shares[1]).sum() > 0.5  # of at most 2
 
 
-def test_the_package_s_own_parser_reads_the_same_call_out_of_a_sentence(homes: list[HomeData]) -> None:
+def test_the_package_s_own_parser_reads_the_same_call_out_of_a_sentence(
+    homes: list[HomeData],
+) -> None:
     intents = Intents.from_dict(get_intents("en"))
     home = homes[0]
     lists = own_lists(home)
     context = {"area": "somewhere"}  # what the listening device would add
     for request in home.train[:40]:
         found = []
-        for result in recognize_all(request.text, intents, slot_lists=lists, intent_context=context):
+        for result in recognize_all(
+            request.text, intents, slot_lists=lists, intent_context=context
+        ):
             slots = {key: entity.value for key, entity in result.entities.items()}
             if slots.get("area") == "somewhere" and "area" not in request.call.arguments:
                 slots.pop("area")
@@ -163,15 +178,26 @@ def test_the_answer_reads_back_as_the_call(homes: list[HomeData]) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["turn off the the light", "turn on reading lamp light", "put milk on the groceries list list", "set a 1 minutes timer",
-     "turn off every my lights", "add 5-hours to timer", "change off the fan", "lights on the basement floor"],
+    ["turn off the the light", "turn on reading lamp light", "put milk "
+                                                             "on the "
+                                                             "groceries "
+                                                             "list list", "set a 1 minutes timer",
+     "turn off "
+     "every my "
+     "lights", "add 5-hours to timer", "change off the fan", "lights on the basement floor"],
 )  # fmt: skip
 def test_what_nobody_says_is_left_out(text: str) -> None:
     assert not sayable(text)
 
 
 @pytest.mark.parametrize(
-    "text", ["turn off all the lights", "change color of the lamp to red", "set a 20 minute timer", "fan on"]
+    "text",
+    [
+        "turn off all the lights",
+        "change color of the lamp to red",
+        "set a 20 minute timer",
+        "fan on",
+    ],
 )
 def test_what_people_say_stays(text: str) -> None:
     assert sayable(text)

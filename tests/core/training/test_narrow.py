@@ -1,4 +1,6 @@
-"""A prefix of the columns is trained, the others take part and stay what they are, and the trainer is left as it was."""
+"""A prefix of the columns is trained, the others take part and stay what they are, and the
+trainer is left as it was.
+"""
 
 import dataclasses
 
@@ -32,9 +34,14 @@ def start(trainer: Trainer) -> torch.Tensor:
     return 0.05 * torch.randn(trainer.size, generator=draw)
 
 
-def test_the_narrow_vector_is_the_layout_of_the_narrow_shape(trainer: Trainer, start: torch.Tensor) -> None:
+def test_the_narrow_vector_is_the_layout_of_the_narrow_shape(
+    trainer: Trainer, start: torch.Tensor
+) -> None:
     small = narrow.narrow_shape(SHAPE, 2)
-    wide, thin = Layout(SHAPE, TINY).unflatten(start), Layout(small, TINY).unflatten(narrow.first_columns(start, 6, 2))
+    wide, thin = (
+        Layout(SHAPE, TINY).unflatten(start),
+        Layout(small, TINY).unflatten(narrow.first_columns(start, 6, 2)),
+    )
     assert all(torch.equal(thin[name], wide[name][:, :2]) for name in wide)
     assert small.scale == SHAPE.scale
     a_wide, a_thin = frozen_a(SHAPE, TINY), frozen_a(small, TINY)
@@ -66,19 +73,30 @@ def test_the_other_columns_come_back_bit_for_bit(
     result = narrow.train_columns(trainer, given, prepared, RECIPE, columns=2, seed=1, whole=whole)
     assert torch.equal(given, start)
     after, before = result.flat_b.view(-1, 6), start.view(-1, 6)
-    assert torch.equal(after[:, 2:], before[:, 2:]) and bool((after[:, :2] != before[:, :2]).any(dim=1).all())
+    assert torch.equal(after[:, 2:], before[:, 2:]) and bool(
+        (after[:, :2] != before[:, :2]).any(dim=1).all()
+    )
     assert (result.examples, result.tokens > 0) == (20, True)
 
 
-def test_all_columns_narrowly_is_plain_training(trainer: Trainer, prepared: Prepared, start: torch.Tensor) -> None:
+def test_all_columns_narrowly_is_plain_training(
+    trainer: Trainer, prepared: Prepared, start: torch.Tensor
+) -> None:
     plain = trainer.train(start, prepared, RECIPE, seed=1)
-    assert torch.equal(narrow.train_columns(trainer, start, prepared, RECIPE, columns=6, seed=1).flat_b, plain.flat_b)
+    assert torch.equal(
+        narrow.train_columns(trainer, start, prepared, RECIPE, columns=6, seed=1).flat_b,
+        plain.flat_b,
+    )
 
 
-def test_afterwards_the_trainer_trains_as_before(trainer: Trainer, prepared: Prepared, start: torch.Tensor) -> None:
+def test_afterwards_the_trainer_trains_as_before(
+    trainer: Trainer, prepared: Prepared, start: torch.Tensor
+) -> None:
     plain = trainer.train(start, prepared, RECIPE, seed=1)
     with pytest.raises(TrainingError):
-        narrow.train_columns(trainer, start, prepared, dataclasses.replace(RECIPE, lr=1e38), columns=2, seed=1)
+        narrow.train_columns(
+            trainer, start, prepared, dataclasses.replace(RECIPE, lr=1e38), columns=2, seed=1
+        )
     again = trainer.train(start, prepared, RECIPE, seed=1)
     assert torch.equal(plain.flat_b, again.flat_b) and plain.loss == again.loss
 

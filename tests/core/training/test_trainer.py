@@ -1,4 +1,6 @@
-"""Facts about training, on a random network of four layers; transformers and peft are the oracle."""
+"""Facts about training, on a random network of four layers; transformers and peft are the
+oracle.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -38,12 +40,20 @@ def some_b(trainer: Trainer, scale: float = 0.1) -> Tensor:
 
 
 def plain_peft(model: Any, trainer: Trainer, flat_b: Tensor) -> dict[str, Tensor]:
-    """Give transformers' model peft's LoRA with our A and B; returns its B parameters under our names."""
+    """Give transformers' model peft's LoRA with our A and B; returns its B parameters under our
+    names.
+    """
     config = peft.LoraConfig(
-        r=SHAPE.rank, lora_alpha=8, target_modules=list(SHAPE.targets), layers_to_transform=[2, 3], layers_pattern="layers"
+        r=SHAPE.rank,
+        lora_alpha=8,
+        target_modules=list(SHAPE.targets),
+        layers_to_transform=[2, 3],
+        layers_pattern="layers",
     )
     peft.inject_adapter_in_model(config, model)
-    named = {name.replace(".default", ""): parameter for name, parameter in model.named_parameters()}
+    named = {
+        name.replace(".default", ""): parameter for name, parameter in model.named_parameters()
+    }
     b = trainer.upper.layout.unflatten(flat_b)
     with torch.no_grad():
         for name, tensor in {**frozen_a(SHAPE, TINY), **b}.items():
@@ -66,14 +76,20 @@ def test_the_gradient_is_that_of_transformers_with_peft() -> None:
         labels[0, : len(example.prompt)] = -100
         total = total + model(input_ids=tokens, labels=labels).loss * len(example.answer)
     (total / count).backward()
-    slopes = trainer.upper.layout.flatten({name: torch.as_tensor(b.grad) for name, b in theirs.items()})
+    slopes = trainer.upper.layout.flatten(
+        {name: torch.as_tensor(b.grad) for name, b in theirs.items()}
+    )
     assert loss == pytest.approx(float(total.detach()) / count, rel=1e-5)
     assert float(slopes.norm()) > 0.1
     torch.testing.assert_close(trainer.upper.gradient, slopes, rtol=1e-4, atol=1e-5)
 
 
 def test_only_b_is_trained(trainer: Trainer) -> None:
-    trained = {name for name, parameter in trainer.upper.model.named_parameters() if parameter.requires_grad}
+    trained = {
+        name
+        for name, parameter in trainer.upper.model.named_parameters()
+        if parameter.requires_grad
+    }
     assert len(trained) == 2 * 7
     assert all("lora_B" in name for name in trained)
 
@@ -88,7 +104,9 @@ def test_cached_prefix_rows_are_those_of_an_uncached_forward(
     assert prepared.shared > 5
     for index, example in enumerate(prepared.examples):
         alone = rows.plan([example], 0)
-        expected = lower.layers_forward(lower.embed(rows.input_tokens([example], 0)), alone.positions, alone)
+        expected = lower.layers_forward(
+            lower.embed(rows.input_tokens([example], 0)), alone.positions, alone
+        )
         cached, batch = prepared.batch([index])
         assert torch.equal(batch.positions, alone.positions)
         torch.testing.assert_close(cached, expected, rtol=1e-4, atol=1e-5)
@@ -109,7 +127,9 @@ def test_a_batch_answers_as_each_example_alone_with_the_whole_last_layer(trainer
 
 def test_both_ways_to_attend_agree_and_so_do_their_gradients() -> None:
     draw = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(3, heads, 11, 8, generator=draw, requires_grad=True) for heads in (4, 2, 2))
+    q, k, v = (
+        torch.randn(3, heads, 11, 8, generator=draw, requires_grad=True) for heads in (4, 2, 2)
+    )
     results = []
     for attend in (rows.plain_attention, rows.torch_attention):
         out = attend(q, k, v)
@@ -121,15 +141,22 @@ def test_both_ways_to_attend_agree_and_so_do_their_gradients() -> None:
 def test_the_loss_is_cross_entropy_and_its_gradient_too() -> None:
     draw = torch.Generator().manual_seed(0)
     hidden = torch.randn(150, 16, generator=draw, requires_grad=True)
-    weight, targets = torch.randn(301, 16, generator=draw), torch.randint(301, (150,), generator=draw)
+    weight, targets = (
+        torch.randn(301, 16, generator=draw),
+        torch.randint(301, (150,), generator=draw),
+    )
     loss = answer_loss(hidden, weight, targets)
     expected = torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction="sum")
     torch.testing.assert_close(loss, expected)
-    for ours, theirs in zip(*(torch.autograd.grad(3 * value, hidden) for value in (loss, expected)), strict=True):
+    for ours, theirs in zip(
+        *(torch.autograd.grad(3 * value, hidden) for value in (loss, expected)), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_the_best_token_is_found_across_pieces_of_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_token_is_found_across_pieces_of_the_vocabulary(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("quietchoir.core.training.head.CHUNK_TOKENS", 10)
     draw = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(40, 8, generator=draw), torch.randn(33, 8, generator=draw)
@@ -151,7 +178,9 @@ def test_training_learns_and_evaluation_counts_it(trainer: Trainer) -> None:
     prepared = trainer.prepare(chatter(8))
     zero = torch.zeros(trainer.size)
     steps: list[StepInfo] = []
-    result = trainer.train(zero, prepared, Recipe(lr=3e-2, batch=4, epochs=40), seed=0, on_step=steps.append)
+    result = trainer.train(
+        zero, prepared, Recipe(lr=3e-2, batch=4, epochs=40), seed=0, on_step=steps.append
+    )
     assert [info.step for info in steps] == list(range(1, 81))
     assert {info.steps for info in steps} == {80}
     assert steps[-1].loss < 0.2 * steps[0].loss
@@ -169,7 +198,11 @@ def test_in_bfloat16_training_learns_too(pair: tuple[Weights, Any]) -> None:
     trainer = Trainer(pair[0], SHAPE, precision="bfloat16")
     prepared, losses = trainer.prepare(chatter(8)), []
     result = trainer.train(
-        torch.zeros(trainer.size), prepared, Recipe(batch=4, epochs=8), seed=0, on_step=lambda info: losses.append(info.loss)
+        torch.zeros(trainer.size),
+        prepared,
+        Recipe(batch=4, epochs=8),
+        seed=0,
+        on_step=lambda info: losses.append(info.loss),
     )
     assert losses[-1] < 0.8 * losses[0]
     assert result.precision == "bfloat16"
@@ -177,14 +210,18 @@ def test_in_bfloat16_training_learns_too(pair: tuple[Weights, Any]) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_gradient_that_is_not_finite_ends_training_and_changes_nothing(trainer: Trainer, bad: float) -> None:
+def test_a_gradient_that_is_not_finite_ends_training_and_changes_nothing(
+    trainer: Trainer, bad: float
+) -> None:
     prepared, start = trainer.prepare(chatter(4)), some_b(trainer)
     start[5] = bad
     before = start.clone()
     with pytest.raises(TrainingError, match=r"step 1 of 1.*not finite; lower lr"):
         trainer.train(start, prepared, Recipe(), seed=0)
     assert torch.equal(start.nan_to_num(), before.nan_to_num())
-    assert trainer.train(torch.zeros(trainer.size), prepared, Recipe(), seed=0).flat_b.isfinite().all()  # and it goes on
+    assert (
+        trainer.train(torch.zeros(trainer.size), prepared, Recipe(), seed=0).flat_b.isfinite().all()
+    )  # and it goes on
 
 
 def test_a_flat_b_of_another_shape_is_refused(trainer: Trainer) -> None:
@@ -206,20 +243,31 @@ def test_the_flat_b_is_what_peft_s_layers_hold(trainer: Trainer) -> None:
     assert torch.equal(trainer.upper.layout.flatten(held), flat_b)
 
 
-def test_a_common_start_is_computed_once_and_never_reaches_into_a_request(pair: tuple[Weights, Any]) -> None:
-    examples = tokenize([conversation("same", "a"), conversation("same", "b")], pair[0].tokenizer, longest=TINY.context)
+def test_a_common_start_is_computed_once_and_never_reaches_into_a_request(
+    pair: tuple[Weights, Any],
+) -> None:
+    examples = tokenize(
+        [conversation("same", "a"), conversation("same", "b")],
+        pair[0].tokenizer,
+        longest=TINY.context,
+    )
     shared = shared_start(examples)
-    assert shared == len(examples[0].prompt) - 1  # the row that predicts the answer's first token stays an own row
+    # the row that predicts the answer's first token stays an own row
+    assert shared == len(examples[0].prompt) - 1
     assert len(rows.input_tokens(examples, shared)) == shared + 2 * (examples[0].rows - shared)
 
 
 def test_examples_without_a_common_start_train_as_well(trainer: Trainer) -> None:
-    examples = [replace(one, messages=({"role": role, "content": one.request}, *one.messages[1:])) for one, role in zip(
-        chatter(4), ("user", "tool", "system", "user"), strict=True
-    )]  # fmt: skip
+    examples = [
+        replace(one, messages=({"role": role, "content": one.request}, *one.messages[1:]))
+        for one, role in zip(chatter(4), ("user", "tool", "system", "user"), strict=True)
+    ]
     prepared = trainer.prepare(examples)
     assert prepared.shared <= 1
-    assert trainer.train(torch.zeros(trainer.size), prepared, Recipe(), seed=0).tokens == prepared.answer_tokens
+    assert (
+        trainer.train(torch.zeros(trainer.size), prepared, Recipe(), seed=0).tokens
+        == prepared.answer_tokens
+    )
 
 
 def test_prepare_tells_its_progress_and_its_memory(trainer: Trainer) -> None:
@@ -235,15 +283,24 @@ def test_prepare_tells_its_progress_and_its_memory(trainer: Trainer) -> None:
     ("spoil", "fault"),
     [
         (lambda examples: [], "no examples"),
-        (lambda examples: [*examples, conversation("x" * 300, "y")], r"example 4 has \d+ tokens, the model takes 256"),
+        (
+            lambda examples: [*examples, conversation("x" * 300, "y")],
+            r"example 4 has \d+ tokens, "
+            r"the model takes 256",
+        ),
     ],
 )
-def test_examples_that_do_not_fit_the_model_are_refused(trainer: Trainer, spoil: Callable[..., Any], fault: str) -> None:
+def test_examples_that_do_not_fit_the_model_are_refused(
+    trainer: Trainer, spoil: Callable[..., Any], fault: str
+) -> None:
     with pytest.raises(DataError, match=fault):
         trainer.prepare(spoil(chatter(3)))
 
 
-@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"lr": float("nan")}, {"batch": 0}, {"epochs": 0}, {"weight_decay": -1.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"lr": 0.0}, {"lr": float("nan")}, {"batch": 0}, {"epochs": 0}, {"weight_decay": -1.0}],
+)
 def test_a_recipe_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="out of range"):
         Recipe(**wrong)
@@ -260,7 +317,11 @@ def test_precision_is_chosen_by_name_and_auto_is_one_that_works() -> None:
 def test_bfloat16_that_computes_nonsense_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     honest = precision.trial
-    monkeypatch.setattr(precision, "trial", lambda dtype: (honest(torch.float32)[0] * (1 + (dtype is torch.bfloat16)), 1.0))
+    monkeypatch.setattr(
+        precision,
+        "trial",
+        lambda dtype: (honest(torch.float32)[0] * (1 + (dtype is torch.bfloat16)), 1.0),
+    )
     precision.bfloat16_works.cache_clear()
     try:
         assert precision.choose("auto") is torch.float32

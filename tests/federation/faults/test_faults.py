@@ -1,4 +1,6 @@
-"""Every fault of the table, done to real processes: each must be survived, and a whole round must end after it."""
+"""Every fault of the table, done to real processes: each must be survived, and a whole round
+must end after it.
+"""
 
 from collections.abc import Iterator
 

@@ -51,7 +51,14 @@ def test_a_replay_is_refused_also_after_a_restart_and_changes_nothing(path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"[]", b"{", b'{"spent": {"a": {"QUESTION": -1}}, "last": {}}', b'{"spent": {"a": {"X": 1}}, "last": {}}']
+    "content",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b'{"spent": {"a": {"QUESTION": -1}}, "last": {}}',
+        b'{"spent": {"a": {"X": 1}}, "last": {}}',
+    ],
 )
 def test_a_damaged_budget_closes_the_library(path, content):
     path.write_bytes(content)
@@ -71,5 +78,8 @@ def test_what_cannot_be_written_is_not_granted(tmp_path):
 
 def test_the_file_holds_counts_and_public_keys_only(path):
     Budget(path, limit=5).charge(ANN, Kind.QUESTION, 7)
-    assert json.loads(path.read_bytes()) == {"spent": {"strangers": {"QUESTION": 1}}, "last": {ANN.raw.hex(): 7}}
+    assert json.loads(path.read_bytes()) == {
+        "spent": {"strangers": {"QUESTION": 1}},
+        "last": {ANN.raw.hex(): 7},
+    }
     assert path.stat().st_mode & 0o077 == 0

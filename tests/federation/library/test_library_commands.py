@@ -50,13 +50,32 @@ def own_home(tmp_path, monkeypatch):
 
 
 def test_two_processes_one_private_question(folder, tmp_path, capsys):
-    command = [sys.executable, "-W", "error", "-c", SERVE, "serve", folder, "--port", "0", "--max-queries", "2", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-c",
+        SERVE,
+        "serve",
+        folder,
+        "--port",
+        "0",
+        "--max-queries",
+        "2",
+        "--json",
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
         assert child.stdout is not None
         ready = json.loads(child.stdout.readline())
         assert ready["passages"] == len(TEXTS)
-        commands.run_ask(parsed("ask", ready["address"], "Which strings has a cello?", "--json"), FakeEmbedder())
-        commands.run_ask(parsed("ask", ready["address"], "Which strings has a cello?"), FakeEmbedder())
+        commands.run_ask(
+            parsed("ask", ready["address"], "Which strings has a cello?", "--json"), FakeEmbedder()
+        )
+        commands.run_ask(
+            parsed("ask", ready["address"], "Which strings has a cello?"), FakeEmbedder()
+        )
         with pytest.raises(Exception, match="used up"):
             commands.run_ask(parsed("ask", ready["address"], "A third one?"), FakeEmbedder())
         child.send_signal(signal.SIGINT)
@@ -73,20 +92,30 @@ def test_what_an_owner_can_mend_is_a_sentence(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no text"):
         commands.run_serve(parsed("serve", tmp_path / "empty"))
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="--port"):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(ConfigError, match="--port"),
+    ):
         commands.run_serve(parsed("serve", folder, "--port", taken.getsockname()[1]))
     with pytest.raises(ConfigError, match="--port"):
         commands.run_serve(parsed("serve", folder, "--port", 70000))
     with pytest.raises(ConfigError, match="both or neither"):
         commands.run_serve(parsed("serve", folder, "--certificate", "x.pem"))
     with pytest.raises(ConfigError, match="fit"):
-        commands.run_serve(parsed("serve", folder, "--certificate", "x.pem", "--private-key", "y.pem"))
+        commands.run_serve(
+            parsed("serve", folder, "--certificate", "x.pem", "--private-key", "y.pem")
+        )
     with pytest.raises(ConfigError, match="work out the embeddings"):
-        commands.run_serve(parsed("serve", folder, "--port", 0, "--max-queries", 12), FakeEmbedder())
+        commands.run_serve(
+            parsed("serve", folder, "--port", 0, "--max-queries", 12), FakeEmbedder()
+        )
     with pytest.raises(ConfigError, match="ask something"):
         commands.run_ask(parsed("ask", f"http://127.0.0.1:1/#{KEY}", " "), FakeEmbedder())
     with pytest.raises(ConfigError, match="not a certificate"):
-        commands.run_ask(parsed("ask", f"https://127.0.0.1:1/#{KEY}", "a", "--certificate", folder / "0.txt"), FakeEmbedder())
+        commands.run_ask(
+            parsed("ask", f"https://127.0.0.1:1/#{KEY}", "a", "--certificate", folder / "0.txt"),
+            FakeEmbedder(),
+        )
 
 
 def test_a_missing_model_says_how_to_pull_it(folder):

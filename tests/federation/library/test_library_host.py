@@ -1,4 +1,6 @@
-"""The desk refuses what it must and survives what it parses; over real HTTP a private question is answered."""
+"""The desk refuses what it must and survives what it parses; over real HTTP a private question
+is answered.
+"""
 
 import asyncio
 import contextlib
@@ -70,12 +72,16 @@ class Wire:
         return decode_reply(reply, raw, HOST.public)
 
     def question(self, text=QUESTION):
-        return self.request(Kind.QUESTION, self.questioner.question(FakeEmbedder().embed([text])[0]))
+        return self.request(
+            Kind.QUESTION, self.questioner.question(FakeEmbedder().embed([text])[0])
+        )
 
 
 @pytest.fixture(scope="module")
 def keeper_desk(tmp_path_factory):
-    desk = host.Desk(fake_index(), HOST, Budget(tmp_path_factory.mktemp("x") / "b.json", limit=LIMIT))
+    desk = host.Desk(
+        fake_index(), HOST, Budget(tmp_path_factory.mktemp("x") / "b.json", limit=LIMIT)
+    )
     yield desk
     desk.close()
 
@@ -114,7 +120,9 @@ def state(desk):
 def test_a_question_is_answered_and_its_passage_read(enrolled):
     scores = enrolled.questioner.scores(enrolled.send(enrolled.question()))
     best = int(scores.argmax())
-    text = enrolled.questioner.passage(enrolled.send(enrolled.request(Kind.CHOICE, enrolled.questioner.choice(best))))
+    text = enrolled.questioner.passage(
+        enrolled.send(enrolled.request(Kind.CHOICE, enrolled.questioner.choice(best)))
+    )
     assert text.decode() == f"notes.md\n{TEXTS[3]}"
 
 
@@ -140,11 +148,27 @@ def test_the_host_held_nothing_of_the_question_and_equal_sizes_for_all(enrolled)
         (lambda wire, raw: wire.request(Kind.QUESTION, [b"x" * 100]), ProtocolError),
         (lambda wire, raw: wire.request(Kind.QUESTION, []), ProtocolError),
         (lambda wire, raw: wire.request(Kind.CHOICE, [b""] * 3), ProtocolError),
-        (lambda wire, raw: wire.request(Kind.KEYS, wire.keys[::-1], key_id=bytes(32)), ProtocolError),
+        (
+            lambda wire, raw: wire.request(Kind.KEYS, wire.keys[::-1], key_id=bytes(32)),
+            ProtocolError,
+        ),
         (lambda wire, raw: wire.request(Kind.KEYS, [b""] * 2), ProtocolError),
-        (lambda wire, raw: wire.request(Kind.QUESTION, [bytes(SEARCH.seeded_bytes)], key_id=bytes(32)), MessageError),
-        (lambda wire, raw: wire.request(Kind.QUESTION, [bytes(SEARCH.seeded_bytes)], library=bytes(32)), MessageError),
-        (lambda wire, raw: wire.request(Kind.QUESTION, [bytes(SEARCH.seeded_bytes)], sequence=0), MessageError),
+        (
+            lambda wire, raw: wire.request(
+                Kind.QUESTION, [bytes(SEARCH.seeded_bytes)], key_id=bytes(32)
+            ),
+            MessageError,
+        ),
+        (
+            lambda wire, raw: wire.request(
+                Kind.QUESTION, [bytes(SEARCH.seeded_bytes)], library=bytes(32)
+            ),
+            MessageError,
+        ),
+        (
+            lambda wire, raw: wire.request(Kind.QUESTION, [bytes(SEARCH.seeded_bytes)], sequence=0),
+            MessageError,
+        ),
         (lambda wire, raw: wire.request(9, [bytes(SEARCH.seeded_bytes)]), MessageError),
         (lambda wire, raw: wire.request(Kind.QUESTION, [b"x"] * 5), MessageError),
     ],
@@ -239,7 +263,11 @@ def test_old_keys_make_room_for_new_ones(wire, desk, monkeypatch):
 def test_replies_and_manifests_of_others_are_not_believed(enrolled, desk):
     raw = enrolled.question()
     _, reply = desk.answer(raw)
-    for spoiled in (reply[:-1], reply[:200] + b"\1" + reply[201:], Reply(Outcome.ANSWER, sha256(raw).digest(), ()).encode(EVE)):
+    for spoiled in (
+        reply[:-1],
+        reply[:200] + b"\1" + reply[201:],
+        Reply(Outcome.ANSWER, sha256(raw).digest(), ()).encode(EVE),
+    ):
         with pytest.raises(AuthenticationError):
             decode_reply(spoiled, raw, HOST.public)
     with pytest.raises(MessageError, match="another request"):
@@ -251,7 +279,9 @@ def test_replies_and_manifests_of_others_are_not_believed(enrolled, desk):
     for junk in (b"", b"{}", b"[]", b'{"manifest": 1, "signature": "zz"}'):
         with pytest.raises(ProtocolError, match="manifest"):
             decode_manifest(junk, HOST.public)
-    assert len(reply) <= reply_limit(desk.manifest.shape) and len(raw) <= request_limit(desk.manifest.shape)
+    assert len(reply) <= reply_limit(desk.manifest.shape) and len(raw) <= request_limit(
+        desk.manifest.shape
+    )
 
 
 @contextlib.asynccontextmanager
@@ -274,16 +304,26 @@ async def test_over_http_the_best_passage_comes_back_with_its_costs(desk):
         answer = await ask(Address.parse(address), QUESTION, FakeEmbedder(), ASKER, passages=2)
     assert answer.found[0].passage.text == TEXTS[3] and len(answer.found) == 2
     assert answer.found[0].score == round(answer.found[0].score, 2) > answer.found[1].score
-    assert answer.passages == len(TEXTS) and 250_000 < answer.bytes_up < 400_000 and 60_000 < answer.bytes_down < 250_000
+    assert (
+        answer.passages == len(TEXTS)
+        and 250_000 < answer.bytes_up < 400_000
+        and 60_000 < answer.bytes_down < 250_000
+    )
 
 
 async def test_over_http_bad_bodies_are_refused_and_the_host_goes_on(desk):
     async with served(desk) as address, aiohttp.ClientSession() as http:
         url = address.split("/#")[0] + "/library"
-        for body, status in ((b"", 400), (os.urandom(1000), 400), (bytes(request_limit(desk.manifest.shape) + 1), 413)):
+        for body, status in (
+            (b"", 400),
+            (os.urandom(1000), 400),
+            (bytes(request_limit(desk.manifest.shape) + 1), 413),
+        ):
             async with http.post(url, data=body) as reply:
                 assert reply.status == status
-        assert (await ask(Address.parse(address), QUESTION, FakeEmbedder(), ASKER)).found[0].passage.text == TEXTS[3]
+        assert (await ask(Address.parse(address), QUESTION, FakeEmbedder(), ASKER)).found[
+            0
+        ].passage.text == TEXTS[3]
 
 
 async def test_another_model_another_host_and_no_host_are_sentences(desk):
@@ -310,7 +350,9 @@ async def test_a_host_that_sends_too_much_is_cut_off(desk):
     await runner.setup()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         await web.SockSite(runner, listener).start()
-        address = Address.parse(f"http://127.0.0.1:{listener.getsockname()[1]}/#{HOST.public.raw.hex()}")
+        address = Address.parse(
+            f"http://127.0.0.1:{listener.getsockname()[1]}/#{HOST.public.raw.hex()}"
+        )
         async with aiohttp.ClientSession() as http:
             with pytest.raises(MessageError, match="more than"):
                 await Session(address, ASKER, http).open(FakeEmbedder())
@@ -337,7 +379,8 @@ def test_serving_stops_cleanly_when_cancelled(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "localhost:80", "ftp://x/#00", "http://x:1/", "http://x:1/#12", "http://x:1/#" + "g" * 64]
+    "text",
+    ["", "localhost:80", "ftp://x/#00", "http://x:1/", "http://x:1/#12", "http://x:1/#" + "g" * 64],
 )
 def test_an_address_without_the_hosts_key_is_refused(text):
     with pytest.raises(ConfigError, match="copy the host"):

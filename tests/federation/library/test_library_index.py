@@ -36,7 +36,16 @@ def test_hidden_files_and_links_are_not_shared(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["word " * 5000, "x" * 9000, "ü" * 5000, "a\n\n" * 500, "\n \n\n", "# h\n\n" + "w " * 400, "😀" * 3000]
+    "text",
+    [
+        "word " * 5000,
+        "x" * 9000,
+        "ü" * 5000,
+        "a\n\n" * 500,
+        "\n \n\n",
+        "# h\n\n" + "w " * 400,
+        "😀" * 3000,
+    ],
 )
 def test_no_text_makes_a_passage_too_long_and_no_character_is_lost(text):
     pieces = list(index.split(text))

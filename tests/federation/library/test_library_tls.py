@@ -19,10 +19,18 @@ from quietchoir.tests.fakes_search import TEXTS, FakeEmbedder, fake_index
 
 def certificate(folder, name):
     """A self-signed certificate and its key, as PEM files."""
-    key, subject = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    key, subject = (
+        ec.generate_private_key(ec.SECP256R1()),
+        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]),
+    )
     start = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
     made = x509.CertificateBuilder(
-        subject, subject, key.public_key(), x509.random_serial_number(), start, start.replace(year=2120)
+        subject,
+        subject,
+        key.public_key(),
+        x509.random_serial_number(),
+        start,
+        start.replace(year=2120),
     )
     made = made.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
     public, private = folder / f"{name}.pem", folder / f"{name}.key"
@@ -33,21 +41,39 @@ def certificate(folder, name):
 
 
 async def test_the_pinned_certificate_is_believed_and_another_is_not(tmp_path):
-    identity, (public, private), (other, _) = Identity.generate(), certificate(tmp_path, "host"), certificate(tmp_path, "other")
+    identity, (public, private), (other, _) = (
+        Identity.generate(),
+        certificate(tmp_path, "host"),
+        certificate(tmp_path, "other"),
+    )
     desk = host.Desk(fake_index(), identity, Budget(tmp_path / "b.json", limit=3))
     runner = web.AppRunner(host.application(desk), access_log=None)
     await runner.setup()
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        await web.SockSite(runner, listener, ssl_context=commands._host_tls(public, private)).start()
-        address = Address.parse(f"https://127.0.0.1:{listener.getsockname()[1]}/#{identity.public.raw.hex()}")
+        await web.SockSite(
+            runner, listener, ssl_context=commands._host_tls(public, private)
+        ).start()
+        address = Address.parse(
+            f"https://127.0.0.1:{listener.getsockname()[1]}/#{identity.public.raw.hex()}"
+        )
         try:
             found = await ask(
-                address, "cello strings tuned in fifths", FakeEmbedder(), Identity.generate(), tls=commands._asker_tls(public)
+                address,
+                "cello strings tuned in fifths",
+                FakeEmbedder(),
+                Identity.generate(),
+                tls=commands._asker_tls(public),
             )
             assert found.found[0].passage.text == TEXTS[2]
             for tls in (commands._asker_tls(other), None):
                 with pytest.raises(QuietchoirError, match="is its host running"):
-                    await ask(address, "cello strings tuned in fifths", FakeEmbedder(), Identity.generate(), tls=tls)
+                    await ask(
+                        address,
+                        "cello strings tuned in fifths",
+                        FakeEmbedder(),
+                        Identity.generate(),
+                        tls=tls,
+                    )
         finally:
             await runner.cleanup()
             desk.close()

@@ -1,4 +1,6 @@
-"""The runner for CUDA, its graphs left out, on the CPU: the same code, tensors elsewhere; whole, and cut at every layer."""
+"""The runner for CUDA, its graphs left out, on the CPU: the same code, tensors elsewhere; whole,
+and cut at every layer.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -22,11 +24,21 @@ from quietchoir.core.errors import CacheError, ConfigError, RequestError
 from quietchoir.core.models import from_folder
 from quietchoir.core.models.adapter import Adapter
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_engine import END, byte_tokenizer, config, generate, tiny_adapter, tiny_weights
+from quietchoir.tests.fakes_engine import (
+    END,
+    byte_tokenizer,
+    config,
+    generate,
+    tiny_adapter,
+    tiny_weights,
+)
 from quietchoir.tests.fakes_models import make_model
 
 CPU, BLOCKS, CONTEXT = torch.device("cpu"), 40, 256
-PROMPTS = [tuple(torch.randint(0, END, (n,), generator=torch.Generator().manual_seed(n)).tolist()) for n in (1, 5, 17, 40)]
+PROMPTS = [
+    tuple(torch.randint(0, END, (n,), generator=torch.Generator().manual_seed(n)).tolist())
+    for n in (1, 5, 17, 40)
+]
 MIXED = Limits(step_rows=37, shared_rows=11, drafts=0)
 PLAIN, FUSED = PlainOperations(torch.float32), FusedOperations(torch.float32)
 
@@ -37,7 +49,15 @@ def weights() -> Weights:
 
 
 def runner(weights: Weights, operations: Operations = PLAIN, host_layers: int = 0) -> CudaRunner:
-    return CudaRunner(weights, BLOCKS, CONTEXT, host_layers=host_layers, device=CPU, operations=operations, dtype=torch.float32)
+    return CudaRunner(
+        weights,
+        BLOCKS,
+        CONTEXT,
+        host_layers=host_layers,
+        device=CPU,
+        operations=operations,
+        dtype=torch.float32,
+    )
 
 
 def rounding(weights: Weights) -> Runner:
@@ -53,21 +73,34 @@ def rounding(weights: Weights) -> Runner:
     return oracle
 
 
-def in_step(devices: list[CudaRunner], oracle: Runner, steps: int, adapter: Adapter | None, limits: Limits = MIXED) -> int:
-    """Run chunks, single rows and padded steps of several prompts through all of them; rows compared."""
+def in_step(
+    devices: list[CudaRunner],
+    oracle: Runner,
+    steps: int,
+    adapter: Adapter | None,
+    limits: Limits = MIXED,
+) -> int:
+    """Run chunks, single rows and padded steps of several prompts through all of them; rows
+    compared.
+    """
     engine = Engine(tiny_weights(), config(), model=oracle)
     if adapter is not None:
         engine.adapters.load("a", adapter)
     names = (None, "a", None, "a") if adapter else (None,) * 4
     books = Scheduler(BlockPool(BLOCKS), limits)
     for prompt, name in zip(PROMPTS, names, strict=True):
-        books.add(Sequence(GenerationRequest(prompt=prompt, max_tokens=6), adapter=engine.adapters.find(name)))
+        books.add(
+            Sequence(
+                GenerationRequest(prompt=prompt, max_tokens=6), adapter=engine.adapters.find(name)
+            )
+        )
     compared = 0
     for _ in range(steps):
         batch = books.plan()
         expected = oracle.forward(batch)
         for device in devices:
-            # A half may round either way, which moves a logit by less than a hundredth; logits reach 13.
+            # A half may round either way, which moves a logit by less than a hundredth; logits
+            # reach 13.
             torch.testing.assert_close(device.forward(batch), expected, atol=2e-2, rtol=0.0)
             compared += len(expected)
         books.commit(batch, (expected.argmax(-1) % END).tolist())
@@ -83,7 +116,12 @@ def test_so_it_does_through_the_fused_kernels(weights):
     small = Limits(
         step_rows=18, shared_rows=3, drafts=0
     )  # a step that is not recorded, and one that is: the interpreter is slow
-    assert in_step([runner(weights, FUSED, host_layers=1)], rounding(weights), 2, tiny_adapter(1), small) >= 4
+    assert (
+        in_step(
+            [runner(weights, FUSED, host_layers=1)], rounding(weights), 2, tiny_adapter(1), small
+        )
+        >= 4
+    )
 
 
 @pytest.mark.parametrize("name", ["gemma3", "qwen2-windowed", "qwen3"])
@@ -91,7 +129,12 @@ def test_so_do_families_that_do_more_than_llama(name, tmp_path: Path):
     """Norms of what layers add, windows, two kinds of rope, norms of heads, biases."""
     make_model(name).save_pretrained(tmp_path)
     architecture = from_folder.read_architecture(tmp_path)
-    whole = Weights(architecture, from_folder.name_tensors(tmp_path, architecture), byte_tokenizer(), digest="d" * 64)
+    whole = Weights(
+        architecture,
+        from_folder.name_tensors(tmp_path, architecture),
+        byte_tokenizer(),
+        digest="d" * 64,
+    )
     assert in_step([runner(whole), runner(whole, host_layers=3)], rounding(whole), 5, None) >= 20
 
 
@@ -100,16 +143,23 @@ def test_an_adapter_changes_only_the_rows_that_ask_for_it(weights):
     engine = Engine(weights, config(), model=device)
     engine.adapters.load("a", tiny_adapter(1))
     engine.adapters.load("b", tiny_adapter(2))
-    requests = [GenerationRequest(prompt=PROMPTS[2], max_tokens=24, adapter=name) for name in (None, "a", "b")]
+    requests = [
+        GenerationRequest(prompt=PROMPTS[2], max_tokens=24, adapter=name)
+        for name in (None, "a", "b")
+    ]
     alone = [generate(engine, [request])[0] for request in requests]
     assert len(set(alone)) == 3
     assert generate(engine, requests) == alone
-    assert {name.split(".")[2] for name in device.slots.factors} == {"1"}  # the lower layer's factors are not on the device
+    # the lower layer's factors are not on the device
+    assert {name.split(".")[2] for name in device.slots.factors} == {"1"}
 
 
 def slot_adapter(number: int, rank: int) -> LoadedAdapter:
     a = torch.full((6, rank), float(number))
-    return LoadedAdapter(f"{number}", {f"model.layers.{layer}.mlp.down_proj": (a, torch.ones(rank, 4)) for layer in (0, 3)})
+    return LoadedAdapter(
+        f"{number}",
+        {f"model.layers.{layer}.mlp.down_proj": (a, torch.ones(rank, 4)) for layer in (0, 3)},
+    )
 
 
 def test_slots_grow_as_adapters_come_and_keep_what_they_hold():
@@ -120,10 +170,21 @@ def test_slots_grow_as_adapters_come_and_keep_what_they_hold():
         slot = slots.place([None, adapter])
         assert slot is not None
         rows = torch.tensor([0, slot[1], slot[1]])
-        expected = torch.tensor([0.0, 6.0 * number * (1 + number % 3), 6.0 * number * (1 + number % 3)])
-        by_row, by_run = slots.by_row(module, x, rows), slots.by_run(module, x, [(0, 1), (slot[1], 2)])
-        assert by_row is not None and by_run is not None and torch.equal(by_row, by_run) and torch.equal(by_row[:, 0], expected)
-        assert len(slots.factors[module][0]) - 1 <= max(2 * number, 1)  # no room for sixteen where one is
+        expected = torch.tensor(
+            [0.0, 6.0 * number * (1 + number % 3), 6.0 * number * (1 + number % 3)]
+        )
+        by_row, by_run = (
+            slots.by_row(module, x, rows),
+            slots.by_run(module, x, [(0, 1), (slot[1], 2)]),
+        )
+        assert (
+            by_row is not None
+            and by_run is not None
+            and torch.equal(by_row, by_run)
+            and torch.equal(by_row[:, 0], expected)
+        )
+        # no room for sixteen where one is
+        assert len(slots.factors[module][0]) - 1 <= max(2 * number, 1)
     generation = slots.generation
     assert slots.place(adapters[-SLOTS:]) is not None
     assert slots.generation == generation  # all at their places: nothing has moved
@@ -143,7 +204,12 @@ def test_a_saved_cache_fits_wherever_the_cut_is_and_a_foreign_one_nowhere(weight
         device.write_cache([3, 4, 5], saved)
         assert device.read_cache([3, 4, 5]) == saved
         before = device.read_cache([0, 1, 2])
-        for bad in (saved[:-1], b"torch float32 2x16x2x8\n" + saved, saved.replace(b"int8", b"int4"), saved[:-2] + b"\xff\x7f"):
+        for bad in (
+            saved[:-1],
+            b"torch float32 2x16x2x8\n" + saved,
+            saved.replace(b"int8", b"int4"),
+            saved[:-2] + b"\xff\x7f",
+        ):
             with pytest.raises(CacheError):
                 device.write_cache([0, 1, 2], bad)
         assert device.read_cache([0, 1, 2]) == before

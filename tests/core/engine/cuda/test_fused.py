@@ -16,7 +16,8 @@ from quietchoir.core.models.blocks import Blocks
 
 CPU = torch.device("cpu")
 PLAIN, FUSED = PlainOperations(torch.float32), FusedOperations(torch.float32)
-POSITIONS = torch.tensor([0, 15, 16, 70, 39])  # of a step's rows, all of one sequence; several tiles of keys stand before one
+# of a step's rows, all of one sequence; several tiles of keys stand before one
+POSITIONS = torch.tensor([0, 15, 16, 70, 39])
 M, TABLE = len(POSITIONS), [5, 2, 7, 0, 4]  # its blocks, in no order
 
 
@@ -26,14 +27,27 @@ def draws(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize(
     ("kind", "rows", "columns", "m"),
-    [("Q4_0", 70, 576, 1), ("Q4_0", 33, 128, 16), ("Q4_1", 70, 576, 16), ("Q4_1", 64, 1536, 19), ("Q8_0", 33, 576, 17)],
+    [
+        ("Q4_0", 70, 576, 1),
+        ("Q4_0", 33, 128, 16),
+        ("Q4_1", 70, 576, 16),
+        ("Q4_1", 64, 1536, 19),
+        ("Q8_0", 33, 576, 17),
+    ],
 )
 def test_a_product_is_that_of_the_unpacked_matrix(kind, rows, columns, m):
-    raw = gguf.quants.quantize(draws(rows, columns).numpy(), getattr(gguf.GGMLQuantizationType, kind))
-    packed, x = pack([Blocks(kind, (rows, columns), torch.from_numpy(raw))], CPU), draws(m, columns, seed=1)
+    raw = gguf.quants.quantize(
+        draws(rows, columns).numpy(), getattr(gguf.GGMLQuantizationType, kind)
+    )
+    packed, x = (
+        pack([Blocks(kind, (rows, columns), torch.from_numpy(raw))], CPU),
+        draws(m, columns, seed=1),
+    )
     partial = FUSED.product(packed, x)
     assert len(partial) > 1 or columns == 128  # cut along its columns
-    torch.testing.assert_close(partial.sum(0), PLAIN.product(packed, x).sum(0), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(
+        partial.sum(0), PLAIN.product(packed, x).sum(0), atol=1e-4, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
@@ -44,11 +58,15 @@ def test_unpacked_rows_are_those_of_the_matrix(kind):
     assert torch.equal(PLAIN.unpack(packed, 3, 70), packed.dense(torch.float32)[3:])
 
 
-@pytest.mark.parametrize("behind", [None, Norm(draws(96, seed=3), 1e-3)], ids=["", "with a norm of what is added"])
+@pytest.mark.parametrize(
+    "behind", [None, Norm(draws(96, seed=3), 1e-3)], ids=["", "with a norm of what is added"]
+)
 def test_add_norm_adds_every_part_to_the_residual_and_norms_the_sum(behind):
     residual, partial, norm = draws(3, 96), draws(2, 3, 96, seed=1), Norm(draws(96, seed=2), 1e-5)
     mine, twin = residual.clone(), residual.clone()
-    torch.testing.assert_close(FUSED.add_norm(mine, partial, norm, behind), PLAIN.add_norm(twin, partial, norm, behind))
+    torch.testing.assert_close(
+        FUSED.add_norm(mine, partial, norm, behind), PLAIN.add_norm(twin, partial, norm, behind)
+    )
     torch.testing.assert_close(mine, twin)
     before = mine.clone()
     torch.testing.assert_close(FUSED.add_norm(mine, None, norm), PLAIN.add_norm(twin, None, norm))
@@ -58,11 +76,22 @@ def test_add_norm_adds_every_part_to_the_residual_and_norms_the_sum(behind):
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 def test_the_gate_is_the_activation_s(activation):
     partial = draws(2, 3, 2 * 1100) * 4
-    torch.testing.assert_close(FUSED.gate(partial, activation), PLAIN.gate(partial, activation), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        FUSED.gate(partial, activation), PLAIN.gate(partial, activation), atol=1e-5, rtol=1e-5
+    )
 
 
 def heads(**changes: Any) -> Heads:
-    usual = {"heads": 6, "kv_heads": 2, "size": 24, "scale": 24**-0.5, "window": 0, "bias": None, "norms": None, "eps": 1e-6}
+    usual = {
+        "heads": 6,
+        "kv_heads": 2,
+        "size": 24,
+        "scale": 24**-0.5,
+        "window": 0,
+        "bias": None,
+        "norms": None,
+        "eps": 1e-6,
+    }
     turns = (draws(80, 12, seed=3), draws(80, 12, seed=4))
     return Heads(**{**usual, "turns": turns, **changes})
 
@@ -74,7 +103,9 @@ def step() -> Step:
 
 
 def caches() -> tuple[Cache, Cache]:
-    """Two alike: what earlier tokens left there is at every place of layer 0, and at none of layer 1."""
+    """Two alike: what earlier tokens left there is at every place of layer 0, and at none of
+    layer 1.
+    """
     sizes: Any = SimpleNamespace(layers=2, kv_heads=2, head_size=24)
     both = Cache(sizes, 8, CPU), Cache(sizes, 8, CPU)
     for cache in both:
@@ -95,8 +126,11 @@ def test_heads_are_finished_stored_and_attended_to_as_in_plain_torch(changes):
     own, twin = caches()
     shape, where, partial = heads(**changes), step(), draws(3, M, 240)
     q = PLAIN.turn_and_store(partial, shape, where, twin, 1)
-    torch.testing.assert_close(FUSED.turn_and_store(partial, shape, where, own, 1), q, atol=1e-5, rtol=1e-5)
-    assert (own.integers.int() - twin.integers.int()).abs().max() <= 1  # a half may round either way
+    torch.testing.assert_close(
+        FUSED.turn_and_store(partial, shape, where, own, 1), q, atol=1e-5, rtol=1e-5
+    )
+    # a half may round either way
+    assert (own.integers.int() - twin.integers.int()).abs().max() <= 1
     torch.testing.assert_close(own.scales, twin.scales)
     assert int((own.integers[:, 1] != 0).any(-1).sum()) == 2 * M * 2  # nothing else was written
     mixed = PLAIN.attend(q, shape, where, twin, 0)

@@ -23,7 +23,9 @@ CPU, MADE = torch.device("cpu"), list[int]()
 
 
 class Again(Recorded):
-    """A recording as a graph is one: it knows its own inputs and its own result, and nothing of what is handed in."""
+    """A recording as a graph is one: it knows its own inputs and its own result, and nothing of
+    what is handed in.
+    """
 
     def __init__(self, compute: Compute, inputs: Inputs, pool: Any) -> None:
         self.inputs = inputs
@@ -34,7 +36,9 @@ class Again(Recorded):
 
 def runner(record: type[Recorded] | None) -> CudaRunner:
     plain = PlainOperations(torch.float32)
-    made = CudaRunner(tiny_weights(), 40, 256, host_layers=1, device=CPU, operations=plain, dtype=torch.float32)
+    made = CudaRunner(
+        tiny_weights(), 40, 256, host_layers=1, device=CPU, operations=plain, dtype=torch.float32
+    )
     made.graphs = Graphs(made.compute, CPU, record)
     return made
 
@@ -47,14 +51,23 @@ def test_replayed_steps_are_the_computed_ones_and_each_form_is_recorded_once():
     books = Scheduler(BlockPool(40), Limits(drafts=0, shared_rows=4))
     for number, name in enumerate((None, "a", "a", None, None)):
         prompt = tuple(range(number, number + 3 + 2 * number))
-        books.add(Sequence(GenerationRequest(prompt=prompt, max_tokens=4 + number), adapter=engine.adapters.find(name)))
+        books.add(
+            Sequence(
+                GenerationRequest(prompt=prompt, max_tokens=4 + number),
+                adapter=engine.adapters.find(name),
+            )
+        )
     steps = 0
     while books.running or books.waiting:
         batch = books.plan()
         expected = computed.forward(batch)
         torch.testing.assert_close(replayed.forward(batch), expected, atol=1e-5, rtol=1e-5)
         books.commit(batch, expected.argmax(-1).tolist())
-        for sequence in [one for one in books.running if len(one.tokens) >= len(one.request.prompt) + one.request.max_tokens]:
+        for sequence in [
+            one
+            for one in books.running
+            if len(one.tokens) >= len(one.request.prompt) + one.request.max_tokens
+        ]:
             books.finish(sequence)
         steps += 1
     assert steps > 6 > len(MADE) > 1  # fewer recordings than steps, of more than one size
@@ -66,7 +79,14 @@ def test_recordings_of_stacks_that_have_moved_are_let_go_and_the_others_stay():
     rows = torch.randn(2, 32, generator=torch.Generator().manual_seed(1))
     step = device.step([SimpleNamespace(start=0, count=2, sequence=SimpleNamespace(blocks=[3]))])  # type: ignore[list-item]
     plain, adapted = Inputs(rows, step, None), Inputs(rows, step, torch.zeros(2, dtype=torch.long))
-    for inputs, generation in ((plain, -1), (adapted, 1), (adapted, 1), (adapted, 2), (plain, -1), (adapted, 1)):
+    for inputs, generation in (
+        (plain, -1),
+        (adapted, 1),
+        (adapted, 1),
+        (adapted, 2),
+        (plain, -1),
+        (adapted, 1),
+    ):
         device.graphs.run(inputs, generation)
     assert MADE == [2, 2, 2, 2]  # plain, the first stacks, the second, and the first again
     assert torch.equal(plain.rows, rows)  # what is handed in is read, the copy is overwritten
@@ -77,9 +97,13 @@ def test_a_step_takes_the_smallest_recording_that_holds_it():
 
 
 def test_what_is_recorded_asks_for_no_number():
-    """On tensors without numbers: what would wait for the device, and so spoil a recording, raises here."""
+    """On tensors without numbers: what would wait for the device, and so spoil a recording,
+    raises here.
+    """
     nowhere = torch.device("meta")
-    device = CudaRunner(tiny_weights(), 40, 256, device=nowhere, operations=PlainOperations(torch.bfloat16))
+    device = CudaRunner(
+        tiny_weights(), 40, 256, device=nowhere, operations=PlainOperations(torch.bfloat16)
+    )
     engine = Engine(tiny_weights(), config(), model=runner(None))
     engine.adapters.load("a", tiny_adapter(1))
     slots = device.slots.place([engine.adapters.find("a"), None])

@@ -27,7 +27,9 @@ def test_unpacking_gives_the_file_s_numbers_exactly(kind, columns):
 
 def test_four_bit_kinds_may_stand_on_one_another():
     parts = [quantised("Q4_0", 16, 128), quantised("Q4_1", 16, 128)]
-    assert torch.equal(pack(parts, CPU).dense(torch.float32), torch.cat([part.dense() for part in parts]))
+    assert torch.equal(
+        pack(parts, CPU).dense(torch.float32), torch.cat([part.dense() for part in parts])
+    )
 
 
 def test_a_weight_takes_the_file_s_bits():

@@ -1,4 +1,6 @@
-"""A model cut between processor and device: what is counted is what is taken, and no cut changes a text."""
+"""A model cut between processor and device: what is counted is what is taken, and no cut changes
+a text.
+"""
 
 import dataclasses
 from typing import Any
@@ -20,7 +22,14 @@ from quietchoir.core.engine.engine import Engine
 from quietchoir.core.errors import ConfigError
 from quietchoir.core.models.blocks import Blocks
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_engine import TINY, TINY_BLOCK_BYTES, config, generate, tiny_adapter, tiny_weights
+from quietchoir.tests.fakes_engine import (
+    TINY,
+    TINY_BLOCK_BYTES,
+    config,
+    generate,
+    tiny_adapter,
+    tiny_weights,
+)
 from quietchoir.tests.fakes_ways import WAYS, Make, few_words, plainly, restored
 
 CPU = torch.device("cpu")
@@ -35,7 +44,15 @@ def tiny() -> Weights:
 def maker(tiny: Weights, host_layers: int) -> Make:
     def made(blocks: int = 64, **changes: Any) -> Engine:
         plain = PlainOperations(torch.float32)
-        model = CudaRunner(tiny, blocks, 256, host_layers=host_layers, device=CPU, operations=plain, dtype=torch.float32)
+        model = CudaRunner(
+            tiny,
+            blocks,
+            256,
+            host_layers=host_layers,
+            device=CPU,
+            operations=plain,
+            dtype=torch.float32,
+        )
         settings = config(kv_bytes=blocks * TINY_BLOCK_BYTES, **changes)
         engine = Engine(tiny, settings, model=model, clock=lambda: 0.0)
         engine.adapters.load("a", tiny_adapter(1))
@@ -61,12 +78,17 @@ def test_every_way_leads_to_the_text_of_the_model_that_is_not_cut(tiny, plain, h
 
 def test_a_conversation_saved_under_one_cut_goes_on_under_another(tiny, plain, tmp_path):
     makers = iter((maker(tiny, 0), maker(tiny, 2)))  # the engine that saves, the one that restores
-    assert restored(lambda **changes: next(makers)(**changes), few_words(None), tmp_path / "kept") == plain[None]
+    assert (
+        restored(lambda **changes: next(makers)(**changes), few_words(None), tmp_path / "kept")
+        == plain[None]
+    )
 
 
 def quantised(weights: Weights, kind: str) -> Weights:
     """The tiny shape, wider, with matrices of this kind."""
-    sizes = dataclasses.replace(TINY, width=64, ffn_width=96, head_size=16, qk_norm=True, biases=("self_attn.q_proj",))
+    sizes = dataclasses.replace(
+        TINY, width=64, ffn_width=96, head_size=16, qk_norm=True, biases=("self_attn.q_proj",)
+    )
 
     def blocks(name: str, rows: int, columns: int) -> Blocks:
         numbers = torch.randn(rows, columns, generator=torch.Generator().manual_seed(len(name)))
@@ -85,7 +107,9 @@ def held(thing: object) -> int:
         return thing.numel() * thing.element_size()
     if isinstance(thing, Linear):  # rounded, as `memory.taken` says
         matrix = thing.matrix
-        tensors = (matrix.words, matrix.scales, matrix.zeros) if isinstance(matrix, Packed) else (matrix,)
+        tensors = (
+            (matrix.words, matrix.scales, matrix.zeros) if isinstance(matrix, Packed) else (matrix,)
+        )
         return sum(memory.taken(held(tensor)) for tensor in tensors)
     if isinstance(thing, Heads):
         return held(thing.bias) + held(thing.norms)
@@ -99,16 +123,18 @@ def test_a_layer_the_head_and_the_cache_take_what_was_counted(tiny, kind):
     weights = quantised(tiny, kind)
     counted = memory.needs(weights, blocks=9, context=64, answers=4)
     device = CudaRunner(weights, 9, 64, device=CPU, dtype=torch.bfloat16)
-    assert counted.layers == tuple(sum(map(held, vars(layer).values())) for layer in device.decoder.layers)
+    assert counted.layers == tuple(
+        sum(map(held, vars(layer).values())) for layer in device.decoder.layers
+    )
     assert counted.cache * TINY.layers == held(device.cache.integers) + held(device.cache.scales)
     assert counted.always["its head"] == held(device.decoder.head) + held(device.decoder.norm)
     assert counted.always["tables of rope"] == held(device.decoder.layers[0].heads.turns)
 
 
 def test_a_large_tensor_takes_pages_of_its_own():
-    assert [memory.taken(size) for size in (0, 1, 512, (10 << 20) - 1, 10 << 20, (10 << 20) + 1)] == [
-        0, 512, 512, 10 << 20, 10 << 20, 12 << 20
-    ]  # fmt: skip
+    assert [
+        memory.taken(size) for size in (0, 1, 512, (10 << 20) - 1, 10 << 20, (10 << 20) + 1)
+    ] == [0, 512, 512, 10 << 20, 10 << 20, 12 << 20]
 
 
 def settings(**changes: Any) -> EngineConfig:
@@ -134,20 +160,33 @@ def test_a_runner_for_a_gpu_gets_the_cut_and_the_log_says_what_stays(tiny, monke
     free = memory.needs(tiny, 64, 256, answers=16 * 9).total(1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 2 * free))
-    monkeypatch.setattr("quietchoir.core.engine.cuda.runner.CudaRunner", lambda *sizes, **more: given.update(more))
+    monkeypatch.setattr(
+        "quietchoir.core.engine.cuda.runner.CudaRunner", lambda *sizes, **more: given.update(more)
+    )
     choose.runner_for(tiny, 64, settings(), 256)
     assert given == {"host_layers": 1}
 
 
 def test_the_owner_s_memory_for_keys_holds_twice_the_blocks_in_eight_bits(tiny):
     narrow = quantised(tiny, "Q4_0")  # a cache of bfloat16 on the CPU
-    on_device, here = (choose.cache_block_bytes(narrow, EngineConfig(device=device)) for device in ("cuda", "cpu"))
-    assert here / on_device == 32 / 18  # sixteen numbers a head in two bytes each; in one, and a scale
+    on_device, here = (
+        choose.cache_block_bytes(narrow, EngineConfig(device=device)) for device in ("cuda", "cpu")
+    )
+    # sixteen numbers a head in two bytes each; in one, and a scale
+    assert here / on_device == 32 / 18
 
 
 def test_texts_of_a_cut_model_are_not_those_of_another_one(tiny, plain):
     """The tests above compare something: the upper layer alone would answer otherwise."""
-    other = dataclasses.replace(tiny, tensors={**tiny.tensors, **{
-        name: tiny.tensors[name.replace(".0.", ".1.")] for name in tiny.tensors if ".layers.0." in name
-    }})  # fmt: skip
+    other = dataclasses.replace(
+        tiny,
+        tensors={
+            **tiny.tensors,
+            **{
+                name: tiny.tensors[name.replace(".0.", ".1.")]
+                for name in tiny.tensors
+                if ".layers.0." in name
+            },
+        },
+    )
     assert generate(maker(other, 1)(drafts=0), few_words(None)) != plain[None]

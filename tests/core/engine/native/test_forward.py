@@ -1,4 +1,6 @@
-"""Whole forward passes of the native engine beside the plain float32 transformer, on networks of odd sizes."""
+"""Whole forward passes of the native engine beside the plain float32 transformer, on networks of
+odd sizes.
+"""
 
 import pytest
 import torch
@@ -8,9 +10,19 @@ from quietchoir.core.engine.native.runner import supports
 from quietchoir.core.engine.scheduler import Span
 from quietchoir.core.models.blocks import Blocks
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_native import Oracle, TensorRunner, architecture, random_weights, sequence, step, whole
+from quietchoir.tests.fakes_native import (
+    Oracle,
+    TensorRunner,
+    architecture,
+    random_weights,
+    sequence,
+    step,
+    whole,
+)
 
-pytestmark = pytest.mark.skipif(library.available() is not None, reason="the kernels were not compiled")
+pytestmark = pytest.mark.skipif(
+    library.available() is not None, reason="the kernels were not compiled"
+)
 
 BLOCKS = 48
 # Layers, group sizes, head sizes and widths that no kernel was written for.
@@ -42,7 +54,13 @@ FAMILIES = {
         "rope_factors": (8.0,) * 8,
         "attention_scale": 0.3,
     },
-    "Gemma 3, odd widths": {"qk_norm": True, "post_norms": True, "width": 50, "ffn_width": 75, "windows": (1, 5)},
+    "Gemma 3, odd widths": {
+        "qk_norm": True,
+        "post_norms": True,
+        "width": 50,
+        "ffn_width": 75,
+        "windows": (1, 5),
+    },
     "SmolLM3": {"rope_bases": (10000.0, 0.0)},
     "Phi-3": {"rope_factors": tuple(1.0 + i / 4 for i in range(8)), "rope_magnitude": 1.2},
 }
@@ -56,7 +74,9 @@ def tokens_of(weights: Weights, count: int, seed: int = 5) -> list[int]:
 def assert_near(found: torch.Tensor, wanted: torch.Tensor, bound: float) -> None:
     """The largest difference stays below `bound` of the logits' own spread."""
     assert found.shape == wanted.shape
-    assert (found - wanted).abs().max() < bound * wanted.std(), (found - wanted).abs().max() / wanted.std()
+    assert (found - wanted).abs().max() < bound * wanted.std(), (
+        found - wanted
+    ).abs().max() / wanted.std()
 
 
 @pytest.mark.parametrize("changes", [*SIZES.values(), *FAMILIES.values()], ids=[*SIZES, *FAMILIES])
@@ -66,15 +86,22 @@ def test_plain_numbers_give_the_logits_of_the_plain_transformer(changes):
     wanted = Oracle(weights).logits(tokens)
     assert supports(weights) is None
     runner = TensorRunner(weights, BLOCKS, threads=2)
-    assert_near(runner.forward(step(whole(sequence(tokens, range(3, 13))))), wanted, 3e-2)  # a key may round the other way
+    # a key may round the other way
+    assert_near(runner.forward(step(whole(sequence(tokens, range(3, 13))))), wanted, 3e-2)
 
 
-@pytest.mark.parametrize(("kind", "bound"), [("F16", 3e-2), ("BF16", 3e-2), ("Q8_0", 0.7), ("Q4_0", 0.7), ("Q4_1", 0.7)])
+@pytest.mark.parametrize(
+    ("kind", "bound"), [("F16", 3e-2), ("BF16", 3e-2), ("Q8_0", 0.7), ("Q4_0", 0.7), ("Q4_1", 0.7)]
+)
 def test_quantised_activations_stay_within_a_stated_part_of_the_spread(kind, bound):
-    weights = random_weights(architecture(width=128, ffn_width=224, heads=6, kv_heads=2, head_size=32, layers=3), kind)
+    weights = random_weights(
+        architecture(width=128, ffn_width=224, heads=6, kv_heads=2, head_size=32, layers=3), kind
+    )
     tokens = tokens_of(weights, 70)
     wanted = Oracle(weights).logits(tokens)
-    found = TensorRunner(weights, BLOCKS, threads=2).forward(step(whole(sequence(tokens, range(5)))))
+    found = TensorRunner(weights, BLOCKS, threads=2).forward(
+        step(whole(sequence(tokens, range(5))))
+    )
     assert_near(found, wanted, bound)
     assert (found - wanted).abs().mean() < bound / 10 * wanted.std()
 
@@ -82,17 +109,28 @@ def test_quantised_activations_stay_within_a_stated_part_of_the_spread(kind, bou
 @pytest.mark.parametrize(("kind", "other"), [("Q4_K", "Q6_K"), ("Q5_K", "Q8_0"), ("Q6_K", "Q4_0")])
 def test_k_quants_run_whole_models_and_mix(kind, other):
     kinds = {"self_attn.v_proj": other, "mlp.down_proj": other, "lm_head": other}
-    weights = random_weights(architecture(width=256, ffn_width=512, heads=8, head_size=32), kind, kinds=kinds)
+    weights = random_weights(
+        architecture(width=256, ffn_width=512, heads=8, head_size=32), kind, kinds=kinds
+    )
     tokens = tokens_of(weights, 40)
-    found = TensorRunner(weights, BLOCKS, threads=2).forward(step(whole(sequence(tokens, range(3)))))
+    found = TensorRunner(weights, BLOCKS, threads=2).forward(
+        step(whole(sequence(tokens, range(3))))
+    )
     assert_near(found, Oracle(weights).logits(tokens), 0.7)
 
 
 def test_matrices_of_one_layer_may_be_of_different_kinds():
-    kinds = {"self_attn.v_proj": "Q8_0", "mlp.up_proj": "F16", "mlp.down_proj": "Q4_1", "lm_head": "Q8_0"}
+    kinds = {
+        "self_attn.v_proj": "Q8_0",
+        "mlp.up_proj": "F16",
+        "mlp.down_proj": "Q4_1",
+        "lm_head": "Q8_0",
+    }
     weights = random_weights(architecture(), "Q4_0", kinds=kinds)
     tokens = tokens_of(weights, 40)
-    found = TensorRunner(weights, BLOCKS, threads=2).forward(step(whole(sequence(tokens, range(3)))))
+    found = TensorRunner(weights, BLOCKS, threads=2).forward(
+        step(whole(sequence(tokens, range(3))))
+    )
     assert_near(found, Oracle(weights).logits(tokens), 0.7)
 
 
@@ -124,8 +162,13 @@ def test_a_row_has_the_same_bits_alone_and_in_every_batch(weights, runner):
     runner.forward(step(Span(alone, 0, 599, 0)))
     wanted = runner.forward(step(Span(alone, 599, 1, 1)))
     for company in (1, 3, 8, 20):
-        others = [sequence(tokens_of(weights, 30, seed), range(40 + 2 * seed, 42 + 2 * seed)) for seed in range(company)]
-        found = runner.forward(step(*(whole(one, 1) for one in others), Span(alone, 599, 1, 1), whole(others[0], 2)))
+        others = [
+            sequence(tokens_of(weights, 30, seed), range(40 + 2 * seed, 42 + 2 * seed))
+            for seed in range(company)
+        ]
+        found = runner.forward(
+            step(*(whole(one, 1) for one in others), Span(alone, 599, 1, 1), whole(others[0], 2))
+        )
         assert torch.equal(found[company], wanted[0])
 
 
@@ -159,25 +202,39 @@ def test_what_a_block_held_before_does_not_show_through(weights, runner):
 def test_a_step_may_want_no_logits_or_those_of_a_few_last_rows(weights, runner):
     tokens = tokens_of(weights, 60)
     every = runner.forward(step(whole(sequence(tokens, range(4)))))
-    assert runner.forward(step(whole(sequence(tokens, range(4)), 0))).shape == (0, weights.architecture.vocabulary)
-    some = runner.forward(step(whole(sequence(tokens, range(4)), 3), whole(sequence(tokens[:9], range(8, 9)), 1)))
+    assert runner.forward(step(whole(sequence(tokens, range(4)), 0))).shape == (
+        0,
+        weights.architecture.vocabulary,
+    )
+    some = runner.forward(
+        step(whole(sequence(tokens, range(4)), 3), whole(sequence(tokens[:9], range(8, 9)), 1))
+    )
     assert torch.equal(some, torch.cat([every[57:], every[8:9]]))
 
 
 @pytest.mark.parametrize("kind", ["F32", "Q4_0", "Q4_1", "Q8_0"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a_number_that_is_not_finite_reaches_the_logits_of_its_row_and_of_no_other(kind, bad):
-    """The engine fails a request by its logits; a damaged one must not pass for a healthy one, nor harm its neighbours."""
+    """The engine fails a request by its logits; a damaged one must not pass for a healthy one,
+    nor harm its neighbours.
+    """
     weights = random_weights(architecture(), kind, kinds={"embed_tokens": "F32"})
     tensors = dict(weights.tensors)
     rows = tensors["model.embed_tokens.weight"].dense().clone()
     rows[9, 40] = bad
     tensors["model.embed_tokens.weight"] = Blocks("F32", (257, 64), rows.view(torch.uint8))
-    runner = TensorRunner(Weights(weights.architecture, tensors, weights.tokenizer, "x"), BLOCKS, threads=2)
+    runner = TensorRunner(
+        Weights(weights.architecture, tensors, weights.tokenizer, "x"), BLOCKS, threads=2
+    )
     healthy = [sequence([1 + i] * 20, [2 * i, 2 * i + 1]) for i in range(3)]
     wanted = runner.forward(step(*(whole(one, 1) for one in healthy)))
     found = runner.forward(
-        step(whole(healthy[0], 1), whole(sequence([5, 9], [10]), 1), whole(healthy[1], 1), whole(healthy[2], 1))
+        step(
+            whole(healthy[0], 1),
+            whole(sequence([5, 9], [10]), 1),
+            whole(healthy[1], 1),
+            whole(healthy[2], 1),
+        )
     )
     assert not found[1].isfinite().any()
     assert torch.equal(found[[0, 2, 3]], wanted)

@@ -1,4 +1,6 @@
-"""Several adapters in one step of the native engine, beside the float32 path, which multiplies them one by one."""
+"""Several adapters in one step of the native engine, beside the float32 path, which multiplies
+them one by one.
+"""
 
 import pytest
 import torch
@@ -9,9 +11,19 @@ from quietchoir.core.engine.runner import Runner
 from quietchoir.core.engine.scheduler import Span
 from quietchoir.core.errors import EngineError
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_native import TensorRunner, architecture, random_factors, random_weights, sequence, step, whole
+from quietchoir.tests.fakes_native import (
+    TensorRunner,
+    architecture,
+    random_factors,
+    random_weights,
+    sequence,
+    step,
+    whole,
+)
 
-pytestmark = pytest.mark.skipif(library.available() is not None, reason="the kernels were not compiled")
+pytestmark = pytest.mark.skipif(
+    library.available() is not None, reason="the kernels were not compiled"
+)
 
 BLOCKS = 80
 SHAPE = architecture(layers=3, width=50, ffn_width=75, heads=6, kv_heads=3)
@@ -37,27 +49,44 @@ def adapters() -> list[LoadedAdapter | None]:
 
 
 def tokens_of(count: int, seed: int) -> list[int]:
-    return torch.randint(0, SHAPE.vocabulary, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return torch.randint(
+        0, SHAPE.vocabulary, (count,), generator=torch.Generator().manual_seed(seed)
+    ).tolist()
 
 
 def test_each_row_gets_its_own_adapter_and_no_other(weights, native, adapters):
-    sequences = [sequence(tokens_of(9 + i, i), range(2 * i, 2 * i + 2), adapter) for i, adapter in enumerate(adapters * 2)]
+    sequences = [
+        sequence(tokens_of(9 + i, i), range(2 * i, 2 * i + 2), adapter)
+        for i, adapter in enumerate(adapters * 2)
+    ]
     batch = step(*(whole(one) for one in sequences))
-    found, wanted = native.forward(batch), Runner(weights, BLOCKS, compute=torch.float32).forward(batch)
-    assert (found - wanted).abs().max() < 0.15 * wanted.std()  # factors, keys and values are rounded to bfloat16
+    found, wanted = (
+        native.forward(batch),
+        Runner(weights, BLOCKS, compute=torch.float32).forward(batch),
+    )
+    # factors, keys and values are rounded to bfloat16
+    assert (found - wanted).abs().max() < 0.15 * wanted.std()
     assert (found - wanted).abs().mean() < 0.015 * wanted.std()
     bare = step(*(whole(sequence(one.tokens, one.blocks)) for one in sequences))
     change = (native.forward(bare) - found).abs().amax(1)
-    adapted = torch.cat([torch.full((len(one.tokens),), one.adapter is not None) for one in sequences])
+    adapted = torch.cat(
+        [torch.full((len(one.tokens),), one.adapter is not None) for one in sequences]
+    )
     assert (change[adapted] > 0.1 * wanted.std()).all()
-    assert torch.equal(change[~adapted], torch.zeros_like(change[~adapted]))  # to the last bit, as if nobody had one
+    # to the last bit, as if nobody had one
+    assert torch.equal(change[~adapted], torch.zeros_like(change[~adapted]))
 
 
 def test_an_adapted_row_has_the_same_bits_alone_and_in_every_batch(native, adapters):
     ours = sequence(tokens_of(40, 77), range(3), adapters[1])
     wanted = native.forward(step(whole(ours)))
-    others = [sequence(tokens_of(20, i), range(10 + 2 * i, 12 + 2 * i), adapter) for i, adapter in enumerate(adapters)]
-    found = native.forward(step(*(whole(one, 0) for one in others[:3]), whole(ours), whole(others[3], 0)))
+    others = [
+        sequence(tokens_of(20, i), range(10 + 2 * i, 12 + 2 * i), adapter)
+        for i, adapter in enumerate(adapters)
+    ]
+    found = native.forward(
+        step(*(whole(one, 0) for one in others[:3]), whole(ours), whole(others[3], 0))
+    )
     assert torch.equal(found, wanted)
     singles = [native.forward(step(Span(ours, place, 1, 1))) for place in range(40)]
     assert torch.equal(torch.cat(singles), wanted)
@@ -68,18 +97,27 @@ def test_quantised_matrices_take_adapters_too(adapters):
     weights = random_weights(shape, "Q4_0")
     adapter = LoadedAdapter("q", random_factors(shape, 8, 5))
     batch = step(whole(sequence(tokens_of(50, 3), range(4), adapter)))
-    found, wanted = TensorRunner(weights, 4, threads=2).forward(batch), Runner(weights, 4, compute=torch.float32).forward(batch)
+    found, wanted = (
+        TensorRunner(weights, 4, threads=2).forward(batch),
+        Runner(weights, 4, compute=torch.float32).forward(batch),
+    )
     assert (found - wanted).abs().mean() < 0.07 * wanted.std()
 
 
 def test_adapters_long_unused_are_freed_and_packed_again(weights, adapters, monkeypatch):
     monkeypatch.setattr(runner, "KEPT_ADAPTERS", 2)
     own = TensorRunner(weights, BLOCKS, threads=1)
-    wanted = [own.forward(step(whole(sequence(tokens_of(9, 1), [0], adapter)))) for adapter in adapters]
+    wanted = [
+        own.forward(step(whole(sequence(tokens_of(9, 1), [0], adapter)))) for adapter in adapters
+    ]
     assert len(own._adapters) == 2
-    again = [own.forward(step(whole(sequence(tokens_of(9, 1), [0], adapter)))) for adapter in adapters]
+    again = [
+        own.forward(step(whole(sequence(tokens_of(9, 1), [0], adapter)))) for adapter in adapters
+    ]
     assert all(torch.equal(*pair) for pair in zip(wanted, again, strict=True))
-    together = own.forward(step(*(whole(sequence(tokens_of(9, 1), [i], a)) for i, a in enumerate(adapters))))
+    together = own.forward(
+        step(*(whole(sequence(tokens_of(9, 1), [i], a)) for i, a in enumerate(adapters)))
+    )
     assert torch.equal(together, torch.cat(wanted))  # four in one step, though only two are kept
 
 

@@ -13,9 +13,18 @@ from quietchoir.core.engine.native.runner import supports
 from quietchoir.core.engine.scheduler import Span
 from quietchoir.core.errors import CacheError, EngineError
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_native import TensorRunner, architecture, random_weights, sequence, step, whole
+from quietchoir.tests.fakes_native import (
+    TensorRunner,
+    architecture,
+    random_weights,
+    sequence,
+    step,
+    whole,
+)
 
-pytestmark = pytest.mark.skipif(library.available() is not None, reason="the kernels were not compiled")
+pytestmark = pytest.mark.skipif(
+    library.available() is not None, reason="the kernels were not compiled"
+)
 
 BLOCKS = 8
 ROUNDS = 10_000 if os.environ.get("QUIETCHOIR_FUZZ") == "full" else 1_000
@@ -46,12 +55,19 @@ def runner(weights: Weights) -> TensorRunner:
         ([1] * 3, [0], 0, 3, -1),
     ],
 )
-def test_a_step_that_would_leave_its_memory_is_refused_whole(runner, tokens, blocks, start, count, sampled):
+def test_a_step_that_would_leave_its_memory_is_refused_whole(
+    runner, tokens, blocks, start, count, sampled
+):
     good = sequence([5] * 20, [3, 4])
     runner.forward(step(whole(good)))
     before = runner.network.cache.copy()
     with pytest.raises(EngineError, match="refuses this step"):
-        runner.forward(step(whole(sequence([7] * 20, [5, 6])), Span(sequence(tokens, blocks), start, count, sampled)))
+        runner.forward(
+            step(
+                whole(sequence([7] * 20, [5, 6])),
+                Span(sequence(tokens, blocks), start, count, sampled),
+            )
+        )
     assert (runner.network.cache == before).all()
     assert torch.isfinite(runner.forward(step(whole(good)))).all()
 
@@ -98,7 +114,12 @@ def test_saved_blocks_of_another_kind_are_refused(runner, weights):
     before = runner.network.cache.copy()
     bad = bytearray(saved)
     bad[-2:] = b"\x80\x7f"  # infinity
-    for blocks, data in (([0, 1], other.read_cache([0, 1])), ([0], saved), ([0, 1], bytes(bad)), ([0], label("x", b""))):
+    for blocks, data in (
+        ([0, 1], other.read_cache([0, 1])),
+        ([0], saved),
+        ([0, 1], bytes(bad)),
+        ([0], label("x", b"")),
+    ):
         with pytest.raises(CacheError):
             runner.write_cache(blocks, data)
     assert (runner.network.cache == before).all()

@@ -25,7 +25,9 @@ def lines_reach_the_test(monkeypatch):
 @pytest.mark.skipif(library.available() is not None, reason="the kernels were not compiled")
 def test_a_model_that_the_native_engine_runs_is_given_to_it(caplog):
     with caplog.at_level(logging.INFO, "quietchoir.engine"):
-        assert isinstance(processor_runner(random_weights(architecture()), 4, threads=1), NativeRunner)
+        assert isinstance(
+            processor_runner(random_weights(architecture()), 4, threads=1), NativeRunner
+        )
     assert f"with {library.instruction_set()}" in caplog.text
 
 
@@ -53,7 +55,9 @@ def test_in_the_thread_of_the_native_engine_torch_computes_alone_and_elsewhere_a
             return super().forward(batch)
 
     weights = random_weights(architecture(), "Q4_0")
-    engine = Engine(weights, EngineConfig(context=64, threads=2), model=Watched(weights, 8, threads=2))
+    engine = Engine(
+        weights, EngineConfig(context=64, threads=2), model=Watched(weights, 8, threads=2)
+    )
     engine.start()
     engine.submit(GenerationRequest(prompt=(1, 2, 3), max_tokens=2)).text()
     engine.stop()

@@ -14,7 +14,9 @@ from quietchoir.core.engine.runner import Runner
 from quietchoir.core.models.weights import Weights
 from quietchoir.tests.fakes_native import TensorRunner, sequence, step, whole
 
-pytestmark = pytest.mark.skipif(library.available() is not None, reason="the kernels were not compiled")
+pytestmark = pytest.mark.skipif(
+    library.available() is not None, reason="the kernels were not compiled"
+)
 
 BLOCKS = 96
 QUESTIONS = (
@@ -57,14 +59,21 @@ def test_perplexity_is_that_of_float32_within_a_percent(smollm2, exact, native):
 
 def test_greedy_answers_are_float32s_or_part_at_a_near_tie(smollm2, exact, native):
     engine = Engine(smollm2, EngineConfig(context=512), model=native)
-    prompts = [tuple(smollm2.tokenizer.encode_chat([{"role": "user", "content": text}])) for text in QUESTIONS]
-    generations = [engine.submit(GenerationRequest(prompt=prompt, max_tokens=24)) for prompt in prompts]
+    prompts = [
+        tuple(smollm2.tokenizer.encode_chat([{"role": "user", "content": text}]))
+        for text in QUESTIONS
+    ]
+    generations = [
+        engine.submit(GenerationRequest(prompt=prompt, max_tokens=24)) for prompt in prompts
+    ]
     while engine.stats().running + engine.stats().waiting:
         engine.step()
     same = counted = 0
     for prompt, generation in zip(prompts, generations, strict=True):
         answer = [piece.token for piece in generation if piece.token is not None]
-        logits = exact.forward(step(whole(sequence([*prompt, *answer], range(BLOCKS)))))[len(prompt) - 1 : -1]
+        logits = exact.forward(step(whole(sequence([*prompt, *answer], range(BLOCKS)))))[
+            len(prompt) - 1 : -1
+        ]
         chosen = logits[torch.arange(len(answer)), torch.tensor(answer)]
         assert (logits.amax(-1) - chosen).max() < NEAR_TIE
         same += int((chosen == logits.amax(-1)).sum())
@@ -74,7 +83,10 @@ def test_greedy_answers_are_float32s_or_part_at_a_near_tie(smollm2, exact, nativ
 
 def test_answers_are_the_same_alone_and_together_and_in_chunks(smollm2, native):
     """To the last bit of every logit, hence the same text for certain."""
-    prompts = [tuple(smollm2.tokenizer.encode_chat([{"role": "user", "content": text}])) for text in QUESTIONS]
+    prompts = [
+        tuple(smollm2.tokenizer.encode_chat([{"role": "user", "content": text}]))
+        for text in QUESTIONS
+    ]
 
     def answers(together: bool, step_rows: int) -> list[str]:
         engine = Engine(smollm2, EngineConfig(context=512), model=native)
@@ -82,7 +94,9 @@ def test_answers_are_the_same_alone_and_together_and_in_chunks(smollm2, native):
         engine.scheduler.limits = type(limits)(step_rows=step_rows, shared_rows=step_rows)
         texts = []
         for group in [prompts] if together else [[prompt] for prompt in prompts]:
-            generations = [engine.submit(GenerationRequest(prompt=prompt, max_tokens=20)) for prompt in group]
+            generations = [
+                engine.submit(GenerationRequest(prompt=prompt, max_tokens=20)) for prompt in group
+            ]
             while engine.stats().running + engine.stats().waiting:
                 engine.step()
             texts += [generation.text() for generation in generations]

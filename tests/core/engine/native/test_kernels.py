@@ -1,4 +1,6 @@
-"""Products of every block type on every instruction set that runs here, beside the `gguf` package's own numbers."""
+"""Products of every block type on every instruction set that runs here, beside the `gguf`
+package's own numbers.
+"""
 
 from itertools import product
 
@@ -25,7 +27,9 @@ SETS = library.instruction_sets() if library.available() is None else ("none",)
 SHAPES = ((1, 1), (16, 2), (37, 3))  # rows, blocks of 256 columns
 
 
-def packed(kind: str, rows: int, columns: int, rng: np.random.Generator) -> tuple[np.ndarray, PackedMatrix]:
+def packed(
+    kind: str, rows: int, columns: int, rng: np.random.Generator
+) -> tuple[np.ndarray, PackedMatrix]:
     raw = random_rows(kind, rows, columns, rng)
     return raw, PackedMatrix(kind, (rows, columns), raw)
 
@@ -35,7 +39,9 @@ def close(found: np.ndarray, wanted: np.ndarray, bound: np.ndarray) -> bool:
 
 
 @pytest.mark.parametrize(("kind", "instructions"), list(product(KINDS, SETS)))
-def test_a_product_is_that_of_the_files_numbers_up_to_float_sums(kind: str, instructions: str) -> None:
+def test_a_product_is_that_of_the_files_numbers_up_to_float_sums(
+    kind: str, instructions: str
+) -> None:
     rng = np.random.default_rng(1)
     for rows, blocks in SHAPES:
         raw, matrix = packed(kind, rows, 256 * blocks, rng)
@@ -57,21 +63,31 @@ def test_columns_may_be_any_number_of_blocks(kind: str, instructions: str) -> No
 
 
 @pytest.mark.parametrize(("kind", "instructions"), list(product(QUANTISED, SETS)))
-def test_rounded_activations_cost_at_most_half_a_step_a_weight(kind: str, instructions: str) -> None:
-    """The stated bound of the whole product: sum over groups of |weights| times the group's largest activation / 254."""
+def test_rounded_activations_cost_at_most_half_a_step_a_weight(
+    kind: str, instructions: str
+) -> None:
+    """The stated bound of the whole product: sum over groups of |weights| times the group's
+    largest activation / 254.
+    """
     rng = np.random.default_rng(3)
     raw, matrix = packed(kind, 48, 512, rng)
     x = (rng.standard_normal((5, 512)) * rng.lognormal(size=(5, 512))).astype(np.float32)
     top = np.abs(x).reshape(5, -1, 32).max(axis=2).repeat(32, axis=1).astype(np.float64)
     step = top / 254 @ np.abs(meaning(kind, raw)).T
     _, sums = expected_product(kind, raw, x)
-    assert close(matrix.multiply(x, instructions), x.astype(np.float64) @ meaning(kind, raw).T, step + sums)
+    assert close(
+        matrix.multiply(x, instructions), x.astype(np.float64) @ meaning(kind, raw).T, step + sums
+    )
 
 
 @pytest.mark.parametrize(("kind", "instructions"), list(product(QUANTISED, SETS)))
 @pytest.mark.parametrize("byte", [0x00, 0x7F, 0x80, 0xFF])
-def test_the_largest_integers_neither_saturate_nor_wrap(kind: str, instructions: str, byte: int) -> None:
-    """Scales are 1 and activations whole numbers, so that the exact product is a float and must come out to the bit."""
+def test_the_largest_integers_neither_saturate_nor_wrap(
+    kind: str, instructions: str, byte: int
+) -> None:
+    """Scales are 1 and activations whole numbers, so that the exact product is a float and must
+    come out to the bit.
+    """
     width, size = block_size(kind)
     blocks = np.full((16 * 512 // width, size), 1, dtype=np.uint8)
     blocks[:, INTEGERS[kind]] = byte
@@ -80,8 +96,15 @@ def test_the_largest_integers_neither_saturate_nor_wrap(kind: str, instructions:
     raw = with_scales(kind, blocks, np.ones((len(blocks), 2))).reshape(16, -1)
     matrix = PackedMatrix(kind, (16, 512), raw)
     signs = np.random.default_rng(4).choice([-127.0, 127.0], (8, 512))
-    for x in (np.full((1, 512), 127.0), np.full((9, 512), -127.0), signs, np.abs(signs) * np.resize([1, 1, -1, -1], 512)):
-        assert np.array_equal(matrix.multiply(x.astype(np.float32), instructions), x @ meaning(kind, raw).T)
+    for x in (
+        np.full((1, 512), 127.0),
+        np.full((9, 512), -127.0),
+        signs,
+        np.abs(signs) * np.resize([1, 1, -1, -1], 512),
+    ):
+        assert np.array_equal(
+            matrix.multiply(x.astype(np.float32), instructions), x @ meaning(kind, raw).T
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -97,13 +120,21 @@ def test_instruction_sets_with_fused_sums_agree_to_the_bit(kind: str) -> None:
 @pytest.mark.parametrize("instructions", SETS)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_any_bytes_multiply_as_the_gguf_package_reads_them(instructions: str, data: st.DataObject) -> None:
+def test_any_bytes_multiply_as_the_gguf_package_reads_them(
+    instructions: str, data: st.DataObject
+) -> None:
     kind = data.draw(st.sampled_from(QUANTISED))
-    rows, count, seed = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 20)), data.draw(st.integers(0, 2**32))
+    rows, count, seed = (
+        data.draw(st.integers(1, 40)),
+        data.draw(st.integers(1, 20)),
+        data.draw(st.integers(0, 2**32)),
+    )
     columns = block_size(kind)[0] * data.draw(st.integers(1, 3))
     rng = np.random.default_rng(seed)
     raw, matrix = packed(kind, rows, columns, rng)
-    x = (rng.standard_normal((count, columns)) * 10.0 ** data.draw(st.integers(-12, 12))).astype(np.float32)
+    x = (rng.standard_normal((count, columns)) * 10.0 ** data.draw(st.integers(-12, 12))).astype(
+        np.float32
+    )
     x[:, rng.random(columns) < data.draw(st.floats(0, 1))] = 0
     wanted, bound = expected_product(kind, raw, x)
     assert close(matrix.multiply(x, instructions), wanted, bound)
@@ -158,6 +189,11 @@ def test_what_is_no_matrix_is_refused() -> None:
         with pytest.raises(ValueError, match=kind):
             PackedMatrix(kind, shape, bytes_)
     matrix = PackedMatrix("Q4_K", (16, 256), raw)
-    for x, name in ((np.zeros((0, 256)), ""), (np.zeros((1, 255)), ""), (np.zeros(256), ""), (np.zeros((1, 256)), "avx1024")):
+    for x, name in (
+        (np.zeros((0, 256)), ""),
+        (np.zeros((1, 255)), ""),
+        (np.zeros(256), ""),
+        (np.zeros((1, 256)), "avx1024"),
+    ):
         with pytest.raises(ValueError, match=r"x must be|avx1024"):
             matrix.multiply(x.astype(np.float32), name)

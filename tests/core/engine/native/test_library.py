@@ -1,4 +1,6 @@
-"""The compiled library is found, is the one that its sources say, and says why where it cannot be used."""
+"""The compiled library is found, is the one that its sources say, and says why where it cannot
+be used.
+"""
 
 import re
 import shutil
@@ -22,7 +24,9 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_the_installation_has_compiled_it() -> None:
-    """Fails where no compiler was there; then install one and run `make setup`: the engine's tests need the library."""
+    """Fails where no compiler was there; then install one and run `make setup`: the engine's
+    tests need the library.
+    """
     assert library.available() is None
 
 
@@ -43,7 +47,9 @@ def test_the_sets_are_those_that_the_system_reports() -> None:
         "neon": {"asimd"},
         "plain": set(),
     }
-    assert library.instruction_sets() == tuple(name for name, flags in needs.items() if flags <= words)
+    assert library.instruction_sets() == tuple(
+        name for name, flags in needs.items() if flags <= words
+    )
 
 
 def test_the_environment_chooses_the_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,8 +64,12 @@ def test_the_environment_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "unset it" in str(library.available())
 
 
-def test_a_set_that_this_processor_lacks_is_refused_with_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    lacking = next(name for name in library.INSTRUCTION_SETS if name not in library.instruction_sets())
+def test_a_set_that_this_processor_lacks_is_refused_with_what_there_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lacking = next(
+        name for name in library.INSTRUCTION_SETS if name not in library.instruction_sets()
+    )
     monkeypatch.setenv(library.VARIABLE, lacking)
     with pytest.raises(ConfigError, match=f"{lacking}: .* plain"):
         library.instruction_set()
@@ -83,15 +93,22 @@ def test_a_library_of_other_sources_is_not_loaded(monkeypatch: pytest.MonkeyPatc
     assert "other sources" in str(library.available())
 
 
-def test_a_file_that_is_no_library_is_not_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_file_that_is_no_library_is_not_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / sources.LIBRARY).write_bytes(b"no library")
     monkeypatch.setattr(sources, "FOLDER", tmp_path)
     assert "cannot be loaded" in str(library.available())
 
 
-def test_a_library_of_something_else_is_not_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_library_of_something_else_is_not_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "other.c").write_text("int answer(void) { return 42; }\n")
-    subprocess.run(["g++", "-shared", "-fPIC", tmp_path / "other.c", "-o", tmp_path / sources.LIBRARY], check=True)
+    subprocess.run(
+        ["g++", "-shared", "-fPIC", tmp_path / "other.c", "-o", tmp_path / sources.LIBRARY],
+        check=True,
+    )
     monkeypatch.setattr(sources, "FOLDER", tmp_path)
     assert "cannot be loaded" in str(library.available())
 

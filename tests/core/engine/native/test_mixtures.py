@@ -1,4 +1,6 @@
-"""Files that mix block types, as those called Q4_K_M and Q5_K_M do, run whole on every instruction set."""
+"""Files that mix block types, as those called Q4_K_M and Q5_K_M do, run whole on every
+instruction set.
+"""
 
 from dataclasses import replace
 
@@ -11,7 +13,15 @@ from quietchoir.core.engine.native.runner import supports
 from quietchoir.core.models.blocks import Blocks
 from quietchoir.core.models.weights import Weights
 from quietchoir.tests.fakes_blocks import block_size, meaning, random_rows, with_scales
-from quietchoir.tests.fakes_native import Oracle, TensorRunner, architecture, random_weights, sequence, step, whole
+from quietchoir.tests.fakes_native import (
+    Oracle,
+    TensorRunner,
+    architecture,
+    random_weights,
+    sequence,
+    step,
+    whole,
+)
 
 SETS = library.instruction_sets() if library.available() is None else ("none",)
 SHAPE = {"width": 256, "ffn_width": 512, "heads": 4, "kv_heads": 2, "head_size": 64, "layers": 3}
@@ -21,7 +31,8 @@ MIXTURES = {
     "Q4_0 and Q6_K": ("Q4_0", "Q6_K"),
     "Q4_K and Q8_0": ("Q4_K", "Q8_0"),
 }
-FINER = ("v_proj", "down_proj", "lm_head", "embed_tokens")  # what such files keep in the type with more bits
+# what such files keep in the type with more bits
+FINER = ("v_proj", "down_proj", "lm_head", "embed_tokens")
 
 
 def random_blocks(kind: str, rows: int, columns: int, rng: np.random.Generator) -> Blocks:
@@ -29,10 +40,15 @@ def random_blocks(kind: str, rows: int, columns: int, rng: np.random.Generator) 
     width, size = block_size(kind)
     raw = random_rows(kind, rows, columns, rng).reshape(-1, size)
     d = (0.5 + rng.random((len(raw), 1))) / 1000
-    # The offset's scale such that weights have mean 0: a Q4_K is d * s * q - dmin * m, s and m of 0..63, q of 0..15.
-    raw = with_scales(kind, raw, np.hstack([d, d * (15.5 if kind == "Q5_K" else 7.5)])).reshape(rows, -1)
+    # The offset's scale such that weights have mean 0: a Q4_K is d * s * q - dmin * m, s and m of
+    # 0..63, q of 0..15.
+    raw = with_scales(kind, raw, np.hstack([d, d * (15.5 if kind == "Q5_K" else 7.5)])).reshape(
+        rows, -1
+    )
     factor = 2 * columns**-0.5 / meaning(kind, raw).std()
-    raw = with_scales(kind, raw.reshape(-1, size), np.hstack([d, d * (15.5 if kind == "Q5_K" else 7.5)]) * factor)
+    raw = with_scales(
+        kind, raw.reshape(-1, size), np.hstack([d, d * (15.5 if kind == "Q5_K" else 7.5)]) * factor
+    )
     assert columns % width == 0
     return Blocks(kind, (rows, columns), torch.from_numpy(raw.reshape(rows, -1)))
 
@@ -41,7 +57,9 @@ def mixed(kinds: tuple[str, str]) -> Weights:
     """A whole model of two block types."""
     weights, rng = random_weights(architecture(**SHAPE)), np.random.default_rng(1)
     tensors = {
-        name: random_blocks(kinds[any(part in name for part in FINER)], *blocks.shape, rng) if blocks.shape[0] > 1 else blocks
+        name: random_blocks(kinds[any(part in name for part in FINER)], *blocks.shape, rng)
+        if blocks.shape[0] > 1
+        else blocks
         for name, blocks in weights.tensors.items()
     }
     return replace(weights, tensors=tensors)
@@ -56,7 +74,9 @@ def model(request: pytest.FixtureRequest) -> tuple[Weights, list[int], torch.Ten
 
 
 @pytest.mark.parametrize("instructions", SETS)
-def test_a_mixture_runs_whole_and_near_the_plain_transformer(model, instructions: str, monkeypatch) -> None:
+def test_a_mixture_runs_whole_and_near_the_plain_transformer(
+    model, instructions: str, monkeypatch
+) -> None:
     monkeypatch.setenv(library.VARIABLE, instructions)
     weights, tokens, wanted = model
     assert supports(weights) is None
@@ -64,6 +84,7 @@ def test_a_mixture_runs_whole_and_near_the_plain_transformer(model, instructions
     assert runner.instruction_set == instructions
     found = runner.forward(step(whole(sequence(tokens, range(4)))))
     assert (found - wanted).abs().mean() < 0.07 * wanted.std()
-    assert (found - wanted).abs().max() < wanted.std()  # wrong weights would be 1.4 spreads off on average
+    # wrong weights would be 1.4 spreads off on average
+    assert (found - wanted).abs().max() < wanted.std()
     again = runner.forward(step(whole(sequence(tokens[:17], [7, 5]))))
     assert torch.equal(again, found[:17])

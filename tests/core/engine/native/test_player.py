@@ -1,4 +1,6 @@
-"""The same sources on other processors and under sanitizers: a tape of calls, played by `check.cpp` without Python."""
+"""The same sources on other processors and under sanitizers: a tape of calls, played by
+`check.cpp` without Python.
+"""
 
 import subprocess
 from collections.abc import Callable
@@ -13,13 +15,14 @@ from quietchoir.core.engine.native.library import KINDS
 from quietchoir.tests.fakes_blocks import PLAIN, block_size, expected_product, meaning, random_rows
 from quietchoir.tests.fakes_player import STEP, Tape, Tiny, build, play
 
-FUSED = {"avx512", "avx2", "avxvnni", "evex", "neon", "neondot"}  # sets that fuse products with sums; plain does not
+# sets that fuse products with sums; plain does not
+FUSED = {"avx512", "avx2", "avxvnni", "evex", "neon", "neondot"}
 SANITIZERS = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 MIXED = Tiny(
     kinds=(
         ("Q4_K", "Q5_K", "Q6_K", "Q8_0", "Q4_0", "Q4_1", "F16"),
         ("BF16", "F32", "Q4_0", "Q4_1", "Q6_K", "Q5_K", "Q4_K"),
-    ),
+    )
 )
 NORMED = Tiny(
     kinds=(("Q4_0", "Q8_0", "Q4_1", "Q4_0", "Q8_0", "Q4_0", "Q8_0"),) * 2,
@@ -75,8 +78,15 @@ def products(scene: Scene, rng: np.random.Generator) -> None:
     for kind in KINDS:
         for _ in range(3):
             rows, count = int(rng.integers(1, 50)), int(rng.integers(1, 18))
-            columns = int(rng.integers(1, 40)) if kind in PLAIN else block_size(kind)[0] * int(rng.integers(1, 4))
-            raw, x = random_rows(kind, rows, columns, rng), rng.standard_normal((count, columns)).astype(np.float32)
+            columns = (
+                int(rng.integers(1, 40))
+                if kind in PLAIN
+                else block_size(kind)[0] * int(rng.integers(1, 4))
+            )
+            raw, x = (
+                random_rows(kind, rows, columns, rng),
+                rng.standard_normal((count, columns)).astype(np.float32),
+            )
             wanted, bound = expected_product(kind, raw, x)
             scene.expect(scene.tape.multiply(kind, (rows, columns), raw, x), near(wanted, bound))
         row = random_rows(kind, 1, 256, rng)
@@ -84,17 +94,24 @@ def products(scene: Scene, rng: np.random.Generator) -> None:
 
 
 def steps(scene: Scene, rng: np.random.Generator) -> None:
-    """Models: a mixture with adapters, one with norms behind and a window, and one with a context that is cut in pieces."""
+    """Models: a mixture with adapters, one with norms behind and a window, and one with a
+    context that is cut in pieces.
+    """
     MIXED.record(scene.tape, rng)
     MIXED.adapter(scene.tape, 3, ("query", "down"), rng)
     MIXED.adapter(scene.tape, 20, ("gate", "value", "output"), rng)
     scene.expect(MIXED.step(scene.tape, [(5, 0, 1, [3], -1), (19, 0, 2, [0, 5], 0)], rng), finite)
-    scene.expect(MIXED.step(scene.tape, [(1, 5, 1, [3], -1), (1, 19, 1, [0, 5], 0), (3, 0, 3, [7], 1)], rng), finite)
+    scene.expect(
+        MIXED.step(scene.tape, [(1, 5, 1, [3], -1), (1, 19, 1, [0, 5], 0), (3, 0, 3, [7], 1)], rng),
+        finite,
+    )
     refused_steps(scene.tape)
     NORMED.record(scene.tape, rng)
     NORMED.adapter(scene.tape, 1, ("key", "up"), rng)
     scene.expect(NORMED.step(scene.tape, [(40, 0, 1, [1, 0, 6], 0)], rng), finite)
-    scene.expect(NORMED.step(scene.tape, [(1, 40, 1, [1, 0, 6], 0), (2, 0, 0, [2], -1)], rng), finite)
+    scene.expect(
+        NORMED.step(scene.tape, [(1, 40, 1, [1, 0, 6], 0), (2, 0, 0, [2], -1)], rng), finite
+    )
     LONG.record(scene.tape, rng)
     table = rng.permutation(LONG.blocks).tolist()
     scene.expect(LONG.step(scene.tape, [(600, 0, 0, table, -1)], rng), finite)
@@ -150,15 +167,21 @@ def here(sanitized: Path, scene: Scene) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory: pytest.TempPathFactory, scene: Scene) -> dict[str, np.ndarray]:
-    """What AArch64 makes of it: cross-compiled with the flags that ship, linked statically, emulated."""
+    """What AArch64 makes of it: cross-compiled with the flags that ship, linked statically,
+    emulated.
+    """
     folder = tmp_path_factory.mktemp("aarch64")
-    return play(["qemu-aarch64", str(build(folder, "aarch64-linux-gnu-g++", "-static"))], scene.tape, folder)
+    return play(
+        ["qemu-aarch64", str(build(folder, "aarch64-linux-gnu-g++", "-static"))], scene.tape, folder
+    )
 
 
 def fits(scene: Scene, found: np.ndarray) -> bool:
     """Whether all that came out is right; a set that plays products alone stops behind them."""
     played = [(place, check) for place, check in scene.checks if place.stop <= len(found)]
-    return len(found) in (scene.products, scene.length) and all(check(found[place]) for place, check in played)
+    return len(found) in (scene.products, scene.length) and all(
+        check(found[place]) for place, check in played
+    )
 
 
 def test_sanitizers_find_nothing_in_any_instruction_set_and_the_numbers_are_right(
@@ -168,13 +191,19 @@ def test_sanitizers_find_nothing_in_any_instruction_set_and_the_numbers_are_righ
     assert all(fits(scene, found) for found in here.values())
 
 
-def test_neon_with_and_without_dot_products_gives_the_right_numbers(emulated: dict[str, np.ndarray], scene: Scene) -> None:
+def test_neon_with_and_without_dot_products_gives_the_right_numbers(
+    emulated: dict[str, np.ndarray], scene: Scene
+) -> None:
     assert set(emulated) == {"neondot", "neon", "plain"}
     assert all(fits(scene, found) for found in emulated.values())
 
 
-def test_all_instruction_sets_agree(here: dict[str, np.ndarray], emulated: dict[str, np.ndarray], scene: Scene) -> None:
-    """Products to the bit where sums are fused; whole steps nearly, because sines come from each system's own library."""
+def test_all_instruction_sets_agree(
+    here: dict[str, np.ndarray], emulated: dict[str, np.ndarray], scene: Scene
+) -> None:
+    """Products to the bit where sums are fused; whole steps nearly, because sines come from each
+    system's own library.
+    """
     found = [*here.items(), *emulated.items()]
     reference = next(numbers for name, numbers in found if name in FUSED)
     for name, numbers in found:
@@ -182,15 +211,24 @@ def test_all_instruction_sets_agree(here: dict[str, np.ndarray], emulated: dict[
             assert np.array_equal(numbers[: scene.products], reference[: scene.products]), name
         for place, _ in scene.checks:
             there, wanted = numbers[place], reference[place][: len(numbers[place])]
-            assert np.abs(there - wanted).max(initial=0) <= 0.02 * np.abs(wanted).max(initial=1e-6), name
+            assert np.abs(there - wanted).max(initial=0) <= 0.02 * np.abs(wanted).max(
+                initial=1e-6
+            ), name
 
 
-def test_units_of_one_instruction_set_share_no_code_that_the_linker_could_mix(sanitized: Path) -> None:
-    """Compiled without inlining, so that every function that could become shared is there to be seen."""
+def test_units_of_one_instruction_set_share_no_code_that_the_linker_could_mix(
+    sanitized: Path,
+) -> None:
+    """Compiled without inlining, so that every function that could become shared is there to be
+    seen.
+    """
     for unit in sources.units():
         if unit.name.startswith("forward_"):
             listed = subprocess.run(
-                ["nm", "-C", sanitized.parent / f"{unit.stem}.o"], capture_output=True, text=True, check=True
+                ["nm", "-C", sanitized.parent / f"{unit.stem}.o"],
+                capture_output=True,
+                text=True,
+                check=True,
             )
             weak = [line for line in listed.stdout.splitlines() if " W " in line or " u " in line]
             assert not weak, f"{unit.name}: {weak[:3]}"

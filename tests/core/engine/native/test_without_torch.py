@@ -1,4 +1,6 @@
-"""A node that serves a GGUF file with compiled kernels never imports torch: 200 MB of memory and a second and a half."""
+"""A node that serves a GGUF file with compiled kernels never imports torch: 200 MB of memory and
+a second and a half.
+"""
 
 import subprocess
 import sys
@@ -28,11 +30,14 @@ engine = Engine(weights.load(Path(sys.argv[1])), EngineConfig(threads=1, context
 engine.start()
 prompt = tuple(engine._weights.tokenizer.encode("Count: one two three one two three one"))
 asked = [
-    {}, {"temperature": 1.0, "seed": 1}, {"temperature": 0.7, "seed": 1, "top_k": 40, "top_p": 0.9, "min_p": 0.02},
-    {"logprobs": 3}, {"repetition_penalty": 1.2, "presence_penalty": 0.5, "logit_bias": ((5, 1.0),)},
+    {}, {"temperature": 1.0, "seed": 1},
+    {"temperature": 0.7, "seed": 1, "top_k": 40, "top_p": 0.9, "min_p": 0.02},
+    {"logprobs": 3},
+    {"repetition_penalty": 1.2, "presence_penalty": 0.5, "logit_bias": ((5, 1.0),)},
     {"constraint": Constraint("regex", "[0-9]{3}")},
 ]
-for generation in [engine.submit(GenerationRequest(prompt=prompt, max_tokens=6, **one)) for one in asked]:
+requests = [GenerationRequest(prompt=prompt, max_tokens=6, **one) for one in asked]
+for generation in [engine.submit(request) for request in requests]:
     generation.text()
     assert generation.completion_tokens
 engine.stop()
@@ -44,6 +49,10 @@ print("served")
 @pytest.mark.skipif(library.available() is not None, reason="the kernels were not compiled")
 def test_a_node_serves_every_kind_of_request_without_torch(model_path: Path):
     done = subprocess.run(
-        [sys.executable, "-c", SERVE, str(model_path)], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", SERVE, str(model_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.stdout == "served\n", done.stderr[-2000:]
