@@ -43,7 +43,7 @@ system-packages:  ## what tests and the engine can use and pip does not bring (D
 	.ci/system-packages install
 
 # The installation has compiled them; this does it again when a source changes. Without a compiler it says so and goes on.
-$(VENV)/compiled: $(VENV)/ready setup.py core/engine/native/sources.py $(wildcard core/engine/native/src/*)
+$(VENV)/compiled: $(VENV)/ready setup.py core/engine/backends/native/sources.py $(wildcard core/engine/backends/native/src/*)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 
@@ -75,7 +75,7 @@ lint: setup  ## ruff format and check, mypy strict
 	$(BIN)/ruff check .
 	@# mypy needs the package's own name, whatever this checkout's folder is called
 	mkdir -p build/lint/quietchoir
-	for part in *.py core crypto federation plugins simulations tests; do ln -sfn ../../../$$part build/lint/quietchoir/$$part; done
+	for part in *.py core crypto federation private_search plugins simulations tests; do ln -sfn ../../../$$part build/lint/quietchoir/$$part; done
 	cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p quietchoir
 
 format: setup

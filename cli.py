@@ -13,8 +13,9 @@ from . import __version__, commands
 from .core import commands as core_commands
 from .core import log, parts, screen
 from .core.errors import QuietchoirError
-from .federation import commands as federation_commands
+from .federation.cli import commands as federation_commands
 from .plugins import commands as plugin_commands
+from .private_search import commands as search_commands
 from .simulations import commands as simulation_commands
 
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
@@ -43,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
         commands,
         core_commands,
         federation_commands,
+        search_commands,
         plugin_commands,
         simulation_commands,
     ):

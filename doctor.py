@@ -15,8 +15,8 @@ from pathlib import Path
 
 from .core import parts, paths
 from .core.config import Config
-from .core.device import discovery
 from .core.errors import ConfigError, QuietchoirError
+from .core.hardware import discovery
 
 MEMORY_BYTES = 1 << 30  # the default model with its caches
 DISK_BYTES = 1 << 30
@@ -150,7 +150,7 @@ def _writable(folder: Path) -> bool:
 
 def model(config: Config) -> Finding:
     """The chosen model's file."""
-    from .core.models import catalog
+    from .core.models.hub import catalog
 
     try:
         path = catalog.find(config.engine.model)
@@ -174,7 +174,7 @@ def sandbox(_config: Config) -> Finding:
 
 def kernels(_config: Config) -> Finding:
     """The compiled engine, and which of the processor's instructions it uses."""
-    from .core.engine.native import library
+    from .core.engine.backends.native import library
 
     reason = library.available()
     if reason is None:

@@ -20,19 +20,22 @@ from .core.assistant.assistant import Assistant
 from .core.config import Config
 from .core.engine.engine import Engine
 from .core.errors import FederationError, QuietchoirError
-from .core.models import catalog, weights
-from .core.models.catalog import model_name
+from .core.models import weights
+from .core.models.hub import catalog
+from .core.models.hub.catalog import model_name
 from .core.models.weights import Weights
 from .core.server import auth
 from .core.server.app import Parts, Server, claim
 from .core.server.embeddings import Source
-from .federation.member import Joining, join
-from .federation.registry.registry import Card, Registry
+from .federation.adapters.registry import Card, Registry
+from .federation.client_node import Joining, join
 from .plugins.host import PluginHost
 
 if TYPE_CHECKING:
     from .core.engine.embedder import Embedder
-    from .core.models.adapter import Adapter  # with torch, which a node that serves does without
+    from .core.models.lora.adapter import (
+        Adapter,  # with torch, which a node that serves does without
+    )
 
 HOUSEHOLD = "quietchoir/household"
 EMBEDDING = "minilm-l6-v2"  # of the catalog; answers /v1/embeddings once it was pulled

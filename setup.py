@@ -1,4 +1,5 @@
-"""The compiled part of the product: the kernels of `core/engine/native`, as a plain shared library.
+"""The compiled part of the product: the kernels of `core/engine/backends/native`, as a plain shared
+library.
 
 Everything else stands in pyproject.toml. Needs setuptools alone. Always: without a compiler, or
 with one that fails, the installation goes on without the library, and the product says at its start
@@ -17,7 +18,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-NATIVE = runpy.run_path(str(ROOT / "core" / "engine" / "native" / "sources.py"))
+NATIVE = runpy.run_path(str(ROOT / "core" / "engine" / "backends" / "native" / "sources.py"))
 
 
 def relative(paths: list[Path]) -> list[str]:
@@ -72,7 +73,7 @@ class WheelForEveryPython(bdist_wheel):
 setup(
     ext_modules=[
         Extension(
-            "quietchoir.core.engine.native._native",
+            "quietchoir.core.engine.backends.native._native",
             sources=relative(NATIVE["units"]()),
             depends=relative(NATIVE["headers"]()),
             define_macros=[(NATIVE["DIGEST_MACRO"], f'"{NATIVE["digest"]()}"')],

@@ -115,7 +115,7 @@ def list_models(_arguments: Namespace) -> None:
     from rich.console import Console
 
     from .errors import ModelNotFoundError
-    from .models import catalog
+    from .models.hub import catalog
 
     table = screen.table("name", "licence", "size", "here", "source", box=None)
     for entry in catalog.entries():
@@ -130,7 +130,7 @@ def list_models(_arguments: Namespace) -> None:
 
 def pull_models(arguments: Namespace) -> None:
     """Fetch each named model, with a progress bar."""
-    from .models import catalog
+    from .models.hub import catalog
 
     for name in arguments.names:
         with progress_bar(name) as advance:
@@ -142,7 +142,8 @@ def show_model(arguments: Namespace) -> None:
     """Print what a model is."""
     from rich.console import Console
 
-    from .models import catalog, summary
+    from .models import summary
+    from .models.hub import catalog
 
     path = catalog.find(arguments.model)
     print(path)
@@ -154,7 +155,9 @@ def show_model(arguments: Namespace) -> None:
 
 def convert_model(arguments: Namespace) -> None:
     """Write a model folder as a GGUF file."""
-    from .models import catalog, to_gguf, weights
+    from .models import weights
+    from .models.files import to_gguf
+    from .models.hub import catalog
 
     to_gguf.save(weights.load(catalog.find(arguments.model)), arguments.out, arguments.type.upper())
     print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.0f} MB")

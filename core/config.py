@@ -17,7 +17,7 @@ class EngineConfig:
     """Limits of one engine."""
 
     model: str = "smollm2-135m-instruct"  # a catalog name or a path
-    # where it computes; core/engine/cuda/README.md says what of "cuda" was never run
+    # where it computes; core/engine/backends/cuda/README.md says what of "cuda" was never run
     device: Literal["cpu", "cuda"] = "cpu"
     # of the model's uppermost layers on the GPU; -1: as many as fit; the others stay on the
     # processor

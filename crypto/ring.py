@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import ConfigError, ProtocolError
-from .keys import bind
+from .identity.keys import bind
 from .prg import Stream, Words, add_streams
 
 Lifted: TypeAlias = Any  # values in a ring's own form; nobody but the ring looks inside

@@ -8,12 +8,12 @@ the roster allows; a round that is tried again costs again.
 
 from dataclasses import dataclass
 
-from ..crypto.keys import SIGNATURE_BYTES
+from ..crypto.identity.keys import SIGNATURE_BYTES
 from ..crypto.ring import BitRing
 from ..crypto.secagg import tag
-from .membership.policy import Policy
-from .protection.totals import attested
-from .protection.update import Codec
+from .aggregation.attested_sum import attested
+from .aggregation.update import Codec
+from .spec.policy import Policy
 
 LETTER_BYTES = 2500  # headers and signatures of a round's letters
 GREETING_BYTES = 3000  # in sealed mode: greetings, the sum's witnesses
@@ -65,7 +65,7 @@ def round_cost(policy: Policy, size: int) -> Cost:
         return Cost(up.wire_bytes + letters, down + letters, late_down=whole)
     if policy.protection.key == "threshold":
         return joint_cost(policy, size, cohort, letters)
-    from ..crypto.bfv import Packing
+    from ..crypto.he.bfv import Packing
 
     packing = Packing(length=size, bits=bits, parties=cohort)
     down = packing.rows * packing.parameters.ciphertext_bytes
@@ -81,7 +81,7 @@ def told_cost(policy: Policy, size: int, cohort: int) -> tuple[int, int]:
     nothing more, since what was voted on is what the next round starts from; where buckets are
     chosen from, each costs. What is undone or salvaged comes besides.
     """
-    from .rounds.telling import SHORT_BYTES, WAY
+    from .rounds.model_broadcast import SHORT_BYTES, WAY
 
     recipe, buckets, named = (
         policy.recipe,
@@ -112,7 +112,7 @@ def joint_cost(policy: Policy, size: int, cohort: int, letters: int) -> Cost:
 
     Besides, the ceremony that makes the key: polynomials to and from every other member.
     """
-    from ..crypto.threshold.plan import POLYNOMIAL_BYTES, JointPacking
+    from ..crypto.experimental.threshold.plan import POLYNOMIAL_BYTES, JointPacking
 
     vector = (
         JointPacking(length=size, bits=policy.protection.bits, parties=cohort).rows

@@ -20,7 +20,8 @@ USEFUL = "\u061c\u200c-\u200f\ufe00-\ufe0f\U000e0100-\U000e01ef"
 # Never: soft and zero-width spaces, fillers, invisible operators, tags, private and impossible
 # characters, isolates.
 USELESS = (
-    "\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u2060-\u206f\u202a-\u202e\u3164\ufeff\uffa0\ufff0-\ufffb"
+    "\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u2060-\u206f\u202a-\u202e\u3164"
+    "\ufeff\uffa0\ufff0-\ufffb"
     "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e00ff\U000e01f0-\U000e0fff"
     "\ue000-\uf8ff\U000f0000-\U0010ffff\ufdd0-\ufdef\ufffe\uffff"
 )

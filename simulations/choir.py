@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ..core import paths
-from ..federation.membership import founding
-from ..federation.membership.identity import load_or_create
-from ..federation.membership.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
-from ..federation.membership.schedule import ScheduleTable
+from ..federation.membership.keys import load_or_create
+from ..federation.spec import founding
+from ..federation.spec.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
+from ..federation.spec.schedule import ScheduleTable
 from .processes import Child, Stage
 
 HOST = "127.0.0.1"

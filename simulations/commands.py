@@ -45,7 +45,8 @@ def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
 
 def run_simulation(arguments: Namespace) -> None:
     """Run one scenario, a line for each round."""
-    from ..core.models import catalog, weights
+    from ..core.models import weights
+    from ..core.models.hub import catalog
     from . import machine, pace, report
     from .run import simulate
     from .scenario import load

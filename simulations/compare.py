@@ -25,7 +25,8 @@ from rich.table import Table
 
 from ..core import log, paths
 from ..core.errors import QuietchoirError
-from ..core.models import catalog, weights
+from ..core.models import weights
+from ..core.models.hub import catalog
 from ..core.models.weights import Weights
 from ..core.training.evaluate import Score
 from ..core.training.examples import Example

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from ..core import log, parts, paths
 from ..core.errors import ModelNotFoundError, QuietchoirError
-from ..core.models import catalog
+from ..core.models.hub import catalog
 from ..plugins.sandbox.probe import probe
 from . import machine, report
 from .processes import Child, Stage

@@ -20,11 +20,11 @@ from types import TracebackType
 from typing import Self
 
 from ..core.errors import QuietchoirError
-from ..federation import stock
+from ..federation.transport import stock
 from .choir import HOST, free_port
 from .processes import Child, Stage, family
 
-APP = Path(__file__).resolve().parents[1] / "federation" / "flower" / "app"
+APP = Path(__file__).resolve().parents[1] / "federation" / "transport" / "app"
 BIN = Path(sys.executable).parent
 START_S = 120.0
 GONE_S = 20.0  # for what was asked to end

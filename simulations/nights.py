@@ -4,7 +4,7 @@ Knows when each party is awake, how long its work takes, and when its absence is
 nothing of letters' contents but their stage, or of what is done with answers.
 Always: the same seed gives the same nights, whatever the schedule of the rounds; a party that
 sleeps does nothing, and what it was working on goes on when it wakes; nobody is told so: like the
-real link (`federation/flower`), this one gives up a letter whose party has been gone for
+real link (`federation/transport`), this one gives up a letter whose party has been gone for
 `notice_s`, and the answer that comes later is turned away.
 
 Not covered: bytes take no time; a party's owner does not use the machine.
@@ -18,14 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from ..crypto.keys import Identity
-from ..federation.exchange import messages, work
-from ..federation.exchange.link import InProcessLink
-from ..federation.membership.policy import Policy
-from ..federation.protection.draw import needed
-from ..federation.rounds.buffered import BufferedCoordinator, coordinator_of
-from ..federation.rounds.coordinator import Coordinator
-from ..federation.rounds.party import Party
+from ..crypto.identity.keys import Identity
+from ..federation.rounds.buffered_server import BufferedCoordinator, coordinator_of
+from ..federation.rounds.client import Party
+from ..federation.rounds.selection import needed
+from ..federation.rounds.server import Coordinator
+from ..federation.spec.policy import Policy
+from ..federation.wire import message as messages
+from ..federation.wire import work
+from ..federation.wire.link import InProcessLink
 from .scenario import Nights, Scenario
 
 Handle = Callable[[bytes], bytes]

@@ -17,8 +17,8 @@ from rich.table import Table
 
 from ..core.errors import ConfigError, RoundAborted
 from ..core.models.weights import Weights
-from ..federation.membership.schedule import ScheduleTable
 from ..federation.rounds.report import RunReport
+from ..federation.spec.schedule import ScheduleTable
 from .run import simulate
 from .scenario import Scenario
 

@@ -1,7 +1,7 @@
 """Does a personal adapter help? Each household's own held-out requests, with three adapters.
 
     shared       the federation's last adapter, the same for all
-    personal     that, and this household's own change on top (`federation.personal`)
+    personal     that, and this household's own change on top (`federation.personalization`)
     guarded      the personal one where the guard of one took it, else the shared one: what a node
                  would answer with
     alone        this household by itself from nothing, for as many epochs as federation and change
@@ -33,16 +33,17 @@ from torch import Tensor
 
 from ..core import log, paths
 from ..core.errors import QuietchoirError
-from ..core.models import catalog, weights
+from ..core.models import weights
+from ..core.models.hub import catalog
 from ..core.models.weights import Weights
 from ..core.training.evaluate import Score
-from ..core.training.prefix import Prepared
+from ..core.training.frozen_layers import Prepared
 from ..core.training.trainer import Trainer
-from ..federation.learning.aggregate import Vector
-from ..federation.personal.change import Change
-from ..federation.personal.keeping import training_seed
-from ..federation.personal.settings import Settings
-from ..federation.personal.workshop import Verdict, Workshop
+from ..federation.aggregation.server_optimizer import Vector
+from ..federation.personalization.change import Change
+from ..federation.personalization.keeping import training_seed
+from ..federation.personalization.settings import Settings
+from ..federation.personalization.trainer import Verdict, Workshop
 from . import machine
 from .population import PartyData, populate
 from .report import percent, wide_console

@@ -16,31 +16,27 @@ from ..core.errors import ConfigError, FederationError
 from ..core.models.weights import Weights
 from ..core.training.trainer import Trainer
 from ..core.worker import Worker
-from ..crypto.keys import Identity
-from ..crypto.sealed import AdderService, MemberService
-from ..federation.exchange import messages, work
-from ..federation.learning.aggregate import Vector
-from ..federation.learning.learner import Learner, TrainerLearner
-from ..federation.learning.ranges import tensor_stops
-from ..federation.learning.rehearsal import PacedRehearsal, RehearsalLearner
-from ..federation.membership.policy import (
-    AdapterTable,
-    CoordinatorTable,
-    Member,
-    ModelTable,
-    Policy,
-)
-from ..federation.protection import masked
-from ..federation.protection.plain import PLAIN_STAGE
-from ..federation.protection.seam import Safe
-from ..federation.rounds import offering
-from ..federation.rounds.assembly import Event
-from ..federation.rounds.checkpoint import Store
-from ..federation.rounds.party import Party
+from ..crypto.he.encrypted_ring import AdderService, MemberService
+from ..crypto.identity.keys import Identity
+from ..federation.aggregation import encrypted as halves
+from ..federation.aggregation import secagg as masked
+from ..federation.aggregation import state_transfer as handover
+from ..federation.aggregation.base import Safe
+from ..federation.aggregation.experimental.threshold import OPEN
+from ..federation.aggregation.plain import PLAIN_STAGE
+from ..federation.aggregation.ranges import tensor_stops
+from ..federation.aggregation.server_optimizer import Vector
+from ..federation.rounds import buffered_client as offering
+from ..federation.rounds.attempt import Event
+from ..federation.rounds.client import Party
 from ..federation.rounds.report import RunReport
-from ..federation.sealed import halves, handover
-from ..federation.sealed.joint import OPEN
-from ..federation.sealed.vault import Vault
+from ..federation.spec.policy import AdapterTable, CoordinatorTable, Member, ModelTable, Policy
+from ..federation.store.checkpoint import Store
+from ..federation.store.client_store import Vault
+from ..federation.training.learner import Learner, TrainerLearner
+from ..federation.training.synthetic_task import PacedRehearsal, RehearsalLearner
+from ..federation.wire import message as messages
+from ..federation.wire import work
 from .nights import conduct
 from .population import PartyData, populate
 from .scenario import Fault, Scenario, dealt

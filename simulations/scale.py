@@ -26,16 +26,17 @@ import numpy as np
 from ..core.config import ConsentConfig
 from ..core.errors import ConfigError, QuietchoirError
 from ..core.paths import write_atomically
-from ..crypto.keys import Identity
-from ..federation.exchange.link import InProcessLink
-from ..federation.learning.aggregate import Vector
-from ..federation.learning.rehearsal import STEP, ForgetfulRehearsal
-from ..federation.membership import founding, roster
-from ..federation.membership.identity import load_or_create
-from ..federation.membership.policy import Policy
-from ..federation.rounds import checkpoint
-from ..federation.rounds.coordinator import Coordinator
-from ..federation.rounds.party import Party
+from ..crypto.identity.keys import Identity
+from ..federation.aggregation.server_optimizer import Vector
+from ..federation.membership import roster
+from ..federation.membership.keys import load_or_create
+from ..federation.rounds.client import Party
+from ..federation.rounds.server import Coordinator
+from ..federation.spec import founding
+from ..federation.spec.policy import Policy
+from ..federation.store import checkpoint
+from ..federation.training.synthetic_task import STEP, ForgetfulRehearsal
+from ..federation.wire.link import InProcessLink
 from . import machine, report
 from .choir import Choir, Plan
 from .engines import Engine

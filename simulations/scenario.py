@@ -11,18 +11,12 @@ from typing import Literal
 
 from ..core import tables
 from ..core.errors import ConfigError
-from ..federation.membership import flags
-from ..federation.membership.guard import AggregationTable, GuardTable, check_guard
-from ..federation.membership.policy import (
-    AdapterTable,
-    ProtectionTable,
-    Recipe,
-    require,
-    require_name,
-)
-from ..federation.membership.privacy import PrivacyTable
-from ..federation.membership.ranks import check_ranks
-from ..federation.membership.schedule import ScheduleTable, check_schedule
+from ..federation.spec import flags
+from ..federation.spec.guard import AggregationTable, GuardTable, check_guard
+from ..federation.spec.policy import AdapterTable, ProtectionTable, Recipe, require, require_name
+from ..federation.spec.privacy import PrivacyTable
+from ..federation.spec.ranks import check_ranks
+from ..federation.spec.schedule import ScheduleTable, check_schedule
 
 SHIPPED = Path(__file__).resolve().parent / "scenarios"
 

@@ -12,7 +12,8 @@ import pytest
 os.environ["TRITON_INTERPRET"] = "1"
 
 from quietchoir.core import paths
-from quietchoir.core.models import catalog, weights
+from quietchoir.core.models import weights
+from quietchoir.core.models.hub import catalog
 from quietchoir.core.models.weights import Weights
 
 

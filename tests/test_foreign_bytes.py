@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quietchoir.core.models.tokenizer import Tokenizer
-from quietchoir.core.models.tokenizer_json import read_tokenizer
-from quietchoir.tests.fakes_tokenizers import KINDS, save
+from quietchoir.core.models.tokenizer.hf_json import read_tokenizer
+from quietchoir.core.models.tokenizer.tokenizer import Tokenizer
+from quietchoir.tests.fakes.tokenizers import KINDS, save
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = (ROOT / "docs/foreign-bytes.md").read_text("utf-8")

@@ -19,17 +19,17 @@ from quietchoir.core.assistant.assistant import Ask, Assistant, Text
 from quietchoir.core.assistant.context import Message
 from quietchoir.core.config import Config, EngineConfig, ServerConfig
 from quietchoir.core.errors import ConfigError, ModelNotFoundError
-from quietchoir.core.models.adapter import AdapterShape, Layout, assemble
-from quietchoir.core.models.catalog import model_name
+from quietchoir.core.models.hub.catalog import model_name
+from quietchoir.core.models.lora.adapter import AdapterShape, Layout, assemble
 from quietchoir.core.models.weights import Weights
 from quietchoir.core.server.app import claim
 from quietchoir.core.toolcall import ToolCall, render
-from quietchoir.crypto.keys import Identity
-from quietchoir.federation.member import Joining
-from quietchoir.federation.registry.registry import Card, Registry, content_hash
+from quietchoir.crypto.identity.keys import Identity
+from quietchoir.federation.adapters.registry import Card, Registry, content_hash
+from quietchoir.federation.client_node import Joining
 from quietchoir.node import Membership, Node, describe
-from quietchoir.tests.fakes_http import until
-from quietchoir.tests.fakes_server import engine_saying
+from quietchoir.tests.fakes.http import until
+from quietchoir.tests.fakes.server import engine_saying
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 CHAT = "v1/chat/completions"

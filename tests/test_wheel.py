@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from quietchoir.core import paths
-from quietchoir.core.engine.native import sources
+from quietchoir.core.engine.backends.native import sources
 
 ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT = shutil.ignore_patterns(

@@ -16,7 +16,7 @@ from ..errors import ModelNotFoundError, QuietchoirError
 from ..prompt import AS_IT_COMES, PromptFormat
 
 if TYPE_CHECKING:
-    from ..models.adapter import Adapter  # with torch, which a node that serves does without
+    from ..models.lora.adapter import Adapter  # with torch, which a node that serves does without
 
 SHOWN = 12  # characters of an id in a sentence
 PREFIX = 6  # characters of an id that may stand for it

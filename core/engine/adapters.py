@@ -15,7 +15,7 @@ from .loaded import LoadedAdapter
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..models.adapter import Adapter
+    from ..models.lora.adapter import Adapter
 
 A_END, B_END = ".lora_A.weight", ".lora_B.weight"
 

@@ -15,8 +15,8 @@ from tokenizers import Tokenizer as Cutter
 from torch.nn import functional
 
 from ..errors import ModelFileError, ModelNotFoundError
-from ..models import encoder
-from ..models.encoder import Encoder
+from ..models.embedding import bert as encoder
+from ..models.embedding.bert import Encoder
 
 BATCH = 32  # texts encoded at once
 DEFAULT_LENGTH = 256  # tokens; what the model was trained for where its folder does not say

@@ -21,21 +21,21 @@ from ..config import EngineConfig
 from ..errors import ConfigError, EngineError, OverloadedError, RequestError
 from ..models.weights import Weights
 from .adapters import AdapterShelf
-from .answer import Answer
-from .blockpool import BLOCK_TOKENS, BlockPool
-from .cachelabel import label
-from .choose import cache_block_bytes, runner_for
-from .keeping import Keeper
+from .backends.native.runner import NativeRunner
+from .backends.select import cache_block_bytes, runner_for
+from .backends.torch_cpu.threads import compute_alone, compute_with
+from .block_pool import BLOCK_TOKENS, BlockPool
+from .cache_label import label
 from .languagemodel import LanguageModel
-from .native.runner import NativeRunner
+from .output import Answer
+from .prompt_cache import Keeper
 from .request import Generation, GenerationRequest, Likely, Piece
 from .sampling.grammar import Grammars
-from .sampling.likely import put_aside, tell
+from .sampling.logprobs import put_aside, tell
 from .sampling.sampler import sample
 from .scheduler import Batch, Limits, Scheduler
 from .sequence import Sequence
 from .stats import EngineStats
-from .threads import compute_alone, compute_with
 
 T = TypeVar("T")
 logger = log.get("engine")

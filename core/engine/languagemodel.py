@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..models.architecture import Architecture
 from ..models.weights import Weights
-from .blockpool import BLOCK_TOKENS
+from .block_pool import BLOCK_TOKENS
 from .scheduler import Batch
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from collections.abc import Sequence as Items
 
 import torch
 
-from .blockpool import BLOCK_TOKENS
+from .block_pool import BLOCK_TOKENS
 from .languagemodel import LanguageModel
 from .request import GenerationRequest
 from .scheduler import Batch, Span

@@ -12,8 +12,8 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 from ..errors import OverloadedError
-from .blockpool import BlockPool
-from .prefixes import Prefix, Prefixes
+from .block_pool import BlockPool
+from .prefix_cache import Prefix, Prefixes
 from .sampling.price import Price
 from .sequence import Row, Sequence
 

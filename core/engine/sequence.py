@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from ..errors import EngineError
 from .request import GenerationRequest
-from .sampling.draws import Draws
-from .sampling.lookup import Lookup
-from .sampling.tally import Tally
+from .sampling.penalties import Tally
+from .sampling.rng import Draws
+from .sampling.speculation import Lookup
 
 if TYPE_CHECKING:
     from .loaded import LoadedAdapter
-    from .prefixes import Prefix
+    from .prefix_cache import Prefix
     from .sampling.grammar import Matcher
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ..errors import ChatTemplateError
 from .architecture import Architecture
-from .blocks import Blocks
-from .tokenizer import Tokenizer
+from .quant.tensor import Blocks
+from .tokenizer.tokenizer import Tokenizer
 from .weights import read_parts
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from .architecture import Architecture
 from .attention import Attention, check_windows
-from .blocks import Blocks
+from .quant.tensor import Blocks
 from .weights import Weights
 
 MakeLinear = Callable[[Blocks], nn.Module]  # a module x [N, columns] -> [N, rows]

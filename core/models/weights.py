@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import ModelFileError
-from . import from_gguf, gguf
 from .architecture import Architecture
-from .blocks import Blocks
-from .tokenizer import Tokenizer
-from .vocabulary import Vocabulary
+from .files import from_gguf, gguf
+from .quant.tensor import Blocks
+from .tokenizer.tokenizer import Tokenizer
+from .tokenizer.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,8 +62,8 @@ def read_parts(path: Path) -> tuple[Architecture, dict[str, Blocks], Tokenizer]:
     path = model_at(path)
     if path.is_dir():
         # with torch, which maps a folder's tensors; a GGUF file needs none
-        from . import from_folder
-        from .tokenizer_json import read_tokenizer
+        from .files import from_hf as from_folder
+        from .tokenizer.hf_json import read_tokenizer
 
         architecture = from_folder.read_architecture(path)
         return (
@@ -107,7 +107,7 @@ def quantize_all(path: Path, tensors: Mapping[str, Blocks], kind: str) -> dict[s
     Raises:
         ModelFileError: quantised already, or weights that are not finite.
     """
-    from .quantize import chosen, quantize
+    from .quant.quantize import chosen, quantize
 
     made: dict[int, Blocks] = {}
     for name, blocks in tensors.items():
@@ -130,7 +130,14 @@ def digest_of(path: Path) -> str:
     path = model_at(path)
     if not path.is_dir():
         return digest_of_all(gguf.parts(path))
-    from .folder import CONFIG, GENERATION, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, tensor_files
+    from .files.hf_folder import (
+        CONFIG,
+        GENERATION,
+        TEMPLATE,
+        TOKENIZER,
+        TOKENIZER_CONFIG,
+        tensor_files,
+    )
 
     texts = [path / name for name in (CONFIG, GENERATION, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG)]
     return digest_of_all(

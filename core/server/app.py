@@ -17,9 +17,11 @@ from ..assistant.adapters import AdapterSwitch
 from ..assistant.assistant import Assistant
 from ..config import ServerConfig
 from ..errors import ConfigError
-from . import auth, connections, pages, refusals
-from .api import Api
+from . import auth, connections
+from . import errors as refusals
+from . import static as pages
 from .embeddings import Embeddings, Source
+from .node_api import Api
 from .openai import OpenAI
 
 SHUTDOWN_S = 2.0  # answers still running at Ctrl-C get this long

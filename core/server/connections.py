@@ -20,9 +20,10 @@ from aiohttp.typedefs import Handler, Middleware
 
 from .. import log
 from ..config import ServerConfig
-from . import pages, refusals
+from . import errors as refusals
+from . import static as pages
 from .auth import OWNER, Refused
-from .refusals import BadRequest
+from .errors import BadRequest
 
 KEEPALIVE_S = 60.0  # an idle connection of the owner's is closed after this
 LINGERING_S = 2.0  # what of a refused body is still read, so that its sender sees the refusal

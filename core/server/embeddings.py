@@ -17,8 +17,8 @@ import numpy.typing as npt
 from aiohttp import web
 
 from ..errors import ModelError, ModelNotFoundError
+from .errors import BadRequest, parse_json
 from .paths import spelled
-from .refusals import BadRequest, parse_json
 from .schemas import Record, either, listed, named, number, only, text
 
 MOST_TEXTS = 2048  # as OpenAI's

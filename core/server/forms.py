@@ -12,7 +12,7 @@ from typing import Any
 from ..assistant.assistant import ANY_TOOL
 from ..assistant.tools import ToolInfo
 from ..engine.request import Constraint
-from .refusals import BadRequest
+from .errors import BadRequest
 from .schemas import Record, either, flag, listed, mapping, named, only, shown, tagged, text
 
 MAX_BIASED = 1024

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..assistant.context import Message
 from ..toolcall import ToolCall, render
-from .refusals import BadRequest, parse_json
+from .errors import BadRequest, parse_json
 from .schemas import (
     Reader,
     Record,

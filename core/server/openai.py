@@ -16,7 +16,9 @@ from aiohttp import web
 from ..assistant.adapters import AdapterSwitch
 from ..assistant.assistant import Ask, Assistant, Event
 from ..errors import ModelNotFoundError
-from . import events, refusals, requests
+from . import errors as refusals
+from . import requests
+from . import responses as events
 from .embeddings import Embeddings
 from .paths import spelled
 

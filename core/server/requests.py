@@ -11,7 +11,7 @@ from typing import Any
 from ..assistant.assistant import Ask
 from ..engine.request import MAX_LOGPROBS
 from . import forms, messages
-from .refusals import BadRequest, parse_json
+from .errors import BadRequest, parse_json
 from .schemas import (
     Reader,
     Record,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .refusals import BadRequest
+from .errors import BadRequest
 
 Reader = Callable[[Any, str], Any]  # the value and its place → the value, read
 

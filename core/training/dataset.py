@@ -23,8 +23,8 @@ from .. import log, paths
 from ..errors import DataError
 from .conversations import HALF, beside
 from .examples import Example, Row, encode_jsonl, read_rows
-from .home import Household, Request, furnish, requests
-from .templates import grammar, split
+from .household.home import Household, Request, furnish, requests
+from .household.templates import grammar, split
 
 DEFAULT_SEED = 1
 HELD_OUT = 0.25  # of the wordings of every (intent, arguments)

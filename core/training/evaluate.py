@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ..models.blocks import Blocks
-from .head import best_tokens
-from .lora import UpperLayers
-from .prefix import Prepared
+from ..models.quant.tensor import Blocks
+from .frozen_layers import Prepared
+from .lora_layers import UpperLayers
+from .loss import best_tokens
 
 BATCH = 32  # examples scored together
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from .. import paths
 from ..errors import DataError
-from ..models.pointer import pointer_words
+from ..models.files.lfs_pointer import pointer_words
 from ..prompt import PromptFormat
 from ..screen import one_line
 from ..toolcall import parse

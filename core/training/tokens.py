@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from ..errors import DataError
-from ..models.tokenizer import Tokenizer
+from ..models.tokenizer.tokenizer import Tokenizer
 from .examples import Example
 
 

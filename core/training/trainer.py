@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from ..errors import TrainingError
-from ..models.adapter import AdapterShape
+from ..models.lora.adapter import AdapterShape
 from ..models.weights import Weights
+from . import frozen_layers as prefix
 from . import precision as formats
-from . import prefix
 from .evaluate import Score, score
 from .examples import Example
-from .head import answer_loss
-from .lora import UpperLayers
-from .prefix import OnProgress, Prepared
+from .frozen_layers import OnProgress, Prepared
+from .lora_layers import UpperLayers
+from .loss import answer_loss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ...core.errors import AuthenticationError, ConfigError, ProtocolError, ThresholdError
 from .. import shamir
-from ..keys import Ephemeral, Identity, open_box, seal_box
+from ..identity.keys import Ephemeral, Identity, open_box, seal_box
 from ..prg import Stream
 from ..ring import Lifted, Ring
 from . import tag

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-from ..keys import digest
+from ..identity.keys import digest
 from .frames import Kind, Reader, frame, member_set, records
 from .messages import Agreement, KeyCard, Receipt
 from .session import Session

@@ -7,7 +7,7 @@ tokens have separate keys.
 
 from typing import Protocol
 
-from ..keys import Ephemeral, digest, hkdf
+from ..identity.keys import Ephemeral, digest, hkdf
 from .session import Session
 
 QUANTITIES = ("values", "tokens")

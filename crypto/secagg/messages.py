@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from ...core.errors import ProtocolError
-from ..keys import Identity, bind
+from ..identity.keys import Identity, bind
 from ..shamir import SHARE_BYTES
 from .frames import Kind, Reader, blob, frame, number, records
 from .session import Session

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ...core.errors import ProtocolError, ThresholdError
 from .. import shamir
-from ..keys import Ephemeral
+from ..identity.keys import Ephemeral
 from ..ring import Ring, Tally
 from . import tag
 from .graph import Graph, Plan

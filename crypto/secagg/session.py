@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from ...core.errors import AuthenticationError, ConfigError
-from ..keys import BOX_OVERHEAD, PublicIdentity, bind, digest
+from ..identity.keys import BOX_OVERHEAD, PublicIdentity, bind, digest
 from ..ring import BitRing, Ring, TokenRing
 from ..shamir import SHARE_BYTES
 from . import tag

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ..keys import bind, hkdf
+from ..identity.keys import bind, hkdf
 from ..prg import stream
 
 PRIMES = (2**32 - 5, 2**32 - 17, 2**32 - 65)  # the largest below 2^32

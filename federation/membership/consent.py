@@ -7,7 +7,7 @@ configuration.
 
 from ...core.config import ConsentConfig
 from ...core.errors import ConfigError, DataError
-from .policy import Policy
+from ..spec.policy import Policy
 
 ADVICE = "stay out, or change that line of your configuration"
 

@@ -31,9 +31,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ...core import paths, tables
 from ...core.errors import AuthenticationError, ConfigError, RosterError
-from ...crypto.keys import Identity, PublicIdentity, bind
-from .identity import PublicCard
-from .policy import LAST_MOMENT, NAME, Policy, canonical, check_hex, is_over, require
+from ...crypto.identity.keys import Identity, PublicIdentity, bind
+from ..spec.policy import LAST_MOMENT, NAME, Policy, canonical, check_hex, is_over, require
+from .keys import PublicCard
 from .roster import Invited, check_goes_on, date, note_invited, read
 
 T = TypeVar("T")

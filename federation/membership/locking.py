@@ -16,10 +16,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ...core.errors import ConfigError
 from ...core.paths import write_atomically
-from ...crypto import keyfile
-from ...crypto.keys import Identity
-from .identity import write_private_pem
-from .owner import COORDINATOR_KEY, OWNER_KEY, TLS_KEY
+from ...crypto.identity import keyfile
+from ...crypto.identity.keys import Identity
+from .keys import write_private_pem
+from .ownership import COORDINATOR_KEY, OWNER_KEY, TLS_KEY
 from .unlock import OPEN, Asked, Lock
 
 TLS_KIND = "tls"  # what a locked TLS key calls itself; an unlocked one is PEM

@@ -22,8 +22,8 @@ from typing import Any
 
 from ...core import paths, tables
 from ...core.errors import ConfigError, RosterError
-from .chain import Chain, Entry
-from .policy import LAST_MOMENT, Policy, check_hex, is_over
+from ..spec.policy import LAST_MOMENT, Policy, check_hex, is_over
+from .log import Chain, Entry
 
 CHAIN = "chain"
 FILE = "federation.toml"

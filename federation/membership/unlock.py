@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...core.errors import ConfigError
-from ...crypto.keyfile import Keyring, SystemKeyring
+from ...crypto.identity.keyfile import Keyring, SystemKeyring
 
 VARIABLE = "QUIETCHOIR_PASSPHRASE"
 WAYS = ("passphrase", "keyring", "none")

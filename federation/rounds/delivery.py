@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 
 from ...core.errors import RoundAborted
-from ..exchange import work
-from .assembly import Assembly, Event
+from ..wire import work
+from .attempt import Assembly, Event
 
 POLL_S = 0.1
 AGAIN_S = 30.0  # a member that did not take it is asked again after this

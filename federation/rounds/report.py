@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ...core import paths
-from ..exchange import work
-from ..membership.policy import Policy
-from .assembly import Outcome
-from .checkpoint import RunState
-from .guard import parents_score
+from ..spec.policy import Policy
+from ..store.checkpoint import RunState
+from ..wire import work
+from .attempt import Outcome
+from .validation import parents_score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ its delta, unit, sampling assumption and steps.
 from collections.abc import Mapping
 from typing import Any
 
-from ..membership.policy import Policy
+from ..spec.policy import Policy
 
 
 def told_privacy(spent: Mapping[str, Any]) -> str:

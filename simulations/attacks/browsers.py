@@ -23,9 +23,9 @@ from ...core.assistant.assistant import Assistant
 from ...core.assistant.tools import NoTools
 from ...core.config import ServerConfig
 from ...core.server import app, auth, connections
-from ...federation.library import host as library_host
-from ...federation.watch.board import Board
-from ...federation.watch.page import Page
+from ...federation.monitor.page import Page
+from ...federation.monitor.run_status import Board
+from ...private_search import host as library_host
 from .catalogue import Attack, Result
 from .targets import HOST, federation
 

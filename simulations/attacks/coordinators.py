@@ -19,31 +19,39 @@ import numpy as np
 from ...core.config import ConsentConfig
 from ...core.errors import ProtocolError
 from ...crypto import shamir
-from ...crypto.keys import Ephemeral, open_box
+from ...crypto.identity.keys import Ephemeral, open_box
 from ...crypto.secagg import Ledger
 from ...crypto.secagg.lists import SignatureList, SurvivorList
 from ...crypto.secagg.masks import commit
 from ...crypto.secagg.messages import KEY_SHARE, SELF_SHARE, Revelation
 from ...crypto.secagg.session import Session
-from ...federation.exchange import broadcast, calls, messages, work
-from ...federation.exchange.link import InProcessLink
-from ...federation.exchange.messages import Place, Task
-from ...federation.learning import bounds
-from ...federation.learning.aggregate import ServerState, Vector
-from ...federation.membership import renewal, roster
-from ...federation.membership.chain import found
-from ...federation.membership.guard import AggregationTable
-from ...federation.membership.policy import Policy
-from ...federation.membership.schedule import ScheduleTable
-from ...federation.protection import masked, totals
-from ...federation.protection.seam import Sum
-from ...federation.rounds import assembly, party, steps
-from ...federation.rounds.coordinator import Coordinator
-from ...federation.rounds.party import Party
-from ...federation.rounds.recess import Recess, freeze_attempt, thaw_attempt
-from ...federation.rounds.steps import Step, name_of
-from ...federation.sealed import greeting, handover, parts, vault
-from ...federation.sealed.greeting import Greeting, Parcel
+from ...federation.aggregation import attested_sum as totals
+from ...federation.aggregation import bounds, parts
+from ...federation.aggregation import hello as greeting
+from ...federation.aggregation import secagg as masked
+from ...federation.aggregation import state_transfer as handover
+from ...federation.aggregation.base import Sum
+from ...federation.aggregation.hello import Greeting, Parcel
+from ...federation.aggregation.server_optimizer import ServerState, Vector
+from ...federation.membership import roster
+from ...federation.membership import update as renewal
+from ...federation.membership.log import found
+from ...federation.rounds import attempt as assembly
+from ...federation.rounds import client as party
+from ...federation.rounds import global_model as steps
+from ...federation.rounds.client import Party
+from ...federation.rounds.global_model import Step, name_of
+from ...federation.rounds.server import Coordinator
+from ...federation.spec.guard import AggregationTable
+from ...federation.spec.policy import Policy
+from ...federation.spec.schedule import ScheduleTable
+from ...federation.store import client_store as vault
+from ...federation.store.attempt_snapshot import Recess, freeze_attempt, thaw_attempt
+from ...federation.wire import broadcast_digest as broadcast
+from ...federation.wire import calls, work
+from ...federation.wire import message as messages
+from ...federation.wire.link import InProcessLink
+from ...federation.wire.message import Place, Task
 from .catalogue import Attack, Result
 from .scene import (
     CLOSE,

@@ -411,7 +411,7 @@ def library_alone(folder: Path) -> int:
 
 def product(folder: Path) -> int:
     """The product's."""
-    from ...core.models.tokenizer_json import read_tokenizer
+    from ...core.models.tokenizer.hf_json import read_tokenizer
 
     return len(read_tokenizer(folder, 94).encode("a"))
 

@@ -25,19 +25,14 @@ import numpy.typing as npt
 from aiohttp import web
 
 from ...core.errors import ConfigError, CryptoError, QuietchoirError
-from ...crypto.keys import Identity, PublicIdentity
-from ...crypto.search import Keeper, Opened, Questioner
-from ...federation.library import commands, messages
-from ...federation.library.budget import Budget
-from ...federation.library.client import PROBE_COSINE, Address, Session
-from ...federation.library.host import Desk
-from ...federation.library.index import PROBE, Index, Passage
-from ...federation.library.messages import (
-    MANIFEST_CONTEXT,
-    Manifest,
-    decode_manifest,
-    decode_request,
-)
+from ...crypto.identity.keys import Identity, PublicIdentity
+from ...crypto.pir.search import Keeper, Opened, Questioner
+from ...private_search import commands, messages
+from ...private_search.budget import Budget
+from ...private_search.client import PROBE_COSINE, Address, Session
+from ...private_search.host import Desk
+from ...private_search.index import PROBE, Index, Passage
+from ...private_search.messages import MANIFEST_CONTEXT, Manifest, decode_manifest, decode_request
 from .catalogue import Attack, Result
 
 LIBRARY = "library"

@@ -24,13 +24,13 @@ import numpy as np
 
 from ...core.errors import DataError
 from ...core.paths import write_atomically
-from ...federation.exchange.messages import Place
-from ...federation.learning import recipes
-from ...federation.learning.aggregate import ServerState, Vector
-from ...federation.learning.learner import Counts, Learner, Trained, TrainerLearner
-from ...federation.membership.policy import Recipe
-from ...federation.protection.repeats import digest_of
-from ...federation.rounds.party import training_seed
+from ...federation.aggregation.server_optimizer import ServerState, Vector
+from ...federation.aggregation.survivor_sets import digest_of
+from ...federation.rounds.client import training_seed
+from ...federation.spec.policy import Recipe
+from ...federation.training import recipes
+from ...federation.training.learner import Counts, Learner, Trained, TrainerLearner
+from ...federation.wire.message import Place
 from ..population import PartyData, populate
 from ..run import Cast, adapter_of
 from ..scenario import Scenario
@@ -112,7 +112,8 @@ def gather(scenario: Scenario, clean: int, start_file: Path | None, tell: Tell) 
     Args:
         start_file: where the clean rounds are kept as they come, and taken from; None: nowhere.
     """
-    from ...core.models import catalog, weights
+    from ...core.models import weights
+    from ...core.models.hub import catalog
     from ...core.training.trainer import Trainer
 
     model = weights.load(catalog.find(scenario.model))

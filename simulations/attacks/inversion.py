@@ -29,17 +29,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...core.models.attention import packed_attention
-from ...core.models.lora import AdapterShape, Layout, a_name, b_name, frozen_a
+from ...core.models.lora.layout import AdapterShape, Layout, a_name, b_name, frozen_a
 from ...core.models.transformer import Layer, Transformer
 from ...core.models.weights import Weights
-from ...core.training.lora import UpperLayers
-from ...core.training.prefix import dense_linear
+from ...core.training.frozen_layers import dense_linear
+from ...core.training.lora_layers import UpperLayers
 from ...core.training.rows import input_tokens, plan
 from ...core.training.tokens import TokenExample
 from ...crypto import fixedpoint
-from ...crypto.bfv import SEED_BYTES, Member, Packing
-from ...crypto.keys import Identity
-from ...crypto.noise import Noise
+from ...crypto.he.bfv import SEED_BYTES, Member, Packing
+from ...crypto.identity.keys import Identity
+from ...crypto.privacy.noise import Noise
 from ...crypto.ring import BitRing, TokenRing
 from ...crypto.secagg import SecAggClient, SecAggConfig, SecAggServer
 
@@ -340,7 +340,8 @@ def mean(outcomes: Sequence[Outcome]) -> tuple[float, float]:
 
 def main() -> None:
     """Print one line an arm."""
-    from ...core.models import catalog, weights
+    from ...core.models import weights
+    from ...core.models.hub import catalog
     from .. import machine
 
     print(machine.line())

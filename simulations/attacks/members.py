@@ -16,24 +16,25 @@ from typing import Any
 import numpy as np
 
 from ...core.errors import QuietchoirError
-from ...crypto.keys import Identity
-from ...crypto.sealed import open_sum
+from ...crypto.he.encrypted_ring import open_sum
+from ...crypto.identity.keys import Identity
 from ...crypto.secagg import server
-from ...federation.exchange import messages
-from ...federation.exchange.link import InProcessLink
-from ...federation.membership import chain, invitation
-from ...federation.membership.chain import ENROLL, Chain, found, sign
-from ...federation.membership.identity import load_or_create
-from ...federation.membership.privacy import PrivacyTable
-from ...federation.protection.masked import MaskedParty
-from ...federation.protection.terms import noise_of
-from ...federation.registry import registry
-from ...federation.registry.registry import make_card
-from ...federation.rounds.party import Party
-from ...federation.sealed import halves
-from ...federation.sealed.vault import Vault
-from ...federation.watch import board
-from ...federation.watch.board import Board
+from ...federation.adapters import registry
+from ...federation.adapters.registry import make_card
+from ...federation.aggregation import encrypted as halves
+from ...federation.aggregation.context import noise_of
+from ...federation.aggregation.secagg import MaskedParty
+from ...federation.membership import invitation
+from ...federation.membership import log as chain
+from ...federation.membership.keys import load_or_create
+from ...federation.membership.log import ENROLL, Chain, found, sign
+from ...federation.monitor import run_status as board
+from ...federation.monitor.run_status import Board
+from ...federation.rounds.client import Party
+from ...federation.spec.privacy import PrivacyTable
+from ...federation.store.client_store import Vault
+from ...federation.wire import message as messages
+from ...federation.wire.link import InProcessLink
 from .catalogue import Attack, Result
 from .scene import NAMES, RANGE, Scene, Stub, alike, federation, party_of, refused, without
 

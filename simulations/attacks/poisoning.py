@@ -36,11 +36,11 @@ import numpy as np
 
 from ...core import log
 from ...core.errors import QuietchoirError, RoundAborted
-from ...federation.learning.aggregate import Vector
-from ...federation.learning.learner import Counts, Learner, Trained
-from ...federation.learning.rehearsal import RehearsalLearner
-from ...federation.membership.guard import AggregationTable, GuardTable
-from ...federation.membership.policy import AdapterTable, ProtectionTable, Recipe
+from ...federation.aggregation.server_optimizer import Vector
+from ...federation.spec.guard import AggregationTable, GuardTable
+from ...federation.spec.policy import AdapterTable, ProtectionTable, Recipe
+from ...federation.training.learner import Counts, Learner, Trained
+from ...federation.training.synthetic_task import RehearsalLearner
 from .. import machine
 from ..population import populate
 from ..run import Cast, make_learners, simulate

@@ -18,12 +18,12 @@ import numpy as np
 
 from ...core.config import ConsentConfig
 from ...core.errors import QuietchoirError
-from ...crypto.keys import Identity
-from ...federation.exchange.link import InProcessLink
-from ...federation.exchange.messages import Place
-from ...federation.learning.aggregate import Vector
-from ...federation.learning.learner import Counts, Trained
-from ...federation.membership.policy import (
+from ...crypto.identity.keys import Identity
+from ...federation.aggregation.server_optimizer import Vector
+from ...federation.rounds.buffered_server import coordinator_of
+from ...federation.rounds.client import Party
+from ...federation.rounds.server import Coordinator
+from ...federation.spec.policy import (
     CoordinatorTable,
     Member,
     ModelTable,
@@ -31,9 +31,9 @@ from ...federation.membership.policy import (
     ProtectionTable,
     Recipe,
 )
-from ...federation.rounds.buffered import coordinator_of
-from ...federation.rounds.coordinator import Coordinator
-from ...federation.rounds.party import Party
+from ...federation.training.learner import Counts, Trained
+from ...federation.wire.link import InProcessLink
+from ...federation.wire.message import Place
 
 NAMES = ("ann", "ben", "cat", "dan", "eve", "fay", "gus", "hal", "ida", "jon", "kim", "leo")
 VICTIM = "ann"
@@ -159,8 +159,8 @@ def party_of(
     """One member, in memory; in sealed mode with this vault, by default one of its own."""
     more: dict[str, Any] = {}
     if scene.policy.protection.mode == "sealed":
-        from ...federation.protection.seam import Safe
-        from ...federation.sealed.vault import Vault
+        from ...federation.aggregation.base import Safe
+        from ...federation.store.client_store import Vault
 
         more["safe"] = Safe(vault or Vault(None, scene.size), desk())
     return Party(
@@ -172,12 +172,12 @@ class Desk:
     """A service for ciphertexts that is called directly, in place of the worker process."""
 
     def __init__(self) -> None:
-        from ...crypto.sealed import AdderService, MemberService
+        from ...crypto.he.encrypted_ring import AdderService, MemberService
 
         self.services = (MemberService(), AdderService())
 
     def call(self, method: str, *blobs: bytes, deadline_s: float = 60.0) -> list[bytes]:
-        """As `crypto.sealed.Desk`."""
+        """As `crypto.he.encrypted_ring.Desk`."""
         del deadline_s
         service = next(one for one in self.services if hasattr(one, method))
         answer: list[bytes] = getattr(service, method)(*blobs)

@@ -25,14 +25,15 @@ from typing import Any
 from unittest import mock
 
 from ...core.errors import BudgetError, QuietchoirError
-from ...crypto.keys import Identity
-from ...federation.flower import listener, proof
-from ...federation.flower.proof import PROOF_HEADER, SESSION_HEADER, Proof
-from ...federation.library.budget import Budget
-from ...federation.library.messages import Kind
-from ...federation.membership import chain, invitation, roster
-from ...federation.membership.identity import PublicCard, load_or_create
-from ...federation.membership.policy import Policy
+from ...crypto.identity.keys import Identity
+from ...federation.membership import invitation, roster
+from ...federation.membership import log as chain
+from ...federation.membership.keys import PublicCard, load_or_create
+from ...federation.spec.policy import Policy
+from ...federation.transport import listener, proof
+from ...federation.transport.proof import PROOF_HEADER, SESSION_HEADER, Proof
+from ...private_search.budget import Budget
+from ...private_search.messages import Kind
 from . import browsers
 from .catalogue import Attack, NotHere, Result
 from .targets import HOST, federation, opened

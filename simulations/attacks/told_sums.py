@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ...federation.learning.aggregate import Vector
-from ...federation.learning.learner import Counts, Trained
-from ...federation.rounds.coordinator import Coordinator
+from ...federation.aggregation.server_optimizer import Vector
+from ...federation.rounds.server import Coordinator
+from ...federation.training.learner import Counts, Trained
 from .catalogue import Attack, Result
 from .coordinators import MIDDLE, NO_TAGS, many_sums, sums_of
 from .scene import CLOSE, RANGE, VICTIM, Scene, Stub, alike, federation, party_of, refused, without

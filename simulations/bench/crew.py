@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...core.errors import CryptoError
-from ...crypto.keys import PublicIdentity
+from ...crypto.identity.keys import PublicIdentity
 from ...crypto.secagg import SecAggConfig
 from .members import Members, Meter, Setting
 

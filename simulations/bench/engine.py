@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 
-from ...core.engine.blockpool import BLOCK_TOKENS
-from ...core.engine.choose import processor_runner
+from ...core.engine.backends.select import processor_runner
+from ...core.engine.backends.torch_cpu.runner import Runner
+from ...core.engine.block_pool import BLOCK_TOKENS
 from ...core.engine.perplexity import perplexity
-from ...core.engine.runner import Runner
 from ...core.errors import ConfigError
-from ...core.models import catalog, weights
+from ...core.models import weights
+from ...core.models.hub import catalog
 from . import random_model
 from .contest import Contender, EndedError, Found, Order, in_turn
 from .figures import Figure, Keep, nobody

@@ -17,17 +17,17 @@ from typing import Any
 import torch
 
 from ...core.config import EngineConfig
-from ...core.device.placement import place
-from ...core.engine.blockpool import BLOCK_TOKENS
-from ...core.engine.cuda.memory import needs
-from ...core.engine.cuda.runner import CudaRunner
+from ...core.engine.backends.cuda.memory import needs
+from ...core.engine.backends.cuda.runner import CudaRunner
+from ...core.engine.block_pool import BLOCK_TOKENS
 from ...core.engine.engine import Engine
 from ...core.engine.request import GenerationRequest
 from ...core.errors import ConfigError
+from ...core.hardware.placement import place
 from ...core.models.architecture import PROJECTIONS, Architecture
-from ...core.models.blocks import Blocks
-from ...core.models.tokenizer import Tokenizer
-from ...core.models.vocabulary import Vocabulary
+from ...core.models.quant.tensor import Blocks
+from ...core.models.tokenizer.tokenizer import Tokenizer
+from ...core.models.tokenizer.vocabulary import Vocabulary
 from ...core.models.weights import Weights
 from .figures import Figure, Keep, nobody
 from .peers.workload import PREFILL, PROMPT, Peer, Prompts, decode_speed, prefill_speed, seconds

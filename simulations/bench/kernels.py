@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...core.engine.native import library
-from ...core.engine.native.probe import PackedMatrix, read_all
+from ...core.engine.backends.native import library
+from ...core.engine.backends.native.probe import PackedMatrix, read_all
 from ...core.errors import ConfigError
-from ...core.models.blocks import FORMATS
+from ...core.models.quant.tensor import FORMATS
 from .figures import Figure, Keep, nobody
 from .stopwatch import Arm, Sample, interleaved
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ...crypto.keys import Identity, PublicIdentity
+from ...crypto.identity.keys import Identity, PublicIdentity
 from ...crypto.secagg import SecAggClient, SecAggConfig
 from ...crypto.secagg.graph import plan
 from .stopwatch import clock

@@ -1,7 +1,8 @@
 """A sum that t of n members open together: what making the key costs, and what a round under it
 costs.
 
-Knows the state machines of `crypto.threshold` and a clock. Knows no network and no rounds.
+Knows the state machines of `crypto.experimental.threshold` and a clock. Knows no network and no
+rounds.
 Always: every member really runs every step, and the opened sum is compared with the one in clear.
 """
 
@@ -13,8 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...crypto.keys import Identity
-from ...crypto.threshold import (
+from ...crypto.experimental.threshold import (
     REHEARSAL,
     Ceremony,
     Contributor,
@@ -27,6 +27,7 @@ from ...crypto.threshold import (
     request,
     together,
 )
+from ...crypto.identity.keys import Identity
 from .stopwatch import Sample, clock
 
 ROUND = 1

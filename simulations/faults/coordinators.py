@@ -8,7 +8,7 @@ import socket
 import time
 from pathlib import Path
 
-from ...federation.rounds import checkpoint
+from ...federation.store import checkpoint
 from ..choir import HOST, PATIENCE_S, free_port
 from ..processes import family
 from .members import STAGES, Fault

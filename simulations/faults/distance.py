@@ -15,10 +15,10 @@ from types import TracebackType
 
 import numpy as np
 
-from ...federation.learning.aggregate import Vector
-from ...federation.learning.rehearsal import RehearsalLearner
+from ...federation.aggregation.server_optimizer import Vector
 from ...federation.membership import roster
-from ...federation.rounds import checkpoint
+from ...federation.store import checkpoint
+from ...federation.training.synthetic_task import RehearsalLearner
 from ..choir import PATIENCE_S, Choir, Plan
 from ..processes import Child, Stage
 from .line import LineProcess, address

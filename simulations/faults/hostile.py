@@ -12,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ...federation import member
-from ...federation.exchange import messages
-from ...federation.exchange.messages import Reply
-from ...federation.learning.aggregate import Vector
-from ...federation.learning.learner import Trained
-from ...federation.learning.rehearsal import RehearsalLearner
-from ...federation.protection.terms import Terms
-from ...federation.protection.update import Codec
-from ...federation.rounds.party import Party
+from ...federation import client_node as member
+from ...federation.aggregation.context import Terms
+from ...federation.aggregation.server_optimizer import Vector
+from ...federation.aggregation.update import Codec
+from ...federation.rounds.client import Party
+from ...federation.training.learner import Trained
+from ...federation.training.synthetic_task import RehearsalLearner
+from ...federation.wire import message as messages
+from ...federation.wire.message import Reply
 
 KINDS = ("noise", "huge", "short", "long", "name", "nan", "poison")
 TRAINED = ("nan", "poison")  # what it trains is bad, and what it sends is as it should be

@@ -24,8 +24,8 @@ from aiohttp import web
 from cryptography.hazmat.primitives import serialization
 
 from ...core.errors import QuietchoirError
-from ...federation.membership.identity import transport_point
-from ...federation.membership.policy import Policy
+from ...federation.membership.keys import transport_point
+from ...federation.spec.policy import Policy
 from ..choir import HOST
 
 STAGE = re.compile(rb'"stage":"([a-z]+)"')  # in a letter's header, wherever it lies in a body

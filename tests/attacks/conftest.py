@@ -1,3 +1,3 @@
 """Loads flwr by our own door first, as tests/federation does: its pinned typer warns on import."""
 
-import quietchoir.federation.flower  # noqa: F401
+import quietchoir.federation.transport  # noqa: F401

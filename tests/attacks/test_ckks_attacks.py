@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from quietchoir.crypto.ckks import Asker, Multiplier, from_wire, gaussian, to_wire
-from quietchoir.crypto.parameters import SEARCH
-from quietchoir.crypto.search import SCORE_NOISE
+from quietchoir.crypto.he.ckks import Asker, Multiplier, from_wire, gaussian, to_wire
+from quietchoir.crypto.he.parameters import SEARCH
+from quietchoir.crypto.pir.search import SCORE_NOISE
 
 N = SEARCH.degree
 

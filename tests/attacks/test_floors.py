@@ -12,21 +12,26 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import ConfigError, MessageError, RoundAborted
-from quietchoir.federation.exchange import broadcast, messages, work
-from quietchoir.federation.exchange.messages import Place, Task
-from quietchoir.federation.membership import flags
-from quietchoir.federation.membership.guard import AggregationTable
-from quietchoir.federation.membership.privacy import PrivacyTable
-from quietchoir.federation.protection import draw, masked, repeats, seam
-from quietchoir.federation.protection.masked import Group, MaskedCoordinator
-from quietchoir.federation.protection.seam import Contributors, Sum
-from quietchoir.federation.protection.terms import Terms
-from quietchoir.federation.protection.update import Codec
-from quietchoir.federation.rounds.coordinator import Coordinator
-from quietchoir.federation.rounds.party import Party, training_seed
-from quietchoir.tests.fakes_buffered import buffered, run_of
-from quietchoir.tests.fakes_federation import House, SilentLink, coordinator, house, parties
-from quietchoir.tests.fakes_households import (
+from quietchoir.federation.aggregation import base as seam
+from quietchoir.federation.aggregation import secagg as masked
+from quietchoir.federation.aggregation import survivor_sets as repeats
+from quietchoir.federation.aggregation.base import Contributors, Sum
+from quietchoir.federation.aggregation.context import Terms
+from quietchoir.federation.aggregation.secagg import Group, MaskedCoordinator
+from quietchoir.federation.aggregation.update import Codec
+from quietchoir.federation.rounds import selection as draw
+from quietchoir.federation.rounds.client import Party, training_seed
+from quietchoir.federation.rounds.server import Coordinator
+from quietchoir.federation.spec import flags
+from quietchoir.federation.spec.guard import AggregationTable
+from quietchoir.federation.spec.privacy import PrivacyTable
+from quietchoir.federation.wire import broadcast_digest as broadcast
+from quietchoir.federation.wire import message as messages
+from quietchoir.federation.wire import work
+from quietchoir.federation.wire.message import Place, Task
+from quietchoir.tests.fakes.buffered import buffered, run_of
+from quietchoir.tests.fakes.federation import House, SilentLink, coordinator, house, parties
+from quietchoir.tests.fakes.households import (
     ACCOMPLICES,
     RUN,
     SIZE,
@@ -363,7 +368,7 @@ def members_without(home: House, name: str) -> Party:
 
 def party_consent() -> Any:
     """Any mode."""
-    from quietchoir.tests.fakes_federation import ANY_MODE
+    from quietchoir.tests.fakes.federation import ANY_MODE
 
     return ANY_MODE
 

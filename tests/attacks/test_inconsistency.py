@@ -14,24 +14,24 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import RoundAborted
-from quietchoir.federation.exchange import calls, work
-from quietchoir.federation.exchange.link import InProcessLink
-from quietchoir.federation.protection.masked import Group
-from quietchoir.federation.protection.update import Codec
-from quietchoir.federation.rounds.buffered import BufferedCoordinator
-from quietchoir.federation.rounds.coordinator import Coordinator
-from quietchoir.federation.rounds.party import Party
-from quietchoir.tests.fakes_buffered import buffered
-from quietchoir.tests.fakes_federation import House, coordinator, house, parties
-from quietchoir.tests.fakes_joint import DESK, joint_house
-from quietchoir.tests.fakes_liar import (
+from quietchoir.federation.aggregation.secagg import Group
+from quietchoir.federation.aggregation.update import Codec
+from quietchoir.federation.rounds.buffered_server import BufferedCoordinator
+from quietchoir.federation.rounds.client import Party
+from quietchoir.federation.rounds.server import Coordinator
+from quietchoir.federation.wire import calls, work
+from quietchoir.federation.wire.link import InProcessLink
+from quietchoir.tests.fakes.buffered import buffered
+from quietchoir.tests.fakes.federation import House, coordinator, house, parties
+from quietchoir.tests.fakes.joint import DESK, joint_house
+from quietchoir.tests.fakes.liar import (
     Liar,
     Secretive,
     other_work,
     without_floors,
     without_the_binding,
 )
-from quietchoir.tests.fakes_sealed import sealed_parties
+from quietchoir.tests.fakes.sealed import sealed_parties
 
 SIZE = 400
 

@@ -20,14 +20,14 @@ from quietchoir.core.errors import (
     QuietchoirError,
     WorkerError,
 )
-from quietchoir.crypto.keys import Identity
-from quietchoir.crypto.parameters import SEARCH
-from quietchoir.crypto.search import Keeper, Questioner
-from quietchoir.federation.library import host
-from quietchoir.federation.library.budget import Budget
-from quietchoir.federation.library.client import Address, ask
-from quietchoir.federation.library.messages import Kind, Outcome, Reply, decode_request, refuse
-from quietchoir.tests.fakes_search import TEXTS, FakeEmbedder, fake_index
+from quietchoir.crypto.he.parameters import SEARCH
+from quietchoir.crypto.identity.keys import Identity
+from quietchoir.crypto.pir.search import Keeper, Questioner
+from quietchoir.private_search import host
+from quietchoir.private_search.budget import Budget
+from quietchoir.private_search.client import Address, ask
+from quietchoir.private_search.messages import Kind, Outcome, Reply, decode_request, refuse
+from quietchoir.tests.fakes.search import TEXTS, FakeEmbedder, fake_index
 
 HOST, ASKER = Identity.generate(), Identity.generate()
 ABOUT, OTHER = (

@@ -13,19 +13,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quietchoir.core.errors import QuietchoirError, RoundAborted
-from quietchoir.federation.exchange import broadcast, calls, messages, work
-from quietchoir.federation.exchange.link import InProcessLink
-from quietchoir.federation.membership.schedule import ScheduleTable
-from quietchoir.federation.protection import masked
-from quietchoir.federation.rounds import recall
-from quietchoir.federation.rounds.buffered import BufferedCoordinator, coordinator_of
-from quietchoir.federation.rounds.coordinator import Coordinator
-from quietchoir.federation.rounds.party import Party
-from quietchoir.federation.sealed import forming, halves, handover, joint
-from quietchoir.tests.fakes_federation import House, house, parties
-from quietchoir.tests.fakes_joint import DESK
-from quietchoir.tests.fakes_liar import Liar, Secretive
-from quietchoir.tests.fakes_sealed import sealed_parties
+from quietchoir.federation.aggregation import encrypted as halves
+from quietchoir.federation.aggregation import secagg as masked
+from quietchoir.federation.aggregation import state_transfer as handover
+from quietchoir.federation.aggregation.experimental import dkg_client as forming
+from quietchoir.federation.aggregation.experimental import threshold as joint
+from quietchoir.federation.rounds import client_model as recall
+from quietchoir.federation.rounds.buffered_server import BufferedCoordinator, coordinator_of
+from quietchoir.federation.rounds.client import Party
+from quietchoir.federation.rounds.server import Coordinator
+from quietchoir.federation.spec.schedule import ScheduleTable
+from quietchoir.federation.wire import broadcast_digest as broadcast
+from quietchoir.federation.wire import calls, work
+from quietchoir.federation.wire import message as messages
+from quietchoir.federation.wire.link import InProcessLink
+from quietchoir.tests.fakes.federation import House, house, parties
+from quietchoir.tests.fakes.joint import DESK
+from quietchoir.tests.fakes.liar import Liar, Secretive
+from quietchoir.tests.fakes.sealed import sealed_parties
 
 SIZE = 60
 NAMES = ("ann", "ben", "cat", "dan", "eve")

@@ -15,18 +15,19 @@ import pytest
 from quietchoir.core.errors import ProtocolError, RoundAborted
 from quietchoir.crypto import shamir
 from quietchoir.crypto.secagg import Ledger
-from quietchoir.federation.exchange import messages, work
-from quietchoir.federation.exchange.link import InProcessLink
-from quietchoir.federation.exchange.messages import Place
-from quietchoir.federation.membership.guard import AggregationTable, GuardTable
-from quietchoir.federation.protection import repeats
-from quietchoir.federation.rounds import party as party_module
-from quietchoir.federation.rounds.assembly import Answers, Assembly
-from quietchoir.federation.rounds.checkpoint import Store
-from quietchoir.federation.rounds.coordinator import Coordinator
-from quietchoir.federation.rounds.party import Party, training_seed
-from quietchoir.tests.fakes_buffered import buffered, run_of
-from quietchoir.tests.fakes_federation import (
+from quietchoir.federation.aggregation import survivor_sets as repeats
+from quietchoir.federation.rounds import client as party_module
+from quietchoir.federation.rounds.attempt import Answers, Assembly
+from quietchoir.federation.rounds.client import Party, training_seed
+from quietchoir.federation.rounds.server import Coordinator
+from quietchoir.federation.spec.guard import AggregationTable, GuardTable
+from quietchoir.federation.store.checkpoint import Store
+from quietchoir.federation.wire import message as messages
+from quietchoir.federation.wire import work
+from quietchoir.federation.wire.link import InProcessLink
+from quietchoir.federation.wire.message import Place
+from quietchoir.tests.fakes.buffered import buffered, run_of
+from quietchoir.tests.fakes.federation import (
     FixedLearner,
     House,
     SilentLink,
@@ -34,7 +35,7 @@ from quietchoir.tests.fakes_federation import (
     house,
     parties,
 )
-from quietchoir.tests.fakes_households import (
+from quietchoir.tests.fakes.households import (
     ACCOMPLICES,
     RUN,
     SIZE,
@@ -42,7 +43,7 @@ from quietchoir.tests.fakes_households import (
     correlation,
     households,
 )
-from quietchoir.tests.fakes_secagg import Cohort, Round, frozen
+from quietchoir.tests.fakes.secagg import Cohort, Round, frozen
 
 # --- the protocol alone
 # -----------------------------------------------------------------------------------------------

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from quietchoir.crypto.sealed import SealedTally, open_sum
+from quietchoir.crypto.he.encrypted_ring import SealedTally, open_sum
 from quietchoir.crypto.secagg import masks
 from quietchoir.tests.attacks.test_secagg_transcript import guess, rebuilt_seed
-from quietchoir.tests.fakes_coordinator import masked_view
-from quietchoir.tests.fakes_sealed import SEED, LocalDesk, sealed_ring
-from quietchoir.tests.fakes_secagg import Cohort, Peeled, Round
+from quietchoir.tests.fakes.coordinator import masked_view
+from quietchoir.tests.fakes.sealed import SEED, LocalDesk, sealed_ring
+from quietchoir.tests.fakes.secagg import Cohort, Peeled, Round
 
 LENGTH, COUNTERS, TRIALS = 24, 3, 40
 

@@ -9,7 +9,7 @@ import dataclasses
 import pytest
 
 from quietchoir.core.errors import AuthenticationError, ProtocolError, ThresholdError
-from quietchoir.crypto.keys import bind
+from quietchoir.crypto.identity.keys import bind
 from quietchoir.crypto.secagg import Ledger
 from quietchoir.crypto.secagg.lists import BoxList, KeyList, SignatureList, SurvivorList
 from quietchoir.crypto.secagg.messages import (
@@ -20,8 +20,8 @@ from quietchoir.crypto.secagg.messages import (
     Receipt,
     Revelation,
 )
-from quietchoir.tests.fakes_coordinator import masked_view
-from quietchoir.tests.fakes_secagg import Cohort, Round, frozen
+from quietchoir.tests.fakes.coordinator import masked_view
+from quietchoir.tests.fakes.secagg import Cohort, Round, frozen
 
 ME, FRIEND = "node-000", "node-004"
 

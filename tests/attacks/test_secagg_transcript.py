@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from quietchoir.crypto.secagg import masks
-from quietchoir.tests.fakes_coordinator import masked_view, rebuild, uniform
-from quietchoir.tests.fakes_secagg import Cohort, Peeled, Round
+from quietchoir.tests.fakes.coordinator import masked_view, rebuild, uniform
+from quietchoir.tests.fakes.secagg import Cohort, Peeled, Round
 
 
 def test_residues_of_uploads_pass_chi_square_and_plain_updates_do_not() -> None:

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import AuthenticationError, ProtocolError, ThresholdError
-from quietchoir.crypto.keys import bind
-from quietchoir.crypto.parameters import JOINT
-from quietchoir.crypto.threshold import (
+from quietchoir.crypto.experimental.threshold import (
     Ceremony,
     Contributor,
     Gathering,
@@ -20,13 +18,15 @@ from quietchoir.crypto.threshold import (
     residues,
     together,
 )
-from quietchoir.crypto.threshold.contribution import common, request_id
-from quietchoir.crypto.threshold.lattice import LIMBS, lattice
-from quietchoir.crypto.threshold.partial import _masked, _smudged
-from quietchoir.crypto.threshold.plan import PLAIN_MODULUS, PRIMES, Q
-from quietchoir.crypto.threshold.residues import Residues
-from quietchoir.crypto.threshold.veil import CHECK_BYTES, NONCE_BYTES, Veil
-from quietchoir.tests.fakes_threshold import (
+from quietchoir.crypto.experimental.threshold.contribution import common, request_id
+from quietchoir.crypto.experimental.threshold.lattice import LIMBS, lattice
+from quietchoir.crypto.experimental.threshold.pad import CHECK_BYTES, NONCE_BYTES, Veil
+from quietchoir.crypto.experimental.threshold.partial import _masked, _smudged
+from quietchoir.crypto.experimental.threshold.plan import PLAIN_MODULUS, PRIMES, Q
+from quietchoir.crypto.experimental.threshold.residues import Residues
+from quietchoir.crypto.he.parameters import JOINT
+from quietchoir.crypto.identity.keys import bind
+from quietchoir.tests.fakes.threshold import (
     Circle,
     ciphertext,
     encrypt_under,
@@ -149,7 +149,9 @@ def test_a_rogue_part_is_refused_because_it_is_not_the_committed_one(circle: Cir
 def test_a_rogue_part_without_commitments_makes_the_joint_key_its_senders_and_fails_the_rehearsal(
     circle: Circle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quietchoir.crypto.threshold.ceremony.commitment", lambda *_: bytes(32))
+    monkeypatch.setattr(
+        "quietchoir.crypto.experimental.threshold.dkg.commitment", lambda *_: bytes(32)
+    )
     other = Circle.__new__(Circle)
     other.__dict__.update(circle.__dict__, fields={**circle.fields, "attempt": 9})
     ceremonies, cards, openings, true = rogue_ceremony(other, 9)

@@ -16,19 +16,19 @@ import pytest
 
 from quietchoir.core.errors import RoundAborted
 from quietchoir.crypto.secagg import tag
-from quietchoir.federation.exchange import calls
-from quietchoir.federation.learning.aggregate import ServerState
-from quietchoir.federation.protection.masked import MaskedCoordinator
-from quietchoir.federation.protection.seam import PartyContext, Sum
-from quietchoir.federation.protection.totals import attested
-from quietchoir.federation.rounds import steps
-from quietchoir.federation.rounds.buffered import BufferedCoordinator
-from quietchoir.federation.rounds.coordinator import Coordinator
-from quietchoir.federation.rounds.party import Party
-from quietchoir.federation.rounds.recall import FILE, LackingError, Memory, Recall
-from quietchoir.federation.rounds.steps import Step, Stepping, name_of
-from quietchoir.tests.fakes_buffered import buffered, run_of
-from quietchoir.tests.fakes_federation import ANY_MODE, FixedLearner, House, coordinator, house
+from quietchoir.federation.aggregation.attested_sum import attested
+from quietchoir.federation.aggregation.base import PartyContext, Sum
+from quietchoir.federation.aggregation.secagg import MaskedCoordinator
+from quietchoir.federation.aggregation.server_optimizer import ServerState
+from quietchoir.federation.rounds import global_model as steps
+from quietchoir.federation.rounds.buffered_server import BufferedCoordinator
+from quietchoir.federation.rounds.client import Party
+from quietchoir.federation.rounds.client_model import FILE, LackingError, Memory, Recall
+from quietchoir.federation.rounds.global_model import Step, Stepping, name_of
+from quietchoir.federation.rounds.server import Coordinator
+from quietchoir.federation.wire import calls
+from quietchoir.tests.fakes.buffered import buffered, run_of
+from quietchoir.tests.fakes.federation import ANY_MODE, FixedLearner, House, coordinator, house
 
 SIZE = 80
 TRAP = ServerState(

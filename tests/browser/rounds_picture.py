@@ -8,8 +8,8 @@ import argparse
 import asyncio
 from pathlib import Path
 
-from quietchoir.federation.watch.board import from_disk
-from quietchoir.federation.watch.page import Page
+from quietchoir.federation.monitor.page import Page
+from quietchoir.federation.monitor.run_status import from_disk
 from quietchoir.tests.browser.chromium import browser
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from quietchoir.core.toolcall import ToolCall, render
 from quietchoir.tests.browser.chromium import Tab, browser, find
-from quietchoir.tests.fakes_http import TOKEN, Served, until
-from quietchoir.tests.fakes_server import FakeStore, FakeTools, engine_saying
+from quietchoir.tests.fakes.http import TOKEN, Served, until
+from quietchoir.tests.fakes.server import FakeStore, FakeTools, engine_saying
 
 CALL = render(ToolCall("HassTurnOn", {"area": "kitchen", "name": "ceiling light"}))
 EVIL = (

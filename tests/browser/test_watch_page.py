@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from quietchoir.federation.watch.board import Board
-from quietchoir.federation.watch.page import HOST, Page
+from quietchoir.federation.monitor.page import HOST, Page
+from quietchoir.federation.monitor.run_status import Board
 from quietchoir.tests.browser.chromium import Tab, browser, find
-from quietchoir.tests.fakes_federation import house
+from quietchoir.tests.fakes.federation import house
 
 NAMES = ("ann", "ben", "cat", "dan")
 

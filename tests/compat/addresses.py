@@ -11,8 +11,8 @@ from cryptography import x509
 
 from quietchoir import cli
 from quietchoir.core.errors import ConfigError
-from quietchoir.federation.flower.superlink import parse
 from quietchoir.federation.membership import roster
+from quietchoir.federation.transport.superlink import parse
 
 TAKEN = {  # → host and port
     "127.0.0.1:8790": ("127.0.0.1", 8790),

@@ -16,8 +16,8 @@ from typing import Any
 from quietchoir.core.assistant.context import Message
 from quietchoir.core.server import requests
 from quietchoir.core.toolcall import ToolCall
-from quietchoir.tests.fakes_http import Served
-from quietchoir.tests.fakes_server import engine_saying
+from quietchoir.tests.fakes.http import Served
+from quietchoir.tests.fakes.server import engine_saying
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 USER = {"role": "user", "content": "hi"}

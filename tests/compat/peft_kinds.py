@@ -19,15 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from quietchoir.core.errors import ModelFileError
-from quietchoir.core.models import from_folder
-from quietchoir.core.models.adapter import Adapter
 from quietchoir.core.models.attention import packed_attention
-from quietchoir.core.models.blocks import Blocks, plain
-from quietchoir.core.models.lora import a_name, b_name
-from quietchoir.core.models.tokenizer import Tokenizer
+from quietchoir.core.models.files import from_hf as from_folder
+from quietchoir.core.models.lora.adapter import Adapter
+from quietchoir.core.models.lora.layout import a_name, b_name
+from quietchoir.core.models.quant.tensor import Blocks, plain
+from quietchoir.core.models.tokenizer.tokenizer import Tokenizer
 from quietchoir.core.models.transformer import Transformer
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_models import make_model, their_logits
+from quietchoir.tests.fakes.models import make_model, their_logits
 
 SIZES = {"num_hidden_layers": 3, "vocab_size": 300}
 TARGETS = ["q_proj", "v_proj", "down_proj"]

@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from quietchoir.core.errors import ConfigError
-from quietchoir.federation.flower import reach
 from quietchoir.federation.membership.certificates import self_signed
+from quietchoir.federation.transport import reach
 
 HOST, QUICK_S, BODY = "127.0.0.1", 1.0, b"hello"
 NOW = datetime.datetime.now(datetime.UTC)

@@ -22,9 +22,9 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from quietchoir.core.errors import RequestError
-from quietchoir.core.models import tokenizer_json
-from quietchoir.core.models.chat import ChatTemplate
-from quietchoir.tests.fakes_tokenizers import trained
+from quietchoir.core.models.tokenizer import hf_json as tokenizer_json
+from quietchoir.core.models.tokenizer.chat_template import ChatTemplate
+from quietchoir.tests.fakes.tokenizers import trained
 
 CONVERSATIONS, FORGED = 100, 25  # of each template
 ROWS = 1000  # of the embedding

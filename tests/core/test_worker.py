@@ -6,7 +6,7 @@ import pytest
 
 from quietchoir.core.errors import ProtocolError, WorkerError
 from quietchoir.core.worker import Worker, WorkerPool
-from quietchoir.tests.fakes_search import Moody
+from quietchoir.tests.fakes.search import Moody
 
 
 @pytest.fixture(scope="module")

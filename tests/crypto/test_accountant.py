@@ -14,7 +14,7 @@ from dp_accounting.pld import privacy_loss_distribution as pld  # type: ignore[i
 from scipy import optimize, stats
 
 from quietchoir.core.errors import BudgetError, ConfigError, QuietchoirError
-from quietchoir.crypto.accountant import (
+from quietchoir.crypto.privacy.accountant import (
     ORDERS,
     Account,
     Budget,
@@ -25,7 +25,7 @@ from quietchoir.crypto.accountant import (
     sampled_rdp,
     skellam_rdp,
 )
-from quietchoir.crypto.noise import Noise
+from quietchoir.crypto.privacy.noise import Noise
 
 DELTA = 1e-5
 STEP = Step(multiplier=4.0)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import ConfigError, CryptoError, ProtocolError
-from quietchoir.crypto import bfv
-from quietchoir.crypto.bfv import PLAIN_MODULUS, Adder, Member, Packing, uniform
-from quietchoir.crypto.parameters import SEALED, SEALED_LARGE
+from quietchoir.crypto.he import bfv
+from quietchoir.crypto.he.bfv import PLAIN_MODULUS, Adder, Member, Packing, uniform
+from quietchoir.crypto.he.parameters import SEALED, SEALED_LARGE
 
 SEED = bytes(range(32))
 PACKING = Packing(length=30_000, bits=8, parties=10)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import CryptoError, ProtocolError
-from quietchoir.crypto import ckks
-from quietchoir.crypto.parameters import SEARCH
-from quietchoir.crypto.search import SCORE_ERROR
-from quietchoir.tests.fakes_search import unit_rows
+from quietchoir.crypto.he import ckks
+from quietchoir.crypto.he.parameters import SEARCH
+from quietchoir.crypto.pir.search import SCORE_ERROR
+from quietchoir.tests.fakes.search import unit_rows
 
 ROWS, WIDE = unit_rows(300, 384), unit_rows(2100, 40, seed=1)
 

@@ -8,10 +8,7 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import AuthenticationError, ProtocolError
-from quietchoir.crypto.parameters import JOINT
-from quietchoir.crypto.ring import BitRing
-from quietchoir.crypto.secagg import SecAggClient
-from quietchoir.crypto.threshold import (
+from quietchoir.crypto.experimental.threshold import (
     Contributor,
     Holder,
     Holding,
@@ -23,10 +20,13 @@ from quietchoir.crypto.threshold import (
     opened_bytes,
     request,
 )
-from quietchoir.crypto.threshold.lattice import lattice
-from quietchoir.crypto.threshold.plan import PLAIN_MODULUS
-from quietchoir.tests.fakes_secagg import Cohort, Round
-from quietchoir.tests.fakes_threshold import Circle, integers
+from quietchoir.crypto.experimental.threshold.lattice import lattice
+from quietchoir.crypto.experimental.threshold.plan import PLAIN_MODULUS
+from quietchoir.crypto.he.parameters import JOINT
+from quietchoir.crypto.ring import BitRing
+from quietchoir.crypto.secagg import SecAggClient
+from quietchoir.tests.fakes.secagg import Cohort, Round
+from quietchoir.tests.fakes.threshold import Circle, integers
 
 LENGTH, COUNTERS = 300, 3
 

@@ -10,10 +10,10 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from quietchoir.core.errors import AuthenticationError, ConfigError
-from quietchoir.crypto import keyfile
-from quietchoir.crypto.keyfile import SystemKeyring, read, write
-from quietchoir.crypto.keys import Identity
-from quietchoir.tests.fakes_keyring import (
+from quietchoir.crypto.identity import keyfile
+from quietchoir.crypto.identity.keyfile import SystemKeyring, read, write
+from quietchoir.crypto.identity.keys import Identity
+from quietchoir.tests.fakes.keyring import (
     BrokenKeyring,
     ForgetfulKeyring,
     KeyringLibrary,

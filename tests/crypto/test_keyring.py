@@ -11,10 +11,10 @@ import pytest
 from keyring.backends import chainer, fail, null
 
 from quietchoir.core.errors import ConfigError
-from quietchoir.crypto.keyfile import SERVICE, SystemKeyring
-from quietchoir.crypto.keys import Identity
-from quietchoir.tests import fakes_keyring_file
-from quietchoir.tests.fakes_keyring_file import FileKeyring
+from quietchoir.crypto.identity.keyfile import SERVICE, SystemKeyring
+from quietchoir.crypto.identity.keys import Identity
+from quietchoir.tests.fakes import keyring_file as fakes_keyring_file
+from quietchoir.tests.fakes.keyring_file import FileKeyring
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quietchoir.core.errors import AuthenticationError, ConfigError
-from quietchoir.crypto.keys import (
+from quietchoir.crypto.identity.keys import (
     Ephemeral,
     Identity,
     PublicIdentity,

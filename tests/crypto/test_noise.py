@@ -14,7 +14,7 @@ from scipy import stats
 
 from quietchoir.core.errors import ConfigError, DataError
 from quietchoir.crypto import fixedpoint
-from quietchoir.crypto.noise import (
+from quietchoir.crypto.privacy.noise import (
     LARGEST_OVERFLOW,
     TRIES,
     Noise,
@@ -23,9 +23,9 @@ from quietchoir.crypto.noise import (
     round_within,
     window,
 )
+from quietchoir.crypto.privacy.sampler import Dice, gaussian_table, poisson_table, table_of
 from quietchoir.crypto.ring import BitRing
-from quietchoir.crypto.sampler import Dice, gaussian_table, poisson_table, table_of
-from quietchoir.tests.fakes_secagg import Cohort, Round
+from quietchoir.tests.fakes.secagg import Cohort, Round
 
 KEY = bytes(range(32))
 SEED = b"round 1"

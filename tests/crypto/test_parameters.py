@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from quietchoir.core.errors import ConfigError
-from quietchoir.crypto import parameters
-from quietchoir.crypto.parameters import CEILING_BITS, SEARCH, TABLE, RingParameters
+from quietchoir.crypto.he import parameters
+from quietchoir.crypto.he.parameters import CEILING_BITS, SEARCH, TABLE, RingParameters
 
 
 def test_every_set_is_below_the_ceiling_of_its_ring_and_names_its_purpose():

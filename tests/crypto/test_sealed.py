@@ -9,10 +9,8 @@ import pytest
 
 from quietchoir.core.errors import CryptoError, ProtocolError, WorkerError
 from quietchoir.core.worker import Worker
-from quietchoir.crypto.bfv import Packing, key_id
-from quietchoir.crypto.parameters import SEALED, RingParameters
-from quietchoir.crypto.ring import BitRing
-from quietchoir.crypto.sealed import (
+from quietchoir.crypto.he.bfv import Packing, key_id
+from quietchoir.crypto.he.encrypted_ring import (
     MemberService,
     Seal,
     SealedRing,
@@ -20,8 +18,10 @@ from quietchoir.crypto.sealed import (
     coefficients,
     open_sum,
 )
-from quietchoir.tests.fakes_sealed import MARK, SEED, CrashingAdder, LocalDesk, sealed_ring
-from quietchoir.tests.fakes_secagg import Cohort, Round
+from quietchoir.crypto.he.parameters import SEALED, RingParameters
+from quietchoir.crypto.ring import BitRing
+from quietchoir.tests.fakes.sealed import MARK, SEED, CrashingAdder, LocalDesk, sealed_ring
+from quietchoir.tests.fakes.secagg import Cohort, Round
 
 LENGTH, COUNTERS = 20_000, 3
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import CryptoError, DataError, ProtocolError, WorkerError
-from quietchoir.crypto import search
-from quietchoir.crypto.parameters import SEARCH
-from quietchoir.crypto.search import (
+from quietchoir.crypto.he.parameters import SEARCH
+from quietchoir.crypto.pir import search
+from quietchoir.crypto.pir.search import (
     MAX_PASSAGES,
     PASSAGE_BYTES,
     SCORE_ERROR,
@@ -17,7 +17,7 @@ from quietchoir.crypto.search import (
     Questioner,
     Shape,
 )
-from quietchoir.tests.fakes_search import unit_rows
+from quietchoir.tests.fakes.search import unit_rows
 
 ROWS = unit_rows(200, 384)
 PASSAGES = [f"passage {index}: {'ä' * (index % 50)}".encode() for index in range(200)]
@@ -102,7 +102,7 @@ def test_what_the_keeper_receives_holds_no_secret_key_and_does_not_open_an_answe
     ring.set_poly_modulus_degree(SEARCH.degree)
     ring.set_coeff_modulus(seal.CoeffModulus.Create(SEARCH.degree, list(SEARCH.prime_bits)))
     context = seal.SEALContext(ring, True, seal.SEC_LEVEL_TYPE.TC128)
-    from quietchoir.crypto.ckks import from_wire
+    from quietchoir.crypto.he.ckks import from_wire
 
     for blob in received:
         with pytest.raises(ProtocolError):

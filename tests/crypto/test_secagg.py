@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quietchoir.core.errors import ConfigError, ProtocolError, ThresholdError
-from quietchoir.crypto.keys import Identity
+from quietchoir.crypto.identity.keys import Identity
 from quietchoir.crypto.secagg import Ledger, SecAggClient, ServerStage, Stage
 from quietchoir.crypto.secagg.frames import Kind, frame
-from quietchoir.tests.fakes_secagg import STAGES, Cohort, PrimeRing, Round, frozen
+from quietchoir.tests.fakes.secagg import STAGES, Cohort, PrimeRing, Round, frozen
 
 
 @pytest.mark.parametrize("n", [3, 5, 20, 40])

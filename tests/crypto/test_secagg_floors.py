@@ -11,7 +11,7 @@ from quietchoir.core.errors import ConfigError, ProtocolError, ThresholdError
 from quietchoir.crypto.secagg import Floor, Stage
 from quietchoir.crypto.secagg.lists import SurvivorList
 from quietchoir.crypto.secagg.messages import Upload
-from quietchoir.tests.fakes_secagg import Cohort, Round
+from quietchoir.tests.fakes.secagg import Cohort, Round
 
 PART = slice(10, 16)  # the values that only some members fill
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import ProtocolError
-from quietchoir.crypto.keys import Identity
+from quietchoir.crypto.identity.keys import Identity
 from quietchoir.crypto.ring import BitRing, Ring
 from quietchoir.crypto.secagg import Ledger, SecAggClient, SecAggConfig, SecAggServer, Stage
-from quietchoir.crypto.secagg.frozen import freeze, read_config, spell_config, thaw
 from quietchoir.crypto.secagg.session import Floor
+from quietchoir.crypto.secagg.snapshot import freeze, read_config, spell_config, thaw
 
 NAMES = ("ann", "ben", "cat", "dan")
 KEYS = {name: Identity.generate() for name in NAMES}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from quietchoir.core.errors import ConfigError
 from quietchoir.crypto.secagg import SecAggConfig, tag
 from quietchoir.crypto.secagg.client import SumCheck
-from quietchoir.tests.fakes_secagg import Cohort, Round
+from quietchoir.tests.fakes.secagg import Cohort, Round
 
 KEY = bytes(range(32))
 

@@ -14,9 +14,7 @@ from quietchoir.core.errors import (
     ProtocolError,
     ThresholdError,
 )
-from quietchoir.crypto.keys import Identity
-from quietchoir.crypto.parameters import JOINT
-from quietchoir.crypto.threshold import (
+from quietchoir.crypto.experimental.threshold import (
     REHEARSAL,
     Gathering,
     Holder,
@@ -26,9 +24,11 @@ from quietchoir.crypto.threshold import (
     request,
     residues,
 )
-from quietchoir.crypto.threshold.lattice import LIMBS, lattice
-from quietchoir.crypto.threshold.plan import PLAIN_MODULUS, PRIMES, Q
-from quietchoir.tests.fakes_threshold import Circle, ciphertext, integers
+from quietchoir.crypto.experimental.threshold.lattice import LIMBS, lattice
+from quietchoir.crypto.experimental.threshold.plan import PLAIN_MODULUS, PRIMES, Q
+from quietchoir.crypto.he.parameters import JOINT
+from quietchoir.crypto.identity.keys import Identity
+from quietchoir.tests.fakes.threshold import Circle, ciphertext, integers
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import AuthenticationError, ProtocolError
-from quietchoir.crypto.threshold import Ceremony, Gathering
-from quietchoir.tests.fakes_threshold import Circle, letters
+from quietchoir.crypto.experimental.threshold import Ceremony, Gathering
+from quietchoir.tests.fakes.threshold import Circle, letters
 
 
 def test_a_ceremony_needs_everybody_and_runs_in_order():

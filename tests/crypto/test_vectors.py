@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from quietchoir.crypto import shamir
-from quietchoir.crypto.keys import Ephemeral, PublicIdentity, bind
+from quietchoir.crypto.identity.keys import Ephemeral, PublicIdentity, bind
 from quietchoir.crypto.prg import expand
 from quietchoir.crypto.secagg import SecAggConfig
 from quietchoir.crypto.secagg.client import _Vectors

@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import AuthenticationError, CryptoError, ProtocolError
-from quietchoir.crypto.threshold import residues
-from quietchoir.crypto.threshold.lattice import LIMBS
-from quietchoir.crypto.threshold.plan import PRIMES, RESIDUE_BYTES
-from quietchoir.crypto.threshold.residues import Residues
-from quietchoir.crypto.threshold.veil import (
+from quietchoir.crypto.experimental.threshold import residues
+from quietchoir.crypto.experimental.threshold.lattice import LIMBS
+from quietchoir.crypto.experimental.threshold.pad import (
     CHECK_BYTES,
     NONCE_BYTES,
     Veil,
@@ -16,7 +14,9 @@ from quietchoir.crypto.threshold.veil import (
     read_checks,
     write_checks,
 )
-from quietchoir.tests.fakes_threshold import looks_uniform
+from quietchoir.crypto.experimental.threshold.plan import PRIMES, RESIDUE_BYTES
+from quietchoir.crypto.experimental.threshold.residues import Residues
+from quietchoir.tests.fakes.threshold import looks_uniform
 
 ROWS = 2
 KEY, NAMED = bytes(range(32)), bytes(range(32, 64))

@@ -2,4 +2,4 @@
 on import.
 """
 
-import quietchoir.federation.flower  # noqa: F401
+import quietchoir.federation.transport  # noqa: F401

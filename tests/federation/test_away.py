@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import RoundAborted
-from quietchoir.federation.exchange.link import InProcessLink
-from quietchoir.federation.learning.aggregate import Vector
-from quietchoir.federation.rounds.checkpoint import Store
-from quietchoir.federation.rounds.coordinator import Coordinator
-from quietchoir.federation.rounds.party import Party
-from quietchoir.tests.fakes_federation import SilentLink, coordinator, house, parties
+from quietchoir.federation.aggregation.server_optimizer import Vector
+from quietchoir.federation.rounds.client import Party
+from quietchoir.federation.rounds.server import Coordinator
+from quietchoir.federation.store.checkpoint import Store
+from quietchoir.federation.wire.link import InProcessLink
+from quietchoir.tests.fakes.federation import SilentLink, coordinator, house, parties
 from quietchoir.tests.federation.test_rounds import stage_of
 
 SIZE = 200

@@ -9,14 +9,15 @@ import pytest
 
 from quietchoir.core.config import ConsentConfig
 from quietchoir.core.errors import ConfigError, MessageError, RosterError
-from quietchoir.crypto.keys import Identity
-from quietchoir.federation.exchange import messages, work
-from quietchoir.federation.exchange.ledger import Ledger
-from quietchoir.federation.exchange.messages import Place, Reply, Task
-from quietchoir.federation.membership.policy import ModelTable
-from quietchoir.federation.protection.seam import Contributors
-from quietchoir.federation.rounds.party import Party
-from quietchoir.tests.fakes_federation import ANY_MODE, FixedLearner, House, house, parties
+from quietchoir.crypto.identity.keys import Identity
+from quietchoir.federation.aggregation.base import Contributors
+from quietchoir.federation.rounds.client import Party
+from quietchoir.federation.spec.policy import ModelTable
+from quietchoir.federation.store.ledger import Ledger
+from quietchoir.federation.wire import message as messages
+from quietchoir.federation.wire import work
+from quietchoir.federation.wire.message import Place, Reply, Task
+from quietchoir.tests.fakes.federation import ANY_MODE, FixedLearner, House, house, parties
 
 SIZE = 50
 RUN = "0a" * 16

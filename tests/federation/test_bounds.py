@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 
 from quietchoir.core.config import ConsentConfig
 from quietchoir.core.errors import DataError, MessageError, RoundAborted
-from quietchoir.federation.exchange import work
-from quietchoir.federation.learning import bounds
-from quietchoir.federation.learning.aggregate import ServerState
-from quietchoir.federation.learning.recipes import optimizer_of
-from quietchoir.federation.membership.policy import Recipe
-from quietchoir.federation.membership.privacy import PrivacyTable
-from quietchoir.federation.protection.terms import noise_of
-from quietchoir.tests.fakes_buffered import buffered, run_of
-from quietchoir.tests.fakes_federation import ANY_MODE, FixedLearner, coordinator, house, parties
-from quietchoir.tests.fakes_liar import Liar, other_work
+from quietchoir.federation.aggregation import bounds
+from quietchoir.federation.aggregation.context import noise_of
+from quietchoir.federation.aggregation.server_optimizer import ServerState
+from quietchoir.federation.spec.policy import Recipe
+from quietchoir.federation.spec.privacy import PrivacyTable
+from quietchoir.federation.training.recipes import optimizer_of
+from quietchoir.federation.wire import work
+from quietchoir.tests.fakes.buffered import buffered, run_of
+from quietchoir.tests.fakes.federation import ANY_MODE, FixedLearner, coordinator, house, parties
+from quietchoir.tests.fakes.liar import Liar, other_work
 
 SIZE = 40
 OPTIMIZERS = ("fedavg", "fedavgm", "fedadam", "fedyogi")

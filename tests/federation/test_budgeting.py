@@ -11,15 +11,16 @@ import pytest
 
 from quietchoir import cli
 from quietchoir.core.errors import BudgetError, ConfigError
-from quietchoir.crypto.accountant import Account, Budget, Step
-from quietchoir.crypto.noise import Noise
-from quietchoir.federation.exchange.messages import Place
-from quietchoir.federation.membership import budgeting, roster
-from quietchoir.federation.membership.budgeting import budgeted, rounded_up
-from quietchoir.federation.membership.policy import ProtectionTable, Recipe
-from quietchoir.federation.membership.privacy import PrivacyTable
-from quietchoir.federation.rounds.purse import Purse
-from quietchoir.tests.fakes_federation import DIGEST, house
+from quietchoir.crypto.privacy.accountant import Account, Budget, Step
+from quietchoir.crypto.privacy.noise import Noise
+from quietchoir.federation.membership import roster
+from quietchoir.federation.rounds.privacy_accountant import Purse
+from quietchoir.federation.spec import privacy_budget as budgeting
+from quietchoir.federation.spec.policy import ProtectionTable, Recipe
+from quietchoir.federation.spec.privacy import PrivacyTable
+from quietchoir.federation.spec.privacy_budget import budgeted, rounded_up
+from quietchoir.federation.wire.message import Place
+from quietchoir.tests.fakes.federation import DIGEST, house
 
 INIT = ("--name", "choir", "--model-digest", DIGEST, "--model", "none-of-this-name")
 

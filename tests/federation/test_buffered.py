@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import ConfigError, FederationError, RoundAborted
-from quietchoir.federation.exchange import messages
-from quietchoir.federation.exchange.link import Link
-from quietchoir.federation.learning.learner import Counts
-from quietchoir.federation.learning.rehearsal import RehearsalLearner
-from quietchoir.federation.membership.guard import AggregationTable, GuardTable
-from quietchoir.federation.membership.privacy import PrivacyTable
-from quietchoir.federation.membership.schedule import weight
-from quietchoir.federation.rounds.buffered import BufferedCoordinator, coordinator_of
-from quietchoir.federation.rounds.checkpoint import Store
-from quietchoir.federation.rounds.contribution import Drawer
-from quietchoir.federation.rounds.coordinator import Coordinator
-from quietchoir.federation.rounds.purse import Purse, Purses, check_books
-from quietchoir.tests.fakes_buffered import SIZE, NapLink, buffered, run_of
-from quietchoir.tests.fakes_federation import FixedLearner, SilentLink, house, parties
+from quietchoir.federation.rounds.buffered_server import BufferedCoordinator, coordinator_of
+from quietchoir.federation.rounds.contribution_buffer import Drawer
+from quietchoir.federation.rounds.privacy_accountant import Purse, Purses, check_books
+from quietchoir.federation.rounds.server import Coordinator
+from quietchoir.federation.spec.guard import AggregationTable, GuardTable
+from quietchoir.federation.spec.privacy import PrivacyTable
+from quietchoir.federation.spec.schedule import weight
+from quietchoir.federation.store.checkpoint import Store
+from quietchoir.federation.training.learner import Counts
+from quietchoir.federation.training.synthetic_task import RehearsalLearner
+from quietchoir.federation.wire import message as messages
+from quietchoir.federation.wire.link import Link
+from quietchoir.tests.fakes.buffered import SIZE, NapLink, buffered, run_of
+from quietchoir.tests.fakes.federation import FixedLearner, SilentLink, house, parties
 
 NOISE = PrivacyTable(
     mechanism="skellam", clip=1.0, noise_multiplier=4.0, epsilon=3.0, counters="exact"

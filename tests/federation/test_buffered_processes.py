@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from quietchoir.federation.rounds import checkpoint
-from quietchoir.federation.rounds.contribution import FILE
+from quietchoir.federation.rounds.contribution_buffer import FILE
+from quietchoir.federation.store import checkpoint
 from quietchoir.simulations.choir import PATIENCE_S, Choir, Plan
 from quietchoir.simulations.processes import Child, Stage
 

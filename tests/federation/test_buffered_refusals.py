@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import CryptoError, MessageError, QuietchoirError, RoundAborted
-from quietchoir.federation.exchange import calls, messages, work
-from quietchoir.federation.exchange.calls import Group
-from quietchoir.federation.exchange.messages import Place
-from quietchoir.federation.protection.masked import MaskedCoordinator
-from quietchoir.federation.protection.seam import Contributors
-from quietchoir.federation.protection.terms import Terms
-from quietchoir.federation.protection.update import Codec
-from quietchoir.federation.rounds.contribution import FILE, Contribution, Drawer
-from quietchoir.federation.rounds.party import Party
-from quietchoir.tests.fakes_buffered import (
+from quietchoir.federation.aggregation.base import Contributors
+from quietchoir.federation.aggregation.context import Terms
+from quietchoir.federation.aggregation.secagg import MaskedCoordinator
+from quietchoir.federation.aggregation.update import Codec
+from quietchoir.federation.rounds.client import Party
+from quietchoir.federation.rounds.contribution_buffer import FILE, Contribution, Drawer
+from quietchoir.federation.wire import calls, work
+from quietchoir.federation.wire import message as messages
+from quietchoir.federation.wire.calls import Group
+from quietchoir.federation.wire.message import Place
+from quietchoir.tests.fakes.buffered import (
     RUN,
     SIZE,
     ZEROS,
@@ -34,7 +35,7 @@ from quietchoir.tests.fakes_buffered import (
     stage_letter,
     train_letter,
 )
-from quietchoir.tests.fakes_federation import House, parties
+from quietchoir.tests.fakes.federation import House, parties
 
 
 def offer(version: int) -> bytes:

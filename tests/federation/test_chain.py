@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from quietchoir.core.errors import AuthenticationError, ConfigError, RosterError
-from quietchoir.crypto import keyfile
-from quietchoir.crypto.keys import Identity
-from quietchoir.federation.membership import chain as chain_module
-from quietchoir.federation.membership import locking, owner, roster
-from quietchoir.federation.membership.chain import (
+from quietchoir.crypto.identity import keyfile
+from quietchoir.crypto.identity.keys import Identity
+from quietchoir.federation.membership import locking, roster
+from quietchoir.federation.membership import log as chain_module
+from quietchoir.federation.membership import ownership as owner
+from quietchoir.federation.membership.keys import NodeKeys, load_or_create
+from quietchoir.federation.membership.log import (
     CHANGE,
     ENROLL,
     REVOKE,
@@ -26,12 +28,11 @@ from quietchoir.federation.membership.chain import (
     found,
     sign,
 )
-from quietchoir.federation.membership.founding import COORDINATOR_KEY, FILE, OWNER_KEY, TLS_KEY
-from quietchoir.federation.membership.founding import found as found_folder
-from quietchoir.federation.membership.identity import NodeKeys, load_or_create
-from quietchoir.federation.membership.policy import Member
 from quietchoir.federation.membership.unlock import VARIABLE, Lock
-from quietchoir.tests.fakes_federation import House, house
+from quietchoir.federation.spec.founding import COORDINATOR_KEY, FILE, OWNER_KEY, TLS_KEY
+from quietchoir.federation.spec.founding import found as found_folder
+from quietchoir.federation.spec.policy import Member
+from quietchoir.tests.fakes.federation import House, house
 from quietchoir.tests.federation.test_roster import founding
 
 PAST, FUTURE = 1_000_000_000, int(time.time()) + 10**6

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import FederationError, MessageError, QuietchoirError
-from quietchoir.federation.exchange import ledger as ledgers
-from quietchoir.federation.exchange.disk import Disk
-from quietchoir.federation.exchange.ledger import LEASE_S, Ledger, RivalError, StaleError
-from quietchoir.federation.exchange.messages import Place
-from quietchoir.federation.learning.aggregate import ServerState
-from quietchoir.federation.rounds import checkpoint
-from quietchoir.federation.rounds.checkpoint import RunState, Store
-from quietchoir.federation.rounds.guard import parents_score
-from quietchoir.tests.fakes_federation import house
+from quietchoir.federation.aggregation.server_optimizer import ServerState
+from quietchoir.federation.rounds.validation import parents_score
+from quietchoir.federation.store import checkpoint
+from quietchoir.federation.store import ledger as ledgers
+from quietchoir.federation.store.checkpoint import RunState, Store
+from quietchoir.federation.store.disk import Disk
+from quietchoir.federation.store.ledger import LEASE_S, Ledger, RivalError, StaleError
+from quietchoir.federation.wire.message import Place
+from quietchoir.tests.fakes.federation import house
 
 SIZE = 300
 ONE, OTHER = "ab" * 16, "cd" * 16
@@ -108,7 +108,7 @@ def test_no_reader_takes_the_log_away_that_the_coordinator_still_writes(tmp_path
 KILLED = """
 import sys
 from pathlib import Path
-from quietchoir.federation.exchange.disk import Disk
+from quietchoir.federation.store.disk import Disk
 disk = Disk(Path(sys.argv[1]), "CREATE TABLE steps (number INTEGER, half INTEGER)", 1)
 number = 0
 while True:

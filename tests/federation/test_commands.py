@@ -11,8 +11,8 @@ import pytest
 from quietchoir import cli
 from quietchoir.core.prompt import AS_IT_COMES, HOUSEHOLD, PromptFormat
 from quietchoir.federation.membership import roster
-from quietchoir.federation.membership.policy import Policy
-from quietchoir.tests.fakes_federation import DIGEST
+from quietchoir.federation.spec.policy import Policy
+from quietchoir.tests.fakes.federation import DIGEST
 
 INIT = ("--name", "choir", "--model-digest", DIGEST)
 

@@ -11,10 +11,10 @@ from quietchoir.core import config
 from quietchoir.core.config import ConsentConfig
 from quietchoir.core.errors import ConfigError
 from quietchoir.federation import costs
-from quietchoir.federation.learning.learner import Trained
 from quietchoir.federation.membership.consent import check_consent, check_upload
-from quietchoir.federation.membership.privacy import PrivacyTable
-from quietchoir.tests.fakes_federation import FixedLearner, coordinator, house, parties
+from quietchoir.federation.spec.privacy import PrivacyTable
+from quietchoir.federation.training.learner import Trained
+from quietchoir.tests.fakes.federation import FixedLearner, coordinator, house, parties
 
 PRIVATE = PrivacyTable(mechanism="discrete-gaussian", epsilon=8.0)
 

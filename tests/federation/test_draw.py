@@ -7,10 +7,10 @@ from itertools import pairwise
 import pytest
 
 from quietchoir.core.errors import MessageError, RoundAborted
-from quietchoir.federation.exchange.messages import Place
-from quietchoir.federation.membership.guard import AggregationTable
-from quietchoir.federation.protection.draw import Draw, buckets, check, draw, ranking
-from quietchoir.tests.fakes_federation import SilentLink, coordinator, house, parties
+from quietchoir.federation.rounds.selection import Draw, buckets, check, draw, ranking
+from quietchoir.federation.spec.guard import AggregationTable
+from quietchoir.federation.wire.message import Place
+from quietchoir.tests.fakes.federation import SilentLink, coordinator, house, parties
 
 RUN = "0a" * 16
 POLICY = house(8, recipe={"cohort": 4}).policy
@@ -74,7 +74,7 @@ def test_a_coordinator_that_picks_its_own_cohort_is_answered_by_nobody(
     members = parties(home, 20)
     picked = [("ann", "ben", "cat")]
     monkeypatch.setattr(
-        "quietchoir.federation.rounds.assembly.draw",
+        "quietchoir.federation.rounds.attempt.draw",
         lambda policy, place, here, *, everybody: Draw(picked[0], ()),
     )
     run = coordinator(home, members, 20)

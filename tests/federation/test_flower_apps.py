@@ -19,20 +19,20 @@ from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 from packaging.requirements import Requirement
 
 from quietchoir.core.errors import ConfigError, MessageError, RoundAborted
-from quietchoir.crypto.keys import Identity, bind
-from quietchoir.federation import visit
-from quietchoir.federation.exchange import messages
-from quietchoir.federation.flower import apps, conduct, grid, unprotected
-from quietchoir.federation.flower.letters import open_letter, seal_letter
-from quietchoir.federation.flower.settings import Settings
+from quietchoir.crypto.identity.keys import Identity, bind
+from quietchoir.federation import stateless_client as visit
 from quietchoir.federation.membership import roster
-from quietchoir.federation.rounds import checkpoint
-from quietchoir.federation.rounds.recess import FILE, TAKEN, Recess
+from quietchoir.federation.store import checkpoint
+from quietchoir.federation.store.attempt_snapshot import FILE, TAKEN, Recess
+from quietchoir.federation.transport import apps, conduct, grid, unprotected
+from quietchoir.federation.transport.letters import open_letter, seal_letter
+from quietchoir.federation.transport.settings import Settings
+from quietchoir.federation.wire import message as messages
 from quietchoir.simulations import scale
 from quietchoir.simulations.choir import Choir, Plan
 from quietchoir.simulations.engines import APP
 from quietchoir.simulations.processes import Stage
-from quietchoir.tests.fakes_grid import LocalGrid
+from quietchoir.tests.fakes.grid import LocalGrid
 
 SIZE = 300
 
@@ -361,6 +361,6 @@ def test_the_app_that_is_sent_names_every_setting_and_brings_no_program() -> Non
         one.name.replace("_", "-"): one.default for one in dataclasses.fields(Settings)
     }
     assert all(
-        name.startswith("quietchoir.federation.flower.apps:")
+        name.startswith("quietchoir.federation.transport.apps:")
         for name in told["components"].values()
     )

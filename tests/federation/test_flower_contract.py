@@ -1,7 +1,7 @@
 """flwr's internals, as this project leans on them: when one moves, this says which.
 
-Everything here is read by federation/flower/; a failure means that folder must be looked at before
-flwr is upgraded.
+Everything here is read by federation/transport/; a failure means that folder must be looked at
+before flwr is upgraded.
 """
 
 import asyncio
@@ -31,18 +31,14 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from quietchoir.crypto.keys import Identity
-from quietchoir.federation.flower import apps, connection, door, letters, post, proof, superlink
-from quietchoir.federation.flower.clock import ClockedAuth
-from quietchoir.federation.membership.founding import TLS_KEY, Founding, found
-from quietchoir.federation.membership.identity import NodeKeys
-from quietchoir.federation.membership.policy import (
-    AdapterTable,
-    ModelTable,
-    ProtectionTable,
-    Recipe,
-)
-from quietchoir.tests.fakes_federation import DIGEST
+from quietchoir.crypto.identity.keys import Identity
+from quietchoir.federation.membership.keys import NodeKeys
+from quietchoir.federation.spec.founding import TLS_KEY, Founding, found
+from quietchoir.federation.spec.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
+from quietchoir.federation.transport import apps, connection, letters, post, proof, superlink
+from quietchoir.federation.transport import fleet_endpoint as door
+from quietchoir.federation.transport.clock import ClockedAuth
+from quietchoir.tests.fakes.federation import DIGEST
 
 CONFIG_FIELDS = {
     "control_address",

@@ -27,17 +27,22 @@ from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.task_identity import TaskIdentity
 
-from quietchoir.crypto.keys import Identity
-from quietchoir.federation.exchange.ledger import StaleError
-from quietchoir.federation.flower import connection as connections
-from quietchoir.federation.flower import door as doors
-from quietchoir.federation.flower.clock import ClockedAuth
-from quietchoir.federation.flower.connection import Connection, LetterLostError
-from quietchoir.federation.flower.door import Caller, FleetDoor
-from quietchoir.federation.flower.letters import INLINE_BYTES, answer_to, open_letter, seal_letter
-from quietchoir.federation.flower.node import FlowerNode
-from quietchoir.federation.flower.proof import NOT_DIALLED_IN, TAKEN, UNHEARD_S, prove
-from quietchoir.federation.membership.identity import NodeKeys
+from quietchoir.crypto.identity.keys import Identity
+from quietchoir.federation.membership.keys import NodeKeys
+from quietchoir.federation.store.ledger import StaleError
+from quietchoir.federation.transport import connection as connections
+from quietchoir.federation.transport import fleet_endpoint as doors
+from quietchoir.federation.transport.clock import ClockedAuth
+from quietchoir.federation.transport.connection import Connection, LetterLostError
+from quietchoir.federation.transport.fleet_endpoint import Caller, FleetDoor
+from quietchoir.federation.transport.letters import (
+    INLINE_BYTES,
+    answer_to,
+    open_letter,
+    seal_letter,
+)
+from quietchoir.federation.transport.node import FlowerNode
+from quietchoir.federation.transport.proof import NOT_DIALLED_IN, TAKEN, UNHEARD_S, prove
 
 KEY, FEDERATION, SESSION = b"a transport key", bytes(32), "ab" * 16
 MEMBER = Identity.generate()

@@ -7,26 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from quietchoir.federation.flower.letters import INLINE_BYTES
-from quietchoir.federation.flower.link import FlowerLink
-from quietchoir.federation.membership.founding import (
-    FILE,
-    OWNER_KEY,
-    TLS_KEY,
-    Founding,
-    enroll,
-    found,
-)
-from quietchoir.federation.membership.identity import load_or_create
-from quietchoir.federation.membership.policy import (
-    AdapterTable,
-    ModelTable,
-    ProtectionTable,
-    Recipe,
-)
+from quietchoir.federation.membership.keys import load_or_create
 from quietchoir.federation.membership.roster import load
+from quietchoir.federation.spec.founding import FILE, OWNER_KEY, TLS_KEY, Founding, enroll, found
+from quietchoir.federation.spec.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
+from quietchoir.federation.transport.letters import INLINE_BYTES
+from quietchoir.federation.transport.link import FlowerLink
 from quietchoir.simulations.choir import free_port
-from quietchoir.tests.fakes_federation import DIGEST
+from quietchoir.tests.fakes.federation import DIGEST
 
 LONG = bytes(range(256)) * (INLINE_BYTES // 256 + 1)
 

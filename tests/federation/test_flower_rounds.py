@@ -18,17 +18,12 @@ import httpx
 import pytest
 
 from quietchoir.core.errors import FederationError
-from quietchoir.federation.flower.superlink import listen
 from quietchoir.federation.membership import roster
-from quietchoir.federation.membership.founding import FILE, OWNER_KEY, Founding, enroll, found
-from quietchoir.federation.membership.identity import load_or_create
-from quietchoir.federation.membership.policy import (
-    AdapterTable,
-    ModelTable,
-    ProtectionTable,
-    Recipe,
-)
-from quietchoir.tests.fakes_federation import DIGEST
+from quietchoir.federation.membership.keys import load_or_create
+from quietchoir.federation.spec.founding import FILE, OWNER_KEY, Founding, enroll, found
+from quietchoir.federation.spec.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
+from quietchoir.federation.transport.superlink import listen
+from quietchoir.tests.fakes.federation import DIGEST
 
 MEMBERS = ("ann", "ben", "cat", "dan")
 SIZE = "70000"  # letters above and below the chunking limit

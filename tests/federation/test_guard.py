@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import MessageError, RoundAborted
-from quietchoir.federation.exchange import messages, work
-from quietchoir.federation.learning.learner import Counts, Trained
-from quietchoir.federation.membership.guard import AggregationTable, GuardTable
-from quietchoir.federation.membership.privacy import PrivacyTable
-from quietchoir.federation.protection.terms import noise_of
-from quietchoir.federation.protection.update import Statistics
-from quietchoir.federation.rounds.checkpoint import Store
-from quietchoir.federation.rounds.guard import best_of, judge
-from quietchoir.tests.fakes_federation import FixedLearner, SilentLink, coordinator, house, parties
-from quietchoir.tests.fakes_sealed import LocalDesk, adapter_of, sealed_parties, vault_of
+from quietchoir.federation.aggregation.context import noise_of
+from quietchoir.federation.aggregation.update import Statistics
+from quietchoir.federation.rounds.validation import best_of, judge
+from quietchoir.federation.spec.guard import AggregationTable, GuardTable
+from quietchoir.federation.spec.privacy import PrivacyTable
+from quietchoir.federation.store.checkpoint import Store
+from quietchoir.federation.training.learner import Counts, Trained
+from quietchoir.federation.wire import message as messages
+from quietchoir.federation.wire import work
+from quietchoir.tests.fakes.federation import FixedLearner, SilentLink, coordinator, house, parties
+from quietchoir.tests.fakes.sealed import LocalDesk, adapter_of, sealed_parties, vault_of
 
 SIZE = 60
 VOTE = {"guard": GuardTable(rule="vote", margin=0.05)}

@@ -7,14 +7,21 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import AuthenticationError, ConfigError, FederationError, MessageError
-from quietchoir.crypto.keys import Ephemeral, Identity
-from quietchoir.federation.exchange.messages import Place
-from quietchoir.federation.membership.policy import Policy
-from quietchoir.federation.sealed import handover, parts
-from quietchoir.federation.sealed.greeting import Greeting, Parcel
-from quietchoir.federation.sealed.handover import Handover
-from quietchoir.federation.sealed.vault import KEY_FILE, TAG_BYTES, Progress, Vault, state_file
-from quietchoir.tests.fakes_federation import House, house
+from quietchoir.crypto.identity.keys import Ephemeral, Identity
+from quietchoir.federation.aggregation import parts
+from quietchoir.federation.aggregation import state_transfer as handover
+from quietchoir.federation.aggregation.hello import Greeting, Parcel
+from quietchoir.federation.aggregation.state_transfer import Handover
+from quietchoir.federation.spec.policy import Policy
+from quietchoir.federation.store.client_store import (
+    KEY_FILE,
+    TAG_BYTES,
+    Progress,
+    Vault,
+    state_file,
+)
+from quietchoir.federation.wire.message import Place
+from quietchoir.tests.fakes.federation import House, house
 
 PLACE = Place("ab" * 16, 1, 1)
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from quietchoir.core.errors import ConfigError, RosterError
-from quietchoir.crypto.keys import Identity
-from quietchoir.federation.membership import invitation, owner, roster
-from quietchoir.federation.membership.chain import CHANGE, REVOKE, found
-from quietchoir.federation.membership.founding import FILE, OWNER_KEY
-from quietchoir.federation.membership.founding import found as found_folder
-from quietchoir.federation.membership.identity import NodeKeys, load_or_create
-from quietchoir.tests.fakes_federation import house
+from quietchoir.crypto.identity.keys import Identity
+from quietchoir.federation.membership import invitation, roster
+from quietchoir.federation.membership import ownership as owner
+from quietchoir.federation.membership.keys import NodeKeys, load_or_create
+from quietchoir.federation.membership.log import CHANGE, REVOKE, found
+from quietchoir.federation.spec.founding import FILE, OWNER_KEY
+from quietchoir.federation.spec.founding import found as found_folder
+from quietchoir.tests.fakes.federation import house
 from quietchoir.tests.federation.test_chain import PAST, key_of, spoiled
 from quietchoir.tests.federation.test_roster import founding
 

@@ -12,20 +12,16 @@ from quietchoir import cli
 from quietchoir.core.config import Config
 from quietchoir.core.errors import DataError
 from quietchoir.core.training.examples import write_jsonl
-from quietchoir.federation import member
-from quietchoir.federation.member import Joining, examples_in, join, make_learner
-from quietchoir.federation.membership import founding, owner
-from quietchoir.federation.membership.identity import load_or_create
-from quietchoir.federation.membership.policy import (
-    AdapterTable,
-    ModelTable,
-    ProtectionTable,
-    Recipe,
-)
-from quietchoir.federation.watch import words
-from quietchoir.federation.watch.words import teller
-from quietchoir.tests.fakes_federation import DIGEST, house
-from quietchoir.tests.fakes_training import CHATTER, chatter, conversation, tiny_pair
+from quietchoir.federation import client_node as member
+from quietchoir.federation.client_node import Joining, examples_in, join, make_learner
+from quietchoir.federation.membership import ownership as owner
+from quietchoir.federation.membership.keys import load_or_create
+from quietchoir.federation.monitor import event_printer as words
+from quietchoir.federation.monitor.event_printer import teller
+from quietchoir.federation.spec import founding
+from quietchoir.federation.spec.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
+from quietchoir.tests.fakes.federation import DIGEST, house
+from quietchoir.tests.fakes.training import CHATTER, chatter, conversation, tiny_pair
 
 
 @pytest.fixture

@@ -11,17 +11,25 @@ import pytest
 
 from quietchoir.core.errors import ProtocolError, RoundAborted, ThresholdError
 from quietchoir.crypto import fixedpoint
-from quietchoir.crypto.threshold import Contributor, Holder, Reader, opened_bytes, request
+from quietchoir.crypto.experimental.threshold import (
+    Contributor,
+    Holder,
+    Reader,
+    opened_bytes,
+    request,
+)
 from quietchoir.federation import costs
-from quietchoir.federation.exchange import messages
-from quietchoir.federation.learning.rehearsal import RehearsalLearner
-from quietchoir.federation.rounds.checkpoint import Store
-from quietchoir.federation.sealed import forming, joint, parts
-from quietchoir.federation.sealed.circle import round_number
-from quietchoir.federation.sealed.halves import WITNESS
-from quietchoir.federation.sealed.shelf import HOLDING_FILE, MEMORY_FILE
-from quietchoir.tests.fakes_federation import House, coordinator, house, parties
-from quietchoir.tests.fakes_joint import (
+from quietchoir.federation.aggregation import parts
+from quietchoir.federation.aggregation.encrypted import WITNESS
+from quietchoir.federation.aggregation.experimental import dkg_client as forming
+from quietchoir.federation.aggregation.experimental import threshold as joint
+from quietchoir.federation.aggregation.experimental.key_group import round_number
+from quietchoir.federation.store.checkpoint import Store
+from quietchoir.federation.store.key_shares import HOLDING_FILE, MEMORY_FILE
+from quietchoir.federation.training.synthetic_task import RehearsalLearner
+from quietchoir.federation.wire import message as messages
+from quietchoir.tests.fakes.federation import House, coordinator, house, parties
+from quietchoir.tests.fakes.joint import (
     DESK,
     SIZE,
     KeepingLink,
@@ -32,7 +40,7 @@ from quietchoir.tests.fakes_joint import (
     same,
     stage_of,
 )
-from quietchoir.tests.fakes_sealed import adapter_of, sealed_parties, vault_of
+from quietchoir.tests.fakes.sealed import adapter_of, sealed_parties, vault_of
 
 
 def test_members_end_with_the_plain_adapter_to_the_last_bit_and_make_one_key(

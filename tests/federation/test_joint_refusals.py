@@ -16,16 +16,18 @@ from quietchoir.core.errors import (
     RoundAborted,
     ThresholdError,
 )
-from quietchoir.crypto.keys import Identity
-from quietchoir.crypto.threshold import request
-from quietchoir.federation.exchange import messages
-from quietchoir.federation.sealed import forming, joint, parts
-from quietchoir.federation.sealed.circle import round_number
-from quietchoir.federation.sealed.halves import WITNESS
-from quietchoir.federation.sealed.handover import SAYS
-from quietchoir.federation.sealed.shelf import HOLDING_FILE, MEMORY_FILE
-from quietchoir.tests.fakes_federation import SilentLink, coordinator, house
-from quietchoir.tests.fakes_joint import (
+from quietchoir.crypto.experimental.threshold import request
+from quietchoir.crypto.identity.keys import Identity
+from quietchoir.federation.aggregation import parts
+from quietchoir.federation.aggregation.encrypted import WITNESS
+from quietchoir.federation.aggregation.experimental import dkg_client as forming
+from quietchoir.federation.aggregation.experimental import threshold as joint
+from quietchoir.federation.aggregation.experimental.key_group import round_number
+from quietchoir.federation.aggregation.state_transfer import SAYS
+from quietchoir.federation.store.key_shares import HOLDING_FILE, MEMORY_FILE
+from quietchoir.federation.wire import message as messages
+from quietchoir.tests.fakes.federation import SilentLink, coordinator, house
+from quietchoir.tests.fakes.joint import (
     DESK,
     HEADER,
     SIZE,
@@ -36,7 +38,7 @@ from quietchoir.tests.fakes_joint import (
     ongoing,
     stage_of,
 )
-from quietchoir.tests.fakes_sealed import sealed_parties, vault_of
+from quietchoir.tests.fakes.sealed import sealed_parties, vault_of
 
 
 @pytest.mark.parametrize("other", [False, True])

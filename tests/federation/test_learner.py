@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from quietchoir.core.training.trainer import Trainer
-from quietchoir.federation.learning.learner import Counts, TrainerLearner
-from quietchoir.federation.membership.policy import AdapterTable, Recipe
-from quietchoir.tests.fakes_training import chatter, tiny_pair
+from quietchoir.federation.spec.policy import AdapterTable, Recipe
+from quietchoir.federation.training.learner import Counts, TrainerLearner
+from quietchoir.tests.fakes.training import chatter, tiny_pair
 
 
 class HalfwayTrainer:

@@ -8,10 +8,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from quietchoir.federation.flower import listener
-from quietchoir.federation.flower.superlink import SuperLink
 from quietchoir.federation.membership import roster
-from quietchoir.federation.membership.founding import TLS_KEY
+from quietchoir.federation.spec.founding import TLS_KEY
+from quietchoir.federation.transport import listener
+from quietchoir.federation.transport.superlink import SuperLink
 from quietchoir.tests.federation.test_flower_rounds import free_port, make_federation
 
 HOST, PATIENCE_S = "127.0.0.1", 60.0

@@ -8,10 +8,12 @@ from cryptography.hazmat.primitives import serialization
 
 from quietchoir import cli
 from quietchoir.core.errors import AuthenticationError, ConfigError
-from quietchoir.crypto import keyfile
-from quietchoir.crypto.keys import Identity
+from quietchoir.crypto.identity import keyfile
+from quietchoir.crypto.identity.keys import Identity
 from quietchoir.federation.membership import roster
-from quietchoir.federation.membership.founding import (
+from quietchoir.federation.membership.locking import door_key, protect, read_tls_key
+from quietchoir.federation.membership.unlock import OPEN, VARIABLE, Lock
+from quietchoir.federation.spec.founding import (
     COORDINATOR_KEY,
     FILE,
     OWNER_KEY,
@@ -19,15 +21,8 @@ from quietchoir.federation.membership.founding import (
     Founding,
     found,
 )
-from quietchoir.federation.membership.locking import door_key, protect, read_tls_key
-from quietchoir.federation.membership.policy import (
-    AdapterTable,
-    ModelTable,
-    ProtectionTable,
-    Recipe,
-)
-from quietchoir.federation.membership.unlock import OPEN, VARIABLE, Lock
-from quietchoir.tests.fakes_keyring import ForgetfulKeyring, MemoryKeyring
+from quietchoir.federation.spec.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
+from quietchoir.tests.fakes.keyring import ForgetfulKeyring, MemoryKeyring
 
 KEYS = (OWNER_KEY, COORDINATOR_KEY, TLS_KEY)
 

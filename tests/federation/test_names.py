@@ -28,29 +28,13 @@ from quietchoir.core.errors import (
     QuietchoirError,
     RosterError,
 )
-from quietchoir.core.models.adapter import Adapter, assemble
-from quietchoir.core.models.lora import Layout
-from quietchoir.crypto.accountant import Account, Budget, Step
-from quietchoir.crypto.keys import Identity
-from quietchoir.federation import holding, member
-from quietchoir.federation.exchange import messages, work
-from quietchoir.federation.exchange.messages import Place, Reply, Task
-from quietchoir.federation.learning.aggregate import ServerState
-from quietchoir.federation.library import host as library_host
-from quietchoir.federation.library.budget import Budget as Questions
-from quietchoir.federation.library.messages import (
-    Kind,
-    Request,
-    decode_manifest,
-    decode_request,
-    key_id,
-)
-from quietchoir.federation.membership import invitation, roster
-from quietchoir.federation.membership.chain import ENROLL, REVOKE, Chain, Entry, found, sign
-from quietchoir.federation.membership.founding import FILE
-from quietchoir.federation.membership.identity import PublicCard, load_or_create
-from quietchoir.federation.membership.policy import ModelTable
-from quietchoir.federation.registry.registry import (
+from quietchoir.core.models.lora.adapter import Adapter, assemble
+from quietchoir.core.models.lora.layout import Layout
+from quietchoir.crypto.identity.keys import Identity
+from quietchoir.crypto.privacy.accountant import Account, Budget, Step
+from quietchoir.federation import client_node as member
+from quietchoir.federation import model_files as holding
+from quietchoir.federation.adapters.registry import (
     CARD,
     Card,
     Registry,
@@ -58,17 +42,36 @@ from quietchoir.federation.registry.registry import (
     content_hash,
     make_card,
 )
-from quietchoir.federation.rounds.checkpoint import Store
-from quietchoir.federation.rounds.recall import Recall
-from quietchoir.federation.rounds.steps import Step as Stepped
-from quietchoir.federation.rounds.steps import Stepping, name_of
-from quietchoir.federation.sealed import handover, parts
-from quietchoir.federation.sealed.greeting import Greeting
-from quietchoir.federation.sealed.handover import Handover
-from quietchoir.federation.sealed.vault import Vault
+from quietchoir.federation.aggregation import parts
+from quietchoir.federation.aggregation import state_transfer as handover
+from quietchoir.federation.aggregation.hello import Greeting
+from quietchoir.federation.aggregation.server_optimizer import ServerState
+from quietchoir.federation.aggregation.state_transfer import Handover
+from quietchoir.federation.membership import invitation, roster
+from quietchoir.federation.membership.keys import PublicCard, load_or_create
+from quietchoir.federation.membership.log import ENROLL, REVOKE, Chain, Entry, found, sign
+from quietchoir.federation.rounds.client_model import Recall
+from quietchoir.federation.rounds.global_model import Step as Stepped
+from quietchoir.federation.rounds.global_model import Stepping, name_of
+from quietchoir.federation.spec.founding import FILE
+from quietchoir.federation.spec.policy import ModelTable
+from quietchoir.federation.store.checkpoint import Store
+from quietchoir.federation.store.client_store import Vault
+from quietchoir.federation.wire import message as messages
+from quietchoir.federation.wire import work
+from quietchoir.federation.wire.message import Place, Reply, Task
 from quietchoir.plugins import host, manifest
-from quietchoir.tests.fakes_federation import DIGEST, House, house
-from quietchoir.tests.fakes_search import fake_index
+from quietchoir.private_search import host as library_host
+from quietchoir.private_search.budget import Budget as Questions
+from quietchoir.private_search.messages import (
+    Kind,
+    Request,
+    decode_manifest,
+    decode_request,
+    key_id,
+)
+from quietchoir.tests.fakes.federation import DIGEST, House, house
+from quietchoir.tests.fakes.search import fake_index
 from quietchoir.tests.federation.test_registry import SHAPE, TINY
 
 SIZE, RUN = 12, "0a" * 16
@@ -270,7 +273,7 @@ def state_name(world: World) -> Iterator[Attempt]:
 
 def way_to(stepping: Stepping, state: ServerState) -> Iterator[bytes]:
     """A whole state as the coordinator tells it, from the common origin."""
-    from quietchoir.federation.rounds import steps
+    from quietchoir.federation.rounds import global_model as steps
 
     yield steps.join(
         name_of(ServerState.zeros(SIZE)), [Stepped(kind="whole", state=state.encode()).encode()]
@@ -329,7 +332,7 @@ def card_signer(world: World) -> Iterator[Attempt]:
 def model_digest(world: World) -> Iterator[Attempt]:
     (world.folder / "other").mkdir()
     path = world.folder / "other" / "model.gguf"
-    from quietchoir.tests.fakes_models import GgufWriter, make_model
+    from quietchoir.tests.fakes.models import GgufWriter, make_model
 
     GgufWriter(make_model("smollm2"), path).write()
     policy = dataclasses.replace(world.home.policy, model=ModelTable(name=str(path), digest=DIGEST))
@@ -413,8 +416,8 @@ def library_name(world: World) -> Iterator[Attempt]:
 
 
 def search_key_id(world: World) -> Iterator[Attempt]:
-    from quietchoir.crypto.search import Questioner
-    from quietchoir.federation.library.messages import decode_reply
+    from quietchoir.crypto.pir.search import Questioner
+    from quietchoir.private_search.messages import decode_reply
 
     asker = Identity.generate()
     desk = library_host.Desk(

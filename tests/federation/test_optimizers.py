@@ -7,14 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quietchoir.federation.learning.aggregate import FedAdam, FedAvgM, ServerState, combine
-from quietchoir.federation.learning.learner import Trained
-from quietchoir.federation.learning.recipes import optimizer_of
-from quietchoir.federation.learning.rehearsal import RehearsalLearner
-from quietchoir.federation.membership.policy import Recipe
-from quietchoir.federation.rounds.checkpoint import Store
-from quietchoir.tests.fakes_federation import FixedLearner, coordinator, house, parties
-from quietchoir.tests.fakes_sealed import LocalDesk, adapter_of, sealed_parties
+from quietchoir.federation.aggregation.server_optimizer import (
+    FedAdam,
+    FedAvgM,
+    ServerState,
+    combine,
+)
+from quietchoir.federation.spec.policy import Recipe
+from quietchoir.federation.store.checkpoint import Store
+from quietchoir.federation.training.learner import Trained
+from quietchoir.federation.training.recipes import optimizer_of
+from quietchoir.federation.training.synthetic_task import RehearsalLearner
+from quietchoir.tests.fakes.federation import FixedLearner, coordinator, house, parties
+from quietchoir.tests.fakes.sealed import LocalDesk, adapter_of, sealed_parties
 
 SIZE = 120
 

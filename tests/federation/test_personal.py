@@ -21,20 +21,25 @@ from quietchoir.core.errors import (
     IntegrityError,
     RequestError,
 )
-from quietchoir.core.models.adapter import Adapter
-from quietchoir.core.models.lora import AdapterShape, a_name, b_name
+from quietchoir.core.models.lora.adapter import Adapter
+from quietchoir.core.models.lora.layout import AdapterShape, a_name, b_name
 from quietchoir.core.models.weights import Weights
 from quietchoir.core.training.examples import write_jsonl
-from quietchoir.crypto.keys import Identity
-from quietchoir.federation.membership.chain import ENROLL, found
-from quietchoir.federation.personal.change import Change, shared_b
-from quietchoir.federation.personal.keeping import Owner, personalize, unless_chosen_otherwise
-from quietchoir.federation.personal.settings import Settings
-from quietchoir.federation.personal.workshop import Workshop, pieces
-from quietchoir.federation.registry import commands, transfer
-from quietchoir.federation.registry.registry import Card, Registry, content_hash
-from quietchoir.tests.fakes_federation import DIGEST
-from quietchoir.tests.fakes_personal import (
+from quietchoir.crypto.identity.keys import Identity
+from quietchoir.federation.adapters import transfer
+from quietchoir.federation.adapters.registry import Card, Registry, content_hash
+from quietchoir.federation.cli import adapters as commands
+from quietchoir.federation.membership.log import ENROLL, found
+from quietchoir.federation.personalization.change import Change, shared_b
+from quietchoir.federation.personalization.keeping import (
+    Owner,
+    personalize,
+    unless_chosen_otherwise,
+)
+from quietchoir.federation.personalization.settings import Settings
+from quietchoir.federation.personalization.trainer import Workshop, pieces
+from quietchoir.tests.fakes.federation import DIGEST
+from quietchoir.tests.fakes.personal import (
     SHAPE,
     Desk,
     Judged,
@@ -45,7 +50,7 @@ from quietchoir.tests.fakes_personal import (
     shared_adapter,
     tiny_weights,
 )  # fmt: skip
-from quietchoir.tests.fakes_training import chatter
+from quietchoir.tests.fakes.training import chatter
 
 CARRY = Settings(epochs=0)
 TRAIN = Settings(epochs=1)
@@ -408,6 +413,6 @@ def test_the_configuration_is_what_the_settings_say() -> None:
     with pytest.raises(ConfigError, match="lr = 0"):
         Settings.of(TrainingConfig(personal_lr=0.0))
     with pytest.raises(DataError, match="--data"):
-        from quietchoir.federation.personal.commands import open_workshop as opened
+        from quietchoir.federation.cli.personalization import open_workshop as opened
 
         opened(None, tiny_weights(), SHAPE, TrainingConfig())

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 from quietchoir.core.errors import FederationError, QuietchoirError
-from quietchoir.core.models.lora import AdapterShape
+from quietchoir.core.models.lora.layout import AdapterShape
 from quietchoir.core.training.evaluate import Score
-from quietchoir.federation.learning.learner import TrainerLearner
-from quietchoir.federation.personal.companion import FILE, Companion, one_at_a_time
-from quietchoir.federation.personal.keeping import Outcome
-from quietchoir.federation.personal.settings import Settings
-from quietchoir.federation.personal.workshop import Verdict
-from quietchoir.tests.fakes_personal import Desk, open_workshop, tiny_weights
+from quietchoir.federation.personalization.keeping import Outcome
+from quietchoir.federation.personalization.settings import Settings
+from quietchoir.federation.personalization.trainer import Verdict
+from quietchoir.federation.personalization.worker import FILE, Companion, one_at_a_time
+from quietchoir.federation.training.learner import TrainerLearner
+from quietchoir.tests.fakes.personal import Desk, open_workshop, tiny_weights
 
 PATIENCE_S = 60.0
 ONE, TWO = "aa" * 32, "bb" * 32
@@ -150,10 +150,10 @@ def test_a_failure_is_told_and_the_next_adapter_is_worked_on(scene: Scene) -> No
     broken = threading.Event()
     listener = logging.Handler()
     listener.emit = lambda record: broken.set()  # type: ignore[method-assign]
-    logging.getLogger("quietchoir.federation.personal").addHandler(listener)
+    logging.getLogger("quietchoir.federation.personalization").addHandler(listener)
     companion.adopted(ONE)
     assert broken.wait(PATIENCE_S)
-    logging.getLogger("quietchoir.federation.personal").removeHandler(listener)
+    logging.getLogger("quietchoir.federation.personalization").removeHandler(listener)
     companion.adopted(TWO)
     assert scene.told()["parent"] == TWO and scene.pending() == ""
 

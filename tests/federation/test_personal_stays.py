@@ -20,14 +20,18 @@ from quietchoir.core.models.weights import Weights
 from quietchoir.core.prompt import PromptFormat
 from quietchoir.core.training.examples import write_jsonl
 from quietchoir.crypto import fixedpoint
-from quietchoir.crypto.keys import Identity
-from quietchoir.federation.coordination import keeper
-from quietchoir.federation.exchange.link import InProcessLink
-from quietchoir.federation.flower import node as flower
-from quietchoir.federation.learning.learner import Trained, TrainerLearner
-from quietchoir.federation.member import Joining, join, keep_finished
+from quietchoir.crypto.identity.keys import Identity
+from quietchoir.federation.adapters.registry import Registry
+from quietchoir.federation.aggregation.update import Codec
+from quietchoir.federation.client_node import Joining, join, keep_finished
 from quietchoir.federation.membership import roster
-from quietchoir.federation.membership.founding import (
+from quietchoir.federation.membership.keys import load_or_create
+from quietchoir.federation.personalization.change import Change, shared_b
+from quietchoir.federation.personalization.trainer import Workshop
+from quietchoir.federation.personalization.worker import FILE as PENDING
+from quietchoir.federation.rounds.server import Coordinator
+from quietchoir.federation.server_node import keeper
+from quietchoir.federation.spec.founding import (
     COORDINATOR_KEY,
     FILE,
     OWNER_KEY,
@@ -35,18 +39,14 @@ from quietchoir.federation.membership.founding import (
     enroll,
     found,
 )
-from quietchoir.federation.membership.identity import load_or_create
-from quietchoir.federation.membership.policy import ModelTable, Policy, ProtectionTable, Recipe
-from quietchoir.federation.personal.change import Change, shared_b
-from quietchoir.federation.personal.companion import FILE as PENDING
-from quietchoir.federation.personal.workshop import Workshop
-from quietchoir.federation.protection.update import Codec
-from quietchoir.federation.registry.registry import Registry
-from quietchoir.federation.rounds.checkpoint import Store
-from quietchoir.federation.rounds.coordinator import Coordinator
-from quietchoir.tests.fakes_federation import ANY_MODE, DIGEST
-from quietchoir.tests.fakes_personal import TABLE, Desk, Door, tiny_weights
-from quietchoir.tests.fakes_training import CHATTER, chatter
+from quietchoir.federation.spec.policy import ModelTable, Policy, ProtectionTable, Recipe
+from quietchoir.federation.store.checkpoint import Store
+from quietchoir.federation.training.learner import Trained, TrainerLearner
+from quietchoir.federation.transport import node as flower
+from quietchoir.federation.wire.link import InProcessLink
+from quietchoir.tests.fakes.federation import ANY_MODE, DIGEST
+from quietchoir.tests.fakes.personal import TABLE, Desk, Door, tiny_weights
+from quietchoir.tests.fakes.training import CHATTER, chatter
 
 MEMBERS = ("ann", "ben", "cat")
 MARKER = np.float32(1234.5678)  # every value of a personal change, where it is known beforehand
@@ -341,9 +341,9 @@ def test_only_the_member_and_the_verbs_know_of_personal_adapters_and_these_know_
         and "personal" not in path.parts
         and any(name.startswith("federation.personal") for name in imported(path))
     }
-    assert knowing == {"federation/member.py", "federation/commands.py"}
+    assert knowing == {"federation/client_node.py", "federation/cli/commands.py"}
     senders = ("exchange", "protection", "sealed", "rounds", "flower", "library", "watch")
-    for path in (ROOT / "federation" / "personal").glob("*.py"):
+    for path in (ROOT / "federation" / "personalization").glob("*.py"):
         for name in imported(path):
             assert not name.startswith(tuple(f"federation.{room}" for room in senders)), (
                 f"{path.name} imports {name}"

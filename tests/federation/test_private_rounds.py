@@ -13,18 +13,19 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import BudgetError, ConfigError, MessageError, RoundAborted
-from quietchoir.crypto.accountant import compose
-from quietchoir.federation.exchange import messages, work
-from quietchoir.federation.exchange.messages import Place
-from quietchoir.federation.learning.rehearsal import RehearsalLearner
-from quietchoir.federation.membership.guard import GuardTable
-from quietchoir.federation.membership.privacy import PrivacyTable
-from quietchoir.federation.protection.terms import Terms, noise_of, seed_of
-from quietchoir.federation.protection.update import Codec, Statistics
-from quietchoir.federation.rounds.checkpoint import Store
-from quietchoir.federation.rounds.purse import Purse
-from quietchoir.tests.fakes_federation import FixedLearner, SilentLink, coordinator, house, parties
-from quietchoir.tests.fakes_sealed import LocalDesk, adapter_of, sealed_parties
+from quietchoir.crypto.privacy.accountant import compose
+from quietchoir.federation.aggregation.context import Terms, noise_of, seed_of
+from quietchoir.federation.aggregation.update import Codec, Statistics
+from quietchoir.federation.rounds.privacy_accountant import Purse
+from quietchoir.federation.spec.guard import GuardTable
+from quietchoir.federation.spec.privacy import PrivacyTable
+from quietchoir.federation.store.checkpoint import Store
+from quietchoir.federation.training.synthetic_task import RehearsalLearner
+from quietchoir.federation.wire import message as messages
+from quietchoir.federation.wire import work
+from quietchoir.federation.wire.message import Place
+from quietchoir.tests.fakes.federation import FixedLearner, SilentLink, coordinator, house, parties
+from quietchoir.tests.fakes.sealed import LocalDesk, adapter_of, sealed_parties
 
 SIZE = 256
 PRIVATE = PrivacyTable(

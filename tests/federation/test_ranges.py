@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import MessageError, RoundAborted
-from quietchoir.core.models.adapter import Layout
-from quietchoir.federation.exchange import work
-from quietchoir.federation.learning.learner import Trained
-from quietchoir.federation.learning.ranges import read_spans, spans, tensor_stops
-from quietchoir.federation.membership.policy import AdapterTable
-from quietchoir.federation.protection.terms import Terms
-from quietchoir.federation.protection.update import Codec, Statistics
-from quietchoir.federation.rounds.assembly import Assembly
-from quietchoir.tests.fakes_federation import FixedLearner, coordinator, house, parties
-from quietchoir.tests.fakes_liar import Liar, other_work
-from quietchoir.tests.fakes_sealed import LocalDesk, adapter_of, sealed_parties
-from quietchoir.tests.fakes_training import tiny_pair
+from quietchoir.core.models.lora.adapter import Layout
+from quietchoir.federation.aggregation.context import Terms
+from quietchoir.federation.aggregation.ranges import read_spans, spans, tensor_stops
+from quietchoir.federation.aggregation.update import Codec, Statistics
+from quietchoir.federation.rounds.attempt import Assembly
+from quietchoir.federation.spec.policy import AdapterTable
+from quietchoir.federation.training.learner import Trained
+from quietchoir.federation.wire import work
+from quietchoir.tests.fakes.federation import FixedLearner, coordinator, house, parties
+from quietchoir.tests.fakes.liar import Liar, other_work
+from quietchoir.tests.fakes.sealed import LocalDesk, adapter_of, sealed_parties
+from quietchoir.tests.fakes.training import tiny_pair
 
 SIZE, STOPS = 300, (100, 300)
 

@@ -9,10 +9,10 @@ import pytest
 
 from quietchoir import cli
 from quietchoir.federation.membership import roster
-from quietchoir.federation.membership.policy import Policy
+from quietchoir.federation.spec.policy import Policy
 from quietchoir.simulations.choir import PATIENCE_S, Choir, Plan
 from quietchoir.simulations.processes import Stage
-from quietchoir.tests.fakes_federation import DIGEST
+from quietchoir.tests.fakes.federation import DIGEST
 
 OTHER = "cd" * 32
 

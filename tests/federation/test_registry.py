@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from quietchoir.core.errors import FederationError, IntegrityError, RequestError
-from quietchoir.core.models.adapter import Adapter, assemble
 from quietchoir.core.models.architecture import Architecture
-from quietchoir.core.models.lora import AdapterShape, Layout
+from quietchoir.core.models.lora.adapter import Adapter, assemble
+from quietchoir.core.models.lora.layout import AdapterShape, Layout
 from quietchoir.core.prompt import AS_IT_COMES, HOUSEHOLD
-from quietchoir.federation.registry.registry import CARD, Card, Registry, content_hash, make_card
-from quietchoir.tests.fakes_federation import DIGEST, House, house
+from quietchoir.federation.adapters.registry import CARD, Card, Registry, content_hash, make_card
+from quietchoir.tests.fakes.federation import DIGEST, House, house
 
 TINY = Architecture(
     family="llama",

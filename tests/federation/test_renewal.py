@@ -8,13 +8,11 @@ from typing import Any
 import pytest
 
 from quietchoir.core.errors import MessageError, QuietchoirError, RosterError
-from quietchoir.crypto.keys import Identity
-from quietchoir.federation.coordination import renewing
-from quietchoir.federation.exchange.link import InProcessLink
+from quietchoir.crypto.identity.keys import Identity
+from quietchoir.federation.aggregation.base import Safe
 from quietchoir.federation.membership import roster
-from quietchoir.federation.membership.chain import CHANGE, ENROLL, REVOKE, ROTATE, Chain, found
-from quietchoir.federation.membership.policy import Member, Policy
-from quietchoir.federation.membership.renewal import (
+from quietchoir.federation.membership.log import CHANGE, ENROLL, REVOKE, ROTATE, Chain, found
+from quietchoir.federation.membership.update import (
     AGAIN_S,
     MAGIC,
     MAX_BYTES,
@@ -22,11 +20,13 @@ from quietchoir.federation.membership.renewal import (
     Standing,
     Watched,
 )
-from quietchoir.federation.protection.seam import Safe
-from quietchoir.federation.rounds.party import Party
-from quietchoir.federation.sealed.vault import Vault
-from quietchoir.tests.fakes_federation import ANY_MODE, FixedLearner, coordinator, house
-from quietchoir.tests.fakes_sealed import LocalDesk
+from quietchoir.federation.rounds.client import Party
+from quietchoir.federation.server_node import renewing
+from quietchoir.federation.spec.policy import Member, Policy
+from quietchoir.federation.store.client_store import Vault
+from quietchoir.federation.wire.link import InProcessLink
+from quietchoir.tests.fakes.federation import ANY_MODE, FixedLearner, coordinator, house
+from quietchoir.tests.fakes.sealed import LocalDesk
 
 SIZE = 8
 

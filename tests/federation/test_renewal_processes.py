@@ -5,16 +5,12 @@ over TLS on loopback.
 import json
 from pathlib import Path
 
-from quietchoir.federation.membership import owner, roster
-from quietchoir.federation.membership.founding import FILE, OWNER_KEY, Founding, enroll, found
-from quietchoir.federation.membership.identity import load_or_create
-from quietchoir.federation.membership.policy import (
-    AdapterTable,
-    ModelTable,
-    ProtectionTable,
-    Recipe,
-)
-from quietchoir.tests.fakes_federation import DIGEST
+from quietchoir.federation.membership import ownership as owner
+from quietchoir.federation.membership import roster
+from quietchoir.federation.membership.keys import load_or_create
+from quietchoir.federation.spec.founding import FILE, OWNER_KEY, Founding, enroll, found
+from quietchoir.federation.spec.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
+from quietchoir.tests.fakes.federation import DIGEST
 from quietchoir.tests.federation.test_flower_rounds import Command, free_port
 
 MEMBERS = ("ann", "ben", "cat", "dan")

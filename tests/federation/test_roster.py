@@ -7,13 +7,13 @@ import pytest
 
 from quietchoir.core import tables
 from quietchoir.core.errors import ConfigError, RosterError
-from quietchoir.crypto.keys import Identity
+from quietchoir.crypto.identity.keys import Identity
 from quietchoir.federation.membership import roster
-from quietchoir.federation.membership.chain import ENROLL, REVOKE
-from quietchoir.federation.membership.chain import found as found_chain
-from quietchoir.federation.membership.founding import FILE, OWNER_KEY, Founding, enroll, found
-from quietchoir.federation.membership.identity import PublicCard, load_or_create
-from quietchoir.federation.membership.policy import (
+from quietchoir.federation.membership.keys import PublicCard, load_or_create
+from quietchoir.federation.membership.log import ENROLL, REVOKE
+from quietchoir.federation.membership.log import found as found_chain
+from quietchoir.federation.spec.founding import FILE, OWNER_KEY, Founding, enroll, found
+from quietchoir.federation.spec.policy import (
     AdapterTable,
     Member,
     ModelTable,
@@ -21,7 +21,7 @@ from quietchoir.federation.membership.policy import (
     ProtectionTable,
     Recipe,
 )
-from quietchoir.tests.fakes_federation import DIGEST, House, house
+from quietchoir.tests.fakes.federation import DIGEST, House, house
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ import pytest
 
 from quietchoir.core.errors import DataError, FederationError, QuietchoirError, RoundAborted
 from quietchoir.crypto import fixedpoint
-from quietchoir.federation.exchange import messages
-from quietchoir.federation.learning.aggregate import FedAvgM, ServerState
-from quietchoir.federation.learning.learner import Trained
-from quietchoir.federation.learning.rehearsal import RehearsalLearner
-from quietchoir.federation.protection.update import Codec, Statistics
-from quietchoir.federation.rounds import checkpoint
-from quietchoir.federation.rounds.checkpoint import RunState, Store
-from quietchoir.tests.fakes_federation import FixedLearner, SilentLink, coordinator, house, parties
+from quietchoir.federation.aggregation.server_optimizer import FedAvgM, ServerState
+from quietchoir.federation.aggregation.update import Codec, Statistics
+from quietchoir.federation.store import checkpoint
+from quietchoir.federation.store.checkpoint import RunState, Store
+from quietchoir.federation.training.learner import Trained
+from quietchoir.federation.training.synthetic_task import RehearsalLearner
+from quietchoir.federation.wire import message as messages
+from quietchoir.tests.fakes.federation import FixedLearner, SilentLink, coordinator, house, parties
 
 SIZE = 200
 

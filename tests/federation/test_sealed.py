@@ -22,22 +22,23 @@ from quietchoir.core.errors import (
 )
 from quietchoir.core.worker import Worker
 from quietchoir.crypto import fixedpoint
-from quietchoir.crypto.bfv import key_id
-from quietchoir.crypto.sealed import open_sum
-from quietchoir.federation.exchange import messages, work
-from quietchoir.federation.exchange.link import InProcessLink
-from quietchoir.federation.exchange.messages import Place
-from quietchoir.federation.learning.rehearsal import RehearsalLearner
-from quietchoir.federation.protection import masked
-from quietchoir.federation.protection.seam import Contributors, Safe
-from quietchoir.federation.protection.update import Codec
-from quietchoir.federation.rounds import checkpoint
-from quietchoir.federation.rounds.checkpoint import Store
-from quietchoir.federation.rounds.party import Party
-from quietchoir.federation.sealed import halves as sealed
-from quietchoir.federation.sealed import parts
-from quietchoir.federation.sealed.vault import KEY_FILE, Vault, state_file
-from quietchoir.tests.fakes_federation import (
+from quietchoir.crypto.he.bfv import key_id
+from quietchoir.crypto.he.encrypted_ring import open_sum
+from quietchoir.federation.aggregation import encrypted as sealed
+from quietchoir.federation.aggregation import parts
+from quietchoir.federation.aggregation import secagg as masked
+from quietchoir.federation.aggregation.base import Contributors, Safe
+from quietchoir.federation.aggregation.update import Codec
+from quietchoir.federation.rounds.client import Party
+from quietchoir.federation.store import checkpoint
+from quietchoir.federation.store.checkpoint import Store
+from quietchoir.federation.store.client_store import KEY_FILE, Vault, state_file
+from quietchoir.federation.training.synthetic_task import RehearsalLearner
+from quietchoir.federation.wire import message as messages
+from quietchoir.federation.wire import work
+from quietchoir.federation.wire.link import InProcessLink
+from quietchoir.federation.wire.message import Place
+from quietchoir.tests.fakes.federation import (
     ANY_MODE,
     FixedLearner,
     House,
@@ -46,7 +47,7 @@ from quietchoir.tests.fakes_federation import (
     house,
     parties,
 )
-from quietchoir.tests.fakes_sealed import (
+from quietchoir.tests.fakes.sealed import (
     CrashingAdder,
     DriftingVault,
     LocalDesk,

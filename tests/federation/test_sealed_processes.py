@@ -13,19 +13,14 @@ from typing import Any
 import pytest
 
 from quietchoir.federation.membership import roster
-from quietchoir.federation.membership.founding import FILE, OWNER_KEY, Founding, enroll, found
-from quietchoir.federation.membership.identity import load_or_create
+from quietchoir.federation.membership.keys import load_or_create
 from quietchoir.federation.membership.locking import protect
-from quietchoir.federation.membership.policy import (
-    AdapterTable,
-    ModelTable,
-    ProtectionTable,
-    Recipe,
-)
 from quietchoir.federation.membership.unlock import VARIABLE, Lock
-from quietchoir.federation.sealed.shelf import HOLDING_FILE, MEMORY_FILE
-from quietchoir.federation.sealed.vault import KEY_FILE, Vault, state_file
-from quietchoir.tests.fakes_federation import DIGEST
+from quietchoir.federation.spec.founding import FILE, OWNER_KEY, Founding, enroll, found
+from quietchoir.federation.spec.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
+from quietchoir.federation.store.client_store import KEY_FILE, Vault, state_file
+from quietchoir.federation.store.key_shares import HOLDING_FILE, MEMORY_FILE
+from quietchoir.tests.fakes.federation import DIGEST
 from quietchoir.tests.federation.test_flower_rounds import Command, free_port
 
 MEMBERS = ("ann", "ben", "cat")

@@ -11,22 +11,23 @@ import pytest
 
 from quietchoir.core.errors import ConfigError, MessageError, RoundAborted
 from quietchoir.crypto.secagg import SecAggServer
-from quietchoir.federation.exchange import messages, work
-from quietchoir.federation.exchange.messages import Place
-from quietchoir.federation.learning.shares import Shares, shares_of
-from quietchoir.federation.membership.guard import AggregationTable
-from quietchoir.federation.membership.policy import AdapterTable, Policy
-from quietchoir.federation.membership.privacy import PrivacyTable
-from quietchoir.federation.membership.ranks import check_limit, reached, told_ranks
-from quietchoir.federation.membership.schedule import ScheduleTable
-from quietchoir.federation.protection.draw import buckets
-from quietchoir.federation.protection.masked import Group, agree
-from quietchoir.federation.protection.seam import Contributors
-from quietchoir.federation.protection.terms import noise_of
-from quietchoir.federation.rounds.steps import origin_of
+from quietchoir.federation.aggregation.base import Contributors
+from quietchoir.federation.aggregation.context import noise_of
+from quietchoir.federation.aggregation.rank_masks import Shares, shares_of
+from quietchoir.federation.aggregation.secagg import Group, agree
+from quietchoir.federation.rounds.global_model import origin_of
+from quietchoir.federation.rounds.selection import buckets
+from quietchoir.federation.spec.guard import AggregationTable
+from quietchoir.federation.spec.policy import AdapterTable, Policy
+from quietchoir.federation.spec.privacy import PrivacyTable
+from quietchoir.federation.spec.ranks import check_limit, reached, told_ranks
+from quietchoir.federation.spec.schedule import ScheduleTable
+from quietchoir.federation.wire import message as messages
+from quietchoir.federation.wire import work
+from quietchoir.federation.wire.message import Place
 from quietchoir.simulations.run import simulate
 from quietchoir.simulations.scenario import load
-from quietchoir.tests.fakes_federation import (
+from quietchoir.tests.fakes.federation import (
     FixedLearner,
     House,
     SilentLink,

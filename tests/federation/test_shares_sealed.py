@@ -10,10 +10,10 @@ import pytest
 
 from quietchoir.core.errors import RoundAborted
 from quietchoir.crypto import fixedpoint
-from quietchoir.federation.learning.rehearsal import PacedRehearsal
-from quietchoir.federation.membership.policy import AdapterTable
-from quietchoir.tests.fakes_federation import House, SilentLink, coordinator, house, parties
-from quietchoir.tests.fakes_sealed import LocalDesk, adapter_of, sealed_parties
+from quietchoir.federation.spec.policy import AdapterTable
+from quietchoir.federation.training.synthetic_task import PacedRehearsal
+from quietchoir.tests.fakes.federation import House, SilentLink, coordinator, house, parties
+from quietchoir.tests.fakes.sealed import LocalDesk, adapter_of, sealed_parties
 from quietchoir.tests.federation.test_shares import stage_of
 
 RANK, SIZE = 8, 64 * 8

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from quietchoir.federation.stock import with_port
+from quietchoir.federation.transport.stock import with_port
 
 PATIENCE_S = 60.0
 # A command whose grandchild hears no polite signal; it writes the grandchild's number, and waits.
@@ -43,7 +43,7 @@ def started() -> Iterator[Callable[[str], tuple[subprocess.Popen[str], int]]]:
             [
                 sys.executable,
                 "-m",
-                "quietchoir.federation.stock",
+                "quietchoir.federation.transport.stock",
                 sys.executable,
                 "-c",
                 COMMAND,
@@ -116,7 +116,7 @@ def test_a_supernode_gets_a_port_of_its_own_and_keeps_one_that_it_was_given() ->
 
 def test_a_command_that_is_not_there_is_a_sentence() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "quietchoir.federation.stock", "no-such-command"],
+        [sys.executable, "-m", "quietchoir.federation.transport.stock", "no-such-command"],
         capture_output=True,
         text=True,
         check=False,

@@ -23,12 +23,12 @@ from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest, Pul
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 
-from quietchoir.crypto.keys import Identity
-from quietchoir.federation.flower.door import ROUTES
-from quietchoir.federation.flower.listener import HEAD_S, UNPROVEN
-from quietchoir.federation.flower.proof import PROOF_HEADER, SESSION_HEADER, prove
+from quietchoir.crypto.identity.keys import Identity
 from quietchoir.federation.membership import roster
-from quietchoir.federation.membership.identity import load_or_create, transport_point
+from quietchoir.federation.membership.keys import load_or_create, transport_point
+from quietchoir.federation.transport.fleet_endpoint import ROUTES
+from quietchoir.federation.transport.listener import HEAD_S, UNPROVEN
+from quietchoir.federation.transport.proof import PROOF_HEADER, SESSION_HEADER, prove
 from quietchoir.simulations.choir import HOST, PATIENCE_S, Choir, Plan
 from quietchoir.simulations.processes import Child, Stage
 

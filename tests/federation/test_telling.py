@@ -15,24 +15,24 @@ from quietchoir.core.errors import ConfigError, MessageError, RoundAborted
 from quietchoir.crypto import fixedpoint
 from quietchoir.crypto.ring import BitRing
 from quietchoir.federation import costs
-from quietchoir.federation.exchange import work
-from quietchoir.federation.exchange.ledger import StaleError
-from quietchoir.federation.exchange.messages import Place
-from quietchoir.federation.learning.aggregate import ServerState
-from quietchoir.federation.learning.learner import Counts, Trained
-from quietchoir.federation.learning.rehearsal import RehearsalLearner
-from quietchoir.federation.membership.guard import AggregationTable, GuardTable
-from quietchoir.federation.membership.privacy import PrivacyTable
-from quietchoir.federation.protection import totals
-from quietchoir.federation.protection.seam import Sum
-from quietchoir.federation.protection.totals import Total
-from quietchoir.federation.rounds import steps
-from quietchoir.federation.rounds.checkpoint import Store
-from quietchoir.federation.rounds.coordinator import Coordinator
-from quietchoir.federation.rounds.party import Party
-from quietchoir.federation.rounds.recall import LACKS, LackingError, Memory, Recall
-from quietchoir.federation.rounds.steps import MAX_STEPS, Step, Stepping, name_of, origin_of
-from quietchoir.tests.fakes_federation import (
+from quietchoir.federation.aggregation import attested_sum as totals
+from quietchoir.federation.aggregation.attested_sum import Total
+from quietchoir.federation.aggregation.base import Sum
+from quietchoir.federation.aggregation.server_optimizer import ServerState
+from quietchoir.federation.rounds import global_model as steps
+from quietchoir.federation.rounds.client import Party
+from quietchoir.federation.rounds.client_model import LACKS, LackingError, Memory, Recall
+from quietchoir.federation.rounds.global_model import MAX_STEPS, Step, Stepping, name_of, origin_of
+from quietchoir.federation.rounds.server import Coordinator
+from quietchoir.federation.spec.guard import AggregationTable, GuardTable
+from quietchoir.federation.spec.privacy import PrivacyTable
+from quietchoir.federation.store.checkpoint import Store
+from quietchoir.federation.store.ledger import StaleError
+from quietchoir.federation.training.learner import Counts, Trained
+from quietchoir.federation.training.synthetic_task import RehearsalLearner
+from quietchoir.federation.wire import work
+from quietchoir.federation.wire.message import Place
+from quietchoir.tests.fakes.federation import (
     ANY_MODE,
     House,
     SilentLink,

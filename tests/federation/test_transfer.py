@@ -16,20 +16,20 @@ import torch
 from quietchoir import cli
 from quietchoir.core.errors import ConfigError, FederationError, IntegrityError, ModelFileError
 from quietchoir.core.models import weights
-from quietchoir.core.models.adapter import CONFIG_FILE, Adapter, assemble
-from quietchoir.core.models.from_gguf import half_split
-from quietchoir.core.models.lora import AdapterShape, Layout
+from quietchoir.core.models.files.from_gguf import half_split
+from quietchoir.core.models.lora.adapter import CONFIG_FILE, Adapter, assemble
+from quietchoir.core.models.lora.layout import AdapterShape, Layout
 from quietchoir.core.models.weights import Weights
-from quietchoir.federation.coordination import keeper, keeping
-from quietchoir.federation.learning.aggregate import ServerState
+from quietchoir.federation.adapters import gguf_adapter, transfer
+from quietchoir.federation.adapters.registry import CARD, Card, Registry, content_hash, make_card
+from quietchoir.federation.aggregation.server_optimizer import ServerState
 from quietchoir.federation.membership import roster
-from quietchoir.federation.membership.chain import Chain, found
-from quietchoir.federation.membership.policy import AdapterTable
-from quietchoir.federation.registry import gguf_adapter, transfer
-from quietchoir.federation.registry.registry import CARD, Card, Registry, content_hash, make_card
-from quietchoir.tests import fakes_models
-from quietchoir.tests.fakes_federation import House, house
-from quietchoir.tests.fakes_models import GgufWriter, make_model, their_logits
+from quietchoir.federation.membership.log import Chain, found
+from quietchoir.federation.server_node import keeper, keeping
+from quietchoir.federation.spec.policy import AdapterTable
+from quietchoir.tests.fakes import models as fakes_models
+from quietchoir.tests.fakes.federation import House, house
+from quietchoir.tests.fakes.models import GgufWriter, make_model, their_logits
 
 SHAPE = AdapterShape(rank=4, alpha=8.0, upper_layers=2, seed=3)
 TOKENS = torch.arange(3, 40)

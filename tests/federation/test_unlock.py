@@ -9,15 +9,15 @@ import pytest
 
 from quietchoir import cli
 from quietchoir.core.errors import AuthenticationError, ConfigError
-from quietchoir.crypto import keyfile
-from quietchoir.federation.membership.identity import (
+from quietchoir.crypto.identity import keyfile
+from quietchoir.federation.membership.keys import (
     IDENTITY_FILE,
     TRANSPORT_FILE,
     load_or_create,
     protect,
 )
 from quietchoir.federation.membership.unlock import VARIABLE, Asked, Lock, choose
-from quietchoir.tests.fakes_keyring import KeyringLibrary, MemoryKeyring
+from quietchoir.tests.fakes.keyring import KeyringLibrary, MemoryKeyring
 
 FILES = (IDENTITY_FILE, TRANSPORT_FILE)
 

@@ -21,24 +21,25 @@ from quietchoir.core.errors import (
     ModelNotFoundError,
     RequestError,
 )
-from quietchoir.core.models import kinship, to_gguf, weights
+from quietchoir.core.models import kinship, weights
+from quietchoir.core.models.files import to_gguf
 from quietchoir.core.models.weights import Weights
 from quietchoir.core.training.trainer import Trainer
-from quietchoir.federation.coordination import keeper
-from quietchoir.federation.holding import PLACES_FILE, remember, resident, variant_given
-from quietchoir.federation.learning.learner import TrainerLearner
-from quietchoir.federation.member import keep_finished
+from quietchoir.federation.adapters import transfer
+from quietchoir.federation.adapters.registry import Card, Registry
+from quietchoir.federation.client_node import keep_finished
 from quietchoir.federation.membership import roster
-from quietchoir.federation.membership.chain import found
-from quietchoir.federation.membership.policy import AdapterTable, ModelTable
-from quietchoir.federation.membership.variants import Variant, names_of
-from quietchoir.federation.registry import transfer
-from quietchoir.federation.registry.registry import Card, Registry
+from quietchoir.federation.membership.log import found
+from quietchoir.federation.model_files import PLACES_FILE, remember, resident, variant_given
+from quietchoir.federation.server_node import keeper
+from quietchoir.federation.spec.policy import AdapterTable, ModelTable
+from quietchoir.federation.spec.variants import Variant, names_of
+from quietchoir.federation.training.learner import TrainerLearner
 from quietchoir.node import RegistryStore
-from quietchoir.tests.fakes_federation import House, coordinator, house, parties
-from quietchoir.tests.fakes_models import make_model
-from quietchoir.tests.fakes_tokenizers import save
-from quietchoir.tests.fakes_training import chatter
+from quietchoir.tests.fakes.federation import House, coordinator, house, parties
+from quietchoir.tests.fakes.models import make_model
+from quietchoir.tests.fakes.tokenizers import save
+from quietchoir.tests.fakes.training import chatter
 
 KINDS = ("F32", "Q8_0", "Q4_0")
 TABLE = AdapterTable(rank=2, alpha=4.0, upper_layers=1)

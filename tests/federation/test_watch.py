@@ -15,15 +15,17 @@ from prometheus_client.parser import text_string_to_metric_families
 from quietchoir import cli
 from quietchoir.core.errors import ConfigError, FederationError, IntegrityError
 from quietchoir.federation.membership import roster
-from quietchoir.federation.membership.chain import found
-from quietchoir.federation.rounds import checkpoint
-from quietchoir.federation.rounds.checkpoint import Store
-from quietchoir.federation.watch import board, journal, words
-from quietchoir.federation.watch.board import Board
-from quietchoir.federation.watch.journal import Journal
-from quietchoir.federation.watch.metrics import Metrics
-from quietchoir.federation.watch.page import HOST, Page
-from quietchoir.tests.fakes_federation import coordinator, house, parties
+from quietchoir.federation.membership.log import found
+from quietchoir.federation.monitor import audit_log as journal
+from quietchoir.federation.monitor import event_printer as words
+from quietchoir.federation.monitor import run_status as board
+from quietchoir.federation.monitor.audit_log import Journal
+from quietchoir.federation.monitor.metrics import Metrics
+from quietchoir.federation.monitor.page import HOST, Page
+from quietchoir.federation.monitor.run_status import Board
+from quietchoir.federation.store import checkpoint
+from quietchoir.federation.store.checkpoint import Store
+from quietchoir.tests.fakes.federation import coordinator, house, parties
 
 SIZE = 8
 MEMBERS = ("ann", "ben", "cat", "dan")

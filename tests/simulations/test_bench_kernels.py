@@ -4,7 +4,7 @@ right.
 
 from typing import Any, cast
 
-from quietchoir.core.engine.native import library
+from quietchoir.core.engine.backends.native import library
 from quietchoir.simulations.bench import kernels, suites
 from quietchoir.simulations.bench.figures import look_up
 

@@ -9,8 +9,8 @@ import pytest
 
 from quietchoir.core.errors import ConfigError, DataError
 from quietchoir.core.training.examples import Example
-from quietchoir.federation.learning.learner import Counts, Trained
-from quietchoir.federation.membership.policy import Recipe
+from quietchoir.federation.spec.policy import Recipe
+from quietchoir.federation.training.learner import Counts, Trained
 from quietchoir.simulations.attacks.findings import Findings
 from quietchoir.simulations.attacks.households import (
     ANSWER,

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from quietchoir.federation.membership.policy import AdapterTable, ProtectionTable, Recipe
-from quietchoir.federation.personal.settings import Settings
+from quietchoir.federation.personalization.settings import Settings
+from quietchoir.federation.spec.policy import AdapterTable, ProtectionTable, Recipe
 from quietchoir.simulations.personal import ARMS, Study, share, show
 from quietchoir.simulations.scenario import Population, Scenario
-from quietchoir.tests.fakes_training import tiny_pair
+from quietchoir.tests.fakes.training import tiny_pair
 
 SCENARIO = Scenario(
     name="tiny",

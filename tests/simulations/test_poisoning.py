@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quietchoir.federation.learning.learner import Counts, Trained
-from quietchoir.federation.membership.guard import GuardTable
+from quietchoir.federation.spec.guard import GuardTable
+from quietchoir.federation.training.learner import Counts, Trained
 from quietchoir.simulations.attacks import poisoning
 from quietchoir.simulations.attacks.findings import Findings
 from quietchoir.simulations.attacks.poisoning import Poisoner, Stage

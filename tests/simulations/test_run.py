@@ -9,16 +9,16 @@ import pytest
 from rich.console import Console
 
 from quietchoir.core.errors import ConfigError, RoundAborted
-from quietchoir.federation.membership.guard import GuardTable
-from quietchoir.federation.membership.policy import AdapterTable, ProtectionTable, Recipe
-from quietchoir.federation.membership.privacy import PrivacyTable
 from quietchoir.federation.rounds.report import RunReport
+from quietchoir.federation.spec.guard import GuardTable
+from quietchoir.federation.spec.policy import AdapterTable, ProtectionTable, Recipe
+from quietchoir.federation.spec.privacy import PrivacyTable
 from quietchoir.simulations import report
 from quietchoir.simulations.compare import Comparison, summarize
 from quietchoir.simulations.population import populate
 from quietchoir.simulations.run import simulate
 from quietchoir.simulations.scenario import Fault, Population, Scenario
-from quietchoir.tests.fakes_training import tiny_pair
+from quietchoir.tests.fakes.training import tiny_pair
 
 SCENARIO = Scenario(
     name="tiny",

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from quietchoir.core.errors import ConfigError
-from quietchoir.federation.membership.policy import ProtectionTable
+from quietchoir.federation.spec.policy import ProtectionTable
 from quietchoir.simulations import scenario
 from quietchoir.simulations.population import PartyData
 from quietchoir.simulations.run import check

@@ -27,8 +27,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ...errors import OverloadedError, RequestError
-from ...models.tokenizer import Tokenizer
-from ...models.vocabulary import CONTROL
+from ...models.tokenizer.tokenizer import Tokenizer
+from ...models.tokenizer.vocabulary import CONTROL
 from ...worker import Terms, WorkerPool
 from ..request import Constraint
 from . import bounds

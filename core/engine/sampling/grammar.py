@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import EngineError, RequestError
-from ...models.tokenizer import Tokenizer
+from ...models.tokenizer.tokenizer import Tokenizer
 from ..request import Constraint
 from .compiler import Compiler
 

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..sequence import Row
-from . import grammar, tally
+from . import grammar
+from . import penalties as tally
 
 # Candidates sorted first: 64 hold what top-k and top-p leave in most steps at a fraction of the
 # cost of 1,024; sorting a whole vocabulary costs thirty times as much and is rarely needed.

@@ -52,7 +52,7 @@ class Ours:
             return
         import torch  # adapters are what it is needed for
 
-        from ....core.models.adapter import AdapterShape, Layout, assemble
+        from ....core.models.lora.adapter import AdapterShape, Layout, assemble
 
         shape, architecture = AdapterShape(seed=0), self.weights.architecture
         size = Layout(shape, architecture).size

@@ -6,7 +6,7 @@ import pytest
 
 from quietchoir.core.assistant.adapters import AdapterSwitch, NoAdapters
 from quietchoir.core.errors import ModelNotFoundError
-from quietchoir.tests.fakes_server import FakeShelf, FakeStore
+from quietchoir.tests.fakes.server import FakeShelf, FakeStore
 
 
 def switch(store: FakeStore | None = None) -> AdapterSwitch:

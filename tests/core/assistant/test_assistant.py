@@ -31,8 +31,8 @@ from quietchoir.core.errors import (
 )
 from quietchoir.core.prompt import AS_IT_COMES, HOUSEHOLD, PromptFormat
 from quietchoir.core.toolcall import SYSTEM_PROMPT, ToolCall, render
-from quietchoir.tests.fakes_http import until
-from quietchoir.tests.fakes_server import FakeEngine, FakeTools, WordTokenizer, engine_saying
+from quietchoir.tests.fakes.http import until
+from quietchoir.tests.fakes.server import FakeEngine, FakeTools, WordTokenizer, engine_saying
 
 LIGHT = ToolCall("HassTurnOn", {"area": "kitchen", "name": "light"})
 CALL_PIECES = [render(LIGHT)[:9], render(LIGHT)[9:30], render(LIGHT)[30:]]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from quietchoir.core.assistant.context import Message, fit, turns
 from quietchoir.core.errors import RequestError
 from quietchoir.core.toolcall import ToolCall
-from quietchoir.tests.fakes_server import WordTokenizer
+from quietchoir.tests.fakes.server import WordTokenizer
 
 SYSTEM = Message("system", "be brief")
 CALL = ToolCall("HassTurnOn", {"name": "lamp"})

@@ -14,7 +14,7 @@ from quietchoir.core.assistant.embedding import closed, embedded
 from quietchoir.core.assistant.tools import ToolInfo, must_call
 from quietchoir.core.engine.sampling.grammar import Grammars
 from quietchoir.core.errors import RequestError
-from quietchoir.tests.fakes_engine import byte_tokenizer
+from quietchoir.tests.fakes.engine import byte_tokenizer
 
 ROOM = {"enum": ["hall", "bath"]}
 REFERS: dict[str, dict[str, Any]] = {

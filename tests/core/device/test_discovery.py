@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from quietchoir.core.device import discovery
+from quietchoir.core.hardware import discovery
 
 CPUINFO = """processor\t: 0
 model name\t: Some Maker's CPU

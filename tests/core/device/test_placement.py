@@ -2,8 +2,8 @@
 
 import pytest
 
-from quietchoir.core.device.placement import Needs, place
 from quietchoir.core.errors import ConfigError
+from quietchoir.core.hardware.placement import Needs, place
 
 NEEDS = Needs(layers=(10, 20, 30), cache=5, always={"its head": 7, "reserve": 3})
 WHOLE = 10 + (10 + 20 + 30) + 3 * 5

@@ -6,9 +6,9 @@ import torch
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import Generation, GenerationRequest
 from quietchoir.core.errors import ModelFileError, RequestError
-from quietchoir.core.models.adapter import Adapter
+from quietchoir.core.models.lora.adapter import Adapter
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_engine import (
+from quietchoir.tests.fakes.engine import (
     config,
     drain,
     generate,

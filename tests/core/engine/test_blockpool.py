@@ -2,7 +2,7 @@
 
 import pytest
 
-from quietchoir.core.engine.blockpool import BlockPool
+from quietchoir.core.engine.block_pool import BlockPool
 
 
 def test_blocks_are_counted_by_whole_blocks():

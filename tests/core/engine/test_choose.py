@@ -2,11 +2,11 @@
 
 import pytest
 
-from quietchoir.core.engine import choose
+from quietchoir.core.engine.backends import select as choose
+from quietchoir.core.engine.backends.native.runner import NativeRunner, supports
 from quietchoir.core.engine.engine import Engine
-from quietchoir.core.engine.native.runner import NativeRunner, supports
 from quietchoir.core.errors import ConfigError
-from quietchoir.tests.fakes_engine import config, tiny_weights
+from quietchoir.tests.fakes.engine import config, tiny_weights
 
 
 def test_a_gpu_that_is_asked_for_and_not_there_is_said_before_anything_is_packed(

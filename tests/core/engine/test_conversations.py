@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quietchoir.core.engine import conversations
-from quietchoir.core.engine.blockpool import BLOCK_TOKENS
-from quietchoir.core.engine.cachelabel import label
+from quietchoir.core.engine.backends.torch_cpu.kv_cache import KeyValueCache
+from quietchoir.core.engine.block_pool import BLOCK_TOKENS
+from quietchoir.core.engine.cache_label import label
 from quietchoir.core.engine.conversations import Conversation
 from quietchoir.core.engine.engine import Engine
-from quietchoir.core.engine.kvcache import KeyValueCache
 from quietchoir.core.engine.request import GenerationRequest
 from quietchoir.core.errors import CacheError, OverloadedError, QuietchoirError, RequestError
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_engine import (
+from quietchoir.tests.fakes.engine import (
     TINY,
     TINY_BLOCK_BYTES,
     FakeModel,

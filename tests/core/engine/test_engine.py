@@ -12,7 +12,7 @@ from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import GenerationRequest
 from quietchoir.core.errors import EngineError, OverloadedError, RequestError
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_engine import (
+from quietchoir.tests.fakes.engine import (
     END,
     TINY_BLOCK_BYTES,
     FakeModel,

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from quietchoir.core.engine.blockpool import BlockPool
+from quietchoir.core.engine.backends.torch_cpu.runner import Runner
+from quietchoir.core.engine.block_pool import BlockPool
 from quietchoir.core.engine.request import GenerationRequest
-from quietchoir.core.engine.runner import Runner
 from quietchoir.core.engine.scheduler import Limits, Scheduler
 from quietchoir.core.engine.sequence import Sequence
-from quietchoir.core.models import from_folder
 from quietchoir.core.models.attention import packed_attention
+from quietchoir.core.models.files import from_hf as from_folder
 from quietchoir.core.models.transformer import Transformer
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_engine import byte_tokenizer
-from quietchoir.tests.fakes_models import make_model
+from quietchoir.tests.fakes.engine import byte_tokenizer
+from quietchoir.tests.fakes.models import make_model
 
 PROMPTS = [tuple((torch.arange(length) * 31 % 259).tolist()) for length in (1, 8, 20, 45)]
 BLOCKS = 40

@@ -12,9 +12,9 @@ from quietchoir.core.engine.request import Constraint, GenerationRequest
 from quietchoir.core.engine.sampling import bounds, compiler
 from quietchoir.core.engine.sampling.grammar import Grammars
 from quietchoir.core.errors import OverloadedError, RequestError
-from quietchoir.tests import fakes_grammars
-from quietchoir.tests.fakes_engine import byte_tokenizer, config, tiny_weights
-from quietchoir.tests.fakes_grammars import (
+from quietchoir.tests.fakes import grammars as fakes_grammars
+from quietchoir.tests.fakes.engine import byte_tokenizer, config, tiny_weights
+from quietchoir.tests.fakes.grammars import (
     HARMFUL,
     groups,
     linked_objects,
@@ -29,7 +29,7 @@ ALONE = """
 import os, sys
 from quietchoir.core.engine.sampling import compiler
 from quietchoir.tests import fakes_grammars
-from quietchoir.tests.fakes_engine import byte_tokenizer
+from quietchoir.tests.fakes.engine import byte_tokenizer
 kind, size, build_bytes, mask_bytes = sys.argv[1], *map(int, sys.argv[2:])
 os.environ["RUST_MIN_STACK"] = str(mask_bytes)
 compiler.TRIAL_STACK_BYTES = mask_bytes

@@ -17,9 +17,9 @@ from quietchoir.core.engine.sampling import compiler, grammar
 from quietchoir.core.engine.sampling.grammar import Grammars
 from quietchoir.core.engine.sequence import Row, Sequence
 from quietchoir.core.errors import EngineError, RequestError
-from quietchoir.core.models.tokenizer import Tokenizer
+from quietchoir.core.models.tokenizer.tokenizer import Tokenizer
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_engine import (
+from quietchoir.tests.fakes.engine import (
     END,
     FakeModel,
     byte_tokenizer,

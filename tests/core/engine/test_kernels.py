@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from quietchoir.core.engine.kernels import copy_fits, linear_for
-from quietchoir.core.engine.kernels.choice import COPY_BYTES, fast_dtype
-from quietchoir.core.engine.kernels.dense import SLAB_ROWS, DenseLinear
-from quietchoir.core.engine.kernels.int4pack import FEW_ROWS, Int4Linear
-from quietchoir.core.models.blocks import FORMATS, Blocks
+from quietchoir.core.engine.backends.torch_cpu.kernels import copy_fits, linear_for
+from quietchoir.core.engine.backends.torch_cpu.kernels.choice import COPY_BYTES, fast_dtype
+from quietchoir.core.engine.backends.torch_cpu.kernels.dense import SLAB_ROWS, DenseLinear
+from quietchoir.core.engine.backends.torch_cpu.kernels.int4pack import FEW_ROWS, Int4Linear
+from quietchoir.core.models.quant.tensor import FORMATS, Blocks
 
 ROWS = (1, FEW_ROWS, FEW_ROWS + 1, 40)
 

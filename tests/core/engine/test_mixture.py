@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import Constraint, GenerationRequest
 from quietchoir.core.engine.scheduler import Limits
-from quietchoir.tests.fakes_engine import (
+from quietchoir.tests.fakes.engine import (
     TINY_BLOCK_BYTES,
     FakeModel,
     config,

@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quietchoir.core.engine.blockpool import BLOCK_TOKENS, BlockPool
+from quietchoir.core.engine.block_pool import BLOCK_TOKENS, BlockPool
 from quietchoir.core.engine.engine import Engine
-from quietchoir.core.engine.prefixes import Prefixes
+from quietchoir.core.engine.prefix_cache import Prefixes
 from quietchoir.core.engine.request import GenerationRequest, Piece
 from quietchoir.core.engine.scheduler import Limits
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_engine import (
+from quietchoir.tests.fakes.engine import (
     END,
     TINY_BLOCK_BYTES,
     FakeModel,

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from quietchoir.core.config import EngineConfig
+from quietchoir.core.engine.backends.torch_cpu.runner import Runner
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import GenerationRequest
-from quietchoir.core.engine.runner import Runner
 from quietchoir.core.models.attention import packed_attention
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_engine import generate
+from quietchoir.tests.fakes.engine import generate
 
 QUESTIONS = (
     "What is the capital of France?",

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from quietchoir.core.engine.blockpool import BlockPool
+from quietchoir.core.engine.backends.torch_cpu.runner import Runner
+from quietchoir.core.engine.block_pool import BlockPool
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import GenerationRequest
-from quietchoir.core.engine.runner import Runner
 from quietchoir.core.engine.scheduler import Limits, Scheduler
 from quietchoir.core.engine.sequence import Sequence
 from quietchoir.core.models.attention import packed_attention
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_engine import END, TINY_BLOCK_BYTES, config, generate, tiny_weights
+from quietchoir.tests.fakes.engine import END, TINY_BLOCK_BYTES, config, generate, tiny_weights
 
 PROMPTS = [
     tuple(

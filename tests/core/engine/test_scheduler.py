@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quietchoir.core.engine.blockpool import BlockPool
+from quietchoir.core.engine.block_pool import BlockPool
 from quietchoir.core.engine.request import GenerationRequest
 from quietchoir.core.engine.scheduler import Batch, Limits, Scheduler
 from quietchoir.core.engine.sequence import Sequence

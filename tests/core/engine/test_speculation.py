@@ -6,18 +6,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quietchoir.core.engine.blockpool import BlockPool
+from quietchoir.core.engine.backends.torch_cpu.runner import Runner
+from quietchoir.core.engine.block_pool import BlockPool
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import Generation, GenerationRequest
-from quietchoir.core.engine.runner import Runner
-from quietchoir.core.engine.sampling.draws import Draws
-from quietchoir.core.engine.sampling.lookup import Lookup
 from quietchoir.core.engine.sampling.price import Price
+from quietchoir.core.engine.sampling.rng import Draws
+from quietchoir.core.engine.sampling.speculation import Lookup
 from quietchoir.core.engine.scheduler import Batch, Limits, Scheduler, Span
 from quietchoir.core.engine.sequence import Sequence
 from quietchoir.core.engine.stats import EngineStats
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_engine import (
+from quietchoir.tests.fakes.engine import (
     END,
     TINY_BLOCK_BYTES,
     FakeModel,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quietchoir.core.engine.stops import StopTexts
+from quietchoir.core.engine.stop_strings import StopTexts
 
 
 def through(stops: tuple[str, ...], pieces: list[str]) -> tuple[str, bool]:

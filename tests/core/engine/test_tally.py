@@ -8,11 +8,13 @@ import torch
 
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import GenerationRequest
-from quietchoir.core.engine.sampling import likely, sampler, tally
+from quietchoir.core.engine.sampling import logprobs as likely
+from quietchoir.core.engine.sampling import penalties as tally
+from quietchoir.core.engine.sampling import sampler
 from quietchoir.core.engine.sequence import Row, Sequence
 from quietchoir.core.errors import RequestError
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_engine import END, config, drain, generate, tiny_weights
+from quietchoir.tests.fakes.engine import END, config, drain, generate, tiny_weights
 
 SIZE = 12
 

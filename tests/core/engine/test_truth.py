@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 
 from quietchoir.core.config import EngineConfig
+from quietchoir.core.engine.backends.native import library
+from quietchoir.core.engine.backends.native.runner import NativeRunner
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.languagemodel import block_bytes
-from quietchoir.core.engine.native import library
-from quietchoir.core.engine.native.runner import NativeRunner
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_engine import (
+from quietchoir.tests.fakes.engine import (
     TINY_BLOCK_BYTES,
     config,
     generate,
     tiny_adapter,
     tiny_weights,
 )
-from quietchoir.tests.fakes_ways import ASKED, WAYS, Make, few_words, plainly, requests, restored
+from quietchoir.tests.fakes.ways import ASKED, WAYS, Make, few_words, plainly, requests, restored
 
 
 @pytest.fixture(scope="module")

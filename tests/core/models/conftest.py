@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from quietchoir.core.models.blocks import Blocks
-from quietchoir.core.models.vocabulary import CONTROL, byte_of_letter
+from quietchoir.core.models.quant.tensor import Blocks
+from quietchoir.core.models.tokenizer.vocabulary import CONTROL, byte_of_letter
 
 LAYERS, WIDTH, FFN, HEADS, KV_HEADS, HEAD_SIZE = 2, 64, 96, 4, 2, 16
 CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

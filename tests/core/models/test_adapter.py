@@ -13,8 +13,8 @@ from torch import Tensor
 
 from quietchoir.core.errors import ModelFileError, ModelNotFoundError
 from quietchoir.core.models import weights
-from quietchoir.core.models.adapter import Adapter, AdapterShape, Layout, assemble, frozen_a
 from quietchoir.core.models.attention import packed_attention
+from quietchoir.core.models.lora.adapter import Adapter, AdapterShape, Layout, assemble, frozen_a
 from quietchoir.core.models.transformer import Transformer
 from quietchoir.core.models.weights import Weights
 

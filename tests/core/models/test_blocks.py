@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from quietchoir.core.models.blocks import FORMATS, Blocks
+from quietchoir.core.models.quant.tensor import FORMATS, Blocks
 
 ROWS, COLUMNS = 24, 512
 

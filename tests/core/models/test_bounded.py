@@ -9,8 +9,8 @@ import time
 import pytest
 
 from quietchoir.core.errors import ModelFileError, RequestError
-from quietchoir.core.models.chat import ChatTemplate
-from quietchoir.tests.fakes_tokenizers import KINDS
+from quietchoir.core.models.tokenizer.chat_template import ChatTemplate
+from quietchoir.tests.fakes.tokenizers import KINDS
 
 from .test_hostile import CASES, GROWTH, HELLO, SECONDS, peak
 

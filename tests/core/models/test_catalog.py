@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from quietchoir.core.errors import ConfigError, IntegrityError, ModelError, ModelNotFoundError
-from quietchoir.core.models import catalog
-from quietchoir.core.models.catalog import CatalogFile, Entry
+from quietchoir.core.models.hub import catalog
+from quietchoir.core.models.hub.catalog import CatalogFile, Entry
 
 CONTENT = {"weights/model.bin": b"numbers" * 50_000, "weights/config.json": b'{"a": 1}'}
 

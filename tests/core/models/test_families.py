@@ -15,16 +15,18 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from quietchoir.core.models import from_folder, from_gguf, gguf, weights
-from quietchoir.core.models.adapter import AdapterShape, Layout, assemble
+from quietchoir.core.models import weights
 from quietchoir.core.models.architecture import Architecture
 from quietchoir.core.models.attention import packed_attention
-from quietchoir.core.models.blocks import Blocks
+from quietchoir.core.models.files import from_gguf, gguf
+from quietchoir.core.models.files import from_hf as from_folder
+from quietchoir.core.models.lora.adapter import AdapterShape, Layout, assemble
+from quietchoir.core.models.quant.tensor import Blocks
 from quietchoir.core.models.transformer import Transformer
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_engine import byte_tokenizer
-from quietchoir.tests.fakes_models import FAMILIES, GgufWriter, make_model, their_logits
-from quietchoir.tests.fakes_tokenizers import save
+from quietchoir.tests.fakes.engine import byte_tokenizer
+from quietchoir.tests.fakes.models import FAMILIES, GgufWriter, make_model, their_logits
+from quietchoir.tests.fakes.tokenizers import save
 
 from .conftest import MakeLinear
 

@@ -9,7 +9,8 @@ import gguf as library
 import pytest
 
 from quietchoir.core.errors import ModelFileError, ModelNotFoundError
-from quietchoir.core.models import gguf, weights
+from quietchoir.core.models import weights
+from quietchoir.core.models.files import gguf
 
 from .conftest import WriteModel
 

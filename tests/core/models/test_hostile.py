@@ -23,8 +23,8 @@ from quietchoir.core.errors import ModelError, ModelFileError, ModelNotFoundErro
 from quietchoir.core.models import weights
 from quietchoir.core.models.attention import packed_attention
 from quietchoir.core.models.transformer import Transformer
-from quietchoir.tests.fakes_models import GgufWriter, make_model
-from quietchoir.tests.fakes_tokenizers import save
+from quietchoir.tests.fakes.models import GgufWriter, make_model
+from quietchoir.tests.fakes.tokenizers import save
 
 from .conftest import MakeLinear
 

@@ -17,7 +17,7 @@ from torch import nn
 from quietchoir.core.models.attention import packed_attention
 from quietchoir.core.models.transformer import Transformer
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_models import QuickReader
+from quietchoir.tests.fakes.models import QuickReader
 
 from .conftest import MakeLinear
 from .test_tokenizer import TRICKY

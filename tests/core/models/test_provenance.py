@@ -13,9 +13,9 @@ import pytest
 from markupsafe import Markup
 
 from quietchoir.core.errors import ChatTemplateError, RequestError
-from quietchoir.core.models.bounded import FILTERS, METHODS
-from quietchoir.core.models.chat import ChatTemplate, Piece
-from quietchoir.core.models.provenance import TemplateText, concat, own, percent, tracing
+from quietchoir.core.models.tokenizer.chat_template import ChatTemplate, Piece
+from quietchoir.core.models.tokenizer.provenance import TemplateText, concat, own, percent, tracing
+from quietchoir.core.models.tokenizer.template_sandbox import FILTERS, METHODS
 
 OURS, THEIRS = "abßŉ <|>\n", "mxİΣqy.#\t"  # no letter in both, in either case
 CASES = ("upper", "lower", "swapcase", "casefold", "title", "capitalize")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from quietchoir.core.errors import ModelFileError
-from quietchoir.core.models import from_gguf, gguf
+from quietchoir.core.models.files import from_gguf, gguf
 from quietchoir.core.models.rope import Stretch, stretch
 
 from .conftest import HEAD_SIZE, WriteModel

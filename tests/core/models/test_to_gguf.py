@@ -13,14 +13,15 @@ import torch
 
 from quietchoir.core import commands
 from quietchoir.core.errors import ModelFileError
-from quietchoir.core.models import to_gguf, weights
+from quietchoir.core.models import weights
 from quietchoir.core.models.attention import packed_attention
-from quietchoir.core.models.blocks import plain
-from quietchoir.core.models.quantize import quantize
+from quietchoir.core.models.files import to_gguf
+from quietchoir.core.models.quant.quantize import quantize
+from quietchoir.core.models.quant.tensor import plain
 from quietchoir.core.models.transformer import Transformer
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_models import make_model
-from quietchoir.tests.fakes_tokenizers import KINDS, save
+from quietchoir.tests.fakes.models import make_model
+from quietchoir.tests.fakes.tokenizers import KINDS, save
 
 from .conftest import MakeLinear
 from .test_tokenizer import TRICKY

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from quietchoir.core.errors import ChatTemplateError, RequestError
 from quietchoir.core.models import weights
-from quietchoir.core.models.tokenizer import Tokenizer
+from quietchoir.core.models.tokenizer.tokenizer import Tokenizer
 from quietchoir.core.models.weights import Weights
 
 from .conftest import WriteModel

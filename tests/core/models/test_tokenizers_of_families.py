@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from quietchoir.core.models.gguf import GgufFile
-from quietchoir.core.models.tokenizer import Tokenizer
-from quietchoir.core.models.tokenizer_json import read_tokenizer
-from quietchoir.core.models.vocabulary import CONTROL, Vocabulary
-from quietchoir.tests.fakes_tokenizers import KINDS, gguf_metadata, save, trained
+from quietchoir.core.models.files.gguf import GgufFile
+from quietchoir.core.models.tokenizer.hf_json import read_tokenizer
+from quietchoir.core.models.tokenizer.tokenizer import Tokenizer
+from quietchoir.core.models.tokenizer.vocabulary import CONTROL, Vocabulary
+from quietchoir.tests.fakes.tokenizers import KINDS, gguf_metadata, save, trained
 
 from .test_tokenizer import TRICKY
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from quietchoir.core.errors import ModelFileError
-from quietchoir.core.models import gguf, weights
-from quietchoir.core.models.from_gguf import half_split
+from quietchoir.core.models import weights
+from quietchoir.core.models.files import gguf
+from quietchoir.core.models.files.from_gguf import half_split
 from quietchoir.core.models.weights import Weights
 
 from .conftest import HEAD_SIZE, WIDTH, WriteModel

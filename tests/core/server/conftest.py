@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from quietchoir.tests.fakes_http import Served
-from quietchoir.tests.fakes_server import engine_saying
+from quietchoir.tests.fakes.http import Served
+from quietchoir.tests.fakes.server import engine_saying
 
 
 @pytest.fixture

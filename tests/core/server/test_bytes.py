@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quietchoir.core.server import connections
-from quietchoir.tests.fakes_http import HELLO, TOKEN, Served
-from quietchoir.tests.fakes_server import engine_saying
+from quietchoir.tests.fakes.http import HELLO, TOKEN, Served
+from quietchoir.tests.fakes.server import engine_saying
 
 BEARER = b"Authorization: Bearer " + TOKEN.encode() + b"\r\n"
 BODY = json.dumps(HELLO).encode()

@@ -10,8 +10,8 @@ from quietchoir.core.errors import ConfigError, EngineError, OverloadedError
 from quietchoir.core.server.app import claim
 from quietchoir.core.server.client import RemoteAssistant
 from quietchoir.core.toolcall import ToolCall, render
-from quietchoir.tests.fakes_http import TOKEN, Served
-from quietchoir.tests.fakes_server import engine_saying
+from quietchoir.tests.fakes.http import TOKEN, Served
+from quietchoir.tests.fakes.server import engine_saying
 
 CALL = ToolCall("HassTurnOn", {"name": "lamp"})
 PAST = [Message("user", "first"), Message("assistant", "done", (CALL,)), Message("user", "hello")]

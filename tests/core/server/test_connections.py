@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from quietchoir.core.config import ServerConfig
-from quietchoir.tests.fakes_http import HELLO, TOKEN, Served, until
-from quietchoir.tests.fakes_server import engine_saying
+from quietchoir.tests.fakes.http import HELLO, TOKEN, Served, until
+from quietchoir.tests.fakes.server import engine_saying
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
 BEARER = b"Authorization: Bearer " + TOKEN.encode() + b"\r\n"

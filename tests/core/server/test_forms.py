@@ -14,8 +14,8 @@ import pytest
 from quietchoir.core.assistant.tools import ToolInfo, must_call
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.sampling.grammar import Grammars
-from quietchoir.tests.fakes_engine import byte_tokenizer, config, tiny_weights
-from quietchoir.tests.fakes_http import HELLO, Served
+from quietchoir.tests.fakes.engine import byte_tokenizer, config, tiny_weights
+from quietchoir.tests.fakes.http import HELLO, Served
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 ASK = HELLO | {"max_tokens": 120}

@@ -6,8 +6,8 @@ import re
 import aiohttp
 import pytest
 
-from quietchoir.core.server.pages import FOLDER
-from quietchoir.tests.fakes_http import Served
+from quietchoir.core.server.static import FOLDER
+from quietchoir.tests.fakes.http import Served
 
 VENDOR = FOLDER / "vendor"
 

@@ -13,8 +13,8 @@ from yarl import URL
 
 from quietchoir.core.errors import MissingPartError, ModelNotFoundError
 from quietchoir.core.server.embeddings import Source
-from quietchoir.tests.fakes_http import HELLO, Served
-from quietchoir.tests.fakes_server import engine_saying
+from quietchoir.tests.fakes.http import HELLO, Served
+from quietchoir.tests.fakes.server import engine_saying
 
 
 @pytest.mark.parametrize("before", ["/v1", "", "/v1/v1", "/v1//v1", "/v1/"])

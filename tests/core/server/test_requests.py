@@ -12,7 +12,7 @@ from quietchoir.core.assistant.context import Message
 from quietchoir.core.assistant.tools import ToolInfo
 from quietchoir.core.engine.request import Constraint
 from quietchoir.core.server import requests
-from quietchoir.core.server.refusals import BadRequest
+from quietchoir.core.server.errors import BadRequest
 from quietchoir.core.toolcall import ToolCall
 
 USER = {"role": "user", "content": "hi"}

@@ -11,8 +11,8 @@ from quietchoir.core.config import ServerConfig
 from quietchoir.core.errors import ConfigError, OverloadedError, RequestError
 from quietchoir.core.server.app import claim
 from quietchoir.core.toolcall import ToolCall, render
-from quietchoir.tests.fakes_http import HELLO, TOKEN, Served, until
-from quietchoir.tests.fakes_server import FakeStore, FakeTools, engine_saying
+from quietchoir.tests.fakes.http import HELLO, TOKEN, Served, until
+from quietchoir.tests.fakes.server import FakeStore, FakeTools, engine_saying
 
 CHAT = "/v1/chat/completions"
 CALL = render(ToolCall("HassTurnOn", {"area": "kitchen"}))

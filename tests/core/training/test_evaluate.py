@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from quietchoir.core.models.adapter import AdapterShape
 from quietchoir.core.models.attention import packed_attention
+from quietchoir.core.models.lora.adapter import AdapterShape
 from quietchoir.core.models.transformer import Transformer
 from quietchoir.core.models.weights import Weights
 from quietchoir.core.training.evaluate import exact
 from quietchoir.core.training.examples import Example
-from quietchoir.core.training.prefix import Prepared, dense_linear
+from quietchoir.core.training.frozen_layers import Prepared, dense_linear
 from quietchoir.core.training.trainer import Recipe, Trainer
-from quietchoir.tests.fakes_training import conversation
+from quietchoir.tests.fakes.training import conversation
 
 SHAPE = AdapterShape(rank=8, alpha=16.0, upper_layers=2, seed=1)
 COLOURS = ("red", "blue", "green", "black")

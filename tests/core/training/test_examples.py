@@ -8,7 +8,7 @@ import pytest
 from quietchoir.core.errors import DataError
 from quietchoir.core.prompt import AS_IT_COMES, HOUSEHOLD, PromptFormat
 from quietchoir.core.training.examples import Example, check_prompts, read_jsonl, write_jsonl
-from quietchoir.tests.fakes_training import conversation
+from quietchoir.tests.fakes.training import conversation
 
 GOOD = json.dumps(
     {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}

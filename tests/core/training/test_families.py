@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from quietchoir.core.models import from_folder
-from quietchoir.core.models.adapter import AdapterShape
 from quietchoir.core.models.attention import packed_attention
+from quietchoir.core.models.files import from_hf as from_folder
+from quietchoir.core.models.lora.adapter import AdapterShape
 from quietchoir.core.models.transformer import Transformer
 from quietchoir.core.models.weights import Weights
 from quietchoir.core.training import rows
-from quietchoir.core.training.prefix import dense_linear
+from quietchoir.core.training.frozen_layers import dense_linear
 from quietchoir.core.training.trainer import Recipe, Trainer
-from quietchoir.tests.fakes_models import make_model
-from quietchoir.tests.fakes_training import VOCABULARY, ByteTokenizer, conversation
+from quietchoir.tests.fakes.models import make_model
+from quietchoir.tests.fakes.training import VOCABULARY, ByteTokenizer, conversation
 
 EXAMPLES = [conversation("turn it on " * (1 + turn % 3), f"done {turn}") for turn in range(6)]
 

@@ -14,8 +14,8 @@ from quietchoir.core import toolcall
 from quietchoir.core.errors import DataError
 from quietchoir.core.training.dataset import HomeData, build_homes, list_datasets, make_homes
 from quietchoir.core.training.examples import read_jsonl
-from quietchoir.core.training.home import Request, requests, sayable
-from quietchoir.core.training.templates import grammar, split
+from quietchoir.core.training.household.home import Request, requests, sayable
+from quietchoir.core.training.household.templates import grammar, split
 
 
 @pytest.fixture(scope="module")

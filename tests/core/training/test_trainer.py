@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from quietchoir.core.errors import ConfigError, DataError, TrainingError
-from quietchoir.core.models.adapter import AdapterShape, frozen_a
+from quietchoir.core.models.lora.adapter import AdapterShape, frozen_a
 from quietchoir.core.models.transformer import Transformer
 from quietchoir.core.models.weights import Weights
-from quietchoir.core.training import precision, prefix, rows
-from quietchoir.core.training.head import answer_loss, best_tokens
-from quietchoir.core.training.prefix import dense_linear
+from quietchoir.core.training import frozen_layers as prefix
+from quietchoir.core.training import precision, rows
+from quietchoir.core.training.frozen_layers import dense_linear
+from quietchoir.core.training.loss import answer_loss, best_tokens
 from quietchoir.core.training.tokens import shared_start, tokenize
 from quietchoir.core.training.trainer import Recipe, StepInfo, Trainer
-from quietchoir.tests.fakes_training import TINY, blocks, chatter, conversation, tiny_pair
+from quietchoir.tests.fakes.training import TINY, blocks, chatter, conversation, tiny_pair
 
 SHAPE = AdapterShape(rank=4, alpha=8.0, upper_layers=2, seed=7)
 
@@ -157,7 +158,7 @@ def test_the_loss_is_cross_entropy_and_its_gradient_too() -> None:
 def test_the_best_token_is_found_across_pieces_of_the_vocabulary(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("quietchoir.core.training.head.CHUNK_TOKENS", 10)
+    monkeypatch.setattr("quietchoir.core.training.loss.CHUNK_TOKENS", 10)
     draw = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(40, 8, generator=draw), torch.randn(33, 8, generator=draw)
     weight[32] = weight[3]  # an exact tie is the first one's

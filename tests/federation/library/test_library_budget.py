@@ -5,9 +5,9 @@ import json
 import pytest
 
 from quietchoir.core.errors import BudgetError, ConfigError, MessageError, QuietchoirError
-from quietchoir.crypto.keys import Identity
-from quietchoir.federation.library.budget import Budget
-from quietchoir.federation.library.messages import Kind
+from quietchoir.crypto.identity.keys import Identity
+from quietchoir.private_search.budget import Budget
+from quietchoir.private_search.messages import Kind
 
 ANN, BOB, EVE = (Identity.generate().public for _ in range(3))
 

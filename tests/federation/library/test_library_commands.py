@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from quietchoir.core.errors import ConfigError, DataError, ModelNotFoundError
-from quietchoir.crypto.keys import Identity
-from quietchoir.federation.library import commands
-from quietchoir.tests.fakes_search import TEXTS, FakeEmbedder
+from quietchoir.crypto.identity.keys import Identity
+from quietchoir.private_search import commands
+from quietchoir.tests.fakes.search import TEXTS, FakeEmbedder
 
 KEY = Identity.generate().public.raw.hex()
 SERVE = """
 import sys
-from quietchoir.federation.library import commands
-from quietchoir.tests.fakes_search import FakeEmbedder
+from quietchoir.private_search import commands
+from quietchoir.tests.fakes.search import FakeEmbedder
 from quietchoir.tests.federation.library.test_library_commands import parsed
 try:
     commands.run_serve(parsed(*sys.argv[1:]), FakeEmbedder())

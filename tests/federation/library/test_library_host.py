@@ -20,13 +20,13 @@ from quietchoir.core.errors import (
     QuietchoirError,
     WorkerError,
 )
-from quietchoir.crypto.keys import Identity
-from quietchoir.crypto.parameters import SEARCH
-from quietchoir.crypto.search import Questioner
-from quietchoir.federation.library import host
-from quietchoir.federation.library.budget import Budget
-from quietchoir.federation.library.client import Address, Session, ask
-from quietchoir.federation.library.messages import (
+from quietchoir.crypto.he.parameters import SEARCH
+from quietchoir.crypto.identity.keys import Identity
+from quietchoir.crypto.pir.search import Questioner
+from quietchoir.private_search import host
+from quietchoir.private_search.budget import Budget
+from quietchoir.private_search.client import Address, Session, ask
+from quietchoir.private_search.messages import (
     Kind,
     Outcome,
     Reply,
@@ -38,7 +38,7 @@ from quietchoir.federation.library.messages import (
     reply_limit,
     request_limit,
 )
-from quietchoir.tests.fakes_search import TEXTS, FakeEmbedder, fake_index
+from quietchoir.tests.fakes.search import TEXTS, FakeEmbedder, fake_index
 
 HOST, ASKER, EVE = (Identity.generate() for _ in range(3))
 LIMIT = 11  # the most that 24 dimensions allow
@@ -196,7 +196,7 @@ def test_another_parameter_set_is_refused(enrolled, desk):
     raw = bytearray(enrolled.question())
     raw[5:13] = bytes(8)
     body = bytes(raw[:-64])
-    from quietchoir.federation.library.messages import REQUEST_CONTEXT
+    from quietchoir.private_search.messages import REQUEST_CONTEXT
 
     with pytest.raises(MessageError, match="parameters"):
         decode_request(body + ASKER.sign(REQUEST_CONTEXT, body), enrolled.manifest.library)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import DataError
-from quietchoir.crypto.search import PASSAGE_BYTES
-from quietchoir.federation.library import index
-from quietchoir.federation.library.index import PASSAGE_WORDS, Passage
-from quietchoir.tests.fakes_search import FakeEmbedder
+from quietchoir.crypto.pir.search import PASSAGE_BYTES
+from quietchoir.private_search import index
+from quietchoir.private_search.index import PASSAGE_WORDS, Passage
+from quietchoir.tests.fakes.search import FakeEmbedder
 
 
 def test_the_same_folder_gives_the_same_passages_in_the_order_of_its_paths(tmp_path):

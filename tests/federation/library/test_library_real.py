@@ -3,8 +3,8 @@
 import numpy as np
 
 from quietchoir.core.engine.embedder import Embedder
-from quietchoir.crypto.search import SCORE_ERROR, SCORE_NOISE, Keeper, Questioner
-from quietchoir.tests.fakes_search import TEXTS
+from quietchoir.crypto.pir.search import SCORE_ERROR, SCORE_NOISE, Keeper, Questioner
+from quietchoir.tests.fakes.search import TEXTS
 
 QUESTIONS = (
     ("What time is public transport to the docks?", 3),

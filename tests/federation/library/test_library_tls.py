@@ -10,11 +10,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from quietchoir.core.errors import QuietchoirError
-from quietchoir.crypto.keys import Identity
-from quietchoir.federation.library import commands, host
-from quietchoir.federation.library.budget import Budget
-from quietchoir.federation.library.client import Address, ask
-from quietchoir.tests.fakes_search import TEXTS, FakeEmbedder, fake_index
+from quietchoir.crypto.identity.keys import Identity
+from quietchoir.private_search import commands, host
+from quietchoir.private_search.budget import Budget
+from quietchoir.private_search.client import Address, ask
+from quietchoir.tests.fakes.search import TEXTS, FakeEmbedder, fake_index
 
 
 def certificate(folder, name):

@@ -42,7 +42,13 @@ def test_every_kernel_compiles_and_would_start(asked: list[str], tmp_path: Path)
         "TRITON_CACHE_DIR": str(tmp_path),
         "TRITON_DEFAULT_FP_FUSION": "1",
     }
-    command = [sys.executable, "-m", "quietchoir.core.engine.cuda.ahead", "--json", *asked]
+    command = [
+        sys.executable,
+        "-m",
+        "quietchoir.core.engine.backends.cuda.aot_compile",
+        "--json",
+        *asked,
+    ]
     ran = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=280, check=False
     )

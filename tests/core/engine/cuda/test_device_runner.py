@@ -9,22 +9,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from quietchoir.core.engine.blockpool import BlockPool
-from quietchoir.core.engine.cuda.adapters import SLOTS, AdapterSlots
-from quietchoir.core.engine.cuda.fused import FusedOperations
-from quietchoir.core.engine.cuda.operations import Operations, PlainOperations
-from quietchoir.core.engine.cuda.runner import CudaRunner
+from quietchoir.core.engine.backends.cuda.adapters import SLOTS, AdapterSlots
+from quietchoir.core.engine.backends.cuda.ops import Operations, PlainOperations
+from quietchoir.core.engine.backends.cuda.runner import CudaRunner
+from quietchoir.core.engine.backends.cuda.triton_ops import FusedOperations
+from quietchoir.core.engine.backends.torch_cpu.runner import Runner
+from quietchoir.core.engine.block_pool import BlockPool
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.loaded import LoadedAdapter
 from quietchoir.core.engine.request import GenerationRequest
-from quietchoir.core.engine.runner import Runner
 from quietchoir.core.engine.scheduler import Limits, Scheduler
 from quietchoir.core.engine.sequence import Sequence
 from quietchoir.core.errors import CacheError, ConfigError, RequestError
-from quietchoir.core.models import from_folder
-from quietchoir.core.models.adapter import Adapter
+from quietchoir.core.models.files import from_hf as from_folder
+from quietchoir.core.models.lora.adapter import Adapter
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_engine import (
+from quietchoir.tests.fakes.engine import (
     END,
     byte_tokenizer,
     config,
@@ -32,7 +32,7 @@ from quietchoir.tests.fakes_engine import (
     tiny_adapter,
     tiny_weights,
 )
-from quietchoir.tests.fakes_models import make_model
+from quietchoir.tests.fakes.models import make_model
 
 CPU, BLOCKS, CONTEXT = torch.device("cpu"), 40, 256
 PROMPTS = [

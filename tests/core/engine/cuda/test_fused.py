@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from quietchoir.core.engine.cuda.cache import Cache
-from quietchoir.core.engine.cuda.fused import FusedOperations
-from quietchoir.core.engine.cuda.operations import Heads, Norm, PlainOperations, Step
-from quietchoir.core.engine.cuda.packed import pack
-from quietchoir.core.models.blocks import Blocks
+from quietchoir.core.engine.backends.cuda.cache import Cache
+from quietchoir.core.engine.backends.cuda.ops import Heads, Norm, PlainOperations, Step
+from quietchoir.core.engine.backends.cuda.packed import pack
+from quietchoir.core.engine.backends.cuda.triton_ops import FusedOperations
+from quietchoir.core.models.quant.tensor import Blocks
 
 CPU = torch.device("cpu")
 PLAIN, FUSED = PlainOperations(torch.float32), FusedOperations(torch.float32)

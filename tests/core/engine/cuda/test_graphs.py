@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from quietchoir.core.engine.blockpool import BlockPool
-from quietchoir.core.engine.cuda.graphs import Compute, Graphs, Inputs, Recorded, size_for
-from quietchoir.core.engine.cuda.operations import PlainOperations
-from quietchoir.core.engine.cuda.runner import CudaRunner
+from quietchoir.core.engine.backends.cuda.graphs import Compute, Graphs, Inputs, Recorded, size_for
+from quietchoir.core.engine.backends.cuda.ops import PlainOperations
+from quietchoir.core.engine.backends.cuda.runner import CudaRunner
+from quietchoir.core.engine.block_pool import BlockPool
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import GenerationRequest
 from quietchoir.core.engine.scheduler import Limits, Scheduler
 from quietchoir.core.engine.sequence import Sequence
-from quietchoir.tests.fakes_engine import config, tiny_adapter, tiny_weights
+from quietchoir.tests.fakes.engine import config, tiny_adapter, tiny_weights
 
 CPU, MADE = torch.device("cpu"), list[int]()
 

@@ -4,8 +4,8 @@ import gguf
 import pytest
 import torch
 
-from quietchoir.core.engine.cuda.packed import pack, supports
-from quietchoir.core.models.blocks import Blocks
+from quietchoir.core.engine.backends.cuda.packed import pack, supports
+from quietchoir.core.models.quant.tensor import Blocks
 
 CPU = torch.device("cpu")
 

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from quietchoir.core.config import EngineConfig
-from quietchoir.core.device.placement import GIB
-from quietchoir.core.engine import choose
-from quietchoir.core.engine.cuda import memory
-from quietchoir.core.engine.cuda.decoder import Linear
-from quietchoir.core.engine.cuda.operations import Heads, Norm, PlainOperations
-from quietchoir.core.engine.cuda.packed import Packed
-from quietchoir.core.engine.cuda.runner import CudaRunner
+from quietchoir.core.engine.backends import select as choose
+from quietchoir.core.engine.backends.cuda import memory
+from quietchoir.core.engine.backends.cuda.decoder import Linear
+from quietchoir.core.engine.backends.cuda.ops import Heads, Norm, PlainOperations
+from quietchoir.core.engine.backends.cuda.packed import Packed
+from quietchoir.core.engine.backends.cuda.runner import CudaRunner
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.errors import ConfigError
-from quietchoir.core.models.blocks import Blocks
+from quietchoir.core.hardware.placement import GIB
+from quietchoir.core.models.quant.tensor import Blocks
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_engine import (
+from quietchoir.tests.fakes.engine import (
     TINY,
     TINY_BLOCK_BYTES,
     config,
@@ -30,7 +30,7 @@ from quietchoir.tests.fakes_engine import (
     tiny_adapter,
     tiny_weights,
 )
-from quietchoir.tests.fakes_ways import WAYS, Make, few_words, plainly, restored
+from quietchoir.tests.fakes.ways import WAYS, Make, few_words, plainly, restored
 
 CPU = torch.device("cpu")
 CUTS = (0, 1, 2)  # layers on the processor
@@ -161,7 +161,8 @@ def test_a_runner_for_a_gpu_gets_the_cut_and_the_log_says_what_stays(tiny, monke
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 2 * free))
     monkeypatch.setattr(
-        "quietchoir.core.engine.cuda.runner.CudaRunner", lambda *sizes, **more: given.update(more)
+        "quietchoir.core.engine.backends.cuda.runner.CudaRunner",
+        lambda *sizes, **more: given.update(more),
     )
     choose.runner_for(tiny, 64, settings(), 256)
     assert given == {"host_layers": 1}

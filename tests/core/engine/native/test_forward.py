@@ -5,12 +5,12 @@ odd sizes.
 import pytest
 import torch
 
-from quietchoir.core.engine.native import library
-from quietchoir.core.engine.native.runner import supports
+from quietchoir.core.engine.backends.native import library
+from quietchoir.core.engine.backends.native.runner import supports
 from quietchoir.core.engine.scheduler import Span
-from quietchoir.core.models.blocks import Blocks
+from quietchoir.core.models.quant.tensor import Blocks
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_native import (
+from quietchoir.tests.fakes.native import (
     Oracle,
     TensorRunner,
     architecture,

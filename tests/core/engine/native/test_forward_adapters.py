@@ -5,13 +5,13 @@ them one by one.
 import pytest
 import torch
 
+from quietchoir.core.engine.backends.native import library, runner
+from quietchoir.core.engine.backends.torch_cpu.runner import Runner
 from quietchoir.core.engine.loaded import LoadedAdapter
-from quietchoir.core.engine.native import library, runner
-from quietchoir.core.engine.runner import Runner
 from quietchoir.core.engine.scheduler import Span
 from quietchoir.core.errors import EngineError
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_native import (
+from quietchoir.tests.fakes.native import (
     TensorRunner,
     architecture,
     random_factors,

@@ -6,14 +6,14 @@ import random
 import pytest
 import torch
 
-from quietchoir.core.engine.cachelabel import label
-from quietchoir.core.engine.native import library
-from quietchoir.core.engine.native.network import Network
-from quietchoir.core.engine.native.runner import supports
+from quietchoir.core.engine.backends.native import library
+from quietchoir.core.engine.backends.native.network import Network
+from quietchoir.core.engine.backends.native.runner import supports
+from quietchoir.core.engine.cache_label import label
 from quietchoir.core.engine.scheduler import Span
 from quietchoir.core.errors import CacheError, EngineError
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_native import (
+from quietchoir.tests.fakes.native import (
     TensorRunner,
     architecture,
     random_weights,

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from quietchoir.core.config import EngineConfig
-from quietchoir.core.engine.choose import processor_runner
+from quietchoir.core.engine.backends.native import library
+from quietchoir.core.engine.backends.native.runner import NativeRunner, usable_cores
+from quietchoir.core.engine.backends.select import processor_runner
+from quietchoir.core.engine.backends.torch_cpu.runner import Runner
 from quietchoir.core.engine.engine import Engine
-from quietchoir.core.engine.native import library
-from quietchoir.core.engine.native.runner import NativeRunner, usable_cores
 from quietchoir.core.engine.request import GenerationRequest
-from quietchoir.core.engine.runner import Runner
-from quietchoir.tests.fakes_native import architecture, random_weights
+from quietchoir.tests.fakes.native import architecture, random_weights
 
 
 @pytest.fixture(autouse=True)

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from quietchoir.core.config import EngineConfig
+from quietchoir.core.engine.backends.native import library
+from quietchoir.core.engine.backends.torch_cpu.runner import Runner
 from quietchoir.core.engine.engine import Engine
-from quietchoir.core.engine.native import library
 from quietchoir.core.engine.perplexity import perplexity
 from quietchoir.core.engine.request import GenerationRequest
-from quietchoir.core.engine.runner import Runner
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_native import TensorRunner, sequence, step, whole
+from quietchoir.tests.fakes.native import TensorRunner, sequence, step, whole
 
 pytestmark = pytest.mark.skipif(
     library.available() is not None, reason="the kernels were not compiled"

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quietchoir.core.engine.native import library, probe
-from quietchoir.core.engine.native.probe import PackedMatrix
-from quietchoir.tests.fakes_blocks import (
+from quietchoir.core.engine.backends.native import library, probe
+from quietchoir.core.engine.backends.native.probe import PackedMatrix
+from quietchoir.tests.fakes.blocks import (
     INTEGERS,
     PLAIN,
     QUANTISED,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from quietchoir.core.engine.native import library, sources
+from quietchoir.core.engine.backends.native import library, sources
 from quietchoir.core.errors import ConfigError
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from quietchoir.core.engine.native import library
-from quietchoir.core.engine.native.runner import supports
-from quietchoir.core.models.blocks import Blocks
+from quietchoir.core.engine.backends.native import library
+from quietchoir.core.engine.backends.native.runner import supports
+from quietchoir.core.models.quant.tensor import Blocks
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes_blocks import block_size, meaning, random_rows, with_scales
-from quietchoir.tests.fakes_native import (
+from quietchoir.tests.fakes.blocks import block_size, meaning, random_rows, with_scales
+from quietchoir.tests.fakes.native import (
     Oracle,
     TensorRunner,
     architecture,

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quietchoir.core.engine.native import sources
-from quietchoir.core.engine.native.library import KINDS
-from quietchoir.tests.fakes_blocks import PLAIN, block_size, expected_product, meaning, random_rows
-from quietchoir.tests.fakes_player import STEP, Tape, Tiny, build, play
+from quietchoir.core.engine.backends.native import sources
+from quietchoir.core.engine.backends.native.library import KINDS
+from quietchoir.tests.fakes.blocks import PLAIN, block_size, expected_product, meaning, random_rows
+from quietchoir.tests.fakes.player import STEP, Tape, Tiny, build, play
 
 # sets that fuse products with sums; plain does not
 FUSED = {"avx512", "avx2", "avxvnni", "evex", "neon", "neondot"}

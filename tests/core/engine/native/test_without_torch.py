@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from quietchoir.core.engine.native import library
+from quietchoir.core.engine.backends.native import library
 
 SERVE = """
 import sys

@@ -1,0 +1,298 @@
+"""The kernels compiled for GPUs that are not here.
+
+Knows which shapes a model's steps have, and how Triton is told of a device. Knows nothing of how
+fast anything runs.
+Always: what is compiled is what a launch of `FusedOperations` on such a device would compile, its
+specialisations included; nothing is launched. It wants a process of its own: `python -m
+quietchoir.core.engine.backends.cuda.aot_compile` prints what the README quotes, and ends with 1 if
+a kernel would not start.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+
+from ....models.architecture import Architecture
+from .cache import Cache
+from .decoder import slab_rows
+from .ops import Heads, Norm, Step
+from .packed import CHUNK, Packed
+from .triton_ops import FusedOperations
+
+META = torch.device("meta")
+# What one program may take of a processor's shared memory, bytes. Source: CUDA C++ Programming
+# Guide, compute capabilities.
+SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}
+REGISTERS = 1 << 16  # of one processor, of each of these
+LLAMA = Architecture(
+    family="llama",
+    layers=1,
+    width=5120,
+    ffn_width=13824,
+    heads=40,
+    kv_heads=40,
+    head_size=128,
+    vocabulary=32_000,
+    rope_theta=1e4,
+    norm_eps=1e-5,
+    context=2048,
+)  # 13B
+GEMMA = Architecture(
+    family="gemma3",
+    layers=1,
+    width=2560,
+    ffn_width=10240,
+    heads=8,
+    kv_heads=4,
+    head_size=256,
+    vocabulary=262_144,
+    rope_theta=1e4,
+    norm_eps=1e-6,
+    context=2048,
+    qk_norm=True,
+    activation="gelu_tanh",
+    windows=(1024,),
+    post_norms=True,
+)  # 4B
+ODD = Architecture(
+    family="gemma3",
+    layers=1,
+    width=576,
+    ffn_width=1536,
+    heads=6,
+    kv_heads=2,
+    head_size=24,
+    vocabulary=257,
+    rope_theta=1e4,
+    norm_eps=1e-6,
+    context=256,
+    qk_norm=True,
+    biases=("self_attn.q_proj",),
+    activation="gelu_tanh",
+    windows=(9,),
+    post_norms=True,
+)  # nothing a power of two, and everything that a family does beyond Llama
+# rows at the end
+SHAPES = {"13b 1": (LLAMA, 1), "13b 16": (LLAMA, 16), "gemma 1": (GEMMA, 1), "odd 3": (ODD, 3)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compiled:
+    """What the assembler says of one kernel."""
+
+    name: str
+    capability: int
+    dtype: str
+    shape: str  # what it was compiled for
+    warps: int
+    registers: int  # of a thread
+    spilled: int  # bytes of a thread's registers that went to memory
+    shared: int  # bytes of one program
+
+    def complaint(self) -> str:
+        """Why it would not start; empty if it would."""
+        if self.shared > SHARED[self.capability]:
+            return (
+                f"{self.name} takes {self.shared} bytes of shared memory, sm_{self.capability} "
+                f"has {SHARED[self.capability]}"
+            )
+        threads = 32 * self.warps
+        if self.registers * threads > REGISTERS:
+            return (
+                f"{self.name} takes {self.registers} registers in {threads} threads, a "
+                f"processor has {REGISTERS}"
+            )
+        return ""
+
+
+class Absent:
+    """A CUDA device as far as Triton's compiler asks about one."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_target(self) -> GPUTarget:
+        """What is compiled for."""
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        """Triton keeps what it has compiled by this number."""
+        return self.capability
+
+    def get_current_stream(self, device: int) -> int:
+        """Nothing is ever launched on it."""
+        return 0 * device
+
+
+@contextmanager
+def stood_in(capability: int) -> Iterator[list[tuple[str, Any]]]:
+    """Within the block, kernels are compiled for such a device and not launched: their names,
+    and what came out.
+    """
+    made: list[tuple[str, Any]] = []
+    launch = triton.runtime.JITFunction.run
+
+    def compiled(kernel: Any, *arguments: Any, **options: Any) -> Any:
+        found = launch(kernel, *arguments, **{**options, "warmup": True})
+        made.append((kernel.fn.__name__, found))
+        return found
+
+    triton.runtime.driver.set_active(Absent(capability))
+    triton.runtime.JITFunction.run = compiled
+    try:
+        yield made
+    finally:
+        triton.runtime.JITFunction.run = launch
+
+
+def compile_for(capability: int, shape: str, dtype: torch.dtype = torch.bfloat16) -> list[Compiled]:
+    """Every kernel of one step, each with the resources it takes.
+
+    Args:
+        capability: 80 for compute capability 8.0, and so on.
+        shape: a key of SHAPES.
+    """
+    with stood_in(capability) as made:
+        one_layer(FusedOperations(dtype), *SHAPES[shape])
+    found = []
+    for name, kernel in made:
+        registers, spilled = resources(kernel.asm["cubin"])
+        found.append(
+            Compiled(
+                name=name,
+                capability=capability,
+                dtype=str(dtype).removeprefix("torch."),
+                shape=shape,
+                warps=kernel.metadata.num_warps,
+                registers=registers,
+                spilled=spilled,
+                shared=kernel.metadata.shared,
+            )
+        )
+    return list(dict.fromkeys(found))
+
+
+def one_layer(operations: FusedOperations, architecture: Architecture, rows: int) -> None:
+    """Every operation of a layer, in each of its forms, on tensors without memory."""
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(*shape, dtype=dtype, device=META)
+
+    width, size = architecture.width, architecture.head_size
+    x, residual, norm = empty(rows, width, dtype=operations.dtype), empty(rows, width), empty(width)
+    queries = (architecture.heads + 2 * architecture.kv_heads) * size
+    for packed in (
+        matrix(4, queries, width),
+        matrix(4, queries, width, zeros=True),
+        matrix(8, architecture.vocabulary, width),
+    ):
+        operations.product(packed, x)
+        operations.unpack(packed, 0, slab_rows(packed.rows, packed.columns))
+    partial = operations.product(matrix(4, queries, width), x)
+    turns = (empty(architecture.context, size // 2), empty(architecture.context, size // 2))
+    heads = Heads(
+        heads=architecture.heads,
+        kv_heads=architecture.kv_heads,
+        size=size,
+        scale=architecture.scale(),
+        window=architecture.window(0),
+        turns=turns,
+        bias=empty(queries) if architecture.biases else None,
+        norms=(empty(size), empty(size)) if architecture.qk_norm else None,
+        eps=architecture.norm_eps,
+    )
+    cache = Cache(architecture, architecture.context // 16, META)
+    width_of_tables = architecture.context // 16
+    step = Step(
+        empty(rows, dtype=torch.long), empty(rows, dtype=torch.long),
+        empty(rows, width_of_tables, dtype=torch.int32), empty(rows, dtype=torch.int32),
+    )  # fmt: skip
+    q = operations.turn_and_store(partial, heads, step, cache, 0)
+    mixed = operations.attend(q, heads, step, cache, 0)
+    own = Norm(norm, architecture.norm_eps)
+    operations.add_norm(residual, None, own)
+    added = operations.product(matrix(4, width, mixed.shape[1]), mixed)
+    operations.add_norm(residual, added, own, own if architecture.post_norms else None)
+    gates = operations.product(matrix(4, 2 * architecture.ffn_width, width), x)
+    operations.gate(gates, architecture.activation)
+
+
+def matrix(bits: int, rows: int, columns: int, *, zeros: bool = False) -> Packed:
+    """A matrix without numbers."""
+    chunks = -(-columns // CHUNK)
+    words = (chunks, rows, 16) if bits == 4 else (chunks, rows, CHUNK)
+    groups = (4 * chunks, rows)
+    return Packed(
+        bits, rows, columns,
+        torch.empty(words, dtype=torch.int32 if bits == 4 else torch.int8, device=META),
+        torch.empty(groups, dtype=torch.float16, device=META),
+        torch.empty(groups, device=META) if zeros else None,
+    )  # fmt: skip
+
+
+def resources(cubin: bytes) -> tuple[int, int]:
+    """Registers of a thread, and bytes of them that are spilled, as `cuobjdump` beside Triton
+    says.
+    """
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        said = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    words = dict(word.split(":", 1) for word in said.split() if word.count(":") == 1)
+    return int(words["REG"]), int(words["STACK"]) + int(words["LOCAL"])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compile, print, and say what would not start."""
+    parser = argparse.ArgumentParser(
+        description="compile the CUDA kernels for GPUs that need not be here"
+    )
+    parser.add_argument(
+        "--capability",
+        type=int,
+        action="append",
+        choices=sorted(SHARED),
+        help="80 for 8.0; default: all",
+    )
+    parser.add_argument("--shape", action="append", choices=sorted(SHAPES), help="default: all")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument(
+        "--json", action="store_true", help="one line of JSON a kernel instead of the table"
+    )
+    chosen = parser.parse_args(arguments)
+    complaints = []
+    for capability in chosen.capability or SHARED:
+        for shape in chosen.shape or SHAPES:
+            for kernel in compile_for(capability, shape, getattr(torch, chosen.dtype)):
+                where = f"sm_{kernel.capability} {kernel.dtype} {kernel.shape:8}"
+                takes = (
+                    f"{kernel.registers} registers, {kernel.spilled} spilled, {kernel.shared} "
+                    f"shared, {kernel.warps} warps"
+                )
+                print(
+                    json.dumps(asdict(kernel))
+                    if chosen.json
+                    else f"{where} {kernel.name:13} {takes}"
+                )
+                complaints += [kernel.complaint()] if kernel.complaint() else []
+    print(*complaints, sep="\n", end="\n" if complaints else "", file=sys.stderr)
+    return int(bool(complaints))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

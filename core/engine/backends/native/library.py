@@ -1,0 +1,110 @@
+"""The compiled library: where it is, whether it can be used, which instruction set it runs.
+
+Knows ctypes, one file beside this one and one environment variable. Knows nothing of models,
+tensors or threads.
+Always: a library that was made from other sources than those beside it is not loaded; whoever asks
+gets the reason, with what to do, instead.
+
+`QUIETCHOIR_NATIVE` = `off`, `avx512`, `avxvnni`, `avx2`, `neon`, `plain` forces a path, for tests
+and measurements.
+"""
+
+import ctypes
+import os
+from functools import cache
+
+from ....errors import ConfigError
+from . import sources
+
+VARIABLE = "QUIETCHOIR_NATIVE"
+OFF = "off"
+# in this order, the first that runs here
+INSTRUCTION_SETS = ("avx512", "avxvnni", "avx2", "neondot", "neon", "plain")
+# the numbers of `Kind` in src/matrix.h
+KINDS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+SLOWER = "the engine uses torch's own kernels until then, which are several times slower"
+
+
+def available() -> str | None:
+    """Why the library cannot be used here, with what to do; None if it can.
+
+    Raises:
+        ConfigError: `QUIETCHOIR_NATIVE` asks for what does not exist.
+    """
+    if forced() == OFF:
+        return f"{VARIABLE}={OFF} asks for torch's own kernels; unset it for the compiled ones"
+    loaded = _open()
+    return loaded if isinstance(loaded, str) else None
+
+
+def library() -> ctypes.CDLL:
+    """The library, loaded once.
+
+    Raises:
+        RuntimeError: it is not available; ask `available` first.
+    """
+    loaded = _open()
+    if isinstance(loaded, str):
+        raise RuntimeError(loaded)
+    return loaded
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Those that the library holds and this processor runs, best first."""
+    names = library().quietchoir_instruction_sets()
+    return tuple(names.decode("ascii").split())
+
+
+def instruction_set() -> str:
+    """The one in use: the best, or the one that `QUIETCHOIR_NATIVE` names.
+
+    Raises:
+        ConfigError: that one does not run here.
+    """
+    wanted, there = forced(), instruction_sets()
+    if wanted is None:
+        return there[0]
+    if wanted not in there:
+        raise ConfigError(
+            f"{VARIABLE}={wanted}: this processor and library run "
+            f"{', '.join(there)}; choose one or unset it"
+        )
+    return wanted
+
+
+def forced() -> str | None:
+    """What the environment asks for.
+
+    Raises:
+        ConfigError: a word that means nothing.
+    """
+    word = os.environ.get(VARIABLE, "").strip().lower()
+    if word and word not in (OFF, *INSTRUCTION_SETS):
+        raise ConfigError(
+            f"{VARIABLE}={word} is unknown; known: {', '.join((OFF, *INSTRUCTION_SETS))}"
+        )
+    return word or None
+
+
+@cache
+def _open() -> ctypes.CDLL | str:
+    """The library, or why there is none."""
+    path = sources.FOLDER / sources.LIBRARY
+    if not path.exists():
+        return (
+            f"the kernels were not compiled: install a C++ compiler (for example g++) and "
+            f"install quietchoir again; {SLOWER}"
+        )
+    try:
+        loaded = ctypes.CDLL(str(path))
+        loaded.quietchoir_sources.restype = ctypes.c_char_p
+        loaded.quietchoir_instruction_sets.restype = ctypes.c_char_p
+        made_of = loaded.quietchoir_sources().decode("ascii")
+    except (OSError, AttributeError) as error:
+        return f"{path} cannot be loaded ({error}); install quietchoir again; {SLOWER}"
+    if made_of != sources.digest():
+        return (
+            f"{path} was made from other sources than those beside it; run make setup or "
+            f"install again; {SLOWER}"
+        )
+    return loaded

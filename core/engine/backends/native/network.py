@@ -1,0 +1,370 @@
+"""One model inside the compiled library: its sizes, matrices and vectors handed over, its adapters
+beside it.
+
+Knows the library's C functions and what the library calls each tensor. Knows nothing of batches or
+requests.
+Always: what the library refuses raises here, and frees what it had taken; raw blocks are packed
+once and never copied whole.
+"""
+
+import ctypes
+import sys
+from collections.abc import Iterable, Mapping
+from ctypes import (
+    POINTER,
+    Structure,
+    byref,
+    c_bool,
+    c_char_p,
+    c_float,
+    c_int,
+    c_int32,
+    c_size_t,
+    c_void_p,
+)
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ....errors import EngineError
+from ....models.architecture import PROJECTIONS, Architecture
+from ....models.quant.tensor import Blocks
+from ....models.weights import Weights
+from ...loaded import LoadedAdapter
+from . import library
+from .library import KINDS
+
+ACTIVATIONS = ("silu", "gelu_tanh")  # in the order of `Activation`, run.h
+HEAD = -1  # as a layer's number
+# In the order of `Vector`, model.cpp.
+ATTENTION_NORM, MLP_NORM, QUERY_NORM, KEY_NORM, AFTER_ATTENTION, AFTER_MLP, FINAL_NORM, BIASES = (
+    range(8)
+)
+SIZES = (
+    "layers",
+    "width",
+    "ffn_width",
+    "heads",
+    "kv_heads",
+    "head_size",
+    "vocabulary",
+)  # of `Shape`, as `Architecture` has them
+LARGEST_HEAD = 256
+PAGE = 4096  # bytes; tensors of one file stand closer together
+
+
+class Shape(Structure):
+    """`Shape` of run.h."""
+
+    _fields_ = (
+        *((name, c_int32) for name in SIZES),
+        *((name, c_int32) for name in ("blocks", "ropes", "activation")),
+        *((name, c_float) for name in ("norm_eps", "embedding_scale", "attention_scale")),
+    )
+
+
+class Step(Structure):
+    """`Step` of step.cpp."""
+
+    _fields_ = (
+        *((name, c_int32) for name in ("spans", "rows", "wanted")),
+        *((name, c_void_p) for name in ("span", "tokens", "tables")),
+        ("table_length", c_int32),
+        ("adapters", c_void_p),
+        ("logits", c_void_p),
+    )
+
+
+class Network:
+    """A model that the library has packed; its steps run one after another, whoever asks."""
+
+    def __init__(self, weights: Weights, blocks: int, threads: int) -> None:
+        """Pack the weights.
+
+        Args:
+            blocks: of the cache.
+            threads: that share a step.
+
+        Raises:
+            EngineError: the library refuses the model; `complaint` says beforehand whether it will.
+        """
+        architecture = weights.architecture
+        self._library = bind(library.library())
+        self._adapters: set[int] = set()
+        # rows of it are read in every step
+        self._raw = weights.tensors["model.embed_tokens.weight"].memory
+        self.cache = _cache(architecture, blocks)
+        ropes, tables = _ropes(architecture)
+        shape = Shape(
+            *(getattr(architecture, name) for name in SIZES),
+            blocks=blocks,
+            ropes=len(tables),
+            activation=ACTIVATIONS.index(architecture.activation),
+            norm_eps=architecture.norm_eps,
+            embedding_scale=architecture.embedding_scale,
+            attention_scale=architecture.scale(),
+        )
+        layers = range(architecture.layers)
+        frequencies = _floats([number for radians, _ in tables for number in radians])
+        magnitudes = _floats([magnitude for _, magnitude in tables])
+        windows = np.array([architecture.window(layer) for layer in layers], np.int32)
+        names = library.instruction_set().encode()
+        self._handle: int | None = self._library.quietchoir_model_new(
+            names,
+            byref(shape),
+            threads,
+            *(_address(a) for a in (self.cache, frequencies, magnitudes, windows, ropes)),
+        )
+        if not self._handle:
+            raise EngineError(f"the native engine refuses this model: {self._problem()}")
+        try:
+            self._pack(weights)
+        except BaseException:
+            self.close()
+            raise
+
+    def forward(self, step: Step) -> None:
+        """Run one step.
+
+        Raises:
+            EngineError: a token, block or position that does not exist, or a closed network;
+            nothing was written.
+        """
+        if self._handle is None:
+            raise EngineError("the native engine was closed; make a new one")
+        if not self._library.quietchoir_forward(self._handle, byref(step)):
+            raise EngineError(
+                f"the native engine refuses this step ({self._problem()}); this is a "
+                f"bug, please report it"
+            )
+
+    def adapter(self, adapter: LoadedAdapter) -> int:
+        """The library's own copy of an adapter, in bfloat16; to be freed.
+
+        Raises:
+            EngineError: factors that fit no matrix.
+        """
+        handle: int | None = self._library.quietchoir_adapter_new(self._handle)
+        try:
+            for module, (a, b) in adapter.factors.items():
+                layer, role = _place(module)
+                # [r, K], [rows, r]
+                down, up = (factor.detach().float().T.contiguous() for factor in (a, b))
+                if not handle or not self._library.quietchoir_adapter_add(
+                    handle,
+                    layer,
+                    role,
+                    len(down),
+                    *down.shape[1:],
+                    *up.shape[:1],
+                    down.data_ptr(),
+                    up.data_ptr(),
+                ):
+                    raise EngineError(
+                        f"adapter {adapter.name} does not fit {module}: {self._problem()}"
+                    )
+        except BaseException:
+            self.free_adapter(handle)
+            raise
+        if not handle:
+            raise EngineError(f"adapter {adapter.name}: {self._problem()}")
+        self._adapters.add(handle)
+        return handle
+
+    def free_adapter(self, handle: int | None) -> None:
+        """Give an adapter's memory back; no step may run with it."""
+        self._adapters.discard(handle or 0)
+        self._library.quietchoir_adapter_free(handle)
+
+    def close(self) -> None:
+        """Give the memory, adapters' too, and the threads back; a second call does nothing."""
+        for adapter in list(self._adapters):
+            self.free_adapter(adapter)
+        handle, self._handle = self._handle, None
+        if handle:
+            self._library.quietchoir_model_free(handle)
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            self.close()
+
+    def _pack(self, weights: Weights) -> None:
+        tensors = weights.tensors
+        for layer in range(weights.architecture.layers):
+            for role, name in enumerate(PROJECTIONS):
+                self._matrix(layer, role, tensors[f"model.layers.{layer}.{name}.weight"])
+            for which, name in _vectors(weights.architecture).items():
+                self._vector(layer, which, tensors[f"model.layers.{layer}.{name}"])
+            self._forget(
+                tensor
+                for name, tensor in tensors.items()
+                if name.startswith(f"model.layers.{layer}.")
+            )
+        self._vector(HEAD, FINAL_NORM, tensors["model.norm.weight"])
+        self._matrix(HEAD, 0, tensors["lm_head.weight"])
+        embedding = tensors["model.embed_tokens.weight"]
+        kind, raw = KINDS.index(embedding.kind), self._raw
+        self._check(
+            self._library.quietchoir_model_embedding(
+                self._handle, kind, raw.ctypes.data, raw.strides[0]
+            )
+        )
+        self._check(self._library.quietchoir_model_complete(self._handle))
+        self._forget(tensors.values())
+        if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+            # reading a vocabulary left some 10 MB free inside the C library; other libraries of C
+            # have no such call
+            trim(0)
+
+    def _forget(self, packed: Iterable[Blocks]) -> None:
+        """Let go of a mapped file's pages: else the model is in memory twice."""
+        for start, stop in runs(blocks.memory for blocks in packed):
+            self._library.quietchoir_forget(start, stop - start)
+
+    def _matrix(self, layer: int, role: int, blocks: Blocks) -> None:
+        raw = (
+            blocks.memory if blocks.memory.strides[1] == 1 else np.ascontiguousarray(blocks.memory)
+        )
+        kind = KINDS.index(blocks.kind)
+        self._check(
+            self._library.quietchoir_model_matrix(
+                self._handle,
+                layer,
+                role,
+                kind,
+                *blocks.shape,
+                raw.ctypes.data,
+                max(raw.strides[0], raw.shape[1]),
+            )
+        )
+
+    def _vector(self, layer: int, which: int, blocks: Blocks) -> None:
+        numbers = blocks.vector()
+        self._check(
+            self._library.quietchoir_model_vector(
+                self._handle, layer, which, numbers.ctypes.data, len(numbers)
+            )
+        )
+
+    def _check(self, worked: bool) -> None:
+        if not worked:
+            raise EngineError(f"the native engine cannot pack this model: {self._problem()}")
+
+    def _problem(self) -> str:
+        text: bytes = self._library.quietchoir_problem()
+        return text.decode("utf-8", "replace")
+
+
+def complaint(weights: Weights) -> str | None:
+    """Why the library cannot run this model; None if it can."""
+    if reason := library.available():
+        return reason
+    architecture = weights.architecture
+    if architecture.head_size % 16 or architecture.head_size > LARGEST_HEAD:
+        return f"heads of {architecture.head_size} are no multiple of 16 up to {LARGEST_HEAD}"
+    if architecture.activation not in ACTIVATIONS:
+        return f"activation {architecture.activation} is not known"
+    known = bind(library.library())
+    for name, blocks in weights.tensors.items():
+        if blocks.shape[0] > 1 and (
+            blocks.kind not in KINDS
+            or not known.quietchoir_takes(KINDS.index(blocks.kind), blocks.shape[1])
+        ):
+            return f"{name} is {blocks.kind} with {blocks.shape[1]} columns"
+    return None
+
+
+def runs(memory: Iterable[NDArray[np.uint8]]) -> list[tuple[int, int]]:
+    """Addresses [start, stop) of these bytes; what stands side by side in memory comes as one."""
+    found: list[tuple[int, int]] = []
+    for start, stop in sorted({(raw.ctypes.data, raw.ctypes.data + raw.size) for raw in memory}):
+        if found and start - found[-1][1] < PAGE:
+            found[-1] = (found[-1][0], max(stop, found[-1][1]))
+        else:
+            found.append((start, stop))
+    return found
+
+
+def bind(loaded: ctypes.CDLL) -> ctypes.CDLL:
+    """Say what each function takes and returns; without it a pointer would be cut to 32 bits."""
+    kinds: Mapping[str, tuple[object, tuple[object, ...]]] = {
+        "problem": (c_char_p, ()),
+        "takes": (c_bool, (c_int, c_int)),
+        "model_new": (c_void_p, (c_char_p, POINTER(Shape), c_int, *[c_void_p] * 5)),
+        "model_free": (None, (c_void_p,)),
+        "model_matrix": (c_bool, (c_void_p, *[c_int] * 5, c_void_p, c_size_t)),
+        "model_embedding": (c_bool, (c_void_p, c_int, c_void_p, c_size_t)),
+        "model_vector": (c_bool, (c_void_p, c_int, c_int, c_void_p, c_int)),
+        "model_complete": (c_bool, (c_void_p,)),
+        "adapter_new": (c_void_p, (c_void_p,)),
+        "adapter_add": (c_bool, (c_void_p, *[c_int] * 5, c_void_p, c_void_p)),
+        "adapter_free": (None, (c_void_p,)),
+        "forget": (c_bool, (c_void_p, c_size_t)),
+        "forward": (c_bool, (c_void_p, POINTER(Step))),
+    }
+    for name, (returns, takes) in kinds.items():
+        function = getattr(loaded, f"quietchoir_{name}")
+        function.restype, function.argtypes = returns, takes
+    return loaded
+
+
+def _vectors(architecture: Architecture) -> dict[int, str]:
+    """What the library calls each vector of a layer, and its name inside the layer."""
+    before = "pre_feedforward_layernorm" if architecture.post_norms else "post_attention_layernorm"
+    found = {ATTENTION_NORM: "input_layernorm.weight", MLP_NORM: f"{before}.weight"}
+    if architecture.qk_norm:
+        found |= {QUERY_NORM: "self_attn.q_norm.weight", KEY_NORM: "self_attn.k_norm.weight"}
+    if architecture.post_norms:
+        found |= {
+            AFTER_ATTENTION: "post_attention_layernorm.weight",
+            AFTER_MLP: "post_feedforward_layernorm.weight",
+        }
+    return found | {
+        BIASES + PROJECTIONS.index(name): f"{name}.bias" for name in architecture.biases
+    }
+
+
+def _ropes(architecture: Architecture) -> tuple[np.ndarray, list[tuple[tuple[float, ...], float]]]:
+    """Which rope each layer takes (-1: none) and the different ones: radians by pair, and the
+    magnitude.
+    """
+    tables: list[tuple[tuple[float, ...], float]] = []
+    layers = []
+    for layer in range(architecture.layers):
+        radians = tuple(architecture.radians(layer).tolist())
+        if not radians:
+            layers.append(-1)
+            continue
+        table = (radians, architecture.magnitude(layer))
+        if table not in tables:
+            tables.append(table)
+        layers.append(tables.index(table))
+    return np.array(layers, np.int32), tables
+
+
+def _cache(architecture: Architecture, blocks: int) -> np.ndarray:
+    """Zeros [blocks, layers, kv heads * keys and values] in bfloat16's bits, 64-byte aligned, taken
+    page by page as used.
+
+    A block's layers stand together, so what was never used costs nothing even where the system's
+    pages are of 2 MB.
+    """
+    one = architecture.kv_heads * 2 * 16 * architecture.head_size
+    count = architecture.layers * blocks * one
+    room = np.zeros(count + 32, np.uint16)
+    skip = -room.ctypes.data % 64 // 2
+    return room[skip : skip + count].reshape(blocks, architecture.layers, one)
+
+
+def _place(module: str) -> tuple[int, int]:
+    """Layer and role of "model.layers.3.self_attn.q_proj"."""
+    _, _, number, name = module.split(".", 3)
+    return int(number), PROJECTIONS.index(name)
+
+
+def _floats(numbers: list[float]) -> np.ndarray:
+    return np.array(numbers or [0.0], np.float32)
+
+
+def _address(array: np.ndarray) -> int:
+    return array.ctypes.data

@@ -1,0 +1,153 @@
+"""One step through the model, in one call of the compiled library.
+
+Knows how a batch is told to the library, and which adapters the library holds. Knows nothing of the
+model's insides (`network` does). Always: the same seam and the same meaning as `..runner.Runner`,
+which is its readable twin.
+"""
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence as Items
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ....errors import CacheError
+from ....models.weights import Weights
+from ...block_pool import BLOCK_TOKENS
+from ...cache_label import label, unlabel
+from ...loaded import LoadedAdapter
+from ...scheduler import Batch
+from . import library
+from .network import Network, Step, complaint
+
+KEPT_ADAPTERS = 32  # packed ones beyond those of the step; packing one takes about a millisecond
+
+
+def supports(weights: Weights) -> str | None:
+    """Why the native engine cannot run this model, for people; None if it can."""
+    return complaint(weights)
+
+
+class NativeRunner:
+    """A `LanguageModel` over one set of weights, on this processor's vector instructions.
+
+    Keys and values are kept in bfloat16; activations are quantised to 8 bits where weights are
+    quantised, and stay float32 where they are not.
+    """
+
+    def __init__(self, weights: Weights, blocks: int, threads: int = 0) -> None:
+        """Pack the weights and reserve the cache.
+
+        Args:
+            blocks: of the cache.
+            threads: that share a step; 0: one for each core that this process may use.
+
+        Raises:
+            EngineError: `supports` has a reason against this model.
+        """
+        self.vocabulary = weights.architecture.vocabulary
+        self.network = Network(weights, blocks, threads or usable_cores())
+        inner = "x".join(
+            map(
+                str,
+                (
+                    weights.architecture.layers,
+                    weights.architecture.kv_heads,
+                    weights.architecture.head_size,
+                ),
+            )
+        )
+        self.layout = f"native bfloat16 by block {inner}"
+        # by digest, the least recently used first
+        self._adapters: OrderedDict[str, int] = OrderedDict()
+
+    @property
+    def instruction_set(self) -> str:
+        """The vector instructions in use."""
+        return library.instruction_set()
+
+    def forward(self, batch: Batch) -> NDArray[np.float32]:
+        """See `LanguageModel.forward`.
+
+        Raises:
+            EngineError: a token or block that does not exist; nothing was written.
+        """
+        tokens: list[int] = []
+        tables: list[int] = []
+        spans: list[int] = []
+        wanted = 0
+        for span in batch.spans:
+            blocks = span.sequence.blocks[: -(-(span.start + span.count) // BLOCK_TOKENS)]
+            spans += (span.count, span.start, int(span.sampled), len(tables), len(blocks))
+            tokens += span.tokens
+            tables += blocks
+            wanted += int(span.sampled)
+        adapters = self._packed([span.sequence.adapter for span in batch.spans])
+        # one array: three would cost three times as long
+        numbers = np.array((*spans, *tokens, *tables), np.int32)
+        logits = np.empty((wanted, self.vocabulary), np.float32)
+        at = numbers.ctypes.data
+        self.network.forward(
+            Step(
+                spans=len(batch.spans),
+                rows=len(tokens),
+                wanted=wanted,
+                span=at,
+                tokens=at + 4 * len(spans),
+                tables=at + 4 * (len(spans) + len(tokens)),
+                table_length=len(tables),
+                adapters=adapters.ctypes.data,
+                logits=logits.ctypes.data,
+            )
+        )
+        return logits
+
+    def read_cache(self, blocks: Items[int]) -> bytes:
+        """See `LanguageModel.read_cache`."""
+        return label(self.layout, self.network.cache[list(blocks)].tobytes())
+
+    def write_cache(self, blocks: Items[int], data: bytes) -> None:
+        """See `LanguageModel.write_cache`.
+
+        Raises:
+            CacheError: another layout or size, or numbers that are not finite; nothing was written.
+        """
+        cache = self.network.cache
+        shape = (len(blocks), *cache.shape[1:])
+        found = np.frombuffer(
+            unlabel(self.layout, data, 2 * int(np.prod(shape))), np.uint16
+        ).reshape(shape)
+        if np.any((found & 0x7F80) == 0x7F80):
+            raise CacheError(
+                "saved keys and values hold numbers that are not finite; the file is "
+                "damaged, delete it"
+            )
+        cache[list(blocks)] = found
+
+    def close(self) -> None:
+        """Give memory and threads back; the runner cannot be used any more."""
+        self._adapters.clear()
+        self.network.close()
+
+    def _packed(self, adapters: Items[LoadedAdapter | None]) -> np.ndarray:
+        """The library's own copy of each, 0 for none; a new one is packed, the longest unused
+        ones are freed.
+        """
+        for adapter in adapters:
+            if adapter is not None:
+                if adapter.digest not in self._adapters:
+                    self._adapters[adapter.digest] = self.network.adapter(adapter)
+                self._adapters.move_to_end(adapter.digest)
+        in_use = {adapter.digest for adapter in adapters if adapter is not None}
+        while len(self._adapters) > max(KEPT_ADAPTERS, len(in_use)):
+            self.network.free_adapter(self._adapters.popitem(last=False)[1])
+        return np.array(
+            [0 if adapter is None else self._adapters[adapter.digest] for adapter in adapters],
+            np.uintp,
+        )
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,175 @@
+"""Attention of one step's rows over the paged cache.
+
+Knows spans, blocks and the cache. Knows nothing of weights.
+Always: a row sees exactly the tokens of its own sequence up to and including itself, in a windowed
+layer the last `window` of them; the step's keys and values are written before any row looks.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ...block_pool import BLOCK_TOKENS
+from ...scheduler import Span
+
+
+class Stored(Protocol):
+    """What attention asks of a cache; see `kvcache.KeyValueCache`."""
+
+    dtype: torch.dtype
+
+    def write(self, layer: int, places: Tensor, k: Tensor, v: Tensor) -> None: ...
+
+    def read(self, layer: int, table: Tensor, length: int) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Singles:
+    """Spans of one row, whose contexts are of similar length, so that padding them to one length
+    wastes little.
+    """
+
+    rows: Tensor  # [B], where their rows stand in the step
+    table: Tensor  # [B, n] block numbers, padded with block 0
+    length: int  # of the longest context
+    # [B, 1, 1, length], True where a row may look; None where all contexts are equally long
+    mask: Tensor | None
+
+    def within(self, window: int) -> Tensor | None:
+        """The mask of a layer whose rows see `window` tokens; 0 = all."""
+        if not 0 < window < self.length:
+            return self.mask
+        position = torch.arange(self.length)
+        stop = (
+            torch.full((len(self.rows), 1, 1, 1), self.length)
+            if self.mask is None
+            else self.mask.sum(-1, keepdim=True)
+        )
+        return (position < stop) & (position >= stop - window)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A span of several rows."""
+
+    start: int  # its first row in the step
+    stop: int
+    table: Tensor  # [1, n]
+    length: int
+    # [rows, length]; None where the span is the whole context, hence plainly causal
+    mask: Tensor | None
+
+    def within(self, window: int) -> Tensor | None:
+        """As `Singles.within`."""
+        if not 0 < window < self.length:
+            return self.mask
+        rows = self.stop - self.start
+        offset = self.length - rows  # the first row's own position
+        return (
+            torch.ones(rows, self.length, dtype=torch.bool).tril(offset).triu(offset - window + 1)
+        )
+
+
+class PagedAttention:
+    """What `Transformer.layers_forward` calls in each layer; made anew for each step."""
+
+    def __init__(self, cache: Stored, spans: Items[Span], windows: tuple[int, ...] = ()) -> None:
+        """`windows`: the architecture's."""
+        self.cache, self.windows = cache, windows
+        # by group and window: layers of one window share them
+        self.masks: dict[tuple[int, int], Tensor | None] = {}
+        self.places = torch.cat([_places(span) for span in spans])  # [N]
+        alike: dict[int, list[tuple[int, Span]]] = defaultdict(list)
+        self.chunks: list[Chunk] = []
+        row = 0
+        for span in spans:
+            if span.count == 1:
+                # Contexts of one power of two together: no context is padded to more than twice its
+                # own length.
+                alike[span.start.bit_length()].append((row, span))
+            else:
+                self.chunks.append(_chunk(row, span))
+            row += span.count
+        self.singles = [_singles(group) for group in alike.values()]
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [N, H, hd], k and v [N, KV, hd] -> [N, H, hd]."""
+        self.cache.write(layer, self.places, k, v)
+        narrow = q.to(self.cache.dtype)
+        out = torch.empty_like(narrow)
+        for group in self.singles:
+            whole = len(group.rows) == len(q)  # the usual step: everyone is answering
+            mixed = self._one_row_each(layer, narrow if whole else narrow[group.rows], group)
+            if whole:
+                return mixed.to(q.dtype)
+            out[group.rows] = mixed
+        for chunk in self.chunks:
+            out[chunk.start : chunk.stop] = self._many_rows(
+                layer, narrow[chunk.start : chunk.stop], chunk
+            )
+        return out.to(q.dtype)
+
+    def _one_row_each(self, layer: int, q: Tensor, group: Singles) -> Tensor:
+        """[B, H, hd] -> [B, H, hd]."""
+        keys, values = self.cache.read(layer, group.table, group.length)  # [B, KV, length, hd]
+        # The query heads that share a key head stand in the place of query positions: four times as
+        # fast as enable_gqa.
+        grouped = q.view(len(q), keys.shape[1], -1, q.shape[-1])  # [B, KV, H / KV, hd]
+        return nn.functional.scaled_dot_product_attention(
+            grouped, keys, values, attn_mask=self._mask(layer, group)
+        ).reshape(q.shape)
+
+    def _many_rows(self, layer: int, q: Tensor, chunk: Chunk) -> Tensor:
+        """[n, H, hd] -> [n, H, hd]."""
+        keys, values = self.cache.read(layer, chunk.table, chunk.length)
+        mask = self._mask(layer, chunk)
+        mixed = nn.functional.scaled_dot_product_attention(
+            q.transpose(0, 1)[None],
+            keys,
+            values,
+            attn_mask=mask,
+            is_causal=mask is None,
+            enable_gqa=True,
+        )
+        return mixed[0].transpose(0, 1)
+
+    def _mask(self, layer: int, group: Singles | Chunk) -> Tensor | None:
+        window = self.windows[layer] if self.windows else 0
+        key = (id(group), window)
+        if key not in self.masks:
+            self.masks[key] = group.within(window)
+        return self.masks[key]
+
+
+def _places(span: Span) -> Tensor:
+    """Where the span's keys and values go: block * block tokens + offset, [count]."""
+    position = torch.arange(span.start, span.start + span.count)
+    blocks = torch.tensor(span.sequence.blocks)
+    return blocks[position // BLOCK_TOKENS] * BLOCK_TOKENS + position % BLOCK_TOKENS
+
+
+def _chunk(row: int, span: Span) -> Chunk:
+    length = span.start + span.count
+    mask = torch.ones(span.count, length, dtype=torch.bool).tril(span.start) if span.start else None
+    return Chunk(row, row + span.count, _table([span], length), length, mask)
+
+
+def _singles(group: Items[tuple[int, Span]]) -> Singles:
+    spans = [span for _, span in group]
+    lengths = torch.tensor([span.start + 1 for span in spans])
+    longest = int(lengths.max())
+    equal = bool((lengths == longest).all())
+    mask = None if equal else (torch.arange(longest)[None] < lengths[:, None])[:, None, None]
+    return Singles(torch.tensor([row for row, _ in group]), _table(spans, longest), longest, mask)
+
+
+def _table(spans: Items[Span], length: int) -> Tensor:
+    """Block numbers of each span's context, [B, n]; block 0 stands where a shorter one has none,
+    and is masked.
+    """
+    width = -(-length // BLOCK_TOKENS)
+    return torch.tensor([(span.sequence.blocks + [0] * width)[:width] for span in spans])

@@ -1,0 +1,98 @@
+"""One step through the model.
+
+Knows rows, positions and the cache. Knows nothing of queues, sampling or text.
+Always: rows are flat, so chunks of prompts and single rows of answers share one pass; only rows
+that will be sampled reach the head, which is a third of the work.
+"""
+
+from collections.abc import Sequence as Items
+from functools import partial
+from itertools import accumulate, groupby
+
+import torch
+from torch import Tensor
+
+from ....models.transformer import Transformer
+from ....models.weights import Weights
+from ...languagemodel import exact
+from ...loaded import LoadedAdapter
+from ...scheduler import Batch, Span
+from .attention import PagedAttention
+from .kernels import copy_fits, linear_for
+from .kv_cache import KeyValueCache
+from .lora import AdapterRows, Rows, adapt
+
+
+class Runner:
+    """A `LanguageModel` over one set of weights, on the CPU."""
+
+    def __init__(self, weights: Weights, blocks: int, compute: torch.dtype | None = None) -> None:
+        """Pack the weights and reserve the cache.
+
+        Args:
+            blocks: of the cache.
+            compute: float32 asks for the exact path; None for the fastest that this processor has.
+        """
+        make_linear = partial(linear_for, compute=compute, copy=copy_fits(weights.tensors))
+        self.transformer = Transformer(weights, make_linear)
+        self.cache = KeyValueCache(weights.architecture, blocks, cache_dtype(weights, compute))
+        self.adapter_rows = AdapterRows()
+        adapt(self.transformer, self.adapter_rows)
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch) -> Tensor:
+        """See `LanguageModel.forward`; logits are float32."""
+        # Rows of one adapter stand together, so that each adapter multiplies a slice.
+        spans = sorted(batch.spans, key=lambda span: id(span.sequence.adapter))
+        tokens = torch.tensor([token for span in spans for token in span.tokens])  # [N]
+        # [N]
+        positions = torch.cat([torch.arange(span.start, span.start + span.count) for span in spans])
+        attention = PagedAttention(self.cache, spans, self.transformer.architecture.windows)
+        with self.adapter_rows.use(rows_by_adapter(spans)):
+            x = self.transformer.layers_forward(
+                self.transformer.embed(tokens), positions, attention
+            )  # [N, D]
+        return self.transformer.logits(x[_wanted_rows(batch, spans)]).float()
+
+    def read_cache(self, blocks: Items[int]) -> bytes:
+        """See `LanguageModel.read_cache`."""
+        return self.cache.read_blocks(blocks)
+
+    def write_cache(self, blocks: Items[int], data: bytes) -> None:
+        """See `LanguageModel.write_cache`."""
+        self.cache.write_blocks(blocks, data)
+
+
+def cache_dtype(weights: Weights, compute: torch.dtype | None) -> torch.dtype:
+    """float32 on the exact path and where nothing is quantised, else bfloat16; see
+    `languagemodel.exact`.
+    """
+    return torch.float32 if compute is torch.float32 or exact(weights) else torch.bfloat16
+
+
+def rows_by_adapter(spans: Items[Span]) -> tuple[Rows, ...]:
+    """Slices of the step by adapter; rows without one are left out. Spans of one adapter stand
+    side by side.
+    """
+    groups: list[Rows] = []
+    stop = 0
+    for adapter, members in groupby(spans, key=lambda span: span.sequence.adapter):
+        start, stop = stop, stop + sum(span.count for span in members)
+        if isinstance(adapter, LoadedAdapter):
+            groups.append(Rows(start, stop, adapter))
+    return tuple(groups)
+
+
+def _wanted_rows(batch: Batch, spans: Items[Span]) -> Tensor:
+    """Where the rows whose logits are wanted stand in the step, in the order of `batch.spans`,
+    [batch.logit_rows].
+    """
+    stops = dict(
+        zip((id(span) for span in spans), accumulate(span.count for span in spans), strict=True)
+    )
+    wanted = [
+        row
+        for span in batch.spans
+        for row in range(stops[id(span)] - span.sampled, stops[id(span)])
+    ]
+    return torch.tensor(wanted, dtype=torch.long)

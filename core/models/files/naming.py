@@ -1,0 +1,55 @@
+"""The tensors of one file, taken off the shelf one by one until none is left.
+
+Knows shapes and names. Knows no family.
+Always: what is taken has the expected shape; what nobody took is an error, because a tensor that we
+ignore is a network that we compute wrongly.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ...errors import ModelFileError
+from ..quant.tensor import Blocks
+
+
+class Shelf:
+    """What is left of a file's tensors."""
+
+    def __init__(self, path: Path, tensors: Mapping[str, Blocks], family: str) -> None:
+        self.path, self.left, self.family = path, dict(tensors), family
+
+    def drop(self, name: str) -> None:
+        """Take a tensor, if it is there, that is not part of the network or was read already."""
+        self.left.pop(name, None)
+
+    def take(self, name: str, expected: tuple[int, int]) -> Blocks:
+        """One tensor.
+
+        Raises:
+            ModelFileError: missing, or of another shape.
+        """
+        blocks = self.left.pop(name, None)
+        if blocks is None or blocks.shape != expected:
+            found = "is missing" if blocks is None else f"is {blocks.shape}"
+            raise ModelFileError(
+                f"{self.path}: {name} {found}, expected {expected}; pull or download it again"
+            )
+        return blocks
+
+    def split(self, name: str, parts: Sequence[tuple[int, int]]) -> list[Blocks]:
+        """One tensor that holds several of ours one above the other; views, no copies.
+
+        Raises:
+            ModelFileError: as `take`.
+        """
+        whole = self.take(name, (sum(rows for rows, _ in parts), parts[0][1]))
+        stops = [sum(rows for rows, _ in parts[: place + 1]) for place in range(len(parts))]
+        return [whole.part(stop - rows, stop) for (rows, _), stop in zip(parts, stops, strict=True)]
+
+    def finish(self) -> None:
+        """Raises: ModelFileError: something is left that this family does not use."""
+        if self.left:
+            raise ModelFileError(
+                f"{self.path}: {min(self.left):.120} is not part of a {self.family} model; choose "
+                f"another file"
+            )

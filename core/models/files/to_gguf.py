@@ -1,0 +1,301 @@
+"""A model as a GGUF file, under llama.cpp's names and in its row orders, quantised on the way if
+asked.
+
+Knows what `from_gguf` reads, the other way round. Knows nothing of folders.
+Always: before a byte is written, `from_gguf` is asked what it would read from such a file; unless
+that is the same architecture, nothing is written. The file takes its name only when it is whole.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...errors import ModelError, ModelFileError
+from ...paths import make_folder
+from ..architecture import Architecture
+from ..families import FAMILIES, GEMMA3, GGUF_ENDS, PHI3
+from ..quant.quantize import chosen, quantize
+from ..quant.tensor import PLAIN, Blocks, plain
+from ..tokenizer.vocabulary import Vocabulary
+from ..weights import Weights
+from . import from_gguf
+from .gguf import GgufFile
+
+# GGUF's number for "mostly of this type".
+FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One tensor of the file to come: where it comes from, and as what it is written."""
+
+    name: str
+    parts: tuple[str, ...]  # our names, one above the other
+    kind: str
+    interleaved: bool
+
+
+def save(weights: Weights, path: Path, kind: str) -> None:
+    """Write `weights` to `path`, its matrices as `kind`.
+
+    Raises:
+        ModelFileError: what GGUF or this reader of it cannot hold, or a model that is quantised
+        already. ModelError: no room or no permission; nothing stays.
+    """
+    metadata, extra = describe(weights, kind)
+    plans = list(plan(weights, kind))
+    check(weights, metadata, extra)
+    try:
+        make_folder(path.parent)
+        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=".gguf-")
+        os.close(handle)
+        try:
+            write(Path(scratch), weights, metadata, extra, plans)
+            Path(scratch).replace(path)
+        finally:
+            Path(scratch).unlink(missing_ok=True)
+    except OSError as error:
+        raise ModelError(
+            f"{path}: cannot be written ({error}); make room or name another place"
+        ) from error
+
+
+def type_of(weights: Weights, name: str, kind: str) -> str:
+    """As what one of our tensors is written."""
+    return chosen(name, weights.tensors[name].shape, kind)
+
+
+def plan(weights: Weights, kind: str) -> Iterator[Plan]:
+    """Every tensor of the file, with its type."""
+    family = FAMILIES[weights.architecture.family]
+    if kind not in FILE_TYPES:
+        raise ModelFileError(
+            f"type {kind} cannot be written; choose one of {', '.join(FILE_TYPES)}"
+        )
+    quantised = {
+        name: blocks.kind for name, blocks in weights.tensors.items() if blocks.kind not in PLAIN
+    }
+    if quantised:
+        name = min(quantised)
+        raise ModelFileError(
+            f"{name} is {quantised[name]} already, and quantising twice ruins it; convert from the "
+            f"original model folder"
+        )
+    tied = weights.tensors["lm_head.weight"] is weights.tensors["model.embed_tokens.weight"]
+    for ours, theirs in GGUF_ENDS.items():
+        if ours != "lm_head" or not tied:
+            yield Plan(
+                f"{theirs}.weight",
+                (f"{ours}.weight",),
+                type_of(weights, f"{ours}.weight", kind),
+                False,
+            )
+    fused = {part: theirs for theirs, parts in family.gguf_fused.items() for part in parts}
+    for layer in range(weights.architecture.layers):
+        prefix = f"model.layers.{layer}."
+        for theirs, parts in family.gguf_fused.items():
+            names = tuple(f"{prefix}{part}.weight" for part in parts)
+            yield Plan(
+                f"blk.{layer}.{theirs}.weight", names, type_of(weights, names[0], kind), False
+            )
+        for ours in weights.architecture.layer_shapes():
+            module, _, suffix = ours.rpartition(".")
+            if module not in fused:
+                name = f"blk.{layer}.{family.in_gguf(module)}.{suffix}"
+                turned = family.interleaved and module in ("self_attn.q_proj", "self_attn.k_proj")
+                yield Plan(name, (prefix + ours,), type_of(weights, prefix + ours, kind), turned)
+
+
+def prepared(weights: Weights, one: Plan) -> Blocks:
+    """The blocks of one tensor as they stand in the file."""
+    try:
+        parts = [quantize(weights.tensors[name], one.kind) for name in one.parts]
+    except ValueError as error:
+        raise ModelFileError(f"{one.parts[0]}: {error}; choose another model or type") from error
+    whole = Blocks(
+        one.kind,
+        (sum(part.shape[0] for part in parts), parts[0].shape[1]),
+        torch.cat([p.raw for p in parts]),
+    )
+    rows = whole.shape[0]
+    return (
+        whole.take(from_gguf.interleave(rows, weights.architecture.head_size))
+        if one.interleaved
+        else whole
+    )
+
+
+def describe(weights: Weights, kind: str) -> tuple[dict[str, Any], dict[str, Blocks]]:
+    """Metadata, and tensors that say how rope is stretched."""
+    architecture = weights.architecture
+    own = sizes(architecture)
+    extra: dict[str, Blocks] = {}
+    factors = architecture.rope_factors
+    if architecture.family == PHI3.name and factors:
+        row = plain(torch.tensor([factors], dtype=torch.float32))
+        # beyond `context` nothing is read
+        extra |= {"rope_factors_short.weight": row, "rope_factors_long.weight": row}
+        own |= {
+            "rope.scaling.attn_factor": float(architecture.rope_magnitude),
+            "rope.scaling.original_context_length": architecture.context,
+        }
+    elif len(set(factors)) == 1:
+        own |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(factors[0])}
+    elif factors:
+        extra["rope_freqs.weight"] = plain(torch.tensor([factors], dtype=torch.float32))
+    metadata = {
+        "general.architecture": architecture.family,
+        "general.file_type": FILE_TYPES.get(kind, 0),
+        "general.quantization_version": 2,
+        **{f"{architecture.family}.{key}": value for key, value in own.items()},
+        **words(weights.tokenizer.vocabulary),
+    }
+    return metadata, extra
+
+
+def sizes(architecture: Architecture) -> dict[str, Any]:
+    """The family's keys."""
+    found: dict[str, Any] = {
+        "block_count": architecture.layers,
+        "context_length": architecture.context,
+        "embedding_length": architecture.width,
+        "feed_forward_length": architecture.ffn_width,
+        "attention.head_count": architecture.heads,
+        "attention.head_count_kv": architecture.kv_heads,
+        "attention.key_length": architecture.head_size,
+        "attention.value_length": architecture.head_size,
+        "attention.layer_norm_rms_epsilon": float(architecture.norm_eps),
+        "rope.dimension_count": architecture.head_size,
+        "rope.freq_base": float(architecture.rope_theta),
+        "vocab_size": architecture.vocabulary,
+    }
+    if any(architecture.windows):
+        found["attention.sliding_window"] = max(architecture.windows)
+    if architecture.family == GEMMA3.name:
+        found |= {
+            "rope.freq_base_swa": min(architecture.rope_bases),
+            "attention.scale": architecture.attention_scale,
+        }
+    return found
+
+
+def words(vocabulary: Vocabulary) -> dict[str, Any]:
+    """The tokenizer's keys."""
+    pieces = vocabulary.spelling == "sentencepiece"
+    if not pieces and not vocabulary.splitting:
+        raise ModelFileError(
+            "the model cuts text by a rule that GGUF has no name for; keep the "
+            "model folder as it is"
+        )
+    found: dict[str, Any] = {
+        "tokenizer.ggml.model": "llama" if pieces else "gpt2",
+        "tokenizer.ggml.pre": "default" if pieces else vocabulary.splitting,
+        "tokenizer.ggml.tokens": list(vocabulary.tokens),
+        "tokenizer.ggml.token_type": list(vocabulary.kinds),
+        "tokenizer.ggml.add_bos_token": bool(vocabulary.start),
+    }
+    if pieces:
+        found |= {
+            "tokenizer.ggml.scores": list(vocabulary.scores),
+            "tokenizer.ggml.add_space_prefix": vocabulary.space_first,
+        }
+    else:
+        found["tokenizer.ggml.merges"] = [" ".join(merge) for merge in vocabulary.merges]
+    place = {token: number for number, token in enumerate(vocabulary.tokens)}
+    for name, text in vocabulary.named:
+        if text in place:
+            found[f"tokenizer.ggml.{NAMED.get(name, name)}_id"] = place[text]
+    stops = sorted(vocabulary.stop - {found.get("tokenizer.ggml.eos_token_id")})
+    if stops and "tokenizer.ggml.eos_token_id" not in found:
+        found["tokenizer.ggml.eos_token_id"] = stops.pop(0)
+    if stops:
+        found["tokenizer.ggml.eot_token_id"] = stops[0]
+    if vocabulary.template:
+        found["tokenizer.chat_template"] = vocabulary.template
+    return found
+
+
+NAMED = {"unk_token": "unknown_token", "pad_token": "padding_token"}  # where GGUF's word is another
+
+
+def check(weights: Weights, metadata: Mapping[str, Any], extra: Mapping[str, Blocks]) -> None:
+    """See that what will be read is what is written.
+
+    Raises:
+        ModelFileError: GGUF cannot hold this model, or its tokenizer, as it is.
+    """
+    file = GgufFile(Path("the converted file"), metadata, extra)
+    found, expected = asdict(from_gguf.read_architecture(file)), asdict(weights.architecture)
+    different = [name for name in expected if rounded(found[name]) != rounded(expected[name])]
+    if different:
+        raise ModelFileError(
+            f"GGUF has no place for this model's {different[0]}; keep the model folder as it is"
+        )
+    vocabulary, own = Vocabulary.read(file), weights.tokenizer.vocabulary
+    if (vocabulary.trims_after, vocabulary.start) != (
+        own.trims_after,
+        own.start,
+    ) or not vocabulary.stop >= own.stop:
+        raise ModelFileError(
+            "GGUF has no place for this model's special tokens; keep the model folder as it is"
+        )
+
+
+def rounded(value: Any) -> Any:
+    """A number as float32 holds it: what files of this kind can say."""
+    if isinstance(value, float):
+        return float(np.float32(value))
+    return tuple(map(rounded, value)) if isinstance(value, tuple) else value
+
+
+def write(
+    path: Path,
+    weights: Weights,
+    metadata: Mapping[str, Any],
+    extra: Mapping[str, Blocks],
+    plans: list[Plan],
+) -> None:
+    """The file itself, one tensor in memory at a time."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, weights.architecture.family)
+    for key, value in metadata.items():
+        if key == "general.architecture":
+            continue  # the writer's own
+        if isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
+        elif isinstance(value, str):
+            writer.add_string(key, value)
+        elif value:
+            writer.add_array(key, value)
+    for name, blocks in extra.items():
+        announce(writer, gguf, name, blocks.kind, (blocks.shape[1],))
+    for one in plans:
+        rows = sum(weights.tensors[name].shape[0] for name in one.parts)
+        columns = weights.tensors[one.parts[0]].shape[1]
+        announce(writer, gguf, one.name, one.kind, (columns,) if rows == 1 else (rows, columns))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for blocks in [*extra.values()]:
+        writer.write_tensor_data(blocks.raw.numpy())
+    for one in plans:
+        writer.write_tensor_data(prepared(weights, one).raw.numpy())
+    writer.close()
+
+
+def announce(writer: Any, gguf: Any, name: str, kind: str, shape: tuple[int, ...]) -> None:
+    """Describe a tensor that follows."""
+    form = gguf.GGMLQuantizationType[kind]
+    size = gguf.quants.quant_shape_to_byte_shape(shape, form)
+    writer.add_tensor_info(name, size, np.dtype(np.uint8), int(np.prod(size)), raw_dtype=form)

@@ -1,0 +1,153 @@
+"""Bytes of a block to numbers, for each block type.
+
+Knows the byte layout of each type. Knows nothing of matrices or files.
+Always: numbers come out as the format's reference computes them, rounding for rounding; any bytes
+decode to something, so a hostile block can be nonsense but never an error.
+
+Source: ggml's `ggml-common.h`, block_* structures; `gguf.quants` is the oracle
+(tests/core/models/test_blocks.py).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .types import GROUP
+
+
+def half(blocks: Tensor, start: int) -> Tensor:
+    """The float16 at byte `start` of each block, [n, size] -> float32 [n, 1]."""
+    return blocks[:, start : start + 2].contiguous().view(torch.float16).float()
+
+
+def nibbles(packed: Tensor) -> Tensor:
+    """Sixteen bytes to 32 integers, [n, 16] -> uint8 [n, 32]: low halves are weights 0-15, high
+    halves 16-31.
+    """
+    return torch.cat([packed & 15, packed >> 4], dim=1)
+
+
+def decode_q4_0(blocks: Tensor) -> Tensor:
+    """w = d * (q - 8)."""
+    return half(blocks, 0) * (nibbles(blocks[:, 2:]).float() - 8)
+
+
+def decode_q4_1(blocks: Tensor) -> Tensor:
+    """w = d * q + m, in two roundings as the format's reference does it."""
+    return half(blocks, 0) * nibbles(blocks[:, 4:]).float() + half(blocks, 2)
+
+
+def fifth_bits(packed: Tensor) -> Tensor:
+    """Four bytes to the fifth bits of 32 weights, [n, 4] -> uint8 [n, 32], each 0 or 16."""
+    spread = packed[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=packed.device)
+    return ((spread & 1) << 4).view(-1, GROUP)
+
+
+def decode_q5_0(blocks: Tensor) -> Tensor:
+    """w = d * (q - 16)."""
+    return half(blocks, 0) * ((nibbles(blocks[:, 6:]) | fifth_bits(blocks[:, 2:6])).float() - 16)
+
+
+def decode_q5_1(blocks: Tensor) -> Tensor:
+    """w = d * q + m."""
+    return half(blocks, 0) * (nibbles(blocks[:, 8:]) | fifth_bits(blocks[:, 4:8])).float() + half(
+        blocks, 2
+    )
+
+
+def decode_q8_0(blocks: Tensor) -> Tensor:
+    """w = d * q, q a signed byte."""
+    return blocks[:, 2:].contiguous().view(torch.int8).float() * half(blocks, 0)
+
+
+def parts(packed: Tensor, bits: int, stride: int) -> Tensor:
+    """Fields of `bits` bits, [n, bytes] -> uint8 [n, bytes * 8 / bits].
+
+    Runs of `stride` bytes hold first the lowest field of each byte, then the next: the order of all
+    K-quants.
+    """
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)[:, None]
+    spread = packed.reshape(len(packed), -1, 1, stride) >> shifts  # [n, runs, fields, stride]
+    return (spread & ((1 << bits) - 1)).reshape(len(packed), -1)
+
+
+def scales_and_minima(packed: Tensor) -> tuple[Tensor, Tensor]:
+    """Six bits each for eight groups: [n, 12] -> two of float32 [n, 8]."""
+    low, middle, high = packed[:, :4], packed[:, 4:8], packed[:, 8:]
+    scales = torch.cat([low & 63, (high & 15) | ((low >> 2) & 48)], dim=1)
+    minima = torch.cat([middle & 63, (high >> 4) | ((middle >> 2) & 48)], dim=1)
+    return scales.float(), minima.float()
+
+
+def scaled(integers: Tensor, scales: Tensor, minima: Tensor | None = None) -> Tensor:
+    """scale * q - minimum, group by group: [n, 256] with [n, groups] each -> float32 [n, 256]."""
+    grouped = scales[:, :, None] * integers.float().view(len(integers), scales.shape[1], -1)
+    return (grouped if minima is None else grouped - minima[:, :, None]).view(len(integers), -1)
+
+
+def decode_q2_k(blocks: Tensor) -> Tensor:
+    """16 groups: w = d * scale * q - dmin * min."""
+    packed = blocks[:, :16]
+    scales, minima = (
+        half(blocks, 80) * (packed & 15).float(),
+        half(blocks, 82) * (packed >> 4).float(),
+    )
+    return scaled(parts(blocks[:, 16:80], 2, 32), scales, minima)
+
+
+def decode_q3_k(blocks: Tensor) -> Tensor:
+    """16 groups: w = d * (scale - 32) * q, q from -4 to 3; its high bit is stored inverted."""
+    low, high = parts(blocks[:, 96:104], 4, 8), parts(blocks[:, 104:108], 2, 4)
+    scales = half(blocks, 108) * ((low | (high << 4)).float() - 32)
+    # `hmask` has one run of 32 bytes, whose eight bits go to the eight groups of 32 weights one
+    # after another.
+    inverted = (parts(blocks[:, :32], 1, 32) ^ 1) << 2
+    return scaled(parts(blocks[:, 32:96], 2, 32).float() - inverted.float(), scales)
+
+
+def decode_q4_k(blocks: Tensor) -> Tensor:
+    """8 groups: w = d * scale * q - dmin * min."""
+    scales, minima = scales_and_minima(blocks[:, 4:16])
+    return scaled(parts(blocks[:, 16:], 4, 32), half(blocks, 0) * scales, half(blocks, 2) * minima)
+
+
+def decode_q5_k(blocks: Tensor) -> Tensor:
+    """As Q4_K, with a fifth bit."""
+    scales, minima = scales_and_minima(blocks[:, 4:16])
+    integers = parts(blocks[:, 48:], 4, 32) | (parts(blocks[:, 16:48], 1, 32) << 4)
+    return scaled(integers, half(blocks, 0) * scales, half(blocks, 2) * minima)
+
+
+def decode_q6_k(blocks: Tensor) -> Tensor:
+    """16 groups: w = d * scale * (q - 32), the scale a signed byte."""
+    integers = parts(blocks[:, :128], 4, 64) | (parts(blocks[:, 128:192], 2, 32) << 4)
+    scales = half(blocks, 208) * blocks[:, 192:208].contiguous().view(torch.int8).float()
+    return scaled(integers.float() - 32, scales)
+
+
+def decode_as(kind: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """Blocks that are one plain number each."""
+
+    def decode_plain(blocks: Tensor) -> Tensor:
+        return blocks.contiguous().view(kind).float()
+
+    return decode_plain
+
+
+# uint8 [n, size] -> float32 [n, columns], for each key of `formats.FORMATS`
+DECODERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "F32": decode_as(torch.float32),
+    "F16": decode_as(torch.float16),
+    "BF16": decode_as(torch.bfloat16),
+    "Q4_0": decode_q4_0,
+    "Q4_1": decode_q4_1,
+    "Q5_0": decode_q5_0,
+    "Q5_1": decode_q5_1,
+    "Q8_0": decode_q8_0,
+    "Q2_K": decode_q2_k,
+    "Q3_K": decode_q3_k,
+    "Q4_K": decode_q4_k,
+    "Q5_K": decode_q5_k,
+    "Q6_K": decode_q6_k,
+}

@@ -1,0 +1,199 @@
+"""Text into tokens and back.
+
+Knows the vocabulary, and which tokens mark roles. Knows nothing of the network; `cutting.py` knows
+how text is cut.
+Always: `encode` never yields a control token, whatever the text looks like; `decode(encode(text))
+== text` as far as the file has a token for each byte. (SmolLM2 has none for six ASCII control
+characters and for the lead bytes of the unassigned planes 4 to 11: those bytes are left out, as its
+makers' tokenizer leaves them out. Qwen's tokenizer composes letters and accents first, as its
+makers' does.)
+"""
+
+import codecs
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tokenizers import Tokenizer as Cutter
+
+from ...errors import ChatTemplateError
+from .chat_template import ChatTemplate, Piece, plain, texts
+from .pretokenizers import build, cut
+from .vocabulary import CONTROL, Vocabulary
+
+
+class Tokenizer:
+    """One model's tokenizer; safe to use from several threads."""
+
+    def __init__(
+        self, vocabulary: Vocabulary, cutter: Cutter | None = None, later: Cutter | None = None
+    ) -> None:
+        """Take a vocabulary.
+
+        Args:
+            cutter: what cuts text, where the model brings one of its own (tokenizer.json).
+            later: what cuts text behind a control token, where that is not the same.
+
+        Raises:
+            ModelFileError: merges or a splitting rule that cannot be used.
+        """
+        self.vocabulary = vocabulary
+        self.stop_tokens = vocabulary.stop
+        self.start_tokens = (
+            vocabulary.start
+        )  # before a plain text, where the model was trained so; chat templates bring their own
+        self.size = len(vocabulary.tokens)
+        self._template = ChatTemplate(vocabulary.template, dict(vocabulary.named))
+        self._controls = vocabulary.of_kind(CONTROL)
+        self._control_ids = frozenset(self._controls.values())
+        longest_first = sorted((name for name in self._controls if name), key=len, reverse=True)
+        self._control = (
+            re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+            if longest_first
+            else None
+        )
+        self._bytes = vocabulary.bytes_of()
+        self._cutter = cutter or build(vocabulary)
+        self._later = later or self._cutter
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text. Role marks in it are letters like any others; half a surrogate pair, as
+        JSON may bring, is "?".
+
+        Raises:
+            ModelFileError: the model's own tokenizer breaks on it.
+        """
+        return self._cut(text, self._cutter)
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
+        """Tokens of a conversation, each message with "role" and "content".
+
+        They are those of `transformers`' `apply_chat_template`, but that role marks inside contents
+        are letters.
+
+        Raises:
+            RequestError: a conversation the model cannot take.
+            ChatTemplateError: the model has no chat template, or one that cannot be used.
+        """
+        tokens: list[int] = []
+        # text since the last control token: cut as one, as a tokenizer that sees the whole would
+        # cut it
+        run = ""
+        pieces = self._template.render(
+            messages, add_generation_prompt=add_generation_prompt, tools=tools
+        )
+        self._check_marks(pieces, messages, tools)
+        for piece in pieces:
+            for part in (
+                [piece.text]
+                if piece.written or self._control is None
+                else self._control.split(piece.text)
+            ):
+                if part and not piece.written and part in self._controls:
+                    tokens += [*self._run(run, tokens), self._controls[part]]
+                    run = ""
+                else:
+                    run += part
+        return tokens + self._run(run, tokens)
+
+    def check_template(self) -> None:
+        """Whether this model can chat at all.
+
+        Raises:
+            ChatTemplateError: no; the sentence says why.
+        """
+        self._template.compiled()
+
+    def _check_marks(self, pieces: Sequence[Piece], *given: Any) -> None:
+        """Refuse a template that makes its marks in a way that loses whose they are: the model
+        would see mere letters.
+        """
+        for piece in pieces:
+            found = (
+                [name for name in self._controls if name and name in piece.text]
+                if piece.written
+                else []
+            )
+            for name in found:
+                if not any(name in text for one in given for text in texts(plain(one))):
+                    raise ChatTemplateError(
+                        f"the model's chat template makes {name!r:.60} in a way that cannot be "
+                        f"told from what people write; "
+                        "use plain completion or another model"
+                    )
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of tokens; control tokens are left out, bytes that are not UTF-8 become U+FFFD."""
+        text = b"".join(self._bytes[token] for token in tokens).decode("utf-8", "replace")
+        return text.removeprefix(" ") if self.vocabulary.space_first else text
+
+    def stream(self) -> "TokenStream":
+        """A decoder for tokens that arrive one by one."""
+        return TokenStream(self._bytes, skip_space=self.vocabulary.space_first)
+
+    def _run(self, text: str, before: Sequence[int]) -> list[int]:
+        """Tokens of text between control tokens, behind those in `before`."""
+        if before and before[-1] in self.vocabulary.trims_after:
+            text = text.lstrip()
+        return self._cut(text, self._later if before else self._cutter)
+
+    def _cut(self, text: str, cutter: Cutter) -> list[int]:
+        if not text.isascii():
+            text = text.encode("utf-8", "replace").decode()
+        tokens = cut(cutter, text) if text else []
+        if self._control_ids.isdisjoint(tokens):
+            return tokens
+        # A vocabulary whose merges lead to a role mark: the mark is spelled out instead.
+        return [
+            part
+            for token in tokens
+            for part in (self._spelled(token) if token in self._control_ids else (token,))
+        ]
+
+    def _spelled(self, control: int) -> list[int]:
+        """The letters of a control token's text, each a token of its own."""
+        table = {piece: token for token, piece in enumerate(self._bytes) if piece}
+        tokens: list[int] = []
+        for letter in self.vocabulary.tokens[control]:
+            whole = letter.encode()
+            tokens += [
+                table[piece]
+                for piece in ([whole] if whole in table else map(int.to_bytes, whole))
+                if piece in table
+            ]
+        return tokens
+
+
+class TokenStream:
+    """Text of tokens that arrive one by one, in whole characters only."""
+
+    def __init__(self, pieces: Sequence[bytes], *, skip_space: bool = False) -> None:
+        """`pieces`: the bytes of each token; `skip_space`: a space at the very start is the
+        tokenizer's, not the text's.
+        """
+        self._pieces = pieces
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._skip_space = self._at_start = skip_space
+
+    def push(self, token: int) -> str:
+        """What became complete with this token; empty inside a character."""
+        text = self._decoder.decode(self._pieces[token])
+        if text and self._at_start:
+            self._at_start = False
+            return text.removeprefix(" ")
+        return text
+
+    def finish(self) -> str:
+        """What is left at the end: U+FFFD if the tokens stopped inside a character. Ready for
+        the next text.
+        """
+        rest = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        self._at_start = self._skip_space
+        return rest

@@ -1,0 +1,82 @@
+"""The node's own routes, for its page and its owner's scripts.
+
+Knows adapters, tools and the engine's counters. Nothing here changes what the node may do to the
+outside.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from ..assistant.adapters import AdapterSwitch
+from ..assistant.tools import Tools
+from .errors import BadRequest, parse_json
+from .schemas import Record, text
+
+ACTIVATE = Record({"name": text})
+
+
+class Api:
+    """The handlers under /api, and /health."""
+
+    def __init__(
+        self, adapters: AdapterSwitch, tools: Tools, stats: Callable[[], Mapping[str, Any]]
+    ) -> None:
+        self.adapters = adapters
+        self.tools = tools
+        self.stats = stats
+
+    def routes(self) -> list[web.RouteDef]:
+        """What the application mounts."""
+        return [
+            web.get("/health{end:/*}", self.health),
+            web.get("/api/status{end:/*}", self.status),
+            web.get("/api/adapters{end:/*}", self.list_adapters),
+            web.post("/api/adapters/activate{end:/*}", self.activate),
+            web.get("/api/tools{end:/*}", self.list_tools),
+        ]
+
+    async def health(self, _request: web.Request) -> web.Response:
+        """Alive. Says nothing else: it needs no token."""
+        return web.json_response({"status": "ok"})
+
+    async def status(self, _request: web.Request) -> web.Response:
+        """Model, active adapter, the engine's counters."""
+        stats = await asyncio.to_thread(self.stats)
+        return web.json_response(
+            {"model": self.adapters.model, "adapter": self.adapters.active, "engine": stats}
+        )
+
+    async def list_adapters(self, _request: web.Request) -> web.Response:
+        """Adapters for this node's model, and the active one."""
+        infos = [
+            {"id": info.id, "description": info.description} for info in await self.adapters.infos()
+        ]
+        return web.json_response(
+            {"model": self.adapters.model, "active": self.adapters.active, "adapters": infos}
+        )
+
+    async def activate(self, request: web.Request) -> web.Response:
+        """Switch the active adapter; a null name means the plain model."""
+        raw = parse_json(await request.read())
+        if "name" not in raw:
+            raise BadRequest(
+                'the body must be {"name": ADAPTER}, or {"name": null} for the plain model', "name"
+            )
+        await self.adapters.activate(ACTIVATE(raw, "").get("name"))
+        return web.json_response({"active": self.adapters.active})
+
+    async def list_tools(self, _request: web.Request) -> web.Response:
+        """Tools that the assistant may call now."""
+        infos = [
+            {
+                "name": info.name,
+                "description": info.description,
+                "schema": dict(info.schema),
+                "plugin": info.plugin_id,
+            }
+            for info in self.tools.tools()
+        ]
+        return web.json_response({"tools": infos})

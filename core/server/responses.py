@@ -1,0 +1,209 @@
+"""Answers in OpenAI's shapes, whole and as server-sent events.
+
+Knows JSON shapes and the event stream's framing. Knows nothing of where events come from.
+Always: a stream that ends well ends with `[DONE]`; one that breaks ends with an `error` event and
+without it.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from aiohttp import web
+
+from ..assistant.assistant import Answered, Called, Event, Finished, Text
+from ..engine.request import Chance, Likely
+from ..errors import QuietchoirError
+from . import errors as refusals
+
+Endpoint = Literal["chat", "text"]
+
+
+@dataclass(slots=True)
+class Shapes:
+    """One answer's identity, and everything that is written under it."""
+
+    endpoint: Endpoint
+    model: str
+    tells: bool = False  # logprobs stand beside the text
+    id: str = field(default_factory=lambda: f"qc-{secrets.token_hex(12)}")
+    created: int = field(default_factory=lambda: int(time.time()))
+    said: int = 0  # characters told so far, for text_offset
+
+    def envelope(self, choice: Mapping[str, Any] | None, *, streamed: bool) -> dict[str, Any]:
+        """What every body and chunk carries."""
+        kind = "chat.completion" if self.endpoint == "chat" else "text_completion"
+        return {
+            "id": self.id,
+            "object": f"{kind}.chunk" if streamed and self.endpoint == "chat" else kind,
+            "created": self.created,
+            "model": self.model,
+            "choices": [] if choice is None else [{"index": 0, **choice}],
+        }
+
+    def chunk(self, event: Event) -> dict[str, Any]:
+        """One event of a stream."""
+        if self.endpoint == "text":
+            text, told = (
+                (event.text, self.told(event.likely)) if isinstance(event, Text) else ("", None)
+            )
+            reason = event.reason if isinstance(event, Finished) else None
+            return self.envelope(
+                {"text": text, "finish_reason": reason, "logprobs": told}, streamed=True
+            )
+        reason, beside = None, {}
+        match event:
+            case Text(text, likely):
+                delta: dict[str, Any] = {"content": text}
+                beside = {"logprobs": self.told(likely)} if self.tells else {}
+            case Called():
+                delta = {"tool_calls": [{"index": 0, **called(event)}]}
+            case Answered():
+                delta = {"tool_results": [answered(event)]}
+            case Finished():
+                delta, reason = {}, event.reason
+        return self.envelope({"delta": delta, "finish_reason": reason, **beside}, streamed=True)
+
+    def told(self, likely: Sequence[Likely]) -> dict[str, Any] | None:
+        """Log-probabilities in the endpoint's shape; None where nobody asked."""
+        if not self.tells:
+            return None
+        if self.endpoint == "chat":
+            return {
+                "content": [
+                    spelled(each.chosen) | {"top_logprobs": [*map(spelled, each.best)]}
+                    for each in likely
+                ]
+            }
+        starts = [self.said]
+        for each in likely:
+            starts.append(starts[-1] + len(each.chosen.text.decode("utf-8", "ignore")))
+        self.said = starts.pop()
+        return {
+            "tokens": [letters(each.chosen) for each in likely],
+            "token_logprobs": [each.chosen.logprob for each in likely],
+            "top_logprobs": [
+                {letters(chance): chance.logprob for chance in each.best} for each in likely
+            ],
+            "text_offset": starts,
+        }
+
+    def first(self) -> dict[str, Any]:
+        """The chunk that names the role, sent before anything is generated."""
+        return self.envelope(
+            {"delta": {"role": "assistant", "content": ""}, "finish_reason": None}, streamed=True
+        )
+
+    async def whole(self, events: AsyncIterator[Event]) -> dict[str, Any]:
+        """Collect a whole answer."""
+        text, calls, results, end = "", [], [], None
+        likely: list[Likely] = []
+        async for event in events:
+            match event:
+                case Text():
+                    text += event.text
+                    likely += event.likely
+                case Called():
+                    calls.append(called(event))
+                case Answered():
+                    results.append(answered(event))
+                case Finished():
+                    end = event
+        if end is None:
+            raise RuntimeError("an answer without an end")  # our bug
+        if self.endpoint == "text":
+            told = self.told(likely)
+            body = self.envelope(
+                {"text": text, "finish_reason": end.reason, "logprobs": told}, streamed=False
+            )
+        else:
+            message: dict[str, Any] = {
+                "role": "assistant",
+                "content": text or None if calls else text,
+            }
+            if calls:
+                message["tool_calls"] = calls
+            if results:
+                message["tool_results"] = results
+            beside = {"logprobs": self.told(likely)} if self.tells else {}
+            body = self.envelope(
+                {"message": message, "finish_reason": end.reason, **beside}, streamed=False
+            )
+        return body | {"usage": usage(end)}
+
+
+def called(event: Called) -> dict[str, Any]:
+    """A tool call, as OpenAI writes it."""
+    arguments = json.dumps(dict(event.call.arguments), ensure_ascii=False)
+    return {
+        "id": event.id,
+        "type": "function",
+        "function": {"name": event.call.name, "arguments": arguments},
+    }
+
+
+def answered(event: Answered) -> dict[str, Any]:
+    """What the node's own tool answered: our addition, which OpenAI's clients skip."""
+    return {"tool_call_id": event.id, "content": event.result.text, "ok": event.result.ok}
+
+
+def letters(chance: Chance) -> str:
+    """A token as text; bytes that are no whole character become U+FFFD."""
+    return chance.text.decode("utf-8", "replace")
+
+
+def spelled(chance: Chance) -> dict[str, Any]:
+    """A token as the chat endpoint writes it."""
+    return {"token": letters(chance), "logprob": chance.logprob, "bytes": list(chance.text)}
+
+
+def usage(end: Finished) -> dict[str, int]:
+    """Token counts."""
+    return {
+        "prompt_tokens": end.prompt_tokens,
+        "completion_tokens": end.completion_tokens,
+        "total_tokens": end.prompt_tokens + end.completion_tokens,
+    }
+
+
+def frame(data: Mapping[str, Any]) -> bytes:
+    """One server-sent event; JSON holds no line break, so one `data` line is enough."""
+    return (
+        b"data: "
+        + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+        + b"\n\n"
+    )
+
+
+async def stream(
+    request: web.Request, shapes: Shapes, events: AsyncIterator[Event], *, include_usage: bool
+) -> web.StreamResponse:
+    """Send events as they come.
+
+    Headers go out with the first event, so that a refusal before it still has its status code.
+    """
+    response = web.StreamResponse(
+        headers={"Content-Type": "text/event-stream; charset=utf-8", "X-Accel-Buffering": "no"}
+    )
+    try:
+        async for event in events:
+            if not response.prepared:
+                await response.prepare(request)
+                if shapes.endpoint == "chat":
+                    await response.write(frame(shapes.first()))
+            await response.write(frame(shapes.chunk(event)))
+            if isinstance(event, Finished) and include_usage:
+                await response.write(
+                    frame(shapes.envelope(None, streamed=True) | {"usage": usage(event)})
+                )
+    except QuietchoirError as error:
+        if not response.prepared:
+            raise
+        await response.write(frame(refusals.event(error)))
+    else:
+        await response.write(b"data: [DONE]\n\n")
+    await response.write_eof()
+    return response

@@ -1,0 +1,96 @@
+"""The upper layers with LoRA: A frozen, B trained, through PEFT's own layers.
+
+Knows PEFT's layers and the flat vector that B is. Knows nothing of examples or optimizers.
+Always: one flat vector holds every B in the order of `Layout`; PEFT's B matrices are views on it,
+and so are their gradients, so reading and writing an adapter is one copy.
+"""
+
+from typing import cast
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+
+from ..models.attention import check_windows
+from ..models.lora.adapter import AdapterShape, Layout, frozen_a
+from ..models.transformer import Layer, Transformer, Turns
+from ..models.weights import Weights
+from .frozen_layers import dense_linear
+from .rows import Batch
+
+ADAPTER = "default"  # PEFT's name for the one adapter
+
+
+class UpperLayers:
+    """The trained part of the network, dense in one number format."""
+
+    def __init__(self, weights: Weights, shape: AdapterShape, dtype: torch.dtype) -> None:
+        self.layout = Layout(shape, weights.architecture)
+        first = weights.architecture.layers - shape.upper_layers
+        self.model = Transformer(weights, dense_linear(dtype), first_layer=first, dtype=dtype)
+        config = LoraConfig(
+            r=shape.rank,
+            lora_alpha=cast(int, shape.alpha),
+            lora_dropout=0.0,
+            target_modules=list(shape.targets),
+            bias="none",
+        )
+        inject_adapter_in_model(config, self.model, ADAPTER)
+        self.flat = torch.zeros(self.layout.size, dtype=dtype)  # [n]
+        self.gradient = torch.zeros(self.layout.size, dtype=dtype)  # [n]
+        self.bind(frozen_a(shape, weights.architecture), dtype)
+
+    def bind(self, a: dict[str, Tensor], dtype: torch.dtype) -> None:
+        """Put the frozen A into PEFT's layers, and make each B a view on the flat vector."""
+        self.model.requires_grad_(False)
+        b, slopes = self.layout.unflatten(self.flat), self.layout.unflatten(self.gradient)
+        bound = 0
+        for name, module in self.model.named_modules():
+            if f"{name}.lora_B.weight" not in b:
+                continue
+            into, out = (
+                cast(nn.Linear, getattr(module, half)[ADAPTER]) for half in ("lora_A", "lora_B")
+            )
+            into.weight = nn.Parameter(a[f"{name}.lora_A.weight"].to(dtype), requires_grad=False)
+            out.weight = nn.Parameter(b[f"{name}.lora_B.weight"])
+            out.weight.grad = slopes[f"{name}.lora_B.weight"]
+            bound += 1
+        if bound != len(b):
+            raise RuntimeError(
+                f"PEFT wrapped {bound} of {len(b)} projections"
+            )  # our bug, or names that PEFT changed
+
+    @property
+    def head(self) -> Tensor:
+        """The vocabulary head, [V, D], frozen."""
+        return cast(nn.Linear, self.model.lm_head).weight
+
+    @torch.no_grad()
+    def set(self, flat_b: Tensor) -> None:
+        """Take over B, float32 [n], and forget gradients."""
+        self.flat.copy_(flat_b)
+        self.gradient.zero_()
+
+    def answers(self, x: Tensor, batch: Batch) -> Tensor:
+        """Hidden rows [N, D] -> normed rows of the answers only, [M, D], ready for the head."""
+        check_windows(batch, self.model.architecture.windows)
+        turns = self.model.turn(batch.positions, x.dtype)
+        *lower, last = (cast(Layer, layer) for layer in self.model.model.layers.values())
+        for layer in lower:
+            x = layer(x, turns, batch)
+        out: Tensor = self.model.model.norm(last_layer(last, x, turns, batch))
+        return out
+
+
+def last_layer(layer: Layer, x: Tensor, turns: Turns, batch: Batch) -> Tensor:
+    """The last layer where only answers are read: keys and values of all rows, everything else
+    of M rows, [M, D].
+    """
+    wanted, block, turn = batch.answer_rows, layer.self_attn, turns[layer.layer]
+    normed = layer.input_layernorm(x)
+    q = block.queries(normed[wanted], turn and (turn[0][wanted], turn[1][wanted]))
+    # attention wants all rows
+    everywhere = q.new_zeros(len(x), *q.shape[1:]).index_copy(0, wanted, q)
+    mixed = batch(block.layer, everywhere, block.keys(normed, turn), block.values(normed))[wanted]
+    x = x[wanted] + layer.attended(block.out(mixed))
+    return x + layer.fed(x)

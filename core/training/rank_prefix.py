@@ -1,0 +1,160 @@
+"""Training a prefix of an adapter's columns: what a small node does of a large adapter.
+
+Knows how a wide flat B and a narrow one lie in each other, and PEFT's layers as `lora` leaves them.
+Knows nothing of rounds.
+Always: B's other columns are what they were, bit for bit; the trainer is as it was when this is
+over, also after an error.
+
+Two ways to go forward meanwhile. *Whole* (the default): the other columns are frozen and take part,
+so the gradient is that of the network which everybody will run; their products are computed, but
+they have no gradient, no optimizer and no master copy. *Own*: only the trained columns are
+computed, as if the others were zero; a little less memory, and the gradient of another network:
+what the other columns do already is learned once more, and the two together overshoot.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ..models.lora.adapter import AdapterShape, Layout
+from ..models.lora.layout import a_name, b_name
+from .frozen_layers import Prepared
+from .lora_layers import ADAPTER, UpperLayers
+from .trainer import Recipe, StepInfo, Trainer, TrainResult
+
+
+def narrow_shape(shape: AdapterShape, columns: int) -> AdapterShape:
+    """The shape of the first `columns` columns alone, under the same scale.
+
+    Raises:
+        ValueError: not between one column and all of them.
+    """
+    if not 1 <= columns <= shape.rank:
+        raise ValueError(
+            f"{columns} columns of an adapter of rank {shape.rank}: expected 1 to {shape.rank}"
+        )
+    return dataclasses.replace(shape, rank=columns, alpha=shape.alpha * columns / shape.rank)
+
+
+def first_columns(flat_b: Tensor, rank: int, columns: int) -> Tensor:
+    """The flat B of the narrow shape [n * columns / rank] in a wide one [n].
+
+    Every B is [rows, rank] and begins at a multiple of the rank, so a value's column is its place
+    modulo the rank.
+    """
+    return flat_b.view(-1, rank)[:, :columns].reshape(-1)
+
+
+def widened(narrow: Tensor, flat_b: Tensor, rank: int, columns: int) -> Tensor:
+    """`flat_b` [n] with its first columns replaced by those of `narrow`."""
+    out = flat_b.detach().clone()
+    out.view(-1, rank)[:, :columns] = narrow.view(-1, columns)
+    return out
+
+
+def train_columns(
+    trainer: Trainer,
+    flat_b: Tensor,
+    prepared: Prepared,
+    recipe: Recipe,
+    *,
+    columns: int,
+    seed: int,
+    whole: bool = True,
+    on_step: Callable[[StepInfo], None] | None = None,
+) -> TrainResult:
+    """Train the first `columns` columns of every B from `flat_b` (float32 [n], not changed); the
+    result is [n] too.
+
+    Args:
+        whole: the other columns take part in the forward pass.
+
+    Raises:
+        TrainingError, ValueError: as `Trainer.train` and `narrow_shape`.
+    """
+    rank = trainer.shape.rank
+    start = flat_b.detach().to(torch.float32)
+    with narrowed(trainer, trainer.checked(start), columns, whole=whole) as narrow:
+        result = narrow.train(
+            first_columns(start, rank, columns), prepared, recipe, seed=seed, on_step=on_step
+        )
+    return dataclasses.replace(result, flat_b=widened(result.flat_b, start, rank, columns))
+
+
+@contextmanager
+def narrowed(trainer: Trainer, flat_b: Tensor, columns: int, *, whole: bool) -> Iterator[Trainer]:
+    """A trainer of the first columns, on the same layers; `trainer` itself must not train
+    meanwhile.
+    """
+    narrow = copy.copy(trainer)
+    narrow.shape = narrow_shape(trainer.shape, columns)
+    layers = NarrowLayers(trainer.upper, narrow.shape)
+    narrow.upper = layers
+    try:
+        layers.enter(flat_b if whole else None)
+        yield narrow
+    finally:
+        layers.leave()
+
+
+class NarrowLayers(UpperLayers):
+    """Upper layers that train a prefix of the columns of others, whose network they share."""
+
+    def __init__(self, wide: UpperLayers, shape: AdapterShape) -> None:
+        self.model, self.wide, self.shape = wide.model, wide, shape
+        self.layout = Layout(shape, wide.model.architecture)
+        self.flat = torch.zeros(self.layout.size, dtype=wide.flat.dtype)  # [n']
+        self.gradient = torch.zeros_like(self.flat)  # [n']
+        # whose weights they were, and whether they are trained
+        self.taken: list[tuple[nn.Linear, nn.Parameter, bool]] = []
+        self.joined: list[nn.Linear] = []  # projections that multiply by frozen columns too
+
+    def enter(self, flat_b: Tensor | None) -> None:
+        """Put the first columns in the place of all; `flat_b` [n]: the other columns take part,
+        frozen.
+        """
+        columns, modules = self.shape.rank, dict(self.model.named_modules())
+        rest = {} if flat_b is None else self.wide.layout.unflatten(flat_b.to(self.flat.dtype))
+        a, frozen = dict[str, Tensor](), list[tuple[nn.Linear, Tensor]]()
+        for name in self.layout.shapes:
+            module = modules[name.removesuffix(".lora_B.weight")]
+            into, out = (
+                cast(nn.Linear, getattr(module, half)[ADAPTER]) for half in ("lora_A", "lora_B")
+            )
+            for linear in (into, out):
+                weight = cast(nn.Parameter, linear.weight)
+                self.taken.append((linear, weight, weight.requires_grad))
+            key = name.removesuffix(".lora_B.weight")
+            a[a_name(key)] = into.weight.detach() if rest else into.weight.detach()[:columns]
+            if rest:
+                frozen.append((out, rest[b_name(key)][:, columns:]))
+        self.bind(a, self.flat.dtype)
+        for out, others in frozen:
+            # an instance's own comes before its class's
+            out.__dict__["forward"] = joined(out, others)
+            self.joined.append(out)
+
+    def leave(self) -> None:
+        """Put everything back."""
+        for out in self.joined:
+            del out.__dict__["forward"]
+        for linear, weight, trained in self.taken:
+            linear.weight = weight.requires_grad_(trained)
+        self.joined.clear()
+        self.taken.clear()
+
+
+def joined(narrow: nn.Linear, others: Tensor) -> Callable[[Tensor], Tensor]:
+    """A projection by the trained columns and, beside them, by frozen ones: one product, as wide
+    as if all were trained.
+    """
+
+    def forward(x: Tensor) -> Tensor:
+        return nn.functional.linear(x, torch.cat((narrow.weight, others), dim=1))
+
+    return forward

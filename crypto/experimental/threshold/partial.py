@@ -1,0 +1,254 @@
+"""Opening one sum: t members each decrypt a part, and any member puts the parts together.
+
+Knows weights, smudging and pair masks. Knows nothing of how sums are made.
+Always: the set of responders is fixed before anybody answers; a round's sum is opened over one set
+of contributors, never over two (their difference would be a single member's); a part leaves only
+smudged, masked, signed and covered for members (`veil`): the coordinator adds parts up without
+reading one, and members get the sum of them.
+
+A responder with shares σ_i of the contributors' secrets answers, for the polynomial a of each row,
+
+    λ a Σ σ_i + smudging + Σ ± mask(pair, request)
+
+with λ its Lagrange weight, applied before smudging so that no weight makes the smudging larger.
+
+**Why the masks.** Smudging alone is not enough when any t members may respond. Take t-1 colluders
+that are *not* among the responders: they know t-1 points of the sharing polynomial, so each honest
+share is (a known number) + κ s with a κ like 9/5 modulo q, and a single part tells κ (round(q m /
+T) + e) + smudging. A fraction in κ wraps around q: the top bits of the part tell (round(q m / T) +
+e) modulo 5, far above any smudging, and so e, and from enough of these the key. (`tests/attacks`
+runs it up to e modulo 5.) The masks cancel over the t responders and leave only the sum of all
+parts to be seen, in which s has weight 1 exactly. They are keyed with the request, so parts given
+for different requests never meet: a coordinator that names different contributors or responders to
+different members gets uniform numbers.
+
+Not covered: a responder, or the coordinator, that adds an offset shifts the sum, unseen when it is
+a multiple of q/T. Compare two openings by different responders where that matters. Two sums of one
+round over different sets can be opened if more than 2t - n - 1 members help (as in `secagg`):
+choose t well above half, and put masks inside.
+Source: Mouchet et al. 2023, "An efficient threshold access-structure for RLWE-based multiparty
+homomorphic encryption".
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ....core.errors import ProtocolError, ThresholdError
+from ...identity.keys import SIGNATURE_BYTES, Identity, bind, hkdf
+from . import residues
+from .contribution import REHEARSAL, common, parse, request_id
+from .key_share import Holding
+from .lattice import LIMBS, Slots, lattice
+from .pad import OVERHEAD, Veil, add_up, cut, read_checks
+from .plan import POLYNOMIAL_BYTES, Plan
+from .residues import Residues
+
+
+class Holder:
+    """One member's shares at work."""
+
+    def __init__(self, holding: Holding, identity: Identity) -> None:
+        self._holding, self._identity = holding, identity
+
+    def respond(self, request: bytes) -> bytes:
+        """This member's part of the opening that `request` asks for: covered for members, and
+        signed.
+
+        Raises:
+            ProtocolError: a malformed request, one without us, one answered before, or another set
+            for an opened round. ThresholdError: too few contributions, or another number of
+            responders than the threshold. BudgetError: the key has opened as much as its smudging
+            allows.
+        """
+        holding = self._holding
+        round_number, responders, contributors = parse(holding.plan, request)
+        if holding.number not in responders:
+            raise ProtocolError("a request for other responders; it is not answered")
+        named, rows = request_id(holding.key_id, request), _rows(holding.plan, round_number)
+        holding.memory.check(holding.plan, round_number, contributors, named, rows)
+        share = holding.shares[contributors[0]]
+        for number in contributors[1:]:
+            share = residues.add(share, holding.shares[number])
+        part = _smudged(
+            holding, share, common(holding.plan, holding.key_id, round_number), responders
+        )
+        part = _masked(holding, part, responders, named)
+        covered = Veil(holding.readers, named, rows).cover(part, holding.number)
+        holding.memory.open(round_number, contributors, named, rows)  # before it leaves
+        return covered + self._identity.sign(
+            _context(named, holding.number), hashlib.sha256(covered).digest()
+        )
+
+
+def _smudged(
+    holding: Holding, share: Residues, commons: Residues, responders: Sequence[int]
+) -> Residues:
+    """λ σ a + smudging, [rows, 3, N]."""
+    points = [number + 1 for number in responders]
+    weighted = residues.product(share, residues.weights(points, holding.number + 1, LIMBS))
+    smudging = np.stack([residues.smudging(holding.plan.smudging_bits, LIMBS) for _ in commons])
+    return residues.add(lattice().multiply(commons, weighted), smudging)
+
+
+def _masked(holding: Holding, part: Residues, responders: Sequence[int], named: bytes) -> Residues:
+    me = holding.number
+    for other in responders:
+        if other != me:
+            key = hkdf(holding.pairs[other], bind("quietchoir joint mask 1", named))
+            rows = [residues.random(hkdf(key, bind("row", at)), LIMBS) for at in range(len(part))]
+            part = (residues.add if me < other else residues.subtract)(part, np.stack(rows))
+    return part
+
+
+class Reader:
+    """A member that puts the parts of one opening together; it need not be a responder.
+
+    Args:
+        request: as the responders got it.
+        total: `Gathering.total`; nothing for a rehearsal, whose sum is the joint key that each
+        member has.
+
+    Raises:
+        ProtocolError: a request or a sum that is malformed.
+        ThresholdError: a request with another number of responders, or too few contributions.
+    """
+
+    def __init__(self, holding: Holding, request: bytes, total: bytes = b"") -> None:
+        self._holding = holding
+        self.round, self._responders, contributors = parse(holding.plan, request)
+        self.contributors = tuple(holding.plan.names[number] for number in contributors)
+        self._named, self._rows = (
+            request_id(holding.key_id, request),
+            _rows(holding.plan, self.round),
+        )
+        self._total = (
+            holding.joint
+            if self.round == REHEARSAL
+            else residues.from_bytes(total, self._rows, LIMBS)
+        )
+        self._parts: dict[int, Residues] = {}
+        self._summed: Residues | None = None
+        self._veil = Veil(holding.readers, self._named, self._rows)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Responders whose part is not here yet. If one stays away, ask again with others: the
+        sum is the same.
+        """
+        if self._summed is not None:
+            return ()
+        return tuple(
+            self._holding.plan.names[number]
+            for number in self._responders
+            if number not in self._parts
+        )
+
+    def receive(self, name: str, message: bytes) -> None:
+        """Take one responder's part.
+
+        Raises:
+            ProtocolError: not a responder of this request, a second part, or bytes that are no
+            polynomials. AuthenticationError: not this member's part of this very request.
+        """
+        number = self._holding.plan.number(name)
+        if number not in self._responders or number in self._parts:
+            raise ProtocolError(
+                f"{name} is no responder of this request or has answered it "
+                f"before; the part is refused"
+            )
+        covered = _checked(self._holding.plan, self._named, self._rows, name, message)
+        self._parts[number] = self._veil.uncover(number, covered)
+
+    def receive_sum(self, message: bytes) -> None:
+        """Take all parts at once, as `together` added them up.
+
+        Raises:
+            ProtocolError: parts are here already, or bytes that are no polynomials.
+            AuthenticationError: not the sum of what this request's responders sent.
+        """
+        if self._parts or self._summed is not None:
+            raise ProtocolError("parts of this request are here already; their sum is refused")
+        self._summed = self._veil.uncover_sum(self._responders, message)
+
+    def result(self) -> Slots:
+        """The summed slots [rows, N], modulo t; `plan.packing.unpack` makes values of them once all
+        masks are off.
+
+        Raises:
+            ThresholdError: a part is missing.
+            ProtocolError: the parts do not meet: one is wrong, or (in a rehearsal) somebody dealt
+            wrong shares.
+        """
+        if self.missing:
+            raise ThresholdError(
+                f"no part from {', '.join(self.missing)}; wait for it or ask other responders"
+            )
+        phase = self._total if self._summed is None else residues.add(self._total, self._summed)
+        for part in self._parts.values():
+            phase = residues.add(phase, part)
+        slots = lattice().decode(phase)
+        if self.round == REHEARSAL and slots.any():
+            raise ProtocolError(
+                "the rehearsal opened to something else than zeros; this key is "
+                "not used, make another"
+            )
+        return slots
+
+
+def check_part(plan: Plan, key_id: bytes, request: bytes, name: str, message: bytes) -> None:
+    """What can be checked of a part by somebody who cannot read it: who made it, and for what.
+
+    Raises:
+        ProtocolError: a malformed request, not one of its responders, or another size.
+        ThresholdError: as `parse`.
+        AuthenticationError: not this member's part of this very request.
+    """
+    round_number, responders, _ = parse(plan, request)
+    if plan.number(name) not in responders:
+        raise ProtocolError(f"{name} is no responder of this request; the part is refused")
+    covered = _checked(plan, request_id(key_id, request), _rows(plan, round_number), name, message)
+    _, body, checks = cut(covered, 1, _rows(plan, round_number))
+    residues.from_bytes(body, _rows(plan, round_number), LIMBS)
+    read_checks(checks)
+
+
+def together(plan: Plan, request: bytes, parts: Mapping[str, bytes]) -> bytes:
+    """The sum of all parts of a request, still covered, for every reader: what the coordinator
+    sends instead of t parts.
+
+    Args:
+        parts: by responder; each has passed `check_part`.
+
+    Raises:
+        ThresholdError: a part is missing.
+        ProtocolError: a malformed request or part.
+    """
+    round_number, responders, _ = parse(plan, request)
+    names = [plan.names[number] for number in responders]
+    if missing := [name for name in names if name not in parts]:
+        raise ThresholdError(f"no part from {', '.join(missing)}; ask other responders")
+    return add_up([parts[name][:-SIGNATURE_BYTES] for name in names], _rows(plan, round_number))
+
+
+def _checked(plan: Plan, named: bytes, rows: int, name: str, message: bytes) -> bytes:
+    """The covered part in a message."""
+    size = rows * POLYNOMIAL_BYTES + OVERHEAD + SIGNATURE_BYTES
+    if len(message) != size:
+        raise ProtocolError(
+            f"a part of {len(message)} bytes from {name}, {size} expected; it is refused"
+        )
+    covered, signature = message[:-SIGNATURE_BYTES], message[-SIGNATURE_BYTES:]
+    plan.members[name].verify(
+        _context(named, plan.number(name)), hashlib.sha256(covered).digest(), signature
+    )
+    return covered
+
+
+def _rows(plan: Plan, round_number: int) -> int:
+    return 1 if round_number == REHEARSAL else plan.packing.rows
+
+
+def _context(named: bytes, number: int) -> bytes:
+    return bind("quietchoir joint part 1", named, number)

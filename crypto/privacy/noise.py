@@ -1,0 +1,325 @@
+"""Differential privacy's part of an update: clip it, make it whole numbers, add this party's share
+of the noise.
+
+Knows clipping, rotation, rounding and how much noise each party adds. Knows nothing of masks,
+rounds or budgets.
+Always: no update's whole numbers are longer than `sensitivity`, checked on the integers themselves;
+with `honest` parties or more in an opened sum, its noise has at least the deviation multiplier *
+sensitivity, whoever else dropped out; and a number never leaves its bits, but with a probability
+that is stated and below 2^-40.
+
+Noise comes before the mask, so nobody but the sum's reader ever meets it, and no party needs to be
+trusted for more than its own share. Not covered: counters that travel beside the update are not
+noised; a party that leaves its noise out.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ...core.errors import ConfigError, DataError
+from .. import fixedpoint
+from ..prg import expand
+from .sampler import LARGEST_DEVIATION, Dice, Integers, gaussian_table, poisson_table
+
+Mechanism = Literal["discrete-gaussian", "skellam"]
+Floats = NDArray[np.float64]
+
+HEADROOM = 12.0  # deviations of one party's noise that its bits leave room for
+# deviations of a rotated coordinate that its bits leave room for; what is beyond is cut (a bias,
+# not a leak)
+SPREAD = 6.0
+LARGEST_OVERFLOW = 2.0**-40  # chance that one contribution does not fit
+LARGEST_INFLATION = 1.5  # rounding may lengthen an update by so much at most: noise grows with it
+# deviation of a share; below it sums of discrete Gaussians are not one
+SMALLEST_GAUSSIAN = 2.0 * math.sqrt(2.0)
+TRIES = 64  # roundings; each passes with a probability above 0.39
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noise:
+    """What the members agree on before the first round; the same numbers on every machine.
+
+    Raises:
+        ConfigError: the update and its noise do not fit the bits, or there is no sense in the
+        numbers.
+
+    Source: Kairouz, Liu, Steinke 2021, algorithm 1 and theorem 1 (clip, rotate, round, noise);
+    Agarwal et al. 2021.
+    """
+
+    length: int  # values of one update, n
+    clip: float  # largest L2 norm of one update, in its own unit
+    multiplier: float  # deviation of the sum's noise over the integers' L2 sensitivity
+    honest: int  # fewest parties of any opened sum whose noise its reader does not know
+    bits: int  # of one value with noise, 2 to 24
+    mechanism: Mechanism = "discrete-gaussian"
+    # a coordinate is cut to +-reach, in the update's unit; 0: rotate instead, and cut where it is
+    # rare
+    reach: float = 0.0
+
+    def __post_init__(self) -> None:
+        sane = all(
+            0 < number < math.inf
+            for number in (self.length, self.clip, self.multiplier, self.honest)
+        )
+        if not sane or not 2 <= self.bits <= 24 or not 0 <= self.reach < math.inf:
+            raise ConfigError(
+                f"clip {self.clip}, noise {self.multiplier} of {self.honest} honest parties, "
+                f"{self.length} values of "
+                f"{self.bits} bits, reach {self.reach}: expected positive finite numbers, 2 to 24 "
+                f"bits; mend [privacy]"
+            )
+        if self.mechanism not in ("discrete-gaussian", "skellam"):
+            raise ConfigError(
+                f"mechanism {self.mechanism!r} is unknown; choose discrete-gaussian or skellam"
+            )
+        if self.scale == 0.0 or self.overflow > LARGEST_OVERFLOW:
+            raise ConfigError(
+                f"{self.length} values of {self.bits} bits have no room for noise "
+                f"{self.multiplier:g} over {self.honest} "
+                f"parties (chance to overflow {self.overflow:.1g}, 2^-40 allowed); use more bits, "
+                f"more parties or fewer values"
+            )
+
+    @property
+    def limit(self) -> float:
+        """Largest absolute coordinate that is kept, in the update's unit."""
+        if self.reach:
+            return self.reach
+        return min(self.clip, SPREAD * self.clip / math.sqrt(window(self.length)))
+
+    @property
+    def scale(self) -> float:
+        """Integers per unit of the update: as many as fit beside the noise; 0 if rounding would
+        cost too much.
+        """
+        low, high = 0.0, fixedpoint.middle(self.bits) / self.limit
+        for _ in range(60):  # + - * / and square roots alone: the same bits on every machine
+            half = (low + high) / 2
+            fits = half * self.limit + 1 + HEADROOM * self._share(half) <= fixedpoint.middle(
+                self.bits
+            )
+            low, high = (
+                (half, high) if fits and self._share(half) <= LARGEST_DEVIATION else (low, half)
+            )
+        enough = low > 0 and math.sqrt(self._bound(low)) <= LARGEST_INFLATION * low * self.clip
+        fine = self.mechanism == "skellam" or self._share(low) >= SMALLEST_GAUSSIAN
+        return low if enough and fine else 0.0
+
+    @property
+    def sensitivity(self) -> float:
+        """Largest L2 norm of one update's integers."""
+        return math.sqrt(self._bound(self.scale))
+
+    @property
+    def deviation(self) -> float:
+        """Of one party's noise, in integers: `honest` of them together have multiplier *
+        sensitivity.
+        """
+        return self._share(self.scale)
+
+    @property
+    def overflow(self) -> float:
+        """Bound on the chance that one contribution's value with noise does not fit its bits
+        (Chernoff, union over values).
+        """
+        if self.scale == 0.0:
+            return 1.0
+        room = fixedpoint.middle(self.bits) - math.ceil(self.scale * self.limit)
+        variance = self.deviation**2
+        ratio = room / variance
+        exponent = room * room / (2 * variance)  # subgaussian: Canonne et al. 2020, corollary 17
+        if self.mechanism == "skellam":
+            exponent = variance * (ratio * math.asinh(ratio) - math.sqrt(1 + ratio * ratio) + 1)
+        return min(1.0, 2 * self.length * math.exp(-exponent))
+
+    @property
+    def distance(self) -> float:
+        """Bound on how far one opened sum's noise is from the ideal one's (total variation),
+        overflow included.
+
+        Discrete Gaussian, with r = 2: each of `honest` additions, and the step to a continuous
+        Gaussian, changes any probability by a factor within 1 +- 4 exp(-2 pi^2 r^2) a value.
+        Source: Micciancio, Peikert 2013, theorem 3.3; Peikert 2010, theorem 3.1.
+        """
+        variance = self.deviation**2
+        table = (
+            2 * poisson_table(variance / 2).distance
+            if self.mechanism == "skellam"
+            else gaussian_table(variance).distance
+        )
+        lattice = 0.0 if self.mechanism == "skellam" else 4 * math.exp(-2 * math.pi**2 * 4)
+        return self.honest * (self.length * (table + lattice) + self.overflow)
+
+    def mean_deviation(self, parties: int) -> float:
+        """Deviation of the noise in each value of the decoded mean over `parties`, in the
+        update's unit.
+        """
+        return self.deviation / (self.scale * math.sqrt(parties))
+
+    def farthest(self, parties: int) -> float:
+        """Largest L2 norm that the decoded mean of at least `parties` contributions has, but with a
+        chance below 2^-40.
+
+        The mean of updates is no longer than one of them after rounding, and their noise, n values
+        of deviation s = `mean_deviation`, is longer than s (sqrt(n) + 8) with a chance below
+        exp(-32) where it is Gaussian; twice that is allowed, for Skellam noise has heavier tails.
+
+        Source: Boucheron, Lugosi, Massart 2013, theorem 5.6 (the norm of a Gaussian vector).
+        """
+        return LARGEST_INFLATION * self.clip + 2 * self.mean_deviation(parties) * (
+            math.sqrt(self.length) + 8
+        )
+
+    def encode(self, update: ArrayLike, seed: bytes) -> NDArray[np.unsignedinteger]:
+        """This party's contribution: clipped, rotated, rounded, noised; unsigned, [n], each below
+        2^bits.
+
+        Args:
+            update: real values [n].
+            seed: public, the same for all parties of a round, another for each round; used where
+            the update is rotated.
+
+        Raises:
+            DataError: values that are not finite or another length; or, with a chance below 2^-40,
+            noise that does not fit.
+
+        Hazard: an update encoded twice has two independent noises, so two opened sums cost privacy
+        twice: charge both.
+        """
+        whole = self.whole(update, seed)
+        dice = Dice()
+        draw = dice.skellam if self.mechanism == "skellam" else dice.discrete_gaussian
+        return self.fit(whole + draw(self.deviation, self.length))
+
+    def whole(self, update: ArrayLike, seed: bytes) -> Integers:
+        """The update as whole numbers without noise, [n], never longer than `sensitivity`.
+
+        Raises:
+            DataError: values that are not finite, or another length.
+
+        Hazard: not private yet.
+        """
+        values = np.array(update, np.float64)
+        if values.shape != (self.length,) or not np.isfinite(values).all():
+            raise DataError(
+                f"an update of shape {values.shape} with {np.count_nonzero(~np.isfinite(values))} "
+                f"values that are not finite, "
+                f"expected ({self.length},) and none; nothing is sent"
+            )
+        values *= clip_factor(values, self.clip)
+        if not self.reach:
+            rotate(values, seed)
+        np.clip(values, -self.limit, self.limit, out=values)
+        return round_within(values * self.scale, self._bound(self.scale))
+
+    def fit(self, noised: Integers) -> NDArray[np.unsignedinteger]:
+        """Shift into 0 .. 2 * middle. Raises DataError if a number does not fit."""
+        middle = fixedpoint.middle(self.bits)
+        if int(np.abs(noised).max()) > middle:
+            raise DataError(
+                "noise did not fit its bits, which is nearly impossible; nothing is "
+                "sent, try the round again"
+            )
+        return (noised + middle).astype(np.dtype("<u2" if self.bits <= 16 else "<u4"))
+
+    def decode_sum(self, total: ArrayLike, parties: int, seed: bytes) -> Floats:
+        """The real, noised sum [n] behind `parties` contributions; divide by `parties` for the
+        mean.
+
+        Raises:
+            DataError: a sum that so many contributions cannot have.
+        """
+        middle = fixedpoint.middle(self.bits)
+        whole = [fixedpoint.Range(0, self.length, middle / self.scale)]
+        values = fixedpoint.decode_sum(total, parties, whole, self.bits)
+        if not self.reach:
+            rotate(values, seed, back=True)
+        return values
+
+    def _bound(self, scale: float) -> float:
+        """Square of the sensitivity at a scale. Source: Kairouz et al. 2021, proposition 26 with
+        beta = exp(-1/2).
+        """
+        norm, root = scale * self.clip, math.sqrt(self.length)
+        return min((norm + root) ** 2, norm * norm + self.length / 4 + norm + root / 2)
+
+    def _share(self, scale: float) -> float:
+        return self.multiplier * math.sqrt(self._bound(scale) / self.honest)
+
+
+def clip_factor(values: Floats, clip: float) -> float:
+    """What makes `values` no longer than `clip`: 1 if they are not."""
+    norm = float(np.linalg.norm(values))
+    return min(1.0, clip / norm) if norm > 0 else 1.0
+
+
+def round_within(values: Floats, bound: float) -> Integers:
+    """Round up or down at random, again until the squared norm is at most `bound`; towards zero if
+    that does not happen.
+
+    Args:
+        values: [n], squared norm at most `bound`.
+
+    Source: Kairouz et al. 2021, algorithm 1 (conditional rounding).
+    """
+    bits = 24
+    whole = [fixedpoint.Range(0, len(values), float(fixedpoint.middle(bits)))]  # a step of one
+    for _ in range(TRIES):
+        rounded = fixedpoint.encode(values, whole, bits).astype(np.int64) - fixedpoint.middle(bits)
+        if int(rounded @ rounded) <= bound:
+            return rounded
+    return np.trunc(values).astype(np.int64)
+
+
+def window(length: int) -> int:
+    """Values that one Hadamard transform spans: the largest power of two that fits."""
+    return 1 << (length.bit_length() - 1)
+
+
+def rotate(values: Floats, seed: bytes, *, back: bool = False) -> None:
+    """Turn `values` [n] in place by random signs and Hadamard transforms, so that no coordinate
+    stands out.
+
+    Two transforms, over the first and over the last `window(n)` values, so that nothing is padded.
+    Norms are kept.
+
+    Args:
+        seed: public; everybody of a round has the same.
+
+    Source: Ailon, Chazelle 2006 (randomised Hadamard transform).
+    """
+    size, length = window(len(values)), len(values)
+    parts = [slice(0, size)] if size == length else [slice(0, size), slice(length - size, length)]
+    turns = [(part, signs(seed, number, size)) for number, part in enumerate(parts)]
+    for part, sign in reversed(turns) if back else turns:
+        if back:
+            hadamard(values[part])
+            values[part] *= sign
+        else:
+            values[part] *= sign
+            hadamard(values[part])
+
+
+def signs(seed: bytes, number: int, count: int) -> Floats:
+    """`count` random signs."""
+    key = hashlib.sha256(b"quietchoir rotation 1" + number.to_bytes(1, "big") + seed).digest()
+    bits = np.unpackbits(np.frombuffer(expand(key, -(-count // 8)), np.uint8))[:count]
+    return bits.astype(np.float64) * 2.0 - 1.0
+
+
+def hadamard(values: Floats) -> None:
+    """Orthonormal Walsh-Hadamard transform of 2^k values, in place; it is its own inverse."""
+    size, half = len(values), 1
+    while half < size:
+        pairs = values.reshape(-1, 2, half)
+        upper = pairs[:, 0] - pairs[:, 1]
+        pairs[:, 0] += pairs[:, 1]
+        pairs[:, 1] = upper
+        half *= 2
+    values *= 1 / math.sqrt(size)

@@ -1,0 +1,96 @@
+"""An adapter as the file that llama.cpp loads beside a GGUF model.
+
+Knows llama.cpp's names for LoRA tensors and the order of rows that its rope expects. Knows nothing
+of registries.
+Always: the product B A of a written file, applied by llama.cpp to the very model file, is the
+adapter's own; a family whose GGUF files fuse projections is refused, because half a fused matrix
+has no name there.
+
+Source: llama.cpp's convert_lora_to_gguf.py (names, metadata) and llama-adapter.cpp (scale = alpha /
+rank).
+"""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import gguf
+import torch
+
+from ...core.errors import ModelFileError
+from ...core.models.architecture import Architecture
+from ...core.models.families import FAMILIES
+from ...core.models.files.from_gguf import interleave
+from ...core.models.lora.adapter import MODULE, Adapter
+from ...core.paths import make_folder, sync_folder
+
+ROTATED = ("self_attn.q_proj", "self_attn.k_proj")  # their rows turn with the position
+A_END, B_END = "lora_A.weight", "lora_B.weight"
+
+
+def write(path: Path, adapter: Adapter, architecture: Architecture, *, mode: int = 0o644) -> None:
+    """Write `path` whole, or not at all; a file that is there is replaced.
+
+    Raises:
+        ModelFileError: shapes that do not fit the model, or a family that fuses the adapted
+        projections. OSError: no space or no permission.
+    """
+    adapter.check(architecture)
+    named = {
+        theirs(name, architecture): order(name, adapter.tensors[name], architecture)
+        for name in adapter.tensors
+    }
+    make_folder(path.parent)
+    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        writer: Any = gguf.GGUFWriter(scratch, arch=architecture.family)
+        writer.add_type("adapter")
+        writer.add_string("adapter.type", "lora")
+        writer.add_float32("adapter.lora.alpha", adapter.shape.alpha)
+        for name, tensor in named.items():
+            writer.add_tensor(name, tensor.numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        Path(scratch).chmod(mode)
+        Path(scratch).replace(path)
+        sync_folder(path.parent)
+    finally:
+        Path(scratch).unlink(missing_ok=True)
+
+
+def theirs(name: str, architecture: Architecture) -> str:
+    """`model.layers.22.self_attn.q_proj.lora_A.weight` → `blk.22.attn_q.weight.lora_a`.
+
+    Raises:
+        ModelFileError: the family's files fuse this projection with others.
+    """
+    match = MODULE.match(name)
+    assert match is not None  # `Adapter.check` has seen it
+    family = FAMILIES[architecture.family]
+    if any(match[2] in parts for parts in family.gguf_fused.values()):
+        raise ModelFileError(
+            f"GGUF files of {family.name} hold {match[2]} fused with others, so an adapter of it "
+            f"alone has no name there; "
+            "export a PEFT folder instead"
+        )
+    half = "lora_a" if name.endswith(A_END) else "lora_b"
+    return f"blk.{match[1]}.{family.in_gguf(match[2])}.weight.{half}"
+
+
+def order(name: str, tensor: torch.Tensor, architecture: Architecture) -> torch.Tensor:
+    """The tensor in the file's order of rows: A as it is, B of q and k as the model's own rows
+    lie.
+    """
+    plain, match = tensor.detach().to("cpu", torch.float32).contiguous(), MODULE.match(name)
+    if (
+        match is None
+        or match[2] not in ROTATED
+        or not name.endswith(B_END)
+        or not FAMILIES[architecture.family].interleaved
+    ):
+        return plain
+    return plain[interleave(plain.shape[0], architecture.head_size)].contiguous()

@@ -1,0 +1,198 @@
+"""An opened sum as it travels to members, and what those whose sum it is sign about it.
+
+Knows small whole numbers around a centre, and signatures of the roster. Knows nothing of optimizers
+or letters.
+Always: bytes from somebody else are measured against the federation's own numbers before anything
+is allocated or inflated for them; what is signed says which sum it was, of whom, in which attempt,
+in which ranges, and from which state of the adapter the step that it makes starts.
+
+Whole numbers travel packed to the bits of the sum, or as deflated bytes where that is less.
+"""
+
+import hashlib
+import zlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ...core.errors import AuthenticationError, MessageError
+from ...crypto.fixedpoint import middle
+from ...crypto.identity.keys import PublicIdentity, bind
+from ...crypto.ring import BitRing
+from ...crypto.secagg.graph import COMPLETE_UP_TO
+from ...crypto.secagg.tag import PRIMES, Tag
+from ..rounds.selection import size_of
+from ..spec.policy import Policy
+from ..wire.message import Place
+from .context import Terms
+
+Integers = npt.NDArray[np.int64]
+PACKINGS = ("bits", "deflate")
+LEVEL = 1  # of zlib; runs and frequencies are all there is to find, see `deflate`
+MAX_PARTIES = 1 << 16
+PROTOCOL = "quietchoir opened sum 1"
+NUMBER_BYTES = 4  # of a tag's number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Total:
+    """One opened sum."""
+
+    packing: str
+    parties: int  # whose contributions are in it
+    # theirs, where that matters: members train different ranks, or signed the sum
+    names: tuple[str, ...] = ()
+    proof: Mapping[str, bytes] = field(default_factory=dict)  # their signatures
+    body: bytes = field(repr=False)
+
+
+def attested(policy: Policy) -> bool:
+    """Do members check and sign the sums that they are shown?
+
+    Where they follow the adapter by them, and no sum can have more members than share with each
+    other.
+    """
+    small = size_of(policy, everybody=False) <= COMPLETE_UP_TO
+    return policy.protection.mode == "masked" and policy.followed and small
+
+
+def witnesses(parties: int) -> int:
+    """Signatures under a sum of so many members, before anybody else goes by it: no two sums of
+    one attempt get as many.
+    """
+    return 2 * parties // 3 + 1
+
+
+def pack(whole: Integers, parties: int, bits: int) -> tuple[str, bytes]:
+    """A sum [n] of `parties` values of `bits` bits as it travels."""
+    ring = BitRing(length=len(whole), bits=bits, parties=parties)
+    packed = ring.pack(whole.astype(ring.dtype))
+    deflated = deflate(spread(whole, parties * middle(bits), width(parties, bits)))
+    return ("deflate", deflated) if len(deflated) < len(packed) else ("bits", packed)
+
+
+def unpack(packing: str, body: bytes, size: int, parties: int, bits: int) -> Integers:
+    """Read what `pack` wrote.
+
+    Raises:
+        MessageError: another length, or no sum of a number of members that there can be.
+        ProtocolError: bits where no value lies.
+    """
+    if not 1 <= parties <= MAX_PARTIES:
+        raise MessageError(f"a sum over {parties} members; refused")
+    if packing == "bits":
+        return BitRing(length=size, bits=bits, parties=parties).unpack(body).astype(np.int64)
+    each = width(parties, bits)
+    return gathered(inflate(body, each * size), parties * middle(bits), each)
+
+
+def encode_shown(whole: Integers, tags: Tag, parties: int, bits: int) -> bytes:
+    """A sum with its tag, for those whose sum it is to check: packing, tag, body."""
+    packing, body = pack(whole, parties, bits)
+    return (
+        bytes([PACKINGS.index(packing)])
+        + b"".join(number.to_bytes(NUMBER_BYTES, "big") for number in tags)
+        + body
+    )
+
+
+def decode_shown(payload: bytes, size: int, parties: int, bits: int) -> tuple[Integers, Tag]:
+    """Read what `encode_shown` wrote.
+
+    Raises:
+        MessageError, ProtocolError: malformed.
+    """
+    start = 1 + NUMBER_BYTES * len(PRIMES)
+    if len(payload) < start or payload[0] >= len(PACKINGS):
+        raise MessageError(f"a sum of {len(payload)} bytes; refused")
+    tags = tuple(
+        int.from_bytes(payload[at : at + NUMBER_BYTES], "big")
+        for at in range(1, start, NUMBER_BYTES)
+    )
+    return unpack(PACKINGS[payload[0]], payload[start:], size, parties, bits), tags
+
+
+def statement(
+    policy: Policy, place: Place, whole: Integers, names: Sequence[str], terms: Terms
+) -> tuple[bytes, bytes]:
+    """Context and message of a signature: these members' sum of this attempt is `whole` [n]."""
+    columns = (
+        [] if terms.shares is None else [f"{name} {count}" for name, count in terms.shares.columns]
+    )
+    ranges = [f"{one.stop} {one.scale!r}" for one in terms.ranges]
+    digest = hashlib.sha256(whole.astype("<u4").tobytes()).digest()
+    context = bind(PROTOCOL, policy.federation, place.run, place.round, place.attempt)
+    return context, bind(
+        terms.start, digest, len(ranges), *ranges, len(columns), *columns, *sorted(names)
+    )
+
+
+def signed_by(
+    policy: Policy,
+    place: Place,
+    whole: Integers,
+    names: Collection[str],
+    terms: Terms,
+    proof: Mapping[str, bytes],
+) -> tuple[str, ...]:
+    """Those of `names` that signed this sum, by the reader's own roster."""
+    context, message = statement(policy, place, whole, tuple(names), terms)
+    found = list[str]()
+    for name, signature in proof.items():
+        member = policy.member(name) if name in names else None
+        try:
+            if member is not None:
+                PublicIdentity(bytes.fromhex(member.key)).verify(context, message, signature)
+                found.append(name)
+        except AuthenticationError:
+            continue
+    return tuple(found)
+
+
+def width(parties: int, bits: int) -> int:
+    """Bytes of one zigzagged value."""
+    return -(-(2 * parties * middle(bits) + 1).bit_length() // 8)
+
+
+def spread(whole: Integers, centre: int, width: int) -> bytes:
+    """Whole numbers around `centre` as planes of bytes, lowest first: small ones leave the
+    higher planes empty.
+    """
+    away = whole - centre
+    zigzag = ((away << 1) ^ (away >> 63)).astype("<u8")  # 0, -1, 1, -2 … are 0, 1, 2, 3 …
+    return zigzag.view(np.uint8).reshape(-1, 8)[:, :width].T.tobytes()
+
+
+def gathered(planes: bytes, centre: int, width: int) -> Integers:
+    """Undo `spread`; `width` planes of equal length."""
+    words = np.zeros((len(planes) // width, 8), np.uint8)
+    words[:, :width] = np.frombuffer(planes, np.uint8).reshape(width, -1).T
+    zigzag = words.view("<u8").reshape(-1).astype(np.int64)
+    return (zigzag >> 1 ^ -(zigzag & 1)) + centre
+
+
+def deflate(planes: bytes) -> bytes:
+    """Runs and frequencies alone: sums do not repeat themselves in longer strings, and looking
+    for those takes time.
+    """
+    press = zlib.compressobj(LEVEL, strategy=zlib.Z_RLE)
+    return press.compress(planes) + press.flush()
+
+
+def inflate(body: bytes, size: int) -> bytes:
+    """Exactly `size` bytes out of `body`; never more is made of it, whatever it says.
+
+    Raises:
+        MessageError: it holds another number of bytes, is damaged, or goes on after its end.
+    """
+    press = zlib.decompressobj()
+    try:
+        # one more than there may be, so that the end is seen
+        found = press.decompress(body, size + 1)
+    except zlib.error as error:
+        raise MessageError(f"a step that does not inflate ({error}); refused") from error
+    if len(found) != size or not press.eof or press.unused_data:
+        raise MessageError(f"a step that inflates to other than {size} bytes; refused")
+    return found

@@ -1,0 +1,216 @@
+"""How a cohort's contributions become one sum, and who can see what on the way.
+
+Knows two halves that speak in opaque bytes, stage by stage. Knows nothing of training, links or
+signatures on letters.
+Always: all modes sum the same integers, so they give the same total, to the last bit.
+
+    plain   the coordinator sees every contribution (simulations, one owner's own machines)
+    masked  secure aggregation (crypto.secagg): the coordinator sees the sum of the survivors,
+    nothing else sealed  the same inside ciphertexts (crypto.sealed): the coordinator sees the sums
+    of the counters alone
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ...core.errors import MessageError
+from ...crypto.he.encrypted_ring import Desk
+from ...crypto.identity.keys import Identity, PublicIdentity
+from ...crypto.secagg import Ledger
+from ..rounds.selection import advice, needed
+from ..spec.policy import Policy, canonical
+from ..store.client_store import Vault
+from ..wire.message import Place
+from .context import Terms
+
+Values = npt.NDArray[np.uint64]
+SAMPLE = 16  # words shown in a report
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """What the coordinator may open."""
+
+    total: npt.NDArray[np.int64]  # [length]; in sealed mode the counters alone
+    parties: tuple[str, ...]  # whose contributions are in it
+    # what the coordinator held of one party, and of the sum
+    held: dict[str, object] = field(default_factory=dict)
+    # signatures of those that found it to be their sum
+    proof: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Safe:
+    """What only a member of a sealed federation has."""
+
+    vault: Vault
+    desk: Desk  # with crypto.sealed.MemberService
+
+
+@dataclass(frozen=True, slots=True)
+class PartyContext:
+    """Who a member is, in one attempt."""
+
+    policy: Policy
+    name: str
+    identity: Identity
+    sums: Ledger  # the node's memory of rounds that were opened
+    place: Place
+    safe: Safe | None = None  # in sealed mode
+    terms: Terms = field(default_factory=Terms)  # of this place
+    cohort: tuple[str, ...] = ()  # who was asked; whoever contributes is one of them
+    # which of the adapters that were told this member followed itself: 0 none; as `SecAggClient`
+    vouch: int = 0
+    relies: int = 0  # which of them others must vouch for, because it did not
+    scores: bool = False  # this contribution holds scores
+    subjects: tuple[bytes, ...] = ()  # what it is about (`repeats.subjects`)
+
+
+class PartyHalf(Protocol):
+    """A member's side of one attempt."""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """In this order, each once."""
+        ...
+
+    def answer(self, stage: str, payload: bytes) -> bytes:
+        """What to send back; the last stages may raise and reveal nothing."""
+        ...
+
+
+class CoordinatorHalf(Protocol):
+    """The coordinator's side of one attempt."""
+
+    @property
+    def opens_at(self) -> str:
+        """The stage whose answers carry the contributions: once it is asked for, this round's
+        number is used up.
+        """
+        ...
+
+    def begin(self) -> tuple[str, Mapping[str, bytes]]:
+        """The first stage and its payloads, by party."""
+        ...
+
+    def receive(self, party: str, payload: bytes) -> None:
+        """Take one party's answer to the current stage."""
+        ...
+
+    def advance(self) -> tuple[str, Mapping[str, bytes]] | None:
+        """The next stage and its payloads; None once the sum is open."""
+        ...
+
+    def total(self) -> Sum:
+        """The sum, after `advance` said None."""
+        ...
+
+
+def describe(
+    words: npt.NDArray[np.integer], kind: str, values: int | None = None
+) -> dict[str, object]:
+    """A sample of what the coordinator held of one party, and how far from uniform it looks.
+
+    Args:
+        words: one party's words, each in [0, values).
+        values: size of the range; by default 256 and the words' low bytes are taken.
+
+    `chi_square_per_degree` is about 1 for uniform noise and far above it for an update. A number
+    near 1 does not prove secrecy; a number far from 1 disproves it.
+    """
+    size = values or 256
+    bins = min(size, 256)
+    counts = np.bincount((words.astype(np.int64) % size) * bins // size, minlength=bins)
+    expected = words.size / bins
+    shares = counts[counts > 0] / words.size
+    return {
+        "kind": kind,
+        "words": words[:SAMPLE].tolist(),
+        "entropy_bits": round(float(-(shares * np.log2(shares)).sum()), 4),
+        "entropy_bits_of_uniform": round(float(np.log2(bins)), 4),
+        "chi_square_per_degree": round(
+            float(((counts - expected) ** 2 / expected).sum() / (bins - 1)), 3
+        ),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Contributors:
+    """Who is ready to be summed, and whose contributions hold scores; told to all of them in the
+    first masked stage.
+    """
+
+    ready: tuple[str, ...]  # sorted
+    scoring: tuple[str, ...] = ()  # sorted; some of them
+
+    def encode(self) -> bytes:
+        """One spelling of it."""
+        return canonical({"ready": list(self.ready), "scoring": list(self.scoring)})
+
+    @staticmethod
+    def decode(payload: bytes) -> "Contributors":
+        """Read what `encode` wrote.
+
+        Raises:
+            MessageError: malformed, or not in the one spelling.
+        """
+        try:
+            fields = json.loads(payload)
+            found = Contributors(tuple(fields["ready"]), tuple(fields["scoring"]))
+            names = all(isinstance(name, str) for name in (*found.ready, *found.scoring))
+            good = names and found.encode() == payload
+        except (ValueError, TypeError, KeyError, RecursionError):
+            good = False
+        if not good:
+            raise MessageError("the list of who is ready is malformed; refused")
+        for listed in (found.ready, found.scoring):
+            if list(listed) != sorted(set(listed)):
+                raise MessageError(
+                    "the list of who is ready is not one of sorted, different names; refused"
+                )
+        if not set(found.ready) >= set(found.scoring):
+            raise MessageError("scores are said to come from members that are not ready; refused")
+        return found
+
+
+def read_contributors(payload: bytes, context: PartyContext) -> Contributors:
+    """Check the coordinator's word on who takes part against the signed roster, who was asked, and
+    what the file needs.
+
+    Raises:
+        MessageError: malformed, without this member, with strangers or members that were not asked,
+            too few, or wrong about this member's scores.
+    """
+    policy, name, found = context.policy, context.name, Contributors.decode(payload)
+    if name not in found.ready or any(policy.member(one) is None for one in found.ready):
+        raise MessageError("the cohort names strangers, or not this node; refused")
+    if not set(context.cohort) >= set(found.ready):
+        raise MessageError("the cohort names members that were not asked; refused")
+    # The node's own number, from its own file and whom it was told to be asked: never from the list
+    # of those that are ready.
+    if len(found.ready) < (need := needed(policy, len(context.cohort))):
+        raise MessageError(
+            f"{len(found.ready)} of {len(context.cohort)} members that were asked are ready, need "
+            f"{need}"
+            f"{advice(policy, len(found.ready))}; refused"
+        )
+    # so that nobody is told of scores that are not there
+    if (name in found.scoring) != context.scores:
+        raise MessageError(
+            "the list of whose contributions hold scores is wrong about this member; refused"
+        )
+    return found
+
+
+def public_identities(policy: Policy, cohort: tuple[str, ...]) -> dict[str, PublicIdentity]:
+    """The cohort's keys, from the signed roster."""
+    return {
+        member.name: PublicIdentity(bytes.fromhex(member.key))
+        for member in policy.members
+        if member.name in cohort
+    }

@@ -1,0 +1,77 @@
+"""Several sums at once: each bucket of members goes through the same stages by itself.
+
+Knows halves and who belongs to which. Knows nothing of how a half protects, or of what is done with
+the sums.
+Always: a member's bytes reach the half of its own bucket alone; a bucket that fails is left out,
+and the round fails with the last of its reasons once no bucket is left.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from ...core import log
+from ...core.errors import CryptoError, RoundAborted
+from .base import CoordinatorHalf, Sum
+
+logger = log.get("federation.buckets")
+Step = tuple[str, Mapping[str, bytes]]
+
+
+class Buckets:
+    """The coordinator's side of one attempt, whatever the number of its sums.
+
+    Args:
+        halves: each with the members of its bucket; all of one mode, so that their stages are the
+        same.
+    """
+
+    def __init__(self, halves: Sequence[tuple[tuple[str, ...], CoordinatorHalf]]) -> None:
+        self.halves = list(halves)
+        self.asked = len(self.halves)
+
+    @property
+    def opens_at(self) -> str:
+        """As `CoordinatorHalf`."""
+        return self.halves[0][1].opens_at
+
+    def begin(self) -> Step:
+        """The first stage and its payloads, by party."""
+        return merge([half.begin() for _, half in self.halves])
+
+    def receive(self, party: str, payload: bytes) -> None:
+        """Give one answer to its bucket.
+
+        Raises:
+            As `CoordinatorHalf.receive`. An answer for a bucket that failed is dropped.
+        """
+        for members, half in self.halves:
+            if party in members:
+                half.receive(party, payload)
+
+    def advance(self) -> Step | None:
+        """The next stage of all buckets that are left; None once their sums are open.
+
+        Raises:
+            CryptoError, RoundAborted: the last bucket's reason.
+        """
+        steps: list[Step | None] = []
+        for entry in tuple(self.halves):
+            try:
+                steps.append(entry[1].advance())
+            except (CryptoError, RoundAborted) as error:
+                logger.warning("the sum over %s failed: %s", ", ".join(entry[0]), error)
+                self.halves.remove(entry)
+                if not self.halves:
+                    raise
+        going = [step for step in steps if step is not None]
+        return merge(going) if going else None
+
+    def sums(self) -> tuple[Sum, ...]:
+        """One sum for each bucket that is left, after `advance` said None."""
+        return tuple(half.total() for _, half in self.halves)
+
+
+def merge(steps: Sequence[Step]) -> Step:
+    """One stage, everybody's payloads."""
+    return steps[0][0], {
+        name: payload for _, payloads in steps for name, payload in payloads.items()
+    }

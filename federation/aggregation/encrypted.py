@@ -1,0 +1,336 @@
+"""Secure aggregation inside ciphertexts: the members see the sum, the coordinator sees the sums of
+the counters.
+
+    advertise ─ share ─ mask ─ consistency ─ unmask      as masked, in the ring of
+                                                         `crypto.he.encrypted_ring`
+    witness     the coordinator shows everybody the encrypted sum; each signs what it was shown
+    apply       with enough signatures over the very same bytes: decrypt, step the adapter, keep it,
+                answer its tag
+
+Knows how masks, ciphertexts and the server's optimizer fit together. Knows nothing of training or
+links.
+Always: a member decrypts one sum an attempt, only what enough members signed that they were shown
+too, and answers nothing of it but a keyed tag; members that end with equal adapters answer equal
+tags. A round that only scores seals nothing: its counters are masked, and end with `unmask`.
+
+Not covered: a coordinator that alters the encrypted sum alters the members' adapter, in all members
+alike, and can learn one bit a round about the sum: whether the altered one still was one that
+honest members can have.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from ...core.errors import (
+    DisagreementError,
+    MessageError,
+    ProtocolError,
+    RoundAborted,
+    ThresholdError,
+)
+from ...crypto.he.bfv import Packing, key_id
+from ...crypto.he.encrypted_ring import Desk, Seal, SealedRing, SealedTally, coefficients, open_sum
+from ...crypto.identity.keys import bind
+from ...crypto.ring import BitRing
+from ...crypto.secagg import SecAggConfig
+from ..spec.policy import Policy
+from ..store.client_store import TAG_BYTES, Progress
+from ..training.recipes import optimizer_of
+from ..wire.message import Place
+from . import parts
+from . import secagg as masked
+from .base import SAMPLE, Contributors, PartyContext, Values, describe
+from .context import Terms
+from .hello import occasion, verify
+from .secagg import MaskedCoordinator, MaskedParty
+from .setup import Common
+from .update import Codec
+
+WITNESS, APPLY = "witness", "apply"
+STAGES = (*masked.STAGES, WITNESS, APPLY)
+
+
+def counters(policy: Policy) -> int:
+    """Values at the end of a contribution that are masked and not sealed."""
+    return Codec(0, policy).length
+
+
+def make_seal(policy: Policy, config: SecAggConfig, key: bytes) -> Seal | None:
+    """What is sealed of the round that `config` describes; None: nothing.
+
+    Raises:
+        ConfigError: a cohort too large for the ciphertexts' noise.
+    """
+    length = config.length - counters(policy)
+    if not length:
+        return None
+    return Seal(
+        packing=Packing(length=length, bits=config.bits, parties=len(config.members)), key_id=key
+    )
+
+
+def make_ring(
+    policy: Policy,
+    config: SecAggConfig,
+    seal: Seal | None,
+    bound: bytes,
+    desk: Desk,
+    seed: bytes | None,
+) -> SealedRing:
+    """The ring of the round that `config` describes."""
+    open_part = BitRing(length=counters(policy), bits=config.bits, parties=len(config.members))
+    return SealedRing(seal, open_part, bound=bound, seed=seed, desk=desk)
+
+
+def shown(sealed_sum: bytes, bound: bytes, survivors: tuple[str, ...]) -> bytes:
+    """What a member signs before it decrypts: the sum, whose it is, and the adapter it is for."""
+    return bind(hashlib.sha256(sealed_sum).digest(), bound, *survivors)
+
+
+class SealedParty(MaskedParty):
+    """A member's side of one attempt."""
+
+    def __init__(self, context: PartyContext, values: Values, tokens: int, counted: bool) -> None:
+        """Take the key and the adapter that the attempt is about.
+
+        Raises:
+            MessageError: this member has no key of this epoch.
+        """
+        super().__init__(context, values, tokens, counted)
+        assert context.safe is not None  # the party makes one in sealed mode
+        self.vault, self.desk = context.safe.vault, context.safe.desk
+        seed = self.vault.seed(context.policy.digest)
+        if seed is None:
+            raise MessageError(
+                "this member lacks the members' key; it must be asked to greet first"
+            )
+        self.seed, self.progress = seed, self.vault.progress(context.place.run)
+        self.bound = self.progress.steps.to_bytes(8, "big") + self.progress.tag(
+            seed, context.place.run
+        )
+        self.seal: Seal | None = None
+        self.sealed_sum: bytes | None = None
+        if values.size > counters(context.policy):
+            self.stages = STAGES
+
+    def ring(self, config: SecAggConfig) -> SealedRing:
+        """Modulo t, under this member's key, for those who have the same key and adapter."""
+        self.seal = make_seal(self.context.policy, config, key_id(self.seed))
+        return make_ring(self.context.policy, config, self.seal, self.bound, self.desk, self.seed)
+
+    def answer(self, stage: str, payload: bytes) -> bytes:
+        """One stage.
+
+        Raises:
+            As `MaskedParty.answer`, and ProtocolError for a sum that cannot be opened; the adapter
+            is then unchanged.
+        """
+        if stage == WITNESS:
+            return self.witness(payload)
+        if stage == APPLY:
+            return self.apply(payload)
+        return super().answer(stage, payload)
+
+    def witness(self, sealed_sum: bytes) -> bytes:
+        """Check the sum's frame, keep it, sign it."""
+        assert self.client is not None  # the stages before this one
+        self.check_frame(sealed_sum)
+        self.sealed_sum = sealed_sum
+        context = occasion(WITNESS, self.context.policy, self.context.place)
+        return self.context.identity.sign(
+            context, shown(sealed_sum, self.bound, self.client.survivors)
+        )
+
+    def check_frame(self, sealed_sum: bytes) -> None:
+        """Raises ProtocolError: another length, key or parameters than ours."""
+        assert self.seal is not None  # there is a sum
+        self.seal.rows(sealed_sum, self.seal.packing.parameters.ciphertext_bytes, "the sealed sum")
+
+    def apply(self, payload: bytes) -> bytes:
+        """Decrypt, step, keep; answer the new adapter's tag.
+
+        Raises:
+            MessageError: a signature of somebody else or over something else.
+            ThresholdError: too few signatures.
+            ProtocolError, WorkerError: not a sum under our key.
+            DataError: a sum that so many members cannot have.
+        """
+        assert self.seal is not None and self.sealed_sum is not None
+        self.require_witnesses(parts.split(payload))
+        return self.step(open_sum(self.seal, self.seed, self.sealed_sum, self.desk))
+
+    def require_witnesses(self, signatures: Mapping[str, bytes]) -> None:
+        """Require that enough members of the sum were shown this very one.
+
+        Raises:
+            MessageError: a signature of somebody else or over something else.
+            ThresholdError: too few signatures.
+        """
+        assert self.client is not None and self.sealed_sum is not None
+        policy, place, survivors = self.context.policy, self.context.place, self.client.survivors
+        message = shown(self.sealed_sum, self.bound, survivors)
+        for name, signature in signatures.items():
+            if name not in survivors:
+                raise MessageError(f"{name} signed the sum without being in it; refused")
+            verify(policy, name, occasion(WITNESS, policy, place), message, signature)
+        need = self.client.threshold
+        if len(signatures) < need:  # so that no two members decrypt different sums of one attempt
+            raise ThresholdError(
+                f"{len(signatures)} members were shown this sum, need {need}; it is not decrypted"
+            )
+
+    def step(self, total: npt.NDArray[np.int64]) -> bytes:
+        """Step from the opened sum [sealed values], keep the adapter on disk, answer its tag.
+
+        Raises:
+            DataError: a sum that so many members cannot have; nothing was changed.
+        """
+        assert self.client is not None and self.seal is not None
+        policy, place, survivors = self.context.policy, self.context.place, self.client.survivors
+        mean = Codec(self.seal.packing.length, policy, self.context.terms).mean(
+            total, len(survivors), survivors
+        )
+        server = optimizer_of(policy.recipe).step(self.progress.server, mean)
+        self.vault.keep_progress(place.run, Progress(self.progress.steps + 1, server))
+        return self.vault.progress(place.run).tag(self.seed, place.run)
+
+
+class SealedCoordinator(MaskedCoordinator):
+    """The coordinator's side of one attempt. Args: common: what `muster` found; desk: with
+    `AdderService`.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        place: Place,
+        cohort: tuple[str, ...],
+        length: int,
+        counted: bool,
+        common: Common,
+        desk: Desk,
+        *,
+        contributors: Contributors,
+        asked: int,
+        terms: Terms,
+    ) -> None:
+        self.policy, self.place, self.common, self.desk = policy, place, common, desk
+        self.sealed_sum = b""
+        self.signatures: dict[str, bytes] = {}
+        self.tags: dict[str, bytes] = {}
+        super().__init__(
+            policy,
+            place,
+            cohort,
+            length,
+            counted,
+            contributors=contributors,
+            asked=asked,
+            terms=terms,
+        )
+
+    def ring(self, config: SecAggConfig) -> SealedRing:
+        """The members' ring, without their key."""
+        self.seal = make_seal(self.policy, config, self.common.key_id)
+        return make_ring(self.policy, config, self.seal, self.common.bound, self.desk, None)
+
+    def receive(self, party: str, payload: bytes) -> None:
+        """Take one answer.
+
+        Raises:
+            ProtocolError, AuthenticationError, WorkerError: refused; nothing was changed.
+        """
+        stage = STAGES[self.done]
+        if stage == WITNESS:
+            self.sign(party, payload)
+        elif stage == APPLY:
+            if len(payload) != TAG_BYTES:
+                raise ProtocolError(
+                    f"{party} answered a tag of {len(payload)} bytes, {TAG_BYTES} expected; refused"
+                )
+            self.tags[party] = payload
+        else:
+            super().receive(party, payload)
+
+    def sign(self, party: str, signature: bytes) -> None:
+        """Note a signature over the sum. Raises ProtocolError for one that is none: it would
+        stop all members.
+        """
+        message = shown(self.sealed_sum, self.common.bound, self.survivors)
+        try:
+            verify(
+                self.policy, party, occasion(WITNESS, self.policy, self.place), message, signature
+            )
+        except MessageError as error:
+            raise ProtocolError(str(error)) from error
+        self.signatures[party] = signature
+
+    @property
+    def survivors(self) -> tuple[str, ...]:
+        """Whose contributions are in the sum, by name."""
+        assert self.server.result is not None
+        return tuple(sorted(self.server.result.survivors))
+
+    def advance(self) -> tuple[str, Mapping[str, bytes]] | None:
+        """The next stage; None once the members keep the next adapter, or the counters of a scoring
+        round are open.
+
+        Raises:
+            ThresholdError, ProtocolError, WorkerError: as masked; there is no sum.
+            RoundAborted: too few members were shown the sum, or applied it.
+            DisagreementError: they ended with different adapters.
+        """
+        if self.done < len(masked.STAGES):
+            step = super().advance()
+            return step if step is not None or self.seal is None else self.show()
+        self.done += 1
+        if self.done < len(STAGES):
+            self.enough(len(self.signatures), "were shown the sum")
+            return APPLY, dict.fromkeys(self.signatures, parts.join(self.signatures))
+        self.judge()
+        return None
+
+    def judge(self) -> None:
+        """Do members that applied the sum hold the same adapter now?
+
+        Raises:
+            RoundAborted: too few applied it.
+            DisagreementError: they ended with different adapters.
+        """
+        self.enough(len(self.tags), "applied the sum")
+        (_, most), *others = Counter(self.tags.values()).most_common()
+        if most < self.config.threshold:
+            raise DisagreementError(
+                f"{len(self.tags)} members ended the round with {1 + len(others)} different "
+                f"adapters, {self.config.threshold} "
+                "must agree; look at their versions, then start the run again"
+            )
+
+    def show(self) -> tuple[str, Mapping[str, bytes]]:
+        """The encrypted sum, for everybody whose contribution is in it."""
+        tally = self.server.values
+        assert isinstance(tally, SealedTally)  # our ring's
+        self.sealed_sum = tally.sealed_sum
+        return WITNESS, dict.fromkeys(self.survivors, self.sealed_sum)
+
+    def enough(self, found: int, what: str) -> None:
+        """Raises RoundAborted below the threshold."""
+        if found < self.config.threshold:
+            raise RoundAborted(f"{found} members {what}, need {self.config.threshold}")
+
+    def held(self, total: npt.NDArray[np.int64]) -> dict[str, object]:
+        """What the coordinator held of one member, beside the encrypted sum."""
+        del total  # the counters' sums, which the report has anyway
+        if self.sample is None or self.seal is None:
+            return {}
+        size = self.ring(self.config).wire_bytes
+        contribution = masked.payload_of(self.sample, size, len(self.config.members))
+        sums = coefficients(self.seal, self.sealed_sum)[:SAMPLE]
+        return {
+            **describe(coefficients(self.seal, contribution), "sealed", 256),
+            "sum_words": sums.tolist(),
+        }

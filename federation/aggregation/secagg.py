@@ -1,0 +1,397 @@
+"""Secure aggregation as a protection: the coordinator sees the sum of the survivors, nothing else.
+
+Knows `crypto.secagg` and how its stages map onto letters. Knows nothing of training or links.
+Always: a member takes threshold and minimum from its own copy of the signed federation file and
+from whom it was told to be asked; from the coordinator it takes only the names of those that are
+ready, and those must be in the roster, and enough.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ...core import log
+from ...core.errors import ProtocolError, ThresholdError
+from ...crypto.ring import BitRing, Ring, TokenRing
+from ...crypto.secagg import Floor, SecAggClient, SecAggConfig, SecAggResult, SecAggServer
+from ...crypto.secagg.client import SumCheck
+from ...crypto.secagg.session import CLAIM_LIMIT
+from ..rounds.selection import buckets, needed
+from ..spec.policy import Policy
+from ..wire import broadcast_digest as broadcast
+from ..wire.message import Place
+from . import attested_sum as totals
+from .base import (
+    SAMPLE,
+    Contributors,
+    PartyContext,
+    Sum,
+    Values,
+    describe,
+    public_identities,
+    read_contributors,
+)
+from .context import Terms
+from .rank_masks import Shares
+from .update import Codec
+
+logger = log.get("federation.masked")
+STAGES = ("advertise", "share", "mask", "consistency", "unmask")
+# after them, where members check the sums they are shown: the opened sum, and its tag
+ATTEST = "attest"
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One sum's members, and what its floors follow from. Everybody in it knows all of this alike.
+
+    Args:
+        asked: how many were asked for the round; ready: everybody who is summed in some bucket;
+            scoring: members of the cohort whose contributions hold scores; subjects: as
+            `repeats.subjects`, at a member.
+    """
+
+    cohort: tuple[str, ...]
+    asked: int
+    ready: tuple[str, ...]
+    scoring: tuple[str, ...] = ()
+    subjects: tuple[bytes, ...] = ()
+
+    @staticmethod
+    def of(
+        cohort: tuple[str, ...], asked: int, told: Contributors, subjects: tuple[bytes, ...] = ()
+    ) -> "Group":  # fmt: skip
+        """The sum over `cohort`, one of the buckets of those that are ready."""
+        scoring = tuple(name for name in told.scoring if name in cohort)
+        return Group(cohort, asked, told.ready, scoring, subjects)
+
+    def threshold(self, policy: Policy) -> int:
+        """Survivors and signatures without which the sum is not opened.
+
+        Of all that are ready: `draw.needed`. Of a bucket, which is a sum over few: more than two
+        thirds, more than what two sets of survivors need that only colluders are in both of, and
+        `Policy.smallest_sum`.
+        """
+        if len(self.cohort) == len(self.ready):
+            return needed(policy, self.asked)
+        n = len(self.cohort)
+        return max(
+            policy.protection.threshold,
+            2 * n // 3 + 1,
+            (n + policy.colluders) // 2 + 1,
+            policy.smallest_sum,
+        )
+
+    def score_floor(self, policy: Policy) -> int:
+        """Of the members that score, how many any sum must have; 0: enough of them are in any, or
+        scores are in none.
+
+        In buffered rounds a sum that is not opened costs all its members a training: rather none
+        has scores.
+        """
+        n, need, most = len(self.cohort), self.threshold(policy), policy.protection.min_cohort
+        certain = len(self.scoring) - (n - need)
+        return (
+            0 if certain >= most or len(self.scoring) < most or policy.schedule.buffered else most
+        )
+
+    def scores(self, policy: Policy) -> bool:
+        """Are scores in the sum? Only if those of enough members are, in any sum that may be
+        opened.
+        """
+        certain = len(self.scoring) - (len(self.cohort) - self.threshold(policy))
+        return certain >= policy.protection.min_cohort or self.score_floor(policy) > 0
+
+
+def agree(
+    policy: Policy, place: Place, group: Group, length: int, *, counted: bool, context: bytes,
+    shares: Shares | None = None,
+) -> SecAggConfig:  # fmt: skip
+    """What every member of a group must configure alike for `place`.
+
+    Args:
+        counted: training tokens count towards `min_tokens`; they do not in a round that only
+        scores. context: `broadcast.context` of what this side was told, or tells.
+        shares: who trains which columns: those that train the most are enough in any sum, or it is
+        not opened.
+
+    Raises:
+        ConfigError: fewer of them are in the cohort than a sum may be of.
+    """
+    protection = policy.protection
+    floors = (
+        [] if shares is None else [Floor(shares.leaders.intersection(group.cohort), shares.floor)]
+    )
+    if scorers := group.score_floor(policy):
+        floors.append(Floor(frozenset(group.scoring), scorers))
+    return SecAggConfig(
+        federation=hashlib.sha256(policy.digest + bytes.fromhex(place.run)).digest(),
+        round=place.round,
+        attempt=place.attempt,
+        members=public_identities(policy, group.cohort),
+        threshold=group.threshold(policy),
+        min_cohort=protection.min_cohort,
+        min_tokens=protection.min_tokens if counted else 0,
+        length=length,
+        bits=protection.bits,
+        floors=tuple(floors),
+        context=context,
+        subjects=group.subjects,
+        tagged=length - Codec(0, policy).length if counted and totals.attested(policy) else 0,
+    )
+
+
+class MaskedParty:
+    """A member's side of one attempt."""
+
+    stages: tuple[str, ...] = STAGES
+
+    def __init__(self, context: PartyContext, values: Values, tokens: int, counted: bool) -> None:
+        self.context = context
+        self.values: Values | None = values
+        self.size = values.size - Codec(0, context.policy).length  # of the update
+        self.tokens, self.counted = tokens, counted
+        self.client: SecAggClient | None = None
+        self.check: SumCheck | None = None  # what is left of the client once the sum is open
+        if counted and totals.attested(context.policy):
+            self.stages = (*STAGES, ATTEST)
+
+    def answer(self, stage: str, payload: bytes) -> bytes:
+        """One stage.
+
+        Raises:
+            MessageError: a cohort that the roster or its minimum does not allow.
+            ProtocolError, AuthenticationError, ThresholdError: as `SecAggClient`; nothing was
+            revealed.
+        """
+        if stage == "advertise":
+            context = self.context
+            config = self.join(payload)
+            self.client = SecAggClient(
+                config,
+                context.name,
+                context.identity,
+                ring=self.ring(config),
+                ledger=context.sums,
+                vouch=context.vouch,
+                relies=context.relies,
+            )
+            return self.client.advertise()
+        if stage == ATTEST:
+            return self.attest(payload)
+        if self.client is None:
+            raise ProtocolError(f"found stage {stage!r} before 'advertise'; refused")
+        if stage == "mask":
+            assert self.values is not None
+            masked = self.client.mask(payload, self.values, self.tokens)
+            self.values = None
+            return masked
+        steps = {
+            "share": self.client.share,
+            "consistency": self.client.consistency,
+            "unmask": self.client.unmask,
+        }
+        answer = steps[stage](payload)
+        if stage == "unmask":
+            self.check = self.client.check
+        return answer
+
+    def attest(self, payload: bytes) -> bytes:
+        """Sign the opened sum, if it is the one of those that this member helped to open it for.
+
+        Raises:
+            MessageError: malformed.
+            ProtocolError: another sum, or another's; it is not signed, so no step of the adapter
+            can be made of it.
+        """
+        context, check = self.context, self.check
+        if check is None:
+            raise ProtocolError(f"found stage {ATTEST!r} before 'unmask'; refused")
+        bits, parties = context.policy.protection.bits, len(check.survivors)
+        whole, tags = totals.decode_shown(payload, self.size, parties, bits)
+        if not check.fits(whole, tags):
+            raise ProtocolError(
+                "the sum that was shown is not the one that was opened, or one of its members sent "
+                "a wrong tag; it is not "
+                "signed"
+            )
+        return context.identity.sign(
+            *totals.statement(context.policy, context.place, whole, check.survivors, context.terms)
+        )  # fmt: skip
+
+    def join(self, ready: bytes) -> SecAggConfig:
+        """The sum that this member is in; its scores are wiped here if they would be among too few.
+
+        Args:
+            ready: who is, as it was told.
+
+        Raises:
+            MessageError: as `read_contributors`.
+        """
+        context, shares = self.context, self.context.terms.shares
+        policy, told = context.policy, read_contributors(ready, context)
+        assert self.values is not None  # the party calls each stage once
+        split = buckets(policy, context.terms.adapter, told.ready, shares)
+        cohort = next(one for one in split if context.name in one)
+        group = Group.of(cohort, len(context.cohort), told, context.subjects)
+        config = agree(
+            policy, context.place, group, self.values.size, counted=self.counted, shares=shares,
+            context=broadcast.context(context.terms.told, ready),
+        )  # fmt: skip
+        if not group.scores(policy):
+            self.values = without_scores(self.values, policy)
+        # the exact count stays here: the total tells what the claims tell, no more
+        unit = config.token_unit
+        self.tokens = min(self.tokens // unit, CLAIM_LIMIT) * unit if unit else 0
+        return config
+
+    def ring(self, config: SecAggConfig) -> Ring:
+        """The ring to sum in."""
+        return bit_ring(config)
+
+
+def bit_ring(config: SecAggConfig) -> BitRing:
+    """Masked mode's."""
+    return BitRing(length=config.words, bits=config.bits, parties=len(config.members))
+
+
+class MaskedCoordinator:
+    """The coordinator's side of one attempt.
+
+    Args:
+        cohort: whose contributions are summed.
+        contributors: everybody who is summed in some bucket; members find their own. asked: how
+        many were asked. terms: what their contributions have in common.
+    """
+
+    opens_at = STAGES[2]  # a masked upload is used up when it leaves, whatever becomes of it
+
+    def __init__(
+        self, policy: Policy, place: Place, cohort: tuple[str, ...], length: int, counted: bool, *,
+        contributors: Contributors, asked: int, terms: Terms,
+    ) -> None:  # fmt: skip
+        self.policy, self.place, self.terms = policy, place, terms
+        self.cohort, self.ready = cohort, contributors.encode()
+        group, context = (
+            Group.of(cohort, asked, contributors),
+            broadcast.context(terms.told, self.ready),
+        )
+        self.config = agree(
+            policy, place, group, length, counted=counted, context=context, shares=terms.shares
+        )
+        self.proof: dict[str, bytes] = {}
+        self.server = SecAggServer(self.config, ring=self.ring(self.config))
+        self.done = 0  # stages that are over
+        self.sample: bytes | None = None  # one masked contribution, for the report
+
+    def ring(self, config: SecAggConfig) -> Ring:
+        """As the members'."""
+        return bit_ring(config)
+
+    def begin(self) -> tuple[str, Mapping[str, bytes]]:
+        """Name the cohort, ask for round keys."""
+        return STAGES[0], dict.fromkeys(self.cohort, self.ready)
+
+    def receive(self, party: str, payload: bytes) -> None:
+        """Take one answer.
+
+        Raises:
+            ProtocolError, AuthenticationError: refused; the server's state is unchanged.
+        """
+        if self.done == len(STAGES):
+            self.witnessed(party, payload)
+            return
+        self.server.receive(party, payload)
+        if STAGES[self.done] == "mask" and self.sample is None:
+            self.sample = payload
+
+    def advance(self) -> tuple[str, Mapping[str, bytes]] | None:
+        """The next stage.
+
+        Raises:
+            ThresholdError: too few answered, and nothing can be opened; or too few found the opened
+            sum to be theirs.
+        """
+        if self.done == len(STAGES):
+            need = totals.witnesses(len(self.opened.survivors))
+            if len(self.proof) < need:
+                raise ThresholdError(
+                    f"{len(self.proof)} members signed the opened sum, need "
+                    f"{need}; no step is made of it"
+                )
+            return None
+        payloads = self.server.advance()
+        if wrong := self.server.wrong:
+            logger.warning(
+                "%s revealed other shares than were dealt; the sum was opened without them",
+                ", ".join(wrong),
+            )
+        self.done += 1
+        if self.done < len(STAGES):
+            return STAGES[self.done], payloads
+        return (
+            (ATTEST, dict.fromkeys(self.opened.survivors, self.shown()))
+            if self.config.tagged
+            else None
+        )
+
+    @property
+    def opened(self) -> SecAggResult:
+        """What `unmask` opened."""
+        assert self.server.result is not None
+        return self.server.result
+
+    def shown(self) -> bytes:
+        """The opened sum with its tag, for those whose sum it is."""
+        whole, bits = self.opened.total[: self.config.tagged], self.config.bits
+        return totals.encode_shown(whole, self.opened.tags, len(self.opened.survivors), bits)
+
+    def witnessed(self, party: str, signature: bytes) -> None:
+        """Note a signature under the opened sum. Raises ProtocolError for one that is none: it
+        would stop all members.
+        """
+        whole, survivors = self.opened.total[: self.config.tagged], self.opened.survivors
+        if not totals.signed_by(
+            self.policy, self.place, whole, survivors, self.terms, {party: signature}
+        ):
+            raise ProtocolError(f"{party} did not sign the sum that was opened; refused")
+        self.proof[party] = signature
+
+    def total(self) -> Sum:
+        """The survivors' sum."""
+        result = self.opened
+        return Sum(
+            result.total,
+            tuple(sorted(result.survivors)),
+            self.held(result.total),
+            dict(sorted(self.proof.items())),
+        )
+
+    def held(self, total: npt.NDArray[np.int64]) -> dict[str, object]:
+        """What the coordinator held of one member, beside the sum."""
+        if self.sample is None:
+            return {}
+        n = len(self.config.members)
+        ring = bit_ring(self.config)
+        words = ring.unpack(payload_of(self.sample, ring.wire_bytes, n))
+        return {
+            **describe(words.astype(np.int64), "masked", 1 << ring.bits),
+            "sum_words": total[:SAMPLE].tolist(),
+        }
+
+
+def without_scores(values: Values, policy: Policy) -> Values:
+    """A contribution [length] whose scores are zero."""
+    codec, left = Codec(0, policy), values.copy()
+    counters = left[left.size - codec.length :]
+    counters[codec.scores] = 0
+    return left
+
+
+def payload_of(upload: bytes, size: int, cohort: int) -> bytes:
+    """The masked values in a member's upload, which ends with them and then its token count."""
+    end = len(upload) - TokenRing(cohort).limbs.wire_bytes
+    return upload[end - size : end]

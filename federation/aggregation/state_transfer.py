@@ -1,0 +1,205 @@
+"""A member's side of what comes before a sealed round: one key for all, and the same adapter for
+all.
+
+    greet    say which key and which adapter are here           deal    seal the key for those that
+                                                                        lack it
+    take     open it                                            hand    seal the adapter for those
+                                                                        that are behind
+    follow   open it, if enough members say that theirs is the same
+    with key = "threshold" there is no key to deal and take; the stages of `forming` make one that
+    nobody has
+
+Knows greetings, parcels and the vault. Knows nothing of Flower, training or masks.
+Always: key and adapter go to members of the roster only, sealed, for the attempt in which they
+asked; an adapter is taken only with the signatures of enough other members under it, whatever the
+coordinator says; a refused message changes nothing.
+
+Not covered: any one member that colludes with the coordinator can hand it the key, and with it
+every sum and adapter of the epoch. It cannot hand over one member's update: nobody but that member
+has it.
+"""
+
+from ...core.errors import MessageError
+from ...crypto.he.bfv import SEED_BYTES
+from ...crypto.identity.keys import Ephemeral, Identity
+from ..spec.policy import Policy
+from ..store.client_store import TAG_BYTES, Progress, Vault
+from ..wire.message import Place
+from . import parts
+from .experimental import dkg_client as forming
+from .experimental.dkg_client import Forming
+from .experimental.key_group import Circle
+from .hello import Greeting, Parcel
+
+GREET, DEAL, TAKE, HAND, FOLLOW = "greet", "deal", "take", "hand", "follow"
+STAGES = (GREET, DEAL, TAKE, HAND, FOLLOW, *forming.STAGES)
+OWN, FROM, PARCEL, TO, SAYS = "own", "from", "parcel", "to/", "says/"  # names of parts
+
+
+def witnesses(policy: Policy) -> int:
+    """Members that must say the same of an adapter before another one takes it; from the signed
+    file alone.
+    """
+    return max(policy.protection.threshold, 2 * policy.protection.min_cohort // 3 + 1)
+
+
+class Handover:
+    """One member, before its rounds."""
+
+    def __init__(self, policy: Policy, name: str, identity: Identity, vault: Vault) -> None:
+        self.policy, self.name, self.identity, self.vault = policy, name, identity, vault
+        self.forming = (
+            Forming(policy, name, identity, vault) if policy.protection.key == "threshold" else None
+        )
+        self.box_key: tuple[Place, Ephemeral] | None = None  # of the attempt that greeted last
+
+    def answer(self, place: Place, stage: str, payload: bytes) -> bytes:
+        """One stage.
+
+        Raises:
+            MessageError, AuthenticationError, FederationError: refused; nothing was changed.
+            ProtocolError, ThresholdError: as `Forming.answer`.
+        """
+        if stage in (forming.STAGES if self.forming is None else (DEAL, TAKE)):
+            raise MessageError(
+                f"found stage {stage!r}, but protection.key = "
+                f"{self.policy.protection.key!r}; refused"
+            )
+        if self.forming is not None and stage in forming.STAGES:
+            self.own_box(place)
+            return self.forming.answer(place, stage, payload) or (
+                self.greeting(place) if stage == forming.SETTLE else b""
+            )
+        if stage == GREET:
+            if payload:
+                raise MessageError(
+                    f"a greeting was asked for with {len(payload)} bytes, expected none; refused"
+                )
+            self.box_key = (place, Ephemeral.generate())
+            return self.greeting(place)
+        steps = {DEAL: self.deal, TAKE: self.take, HAND: self.hand, FOLLOW: self.follow}
+        return steps[stage](place, parts.split(payload))
+
+    def greeting(self, place: Place) -> bytes:
+        """Where this member is, signed."""
+        epoch = self.policy.digest
+        public, seed, key = (
+            self.own_box(place).public,
+            self.vault.seed(epoch),
+            self.vault.key_name(epoch),
+        )
+        if seed is None or key is None:
+            return Greeting(sender=self.name, public=public).signed(
+                self.policy, place, self.identity
+            )
+        progress, before = self.vault.progress(place.run), self.vault.before(place.run)
+        greeting = Greeting(
+            sender=self.name,
+            public=public,
+            key=key,
+            steps=progress.steps,
+            tag=progress.tag(seed, place.run),
+            before=bytes(TAG_BYTES) if before is None else before.tag(seed, place.run),
+            circle=b""
+            if (held := self.vault.shelf.holding(epoch)) is None
+            else Circle.of(held.plan).encode(),
+        )
+        return greeting.signed(self.policy, place, self.identity)
+
+    def deal(self, place: Place, asked: dict[str, bytes]) -> bytes:
+        """Seal the key for those that asked; make one if this member has none of this epoch
+        either.
+        """
+        askers = self.greetings(asked, TO, place)
+        self.own_box(place)
+        seed = self.vault.seed(self.policy.digest) or self.vault.make_seed(self.policy.digest)
+        return self.parcels("key", place, askers, seed)
+
+    def take(self, place: Place, given: dict[str, bytes]) -> bytes:
+        """Open the key, keep it, and greet again. Raises as `unwrap`; MessageError for what is
+        no key.
+        """
+        seed = self.unwrap("key", place, given)
+        if len(seed) != SEED_BYTES:
+            raise MessageError(f"a key of {len(seed)} bytes came, {SEED_BYTES} expected; refused")
+        self.vault.keep_seed(self.policy.digest, seed)
+        return self.greeting(place)
+
+    def hand(self, place: Place, asked: dict[str, bytes]) -> bytes:
+        """Seal this member's adapter for those that are behind."""
+        askers = self.greetings(asked, TO, place)
+        return self.parcels("state", place, askers, self.vault.progress(place.run).encode())
+
+    def follow(self, place: Place, given: dict[str, bytes]) -> bytes:
+        """Open an adapter, or go back by one step if none was sent; keep it if enough others have
+        it, and greet again.
+
+        Raises:
+            MessageError: no key, no adapter, or one that too few others have; and as `unwrap`.
+            FederationError: no adapter of this shape.
+        """
+        seed, key = self.vault.seed(self.policy.digest), self.vault.key_name(self.policy.digest)
+        if seed is None:
+            raise MessageError("an adapter came before the members' key; refused")
+        if PARCEL in given:
+            progress = Progress.decode(self.unwrap("state", place, given), self.vault.size)
+        elif (before := self.vault.before(place.run)) is not None:
+            progress = before
+        else:
+            raise MessageError("no adapter came, and there is none to go back to; refused")
+        state = (progress.steps, progress.tag(seed, place.run))
+        said = self.greetings(given, SAYS, place)
+        same = sum(
+            one.key == key and state in one.states
+            for one in said.values()
+            if one.sender != self.name
+        )
+        if same < witnesses(self.policy):
+            raise MessageError(
+                f"{same} members have this adapter, need {witnesses(self.policy)}; it is not taken"
+            )
+        self.vault.keep_progress(place.run, progress)
+        return self.greeting(place)
+
+    def parcels(
+        self, purpose: str, place: Place, askers: dict[str, Greeting], content: bytes
+    ) -> bytes:
+        """This member's greeting, and one parcel for each asker."""
+        out = {OWN: self.greeting(place)}
+        for name, asker in askers.items():
+            parcel = Parcel(
+                purpose=purpose,
+                policy=self.policy,
+                place=place,
+                sender=self.name,
+                receiver=name,
+                content=content,
+            )
+            out[TO + name] = parcel.sealed(self.identity, asker.public)
+        return parts.join(out)
+
+    def unwrap(self, purpose: str, place: Place, given: dict[str, bytes]) -> bytes:
+        """The content of the parcel in `given`. Raises MessageError without one; and as
+        `Parcel.opened`.
+        """
+        try:
+            sender, data = given[FROM].decode("ascii"), given[PARCEL]
+        except (KeyError, UnicodeDecodeError):
+            raise MessageError("a parcel without its sender's name; refused") from None
+        parcel = Parcel(
+            purpose=purpose, policy=self.policy, place=place, sender=sender, receiver=self.name
+        )
+        return parcel.opened(data, self.own_box(place))
+
+    def greetings(self, given: dict[str, bytes], prefix: str, place: Place) -> dict[str, Greeting]:
+        """The greetings among `given`, by sender, each checked."""
+        names = [name.removeprefix(prefix) for name in given if name.startswith(prefix)]
+        return {
+            name: Greeting.decode(given[prefix + name], self.policy, place, name) for name in names
+        }
+
+    def own_box(self, place: Place) -> Ephemeral:
+        """This attempt's box key. Raises MessageError if this member has not greeted in it."""
+        if self.box_key is None or self.box_key[0] != place:
+            raise MessageError("this member has not greeted in this attempt; refused")
+        return self.box_key[1]

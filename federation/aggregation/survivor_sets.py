@@ -1,0 +1,92 @@
+"""Sums about one adapter, again: whose may be opened after an earlier one, from the same adapter.
+
+Knows sets of names, and which of them members say that they signed for. Knows nothing of masks or
+letters.
+Always: what is chosen here is what members sign for (`crypto.secagg.Ledger.sign` is their own
+check, with the same rule): the very same set as before, or nobody of it.
+
+A round comes again from the same adapter after an attempt that was opened and lost, after a change
+that was undone, and with every new run, since all of them start from zeros. Members of the earlier
+sum say so when they are ready, so that a coordinator that remembers nothing can leave out, or wait
+for, whom it must.
+"""
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from ..spec.policy import Policy
+from .server_optimizer import Vector
+
+Sets = frozenset[frozenset[str]]
+TRAINING, SCORES = "training", "scores"
+
+
+def digest_of(flat: Vector) -> bytes:
+    """32 bytes that name an adapter [n] by all its bits."""
+    return hashlib.sha256(b"quietchoir adapter bits 1" + flat.astype("<f4").tobytes()).digest()
+
+
+def subjects(policy: Policy, adapter: bytes, *, training: bool, scored: bool) -> tuple[bytes, ...]:
+    """What a contribution is about, in the ledger's terms: training from an adapter, and its
+    scores, each for itself.
+
+    A later version of the federation file is another one: its owner may let members go that no sum
+    can do without.
+
+    Args:
+        adapter: `digest_of` the one that it was made from.
+    """
+    kinds = [TRAINING] * training + [SCORES] * scored
+    return tuple(
+        hashlib.sha256(f"quietchoir {kind} 1".encode() + policy.digest + adapter).digest()
+        for kind in kinds
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Whom a coordinator goes on with, of those that are ready."""
+
+    members: frozenset[str]
+    missing: frozenset[str]  # nobody can be summed without these; empty if somebody is
+    reason: str = ""  # why nobody can be
+
+
+def choose(
+    buckets: Iterable[Collection[str]], before: Mapping[str, Sets], *, need: int, least: int
+) -> Choice:
+    """The members of each bucket that will sign for a sum over all of them.
+
+    Args:
+        before: the sets that each ready member says it signed for, about the same adapter.
+        need: members over all buckets; least: members of one bucket.
+    """
+    chosen, missing, reason = set[str](), frozenset[str](), ""
+    for bucket in map(frozenset, buckets):
+        known = {earlier for name in bucket for earlier in before.get(name, ())}
+        # One of the sets again, or those that are in none: members that make up sets stop
+        # themselves, not the round.
+        tried = [
+            bucket - {name for name in bucket if before.get(name)},
+            *(earlier for earlier in known if earlier <= bucket),
+        ]
+        fit = [one for one in tried if len(one) >= least and fits(one, before)]
+        if fit:
+            chosen |= max(fit, key=lambda one: (len(one), sorted(one)))
+        elif known:
+            nearest = max(known, key=lambda earlier: (len(earlier & bucket), sorted(earlier)))
+            missing |= nearest - bucket
+            reason = (
+                f"a sum over {', '.join(sorted(nearest))} from the same adapter may have "
+                f"been "
+                f"opened before"
+            )
+    if len(chosen) >= need or not reason:
+        return Choice(frozenset(chosen), frozenset())
+    return Choice(frozenset(), missing, reason)
+
+
+def fits(names: frozenset[str], before: Mapping[str, Sets]) -> bool:
+    """Would all of `names` sign for a sum over them?"""
+    return all(names == earlier for name in names for earlier in before.get(name, ()))

@@ -1,0 +1,213 @@
+"""One party's contribution as unsigned whole numbers, and the sum of many as floats again.
+
+Knows fixed point, the federation's noise, and a few counters that ride in the same vector, so that
+scores and losses are summed under the same protection as the update. Knows nothing of masks.
+Always: the counters in a decoded sum are exact, or all zero where a private federation sends none;
+none of them holds an amount of anybody's examples, answers or tokens; without noise the update is
+off by at most one rounding step per party.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ...crypto import fixedpoint
+from ..spec.policy import Policy
+from .context import Terms, noise_of
+from .server_optimizer import Vector
+
+COUNTER_BITS = 24  # of one counter in one party; split into digits of the vector's own width
+SCORE_UNIT = 100  # scores travel as per cent: finer ones would tell of how many answers they are
+LOSS_UNIT = 1000  # losses as thousandths
+CLIP_UNIT = 100  # shares of clipped coordinates as per cent
+LARGEST_LOSS = 1000.0  # of an answer token; whatever is above counts as this
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """Counters of one party, or their sums over parties. Only sums ever leave a party in masked
+    mode.
+
+    Each party counts as one, whatever the number of its examples: amounts are in no counter, so
+    that two sums that differ by one party do not tell that party's amounts.
+    """
+
+    scored: int = 0  # parties that scored held-out answers
+    score: int = 0  # share of them that is right, per cent
+    trained: int = 0  # parties that trained
+    loss_milli: int = 0  # mean loss of an answer token, in thousandths
+    clipped: int = 0  # share of the update's coordinates that were cut to the range, per cent
+
+    @staticmethod
+    def scores(correct: int, total: int) -> "Statistics":
+        """Of one party that got `correct` of `total` held-out answers right; nothing where there
+        are none.
+        """
+        return (
+            Statistics(scored=1, score=round(SCORE_UNIT * correct / total))
+            if total
+            else Statistics()
+        )
+
+    @property
+    def accuracy(self) -> float | None:
+        """Mean over parties of the share of held-out answers that are right; None if nobody
+        scored.
+        """
+        return self.score / (SCORE_UNIT * self.scored) if self.scored else None
+
+    @property
+    def loss(self) -> float | None:
+        """Mean over parties of the loss of an answer token; None if nobody trained."""
+        return self.loss_milli / (LOSS_UNIT * self.trained) if self.trained else None
+
+    @property
+    def clipped_share(self) -> float:
+        """Mean over parties of the share of coordinates that were cut."""
+        return self.clipped / (CLIP_UNIT * self.trained) if self.trained else 0.0
+
+    @staticmethod
+    def sum(several: "Sequence[Statistics]") -> "Statistics":
+        """Counter by counter."""
+        names = [field.name for field in dataclasses.fields(Statistics)]
+        return Statistics(**{name: sum(getattr(one, name) for one in several) for name in names})
+
+
+class Codec:
+    """Float update [n] and counters ↔ unsigned integers [length], each below 2^bits.
+
+    Args:
+        size: n; 0 where only counters travel.
+        terms: of the place; by default the federation's one range, and no seed.
+    """
+
+    def __init__(self, size: int, policy: Policy, terms: Terms | None = None) -> None:
+        terms = terms or Terms()
+        self.size, self.seed, self.shares = size, terms.seed, terms.shares
+        self.bits = policy.protection.bits
+        self.counted = policy.privacy.counts
+        self.noise = noise_of(policy, size)
+        self.range, self.least = policy.recipe.update_range, policy.protection.min_cohort
+        self.ranges = list(terms.ranges) or [fixedpoint.Range(0, size, policy.recipe.update_range)]
+        self.digits = -(-COUNTER_BITS // self.bits)
+        self.names = tuple(field.name for field in dataclasses.fields(Statistics))
+
+    @property
+    def length(self) -> int:
+        """Integers in one contribution."""
+        return self.size + len(self.names) * self.digits
+
+    @property
+    def largest(self) -> float:
+        """No coordinate of a mean over enough members is larger."""
+        return self.range if self.noise is None else self.noise.farthest(self.least)
+
+    @property
+    def scores(self) -> slice:
+        """Where the scores' digits lie in a contribution: its first two counters."""
+        return slice(self.size, self.size + 2 * self.digits)
+
+    def clipped(self, update: Vector) -> int:
+        """How many coordinates of `update` are cut: outside their range; with noise all of them,
+        if the norm is too large.
+        """
+        if self.noise is not None:
+            return (
+                self.size
+                if float(np.linalg.norm(update.astype(np.float64))) > self.noise.clip
+                else 0
+            )
+        return sum(
+            int(np.count_nonzero(np.abs(update[span.start : span.stop]) > span.scale))
+            for span in self.ranges
+        )
+
+    def percent(self, clipped: int) -> int:
+        """So many coordinates as a share of all of them, in per cent, rounded up."""
+        return -(-CLIP_UNIT * clipped // max(1, self.size))
+
+    def encode(self, update: Vector, statistics: Statistics) -> npt.NDArray[np.uint64]:
+        """Spell one contribution; rounding and noise are random, from the operating system's
+        generator.
+
+        Raises:
+            ValueError: an update of another length, or a counter that does not fit.
+            DataError: values that are not finite.
+        """
+        if update.shape != (self.size,):
+            raise ValueError(f"an update of shape {update.shape} must be of shape ({self.size},)")
+        return np.concatenate(
+            [self.whole(update), self.spell(statistics if self.counted else Statistics())]
+        )
+
+    def whole(self, update: Vector) -> npt.NDArray[np.uint64]:
+        """The update as whole numbers [n]."""
+        if not self.size:
+            return np.zeros(0, np.uint64)
+        if self.noise is not None:
+            return self.noise.encode(update, self.seed).astype(np.uint64)
+        return fixedpoint.encode(update, self.ranges, self.bits).astype(np.uint64)
+
+    def decode(
+        self, total: npt.NDArray[np.int64], parties: int, names: Sequence[str] = ()
+    ) -> tuple[Vector, Statistics]:  # fmt: skip
+        """The mean update [n] and the summed counters of `parties` contributions.
+
+        Args:
+            names: whose they are; needed where members train different columns.
+
+        Raises:
+            DataError: a sum that so many contributions cannot have.
+        """
+        return self.mean(total[: self.size], parties, names), self.counters(total[self.size :])
+
+    def mean(self, total: npt.NDArray[np.int64], parties: int, names: Sequence[str] = ()) -> Vector:
+        """The mean update [n] behind the sums [n] of its values; the same bits wherever it is
+        computed.
+
+        Raises:
+            DataError: a sum that so many contributions cannot have.
+        """
+        if not self.size:
+            return np.zeros(0, np.float32)
+        sums = (
+            fixedpoint.decode_sum(total, parties, self.ranges, self.bits)
+            if self.noise is None
+            else self.noise.decode_sum(total, parties, self.seed)
+        )
+        if self.shares is None:
+            return (sums / parties).astype(np.float32)
+        if len(names) != parties:
+            raise ValueError(
+                f"{len(names)} names of {parties} contributions to columns that not all train"
+            )  # our bug
+        return self.shares.mean(sums, names).astype(np.float32)
+
+    def counters(self, total: npt.NDArray[np.int64]) -> Statistics:
+        """The summed counters behind the sums of their digits."""
+        numbers = [int(value) for value in total]
+        return Statistics(
+            **{
+                name: sum(
+                    numbers[index * self.digits + place] << (self.bits * place)
+                    for place in range(self.digits)
+                )
+                for index, name in enumerate(self.names)
+            }
+        )
+
+    def spell(self, statistics: Statistics) -> npt.NDArray[np.uint64]:
+        """Counters as digits, lowest first: digit sums stay exact, so the counters' sums do."""
+        digits: list[int] = []
+        for name in self.names:
+            value = getattr(statistics, name)
+            if not 0 <= value < 1 << COUNTER_BITS:
+                raise ValueError(f"{name} = {value} must lie between 0 and 2^{COUNTER_BITS}")
+            digits += [
+                (value >> (self.bits * place)) & ((1 << self.bits) - 1)
+                for place in range(self.digits)
+            ]
+        return np.array(digits, np.uint64)

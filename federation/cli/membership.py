@@ -1,0 +1,386 @@
+"""The verbs `federation identity | init | accept | show | log`: who belongs, and under which rules.
+
+Knows flags and words for people. What the owner does later stands in `owner_commands`.
+Always: heavy imports happen inside the function that runs a verb.
+"""
+
+from argparse import ArgumentParser, Namespace, _SubParsersAction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...core.prompt import HOUSEHOLD
+from ...core.screen import one_line
+from ..spec import flags
+from ..spec import privacy_budget as budgeting
+from . import ownership as owner_commands
+
+if TYPE_CHECKING:
+    from ..membership.log import Change
+    from ..spec.policy import AdapterTable, Policy
+    from ..spec.privacy_budget import Budgeted
+
+
+def register(actions: "_SubParsersAction[ArgumentParser]") -> None:
+    """Add `federation identity | init | accept | show | log`, and the owner's."""
+    me = actions.add_parser(
+        "identity", help="print this node's public card: give it to the federation's owner"
+    )
+    me.add_argument("--home", type=Path, metavar="DIR", help="default: the node's home")
+    me.add_argument(
+        "--protect",
+        choices=["passphrase", "keyring", "none"],
+        help="lock this node's private keys on the disk from now on",
+    )
+    me.set_defaults(run=show_identity)
+
+    init = actions.add_parser("init", help="found a federation: keys, certificate, signed file")
+    init.add_argument(
+        "folder", type=Path, metavar="DIR", help="where federation.toml and the keys go"
+    )
+    init.add_argument("--name", required=True)
+    init.add_argument(
+        "--address",
+        default="127.0.0.1:8790",
+        metavar="HOST:PORT",
+        help="where the coordinator answers",
+    )
+    init.add_argument(
+        "--model", default="smollm2-135m-instruct", metavar="NAME", help="a model on this disk, by "
+                                                                         "name or path; members "
+                                                                         "need "
+        "the same file, wherever it lies there",
+    )  # fmt: skip
+    init.add_argument("--model-digest", metavar="SHA256", help="instead of reading the model file")
+    init.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="NAME[=SHA256]",
+        help="another quantisation of it, for members",
+    )
+    init.add_argument(
+        "--protect",
+        choices=["passphrase", "keyring", "none"],
+        default="none",
+        help="lock the three private keys as they are made",
+    )
+    flags.add(init)
+    budgeting.add(init)
+    init.set_defaults(run=found_federation)
+
+    accept = actions.add_parser(
+        "accept", help="answer an invitation with this node's card: give the answer to the owner"
+    )
+    accept.add_argument(
+        "token", metavar="TOKEN", help="the line that the owner gave you, or a file that holds it"
+    )
+    accept.add_argument(
+        "--file",
+        type=Path,
+        metavar="FED",
+        help="also check that this file is of the federation that invites",
+    )
+    accept.add_argument(
+        "--rank", type=int, metavar="N",
+        help="columns of the adapter that this node can train (default: training.max_rank of its "
+             "configuration)",
+    )  # fmt: skip
+    accept.add_argument("--home", type=Path, metavar="DIR", help="default: the node's home")
+    accept.set_defaults(run=accept_invitation)
+
+    show = actions.add_parser(
+        "show", help="check a federation file and print it, and what joining would cost"
+    )
+    log = actions.add_parser(
+        "log", help="check a federation file and print every change it went through"
+    )
+    for action, run in ((show, show_federation), (log, show_log)):
+        action.add_argument("file", type=Path, metavar="FED")
+        action.set_defaults(run=run)
+    owner_commands.register(actions)
+
+
+def show_identity(arguments: Namespace) -> None:
+    """Print the public card, and nothing else; lock the private keys first if asked to."""
+    from ..client_node import default_home
+    from ..membership import keys as identity
+    from ..membership import unlock
+
+    home = arguments.home or default_home()
+    if arguments.protect is None:
+        keys = identity.load_or_create(home)
+    else:
+        asked = unlock.Asked()
+        if (home / identity.IDENTITY_FILE).exists():
+            # who cannot open the keys is not asked for a new passphrase
+            identity.load_or_create(home, asked=asked)
+        keys = identity.protect(
+            home, unlock.choose(arguments.protect, home / identity.IDENTITY_FILE), asked=asked
+        )
+    print(keys.card.text)
+
+
+def found_federation(arguments: Namespace) -> None:
+    """Make keys and file."""
+    import dataclasses
+
+    from ...core.errors import ConfigError
+    from ...core.models.hub import catalog
+    from ..membership import unlock
+    from ..model_files import remember, title, variant_given
+    from ..spec.founding import FILE, Founding, found
+    from ..spec.policy import ModelTable
+
+    digest = arguments.model_digest or model_digest(arguments.model)
+    if not arguments.model_digest and title(arguments.model) != arguments.model:
+        remember(catalog.find(arguments.model), digest)
+    chosen = flags.given(arguments)
+    try:
+        tables = {name: kind(**chosen.get(name, {})) for name, kind in flags.TABLES.items()}
+        tables["prompt"] = dataclasses.replace(HOUSEHOLD, **chosen.get("prompt", {}))
+        budget = with_budget(arguments, tables, chosen.get("privacy", {}), arguments.model)
+        flags.check_used(chosen, tables)
+        model = ModelTable(name=title(arguments.model), digest=digest)
+        if arguments.variant:
+            model = dataclasses.replace(
+                model, variants=tuple(variant_given(model, text) for text in arguments.variant)
+            )
+        lock = unlock.choose(arguments.protect, arguments.folder)  # before any key exists
+        policy = found(
+            arguments.folder,
+            Founding(name=arguments.name, address=arguments.address, model=model, **tables),
+            lock,
+        )
+    except ValueError as error:
+        raise ConfigError(f"federation init: {error}") from error
+    print(f"founded {policy.name}: {arguments.folder / FILE}")
+    for line in [] if budget is None else budget.lines():
+        print(f"privacy: {line}")
+    print(f"owner's fingerprint, for members to compare: {fingerprint(policy.owner)}")
+    print(
+        "next: quietchoir federation enroll, once for each member; then give the file to all of "
+        "them"
+    )
+
+
+def with_budget(
+    arguments: Namespace, tables: dict[str, Any], given: dict[str, Any], model: str
+) -> "Budgeted | None":  # fmt: skip
+    """Put the noise for `--epsilon` into tables["privacy"], if it was given.
+
+    Raises:
+        ConfigError: as `budgeting.budgeted`; or `--delta` alone.
+    """
+    from ...core.errors import ConfigError
+
+    if arguments.epsilon is None:
+        if arguments.delta is not None:
+            raise ConfigError(
+                "--delta needs --epsilon; to set the field of the file alone, use --privacy-delta"
+            )
+        return None
+    budget = budgeting.budgeted(
+        arguments.epsilon, arguments.delta, tables, given, known_size(tables["adapter"], model)
+    )
+    tables["privacy"] = budget.privacy
+    return budget
+
+
+def known_size(adapter: "AdapterTable", model: str) -> int | None:
+    """Values of the adapter, if the model is on this disk."""
+    from ...core.errors import QuietchoirError
+
+    try:
+        return adapter_size(adapter, model)
+    except QuietchoirError:
+        return None
+
+
+def model_digest(name: str) -> str:
+    """sha256 of a model on this disk, file or folder."""
+    from ...core.models.hub import catalog
+    from ...core.models.weights import digest_of
+
+    return digest_of(catalog.find(name))
+
+
+def accept_invitation(arguments: Namespace) -> None:
+    """Print the answer on standard output, what it means on standard error."""
+    import sys
+
+    from ...core import config
+    from ..client_node import default_home
+    from ..membership import invitation, roster
+    from ..membership import keys as identity
+
+    home = arguments.home or default_home()
+    rank = (
+        config.load(arguments.config).training.max_rank
+        if arguments.rank is None
+        else arguments.rank
+    )
+    card = identity.load_or_create(home).card
+    token, answer = invitation.accept(
+        text_of(arguments.token), card, home, max(0, rank), arguments.file
+    )
+    print(
+        f"invited to {token.title} as {token.name} until {roster.date(token.expires)}; give this "
+        f"to its owner:",
+        file=sys.stderr,
+    )
+    print(answer)
+
+
+def text_of(given: str) -> str:
+    """What was given, or what the file of that name holds.
+
+    Raises:
+        ConfigError: nothing at all, or a file that holds no text.
+    """
+    from ...core.errors import ConfigError
+
+    if not given.strip():
+        raise ConfigError(
+            "an empty text was given; give the whole line, or the name of a file that holds it"
+        )
+    path = Path(given)
+    try:
+        return path.read_text("utf-8") if len(given) < 128 and path.is_file() else given
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path}: no text can be read there ({error}); give the line itself, or a text file"
+        ) from error
+
+
+def fingerprint(key: str) -> str:
+    """32 hex digits in groups, for people to compare."""
+    from ...crypto.identity.keys import PublicIdentity
+
+    digits = PublicIdentity(bytes.fromhex(key)).fingerprint[:32]
+    return " ".join(digits[start : start + 4] for start in range(0, len(digits), 4))
+
+
+def show_federation(arguments: Namespace) -> None:
+    """Check and print."""
+    from ..membership import roster
+    from ..spec.policy import is_over
+    from ..spec.ranks import told_ranks
+
+    policy = roster.load(arguments.file)
+    protection, recipe = policy.protection, policy.recipe
+    until = f", until {roster.date(policy.expires)}" if policy.expires else ""
+    print(f"{policy.name}, version {policy.version}, every signature valid{until}")
+    print(f"  owner        {fingerprint(policy.owner)}  (compare with what the owner tells you)")
+    if policy.founder not in ("", policy.owner):
+        print(f"  founder      {fingerprint(policy.founder)}  (its key signed the owner's in)")
+    print(one_line(f"  coordinator  {policy.coordinator.address}"))
+    print(one_line(f"  model        {policy.model.name}  sha256 {policy.model.digest[:16]}…"))
+    for variant in policy.model.variants:
+        print(one_line(f"  or           {variant.name}  sha256 {variant.digest[:16]}…"))
+    print(
+        f"  adapter      rank {policy.adapter.rank}, upper {policy.adapter.upper_layers} layers, "
+        f"seed {policy.adapter.seed}"
+    )
+    print(
+        f"  protection   {protection.mode}, {protection.bits} bits, at least "
+        f"{protection.min_cohort} members a sum"
+    )
+    print(
+        f"  recipe       {recipe.rounds} rounds, lr {recipe.lr:g}, server momentum "
+        f"{recipe.server_momentum:g}"
+    )
+    print(one_line(f"  prompt       {policy.prompt.told()}"))
+    for member in policy.members:
+        left = f"  until {roster.date(member.expires)}" if member.expires else ""
+        rank = f"  rank {member.rank}" if member.rank else ""
+        over = " (over)" if is_over(member.expires) else ""
+        print(f"  member       {member.name:<20} {fingerprint(member.key)}{rank}{left}{over}")
+    if (ranks := told_ranks(policy)) is not None:
+        print(f"  ranks        {ranks}")
+    for cost in joining_costs(policy):
+        print(one_line(f"  joining      {cost}"))
+
+
+def joining_costs(policy: "Policy") -> list[str]:
+    """What a member would send, receive and reveal."""
+    from ...core.errors import QuietchoirError
+    from ..costs import privacy_told, round_cost, told
+    from ..model_files import name_here
+
+    lines = [
+        f"a sum over at least {policy.protection.min_cohort} members is opened, nothing smaller"
+    ]
+    if policy.protection.mode == "plain":
+        lines = ["the coordinator sees each update (mode plain)"]
+    try:
+        lines.append(
+            told(round_cost(policy, adapter_size(policy.adapter, name_here(policy.model))))
+        )
+    except QuietchoirError:
+        lines.append(
+            f"bytes of a round: pull the model first (quietchoir model pull {policy.model.name})"
+        )
+    return [*lines, privacy_told(policy)]
+
+
+def adapter_size(adapter: "AdapterTable", model: str) -> int:
+    """Values of the adapter that is trained on the model of this name.
+
+    Raises:
+        ModelError: the model is not on this disk, or does not fit the adapter's table.
+    """
+    from ...core.errors import ModelFileError
+    from ...core.models.hub import catalog
+    from ...core.models.lora.adapter import Layout
+    from ...core.models.weights import load
+
+    try:
+        return Layout(adapter.shape(), load(catalog.find(model)).architecture).size
+    except ValueError as error:
+        raise ModelFileError(str(error)) from error
+
+
+def show_log(arguments: Namespace) -> None:
+    """One line an entry, oldest first."""
+    from ..membership import roster
+
+    chain = roster.read(arguments.file)
+    for entry, change in zip(chain.entries, chain.changes, strict=True):
+        print(
+            one_line(
+                f"{change.number:>4}  {roster.date(change.at)}  {entry.digest[:16]}  "
+                f"{change.kind:<7} {said(change)}"
+            )
+        )
+    print(
+        f"{len(chain.entries)} entries of {chain.policy.name}, every signature valid, owner "
+        f"{fingerprint(chain.policy.owner)}"
+    )
+
+
+def said(change: "Change") -> str:
+    """What an entry changed, for people."""
+    table = change.change
+    if change.kind == "found":
+        return f"{table['name']}, owner {fingerprint(table['owner'])}"
+    if change.kind == "enroll":
+        return f"{table['member']['name']}{', invited' if table.get('invitation') else ''}"
+    if change.kind == "revoke":
+        return f"{table['name']}{': ' + table['reason'] if table.get('reason') else ''}"
+    if change.kind == "rotate":
+        return ", ".join(
+            f"key of {table['member']['name']}" if who == "member" else f"the {who}"
+            for who in table
+        )
+    parts = [
+        f"{name}.{key} = {new}"
+        for name, value in table.items()
+        if isinstance(value, dict)
+        for key, new in value.items()
+    ]
+    return ", ".join(
+        [
+            *parts,
+            *(f"{name} = {value}" for name, value in table.items() if not isinstance(value, dict)),
+        ]
+    )

@@ -1,0 +1,121 @@
+"""The verbs `federation status` and `federation audit`.
+
+Knows flags and words for people. Always: heavy imports happen inside the function that runs a verb;
+both only read.
+"""
+
+from argparse import ArgumentParser, Namespace, _SubParsersAction
+from pathlib import Path
+from typing import Any
+
+from ..monitor.event_printer import percent
+
+
+def register(actions: "_SubParsersAction[ArgumentParser]") -> None:
+    """Add them."""
+    status = actions.add_parser("status", help="how far a coordinator's run is")
+    status.add_argument(
+        "--state", type=Path, required=True, metavar="DIR", help="as given to `coordinate`"
+    )
+    status.add_argument(
+        "--json", action="store_true", help="one JSON object, as the coordinator's page gets it"
+    )
+    status.set_defaults(run=show_status)
+    audit = actions.add_parser(
+        "audit", help="check a coordinator's audit log and name the first line that was changed"
+    )
+    audit.add_argument("state", type=Path, metavar="STATE", help="as given to `coordinate --state`")
+    audit.add_argument("--lines", action="store_true", help="also print every line")
+    audit.set_defaults(run=check_audit)
+
+
+def show_status(arguments: Namespace) -> None:
+    """A table, read from the disk; a running coordinator is not disturbed."""
+    import json
+
+    from ..monitor.run_status import from_disk
+
+    seen = from_disk(arguments.state).snapshot()
+    if arguments.json:
+        print(json.dumps(seen))
+        return
+    print_rounds(seen)
+    ended = "finished" if seen["finished"] else f"round {seen['round'] + 1} is next"
+    budget = (
+        ""
+        if seen["budget"] is None
+        else (f"; epsilon {seen['epsilon'] or 0:.2f} of {seen['budget']:g}")
+    )
+    print(
+        f"{seen['federation']}, version {seen['version']}, {seen['mode']}: {seen['round']} "
+        f"rounds done; {ended}{budget}"
+    )
+
+
+def print_rounds(seen: dict[str, Any]) -> None:
+    """One line a round."""
+    from rich.console import Console
+
+    from ...core import screen
+
+    names = (
+        "round",
+        "in the sum",
+        "dropped",
+        "MB up",
+        "MB down",
+        "seconds",
+        "loss",
+        "accuracy before",
+        "epsilon",
+    )
+    table = screen.table(*names, box=None)
+    for entry in seen["history"]:
+        undone = " undone" if entry["kept"] is False else ""
+        table.add_row(
+            (str(entry["round"]) if entry["kind"] == "train" else "score") + undone,
+            f"{entry['parties']} of "
+            f"{entry['asked']}", str(entry["dropped"]), f"{entry['bytes_up'] / 1e6:.2f}",
+            f"{entry['bytes_down'] / 1e6:.2f}", f"{entry['seconds']:.1f}", shown(entry["loss"], 3),
+            percent(entry["accuracy"]), shown(entry["epsilon"], 2),
+        )  # fmt: skip
+    Console(width=120).print(table)
+
+
+def shown(value: float | None, digits: int) -> str:
+    """A number, or a dash."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def check_audit(arguments: Namespace) -> None:
+    """Every line against the one before it, then the log against the run's database."""
+    import json
+
+    from ...core.errors import FederationError
+    from ..monitor import audit_log as journal
+    from ..store import checkpoint
+
+    path, last = arguments.state / journal.FILE, None
+    if not path.exists():
+        raise FederationError(
+            f"{path}: no audit log here; name the folder that was given to `coordinate --state`"
+        )
+    for last in journal.read(path):
+        if arguments.lines:
+            print(f"{last.number:>6}  {last.at}  {last.digest[:16]}  {json.dumps(last.event)}")
+    state = checkpoint.read(arguments.state)
+    absent = journal.missing(path, state.history if state is not None else ())
+    if absent:
+        raise FederationError(
+            f"{path}: round {absent[0]['round']} ({absent[0]['kind']}) is in the run's database "
+            f"and not in the log; its "
+            "end was cut off, or a kill came between the two (the next start of the coordinator "
+            "then adds the line)"
+        )
+    if last is None:
+        print(f"{path}: empty")
+    else:
+        print(
+            f"{path}: {last.number} lines, every one leads to the next; the last hash is "
+            f"{last.digest}"
+        )

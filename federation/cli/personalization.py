@@ -1,0 +1,132 @@
+"""The verb `adapter personalize`: a personal adapter, now and by hand.
+
+Knows flags and words for people. Always: heavy imports happen inside the function that runs the
+verb.
+"""
+
+from argparse import ArgumentParser, Namespace, _SubParsersAction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ...core.config import TrainingConfig
+    from ...core.models.lora.layout import AdapterShape
+    from ...core.models.weights import Weights
+    from ..adapters.registry import Registry
+    from ..personalization.trainer import Workshop
+
+
+def register(actions: "_SubParsersAction[ArgumentParser]") -> None:
+    """Add `adapter personalize`."""
+    parser = actions.add_parser(
+        "personalize",
+        help="train this node's own change on top of a shared adapter; it stays on this machine",
+    )
+    parser.add_argument(
+        "adapter",
+        metavar="NAME",
+        nargs="?",
+        default="",
+        help="the shared adapter (default: the active one)",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="your train.jsonl, and test.jsonl to judge the result by",
+    )
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        metavar="N",
+        help="over your examples; 0 carries an earlier change over as it is",
+    )
+    parser.add_argument("--lr", type=float, help="learning rate")
+    parser.add_argument(
+        "--proximal",
+        type=float,
+        metavar="MU",
+        help="pull towards the shared adapter (Ditto); 0: none",
+    )
+    parser.add_argument(
+        "--afresh",
+        action="store_true",
+        help="train from nothing, leave earlier personal changes alone",
+    )
+    parser.add_argument(
+        "--model", metavar="NAME", help="the model it belongs to (default: this node's)"
+    )
+    parser.add_argument("--home", type=Path, metavar="DIR", help="default: the node's home")
+    parser.set_defaults(run=run_personalize, needs="federation")
+
+
+def run_personalize(arguments: Namespace) -> None:
+    """Train, judge, keep; say what came of it.
+
+    Raises:
+        DataError: no examples. RequestError: no shared adapter. As `personalize`.
+    """
+    from ...core import config
+    from ..adapters.registry import Registry
+    from ..membership.keys import load_or_create
+    from ..personalization.keeping import Owner, personalize
+    from ..personalization.settings import Settings
+    from .adapters import weights_of
+
+    given = config.load(arguments.config).training
+    usual = Settings.of(given)
+    settings = Settings(
+        epochs=usual.epochs if arguments.epochs is None else arguments.epochs,
+        lr=usual.lr if arguments.lr is None else arguments.lr,
+        proximal=usual.proximal if arguments.proximal is None else arguments.proximal,
+    )
+    registry = Registry(arguments.home)
+    name = arguments.adapter or shared_one(registry)
+    shape = registry.load(name).shape
+    examples = arguments.data or given.data
+    weights = weights_of(arguments)
+    workshop = open_workshop(examples, weights, shape, given)
+    owner = Owner(registry, load_or_create(registry.home).identity, weights)
+    print(personalize(owner, name, workshop, settings, afresh=arguments.afresh).words())
+
+
+def shared_one(registry: "Registry") -> str:
+    """The active adapter, or what it stands on if it is personal.
+
+    Raises:
+        RequestError: the bare model is active.
+    """
+    from ...core.errors import RequestError
+
+    active = registry.active()
+    if active is None:
+        raise RequestError(
+            "no adapter is active; name the shared one to build on, `quietchoir "
+            "adapter list` shows them"
+        )
+    card = registry.card(active)
+    return card.parent if card.personal else active
+
+
+def open_workshop(
+    folder: Path | None, weights: "Weights", shape: "AdapterShape", config: "TrainingConfig"
+) -> "Workshop":
+    """The owner's examples, ready to be trained on.
+
+    Raises:
+        DataError: no folder, or one of its two files is missing or bad.
+    """
+    from ...core.errors import DataError
+    from ...core.training.dataset import TEST, TRAIN
+    from ...core.training.examples import read_jsonl
+    from ...core.training.trainer import Trainer
+    from ..personalization.trainer import Workshop
+
+    if folder is None:
+        raise DataError(
+            "no examples to train on; name a folder with --data, or `data` under "
+            "[training] in your configuration"
+        )
+    train, test = (read_jsonl(folder / name) for name in (TRAIN, TEST))
+    trainer = Trainer(weights, shape, precision=config.precision, threads=config.threads)
+    return Workshop(trainer, trainer.prepare(train), trainer.prepare(test))

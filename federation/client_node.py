@@ -1,0 +1,512 @@
+"""A node as a member: its data, its learner, its party, its connection. (The coordinator's
+counterpart is `coordination`.)
+
+Knows how the organs are put together. Knows nothing of what they do inside.
+Always: the model is loaded once and stays; the federation file is accepted before anything is read
+or trained.
+"""
+
+import json
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..core import paths
+from ..core.config import Config
+from ..core.errors import DataError, FederationError, QuietchoirError
+from ..core.prompt import PromptFormat
+from ..core.worker import Worker
+from ..crypto.he.encrypted_ring import MemberService
+from ..crypto.identity.keys import Identity
+from .adapters.registry import Card, Registry, content_hash, make_card
+from .aggregation.base import Safe
+from .aggregation.ranges import tensor_stops
+from .aggregation.server_optimizer import Vector
+from .costs import round_cost
+from .membership import keys as identity
+from .membership import roster
+from .membership.consent import check_consent, check_upload
+from .membership.update import Standing
+from .model_files import resident as resident
+from .personalization.settings import Settings
+from .personalization.worker import Companion, one_at_a_time, own_adapters
+from .rounds.client import Party
+from .rounds.client_model import Recall
+from .rounds.contribution_buffer import Drawer
+from .rounds.privacy_accountant import Purse
+from .spec.policy import Policy
+from .spec.ranks import check_limit
+from .spec.variants import digests_of
+from .store import ledger as ledgers
+from .store.client_store import Vault
+from .store.ledger import Ledger
+from .training.learner import Learner, TrainerLearner
+from .training.synthetic_task import RehearsalLearner
+
+if TYPE_CHECKING:
+    from ..core.models.weights import Weights
+    from ..core.training.examples import Example
+    from ..core.training.frozen_layers import Prepared
+    from ..core.training.trainer import Trainer
+
+Event = dict[str, object]
+OnEvent = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joining:
+    """What the owner of a node decides when it joins."""
+
+    file: Path
+    data: Path | None  # folder with train.jsonl and, if there is one, test.jsonl
+    home: Path
+    once: bool = False  # leave after the first finished adapter
+    rehearse: int = 0  # values of a pretended adapter; 0: train in earnest
+    wait_s: float = 0.0  # give up if the coordinator is out of reach for so long; 0: never
+    # name or path of the federation's model on this disk; empty: found by its digest
+    model: str = ""
+    proxy: str = ""  # URL of the one to dial through; empty: none, whatever the environment names
+
+
+def join(
+    joining: Joining,
+    config: Config,
+    on_event: OnEvent,
+    leave: threading.Event | None = None,
+    *,
+    loaded: "Weights | None" = None,
+    busy: Callable[[], bool] = lambda: False,
+) -> None:
+    """Take part until told to leave.
+
+    Args:
+        loaded: the model, if this process holds it already; it must be the one that the federation
+        names. busy: does somebody wait for this machine? Personal training then does; the
+        federation's does not ask.
+
+    Raises:
+        RosterError, ConfigError, DataError, ModelNotFoundError, FederationError: each says what to
+        do.
+    """
+    if joining.proxy:
+        from .transport import reach
+
+        reach.proxy_of(joining.proxy)
+    on_event = one_at_a_time(on_event) if config.training.personal else on_event
+    policy = roster.accept(joining.file, joining.home)
+    check_consent(policy, config.consent)
+    keys = identity.load_or_create(joining.home)
+    name = roster.check_member(policy, keys.identity.public.raw)
+    check_limit(policy, name, config.training.max_rank)
+    # Before the model is loaded: that takes a while.
+    examples = None if joining.rehearse else examples_in(joining.data, policy.prompt)
+    if examples is not None:
+        on_event(
+            {
+                "event": "loading",
+                "model": policy.model.name,
+                "train": len(examples.train),
+                "test": len(examples.test),
+            }
+        )
+    weights = (
+        None
+        if joining.rehearse
+        else resident(policy, loaded, config.engine.model, named=joining.model)
+    )
+    cost = round_cost(
+        policy, joining.rehearse if weights is None else adapter_size(policy, weights)
+    )
+    check_upload(policy, cost.up + cost.once_up, config.consent)
+    on_event(
+        {
+            "event": "joining",
+            "name": name,
+            "federation": policy.name,
+            "bytes_up": cost.up,
+            "bytes_down": cost.down,
+        }
+    )
+    learner, size = make_learner(
+        joining, config, policy, weights, name, on_event, examples=examples
+    )
+    with ExitStack() as opened:
+        folder = roster.folder(joining.home, policy)
+        desk = opened.enter_context(closing(Worker(MemberService)))
+        opened.enter_context(closing(ledgers.hold(folder)))
+        ledger = opened.enter_context(closing(Ledger(folder / ledgers.FILE)))
+        seat = Seat(
+            joining=joining,
+            config=config,
+            keys=keys,
+            name=name,
+            weights=weights,
+            learner=learner,
+            size=size,
+            folder=folder,
+            ledger=ledger,
+            drawer=Drawer(folder),
+            recall=Recall(folder),
+            safe=Safe(Vault(folder, size), desk),
+            leave=leave or threading.Event(),
+            on_event=on_event,
+        )
+        if config.training.personal and isinstance(learner, TrainerLearner):
+            owned = own_adapters(joining.home, keys.identity, learner)
+            seat.companion = Companion(
+                owned, learner, Settings.of(config.training), folder, on_event=on_event, busy=busy
+            )
+            opened.enter_context(closing(seat.companion))
+        seat.take_part(policy)
+        if seat.companion is not None and joining.once:
+            seat.companion.finish()
+
+
+def adapter_size(policy: Policy, weights: "Weights") -> int:
+    """Values of the adapter that is trained."""
+    from ..core.models.lora.adapter import Layout
+
+    return Layout(policy.adapter.shape(), weights.architecture).size
+
+
+@dataclass(slots=True, kw_only=True)
+class Seat:
+    """One member at work: what its party is made of, under whichever version of the federation
+    file.
+    """
+
+    joining: Joining
+    config: Config
+    keys: identity.NodeKeys
+    name: str
+    weights: "Weights | None"
+    learner: Learner
+    size: int
+    folder: Path
+    ledger: Ledger
+    safe: Safe
+    drawer: Drawer
+    recall: Recall
+    leave: threading.Event
+    on_event: OnEvent
+    companion: Companion | None = None  # makes personal adapters, if the owner wants that
+    ended: QuietchoirError | None = None
+    adopted: str | None = None  # the finished adapter that came last; empty in a rehearsal
+
+    def take_part(self, policy: Policy) -> None:
+        """Serve letters until told to leave.
+
+        Raises:
+            QuietchoirError: a later version of the file ended this node's part, or the coordinator
+            is out of reach.
+        """
+        from .transport.node import FlowerNode
+
+        def taken(newest: Policy) -> None:
+            node.policy = newest  # the next time it dials
+            self.on_event(
+                {
+                    "event": "renewed",
+                    "version": newest.version,
+                    "members": [one.name for one in newest.members],
+                }
+            )
+
+        standing = Standing(
+            policy, self.folder / roster.FILE, self.enter, taken=taken, end=self.end
+        )
+        handle = (
+            standing.handle if self.companion is None else self.companion.attend(standing.handle)
+        )
+        node = FlowerNode(
+            policy,
+            self.keys,
+            handle,
+            self.leave,
+            wait_s=self.joining.wait_s,
+            proxy=self.joining.proxy,
+            on_event=self.tell,
+        )
+        node.run()
+        if self.ended is not None:
+            raise self.ended
+
+    def tell(self, event: Event) -> None:
+        """What becomes of the connection; while there is none, with what this node waits for."""
+        if event["event"] == "disconnected":
+            event = {**event, "waits_for": self.waits_for}
+        self.on_event(event)
+
+    @property
+    def waits_for(self) -> str:
+        """Why a node stays that has no coordinator."""
+        if self.adopted is not None:
+            return (
+                f"This node has the finished adapter{self.adopted and ' '}{self.adopted[:12]} "
+                f"and waits for another run."
+            )
+        return (
+            "This node waits for a run to begin or go on, or, if it is over, for its adapter, "
+            "which the coordinator hands out "
+            "when it is started again; `--once` leaves with the adapter, `--wait S` gives up after "
+            "so long."
+        )
+
+    def enter(self, policy: Policy) -> Callable[[bytes], bytes]:
+        """What answers letters under one version; raises as `party`."""
+        return self.party(policy).handle
+
+    def party(self, policy: Policy) -> Party:
+        """This member's party under one version.
+
+        Raises:
+            RosterError: not a member any more. ConfigError: below its owner's floor, or asks too
+            high a rank.
+        """
+        check_limit(
+            policy,
+            roster.check_member(policy, self.keys.identity.public.raw),
+            self.config.training.max_rank,
+        )
+        return Party(
+            policy,
+            self.keys.identity,
+            self.learner,
+            size=self.size,
+            stops=tensor_stops(policy.adapter, self.weights),
+            consent=self.config.consent,
+            ledger=self.ledger,
+            adopt=partial(self.adopt, policy),
+            safe=self.safe,
+            purse=Purse(policy, self.size, self.name, self.folder / "privacy.json"),
+            drawer=self.drawer,
+            recall=self.recall,
+            on_event=self.on_event,
+        )
+
+    def adopt(self, policy: Policy, flat: Vector, card: str) -> str:
+        """Keep a finished adapter; leave after the first one if that is wanted."""
+        registry = Registry(self.joining.home)
+        kept = (
+            keep_finished(policy, self.weights, registry, flat, card, self.keys.identity)
+            if self.weights is not None
+            else ""
+        )
+        self.ledger.release()  # another run may begin at once
+        self.on_event({"event": "adopted", "adapter": kept})
+        self.adopted = kept
+        if self.companion is not None and kept:
+            # a name, and nothing comes back: what this node adds stays here
+            self.companion.adopted(kept)
+        if self.joining.once:
+            self.leave.set()
+        else:
+            self.on_event({"event": "stays"})
+        return kept
+
+    def end(self, reason: QuietchoirError) -> None:
+        """There is no part for this node in the newest version."""
+        self.ended = reason
+        self.leave.set()
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """What a node trains on, and what it scores with."""
+
+    train: "list[Example]"
+    test: "list[Example]"  # may be empty
+
+
+def examples_in(folder: Path | None, prompt: PromptFormat) -> Examples:
+    """Read a node's folder of examples.
+
+    Args:
+        prompt: what the federation's file says of them.
+
+    Raises:
+        DataError: no folder, none of examples, bad lines, or ones that show the model something
+        else; says what is there.
+    """
+    from ..core.training.dataset import TEST, TRAIN
+    from ..core.training.examples import check_prompts, read_jsonl
+
+    if folder is None:
+        raise DataError(
+            "no examples to train on; name a folder with --data, or `data` under "
+            "[training] in your configuration"
+        )
+    if not folder.is_dir():
+        instead = "a file, expected" if folder.exists() else "no such folder; expected"
+        raise DataError(
+            f"{folder}: {instead} a folder with {TRAIN} in it; make one with: quietchoir data build"
+        )
+    if not (folder / TRAIN).exists():
+        parties = sorted(path.parent.name for path in folder.glob(f"*/{TRAIN}"))
+        advice = (
+            f"name one of the folders in it: {', '.join(parties[:5])}"
+            if parties
+            else "make it with: quietchoir data build"
+        )
+        raise DataError(f"{folder}: no {TRAIN} in it; {advice}")
+    found = Examples(
+        read_jsonl(folder / TRAIN), read_jsonl(folder / TEST) if (folder / TEST).exists() else []
+    )
+    check_prompts([*found.train, *found.test], prompt, str(folder))
+    return found
+
+
+def make_learner(
+    joining: Joining,
+    config: Config,
+    policy: Policy,
+    weights: "Weights | None",
+    name: str,
+    on_event: OnEvent,
+    trainer: "Trainer | None" = None,
+    *,
+    examples: "Examples | None" = None,
+) -> tuple[Learner, int]:
+    """This node's learner, and the length of the adapter's flat vector.
+
+    Args:
+        trainer: one that several nodes of this process share; by default its own (`trainer_of`).
+        examples: by default those of `joining.data`.
+
+    Raises:
+        DataError: no examples, or bad ones.
+    """
+    if weights is None:
+        return RehearsalLearner(joining.rehearse, name), joining.rehearse
+    from ..core.training.trainer import StepInfo
+
+    examples = examples or examples_in(joining.data, policy.prompt)
+    trainer = trainer or trainer_of(config, policy, weights)
+
+    def prepare(what: str, given: "list[Example]") -> "Prepared":
+        def tell(done: int, layers: int) -> None:
+            on_event(
+                {
+                    "event": "preparing",
+                    "what": what,
+                    "examples": len(given),
+                    "layer": done,
+                    "layers": layers,
+                }
+            )
+
+        tell(0, weights.architecture.layers - policy.adapter.upper_layers)
+        return trainer.prepare(given, on_progress=tell)
+
+    def step(info: StepInfo) -> None:
+        on_event({"event": "step", "step": info.step, "steps": info.steps, "loss": info.loss})
+
+    prepared = prepare("training", examples.train)
+    test = prepare("held-out", examples.test) if examples.test else None
+    learner = TrainerLearner(
+        trainer, prepared, test, policy.recipe.trainer(), step, whole=config.training.whole_adapter
+    )
+    return learner, trainer.size
+
+
+def trainer_of(config: Config, policy: Policy, weights: "Weights") -> "Trainer":
+    """What trains the federation's adapter on this machine."""
+    from ..core.training.trainer import Trainer
+
+    return Trainer(
+        weights,
+        policy.adapter.shape(),
+        precision=config.training.precision,
+        threads=config.training.threads,
+    )
+
+
+def keep_finished(
+    policy: Policy,
+    weights: "Weights",
+    registry: Registry,
+    flat: Vector,
+    text: str,
+    identity: Identity,
+) -> str:
+    """Check the coordinator's card against this federation and the content, then keep the adapter.
+
+    In sealed mode the text is the run's evaluation, as the coordinator tells it, and the card is
+    this member's own.
+
+    Raises:
+        FederationError, IntegrityError: not what it claims to be; nothing is kept.
+    """
+    import torch
+
+    from ..core.models.lora.adapter import assemble
+
+    if policy.protection.mode == "sealed":
+        adapter = assemble(
+            policy.adapter.shape(),
+            weights.architecture,
+            weights.digest,
+            torch.from_numpy(flat.copy()),
+        )
+        return registry.put(
+            adapter, make_card(policy, content_hash(adapter), read_evaluation(text), identity)
+        )
+    card = Card.parse(text, "the finished adapter: ")
+    ours = (
+        policy.coordinator.key,
+        policy.federation.hex(),
+        policy.name,
+        policy.model.digest,
+        digests_of(policy.model)[1:],
+        "",
+        policy.prompt,
+    )
+    if (
+        card.signer,
+        card.federation,
+        card.name,
+        card.model,
+        card.variants,
+        card.scope,
+        card.prompt,
+    ) != ours:
+        raise FederationError(
+            "the finished adapter's card is not this federation's, signed by its "
+            "coordinator; not kept"
+        )
+    adapter = assemble(
+        policy.adapter.shape(), weights.architecture, weights.digest, torch.from_numpy(flat.copy())
+    )
+    return registry.put(adapter, card)
+
+
+def read_evaluation(text: str) -> dict[str, object]:
+    """A finished run's numbers.
+
+    Raises:
+        FederationError: malformed.
+    """
+    try:
+        evaluation = json.loads(text)
+    except (ValueError, RecursionError):
+        evaluation = None
+    if not isinstance(evaluation, dict):
+        raise FederationError(
+            "the finished adapter's evaluation is malformed; not kept, wait for "
+            "the coordinator's next one"
+        )
+    return evaluation
+
+
+def default_home() -> Path:
+    """The node's home."""
+    return paths.private_folder(paths.home())
+
+
+def line(event: Event) -> str:
+    """One JSON line."""
+    return json.dumps(event, separators=(",", ":"))

@@ -1,0 +1,378 @@
+"""One attempt from its number to its sums: who is asked, what they do, what comes out.
+
+Knows the order of an attempt. Knows nothing of what is done with a sum, or of how it is protected.
+Always: an attempt's number is on disk, and its privacy paid for, before anybody is asked to train;
+an attempt that ends without a sum raises and leaves the adapter as it was; no sum is used that is
+over fewer members than the federation's minimum.
+"""
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ...core import log
+from ...core.errors import BudgetError, CryptoError, DataError, RoundAborted
+from ...crypto.he.encrypted_ring import Desk
+from ...crypto.privacy.accountant import Spent
+from ..aggregation.base import Contributors, Sum
+from ..aggregation.context import Terms, seed_of
+from ..aggregation.ranges import read_spans, spans
+from ..aggregation.rank_masks import Shares, shares_of
+from ..aggregation.registry import Sealing, coordinator_half
+from ..aggregation.server_optimizer import Vector
+from ..aggregation.setup import Muster
+from ..aggregation.survivor_sets import Sets, choose, digest_of
+from ..aggregation.update import Codec, Statistics
+from ..spec.policy import Policy
+from ..wire import broadcast_digest as broadcast
+from ..wire import work
+from ..wire.message import Place, Reply
+from .event_log import Logbook
+from .messenger import Post, Traffic
+from .model_broadcast import Telling
+from .privacy_accountant import Purse
+from .selection import Draw, advice, buckets, draw, needed
+
+logger = log.get("federation.coordinator")
+Event = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one attempt gave."""
+
+    place: Place
+    draw: Draw
+    sums: tuple[Sum, ...]  # one for each bucket
+    means: tuple[Vector, ...]  # of their changes; [0] where there is none to see
+    votes: tuple[Statistics, ...]  # counters of each bucket
+    ranges: work.Ranges
+    spent: Spent | None
+    started: float  # monotonic seconds
+    worked: float
+    traffic: Traffic
+    # buffered: steps between each contribution's adapter and the newest, in order
+    staleness: tuple[int, ...] = ()
+    shares: Shares | None = None  # where not all train all columns
+
+    @property
+    def statistics(self) -> Statistics:
+        """Counters over everybody."""
+        return Statistics.sum(self.votes)
+
+    @property
+    def parties(self) -> tuple[str, ...]:
+        """Whose contributions are in a sum."""
+        return tuple(sorted(name for total in self.sums for name in total.parties))
+
+
+@dataclass(slots=True)
+class Answers:
+    """Who of those that were asked is ready, and what each says of its contribution."""
+
+    scoring: set[str] = field(default_factory=set)
+    # member → members that it signed for, from the same adapter
+    before: dict[str, Sets] = field(default_factory=dict)
+    chosen: tuple[str, ...] = ()  # whom the coordinator goes on with; the others are ready in vain
+
+    @property
+    def ready(self) -> tuple[str, ...]:
+        """Sorted names."""
+        return tuple(sorted(self.before))
+
+    @property
+    def told(self) -> Contributors:
+        """What all of them are told."""
+        return Contributors(self.ready, tuple(sorted(self.scoring)))
+
+    def take(self, reply: Reply) -> bool:
+        """Note one answer; False if it says something else than that its sender is ready."""
+        if (said := work.decode_ready(reply.payload)) is None:
+            return False
+        # Only sets with the sender in it: nobody speaks for others.
+        self.before[reply.sender] = frozenset(
+            frozenset(one) for one in said.before if reply.sender in one
+        )
+        if said.scores:
+            self.scoring.add(reply.sender)
+        return True
+
+    def only(self, members: Collection[str]) -> "Answers":
+        """The same, to go on with these alone."""
+        return Answers(
+            self.scoring, self.before, tuple(name for name in self.ready if name in members)
+        )
+
+
+class Assembly:
+    """The attempts of one run.
+
+    Args:
+        size: values of an update; stops: where its tensors end.
+        telling: how members are told which adapter is meant.
+        desk: in sealed mode, the worker that adds ciphertexts.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        post: Post,
+        logbook: Logbook,
+        purse: Purse,
+        *,
+        size: int,
+        stops: Sequence[int],
+        desk: Desk | None,
+        telling: Telling,
+        on_event: Callable[[Event], None],
+    ) -> None:
+        self.policy, self.post, self.logbook, self.purse = policy, post, logbook, purse
+        self.size, self.stops, self.desk, self.on_event = size, tuple(stops), desk, on_event
+        self.telling = telling
+        self.sealing: Sealing | None = None  # of this attempt
+        # nobody can be summed from this adapter without these
+        self.missing: frozenset[str] = frozenset()
+        # who was asked in vain, in an earlier attempt of a round
+        self.silent: tuple[int, frozenset[str]] = (0, frozenset())
+
+    def hold(self, stage: str, flat: Vector, *, evaluate: bool = False) -> Outcome:
+        """Go through one attempt of `stage` with the adapter `flat` ([0] in sealed mode).
+
+        Raises:
+            RoundAborted: too few members, at whatever stage; or a sum that no honest cohort can
+            have. BudgetError: the federation's privacy budget would be passed; nobody was asked.
+        """
+        started, training = time.monotonic(), stage == work.TRAIN
+        place = self.begin()
+        found = draw(self.policy, place, self.there(place), everybody=not training)
+        able = self.muster(found.cohort, place)
+        if len(able) < (need := needed(self.policy, len(found.cohort))):
+            raise RoundAborted(
+                f"{len(able)} of {len(found.cohort)} members can take part, need {need}: nobody "
+                f"was asked to work"
+            )
+        order = self.order(flat, draw=found, evaluate=evaluate, training=training)
+        spent = self.purse.pay(place) if training else None
+        shares = shares_of(self.policy, found.cohort, place.attempt) if training else None
+        ranges = (
+            read_spans(order.ranges, self.size, self.policy.recipe.update_range)
+            if order.ranges
+            else ()
+        )
+        told = broadcast.of_work(stage, order.header(), order.flat)
+        terms = Terms(
+            ranges, seed_of(self.policy, place), told, order.state, shares, digest_of(flat)
+        )
+        ready = self.ask_work(stage, order, able, place, terms)
+        worked = time.monotonic()
+        length = Codec(self.size if training else 0, self.policy, terms).length
+        sums = self.combine(place, ready, length, training, terms, len(found.cohort))
+        sums, opened = self.open(sums, Codec(flat.size if training else 0, self.policy, terms))
+        if training:
+            self.telling.opened(place, found.cohort, sums)
+        return Outcome(
+            place=place,
+            draw=found,
+            sums=sums,
+            means=tuple(mean for mean, _ in opened),
+            ranges=order.ranges,
+            spent=spent,
+            votes=tuple(statistics for _, statistics in opened),
+            started=started,
+            worked=worked,
+            traffic=self.post.traffic,
+            shares=shares,
+        )
+
+    def begin(self) -> Place:
+        """Take the next attempt's number, on disk first."""
+        self.post.traffic = Traffic()
+        return self.logbook.begin()
+
+    def there(self, place: Place) -> frozenset[str]:
+        """Members that can be asked, without those that were asked in vain in this round, if
+        there are enough others.
+        """
+        here, (round_, silent) = self.post.link.present(), self.silent
+        others = here - silent if round_ == place.round else here
+        return others if len(others) >= needed(self.policy) else here
+
+    def muster(self, cohort: tuple[str, ...], place: Place) -> tuple[str, ...]:
+        """Who of `cohort` can take part: in sealed mode, those that share a key and an adapter when
+        it returns.
+
+        Raises:
+            RoundAborted: too few do.
+        """
+        if self.desk is None:
+            return cohort
+        self.sealing = Sealing(
+            Muster(self.policy, place, self.post.ask, self.size).gather(cohort), self.desk
+        )
+        steps, known = self.sealing.common.steps, self.logbook.state.round
+        if self.logbook.catch_up(steps):
+            logger.warning(
+                "members are at step %d, %d is written here; going on from theirs", steps, known
+            )
+            self.on_event({"event": "stepped", "round": steps, "expected": known})
+        return self.sealing.common.members
+
+    def order(
+        self,
+        flat: Vector,
+        *,
+        draw: Draw | None = None,
+        evaluate: bool = False,
+        training: bool = False,
+        card: str = "",
+    ) -> work.Work:
+        """Work on the adapter `flat`; in sealed mode only its tag is known here."""
+        recipe, told = self.policy.recipe, draw or Draw((), ())
+        ranged = training and recipe.ranges == "tensor" and self.desk is None
+        state = self.telling.name(flat) if self.sealing is None else self.sealing.common.tag.hex()
+        return work.Work(
+            flat=flat,
+            evaluate=evaluate,
+            card=card,
+            state=state,
+            ranges=spans(self.logbook.state.server.velocity, self.stops, recipe.update_range)
+            if ranged
+            else (),
+            cohort=told.cohort,
+            absent=told.absent,
+        )
+
+    def ask_work(
+        self, stage: str, order: work.Work, cohort: tuple[str, ...], place: Place, terms: Terms
+    ) -> Answers:
+        """Let the cohort work; return who is ready to contribute, and whom to go on with.
+
+        Raises:
+            RoundAborted: fewer than any sum needs, in all or of those that train the most columns;
+                or so many of them signed for an earlier sum from the same adapter that this one
+                would give somebody away.
+            BudgetError: fewer, because members have used up their privacy budget.
+        """
+        number, need = self.logbook.state.round + 1, needed(self.policy, len(order.cohort))
+        self.on_event(
+            {
+                "event": "asked",
+                "round": number,
+                "attempt": place.attempt,
+                "stage": stage,
+                "cohort": list(cohort),
+            }
+        )
+        answers, spent = Answers(), list[str]()
+        for reply in self.telling.ask(
+            stage, order, cohort, place, self.policy.recipe.work_timeout_s
+        ):
+            if answers.take(reply):
+                self.on_event({"event": "ready", "round": number, "party": reply.sender})
+            elif reply.payload == work.SPENT and self.purse.step is not None:
+                spent.append(reply.sender)
+        ready = answers.ready
+        before = self.silent[1] if self.silent[0] == place.round else frozenset()
+        self.silent = (place.round, before | set(cohort).difference(ready))
+        if len(ready) < need <= len(ready) + len(spent):
+            raise BudgetError(
+                f"{len(spent)} of {len(cohort)} members have used up their privacy budget, "
+                f"{len(ready)} have not, need {need}; "
+                "found a federation with a larger budget or more noise to go on"
+            )
+        if len(ready) < need:
+            raise RoundAborted(
+                f"{len(ready)} of {len(cohort)} members are ready, need "
+                f"{need}{advice(self.policy, len(ready))}"
+            )
+        if terms.shares is not None and (reason := terms.shares.short(ready)):
+            raise RoundAborted(f"{reason}; the next attempt asks for fewer columns")
+        return self.choose(answers, terms, need)
+
+    def choose(self, answers: Answers, terms: Terms, need: int) -> Answers:
+        """Leave out, of those that are ready, whoever would keep the others from signing.
+
+        Raises:
+            RoundAborted: then too few are left; `missing` says who is waited for.
+        """
+        split = buckets(self.policy, terms.adapter, answers.ready, terms.shares)
+        least = need if len(split) == 1 else self.policy.smallest_sum
+        choice = choose(split, answers.before, need=self.policy.smallest_sum, least=least)
+        if choice.reason:
+            self.missing = choice.missing
+            # another number for the next attempt, and with it another draw
+            self.logbook.keep(opening=True)
+            waited = f": waiting for {', '.join(sorted(choice.missing))}" if choice.missing else ""
+            raise RoundAborted(
+                f"{choice.reason}; the next from it must be over the very same members, or "
+                f"differences would tell of single "
+                f"ones{waited}. A new version of the federation file lets members go that do not "
+                f"come back"
+            )
+        self.missing = frozenset()
+        return answers.only(choice.members)
+
+    def combine(
+        self, place: Place, answers: Answers, length: int, counted: bool, terms: Terms, asked: int
+    ) -> tuple[Sum, ...]:  # fmt: skip
+        """Go through the protection's stages; members that fall silent are the protection's to
+        survive.
+
+        Raises:
+            RoundAborted: too few are left to open a sum.
+        """
+        half = coordinator_half(
+            self.policy,
+            place,
+            answers.told,
+            length,
+            counted=counted,
+            asked=asked,
+            terms=terms,
+            sealing=self.sealing,
+        )
+        stage, payloads = half.begin()
+        step: tuple[str, Mapping[str, bytes]] | None = (
+            stage,
+            {name: payloads[name] for name in answers.chosen},
+        )
+        try:
+            while step is not None:
+                stage, payloads = step
+                if stage == half.opens_at:
+                    self.logbook.keep(opening=True)
+                for reply in self.post.ask(
+                    stage, payloads, place, self.policy.recipe.stage_timeout_s
+                ):
+                    try:
+                        half.receive(reply.sender, reply.payload)
+                    except CryptoError as error:
+                        logger.warning("%s in stage %s: %s", reply.sender, stage, error)
+                step = half.advance()
+        except CryptoError as error:
+            raise RoundAborted(str(error)) from error
+        return half.sums()
+
+    def open(
+        self, sums: tuple[Sum, ...], codec: Codec
+    ) -> tuple[tuple[Sum, ...], list[tuple[Vector, Statistics]]]:
+        """The sums that can be used, with the mean and the counters behind each.
+
+        Raises:
+            RoundAborted: none can: of too few members, or not of any honest ones.
+        """
+        used, opened, reason = list[Sum](), list[tuple[Vector, Statistics]](), ""
+        for total in sums:
+            try:
+                if len(total.parties) < (need := self.policy.protection.min_cohort):
+                    raise DataError(f"a sum of {len(total.parties)} members, need {need}: not used")
+                if codec.shares is not None and (reason := codec.shares.short(total.parties)):
+                    raise DataError(f"{reason}: a sum that is not used")
+                opened.append(codec.decode(total.total, len(total.parties), total.parties))
+                used.append(total)
+            except DataError as error:
+                reason = str(error)
+                logger.warning("%s", reason)
+        if not used:
+            raise RoundAborted(reason)
+        return tuple(used), opened

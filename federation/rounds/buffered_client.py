@@ -1,0 +1,272 @@
+"""A member's side of buffered rounds: train when asked, keep what came out, let it go into one sum.
+
+Knows which contribution is kept, and what a call for a group must say. Knows nothing of Flower or
+of the coordinator's reasons.
+Always: a contribution leaves this member once: it is wiped, on disk first, before the masked (or
+plain) values are sent, so it is in one sum at most, whether that sum is opened or not. A call that
+is refused leaves memory and disk as they were.
+
+    train   what is kept is offered again; if there is nothing, or it is too stale, train from the
+            version that came
+    group   all of the roster, enough, none too stale, its own version the one it was handed →
+            weigh, protect, take part
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...core.errors import MessageError
+from ..aggregation.base import PartyContext, PartyHalf, Values
+from ..aggregation.context import Terms
+from ..aggregation.registry import party_half
+from ..aggregation.server_optimizer import Vector
+from ..aggregation.survivor_sets import digest_of, subjects
+from ..aggregation.update import Codec
+from ..spec.schedule import weight
+from ..wire import calls, work
+from ..wire.calls import GROUP, Group
+from ..wire.message import Place, Task
+from .contribution_buffer import Contribution, Drawer, rules_of
+
+if TYPE_CHECKING:
+    from .client import Party
+
+STAGES = (work.TRAIN, GROUP)
+LEAVES_AT = ("mask", "send")  # the stage whose answer carries the contribution, masked or plain
+
+
+class Once:
+    """A half of a protection whose contribution is wiped where it was kept, before it leaves."""
+
+    def __init__(self, half: PartyHalf, drawer: Drawer) -> None:
+        self.half, self.drawer = half, drawer
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """As `PartyHalf`."""
+        return self.half.stages
+
+    def answer(self, stage: str, payload: bytes) -> bytes:
+        """As `PartyHalf`.
+
+        Raises:
+            QuietchoirError: the disk refuses to wipe; nothing leaves.
+        """
+        answer = self.half.answer(stage, payload)
+        if stage in LEAVES_AT:
+            self.drawer.wipe()
+        return answer
+
+
+class Offering:
+    """What `Party` does in a federation whose rounds are buffered."""
+
+    def __init__(self, party: "Party", drawer: Drawer) -> None:
+        self.party, self.drawer = party, drawer
+        self.limit = party.policy.schedule.max_staleness
+        self.rules = rules_of(party.policy)
+
+    def answer(self, task: Task) -> bytes:
+        """`train` or `group`."""
+        return self.train(task) if task.stage == work.TRAIN else self.group(task)
+
+    def train(self, task: Task) -> bytes:
+        """Offer what is kept; train first if nothing is, or if that is too stale.
+
+        Raises:
+            MessageError: refused; nothing was changed.
+            DataError and others of the tree: training failed.
+        """
+        party, place = self.party, task.place
+        version, payload = calls.split_train(task.payload)
+        check_version(version, place)
+        meant = party.meant(dataclasses.replace(task, payload=payload))
+        order = meant.order
+        calls.check_train(order)
+        party.ledger.record(place)  # on disk before any work, so that no place is worked twice
+        party.attempt = None
+        if party.recall is not None and meant.led is not None:
+            party.recall.keep(meant.led)
+        if (kept := self.kept(task)) is not None:
+            return calls.encode_offer(kept.version, kept.told, kept.state)
+        # nothing is paid before something leaves, but work for nothing is spared
+        if not party.purse.affords():
+            party.on_event(
+                {"event": "spent", "round": place.round, "reason": "the privacy budget is used up"}
+            )
+            return work.SPENT
+        party.on_event(
+            {
+                "event": task.stage,
+                "round": place.round,
+                "attempt": place.attempt,
+                "version": version,
+            }
+        )
+        adapter, told = digest_of(order.flat), calls.told_of(version, order)
+        update, statistics, tokens = party.train(order, place, Terms(adapter=adapter))
+        self.drawer.keep(
+            Contribution(
+                run=place.run,
+                rules=self.rules,
+                version=version,
+                told=told,
+                state=order.state,
+                adapter=adapter.hex(),
+                update=update,
+                statistics=statistics,
+                tokens=tokens,
+            )
+        )
+        return calls.encode_offer(version, told, order.state)
+
+    def kept(self, task: Task) -> Contribution | None:
+        """What is offered again instead of training from the version that came with `task`."""
+        version, kept = (
+            calls.decode_version(task.payload[: calls.VERSION_BYTES]),
+            self.drawer.look(task.place.run, self.rules),
+        )
+        return kept if kept is not None and 0 <= version - kept.version <= self.limit else None
+
+    def group(self, task: Task) -> bytes:
+        """Make the kept contribution ready to be summed with the others' of this group.
+
+        Raises:
+            MessageError: refused; nothing was changed.
+        """
+        party, place = self.party, task.place
+        called = calls.decode_group(task.payload)
+        kept = self.check(called, place)
+        order = work.Work(
+            flat=np.zeros(0, np.float32),
+            state=called.state,
+            ranges=called.ranges,
+            cohort=called.names,
+        )
+        terms, staleness = (
+            party.terms(order, called.told, place, training=True),
+            called.version - kept.version,
+        )
+        # before it is clipped and noised
+        update = (kept.update * np.float32(weight(staleness))).astype(np.float32)
+        clipped = party.clipped(update, terms)
+        party.ledger.record(place)
+        party.attempt = None
+        party.on_event(
+            {
+                "event": task.stage,
+                "round": place.round,
+                "attempt": place.attempt,
+                "staleness": staleness,
+            }
+        )
+        if not party.pay(place):
+            return work.SPENT
+        values, scores = self.weighed(kept, update, clipped, staleness, terms)
+        vouch, relies = self.vouching(called, kept)
+        context = PartyContext(
+            party.policy,
+            party.name,
+            party.identity,
+            party.ledger.sums,
+            place,
+            None,
+            terms,
+            called.names,
+            vouch,
+            relies,
+            scores,
+            subjects(party.policy, bytes.fromhex(kept.adapter), training=True, scored=scores),
+        )
+        half = Once(party_half(context, values, kept.tokens, counted=True), self.drawer)
+        party.enter(place, half, kept.state if relies else "")
+        return party.ready(context)
+
+    def vouching(self, called: Group, kept: Contribution) -> tuple[int, int]:
+        """What this member says, and asks, of the states that the group's contributions were
+        trained from.
+
+        Returns:
+            One more than the newest version of which it followed that and every older one that the
+            group names; and one more than its own, if it did not follow that.
+        """
+        party, vouch = self.party, 0
+        if party.recall is None:
+            return 0, 0
+        for version, _, state in called.adapters:
+            if not party.recall.follows(state, kept.run, party.size):
+                break
+            vouch = version + 1
+        return vouch, 0 if vouch > kept.version else kept.version + 1
+
+    def check(self, called: Group, place: Place) -> Contribution:
+        """The contribution that may go into this group.
+
+        Raises:
+            MessageError: a group that this member does not take part in.
+        """
+        policy, name = self.party.policy, self.party.name
+        self.party.ledger.check(place)
+        if name not in called.names or any(policy.member(one) is None for one in called.names):
+            raise MessageError("the group names strangers, or not this node; refused")
+        # The node's own floor, never the coordinator's word.
+        if len(called.members) < (need := policy.schedule.group(policy.protection.min_cohort)):
+            raise MessageError(
+                f"a group of {len(called.members)} is below the minimum of {need}; refused"
+            )
+        for one, version in called.members:
+            if not 0 <= version <= called.version <= version + self.limit:
+                raise MessageError(
+                    f"{one}'s contribution from version {version} does not fit version "
+                    f"{called.version}, at most {self.limit} "
+                    "steps later; refused"
+                )
+        check_version(called.version, place)
+        kept = self.drawer.look(place.run, self.rules)
+        if kept is None:
+            raise MessageError(
+                "this member has no contribution to give: the last one has left, or "
+                "was never made; refused"
+            )
+        if kept.version != dict(called.members)[name]:
+            raise MessageError(
+                f"this member's contribution is from version {kept.version}, the group says "
+                f"{dict(called.members)[name]}; "
+                "refused"
+            )
+        # else its neighbours may have trained from another adapter
+        if (kept.told, kept.state) != called.told_of(kept.version):
+            raise MessageError(
+                f"this member's contribution came of another adapter or other work than the group "
+                f"says of version "
+                f"{kept.version}; refused"
+            )
+        return kept
+
+    def weighed(
+        self, kept: Contribution, update: Vector, clipped: int, staleness: int, terms: Terms
+    ) -> tuple[Values, bool]:
+        """The contribution as whole numbers, `update` of it scaled already; does it hold scores?"""
+        party = self.party
+        codec = Codec(party.size, party.policy, terms)
+        statistics = dataclasses.replace(kept.statistics, clipped=codec.percent(clipped))
+        if staleness:  # its scores are of an adapter that is not the one this step starts from
+            statistics = dataclasses.replace(statistics, scored=0, score=0)
+        return codec.encode(
+            update, statistics
+        ), party.policy.privacy.counts and statistics.scored > 0
+
+
+def check_version(version: int, place: Place) -> None:
+    """Require that so many steps can have been made: numbers of rounds count them, and those that
+    came to nothing.
+
+    Raises:
+        MessageError: they cannot.
+    """
+    if version >= place.round:
+        raise MessageError(
+            f"version {version} is said to be there before round {place.round} is over; refused"
+        )

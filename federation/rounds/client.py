@@ -1,0 +1,489 @@
+"""One member of a federation, without any network: letters in, answers out.
+
+Knows the order of one attempt's stages. Knows nothing of Flower, files of examples or the engine.
+Always: a letter is checked whole (signature, federation, version, model, receiver, order) before
+anything changes; a refused letter leaves memory and disk as they were. No code is ever taken from a
+letter.
+
+    train | score  →  the protection's stages, one by one        adopt and undo stand alone
+    sealed: before them, the stages of `handover`, any number of times
+"""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...core import log
+from ...core.config import ConsentConfig
+from ...core.errors import BudgetError, DataError, MessageError, RosterError
+from ...core.worker import Worker
+from ...crypto.he.encrypted_ring import MemberService
+from ...crypto.identity.keys import Identity
+from ..aggregation import bounds
+from ..aggregation import state_transfer as handover
+from ..aggregation.base import PartyContext, PartyHalf, Safe
+from ..aggregation.context import Terms, seed_of
+from ..aggregation.ranges import read_spans, spans
+from ..aggregation.rank_masks import narrowed, shares_of
+from ..aggregation.registry import party_half
+from ..aggregation.server_optimizer import ServerState, Vector
+from ..aggregation.state_transfer import Handover
+from ..aggregation.survivor_sets import digest_of, subjects
+from ..aggregation.update import LARGEST_LOSS, LOSS_UNIT, Codec, Statistics
+from ..membership.consent import check_clipped, check_consent
+from ..spec.policy import Policy
+from ..store.client_store import Progress, Vault
+from ..store.ledger import Ledger
+from ..training.learner import Counts, Learner, Trained
+from ..wire import broadcast_digest as broadcast
+from ..wire import message as messages
+from ..wire import work
+from ..wire.message import Place, Reply, Task
+from . import buffered_client as offering
+from .buffered_client import Offering
+from .client_model import HOLDS, LackingError, Led, Recall
+from .contribution_buffer import Drawer
+from .global_model import Stepping
+from .privacy_accountant import Purse
+from .selection import Draw, check
+
+logger = log.get("federation.party")
+Event = dict[str, object]
+
+
+@dataclass(slots=True)
+class Attempt:
+    """The one attempt that this party is in."""
+
+    place: Place
+    half: PartyHalf
+    done: int = 0  # stages answered
+    # the state that this member did not follow itself: it counts as followed once enough others
+    # vouched
+    relies_on: str = ""
+
+    @property
+    def expects(self) -> str | None:
+        """The stage that must come next; None when all are answered."""
+        return self.half.stages[self.done] if self.done < len(self.half.stages) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Meant:
+    """What a member is to do, as it was told or arrived at it."""
+
+    order: work.Work  # with the adapter to work on: in sealed mode this member's own
+    told: bytes  # the broadcast digest
+    led: Led | None = None  # where adapters are followed: how this one was reached
+
+
+class Party:
+    """A member: trains, protects, answers.
+
+    Args:
+        size: length n of the adapter's flat vector; stops: where its tensors end, by default only
+        at n. consent: the owner's floor; a federation below it is refused at once.
+        adopt: takes a finished adapter [n] and its signed card, returns the adapter's name. In
+            sealed mode, instead of a card, the evaluation as JSON: the coordinator has no adapter
+            to sign.
+        safe: in sealed mode, this member's secrets and the worker for ciphertexts; by default in
+        memory, and a new one. purse: this member's privacy spent so far; by default in memory.
+        Hazard: a node that runs again needs it on disk. drawer: in buffered rounds, where its
+        contribution waits; by default in memory. recall: where adapters are followed, what it holds
+        of them; by default in memory.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        identity: Identity,
+        learner: Learner,
+        *,
+        size: int,
+        stops: Sequence[int] = (),
+        consent: ConsentConfig | None = None,
+        ledger: Ledger | None = None,
+        adopt: Callable[[Vector, str], str] | None = None,
+        safe: Safe | None = None,
+        purse: Purse | None = None,
+        drawer: Drawer | None = None,
+        recall: Recall | None = None,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        """Take part.
+
+        Raises:
+            RosterError: this identity is not in the roster.
+            ConfigError: the federation is below the owner's floor.
+        """
+        name = policy.name_of(identity.public.raw)
+        if name is None:
+            raise RosterError(
+                f"this node's key {identity.public.raw.hex()[:16]}… is not in the roster of "
+                f"{policy.name}; "
+                "send the line of `quietchoir federation identity` to the federation's owner, then "
+                "take the new file"
+            )
+        self.consent = consent or ConsentConfig()
+        check_consent(policy, self.consent)
+        self.policy, self.identity, self.learner, self.name, self.size = (
+            policy,
+            identity,
+            learner,
+            name,
+            size,
+        )
+        self.stops = tuple(stops) or (size,)
+        self.ledger = ledger or Ledger()
+        self.purse = purse or Purse(policy, size, name)
+        self.adopt = adopt
+        self.on_event = on_event or (lambda event: None)
+        self.attempt: Attempt | None = None
+        self.offering = Offering(self, drawer or Drawer()) if policy.schedule.buffered else None
+        self.recall = (recall or Recall()) if policy.followed else None
+        self.safe: Safe | None = None
+        self.handover: Handover | None = None
+        if policy.protection.mode == "sealed":
+            self.safe = safe or Safe(Vault(None, size), Worker(MemberService))
+            self.handover = Handover(policy, name, identity, self.safe.vault)
+
+    def handle(self, letter: bytes) -> bytes:
+        """Answer one letter.
+
+        Raises:
+            MessageError: refused; nothing was changed.
+            ProtocolError, AuthenticationError, ThresholdError: the protection refused this stage;
+            nothing was revealed. DataError and others of the tree: training failed; this attempt is
+            over for this party.
+        """
+        task = messages.decode_task(letter, self.policy, self.name)
+        payload = self.answer(task)
+        reply = Reply(
+            place=task.place,
+            stage=task.stage,
+            sender=self.name,
+            task=messages.fingerprint(letter),
+            payload=payload,
+        )
+        return messages.encode_reply(reply, self.policy, self.identity)
+
+    def answer(self, task: Task) -> bytes:
+        """One stage of whatever it belongs to."""
+        # whoever adds a stage says what binds it, or why nothing need
+        if not broadcast.is_known(task.stage):
+            raise MessageError(f"found stage {task.stage!r}, which no member answers; refused")
+        if self.offering is not None and task.stage in offering.STAGES:
+            return self.offering.answer(task)
+        if task.stage in work.STAGES:
+            try:
+                return self.open(task)
+            # nothing was changed; told once more, in another way, this member works
+            except LackingError as lacking:
+                return lacking.reply
+        if self.recall is not None and task.stage == HOLDS and not task.payload:
+            return self.recall.names(task.place.run)
+        if self.handover is not None and task.stage in handover.STAGES:
+            self.ledger.check(task.place)  # `train` and `score` record it
+            return self.handover.answer(task.place, task.stage, task.payload)
+        return self.go_on(task)
+
+    def meant(self, task: Task) -> Meant:
+        """What is to be done, and with which adapter.
+
+        Raises:
+            MessageError: malformed; in sealed mode, another adapter than this member's is meant.
+            LackingError: told as a change of an adapter that is not here.
+        """
+        if self.recall is not None:
+            named, way = work.split(task.payload)
+            led = self.follow(named, way, task.place)
+            order = dataclasses.replace(named, flat=led.state.flat)
+            return Meant(order, broadcast.of_work(task.stage, order.header(), order.flat), led)
+        if self.safe is None:
+            order = work.decode(task.payload, self.size)
+            self.check_reach(order.flat, task.place)
+            return Meant(order, broadcast.of_work(task.stage, order.header(), order.flat))
+        order, seed = work.decode(task.payload, 0), self.safe.vault.seed(self.policy.digest)
+        progress = self.safe.vault.progress(task.place.run)
+        if seed is None or progress.tag(seed, task.place.run).hex() != order.state:
+            raise MessageError(
+                f"this member is at step {progress.steps} of the run, another "
+                f"adapter is meant; refused"
+            )
+        # of the tag: the adapter is not the coordinator's
+        told = broadcast.of_work(task.stage, order.header(), order.flat)
+        return Meant(dataclasses.replace(order, flat=progress.server.flat), told)
+
+    def follow(self, named: work.Work, way: bytes, place: Place) -> Led:
+        """Go to the adapter that `named` means; nothing is remembered yet. Raises as
+        `Recall.follow`.
+        """
+        assert self.recall is not None  # adapters are followed
+        self.ledger.check(place)
+        led = self.recall.follow(
+            Stepping(self.policy, self.size, place.run, self.stops), named.state, way
+        )
+        self.check_reach(led.state, place)
+        return led
+
+    def check_reach(self, found: ServerState | Vector, place: Place) -> None:
+        """Require what the rounds before `place` can have produced.
+
+        Raises:
+            MessageError: it lies farther out.
+        """
+        largest = Codec(self.size, self.policy).largest
+        bounds.check(self.policy.recipe, found, place.round - 1, largest)
+
+    def open(self, task: Task) -> bytes:
+        """Begin an attempt: train or score, or keep a finished adapter."""
+        meant, training = self.meant(task), task.stage == work.TRAIN
+        order, led = meant.order, meant.led
+        if task.stage in (work.TRAIN, work.SCORE):
+            check(
+                self.policy,
+                task.place,
+                Draw(order.cohort, order.absent),
+                self.name,
+                everybody=not training,
+            )
+        terms = self.terms(
+            order, meant.told, task.place, training=training, start=led.state if led else None
+        )
+        parent = self.parent(task.place) if task.stage == work.UNDO else None
+        self.ledger.record(task.place)  # on disk before any work, so that no place is worked twice
+        self.attempt = None
+        if self.recall is not None and led is not None:
+            self.recall.keep(led)
+        self.on_event(
+            {"event": task.stage, "round": task.place.round, "attempt": task.place.attempt}
+        )
+        if task.stage == work.ADOPT:
+            name = (
+                self.adopt(order.flat, order.card).encode("utf-8")
+                if self.adopt is not None
+                else b""
+            )
+            # a sealed adapter's name is a hash of its content
+            return name if self.safe is None else b""
+        if parent is not None and self.safe is not None:
+            self.safe.vault.keep_progress(task.place.run, parent)
+            return work.DONE
+        if training and not self.pay(task.place):
+            return work.SPENT
+        update, statistics, tokens = (
+            self.train(order, task.place, terms) if training else self.score(order)
+        )
+        values = Codec(update.size, self.policy, terms).encode(update, statistics)
+        vouch, relies = (
+            int(led is not None and led.followed),
+            int(led is not None and not led.followed),
+        )
+        scores, scored = (
+            self.policy.privacy.counts and statistics.scored > 0,
+            order.evaluate or not training,
+        )
+        about = subjects(self.policy, terms.adapter, training=training, scored=scored)
+        context = PartyContext(
+            self.policy,
+            self.name,
+            self.identity,
+            self.ledger.sums,
+            task.place,
+            self.safe,
+            terms,
+            order.cohort,
+            vouch,
+            relies,
+            scores,
+            about,
+        )
+        self.enter(
+            task.place,
+            party_half(context, values, tokens, counted=training),
+            order.state if relies else "",
+        )
+        return self.ready(context)
+
+    def ready(self, context: PartyContext) -> bytes:
+        """What the coordinator is told of a contribution, and nothing of how the work went: that
+        travels inside the sum.
+        """
+        before = {
+            earlier for subject in context.subjects for earlier in self.ledger.sums.before(subject)
+        }
+        return work.encode_ready(work.Ready(scores=context.scores, before=tuple(sorted(before))))
+
+    def terms(
+        self,
+        order: work.Work,
+        told: bytes,
+        place: Place,
+        *,
+        training: bool,
+        start: ServerState | None = None,
+    ) -> Terms:
+        """What this member's contribution has in common with the others'.
+
+        Args:
+            start: the state that it trains from, where members follow them: ranges are what follows
+            from it.
+
+        Raises:
+            MessageError: ranges that the federation does not allow.
+        """
+        recipe, given = self.policy.recipe, order.ranges
+        wanted = training and recipe.ranges == "tensor"
+        if bool(given) != (wanted and self.safe is None):
+            raise MessageError(
+                f"{len(given)} ranges came for a federation whose ranges are "
+                f"{recipe.ranges!r}; refused"
+            )
+        # the same in every member: the masks are bound to the velocity they follow from
+        if wanted and self.safe is not None:
+            given = spans(
+                self.safe.vault.progress(place.run).server.velocity, self.stops, recipe.update_range
+            )
+        if (
+            wanted
+            and start is not None
+            and given != spans(start.velocity, self.stops, recipe.update_range)
+        ):
+            raise MessageError(
+                "ranges came that do not follow from the adapter's last steps; refused"
+            )
+        ranges = read_spans(given, self.size, recipe.update_range) if wanted else ()
+        shares = shares_of(self.policy, order.cohort, place.attempt) if training else None
+        named = order.state if self.recall is not None else ""
+        return Terms(
+            ranges, seed_of(self.policy, place), told, named, shares, digest_of(order.flat)
+        )
+
+    def pay(self, place: Place) -> bool:
+        """Pay for this attempt's privacy; False if there is not enough left, and then nothing is
+        trained.
+        """
+        try:
+            self.purse.pay(place)
+        except BudgetError as error:
+            self.on_event({"event": "spent", "round": place.round, "reason": str(error)})
+            return False
+        return True
+
+    def parent(self, place: Place) -> Progress:
+        """Sealed mode, to undo a step: the adapter before it, with an optimizer at rest, as one
+        step more.
+
+        The coordinator's signed word is enough: it can stop a run anyway, and undoing tells it
+        nothing.
+
+        Raises:
+            MessageError: not in sealed mode, or this member has no adapter before; the others will
+            hand it theirs.
+        """
+        before = None if self.safe is None else self.safe.vault.before(place.run)
+        if self.safe is None or before is None:
+            raise MessageError("there is no step here to undo; refused")
+        return Progress(self.safe.vault.progress(place.run).steps + 1, before.server.at_rest())
+
+    def enter(self, place: Place, half: PartyHalf, relies_on: str = "") -> None:
+        """Take part in the protection's stages at `place`."""
+        self.attempt = Attempt(place, half, relies_on=relies_on)
+
+    def go_on(self, task: Task) -> bytes:
+        """Answer the next stage of the protection."""
+        attempt = self.attempt
+        if attempt is None or task.place != attempt.place or task.stage != attempt.expects:
+            expected = (
+                "no stage"
+                if attempt is None
+                else (f"{attempt.expects} of round {attempt.place.round}")
+            )
+            raise MessageError(
+                f"found stage {task.stage!r} of round {task.place.round}, expected "
+                f"{expected}; refused"
+            )
+        answer = attempt.half.answer(task.stage, task.payload)
+        self.ledger.save()  # a round that is being opened is on disk before its shares leave
+        # the half found enough that vouch
+        if task.stage == "share" and attempt.relies_on and self.recall is not None:
+            self.recall.trust(attempt.relies_on, attempt.place.run)
+        attempt.done += 1
+        if attempt.done == len(attempt.half.stages):
+            self.attempt = None  # the contribution is gone from memory
+        return answer
+
+    def train(self, order: work.Work, place: Place, terms: Terms) -> tuple[Vector, Statistics, int]:
+        """Score if asked, then train; return the change [n], the counters, and the answer tokens
+        trained on.
+        """
+        counts = self.learner.evaluate(order.flat) if order.evaluate else Counts(0, 0)
+        columns = self.policy.adapter.rank if terms.shares is None else terms.shares.of(self.name)
+        learner = narrowed(self.learner, columns, self.policy.adapter.rank)
+        trained: Trained = learner.train(order.flat, training_seed(place, terms.adapter, self.name))
+        if not (np.isfinite(trained.flat).all() and math.isfinite(trained.loss)):
+            raise DataError(
+                "training ended in values that are not finite; nothing is sent, a lower lr may help"
+            )
+        update = trained.flat.astype(np.float32) - order.flat
+        # a coordinate's sum is divided by those who train it, so nobody else may move it
+        if terms.shares is not None:
+            update[~terms.shares.trained(self.name, update.size)] = 0.0
+        if (agreed := self.policy.recipe.agreed_steps) and trained.steps:
+            # Wang et al. 2020, FedNova: nobody counts more for more steps
+            update *= np.float32(agreed / trained.steps)
+        statistics = dataclasses.replace(
+            Statistics.scores(counts.correct, counts.total), trained=1,
+            loss_milli=round(min(max(trained.loss, 0.0), LARGEST_LOSS) * LOSS_UNIT),
+            clipped=Codec(self.size, self.policy, terms).percent(self.clipped(update, terms)),
+        )  # fmt: skip
+        told: Event = {} if terms.shares is None else {"columns": columns}
+        self.on_event(
+            {
+                "event": "trained",
+                "round": place.round,
+                "loss": trained.loss,
+                "tokens": trained.tokens,
+                **told,
+            }
+        )
+        return update, statistics, trained.tokens
+
+    def clipped(self, update: Vector, terms: Terms) -> int:
+        """How many coordinates of `update` are cut before it is sent.
+
+        Raises:
+            DataError: more than its owner allows; nothing is sent. Where there is noise the whole
+                update is shortened instead, and that is what its privacy rests on.
+        """
+        codec = Codec(self.size, self.policy, terms)
+        clipped, trained = codec.clipped(update), update.size
+        if codec.noise is None:
+            if terms.shares is not None:
+                trained = int(np.count_nonzero(terms.shares.trained(self.name, update.size)))
+            check_clipped(clipped, trained, self.consent)
+        return clipped
+
+    def score(self, order: work.Work) -> tuple[Vector, Statistics, int]:
+        """Score the adapter; there is no change to send."""
+        counts = self.learner.evaluate(order.flat)
+        return np.zeros(0, np.float32), Statistics.scores(counts.correct, counts.total), 0
+
+
+def training_seed(place: Place, adapter: bytes, name: str) -> int:
+    """This party's training seed: another one for each run, round, attempt, adapter and party.
+
+    So two trainings from one adapter do not differ by one party's part alone: the others' differ
+    too.
+
+    Args:
+        adapter: `repeats.digest_of` the one that it trains from.
+    """
+    seed = (
+        f"quietchoir training 2 {place.run} {place.round} {place.attempt} {name} "
+    ).encode() + adapter
+    return int.from_bytes(hashlib.sha256(seed).digest()[:4], "big")

@@ -1,0 +1,150 @@
+"""What a federation's rounds may cost in privacy: paid before the work, by every member and by the
+coordinator.
+
+Knows the federation's noise and one account. Knows nothing of letters or training.
+Always: nothing is paid where the file names no noise; a round that cannot be paid raises before
+anything else happens.
+
+Every attempt is paid for by itself. An attempt that ends without a sum costs as much as one with: a
+member that fell silent after it had sent its masked contribution cannot know whether the others
+opened the sum with it, and the next attempt, with other members, would show it once more. An
+attempt that is worked twice (a letter replayed to a member that lost its record of what it
+answered) is paid twice. So the cost is never too low; it is too high by the attempts that came to
+nothing.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from ...core.errors import FederationError
+from ...crypto.privacy.accountant import Account, Budget, Spent, Step, compose
+from ..aggregation.context import noise_of
+from ..spec.policy import Policy
+from ..wire.message import Place
+
+BOOK = "privacy.json"  # beside a coordinator's run: of any member
+
+
+class Purse:
+    """One member's privacy in one federation; or, at the coordinator, any member's that took part
+    in every attempt.
+
+    Args:
+        size: values of an update.
+        whose: a member's name, or "any member".
+        path: the history's file; None keeps it in memory (simulations).
+    """
+
+    def __init__(self, policy: Policy, size: int, whose: str, path: Path | None = None) -> None:
+        """Take up the history where its file left it.
+
+        Raises:
+            ConfigError: a history of somebody else, or noise that does not fit the federation's
+            bits.
+        """
+        self.step: Step | None = None
+        noise = noise_of(policy, size)
+        if noise is None:
+            return
+        self.step = Step.of(noise)
+        budget = Budget(epsilon=policy.privacy.epsilon, delta=policy.privacy.delta)
+        self.account = Account(budget, scope=f"{policy.federation.hex()} {whose}", path=path)
+
+    def pay(self, place: Place) -> Spent | None:
+        """Pay for one attempt; what is spent with it, None where there is no noise.
+
+        Raises:
+            BudgetError: it would go past the budget; nothing was changed.
+            QuietchoirError: the disk refused; nothing was changed.
+        """
+        if self.step is None:
+            return None
+        return self.account.charge(f"{place.run}/{place.round}/{place.attempt}", self.step)
+
+    def affords(self) -> bool:
+        """Could one more attempt be paid for now?"""
+        if self.step is None:
+            return True
+        steps = [step for _, step in self.account.history]
+        return (
+            compose([*steps, self.step], self.account.budget.delta).epsilon
+            <= self.account.budget.epsilon
+        )
+
+    def spent(self) -> dict[str, object] | None:
+        """Epsilon with its delta, unit, sampling assumption, steps and method, and the budget;
+        None where there is no noise.
+        """
+        if self.step is None:
+            return None
+        return {**self.account.epsilon().record(), "budget": self.account.budget.epsilon}
+
+
+class Purses:
+    """The coordinator's books where it chooses whom it sums: a purse for each member, as that
+    member keeps its own.
+
+    Args:
+        folder: where the histories lie, one file a member; None keeps them in memory (simulations).
+    """
+
+    def __init__(self, policy: Policy, size: int, folder: Path | None = None) -> None:
+        """Take up the histories where their files left them.
+
+        Raises:
+            ConfigError: as `Purse`.
+        """
+        self.policy, self.size, self.folder = policy, size, folder
+        self.each: dict[str, Purse] = {}
+        for member in policy.members:
+            self.of(member.name)
+
+    def of(self, name: str) -> Purse:
+        """One member's; a new one for a member that came later."""
+        if name not in self.each:
+            path = None if self.folder is None else self.folder / f"privacy-{name}.json"
+            self.each[name] = Purse(self.policy, self.size, name, path)
+        return self.each[name]
+
+    def pay(self, names: Iterable[str], place: Place) -> Spent | None:
+        """Pay for one attempt of these members; what the one who has spent most has spent, None
+        where there is no noise.
+
+        Raises:
+            BudgetError: one of them cannot; ask `affords` before.
+            QuietchoirError: the disk refused; some may have paid, for an attempt that is not made.
+        """
+        for name in names:
+            self.of(name).pay(place)
+        worst = self.worst()
+        return None if worst.step is None else worst.account.epsilon()
+
+    def worst(self) -> Purse:
+        """Of the member that has spent most."""
+        return max(
+            self.each.values(),
+            key=lambda purse: 0.0 if purse.step is None else purse.account.epsilon().epsilon,
+        )
+
+    def part(self, names: Iterable[str]) -> tuple[list[str], list[str]]:
+        """Members that could pay for one more attempt, and those that could not."""
+        can = {name: self.of(name).affords() for name in names}
+        return [name for name, good in can.items() if good], [
+            name for name, good in can.items() if not good
+        ]
+
+
+def check_books(folder: Path, *, buffered: bool) -> None:
+    """Require that a run's privacy was accounted for as it will be: one book for any member, or one
+    for each.
+
+    Raises:
+        FederationError: the schedule has changed within a run.
+    """
+    others = [folder / BOOK] if buffered else sorted(folder.glob("privacy-*.json"))
+    if any(path.exists() for path in others):
+        raise FederationError(
+            f"{others[0]}: this run's privacy was accounted for under another schedule.rounds; a "
+            f"run keeps its own: finish "
+            "it under the file it began with, or choose another --state"
+        )

@@ -1,0 +1,445 @@
+"""The coordinator: carries letters, adds up what it cannot read, steps the adapter.
+
+Knows rounds. Knows nothing of Flower, training or how a sum is protected.
+Always: the state on disk is that of the last whole round plus the number of the attempt that has
+begun; an attempt that ends without a sum (too few members, too few survivors) leaves the adapter as
+it was; nothing is averaged over fewer members than the federation's minimum.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ...core import log
+from ...core.errors import BudgetError, FederationError, RoundAborted
+from ...core.worker import Worker
+from ...crypto.he.encrypted_ring import AdderService, Desk
+from ...crypto.identity.keys import Identity
+from ..aggregation.server_optimizer import ServerOptimizer, ServerState, Vector, combine
+from ..spec.policy import Policy
+from ..store.checkpoint import RunState, Store
+from ..training.recipes import optimizer_of
+from ..wire import work
+from ..wire.link import Link
+from . import validation as guard
+from .attempt import Assembly, Event, Outcome
+from .delivery import Delivery
+from .event_log import Logbook
+from .messenger import Post
+from .model_broadcast import Telling
+from .privacy_accountant import Purse
+from .report import RunReport, summary, write_entry
+from .selection import needed
+from .validation import Verdict
+from .words import told_buckets
+
+logger = log.get("federation.coordinator")
+Keeper = Callable[[Vector, dict[str, object]], tuple[str, str]]
+T = TypeVar("T")
+POLL_S = 0.1
+
+
+class Coordinator:
+    """One run of one federation.
+
+    Args:
+        identity: the key that the federation file names for its coordinator.
+        size: length n of the adapter's flat vector; stops: where its tensors end, by default only
+        at n. keep: takes the finished adapter [n] and its evaluation; returns its name and its
+        signed card. Not in sealed mode. wait_s: how long too few members are waited for.
+        patient: that holds until the minimum was there once; members that go away later are waited
+            for without end, and a round that failed because they did is not counted.
+        grace_s: once the minimum is there, how long the rest of the roster is waited for.
+        desk: in sealed mode, the worker that adds ciphertexts; by default a new one.
+        purse: privacy spent so far; by default beside the store's file.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        identity: Identity,
+        link: Link,
+        *,
+        size: int,
+        stops: Sequence[int] = (),
+        store: Store | None = None,
+        keep: Keeper | None = None,
+        on_event: Callable[[Event], None] | None = None,
+        wait_s: float = 600.0,
+        patient: bool = False,
+        grace_s: float = 30.0,
+        desk: Desk | None = None,
+        purse: Purse | None = None,
+    ) -> None:
+        """Take up the run where its store left it.
+
+        Raises:
+            FederationError: the key is not the one in the file, or the store belongs to something
+            else. ConfigError: noise that does not fit the federation's bits, or a history of
+            privacy that cannot be read.
+        """
+        if identity.public.raw.hex() != policy.coordinator.key:
+            raise FederationError(
+                f"this key is not the coordinator's of {policy.name}; use the "
+                f"key made by `federation init`"
+            )
+        self.policy, self.link, self.size, self.keep = policy, link, size, keep
+        self.on_event = on_event or (lambda event: None)
+        self.wait_s, self.patient, self.grace_s = wait_s, patient, grace_s
+        self.gathered = False  # the minimum was there once
+        self.sealed = policy.protection.mode == "sealed"
+        store = store or Store(None)
+        # in sealed mode no adapter is here
+        self.logbook = Logbook(store, policy, 0 if self.sealed else size)
+        self.purse = purse or Purse(
+            policy, size, "any member", store.path and store.path.with_name("privacy.json")
+        )
+        self.post = Post(policy, identity, link)
+        stops = tuple(stops) or (size,)
+        self.telling = Telling(self.post, self.logbook, optimizer_of(policy.recipe), size, stops)
+        self.optimizer: ServerOptimizer = self.telling  # it steps, and remembers how
+        self.assembly = Assembly(
+            policy,
+            self.post,
+            self.logbook,
+            self.purse,
+            size=size,
+            stops=stops,
+            desk=(desk or Worker(AdderService)) if self.sealed else None,
+            telling=self.telling,
+            on_event=self.on_event,
+        )
+        self.delivery = Delivery(self.assembly, self.on_event)
+        self.held: dict[str, object] = {}
+        self.aborted: list[str] = []
+        # while no round is under way: a later federation file may come
+        self.between: Callable[[], None] = lambda: None
+
+    @property
+    def state(self) -> RunState:
+        """The run as it is on disk."""
+        return self.logbook.state
+
+    def run(self, rounds: int | None = None, *, stay_s: float = 0.0) -> RunReport:
+        """Go on until `rounds` are done (default: the federation's) or the privacy budget is; then
+        score and deliver. A run that has ended, unless it is to have more rounds, is delivered
+        only.
+
+        Args:
+            stay_s: how long members that do not have the adapter yet are waited for at the end.
+
+        Raises:
+            RoundAborted: too few members for too long, or a round failed as often as the recipe
+            allows.
+        """
+        started, stopped = time.monotonic(), ""
+        if not self.state.finished or (rounds or 0) > self.state.round:
+            stopped = self.finish(rounds or self.policy.recipe.rounds)
+        self.delivery.stay(stay_s, self.between)
+        return self.report(time.monotonic() - started, stopped)
+
+    def finish(self, goal: int) -> str:
+        """All rounds, the score, the delivery; why it ended before its goal, if it did.
+
+        Raises:
+            RoundAborted: as `run`.
+        """
+        stopped = ""
+        if (words := told_buckets(self.policy)) is not None:
+            self.on_event({"event": "buckets", "price": words})
+        try:
+            self.learn(goal)
+        # an end like any other: what was learned until here is delivered
+        except BudgetError as reason:
+            stopped = str(reason)
+            self.on_event({"event": "stopped", "round": self.state.round, "reason": stopped})
+        if not self.state.finished:
+            if self.policy.privacy.counts and not self.knows_score():
+                self.insist(self.score_round)
+            self.insist(self.deliver)
+        return stopped
+
+    def learn(self, goal: int) -> None:
+        """Rounds until `goal` are done.
+
+        Raises:
+            RoundAborted: as `run`. BudgetError: the next one cannot be paid.
+        """
+        self.wait_for_members()
+        while self.state.round < goal:
+            self.insist(self.train_round)
+
+    def take(self, policy: Policy) -> None:
+        """Go on under a later version of the federation file that differs in who belongs,
+        nothing else.
+        """
+        self.policy = self.post.policy = self.assembly.policy = policy
+        self.logbook.keep(version=policy.version)
+
+    def train_round(self) -> None:
+        """One round: ask, sum, apply. The first half is `Assembly.hold`."""
+        if self.owes_vote():
+            self.confirm()
+        parent = self.state.server
+        self.apply(parent, self.assembly.hold(work.TRAIN, parent.flat, evaluate=self.wants_score()))
+
+    def apply(self, parent: ServerState, outcome: Outcome) -> None:
+        """Step with what came out, let members judge it, write it down."""
+        change = combine(outcome.means, self.policy.aggregation.rule, self.policy.aggregation.trim)
+        self.held = outcome.sums[0].held
+        entry = write_entry(work.TRAIN, outcome, self.state, self.policy)
+        entry["update_norm"] = round(float(np.linalg.norm(change)), 4)
+        if self.sealed or not self.policy.guard.on:
+            self.commit(self.optimizer.step(parent, change), entry)
+        else:
+            self.commit_guarded(
+                parent, [change, *(outcome.means if len(outcome.means) > 1 else ())], entry
+            )
+        if self.owes_vote():
+            self.confirm()
+        self.on_event({"event": "round", **self.state.history[-1]})
+
+    def score_round(self) -> None:
+        """Score the adapter on everybody's held-out examples; the counts come back as sums."""
+        outcome = self.assembly.hold(work.SCORE, self.state.server.flat)
+        entry = write_entry(work.SCORE, outcome, self.state, self.policy)
+        history = (*(old for old in self.state.history if old["kind"] == work.TRAIN), entry)
+        self.logbook.keep(history=history, opening=False, skipped=self.state.skipped + 1)
+        self.on_event({"event": "score", **entry})
+
+    def commit(self, server: ServerState, entry: dict[str, Any]) -> None:
+        """A whole round is done."""
+        self.logbook.commit(server, entry, self.telling.walked(server))
+
+    def commit_guarded(
+        self, parent: ServerState, changes: Sequence[Vector], entry: dict[str, Any]
+    ) -> None:
+        """Keep the first change if members do not find it worse; else the best of the others, each
+        a bucket's own; else none.
+
+        Where the file says "choose", all of them are scored. An undone round leaves the parent,
+        with an optimizer at rest.
+
+        Raises:
+            RoundAborted: too few voted, as often as the recipe allows; nothing is kept.
+        """
+        # of the number under which the change was opened; a kill from here on loses the round, no
+        # more
+        self.logbook.skip()
+        first, *others = (self.optimizer.step(parent, change) for change in changes)
+        server, verdict = first, self.insist(lambda: self.vote(first.flat, [entry]))
+        further = others if not verdict.kept or self.policy.guard.rule == "choose" else []
+        for number, other in enumerate(further, start=1):
+            salvaged = self.insist(lambda flat=other.flat: self.vote(flat, [entry]))  # type: ignore[misc]
+            if salvaged.kept and (not verdict.kept or salvaged.rank > verdict.rank):
+                server, verdict = (
+                    other,
+                    dataclasses.replace(
+                        salvaged, reason=f"kept: the change of bucket {number} alone"
+                    ),
+                )
+        if not verdict.kept:
+            server = self.telling.rest(parent)
+        self.commit(server, {**entry, "guard": dataclasses.asdict(verdict)})
+
+    def vote(self, flat: Vector, running: Sequence[dict[str, Any]] = ()) -> Verdict:
+        """What the members say of the adapter `flat` ([0] in sealed mode: of the one they hold).
+
+        Args:
+            running: entries of rounds that are not written down yet.
+        """
+        outcome = self.assembly.hold(work.SCORE, flat)
+        self.logbook.skip()
+        votes = [
+            (counters, len(total.parties))
+            for counters, total in zip(outcome.votes, outcome.sums, strict=True)
+        ]
+        return guard.judge(self.policy.guard, votes, guard.best_of([*self.state.history, *running]))
+
+    def owes_vote(self) -> bool:
+        """Sealed mode: members step by themselves, so they judge afterwards; is the last step
+        not judged yet?
+        """
+        history = self.state.history
+        return self.sealed and self.policy.guard.on and bool(history) and "guard" not in history[-1]
+
+    def confirm(self) -> None:
+        """Sealed mode: let members judge the adapter that they hold, and go back by one step if
+        it is worse.
+        """
+        *earlier, last = self.state.history
+        verdict = self.insist(lambda: self.vote(self.state.server.flat))
+        if not verdict.kept:
+            steps = self.state.round
+            self.insist(lambda: self.undo(steps))
+        self.logbook.keep(history=(*earlier, {**last, "guard": dataclasses.asdict(verdict)}))
+
+    def undo(self, steps: int) -> None:
+        """Sealed mode: have members go back to the adapter before step `steps`, which is one step
+        more.
+
+        Raises:
+            RoundAborted: fewer did than it takes for the others to believe them.
+        """
+        place = self.assembly.begin()
+        members = self.assembly.muster(tuple(sorted(self.link.present())), place)
+        if self.state.round > steps:
+            return  # an attempt before this one was answered, and our note of it lost
+        payload = work.encode(self.assembly.order(self.state.server.flat))
+        done = list(
+            self.post.ask(
+                work.UNDO,
+                dict.fromkeys(members, payload),
+                place,
+                self.policy.recipe.stage_timeout_s,
+            )
+        )
+        need = needed(self.policy, len(members))
+        if len(done) < need:
+            raise RoundAborted(
+                f"{len(done)} of {len(members)} members went back to the adapter "
+                f"before, need {need}"
+            )
+        self.logbook.catch_up(steps + 1)
+
+    def deliver(self) -> None:
+        """Keep the finished adapter here and hand it to every member that is there.
+
+        Raises:
+            RoundAborted: sealed mode, and too few members share an adapter.
+        """
+        accuracy, _ = summary(list(self.state.history))
+        evaluation: dict[str, object] = {
+            **accuracy,
+            "rounds": self.state.round,
+            "run": self.state.run,
+        }
+        if (spent := self.purse.spent()) is not None:
+            evaluation |= {"privacy": spent, "epsilon": spent["epsilon"], "delta": spent["delta"]}
+        name, card = "", ""
+        if self.sealed:  # the adapter is the members', each signs its own card
+            card = json.dumps(evaluation)
+        elif self.keep is not None:
+            name, card = self.keep(self.state.server.flat, evaluation)
+        delivered = self.delivery.hand(card, self.link.present())
+        self.logbook.keep(finished=True, adapter=name, card=card, delivered=delivered)
+        self.on_event({"event": "delivered", "adapter": name, "members": list(delivered)})
+
+    def insist(self, attempt: Callable[[], T]) -> T:
+        """Try a round as often as the recipe allows; between attempts wait until enough members are
+        there.
+
+        Raises:
+            RoundAborted: the last attempt's reason; state and adapter are those of the last whole
+            round.
+        """
+        left = self.policy.recipe.attempts
+        while True:
+            self.between()
+            try:
+                return attempt()
+            except RoundAborted as reason:
+                self.abandon(reason)
+                left -= not (self.patient and self.too_few_are_here())
+                if not left:
+                    raise
+                self.wait_for_members()
+
+    def too_few_are_here(self) -> bool:
+        """Are members away that a round needs?"""
+        present = self.link.present()
+        return len(present) < needed(self.policy) or bool(self.assembly.missing - present)
+
+    def abandon(self, reason: RoundAborted) -> None:
+        """Note an attempt that ended without a sum."""
+        self.logbook.skip_opened()
+        self.aborted.append(f"round {self.state.round + 1}, attempt {self.state.attempt}: {reason}")
+        self.on_event({"event": "aborted", "round": self.state.round + 1, "reason": str(reason)})
+        logger.info("%s", self.aborted[-1])
+
+    def wait_for_members(self) -> None:
+        """Until the roster is complete, or enough are there and the grace is over.
+
+        Raises:
+            RoundAborted: still too few after `wait_s`, or without one that no sum from this adapter
+                can do without; a patient coordinator looks at that until enough were there once.
+        """
+        began, enough_since, told = time.monotonic(), None, -1
+        while True:
+            self.between()
+            need, everybody = needed(self.policy), len(self.policy.members)
+            present, now = self.link.present(), time.monotonic()
+            here, missing = len(present), self.assembly.missing - present
+            if here != told:
+                self.on_event(
+                    {"event": "waiting", "present": here, "minimum": need, "roster": everybody}
+                )
+                told = here
+            enough_since = (enough_since or now) if here >= need and not missing else None
+            self.gathered = self.gathered or here >= need
+            if enough_since is not None and (
+                here >= everybody or now - enough_since >= self.grace_s
+            ):
+                return
+            if (
+                enough_since is None
+                and now - began >= self.wait_s
+                and not (self.patient and self.gathered)
+            ):
+                also = f", {', '.join(sorted(missing))} among them" if missing else ""
+                raise RoundAborted(
+                    f"{here} members came within {self.wait_s:.0f} s, need {need}{also}; start the "
+                    f"others with "
+                    "`quietchoir join`, then start this command again: it goes on from the last "
+                    "whole round"
+                )
+            time.sleep(POLL_S)
+
+    def knows_score(self) -> bool:
+        """Was the adapter that is here scored already? Members sum the scores of one adapter
+        over the same members alone.
+        """
+        history = self.state.history
+        if history and history[-1]["kind"] == work.SCORE:
+            return True
+        return self.policy.guard.on and guard.parents_score(history) is not None
+
+    def wants_score(self) -> bool:
+        """Does this round score the adapter it starts from? The first one does; later ones'
+        scores a guard knows already.
+        """
+        recipe, first = self.policy.recipe, self.state.round == 0
+        if not self.policy.privacy.counts or self.knows_score():
+            return False
+        if self.policy.guard.on:
+            return True
+        return first or (
+            recipe.evaluate_every > 0 and self.state.round % recipe.evaluate_every == 0
+        )
+
+    def report(self, seconds: float, stopped: str) -> RunReport:
+        """The run so far."""
+        accuracy, sent = summary(list(self.state.history))
+        return RunReport(
+            federation=self.policy.federation.hex(),
+            name=self.policy.name,
+            protection=self.policy.protection.mode,
+            bits=self.policy.protection.bits,
+            nodes=len(self.policy.members),
+            rounds=self.state.round,
+            seconds=round(seconds, 3),
+            accuracy=accuracy,
+            bytes_per_node_round=sent,
+            adapter=self.state.adapter,
+            members=[one.name for one in self.policy.members],
+            delivered=list(self.state.delivered),
+            aborted=self.aborted,
+            history=list(self.state.history),
+            held=self.held,
+            privacy=self.purse.spent(),
+            stopped=stopped,
+        )

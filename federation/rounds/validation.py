@@ -1,0 +1,91 @@
+"""Is the new adapter good enough to be kept? A secret vote of the members' held-out examples.
+
+Knows counts and history. Knows nothing of how votes travel, or of adapters.
+Always: what is judged is the median over the buckets' accuracies (of one bucket: its accuracy); a
+bucket whose counts cannot be those of honest members is left out; each member has one voice,
+whatever the number of its examples; an adapter that too few could score is not kept.
+
+The vote is an attempt of its own, between two rounds: so no member trains from an adapter that is
+then undone, and no sum, and no privacy, is spent on it. It costs a download of the adapter and one
+more pass through the masks, a second or so; the passes over held-out examples are those that the
+next round would have made.
+
+Not covered: a change that leaves held-out answers as they are (a backdoor). A member that lies
+about its score moves one bucket's accuracy by up to one voice of the bucket's.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..aggregation.update import SCORE_UNIT, Statistics
+from ..spec.guard import GuardTable
+from ..wire import work
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What the members' votes say about one adapter."""
+
+    accuracy: float | None
+    scored: int  # members that did
+    best: float | None  # of the adapters that were kept before
+    kept: bool
+    reason: str
+
+    @property
+    def rank(self) -> float:
+        """For choosing among several."""
+        return -1.0 if self.accuracy is None else self.accuracy
+
+
+def judge(
+    guard: GuardTable, votes: Sequence[tuple[Statistics, int]], best: float | None
+) -> Verdict:
+    """The verdict of `votes`: counters of a bucket, and how many members are in it."""
+    sound = [
+        one
+        for one, parties in votes
+        if 0 < one.scored <= parties and one.score <= SCORE_UNIT * one.scored
+    ]
+    found = [one.accuracy for one in sound if one.accuracy is not None]
+    accuracy = statistics.median(found) if found else None
+    kept = accuracy is not None and (best is None or accuracy >= best - guard.margin)
+    if accuracy is None:
+        reason = "undone: too few could score it; give members held-out examples (test.jsonl)"
+    elif kept:
+        reason = "kept"
+    else:
+        reason = (
+            f"undone: accuracy {accuracy:.3f} is more than {guard.margin:g} below the best, "
+            f"{best:.3f}"
+        )
+    return Verdict(
+        accuracy=accuracy, scored=Statistics.sum(sound).scored, best=best, kept=kept, reason=reason
+    )
+
+
+def best_of(history: Sequence[dict[str, Any]]) -> float | None:
+    """The best accuracy of an adapter that was kept."""
+    found = [entry["accuracy"] for entry in history if entry["accuracy"] is not None]
+    found += [
+        entry["guard"]["accuracy"] for entry in history if (entry.get("guard") or {}).get("kept")
+    ]
+    return max(found, default=None)
+
+
+def parents_score(history: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Accuracy of the adapter that the next round starts from, as the last vote or round found
+    it.
+    """
+    trained = [entry for entry in history if entry["kind"] == work.TRAIN]
+    if not trained:
+        return None
+    verdict = trained[-1].get("guard")
+    source = verdict if verdict and verdict["kept"] else trained[-1]
+    return (
+        {name: source[name] for name in ("accuracy", "scored")}
+        if source["accuracy"] is not None
+        else None
+    )

@@ -1,0 +1,234 @@
+"""A member for one letter: opened from its home, asked once, put away again. (`member` is the one
+that stays.)
+
+    home, federation file → party → [what was put aside] → the letter's answer → [what is put aside]
+    + its key
+
+Knows how the organs fit, where the process that answers one letter may not be the one that answers
+the next. Knows nothing of Flower; the key of what is put aside is the caller's to keep, in memory.
+Always: consent, roster, ledger and privacy are checked for every letter as `join` checks them; the
+model is loaded for letters that need it, and kept for as long as this process lives.
+"""
+
+import threading
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..core import log
+from ..core.config import Config
+from ..core.errors import QuietchoirError
+from ..core.worker import Worker
+from ..crypto.he.encrypted_ring import MemberService
+from ..crypto.identity.keys import bind
+from .aggregation.base import Safe
+from .aggregation.server_optimizer import Vector
+from .aggregation.snapshot import check_freezable
+from .client_node import Joining, Seat, make_learner, trainer_of
+from .costs import round_cost
+from .membership import keys as identity
+from .membership import roster
+from .membership.consent import check_consent, check_upload
+from .model_files import resident
+from .rounds.client_model import Recall
+from .rounds.contribution_buffer import Drawer
+from .spec.policy import Policy
+from .store import attempt_snapshot as recess
+from .store import ledger as ledgers
+from .store.attempt_snapshot import Recess
+from .store.client_store import Vault
+from .store.ledger import Ledger
+from .training.learner import Counts, Learner, Trained
+from .training.synthetic_task import ForgetfulRehearsal
+from .wire import message as messages
+from .wire import work
+
+if TYPE_CHECKING:
+    from ..core.models.weights import Weights
+    from ..core.training.trainer import Trainer
+
+logger = log.get("federation.visit")
+HELLO = "quietchoir hello on Flower's grid 1"
+
+
+class Absent:
+    """The learner of a party that is only asked for the stages after its work: never called."""
+
+    def train(self, flat: Vector, seed: int) -> Trained:
+        """As `Learner`."""
+        raise RuntimeError(
+            f"a stage that needs no model asked for training from {flat.shape}, seed {seed}"
+        )  # our bug
+
+    def evaluate(self, flat: Vector) -> Counts:
+        """As `Learner`."""
+        raise RuntimeError(
+            f"a stage that needs no model asked for a score of {flat.shape}"
+        )  # our bug
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Own:
+    """What belongs to one node."""
+
+    file: Path  # the federation file
+    home: Path
+    data: Path | None
+    rehearse: int
+    config: Config
+
+
+def greet(own: Own, nonce: bytes, node_id: int) -> tuple[str, bytes]:
+    """This member's name, and its proof that it is the one behind Flower's node `node_id`.
+
+    Raises:
+        RosterError, ConfigError: no member of this federation, or none that takes part in it, or
+        not this way.
+    """
+    policy = accepted(own.file, own.home)
+    check_freezable(policy)
+    check_consent(policy, own.config.consent)
+    keys = identity.load_or_create(own.home)
+    name = roster.check_member(policy, keys.identity.public.raw)
+    return name, keys.identity.sign(hello_context(policy), bind(name, nonce, node_id))
+
+
+def hello_context(policy: Policy) -> bytes:
+    """What a proof of name is for."""
+    return bind(HELLO, policy.federation)
+
+
+def answer(own: Own, letter: bytes, key: bytes) -> tuple[bytes, bytes]:
+    """Answer one letter.
+
+    Args:
+        key: of what the last call put aside; empty if there is none.
+
+    Returns:
+        the signed answer, and the key of what is put aside now; empty if nothing is.
+
+    Raises:
+        QuietchoirError: refused, as `Party.handle`; what was put aside stays as it was, under the
+        same key.
+    """
+    policy = accepted(own.file, own.home)
+    check_freezable(policy)
+    keys = identity.load_or_create(own.home)
+    name = roster.check_member(policy, keys.identity.public.raw)
+    task = messages.decode_task(letter, policy, name)
+    folder = roster.folder(own.home, policy)
+    with ExitStack() as opened:
+        opened.enter_context(closing(ledgers.hold(folder)))
+        place = Recess(folder, policy.digest, name)
+        kept = place.take(key)
+        try:
+            working = task.stage in work.STAGES
+            learner, size, weights = (
+                learner_of(own, policy, name) if working else (Absent(), size_of(kept), None)
+            )
+            if working and task.stage != work.ADOPT:
+                cost = round_cost(policy, size)
+                check_upload(policy, cost.up + cost.once_up, own.config.consent)
+            # started by sealed members alone
+            desk = opened.enter_context(closing(Worker(MemberService)))
+            ledger = opened.enter_context(closing(Ledger(folder / ledgers.FILE)))
+            seat = Seat(
+                joining=Joining(file=own.file, data=own.data, home=own.home, rehearse=own.rehearse),
+                config=own.config,
+                keys=keys,
+                name=name,
+                weights=weights,
+                learner=learner,
+                size=size,
+                folder=folder,
+                ledger=ledger,
+                safe=Safe(Vault(None, size), desk),
+                drawer=Drawer(),
+                recall=Recall(folder),
+                leave=threading.Event(),
+                on_event=lambda event: None,
+            )
+            party = seat.party(policy)
+            before = party.attempt = None if kept is None else recess.thaw_attempt(kept, party)
+            try:
+                reply = party.handle(letter)
+            except QuietchoirError:
+                # another attempt has begun, or this one has ended, and then it failed
+                if party.attempt is not before:
+                    place.wipe()
+                raise
+            aside = recess.freeze_attempt(party)
+        except QuietchoirError:
+            place.give_back()
+            raise
+        if aside is not None:
+            return reply, place.put(aside)
+        place.wipe()
+        return reply, b""
+
+
+def accepted(file: Path, home: Path) -> Policy:
+    """As `roster.accept`, without reading files again that this process has read and nobody has
+    written since.
+
+    Raises:
+        RosterError, ConfigError: as that.
+    """
+    known = read_before.get((file, home))
+    if known is not None and known[1] == stamps(file, known[0], home):
+        roster.check_time(known[0], f"{file}: ")
+        return known[0]
+    policy = roster.accept(file, home)
+    read_before[file, home] = policy, stamps(file, policy, home)
+    return policy
+
+
+def stamps(file: Path, policy: Policy, home: Path) -> tuple[int, ...]:
+    """What changes when the federation file does, the copy that this node keeps, or what it was
+    invited to.
+    """
+    looked_at = (file, roster.folder(home, policy) / roster.FILE, home / roster.INVITED_FILE)
+    found = [path.stat() for path in looked_at if path.exists()]
+    return tuple(number for one in found for number in (one.st_mtime_ns, one.st_size, one.st_ino))
+
+
+read_before: dict[tuple[Path, Path], tuple[Policy, tuple[int, ...]]] = {}
+
+
+def size_of(kept: bytes | None) -> int:
+    """Values of the adapter, for a letter that goes on with what was put aside; without that it
+    will be refused.
+    """
+    return 0 if kept is None else recess.size_in(kept)
+
+
+def learner_of(own: Own, policy: Policy, name: str) -> "tuple[Learner, int, Weights | None]":
+    """The learner, the size of its adapter, and the model behind it.
+
+    Raises:
+        DataError, ModelNotFoundError, IntegrityError: as `member.make_learner` and
+        `member.resident`.
+    """
+    if own.rehearse:
+        return ForgetfulRehearsal(own.rehearse, name), own.rehearse, None
+    return trained_by(own, policy, name)
+
+
+@lru_cache(maxsize=1)
+def model_of(config: Config, policy: Policy) -> "tuple[Weights, Trainer]":
+    """The resident model of this process and what trains on it, the same for all its nodes."""
+    weights = resident(policy, None, config.engine.model)
+    return weights, trainer_of(config, policy, weights)
+
+
+@lru_cache(maxsize=16)
+def trained_by(own: Own, policy: Policy, name: str) -> "tuple[Learner, int, Weights | None]":
+    """Kept, for so many nodes: under Ray one process answers for many, round after round."""
+    weights, trainer = model_of(own.config, policy)
+    joining = Joining(file=own.file, data=own.data, home=own.home)
+    learner, size = make_learner(
+        joining, own.config, policy, weights, name, lambda event: None, trainer
+    )
+    return learner, size, weights

@@ -1,0 +1,300 @@
+"""A coordinator's run on disk: what a killed coordinator goes on from.
+
+Knows one folder with one database in it. Knows nothing of parties or messages.
+Always: a step is the whole old state or the whole new one; an attempt is on disk before anybody is
+asked, so that no attempt's number is ever used twice. One process at a time holds the folder.
+
+    run      who the run belongs to and where it is, as JSON      adapter  the server's vectors,
+                                                                           written when they change
+    history  one report a round                                     steps    that lead to the
+                                                                             adapter, oldest first
+
+What a run spends in privacy lies beside it, in its own file (see `purse`); the federation file it
+goes on under too.
+"""
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import secrets
+import sqlite3
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from ...core import paths
+from ...core.errors import FederationError
+from ..aggregation.server_optimizer import ServerState
+from ..spec.policy import Policy
+from .disk import Disk
+
+FILE = "run.sqlite"
+OLD_FILE = "run.checkpoint"  # of the first versions of this program
+VERSION = 2
+TABLES = """
+CREATE TABLE run (one INTEGER PRIMARY KEY CHECK (one = 1), fields TEXT NOT NULL) STRICT;
+CREATE TABLE adapter (
+    one INTEGER PRIMARY KEY CHECK (one = 1), size INTEGER NOT NULL, body BLOB NOT NULL,
+    digest BLOB NOT NULL
+) STRICT;
+CREATE TABLE history (place INTEGER PRIMARY KEY, entry TEXT NOT NULL) STRICT;
+CREATE TABLE steps (
+    place INTEGER PRIMARY KEY, name TEXT NOT NULL, before TEXT NOT NULL, body BLOB NOT NULL
+) STRICT
+"""
+APART = ("server", "history", "steps")  # fields of a state that have tables of their own
+
+
+@dataclass(frozen=True, slots=True)
+class Walked:
+    """One step of the adapter, as members are told it (`steps`)."""
+
+    name: str  # of the state that it leads to
+    before: str  # of the state that it starts from
+    body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """Everything that must survive a kill."""
+
+    federation: str  # hex
+    model: str  # digest of the frozen model
+    run: str  # 32 hex digits
+    version: int  # of the federation file
+    server: ServerState
+    round: int = 0  # rounds that are done
+    attempt: int = 0  # attempts begun in the next round
+    # numbers of rounds that were opened and then lost: members never open one twice
+    skipped: int = 0
+    opening: bool = False  # shares are being asked for: after a kill this number is lost
+    finished: bool = False  # scored and delivered
+    # name of the finished adapter, and what is told with it; empty where none is kept
+    adapter: str = ""
+    card: str = ""
+    delivered: tuple[str, ...] = ()  # members that have it
+    history: tuple[dict[str, Any], ...] = field(default=())  # one report a round, as JSON types
+    # that lead to `server`; without them members could not follow it after a kill
+    steps: tuple[Walked, ...] = ()
+
+    @staticmethod
+    def fresh(policy: Policy, size: int, run: str = "") -> "RunState":
+        """The state before the first round. Args: run: its number, by default drawn."""
+        return RunState(
+            federation=policy.federation.hex(),
+            model=policy.model.digest,
+            run=run or secrets.token_hex(16),
+            version=policy.version,
+            server=ServerState.zeros(size),
+        )
+
+
+class Store:
+    """One run's folder. In memory only if `folder` is None (simulations).
+
+    Args:
+        run: number of a new run, 32 hex digits; by default it is drawn. Members' training seeds
+        follow from it.
+    """
+
+    def __init__(self, folder: Path | None, *, run: str = "") -> None:
+        """Take the folder for this process.
+
+        Raises:
+            FederationError: another coordinator runs on it, or its database is damaged or of an
+            unknown version. QuietchoirError: no space or no permission.
+        """
+        self.path, self.run = None if folder is None else folder / FILE, run
+        self.lock: IO[bytes] | None = None
+        self.disk: Disk | None = None
+        self.written: RunState | None = None  # what is on disk, as far as this process knows
+        if folder is None:
+            return
+        paths.private_folder(folder)
+        self.lock = (folder / "lock").open("ab")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.lock.close()
+            raise FederationError(
+                f"{folder}: another coordinator runs on this state; stop it or choose another "
+                f"--state"
+            ) from None
+        try:
+            self.disk = Disk(folder / FILE, TABLES, VERSION)
+        except BaseException:
+            self.lock.close()
+            raise
+
+    def close(self) -> None:
+        """Let the folder go."""
+        if self.disk is not None:
+            self.disk.close()
+        if self.lock is not None:
+            self.lock.close()
+
+    def load(self, policy: Policy, size: int) -> RunState:
+        """The state to go on from; a fresh one in an empty folder.
+
+        Raises:
+            FederationError: damaged, or of another federation, model, adapter shape or a newer
+            federation file.
+        """
+        state = None if self.disk is None else read_state(self.disk.connection, self.disk.path)
+        if state is None:
+            if self.path is not None and self.path.with_name(OLD_FILE).exists():
+                raise FederationError(
+                    f"{self.path.with_name(OLD_FILE)}: a run that an earlier version of quietchoir "
+                    f"began; finish it with that "
+                    "one, or choose another --state"
+                )
+            return RunState.fresh(policy, size, self.run)
+        if (state.federation, state.model) != (policy.federation.hex(), policy.model.digest):
+            raise FederationError(
+                f"{self.path}: a run of another federation or model; choose another --state"
+            )
+        if state.server.flat.size != size:
+            raise FederationError(
+                f"{self.path}: an adapter of {state.server.flat.size} values, expected {size}; "
+                f"choose another --state"
+            )
+        if state.version > policy.version:
+            raise FederationError(
+                f"{self.path}: written under version {state.version} of the file, found "
+                f"{policy.version}; get the newest one"
+            )
+        self.written = state
+        return dataclasses.replace(state, version=policy.version)
+
+    def save(self, state: RunState) -> None:
+        """Make `state` the one to go on from, in one step.
+
+        Raises:
+            QuietchoirError: the disk refuses; the old state is the one to go on from.
+        """
+        if self.disk is None:
+            return
+        before = self.written
+        with self.disk.step() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO run VALUES (1, ?)", (json.dumps(fields_of(state)),)
+            )
+            if before is None or before.server is not state.server:
+                write_server(connection, state.server)
+            write_steps(connection, () if before is None else before.steps, state.steps)
+            write_history(connection, () if before is None else before.history, state.history)
+        self.written = state
+
+
+def fields_of(state: RunState) -> dict[str, Any]:
+    """What stands in the table `run`."""
+    names = [one.name for one in dataclasses.fields(state) if one.name not in APART]
+    return {name: getattr(state, name) for name in names}
+
+
+def write_server(connection: sqlite3.Connection, server: ServerState) -> None:
+    """The adapter and what the optimizer carries along."""
+    body = server.encode()
+    row = (server.flat.size, body, hashlib.sha256(body).digest())
+    connection.execute("INSERT OR REPLACE INTO adapter VALUES (1, ?, ?, ?)", row)
+
+
+def write_steps(
+    connection: sqlite3.Connection, before: tuple[Walked, ...], after: tuple[Walked, ...]
+) -> None:
+    """The steps that are new; those that are not told any more go."""
+    if before == after:
+        return
+    kept = {one.name: place for place, one in enumerate(before)}
+    first = kept.get(after[0].name, len(before)) if after else len(before)
+    # some at the beginning went, some came at the end
+    if before[first:] == after[: len(before) - first]:
+        start = connection.execute("SELECT coalesce(min(place), 0) FROM steps").fetchone()[0]
+        connection.execute("DELETE FROM steps WHERE place < ?", (start + first,))
+        rows = [
+            (start + first + at, one.name, one.before, one.body)
+            for at, one in enumerate(after)
+            if at >= len(before) - first
+        ]
+    else:
+        connection.execute("DELETE FROM steps")
+        rows = [(at, one.name, one.before, one.body) for at, one in enumerate(after)]
+    connection.executemany("INSERT INTO steps VALUES (?, ?, ?, ?)", rows)
+
+
+def write_history(
+    connection: sqlite3.Connection,
+    before: tuple[dict[str, Any], ...],
+    after: tuple[dict[str, Any], ...],
+) -> None:
+    """The entries that are new, in place of those that are gone."""
+    same = 0
+    while same < min(len(before), len(after)) and before[same] is after[same]:
+        same += 1
+    connection.execute("DELETE FROM history WHERE place >= ?", (same,))
+    rows = [(place, json.dumps(after[place])) for place in range(same, len(after))]
+    connection.executemany("INSERT INTO history VALUES (?, ?)", rows)
+
+
+def read(folder: Path) -> RunState | None:
+    """The run in a coordinator's folder, which may be at work meanwhile; None if there is none.
+
+    Raises:
+        FederationError: damaged, or of an unknown version.
+    """
+    if not (folder / FILE).exists():
+        return None
+    disk = Disk(folder / FILE, TABLES, VERSION)
+    try:
+        return read_state(disk.connection, disk.path)
+    finally:
+        disk.close()
+
+
+def as_now(entry: dict[str, Any]) -> dict[str, Any]:
+    """A line of history as it is written now: earlier ones counted answers, where these count
+    the members that scored.
+    """
+    for told in (entry, entry.get("guard") or {}):
+        if "correct" in told:
+            scored = 0 if told["accuracy"] is None else len(entry["parties"])
+            for gone in ("correct", "total", "examples", "tokens"):
+                told.pop(gone, None)
+            told["scored"] = scored
+    return entry
+
+
+def read_state(connection: sqlite3.Connection, path: Path) -> RunState | None:
+    """What `Store.save` wrote last; None if it never did.
+
+    Raises:
+        FederationError: damaged.
+    """
+    try:
+        connection.execute("BEGIN")  # one moment of all tables, whoever writes meanwhile
+        try:
+            run = connection.execute("SELECT fields FROM run").fetchone()
+            adapter = connection.execute("SELECT size, body, digest FROM adapter").fetchone()
+            history = connection.execute("SELECT entry FROM history ORDER BY place").fetchall()
+            steps = connection.execute(
+                "SELECT name, before, body FROM steps ORDER BY place"
+            ).fetchall()
+        finally:
+            connection.execute("COMMIT")
+        if run is None:
+            return None
+        size, body, digest = adapter
+        if hashlib.sha256(body).digest() != digest:
+            raise ValueError("the adapter is not the one that was written")
+        entries = tuple(as_now(json.loads(entry)) for (entry,) in history)
+        known = json.loads(run[0])
+        known["delivered"] = tuple(known.get("delivered", ()))
+        walked = tuple(Walked(*step) for step in steps)
+        return RunState(
+            **known, server=ServerState.decode(body, size), history=entries, steps=walked
+        )
+    except (sqlite3.DatabaseError, ValueError, RecursionError, TypeError) as error:
+        raise FederationError(
+            f"{path}: damaged ({error}); restore it from a copy, or choose another --state"
+        ) from error

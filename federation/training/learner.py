@@ -1,0 +1,129 @@
+"""What a party does with its own data.
+
+Knows flat vectors in and out. Knows nothing of messages or protection.
+Always: examples stay on this side; only `Trained` and `Counts` come back.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from ..aggregation.server_optimizer import Vector
+
+if TYPE_CHECKING:
+    from ...core.training.frozen_layers import Prepared
+    from ...core.training.trainer import Recipe, StepInfo, Trainer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """The adapter after local training, and what it took."""
+
+    flat: Vector  # [n]
+    examples: int
+    tokens: int  # answer tokens
+    loss: float  # mean over answer tokens
+    steps: int = 0  # of the optimizer; 0 if it has none
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Held-out answers that are right, of how many."""
+
+    correct: int
+    total: int
+
+
+class Learner(Protocol):
+    """One party's training, as a party sees it."""
+
+    def train(self, flat: Vector, seed: int) -> Trained:
+        """Start from the adapter `flat` [n]; leave `flat` unchanged."""
+        ...
+
+    def evaluate(self, flat: Vector) -> Counts:
+        """Score the adapter `flat` [n] on held-out examples."""
+        ...
+
+
+class TrainerLearner:
+    """The real one: `core.training.trainer` over one household's examples.
+
+    Args:
+        whole: where this member trains the first columns only, the others take part in the forward
+        pass all the same.
+    """
+
+    def __init__(
+        self,
+        trainer: "Trainer",
+        train: "Prepared",
+        test: "Prepared | None",
+        recipe: "Recipe",
+        on_step: "Callable[[StepInfo], None] | None" = None,
+        *,
+        whole: bool = True,
+    ) -> None:
+        self.trainer, self.prepared, self.test, self.recipe, self.on_step = (
+            trainer,
+            train,
+            test,
+            recipe,
+            on_step,
+        )
+        self.whole, self.columns = whole, 0  # trained; 0: all
+
+    def narrowed(self, columns: int) -> "TrainerLearner":
+        """The same, which trains the first columns alone."""
+        other = copy.copy(self)
+        other.columns = columns
+        return other
+
+    def train(self, flat: Vector, seed: int) -> Trained:
+        """As `Learner`."""
+        import torch
+
+        start = torch.from_numpy(np.array(flat, np.float32))
+        if self.columns:
+            from ...core.training.rank_prefix import train_columns
+
+            result = train_columns(
+                self.trainer,
+                start,
+                self.prepared,
+                self.recipe,
+                columns=self.columns,
+                seed=seed,
+                whole=self.whole,
+                on_step=self.on_step,
+            )
+        else:
+            result = self.trainer.train(
+                start, self.prepared, self.recipe, seed=seed, on_step=self.on_step
+            )
+        after = np.asarray(result.flat_b.detach().to("cpu", torch.float32).numpy(), np.float32)
+        steps = (
+            0
+            if self.recipe is None
+            else -(-result.examples // (self.recipe.batch * self.recipe.epochs))
+            * self.recipe.epochs
+        )
+        return Trained(
+            flat=after,
+            examples=result.examples,
+            tokens=result.tokens,
+            loss=result.loss,
+            steps=steps,
+        )
+
+    def evaluate(self, flat: Vector) -> Counts:
+        """As `Learner`; a party without held-out examples counts none."""
+        import torch
+
+        if self.test is None:
+            return Counts(0, 0)
+        score = self.trainer.evaluate(torch.from_numpy(np.array(flat, np.float32)), self.test)
+        return Counts(score.correct, score.total)

@@ -1,0 +1,104 @@
+"""How much a library has told to whom.
+
+Knows accounts, counts and the last sequence number of each asker. Knows nothing of ciphertexts.
+Always: a count is on disk before the answer leaves; a refused request changes nothing.
+
+Why accounts: an identity costs nothing to make, so a limit for each stranger would be no limit.
+Askers whom the owner has listed have an account each; everybody else shares one.
+"""
+
+import json
+import threading
+from pathlib import Path
+
+from ..core.errors import BudgetError, ConfigError, MessageError
+from ..core.paths import write_atomically
+from ..crypto.identity.keys import PublicIdentity
+from .messages import Kind
+
+STRANGERS = "strangers"
+
+
+class Budget:
+    """Counts of one library, kept in one file.
+
+    Args:
+        limit: requests of each kind that one account may make, ever. Only the owner resets it, by
+            deleting the file: new passages do not, because the old ones are still there to be
+            worked out.
+        listed: public keys (hex) with an account of their own.
+
+    Raises:
+        ConfigError: a budget file that cannot be read: rather no library than a forgotten count.
+    """
+
+    def __init__(self, path: Path, *, limit: int, listed: frozenset[str] = frozenset()) -> None:
+        self._path, self.limit, self._listed = path, limit, listed
+        self._lock = threading.Lock()
+        self._spent: dict[str, dict[str, int]] = {}
+        self._last: dict[str, int] = {}
+        if path.exists():
+            self._load()
+
+    def account(self, asker: PublicIdentity) -> str:
+        """Whose budget this asker draws on."""
+        name = asker.raw.hex()
+        return name if name in self._listed else STRANGERS
+
+    def left(self, asker: PublicIdentity, kind: Kind) -> int:
+        """Requests of this kind that are left to this asker's account."""
+        return self.limit - self._spent.get(self.account(asker), {}).get(kind.name, 0)
+
+    def charge(self, asker: PublicIdentity, kind: Kind, sequence: int) -> None:
+        """Count one request, on disk, before it is answered.
+
+        Raises:
+            MessageError: the sequence number is not above the last one: a replay.
+            BudgetError: nothing is left.
+            QuietchoirError: the disk does not take it; nothing is counted and nothing must be
+            answered.
+        """
+        with self._lock:
+            name, account = asker.raw.hex(), self.account(asker)
+            if sequence <= self._last.get(name, -1):
+                raise MessageError(
+                    "a request that was sent before, or out of order; sign a new one"
+                )
+            if self.left(asker, kind) <= 0:
+                raise BudgetError(
+                    f"all {self.limit} requests of kind {kind.name.lower()} for this account are "
+                    f"used up; "
+                    "only the library's owner can open another account"
+                )
+            spent = {
+                **self._spent,
+                account: {
+                    **self._spent.get(account, {}),
+                    kind.name: self.limit - self.left(asker, kind) + 1,
+                },
+            }
+            last = {**self._last, name: sequence}
+            write_atomically(
+                self._path, json.dumps({"spent": spent, "last": last}).encode(), mode=0o600
+            )
+            self._spent, self._last = spent, last
+
+    def _load(self) -> None:
+        try:
+            found = json.loads(self._path.read_bytes())
+            self._spent = {
+                str(account): {Kind[kind].name: _count(count) for kind, count in counts.items()}
+                for account, counts in found["spent"].items()
+            }
+            self._last = {str(name): _count(sequence) for name, sequence in found["last"].items()}
+        except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"{self._path}: the library's budget cannot be read ({error}); restore it, "
+                "or delete it if every asker may begin again"
+            ) from error
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is not a count")
+    return value

@@ -1,0 +1,274 @@
+"""One private question: embed, encrypt, send, open, read.
+
+Knows the order of messages and what the asker must check. Knows nothing of SEAL.
+Always: what goes to the host has the same sizes and the same number of messages whatever the
+question, the scores and the passages are. Only what the host itself, or anybody on the line, can
+see may end a session early: no reply, a reply that is not the host's, a refusal. What an answer
+opens to is told to the asker after the line is closed. The host's key stands in the address, and
+nothing signed by another is believed.
+"""
+
+import ssl
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import aiohttp
+import numpy as np
+import numpy.typing as npt
+
+from ..core.errors import (
+    AuthenticationError,
+    ConfigError,
+    MessageError,
+    ProtocolError,
+    QuietchoirError,
+)
+from ..crypto.identity.keys import Identity, PublicIdentity
+from ..crypto.pir.search import Opened, Questioner, unit
+from .index import PROBE, Embeds, Passage
+from .messages import (
+    MANIFEST_BYTES,
+    PATH,
+    Kind,
+    Manifest,
+    Request,
+    decode_manifest,
+    decode_reply,
+    key_id,
+    reply_limit,
+)
+
+Vector = npt.NDArray[np.float32]
+
+PROBE_COSINE = 0.999  # below it the two embedding models are not the same
+TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a library is and whose signature counts there: `http://HOST:PORT/#KEY`."""
+
+    url: str
+    host: PublicIdentity
+
+    @staticmethod
+    def parse(text: str) -> "Address":
+        """Read the line that `quietchoir library serve` prints.
+
+        Raises:
+            ConfigError: not an address, or without the host's key.
+        """
+        parts = urlsplit(text.strip())
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ConfigError(
+                f"{text}: not a library's address, expected http://HOST:PORT/#KEY; "
+                f"copy the host's first line"
+            )
+        try:
+            return Address(
+                f"{parts.scheme}://{parts.netloc}", PublicIdentity(bytes.fromhex(parts.fragment))
+            )
+        except (ValueError, AuthenticationError):
+            raise ConfigError(
+                f"{text}: the part after # must be the host's key, 64 hexadecimal digits; copy the "
+                f"host's whole first line"
+            ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A passage that was read."""
+
+    passage: Passage
+    score: float  # cosine, rounded to two places: finer digits would carry noise of the key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What one question brought, and what it cost."""
+
+    found: tuple[Found, ...]  # best first
+    passages: int  # in the library
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """What one question brought, still unopened where opening it can fail.
+
+    Hazard: open it when nothing more is sent in this session, and its connection is closed.
+    """
+
+    questioner: Questioner
+    chosen: Opened
+    replies: tuple[tuple[bytes, ...], ...]  # one for each choice
+
+    def open(self) -> tuple[Found, ...]:
+        """The passages, best first.
+
+        Raises:
+            ProtocolError: the answer opened to no scores, or a reply to no passage.
+            WorkerError: the host's bytes crashed our worker.
+        """
+        if self.chosen.fault is not None or self.chosen.scores is None:
+            raise self.chosen.fault or ProtocolError("an answer without scores")
+        texts = [self.questioner.passage(reply) for reply in self.replies]
+        scores = [round(float(self.chosen.scores[index]), 2) for index in self.chosen.picked]
+        return tuple(
+            Found(Passage.decode(text), score) for text, score in zip(texts, scores, strict=True)
+        )
+
+
+class Session:
+    """One asker at one library, with one fresh encryption key.
+
+    Args:
+        identity: signs the requests; the host counts against it, and learns from it nothing but
+        that it is the same asker.
+    """
+
+    def __init__(self, address: Address, identity: Identity, http: aiohttp.ClientSession) -> None:
+        self._address, self._identity, self._http = address, identity, http
+        self._manifest: Manifest | None = None
+        self._questioner: Questioner | None = None
+        self._key_id = b""
+        self._sequence = time.time_ns()  # above all earlier sessions' too, without a file
+        self.bytes_up = self.bytes_down = 0
+
+    async def open(self, embedder: Embeds) -> Manifest:
+        """Fetch the manifest, check it, and leave public keys with the host.
+
+        Raises:
+            ConfigError: the library was embedded with another model.
+            QuietchoirError: no host there, or it refuses.
+        """
+        raw = await self._exchange("GET", b"", MANIFEST_BYTES)
+        self._manifest = manifest = decode_manifest(raw, self._address.host)
+        ours = embedder.embed([PROBE])[0]
+        if (
+            len(ours) != manifest.dimension
+            or not float(np.dot(ours, np.asarray(manifest.probe))) >= PROBE_COSINE
+        ):
+            raise ConfigError(
+                "this library was embedded with another model than ours; pull the model its host "
+                "names, or ask its owner"
+            )
+        self._questioner = Questioner(manifest.shape)
+        keys = self._questioner.keys()
+        self._key_id = key_id(keys)
+        await self._ask(Kind.KEYS, keys)
+        return manifest
+
+    async def ask(self, vector: Vector, passages: int = 1) -> "Sealed":
+        """Send one embedded question and the choice of `passages`, always so many; open with
+        `Sealed.open`.
+
+        Raises:
+            CryptoError, MessageError, BudgetError: no answer of this host, or it refuses. Never for
+            what one opens to.
+        """
+        assert self._questioner is not None and self._manifest is not None, "open() comes first"
+        answer = await self._ask(Kind.QUESTION, self._questioner.question(vector))
+        chosen = self._questioner.choose(answer, passages)
+        replies = [await self._ask(Kind.CHOICE, parts) for parts in chosen.choices]
+        return Sealed(self._questioner, chosen, tuple(replies))
+
+    def close(self) -> None:
+        """End the worker that holds the key."""
+        if self._questioner is not None:
+            self._questioner.close()
+
+    async def _ask(self, kind: Kind, parts: Sequence[bytes]) -> tuple[bytes, ...]:
+        assert self._manifest is not None
+        # no time: between two messages our clock would tell the host what we did meanwhile
+        self._sequence += 1
+        request = Request(
+            kind=kind,
+            library=self._manifest.library,
+            asker=self._identity.public,
+            key_id=self._key_id,
+            sequence=self._sequence,
+            parts=tuple(parts),
+        )
+        raw = request.encode(self._identity)
+        return decode_reply(
+            await self._exchange("POST", raw, reply_limit(self._manifest.shape)),
+            raw,
+            self._address.host,
+        )
+
+    async def _exchange(self, method: str, body: bytes, limit: int) -> bytes:
+        try:
+            async with self._http.request(
+                method, self._address.url + PATH, data=body or None, allow_redirects=False
+            ) as reply:
+                raw = await _bounded(reply.content, limit)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise QuietchoirError(
+                f"{self._address.url}: no library answers there ({error}); is its host running?"
+            ) from error
+        if len(raw) > limit:
+            raise MessageError(
+                f"{self._address.url}: more than {limit} bytes in a reply; this is "
+                f"no library of this version"
+            )
+        self.bytes_up += len(body)
+        self.bytes_down += len(raw)
+        return raw
+
+
+async def _bounded(stream: aiohttp.StreamReader, limit: int) -> bytes:
+    """The whole body, or one byte more than `limit` of it."""
+    raw = b""
+    while len(raw) <= limit and (chunk := await stream.read(limit + 1 - len(raw))):
+        raw += chunk
+    return raw
+
+
+async def ask(
+    address: Address,
+    question: str,
+    embedder: Embeds,
+    identity: Identity,
+    *,
+    passages: int = 1,
+    tls: ssl.SSLContext | None = None,
+) -> Answer:
+    """Ask one question of one library and read the best passages.
+
+    Args:
+        passages: how many to read; decided now, so that it says nothing about the scores.
+        tls: for https; None takes the system's authorities.
+
+    Raises:
+        QuietchoirError: no answer, with what to do about it.
+    """
+    start = time.perf_counter()
+    vector = embedder.embed([question])[0]
+    # before the first message: a session that breaks off later would tell of the question
+    unit(vector)
+    connector = aiohttp.TCPConnector(ssl=tls if tls is not None else True)
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
+        session = Session(address, identity, http)
+        try:
+            manifest = await session.open(embedder)
+            sealed = await session.ask(vector, passages)
+        except BaseException:
+            session.close()
+            raise
+    try:
+        found = sealed.open()
+    finally:
+        session.close()
+    return Answer(
+        found=found,
+        passages=manifest.passages,
+        bytes_up=session.bytes_up,
+        bytes_down=session.bytes_down,
+        seconds=time.perf_counter() - start,
+    )

@@ -1,0 +1,296 @@
+"""`quietchoir library serve | ask | key`.
+
+Knows flags and words for people. Imports what is heavy when a verb runs.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..core.screen import json_line, one_line
+
+if TYPE_CHECKING:
+    import socket
+    import ssl
+
+    from ..crypto.identity.keys import Identity
+    from .client import Address, Answer
+    from .index import Embeds
+
+EMBEDDER = "minilm-l6-v2"
+PORT = 8770
+MAX_QUERIES = 64
+
+
+def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the verb `library`."""
+    library = verbs.add_parser(
+        "library", help="search a folder of texts without telling its host what for"
+    )
+    kinds = library.add_subparsers(dest="library", required=True, metavar="VERB")
+    serve = kinds.add_parser("serve", help="let others search a folder of .txt and .md files")
+    serve.add_argument("folder", type=Path)
+    serve.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: this machine alone)"
+    )
+    serve.add_argument("--port", type=int, default=PORT, help=f"default {PORT}; 0 takes a free one")
+    serve.add_argument(
+        "--max-queries",
+        type=int,
+        default=MAX_QUERIES,
+        help="questions (and passages) for each account, ever",
+    )
+    serve.add_argument(
+        "--allow",
+        type=Path,
+        metavar="FILE",
+        help="askers' keys, one a line, that get an account each",
+    )
+    serve.add_argument(
+        "--certificate", type=Path, metavar="PEM", help="serve over TLS, with --private-key"
+    )
+    serve.add_argument("--private-key", type=Path, metavar="PEM")
+    serve.add_argument("--json", action="store_true", help="one line of JSON when ready")
+    serve.set_defaults(run=run_serve, needs="federation")
+    ask = kinds.add_parser("ask", help="ask a library; its host sees only ciphertext")
+    ask.add_argument("address", help="http://HOST:PORT/#KEY, as the host printed it")
+    ask.add_argument("question")
+    ask.add_argument(
+        "--passages", type=int, default=1, help="how many passages to read (default 1)"
+    )
+    ask.add_argument(
+        "--certificate", type=Path, metavar="PEM", help="the host's certificate, for https"
+    )
+    ask.add_argument("--json", action="store_true", help="one line of JSON")
+    ask.set_defaults(run=run_ask, needs="federation")
+    key = kinds.add_parser("key", help="print our key for a library, for its owner's --allow file")
+    key.add_argument("address")
+    key.set_defaults(run=run_key)
+
+
+def run_serve(arguments: argparse.Namespace, embedder: "Embeds | None" = None) -> None:
+    """Serve until interrupted.
+
+    Raises:
+        ConfigError: port in use, flags that do not fit, or a budget too large.
+        DataError: nothing to read in the folder.
+        ModelNotFoundError: the embedding model is not on this disk.
+    """
+    import asyncio
+    import contextlib
+
+    from . import index
+    from .budget import Budget
+    from .host import Desk, serve
+
+    index.read_folder(arguments.folder)  # an empty folder is told before a model is loaded
+    tls = _host_tls(arguments.certificate, arguments.private_key)
+    listed = _listed(arguments.allow)
+    with contextlib.closing(_listen(arguments.host, arguments.port)) as listener:
+        built = index.build(arguments.folder, embedder or _embedder())
+        identity = _identity("host")
+        budget = Budget(
+            _room() / f"budget-{_label(arguments.folder)}.json",
+            limit=arguments.max_queries,
+            listed=listed,
+        )
+        desk = Desk(built, identity, budget, title=arguments.folder.resolve().name)
+        address = f"{'https' if tls else 'http'}://{_netloc(listener)}/#{identity.public.raw.hex()}"
+
+        def ready() -> None:
+            if arguments.json:
+                print(json.dumps({"address": address, "passages": len(built.passages)}), flush=True)
+                return
+            print(
+                f"{len(built.passages)} passages of {arguments.folder} can be searched at\n  "
+                f"{address}"
+            )
+            print(
+                "This host sees how often and when each asker asks; not the question, the scores "
+                "or what is read."
+            )
+            print(
+                f"An account gets {arguments.max_queries} questions; all askers outside --allow "
+                f"share one account.",
+                flush=True,
+            )
+
+        asyncio.run(serve(desk, listener, tls=tls, ready=ready))
+
+
+def run_ask(arguments: argparse.Namespace, embedder: "Embeds | None" = None) -> None:
+    """Ask one question and print the best passage.
+
+    Raises:
+        QuietchoirError: no host, no model, no budget left; the message says what to do.
+    """
+    import asyncio
+
+    from ..core.errors import ConfigError
+    from .client import Address, ask
+
+    if arguments.passages < 1 or not arguments.question.strip():
+        raise ConfigError("a question and at least one passage to read are needed; ask something")
+    address = Address.parse(arguments.address)
+    answer = asyncio.run(
+        ask(
+            address,
+            arguments.question,
+            embedder or _embedder(),
+            _asker(address),
+            passages=arguments.passages,
+            tls=_asker_tls(arguments.certificate),
+        )
+    )
+    _print_json(answer) if arguments.json else _print_text(answer)
+
+
+def run_key(arguments: argparse.Namespace) -> None:
+    """Print our public key for one library."""
+    from .client import Address
+
+    print(_asker(Address.parse(arguments.address)).public.raw.hex())
+
+
+def _print_json(answer: "Answer") -> None:
+    found = [
+        {"source": each.passage.source, "text": each.passage.text, "score": each.score}
+        for each in answer.found
+    ]
+    costs = {
+        "bytes_up": answer.bytes_up,
+        "bytes_down": answer.bytes_down,
+        "seconds": round(answer.seconds, 3),
+    }
+    print(json_line({"found": found, "passages": answer.passages, **costs}))
+
+
+def _print_text(answer: "Answer") -> None:
+    for each in answer.found:
+        print(f"{each.passage.text}\n  — {one_line(each.passage.source)}, score {each.score:.2f}\n")
+    print(
+        f"{answer.passages} passages searched under encryption: {answer.bytes_up / 1000:.0f} kB "
+        f"up, "
+        f"{answer.bytes_down / 1000:.0f} kB down, {answer.seconds:.1f} s. "
+        f"The host saw ciphertext only: not the question, not the scores, not which "
+        f"{len(answer.found)} of them you read."
+    )
+
+
+def _embedder() -> "Embeds":
+    from ..core.engine.embedder import Embedder
+    from ..core.models.hub import catalog
+
+    return Embedder.load(catalog.find(EMBEDDER))
+
+
+def _room() -> Path:
+    from ..core import paths
+
+    return paths.private_folder(paths.home() / "library")
+
+
+def _identity(name: str) -> "Identity":
+    from ..crypto.identity.keys import Identity
+
+    path = _room() / f"{name}.key"
+    if not path.exists():
+        Identity.generate().save(path)
+    return Identity.load(path)
+
+
+def _asker(address: "Address") -> "Identity":
+    # Another key for every host: two hosts cannot find out that the same node asks them.
+    return _identity(f"asker-{address.host.fingerprint[:16]}")
+
+
+def _label(folder: Path) -> str:
+    import hashlib
+
+    return hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+
+
+def _listed(path: Path | None) -> frozenset[str]:
+    from ..core.errors import ConfigError
+
+    if path is None:
+        return frozenset()
+    try:
+        lines = [
+            line.split("#")[0].strip().lower() for line in path.read_text("utf-8").splitlines()
+        ]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error}); --allow names a file with one key a line"
+        ) from error
+    for number, line in enumerate(lines, 1):
+        if line and (len(line) != 64 or set(line) - set("0123456789abcdef")):
+            raise ConfigError(
+                f"{path}:{number}: not a key of 64 hexadecimal digits; askers print "
+                f"theirs with `library key`"
+            )
+    return frozenset(filter(None, lines))
+
+
+def _listen(host: str, port: int) -> "socket.socket":
+    import socket
+
+    from ..core.errors import ConfigError
+
+    if not 0 <= port < 1 << 16:
+        raise ConfigError(
+            f"port {port} does not exist; choose one below 65536 with --port, 0 takes a free one"
+        )
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host} port {port} ({error}); choose another with --port, 0 takes a "
+            f"free one"
+        ) from error
+
+
+def _netloc(listener: "socket.socket") -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _host_tls(certificate: Path | None, private_key: Path | None) -> "ssl.SSLContext | None":
+    import ssl
+
+    from ..core.errors import ConfigError
+
+    if certificate is None and private_key is None:
+        return None
+    if certificate is None or private_key is None:
+        raise ConfigError("--certificate and --private-key go together; give both or neither")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        context.load_cert_chain(certificate, private_key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"{certificate}: certificate or key cannot be used ({error}); give PEM files that fit"
+        ) from error
+    return context
+
+
+def _asker_tls(certificate: Path | None) -> "ssl.SSLContext | None":
+    import ssl
+
+    from ..core.errors import ConfigError
+
+    if certificate is None:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=certificate)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"{certificate}: not a certificate ({error}); ask the host's owner for its PEM file"
+        ) from error
+    # The certificate itself is pinned, and every reply is signed by the key in the address: its
+    # name adds nothing.
+    context.check_hostname = False
+    return context

@@ -1,0 +1,194 @@
+"""The host of a library: checks, counts, multiplies, signs.
+
+`Desk` is the host without a network: bytes in, bytes out. `serve` puts it behind HTTP.
+Knows identities, budgets and the keeper. Never knows a question, a score or which passage was read.
+Always: signature, sequence, sizes and budget are checked in this order before SEAL sees a byte, and
+whatever SEAL then does happens in a worker.
+"""
+
+import asyncio
+import os
+import ssl
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from hashlib import sha256
+from socket import socket
+
+import numpy as np
+from aiohttp import web
+
+from ..core import log
+from ..core.config import ServerConfig
+from ..core.errors import ConfigError, MessageError, ProtocolError, QuietchoirError
+from ..core.server import connections
+from ..core.server import errors as refusals
+from ..crypto.he.parameters import SEARCH
+from ..crypto.identity.keys import Identity
+from ..crypto.pir.search import Keeper
+from .budget import Budget
+from .index import Index
+from .messages import (
+    PATH,
+    Kind,
+    Manifest,
+    Outcome,
+    Reply,
+    Request,
+    decode_request,
+    key_id,
+    refuse,
+    request_limit,
+)
+
+KEPT_KEYS = 64  # askers whose keys are held at a time, 258 KB each; the longest unused goes first
+BODY_S = 60.0  # a request that has not come whole by then is refused
+AT_ONCE = 4  # requests that wait for the workers; more wait at the door
+LOG = log.get("federation.library")
+
+
+class Desk:
+    """One library, open for questions.
+
+    Raises:
+        ConfigError: a budget that would let one account work out the embeddings.
+        DataError, ProtocolError: passages that do not fit.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        identity: Identity,
+        budget: Budget,
+        *,
+        title: str = "library",
+        workers: int = 1,
+    ) -> None:
+        texts = [passage.encode() for passage in index.passages]
+        self.keeper = Keeper(index.embeddings, texts, workers=workers)
+        if not 1 <= budget.limit <= self.keeper.shape.largest_budget:
+            raise ConfigError(
+                f"a budget of {budget.limit} questions, must be 1 to "
+                f"{self.keeper.shape.largest_budget}: with as many answers "
+                f"as half of the {self.keeper.shape.dimension} dimensions an asker could work out "
+                f"the embeddings"
+            )
+        self._identity, self._budget = identity, budget
+        self._keys: OrderedDict[bytes, tuple[str, tuple[bytes, ...]]] = OrderedDict()
+        self._lock = threading.Lock()
+        self.manifest = Manifest(
+            title=title,
+            host=identity.public.raw.hex(),
+            dimension=self.keeper.shape.dimension,
+            passages=self.keeper.shape.passages,
+            parameters=SEARCH.digest.hex(),
+            edition=os.urandom(16).hex(),
+            questions=budget.limit,
+            probe=tuple(np.round(index.probe.astype(float), 5).tolist()),
+        )
+
+    def describe(self) -> bytes:
+        """The signed manifest."""
+        return self.manifest.encode(self._identity)
+
+    def answer(self, raw: bytes) -> tuple[int, bytes]:
+        """HTTP status and signed reply to one request; never raises for what an asker sent."""
+        try:
+            request = decode_request(raw, self.manifest.library)
+            parts = self._answer(request)
+        except QuietchoirError as error:
+            LOG.info("refused %d bytes: %s", len(raw), type(error).__name__)
+            return refuse(raw, error, self._identity)
+        LOG.info("answered a %s of %s", request.kind.name.lower(), request.asker.fingerprint[:16])
+        return 200, Reply(Outcome.ANSWER, sha256(raw).digest(), tuple(parts)).encode(self._identity)
+
+    def close(self) -> None:
+        """End the workers."""
+        self.keeper.close()
+
+    def _answer(self, request: Request) -> list[bytes]:
+        if request.kind is Kind.KEYS:
+            return self._take_keys(request)
+        keys = self._keys_of(request)
+        if request.kind is Kind.QUESTION:
+            self.keeper.check_question(request.parts)
+            self._charge(request)
+            return self.keeper.score(keys, request.parts)
+        self.keeper.check_choice(request.parts)
+        self._charge(request)
+        return self.keeper.read(keys, request.parts)
+
+    def _charge(self, request: Request) -> None:
+        # Before the work: whoever signs bytes that crash the worker pays for them too.
+        self._budget.charge(request.asker, request.kind, request.sequence)
+
+    def _take_keys(self, request: Request) -> list[bytes]:
+        self.keeper.check_sizes(request.parts)
+        if request.key_id != key_id(request.parts):
+            raise ProtocolError("keys under another key's name; send them again")
+        self._charge(request)
+        self.keeper.check_keys(request.parts)
+        with self._lock:
+            self._keys[request.key_id] = (request.asker.raw.hex(), request.parts)
+            while len(self._keys) > KEPT_KEYS:
+                self._keys.popitem(last=False)
+        return []
+
+    def _keys_of(self, request: Request) -> tuple[bytes, ...]:
+        with self._lock:
+            owner, keys = self._keys.get(request.key_id, ("", ()))
+            # A ciphertext under another key would decrypt to noise without an error, so it is bound
+            # to a key and its owner.
+            if owner != request.asker.raw.hex():
+                raise MessageError(
+                    "ciphertext under a key that this host does not hold for you; "
+                    "send the keys first"
+                )
+            self._keys.move_to_end(request.key_id)
+            return keys
+
+
+def application(desk: Desk) -> web.Application:
+    """HTTP around a desk: one path, bodies bounded by the largest request that can be right."""
+    door = asyncio.Semaphore(AT_ONCE)
+
+    async def describe(_: web.Request) -> web.Response:
+        return web.Response(body=desk.describe(), content_type="application/json")
+
+    async def answer(request: web.Request) -> web.Response:
+        body = await request.read()
+        async with door:
+            status, reply = await asyncio.to_thread(desk.answer, body)
+        return web.Response(status=status, body=reply, content_type="application/octet-stream")
+
+    around = [connections.occupy, refusals.answer_errors, connections.read_bodies(BODY_S)]
+    app = web.Application(middlewares=around, client_max_size=request_limit(desk.manifest.shape))
+    app.add_routes([web.get(PATH, describe), web.post(PATH, answer)])
+    return app
+
+
+async def serve(
+    desk: Desk,
+    listener: socket,
+    *,
+    tls: ssl.SSLContext | None = None,
+    ready: Callable[[], None] | None = None,
+) -> None:
+    """Answer on `listener` until cancelled.
+
+    Raises:
+        WorkerError: the matrices could not be encoded in time.
+    """
+    runner = web.AppRunner(application(desk), access_log=None)
+    try:
+        await asyncio.to_thread(desk.keeper.start)
+        listening, _ = await connections.listen(runner, ServerConfig(), listener, tls)
+        if ready:
+            ready()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            listening.close()
+    finally:
+        await runner.cleanup()
+        desk.close()

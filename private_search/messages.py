@@ -1,0 +1,308 @@
+"""What crosses the wire between an asker and a host.
+
+Knows bytes, sizes and signatures. Knows nothing of what the ciphertexts mean.
+Always: a decoded message was signed by the key it names, for this library, these parameters and
+this direction, and its length is exactly what its own head says; anything else is a typed error.
+"""
+
+import enum
+import json
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from typing import Any
+
+from ..core.errors import (
+    AuthenticationError,
+    BudgetError,
+    CryptoError,
+    MessageError,
+    ProtocolError,
+    QuietchoirError,
+    WorkerError,
+)
+from ..crypto.he.parameters import SEARCH
+from ..crypto.identity.keys import SIGNATURE_BYTES, Identity, PublicIdentity, bind, digest
+from ..crypto.pir.search import KEY_PART_BYTES, Shape
+
+MANIFEST_CONTEXT = bind("quietchoir library manifest 1")
+REQUEST_CONTEXT = bind("quietchoir library request 1")
+REPLY_CONTEXT = bind("quietchoir library reply 1")
+PATH = "/library"  # GET the manifest, POST a request
+REQUEST_MAGIC, REPLY_MAGIC = b"QCQ1", b"QCR1"
+REQUEST_HEAD = struct.Struct(">4sB8s32s32s32sQB")
+REPLY_HEAD = struct.Struct(">4sB32sB")
+MAX_PARTS = 4
+ERROR_BYTES = 2048
+MANIFEST_BYTES = 64 << 10
+# every other refusal is 400
+STATUS = {AuthenticationError: 403, BudgetError: 429, WorkerError: 503}
+ERRORS = {
+    kind.__name__: kind
+    for kind in (
+        AuthenticationError,
+        BudgetError,
+        CryptoError,
+        MessageError,
+        ProtocolError,
+        WorkerError,
+    )
+}
+
+
+class Kind(enum.IntEnum):
+    """What an asker can send."""
+
+    KEYS = 1
+    QUESTION = 2
+    CHOICE = 3
+
+
+class Outcome(enum.IntEnum):
+    """What a host can reply."""
+
+    ANSWER = 1
+    REFUSAL = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a host tells everybody."""
+
+    title: str
+    host: str  # Ed25519 public key, hex
+    dimension: int
+    passages: int
+    parameters: str  # hex digest of the parameter set
+    # random at every start; a digest of the passages would let others test guesses at them
+    edition: str
+    questions: int  # one account's budget
+    probe: tuple[float, ...]  # embedding of the probe sentence, to see that both use the same model
+
+    @property
+    def library(self) -> bytes:
+        """32 bytes that name this state of this library."""
+        return digest(
+            "library", bytes.fromhex(self.host), self.dimension, self.passages, self.edition
+        )
+
+    @property
+    def shape(self) -> Shape:
+        """Sizes of everything that follows.
+
+        Raises:
+            ProtocolError: larger than the parameter set can hold.
+        """
+        return Shape(dimension=self.dimension, passages=self.passages)
+
+    def encode(self, host: Identity) -> bytes:
+        """Signed JSON."""
+        text = json.dumps(asdict(self))
+        return json.dumps(
+            {"manifest": text, "signature": host.sign(MANIFEST_CONTEXT, text.encode()).hex()}
+        ).encode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One signed message from an asker."""
+
+    kind: Kind
+    library: bytes  # 32
+    asker: PublicIdentity
+    key_id: bytes  # 32: digest of the public keys that the ciphertexts belong to
+    # rises with every request of this asker; from the session's beginning in nanoseconds since 1970
+    sequence: int
+    parts: tuple[bytes, ...]
+
+    def encode(self, identity: Identity) -> bytes:
+        """Bytes for the wire, signed by `identity`, which must be the asker's."""
+        head = REQUEST_HEAD.pack(
+            REQUEST_MAGIC,
+            self.kind,
+            SEARCH.digest,
+            self.library,
+            self.asker.raw,
+            self.key_id,
+            self.sequence,
+            len(self.parts),
+        )
+        body = head + _pack(self.parts)
+        return body + identity.sign(REQUEST_CONTEXT, body)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One signed message from a host, bound to the request it answers."""
+
+    outcome: Outcome
+    request: bytes  # SHA-256 of the whole request
+    parts: tuple[bytes, ...]
+
+    def encode(self, host: Identity) -> bytes:
+        """Bytes for the wire, signed by the host."""
+        body = REPLY_HEAD.pack(REPLY_MAGIC, self.outcome, self.request, len(self.parts)) + _pack(
+            self.parts
+        )
+        return body + host.sign(REPLY_CONTEXT, body)
+
+
+def key_id(keys: Sequence[bytes]) -> bytes:
+    """32 bytes that name an asker's public keys; every ciphertext is bound to them."""
+    return digest("ckks keys", *keys)
+
+
+def request_limit(shape: Shape) -> int:
+    """Size of the largest request in bytes; a longer body is not read."""
+    keys, choice = sum(KEY_PART_BYTES), shape.choice_parts * SEARCH.seeded_bytes
+    return REQUEST_HEAD.size + 4 * MAX_PARTS + max(keys, choice) + SIGNATURE_BYTES
+
+
+def reply_limit(shape: Shape) -> int:
+    """Size of the largest reply in bytes."""
+    return (
+        REPLY_HEAD.size
+        + 4 * MAX_PARTS
+        + max(ERROR_BYTES, shape.choice_parts * SEARCH.ciphertext_bytes)
+        + SIGNATURE_BYTES
+    )
+
+
+def decode_manifest(raw: bytes, host: PublicIdentity) -> Manifest:
+    """Read a manifest of the host whose key stands in the address.
+
+    Raises:
+        AuthenticationError: signed by somebody else.
+        ProtocolError: not a manifest, or of another version, parameter set or size.
+    """
+    try:
+        outer = json.loads(raw)
+        text, signature = str(outer["manifest"]), bytes.fromhex(outer["signature"])
+        host.verify(MANIFEST_CONTEXT, text.encode(), signature)
+        manifest = _manifest(json.loads(text))
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
+        raise ProtocolError(
+            f"this is no library's manifest ({type(error).__name__}); check the address and update "
+            f"both sides"
+        ) from error
+    if (
+        manifest.parameters != SEARCH.digest.hex()
+        or manifest.host != host.raw.hex()
+        or manifest.shape.passages < 1
+    ):
+        raise ProtocolError(
+            "the library uses other encryption parameters than this version; update both sides"
+        )
+    return manifest
+
+
+def decode_request(raw: bytes, library: bytes) -> Request:
+    """Read a request for `library`; no part of it was touched by SEAL yet.
+
+    Raises:
+        MessageError: truncated, oversized, of another version or for another library.
+        AuthenticationError: not signed by the asker it names.
+    """
+    if len(raw) < REQUEST_HEAD.size + SIGNATURE_BYTES or raw[:4] != REQUEST_MAGIC:
+        raise MessageError(f"{len(raw)} bytes that are no library request; update both sides")
+    _, kind, parameters, named, asker, key, sequence, count = REQUEST_HEAD.unpack_from(raw)
+    body, signature = raw[:-SIGNATURE_BYTES], raw[-SIGNATURE_BYTES:]
+    identity = PublicIdentity(asker)
+    identity.verify(REQUEST_CONTEXT, body, signature)
+    parts = _unpack(body[REQUEST_HEAD.size :], count)
+    if kind not in set(Kind) or parameters != SEARCH.digest:
+        raise MessageError(
+            "a request of another kind or with other encryption parameters; update both sides"
+        )
+    if named != library:
+        raise MessageError(
+            "a request for another library, or for this one before it changed; "
+            "fetch the manifest again"
+        )
+    return Request(
+        kind=Kind(kind), library=named, asker=identity, key_id=key, sequence=sequence, parts=parts
+    )
+
+
+def decode_reply(raw: bytes, request: bytes, host: PublicIdentity) -> tuple[bytes, ...]:
+    """Read the host's reply to exactly `request` and return its parts.
+
+    Raises:
+        MessageError: truncated, or the reply to another request.
+        AuthenticationError: not signed by this host.
+        CryptoError: the host's refusal, with the host's own words.
+    """
+    if len(raw) < REPLY_HEAD.size + SIGNATURE_BYTES or raw[:4] != REPLY_MAGIC:
+        raise MessageError(f"{len(raw)} bytes that are no library reply; check the address")
+    _, outcome, bound, count = REPLY_HEAD.unpack_from(raw)
+    body, signature = raw[:-SIGNATURE_BYTES], raw[-SIGNATURE_BYTES:]
+    host.verify(REPLY_CONTEXT, body, signature)
+    if bound != sha256(request).digest():
+        raise MessageError("the host's reply belongs to another request; ask again")
+    parts = _unpack(body[REPLY_HEAD.size :], count)
+    if outcome == Outcome.REFUSAL:
+        raise _refusal(parts)
+    return parts
+
+
+def refuse(raw: bytes, error: QuietchoirError, host: Identity) -> tuple[int, bytes]:
+    """HTTP status and signed reply that tell the asker why."""
+    text = json.dumps({"error": type(error).__name__, "text": str(error)[: ERROR_BYTES // 8]})
+    status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 400)
+    return status, Reply(Outcome.REFUSAL, sha256(raw).digest(), (text.encode(),)).encode(host)
+
+
+def _refusal(parts: Sequence[bytes]) -> QuietchoirError:
+    try:
+        found: dict[str, Any] = json.loads(parts[0])
+        return ERRORS.get(str(found["error"]), MessageError)(
+            f"the library's host refused: {found['text']}"
+        )
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return MessageError(
+            "the library's host refused without a reason that can be read; ask its owner"
+        )
+
+
+def _manifest(found: dict[str, Any]) -> Manifest:
+    probe = tuple(float(value) for value in found.pop("probe"))
+    manifest = Manifest(probe=probe, **found)
+    numbers = (manifest.dimension, manifest.passages, manifest.questions)
+    texts = (manifest.title, manifest.host, manifest.parameters, manifest.edition)
+    if not all(type(value) is int for value in numbers) or not all(
+        type(value) is str for value in texts
+    ):
+        raise ValueError("ill-typed")
+    bytes.fromhex(manifest.edition)  # it is hashed into the library's name
+    if len(probe) != manifest.dimension or not all(map(math.isfinite, probe)):
+        raise ValueError("a probe of another dimension, or not of numbers")
+    return manifest
+
+
+def _pack(parts: Sequence[bytes]) -> bytes:
+    return b"".join(len(part).to_bytes(4, "big") for part in parts) + b"".join(parts)
+
+
+def _unpack(raw: bytes, count: int) -> tuple[bytes, ...]:
+    sizes = [
+        int.from_bytes(raw[4 * index : 4 * index + 4], "big")
+        for index in range(min(count, MAX_PARTS))
+    ]
+    if count > MAX_PARTS or len(raw) != 4 * count + sum(sizes):
+        raise MessageError(
+            f"{count} parts in {len(raw)} bytes do not add up; send the message whole"
+        )
+    parts, at = [], 4 * count
+    for size in sizes:
+        parts.append(raw[at : at + size])
+        at += size
+    return tuple(parts)

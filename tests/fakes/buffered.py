@@ -1,0 +1,130 @@
+"""Buffered rounds in one process: members that nap, and letters of a coordinator that says what
+a test wants it to.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quietchoir.federation.rounds import global_model as steps
+from quietchoir.federation.rounds.buffered_server import BufferedCoordinator
+from quietchoir.federation.rounds.client import Party
+from quietchoir.federation.rounds.contribution_buffer import Drawer
+from quietchoir.federation.rounds.global_model import origin_of
+from quietchoir.federation.spec.schedule import ScheduleTable
+from quietchoir.federation.store.ledger import Ledger
+from quietchoir.federation.wire import calls, work
+from quietchoir.federation.wire import message as messages
+from quietchoir.federation.wire.calls import Group
+from quietchoir.federation.wire.link import InProcessLink
+from quietchoir.federation.wire.message import Place, Reply, Task
+from quietchoir.tests.fakes.federation import ANY_MODE, FixedLearner, House, house
+
+SIZE = 50
+RUN = "0a" * 16
+# where every run starts, as followers are told it
+ZEROS = work.Work(flat=np.zeros(SIZE, np.float32), state=origin_of(SIZE))
+PLAINLY = {"server_optimizer": "fedavg", "server_momentum": 0.0}  # the mean is the step
+
+
+def buffered(
+    members: int = 4, *, schedule: Mapping[str, Any] | None = None, **options: Any
+) -> House:
+    """A federation of buffered rounds; `options` as `house`."""
+    recipe = {**PLAINLY, **options.pop("recipe", {})}
+    tables = {
+        "schedule": ScheduleTable(**{"rounds": "buffered", **(schedule or {})}),
+        **options.pop("tables", {}),
+    }
+    return house(members, recipe=recipe, tables=tables, **options)
+
+
+class NapLink(InProcessLink):
+    """Parties that are asleep are not there, and do not work on their letters; each is asked in
+    the order it was left one.
+    """
+
+    def __init__(self, parties: Mapping[str, Party]) -> None:
+        super().__init__({name: party.handle for name, party in parties.items()})
+        self.asleep: set[str] = set()
+        self.letters: list[tuple[str, bytes]] = []
+
+    def present(self) -> frozenset[str]:
+        return super().present() - self.asleep
+
+    def ask(self, letters: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
+        self.letters += letters.items()
+        return super().ask(
+            {name: letter for name, letter in letters.items() if name not in self.asleep}, timeout_s
+        )
+
+    def collect(self, wait_s: float) -> Iterator[tuple[str, bytes]]:
+        resting = {name: self.left.pop(name) for name in self.asleep & self.left.keys()}
+        yield from super().collect(wait_s)
+        self.left |= resting
+
+
+def run_of(
+    home: House, members: Mapping[str, Party], link: InProcessLink | None = None, **options: Any
+) -> BufferedCoordinator:
+    """A coordinator that never waits."""
+    link = link or NapLink(members)
+    size = next(iter(members.values())).size
+    return BufferedCoordinator(
+        home.policy, home.coordinator, link, size=size, **{"wait_s": 0.0, "grace_s": 0.0, **options}
+    )
+
+
+def member(home: House, name: str, folder: Path, learner: Any = None) -> Party:
+    """One member, as it starts on its disk."""
+    return Party(
+        home.policy, home.members[name], learner or FixedLearner(), size=SIZE, consent=ANY_MODE,
+        ledger=Ledger(folder / f"{name}.sqlite"), drawer=Drawer(folder / name),
+    )  # fmt: skip
+
+
+def group_of(version: int, members: Sequence[tuple[str, int]], **more: Any) -> Group:
+    """A group whose members were all told zeros, as `train_letter` tells them."""
+    versions = sorted({one for _, one in members if one >= 0})
+    adapters = tuple((one, calls.told_of(one, ZEROS), ZEROS.state) for one in versions)
+    return Group(version=version, members=tuple(members), **{"adapters": adapters, **more})
+
+
+def train_letter(
+    home: House, name: str, place: Place, version: int, flat: np.ndarray | None = None
+) -> bytes:
+    """Train from this version."""
+    told = (
+        work.encode_told(ZEROS, steps.join(ZEROS.state, []))
+        if flat is None
+        else work.encode(work.Work(flat=flat))
+    )
+    payload = calls.encode_train(version, told)
+    return messages.encode_task(
+        Task(place=place, stage=work.TRAIN, recipient=name, payload=payload),
+        home.policy,
+        home.coordinator,
+    )
+
+
+def group_letter(home: House, name: str, place: Place, group: Group) -> bytes:
+    """You are summed with these."""
+    task = Task(place=place, stage=calls.GROUP, recipient=name, payload=calls.encode_group(group))
+    return messages.encode_task(task, home.policy, home.coordinator)
+
+
+def stage_letter(home: House, name: str, place: Place, stage: str, payload: bytes) -> bytes:
+    """One stage of a protection."""
+    return messages.encode_task(
+        Task(place=place, stage=stage, recipient=name, payload=payload),
+        home.policy,
+        home.coordinator,
+    )
+
+
+def answer(home: House, party: Party, letter: bytes) -> bytes:
+    """What a member says to a letter."""
+    reply: Reply = messages.decode_reply(party.handle(letter), home.policy, letter)
+    return reply.payload

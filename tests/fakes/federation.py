@@ -1,0 +1,152 @@
+"""A federation in one process: keys, a policy, parties with a learner whose answers are known."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quietchoir.core.config import ConsentConfig
+from quietchoir.crypto.identity.keys import Identity
+from quietchoir.federation.rounds.client import Party
+from quietchoir.federation.rounds.server import Coordinator
+from quietchoir.federation.spec.policy import (
+    CoordinatorTable,
+    Member,
+    ModelTable,
+    Policy,
+    ProtectionTable,
+    Recipe,
+)
+from quietchoir.federation.store.ledger import Ledger
+from quietchoir.federation.training.learner import Counts, Trained
+from quietchoir.federation.wire.link import InProcessLink
+
+ANY_MODE = ConsentConfig(min_cohort=1, modes=("plain", "masked", "sealed"))
+DIGEST = "ab" * 32
+
+
+class FixedLearner:
+    """Moves every coordinate by `step`; scores `correct` of 10."""
+
+    def __init__(self, step: float = 0.1, correct: int = 4) -> None:
+        self.step, self.correct = step, correct
+        self.trained: list[np.ndarray] = []
+
+    def train(self, flat: np.ndarray, seed: int) -> Trained:
+        self.trained.append(flat.copy())
+        return Trained(flat=flat + np.float32(self.step), examples=5, tokens=100, loss=2.0)
+
+    def evaluate(self, flat: np.ndarray) -> Counts:
+        return Counts(self.correct, 10)
+
+
+@dataclasses.dataclass
+class House:
+    """One federation's keys and file."""
+
+    policy: Policy
+    owner: Identity
+    coordinator: Identity
+    members: dict[str, Identity]
+
+
+def house(
+    members: int = 4,
+    *,
+    mode: str = "plain",
+    size: int = 0,
+    recipe: Mapping[str, Any] | None = None,
+    tables: Mapping[str, Any] | None = None,
+    **protection: Any,
+) -> House:
+    """A federation of `members`, named ann, ben, … in order; `tables` are whole ones, by name."""
+    owner, coordinator = Identity.generate(), Identity.generate()
+    names = [
+        "ann",
+        "ben",
+        "cat",
+        "dan",
+        "eve",
+        "fay",
+        "gus",
+        "hal",
+        "ida",
+        "jon",
+        "kim",
+        "lea",
+        "max",
+        "nia",
+        "ola",
+    ][:members]
+    keys = {name: Identity.generate() for name in names}
+    policy = Policy(
+        name="choir",
+        nonce="01" * 16,
+        owner=owner.public.raw.hex(),
+        model=ModelTable(digest=DIGEST),
+        protection=ProtectionTable(
+            mode=mode,  # type: ignore[arg-type]
+            **{"min_cohort": 3, "threshold": 2, "bits": 12, **protection},
+        ),
+        recipe=Recipe(
+            **{"rounds": 3, "stage_timeout_s": 5.0, "work_timeout_s": 5.0, **(recipe or {})}
+        ),
+        **(tables or {}),
+        coordinator=CoordinatorTable(address="127.0.0.1:8790", key=coordinator.public.raw.hex()),
+        members=tuple(Member(name=name, key=key.public.raw.hex()) for name, key in keys.items()),
+    )
+    return House(policy, owner, coordinator, keys)
+
+
+def parties(
+    home: House,
+    size: int,
+    learner: Callable[[str], Any] = lambda name: FixedLearner(),
+    folder: Path | None = None,
+    stops: Sequence[int] = (),
+) -> dict[str, Party]:
+    """Every member as a `Party`."""
+    return {
+        name: Party(
+            home.policy,
+            key,
+            learner(name),
+            size=size,
+            stops=stops,
+            consent=ANY_MODE,
+            ledger=Ledger(None if folder is None else folder / f"{name}.json"),
+        )
+        for name, key in home.members.items()
+    }
+
+
+class SilentLink(InProcessLink):
+    """Loses the letters of chosen parties at chosen stages."""
+
+    def __init__(
+        self, members: Mapping[str, Callable[[bytes], bytes]], lose: Callable[[str, bytes], bool]
+    ) -> None:
+        super().__init__(members)
+        self.lose = lose
+        self.letters: list[tuple[str, bytes]] = []
+
+    def ask(self, letters: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
+        self.letters += letters.items()
+        return super().ask(
+            {name: letter for name, letter in letters.items() if not self.lose(name, letter)},
+            timeout_s,
+        )
+
+
+def coordinator(
+    home: House, members: Mapping[str, Party], size: int, **options: Any
+) -> Coordinator:
+    """A coordinator over an `InProcessLink` that never waits."""
+    link = options.pop("link", None) or InProcessLink(
+        {name: party.handle for name, party in members.items()}
+    )
+    return Coordinator(
+        home.policy, home.coordinator, link, size=size, **{"wait_s": 0.0, "grace_s": 0.0, **options}
+    )

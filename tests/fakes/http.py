@@ -1,0 +1,72 @@
+"""A server over a fake engine, on a free port of this machine, and a client that has its token."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from quietchoir.core.assistant.adapters import AdapterSwitch
+from quietchoir.core.assistant.assistant import Assistant
+from quietchoir.core.config import ServerConfig
+from quietchoir.core.server.app import Parts, Server, claim
+from quietchoir.core.server.embeddings import Source
+from quietchoir.tests.fakes.server import FakeEngine, FakeShelf, FakeStore, FakeTools, WordTokenizer
+
+TOKEN = "a-token-of-the-tests-" + "x" * 30
+HELLO = {"messages": [{"role": "user", "content": "hello you"}]}
+
+
+@dataclass
+class Served:
+    """A running server and what stands behind it."""
+
+    engine: FakeEngine
+    tools: FakeTools = field(default_factory=FakeTools)
+    store: FakeStore = field(default_factory=FakeStore)
+    embedding: Source | None = None
+    adapters: AdapterSwitch = field(init=False)
+    server: Server = field(init=False)
+    session: aiohttp.ClientSession = field(init=False)
+
+    @asynccontextmanager
+    async def running(self, **limits: Any) -> AsyncIterator["Served"]:
+        self.adapters = AdapterSwitch("smollm2", FakeShelf(), self.store)
+        await self.adapters.start()
+        assistant = Assistant(self.engine, WordTokenizer(), self.tools, context=2000)
+        config = ServerConfig(port=0, **limits)
+        self.server = Server(
+            Parts(
+                assistant=assistant, adapters=self.adapters, token=TOKEN, embedding=self.embedding
+            ),
+            config,
+            claim(config),
+        )
+        await self.server.start()
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        async with aiohttp.ClientSession(self.server.url, headers=headers) as self.session:
+            try:
+                yield self
+            finally:
+                await self.server.stop()
+
+    async def post(self, path: str, body: Any = None, **options: Any) -> tuple[int, Any]:
+        """Status and JSON of one request."""
+        if "data" not in options:
+            options["json"] = body
+        async with self.session.post(path, **options) as response:
+            return response.status, await response.json()
+
+    async def get(self, path: str, **options: Any) -> tuple[int, Any]:
+        """Status and JSON of one request."""
+        async with self.session.get(path, **options) as response:
+            return response.status, await response.json()
+
+
+async def until(true: Callable[[], object]) -> None:
+    """Let the loop run until `true()`."""
+    async with asyncio.timeout(30):
+        while not true():
+            await asyncio.sleep(0)

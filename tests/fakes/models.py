@@ -1,0 +1,264 @@
+"""Tiny random models of every family, as `transformers` makes and saves them, and as a GGUF file
+that llama.cpp would read.
+"""
+
+import struct
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gguf
+import numpy as np
+import torch
+from torch import Tensor
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0 + 0.1 * pair for pair in range(8)],
+    "long_factor": [2.0 + pair for pair in range(8)],
+}
+# Name -> class of transformers' configuration, and what differs from SIZES. Windows are far shorter
+# than the tests' texts.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama2": ("LlamaConfig", {"num_key_value_heads": 4}),
+    "llama3": ("LlamaConfig", {"rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": True}),
+    "llama-biased": ("LlamaConfig", {"attention_bias": True}),
+    "llama-linear": (
+        "LlamaConfig",
+        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0}},
+    ),
+    "mistral": ("MistralConfig", {"sliding_window": 9, "head_dim": 32}),
+    "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}),
+    "qwen2-windowed": (
+        "Qwen2Config",
+        {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 3},
+    ),
+    "qwen3": ("Qwen3Config", {"head_dim": 32}),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {
+            "head_dim": 32,
+            "sliding_window": 9,
+            "query_pre_attn_scalar": 48,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 100000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        },
+    ),
+    "smollm2": ("LlamaConfig", {"tie_word_embeddings": True, "rope_theta": 100000.0}),
+    "smollm3": ("SmolLM3Config", {"tie_word_embeddings": True}),
+    "phi3": ("Phi3Config", {"sliding_window": 11, "original_max_position_embeddings": 512}),
+    "phi3-long": (
+        "Phi3Config",
+        {"rope_parameters": LONG_ROPE, "original_max_position_embeddings": 128},
+    ),
+}
+
+
+def make_model(name: str, **changes: Any) -> Any:
+    """One family's model, every weight random and far from its neutral value."""
+    import transformers
+
+    class_name, own = FAMILIES[name]
+    config = getattr(transformers, class_name)(**{**SIZES, **own, **changes})
+    torch.manual_seed(sum(name.encode()))
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager"
+    ).eval()
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if parameter_name.endswith("norm.weight"):
+                parameter.uniform_(-0.5, 0.5).add_(0.0 if class_name.startswith("Gemma") else 1.0)
+            elif parameter.dim() == 1:
+                parameter.uniform_(-0.5, 0.5)
+            else:
+                parameter.normal_(0, 1.5 * parameter.shape[1] ** -0.5)
+        model.get_input_embeddings().weight.normal_(0, 0.3)
+    return model
+
+
+@torch.inference_mode()
+def their_logits(model: Any, tokens: Tensor) -> Tensor:
+    """[N] -> [N, V]."""
+    logits: Tensor = model(tokens[None]).logits[0]
+    return logits
+
+
+def byte_level(size: int) -> tuple[list[str], list[int]]:
+    """A vocabulary of `size` tokens: three controls, all bytes, one word, and unused ones."""
+    from quietchoir.core.models.tokenizer.vocabulary import CONTROL, byte_of_letter
+
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *byte_of_letter(), "he"]
+    kinds = [CONTROL] * 3 + [1] * 257
+    tokens += [f"[PAD{number}]" for number in range(len(tokens), size)]
+    return tokens, kinds + [5] * (size - len(kinds))
+
+
+class GgufWriter:
+    """What llama.cpp's converter makes of a model, for the families above; by its names, orders
+    and keys.
+    """
+
+    NAMES: ClassVar[dict[str, str]] = {
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "self_attn.q_norm": "attn_q_norm",
+        "self_attn.k_norm": "attn_k_norm",
+        "self_attn.qkv_proj": "attn_qkv",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.gate_up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+    }
+    GEMMA_NAMES: ClassVar[dict[str, str]] = {
+        "post_attention_layernorm": "post_attention_norm",
+        "pre_feedforward_layernorm": "ffn_norm",
+        "post_feedforward_layernorm": "post_ffw_norm",
+    }
+
+    def __init__(self, model: Any, path: Path, kind: str = "F32") -> None:
+        self.model, self.config, self.kind = model, model.config, kind
+        self.family = {"mistral": "llama", "gemma3_text": "gemma3"}.get(
+            self.config.model_type, self.config.model_type
+        )
+        self.writer = gguf.GGUFWriter(path, self.family)
+
+    def write(self) -> None:
+        """Metadata, a byte-level vocabulary and all tensors."""
+        self.sizes()
+        self.ropes()
+        tokens, kinds = byte_level(self.config.vocab_size)
+        self.writer.add_tokenizer_model("gpt2")
+        self.writer.add_tokenizer_pre("gpt-2")
+        self.writer.add_token_list(tokens)
+        self.writer.add_token_types(kinds)
+        self.writer.add_token_merges(["h e"])
+        self.writer.add_eos_token_id(2)
+        for name, tensor in self.model.state_dict().items():
+            if name != "lm_head.weight" or not self.config.tie_word_embeddings:
+                self.tensor(name, tensor.float())
+        self.writer.write_header_to_file()
+        self.writer.write_kv_data_to_file()
+        self.writer.write_tensors_to_file()
+        self.writer.close()
+
+    def sizes(self) -> None:
+        config, writer = self.config, self.writer
+        self.head_size = (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
+        writer.add_block_count(config.num_hidden_layers)
+        writer.add_context_length(config.max_position_embeddings)
+        writer.add_embedding_length(config.hidden_size)
+        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_head_count(config.num_attention_heads)
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        writer.add_key_length(self.head_size)
+        writer.add_value_length(self.head_size)
+        if getattr(config, "sliding_window", None) and config.model_type in (
+            "mistral",
+            "phi3",
+            "gemma3_text",
+        ):
+            writer.add_sliding_window(config.sliding_window)
+        if self.family == "gemma3":
+            writer.add_float32("gemma3.attention.scale", config.query_pre_attn_scalar**-0.5)
+
+    def ropes(self) -> None:
+        rope = self.config.rope_parameters
+        rope = rope.get("full_attention", rope)
+        self.writer.add_rope_freq_base(rope["rope_theta"])
+        if rope["rope_type"] == "linear":
+            self.writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+            self.writer.add_rope_scaling_factor(rope["factor"])
+        if rope["rope_type"] == "llama3":
+            plain = 1.0 / rope["rope_theta"] ** (
+                torch.arange(0, self.head_size, 2).float() / self.head_size
+            )
+            factors = plain / self.model.model.rotary_emb.inv_freq
+            self.writer.add_tensor("rope_freqs.weight", factors.numpy())
+        if rope["rope_type"] == "longrope":
+            original = self.config.original_max_position_embeddings
+            self.writer.add_rope_scaling_orig_ctx_len(original)
+            self.writer.add_rope_scaling_attn_factors(self.model.model.rotary_emb.attention_scaling)
+            for half in ("long", "short"):
+                self.writer.add_tensor(
+                    f"rope_factors_{half}.weight",
+                    np.array(rope[f"{half}_factor"], dtype=np.float32),
+                )
+
+    def tensor(self, name: str, tensor: Tensor) -> None:
+        """One tensor under llama.cpp's name, in its order and with its offset of norms."""
+        if self.family == "gemma3" and name.endswith("norm.weight"):
+            tensor = tensor + 1
+        module, _, suffix = name.rpartition(".")
+        if self.family in ("llama", "smollm3") and module.endswith(("q_proj", "k_proj")):
+            heads = tensor.shape[0] // self.head_size
+            tensor = (
+                tensor.view(heads, 2, self.head_size // 2, -1).transpose(1, 2).reshape(tensor.shape)
+            )
+        ends = {
+            "model.embed_tokens": "token_embd",
+            "model.norm": "output_norm",
+            "lm_head": "output",
+        }
+        if module in ends:
+            theirs = ends[module]
+        else:
+            _, _, layer, inner = module.split(".", 3)
+            names = {**self.NAMES, **(self.GEMMA_NAMES if self.family == "gemma3" else {})}
+            theirs = f"blk.{layer}.{names[inner]}"
+        values = tensor.contiguous().numpy()
+        if values.ndim == 1 or self.kind == "F32":
+            self.writer.add_tensor(f"{theirs}.{suffix}", values)
+        else:
+            form = gguf.GGMLQuantizationType[self.kind]
+            self.writer.add_tensor(
+                f"{theirs}.{suffix}", gguf.quants.quantize(values, form), raw_dtype=form
+            )
+
+
+class QuickReader(gguf.GGUFReader):  # type: ignore[misc]  # the library is not typed
+    """The library's reader with a short cut for long lists of texts, so that the oracle does not
+    take three seconds.
+    """
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+        item = self._get(orig_offs, np.uint32)
+        if raw_type != gguf.GGUFValueType.ARRAY or item[0] != gguf.GGUFValueType.STRING:
+            return super()._get_field_parts(orig_offs, raw_type)
+        count, place, texts = self._get(orig_offs + 4, np.uint64), orig_offs + 12, []
+        buffer = memoryview(self.data)
+        for _ in range(int(count[0])):
+            (length,) = struct.unpack_from("=Q", buffer, place)
+            texts.append(buffer[place + 8 : place + 8 + length])
+            place += 8 + length
+        kinds = [gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING]
+        return place - orig_offs, [item, count, *texts], list(range(2, 2 + len(texts))), kinds

@@ -1,0 +1,257 @@
+"""The compiled engine without Python: its sources built with another compiler or with sanitizers,
+and tapes to play to it.
+
+`check.cpp` beside the kernels' tests is the player. Knows a tape's bytes and how to call a
+compiler.
+"""
+
+import shutil
+import struct
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from quietchoir.core.engine.backends.native import sources
+from quietchoir.core.engine.backends.native.library import KINDS
+from quietchoir.tests.fakes.blocks import random_rows
+
+PLAYER = Path(__file__).resolve().parents[1] / "core" / "engine" / "native" / "check.cpp"
+MULTIPLY, DECODE, MODEL, MATRIX, EMBEDDING, VECTOR, ADAPTER, FACTORS, STEP = range(9)
+ROLES = ("query", "key", "value", "output", "gate", "up", "down")
+ATTENTION_NORM, MLP_NORM, QUERY_NORM, KEY_NORM, AFTER_ATTENTION, AFTER_MLP, FINAL_NORM, BIASES = (
+    range(8)
+)
+
+
+@dataclass
+class Tape:
+    """Calls in order; each returns how many floats it adds to the output."""
+
+    records: list[bytes] = field(default_factory=list)
+
+    def add(self, op: int, numbers: tuple[int, ...] = (), *arrays: np.ndarray) -> None:
+        """One record."""
+        parts = [struct.pack(f"<3i{len(numbers)}i", op, len(numbers), len(arrays), *numbers)]
+        for array in arrays:
+            data = np.ascontiguousarray(array).tobytes()
+            parts += [struct.pack("<q", len(data)), data]
+        self.records.append(b"".join(parts))
+
+    def multiply(self, kind: str, shape: tuple[int, int], raw: np.ndarray, x: np.ndarray) -> int:
+        """A product, [len(x), rows]."""
+        self.add(MULTIPLY, (KINDS.index(kind), *shape, len(x)), raw, x.astype(np.float32))
+        return len(x) * shape[0]
+
+    def decode(self, kind: str, columns: int, raw: np.ndarray) -> int:
+        """One row as numbers."""
+        self.add(DECODE, (KINDS.index(kind), columns), raw)
+        return columns
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A small model: every matrix random, its kind by role and layer."""
+
+    kinds: tuple[tuple[str, ...], ...]  # [layers][roles]
+    head: str = "Q6_K"
+    width: int = 256
+    ffn: int = 256
+    heads: int = 4
+    kv_heads: int = 2
+    head_size: int = 32
+    vocabulary: int = 50
+    blocks: int = 8
+    window: int = 0  # of the last layer
+    activation: int = 0
+    normed: bool = False  # norms of queries and keys, and behind attention and feed-forward
+    biased: bool = False
+    threads: int = 2
+
+    def rows_columns(self, role: str) -> tuple[int, int]:
+        """Of one matrix."""
+        mixed, kept = self.heads * self.head_size, self.kv_heads * self.head_size
+        return {
+            "query": (mixed, self.width),
+            "key": (kept, self.width),
+            "value": (kept, self.width),
+            "output": (self.width, mixed),
+            "gate": (self.ffn, self.width),
+            "up": (self.ffn, self.width),
+            "down": (self.width, self.ffn),
+        }[role]
+
+    def record(self, tape: Tape, rng: np.random.Generator) -> None:
+        """Put the whole model on a tape."""
+        layers, half = len(self.kinds), self.head_size // 2
+        numbers = (
+            layers,
+            self.width,
+            self.ffn,
+            self.heads,
+            self.kv_heads,
+            self.head_size,
+            self.vocabulary,
+            self.blocks,
+        )
+        frequencies = (10000.0 ** -(np.arange(half) / half)).astype(np.float32)
+        windows = np.array([0] * (layers - 1) + [self.window], dtype=np.int32)
+        scales = np.array([1e-5, 1.0, self.head_size**-0.5], dtype=np.float32)
+        ropes = np.zeros(layers, dtype=np.int32)
+        tape.add(
+            MODEL,
+            (self.threads, *numbers, 1, self.activation),
+            scales,
+            frequencies,
+            np.ones(1, np.float32),
+            windows,
+            ropes,
+        )
+        for layer, kinds in enumerate(self.kinds):
+            for role, (name, kind) in enumerate(zip(ROLES, kinds, strict=True)):
+                rows, columns = self.rows_columns(name)
+                tape.add(
+                    MATRIX,
+                    (layer, role, KINDS.index(kind), rows, columns),
+                    random_rows(kind, rows, columns, rng),
+                )
+                if self.biased:
+                    tape.add(
+                        VECTOR, (layer, BIASES + role), rng.standard_normal(rows).astype(np.float32)
+                    )
+            for which, size in self.norms():
+                tape.add(
+                    VECTOR, (layer, which), (1 + rng.standard_normal(size) / 10).astype(np.float32)
+                )
+        vocabulary = (self.vocabulary, self.width)
+        tape.add(
+            MATRIX,
+            (-1, 0, KINDS.index(self.head), *vocabulary),
+            random_rows(self.head, *vocabulary, rng),
+        )
+        tape.add(
+            EMBEDDING,
+            (KINDS.index(self.head), self.vocabulary),
+            random_rows(self.head, *vocabulary, rng),
+        )
+        tape.add(VECTOR, (0, FINAL_NORM), np.ones(self.width, dtype=np.float32))
+
+    def norms(self) -> list[tuple[int, int]]:
+        """Which vectors a layer has, and their sizes."""
+        plain = [(ATTENTION_NORM, self.width), (MLP_NORM, self.width)]
+        further = [
+            (QUERY_NORM, self.head_size),
+            (KEY_NORM, self.head_size),
+            (AFTER_ATTENTION, self.width),
+            (AFTER_MLP, self.width),
+        ]
+        return plain + (further if self.normed else [])
+
+    def adapter(
+        self, tape: Tape, rank: int, roles: tuple[str, ...], rng: np.random.Generator
+    ) -> None:
+        """A low-rank addition to these roles of every layer."""
+        tape.add(ADAPTER)
+        for layer in range(len(self.kinds)):
+            for role in roles:
+                rows, columns = self.rows_columns(role)
+                down, up = (
+                    rng.standard_normal((rank, columns)) / 8,
+                    rng.standard_normal((rows, rank)) / 8,
+                )
+                tape.add(
+                    FACTORS,
+                    (layer, ROLES.index(role), rank, columns, rows),
+                    down.astype(np.float32),
+                    up.astype(np.float32),
+                )
+
+    def step(
+        self,
+        tape: Tape,
+        spans: list[tuple[int, int, int, list[int], int]],
+        rng: np.random.Generator,
+    ) -> int:
+        """One step.
+
+        Args:
+            spans: (rows, first position, wanted rows, block numbers, adapter or -1) each.
+        """
+        said: list[tuple[int, ...]] = []
+        tables: list[int] = []
+        for rows, position, wanted, table, _ in spans:
+            said.append((rows, position, wanted, len(tables), len(table)))
+            tables += table
+        tokens = rng.integers(0, self.vocabulary, sum(span[0] for span in spans))
+        wanted = sum(span[2] for span in spans)
+        arrays = (said, tokens, tables, [span[4] for span in spans])
+        tape.add(
+            STEP,
+            (wanted, 0, self.vocabulary),
+            *(np.array(array, dtype=np.int32) for array in arrays),
+        )
+        return wanted * self.vocabulary
+
+
+def build(folder: Path, compiler: str, *flags: str, also: tuple[Path, ...] = ()) -> Path:
+    """The player with the library's sources, by this compiler; objects stay in `folder`.
+
+    Raises:
+        AssertionError: no such compiler, or it found a fault; the message says what to do.
+    """
+    assert shutil.which(compiler), (
+        f"{compiler} is not installed; `.ci/run` names the packages that the tests need"
+    )
+    places = {path: folder / f"{path.stem}.o" for path in (*sources.units(), PLAYER, *also)}
+    include = f"-I{sources.FOLDER / 'src'}"
+    define = f'-D{sources.DIGEST_MACRO}="{sources.digest()}"'
+
+    def compile_one(path: Path) -> str:
+        command = [
+            compiler,
+            *sources.FLAGS,
+            define,
+            include,
+            *flags,
+            "-c",
+            str(path),
+            "-o",
+            str(places[path]),
+        ]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=280
+        ).stderr
+
+    with ThreadPoolExecutor(2) as pool:
+        faults = [text for text in pool.map(compile_one, places) if "error" in text]
+    assert not faults, faults[0]
+    player = folder / "check"
+    command = [compiler, *flags, *map(str, places.values()), *sources.LINK_FLAGS, "-o", str(player)]
+    linked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    assert linked.returncode == 0, linked.stderr
+    return player
+
+
+def play(command: list[str], tape: Tape, folder: Path) -> dict[str, np.ndarray]:
+    """Run a player, maybe under an emulator; floats by instruction set.
+
+    Raises:
+        AssertionError: it failed, or a sanitizer found something; the message is its own.
+    """
+    place, out = folder / "tape", folder / "out"
+    place.write_bytes(b"".join(tape.records))
+    done = subprocess.run(
+        [*command, str(place), str(out)], capture_output=True, text=True, check=False, timeout=280
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    data, at, found = out.read_bytes(), 0, {}
+    while at < len(data):
+        name, count = (
+            data[at : at + 16].rstrip(b"\0").decode("ascii"),
+            struct.unpack_from("<q", data, at + 16)[0],
+        )
+        found[name] = np.frombuffer(data, np.float32, count, at + 24)
+        at += 24 + 4 * count
+    return found
