@@ -69,7 +69,7 @@ class SumCheck:
     key: bytes = field(repr=False)
     survivors: tuple[str, ...]
 
-    def fits(self, total: NDArray[np.int64], found: tag.Tag) -> bool:
+    def fits(self, total: tag.Values, found: tag.Tag) -> bool:
         """Is this the survivors' sum [tagged], and its tag?"""
         return tag.combine(self.key, total, self.survivors) == found
 

@@ -51,35 +51,38 @@ def make(key: bytes, values: Values, name: str) -> Tag:
 def combine(key: bytes, total: Values, names: Sequence[str]) -> Tag:
     """The tag that the sum [n] of these members' values has."""
     pads = [hkdf(key, bind("quietchoir sum pad 1", name), 8 * len(PRIMES)) for name in names]
+    keys = [hkdf(key, bind("quietchoir sum tag 1", number)) for number in range(len(PRIMES))]
     found = []
-    for number, prime in enumerate(PRIMES):
+    for number, (product, prime) in enumerate(zip(inner(keys, total), PRIMES, strict=True)):
         padding = sum(int.from_bytes(pad[8 * number : 8 * number + 8], "big") for pad in pads)
-        found.append(
-            (inner(hkdf(key, bind("quietchoir sum tag 1", number)), total, prime) + padding) % prime
-        )
+        found.append((product + padding) % prime)
     return tuple(found)
 
 
-def inner(key: bytes, values: Values, prime: int) -> int:
-    """Σ aⱼ xⱼ modulo `prime`, where a is the key's stream of 32-bit words.
+def inner(keys: Sequence[bytes], values: Values) -> list[int]:
+    """Σ aⱼ xⱼ modulo each prime, where a is its key's stream of 32-bit words.
 
     Raises:
         ValueError: a value that is negative, or needs more than `MOST_BITS` bits.
     """
-    cipher, total = stream(key), 0
+    ciphers, sums = [stream(key) for key in keys], [0] * len(PRIMES)
     if len(values) and not 0 <= int(values.min()) <= int(values.max()) < 1 << MOST_BITS:
         raise ValueError(
             f"values of {values.min()} to {values.max()} cannot be tagged, {MOST_BITS} bits at most"
         )  # our bug
+    # all primes to one chunk while it is in the cache, in memory that is asked for once
+    zeros, buffer = memoryview(bytes(4 * CHUNK)), bytearray(4 * CHUNK + 15)
+    words, part = np.frombuffer(buffer, "<u4", CHUNK), np.zeros(CHUNK, np.uint64)
+    products = np.empty(CHUNK, np.uint64)
     for start in range(0, len(values), CHUNK):
-        part = values[start : start + CHUNK].astype(np.uint64)
-        coefficients = np.frombuffer(cipher.update(bytes(4 * len(part))), "<u4").astype(np.uint64)
-        products = np.zeros(-(-len(part) // ROW) * ROW, np.uint64)
-        np.multiply(part, coefficients, out=products[: len(part)])
-        total += int(
-            (products.reshape(-1, ROW).sum(axis=1, dtype=np.uint64) % np.uint64(prime)).sum()
-        )
-    return total % prime
+        size = min(CHUNK, len(values) - start)
+        part[:size], part[size:] = values[start : start + size], 0
+        for number, prime in enumerate(PRIMES):
+            ciphers[number].update_into(zeros[: 4 * size], buffer)
+            np.multiply(part, words, out=products)
+            rows = products.reshape(-1, ROW).sum(axis=1, dtype=np.uint64)
+            sums[number] += int((rows % np.uint64(prime)).sum())
+    return [total % prime for total, prime in zip(sums, PRIMES, strict=True)]
 
 
 def spell(tag: Tag, bits: int) -> npt.NDArray[np.uint64]:

@@ -42,6 +42,8 @@ class Sum:
     held: dict[str, object] = field(default_factory=dict)
     # signatures of those that found it to be their sum
     proof: Mapping[str, bytes] = field(default_factory=dict)
+    # without its counters, as `totals.pack` made it for those that checked it
+    packed: tuple[str, bytes] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,11 @@ def describe(
     """
     size = values or 256
     bins = min(size, 256)
-    counts = np.bincount((words.astype(np.int64) % size) * bins // size, minlength=bins)
+    if size & (size - 1):
+        binned = (words.astype(np.int64) % size) * bins // size
+    else:  # the same without a division
+        binned = (words & words.dtype.type(size - 1)) >> (size // bins).bit_length() - 1
+    counts = np.bincount(binned, minlength=bins)
     expected = words.size / bins
     shares = counts[counts > 0] / words.size
     return {

@@ -283,6 +283,8 @@ class MaskedCoordinator:
             policy, place, group, length, counted=counted, context=context, shares=terms.shares
         )
         self.proof: dict[str, bytes] = {}
+        self.packed: tuple[str, bytes] | None = None  # the opened sum, as it travels
+        self.said = (b"", b"")  # and what its members sign about it
         self.server = SecAggServer(self.config, ring=self.ring(self.config))
         self.done = 0  # stages that are over
         self.sample: bytes | None = None  # one masked contribution, for the report
@@ -332,11 +334,9 @@ class MaskedCoordinator:
         self.done += 1
         if self.done < len(STAGES):
             return STAGES[self.done], payloads
-        return (
-            (ATTEST, dict.fromkeys(self.opened.survivors, self.shown()))
-            if self.config.tagged
-            else None
-        )
+        if not self.config.tagged:
+            return None
+        return ATTEST, dict.fromkeys(self.opened.survivors, self.shown())
 
     @property
     def opened(self) -> SecAggResult:
@@ -346,17 +346,16 @@ class MaskedCoordinator:
 
     def shown(self) -> bytes:
         """The opened sum with its tag, for those whose sum it is."""
-        whole, bits = self.opened.total[: self.config.tagged], self.config.bits
-        return totals.encode_shown(whole, self.opened.tags, len(self.opened.survivors), bits)
+        survivors, whole = self.opened.survivors, self.opened.total[: self.config.tagged]
+        self.packed = totals.pack(whole, len(survivors), self.config.bits)
+        self.said = totals.statement(self.policy, self.place, whole, survivors, self.terms)
+        return totals.encode_shown(self.packed, self.opened.tags)
 
     def witnessed(self, party: str, signature: bytes) -> None:
         """Note a signature under the opened sum. Raises ProtocolError for one that is none: it
         would stop all members.
         """
-        whole, survivors = self.opened.total[: self.config.tagged], self.opened.survivors
-        if not totals.signed_by(
-            self.policy, self.place, whole, survivors, self.terms, {party: signature}
-        ):
+        if not totals.signed_by(self.policy, self.said, self.opened.survivors, {party: signature}):
             raise ProtocolError(f"{party} did not sign the sum that was opened; refused")
         self.proof[party] = signature
 
@@ -368,6 +367,7 @@ class MaskedCoordinator:
             tuple(sorted(result.survivors)),
             self.held(result.total),
             dict(sorted(self.proof.items())),
+            self.packed,
         )
 
     def held(self, total: npt.NDArray[np.int64]) -> dict[str, object]:
@@ -377,10 +377,7 @@ class MaskedCoordinator:
         n = len(self.config.members)
         ring = bit_ring(self.config)
         words = ring.unpack(payload_of(self.sample, ring.wire_bytes, n))
-        return {
-            **describe(words.astype(np.int64), "masked", 1 << ring.bits),
-            "sum_words": total[:SAMPLE].tolist(),
-        }
+        return {**describe(words, "masked", 1 << ring.bits), "sum_words": total[:SAMPLE].tolist()}
 
 
 def without_scores(values: Values, policy: Policy) -> Values:

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from ..spec.policy import Policy
-from .server_optimizer import Vector
+from .server_optimizer import Vector, bits_of
 
 Sets = frozenset[frozenset[str]]
 TRAINING, SCORES = "training", "scores"
@@ -24,7 +24,9 @@ TRAINING, SCORES = "training", "scores"
 
 def digest_of(flat: Vector) -> bytes:
     """32 bytes that name an adapter [n] by all its bits."""
-    return hashlib.sha256(b"quietchoir adapter bits 1" + flat.astype("<f4").tobytes()).digest()
+    found = hashlib.sha256(b"quietchoir adapter bits 1")
+    found.update(bits_of(flat))
+    return found.digest()
 
 
 def subjects(policy: Policy, adapter: bytes, *, training: bool, scored: bool) -> tuple[bytes, ...]:

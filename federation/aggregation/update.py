@@ -164,7 +164,12 @@ class Codec:
         """
         return self.mean(total[: self.size], parties, names), self.counters(total[self.size :])
 
-    def mean(self, total: npt.NDArray[np.int64], parties: int, names: Sequence[str] = ()) -> Vector:
+    def mean(
+        self,
+        total: npt.NDArray[np.int64] | npt.NDArray[np.uint32],
+        parties: int,
+        names: Sequence[str] = (),
+    ) -> Vector:
         """The mean update [n] behind the sums [n] of its values; the same bits wherever it is
         computed.
 

@@ -169,7 +169,7 @@ class Assembly:
         sums = self.combine(place, ready, length, training, terms, len(found.cohort))
         sums, opened = self.open(sums, Codec(flat.size if training else 0, self.policy, terms))
         if training:
-            self.telling.opened(place, found.cohort, sums)
+            self.telling.opened(place, found.cohort, sums, tuple(mean for mean, _ in opened))
         return Outcome(
             place=place,
             draw=found,

@@ -321,13 +321,14 @@ class BufferedCoordinator(Coordinator):
         sums, opened = self.assembly.open(
             self.assembly.combine(place, answers, codec.length, True, terms, len(group)), codec
         )
-        self.telling.opened(place, call.names, sums)
+        means = tuple(mean for mean, _ in opened)
+        self.telling.opened(place, call.names, sums, means)
         parties = sorted(name for total in sums for name in total.parties)
         return Outcome(
             place=place,
             draw=Draw(call.names, ()),
             sums=sums,
-            means=tuple(mean for mean, _ in opened),
+            means=means,
             ranges=ranges,
             spent=spent,
             votes=tuple(statistics for _, statistics in opened),

@@ -35,6 +35,7 @@ from ..aggregation.attested_sum import (
     attested,
     pack,
     signed_by,
+    statement,
     unpack,
     witnesses,
 )
@@ -42,7 +43,7 @@ from ..aggregation.base import Sum
 from ..aggregation.context import Terms, seed_of
 from ..aggregation.ranges import read_spans, spans
 from ..aggregation.rank_masks import Shares, shares_of
-from ..aggregation.server_optimizer import ServerState, Vector, combine
+from ..aggregation.server_optimizer import ServerState, Vector, bits_of, combine
 from ..aggregation.update import Codec
 from ..spec.policy import Policy, canonical
 from ..training.recipes import optimizer_of
@@ -95,7 +96,10 @@ class Step:
 
 def name_of(state: ServerState) -> str:
     """64 hex digits that differ between any two states."""
-    return hashlib.sha256(b"quietchoir server state 1" + state.encode()).hexdigest()
+    found = hashlib.sha256(b"quietchoir server state 1")
+    for vector in state.vectors:
+        found.update(bits_of(vector))
+    return found.hexdigest()
 
 
 @functools.lru_cache(maxsize=8)
@@ -249,7 +253,8 @@ class Stepping:
     ) -> None:
         """Require that enough of those whose sums these are signed them. Raises UnprovenError."""
         for whole, one in zip(wholes, totals, strict=True):
-            found = len(signed_by(self.policy, place, whole, one.names, terms, one.proof))
+            said = statement(self.policy, place, whole, one.names, terms)
+            found = len(signed_by(self.policy, said, one.names, one.proof))
             if len(set(one.names)) != one.parties or found < witnesses(one.parties):
                 raise UnprovenError(
                     f"{found} of {one.parties} members signed the sum of round {place.round}, need "
@@ -259,7 +264,9 @@ class Stepping:
 
     def _total(self, one: Sum) -> Total:
         """One sum as it travels."""
-        packing, body = pack(one.total[: self.size], len(one.parties), self.policy.protection.bits)
+        packing, body = one.packed or pack(
+            one.total[: self.size], len(one.parties), self.policy.protection.bits
+        )
         names = one.parties if self.mixed or one.proof else ()
         return Total(
             packing=packing, parties=len(one.parties), names=names, proof=one.proof, body=body

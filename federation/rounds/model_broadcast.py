@@ -23,7 +23,7 @@ import numpy as np
 
 from ...core import log
 from ..aggregation.base import Sum
-from ..aggregation.server_optimizer import ServerOptimizer, ServerState, Vector
+from ..aggregation.server_optimizer import ServerOptimizer, ServerState, Vector, combine
 from ..store.checkpoint import Walked
 from ..wire import work
 from ..wire.message import Place, Reply
@@ -66,6 +66,8 @@ class Telling:
         # made of the last sums; one of them may become the run's
         self.fresh: list[tuple[str, ServerState]] = []
         self.opened_at: tuple[Place, tuple[str, ...], tuple[Sum, ...]] | None = None
+        self.means: tuple[Vector, ...] = ()  # of these sums
+        self.known: tuple[ServerState, str] | None = None  # the last state that was named
         self.forget()
 
     def forget(self) -> None:
@@ -79,9 +81,11 @@ class Telling:
         self.lacking: set[str] = set()  # who answered the last letter so
         self.relying: set[str] = set()  # who was told the whole, and has not been in a sum since
 
-    def opened(self, place: Place, asked: Sequence[str], sums: tuple[Sum, ...]) -> None:
-        """The sums that the next steps are made of, and who was asked for them."""
-        self.opened_at, self.fresh = (place, tuple(asked), sums), []
+    def opened(
+        self, place: Place, asked: Sequence[str], sums: tuple[Sum, ...], means: tuple[Vector, ...]
+    ) -> None:
+        """The sums that the next steps are made of, their means [n], and who was asked for them."""
+        self.opened_at, self.means, self.fresh = (place, tuple(asked), sums), means, []
         self.relying -= {name for one in sums for name in one.parties}
 
     def step(self, state: ServerState, mean: Vector) -> ServerState:
@@ -90,7 +94,7 @@ class Telling:
         if self.on:
             name = name_of(after)
             self.fresh.append((name, after))
-            self.note(name, self.named(state), self.made(state, mean))
+            self.note(name, self.named(state), self.made(mean))
         return after
 
     def rest(self, parent: ServerState) -> ServerState:
@@ -100,7 +104,7 @@ class Telling:
             self.note(name_of(after), self.named(parent), Step(kind="rest"))
         return after
 
-    def made(self, state: ServerState, change: Vector) -> Step:
+    def made(self, change: Vector) -> Step:
         """The step that gives `change` to the last bit, as members will go it.
 
         Raises:
@@ -108,11 +112,12 @@ class Telling:
         """
         assert self.opened_at is not None  # a change is made of sums
         place, asked, sums = self.opened_at
-        stepping = Stepping(self.post.policy, self.size, self.logbook.state.run, self.stops)
-        for bucket in (ALL, *(range(len(sums)) if len(sums) > 1 else ())):
-            step = stepping.of_sums(sums, place, asked, bucket)
-            if np.array_equal(stepping.change(state, step).view(np.uint32), change.view(np.uint32)):
-                return step
+        table, means = self.post.policy.aggregation, self.means
+        changes = (combine(means, table.rule, table.trim), *(means if len(means) > 1 else ()))
+        for bucket, one in enumerate(changes, start=ALL):
+            if np.array_equal(one.view(np.uint32), change.view(np.uint32)):
+                stepping = Stepping(self.post.policy, self.size, self.logbook.state.run, self.stops)
+                return stepping.of_sums(sums, place, asked, bucket)
         raise RuntimeError("a change that follows from no sum of this round")  # our bug
 
     def note(self, name: str, before: str, step: Step) -> None:
@@ -162,9 +167,11 @@ class Telling:
         raise RuntimeError("an adapter that belongs to no state of this run")  # our bug
 
     def named(self, state: ServerState) -> str:
-        """Its name; of those just made it is known already."""
-        known = next((name for name, other in self.fresh if other is state), None)
-        return known or name_of(state)
+        """Its name; of those just made, and of the last one that was asked for, it is known."""
+        name = next((name for name, other in self.fresh if other is state), "")
+        if self.known is None or self.known[0] is not state:
+            self.known = state, name or name_of(state)
+        return self.known[1]
 
     def ask(
         self, stage: str, order: work.Work, cohort: Sequence[str], place: Place, timeout_s: float

@@ -17,7 +17,7 @@ import hashlib
 from typing import Any
 
 from ...crypto.identity.keys import digest
-from ..aggregation.server_optimizer import Vector
+from ..aggregation.server_optimizer import Vector, bits_of
 from ..spec.policy import canonical
 
 PROTOCOL = "quietchoir broadcast 1"
@@ -93,11 +93,7 @@ def of_work(stage: str, header: dict[str, Any], flat: Vector) -> bytes:
             the header's `state` is a keyed tag, compared with that of the member's own adapter.
     """
     return digest(
-        PROTOCOL,
-        "work",
-        stage,
-        canonical(header),
-        hashlib.sha256(flat.astype("<f4").tobytes()).digest(),
+        PROTOCOL, "work", stage, canonical(header), hashlib.sha256(bits_of(flat)).digest()
     )
 
 

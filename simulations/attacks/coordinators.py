@@ -112,7 +112,8 @@ def sums_of(run: Coordinator) -> list[Sum]:
             for shown in set(payloads.values()):
                 names = tuple(sorted(name for name, one in payloads.items() if one == shown))
                 bits = run.policy.protection.bits
-                note(Sum(totals.decode_shown(shown, run.size, len(names), bits)[0], names))
+                opened, _ = totals.decode_shown(shown, run.size, len(names), bits)
+                note(Sum(opened.astype(np.int64), names))
         return ask(stage, payloads, place, timeout_s)
 
     def noting(sums: tuple[Sum, ...], codec: Any) -> Any:

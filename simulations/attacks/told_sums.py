@@ -33,7 +33,7 @@ def tell(run: Coordinator, mean: Vector) -> None:
         parties, total = len(used[0].parties), used[0].total.copy()
         moved = np.round(parties * MIDDLE * mean / RANGE).astype(np.int64)
         total[: codec.size] = parties * MIDDLE + moved
-        told = dataclasses.replace(used[0], total=total)
+        told = dataclasses.replace(used[0], total=total, packed=None)
         return (told,), [codec.decode(total, parties, told.parties)]
 
     run.assembly.open = lying  # type: ignore[method-assign]

@@ -226,7 +226,7 @@ def false_sums(monkeypatch: pytest.MonkeyPatch) -> None:
         whole = true.total.copy()
         # within the file's ranges
         whole[: self.config.length - 50] += np.arange(self.config.length - 50) % 7
-        return dataclasses.replace(true, total=whole)
+        return dataclasses.replace(true, total=whole, packed=None)
 
     monkeypatch.setattr(MaskedCoordinator, "total", total)
 

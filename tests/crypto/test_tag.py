@@ -26,10 +26,12 @@ def naive(key: bytes, values: list[int], prime: int) -> int:
 @pytest.mark.parametrize("length", [0, 1, 1023, 1024, 1025, (1 << 15) + 7])
 def test_the_inner_product_is_that_of_pythons_numbers(length: int) -> None:
     values = np.random.default_rng(length).integers(0, 1 << tag.MOST_BITS, length)
-    for prime in tag.PRIMES:
-        assert tag.inner(KEY, values, prime) == naive(KEY, values.tolist(), prime)
-    extremes = np.full(length, (1 << tag.MOST_BITS) - 1)
-    assert tag.inner(KEY, extremes, tag.PRIMES[0]) == naive(KEY, extremes.tolist(), tag.PRIMES[0])
+    keys = (KEY, bytes(32), KEY[::-1])
+    for one in (values, np.full(length, (1 << tag.MOST_BITS) - 1)):
+        expected = [
+            naive(key, one.tolist(), prime) for key, prime in zip(keys, tag.PRIMES, strict=True)
+        ]
+        assert tag.inner(keys, one) == tag.inner(keys, one.astype(np.uint32)) == expected
 
 
 def test_the_primes_are_primes_and_the_largest_below_two_to_the_32() -> None:
@@ -107,5 +109,5 @@ def test_tags_that_cannot_be_are_refused(change: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="at most 32 members"):
         Cohort(40, threshold=30).config(tagged=1)
     with pytest.raises(ValueError, match="cannot be tagged"):
-        tag.inner(KEY, np.array([1 << 21]), tag.PRIMES[0])
+        tag.inner(3 * [KEY], np.array([1 << 21]))
     assert SecAggConfig.__dataclass_fields__["tagged"].default == 0

@@ -81,7 +81,7 @@ def test_a_run_can_be_read_while_its_coordinator_works(tmp_path: Path) -> None:
 READER = """
 import sys
 from pathlib import Path
-from quietchoir.federation.rounds import checkpoint
+from quietchoir.federation.store import checkpoint
 checkpoint.read(Path(sys.argv[1]))
 """
 

@@ -437,6 +437,22 @@ def test_a_step_that_cannot_be_is_refused_before_it_is_unpacked(sentence: str, s
     assert recall.memory(RUN) == Memory(RUN)
 
 
+@pytest.mark.parametrize("shown", ["below", "above", "of more bits"])
+def test_a_shown_sum_that_no_members_can_have_is_refused(shown: str) -> None:
+    whole = np.full(100, 3 * 127)
+    good = totals.encode_shown(totals.pack(whole, 3, 8), (1, 2, 3))
+    found, tags = totals.decode_shown(good, 100, 3, 8)
+    assert np.array_equal(found, whole) and tags == (1, 2, 3)
+    whole[7] = {"below": -1, "above": 3 * 254 + 1, "of more bits": 1023}[shown]
+    packed = (
+        ("deflate", totals.deflate(totals.spread(whole, 3 * 127, 2)))
+        if shown == "below"
+        else ("bits", BitRing(length=100, bits=8, parties=3).pack(whole.astype(np.uint16)))
+    )
+    with pytest.raises(MessageError, match="a sum that 3 members with values of 8 bits cannot"):
+        totals.decode_shown(totals.encode_shown(packed, (1, 2, 3)), 100, 3, 8)
+
+
 def test_a_bomb_is_never_unpacked_beyond_its_size() -> None:
     body = bomb(100_000_000)
     tracemalloc.start()
