@@ -1,42 +1,179 @@
-"""The house stays a house: floors, package list, width of lines, no circles.
+"""The house stays a house: floors, circles, names, package list, width of lines.
 
-Reads source as text and syntax; imports nothing of the product.
+Reads source as text and syntax, by the rules of `tests/house.py`; imports nothing of the product.
 """
 
 import ast
-import re
 import tomllib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("core", "crypto", "federation", "private_search", "plugins", "simulations")
-WIDTH = 100  # columns of a line, code and prose
+from quietchoir.tests import house
+from quietchoir.tests.house import FLOORS, ROOMS, ROOT, imports, product, sources
 
-# What each floor may stand on besides itself.
-FLOORS = {
-    "core": set(),
-    "crypto": {"core"},
-    "plugins": {"core"},
-    "federation": {"core", "crypto"},
-    "private_search": {"core", "crypto"},
-    "simulations": {"core", "crypto", "federation", "private_search", "plugins", "node"},
-}
-# Inside core, from the ground up; a module may import its own level and lower ones.
-LEVELS = [
-    {"errors"},
-    {"screen"},
-    {"paths", "log", "parts", "tables", "toolcall", "metrics", "worker"},
-    {"config", "prompt"},
-    {"models"},
-    {"hardware"},
-    {"engine"},
-    {"training", "assistant"},
-    {"server"},
-    {"commands"},
+# Still to be mended: these lists only shrink, and what is not on them fails.
+CIRCLES: list[list[str]] = [
+    [
+        "federation.spec.policy",
+        "federation.spec.ranks",
+        "federation.spec.schedule",
+        "federation.spec.variants",
+    ],
+    ["core.engine.sampling.grammar", "core.engine.sampling.penalties", "core.engine.sequence"],
+    ["federation.cli.membership", "federation.cli.ownership"],
+    ["federation.membership.locking", "federation.membership.ownership"],
+    ["federation.rounds.buffered_client", "federation.rounds.client"],
 ]
+ROOM_CIRCLES: list[list[str]] = [
+    ["core.engine.sampling", "core.engine.sequence"],
+    ["core.models.files", "core.models.tokenizer", "core.models.weights"],
+    [
+        "federation.aggregation",
+        "federation.rounds",
+        "federation.store",
+        "federation.training",
+        "federation.wire",
+    ],
+    [
+        "federation.client_node",
+        "federation.server_node",
+        "federation.stateless_client",
+        "federation.transport",
+    ],
+    ["federation.membership", "federation.spec"],
+    [
+        "federation.aggregation.encrypted",
+        "federation.aggregation.experimental",
+        "federation.aggregation.setup",
+        "federation.aggregation.state_transfer",
+    ],
+    ["federation.cli.membership", "federation.cli.ownership"],
+    ["federation.membership.locking", "federation.membership.ownership"],
+    ["federation.rounds.buffered_client", "federation.rounds.client"],
+    [
+        "federation.spec.policy",
+        "federation.spec.ranks",
+        "federation.spec.schedule",
+        "federation.spec.variants",
+    ],
+]
+TWICE = {
+    "Absent",
+    "Address",
+    "Answer",
+    "Asked",
+    "Batch",
+    "Budget",
+    "Change",
+    "Chunk",
+    "Connection",
+    "Conversation",
+    "Cost",
+    "Desk",
+    "Device",
+    "Embedder",
+    "Engine",
+    "Entry",
+    "Generation",
+    "Group",
+    "Household",
+    "Keeper",
+    "Kind",
+    "Layer",
+    "Ledger",
+    "Limits",
+    "Line",
+    "Manifest",
+    "Member",
+    "Memory",
+    "Message",
+    "Outcome",
+    "Parcel",
+    "Passage",
+    "Piece",
+    "Place",
+    "Plan",
+    "Policy",
+    "Post",
+    "Reader",
+    "Recipe",
+    "Refused",
+    "Reply",
+    "Request",
+    "Row",
+    "Scale",
+    "Scene",
+    "Server",
+    "Session",
+    "Settings",
+    "Shape",
+    "Shelf",
+    "Size",
+    "Stage",
+    "Step",
+    "Storage",
+    "Tables",
+    "Tally",
+    "Telling",
+    "Terms",
+    "Verdict",
+    "Words",
+}
+WIDE_CODE = {
+    ".ci/system-packages": 3,
+    "core/engine/backends/native/src/attention.h": 17,
+    "core/engine/backends/native/src/dispatch.cpp": 6,
+    "core/engine/backends/native/src/dispatch.h": 2,
+    "core/engine/backends/native/src/exports.h": 10,
+    "core/engine/backends/native/src/forget.cpp": 3,
+    "core/engine/backends/native/src/forward.h": 35,
+    "core/engine/backends/native/src/forward_avx2.cpp": 1,
+    "core/engine/backends/native/src/forward_avx512.cpp": 2,
+    "core/engine/backends/native/src/forward_avxvnni.cpp": 1,
+    "core/engine/backends/native/src/forward_neon.cpp": 1,
+    "core/engine/backends/native/src/forward_neondot.cpp": 1,
+    "core/engine/backends/native/src/forward_plain.cpp": 1,
+    "core/engine/backends/native/src/kquants.cpp": 3,
+    "core/engine/backends/native/src/kquants.h": 5,
+    "core/engine/backends/native/src/matrix.cpp": 5,
+    "core/engine/backends/native/src/matrix.h": 9,
+    "core/engine/backends/native/src/memory.h": 2,
+    "core/engine/backends/native/src/model.cpp": 35,
+    "core/engine/backends/native/src/model.h": 1,
+    "core/engine/backends/native/src/panel.h": 9,
+    "core/engine/backends/native/src/probe.cpp": 8,
+    "core/engine/backends/native/src/product.h": 17,
+    "core/engine/backends/native/src/run.h": 4,
+    "core/engine/backends/native/src/simd_avx2.h": 21,
+    "core/engine/backends/native/src/simd_avx512.h": 19,
+    "core/engine/backends/native/src/simd_neon.h": 23,
+    "core/engine/backends/native/src/simd_plain.h": 19,
+    "core/engine/backends/native/src/step.cpp": 17,
+    "core/engine/backends/native/src/table.h": 2,
+    "core/engine/backends/native/src/team.cpp": 5,
+    "core/engine/backends/native/src/team.h": 3,
+    "core/engine/backends/native/src/tile.h": 17,
+    "core/engine/backends/native/src/tile_k.h": 6,
+    "core/server/ui/api.js": 6,
+    "core/server/ui/app.js": 10,
+    "core/server/ui/markdown.js": 3,
+    "core/server/ui/parts.js": 22,
+    "core/server/ui/style.css": 35,
+    "federation/monitor/ui/watch.css": 11,
+    "federation/monitor/ui/watch.js": 25,
+    "federation/transport/app/pyproject.toml": 1,
+    "pyproject.toml": 6,
+    "simulations/scenarios/drop-outs.toml": 1,
+    "simulations/scenarios/mixed-nodes.toml": 3,
+    "simulations/scenarios/private.toml": 2,
+    "simulations/scenarios/rarely-awake.toml": 3,
+    "simulations/scenarios/sealed.toml": 1,
+    "tests/core/engine/native/check.cpp": 15,
+    "tests/core/engine/native/evex.cpp": 3,
+}
 # The one place that may import a library whose internals or weight would spread.
 ONE_DOOR = {
     "llguidance": ("core/engine/sampling/grammar.py", "core/engine/sampling/compiler.py", "tests/"),
@@ -52,106 +189,54 @@ ONE_DOOR = {
 }
 
 
-def sources(*folders: str) -> Iterator[Path]:
-    """Every Python file of the product in these folders, and the root's own."""
-    for folder in folders or (*ROOMS, "tests"):
-        yield from sorted((ROOT / folder).rglob("*.py"))
-    if not folders:
-        yield from sorted(ROOT.glob("*.py"))
+def beyond(found: Iterable[Sequence[str]], known: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Circles that no known one holds whole."""
+    return [
+        list(group) for group in found if not any(set(group) <= set(allowed) for allowed in known)
+    ]
 
 
-def imports(path: Path, *, at_load: bool = False) -> Iterator[str]:
-    """Modules that `path` imports, as dotted names; the product's own without their first part.
-
-    Args:
-        at_load: only what is imported when the module loads, not inside functions or for type
-        checkers.
-    """
-    package = list(path.relative_to(ROOT).parent.parts)
-    tree = ast.parse(path.read_text("utf-8"))
-    for node in top_level(tree) if at_load else ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.removeprefix("quietchoir.") for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else []
-            whole = ".".join([*above, *([node.module] if node.module else [])])
-            for alias in node.names:
-                yield f"{whole}.{alias.name}".strip(".").removeprefix("quietchoir.")
+def wider(*, prose: bool, known: dict[str, int]) -> list[str]:
+    """Lines over the width, of files that have more of them than is known."""
+    found = house.wide(prose=prose)
+    count = Counter(place.rpartition(":")[0] for place in found)
+    return [
+        place for place in found if count[file := place.rpartition(":")[0]] > known.get(file, 0)
+    ]
 
 
-def top_level(tree: ast.Module) -> Iterator[ast.stmt]:
-    """Statements that run when the module loads, `if TYPE_CHECKING` left out."""
-    pending = list(tree.body)
-    while pending:
-        node = pending.pop()
-        yield node
-        if isinstance(node, ast.If) and "TYPE_CHECKING" not in ast.unparse(node.test):
-            pending += node.body + node.orelse
-        elif isinstance(node, ast.Try):
-            pending += (
-                node.body
-                + [line for handler in node.handlers for line in handler.body]
-                + node.orelse
-            )
-
-
-def module_of(name: str, known: dict[str, Path]) -> str | None:
-    """The module of ours that a dotted import name means, if any."""
-    while name:
-        if name in known:
-            return name
-        name = name.rpartition(".")[0]
-    return None
-
-
-def modules() -> dict[str, Path]:
-    """Dotted name to file, for the whole product."""
-    found = {}
-    for path in (*sources(*ROOMS), *sorted(ROOT.glob("*.py"))):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        if name:
-            found[name] = path
-    return found
-
-
-@pytest.mark.parametrize("floor", FLOORS)
-def test_a_floor_stands_only_on_floors_below_it(floor: str) -> None:
-    own = {*ROOMS, "node", "cli", "commands"}
-    for path in sources(floor):
-        used = {name.partition(".")[0] for name in imports(path)} & own
-        assert used <= FLOORS[floor] | {floor}, (
-            f"{path.relative_to(ROOT)} reaches up to {used - FLOORS[floor] - {floor}}"
-        )
-
-
-def test_inside_core_every_arrow_runs_down() -> None:
-    level = {name: height for height, names in enumerate(LEVELS) for name in names}
-    for path in sources("core"):
-        own = path.relative_to(ROOT / "core").with_suffix("").parts[0]
-        if own == "__init__":
-            continue
-        for name in imports(path):
-            parts = name.split(".")
-            if parts[0] == "core" and len(parts) > 1 and parts[1] in level and parts[1] != own:
-                assert level[parts[1]] < level[own], (
-                    f"{path.relative_to(ROOT)} ({own}) imports {name}"
-                )
+def test_every_arrow_runs_down() -> None:
+    """Between floors and between the levels inside core; lazy and type checkers' imports too."""
+    assert not house.upward()
 
 
 def test_no_module_is_part_of_a_circle() -> None:
-    known = modules()
-    graph = {
-        name: {
-            found
-            for used in imports(path, at_load=True)
-            if (found := module_of(used, known)) and found != name
-        }
-        for name, path in known.items()
-    }
-    while leaves := {name for name, used in graph.items() if not used}:
-        graph = {name: used - leaves for name, used in graph.items() if name not in leaves}
-    assert not graph, f"circle among {sorted(graph)}"
+    """Whatever the import: at load, inside a function, or for type checkers alone."""
+    assert not beyond(house.circles(house.arrows()), CIRCLES)
+
+
+def test_no_two_rooms_of_a_folder_need_each_other() -> None:
+    assert not beyond(house.room_circles(), ROOM_CIRCLES)
+
+
+def test_a_class_name_means_one_thing() -> None:
+    twice = {name: where for name, where in house.class_names().items() if name not in TWICE}
+    assert not twice
+
+
+def test_no_line_of_code_is_wider_than_100_columns() -> None:
+    """Templates of models are kept as their makers wrote them; a linter's word does not count."""
+    assert not wider(prose=False, known=WIDE_CODE)
+
+
+def test_no_line_of_prose_is_wider_than_100_columns() -> None:
+    """In Markdown, outside of tables and of blocks of code."""
+    assert not wider(prose=True, known={})
+
+
+def test_every_room_has_a_floor() -> None:
+    there = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
+    assert there == set(ROOMS) == set(FLOORS)
 
 
 def test_the_package_list_names_every_folder_with_code() -> None:
@@ -171,7 +256,7 @@ def test_the_package_list_names_every_folder_with_code() -> None:
 
 def test_every_folder_with_code_is_a_package() -> None:
     """Plugins' own folders are data of the product, not code of it."""
-    for path in sources(*ROOMS):
+    for path in sources(ROOT, *ROOMS):
         if "builtin" not in path.parts:
             assert (path.parent / "__init__.py").exists(), path.parent.relative_to(ROOT)
 
@@ -184,24 +269,50 @@ def test_a_library_with_one_door_is_imported_there_alone(library: str) -> None:
             assert library not in {name.partition(".")[0] for name in imports(path)}, place
 
 
-def test_no_line_of_code_is_wider_than_100_columns() -> None:
-    """Templates of models are kept as their makers wrote them; a linter's word does not count."""
-    wide = [
-        f"{path.relative_to(ROOT)}:{number}"
-        for path in sources()
-        if path.name != "templates.py"
-        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
-        if len(re.split(r"  # (?:noqa|type: ignore|fmt:)", line)[0]) > WIDTH
-    ]
-    assert not wide
-
-
 def test_the_product_imports_itself_by_relative_paths() -> None:
-    for path in (*sources(*ROOMS), *sorted(ROOT.glob("*.py"))):
-        if "builtin" in path.parts:
-            continue
+    for path in product():
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.level == 0:
                 assert (node.module or "").partition(".")[0] != "quietchoir", (
                     f"{path.relative_to(ROOT)}:{node.lineno}"
                 )
+
+
+def test_what_is_crooked_is_seen(tmp_path: Path) -> None:
+    """A small house that breaks every rule, so that none of the tests above passes by blindness."""
+    (tmp_path / "core").mkdir()
+    (tmp_path / "core/one.py").write_text("""
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    from .two import Thing
+class Thing: ...
+""")
+    (tmp_path / "core/two.py").write_text("""
+def late():
+    from . import one
+    from ..federation import above
+class Thing: ...
+""")
+    (tmp_path / "core/engine").mkdir()
+    (tmp_path / "core/engine/low.py").write_text("from ..server import high")
+    (tmp_path / "core/server").mkdir()
+    (tmp_path / "core/server/high.py").write_text("from ..engine.low import nothing")
+    (tmp_path / "federation").mkdir()
+    (tmp_path / "federation/above.py").write_text("1" * 101 + "\n" + "1  # noqa" + " " * 101)
+    row, long = "| " * 60, "word " * 21
+    (tmp_path / "README.md").write_text(f"{row}\n{long}\n```sh\n{long}\n```\n{long}\n")
+    assert house.circles(house.arrows(tmp_path)) == [
+        ["core.engine.low", "core.server.high"],
+        ["core.one", "core.two"],
+    ]
+    assert house.room_circles(tmp_path) == [
+        ["core.engine", "core.server"],
+        ["core.one", "core.two"],
+    ]
+    assert sorted(house.upward(tmp_path)) == [
+        "core.engine.low → core.server.high",
+        "core.two → federation.above",
+    ]
+    assert house.class_names(tmp_path) == {"Thing": ["core/one.py", "core/two.py"]}
+    assert house.wide(tmp_path, prose=False) == {"federation/above.py:1": 101}
+    assert house.wide(tmp_path, prose=True) == {"README.md:2": 105, "README.md:6": 105}
