@@ -7,7 +7,7 @@ Always: a scenario that loaded can be run; a key that is not here is refused.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..core import tables
 from ..core.errors import ConfigError
@@ -19,6 +19,14 @@ from ..federation.spec.ranks import check_ranks
 from ..federation.spec.schedule import ScheduleTable, check_schedule
 
 SHIPPED = Path(__file__).resolve().parent / "scenarios"
+
+
+# Keys of [population] that mean something, by kind.
+READ = {
+    "home": {"kind", "households", "train", "test", "ranks", "portions"},
+    "folder": {"kind", "folder", "ranks", "portions"},
+    "rehearsal": {"kind", "households", "values", "ranks", "portions"},
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +55,12 @@ class Population:
             (self.kind == "folder") == (self.folder is not None),
             'folder belongs to kind = "folder", and only there',
         )
+        dealt_to = self.households if self.kind != "folder" else None
+        for what, values in (("ranks", self.ranks), ("portions", self.portions)):
+            require(
+                dealt_to is None or len(values) <= dealt_to,
+                f"{what} has {len(values)} values for {dealt_to} households",
+            )
 
 
 def dealt(values: tuple[int, ...], names: Sequence[str]) -> dict[str, int]:
@@ -127,6 +141,21 @@ class Scenario:
         )
 
 
+def check_read(scenario: Scenario, table: dict[str, Any]) -> None:
+    """Raises ConfigError: keys of the file that this scenario would not look at."""
+    kind = scenario.population.kind
+    if unread := set(table.get("population", {})) - READ[kind]:
+        raise ConfigError(
+            f"[population] {', '.join(sorted(unread))}: not read with kind = {kind!r}, which reads "
+            f"{', '.join(sorted(READ[kind]))}"
+        )
+    if not scenario.nights.on and (idle := set(table.get("nights", {})) - {"asleep_s"}):
+        raise ConfigError(
+            f"[nights] {', '.join(sorted(idle))}: not read while asleep_s is 0; set it to how long "
+            "parties sleep"
+        )
+
+
 def load(name: str) -> Scenario:
     """Read a scenario: a path, or the name of a shipped one.
 
@@ -145,6 +174,7 @@ def load(name: str) -> Scenario:
     table = tables.read_toml(path)
     scenario = tables.fill(Scenario, table, f"{path}: ")
     try:
+        check_read(scenario, table)
         flags.check_used(
             table,
             {name: getattr(scenario, name) for name in flags.TABLES if hasattr(scenario, name)},

@@ -146,11 +146,22 @@ class AdapterSwitch:
         """
         if name is None or name == DEFAULT:
             return self.active
+        adapter = self.adapter_in(name)
+        return None if adapter is None else await self.hold(adapter)
+
+    async def check(self, name: str) -> None:
+        """As `resolve`, loading nothing. Raises ModelNotFoundError: nothing answers to `name`."""
+        adapter = None if name == DEFAULT else self.adapter_in(name)
+        if adapter is not None and adapter not in self.shelf.names():
+            await self.find(adapter)
+
+    def adapter_in(self, name: str) -> str | None:
+        """The adapter's part of a model name; None: the plain model."""
         if name in ("base", self.model):
             return None
         for prefix in ("base:", f"{self.model}:"):
             name = name.removeprefix(prefix)
-        return await self.hold(name)
+        return name
 
     async def hold(self, name: str) -> str:
         """See that the engine holds the adapter that `name` means: an id, the only one that begins
@@ -166,28 +177,37 @@ class AdapterSwitch:
             held = self.shelf.names()
             if name in held:
                 return name
-            infos = await self.infos()
-            prompts = {info.id: info.prompt for info in infos}
-            meant = [id for id in prompts if id == name]
-            meant = meant or [id for id in prompts if len(name) >= PREFIX and id.startswith(name)]
-            meant = meant or [info.id for info in infos if name and info.name == name]
-            if len(meant) != 1:
-                offered = ", ".join(
-                    [self.model, *(f"{info.name or info.id} ({info.id[:SHOWN]})" for info in infos)]
-                )
-                found = (
-                    f"means {len(meant)} adapters here"
-                    if meant
-                    else ("is neither this node's model nor one of its adapters")
-                )
-                raise ModelNotFoundError(f"{name} {found}; it has: {offered}")
-            [id] = meant
-            if id not in held:
+            info = await self.find(name)
+            if info.id not in held:
                 await asyncio.to_thread(
-                    self.shelf.load, id, await asyncio.to_thread(self.store.load, id)
+                    self.shelf.load, info.id, await asyncio.to_thread(self.store.load, info.id)
                 )
-            self._prompts[id] = prompts[id]
-            return id
+            self._prompts[info.id] = info.prompt
+            return info.id
+
+    async def find(self, name: str) -> AdapterInfo:
+        """The adapter that `name` means, loaded or not: as `hold`, from the store alone.
+
+        Raises:
+            ModelNotFoundError: none, or several.
+        """
+        infos = await self.infos()
+        meant = [info for info in infos if info.id == name]
+        meant = meant or [
+            info for info in infos if len(name) >= PREFIX and info.id.startswith(name)
+        ]
+        meant = meant or [info for info in infos if name and info.name == name]
+        if len(meant) == 1:
+            return meant[0]
+        offered = ", ".join(
+            [self.model, *(f"{info.name or info.id} ({info.id[:SHOWN]})" for info in infos)]
+        )
+        found = (
+            f"means {len(meant)} adapters here"
+            if meant
+            else "is neither this node's model nor one of its adapters"
+        )
+        raise ModelNotFoundError(f"{name} {found}; it has: {offered}")
 
     def prompt_of(self, id: str) -> PromptFormat:
         """How an adapter that the engine holds was trained to be asked."""

@@ -15,7 +15,6 @@ from aiohttp import web
 
 from ..assistant.adapters import AdapterSwitch
 from ..assistant.assistant import Ask, Assistant, Event
-from ..errors import ModelNotFoundError
 from . import errors as refusals
 from . import requests
 from . import responses as events
@@ -75,16 +74,14 @@ class OpenAI:
         )
 
     async def show_model(self, request: web.Request) -> web.Response:
-        """One of them."""
+        """One of them, or whatever else a request's `model` may say for it."""
         name = request.match_info["model"]
         if name not in await self.names():
-            raise ModelNotFoundError(
-                f"{name[:80]!r} is not served here; GET /v1/models lists what is"
-            )
+            await self.adapters.check(name)
         return web.json_response(self.model(name))
 
     async def names(self) -> list[str]:
-        """Model names that requests may use; ids alone and "base" work too."""
+        """Model names that are listed; ids alone, names and "base" work too."""
         model = self.adapters.model
         own = [model, *(f"{model}:{info.id}" for info in await self.adapters.infos())]
         return own + ([self.embeddings.name] if await self.embeddings.here() else [])

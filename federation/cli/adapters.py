@@ -138,9 +138,28 @@ def activate_adapter(arguments: Namespace) -> None:
     name = registry.activate("" if arguments.adapter == "none" else arguments.adapter)
     if name and not registry.card(name).signer:
         print("this adapter is unsigned: nobody vouches for what it was trained on")
+    if name and (model := other_model(registry.card(name).models, arguments.config)):
+        print(
+            f"it belongs to another model than {model}, which this node is set up to serve: a node "
+            "that serves that one goes on with what it has"
+        )
     print(
         f"active: {name or 'the bare model'}; a running node takes it over within a second or two"
     )
+
+
+def other_model(digests: tuple[str, ...], settings: "Path | None") -> str:
+    """Name of the model that this node's settings serve, if it is here and none of `digests`."""
+    from ...core import config
+    from ...core.errors import ModelError
+    from ...core.models.hub import catalog
+    from ...core.models.weights import digest_of
+
+    name = config.load(settings).engine.model
+    try:
+        return "" if digest_of(catalog.find(name)) in digests else name
+    except ModelError:
+        return ""
 
 
 def rollback_adapter(arguments: Namespace) -> None:

@@ -128,9 +128,14 @@ def found_federation(arguments: Namespace) -> None:
     from ...core.models.hub import catalog
     from ..membership import unlock
     from ..model_files import remember, title, variant_given
+    from ..spec.address import Address
     from ..spec.founding import FILE, Founding, found
     from ..spec.policy import ModelTable
 
+    try:
+        Address.parse(arguments.address)  # a wrong one is said before a model's file is looked for
+    except ValueError as error:
+        raise ConfigError(f"federation init: {error}") from error
     digest = arguments.model_digest or model_digest(arguments.model)
     if not arguments.model_digest and title(arguments.model) != arguments.model:
         remember(catalog.find(arguments.model), digest)

@@ -308,6 +308,11 @@ class Policy:
             'recipe.download = "change" needs mode "plain" or "masked": a sealed round '
             "tells sums alone as it is",
         )
+        require(
+            not 0 < self.recipe.cohort < self.smallest_sum,
+            f"recipe.cohort = {self.recipe.cohort} must be 0 (everybody who is there) or at least "
+            f"{self.smallest_sum}: a sum of fewer members is never opened",
+        )
         everybody = self.protection.key == "shared" or not self.recipe.cohort
         require(
             everybody,

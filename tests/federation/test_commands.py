@@ -116,6 +116,16 @@ def test_a_sealed_federation_is_founded_like_any_other(
     [
         (["federation", "show", "nowhere.toml"], 2, "no such file"),
         (["join", "nowhere.toml"], 2, "no such file"),
+        (
+            ["federation", "init", "f", "--name", "f", "--address", "nowhere", "--model", "none"],
+            2,
+            "nowhere",
+        ),
+        (
+            ["federation", "init", "f", *INIT, "--min-cohort", "5", "--cohort", "4"],
+            2,
+            "recipe.cohort = 4 must be 0 (everybody who is there) or at least 5",
+        ),
         (["adapter", "show", "abc", "--home", "."], 1, "join a federation first"),
         (["adapter", "rollback", "--home", "."], 1, "nothing to roll back"),
     ],

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from quietchoir import cli
 from quietchoir.core.errors import FederationError, IntegrityError, RequestError
 from quietchoir.core.models.architecture import Architecture
 from quietchoir.core.models.lora.adapter import Adapter, assemble
@@ -53,6 +54,18 @@ def test_an_adapter_is_kept_under_the_hash_of_its_content(home: House, tmp_path:
     assert all(torch.equal(loaded.tensors[key], one.tensors[key]) for key in one.tensors)
     assert registry.card(name).accuracy_after == 0.75
     assert content_hash(adapter(0.25)) != name
+
+
+def test_activating_says_when_the_node_serves_another_model(
+    home: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry, one = Registry(tmp_path), adapter(0.5)
+    name = registry.put(one, card(home, one))
+    for own, told in (("5e" * 32, True), (DIGEST, False)):
+        monkeypatch.setattr("quietchoir.core.models.hub.catalog.find", lambda _: tmp_path)
+        monkeypatch.setattr("quietchoir.core.models.weights.digest_of", lambda _, own=own: own)
+        assert cli.main(["adapter", "activate", name, "--home", str(tmp_path)]) == 0
+        assert ("belongs to another model" in capsys.readouterr().out) == told
 
 
 def test_a_card_of_another_adapter_or_a_changed_card_is_refused(

@@ -74,6 +74,25 @@ def test_a_number_without_an_end_is_refused_by_its_name(tmp_path: Path, line: st
 
 
 @pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        ('[population]\nkind = "rehearsal"\ntrain = 9', r"train: not read with kind"),
+        ("[population]\nvalues = 9", r"values: not read with kind"),
+        ("[population]\nhouseholds = 3\nranks = [4, 4, 4, 2]", r"4 values for 3 households"),
+        ("[population]\nhouseholds = 3\nportions = [4, 4, 4, 2]", r"4 values for 3 households"),
+        ("[nights]\nawake_s = 60.0", r"awake_s: not read while asleep_s is 0"),
+    ],
+)
+def test_a_key_that_would_not_be_looked_at_is_refused(
+    tmp_path: Path, lines: str, found: str
+) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text(f'name = "s"\n{lines}\n')
+    with pytest.raises(ConfigError, match=found):
+        scenario.load(str(path))
+
+
+@pytest.mark.parametrize(
     ("mode", "round_", "stage", "reason"),
     [
         ("masked", 1, "maks", "stages under these rules: train, score, adopt, undo, advertise"),

@@ -231,6 +231,9 @@ async def test_models_are_the_plain_one_and_it_with_each_adapter(served: Served)
     assert status == 200
     assert [model["id"] for model in body["data"]] == ["smollm2", "smollm2:home-1"]
     assert (await served.get("/v1/models/smollm2:home-1"))[1]["object"] == "model"
+    for answers in ("base", "default", "home-1", "base:home-1"):
+        status, one = await served.get(f"/v1/models/{answers}")
+        assert status == 200 and one["id"] == answers
     assert (await served.get("/v1/models/other"))[0] == 404
 
 
