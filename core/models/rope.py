@@ -15,7 +15,7 @@ import numpy as np
 from .architecture import LIMITS
 
 # The settings that a table may have, under every rule and under each; the length is read by rules
-# that need it. What `from_folder.py` reads of the table itself (the base, and whether whole heads
+# that need it. What `from_hf.py` reads of the table itself (the base, and whether whole heads
 # turn) is among them.
 ANY_RULE = (
     "rope_type",

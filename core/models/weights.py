@@ -13,7 +13,8 @@ from pathlib import Path
 
 from ..errors import ModelFileError
 from .architecture import Architecture
-from .files import from_gguf, gguf
+from .checkpoint import from_gguf
+from .files import gguf
 from .quant.tensor import Blocks
 from .tokenizer.tokenizer import Tokenizer
 from .tokenizer.vocabulary import Vocabulary
@@ -62,13 +63,13 @@ def read_parts(path: Path) -> tuple[Architecture, dict[str, Blocks], Tokenizer]:
     path = model_at(path)
     if path.is_dir():
         # with torch, which maps a folder's tensors; a GGUF file needs none
-        from .files import from_hf as from_folder
+        from .checkpoint import from_hf
         from .tokenizer.hf_json import read_tokenizer
 
-        architecture = from_folder.read_architecture(path)
+        architecture = from_hf.read_architecture(path)
         return (
             architecture,
-            from_folder.name_tensors(path, architecture),
+            from_hf.name_tensors(path, architecture),
             read_tokenizer(path, architecture.vocabulary),
         )
     file = gguf.read(path)

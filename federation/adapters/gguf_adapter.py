@@ -20,8 +20,8 @@ import torch
 
 from ...core.errors import ModelFileError
 from ...core.models.architecture import Architecture
+from ...core.models.checkpoint.from_gguf import interleave
 from ...core.models.families import FAMILIES
-from ...core.models.files.from_gguf import interleave
 from ...core.models.lora.adapter import MODULE, Adapter
 from ...core.paths import make_folder, sync_folder
 

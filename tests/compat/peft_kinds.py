@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from quietchoir.core.errors import ModelFileError
 from quietchoir.core.models.attention import packed_attention
-from quietchoir.core.models.files import from_hf as from_folder
+from quietchoir.core.models.checkpoint import from_hf
 from quietchoir.core.models.lora.adapter import Adapter
 from quietchoir.core.models.lora.layout import a_name, b_name
 from quietchoir.core.models.quant.tensor import Blocks, plain
@@ -298,9 +298,9 @@ def convert(folder: Path, dtype: torch.dtype) -> Tensor | None:
 def logits(adapter: Adapter, model: str) -> Tensor:
     """Ours, [N, V], with the adapter's product added to the matrices."""
     folder, _, _ = base(model)
-    architecture = from_folder.read_architecture(folder)
+    architecture = from_hf.read_architecture(folder)
     adapter.check(architecture)
-    tensors = dict(from_folder.name_tensors(folder, architecture))
+    tensors = dict(from_hf.name_tensors(folder, architecture))
     for module in {name.split(".lora_")[0] for name in adapter.tensors}:
         product = adapter.tensors[b_name(module)] @ adapter.tensors[a_name(module)]
         tensors[f"{module}.weight"] = plain(

@@ -16,7 +16,7 @@ import torch
 from quietchoir import cli
 from quietchoir.core.errors import ConfigError, FederationError, IntegrityError, ModelFileError
 from quietchoir.core.models import weights
-from quietchoir.core.models.files.from_gguf import half_split
+from quietchoir.core.models.checkpoint.from_gguf import half_split
 from quietchoir.core.models.lora.adapter import CONFIG_FILE, Adapter, assemble
 from quietchoir.core.models.lora.layout import AdapterShape, Layout
 from quietchoir.core.models.weights import Weights

@@ -22,7 +22,7 @@ from quietchoir.core.errors import (
     RequestError,
 )
 from quietchoir.core.models import kinship, weights
-from quietchoir.core.models.files import to_gguf
+from quietchoir.core.models.checkpoint import to_gguf
 from quietchoir.core.models.weights import Weights
 from quietchoir.core.training.trainer import Trainer
 from quietchoir.federation.adapters import transfer

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any, Literal
 
 from ...errors import ModelFileError
+from ..families import FAMILIES
 from ..files.gguf import GgufFile
 
 # GGUF's token types that are not ordinary text
@@ -84,10 +85,7 @@ class Vocabulary:
             spelling="sentencepiece" if pieces else "bytes",
             scores=read_scores(file, len(tokens)) if pieces else (),
             space_first=pieces and file.value("tokenizer.ggml.add_space_prefix", bool, True),
-            # llama.cpp does the same by the family's name: the file has no place for it.
-            trims_after=frozenset(phi3_trims(tokens, kinds))
-            if family == "phi3" and pieces
-            else frozenset(),
+            trims_after=read_trims(family, tokens, kinds) if pieces else frozenset(),
             **read_ends(
                 file,
                 tokens,
@@ -193,12 +191,14 @@ def read_ends(
     return {"start": start, "stop": frozenset(ends), "named": named}
 
 
-def phi3_trims(tokens: tuple[str, ...], kinds: tuple[int, ...]) -> list[int]:
-    """Phi-3's control tokens that swallow white space: all but these three."""
-    kept = ("<unk>", "<s>", "<|endoftext|>")
-    return [
+def read_trims(family: str, tokens: tuple[str, ...], kinds: tuple[int, ...]) -> frozenset[int]:
+    """Control tokens that swallow white space: llama.cpp also tells them by the family's name."""
+    kept = FAMILIES[family].gguf_keeps_space if family in FAMILIES else None
+    if kept is None:
+        return frozenset()
+    return frozenset(
         index for index, token in enumerate(tokens) if kinds[index] == CONTROL and token not in kept
-    ]
+    )
 
 
 def texts(file: GgufFile, key: str) -> tuple[str, ...]:

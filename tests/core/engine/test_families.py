@@ -13,7 +13,7 @@ from quietchoir.core.engine.request import GenerationRequest
 from quietchoir.core.engine.scheduler import Limits, Scheduler
 from quietchoir.core.engine.sequence import Sequence
 from quietchoir.core.models.attention import packed_attention
-from quietchoir.core.models.files import from_hf as from_folder
+from quietchoir.core.models.checkpoint import from_hf
 from quietchoir.core.models.transformer import Transformer
 from quietchoir.core.models.weights import Weights
 from quietchoir.tests.fakes.engine import byte_tokenizer
@@ -40,10 +40,10 @@ def test_a_mixed_batch_of_every_family_gives_the_logits_of_the_plain_forward(
     name: str, tmp_path: Path
 ) -> None:
     make_model(name).save_pretrained(tmp_path)
-    architecture = from_folder.read_architecture(tmp_path)
+    architecture = from_hf.read_architecture(tmp_path)
     weights = Weights(
         architecture,
-        from_folder.name_tensors(tmp_path, architecture),
+        from_hf.name_tensors(tmp_path, architecture),
         byte_tokenizer(),
         digest="d" * 64,
     )

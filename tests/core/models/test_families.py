@@ -5,6 +5,7 @@ Stated bound: logits within 1e-4 of transformers' in float32 (they range over ab
 """
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from quietchoir.core.models import weights
+from quietchoir.core.models import families, weights
 from quietchoir.core.models.architecture import Architecture
 from quietchoir.core.models.attention import packed_attention
-from quietchoir.core.models.files import from_gguf, gguf
-from quietchoir.core.models.files import from_hf as from_folder
+from quietchoir.core.models.checkpoint import from_gguf, from_hf
+from quietchoir.core.models.files import gguf
 from quietchoir.core.models.lora.adapter import AdapterShape, Layout, assemble
 from quietchoir.core.models.quant.tensor import Blocks
 from quietchoir.core.models.transformer import Transformer
@@ -66,9 +67,9 @@ def test_a_folder_of_every_family_computes_what_transformers_computes(
 ) -> None:
     model = family_model(name)
     model.save_pretrained(tmp_path)
-    architecture = from_folder.read_architecture(tmp_path)
+    architecture = from_hf.read_architecture(tmp_path)
     ours = our_logits(
-        weights_of(architecture, from_folder.name_tensors(tmp_path, architecture)), make_linear
+        weights_of(architecture, from_hf.name_tensors(tmp_path, architecture)), make_linear
     )
     theirs = their_logits(model, TOKENS)
     assert theirs.abs().max() > 1
@@ -121,9 +122,9 @@ def test_the_comparison_would_notice_if_a_trait_were_missing(
 ) -> None:
     model = family_model(name)
     model.save_pretrained(tmp_path)
-    architecture = from_folder.read_architecture(tmp_path)
+    architecture = from_hf.read_architecture(tmp_path)
     changed = weights_of(
-        replace(architecture, **change), from_folder.name_tensors(tmp_path, architecture)
+        replace(architecture, **change), from_hf.name_tensors(tmp_path, architecture)
     )
     assert (
         our_logits(changed, make_linear) - their_logits(model, TOKENS)
@@ -134,9 +135,9 @@ def test_an_attention_without_windows_is_refused_by_a_model_that_has_them(
     family_model: Callable[[str], Any], make_linear: MakeLinear, tmp_path: Path
 ) -> None:
     family_model("mistral").save_pretrained(tmp_path)
-    architecture = from_folder.read_architecture(tmp_path)
+    architecture = from_hf.read_architecture(tmp_path)
     network = Transformer(
-        weights_of(architecture, from_folder.name_tensors(tmp_path, architecture)), make_linear
+        weights_of(architecture, from_hf.name_tensors(tmp_path, architecture)), make_linear
     )
     with pytest.raises(
         ValueError, match="see windows of rows, and the attention it was given does not keep them"
@@ -152,8 +153,8 @@ def test_an_adapter_of_every_family_has_the_shapes_of_its_projections_and_change
     from peft import LoraConfig, inject_adapter_in_model
 
     family_model(name).save_pretrained(tmp_path)
-    architecture = from_folder.read_architecture(tmp_path)
-    loaded = weights_of(architecture, from_folder.name_tensors(tmp_path, architecture))
+    architecture = from_hf.read_architecture(tmp_path)
+    loaded = weights_of(architecture, from_hf.name_tensors(tmp_path, architecture))
     shape = AdapterShape(rank=4, alpha=8.0, upper_layers=2)
     adapter = assemble(
         shape, architecture, "", torch.full((Layout(shape, architecture).size,), 0.05)
@@ -184,8 +185,8 @@ def test_sixteen_bit_folders_stay_sixteen_bits_on_the_mapped_file(
     model = make_model("llama2").to(getattr(torch, kind))
     model.save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 3
-    architecture = from_folder.read_architecture(tmp_path)
-    tensors = from_folder.name_tensors(tmp_path, architecture)
+    architecture = from_hf.read_architecture(tmp_path)
+    tensors = from_hf.name_tensors(tmp_path, architecture)
     assert {blocks.kind for blocks in tensors.values()} == {"BF16" if kind == "bfloat16" else "F16"}
     ours = our_logits(weights_of(architecture, tensors), make_linear)
     again = AutoModelForCausalLM.from_pretrained(
@@ -203,7 +204,7 @@ def test_the_language_model_inside_gemma_with_pictures_is_found(
     model = family_model("gemma3")
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    alone = from_folder.name_tensors(tmp_path, from_folder.read_architecture(tmp_path))
+    alone = from_hf.name_tensors(tmp_path, from_hf.read_architecture(tmp_path))
     (tmp_path / "config.json").write_text(
         json.dumps({"model_type": "gemma3", "text_config": config})
     )
@@ -217,7 +218,7 @@ def test_the_language_model_inside_gemma_with_pictures_is_found(
         }
         named["vision_tower.embeddings.weight"] = torch.zeros(3, 4)
         safetensors.torch.save_file(named, tmp_path / "model.safetensors")
-        found = from_folder.name_tensors(tmp_path, from_folder.read_architecture(tmp_path))
+        found = from_hf.name_tensors(tmp_path, from_hf.read_architecture(tmp_path))
         assert found.keys() == alone.keys()
         assert all(torch.equal(found[name].dense(), alone[name].dense()) for name in found)
 
@@ -238,3 +239,16 @@ def test_a_folder_loads_whole_with_its_tokenizer_and_a_digest_of_what_was_read(
         assert weights.digest_of(tmp_path) != loaded.digest
         (tmp_path / name).write_bytes(whole)
     assert weights.digest_of(tmp_path) == loaded.digest
+
+
+def test_a_family_is_a_file_of_its_folder_and_no_reader_knows_it_by_name() -> None:
+    """What a further family changes is its own file; `test_family_*.py` are such files' tests."""
+    room = Path(families.__file__).parent
+    files = sorted(path.stem for path in room.glob("*.py") if path.stem != "__init__")
+    assert files == sorted(families.FAMILIES)
+    outside = [path for path in room.parent.rglob("*.py") if path.parent != room]
+    assert len(outside) > 20
+    for path in outside:
+        assert not re.search(
+            r"families\.\w+ import|families import (?!FAM|MODEL_T)", path.read_text()
+        )

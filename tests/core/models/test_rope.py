@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from quietchoir.core.errors import ModelFileError
-from quietchoir.core.models.files import from_gguf, gguf
+from quietchoir.core.models.checkpoint import from_gguf
+from quietchoir.core.models.files import gguf
 from quietchoir.core.models.rope import Stretch, stretch
 
 from .conftest import HEAD_SIZE, WriteModel
@@ -98,10 +99,10 @@ def test_a_gguf_files_settings_mean_what_llama_cpp_takes_them_for(
     [
         ({"scaling.type": "yarn", "scaling.factor": 4.0}, "scaled by the rule 'yarn'"),
         ({"scaling.factor": -2.0}, "rope's factor is -2.0"),
-        ({"dimension_sections": [4, 2, 2]}, "rope has the setting llama.rope.dimension_sections"),
+        ({"dimension_sections": [4, 2, 2]}, "it has the setting llama.rope.dimension_sections"),
         (
             {"scaling.yarn_log_multiplier": 0.1},
-            "rope has the setting llama.rope.scaling.yarn_log_multiplier",
+            "it has the setting llama.rope.scaling.yarn_log_multiplier",
         ),
         ({"scaling.attn_factor": 1.2}, "multiplied by a factor of their own"),
     ],

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from quietchoir.core.models.attention import packed_attention
-from quietchoir.core.models.files import from_hf as from_folder
+from quietchoir.core.models.checkpoint import from_hf
 from quietchoir.core.models.lora.adapter import AdapterShape
 from quietchoir.core.models.transformer import Transformer
 from quietchoir.core.models.weights import Weights
@@ -27,10 +27,10 @@ def test_training_sees_what_the_whole_network_computes_and_learns(
     name: str, tmp_path: Path
 ) -> None:
     make_model(name, vocab_size=VOCABULARY).save_pretrained(tmp_path)
-    architecture = from_folder.read_architecture(tmp_path)
+    architecture = from_hf.read_architecture(tmp_path)
     weights = Weights(
         architecture,
-        from_folder.name_tensors(tmp_path, architecture),
+        from_hf.name_tensors(tmp_path, architecture),
         ByteTokenizer(),  # type: ignore[arg-type]
         "0" * 64,
     )
@@ -57,10 +57,10 @@ def test_training_sees_what_the_whole_network_computes_and_learns(
 
 def test_training_without_the_models_windows_is_refused(tmp_path: Path) -> None:
     make_model("mistral", vocab_size=VOCABULARY).save_pretrained(tmp_path)
-    architecture = from_folder.read_architecture(tmp_path)
+    architecture = from_hf.read_architecture(tmp_path)
     weights = Weights(
         architecture,
-        from_folder.name_tensors(tmp_path, architecture),
+        from_hf.name_tensors(tmp_path, architecture),
         ByteTokenizer(),  # type: ignore[arg-type]
         "0" * 64,
     )

@@ -21,7 +21,7 @@ from quietchoir.core.engine.request import GenerationRequest
 from quietchoir.core.engine.scheduler import Limits, Scheduler
 from quietchoir.core.engine.sequence import Sequence
 from quietchoir.core.errors import CacheError, ConfigError, RequestError
-from quietchoir.core.models.files import from_hf as from_folder
+from quietchoir.core.models.checkpoint import from_hf
 from quietchoir.core.models.lora.adapter import Adapter
 from quietchoir.core.models.weights import Weights
 from quietchoir.tests.fakes.engine import (
@@ -128,10 +128,10 @@ def test_so_it_does_through_the_fused_kernels(weights):
 def test_so_do_families_that_do_more_than_llama(name, tmp_path: Path):
     """Norms of what layers add, windows, two kinds of rope, norms of heads, biases."""
     make_model(name).save_pretrained(tmp_path)
-    architecture = from_folder.read_architecture(tmp_path)
+    architecture = from_hf.read_architecture(tmp_path)
     whole = Weights(
         architecture,
-        from_folder.name_tensors(tmp_path, architecture),
+        from_hf.name_tensors(tmp_path, architecture),
         byte_tokenizer(),
         digest="d" * 64,
     )

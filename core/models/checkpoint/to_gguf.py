@@ -19,13 +19,14 @@ import torch
 from ...errors import ModelError, ModelFileError
 from ...paths import make_folder
 from ..architecture import Architecture
-from ..families import FAMILIES, GEMMA3, GGUF_ENDS, PHI3
+from ..families import FAMILIES
+from ..family import GGUF_ENDS
+from ..files.gguf import GgufFile
 from ..quant.quantize import chosen, quantize
 from ..quant.tensor import PLAIN, Blocks, plain
 from ..tokenizer.vocabulary import Vocabulary
 from ..weights import Weights
 from . import from_gguf
-from .gguf import GgufFile
 
 # GGUF's number for "mostly of this type".
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}
@@ -134,21 +135,10 @@ def prepared(weights: Weights, one: Plan) -> Blocks:
 def describe(weights: Weights, kind: str) -> tuple[dict[str, Any], dict[str, Blocks]]:
     """Metadata, and tensors that say how rope is stretched."""
     architecture = weights.architecture
-    own = sizes(architecture)
-    extra: dict[str, Blocks] = {}
-    factors = architecture.rope_factors
-    if architecture.family == PHI3.name and factors:
-        row = plain(torch.tensor([factors], dtype=torch.float32))
-        # beyond `context` nothing is read
-        extra |= {"rope_factors_short.weight": row, "rope_factors_long.weight": row}
-        own |= {
-            "rope.scaling.attn_factor": float(architecture.rope_magnitude),
-            "rope.scaling.original_context_length": architecture.context,
-        }
-    elif len(set(factors)) == 1:
-        own |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(factors[0])}
-    elif factors:
-        extra["rope_freqs.weight"] = plain(torch.tensor([factors], dtype=torch.float32))
+    family = FAMILIES[architecture.family]
+    settings, rows = family.to_gguf(architecture)
+    own = sizes(architecture) | settings
+    extra = {name: plain(torch.tensor([row], dtype=torch.float32)) for name, row in rows.items()}
     metadata = {
         "general.architecture": architecture.family,
         "general.file_type": FILE_TYPES.get(kind, 0),
@@ -160,8 +150,8 @@ def describe(weights: Weights, kind: str) -> tuple[dict[str, Any], dict[str, Blo
 
 
 def sizes(architecture: Architecture) -> dict[str, Any]:
-    """The family's keys."""
-    found: dict[str, Any] = {
+    """Keys below the family's name that every family's file has."""
+    return {
         "block_count": architecture.layers,
         "context_length": architecture.context,
         "embedding_length": architecture.width,
@@ -175,14 +165,6 @@ def sizes(architecture: Architecture) -> dict[str, Any]:
         "rope.freq_base": float(architecture.rope_theta),
         "vocab_size": architecture.vocabulary,
     }
-    if any(architecture.windows):
-        found["attention.sliding_window"] = max(architecture.windows)
-    if architecture.family == GEMMA3.name:
-        found |= {
-            "rope.freq_base_swa": min(architecture.rope_bases),
-            "attention.scale": architecture.attention_scale,
-        }
-    return found
 
 
 def words(vocabulary: Vocabulary) -> dict[str, Any]:

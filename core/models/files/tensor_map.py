@@ -1,4 +1,4 @@
-"""The tensors of one file, taken off the shelf one by one until none is left.
+"""The tensors of one file, taken from their map one by one until none is left.
 
 Knows shapes and names. Knows no family.
 Always: what is taken has the expected shape; what nobody took is an error, because a tensor that we
@@ -12,7 +12,7 @@ from ...errors import ModelFileError
 from ..quant.tensor import Blocks
 
 
-class Shelf:
+class TensorMap:
     """What is left of a file's tensors."""
 
     def __init__(self, path: Path, tensors: Mapping[str, Blocks], family: str) -> None:

@@ -1,0 +1,253 @@
+"""A GGUF file's metadata and tensors as our sizes and names.
+
+Knows llama.cpp's metadata keys; what is one family's own stands in `families/`. Knows nothing of
+bytes or tokens.
+Always: every tensor of the file has a place in the network with the shape that its sizes demand, or
+the file is refused. Blocks stay where they are, except that rows of q and k come in half-split rope
+order (whole rows move, no number changes).
+
+Source: llama.cpp's `gguf-py/gguf/constants.py` for names, `src/llama-model.cpp` for what is not
+written in the file.
+"""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import ModelFileError
+from ..architecture import Architecture
+from ..families import FAMILIES
+from ..family import GGUF_ENDS, Family
+from ..files.gguf import GgufFile
+from ..files.settings import GgufSettings
+from ..files.tensor_map import TensorMap
+from ..quant.tensor import Blocks
+from ..rope import Stretch, long_magnitude, stretch
+
+# Below "FAMILY.", all that a file may say: what is read here, and what changes no logit. What is
+# not here, nor among what its family reads, may mean anything.
+READ = (
+    *("block_count", "context_length", "embedding_length", "feed_forward_length", "expert_count"),
+    *("attention.head_count", "attention.head_count_kv"),
+    *("attention.key_length", "attention.value_length"),
+    *("attention.layer_norm_rms_epsilon", "attention.sliding_window", "attention.scale"),
+    *("attn_logit_softcapping", "final_logit_softcapping"),
+    *("rope.dimension_count", "rope.freq_base", "rope.scale_linear"),
+    *("rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length"),
+    *("rope.scaling.attn_factor", "rope.scaling.finetuned"),
+)
+HARMLESS = ("vocab_size", "tensor_data_layout", "expert_used_count", "pooling_type")
+NEUTRAL: dict[str, tuple[object, ...]] = {  # values by which a file says what is so anyway
+    "attention.causal": (True,),
+    "use_parallel_residual": (False,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    **dict.fromkeys(("logit_scale", "embedding_scale", "residual_scale"), (0.0, 1.0)),
+}
+ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
+
+# What else comes as GGUF, by `general.type` or, where older files have none, by
+# `general.architecture`.
+OTHER_FILES = {
+    "adapter": "a LoRA adapter for llama.cpp (import its PEFT folder with `quietchoir adapter "
+    "import`)",
+    "mmproj": "the projector that makes rows of pictures for another model",
+    "clip": "the projector that makes rows of pictures for another model",
+    "imatrix": "the statistics by which a model is quantised",
+    "controlvector": "a control vector",
+}
+
+
+def read_architecture(file: GgufFile) -> Architecture:
+    """The sizes that a file's metadata states.
+
+    Raises:
+        ModelFileError: a family we do not know, a missing or impossible size, or something we would
+        compute wrongly.
+    """
+    family = family_of(file)
+    settings = GgufSettings(file, family.name)
+    try:
+        plain = sizes(settings, family)
+        complaint = plain.complaint() or unread(settings, family)
+        if not complaint:
+            whole = replace(plain, **family.from_gguf(settings, plain))
+            complaint = whole.complaint() or unsupported(settings, whole)
+    except ValueError as error:
+        complaint = str(error)
+    if complaint:
+        raise ModelFileError(
+            f"{file.path}: {complaint}, which is not supported; choose another model"
+        )
+    return whole
+
+
+def family_of(file: GgufFile) -> Family:
+    """The family that a file names.
+
+    Raises:
+        ModelFileError: not a model, or of a family that is not computed.
+    """
+    name = file.value("general.architecture", str)
+    kind = file.value(
+        "general.type", str, "adapter" if "adapter.type" in file.metadata else "model"
+    )
+    if kind != "model" or name in OTHER_FILES:
+        said = OTHER_FILES.get(name) or OTHER_FILES.get(kind, f"of the type {kind!r:.40}")
+        raise ModelFileError(f"{file.path}: {said}, not a model; give the model's own file")
+    if name not in FAMILIES:
+        raise ModelFileError(
+            f"{file.path}: family {name!r:.40} is not supported; choose a model "
+            f"of {', '.join(FAMILIES)}"
+        )
+    return FAMILIES[name]
+
+
+def sizes(settings: GgufSettings, family: Family) -> Architecture:
+    """What every family's file says in the same words."""
+    heads, width = settings.size("attention.head_count"), settings.size("embedding_length")
+    head_size = settings.size("attention.key_length", max(width // heads, 1))
+    theta, context = settings.real("rope.freq_base", 10000.0), settings.size("context_length")
+    stretched = read_stretch(settings, head_size, theta, context)
+    return Architecture(
+        family=family.name,
+        layers=settings.size("block_count"),
+        width=width,
+        ffn_width=settings.size("feed_forward_length"),
+        heads=heads,
+        kv_heads=settings.size("attention.head_count_kv", heads),
+        head_size=head_size,
+        vocabulary=len(settings.file.value("tokenizer.ggml.tokens", list)),
+        rope_theta=theta,
+        norm_eps=settings.real("attention.layer_norm_rms_epsilon"),
+        context=min(context, stretched.context or context),
+        rope_factors=stretched.rope_factors,
+        rope_magnitude=stretched.rope_magnitude,
+        **family.traits,
+    )
+
+
+def read_stretch(settings: GgufSettings, head_size: int, theta: float, context: int) -> Stretch:
+    """Rope's scaling: a rule in the metadata, or factors that stand among the tensors."""
+    file = settings.file
+    kind = settings.text("rope.scaling.type", "linear")  # as llama.cpp takes it
+    # its older name; 0 = none
+    factor = (
+        settings.real("rope.scaling.factor", 0.0) or settings.real("rope.scale_linear", 0.0) or 1.0
+    )
+    original = settings.whole("rope.scaling.original_context_length", 0)
+    if short := file.tensors.get("rope_factors_short.weight"):
+        factors = tuple(factor_row(file, "rope_factors_short.weight", short, head_size))
+        default = long_magnitude(context / original, original) if original > 0 else 1.0
+        return Stretch(factors, settings.real("rope.scaling.attn_factor", default), original)
+    if settings.real("rope.scaling.attn_factor", 1.0) != 1.0:
+        raise ValueError("rope's cosines are multiplied by a factor of their own")
+    if frequencies := file.tensors.get("rope_freqs.weight"):
+        if kind not in ("none", "linear") or factor != 1.0:
+            raise ValueError(f"rope is scaled twice, by factors and by {kind!r:.20}")
+        return Stretch(tuple(factor_row(file, "rope_freqs.weight", frequencies, head_size)))
+    if kind == "none" or (kind == "linear" and factor == 1.0):
+        return Stretch()
+    return stretch({"rope_type": kind, "factor": factor}, head_size, theta, context)
+
+
+def factor_row(file: GgufFile, name: str, blocks: Blocks, head_size: int) -> list[float]:
+    """A tensor of divisors, one a pair."""
+    if blocks.shape != (1, head_size // 2) or blocks.kind not in ("F32", "F16", "BF16"):
+        raise ModelFileError(
+            f"{file.path}: {name} is {blocks.kind} {blocks.shape}, expected (1, {head_size // 2}); "
+            f"get it again"
+        )
+    row: list[float] = blocks.vector().tolist()
+    return row
+
+
+def unread(settings: GgufSettings, family: Family) -> str:
+    """That a setting of this family would be passed over, with its value; "" if none would."""
+    for key, value in settings.all().items():
+        own = family.gguf_neutral.get(key)
+        neutral = not isinstance(value, list) and value in NEUTRAL.get(key, ())
+        read = key in (*READ, *HARMLESS, *family.gguf_reads)
+        if not (read or neutral or (own is not None and own(value))):
+            named = f"{family.name}.{key}"
+            return f"it has the setting {named:.80} = {value!r:.40}"
+    return ""
+
+
+def unsupported(settings: GgufSettings, architecture: Architecture) -> str:
+    """What a file may also ask for, and this code does not compute."""
+    size = architecture.head_size
+    scale = settings.real("attention.scale", 0.0)
+    if scale and not math.isclose(scale, architecture.scale(), rel_tol=1e-4):
+        return f"its attention is scaled by {scale:.4g}"
+    if settings.whole("rope.dimension_count", size) != size:
+        return "rope turns only part of a head"
+    if settings.whole("attention.value_length", size) != size:
+        return "keys and values differ in size"
+    if settings.whole("expert_count", 0):
+        return "it is a mixture of experts"
+    if settings.real("final_logit_softcapping", 0.0) or settings.real(
+        "attn_logit_softcapping", 0.0
+    ):
+        return "its logits are capped"
+    return ""
+
+
+def name_tensors(file: GgufFile, architecture: Architecture) -> dict[str, Blocks]:
+    """The file's tensors under Hugging Face's names, each with the shape that the architecture
+    demands.
+
+    Raises:
+        ModelFileError: a tensor is missing, has another shape, or is none that this family uses.
+    """
+    family = FAMILIES[architecture.family]
+    tensors = TensorMap(file.path, file.tensors, family.name)
+    for read_already in ROPE_TENSORS:
+        tensors.drop(read_already)
+    shapes = architecture.shapes()
+    named = {
+        f"{ours}.weight": tensors.take(f"{theirs}.weight", shapes[f"{ours}.weight"])
+        for ours, theirs in ends(tensors).items()
+    }
+    named.setdefault("lm_head.weight", named["model.embed_tokens.weight"])
+    for layer in range(architecture.layers):
+        for theirs, parts in family.gguf_fused.items():
+            expected = [architecture.projection(part) for part in parts]
+            for part, blocks in zip(
+                parts, tensors.split(f"blk.{layer}.{theirs}.weight", expected), strict=True
+            ):
+                named[f"model.layers.{layer}.{part}.weight"] = blocks
+        for ours, expected_shape in architecture.layer_shapes().items():
+            if f"model.layers.{layer}.{ours}" not in named:
+                module, _, kind = ours.rpartition(".")
+                blocks = tensors.take(
+                    f"blk.{layer}.{family.in_gguf(module)}.{kind}", expected_shape
+                )
+                if family.interleaved and module in ("self_attn.q_proj", "self_attn.k_proj"):
+                    blocks = blocks.take(half_split(expected_shape[0], architecture.head_size))
+                named[f"model.layers.{layer}.{ours}"] = blocks
+    tensors.finish()
+    return named
+
+
+def ends(tensors: TensorMap) -> dict[str, str]:
+    """Embedding, last norm and, where it has a matrix of its own, the head."""
+    return {
+        ours: theirs
+        for ours, theirs in GGUF_ENDS.items()
+        if ours != "lm_head" or f"{theirs}.weight" in tensors.left
+    }
+
+
+def half_split(rows: int, head_size: int) -> NDArray[np.int64]:
+    """Row order that brings interleaved rope pairs (0, 1), (2, 3)… of each head into two halves,
+    [rows].
+    """
+    return np.arange(rows).reshape(-1, head_size // 2, 2).transpose(0, 2, 1).reshape(-1)
+
+
+def interleave(rows: int, head_size: int) -> NDArray[np.int64]:
+    """The inverse of `half_split`."""
+    return half_split(rows, head_size).argsort()

@@ -1,0 +1,176 @@
+"""A Hugging Face folder's settings and tensors as our sizes and names.
+
+Knows config.json's keys and the names of checkpoints; what is one family's own stands in
+`families/`. Knows nothing of files or tokens.
+Always: a setting that would change the computation and that we do not compute is refused; every
+tensor has a place in the network with the shape that its sizes demand.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ...errors import ModelFileError
+from ..architecture import Architecture
+from ..families import MODEL_TYPES
+from ..family import Family
+from ..files import hf_folder
+from ..files.settings import HfSettings
+from ..files.tensor_map import TensorMap
+from ..quant.tensor import Blocks, plain
+from ..rope import stretch
+
+TABLES = (".inv_freq",)  # which old files hold ready, and nothing reads
+ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+
+
+def read_architecture(folder: Path) -> Architecture:
+    """The sizes that a folder's config.json states.
+
+    Raises:
+        ModelNotFoundError: no config.json.
+        ModelFileError: a family we do not know, a missing or impossible size, or something we would
+        compute wrongly.
+    """
+    settings, family = read_settings(folder)
+    try:
+        plain = sizes(settings, family)
+        complaint = plain.complaint()
+        if not complaint:
+            whole = replace(plain, **family.from_hf(settings, plain))
+            complaint = whole.complaint() or unsupported(settings, family)
+    except (ValueError, TypeError, OverflowError) as error:
+        complaint = str(error)
+    if complaint:
+        raise ModelFileError(
+            f"{settings.path}: {complaint}, which is not supported; choose another model"
+        )
+    return whole
+
+
+def read_settings(folder: Path) -> tuple[HfSettings, Family]:
+    """The language model's settings in config.json, and its family.
+
+    Raises:
+        ModelNotFoundError, ModelFileError: no config.json, or a family that is not computed.
+    """
+    path = folder / hf_folder.CONFIG
+    values = hf_folder.read_json(path)
+    kind = values.get("model_type")
+    family = MODEL_TYPES.get(kind) if isinstance(kind, str) else None
+    if family is None:
+        raise ModelFileError(
+            f"{path}: model_type {kind!r:.40} is not supported; choose one of "
+            f"{', '.join(MODEL_TYPES)}"
+        )
+    model_type = str(kind)
+    if inner := family.hf_nested.get(model_type):
+        model_type = next(iter(family.hf_defaults))
+        outer, values = values, HfSettings(path, values, {}).rule(inner)
+        values = {"tie_word_embeddings": outer.get("tie_word_embeddings"), **values}
+    return HfSettings(path, values, family.hf_defaults[model_type], model_type), family
+
+
+def sizes(settings: HfSettings, family: Family) -> Architecture:
+    """What every family's config says in the same words."""
+    heads, width = settings.size("num_attention_heads"), settings.size("hidden_size")
+    head_size = settings.size("head_dim", max(width // heads, 1))
+    biases = ATTENTION if family.hf_attention_bias and settings.get("attention_bias") else ()
+    traits: dict[str, Any] = {"biases": biases, **family.traits}
+    return Architecture(
+        family=family.name,
+        layers=settings.size("num_hidden_layers"),
+        width=width,
+        ffn_width=settings.size("intermediate_size"),
+        heads=heads,
+        kv_heads=settings.size("num_key_value_heads", heads),
+        head_size=head_size,
+        vocabulary=settings.size("vocab_size"),
+        norm_eps=settings.real("rms_norm_eps"),
+        **traits,
+        **rope(settings, family, head_size),
+    )
+
+
+def rope(settings: HfSettings, family: Family, head_size: int) -> dict[str, Any]:
+    """Base, scaling, and the context that they hold for.
+
+    Raises:
+        ValueError: a rule that is not computed.
+    """
+    rule = {**settings.rule("rope_scaling"), **family.hf_rope(settings)}
+    context = settings.size("max_position_embeddings")
+    theta = float(rule.get("rope_theta") or settings.real("rope_theta"))
+    part = rule.get("partial_rotary_factor") or settings.get("partial_rotary_factor") or 1.0
+    if float(part) != 1.0:
+        raise ValueError("rope turns only part of a head")
+    original = "original_max_position_embeddings"
+    rule[original] = settings.get(original) or rule.get(original) or context
+    stretched = stretch(rule, head_size, theta, context)
+    return {
+        "rope_theta": theta,
+        "rope_factors": stretched.rope_factors,
+        "rope_magnitude": stretched.rope_magnitude,
+        "context": min(context, stretched.context or context),
+    }
+
+
+def unsupported(settings: HfSettings, family: Family) -> str:
+    """What a config may also ask for, and this code does not compute."""
+    activation = settings.get(family.hf_activation_key) or "silu"
+    if family.hf_activations.get(str(activation)) != family.traits.get("activation", "silu"):
+        return f"its activation is {activation!r:.30}"
+    for key, said in {
+        "mlp_bias": "its MLP has biases",
+        "final_logit_softcapping": "its logits are capped",
+        "attn_logit_softcapping": "its attention is capped",
+        "use_bidirectional_attention": "its rows see later rows",
+        "quantization_config": "it is quantised in a way of its own",
+        "num_local_experts": "it is a mixture of experts",
+    }.items():
+        if settings.get(key):
+            return said
+    return ""
+
+
+def name_tensors(folder: Path, architecture: Architecture) -> dict[str, Blocks]:
+    """The folder's tensors under our names, each with the shape that the architecture demands.
+
+    Raises:
+        ModelNotFoundError, ModelFileError: a tensor is missing, has another shape, or is none that
+        this family uses.
+    """
+    settings, family = read_settings(folder)
+    found = hf_folder.read_tensors(folder, (*family.hf_skipped, *TABLES))
+    tensors = TensorMap(
+        folder, {unwrapped(name, family): blocks for name, blocks in found.items()}, family.name
+    )
+    named: dict[str, Blocks] = {}
+    for layer in range(architecture.layers):
+        for theirs, parts in family.hf_fused.items():
+            expected = [architecture.projection(part) for part in parts]
+            split = tensors.split(f"model.layers.{layer}.{theirs}.weight", expected)
+            named |= {
+                f"model.layers.{layer}.{part}.weight": blocks
+                for part, blocks in zip(parts, split, strict=True)
+            }
+    tied = bool(settings.get("tie_word_embeddings"))  # the head is the embedding
+    if tied:
+        tensors.drop("lm_head.weight")
+    for name, shape in architecture.shapes().items():
+        if name == "lm_head.weight" and tied:
+            named[name] = named["model.embed_tokens.weight"]
+        elif name not in named:
+            named[name] = tensors.take(name, shape)
+        if family.unit_norms and name.endswith("norm.weight"):
+            named[name] = plain(named[name].dense() + 1.0)
+    tensors.finish()
+    return named
+
+
+def unwrapped(name: str, family: Family) -> str:
+    """The name that a tensor of the language model has where it stands alone."""
+    for prefix, instead in family.hf_prefixes.items():
+        if name.startswith(prefix):
+            return instead + name.removeprefix(prefix)
+    return name

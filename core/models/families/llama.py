@@ -1,0 +1,36 @@
+"""Llama 2 and 3, SmolLM2; Mistral, whose GGUF files call it llama.
+
+Not covered: Llama 4, mixtures of experts (Mixtral).
+"""
+
+from typing import Any
+
+from ..architecture import Architecture
+from ..family import Family, gguf_window, hf_window, layer_windows
+from ..files.settings import GgufSettings, HfSettings
+
+
+class Llama(Family):
+    """Mistral's window holds for every layer; Llama has none, and its config's is not looked at."""
+
+    def from_gguf(self, settings: GgufSettings, plain: Architecture) -> dict[str, Any]:
+        """As `Family.from_gguf`."""
+        window = gguf_window(settings, plain.context)
+        return {"windows": layer_windows(window, [True] * plain.layers)}
+
+    def from_hf(self, settings: HfSettings, plain: Architecture) -> dict[str, Any]:
+        """As `Family.from_hf`."""
+        if settings.model_type == "llama":
+            return {}
+        window = hf_window(settings, plain.context)
+        return {"windows": layer_windows(window, [True] * plain.layers)}
+
+
+FAMILY = Llama(
+    name="llama",
+    hf_defaults={
+        "llama": {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048, "rope_theta": 10000.0},
+        "mistral": {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "sliding_window": 4096},
+    },
+    interleaved=True,
+)
