@@ -155,8 +155,7 @@ def show_model(arguments: Namespace) -> None:
 
 def convert_model(arguments: Namespace) -> None:
     """Write a model folder as a GGUF file."""
-    from .models import weights
-    from .models.checkpoint import to_gguf
+    from .models import to_gguf, weights
     from .models.hub import catalog
 
     to_gguf.save(weights.load(catalog.find(arguments.model)), arguments.out, arguments.type.upper())

@@ -29,7 +29,6 @@ CIRCLES: list[list[str]] = [
 ]
 ROOM_CIRCLES: list[list[str]] = [
     ["core.engine.sampling", "core.engine.sequence"],
-    ["core.models.files", "core.models.tokenizer", "core.models.weights"],
     [
         "federation.aggregation",
         "federation.rounds",

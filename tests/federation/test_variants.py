@@ -21,8 +21,7 @@ from quietchoir.core.errors import (
     ModelNotFoundError,
     RequestError,
 )
-from quietchoir.core.models import kinship, weights
-from quietchoir.core.models.checkpoint import to_gguf
+from quietchoir.core.models import kinship, to_gguf, weights
 from quietchoir.core.models.weights import Weights
 from quietchoir.core.training.trainer import Trainer
 from quietchoir.federation.adapters import transfer

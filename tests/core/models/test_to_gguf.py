@@ -13,9 +13,8 @@ import torch
 
 from quietchoir.core import commands
 from quietchoir.core.errors import ModelFileError
-from quietchoir.core.models import weights
+from quietchoir.core.models import to_gguf, weights
 from quietchoir.core.models.attention import packed_attention
-from quietchoir.core.models.checkpoint import to_gguf
 from quietchoir.core.models.quant.quantize import quantize
 from quietchoir.core.models.quant.tensor import plain
 from quietchoir.core.models.transformer import Transformer

@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...errors import ModelError, ModelFileError
-from ...paths import make_folder
-from ..architecture import Architecture
-from ..families import FAMILIES
-from ..family import GGUF_ENDS
-from ..files.gguf import GgufFile
-from ..quant.quantize import chosen, quantize
-from ..quant.tensor import PLAIN, Blocks, plain
-from ..tokenizer.vocabulary import Vocabulary
-from ..weights import Weights
-from . import from_gguf
+from ..errors import ModelError, ModelFileError
+from ..paths import make_folder
+from .architecture import Architecture
+from .checkpoint import from_gguf
+from .families import FAMILIES
+from .family import GGUF_ENDS
+from .files.gguf import GgufFile
+from .quant.quantize import chosen, quantize
+from .quant.tensor import PLAIN, Blocks, plain
+from .tokenizer.vocabulary import Vocabulary
+from .weights import Weights
 
 # GGUF's number for "mostly of this type".
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}
