@@ -1,4 +1,5 @@
-# quietchoir: `make demo` and `make test` do all the set-up themselves on a fresh machine with Python 3.11+, make and a C++ compiler.
+# quietchoir: `make demo` and `make test` do all the set-up themselves on a fresh machine with
+# Python 3.11+, make and a C++ compiler.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,9 +16,10 @@ help:  ## this list
 
 setup: $(VENV)/ready $(VENV)/compiled  ## make .venv, install the tested set of packages, compile the kernels
 
-# torch first, and alone: whether CUDA's libraries are needed (gigabytes) is what its build says. A small build whose hash the
-# set knows is taken where pip, as this machine sets it up, finds one. TORCH_INDEX names an index with another build, such as
-# PyTorch's own of CPU builds; then that index is trusted for torch. All else is checked against the set's hashes.
+# torch first, and alone: whether CUDA's libraries are needed (gigabytes) is what its build says. A
+# small build whose hash the set knows is taken where pip, as this machine sets it up, finds one.
+# TORCH_INDEX names an index with another build, such as PyTorch's own of CPU builds; then that
+# index is trusted for torch. All else is checked against the set's hashes.
 PIN = $(BIN)/python .ci/tested_set.py lines
 $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "quietchoir needs Python 3.11 or newer, found " + sys.version.split()[0])'
@@ -42,7 +44,8 @@ tested-set: setup  ## resolve pyproject.toml anew for every machine, with hashes
 system-packages:  ## what tests and the engine can use and pip does not bring (Debian and its like)
 	.ci/system-packages install
 
-# The installation has compiled them; this does it again when a source changes. Without a compiler it says so and goes on.
+# The installation has compiled them; this does it again when a source changes. Without a compiler
+# it says so and goes on.
 $(VENV)/compiled: $(VENV)/ready setup.py core/engine/backends/native/sources.py $(wildcard core/engine/backends/native/src/*)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
@@ -60,7 +63,8 @@ demo-compare: setup models  ## together against alone and central, three seeds
 serve: setup models  ## a local assistant on 127.0.0.1
 	$(BIN)/quietchoir serve
 
-# Two workers: much of a test with real processes is waiting. A file stays with one of them, as its fixtures do.
+# Two workers: much of a test with real processes is waiting. A file stays with one of them, as its
+# fixtures do.
 test: said setup models  ## every test
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
@@ -82,7 +86,8 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The engines that `bench engine` compares with; one of them is compiled here, for about ten minutes.
+# The engines that `bench engine` compares with; one of them is compiled here, for about ten
+# minutes.
 $(VENV)/peers: $(VENV)/ready
 	$(BIN)/pip install --progress-bar on --no-deps --require-hashes -r constraints-peers.txt
 	@touch $@

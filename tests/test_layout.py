@@ -122,7 +122,6 @@ TWICE = {
     "Words",
 }
 WIDE_CODE = {
-    ".ci/system-packages": 3,
     "core/engine/backends/native/src/attention.h": 17,
     "core/engine/backends/native/src/dispatch.cpp": 6,
     "core/engine/backends/native/src/dispatch.h": 2,
@@ -156,20 +155,6 @@ WIDE_CODE = {
     "core/engine/backends/native/src/team.h": 3,
     "core/engine/backends/native/src/tile.h": 17,
     "core/engine/backends/native/src/tile_k.h": 6,
-    "core/server/ui/api.js": 6,
-    "core/server/ui/app.js": 10,
-    "core/server/ui/markdown.js": 3,
-    "core/server/ui/parts.js": 22,
-    "core/server/ui/style.css": 35,
-    "federation/monitor/ui/watch.css": 11,
-    "federation/monitor/ui/watch.js": 25,
-    "federation/transport/app/pyproject.toml": 1,
-    "pyproject.toml": 6,
-    "simulations/scenarios/drop-outs.toml": 1,
-    "simulations/scenarios/mixed-nodes.toml": 3,
-    "simulations/scenarios/private.toml": 2,
-    "simulations/scenarios/rarely-awake.toml": 3,
-    "simulations/scenarios/sealed.toml": 1,
     "tests/core/engine/native/check.cpp": 15,
     "tests/core/engine/native/evex.cpp": 3,
 }

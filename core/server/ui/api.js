@@ -1,8 +1,9 @@
-// The node's API: token, requests, and one answer as a stream of events. Knows nothing of what is on screen.
+// The node's API: token, requests, and one answer as a stream of events.
+// Knows nothing of what is on screen.
 
 const KEY = "token";
 
-/** Take the token out of the address (#token=…), so that it stays neither in the history nor in a copied link. */
+/** Take the token out of the address (#token=…): it stays neither in the history nor in a link. */
 export function keepToken() {
   const given = new URLSearchParams(location.hash.slice(1)).get("token");
   if (given) {
@@ -29,18 +30,21 @@ async function request(path, options = {}) {
   const response = await fetch(path, { ...options, headers });
   if (!response.ok) {
     const body = await response.json().catch(() => ({}));
-    throw new Refusal(response.status, body.error?.message ?? `the node answered with status ${response.status}`);
+    const words = body.error?.message ?? `the node answered with status ${response.status}`;
+    throw new Refusal(response.status, words);
   }
   return response;
 }
 
 export const get = async (path) => (await request(path)).json();
-export const post = async (path, body) => (await request(path, { method: "POST", body: JSON.stringify(body) })).json();
+export const post = async (path, body) =>
+  (await request(path, { method: "POST", body: JSON.stringify(body) })).json();
 
-/** Ask, and yield each chunk of the answer as it comes. `signal` aborts; the node then frees the request's memory. */
+/** Ask, and yield each chunk of the answer as it comes. `signal` aborts; memory is freed. */
 export async function* ask(messages, signal) {
   const body = { messages, stream: true, stream_options: { include_usage: true }, max_tokens: 512 };
-  const response = await request("/v1/chat/completions", { method: "POST", body: JSON.stringify(body), signal });
+  const asked = { method: "POST", body: JSON.stringify(body), signal };
+  const response = await request("/v1/chat/completions", asked);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let held = "";
   for (;;) {

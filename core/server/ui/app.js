@@ -4,8 +4,12 @@ import { html, render, useEffect, useRef, useState } from "./vendor/htm-preact.j
 import { ask, get, keepToken, post, setToken } from "./api.js";
 import { adapterName, Composer, Header, Message, TokenForm, Welcome } from "./parts.js";
 
-const HOUSE = ["turn on the kitchen light", "is the bedroom window open?", "add milk to the shopping list"];
-const PLAIN = ["Why is the sky blue?", "Write a short poem about autumn", "Explain a haiku in one sentence"];
+const HOUSE = [
+  "turn on the kitchen light", "is the bedroom window open?", "add milk to the shopping list",
+];
+const PLAIN = [
+  "Why is the sky blue?", "Write a short poem about autumn", "Explain a haiku in one sentence",
+];
 
 /** As the API wants the past: an answer that called a tool goes back as that call. */
 function toApi(message) {
@@ -27,10 +31,13 @@ function grow(answer, chunk) {
   const { delta } = choice;
   if (delta.content) next.text += delta.content;
   for (const call of delta.tool_calls ?? []) {
-    next.calls = [...next.calls, { id: call.id, name: call.function.name, arguments: JSON.parse(call.function.arguments) }];
+    const given = JSON.parse(call.function.arguments);
+    next.calls = [...next.calls, { id: call.id, name: call.function.name, arguments: given }];
   }
   for (const result of delta.tool_results ?? []) {
-    next.calls = next.calls.map((call) => (call.id === result.tool_call_id ? { ...call, result } : call));
+    next.calls = next.calls.map((call) =>
+      call.id === result.tool_call_id ? { ...call, result } : call,
+    );
   }
   next.cut = choice.finish_reason === "length";
   return next;
@@ -65,7 +72,8 @@ function App() {
       .catch(refuse);
   }, [token]);
 
-  const look = () => get("/api/adapters").then(setAdapters).catch(refuse); // a federation may have brought one
+  // a federation may have brought one
+  const look = () => get("/api/adapters").then(setAdapters).catch(refuse);
 
   useEffect(() => end.current?.scrollIntoView({ block: "end" }), [messages]);
 
@@ -119,18 +127,23 @@ function App() {
     setHasToken(true);
   };
 
-  if (!token) return html`<main class="gate"><${TokenForm} wrong=${wrong} onToken=${open} /></main>`;
+  if (!token) {
+    return html`<main class="gate"><${TokenForm} wrong=${wrong} onToken=${open} /></main>`;
+  }
   const active = adapters.adapters.find(({ id }) => id === adapters.active);
-  const name = status && (active ? `${status.model}, taught by ${adapterName(active)}` : status.model);
+  const taught = active && `, taught by ${adapterName(active)}`;
+  const name = status && status.model + (taught || "");
   const suggestions = tools.length && adapters.active ? HOUSE : PLAIN;
   return html`
-    <${Header} status=${status} adapters=${adapters} tools=${tools} onAdapter=${choose} onLook=${look} onFresh=${fresh}
-      empty=${!messages.length} />
+    <${Header} status=${status} adapters=${adapters} tools=${tools} empty=${!messages.length}
+      onAdapter=${choose} onLook=${look} onFresh=${fresh} />
     <main class="talk" role="log" aria-live="polite">
-      ${messages.length === 0 && html`<${Welcome} model=${name} suggestions=${suggestions} onAsk=${send} />`}
+      ${messages.length === 0 &&
+      html`<${Welcome} model=${name} suggestions=${suggestions} onAsk=${send} />`}
       ${messages.map(
         (message, index) =>
-          html`<${Message} key=${index} message=${message} last=${index === messages.length - 1} onAgain=${again} />`,
+          html`<${Message} key=${index} message=${message} last=${index === messages.length - 1}
+            onAgain=${again} />`,
       )}
       <div ref=${end} class="end" />
     </main>

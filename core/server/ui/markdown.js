@@ -1,5 +1,6 @@
 // Markdown into HTML that can do nothing: no scripts, no styles, no pictures, no forms.
-// A model's words are untrusted, and so are a tool's; the page's policy (CSP) stands behind this as a second wall.
+// A model's words are untrusted, and so are a tool's; the page's policy (CSP) stands behind this
+// as a second wall.
 
 import { marked } from "./vendor/marked.js";
 import "./vendor/purify.js"; // no module: it leaves a global
@@ -7,7 +8,8 @@ import "./vendor/purify.js"; // no module: it leaves a global
 const { DOMPurify } = globalThis;
 const MARKS = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" };
 const asText = ({ text }) => text.replace(/[&<>"]/g, (letter) => MARKS[letter]);
-marked.use({ gfm: true, breaks: true, renderer: { html: asText } }); // HTML in an answer is shown, not obeyed
+// HTML in an answer is shown, not obeyed
+marked.use({ gfm: true, breaks: true, renderer: { html: asText } });
 
 DOMPurify.addHook("afterSanitizeAttributes", (node) => {
   if (node.tagName === "A") {
@@ -18,7 +20,10 @@ DOMPurify.addHook("afterSanitizeAttributes", (node) => {
 
 const RULES = {
   USE_PROFILES: { html: true },
-  FORBID_TAGS: ["style", "img", "picture", "video", "audio", "source", "form", "input", "button", "textarea", "select"],
+  FORBID_TAGS: [
+    "style", "img", "picture", "video", "audio", "source", "form", "input", "button", "textarea",
+    "select",
+  ],
   FORBID_ATTR: ["style", "class", "id", "name"],
 };
 

@@ -1,4 +1,5 @@
-// What stands on the page, piece by piece. Each part shows what it is given and says what was clicked.
+// What stands on the page, piece by piece. Each part shows what it is given and says what was
+// clicked.
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { toHtml } from "./markdown.js";
@@ -6,7 +7,9 @@ import { toHtml } from "./markdown.js";
 const ICONS = {
   send: "M12 19V5m0 0-6 6m6-6 6 6",
   stop: "M8 8h8v8H8z",
-  sun: "M12 3v2m0 14v2M3 12h2m14 0h2M5.6 5.6l1.5 1.5m9.8 9.8 1.5 1.5M5.6 18.4l1.5-1.5m9.8-9.8 1.5-1.5M12 8a4 4 0 1 0 0 8 4 4 0 0 0 0-8",
+  sun:
+    "M12 3v2m0 14v2M3 12h2m14 0h2M5.6 5.6l1.5 1.5m9.8 9.8 1.5 1.5" +
+    "M5.6 18.4l1.5-1.5m9.8-9.8 1.5-1.5M12 8a4 4 0 1 0 0 8 4 4 0 0 0 0-8",
   moon: "M20 14.5A8.5 8.5 0 0 1 9.5 4a8.5 8.5 0 1 0 10.5 10.5",
   copy: "M9 9h10v11H9zM5 15V4h10",
   check: "m5 12.5 4.5 4.5L19 7.5",
@@ -17,33 +20,42 @@ const ICONS = {
   lock: "M6 11h12v9H6zM8.5 11V8a3.5 3.5 0 0 1 7 0v3",
 };
 
-export const Icon = ({ name }) => html`<svg class="icon" viewBox="0 0 24 24" aria-hidden="true"><path d=${ICONS[name]} /></svg>`;
+export const Icon = ({ name }) =>
+  html`<svg class="icon" viewBox="0 0 24 24" aria-hidden="true"><path d=${ICONS[name]} /></svg>`;
 
 /** The mark: five voices, no one of them the loudest for long. */
 export const Mark = ({ singing }) => html`
-  <span class=${singing ? "mark singing" : "mark"} aria-hidden="true"><i /><i /><i /><i /><i /></span>
+  <span class=${singing ? "mark singing" : "mark"} aria-hidden="true">
+    <i /><i /><i /><i /><i />
+  </span>
 `;
 
 /** An adapter's id is a hash; its first letters tell it from its like. */
-export const adapterName = ({ id, description }) => (description ? `${description} · ${id.slice(0, 6)}` : id.slice(0, 12));
+export const adapterName = ({ id, description }) =>
+  description ? `${description} · ${id.slice(0, 6)}` : id.slice(0, 12);
 
 export function Header({ status, adapters, tools, onAdapter, onLook, onFresh, empty }) {
+  const pick = (event) => onAdapter(event.target.value || null);
   return html`<header class="top">
     <div class="brand"><${Mark} /><span>quietchoir</span></div>
     <div class="controls">
       ${status &&
       html`<label class="picker" title="Which adapter answers">
         <span class="picker-label">adapter</span>
-        <select aria-label="Adapter" onFocus=${onLook} value=${adapters.active ?? ""} onChange=${(event) => onAdapter(event.target.value || null)}>
+        <select aria-label="Adapter" value=${adapters.active ?? ""} onFocus=${onLook}
+          onChange=${pick}>
           <option value="" selected=${!adapters.active}>none, the plain model</option>
           ${adapters.adapters.map(
-            (adapter) => html`<option value=${adapter.id} selected=${adapter.id === adapters.active}>${adapterName(adapter)}</option>`,
+            (one) => html`<option value=${one.id} selected=${one.id === adapters.active}>
+              ${adapterName(one)}
+            </option>`,
           )}
         </select>
       </label>`}
       <${Tools} tools=${tools} />
       <${ThemeButton} />
-      <button class="round" onClick=${onFresh} disabled=${empty} title="New conversation" aria-label="New conversation">
+      <button class="round" onClick=${onFresh} disabled=${empty} title="New conversation"
+        aria-label="New conversation">
         <${Icon} name="fresh" />
       </button>
     </div>
@@ -73,7 +85,9 @@ function ThemeButton() {
     setDark(!dark);
   };
   const name = dark ? "Light theme" : "Dark theme";
-  return html`<button class="round" onClick=${turn} title=${name} aria-label=${name}><${Icon} name=${dark ? "sun" : "moon"} /></button>`;
+  return html`<button class="round" onClick=${turn} title=${name} aria-label=${name}>
+    <${Icon} name=${dark ? "sun" : "moon"} />
+  </button>`;
 }
 
 export function Welcome({ model, suggestions, onAsk }) {
@@ -89,12 +103,16 @@ export function Welcome({ model, suggestions, onAsk }) {
 }
 
 export function Message({ message, last, onAgain }) {
-  if (message.role === "user") return html`<article class="message user"><div class="bubble">${message.text}</div></article>`;
+  if (message.role === "user") {
+    return html`<article class="message user"><div class="bubble">${message.text}</div></article>`;
+  }
   const busy = message.state === "busy";
   return html`<article class="message assistant" aria-busy=${busy}>
     <${Mark} singing=${busy} />
     <div class="body">
-      ${message.calls.map((call) => html`<${ToolCard} key=${call.id} call=${call} waiting=${busy} />`)}
+      ${message.calls.map(
+        (call) => html`<${ToolCard} key=${call.id} call=${call} waiting=${busy} />`,
+      )}
       ${message.text
         ? html`<${Prose} text=${message.text} />`
         : busy && !message.calls.length && html`<p class="thinking">thinking<span>…</span></p>`}
@@ -107,9 +125,11 @@ export function Message({ message, last, onAgain }) {
 function Prose({ text }) {
   const place = useRef(null);
   useEffect(() => {
-    for (const block of place.current.querySelectorAll("pre")) block.tabIndex = 0; // scrollable, so reachable by keyboard
+    // scrollable, so reachable by keyboard
+    for (const block of place.current.querySelectorAll("pre")) block.tabIndex = 0;
   });
-  return html`<div class="prose" ref=${place} dangerouslySetInnerHTML=${{ __html: toHtml(text) }} />`;
+  const shown = { __html: toHtml(text) };
+  return html`<div class="prose" ref=${place} dangerouslySetInnerHTML=${shown} />`;
 }
 
 const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
@@ -121,26 +141,35 @@ function Footer({ message, last, onAgain }) {
     setCopied(true);
     setTimeout(() => setCopied(false), 1500);
   };
+  const { usage, seconds } = message;
   return html`<footer>
-    <button class="small" onClick=${copy} title="Copy" aria-label="Copy the answer"><${Icon} name=${copied ? "check" : "copy"} /></button>
-    ${last && html`<button class="small" onClick=${onAgain} title="Ask again" aria-label="Ask again"><${Icon} name="again" /></button>`}
+    <button class="small" onClick=${copy} title="Copy" aria-label="Copy the answer">
+      <${Icon} name=${copied ? "check" : "copy"} />
+    </button>
+    ${last &&
+    html`<button class="small" onClick=${onAgain} title="Ask again" aria-label="Ask again">
+      <${Icon} name="again" />
+    </button>`}
     ${message.state === "stopped" && html`<span>stopped</span>`}
     ${message.cut && html`<span>cut at the length limit</span>`}
-    ${message.usage && html`<span>${count(message.usage.completion_tokens, "token")} in ${message.seconds.toFixed(1)} s</span>`}
+    ${usage &&
+    html`<span>${count(usage.completion_tokens, "token")} in ${seconds.toFixed(1)} s</span>`}
   </footer>`;
 }
 
 function ToolCard({ call, waiting }) {
   const state = call.result ? (call.result.ok ? "ok" : "failed") : waiting ? "waiting" : "unknown";
   const words = { ok: "done", failed: "did not work", waiting: "at work", unknown: "no answer" };
+  const sign = state !== "waiting" && html`<${Icon} name=${state === "ok" ? "check" : "cross"} />`;
+  const told = (value) => (typeof value === "string" ? value : JSON.stringify(value));
   return html`<div class="card ${state}">
     <div class="card-head">
       <${Icon} name="tool" /><b>${call.name}</b>
-      <span class="state">${state !== "waiting" && html`<${Icon} name=${state === "ok" ? "check" : "cross"} />`}${words[state]}</span>
+      <span class="state">${sign}${words[state]}</span>
     </div>
     <dl>
       ${Object.entries(call.arguments).map(
-        ([name, value]) => html`<div><dt>${name}</dt><dd>${typeof value === "string" ? value : JSON.stringify(value)}</dd></div>`,
+        ([name, value]) => html`<div><dt>${name}</dt><dd>${told(value)}</dd></div>`,
       )}
     </dl>
   </div>`;
@@ -166,11 +195,16 @@ export function Composer({ busy, onAsk, onStop }) {
   };
   return html`<div class="composer">
     <div class="box">
-      <textarea ref=${field} rows="1" placeholder="Ask, or say what to do" aria-label="Message" value=${text}
-        onInput=${(event) => setText(event.target.value)} onKeyDown=${key} />
+      <textarea ref=${field} rows="1" placeholder="Ask, or say what to do" aria-label="Message"
+        value=${text} onInput=${(event) => setText(event.target.value)} onKeyDown=${key} />
       ${busy
-        ? html`<button class="send stop" onClick=${onStop} title="Stop" aria-label="Stop"><${Icon} name="stop" /></button>`
-        : html`<button class="send" onClick=${send} disabled=${!text.trim()} title="Send" aria-label="Send"><${Icon} name="send" /></button>`}
+        ? html`<button class="send stop" onClick=${onStop} title="Stop" aria-label="Stop">
+            <${Icon} name="stop" />
+          </button>`
+        : html`<button class="send" onClick=${send} disabled=${!text.trim()} title="Send"
+            aria-label="Send">
+            <${Icon} name="send" />
+          </button>`}
     </div>
     <p class="faint"><${Icon} name="lock" />Runs on this machine. A small model can be wrong.</p>
   </div>`;
@@ -186,7 +220,8 @@ export function TokenForm({ wrong, onToken }) {
     <h1>This assistant has one owner.</h1>
     <p>Open the address that <code>quietchoir serve</code> printed, or paste its token.</p>
     <div class="box">
-      <input name="token" type="password" autocomplete="off" placeholder="Token" aria-label="Token" required />
+      <input name="token" type="password" autocomplete="off" placeholder="Token"
+        aria-label="Token" required />
       <button class="send" title="Open" aria-label="Open"><${Icon} name="send" /></button>
     </div>
     ${wrong && html`<p class="error" role="alert">That token is not this node's.</p>`}
