@@ -9,7 +9,8 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 
 # One at a time, in the order they stand: the tests' first line comes before the set-up.
 .NOTPARALLEL:
-.PHONY: help said setup tested-set system-packages models demo demo-compare serve test fuzz lint format bench fresh scale-out figures clean
+.PHONY: help said setup tested-set system-packages models demo demo-compare serve test fuzz \
+	coverage lint format bench fresh scale-out figures clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -79,7 +80,8 @@ lint: setup  ## ruff format and check, mypy strict
 	$(BIN)/ruff check .
 	@# mypy needs the package's own name, whatever this checkout's folder is called
 	mkdir -p build/lint/quietchoir
-	for part in *.py core crypto federation private_search plugins simulations tests; do ln -sfn ../../../$$part build/lint/quietchoir/$$part; done
+	for part in *.py core crypto federation private_search plugins simulations tests examples; do \
+		ln -sfn ../../../$$part build/lint/quietchoir/$$part; done
 	cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p quietchoir
 
 format: setup

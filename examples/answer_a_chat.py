@@ -1,0 +1,29 @@
+"""Answer a chat from Python: no server, and no network once the model is there.
+
+python examples/answer_a_chat.py ["Why is the sky blue?" [MODEL]]    (`quietchoir model pull` first)
+"""
+
+import asyncio
+import sys
+
+from quietchoir.core.assistant.assistant import Ask, Text
+from quietchoir.core.assistant.context import Message
+from quietchoir.core.config import Config, EngineConfig
+from quietchoir.node import Node
+
+
+async def answer(question: str, model: str) -> None:
+    """Print the answer as it comes; nothing of it is kept."""
+    node = Node(Config(engine=EngineConfig(model=model)))
+    async with node:
+        await node.start_assistant()
+        ask = Ask(messages=(Message("user", question),), max_tokens=64, use_tools=False)
+        async for event in node.assistant.reply(ask):
+            if isinstance(event, Text):
+                print(event.text, end="", flush=True)
+    print()
+
+
+if __name__ == "__main__":
+    given = (*sys.argv[1:], *("Why is the sky blue?", "smollm2-135m-instruct")[len(sys.argv) - 1 :])
+    asyncio.run(answer(given[0], given[1]))
