@@ -13,9 +13,17 @@ from ..models.quant.tensor import Blocks
 
 # rows that are multiplied with the head at once: fewer leave the processor waiting for the head
 MATRIX_ROWS = 512
-CHUNK_ROWS = 64  # of these, rows whose softmax is taken at once: 64 x 49,152 stay in a large cache
+CHUNK_ROWS = 64  # of these, rows whose softmax is taken at once, while they are in a cache
 TINY = 1e-38  # the smallest likelihood of a target that is told apart; its gradient stays exact
 CHUNK_TOKENS = 8192  # vocabulary rows that are decoded at once when scoring
+
+
+def logits_room(head: Tensor) -> Tensor:
+    """Memory for the logits of `MATRIX_ROWS` rows, [C, V] in the head's format, for many losses.
+
+    Asked of the system for each loss anew, its pages cost more time than the logits.
+    """
+    return head.new_empty(MATRIX_ROWS, len(head))
 
 
 class AnswerLoss(torch.autograd.Function):
@@ -24,36 +32,56 @@ class AnswerLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        """rows [M, D], weight [V, D], targets [M] -> float32 scalar, the sum over rows."""
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, targets: Tensor, room: Tensor) -> Tensor:
+        """rows [M, D], weight [V, D], targets [M], room [C, V] -> float32 scalar, the sum over
+        rows.
+        """
         gradient = torch.empty_like(rows)
         total = torch.zeros((), dtype=torch.float32)
-        for start in range(0, len(rows), MATRIX_ROWS):
-            part = slice(start, start + MATRIX_ROWS)
-            slope = rows[part] @ weight.T  # [C, V], logits that become softmax - onehot in place
+        for start in range(0, len(rows), len(room)):
+            part = slice(start, start + len(room))
+            slope = room[: len(rows[part])]  # logits that become softmax - onehot in place
+            torch.mm(rows[part], weight.T, out=slope)
             for piece, wanted in zip(
                 torch.split(slope, CHUNK_ROWS), torch.split(targets[part], CHUNK_ROWS), strict=True
             ):
-                likely = torch.softmax(piece, dim=1, dtype=torch.float32)
-                hit = likely.gather(1, wanted[:, None])
-                total -= hit.clamp_min(TINY).log().sum()
-                piece.copy_(likely.scatter_(1, wanted[:, None], hit - 1))
+                total += slopes_in_place(piece, wanted[:, None])
             torch.mm(slope, weight, out=gradient[part])
         ctx.save_for_backward(gradient)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None, None]:
         """Scale what forward made."""
         (gradient,) = ctx.saved_tensors
-        return gradient * outer[0].to(gradient.dtype), None, None
+        return gradient * outer[0].to(gradient.dtype), None, None, None
 
 
-def answer_loss(rows: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def slopes_in_place(logits: Tensor, targets: Tensor) -> Tensor:
+    """Turn logits [C, V] into softmax - onehot of targets [C, 1]; the summed loss, float32 scalar.
+
+    A target's own slope is minus the sum of all others: 1 - softmax would be lost to rounding
+    where the model is nearly sure, and every row of slopes sums to 0.
+    """
+    torch.softmax(logits, dim=1, out=logits)
+    hit = logits.gather(1, targets)
+    missed = logits.scatter_(1, targets, 0.0).sum(dim=1, keepdim=True)
+    logits.scatter_(1, targets, -missed)
+    hit, missed = hit.float(), missed.float()
+    return -torch.where(missed < 0.5, torch.log1p(-missed), hit.clamp_min(TINY).log()).sum()
+
+
+def answer_loss(
+    rows: Tensor, weight: Tensor, targets: Tensor, room: Tensor | None = None
+) -> Tensor:
     """Summed cross-entropy, float32 scalar: rows [M, D] after the last norm, weight [V, D]
     frozen, targets [M].
+
+    Args:
+        room: from `logits_room`, for whoever takes many losses; what it held is overwritten.
     """
-    loss: Tensor = AnswerLoss.apply(rows, weight, targets)  # type: ignore[no-untyped-call]
+    room = logits_room(weight) if room is None else room
+    loss: Tensor = AnswerLoss.apply(rows, weight, targets, room)  # type: ignore[no-untyped-call]
     return loss
 
 

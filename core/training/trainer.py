@@ -23,7 +23,7 @@ from .evaluate import Score, score
 from .examples import Example
 from .frozen_layers import OnProgress, Prepared
 from .lora_layers import UpperLayers
-from .loss import answer_loss
+from .loss import answer_loss, logits_room
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,10 +142,11 @@ class Trainer:
             [master], lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
         )
         batches = order(len(prepared), recipe, seed)
+        room = logits_room(self.upper.head)
         total, tokens = 0.0, 0
         for number, indices in enumerate(batches, start=1):
             self.upper.set(self.checked(master))
-            loss, count = self.step(prepared, indices)
+            loss, count = self.step(prepared, indices, room)
             if not (math.isfinite(loss) and bool(torch.isfinite(self.upper.gradient).all())):
                 raise TrainingError(
                     f"step {number} of {len(batches)}: loss {loss}, not finite; "
@@ -162,12 +163,18 @@ class Trainer:
             master.detach(), len(prepared) * recipe.epochs, tokens, total / tokens, self.precision
         )
 
-    def step(self, prepared: Prepared, indices: Sequence[int]) -> tuple[float, int]:
-        """Gradient of one batch into `upper.gradient`; mean loss and number of answer tokens."""
+    def step(
+        self, prepared: Prepared, indices: Sequence[int], room: Tensor | None = None
+    ) -> tuple[float, int]:
+        """Gradient of one batch into `upper.gradient`; mean loss and number of answer tokens.
+
+        Args:
+            room: as `answer_loss` takes it.
+        """
         x, batch = prepared.batch(indices)
         count = len(batch.targets)
-        head = self.upper.head
-        loss = answer_loss(self.upper.answers(x, batch), head, batch.targets) / count
+        rows = self.upper.answers(x, batch)
+        loss = answer_loss(rows, self.upper.head, batch.targets, room) / count
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach()), count
 

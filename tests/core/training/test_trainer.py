@@ -2,6 +2,8 @@
 oracle.
 """
 
+import itertools
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,7 +20,7 @@ from quietchoir.core.models.weights import Weights
 from quietchoir.core.training import frozen_layers as prefix
 from quietchoir.core.training import precision, rows
 from quietchoir.core.training.frozen_layers import dense_linear
-from quietchoir.core.training.loss import answer_loss, best_tokens
+from quietchoir.core.training.loss import answer_loss, best_tokens, logits_room, slopes_in_place
 from quietchoir.core.training.tokens import shared_start, tokenize
 from quietchoir.core.training.trainer import Recipe, StepInfo, Trainer
 from quietchoir.tests.fakes.training import TINY, blocks, chatter, conversation, tiny_pair
@@ -153,6 +155,36 @@ def test_the_loss_is_cross_entropy_and_its_gradient_too() -> None:
         *(torch.autograd.grad(3 * value, hidden) for value in (loss, expected)), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("sure", [0.1, 1.0, 4.0, 20.0])
+def test_slopes_in_bfloat16_are_as_near_as_bfloat16_is(sure: float) -> None:
+    """Also where a model is nearly sure, and all of a target's slope is 1 - softmax."""
+    draw = torch.Generator().manual_seed(0)
+    targets = torch.randint(301, (90,), generator=draw)
+    logits = torch.randn(90, 301, generator=draw)
+    logits[torch.arange(90), targets] += sure
+    rounded = logits.bfloat16()
+    exact = rounded.double().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(exact, targets, reduction="sum")
+    expected.backward()
+    loss = slopes_in_place(rounded, targets[:, None])
+    assert exact.grad is not None
+    torch.testing.assert_close(rounded.double(), exact.grad, rtol=2**-7, atol=1e-14)
+    torch.testing.assert_close(loss.double(), expected.detach(), rtol=2**-7, atol=1e-14)
+
+
+def test_many_losses_in_one_room_are_those_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(301, 16, generator=draw)
+    monkeypatch.setattr("quietchoir.core.training.loss.MATRIX_ROWS", 32)
+    room = logits_room(weight).fill_(torch.nan)
+    for count in (70, 5):
+        hidden = torch.randn(count, 16, generator=draw, requires_grad=True)
+        targets = torch.randint(301, (count,), generator=draw)
+        pair = [answer_loss(hidden, weight, targets, given) for given in (room, None)]
+        assert torch.equal(*pair)
+        assert torch.equal(*(torch.autograd.grad(loss, hidden)[0] for loss in pair))
 
 
 def test_the_best_token_is_found_across_pieces_of_the_vocabulary(
@@ -326,5 +358,19 @@ def test_bfloat16_that_computes_nonsense_is_not_used(monkeypatch: pytest.MonkeyP
     precision.bfloat16_works.cache_clear()
     try:
         assert precision.choose("auto") is torch.float32
+    finally:
+        precision.bfloat16_works.cache_clear()
+
+
+def test_a_machine_that_does_other_work_does_not_lose_bfloat16(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    precision.bfloat16_works.cache_clear()
+    idle = precision.bfloat16_works()
+    clock = iter(itertools.accumulate(4.0**step for step in range(500)))  # others run in between
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    precision.bfloat16_works.cache_clear()
+    try:
+        assert precision.bfloat16_works() == idle
     finally:
         precision.bfloat16_works.cache_clear()
