@@ -38,9 +38,7 @@ from .rounds.client import Party
 from .rounds.client_model import Recall
 from .rounds.contribution_buffer import Drawer
 from .rounds.privacy_accountant import Purse
-from .spec.policy import Policy
-from .spec.ranks import check_limit
-from .spec.variants import digests_of
+from .spec.policy import Policy, check_limit, digests_of
 from .store import ledger as ledgers
 from .store.client_store import Vault
 from .store.ledger import Ledger

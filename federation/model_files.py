@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..core import paths
 from ..core.errors import ConfigError, IntegrityError, ModelError, ModelNotFoundError
-from .spec.policy import ModelTable, Policy
-from .spec.variants import Variant, digests_of, names_of
+from .spec.policy import ModelTable, Policy, Variant, digests_of, names_of
 
 if TYPE_CHECKING:
     from ..core.models.weights import Weights

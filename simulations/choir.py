@@ -15,8 +15,13 @@ from typing import Any
 from ..core import paths
 from ..federation.membership.keys import load_or_create
 from ..federation.spec import founding
-from ..federation.spec.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
-from ..federation.spec.schedule import ScheduleTable
+from ..federation.spec.policy import (
+    AdapterTable,
+    ModelTable,
+    ProtectionTable,
+    Recipe,
+    ScheduleTable,
+)
 from .processes import Child, Stage
 
 HOST = "127.0.0.1"

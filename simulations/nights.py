@@ -21,7 +21,6 @@ import numpy as np
 from ..crypto.identity.keys import Identity
 from ..federation.rounds.buffered_server import BufferedCoordinator, coordinator_of
 from ..federation.rounds.client import Party
-from ..federation.rounds.selection import needed
 from ..federation.rounds.server import Coordinator
 from ..federation.spec.policy import Policy
 from ..federation.wire import message as messages
@@ -213,7 +212,7 @@ class NightCoordinator(Coordinator):
 
     def wait_for_members(self) -> None:
         """As `Coordinator`."""
-        need, enough_since = needed(self.policy), math.inf
+        need, enough_since = self.policy.needed(), math.inf
         while True:
             here = len(self.link.present())
             enough_since = min(enough_since, self.night.time) if here >= need else math.inf

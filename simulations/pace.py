@@ -18,7 +18,7 @@ from rich.table import Table
 from ..core.errors import ConfigError, RoundAborted
 from ..core.models.weights import Weights
 from ..federation.rounds.report import RunReport
-from ..federation.spec.schedule import ScheduleTable
+from ..federation.spec.policy import ScheduleTable
 from .run import simulate
 from .scenario import Scenario
 

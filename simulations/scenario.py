@@ -11,12 +11,20 @@ from typing import Any, Literal
 
 from ..core import tables
 from ..core.errors import ConfigError
-from ..federation.spec import flags
-from ..federation.spec.guard import AggregationTable, GuardTable, check_guard
-from ..federation.spec.policy import AdapterTable, ProtectionTable, Recipe, require, require_name
-from ..federation.spec.privacy import PrivacyTable
-from ..federation.spec.ranks import check_ranks
-from ..federation.spec.schedule import ScheduleTable, check_schedule
+from ..federation.spec import compatibility, flags
+from ..federation.spec.policy import (
+    AdapterTable,
+    AggregationTable,
+    GuardTable,
+    PrivacyTable,
+    ProtectionTable,
+    Recipe,
+    ScheduleTable,
+    axes_of,
+    check_ranks,
+    require,
+    require_name,
+)
 
 SHIPPED = Path(__file__).resolve().parent / "scenarios"
 
@@ -132,13 +140,11 @@ class Scenario:
     def __post_init__(self) -> None:
         require_name(self.name)
         households = 0 if self.population.kind == "folder" else self.population.households
-        self.privacy.check(self.protection.min_cohort, self.protection.min_tokens, households)
-        self.aggregation.check(self.protection.mode)
-        check_guard(self.guard, self.privacy.counts)
-        check_schedule(self)
-        check_ranks(
-            self, {f"party {place + 1}": rank for place, rank in enumerate(self.population.ranks)}
-        )
+        self.privacy.check(self.protection.min_cohort, households)
+        ranks = self.population.ranks
+        check_ranks(self.adapter, {f"party {at}": rank for at, rank in enumerate(ranks, start=1)})
+        ranked = any(0 < rank < self.adapter.rank for rank in ranks)
+        compatibility.check(axes_of(self, ranked=ranked))
 
 
 def check_read(scenario: Scenario, table: dict[str, Any]) -> None:

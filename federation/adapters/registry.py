@@ -30,8 +30,7 @@ from ...core.errors import (
 from ...core.prompt import AS_IT_COMES, PromptFormat
 from ...crypto.identity.keys import Identity, PublicIdentity
 from ..membership.log import Chain
-from ..spec.policy import Policy, canonical
-from ..spec.variants import digests_of
+from ..spec.policy import Policy, canonical, digests_of
 
 if TYPE_CHECKING:
     from ...core.models.lora.adapter import Adapter

@@ -23,10 +23,9 @@ from ...crypto.identity.keys import PublicIdentity, bind
 from ...crypto.ring import BitRing
 from ...crypto.secagg.graph import COMPLETE_UP_TO
 from ...crypto.secagg.tag import PRIMES, Tag
-from ..rounds.selection import size_of
 from ..spec.policy import Policy
 from ..wire.message import Place
-from .context import Terms
+from .update import Terms
 
 Integers = npt.NDArray[np.int64] | npt.NDArray[np.uint32]
 PACKINGS = ("bits", "deflate")
@@ -54,7 +53,7 @@ def attested(policy: Policy) -> bool:
     Where they follow the adapter by them, and no sum can have more members than share with each
     other.
     """
-    small = size_of(policy, everybody=False) <= COMPLETE_UP_TO
+    small = policy.cohort_size() <= COMPLETE_UP_TO
     return policy.protection.mode == "masked" and policy.followed and small
 
 

@@ -22,14 +22,12 @@ from ...core.errors import MessageError
 from ...crypto.he.encrypted_ring import Desk
 from ...crypto.identity.keys import Identity, PublicIdentity
 from ...crypto.secagg import Ledger
-from ..rounds.selection import advice, needed
 from ..spec.policy import Policy, canonical
 from ..store.client_store import Vault
 from ..wire.message import Place
-from .context import Terms
+from .update import Terms
 
 Values = npt.NDArray[np.uint64]
-SAMPLE = 16  # words shown in a report
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,65 +84,6 @@ class PartyHalf(Protocol):
         ...
 
 
-class CoordinatorHalf(Protocol):
-    """The coordinator's side of one attempt."""
-
-    @property
-    def opens_at(self) -> str:
-        """The stage whose answers carry the contributions: once it is asked for, this round's
-        number is used up.
-        """
-        ...
-
-    def begin(self) -> tuple[str, Mapping[str, bytes]]:
-        """The first stage and its payloads, by party."""
-        ...
-
-    def receive(self, party: str, payload: bytes) -> None:
-        """Take one party's answer to the current stage."""
-        ...
-
-    def advance(self) -> tuple[str, Mapping[str, bytes]] | None:
-        """The next stage and its payloads; None once the sum is open."""
-        ...
-
-    def total(self) -> Sum:
-        """The sum, after `advance` said None."""
-        ...
-
-
-def describe(
-    words: npt.NDArray[np.integer], kind: str, values: int | None = None
-) -> dict[str, object]:
-    """A sample of what the coordinator held of one party, and how far from uniform it looks.
-
-    Args:
-        words: one party's words, each in [0, values).
-        values: size of the range; by default 256 and the words' low bytes are taken.
-
-    `chi_square_per_degree` is about 1 for uniform noise and far above it for an update. A number
-    near 1 does not prove secrecy; a number far from 1 disproves it.
-    """
-    size = values or 256
-    bins = min(size, 256)
-    if size & (size - 1):
-        binned = (words.astype(np.int64) % size) * bins // size
-    else:  # the same without a division
-        binned = (words & words.dtype.type(size - 1)) >> (size // bins).bit_length() - 1
-    counts = np.bincount(binned, minlength=bins)
-    expected = words.size / bins
-    shares = counts[counts > 0] / words.size
-    return {
-        "kind": kind,
-        "words": words[:SAMPLE].tolist(),
-        "entropy_bits": round(float(-(shares * np.log2(shares)).sum()), 4),
-        "entropy_bits_of_uniform": round(float(np.log2(bins)), 4),
-        "chi_square_per_degree": round(
-            float(((counts - expected) ** 2 / expected).sum() / (bins - 1)), 3
-        ),
-    }
-
-
 @dataclass(frozen=True, slots=True)
 class Contributors:
     """Who is ready to be summed, and whose contributions hold scores; told to all of them in the
@@ -184,6 +123,71 @@ class Contributors:
         return found
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Common:
+    """What the mustered members have in common."""
+
+    members: tuple[str, ...]
+    key_id: bytes  # names their key
+    steps: int  # sums applied in this run
+    tag: bytes  # names their adapter
+    circle: bytes = b""  # who made their joint key, `Circle.encode`; nothing where all have the key
+
+    @property
+    def bound(self) -> bytes:
+        """What their masks are bound to."""
+        return self.steps.to_bytes(8, "big") + self.tag
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerContext:
+    """What the coordinator's side of one attempt is about.
+
+    Args:
+        length: values of a contribution; counted: its tokens were trained on.
+        told: everybody who is summed in some bucket; members find their own. asked: how many were.
+        common, desk: where members hold the model: what they have in common, and the worker that
+            adds ciphertexts.
+    """
+
+    policy: Policy
+    place: Place
+    length: int
+    counted: bool
+    told: Contributors
+    asked: int
+    terms: Terms
+    common: Common | None = None
+    desk: Desk | None = None
+
+
+class CoordinatorHalf(Protocol):
+    """The coordinator's side of one attempt."""
+
+    @property
+    def opens_at(self) -> str:
+        """The stage whose answers carry the contributions: once it is asked for, this round's
+        number is used up.
+        """
+        ...
+
+    def begin(self) -> tuple[str, Mapping[str, bytes]]:
+        """The first stage and its payloads, by party."""
+        ...
+
+    def receive(self, party: str, payload: bytes) -> None:
+        """Take one party's answer to the current stage."""
+        ...
+
+    def advance(self) -> tuple[str, Mapping[str, bytes]] | None:
+        """The next stage and its payloads; None once the sum is open."""
+        ...
+
+    def sums(self) -> tuple[Sum, ...]:
+        """One for each bucket whose sum is open, after `advance` said None."""
+        ...
+
+
 def read_contributors(payload: bytes, context: PartyContext) -> Contributors:
     """Check the coordinator's word on who takes part against the signed roster, who was asked, and
     what the file needs.
@@ -199,11 +203,11 @@ def read_contributors(payload: bytes, context: PartyContext) -> Contributors:
         raise MessageError("the cohort names members that were not asked; refused")
     # The node's own number, from its own file and whom it was told to be asked: never from the list
     # of those that are ready.
-    if len(found.ready) < (need := needed(policy, len(context.cohort))):
+    if len(found.ready) < (need := policy.needed(len(context.cohort))):
         raise MessageError(
             f"{len(found.ready)} of {len(context.cohort)} members that were asked are ready, need "
             f"{need}"
-            f"{advice(policy, len(found.ready))}; refused"
+            f"{policy.advice(len(found.ready))}; refused"
         )
     # so that nobody is told of scores that are not there
     if (name in found.scoring) != context.scores:

@@ -6,11 +6,14 @@ Always: a member's bytes reach the half of its own bucket alone; a bucket that f
 and the round fails with the last of its reasons once no bucket is left.
 """
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
 
 from ...core import log
 from ...core.errors import CryptoError, RoundAborted
+from ..spec.policy import Policy
 from .base import CoordinatorHalf, Sum
+from .rank_masks import Shares
 
 logger = log.get("federation.buckets")
 Step = tuple[str, Mapping[str, bytes]]
@@ -67,7 +70,7 @@ class Buckets:
 
     def sums(self) -> tuple[Sum, ...]:
         """One sum for each bucket that is left, after `advance` said None."""
-        return tuple(half.total() for _, half in self.halves)
+        return tuple(one for _, half in self.halves for one in half.sums())
 
 
 def merge(steps: Sequence[Step]) -> Step:
@@ -75,3 +78,28 @@ def merge(steps: Sequence[Step]) -> Step:
     return steps[0][0], {
         name: payload for _, payloads in steps for name, payload in payloads.items()
     }
+
+
+def buckets(
+    policy: Policy, adapter: bytes, ready: Collection[str], shares: Shares | None = None
+) -> tuple[tuple[str, ...], ...]:  # fmt: skip
+    """`ready` members split for sums of their own, each over `Policy.smallest_sum` at least; sizes
+    differ by at most one.
+
+    Args:
+        adapter: digest of the one that the sums are about: the same members from the same adapter
+        are split alike, again.
+
+    Who was ready is known after the work only, so nobody can choose a bucket before that. Where
+    members train different columns, the minimum is of those that train the most, and they are dealt
+    out first.
+    """
+    if policy.aggregation.buckets == 1:
+        return (tuple(sorted(ready)),)
+    leaders = set(ready) if shares is None else shares.leaders.intersection(ready)
+    count = max(1, min(policy.aggregation.buckets, len(leaders) // policy.smallest_sum))
+    seed = hashlib.sha256(b"quietchoir buckets 2" + policy.digest + adapter).digest()
+    order = sorted(
+        ready, key=lambda name: (name not in leaders, hashlib.sha256(seed + name.encode()).digest())
+    )
+    return tuple(tuple(sorted(order[start::count])) for start in range(count))

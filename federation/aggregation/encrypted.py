@@ -39,16 +39,13 @@ from ...crypto.ring import BitRing
 from ...crypto.secagg import SecAggConfig
 from ..spec.policy import Policy
 from ..store.client_store import TAG_BYTES, Progress
-from ..training.recipes import optimizer_of
-from ..wire.message import Place
 from . import parts
 from . import secagg as masked
-from .base import SAMPLE, Contributors, PartyContext, Values, describe
-from .context import Terms
+from .base import PartyContext, ServerContext, Values
 from .hello import occasion, verify
 from .secagg import MaskedCoordinator, MaskedParty
-from .setup import Common
-from .update import Codec
+from .server_optimizer import optimizer_of
+from .update import SAMPLE, Codec, describe
 
 WITNESS, APPLY = "witness", "apply"
 STAGES = (*masked.STAGES, WITNESS, APPLY)
@@ -200,38 +197,15 @@ class SealedParty(MaskedParty):
 
 
 class SealedCoordinator(MaskedCoordinator):
-    """The coordinator's side of one attempt. Args: common: what `muster` found; desk: with
-    `AdderService`.
-    """
+    """The coordinator's side of one attempt."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        place: Place,
-        cohort: tuple[str, ...],
-        length: int,
-        counted: bool,
-        common: Common,
-        desk: Desk,
-        *,
-        contributors: Contributors,
-        asked: int,
-        terms: Terms,
-    ) -> None:
-        self.policy, self.place, self.common, self.desk = policy, place, common, desk
+    def __init__(self, context: ServerContext, cohort: tuple[str, ...]) -> None:
+        assert context.common is not None and context.desk is not None  # our bug: nobody mustered
+        self.policy, self.common, self.desk = context.policy, context.common, context.desk
         self.sealed_sum = b""
         self.signatures: dict[str, bytes] = {}
         self.tags: dict[str, bytes] = {}
-        super().__init__(
-            policy,
-            place,
-            cohort,
-            length,
-            counted,
-            contributors=contributors,
-            asked=asked,
-            terms=terms,
-        )
+        super().__init__(context, cohort)
 
     def ring(self, config: SecAggConfig) -> SealedRing:
         """The members' ring, without their key."""

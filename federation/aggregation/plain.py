@@ -10,8 +10,8 @@ import numpy as np
 
 from ...core.errors import ProtocolError, RoundAborted
 from ...crypto.ring import BitRing
-from ..spec.policy import Policy
-from .base import SAMPLE, Sum, Values, describe
+from .base import PartyContext, ServerContext, Sum, Values
+from .update import SAMPLE, describe
 
 PLAIN_STAGE = "send"
 
@@ -25,8 +25,10 @@ class PlainParty:
 
     stages: tuple[str, ...] = (PLAIN_STAGE,)
 
-    def __init__(self, policy: Policy, values: Values) -> None:
-        ring = BitRing(length=values.size, bits=policy.protection.bits, parties=1)
+    def __init__(self, context: PartyContext, values: Values, tokens: int, counted: bool) -> None:
+        del tokens, counted  # nobody's claim is needed: the coordinator sees who is there
+        bits = context.policy.protection.bits
+        ring = BitRing(length=values.size, bits=bits, parties=1)
         self.packed = ring.close(ring.lift(values))
 
     def answer(self, stage: str, payload: bytes) -> bytes:
@@ -44,10 +46,11 @@ class PlainCoordinator:
 
     opens_at = PLAIN_STAGE
 
-    def __init__(self, policy: Policy, cohort: tuple[str, ...], length: int) -> None:
-        self.policy, self.cohort = policy, cohort
-        self.ring = BitRing(length=length, bits=policy.protection.bits, parties=1)
-        self.sum = np.zeros(length, np.int64)
+    def __init__(self, context: ServerContext, cohort: tuple[str, ...]) -> None:
+        self.policy, self.cohort = context.policy, cohort
+        bits = context.policy.protection.bits
+        self.ring = BitRing(length=context.length, bits=bits, parties=1)
+        self.sum = np.zeros(context.length, np.int64)
         self.arrived: list[str] = []
         self.held: dict[str, object] = {}
 
@@ -83,10 +86,7 @@ class PlainCoordinator:
                 f"{len(self.arrived)} contributions, need {need}: nothing is averaged"
             )
 
-    def total(self) -> Sum:
+    def sums(self) -> tuple[Sum]:
         """The sum of what arrived."""
-        return Sum(
-            self.sum,
-            tuple(sorted(self.arrived)),
-            {**self.held, "sum_words": self.sum[:SAMPLE].tolist()},
-        )
+        held = {**self.held, "sum_words": self.sum[:SAMPLE].tolist()}
+        return (Sum(self.sum, tuple(sorted(self.arrived)), held),)

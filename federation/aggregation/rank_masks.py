@@ -24,8 +24,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from ..spec.policy import Policy
-from ..spec.ranks import rank_of, reached
+from ..spec.policy import Policy, rank_of, reached
 from ..training.learner import Learner
 
 

@@ -19,24 +19,22 @@ from ...crypto.ring import BitRing, Ring, TokenRing
 from ...crypto.secagg import Floor, SecAggClient, SecAggConfig, SecAggResult, SecAggServer
 from ...crypto.secagg.client import SumCheck
 from ...crypto.secagg.session import CLAIM_LIMIT
-from ..rounds.selection import buckets, needed
 from ..spec.policy import Policy
 from ..wire import broadcast_digest as broadcast
 from ..wire.message import Place
 from . import attested_sum as totals
 from .base import (
-    SAMPLE,
     Contributors,
     PartyContext,
+    ServerContext,
     Sum,
     Values,
-    describe,
     public_identities,
     read_contributors,
 )
-from .context import Terms
+from .buckets import buckets
 from .rank_masks import Shares
-from .update import Codec
+from .update import SAMPLE, Codec, describe
 
 logger = log.get("federation.masked")
 STAGES = ("advertise", "share", "mask", "consistency", "unmask")
@@ -76,7 +74,7 @@ class Group:
         `Policy.smallest_sum`.
         """
         if len(self.cohort) == len(self.ready):
-            return needed(policy, self.asked)
+            return policy.needed(self.asked)
         n = len(self.cohort)
         return max(
             policy.protection.threshold,
@@ -234,8 +232,10 @@ class MaskedParty:
         context, shares = self.context, self.context.terms.shares
         policy, told = context.policy, read_contributors(ready, context)
         assert self.values is not None  # the party calls each stage once
-        split = buckets(policy, context.terms.adapter, told.ready, shares)
-        cohort = next(one for one in split if context.name in one)
+        cohort = told.ready
+        if policy.aggregation.buckets > 1:
+            split = buckets(policy, context.terms.adapter, told.ready, shares)
+            cohort = next(one for one in split if context.name in one)
         group = Group.of(cohort, len(context.cohort), told, context.subjects)
         config = agree(
             policy, context.place, group, self.values.size, counted=self.counted, shares=shares,
@@ -259,28 +259,22 @@ def bit_ring(config: SecAggConfig) -> BitRing:
 
 
 class MaskedCoordinator:
-    """The coordinator's side of one attempt.
-
-    Args:
-        cohort: whose contributions are summed.
-        contributors: everybody who is summed in some bucket; members find their own. asked: how
-        many were asked. terms: what their contributions have in common.
-    """
+    """The coordinator's side of one attempt. Args: cohort: whose contributions are summed."""
 
     opens_at = STAGES[2]  # a masked upload is used up when it leaves, whatever becomes of it
 
-    def __init__(
-        self, policy: Policy, place: Place, cohort: tuple[str, ...], length: int, counted: bool, *,
-        contributors: Contributors, asked: int, terms: Terms,
-    ) -> None:  # fmt: skip
-        self.policy, self.place, self.terms = policy, place, terms
-        self.cohort, self.ready = cohort, contributors.encode()
-        group, context = (
-            Group.of(cohort, asked, contributors),
-            broadcast.context(terms.told, self.ready),
-        )
+    def __init__(self, context: ServerContext, cohort: tuple[str, ...]) -> None:
+        policy, terms = context.policy, context.terms
+        self.policy, self.place, self.terms = policy, context.place, terms
+        self.cohort, self.ready = cohort, context.told.encode()
         self.config = agree(
-            policy, place, group, length, counted=counted, context=context, shares=terms.shares
+            policy,
+            context.place,
+            Group.of(cohort, context.asked, context.told),
+            context.length,
+            counted=context.counted,
+            context=broadcast.context(terms.told, self.ready),
+            shares=terms.shares,
         )
         self.proof: dict[str, bytes] = {}
         self.packed: tuple[str, bytes] | None = None  # the opened sum, as it travels
@@ -359,16 +353,11 @@ class MaskedCoordinator:
             raise ProtocolError(f"{party} did not sign the sum that was opened; refused")
         self.proof[party] = signature
 
-    def total(self) -> Sum:
+    def sums(self) -> tuple[Sum]:
         """The survivors' sum."""
-        result = self.opened
-        return Sum(
-            result.total,
-            tuple(sorted(result.survivors)),
-            self.held(result.total),
-            dict(sorted(self.proof.items())),
-            self.packed,
-        )
+        result, proof = self.opened, dict(sorted(self.proof.items()))
+        held = self.held(result.total)
+        return (Sum(result.total, tuple(sorted(result.survivors)), held, proof, self.packed),)
 
     def held(self, total: npt.NDArray[np.int64]) -> dict[str, object]:
         """What the coordinator held of one member, beside the sum."""

@@ -1,12 +1,16 @@
-"""From members' changes to the next adapter: how means are combined, and what the server's
-optimizer carries along.
+"""From members' changes to the next adapter: how means are combined, what the server's optimizer
+carries along, and how far from zeros it can come.
 
-Knows flat vectors. Knows nothing of parties or rounds.
+Knows flat vectors and the recipe's words. Knows nothing of parties or letters. A new optimizer is
+one class and one line of `optimizer_of`.
 Always: the same means from the same state give the same adapter, bit for bit, on every machine:
 additions, products, quotients and square roots of float32 alone, one after the other, none of them
-fused.
+fused. What any run of the federation can have produced passes `check_reach`; that is a guard
+against values far beyond it, not a proof that an adapter is one of its own.
 """
 
+import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -14,7 +18,14 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ...core.errors import MessageError
+from ..spec.policy import Recipe
+
 Vector = npt.NDArray[np.float32]
+SLACK = 1.0 + 1e-3  # times every bound: what float32 makes of sums that lie on it
+# times the file's rounds: a run may be continued, but a number that a letter claims counts no
+# further
+LONGER = 4
 
 
 def nothing() -> Vector:
@@ -81,6 +92,12 @@ class ServerOptimizer(Protocol):
         """Apply the cohort's mean update [n]."""
         ...
 
+    def reach(self, largest: float, rounds: int) -> tuple[float, float, float]:
+        """Largest coordinate of weights, velocity and second moments after `rounds` steps from
+        zeros, if no coordinate of a mean is larger than `largest`.
+        """
+        ...
+
 
 def check_mean(state: ServerState, mean: Vector) -> Vector:
     """`mean` as float32.
@@ -113,6 +130,14 @@ class FedAvgM:
         """
         velocity = np.float32(self.momentum) * state.velocity + check_mean(state, mean)
         return ServerState(state.flat + np.float32(self.lr) * velocity, velocity)
+
+    def reach(self, largest: float, rounds: int) -> tuple[float, float, float]:
+        """|v| ≤ M (1 - βᵗ) / (1 - β) after t rounds, and |w| ≤ ηM · Σ (1 - βⁱ) / (1 - β) over the
+        rounds i = 1 … t, which is less than ηMt / (1 - β).
+        """
+        beta = self.momentum
+        grown = (1 - beta**rounds) / (1 - beta)
+        return self.lr * largest * (rounds - beta * grown) / (1 - beta), largest * grown, 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +175,68 @@ class FedAdam:
         return ServerState(
             state.flat + np.float32(self.lr) * velocity / (deviation + tau), velocity, spread
         )
+
+    def reach(self, largest: float, rounds: int) -> tuple[float, float, float]:
+        """|m| ≤ M and, under Adam, v ≤ max(τ², M²), for both are convex sums of what they started
+        from and of changes. Yogi adds (1 - β₂) Δ² to a v below Δ² and else takes it away, so there
+        v ≤ max(τ², (2 - β₂) M²). No step is longer than ηM / τ. Under Adam, by Cauchy and Schwarz
+        over the sums that m and v are, |m| ≤ (1 - β₁) / √((1 - β₂)(1 - β₁²/β₂)) · √v wherever
+        β₁² < β₂, so no step is longer than η times that factor either.
+
+        Source: Kingma, Ba 2015, "Adam", section 2.1 (bounds of a step).
+        """
+        beta, memory = self.momentum, self.memory
+        step = largest / self.floor
+        if not self.yogi and beta * beta < memory:
+            step = min(step, (1 - beta) / math.sqrt((1 - memory) * (1 - beta * beta / memory)))
+        overshoot = 2 - memory if self.yogi else 1.0
+        square = max(self.floor * self.floor, overshoot * largest * largest)
+        return rounds * self.lr * step, largest, square
+
+
+def optimizer_of(recipe: Recipe) -> ServerOptimizer:
+    """The optimizer that a recipe names: the same in the server and in every member."""
+    if recipe.server_optimizer in ("fedadam", "fedyogi"):
+        return FedAdam(
+            recipe.server_lr,
+            recipe.server_momentum,
+            recipe.server_memory,
+            recipe.server_floor,
+            yogi=recipe.server_optimizer == "fedyogi",
+        )
+    momentum = 0.0 if recipe.server_optimizer == "fedavg" else recipe.server_momentum
+    return FedAvgM(recipe.server_lr, momentum)
+
+
+def check_reach(recipe: Recipe, found: ServerState | Vector, rounds: int, largest: float) -> None:
+    """Require an adapter, or a state, that `rounds` rounds of this federation can have produced.
+
+    Args:
+        rounds: that a letter says are over.
+        largest: M, of any coordinate of a round's mean change. Without noise a member's coordinates
+            are cut to `update_range`, and so is their mean's; with noise it is the mean's whole
+            length, `crypto.privacy.noise.Noise.farthest`.
+
+    Raises:
+        MessageError: it lies farther out.
+    """
+    vectors = found.vectors if isinstance(found, ServerState) else (found,)
+    rounds = min(rounds, LONGER * recipe.rounds)
+    bounds = optimizer_of(recipe).reach(largest, rounds)
+    names = ("adapter", "velocity", "second moments")
+    for name, vector, bound in zip(names, vectors, bounds, strict=False):
+        if (farthest := float(np.abs(vector).max(initial=0.0))) > SLACK * bound:
+            raise MessageError(
+                f"the {name} that was told reaches {farthest:.3g}, {rounds} rounds of this "
+                f"federation at most {bound:.3g}; refused"
+            )
+
+
+def adapter_digest(flat: Vector) -> bytes:
+    """32 bytes that name an adapter [n] by all its bits."""
+    found = hashlib.sha256(b"quietchoir adapter bits 1")
+    found.update(bits_of(flat))
+    return found.digest()
 
 
 def combine(means: Sequence[Vector], rule: str, trim: int = 1) -> Vector:

@@ -8,35 +8,19 @@ check that for themselves, since both are part of what their masks are bound to.
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from ...core import log
 from ...core.errors import MessageError, RoundAborted
 from ..spec.policy import Policy
 from ..wire.message import Place
 from . import parts
+from .base import Common
 from .experimental.dkg_server import Ask, Convening
 from .experimental.key_group import Circle, needed
 from .hello import Greeting
 from .state_transfer import DEAL, FOLLOW, FROM, GREET, HAND, OWN, PARCEL, SAYS, TAKE, TO, witnesses
 
 logger = log.get("federation.muster")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Common:
-    """What the mustered members have in common."""
-
-    members: tuple[str, ...]
-    key_id: bytes  # names their key
-    steps: int  # sums applied in this run
-    tag: bytes  # names their adapter
-    circle: bytes = b""  # who made their joint key, `Circle.encode`; nothing where all have the key
-
-    @property
-    def bound(self) -> bytes:
-        """What their masks are bound to."""
-        return self.steps.to_bytes(8, "big") + self.tag
 
 
 class Muster:

@@ -22,10 +22,10 @@ from ...crypto.secagg.snapshot import freeze as freeze_client
 from ...crypto.secagg.snapshot import thaw as thaw_client
 from ..spec.policy import MAX_BITS, Policy
 from .base import PartyContext, PartyHalf, Values
-from .context import Terms
 from .plain import PlainParty
 from .rank_masks import shares_of
 from .secagg import MaskedParty
+from .update import Terms
 
 PLAIN, MASKED = b"p", b"n"
 WORD = "<u2"  # of a value; 16 bits are as many as a federation may have

@@ -16,17 +16,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from ..spec.policy import Policy
-from .server_optimizer import Vector, bits_of
 
 Sets = frozenset[frozenset[str]]
 TRAINING, SCORES = "training", "scores"
-
-
-def digest_of(flat: Vector) -> bytes:
-    """32 bytes that name an adapter [n] by all its bits."""
-    found = hashlib.sha256(b"quietchoir adapter bits 1")
-    found.update(bits_of(flat))
-    return found.digest()
 
 
 def subjects(policy: Policy, adapter: bytes, *, training: bool, scored: bool) -> tuple[bytes, ...]:
@@ -37,7 +29,7 @@ def subjects(policy: Policy, adapter: bytes, *, training: bool, scored: bool) ->
     can do without.
 
     Args:
-        adapter: `digest_of` the one that it was made from.
+        adapter: `adapter_digest` of the one that it was made from.
     """
     kinds = [TRAINING] * training + [SCORES] * scored
     return tuple(

@@ -8,22 +8,79 @@ off by at most one rounding step per party.
 """
 
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from ...core.config import ConsentConfig
+from ...core.errors import DataError
 from ...crypto import fixedpoint
+from ...crypto.fixedpoint import Range
+from ...crypto.privacy.noise import Noise
 from ..spec.policy import Policy
-from .context import Terms, noise_of
+from ..wire.message import Place
+from .rank_masks import Shares
 from .server_optimizer import Vector
 
 COUNTER_BITS = 24  # of one counter in one party; split into digits of the vector's own width
 SCORE_UNIT = 100  # scores travel as per cent: finer ones would tell of how many answers they are
 LOSS_UNIT = 1000  # losses as thousandths
 CLIP_UNIT = 100  # shares of clipped coordinates as per cent
+SAMPLE = 16  # words shown in a report
 LARGEST_LOSS = 1000.0  # of an answer token; whatever is above counts as this
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Of one place."""
+
+    ranges: tuple[Range, ...] = ()  # of the update's tensors; empty: the federation's one range
+    seed: bytes = b""  # of the rotation that spreads an update before noise; public
+    told: bytes = b""  # the broadcast digest of the work or the group: the masks follow from it
+    start: str = ""  # name of the state that the sum makes a step from, where members follow them
+    shares: Shares | None = None  # who trains which coordinates; None: everybody all of them
+    # `adapter_digest` the one that the sum is about; nothing where members do not share one
+    adapter: bytes = b""
+
+
+def seed_of(policy: Policy, place: Place) -> bytes:
+    """The public seed of one round's rotation: the same for all its members, another for each
+    round.
+
+    It is bound to the federation and not to a version of its file, so that a member that comes
+    under a later one can still follow the steps made before.
+    """
+    return hashlib.sha256(
+        b"quietchoir rotation seed 2" + policy.federation + f"{place.run} {place.round}".encode()
+    ).digest()
+
+
+@functools.lru_cache(maxsize=16)
+def noise_of(policy: Policy, size: int) -> Noise | None:
+    """The noise of an update of `size` values; None if the federation has none, or there is no
+    update.
+
+    Any sum that is opened holds at least `min_cohort` contributions. Its reader may be one of the
+    members, which knows its own noise: the noise is dealt out among `PrivacyTable.honest` of them.
+
+    Raises:
+        ConfigError: the noise does not fit the federation's bits.
+    """
+    privacy, protection = policy.privacy, policy.protection
+    if privacy.mechanism == "none" or not size:
+        return None
+    return Noise(
+        length=size,
+        clip=privacy.clip,
+        multiplier=privacy.noise_multiplier,
+        honest=privacy.honest(protection.min_cohort),
+        bits=protection.bits,
+        mechanism=privacy.mechanism,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,3 +273,55 @@ class Codec:
                 for place in range(self.digits)
             ]
         return np.array(digits, np.uint64)
+
+
+def check_clipped(clipped: int, size: int, consent: ConsentConfig) -> None:
+    """Require that an update is not cut in too large a share of its `size` coordinates before it is
+    sent.
+
+    Updates that are mostly cut are mostly known to whoever chose what they were trained from: a sum
+    of them tells the others' apart (Pasquini et al. 2022).
+
+    Raises:
+        DataError: it is; nothing is sent.
+    """
+    if clipped > consent.max_clipped * size:
+        raise DataError(
+            f"{clipped} of {size} coordinates of this node's update would be cut, "
+            f"consent.max_clipped allows "
+            f"{consent.max_clipped:.0%}; nothing is sent. The federation's lr is too high for its "
+            f"update_range, or its "
+            "adapter is not one that it could have learned: ask its owner"
+        )
+
+
+def describe(
+    words: npt.NDArray[np.integer], kind: str, values: int | None = None
+) -> dict[str, object]:
+    """A sample of what the coordinator held of one party, and how far from uniform it looks.
+
+    Args:
+        words: one party's words, each in [0, values).
+        values: size of the range; by default 256 and the words' low bytes are taken.
+
+    `chi_square_per_degree` is about 1 for uniform noise and far above it for an update. A number
+    near 1 does not prove secrecy; a number far from 1 disproves it.
+    """
+    size = values or 256
+    bins = min(size, 256)
+    if size & (size - 1):
+        binned = (words.astype(np.int64) % size) * bins // size
+    else:  # the same without a division
+        binned = (words & words.dtype.type(size - 1)) >> (size // bins).bit_length() - 1
+    counts = np.bincount(binned, minlength=bins)
+    expected = words.size / bins
+    shares = counts[counts > 0] / words.size
+    return {
+        "kind": kind,
+        "words": words[:SAMPLE].tolist(),
+        "entropy_bits": round(float(-(shares * np.log2(shares)).sum()), 4),
+        "entropy_bits_of_uniform": round(float(np.log2(bins)), 4),
+        "chi_square_per_degree": round(
+            float(((counts - expected) ** 2 / expected).sum() / (bins - 1)), 3
+        ),
+    }

@@ -268,8 +268,7 @@ def fingerprint(key: str) -> str:
 def show_federation(arguments: Namespace) -> None:
     """Check and print."""
     from ..membership import roster
-    from ..spec.policy import is_over
-    from ..spec.ranks import told_ranks
+    from ..spec.policy import is_over, told_ranks
 
     policy = roster.load(arguments.file)
     protection, recipe = policy.protection, policy.recipe

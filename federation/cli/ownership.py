@@ -325,7 +325,7 @@ def more_variants(file: Path, given: list[str]) -> dict[str, object]:
     """
     from ..membership import roster
     from ..model_files import variant_given
-    from ..spec.variants import with_variants
+    from ..spec.policy import with_variants
 
     model = roster.read(file).policy.model
     return {"variants": with_variants(model, [variant_given(model, text) for text in given])}

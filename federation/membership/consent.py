@@ -6,7 +6,7 @@ configuration.
 """
 
 from ...core.config import ConsentConfig
-from ...core.errors import ConfigError, DataError
+from ...core.errors import ConfigError
 from ..spec.policy import Policy
 
 ADVICE = "stay out, or change that line of your configuration"
@@ -47,26 +47,6 @@ def check_consent(policy: Policy, consent: ConsentConfig) -> None:
             f"federation {policy.name} may spend an epsilon of {privacy.epsilon:g}, but "
             f"consent.max_epsilon allows "
             f"{consent.max_epsilon:g}; {ADVICE}"
-        )
-
-
-def check_clipped(clipped: int, size: int, consent: ConsentConfig) -> None:
-    """Require that an update is not cut in too large a share of its `size` coordinates before it is
-    sent.
-
-    Updates that are mostly cut are mostly known to whoever chose what they were trained from: a sum
-    of them tells the others' apart (Pasquini et al. 2022).
-
-    Raises:
-        DataError: it is; nothing is sent.
-    """
-    if clipped > consent.max_clipped * size:
-        raise DataError(
-            f"{clipped} of {size} coordinates of this node's update would be cut, "
-            f"consent.max_clipped allows "
-            f"{consent.max_clipped:.0%}; nothing is sent. The federation's lr is too high for its "
-            f"update_range, or its "
-            "adapter is not one that it could have learned: ask its owner"
         )
 
 

@@ -14,15 +14,15 @@ from ...core import log
 from ...core.errors import BudgetError, CryptoError, DataError, RoundAborted
 from ...crypto.he.encrypted_ring import Desk
 from ...crypto.privacy.accountant import Spent
-from ..aggregation.base import Contributors, Sum
-from ..aggregation.context import Terms, seed_of
+from ..aggregation.base import Common, Contributors, ServerContext, Sum
+from ..aggregation.buckets import Buckets, buckets
 from ..aggregation.ranges import read_spans, spans
 from ..aggregation.rank_masks import Shares, shares_of
-from ..aggregation.registry import Sealing, coordinator_half
-from ..aggregation.server_optimizer import Vector
+from ..aggregation.registry import AGGREGATIONS
+from ..aggregation.server_optimizer import Vector, adapter_digest
 from ..aggregation.setup import Muster
-from ..aggregation.survivor_sets import Sets, choose, digest_of
-from ..aggregation.update import Codec, Statistics
+from ..aggregation.survivor_sets import Sets, choose
+from ..aggregation.update import Codec, Statistics, Terms, seed_of
 from ..spec.policy import Policy
 from ..wire import broadcast_digest as broadcast
 from ..wire import work
@@ -31,7 +31,7 @@ from .event_log import Logbook
 from .messenger import Post, Traffic
 from .model_broadcast import Telling
 from .privacy_accountant import Purse
-from .selection import Draw, advice, buckets, draw, needed
+from .selection import Draw, draw
 
 logger = log.get("federation.coordinator")
 Event = dict[str, object]
@@ -129,7 +129,7 @@ class Assembly:
         self.policy, self.post, self.logbook, self.purse = policy, post, logbook, purse
         self.size, self.stops, self.desk, self.on_event = size, tuple(stops), desk, on_event
         self.telling = telling
-        self.sealing: Sealing | None = None  # of this attempt
+        self.common: Common | None = None  # of this attempt, where members hold the model
         # nobody can be summed from this adapter without these
         self.missing: frozenset[str] = frozenset()
         # who was asked in vain, in an earlier attempt of a round
@@ -146,22 +146,27 @@ class Assembly:
         place = self.begin()
         found = draw(self.policy, place, self.there(place), everybody=not training)
         able = self.muster(found.cohort, place)
-        if len(able) < (need := needed(self.policy, len(found.cohort))):
+        if len(able) < (need := self.policy.needed(len(found.cohort))):
             raise RoundAborted(
                 f"{len(able)} of {len(found.cohort)} members can take part, need {need}: nobody "
                 f"was asked to work"
             )
         order = self.order(flat, draw=found, evaluate=evaluate, training=training)
-        spent = self.purse.pay(place) if training else None
-        shares = shares_of(self.policy, found.cohort, place.attempt) if training else None
+        spent = self.purse.pay(place) if training and self.policy.privacy.on else None
+        ranked = training and self.policy.ranked
+        shares = shares_of(self.policy, found.cohort, place.attempt) if ranked else None
         ranges = (
             read_spans(order.ranges, self.size, self.policy.recipe.update_range)
             if order.ranges
             else ()
         )
-        told = broadcast.of_work(stage, order.header(), order.flat)
+        told = (
+            b""  # no masks could follow from it
+            if self.policy.can.server_reads_updates
+            else broadcast.of_work(stage, order.header(), order.flat)
+        )
         terms = Terms(
-            ranges, seed_of(self.policy, place), told, order.state, shares, digest_of(flat)
+            ranges, seed_of(self.policy, place), told, order.state, shares, adapter_digest(flat)
         )
         ready = self.ask_work(stage, order, able, place, terms)
         worked = time.monotonic()
@@ -195,7 +200,7 @@ class Assembly:
         """
         here, (round_, silent) = self.post.link.present(), self.silent
         others = here - silent if round_ == place.round else here
-        return others if len(others) >= needed(self.policy) else here
+        return others if len(others) >= self.policy.needed() else here
 
     def muster(self, cohort: tuple[str, ...], place: Place) -> tuple[str, ...]:
         """Who of `cohort` can take part: in sealed mode, those that share a key and an adapter when
@@ -206,16 +211,14 @@ class Assembly:
         """
         if self.desk is None:
             return cohort
-        self.sealing = Sealing(
-            Muster(self.policy, place, self.post.ask, self.size).gather(cohort), self.desk
-        )
-        steps, known = self.sealing.common.steps, self.logbook.state.round
+        self.common = Muster(self.policy, place, self.post.ask, self.size).gather(cohort)
+        steps, known = self.common.steps, self.logbook.state.round
         if self.logbook.catch_up(steps):
             logger.warning(
                 "members are at step %d, %d is written here; going on from theirs", steps, known
             )
             self.on_event({"event": "stepped", "round": steps, "expected": known})
-        return self.sealing.common.members
+        return self.common.members
 
     def order(
         self,
@@ -229,7 +232,7 @@ class Assembly:
         """Work on the adapter `flat`; in sealed mode only its tag is known here."""
         recipe, told = self.policy.recipe, draw or Draw((), ())
         ranged = training and recipe.ranges == "tensor" and self.desk is None
-        state = self.telling.name(flat) if self.sealing is None else self.sealing.common.tag.hex()
+        state = self.telling.name(flat) if self.common is None else self.common.tag.hex()
         return work.Work(
             flat=flat,
             evaluate=evaluate,
@@ -253,7 +256,7 @@ class Assembly:
                 would give somebody away.
             BudgetError: fewer, because members have used up their privacy budget.
         """
-        number, need = self.logbook.state.round + 1, needed(self.policy, len(order.cohort))
+        number, need = self.logbook.state.round + 1, self.policy.needed(len(order.cohort))
         self.on_event(
             {
                 "event": "asked",
@@ -283,7 +286,7 @@ class Assembly:
         if len(ready) < need:
             raise RoundAborted(
                 f"{len(ready)} of {len(cohort)} members are ready, need "
-                f"{need}{advice(self.policy, len(ready))}"
+                f"{need}{self.policy.advice(len(ready))}"
             )
         if terms.shares is not None and (reason := terms.shares.short(ready)):
             raise RoundAborted(f"{reason}; the next attempt asks for fewer columns")
@@ -295,7 +298,10 @@ class Assembly:
         Raises:
             RoundAborted: then too few are left; `missing` says who is waited for.
         """
-        split = buckets(self.policy, terms.adapter, answers.ready, terms.shares)
+        if not any(answers.before.values()):  # nobody signed for a sum from this adapter before
+            self.missing = frozenset()
+            return answers.only(answers.ready)
+        split = self.split(answers.ready, terms)
         least = need if len(split) == 1 else self.policy.smallest_sum
         choice = choose(split, answers.before, need=self.policy.smallest_sum, least=least)
         if choice.reason:
@@ -312,6 +318,12 @@ class Assembly:
         self.missing = frozenset()
         return answers.only(choice.members)
 
+    def split(self, ready: tuple[str, ...], terms: Terms) -> tuple[tuple[str, ...], ...]:
+        """Those that are ready, by the sums that they are in."""
+        if self.policy.aggregation.buckets == 1:
+            return (ready,)
+        return buckets(self.policy, terms.adapter, ready, terms.shares)
+
     def combine(
         self, place: Place, answers: Answers, length: int, counted: bool, terms: Terms, asked: int
     ) -> tuple[Sum, ...]:  # fmt: skip
@@ -321,15 +333,23 @@ class Assembly:
         Raises:
             RoundAborted: too few are left to open a sum.
         """
-        half = coordinator_half(
-            self.policy,
-            place,
-            answers.told,
-            length,
+        context = ServerContext(
+            policy=self.policy,
+            place=place,
+            length=length,
             counted=counted,
+            told=answers.told,
             asked=asked,
             terms=terms,
-            sealing=self.sealing,
+            common=self.common,
+            desk=self.desk,
+        )
+        server = AGGREGATIONS[self.policy.protection.kind].server
+        split = self.split(answers.ready, terms)
+        half = (
+            server(context, split[0])
+            if len(split) == 1
+            else Buckets([(cohort, server(context, cohort)) for cohort in split])
         )
         stage, payloads = half.begin()
         step: tuple[str, Mapping[str, bytes]] | None = (

@@ -19,12 +19,11 @@ import numpy as np
 
 from ...core.errors import MessageError
 from ..aggregation.base import PartyContext, PartyHalf, Values
-from ..aggregation.context import Terms
-from ..aggregation.registry import party_half
-from ..aggregation.server_optimizer import Vector
-from ..aggregation.survivor_sets import digest_of, subjects
-from ..aggregation.update import Codec
-from ..spec.schedule import weight
+from ..aggregation.registry import AGGREGATIONS
+from ..aggregation.server_optimizer import Vector, adapter_digest
+from ..aggregation.survivor_sets import subjects
+from ..aggregation.update import Codec, Terms
+from ..spec.policy import weight
 from ..wire import calls, work
 from ..wire.calls import GROUP, Group
 from ..wire.message import Place, Task
@@ -105,7 +104,7 @@ class Offering:
                 "version": version,
             }
         )
-        adapter, told = digest_of(order.flat), calls.told_of(version, order)
+        adapter, told = adapter_digest(order.flat), calls.told_of(version, order)
         update, statistics, tokens = party.train(order, place, Terms(adapter=adapter))
         self.drawer.keep(
             Contribution(
@@ -180,7 +179,10 @@ class Offering:
             scores,
             subjects(party.policy, bytes.fromhex(kept.adapter), training=True, scored=scores),
         )
-        half = Once(party_half(context, values, kept.tokens, counted=True), self.drawer)
+        half = Once(
+            AGGREGATIONS[party.policy.protection.kind].client(context, values, kept.tokens, True),
+            self.drawer,
+        )
         party.enter(place, half, kept.state if relies else "")
         return party.ready(context)
 

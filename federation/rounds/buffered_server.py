@@ -21,10 +21,9 @@ from typing import Any
 from ...core import log
 from ...core.errors import BudgetError, ConfigError, MessageError, RoundAborted
 from ...crypto.identity.keys import Identity
-from ..aggregation.context import Terms, seed_of
 from ..aggregation.ranges import read_spans
 from ..aggregation.survivor_sets import Sets, choose
-from ..aggregation.update import Codec
+from ..aggregation.update import Codec, Terms, seed_of
 from ..spec.policy import Policy
 from ..store.checkpoint import Store
 from ..wire import calls, work
@@ -35,7 +34,7 @@ from .attempt import Answers, Outcome
 from .messenger import Outbox, Traffic
 from .model_broadcast import Way
 from .privacy_accountant import Purses
-from .selection import Draw, needed
+from .selection import Draw
 from .server import POLL_S, Coordinator
 
 logger = log.get("federation.coordinator")
@@ -354,7 +353,7 @@ class BufferedCoordinator(Coordinator):
         """
         number, need, payload = (
             group.version + 1,
-            needed(self.policy, len(group.names)),
+            self.policy.needed(len(group.names)),
             calls.encode_group(group),
         )
         self.on_event(
@@ -413,7 +412,7 @@ class BufferedCoordinator(Coordinator):
         Raises:
             RoundAborted: as `check_patience`.
         """
-        while len(self.link.present()) < needed(self.policy):
+        while len(self.link.present()) < self.policy.needed():
             self.between()
             self.take_in()
             self.check_patience()

@@ -23,18 +23,24 @@ from ...core.errors import BudgetError, DataError, MessageError, RosterError
 from ...core.worker import Worker
 from ...crypto.he.encrypted_ring import MemberService
 from ...crypto.identity.keys import Identity
-from ..aggregation import bounds
 from ..aggregation import state_transfer as handover
 from ..aggregation.base import PartyContext, PartyHalf, Safe
-from ..aggregation.context import Terms, seed_of
 from ..aggregation.ranges import read_spans, spans
 from ..aggregation.rank_masks import narrowed, shares_of
-from ..aggregation.registry import party_half
-from ..aggregation.server_optimizer import ServerState, Vector
+from ..aggregation.registry import AGGREGATIONS
+from ..aggregation.server_optimizer import ServerState, Vector, adapter_digest, check_reach
 from ..aggregation.state_transfer import Handover
-from ..aggregation.survivor_sets import digest_of, subjects
-from ..aggregation.update import LARGEST_LOSS, LOSS_UNIT, Codec, Statistics
-from ..membership.consent import check_clipped, check_consent
+from ..aggregation.survivor_sets import subjects
+from ..aggregation.update import (
+    LARGEST_LOSS,
+    LOSS_UNIT,
+    Codec,
+    Statistics,
+    Terms,
+    check_clipped,
+    seed_of,
+)
+from ..membership.consent import check_consent
 from ..spec.policy import Policy
 from ..store.client_store import Progress, Vault
 from ..store.ledger import Ledger
@@ -174,7 +180,7 @@ class Party:
     def answer(self, task: Task) -> bytes:
         """One stage of whatever it belongs to."""
         # whoever adds a stage says what binds it, or why nothing need
-        if not broadcast.is_known(task.stage):
+        if task.stage not in broadcast.KNOWN:
             raise MessageError(f"found stage {task.stage!r}, which no member answers; refused")
         if self.offering is not None and task.stage in offering.STAGES:
             return self.offering.answer(task)
@@ -206,6 +212,8 @@ class Party:
         if self.safe is None:
             order = work.decode(task.payload, self.size)
             self.check_reach(order.flat, task.place)
+            if self.policy.can.server_reads_updates:
+                return Meant(order, b"")  # no masks could follow from it
             return Meant(order, broadcast.of_work(task.stage, order.header(), order.flat))
         order, seed = work.decode(task.payload, 0), self.safe.vault.seed(self.policy.digest)
         progress = self.safe.vault.progress(task.place.run)
@@ -237,7 +245,7 @@ class Party:
             MessageError: it lies farther out.
         """
         largest = Codec(self.size, self.policy).largest
-        bounds.check(self.policy.recipe, found, place.round - 1, largest)
+        check_reach(self.policy.recipe, found, place.round - 1, largest)
 
     def open(self, task: Task) -> bytes:
         """Begin an attempt: train or score, or keep a finished adapter."""
@@ -287,7 +295,11 @@ class Party:
             self.policy.privacy.counts and statistics.scored > 0,
             order.evaluate or not training,
         )
-        about = subjects(self.policy, terms.adapter, training=training, scored=scored)
+        about = (
+            ()  # nobody signs for a sum where each contribution is read
+            if self.policy.can.server_reads_updates
+            else subjects(self.policy, terms.adapter, training=training, scored=scored)
+        )
         context = PartyContext(
             self.policy,
             self.name,
@@ -304,7 +316,7 @@ class Party:
         )
         self.enter(
             task.place,
-            party_half(context, values, tokens, counted=training),
+            AGGREGATIONS[self.policy.protection.kind].client(context, values, tokens, training),
             order.state if relies else "",
         )
         return self.ready(context)
@@ -357,10 +369,11 @@ class Party:
                 "ranges came that do not follow from the adapter's last steps; refused"
             )
         ranges = read_spans(given, self.size, recipe.update_range) if wanted else ()
-        shares = shares_of(self.policy, order.cohort, place.attempt) if training else None
+        ranked = training and self.policy.ranked
+        shares = shares_of(self.policy, order.cohort, place.attempt) if ranked else None
         named = order.state if self.recall is not None else ""
         return Terms(
-            ranges, seed_of(self.policy, place), told, named, shares, digest_of(order.flat)
+            ranges, seed_of(self.policy, place), told, named, shares, adapter_digest(order.flat)
         )
 
     def pay(self, place: Place) -> bool:
@@ -368,7 +381,8 @@ class Party:
         trained.
         """
         try:
-            self.purse.pay(place)
+            if self.policy.privacy.on:
+                self.purse.pay(place)
         except BudgetError as error:
             self.on_event({"event": "spent", "round": place.round, "reason": str(error)})
             return False
@@ -423,7 +437,9 @@ class Party:
         """
         counts = self.learner.evaluate(order.flat) if order.evaluate else Counts(0, 0)
         columns = self.policy.adapter.rank if terms.shares is None else terms.shares.of(self.name)
-        learner = narrowed(self.learner, columns, self.policy.adapter.rank)
+        learner = self.learner
+        if terms.shares is not None:
+            learner = narrowed(learner, columns, self.policy.adapter.rank)
         trained: Trained = learner.train(order.flat, training_seed(place, terms.adapter, self.name))
         if not (np.isfinite(trained.flat).all() and math.isfinite(trained.loss)):
             raise DataError(
@@ -481,7 +497,7 @@ def training_seed(place: Place, adapter: bytes, name: str) -> int:
     too.
 
     Args:
-        adapter: `repeats.digest_of` the one that it trains from.
+        adapter: `adapter_digest` the one that it trains from.
     """
     seed = (
         f"quietchoir training 2 {place.run} {place.round} {place.attempt} {name} "

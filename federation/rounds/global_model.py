@@ -40,13 +40,11 @@ from ..aggregation.attested_sum import (
     witnesses,
 )
 from ..aggregation.base import Sum
-from ..aggregation.context import Terms, seed_of
 from ..aggregation.ranges import read_spans, spans
 from ..aggregation.rank_masks import Shares, shares_of
-from ..aggregation.server_optimizer import ServerState, Vector, bits_of, combine
-from ..aggregation.update import Codec
+from ..aggregation.server_optimizer import ServerState, Vector, bits_of, combine, optimizer_of
+from ..aggregation.update import Codec, Terms, seed_of
 from ..spec.policy import Policy, canonical
-from ..training.recipes import optimizer_of
 from ..wire.message import Place
 
 NAME_BYTES = 32

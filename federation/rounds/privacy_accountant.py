@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ...core.errors import FederationError
 from ...crypto.privacy.accountant import Account, Budget, Spent, Step, compose
-from ..aggregation.context import noise_of
+from ..aggregation.update import noise_of
 from ..spec.policy import Policy
 from ..wire.message import Place
 

@@ -19,10 +19,9 @@ from ...core.errors import BudgetError, FederationError, RoundAborted
 from ...core.worker import Worker
 from ...crypto.he.encrypted_ring import AdderService, Desk
 from ...crypto.identity.keys import Identity
-from ..aggregation.server_optimizer import ServerOptimizer, ServerState, Vector, combine
+from ..aggregation.server_optimizer import ServerState, Vector, combine, optimizer_of
 from ..spec.policy import Policy
 from ..store.checkpoint import RunState, Store
-from ..training.recipes import optimizer_of
 from ..wire import work
 from ..wire.link import Link
 from . import validation as guard
@@ -33,7 +32,6 @@ from .messenger import Post
 from .model_broadcast import Telling
 from .privacy_accountant import Purse
 from .report import RunReport, summary, write_entry
-from .selection import needed
 from .validation import Verdict
 from .words import told_buckets
 
@@ -101,7 +99,7 @@ class Coordinator:
         self.post = Post(policy, identity, link)
         stops = tuple(stops) or (size,)
         self.telling = Telling(self.post, self.logbook, optimizer_of(policy.recipe), size, stops)
-        self.optimizer: ServerOptimizer = self.telling  # it steps, and remembers how
+        self.optimizer = self.telling  # it steps, and remembers how
         self.assembly = Assembly(
             policy,
             self.post,
@@ -298,7 +296,7 @@ class Coordinator:
                 self.policy.recipe.stage_timeout_s,
             )
         )
-        need = needed(self.policy, len(members))
+        need = self.policy.needed(len(members))
         if len(done) < need:
             raise RoundAborted(
                 f"{len(done)} of {len(members)} members went back to the adapter "
@@ -352,7 +350,7 @@ class Coordinator:
     def too_few_are_here(self) -> bool:
         """Are members away that a round needs?"""
         present = self.link.present()
-        return len(present) < needed(self.policy) or bool(self.assembly.missing - present)
+        return len(present) < self.policy.needed() or bool(self.assembly.missing - present)
 
     def abandon(self, reason: RoundAborted) -> None:
         """Note an attempt that ended without a sum."""
@@ -371,7 +369,7 @@ class Coordinator:
         began, enough_since, told = time.monotonic(), None, -1
         while True:
             self.between()
-            need, everybody = needed(self.policy), len(self.policy.members)
+            need, everybody = self.policy.needed(), len(self.policy.members)
             present, now = self.link.present(), time.monotonic()
             here, missing = len(present), self.assembly.missing - present
             if here != told:

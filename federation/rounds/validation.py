@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..aggregation.update import SCORE_UNIT, Statistics
-from ..spec.guard import GuardTable
+from ..spec.policy import GuardTable
 from ..wire import work
 
 

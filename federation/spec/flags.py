@@ -14,10 +14,15 @@ from typing import Any
 from ...core.errors import ConfigError
 from ...core.prompt import PromptFormat
 from ...core.tables import bounded
-from .guard import AggregationTable, GuardTable
-from .policy import AdapterTable, ProtectionTable, Recipe
-from .privacy import PrivacyTable
-from .schedule import ScheduleTable
+from .policy import (
+    AdapterTable,
+    AggregationTable,
+    GuardTable,
+    PrivacyTable,
+    ProtectionTable,
+    Recipe,
+    ScheduleTable,
+)
 
 TABLES: dict[str, type] = {
     "protection": ProtectionTable,

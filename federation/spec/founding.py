@@ -26,10 +26,18 @@ from ..membership.locking import write_tls_key
 from ..membership.ownership import COORDINATOR_KEY, OWNER_KEY, TLS_KEY, enroll
 from ..membership.roster import FILE
 from ..membership.unlock import OPEN, Lock
-from .guard import AggregationTable, GuardTable
-from .policy import AdapterTable, CoordinatorTable, ModelTable, Policy, ProtectionTable, Recipe
-from .privacy import PrivacyTable
-from .schedule import ScheduleTable
+from .policy import (
+    AdapterTable,
+    AggregationTable,
+    CoordinatorTable,
+    GuardTable,
+    ModelTable,
+    Policy,
+    PrivacyTable,
+    ProtectionTable,
+    Recipe,
+    ScheduleTable,
+)
 
 __all__ = ["COORDINATOR_KEY", "FILE", "OWNER_KEY", "TLS_KEY", "Founding", "enroll", "found"]
 

@@ -8,18 +8,18 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import re
 import time
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from ...core.errors import ConfigError
 from ...core.prompt import HOUSEHOLD, PromptFormat
+from . import compatibility
 from .address import Address
-from .guard import AggregationTable, GuardTable, check_guard
-from .privacy import PrivacyTable
-from .ranks import check_ranks
-from .schedule import ScheduleTable, check_schedule
-from .variants import Variant, check_variants
+from .compatibility import CAPABILITIES, Axes, Capabilities
 
 if TYPE_CHECKING:
     from ...core.models.lora.adapter import AdapterShape
@@ -53,6 +53,14 @@ def check_hex(text: str, size: int, what: str) -> None:
     """Require `size` bytes written as lower-case hexadecimal digits."""
     good = len(text) == 2 * size and not set(text) - set("0123456789abcdef")
     require(good, f"{what} = {text[:16]!r} must be {2 * size} lower-case hexadecimal digits")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One more file of the same model."""
+
+    name: str
+    digest: str  # sha256 of that file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +122,11 @@ class ProtectionTable:
     threshold: int = 2  # members whose shares open a sum
     min_cohort: int = 3  # a sum of fewer members is never opened
     min_tokens: int = 0  # answer tokens behind a sum; 0 is off
+
+    @property
+    def kind(self) -> str:
+        """Which way to protect a sum it is: a key of `compatibility.CAPABILITIES`."""
+        return "threshold" if self.key == "threshold" else self.mode
 
     def __post_init__(self) -> None:
         require(2 <= self.bits <= MAX_BITS, f"bits = {self.bits} must lie between 2 and {MAX_BITS}")
@@ -214,6 +227,156 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacyTable:
+    """Differential privacy of what is summed; the unit is one member's whole update.
+
+    Whoever reads a sum may be a member of it, and knows its own noise: what counts is the noise of
+    the others, less that of `colluders`. So the noise of a sum of `min_cohort` is dealt out among
+    `honest` of them.
+
+    Hazard: with `counters = "exact"` the sums of scores, losses, examples and tokens are opened
+    without noise, and no epsilon covers them. With "none" they are not sent: then there is no
+    accuracy, no loss and no guard.
+    """
+
+    mechanism: Literal["none", "discrete-gaussian", "skellam"] = "none"
+    clip: float = 1.0  # largest L2 norm of one member's update
+    # deviation of a sum's noise over one member's largest share of it
+    noise_multiplier: float = 1.0
+    epsilon: float = 8.0  # the budget: training stops before it is passed
+    delta: float = 1e-5  # at most one over the number of members
+    # Members of a sum that may be in league with its reader; 0 counts as 1. Their noise hides
+    # nobody else, and a bucket, or what two sums from one adapter differ by, has `min_cohort`
+    # members besides them (also where there is no noise).
+    colluders: int = 0
+    counters: Literal["none", "exact"] = "none"
+
+    def __post_init__(self) -> None:
+        if not min(self.clip, self.noise_multiplier, self.epsilon) > 0:
+            raise ValueError("clip, noise_multiplier and epsilon must be above 0")
+        if not 0 < self.delta < 1:
+            raise ValueError(f"delta = {self.delta} must lie between 0 and 1")
+        if self.colluders < 0:
+            raise ValueError(f"colluders = {self.colluders} must be at least 0")
+
+    @property
+    def on(self) -> bool:
+        """Is there noise?"""
+        return self.mechanism != "none"
+
+    @property
+    def counts(self) -> bool:
+        """Do counters travel beside the update?"""
+        return not self.on or self.counters == "exact"
+
+    def honest(self, min_cohort: int) -> int:
+        """Members of any opened sum whose noise its reader does not know."""
+        return min_cohort - max(1, self.colluders)
+
+    def check(self, min_cohort: int, members: int = 0) -> None:
+        """Require that it fits the `[protection]` and the roster beside it. Raises ValueError."""
+        if self.on and self.honest(min_cohort) < 1:
+            raise ValueError(
+                f"privacy.colluders = {self.colluders} must be below protection.min_cohort = "
+                f"{min_cohort}, which must be at "
+                "least 2: somebody must add noise that the reader of a sum does not know"
+            )
+        if self.on and (most := max(members, min_cohort)) * self.delta > 1:
+            raise ValueError(
+                f"privacy.delta = {self.delta:g} must be at most 1/{most}, one over the number of "
+                f"members: above that, showing "
+                "one member's update in clear would pass; use far less, for example 1e-5"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardTable:
+    """After each round members score the new adapter on their held-out examples; a worse one is not
+    kept.
+
+    "vote": only where it is worse, each bucket's own change is scored too. "choose": they always
+    are, and the best is kept: that costs as many more passes over held-out examples as there are
+    buckets.
+    """
+
+    rule: Literal["off", "vote", "choose"] = "off"
+    # an adapter whose accuracy is lower than the best one's by more than this is undone
+    margin: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.margin < 1:
+            raise ValueError(f"margin = {self.margin} must lie in [0, 1)")
+
+    @property
+    def on(self) -> bool:
+        """Is there a vote after each round?"""
+        return self.rule != "off"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AggregationTable:
+    """How contributions become one change. Apart from the mean, each bucket of members is a sum of
+    its own.
+
+    Hazard: the coordinator sees the sums of buckets, each over fewer members than the cohort; no
+    bucket has fewer than `protection.min_cohort` members besides those that may collude
+    (`privacy.colluders`, one at least). So of a bucket it is not a third that may collude, but that
+    number.
+    """
+
+    rule: Literal["mean", "median", "trimmed-mean"] = "mean"
+    buckets: int = 1  # as many as the cohort fills, at most this
+    # trimmed-mean: values left out at each end, of the buckets' values of one coordinate
+    trim: int = 1
+
+    def __post_init__(self) -> None:
+        if (self.rule == "mean") != (self.buckets == 1):
+            raise ValueError(
+                f"rule = {self.rule!r} with buckets = {self.buckets}: the mean has 1 "
+                f"bucket, the others more"
+            )
+        if self.rule != "mean" and self.buckets < 3:
+            raise ValueError(
+                f"buckets = {self.buckets} must be at least 3: the middle of two is their mean"
+            )
+        if self.trim < 1 or (self.rule == "trimmed-mean" and 2 * self.trim >= self.buckets):
+            raise ValueError(
+                f"trim = {self.trim} at each end must be at least 1 and leave some of "
+                f"{self.buckets} buckets"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleTable:
+    """When contributions are summed."""
+
+    rounds: Literal["synchronous", "buffered"] = "synchronous"
+    buffer: int = 0  # buffered: contributions that a group waits for; 0: protection.min_cohort
+    # buffered: a contribution from an adapter more steps ago than this is dropped, and trained anew
+    max_staleness: int = 10
+    # buffered: a run to which nobody has contributed for so long gives up
+    patience_s: float = 7 * 86400.0
+
+    def __post_init__(self) -> None:
+        if self.buffer < 0 or self.max_staleness < 0:
+            raise ValueError(
+                f"buffer = {self.buffer} and max_staleness = {self.max_staleness} "
+                f"must be at least 0"
+            )
+        if not self.patience_s > 0:
+            raise ValueError(f"patience_s = {self.patience_s} must be above 0 seconds")
+
+    @property
+    def buffered(self) -> bool:
+        """Are members summed as they become ready?"""
+        return self.rounds == "buffered"
+
+    def group(self, min_cohort: int) -> int:
+        """Contributions that a group waits for: never fewer than any sum may have."""
+        return max(self.buffer, min_cohort)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CoordinatorTable:
     """Where the coordinator answers, and how a node knows it."""
 
@@ -296,28 +459,12 @@ class Policy:
             f"expires = {self.expires} must be 0 or a moment, in seconds since 1970",
         )
         require(self.version >= 1, f"version = {self.version} must be at least 1")
-        self.privacy.check(
-            self.protection.min_cohort, self.protection.min_tokens, len(self.members)
-        )
-        self.aggregation.check(self.protection.mode)
-        check_guard(self.guard, self.privacy.counts)
-        check_schedule(self)
-        told = self.recipe.download != "change" or self.protection.mode != "sealed"
-        require(
-            told,
-            'recipe.download = "change" needs mode "plain" or "masked": a sealed round '
-            "tells sums alone as it is",
-        )
+        self.privacy.check(self.protection.min_cohort, len(self.members))
+        compatibility.check(self.axes)
         require(
             not 0 < self.recipe.cohort < self.smallest_sum,
             f"recipe.cohort = {self.recipe.cohort} must be 0 (everybody who is there) or at least "
             f"{self.smallest_sum}: a sum of fewer members is never opened",
-        )
-        everybody = self.protection.key == "shared" or not self.recipe.cohort
-        require(
-            everybody,
-            'recipe.cohort must be 0 with key = "threshold": whoever is there holds '
-            "a share, and is needed",
         )
         names, keys = (
             [member.name for member in self.members],
@@ -325,7 +472,65 @@ class Policy:
         )
         require(len(set(names)) == len(names), "members: a name stands twice")
         require(len(set(keys)) == len(keys), "members: a key stands twice")
-        check_ranks(self, {member.name: member.rank for member in self.members})
+        check_ranks(self.adapter, {member.name: member.rank for member in self.members})
+
+    @property
+    def axes(self) -> Axes:
+        """What it asks for, as far as one choice may exclude another."""
+        return axes_of(self, ranked=self.ranked)
+
+    @property
+    def can(self) -> Capabilities:
+        """What its way to protect a sum can do."""
+        return CAPABILITIES[self.protection.kind]
+
+    @property
+    def ranked(self) -> bool:
+        """Do members train different ranks?"""
+        return any(0 < member.rank < self.adapter.rank for member in self.members)
+
+    def cohort_size(self, *, everybody: bool = False) -> int:
+        """How many are asked in a round."""
+        wanted = self.recipe.cohort
+        return (
+            len(self.members)
+            if everybody or not wanted
+            else max(wanted, self.protection.min_cohort)
+        )
+
+    def needed(self, asked: int = 0) -> int:
+        """Members without which nothing of a round is opened: more than two thirds of all that
+        could have been asked.
+
+        Of the drawn size, which follows from the signed file alone (`recipe.cohort`, or the whole
+        roster; buffered: the group), or of those asked, if they are more. Never of those that are
+        ready, whom the coordinator names: so two sums of one attempt would each need honest members
+        that the other needs too, as long as at most a third collude. Where the coordinator reads
+        every update there is nothing to protect, and `min_cohort` is enough.
+
+        Source: Bonawitz et al. 2017, section 6.2; the bound is `SecAggConfig.colluders`.
+        """
+        protection = self.protection
+        if self.can.server_reads_updates:
+            return protection.min_cohort
+        if self.schedule.buffered:
+            drawn = self.schedule.group(protection.min_cohort)
+        else:
+            living = sum(self.member(one.name) is not None for one in self.members)
+            drawn = min(living, self.cohort_size())
+        return max(protection.min_cohort, protection.threshold, 2 * max(drawn, asked) // 3 + 1)
+
+    def advice(self, found: int) -> str:
+        """What an owner can do whose members are rarely there, as the end of a sentence; nothing if
+        that would not help.
+        """
+        protection = self.protection
+        if self.schedule.buffered or self.can.server_reads_updates or found < protection.min_cohort:
+            return ""
+        return (
+            f" (more than two thirds of {self.cohort_size()}, from the signed file). If members "
+            "are rarely there, a lower recipe.cohort asks fewer of them at once"
+        )
 
     @property
     def followed(self) -> bool:
@@ -389,6 +594,38 @@ class Policy:
         return next(named, None)
 
 
+class Tables(Protocol):
+    """The tables that must fit each other: a federation file's, or a scenario's."""
+
+    @property
+    def protection(self) -> ProtectionTable: ...
+    @property
+    def recipe(self) -> Recipe: ...
+    @property
+    def privacy(self) -> PrivacyTable: ...
+    @property
+    def guard(self) -> GuardTable: ...
+    @property
+    def aggregation(self) -> AggregationTable: ...
+    @property
+    def schedule(self) -> ScheduleTable: ...
+
+
+def axes_of(tables: Tables, *, ranked: bool) -> Axes:
+    """What these tables ask for. Args: ranked: members train different ranks."""
+    return Axes(
+        mode=tables.protection.kind,
+        buffered=tables.schedule.buffered,
+        rule=tables.aggregation.rule,
+        cohort=tables.recipe.cohort,
+        ranked=ranked,
+        download=tables.recipe.download,
+        min_tokens=tables.protection.min_tokens,
+        counts=tables.privacy.counts,
+        guard=tables.guard.rule,
+    )
+
+
 def is_over(expires: int) -> bool:
     """Is that moment past, by this machine's clock? 0 never is. Clocks that differ differ about
     it: a round may then abort.
@@ -407,3 +644,116 @@ def canonical(table: dict[str, Any]) -> bytes:
     return json.dumps(
         table, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     ).encode("ascii")
+
+
+def check_variants(model: "ModelTable") -> None:
+    """Require different digests. Raises ValueError."""
+    digests = digests_of(model)
+    for digest in digests:
+        if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+            raise ValueError(
+                f"a variant's digest = {digest[:16]!r} must be 64 lower-case hexadecimal digits"
+            )
+    if len(set(digests)) != len(digests):
+        raise ValueError("variants: a digest stands twice, or is the model's own")
+    if len(set(names_of(model))) != len(digests):
+        raise ValueError(
+            "variants: a name stands twice, or is the model's own; give the file another name"
+        )
+
+
+def digests_of(model: "ModelTable") -> tuple[str, ...]:
+    """The model's digest, then its variants'."""
+    return model.digest, *(variant.digest for variant in model.variants)
+
+
+def names_of(model: "ModelTable") -> tuple[str, ...]:
+    """The model's name, then its variants'."""
+    return model.name, *(variant.name for variant in model.variants)
+
+
+def with_variants(model: "ModelTable", added: list[Variant]) -> list[dict[str, str]]:
+    """The list of variants with some more, as TOML's types; one of the same name is replaced."""
+    kept = {one.name: one for one in (*model.variants, *added)}
+    return [dataclasses.asdict(one) for one in kept.values()]
+
+
+def weight(staleness: int) -> float:
+    """How much a contribution counts whose adapter was `staleness` steps ago when it is summed; 1
+    if it was the newest.
+
+    Source: s(τ) = 1/√(1 + τ): Nguyen et al. 2022, "Federated learning with buffered asynchronous
+    aggregation", arXiv 2106.06639; the polynomial of Xie et al. 2019, arXiv 1903.03934, with
+    exponent 1/2.
+    """
+    if staleness < 0:
+        raise ValueError(
+            f"staleness = {staleness} must be at least 0"
+        )  # our bug: whoever reads letters has checked
+    return 1.0 / math.sqrt(1 + staleness)
+
+
+def check_ranks(adapter: AdapterTable, ranks: Mapping[str, int]) -> None:
+    """Require that members' ranks fit the adapter. Raises ValueError."""
+    for name, rank in ranks.items():
+        if not 0 <= rank <= adapter.rank:
+            raise ValueError(
+                f"members: {name} trains rank {rank}, expected 1 to {adapter.rank}; 0: the whole "
+                "adapter"
+            )
+
+
+def rank_of(policy: "Policy", name: str) -> int:
+    """Columns that a member is asked to train."""
+    found = next((member.rank for member in policy.members if member.name == name), 0)
+    return found or policy.adapter.rank
+
+
+def reached(ranks: Collection[int], least: int) -> int:
+    """The largest rank that at least `least` of these members reach; that of all of them if they
+    are fewer.
+    """
+    return sorted(ranks, reverse=True)[min(least, len(ranks)) - 1]
+
+
+def check_limit(policy: "Policy", name: str, limit: int) -> None:
+    """Require that the file asks no more of this node than its owner allows.
+
+    Args:
+        limit: `training.max_rank` of the node's configuration; 0: any.
+
+    Raises:
+        ConfigError: it does; says what the federation's owner can do.
+    """
+    asked = rank_of(policy, name)
+    if limit and asked > limit:
+        raise ConfigError(
+            f"federation {policy.name} asks rank {asked} of {name}, but training.max_rank allows "
+            f"{limit}; ask its owner for "
+            f"`quietchoir federation change FED --member-rank {name}={limit}`, or change that line "
+            f"of your configuration"
+        )
+
+
+def told_ranks(policy: "Policy") -> str | None:
+    """For people: how many train what; None where all train the whole adapter."""
+    whole, ranks = (
+        policy.adapter.rank,
+        [member.rank or policy.adapter.rank for member in policy.members],
+    )
+    if not ranks or min(ranks) == whole:
+        return None
+    classes = ", ".join(
+        f"{ranks.count(rank)} of rank {rank}" for rank in sorted(set(ranks), reverse=True)
+    )
+    least = policy.smallest_sum
+    shared = reached(ranks, least)
+    unused = (
+        (f"; columns above {shared} are trained by fewer than {least}, so by nobody")
+        if shared < whole
+        else ""
+    )
+    return (
+        f"{classes}; all send the whole vector; a column's sum is over at least {least} that "
+        f"train it{unused}"
+    )

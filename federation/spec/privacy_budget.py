@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import ConfigError
-from .policy import MAX_BITS, ProtectionTable, Recipe
-from .privacy import PrivacyTable
+from .policy import MAX_BITS, PrivacyTable, ProtectionTable, Recipe
 
 if TYPE_CHECKING:
     from ...crypto.privacy.noise import Noise

@@ -79,9 +79,8 @@ MAY_DIFFER = {
 }
 
 
-def is_known(stage: str) -> bool:
-    """Does one of the tables say what binds this stage, or why nothing need?"""
-    return stage in HASHED or stage in BOUND_LATER or stage in MAY_DIFFER
+# Stages of which one of the tables says what binds them, or why nothing need.
+KNOWN = HASHED | BOUND_LATER.keys() | MAY_DIFFER.keys()
 
 
 def of_work(stage: str, header: dict[str, Any], flat: Vector) -> bytes:

@@ -26,8 +26,8 @@ from ...crypto.secagg.masks import commit
 from ...crypto.secagg.messages import KEY_SHARE, SELF_SHARE, Revelation
 from ...crypto.secagg.session import Session
 from ...federation.aggregation import attested_sum as totals
-from ...federation.aggregation import bounds, parts
 from ...federation.aggregation import hello as greeting
+from ...federation.aggregation import parts
 from ...federation.aggregation import secagg as masked
 from ...federation.aggregation import state_transfer as handover
 from ...federation.aggregation.base import Sum
@@ -42,9 +42,7 @@ from ...federation.rounds import global_model as steps
 from ...federation.rounds.client import Party
 from ...federation.rounds.global_model import Step, name_of
 from ...federation.rounds.server import Coordinator
-from ...federation.spec.guard import AggregationTable
-from ...federation.spec.policy import Policy
-from ...federation.spec.schedule import ScheduleTable
+from ...federation.spec.policy import AggregationTable, Policy, ScheduleTable
 from ...federation.store import client_store as vault
 from ...federation.store.attempt_snapshot import Recess, freeze_attempt, thaw_attempt
 from ...federation.wire import broadcast_digest as broadcast
@@ -77,12 +75,12 @@ NO_BINDING = (
     (broadcast, "of_group", lambda *given: bytes(32)),
     (calls, "told_of", lambda *given: "00" * 32),
 )
-NO_FLOORS = ((bounds, "check", lambda *given: None), (party, "check_clipped", lambda *given: None))
+NO_FLOORS = tuple((party, one, lambda *given: None) for one in ("check_reach", "check_clipped"))
 NO_VOUCHING = ((Session, "vouchers", 0),)
 # members take its word for a sum
 NO_TAGS = tuple((one, "attested", lambda policy: False) for one in (totals, steps))
 # whatever adapter was told
-ONE_SPLIT = tuple((one, "digest_of", lambda flat: bytes(32)) for one in (party, assembly))
+ONE_SPLIT = tuple((one, "adapter_digest", lambda flat: bytes(32)) for one in (party, assembly))
 HEADER: dict[str, type] = {"kind": str, "recipient": str, **messages.FRAME}
 
 

@@ -24,11 +24,14 @@ import numpy as np
 
 from ...core.errors import DataError
 from ...core.paths import write_atomically
-from ...federation.aggregation.server_optimizer import ServerState, Vector
-from ...federation.aggregation.survivor_sets import digest_of
+from ...federation.aggregation.server_optimizer import (
+    ServerState,
+    Vector,
+    adapter_digest,
+    optimizer_of,
+)
 from ...federation.rounds.client import training_seed
 from ...federation.spec.policy import Recipe
-from ...federation.training import recipes
 from ...federation.training.learner import Counts, Learner, Trained, TrainerLearner
 from ...federation.wire.message import Place
 from ..population import PartyData, populate
@@ -194,14 +197,15 @@ def learn_together(
     Raises:
         DataError: `file` holds another adapter's rounds.
     """
-    optimizer, state, done = recipes.optimizer_of(recipe), ServerState.zeros(size), 0
+    optimizer, state, done = optimizer_of(recipe), ServerState.zeros(size), 0
     if file is not None and file.exists():
         done, state = read_start(file, size)
     for number in range(done + 1, rounds + 1):
         began, changes, losses = time.monotonic(), np.zeros(size, np.float32), []
         for name, learner in learners.items():
             trained = learner.train(
-                state.flat, training_seed(Place(NO_RUN, number, 1), digest_of(state.flat), name)
+                state.flat,
+                training_seed(Place(NO_RUN, number, 1), adapter_digest(state.flat), name),
             )
             changes += trained.flat - state.flat
             losses.append(trained.loss)

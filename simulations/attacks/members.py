@@ -22,8 +22,8 @@ from ...crypto.secagg import server
 from ...federation.adapters import registry
 from ...federation.adapters.registry import make_card
 from ...federation.aggregation import encrypted as halves
-from ...federation.aggregation.context import noise_of
 from ...federation.aggregation.secagg import MaskedParty
+from ...federation.aggregation.update import noise_of
 from ...federation.membership import invitation
 from ...federation.membership import log as chain
 from ...federation.membership.keys import load_or_create
@@ -31,7 +31,7 @@ from ...federation.membership.log import ENROLL, Chain, found, sign
 from ...federation.monitor import run_status as board
 from ...federation.monitor.run_status import Board
 from ...federation.rounds.client import Party
-from ...federation.spec.privacy import PrivacyTable
+from ...federation.spec.policy import PrivacyTable
 from ...federation.store.client_store import Vault
 from ...federation.wire import message as messages
 from ...federation.wire.link import InProcessLink

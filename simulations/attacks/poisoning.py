@@ -37,8 +37,13 @@ import numpy as np
 from ...core import log
 from ...core.errors import QuietchoirError, RoundAborted
 from ...federation.aggregation.server_optimizer import Vector
-from ...federation.spec.guard import AggregationTable, GuardTable
-from ...federation.spec.policy import AdapterTable, ProtectionTable, Recipe
+from ...federation.spec.policy import (
+    AdapterTable,
+    AggregationTable,
+    GuardTable,
+    ProtectionTable,
+    Recipe,
+)
 from ...federation.training.learner import Counts, Learner, Trained
 from ...federation.training.synthetic_task import RehearsalLearner
 from .. import machine

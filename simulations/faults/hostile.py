@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from ...federation import client_node as member
-from ...federation.aggregation.context import Terms
 from ...federation.aggregation.server_optimizer import Vector
-from ...federation.aggregation.update import Codec
+from ...federation.aggregation.update import Codec, Terms
 from ...federation.rounds.client import Party
 from ...federation.training.learner import Trained
 from ...federation.training.synthetic_task import RehearsalLearner

@@ -12,19 +12,17 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import ConfigError, MessageError, RoundAborted
-from quietchoir.federation.aggregation import base as seam
 from quietchoir.federation.aggregation import secagg as masked
-from quietchoir.federation.aggregation import survivor_sets as repeats
-from quietchoir.federation.aggregation.base import Contributors, Sum
-from quietchoir.federation.aggregation.context import Terms
+from quietchoir.federation.aggregation.base import Contributors, ServerContext, Sum
+from quietchoir.federation.aggregation.buckets import buckets
 from quietchoir.federation.aggregation.secagg import Group, MaskedCoordinator
-from quietchoir.federation.aggregation.update import Codec
+from quietchoir.federation.aggregation.server_optimizer import adapter_digest
+from quietchoir.federation.aggregation.update import Codec, Terms
 from quietchoir.federation.rounds import selection as draw
 from quietchoir.federation.rounds.client import Party, training_seed
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec import flags
-from quietchoir.federation.spec.guard import AggregationTable
-from quietchoir.federation.spec.privacy import PrivacyTable
+from quietchoir.federation.spec.policy import AggregationTable, Policy, PrivacyTable
 from quietchoir.federation.wire import broadcast_digest as broadcast
 from quietchoir.federation.wire import message as messages
 from quietchoir.federation.wire import work
@@ -73,21 +71,23 @@ class Chooser:
         """Tell these that they alone are ready; the sum over them, or over a bucket of them."""
         told = broadcast.of_work(work.TRAIN, self.order.header(), self.order.flat)
         half = MaskedCoordinator(
-            self.home.policy,
-            self.place,
+            ServerContext(
+                policy=self.home.policy,
+                place=self.place,
+                length=Codec(SIZE, self.home.policy).length,
+                counted=True,
+                told=Contributors(ready),
+                asked=len(self.order.cohort),
+                terms=Terms(told=told),
+            ),
             cohort or ready,
-            Codec(SIZE, self.home.policy).length,
-            True,
-            contributors=Contributors(ready),
-            asked=len(self.order.cohort),
-            terms=Terms(told=told),
         )
         step: tuple[str, Mapping[str, bytes]] | None = half.begin()
         while step is not None:
             for name, payload in step[1].items():
                 half.receive(name, self.ask(name, step[0], payload))
             step = half.advance()
-        return half.total()
+        return half.sums()[0]
 
 
 def as_it_was(policy: Any, asked: int = 0) -> int:
@@ -111,8 +111,7 @@ LISTS = (("ann", "ben", "eve"), ("cat", "dan", "fay"), ("gus", "hal", "ida", "jo
 def test_three_sums_over_three_three_and_four_of_ten_give_one_member_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in (draw, masked, seam):
-        monkeypatch.setattr(module, "needed", as_it_was)
+    monkeypatch.setattr(Policy, "needed", as_it_was)
     home, members, chooser = ten()
     sums = [chooser.sum(ready) for ready in LISTS]
     codec = Codec(SIZE, home.policy)
@@ -127,7 +126,7 @@ def test_three_sums_over_three_three_and_four_of_ten_give_one_member_away(
 
 def seeds_of(names: Collection[str]) -> Iterator[tuple[str, int]]:
     """What the accomplices trained with: they know."""
-    adapter = repeats.digest_of(np.zeros(SIZE, np.float32))
+    adapter = adapter_digest(np.zeros(SIZE, np.float32))
     for name in names:
         yield name, training_seed(Place(RUN, 1, 1), adapter, name)
 
@@ -152,7 +151,7 @@ def test_a_member_takes_the_threshold_from_whom_was_asked_not_from_who_is_said_t
 def test_two_sums_of_one_attempt_need_more_than_a_third_as_accomplices(roster: int) -> None:
     policy = house(roster, mode="masked").policy
     for asked in range(3, roster + 1):
-        need = draw.needed(policy, asked)
+        need = policy.needed(asked)
         everybody = max(asked, roster)
         # two sums of `need` members out of all: so many must be in both
         shared = 2 * need - everybody
@@ -170,8 +169,8 @@ def test_a_lower_cohort_in_the_signed_file_is_the_way_for_members_that_are_rarel
         draw.draw(policy, Place(RUN, 1, 1), ("ann", "ben", "cat", "dan", "eve"))
     fewer = house(10, mode="masked", recipe={"cohort": 5}).policy
     found = draw.draw(fewer, Place(RUN, 1, 1), ("ann", "ben", "cat", "dan", "eve"))
-    assert found.cohort == ("ann", "ben", "cat", "dan", "eve") and draw.needed(fewer, 5) == 4
-    assert draw.needed(fewer, 10) == 7  # where all are asked, as for a score, two thirds of all
+    assert found.cohort == ("ann", "ben", "cat", "dan", "eve") and fewer.needed(5) == 4
+    assert fewer.needed(10) == 7  # where all are asked, as for a score, two thirds of all
 
 
 @pytest.mark.parametrize(
@@ -188,9 +187,9 @@ def test_every_bucket_and_every_union_of_buckets_has_enough_besides_those_that_c
         policy.protection.min_cohort,
     )
     for seed in range(20):
-        for count in range(draw.needed(policy), members + 1):
+        for count in range(policy.needed(), members + 1):
             ready = everybody[:count]
-            split = draw.buckets(policy, bytes([seed]) * 32, ready)
+            split = buckets(policy, bytes([seed]) * 32, ready)
             for bucket in split:
                 need = Group.of(bucket, members, Contributors(ready)).threshold(policy)
                 assert floor + colluders <= need <= len(bucket) or len(split) == 1
@@ -219,7 +218,7 @@ def test_ten_members_with_two_accomplices_in_one_bucket_leave_two_that_are_not_t
     policy = house(10, mode="masked", tables=tables).policy
     everybody = tuple(sorted(one.name for one in policy.members))
     for seed in range(50):
-        for bucket in draw.buckets(policy, bytes([seed]) * 32, everybody):
+        for bucket in buckets(policy, bytes([seed]) * 32, everybody):
             need = Group.of(bucket, 10, Contributors(everybody)).threshold(policy)
             # whoever drops out, four are summed: two besides the accomplices
             assert (len(bucket), need) == (5, 4)
@@ -290,16 +289,18 @@ def test_the_total_of_tokens_tells_what_the_claims_in_clear_tell_and_no_more() -
         chooser = Chooser(home, households(home, amounts=amounts), Place(RUN, 1, 1))
         chooser.work()
         told: list[int] = []
-        original = masked.MaskedCoordinator.total
+        original = masked.MaskedCoordinator.sums
 
-        def keep(half: MaskedCoordinator, told: list[int] = told, original: Any = original) -> Sum:
+        def keep(
+            half: MaskedCoordinator, told: list[int] = told, original: Any = original
+        ) -> tuple[Sum, ...]:
             assert half.server.result is not None
             told.append(half.server.result.tokens)
-            found: Sum = original(half)
+            found: tuple[Sum, ...] = original(half)
             return found
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(masked.MaskedCoordinator, "total", keep)
+            patch.setattr(masked.MaskedCoordinator, "sums", keep)
             chooser.sum(tuple(sorted(home.members)))
         totals += told
     assert unit == 100 and totals == [2000, 2000, 2000]

@@ -22,7 +22,7 @@ from quietchoir.federation.rounds import client_model as recall
 from quietchoir.federation.rounds.buffered_server import BufferedCoordinator, coordinator_of
 from quietchoir.federation.rounds.client import Party
 from quietchoir.federation.rounds.server import Coordinator
-from quietchoir.federation.spec.schedule import ScheduleTable
+from quietchoir.federation.spec.policy import ScheduleTable
 from quietchoir.federation.wire import broadcast_digest as broadcast
 from quietchoir.federation.wire import calls, work
 from quietchoir.federation.wire import message as messages
@@ -237,7 +237,7 @@ def test_every_stage_is_in_exactly_one_table() -> None:
     )
     assert sorted(stages) == sorted(stage for table in tables for stage in table)
     assert {"kind", "recipient", *messages.FRAME} - {"recipient"} == set(broadcast.OWN)
-    assert not broadcast.is_known("confess")
+    assert "confess" not in broadcast.KNOWN
 
 
 def test_every_field_of_work_and_of_a_group_changes_the_digest() -> None:

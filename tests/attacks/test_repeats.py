@@ -20,7 +20,7 @@ from quietchoir.federation.rounds import client as party_module
 from quietchoir.federation.rounds.attempt import Answers, Assembly
 from quietchoir.federation.rounds.client import Party, training_seed
 from quietchoir.federation.rounds.server import Coordinator
-from quietchoir.federation.spec.guard import AggregationTable, GuardTable
+from quietchoir.federation.spec.policy import AggregationTable, GuardTable
 from quietchoir.federation.store.checkpoint import Store
 from quietchoir.federation.wire import message as messages
 from quietchoir.federation.wire import work

@@ -219,16 +219,16 @@ def test_a_whole_adapter_does_not_take_the_place_of_one_that_was_followed() -> N
 
 def false_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     """The coordinator says another sum than the one that was opened, and steps from it itself."""
-    honest = MaskedCoordinator.total
+    honest = MaskedCoordinator.sums
 
-    def total(self: MaskedCoordinator) -> Sum:
-        true = honest(self)
+    def sums(self: MaskedCoordinator) -> tuple[Sum]:
+        (true,) = honest(self)
         whole = true.total.copy()
         # within the file's ranges
         whole[: self.config.length - 50] += np.arange(self.config.length - 50) % 7
-        return dataclasses.replace(true, total=whole, packed=None)
+        return (dataclasses.replace(true, total=whole, packed=None),)
 
-    monkeypatch.setattr(MaskedCoordinator, "total", total)
+    monkeypatch.setattr(MaskedCoordinator, "sums", sums)
 
 
 @pytest.mark.parametrize("signed", [False, True])

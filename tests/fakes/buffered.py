@@ -13,7 +13,7 @@ from quietchoir.federation.rounds.buffered_server import BufferedCoordinator
 from quietchoir.federation.rounds.client import Party
 from quietchoir.federation.rounds.contribution_buffer import Drawer
 from quietchoir.federation.rounds.global_model import origin_of
-from quietchoir.federation.spec.schedule import ScheduleTable
+from quietchoir.federation.spec.policy import ScheduleTable
 from quietchoir.federation.store.ledger import Ledger
 from quietchoir.federation.wire import calls, work
 from quietchoir.federation.wire import message as messages

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from quietchoir.federation.aggregation import bounds
 from quietchoir.federation.rounds import client as party
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.training.learner import Counts, Trained
@@ -74,7 +73,7 @@ def without_floors(monkeypatch: Any) -> None:
     """Members take adapters that no round can have made, and send updates that are cut all over:
     other guards' work.
     """
-    monkeypatch.setattr(bounds, "check", lambda *given: None)
+    monkeypatch.setattr(party, "check_reach", lambda *given: None)
     monkeypatch.setattr(party, "check_clipped", lambda *given: None)
 
 

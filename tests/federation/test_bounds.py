@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from quietchoir.core.config import ConsentConfig
 from quietchoir.core.errors import DataError, MessageError, RoundAborted
-from quietchoir.federation.aggregation import bounds
-from quietchoir.federation.aggregation.context import noise_of
-from quietchoir.federation.aggregation.server_optimizer import ServerState
-from quietchoir.federation.spec.policy import Recipe
-from quietchoir.federation.spec.privacy import PrivacyTable
-from quietchoir.federation.training.recipes import optimizer_of
+from quietchoir.federation.aggregation.server_optimizer import (
+    ServerState,
+    check_reach,
+    optimizer_of,
+)
+from quietchoir.federation.aggregation.update import noise_of
+from quietchoir.federation.spec.policy import PrivacyTable, Recipe
 from quietchoir.federation.wire import work
 from quietchoir.tests.fakes.buffered import buffered, run_of
 from quietchoir.tests.fakes.federation import ANY_MODE, FixedLearner, coordinator, house, parties
@@ -44,7 +45,7 @@ def test_no_run_leaves_its_bounds(
     state, server = ServerState.zeros(2), optimizer_of(recipe)
     for rounds, sign in enumerate(signs, start=1):
         state = server.step(state, np.array([sign * 0.2, 0.2], np.float32))
-        bounds.check(recipe, state, rounds, 0.2)
+        check_reach(recipe, state, rounds, 0.2)
 
 
 @pytest.mark.parametrize("optimizer", ["fedavg", "fedavgm"])
@@ -55,13 +56,13 @@ def test_the_bound_is_reached_by_a_cohort_that_always_moves_as_far_as_it_may(
     state, server = ServerState.zeros(1), optimizer_of(recipe)
     for _ in range(20):
         state = server.step(state, np.array([0.2], np.float32))
-    bounds.check(recipe, state, 20, 0.2)
+    check_reach(recipe, state, 20, 0.2)
     with pytest.raises(MessageError, match="20 rounds of this federation"):
-        bounds.check(recipe, state.flat * np.float32(1.01), 20, 0.2)
+        check_reach(recipe, state.flat * np.float32(1.01), 20, 0.2)
     with pytest.raises(
         MessageError, match="80 rounds of this federation"
     ):  # whatever round a letter claims
-        bounds.check(recipe, np.full(1, 1e6, np.float32), 10**9, 0.2)
+        check_reach(recipe, np.full(1, 1e6, np.float32), 10**9, 0.2)
 
 
 def test_a_mean_with_noise_is_no_longer_than_what_it_may_be() -> None:

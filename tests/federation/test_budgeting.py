@@ -16,8 +16,7 @@ from quietchoir.crypto.privacy.noise import Noise
 from quietchoir.federation.membership import roster
 from quietchoir.federation.rounds.privacy_accountant import Purse
 from quietchoir.federation.spec import privacy_budget as budgeting
-from quietchoir.federation.spec.policy import ProtectionTable, Recipe
-from quietchoir.federation.spec.privacy import PrivacyTable
+from quietchoir.federation.spec.policy import PrivacyTable, ProtectionTable, Recipe
 from quietchoir.federation.spec.privacy_budget import budgeted, rounded_up
 from quietchoir.federation.wire.message import Place
 from quietchoir.tests.fakes.federation import DIGEST, house

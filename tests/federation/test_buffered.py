@@ -15,9 +15,7 @@ from quietchoir.federation.rounds.buffered_server import BufferedCoordinator, co
 from quietchoir.federation.rounds.contribution_buffer import Drawer
 from quietchoir.federation.rounds.privacy_accountant import Purse, Purses, check_books
 from quietchoir.federation.rounds.server import Coordinator
-from quietchoir.federation.spec.guard import AggregationTable, GuardTable
-from quietchoir.federation.spec.privacy import PrivacyTable
-from quietchoir.federation.spec.schedule import weight
+from quietchoir.federation.spec.policy import AggregationTable, GuardTable, PrivacyTable, weight
 from quietchoir.federation.store.checkpoint import Store
 from quietchoir.federation.training.learner import Counts
 from quietchoir.federation.training.synthetic_task import RehearsalLearner

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import CryptoError, MessageError, QuietchoirError, RoundAborted
-from quietchoir.federation.aggregation.base import Contributors
-from quietchoir.federation.aggregation.context import Terms
+from quietchoir.federation.aggregation.base import Contributors, ServerContext
 from quietchoir.federation.aggregation.secagg import MaskedCoordinator
-from quietchoir.federation.aggregation.update import Codec
+from quietchoir.federation.aggregation.update import Codec, Terms
 from quietchoir.federation.rounds.client import Party
 from quietchoir.federation.rounds.contribution_buffer import FILE, Contribution, Drawer
 from quietchoir.federation.wire import calls, work
@@ -229,9 +228,17 @@ class Sly:
         """
         policy, done = self.home.policy, list[str]()
         half = MaskedCoordinator(
-            policy, self.place, names, Codec(SIZE, policy).length, True,
-            contributors=Contributors(names), asked=len(names), terms=Terms(told=told),
-        )  # fmt: skip
+            ServerContext(
+                policy=policy,
+                place=self.place,
+                length=Codec(SIZE, policy).length,
+                counted=True,
+                told=Contributors(names),
+                asked=len(names),
+                terms=Terms(told=told),
+            ),
+            names,
+        )
         step = half.begin()
         while True:
             stage, payloads = step

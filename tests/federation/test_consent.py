@@ -12,7 +12,7 @@ from quietchoir.core.config import ConsentConfig
 from quietchoir.core.errors import ConfigError
 from quietchoir.federation import costs
 from quietchoir.federation.membership.consent import check_consent, check_upload
-from quietchoir.federation.spec.privacy import PrivacyTable
+from quietchoir.federation.spec.policy import PrivacyTable
 from quietchoir.federation.training.learner import Trained
 from quietchoir.tests.fakes.federation import FixedLearner, coordinator, house, parties
 

@@ -7,8 +7,9 @@ from itertools import pairwise
 import pytest
 
 from quietchoir.core.errors import MessageError, RoundAborted
-from quietchoir.federation.rounds.selection import Draw, buckets, check, draw, ranking
-from quietchoir.federation.spec.guard import AggregationTable
+from quietchoir.federation.aggregation.buckets import buckets
+from quietchoir.federation.rounds.selection import Draw, check, draw, ranking
+from quietchoir.federation.spec.policy import AggregationTable
 from quietchoir.federation.wire.message import Place
 from quietchoir.tests.fakes.federation import SilentLink, coordinator, house, parties
 

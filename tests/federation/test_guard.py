@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import MessageError, RoundAborted
-from quietchoir.federation.aggregation.context import noise_of
-from quietchoir.federation.aggregation.update import Statistics
+from quietchoir.federation.aggregation.update import Statistics, noise_of
 from quietchoir.federation.rounds.validation import best_of, judge
-from quietchoir.federation.spec.guard import AggregationTable, GuardTable
-from quietchoir.federation.spec.privacy import PrivacyTable
+from quietchoir.federation.spec.policy import AggregationTable, GuardTable, PrivacyTable
 from quietchoir.federation.store.checkpoint import Store
 from quietchoir.federation.training.learner import Counts, Trained
 from quietchoir.federation.wire import message as messages

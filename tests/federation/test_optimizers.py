@@ -12,11 +12,11 @@ from quietchoir.federation.aggregation.server_optimizer import (
     FedAvgM,
     ServerState,
     combine,
+    optimizer_of,
 )
 from quietchoir.federation.spec.policy import Recipe
 from quietchoir.federation.store.checkpoint import Store
 from quietchoir.federation.training.learner import Trained
-from quietchoir.federation.training.recipes import optimizer_of
 from quietchoir.federation.training.synthetic_task import RehearsalLearner
 from quietchoir.tests.fakes.federation import FixedLearner, coordinator, house, parties
 from quietchoir.tests.fakes.sealed import LocalDesk, adapter_of, sealed_parties

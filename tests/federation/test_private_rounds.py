@@ -14,11 +14,9 @@ import pytest
 
 from quietchoir.core.errors import BudgetError, ConfigError, MessageError, RoundAborted
 from quietchoir.crypto.privacy.accountant import compose
-from quietchoir.federation.aggregation.context import Terms, noise_of, seed_of
-from quietchoir.federation.aggregation.update import Codec, Statistics
+from quietchoir.federation.aggregation.update import Codec, Statistics, Terms, noise_of, seed_of
 from quietchoir.federation.rounds.privacy_accountant import Purse
-from quietchoir.federation.spec.guard import GuardTable
-from quietchoir.federation.spec.privacy import PrivacyTable
+from quietchoir.federation.spec.policy import GuardTable, PrivacyTable
 from quietchoir.federation.store.checkpoint import Store
 from quietchoir.federation.training.synthetic_task import RehearsalLearner
 from quietchoir.federation.wire import message as messages

@@ -9,9 +9,8 @@ import pytest
 
 from quietchoir.core.errors import MessageError, RoundAborted
 from quietchoir.core.models.lora.adapter import Layout
-from quietchoir.federation.aggregation.context import Terms
 from quietchoir.federation.aggregation.ranges import read_spans, spans, tensor_stops
-from quietchoir.federation.aggregation.update import Codec, Statistics
+from quietchoir.federation.aggregation.update import Codec, Statistics, Terms
 from quietchoir.federation.rounds.attempt import Assembly
 from quietchoir.federation.spec.policy import AdapterTable
 from quietchoir.federation.training.learner import Trained

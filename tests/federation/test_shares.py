@@ -12,16 +12,21 @@ import pytest
 from quietchoir.core.errors import ConfigError, MessageError, RoundAborted
 from quietchoir.crypto.secagg import SecAggServer
 from quietchoir.federation.aggregation.base import Contributors
-from quietchoir.federation.aggregation.context import noise_of
+from quietchoir.federation.aggregation.buckets import buckets
 from quietchoir.federation.aggregation.rank_masks import Shares, shares_of
 from quietchoir.federation.aggregation.secagg import Group, agree
+from quietchoir.federation.aggregation.update import noise_of
 from quietchoir.federation.rounds.global_model import origin_of
-from quietchoir.federation.rounds.selection import buckets
-from quietchoir.federation.spec.guard import AggregationTable
-from quietchoir.federation.spec.policy import AdapterTable, Policy
-from quietchoir.federation.spec.privacy import PrivacyTable
-from quietchoir.federation.spec.ranks import check_limit, reached, told_ranks
-from quietchoir.federation.spec.schedule import ScheduleTable
+from quietchoir.federation.spec.policy import (
+    AdapterTable,
+    AggregationTable,
+    Policy,
+    PrivacyTable,
+    ScheduleTable,
+    check_limit,
+    reached,
+    told_ranks,
+)
 from quietchoir.federation.wire import message as messages
 from quietchoir.federation.wire import work
 from quietchoir.federation.wire.message import Place

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from quietchoir.federation.spec.guard import GuardTable
-from quietchoir.federation.spec.privacy import PrivacyTable
+from quietchoir.federation.spec.policy import GuardTable, PrivacyTable
 from quietchoir.simulations.choir import PATIENCE_S, Choir, Plan
 from quietchoir.simulations.faults.hostile import POISONED
 from quietchoir.simulations.processes import Child, Stage

@@ -24,8 +24,7 @@ from quietchoir.federation.rounds.client import Party
 from quietchoir.federation.rounds.client_model import LACKS, LackingError, Memory, Recall
 from quietchoir.federation.rounds.global_model import MAX_STEPS, Step, Stepping, name_of, origin_of
 from quietchoir.federation.rounds.server import Coordinator
-from quietchoir.federation.spec.guard import AggregationTable, GuardTable
-from quietchoir.federation.spec.privacy import PrivacyTable
+from quietchoir.federation.spec.policy import AggregationTable, GuardTable, PrivacyTable
 from quietchoir.federation.store.checkpoint import Store
 from quietchoir.federation.store.ledger import StaleError
 from quietchoir.federation.training.learner import Counts, Trained

@@ -31,8 +31,7 @@ from quietchoir.federation.membership import roster
 from quietchoir.federation.membership.log import found
 from quietchoir.federation.model_files import PLACES_FILE, remember, resident, variant_given
 from quietchoir.federation.server_node import keeper
-from quietchoir.federation.spec.policy import AdapterTable, ModelTable
-from quietchoir.federation.spec.variants import Variant, names_of
+from quietchoir.federation.spec.policy import AdapterTable, ModelTable, Variant, names_of
 from quietchoir.federation.training.learner import TrainerLearner
 from quietchoir.node import RegistryStore
 from quietchoir.tests.fakes.federation import House, coordinator, house, parties

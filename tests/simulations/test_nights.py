@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import ConfigError
-from quietchoir.federation.spec.schedule import ScheduleTable
+from quietchoir.federation.spec.policy import ScheduleTable
 from quietchoir.simulations import pace
 from quietchoir.simulations.nights import Sleeper
 from quietchoir.simulations.scenario import Nights, Scenario, load

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quietchoir.federation.spec.guard import GuardTable
+from quietchoir.federation.spec.policy import GuardTable
 from quietchoir.federation.training.learner import Counts, Trained
 from quietchoir.simulations.attacks import poisoning
 from quietchoir.simulations.attacks.findings import Findings

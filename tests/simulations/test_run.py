@@ -10,9 +10,13 @@ from rich.console import Console
 
 from quietchoir.core.errors import ConfigError, RoundAborted
 from quietchoir.federation.rounds.report import RunReport
-from quietchoir.federation.spec.guard import GuardTable
-from quietchoir.federation.spec.policy import AdapterTable, ProtectionTable, Recipe
-from quietchoir.federation.spec.privacy import PrivacyTable
+from quietchoir.federation.spec.policy import (
+    AdapterTable,
+    GuardTable,
+    PrivacyTable,
+    ProtectionTable,
+    Recipe,
+)
 from quietchoir.simulations import report
 from quietchoir.simulations.compare import Comparison, summarize
 from quietchoir.simulations.population import populate

@@ -13,7 +13,6 @@ from typing import Any
 from ....core.errors import ConfigError, MessageError
 from ....crypto.experimental.threshold import Plan
 from ....crypto.identity.keys import PublicIdentity, digest
-from ...rounds import selection as draw
 from ...spec.policy import Policy, canonical
 from ...wire.message import Place
 
@@ -36,7 +35,7 @@ def needed(policy: Policy, members: int) -> int:
     """Members of a circle without whom no round can end: also those that any sum of the
     federation needs.
     """
-    return max(openers(policy, members), draw.needed(policy))
+    return max(openers(policy, members), policy.needed())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +99,7 @@ class Circle:
             if found is None:
                 raise MessageError(f"{name!r} is not in the roster; its circle is refused")
             members[name] = PublicIdentity(bytes.fromhex(found.key))
-        n, floor = len(members), needed(policy, len(members))
+        n, floor = len(members), policy.needed(len(members))
         if n < floor:  # the member's own floors, never the coordinator's word
             raise MessageError(
                 f"a circle of {n} members, the federation's file asks for {floor}; refused"

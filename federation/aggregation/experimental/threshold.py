@@ -39,18 +39,16 @@ from ....crypto.experimental.threshold import (
     request,
     together,
 )
-from ....crypto.he.encrypted_ring import HEAD_BYTES, Desk, SealedRing
+from ....crypto.he.encrypted_ring import HEAD_BYTES, SealedRing
 from ....crypto.ring import BitRing
 from ....crypto.secagg import SecAggConfig
 from ...spec.policy import Policy
-from ...wire.message import Place
 from .. import parts
 from .. import secagg as masked
-from ..base import SAMPLE, Contributors, PartyContext, Values, describe
-from ..context import Terms
+from ..base import PartyContext, ServerContext, Values
 from ..encrypted import WITNESS, SealedCoordinator, SealedParty, counters, make_ring
-from ..setup import Common
 from ..state_transfer import SAYS
+from ..update import SAMPLE, describe
 from .dkg_client import REQUEST, named
 from .key_group import Circle, round_number
 
@@ -162,37 +160,14 @@ class JointCoordinator(SealedCoordinator):
         MessageError: the circle that members named cannot be one of this federation's.
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        place: Place,
-        cohort: tuple[str, ...],
-        length: int,
-        counted: bool,
-        common: Common,
-        desk: Desk,
-        *,
-        contributors: Contributors,
-        asked: int,
-        terms: Terms,
-    ) -> None:
-        size = length - counters(policy)
-        self.plan = Circle.decode(common.circle).plan(policy, size) if size else None
+    def __init__(self, context: ServerContext, cohort: tuple[str, ...]) -> None:
+        assert context.common is not None  # our bug: nobody mustered
+        policy, size = context.policy, context.length - counters(context.policy)
+        self.plan = Circle.decode(context.common.circle).plan(policy, size) if size else None
         self.request, self.requests, self.applying = b"", 0, False
         self.parts: dict[str, bytes] = {}
         self.here: set[str] = set()  # answered the last request
-        super().__init__(
-            policy,
-            place,
-            cohort,
-            length,
-            counted,
-            common,
-            desk,
-            contributors=contributors,
-            asked=asked,
-            terms=terms,
-        )
+        super().__init__(context, cohort)
 
     def ring(self, config: SecAggConfig) -> SealedRing:
         """The members' ring, without any secret."""

@@ -1,0 +1,186 @@
+"""What each way to protect a sum can do, and which combinations of modes there are.
+
+Knows one line of capabilities for each mode and one rule for each pair that does not go together.
+Knows nothing of tables, files or rounds: whoever has tables says by `Axes` what they ask for.
+Always: every refusal of a combination stands here and follows from a capability; a rule whose
+`nature` is empty is not true of the thing, only of this version.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What one mode can do."""
+
+    server_reads_updates: bool = False  # of single members: nothing is masked
+    server_reads_sum: bool = True
+    model_held_by: Literal["server", "members"] = "server"
+    needs_all_online: bool = False  # to open a sum: whoever is away is missed
+    sums_per_round: Literal["one", "many"] = "many"
+    snapshot: bool = True  # a member's process may end between two stages
+    # what a value of an upload is: `..costs` counts its bytes
+    wire_cost: Literal["word", "ring element", "ciphertext", "polynomial"] = "ring element"
+
+
+CAPABILITIES = {
+    "plain": Capabilities(server_reads_updates=True, wire_cost="word"),
+    "masked": Capabilities(),
+    "sealed": Capabilities(
+        server_reads_sum=False,
+        model_held_by="members",
+        sums_per_round="one",
+        snapshot=False,
+        wire_cost="ciphertext",
+    ),
+    "threshold": Capabilities(
+        server_reads_sum=False,
+        model_held_by="members",
+        needs_all_online=True,
+        sums_per_round="one",
+        snapshot=False,
+        wire_cost="polynomial",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axes:
+    """What a federation asks for, as far as one choice may exclude another."""
+
+    mode: str = "masked"  # a key of CAPABILITIES
+    buffered: bool = False
+    rule: str = "mean"  # of aggregation: all but the mean have buckets
+    cohort: int = 0  # members drawn for a round; 0: all
+    ranked: bool = False  # members train different ranks
+    download: str = "auto"
+    min_tokens: int = 0
+    counts: bool = True  # counters travel beside the update
+    guard: str = "off"
+    engines: bool = False  # Flower's own carry the letters
+
+    @property
+    def can(self) -> Capabilities:
+        """What its mode can do."""
+        return CAPABILITIES[self.mode]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One pair that does not go together."""
+
+    meets: Callable[[Axes], bool]
+    sentence: Callable[[Axes], str]
+    nature: str = ""  # what forbids it; empty: nothing does, it is not built
+
+
+RULES = (
+    Rule(
+        lambda axes: axes.buffered and axes.can.model_held_by == "members",
+        lambda axes: (
+            'schedule.rounds = "buffered" needs protection.mode "plain" or "masked": in sealed '
+            "mode all members step together"
+        ),
+        nature="who holds the model must be there when it steps, and a buffered group is not "
+        "everybody",
+    ),
+    Rule(
+        lambda axes: axes.can.needs_all_online and axes.cohort > 0,
+        lambda axes: (
+            'recipe.cohort must be 0 with key = "threshold": whoever is there holds a share, and '
+            "is needed"
+        ),
+        nature="a key in shares opens with those that hold them, not with a drawn few",
+    ),
+    Rule(
+        lambda axes: axes.buffered and axes.cohort > 0,
+        lambda axes: (
+            'schedule.rounds = "buffered" draws nobody: set recipe.cohort = 0, found '
+            f"{axes.cohort}; schedule.buffer says how many are summed"
+        ),
+        nature="who comes to a buffered sum follows from who is ready, so nobody is drawn",
+    ),
+    Rule(
+        lambda axes: axes.ranked and axes.min_tokens > 0,
+        lambda axes: (
+            "members of different ranks need protection.min_tokens = 0: it counts the tokens "
+            "behind a whole sum, not behind the columns that only some members train"
+        ),
+        nature="a token count is of a whole sum, and a column's sum is of a part of its members",
+    ),
+    Rule(
+        lambda axes: not axes.counts and axes.min_tokens > 0,
+        lambda axes: (
+            'privacy.counters = "none" sends no token counts; set protection.min_tokens = 0, or '
+            'counters = "exact"'
+        ),
+        nature="a floor on counts needs counts",
+    ),
+    Rule(
+        lambda axes: axes.guard != "off" and not axes.counts,
+        lambda axes: (
+            f'guard.rule = "{axes.guard}" needs privacy.counters = "exact": votes are counters'
+        ),
+        nature="votes are counters",
+    ),
+    Rule(
+        lambda axes: axes.rule != "mean" and axes.can.sums_per_round == "one",
+        lambda axes: (
+            f'aggregation.rule = {axes.rule!r} needs mode "plain" or "masked": a sealed round has '
+            "one sum"
+        ),
+    ),
+    Rule(
+        lambda axes: axes.buffered and axes.rule != "mean",
+        lambda axes: (
+            f'schedule.rounds = "buffered" needs aggregation.rule = "mean", found {axes.rule!r}: a '
+            "group is one sum"
+        ),
+    ),
+    Rule(
+        lambda axes: axes.buffered and axes.ranked,
+        lambda axes: (
+            'members of different ranks need schedule.rounds = "synchronous": who is in a buffered '
+            "sum, and with it how many train a column, is known only after the training"
+        ),
+    ),
+    Rule(
+        lambda axes: axes.download == "change" and axes.can.model_held_by == "members",
+        lambda axes: (
+            'recipe.download = "change" needs mode "plain" or "masked": a sealed round tells sums '
+            "alone as it is"
+        ),
+    ),
+    Rule(
+        lambda axes: axes.engines and axes.buffered,
+        lambda axes: (
+            "it sums members as they become ready, which Flower's own engines cannot wait for; run "
+            "it with `quietchoir coordinate` and `join`, or take synchronous rounds"
+        ),
+    ),
+    Rule(
+        lambda axes: axes.engines and not axes.can.snapshot,
+        lambda axes: (
+            "it is sealed: its members hold a key and a worker for ciphertexts from letter to "
+            "letter, which Flower's own engines do not keep; run it with `quietchoir coordinate` "
+            "and `join`, or take mode masked"
+        ),
+    ),
+)
+
+
+def refused(axes: Axes) -> Rule | None:
+    """The first rule against a combination; None if it works."""
+    return next((rule for rule in RULES if rule.meets(axes)), None)
+
+
+def check(axes: Axes) -> None:
+    """Require a combination that there is.
+
+    Raises:
+        ValueError: there is none; with the sentence that says why.
+    """
+    if (rule := refused(axes)) is not None:
+        raise ValueError(rule.sentence(axes))
