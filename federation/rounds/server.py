@@ -147,8 +147,8 @@ class Coordinator:
             RoundAborted: as `run`.
         """
         stopped = ""
-        if (words := told_buckets(self.policy)) is not None:
-            self.on_event({"event": "buckets", "price": words})
+        if self.policy.aggregation.buckets > 1:
+            self.on_event({"event": "buckets", "price": told_buckets(self.policy)})
         try:
             self.learn(goal)
         # an end like any other: what was learned until here is delivered
@@ -316,7 +316,7 @@ class Coordinator:
             "rounds": self.state.round,
             "run": self.state.run,
         }
-        if (spent := self.purse.spent()) is not None:
+        if (spent := self.spent()) is not None:
             evaluation |= {"privacy": spent, "epsilon": spent["epsilon"], "delta": spent["delta"]}
         name, card = "", ""
         if self.sealed:  # the adapter is the members', each signs its own card
@@ -419,6 +419,10 @@ class Coordinator:
             recipe.evaluate_every > 0 and self.state.round % recipe.evaluate_every == 0
         )
 
+    def spent(self) -> dict[str, object] | None:
+        """What the run has cost in privacy, and how that was counted; None without noise."""
+        return self.purse.spent() if self.policy.privacy.on else None
+
     def report(self, seconds: float, stopped: str) -> RunReport:
         """The run so far."""
         accuracy, sent = summary(list(self.state.history))
@@ -438,6 +442,6 @@ class Coordinator:
             aborted=self.aborted,
             history=list(self.state.history),
             held=self.held,
-            privacy=self.purse.spent(),
+            privacy=self.spent(),
             stopped=stopped,
         )

@@ -68,7 +68,7 @@ class Axes:
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class Exclusion:
     """One pair that does not go together."""
 
     meets: Callable[[Axes], bool]
@@ -77,7 +77,7 @@ class Rule:
 
 
 RULES = (
-    Rule(
+    Exclusion(
         lambda axes: axes.buffered and axes.can.model_held_by == "members",
         lambda axes: (
             'schedule.rounds = "buffered" needs protection.mode "plain" or "masked": in sealed '
@@ -86,7 +86,7 @@ RULES = (
         nature="who holds the model must be there when it steps, and a buffered group is not "
         "everybody",
     ),
-    Rule(
+    Exclusion(
         lambda axes: axes.can.needs_all_online and axes.cohort > 0,
         lambda axes: (
             'recipe.cohort must be 0 with key = "threshold": whoever is there holds a share, and '
@@ -94,7 +94,7 @@ RULES = (
         ),
         nature="a key in shares opens with those that hold them, not with a drawn few",
     ),
-    Rule(
+    Exclusion(
         lambda axes: axes.buffered and axes.cohort > 0,
         lambda axes: (
             'schedule.rounds = "buffered" draws nobody: set recipe.cohort = 0, found '
@@ -102,7 +102,7 @@ RULES = (
         ),
         nature="who comes to a buffered sum follows from who is ready, so nobody is drawn",
     ),
-    Rule(
+    Exclusion(
         lambda axes: axes.ranked and axes.min_tokens > 0,
         lambda axes: (
             "members of different ranks need protection.min_tokens = 0: it counts the tokens "
@@ -110,7 +110,7 @@ RULES = (
         ),
         nature="a token count is of a whole sum, and a column's sum is of a part of its members",
     ),
-    Rule(
+    Exclusion(
         lambda axes: not axes.counts and axes.min_tokens > 0,
         lambda axes: (
             'privacy.counters = "none" sends no token counts; set protection.min_tokens = 0, or '
@@ -118,49 +118,49 @@ RULES = (
         ),
         nature="a floor on counts needs counts",
     ),
-    Rule(
+    Exclusion(
         lambda axes: axes.guard != "off" and not axes.counts,
         lambda axes: (
             f'guard.rule = "{axes.guard}" needs privacy.counters = "exact": votes are counters'
         ),
         nature="votes are counters",
     ),
-    Rule(
+    Exclusion(
         lambda axes: axes.rule != "mean" and axes.can.sums_per_round == "one",
         lambda axes: (
             f'aggregation.rule = {axes.rule!r} needs mode "plain" or "masked": a sealed round has '
             "one sum"
         ),
     ),
-    Rule(
+    Exclusion(
         lambda axes: axes.buffered and axes.rule != "mean",
         lambda axes: (
             f'schedule.rounds = "buffered" needs aggregation.rule = "mean", found {axes.rule!r}: a '
             "group is one sum"
         ),
     ),
-    Rule(
+    Exclusion(
         lambda axes: axes.buffered and axes.ranked,
         lambda axes: (
             'members of different ranks need schedule.rounds = "synchronous": who is in a buffered '
             "sum, and with it how many train a column, is known only after the training"
         ),
     ),
-    Rule(
+    Exclusion(
         lambda axes: axes.download == "change" and axes.can.model_held_by == "members",
         lambda axes: (
             'recipe.download = "change" needs mode "plain" or "masked": a sealed round tells sums '
             "alone as it is"
         ),
     ),
-    Rule(
+    Exclusion(
         lambda axes: axes.engines and axes.buffered,
         lambda axes: (
             "it sums members as they become ready, which Flower's own engines cannot wait for; run "
             "it with `quietchoir coordinate` and `join`, or take synchronous rounds"
         ),
     ),
-    Rule(
+    Exclusion(
         lambda axes: axes.engines and not axes.can.snapshot,
         lambda axes: (
             "it is sealed: its members hold a key and a worker for ciphertexts from letter to "
@@ -171,7 +171,7 @@ RULES = (
 )
 
 
-def refused(axes: Axes) -> Rule | None:
+def refused(axes: Axes) -> Exclusion | None:
     """The first rule against a combination; None if it works."""
     return next((rule for rule in RULES if rule.meets(axes)), None)
 
