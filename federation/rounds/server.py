@@ -316,7 +316,7 @@ class Coordinator:
             "rounds": self.state.round,
             "run": self.state.run,
         }
-        if (spent := self.spent()) is not None:
+        if (spent := self.privacy_spent()) is not None:
             evaluation |= {"privacy": spent, "epsilon": spent["epsilon"], "delta": spent["delta"]}
         name, card = "", ""
         if self.sealed:  # the adapter is the members', each signs its own card
@@ -419,7 +419,7 @@ class Coordinator:
             recipe.evaluate_every > 0 and self.state.round % recipe.evaluate_every == 0
         )
 
-    def spent(self) -> dict[str, object] | None:
+    def privacy_spent(self) -> dict[str, object] | None:
         """What the run has cost in privacy, and how that was counted; None without noise."""
         return self.purse.spent() if self.policy.privacy.on else None
 
@@ -442,6 +442,6 @@ class Coordinator:
             aborted=self.aborted,
             history=list(self.state.history),
             held=self.held,
-            privacy=self.spent(),
+            privacy=self.privacy_spent(),
             stopped=stopped,
         )
