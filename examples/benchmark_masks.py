@@ -7,6 +7,8 @@ not seconds on the wall; the two arms take turns; median and spread.
 """
 
 import sys
+from functools import partial
+from typing import Literal
 
 from quietchoir.federation.spec.policy import ProtectionTable, Recipe
 from quietchoir.simulations import machine
@@ -15,7 +17,7 @@ from quietchoir.simulations.run import simulate
 from quietchoir.simulations.scenario import Population, Scenario
 
 
-def rounds(mode: str, members: int, values: int) -> Scenario:
+def rounds(mode: Literal["plain", "masked"], members: int, values: int) -> Scenario:
     """Three rounds of a rehearsal in this mode."""
     return Scenario(
         name=f"{mode}-rounds",
@@ -28,8 +30,10 @@ def rounds(mode: str, members: int, values: int) -> Scenario:
 if __name__ == "__main__":
     members, values, repeats = (*map(int, sys.argv[1:]), *(4, 20_000, 5)[len(sys.argv) - 1 :])
     print(f"{machine.line()}\n{members} members, {values} values, {repeats} repeats of 3 rounds")
-    plays = {mode: rounds(mode, members, values) for mode in ("plain", "masked")}
-    arms = {mode: Arm(lambda play=play: simulate(play, None)) for mode, play in plays.items()}
+    arms = {
+        "plain": Arm(partial(simulate, rounds("plain", members, values), None)),
+        "masked": Arm(partial(simulate, rounds("masked", members, values), None)),
+    }
     for mode, sample in interleaved(arms, repeats).items():
         fastest, slowest = sample.spread
         print(f"{mode:>7}  {sample.median:.3f} s  ({fastest:.3f} to {slowest:.3f})")
