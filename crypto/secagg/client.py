@@ -25,10 +25,22 @@ from ..ring import Lifted, Ring
 from . import tag
 from .graph import Graph
 from .ledger import Ledger
-from .lists import BoxList, KeyList, SignatureList, SurvivorList, shared_view
-from .masks import commit, mask_pair, mask_self
-from .messages import KEY_SHARE, SELF_SHARE, Agreement, KeyCard, Parcel, Receipt, Revelation, Upload
-from .session import SecAggConfig, Session
+from .messages import (
+    KEY_SHARE,
+    SELF_SHARE,
+    Agreement,
+    BoxList,
+    KeyCard,
+    KeyList,
+    Parcel,
+    Receipt,
+    Revelation,
+    SignatureList,
+    SurvivorList,
+    Upload,
+    shared_view,
+)
+from .session import SecAggConfig, Session, commit, mask_pair, mask_self
 
 
 class Stage(IntEnum):

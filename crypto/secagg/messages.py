@@ -1,21 +1,155 @@
-"""What members say, typed: decoded once, checked whole, then trusted.
+"""All that is said, typed: decoded once, checked whole, then trusted. Frames and their fields, what
+members say, and the coordinator's lists of it.
 
-Knows the fields of each member's message and what its signature covers. Knows nothing of when it
-may come.
-Always: `decode` returns a message that its sender signed for this session, or raises and nothing
-has happened.
+Knows the fields of each message, what its signature covers, and the digest by which members refer
+to a list. Knows nothing of when it may come.
+Always: a frame has exactly one encoding; anything longer, shorter, out of order or of another
+session is refused before a byte of it is used, and no size is taken from a message without a bound.
+`decode` returns a message that its sender signed for this session, or raises and nothing has
+happened. A list carries its members' own signatures, so that the coordinator can leave somebody out
+but not invent or change anybody; its digest covers every list before it.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Self
 
 from ...core.errors import ProtocolError
-from ..identity.keys import Identity, bind
+from ..identity.keys import Identity, bind, digest
 from ..shamir import SHARE_BYTES
-from .frames import Kind, Reader, blob, frame, number, records
 from .session import Session
+
+MAGIC = b"QCSA"
+VERSION = 2
+HEADER_BYTES = 4 + 1 + 1 + 32
+
+
+class Kind(IntEnum):
+    """Every message of the protocol, in the order they are sent."""
+
+    ADVERTISE = 1  # member: its round keys
+    KEYS = 2  # coordinator: everybody's round keys
+    SHARES = 3  # member: sealed shares for its neighbours
+    BOXES = 4  # coordinator: who shared, and the boxes for this member
+    MASKED = 5  # member: masked vector
+    SURVIVORS = 6  # coordinator: whose vectors arrived
+    AGREED = 7  # member: signature over the survivors
+    SIGNATURES = 8  # coordinator: everybody's signatures
+    REVEALED = 9  # member: one share for each neighbour
+
+
+def frame(kind: Kind, session: bytes, *fields: bytes) -> bytes:
+    """Header and fields."""
+    return b"".join((MAGIC, bytes((VERSION, kind)), session, *fields))
+
+
+def number(value: int) -> bytes:
+    """A member's number or a count, two bytes."""
+    return value.to_bytes(2, "big")
+
+
+def blob(content: bytes) -> bytes:
+    """Four bytes of length, then the content."""
+    return len(content).to_bytes(4, "big") + content
+
+
+def records(entries: Mapping[int, bytes]) -> bytes:
+    """A count, then number and record in ascending order."""
+    return number(len(entries)) + b"".join(number(at) + entries[at] for at in sorted(entries))
+
+
+def member_set(members: Iterable[int], cohort: int) -> bytes:
+    """One bit a member of the cohort."""
+    bits = sum(1 << member for member in members)
+    return bits.to_bytes(-(-cohort // 8), "little")
+
+
+class Reader:
+    """Takes a frame apart from front to back.
+
+    Raises (every method): ProtocolError for anything that is not what the protocol says comes next.
+    """
+
+    def __init__(self, data: bytes, kind: Kind, session: bytes) -> None:
+        self._data = memoryview(data)
+        self._at = 0
+        self._kind = kind
+        header = self.take(HEADER_BYTES)
+        if header[:5] != MAGIC + bytes((VERSION,)):
+            raise ProtocolError(
+                f"not a message of secagg version {VERSION}; upgrade the older side"
+            )
+        if header[5] != kind:
+            raise ProtocolError(
+                f"message kind {header[5]} came while {kind.name} was expected; it is refused"
+            )
+        if header[6:] != session:
+            raise ProtocolError(
+                f"{kind.name} belongs to another federation, round, attempt or "
+                f"configuration; it is refused"
+            )
+
+    def take(self, size: int) -> bytes:
+        """The next `size` bytes."""
+        if self._at + size > len(self._data):
+            raise ProtocolError(
+                f"{self._kind.name} ends after {len(self._data)} bytes, more "
+                f"expected; it is refused"
+            )
+        self._at += size
+        return bytes(self._data[self._at - size : self._at])
+
+    def blob(self, limit: int) -> bytes:
+        """Bytes with their length before them, at most `limit`."""
+        size = int.from_bytes(self.take(4), "big")
+        if size > limit:
+            raise ProtocolError(
+                f"{self._kind.name} announces {size} bytes, {limit} at most; it is refused"
+            )
+        return self.take(size)
+
+    def number(self, below: int) -> int:
+        """A two-byte number smaller than `below`."""
+        value = int.from_bytes(self.take(2), "big")
+        if value >= below:
+            raise ProtocolError(
+                f"{self._kind.name} names number {value}, less than {below} expected; it is refused"
+            )
+        return value
+
+    def records(self, size: int, cohort: int) -> dict[int, bytes]:
+        """A count, then that many records of `size` bytes, each with a member's number, strictly
+        ascending.
+        """
+        return dict(self._ascending(self.number(cohort + 1), size, cohort))
+
+    def _ascending(self, count: int, size: int, cohort: int) -> Iterator[tuple[int, bytes]]:
+        last = -1
+        for _ in range(count):
+            member = self.number(cohort)
+            if member <= last:
+                raise ProtocolError(
+                    f"{self._kind.name} names member {member} twice or out of order; it is refused"
+                )
+            last = member
+            yield member, self.take(size)
+
+    def member_set(self, cohort: int) -> tuple[int, ...]:
+        """Members of a bit set, ascending; bits beyond the cohort are refused."""
+        bits = int.from_bytes(self.take(-(-cohort // 8)), "little")
+        if bits >> cohort:
+            raise ProtocolError(f"{self._kind.name} names members beyond the cohort; it is refused")
+        return tuple(member for member in range(cohort) if bits >> member & 1)
+
+    def done(self) -> None:
+        """Nothing may follow."""
+        if self._at != len(self._data):
+            raise ProtocolError(
+                f"{self._kind.name} has {len(self._data) - self._at} bytes too many; it is refused"
+            )
+
 
 VOUCH_BYTES = 8
 SELF_SHARE, KEY_SHARE = b"\x00", b"\x01"
@@ -262,3 +396,113 @@ class Revelation:
         body = number(revelation.sender) + records(revelation.shares)
         session.verify(revelation.sender, session.signing("unmask", survivors), body, signature)
         return revelation
+
+
+@dataclass(frozen=True, slots=True)
+class KeyList:
+    """After stage 0: everybody's round keys."""
+
+    cards: Mapping[int, KeyCard]
+
+    def encode(self, session: Session) -> bytes:
+        return frame(
+            Kind.KEYS, session.id, records({at: card.record() for at, card in self.cards.items()})
+        )
+
+    @classmethod
+    def decode(cls, data: bytes, session: Session) -> Self:
+        """Raises ProtocolError; AuthenticationError if any card is not its member's."""
+        reader = Reader(data, Kind.KEYS, session.id)
+        found = reader.records(KeyCard.RECORD_BYTES, len(session.names))
+        reader.done()
+        return cls({at: KeyCard.from_record(session, at, record) for at, record in found.items()})
+
+    def view(self, session: Session) -> bytes:
+        """Digest of all keys: the graph's seed too, which is why nobody chooses it alone."""
+        return digest(
+            session.id, "keys", records({at: card.record() for at, card in self.cards.items()})
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BoxList:
+    """After stage 1: who shared, and the boxes for one member."""
+
+    shared: tuple[int, ...]
+    boxes: Mapping[int, bytes] = field(repr=False)
+
+    def encode(self, session: Session) -> bytes:
+        return frame(
+            Kind.BOXES, session.id, member_set(self.shared, len(session.names)), records(self.boxes)
+        )
+
+    @classmethod
+    def decode(cls, data: bytes, session: Session) -> Self:
+        """Raises ProtocolError. The boxes are checked when they are opened."""
+        reader = Reader(data, Kind.BOXES, session.id)
+        boxes = cls(
+            reader.member_set(len(session.names)),
+            reader.records(session.box_bytes, len(session.names)),
+        )
+        reader.done()
+        return boxes
+
+
+def shared_view(session: Session, keys_view: bytes, shared: tuple[int, ...]) -> bytes:
+    """Digest of who shared, the same for all members although each gets its own boxes."""
+    return digest(session.id, "shared", keys_view, member_set(shared, len(session.names)))
+
+
+@dataclass(frozen=True, slots=True)
+class SurvivorList:
+    """After stage 2: whose masked vectors arrived, each with its own signed receipt."""
+
+    receipts: Mapping[int, Receipt]
+
+    def encode(self, session: Session) -> bytes:
+        return frame(
+            Kind.SURVIVORS,
+            session.id,
+            records({at: receipt.record() for at, receipt in self.receipts.items()}),
+        )
+
+    @classmethod
+    def decode(cls, data: bytes, session: Session, view: bytes) -> Self:
+        """Args: view: `shared_view`. Raises ProtocolError; AuthenticationError if a receipt is
+        not its member's.
+        """
+        reader = Reader(data, Kind.SURVIVORS, session.id)
+        found = reader.records(Receipt.RECORD_BYTES, len(session.names))
+        reader.done()
+        return cls(
+            {at: Receipt.from_record(session, view, at, record) for at, record in found.items()}
+        )
+
+    def view(self, session: Session, shared: bytes) -> bytes:
+        """Digest of the survivors and of all that came before."""
+        return digest(
+            session.id,
+            "survivors",
+            shared,
+            records({at: receipt.record() for at, receipt in self.receipts.items()}),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SignatureList:
+    """After stage 3: who signed the survivor set."""
+
+    signatures: Mapping[int, bytes]
+
+    def encode(self, session: Session) -> bytes:
+        return frame(Kind.SIGNATURES, session.id, records(self.signatures))
+
+    @classmethod
+    def decode(cls, data: bytes, session: Session, survivors: bytes) -> Self:
+        """Raises ProtocolError; AuthenticationError if one signature is not over this very set."""
+        reader = Reader(data, Kind.SIGNATURES, session.id)
+        found = reader.records(64, len(session.names))
+        reader.done()
+        for at, signature in found.items():
+            Agreement(at, signature).verify(session, survivors)
+        return cls(found)

@@ -21,10 +21,22 @@ from ..identity.keys import Ephemeral
 from ..ring import Ring, Tally
 from . import tag
 from .graph import Graph, Plan
-from .lists import BoxList, KeyList, SignatureList, SurvivorList, shared_view
-from .masks import commit, mask_pair, mask_self
-from .messages import KEY_SHARE, SELF_SHARE, Agreement, KeyCard, Parcel, Receipt, Revelation, Upload
-from .session import SecAggConfig, Session
+from .messages import (
+    KEY_SHARE,
+    SELF_SHARE,
+    Agreement,
+    BoxList,
+    KeyCard,
+    KeyList,
+    Parcel,
+    Receipt,
+    Revelation,
+    SignatureList,
+    SurvivorList,
+    Upload,
+    shared_view,
+)
+from .session import SecAggConfig, Session, commit, mask_pair, mask_self
 
 CHOICES = 600  # sets of holders that a secret is rebuilt from, at most: two liars among 32
 

@@ -1,7 +1,9 @@
-"""What the members of one attempt must agree on before anything is said, folded into 32 bytes.
+"""What the members of one attempt must agree on before anything is said, folded into 32 bytes; and
+the mask keys that follow from it.
 
-Knows the signed federation file's floors, the cohort and the ring. Knows nothing of messages or
-secrets.
+Knows the signed federation file's floors, the cohort, the ring, and the derivation of every mask
+key and its sign: the lower number of a pair adds its stream and the higher one subtracts it, values
+and tokens have separate keys. Knows nothing of messages.
 Always: two parties whose views differ in anything here have different session digests, so nothing
 of one is accepted by the other; every floor comes from the caller's own configuration, never from a
 message.
@@ -9,9 +11,10 @@ message.
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from ...core.errors import AuthenticationError, ConfigError
-from ..identity.keys import BOX_OVERHEAD, PublicIdentity, bind, digest
+from ..identity.keys import BOX_OVERHEAD, Ephemeral, PublicIdentity, bind, digest, hkdf
 from ..ring import BitRing, Ring, TokenRing
 from ..shamir import SHARE_BYTES
 from . import tag
@@ -261,3 +264,43 @@ class Session:
             raise AuthenticationError(
                 f"the message of {self.names[number]} is not signed for this session; it is refused"
             ) from None
+
+
+QUANTITIES = ("values", "tokens")
+
+
+class Maskable(Protocol):
+    """A party's vector or the coordinator's sum: whatever masks are added to."""
+
+    def mask(self, quantity: str, key: bytes, *, subtract: bool) -> None:
+        """Add or take away one stream for one quantity."""
+
+
+def commit(session: Session, sender: int, seed: bytes) -> bytes:
+    """Commitment to a self-mask seed; hiding because the seed has 256 random bits."""
+    return digest(session.id, "self-mask commitment", sender, seed)
+
+
+def mask_self(target: Maskable, session: Session, seed: bytes, *, subtract: bool) -> None:
+    """The mask that only its owner adds: what keeps a late upload unreadable."""
+    for quantity in QUANTITIES:
+        target.mask(
+            quantity, hkdf(seed, session.mask_key_context("self", quantity)), subtract=subtract
+        )
+
+
+def mask_pair(
+    target: Maskable, session: Session, own: Ephemeral, owner: int, peer: int, peer_key: bytes
+) -> None:
+    """The mask that `owner` and `peer` share, with the owner's sign.
+
+    The coordinator calls it in a dropped owner's name: adding what the owner would have added
+    cancels what the peer did.
+
+    Raises:
+        AuthenticationError: the peer's key gives no secret.
+    """
+    secret = own.agree(peer_key, session.pair("pair mask", owner, peer))
+    for quantity in QUANTITIES:
+        key = hkdf(secret, session.mask_key_context("pair", quantity))
+        target.mask(quantity, key, subtract=owner > peer)

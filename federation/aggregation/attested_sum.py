@@ -18,9 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...core.errors import AuthenticationError, MessageError
-from ...crypto.fixedpoint import middle
 from ...crypto.identity.keys import PublicIdentity, bind
-from ...crypto.ring import BitRing
+from ...crypto.ring import BitRing, middle
 from ...crypto.secagg.graph import COMPLETE_UP_TO
 from ...crypto.secagg.tag import PRIMES, Tag
 from ..spec.policy import Policy

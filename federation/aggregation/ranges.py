@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...core.errors import MessageError
-from ...crypto.fixedpoint import Range
+from ...crypto.ring import Range
 from ..spec.policy import AdapterTable
 from .server_optimizer import Vector
 

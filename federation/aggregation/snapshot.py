@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...core.errors import ConfigError, ProtocolError
-from ...crypto.fixedpoint import Range
+from ...crypto.ring import Range
 from ...crypto.secagg.client import SumCheck
 from ...crypto.secagg.snapshot import freeze as freeze_client
 from ...crypto.secagg.snapshot import thaw as thaw_client

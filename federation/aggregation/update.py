@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from ...core.config import ConsentConfig
 from ...core.errors import DataError
-from ...crypto import fixedpoint
-from ...crypto.fixedpoint import Range
+from ...crypto import ring
 from ...crypto.privacy.noise import Noise
+from ...crypto.ring import Range
 from ..spec.policy import Policy
 from ..wire.message import Place
 from .rank_masks import Shares
@@ -148,7 +148,7 @@ class Codec:
         self.counted = policy.privacy.counts
         self.noise = noise_of(policy, size)
         self.range, self.least = policy.recipe.update_range, policy.protection.min_cohort
-        self.ranges = list(terms.ranges) or [fixedpoint.Range(0, size, policy.recipe.update_range)]
+        self.ranges = list(terms.ranges) or [ring.Range(0, size, policy.recipe.update_range)]
         self.digits = -(-COUNTER_BITS // self.bits)
         self.names = tuple(field.name for field in dataclasses.fields(Statistics))
 
@@ -206,7 +206,7 @@ class Codec:
             return np.zeros(0, np.uint64)
         if self.noise is not None:
             return self.noise.encode(update, self.seed).astype(np.uint64)
-        return fixedpoint.encode(update, self.ranges, self.bits).astype(np.uint64)
+        return ring.encode(update, self.ranges, self.bits).astype(np.uint64)
 
     def decode(
         self, total: npt.NDArray[np.int64], parties: int, names: Sequence[str] = ()
@@ -236,7 +236,7 @@ class Codec:
         if not self.size:
             return np.zeros(0, np.float32)
         sums = (
-            fixedpoint.decode_sum(total, parties, self.ranges, self.bits)
+            ring.decode_sum(total, parties, self.ranges, self.bits)
             if self.noise is None
             else self.noise.decode_sum(total, parties, self.seed)
         )

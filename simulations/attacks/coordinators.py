@@ -21,10 +21,8 @@ from ...core.errors import ProtocolError
 from ...crypto import shamir
 from ...crypto.identity.keys import Ephemeral, open_box
 from ...crypto.secagg import Ledger
-from ...crypto.secagg.lists import SignatureList, SurvivorList
-from ...crypto.secagg.masks import commit
-from ...crypto.secagg.messages import KEY_SHARE, SELF_SHARE, Revelation
-from ...crypto.secagg.session import Session
+from ...crypto.secagg.messages import KEY_SHARE, SELF_SHARE, Revelation, SignatureList, SurvivorList
+from ...crypto.secagg.session import Session, commit
 from ...federation.aggregation import attested_sum as totals
 from ...federation.aggregation import hello as greeting
 from ...federation.aggregation import parts

@@ -36,7 +36,7 @@ from ...core.training.frozen_layers import dense_linear
 from ...core.training.lora_layers import UpperLayers
 from ...core.training.rows import input_tokens, plan
 from ...core.training.tokens import TokenExample
-from ...crypto import fixedpoint
+from ...crypto import ring as fixedpoint
 from ...crypto.he.bfv import SEED_BYTES, Member, Packing
 from ...crypto.identity.keys import Identity
 from ...crypto.privacy.noise import Noise

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from quietchoir.crypto.he.encrypted_ring import SealedTally, open_sum
-from quietchoir.crypto.secagg import masks
+from quietchoir.crypto.secagg import session as masks
 from quietchoir.tests.attacks.test_secagg_transcript import guess, rebuilt_seed
 from quietchoir.tests.fakes.coordinator import masked_view
 from quietchoir.tests.fakes.sealed import SEED, LocalDesk, sealed_ring

@@ -13,9 +13,18 @@ import pytest
 from quietchoir.core.errors import AuthenticationError, ProtocolError, ThresholdError
 from quietchoir.crypto import shamir
 from quietchoir.crypto.identity.keys import Ephemeral, Identity, open_box
-from quietchoir.crypto.secagg import Ledger, SecAggClient, masks
-from quietchoir.crypto.secagg.lists import KeyList, SignatureList, SurvivorList
-from quietchoir.crypto.secagg.messages import KEY_SHARE, SELF_SHARE, KeyCard, Parcel, Revelation
+from quietchoir.crypto.secagg import Ledger, SecAggClient
+from quietchoir.crypto.secagg import session as masks
+from quietchoir.crypto.secagg.messages import (
+    KEY_SHARE,
+    SELF_SHARE,
+    KeyCard,
+    KeyList,
+    Parcel,
+    Revelation,
+    SignatureList,
+    SurvivorList,
+)
 from quietchoir.crypto.secagg.session import Session
 from quietchoir.tests.fakes.coordinator import masked_view, peel, rebuild, uniform
 from quietchoir.tests.fakes.secagg import Cohort, Peeled, Round, frozen

@@ -11,14 +11,17 @@ import pytest
 from quietchoir.core.errors import AuthenticationError, ProtocolError, ThresholdError
 from quietchoir.crypto.identity.keys import bind
 from quietchoir.crypto.secagg import Ledger
-from quietchoir.crypto.secagg.lists import BoxList, KeyList, SignatureList, SurvivorList
 from quietchoir.crypto.secagg.messages import (
     KEY_SHARE,
     Agreement,
+    BoxList,
     KeyCard,
+    KeyList,
     Parcel,
     Receipt,
     Revelation,
+    SignatureList,
+    SurvivorList,
 )
 from quietchoir.tests.fakes.coordinator import masked_view
 from quietchoir.tests.fakes.secagg import Cohort, Round, frozen

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from quietchoir.crypto.secagg import masks
+from quietchoir.crypto.secagg import session as masks
 from quietchoir.tests.fakes.coordinator import masked_view, rebuild, uniform
 from quietchoir.tests.fakes.secagg import Cohort, Peeled, Round
 

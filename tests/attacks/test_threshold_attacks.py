@@ -20,8 +20,13 @@ from quietchoir.crypto.experimental.threshold import (
 )
 from quietchoir.crypto.experimental.threshold.contribution import common, request_id
 from quietchoir.crypto.experimental.threshold.lattice import LIMBS, lattice
-from quietchoir.crypto.experimental.threshold.pad import CHECK_BYTES, NONCE_BYTES, Veil
-from quietchoir.crypto.experimental.threshold.partial import _masked, _smudged
+from quietchoir.crypto.experimental.threshold.partial import (
+    CHECK_BYTES,
+    NONCE_BYTES,
+    Veil,
+    _masked,
+    _smudged,
+)
 from quietchoir.crypto.experimental.threshold.plan import PLAIN_MODULUS, PRIMES, Q
 from quietchoir.crypto.experimental.threshold.residues import Residues
 from quietchoir.crypto.he.parameters import JOINT

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quietchoir.core.errors import ConfigError, DataError
-from quietchoir.crypto.fixedpoint import CHUNK, Range, decode_sum, encode, middle
+from quietchoir.crypto.ring import CHUNK, Range, decode_sum, encode, middle
 
 
 @settings(deadline=None)

@@ -3,7 +3,7 @@
 import pytest
 
 from quietchoir.core.errors import ProtocolError
-from quietchoir.crypto.secagg.frames import Kind, Reader, blob, frame, member_set, number, records
+from quietchoir.crypto.secagg.messages import Kind, Reader, blob, frame, member_set, number, records
 
 SESSION = bytes(range(32))
 

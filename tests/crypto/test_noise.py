@@ -13,17 +13,20 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from quietchoir.core.errors import ConfigError, DataError
-from quietchoir.crypto import fixedpoint
+from quietchoir.crypto import ring as fixedpoint
 from quietchoir.crypto.privacy.noise import (
     LARGEST_OVERFLOW,
     TRIES,
+    Dice,
     Noise,
     clip_factor,
+    gaussian_table,
+    poisson_table,
     rotate,
     round_within,
+    table_of,
     window,
 )
-from quietchoir.crypto.privacy.sampler import Dice, gaussian_table, poisson_table, table_of
 from quietchoir.crypto.ring import BitRing
 from quietchoir.tests.fakes.secagg import Cohort, Round
 

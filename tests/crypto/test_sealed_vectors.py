@@ -11,9 +11,9 @@ import pytest
 
 from quietchoir.crypto.experimental.threshold import residues
 from quietchoir.crypto.experimental.threshold.plan import PRIMES
-from quietchoir.crypto.fixedpoint import Range, encode
 from quietchoir.crypto.he.bfv import Packing, key_id, uniform
 from quietchoir.crypto.he.parameters import SEALED
+from quietchoir.crypto.ring import Range, encode
 from quietchoir.tests.vectors import sealed_reference as reference
 
 KNOWN = json.loads((Path(__file__).parent.parent / "vectors" / "sealed.json").read_text())

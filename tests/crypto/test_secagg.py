@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from quietchoir.core.errors import ConfigError, ProtocolError, ThresholdError
 from quietchoir.crypto.identity.keys import Identity
 from quietchoir.crypto.secagg import Ledger, SecAggClient, ServerStage, Stage
-from quietchoir.crypto.secagg.frames import Kind, frame
+from quietchoir.crypto.secagg.messages import Kind, frame
 from quietchoir.tests.fakes.secagg import STAGES, Cohort, PrimeRing, Round, frozen
 
 

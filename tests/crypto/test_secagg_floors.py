@@ -9,8 +9,7 @@ import pytest
 
 from quietchoir.core.errors import ConfigError, ProtocolError, ThresholdError
 from quietchoir.crypto.secagg import Floor, Stage
-from quietchoir.crypto.secagg.lists import SurvivorList
-from quietchoir.crypto.secagg.messages import Upload
+from quietchoir.crypto.secagg.messages import SurvivorList, Upload
 from quietchoir.tests.fakes.secagg import Cohort, Round
 
 PART = slice(10, 16)  # the values that only some members fill

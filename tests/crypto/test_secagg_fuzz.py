@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quietchoir.core.errors import AuthenticationError, ProtocolError, ThresholdError
-from quietchoir.crypto.secagg.frames import HEADER_BYTES
+from quietchoir.crypto.secagg.messages import HEADER_BYTES
 from quietchoir.tests.fakes.secagg import Cohort, Round, frozen
 
 CASES = 10_000 if os.environ.get("QUIETCHOIR_FUZZ") == "full" else 300  # at each stage

@@ -13,8 +13,7 @@ from quietchoir.crypto.prg import expand
 from quietchoir.crypto.secagg import SecAggConfig
 from quietchoir.crypto.secagg.client import _Vectors
 from quietchoir.crypto.secagg.graph import Graph
-from quietchoir.crypto.secagg.masks import mask_pair, mask_self
-from quietchoir.crypto.secagg.session import Session
+from quietchoir.crypto.secagg.session import Session, mask_pair, mask_self
 from quietchoir.tests.vectors import secagg_reference as reference
 
 FOLDER = Path(__file__).parent.parent / "vectors"

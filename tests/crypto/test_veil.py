@@ -6,7 +6,7 @@ import pytest
 from quietchoir.core.errors import AuthenticationError, CryptoError, ProtocolError
 from quietchoir.crypto.experimental.threshold import residues
 from quietchoir.crypto.experimental.threshold.lattice import LIMBS
-from quietchoir.crypto.experimental.threshold.pad import (
+from quietchoir.crypto.experimental.threshold.partial import (
     CHECK_BYTES,
     NONCE_BYTES,
     Veil,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import chi2
 
 from quietchoir.crypto import shamir
-from quietchoir.crypto.secagg.lists import shared_view
+from quietchoir.crypto.secagg.messages import shared_view
 from quietchoir.tests.fakes.secagg import Peeled, Round
 
 Numbers = NDArray[np.int64]

@@ -13,9 +13,8 @@ from quietchoir.crypto.identity.keys import Ephemeral, Identity, bind
 from quietchoir.crypto.prg import Stream, expand
 from quietchoir.crypto.ring import BitRing, Ring
 from quietchoir.crypto.secagg import Ledger, SecAggClient, SecAggConfig, SecAggResult, SecAggServer
-from quietchoir.crypto.secagg.masks import mask_pair, mask_self
 from quietchoir.crypto.secagg.messages import Upload
-from quietchoir.crypto.secagg.session import Session
+from quietchoir.crypto.secagg.session import Session, mask_pair, mask_self
 
 STAGES = ("advertise", "share", "mask", "consistency", "unmask")
 FEDERATION = bytes(range(32))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import ProtocolError, RoundAborted, ThresholdError
-from quietchoir.crypto import fixedpoint
+from quietchoir.crypto import ring as fixedpoint
 from quietchoir.crypto.experimental.threshold import (
     Contributor,
     Holder,

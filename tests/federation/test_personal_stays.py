@@ -19,7 +19,7 @@ from quietchoir.core.errors import FederationError
 from quietchoir.core.models.weights import Weights
 from quietchoir.core.prompt import PromptFormat
 from quietchoir.core.training.examples import write_jsonl
-from quietchoir.crypto import fixedpoint
+from quietchoir.crypto import ring
 from quietchoir.crypto.identity.keys import Identity
 from quietchoir.federation.adapters.registry import Registry
 from quietchoir.federation.aggregation.update import Codec
@@ -185,7 +185,7 @@ def play(tmp_path_factory: pytest.TempPathFactory, weights: Weights) -> Iterator
     """Two runs after each other, all random numbers but the keys known, so that two traces can
     be compared.
     """
-    rounding, encode = fixedpoint.encode, Codec.encode
+    rounding, encode = ring.encode, Codec.encode
 
     def two_runs(mode: str = "masked", *, personal: bool) -> Trace:
         trace = Trace(tmp_path_factory.mktemp("choir"))
@@ -209,9 +209,7 @@ def play(tmp_path_factory: pytest.TempPathFactory, weights: Weights) -> Iterator
 
     with pytest.MonkeyPatch.context() as known:
         known.setattr(
-            fixedpoint,
-            "encode",
-            lambda *given, **more: rounding(*given, **{**more, "key": bytes(32)}),
+            ring, "encode", lambda *given, **more: rounding(*given, **{**more, "key": bytes(32)})
         )
         yield two_runs
 
@@ -331,18 +329,19 @@ def test_only_the_member_and_the_verbs_know_of_personal_adapters_and_these_know_
 ):
     rooms = [
         path
-        for folder in ("federation", "core", "crypto", "plugins")
+        for folder in ("federation", "core", "crypto", "private_search", "plugins")
         for path in (ROOT / folder).rglob("*.py")
     ]
     knowing = {
         str(path.relative_to(ROOT))
         for path in rooms
         if "personal" in path.read_text("utf-8")
-        and "personal" not in path.parts
-        and any(name.startswith("federation.personal") for name in imported(path))
+        and "personalization" not in path.parts
+        and any(name.startswith("federation.personalization") for name in imported(path))
     }
-    assert knowing == {"federation/client_node.py", "federation/cli/commands.py"}
-    senders = ("exchange", "protection", "sealed", "rounds", "flower", "library", "watch")
+    assert knowing == {"federation/client_node.py", "federation/cli/personalization.py"}
+    senders = ("wire", "aggregation", "rounds", "transport", "monitor")
+    assert all((ROOT / "federation" / room).is_dir() for room in senders)
     for path in (ROOT / "federation" / "personalization").glob("*.py"):
         for name in imported(path):
             assert not name.startswith(tuple(f"federation.{room}" for room in senders)), (

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import DataError, FederationError, QuietchoirError, RoundAborted
-from quietchoir.crypto import fixedpoint
+from quietchoir.crypto import ring
 from quietchoir.federation.aggregation.server_optimizer import FedAvgM, ServerState
 from quietchoir.federation.aggregation.update import Codec, Statistics
 from quietchoir.federation.store import checkpoint
@@ -93,10 +93,10 @@ def test_a_run_steps_to_where_the_arithmetic_says(mode: str) -> None:
 
 
 def test_masked_sums_are_the_plain_ones_to_the_last_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = fixedpoint.encode
+    original = ring.encode
     key = bytes(32)  # the same dice for both
     monkeypatch.setattr(
-        fixedpoint, "encode", lambda values, ranges, bits: original(values, ranges, bits, key=key)
+        ring, "encode", lambda values, ranges, bits: original(values, ranges, bits, key=key)
     )
     results = []
     for mode in ("plain", "masked"):

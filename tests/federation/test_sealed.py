@@ -21,7 +21,7 @@ from quietchoir.core.errors import (
     ThresholdError,
 )
 from quietchoir.core.worker import Worker
-from quietchoir.crypto import fixedpoint
+from quietchoir.crypto import ring
 from quietchoir.crypto.he.bfv import key_id
 from quietchoir.crypto.he.encrypted_ring import open_sum
 from quietchoir.federation.aggregation import encrypted as sealed
@@ -109,9 +109,9 @@ def same(vectors: list[Any]) -> bool:
 def test_members_end_with_the_plain_adapter_to_the_last_bit(
     bits: int, desk: LocalDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, dice = fixedpoint.encode, bytes(32)  # the same dice for both
+    original, dice = ring.encode, bytes(32)  # the same dice for both
     monkeypatch.setattr(
-        fixedpoint, "encode", lambda values, ranges, bits: original(values, ranges, bits, key=dice)
+        ring, "encode", lambda values, ranges, bits: original(values, ranges, bits, key=dice)
     )
     open_, closed = house(mode="plain", bits=bits), house(mode="sealed", bits=bits)
     plain = coordinator(open_, parties(open_, SIZE, rehearsal), SIZE)

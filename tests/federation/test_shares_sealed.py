@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import RoundAborted
-from quietchoir.crypto import fixedpoint
+from quietchoir.crypto import ring
 from quietchoir.federation.spec.policy import AdapterTable
 from quietchoir.federation.training.synthetic_task import PacedRehearsal
 from quietchoir.tests.fakes.federation import House, SilentLink, coordinator, house, parties
@@ -51,9 +51,9 @@ def test_all_modes_end_with_the_same_adapter_to_the_last_bit(
     """Different ranks and different numbers of steps together: what a sum is divided by is the
     same wherever it is done.
     """
-    original, dice = fixedpoint.encode, bytes(32)
+    original, dice = ring.encode, bytes(32)
     monkeypatch.setattr(
-        fixedpoint, "encode", lambda values, ranges, bits: original(values, ranges, bits, key=dice)
+        ring, "encode", lambda values, ranges, bits: original(values, ranges, bits, key=dice)
     )
     found = []
     for mode, download in (("plain", "adapter"), ("masked", "adapter"), ("masked", "change")):

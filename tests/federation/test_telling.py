@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import ConfigError, MessageError, RoundAborted
-from quietchoir.crypto import fixedpoint
+from quietchoir.crypto import ring
 from quietchoir.crypto.ring import BitRing
 from quietchoir.federation import costs
 from quietchoir.federation.aggregation import attested_sum as totals
@@ -150,9 +150,9 @@ def test_every_member_trains_from_the_coordinators_very_bits(
 def test_a_change_is_less_than_the_adapter_and_the_result_is_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original, key = fixedpoint.encode, bytes(32)  # the same dice for both
+    original, key = ring.encode, bytes(32)  # the same dice for both
     monkeypatch.setattr(
-        fixedpoint, "encode", lambda values, ranges, bits: original(values, ranges, bits, key=key)
+        ring, "encode", lambda values, ranges, bits: original(values, ranges, bits, key=key)
     )
     runs = {}
     for download in ("adapter", "change"):
