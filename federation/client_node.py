@@ -397,7 +397,7 @@ def make_learner(
                 }
             )
 
-        tell(0, weights.architecture.layers - policy.adapter.upper_layers)
+        tell(0, weights.architecture.num_layers - policy.adapter.upper_layers)
         return trainer.prepare(given, on_progress=tell)
 
     def step(info: StepInfo) -> None:

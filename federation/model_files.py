@@ -191,11 +191,11 @@ def fitting(policy: Policy, weights: "Weights") -> "Weights":
     """`weights` under the model's own digest, if they have the layers that are trained. Raises
     ConfigError.
     """
-    if policy.adapter.upper_layers > weights.architecture.layers:
+    if policy.adapter.upper_layers > weights.architecture.num_layers:
         raise ConfigError(
             f"the federation trains the upper {policy.adapter.upper_layers} layers, "
             f"{policy.model.name} has "
-            f"{weights.architecture.layers}; its owner must found it again with fewer "
+            f"{weights.architecture.num_layers}; its owner must found it again with fewer "
             f"--upper-layers"
         )
     return (

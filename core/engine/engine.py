@@ -72,7 +72,7 @@ class Engine:
         """
         self.adapters = AdapterShelf(weights)
         # tokens of one request, answer included
-        self.context = min(config.context, weights.architecture.context)
+        self.context = min(config.context, weights.architecture.context_length)
         self._weights, self._threads, self._clock = weights, config.threads, clock
         pool = _pool(weights, config, self.context)
         self.context = min(self.context, pool.total * BLOCK_TOKENS)
@@ -358,7 +358,7 @@ class Engine:
                 f"the context holds {self.context}; shorten the prompt, lower max_tokens or raise "
                 f"engine.context"
             )
-        size = self._weights.architecture.vocabulary
+        size = self._weights.architecture.vocab_size
         if not all(0 <= token < size for token, _ in request.logit_bias):
             raise RequestError(
                 f"logit_bias names tokens outside 0..{size - 1}; use this model's token ids"

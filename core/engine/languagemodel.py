@@ -49,7 +49,7 @@ def exact(weights: Weights) -> bool:
     """Whether the cache must hold float32: bfloat16 will do beside quantised weights, whose own
     rounding is far coarser.
     """
-    return all(blocks.kind in ("F32", "F16") for blocks in weights.tensors.values())
+    return all(blocks.quant_type in ("F32", "F16") for blocks in weights.tensors.values())
 
 
 def block_bytes(architecture: Architecture, itemsize: int) -> int:
@@ -61,10 +61,10 @@ def block_bytes(architecture: Architecture, itemsize: int) -> int:
     return math.prod(
         (
             2,
-            architecture.layers,
+            architecture.num_layers,
             BLOCK_TOKENS,
-            architecture.kv_heads,
-            architecture.head_size,
+            architecture.num_kv_heads,
+            architecture.head_dim,
             itemsize,
         )
     )

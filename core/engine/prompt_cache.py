@@ -139,7 +139,7 @@ class Keeper:
         if (
             not tokens
             or len(tokens) % size
-            or not 0 <= min(tokens) <= max(tokens) < self.weights.architecture.vocabulary
+            or not 0 <= min(tokens) <= max(tokens) < self.weights.architecture.vocab_size
         ):
             raise CacheError(
                 f"its {len(tokens)} tokens are not whole blocks of {size} of this "

@@ -86,7 +86,7 @@ class Family:
             ValueError: it asks for something that would be computed wrongly; the sentence goes on
             with ", which is not supported".
         """
-        if 0 < settings.whole("attention.sliding_window", 0) < plain.context:
+        if 0 < settings.whole("attention.sliding_window", 0) < plain.context_length:
             raise ValueError(f"some layers of this {self.name} model see only a window")
         return {}
 
@@ -96,7 +96,7 @@ class Family:
         Raises:
             ValueError: as `from_gguf`.
         """
-        if hf_window(settings, plain.context):
+        if hf_window(settings, plain.context_length):
             raise ValueError(f"some layers of this {self.name} model see only a window")
         return {}
 

@@ -28,8 +28,8 @@ def distance(one: Weights, other: Weights) -> float:
     Raises:
         ModelFileError: they differ in more than their numbers.
     """
-    if dataclasses.replace(one.architecture, context=0) != dataclasses.replace(
-        other.architecture, context=0
+    if dataclasses.replace(one.architecture, context_length=0) != dataclasses.replace(
+        other.architecture, context_length=0
     ):
         raise ModelFileError(
             "the two models differ in family or sizes, so they are no two formats "
@@ -41,13 +41,14 @@ def distance(one: Weights, other: Weights) -> float:
             "of one; name another"
         )
     apart, size = 0.0, 0.0
-    layers = one.architecture.layers
+    layers = one.architecture.num_layers
     for layer in sorted({0, layers // 2, layers - 1}):
         for projection in SAMPLED:
             name = f"model.layers.{layer}.{projection}.weight"
             rows = min(ROWS, one.tensors[name].shape[0])
             mine, theirs = (
-                weights.tensors[name].part(0, rows).dense(torch.float64) for weights in (one, other)
+                weights.tensors[name].part(0, rows).dequantize(torch.float64)
+                for weights in (one, other)
             )
             apart += float(torch.sum((mine - theirs) ** 2))
             size += float(torch.sum(mine**2))

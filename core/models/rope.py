@@ -42,14 +42,14 @@ class Stretch:
     context: int = 0  # the longest text it holds for; 0 = as long as the file says
 
 
-def stretch(rule: Mapping[str, Any], head_size: int, theta: float, context: int) -> Stretch:
+def stretch(rule: Mapping[str, Any], head_dim: int, theta: float, context: int) -> Stretch:
     """What `rule` (Hugging Face's `rope_parameters`) means.
 
     Raises:
         ValueError: a rule we do not know, or one whose numbers make no sense.
     """
-    if not 0 < head_size <= LIMITS["head_size"]:  # before anything is made of that size
-        raise ValueError(f"heads have {head_size} numbers")
+    if not 0 < head_dim <= LIMITS["head_dim"]:  # before anything is made of that size
+        raise ValueError(f"heads have {head_dim} numbers")
     kind = (
         rule.get("rope_type")
         or rule.get("type")
@@ -67,13 +67,13 @@ def stretch(rule: Mapping[str, Any], head_size: int, theta: float, context: int)
     if kind == "default":
         return Stretch()
     if kind == "linear":
-        return Stretch((number(rule, "factor"),) * (head_size // 2))
+        return Stretch((number(rule, "factor"),) * (head_dim // 2))
     if kind == "llama3":
-        return Stretch(llama3_factors(rule, head_size, theta))
-    return long_rope(rule, head_size, context)
+        return Stretch(llama3_factors(rule, head_dim, theta))
+    return long_rope(rule, head_dim, context)
 
 
-def llama3_factors(rule: Mapping[str, Any], head_size: int, theta: float) -> tuple[float, ...]:
+def llama3_factors(rule: Mapping[str, Any], head_dim: int, theta: float) -> tuple[float, ...]:
     """Divisors by pair: 1 for fast pairs, `factor` for slow ones, and a blend between.
 
     Source: Llama 3.1's published inference code, as `transformers` computes it, in float32.
@@ -86,7 +86,7 @@ def llama3_factors(rule: Mapping[str, Any], head_size: int, theta: float) -> tup
     original = number(rule, "original_max_position_embeddings")
     if high <= low:
         raise ValueError(f"rope's high_freq_factor {high} is not above low_freq_factor {low}")
-    exponents = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     frequencies = np.float32(1) / np.power(theta, exponents, dtype=np.float64).astype(np.float32)
     waves = np.float32(2 * math.pi) / frequencies
     blend = (np.float32(original) / waves - np.float32(low)) / np.float32(high - low)
@@ -98,7 +98,7 @@ def llama3_factors(rule: Mapping[str, Any], head_size: int, theta: float) -> tup
     return tuple((frequencies / scaled).tolist())
 
 
-def long_rope(rule: Mapping[str, Any], head_size: int, context: int) -> Stretch:
+def long_rope(rule: Mapping[str, Any], head_dim: int, context: int) -> Stretch:
     """Phi-3's rule, its short half: one divisor a pair, and larger cosines.
 
     Source: Ding et al. 2024 (LongRoPE), as `transformers` computes it.
@@ -106,10 +106,10 @@ def long_rope(rule: Mapping[str, Any], head_size: int, context: int) -> Stretch:
     original, short = number(rule, "original_max_position_embeddings"), rule.get("short_factor")
     if (
         not isinstance(short, list)
-        or len(short) != head_size // 2
+        or len(short) != head_dim // 2
         or not all(is_factor(one) for one in short)
     ):
-        raise ValueError(f"rope's short_factor is not a list of {head_size // 2} numbers")
+        raise ValueError(f"rope's short_factor is not a list of {head_dim // 2} numbers")
     factor = number(rule, "factor") if rule.get("factor") is not None else context / original
     magnitude = (
         number(rule, "attention_factor")

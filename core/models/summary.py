@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import ChatTemplateError
 from .architecture import Architecture
-from .quant.tensor import Blocks
+from .quant.tensor import QuantTensor
 from .tokenizer.tokenizer import Tokenizer
 from .weights import read_parts
 
@@ -34,12 +34,19 @@ class Summary:
             ("family", own.family),
             ("weights", f"{self.parameters / 1e6:,.0f} million, {self.bytes / 1e6:,.0f} MB"),
             ("quantisation", ", ".join(shares)),
-            ("layers", f"{own.layers} of width {own.width:,}, feed-forward {own.ffn_width:,}"),
-            ("heads", f"{own.heads} of {own.head_size}, sharing {own.kv_heads} of keys and values"),
-            ("vocabulary", f"{own.vocabulary:,}"),
+            (
+                "layers",
+                f"{own.num_layers} of width {own.hidden_size:,}, "
+                f"feed-forward {own.intermediate_size:,}",
+            ),
+            (
+                "heads",
+                f"{own.num_heads} of {own.head_dim}, sharing {own.num_kv_heads} of keys and values",
+            ),
+            ("vocabulary", f"{own.vocab_size:,}"),
             (
                 "context",
-                f"{own.context:,}"
+                f"{own.context_length:,}"
                 + (f", in windows of {', '.join(map(str, windows))}" if windows else ""),
             ),
             ("chat template", self.chat),
@@ -53,10 +60,10 @@ def summarize(path: Path) -> Summary:
         ModelNotFoundError, ModelFileError: as `weights.load`.
     """
     architecture, tensors, tokenizer = read_parts(path)
-    distinct: dict[int, Blocks] = {id(blocks): blocks for blocks in tensors.values()}
+    distinct: dict[int, QuantTensor] = {id(blocks): blocks for blocks in tensors.values()}
     kinds: Counter[str] = Counter()
     for blocks in distinct.values():
-        kinds[blocks.kind] += blocks.shape[0] * blocks.shape[1]
+        kinds[blocks.quant_type] += blocks.shape[0] * blocks.shape[1]
     size = sum(blocks.memory.size for blocks in distinct.values())
     return Summary(architecture, kinds.total(), size, dict(kinds.most_common()), chats(tokenizer))
 

@@ -24,7 +24,7 @@ from .families import FAMILIES
 from .family import GGUF_ENDS
 from .files.gguf import GgufFile
 from .quant.quantize import chosen, quantize
-from .quant.tensor import PLAIN, Blocks, plain
+from .quant.tensor import PLAIN, QuantTensor, plain
 from .tokenizer.vocabulary import Vocabulary
 from .weights import Weights
 
@@ -80,7 +80,9 @@ def plan(weights: Weights, kind: str) -> Iterator[Plan]:
             f"type {kind} cannot be written; choose one of {', '.join(FILE_TYPES)}"
         )
     quantised = {
-        name: blocks.kind for name, blocks in weights.tensors.items() if blocks.kind not in PLAIN
+        name: blocks.quant_type
+        for name, blocks in weights.tensors.items()
+        if blocks.quant_type not in PLAIN
     }
     if quantised:
         name = min(quantised)
@@ -98,7 +100,7 @@ def plan(weights: Weights, kind: str) -> Iterator[Plan]:
                 False,
             )
     fused = {part: theirs for theirs, parts in family.gguf_fused.items() for part in parts}
-    for layer in range(weights.architecture.layers):
+    for layer in range(weights.architecture.num_layers):
         prefix = f"model.layers.{layer}."
         for theirs, parts in family.gguf_fused.items():
             names = tuple(f"{prefix}{part}.weight" for part in parts)
@@ -113,26 +115,26 @@ def plan(weights: Weights, kind: str) -> Iterator[Plan]:
                 yield Plan(name, (prefix + ours,), type_of(weights, prefix + ours, kind), turned)
 
 
-def prepared(weights: Weights, one: Plan) -> Blocks:
+def prepared(weights: Weights, one: Plan) -> QuantTensor:
     """The blocks of one tensor as they stand in the file."""
     try:
         parts = [quantize(weights.tensors[name], one.kind) for name in one.parts]
     except ValueError as error:
         raise ModelFileError(f"{one.parts[0]}: {error}; choose another model or type") from error
-    whole = Blocks(
+    whole = QuantTensor(
         one.kind,
         (sum(part.shape[0] for part in parts), parts[0].shape[1]),
         torch.cat([p.raw for p in parts]),
     )
     rows = whole.shape[0]
     return (
-        whole.take(from_gguf.interleave(rows, weights.architecture.head_size))
+        whole.take(from_gguf.interleave(rows, weights.architecture.head_dim))
         if one.interleaved
         else whole
     )
 
 
-def describe(weights: Weights, kind: str) -> tuple[dict[str, Any], dict[str, Blocks]]:
+def describe(weights: Weights, kind: str) -> tuple[dict[str, Any], dict[str, QuantTensor]]:
     """Metadata, and tensors that say how rope is stretched."""
     architecture = weights.architecture
     family = FAMILIES[architecture.family]
@@ -152,18 +154,18 @@ def describe(weights: Weights, kind: str) -> tuple[dict[str, Any], dict[str, Blo
 def sizes(architecture: Architecture) -> dict[str, Any]:
     """Keys below the family's name that every family's file has."""
     return {
-        "block_count": architecture.layers,
-        "context_length": architecture.context,
-        "embedding_length": architecture.width,
-        "feed_forward_length": architecture.ffn_width,
-        "attention.head_count": architecture.heads,
-        "attention.head_count_kv": architecture.kv_heads,
-        "attention.key_length": architecture.head_size,
-        "attention.value_length": architecture.head_size,
+        "block_count": architecture.num_layers,
+        "context_length": architecture.context_length,
+        "embedding_length": architecture.hidden_size,
+        "feed_forward_length": architecture.intermediate_size,
+        "attention.head_count": architecture.num_heads,
+        "attention.head_count_kv": architecture.num_kv_heads,
+        "attention.key_length": architecture.head_dim,
+        "attention.value_length": architecture.head_dim,
         "attention.layer_norm_rms_epsilon": float(architecture.norm_eps),
-        "rope.dimension_count": architecture.head_size,
+        "rope.dimension_count": architecture.head_dim,
         "rope.freq_base": float(architecture.rope_theta),
-        "vocab_size": architecture.vocabulary,
+        "vocab_size": architecture.vocab_size,
     }
 
 
@@ -206,7 +208,7 @@ def words(vocabulary: Vocabulary) -> dict[str, Any]:
 NAMED = {"unk_token": "unknown_token", "pad_token": "padding_token"}  # where GGUF's word is another
 
 
-def check(weights: Weights, metadata: Mapping[str, Any], extra: Mapping[str, Blocks]) -> None:
+def check(weights: Weights, metadata: Mapping[str, Any], extra: Mapping[str, QuantTensor]) -> None:
     """See that what will be read is what is written.
 
     Raises:
@@ -240,7 +242,7 @@ def write(
     path: Path,
     weights: Weights,
     metadata: Mapping[str, Any],
-    extra: Mapping[str, Blocks],
+    extra: Mapping[str, QuantTensor],
     plans: list[Plan],
 ) -> None:
     """The file itself, one tensor in memory at a time."""
@@ -261,7 +263,7 @@ def write(
         elif value:
             writer.add_array(key, value)
     for name, blocks in extra.items():
-        announce(writer, gguf, name, blocks.kind, (blocks.shape[1],))
+        announce(writer, gguf, name, blocks.quant_type, (blocks.shape[1],))
     for one in plans:
         rows = sum(weights.tensors[name].shape[0] for name in one.parts)
         columns = weights.tensors[one.parts[0]].shape[1]

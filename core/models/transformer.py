@@ -16,10 +16,10 @@ from torch.nn import functional
 
 from .architecture import Architecture
 from .attention import Attention, check_windows
-from .quant.tensor import Blocks
+from .quant.tensor import QuantTensor
 from .weights import Weights
 
-MakeLinear = Callable[[Blocks], nn.Module]  # a module x [N, columns] -> [N, rows]
+MakeLinear = Callable[[QuantTensor], nn.Module]  # a module x [N, columns] -> [N, rows]
 Turn = tuple[Tensor, Tensor]  # cosines and sines of rope, [N, 1, hd/2] each
 Turns = tuple[Turn | None, ...]  # by layer number; None where rows are not turned
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -33,22 +33,22 @@ class Embedding(nn.Module):
 
     raw: Tensor
 
-    def __init__(self, blocks: Blocks, dtype: torch.dtype) -> None:
+    def __init__(self, blocks: QuantTensor, dtype: torch.dtype) -> None:
         super().__init__()
-        self.kind, self.shape, self.dtype = blocks.kind, blocks.shape, dtype
+        self.kind, self.shape, self.dtype = blocks.quant_type, blocks.shape, dtype
         self.register_buffer("raw", blocks.raw, persistent=False)  # moves with the module
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[N] -> [N, D]."""
-        return Blocks(self.kind, self.shape, self.raw).rows(tokens, self.dtype)
+        return QuantTensor(self.kind, self.shape, self.raw).rows(tokens, self.dtype)
 
 
 class RMSNorm(nn.Module):
     """x / rms(x) * weight."""
 
-    def __init__(self, blocks: Blocks, eps: float, dtype: torch.dtype) -> None:
+    def __init__(self, blocks: QuantTensor, eps: float, dtype: torch.dtype) -> None:
         super().__init__()
-        self.weight = nn.Parameter(blocks.dense(dtype)[0], requires_grad=False)
+        self.weight = nn.Parameter(blocks.dequantize(dtype)[0], requires_grad=False)
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,23 +64,23 @@ class Maker:
     eps: float
     dtype: torch.dtype
 
-    def norm(self, blocks: Blocks) -> RMSNorm:
+    def norm(self, blocks: QuantTensor) -> RMSNorm:
         """A norm over the last dimension."""
         return RMSNorm(blocks, self.eps, self.dtype)
 
-    def vector(self, blocks: Blocks) -> Tensor:
+    def vector(self, blocks: QuantTensor) -> Tensor:
         """One row of numbers, [columns]."""
-        return blocks.dense(self.dtype)[0]
+        return blocks.dequantize(self.dtype)[0]
 
 
 class SelfAttention(nn.Module):
     """The four projections around attention, and rope."""
 
     def __init__(
-        self, layer: int, architecture: Architecture, own: Mapping[str, Blocks], make: Maker
+        self, layer: int, architecture: Architecture, own: Mapping[str, QuantTensor], make: Maker
     ) -> None:
         super().__init__()
-        self.layer, self.head_size = layer, architecture.head_size
+        self.layer, self.head_dim = layer, architecture.head_dim
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
             make.linear(own[f"self_attn.{name}_proj"]) for name in "qkvo"
         )
@@ -92,9 +92,9 @@ class SelfAttention(nn.Module):
             )
         self.q_norm = make.norm(own["self_attn.q_norm"]) if architecture.qk_norm else None
         self.k_norm = make.norm(own["self_attn.k_norm"]) if architecture.qk_norm else None
-        # Every attention divides by sqrt(head_size); a family that wants another factor gets the
+        # Every attention divides by sqrt(head_dim); a family that wants another factor gets the
         # rest of it here.
-        self.sharpness = architecture.attention_scale * self.head_size**0.5 or 1.0
+        self.sharpness = architecture.attention_scale * self.head_dim**0.5 or 1.0
 
     def queries(self, x: Tensor, turn: Turn | None) -> Tensor:
         """[N, D] -> [N, H, hd], ready for attention."""
@@ -125,14 +125,16 @@ class SelfAttention(nn.Module):
         return y if bias is None else y + bias
 
     def _heads(self, letter: str, x: Tensor, norm: nn.Module | None) -> Tensor:
-        heads = self._project(letter, x).view(len(x), -1, self.head_size)
+        heads = self._project(letter, x).view(len(x), -1, self.head_dim)
         return heads if norm is None else norm(heads)
 
 
 class FeedForward(nn.Module):
     """A gated product: SwiGLU, or with Gemma's activation GeGLU."""
 
-    def __init__(self, architecture: Architecture, own: Mapping[str, Blocks], make: Maker) -> None:
+    def __init__(
+        self, architecture: Architecture, own: Mapping[str, QuantTensor], make: Maker
+    ) -> None:
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = (
             make.linear(own[f"mlp.{name}_proj"]) for name in ("gate", "up", "down")
@@ -224,24 +226,24 @@ class Transformer(nn.Module):
         self.architecture = weights.architecture
         self.first_layer, self.last_layer = (
             first_layer,
-            self.architecture.layers if last_layer is None else last_layer,
+            self.architecture.num_layers if last_layer is None else last_layer,
         )
-        if not 0 <= self.first_layer <= self.last_layer <= self.architecture.layers:
+        if not 0 <= self.first_layer <= self.last_layer <= self.architecture.num_layers:
             raise ValueError(
-                f"layers [{first_layer}, {last_layer}) are not in [0, {self.architecture.layers})"
+                f"layers [{first_layer}, {last_layer}) are not in "
+                f"[0, {self.architecture.num_layers})"
             )
         make = Maker(make_linear, self.architecture.norm_eps, dtype)
         self.model = Decoder(weights, make, range(self.first_layer, self.last_layer))
-        whole = self.last_layer == self.architecture.layers
+        whole = self.last_layer == self.architecture.num_layers
         self.lm_head = make_linear(weights.tensors["lm_head.weight"]) if whole else None
         # One rope a kind of layer: Gemma 3 has two, SmolLM3 one and none, all others one.
         self.ropes = [
-            self.architecture.rope_base(layer) for layer in range(self.architecture.layers)
+            self.architecture.rope_base(layer) for layer in range(self.architecture.num_layers)
         ]
         for kind, layer in self._kinds().items():
-            self.register_buffer(
-                f"frequencies_{kind}", self.architecture.frequencies(layer), persistent=False
-            )
+            inv_freq = torch.from_numpy(self.architecture.inv_freq(layer))
+            self.register_buffer(f"inv_freq_{kind}", inv_freq, persistent=False)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids [N] -> rows [N, D]."""
@@ -263,7 +265,7 @@ class Transformer(nn.Module):
         """Norm and head, [N, D] -> [N, V]."""
         if self.lm_head is None:
             raise RuntimeError(
-                f"layers end at {self.last_layer} of {self.architecture.layers}: "
+                f"layers end at {self.last_layer} of {self.architecture.num_layers}: "
                 f"this slice has no head"
             )
         out: Tensor = self.lm_head(self.model.norm(x))
@@ -275,7 +277,7 @@ class Transformer(nn.Module):
         """
         made: dict[float, Turn] = {}
         for kind, layer in self._kinds().items():
-            angles = positions.float()[:, None, None] * getattr(self, f"frequencies_{kind}")
+            angles = positions.float()[:, None, None] * getattr(self, f"inv_freq_{kind}")
             cosine, sine, magnitude = angles.cos(), angles.sin(), self.architecture.magnitude(layer)
             if magnitude != 1.0:
                 cosine, sine = cosine * magnitude, sine * magnitude

@@ -15,7 +15,7 @@ from ..errors import ModelFileError
 from .architecture import Architecture
 from .checkpoint import from_gguf
 from .files import gguf
-from .quant.tensor import Blocks
+from .quant.tensor import QuantTensor
 from .tokenizer.tokenizer import Tokenizer
 from .tokenizer.vocabulary import Vocabulary
 
@@ -25,7 +25,7 @@ class Weights:
     """One model, shared by everything on this machine that computes with it; nobody changes it."""
 
     architecture: Architecture
-    tensors: Mapping[str, Blocks] = field(
+    tensors: Mapping[str, QuantTensor] = field(
         repr=False
     )  # Hugging Face names; "lm_head.weight" is the embedding's object where they are tied
     tokenizer: Tokenizer = field(repr=False)
@@ -54,7 +54,7 @@ def load(path: Path, *, kind: str | None = None) -> Weights:
     return Weights(architecture, quantize_all(path, tensors, kind), tokenizer, digest)
 
 
-def read_parts(path: Path) -> tuple[Architecture, dict[str, Blocks], Tokenizer]:
+def read_parts(path: Path) -> tuple[Architecture, dict[str, QuantTensor], Tokenizer]:
     """Sizes, named blocks and tokenizer of a GGUF file or a model folder.
 
     Raises:
@@ -70,7 +70,7 @@ def read_parts(path: Path) -> tuple[Architecture, dict[str, Blocks], Tokenizer]:
         return (
             architecture,
             from_hf.name_tensors(path, architecture),
-            read_tokenizer(path, architecture.vocabulary),
+            read_tokenizer(path, architecture.vocab_size),
         )
     file = gguf.read(path)
     architecture = from_gguf.read_architecture(file)
@@ -101,7 +101,9 @@ def model_at(path: Path) -> Path:
     return held[0] if held else path
 
 
-def quantize_all(path: Path, tensors: Mapping[str, Blocks], kind: str) -> dict[str, Blocks]:
+def quantize_all(
+    path: Path, tensors: Mapping[str, QuantTensor], kind: str
+) -> dict[str, QuantTensor]:
     """Every matrix as blocks of this type, the ends of the network at 8 bits at least; what is one
     object stays one.
 
@@ -110,7 +112,7 @@ def quantize_all(path: Path, tensors: Mapping[str, Blocks], kind: str) -> dict[s
     """
     from .quant.quantize import chosen, quantize
 
-    made: dict[int, Blocks] = {}
+    made: dict[int, QuantTensor] = {}
     for name, blocks in tensors.items():
         if id(blocks) not in made:
             try:

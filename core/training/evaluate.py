@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..models.quant.tensor import Blocks
+from ..models.quant.tensor import QuantTensor
 from .frozen_layers import Prepared
 from .lora_layers import UpperLayers
 from .loss import best_tokens
@@ -34,13 +34,13 @@ class Score:
         return Score(self.correct + other.correct, self.total + other.total)
 
 
-def score(upper: UpperLayers, prepared: Prepared, head: Blocks) -> Score:
+def score(upper: UpperLayers, prepared: Prepared, head: QuantTensor) -> Score:
     """Score all prepared examples with the B that `upper` holds."""
     return Score(sum(exact(upper, prepared, head)), len(prepared))
 
 
 @torch.inference_mode()
-def exact(upper: UpperLayers, prepared: Prepared, head: Blocks) -> list[bool]:
+def exact(upper: UpperLayers, prepared: Prepared, head: QuantTensor) -> list[bool]:
     """For each prepared example, whether greedy decoding would give exactly its answer."""
     hits: list[bool] = []
     for start in range(0, len(prepared), BATCH):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError
-from ..models.quant.tensor import Blocks
+from ..models.quant.tensor import QuantTensor
 from ..models.transformer import Transformer
 from ..models.weights import Weights
 from .examples import Example
@@ -56,14 +56,14 @@ class Prepared:
         return rows, plan([self.examples[index] for index in indices], self.shared, self.windows)
 
 
-def dense_linear(dtype: torch.dtype) -> Callable[[Blocks], nn.Module]:
+def dense_linear(dtype: torch.dtype) -> Callable[[QuantTensor], nn.Module]:
     """A maker of frozen `nn.Linear` in `dtype`, the kind that PEFT knows how to wrap."""
 
-    def make(blocks: Blocks) -> nn.Module:
+    def make(blocks: QuantTensor) -> nn.Module:
         rows, columns = blocks.shape
         # no random start: it would be thrown away
         linear = nn.Linear(columns, rows, bias=False, device="meta")
-        linear.weight = nn.Parameter(blocks.dense(dtype), requires_grad=False)
+        linear.weight = nn.Parameter(blocks.dequantize(dtype), requires_grad=False)
         return linear
 
     return make
@@ -84,7 +84,7 @@ def prepare(
         DataError: examples that cannot be tokenized, or hidden rows that are not finite in this
         format.
     """
-    tokens = tokenize(examples, weights.tokenizer, longest=weights.architecture.context)
+    tokens = tokenize(examples, weights.tokenizer, longest=weights.architecture.context_length)
     shared = shared_start(tokens)
     chunks = cut(tokens, shared)
     layouts = [plan(chunk, shared, weights.architecture.windows) for chunk in chunks]

@@ -26,7 +26,7 @@ class UpperLayers:
 
     def __init__(self, weights: Weights, shape: AdapterShape, dtype: torch.dtype) -> None:
         self.layout = Layout(shape, weights.architecture)
-        first = weights.architecture.layers - shape.upper_layers
+        first = weights.architecture.num_layers - shape.upper_layers
         self.model = Transformer(weights, dense_linear(dtype), first_layer=first, dtype=dtype)
         config = LoraConfig(
             r=shape.rank,

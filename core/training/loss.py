@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.quant.tensor import Blocks
+from ..models.quant.tensor import QuantTensor
 
 # rows that are multiplied with the head at once: fewer leave the processor waiting for the head
 MATRIX_ROWS = 512
@@ -86,7 +86,7 @@ def answer_loss(
 
 
 @torch.no_grad()
-def best_tokens(rows: Tensor, head: Blocks) -> Tensor:
+def best_tokens(rows: Tensor, head: QuantTensor) -> Tensor:
     """The most likely token of each row, int64 [M]; the first of equals.
 
     In float32 whatever the rows are: bfloat16 logits are so coarse (steps of 0.125 at 20) that they

@@ -111,7 +111,7 @@ class Trainer:
         Raises:
             DataError: examples that do not fit the model.
         """
-        layers = self.weights.architecture.layers - self.shape.upper_layers
+        layers = self.weights.architecture.num_layers - self.shape.upper_layers
         return prefix.prepare(
             examples, self.weights, layers=layers, dtype=self.dtype, on_progress=on_progress
         )

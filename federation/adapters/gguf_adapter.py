@@ -93,4 +93,4 @@ def order(name: str, tensor: torch.Tensor, architecture: Architecture) -> torch.
         or not FAMILIES[architecture.family].interleaved
     ):
         return plain
-    return plain[interleave(plain.shape[0], architecture.head_size)].contiguous()
+    return plain[interleave(plain.shape[0], architecture.head_dim)].contiguous()

@@ -88,7 +88,7 @@ def shape_of(weights: Weights) -> AdapterShape:
     return AdapterShape(
         rank=RANK,
         alpha=2.0 * RANK,
-        upper_layers=weights.architecture.layers,
+        upper_layers=weights.architecture.num_layers,
         targets=("v_proj",),
         seed=1,
     )
@@ -128,7 +128,7 @@ class Attacker:
         self.bottom = Transformer(weights, dense_linear(torch.float32), last_layer=2)
         self.layers: list[Layer] = list(self.bottom.model.layers.values())  # type: ignore[arg-type]
         with torch.no_grad():  # every token's trace in layer 0, [V, r]; by parts, for memory's sake
-            parts = torch.chunk(torch.arange(weights.architecture.vocabulary), 8)
+            parts = torch.chunk(torch.arange(weights.architecture.vocab_size), 8)
             normed = (self.layers[0].input_layernorm(self.bottom.embed(part)) for part in parts)
             self.traces = torch.cat([part.double() @ self.a[0].T for part in normed])
 

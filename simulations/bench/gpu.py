@@ -25,7 +25,7 @@ from ...core.engine.request import GenerationRequest
 from ...core.errors import ConfigError
 from ...core.hardware.placement import place
 from ...core.models.architecture import PROJECTIONS, Architecture
-from ...core.models.quant.tensor import Blocks
+from ...core.models.quant.tensor import QuantTensor
 from ...core.models.tokenizer.tokenizer import Tokenizer
 from ...core.models.tokenizer.vocabulary import Vocabulary
 from ...core.models.weights import Weights
@@ -47,11 +47,11 @@ CONTEXT = 426 << 20
 class Scale:
     """How much is measured. The defaults are Llama's 13B."""
 
-    layers: int = 40
-    width: int = 5120
-    ffn_width: int = 13824
-    heads: int = 40
-    vocabulary: int = 32_000
+    num_layers: int = 40
+    hidden_size: int = 5120
+    intermediate_size: int = 13824
+    num_heads: int = 40
+    vocab_size: int = 32_000
     context: int = 2048
     tokens: int = 128
     repeats: int = 5
@@ -61,25 +61,25 @@ class Scale:
         """The decoder of these sizes."""
         return Architecture(
             family="llama",
-            layers=self.layers,
-            width=self.width,
-            ffn_width=self.ffn_width,
-            heads=self.heads,
-            kv_heads=self.heads,
-            head_size=self.width // self.heads,
-            vocabulary=self.vocabulary,
+            num_layers=self.num_layers,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_heads,
+            head_dim=self.hidden_size // self.num_heads,
+            vocab_size=self.vocab_size,
             rope_theta=10_000.0,
             norm_eps=1e-5,
-            context=self.context,
+            context_length=self.context,
         )
 
 
 QUICK = Scale(
-    layers=2,
-    width=64,
-    ffn_width=128,
-    heads=4,
-    vocabulary=512,
+    num_layers=2,
+    hidden_size=64,
+    intermediate_size=128,
+    num_heads=4,
+    vocab_size=512,
     tokens=3,
     repeats=1,
     copy_bytes=1 << 20,
@@ -123,12 +123,12 @@ class Reference:
         from transformers import LlamaConfig, LlamaForCausalLM
 
         config = LlamaConfig(
-            hidden_size=scale.width,
-            intermediate_size=scale.ffn_width,
-            num_hidden_layers=scale.layers,
-            vocab_size=scale.vocabulary,
-            num_attention_heads=scale.heads,
-            num_key_value_heads=scale.heads,
+            hidden_size=scale.hidden_size,
+            intermediate_size=scale.intermediate_size,
+            num_hidden_layers=scale.num_layers,
+            vocab_size=scale.vocab_size,
+            num_attention_heads=scale.num_heads,
+            num_key_value_heads=scale.num_heads,
             max_position_embeddings=scale.context,
             eos_token_id=None,
             dtype=torch.bfloat16,
@@ -248,10 +248,10 @@ def run_fitted(
     gc.collect()  # an engine and its thread know each other
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    tell(f"{layers} of {scale.layers} layers on the device")
+    tell(f"{layers} of {scale.num_layers} layers on the device")
     ours, prompts = (
-        Device(weights, scale.context, device, scale.layers - layers),
-        Prompts(SEED, highest=scale.vocabulary),
+        Device(weights, scale.context, device, scale.num_layers - layers),
+        Prompts(SEED, highest=scale.vocab_size),
     )
     try:
         for length in (PROMPT, PREFILL):  # for warmth, and for the memory of a long step
@@ -275,8 +275,8 @@ def run_fitted(
 def what(scale: Scale, *, quick: bool, device: torch.device) -> str:
     """What was measured, for people; a quick run says that its figures mean nothing."""
     told = (
-        f"{scale.layers} layers of width {scale.width}, random Q4_0, context {scale.context}, "
-        f"{scale.tokens} tokens"
+        f"{scale.num_layers} layers of width {scale.hidden_size}, random Q4_0, "
+        f"context {scale.context}, {scale.tokens} tokens"
     )
     where = (
         ("in plain torch on the CPU, without a kernel of ours")
@@ -290,10 +290,10 @@ def prediction(scale: Scale) -> dict[str, float]:
     """Memory by the arithmetic that places layers, GiB, and how many layers would fit into AIM."""
     blocks, architecture = scale.context // BLOCK_TOKENS, scale.architecture()
     needed = needs(shape_of(scale), blocks, scale.context, answers=16)
-    ours = needed.total(scale.layers)
+    ours = needed.total(scale.num_layers)
     return {
         "weights_gib": (sum(needed.layers) + needed.always["its head"]) / GIB,
-        "cache_gib": architecture.layers * needed.cache / GIB,
+        "cache_gib": architecture.num_layers * needed.cache / GIB,
         "ours_gib": ours / GIB,
         "context_gib": CONTEXT / GIB,
         "all_in_gib": (ours + CONTEXT) / GIB,
@@ -304,9 +304,9 @@ def prediction(scale: Scale) -> dict[str, float]:
 def shape_of(scale: Scale) -> Weights:
     """The weights of `random_weights` without a number in them, nor memory."""
 
-    def empty(rows: int, columns: int) -> Blocks:
+    def empty(rows: int, columns: int) -> QuantTensor:
         kind, width = ("F32", 4 * columns) if rows == 1 else ("Q4_0", columns // 32 * Q4_0_BYTES)
-        return Blocks(
+        return QuantTensor(
             kind, (rows, columns), torch.empty(rows, width, dtype=torch.uint8, device="meta")
         )
 
@@ -323,7 +323,7 @@ def speeds(
     Sixteen answers end where the context's cache is full: beyond that our engine would make some of
     them wait.
     """
-    prompts = Prompts(SEED, highest=scale.vocabulary)
+    prompts = Prompts(SEED, highest=scale.vocab_size)
     works: dict[str, Callable[[], float]] = {
         "b1": lambda: decode_speed(peer, prompts, 1, scale.tokens),
         "b16": lambda: decode_speed(
@@ -371,28 +371,29 @@ def random_weights(scale: Scale) -> Weights:
     """
     architecture, generator = scale.architecture(), torch.Generator().manual_seed(SEED)
 
-    def matrix(rows: int, columns: int) -> Blocks:
+    def matrix(rows: int, columns: int) -> QuantTensor:
         raw = torch.randint(
             0, 256, (rows, columns // 32, Q4_0_BYTES), dtype=torch.uint8, generator=generator
         )
         # a layer's output is as large as its input
         step = torch.tensor([1 / (4.6 * columns**0.5)], dtype=torch.float16)
         raw[:, :, :2] = step.view(torch.uint8)
-        return Blocks("Q4_0", (rows, columns), raw.flatten(1))
+        return QuantTensor("Q4_0", (rows, columns), raw.flatten(1))
 
-    norm = Blocks("F32", (1, scale.width), torch.ones(1, scale.width).view(torch.uint8))
+    ones = torch.ones(1, scale.hidden_size)
+    norm = QuantTensor("F32", (1, scale.hidden_size), ones.view(torch.uint8))
     named = {name: matrix(*architecture.projection(name)) for name in PROJECTIONS}
     tensors = {
-        "model.embed_tokens.weight": matrix(scale.vocabulary, scale.width),
+        "model.embed_tokens.weight": matrix(scale.vocab_size, scale.hidden_size),
         "model.norm.weight": norm,
     }
-    tensors["lm_head.weight"] = matrix(scale.vocabulary, scale.width)
-    for layer in range(scale.layers):
+    tensors["lm_head.weight"] = matrix(scale.vocab_size, scale.hidden_size)
+    for layer in range(scale.num_layers):
         tensors |= {f"model.layers.{layer}.{name}.weight": blocks for name, blocks in named.items()}
         tensors |= {
             f"model.layers.{layer}.{name}.weight": norm for name in architecture.layer_norms()
         }
-    return Weights(architecture, tensors, tokenizer(scale.vocabulary), digest="0" * 64)
+    return Weights(architecture, tensors, tokenizer(scale.vocab_size), digest="0" * 64)
 
 
 def tokenizer(vocabulary: int) -> Tokenizer:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ...core.engine.backends.native import library
 from ...core.engine.backends.native.probe import PackedMatrix, read_all
 from ...core.errors import ConfigError
-from ...core.models.quant.tensor import FORMATS
+from ...core.models.quant.types import QUANT_TYPES
 from .figures import Figure, Keep, nobody
 from .stopwatch import Arm, Sample, interleaved
 
@@ -114,7 +114,7 @@ def random_matrix(kind: str, size: int) -> PackedMatrix:
     """About `size` bytes of this kind. Every byte is below 48, hence every scale in it a small
     finite number.
     """
-    form = FORMATS[kind]
+    form = QUANT_TYPES[kind]
     row_bytes = COLUMNS // form.columns * form.size
     rows = max(16, size // row_bytes // 16 * 16)
     strip = np.random.default_rng(SEED).integers(0, 48, (16, row_bytes), dtype=np.uint8)

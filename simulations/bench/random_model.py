@@ -23,29 +23,31 @@ GROUP = 32  # weights of one block
 class Sizes:
     """A Llama decoder."""
 
-    layers: int
-    width: int
-    ffn_width: int
-    heads: int
-    kv_heads: int
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
     context: int = 4096
 
     def matrices(self) -> Mapping[str, tuple[int, int]]:
         """Rows and columns of each matrix of a layer."""
-        keys = self.width // self.heads * self.kv_heads
+        keys = self.hidden_size // self.num_heads * self.num_kv_heads
         return {
-            "attn_q": (self.width, self.width),
-            "attn_k": (keys, self.width),
-            "attn_v": (keys, self.width),
-            "attn_output": (self.width, self.width),
-            "ffn_gate": (self.ffn_width, self.width),
-            "ffn_up": (self.ffn_width, self.width),
-            "ffn_down": (self.width, self.ffn_width),
+            "attn_q": (self.hidden_size, self.hidden_size),
+            "attn_k": (keys, self.hidden_size),
+            "attn_v": (keys, self.hidden_size),
+            "attn_output": (self.hidden_size, self.hidden_size),
+            "ffn_gate": (self.intermediate_size, self.hidden_size),
+            "ffn_up": (self.intermediate_size, self.hidden_size),
+            "ffn_down": (self.hidden_size, self.intermediate_size),
         }
 
 
-BILLION = Sizes(layers=16, width=2048, ffn_width=8192, heads=32, kv_heads=8)
-TINY = Sizes(layers=8, width=64, ffn_width=128, heads=4, kv_heads=2)
+BILLION = Sizes(
+    num_layers=16, hidden_size=2048, intermediate_size=8192, num_heads=32, num_kv_heads=8
+)
+TINY = Sizes(num_layers=8, hidden_size=64, intermediate_size=128, num_heads=4, num_kv_heads=2)
 
 
 def write(path: Path, like: Path, sizes: Sizes, *, seed: int) -> Path:
@@ -62,13 +64,13 @@ def write(path: Path, like: Path, sizes: Sizes, *, seed: int) -> Path:
     writer = gguf.GGUFWriter(part, "llama")
     copy_tokenizer(reader, writer)
     for key, value in {
-        "block_count": sizes.layers,
-        "embedding_length": sizes.width,
-        "feed_forward_length": sizes.ffn_width,
-        "attention.head_count": sizes.heads,
-        "attention.head_count_kv": sizes.kv_heads,
+        "block_count": sizes.num_layers,
+        "embedding_length": sizes.hidden_size,
+        "feed_forward_length": sizes.intermediate_size,
+        "attention.head_count": sizes.num_heads,
+        "attention.head_count_kv": sizes.num_kv_heads,
         "context_length": sizes.context,
-        "rope.dimension_count": sizes.width // sizes.heads,
+        "rope.dimension_count": sizes.hidden_size // sizes.num_heads,
     }.items():
         writer.add_uint32(f"llama.{key}", value)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
@@ -78,13 +80,13 @@ def write(path: Path, like: Path, sizes: Sizes, *, seed: int) -> Path:
     add(
         writer,
         "token_embd",
-        eight_bit(draws, vocabulary, sizes.width),
+        eight_bit(draws, vocabulary, sizes.hidden_size),
         gguf.GGMLQuantizationType.Q8_0,
     )
-    writer.add_tensor("output_norm.weight", np.ones(sizes.width, np.float32))
-    for layer in range(sizes.layers):
+    writer.add_tensor("output_norm.weight", np.ones(sizes.hidden_size, np.float32))
+    for layer in range(sizes.num_layers):
         for norm in ("attn_norm", "ffn_norm"):
-            writer.add_tensor(f"blk.{layer}.{norm}.weight", np.ones(sizes.width, np.float32))
+            writer.add_tensor(f"blk.{layer}.{norm}.weight", np.ones(sizes.hidden_size, np.float32))
         for name, shape in sizes.matrices().items():
             add(
                 writer,

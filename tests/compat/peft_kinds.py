@@ -23,7 +23,7 @@ from quietchoir.core.models.attention import packed_attention
 from quietchoir.core.models.checkpoint import from_hf
 from quietchoir.core.models.lora.adapter import Adapter
 from quietchoir.core.models.lora.layout import a_name, b_name
-from quietchoir.core.models.quant.tensor import Blocks, plain
+from quietchoir.core.models.quant.tensor import QuantTensor, plain
 from quietchoir.core.models.tokenizer.tokenizer import Tokenizer
 from quietchoir.core.models.transformer import Transformer
 from quietchoir.core.models.weights import Weights
@@ -304,7 +304,7 @@ def logits(adapter: Adapter, model: str) -> Tensor:
     for module in {name.split(".lora_")[0] for name in adapter.tensors}:
         product = adapter.tensors[b_name(module)] @ adapter.tensors[a_name(module)]
         tensors[f"{module}.weight"] = plain(
-            tensors[f"{module}.weight"].dense() + adapter.shape.scale * product
+            tensors[f"{module}.weight"].dequantize() + adapter.shape.scale * product
         )
     network = Transformer(Weights(architecture, tensors, NO_TOKENIZER, ""), dense_linear)
     with torch.inference_mode():
@@ -317,8 +317,8 @@ def logits(adapter: Adapter, model: str) -> Tensor:
 NO_TOKENIZER: Tokenizer = None  # type: ignore[assignment]  # nothing here is text
 
 
-def dense_linear(blocks: Blocks) -> nn.Module:
+def dense_linear(blocks: QuantTensor) -> nn.Module:
     """A plain linear layer."""
     linear = nn.Linear(blocks.shape[1], blocks.shape[0], bias=False, device="meta")
-    linear.weight = nn.Parameter(blocks.dense(torch.float32), requires_grad=False)
+    linear.weight = nn.Parameter(blocks.dequantize(torch.float32), requires_grad=False)
     return linear

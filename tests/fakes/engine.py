@@ -15,7 +15,7 @@ from quietchoir.core.engine.scheduler import Batch
 from quietchoir.core.models.architecture import PROJECTIONS, Architecture
 from quietchoir.core.models.lora.adapter import Adapter, AdapterShape, assemble
 from quietchoir.core.models.lora.layout import Layout
-from quietchoir.core.models.quant.tensor import Blocks
+from quietchoir.core.models.quant.tensor import QuantTensor
 from quietchoir.core.models.tokenizer.tokenizer import Tokenizer
 from quietchoir.core.models.tokenizer.vocabulary import CONTROL, Vocabulary, byte_of_letter
 from quietchoir.core.models.weights import Weights
@@ -23,20 +23,20 @@ from quietchoir.core.models.weights import Weights
 END = 256  # the tiny vocabulary: a token for each byte, then the end mark
 TINY = Architecture(
     family="llama",
-    layers=2,
-    width=32,
-    ffn_width=48,
-    heads=4,
-    kv_heads=2,
-    head_size=8,
-    vocabulary=END + 1,
+    num_layers=2,
+    hidden_size=32,
+    intermediate_size=48,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    vocab_size=END + 1,
     rope_theta=10000.0,
     norm_eps=1e-5,
-    context=256,
+    context_length=256,
 )
 TINY_SHAPE = AdapterShape(rank=4, alpha=8.0, upper_layers=2, seed=3)
 # One block of keys and values of the tiny model, in float32.
-TINY_BLOCK_BYTES = 2 * TINY.layers * BLOCK_TOKENS * TINY.kv_heads * TINY.head_size * 4
+TINY_BLOCK_BYTES = 2 * TINY.num_layers * BLOCK_TOKENS * TINY.num_kv_heads * TINY.head_dim * 4
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -57,9 +57,11 @@ def byte_tokenizer() -> Tokenizer:
     )
 
 
-def float_blocks(matrix: Tensor) -> Blocks:
+def float_blocks(matrix: Tensor) -> QuantTensor:
     """A float32 matrix as blocks."""
-    return Blocks("F32", (matrix.shape[0], matrix.shape[1]), matrix.contiguous().view(torch.uint8))
+    return QuantTensor(
+        "F32", (matrix.shape[0], matrix.shape[1]), matrix.contiguous().view(torch.uint8)
+    )
 
 
 def tiny_weights(seed: int = 1) -> Weights:
@@ -68,17 +70,19 @@ def tiny_weights(seed: int = 1) -> Weights:
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def random(rows: int, columns: int, size: float) -> Blocks:
+    def random(rows: int, columns: int, size: float) -> QuantTensor:
         return float_blocks(torch.randn(rows, columns, generator=generator) * size)
 
     tensors = {
-        "model.embed_tokens.weight": random(TINY.vocabulary, TINY.width, 1.0),
-        "model.norm.weight": float_blocks(torch.ones(1, TINY.width)),
-        "lm_head.weight": random(TINY.vocabulary, TINY.width, 1.0),
+        "model.embed_tokens.weight": random(TINY.vocab_size, TINY.hidden_size, 1.0),
+        "model.norm.weight": float_blocks(torch.ones(1, TINY.hidden_size)),
+        "lm_head.weight": random(TINY.vocab_size, TINY.hidden_size, 1.0),
     }
-    for layer in range(TINY.layers):
+    for layer in range(TINY.num_layers):
         for norm in ("input_layernorm", "post_attention_layernorm"):
-            tensors[f"model.layers.{layer}.{norm}.weight"] = float_blocks(torch.ones(1, TINY.width))
+            tensors[f"model.layers.{layer}.{norm}.weight"] = float_blocks(
+                torch.ones(1, TINY.hidden_size)
+            )
         for name in PROJECTIONS:
             tensors[f"model.layers.{layer}.{name}.weight"] = random(*TINY.projection(name), 0.3)
     return Weights(TINY, tensors, byte_tokenizer(), digest="d" * 64)
@@ -97,7 +101,7 @@ def merged(weights: Weights, adapter: Adapter) -> Weights:
     for name in {name.split(".lora_")[0] for name in adapter.tensors}:
         change = adapter.tensors[f"{name}.lora_B.weight"] @ adapter.tensors[f"{name}.lora_A.weight"]
         tensors[f"{name}.weight"] = float_blocks(
-            tensors[f"{name}.weight"].dense() + adapter.shape.scale * change
+            tensors[f"{name}.weight"].dequantize() + adapter.shape.scale * change
         )
     return Weights(weights.architecture, tensors, weights.tokenizer, weights.digest)
 
@@ -140,7 +144,7 @@ class FakeModel:
                 self._logits(context[:length], len(sequence.request.prompt))
                 for length in range(stop - span.sampled + 1, stop + 1)
             ]
-        return torch.stack(rows) if rows else torch.empty(0, TINY.vocabulary)
+        return torch.stack(rows) if rows else torch.empty(0, TINY.vocab_size)
 
     def read_cache(self, blocks: Sequence[int]) -> bytes:
         """The tokens in these blocks."""
@@ -161,7 +165,7 @@ class FakeModel:
         return blocks[position // BLOCK_TOKENS] * BLOCK_TOKENS + position % BLOCK_TOKENS
 
     def _logits(self, context: Sequence[int], prompt: int) -> Tensor:
-        logits = torch.zeros(TINY.vocabulary)
+        logits = torch.zeros(TINY.vocab_size)
         if self.breaks_on is not None and self.breaks_on in context:
             return logits / 0
         token = zlib.crc32(repr(context).encode()) % 128

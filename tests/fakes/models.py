@@ -170,7 +170,7 @@ class GgufWriter:
 
     def sizes(self) -> None:
         config, writer = self.config, self.writer
-        self.head_size = (
+        self.head_dim = (
             getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         )
         writer.add_block_count(config.num_hidden_layers)
@@ -180,8 +180,8 @@ class GgufWriter:
         writer.add_head_count(config.num_attention_heads)
         writer.add_head_count_kv(config.num_key_value_heads)
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-        writer.add_key_length(self.head_size)
-        writer.add_value_length(self.head_size)
+        writer.add_key_length(self.head_dim)
+        writer.add_value_length(self.head_dim)
         if getattr(config, "sliding_window", None) and config.model_type in (
             "mistral",
             "phi3",
@@ -200,7 +200,7 @@ class GgufWriter:
             self.writer.add_rope_scaling_factor(rope["factor"])
         if rope["rope_type"] == "llama3":
             plain = 1.0 / rope["rope_theta"] ** (
-                torch.arange(0, self.head_size, 2).float() / self.head_size
+                torch.arange(0, self.head_dim, 2).float() / self.head_dim
             )
             factors = plain / self.model.model.rotary_emb.inv_freq
             self.writer.add_tensor("rope_freqs.weight", factors.numpy())
@@ -220,9 +220,9 @@ class GgufWriter:
             tensor = tensor + 1
         module, _, suffix = name.rpartition(".")
         if self.family in ("llama", "smollm3") and module.endswith(("q_proj", "k_proj")):
-            heads = tensor.shape[0] // self.head_size
+            heads = tensor.shape[0] // self.head_dim
             tensor = (
-                tensor.view(heads, 2, self.head_size // 2, -1).transpose(1, 2).reshape(tensor.shape)
+                tensor.view(heads, 2, self.head_dim // 2, -1).transpose(1, 2).reshape(tensor.shape)
             )
         ends = {
             "model.embed_tokens": "token_embd",

@@ -15,23 +15,23 @@ from quietchoir.core.engine.scheduler import Batch, Span
 from quietchoir.core.engine.sequence import Sequence
 from quietchoir.core.models.architecture import PROJECTIONS, Architecture
 from quietchoir.core.models.attention import packed_attention
-from quietchoir.core.models.quant.tensor import Blocks
+from quietchoir.core.models.quant.tensor import QuantTensor
 from quietchoir.core.models.weights import Weights
 from quietchoir.tests.fakes.blocks import block_size, with_scales
 from quietchoir.tests.fakes.engine import byte_tokenizer
 
 SMALL = {
     "family": "llama",
-    "layers": 2,
-    "width": 64,
-    "ffn_width": 96,
-    "heads": 4,
-    "kv_heads": 2,
-    "head_size": 16,
-    "vocabulary": 257,
+    "num_layers": 2,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 257,
     "rope_theta": 10000.0,
     "norm_eps": 1e-5,
-    "context": 4096,
+    "context_length": 4096,
 }
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SPREAD = {"Q4_0": 4.6, "Q4_1": 4.6, "Q8_0": 74.0}  # deviation of the integers, which are uniform
@@ -53,11 +53,13 @@ def architecture(**changes: object) -> Architecture:
 
 def random_blocks(
     kind: str, rows: int, columns: int, generator: torch.Generator, size: float
-) -> Blocks:
+) -> QuantTensor:
     """Blocks whose weights have mean 0 and about the deviation `size`."""
     if kind in PLAIN:
         narrow = (torch.randn(rows, columns, generator=generator) * size).to(PLAIN[kind])
-        return Blocks(kind, (rows, columns), narrow.contiguous().view(torch.uint8).view(rows, -1))
+        return QuantTensor(
+            kind, (rows, columns), narrow.contiguous().view(torch.uint8).view(rows, -1)
+        )
     if kind in SUPER:
         return random_super_blocks(kind, rows, columns, generator, size)
     groups = columns // 32
@@ -67,12 +69,12 @@ def random_blocks(
     )
     scales = [d, -7.5 * d] if kind == "Q4_1" else [d]
     halves = torch.cat([scale.half().view(torch.uint8) for scale in scales], dim=2)
-    return Blocks(kind, (rows, columns), torch.cat([halves, integers], dim=2).view(rows, -1))
+    return QuantTensor(kind, (rows, columns), torch.cat([halves, integers], dim=2).view(rows, -1))
 
 
 def random_super_blocks(
     kind: str, rows: int, columns: int, generator: torch.Generator, size: float
-) -> Blocks:
+) -> QuantTensor:
     """The same for the K-quants: random bits under scales that bring mean and deviation about
     right.
     """
@@ -84,7 +86,7 @@ def random_super_blocks(
     raw = with_scales(
         kind, blocks, np.tile(np.array([1, middle]) * size / spread, (len(blocks), 1))
     )
-    return Blocks(kind, (rows, columns), torch.from_numpy(raw).view(rows, -1))
+    return QuantTensor(kind, (rows, columns), torch.from_numpy(raw).view(rows, -1))
 
 
 def random_weights(
@@ -99,7 +101,7 @@ def random_weights(
         if rows == 1:
             mean, size = (0.0, 0.3) if name.endswith("bias") else (1.0, 0.2)
             numbers = mean + size * torch.randn(1, columns, generator=generator)
-            tensors[name] = Blocks("F32", (1, columns), numbers.view(torch.uint8))
+            tensors[name] = QuantTensor("F32", (1, columns), numbers.view(torch.uint8))
             continue
         inner = name.removesuffix(".weight").split(".", 3)[-1]
         size = 1.0 if "embed" in name else 2.0 * columns**-0.5
@@ -115,7 +117,7 @@ def random_factors(
     """An adapter's factors for every projection of `layers` (all of them by default)."""
     generator = torch.Generator().manual_seed(seed)
     found = {}
-    for layer in layers or range(shape.layers):
+    for layer in layers or range(shape.num_layers):
         for name in PROJECTIONS:
             rows, columns = shape.projection(name)
             a = torch.randn(columns, rank, generator=generator) * columns**-0.5

@@ -57,12 +57,12 @@ class Tiny:
 
     kinds: tuple[tuple[str, ...], ...]  # [layers][roles]
     head: str = "Q6_K"
-    width: int = 256
+    hidden_size: int = 256
     ffn: int = 256
-    heads: int = 4
-    kv_heads: int = 2
-    head_size: int = 32
-    vocabulary: int = 50
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 32
+    vocab_size: int = 50
     blocks: int = 8
     window: int = 0  # of the last layer
     activation: int = 0
@@ -72,33 +72,33 @@ class Tiny:
 
     def rows_columns(self, role: str) -> tuple[int, int]:
         """Of one matrix."""
-        mixed, kept = self.heads * self.head_size, self.kv_heads * self.head_size
+        mixed, kept = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         return {
-            "query": (mixed, self.width),
-            "key": (kept, self.width),
-            "value": (kept, self.width),
-            "output": (self.width, mixed),
-            "gate": (self.ffn, self.width),
-            "up": (self.ffn, self.width),
-            "down": (self.width, self.ffn),
+            "query": (mixed, self.hidden_size),
+            "key": (kept, self.hidden_size),
+            "value": (kept, self.hidden_size),
+            "output": (self.hidden_size, mixed),
+            "gate": (self.ffn, self.hidden_size),
+            "up": (self.ffn, self.hidden_size),
+            "down": (self.hidden_size, self.ffn),
         }[role]
 
     def record(self, tape: Tape, rng: np.random.Generator) -> None:
         """Put the whole model on a tape."""
-        layers, half = len(self.kinds), self.head_size // 2
+        layers, half = len(self.kinds), self.head_dim // 2
         numbers = (
             layers,
-            self.width,
+            self.hidden_size,
             self.ffn,
-            self.heads,
-            self.kv_heads,
-            self.head_size,
-            self.vocabulary,
+            self.num_heads,
+            self.num_kv_heads,
+            self.head_dim,
+            self.vocab_size,
             self.blocks,
         )
         frequencies = (10000.0 ** -(np.arange(half) / half)).astype(np.float32)
         windows = np.array([0] * (layers - 1) + [self.window], dtype=np.int32)
-        scales = np.array([1e-5, 1.0, self.head_size**-0.5], dtype=np.float32)
+        scales = np.array([1e-5, 1.0, self.head_dim**-0.5], dtype=np.float32)
         ropes = np.zeros(layers, dtype=np.int32)
         tape.add(
             MODEL,
@@ -125,7 +125,7 @@ class Tiny:
                 tape.add(
                     VECTOR, (layer, which), (1 + rng.standard_normal(size) / 10).astype(np.float32)
                 )
-        vocabulary = (self.vocabulary, self.width)
+        vocabulary = (self.vocab_size, self.hidden_size)
         tape.add(
             MATRIX,
             (-1, 0, KINDS.index(self.head), *vocabulary),
@@ -133,19 +133,19 @@ class Tiny:
         )
         tape.add(
             EMBEDDING,
-            (KINDS.index(self.head), self.vocabulary),
+            (KINDS.index(self.head), self.vocab_size),
             random_rows(self.head, *vocabulary, rng),
         )
-        tape.add(VECTOR, (0, FINAL_NORM), np.ones(self.width, dtype=np.float32))
+        tape.add(VECTOR, (0, FINAL_NORM), np.ones(self.hidden_size, dtype=np.float32))
 
     def norms(self) -> list[tuple[int, int]]:
         """Which vectors a layer has, and their sizes."""
-        plain = [(ATTENTION_NORM, self.width), (MLP_NORM, self.width)]
+        plain = [(ATTENTION_NORM, self.hidden_size), (MLP_NORM, self.hidden_size)]
         further = [
-            (QUERY_NORM, self.head_size),
-            (KEY_NORM, self.head_size),
-            (AFTER_ATTENTION, self.width),
-            (AFTER_MLP, self.width),
+            (QUERY_NORM, self.head_dim),
+            (KEY_NORM, self.head_dim),
+            (AFTER_ATTENTION, self.hidden_size),
+            (AFTER_MLP, self.hidden_size),
         ]
         return plain + (further if self.normed else [])
 
@@ -184,15 +184,15 @@ class Tiny:
         for rows, position, wanted, table, _ in spans:
             said.append((rows, position, wanted, len(tables), len(table)))
             tables += table
-        tokens = rng.integers(0, self.vocabulary, sum(span[0] for span in spans))
+        tokens = rng.integers(0, self.vocab_size, sum(span[0] for span in spans))
         wanted = sum(span[2] for span in spans)
         arrays = (said, tokens, tables, [span[4] for span in spans])
         tape.add(
             STEP,
-            (wanted, 0, self.vocabulary),
+            (wanted, 0, self.vocab_size),
             *(np.array(array, dtype=np.int32) for array in arrays),
         )
-        return wanted * self.vocabulary
+        return wanted * self.vocab_size
 
 
 def build(folder: Path, compiler: str, *flags: str, also: tuple[Path, ...] = ()) -> Path:

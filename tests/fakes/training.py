@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from quietchoir.core.models.architecture import PROJECTIONS, Architecture
-from quietchoir.core.models.quant.tensor import Blocks
+from quietchoir.core.models.quant.tensor import QuantTensor
 from quietchoir.core.models.weights import Weights
 from quietchoir.core.prompt import PromptFormat
 from quietchoir.core.training.examples import Example
@@ -17,16 +17,16 @@ from quietchoir.core.training.examples import Example
 START, END, VOCABULARY = 256, 257, 264
 TINY = Architecture(
     family="llama",
-    layers=4,
-    width=32,
-    ffn_width=48,
-    heads=4,
-    kv_heads=2,
-    head_size=8,
-    vocabulary=VOCABULARY,
+    num_layers=4,
+    hidden_size=32,
+    intermediate_size=48,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    vocab_size=VOCABULARY,
     rope_theta=10000.0,
     norm_eps=1e-5,
-    context=256,
+    context_length=256,
 )
 
 
@@ -44,21 +44,21 @@ class ByteTokenizer:
         return [*tokens, START, *b"a"] if add_generation_prompt else tokens
 
 
-def blocks(matrix: torch.Tensor) -> Blocks:
+def blocks(matrix: torch.Tensor) -> QuantTensor:
     """A matrix (or vector, as one row) as a file would hold it in F32."""
     rows = matrix.detach().reshape(-1, matrix.shape[-1]).contiguous()
-    return Blocks("F32", (rows.shape[0], rows.shape[1]), rows.view(torch.uint8))
+    return QuantTensor("F32", (rows.shape[0], rows.shape[1]), rows.view(torch.uint8))
 
 
 def tiny_pair(seed: int = 0) -> tuple[Weights, Any]:
     """The same random network twice: for our code, and as `LlamaForCausalLM`."""
     config = transformers.LlamaConfig(
-        hidden_size=TINY.width,
-        intermediate_size=TINY.ffn_width,
-        num_hidden_layers=TINY.layers,
+        hidden_size=TINY.hidden_size,
+        intermediate_size=TINY.intermediate_size,
+        num_hidden_layers=TINY.num_layers,
         vocab_size=VOCABULARY,
-        num_attention_heads=TINY.heads,
-        num_key_value_heads=TINY.kv_heads,
+        num_attention_heads=TINY.num_heads,
+        num_key_value_heads=TINY.num_kv_heads,
         rms_norm_eps=TINY.norm_eps,
         rope_parameters={"rope_type": "default", "rope_theta": TINY.rope_theta},
         attn_implementation="eager",
@@ -70,7 +70,7 @@ def tiny_pair(seed: int = 0) -> tuple[Weights, Any]:
         model = transformers.LlamaForCausalLM(config)
     state = model.state_dict()
     names = ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"]
-    for layer in range(TINY.layers):
+    for layer in range(TINY.num_layers):
         own = (*PROJECTIONS, "input_layernorm", "post_attention_layernorm")
         names += [f"model.layers.{layer}.{name}.weight" for name in own]
     tensors = {name: blocks(state[name]) for name in names}

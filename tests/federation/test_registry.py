@@ -17,16 +17,16 @@ from quietchoir.tests.fakes.federation import DIGEST, House, house
 
 TINY = Architecture(
     family="llama",
-    layers=2,
-    width=8,
-    ffn_width=16,
-    heads=2,
-    kv_heads=1,
-    head_size=4,
-    vocabulary=32,
+    num_layers=2,
+    hidden_size=8,
+    intermediate_size=16,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=4,
+    vocab_size=32,
     rope_theta=1e4,
     norm_eps=1e-5,
-    context=64,
+    context_length=64,
 )
 SHAPE = AdapterShape(rank=2, alpha=4.0, upper_layers=1)
 

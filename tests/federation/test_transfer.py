@@ -175,7 +175,7 @@ def test_a_gguf_adapter_has_llama_cpps_names_and_the_rows_of_the_models_own_file
         # as the loader brings the model's own rows into our order
         if projection in ("q_proj", "k_proj"):
             assert not torch.equal(product, change)
-            product = product[half_split(product.shape[0], tiny.architecture.head_size)]
+            product = product[half_split(product.shape[0], tiny.architecture.head_dim)]
         torch.testing.assert_close(product, change)
     with pytest.raises(ConfigError, match="is kept"):
         transfer.export_gguf(registry, registry.list()[0], target, tiny)

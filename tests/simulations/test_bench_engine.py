@@ -29,8 +29,8 @@ def tiny(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_random_model_loads_and_follows_from_its_seed(tiny: Path, model_path: Path) -> None:
     loaded = weights.load(tiny)
-    assert (loaded.architecture.layers, loaded.architecture.width) == (8, 64)
-    assert {blocks.kind for blocks in loaded.tensors.values()} == {"Q4_0", "Q8_0", "F32"}
+    assert (loaded.architecture.num_layers, loaded.architecture.hidden_size) == (8, 64)
+    assert {blocks.quant_type for blocks in loaded.tensors.values()} == {"Q4_0", "Q8_0", "F32"}
     assert loaded.tokenizer.encode("hello") == weights.load(model_path).tokenizer.encode("hello")
     again, other = (
         random_model.write(tiny.with_name(f"{seed}.gguf"), model_path, random_model.TINY, seed=seed)
@@ -204,12 +204,10 @@ def test_without_a_gpu_there_are_no_gpu_figures(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_memory_of_13b_is_predicted_from_its_shape_alone() -> None:
     found, scale = gpu.prediction(gpu.Scale()), gpu.Scale()
-    weights = (
-        scale.layers * (4 * scale.width**2 + 3 * scale.width * scale.ffn_width)
-        + scale.vocabulary * scale.width
-    )
+    layer = 4 * scale.hidden_size**2 + 3 * scale.hidden_size * scale.intermediate_size
+    weights = scale.num_layers * layer + scale.vocab_size * scale.hidden_size
     # of keys and values, the spare block's too
-    numbers = 2 * scale.layers * scale.width * (scale.context + 16)
+    numbers = 2 * scale.num_layers * scale.hidden_size * (scale.context + 16)
     # pages, and norms
     assert weights * 4.5 / 8 < found["weights_gib"] * gpu.GIB < weights * 4.5 / 8 + (160 << 20)
     assert found["cache_gib"] * gpu.GIB == numbers * (1 + 2 / 128)
@@ -220,6 +218,6 @@ def test_the_memory_of_13b_is_predicted_from_its_shape_alone() -> None:
         < found["all_in_gib"]
         < 8.4
     )
-    assert 36 <= found["layers_in_8_gib"] < scale.layers
+    assert 36 <= found["layers_in_8_gib"] < scale.num_layers
     smaller = gpu.prediction(dataclasses.replace(scale, context=1024))
-    assert smaller["all_in_gib"] < 8.0 and smaller["layers_in_8_gib"] == scale.layers
+    assert smaller["all_in_gib"] < 8.0 and smaller["layers_in_8_gib"] == scale.num_layers

@@ -23,7 +23,7 @@ from ..family import GGUF_ENDS, Family
 from ..files.gguf import GgufFile
 from ..files.settings import GgufSettings
 from ..files.tensor_map import TensorMap
-from ..quant.tensor import Blocks
+from ..quant.tensor import QuantTensor
 from ..rope import Stretch, long_magnitude, stretch
 
 # Below "FAMILY.", all that a file may say: what is read here, and what changes no logit. What is
@@ -71,16 +71,15 @@ def read_architecture(file: GgufFile) -> Architecture:
     settings = GgufSettings(file, family.name)
     try:
         plain = sizes(settings, family)
-        complaint = plain.complaint() or unread(settings, family)
-        if not complaint:
-            whole = replace(plain, **family.from_gguf(settings, plain))
-            complaint = whole.complaint() or unsupported(settings, whole)
+        plain.validate()
+        refuse_unread(settings, family)
+        whole = replace(plain, **family.from_gguf(settings, plain))
+        whole.validate()
+        refuse_unsupported(settings, whole)
     except ValueError as error:
-        complaint = str(error)
-    if complaint:
         raise ModelFileError(
-            f"{file.path}: {complaint}, which is not supported; choose another model"
-        )
+            f"{file.path}: {error}, which is not supported; choose another model"
+        ) from error
     return whole
 
 
@@ -108,28 +107,28 @@ def family_of(file: GgufFile) -> Family:
 def sizes(settings: GgufSettings, family: Family) -> Architecture:
     """What every family's file says in the same words."""
     heads, width = settings.size("attention.head_count"), settings.size("embedding_length")
-    head_size = settings.size("attention.key_length", max(width // heads, 1))
+    head_dim = settings.size("attention.key_length", max(width // heads, 1))
     theta, context = settings.real("rope.freq_base", 10000.0), settings.size("context_length")
-    stretched = read_stretch(settings, head_size, theta, context)
+    stretched = read_stretch(settings, head_dim, theta, context)
     return Architecture(
         family=family.name,
-        layers=settings.size("block_count"),
-        width=width,
-        ffn_width=settings.size("feed_forward_length"),
-        heads=heads,
-        kv_heads=settings.size("attention.head_count_kv", heads),
-        head_size=head_size,
-        vocabulary=len(settings.file.value("tokenizer.ggml.tokens", list)),
+        num_layers=settings.size("block_count"),
+        hidden_size=width,
+        intermediate_size=settings.size("feed_forward_length"),
+        num_heads=heads,
+        num_kv_heads=settings.size("attention.head_count_kv", heads),
+        head_dim=head_dim,
+        vocab_size=len(settings.file.value("tokenizer.ggml.tokens", list)),
         rope_theta=theta,
         norm_eps=settings.real("attention.layer_norm_rms_epsilon"),
-        context=min(context, stretched.context or context),
+        context_length=min(context, stretched.context or context),
         rope_factors=stretched.rope_factors,
         rope_magnitude=stretched.rope_magnitude,
         **family.traits,
     )
 
 
-def read_stretch(settings: GgufSettings, head_size: int, theta: float, context: int) -> Stretch:
+def read_stretch(settings: GgufSettings, head_dim: int, theta: float, context: int) -> Stretch:
     """Rope's scaling: a rule in the metadata, or factors that stand among the tensors."""
     file = settings.file
     kind = settings.text("rope.scaling.type", "linear")  # as llama.cpp takes it
@@ -139,7 +138,7 @@ def read_stretch(settings: GgufSettings, head_size: int, theta: float, context: 
     )
     original = settings.whole("rope.scaling.original_context_length", 0)
     if short := file.tensors.get("rope_factors_short.weight"):
-        factors = tuple(factor_row(file, "rope_factors_short.weight", short, head_size))
+        factors = tuple(factor_row(file, "rope_factors_short.weight", short, head_dim))
         default = long_magnitude(context / original, original) if original > 0 else 1.0
         return Stretch(factors, settings.real("rope.scaling.attn_factor", default), original)
     if settings.real("rope.scaling.attn_factor", 1.0) != 1.0:
@@ -147,55 +146,51 @@ def read_stretch(settings: GgufSettings, head_size: int, theta: float, context: 
     if frequencies := file.tensors.get("rope_freqs.weight"):
         if kind not in ("none", "linear") or factor != 1.0:
             raise ValueError(f"rope is scaled twice, by factors and by {kind!r:.20}")
-        return Stretch(tuple(factor_row(file, "rope_freqs.weight", frequencies, head_size)))
+        return Stretch(tuple(factor_row(file, "rope_freqs.weight", frequencies, head_dim)))
     if kind == "none" or (kind == "linear" and factor == 1.0):
         return Stretch()
-    return stretch({"rope_type": kind, "factor": factor}, head_size, theta, context)
+    return stretch({"rope_type": kind, "factor": factor}, head_dim, theta, context)
 
 
-def factor_row(file: GgufFile, name: str, blocks: Blocks, head_size: int) -> list[float]:
+def factor_row(file: GgufFile, name: str, blocks: QuantTensor, head_dim: int) -> list[float]:
     """A tensor of divisors, one a pair."""
-    if blocks.shape != (1, head_size // 2) or blocks.kind not in ("F32", "F16", "BF16"):
+    if blocks.shape != (1, head_dim // 2) or blocks.quant_type not in ("F32", "F16", "BF16"):
         raise ModelFileError(
-            f"{file.path}: {name} is {blocks.kind} {blocks.shape}, expected (1, {head_size // 2}); "
-            f"get it again"
+            f"{file.path}: {name} is {blocks.quant_type} {blocks.shape}, expected "
+            f"(1, {head_dim // 2}); get it again"
         )
     row: list[float] = blocks.vector().tolist()
     return row
 
 
-def unread(settings: GgufSettings, family: Family) -> str:
-    """That a setting of this family would be passed over, with its value; "" if none would."""
+def refuse_unread(settings: GgufSettings, family: Family) -> None:
+    """Raises: ValueError: a setting of this family that would be passed over."""
     for key, value in settings.all().items():
         own = family.gguf_neutral.get(key)
         neutral = not isinstance(value, list) and value in NEUTRAL.get(key, ())
         read = key in (*READ, *HARMLESS, *family.gguf_reads)
         if not (read or neutral or (own is not None and own(value))):
             named = f"{family.name}.{key}"
-            return f"it has the setting {named:.80} = {value!r:.40}"
-    return ""
+            raise ValueError(f"it has the setting {named:.80} = {value!r:.40}")
 
 
-def unsupported(settings: GgufSettings, architecture: Architecture) -> str:
-    """What a file may also ask for, and this code does not compute."""
-    size = architecture.head_size
+def refuse_unsupported(settings: GgufSettings, architecture: Architecture) -> None:
+    """Raises: ValueError: what a file may also ask for, and this code does not compute."""
+    size = architecture.head_dim
     scale = settings.real("attention.scale", 0.0)
     if scale and not math.isclose(scale, architecture.scale(), rel_tol=1e-4):
-        return f"its attention is scaled by {scale:.4g}"
+        raise ValueError(f"its attention is scaled by {scale:.4g}")
     if settings.whole("rope.dimension_count", size) != size:
-        return "rope turns only part of a head"
+        raise ValueError("rope turns only part of a head")
     if settings.whole("attention.value_length", size) != size:
-        return "keys and values differ in size"
+        raise ValueError("keys and values differ in size")
     if settings.whole("expert_count", 0):
-        return "it is a mixture of experts"
-    if settings.real("final_logit_softcapping", 0.0) or settings.real(
-        "attn_logit_softcapping", 0.0
-    ):
-        return "its logits are capped"
-    return ""
+        raise ValueError("it is a mixture of experts")
+    if any(settings.real(f"{of}_logit_softcapping", 0.0) for of in ("attn", "final")):
+        raise ValueError("its logits are capped")
 
 
-def name_tensors(file: GgufFile, architecture: Architecture) -> dict[str, Blocks]:
+def name_tensors(file: GgufFile, architecture: Architecture) -> dict[str, QuantTensor]:
     """The file's tensors under Hugging Face's names, each with the shape that the architecture
     demands.
 
@@ -212,7 +207,7 @@ def name_tensors(file: GgufFile, architecture: Architecture) -> dict[str, Blocks
         for ours, theirs in ends(tensors).items()
     }
     named.setdefault("lm_head.weight", named["model.embed_tokens.weight"])
-    for layer in range(architecture.layers):
+    for layer in range(architecture.num_layers):
         for theirs, parts in family.gguf_fused.items():
             expected = [architecture.projection(part) for part in parts]
             for part, blocks in zip(
@@ -226,7 +221,7 @@ def name_tensors(file: GgufFile, architecture: Architecture) -> dict[str, Blocks
                     f"blk.{layer}.{family.in_gguf(module)}.{kind}", expected_shape
                 )
                 if family.interleaved and module in ("self_attn.q_proj", "self_attn.k_proj"):
-                    blocks = blocks.take(half_split(expected_shape[0], architecture.head_size))
+                    blocks = blocks.take(half_split(expected_shape[0], architecture.head_dim))
                 named[f"model.layers.{layer}.{ours}"] = blocks
     tensors.finish()
     return named
@@ -241,13 +236,13 @@ def ends(tensors: TensorMap) -> dict[str, str]:
     }
 
 
-def half_split(rows: int, head_size: int) -> NDArray[np.int64]:
+def half_split(rows: int, head_dim: int) -> NDArray[np.int64]:
     """Row order that brings interleaved rope pairs (0, 1), (2, 3)… of each head into two halves,
     [rows].
     """
-    return np.arange(rows).reshape(-1, head_size // 2, 2).transpose(0, 2, 1).reshape(-1)
+    return np.arange(rows).reshape(-1, head_dim // 2, 2).transpose(0, 2, 1).reshape(-1)
 
 
-def interleave(rows: int, head_size: int) -> NDArray[np.int64]:
+def interleave(rows: int, head_dim: int) -> NDArray[np.int64]:
     """The inverse of `half_split`."""
-    return half_split(rows, head_size).argsort()
+    return half_split(rows, head_dim).argsort()

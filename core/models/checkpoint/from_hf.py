@@ -17,7 +17,7 @@ from ..family import Family
 from ..files import hf_folder
 from ..files.settings import HfSettings
 from ..files.tensor_map import TensorMap
-from ..quant.tensor import Blocks, plain
+from ..quant.tensor import QuantTensor, plain
 from ..rope import stretch
 
 TABLES = (".inv_freq",)  # which old files hold ready, and nothing reads
@@ -35,16 +35,14 @@ def read_architecture(folder: Path) -> Architecture:
     settings, family = read_settings(folder)
     try:
         plain = sizes(settings, family)
-        complaint = plain.complaint()
-        if not complaint:
-            whole = replace(plain, **family.from_hf(settings, plain))
-            complaint = whole.complaint() or unsupported(settings, family)
+        plain.validate()
+        whole = replace(plain, **family.from_hf(settings, plain))
+        whole.validate()
+        refuse_unsupported(settings, family)
     except (ValueError, TypeError, OverflowError) as error:
-        complaint = str(error)
-    if complaint:
         raise ModelFileError(
-            f"{settings.path}: {complaint}, which is not supported; choose another model"
-        )
+            f"{settings.path}: {error}, which is not supported; choose another model"
+        ) from error
     return whole
 
 
@@ -74,25 +72,25 @@ def read_settings(folder: Path) -> tuple[HfSettings, Family]:
 def sizes(settings: HfSettings, family: Family) -> Architecture:
     """What every family's config says in the same words."""
     heads, width = settings.size("num_attention_heads"), settings.size("hidden_size")
-    head_size = settings.size("head_dim", max(width // heads, 1))
+    head_dim = settings.size("head_dim", max(width // heads, 1))
     biases = ATTENTION if family.hf_attention_bias and settings.get("attention_bias") else ()
     traits: dict[str, Any] = {"biases": biases, **family.traits}
     return Architecture(
         family=family.name,
-        layers=settings.size("num_hidden_layers"),
-        width=width,
-        ffn_width=settings.size("intermediate_size"),
-        heads=heads,
-        kv_heads=settings.size("num_key_value_heads", heads),
-        head_size=head_size,
-        vocabulary=settings.size("vocab_size"),
+        num_layers=settings.size("num_hidden_layers"),
+        hidden_size=width,
+        intermediate_size=settings.size("intermediate_size"),
+        num_heads=heads,
+        num_kv_heads=settings.size("num_key_value_heads", heads),
+        head_dim=head_dim,
+        vocab_size=settings.size("vocab_size"),
         norm_eps=settings.real("rms_norm_eps"),
         **traits,
-        **rope(settings, family, head_size),
+        **rope(settings, family, head_dim),
     )
 
 
-def rope(settings: HfSettings, family: Family, head_size: int) -> dict[str, Any]:
+def rope(settings: HfSettings, family: Family, head_dim: int) -> dict[str, Any]:
     """Base, scaling, and the context that they hold for.
 
     Raises:
@@ -106,20 +104,20 @@ def rope(settings: HfSettings, family: Family, head_size: int) -> dict[str, Any]
         raise ValueError("rope turns only part of a head")
     original = "original_max_position_embeddings"
     rule[original] = settings.get(original) or rule.get(original) or context
-    stretched = stretch(rule, head_size, theta, context)
+    stretched = stretch(rule, head_dim, theta, context)
     return {
         "rope_theta": theta,
         "rope_factors": stretched.rope_factors,
         "rope_magnitude": stretched.rope_magnitude,
-        "context": min(context, stretched.context or context),
+        "context_length": min(context, stretched.context or context),
     }
 
 
-def unsupported(settings: HfSettings, family: Family) -> str:
-    """What a config may also ask for, and this code does not compute."""
+def refuse_unsupported(settings: HfSettings, family: Family) -> None:
+    """Raises: ValueError: what a config may also ask for, and this code does not compute."""
     activation = settings.get(family.hf_activation_key) or "silu"
     if family.hf_activations.get(str(activation)) != family.traits.get("activation", "silu"):
-        return f"its activation is {activation!r:.30}"
+        raise ValueError(f"its activation is {activation!r:.30}")
     for key, said in {
         "mlp_bias": "its MLP has biases",
         "final_logit_softcapping": "its logits are capped",
@@ -129,11 +127,10 @@ def unsupported(settings: HfSettings, family: Family) -> str:
         "num_local_experts": "it is a mixture of experts",
     }.items():
         if settings.get(key):
-            return said
-    return ""
+            raise ValueError(said)
 
 
-def name_tensors(folder: Path, architecture: Architecture) -> dict[str, Blocks]:
+def name_tensors(folder: Path, architecture: Architecture) -> dict[str, QuantTensor]:
     """The folder's tensors under our names, each with the shape that the architecture demands.
 
     Raises:
@@ -145,8 +142,8 @@ def name_tensors(folder: Path, architecture: Architecture) -> dict[str, Blocks]:
     tensors = TensorMap(
         folder, {unwrapped(name, family): blocks for name, blocks in found.items()}, family.name
     )
-    named: dict[str, Blocks] = {}
-    for layer in range(architecture.layers):
+    named: dict[str, QuantTensor] = {}
+    for layer in range(architecture.num_layers):
         for theirs, parts in family.hf_fused.items():
             expected = [architecture.projection(part) for part in parts]
             split = tensors.split(f"model.layers.{layer}.{theirs}.weight", expected)
@@ -163,7 +160,7 @@ def name_tensors(folder: Path, architecture: Architecture) -> dict[str, Blocks]:
         elif name not in named:
             named[name] = tensors.take(name, shape)
         if family.unit_norms and name.endswith("norm.weight"):
-            named[name] = plain(named[name].dense() + 1.0)
+            named[name] = plain(named[name].dequantize() + 1.0)
     tensors.finish()
     return named
 

@@ -28,7 +28,7 @@ class EncoderShape:
 
     layers: int
     width: int  # D
-    ffn_width: int
+    intermediate_size: int
     heads: int
     vocabulary: int
     positions: int  # longest text, in tokens
@@ -149,7 +149,7 @@ def read_shape(path: Path) -> EncoderShape:
         shape = EncoderShape(
             layers=int(config["num_hidden_layers"]),
             width=int(config["hidden_size"]),
-            ffn_width=int(config["intermediate_size"]),
+            intermediate_size=int(config["intermediate_size"]),
             heads=int(config["num_attention_heads"]),
             vocabulary=int(config["vocab_size"]),
             positions=int(config["max_position_embeddings"]),
@@ -194,7 +194,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def expected_shapes(shape: EncoderShape) -> dict[str, tuple[int, ...]]:
     """Every tensor that `Encoder` reads, with its shape."""
-    width, ffn = shape.width, shape.ffn_width
+    width, ffn = shape.width, shape.intermediate_size
     expected: dict[str, tuple[int, ...]] = {
         "embeddings.word_embeddings.weight": (shape.vocabulary, width),
         "embeddings.position_embeddings.weight": (shape.positions, width),

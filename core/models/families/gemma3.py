@@ -27,13 +27,13 @@ class Gemma3(Family):
         local_rope = settings.real("rope.freq_base_swa", LOCAL_ROPE)
         if plain.rope_factors and local_rope == plain.rope_theta:
             raise ValueError("rope is scaled, and both kinds of layers turn by the same base")
-        large = plain.layers == LAYERS_OF_27B
-        per_head = plain.width / plain.heads if large else plain.head_size
-        inside = local(plain.layers)
+        large = plain.num_layers == LAYERS_OF_27B
+        per_head = plain.hidden_size / plain.num_heads if large else plain.head_dim
+        inside = local(plain.num_layers)
         return {
-            "windows": layer_windows(gguf_window(settings, plain.context), inside),
+            "windows": layer_windows(gguf_window(settings, plain.context_length), inside),
             "rope_bases": tuple(local_rope if one else plain.rope_theta for one in inside),
-            "embedding_scale": math.sqrt(plain.width),
+            "embedding_scale": math.sqrt(plain.hidden_size),
             "attention_scale": settings.real("attention.scale", per_head**-0.5),
         }
 
@@ -54,16 +54,16 @@ class Gemma3(Family):
         if float(windowed.get("partial_rotary_factor") or 1.0) != 1.0:
             raise ValueError("rope turns only part of a head")
         local_rope = float(windowed.get("rope_theta") or settings.real("rope_local_base_freq"))
-        unscaled = stretch(windowed, plain.head_size, local_rope, plain.context) == Stretch()
+        unscaled = stretch(windowed, plain.head_dim, local_rope, plain.context_length) == Stretch()
         if not unscaled or (plain.rope_factors and local_rope == plain.rope_theta):
             raise ValueError("rope of windowed layers is scaled")
-        inside = hf_windowed(settings, plain.layers) or local(
-            plain.layers, settings.size("sliding_window_pattern")
+        inside = hf_windowed(settings, plain.num_layers) or local(
+            plain.num_layers, settings.size("sliding_window_pattern")
         )
         return {
-            "windows": layer_windows(hf_window(settings, plain.context), inside),
+            "windows": layer_windows(hf_window(settings, plain.context_length), inside),
             "rope_bases": tuple(local_rope if one else plain.rope_theta for one in inside),
-            "embedding_scale": math.sqrt(plain.width),
+            "embedding_scale": math.sqrt(plain.hidden_size),
             "attention_scale": settings.real("query_pre_attn_scalar") ** -0.5,
         }
 

@@ -15,15 +15,15 @@ class Llama(Family):
 
     def from_gguf(self, settings: GgufSettings, plain: Architecture) -> dict[str, Any]:
         """As `Family.from_gguf`."""
-        window = gguf_window(settings, plain.context)
-        return {"windows": layer_windows(window, [True] * plain.layers)}
+        window = gguf_window(settings, plain.context_length)
+        return {"windows": layer_windows(window, [True] * plain.num_layers)}
 
     def from_hf(self, settings: HfSettings, plain: Architecture) -> dict[str, Any]:
         """As `Family.from_hf`."""
         if settings.model_type == "llama":
             return {}
-        window = hf_window(settings, plain.context)
-        return {"windows": layer_windows(window, [True] * plain.layers)}
+        window = hf_window(settings, plain.context_length)
+        return {"windows": layer_windows(window, [True] * plain.num_layers)}
 
 
 FAMILY = Llama(

@@ -17,13 +17,13 @@ class Phi3(Family):
 
     def from_gguf(self, settings: GgufSettings, plain: Architecture) -> dict[str, Any]:
         """As `Family.from_gguf`."""
-        window = gguf_window(settings, plain.context)
-        return {"windows": layer_windows(window, [True] * plain.layers)}
+        window = gguf_window(settings, plain.context_length)
+        return {"windows": layer_windows(window, [True] * plain.num_layers)}
 
     def from_hf(self, settings: HfSettings, plain: Architecture) -> dict[str, Any]:
         """As `Family.from_hf`."""
-        window = hf_window(settings, plain.context)
-        return {"windows": layer_windows(window, [True] * plain.layers)}
+        window = hf_window(settings, plain.context_length)
+        return {"windows": layer_windows(window, [True] * plain.num_layers)}
 
     def to_gguf(
         self, architecture: Architecture
@@ -36,7 +36,7 @@ class Phi3(Family):
             return super().to_gguf(architecture)
         settings: dict[str, Any] = {
             "rope.scaling.attn_factor": float(architecture.rope_magnitude),
-            "rope.scaling.original_context_length": architecture.context,
+            "rope.scaling.original_context_length": architecture.context_length,
         }
         if any(architecture.windows):
             settings["attention.sliding_window"] = max(architecture.windows)

@@ -15,11 +15,13 @@ class Qwen2(Family):
 
     def from_hf(self, settings: HfSettings, plain: Architecture) -> dict[str, Any]:
         """As `Family.from_hf`."""
-        window = hf_window(settings, plain.context) if settings.get("use_sliding_window") else 0
+        window = (
+            hf_window(settings, plain.context_length) if settings.get("use_sliding_window") else 0
+        )
         if not window:
             return {}
-        inside = hf_windowed(settings, plain.layers) or [
-            layer >= settings.size("max_window_layers") for layer in range(plain.layers)
+        inside = hf_windowed(settings, plain.num_layers) or [
+            layer >= settings.size("max_window_layers") for layer in range(plain.num_layers)
         ]
         return {"windows": layer_windows(window, inside)}
 

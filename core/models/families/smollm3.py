@@ -20,7 +20,7 @@ class SmolLm3(Family):
         """As `Family.from_hf`."""
         fields = super().from_hf(settings, plain) if settings.get("use_sliding_window") else {}
         # 1 = with rope, in spite of its name
-        turned = settings.entries("no_rope_layers", plain.layers)
+        turned = settings.entries("no_rope_layers", plain.num_layers)
         if turned is None:
             return fields | rope_bases(plain, settings.size("no_rope_layer_interval", NOPE_STEP))
         return fields | {"rope_bases": tuple(plain.rope_theta if one else 0.0 for one in turned)}
@@ -28,7 +28,7 @@ class SmolLm3(Family):
 
 def rope_bases(plain: Architecture, step: int) -> dict[str, Any]:
     """No rope in every layer of this step."""
-    layers = range(1, plain.layers + 1)
+    layers = range(1, plain.num_layers + 1)
     return {"rope_bases": tuple(plain.rope_theta if layer % step else 0.0 for layer in layers)}
 
 

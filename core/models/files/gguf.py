@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ModelFileError, ModelNotFoundError
-from ..quant.tensor import FORMATS, Blocks
-from ..quant.types import KINDS
+from ..quant.tensor import QuantTensor
+from ..quant.types import NAMES, QUANT_TYPES
 from .lfs_pointer import refuse_pointer
 
 T = TypeVar("T", str, int, float, bool, list[Any])
@@ -40,7 +40,7 @@ MAX_PARTS = 1024
 SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 STRING, ARRAY, BOOL = 8, 9, 7
 # Block types that files have and we do not read, by their numbers: a name says more than a number.
-OTHER_KINDS = {
+OTHER_TYPES = {
     16: "IQ2_XXS",
     17: "IQ2_XS",
     18: "IQ3_XXS",
@@ -50,7 +50,7 @@ OTHER_KINDS = {
     22: "IQ2_S",
     23: "IQ4_XS",
 }
-OTHER_KINDS |= {29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4"}
+OTHER_TYPES |= {29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4"}
 NUMBERS = {
     0: "u1",
     1: "i1",
@@ -72,7 +72,7 @@ class GgufFile:
 
     path: Path
     metadata: Mapping[str, Any]  # plain Python values
-    tensors: Mapping[str, Blocks]  # under the container's own names
+    tensors: Mapping[str, QuantTensor]  # under the container's own names
 
     def value(self, key: str, kind: type[T], default: T | None = None) -> T:
         """One metadata value of a known type; whole numbers pass as floats.
@@ -229,7 +229,7 @@ def read_one(path: Path) -> GgufFile:
         start = -(-cursor.place // alignment) * alignment
         tensors = place_tensors(np.frombuffer(data, np.uint8), start, alignment, described)
     except UnsupportedBlocks as error:
-        known = ", ".join(FORMATS)
+        known = ", ".join(QUANT_TYPES)
         raise ModelFileError(
             f"{path}: {error}, which cannot be read; choose a file of {known}"
         ) from None
@@ -308,17 +308,17 @@ def description(cursor: Cursor) -> tuple[list[int], int, int]:
 
 def place_tensors(
     data: NDArray[np.uint8], start: int, alignment: int, described: list[Described]
-) -> dict[str, Blocks]:
+) -> dict[str, QuantTensor]:
     """Views on the mapped bytes, one a tensor; no two share a byte."""
-    tensors: dict[str, Blocks] = {}
+    tensors: dict[str, QuantTensor] = {}
     taken: list[tuple[int, int, str]] = []
     for name, sizes, number, offset in described:
-        kind = KINDS.get(number)
+        kind = NAMES.get(number)
         if kind is None:
             raise UnsupportedBlocks(
-                f"{name:.80} is {OTHER_KINDS.get(number, f'of block type {number}')}"
+                f"{name:.80} is {OTHER_TYPES.get(number, f'of block type {number}')}"
             )
-        form, (columns, *others) = FORMATS[kind], sizes
+        form, (columns, *others) = QUANT_TYPES[kind], sizes
         rows = math.prod(others)
         length = rows * (columns // form.columns) * form.size
         if (
@@ -332,7 +332,7 @@ def place_tensors(
                 f"{len(data)} bytes"
             )
         first = start + offset
-        tensors[name] = Blocks(
+        tensors[name] = QuantTensor(
             kind, (rows, columns), data[first : first + length].reshape(rows, -1)
         )
         taken.append((first, first + length, name))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ModelFileError, ModelNotFoundError
-from ..quant.tensor import Blocks, plain
+from ..quant.tensor import QuantTensor, plain
 from .lfs_pointer import refuse_pointer
 
 CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
@@ -104,7 +104,7 @@ def shards(folder: Path, index: Path) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-def read_tensors(folder: Path, skipped: tuple[str, ...]) -> dict[str, Blocks]:
+def read_tensors(folder: Path, skipped: tuple[str, ...]) -> dict[str, QuantTensor]:
     """Every tensor of a folder as blocks; vectors become one row.
 
     Args:
@@ -114,7 +114,7 @@ def read_tensors(folder: Path, skipped: tuple[str, ...]) -> dict[str, Blocks]:
         ModelNotFoundError, ModelFileError: missing, damaged, more than plain tensors, or not plain
         floating-point matrices.
     """
-    found: dict[str, Blocks] = {}
+    found: dict[str, QuantTensor] = {}
     for path in tensor_files(folder):
         for name, tensor in named_tensors(path):
             if name.startswith(skipped) or name.endswith(skipped):
@@ -177,7 +177,7 @@ def unpickle(path: Path) -> Any:
         ) from error
 
 
-def as_blocks(path: Path, name: str, tensor: object) -> Blocks:
+def as_blocks(path: Path, name: str, tensor: object) -> QuantTensor:
     """One tensor as rows of blocks."""
     if (
         not isinstance(tensor, Tensor)

@@ -9,20 +9,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...errors import ModelFileError
-from ..quant.tensor import Blocks
+from ..quant.tensor import QuantTensor
 
 
 class TensorMap:
     """What is left of a file's tensors."""
 
-    def __init__(self, path: Path, tensors: Mapping[str, Blocks], family: str) -> None:
+    def __init__(self, path: Path, tensors: Mapping[str, QuantTensor], family: str) -> None:
         self.path, self.left, self.family = path, dict(tensors), family
 
     def drop(self, name: str) -> None:
         """Take a tensor, if it is there, that is not part of the network or was read already."""
         self.left.pop(name, None)
 
-    def take(self, name: str, expected: tuple[int, int]) -> Blocks:
+    def take(self, name: str, expected: tuple[int, int]) -> QuantTensor:
         """One tensor.
 
         Raises:
@@ -36,7 +36,7 @@ class TensorMap:
             )
         return blocks
 
-    def split(self, name: str, parts: Sequence[tuple[int, int]]) -> list[Blocks]:
+    def split(self, name: str, parts: Sequence[tuple[int, int]]) -> list[QuantTensor]:
         """One tensor that holds several of ours one above the other; views, no copies.
 
         Raises:

@@ -85,7 +85,7 @@ class Adapter:
         for name, tensor in self.tensors.items():
             match = MODULE.match(name)
             layer, projection = (
-                (int(match[1]), match[2]) if match else (architecture.layers, PROJECTIONS[0])
+                (int(match[1]), match[2]) if match else (architecture.num_layers, PROJECTIONS[0])
             )
             rows, columns = architecture.projection(projection)
             expected = (
@@ -93,7 +93,7 @@ class Adapter:
                 if name.endswith("lora_A.weight")
                 else (rows, self.shape.rank)
             )
-            if layer >= architecture.layers or tuple(tensor.shape) != expected:
+            if layer >= architecture.num_layers or tuple(tensor.shape) != expected:
                 raise ModelFileError(
                     f"{name} {tuple(tensor.shape)} does not fit the base model; use the base it "
                     f"was trained on"

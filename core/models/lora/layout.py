@@ -59,13 +59,14 @@ class AdapterShape:
         Raises:
             ValueError: more upper layers than the model has.
         """
-        if self.upper_layers > architecture.layers:
+        if self.upper_layers > architecture.num_layers:
             raise ValueError(
-                f"upper_layers is {self.upper_layers}, the model has {architecture.layers} layers"
+                f"upper_layers is {self.upper_layers}, "
+                f"the model has {architecture.num_layers} layers"
             )
         return {
             f"model.layers.{layer}.{name}": architecture.projection(name)
-            for layer in range(architecture.layers - self.upper_layers, architecture.layers)
+            for layer in range(architecture.num_layers - self.upper_layers, architecture.num_layers)
             for name in PROJECTIONS
             if name.split(".")[1] in self.targets
         }

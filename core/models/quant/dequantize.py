@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .types import GROUP
+from .types import GROUP, QUANT_TYPES
 
 
 def half(blocks: Tensor, start: int) -> Tensor:
@@ -28,12 +28,12 @@ def nibbles(packed: Tensor) -> Tensor:
     return torch.cat([packed & 15, packed >> 4], dim=1)
 
 
-def decode_q4_0(blocks: Tensor) -> Tensor:
+def dequantize_q4_0(blocks: Tensor) -> Tensor:
     """w = d * (q - 8)."""
     return half(blocks, 0) * (nibbles(blocks[:, 2:]).float() - 8)
 
 
-def decode_q4_1(blocks: Tensor) -> Tensor:
+def dequantize_q4_1(blocks: Tensor) -> Tensor:
     """w = d * q + m, in two roundings as the format's reference does it."""
     return half(blocks, 0) * nibbles(blocks[:, 4:]).float() + half(blocks, 2)
 
@@ -44,19 +44,19 @@ def fifth_bits(packed: Tensor) -> Tensor:
     return ((spread & 1) << 4).view(-1, GROUP)
 
 
-def decode_q5_0(blocks: Tensor) -> Tensor:
+def dequantize_q5_0(blocks: Tensor) -> Tensor:
     """w = d * (q - 16)."""
     return half(blocks, 0) * ((nibbles(blocks[:, 6:]) | fifth_bits(blocks[:, 2:6])).float() - 16)
 
 
-def decode_q5_1(blocks: Tensor) -> Tensor:
+def dequantize_q5_1(blocks: Tensor) -> Tensor:
     """w = d * q + m."""
     return half(blocks, 0) * (nibbles(blocks[:, 8:]) | fifth_bits(blocks[:, 4:8])).float() + half(
         blocks, 2
     )
 
 
-def decode_q8_0(blocks: Tensor) -> Tensor:
+def dequantize_q8_0(blocks: Tensor) -> Tensor:
     """w = d * q, q a signed byte."""
     return blocks[:, 2:].contiguous().view(torch.int8).float() * half(blocks, 0)
 
@@ -86,7 +86,7 @@ def scaled(integers: Tensor, scales: Tensor, minima: Tensor | None = None) -> Te
     return (grouped if minima is None else grouped - minima[:, :, None]).view(len(integers), -1)
 
 
-def decode_q2_k(blocks: Tensor) -> Tensor:
+def dequantize_q2_k(blocks: Tensor) -> Tensor:
     """16 groups: w = d * scale * q - dmin * min."""
     packed = blocks[:, :16]
     scales, minima = (
@@ -96,7 +96,7 @@ def decode_q2_k(blocks: Tensor) -> Tensor:
     return scaled(parts(blocks[:, 16:80], 2, 32), scales, minima)
 
 
-def decode_q3_k(blocks: Tensor) -> Tensor:
+def dequantize_q3_k(blocks: Tensor) -> Tensor:
     """16 groups: w = d * (scale - 32) * q, q from -4 to 3; its high bit is stored inverted."""
     low, high = parts(blocks[:, 96:104], 4, 8), parts(blocks[:, 104:108], 2, 4)
     scales = half(blocks, 108) * ((low | (high << 4)).float() - 32)
@@ -106,48 +106,58 @@ def decode_q3_k(blocks: Tensor) -> Tensor:
     return scaled(parts(blocks[:, 32:96], 2, 32).float() - inverted.float(), scales)
 
 
-def decode_q4_k(blocks: Tensor) -> Tensor:
+def dequantize_q4_k(blocks: Tensor) -> Tensor:
     """8 groups: w = d * scale * q - dmin * min."""
     scales, minima = scales_and_minima(blocks[:, 4:16])
     return scaled(parts(blocks[:, 16:], 4, 32), half(blocks, 0) * scales, half(blocks, 2) * minima)
 
 
-def decode_q5_k(blocks: Tensor) -> Tensor:
+def dequantize_q5_k(blocks: Tensor) -> Tensor:
     """As Q4_K, with a fifth bit."""
     scales, minima = scales_and_minima(blocks[:, 4:16])
     integers = parts(blocks[:, 48:], 4, 32) | (parts(blocks[:, 16:48], 1, 32) << 4)
     return scaled(integers, half(blocks, 0) * scales, half(blocks, 2) * minima)
 
 
-def decode_q6_k(blocks: Tensor) -> Tensor:
+def dequantize_q6_k(blocks: Tensor) -> Tensor:
     """16 groups: w = d * scale * (q - 32), the scale a signed byte."""
     integers = parts(blocks[:, :128], 4, 64) | (parts(blocks[:, 128:192], 2, 32) << 4)
     scales = half(blocks, 208) * blocks[:, 192:208].contiguous().view(torch.int8).float()
     return scaled(integers.float() - 32, scales)
 
 
-def decode_as(kind: torch.dtype) -> Callable[[Tensor], Tensor]:
+def dequantize_as(kind: torch.dtype) -> Callable[[Tensor], Tensor]:
     """Blocks that are one plain number each."""
 
-    def decode_plain(blocks: Tensor) -> Tensor:
+    def dequantize_plain(blocks: Tensor) -> Tensor:
         return blocks.contiguous().view(kind).float()
 
-    return decode_plain
+    return dequantize_plain
 
 
-# uint8 [n, size] -> float32 [n, columns], for each key of `formats.FORMATS`
-DECODERS: dict[str, Callable[[Tensor], Tensor]] = {
-    "F32": decode_as(torch.float32),
-    "F16": decode_as(torch.float16),
-    "BF16": decode_as(torch.bfloat16),
-    "Q4_0": decode_q4_0,
-    "Q4_1": decode_q4_1,
-    "Q5_0": decode_q5_0,
-    "Q5_1": decode_q5_1,
-    "Q8_0": decode_q8_0,
-    "Q2_K": decode_q2_k,
-    "Q3_K": decode_q3_k,
-    "Q4_K": decode_q4_k,
-    "Q5_K": decode_q5_k,
-    "Q6_K": decode_q6_k,
+# uint8 [n, size] -> float32 [n, columns], for each key of `formats.QUANT_TYPES`
+DEQUANTIZERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "F32": dequantize_as(torch.float32),
+    "F16": dequantize_as(torch.float16),
+    "BF16": dequantize_as(torch.bfloat16),
+    "Q4_0": dequantize_q4_0,
+    "Q4_1": dequantize_q4_1,
+    "Q5_0": dequantize_q5_0,
+    "Q5_1": dequantize_q5_1,
+    "Q8_0": dequantize_q8_0,
+    "Q2_K": dequantize_q2_k,
+    "Q3_K": dequantize_q3_k,
+    "Q4_K": dequantize_q4_k,
+    "Q5_K": dequantize_q5_k,
+    "Q6_K": dequantize_q6_k,
 }
+
+
+def dequantize_rows(quant_type: str, raw: Tensor) -> Tensor:
+    """Rows of blocks to numbers, uint8 [rows, bytes] -> float32 [rows, columns]; never a view on
+    `raw`.
+    """
+    if quant_type == "F32":
+        return raw.contiguous().view(torch.float32).clone()
+    blocks = raw.reshape(-1, QUANT_TYPES[quant_type].size)
+    return DEQUANTIZERS[quant_type](blocks).reshape(raw.shape[0], -1)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from .tensor import PLAIN, Blocks
+from .tensor import PLAIN, QuantTensor
 from .types import GROUP
 
 SLAB_ROWS = 4096  # rows worked on at a time, so that the float32 copy stays small
@@ -35,25 +35,25 @@ def chosen(name: str, shape: tuple[int, int], kind: str) -> str:
     return "Q8_0" if kind == "Q4_0" and name in ENDS else kind
 
 
-def quantize(blocks: Blocks, kind: str) -> Blocks:
+def quantize(blocks: QuantTensor, kind: str) -> QuantTensor:
     """A plain matrix as blocks of another type.
 
     Raises:
         ValueError: quantised already, columns that do not fit the blocks, or numbers that are not
         finite.
     """
-    if blocks.kind not in PLAIN:
-        raise ValueError(f"{blocks.kind} blocks are not quantised a second time")
+    if blocks.quant_type not in PLAIN:
+        raise ValueError(f"{blocks.quant_type} blocks are not quantised a second time")
     encode = ENCODERS[kind]
     if blocks.shape[1] % GROUP and kind in ("Q4_0", "Q8_0"):
         raise ValueError(f"{blocks.shape[1]} columns do not fit blocks of {GROUP}")
     slabs = []
     for start in range(0, blocks.shape[0], SLAB_ROWS):
-        rows = blocks.part(start, min(start + SLAB_ROWS, blocks.shape[0])).dense()
+        rows = blocks.part(start, min(start + SLAB_ROWS, blocks.shape[0])).dequantize()
         if not bool(torch.isfinite(rows).all()):
             raise ValueError("it has weights that are not finite")
         slabs.append(encode(rows).view(len(rows), -1))
-    return Blocks(kind, blocks.shape, torch.cat(slabs))
+    return QuantTensor(kind, blocks.shape, torch.cat(slabs))
 
 
 def encode_q8_0(rows: Tensor) -> Tensor:

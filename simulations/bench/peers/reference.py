@@ -54,7 +54,9 @@ def unpacked(weights: Weights, folder: Path) -> Path:
     a = weights.architecture
     tensors = {
         name: (
-            blocks.dense(torch.bfloat16) if blocks.shape[0] > 1 else blocks.dense(torch.bfloat16)[0]
+            blocks.dequantize(torch.bfloat16)
+            if blocks.shape[0] > 1
+            else blocks.dequantize(torch.bfloat16)[0]
         ).clone()
         for name, blocks in weights.tensors.items()
         if name != "lm_head.weight"
@@ -65,17 +67,17 @@ def unpacked(weights: Weights, folder: Path) -> Path:
             {
                 "architectures": ["LlamaForCausalLM"],
                 "model_type": "llama",
-                "hidden_size": a.width,
+                "hidden_size": a.hidden_size,
                 "torch_dtype": "bfloat16",
-                "intermediate_size": a.ffn_width,
-                "num_hidden_layers": a.layers,
-                "num_attention_heads": a.heads,
-                "num_key_value_heads": a.kv_heads,
-                "head_dim": a.head_size,
-                "vocab_size": a.vocabulary,
+                "intermediate_size": a.intermediate_size,
+                "num_hidden_layers": a.num_layers,
+                "num_attention_heads": a.num_heads,
+                "num_key_value_heads": a.num_kv_heads,
+                "head_dim": a.head_dim,
+                "vocab_size": a.vocab_size,
                 "rms_norm_eps": a.norm_eps,
                 "rope_theta": a.rope_theta,
-                "max_position_embeddings": a.context,
+                "max_position_embeddings": a.context_length,
                 "tie_word_embeddings": True,
                 "bos_token_id": 1,
                 "eos_token_id": 2,

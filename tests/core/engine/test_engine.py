@@ -163,7 +163,7 @@ def test_the_context_is_never_more_than_the_cache_can_hold(weights):
 @pytest.mark.parametrize("wanted, got", [(2048, 2048), (4096, 4096), (100_000, 8192)])
 def test_the_context_is_what_the_owner_sets_up_to_what_the_model_was_made_for(weights, wanted, got):
     long = dataclasses.replace(
-        weights, architecture=dataclasses.replace(weights.architecture, context=8192)
+        weights, architecture=dataclasses.replace(weights.architecture, context_length=8192)
     )
     assert EngineConfig().context == 2048
     engine = Engine(long, EngineConfig(context=wanted), model=FakeModel(600))

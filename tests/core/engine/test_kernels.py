@@ -9,24 +9,27 @@ from quietchoir.core.engine.backends.torch_cpu.kernels import copy_fits, linear_
 from quietchoir.core.engine.backends.torch_cpu.kernels.choice import COPY_BYTES, fast_dtype
 from quietchoir.core.engine.backends.torch_cpu.kernels.dense import SLAB_ROWS, DenseLinear
 from quietchoir.core.engine.backends.torch_cpu.kernels.int4pack import FEW_ROWS, Int4Linear
-from quietchoir.core.models.quant.tensor import FORMATS, Blocks
+from quietchoir.core.models.quant.tensor import QuantTensor
+from quietchoir.core.models.quant.types import QUANT_TYPES
 
 ROWS = (1, FEW_ROWS, FEW_ROWS + 1, 40)
 
 
-def blocks_of(kind: str, rows: int = 80, columns: int = 96) -> Blocks:
+def blocks_of(kind: str, rows: int = 80, columns: int = 96) -> QuantTensor:
     """A random matrix, quantised by the gguf package."""
     values = np.random.default_rng(3).standard_normal(
         (rows, columns), dtype=np.float32
     ) + np.float32(0.3)
     raw = gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind])
-    return Blocks(kind, (rows, columns), torch.from_numpy(np.ascontiguousarray(raw).view(np.uint8)))
+    return QuantTensor(
+        kind, (rows, columns), torch.from_numpy(np.ascontiguousarray(raw).view(np.uint8))
+    )
 
 
-def error(linear: torch.nn.Module, blocks: Blocks, rows: int) -> float:
+def error(linear: torch.nn.Module, blocks: QuantTensor, rows: int) -> float:
     """Root mean square of the deviation from float32, in parts of the result's own."""
     x = torch.randn(rows, blocks.shape[1], generator=torch.Generator().manual_seed(rows))
-    exact, found = x @ blocks.dense().T, linear(x)
+    exact, found = x @ blocks.dequantize().T, linear(x)
     assert found.dtype is torch.float32
     return float((found - exact).norm() / exact.norm())
 
@@ -55,17 +58,17 @@ def test_packed_integers_are_the_files_own(kind):
     raw[:, :2] = torch.tensor([0.25], dtype=torch.float16).view(torch.uint8)
     if kind == "Q4_1":
         raw[:, 2:4] = torch.tensor([-1.5], dtype=torch.float16).view(torch.uint8)
-    plain = Blocks(kind, blocks.shape, raw.view(blocks.raw.shape))
-    assert torch.equal(Int4Linear(plain)(torch.eye(blocks.shape[1])).T, plain.dense())
+    plain = QuantTensor(kind, blocks.shape, raw.view(blocks.raw.shape))
+    assert torch.equal(Int4Linear(plain)(torch.eye(blocks.shape[1])).T, plain.dequantize())
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", QUANT_TYPES)
 @pytest.mark.parametrize("rows", ROWS)
 def test_every_block_type_that_a_file_may_hold_is_multiplied(kind, rows):
     """Also those that the gguf package cannot write, such as K-quants: random integers under
     small scales.
     """
-    form = FORMATS[kind]
+    form = QUANT_TYPES[kind]
     raw = np.random.default_rng(5).integers(
         0, 256, (80, 256 // form.columns, form.size), dtype=np.uint8
     )
@@ -80,7 +83,7 @@ def test_every_block_type_that_a_file_may_hold_is_multiplied(kind, rows):
         scales = (0, 2) if kind in ("Q4_1", "Q5_1") else scales
         for place in scales:  # float16 scales of a hundredth
             raw[:, :, place : place + 2] = np.frombuffer(np.float16(0.01).tobytes(), np.uint8)
-        blocks = Blocks(kind, (80, 256), torch.from_numpy(raw.reshape(80, -1)))
+        blocks = QuantTensor(kind, (80, 256), torch.from_numpy(raw.reshape(80, -1)))
     else:
         blocks = blocks_of(kind, columns=256)
     assert error(linear_for(blocks, compute=torch.float32), blocks, rows) < 1e-6
@@ -90,7 +93,7 @@ def test_every_block_type_that_a_file_may_hold_is_multiplied(kind, rows):
 def test_a_matrix_larger_than_a_slab_is_packed_like_a_small_one():
     blocks = blocks_of("Q8_0", rows=SLAB_ROWS + 64, columns=32)
     assert error(linear_for(blocks), blocks, 2) < 0.005
-    assert torch.equal(DenseLinear(blocks, torch.float32).weight, blocks.dense())
+    assert torch.equal(DenseLinear(blocks, torch.float32).weight, blocks.dequantize())
 
 
 def test_rows_that_the_packed_kernel_cannot_hold_fall_back_to_a_plain_product():
@@ -109,7 +112,7 @@ def test_copies_are_made_only_while_they_stay_within_their_limit():
     columns = 1024
     rows = COPY_BYTES // fast_dtype().itemsize // columns
     fits, vector = (
-        Blocks("Q8_0", (n, columns), torch.empty(n, columns // 32 * 34, dtype=torch.uint8))
+        QuantTensor("Q8_0", (n, columns), torch.empty(n, columns // 32 * 34, dtype=torch.uint8))
         for n in (rows, 1)
     )
     assert copy_fits({"matrix": fits, "norm": vector})

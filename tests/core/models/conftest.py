@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from quietchoir.core.models.quant.tensor import Blocks
+from quietchoir.core.models.quant.tensor import QuantTensor
 from quietchoir.core.models.tokenizer.vocabulary import CONTROL, byte_of_letter
 
 LAYERS, WIDTH, FFN, HEADS, KV_HEADS, HEAD_SIZE = 2, 64, 96, 4, 2, 16
@@ -59,7 +59,7 @@ SHAPES: Mapping[str, tuple[int, ...]] = {
     }.items()
 }
 WriteModel = Callable[..., Path]
-MakeLinear = Callable[[Blocks], nn.Module]
+MakeLinear = Callable[[QuantTensor], nn.Module]
 
 
 def write(
@@ -116,10 +116,10 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
 
 
-def dense_linear(blocks: Blocks) -> nn.Module:
+def dense_linear(blocks: QuantTensor) -> nn.Module:
     """A plain linear layer of the file's numbers, frozen."""
     linear = nn.Linear(blocks.shape[1], blocks.shape[0], bias=False, device="meta")
-    linear.weight = nn.Parameter(blocks.dense(torch.float32), requires_grad=False)
+    linear.weight = nn.Parameter(blocks.dequantize(torch.float32), requires_grad=False)
     return linear
 
 

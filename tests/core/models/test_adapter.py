@@ -302,18 +302,18 @@ def test_plain_peft_loads_our_files_and_computes_the_same(
 
     sizes = tiny.architecture
     config = LlamaConfig(
-        vocab_size=sizes.vocabulary,
-        hidden_size=sizes.width,
-        intermediate_size=sizes.ffn_width,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        num_key_value_heads=sizes.kv_heads,
+        vocab_size=sizes.vocab_size,
+        hidden_size=sizes.hidden_size,
+        intermediate_size=sizes.intermediate_size,
+        num_hidden_layers=sizes.num_layers,
+        num_attention_heads=sizes.num_heads,
+        num_key_value_heads=sizes.num_kv_heads,
         rms_norm_eps=sizes.norm_eps,
         rope_theta=sizes.rope_theta,
         tie_word_embeddings=False,
     )
     theirs = LlamaForCausalLM(config).eval()
-    dense = {name: blocks.dense() for name, blocks in tiny.tensors.items()}
+    dense = {name: blocks.dequantize() for name, blocks in tiny.tensors.items()}
     theirs.load_state_dict(
         {name: tensor[0] if "norm" in name else tensor for name, tensor in dense.items()}
     )

@@ -22,7 +22,7 @@ from quietchoir.core.models.attention import packed_attention
 from quietchoir.core.models.checkpoint import from_gguf, from_hf
 from quietchoir.core.models.files import gguf
 from quietchoir.core.models.lora.adapter import AdapterShape, Layout, assemble
-from quietchoir.core.models.quant.tensor import Blocks
+from quietchoir.core.models.quant.tensor import QuantTensor
 from quietchoir.core.models.transformer import Transformer
 from quietchoir.core.models.weights import Weights
 from quietchoir.tests.fakes.engine import byte_tokenizer
@@ -48,7 +48,7 @@ def family_model() -> Callable[[str], Any]:
     return make
 
 
-def weights_of(architecture: Architecture, tensors: dict[str, Blocks]) -> Weights:
+def weights_of(architecture: Architecture, tensors: dict[str, QuantTensor]) -> Weights:
     return Weights(architecture, tensors, byte_tokenizer(), digest="")
 
 
@@ -187,7 +187,9 @@ def test_sixteen_bit_folders_stay_sixteen_bits_on_the_mapped_file(
     assert len(list(tmp_path.glob("*.safetensors"))) > 3
     architecture = from_hf.read_architecture(tmp_path)
     tensors = from_hf.name_tensors(tmp_path, architecture)
-    assert {blocks.kind for blocks in tensors.values()} == {"BF16" if kind == "bfloat16" else "F16"}
+    assert {blocks.quant_type for blocks in tensors.values()} == {
+        "BF16" if kind == "bfloat16" else "F16"
+    }
     ours = our_logits(weights_of(architecture, tensors), make_linear)
     again = AutoModelForCausalLM.from_pretrained(
         tmp_path, dtype=torch.float32, attn_implementation="eager"
@@ -220,7 +222,9 @@ def test_the_language_model_inside_gemma_with_pictures_is_found(
         safetensors.torch.save_file(named, tmp_path / "model.safetensors")
         found = from_hf.name_tensors(tmp_path, from_hf.read_architecture(tmp_path))
         assert found.keys() == alone.keys()
-        assert all(torch.equal(found[name].dense(), alone[name].dense()) for name in found)
+        assert all(
+            torch.equal(found[name].dequantize(), alone[name].dequantize()) for name in found
+        )
 
 
 def test_a_folder_loads_whole_with_its_tokenizer_and_a_digest_of_what_was_read(
@@ -229,7 +233,7 @@ def test_a_folder_loads_whole_with_its_tokenizer_and_a_digest_of_what_was_read(
     make_model("llama2", vocab_size=720).save_pretrained(tmp_path)
     save("llama2", tmp_path)
     loaded = weights.load(tmp_path)
-    assert loaded.tokenizer.size == loaded.architecture.vocabulary == 720
+    assert loaded.tokenizer.size == loaded.architecture.vocab_size == 720
     assert loaded.tokenizer.decode(loaded.tokenizer.encode("hello fellow")) == "hello fellow"
     (tmp_path / "README.md").write_text("not read")
     assert weights.digest_of(tmp_path) == loaded.digest

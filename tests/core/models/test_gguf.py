@@ -356,11 +356,11 @@ def test_settings_that_say_what_is_so_anyway_are_passed_over(write_model: WriteM
         "expert_used_count": 2,
     }
     path = write_model(metadata={f"llama.{key}": value for key, value in said.items()})
-    head_size = weights.load(path).architecture.head_size
+    head_dim = weights.load(path).architecture.head_dim
     scaled = write_model(
         metadata={
             f"llama.{key}": value
-            for key, value in {**said, "attention.scale": head_size**-0.5}.items()
+            for key, value in {**said, "attention.scale": head_dim**-0.5}.items()
         }
     )
     assert weights.load(scaled).architecture == weights.load(path).architecture

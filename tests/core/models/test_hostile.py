@@ -107,7 +107,7 @@ def edited(path: Path, **changes: Any) -> None:
         ({"model_type": "mamba"}, "model_type 'mamba' is not supported; choose one of "),
         ({"model_type": ["llama"]}, "is not supported"),
         ({"hidden_size": "32"}, "hidden_size is '32', expected a positive whole number"),
-        ({"hidden_size": 10**300}, "width is 1000.*expected 1 to 131072"),
+        ({"hidden_size": 10**300}, "hidden_size is 1000.*expected 1 to 131072"),
         (
             {"num_hidden_layers": 10**9, "layer_types": None},
             "layers is 1000000000, expected 1 to 1024",

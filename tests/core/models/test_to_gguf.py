@@ -82,13 +82,13 @@ def test_a_quantised_file_holds_the_blocks_of_the_type_and_stays_near(
     before = folder(name, tmp_path / "folder")
     to_gguf.save(before, tmp_path / "model.gguf", kind)
     after = weights.load(tmp_path / "model.gguf")
-    assert after.tensors["model.layers.0.mlp.up_proj.weight"].kind == kind
-    assert after.tensors["lm_head.weight"].kind == ("Q8_0" if kind == "Q4_0" else kind)
-    assert after.tensors["model.norm.weight"].kind == "F32"
+    assert after.tensors["model.layers.0.mlp.up_proj.weight"].quant_type == kind
+    assert after.tensors["lm_head.weight"].quant_type == ("Q8_0" if kind == "Q4_0" else kind)
+    assert after.tensors["model.norm.weight"].quant_type == "F32"
     for ours, blocks in after.tensors.items():
-        error = (blocks.dense() - before.tensors[ours].dense()).norm() / before.tensors[
+        error = (blocks.dequantize() - before.tensors[ours].dequantize()).norm() / before.tensors[
             ours
-        ].dense().norm()
+        ].dequantize().norm()
         assert error < {"Q4_0": 0.09, "Q8_0": 0.006, "F16": 4e-4, "BF16": 3e-3}[kind], ours
 
 
@@ -110,7 +110,7 @@ def test_the_gguf_package_and_transformers_read_a_converted_file(tmp_path: Path)
     ).state_dict()
     after = weights.load(tmp_path / "model.gguf")
     for name, blocks in after.tensors.items():
-        assert torch.equal(blocks.dense().view(theirs[name].shape), theirs[name]), name
+        assert torch.equal(blocks.dequantize().view(theirs[name].shape), theirs[name]), name
 
 
 def test_what_gguf_cannot_hold_is_refused_and_nothing_is_written(
@@ -136,9 +136,9 @@ def test_eight_bits_are_the_references_own_and_four_bits_lose_less_than_the_refe
     reference = np.square(
         library.quants.dequantize(four, library.GGMLQuantizationType.Q4_0) - values
     ).mean()
-    ours = float((quantize(blocks, "Q4_0").dense() - blocks.dense()).square().mean())
+    ours = float((quantize(blocks, "Q4_0").dequantize() - blocks.dequantize()).square().mean())
     assert ours < 0.9 * reference
-    assert not quantize(blocks, "Q4_0").dense()[3].any()
+    assert not quantize(blocks, "Q4_0").dequantize()[3].any()
 
 
 def test_numbers_that_are_not_finite_and_blocks_are_not_quantised() -> None:
@@ -160,8 +160,8 @@ def test_a_folder_quantised_while_it_loads_is_the_file_that_convert_would_write(
         weights.load(tmp_path / "model.gguf"),
     )
     for name, blocks in loaded.tensors.items():
-        assert (blocks.kind, blocks.raw.tolist()) == (
-            written.tensors[name].kind,
+        assert (blocks.quant_type, blocks.raw.tolist()) == (
+            written.tensors[name].quant_type,
             written.tensors[name].raw.tolist(),
         ), name
     assert loaded.tensors["lm_head.weight"] is loaded.tensors["model.embed_tokens.weight"]

@@ -18,14 +18,14 @@ from .conftest import HEAD_SIZE, WIDTH, WriteModel
 
 def test_the_default_model_has_the_sizes_its_makers_state(smollm2: Weights) -> None:
     sizes = smollm2.architecture
-    assert (sizes.layers, sizes.width, sizes.ffn_width, sizes.heads, sizes.kv_heads) == (
-        30,
-        576,
-        1536,
-        9,
-        3,
-    )
-    assert (sizes.head_size, sizes.vocabulary, sizes.context, sizes.rope_theta) == (
+    assert (
+        sizes.num_layers,
+        sizes.hidden_size,
+        sizes.intermediate_size,
+        sizes.num_heads,
+        sizes.num_kv_heads,
+    ) == (30, 576, 1536, 9, 3)
+    assert (sizes.head_dim, sizes.vocab_size, sizes.context_length, sizes.rope_theta) == (
         64,
         49152,
         8192,

@@ -61,7 +61,7 @@ def test_all_answer_tokens_right_is_the_same_as_a_greedy_match(
     lower = Transformer(
         trainer.weights,
         dense_linear(torch.float32),
-        last_layer=trainer.weights.architecture.layers - SHAPE.upper_layers,
+        last_layer=trainer.weights.architecture.num_layers - SHAPE.upper_layers,
     )
     for hit, example in zip(hits, prepared.examples, strict=True):
         said = generate(trainer, lower, example.prompt, len(example.answer) + 1)

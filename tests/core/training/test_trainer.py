@@ -73,7 +73,7 @@ def test_the_gradient_is_that_of_transformers_with_peft() -> None:
 
     theirs = plain_peft(model, trainer, flat_b)
     total = torch.zeros(())
-    for example in tokenize(examples, weights.tokenizer, longest=TINY.context):
+    for example in tokenize(examples, weights.tokenizer, longest=TINY.context_length):
         tokens = torch.tensor([[*example.prompt, *example.answer]])
         labels = tokens.clone()
         labels[0, : len(example.prompt)] = -100
@@ -282,7 +282,7 @@ def test_a_common_start_is_computed_once_and_never_reaches_into_a_request(
     examples = tokenize(
         [conversation("same", "a"), conversation("same", "b")],
         pair[0].tokenizer,
-        longest=TINY.context,
+        longest=TINY.context_length,
     )
     shared = shared_start(examples)
     # the row that predicts the answer's first token stays an own row
@@ -308,7 +308,7 @@ def test_prepare_tells_its_progress_and_its_memory(trainer: Trainer) -> None:
     prepared = trainer.prepare(chatter(3), on_progress=lambda done, all_: told.append((done, all_)))
     assert told == [(1, 2), (2, 2)]
     count = prepared.shared + sum(example.rows - prepared.shared for example in prepared.examples)
-    assert prepared.memory_bytes == count * TINY.width * 4
+    assert prepared.memory_bytes == count * TINY.hidden_size * 4
     assert len(prepared) == 3
 
 

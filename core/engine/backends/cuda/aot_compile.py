@@ -38,29 +38,29 @@ SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}
 REGISTERS = 1 << 16  # of one processor, of each of these
 LLAMA = Architecture(
     family="llama",
-    layers=1,
-    width=5120,
-    ffn_width=13824,
-    heads=40,
-    kv_heads=40,
-    head_size=128,
-    vocabulary=32_000,
+    num_layers=1,
+    hidden_size=5120,
+    intermediate_size=13824,
+    num_heads=40,
+    num_kv_heads=40,
+    head_dim=128,
+    vocab_size=32_000,
     rope_theta=1e4,
     norm_eps=1e-5,
-    context=2048,
+    context_length=2048,
 )  # 13B
 GEMMA = Architecture(
     family="gemma3",
-    layers=1,
-    width=2560,
-    ffn_width=10240,
-    heads=8,
-    kv_heads=4,
-    head_size=256,
-    vocabulary=262_144,
+    num_layers=1,
+    hidden_size=2560,
+    intermediate_size=10240,
+    num_heads=8,
+    num_kv_heads=4,
+    head_dim=256,
+    vocab_size=262_144,
     rope_theta=1e4,
     norm_eps=1e-6,
-    context=2048,
+    context_length=2048,
     qk_norm=True,
     activation="gelu_tanh",
     windows=(1024,),
@@ -68,16 +68,16 @@ GEMMA = Architecture(
 )  # 4B
 ODD = Architecture(
     family="gemma3",
-    layers=1,
-    width=576,
-    ffn_width=1536,
-    heads=6,
-    kv_heads=2,
-    head_size=24,
-    vocabulary=257,
+    num_layers=1,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_heads=6,
+    num_kv_heads=2,
+    head_dim=24,
+    vocab_size=257,
     rope_theta=1e4,
     norm_eps=1e-6,
-    context=256,
+    context_length=256,
     qk_norm=True,
     biases=("self_attn.q_proj",),
     activation="gelu_tanh",
@@ -190,21 +190,24 @@ def one_layer(operations: FusedOperations, architecture: Architecture, rows: int
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(*shape, dtype=dtype, device=META)
 
-    width, size = architecture.width, architecture.head_size
+    width, size = architecture.hidden_size, architecture.head_dim
     x, residual, norm = empty(rows, width, dtype=operations.dtype), empty(rows, width), empty(width)
-    queries = (architecture.heads + 2 * architecture.kv_heads) * size
+    queries = (architecture.num_heads + 2 * architecture.num_kv_heads) * size
     for packed in (
         matrix(4, queries, width),
         matrix(4, queries, width, zeros=True),
-        matrix(8, architecture.vocabulary, width),
+        matrix(8, architecture.vocab_size, width),
     ):
         operations.product(packed, x)
         operations.unpack(packed, 0, slab_rows(packed.rows, packed.columns))
     partial = operations.product(matrix(4, queries, width), x)
-    turns = (empty(architecture.context, size // 2), empty(architecture.context, size // 2))
+    turns = (
+        empty(architecture.context_length, size // 2),
+        empty(architecture.context_length, size // 2),
+    )
     heads = Heads(
-        heads=architecture.heads,
-        kv_heads=architecture.kv_heads,
+        heads=architecture.num_heads,
+        num_kv_heads=architecture.num_kv_heads,
         size=size,
         scale=architecture.scale(),
         window=architecture.window(0),
@@ -213,8 +216,8 @@ def one_layer(operations: FusedOperations, architecture: Architecture, rows: int
         norms=(empty(size), empty(size)) if architecture.qk_norm else None,
         eps=architecture.norm_eps,
     )
-    cache = Cache(architecture, architecture.context // 16, META)
-    width_of_tables = architecture.context // 16
+    cache = Cache(architecture, architecture.context_length // 16, META)
+    width_of_tables = architecture.context_length // 16
     step = Step(
         empty(rows, dtype=torch.long), empty(rows, dtype=torch.long),
         empty(rows, width_of_tables, dtype=torch.int32), empty(rows, dtype=torch.int32),
@@ -225,7 +228,7 @@ def one_layer(operations: FusedOperations, architecture: Architecture, rows: int
     operations.add_norm(residual, None, own)
     added = operations.product(matrix(4, width, mixed.shape[1]), mixed)
     operations.add_norm(residual, added, own, own if architecture.post_norms else None)
-    gates = operations.product(matrix(4, 2 * architecture.ffn_width, width), x)
+    gates = operations.product(matrix(4, 2 * architecture.intermediate_size, width), x)
     operations.gate(gates, architecture.activation)
 
 

@@ -33,14 +33,14 @@ class Cache:
         layers: int | None = None,
     ) -> None:
         """`layers`: of a part of the model, counted from 0 in each part; None for all of them."""
-        self.layers = architecture.layers if layers is None else layers
+        self.layers = architecture.num_layers if layers is None else layers
         shape = (
             2,
             self.layers,
             blocks + 1,
-            architecture.kv_heads,
+            architecture.num_kv_heads,
             BLOCK_TOKENS,
-            architecture.head_size,
+            architecture.head_dim,
         )
         self.integers = torch.zeros(shape, dtype=torch.int8, device=device)
         self.scales = torch.zeros(shape[:-1], dtype=torch.float16, device=device)
@@ -134,8 +134,8 @@ def block_bytes(architecture: Architecture) -> int:
     """Memory of one block over all layers, keys, values and scales."""
     return (
         2
-        * architecture.layers
-        * architecture.kv_heads
+        * architecture.num_layers
+        * architecture.num_kv_heads
         * BLOCK_TOKENS
-        * (architecture.head_size + 2)
+        * (architecture.head_dim + 2)
     )

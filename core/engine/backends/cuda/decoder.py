@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ....models.architecture import Architecture
-from ....models.quant.tensor import Blocks
+from ....models.quant.tensor import QuantTensor
 from ....models.weights import Weights
 from ...block_pool import BLOCK_TOKENS
 from .cache import Cache
@@ -60,7 +60,7 @@ class Linear:
     """
 
     def __init__(
-        self, names: Items[str], parts: Items[Blocks], device: torch.device, dtype: torch.dtype
+        self, names: Items[str], parts: Items[QuantTensor], device: torch.device, dtype: torch.dtype
     ) -> None:
         self.dtype = dtype
         self.rows = {name: part.shape[0] for name, part in zip(names, parts, strict=True)}
@@ -68,7 +68,7 @@ class Linear:
         if supports(parts):
             self.matrix = pack(parts, device)
         else:
-            self.matrix = torch.cat([part.dense(dtype) for part in parts]).to(device)
+            self.matrix = torch.cat([part.dequantize(dtype) for part in parts]).to(device)
 
     def product(self, operations: Operations, x: Tensor, change: Change) -> Tensor:
         """x [M, K] -> partial sums [P, M, rows], the adapters' part in the first."""
@@ -140,9 +140,9 @@ class DeviceLayer:
                 place.vector(weights, f"{prefix}self_attn.{which}_norm.weight") for which in "qk"
             )
         self.heads = Heads(
-            heads=architecture.heads,
-            kv_heads=architecture.kv_heads,
-            size=architecture.head_size,
+            heads=architecture.num_heads,
+            num_kv_heads=architecture.num_kv_heads,
+            size=architecture.head_dim,
             scale=architecture.scale(),
             window=architecture.window(layer),
             turns=turns,
@@ -161,7 +161,7 @@ class Place:
 
     def vector(self, weights: Weights, name: str) -> Tensor:
         """A norm or a bias, float32 [n]."""
-        return weights.tensors[name].dense(torch.float32)[0].to(self.device)
+        return weights.tensors[name].dequantize(torch.float32)[0].to(self.device)
 
     def norm(self, weights: Weights, name: str) -> Norm:
         """A norm over the width."""
@@ -204,7 +204,7 @@ class DeviceDecoder:
         architecture = weights.architecture
         self.operations, self.activation = operations, architecture.activation
         tables = rope_tables(
-            architecture, range(first_layer, architecture.layers), positions, place.device
+            architecture, range(first_layer, architecture.num_layers), positions, place.device
         )
         self.layers = [
             DeviceLayer(
@@ -214,7 +214,7 @@ class DeviceDecoder:
                 tables.get(architecture.rope_base(layer)),
                 place,
             )
-            for layer in range(first_layer, architecture.layers)
+            for layer in range(first_layer, architecture.num_layers)
         ]
         self.norm = place.norm(weights, "model.norm.weight")
         self.head = Linear(
@@ -280,7 +280,7 @@ def attend_chunk(q: Tensor, layer: DeviceLayer, step: Step, cache: Cache, chunk:
     heads at a time.
     """
     heads, count = layer.heads, chunk.stop - chunk.start
-    length, share = chunk.position + count, heads.heads // heads.kv_heads
+    length, share = chunk.position + count, heads.heads // heads.num_kv_heads
     table = step.tables[chunk.start : chunk.start + 1, : -(-length // BLOCK_TOKENS)]
     seen, row = (
         torch.arange(length, device=q.device)[None],
@@ -293,13 +293,13 @@ def attend_chunk(q: Tensor, layer: DeviceLayer, step: Step, cache: Cache, chunk:
     # torch takes that form.
     visible = visible.repeat(share, 1)
     rows = (
-        q.view(count, heads.kv_heads, share, heads.size)
+        q.view(count, heads.num_kv_heads, share, heads.size)
         .permute(1, 2, 0, 3)
-        .reshape(1, heads.kv_heads, -1, heads.size)
+        .reshape(1, heads.num_kv_heads, -1, heads.size)
     )
     out = torch.empty_like(rows)
     together = max(1, HEAD_NUMBERS // (length * heads.size))
-    for first in range(0, heads.kv_heads, together):
+    for first in range(0, heads.num_kv_heads, together):
         some = slice(first, first + together)
         keys, values = (
             side[:, :, :length] for side in cache.read(layer.cached, table, q.dtype, some)
@@ -320,9 +320,8 @@ def rope_tables(
     for layer in layers:
         kind = architecture.rope_base(layer)
         if kind and kind not in tables:
-            angles = torch.arange(positions, dtype=torch.float32)[
-                :, None
-            ] * architecture.frequencies(layer)
+            inv_freq = torch.from_numpy(architecture.inv_freq(layer))
+            angles = torch.arange(positions, dtype=torch.float32)[:, None] * inv_freq
             magnitude = architecture.magnitude(layer)
             tables[kind] = (
                 (angles.cos() * magnitude).to(device),

@@ -14,7 +14,7 @@ from collections.abc import Sequence as Items
 
 from ....hardware.placement import Needs
 from ....models.architecture import Architecture
-from ....models.quant.tensor import Blocks
+from ....models.quant.tensor import QuantTensor
 from ....models.weights import Weights
 from ...block_pool import BLOCK_TOKENS
 from .cache import block_bytes
@@ -40,13 +40,13 @@ def needs(weights: Weights, blocks: int, context: int, answers: int) -> Needs:
         answers: rows of logits of one step, at most.
     """
     architecture = weights.architecture
-    layer_cache = (blocks + 1) * block_bytes(architecture) // architecture.layers
-    ends = linear_bytes([weights.tensors["lm_head.weight"]]) + 4 * architecture.width
+    layer_cache = (blocks + 1) * block_bytes(architecture) // architecture.num_layers
+    ends = linear_bytes([weights.tensors["lm_head.weight"]]) + 4 * architecture.hidden_size
     always = {
         "its head": ends,
         "tables of rope": ropes(architecture)
         * 4
-        * architecture.head_size
+        * architecture.head_dim
         * -(-context // BLOCK_TOKENS)
         * BLOCK_TOKENS,
         "a step's numbers": step_bytes(architecture, context, answers),
@@ -54,7 +54,7 @@ def needs(weights: Weights, blocks: int, context: int, answers: int) -> Needs:
         "reserve": RESERVE,
     }
     return Needs(
-        layers=tuple(layer_bytes(weights, layer) for layer in range(architecture.layers)),
+        layers=tuple(layer_bytes(weights, layer) for layer in range(architecture.num_layers)),
         cache=layer_cache,
         always=always,
     )
@@ -68,18 +68,18 @@ def layer_bytes(weights: Weights, layer: int) -> int:
         for names in STACKS
     )
     norms = (
-        len(architecture.layer_norms()) * architecture.width
-        + 2 * architecture.head_size * architecture.qk_norm
+        len(architecture.layer_norms()) * architecture.hidden_size
+        + 2 * architecture.head_dim * architecture.qk_norm
     )
     biases = (
-        (architecture.heads + 2 * architecture.kv_heads) * architecture.head_size
+        (architecture.num_heads + 2 * architecture.num_kv_heads) * architecture.head_dim
         if architecture.biases
         else 0
     )
     return matrices + 4 * (norms + biases)
 
 
-def linear_bytes(parts: Items[Blocks]) -> int:
+def linear_bytes(parts: Items[QuantTensor]) -> int:
     """One `decoder.Linear`: packed, or two bytes a weight; each tensor as torch's allocator
     rounds it.
     """
@@ -104,7 +104,7 @@ def taken(size: int) -> int:
 
 def ropes(architecture: Architecture) -> int:
     """Different kinds of rope."""
-    return len({architecture.rope_base(layer) for layer in range(architecture.layers)} - {0.0})
+    return len({architecture.rope_base(layer) for layer in range(architecture.num_layers)} - {0.0})
 
 
 def row_bytes(architecture: Architecture) -> int:
@@ -112,31 +112,31 @@ def row_bytes(architecture: Architecture) -> int:
     last.
     """
     return (
-        14 * architecture.width
-        + 2 * architecture.heads * architecture.head_size
-        + 12 * architecture.ffn_width
+        14 * architecture.hidden_size
+        + 2 * architecture.num_heads * architecture.head_dim
+        + 12 * architecture.intermediate_size
     )
 
 
 def step_bytes(architecture: Architecture, context: int, answers: int) -> int:
     """The largest moment of the longest step: its feed-forward, its attention, or its logits."""
-    queries = architecture.heads * architecture.head_size
+    queries = architecture.num_heads * architecture.head_dim
     kept = STEP_ROWS * row_bytes(architecture)
     slab = 2 * SLAB_NUMBERS + 2 * STEP_ROWS * slab_rows(
-        2 * architecture.ffn_width, architecture.width
+        2 * architecture.intermediate_size, architecture.hidden_size
     )
-    keys = 10 * max(HEAD_NUMBERS, context * architecture.head_size)
-    share = architecture.heads // architecture.kv_heads
+    keys = 10 * max(HEAD_NUMBERS, context * architecture.head_dim)
+    share = architecture.num_heads // architecture.num_kv_heads
     attention = STEP_ROWS * (6 * queries + 3 * share * context) + keys
     return max(
         kept + slab,
-        kept - 10 * STEP_ROWS * architecture.ffn_width + attention,
-        8 * answers * architecture.vocabulary,
+        kept - 10 * STEP_ROWS * architecture.intermediate_size + attention,
+        8 * answers * architecture.vocab_size,
     )
 
 
 def recorded_bytes(architecture: Architecture) -> int:
     """The pool that all recordings share."""
-    queries = architecture.heads * architecture.head_size
-    row = row_bytes(architecture) + 4 * SPLITS * queries + 8 * architecture.vocabulary
+    queries = architecture.num_heads * architecture.head_dim
+    row = row_bytes(architecture) + 4 * SPLITS * queries + 8 * architecture.vocab_size
     return RECORDED * max(SIZES) * row

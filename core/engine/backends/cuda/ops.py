@@ -21,13 +21,13 @@ class Heads:
     """How rows of queries, keys and values are to be read."""
 
     heads: int
-    kv_heads: int
+    num_kv_heads: int
     size: int
     scale: float  # of q·k
     window: int  # rows that a row sees, itself included; 0 = all
     # cosines and sines, float32 [positions, size / 2]; None = no rope
     turns: tuple[Tensor, Tensor] | None
-    bias: Tensor | None  # float32 [(heads + 2 * kv_heads) * size]
+    bias: Tensor | None  # float32 [(heads + 2 * num_kv_heads) * size]
     norms: tuple[Tensor, Tensor] | None  # of q and k heads, float32 [size] each
     eps: float
 
@@ -130,7 +130,7 @@ class PlainOperations:
         whole = partial.sum(0) if heads.bias is None else partial.sum(0) + heads.bias
         q, k, v = torch.split(
             whole.view(len(whole), -1, heads.size),
-            [heads.heads, heads.kv_heads, heads.kv_heads],
+            [heads.heads, heads.num_kv_heads, heads.num_kv_heads],
             dim=1,
         )
         if heads.norms is not None:
@@ -146,7 +146,9 @@ class PlainOperations:
         visible = seen < step.lengths[:, None]
         if heads.window:
             visible &= seen >= step.lengths[:, None] - heads.window
-        grouped = q.float().view(len(q), heads.kv_heads, -1, heads.size)  # [M, KV, H / KV, size]
+        grouped = q.float().view(
+            len(q), heads.num_kv_heads, -1, heads.size
+        )  # [M, KV, H / KV, size]
         mixed = nn.functional.scaled_dot_product_attention(
             grouped, keys, values, attn_mask=visible[:, None, None], scale=heads.scale
         )

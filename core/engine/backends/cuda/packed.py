@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ....models.quant.dequantize import half
-from ....models.quant.tensor import Blocks
+from ....models.quant.tensor import QuantTensor
 from ....models.quant.types import GROUP
 
 CHUNK = 128  # columns of one chunk: four blocks
@@ -63,25 +63,25 @@ class Packed:
         return weights.transpose(0, 1).reshape(rows, -1)[:, : self.columns].to(dtype)
 
 
-def supports(parts: Sequence[Blocks]) -> bool:
+def supports(parts: Sequence[QuantTensor]) -> bool:
     """Whether these matrices, one on top of the other, can be held as one `Packed`."""
-    kinds = {part.kind for part in parts}
+    kinds = {part.quant_type for part in parts}
     return kinds <= set(FOUR_BIT) or kinds <= set(EIGHT_BIT)
 
 
-def packed_bytes(parts: Sequence[Blocks]) -> tuple[int, int, int]:
+def packed_bytes(parts: Sequence[QuantTensor]) -> tuple[int, int, int]:
     """What `pack` will take of the device: bytes of words, scales and zeros."""
     # chunks of all rows
     places = -(-parts[0].shape[1] // CHUNK) * sum(part.shape[0] for part in parts)
-    groups, bits = places * (CHUNK // GROUP), 4 if parts[0].kind in FOUR_BIT else 8
+    groups, bits = places * (CHUNK // GROUP), 4 if parts[0].quant_type in FOUR_BIT else 8
     return (
         places * CHUNK * bits // 8,
         2 * groups,
-        4 * groups * any(part.kind == "Q4_1" for part in parts),
+        4 * groups * any(part.quant_type == "Q4_1" for part in parts),
     )
 
 
-def pack(parts: Sequence[Blocks], device: torch.device) -> Packed:
+def pack(parts: Sequence[QuantTensor], device: torch.device) -> Packed:
     """Matrices of equally many columns, one on top of the other, on the device.
 
     Raises:
@@ -89,15 +89,15 @@ def pack(parts: Sequence[Blocks], device: torch.device) -> Packed:
     """
     if not supports(parts):
         raise ValueError(
-            f"blocks of kind {sorted({part.kind for part in parts})} cannot be packed together"
+            f"blocks of {sorted({part.quant_type for part in parts})} cannot be packed together"
         )
     slabs = [slab for part in parts for slab in torch.split(part.raw, SLAB_ROWS)]
-    kinds = [part.kind for part in parts for _ in torch.split(part.raw, SLAB_ROWS)]
+    kinds = [part.quant_type for part in parts for _ in torch.split(part.raw, SLAB_ROWS)]
     packed = [reorder(kind, slab.to(device)) for kind, slab in zip(kinds, slabs, strict=True)]
     words = torch.cat([words for words, _, _ in packed], dim=1)
     scales = torch.cat([scales for _, scales, _ in packed], dim=1)
     zeros = None
-    if any(part.kind == "Q4_1" for part in parts):
+    if any(part.quant_type == "Q4_1" for part in parts):
         zeros = torch.cat(
             [
                 torch.zeros_like(scales).float() if zero is None else zero
@@ -107,7 +107,7 @@ def pack(parts: Sequence[Blocks], device: torch.device) -> Packed:
         )
     rows = sum(part.shape[0] for part in parts)
     return Packed(
-        4 if parts[0].kind in FOUR_BIT else 8, rows, parts[0].shape[1], words, scales, zeros
+        4 if parts[0].quant_type in FOUR_BIT else 8, rows, parts[0].shape[1], words, scales, zeros
     )
 
 

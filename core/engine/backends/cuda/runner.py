@@ -56,13 +56,13 @@ class CudaRunner:
             raise ConfigError(f"{reason}; it runs on the CPU")
         self.device, self.vocabulary = (
             device or torch.device("cuda"),
-            weights.architecture.vocabulary,
+            weights.architecture.vocab_size,
         )
         self.width = -(-context // BLOCK_TOKENS)  # of a row's table of blocks
         self.host = HostLayers(
             weights, blocks, host_layers, torch.float32 if dtype is torch.float32 else None
         )
-        upper = weights.architecture.layers - host_layers
+        upper = weights.architecture.num_layers - host_layers
         self.cache = Cache(weights.architecture, blocks, self.device, layers=upper)
         self.slots = AdapterSlots(self.device, dtype, first_layer=host_layers)
         self.decoder = DeviceDecoder(

@@ -148,7 +148,7 @@ class FusedOperations:
         integers, scales = cache.integers[:, layer], cache.scales[:, layer]
         q_norm, k_norm = heads.norms or (partial, partial)
         cosines, sines = heads.turns or (partial, partial)
-        kernels.turn_head[(m, heads.heads + 2 * heads.kv_heads)](
+        kernels.turn_head[(m, heads.heads + 2 * heads.num_kv_heads)](
             partial,
             partial if heads.bias is None else heads.bias,
             q_norm,
@@ -166,7 +166,7 @@ class FusedOperations:
             integers.stride(0),
             scales.stride(0),
             H=heads.heads,
-            KV=heads.kv_heads,
+            KV=heads.num_kv_heads,
             HALF=heads.size // 2,
             BHALF=triton.next_power_of_2(heads.size // 2),
             BLOCK=BLOCK_TOKENS,
@@ -180,13 +180,13 @@ class FusedOperations:
 
     def attend(self, q: Tensor, heads: Heads, step: Step, cache: Cache, layer: int) -> Tensor:
         """See `Operations`."""
-        m, share = len(q), heads.heads // heads.kv_heads
+        m, share = len(q), heads.heads // heads.num_kv_heads
         mixed = torch.empty(m, heads.heads, SPLITS, heads.size, device=q.device)
         tops, sums = torch.empty(2, m, heads.heads, SPLITS, device=q.device)
         integers, scales = cache.integers[:, layer], cache.scales[:, layer]
         size = triton.next_power_of_2(heads.size)
         together = TOKENS if size <= 128 else TOKENS // 2
-        kernels.attend_part[(m, heads.kv_heads, SPLITS)](
+        kernels.attend_part[(m, heads.num_kv_heads, SPLITS)](
             q,
             integers[0],
             scales[0],
@@ -201,7 +201,7 @@ class FusedOperations:
             heads.window,
             heads.scale,
             H=heads.heads,
-            KV=heads.kv_heads,
+            KV=heads.num_kv_heads,
             SHARE=share,
             BSHARE=max(ROWS, triton.next_power_of_2(share)),
             SIZE=heads.size,

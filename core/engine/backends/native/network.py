@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from ....errors import EngineError
 from ....models.architecture import PROJECTIONS, Architecture
-from ....models.quant.tensor import Blocks
+from ....models.quant.tensor import QuantTensor
 from ....models.weights import Weights
 from ...loaded import LoadedAdapter
 from . import library
@@ -41,13 +41,13 @@ ATTENTION_NORM, MLP_NORM, QUERY_NORM, KEY_NORM, AFTER_ATTENTION, AFTER_MLP, FINA
     range(8)
 )
 SIZES = (
-    "layers",
-    "width",
-    "ffn_width",
-    "heads",
-    "kv_heads",
-    "head_size",
-    "vocabulary",
+    "num_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "vocab_size",
 )  # of `Shape`, as `Architecture` has them
 LARGEST_HEAD = 256
 PAGE = 4096  # bytes; tensors of one file stand closer together
@@ -104,7 +104,7 @@ class Network:
             embedding_scale=architecture.embedding_scale,
             attention_scale=architecture.scale(),
         )
-        layers = range(architecture.layers)
+        layers = range(architecture.num_layers)
         frequencies = _floats([number for radians, _ in tables for number in radians])
         magnitudes = _floats([magnitude for _, magnitude in tables])
         windows = np.array([architecture.window(layer) for layer in layers], np.int32)
@@ -190,7 +190,7 @@ class Network:
 
     def _pack(self, weights: Weights) -> None:
         tensors = weights.tensors
-        for layer in range(weights.architecture.layers):
+        for layer in range(weights.architecture.num_layers):
             for role, name in enumerate(PROJECTIONS):
                 self._matrix(layer, role, tensors[f"model.layers.{layer}.{name}.weight"])
             for which, name in _vectors(weights.architecture).items():
@@ -203,7 +203,7 @@ class Network:
         self._vector(HEAD, FINAL_NORM, tensors["model.norm.weight"])
         self._matrix(HEAD, 0, tensors["lm_head.weight"])
         embedding = tensors["model.embed_tokens.weight"]
-        kind, raw = KINDS.index(embedding.kind), self._raw
+        kind, raw = KINDS.index(embedding.quant_type), self._raw
         self._check(
             self._library.quietchoir_model_embedding(
                 self._handle, kind, raw.ctypes.data, raw.strides[0]
@@ -216,16 +216,16 @@ class Network:
             # have no such call
             trim(0)
 
-    def _forget(self, packed: Iterable[Blocks]) -> None:
+    def _forget(self, packed: Iterable[QuantTensor]) -> None:
         """Let go of a mapped file's pages: else the model is in memory twice."""
         for start, stop in runs(blocks.memory for blocks in packed):
             self._library.quietchoir_forget(start, stop - start)
 
-    def _matrix(self, layer: int, role: int, blocks: Blocks) -> None:
+    def _matrix(self, layer: int, role: int, blocks: QuantTensor) -> None:
         raw = (
             blocks.memory if blocks.memory.strides[1] == 1 else np.ascontiguousarray(blocks.memory)
         )
-        kind = KINDS.index(blocks.kind)
+        kind = KINDS.index(blocks.quant_type)
         self._check(
             self._library.quietchoir_model_matrix(
                 self._handle,
@@ -238,7 +238,7 @@ class Network:
             )
         )
 
-    def _vector(self, layer: int, which: int, blocks: Blocks) -> None:
+    def _vector(self, layer: int, which: int, blocks: QuantTensor) -> None:
         numbers = blocks.vector()
         self._check(
             self._library.quietchoir_model_vector(
@@ -260,17 +260,17 @@ def complaint(weights: Weights) -> str | None:
     if reason := library.available():
         return reason
     architecture = weights.architecture
-    if architecture.head_size % 16 or architecture.head_size > LARGEST_HEAD:
-        return f"heads of {architecture.head_size} are no multiple of 16 up to {LARGEST_HEAD}"
+    if architecture.head_dim % 16 or architecture.head_dim > LARGEST_HEAD:
+        return f"heads of {architecture.head_dim} are no multiple of 16 up to {LARGEST_HEAD}"
     if architecture.activation not in ACTIVATIONS:
         return f"activation {architecture.activation} is not known"
     known = bind(library.library())
     for name, blocks in weights.tensors.items():
         if blocks.shape[0] > 1 and (
-            blocks.kind not in KINDS
-            or not known.quietchoir_takes(KINDS.index(blocks.kind), blocks.shape[1])
+            blocks.quant_type not in KINDS
+            or not known.quietchoir_takes(KINDS.index(blocks.quant_type), blocks.shape[1])
         ):
-            return f"{name} is {blocks.kind} with {blocks.shape[1]} columns"
+            return f"{name} is {blocks.quant_type} with {blocks.shape[1]} columns"
     return None
 
 
@@ -330,8 +330,8 @@ def _ropes(architecture: Architecture) -> tuple[np.ndarray, list[tuple[tuple[flo
     """
     tables: list[tuple[tuple[float, ...], float]] = []
     layers = []
-    for layer in range(architecture.layers):
-        radians = tuple(architecture.radians(layer).tolist())
+    for layer in range(architecture.num_layers):
+        radians = tuple(architecture.inv_freq(layer).tolist())
         if not radians:
             layers.append(-1)
             continue
@@ -349,11 +349,11 @@ def _cache(architecture: Architecture, blocks: int) -> np.ndarray:
     A block's layers stand together, so what was never used costs nothing even where the system's
     pages are of 2 MB.
     """
-    one = architecture.kv_heads * 2 * 16 * architecture.head_size
-    count = architecture.layers * blocks * one
+    one = architecture.num_kv_heads * 2 * 16 * architecture.head_dim
+    count = architecture.num_layers * blocks * one
     room = np.zeros(count + 32, np.uint16)
     skip = -room.ctypes.data % 64 // 2
-    return room[skip : skip + count].reshape(blocks, architecture.layers, one)
+    return room[skip : skip + count].reshape(blocks, architecture.num_layers, one)
 
 
 def _place(module: str) -> tuple[int, int]:

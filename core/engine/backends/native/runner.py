@@ -46,15 +46,15 @@ class NativeRunner:
         Raises:
             EngineError: `supports` has a reason against this model.
         """
-        self.vocabulary = weights.architecture.vocabulary
+        self.vocabulary = weights.architecture.vocab_size
         self.network = Network(weights, blocks, threads or usable_cores())
         inner = "x".join(
             map(
                 str,
                 (
-                    weights.architecture.layers,
-                    weights.architecture.kv_heads,
-                    weights.architecture.head_size,
+                    weights.architecture.num_layers,
+                    weights.architecture.num_kv_heads,
+                    weights.architecture.head_dim,
                 ),
             )
         )

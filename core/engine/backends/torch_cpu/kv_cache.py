@@ -27,11 +27,11 @@ class KeyValueCache:
 
     def __init__(self, architecture: Architecture, blocks: int, dtype: torch.dtype) -> None:
         shape = (
-            architecture.layers,
+            architecture.num_layers,
             blocks,
             BLOCK_TOKENS,
-            architecture.kv_heads,
-            architecture.head_size,
+            architecture.num_kv_heads,
+            architecture.head_dim,
         )
         self.keys, self.values = _zeros(shape, dtype), _zeros(shape, dtype)
         self.dtype = dtype

@@ -12,7 +12,7 @@ from quietchoir.core.engine.backends.cuda.cache import Cache
 from quietchoir.core.engine.backends.cuda.ops import Heads, Norm, PlainOperations, Step
 from quietchoir.core.engine.backends.cuda.packed import pack
 from quietchoir.core.engine.backends.cuda.triton_ops import FusedOperations
-from quietchoir.core.models.quant.tensor import Blocks
+from quietchoir.core.models.quant.tensor import QuantTensor
 
 CPU = torch.device("cpu")
 PLAIN, FUSED = PlainOperations(torch.float32), FusedOperations(torch.float32)
@@ -40,7 +40,7 @@ def test_a_product_is_that_of_the_unpacked_matrix(kind, rows, columns, m):
         draws(rows, columns).numpy(), getattr(gguf.GGMLQuantizationType, kind)
     )
     packed, x = (
-        pack([Blocks(kind, (rows, columns), torch.from_numpy(raw))], CPU),
+        pack([QuantTensor(kind, (rows, columns), torch.from_numpy(raw))], CPU),
         draws(m, columns, seed=1),
     )
     partial = FUSED.product(packed, x)
@@ -53,7 +53,7 @@ def test_a_product_is_that_of_the_unpacked_matrix(kind, rows, columns, m):
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
 def test_unpacked_rows_are_those_of_the_matrix(kind):
     raw = gguf.quants.quantize(draws(70, 160).numpy(), getattr(gguf.GGMLQuantizationType, kind))
-    packed = pack([Blocks(kind, (70, 160), torch.from_numpy(raw))], CPU)
+    packed = pack([QuantTensor(kind, (70, 160), torch.from_numpy(raw))], CPU)
     assert torch.equal(FUSED.unpack(packed, 3, 70), PLAIN.unpack(packed, 3, 70))
     assert torch.equal(PLAIN.unpack(packed, 3, 70), packed.dense(torch.float32)[3:])
 
@@ -84,7 +84,7 @@ def test_the_gate_is_the_activation_s(activation):
 def heads(**changes: Any) -> Heads:
     usual = {
         "heads": 6,
-        "kv_heads": 2,
+        "num_kv_heads": 2,
         "size": 24,
         "scale": 24**-0.5,
         "window": 0,
@@ -106,7 +106,7 @@ def caches() -> tuple[Cache, Cache]:
     """Two alike: what earlier tokens left there is at every place of layer 0, and at none of
     layer 1.
     """
-    sizes: Any = SimpleNamespace(layers=2, kv_heads=2, head_size=24)
+    sizes: Any = SimpleNamespace(num_layers=2, num_kv_heads=2, head_dim=24)
     both = Cache(sizes, 8, CPU), Cache(sizes, 8, CPU)
     for cache in both:
         cache.write(0, torch.arange(8 * 16), draws(128, 2, 24, seed=8), draws(128, 2, 24, seed=9))

@@ -20,7 +20,7 @@ from quietchoir.core.engine.backends.cuda.runner import CudaRunner
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.errors import ConfigError
 from quietchoir.core.hardware.placement import GIB
-from quietchoir.core.models.quant.tensor import Blocks
+from quietchoir.core.models.quant.tensor import QuantTensor
 from quietchoir.core.models.weights import Weights
 from quietchoir.tests.fakes.engine import (
     TINY,
@@ -87,15 +87,20 @@ def test_a_conversation_saved_under_one_cut_goes_on_under_another(tiny, plain, t
 def quantised(weights: Weights, kind: str) -> Weights:
     """The tiny shape, wider, with matrices of this kind."""
     sizes = dataclasses.replace(
-        TINY, width=64, ffn_width=96, head_size=16, qk_norm=True, biases=("self_attn.q_proj",)
+        TINY,
+        hidden_size=64,
+        intermediate_size=96,
+        head_dim=16,
+        qk_norm=True,
+        biases=("self_attn.q_proj",),
     )
 
-    def blocks(name: str, rows: int, columns: int) -> Blocks:
+    def blocks(name: str, rows: int, columns: int) -> QuantTensor:
         numbers = torch.randn(rows, columns, generator=torch.Generator().manual_seed(len(name)))
         if rows == 1 or kind == "F32":
-            return Blocks("F32", (rows, columns), numbers.view(torch.uint8))
+            return QuantTensor("F32", (rows, columns), numbers.view(torch.uint8))
         raw = gguf.quants.quantize(numbers.numpy(), getattr(gguf.GGMLQuantizationType, kind))
-        return Blocks(kind, (rows, columns), torch.from_numpy(raw))
+        return QuantTensor(kind, (rows, columns), torch.from_numpy(raw))
 
     tensors = {name: blocks(name, *shape) for name, shape in sizes.shapes().items()}
     return Weights(sizes, tensors, weights.tokenizer, digest="q" * 64)
@@ -126,7 +131,9 @@ def test_a_layer_the_head_and_the_cache_take_what_was_counted(tiny, kind):
     assert counted.layers == tuple(
         sum(map(held, vars(layer).values())) for layer in device.decoder.layers
     )
-    assert counted.cache * TINY.layers == held(device.cache.integers) + held(device.cache.scales)
+    assert counted.cache * TINY.num_layers == held(device.cache.integers) + held(
+        device.cache.scales
+    )
     assert counted.always["its head"] == held(device.decoder.head) + held(device.decoder.norm)
     assert counted.always["tables of rope"] == held(device.decoder.layers[0].heads.turns)
 

@@ -8,7 +8,7 @@ import torch
 from quietchoir.core.engine.backends.native import library
 from quietchoir.core.engine.backends.native.runner import supports
 from quietchoir.core.engine.scheduler import Span
-from quietchoir.core.models.quant.tensor import Blocks
+from quietchoir.core.models.quant.tensor import QuantTensor
 from quietchoir.core.models.weights import Weights
 from quietchoir.tests.fakes.native import (
     Oracle,
@@ -28,22 +28,22 @@ BLOCKS = 48
 # Layers, group sizes, head sizes and widths that no kernel was written for.
 SIZES = {
     "usual": {},
-    "one head each": {"kv_heads": 4, "layers": 3},
-    "one key head": {"heads": 5, "kv_heads": 1, "width": 80},
-    "seven share": {"heads": 14, "kv_heads": 2, "layers": 1},
-    "many share": {"heads": 40, "kv_heads": 1, "layers": 1},
-    "odd widths": {"width": 50, "ffn_width": 75, "vocabulary": 131},
-    "one tile and a bit": {"width": 17, "ffn_width": 33},
-    "heads of 48": {"head_size": 48, "layers": 5},
-    "heads of 80": {"head_size": 80},
-    "heads of 128": {"head_size": 128, "heads": 2, "kv_heads": 1},
-    "heads of 256": {"head_size": 256, "heads": 2, "kv_heads": 1},
+    "one head each": {"num_kv_heads": 4, "num_layers": 3},
+    "one key head": {"num_heads": 5, "num_kv_heads": 1, "hidden_size": 80},
+    "seven share": {"num_heads": 14, "num_kv_heads": 2, "num_layers": 1},
+    "many share": {"num_heads": 40, "num_kv_heads": 1, "num_layers": 1},
+    "odd widths": {"hidden_size": 50, "intermediate_size": 75, "vocab_size": 131},
+    "one tile and a bit": {"hidden_size": 17, "intermediate_size": 33},
+    "heads of 48": {"head_dim": 48, "num_layers": 5},
+    "heads of 80": {"head_dim": 80},
+    "heads of 128": {"head_dim": 128, "num_heads": 2, "num_kv_heads": 1},
+    "heads of 256": {"head_dim": 256, "num_heads": 2, "num_kv_heads": 1},
 }
 FAMILIES = {
     "Qwen2": {"biases": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")},
-    "Qwen3": {"qk_norm": True, "head_size": 32},
+    "Qwen3": {"qk_norm": True, "head_dim": 32},
     "Gemma 3": {
-        "layers": 3,
+        "num_layers": 3,
         "qk_norm": True,
         "post_norms": True,
         "activation": "gelu_tanh",
@@ -57,8 +57,8 @@ FAMILIES = {
     "Gemma 3, odd widths": {
         "qk_norm": True,
         "post_norms": True,
-        "width": 50,
-        "ffn_width": 75,
+        "hidden_size": 50,
+        "intermediate_size": 75,
         "windows": (1, 5),
     },
     "SmolLM3": {"rope_bases": (10000.0, 0.0)},
@@ -68,7 +68,7 @@ FAMILIES = {
 
 def tokens_of(weights: Weights, count: int, seed: int = 5) -> list[int]:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, weights.architecture.vocabulary, (count,), generator=generator).tolist()
+    return torch.randint(0, weights.architecture.vocab_size, (count,), generator=generator).tolist()
 
 
 def assert_near(found: torch.Tensor, wanted: torch.Tensor, bound: float) -> None:
@@ -95,7 +95,15 @@ def test_plain_numbers_give_the_logits_of_the_plain_transformer(changes):
 )
 def test_quantised_activations_stay_within_a_stated_part_of_the_spread(kind, bound):
     weights = random_weights(
-        architecture(width=128, ffn_width=224, heads=6, kv_heads=2, head_size=32, layers=3), kind
+        architecture(
+            hidden_size=128,
+            intermediate_size=224,
+            num_heads=6,
+            num_kv_heads=2,
+            head_dim=32,
+            num_layers=3,
+        ),
+        kind,
     )
     tokens = tokens_of(weights, 70)
     wanted = Oracle(weights).logits(tokens)
@@ -110,7 +118,9 @@ def test_quantised_activations_stay_within_a_stated_part_of_the_spread(kind, bou
 def test_k_quants_run_whole_models_and_mix(kind, other):
     kinds = {"self_attn.v_proj": other, "mlp.down_proj": other, "lm_head": other}
     weights = random_weights(
-        architecture(width=256, ffn_width=512, heads=8, head_size=32), kind, kinds=kinds
+        architecture(hidden_size=256, intermediate_size=512, num_heads=8, head_dim=32),
+        kind,
+        kinds=kinds,
     )
     tokens = tokens_of(weights, 40)
     found = TensorRunner(weights, BLOCKS, threads=2).forward(
@@ -137,8 +147,8 @@ def test_matrices_of_one_layer_may_be_of_different_kinds():
 @pytest.fixture(scope="module", params=["F32", "Q4_0", "windows"])
 def weights(request) -> Weights:
     if request.param == "windows":
-        return random_weights(architecture(windows=(100, 0), heads=6, kv_heads=2), "Q4_1")
-    return random_weights(architecture(heads=6, kv_heads=2), request.param)
+        return random_weights(architecture(windows=(100, 0), num_heads=6, num_kv_heads=2), "Q4_1")
+    return random_weights(architecture(num_heads=6, num_kv_heads=2), request.param)
 
 
 @pytest.fixture(scope="module")
@@ -220,9 +230,9 @@ def test_a_number_that_is_not_finite_reaches_the_logits_of_its_row_and_of_no_oth
     """
     weights = random_weights(architecture(), kind, kinds={"embed_tokens": "F32"})
     tensors = dict(weights.tensors)
-    rows = tensors["model.embed_tokens.weight"].dense().clone()
+    rows = tensors["model.embed_tokens.weight"].dequantize().clone()
     rows[9, 40] = bad
-    tensors["model.embed_tokens.weight"] = Blocks("F32", (257, 64), rows.view(torch.uint8))
+    tensors["model.embed_tokens.weight"] = QuantTensor("F32", (257, 64), rows.view(torch.uint8))
     runner = TensorRunner(
         Weights(weights.architecture, tensors, weights.tokenizer, "x"), BLOCKS, threads=2
     )

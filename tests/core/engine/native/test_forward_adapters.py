@@ -26,7 +26,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 BLOCKS = 80
-SHAPE = architecture(layers=3, width=50, ffn_width=75, heads=6, kv_heads=3)
+SHAPE = architecture(
+    num_layers=3, hidden_size=50, intermediate_size=75, num_heads=6, num_kv_heads=3
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ def adapters() -> list[LoadedAdapter | None]:
 
 def tokens_of(count: int, seed: int) -> list[int]:
     return torch.randint(
-        0, SHAPE.vocabulary, (count,), generator=torch.Generator().manual_seed(seed)
+        0, SHAPE.vocab_size, (count,), generator=torch.Generator().manual_seed(seed)
     ).tolist()
 
 
@@ -93,7 +95,7 @@ def test_an_adapted_row_has_the_same_bits_alone_and_in_every_batch(native, adapt
 
 
 def test_quantised_matrices_take_adapters_too(adapters):
-    shape = architecture(width=64, ffn_width=96, heads=4, kv_heads=2)
+    shape = architecture(hidden_size=64, intermediate_size=96, num_heads=4, num_kv_heads=2)
     weights = random_weights(shape, "Q4_0")
     adapter = LoadedAdapter("q", random_factors(shape, 8, 5))
     batch = step(whole(sequence(tokens_of(50, 3), range(4), adapter)))

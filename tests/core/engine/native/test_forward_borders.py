@@ -110,7 +110,7 @@ def test_saved_blocks_come_back_elsewhere_with_every_bit(runner):
 
 def test_saved_blocks_of_another_kind_are_refused(runner, weights):
     saved = runner.read_cache([0, 1])
-    other = TensorRunner(random_weights(architecture(layers=3)), BLOCKS, threads=1)
+    other = TensorRunner(random_weights(architecture(num_layers=3)), BLOCKS, threads=1)
     before = runner.network.cache.copy()
     bad = bytearray(saved)
     bad[-2:] = b"\x80\x7f"  # infinity
@@ -126,9 +126,9 @@ def test_saved_blocks_of_another_kind_are_refused(runner, weights):
 
 
 def test_models_it_cannot_run_are_named():
-    assert "heads of 8" in str(supports(random_weights(architecture(head_size=8))))
+    assert "heads of 8" in str(supports(random_weights(architecture(head_dim=8))))
     assert "activation" in str(supports(random_weights(architecture(activation="relu"))))
-    odd = random_weights(architecture(width=272, heads=4, head_size=16), "F32")
+    odd = random_weights(architecture(hidden_size=272, num_heads=4, head_dim=16), "F32")
     assert supports(odd) is None
 
 
@@ -138,7 +138,7 @@ def test_a_model_that_the_library_refuses_raises_and_leaves_nothing(weights):
     with pytest.raises(EngineError, match=r"64 x 96, expected 96 x 64"):
         Network(Weights(weights.architecture, broken, weights.tokenizer, "x"), BLOCKS, 1)
     with pytest.raises(EngineError, match="head size 8"):
-        Network(random_weights(architecture(head_size=8)), BLOCKS, 1)
+        Network(random_weights(architecture(head_dim=8)), BLOCKS, 1)
 
 
 def test_a_closed_runner_says_so_and_may_be_closed_again(runner):

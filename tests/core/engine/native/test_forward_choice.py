@@ -34,7 +34,7 @@ def test_a_model_that_the_native_engine_runs_is_given_to_it(caplog):
 @pytest.mark.skipif(library.available() is not None, reason="the kernels were not compiled")
 def test_another_model_goes_to_torch_with_the_reason_in_the_log(caplog):
     with caplog.at_level(logging.INFO, "quietchoir.engine"):
-        assert isinstance(processor_runner(random_weights(architecture(head_size=8)), 4), Runner)
+        assert isinstance(processor_runner(random_weights(architecture(head_dim=8)), 4), Runner)
     assert "heads of 8 are no multiple of 16" in caplog.text
 
 

@@ -10,7 +10,7 @@ import torch
 
 from quietchoir.core.engine.backends.native import library
 from quietchoir.core.engine.backends.native.runner import supports
-from quietchoir.core.models.quant.tensor import Blocks
+from quietchoir.core.models.quant.tensor import QuantTensor
 from quietchoir.core.models.weights import Weights
 from quietchoir.tests.fakes.blocks import block_size, meaning, random_rows, with_scales
 from quietchoir.tests.fakes.native import (
@@ -24,7 +24,14 @@ from quietchoir.tests.fakes.native import (
 )
 
 SETS = library.instruction_sets() if library.available() is None else ("none",)
-SHAPE = {"width": 256, "ffn_width": 512, "heads": 4, "kv_heads": 2, "head_size": 64, "layers": 3}
+SHAPE = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 64,
+    "num_layers": 3,
+}
 MIXTURES = {
     "Q4_K_M": ("Q4_K", "Q6_K"),
     "Q5_K_M": ("Q5_K", "Q6_K"),
@@ -35,7 +42,7 @@ MIXTURES = {
 FINER = ("v_proj", "down_proj", "lm_head", "embed_tokens")
 
 
-def random_blocks(kind: str, rows: int, columns: int, rng: np.random.Generator) -> Blocks:
+def random_blocks(kind: str, rows: int, columns: int, rng: np.random.Generator) -> QuantTensor:
     """Random blocks whose weights have about the deviation of a trained model's."""
     width, size = block_size(kind)
     raw = random_rows(kind, rows, columns, rng).reshape(-1, size)
@@ -50,7 +57,7 @@ def random_blocks(kind: str, rows: int, columns: int, rng: np.random.Generator) 
         kind, raw.reshape(-1, size), np.hstack([d, d * (15.5 if kind == "Q5_K" else 7.5)]) * factor
     )
     assert columns % width == 0
-    return Blocks(kind, (rows, columns), torch.from_numpy(raw.reshape(rows, -1)))
+    return QuantTensor(kind, (rows, columns), torch.from_numpy(raw.reshape(rows, -1)))
 
 
 def mixed(kinds: tuple[str, str]) -> Weights:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from .....models.quant.tensor import Blocks
+from .....models.quant.tensor import QuantTensor
 from .dense import DenseLinear
 from .int4pack import Int4Linear, supports
 
@@ -19,7 +19,7 @@ COPY_BYTES = 512 << 20
 
 
 def linear_for(
-    blocks: Blocks, *, compute: torch.dtype | None = None, copy: bool = False
+    blocks: QuantTensor, *, compute: torch.dtype | None = None, copy: bool = False
 ) -> nn.Module:
     """A module x [N, columns] -> [N, rows] for these blocks, on the CPU.
 
@@ -33,12 +33,12 @@ def linear_for(
     if compute is None and supports(blocks):
         return Int4Linear(blocks, DenseLinear(blocks, fast_dtype()) if copy else None)
     # these two do not fit into bfloat16 without loss
-    if compute is None and blocks.kind not in ("F32", "F16"):
+    if compute is None and blocks.quant_type not in ("F32", "F16"):
         return DenseLinear(blocks, fast_dtype())
     return DenseLinear(blocks, compute or torch.float32)
 
 
-def copy_fits(tensors: Mapping[str, Blocks]) -> bool:
+def copy_fits(tensors: Mapping[str, QuantTensor]) -> bool:
     """Whether copies of all matrices stay within COPY_BYTES."""
     matrices = (blocks.shape for blocks in tensors.values() if blocks.shape[0] > 1)
     return sum(rows * columns for rows, columns in matrices) * fast_dtype().itemsize <= COPY_BYTES

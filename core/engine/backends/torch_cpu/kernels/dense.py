@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from .....models.quant.tensor import Blocks
+from .....models.quant.tensor import QuantTensor
 
 # rows decoded at a time, so that a vocabulary's head does not double the memory at the start
 SLAB_ROWS = 4096
@@ -20,11 +20,11 @@ class DenseLinear(nn.Module):
 
     weight: Tensor
 
-    def __init__(self, blocks: Blocks, dtype: torch.dtype) -> None:
+    def __init__(self, blocks: QuantTensor, dtype: torch.dtype) -> None:
         super().__init__()
         weight = torch.empty(blocks.shape, dtype=dtype)
         for part, slab in zip(torch.split(weight, SLAB_ROWS), slabs(blocks), strict=True):
-            part.copy_(slab.dense(dtype))
+            part.copy_(slab.dequantize(dtype))
         self.register_buffer("weight", weight, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ class DenseLinear(nn.Module):
         return nn.functional.linear(x.to(self.weight.dtype), self.weight).to(x.dtype)
 
 
-def slabs(blocks: Blocks) -> Iterator[Blocks]:
+def slabs(blocks: QuantTensor) -> Iterator[QuantTensor]:
     """The same matrix in pieces of SLAB_ROWS rows; views, no copies."""
     for raw in torch.split(blocks.raw, SLAB_ROWS):
-        yield Blocks(blocks.kind, (len(raw), blocks.shape[1]), raw)
+        yield QuantTensor(blocks.quant_type, (len(raw), blocks.shape[1]), raw)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .....models.quant.dequantize import half, nibbles
-from .....models.quant.tensor import Blocks
+from .....models.quant.tensor import QuantTensor
 from .....models.quant.types import GROUP
 from .dense import slabs
 
@@ -22,9 +22,9 @@ INNER_TILES = 2  # ignored by the CPU kernel, which wants a number all the same
 FEW_ROWS = 4
 
 
-def supports(blocks: Blocks) -> bool:
+def supports(blocks: QuantTensor) -> bool:
     """Whether these blocks can be held here."""
-    return blocks.kind in ("Q4_0", "Q4_1", "Q8_0") and blocks.shape[0] % ROW_MULTIPLE == 0
+    return blocks.quant_type in ("Q4_0", "Q4_1", "Q8_0") and blocks.shape[0] % ROW_MULTIPLE == 0
 
 
 class Int4Linear(nn.Module):
@@ -35,7 +35,7 @@ class Int4Linear(nn.Module):
     packed: Tensor
     scales: Tensor
 
-    def __init__(self, blocks: Blocks, copy: nn.Module | None = None) -> None:
+    def __init__(self, blocks: QuantTensor, copy: nn.Module | None = None) -> None:
         super().__init__()
         packed, scales = [], []
         for slab in slabs(blocks):  # the kernel packs groups of 64 rows or fewer, each for itself
@@ -61,7 +61,7 @@ class Int4Linear(nn.Module):
         return out.to(x.dtype)
 
 
-def _split(blocks: Blocks) -> tuple[Tensor, Tensor]:
+def _split(blocks: QuantTensor) -> tuple[Tensor, Tensor]:
     """Integers int32 [rows, K or 2K] in 0..15, and (scale, zero) bfloat16 [groups, rows, 2]: w =
     scale * (q - 8) + zero.
     """
@@ -70,7 +70,7 @@ def _split(blocks: Blocks) -> tuple[Tensor, Tensor]:
     flat = blocks.raw.reshape(-1, size)  # one block a row
     scale = half(flat, 0).view(rows, -1)  # [rows, groups]
     # a byte b + 128 = 16 * high + low, so b = 16 * (high - 8) + (low - 8) + 8
-    if blocks.kind == "Q8_0":
+    if blocks.quant_type == "Q8_0":
         byte = (flat[:, 2:].contiguous().view(torch.int8).to(torch.int32) + 128).view(rows, -1)
         integers = torch.cat([byte >> 4, byte & 15], dim=1)
         # rounded first, so that both halves stay in exact proportion
@@ -82,7 +82,7 @@ def _split(blocks: Blocks) -> tuple[Tensor, Tensor]:
         scales = scale
         zeros = (
             torch.zeros_like(scale)
-            if blocks.kind == "Q4_0"
+            if blocks.quant_type == "Q4_0"
             else half(flat, 2).view(rows, -1) + 8 * scale
         )
     pairs = torch.stack([scales.T, zeros.T], dim=2)  # [groups, rows, 2]
