@@ -162,7 +162,7 @@ def test_progress_is_told_while_examples_are_prepared(
         examples=examples_in(tmp_path, CHATTER),
     )
     told = [event for event in events if event["event"] == "preparing"]
-    layers = weights.architecture.layers - 1
+    layers = weights.architecture.num_layers - 1
     # from the first moment on
     assert [event["layer"] for event in told] == 2 * list(range(layers + 1))
     assert [event["examples"] for event in told] == [5] * (layers + 1) + [2] * (layers + 1)

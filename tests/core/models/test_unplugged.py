@@ -29,7 +29,7 @@ from quietchoir.core.models.transformer import Transformer
 
 def make_linear(blocks):
     linear = torch.nn.Linear(blocks.shape[1], blocks.shape[0], bias=False, device="meta")
-    linear.weight = torch.nn.Parameter(blocks.dense(), requires_grad=False)
+    linear.weight = torch.nn.Parameter(blocks.dequantize(), requires_grad=False)
     return linear
 
 loaded = weights.load(catalog.find("smollm2-135m-instruct"))

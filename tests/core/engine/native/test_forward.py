@@ -214,7 +214,7 @@ def test_a_step_may_want_no_logits_or_those_of_a_few_last_rows(weights, runner):
     every = runner.forward(step(whole(sequence(tokens, range(4)))))
     assert runner.forward(step(whole(sequence(tokens, range(4)), 0))).shape == (
         0,
-        weights.architecture.vocabulary,
+        weights.architecture.vocab_size,
     )
     some = runner.forward(
         step(whole(sequence(tokens, range(4)), 3), whole(sequence(tokens[:9], range(8, 9)), 1))
