@@ -40,7 +40,7 @@ from .messages import (
     Upload,
     shared_view,
 )
-from .session import SecAggConfig, Session, commit, mask_pair, mask_self
+from .session import SecAggConfig, Session, commit, commit_tag, mask_pair, mask_self
 
 
 class Stage(IntEnum):
@@ -156,10 +156,14 @@ class SecAggClient:
     def advertise(self) -> bytes:
         """Stage 0: this attempt's public keys, signed."""
         self._expect(Stage.ADVERTISE)
-        commitment = commit(self._session, self._me, self._seed)
+        session, me = self._session, self._me
+        commitment, tagging = (
+            commit(session, me, self._seed),
+            commit_tag(session, me, self._tag_seed),
+        )
         keys = (self._channel.public, self._mask.public)
         self._card = KeyCard.signed(
-            self._session, self._identity, self._me, *keys, commitment, self._vouch
+            session, self._identity, me, *keys, commitment, self._vouch, tagging
         )
         self.stage = Stage.SHARE
         return self._card.encode(self._session)
@@ -394,5 +398,18 @@ class SecAggClient:
                 raise AuthenticationError(
                     f"the shares of {session.names[peer]} do not open; they are refused"
                 ) from None
+            self._dealt_alike(peer, piece)
             held[peer] = piece
         return held
+
+    def _dealt_alike(self, peer: int, piece: bytes) -> None:
+        """Require the seed of tags that `peer` deals to all.
+
+        With another one for each member, the opened tag would be an equation about each update.
+        """
+        session, seed = self._session, piece[2 * shamir.SHARE_BYTES :]
+        if commit_tag(session, peer, seed) != self._near[peer].tag_commitment:
+            raise ProtocolError(
+                f"{session.names[peer]} dealt another seed of tags than the one it committed to; "
+                f"its shares are refused"
+            )

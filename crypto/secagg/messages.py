@@ -10,6 +10,7 @@ happened. A list carries its members' own signatures, so that the coordinator ca
 but not invent or change anybody; its digest covers every list before it.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from typing import Self
 from ...core.errors import ProtocolError
 from ..identity.keys import Identity, bind, digest
 from ..shamir import SHARE_BYTES
-from .session import Session
+from .session import SIGNATURE_BYTES, VOUCH_BYTES, Session
 
 MAGIC = b"QCSA"
 VERSION = 2
@@ -151,7 +152,6 @@ class Reader:
             )
 
 
-VOUCH_BYTES = 8
 SELF_SHARE, KEY_SHARE = b"\x00", b"\x01"
 
 
@@ -159,7 +159,6 @@ SELF_SHARE, KEY_SHARE = b"\x00", b"\x01"
 class KeyCard:
     """Stage 0. A member's fresh keys for this attempt, and what it vouches for."""
 
-    RECORD_BYTES = 32 + 32 + 32 + VOUCH_BYTES + 64
     sender: int
     channel: bytes  # X25519, seals shares
     mask: bytes  # X25519, agrees on pair masks
@@ -167,6 +166,8 @@ class KeyCard:
     # how much of what the session's context names this member has checked itself; 0: nothing
     vouch: int
     signature: bytes
+    # to what it adds to the key of tags, so that all are dealt the same; nothing without tags
+    tag_commitment: bytes = b""
 
     @classmethod
     def signed(
@@ -178,12 +179,17 @@ class KeyCard:
         mask: bytes,
         commitment: bytes,
         vouch: int = 0,
+        tag_commitment: bytes = b"",
     ) -> Self:
         """Sign with the member's long-term key."""
-        signature = identity.sign(
-            session.signing("advertise"), bind(sender, channel, mask, commitment, vouch)
-        )
-        return cls(sender, channel, mask, commitment, vouch, signature)
+        made = cls(sender, channel, mask, commitment, vouch, b"", tag_commitment)
+        signature = identity.sign(session.signing("advertise"), made.message())
+        return dataclasses.replace(made, signature=signature)
+
+    def message(self) -> bytes:
+        """What is signed."""
+        tagged = [self.tag_commitment] if self.tag_commitment else []
+        return bind(self.sender, self.channel, self.mask, self.commitment, self.vouch, *tagged)
 
     def encode(self, session: Session) -> bytes:
         return frame(Kind.ADVERTISE, session.id, number(self.sender), self.record())
@@ -195,6 +201,7 @@ class KeyCard:
             + self.mask
             + self.commitment
             + self.vouch.to_bytes(VOUCH_BYTES, "big")
+            + self.tag_commitment
             + self.signature
         )
 
@@ -208,22 +215,22 @@ class KeyCard:
             record[32:64],
             record[64:96],
             int.from_bytes(record[96:at], "big"),
-            record[at:],
+            record[-SIGNATURE_BYTES:],
+            record[at:-SIGNATURE_BYTES],
         )
 
     @classmethod
     def from_record(cls, session: Session, sender: int, record: bytes) -> Self:
         """Raises AuthenticationError unless `sender` signed it for this session."""
         card = cls.read(sender, record)
-        message = bind(sender, card.channel, card.mask, card.commitment, card.vouch)
-        session.verify(sender, session.signing("advertise"), message, card.signature)
+        session.verify(sender, session.signing("advertise"), card.message(), card.signature)
         return card
 
     @classmethod
     def decode(cls, data: bytes, session: Session) -> Self:
         """Raises ProtocolError or AuthenticationError."""
         reader = Reader(data, Kind.ADVERTISE, session.id)
-        sender, record = reader.number(len(session.names)), reader.take(cls.RECORD_BYTES)
+        sender, record = reader.number(len(session.names)), reader.take(session.card_bytes)
         reader.done()
         return cls.from_record(session, sender, record)
 
@@ -413,7 +420,7 @@ class KeyList:
     def decode(cls, data: bytes, session: Session) -> Self:
         """Raises ProtocolError; AuthenticationError if any card is not its member's."""
         reader = Reader(data, Kind.KEYS, session.id)
-        found = reader.records(KeyCard.RECORD_BYTES, len(session.names))
+        found = reader.records(session.card_bytes, len(session.names))
         reader.done()
         return cls({at: KeyCard.from_record(session, at, record) for at, record in found.items()})
 

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ...core.errors import AuthenticationError, ConfigError
-from ..identity.keys import BOX_OVERHEAD, Ephemeral, PublicIdentity, bind, digest, hkdf
+from ..identity.keys import BOX_OVERHEAD, KEY_BYTES, Ephemeral, PublicIdentity, bind, digest, hkdf
 from ..ring import BitRing, Ring, TokenRing
 from ..shamir import SHARE_BYTES
 from . import tag
 from .graph import COMPLETE_UP_TO, Plan, plan
 
 PROTOCOL = "quietchoir secagg 2"
+VOUCH_BYTES, COMMITMENT_BYTES, SIGNATURE_BYTES = 8, 32, 64
 CLAIM_STEPS = 4  # a claim counts in quarters of a fair share of min_tokens ...
 CLAIM_LIMIT = 15  # ... up to 15 of them, so that it says at most four bits about a member
 
@@ -208,6 +209,12 @@ class Session:
         return min(tokens // self.claim_step, self.claim_limit) if self.claim_step else 0
 
     @property
+    def card_bytes(self) -> int:
+        """Of one member's round keys: two of them, its commitments, what it vouches for."""
+        commitments = (2 if self.config.tagged else 1) * COMMITMENT_BYTES
+        return 2 * KEY_BYTES + commitments + VOUCH_BYTES + SIGNATURE_BYTES
+
+    @property
     def box_bytes(self) -> int:
         """Of one member's shares for another, sealed."""
         return 2 * SHARE_BYTES + (tag.SEED_BYTES if self.config.tagged else 0) + BOX_OVERHEAD
@@ -279,6 +286,11 @@ class Maskable(Protocol):
 def commit(session: Session, sender: int, seed: bytes) -> bytes:
     """Commitment to a self-mask seed; hiding because the seed has 256 random bits."""
     return digest(session.id, "self-mask commitment", sender, seed)
+
+
+def commit_tag(session: Session, sender: int, seed: bytes) -> bytes:
+    """Commitment to what a member adds to the key of tags, where there are any; hiding as above."""
+    return digest(session.id, "tag seed commitment", sender, seed) if session.config.tagged else b""
 
 
 def mask_self(target: Maskable, session: Session, seed: bytes, *, subtract: bool) -> None:

@@ -4,7 +4,8 @@ was opened.
 Knows integers, a key that the members of one attempt share and the coordinator lacks, and names.
 Knows nothing of masks or messages.
 Always: the tags of members add up to the tag of their sum, so that sums alone are opened of tags
-too; a key serves one attempt.
+too; a key serves one attempt, and all its members have the same: each commits to what it adds
+before anybody deals (under two keys a sum of tags is an equation about single members' values).
 
 Modulo each of three primes p, a member's tag is  Σ aⱼ xⱼ + pad:  aⱼ is a stream of the key, and the
 pad another one under the member's name. The sum of tags fits the sum of values exactly if nothing
@@ -19,6 +20,7 @@ Source: Carter, Wegman 1981, "New hash functions and their use in authentication
 Agrawal, Boneh 2009, "Homomorphic MACs: MAC-based integrity for network coding".
 """
 
+import secrets
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -28,7 +30,7 @@ from ..identity.keys import bind, hkdf
 from ..prg import stream
 
 PRIMES = (2**32 - 5, 2**32 - 17, 2**32 - 65)  # the largest below 2^32
-TAG_BITS = 32  # of a member's tag, modulo one of them
+SPELLED_BITS = 128  # of the digits of a tag modulo one of them, which has 32
 SEED_BYTES = 32  # of what each member adds to the key
 CHUNK = 1 << 15  # values at a time; a product has 53 bits at most, so 1024 of them fit 63
 ROW = 1 << 10
@@ -86,17 +88,23 @@ def inner(keys: Sequence[bytes], values: Values) -> list[int]:
 
 
 def spell(tag: Tag, bits: int) -> npt.NDArray[np.uint64]:
-    """A tag as digits of `bits` bits, lowest first, so that sums of digits are the sum's digits."""
-    digits = range(-(-TAG_BITS // bits))
-    return np.array(
-        [(number >> bits * digit) & ((1 << bits) - 1) for number in tag for digit in digits],
-        np.uint64,
-    )
+    """A tag as digits of `bits` bits, lowest first, so that sums of digits are the sum's digits.
+
+    Of the many numbers of `SPELLED_BITS` that are the tag modulo its prime, a random one: sums of
+    digits are opened digit by digit, and the carries between them would tell whoever has the key
+    more of single tags than their sum.
+    """
+    each = width(bits) // len(PRIMES)
+    found = list[int]()
+    for number, prime in zip(tag, PRIMES, strict=True):
+        number += prime * secrets.randbelow((1 << bits * each) // prime)
+        found += [(number >> bits * digit) & ((1 << bits) - 1) for digit in range(each)]
+    return np.array(found, np.uint64)
 
 
 def width(bits: int) -> int:
     """Digits of a tag."""
-    return len(PRIMES) * -(-TAG_BITS // bits)
+    return len(PRIMES) * -(-SPELLED_BITS // bits)
 
 
 def read(digits: npt.NDArray[np.int64], bits: int) -> Tag:

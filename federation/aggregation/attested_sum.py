@@ -24,13 +24,13 @@ from ...crypto.secagg.graph import COMPLETE_UP_TO
 from ...crypto.secagg.tag import PRIMES, Tag
 from ..spec.policy import Policy
 from ..wire.message import Place
-from .update import Terms
+from .update import Terms, noise_of
 
 Integers = npt.NDArray[np.int64] | npt.NDArray[np.uint32]
 PACKINGS = ("bits", "deflate")
 LEVEL = 1  # of zlib; runs and frequencies are all there is to find, see `deflate`
 MAX_PARTIES = 1 << 16
-PROTOCOL = "quietchoir opened sum 1"
+PROTOCOL = "quietchoir opened sum 2"
 NUMBER_BYTES = 4  # of a tag's number
 
 
@@ -112,11 +112,20 @@ def decode_shown(payload: bytes, size: int, parties: int, bits: int) -> tuple[In
         for at in range(1, start, NUMBER_BYTES)
     )
     whole = unpack(PACKINGS[payload[0]], payload[start:], size, parties, bits)
+    check_sum(whole, parties, bits)
+    return whole, tags
+
+
+def check_sum(whole: Integers, parties: int, bits: int) -> None:
+    """Require a sum that so many values of `bits` bits can have: no other can be tagged.
+
+    Raises:
+        MessageError: it is none.
+    """
     if int(whole.max(initial=0)) > 2 * parties * middle(bits):
         raise MessageError(
             f"a sum that {parties} members with values of {bits} bits cannot have; refused"
         )
-    return whole, tags
 
 
 def statement(
@@ -129,9 +138,21 @@ def statement(
     ranges = [f"{one.stop} {one.scale!r}" for one in terms.ranges]
     digest = hashlib.sha256(whole.astype("<u4").data).digest()
     context = bind(PROTOCOL, policy.federation, place.run, place.round, place.attempt)
+    meant = unit(policy, len(whole))
     return context, bind(
-        terms.start, digest, len(ranges), *ranges, len(columns), *columns, *sorted(names)
+        terms.start, digest, meant, len(ranges), *ranges, len(columns), *columns, *sorted(names)
     )
+
+
+def unit(policy: Policy, size: int) -> str:
+    """What the integers of a sum mean by this file: under a later one they might mean another
+    change.
+    """
+    bits, noise = policy.protection.bits, noise_of(policy, size)
+    if noise is None:
+        return f"{bits} bits, {policy.recipe.update_range!r}"
+    shape = f"{noise.clip!r} {noise.multiplier!r} {noise.honest}"
+    return f"{bits} bits, {noise.mechanism} {shape}"
 
 
 def signed_by(

@@ -133,7 +133,7 @@ class Recall:
         """
         start, taken = steps.split(way)
         memory, origin = self.memory(stepping.run), origin_of(stepping.size)
-        whole = bool(taken) and taken[0].kind == "whole"
+        whole = steps.told_whole(taken)
         state = (
             ServerState.zeros(stepping.size)
             if whole or start == origin

@@ -164,6 +164,7 @@ class Stepping:
             raise MessageError(
                 f"a step of {len(step.totals)} sums, of which {step.bucket} counts; refused"
             )
+        check_once(step.totals)
         if step.bucket != ALL and not policy.guard.on:
             raise MessageError(
                 "a step of one bucket alone, in a federation without a guard that "
@@ -253,10 +254,11 @@ class Stepping:
         for whole, one in zip(wholes, totals, strict=True):
             said = statement(self.policy, place, whole, one.names, terms)
             found = len(signed_by(self.policy, said, one.names, one.proof))
-            if len(set(one.names)) != one.parties or found < witnesses(one.parties):
+            need = max(witnesses(one.parties), least_of(self.policy))
+            if len(set(one.names)) != one.parties or found < need:
                 raise UnprovenError(
                     f"{found} of {one.parties} members signed the sum of round {place.round}, need "
-                    f"{witnesses(one.parties)}: "
+                    f"{need}: "
                     "it is not gone by"
                 )
 
@@ -283,6 +285,38 @@ def join(start: str, steps: list[bytes]) -> bytes:
     steps.
     """
     return (bytes.fromhex(start) if start else bytes(NAME_BYTES)) + b"".join(steps)
+
+
+def least_of(policy: Policy) -> int:
+    """Signatures without which no sum is gone by, however few it is said to be over: more than
+    those that may collude, by the reader's own file.
+
+    Else accomplices would sign what they made up among themselves. Not more than that: a sum from
+    before the roster grew is still one.
+    """
+    return (policy.drawn // 3 if policy.aggregation.buckets == 1 else policy.colluders) + 1
+
+
+def check_once(totals: Sequence[Total]) -> None:
+    """Require that no member is in two of a step's sums, nor one sum there twice, to count more.
+
+    Raises:
+        MessageError: one is.
+    """
+    named = [name for one in totals for name in one.names]
+    if len(set(named)) != len(named):
+        raise MessageError("a step of sums that a member is in twice; refused")
+
+
+def told_whole(taken: Sequence[Step]) -> bool:
+    """Does a way of these steps begin with a whole state? What comes of it was followed by nobody.
+
+    Raises:
+        MessageError: there is one later on, from where on nothing is followed either.
+    """
+    if any(step.kind == "whole" for step in taken[1:]):
+        raise MessageError("a way to an adapter that passes through a whole one; refused")
+    return any(step.kind == "whole" for step in taken)
 
 
 def split(way: bytes) -> tuple[str, list[Step]]:
@@ -325,6 +359,7 @@ def read(header: bytes, body: bytes) -> Step:
             good
             and fields["kind"] in ("sum", "rest", "whole")
             and min(fields["round"], fields["attempt"]) >= 0
+            and max(fields["round"], fields["attempt"]) < 1 << 63
         )
         good = good and all(
             [type(part) for part in one] == TOTAL and one[0] in PACKINGS for one in fields["totals"]

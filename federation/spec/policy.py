@@ -513,12 +513,16 @@ class Policy:
         protection = self.protection
         if self.can.server_reads_updates:
             return protection.min_cohort
+        most = max(self.drawn, asked)
+        return max(protection.min_cohort, protection.threshold, 2 * most // 3 + 1)
+
+    @property
+    def drawn(self) -> int:
+        """Members that can be in one round, by this file alone."""
         if self.schedule.buffered:
-            drawn = self.schedule.group(protection.min_cohort)
-        else:
-            living = sum(self.member(one.name) is not None for one in self.members)
-            drawn = min(living, self.cohort_size())
-        return max(protection.min_cohort, protection.threshold, 2 * max(drawn, asked) // 3 + 1)
+            return self.schedule.group(self.protection.min_cohort)
+        living = sum(self.member(one.name) is not None for one in self.members)
+        return min(living, self.cohort_size())
 
     def advice(self, found: int) -> str:
         """What an owner can do whose members are rarely there, as the end of a sentence; nothing if

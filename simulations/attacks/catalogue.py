@@ -18,6 +18,7 @@ from typing import Any
 ATTACKERS = (
     "coordinators",  # who runs the rounds, alone or with members that help
     "told_sums",  # a coordinator that says what it never opened
+    "tags",  # the same, where members check: alone, or with members that help
     "members",  # who holds a key of the roster
     "strangers",  # who reaches the network, and holds no key
     "hosts",  # who serves a library

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quietchoir.core.errors import RoundAborted
+from quietchoir.core.errors import MessageError, RoundAborted
 from quietchoir.crypto.secagg import tag
 from quietchoir.federation.aggregation.attested_sum import attested
 from quietchoir.federation.aggregation.base import PartyContext, Sum
@@ -26,6 +26,7 @@ from quietchoir.federation.rounds.client import Party
 from quietchoir.federation.rounds.client_model import FILE, LackingError, Memory, Recall
 from quietchoir.federation.rounds.global_model import Step, Stepping, name_of
 from quietchoir.federation.rounds.server import Coordinator
+from quietchoir.federation.spec.policy import AggregationTable
 from quietchoir.federation.wire import calls
 from quietchoir.tests.fakes.buffered import buffered, run_of
 from quietchoir.tests.fakes.federation import ANY_MODE, FixedLearner, House, coordinator, house
@@ -338,6 +339,104 @@ def test_signed_sums_make_one_step_from_one_state(forged: str) -> None:
     with pytest.raises(LackingError):
         recall.follow(made, two, steps.join(origin, [step.encode() for step in way]))
     assert recall.memory(run.state.run) == Memory(run.state.run)
+
+
+@pytest.mark.parametrize("at", ["after a signed step", "after another whole"])
+def test_a_way_that_passes_through_a_whole_state_is_refused(at: str) -> None:
+    """What such a way leads to would count as followed, whatever it is."""
+    home = house(4, mode="masked", recipe={"attempts": 1})
+    run = coordinator(home, fixed(home), SIZE)
+    run.learn(1)
+    first = steps.split(bytes(32) + run.state.steps[0].body)[1][0]
+    whole = Step(kind="whole", state=TRAP.encode())
+    way = [first, whole] if at == "after a signed step" else [whole, whole]
+    recall = Recall()
+    with pytest.raises(MessageError, match="passes through a whole one"):
+        recall.follow(
+            Stepping(home.policy, SIZE, run.state.run),
+            name_of(TRAP),
+            steps.join(steps.origin_of(SIZE), [step.encode() for step in way]),
+        )
+    assert recall.memory(run.state.run) == Memory(run.state.run)
+
+
+@pytest.mark.parametrize("taken", [(0,), (1, 2), (0, 1, 2)])
+def test_which_buckets_sums_are_in_a_step_is_the_coordinators_choice(
+    taken: tuple[int, ...],
+) -> None:
+    """As the table of `crypto/README.md` says: one that is left out cannot be told from a lost
+    one.
+    """
+    tables = {"aggregation": AggregationTable(rule="median", buckets=3)}
+    home = house(12, mode="masked", recipe={"attempts": 1}, tables=tables)
+    members = fixed(home)
+    for party in members.values():
+        party.learner = FixedLearner(0.05)
+    run = coordinator(home, members, SIZE)
+    run.learn(1)
+    step = steps.split(bytes(32) + run.state.steps[0].body)[1][0]
+    some = dataclasses.replace(step, totals=tuple(step.totals[at] for at in taken))
+    made, zeros = Stepping(home.policy, SIZE, run.state.run), ServerState.zeros(SIZE)
+    led = Recall().follow(
+        made, name_of(made.go(zeros, some, "")), steps.join(steps.origin_of(SIZE), [some.encode()])
+    )
+    assert led.followed
+
+
+@pytest.mark.parametrize("field", ["round", "attempt"])
+def test_a_step_of_a_place_that_there_is_not_is_refused(field: str) -> None:
+    home = house(4, mode="masked", recipe={"attempts": 1})
+    run = coordinator(home, fixed(home), SIZE)
+    run.learn(1)
+    first = steps.split(bytes(32) + run.state.steps[0].body)[1][0]
+    for number in (1 << 63, 1 << 64, 1 << 200):
+        far = dataclasses.replace(first, **{field: number})  # type: ignore[arg-type]
+        with pytest.raises(MessageError, match="malformed"):
+            steps.split(steps.join(steps.origin_of(SIZE), [far.encode()]))
+
+
+def test_one_member_stops_a_run_by_wrong_tags_as_long_as_it_likes_and_is_not_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As `crypto/README.md` says: sums from one adapter are over the same members again."""
+    honest = tag.make
+
+    def make(key: bytes, values: Any, name: str) -> tag.Tag:
+        made = honest(key, values, name)
+        return (made[0] ^ 1, *made[1:]) if name == "ann" else made
+
+    monkeypatch.setattr(tag, "make", make)
+    home = house(4, mode="masked", recipe={"attempts": 1})
+    run = coordinator(home, fixed(home), SIZE)
+    for _ in range(3):
+        with pytest.raises(RoundAborted, match="0 members signed") as stopped:
+            run.train_round()
+        assert "ann" not in str(stopped.value)
+        run.abandon(RoundAborted("as the run does"))
+    assert not run.state.server.flat.any() and not run.state.history
+
+
+def test_sums_from_before_a_roster_grew_are_gone_by_after_it() -> None:
+    """By newcomers from zeros, and by those who have yet to go the last one."""
+    home = house(6, mode="masked", recipe={"attempts": 1})
+    everybody = home.policy
+    home.policy = dataclasses.replace(everybody, members=everybody.members[:4])
+    late = {name: home.members.pop(name) for name in ("eve", "fay")}
+    members = fixed(home)
+    run = coordinator(home, members, SIZE)
+    run.learn(2)
+    home.policy = dataclasses.replace(everybody, version=2, head="ab" * 32)
+    home.members |= late
+    recalls = {name: party.recall for name, party in members.items()}
+    members = fixed(home)
+    for name, recall in recalls.items():
+        members[name].recall = recall
+    for name in late:
+        members[name].learner = FixedLearner(0.05)  # within the range
+    run.link.parties |= {name: party.handle for name, party in members.items()}  # type: ignore[attr-defined]
+    run.take(home.policy)
+    run.train_round()
+    assert len(run.state.history[-1]["parties"]) == 6 and not run.telling.relying
 
 
 def test_above_32_members_sums_are_not_signed_and_the_file_says_so() -> None:

@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quietchoir.core.errors import ConfigError
+from quietchoir.core.errors import AuthenticationError, ConfigError, ProtocolError
 from quietchoir.crypto.secagg import SecAggConfig, tag
-from quietchoir.crypto.secagg.client import SumCheck
+from quietchoir.crypto.secagg.client import SecAggClient, Stage, SumCheck
+from quietchoir.crypto.secagg.ledger import Ledger
+from quietchoir.crypto.secagg.messages import KeyCard
+from quietchoir.crypto.secagg.snapshot import freeze, thaw
 from quietchoir.tests.fakes.secagg import Cohort, Round
 
 KEY = bytes(range(32))
@@ -111,3 +114,87 @@ def test_tags_that_cannot_be_are_refused(change: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="cannot be tagged"):
         tag.inner(3 * [KEY], np.array([1 << 21]))
     assert SecAggConfig.__dataclass_fields__["tagged"].default == 0
+
+
+def test_a_tag_is_spelled_otherwise_each_time_and_read_alike() -> None:
+    """Else the carries between opened digits would tell members, who know the key, of single
+    tags.
+    """
+    made = tag.make(KEY, np.arange(9), "node-000")
+    for bits in (2, 8, 12, 16):
+        spelled = [tag.spell(made, bits) for _ in range(50)]
+        assert len({one.tobytes() for one in spelled}) == 50
+        assert max(int(one.max()) for one in spelled) < 1 << bits
+        assert all(tag.read(one.astype(np.int64), bits) == made for one in spelled)
+        # every digit takes part: none of them stays what it is
+        assert np.ptp(np.array(spelled), axis=0).min() > 0
+
+
+def dealing_apart(
+    self: SecAggClient, peer: int, card: KeyCard, pieces: bytes, view: bytes
+) -> bytes:
+    """`SecAggClient._seal` of a member that deals one other a seed of its own."""
+    if (self._me, peer) == (3, 0):
+        pieces = pieces[: -tag.SEED_BYTES] + bytes(tag.SEED_BYTES)
+    return HONEST_SEAL(self, peer, card, pieces, view)
+
+
+HONEST_SEAL = SecAggClient._seal
+
+
+def test_a_member_that_is_dealt_another_seed_of_tags_says_by_whom_and_sends_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cohort = Cohort(4)
+    game = Round(cohort, tagged=5)
+    monkeypatch.setattr(SecAggClient, "_seal", dealing_apart)
+    game.play(stages=2)
+    victim, before = game.clients["node-000"], freeze(game.clients["node-000"])
+    ledger = victim._ledger.snapshot()
+    with pytest.raises(ProtocolError, match="node-003 dealt another seed of tags"):
+        game.ask("node-000")
+    assert victim.stage is Stage.MASK and freeze(victim) == before
+    assert victim._ledger.snapshot() == ledger
+    # the others have one key, and go on without it
+    game.play({2: ["node-000"]})
+    assert game.result.survivors == ("node-001", "node-002", "node-003")
+    assert len({game.clients[name].check.key for name in game.result.survivors}) == 1
+
+
+@pytest.mark.parametrize("tagged", [0, 5])
+def test_the_commitment_to_a_seed_is_signed_and_stands_in_the_card_where_there_are_tags(
+    tagged: int,
+) -> None:
+    cohort = Cohort(4)
+    game = Round(cohort, tagged=tagged)
+    cards = {name: client.advertise() for name, client in game.clients.items()}
+    card = KeyCard.decode(cards["node-001"], game.session)
+    assert len(card.tag_commitment) == (32 if tagged else 0)
+    assert len(card.record()) == game.session.card_bytes
+    for changed in (bytes(32), card.tag_commitment[:-1] + b"x"):
+        other = dataclasses.replace(card, tag_commitment=changed if tagged else b"")
+        if tagged:
+            with pytest.raises(AuthenticationError, match="node-001"):
+                KeyCard.decode(other.encode(game.session), game.session)
+    short = dataclasses.replace(card, tag_commitment=bytes(0 if tagged else 32))
+    with pytest.raises(ProtocolError):
+        KeyCard.decode(short.encode(game.session), game.session)
+
+
+def test_a_member_that_was_put_aside_still_finds_that_it_was_dealt_another_seed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cohort = Cohort(4)
+    game = Round(cohort, tagged=5)
+    monkeypatch.setattr(SecAggClient, "_seal", dealing_apart)
+    game.play(stages=2)
+    name = "node-000"
+    game.clients[name] = thaw(
+        freeze(game.clients[name]),
+        name,
+        cohort.identities[name],
+        ring_of=lambda config: game.session.ring,
+        ledger=Ledger(),
+    )
+    with pytest.raises(ProtocolError, match="dealt another seed"):
+        game.ask(name)
