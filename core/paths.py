@@ -89,8 +89,14 @@ def make_folder(path: Path, *, mode: int = 0o777) -> Path:
     return path
 
 
-def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+def write_atomically(
+    path: Path, content: bytes, *, mode: int = 0o644, durable: bool = True
+) -> None:
     """Write beside `path`, flush to disk, then rename over it.
+
+    Args:
+        durable: wait for the disk. Without it a power cut may leave any part of what was written,
+            so that whoever reads it must be able to tell.
 
     Raises:
         QuietchoirError: no space or no permission; the old file, if any, is untouched.
@@ -107,9 +113,11 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         Path(scratch).replace(path)
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
         raise QuietchoirError(

@@ -76,10 +76,10 @@ def told_cost(policy: Policy, size: int, cohort: int) -> tuple[int, int]:
     """Where adapters are followed: what a round takes, and at most how much more for a member that
     was away.
 
-    A member of every round gets the newest step, with the sum of each bucket; one that missed
-    rounds gets their steps, up to `telling.WAY` times the adapter with its optimizer. A vote costs
-    nothing more, since what was voted on is what the next round starts from; where buckets are
-    chosen from, each costs. What is undone or salvaged comes besides.
+    A member of every round gets the newest step, with the sum of each bucket that it did not sign;
+    one that missed rounds gets their steps, up to `telling.WAY` times the adapter with its
+    optimizer. A vote costs nothing more, since what was voted on is what the next round starts
+    from; where buckets are chosen from, each costs. What is undone or salvaged comes besides.
     """
     from .rounds.model_broadcast import SHORT_BYTES, WAY
 
@@ -88,14 +88,13 @@ def told_cost(policy: Policy, size: int, cohort: int) -> tuple[int, int]:
         policy.aggregation.buckets,
         2 * cohort * any(one.rank for one in policy.members),
     )
-    one = (
-        BitRing(length=size, bits=policy.protection.bits, parties=cohort).wire_bytes
-        + STEP_BYTES
-        + NAME_BYTES * named
+    body = BitRing(length=size, bits=policy.protection.bits, parties=cohort).wire_bytes
+    header, sums = STEP_BYTES + NAME_BYTES * named, buckets
+    if attested(policy):  # the sum that it signed is only named
+        header, sums = header + 2 * (2 * SIGNATURE_BYTES + NAME_BYTES) * cohort, buckets - 1
+    change = (body * sums + header * buckets) * (
+        1 + buckets if policy.guard.rule == "choose" else 1
     )
-    if attested(policy):
-        one += 2 * (2 * SIGNATURE_BYTES + NAME_BYTES) * cohort
-    change = one * buckets * (1 + buckets if policy.guard.rule == "choose" else 1)
     whole = max(
         SHORT_BYTES,
         WAY * 4 * size * (3 if recipe.server_optimizer in ("fedadam", "fedyogi") else 2),

@@ -28,6 +28,7 @@ from .update import Terms, noise_of
 
 Integers = npt.NDArray[np.int64] | npt.NDArray[np.uint32]
 PACKINGS = ("bits", "deflate")
+KEPT = "kept"  # not the integers but their digest: for a member that signed them, and has them
 LEVEL = 1  # of zlib; runs and frequencies are all there is to find, see `deflate`
 MAX_PARTIES = 1 << 16
 PROTOCOL = "quietchoir opened sum 2"
@@ -44,6 +45,8 @@ class Total:
     names: tuple[str, ...] = ()
     proof: Mapping[str, bytes] = field(default_factory=dict)  # their signatures
     body: bytes = field(repr=False)
+    # where it is unpacked already, or was kept; on no wire
+    whole: Integers | None = field(default=None, repr=False, compare=False)
 
 
 def attested(policy: Policy) -> bool:
@@ -128,15 +131,21 @@ def check_sum(whole: Integers, parties: int, bits: int) -> None:
         )
 
 
+def digest_of(whole: Integers) -> bytes:
+    """32 bytes that name a sum [n] by all its integers."""
+    return hashlib.sha256(whole.astype("<u4").data).digest()
+
+
 def statement(
-    policy: Policy, place: Place, whole: Integers, names: Sequence[str], terms: Terms
+    policy: Policy, place: Place, digest: bytes, names: Sequence[str], terms: Terms
 ) -> tuple[bytes, bytes]:
-    """Context and message of a signature: these members' sum of this attempt is `whole` [n]."""
+    """Context and message of a signature: these members' sum of this attempt is the one that
+    `digest_of` gives this of.
+    """
     columns = (
         [] if terms.shares is None else [f"{name} {count}" for name, count in terms.shares.columns]
     )
     ranges = [f"{one.stop} {one.scale!r}" for one in terms.ranges]
-    digest = hashlib.sha256(whole.astype("<u4").data).digest()
     context = bind(PROTOCOL, policy.federation, place.run, place.round, place.attempt)
     meant = unit(policy, len(whole))
     return context, bind(

@@ -11,9 +11,9 @@ Always: all modes sum the same integers, so they give the same total, to the las
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +69,8 @@ class PartyContext:
     relies: int = 0  # which of them others must vouch for, because it did not
     scores: bool = False  # this contribution holds scores
     subjects: tuple[bytes, ...] = ()  # what it is about (`repeats.subjects`)
+    # takes an opened sum [n] that this member signed, by its digest
+    keep_sum: Callable[[bytes, Any], None] = lambda digest, whole: None
 
 
 class PartyHalf(Protocol):

@@ -216,9 +216,11 @@ class MaskedParty:
                 "a wrong tag; it is not "
                 "signed"
             )
+        digest = totals.digest_of(whole)
+        context.keep_sum(digest, whole)  # the step that is made of it need not bring it again
         return context.identity.sign(
-            *totals.statement(context.policy, context.place, whole, check.survivors, context.terms)
-        )  # fmt: skip
+            *totals.statement(context.policy, context.place, digest, check.survivors, context.terms)
+        )
 
     def join(self, ready: bytes) -> SecAggConfig:
         """The sum that this member is in; its scores are wiped here if they would be among too few.
@@ -342,7 +344,8 @@ class MaskedCoordinator:
         """The opened sum with its tag, for those whose sum it is."""
         survivors, whole = self.opened.survivors, self.opened.total[: self.config.tagged]
         self.packed = totals.pack(whole, len(survivors), self.config.bits)
-        self.said = totals.statement(self.policy, self.place, whole, survivors, self.terms)
+        digest = totals.digest_of(whole)
+        self.said = totals.statement(self.policy, self.place, digest, survivors, self.terms)
         return totals.encode_shown(self.packed, self.opened.tags)
 
     def witnessed(self, party: str, signature: bytes) -> None:

@@ -178,6 +178,7 @@ class Offering:
             relies,
             scores,
             subjects(party.policy, bytes.fromhex(kept.adapter), training=True, scored=scores),
+            keep_sum=party.keep_sum,
         )
         half = Once(
             AGGREGATIONS[party.policy.protection.kind].client(context, values, kept.tokens, True),

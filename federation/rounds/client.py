@@ -24,6 +24,7 @@ from ...core.worker import Worker
 from ...crypto.he.encrypted_ring import MemberService
 from ...crypto.identity.keys import Identity
 from ..aggregation import state_transfer as handover
+from ..aggregation.attested_sum import Integers
 from ..aggregation.base import PartyContext, PartyHalf, Safe
 from ..aggregation.ranges import read_spans, spans
 from ..aggregation.rank_masks import narrowed, shares_of
@@ -182,14 +183,14 @@ class Party:
         # whoever adds a stage says what binds it, or why nothing need
         if task.stage not in broadcast.KNOWN:
             raise MessageError(f"found stage {task.stage!r}, which no member answers; refused")
-        if self.offering is not None and task.stage in offering.STAGES:
-            return self.offering.answer(task)
-        if task.stage in work.STAGES:
-            try:
+        try:
+            if self.offering is not None and task.stage in offering.STAGES:
+                return self.offering.answer(task)
+            if task.stage in work.STAGES:
                 return self.open(task)
-            # nothing was changed; told once more, in another way, this member works
-            except LackingError as lacking:
-                return lacking.reply
+        # nothing was changed; told once more, in another way, this member works
+        except LackingError as lacking:
+            return lacking.reply
         if self.recall is not None and task.stage == HOLDS and not task.payload:
             return self.recall.names(task.place.run)
         if self.handover is not None and task.stage in handover.STAGES:
@@ -313,6 +314,7 @@ class Party:
             relies,
             scores,
             about,
+            keep_sum=self.keep_sum,
         )
         self.enter(
             task.place,
@@ -403,6 +405,11 @@ class Party:
         if self.safe is None or before is None:
             raise MessageError("there is no step here to undo; refused")
         return Progress(self.safe.vault.progress(place.run).steps + 1, before.server.at_rest())
+
+    def keep_sum(self, digest: bytes, whole: Integers) -> None:
+        """Remember a sum [n] that this member signed, where it follows the adapter by them."""
+        if self.recall is not None:
+            self.recall.keep_sum(digest, whole)
 
     def enter(self, place: Place, half: PartyHalf, relies_on: str = "") -> None:
         """Take part in the protection's stages at `place`."""

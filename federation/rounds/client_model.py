@@ -5,7 +5,8 @@ Knows the states it holds, the steps between them, and which of them it followed
 nothing of the coordinator's side or of training.
 Always: a state is used only if its name, a hash of all its bits, is the one that was asked for, so
 that everybody who trains in a round trains from the very same bits; nothing is remembered before
-the letter was checked whole; what is on disk is the whole old file or the whole new one, mode 0600.
+the letter was checked whole; what is on disk is the whole old memory or the whole new one, mode
+0600.
 
 A state is *followed* if this member went to it from zeros, where every run starts, by opened sums
 and the federation's own rules (`steps`), or from a state that enough others signed to have
@@ -14,7 +15,13 @@ enough others that have (`crypto.secagg`, `KeyCard.vouch`), from when on its sta
 followed too. So a coordinator that hands over an adapter of its own finds nobody who would vouch
 for it. Above 32 members, where sums carry no tags, that a told sum is the opened one is its word.
 
-    recall.kept     magic and header length, 4 bytes each | header, JSON | states | sha256 of it all
+    recall.kept         magic and header length, 4 bytes each | header, JSON | sha256 of both
+    recall-NAME.state   one state; written before the header that names it, removed after the first
+                        that does not
+    recall.sum          the last opened sum that this member signed, so that it need not come twice
+
+Each state is written once, whatever follows from it. The sum's file is not waited for: whoever
+reads it asks for a digest, and is told the sum again if it is not there.
 
 Two states are held: the last one, and the one it was reached from (a change may be undone, or
 another one judged); a third where the last one was told whole. That is 16 bytes a value, 24 with
@@ -26,21 +33,26 @@ Hazard: the file holds adapters in clear, which every member has.
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from ...core import log, paths
 from ...core.errors import MessageError, QuietchoirError
+from ..aggregation.attested_sum import KEPT, Integers, Total, digest_of
 from ..aggregation.server_optimizer import ServerState
 from ..spec.policy import canonical
 from . import global_model as steps
-from .global_model import NAME_BYTES, Stepping, UnprovenError, name_of, origin_of
+from .global_model import NAME_BYTES, Step, Stepping, UnprovenError, name_of, origin_of
 
 logger = log.get("federation.recall")
 HOLDS = "holds"  # the stage that asks for the names of what a member holds
 LACKS = b"lacks"  # an answer instead of work: with the names of what is here
-FILE, MAGIC, HASH_BYTES = "recall.kept", b"QCR1", 32
+FILE, STATE, SUM = "recall.kept", "recall-{}.state", "recall.sum"
+MAGIC, WITH_STATES, HASH_BYTES = b"QCR2", b"QCR1", 32  # the first kind held its states itself
 MAX_TRAIL = 4096  # names; older ones are forgotten
 
 
@@ -75,32 +87,49 @@ class Memory:
     held: tuple[tuple[str, ServerState], ...] = ()
     trail: tuple[str, ...] = ()  # names of the states that were followed, in order
 
+    @property
+    def size(self) -> int:
+        """Values of an adapter; 0 where none is held."""
+        return self.held[0][1].flat.size if self.held else 0
+
     def encode(self) -> bytes:
-        """As it lies on disk."""
-        bodies = [state.encode() for _, state in self.held]
-        size = self.held[0][1].flat.size if self.held else 0
-        held = [[name, len(body)] for (name, _), body in zip(self.held, bodies, strict=True)]
-        header = canonical({"held": held, "run": self.run, "size": size, "trail": list(self.trail)})
-        whole = MAGIC + len(header).to_bytes(4, "big") + header + b"".join(bodies)
+        """Everything but the states."""
+        header = canonical(
+            {
+                "held": [name for name, _ in self.held],
+                "run": self.run,
+                "size": self.size,
+                "trail": list(self.trail),
+            }
+        )
+        whole = MAGIC + len(header).to_bytes(4, "big") + header
         return whole + hashlib.sha256(whole).digest()
 
     @staticmethod
-    def decode(data: bytes) -> "Memory":
-        """Read what `encode` wrote.
+    def decode(data: bytes, state_of: Callable[[str, int], ServerState | None]) -> "Memory":
+        """Read what `encode` wrote, or an earlier version of it did.
+
+        Args:
+            state_of: the state of a name and size; None if it is lost, and then it is not held.
 
         Raises:
             ValueError: damaged.
         """
         body, at = data[:-HASH_BYTES], len(MAGIC) + 4
-        if not body.startswith(MAGIC) or hashlib.sha256(body).digest() != data[-HASH_BYTES:]:
+        known = body.startswith((MAGIC, WITH_STATES))
+        if not known or hashlib.sha256(body).digest() != data[-HASH_BYTES:]:
             raise ValueError("not what was written")
         length = int.from_bytes(body[len(MAGIC) : at], "big")
         header, at = json.loads(body[at : at + length]), at + length
-        held = list[tuple[str, ServerState]]()
-        for name, size in header["held"]:
-            held.append((name, ServerState.decode(body[at : at + size], header["size"])))
-            at += size
-        return Memory(header["run"], tuple(held), tuple(header["trail"]))
+        held = dict[str, ServerState | None]()
+        if body.startswith(MAGIC):
+            held = {name: state_of(name, header["size"]) for name in header["held"]}
+        else:
+            for name, size in header["held"]:
+                held[name] = ServerState.decode(body[at : at + size], header["size"])
+                at += size
+        found = tuple((name, state) for name, state in held.items() if state is not None)
+        return Memory(header["run"], found, tuple(header["trail"]))
 
 
 class Recall:
@@ -109,6 +138,9 @@ class Recall:
     def __init__(self, folder: Path | None = None) -> None:
         self.path = None if folder is None else folder / FILE
         self._memory: Memory | None = None  # read when it is first needed
+        self._written = frozenset[str]()  # names of states that are on disk
+        # the last sum that was signed [n], by its digest; read when it is first needed
+        self._sum: tuple[bytes, Integers] | None = None
 
     def __repr__(self) -> str:
         return "Recall()"
@@ -144,7 +176,8 @@ class Recall:
         first, passed = {} if whole else {start: state}, list[str]()
         try:
             for step in taken:
-                state = stepping.go(state, step, passed[-1] if passed else start)
+                going = self._whole(step, stepping)
+                state = stepping.go(state, going, passed[-1] if passed else start)
                 passed.append(name_of(state))
         except UnprovenError as error:  # also where signers have left since: then others vouch
             logger.warning("%s", error)
@@ -160,6 +193,52 @@ class Recall:
         return Led(
             stepping.run, wanted, state, first, (), wanted == origin or wanted in memory.trail
         )
+
+    def keep_sum(self, digest: bytes, whole: Integers) -> None:
+        """Remember a sum [n] that was signed: the step that is made of it names it by its
+        digest.
+        """
+        word = "<u2" if int(whole.max(initial=0)) < 1 << 16 else "<u4"
+        self._sum = digest, whole.astype(word)
+        if self.path is None:
+            return
+        content = word.encode("ascii") + self._sum[1].tobytes()
+        try:
+            path = paths.private_folder(self.path.parent) / SUM
+            paths.write_atomically(path, content, mode=0o600, durable=False)
+        except (OSError, QuietchoirError) as error:
+            logger.warning("the sum that was signed is kept in memory alone: %s", error)
+
+    def _whole(self, step: Step, stepping: Stepping) -> Step:
+        """A step with the sums that this member has, where it only names them.
+
+        Raises:
+            LackingError: not here; they must be told.
+        """
+        if all(one.packing != KEPT for one in step.totals):
+            return step
+        digest, whole = self._sum or self._read_sum()
+        totals = list[Total]()
+        for one in step.totals:
+            if one.packing == KEPT and (one.body != digest or len(whole) != stepping.size):
+                raise LackingError(self.names(stepping.run))
+            kept = whole.astype(np.uint32) if one.packing == KEPT else None
+            totals.append(replace(one, whole=kept))
+        return replace(step, totals=tuple(totals))
+
+    def _read_sum(self) -> tuple[bytes, Integers]:
+        """The sum on disk by its digest: whatever is there, for nobody asks for one that is
+        damaged.
+        """
+        data = b""
+        with suppress(OSError):
+            data = b"" if self.path is None else self.path.with_name(SUM).read_bytes()
+        word, body = data[:3].decode("ascii", "replace"), data[3:]
+        if word not in ("<u2", "<u4") or len(body) % int(word[2]):
+            return b"", np.zeros(0, np.uint32)
+        whole = np.frombuffer(body, word).astype(np.uint32)
+        self._sum = digest_of(whole), whole
+        return self._sum
 
     def follows(self, name: str, run: str, size: int) -> bool:
         """Did this member follow to the state called `name`?"""
@@ -191,17 +270,35 @@ class Recall:
         ]
         if self.path is None or named[0] == named[1]:
             return
+        # where every run starts is nowhere on disk
+        states = {name: state for name, state in memory.held if name != origin_of(memory.size)}
+        files = {
+            self._state(name): state.encode()
+            for name, state in states.items()
+            if name not in self._written
+        }
         try:
             paths.private_folder(self.path.parent)
-            paths.write_atomically(self.path, memory.encode(), mode=0o600)
+            paths.write_together({**files, self.path: memory.encode()}, mode=0o600)
+            self._written = frozenset(states)
+            needed, folder = {self._state(name) for name in states}, self.path.parent
+            # and whatever a kill left half-written
+            for path in (*folder.glob(STATE.format("*")), *folder.glob(".recall*")):
+                if path not in needed:
+                    path.unlink(missing_ok=True)
         except (OSError, QuietchoirError) as error:
             logger.warning("the adapter that was followed is kept in memory alone: %s", error)
+
+    def _state(self, name: str) -> Path:
+        """Where a state lies."""
+        assert self.path is not None
+        return self.path.with_name(STATE.format(name))
 
     def _read(self) -> Memory:
         if self.path is None or not self.path.exists():
             return Memory()
         try:
-            return Memory.decode(self.path.read_bytes())
+            memory = Memory.decode(self.path.read_bytes(), self._read_state)
         except (OSError, ValueError, LookupError, TypeError) as error:
             logger.warning(
                 "%s: damaged (%s); this member relies on others until they vouch for an adapter",
@@ -209,6 +306,22 @@ class Recall:
                 error,
             )
             return Memory()
+        self._written = frozenset(name for name, _ in memory.held if self._state(name).exists())
+        return memory
+
+    def _read_state(self, name: str, size: int) -> ServerState | None:
+        """One state from the disk; None, and a warning, if it is not what its name says."""
+        if name == origin_of(size):
+            return ServerState.zeros(size)
+        try:
+            state = ServerState.decode(self._state(name).read_bytes(), size)
+            if name_of(state) == name:
+                return state
+            reason = "it is not what was written"
+        except (OSError, ValueError) as error:
+            reason = str(error)
+        logger.warning("%s: damaged (%s); it will be told again", self._state(name), reason)
+        return None
 
 
 def trail(before: tuple[str, ...], *names: str) -> tuple[str, ...]:

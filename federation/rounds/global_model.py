@@ -22,17 +22,19 @@ import functools
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from ...core.errors import ConfigError, CryptoError, DataError, MessageError
 from ..aggregation.attested_sum import (
+    KEPT,
     PACKINGS,
     Integers,
     Total,
     attested,
+    digest_of,
     pack,
     signed_by,
     statement,
@@ -68,6 +70,16 @@ class Step:
     bucket: int = ALL  # sum: whose mean is the change; a guard may have kept one bucket's alone
     totals: tuple[Total, ...] = ()  # sum: of each bucket
     state: bytes = b""  # whole
+
+    def kept_by(self, name: str) -> "Step":
+        """The same for a member that signed one of these sums: it has the integers."""
+        totals = tuple(
+            replace(one, packing=KEPT, body=digest_of(one.whole))
+            if name in one.proof and one.whole is not None
+            else one
+            for one in self.totals
+        )
+        return replace(self, totals=totals)
 
     def encode(self) -> bytes:
         """Length of the header, length of the body, both."""
@@ -252,7 +264,8 @@ class Stepping:
     ) -> None:
         """Require that enough of those whose sums these are signed them. Raises UnprovenError."""
         for whole, one in zip(wholes, totals, strict=True):
-            said = statement(self.policy, place, whole, one.names, terms)
+            digest = one.body if one.packing == KEPT else digest_of(whole)
+            said = statement(self.policy, place, digest, one.names, terms)
             found = len(signed_by(self.policy, said, one.names, one.proof))
             need = max(witnesses(one.parties), least_of(self.policy))
             if len(set(one.names)) != one.parties or found < need:
@@ -269,12 +282,19 @@ class Stepping:
         )
         names = one.parties if self.mixed or one.proof else ()
         return Total(
-            packing=packing, parties=len(one.parties), names=names, proof=one.proof, body=body
+            packing=packing,
+            parties=len(one.parties),
+            names=names,
+            proof=one.proof,
+            body=body,
+            whole=one.total[: self.size],
         )
 
     def _integers(self, total: Total) -> Integers:
         if total.parties < self.policy.protection.min_cohort:
             raise MessageError(f"a sum over {total.parties} members; refused")
+        if total.whole is not None:
+            return total.whole
         return unpack(
             total.packing, total.body, self.size, total.parties, self.policy.protection.bits
         )
@@ -362,7 +382,8 @@ def read(header: bytes, body: bytes) -> Step:
             and max(fields["round"], fields["attempt"]) < 1 << 63
         )
         good = good and all(
-            [type(part) for part in one] == TOTAL and one[0] in PACKINGS for one in fields["totals"]
+            [type(part) for part in one] == TOTAL and one[0] in (*PACKINGS, KEPT)
+            for one in fields["totals"]
         )
         names = [name for one in fields["totals"] for name in one[2]] if good else []
         good = good and all(isinstance(name, str) for name in (*fields["asked"], *names))

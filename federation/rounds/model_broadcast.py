@@ -68,6 +68,8 @@ class Telling:
         self.opened_at: tuple[Place, tuple[str, ...], tuple[Sum, ...]] | None = None
         self.means: tuple[Vector, ...] = ()  # of these sums
         self.known: tuple[ServerState, str] | None = None  # the last state that was named
+        self.steps: dict[str, Step] = {}  # made of these sums, by the state that they lead to
+        self.briefs: dict[tuple[str, tuple[bool, ...]], bytes] = {}  # as signers are told them
         self.forget()
 
     def forget(self) -> None:
@@ -80,6 +82,7 @@ class Telling:
         self.held: dict[str, tuple[str, ...]] = {}  # member → names of states
         self.lacking: set[str] = set()  # who answered the last letter so
         self.relying: set[str] = set()  # who was told the whole, and has not been in a sum since
+        self.keeping: set[str] = set()  # who signed the last sums, and has not said that they lack
 
     def opened(
         self, place: Place, asked: Sequence[str], sums: tuple[Sum, ...], means: tuple[Vector, ...]
@@ -87,6 +90,8 @@ class Telling:
         """The sums that the next steps are made of, their means [n], and who was asked for them."""
         self.opened_at, self.means, self.fresh = (place, tuple(asked), sums), means, []
         self.relying -= {name for one in sums for name in one.parties}
+        self.keeping = {name for one in sums for name in one.proof}
+        self.steps, self.briefs = {}, {}
 
     def step(self, state: ServerState, mean: Vector) -> ServerState:
         """As `ServerOptimizer`; the step is noted."""
@@ -94,7 +99,8 @@ class Telling:
         if self.on:
             name = name_of(after)
             self.fresh.append((name, after))
-            self.note(name, self.named(state), self.made(mean))
+            self.steps[name] = self.made(mean)
+            self.note(name, self.named(state), self.steps[name])
         return after
 
     def rest(self, parent: ServerState) -> ServerState:
@@ -191,10 +197,7 @@ class Telling:
 
     def ways_for(self, order: work.Work, names: Sequence[str]) -> dict[str, Way]:
         """How each gets to the adapter that is meant, from what it is known to hold."""
-        return {
-            name: self.way(order, self.held.get(name, ()), whole=self.held.get(name) == ())
-            for name in names
-        }
+        return {name: self.way(order, name, whole=self.held.get(name) == ()) for name in names}
 
     def send(
         self, stage: str, order: work.Work, ways: Mapping[str, Way], place: Place, timeout_s: float
@@ -221,6 +224,7 @@ class Telling:
         logger.info("%s does not hold the adapter that it was told a change of", reply.sender)
         self.held[reply.sender] = names
         self.lacking.add(reply.sender)
+        self.keeping.discard(reply.sender)
         return False
 
     def meet(self, cohort: Sequence[str], wanted: str, place: Place) -> None:
@@ -234,19 +238,31 @@ class Telling:
         for reply in self.post.ask(HOLDS, dict.fromkeys(strangers, b""), place, timeout_s):
             self.held[reply.sender] = (*(read_names(reply.payload) or ()), self.origin)
 
-    def way(self, order: work.Work, held: Sequence[str], *, whole: bool = False) -> Way:
-        """A way to the state that is meant, by steps unless they are too long, or the whole is
-        wanted.
+    def way(self, order: work.Work, member: str, *, whole: bool = False) -> Way:
+        """A member's way to the state that is meant, by steps unless they are too long, or the
+        whole is wanted.
         """
-        taken, at = list[bytes](), order.state
+        taken, at, held = list[bytes](), order.state, self.held.get(member, ())
         while at not in (*held, self.origin) and at in self.ways and len(taken) < steps.MAX_STEPS:
-            taken.insert(0, self.ways[at].body)
+            taken.insert(0, self.told(at, member))
             at = self.ways[at].before
         if not whole and at in (*held, self.origin) and sum(map(len, taken)) <= self.longest():
             return (at,), steps.join(at, taken)
         return (), steps.join(
             "", [Step(kind="whole", state=self.state(order.flat).encode()).encode()]
         )
+
+    def told(self, name: str, member: str) -> bytes:
+        """The step to the state called `name`, as this member is told it: without the sums that it
+        signed.
+        """
+        step = self.steps.get(name) if member in self.keeping else None
+        if step is None:
+            return self.ways[name].body
+        signed = tuple(member in one.proof for one in step.totals)
+        if (name, signed) not in self.briefs:
+            self.briefs[name, signed] = step.kept_by(member).encode()
+        return self.briefs[name, signed]
 
     def state(self, flat: Vector) -> ServerState:
         """The state whose adapter is this very vector."""

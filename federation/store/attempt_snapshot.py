@@ -113,7 +113,9 @@ def thaw_attempt(kept: bytes, party: Party) -> Attempt:
     """
     fields, half = split(kept)
     place = Place(**fields["place"])
-    context = PartyContext(party.policy, party.name, party.identity, party.ledger.sums, place)
+    context = PartyContext(
+        party.policy, party.name, party.identity, party.ledger.sums, place, keep_sum=party.keep_sum
+    )
     return Attempt(place, thaw(half, context), fields["done"], fields["relies_on"])
 
 

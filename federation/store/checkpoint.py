@@ -32,6 +32,7 @@ from .disk import Disk
 FILE = "run.sqlite"
 OLD_FILE = "run.checkpoint"  # of the first versions of this program
 VERSION = 2
+PAGE_BYTES = 1 << 15
 TABLES = """
 CREATE TABLE run (one INTEGER PRIMARY KEY CHECK (one = 1), fields TEXT NOT NULL) STRICT;
 CREATE TABLE adapter (
@@ -122,7 +123,7 @@ class Store:
                 f"--state"
             ) from None
         try:
-            self.disk = Disk(folder / FILE, TABLES, VERSION)
+            self.disk = Disk(folder / FILE, TABLES, VERSION, page_bytes=PAGE_BYTES)
         except BaseException:
             self.lock.close()
             raise

@@ -3,6 +3,7 @@ happened before.
 """
 
 import dataclasses
+import hashlib
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,17 +17,25 @@ from quietchoir.crypto import ring
 from quietchoir.crypto.ring import BitRing
 from quietchoir.federation import costs
 from quietchoir.federation.aggregation import attested_sum as totals
-from quietchoir.federation.aggregation.attested_sum import Total
+from quietchoir.federation.aggregation.attested_sum import KEPT, Total
 from quietchoir.federation.aggregation.base import Sum
 from quietchoir.federation.aggregation.server_optimizer import ServerState
 from quietchoir.federation.rounds import global_model as steps
 from quietchoir.federation.rounds.client import Party
-from quietchoir.federation.rounds.client_model import LACKS, LackingError, Memory, Recall
+from quietchoir.federation.rounds.client_model import (
+    FILE,
+    LACKS,
+    STATE,
+    SUM,
+    LackingError,
+    Memory,
+    Recall,
+)
 from quietchoir.federation.rounds.global_model import MAX_STEPS, Step, Stepping, name_of, origin_of
 from quietchoir.federation.rounds.server import Coordinator
-from quietchoir.federation.spec.policy import AggregationTable, GuardTable, PrivacyTable
+from quietchoir.federation.spec.policy import AggregationTable, GuardTable, PrivacyTable, canonical
 from quietchoir.federation.store.checkpoint import Store
-from quietchoir.federation.store.ledger import StaleError
+from quietchoir.federation.store.ledger import Ledger, StaleError
 from quietchoir.federation.training.learner import Counts, Trained
 from quietchoir.federation.training.synthetic_task import RehearsalLearner
 from quietchoir.federation.wire import work
@@ -164,12 +173,167 @@ def test_a_change_is_less_than_the_adapter_and_the_result_is_the_same(
     letters = max(down(runs["adapter"], 0).values()) - 4 * SIZE
     shown = 1.3 * SIZE  # the round's own sum, to be signed
     assert first < letters + shown + 500  # everybody knows where a run begins
+    # who signed a sum is not told it again
     assert (
         later - letters
-        < 2 * shown + 500
+        < shown + 1500
+        < 2 * SIZE
         < 4 * SIZE
         <= max(down(runs["adapter"], 2).values()) - letters
     )
+
+
+def on_disk(home: House, folder: Path) -> dict[str, Party]:
+    """Its members as they start again: with what lies in their folders, and nothing else."""
+    return {
+        name: Party(
+            home.policy,
+            key,
+            Noting(name),
+            size=SIZE,
+            consent=ANY_MODE,
+            ledger=Ledger(folder / name / "answered.sqlite"),
+            recall=Recall(folder / name),
+        )
+        for name, key in home.members.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "",
+        "the sum is gone",
+        "the sum is torn",
+        "the sum is another",
+        "a state is torn",
+        "all is gone",
+        "of the last version",
+    ],
+)
+def test_a_member_that_starts_again_has_the_sum_that_it_signed_or_is_told_it(
+    tmp_path: Path, harm: str
+) -> None:
+    """Killed after any answer: what is not on its disk whole is not used."""
+    home = change_house()
+    members = on_disk(home, tmp_path)
+    run = coordinator(home, members, SIZE)
+    follow_rounds(run, members, 3)
+    usual = down(run)["ann"]
+    folder = tmp_path / "ann"
+    states = sorted(folder.glob(STATE.format("*")))
+    # each as often as it is held, and those before are gone
+    assert {path.name for path in states} == {
+        STATE.format(name)
+        for name, _ in members["ann"].recall.memory(run.state.run).held  # type: ignore[union-attr]
+    }
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in folder.glob("recall*"))
+    if harm == "the sum is gone":
+        (folder / SUM).unlink()
+    elif harm == "the sum is torn":
+        (folder / SUM).write_bytes((folder / SUM).read_bytes()[:-1])
+    elif harm == "the sum is another":
+        (folder / SUM).write_bytes(b"<u2" + bytes(2 * SIZE))
+    elif harm == "a state is torn":
+        for path in states:
+            path.write_bytes(path.read_bytes()[: 4 * SIZE])
+    elif harm == "all is gone":
+        for path in folder.glob("recall*"):
+            path.unlink()
+    elif harm == "of the last version":
+        of_before(folder, members["ann"].recall.memory(run.state.run))  # type: ignore[union-attr]
+    for party in members.values():
+        party.ledger.close()
+    members = on_disk(home, tmp_path)
+    link = SilentLink({name: party.handle for name, party in members.items()}, lambda *_: False)
+    run.post.link = link
+    follow_rounds(run, members, 1)
+    assert len(run.state.history[-1]["parties"]) == 4 and run.aborted == []
+    told_again = [
+        name for name, letter in link.letters if b'"stage":"train"' in letter and name == "ann"
+    ]
+    sound = harm in ("", "of the last version")
+    assert len(told_again) == (1 if sound else 2)
+    assert (down(run)["ann"] < usual + 500) == sound and down(run)["ben"] < usual + 500
+    follow_rounds(run, members, 1)
+    assert down(run)["ann"] < usual + 500  # and from then on as the others
+    for party in members.values():
+        party.ledger.close()
+
+
+def of_before(folder: Path, memory: Memory) -> None:
+    """What the version before this one kept: one file, its states in it."""
+    bodies = [state.encode() for _, state in memory.held]
+    held = [[name, len(body)] for (name, _), body in zip(memory.held, bodies, strict=True)]
+    header = canonical({"held": held, "run": memory.run, "size": SIZE, "trail": list(memory.trail)})
+    whole = b"QCR1" + len(header).to_bytes(4, "big") + header + b"".join(bodies)
+    for path in folder.glob("recall-*"):
+        path.unlink()
+    (folder / FILE).write_bytes(whole + hashlib.sha256(whole).digest())
+
+
+def test_a_kill_between_a_state_and_the_memory_that_names_it_leaves_the_old_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = change_house()
+    members = on_disk(home, tmp_path)
+    run = coordinator(home, members, SIZE)
+    follow_rounds(run, members, 3)
+    before = members["ann"].recall.memory(run.state.run)  # type: ignore[union-attr]
+    honest, killed = Path.replace, []
+
+    def replace(self: Path, target: Path) -> Path:
+        if target == tmp_path / "ann" / FILE:
+            killed.append(target)
+            raise KeyboardInterrupt
+        return honest(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        run.train_round()
+    monkeypatch.undo()
+    again = Recall(tmp_path / "ann").memory(run.state.run)
+    assert killed and again.trail == before.trail
+    assert [name for name, _ in again.held] == [name for name, _ in before.held]
+    assert all(name_of(state) == name for name, state in again.held)
+    assert len(list((tmp_path / "ann").glob(".recall*"))) == 1
+    run.abandon(RoundAborted("as the run does"))
+    follow_rounds(run, members, 2)
+    assert not list((tmp_path / "ann").glob(".recall*"))
+    assert len(list((tmp_path / "ann").glob(STATE.format("*")))) == 2
+    for party in members.values():
+        party.ledger.close()
+
+
+def test_a_sum_is_named_to_those_alone_that_signed_it_and_its_name_is_no_other_sum() -> None:
+    home = change_house()
+    members = noting(home)
+    run = coordinator(home, members, SIZE)
+    follow_rounds(run, members, 2)
+    (last,) = [step for name, step in run.telling.steps.items()]
+    assert all(one.packing != KEPT for one in last.kept_by("nobody").totals)
+    named = steps.read(*parted(last.kept_by("ann").encode()))
+    assert [one.packing for one in named.totals] == [KEPT] and len(named.totals[0].body) == 32
+    recall = members["ann"].recall
+    assert recall is not None and recall._sum is not None
+    made, start = Stepping(home.policy, SIZE, run.state.run), run.state.steps[-1].before
+    wanted = name_of(run.state.server)
+    assert recall.follow(made, wanted, steps.join(start, [named.encode()])).followed
+    other = dataclasses.replace(named.totals[0], body=bytes(32))
+    false = dataclasses.replace(named, totals=(other,))
+    with pytest.raises(LackingError) as lacking:
+        recall.follow(made, wanted, steps.join(start, [false.encode()]))
+    assert lacking.value.reply == recall.names(run.state.run)
+    # its integers are what the others signed, or it is not gone by
+    recall.keep_sum(bytes(32), recall._sum[1] + np.uint16(1))
+    with pytest.raises(LackingError):
+        recall.follow(made, wanted, steps.join(start, [false.encode()]))
+
+
+def parted(step: bytes) -> tuple[bytes, bytes]:
+    """Header and body of one step."""
+    at = 8 + int.from_bytes(step[:4], "big")
+    return step[8:at], step[at:]
 
 
 def test_a_vote_tells_the_change_and_the_next_round_only_its_name() -> None:
