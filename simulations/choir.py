@@ -41,6 +41,8 @@ class Plan:
     min_cohort: int = 3
     threshold: int = 3
     ranks: tuple[int, ...] = ()  # columns that the first nodes train; the others, and 0: all
+    rank: int = AdapterTable.rank  # of the adapter
+    key: str = "shared"  # of sealed mode
     recipe: dict[str, Any] = field(default_factory=dict)  # besides `rounds`
     schedule: dict[str, Any] = field(default_factory=dict)
     # `privacy`, `guard`, `aggregation` of the federation file
@@ -69,9 +71,10 @@ class Choir:
                 name="rehearsal",
                 address=f"{host}:{self.port}",
                 model=ModelTable(digest="ab" * 32),
-                adapter=AdapterTable(),
+                adapter=AdapterTable(rank=plan.rank),
                 protection=ProtectionTable(
                     mode=plan.mode,  # type: ignore[arg-type]
+                    key=plan.key,  # type: ignore[arg-type]
                     bits=plan.bits,
                     min_cohort=plan.min_cohort,
                     threshold=plan.threshold,

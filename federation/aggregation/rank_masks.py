@@ -113,8 +113,10 @@ def shares_of(policy: Policy, cohort: Sequence[str], attempt: int) -> Shares | N
 
     Args:
         cohort: everybody who is asked, as the draw gave them.
-        attempt: of the round, from 1.
+        attempt: of the round, from 1. Buffered groups are formed anew after a failure, of
+            whoever is ready then: there no attempt asks for fewer columns than the first.
     """
+    attempt = 1 if policy.schedule.buffered else attempt
     whole, floor = policy.adapter.rank, policy.smallest_sum
     ranks = {name: rank_of(policy, name) for name in sorted(cohort)}
     most = reached(ranks.values(), floor + max(0, attempt - 1)) if ranks else whole

@@ -20,6 +20,7 @@ from ...crypto.ring import Range
 from ...crypto.secagg.client import SumCheck
 from ...crypto.secagg.snapshot import freeze as freeze_client
 from ...crypto.secagg.snapshot import thaw as thaw_client
+from ..spec.compatibility import refused
 from ..spec.policy import MAX_BITS, Policy
 from .base import PartyContext, PartyHalf, Values
 from .plain import PlainParty
@@ -38,19 +39,9 @@ def check_freezable(policy: Policy) -> None:
     Raises:
         ConfigError: sealed, or with buffered rounds.
     """
-    if policy.schedule.buffered:
-        raise ConfigError(
-            f"federation {policy.name} sums members as they become ready, which Flower's own "
-            f"engines cannot wait for; run it "
-            "with `quietchoir coordinate` and `join`, or take synchronous rounds"
-        )
-    if policy.protection.mode == "sealed":
-        raise ConfigError(
-            f"federation {policy.name} is sealed: its members hold a key and a worker for "
-            f"ciphertexts from letter to letter, "
-            "which Flower's own engines do not keep; run it with `quietchoir coordinate` and "
-            "`join`, or take mode masked"
-        )
+    axes = dataclasses.replace(policy.axes, engines=True)
+    if (rule := refused(axes)) is not None:
+        raise ConfigError(f"federation {policy.name}: {rule.sentence(axes)}")
 
 
 def freeze(half: PartyHalf) -> bytes:

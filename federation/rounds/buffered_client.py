@@ -19,6 +19,7 @@ import numpy as np
 
 from ...core.errors import MessageError
 from ..aggregation.base import PartyContext, PartyHalf, Values
+from ..aggregation.rank_masks import shares_of
 from ..aggregation.registry import AGGREGATIONS
 from ..aggregation.server_optimizer import Vector, adapter_digest
 from ..aggregation.survivor_sets import subjects
@@ -105,7 +106,9 @@ class Offering:
             }
         )
         adapter, told = adapter_digest(order.flat), calls.told_of(version, order)
-        update, statistics, tokens = party.train(order, place, Terms(adapter=adapter))
+        # who is summed, and so which columns are, is known later: it trains all that it may
+        alone = shares_of(party.policy, (party.name,), 1) if party.policy.ranked else None
+        update, statistics, tokens = party.train(order, place, Terms(adapter=adapter, shares=alone))
         self.drawer.keep(
             Contribution(
                 run=place.run,
@@ -145,11 +148,16 @@ class Offering:
             cohort=called.names,
         )
         terms, staleness = (
-            party.terms(order, called.told, place, training=True),
+            dataclasses.replace(
+                party.terms(order, called.told, place, training=True),
+                adapter=calls.split_seed(place.run, called.version),
+            ),
             called.version - kept.version,
         )
         # before it is clipped and noised
         update = (kept.update * np.float32(weight(staleness))).astype(np.float32)
+        if terms.shares is not None:
+            update[~terms.shares.trained(party.name, update.size)] = 0.0
         clipped = party.clipped(update, terms)
         party.ledger.record(place)
         party.attempt = None
@@ -215,7 +223,7 @@ class Offering:
         if name not in called.names or any(policy.member(one) is None for one in called.names):
             raise MessageError("the group names strangers, or not this node; refused")
         # The node's own floor, never the coordinator's word.
-        if len(called.members) < (need := policy.schedule.group(policy.protection.min_cohort)):
+        if len(called.members) < (need := policy.group_size):
             raise MessageError(
                 f"a group of {len(called.members)} is below the minimum of {need}; refused"
             )

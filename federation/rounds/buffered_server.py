@@ -12,6 +12,7 @@ Source: Nguyen et al. 2022, "Federated learning with buffered asynchronous aggre
 arXiv 2106.06639, algorithm 1.
 """
 
+import dataclasses
 import math
 import time
 from collections import Counter
@@ -22,6 +23,7 @@ from ...core import log
 from ...core.errors import BudgetError, ConfigError, MessageError, RoundAborted
 from ...crypto.identity.keys import Identity
 from ..aggregation.ranges import read_spans
+from ..aggregation.rank_masks import shares_of
 from ..aggregation.survivor_sets import Sets, choose
 from ..aggregation.update import Codec, Terms, seed_of
 from ..spec.policy import Policy
@@ -226,10 +228,7 @@ class BufferedCoordinator(Coordinator):
         self.ready = {
             name: version for name, version in sorted(self.ready.items()) if self.is_fresh(version)
         }
-        there, need = (
-            self.link.present(),
-            self.policy.schedule.group(self.policy.protection.min_cohort),
-        )
+        there, need = self.link.present(), self.policy.group_size
         here = self.alike(
             [name for name in self.ready if name in there and self.policy.member(name) is not None]
         )
@@ -246,7 +245,10 @@ class BufferedCoordinator(Coordinator):
             for name, (version, sets) in self.before.items()
             if version == self.ready.get(name)
         }
-        chosen = choose([able], before, need=need, least=need).members
+        names = tuple(sorted(able))
+        split = self.assembly.split(names, self.group_terms(names))
+        least = need if len(split) == 1 else self.policy.smallest_sum
+        chosen = choose(split, before, need=need, least=least).members
         return {name: self.ready[name] for name in able if name in chosen} or None
 
     def alike(self, names: list[str]) -> list[str]:
@@ -313,9 +315,15 @@ class BufferedCoordinator(Coordinator):
             del self.ready[name]  # it goes into this sum, or is offered again
         spent = self.purses.pay(group, place)
         self.purse = self.purses.worst()
-        answers = self.call(call, place)
         spans = read_spans(ranges, self.size, self.policy.recipe.update_range) if ranges else ()
-        terms = Terms(spans, seed_of(self.policy, place), call.told, call.state)
+        terms = dataclasses.replace(
+            self.group_terms(call.names),
+            ranges=spans,
+            seed=seed_of(self.policy, place),
+            told=call.told,
+            start=call.state,
+        )
+        answers = self.call(call, place, terms)
         codec = Codec(self.size, self.policy, terms)
         sums, opened = self.assembly.open(
             self.assembly.combine(place, answers, codec.length, True, terms, len(group)), codec
@@ -335,7 +343,14 @@ class BufferedCoordinator(Coordinator):
             worked=worked,
             traffic=self.traffic_of(call.names),
             staleness=tuple(sorted(call.staleness(name) for name in parties)),
+            shares=terms.shares,
         )
+
+    def group_terms(self, names: tuple[str, ...]) -> Terms:
+        """How a group of these members is split, and who of them trains what."""
+        seed = calls.split_seed(self.state.run, self.state.round)
+        shares = shares_of(self.policy, names, 1) if self.policy.ranked else None
+        return Terms(adapter=seed, shares=shares)
 
     def traffic_of(self, names: tuple[str, ...]) -> Traffic:
         """Bytes of these members since they were last summed."""
@@ -344,7 +359,7 @@ class BufferedCoordinator(Coordinator):
             {name: up.get(name, 0) for name in names}, {name: down.get(name, 0) for name in names}
         )
 
-    def call(self, group: Group, place: Place) -> Answers:
+    def call(self, group: Group, place: Place, terms: Terms) -> Answers:
         """Tell the group whose contributions are summed; return who came.
 
         Raises:
@@ -379,7 +394,9 @@ class BufferedCoordinator(Coordinator):
             raise RoundAborted(
                 f"{len(came.ready)} of {len(group.names)} members came to their group, need {need}"
             )
-        return self.assembly.choose(came, Terms(), need)
+        if terms.shares is not None and (reason := terms.shares.short(came.ready)):
+            raise RoundAborted(reason)
+        return self.assembly.choose(came, terms, need)
 
     def note_spent(self, names: list[str]) -> None:
         """Ask these no more.
@@ -443,10 +460,7 @@ class BufferedCoordinator(Coordinator):
         there = len(self.link.present() | self.outbox.owed.keys())  # who trains is there as well
         if self.told != (there, len(self.ready)):
             self.told = (there, len(self.ready))
-            need, everybody = (
-                self.policy.schedule.group(self.policy.protection.min_cohort),
-                len(self.policy.members),
-            )
+            need, everybody = self.policy.group_size, len(self.policy.members)
             self.gathered = self.gathered or there >= need
             self.on_event(
                 {

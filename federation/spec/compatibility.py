@@ -133,20 +133,6 @@ RULES = (
         ),
     ),
     Exclusion(
-        lambda axes: axes.buffered and axes.rule != "mean",
-        lambda axes: (
-            f'schedule.rounds = "buffered" needs aggregation.rule = "mean", found {axes.rule!r}: a '
-            "group is one sum"
-        ),
-    ),
-    Exclusion(
-        lambda axes: axes.buffered and axes.ranked,
-        lambda axes: (
-            'members of different ranks need schedule.rounds = "synchronous": who is in a buffered '
-            "sum, and with it how many train a column, is known only after the training"
-        ),
-    ),
-    Exclusion(
         lambda axes: axes.download == "change" and axes.can.model_held_by == "members",
         lambda axes: (
             'recipe.download = "change" needs mode "plain" or "masked": a sealed round tells sums '

@@ -371,10 +371,6 @@ class ScheduleTable:
         """Are members summed as they become ready?"""
         return self.rounds == "buffered"
 
-    def group(self, min_cohort: int) -> int:
-        """Contributions that a group waits for: never fewer than any sum may have."""
-        return max(self.buffer, min_cohort)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoordinatorTable:
@@ -520,7 +516,7 @@ class Policy:
     def drawn(self) -> int:
         """Members that can be in one round, by this file alone."""
         if self.schedule.buffered:
-            return self.schedule.group(self.protection.min_cohort)
+            return self.group_size
         living = sum(self.member(one.name) is not None for one in self.members)
         return min(living, self.cohort_size())
 
@@ -572,6 +568,13 @@ class Policy:
         """
         few = self.aggregation.buckets > 1 and self.protection.mode != "plain"
         return self.protection.min_cohort + (self.colluders if few else 0)
+
+    @property
+    def group_size(self) -> int:
+        """Buffered: contributions that a group waits for: never fewer than its sums may have."""
+        buckets = self.aggregation.buckets
+        least = self.protection.min_cohort if buckets == 1 else buckets * self.smallest_sum
+        return max(self.schedule.buffer, least)
 
     def table(self) -> dict[str, Any]:
         """The policy as TOML's types."""

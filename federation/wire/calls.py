@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...core.errors import MessageError
+from ...crypto.identity.keys import digest
 from ..spec.policy import canonical
 from . import broadcast_digest as broadcast
 from . import work
@@ -63,6 +64,13 @@ class Group:
     def staleness(self, name: str) -> int:
         """Steps between the adapter that `name` trained from and the newest one."""
         return self.version - dict(self.members)[name]
+
+
+def split_seed(run: str, version: int) -> bytes:
+    """What a group's buckets follow from: the same members on the same version are split alike
+    again, as a sum from one adapter must be over the very same members, or none of them.
+    """
+    return digest("quietchoir group split 1", run, version)
 
 
 def told_of(version: int, order: Work) -> str:

@@ -15,7 +15,7 @@ from quietchoir.federation.rounds.buffered_server import BufferedCoordinator, co
 from quietchoir.federation.rounds.contribution_buffer import Drawer
 from quietchoir.federation.rounds.privacy_accountant import Purse, Purses, check_books
 from quietchoir.federation.rounds.server import Coordinator
-from quietchoir.federation.spec.policy import AggregationTable, GuardTable, PrivacyTable, weight
+from quietchoir.federation.spec.policy import GuardTable, PrivacyTable, weight
 from quietchoir.federation.store.checkpoint import Store
 from quietchoir.federation.training.learner import Counts
 from quietchoir.federation.training.synthetic_task import RehearsalLearner
@@ -53,10 +53,6 @@ def test_a_federation_is_synchronous_unless_its_file_says_otherwise() -> None:
     "words, options",
     [
         (r"protection\.mode", {"mode": "sealed"}),
-        (
-            r"aggregation\.rule",
-            {"tables": {"aggregation": AggregationTable(rule="median", buckets=3)}},
-        ),
         (r"recipe\.cohort = 0, found 3", {"recipe": {"cohort": 3}}),
         ("buffer = -1", {"schedule": {"buffer": -1}}),
         ("patience_s", {"schedule": {"patience_s": 0.0}}),

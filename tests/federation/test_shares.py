@@ -22,7 +22,6 @@ from quietchoir.federation.spec.policy import (
     AggregationTable,
     Policy,
     PrivacyTable,
-    ScheduleTable,
     check_limit,
     reached,
     told_ranks,
@@ -258,8 +257,6 @@ def test_a_file_whose_ranks_cannot_be_kept_is_refused_and_the_owner_of_a_node_ha
             mixed({"ann": rank, "ben": 0, "cat": 0})
     with pytest.raises(ValueError, match="min_tokens = 0"):
         mixed({**BIG, **SMALL}, min_tokens=5)
-    with pytest.raises(ValueError, match='rounds = "synchronous"'):
-        mixed({**BIG, **SMALL}, tables={"schedule": ScheduleTable(rounds="buffered")})
     policy = mixed({**BIG, **SMALL}).policy
     check_limit(policy, "dan", 3)
     check_limit(policy, "ann", 0)
