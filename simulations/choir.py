@@ -41,7 +41,7 @@ class Plan:
     min_cohort: int = 3
     threshold: int = 3
     ranks: tuple[int, ...] = ()  # columns that the first nodes train; the others, and 0: all
-    rank: int = AdapterTable.rank  # of the adapter
+    rank: int = 16  # of the adapter
     key: str = "shared"  # of sealed mode
     recipe: dict[str, Any] = field(default_factory=dict)  # besides `rounds`
     schedule: dict[str, Any] = field(default_factory=dict)

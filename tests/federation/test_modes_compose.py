@@ -18,6 +18,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from quietchoir.core.errors import ConfigError
 from quietchoir.federation import stateless_client
 from quietchoir.federation.aggregation.base import Sum
+from quietchoir.federation.aggregation.snapshot import check_freezable
 from quietchoir.federation.membership import roster
 from quietchoir.federation.rounds.attempt import Assembly
 from quietchoir.federation.rounds.buffered_server import coordinator_of
@@ -295,7 +296,7 @@ def test_a_combination_that_is_refused_says_why(cell: Cell) -> None:
         assert before.sentence(own.axes) in str(told.value)
     else:
         with pytest.raises(ConfigError) as refusal:
-            stateless_client.check_freezable(founded(own).policy)
+            check_freezable(founded(own).policy)
         assert rule.sentence(cell.axes) in str(refusal.value)
 
 
