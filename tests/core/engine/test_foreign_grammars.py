@@ -28,7 +28,7 @@ DIGITS = Constraint("regex", "[0-9]{3}")
 ALONE = """
 import os, sys
 from quietchoir.core.engine.sampling import compiler
-from quietchoir.tests import fakes_grammars
+from quietchoir.tests.fakes import grammars as fakes_grammars
 from quietchoir.tests.fakes.engine import byte_tokenizer
 kind, size, build_bytes, mask_bytes = sys.argv[1], *map(int, sys.argv[2:])
 os.environ["RUST_MIN_STACK"] = str(mask_bytes)

@@ -218,7 +218,7 @@ def test_an_interrupted_pull_ends_pip_and_leaves_nothing(home: Path, entry: Entr
             "PIP_CONFIG_FILE": os.devnull,
             "NO_PROXY": "127.0.0.1",
         }
-        script = "from quietchoir.core.models import catalog; catalog.pull('own-model')"
+        script = "from quietchoir.core.models.hub import catalog; catalog.pull('own-model')"
         with subprocess.Popen(
             [sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL
         ) as puller:

@@ -23,8 +23,9 @@ for way in ("create_connection", "getaddrinfo", "gethostbyname"):
 
 import torch
 from quietchoir.core.engine.embedder import Embedder
-from quietchoir.core.models import catalog, weights
+from quietchoir.core.models import weights
 from quietchoir.core.models.attention import packed_attention
+from quietchoir.core.models.hub import catalog
 from quietchoir.core.models.transformer import Transformer
 
 def make_linear(blocks):
