@@ -24,7 +24,7 @@ from ...crypto.secagg.graph import COMPLETE_UP_TO
 from ...crypto.secagg.tag import PRIMES, Tag
 from ..spec.policy import Policy
 from ..wire.message import Place
-from .update import Terms, noise_of
+from .update import Terms
 
 Integers = npt.NDArray[np.int64] | npt.NDArray[np.uint32]
 PACKINGS = ("bits", "deflate")
@@ -147,20 +147,22 @@ def statement(
     )
     ranges = [f"{one.stop} {one.scale!r}" for one in terms.ranges]
     context = bind(PROTOCOL, policy.federation, place.run, place.round, place.attempt)
-    meant = unit(policy, len(whole))
+    meant = unit(policy)
     return context, bind(
         terms.start, digest, meant, len(ranges), *ranges, len(columns), *columns, *sorted(names)
     )
 
 
-def unit(policy: Policy, size: int) -> str:
+def unit(policy: Policy) -> str:
     """What the integers of a sum mean by this file: under a later one they might mean another
     change.
     """
-    bits, noise = policy.protection.bits, noise_of(policy, size)
-    if noise is None:
+    bits, noise = policy.protection.bits, policy.privacy
+    if not noise.on:
         return f"{bits} bits, {policy.recipe.update_range!r}"
-    shape = f"{noise.clip!r} {noise.multiplier!r} {noise.honest}"
+    shape = (
+        f"{noise.clip!r} {noise.noise_multiplier!r} {noise.honest(policy.protection.min_cohort)}"
+    )
     return f"{bits} bits, {noise.mechanism} {shape}"
 
 
