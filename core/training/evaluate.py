@@ -13,7 +13,7 @@ import torch
 from ..models.quant.tensor import QuantTensor
 from .frozen_layers import Prepared
 from .lora_layers import UpperLayers
-from .loss import best_tokens
+from .loss import ArgmaxCheck
 
 BATCH = 32  # examples scored together
 
@@ -43,10 +43,11 @@ def score(upper: UpperLayers, prepared: Prepared, head: QuantTensor) -> Score:
 def exact(upper: UpperLayers, prepared: Prepared, head: QuantTensor) -> list[bool]:
     """For each prepared example, whether greedy decoding would give exactly its answer."""
     hits: list[bool] = []
+    check = ArgmaxCheck(head, upper.head)
     for start in range(0, len(prepared), BATCH):
         indices = range(start, min(start + BATCH, len(prepared)))
         x, batch = prepared.batch(indices)
-        wrong = best_tokens(upper.answers(x, batch), head) != batch.targets
+        wrong = ~check(upper.answers(x, batch), batch.targets)
         misses = torch.zeros(len(indices), dtype=torch.int64).index_add_(
             0, batch.owner, wrong.long()
         )

@@ -16,6 +16,7 @@ MATRIX_ROWS = 512
 CHUNK_ROWS = 64  # of these, rows whose softmax is taken at once, while they are in a cache
 TINY = 1e-38  # the smallest likelihood of a target that is told apart; its gradient stays exact
 CHUNK_TOKENS = 8192  # vocabulary rows that are decoded at once when scoring
+ROUNDING = 2.0**-8  # twice the most that a number rounded to bfloat16 is off, relative
 
 
 def logits_room(head: Tensor) -> Tensor:
@@ -101,3 +102,52 @@ def best_tokens(rows: Tensor, head: QuantTensor) -> Tensor:
         better = value > best
         best, index = torch.where(better, value, best), torch.where(better, where + start, index)
     return index
+
+
+class ArgmaxCheck:
+    """Whether targets are the most likely tokens, as `best_tokens` finds them in float32.
+
+    Where the dense head is in bfloat16, its logits, which are had many times faster, name the few
+    tokens whose logits could reach the target's; only those are multiplied in float32.
+
+    Source: a product of rounded factors is off by at most the product of their norms times the
+    rounding of the factors (Cauchy and Schwarz), plus its own; Higham 2002, section 3.1.
+    """
+
+    def __init__(self, head: Blocks, dense: Tensor) -> None:
+        """`head` and `dense` [V, D] are the same weights, as the file has them and rounded."""
+        self.head, self.dense = head, dense
+        self.rounded = dense.dtype is torch.bfloat16
+        if self.rounded:
+            self.room = logits_room(dense)
+            parts = dense.split(CHUNK_TOKENS)
+            self.longest = max(float(part.float().norm(dim=1).max()) for part in parts)
+
+    @torch.no_grad()
+    def __call__(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """Rows [M, D] after the last norm, in the dense head's format; bool [M]."""
+        if not self.rounded:
+            return best_tokens(rows, self.head) == targets
+        count = len(self.room)
+        pairs = zip(rows.split(count), targets.split(count), strict=True)
+        return torch.cat([self.check(part, wanted) for part, wanted in pairs])
+
+    def check(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """The same for rows whose logits fit into the room."""
+        wide = rows.float()
+        own = (wide * self.head.rows(targets)).sum(dim=1)
+        logits = torch.mm(rows, self.dense.T, out=self.room[: len(rows)])
+        logits.scatter_(1, targets[:, None], -torch.inf)
+        rival = logits.amax(dim=1).float()
+        # what a rival's rounded logit can be off by
+        off = ROUNDING * (self.longest * wide.norm(dim=1) + torch.maximum(own.abs(), rival.abs()))
+        hit = own + off >= rival
+        unsure = torch.nonzero(hit & (own - off <= rival))[:, 0]
+        if len(unsure):
+            near = logits[unsure] >= (own - off)[unsure, None]
+            where, token = torch.nonzero(near, as_tuple=True)
+            row = unsure[where]
+            exact = (wide[row] * self.head.rows(token)).sum(dim=1)
+            ahead = (exact > own[row]) | ((exact == own[row]) & (token < targets[row]))
+            hit[row[ahead]] = False  # the first of equals is the best
+        return hit

@@ -20,7 +20,13 @@ from quietchoir.core.models.weights import Weights
 from quietchoir.core.training import frozen_layers as prefix
 from quietchoir.core.training import precision, rows
 from quietchoir.core.training.frozen_layers import dense_linear
-from quietchoir.core.training.loss import answer_loss, best_tokens, logits_room, slopes_in_place
+from quietchoir.core.training.loss import (
+    ArgmaxCheck,
+    answer_loss,
+    best_tokens,
+    logits_room,
+    slopes_in_place,
+)
 from quietchoir.core.training.tokens import shared_start, tokenize
 from quietchoir.core.training.trainer import Recipe, StepInfo, Trainer
 from quietchoir.tests.fakes.training import TINY, blocks, chatter, conversation, tiny_pair
@@ -195,6 +201,32 @@ def test_the_best_token_is_found_across_pieces_of_the_vocabulary(
     hidden, weight = torch.randn(40, 8, generator=draw), torch.randn(33, 8, generator=draw)
     weight[32] = weight[3]  # an exact tie is the first one's
     assert torch.equal(best_tokens(hidden, blocks(weight)), (hidden @ weight.T).argmax(1))
+
+
+@pytest.mark.parametrize("closeness", [1.0, 1e-2, 1e-3, 0.0])
+def test_rounded_logits_never_decide_what_their_rounding_could_turn(
+    closeness: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rivals of every target stand closer and closer to it, at last as exact ties."""
+    monkeypatch.setattr("quietchoir.core.training.loss.MATRIX_ROWS", 64)
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(300, 64, generator=draw)
+    weight[100:200] = weight[:100] + closeness * torch.randn(100, 64, generator=draw)
+    weight[200:] = weight[:100] + closeness * torch.randn(100, 64, generator=draw)
+    targets = torch.randint(300, (150,), generator=draw)
+    rows = (weight[targets] + 0.3 * torch.randn(150, 64, generator=draw)).bfloat16()
+    expected = best_tokens(rows, blocks(weight)) == targets
+    assert torch.equal(ArgmaxCheck(blocks(weight), weight.bfloat16())(rows, targets), expected)
+    assert 0 < int(expected.sum()) < len(targets) or closeness == 1.0
+    if 0 < closeness < 0.1:  # the rounded head alone is often wrong
+        rounded = (rows @ weight.bfloat16().T).argmax(dim=1) == targets
+        assert not torch.equal(rounded, expected)
+
+
+def test_a_row_that_is_not_a_number_has_no_best_token() -> None:
+    rows = torch.full((3, 8), torch.nan, dtype=torch.bfloat16)
+    weight, targets = torch.ones(20, 8), torch.tensor([0, 1, 2])
+    assert not ArgmaxCheck(blocks(weight), weight.bfloat16())(rows, targets).any()
 
 
 def test_training_follows_from_the_seed_bit_for_bit(trainer: Trainer) -> None:
