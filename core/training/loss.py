@@ -114,7 +114,7 @@ class ArgmaxCheck:
     rounding of the factors (Cauchy and Schwarz), plus its own; Higham 2002, section 3.1.
     """
 
-    def __init__(self, head: Blocks, dense: Tensor) -> None:
+    def __init__(self, head: QuantTensor, dense: Tensor) -> None:
         """`head` and `dense` [V, D] are the same weights, as the file has them and rounded."""
         self.head, self.dense = head, dense
         self.rounded = dense.dtype is torch.bfloat16
