@@ -27,7 +27,7 @@ from quietchoir.federation.rounds.client_model import FILE, LackingError, Memory
 from quietchoir.federation.rounds.global_model import Step, Stepping, name_of
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import AggregationTable
-from quietchoir.federation.wire import calls
+from quietchoir.federation.wire import calls, work
 from quietchoir.tests.fakes.buffered import buffered, run_of
 from quietchoir.tests.fakes.federation import ANY_MODE, FixedLearner, House, coordinator, house
 
@@ -358,6 +358,33 @@ def test_a_way_that_passes_through_a_whole_state_is_refused(at: str) -> None:
             steps.join(steps.origin_of(SIZE), [step.encode() for step in way]),
         )
     assert recall.memory(run.state.run) == Memory(run.state.run)
+
+
+def test_a_finished_adapter_is_the_coordinators_word_and_nobody_vouches_for_it() -> None:
+    """As `crypto/README.md` says: who comes late gets it whole, so nobody insists on having
+    followed.
+    """
+    home = house(4, mode="masked", recipe={"attempts": 1})
+    members, kept = fixed(home), list[bytes]()
+
+    def keep(flat: Any, card: str) -> str:
+        kept.append(flat.tobytes())
+        return card
+
+    for party in members.values():
+        party.adopt = keep
+    run = coordinator(home, members, SIZE)
+    run.learn(2)
+    way = steps.join("", [Step(kind="whole", state=TRAP.encode()).encode()])
+    handed = work.encode_told(work.Work(flat=TRAP.flat, state=name_of(TRAP), card="c"), way)
+    letters = dict.fromkeys(members, handed)
+    assert len(list(run.post.ask(work.ADOPT, letters, run.assembly.begin(), 5.0))) == 4
+    assert kept == [TRAP.flat.tobytes()] * 4
+    assert not any(
+        party.recall.follows(name_of(TRAP), run.state.run, SIZE)
+        for party in members.values()
+        if party.recall is not None
+    )
 
 
 @pytest.mark.parametrize("taken", [(0,), (1, 2), (0, 1, 2)])
