@@ -293,11 +293,11 @@ HONEST_STATEMENT = totals.statement
 def saying_less(**less: Any) -> tuple[Stub, ...]:
     """Signatures that do not say some of this: a start, a policy, a place."""
 
-    def statement(policy: Policy, place: Place, whole: Any, names: Any, terms: Any) -> Any:
+    def statement(policy: Policy, place: Place, digest: bytes, names: Any, terms: Any) -> Any:
         terms = dataclasses.replace(terms, start=less.get("start", terms.start))
         policy = dataclasses.replace(policy, nonce=less.get("nonce", policy.nonce))
         place = dataclasses.replace(place, **less.get("place", {}))
-        return HONEST_STATEMENT(policy, place, whole, names, terms)
+        return HONEST_STATEMENT(policy, place, digest, names, terms)
 
     return (totals, "statement", statement), (steps, "statement", statement)
 
@@ -367,7 +367,9 @@ def among_themselves(*stubs: Stub) -> Result:
     scene, place, few = federation(10), Place("0a" * 16, 1, 1), ("ben", "cat", "dan")
     whole = len(few) * MIDDLE + np.arange(SIZE)
     with without(*stubs):
-        said = totals.statement(scene.policy, place, whole, few, Terms(start=origin_of(SIZE)))
+        said = totals.statement(
+            scene.policy, place, totals.digest_of(whole), few, Terms(start=origin_of(SIZE))
+        )
         made = Sum(whole, few, proof={name: scene.keys[name].sign(*said) for name in few})
         return gone(*follows(scene.policy, place.run, [step_of(scene, [made], place)]))
 
@@ -388,7 +390,8 @@ def two_of_one_attempt(*stubs: Stub) -> Result:
         whole[:] = whole + half[name]
         kept.setdefault(half[name], (whole, {}))
         terms, policy = attempt.half.context.terms, scene.policy  # type: ignore[attr-defined]
-        said = totals.statement(policy, attempt.place, whole, check.survivors, terms)
+        digest = totals.digest_of(whole)
+        said = totals.statement(policy, attempt.place, digest, check.survivors, terms)
         kept[half[name]][1][HELPER] = scene.keys[HELPER].sign(*said)
         return whole, tag.combine(check.key, whole, check.survivors)
 
@@ -710,7 +713,7 @@ ATTACKS = (
         who=ALONE,
         mode="masked, followed",
         promise="a signed sum means what its signers' file says",
-        unprotected=lambda: under_other_bits((totals, "unit", lambda policy, size: "")),
+        unprotected=lambda: under_other_bits((totals, "unit", lambda policy: "")),
         protected=under_other_bits,
     ),
     Attack(
