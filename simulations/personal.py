@@ -56,7 +56,7 @@ SEEDS = (101, 102, 103)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Household:
+class PreparedHousehold:
     """One household's examples, as the trainer wants them."""
 
     name: str
@@ -81,13 +81,13 @@ class Study:
         self.people = populate(scenario)
         self.homes = [self.household(person) for person in self.people]
 
-    def household(self, person: PartyData) -> Household:
+    def household(self, person: PartyData) -> PreparedHousehold:
         """Its held-out requests in two halves, every other one."""
         train, guard, measured = (
             self.trainer.prepare(part)
             for part in (person.train, person.test[::2], person.test[1::2])
         )
-        return Household(person.name, train, guard, measured)
+        return PreparedHousehold(person.name, train, guard, measured)
 
     def run(self, say: Callable[[str], None]) -> dict[str, float]:
         """Accuracy of every arm, and of how many households the guard took the personal one."""
@@ -135,14 +135,14 @@ class Study:
             )
         return torch.from_numpy(next(iter(kept.values())))
 
-    def personalize(self, shared: Tensor, home: Household) -> tuple[Tensor, Verdict]:
+    def personalize(self, shared: Tensor, home: PreparedHousehold) -> tuple[Tensor, Verdict]:
         """The personal adapter [n], and what the guard of one says to it."""
         workshop = Workshop(self.trainer, home.train, home.guard)
         seed = training_seed(f"{self.scenario.seed} {home.name}")
         change = workshop.learn(shared, Change.nothing(len(shared)), self.settings, seed=seed)
         return change.upon(shared), workshop.judge(shared, change)
 
-    def alone(self, home: Household) -> Tensor:
+    def alone(self, home: PreparedHousehold) -> Tensor:
         """By itself, from nothing."""
         epochs = self.scenario.recipe.rounds * self.scenario.recipe.epochs + self.settings.epochs
         recipe = dataclasses.replace(
@@ -152,7 +152,7 @@ class Study:
             torch.zeros(self.trainer.size), home.train, recipe, seed=self.scenario.seed
         ).flat_b
 
-    def score(self, flat: Tensor, home: Household) -> Score:
+    def score(self, flat: Tensor, home: PreparedHousehold) -> Score:
         """One adapter on one household's requests."""
         return self.trainer.evaluate(flat, home.measured)
 

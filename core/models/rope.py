@@ -34,7 +34,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class RopeScaling:
     """What a rule does to frequencies; the fields of `Architecture` of these names."""
 
     rope_factors: tuple[float, ...] = ()
@@ -42,7 +42,7 @@ class Stretch:
     context: int = 0  # the longest text it holds for; 0 = as long as the file says
 
 
-def stretch(rule: Mapping[str, Any], head_dim: int, theta: float, context: int) -> Stretch:
+def rope_scaling(rule: Mapping[str, Any], head_dim: int, theta: float, context: int) -> RopeScaling:
     """What `rule` (Hugging Face's `rope_parameters`) means.
 
     Raises:
@@ -65,12 +65,12 @@ def stretch(rule: Mapping[str, Any], head_dim: int, theta: float, context: int) 
     if unknown:
         raise ValueError(f"rope's rule {kind!r} has the setting {unknown[0]!r:.60}")
     if kind == "default":
-        return Stretch()
+        return RopeScaling()
     if kind == "linear":
-        return Stretch((number(rule, "factor"),) * (head_dim // 2))
+        return RopeScaling((number(rule, "factor"),) * (head_dim // 2))
     if kind == "llama3":
-        return Stretch(llama3_factors(rule, head_dim, theta))
-    return long_rope(rule, head_dim, context)
+        return RopeScaling(llama3_factors(rule, head_dim, theta))
+    return longrope(rule, head_dim, context)
 
 
 def llama3_factors(rule: Mapping[str, Any], head_dim: int, theta: float) -> tuple[float, ...]:
@@ -98,7 +98,7 @@ def llama3_factors(rule: Mapping[str, Any], head_dim: int, theta: float) -> tupl
     return tuple((frequencies / scaled).tolist())
 
 
-def long_rope(rule: Mapping[str, Any], head_dim: int, context: int) -> Stretch:
+def longrope(rule: Mapping[str, Any], head_dim: int, context: int) -> RopeScaling:
     """Phi-3's rule, its short half: one divisor a pair, and larger cosines.
 
     Source: Ding et al. 2024 (LongRoPE), as `transformers` computes it.
@@ -114,12 +114,12 @@ def long_rope(rule: Mapping[str, Any], head_dim: int, context: int) -> Stretch:
     magnitude = (
         number(rule, "attention_factor")
         if rule.get("attention_factor") is not None
-        else long_magnitude(factor, original)
+        else longrope_magnitude(factor, original)
     )
-    return Stretch(tuple(map(float, short)), magnitude, int(original))
+    return RopeScaling(tuple(map(float, short)), magnitude, int(original))
 
 
-def long_magnitude(factor: float, original: float) -> float:
+def longrope_magnitude(factor: float, original: float) -> float:
     """What cosines and sines are multiplied by where the file does not say."""
     return (
         math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 and original > 1 else 1.0

@@ -33,7 +33,7 @@ FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TensorPlan:
     """One tensor of the file to come: where it comes from, and as what it is written."""
 
     name: str
@@ -72,7 +72,7 @@ def type_of(weights: Weights, name: str, kind: str) -> str:
     return chosen(name, weights.tensors[name].shape, kind)
 
 
-def plan(weights: Weights, kind: str) -> Iterator[Plan]:
+def plan(weights: Weights, kind: str) -> Iterator[TensorPlan]:
     """Every tensor of the file, with its type."""
     family = FAMILIES[weights.architecture.family]
     if kind not in FILE_TYPES:
@@ -93,7 +93,7 @@ def plan(weights: Weights, kind: str) -> Iterator[Plan]:
     tied = weights.tensors["lm_head.weight"] is weights.tensors["model.embed_tokens.weight"]
     for ours, theirs in GGUF_ENDS.items():
         if ours != "lm_head" or not tied:
-            yield Plan(
+            yield TensorPlan(
                 f"{theirs}.weight",
                 (f"{ours}.weight",),
                 type_of(weights, f"{ours}.weight", kind),
@@ -104,7 +104,7 @@ def plan(weights: Weights, kind: str) -> Iterator[Plan]:
         prefix = f"model.layers.{layer}."
         for theirs, parts in family.gguf_fused.items():
             names = tuple(f"{prefix}{part}.weight" for part in parts)
-            yield Plan(
+            yield TensorPlan(
                 f"blk.{layer}.{theirs}.weight", names, type_of(weights, names[0], kind), False
             )
         for ours in weights.architecture.layer_shapes():
@@ -112,10 +112,12 @@ def plan(weights: Weights, kind: str) -> Iterator[Plan]:
             if module not in fused:
                 name = f"blk.{layer}.{family.in_gguf(module)}.{suffix}"
                 turned = family.interleaved and module in ("self_attn.q_proj", "self_attn.k_proj")
-                yield Plan(name, (prefix + ours,), type_of(weights, prefix + ours, kind), turned)
+                yield TensorPlan(
+                    name, (prefix + ours,), type_of(weights, prefix + ours, kind), turned
+                )
 
 
-def prepared(weights: Weights, one: Plan) -> QuantTensor:
+def prepared(weights: Weights, one: TensorPlan) -> QuantTensor:
     """The blocks of one tensor as they stand in the file."""
     try:
         parts = [quantize(weights.tensors[name], one.kind) for name in one.parts]
@@ -243,7 +245,7 @@ def write(
     weights: Weights,
     metadata: Mapping[str, Any],
     extra: Mapping[str, QuantTensor],
-    plans: list[Plan],
+    plans: list[TensorPlan],
 ) -> None:
     """The file itself, one tensor in memory at a time."""
     import gguf

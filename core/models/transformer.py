@@ -20,8 +20,8 @@ from .quant.tensor import QuantTensor
 from .weights import Weights
 
 MakeLinear = Callable[[QuantTensor], nn.Module]  # a module x [N, columns] -> [N, rows]
-Turn = tuple[Tensor, Tensor]  # cosines and sines of rope, [N, 1, hd/2] each
-Turns = tuple[Turn | None, ...]  # by layer number; None where rows are not turned
+CosSin = tuple[Tensor, Tensor]  # cosines and sines of rope, [N, 1, hd/2] each
+RopeTables = tuple[CosSin | None, ...]  # by layer number; None where rows are not turned
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
     "gelu_tanh": partial(functional.gelu, approximate="tanh"),
@@ -57,7 +57,7 @@ class RMSNorm(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class Maker:
+class LayerMaker:
     """Turns the file's blocks into the parts of a layer."""
 
     linear: MakeLinear
@@ -77,7 +77,11 @@ class SelfAttention(nn.Module):
     """The four projections around attention, and rope."""
 
     def __init__(
-        self, layer: int, architecture: Architecture, own: Mapping[str, QuantTensor], make: Maker
+        self,
+        layer: int,
+        architecture: Architecture,
+        own: Mapping[str, QuantTensor],
+        make: LayerMaker,
     ) -> None:
         super().__init__()
         self.layer, self.head_dim = layer, architecture.head_dim
@@ -94,16 +98,16 @@ class SelfAttention(nn.Module):
         self.k_norm = make.norm(own["self_attn.k_norm"]) if architecture.qk_norm else None
         # Every attention divides by sqrt(head_dim); a family that wants another factor gets the
         # rest of it here.
-        self.sharpness = architecture.attention_scale * self.head_dim**0.5 or 1.0
+        self.q_scale = architecture.attention_scale * self.head_dim**0.5 or 1.0
 
-    def queries(self, x: Tensor, turn: Turn | None) -> Tensor:
+    def queries(self, x: Tensor, rope: CosSin | None) -> Tensor:
         """[N, D] -> [N, H, hd], ready for attention."""
-        q = rotate(self._heads("q", x, self.q_norm), turn)
-        return q if self.sharpness == 1.0 else q * self.sharpness
+        q = apply_rope(self._heads("q", x, self.q_norm), rope)
+        return q if self.q_scale == 1.0 else q * self.q_scale
 
-    def keys(self, x: Tensor, turn: Turn | None) -> Tensor:
+    def keys(self, x: Tensor, rope: CosSin | None) -> Tensor:
         """[N, D] -> [N, KV, hd], ready for attention."""
-        return rotate(self._heads("k", x, self.k_norm), turn)
+        return apply_rope(self._heads("k", x, self.k_norm), rope)
 
     def values(self, x: Tensor) -> Tensor:
         """[N, D] -> [N, KV, hd]."""
@@ -113,10 +117,10 @@ class SelfAttention(nn.Module):
         """[N, H, hd] -> [N, D]."""
         return self._project("o", mixed.reshape(len(mixed), -1))
 
-    def forward(self, x: Tensor, turn: Turn | None, attention: Attention) -> Tensor:
+    def forward(self, x: Tensor, rope: CosSin | None, attention: Attention) -> Tensor:
         """[N, D] -> [N, D]."""
         return self.out(
-            attention(self.layer, self.queries(x, turn), self.keys(x, turn), self.values(x))
+            attention(self.layer, self.queries(x, rope), self.keys(x, rope), self.values(x))
         )
 
     def _project(self, letter: str, x: Tensor) -> Tensor:
@@ -133,7 +137,7 @@ class FeedForward(nn.Module):
     """A gated product: SwiGLU, or with Gemma's activation GeGLU."""
 
     def __init__(
-        self, architecture: Architecture, own: Mapping[str, QuantTensor], make: Maker
+        self, architecture: Architecture, own: Mapping[str, QuantTensor], make: LayerMaker
     ) -> None:
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = (
@@ -147,7 +151,7 @@ class FeedForward(nn.Module):
         return out
 
 
-class Layer(nn.Module):
+class DecoderLayer(nn.Module):
     """Attention, then feed-forward, each on a normed copy and added back; Gemma norms what it
     adds as well.
     """
@@ -157,7 +161,7 @@ class Layer(nn.Module):
     pre_feedforward_layernorm: RMSNorm
     post_feedforward_layernorm: RMSNorm
 
-    def __init__(self, layer: int, weights: Weights, make: Maker) -> None:
+    def __init__(self, layer: int, weights: Weights, make: LayerMaker) -> None:
         super().__init__()
         architecture, prefix = weights.architecture, f"model.layers.{layer}."
         own = {
@@ -171,12 +175,12 @@ class Layer(nn.Module):
         self.self_attn = SelfAttention(layer, architecture, own, make)
         self.mlp = FeedForward(architecture, own, make)
 
-    def attended(self, mixed: Tensor) -> Tensor:
+    def attention_residual(self, mixed: Tensor) -> Tensor:
         """What the attention's output [N, D] adds."""
         out: Tensor = self.post_attention_layernorm(mixed) if self.post_norms else mixed
         return out
 
-    def fed(self, x: Tensor) -> Tensor:
+    def mlp_residual(self, x: Tensor) -> Tensor:
         """What the feed-forward adds, [N, D] -> [N, D]."""
         if self.post_norms:
             out: Tensor = self.post_feedforward_layernorm(
@@ -186,10 +190,12 @@ class Layer(nn.Module):
             out = self.mlp(self.post_attention_layernorm(x))
         return out
 
-    def forward(self, x: Tensor, turns: Turns, attention: Attention) -> Tensor:
+    def forward(self, x: Tensor, rope: RopeTables, attention: Attention) -> Tensor:
         """[N, D] -> [N, D]."""
-        x = x + self.attended(self.self_attn(self.input_layernorm(x), turns[self.layer], attention))
-        return x + self.fed(x)
+        x = x + self.attention_residual(
+            self.self_attn(self.input_layernorm(x), rope[self.layer], attention)
+        )
+        return x + self.mlp_residual(x)
 
 
 class Decoder(nn.Module):
@@ -197,11 +203,11 @@ class Decoder(nn.Module):
     lower ones are absent.
     """
 
-    def __init__(self, weights: Weights, make: Maker, numbers: range) -> None:
+    def __init__(self, weights: Weights, make: LayerMaker, numbers: range) -> None:
         super().__init__()
         self.embed_tokens = Embedding(weights.tensors["model.embed_tokens.weight"], make.dtype)
         self.layers = nn.ModuleDict(
-            {str(number): Layer(number, weights, make) for number in numbers}
+            {str(number): DecoderLayer(number, weights, make) for number in numbers}
         )
         self.norm = make.norm(weights.tensors["model.norm.weight"])
 
@@ -233,7 +239,7 @@ class Transformer(nn.Module):
                 f"layers [{first_layer}, {last_layer}) are not in "
                 f"[0, {self.architecture.num_layers})"
             )
-        make = Maker(make_linear, self.architecture.norm_eps, dtype)
+        make = LayerMaker(make_linear, self.architecture.norm_eps, dtype)
         self.model = Decoder(weights, make, range(self.first_layer, self.last_layer))
         whole = self.last_layer == self.architecture.num_layers
         self.lm_head = make_linear(weights.tensors["lm_head.weight"]) if whole else None
@@ -256,9 +262,9 @@ class Transformer(nn.Module):
         each sequence.
         """
         check_windows(attention, self.architecture.windows)
-        turns = self.turn(positions, x.dtype)
+        rope = self.rope_tables(positions, x.dtype)
         for layer in self.model.layers.values():
-            x = layer(x, turns, attention)
+            x = layer(x, rope, attention)
         return x
 
     def logits(self, x: Tensor) -> Tensor:
@@ -271,11 +277,11 @@ class Transformer(nn.Module):
         out: Tensor = self.lm_head(self.model.norm(x))
         return out
 
-    def turn(self, positions: Tensor, dtype: torch.dtype) -> Turns:
+    def rope_tables(self, positions: Tensor, dtype: torch.dtype) -> RopeTables:
         """Cosines and sines of rope for each layer, [N, 1, hd/2] each; computed once a kind of
         rope, in float32.
         """
-        made: dict[float, Turn] = {}
+        made: dict[float, CosSin] = {}
         for kind, layer in self._kinds().items():
             angles = positions.float()[:, None, None] * getattr(self, f"inv_freq_{kind}")
             cosine, sine, magnitude = angles.cos(), angles.sin(), self.architecture.magnitude(layer)
@@ -292,14 +298,14 @@ class Transformer(nn.Module):
         return {kind: self.ropes.index(rope) for kind, rope in enumerate(bases)}
 
 
-def rotate(x: Tensor, turn: Turn | None) -> Tensor:
-    """Rope in half-split order: [N, heads, hd] -> same; without a turn x itself.
+def apply_rope(x: Tensor, rope: CosSin | None) -> Tensor:
+    """Rope in half-split order: [N, heads, hd] -> same; without a rope x itself.
 
     Source: Su et al. 2021 (RoFormer), equation 34; halves paired as Hugging Face's Llama pairs
     them.
     """
-    if turn is None:
+    if rope is None:
         return x
-    cosine, sine = turn
+    cosine, sine = rope
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)

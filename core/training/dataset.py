@@ -22,8 +22,8 @@ import numpy as np
 from .. import log, paths
 from ..errors import DataError
 from .conversations import HALF, beside
-from .examples import Example, Row, encode_jsonl, read_rows
-from .household.home import Household, Request, furnish, requests
+from .examples import Example, ExampleRow, encode_jsonl, read_rows
+from .household.home import HomeRequest, Household, furnish, requests
 from .household.templates import grammar, split
 
 DEFAULT_SEED = 1
@@ -60,8 +60,8 @@ class HomeData:
     """A household with what it says, before anything is written."""
 
     household: Household
-    train: list[Request]
-    test: list[Request]
+    train: list[HomeRequest]
+    test: list[HomeRequest]
 
 
 def make_homes(*, households: int, train: int, test: int, seed: int) -> list[HomeData]:
@@ -211,7 +211,9 @@ def build_jsonl(
     return found
 
 
-def partition(rows: Sequence[Row], key: str | None, file: Path) -> dict[str, list[Row]]:
+def partition(
+    rows: Sequence[ExampleRow], key: str | None, file: Path
+) -> dict[str, list[ExampleRow]]:
     """Rows by the value of their key.
 
     Raises:
@@ -226,7 +228,7 @@ def partition(rows: Sequence[Row], key: str | None, file: Path) -> dict[str, lis
             f"{file}: {len(missing)} rows have no text or whole number under {key!r} (lines "
             f"{shown}); nothing written"
         )
-    parties: dict[str, list[Row]] = {}
+    parties: dict[str, list[ExampleRow]] = {}
     for row in rows:
         parties.setdefault(str(row.record[key]), []).append(row)
     return parties
@@ -275,7 +277,9 @@ def folder_name(value: str) -> str:
     return f"party-{name}" if RESERVED.fullmatch(name) else name.strip("-") or "party"
 
 
-def limited(rows: Sequence[Row], limit: int | None, seed: int, name: str) -> Sequence[Row]:
+def limited(
+    rows: Sequence[ExampleRow], limit: int | None, seed: int, name: str
+) -> Sequence[ExampleRow]:
     """At most `limit` rows, in their order, chosen by seed and party name."""
     if limit is None or len(rows) <= limit:
         return rows
@@ -290,7 +294,7 @@ def shuffle(seed: int, name: str, purpose: str = "") -> np.random.Generator:
 
 
 def divide(
-    rows: Sequence[Row], share: float, seed: int, name: str
+    rows: Sequence[ExampleRow], share: float, seed: int, name: str
 ) -> tuple[list[Example], list[Example]]:
     """Train and test parts, by a shuffle that follows from seed and party name; one is empty if all
     rows ask the same.
@@ -308,7 +312,7 @@ def divide(
     return train, test
 
 
-def alike(rows: Sequence[Row]) -> list[list[Example]]:
+def alike(rows: Sequence[ExampleRow]) -> list[list[Example]]:
     """Examples in groups that share a prompt, or a row; in the order of the first of each."""
     group_of: dict[tuple[tuple[str, str], ...], int] = {}
     groups: dict[int, list[Example]] = {}

@@ -56,7 +56,7 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ExampleRow:
     """One line of a file: what it teaches, and the whole object, for keys beside the
     conversation.
     """
@@ -76,7 +76,7 @@ def read_jsonl(path: Path) -> list[Example]:
     return [example for row in read_rows(path) for example in row.examples]
 
 
-def read_rows(path: Path, kind: str = "chat") -> list[Row]:
+def read_rows(path: Path, kind: str = "chat") -> list[ExampleRow]:
     """Read conversations line by line.
 
     Args:
@@ -93,14 +93,14 @@ def read_rows(path: Path, kind: str = "chat") -> list[Row]:
         ) from error
     if other := other_format(content):
         raise DataError(f"{path}: {other}")
-    rows: list[Row] = []
+    rows: list[ExampleRow] = []
     faults: dict[str, list[int]] = {}  # what is wrong → lines
     for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
         if not line.strip():
             continue
         try:
             record = json.loads(line.decode("utf-8"))
-            rows.append(Row(number, tuple(map(Example, read_row(record, kind))), record))
+            rows.append(ExampleRow(number, tuple(map(Example, read_row(record, kind))), record))
         except UnicodeDecodeError as error:
             faults.setdefault(f"not UTF-8 at byte {error.start + 1} of the line", []).append(number)
         except json.JSONDecodeError as error:

@@ -19,7 +19,7 @@ from ..models.quant.tensor import QuantTensor
 from ..models.transformer import Transformer
 from ..models.weights import Weights
 from .examples import Example
-from .rows import Batch, input_tokens, plan
+from .rows import PackedBatch, input_tokens, plan
 from .tokens import TokenExample, shared_start, tokenize
 
 CHUNK_ROWS = 4096  # rows that go through a layer together
@@ -50,7 +50,7 @@ class Prepared:
         """What the kept rows take."""
         return sum(rows.numel() * rows.element_size() for rows in (self.start, *self.own))
 
-    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Batch]:
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, PackedBatch]:
         """Hidden rows [N, D] and layout of some examples."""
         rows = torch.cat([self.start, *(self.own[index] for index in indices)])
         return rows, plan([self.examples[index] for index in indices], self.shared, self.windows)

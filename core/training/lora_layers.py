@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from ..models.attention import check_windows
 from ..models.lora.adapter import AdapterShape, Layout, frozen_a
-from ..models.transformer import Layer, Transformer, Turns
+from ..models.transformer import DecoderLayer, RopeTables, Transformer
 from ..models.weights import Weights
 from .frozen_layers import dense_linear
-from .rows import Batch
+from .rows import PackedBatch
 
 ADAPTER = "default"  # PEFT's name for the one adapter
 
@@ -71,26 +71,28 @@ class UpperLayers:
         self.flat.copy_(flat_b)
         self.gradient.zero_()
 
-    def answers(self, x: Tensor, batch: Batch) -> Tensor:
+    def answers(self, x: Tensor, batch: PackedBatch) -> Tensor:
         """Hidden rows [N, D] -> normed rows of the answers only, [M, D], ready for the head."""
         check_windows(batch, self.model.architecture.windows)
-        turns = self.model.turn(batch.positions, x.dtype)
-        *lower, last = (cast(Layer, layer) for layer in self.model.model.layers.values())
+        rope = self.model.rope_tables(batch.positions, x.dtype)
+        *lower, last = (cast(DecoderLayer, layer) for layer in self.model.model.layers.values())
         for layer in lower:
-            x = layer(x, turns, batch)
-        out: Tensor = self.model.model.norm(last_layer(last, x, turns, batch))
+            x = layer(x, rope, batch)
+        out: Tensor = self.model.model.norm(last_layer(last, x, rope, batch))
         return out
 
 
-def last_layer(layer: Layer, x: Tensor, turns: Turns, batch: Batch) -> Tensor:
+def last_layer(layer: DecoderLayer, x: Tensor, rope: RopeTables, batch: PackedBatch) -> Tensor:
     """The last layer where only answers are read: keys and values of all rows, everything else
     of M rows, [M, D].
     """
-    wanted, block, turn = batch.answer_rows, layer.self_attn, turns[layer.layer]
+    wanted, block, cos_sin = batch.answer_rows, layer.self_attn, rope[layer.layer]
     normed = layer.input_layernorm(x)
-    q = block.queries(normed[wanted], turn and (turn[0][wanted], turn[1][wanted]))
+    q = block.queries(normed[wanted], cos_sin and (cos_sin[0][wanted], cos_sin[1][wanted]))
     # attention wants all rows
     everywhere = q.new_zeros(len(x), *q.shape[1:]).index_copy(0, wanted, q)
-    mixed = batch(block.layer, everywhere, block.keys(normed, turn), block.values(normed))[wanted]
-    x = x[wanted] + layer.attended(block.out(mixed))
-    return x + layer.fed(x)
+    mixed = batch(block.layer, everywhere, block.keys(normed, cos_sin), block.values(normed))[
+        wanted
+    ]
+    x = x[wanted] + layer.attention_residual(block.out(mixed))
+    return x + layer.mlp_residual(x)

@@ -25,7 +25,7 @@ from ..models.lora.adapter import AdapterShape, Layout
 from ..models.lora.layout import a_name, b_name
 from .frozen_layers import Prepared
 from .lora_layers import ADAPTER, UpperLayers
-from .trainer import Recipe, StepInfo, Trainer, TrainResult
+from .trainer import Hyperparameters, StepInfo, Trainer, TrainResult
 
 
 def narrow_shape(shape: AdapterShape, columns: int) -> AdapterShape:
@@ -61,7 +61,7 @@ def train_columns(
     trainer: Trainer,
     flat_b: Tensor,
     prepared: Prepared,
-    recipe: Recipe,
+    recipe: Hyperparameters,
     *,
     columns: int,
     seed: int,

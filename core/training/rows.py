@@ -26,7 +26,7 @@ PLAIN_LENGTH = 192
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class PackedBatch:
     """Where everything stands in the flat rows of one batch."""
 
     positions: Tensor  # int64 [N], from 0 in each example
@@ -82,7 +82,9 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return mixed.view(count, heads, length, size)
 
 
-def plan(examples: Sequence[TokenExample], shared: int, windows: tuple[int, ...] = ()) -> Batch:
+def plan(
+    examples: Sequence[TokenExample], shared: int, windows: tuple[int, ...] = ()
+) -> PackedBatch:
     """Lay out `examples` whose first `shared` tokens are alike, for a model whose layers have
     these windows.
     """
@@ -103,7 +105,7 @@ def plan(examples: Sequence[TokenExample], shared: int, windows: tuple[int, ...]
         targets.append(torch.tensor(example.answer))
         owner.append(torch.full((len(example.answer),), index))
         start += example.rows - shared
-    return Batch(
+    return PackedBatch(
         positions=torch.cat(positions),
         place=place.view(-1),
         home=torch.cat(home),

@@ -27,7 +27,7 @@ from .loss import answer_loss, logits_room
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class Hyperparameters:
     """How one round trains. Measured: facts in the README; FFA wants five times the rate of full
     LoRA.
     """
@@ -120,7 +120,7 @@ class Trainer:
         self,
         flat_b: Tensor,
         prepared: Prepared,
-        recipe: Recipe,
+        recipe: Hyperparameters,
         *,
         seed: int,
         on_step: Callable[[StepInfo], None] | None = None,
@@ -190,7 +190,7 @@ class Trainer:
         return flat_b
 
 
-def order(count: int, recipe: Recipe, seed: int) -> list[list[int]]:
+def order(count: int, recipe: Hyperparameters, seed: int) -> list[list[int]]:
     """Batches of all epochs: every epoch a new shuffle that follows from `seed`."""
     rng = np.random.default_rng([seed])
     batches = []

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...core.training.evaluate import BATCH, Score
 from ...core.training.frozen_layers import Prepared
-from ...core.training.trainer import Recipe, StepInfo, Trainer
+from ...core.training.trainer import Hyperparameters, StepInfo, Trainer
 from .change import Change
 from .settings import Settings
 
@@ -103,12 +103,12 @@ class Workshop:
         return found
 
 
-def recipe(settings: Settings) -> Recipe:
+def recipe(settings: Settings) -> Hyperparameters:
     """As the trainer wants it.
 
     Weight decay is off: it would pull the shared part towards zero too, and that is frozen.
     """
-    return Recipe(
+    return Hyperparameters(
         lr=settings.lr,
         batch=settings.batch,
         epochs=settings.epochs,

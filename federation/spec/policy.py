@@ -23,7 +23,7 @@ from .compatibility import CAPABILITIES, Axes, Capabilities
 
 if TYPE_CHECKING:
     from ...core.models.lora.adapter import AdapterShape
-    from ...core.training.trainer import Recipe as TrainerRecipe
+    from ...core.training.trainer import Hyperparameters
 
 LAST_MOMENT = 253402300799  # of the year 9999, in seconds since 1970: later ones have no date
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -217,11 +217,11 @@ class Recipe:
             "evaluate_every and cohort must be at least 0",
         )
 
-    def trainer(self) -> "TrainerRecipe":
+    def trainer(self) -> "Hyperparameters":
         """The part that a node's trainer needs."""
-        from ...core.training.trainer import Recipe as TrainerRecipe
+        from ...core.training.trainer import Hyperparameters
 
-        return TrainerRecipe(
+        return Hyperparameters(
             lr=self.lr, batch=self.batch, epochs=self.epochs, proximal=self.proximal
         )
 

@@ -15,7 +15,7 @@ from ..aggregation.server_optimizer import Vector
 
 if TYPE_CHECKING:
     from ...core.training.frozen_layers import Prepared
-    from ...core.training.trainer import Recipe, StepInfo, Trainer
+    from ...core.training.trainer import Hyperparameters, StepInfo, Trainer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ class TrainerLearner:
         trainer: "Trainer",
         train: "Prepared",
         test: "Prepared | None",
-        recipe: "Recipe",
+        recipe: "Hyperparameters",
         on_step: "Callable[[StepInfo], None] | None" = None,
         *,
         whole: bool = True,

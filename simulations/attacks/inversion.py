@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from ...core.models.attention import packed_attention
 from ...core.models.lora.layout import AdapterShape, Layout, a_name, b_name, frozen_a
-from ...core.models.transformer import Layer, Transformer
+from ...core.models.transformer import DecoderLayer, Transformer
 from ...core.models.weights import Weights
 from ...core.training.frozen_layers import dense_linear
 from ...core.training.lora_layers import UpperLayers
@@ -126,7 +126,7 @@ class Attacker:
             frozen_a(shape, weights.architecture)[a_name(module)].double() for module in MODULES
         ]
         self.bottom = Transformer(weights, dense_linear(torch.float32), last_layer=2)
-        self.layers: list[Layer] = list(self.bottom.model.layers.values())  # type: ignore[arg-type]
+        self.layers: list[DecoderLayer] = list(self.bottom.model.layers.values())  # type: ignore[arg-type]
         with torch.no_grad():  # every token's trace in layer 0, [V, r]; by parts, for memory's sake
             parts = torch.chunk(torch.arange(weights.architecture.vocab_size), 8)
             normed = (self.layers[0].input_layernorm(self.bottom.embed(part)) for part in parts)
@@ -177,7 +177,7 @@ class Attacker:
         """Trace in layer 1 of the last token of each of several equally long texts, [B, r]."""
         size = len(texts[0])
         x = self.bottom.embed(torch.tensor(texts).view(-1))
-        turn = self.bottom.turn(torch.arange(size).repeat(len(texts)), x.dtype)
+        turn = self.bottom.rope_tables(torch.arange(size).repeat(len(texts)), x.dtype)
         x = self.layers[0](x, turn, packed_attention([size] * len(texts)))[size - 1 :: size]
         out: Tensor = self.layers[1].input_layernorm(x).double() @ self.a[1].T
         return out

@@ -24,7 +24,7 @@ from ..files.gguf import GgufFile
 from ..files.settings import GgufSettings
 from ..files.tensor_map import TensorMap
 from ..quant.tensor import QuantTensor
-from ..rope import Stretch, long_magnitude, stretch
+from ..rope import RopeScaling, longrope_magnitude, rope_scaling
 
 # Below "FAMILY.", all that a file may say: what is read here, and what changes no logit. What is
 # not here, nor among what its family reads, may mean anything.
@@ -109,7 +109,7 @@ def sizes(settings: GgufSettings, family: Family) -> Architecture:
     heads, width = settings.size("attention.head_count"), settings.size("embedding_length")
     head_dim = settings.size("attention.key_length", max(width // heads, 1))
     theta, context = settings.real("rope.freq_base", 10000.0), settings.size("context_length")
-    stretched = read_stretch(settings, head_dim, theta, context)
+    stretched = read_rope_scaling(settings, head_dim, theta, context)
     return Architecture(
         family=family.name,
         num_layers=settings.size("block_count"),
@@ -128,7 +128,9 @@ def sizes(settings: GgufSettings, family: Family) -> Architecture:
     )
 
 
-def read_stretch(settings: GgufSettings, head_dim: int, theta: float, context: int) -> Stretch:
+def read_rope_scaling(
+    settings: GgufSettings, head_dim: int, theta: float, context: int
+) -> RopeScaling:
     """Rope's scaling: a rule in the metadata, or factors that stand among the tensors."""
     file = settings.file
     kind = settings.text("rope.scaling.type", "linear")  # as llama.cpp takes it
@@ -139,17 +141,17 @@ def read_stretch(settings: GgufSettings, head_dim: int, theta: float, context: i
     original = settings.whole("rope.scaling.original_context_length", 0)
     if short := file.tensors.get("rope_factors_short.weight"):
         factors = tuple(factor_row(file, "rope_factors_short.weight", short, head_dim))
-        default = long_magnitude(context / original, original) if original > 0 else 1.0
-        return Stretch(factors, settings.real("rope.scaling.attn_factor", default), original)
+        default = longrope_magnitude(context / original, original) if original > 0 else 1.0
+        return RopeScaling(factors, settings.real("rope.scaling.attn_factor", default), original)
     if settings.real("rope.scaling.attn_factor", 1.0) != 1.0:
         raise ValueError("rope's cosines are multiplied by a factor of their own")
     if frequencies := file.tensors.get("rope_freqs.weight"):
         if kind not in ("none", "linear") or factor != 1.0:
             raise ValueError(f"rope is scaled twice, by factors and by {kind!r:.20}")
-        return Stretch(tuple(factor_row(file, "rope_freqs.weight", frequencies, head_dim)))
+        return RopeScaling(tuple(factor_row(file, "rope_freqs.weight", frequencies, head_dim)))
     if kind == "none" or (kind == "linear" and factor == 1.0):
-        return Stretch()
-    return stretch({"rope_type": kind, "factor": factor}, head_dim, theta, context)
+        return RopeScaling()
+    return rope_scaling({"rope_type": kind, "factor": factor}, head_dim, theta, context)
 
 
 def factor_row(file: GgufFile, name: str, blocks: QuantTensor, head_dim: int) -> list[float]:

@@ -18,7 +18,7 @@ from ..files import hf_folder
 from ..files.settings import HfSettings
 from ..files.tensor_map import TensorMap
 from ..quant.tensor import QuantTensor, plain
-from ..rope import stretch
+from ..rope import rope_scaling
 
 TABLES = (".inv_freq",)  # which old files hold ready, and nothing reads
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
@@ -104,7 +104,7 @@ def rope(settings: HfSettings, family: Family, head_dim: int) -> dict[str, Any]:
         raise ValueError("rope turns only part of a head")
     original = "original_max_position_embeddings"
     rule[original] = settings.get(original) or rule.get(original) or context
-    stretched = stretch(rule, head_dim, theta, context)
+    stretched = rope_scaling(rule, head_dim, theta, context)
     return {
         "rope_theta": theta,
         "rope_factors": stretched.rope_factors,

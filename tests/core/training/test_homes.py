@@ -14,7 +14,7 @@ from quietchoir.core import toolcall
 from quietchoir.core.errors import DataError
 from quietchoir.core.training.dataset import HomeData, build_homes, list_datasets, make_homes
 from quietchoir.core.training.examples import read_jsonl
-from quietchoir.core.training.household.home import Request, requests, sayable
+from quietchoir.core.training.household.home import HomeRequest, requests, sayable
 from quietchoir.core.training.household.templates import grammar, split
 
 
@@ -23,7 +23,7 @@ def homes() -> list[HomeData]:
     return make_homes(households=4, train=150, test=100, seed=1)
 
 
-def everything(home: HomeData) -> list[Request]:
+def everything(home: HomeData) -> list[HomeRequest]:
     return [*home.train, *home.test]
 
 

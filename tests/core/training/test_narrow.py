@@ -11,11 +11,11 @@ from quietchoir.core.errors import TrainingError
 from quietchoir.core.models.lora.adapter import AdapterShape, Layout, frozen_a
 from quietchoir.core.training import rank_prefix as narrow
 from quietchoir.core.training.frozen_layers import Prepared
-from quietchoir.core.training.trainer import Recipe, Trainer
+from quietchoir.core.training.trainer import Hyperparameters, Trainer
 from quietchoir.tests.fakes.training import TINY, chatter, tiny_pair
 
 SHAPE = AdapterShape(rank=6, alpha=12.0, upper_layers=2)
-RECIPE = Recipe(lr=1e-2, batch=4, epochs=2, weight_decay=0.0)
+RECIPE = Hyperparameters(lr=1e-2, batch=4, epochs=2, weight_decay=0.0)
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from quietchoir.core.training.loss import (
     slopes_in_place,
 )
 from quietchoir.core.training.tokens import shared_start, tokenize
-from quietchoir.core.training.trainer import Recipe, StepInfo, Trainer
+from quietchoir.core.training.trainer import Hyperparameters, StepInfo, Trainer
 from quietchoir.tests.fakes.training import TINY, blocks, chatter, conversation, tiny_pair
 
 SHAPE = AdapterShape(rank=4, alpha=8.0, upper_layers=2, seed=7)
@@ -231,7 +231,7 @@ def test_a_row_that_is_not_a_number_has_no_best_token() -> None:
 
 def test_training_follows_from_the_seed_bit_for_bit(trainer: Trainer) -> None:
     prepared, start = trainer.prepare(chatter(10)), some_b(trainer, 0.01)
-    recipe = Recipe(batch=4, epochs=2)
+    recipe = Hyperparameters(batch=4, epochs=2)
     first, again, other = (trainer.train(start, prepared, recipe, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first.flat_b, again.flat_b)
     assert first.loss == again.loss
@@ -244,7 +244,7 @@ def test_training_learns_and_evaluation_counts_it(trainer: Trainer) -> None:
     zero = torch.zeros(trainer.size)
     steps: list[StepInfo] = []
     result = trainer.train(
-        zero, prepared, Recipe(lr=3e-2, batch=4, epochs=40), seed=0, on_step=steps.append
+        zero, prepared, Hyperparameters(lr=3e-2, batch=4, epochs=40), seed=0, on_step=steps.append
     )
     assert [info.step for info in steps] == list(range(1, 81))
     assert {info.steps for info in steps} == {80}
@@ -265,7 +265,7 @@ def test_in_bfloat16_training_learns_too(pair: tuple[Weights, Any]) -> None:
     result = trainer.train(
         torch.zeros(trainer.size),
         prepared,
-        Recipe(batch=4, epochs=8),
+        Hyperparameters(batch=4, epochs=8),
         seed=0,
         on_step=lambda info: losses.append(info.loss),
     )
@@ -282,17 +282,19 @@ def test_a_gradient_that_is_not_finite_ends_training_and_changes_nothing(
     start[5] = bad
     before = start.clone()
     with pytest.raises(TrainingError, match=r"step 1 of 1.*not finite; lower lr"):
-        trainer.train(start, prepared, Recipe(), seed=0)
+        trainer.train(start, prepared, Hyperparameters(), seed=0)
     assert torch.equal(start.nan_to_num(), before.nan_to_num())
     assert (
-        trainer.train(torch.zeros(trainer.size), prepared, Recipe(), seed=0).flat_b.isfinite().all()
+        trainer.train(torch.zeros(trainer.size), prepared, Hyperparameters(), seed=0)
+        .flat_b.isfinite()
+        .all()
     )  # and it goes on
 
 
 def test_a_flat_b_of_another_shape_is_refused(trainer: Trainer) -> None:
     prepared = trainer.prepare(chatter(2))
     with pytest.raises(ValueError, match="expected"):
-        trainer.train(torch.zeros(trainer.size + 1), prepared, Recipe(), seed=0)
+        trainer.train(torch.zeros(trainer.size + 1), prepared, Hyperparameters(), seed=0)
     with pytest.raises(ValueError, match="expected"):
         trainer.evaluate(torch.zeros(3), prepared)
 
@@ -330,7 +332,7 @@ def test_examples_without_a_common_start_train_as_well(trainer: Trainer) -> None
     prepared = trainer.prepare(examples)
     assert prepared.shared <= 1
     assert (
-        trainer.train(torch.zeros(trainer.size), prepared, Recipe(), seed=0).tokens
+        trainer.train(torch.zeros(trainer.size), prepared, Hyperparameters(), seed=0).tokens
         == prepared.answer_tokens
     )
 
@@ -368,7 +370,7 @@ def test_examples_that_do_not_fit_the_model_are_refused(
 )
 def test_a_recipe_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="out of range"):
-        Recipe(**wrong)
+        Hyperparameters(**wrong)
 
 
 def test_precision_is_chosen_by_name_and_auto_is_one_that_works() -> None:
