@@ -39,9 +39,10 @@ from .rounds.client_model import Recall
 from .rounds.contribution_buffer import Drawer
 from .rounds.privacy_accountant import Purse
 from .spec.policy import Policy, check_limit, digests_of
-from .store import ledger as ledgers
 from .store.client_store import Vault
+from .store.database import Database
 from .store.ledger import Ledger
+from .store.member import hold, open_member
 from .training.learner import Learner, TrainerLearner
 from .training.synthetic_task import RehearsalLearner
 
@@ -135,8 +136,8 @@ def join(
     with ExitStack() as opened:
         folder = roster.folder(joining.home, policy)
         desk = opened.enter_context(closing(Worker(MemberService)))
-        opened.enter_context(closing(ledgers.hold(folder)))
-        ledger = opened.enter_context(closing(Ledger(folder / ledgers.FILE)))
+        opened.enter_context(closing(hold(folder)))
+        database = opened.enter_context(closing(open_member(folder)))
         seat = Seat(
             joining=joining,
             config=config,
@@ -146,17 +147,18 @@ def join(
             learner=learner,
             size=size,
             folder=folder,
-            ledger=ledger,
-            drawer=Drawer(folder),
-            recall=Recall(folder),
-            safe=Safe(Vault(folder, size), desk),
+            database=database,
+            ledger=Ledger(database),
+            drawer=Drawer(database),
+            recall=Recall(database),
+            safe=Safe(Vault(database, size), desk),
             leave=leave or threading.Event(),
             on_event=on_event,
         )
         if config.training.personal and isinstance(learner, TrainerLearner):
             owned = own_adapters(joining.home, keys.identity, learner)
             seat.companion = Companion(
-                owned, learner, Settings.of(config.training), folder, on_event=on_event, busy=busy
+                owned, learner, Settings.of(config.training), database, on_event=on_event, busy=busy
             )
             opened.enter_context(closing(seat.companion))
         seat.take_part(policy)
@@ -185,6 +187,7 @@ class Seat:
     learner: Learner
     size: int
     folder: Path
+    database: Database
     ledger: Ledger
     safe: Safe
     drawer: Drawer
@@ -280,7 +283,7 @@ class Seat:
             ledger=self.ledger,
             adopt=partial(self.adopt, policy),
             safe=self.safe,
-            purse=Purse(policy, self.size, self.name, self.folder / "privacy.json"),
+            purse=Purse(policy, self.size, self.name, self.database),
             drawer=self.drawer,
             recall=self.recall,
             on_event=self.on_event,

@@ -84,7 +84,6 @@ def coordinate(
     settle(coordinating.keys, policy)
     signer = Identity.load(coordinating.keys / COORDINATOR_KEY, Asked())
     check_members(policy, coordinating.file)
-    check_books(coordinating.state, buffered=policy.schedule.buffered)
     weights = None if coordinating.rehearse else resident(policy, named=coordinating.model)
     keep, size = None, coordinating.rehearse
     # in sealed mode for the size alone: such a coordinator never has an adapter to keep
@@ -92,6 +91,8 @@ def coordinate(
         keep, size = keeper(policy, weights, signer, Registry(coordinating.home))
     store, desk = Store(coordinating.state), Worker(AdderService)
     try:
+        if store.database is not None:
+            check_books(store.database, buffered=policy.schedule.buffered)
         on_event, board, watching = watch(coordinating, policy, on_event)
         # never back, never to a branch
         watched = Watched(coordinating.file, coordinating.state / roster.FILE, on_event)

@@ -10,46 +10,50 @@ Always: consent, roster, ledger and privacy are checked for every letter as `joi
 model is loaded for letters that need it, and kept for as long as this process lives.
 """
 
+import json
+import secrets
 import threading
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, suppress
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..core import log
 from ..core.config import Config
-from ..core.errors import QuietchoirError
+from ..core.errors import AuthenticationError, QuietchoirError
 from ..core.worker import Worker
 from ..crypto.he.encrypted_ring import MemberService
-from ..crypto.identity.keys import bind
-from .aggregation.base import Safe
+from ..crypto.identity.keys import KEY_BYTES, bind, open_box, seal_box
+from .aggregation.base import PartyContext, Safe
 from .aggregation.server_optimizer import Vector
-from .aggregation.snapshot import check_freezable
+from .aggregation.snapshot import check_freezable, freeze, thaw
 from .client_node import Joining, Seat, make_learner, trainer_of
 from .costs import round_cost
 from .membership import keys as identity
 from .membership import roster
 from .membership.consent import check_consent, check_upload
 from .model_files import resident
+from .rounds.client import Attempt, Party
 from .rounds.client_model import Recall
 from .rounds.contribution_buffer import Drawer
 from .spec.policy import Policy
-from .store import attempt_snapshot as recess
-from .store import ledger as ledgers
-from .store.attempt_snapshot import Recess
 from .store.client_store import Vault
+from .store.database import DamagedError, Database
 from .store.ledger import Ledger
+from .store.member import hold, open_member
 from .training.learner import Counts, Learner, Trained
 from .training.synthetic_task import ForgetfulRehearsal
 from .wire import message as messages
 from .wire import work
+from .wire.message import Place
 
 if TYPE_CHECKING:
     from ..core.models.weights import Weights
     from ..core.training.trainer import Trainer
 
 logger = log.get("federation.visit")
+ASIDE = "attempt"  # record
 HELLO = "quietchoir hello on Flower's grid 1"
 
 
@@ -120,8 +124,9 @@ def answer(own: Own, letter: bytes, key: bytes) -> tuple[bytes, bytes]:
     task = messages.decode_task(letter, policy, name)
     folder = roster.folder(own.home, policy)
     with ExitStack() as opened:
-        opened.enter_context(closing(ledgers.hold(folder)))
-        place = Recess(folder, policy.digest, name)
+        opened.enter_context(closing(hold(folder)))
+        database = opened.enter_context(closing(open_member(folder)))
+        place = Recess(database, policy.digest, name)
         kept = place.take(key)
         try:
             working = task.stage in work.STAGES
@@ -133,7 +138,6 @@ def answer(own: Own, letter: bytes, key: bytes) -> tuple[bytes, bytes]:
                 check_upload(policy, cost.up + cost.once_up, own.config.consent)
             # started by sealed members alone
             desk = opened.enter_context(closing(Worker(MemberService)))
-            ledger = opened.enter_context(closing(Ledger(folder / ledgers.FILE)))
             seat = Seat(
                 joining=Joining(file=own.file, data=own.data, home=own.home, rehearse=own.rehearse),
                 config=own.config,
@@ -143,15 +147,16 @@ def answer(own: Own, letter: bytes, key: bytes) -> tuple[bytes, bytes]:
                 learner=learner,
                 size=size,
                 folder=folder,
-                ledger=ledger,
+                database=database,
+                ledger=Ledger(database),
                 safe=Safe(Vault(None, size), desk),
                 drawer=Drawer(),
-                recall=Recall(folder),
+                recall=Recall(database),
                 leave=threading.Event(),
                 on_event=lambda event: None,
             )
             party = seat.party(policy)
-            before = party.attempt = None if kept is None else recess.thaw_attempt(kept, party)
+            before = party.attempt = None if kept is None else thaw_attempt(kept, party)
             try:
                 reply = party.handle(letter)
             except QuietchoirError:
@@ -159,7 +164,7 @@ def answer(own: Own, letter: bytes, key: bytes) -> tuple[bytes, bytes]:
                 if party.attempt is not before:
                     place.wipe()
                 raise
-            aside = recess.freeze_attempt(party)
+            aside = freeze_attempt(party)
         except QuietchoirError:
             place.give_back()
             raise
@@ -201,7 +206,7 @@ def size_of(kept: bytes | None) -> int:
     """Values of the adapter, for a letter that goes on with what was put aside; without that it
     will be refused.
     """
-    return 0 if kept is None else recess.size_in(kept)
+    return 0 if kept is None else int(split(kept)[0]["size"])
 
 
 def learner_of(own: Own, policy: Policy, name: str) -> "tuple[Learner, int, Weights | None]":
@@ -232,3 +237,99 @@ def trained_by(own: Own, policy: Policy, name: str) -> "tuple[Learner, int, Weig
         joining, own.config, policy, weights, name, lambda event: None, trainer
     )
     return learner, size, weights
+
+
+class Recess:
+    """What one member keeps between two letters of one attempt.
+
+        letter → take (it is gone for everybody else) → answer → put (under another key) → the
+        answer leaves
+
+    What was put aside is taken once at most, whatever dies when; a refused letter leaves it as it
+    was; it opens under one key only, which is new each time and never on this disk, so that an old
+    copy of the database opens nothing; a crash between `take` and `put` loses the attempt for this
+    member, as a kill of `quietchoir join` does.
+
+    Args:
+        database: the member's, of one federation. whose: digest of the federation file and the
+        member's name; what another one put aside does not open.
+
+    Not covered: whoever reads this machine's memory or swap meanwhile.
+    """
+
+    def __init__(self, database: Database, *whose: bytes | str) -> None:
+        self.database = database
+        self.associated = bind("quietchoir attempt put aside 1", *whose)
+
+    def take(self, key: bytes) -> bytes | None:
+        """What was put aside under `key`; None if there is nothing, or nothing that this key
+        opens.
+        """
+        try:
+            kept = self.database.get(ASIDE)
+            if kept is None or kept.fields["taken"]:
+                return None
+            # from here on no other process, and no restart, finds it
+            self.database.put(ASIDE, {"taken": True}, kept.body)
+            return open_box(key, kept.body, self.associated) if key else None
+        except (AuthenticationError, DamagedError):
+            return None
+
+    def put(self, content: bytes) -> bytes:
+        """Put `content` aside; returns the key that opens it.
+
+        Raises:
+            QuietchoirError: the disk refuses; then the answer must not leave.
+        """
+        key = secrets.token_bytes(KEY_BYTES)
+        self.database.put(ASIDE, {"taken": False}, seal_box(key, content, self.associated))
+        return key
+
+    def give_back(self) -> None:
+        """The letter was refused: what was taken is there again, under the same key."""
+        with suppress(DamagedError):
+            if (kept := self.database.get(ASIDE)) is not None:
+                self.database.put(ASIDE, {"taken": False}, kept.body)
+
+    def wipe(self) -> None:
+        """The attempt is over."""
+        self.database.drop(ASIDE)
+
+
+def freeze_attempt(party: Party) -> bytes | None:
+    """Whatever `party` needs to go on; None between attempts.
+
+    Raises:
+        ProtocolError: a mode whose members do not stop between two letters.
+    """
+    if party.attempt is None:
+        return None
+    attempt = party.attempt
+    fields = {
+        "place": asdict(attempt.place),
+        "done": attempt.done,
+        "size": party.size,
+        "relies_on": attempt.relies_on,
+    }
+    header = json.dumps(fields).encode("ascii")
+    return len(header).to_bytes(4, "big") + header + freeze(party.attempt.half)
+
+
+def thaw_attempt(kept: bytes, party: Party) -> Attempt:
+    """The attempt that `freeze_attempt` kept, for a party of the same member.
+
+    Raises:
+        ProtocolError: of another session.
+    """
+    fields, half = split(kept)
+    place = Place(**fields["place"])
+    context = PartyContext(
+        party.policy, party.name, party.identity, party.ledger.sums, place, keep_sum=party.keep_sum
+    )
+    return Attempt(place, thaw(half, context), fields["done"], fields["relies_on"])
+
+
+def split(kept: bytes) -> tuple[dict[str, Any], bytes]:
+    """Header and half."""
+    end = 4 + int.from_bytes(kept[:4], "big")
+    return json.loads(kept[4:end]), kept[end:]

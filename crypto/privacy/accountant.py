@@ -1,10 +1,10 @@
 """What one member's privacy has cost so far, and whether another round can be paid.
 
-Knows steps, composition (by dp-accounting) and one file of history. Knows nothing of updates,
-rounds' contents or networks.
-Always: a round is charged on disk before it may run, every time it runs, and a refused one changes
-neither memory nor disk; every epsilon comes with its delta, unit, sampling assumption, steps and
-method; an unreadable history is an error, never a fresh start.
+Knows steps and composition (by dp-accounting). Knows nothing of updates, rounds' contents,
+networks or files.
+Always: a round is charged in its book before it may run, every time it runs, and a refused one
+changes neither memory nor book; every epsilon comes with its delta, unit, sampling assumption,
+steps and method; an unreadable history is an error, never a fresh start.
 
     mechanism           composed by
     gaussian            PLD of the Gaussian mechanism
@@ -14,34 +14,29 @@ method; an unreadable history is an error, never a fresh start.
                         a general bound that costs two fifths more
 
 Not covered: who may see more than opened sums (plain mode hides nothing from the coordinator),
-counters that travel without noise beside an update, two programs that charge one file at the same
-moment, somebody who deletes the file.
+counters that travel without noise beside an update, two programs that charge one book at the same
+moment, somebody who deletes the book.
 """
 
 import dataclasses
 import functools
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...core.errors import BudgetError, ConfigError
-from ...core.paths import write_atomically
 from .noise import Noise
 
-FORMAT = "quietchoir privacy account 1"
 UNIT = "one member: its whole update of a round replaced by zeros"
 # whole numbers: Skellam's bound is for these
 ORDERS = np.array([*range(2, 65), *range(72, 257, 8), 320, 384, 512])
 # r, in integers: deviation that a discrete Gaussian gives up to become a rounded continuous one
 SMOOTHING = 2.0
-MAX_FILE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,24 +146,38 @@ class Budget:
             )
 
 
+class Book(Protocol):
+    """Where histories lie, so that they outlive this process."""
+
+    def read(self, scope: str) -> list[tuple[str, Step]]:
+        """One account's history, as it is now.
+
+        Raises:
+            ConfigError: it is not whole and readable, or of somebody else.
+        """
+        ...
+
+    def append(self, scope: str, round_: str, step: Step) -> None:
+        """One more charge. Raises QuietchoirError: the disk refuses; nothing was changed."""
+        ...
+
+
 class Account:
     """One member's privacy in one federation, or the federation's own view of any member.
 
     Args:
-        scope: what is accounted (federation and member); a file of another scope is refused.
-        path: the history's file; None keeps it in memory (simulations).
+        scope: what is accounted (federation and member); a book of another scope is refused.
+        book: where the history lies; None keeps it in memory (simulations).
     """
 
-    def __init__(self, budget: Budget, *, scope: str, path: Path | None = None) -> None:
-        """Take up the history where its file left it.
+    def __init__(self, budget: Budget, *, scope: str, book: Book | None = None) -> None:
+        """Take up the history where its book left it.
 
         Raises:
-            ConfigError: a file that is not this account's history, whole and readable.
+            ConfigError: a book that does not hold this account's history, whole and readable.
         """
-        self.budget, self.scope, self.path = budget, scope, path
-        self._history: list[tuple[str, Step]] = (
-            read(path, scope) if path is not None and path.exists() else []
-        )
+        self.budget, self.scope, self.book = budget, scope, book
+        self._history: list[tuple[str, Step]] = [] if book is None else book.read(scope)
 
     @property
     def history(self) -> tuple[tuple[str, Step], ...]:
@@ -199,10 +208,15 @@ class Account:
                 f"not run: stop here, or "
                 "found a federation with more noise, fewer rounds or more members"
             )
-        if self.path is not None:
-            write_atomically(self.path, written(history, self.scope), mode=0o600)
+        if self.book is not None:
+            self.book.append(self.scope, round_, step)
         self._history = history
         return spent
+
+    def reread(self) -> None:
+        """As the book says: a charge in it was undone."""
+        if self.book is not None:
+            self._history = self.book.read(self.scope)
 
     def epsilon(self, delta: float | None = None) -> Spent:
         """What is spent so far, at the budget's delta or another."""
@@ -383,45 +397,3 @@ def sampled_rdp(bound: NDArray[np.float64], rate: float) -> NDArray[np.float64]:
         first = (order - 1) * math.log1p(-rate) + math.log(order * rate - rate + 1)
         out[at] = logsumexp([first, *terms]) / (order - 1)
     return np.minimum(out, bound)
-
-
-def written(history: Sequence[tuple[str, Step]], scope: str) -> bytes:
-    """The history as its file."""
-    steps = [{"round": round_, **dataclasses.asdict(step)} for round_, step in history]
-    return (
-        json.dumps({"format": FORMAT, "scope": scope, "steps": steps}, indent=1, allow_nan=False)
-        + "\n"
-    ).encode()
-
-
-def read(path: Path, scope: str) -> list[tuple[str, Step]]:
-    """The history in a file. Raises ConfigError unless it is one of this scope, whole and
-    readable.
-    """
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ValueError("too large")
-        table: Any = json.loads(path.read_bytes())
-        if table["format"] != FORMAT or table["scope"] != scope:
-            raise ValueError(f"it says {table['format']!r} of {table['scope']!r}")
-        history: list[tuple[str, Step]] = []
-        for entry in table["steps"]:
-            round_ = entry.pop("round")
-            if not isinstance(round_, str):
-                raise ValueError(f"round {round_!r} is no name")
-            history.append((round_, Step(**entry)))
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        ConfigError,
-    ) as error:
-        raise ConfigError(
-            f"{path}: not the privacy history of {scope} ({error}); put the right file back. Never "
-            f"delete it: "
-            "what was spent stays spent"
-        ) from error
-    return history

@@ -22,7 +22,7 @@ from .change import Change, shared_b
 from .settings import Settings
 from .trainer import Verdict, Workshop
 
-logger = log.get("federation.personal")
+logger = log.get("federation.personalization")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,15 +12,15 @@ learn that it personalises.
 """
 
 import contextlib
-import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...core import log, paths
-from ...core.errors import QuietchoirError
+from ...core import log
+from ...core.errors import FederationError, QuietchoirError
 from ..adapters.registry import SHOWN, Registry
+from ..store.database import Database
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 Event = dict[str, object]
 Handler = Callable[[bytes], bytes]
-FILE = "personal.pending"
+NAME = "personal adapter"  # record
 TRIES = 3  # of one adapter, over restarts: work that kills the node does not do so for ever
 POLL_S = 0.25  # how soon work goes on after the machine became free
 END_S = 5.0  # how long one step may delay the end
-logger = log.get("federation.personal")
+logger = log.get("federation.personalization")
 
 
 class AbandonedError(Exception):
@@ -44,29 +44,26 @@ class AbandonedError(Exception):
 class Pending:
     """On disk: the adapter that is being worked on, and how often it was begun."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, database: Database) -> None:
+        self.database = database
 
     def read(self) -> tuple[str, int]:
         """Name and tries; an empty name: nothing is left to do, or nobody can read what."""
         try:
-            content = json.loads(self.path.read_bytes())
-            return str(content["adapter"]), int(content["tries"])
-        except (OSError, ValueError, RecursionError, LookupError, TypeError):
+            if (record := self.database.get(NAME)) is None:
+                return "", 0
+            return str(record.fields["adapter"]), int(record.fields["tries"])
+        except (FederationError, LookupError, TypeError, ValueError):
             return "", 0
 
     def write(self, name: str, tries: int) -> None:
         """Remember. Raises: QuietchoirError: the disk refused."""
-        paths.write_atomically(
-            self.path, json.dumps({"adapter": name, "tries": tries}).encode("ascii"), mode=0o600
-        )
+        self.database.put(NAME, {"adapter": name, "tries": tries})
 
     def clear(self) -> None:
-        """Nothing is left to do; a file that cannot be taken away is at worst worked on once
-        more.
-        """
-        with contextlib.suppress(OSError):
-            self.path.unlink()
+        """Nothing is left to do; what cannot be taken away is at worst worked on once more."""
+        with contextlib.suppress(QuietchoirError):
+            self.database.drop(NAME)
 
 
 def one_at_a_time(on_event: Callable[[Event], None]) -> Callable[[Event], None]:
@@ -92,7 +89,7 @@ class Companion:
 
     Args:
         learner: the federation's; its examples are used, and its model, nothing else of it.
-        folder: this node's, of this federation.
+        database: this node's, of this federation.
         busy: does somebody else want the machine, for example a request to the assistant?
     """
 
@@ -101,7 +98,7 @@ class Companion:
         owner: "Owner",
         learner: "TrainerLearner",
         settings: Settings,
-        folder: Path,
+        database: Database,
         *,
         on_event: Callable[[Event], None],
         busy: Callable[[], bool] = lambda: False,
@@ -113,7 +110,7 @@ class Companion:
             on_event,
             busy,
         )
-        self.pending = Pending(folder / FILE)
+        self.pending = Pending(database)
         self.changed = threading.Condition()  # guards the four below
         self.wanted, self.tries = self.pending.read()
         self.letters = 0  # being answered now

@@ -85,18 +85,14 @@ class Offering:
         meant = party.meant(dataclasses.replace(task, payload=payload))
         order = meant.order
         calls.check_train(order)
-        party.ledger.record(place)  # on disk before any work, so that no place is worked twice
-        party.attempt = None
+        party.begin(place, pays=False)
         if party.recall is not None and meant.led is not None:
             party.recall.keep(meant.led)
         if (kept := self.kept(task)) is not None:
             return calls.encode_offer(kept.version, kept.told, kept.state)
         # nothing is paid before something leaves, but work for nothing is spared
         if not party.purse.affords():
-            party.on_event(
-                {"event": "spent", "round": place.round, "reason": "the privacy budget is used up"}
-            )
-            return work.SPENT
+            return party.spent(place, "the privacy budget is used up")
         party.on_event(
             {
                 "event": task.stage,
@@ -159,8 +155,7 @@ class Offering:
         if terms.shares is not None:
             update[~terms.shares.trained(party.name, update.size)] = 0.0
         clipped = party.clipped(update, terms)
-        party.ledger.record(place)
-        party.attempt = None
+        unpaid = party.begin(place, pays=True)
         party.on_event(
             {
                 "event": task.stage,
@@ -169,8 +164,8 @@ class Offering:
                 "staleness": staleness,
             }
         )
-        if not party.pay(place):
-            return work.SPENT
+        if unpaid:
+            return party.spent(place, unpaid)
         values, scores = self.weighed(kept, update, clipped, staleness, terms)
         vouch, relies = self.vouching(called, kept)
         context = PartyContext(

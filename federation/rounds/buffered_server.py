@@ -68,7 +68,7 @@ class BufferedCoordinator(Coordinator):
         **options: Any,
     ) -> None:
         store = store or Store(None)
-        self.purses = Purses(policy, size, store.path and store.path.parent)
+        self.purses = Purses(policy, size, store.database)
         super().__init__(
             policy, identity, link, size=size, store=store, purse=self.purses.worst(), **options
         )

@@ -264,8 +264,7 @@ class Party:
             order, meant.told, task.place, training=training, start=led.state if led else None
         )
         parent = self.parent(task.place) if task.stage == work.UNDO else None
-        self.ledger.record(task.place)  # on disk before any work, so that no place is worked twice
-        self.attempt = None
+        unpaid = self.begin(task.place, pays=training, parent=parent)
         if self.recall is not None and led is not None:
             self.recall.keep(led)
         self.on_event(
@@ -279,11 +278,10 @@ class Party:
             )
             # a sealed adapter's name is a hash of its content
             return name if self.safe is None else b""
-        if parent is not None and self.safe is not None:
-            self.safe.vault.keep_progress(task.place.run, parent)
+        if parent is not None:
             return work.DONE
-        if training and not self.pay(task.place):
-            return work.SPENT
+        if unpaid:
+            return self.spent(task.place, unpaid)
         update, statistics, tokens = (
             self.train(order, task.place, terms) if training else self.score(order)
         )
@@ -378,17 +376,33 @@ class Party:
             ranges, seed_of(self.policy, place), told, named, shares, adapter_digest(order.flat)
         )
 
-    def pay(self, place: Place) -> bool:
-        """Pay for this attempt's privacy; False if there is not enough left, and then nothing is
-        trained.
+    def begin(self, place: Place, *, pays: bool, parent: Progress | None = None) -> str:
+        """Write down in one step, before any work, that `place` is worked, so that none is twice;
+        what it costs in privacy; and the adapter that this member goes back to, if it does.
+
+        Returns: why it cannot be paid; then nothing is trained.
+
+        Raises:
+            MessageError: as `Ledger.record`; nothing was changed.
+            QuietchoirError: the disk refuses; nothing was changed.
         """
-        try:
-            if self.policy.privacy.on:
-                self.purse.pay(place)
-        except BudgetError as error:
-            self.on_event({"event": "spent", "round": place.round, "reason": str(error)})
-            return False
-        return True
+        unpaid = ""
+        with self.ledger.step():
+            self.ledger.record(place)
+            if parent is not None and self.safe is not None:
+                self.safe.vault.keep_progress(place.run, parent)
+            if pays and self.policy.privacy.on:
+                try:
+                    self.purse.pay(place)
+                except BudgetError as error:
+                    unpaid = str(error)
+        self.attempt = None
+        return unpaid
+
+    def spent(self, place: Place, reason: str) -> bytes:
+        """The answer instead of a contribution that cannot be paid."""
+        self.on_event({"event": "spent", "round": place.round, "reason": reason})
+        return work.SPENT
 
     def parent(self, place: Place) -> Progress:
         """Sealed mode, to undo a step: the adapter before it, with an optimizer at rest, as one
@@ -428,8 +442,9 @@ class Party:
                 f"found stage {task.stage!r} of round {task.place.round}, expected "
                 f"{expected}; refused"
             )
-        answer = attempt.half.answer(task.stage, task.payload)
-        self.ledger.save()  # a round that is being opened is on disk before its shares leave
+        with self.ledger.step():
+            answer = attempt.half.answer(task.stage, task.payload)
+            self.ledger.save()  # a round that is being opened is on disk before its shares leave
         # the half found enough that vouch
         if task.stage == "share" and attempt.relies_on and self.recall is not None:
             self.recall.trust(attempt.relies_on, attempt.place.run)

@@ -5,8 +5,7 @@ Knows the states it holds, the steps between them, and which of them it followed
 nothing of the coordinator's side or of training.
 Always: a state is used only if its name, a hash of all its bits, is the one that was asked for, so
 that everybody who trains in a round trains from the very same bits; nothing is remembered before
-the letter was checked whole; what is on disk is the whole old memory or the whole new one, mode
-0600.
+the letter was checked whole; what is on disk is the whole old memory or the whole new one.
 
 A state is *followed* if this member went to it from zeros, where every run starts, by opened sums
 and the federation's own rules (`steps`), or from a state that enough others signed to have
@@ -15,44 +14,40 @@ enough others that have (`crypto.secagg`, `KeyCard.vouch`), from when on its sta
 followed too. So a coordinator that hands over an adapter of its own finds nobody who would vouch
 for it. Above 32 members, where sums carry no tags, that a told sum is the opened one is its word.
 
-    recall.kept         magic and header length, 4 bytes each | header, JSON | sha256 of both
-    recall-NAME.state   one state; written before the header that names it, removed after the first
-                        that does not
-    recall.sum          the last opened sum that this member signed, so that it need not come twice
+    followed models        run, names of the states that are held and of all that were followed
+    followed model NAME    one state
+    signed sum             the last opened sum that this member signed: it need not come twice
 
-Each state is written once, whatever follows from it. The sum's file is not waited for: whoever
-reads it asks for a digest, and is told the sum again if it is not there.
+Each state is written once, whatever follows from it. Whoever reads the sum asks for a digest, and
+is told the sum again if it is not there.
 
 Two states are held: the last one, and the one it was reached from (a change may be undone, or
 another one judged); a third where the last one was told whole. That is 16 bytes a value, 24 with
 second moments.
 
-Not covered: a member whose file is lost or put back relies on others until it is vouched for.
-Hazard: the file holds adapters in clear, which every member has.
+Not covered: a member whose record is lost or put back relies on others until it is vouched for.
+Hazard: it holds adapters in clear, which every member has.
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ...core import log, paths
-from ...core.errors import MessageError, QuietchoirError
+from ...core import log
+from ...core.errors import FederationError, MessageError, QuietchoirError
 from ..aggregation.attested_sum import KEPT, Integers, Total, digest_of
 from ..aggregation.server_optimizer import ServerState
-from ..spec.policy import canonical
+from ..store.database import Database, StoredRecord
 from . import global_model as steps
 from .global_model import NAME_BYTES, Step, Stepping, UnprovenError, name_of, origin_of
 
 logger = log.get("federation.recall")
 HOLDS = "holds"  # the stage that asks for the names of what a member holds
 LACKS = b"lacks"  # an answer instead of work: with the names of what is here
-FILE, STATE, SUM = "recall.kept", "recall-{}.state", "recall.sum"
-MAGIC, WITH_STATES, HASH_BYTES = b"QCR2", b"QCR1", 32  # the first kind held its states itself
+NAME, STATE, SUM = "followed models", "followed model {}", "signed sum"  # records
 MAX_TRAIL = 4096  # names; older ones are forgotten
 
 
@@ -92,51 +87,18 @@ class Memory:
         """Values of an adapter; 0 where none is held."""
         return self.held[0][1].flat.size if self.held else 0
 
-    def encode(self) -> bytes:
-        """Everything but the states."""
-        header = canonical(
-            {
-                "held": [name for name, _ in self.held],
-                "run": self.run,
-                "size": self.size,
-                "trail": list(self.trail),
-            }
-        )
-        whole = MAGIC + len(header).to_bytes(4, "big") + header
-        return whole + hashlib.sha256(whole).digest()
-
-    @staticmethod
-    def decode(data: bytes, state_of: Callable[[str, int], ServerState | None]) -> "Memory":
-        """Read what `encode` wrote, or an earlier version of it did.
-
-        Args:
-            state_of: the state of a name and size; None if it is lost, and then it is not held.
-
-        Raises:
-            ValueError: damaged.
-        """
-        body, at = data[:-HASH_BYTES], len(MAGIC) + 4
-        known = body.startswith((MAGIC, WITH_STATES))
-        if not known or hashlib.sha256(body).digest() != data[-HASH_BYTES:]:
-            raise ValueError("not what was written")
-        length = int.from_bytes(body[len(MAGIC) : at], "big")
-        header, at = json.loads(body[at : at + length]), at + length
-        held = dict[str, ServerState | None]()
-        if body.startswith(MAGIC):
-            held = {name: state_of(name, header["size"]) for name in header["held"]}
-        else:
-            for name, size in header["held"]:
-                held[name] = ServerState.decode(body[at : at + size], header["size"])
-                at += size
-        found = tuple((name, state) for name, state in held.items() if state is not None)
-        return Memory(header["run"], found, tuple(header["trail"]))
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Everything but the states, as it lies on disk."""
+        held = [name for name, _ in self.held]
+        return {"held": held, "run": self.run, "size": self.size, "trail": list(self.trail)}
 
 
 class Recall:
-    """One member's memory. In memory only if `folder` is None (simulations)."""
+    """One member's memory. In memory only if there is no database (simulations)."""
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.path = None if folder is None else folder / FILE
+    def __init__(self, database: Database | None = None) -> None:
+        self.database = database
         self._memory: Memory | None = None  # read when it is first needed
         self._written = frozenset[str]()  # names of states that are on disk
         # the last sum that was signed [n], by its digest; read when it is first needed
@@ -200,13 +162,11 @@ class Recall:
         """
         word = "<u2" if int(whole.max(initial=0)) < 1 << 16 else "<u4"
         self._sum = digest, whole.astype(word)
-        if self.path is None:
+        if self.database is None:
             return
-        content = word.encode("ascii") + self._sum[1].tobytes()
         try:
-            path = paths.private_folder(self.path.parent) / SUM
-            paths.write_atomically(path, content, mode=0o600, durable=False)
-        except (OSError, QuietchoirError) as error:
+            self.database.put(SUM, {"word": word}, self._sum[1].tobytes())
+        except QuietchoirError as error:
             logger.warning("the sum that was signed is kept in memory alone: %s", error)
 
     def _whole(self, step: Step, stepping: Stepping) -> Step:
@@ -230,13 +190,12 @@ class Recall:
         """The sum on disk by its digest: whatever is there, for nobody asks for one that is
         damaged.
         """
-        data = b""
-        with suppress(OSError):
-            data = b"" if self.path is None else self.path.with_name(SUM).read_bytes()
-        word, body = data[:3].decode("ascii", "replace"), data[3:]
-        if word not in ("<u2", "<u4") or len(body) % int(word[2]):
+        record: StoredRecord | None = None
+        with suppress(FederationError):
+            record = None if self.database is None else self.database.get(SUM)
+        if record is None:
             return b"", np.zeros(0, np.uint32)
-        whole = np.frombuffer(body, word).astype(np.uint32)
+        whole = np.frombuffer(record.body, record.fields["word"]).astype(np.uint32)
         self._sum = digest_of(whole), whole
         return self._sum
 
@@ -268,60 +227,50 @@ class Recall:
             (one.run, [name for name, _ in one.held], one.trail)
             for one in (before or Memory(), memory)
         ]
-        if self.path is None or named[0] == named[1]:
+        if self.database is None or named[0] == named[1]:
             return
         # where every run starts is nowhere on disk
         states = {name: state for name, state in memory.held if name != origin_of(memory.size)}
-        files = {
-            self._state(name): state.encode()
-            for name, state in states.items()
-            if name not in self._written
-        }
         try:
-            paths.private_folder(self.path.parent)
-            paths.write_together({**files, self.path: memory.encode()}, mode=0o600)
+            with self.database.step():
+                for name in states.keys() - self._written:
+                    self.database.put(STATE.format(name), {}, states[name].encode())
+                self.database.put(NAME, memory.fields)
+                self.database.drop(*(STATE.format(name) for name in self._written - states.keys()))
             self._written = frozenset(states)
-            needed, folder = {self._state(name) for name in states}, self.path.parent
-            # and whatever a kill left half-written
-            for path in (*folder.glob(STATE.format("*")), *folder.glob(".recall*")):
-                if path not in needed:
-                    path.unlink(missing_ok=True)
-        except (OSError, QuietchoirError) as error:
+        except QuietchoirError as error:
             logger.warning("the adapter that was followed is kept in memory alone: %s", error)
 
-    def _state(self, name: str) -> Path:
-        """Where a state lies."""
-        assert self.path is not None
-        return self.path.with_name(STATE.format(name))
-
     def _read(self) -> Memory:
-        if self.path is None or not self.path.exists():
-            return Memory()
         try:
-            memory = Memory.decode(self.path.read_bytes(), self._read_state)
-        except (OSError, ValueError, LookupError, TypeError) as error:
+            record = None if self.database is None else self.database.get(NAME)
+            if record is None:
+                return Memory()
+            run, size = record.fields["run"], record.fields["size"]
+            found = {name: self._read_state(name, size) for name in record.fields["held"]}
+            trail = tuple(record.fields["trail"])
+        except (FederationError, LookupError, TypeError, ValueError) as error:
             logger.warning(
-                "%s: damaged (%s); this member relies on others until they vouch for an adapter",
-                self.path,
+                "the adapter that was followed is damaged (%s); this member relies on others until "
+                "they vouch for one",
                 error,
             )
             return Memory()
-        self._written = frozenset(name for name, _ in memory.held if self._state(name).exists())
-        return memory
+        held = tuple((name, state) for name, state in found.items() if state is not None)
+        self._written = frozenset(name for name, _ in held if name != origin_of(size))
+        return Memory(run, held, trail)
 
     def _read_state(self, name: str, size: int) -> ServerState | None:
-        """One state from the disk; None, and a warning, if it is not what its name says."""
+        """One state from the disk; None, and a warning, if it is lost."""
         if name == origin_of(size):
             return ServerState.zeros(size)
         try:
-            state = ServerState.decode(self._state(name).read_bytes(), size)
-            if name_of(state) == name:
-                return state
-            reason = "it is not what was written"
-        except (OSError, ValueError) as error:
-            reason = str(error)
-        logger.warning("%s: damaged (%s); it will be told again", self._state(name), reason)
-        return None
+            assert self.database is not None
+            record = self.database.get(STATE.format(name))
+            return None if record is None else ServerState.decode(record.body, size)
+        except (FederationError, ValueError) as error:
+            logger.warning("an adapter that was followed is lost: %s; it is told again", error)
+            return None
 
 
 def trail(before: tuple[str, ...], *names: str) -> tuple[str, ...]:

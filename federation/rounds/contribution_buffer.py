@@ -1,35 +1,32 @@
 """The one contribution that a member of buffered rounds keeps until it is summed.
 
-Knows a file in one private folder. Knows nothing of letters, or of how a contribution is protected.
-Always: at most one is kept; it is found in its own run under its own rules alone; the file is a
-whole one, mode 0600, or gone; what was wiped does not come back, also not after a kill.
+Knows a record of a member's database. Knows nothing of letters, or of how a contribution is
+protected.
+Always: at most one is kept; it is found in its own run under its own rules alone; it is there whole
+or gone; what was wiped does not come back, also not after a kill.
 
-    contribution.kept     magic and header length, 4 bytes each | header, JSON | the change, 4 bytes
-                          a value | sha256 of it all
+    contribution     its fields | the change, 4 bytes a value
 
-Not covered: a copy of the folder that is put back later; backups; what a disk keeps of wiped files.
+Not covered: a copy of the folder that is put back later; backups; what a disk keeps of blocks that
+were written over.
 """
 
 import dataclasses
 import hashlib
-import json
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from ...core import log, paths
-from ...core.errors import QuietchoirError
+from ...core import log
+from ...core.errors import FederationError, QuietchoirError
 from ..aggregation.server_optimizer import Vector
 from ..aggregation.update import Statistics
 from ..membership.update import ROSTER
 from ..spec.policy import Policy, canonical
+from ..store.database import Database, StoredRecord
 
 logger = log.get("federation.contribution")
-FILE = "contribution.kept"
-MAGIC = b"QCK2"
-HASH_BYTES = 32
+NAME = "contribution"
 # tables that a contribution does not depend on: it outlives a new member
 MAY_CHANGE = ROSTER | {"coordinator"}
 
@@ -48,39 +45,18 @@ class Contribution:
     statistics: Statistics
     tokens: int  # answer tokens that it was trained on
 
-    def encode(self) -> bytes:
+    def record(self) -> StoredRecord:
         """As it lies on disk."""
-        header = canonical(
-            {
-                "adapter": self.adapter,
-                "rules": self.rules,
-                "run": self.run,
-                "state": self.state,
-                "statistics": dataclasses.asdict(self.statistics),
-                "told": self.told,
-                "tokens": self.tokens,
-                "version": self.version,
-            }
-        )
-        body = MAGIC + len(header).to_bytes(4, "big") + header + self.update.astype("<f4").tobytes()
-        return body + hashlib.sha256(body).digest()
+        fields = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        fields["statistics"] = dataclasses.asdict(self.statistics)
+        return StoredRecord(fields, fields.pop("update").astype("<f4").tobytes())
 
     @staticmethod
-    def decode(data: bytes) -> "Contribution":
-        """Read what `encode` wrote.
-
-        Raises:
-            ValueError: damaged.
-        """
-        body, start = data[:-HASH_BYTES], len(MAGIC) + 4
-        if not body.startswith(MAGIC) or hashlib.sha256(body).digest() != data[-HASH_BYTES:]:
-            raise ValueError("not what was written")
-        length = int.from_bytes(body[len(MAGIC) : start], "big")
-        header = json.loads(body[start : start + length])
-        update = np.frombuffer(body, "<f4", offset=start + length).astype(np.float32)
-        return Contribution(
-            **{**header, "statistics": Statistics(**header["statistics"])}, update=update
-        )
+    def read(record: StoredRecord) -> "Contribution":
+        """What `record` gave. Raises ValueError, TypeError or LookupError for anything else."""
+        statistics = Statistics(**record.fields["statistics"])
+        update = np.frombuffer(record.body, "<f4").astype(np.float32)
+        return Contribution(**{**record.fields, "statistics": statistics}, update=update)
 
 
 def rules_of(policy: Policy) -> str:
@@ -91,15 +67,18 @@ def rules_of(policy: Policy) -> str:
 
 
 class Drawer:
-    """Where it lies. In memory only if `folder` is None (simulations).
+    """Where it lies. In memory only if there is no database (simulations).
 
-    Hazard: whoever reads the folder reads the change in clear. The examples it was trained on lie
+    Hazard: whoever reads the database reads the change in clear. The examples it was trained on lie
     on the same disk.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.path = None if folder is None else folder / FILE
-        self._kept: Contribution | None = self._read()
+    def __init__(self, database: Database | None = None) -> None:
+        self.database = database
+        self._kept: Contribution | None = None
+        self._read()
+        if database is not None:
+            database.forget.append(self._read)
 
     def __repr__(self) -> str:
         return "Drawer()"
@@ -113,40 +92,28 @@ class Drawer:
         """Keep it in place of the one before. If the disk refuses, it is kept in memory: a
         restart then costs a training.
         """
-        self.wipe()
-        if self.path is not None:
+        if self.database is not None:
+            record = contribution.record()
             try:
-                paths.private_folder(self.path.parent)
-                paths.write_atomically(self.path, contribution.encode(), mode=0o600)
-            except (OSError, QuietchoirError) as error:
+                self.database.put(NAME, record.fields, record.body)
+            except QuietchoirError as error:
                 logger.warning("the contribution is kept in memory alone: %s", error)
         self._kept = contribution
 
     def wipe(self) -> None:
-        """Forget it: its file is overwritten, then removed; call it before it leaves.
+        """Forget it; call it before it leaves.
 
         Raises:
             QuietchoirError: the disk refuses; then it must not leave, and is kept.
         """
-        if self.path is not None and self.path.exists():
-            try:
-                with self.path.open("r+b") as file:
-                    file.write(bytes(self.path.stat().st_size))
-                    file.flush()
-                    os.fsync(file.fileno())
-                self.path.unlink()
-                paths.sync_folder(self.path.parent)
-            except OSError as error:
-                raise QuietchoirError(
-                    f"{self.path}: not wiped ({error.strerror}); it is not sent, free the disk"
-                ) from error
+        if self.database is not None:
+            self.database.wipe(NAME)
         self._kept = None
 
-    def _read(self) -> Contribution | None:
-        if self.path is None or not self.path.exists():
-            return None
+    def _read(self) -> None:
+        self._kept = None
         try:
-            return Contribution.decode(self.path.read_bytes())
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            logger.warning("%s: damaged (%s); this member trains anew", self.path, error)
-            return None
+            if self.database is not None and (record := self.database.get(NAME)) is not None:
+                self._kept = Contribution.read(record)
+        except (FederationError, ValueError, LookupError, TypeError) as error:
+            logger.warning("the contribution is damaged (%s); this member trains anew", error)

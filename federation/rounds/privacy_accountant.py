@@ -14,15 +14,17 @@ nothing.
 """
 
 from collections.abc import Iterable
-from pathlib import Path
+from contextlib import nullcontext
 
 from ...core.errors import FederationError
 from ...crypto.privacy.accountant import Account, Budget, Spent, Step, compose
 from ..aggregation.update import noise_of
 from ..spec.policy import Policy
+from ..store.database import Database
+from ..store.privacy_book import PrivacyBook
 from ..wire.message import Place
 
-BOOK = "privacy.json"  # beside a coordinator's run: of any member
+ANY = "any member"  # whose account a coordinator keeps that asks whoever the draw gives
 
 
 class Purse:
@@ -32,11 +34,20 @@ class Purse:
     Args:
         size: values of an update.
         whose: a member's name, or "any member".
-        path: the history's file; None keeps it in memory (simulations).
+        database: where the history lies; None keeps it in memory (simulations).
+        alone: no other account lies there.
     """
 
-    def __init__(self, policy: Policy, size: int, whose: str, path: Path | None = None) -> None:
-        """Take up the history where its file left it.
+    def __init__(
+        self,
+        policy: Policy,
+        size: int,
+        whose: str,
+        database: Database | None = None,
+        *,
+        alone: bool = True,
+    ) -> None:
+        """Take up the history where it was left.
 
         Raises:
             ConfigError: a history of somebody else, or noise that does not fit the federation's
@@ -48,7 +59,10 @@ class Purse:
             return
         self.step = Step.of(noise)
         budget = Budget(epsilon=policy.privacy.epsilon, delta=policy.privacy.delta)
-        self.account = Account(budget, scope=f"{policy.federation.hex()} {whose}", path=path)
+        book = None if database is None else PrivacyBook(database, alone=alone)
+        self.account = Account(budget, scope=f"{policy.federation.hex()} {whose}", book=book)
+        if database is not None:
+            database.forget.append(self.account.reread)
 
     def pay(self, place: Place) -> Spent | None:
         """Pay for one attempt; what is spent with it, None where there is no noise.
@@ -85,16 +99,16 @@ class Purses:
     member keeps its own.
 
     Args:
-        folder: where the histories lie, one file a member; None keeps them in memory (simulations).
+        database: where the histories lie; None keeps them in memory (simulations).
     """
 
-    def __init__(self, policy: Policy, size: int, folder: Path | None = None) -> None:
-        """Take up the histories where their files left them.
+    def __init__(self, policy: Policy, size: int, database: Database | None = None) -> None:
+        """Take up the histories where they were left.
 
         Raises:
             ConfigError: as `Purse`.
         """
-        self.policy, self.size, self.folder = policy, size, folder
+        self.policy, self.size, self.database = policy, size, database
         self.each: dict[str, Purse] = {}
         for member in policy.members:
             self.of(member.name)
@@ -102,8 +116,7 @@ class Purses:
     def of(self, name: str) -> Purse:
         """One member's; a new one for a member that came later."""
         if name not in self.each:
-            path = None if self.folder is None else self.folder / f"privacy-{name}.json"
-            self.each[name] = Purse(self.policy, self.size, name, path)
+            self.each[name] = Purse(self.policy, self.size, name, self.database, alone=False)
         return self.each[name]
 
     def pay(self, names: Iterable[str], place: Place) -> Spent | None:
@@ -112,10 +125,11 @@ class Purses:
 
         Raises:
             BudgetError: one of them cannot; ask `affords` before.
-            QuietchoirError: the disk refused; some may have paid, for an attempt that is not made.
+            QuietchoirError: the disk refused; nobody has paid.
         """
-        for name in names:
-            self.of(name).pay(place)
+        with nullcontext() if self.database is None else self.database.step():
+            for name in names:
+                self.of(name).pay(place)
         worst = self.worst()
         return None if worst.step is None else worst.account.epsilon()
 
@@ -134,17 +148,16 @@ class Purses:
         ]
 
 
-def check_books(folder: Path, *, buffered: bool) -> None:
-    """Require that a run's privacy was accounted for as it will be: one book for any member, or one
-    for each.
+def check_books(database: Database, *, buffered: bool) -> None:
+    """Require that a run's privacy was accounted for as it will be: one account for any member, or
+    one for each.
 
     Raises:
         FederationError: the schedule has changed within a run.
     """
-    others = [folder / BOOK] if buffered else sorted(folder.glob("privacy-*.json"))
-    if any(path.exists() for path in others):
+    accounts = database.rows("SELECT DISTINCT account FROM charges")
+    if any(account.endswith(f" {ANY}") == buffered for (account,) in accounts):
         raise FederationError(
-            f"{others[0]}: this run's privacy was accounted for under another schedule.rounds; a "
-            f"run keeps its own: finish "
-            "it under the file it began with, or choose another --state"
+            f"{database.path}: this run's privacy was accounted for under another schedule.rounds; "
+            "a run keeps its own: finish it under the file it began with, or choose another --state"
         )

@@ -30,7 +30,7 @@ from .delivery import Delivery
 from .event_log import Logbook
 from .messenger import Post
 from .model_broadcast import Telling
-from .privacy_accountant import Purse
+from .privacy_accountant import ANY, Purse
 from .report import RunReport, summary, write_entry
 from .validation import Verdict
 from .words import told_buckets
@@ -53,7 +53,7 @@ class Coordinator:
             for without end, and a round that failed because they did is not counted.
         grace_s: once the minimum is there, how long the rest of the roster is waited for.
         desk: in sealed mode, the worker that adds ciphertexts; by default a new one.
-        purse: privacy spent so far; by default beside the store's file.
+        purse: privacy spent so far; by default in the store's database.
     """
 
     def __init__(
@@ -93,9 +93,7 @@ class Coordinator:
         store = store or Store(None)
         # in sealed mode no adapter is here
         self.logbook = Logbook(store, policy, 0 if self.sealed else size)
-        self.purse = purse or Purse(
-            policy, size, "any member", store.path and store.path.with_name("privacy.json")
-        )
+        self.purse = purse or Purse(policy, size, ANY, store.database)
         self.post = Post(policy, identity, link)
         stops = tuple(stops) or (size,)
         self.telling = Telling(self.post, self.logbook, optimizer_of(policy.recipe), size, stops)

@@ -4,46 +4,41 @@ Knows one folder with one database in it. Knows nothing of parties or messages.
 Always: a step is the whole old state or the whole new one; an attempt is on disk before anybody is
 asked, so that no attempt's number is ever used twice. One process at a time holds the folder.
 
-    run      who the run belongs to and where it is, as JSON      adapter  the server's vectors,
-                                                                           written when they change
-    history  one report a round                                     steps    that lead to the
-                                                                             adapter, oldest first
+    records  "run": who it belongs to and where it is; "adapter": the server's vectors, written
+             when they change
+    history  one report a round
+    steps    that lead to the adapter, oldest first
+    charges  what it spends in privacy (`privacy_book`)
 
-What a run spends in privacy lies beside it, in its own file (see `purse`); the federation file it
-goes on under too.
+The federation file that it goes on under lies beside it.
 """
 
 import dataclasses
-import fcntl
-import hashlib
 import json
 import secrets
 import sqlite3
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from ...core import paths
 from ...core.errors import FederationError
 from ..aggregation.server_optimizer import ServerState
 from ..spec.policy import Policy
-from .disk import Disk
+from . import former
+from .database import Database, VersionError, hold
 
-FILE = "run.sqlite"
+FILE, LOCK = "run.sqlite", "lock"
 OLD_FILE = "run.checkpoint"  # of the first versions of this program
-VERSION = 2
-PAGE_BYTES = 1 << 15
+VERSION = 3
 TABLES = """
-CREATE TABLE run (one INTEGER PRIMARY KEY CHECK (one = 1), fields TEXT NOT NULL) STRICT;
-CREATE TABLE adapter (
-    one INTEGER PRIMARY KEY CHECK (one = 1), size INTEGER NOT NULL, body BLOB NOT NULL,
-    digest BLOB NOT NULL
-) STRICT;
 CREATE TABLE history (place INTEGER PRIMARY KEY, entry TEXT NOT NULL) STRICT;
 CREATE TABLE steps (
     place INTEGER PRIMARY KEY, name TEXT NOT NULL, before TEXT NOT NULL, body BLOB NOT NULL
 ) STRICT
 """
+RUN, ADAPTER = "run", "adapter"  # records
 APART = ("server", "history", "steps")  # fields of a state that have tables of their own
 
 
@@ -108,30 +103,21 @@ class Store:
         """
         self.path, self.run = None if folder is None else folder / FILE, run
         self.lock: IO[bytes] | None = None
-        self.disk: Disk | None = None
+        self.database: Database | None = None
         self.written: RunState | None = None  # what is on disk, as far as this process knows
         if folder is None:
             return
-        paths.private_folder(folder)
-        self.lock = (folder / "lock").open("ab")
+        self.lock = hold_run(folder)
         try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.lock.close()
-            raise FederationError(
-                f"{folder}: another coordinator runs on this state; stop it or choose another "
-                f"--state"
-            ) from None
-        try:
-            self.disk = Disk(folder / FILE, TABLES, VERSION, page_bytes=PAGE_BYTES)
+            self.database = open_run(folder)
         except BaseException:
             self.lock.close()
             raise
 
     def close(self) -> None:
         """Let the folder go."""
-        if self.disk is not None:
-            self.disk.close()
+        if self.database is not None:
+            self.database.close()
         if self.lock is not None:
             self.lock.close()
 
@@ -142,7 +128,7 @@ class Store:
             FederationError: damaged, or of another federation, model, adapter shape or a newer
             federation file.
         """
-        state = None if self.disk is None else read_state(self.disk.connection, self.disk.path)
+        state = None if self.database is None else read_state(self.database)
         if state is None:
             if self.path is not None and self.path.with_name(OLD_FILE).exists():
                 raise FederationError(
@@ -174,31 +160,23 @@ class Store:
         Raises:
             QuietchoirError: the disk refuses; the old state is the one to go on from.
         """
-        if self.disk is None:
+        if self.database is None:
             return
         before = self.written
-        with self.disk.step() as connection:
-            connection.execute(
-                "INSERT OR REPLACE INTO run VALUES (1, ?)", (json.dumps(fields_of(state)),)
-            )
+        with self.database.step() as connection:
+            self.database.put(RUN, fields_of(state))
             if before is None or before.server is not state.server:
-                write_server(connection, state.server)
+                size = state.server.flat.size
+                self.database.put(ADAPTER, {"size": size}, state.server.encode())
             write_steps(connection, () if before is None else before.steps, state.steps)
             write_history(connection, () if before is None else before.history, state.history)
         self.written = state
 
 
 def fields_of(state: RunState) -> dict[str, Any]:
-    """What stands in the table `run`."""
+    """What stands in the record `run`."""
     names = [one.name for one in dataclasses.fields(state) if one.name not in APART]
     return {name: getattr(state, name) for name in names}
-
-
-def write_server(connection: sqlite3.Connection, server: ServerState) -> None:
-    """The adapter and what the optimizer carries along."""
-    body = server.encode()
-    row = (server.flat.size, body, hashlib.sha256(body).digest())
-    connection.execute("INSERT OR REPLACE INTO adapter VALUES (1, ?, ?, ?)", row)
 
 
 def write_steps(
@@ -238,19 +216,49 @@ def write_history(
     connection.executemany("INSERT INTO history VALUES (?, ?)", rows)
 
 
+def hold_run(folder: Path) -> IO[bytes]:
+    """Take a run's folder for this process. Raises FederationError: another one has it."""
+    return hold(
+        folder, LOCK, "another coordinator runs on this state; stop it or choose another --state"
+    )
+
+
+def open_run(folder: Path) -> Database:
+    """The database in a folder that this process holds.
+
+    Raises:
+        FederationError: damaged, of an unknown version, or what a former version kept is.
+        ConfigError: a history of privacy that cannot be read.
+    """
+    database = Database(folder / FILE, TABLES, VERSION, partial(former.run, folder))
+    try:
+        former.put_away(database, former.RUN)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
 def read(folder: Path) -> RunState | None:
     """The run in a coordinator's folder, which may be at work meanwhile; None if there is none.
 
     Raises:
-        FederationError: damaged, or of an unknown version.
+        FederationError: damaged, or of another version.
     """
     if not (folder / FILE).exists():
         return None
-    disk = Disk(folder / FILE, TABLES, VERSION)
     try:
-        return read_state(disk.connection, disk.path)
-    finally:
-        disk.close()
+        return read_now(folder)
+    except VersionError:
+        with hold_run(folder):
+            open_run(folder).close()  # takes over what a former version wrote
+    return read_now(folder)
+
+
+def read_now(folder: Path) -> RunState | None:
+    """As `read`, of this version."""
+    with closing(Database(folder / FILE, TABLES, VERSION)) as database:
+        return read_state(database)
 
 
 def as_now(entry: dict[str, Any]) -> dict[str, Any]:
@@ -266,36 +274,27 @@ def as_now(entry: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def read_state(connection: sqlite3.Connection, path: Path) -> RunState | None:
+def read_state(database: Database) -> RunState | None:
     """What `Store.save` wrote last; None if it never did.
 
     Raises:
         FederationError: damaged.
     """
+    with database.moment():
+        run, adapter = database.get(RUN), database.get(ADAPTER)
+        history = database.rows("SELECT entry FROM history ORDER BY place")
+        steps = database.rows("SELECT name, before, body FROM steps ORDER BY place")
+    if run is None or adapter is None:
+        return None
     try:
-        connection.execute("BEGIN")  # one moment of all tables, whoever writes meanwhile
-        try:
-            run = connection.execute("SELECT fields FROM run").fetchone()
-            adapter = connection.execute("SELECT size, body, digest FROM adapter").fetchone()
-            history = connection.execute("SELECT entry FROM history ORDER BY place").fetchall()
-            steps = connection.execute(
-                "SELECT name, before, body FROM steps ORDER BY place"
-            ).fetchall()
-        finally:
-            connection.execute("COMMIT")
-        if run is None:
-            return None
-        size, body, digest = adapter
-        if hashlib.sha256(body).digest() != digest:
-            raise ValueError("the adapter is not the one that was written")
         entries = tuple(as_now(json.loads(entry)) for (entry,) in history)
-        known = json.loads(run[0])
-        known["delivered"] = tuple(known.get("delivered", ()))
+        delivered = tuple(run.fields.pop("delivered", ()))
+        server = ServerState.decode(adapter.body, adapter.fields["size"])
         walked = tuple(Walked(*step) for step in steps)
         return RunState(
-            **known, server=ServerState.decode(body, size), history=entries, steps=walked
+            **run.fields, delivered=delivered, server=server, history=entries, steps=walked
         )
-    except (sqlite3.DatabaseError, ValueError, RecursionError, TypeError) as error:
+    except (ValueError, LookupError, RecursionError, TypeError) as error:
         raise FederationError(
-            f"{path}: damaged ({error}); restore it from a copy, or choose another --state"
+            f"{database.path}: damaged ({error}); restore it from a copy, or choose another --state"
         ) from error

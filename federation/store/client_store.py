@@ -1,37 +1,38 @@
-"""What a member of a sealed federation keeps to itself: the members' key, and the adapter with its
-optimizer.
+"""What a member of a sealed federation keeps to itself: the members' key, or its share of a joint
+one, and the adapter with its optimizer.
 
-Knows one folder, private to its owner. Knows nothing of letters or rounds' protection.
-Always: a key belongs to one epoch (one version of the federation file) and serves no other; a file
-is the whole old one or the whole new one, mode 0600; what others are told of the adapter is a keyed
-tag, from which it cannot be guessed.
+Knows records of a member's database. Knows nothing of letters or rounds' protection.
+Always: a key, and a share of one, belongs to one epoch (one version of the federation file) and
+serves no other; what was done with a share is on disk before an answer leaves, and a share without
+its memory is given up; what others are told of the adapter is a keyed tag, from which it cannot be
+guessed.
 
-    sealed.key          epoch and 32-byte seed; where nobody holds the key singly, `shelf` keeps
-                        this member's share instead
-    sealed-RUN.state    steps done, adapter, velocity; and the same one step earlier
+    group key             epoch | 32-byte seed
+    key share, and        epoch | `Holding.encode`; `Memory.encode`, where nobody holds the key
+    its memory            singly
+    model of RUN          steps done, adapter, velocity; and the same one step earlier
+
+Not covered: a copy of the folder that is put back later forgets what was done in between.
 """
 
 import hashlib
 import hmac
-import json
-import os
 import secrets
-import stat
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
-from ...core import paths
-from ...core.errors import ConfigError, FederationError
+from ...core import log
+from ...core.errors import FederationError, ProtocolError
+from ...crypto.experimental.threshold import Holding, Memory
 from ...crypto.he.bfv import SEED_BYTES, key_id
 from ...crypto.identity.keys import bind, hkdf
 from ..aggregation.server_optimizer import ServerState
 from ..spec.policy import check_hex
-from .key_shares import Shelf
+from .database import DamagedError, Database, StoredRecord
 
-KEY_FILE = "sealed.key"
-MAGIC = b"QCV1"
+logger = log.get("federation.vault")
+GROUP_KEY, SHARE, SHARE_MEMORY = "group key", "key share", "key share's memory"
 TAG_BYTES = 32
 
 
@@ -90,23 +91,85 @@ class Kept:
     before: Progress | None = None
 
 
+class Shelf:
+    """One member's share of a joint key. In memory only if there is no database (simulations).
+
+    Hazard: whoever reads the database holds this member's share; as many as the threshold open
+    every sum of the epoch.
+    """
+
+    def __init__(self, database: Database | None) -> None:
+        self.database = database
+        self._held = self._read()
+
+    def __repr__(self) -> str:
+        return "Shelf()"
+
+    def holding(self, epoch: bytes) -> Holding | None:
+        """The holding of this epoch, if there is one; that of another epoch is wiped."""
+        if self._held is not None and self._held[0] != epoch:
+            self.wipe()
+        return None if self._held is None else self._held[1]
+
+    def keep(self, epoch: bytes, holding: Holding) -> None:
+        """Keep a holding instead of the one before.
+
+        Raises:
+            QuietchoirError: the disk refuses; the one before is then kept.
+        """
+        if self.database is not None:
+            with self.database.step():
+                self.database.put(SHARE, {"epoch": epoch.hex()}, holding.encode())
+                self.database.put(SHARE_MEMORY, {}, holding.memory.encode())
+        self._held = (epoch, holding)
+
+    def note(self) -> None:
+        """Write down what was done with the holding; call it before an answer leaves.
+
+        Raises:
+            QuietchoirError: the disk refuses; then the answer must not leave.
+        """
+        if self.database is not None and self._held is not None:
+            self.database.put(SHARE_MEMORY, {}, self._held[1].memory.encode())
+
+    def wipe(self) -> None:
+        """Forget the holding. Raises: QuietchoirError: the disk refuses."""
+        self._held = None
+        if self.database is not None:
+            self.database.wipe(SHARE, SHARE_MEMORY)
+
+    def _read(self) -> tuple[bytes, Holding] | None:
+        share, memory = (found(self.database, name) for name in (SHARE, SHARE_MEMORY))
+        if share is None:
+            return None
+        try:
+            if memory is None:
+                raise ProtocolError("what was done with it is not known any more")
+            holding = Holding.decode(share.body, Memory.decode(memory.body))
+        except ProtocolError as error:
+            logger.warning("this member gives its share of the joint key up: %s", error)
+            self.wipe()
+            return None
+        return bytes.fromhex(share.fields["epoch"]), holding
+
+
 class Vault:
-    """One member's secrets in one federation. In memory only if `folder` is None (simulations).
+    """One member's secrets in one federation. In memory only if there is no database (simulations).
 
     Args:
         size: values of the adapter.
 
-    Hazard: whoever reads the folder reads the key and the adapter. Not covered: backups of that
-    folder.
+    Hazard: whoever reads the database reads the key and the adapter. Not covered: backups of it.
     """
 
-    def __init__(self, folder: Path | None, size: int) -> None:
-        self.folder, self.size = folder, size
-        self._key: tuple[str, bytes] | None = (
-            None if folder is None else read_key(folder / KEY_FILE)
-        )
+    def __init__(self, database: Database | None, size: int) -> None:
+        self.database, self.size = database, size
+        self._key: tuple[str, bytes] | None = None
         self._kept: dict[str, Kept] = {}  # the last run asked for
-        self.shelf = Shelf(folder)
+        self.shelf = Shelf(database)
+        self._read_key()
+        if database is not None:
+            database.forget += [self._read_key, lambda: self._kept.clear()]
 
     def __repr__(self) -> str:
         return f"Vault({self.size} values)"
@@ -141,18 +204,15 @@ class Vault:
         Raises:
             QuietchoirError: the disk refuses; then nothing has changed.
         """
-        if self.folder is not None:
-            content = json.dumps({"epoch": epoch.hex(), "seed": seed.hex()}).encode("ascii")
-            paths.write_atomically(
-                paths.private_folder(self.folder) / KEY_FILE, content, mode=0o600
-            )
+        if self.database is not None:
+            self.database.put(GROUP_KEY, {"epoch": epoch.hex()}, seed)
         self._key = (epoch.hex(), seed)
 
     def progress(self, run: str) -> Progress:
         """Where this member is in `run`; at the beginning, with B = 0, if it never was in it.
 
         Raises:
-            FederationError: the file is damaged, or of another adapter shape.
+            FederationError: what is kept is of another adapter shape.
         """
         return self._of(run).now
 
@@ -171,14 +231,9 @@ class Vault:
         """
         now = self._of(run).now
         kept = Kept(progress, now if progress.steps == now.steps + 1 else None)
-        if self.folder is not None:
-            body = (
-                MAGIC + progress.encode() + (b"" if kept.before is None else kept.before.encode())
-            )
-            content = body + hashlib.sha256(body).digest()
-            paths.write_atomically(
-                paths.private_folder(self.folder) / state_file(run), content, mode=0o600
-            )
+        if self.database is not None:
+            before = b"" if kept.before is None else kept.before.encode()
+            self.database.put(model_of(run), {}, progress.encode() + before)
         self._kept = {run: kept}
 
     def _of(self, run: str) -> "Kept":
@@ -187,47 +242,33 @@ class Vault:
         return self._kept[run]
 
     def _read(self, run: str) -> "Kept":
-        path = None if self.folder is None else self.folder / state_file(run)
-        if path is None or not path.exists():
+        record = found(self.database, model_of(run))
+        if record is None:
             return Kept(Progress(0, ServerState.zeros(self.size)))
-        data = path.read_bytes()
-        if not data.startswith(MAGIC) or hashlib.sha256(data[:-32]).digest() != data[-32:]:
-            raise FederationError(
-                f"{path}: damaged; remove it, the other members hand the adapter over again"
-            )
-        body = data[len(MAGIC) : -32]
-        one = encoded_size(body, self.size)
-        before = Progress.decode(body[one:], self.size) if len(body) > one else None
-        return Kept(Progress.decode(body[:one], self.size), before)
+        one = encoded_size(record.body, self.size)
+        rest = record.body[one:]
+        before = Progress.decode(rest, self.size) if rest else None
+        return Kept(Progress.decode(record.body[:one], self.size), before)
+
+    def _read_key(self) -> None:
+        record = found(self.database, GROUP_KEY)
+        good = record is not None and len(record.body) == SEED_BYTES
+        self._key = (record.fields["epoch"], record.body) if record is not None and good else None
 
 
-def state_file(run: str) -> str:
-    """Name of a run's file. Raises FederationError for what is no run: it becomes a path."""
+def model_of(run: str) -> str:
+    """Name of a run's record. Raises FederationError for what is no run."""
     try:
         check_hex(run, 16, "run")
     except ValueError as error:
         raise FederationError(f"{error}; refused") from None
-    return f"sealed-{run}.state"
+    return f"model of {run}"
 
 
-def read_key(path: Path) -> tuple[str, bytes] | None:
-    """Epoch and seed, or None if there is no file.
-
-    Raises:
-        ConfigError: others may read it, or it is damaged.
-    """
-    if not path.exists():
-        return None
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if os.name == "posix" and mode & 0o077:
-        raise ConfigError(
-            f"{path}: mode {mode:04o} lets others read the members' key; run: chmod 600 {path}"
-        )
+def found(database: Database | None, name: str) -> StoredRecord | None:
+    """A record that other members hand over again where it is damaged: then it is not there."""
     try:
-        fields = json.loads(path.read_text("ascii"))
-        epoch, seed = str(fields["epoch"]), bytes.fromhex(fields["seed"])
-    except (ValueError, RecursionError, LookupError, TypeError):
-        seed, epoch = b"", ""
-    if len(seed) != SEED_BYTES:
-        raise ConfigError(f"{path}: damaged; remove it, the other members hand the key over again")
-    return epoch, seed
+        return None if database is None else database.get(name)
+    except DamagedError as error:
+        logger.warning("%s; the other members hand it over again", error)
+        return None

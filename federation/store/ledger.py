@@ -1,7 +1,7 @@
 """What a member has already answered and opened, so that nothing is answered or opened twice, and
 no run in another's place.
 
-Knows places, the masks' own ledger, and one small database. Knows nothing of payloads.
+Knows places, the masks' own ledger, and a member's database. Knows nothing of payloads.
 Always: a place is on disk before any work for it begins, and a round that is about to be opened
 before its shares leave; within a run, only later attempts are new, also after a restart of the node
 and also when a coordinator comes back with an older state.
@@ -12,50 +12,19 @@ up once the first is finished, or has been silent for `LEASE_S`; from then on th
 refused for good, whoever brings it back.
 """
 
-import fcntl
-import json
-import sqlite3
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import IO
+from contextlib import AbstractContextManager, nullcontext
 
-from ...core import paths
-from ...core.errors import FederationError, MessageError
+from ...core.errors import MessageError
 from ...crypto.secagg import Ledger as SumLedger
 from ..wire.message import Place
-from .disk import Disk
+from .database import Database
 
-FILE, LOCK = "answered.sqlite", "taking-part.lock"
-OLD_SUFFIX = ".json"
-VERSION = 1
-TABLES = """
-CREATE TABLE runs (
-    run TEXT PRIMARY KEY, round INTEGER NOT NULL, attempt INTEGER NOT NULL, standing TEXT NOT NULL
-) STRICT;
-CREATE TABLE sums (one INTEGER PRIMARY KEY CHECK (one = 1), snapshot TEXT NOT NULL) STRICT;
-CREATE TABLE heard (one INTEGER PRIMARY KEY CHECK (one = 1), at REAL NOT NULL) STRICT
-"""
 GOING, FINISHED, REPLACED = "going", "finished", "replaced"
+HEARD, SUMS = "last heard", "opened sums"  # records
 # of silence, until a run may be replaced by another; other members may train for an hour
 LEASE_S = 7200.0
-
-
-def hold(folder: Path) -> IO[bytes]:
-    """Take a node's folder for this process, until the file that comes back is closed.
-
-    Raises:
-        FederationError: another process of this node takes part.
-    """
-    held = (paths.private_folder(folder) / LOCK).open("ab")
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        held.close()
-        raise FederationError(
-            f"{folder}: this node takes part already, in another process; stop that one first"
-        ) from None
-    return held
 
 
 class StaleError(MessageError):
@@ -67,68 +36,52 @@ class RivalError(MessageError):
 
 
 class Ledger:
-    """High-water marks, one for each run; in memory only if there is no path (simulations).
+    """High-water marks, one for each run; in memory only if there is no database (simulations).
 
     Args:
         now: seconds of the wall clock, which survive a restart. A clock that was set back makes the
             lease longer, never shorter than `LEASE_S` of silence seen from then on.
     """
 
-    def __init__(self, path: Path | None = None, *, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, database: Database | None = None, *, now: Callable[[], float] = time.time
+    ) -> None:
         """Read the marks.
 
         Raises:
-            MessageError: the database is damaged or of another version.
+            FederationError: a record is damaged; without it old rounds could be replayed.
             ConfigError: the part about sums is damaged.
         """
-        self.now = now
-        try:
-            self.disk = None if path is None else Disk(path, TABLES, VERSION)
-        except FederationError as error:
-            raise MessageError(f"{error}; without it old rounds could be replayed") from error
+        self.database, self.now = database, now
         self.marks: dict[str, tuple[int, int]] = {}
         self.standing: dict[str, str] = {}
         self.heard_at = 0.0
-        self.written = ""  # the masks' ledger, as it is on disk
+        self.written = b""  # the masks' ledger, as it is on disk
         self.sums = SumLedger()  # handed to every attempt under masks
-        if path is None or self.disk is None:
+        if database is None:
             return
-        self.read(self.disk.connection)
-        if not self.marks and path.suffix != OLD_SUFFIX:
-            self.inherit(path.with_suffix(OLD_SUFFIX))
+        self.read()
+        database.forget.append(self.read)
+        if self.written:
+            self.sums = SumLedger.restore(self.written)
 
-    def inherit(self, old: Path) -> None:
-        """Take over what the first versions of this program kept as JSON.
+    def read(self) -> None:
+        """From the disk; what the masks' ledger has noted since stays noted."""
+        assert self.database is not None
+        rows = self.database.rows("SELECT run, round, attempt, standing FROM runs")
+        self.marks = {run: (round_, attempt) for run, round_, attempt, _ in rows}
+        self.standing = {run: standing for run, *_, standing in rows}
+        heard, sums = self.database.get(HEARD), self.database.get(SUMS)
+        self.heard_at = 0.0 if heard is None else heard.fields["at"]
+        self.written = b"" if sums is None else sums.body
+
+    def step(self) -> AbstractContextManager[object]:
+        """What is written inside, by whoever shares the database, is written whole or not at all.
 
         Raises:
-            MessageError: it is damaged.
+            QuietchoirError: the disk refuses; then nothing is written.
         """
-        if not old.exists():
-            return
-        try:
-            content = json.loads(old.read_text("utf-8"))
-            marks = {str(run): (int(at[0]), int(at[1])) for run, at in content["marks"].items()}
-            sums = SumLedger.restore(str(content["sums"]).encode("ascii"))
-        except (ValueError, RecursionError, AttributeError, LookupError, TypeError) as error:
-            raise MessageError(
-                f"{old}: damaged ({error}); restore it, without it old rounds could be replayed"
-            ) from error
-        self.sums, standing = sums, dict.fromkeys(marks, FINISHED)
-        self.write(marks, standing, 0.0)
-        self.marks, self.standing = marks, standing
-
-    def read(self, connection: sqlite3.Connection) -> None:
-        """Everything, from the disk."""
-        for run, round_, attempt, standing in connection.execute(
-            "SELECT run, round, attempt, standing FROM runs"
-        ):
-            self.marks[run], self.standing[run] = (round_, attempt), standing
-        self.heard_at = next((at for (at,) in connection.execute("SELECT at FROM heard")), 0.0)
-        self.written = next(
-            (text for (text,) in connection.execute("SELECT snapshot FROM sums")), ""
-        )
-        if self.written:
-            self.sums = SumLedger.restore(self.written.encode("ascii"))
+        return nullcontext() if self.database is None else self.database.step()
 
     def check(self, place: Place) -> None:
         """Require that `place` is later than all that was answered in its run, and that no other
@@ -199,24 +152,20 @@ class Ledger:
         Raises:
             QuietchoirError: the disk refuses; then the answer must not leave.
         """
-        if self.sums.snapshot().decode("ascii") != self.written:
+        if self.sums.snapshot() != self.written:
             self.write(self.marks, self.standing, self.heard_at)
 
     def write(
         self, marks: dict[str, tuple[int, int]], standing: dict[str, str], heard_at: float
     ) -> None:
         """All of it, in one step."""
-        if self.disk is None:
+        if self.database is None:
             return
-        snapshot = self.sums.snapshot().decode("ascii")
-        with self.disk.step() as connection:
+        snapshot = self.sums.snapshot()
+        with self.database.step() as connection:
             rows = [(run, *mark, standing[run]) for run, mark in marks.items()]
             connection.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?)", rows)
-            connection.execute("INSERT OR REPLACE INTO heard VALUES (1, ?)", (heard_at,))
-            connection.execute("INSERT OR REPLACE INTO sums VALUES (1, ?)", (snapshot,))
+            self.database.put(HEARD, {"at": heard_at})
+            if snapshot != self.written:
+                self.database.put(SUMS, {}, snapshot)
         self.written = snapshot
-
-    def close(self) -> None:
-        """Let the database go."""
-        if self.disk is not None:
-            self.disk.close()

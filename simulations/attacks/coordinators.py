@@ -41,8 +41,9 @@ from ...federation.rounds.client import Party
 from ...federation.rounds.global_model import Step, name_of
 from ...federation.rounds.server import Coordinator
 from ...federation.spec.policy import AggregationTable, Policy, ScheduleTable
+from ...federation.stateless_client import ASIDE, Recess, freeze_attempt, thaw_attempt
 from ...federation.store import client_store as vault
-from ...federation.store.attempt_snapshot import Recess, freeze_attempt, thaw_attempt
+from ...federation.store.member import open_member
 from ...federation.wire import broadcast_digest as broadcast
 from ...federation.wire import calls, work
 from ...federation.wire import message as messages
@@ -354,8 +355,7 @@ def both(member: Party, folder: Path) -> list[Any]:
     """What two processes that are started for one stage go on with; None for one that finds
     nothing.
     """
-    folder.mkdir()
-    recess, kept = Recess(folder, member.name), freeze_attempt(member)
+    recess, kept = Recess(open_member(folder), member.name), freeze_attempt(member)
     assert kept is not None
     key, found = recess.put(kept), list[Any]()
     for _ in range(2):
@@ -394,8 +394,9 @@ def rebuilt(session: Session, card: Any, kind: bytes, held: Mapping[int, bytes],
 
 
 def copied(self: Recess, key: bytes) -> bytes | None:
-    """`Recess.take` that leaves the file where it is."""
-    return open_box(key, self.path.read_bytes(), self.associated)
+    """`Recess.take` that leaves it where it is."""
+    kept = self.database.get(ASIDE)
+    return None if kept is None else open_box(key, kept.body, self.associated)
 
 
 # An adapter of the coordinator's choice, by another door

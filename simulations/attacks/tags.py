@@ -34,7 +34,8 @@ from ...federation.rounds.client_model import Recall
 from ...federation.rounds.global_model import Step, Stepping, name_of, origin_of
 from ...federation.rounds.server import Coordinator
 from ...federation.spec.policy import AggregationTable, Policy
-from ...federation.store.attempt_snapshot import Recess, freeze_attempt, thaw_attempt
+from ...federation.stateless_client import Recess, freeze_attempt, thaw_attempt
+from ...federation.store.member import open_member
 from ...federation.wire import message as messages
 from ...federation.wire import work
 from ...federation.wire.message import Place
@@ -429,7 +430,7 @@ def two_processes(*stubs: Stub) -> Result:
     payload = messages.split(link.letters[VICTIM], HEADER)[1]
     whole, _ = totals.decode_shown(payload, SIZE, parties, BITS)
     with tempfile.TemporaryDirectory() as folder, without(*stubs):
-        recess, frozen = Recess(Path(folder), member.name), freeze_attempt(member)
+        recess, frozen = Recess(open_member(Path(folder)), member.name), freeze_attempt(member)
         assert frozen is not None
         key = recess.put(frozen)
         for away in range(2):

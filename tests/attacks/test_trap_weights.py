@@ -23,13 +23,15 @@ from quietchoir.federation.aggregation.server_optimizer import ServerState
 from quietchoir.federation.rounds import global_model as steps
 from quietchoir.federation.rounds.buffered_server import BufferedCoordinator
 from quietchoir.federation.rounds.client import Party
-from quietchoir.federation.rounds.client_model import FILE, LackingError, Memory, Recall
+from quietchoir.federation.rounds.client_model import NAME, LackingError, Memory, Recall
 from quietchoir.federation.rounds.global_model import Step, Stepping, name_of
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import AggregationTable
+from quietchoir.federation.store.member import open_member
 from quietchoir.federation.wire import calls, work
 from quietchoir.tests.fakes.buffered import buffered, run_of
 from quietchoir.tests.fakes.federation import ANY_MODE, FixedLearner, House, coordinator, house
+from quietchoir.tests.fakes.store import damage
 
 SIZE = 80
 TRAP = ServerState(
@@ -42,7 +44,7 @@ def fixed(home: House, folder: Path | None = None) -> dict[str, Party]:
     return {
         name: Party(
             home.policy, key, FixedLearner(0.04 * (number + 1)), size=SIZE, consent=ANY_MODE,
-            recall=Recall(None if folder is None else folder / name),
+            recall=Recall(None if folder is None else open_member(folder / name)),
         )
         for number, (name, key) in enumerate(home.members.items())
     }  # fmt: skip
@@ -163,12 +165,13 @@ def test_a_member_that_comes_late_takes_the_whole_once_others_vouch_and_follows_
     # the way from zeros is too long to be told
     run.telling.ways = dict(list(run.telling.ways.items())[-1:])
     ann = members["ann"].recall
-    assert ann is not None and ann.path is not None and (ann.path.stat().st_mode & 0o777) == 0o600
-    ann.path.unlink()
-    members["ann"].recall = Recall(tmp_path / "ann")
+    assert ann is not None and ann.database is not None
+    assert (ann.database.path.stat().st_mode & 0o777) == 0o600
+    ann.database.drop(NAME)
+    members["ann"].recall = Recall(open_member(tmp_path / "ann"))
     run.train_round()
     assert "ann" in run.state.history[-1]["parties"] and "ann" not in run.telling.relying
-    trail = Recall(tmp_path / "ann").memory(run.state.run).trail  # as it is on disk
+    trail = Recall(open_member(tmp_path / "ann")).memory(run.state.run).trail  # as it is on disk
     assert len(trail) == 1 and trail[0] in members["ben"].recall.memory(run.state.run).trail  # type: ignore[union-attr]
 
 
@@ -179,24 +182,24 @@ def test_a_member_that_was_started_again_goes_on_from_its_disk(tmp_path: Path) -
     run.learn(2)
     for name, party in members.items():
         # everybody, at once: nobody could vouch for the others
-        party.recall = Recall(tmp_path / name)
+        party.recall = Recall(open_member(tmp_path / name))
     run.telling.forget()
     run.train_round()
     assert len(run.state.history[-1]["parties"]) == 4
-    assert len(Recall(tmp_path / "ann").memory(run.state.run).trail) == 2
+    assert len(Recall(open_member(tmp_path / "ann")).memory(run.state.run).trail) == 2
 
 
 @pytest.mark.parametrize("harm", ["damaged", "of another program"])
-def test_a_damaged_file_makes_a_newcomer_and_nothing_worse(tmp_path: Path, harm: str) -> None:
+def test_a_damaged_record_makes_a_newcomer_and_nothing_worse(tmp_path: Path, harm: str) -> None:
     home = house(4, mode="masked", recipe={"attempts": 1})
     members = fixed(home, tmp_path)
     run = coordinator(home, members, SIZE)
     run.learn(2)
-    path = tmp_path / "ann" / FILE
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2 if harm == "damaged" else 0] ^= 1
-    path.write_bytes(data)
-    members["ann"].recall = Recall(tmp_path / "ann")
+    if harm == "damaged":
+        damage(tmp_path / "ann", NAME)
+    else:
+        open_member(tmp_path / "ann").put(NAME, {"held": 7}, b"")
+    members["ann"].recall = Recall(open_member(tmp_path / "ann"))
     run.telling.forget()
     run.train_round()
     assert len(run.state.history[-1]["parties"]) == 4

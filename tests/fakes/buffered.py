@@ -15,6 +15,7 @@ from quietchoir.federation.rounds.contribution_buffer import Drawer
 from quietchoir.federation.rounds.global_model import origin_of
 from quietchoir.federation.spec.policy import ScheduleTable
 from quietchoir.federation.store.ledger import Ledger
+from quietchoir.federation.store.member import open_member
 from quietchoir.federation.wire import calls, work
 from quietchoir.federation.wire import message as messages
 from quietchoir.federation.wire.calls import Group
@@ -79,9 +80,10 @@ def run_of(
 
 def member(home: House, name: str, folder: Path, learner: Any = None) -> Party:
     """One member, as it starts on its disk."""
+    database = open_member(folder / name)
     return Party(
         home.policy, home.members[name], learner or FixedLearner(), size=SIZE, consent=ANY_MODE,
-        ledger=Ledger(folder / f"{name}.sqlite"), drawer=Drawer(folder / name),
+        ledger=Ledger(database), drawer=Drawer(database),
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from quietchoir.federation.spec.policy import (
     Recipe,
 )
 from quietchoir.federation.store.ledger import Ledger
+from quietchoir.federation.store.member import open_member
 from quietchoir.federation.training.learner import Counts, Trained
 from quietchoir.federation.wire.link import InProcessLink
 
@@ -116,7 +117,7 @@ def parties(
             size=size,
             stops=stops,
             consent=ANY_MODE,
-            ledger=Ledger(None if folder is None else folder / f"{name}.json"),
+            ledger=Ledger(None if folder is None else open_member(folder / name)),
         )
         for name, key in home.members.items()
     }

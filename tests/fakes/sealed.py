@@ -16,7 +16,9 @@ from quietchoir.crypto.ring import BitRing
 from quietchoir.federation.aggregation.base import Safe
 from quietchoir.federation.rounds.client import Party
 from quietchoir.federation.store.client_store import Progress, Vault
+from quietchoir.federation.store.database import Database
 from quietchoir.federation.store.ledger import Ledger
+from quietchoir.federation.store.member import open_member
 from quietchoir.tests.fakes.federation import ANY_MODE, FixedLearner, House
 
 SEED = bytes(range(32))
@@ -98,14 +100,14 @@ def sealed_parties(
     *,
     folder: Path | None = None,
     desk: Any = None,
-    vault: Callable[[Path | None, int], Vault] = Vault,
+    vault: Callable[[Database | None, int], Vault] = Vault,
     adopt: Callable[[str], Any] = lambda name: None,
 ) -> dict[str, Party]:
     """Every member as a `Party` with a vault of its own; with `folder`, on disk."""
     shared, parties = desk or LocalDesk(), {}
     for name, identity in home.members.items():
-        place = None if folder is None else folder / name
-        ledger = Ledger(None if place is None else place / "answered.json")
+        place = None if folder is None else open_member(folder / name)
+        ledger = Ledger(place)
         safe = Safe(vault(place, size), shared)
         parties[name] = Party(
             home.policy,

@@ -1,23 +1,25 @@
 """What crosses the border: refused letters leave memory and disk as they were."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from quietchoir.core.config import ConsentConfig
-from quietchoir.core.errors import ConfigError, MessageError, RosterError
+from quietchoir.core.errors import ConfigError, FederationError, MessageError, RosterError
 from quietchoir.crypto.identity.keys import Identity
 from quietchoir.federation.aggregation.base import Contributors
 from quietchoir.federation.rounds.client import Party
 from quietchoir.federation.spec.policy import ModelTable
 from quietchoir.federation.store.ledger import Ledger
+from quietchoir.federation.store.member import FILE, open_member
 from quietchoir.federation.wire import message as messages
 from quietchoir.federation.wire import work
 from quietchoir.federation.wire.message import Place, Reply, Task
 from quietchoir.tests.fakes.federation import ANY_MODE, FixedLearner, House, house, parties
+from quietchoir.tests.fakes.store import contents, query
 
 SIZE = 50
 RUN = "0a" * 16
@@ -29,13 +31,8 @@ def home() -> House:
 
 
 @pytest.fixture
-def ann(home: House, tmp_path: Path) -> Iterator[Party]:
-    # The others are kept as well: a ledger that is collected folds its log into its file, and
-    # `snapshot` reads files.
-    everyone = parties(home, SIZE, folder=tmp_path)
-    yield everyone["ann"]
-    for party in everyone.values():
-        party.ledger.close()
+def ann(home: House, tmp_path: Path) -> Party:
+    return parties(home, SIZE, folder=tmp_path)["ann"]
 
 
 def order(home: House, **changes: object) -> bytes:
@@ -61,7 +58,7 @@ def letter(
 
 def snapshot(party: Party, folder: Path) -> object:
     """Everything a refused letter must not change."""
-    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    files = contents(folder)
     attempt = None if party.attempt is None else (party.attempt.place, party.attempt.done)
     return (
         files,
@@ -156,7 +153,7 @@ def test_a_replayed_letter_changes_nothing_even_after_a_restart(
         FixedLearner(),
         size=SIZE,
         consent=ANY_MODE,
-        ledger=Ledger(tmp_path / "ann.json"),
+        ledger=Ledger(open_member(tmp_path / "ann")),
     )
     with pytest.raises(MessageError, match="older state"):
         again.handle(letter(home, place=Place(RUN, 2, 1)))
@@ -250,6 +247,17 @@ def test_a_federation_below_the_owners_floor_is_refused() -> None:
 
 
 def test_a_damaged_ledger_stops_the_node(tmp_path: Path) -> None:
-    (tmp_path / "l.json").write_text("{", "ascii")
-    with pytest.raises(MessageError, match="damaged"):
-        Ledger(tmp_path / "l.json")
+    open_member(tmp_path).close()
+    path = tmp_path / FILE
+    whole = path.read_bytes()
+    for stump in (b"{", b"no database" * 100, whole[:5000]):
+        path.write_bytes(stump)
+        with pytest.raises(FederationError, match="damaged"):
+            open_member(tmp_path)
+        assert path.read_bytes() == stump
+    path.write_bytes(whole)
+    ledger = Ledger(open_member(tmp_path))
+    ledger.record(Place(RUN, 1, 1))
+    query(path, "UPDATE records SET digest = x'00' WHERE name = 'last heard'")
+    with pytest.raises(FederationError, match="damaged"):
+        Ledger(open_member(tmp_path))

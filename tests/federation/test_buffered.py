@@ -16,7 +16,7 @@ from quietchoir.federation.rounds.contribution_buffer import Drawer
 from quietchoir.federation.rounds.privacy_accountant import Purse, Purses, check_books
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import GuardTable, PrivacyTable, weight
-from quietchoir.federation.store.checkpoint import Store
+from quietchoir.federation.store.checkpoint import Store, open_run
 from quietchoir.federation.training.learner import Counts
 from quietchoir.federation.training.synthetic_task import RehearsalLearner
 from quietchoir.federation.wire import message as messages
@@ -332,15 +332,14 @@ def test_members_that_have_spent_their_budget_are_asked_no_more_and_the_run_ends
 def test_the_books_of_one_schedule_are_not_continued_under_another(tmp_path: Path) -> None:
     policy = buffered(bits=16, tables={"privacy": NOISE}).policy
     place = messages.Place("0a" * 16, 1, 1)
-    (tmp_path / "each").mkdir()
-    (tmp_path / "any").mkdir()
-    Purses(policy, SIZE, tmp_path / "each").pay(["ann", "ben", "cat"], place)
-    Purse(policy, SIZE, "any member", tmp_path / "any" / "privacy.json").pay(place)
-    check_books(tmp_path / "each", buffered=True)
-    check_books(tmp_path / "any", buffered=False)
-    for folder, other in (("each", False), ("any", True)):
+    each, one = (open_run(tmp_path / name) for name in ("each", "any"))
+    Purses(policy, SIZE, each).pay(["ann", "ben", "cat"], place)
+    Purse(policy, SIZE, "any member", one).pay(place)
+    check_books(each, buffered=True)
+    check_books(one, buffered=False)
+    for database, other in ((each, False), (one, True)):
         with pytest.raises(FederationError, match=r"schedule\.rounds"):
-            check_books(tmp_path / folder, buffered=other)
+            check_books(database, buffered=other)
 
 
 def test_a_later_roster_keeps_what_members_have_made() -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from quietchoir.federation.rounds.contribution_buffer import FILE
 from quietchoir.federation.store import checkpoint
+from quietchoir.federation.store.member import FILE
 from quietchoir.simulations.choir import PATIENCE_S, Choir, Plan
 from quietchoir.simulations.processes import Child, Stage
 
@@ -92,5 +92,5 @@ def test_rounds_wait_for_nobody_who_sleeps_and_outlive_kill_9_of_members_and_coo
     ] == state.round + 2
     assert all(len(entry["parties"]) >= 3 for entry in trained)
     assert report["accuracy"]["after"] is not None and len(report["delivered"]) >= 3
-    for path in night.choir.folder.glob(f"node-*/**/{FILE}"):
+    for path in night.choir.folder.glob(f"node-*/**/{FILE}*"):
         assert path.stat().st_mode & 0o077 == 0

@@ -15,7 +15,9 @@ from quietchoir.federation.aggregation.base import Contributors, ServerContext
 from quietchoir.federation.aggregation.secagg import MaskedCoordinator
 from quietchoir.federation.aggregation.update import Codec, Terms
 from quietchoir.federation.rounds.client import Party
-from quietchoir.federation.rounds.contribution_buffer import FILE, Contribution, Drawer
+from quietchoir.federation.rounds.contribution_buffer import NAME, Contribution, Drawer
+from quietchoir.federation.store.database import Database
+from quietchoir.federation.store.member import FILE, open_member
 from quietchoir.federation.wire import calls, work
 from quietchoir.federation.wire import message as messages
 from quietchoir.federation.wire.calls import Group
@@ -35,6 +37,7 @@ from quietchoir.tests.fakes.buffered import (
     train_letter,
 )
 from quietchoir.tests.fakes.federation import House, parties
+from quietchoir.tests.fakes.store import contents, damage, everywhere, names
 
 
 def offer(version: int) -> bytes:
@@ -64,12 +67,11 @@ def ann(home: House, tmp_path: Path) -> Iterator[Party]:
     party = member(home, "ann", tmp_path)
     assert answer(home, party, train_letter(home, "ann", TRAINED, 3)) == offer(3)
     yield party
-    party.ledger.close()
 
 
 def snapshot(party: Party, folder: Path) -> object:
     """Everything a refused letter must not change."""
-    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files = contents(folder)
     attempt = None if party.attempt is None else (party.attempt.place, party.attempt.done)
     assert party.offering is not None
     kept = party.offering.drawer.look(RUN, party.offering.rules)
@@ -179,7 +181,6 @@ def test_a_call_before_there_is_a_contribution_is_refused_and_changes_nothing(
     with pytest.raises(MessageError, match="no contribution to give"):
         ben.handle(group_letter(home, "ben", CALLED, GROUP))
     assert snapshot(ben, tmp_path) == before
-    ben.ledger.close()
 
 
 def test_a_synchronous_federation_knows_no_groups(tmp_path: Path) -> None:
@@ -187,7 +188,6 @@ def test_a_synchronous_federation_knows_no_groups(tmp_path: Path) -> None:
     ann = member(home, "ann", tmp_path)
     with pytest.raises(MessageError, match="found stage 'group'"):
         ann.handle(group_letter(home, "ann", CALLED, GROUP))
-    ann.ledger.close()
 
 
 def test_everything_that_a_group_is_told_is_bound_into_its_masks() -> None:
@@ -265,8 +265,6 @@ def quartet(home: House, folder: Path) -> dict[str, Party]:
 def four(home: House, tmp_path: Path) -> Iterator[dict[str, Party]]:
     members = quartet(home, tmp_path)
     yield members
-    for party in members.values():
-        party.ledger.close()
 
 
 def zero(*names: str) -> Group:
@@ -305,8 +303,6 @@ def test_a_member_kept_from_the_end_of_its_group_does_not_contribute_again(tmp_p
     assert sly.sum(everybody.told, everybody.names, silent="ann")[-1] == "unmask"
     with pytest.raises(MessageError, match="the last one has left"):
         four["ann"].handle(group_letter(home, "ann", Place(RUN, 1, 3), zero("ann", "ben", "cat")))
-    for party in four.values():
-        party.ledger.close()
 
 
 def test_members_told_different_groups_never_meet_in_a_sum(
@@ -357,67 +353,70 @@ def test_a_contribution_outlives_a_kill_until_it_leaves_and_never_after(
     home: House, tmp_path: Path
 ) -> None:
     members = quartet(home, tmp_path)
-    file = tmp_path / "ann" / FILE
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    members["ann"].ledger.close()
+    folder = tmp_path / "ann"
+    assert stat.S_IMODE((folder / FILE).stat().st_mode) == 0o600
     members["ann"] = member(home, "ann", tmp_path)  # killed and started again
     assert answer(home, members["ann"], train_letter(home, "ann", Place(RUN, 2, 1), 1)) == offer(0)
     assert members["ann"].learner.trained == []  # type: ignore[attr-defined]  # offered again, as it was
     group = zero("ann", "ben", "cat")
     sly = Sly(home, members, Place(RUN, 2, 2))
     sly.call(dict.fromkeys(group.names, group))
-    assert sly.sum(group.told, group.names, "share")[-1] == "share" and file.exists()
+    assert sly.sum(group.told, group.names, "share")[-1] == "share" and NAME in names(folder)
     sly = Sly(home, members, Place(RUN, 2, 3))  # an attempt that ended before anything had left
     sly.call(dict.fromkeys(group.names, group))
     sly.sum(group.told, group.names, "mask")
-    assert not file.exists()
-    for party in members.values():
-        party.ledger.close()
+    assert NAME not in names(folder)
     again = member(home, "ann", tmp_path)
     assert answer(home, again, train_letter(home, "ann", Place(RUN, 3, 1), 2)) == offer(2)
     assert len(again.learner.trained) == 1  # type: ignore[attr-defined]
-    again.ledger.close()
 
 
 def test_what_the_disk_does_not_forget_is_not_sent(
-    home: House, four: dict[str, Party], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: House, four: dict[str, Party], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     group = zero("ann", "ben", "cat")
     sly = Sly(home, four, Place(RUN, 1, 2))
     sly.call(dict.fromkeys(group.names, group))
-    original = Path.unlink
 
-    def refuse(path: Path, missing_ok: bool = False) -> None:
-        if path == tmp_path / "ann" / FILE:
-            raise OSError(30, "Read-only file system")
-        original(path, missing_ok)
+    def refuse(database: Database) -> None:
+        raise QuietchoirError(f"{database.path}: not wiped")
 
-    monkeypatch.setattr(Path, "unlink", refuse)
+    monkeypatch.setattr(Database, "scrub", refuse)
     with pytest.raises(QuietchoirError, match="not wiped"):
         sly.sum(group.told, group.names)
 
 
-def test_a_damaged_file_costs_a_training_and_a_full_disk_keeps_in_memory(
-    home: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_was_sent_is_nowhere_on_the_disk_any_more(
+    home: House, four: dict[str, Party], tmp_path: Path
+) -> None:
+    offering = four["ann"].offering
+    assert offering is not None
+    kept = offering.drawer.look(RUN, offering.rules)
+    assert kept is not None
+    change = kept.record().body
+    assert change in everywhere(tmp_path / "ann")
+    group = zero("ann", "ben", "cat")
+    sly = Sly(home, four, Place(RUN, 1, 2))
+    sly.call(dict.fromkeys(group.names, group))
+    sly.sum(group.told, group.names)
+    assert change not in everywhere(tmp_path / "ann") and NAME not in names(tmp_path / "ann")
+
+
+def test_a_damaged_record_costs_a_training_and_a_full_disk_keeps_in_memory(
+    home: House, tmp_path: Path
 ) -> None:
     ann = member(home, "ann", tmp_path)
     ann.handle(train_letter(home, "ann", Place(RUN, 1, 1), 0))
-    file = tmp_path / "ann" / FILE
-    data = bytearray(file.read_bytes())
-    data[-40] ^= 1
-    file.write_bytes(bytes(data))
     assert ann.offering is not None
-    assert Drawer(tmp_path / "ann").look(RUN, ann.offering.rules) is None
     kept = ann.offering.drawer.look(RUN, ann.offering.rules)
+    damage(tmp_path / "ann", NAME)
+    assert Drawer(open_member(tmp_path / "ann")).look(RUN, ann.offering.rules) is None
     assert (
         isinstance(kept, Contribution)
         and ann.offering.drawer.look("0b" * 16, ann.offering.rules) is None
     )
-    drawer = Drawer(tmp_path / "full")
-    monkeypatch.setattr(
-        "quietchoir.core.paths.write_atomically",
-        lambda *given, **named: (_ for _ in ()).throw(OSError(28, "full")),
-    )
+    full = open_member(tmp_path / "full")
+    full.connection.execute("PRAGMA query_only = ON")
+    drawer = Drawer(full)
     drawer.keep(kept)
-    assert drawer.look(RUN, ann.offering.rules) is kept and not (tmp_path / "full" / FILE).exists()
-    ann.ledger.close()
+    assert drawer.look(RUN, ann.offering.rules) is kept and names(tmp_path / "full") == set()

@@ -3,7 +3,6 @@ answers.
 """
 
 import dataclasses
-import json
 import sqlite3
 import stat
 import subprocess
@@ -13,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quietchoir.core.errors import FederationError, MessageError, QuietchoirError
+from quietchoir.core.errors import FederationError, QuietchoirError
 from quietchoir.federation.aggregation.server_optimizer import ServerState
 from quietchoir.federation.rounds.validation import parents_score
-from quietchoir.federation.store import checkpoint
-from quietchoir.federation.store import ledger as ledgers
+from quietchoir.federation.store import checkpoint, member
 from quietchoir.federation.store.checkpoint import RunState, Store
-from quietchoir.federation.store.disk import Disk
+from quietchoir.federation.store.database import Database
 from quietchoir.federation.store.ledger import LEASE_S, Ledger, RivalError, StaleError
+from quietchoir.federation.store.member import open_member
 from quietchoir.federation.wire.message import Place
 from quietchoir.tests.fakes.federation import house
 
@@ -108,8 +107,8 @@ def test_no_reader_takes_the_log_away_that_the_coordinator_still_writes(tmp_path
 KILLED = """
 import sys
 from pathlib import Path
-from quietchoir.federation.store.disk import Disk
-disk = Disk(Path(sys.argv[1]), "CREATE TABLE steps (number INTEGER, half INTEGER)", 1)
+from quietchoir.federation.store.database import Database
+disk = Database(Path(sys.argv[1]), "CREATE TABLE steps (number INTEGER, half INTEGER)", 1)
 number = 0
 while True:
     number += 1
@@ -133,7 +132,7 @@ def test_a_step_that_returned_survives_kill_9_and_none_is_there_by_half(
     process.kill()
     process.wait()
     process.stdout.close()
-    disk = Disk(path, "", 1)
+    disk = Database(path, "", 1)
     rows = disk.connection.execute("SELECT number, COUNT(*) FROM steps GROUP BY number").fetchall()
     disk.close()
     assert len(rows) >= told and {count for _, count in rows} == {2}
@@ -146,7 +145,7 @@ def test_a_damaged_run_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     store.close()
     path = tmp_path / checkpoint.FILE
     connection = sqlite3.connect(path)
-    connection.execute("UPDATE adapter SET body = zeroblob(length(body))")
+    connection.execute("UPDATE records SET body = zeroblob(length(body)) WHERE name = 'adapter'")
     connection.commit()
     connection.close()
     before = path.read_bytes()
@@ -165,10 +164,10 @@ def test_a_damaged_run_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
 
 def test_a_database_of_an_unknown_version_is_refused(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    assert store.disk is not None
-    store.disk.connection.execute("PRAGMA user_version = 1")
+    assert store.database is not None
+    store.database.connection.execute("PRAGMA user_version = 7")
     store.close()
-    with pytest.raises(FederationError, match=r"version 1; expected .* version 2"):
+    with pytest.raises(FederationError, match=r"version 7; expected .* version 3"):
         Store(tmp_path)
 
 
@@ -181,50 +180,46 @@ def test_a_run_of_an_earlier_program_is_not_begun_again_in_silence(tmp_path: Pat
 
 
 def test_a_full_disk_leaves_memory_and_database_as_they_were(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / ledgers.FILE)
+    ledger = Ledger(open_member(tmp_path))
     ledger.record(Place(ONE, 1, 1))
-    assert ledger.disk is not None
-    ledger.disk.connection.execute(f"PRAGMA max_page_count = {ledger.disk.number('page_count')}")
-    ledger.sums.begin(b"f" * 5000, 1, 1)  # longer than a page
+    disk = ledger.database
+    assert disk is not None
+    disk.connection.execute(f"PRAGMA max_page_count = {disk.number('page_count')}")
+    ledger.sums.begin(b"f" * 50000, 1, 1)  # longer than a page
     before = dict(ledger.marks), dict(ledger.standing)
     with pytest.raises(QuietchoirError, match="disk is full"):
         ledger.record(Place(ONE, 2, 1))
     assert (ledger.marks, ledger.standing) == before
-    ledger.close()
-    again = Ledger(tmp_path / ledgers.FILE)
+    again = Ledger(open_member(tmp_path))
     assert again.marks == {ONE: (1, 1)}
-    again.close()
 
 
 def test_an_older_place_is_stale_also_after_a_restart(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / ledgers.FILE)
+    ledger = Ledger(open_member(tmp_path))
     ledger.record(Place(ONE, 2, 3))
     ledger.sums.begin(b"federation", 2, 3)
     ledger.sums.open(b"federation", 2, 3)
     ledger.save()
-    ledger.close()
-    again = Ledger(tmp_path / ledgers.FILE)
+    again = Ledger(open_member(tmp_path))
     for place in (Place(ONE, 2, 3), Place(ONE, 2, 1), Place(ONE, 1, 9)):
         with pytest.raises(StaleError, match="older state"):
             again.record(place)
     assert again.sums.snapshot() == ledger.sums.snapshot()
     again.record(Place(ONE, 2, 4))
-    again.close()
 
 
 def test_a_second_run_is_refused_while_the_first_is_heard_and_replaces_it_after_the_lease(
     tmp_path: Path,
 ) -> None:
     clock = [1000.0]
-    ledger = Ledger(tmp_path / ledgers.FILE, now=lambda: clock[0])
+    ledger = Ledger(open_member(tmp_path), now=lambda: clock[0])
     ledger.record(Place(ONE, 1, 1))
     clock[0] += LEASE_S - 1
     with pytest.raises(RivalError, match="two coordinators with one identity"):
         ledger.record(Place(OTHER, 1, 1))
     ledger.record(Place(ONE, 1, 2))  # heard again
     clock[0] += LEASE_S - 1
-    ledger.close()
-    ledger = Ledger(tmp_path / ledgers.FILE, now=lambda: clock[0])
+    ledger = Ledger(open_member(tmp_path), now=lambda: clock[0])
     with pytest.raises(RivalError):
         ledger.record(Place(OTHER, 1, 1))
     clock[0] -= 10 * LEASE_S  # a clock that is set back makes nothing shorter
@@ -234,37 +229,21 @@ def test_a_second_run_is_refused_while_the_first_is_heard_and_replaces_it_after_
     ledger.record(Place(OTHER, 1, 1))
     with pytest.raises(RivalError, match="given up for a later one"):
         ledger.record(Place(ONE, 5, 1))
-    ledger.close()
 
 
 def test_a_node_takes_part_in_one_process_at_a_time(tmp_path: Path) -> None:
-    held = ledgers.hold(tmp_path)
+    held = member.hold(tmp_path)
     with pytest.raises(FederationError, match="in another process"):
-        ledgers.hold(tmp_path)
+        member.hold(tmp_path)
     held.close()
-    ledgers.hold(tmp_path).close()
+    member.hold(tmp_path).close()
 
 
 def test_after_a_finished_run_another_may_begin_at_once(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / ledgers.FILE)
+    ledger = Ledger(open_member(tmp_path))
     ledger.record(Place(ONE, 1, 1))
     ledger.release()
     ledger.record(Place(OTHER, 1, 1))
-    ledger.close()
-
-
-def test_what_an_earlier_program_had_answered_stays_answered(tmp_path: Path) -> None:
-    content = {"marks": {ONE: [4, 1]}, "sums": Ledger().sums.snapshot().decode("ascii")}
-    (tmp_path / "answered.json").write_text(json.dumps(content), "ascii")
-    for _ in range(2):
-        ledger = Ledger(tmp_path / ledgers.FILE)
-        with pytest.raises(StaleError):
-            ledger.record(Place(ONE, 4, 1))
-        ledger.close()
-    (tmp_path / "two").mkdir()
-    (tmp_path / "two" / "answered.json").write_text("{", "ascii")
-    with pytest.raises(MessageError, match="damaged"):
-        Ledger(tmp_path / "two" / ledgers.FILE)
 
 
 def test_a_history_of_counted_answers_is_read_as_one_of_members_that_scored(tmp_path: Path) -> None:

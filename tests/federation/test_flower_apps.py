@@ -22,8 +22,9 @@ from quietchoir.core.errors import ConfigError, MessageError, RoundAborted
 from quietchoir.crypto.identity.keys import Identity, bind
 from quietchoir.federation import stateless_client as visit
 from quietchoir.federation.membership import roster
+from quietchoir.federation.stateless_client import ASIDE, Recess
 from quietchoir.federation.store import checkpoint
-from quietchoir.federation.store.attempt_snapshot import FILE, TAKEN, Recess
+from quietchoir.federation.store.member import FILE, open_member
 from quietchoir.federation.transport import apps, conduct, grid, unprotected
 from quietchoir.federation.transport.letters import open_letter, seal_letter
 from quietchoir.federation.transport.settings import Settings
@@ -33,6 +34,7 @@ from quietchoir.simulations.choir import Choir, Plan
 from quietchoir.simulations.engines import APP
 from quietchoir.simulations.processes import Stage
 from quietchoir.tests.fakes.grid import LocalGrid
+from quietchoir.tests.fakes.store import names, query
 
 SIZE = 300
 
@@ -86,8 +88,12 @@ def stage_of(message: Message) -> str:
     return str(fields["stage"])
 
 
+COPY = "SELECT * FROM records WHERE name = ?"
+PUT_BACK = "INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?)"
+
+
 def left_aside(choir: Choir) -> list[Path]:
-    return [path for name in (FILE, TAKEN) for path in choir.folder.rglob(name)]
+    return [path for path in choir.folder.rglob(FILE) if ASIDE in names(path.parent)]
 
 
 def run(choir: Choir, played: LocalGrid) -> checkpoint.RunState:
@@ -153,23 +159,23 @@ def test_a_supernode_that_loses_its_memory_is_missed_in_that_attempt_alone(tmp_p
 def test_an_older_copy_of_what_was_put_aside_opens_nothing(tmp_path: Path) -> None:
     """With it, a member could be made to sign two sets of survivors."""
     choir = choir_of(tmp_path)
-    played, copies, refused = grid_of(choir), dict[str, bytes](), list[str]()
+    played, copies, refused = grid_of(choir), dict[str, list[Any]](), list[str]()
     aside = roster.folder(choir.folder / "node-01", roster.load(choir.file)) / FILE
 
     def restore(grid: LocalGrid, node: int, message: Message) -> list[Message]:
         stage = stage_of(message)
         if node == 2 and stage == "consistency":
-            copies["before"] = aside.read_bytes()
+            copies["before"] = query(aside, COPY, ASIDE)
         elif node == 2 and stage == "unmask" and not refused:
-            now = aside.read_bytes()
-            aside.write_bytes(copies["before"])
+            now = query(aside, COPY, ASIDE)
+            query(aside, PUT_BACK, *copies["before"][0])
             again = next(
                 one
                 for one in grid.sent
                 if one.metadata.dst_node_id == 2 and stage_of(one) == "consistency"
             )
             refused.append(str(grid.call(2, again).error.reason))
-            aside.write_bytes(now)
+            query(aside, PUT_BACK, *now[0])
         return [message]
 
     played.meddle = restore
@@ -179,22 +185,23 @@ def test_an_older_copy_of_what_was_put_aside_opens_nothing(tmp_path: Path) -> No
 
 
 def test_what_is_put_aside_is_readable_by_nobody_and_taken_once(tmp_path: Path) -> None:
-    place = Recess(tmp_path, b"federation", "ann")
+    database = open_member(tmp_path)
+    place = Recess(database, b"federation", "ann")
     key = place.put(b"secret words")
-    path = tmp_path / FILE
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert b"secret" not in path.read_bytes()
-    assert Recess(tmp_path, b"federation", "ann").take(key) == b"secret words"
+    files = [path for path in tmp_path.iterdir() if path.name.startswith("member.sqlite")]
+    assert len(files) == 3 and {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+    assert all(b"secret" not in path.read_bytes() for path in files)
+    assert Recess(database, b"federation", "ann").take(key) == b"secret words"
     # a crash after the first: the attempt is lost
-    assert Recess(tmp_path, b"federation", "ann").take(key) is None
+    assert Recess(database, b"federation", "ann").take(key) is None
     place.give_back()
-    assert Recess(tmp_path, b"federation", "ben").take(key) is None
+    assert Recess(database, b"federation", "ben").take(key) is None
     place.give_back()
     newer = place.put(b"later words")
     assert key != newer
-    assert Recess(tmp_path, b"federation", "ann").take(key) is None
+    assert Recess(database, b"federation", "ann").take(key) is None
     place.wipe()
-    assert list(tmp_path.iterdir()) == []
+    assert database.get(ASIDE) is None
 
 
 def test_a_run_goes_on_from_the_last_whole_round(tmp_path: Path) -> None:

@@ -13,15 +13,11 @@ from quietchoir.federation.aggregation import state_transfer as handover
 from quietchoir.federation.aggregation.hello import Greeting, Parcel
 from quietchoir.federation.aggregation.state_transfer import Handover
 from quietchoir.federation.spec.policy import Policy
-from quietchoir.federation.store.client_store import (
-    KEY_FILE,
-    TAG_BYTES,
-    Progress,
-    Vault,
-    state_file,
-)
+from quietchoir.federation.store.client_store import GROUP_KEY, TAG_BYTES, Progress, Vault, model_of
+from quietchoir.federation.store.member import FILE, open_member
 from quietchoir.federation.wire.message import Place
 from quietchoir.tests.fakes.federation import House, house
+from quietchoir.tests.fakes.store import damage
 
 PLACE = Place("ab" * 16, 1, 1)
 
@@ -167,23 +163,25 @@ def test_an_adapter_is_taken_only_if_enough_members_say_that_it_is_theirs(meetin
     )
 
 
-def test_damaged_or_readable_files_of_a_vault_are_refused(tmp_path: Path) -> None:
-    vault = Vault(tmp_path, 4)
-    vault.make_seed(b"\1" * 32)
-    vault.keep_progress("ab" * 16, Progress(2, vault.progress("ab" * 16).server))
-    state, key = tmp_path / state_file("ab" * 16), tmp_path / KEY_FILE
-    state.write_bytes(state.read_bytes()[:-1] + b"\0\0")
-    with pytest.raises(FederationError, match="damaged; remove it"):
-        Vault(tmp_path, 4).progress("ab" * 16)
+def test_what_is_damaged_in_a_vault_is_handed_over_again_and_a_readable_one_refused(
+    tmp_path: Path,
+) -> None:
+    run, epoch = "ab" * 16, b"\1" * 32
+    vault = Vault(open_member(tmp_path), 4)
+    seed = vault.make_seed(epoch)
+    vault.keep_progress(run, Progress(2, vault.progress(run).server))
     with pytest.raises(FederationError, match="run = "):
         vault.progress("../escape")
-    key.chmod(0o644)
+    again = Vault(open_member(tmp_path), 4)
+    assert again.seed(epoch) == seed and again.progress(run).steps == 2
+    damage(tmp_path, model_of(run))
+    again = Vault(open_member(tmp_path), 4)
+    assert again.seed(epoch) == seed and again.progress(run).steps == 0
+    damage(tmp_path, GROUP_KEY)
+    assert Vault(open_member(tmp_path), 4).seed(epoch) is None
+    (tmp_path / FILE).chmod(0o644)
     with pytest.raises(ConfigError, match="lets others read"):
-        Vault(tmp_path, 4)
-    key.write_text("{}")
-    key.chmod(0o600)
-    with pytest.raises(ConfigError, match="damaged"):
-        Vault(tmp_path, 4)
+        open_member(tmp_path)
 
 
 def test_a_tag_tells_equal_adapters_from_others_and_needs_the_key() -> None:

@@ -25,7 +25,8 @@ from quietchoir.federation.aggregation.experimental import dkg_client as forming
 from quietchoir.federation.aggregation.experimental import threshold as joint
 from quietchoir.federation.aggregation.experimental.key_group import round_number
 from quietchoir.federation.store.checkpoint import Store
-from quietchoir.federation.store.key_shares import HOLDING_FILE, MEMORY_FILE
+from quietchoir.federation.store.client_store import SHARE, SHARE_MEMORY
+from quietchoir.federation.store.member import FILE
 from quietchoir.federation.training.synthetic_task import RehearsalLearner
 from quietchoir.federation.wire import message as messages
 from quietchoir.tests.fakes.federation import House, coordinator, house, parties
@@ -41,6 +42,10 @@ from quietchoir.tests.fakes.joint import (
     stage_of,
 )
 from quietchoir.tests.fakes.sealed import adapter_of, sealed_parties, vault_of
+from quietchoir.tests.fakes.store import everywhere, query
+from quietchoir.tests.fakes.store import names as stored
+
+BODY = "SELECT body FROM records WHERE name = ?"
 
 
 def test_members_end_with_the_plain_adapter_to_the_last_bit_and_make_one_key(
@@ -209,22 +214,23 @@ def test_a_new_version_of_the_file_wipes_the_shares_and_goes_on_with_the_adapter
     run.train_round()
     store.close()
     old, held = keys(members)[0], adapter_of(members["ann"], run.state.run).copy()
-    secret = (tmp_path / "ann" / HOLDING_FILE).read_bytes()
+    ((secret,),) = query(tmp_path / "ann" / FILE, BODY, SHARE)
+    assert secret[-64:] in everywhere(tmp_path / "ann")
     after = House(
         dataclasses.replace(home.policy, version=2), home.owner, home.coordinator, home.members
     )
     later = sealed_parties(after, SIZE, folder=tmp_path, desk=DESK)
     assert keys(later) == [None] * 4
-    assert not any(
-        (tmp_path / name / file).exists() for name in later for file in (HOLDING_FILE, MEMORY_FILE)
-    )
+    assert not any({SHARE, SHARE_MEMORY} & stored(tmp_path / name) for name in later)
+    left = everywhere(tmp_path / "ann")  # nor in what was deleted, nor in the log
+    assert not any(secret[at : at + 64] in left for at in range(0, len(secret) - 64, 4096))
     store = Store(tmp_path / "coordinator")
     go_on = coordinator(after, later, SIZE, desk=DESK, store=store)
     assert np.array_equal(adapter_of(later["ann"], run.state.run), held)
     go_on.train_round()
     store.close()
     assert go_on.state.round == 2 and len(set(keys(later))) == 1 and old not in keys(later)
-    assert (tmp_path / "ann" / HOLDING_FILE).read_bytes() != secret
+    assert query(tmp_path / "ann" / FILE, BODY, SHARE) != [(secret,)]
 
 
 def test_members_and_coordinator_go_on_after_a_restart_with_the_same_key_and_open_no_round_twice(
@@ -237,8 +243,8 @@ def test_members_and_coordinator_go_on_after_a_restart_with_the_same_key_and_ope
     run = coordinator(home, members, SIZE, desk=DESK, store=store, link=first)
     run.train_round()
     store.close()
-    for name in (HOLDING_FILE, MEMORY_FILE):
-        assert stat.S_IMODE((tmp_path / "ben" / name).stat().st_mode) == 0o600
+    assert {SHARE, SHARE_MEMORY} < stored(tmp_path / "ben")
+    assert stat.S_IMODE((tmp_path / "ben" / FILE).stat().st_mode) == 0o600
     before = keys(members)
     again = sealed_parties(home, SIZE, folder=tmp_path, desk=DESK)
     assert keys(again) == before

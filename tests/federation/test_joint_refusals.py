@@ -12,7 +12,6 @@ from quietchoir.core.errors import (
     CryptoError,
     MessageError,
     ProtocolError,
-    QuietchoirError,
     RoundAborted,
     ThresholdError,
 )
@@ -24,7 +23,8 @@ from quietchoir.federation.aggregation.experimental import dkg_client as forming
 from quietchoir.federation.aggregation.experimental import threshold as joint
 from quietchoir.federation.aggregation.experimental.key_group import round_number
 from quietchoir.federation.aggregation.state_transfer import SAYS
-from quietchoir.federation.store.key_shares import HOLDING_FILE, MEMORY_FILE
+from quietchoir.federation.store.client_store import SHARE, SHARE_MEMORY
+from quietchoir.federation.store.member import FILE
 from quietchoir.federation.wire import message as messages
 from quietchoir.tests.fakes.federation import SilentLink, coordinator, house
 from quietchoir.tests.fakes.joint import (
@@ -39,38 +39,22 @@ from quietchoir.tests.fakes.joint import (
     stage_of,
 )
 from quietchoir.tests.fakes.sealed import sealed_parties, vault_of
+from quietchoir.tests.fakes.store import damage, query
 
 
-@pytest.mark.parametrize("other", [False, True])
-def test_readable_or_damaged_files_are_refused_and_a_share_without_its_memory_is_given_up(
-    other: bool, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("broken", ["share", "memory", "no memory"])
+def test_a_damaged_share_or_one_without_its_memory_is_given_up(broken: str, tmp_path: Path) -> None:
     home = joint_house(4)
     link = KeepingLink(sealed_parties(home, SIZE, folder=tmp_path, desk=DESK))
     run = coordinator(home, {}, SIZE, desk=DESK, link=link)
     run.train_round()
-    holding, memory = tmp_path / "ann" / HOLDING_FILE, tmp_path / "ann" / MEMORY_FILE
-    good = holding.read_bytes(), memory.read_bytes()
-    for path in (holding, memory):
-        path.chmod(0o640)
-        with pytest.raises(QuietchoirError, match="chmod 600"):
-            sealed_parties(home, SIZE, folder=tmp_path, desk=DESK)
-        path.chmod(0o600)
-        for content in (b"", path.read_bytes()[:-1], path.read_bytes() + b"x"):
-            kept = path.read_bytes()
-            path.write_bytes(content)
-            with pytest.raises(QuietchoirError, match="damaged"):
-                sealed_parties(home, SIZE, folder=tmp_path, desk=DESK)
-            path.write_bytes(kept)
-    assert (holding.read_bytes(), memory.read_bytes()) == good
     assert keys(sealed_parties(home, SIZE, folder=tmp_path, desk=DESK))[0] is not None
-    if other:
-        # another member's, of the same key
-        memory.write_bytes((tmp_path / "ben" / MEMORY_FILE).read_bytes())
+    if broken == "no memory":
+        query(tmp_path / "ann" / FILE, "DELETE FROM records WHERE name = ?", SHARE_MEMORY)
     else:
-        memory.unlink()
+        damage(tmp_path / "ann", SHARE if broken == "share" else SHARE_MEMORY)
     members = sealed_parties(home, SIZE, folder=tmp_path, desk=DESK)
-    assert keys(members)[0] is None and not holding.exists()
+    assert keys(members)[0] is None
     link.parties = {name: party.handle for name, party in members.items()}
     run.train_round()
     assert len(set(keys(members))) == 1  # a new key for all

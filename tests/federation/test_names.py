@@ -57,6 +57,8 @@ from quietchoir.federation.spec.founding import FILE
 from quietchoir.federation.spec.policy import ModelTable
 from quietchoir.federation.store.checkpoint import Store
 from quietchoir.federation.store.client_store import Vault
+from quietchoir.federation.store.member import open_member
+from quietchoir.federation.store.privacy_book import PrivacyBook
 from quietchoir.federation.wire import message as messages
 from quietchoir.federation.wire import work
 from quietchoir.federation.wire.message import Place, Reply, Task
@@ -346,14 +348,14 @@ def model_digest(world: World) -> Iterator[Attempt]:
 
 
 def account_scope(world: World) -> Iterator[Attempt]:
-    path = world.folder / "privacy.json"
-    Account(Budget(epsilon=100.0), scope="this ann", path=path).charge(
+    book = PrivacyBook(open_member(world.folder / "node"))
+    Account(Budget(epsilon=100.0), scope="this ann", book=book).charge(
         "a/1/1", Step(multiplier=4.0)
     )
     yield (
-        lambda: Account(Budget(epsilon=100.0), scope="that ann", path=path),
+        lambda: Account(Budget(epsilon=100.0), scope="that ann", book=book),
         ConfigError,
-        "privacy.json",
+        "member.sqlite",
     )
 
 

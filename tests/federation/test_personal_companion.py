@@ -2,6 +2,7 @@
 nobody.
 """
 
+import json
 import logging
 import queue
 import threading
@@ -18,7 +19,8 @@ from quietchoir.core.training.evaluate import Score
 from quietchoir.federation.personalization.keeping import Outcome
 from quietchoir.federation.personalization.settings import Settings
 from quietchoir.federation.personalization.trainer import Verdict
-from quietchoir.federation.personalization.worker import FILE, Companion, one_at_a_time
+from quietchoir.federation.personalization.worker import NAME, Companion, Pending, one_at_a_time
+from quietchoir.federation.store.member import open_member
 from quietchoir.federation.training.learner import TrainerLearner
 from quietchoir.tests.fakes.personal import Desk, open_workshop, tiny_weights
 
@@ -40,7 +42,7 @@ class Scene:
     """Companions on one folder, one after another."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.database = open_member(folder)
         self.events: queue.Queue[dict[str, Any]] = queue.Queue()
         self.made: list[Companion] = []
 
@@ -56,7 +58,7 @@ class Scene:
             SimpleNamespace(),
             SimpleNamespace(),
             Settings(),
-            self.folder,
+            self.database,
             on_event=self.events.put,
             **options,
         )
@@ -67,8 +69,8 @@ class Scene:
         return self.events.get(timeout=PATIENCE_S)
 
     def pending(self) -> str:
-        file = self.folder / FILE
-        return file.read_text() if file.exists() else ""
+        record = self.database.get(NAME)
+        return "" if record is None else json.dumps(record.fields)
 
 
 @pytest.fixture
@@ -198,32 +200,33 @@ def test_work_that_a_leaving_node_gives_up_is_begun_again_by_the_next_one(scene:
 
 def test_work_that_kills_the_node_again_and_again_is_left(scene: Scene) -> None:
     for tries in (3, 2):  # as three kills, and two, would leave it
-        (scene.folder / FILE).write_text(f'{{"adapter": "{ONE}", "tries": {tries}}}')
+        Pending(scene.database).write(ONE, tries)
         companion = scene.start()
         event = scene.told()
         companion.finish()
         assert ("never ended" in event["words"]) == (tries == 3) and scene.pending() == ""
-    for damaged in ("[]", "{", '{"adapter": "x"}'):
-        (scene.folder / FILE).write_text(damaged)
+    for damaged in ({}, {"tries": 1}, {"adapter": "x", "tries": "many"}):
+        scene.database.put(NAME, damaged)
         scene.start().finish()
     assert scene.events.empty()
 
 
 def test_a_disk_that_refuses_harms_nobody(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    scene = Scene(tmp_path / "file")
+    scene = Scene(tmp_path)
+    scene.database.connection.execute("PRAGMA query_only = ON")
     companion = scene.start()
     companion.adopted(ONE)
-    assert "cannot write here" in scene.told()["words"]
+    assert "not written" in scene.told()["words"]
     companion.finish()
 
 
 def test_a_node_without_held_out_examples_is_told_so(tmp_path: Path) -> None:
     desk, shop = Desk(tmp_path / "home", tiny_weights()), open_workshop(tiny_weights())
     parent = desk.deliver(1)
+    database = open_member(tmp_path / "choir")
     before, events = desk.files(), queue.Queue[dict[str, Any]]()
     learner = TrainerLearner(shop.trainer, shop.train, None, None)  # type: ignore[arg-type]
-    companion = Companion(desk.owner, learner, Settings(), desk.home, on_event=events.put)
+    companion = Companion(desk.owner, learner, Settings(), database, on_event=events.put)
     companion.adopted(parent)
     assert "test.jsonl" in events.get(timeout=PATIENCE_S)["words"]
     companion.finish()
@@ -235,9 +238,10 @@ def test_an_adapter_of_other_layers_than_the_federation_now_trains_is_left_to_it
 ) -> None:
     desk, shop = Desk(tmp_path / "home", tiny_weights()), open_workshop(tiny_weights())
     parent = desk.deliver(1, AdapterShape(rank=2, alpha=4.0, upper_layers=1))
+    database = open_member(tmp_path / "choir")
     before, events = desk.files(), queue.Queue[dict[str, Any]]()
     learner = TrainerLearner(shop.trainer, shop.train, shop.test, None)  # type: ignore[arg-type]
-    companion = Companion(desk.owner, learner, Settings(), desk.home, on_event=events.put)
+    companion = Companion(desk.owner, learner, Settings(), database, on_event=events.put)
     companion.adopted(parent)
     assert ("changes 1 layers, the federation now trains 2") in events.get(timeout=PATIENCE_S)[
         "words"

@@ -28,7 +28,7 @@ from quietchoir.federation.membership import roster
 from quietchoir.federation.membership.keys import load_or_create
 from quietchoir.federation.personalization.change import Change, shared_b
 from quietchoir.federation.personalization.trainer import Workshop
-from quietchoir.federation.personalization.worker import FILE as PENDING
+from quietchoir.federation.personalization.worker import NAME as PENDING
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.server_node import keeper
 from quietchoir.federation.spec.founding import (
@@ -41,11 +41,13 @@ from quietchoir.federation.spec.founding import (
 )
 from quietchoir.federation.spec.policy import ModelTable, Policy, ProtectionTable, Recipe
 from quietchoir.federation.store.checkpoint import Store
+from quietchoir.federation.store.member import FILE as DATABASE
 from quietchoir.federation.training.learner import Trained, TrainerLearner
 from quietchoir.federation.transport import node as flower
 from quietchoir.federation.wire.link import InProcessLink
 from quietchoir.tests.fakes.federation import ANY_MODE, DIGEST
 from quietchoir.tests.fakes.personal import TABLE, Desk, Door, tiny_weights
+from quietchoir.tests.fakes.store import names
 from quietchoir.tests.fakes.training import CHATTER, chatter
 
 MEMBERS = ("ann", "ben", "cat")
@@ -307,7 +309,8 @@ def test_a_member_that_leaves_after_the_first_adapter_ends_its_personal_one_firs
         [personal] = registry.personal()
         assert registry.active() == personal.adapter in {event["adapter"] for event in events}
         assert personal.parent == trace.adapters[0]
-    assert not list(tmp_path.rglob(PENDING))
+    for path in tmp_path.rglob(DATABASE):
+        assert PENDING not in names(path.parent)
 
 
 def imported(path: Path) -> set[str]:

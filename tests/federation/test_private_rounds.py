@@ -3,7 +3,6 @@ credit.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from quietchoir.federation.aggregation.update import Codec, Statistics, Terms, n
 from quietchoir.federation.rounds.privacy_accountant import Purse
 from quietchoir.federation.spec.policy import GuardTable, PrivacyTable
 from quietchoir.federation.store.checkpoint import Store
+from quietchoir.federation.store.member import open_member
 from quietchoir.federation.training.synthetic_task import RehearsalLearner
 from quietchoir.federation.wire import message as messages
 from quietchoir.federation.wire import work
@@ -143,7 +143,7 @@ def test_members_keep_their_own_account_whatever_a_coordinator_forgets(tmp_path:
     def open_parties() -> Any:
         members = parties(home, SIZE, lambda name: FixedLearner(0.1))
         for name, party in members.items():
-            party.purse = Purse(home.policy, SIZE, name, tmp_path / f"{name}.json")
+            party.purse = Purse(home.policy, SIZE, name, open_member(tmp_path / name))
         return members
 
     first = coordinator(home, open_parties(), SIZE).run()
@@ -240,7 +240,7 @@ def test_a_letter_that_is_replayed_after_a_lost_ledger_is_charged_again(tmp_path
 
     def ann() -> Any:
         party = parties(home, SIZE)["ann"]  # its ledger is in memory: lost whenever the node starts
-        party.purse = Purse(home.policy, SIZE, "ann", tmp_path / "privacy.json")
+        party.purse = Purse(home.policy, SIZE, "ann", open_member(tmp_path / "ann"))
         return party
 
     link = SilentLink(
@@ -266,8 +266,9 @@ def test_a_refused_letter_costs_nothing_and_a_killed_coordinator_remembers(tmp_p
     run = coordinator(home, members, SIZE, store=store)
     run.train_round()
     store.close()
-    assert len(json.loads((tmp_path / "privacy.json").read_text())["steps"]) == 1
     store = Store(tmp_path)
+    assert store.database is not None
+    assert len(store.database.rows("SELECT * FROM charges")) == 1
     again = coordinator(home, members, SIZE, store=store)
     assert again.purse.spent()["steps"] == 1  # type: ignore[index]
     store.close()

@@ -276,11 +276,12 @@ def test_a_full_disk_stops_the_run_before_anything_changes(open_store: Callable[
     store = open_store()
     run = coordinator(home, members, SIZE, store=store)
     run.train_round()
-    assert store.disk is not None
-    room = store.disk.number("page_size") - len(json.dumps(run.state.history[0])) - 500
+    assert store.database is not None
+    room = store.database.number("page_size") - len(json.dumps(run.state.history[0])) - 500
     run.logbook.keep(history=({**run.state.history[0], "note": "x" * room},))
-    pages = store.disk.number("page_count")
-    store.disk.connection.execute(f"PRAGMA max_page_count = {pages}")  # as full as a disk can be
+    pages = store.database.number("page_count")
+    # as full as a disk can be
+    store.database.connection.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(QuietchoirError, match="disk is full"):
         for _ in range(8):  # there may still be room for some attempts' numbers
             run.train_round()

@@ -32,7 +32,8 @@ from quietchoir.federation.aggregation.update import Codec
 from quietchoir.federation.rounds.client import Party
 from quietchoir.federation.store import checkpoint
 from quietchoir.federation.store.checkpoint import Store
-from quietchoir.federation.store.client_store import KEY_FILE, Vault, state_file
+from quietchoir.federation.store.client_store import GROUP_KEY, Vault, model_of
+from quietchoir.federation.store.member import FILE
 from quietchoir.federation.training.synthetic_task import RehearsalLearner
 from quietchoir.federation.wire import message as messages
 from quietchoir.federation.wire import work
@@ -56,6 +57,7 @@ from quietchoir.tests.fakes.sealed import (
     sealed_parties,
     vault_of,
 )
+from quietchoir.tests.fakes.store import names
 
 SIZE = 3000
 PLACE = Place("ab" * 16, 1, 1)
@@ -294,11 +296,8 @@ def test_a_member_and_the_coordinator_go_on_after_a_restart(
     half.train_round()
     first.close()
     kept = adapter_of(members["ben"], half.state.run).copy()
-    folder = tmp_path / "ben"
-    assert {
-        stat.S_IMODE((folder / name).stat().st_mode)
-        for name in (KEY_FILE, state_file(half.state.run))
-    } == {0o600}
+    assert {GROUP_KEY, model_of(half.state.run)} < names(tmp_path / "ben")
+    assert stat.S_IMODE((tmp_path / "ben" / FILE).stat().st_mode) == 0o600
     again = sealed_parties(home, SIZE, folder=tmp_path, desk=desk)
     assert np.array_equal(adapter_of(again["ben"], half.state.run), kept)
     second = Store(tmp_path / "coordinator")

@@ -18,9 +18,10 @@ from quietchoir.federation.membership.locking import protect
 from quietchoir.federation.membership.unlock import VARIABLE, Lock
 from quietchoir.federation.spec.founding import FILE, OWNER_KEY, Founding, enroll, found
 from quietchoir.federation.spec.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
-from quietchoir.federation.store.client_store import KEY_FILE, Vault, state_file
-from quietchoir.federation.store.key_shares import HOLDING_FILE, MEMORY_FILE
+from quietchoir.federation.store import member
+from quietchoir.federation.store.client_store import GROUP_KEY, SHARE, Vault
 from quietchoir.tests.fakes.federation import DIGEST
+from quietchoir.tests.fakes.store import names
 from quietchoir.tests.federation.test_flower_rounds import Command, free_port
 
 MEMBERS = ("ann", "ben", "cat")
@@ -100,13 +101,13 @@ def test_the_members_hold_their_key_or_shares_of_it_and_one_adapter_and_the_coor
     story: Story,
 ) -> None:
     policy = roster.load(story.folder / FILE)
-    run = (
-        next(entry for entry in story.folder.glob("ann/**/sealed-*.state"))
-        .name.removeprefix("sealed-")
-        .removesuffix(".state")
+    folders = [next(story.folder.glob(f"{name}/**/{member.FILE}")).parent for name in MEMBERS]
+    kept = SHARE if policy.protection.key == "threshold" else GROUP_KEY
+    assert all(kept in names(folder) for folder in folders)
+    (run,) = (
+        name.removeprefix("model of ") for name in names(folders[0]) if name.startswith("model of ")
     )
-    kept = HOLDING_FILE if policy.protection.key == "threshold" else KEY_FILE
-    vaults = [Vault(next(story.folder.glob(f"{name}/**/{kept}")).parent, SIZE) for name in MEMBERS]
+    vaults = [Vault(member.open_member(folder), SIZE) for folder in folders]
     seeds = {vault.seed(policy.digest) for vault in vaults}
     assert len(seeds) == 1
     assert (
@@ -122,7 +123,7 @@ def test_the_members_hold_their_key_or_shares_of_it_and_one_adapter_and_the_coor
         if path.is_file()
     ):
         content = path.read_bytes()
-        assert path.name not in (KEY_FILE, HOLDING_FILE, MEMORY_FILE, state_file(run))
+        assert path.name != member.FILE
         assert (
             seed not in content
             and seed.hex().encode() not in content

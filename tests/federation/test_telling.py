@@ -3,7 +3,6 @@ happened before.
 """
 
 import dataclasses
-import hashlib
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,8 +22,8 @@ from quietchoir.federation.aggregation.server_optimizer import ServerState
 from quietchoir.federation.rounds import global_model as steps
 from quietchoir.federation.rounds.client import Party
 from quietchoir.federation.rounds.client_model import (
-    FILE,
     LACKS,
+    NAME,
     STATE,
     SUM,
     LackingError,
@@ -33,9 +32,11 @@ from quietchoir.federation.rounds.client_model import (
 )
 from quietchoir.federation.rounds.global_model import MAX_STEPS, Step, Stepping, name_of, origin_of
 from quietchoir.federation.rounds.server import Coordinator
-from quietchoir.federation.spec.policy import AggregationTable, GuardTable, PrivacyTable, canonical
+from quietchoir.federation.spec.policy import AggregationTable, GuardTable, PrivacyTable
 from quietchoir.federation.store.checkpoint import Store
+from quietchoir.federation.store.database import Database
 from quietchoir.federation.store.ledger import Ledger, StaleError
+from quietchoir.federation.store.member import open_member
 from quietchoir.federation.training.learner import Counts, Trained
 from quietchoir.federation.training.synthetic_task import RehearsalLearner
 from quietchoir.federation.wire import work
@@ -48,6 +49,7 @@ from quietchoir.tests.fakes.federation import (
     house,
     parties,
 )
+from quietchoir.tests.fakes.store import damage, names
 
 SIZE = 4000
 RUN = "0a" * 16
@@ -185,18 +187,19 @@ def test_a_change_is_less_than_the_adapter_and_the_result_is_the_same(
 
 def on_disk(home: House, folder: Path) -> dict[str, Party]:
     """Its members as they start again: with what lies in their folders, and nothing else."""
-    return {
-        name: Party(
+    members = {}
+    for name, key in home.members.items():
+        database = open_member(folder / name)
+        members[name] = Party(
             home.policy,
             key,
             Noting(name),
             size=SIZE,
             consent=ANY_MODE,
-            ledger=Ledger(folder / name / "answered.sqlite"),
-            recall=Recall(folder / name),
+            ledger=Ledger(database),
+            recall=Recall(database),
         )
-        for name, key in home.members.items()
-    }
+    return members
 
 
 @pytest.mark.parametrize(
@@ -208,7 +211,6 @@ def on_disk(home: House, folder: Path) -> dict[str, Party]:
         "the sum is another",
         "a state is torn",
         "all is gone",
-        "of the last version",
     ],
 )
 def test_a_member_that_starts_again_has_the_sum_that_it_signed_or_is_told_it(
@@ -221,29 +223,24 @@ def test_a_member_that_starts_again_has_the_sum_that_it_signed_or_is_told_it(
     follow_rounds(run, members, 3)
     usual = down(run)["ann"]
     folder = tmp_path / "ann"
-    states = sorted(folder.glob(STATE.format("*")))
+    states = {name for name in names(folder) if name.startswith(STATE.format(""))}
     # each as often as it is held, and those before are gone
-    assert {path.name for path in states} == {
+    assert states == {
         STATE.format(name)
         for name, _ in members["ann"].recall.memory(run.state.run).held  # type: ignore[union-attr]
     }
-    assert all(path.stat().st_mode & 0o777 == 0o600 for path in folder.glob("recall*"))
+    database = open_member(folder)
     if harm == "the sum is gone":
-        (folder / SUM).unlink()
+        database.drop(SUM)
     elif harm == "the sum is torn":
-        (folder / SUM).write_bytes((folder / SUM).read_bytes()[:-1])
+        damage(folder, SUM)
     elif harm == "the sum is another":
-        (folder / SUM).write_bytes(b"<u2" + bytes(2 * SIZE))
+        database.put(SUM, {"word": "<u2"}, bytes(2 * SIZE))
     elif harm == "a state is torn":
-        for path in states:
-            path.write_bytes(path.read_bytes()[: 4 * SIZE])
+        for name in states:
+            damage(folder, name)
     elif harm == "all is gone":
-        for path in folder.glob("recall*"):
-            path.unlink()
-    elif harm == "of the last version":
-        of_before(folder, members["ann"].recall.memory(run.state.run))  # type: ignore[union-attr]
-    for party in members.values():
-        party.ledger.close()
+        database.drop(NAME, SUM, *states)
     members = on_disk(home, tmp_path)
     link = SilentLink({name: party.handle for name, party in members.items()}, lambda *_: False)
     run.post.link = link
@@ -252,24 +249,11 @@ def test_a_member_that_starts_again_has_the_sum_that_it_signed_or_is_told_it(
     told_again = [
         name for name, letter in link.letters if b'"stage":"train"' in letter and name == "ann"
     ]
-    sound = harm in ("", "of the last version")
+    sound = not harm
     assert len(told_again) == (1 if sound else 2)
     assert (down(run)["ann"] < usual + 500) == sound and down(run)["ben"] < usual + 500
     follow_rounds(run, members, 1)
     assert down(run)["ann"] < usual + 500  # and from then on as the others
-    for party in members.values():
-        party.ledger.close()
-
-
-def of_before(folder: Path, memory: Memory) -> None:
-    """What the version before this one kept: one file, its states in it."""
-    bodies = [state.encode() for _, state in memory.held]
-    held = [[name, len(body)] for (name, _), body in zip(memory.held, bodies, strict=True)]
-    header = canonical({"held": held, "run": memory.run, "size": SIZE, "trail": list(memory.trail)})
-    whole = b"QCR1" + len(header).to_bytes(4, "big") + header + b"".join(bodies)
-    for path in folder.glob("recall-*"):
-        path.unlink()
-    (folder / FILE).write_bytes(whole + hashlib.sha256(whole).digest())
 
 
 def test_a_kill_between_a_state_and_the_memory_that_names_it_leaves_the_old_memory(
@@ -280,29 +264,25 @@ def test_a_kill_between_a_state_and_the_memory_that_names_it_leaves_the_old_memo
     run = coordinator(home, members, SIZE)
     follow_rounds(run, members, 3)
     before = members["ann"].recall.memory(run.state.run)  # type: ignore[union-attr]
-    honest, killed = Path.replace, []
+    honest, killed = Database.put, list[str]()
 
-    def replace(self: Path, target: Path) -> Path:
-        if target == tmp_path / "ann" / FILE:
-            killed.append(target)
+    def put(self: Database, name: str, fields: Any, body: bytes = b"") -> None:
+        honest(self, name, fields, body)
+        if self.path.parent.name == "ann" and name.startswith(STATE.format("")):
+            killed.append(name)
             raise KeyboardInterrupt
-        return honest(self, target)
 
-    monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(Database, "put", put)
     with pytest.raises(KeyboardInterrupt):
         run.train_round()
     monkeypatch.undo()
-    again = Recall(tmp_path / "ann").memory(run.state.run)
-    assert killed and again.trail == before.trail
+    again = Recall(open_member(tmp_path / "ann")).memory(run.state.run)
+    assert killed and again.trail == before.trail and killed[0] not in names(tmp_path / "ann")
     assert [name for name, _ in again.held] == [name for name, _ in before.held]
     assert all(name_of(state) == name for name, state in again.held)
-    assert len(list((tmp_path / "ann").glob(".recall*"))) == 1
     run.abandon(RoundAborted("as the run does"))
     follow_rounds(run, members, 2)
-    assert not list((tmp_path / "ann").glob(".recall*"))
-    assert len(list((tmp_path / "ann").glob(STATE.format("*")))) == 2
-    for party in members.values():
-        party.ledger.close()
+    assert len([one for one in names(tmp_path / "ann") if one.startswith(STATE.format(""))]) == 2
 
 
 def test_a_sum_is_named_to_those_alone_that_signed_it_and_its_name_is_no_other_sum() -> None:

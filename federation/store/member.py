@@ -1,0 +1,64 @@
+"""A member's database in one federation: `member.sqlite` in that federation's folder of its home.
+
+    runs       by run, the last place that was answered, and how the run stands (`ledger`)
+    charges    what was paid in privacy (`privacy_book`)
+    records    "last heard", "opened sums" (`ledger`); "group key", "model of RUN", "key share" and
+               its memory (`client_store`); "contribution", "followed models" (`rounds`);
+               "attempt" (`..stateless_client`); "personal adapter" (`personalization.worker`)
+
+Knows the tables, and that nobody else may read them. Knows nothing of what is in them.
+Always: one process takes part at a time (`hold`); what a former version kept is taken over first.
+
+Hazard: it holds keys, adapters and a contribution in clear; it is as private as the folder.
+"""
+
+import os
+import stat
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+from ...core.errors import ConfigError
+from . import former
+from .database import Database
+from .database import hold as hold_folder
+
+FILE, LOCK = "member.sqlite", "taking-part.lock"
+VERSION = 1
+TABLES = """
+CREATE TABLE runs (
+    run TEXT PRIMARY KEY, round INTEGER NOT NULL, attempt INTEGER NOT NULL, standing TEXT NOT NULL
+) STRICT
+"""
+
+
+def hold(folder: Path) -> IO[bytes]:
+    """Take a node's folder for this process, until the file that comes back is closed.
+
+    Raises:
+        FederationError: another process of this node takes part.
+    """
+    return hold_folder(
+        folder, LOCK, "this node takes part already, in another process; stop that one first"
+    )
+
+
+def open_member(folder: Path) -> Database:
+    """The database in a folder that this process holds.
+
+    Raises:
+        ConfigError: others may read it. FederationError: it is damaged, or what a former version
+        kept is. QuietchoirError: no space or no permission.
+    """
+    path = folder / FILE
+    if os.name == "posix" and path.exists() and (mode := stat.S_IMODE(path.stat().st_mode)) & 0o077:
+        raise ConfigError(
+            f"{path}: mode {mode:04o} lets others read this member's secrets; run: chmod 600 {path}"
+        )
+    database = Database(path, TABLES, VERSION, partial(former.member, folder))
+    try:
+        former.put_away(database, former.MEMBER)
+    except BaseException:
+        database.close()
+        raise
+    return database
