@@ -120,7 +120,7 @@ class ArgmaxCheck:
         self.rounded = dense.dtype is torch.bfloat16
         if self.rounded:
             self.room = logits_room(dense)
-            parts = dense.split(CHUNK_TOKENS)
+            parts = torch.split(dense, CHUNK_TOKENS)
             self.longest = max(float(part.float().norm(dim=1).max()) for part in parts)
 
     @torch.no_grad()
@@ -129,7 +129,7 @@ class ArgmaxCheck:
         if not self.rounded:
             return best_tokens(rows, self.head) == targets
         count = len(self.room)
-        pairs = zip(rows.split(count), targets.split(count), strict=True)
+        pairs = zip(torch.split(rows, count), torch.split(targets, count), strict=True)
         return torch.cat([self.check(part, wanted) for part, wanted in pairs])
 
     def check(self, rows: Tensor, targets: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ class ArgmaxCheck:
         rival = logits.amax(dim=1).float()
         # what a rival's rounded logit can be off by
         off = ROUNDING * (self.longest * wide.norm(dim=1) + torch.maximum(own.abs(), rival.abs()))
-        hit = own + off >= rival
+        hit: Tensor = own + off >= rival
         unsure = torch.nonzero(hit & (own - off <= rival))[:, 0]
         if len(unsure):
             near = logits[unsure] >= (own - off)[unsure, None]

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..models.lora.adapter import AdapterShape, Layout
 from ..models.lora.layout import a_name, b_name
 from .frozen_layers import Prepared
-from .lora_layers import ADAPTER, UpperLayers
+from .lora_layers import ADAPTER, UpperLayers, lora_linear
 from .trainer import Hyperparameters, StepInfo, Trainer, TrainResult
 
 
@@ -112,7 +112,7 @@ class NarrowLayers(UpperLayers):
         self.gradient = torch.zeros_like(self.flat)  # [n']
         # whose weights they were, and whether they are trained
         self.taken: list[tuple[nn.Linear, nn.Parameter, bool]] = []
-        self.joined: list[nn.Linear] = []  # projections that multiply by frozen columns too
+        self.joined: list[nn.Module] = []  # projections that multiply by frozen columns too
 
     def enter(self, flat_b: Tensor | None) -> None:
         """Put the first columns in the place of all; `flat_b` [n]: the other columns take part,
@@ -120,7 +120,7 @@ class NarrowLayers(UpperLayers):
         """
         columns, modules = self.shape.rank, dict(self.model.named_modules())
         rest = {} if flat_b is None else self.wide.layout.unflatten(flat_b.to(self.flat.dtype))
-        a, frozen = dict[str, Tensor](), list[tuple[nn.Linear, Tensor]]()
+        a, frozen = dict[str, Tensor](), list[tuple[nn.Module, Tensor]]()
         for name in self.layout.shapes:
             module = modules[name.removesuffix(".lora_B.weight")]
             into, out = (
@@ -132,29 +132,17 @@ class NarrowLayers(UpperLayers):
             key = name.removesuffix(".lora_B.weight")
             a[a_name(key)] = into.weight.detach() if rest else into.weight.detach()[:columns]
             if rest:
-                frozen.append((out, rest[b_name(key)][:, columns:]))
+                frozen.append((module, rest[b_name(key)][:, columns:]))
         self.bind(a, self.flat.dtype)
-        for out, others in frozen:
-            # an instance's own comes before its class's
-            out.__dict__["forward"] = joined(out, others)
-            self.joined.append(out)
+        for module, others in frozen:
+            module.__dict__["forward"] = lora_linear(module, others)
+            self.joined.append(module)
 
     def leave(self) -> None:
         """Put everything back."""
-        for out in self.joined:
-            del out.__dict__["forward"]
+        for module in self.joined:
+            module.__dict__["forward"] = lora_linear(module)
         for linear, weight, trained in self.taken:
             linear.weight = weight.requires_grad_(trained)
         self.joined.clear()
         self.taken.clear()
-
-
-def joined(narrow: nn.Linear, others: Tensor) -> Callable[[Tensor], Tensor]:
-    """A projection by the trained columns and, beside them, by frozen ones: one product, as wide
-    as if all were trained.
-    """
-
-    def forward(x: Tensor) -> Tensor:
-        return nn.functional.linear(x, torch.cat((narrow.weight, others), dim=1))
-
-    return forward
