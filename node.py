@@ -25,7 +25,7 @@ from .core.models.hub import catalog
 from .core.models.hub.catalog import model_name
 from .core.models.weights import Weights
 from .core.server import auth
-from .core.server.app import Parts, Server, claim
+from .core.server.app import NodeServer, Parts, claim
 from .core.server.embeddings import Source
 from .federation.adapters.registry import Card, Registry
 from .federation.client_node import Joining, join
@@ -119,7 +119,7 @@ class Node:
         self.engine: Engine
         self.adapters: AdapterSwitch
         self.assistant: Assistant
-        self.server: Server
+        self.server: NodeServer
         self.page = ""  # the page's address, with the token
 
     async def start_assistant(self) -> None:
@@ -197,7 +197,7 @@ class Node:
             stats=self.stats,
             embedding=embedding,
         )
-        self.server = Server(parts, self.config.server, claimed)
+        self.server = NodeServer(parts, self.config.server, claimed)
         self.parts.push_async_callback(self.server.stop)
         await self.server.start()
         self.page = f"{self.server.url}#token={token}"

@@ -35,7 +35,7 @@ _starting = threading.Lock()  # guards `sys.modules["__main__"]` while a child i
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
+class WorkerLimits:
     """What a worker may use, and how its failures are told."""
 
     name: str = "crypto worker"
@@ -55,7 +55,10 @@ class Worker:
     """
 
     def __init__(
-        self, service: Callable[..., object], *arguments: object, terms: Terms = Terms()
+        self,
+        service: Callable[..., object],
+        *arguments: object,
+        terms: WorkerLimits = WorkerLimits(),
     ) -> None:
         self._service, self._arguments, self._terms = service, arguments, terms
         self._child: multiprocessing.process.BaseProcess | None = None
@@ -162,7 +165,7 @@ class WorkerPool:
         service: Callable[..., object],
         *arguments: object,
         size: int = 1,
-        terms: Terms = Terms(),
+        terms: WorkerLimits = WorkerLimits(),
     ) -> None:
         self._terms = terms
         self._all = [Worker(service, *arguments, terms=terms) for _ in range(size)]

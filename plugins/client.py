@@ -28,7 +28,7 @@ CHUNK = 1 << 16
 METHOD_NOT_FOUND = -32601
 
 
-class Connection:
+class PluginConnection:
     """One running plugin, from its start to its end."""
 
     def __init__(self, started: asyncio.subprocess.Process, name: str, memory_bytes: int) -> None:
@@ -247,7 +247,7 @@ def words(text: str) -> str:
 
 
 @asynccontextmanager
-async def deadline(connection: Connection, seconds: float, doing: str) -> AsyncIterator[None]:
+async def deadline(connection: PluginConnection, seconds: float, doing: str) -> AsyncIterator[None]:
     """Kill the plugin and raise `ToolError` if the block has not ended after `seconds`."""
     try:
         async with asyncio.timeout(seconds):

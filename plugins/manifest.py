@@ -56,7 +56,7 @@ class Permissions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class PluginLimits:
     """What one running plugin may use up."""
 
     # of all its processes together, and of each one's address space above the interpreter's
@@ -125,7 +125,7 @@ class Head:
     tools_digest: str  # SHA-256 of the tools, as `digest` computes it
     runtime: Runtime = field(default_factory=Runtime)
     permissions: Permissions = field(default_factory=Permissions)
-    limits: Limits = field(default_factory=Limits)
+    limits: PluginLimits = field(default_factory=PluginLimits)
 
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:

@@ -13,12 +13,12 @@ from typing import Any
 from ..core import log
 from ..core.errors import PluginError, ToolError
 from . import manifest
-from .client import Connection
+from .client import PluginConnection
 from .manifest import Manifest
 from .sandbox import interpreter, linux
-from .sandbox.policy import BUNDLE, CONFIG, KIT, START, Interpreter, Policy
+from .sandbox.policy import BUNDLE, CONFIG, KIT, START, Interpreter, SandboxPolicy
 from .sandbox.probe import inside_source
-from .storage import Storage
+from .storage import PluginStorage
 
 SDK = Path(__file__).with_name("sdk") / "quietchoir_sdk.py"
 MAX_CONFIG_BYTES = 4 << 20
@@ -40,10 +40,10 @@ class Plugin:
         """
         self.terms, self.folder, self.config, self.idle_s = terms, folder, config, idle_s
         self.disabled: str | None = None
-        self.connection: Connection | None = None
+        self.connection: PluginConnection | None = None
         self._runs_on: Interpreter | None = None
         granted = terms.head.permissions.storage_bytes
-        self._storage = Storage(folder / "storage", granted) if granted else None
+        self._storage = PluginStorage(folder / "storage", granted) if granted else None
         self._lock = asyncio.Lock()
         self._idle: asyncio.TimerHandle | None = None
         self._ending: set[asyncio.Task[None]] = set()
@@ -98,7 +98,7 @@ class Plugin:
         if self._storage is not None:
             await asyncio.to_thread(self._storage.keep)
 
-    async def _connected(self, deadline_s: float) -> Connection:
+    async def _connected(self, deadline_s: float) -> PluginConnection:
         if self.disabled is not None:
             raise ToolError(f"plugin {self.terms.id} is disabled: {self.disabled}")
         if self.connection is not None and self.connection.ended is None:
@@ -106,7 +106,7 @@ class Plugin:
         if self.connection is not None:
             await self.connection.close()
             self.connection = None
-        connection = Connection(
+        connection = PluginConnection(
             await linux.start(self._policy()), self.terms.id, self.terms.head.limits.memory_mb << 20
         )
         try:
@@ -134,7 +134,7 @@ class Plugin:
                 f"ask its publisher"
             )
 
-    def _policy(self) -> Policy:
+    def _policy(self) -> SandboxPolicy:
         """What it may see this time: its bundle as it was checked, and the owner's files as they
         are now.
         """
@@ -148,7 +148,7 @@ class Plugin:
         module = "bundle." + self.terms.head.entry.removesuffix(".py").replace("/", ".")
         head = self.terms.head
         storage = (self._storage.open(), self._storage.size) if self._storage is not None else None
-        return Policy(
+        return SandboxPolicy(
             interpreter=self._runs_on,
             files=files,
             module=module,
@@ -181,7 +181,7 @@ class Plugin:
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
 
-    async def _end(self, connection: Connection) -> None:
+    async def _end(self, connection: PluginConnection) -> None:
         await connection.close()
         try:
             await self._keep()

@@ -18,7 +18,7 @@ from ..core.errors import PluginError, QuietchoirError
 SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 
-class Storage:
+class PluginStorage:
     """What one plugin keeps.
 
     Args:

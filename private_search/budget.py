@@ -14,12 +14,12 @@ from pathlib import Path
 from ..core.errors import BudgetError, ConfigError, MessageError
 from ..core.paths import write_atomically
 from ..crypto.identity.keys import PublicIdentity
-from .messages import Kind
+from .messages import RequestKind
 
 STRANGERS = "strangers"
 
 
-class Budget:
+class QueryBudget:
     """Counts of one library, kept in one file.
 
     Args:
@@ -45,11 +45,11 @@ class Budget:
         name = asker.raw.hex()
         return name if name in self._listed else STRANGERS
 
-    def left(self, asker: PublicIdentity, kind: Kind) -> int:
+    def left(self, asker: PublicIdentity, kind: RequestKind) -> int:
         """Requests of this kind that are left to this asker's account."""
         return self.limit - self._spent.get(self.account(asker), {}).get(kind.name, 0)
 
-    def charge(self, asker: PublicIdentity, kind: Kind, sequence: int) -> None:
+    def charge(self, asker: PublicIdentity, kind: RequestKind, sequence: int) -> None:
         """Count one request, on disk, before it is answered.
 
         Raises:
@@ -87,7 +87,9 @@ class Budget:
         try:
             found = json.loads(self._path.read_bytes())
             self._spent = {
-                str(account): {Kind[kind].name: _count(count) for kind, count in counts.items()}
+                str(account): {
+                    RequestKind[kind].name: _count(count) for kind, count in counts.items()
+                }
                 for account, counts in found["spent"].items()
             }
             self._last = {str(name): _count(sequence) for name, sequence in found["last"].items()}

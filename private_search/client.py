@@ -31,9 +31,9 @@ from .index import PROBE, Embeds, Passage
 from .messages import (
     MANIFEST_BYTES,
     PATH,
-    Kind,
-    Manifest,
-    Request,
+    LibraryManifest,
+    RequestKind,
+    SearchRequest,
     decode_manifest,
     decode_reply,
     key_id,
@@ -47,14 +47,14 @@ TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class LibraryAddress:
     """Where a library is and whose signature counts there: `http://HOST:PORT/#KEY`."""
 
     url: str
     host: PublicIdentity
 
     @staticmethod
-    def parse(text: str) -> "Address":
+    def parse(text: str) -> "LibraryAddress":
         """Read the line that `quietchoir library serve` prints.
 
         Raises:
@@ -67,7 +67,7 @@ class Address:
                 f"copy the host's first line"
             )
         try:
-            return Address(
+            return LibraryAddress(
                 f"{parts.scheme}://{parts.netloc}", PublicIdentity(bytes.fromhex(parts.fragment))
             )
         except (ValueError, AuthenticationError):
@@ -86,7 +86,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class SearchAnswer:
     """What one question brought, and what it cost."""
 
     found: tuple[Found, ...]  # best first
@@ -123,7 +123,7 @@ class Sealed:
         )
 
 
-class Session:
+class SearchSession:
     """One asker at one library, with one fresh encryption key.
 
     Args:
@@ -131,15 +131,17 @@ class Session:
         that it is the same asker.
     """
 
-    def __init__(self, address: Address, identity: Identity, http: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, address: LibraryAddress, identity: Identity, http: aiohttp.ClientSession
+    ) -> None:
         self._address, self._identity, self._http = address, identity, http
-        self._manifest: Manifest | None = None
+        self._manifest: LibraryManifest | None = None
         self._questioner: Questioner | None = None
         self._key_id = b""
         self._sequence = time.time_ns()  # above all earlier sessions' too, without a file
         self.bytes_up = self.bytes_down = 0
 
-    async def open(self, embedder: Embeds) -> Manifest:
+    async def open(self, embedder: Embeds) -> LibraryManifest:
         """Fetch the manifest, check it, and leave public keys with the host.
 
         Raises:
@@ -160,7 +162,7 @@ class Session:
         self._questioner = Questioner(manifest.shape)
         keys = self._questioner.keys()
         self._key_id = key_id(keys)
-        await self._ask(Kind.KEYS, keys)
+        await self._ask(RequestKind.KEYS, keys)
         return manifest
 
     async def ask(self, vector: Vector, passages: int = 1) -> "Sealed":
@@ -172,9 +174,9 @@ class Session:
             what one opens to.
         """
         assert self._questioner is not None and self._manifest is not None, "open() comes first"
-        answer = await self._ask(Kind.QUESTION, self._questioner.question(vector))
+        answer = await self._ask(RequestKind.QUESTION, self._questioner.question(vector))
         chosen = self._questioner.choose(answer, passages)
-        replies = [await self._ask(Kind.CHOICE, parts) for parts in chosen.choices]
+        replies = [await self._ask(RequestKind.CHOICE, parts) for parts in chosen.choices]
         return Sealed(self._questioner, chosen, tuple(replies))
 
     def close(self) -> None:
@@ -182,11 +184,11 @@ class Session:
         if self._questioner is not None:
             self._questioner.close()
 
-    async def _ask(self, kind: Kind, parts: Sequence[bytes]) -> tuple[bytes, ...]:
+    async def _ask(self, kind: RequestKind, parts: Sequence[bytes]) -> tuple[bytes, ...]:
         assert self._manifest is not None
         # no time: between two messages our clock would tell the host what we did meanwhile
         self._sequence += 1
-        request = Request(
+        request = SearchRequest(
             kind=kind,
             library=self._manifest.library,
             asker=self._identity.public,
@@ -230,14 +232,14 @@ async def _bounded(stream: aiohttp.StreamReader, limit: int) -> bytes:
 
 
 async def ask(
-    address: Address,
+    address: LibraryAddress,
     question: str,
     embedder: Embeds,
     identity: Identity,
     *,
     passages: int = 1,
     tls: ssl.SSLContext | None = None,
-) -> Answer:
+) -> SearchAnswer:
     """Ask one question of one library and read the best passages.
 
     Args:
@@ -254,7 +256,7 @@ async def ask(
     connector = aiohttp.TCPConnector(ssl=tls if tls is not None else True)
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
-        session = Session(address, identity, http)
+        session = SearchSession(address, identity, http)
         try:
             manifest = await session.open(embedder)
             sealed = await session.ask(vector, passages)
@@ -265,7 +267,7 @@ async def ask(
         found = sealed.open()
     finally:
         session.close()
-    return Answer(
+    return SearchAnswer(
         found=found,
         passages=manifest.passages,
         bytes_up=session.bytes_up,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import ssl
 
     from ..crypto.identity.keys import Identity
-    from .client import Address, Answer
+    from .client import LibraryAddress, SearchAnswer
     from .index import Embeds
 
 EMBEDDER = "minilm-l6-v2"
@@ -81,8 +81,8 @@ def run_serve(arguments: argparse.Namespace, embedder: "Embeds | None" = None) -
     import contextlib
 
     from . import index
-    from .budget import Budget
-    from .host import Desk, serve
+    from .budget import QueryBudget
+    from .host import LibraryService, serve
 
     index.read_folder(arguments.folder)  # an empty folder is told before a model is loaded
     tls = _host_tls(arguments.certificate, arguments.private_key)
@@ -90,12 +90,12 @@ def run_serve(arguments: argparse.Namespace, embedder: "Embeds | None" = None) -
     with contextlib.closing(_listen(arguments.host, arguments.port)) as listener:
         built = index.build(arguments.folder, embedder or _embedder())
         identity = _identity("host")
-        budget = Budget(
+        budget = QueryBudget(
             _room() / f"budget-{_label(arguments.folder)}.json",
             limit=arguments.max_queries,
             listed=listed,
         )
-        desk = Desk(built, identity, budget, title=arguments.folder.resolve().name)
+        desk = LibraryService(built, identity, budget, title=arguments.folder.resolve().name)
         address = f"{'https' if tls else 'http'}://{_netloc(listener)}/#{identity.public.raw.hex()}"
 
         def ready() -> None:
@@ -128,11 +128,11 @@ def run_ask(arguments: argparse.Namespace, embedder: "Embeds | None" = None) -> 
     import asyncio
 
     from ..core.errors import ConfigError
-    from .client import Address, ask
+    from .client import LibraryAddress, ask
 
     if arguments.passages < 1 or not arguments.question.strip():
         raise ConfigError("a question and at least one passage to read are needed; ask something")
-    address = Address.parse(arguments.address)
+    address = LibraryAddress.parse(arguments.address)
     answer = asyncio.run(
         ask(
             address,
@@ -148,12 +148,12 @@ def run_ask(arguments: argparse.Namespace, embedder: "Embeds | None" = None) -> 
 
 def run_key(arguments: argparse.Namespace) -> None:
     """Print our public key for one library."""
-    from .client import Address
+    from .client import LibraryAddress
 
-    print(_asker(Address.parse(arguments.address)).public.raw.hex())
+    print(_asker(LibraryAddress.parse(arguments.address)).public.raw.hex())
 
 
-def _print_json(answer: "Answer") -> None:
+def _print_json(answer: "SearchAnswer") -> None:
     found = [
         {"source": each.passage.source, "text": each.passage.text, "score": each.score}
         for each in answer.found
@@ -166,7 +166,7 @@ def _print_json(answer: "Answer") -> None:
     print(json_line({"found": found, "passages": answer.passages, **costs}))
 
 
-def _print_text(answer: "Answer") -> None:
+def _print_text(answer: "SearchAnswer") -> None:
     for each in answer.found:
         print(f"{each.passage.text}\n  — {one_line(each.passage.source)}, score {each.score:.2f}\n")
     print(
@@ -200,7 +200,7 @@ def _identity(name: str) -> "Identity":
     return Identity.load(path)
 
 
-def _asker(address: "Address") -> "Identity":
+def _asker(address: "LibraryAddress") -> "Identity":
     # Another key for every host: two hosts cannot find out that the same node asks them.
     return _identity(f"asker-{address.host.fingerprint[:16]}")
 

@@ -1,6 +1,6 @@
 """The host of a library: checks, counts, multiplies, signs.
 
-`Desk` is the host without a network: bytes in, bytes out. `serve` puts it behind HTTP.
+`LibraryService` is the host without a network: bytes in, bytes out. `serve` puts it behind HTTP.
 Knows identities, budgets and the keeper. Never knows a question, a score or which passage was read.
 Always: signature, sequence, sizes and budget are checked in this order before SEAL sees a byte, and
 whatever SEAL then does happens in a worker.
@@ -26,15 +26,15 @@ from ..core.server import errors as refusals
 from ..crypto.he.parameters import SEARCH
 from ..crypto.identity.keys import Identity
 from ..crypto.pir.search import Keeper
-from .budget import Budget
+from .budget import QueryBudget
 from .index import Index
 from .messages import (
     PATH,
-    Kind,
-    Manifest,
-    Outcome,
-    Reply,
-    Request,
+    LibraryManifest,
+    ReplyKind,
+    RequestKind,
+    SearchReply,
+    SearchRequest,
     decode_request,
     key_id,
     refuse,
@@ -47,7 +47,7 @@ AT_ONCE = 4  # requests that wait for the workers; more wait at the door
 LOG = log.get("federation.library")
 
 
-class Desk:
+class LibraryService:
     """One library, open for questions.
 
     Raises:
@@ -59,7 +59,7 @@ class Desk:
         self,
         index: Index,
         identity: Identity,
-        budget: Budget,
+        budget: QueryBudget,
         *,
         title: str = "library",
         workers: int = 1,
@@ -76,7 +76,7 @@ class Desk:
         self._identity, self._budget = identity, budget
         self._keys: OrderedDict[bytes, tuple[str, tuple[bytes, ...]]] = OrderedDict()
         self._lock = threading.Lock()
-        self.manifest = Manifest(
+        self.manifest = LibraryManifest(
             title=title,
             host=identity.public.raw.hex(),
             dimension=self.keeper.shape.dimension,
@@ -100,17 +100,19 @@ class Desk:
             LOG.info("refused %d bytes: %s", len(raw), type(error).__name__)
             return refuse(raw, error, self._identity)
         LOG.info("answered a %s of %s", request.kind.name.lower(), request.asker.fingerprint[:16])
-        return 200, Reply(Outcome.ANSWER, sha256(raw).digest(), tuple(parts)).encode(self._identity)
+        return 200, SearchReply(ReplyKind.ANSWER, sha256(raw).digest(), tuple(parts)).encode(
+            self._identity
+        )
 
     def close(self) -> None:
         """End the workers."""
         self.keeper.close()
 
-    def _answer(self, request: Request) -> list[bytes]:
-        if request.kind is Kind.KEYS:
+    def _answer(self, request: SearchRequest) -> list[bytes]:
+        if request.kind is RequestKind.KEYS:
             return self._take_keys(request)
         keys = self._keys_of(request)
-        if request.kind is Kind.QUESTION:
+        if request.kind is RequestKind.QUESTION:
             self.keeper.check_question(request.parts)
             self._charge(request)
             return self.keeper.score(keys, request.parts)
@@ -118,11 +120,11 @@ class Desk:
         self._charge(request)
         return self.keeper.read(keys, request.parts)
 
-    def _charge(self, request: Request) -> None:
+    def _charge(self, request: SearchRequest) -> None:
         # Before the work: whoever signs bytes that crash the worker pays for them too.
         self._budget.charge(request.asker, request.kind, request.sequence)
 
-    def _take_keys(self, request: Request) -> list[bytes]:
+    def _take_keys(self, request: SearchRequest) -> list[bytes]:
         self.keeper.check_sizes(request.parts)
         if request.key_id != key_id(request.parts):
             raise ProtocolError("keys under another key's name; send them again")
@@ -134,7 +136,7 @@ class Desk:
                 self._keys.popitem(last=False)
         return []
 
-    def _keys_of(self, request: Request) -> tuple[bytes, ...]:
+    def _keys_of(self, request: SearchRequest) -> tuple[bytes, ...]:
         with self._lock:
             owner, keys = self._keys.get(request.key_id, ("", ()))
             # A ciphertext under another key would decrypt to noise without an error, so it is bound
@@ -148,7 +150,7 @@ class Desk:
             return keys
 
 
-def application(desk: Desk) -> web.Application:
+def application(desk: LibraryService) -> web.Application:
     """HTTP around a desk: one path, bodies bounded by the largest request that can be right."""
     door = asyncio.Semaphore(AT_ONCE)
 
@@ -168,7 +170,7 @@ def application(desk: Desk) -> web.Application:
 
 
 async def serve(
-    desk: Desk,
+    desk: LibraryService,
     listener: socket,
     *,
     tls: ssl.SSLContext | None = None,

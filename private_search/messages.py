@@ -52,7 +52,7 @@ ERRORS = {
 }
 
 
-class Kind(enum.IntEnum):
+class RequestKind(enum.IntEnum):
     """What an asker can send."""
 
     KEYS = 1
@@ -60,7 +60,7 @@ class Kind(enum.IntEnum):
     CHOICE = 3
 
 
-class Outcome(enum.IntEnum):
+class ReplyKind(enum.IntEnum):
     """What a host can reply."""
 
     ANSWER = 1
@@ -68,7 +68,7 @@ class Outcome(enum.IntEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
+class LibraryManifest:
     """What a host tells everybody."""
 
     title: str
@@ -106,10 +106,10 @@ class Manifest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class SearchRequest:
     """One signed message from an asker."""
 
-    kind: Kind
+    kind: RequestKind
     library: bytes  # 32
     asker: PublicIdentity
     key_id: bytes  # 32: digest of the public keys that the ciphertexts belong to
@@ -134,10 +134,10 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class SearchReply:
     """One signed message from a host, bound to the request it answers."""
 
-    outcome: Outcome
+    outcome: ReplyKind
     request: bytes  # SHA-256 of the whole request
     parts: tuple[bytes, ...]
 
@@ -170,7 +170,7 @@ def reply_limit(shape: Shape) -> int:
     )
 
 
-def decode_manifest(raw: bytes, host: PublicIdentity) -> Manifest:
+def decode_manifest(raw: bytes, host: PublicIdentity) -> LibraryManifest:
     """Read a manifest of the host whose key stands in the address.
 
     Raises:
@@ -205,7 +205,7 @@ def decode_manifest(raw: bytes, host: PublicIdentity) -> Manifest:
     return manifest
 
 
-def decode_request(raw: bytes, library: bytes) -> Request:
+def decode_request(raw: bytes, library: bytes) -> SearchRequest:
     """Read a request for `library`; no part of it was touched by SEAL yet.
 
     Raises:
@@ -219,7 +219,7 @@ def decode_request(raw: bytes, library: bytes) -> Request:
     identity = PublicIdentity(asker)
     identity.verify(REQUEST_CONTEXT, body, signature)
     parts = _unpack(body[REQUEST_HEAD.size :], count)
-    if kind not in set(Kind) or parameters != SEARCH.digest:
+    if kind not in set(RequestKind) or parameters != SEARCH.digest:
         raise MessageError(
             "a request of another kind or with other encryption parameters; update both sides"
         )
@@ -228,8 +228,13 @@ def decode_request(raw: bytes, library: bytes) -> Request:
             "a request for another library, or for this one before it changed; "
             "fetch the manifest again"
         )
-    return Request(
-        kind=Kind(kind), library=named, asker=identity, key_id=key, sequence=sequence, parts=parts
+    return SearchRequest(
+        kind=RequestKind(kind),
+        library=named,
+        asker=identity,
+        key_id=key,
+        sequence=sequence,
+        parts=parts,
     )
 
 
@@ -249,7 +254,7 @@ def decode_reply(raw: bytes, request: bytes, host: PublicIdentity) -> tuple[byte
     if bound != sha256(request).digest():
         raise MessageError("the host's reply belongs to another request; ask again")
     parts = _unpack(body[REPLY_HEAD.size :], count)
-    if outcome == Outcome.REFUSAL:
+    if outcome == ReplyKind.REFUSAL:
         raise _refusal(parts)
     return parts
 
@@ -258,7 +263,9 @@ def refuse(raw: bytes, error: QuietchoirError, host: Identity) -> tuple[int, byt
     """HTTP status and signed reply that tell the asker why."""
     text = json.dumps({"error": type(error).__name__, "text": str(error)[: ERROR_BYTES // 8]})
     status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 400)
-    return status, Reply(Outcome.REFUSAL, sha256(raw).digest(), (text.encode(),)).encode(host)
+    return status, SearchReply(ReplyKind.REFUSAL, sha256(raw).digest(), (text.encode(),)).encode(
+        host
+    )
 
 
 def _refusal(parts: Sequence[bytes]) -> QuietchoirError:
@@ -273,9 +280,9 @@ def _refusal(parts: Sequence[bytes]) -> QuietchoirError:
         )
 
 
-def _manifest(found: dict[str, Any]) -> Manifest:
+def _manifest(found: dict[str, Any]) -> LibraryManifest:
     probe = tuple(float(value) for value in found.pop("probe"))
-    manifest = Manifest(probe=probe, **found)
+    manifest = LibraryManifest(probe=probe, **found)
     numbers = (manifest.dimension, manifest.passages, manifest.questions)
     texts = (manifest.title, manifest.host, manifest.parameters, manifest.edition)
     if not all(type(value) is int for value in numbers) or not all(

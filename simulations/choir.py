@@ -3,7 +3,7 @@ pretended values.
 
 Knows how a federation is founded and which commands run it. Knows nothing of what is done to it:
 benchmarks time it, faults break it.
-Always: every process belongs to a `Stage`, which ends it; every file lies in one folder.
+Always: every process belongs to a `ProcessGroup`, which ends it; every file lies in one folder.
 """
 
 import json
@@ -22,7 +22,7 @@ from ..federation.spec.policy import (
     Recipe,
     ScheduleTable,
 )
-from .processes import Child, Stage
+from .processes import Child, ProcessGroup
 
 HOST = "127.0.0.1"
 PATIENCE_S = 90.0  # for one event of a machine that may be busy
@@ -30,7 +30,7 @@ ANY_MODE = '[consent]\nmodes = ["plain", "masked", "sealed"]\nmin_cohort = 3\n'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class ClusterPlan:
     """What federation it is."""
 
     nodes: int = 4
@@ -58,7 +58,13 @@ class Choir:
     """One federation, and the processes that play it."""
 
     def __init__(
-        self, stage: Stage, folder: Path, plan: Plan, *, host: str = HOST, port: int = 0
+        self,
+        stage: ProcessGroup,
+        folder: Path,
+        plan: ClusterPlan,
+        *,
+        host: str = HOST,
+        port: int = 0,
     ) -> None:
         self.stage, self.folder, self.plan = stage, paths.private_folder(folder), plan
         self.port = port or free_port()

@@ -25,8 +25,8 @@ from ..core.errors import ModelNotFoundError, QuietchoirError
 from ..core.models.hub import catalog
 from ..plugins.sandbox.probe import probe
 from . import machine, report
-from .processes import Child, Stage
-from .requests import Asked, RunningNode
+from .processes import Child, ProcessGroup
+from .requests import RequestOutcome, RunningNode
 from .scenario import SHIPPED
 
 OWN_FILES = "the next demo removes what this one wrote"
@@ -49,7 +49,7 @@ class Demo:
     test: int
     seed: int
     console: Console
-    stage: Stage
+    stage: ProcessGroup
     report: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -154,7 +154,7 @@ class Demo:
         line = child.wait_for(lambda text: text.startswith("serving on "), START_S)
         return RunningNode(line.removeprefix("serving on ").strip(), data / "test.jsonl")
 
-    def ask(self, node: RunningNode, words: str) -> list[Asked]:
+    def ask(self, node: RunningNode, words: str) -> list[RequestOutcome]:
         """The same held-out requests, over HTTP."""
         self.console.print(f"  {words}")
         asked = node.ask_all()
@@ -222,7 +222,7 @@ class Demo:
         self.heading("5  the running assistant takes the new adapter, and acts")
         assistant.activate(self.report["adapter"])
 
-    def tell_requests(self, before: list[Asked], after: list[Asked]) -> None:
+    def tell_requests(self, before: list[RequestOutcome], after: list[RequestOutcome]) -> None:
         """How many requests became the right call, and what the sandboxed plugin did."""
         done = [one for one in after if one.right and one.result]
         for one in done[:2]:
@@ -361,7 +361,7 @@ def main() -> int:
         raise QuietchoirError("nothing was started: " + "; and ".join(lacking))
     clear(folder)
     console.print(machine.line())
-    with Stage(folder / "logs", {"QUIETCHOIR_MODELS": str(paths.models())}) as stage:
+    with ProcessGroup(folder / "logs", {"QUIETCHOIR_MODELS": str(paths.models())}) as stage:
         demo = Demo(
             folder, 4, chosen.rounds, chosen.train, chosen.test, chosen.seed, console, stage
         )

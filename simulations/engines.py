@@ -2,9 +2,9 @@
 simulates them under Ray.
 
 Knows Flower's commands and Ray's environment. Knows nothing of federations or of what is measured.
-Always: leaving `Engine` ends every process that came from it, by its number, those of Ray included;
-nothing is installed at run time, nothing is reported to anybody, and what Flower or Ray write lies
-in folders that are gone afterwards.
+Always: leaving `FlowerEngine` ends every process that came from it, by its number, those of Ray
+included; nothing is installed at run time, nothing is reported to anybody, and what Flower or Ray
+write lies in folders that are gone afterwards.
 """
 
 import os
@@ -22,7 +22,7 @@ from typing import Self
 from ..core.errors import QuietchoirError
 from ..federation.transport import stock
 from .choir import HOST, free_port
-from .processes import Child, Stage, family
+from .processes import Child, ProcessGroup, family
 
 APP = Path(__file__).resolve().parents[1] / "federation" / "transport" / "app"
 BIN = Path(sys.executable).parent
@@ -43,7 +43,7 @@ QUIET = {
 }
 
 
-class Engine:
+class FlowerEngine:
     """One SuperLink and whatever it is to run.
 
     Args:
@@ -63,7 +63,7 @@ class Engine:
             "RAY_TMPDIR": str(self.scratch),
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         }
-        self.stage = Stage(logs, environment)
+        self.stage = ProcessGroup(logs, environment)
         # every process that came from here: number → when it began
         self.started: dict[int, str] = {}
 

@@ -2,8 +2,8 @@
 
 Knows process ids, lines, events (a JSON object a line) and deadlines. Knows nothing of what the
 children do.
-Always: leaving `Stage` ends every child that it started, also one that was frozen, and no other
-process.
+Always: leaving `ProcessGroup` ends every child that it started, also one that was frozen, and no
+other process.
 """
 
 import json
@@ -172,7 +172,7 @@ class Child:
         self._errors.close()
 
 
-class Stage:
+class ProcessGroup:
     """The children of one demonstration."""
 
     def __init__(self, logs: Path, environment: Mapping[str, str] | None = None) -> None:
@@ -212,7 +212,7 @@ class Stage:
             )
         return done.stdout
 
-    def __enter__(self) -> "Stage":
+    def __enter__(self) -> "ProcessGroup":
         return self
 
     def __exit__(

@@ -20,7 +20,7 @@ DEADLINE_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RequestOutcome:
     """One request and what came of it."""
 
     request: str
@@ -62,11 +62,11 @@ class RunningNode:
             if (call := parse(example.messages[-1]["content"])) is not None
         ][:MANY]
 
-    def ask_all(self) -> list[Asked]:
+    def ask_all(self) -> list[RequestOutcome]:
         """Every request once."""
         return [self.ask(request, expected) for request, expected in self.examples]
 
-    def ask(self, request: str, expected: ToolCall) -> Asked:
+    def ask(self, request: str, expected: ToolCall) -> RequestOutcome:
         """One request, as a chat of one message."""
         answer = self.post(
             "/v1/chat/completions",
@@ -76,9 +76,9 @@ class RunningNode:
         calls = message.get("tool_calls") or []
         said = message.get("content") or ""
         if not calls:
-            return Asked(request, expected, said, parse(said), "")
+            return RequestOutcome(request, expected, said, parse(said), "")
         function = calls[0]["function"]
-        return Asked(
+        return RequestOutcome(
             request,
             expected,
             said,

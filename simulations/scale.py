@@ -38,18 +38,18 @@ from ..federation.store import checkpoint
 from ..federation.training.synthetic_task import STEP, ForgetfulRehearsal
 from ..federation.wire.link import InProcessLink
 from . import machine, report
-from .choir import Choir, Plan
-from .engines import Engine
+from .choir import Choir, ClusterPlan
+from .engines import FlowerEngine
 from .processes import Child
 
-OnEngine = Callable[[Engine], None]
+OnEngine = Callable[[FlowerEngine], None]
 ROUND = "quietchoir round "  # what the ServerApp prints after each
 EVENT_S = 300.0  # for one line of a machine that may be busy
 FLOAT_NOISE = 1e-6  # of sums of float32 near 0.1, in another order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class EngineOutcome:
     """One engine's run of one federation."""
 
     engine: str
@@ -66,8 +66,8 @@ class Outcome:
 
 
 def simulated(
-    folder: Path, plan: Plan, *, cpus: int = 2, on_engine: OnEngine = lambda engine: None
-) -> Outcome:
+    folder: Path, plan: ClusterPlan, *, cpus: int = 2, on_engine: OnEngine = lambda engine: None
+) -> EngineOutcome:
     """Under Ray.
 
     Args:
@@ -82,7 +82,7 @@ def simulated(
             "Flower simulates nodes with Ray, which is not installed; run: pip "
             "install 'quietchoir[scale]'"
         )
-    with Engine(folder / "logs", nodes=plan.nodes, cpus=cpus) as engine:
+    with FlowerEngine(folder / "logs", nodes=plan.nodes, cpus=cpus) as engine:
         on_engine(engine)
         choir = Choir(engine.stage, folder / "choir", plan)
         started = time.monotonic()
@@ -90,13 +90,15 @@ def simulated(
         return followed("ray", engine, choir, child, started, folder)
 
 
-def deployed(folder: Path, plan: Plan, *, on_engine: OnEngine = lambda engine: None) -> Outcome:
+def deployed(
+    folder: Path, plan: ClusterPlan, *, on_engine: OnEngine = lambda engine: None
+) -> EngineOutcome:
     """On a stock SuperLink with stock SuperNodes.
 
     Raises:
         QuietchoirError: the run failed, or its adapter is not the one that this process makes.
     """
-    with Engine(folder / "logs") as engine:
+    with FlowerEngine(folder / "logs") as engine:
         on_engine(engine)
         choir = Choir(engine.stage, folder / "choir", plan)
         started = time.monotonic()
@@ -117,8 +119,8 @@ def settings(folder: Path, choir: Choir) -> dict[str, str | int]:
 
 
 def followed(
-    name: str, engine: Engine, choir: Choir, child: Child, started: float, folder: Path
-) -> Outcome:
+    name: str, engine: FlowerEngine, choir: Choir, child: Child, started: float, folder: Path
+) -> EngineOutcome:
     """Wait for the rounds of a run, then compare. The run's last steps, scoring and delivering,
     are not waited for.
     """
@@ -150,7 +152,7 @@ def followed(
             f"{name}: a value differs by {difference:.3g} from the run in this "
             f"process, at most {bound:.3g}"
         )
-    return Outcome(
+    return EngineOutcome(
         engine=name,
         mode=plan.mode,
         nodes=plan.nodes,
@@ -202,14 +204,16 @@ def rounding(policy: Policy, rounds: int) -> float:
     return flat
 
 
-def measured(nodes: int, rounds: int, folder: Path) -> Iterator[Outcome]:
+def measured(nodes: int, rounds: int, folder: Path) -> Iterator[EngineOutcome]:
     """The table's rows, as they come."""
     recipe = {"evaluate_every": 0, "stage_timeout_s": 300.0}
     for mode in ("plain", "masked"):
-        plan = Plan(nodes=nodes, mode=mode, size=20_000, bits=16, rounds=rounds, recipe=recipe)
+        plan = ClusterPlan(
+            nodes=nodes, mode=mode, size=20_000, bits=16, rounds=rounds, recipe=recipe
+        )
         yield simulated(folder / f"ray-{mode}", plan)
     for mode in ("plain", "masked"):
-        plan = Plan(nodes=3, mode=mode, size=20_000, bits=16, rounds=1, recipe=recipe)
+        plan = ClusterPlan(nodes=3, mode=mode, size=20_000, bits=16, rounds=1, recipe=recipe)
         yield deployed(folder / f"supernodes-{mode}", plan)
 
 
@@ -240,7 +244,7 @@ def main() -> None:
         "differs by",
         "at most",
     )
-    outcomes: list[Outcome] = []
+    outcomes: list[EngineOutcome] = []
     with tempfile.TemporaryDirectory(prefix="quietchoir-scale-") as folder:
         for one in measured(arguments.nodes, arguments.rounds, Path(folder)):
             outcomes.append(one)

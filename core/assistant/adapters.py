@@ -75,7 +75,7 @@ class NoAdapters:
         """Nothing to remember."""
 
 
-class Shelf(Protocol):
+class AdapterPool(Protocol):
     """The engine's side: adapters held ready, changed while it runs."""
 
     def load(self, name: str, adapter: "Adapter") -> None:
@@ -90,7 +90,7 @@ class Shelf(Protocol):
 class AdapterSwitch:
     """Resolves model names and switches the active adapter, without a restart."""
 
-    def __init__(self, model: str, shelf: Shelf, store: AdapterStore) -> None:
+    def __init__(self, model: str, shelf: AdapterPool, store: AdapterStore) -> None:
         self.model = model  # the model's own name, without adapter
         self.shelf = shelf
         self.store = store

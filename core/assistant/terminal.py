@@ -22,7 +22,7 @@ HELP = "/new begins afresh, /quit ends, Ctrl-C stops an answer\n"
 PROMPT = "\n> "
 
 
-class Conversation:
+class TerminalChat:
     """What was said so far, and how it goes on."""
 
     def __init__(self, reply: Reply, write: Write) -> None:
@@ -66,7 +66,7 @@ class Conversation:
 
 def converse(reply: Reply, runner: asyncio.Runner, read: Read, write: Write) -> None:
     """Read lines until /quit or the end of input, and answer each."""
-    conversation = Conversation(reply, write)
+    conversation = TerminalChat(reply, write)
     write(HELP)
     while True:
         try:
@@ -84,7 +84,7 @@ def converse(reply: Reply, runner: asyncio.Runner, read: Read, write: Write) -> 
             answer(conversation, runner, said)
 
 
-def answer(conversation: Conversation, runner: asyncio.Runner, line: str) -> None:
+def answer(conversation: TerminalChat, runner: asyncio.Runner, line: str) -> None:
     """One question; a failure is told and the conversation goes on."""
     try:
         runner.run(conversation.say(line))

@@ -92,7 +92,7 @@ def claim(config: ServerConfig) -> socket.socket:
     return claimed
 
 
-class Server:
+class NodeServer:
     """An application on a claimed socket."""
 
     def __init__(self, parts: Parts, config: ServerConfig, claimed: socket.socket) -> None:

@@ -77,7 +77,7 @@ def read_token(path: Path) -> str:
     return token
 
 
-class Refused(Exception):
+class AccessDenied(Exception):
     """A request that gets no answer."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -129,7 +129,7 @@ def check_host(header: str, names: set[str]) -> None:
     try:
         ipaddress.ip_address(name)
     except ValueError:
-        raise Refused(
+        raise AccessDenied(
             403,
             f"Host {header[:80]!r} is not this node; use its address or localhost, or name it "
             f"in server.hosts",
@@ -141,7 +141,7 @@ def check_origin(origin: str | None, host: str) -> None:
     page may ask.
     """
     if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
-        raise Refused(
+        raise AccessDenied(
             403,
             f"Origin {origin[:80]!r} may not use this node; open the page that the "
             f"node itself serves",
@@ -154,7 +154,7 @@ def check_token(header: str, token: str) -> None:
     # the bytes of the header, whatever they are
     sent = given.strip().encode("utf-8", "surrogateescape")
     if scheme.lower() != "bearer" or not hmac.compare_digest(sent, token.encode()):
-        raise Refused(
+        raise AccessDenied(
             401,
             "the token is missing or wrong; send Authorization: Bearer TOKEN (file "
             "`token` in the node's home)",

@@ -22,7 +22,7 @@ from .. import log
 from ..config import ServerConfig
 from . import errors as refusals
 from . import static as pages
-from .auth import OWNER, Refused
+from .auth import OWNER, AccessDenied
 from .errors import BadRequest
 
 KEEPALIVE_S = 60.0  # an idle connection of the owner's is closed after this
@@ -33,7 +33,7 @@ Handling = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 logger = log.get("server")
 
 
-class Connection(web.RequestHandler):
+class CountedConnection(web.RequestHandler):
     """One connection; aiohttp reads and answers, this counts."""
 
     def __init__(self, manager: web.Server, crowd: "Connections") -> None:
@@ -119,9 +119,9 @@ class Connections:
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
         self.loop = asyncio.get_running_loop()
-        self.open: set[Connection] = set()
+        self.open: set[CountedConnection] = set()
 
-    def enter(self, connection: Connection) -> bool:
+    def enter(self, connection: CountedConnection) -> bool:
         """Is there a place? If not, the stranger or the owner's connection that was idle longest
         makes room.
         """
@@ -135,7 +135,7 @@ class Connections:
         self.open.add(connection)
         return True
 
-    def leave(self, connection: Connection) -> None:
+    def leave(self, connection: CountedConnection) -> None:
         """It was closed, by whom ever."""
         self.open.discard(connection)
 
@@ -156,7 +156,10 @@ async def listen(
     loop = asyncio.get_running_loop()
     handshake_s = None if tls is None else config.head_timeout_s
     listening = await loop.create_server(
-        lambda: Connection(manager, crowd), sock=claimed, ssl=tls, ssl_handshake_timeout=handshake_s
+        lambda: CountedConnection(manager, crowd),
+        sock=claimed,
+        ssl=tls,
+        ssl_handshake_timeout=handshake_s,
     )
     return listening, crowd
 
@@ -165,7 +168,7 @@ async def listen(
 async def occupy(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Around everything else: a connection whose request is being answered is not idle."""
     connection = request.protocol
-    if not isinstance(connection, Connection):
+    if not isinstance(connection, CountedConnection):
         return await handler(request)
     connection.begin()
     try:
@@ -204,7 +207,7 @@ def read_bodies(timeout_s: float) -> Middleware:
                 async with asyncio.timeout(timeout_s):
                     await request.read()
             except TimeoutError:
-                raise Refused(
+                raise AccessDenied(
                     408, f"the body did not come within {timeout_s:g} s; send it at once"
                 ) from None
             except UNREADABLE as error:

@@ -34,7 +34,7 @@ BODY = Record(
 )
 
 
-class Embedder(Protocol):
+class EmbeddingModel(Protocol):
     """The part of an embedding model that this file needs."""
 
     width: int
@@ -55,7 +55,7 @@ class Source:
 
     name: str
     find: Callable[[], Path]  # raises ModelNotFoundError with the command that brings it
-    read: Callable[[Path], Embedder]  # raises ModelError
+    read: Callable[[Path], EmbeddingModel]  # raises ModelError
 
 
 class Embeddings:
@@ -64,7 +64,7 @@ class Embeddings:
     def __init__(self, source: Source | None) -> None:
         self.name = source.name if source else ""
         self._source = source
-        self._found: Embedder | None = None
+        self._found: EmbeddingModel | None = None
         self._reading = asyncio.Lock()
 
     def routes(self) -> list[web.RouteDef]:
@@ -115,7 +115,7 @@ class Embeddings:
             {"object": "list", "data": data, "model": self.name, "usage": usage}
         )
 
-    async def _embedder(self) -> Embedder:
+    async def _embedder(self) -> EmbeddingModel:
         """Raises: ModelNotFoundError: there is none; the message says how to get one."""
         if self._source is None:
             raise ModelNotFoundError("this node was started without an embedding model")
@@ -124,7 +124,7 @@ class Embeddings:
                 self._found = await asyncio.to_thread(self._read, self._source)
             return self._found
 
-    def _read(self, source: Source) -> Embedder:
+    def _read(self, source: Source) -> EmbeddingModel:
         return source.read(source.find())
 
 

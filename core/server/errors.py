@@ -20,7 +20,7 @@ from ..errors import (
     QuietchoirError,
     RequestError,
 )
-from .auth import Refused
+from .auth import AccessDenied
 
 RETRY_AFTER_S = 2
 MAX_NESTING = 200  # values one inside the other in a body
@@ -54,9 +54,9 @@ def describe(error: Exception) -> tuple[int, dict[str, str | None]]:
             return 400, shape(message, "invalid_request_error", code="not_installed")
         case OverloadedError():
             return 503, shape(message, "overloaded_error", code="overloaded")
-        case Refused(status=401):
+        case AccessDenied(status=401):
             return 401, shape(message, "invalid_request_error", code="invalid_api_key")
-        case Refused():
+        case AccessDenied():
             return error.status, shape(message, "invalid_request_error", code="refused")
         case web.HTTPNotFound() if error.reason == "Not Found":
             return 404, shape(NOWHERE, "invalid_request_error", code="not_found")
@@ -108,7 +108,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     """Turn whatever is raised into OpenAI's shape."""
     try:
         return await handler(request)
-    except (QuietchoirError, Refused) as error:
+    except (QuietchoirError, AccessDenied) as error:
         return response(error)
     except web.HTTPException as error:
         if error.status < 400:

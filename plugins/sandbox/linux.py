@@ -21,7 +21,7 @@ from typing import Any
 
 from ...core.errors import SandboxUnavailableError
 from . import bubblewrap, interpreter, policy, seccomp
-from .policy import Policy
+from .policy import SandboxPolicy
 
 MAX_LINE = 1 << 20  # bytes of one line, either way; a longer answer ends the plugin
 
@@ -48,7 +48,7 @@ def system_links() -> dict[str, str | None]:
 
 
 @contextmanager
-def prepared(confined: Policy, program: Path) -> Iterator[Launch]:
+def prepared(confined: SandboxPolicy, program: Path) -> Iterator[Launch]:
     """Open what the start needs, and close it when the start is over."""
     with ExitStack() as opened:
 
@@ -71,7 +71,7 @@ def prepared(confined: Policy, program: Path) -> Iterator[Launch]:
         )
 
 
-async def start(confined: Policy) -> asyncio.subprocess.Process:
+async def start(confined: SandboxPolicy) -> asyncio.subprocess.Process:
     """Start the plugin as the leader of a process group of its own, its three streams piped.
 
     Raises:

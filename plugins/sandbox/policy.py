@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from ..manifest import Limits
+from ..manifest import PluginLimits
 
 # folders as the plugin sees them
 BUNDLE, CONFIG, KIT = "/plugin/bundle", "/plugin/config", "/quietchoir"
@@ -32,13 +32,13 @@ class Interpreter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
+class SandboxPolicy:
     """One plugin's whole world."""
 
     interpreter: Interpreter
     files: Mapping[str, bytes]  # absolute path inside → content, read-only copies
     module: str  # what runs, for example "bundle.server"
-    limits: Limits = field(default_factory=Limits)
+    limits: PluginLimits = field(default_factory=PluginLimits)
     storage: tuple[int, int] | None = None  # a descriptor of memory that cannot grow, and its bytes
 
     def __post_init__(self) -> None:
@@ -50,7 +50,7 @@ class Policy:
                 )  # our bug
 
 
-def resource_limits(policy: Policy) -> dict[str, int]:
+def resource_limits(policy: SandboxPolicy) -> dict[str, int]:
     """Limits per process, by the names of `resource.RLIMIT_*`. The sum over processes is the
     watchdog's business.
     """
@@ -69,7 +69,7 @@ def resource_limits(policy: Policy) -> dict[str, int]:
     }
 
 
-def environment(policy: Policy) -> dict[str, str]:
+def environment(policy: SandboxPolicy) -> dict[str, str]:
     """All variables that the plugin has; none comes from outside."""
     found = {
         "PATH": "/usr/bin:/bin",
@@ -87,7 +87,7 @@ def environment(policy: Policy) -> dict[str, str]:
 
 def arguments(
     bubblewrap: Path,
-    policy: Policy,
+    policy: SandboxPolicy,
     *,
     descriptors: Mapping[str, int],
     seccomp: int,

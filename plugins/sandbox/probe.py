@@ -13,7 +13,7 @@ from pathlib import Path
 from ...core.errors import SandboxUnavailableError
 from . import bubblewrap, interpreter, seccomp
 from .linux import as_user, prepared
-from .policy import BUNDLE, START, Policy
+from .policy import BUNDLE, START, SandboxPolicy
 
 TRIAL = b"""
 import os, socket
@@ -66,7 +66,7 @@ def probe() -> SandboxReport:
         program = bubblewrap.find(interpreter.unprivileged_user())
         seccomp.compile_filter(platform.machine())
         runs_on = interpreter.find(interpreter.unprivileged_user())
-        trial = Policy(
+        trial = SandboxPolicy(
             interpreter=runs_on,
             files={START: inside_source(), f"{BUNDLE}/trial.py": TRIAL},
             module="bundle.trial",

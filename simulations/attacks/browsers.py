@@ -151,7 +151,7 @@ def node() -> Iterator[int]:
     async def serve() -> None:
         nonlocal port
         config = ServerConfig(port=0)
-        server = app.Server(parts(), config, app.claim(config))
+        server = app.NodeServer(parts(), config, app.claim(config))
         await server.start()
         port = server.port
         ready.set()

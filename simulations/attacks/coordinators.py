@@ -56,9 +56,9 @@ from .scene import (
     RANGE,
     SIZE,
     VICTIM,
+    AttackScene,
     Liar,
     Lie,
-    Scene,
     Stub,
     alike,
     federation,
@@ -122,7 +122,7 @@ def sums_of(run: Coordinator) -> list[Sum]:
     return found
 
 
-def result(found: Vector | None, scene: Scene, words: str = "") -> Result:
+def result(found: Vector | None, scene: AttackScene, words: str = "") -> Result:
     """Was the victim's update read?"""
     close = 0.0 if found is None else alike(found, scene.victim)
     seen = (
@@ -136,7 +136,7 @@ def result(found: Vector | None, scene: Scene, words: str = "") -> Result:
 # What the others are told otherwise
 
 
-def round_of(scene: Scene, lie: Lie, read: Callable[[Sum], Vector], **options: Any) -> Result:
+def round_of(scene: AttackScene, lie: Lie, read: Callable[[Sum], Vector], **options: Any) -> Result:
     """One round in which everybody but the victim is lied to; `read` makes the victim's update
     of the sum with it.
     """
@@ -509,7 +509,9 @@ def lost_ones(members: Sequence[str], each: int, common: int) -> list[frozenset[
     return found
 
 
-def many_sums(scene: Scene, between: Callable[[Coordinator, int], None]) -> tuple[int, Vector]:
+def many_sums(
+    scene: AttackScene, between: Callable[[Coordinator, int], None]
+) -> tuple[int, Vector]:
     """How many sums of seven of ten are opened, and what follows from them for the victim.
 
     Args:

@@ -29,7 +29,7 @@ from ...core.errors import QuietchoirError
 from ...core.toolcall import ToolCall, parse
 from ...core.training.dataset import folder_name
 from ...plugins import audit, client, manifest
-from ...plugins.client import Connection
+from ...plugins.client import PluginConnection
 from ...plugins.hidden import legible
 from ...plugins.host import PluginHost
 from ...plugins.sandbox.probe import SandboxReport, probe
@@ -174,7 +174,7 @@ def played(answer: str) -> str:
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
         )
-        connection = Connection(started, PLUGIN, 1 << 30)
+        connection = PluginConnection(started, PLUGIN, 1 << 30)
         try:
             await connection.handshake(30)
             await connection.call("act", {}, 30)

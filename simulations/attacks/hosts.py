@@ -28,11 +28,16 @@ from ...core.errors import ConfigError, CryptoError, QuietchoirError
 from ...crypto.identity.keys import Identity, PublicIdentity
 from ...crypto.pir.search import Keeper, Opened, Questioner
 from ...private_search import commands, messages
-from ...private_search.budget import Budget
-from ...private_search.client import PROBE_COSINE, Address, Session
-from ...private_search.host import Desk
+from ...private_search.budget import QueryBudget
+from ...private_search.client import PROBE_COSINE, LibraryAddress, SearchSession
+from ...private_search.host import LibraryService
 from ...private_search.index import PROBE, Index, Passage
-from ...private_search.messages import MANIFEST_CONTEXT, Manifest, decode_manifest, decode_request
+from ...private_search.messages import (
+    MANIFEST_CONTEXT,
+    LibraryManifest,
+    decode_manifest,
+    decode_request,
+)
 from .catalogue import Attack, Result
 
 LIBRARY = "library"
@@ -49,7 +54,7 @@ CHOICES = 2
 BOMB_BYTES, HELD_BYTES = 256 << 20, 32 << 20
 
 
-class Words:
+class WordVectors:
     """Texts to unit vectors: each word a direction of its own. The asker's model and the host's."""
 
     dimension = 24
@@ -74,7 +79,7 @@ class Words:
         )
 
 
-class Other(Words):
+class Other(WordVectors):
     """Another embedding model."""
 
     def direction(self, word: str) -> npt.NDArray[np.float64]:
@@ -84,7 +89,7 @@ class Other(Words):
 
 def index() -> Index:
     """What the host serves."""
-    vectors = Words().embed([*TEXTS, PROBE])
+    vectors = WordVectors().embed([*TEXTS, PROBE])
     return Index(tuple(Passage("notes.md", text) for text in TEXTS), vectors[:-1], vectors[-1])
 
 
@@ -96,15 +101,15 @@ def index() -> Index:
 def keeper() -> Keeper:
     """A host's arithmetic with the loud row; its process ends with ours."""
     rows = index().embeddings.copy()
-    rows[0] = 30 * Words().embed([TOPIC])[0]
+    rows[0] = 30 * WordVectors().embed([TOPIC])[0]
     return Keeper(rows, [passage.encode() for passage in index().passages])
 
 
 def quiet() -> str:
     """A question that the loud row does not hear."""
-    loud = Words().embed([TOPIC])[0]
+    loud = WordVectors().embed([TOPIC])[0]
     words = sorted({word.strip(".,") for text in TEXTS for word in text.lower().split()})
-    return min(words, key=lambda word: abs(float(Words().embed([word])[0] @ loud)))
+    return min(words, key=lambda word: abs(float(WordVectors().embed([word])[0] @ loud)))
 
 
 def careless(asker: Questioner, answer: Sequence[bytes], count: int) -> Opened:
@@ -128,7 +133,7 @@ def steps_before_the_next_message(
     """
     asker = Questioner(keeper().shape)
     try:
-        answer = keeper().score(asker.keys(), asker.question(Words().embed([question])[0]))
+        answer = keeper().score(asker.keys(), asker.question(WordVectors().embed([question])[0]))
         worker, calls = asker._worker, 0
         before = worker.call
 
@@ -154,13 +159,13 @@ def chosen_bit(choose: Callable[[Questioner, Sequence[bytes], int], Opened]) -> 
 
 
 @dataclass
-class Reply:
+class HeldReply:
     """What `aiohttp` hands to the asker."""
 
     raw: bytes
 
     @property
-    def content(self) -> "Reply":
+    def content(self) -> "HeldReply":
         """Itself."""
         return self
 
@@ -170,60 +175,60 @@ class Reply:
         return piece
 
 
-class Line:
+class DirectLine:
     """A host at the other end of a line without a network."""
 
-    def __init__(self, desk: Desk, describe: Callable[[], bytes] | None = None) -> None:
+    def __init__(self, desk: LibraryService, describe: Callable[[], bytes] | None = None) -> None:
         self.desk, self.describe = desk, describe or desk.describe
         self.numbers: list[int] = []  # sequence numbers, as they came
 
     @asynccontextmanager
     async def request(
         self, method: str, url: str, *, data: bytes | None = None, **options: object
-    ) -> AsyncIterator[Reply]:
+    ) -> AsyncIterator[HeldReply]:
         """One exchange."""
         del url, options
         if method == "GET":
-            yield Reply(self.describe())
+            yield HeldReply(self.describe())
             return
         assert data is not None
         self.numbers.append(decode_request(data, self.desk.manifest.library).sequence)
-        yield Reply(self.desk.answer(data)[1])
+        yield HeldReply(self.desk.answer(data)[1])
 
 
 @contextmanager
-def desk() -> Iterator[Desk]:
+def desk() -> Iterator[LibraryService]:
     """An honest host's desk."""
     with tempfile.TemporaryDirectory() as folder:
-        open_ = Desk(index(), HOST, Budget(Path(folder) / "budget.json", limit=11))
+        open_ = LibraryService(index(), HOST, QueryBudget(Path(folder) / "budget.json", limit=11))
         try:
             yield open_
         finally:
             open_.close()
 
 
-class Clocked(Session):
+class Clocked(SearchSession):
     """Numbers its requests by the clock, as askers did."""
 
-    async def _ask(self, kind: messages.Kind, parts: Sequence[bytes]) -> tuple[bytes, ...]:
+    async def _ask(self, kind: messages.RequestKind, parts: Sequence[bytes]) -> tuple[bytes, ...]:
         self._sequence = max(self._sequence, time.time_ns() - 1)
         return await super()._ask(kind, parts)
 
 
-def clock_in_numbers(kind: type[Session]) -> Result:
+def clock_in_numbers(kind: type[SearchSession]) -> Result:
     """What the numbers of one session say of the time between its messages."""
     with desk() as open_:
-        line = Line(open_)
+        line = DirectLine(open_)
 
         async def ask() -> None:
             asker = kind(
-                Address("http://x", HOST.public),
+                LibraryAddress("http://x", HOST.public),
                 Identity.generate(),
                 cast(aiohttp.ClientSession, line),
             )
             try:
-                await asker.open(Words())
-                await asker.ask(Words().embed([TOPIC])[0], CHOICES)
+                await asker.open(WordVectors())
+                await asker.ask(WordVectors().embed([TOPIC])[0], CHOICES)
             finally:
                 asker.close()
 
@@ -264,7 +269,7 @@ def manifests() -> Iterator[bytes]:
         yield replace(good, **change).encode(HOST)
 
 
-def old_manifest(raw: bytes, host: PublicIdentity) -> Manifest:
+def old_manifest(raw: bytes, host: PublicIdentity) -> LibraryManifest:
     """The reader as it was: what is caught was thought of."""
     try:
         outer = json.loads(raw)
@@ -272,12 +277,12 @@ def old_manifest(raw: bytes, host: PublicIdentity) -> Manifest:
             MANIFEST_CONTEXT, str(outer["manifest"]).encode(), bytes.fromhex(outer["signature"])
         )
         found = json.loads(outer["manifest"])
-        return Manifest(probe=tuple(map(float, found.pop("probe"))), **found)
+        return LibraryManifest(probe=tuple(map(float, found.pop("probe"))), **found)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError("no manifest") from error
 
 
-def broken_off(read: Callable[[bytes, PublicIdentity], Manifest]) -> Result:
+def broken_off(read: Callable[[bytes, PublicIdentity], LibraryManifest]) -> Result:
     """How many of them end the asker's command with a traceback."""
     tried, ended = 0, set[str]()
     for raw in manifests():
@@ -285,7 +290,11 @@ def broken_off(read: Callable[[bytes, PublicIdentity], Manifest]) -> Result:
         try:
             manifest = read(raw, HOST.public)
             # what `open` does
-            manifest.library, manifest.shape, Words().embed([PROBE])[0] @ np.asarray(manifest.probe)
+            (
+                manifest.library,
+                manifest.shape,
+                WordVectors().embed([PROBE])[0] @ np.asarray(manifest.probe),
+            )
         except QuietchoirError:
             continue
         except Exception as error:
@@ -296,10 +305,10 @@ def broken_off(read: Callable[[bytes, PublicIdentity], Manifest]) -> Result:
     )
 
 
-def probe_of_nothing(judge: Callable[[Manifest], bool]) -> Result:
+def probe_of_nothing(judge: Callable[[LibraryManifest], bool]) -> Result:
     """A host with another model passes the probe, for numbers that are none are below nothing."""
     with desk() as open_:
-        raw = replace(open_.manifest, probe=(float("nan"),) * Words.dimension).encode(HOST)
+        raw = replace(open_.manifest, probe=(float("nan"),) * WordVectors.dimension).encode(HOST)
     try:
         taken = judge(decode_unchecked(raw))
     except QuietchoirError as error:
@@ -307,20 +316,20 @@ def probe_of_nothing(judge: Callable[[Manifest], bool]) -> Result:
     return Result(taken, f"taken: {taken}")
 
 
-def decode_unchecked(raw: bytes) -> Manifest:
+def decode_unchecked(raw: bytes) -> LibraryManifest:
     """The manifest as the host wrote it."""
     found = json.loads(json.loads(raw)["manifest"])
-    return Manifest(probe=tuple(found.pop("probe")), **found)
+    return LibraryManifest(probe=tuple(found.pop("probe")), **found)
 
 
-def opens(manifest: Manifest) -> bool:
+def opens(manifest: LibraryManifest) -> bool:
     """Does the product go on with this manifest, although its own model is another?"""
     with desk() as open_:
-        line = Line(open_, describe=lambda: manifest.encode(HOST))
+        line = DirectLine(open_, describe=lambda: manifest.encode(HOST))
 
         async def begin() -> bool:
-            asker = Session(
-                Address("http://x", HOST.public),
+            asker = SearchSession(
+                LibraryAddress("http://x", HOST.public),
                 Identity.generate(),
                 cast(aiohttp.ClientSession, line),
             )
@@ -335,14 +344,14 @@ def opens(manifest: Manifest) -> bool:
         return asyncio.run(begin())
 
 
-def below(manifest: Manifest) -> bool:
+def below(manifest: LibraryManifest) -> bool:
     """The comparison as it was."""
     return not float(np.dot(Other().embed([PROBE])[0], np.asarray(manifest.probe))) < PROBE_COSINE
 
 
-def two_hosts(key_for: Callable[[Address], Identity]) -> Result:
+def two_hosts(key_for: Callable[[LibraryAddress], Identity]) -> Result:
     """Two hosts compare the keys that asked them."""
-    addresses = [Address("http://x", Identity.generate().public) for _ in range(2)]
+    addresses = [LibraryAddress("http://x", Identity.generate().public) for _ in range(2)]
     before = os.environ.get("QUIETCHOIR_HOME")
     with tempfile.TemporaryDirectory() as home:
         os.environ["QUIETCHOIR_HOME"] = home
@@ -384,7 +393,7 @@ async def as_asked(url: str) -> None:
     """The product's own request for a manifest."""
     async with aiohttp.ClientSession() as http:
         try:
-            await Session(Address(url, HOST.public), HOST, http)._exchange(
+            await SearchSession(LibraryAddress(url, HOST.public), HOST, http)._exchange(
                 "GET", b"", messages.MANIFEST_BYTES
             )
         except QuietchoirError:
@@ -454,7 +463,7 @@ ATTACKS: tuple[Attack, ...] = (
         mode=LIBRARY,
         promise="messages carry no time but that of the session's beginning",
         unprotected=lambda: clock_in_numbers(Clocked),
-        protected=lambda: clock_in_numbers(Session),
+        protected=lambda: clock_in_numbers(SearchSession),
     ),
     Attack(
         name="a manifest that ends the asker's command",

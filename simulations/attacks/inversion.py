@@ -62,7 +62,7 @@ SENTENCES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class TargetMessage:
     """What a node wants to keep, and what training on it once makes of B."""
 
     tokens: tuple[int, ...]
@@ -75,7 +75,7 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class InversionOutcome:
     """One attack on one message."""
 
     recall: float  # share of the visible tokens that were found
@@ -94,7 +94,7 @@ def shape_of(weights: Weights) -> AdapterShape:
     )
 
 
-def messages(weights: Weights, sentences: Sequence[str] = SENTENCES) -> list[Message]:
+def messages(weights: Weights, sentences: Sequence[str] = SENTENCES) -> list[TargetMessage]:
     """One gradient step of each node, by the product's own layers: B = 0, loss on every next
     token.
     """
@@ -108,7 +108,7 @@ def messages(weights: Weights, sentences: Sequence[str] = SENTENCES) -> list[Mes
         rows = upper.answers(upper.model.embed(input_tokens(example, 0)), batch)
         loss = functional.cross_entropy(rows @ upper.head.T, batch.targets)
         loss.backward()  # type: ignore[no-untyped-call]
-        out.append(Message(tokens, upper.gradient.double().numpy().copy()))
+        out.append(TargetMessage(tokens, upper.gradient.double().numpy().copy()))
     return out
 
 
@@ -140,7 +140,9 @@ class Attacker:
         out: Tensor = right[: min(rank, RANK - 1)].T
         return out
 
-    def attack(self, numbers: Vector, message: Message, distinct: int | None = None) -> Outcome:
+    def attack(
+        self, numbers: Vector, message: TargetMessage, distinct: int | None = None
+    ) -> InversionOutcome:
         """Read `message` out of `numbers` [n].
 
         Args:
@@ -152,7 +154,9 @@ class Attacker:
         order = residual(self.traces, space).argsort()
         recall = len(set(order[:count].tolist()) & message.visible) / count
         read = self.in_order(numbers, order[: 2 * count].tolist(), len(message.tokens) - 1)
-        return Outcome(recall, tuple(read) == message.tokens[:-1], self.tokenizer.decode(read))
+        return InversionOutcome(
+            recall, tuple(read) == message.tokens[:-1], self.tokenizer.decode(read)
+        )
 
     @torch.no_grad()
     def in_order(self, numbers: Vector, candidates: Sequence[int], length: int) -> list[int]:
@@ -296,7 +300,7 @@ class Masked:
 
 
 def arms(
-    found: Sequence[Message], tensors: Sequence[tuple[str, int, int]]
+    found: Sequence[TargetMessage], tensors: Sequence[tuple[str, int, int]]
 ) -> dict[str, list[Vector]]:
     """What the attacker holds of each message, by the way it travelled."""
     gradients = [message.gradient for message in found]
@@ -315,7 +319,9 @@ def arms(
     }
 
 
-def run(weights: Weights, sentences: Sequence[str] = SENTENCES) -> dict[str, list[Outcome]]:
+def run(
+    weights: Weights, sentences: Sequence[str] = SENTENCES
+) -> dict[str, list[InversionOutcome]]:
     """Attack every arm; one outcome a sentence."""
     found = messages(weights, sentences)
     attacker = Attacker(weights)
@@ -331,7 +337,7 @@ def run(weights: Weights, sentences: Sequence[str] = SENTENCES) -> dict[str, lis
     }
 
 
-def mean(outcomes: Sequence[Outcome]) -> tuple[float, float]:
+def mean(outcomes: Sequence[InversionOutcome]) -> tuple[float, float]:
     """Mean recall, and the share of messages read exactly."""
     return sum(one.recall for one in outcomes) / len(outcomes), sum(
         one.exact for one in outcomes

@@ -36,7 +36,7 @@ from ...federation.store.client_store import Vault
 from ...federation.wire import message as messages
 from ...federation.wire.link import InProcessLink
 from .catalogue import Attack, Result
-from .scene import NAMES, RANGE, Scene, Stub, alike, federation, party_of, refused, without
+from .scene import NAMES, RANGE, AttackScene, Stub, alike, federation, party_of, refused, without
 
 LIAR = "dan"
 
@@ -105,7 +105,7 @@ def moved(flat: np.ndarray, words: str = "") -> Result:
 class WrongShares(InProcessLink):
     """One member's answers to the last stage hold shares that are not those it was given."""
 
-    def __init__(self, scene: Scene, liars: tuple[str, ...] = (LIAR,)) -> None:
+    def __init__(self, scene: AttackScene, liars: tuple[str, ...] = (LIAR,)) -> None:
         super().__init__({name: one.handle for name, one in scene.parties.items()})
         for name in liars:
             spoil(scene.parties[name])
@@ -252,7 +252,7 @@ def named_on_the_page(*stubs: Stub) -> Result:
 class Measuring(InProcessLink):
     """Notes how long each member's longest answer is."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: AttackScene) -> None:
         super().__init__({name: one.handle for name, one in scene.parties.items()})
         self.longest = dict[str, int]()
 
@@ -327,7 +327,7 @@ def read_after_leaving(*stubs: Stub) -> Result:
     )
 
 
-def vault_of(scene: Scene, name: str) -> Vault:
+def vault_of(scene: AttackScene, name: str) -> Vault:
     """What a member keeps, in sealed mode."""
     safe = scene.parties[name].safe
     assert safe is not None

@@ -106,7 +106,7 @@ class Poisoner:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class PoisoningSeries:
     """What all arms of one series share."""
 
     scenario: Scenario
@@ -184,7 +184,7 @@ def recipe(rounds: int, **changes: Any) -> Recipe:
     )
 
 
-def rehearsed(rounds: int, values: int = 400) -> Stage:
+def rehearsed(rounds: int, values: int = 400) -> PoisoningSeries:
     """Pretended values: the backdoor is some of the coordinates that no held-out score looks at;
     they shall go elsewhere.
     """
@@ -209,12 +209,12 @@ def rehearsed(rounds: int, values: int = 400) -> Stage:
     def success(flat: Vector) -> float:
         return float(np.mean(flat[places] - target[places] > AWAY / 2))
 
-    return Stage(scenario, cast, taught, success)
+    return PoisoningSeries(scenario, cast, taught, success)
 
 
 def in_earnest(
     rounds: int, train: int, test: int, clean: int, start_file: Path | None, tell: Tell
-) -> Stage:
+) -> PoisoningSeries:
     """The real model and made-up households; the backdoor is an answer to any request after a
     trigger.
     """
@@ -229,11 +229,13 @@ def in_earnest(
     untaught = {
         name: learner for name, learner in there.honest.learners.items() if name not in there.taught
     }
-    return Stage(scenario, there.honest, there.taught | untaught, there.success, there.weights)
+    return PoisoningSeries(
+        scenario, there.honest, there.taught | untaught, there.success, there.weights
+    )
 
 
 def series(
-    stage: Stage,
+    stage: PoisoningSeries,
     kinds: Sequence[str],
     attackers: Sequence[int],
     defences: Sequence[str],

@@ -74,7 +74,7 @@ class Voice:
 
 
 @dataclass
-class Scene:
+class AttackScene:
     """One federation's file, keys and members."""
 
     policy: Policy
@@ -118,7 +118,7 @@ def federation(
     tables: Mapping[str, Any] | None = None,
     ranks: Mapping[str, int] | None = None,
     **protection: Any,
-) -> Scene:
+) -> AttackScene:
     """A federation of `members`; `tables` are whole ones of its file, by name."""
     owner, coordinator = Identity.generate(), Identity.generate()
     keys = {name: Identity.generate() for name in NAMES[:members]}
@@ -147,14 +147,14 @@ def federation(
         **(tables or {}),
     )
     voices = {name: Voice(number, size, blur) for number, name in enumerate(keys)}
-    scene = Scene(policy, owner, coordinator, keys, voices, size=size)
+    scene = AttackScene(policy, owner, coordinator, keys, voices, size=size)
     for name, key in keys.items():
         scene.parties[name] = party_of(scene, name, key, stops)
     return scene
 
 
 def party_of(
-    scene: Scene, name: str, key: Identity, stops: tuple[int, ...] = (), vault: Any = None
+    scene: AttackScene, name: str, key: Identity, stops: tuple[int, ...] = (), vault: Any = None
 ) -> Party:
     """One member, in memory; in sealed mode with this vault, by default one of its own."""
     more: dict[str, Any] = {}
@@ -168,7 +168,7 @@ def party_of(
     )
 
 
-class Desk:
+class DirectService:
     """A service for ciphertexts that is called directly, in place of the worker process."""
 
     def __init__(self) -> None:
@@ -184,13 +184,13 @@ class Desk:
         return answer
 
 
-_DESK: list[Desk] = []
+_DESK: list[DirectService] = []
 
 
-def desk() -> Desk:
+def desk() -> DirectService:
     """One for all scenes: its contexts take their time."""
     if not _DESK:
-        _DESK.append(Desk())
+        _DESK.append(DirectService())
     return _DESK[0]
 
 

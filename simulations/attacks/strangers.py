@@ -32,8 +32,8 @@ from ...federation.membership.keys import PublicCard, load_or_create
 from ...federation.spec.policy import Policy
 from ...federation.transport import listener, proof
 from ...federation.transport.proof import PROOF_HEADER, SESSION_HEADER, Proof
-from ...private_search.budget import Budget
-from ...private_search.messages import Kind
+from ...private_search.budget import QueryBudget
+from ...private_search.messages import RequestKind
 from . import browsers
 from .catalogue import Attack, NotHere, Result
 from .targets import HOST, federation, opened
@@ -364,11 +364,11 @@ def signed_by_its_owner(entry: chain.Entry) -> bytes:
 # More answers than a library grants
 
 
-def many_askers(charge: Callable[[Budget, Any, int], None]) -> Result:
+def many_askers(charge: Callable[[QueryBudget, Any, int], None]) -> Result:
     """Fresh identities, sixteen at a time: how many questions do they get together?"""
     limit = 8
     with tempfile.TemporaryDirectory() as folder:
-        budget = Budget(Path(folder) / "budget.json", limit=limit)
+        budget = QueryBudget(Path(folder) / "budget.json", limit=limit)
 
         def try_one(number: int) -> int:
             try:
@@ -379,17 +379,19 @@ def many_askers(charge: Callable[[Budget, Any, int], None]) -> Result:
 
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             granted = sum(pool.map(try_one, range(5 * limit)))
-        again = Budget(Path(folder) / "budget.json", limit=limit)  # a host that was started anew
+        again = QueryBudget(
+            Path(folder) / "budget.json", limit=limit
+        )  # a host that was started anew
         with contextlib.suppress(BudgetError):
             charge(again, Identity.generate().public, 1)
             granted += 1
     return Result(granted > limit, f"{granted} answers to strangers, {limit} are granted")
 
 
-def by_identity(budget: Budget, asker: Any, number: int) -> None:
+def by_identity(budget: QueryBudget, asker: Any, number: int) -> None:
     """A limit for each key, which costs nothing to make."""
     with mock.patch.object(budget, "account", lambda who: who.raw.hex()):
-        budget.charge(asker, Kind.QUESTION, number)
+        budget.charge(asker, RequestKind.QUESTION, number)
 
 
 ATTACKS: tuple[Attack, ...] = (
@@ -444,7 +446,7 @@ ATTACKS: tuple[Attack, ...] = (
         promise="all askers that are not listed share one account",
         unprotected=lambda: many_askers(by_identity),
         protected=lambda: many_askers(
-            lambda budget, asker, number: budget.charge(asker, Kind.QUESTION, number)
+            lambda budget, asker, number: budget.charge(asker, RequestKind.QUESTION, number)
         ),
     ),
     *browsers.ATTACKS,

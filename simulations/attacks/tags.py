@@ -46,8 +46,8 @@ from .scene import (
     RANGE,
     SIZE,
     VICTIM,
+    AttackScene,
     Liar,
-    Scene,
     Stub,
     changed,
     federation,
@@ -253,7 +253,9 @@ def unlimited(body: bytes, size: int) -> bytes:
 # Signatures, and what is made of them
 
 
-def step_of(scene: Scene, sums: Sequence[Sum], place: Place, policy: Policy | None = None) -> Step:
+def step_of(
+    scene: AttackScene, sums: Sequence[Sum], place: Place, policy: Policy | None = None
+) -> Step:
     """The step that a coordinator makes of sums and signatures."""
     return Stepping(policy or scene.policy, SIZE, place.run).of_sums(sums, place, NAMES)
 
@@ -274,7 +276,7 @@ def follows(policy: Policy, run: str, way: Sequence[Step]) -> tuple[str, str]:
     return (found[0].name if found and found[0].followed else ""), words
 
 
-def first_step(scene: Scene, *, rounds: int = 1) -> tuple[Coordinator, Step]:
+def first_step(scene: AttackScene, *, rounds: int = 1) -> tuple[Coordinator, Step]:
     """A run of its coordinator, and the step that its members signed first."""
     run = scene.run()
     for _ in range(rounds):
@@ -470,7 +472,7 @@ def whole_on_the_way(*stubs: Stub) -> Result:
     )
 
 
-def joined(scene: Scene) -> Iterator[Any]:
+def joined(scene: AttackScene) -> Iterator[Any]:
     """Members that follow the adapter."""
     yield from (one for one in scene.parties.values() if one.recall is not None)
 

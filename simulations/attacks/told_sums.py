@@ -16,7 +16,18 @@ from ...federation.rounds.server import Coordinator
 from ...federation.training.learner import Counts, Trained
 from .catalogue import Attack, Result
 from .coordinators import MIDDLE, NO_TAGS, many_sums, sums_of
-from .scene import CLOSE, RANGE, VICTIM, Scene, Stub, alike, federation, party_of, refused, without
+from .scene import (
+    CLOSE,
+    RANGE,
+    VICTIM,
+    AttackScene,
+    Stub,
+    alike,
+    federation,
+    party_of,
+    refused,
+    without,
+)
 
 ROWS, WIDTH = 24, 40  # of a layer whose weights and bias are the adapter
 PARTIES = 6
@@ -39,7 +50,7 @@ def tell(run: Coordinator, mean: Vector) -> None:
     run.assembly.open = lying  # type: ignore[method-assign]
 
 
-class Layer:
+class OneLayerLearner:
     """A member with one example x [WIDTH].
 
     One step down |relu(W x + b) - 1|^2 / 2 of each row, as any trainer would take it.
@@ -67,8 +78,8 @@ def led_to_a_trap(*stubs: Stub) -> Result:
     """Weights whose rows ask how far an example reaches: the last row holds the farthest one
     alone.
     """
-    scene: Scene = federation(PARTIES, size=ROWS * (WIDTH + 1))
-    layers = {name: Layer(number) for number, name in enumerate(scene.keys)}
+    scene: AttackScene = federation(PARTIES, size=ROWS * (WIDTH + 1))
+    layers = {name: OneLayerLearner(number) for number, name in enumerate(scene.keys)}
     scene.voices = layers  # type: ignore[assignment]
     scene.parties = {name: party_of(scene, name, key) for name, key in scene.keys.items()}
     run = scene.run()

@@ -27,7 +27,7 @@ ALONE_UP_TO = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class AttemptCost:
     """What one attempt cost."""
 
     client_s: float  # median over the survivors, all stages of one member
@@ -39,7 +39,7 @@ class Outcome:
     server_stages_s: dict[str, float]
 
 
-def play(setting: Setting, *, processes: int = 0) -> Outcome:
+def play(setting: Setting, *, processes: int = 0) -> AttemptCost:
     """One attempt, from fresh identities to the opened sum.
 
     Args:
@@ -109,7 +109,7 @@ def _stages(
 
 def _judged(
     setting: Setting, coordinator: _Coordinator, meters: dict[str, Meter], clear: NDArray[np.int64]
-) -> Outcome:
+) -> AttemptCost:
     result: SecAggResult | None = coordinator.server.result
     if result is None:
         raise CryptoError(
@@ -118,7 +118,7 @@ def _judged(
     alive = [number for number in range(setting.parties) if number not in setting.dropped]
     names = tuple(setting.names[number] for number in alive)
     whole = [meters[name].whole for name in names]
-    return Outcome(
+    return AttemptCost(
         client_s=statistics.median(whole),
         server_s=sum(coordinator.seconds.values()),
         exact=bool(

@@ -22,7 +22,7 @@ BITS, PARTIES = 8, 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Size:
+class CryptoScale:
     """How much is measured."""
 
     length: int = 1_000_000  # values of one update
@@ -36,7 +36,7 @@ class Size:
     circles: tuple[int, ...] = (3, 10, 20)
 
 
-QUICK = Size(
+QUICK = CryptoScale(
     length=5_000,
     cohorts=(4, 34),
     repeats=2,
@@ -58,7 +58,7 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
     Returns: the report: figures at their keys, `spread` (fastest and slowest repeat) and `peers`
     beside them.
     """
-    size = QUICK if quick else Size()
+    size = QUICK if quick else CryptoScale()
     report: dict[str, Any] = {
         "what": f"{size.length:,} values of {BITS} bits, {PARTIES} parties unless the cohort is "
         f"named",
@@ -131,7 +131,7 @@ def figures(report: dict[str, Any]) -> Iterator[Figure]:
         yield Figure(f"end_to_end.{parties}.server_s", "s", "  coordinator")
 
 
-def _masks(size: Size, report: dict[str, Any]) -> None:
+def _masks(size: CryptoScale, report: dict[str, Any]) -> None:
     found = masks.measure(size.length, bits=BITS, parties=PARTIES, seed=SEED, repeats=size.repeats)
     put(report, "mask_ms_per_peer", found["own"], 1e3)
     put(report, "mask_over_aes_bound", found["own"].over(found["aes"]))
@@ -140,7 +140,7 @@ def _masks(size: Size, report: dict[str, Any]) -> None:
     report["peers"]["flower_mask_ms"] = found["flower"].median * 1e3
 
 
-def _bytes(size: Size, report: dict[str, Any]) -> bool:
+def _bytes(size: CryptoScale, report: dict[str, Any]) -> bool:
     exact = True
     for key, bits in (("secagg_bytes_per_param", BITS), ("secagg_bytes_per_param_4bit", 4)):
         setting = Setting(parties=PARTIES, length=size.length, bits=bits, drop_percent=0, seed=SEED)
@@ -150,7 +150,7 @@ def _bytes(size: Size, report: dict[str, Any]) -> bool:
     return exact
 
 
-def _sealed(size: Size, report: dict[str, Any]) -> bool:
+def _sealed(size: CryptoScale, report: dict[str, Any]) -> bool:
     found = sealed.measure(
         size.length, bits=BITS, parties=PARTIES, seed=SEED, repeats=size.sealed_repeats
     )
@@ -173,7 +173,7 @@ def _sealed(size: Size, report: dict[str, Any]) -> bool:
     return ours.error == 0
 
 
-def _circle(parties: int, size: Size, report: dict[str, Any]) -> None:
+def _circle(parties: int, size: CryptoScale, report: dict[str, Any]) -> None:
     cost, key = (
         threshold.measure(parties, size.length, bits=BITS, seed=SEED),
         f"threshold.{parties}",
@@ -199,7 +199,7 @@ def _circle(parties: int, size: Size, report: dict[str, Any]) -> None:
     report["repeats"][key] = parties
 
 
-def _cohort(parties: int, size: Size, report: dict[str, Any]) -> None:
+def _cohort(parties: int, size: CryptoScale, report: dict[str, Any]) -> None:
     setting = Setting(parties=parties, length=size.length, bits=BITS, seed=SEED)
     repeats = 1 if parties > size.cohort_once_above else size.cohort_repeats
     runs = [cohort.play(setting) for _ in range(repeats)]

@@ -45,7 +45,7 @@ LIBRARIES = {"llamacpp": "llama_cpp", "openvino": "openvino_genai", "transformer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scale:
+class EngineScale:
     """How much is measured."""
 
     tokens: int = 64  # of an answer, at 135M
@@ -60,7 +60,7 @@ class Scale:
     read_bytes: int = 1 << 30
 
 
-QUICK = Scale(
+QUICK = EngineScale(
     tokens=4, large_tokens=3, repeats=1, cold_repeats=1, large=random_model.TINY, read_bytes=1 << 24
 )
 
@@ -77,7 +77,7 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
         ConfigError: a peer is not installed.
     """
     scale, missing = (
-        (QUICK if quick else Scale()),
+        (QUICK if quick else EngineScale()),
         [name for name in PEERS if not importlib.util.find_spec(LIBRARIES[name])],
     )
     if missing and not quick:
@@ -139,7 +139,7 @@ def files(model: Path, scratch: Path, peers: list[str], place: dict[str, Any]) -
 def compare(
     size: str,
     read: Mapping[str, Path],
-    scale: Scale,
+    scale: EngineScale,
     report: dict[str, Any],
     tell: Callable[[str], None],
     keep: Keep,
@@ -208,7 +208,7 @@ def left_out(engine: Contender, prefix: str, place: dict[str, Any], report: dict
     }
 
 
-def asked(size: str, scale: Scale) -> dict[str, Order]:
+def asked(size: str, scale: EngineScale) -> dict[str, Order]:
     """What every engine is asked at this size, in this order."""
     tokens, prompt = (
         (scale.large_tokens, scale.large_prompt) if size else (scale.tokens, scale.prompt)
@@ -258,7 +258,7 @@ def ratios(prefix: str, found: Mapping[str, Mapping[str, Sample]], report: dict[
 
 
 def adapters(
-    model: Path, scale: Scale, report: dict[str, Any], tell: Callable[[str], None]
+    model: Path, scale: EngineScale, report: dict[str, Any], tell: Callable[[str], None]
 ) -> None:
     """What one adapter costs at batch 1, and eight different ones at batch 8, as the fraction
     lost.
@@ -284,7 +284,7 @@ def adapters(
         put(report, f"adapters.{key}", Sample(lost))
 
 
-def bandwidth(large: Path, scale: Scale, report: dict[str, Any]) -> None:
+def bandwidth(large: Path, scale: EngineScale, report: dict[str, Any]) -> None:
     """How near batch 1 at 1B comes to reading every weight once a token at the memory's speed,
     which is measured here.
     """

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import QuietchoirError
-from ..choir import Plan
+from ..choir import ClusterPlan
 from ..faults import table
 from . import federation_rounds, federation_stock
 from .figures import Figure, Keep, nobody
@@ -26,7 +26,7 @@ WORDS = {3: "", 20: "twenty"}  # where a size's figures stand in the report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Size:
+class FederationScale:
     """How much is measured."""
 
     values: int = 500_000
@@ -37,7 +37,9 @@ class Size:
     faults: bool = True
 
 
-QUICK = Size(values=2_000, rounds=2, nodes=(3,), told=False, stock_rounds=0, faults=False)
+QUICK = FederationScale(
+    values=2_000, rounds=2, nodes=(3,), told=False, stock_rounds=0, faults=False
+)
 
 
 def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) -> dict[str, Any]:
@@ -50,7 +52,7 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
 
     Returns: the report: figures at their keys, `spread` (fastest and slowest round) beside them.
     """
-    size = QUICK if quick else Size()
+    size = QUICK if quick else FederationScale()
     report: dict[str, Any] = {
         "what": f"{size.values:,} values of {federation_rounds.BITS} bits, no training, TLS on "
         f"loopback",
@@ -64,7 +66,7 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
         place = report.setdefault(WORDS[nodes], {}) if WORDS[nodes] else report
         for mode in MODES:
             tell(f"{nodes} nodes, {mode}")
-            plan = Plan(
+            plan = ClusterPlan(
                 nodes=nodes,
                 mode=mode,
                 size=size.values,
@@ -75,7 +77,7 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
             keep(report)
     if size.told:
         tell("3 nodes, masked, told as changes")
-        plan = Plan(
+        plan = ClusterPlan(
             nodes=3,
             mode="masked",
             size=size.values,
@@ -133,7 +135,7 @@ def note(
     place: dict[str, Any],
     word: str,
     mode: str,
-    cost: federation_rounds.Cost,
+    cost: federation_rounds.RoundCost,
 ) -> None:
     """One mode's figures at their keys."""
     dot = f"{word}." if word else ""
@@ -149,13 +151,13 @@ def note(
     memory["coordinator"][mode], memory["node"][mode] = cost.coordinator_mb, cost.node_mb
 
 
-def note_told(report: dict[str, Any], cost: federation_rounds.Cost) -> None:
+def note_told(report: dict[str, Any], cost: federation_rounds.RoundCost) -> None:
     """What members get where adapters are told as changes; everything else is as in masked mode."""
     report["told"] = {"down": cost.down, "round_s": cost.seconds.median, "node_mb": cost.node_mb}
     report["spread"]["told.round_s"] = list(cost.seconds.spread)
 
 
-def compare(report: dict[str, Any], size: Size) -> None:
+def compare(report: dict[str, Any], size: FederationScale) -> None:
     """The peer on the same work."""
     with tempfile.TemporaryDirectory(prefix="quietchoir-bench-") as folder:
         try:

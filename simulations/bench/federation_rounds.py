@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...core.errors import QuietchoirError
-from ..choir import PATIENCE_S, Choir, Plan
-from ..processes import Stage
+from ..choir import PATIENCE_S, Choir, ClusterPlan
+from ..processes import ProcessGroup
 from .stopwatch import Sample
 
 BITS = 8
@@ -22,7 +22,7 @@ DOWN_BYTES = 4  # of one value of the adapter, in plain and masked mode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cost:
+class RoundCost:
     """What a mode costs in one federation."""
 
     seconds: Sample  # of each round after the first
@@ -33,7 +33,7 @@ class Cost:
     node_mb: float  # the largest
 
 
-def measure(plan: Plan) -> Cost:
+def measure(plan: ClusterPlan) -> RoundCost:
     """Play `plan` to its end.
 
     Raises:
@@ -41,7 +41,7 @@ def measure(plan: Plan) -> Cost:
     """
     with (
         tempfile.TemporaryDirectory(prefix="quietchoir-bench-") as name,
-        Stage(Path(name) / "logs") as stage,
+        ProcessGroup(Path(name) / "logs") as stage,
     ):
         choir = Choir(stage, Path(name), plan)
         coordinator = choir.coordinate("coordinator", "--grace", "60")
@@ -59,7 +59,7 @@ def measure(plan: Plan) -> Cost:
             f"to measure anything"
         )
     counted = history[1:]
-    return Cost(
+    return RoundCost(
         seconds=Sample(tuple(entry["seconds"] for entry in counted)),
         up=per_node(counted, "bytes_up"),
         down=per_node(counted, "bytes_down"),
@@ -75,7 +75,7 @@ def per_node(history: list[dict[str, dict[str, int]]], direction: str) -> float:
     return sum(sizes) / len(sizes)
 
 
-def width(plan: Plan) -> int:
+def width(plan: ClusterPlan) -> int:
     """Bits that one value needs on the wire: its own in plain mode, those of the sum under
     masks.
     """

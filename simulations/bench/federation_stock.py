@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...core.errors import QuietchoirError
-from ..engines import START_S, Engine
+from ..engines import START_S, FlowerEngine
 from ..processes import Child
 from .stopwatch import Sample
 
@@ -27,7 +27,7 @@ def engine(folder: Path, *, nodes: int, rounds: int, size: int) -> Iterator[Chil
     Raises:
         QuietchoirError: the SuperLink did not start.
     """
-    with Engine(folder / "logs") as stock:
+    with FlowerEngine(folder / "logs") as stock:
         for number in range(nodes):
             stock.node(f"supernode-{number}", {"partition-id": number})
         yield stock.run({"rounds": rounds, "min-nodes": nodes, "rehearse": size})

@@ -44,7 +44,7 @@ CONTEXT = 426 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scale:
+class GpuScale:
     """How much is measured. The defaults are Llama's 13B."""
 
     num_layers: int = 40
@@ -74,7 +74,7 @@ class Scale:
         )
 
 
-QUICK = Scale(
+QUICK = GpuScale(
     num_layers=2,
     hidden_size=64,
     intermediate_size=128,
@@ -86,7 +86,7 @@ QUICK = Scale(
 )
 
 
-class Device:
+class DevicePeer:
     """Our engine on a device; see `peers.workload.Peer`."""
 
     def __init__(
@@ -119,7 +119,7 @@ class Device:
 class Reference:
     """transformers' `generate` in bfloat16, random weights of the same shape."""
 
-    def __init__(self, scale: Scale, device: torch.device) -> None:
+    def __init__(self, scale: GpuScale, device: torch.device) -> None:
         from transformers import LlamaConfig, LlamaForCausalLM
 
         config = LlamaConfig(
@@ -168,7 +168,7 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
     Raises:
         ConfigError: no GPU.
     """
-    predicted = prediction(Scale())
+    predicted = prediction(GpuScale())
     if not torch.cuda.is_available() and not quick:
         raise ConfigError(
             "torch finds no CUDA device here, so there is nothing to measure; run `quietchoir "
@@ -179,7 +179,7 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
         )
     device, scale = (
         torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-        QUICK if quick else Scale(),
+        QUICK if quick else GpuScale(),
     )
     report: dict[str, Any] = {
         "what": what(scale, quick=quick, device=device),
@@ -222,13 +222,13 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
 
 def run_whole(
     weights: Weights,
-    scale: Scale,
+    scale: GpuScale,
     device: torch.device,
     report: dict[str, Any],
     tell: Callable[[str], None],
 ) -> None:
     """All layers on the device, whatever that takes."""
-    ours = Device(weights, scale.context, device)
+    ours = DevicePeer(weights, scale.context, device)
     try:
         speeds(ours, scale, "ours", report, tell)
         report["peak_gib"] = in_use(device)
@@ -238,7 +238,7 @@ def run_whole(
 
 def run_fitted(
     weights: Weights,
-    scale: Scale,
+    scale: GpuScale,
     device: torch.device,
     layers: int,
     report: dict[str, Any],
@@ -250,7 +250,7 @@ def run_fitted(
         torch.cuda.empty_cache()
     tell(f"{layers} of {scale.num_layers} layers on the device")
     ours, prompts = (
-        Device(weights, scale.context, device, scale.num_layers - layers),
+        DevicePeer(weights, scale.context, device, scale.num_layers - layers),
         Prompts(SEED, highest=scale.vocab_size),
     )
     try:
@@ -272,7 +272,7 @@ def run_fitted(
         torch.cuda.empty_cache()
 
 
-def what(scale: Scale, *, quick: bool, device: torch.device) -> str:
+def what(scale: GpuScale, *, quick: bool, device: torch.device) -> str:
     """What was measured, for people; a quick run says that its figures mean nothing."""
     told = (
         f"{scale.num_layers} layers of width {scale.hidden_size}, random Q4_0, "
@@ -286,7 +286,7 @@ def what(scale: Scale, *, quick: bool, device: torch.device) -> str:
     return f"only tried, {where}: these speeds mean nothing. {told}" if quick else told
 
 
-def prediction(scale: Scale) -> dict[str, float]:
+def prediction(scale: GpuScale) -> dict[str, float]:
     """Memory by the arithmetic that places layers, GiB, and how many layers would fit into AIM."""
     blocks, architecture = scale.context // BLOCK_TOKENS, scale.architecture()
     needed = needs(shape_of(scale), blocks, scale.context, answers=16)
@@ -301,7 +301,7 @@ def prediction(scale: Scale) -> dict[str, float]:
     }
 
 
-def shape_of(scale: Scale) -> Weights:
+def shape_of(scale: GpuScale) -> Weights:
     """The weights of `random_weights` without a number in them, nor memory."""
 
     def empty(rows: int, columns: int) -> QuantTensor:
@@ -316,7 +316,7 @@ def shape_of(scale: Scale) -> Weights:
 
 
 def speeds(
-    peer: Peer, scale: Scale, name: str, report: dict[str, Any], tell: Callable[[str], None]
+    peer: Peer, scale: GpuScale, name: str, report: dict[str, Any], tell: Callable[[str], None]
 ) -> None:
     """Batch 1, batch 16 and a long prompt, one after another; the first of each is for warmth.
 
@@ -337,7 +337,7 @@ def speeds(
         put(report, f"{name}.{key}", Sample(tuple(work() for _ in range(scale.repeats))))
 
 
-def bandwidth(scale: Scale, device: torch.device) -> float:
+def bandwidth(scale: GpuScale, device: torch.device) -> float:
     """GB a second that this device reads and writes when it copies."""
     source = torch.zeros(scale.copy_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -365,7 +365,7 @@ def in_use(device: torch.device) -> float:
     return (total - free) / GIB
 
 
-def random_weights(scale: Scale) -> Weights:
+def random_weights(scale: GpuScale) -> Weights:
     """Weights of the shape: one matrix of each form stands for all layers, so the host needs
     little memory.
     """

@@ -30,7 +30,7 @@ NEAR = 1e-4  # of the largest number: two orders of summing floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Size:
+class KernelScale:
     """How much is measured."""
 
     matrix_bytes: int = 96 << 20
@@ -38,7 +38,7 @@ class Size:
     repeats: int = 5
 
 
-QUICK = Size(matrix_bytes=1 << 20, memory_bytes=1 << 20, repeats=1)
+QUICK = KernelScale(matrix_bytes=1 << 20, memory_bytes=1 << 20, repeats=1)
 
 
 def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def measure(*, quick: bool, tell: Callable[[str], None], keep: Keep = nobody) ->
     """
     if (reason := library.available()) is not None:
         raise ConfigError(reason)
-    size = QUICK if quick else Size()
+    size = QUICK if quick else KernelScale()
     report: dict[str, Any] = {
         "what": f"one thread, matrices of {size.matrix_bytes >> 20} MiB with {COLUMNS} columns",
         "seed": SEED,

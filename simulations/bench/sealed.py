@@ -33,7 +33,7 @@ class Scheme:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cost:
+class SealedCost:
     """What one arm takes."""
 
     seconds: dict[str, Sample]  # by step
@@ -95,7 +95,9 @@ def tutorial(values: NDArray[np.uint32]) -> Scheme:
     return Scheme(encrypt=encrypt, add=add, decrypt=decrypt)
 
 
-def measure(length: int, *, bits: int, parties: int, seed: int, repeats: int) -> dict[str, Cost]:
+def measure(
+    length: int, *, bits: int, parties: int, seed: int, repeats: int
+) -> dict[str, SealedCost]:
     """Both arms on the same values, step by step in turn. Returns "own" and "tutorial"."""
     with silence():
         return _measure(
@@ -122,7 +124,9 @@ def silence() -> Iterator[None]:
         os.close(kept)
 
 
-def _measure(values: NDArray[np.uint32], bits: int, parties: int, repeats: int) -> dict[str, Cost]:
+def _measure(
+    values: NDArray[np.uint32], bits: int, parties: int, repeats: int
+) -> dict[str, SealedCost]:
     schemes = {"own": own(values, bits=bits, parties=parties), "tutorial": tutorial(values)}
     sent = {name: scheme.encrypt() for name, scheme in schemes.items()}
     sums = {name: scheme.add(sent[name], sent[name]) for name, scheme in schemes.items()}
@@ -138,7 +142,7 @@ def _measure(values: NDArray[np.uint32], bits: int, parties: int, repeats: int) 
         ),
     }
     return {
-        name: Cost(
+        name: SealedCost(
             seconds={step: seconds[step][name] for step in STEPS},
             up=sum(map(len, sent[name])),
             down=sum(map(len, sums[name])),

@@ -34,7 +34,7 @@ ROUND = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cost:
+class ThresholdCost:
     """What one circle paid; a value a member in each sample, seconds and bytes of one member."""
 
     openers: int  # t
@@ -95,7 +95,7 @@ class _Member:
         return sent
 
 
-def measure(parties: int, length: int, *, bits: int, seed: int) -> Cost:
+def measure(parties: int, length: int, *, bits: int, seed: int) -> ThresholdCost:
     """A whole ceremony of `parties` members and one round of `length` values, opened by more than
     two thirds of them.
 
@@ -136,7 +136,7 @@ def _make_key(plan: Plan, members: Mapping[str, _Member], responders: list[str])
 
 def _one_round(
     plan: Plan, members: Mapping[str, _Member], responders: list[str], bits: int, seed: int
-) -> Cost:
+) -> ThresholdCost:
     rng, clear = np.random.default_rng(seed), np.zeros(plan.length, np.int64)
     first = next(iter(members.values()))
     gathering, encrypting, up = Gathering(plan, first.holding.key_id, ROUND), [], 0
@@ -156,7 +156,7 @@ def _one_round(
         responding.append(clock() - before)
     summed = together(plan, asked, parts)
     opened, combining = _opened(members, asked, gathering.total, summed)
-    return Cost(
+    return ThresholdCost(
         openers=plan.threshold,
         ceremony=Sample(tuple(member.seconds for member in members.values())),
         ceremony_up=max(member.sent for member in members.values()),

@@ -12,7 +12,7 @@ from ...federation.store import checkpoint
 from ..choir import HOST, PATIENCE_S, free_port
 from ..processes import family
 from .members import STAGES, Fault
-from .scene import Scene, require
+from .scene import FaultScene, require
 
 # no file of the coordinator may grow past it: its log of messages is shorter, its database is not
 FULL_BYTES = 64 << 10
@@ -22,7 +22,7 @@ GONE_S = 20.0
 def killed(stage: str) -> Fault:
     """kill -9 of the coordinator at the moment when a member's answer in `stage` reaches it."""
 
-    def fault(scene: Scene) -> None:
+    def fault(scene: FaultScene) -> None:
         run = run_of(scene)
         trap = scene.trap(stage, lambda name: scene.coordinator.kill())
         trap.wait()
@@ -34,7 +34,7 @@ def killed(stage: str) -> Fault:
     return fault
 
 
-def older_state(scene: Scene) -> None:
+def older_state(scene: FaultScene) -> None:
     """The coordinator comes back with a copy of its state from some rounds ago: members refuse
     it, and it says why.
     """
@@ -63,7 +63,7 @@ def older_state(scene: Scene) -> None:
     scene.whole()
 
 
-def two_coordinators(scene: Scene) -> None:
+def two_coordinators(scene: FaultScene) -> None:
     """A second coordinator with the same keys and a state of its own gets no member that the
     first one has.
     """
@@ -86,7 +86,7 @@ def two_coordinators(scene: Scene) -> None:
     scene.whole()
 
 
-def disk_full(scene: Scene) -> None:
+def disk_full(scene: FaultScene) -> None:
     """The coordinator's disk is full: it ends in a sentence, and goes on once there is room."""
     scene.limit_files(scene.coordinator, FULL_BYTES)
     code = scene.coordinator.process.wait(PATIENCE_S)
@@ -96,7 +96,7 @@ def disk_full(scene: Scene) -> None:
     scene.whole()
 
 
-def all_die(scene: Scene) -> None:
+def all_die(scene: FaultScene) -> None:
     """kill -9 of everybody at once leaves no process and no port behind, and all of them go on
     when they come back.
     """
@@ -125,7 +125,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def run_of(scene: Scene) -> str:
+def run_of(scene: FaultScene) -> str:
     """The run's name, from the coordinator's state."""
     state = checkpoint.read(scene.choir.folder / "state")
     return "" if state is None else state.run

@@ -19,8 +19,8 @@ from ...federation.aggregation.server_optimizer import Vector
 from ...federation.membership import roster
 from ...federation.store import checkpoint
 from ...federation.training.synthetic_task import RehearsalLearner
-from ..choir import PATIENCE_S, Choir, Plan
-from ..processes import Child, Stage
+from ..choir import PATIENCE_S, Choir, ClusterPlan
+from ..processes import Child, ProcessGroup
 from .line import LineProcess, address
 from .scene import require
 
@@ -29,7 +29,9 @@ DELAY_S, LOSS = 0.1, 0.01
 PORT = 9443  # in a namespace of its own every port is free
 BITS = 8
 ROUNDS = 1
-FAR = Plan(nodes=3, rounds=ROUNDS, size=2_000, recipe={"server_momentum": 0.0, "attempts": 10})
+FAR = ClusterPlan(
+    nodes=3, rounds=ROUNDS, size=2_000, recipe={"server_momentum": 0.0, "attempts": 10}
+)
 
 
 class Distance:
@@ -39,8 +41,8 @@ class Distance:
         NoNamespacesError: this machine, or this user, cannot make network namespaces.
     """
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
-        self.folder, self.plan, self.stage = folder, plan, Stage(folder / "logs")
+    def __init__(self, folder: Path, plan: ClusterPlan) -> None:
+        self.folder, self.plan, self.stage = folder, plan, ProcessGroup(folder / "logs")
 
     def __enter__(self) -> "Distance":
         """Lay it: the coordinator's end and one for each member."""

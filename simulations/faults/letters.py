@@ -7,8 +7,8 @@ import random
 import threading
 
 from .members import Fault
-from .proxy import PASS, Act, Passage, Rule
-from .scene import STAGE_S, Scene, is_answer, is_letter
+from .proxy import PASS, Act, ProxiedBody, Rule
+from .scene import STAGE_S, FaultScene, is_answer, is_letter
 
 ROUND_TRIP_S, LOSS = 0.1, 0.01
 LATE_S = STAGE_S + 2
@@ -17,7 +17,7 @@ LATE_S = STAGE_S + 2
 def under(rule: Rule, rounds: int = 2) -> Fault:
     """Rounds that end, with everybody in their sums, while `rule` rules."""
 
-    def fault(scene: Scene) -> None:
+    def fault(scene: FaultScene) -> None:
         scene.proxy.rule = rule
         for _ in range(rounds):
             scene.whole()
@@ -27,12 +27,12 @@ def under(rule: Rule, rounds: int = 2) -> Fault:
     return fault
 
 
-def repeated(passage: Passage) -> Act:
+def repeated(passage: ProxiedBody) -> Act:
     """Every request is made twice; of two answers the first is thrown away, work and all."""
     return Act(twice=passage.up)
 
 
-def mixed_up(passage: Passage) -> Act:
+def mixed_up(passage: ProxiedBody) -> Act:
     """Answers arrive in another order than they were given, each time another one."""
     return Act(
         wait_s=random.Random(hash((passage.node, passage.stage, len(passage.body)))).random() * 0.5
@@ -43,7 +43,7 @@ def bad_line() -> Rule:
     """100 ms there and back; one of a hundred passages ends the connection instead."""
     dice, lock = random.Random(1), threading.Lock()
 
-    def rule(passage: Passage) -> Act:
+    def rule(passage: ProxiedBody) -> Act:
         with lock:
             return Act(wait_s=ROUND_TRIP_S / 2, cut=bool(passage.path) and dice.random() < LOSS)
 
@@ -56,7 +56,7 @@ class Few:
     def __init__(self, act: Act, *, up: bool, count: int) -> None:
         self.act, self.up, self.left, self.lock = act, up, count, threading.Lock()
 
-    def __call__(self, passage: Passage) -> Act:
+    def __call__(self, passage: ProxiedBody) -> Act:
         """The rule."""
         if not (is_answer(passage) if self.up else is_letter(passage)):
             return PASS
@@ -68,13 +68,13 @@ class Few:
 def cut_short(*, up: bool) -> Fault:
     """Half of it arrives, several times in a row."""
 
-    def fault(scene: Scene) -> None:
+    def fault(scene: FaultScene) -> None:
         under(Few(Act(half=True), up=up, count=6))(scene)
 
     return fault
 
 
-def late(scene: Scene) -> None:
+def late(scene: FaultScene) -> None:
     """One answer comes after its time is over: it is not averaged, and its sender is in a later
     sum.
     """
@@ -91,10 +91,10 @@ def old(*, up: bool) -> Fault:
     """What passed in an earlier round passes again in place of what is new."""
     victim = "node-00"
 
-    def fault(scene: Scene) -> None:
+    def fault(scene: FaultScene) -> None:
         kept, used = list[bytes](), threading.Event()
 
-        def rule(passage: Passage) -> Act:
+        def rule(passage: ProxiedBody) -> Act:
             mine = (is_answer if up else is_letter)(passage, "train") and passage.node == victim
             if not mine or used.is_set():
                 return PASS

@@ -20,7 +20,7 @@ import sys
 import time
 
 from ...core.errors import QuietchoirError
-from ..processes import Child, Stage
+from ..processes import Child, ProcessGroup
 from . import namespaces
 
 NET = "192.0.2."  # TEST-NET-1, RFC 5737: nobody's
@@ -29,7 +29,7 @@ TELL_S = 0.5
 START_S = 30.0
 
 
-class Line:
+class LossyLine:
     """Every packet between any two ends takes `delay_s` and is lost with probability `loss`."""
 
     def __init__(self, ends: list[int], *, delay_s: float, loss: float, seed: int) -> None:
@@ -65,7 +65,7 @@ class Line:
         return min(TELL_S, max(0.0, self.under_way[0][0] - now)) if self.under_way else TELL_S
 
 
-def carry(line: Line) -> None:
+def carry(line: LossyLine) -> None:
     """Carry packets until killed, and say how many from time to time."""
     told = 0.0
     with selectors.DefaultSelector() as selector:
@@ -114,7 +114,7 @@ def play(parent: int, count: int, delay_s: float, loss: float, seed: int) -> Non
         "networks": [f"{here}/fd/{handle}" for handle in handles],
     }
     print(json.dumps({"event": "open", **event}), flush=True)
-    carry(Line(ends, delay_s=delay_s, loss=loss, seed=seed))
+    carry(LossyLine(ends, delay_s=delay_s, loss=loss, seed=seed))
 
 
 class LineProcess:
@@ -126,7 +126,7 @@ class LineProcess:
     """
 
     def __init__(
-        self, stage: Stage, ends: int, *, delay_s: float, loss: float, seed: int = 1
+        self, stage: ProcessGroup, ends: int, *, delay_s: float, loss: float, seed: int = 1
     ) -> None:
         numbers = map(str, (os.getpid(), ends, delay_s, loss, seed))
         self.child: Child = stage.start_other(

@@ -7,10 +7,10 @@ import threading
 from collections.abc import Callable
 
 from ..choir import PATIENCE_S
-from .proxy import PASS, Act, Passage
-from .scene import CLOCKS, HOSTILE, Scene, is_answer, require
+from .proxy import PASS, Act, ProxiedBody
+from .scene import CLOCKS, HOSTILE, FaultScene, is_answer, require
 
-Fault = Callable[[Scene], None]
+Fault = Callable[[FaultScene], None]
 STAGES = ("train", "advertise", "share", "mask", "consistency", "unmask")
 
 
@@ -18,7 +18,7 @@ def killed(stage: str) -> Fault:
     """kill -9 of a member whose answer in `stage` is on its way."""
     victim = f"node-{STAGES.index(stage) % 2:02}"
 
-    def fault(scene: Scene) -> None:
+    def fault(scene: FaultScene) -> None:
         trap = scene.trap(stage, lambda name: scene.nodes[name].kill(), node=victim)
         trap.wait()
         scene.start_node(victim)
@@ -28,13 +28,13 @@ def killed(stage: str) -> Fault:
     return fault
 
 
-def third_vanishes(scene: Scene) -> None:
+def third_vanishes(scene: FaultScene) -> None:
     """Three of ten die after they have shared their keys: the seven others open their own sum,
     in that very round.
     """
     gone, at, all_gone = frozenset(scene.plan.names[:3]), list[str](), threading.Event()
 
-    def rule(passage: Passage) -> Act:
+    def rule(passage: ProxiedBody) -> Act:
         if not is_answer(passage, "mask") or passage.node not in gone:
             return PASS
         scene.nodes[passage.node].kill()
@@ -59,13 +59,13 @@ def third_vanishes(scene: Scene) -> None:
     scene.whole()
 
 
-def too_few_are_left(scene: Scene) -> None:
+def too_few_are_left(scene: FaultScene) -> None:
     """Four of ten freeze after they have shared: six survivors, seven needed; the round aborts,
     and waits for one of them.
     """
     frozen = scene.plan.names[:4]
 
-    def rule(passage: Passage) -> Act:
+    def rule(passage: ProxiedBody) -> Act:
         if is_answer(passage, "share") and passage.node in frozen:
             scene.nodes[passage.node].freeze()  # after its answer has left
         return PASS
@@ -83,7 +83,7 @@ def too_few_are_left(scene: Scene) -> None:
     scene.whole()
 
 
-def wrong_clock(scene: Scene) -> None:
+def wrong_clock(scene: FaultScene) -> None:
     """Two members' clocks are an hour ahead and two days behind: they are in every sum, and are
     refused nothing.
     """
@@ -94,7 +94,7 @@ def wrong_clock(scene: Scene) -> None:
 def hostile(kind: str) -> Fault:
     """A member that answers `kind`: the round ends without it."""
 
-    def fault(scene: Scene) -> None:
+    def fault(scene: FaultScene) -> None:
         scene.turns.write_text(kind, "ascii")
         event = scene.round(without=frozenset({HOSTILE}))
         require(
@@ -107,7 +107,7 @@ def hostile(kind: str) -> Fault:
     return fault
 
 
-def disk_full(scene: Scene) -> None:
+def disk_full(scene: FaultScene) -> None:
     """A member's disk is full: it refuses to work, says so, and takes part again once there is
     room.
     """

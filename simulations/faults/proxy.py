@@ -35,7 +35,7 @@ START_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Passage:
+class ProxiedBody:
     """One body on its way."""
 
     up: bool  # from a member
@@ -57,7 +57,7 @@ class Act:
 
 
 PASS = Act()
-Rule = Callable[[Passage], Act]
+Rule = Callable[[ProxiedBody], Act]
 
 
 @dataclass
@@ -127,7 +127,7 @@ class Proxy:
         """One request there and its answer back."""
         node, body = self.names.get(request.headers.get(KEY_HEADER, ""), ""), await request.read()
         act = await self.judge(
-            Passage(up=True, node=node, path=request.path, stage=stage_in(body), body=body)
+            ProxiedBody(up=True, node=node, path=request.path, stage=stage_in(body), body=body)
         )
         if act.cut:
             return hang_up(request)
@@ -140,7 +140,7 @@ class Proxy:
         except (aiohttp.ClientError, OSError):
             return hang_up(request)
         act = await self.judge(
-            Passage(up=False, node=node, path=request.path, stage=stage_in(answer), body=answer)
+            ProxiedBody(up=False, node=node, path=request.path, stage=stage_in(answer), body=answer)
         )
         if act.cut:
             return hang_up(request)
@@ -174,7 +174,7 @@ class Proxy:
             }
             return answer.status, shown, await answer.read()
 
-    async def judge(self, passage: Passage) -> Act:
+    async def judge(self, passage: ProxiedBody) -> Act:
         """What the rule says; it may take its time."""
         rule = self.rule
         act = PASS if rule is None else await self.loop.run_in_executor(self.pool, rule, passage)

@@ -17,9 +17,9 @@ from typing import Any
 from ...core.errors import QuietchoirError
 from ...federation.membership import roster
 from ...federation.spec.founding import TLS_KEY
-from ..choir import HOST, PATIENCE_S, Choir, Plan, free_port
-from ..processes import Child, Stage
-from .proxy import PASS, PULL, PUSH, Act, Passage, Proxy
+from ..choir import HOST, PATIENCE_S, Choir, ClusterPlan, free_port
+from ..processes import Child, ProcessGroup
+from .proxy import PASS, PULL, PUSH, Act, ProxiedBody, Proxy
 
 HERE = "quietchoir.simulations.faults"
 CLOCKS = {"node-02": 3600, "node-03": -2 * 86400}  # seconds off
@@ -27,15 +27,15 @@ HOSTILE = "node-04"
 # the time limit of a stage: busy machines need it, faults that must wait for it pay it
 STAGE_S = 12.0
 PATIENT = {"attempts": 40, "stage_timeout_s": STAGE_S, "work_timeout_s": STAGE_S}
-MANY = Plan(nodes=10, rounds=1_000_000, size=2_000, recipe=PATIENT)
-FEW = Plan(nodes=5, rounds=1_000_000, size=2_000, recipe=PATIENT)
+MANY = ClusterPlan(nodes=10, rounds=1_000_000, size=2_000, recipe=PATIENT)
+FEW = ClusterPlan(nodes=5, rounds=1_000_000, size=2_000, recipe=PATIENT)
 
 
-class Scene:
+class FaultScene:
     """The federation. Use as a context."""
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
-        self.stage, self.plan = Stage(folder / "logs"), plan
+    def __init__(self, folder: Path, plan: ClusterPlan) -> None:
+        self.stage, self.plan = ProcessGroup(folder / "logs"), plan
         self.inner = free_port()  # where the coordinator listens
         self.choir = Choir(self.stage, folder, plan)
         self.policy = roster.load(self.choir.file)
@@ -45,7 +45,7 @@ class Scene:
         self.starts = 0
         self.last = 0  # number of the last round that ended
 
-    def __enter__(self) -> "Scene":
+    def __enter__(self) -> "FaultScene":
         """Start everybody; a round with all of them has ended when it returns."""
         self.proxy.__enter__()
         try:
@@ -154,7 +154,7 @@ class Trap:
         self.stage, self.then, self.node, self.cut = stage, then, node, cut
         self.lock, self.sprung = threading.Lock(), threading.Event()
 
-    def __call__(self, passage: Passage) -> Act:
+    def __call__(self, passage: ProxiedBody) -> Act:
         """The rule."""
         if not is_answer(passage, self.stage) or self.node not in ("", passage.node):
             return PASS
@@ -175,14 +175,14 @@ class Trap:
             raise QuietchoirError(f"no answer in stage {self.stage} came by")
 
 
-def is_answer(passage: Passage, stage: str = "") -> bool:
+def is_answer(passage: ProxiedBody, stage: str = "") -> bool:
     """Is it a member's answer, in this stage if one is named?"""
     return (
         passage.up and passage.path == PUSH and passage.stage != "" and stage in ("", passage.stage)
     )
 
 
-def is_letter(passage: Passage, stage: str = "") -> bool:
+def is_letter(passage: ProxiedBody, stage: str = "") -> bool:
     """Is it a letter to a member, in this stage if one is named?"""
     return (
         not passage.up

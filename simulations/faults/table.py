@@ -19,16 +19,16 @@ from typing import Any
 from . import coordinators, distance, letters, members
 from .distance import FAR, Distance
 from .namespaces import NoNamespacesError
-from .scene import FEW, MANY, Scene
+from .scene import FEW, MANY, FaultScene
 
 # a scene in a folder; its faults take what it gives
 Setting = Callable[[Path], AbstractContextManager[Any]]
 Faults = Mapping[str, Callable[[Any], None]]
 
 LINES: tuple[tuple[Setting, Faults], ...] = (
-    (partial(Scene, plan=FEW), {**members.FAULTS, **letters.FAULTS}),
-    (partial(Scene, plan=FEW), coordinators.FAULTS),
-    (partial(Scene, plan=MANY), members.OF_MANY),
+    (partial(FaultScene, plan=FEW), {**members.FAULTS, **letters.FAULTS}),
+    (partial(FaultScene, plan=FEW), coordinators.FAULTS),
+    (partial(FaultScene, plan=MANY), members.OF_MANY),
     (partial(Distance, plan=FAR), distance.FAULTS),
 )
 NAMES = tuple(name for _, faults in LINES for name in faults)

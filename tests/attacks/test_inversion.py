@@ -5,9 +5,9 @@ give nothing.
 import pytest
 
 from quietchoir.core.models.weights import Weights
-from quietchoir.simulations.attacks.inversion import SENTENCES, Outcome, mean, run
+from quietchoir.simulations.attacks.inversion import SENTENCES, InversionOutcome, mean, run
 
-Arms = dict[str, list[Outcome]]
+Arms = dict[str, list[InversionOutcome]]
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,15 @@ from quietchoir.crypto.he.parameters import SEARCH
 from quietchoir.crypto.identity.keys import Identity
 from quietchoir.crypto.pir.search import Keeper, Questioner
 from quietchoir.private_search import host
-from quietchoir.private_search.budget import Budget
-from quietchoir.private_search.client import Address, ask
-from quietchoir.private_search.messages import Kind, Outcome, Reply, decode_request, refuse
+from quietchoir.private_search.budget import QueryBudget
+from quietchoir.private_search.client import LibraryAddress, ask
+from quietchoir.private_search.messages import (
+    ReplyKind,
+    RequestKind,
+    SearchReply,
+    decode_request,
+    refuse,
+)
 from quietchoir.tests.fakes.search import TEXTS, FakeEmbedder, fake_index
 
 HOST, ASKER = Identity.generate(), Identity.generate()
@@ -38,11 +44,11 @@ PASSAGES = 2
 Answers = Callable[[list[bytes]], Sequence[bytes]]
 
 
-class Hostile(host.Desk):
+class Hostile(host.LibraryService):
     """A host that keeps its keys and changes what it answers, and writes down what it sees."""
 
     def __init__(self, folder) -> None:
-        super().__init__(fake_index(), HOST, Budget(folder / "b.json", limit=11))
+        super().__init__(fake_index(), HOST, QueryBudget(folder / "b.json", limit=11))
         self.seen: list[tuple[str, tuple[int, ...]]] = []
         self.scores: Answers = list
         self.passage: Answers = list
@@ -54,7 +60,9 @@ class Hostile(host.Desk):
 
     def _answer(self, request):
         parts = super()._answer(request)
-        change = {Kind.QUESTION: self.scores, Kind.CHOICE: self.passage}.get(request.kind, list)
+        change = {RequestKind.QUESTION: self.scores, RequestKind.CHOICE: self.passage}.get(
+            request.kind, list
+        )
         return list(change(parts))
 
 
@@ -67,7 +75,7 @@ def one_desk(tmp_path_factory):
 
 @pytest.fixture
 def desk(one_desk, tmp_path, monkeypatch):
-    monkeypatch.setattr(one_desk, "_budget", Budget(tmp_path / "b.json", limit=11))
+    monkeypatch.setattr(one_desk, "_budget", QueryBudget(tmp_path / "b.json", limit=11))
     monkeypatch.setattr(one_desk, "keeper", one_desk.keeper)
     one_desk.scores = one_desk.passage = list
     one_desk.seen.clear()
@@ -75,14 +83,14 @@ def desk(one_desk, tmp_path, monkeypatch):
 
 
 async def asked(
-    desk: host.Desk, question: str = ABOUT, embedder: FakeEmbedder | None = None
+    desk: host.LibraryService, question: str = ABOUT, embedder: FakeEmbedder | None = None
 ) -> Exception | None:
     """Ask over HTTP for `PASSAGES` passages; the error that the asker got, if any."""
     runner = web.AppRunner(host.application(desk), access_log=None)
     await runner.setup()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         await web.SockSite(runner, listener).start()
-        address = Address.parse(
+        address = LibraryAddress.parse(
             f"http://127.0.0.1:{listener.getsockname()[1]}/#{HOST.public.raw.hex()}"
         )
         try:
@@ -236,12 +244,12 @@ async def test_a_refusal_is_the_hosts_own_and_may_end_the_session(desk, monkeypa
     """What everybody sees may decide: neither a refusal nor a stranger's reply depends on the
     question.
     """
-    before = host.Desk.answer
+    before = host.LibraryService.answer
 
     def refusing(self, raw):
         kind = decode_request(raw, self.manifest.library).kind
         self.seen.append((kind.name, ()))
-        if kind is Kind.QUESTION:
+        if kind is RequestKind.QUESTION:
             return refuse(raw, BudgetError("enough"), HOST)
         return before(self, raw)
 
@@ -253,7 +261,7 @@ async def test_a_refusal_is_the_hosts_own_and_may_end_the_session(desk, monkeypa
         "answer",
         lambda self, raw: (
             200,
-            Reply(Outcome.ANSWER, sha256(b"another").digest(), ()).encode(HOST),
+            SearchReply(ReplyKind.ANSWER, sha256(b"another").digest(), ()).encode(HOST),
         ),
     )
     assert isinstance(await asked(desk), MessageError)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from quietchoir.simulations.choir import Choir, Plan
-from quietchoir.simulations.processes import Stage
+from quietchoir.simulations.choir import Choir, ClusterPlan
+from quietchoir.simulations.processes import ProcessGroup
 from quietchoir.tests.house import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -45,8 +45,8 @@ def test_a_chat_is_answered_from_python(model_path: Path) -> None:
 
 
 def test_members_join_from_python(tmp_path: Path) -> None:
-    with Stage(tmp_path / "logs") as stage:
-        choir = Choir(stage, tmp_path, Plan(nodes=3, size=200, rounds=2))
+    with ProcessGroup(tmp_path / "logs") as stage:
+        choir = Choir(stage, tmp_path, ClusterPlan(nodes=3, size=200, rounds=2))
         coordinator = choir.coordinate()
         members = {
             name: run(

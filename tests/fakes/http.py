@@ -11,7 +11,7 @@ import aiohttp
 from quietchoir.core.assistant.adapters import AdapterSwitch
 from quietchoir.core.assistant.assistant import Assistant
 from quietchoir.core.config import ServerConfig
-from quietchoir.core.server.app import Parts, Server, claim
+from quietchoir.core.server.app import NodeServer, Parts, claim
 from quietchoir.core.server.embeddings import Source
 from quietchoir.tests.fakes.server import FakeEngine, FakeShelf, FakeStore, FakeTools, WordTokenizer
 
@@ -28,7 +28,7 @@ class Served:
     store: FakeStore = field(default_factory=FakeStore)
     embedding: Source | None = None
     adapters: AdapterSwitch = field(init=False)
-    server: Server = field(init=False)
+    server: NodeServer = field(init=False)
     session: aiohttp.ClientSession = field(init=False)
 
     @asynccontextmanager
@@ -37,7 +37,7 @@ class Served:
         await self.adapters.start()
         assistant = Assistant(self.engine, WordTokenizer(), self.tools, context=2000)
         config = ServerConfig(port=0, **limits)
-        self.server = Server(
+        self.server = NodeServer(
             Parts(
                 assistant=assistant, adapters=self.adapters, token=TOKEN, embedding=self.embedding
             ),

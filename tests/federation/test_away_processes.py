@@ -4,10 +4,10 @@ to hand the adapter out.
 
 from pathlib import Path
 
-from quietchoir.simulations.choir import PATIENCE_S, Choir, Plan
-from quietchoir.simulations.processes import Stage
+from quietchoir.simulations.choir import PATIENCE_S, Choir, ClusterPlan
+from quietchoir.simulations.processes import ProcessGroup
 
-PLAN = Plan(
+PLAN = ClusterPlan(
     nodes=4,
     rounds=4,
     size=2_000,
@@ -19,7 +19,7 @@ def test_a_run_outlives_its_members_and_hands_its_adapter_to_the_last_of_them(
     tmp_path: Path,
 ) -> None:
     absent, *others = PLAN.names
-    with Stage(tmp_path / "logs") as stage:
+    with ProcessGroup(tmp_path / "logs") as stage:
         choir = Choir(stage, tmp_path, PLAN)
         run = choir.coordinate("coordinator", "--grace", "0")
         run.until("open", PATIENCE_S)

@@ -13,11 +13,11 @@ import pytest
 
 from quietchoir.federation.store import checkpoint
 from quietchoir.federation.store.member import FILE
-from quietchoir.simulations.choir import PATIENCE_S, Choir, Plan
-from quietchoir.simulations.processes import Child, Stage
+from quietchoir.simulations.choir import PATIENCE_S, Choir, ClusterPlan
+from quietchoir.simulations.processes import Child, ProcessGroup
 
 SLEEPER = "node-03"
-PLAN = Plan(
+PLAN = ClusterPlan(
     nodes=4,
     rounds=1_000_000,
     size=2_000,
@@ -30,7 +30,7 @@ class Night:
     """One federation, whose steps are listened to."""
 
     def __init__(self, folder: Path) -> None:
-        self.stage = Stage(folder / "logs")
+        self.stage = ProcessGroup(folder / "logs")
         self.choir = Choir(self.stage, folder, PLAN)
         self.coordinator = self.choir.coordinate("coordinator", "--grace", "5")
         self.nodes = {name: self.start(name) for name in PLAN.names}

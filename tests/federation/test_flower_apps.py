@@ -30,9 +30,9 @@ from quietchoir.federation.transport.letters import open_letter, seal_letter
 from quietchoir.federation.transport.settings import Settings
 from quietchoir.federation.wire import message as messages
 from quietchoir.simulations import scale
-from quietchoir.simulations.choir import Choir, Plan
+from quietchoir.simulations.choir import Choir, ClusterPlan
 from quietchoir.simulations.engines import APP
-from quietchoir.simulations.processes import Stage
+from quietchoir.simulations.processes import ProcessGroup
 from quietchoir.tests.fakes.grid import LocalGrid
 from quietchoir.tests.fakes.store import names, query
 
@@ -49,7 +49,7 @@ def identity_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def choir_of(
     folder: Path, mode: str = "masked", *, nodes: int = 3, rounds: int = 1, **recipe: Any
 ) -> Choir:
-    plan = Plan(
+    plan = ClusterPlan(
         nodes=nodes,
         mode=mode,
         size=SIZE,
@@ -57,7 +57,7 @@ def choir_of(
         rounds=rounds,
         recipe={"evaluate_every": 0, **recipe},
     )
-    return Choir(Stage(folder / "logs"), folder / "choir", plan)
+    return Choir(ProcessGroup(folder / "logs"), folder / "choir", plan)
 
 
 def settings_of(choir: Choir) -> dict[str, Any]:

@@ -31,8 +31,8 @@ from quietchoir.federation.training.learner import Counts, Trained
 from quietchoir.federation.transport import apps, conduct
 from quietchoir.federation.transport.settings import Settings
 from quietchoir.federation.wire.link import InProcessLink
-from quietchoir.simulations.choir import Choir, Plan
-from quietchoir.simulations.processes import Stage
+from quietchoir.simulations.choir import Choir, ClusterPlan
+from quietchoir.simulations.processes import ProcessGroup
 from quietchoir.tests.fakes.federation import House, house, parties
 from quietchoir.tests.fakes.grid import LocalGrid
 from quietchoir.tests.fakes.sealed import LocalDesk, adapter_of, sealed_parties
@@ -228,9 +228,9 @@ def over_engines(
 ) -> tuple[list[str], list[np.ndarray]]:
     """One round over Flower's apps, each letter a member of its own process."""
     played = Choir(
-        Stage(folder / "logs"),
+        ProcessGroup(folder / "logs"),
         folder / "choir",
-        Plan(
+        ClusterPlan(
             nodes=cell.members,
             size=SIZE,
             min_cohort=3,

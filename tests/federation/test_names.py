@@ -64,10 +64,10 @@ from quietchoir.federation.wire import work
 from quietchoir.federation.wire.message import Place, Reply, Task
 from quietchoir.plugins import host, manifest
 from quietchoir.private_search import host as library_host
-from quietchoir.private_search.budget import Budget as Questions
+from quietchoir.private_search.budget import QueryBudget as Questions
 from quietchoir.private_search.messages import (
-    Kind,
-    Request,
+    RequestKind,
+    SearchRequest,
     decode_manifest,
     decode_request,
     key_id,
@@ -387,27 +387,27 @@ def public_card(world: World) -> Iterator[Attempt]:
 
 def library_name(world: World) -> Iterator[Attempt]:
     asker = Identity.generate()
-    desk = library_host.Desk(
+    desk = library_host.LibraryService(
         fake_index(), world.home.owner, Questions(world.folder / "budget.json", limit=5)
     )
     try:
         told = desk.describe()
         yield lambda: decode_manifest(told, world.thief.public), AuthenticationError, "signature"
         fields: dict[str, Any] = {
-            "kind": Kind.KEYS,
+            "kind": RequestKind.KEYS,
             "library": desk.manifest.library,
             "asker": asker.public,
             "key_id": bytes(32),
             "sequence": 1,
             "parts": (b"x",),
         }
-        elsewhere = Request(**{**fields, "library": bytes(32)}).encode(asker)
+        elsewhere = SearchRequest(**{**fields, "library": bytes(32)}).encode(asker)
         yield (
             lambda: decode_request(elsewhere, desk.manifest.library),
             MessageError,
             ("another library"),
         )
-        stranger = Request(**fields).encode(world.thief)
+        stranger = SearchRequest(**fields).encode(world.thief)
         yield (
             lambda: decode_request(stranger, desk.manifest.library),
             AuthenticationError,
@@ -422,7 +422,7 @@ def search_key_id(world: World) -> Iterator[Attempt]:
     from quietchoir.private_search.messages import decode_reply
 
     asker = Identity.generate()
-    desk = library_host.Desk(
+    desk = library_host.LibraryService(
         fake_index(), world.home.owner, Questions(world.folder / "budget.json", limit=5)
     )
     questioner = Questioner(desk.manifest.shape)
@@ -434,7 +434,9 @@ def search_key_id(world: World) -> Iterator[Attempt]:
             "sequence": 1,
             "parts": tuple(keys),
         }
-        raw = Request(kind=Kind.KEYS, key_id=key_id(keys[::-1]), **fields).encode(asker)
+        raw = SearchRequest(kind=RequestKind.KEYS, key_id=key_id(keys[::-1]), **fields).encode(
+            asker
+        )
         yield (
             lambda: decode_reply(desk.answer(raw)[1], raw, world.home.owner.public),
             ProtocolError,

@@ -10,8 +10,8 @@ import pytest
 from quietchoir import cli
 from quietchoir.federation.membership import roster
 from quietchoir.federation.spec.policy import Policy
-from quietchoir.simulations.choir import PATIENCE_S, Choir, Plan
-from quietchoir.simulations.processes import Stage
+from quietchoir.simulations.choir import PATIENCE_S, Choir, ClusterPlan
+from quietchoir.simulations.processes import ProcessGroup
 from quietchoir.tests.fakes.federation import DIGEST
 
 OTHER = "cd" * 32
@@ -21,11 +21,11 @@ def test_a_small_node_trains_its_columns_beside_three_large_ones(tmp_path: Path)
     """Four processes and a coordinator, masked: who trains what is the signed file's, also over
     the network.
     """
-    with Stage(tmp_path / "logs") as stage:
+    with ProcessGroup(tmp_path / "logs") as stage:
         choir = Choir(
             stage,
             tmp_path / "choir",
-            Plan(nodes=4, size=4096, rounds=1, ranks=(4,), recipe={"evaluate_every": 1}),
+            ClusterPlan(nodes=4, size=4096, rounds=1, ranks=(4,), recipe={"evaluate_every": 1}),
         )
         coordinator, nodes = choir.coordinate(), choir.join_all()
         assert nodes["node-00"].until("trained", PATIENCE_S)["columns"] == 4

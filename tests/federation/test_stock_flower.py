@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from quietchoir.simulations import scale
-from quietchoir.simulations.choir import Plan
-from quietchoir.simulations.engines import Engine, beginning
+from quietchoir.simulations.choir import ClusterPlan
+from quietchoir.simulations.engines import FlowerEngine, beginning
 
 RECIPE = {"evaluate_every": 0, "stage_timeout_s": 250.0, "work_timeout_s": 250.0}
 
@@ -21,9 +21,13 @@ RECIPE = {"evaluate_every": 0, "stage_timeout_s": 250.0, "work_timeout_s": 250.0
 class Parallel(threading.Thread):
     """One engine's run, beside another's."""
 
-    def __init__(self, run: Callable[[], scale.Outcome]) -> None:
+    def __init__(self, run: Callable[[], scale.EngineOutcome]) -> None:
         super().__init__(daemon=True)
-        self.work, self.outcome, self.error = run, list[scale.Outcome](), list[BaseException]()
+        self.work, self.outcome, self.error = (
+            run,
+            list[scale.EngineOutcome](),
+            list[BaseException](),
+        )
 
     def run(self) -> None:
         try:
@@ -31,7 +35,7 @@ class Parallel(threading.Thread):
         except BaseException as error:
             self.error.append(error)
 
-    def result(self) -> scale.Outcome:
+    def result(self) -> scale.EngineOutcome:
         self.join()
         if self.error:
             raise self.error[0]
@@ -42,9 +46,9 @@ class Parallel(threading.Thread):
 def test_stock_supernodes_and_ray_run_the_same_apps_to_the_adapter_of_one_process(
     tmp_path: Path,
 ) -> None:
-    engines: list[Engine] = []
-    plain = Plan(nodes=3, mode="plain", size=200, bits=16, rounds=1, recipe=RECIPE)
-    masked = Plan(nodes=3, mode="masked", size=200, bits=16, rounds=2, recipe=RECIPE)
+    engines: list[FlowerEngine] = []
+    plain = ClusterPlan(nodes=3, mode="plain", size=200, bits=16, rounds=1, recipe=RECIPE)
+    masked = ClusterPlan(nodes=3, mode="masked", size=200, bits=16, rounds=2, recipe=RECIPE)
     stock = Parallel(lambda: scale.deployed(tmp_path / "stock", plain, on_engine=engines.append))
     stock.start()
     try:

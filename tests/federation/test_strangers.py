@@ -29,10 +29,10 @@ from quietchoir.federation.membership.keys import load_or_create, transport_poin
 from quietchoir.federation.transport.fleet_endpoint import ROUTES
 from quietchoir.federation.transport.listener import HEAD_S, UNPROVEN
 from quietchoir.federation.transport.proof import PROOF_HEADER, SESSION_HEADER, prove
-from quietchoir.simulations.choir import HOST, PATIENCE_S, Choir, Plan
-from quietchoir.simulations.processes import Child, Stage
+from quietchoir.simulations.choir import HOST, PATIENCE_S, Choir, ClusterPlan
+from quietchoir.simulations.processes import Child, ProcessGroup
 
-PLAN = Plan(
+PLAN = ClusterPlan(
     nodes=4,
     rounds=1_000_000,
     size=2_000,
@@ -49,7 +49,7 @@ class Scene:
     run.
     """
 
-    def __init__(self, stage: Stage, folder: Path) -> None:
+    def __init__(self, stage: ProcessGroup, folder: Path) -> None:
         self.choir = Choir(stage, folder, PLAN)
         self.coordinator = self.choir.coordinate("coordinator", "--grace", "30")
         self.coordinator.until("open", PATIENCE_S)
@@ -89,7 +89,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     folder = tmp_path_factory.mktemp("strangers")
     # members go past them
     nowhere = dict.fromkeys(("HTTPS_PROXY", "ALL_PROXY", "https_proxy"), "socks5://127.0.0.1:9")
-    with Stage(folder / "logs", nowhere) as stage:
+    with ProcessGroup(folder / "logs", nowhere) as stage:
         yield Scene(stage, folder)
 
 

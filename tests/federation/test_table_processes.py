@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from quietchoir.federation.spec.policy import GuardTable, PrivacyTable
-from quietchoir.simulations.choir import PATIENCE_S, Choir, Plan
+from quietchoir.simulations.choir import PATIENCE_S, Choir, ClusterPlan
 from quietchoir.simulations.faults.hostile import POISONED
-from quietchoir.simulations.processes import Child, Stage
+from quietchoir.simulations.processes import Child, ProcessGroup
 
 SIZE = 400
 BUDGET = 4.0
 HOSTILE = "node-01"
 PATIENT = {"stage_timeout_s": 60.0, "work_timeout_s": 60.0}
-NOISY = Plan(
+NOISY = ClusterPlan(
     nodes=3,
     rounds=50,
     size=SIZE,
@@ -31,7 +31,7 @@ NOISY = Plan(
         )
     },
 )
-WATCHED = Plan(
+WATCHED = ClusterPlan(
     nodes=4,
     min_cohort=4,
     rounds=POISONED + 3,
@@ -44,7 +44,7 @@ WATCHED = Plan(
 class Story:
     """One run, and what it left behind."""
 
-    def __init__(self, stage: Stage, folder: Path, plan: Plan) -> None:
+    def __init__(self, stage: ProcessGroup, folder: Path, plan: ClusterPlan) -> None:
         self.stage, self.folder, self.plan = stage, folder, plan
         self.choir = Choir(stage, folder, plan)
         self.coordinator = self.choir.coordinate(f"{folder.name}-coordinator", "--grace", "30")
@@ -83,7 +83,7 @@ def stories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Stor
     folder = tmp_path_factory.mktemp("tables")
     turns = folder / "hostile.txt"
     turns.write_text("poison", "ascii")
-    with Stage(folder / "logs") as stage:
+    with ProcessGroup(folder / "logs") as stage:
         noisy, watched = (
             Story(stage, folder / "noisy", NOISY),
             Story(stage, folder / "watched", WATCHED),

@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from quietchoir.core.errors import ToolError
 from quietchoir.plugins import client
-from quietchoir.plugins.client import Connection
+from quietchoir.plugins.client import PluginConnection
 from quietchoir.plugins.sandbox import linux
 
 READ = """
@@ -27,9 +27,9 @@ ECHO = "for line in sys.stdin:\n request = json.loads(line)\n "
 @pytest_asyncio.fixture
 async def connect() -> AsyncIterator[Callable[..., Any]]:
     """Starts a Python program as a plugin, and ends it after the test."""
-    open_ones: list[Connection] = []
+    open_ones: list[PluginConnection] = []
 
-    async def begin(program: str, memory_mb: int = 512) -> Connection:
+    async def begin(program: str, memory_mb: int = 512) -> PluginConnection:
         pipe = asyncio.subprocess.PIPE
         started = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -43,7 +43,7 @@ async def connect() -> AsyncIterator[Callable[..., Any]]:
             start_new_session=True,
             limit=linux.MAX_LINE,
         )
-        open_ones.append(Connection(started, "tests/server", memory_mb << 20))
+        open_ones.append(PluginConnection(started, "tests/server", memory_mb << 20))
         return open_ones[-1]
 
     yield begin

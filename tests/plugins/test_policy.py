@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from quietchoir.core.errors import SandboxUnavailableError
-from quietchoir.plugins.manifest import Limits
+from quietchoir.plugins.manifest import PluginLimits
 from quietchoir.plugins.sandbox import policy, seccomp
-from quietchoir.plugins.sandbox.policy import Interpreter, Policy
+from quietchoir.plugins.sandbox.policy import Interpreter, SandboxPolicy
 
 SYSTEM_PYTHON = Interpreter(Path("/usr/bin/python3"), Path("/usr"))
 LINKS = {"bin": "usr/bin", "lib": "usr/lib", "lib64": None}
 
 
-def command(confined: Policy) -> list[str]:
+def command(confined: SandboxPolicy) -> list[str]:
     """The arguments for `confined`, with made-up descriptors."""
     descriptors = {path: number for number, path in enumerate(confined.files, 10)}
     return policy.arguments(
@@ -55,7 +55,7 @@ def refused(code: int) -> int:
 
 
 def test_the_command_starts_from_nothing_and_shows_little() -> None:
-    confined = Policy(
+    confined = SandboxPolicy(
         interpreter=SYSTEM_PYTHON,
         files={policy.START: b"", "/plugin/bundle/server.py": b""},
         module="bundle.server",
@@ -83,8 +83,11 @@ def test_the_command_starts_from_nothing_and_shows_little() -> None:
 
 def test_every_writable_folder_has_a_size() -> None:
     found = command(
-        Policy(
-            interpreter=SYSTEM_PYTHON, files={}, module="bundle.server", limits=Limits(scratch_mb=3)
+        SandboxPolicy(
+            interpreter=SYSTEM_PYTHON,
+            files={},
+            module="bundle.server",
+            limits=PluginLimits(scratch_mb=3),
         )
     )
     places = [index for index, word in enumerate(found) if word == "--tmpfs"]
@@ -93,7 +96,7 @@ def test_every_writable_folder_has_a_size() -> None:
 
 
 def test_an_interpreter_outside_of_usr_is_shown_and_its_libraries_are_found() -> None:
-    own = Policy(
+    own = SandboxPolicy(
         interpreter=Interpreter(Path("/opt/py/bin/python3"), Path("/opt/py")),
         files={},
         module="bundle.server",
@@ -105,7 +108,7 @@ def test_an_interpreter_outside_of_usr_is_shown_and_its_libraries_are_found() ->
     assert at > found.index("/tmp")
     assert policy.environment(own)["LD_LIBRARY_PATH"] == "/opt/py/lib"
     assert "LD_LIBRARY_PATH" not in policy.environment(
-        Policy(interpreter=SYSTEM_PYTHON, files={}, module="bundle.server")
+        SandboxPolicy(interpreter=SYSTEM_PYTHON, files={}, module="bundle.server")
     )
 
 
@@ -114,7 +117,7 @@ def test_an_interpreter_outside_of_usr_is_shown_and_its_libraries_are_found() ->
 )
 def test_a_file_outside_of_the_plugins_folders_is_our_bug(path: str) -> None:
     with pytest.raises(ValueError, match="outside of the folders"):
-        Policy(interpreter=SYSTEM_PYTHON, files={path: b""}, module="bundle.server")
+        SandboxPolicy(interpreter=SYSTEM_PYTHON, files={path: b""}, module="bundle.server")
 
 
 @pytest.mark.parametrize(("machine", "column"), [("x86_64", 0), ("aarch64", 1)])

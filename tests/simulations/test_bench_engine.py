@@ -203,7 +203,7 @@ def test_without_a_gpu_there_are_no_gpu_figures(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_memory_of_13b_is_predicted_from_its_shape_alone() -> None:
-    found, scale = gpu.prediction(gpu.Scale()), gpu.Scale()
+    found, scale = gpu.prediction(gpu.GpuScale()), gpu.GpuScale()
     layer = 4 * scale.hidden_size**2 + 3 * scale.hidden_size * scale.intermediate_size
     weights = scale.num_layers * layer + scale.vocab_size * scale.hidden_size
     # of keys and values, the spare block's too

@@ -11,7 +11,7 @@ from pathlib import Path
 from quietchoir.core.errors import QuietchoirError
 from quietchoir.simulations.bench import federation, federation_rounds
 from quietchoir.simulations.bench.figures import look_up
-from quietchoir.simulations.choir import Plan
+from quietchoir.simulations.choir import ClusterPlan
 from quietchoir.simulations.faults import table
 from quietchoir.simulations.faults.namespaces import NoNamespacesError
 
@@ -43,9 +43,11 @@ def test_a_whole_report_has_rows_for_the_peer_the_twenty_and_the_faults() -> Non
 
 
 def test_the_lower_bound_is_what_the_values_alone_need() -> None:
-    assert federation_rounds.width(Plan(nodes=3, mode="plain")) == 8
-    assert federation_rounds.width(Plan(nodes=3, mode="masked")) == 10  # 3 · 255 needs ten bits
-    assert federation_rounds.width(Plan(nodes=20, mode="masked")) == 13
+    assert federation_rounds.width(ClusterPlan(nodes=3, mode="plain")) == 8
+    assert (
+        federation_rounds.width(ClusterPlan(nodes=3, mode="masked")) == 10
+    )  # 3 · 255 needs ten bits
+    assert federation_rounds.width(ClusterPlan(nodes=20, mode="masked")) == 13
 
 
 def test_a_fault_that_cannot_be_tried_here_is_neither_tried_nor_missed() -> None:

@@ -11,7 +11,7 @@ from quietchoir.core.toolcall import ToolCall
 from quietchoir.plugins.sandbox.probe import SandboxReport, probe
 from quietchoir.simulations import demo
 from quietchoir.simulations.demo import clear
-from quietchoir.simulations.requests import Asked
+from quietchoir.simulations.requests import RequestOutcome
 
 
 def test_a_second_demo_removes_the_first_and_leaves_other_files(tmp_path: Path) -> None:
@@ -83,6 +83,10 @@ def test_whenever_it_fails_it_says_why(tool: bool, private: bool, words: str) ->
 
 def test_a_request_is_right_only_if_name_and_arguments_are() -> None:
     meant = ToolCall("HassTurnOn", {"name": "lamp"})
-    assert Asked("lamp on", meant, "", ToolCall("HassTurnOn", {"name": "lamp"}), "on").right
-    assert not Asked("lamp on", meant, "", ToolCall("HassTurnOn", {"name": "fan"}), "on").right
-    assert not Asked("lamp on", meant, "hm", None, "").right
+    assert RequestOutcome(
+        "lamp on", meant, "", ToolCall("HassTurnOn", {"name": "lamp"}), "on"
+    ).right
+    assert not RequestOutcome(
+        "lamp on", meant, "", ToolCall("HassTurnOn", {"name": "fan"}), "on"
+    ).right
+    assert not RequestOutcome("lamp on", meant, "hm", None, "").right

@@ -16,8 +16,8 @@ import pytest
 
 from quietchoir.simulations.faults import namespaces
 from quietchoir.simulations.faults.coordinators import alive
-from quietchoir.simulations.faults.line import Line, LineProcess, address
-from quietchoir.simulations.processes import Stage
+from quietchoir.simulations.faults.line import LineProcess, LossyLine, address
+from quietchoir.simulations.processes import ProcessGroup
 
 PATIENCE_S = 60.0
 OUTSIDE = "198.51.100.1"  # TEST-NET-2
@@ -54,11 +54,11 @@ def packet(to: int, number: int = 0) -> bytes:
 
 
 @pytest.fixture
-def line() -> Iterator[tuple[Line, list[socket.socket]]]:
+def line() -> Iterator[tuple[LossyLine, list[socket.socket]]]:
     """A line with two ends, and where what it hands over arrives."""
     pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(2)]
     yield (
-        Line([one.fileno() for one, _ in pairs], delay_s=0.1, loss=0.5, seed=1),
+        LossyLine([one.fileno() for one, _ in pairs], delay_s=0.1, loss=0.5, seed=1),
         [other for _, other in pairs],
     )
     for pair in pairs:
@@ -67,7 +67,7 @@ def line() -> Iterator[tuple[Line, list[socket.socket]]]:
 
 
 def test_packets_arrive_late_in_order_at_the_end_they_are_for(
-    line: tuple[Line, list[socket.socket]],
+    line: tuple[LossyLine, list[socket.socket]],
 ) -> None:
     road, (near, far) = line
     road.loss = 0.0
@@ -82,7 +82,7 @@ def test_packets_arrive_late_in_order_at_the_end_they_are_for(
 
 
 def test_which_packets_are_lost_follows_from_the_seed(
-    line: tuple[Line, list[socket.socket]],
+    line: tuple[LossyLine, list[socket.socket]],
 ) -> None:
     road, (_, far) = line
     for number in range(20):
@@ -99,7 +99,7 @@ def test_which_packets_are_lost_follows_from_the_seed(
     ids=["IPv6", "outside", "no end"],
 )
 def test_a_packet_for_nobody_on_the_line_goes_nowhere(
-    stray: bytes, line: tuple[Line, list[socket.socket]]
+    stray: bytes, line: tuple[LossyLine, list[socket.socket]]
 ) -> None:
     road, _ = line
     road.take(stray, now=0.0)
@@ -128,7 +128,7 @@ def test_where_no_namespace_may_be_made_it_says_why_and_what_to_do(
 
 
 def test_from_an_end_there_is_no_way_out(tmp_path: Path) -> None:
-    with Stage(tmp_path) as stage:
+    with ProcessGroup(tmp_path) as stage:
         road = laid(stage)
         for host in (OUTSIDE, address(0)):
             child = stage.start_other(
@@ -142,7 +142,7 @@ def test_from_an_end_there_is_no_way_out(tmp_path: Path) -> None:
 
 
 def test_a_kill_leaves_no_process_and_no_namespace(tmp_path: Path) -> None:
-    with Stage(tmp_path) as stage:
+    with ProcessGroup(tmp_path) as stage:
         laid(stage)  # skips this test where there can be none
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER.format(folder=str(tmp_path))],
@@ -167,7 +167,7 @@ def test_a_kill_leaves_no_process_and_no_namespace(tmp_path: Path) -> None:
     }
 
 
-def laid(stage: Stage) -> LineProcess:
+def laid(stage: ProcessGroup) -> LineProcess:
     """A line without delay or loss, where there can be one."""
     try:
         return LineProcess(stage, 2, delay_s=0.0, loss=0.0)

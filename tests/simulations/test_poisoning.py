@@ -13,14 +13,14 @@ from quietchoir.federation.spec.policy import GuardTable
 from quietchoir.federation.training.learner import Counts, Trained
 from quietchoir.simulations.attacks import poisoning
 from quietchoir.simulations.attacks.findings import Findings
-from quietchoir.simulations.attacks.poisoning import Poisoner, Stage
+from quietchoir.simulations.attacks.poisoning import Poisoner, PoisoningSeries
 
 ROUNDS = 4
 CLEAN = 1.0  # what the pretended learners reach undisturbed
 
 
 @pytest.fixture(scope="module")
-def stage() -> Stage:
+def stage() -> PoisoningSeries:
     return poisoning.rehearsed(ROUNDS, values=200)
 
 
@@ -47,7 +47,7 @@ def test_each_attack_sends_what_its_name_says_and_votes_full_marks(
 
 @pytest.mark.parametrize("kind, attackers", [("scale", 2), ("flip", 1)])
 def test_the_plain_mean_falls_and_the_guarded_buckets_hold(
-    kind: str, attackers: int, stage: Stage
+    kind: str, attackers: int, stage: PoisoningSeries
 ) -> None:
     fallen, held = stage.arm(kind, attackers, "mean"), stage.arm(kind, attackers, "choosing")
     assert fallen["accuracy"] < CLEAN - 0.4
@@ -56,23 +56,25 @@ def test_the_plain_mean_falls_and_the_guarded_buckets_hold(
 
 
 def test_a_boosted_backdoor_takes_the_plain_mean_and_leaves_its_accuracy_alone(
-    stage: Stage,
+    stage: PoisoningSeries,
 ) -> None:
     taken = stage.arm("backdoor", 2, "mean")
     assert taken["accuracy"] >= CLEAN - 0.05 and taken["backdoor"] > 0.5
 
 
-def test_a_median_stops_the_backdoor_of_one_member_and_keeps_the_accuracy(stage: Stage) -> None:
+def test_a_median_stops_the_backdoor_of_one_member_and_keeps_the_accuracy(
+    stage: PoisoningSeries,
+) -> None:
     # of two in different buckets it stops neither: see the README of rounds
     held = stage.arm("backdoor", 1, "guarded")
     assert held["accuracy"] >= CLEAN - 0.05 and held["backdoor"] < 0.2, held
 
 
-def test_without_attackers_buckets_end_where_the_mean_does(stage: Stage) -> None:
+def test_without_attackers_buckets_end_where_the_mean_does(stage: PoisoningSeries) -> None:
     assert stage.arm("none", 0, "guarded")["accuracy"] == CLEAN
 
 
-def test_a_guard_on_the_plain_mean_undoes_what_it_cannot_mend(stage: Stage) -> None:
+def test_a_guard_on_the_plain_mean_undoes_what_it_cannot_mend(stage: PoisoningSeries) -> None:
     guarded = dataclasses.replace(
         stage, scenario=dataclasses.replace(stage.scenario, guard=GuardTable(rule="vote"))
     )
@@ -82,7 +84,7 @@ def test_a_guard_on_the_plain_mean_undoes_what_it_cannot_mend(stage: Stage) -> N
 
 
 def test_a_series_tells_its_rounds_writes_every_arm_and_goes_on_where_it_was_cut_off(
-    stage: Stage, tmp_path: Path
+    stage: PoisoningSeries, tmp_path: Path
 ) -> None:
     file, told, settings = tmp_path / "found.json", list[str](), {"rounds": ROUNDS}
     poisoning.series(stage, ["bounded"], [1], ["mean"], Findings(file, settings), told.append)

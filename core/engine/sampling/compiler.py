@@ -29,7 +29,7 @@ import numpy as np
 from ...errors import OverloadedError, RequestError
 from ...models.tokenizer.tokenizer import Tokenizer
 from ...models.tokenizer.vocabulary import CONTROL
-from ...worker import Terms, WorkerPool
+from ...worker import WorkerLimits, WorkerPool
 from ..request import Constraint
 from . import bounds
 
@@ -54,7 +54,7 @@ TRIAL_STACK_BYTES = 4 << 20  # of the worker's
 TRIAL_MASK_STACK_BYTES = 512 << 10
 TRIAL_TOKENS = 16  # walked through in the worker
 MASK_S = 0.5  # processor time of one mask; everybody's answers wait for it
-TERMS = Terms(
+TERMS = WorkerLimits(
     name="grammar compiler", memory_bytes=4 << 30, lost=RequestError, absent=OverloadedError
 )
 DEADLINE_S = 20.0  # for one grammar, the wait for the worker included

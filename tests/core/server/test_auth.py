@@ -7,7 +7,7 @@ import pytest
 from quietchoir.core.errors import ConfigError
 from quietchoir.core.server.auth import (
     TOKEN_FILE,
-    Refused,
+    AccessDenied,
     check_host,
     check_origin,
     check_token,
@@ -62,7 +62,7 @@ def test_addresses_and_own_names_are_this_node(host: str) -> None:
     ],
 )
 def test_a_name_pointed_at_this_machine_is_refused(host: str) -> None:
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(AccessDenied) as refusal:
         check_host(host, NAMES)
     assert refusal.value.status == 403
 
@@ -77,7 +77,7 @@ def test_only_the_nodes_own_page_may_ask() -> None:
         "http://localhost:1.evil.example",
         "",
     ):
-        with pytest.raises(Refused):
+        with pytest.raises(AccessDenied):
             check_origin(origin, "localhost:1")
 
 
@@ -97,6 +97,6 @@ def test_only_the_nodes_own_page_may_ask() -> None:
 def test_any_other_token_is_refused(header: str) -> None:
     check_token("Bearer secret", "secret")
     check_token("bearer secret", "secret")
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(AccessDenied) as refusal:
         check_token(header, "secret")
     assert refusal.value.status == 401 and "secret" not in str(refusal.value)

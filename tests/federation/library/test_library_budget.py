@@ -6,8 +6,8 @@ import pytest
 
 from quietchoir.core.errors import BudgetError, ConfigError, MessageError, QuietchoirError
 from quietchoir.crypto.identity.keys import Identity
-from quietchoir.private_search.budget import Budget
-from quietchoir.private_search.messages import Kind
+from quietchoir.private_search.budget import QueryBudget
+from quietchoir.private_search.messages import RequestKind
 
 ANN, BOB, EVE = (Identity.generate().public for _ in range(3))
 
@@ -18,35 +18,35 @@ def path(tmp_path):
 
 
 def test_each_kind_has_its_limit_and_a_restart_forgets_nothing(path):
-    budget = Budget(path, limit=2)
-    budget.charge(ANN, Kind.QUESTION, 1)
-    budget.charge(ANN, Kind.CHOICE, 2)
-    budget = Budget(path, limit=2)
-    assert (budget.left(ANN, Kind.QUESTION), budget.left(ANN, Kind.KEYS)) == (1, 2)
-    budget.charge(ANN, Kind.QUESTION, 3)
+    budget = QueryBudget(path, limit=2)
+    budget.charge(ANN, RequestKind.QUESTION, 1)
+    budget.charge(ANN, RequestKind.CHOICE, 2)
+    budget = QueryBudget(path, limit=2)
+    assert (budget.left(ANN, RequestKind.QUESTION), budget.left(ANN, RequestKind.KEYS)) == (1, 2)
+    budget.charge(ANN, RequestKind.QUESTION, 3)
     before = path.read_bytes()
-    for again in (budget, Budget(path, limit=2)):
+    for again in (budget, QueryBudget(path, limit=2)):
         with pytest.raises(BudgetError, match="used up"):
-            again.charge(ANN, Kind.QUESTION, 4)
+            again.charge(ANN, RequestKind.QUESTION, 4)
     assert path.read_bytes() == before
 
 
 def test_strangers_share_one_account_so_that_new_identities_win_nothing(path):
-    budget = Budget(path, limit=2, listed=frozenset({ANN.raw.hex()}))
-    budget.charge(BOB, Kind.QUESTION, 1)
-    budget.charge(EVE, Kind.QUESTION, 1)
+    budget = QueryBudget(path, limit=2, listed=frozenset({ANN.raw.hex()}))
+    budget.charge(BOB, RequestKind.QUESTION, 1)
+    budget.charge(EVE, RequestKind.QUESTION, 1)
     with pytest.raises(BudgetError):
-        budget.charge(Identity.generate().public, Kind.QUESTION, 1)
-    budget.charge(ANN, Kind.QUESTION, 1)
-    assert budget.left(ANN, Kind.QUESTION) == 1
+        budget.charge(Identity.generate().public, RequestKind.QUESTION, 1)
+    budget.charge(ANN, RequestKind.QUESTION, 1)
+    assert budget.left(ANN, RequestKind.QUESTION) == 1
 
 
 def test_a_replay_is_refused_also_after_a_restart_and_changes_nothing(path):
-    Budget(path, limit=5).charge(ANN, Kind.QUESTION, 7)
+    QueryBudget(path, limit=5).charge(ANN, RequestKind.QUESTION, 7)
     before = path.read_bytes()
     for sequence in (7, 6, 0):
         with pytest.raises(MessageError, match="sent before"):
-            Budget(path, limit=5).charge(ANN, Kind.CHOICE, sequence)
+            QueryBudget(path, limit=5).charge(ANN, RequestKind.CHOICE, sequence)
     assert path.read_bytes() == before
 
 
@@ -63,21 +63,21 @@ def test_a_replay_is_refused_also_after_a_restart_and_changes_nothing(path):
 def test_a_damaged_budget_closes_the_library(path, content):
     path.write_bytes(content)
     with pytest.raises(ConfigError, match="delete it"):
-        Budget(path, limit=5)
+        QueryBudget(path, limit=5)
 
 
 def test_what_cannot_be_written_is_not_granted(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("x")
-    budget = Budget(tmp_path / "new" / "budget.json", limit=5)
+    budget = QueryBudget(tmp_path / "new" / "budget.json", limit=5)
     (tmp_path / "new").write_text("a file where the folder would be")
     with pytest.raises(QuietchoirError):
-        budget.charge(ANN, Kind.QUESTION, 1)
-    assert budget.left(ANN, Kind.QUESTION) == 5
+        budget.charge(ANN, RequestKind.QUESTION, 1)
+    assert budget.left(ANN, RequestKind.QUESTION) == 5
 
 
 def test_the_file_holds_counts_and_public_keys_only(path):
-    Budget(path, limit=5).charge(ANN, Kind.QUESTION, 7)
+    QueryBudget(path, limit=5).charge(ANN, RequestKind.QUESTION, 7)
     assert json.loads(path.read_bytes()) == {
         "spent": {"strangers": {"QUESTION": 1}},
         "last": {ANN.raw.hex(): 7},

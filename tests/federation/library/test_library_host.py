@@ -24,13 +24,13 @@ from quietchoir.crypto.he.parameters import SEARCH
 from quietchoir.crypto.identity.keys import Identity
 from quietchoir.crypto.pir.search import Questioner
 from quietchoir.private_search import host
-from quietchoir.private_search.budget import Budget
-from quietchoir.private_search.client import Address, Session, ask
+from quietchoir.private_search.budget import QueryBudget
+from quietchoir.private_search.client import LibraryAddress, SearchSession, ask
 from quietchoir.private_search.messages import (
-    Kind,
-    Outcome,
-    Reply,
-    Request,
+    ReplyKind,
+    RequestKind,
+    SearchReply,
+    SearchRequest,
     decode_manifest,
     decode_reply,
     decode_request,
@@ -64,7 +64,7 @@ class Wire:
             "sequence": self.sequence,
             "parts": tuple(parts),
         }
-        return Request(**{**fields, **changes}).encode(self.identity)
+        return SearchRequest(**{**fields, **changes}).encode(self.identity)
 
     def send(self, raw):
         self.sent.append(raw)
@@ -73,14 +73,14 @@ class Wire:
 
     def question(self, text=QUESTION):
         return self.request(
-            Kind.QUESTION, self.questioner.question(FakeEmbedder().embed([text])[0])
+            RequestKind.QUESTION, self.questioner.question(FakeEmbedder().embed([text])[0])
         )
 
 
 @pytest.fixture(scope="module")
 def keeper_desk(tmp_path_factory):
-    desk = host.Desk(
-        fake_index(), HOST, Budget(tmp_path_factory.mktemp("x") / "b.json", limit=LIMIT)
+    desk = host.LibraryService(
+        fake_index(), HOST, QueryBudget(tmp_path_factory.mktemp("x") / "b.json", limit=LIMIT)
     )
     yield desk
     desk.close()
@@ -89,7 +89,7 @@ def keeper_desk(tmp_path_factory):
 @pytest.fixture
 def desk(keeper_desk, tmp_path, monkeypatch):
     """The same workers with a new budget and no keys for every test."""
-    monkeypatch.setattr(keeper_desk, "_budget", Budget(tmp_path / "budget.json", limit=LIMIT))
+    monkeypatch.setattr(keeper_desk, "_budget", QueryBudget(tmp_path / "budget.json", limit=LIMIT))
     keeper_desk._keys.clear()
     return keeper_desk
 
@@ -109,7 +109,7 @@ def wire(shared_wire, desk):
 
 @pytest.fixture
 def enrolled(wire):
-    assert wire.send(wire.request(Kind.KEYS, wire.keys)) == ()
+    assert wire.send(wire.request(RequestKind.KEYS, wire.keys)) == ()
     return wire
 
 
@@ -121,7 +121,7 @@ def test_a_question_is_answered_and_its_passage_read(enrolled):
     scores = enrolled.questioner.scores(enrolled.send(enrolled.question()))
     best = int(scores.argmax())
     text = enrolled.questioner.passage(
-        enrolled.send(enrolled.request(Kind.CHOICE, enrolled.questioner.choice(best)))
+        enrolled.send(enrolled.request(RequestKind.CHOICE, enrolled.questioner.choice(best)))
     )
     assert text.decode() == f"notes.md\n{TEXTS[3]}"
 
@@ -129,7 +129,7 @@ def test_a_question_is_answered_and_its_passage_read(enrolled):
 def test_the_host_held_nothing_of_the_question_and_equal_sizes_for_all(enrolled):
     for text, index in ((QUESTION, 3), ("A cello?", 2)):
         enrolled.send(enrolled.question(text))
-        enrolled.send(enrolled.request(Kind.CHOICE, enrolled.questioner.choice(index)))
+        enrolled.send(enrolled.request(RequestKind.CHOICE, enrolled.questioner.choice(index)))
     keys, first, choice, second, again = enrolled.sent
     assert len(first) == len(second) and len(choice) == len(again)
     for raw in (keys, first, second, choice, again):
@@ -145,32 +145,34 @@ def test_the_host_held_nothing_of_the_question_and_equal_sizes_for_all(enrolled)
         (lambda wire, raw: b"", MessageError),
         (lambda wire, raw: b"QCQ1" + os.urandom(5000), AuthenticationError),
         (lambda wire, raw: raw[:300] + bytes([raw[300] ^ 4]) + raw[301:], AuthenticationError),
-        (lambda wire, raw: wire.request(Kind.QUESTION, [b"x" * 100]), ProtocolError),
-        (lambda wire, raw: wire.request(Kind.QUESTION, []), ProtocolError),
-        (lambda wire, raw: wire.request(Kind.CHOICE, [b""] * 3), ProtocolError),
+        (lambda wire, raw: wire.request(RequestKind.QUESTION, [b"x" * 100]), ProtocolError),
+        (lambda wire, raw: wire.request(RequestKind.QUESTION, []), ProtocolError),
+        (lambda wire, raw: wire.request(RequestKind.CHOICE, [b""] * 3), ProtocolError),
         (
-            lambda wire, raw: wire.request(Kind.KEYS, wire.keys[::-1], key_id=bytes(32)),
+            lambda wire, raw: wire.request(RequestKind.KEYS, wire.keys[::-1], key_id=bytes(32)),
             ProtocolError,
         ),
-        (lambda wire, raw: wire.request(Kind.KEYS, [b""] * 2), ProtocolError),
+        (lambda wire, raw: wire.request(RequestKind.KEYS, [b""] * 2), ProtocolError),
         (
             lambda wire, raw: wire.request(
-                Kind.QUESTION, [bytes(SEARCH.seeded_bytes)], key_id=bytes(32)
+                RequestKind.QUESTION, [bytes(SEARCH.seeded_bytes)], key_id=bytes(32)
             ),
             MessageError,
         ),
         (
             lambda wire, raw: wire.request(
-                Kind.QUESTION, [bytes(SEARCH.seeded_bytes)], library=bytes(32)
+                RequestKind.QUESTION, [bytes(SEARCH.seeded_bytes)], library=bytes(32)
             ),
             MessageError,
         ),
         (
-            lambda wire, raw: wire.request(Kind.QUESTION, [bytes(SEARCH.seeded_bytes)], sequence=0),
+            lambda wire, raw: wire.request(
+                RequestKind.QUESTION, [bytes(SEARCH.seeded_bytes)], sequence=0
+            ),
             MessageError,
         ),
         (lambda wire, raw: wire.request(9, [bytes(SEARCH.seeded_bytes)]), MessageError),
-        (lambda wire, raw: wire.request(Kind.QUESTION, [b"x"] * 5), MessageError),
+        (lambda wire, raw: wire.request(RequestKind.QUESTION, [b"x"] * 5), MessageError),
     ],
 )
 def test_what_is_not_right_is_refused_and_nothing_changes(enrolled, desk, spoil, kind):
@@ -204,8 +206,8 @@ def test_another_parameter_set_is_refused(enrolled, desk):
 
 def test_somebody_elses_key_id_is_refused(enrolled, desk):
     eve = Identity.generate()
-    raw = Request(
-        kind=Kind.QUESTION,
+    raw = SearchRequest(
+        kind=RequestKind.QUESTION,
         library=enrolled.manifest.library,
         asker=eve.public,
         key_id=key_id(enrolled.keys),
@@ -222,8 +224,8 @@ def test_signed_bytes_that_seal_cannot_read_are_charged_and_the_host_lives(enrol
     for place in (20, 21, 30, 100, 5000):
         changed = good[:place] + bytes([good[place] ^ 16]) + good[place + 1 :]
         with contextlib.suppress(ProtocolError, WorkerError):
-            enrolled.send(enrolled.request(Kind.QUESTION, [changed]))
-    assert desk._budget.left(ASKER.public, Kind.QUESTION) == LIMIT - 5
+            enrolled.send(enrolled.request(RequestKind.QUESTION, [changed]))
+    assert desk._budget.left(ASKER.public, RequestKind.QUESTION) == LIMIT - 5
     assert enrolled.questioner.scores(enrolled.send(enrolled.question())).argmax() == 3
 
 
@@ -245,15 +247,15 @@ def test_the_budget_ends_the_questions_and_a_new_identity_does_not_help(enrolled
 def test_a_budget_that_gives_the_embeddings_away_cannot_be_set(tmp_path):
     for limit in (0, LIMIT + 1):
         with pytest.raises(ConfigError, match="work out the embeddings"):
-            host.Desk(fake_index(), HOST, Budget(tmp_path / "b.json", limit=limit))
+            host.LibraryService(fake_index(), HOST, QueryBudget(tmp_path / "b.json", limit=limit))
 
 
 def test_old_keys_make_room_for_new_ones(wire, desk, monkeypatch):
     monkeypatch.setattr(host, "KEPT_KEYS", 1)
-    wire.send(wire.request(Kind.KEYS, wire.keys))
+    wire.send(wire.request(RequestKind.KEYS, wire.keys))
     other = Wire(desk, EVE)
     try:
-        other.send(other.request(Kind.KEYS, other.keys))
+        other.send(other.request(RequestKind.KEYS, other.keys))
         with pytest.raises(MessageError, match="send the keys first"):
             wire.send(wire.question())
     finally:
@@ -266,7 +268,7 @@ def test_replies_and_manifests_of_others_are_not_believed(enrolled, desk):
     for spoiled in (
         reply[:-1],
         reply[:200] + b"\1" + reply[201:],
-        Reply(Outcome.ANSWER, sha256(raw).digest(), ()).encode(EVE),
+        SearchReply(ReplyKind.ANSWER, sha256(raw).digest(), ()).encode(EVE),
     ):
         with pytest.raises(AuthenticationError):
             decode_reply(spoiled, raw, HOST.public)
@@ -301,7 +303,9 @@ async def served(desk):
 
 async def test_over_http_the_best_passage_comes_back_with_its_costs(desk):
     async with served(desk) as address:
-        answer = await ask(Address.parse(address), QUESTION, FakeEmbedder(), ASKER, passages=2)
+        answer = await ask(
+            LibraryAddress.parse(address), QUESTION, FakeEmbedder(), ASKER, passages=2
+        )
     assert answer.found[0].passage.text == TEXTS[3] and len(answer.found) == 2
     assert answer.found[0].score == round(answer.found[0].score, 2) > answer.found[1].score
     assert (
@@ -321,7 +325,7 @@ async def test_over_http_bad_bodies_are_refused_and_the_host_goes_on(desk):
         ):
             async with http.post(url, data=body) as reply:
                 assert reply.status == status
-        assert (await ask(Address.parse(address), QUESTION, FakeEmbedder(), ASKER)).found[
+        assert (await ask(LibraryAddress.parse(address), QUESTION, FakeEmbedder(), ASKER)).found[
             0
         ].passage.text == TEXTS[3]
 
@@ -329,12 +333,12 @@ async def test_over_http_bad_bodies_are_refused_and_the_host_goes_on(desk):
 async def test_another_model_another_host_and_no_host_are_sentences(desk):
     async with served(desk) as address:
         with pytest.raises(ConfigError, match="another model"):
-            await ask(Address.parse(address), QUESTION, FakeEmbedder(salt=1), ASKER)
+            await ask(LibraryAddress.parse(address), QUESTION, FakeEmbedder(salt=1), ASKER)
         wrong = address.split("#")[0] + "#" + EVE.public.raw.hex()
         with pytest.raises(AuthenticationError):
-            await ask(Address.parse(wrong), QUESTION, FakeEmbedder(), ASKER)
+            await ask(LibraryAddress.parse(wrong), QUESTION, FakeEmbedder(), ASKER)
     with pytest.raises(QuietchoirError, match="is its host running"):
-        await ask(Address.parse(address), QUESTION, FakeEmbedder(), ASKER)
+        await ask(LibraryAddress.parse(address), QUESTION, FakeEmbedder(), ASKER)
 
 
 async def test_a_host_that_sends_too_much_is_cut_off(desk):
@@ -350,18 +354,20 @@ async def test_a_host_that_sends_too_much_is_cut_off(desk):
     await runner.setup()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         await web.SockSite(runner, listener).start()
-        address = Address.parse(
+        address = LibraryAddress.parse(
             f"http://127.0.0.1:{listener.getsockname()[1]}/#{HOST.public.raw.hex()}"
         )
         async with aiohttp.ClientSession() as http:
             with pytest.raises(MessageError, match="more than"):
-                await Session(address, ASKER, http).open(FakeEmbedder())
+                await SearchSession(address, ASKER, http).open(FakeEmbedder())
         await runner.cleanup()
 
 
 def test_serving_stops_cleanly_when_cancelled(tmp_path):
     async def run():
-        desk = host.Desk(fake_index(), HOST, Budget(tmp_path / "b.json", limit=LIMIT))
+        desk = host.LibraryService(
+            fake_index(), HOST, QueryBudget(tmp_path / "b.json", limit=LIMIT)
+        )
         with socket.create_server(("127.0.0.1", 0)) as listener:
             ready = asyncio.Event()
             task = asyncio.create_task(host.serve(desk, listener, ready=ready.set))
@@ -384,4 +390,4 @@ def test_serving_stops_cleanly_when_cancelled(tmp_path):
 )
 def test_an_address_without_the_hosts_key_is_refused(text):
     with pytest.raises(ConfigError, match="copy the host"):
-        Address.parse(text)
+        LibraryAddress.parse(text)

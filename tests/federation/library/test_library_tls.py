@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from quietchoir.core.errors import QuietchoirError
 from quietchoir.crypto.identity.keys import Identity
 from quietchoir.private_search import commands, host
-from quietchoir.private_search.budget import Budget
-from quietchoir.private_search.client import Address, ask
+from quietchoir.private_search.budget import QueryBudget
+from quietchoir.private_search.client import LibraryAddress, ask
 from quietchoir.tests.fakes.search import TEXTS, FakeEmbedder, fake_index
 
 
@@ -46,14 +46,14 @@ async def test_the_pinned_certificate_is_believed_and_another_is_not(tmp_path):
         certificate(tmp_path, "host"),
         certificate(tmp_path, "other"),
     )
-    desk = host.Desk(fake_index(), identity, Budget(tmp_path / "b.json", limit=3))
+    desk = host.LibraryService(fake_index(), identity, QueryBudget(tmp_path / "b.json", limit=3))
     runner = web.AppRunner(host.application(desk), access_log=None)
     await runner.setup()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         await web.SockSite(
             runner, listener, ssl_context=commands._host_tls(public, private)
         ).start()
-        address = Address.parse(
+        address = LibraryAddress.parse(
             f"https://127.0.0.1:{listener.getsockname()[1]}/#{identity.public.raw.hex()}"
         )
         try:
