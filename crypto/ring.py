@@ -20,6 +20,8 @@ from ..core.errors import ConfigError, DataError, ProtocolError
 from .identity.keys import bind
 from .prg import Stream, Words, add_streams, stream
 
+SPELLED_BITS = 128  # of the digits of a number that is known modulo 2^41 at most
+
 Lifted: TypeAlias = Any  # values in a ring's own form; nobody but the ring looks inside
 
 
@@ -348,3 +350,26 @@ def check_ranges(ranges: Sequence[Range], length: int, bits: int) -> None:
             f"ranges end at {at}, the update at {length}, {bits} bits a value (2 to "
             f"24); mend the round's task"
         )
+
+
+def digits(bits: int) -> int:
+    """Digits of `bits` bits that `spell` makes."""
+    return -(-SPELLED_BITS // bits)
+
+
+def spell(number: int, modulus: int, bits: int) -> list[int]:
+    """A number below `modulus` as digits of `bits` bits, lowest first, so that sums of digits are
+    the digits of the sum, modulo `modulus`.
+
+    Of the many numbers of `SPELLED_BITS` that leave it as their remainder, a random one: sums of
+    digits are opened digit by digit, and the carries between them would tell more of single numbers
+    than their sum. The modulus must be odd and far below 2^SPELLED_BITS.
+    """
+    each = digits(bits)
+    number += modulus * secrets.randbelow((1 << bits * each) // modulus)
+    return [(number >> bits * place) & ((1 << bits) - 1) for place in range(each)]
+
+
+def read(sums: Sequence[int] | NDArray[np.integer], modulus: int, bits: int) -> int:
+    """The number behind sums of digits, modulo `modulus`."""
+    return sum(int(value) << bits * place for place, value in enumerate(sums)) % modulus

@@ -20,17 +20,16 @@ Source: Carter, Wegman 1981, "New hash functions and their use in authentication
 Agrawal, Boneh 2009, "Homomorphic MACs: MAC-based integrity for network coding".
 """
 
-import secrets
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from .. import ring
 from ..identity.keys import bind, hkdf
 from ..prg import stream
 
 PRIMES = (2**32 - 5, 2**32 - 17, 2**32 - 65)  # the largest below 2^32
-SPELLED_BITS = 128  # of the digits of a tag modulo one of them, which has 32
 SEED_BYTES = 32  # of what each member adds to the key
 CHUNK = 1 << 15  # values at a time; a product has 53 bits at most, so 1024 of them fit 63
 ROW = 1 << 10
@@ -88,30 +87,17 @@ def inner(keys: Sequence[bytes], values: Values) -> list[int]:
 
 
 def spell(tag: Tag, bits: int) -> npt.NDArray[np.uint64]:
-    """A tag as digits of `bits` bits, lowest first, so that sums of digits are the sum's digits.
-
-    Of the many numbers of `SPELLED_BITS` that are the tag modulo its prime, a random one: sums of
-    digits are opened digit by digit, and the carries between them would tell whoever has the key
-    more of single tags than their sum.
-    """
-    each = width(bits) // len(PRIMES)
-    found = list[int]()
-    for number, prime in zip(tag, PRIMES, strict=True):
-        number += prime * secrets.randbelow((1 << bits * each) // prime)
-        found += [(number >> bits * digit) & ((1 << bits) - 1) for digit in range(each)]
-    return np.array(found, np.uint64)
+    """A tag as random digits of `bits` bits, prime by prime (`ring.spell`)."""
+    found = [ring.spell(number, prime, bits) for number, prime in zip(tag, PRIMES, strict=True)]
+    return np.concatenate(found).astype(np.uint64)
 
 
 def width(bits: int) -> int:
     """Digits of a tag."""
-    return len(PRIMES) * -(-SPELLED_BITS // bits)
+    return len(PRIMES) * ring.digits(bits)
 
 
 def read(digits: npt.NDArray[np.int64], bits: int) -> Tag:
     """The tag behind sums of digits, each modulo its prime."""
-    each = len(digits) // len(PRIMES)
-    numbers = [int(digit) for digit in digits]
-    return tuple(
-        sum(numbers[at * each + place] << bits * place for place in range(each)) % prime
-        for at, prime in enumerate(PRIMES)
-    )
+    parts = np.split(digits, len(PRIMES))
+    return tuple(ring.read(part, prime, bits) for part, prime in zip(parts, PRIMES, strict=True))

@@ -26,7 +26,8 @@ from ..wire.message import Place
 from .rank_masks import Shares
 from .server_optimizer import Vector
 
-COUNTER_BITS = 24  # of one counter in one party; split into digits of the vector's own width
+COUNTER_BITS = 24  # of one counter in one party
+COUNTER_MODULUS = 2**41 - 21  # of their sums, of 65,536 parties at most
 SCORE_UNIT = 100  # scores travel as per cent: finer ones would tell of how many answers they are
 LOSS_UNIT = 1000  # losses as thousandths
 CLIP_UNIT = 100  # shares of clipped coordinates as per cent
@@ -149,7 +150,7 @@ class Codec:
         self.noise = noise_of(policy, size)
         self.range, self.least = policy.recipe.update_range, policy.protection.min_cohort
         self.ranges = list(terms.ranges) or [ring.Range(0, size, policy.recipe.update_range)]
-        self.digits = -(-COUNTER_BITS // self.bits)
+        self.digits = ring.digits(self.bits)
         self.names = tuple(field.name for field in dataclasses.fields(Statistics))
 
     @property
@@ -250,28 +251,24 @@ class Codec:
 
     def counters(self, total: npt.NDArray[np.int64]) -> Statistics:
         """The summed counters behind the sums of their digits."""
-        numbers = [int(value) for value in total]
+        parts = np.split(total, len(self.names))
         return Statistics(
             **{
-                name: sum(
-                    numbers[index * self.digits + place] << (self.bits * place)
-                    for place in range(self.digits)
-                )
-                for index, name in enumerate(self.names)
+                name: ring.read(part, COUNTER_MODULUS, self.bits)
+                for name, part in zip(self.names, parts, strict=True)
             }
         )
 
     def spell(self, statistics: Statistics) -> npt.NDArray[np.uint64]:
-        """Counters as digits, lowest first: digit sums stay exact, so the counters' sums do."""
+        """Counters as random digits: their sums are exact, and tell nothing besides the counters'
+        own.
+        """
         digits: list[int] = []
         for name in self.names:
             value = getattr(statistics, name)
             if not 0 <= value < 1 << COUNTER_BITS:
                 raise ValueError(f"{name} = {value} must lie between 0 and 2^{COUNTER_BITS}")
-            digits += [
-                (value >> (self.bits * place)) & ((1 << self.bits) - 1)
-                for place in range(self.digits)
-            ]
+            digits += ring.spell(value, COUNTER_MODULUS, self.bits)
         return np.array(digits, np.uint64)
 
 

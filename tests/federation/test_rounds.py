@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -71,6 +72,26 @@ def test_counters_survive_the_sum_exactly(bits: int) -> None:
     assert np.all(mean == 0)
     with pytest.raises(ValueError, match="score = -1"):
         codec.spell(Statistics(score=-1))
+
+
+@pytest.mark.parametrize("spelling", ["ours", "lowest"])
+def test_digits_of_summed_counters_tell_no_more_than_the_counters(
+    spelling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two losses are 256 together: 256 and 0, or 255 and 1? Lowest digits say so every time."""
+    if spelling == "lowest":
+        monkeypatch.setattr(
+            ring, "spell", lambda value, _, bits: [value >> 8 * at & 255 for at in range(16)]
+        )
+    codec, right = Codec(0, house(bits=8).policy), 0
+    place = codec.names.index("loss_milli") * codec.digits
+    for _ in range(400):
+        far = secrets.randbelow(2) == 1
+        losses = (256, 0) if far else (255, 1)
+        total = sum(codec.spell(Statistics(loss_milli=loss)).astype(np.int64) for loss in losses)
+        assert codec.counters(total).loss_milli == 256
+        right += far == (total[place] < 256)
+    assert right == 400 if spelling == "lowest" else 100 < right < 300
 
 
 @pytest.mark.parametrize("mode", ["plain", "masked"])
