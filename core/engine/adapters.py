@@ -9,6 +9,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from ..errors import RequestError
+from ..models.architecture import LORA_A, LORA_B
 from ..models.weights import Weights
 from .loaded import LoadedAdapter
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..models.lora.adapter import Adapter
-
-A_END, B_END = ".lora_A.weight", ".lora_B.weight"
 
 
 class AdapterShelf:
@@ -88,11 +87,11 @@ def _factors(adapter: "Adapter") -> "dict[str, tuple[Tensor, Tensor]]":
     """Each module's A transposed and scale * B transposed, copied, so that later changes to the
     caller's do not reach us.
     """
-    modules = {name.removesuffix(A_END) for name in adapter.tensors if name.endswith(A_END)}
+    modules = {name.removesuffix(LORA_A) for name in adapter.tensors if name.endswith(LORA_A)}
     return {
         module: (
-            adapter.tensors[module + A_END].float().T.contiguous().clone(),
-            (adapter.tensors[module + B_END].float() * adapter.shape.scale).T.contiguous(),
+            adapter.tensors[module + LORA_A].float().T.contiguous().clone(),
+            (adapter.tensors[module + LORA_B].float() * adapter.shape.scale).T.contiguous(),
         )
         for module in modules
     }

@@ -11,6 +11,22 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+# In the order in which every list of ours names them.
+PROJECTIONS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+ATTENTION_PROJECTIONS = PROJECTIONS[:4]
+QKV = PROJECTIONS[:3]
+ROPE_PROJECTIONS = PROJECTIONS[:2]  # whose rows rope turns
+GATE_UP = PROJECTIONS[4:6]
+LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"  # behind a projection's name, as PEFT writes
+
 # Larger than any model that this code could hold; a file that claims more is damaged or hostile.
 LIMITS = {
     "num_layers": 1024,
@@ -180,15 +196,3 @@ class Architecture:
                 f"windows or ropes of {len(self.windows)} and {len(self.rope_bases)} layers, "
                 f"there are {self.num_layers}"
             )
-
-
-# In the order in which every list of ours names them.
-PROJECTIONS = (
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-)

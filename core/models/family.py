@@ -14,8 +14,6 @@ from typing import Any
 from .architecture import Architecture
 from .files.settings import GgufSettings, HfSettings
 
-QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 GGUF_NAMES: Mapping[str, str] = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",

@@ -18,7 +18,7 @@ import torch
 
 from ..errors import ModelError, ModelFileError
 from ..paths import make_folder
-from .architecture import Architecture
+from .architecture import ROPE_PROJECTIONS, Architecture
 from .checkpoint import from_gguf
 from .families import FAMILIES
 from .family import GGUF_ENDS
@@ -111,7 +111,7 @@ def plan(weights: Weights, kind: str) -> Iterator[TensorPlan]:
             module, _, suffix = ours.rpartition(".")
             if module not in fused:
                 name = f"blk.{layer}.{family.in_gguf(module)}.{suffix}"
-                turned = family.interleaved and module in ("self_attn.q_proj", "self_attn.k_proj")
+                turned = family.interleaved and module in ROPE_PROJECTIONS
                 yield TensorPlan(
                     name, (prefix + ours,), type_of(weights, prefix + ours, kind), turned
                 )

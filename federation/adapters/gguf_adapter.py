@@ -19,14 +19,11 @@ import gguf
 import torch
 
 from ...core.errors import ModelFileError
-from ...core.models.architecture import Architecture
+from ...core.models.architecture import LORA_A, LORA_B, ROPE_PROJECTIONS, Architecture
 from ...core.models.checkpoint.from_gguf import interleave
 from ...core.models.families import FAMILIES
 from ...core.models.lora.adapter import MODULE, Adapter
 from ...core.paths import make_folder, sync_folder
-
-ROTATED = ("self_attn.q_proj", "self_attn.k_proj")  # their rows turn with the position
-A_END, B_END = "lora_A.weight", "lora_B.weight"
 
 
 def write(path: Path, adapter: Adapter, architecture: Architecture, *, mode: int = 0o644) -> None:
@@ -77,7 +74,7 @@ def theirs(name: str, architecture: Architecture) -> str:
             f"alone has no name there; "
             "export a PEFT folder instead"
         )
-    half = "lora_a" if name.endswith(A_END) else "lora_b"
+    half = "lora_a" if name.endswith(LORA_A) else "lora_b"
     return f"blk.{match[1]}.{family.in_gguf(match[2])}.weight.{half}"
 
 
@@ -88,8 +85,8 @@ def order(name: str, tensor: torch.Tensor, architecture: Architecture) -> torch.
     plain, match = tensor.detach().to("cpu", torch.float32).contiguous(), MODULE.match(name)
     if (
         match is None
-        or match[2] not in ROTATED
-        or not name.endswith(B_END)
+        or match[2] not in ROPE_PROJECTIONS
+        or not name.endswith(LORA_B)
         or not FAMILIES[architecture.family].interleaved
     ):
         return plain

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ModelFileError
-from ..architecture import Architecture
+from ..architecture import ROPE_PROJECTIONS, Architecture
 from ..families import FAMILIES
 from ..family import GGUF_ENDS, Family
 from ..files.gguf import GgufFile
@@ -222,7 +222,7 @@ def name_tensors(file: GgufFile, architecture: Architecture) -> dict[str, QuantT
                 blocks = tensors.take(
                     f"blk.{layer}.{family.in_gguf(module)}.{kind}", expected_shape
                 )
-                if family.interleaved and module in ("self_attn.q_proj", "self_attn.k_proj"):
+                if family.interleaved and module in ROPE_PROJECTIONS:
                     blocks = blocks.take(half_split(expected_shape[0], architecture.head_dim))
                 named[f"model.layers.{layer}.{ours}"] = blocks
     tensors.finish()

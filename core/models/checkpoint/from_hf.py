@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ModelFileError
-from ..architecture import Architecture
+from ..architecture import ATTENTION_PROJECTIONS, Architecture
 from ..families import MODEL_TYPES
 from ..family import Family
 from ..files import hf_folder
@@ -21,7 +21,6 @@ from ..quant.tensor import QuantTensor, plain
 from ..rope import rope_scaling
 
 TABLES = (".inv_freq",)  # which old files hold ready, and nothing reads
-ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 
 
 def read_architecture(folder: Path) -> Architecture:
@@ -73,7 +72,9 @@ def sizes(settings: HfSettings, family: Family) -> Architecture:
     """What every family's config says in the same words."""
     heads, width = settings.size("num_attention_heads"), settings.size("hidden_size")
     head_dim = settings.size("head_dim", max(width // heads, 1))
-    biases = ATTENTION if family.hf_attention_bias and settings.get("attention_bias") else ()
+    biases = (
+        ATTENTION_PROJECTIONS if family.hf_attention_bias and settings.get("attention_bias") else ()
+    )
     traits: dict[str, Any] = {"biases": biases, **family.traits}
     return Architecture(
         family=family.name,

@@ -7,8 +7,8 @@ Phi-4-mini, which turns a part of each head.
 
 from typing import Any
 
-from ..architecture import Architecture
-from ..family import GATE_UP, QKV, Family, gguf_window, hf_window, layer_windows
+from ..architecture import GATE_UP, QKV, Architecture
+from ..family import Family, gguf_window, hf_window, layer_windows
 from ..files.settings import GgufSettings, HfSettings
 
 

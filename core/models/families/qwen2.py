@@ -5,8 +5,8 @@ Not covered: windows of a GGUF file, which has no place for which layers have th
 
 from typing import Any
 
-from ..architecture import Architecture
-from ..family import QKV, Family, hf_window, hf_windowed, layer_windows
+from ..architecture import QKV, Architecture
+from ..family import Family, hf_window, hf_windowed, layer_windows
 from ..files.settings import HfSettings
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from ...errors import ModelFileError, ModelNotFoundError
 from ...paths import write_atomically
-from ..architecture import PROJECTIONS, Architecture
+from ..architecture import LORA_A, PROJECTIONS, Architecture
 from ..files.lfs_pointer import refuse_pointer
 from .layout import TARGETS, AdapterShape, Layout, a_name, b_name, frozen_a
 
@@ -89,9 +89,7 @@ class Adapter:
             )
             rows, columns = architecture.projection(projection)
             expected = (
-                (self.shape.rank, columns)
-                if name.endswith("lora_A.weight")
-                else (rows, self.shape.rank)
+                (self.shape.rank, columns) if name.endswith(LORA_A) else (rows, self.shape.rank)
             )
             if layer >= architecture.num_layers or tuple(tensor.shape) != expected:
                 raise ModelFileError(

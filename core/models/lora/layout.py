@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..architecture import PROJECTIONS, Architecture
+from ..architecture import LORA_A, LORA_B, PROJECTIONS, Architecture
 
 TARGETS = tuple(name.split(".")[1] for name in PROJECTIONS)  # "q_proj" … "down_proj"
 
@@ -74,12 +74,12 @@ class AdapterShape:
 
 def a_name(module: str) -> str:
     """Name of a projection's A."""
-    return f"{module}.lora_A.weight"
+    return module + LORA_A
 
 
 def b_name(module: str) -> str:
     """Name of a projection's B."""
-    return f"{module}.lora_B.weight"
+    return module + LORA_B
 
 
 def frozen_a(shape: AdapterShape, architecture: Architecture) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ....models.architecture import Architecture
+from ....models.architecture import GATE_UP, QKV, Architecture
 from ....models.quant.tensor import QuantTensor
 from ....models.weights import Weights
 from ...block_pool import BLOCK_TOKENS
@@ -29,9 +29,9 @@ SLAB_NUMBERS = (
 )
 HEAD_NUMBERS = 4 << 20  # of keys that are unpacked at a time
 STACKS = (  # matrices that stand on top of one another
-    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    QKV,
     ("self_attn.o_proj",),
-    ("mlp.gate_proj", "mlp.up_proj"),
+    GATE_UP,
     ("mlp.down_proj",),
 )
 # what adapters add: (module, x [M, K]) -> [M, rows]
@@ -50,7 +50,7 @@ class Chunk:
 def unsupported(weights: Weights) -> str | None:
     """Why this model cannot run here; None if it can."""
     architecture = weights.architecture
-    other = set(architecture.biases) - {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}
+    other = set(architecture.biases) - set(QKV)
     return f"{min(other)} has a bias, which the CUDA runner does not add" if other else None
 
 
