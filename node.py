@@ -32,7 +32,7 @@ from .federation.client_node import Joining, join
 from .plugins.host import PluginHost
 
 if TYPE_CHECKING:
-    from .core.engine.embedder import Embedder
+    from .core.models.embedding.embedder import Embedder
     from .core.models.lora.adapter import (
         Adapter,  # with torch, which a node that serves does without
     )
@@ -260,7 +260,7 @@ def read_embedder(folder: Path) -> "Embedder":
         does without.
     """
     with parts.wanted("/v1/embeddings"):
-        from .core.engine.embedder import Embedder
+        from .core.models.embedding.embedder import Embedder
     return Embedder.load(folder)
 
 

@@ -179,7 +179,7 @@ def _print_text(answer: "SearchAnswer") -> None:
 
 
 def _embedder() -> "Embeds":
-    from ..core.engine.embedder import Embedder
+    from ..core.models.embedding.embedder import Embedder
     from ..core.models.hub import catalog
 
     return Embedder.load(catalog.find(EMBEDDER))

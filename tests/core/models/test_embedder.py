@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from quietchoir.core.engine.embedder import Embedder
 from quietchoir.core.errors import ModelFileError, ModelNotFoundError
+from quietchoir.core.models.embedding.embedder import Embedder
 
 TEXTS = [
     "The cat sits on the mat.",

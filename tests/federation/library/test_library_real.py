@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from quietchoir.core.engine.embedder import Embedder
+from quietchoir.core.models.embedding.embedder import Embedder
 from quietchoir.crypto.pir.search import SCORE_ERROR, SCORE_NOISE, Keeper, Questioner
 from quietchoir.tests.fakes.search import TEXTS
 

@@ -14,9 +14,9 @@ import torch
 from tokenizers import Tokenizer as Cutter
 from torch.nn import functional
 
-from ..errors import ModelFileError, ModelNotFoundError
-from ..models.embedding import bert as encoder
-from ..models.embedding.bert import Encoder
+from ...errors import ModelFileError, ModelNotFoundError
+from . import bert as encoder
+from .bert import Encoder
 
 BATCH = 32  # texts encoded at once
 DEFAULT_LENGTH = 256  # tokens; what the model was trained for where its folder does not say
