@@ -19,8 +19,7 @@ from ..models.quant.tensor import QuantTensor
 from ..models.transformer import Transformer
 from ..models.weights import Weights
 from .examples import Example
-from .rows import PackedBatch, input_tokens, plan
-from .tokens import TokenExample, shared_start, tokenize
+from .packing import PackedBatch, TokenExample, input_tokens, plan, shared_start, tokenize
 
 CHUNK_ROWS = 4096  # rows that go through a layer together
 

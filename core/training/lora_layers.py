@@ -20,7 +20,7 @@ from ..models.lora.adapter import AdapterShape, Layout, frozen_a
 from ..models.transformer import DecoderLayer, RopeTables, Transformer
 from ..models.weights import Weights
 from .frozen_layers import dense_linear
-from .rows import PackedBatch
+from .packing import PackedBatch
 
 ADAPTER = "default"  # PEFT's name for the one adapter
 

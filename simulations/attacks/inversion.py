@@ -34,8 +34,7 @@ from ...core.models.transformer import DecoderLayer, Transformer
 from ...core.models.weights import Weights
 from ...core.training.frozen_layers import dense_linear
 from ...core.training.lora_layers import UpperLayers
-from ...core.training.rows import input_tokens, plan
-from ...core.training.tokens import TokenExample
+from ...core.training.packing import TokenExample, input_tokens, plan
 from ...crypto import ring as fixedpoint
 from ...crypto.he.bfv import SEED_BYTES, Member, Packing
 from ...crypto.identity.keys import Identity

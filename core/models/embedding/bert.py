@@ -26,12 +26,12 @@ from ..files.lfs_pointer import refuse_pointer
 class EncoderShape:
     """Sizes of one encoder."""
 
-    layers: int
-    width: int  # D
+    num_layers: int
+    hidden_size: int  # D
     intermediate_size: int
-    heads: int
-    vocabulary: int
-    positions: int  # longest text, in tokens
+    num_heads: int
+    vocab_size: int
+    max_positions: int  # longest text, in tokens
     norm_eps: float
 
 
@@ -47,7 +47,7 @@ class Encoder:
         """Encode a padded batch.
 
         Args:
-            tokens: ids [B, L], L at most `shape.positions`.
+            tokens: ids [B, L], L at most `shape.max_positions`.
             real: bool [B, L], False where padding stands.
 
         Returns:
@@ -63,7 +63,7 @@ class Encoder:
             + weight[table("token_type")][0]
         )
         x = self._norm("embeddings", x)
-        for layer in range(self.shape.layers):
+        for layer in range(self.shape.num_layers):
             name = f"encoder.layer.{layer}"
             x = self._norm(
                 f"{name}.attention.output", x + self._attend(f"{name}.attention", x, real)
@@ -78,7 +78,7 @@ class Encoder:
         def heads(part: str) -> Tensor:  # [B, L, D] -> [B, heads, L, hd]
             return (
                 self._linear(f"{name}.self.{part}", x)
-                .view(batch, length, self.shape.heads, -1)
+                .view(batch, length, self.shape.num_heads, -1)
                 .transpose(1, 2)
             )
 
@@ -147,12 +147,12 @@ def read_shape(path: Path) -> EncoderShape:
             )
     try:
         shape = EncoderShape(
-            layers=int(config["num_hidden_layers"]),
-            width=int(config["hidden_size"]),
+            num_layers=int(config["num_hidden_layers"]),
+            hidden_size=int(config["hidden_size"]),
             intermediate_size=int(config["intermediate_size"]),
-            heads=int(config["num_attention_heads"]),
-            vocabulary=int(config["vocab_size"]),
-            positions=int(config["max_position_embeddings"]),
+            num_heads=int(config["num_attention_heads"]),
+            vocab_size=int(config["vocab_size"]),
+            max_positions=int(config["max_position_embeddings"]),
             norm_eps=float(config["layer_norm_eps"]),
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -160,8 +160,8 @@ def read_shape(path: Path) -> EncoderShape:
             f"{path}: {error} is missing or no number; pull the model again"
         ) from error
     if (
-        min(shape.layers, shape.heads, shape.width) < 1
-        or shape.width % shape.heads
+        min(shape.num_layers, shape.num_heads, shape.hidden_size) < 1
+        or shape.hidden_size % shape.num_heads
         or not math.isfinite(shape.norm_eps)
     ):
         raise ModelFileError(f"{path}: impossible sizes {shape}; pull the model again")
@@ -194,10 +194,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def expected_shapes(shape: EncoderShape) -> dict[str, tuple[int, ...]]:
     """Every tensor that `Encoder` reads, with its shape."""
-    width, ffn = shape.width, shape.intermediate_size
+    width, ffn = shape.hidden_size, shape.intermediate_size
     expected: dict[str, tuple[int, ...]] = {
-        "embeddings.word_embeddings.weight": (shape.vocabulary, width),
-        "embeddings.position_embeddings.weight": (shape.positions, width),
+        "embeddings.word_embeddings.weight": (shape.vocab_size, width),
+        "embeddings.position_embeddings.weight": (shape.max_positions, width),
         "embeddings.token_type_embeddings.weight": (2, width),
     }
     norms = ["embeddings"]
@@ -211,7 +211,7 @@ def expected_shapes(shape: EncoderShape) -> dict[str, tuple[int, ...]]:
         "intermediate.dense": (ffn, width),
         "output.dense": (width, ffn),
     }
-    for layer in range(shape.layers):
+    for layer in range(shape.num_layers):
         prefix = f"encoder.layer.{layer}"
         norms += [f"{prefix}.attention.output", f"{prefix}.output"]
         for name, (rows, columns) in dense.items():

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from tokenizers import Tokenizer as Cutter
+from tokenizers import Tokenizer as BackendTokenizer
 from torch.nn import functional
 
 from ...errors import ModelFileError, ModelNotFoundError
@@ -25,16 +25,16 @@ DEFAULT_LENGTH = 256  # tokens; what the model was trained for where its folder 
 class Embedder:
     """An encoder with mean pooling (sentence-transformers' kind)."""
 
-    def __init__(self, network: Encoder, cutter: Cutter, longest: int) -> None:
+    def __init__(self, network: Encoder, backend: BackendTokenizer, longest: int) -> None:
         """`longest`: tokens of a text, marks at both ends included; what is beyond is cut off."""
-        self.width = network.shape.width  # D
+        self.width = network.shape.hidden_size  # D
         self.longest = longest
-        self._network, self._cutter = network, cutter
-        self._whole = Cutter.from_str(cutter.to_str())  # the same, that cuts nothing off
+        self._network, self._backend = network, backend
+        self._whole = BackendTokenizer.from_str(backend.to_str())  # the same, that cuts nothing off
         self._whole.no_padding()
         self._whole.no_truncation()
-        self._cutter.no_padding()
-        self._cutter.enable_truncation(longest)
+        self._backend.no_padding()
+        self._backend.enable_truncation(longest)
 
     @classmethod
     def load(cls, folder: Path) -> "Embedder":
@@ -51,26 +51,26 @@ class Embedder:
                 f"{path}: no such file; run: quietchoir model pull minilm-l6-v2"
             )
         try:
-            cutter = Cutter.from_file(str(path))
+            backend = BackendTokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise ModelFileError(
                 f"{path}: not a tokenizer ({error}); pull the model again"
             ) from error
-        if cutter.get_vocab_size() > network.shape.vocabulary:
+        if backend.get_vocab_size() > network.shape.vocab_size:
             raise ModelFileError(
                 f"{path}: has more tokens than the encoder's "
-                f"{network.shape.vocabulary}; pull the model again"
+                f"{network.shape.vocab_size}; pull the model again"
             )
         limits = folder / "sentence_bert_config.json"
         longest = (
             encoder.read_json(limits).get("max_seq_length") if limits.exists() else DEFAULT_LENGTH
         )
-        if type(longest) is not int or not 2 < longest <= network.shape.positions:
+        if type(longest) is not int or not 2 < longest <= network.shape.max_positions:
             raise ModelFileError(
                 f"{limits}: max_seq_length is {longest!r}, expected 3 to "
-                f"{network.shape.positions}; pull it again"
+                f"{network.shape.max_positions}; pull it again"
             )
-        return cls(network, cutter, longest)
+        return cls(network, backend, longest)
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, marks at both ends included and nothing cut off."""
@@ -80,7 +80,7 @@ class Embedder:
         """Unit vectors of texts, float32 [N, D]; N may be 0. What is beyond the model's length
         is not seen.
         """
-        tokens = [encoding.ids for encoding in self._cutter.encode_batch(readable(texts))]
+        tokens = [encoding.ids for encoding in self._backend.encode_batch(readable(texts))]
         vectors = torch.empty(len(tokens), self.width)
         # like lengths together: little padding
         order = sorted(range(len(tokens)), key=lambda place: len(tokens[place]))

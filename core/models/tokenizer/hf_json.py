@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer as Cutter
+from tokenizers import Tokenizer as BackendTokenizer
 
 from ...errors import ModelFileError
 from ..files.hf_folder import (
@@ -26,7 +26,7 @@ from ..files.hf_folder import (
     optional_json,
     read_json,
 )
-from .pretokenizers import RULES, Rule, cut
+from .pretokenizers import RULES, Rule, backend_encode
 from .template_sandbox import LONGEST_SOURCE
 from .tokenizer import Tokenizer
 from .vocabulary import (
@@ -74,11 +74,11 @@ def read_tokenizer(folder: Path, count: int) -> Tokenizer:
     """
     path = folder / TOKENIZER
     described, config = read_json(path), optional_json(folder / TOKENIZER_CONFIG)
-    cutter = load_cutter(path, described)
+    backend = load_backend(path, described)
     try:
         check_growth(described)
         spelling = spelling_of(described)
-        tokens, kinds = tokens_of(cutter, described, spelling, count)
+        tokens, kinds = tokens_of(backend, described, spelling, count)
         vocabulary = Vocabulary(
             tokens=tokens,
             kinds=kinds,
@@ -90,14 +90,14 @@ def read_tokenizer(folder: Path, count: int) -> Tokenizer:
             space_first=puts_space_first(described),
             trims_after=frozenset(trimming(described, tokens, kinds)),
             named=tuple(named_tokens(config)),
-            start=start_of(cutter, config, tokens, kinds),
+            start=start_of(backend, config, tokens, kinds),
             stop=stop_of(folder, config, tokens, kinds),
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelFileError(
             f"{path}: {error!s:.200}; get the model again or choose another"
         ) from error
-    return Tokenizer(vocabulary, cutter, behind_start(path, described))
+    return Tokenizer(vocabulary, backend, backend_after_control(path, described))
 
 
 def check_growth(described: dict[str, Any]) -> None:
@@ -144,28 +144,30 @@ def growth_of(step: dict[str, Any]) -> float:
     return 1.0
 
 
-def load_cutter(path: Path, described: dict[str, Any]) -> Cutter:
+def load_backend(path: Path, described: dict[str, Any]) -> BackendTokenizer:
     """The library's tokenizer.
 
     Raises:
         ModelFileError: the library cannot make one of it.
     """
     try:
-        cutter: Cutter = Cutter.from_str(json.dumps(described, ensure_ascii=False))
-        cutter.encode_special_tokens = True
-        cutter.no_truncation()
-        cutter.no_padding()
+        backend: BackendTokenizer = BackendTokenizer.from_str(
+            json.dumps(described, ensure_ascii=False)
+        )
+        backend.encode_special_tokens = True
+        backend.no_truncation()
+        backend.no_padding()
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # the library panics, which is no `Exception`
         raise ModelFileError(
             f"{path}: not a tokenizer ({error!s:.200}); get the model again"
         ) from error
-    return cutter
+    return backend
 
 
-def behind_start(path: Path, described: dict[str, Any]) -> Cutter | None:
-    """The cutter for text behind a control token, where a space is put only before the very
+def backend_after_control(path: Path, described: dict[str, Any]) -> BackendTokenizer | None:
+    """The backend for text behind a control token, where a space is put only before the very
     first text.
     """
     firsts = [
@@ -175,7 +177,7 @@ def behind_start(path: Path, described: dict[str, Any]) -> Cutter | None:
     ]
     for part in firsts:
         part["prepend_scheme"] = "never"
-    return load_cutter(path, described) if firsts else None
+    return load_backend(path, described) if firsts else None
 
 
 def parts(described: dict[str, Any], key: str, inner: str) -> Iterator[dict[str, Any]]:
@@ -265,7 +267,7 @@ def puts_space_first(described: dict[str, Any]) -> bool:
 
 
 def tokens_of(
-    cutter: Cutter, described: dict[str, Any], spelling: Spelling, count: int
+    backend: BackendTokenizer, described: dict[str, Any], spelling: Spelling, count: int
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Texts and types by id, `count` of them; ids that the file leaves out are unused tokens."""
     added = {
@@ -275,7 +277,7 @@ def tokens_of(
     unknown = described["model"].get("unk_token")
     fallback = spelling == "sentencepiece" and bool(described["model"].get("byte_fallback"))
     tokens, kinds = [f"[unused {number}]" for number in range(count)], [UNUSED] * count
-    for token, number in cutter.get_vocab(with_added_tokens=True).items():
+    for token, number in backend.get_vocab(with_added_tokens=True).items():
         if number >= count:
             # Gemma has one control token more than rows; text could never reach it
             if added.get(token) != CONTROL:
@@ -337,7 +339,10 @@ def named_tokens(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def start_of(
-    cutter: Cutter, config: dict[str, Any], tokens: tuple[str, ...], kinds: tuple[int, ...]
+    backend: BackendTokenizer,
+    config: dict[str, Any],
+    tokens: tuple[str, ...],
+    kinds: tuple[int, ...],
 ) -> tuple[int, ...]:
     """Tokens before a plain text: what the configuration says, else what the file's own rule
     adds to nothing.
@@ -345,7 +350,7 @@ def start_of(
     says, bos = config.get("add_bos_token"), text_of(config.get("bos_token"))
     if isinstance(says, bool):
         return (tokens.index(bos),) if says and bos in tokens else ()
-    found = cut(cutter, "", marked=True)
+    found = backend_encode(backend, "", marked=True)
     eos = text_of(config.get("eos_token"))
     return tuple(
         token

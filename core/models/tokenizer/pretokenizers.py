@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tokenizers import AddedToken, Regex, normalizers
-from tokenizers import Tokenizer as Cutter
+from tokenizers import Tokenizer as BackendTokenizer
 from tokenizers.models import BPE
 from tokenizers.normalizers import Normalizer
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Split
@@ -73,7 +73,7 @@ RULES: Mapping[str, Rule] = {
 }
 
 
-def cut(cutter: Cutter, text: str, *, marked: bool = False) -> list[int]:
+def backend_encode(backend: BackendTokenizer, text: str, *, marked: bool = False) -> list[int]:
     """Tokens of a text; `marked` adds what the tokenizer puts around every text.
 
     Raises:
@@ -81,7 +81,7 @@ def cut(cutter: Cutter, text: str, *, marked: bool = False) -> list[int]:
         `Exception`.
     """
     try:
-        tokens: list[int] = cutter.encode(text, add_special_tokens=marked).ids
+        tokens: list[int] = backend.encode(text, add_special_tokens=marked).ids
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
@@ -91,7 +91,7 @@ def cut(cutter: Cutter, text: str, *, marked: bool = False) -> list[int]:
     return tokens
 
 
-def build(vocabulary: Vocabulary) -> Cutter:
+def build(vocabulary: Vocabulary) -> BackendTokenizer:
     """The library's tokenizer for a vocabulary from a GGUF file.
 
     Raises:
@@ -101,23 +101,25 @@ def build(vocabulary: Vocabulary) -> Cutter:
     cannot become one.
     """
     try:
-        cutter = (
+        backend = (
             build_pieces(vocabulary)
             if vocabulary.spelling == "sentencepiece"
             else build_bytes(vocabulary)
         )
         defined = vocabulary.of_kind(USER_DEFINED)
-        cutter.add_tokens([AddedToken(token, normalized=False, special=False) for token in defined])
+        backend.add_tokens(
+            [AddedToken(token, normalized=False, special=False) for token in defined]
+        )
     except ModelFileError:
         raise
     except Exception as error:  # the library raises bare Exception
         raise ModelFileError(
             f"the file's merges do not fit its tokens ({error}); pull or download it again"
         ) from error
-    return cutter
+    return backend
 
 
-def build_bytes(vocabulary: Vocabulary) -> Cutter:
+def build_bytes(vocabulary: Vocabulary) -> BackendTokenizer:
     """A byte-level one: merges stand in the file."""
     rule = RULES.get(vocabulary.splitting)
     if rule is None:
@@ -126,16 +128,16 @@ def build_bytes(vocabulary: Vocabulary) -> Cutter:
             f"with one of {', '.join(RULES)}"
         )
     numbered = {token: index for index, token in enumerate(vocabulary.tokens)}
-    cutter = Cutter(
+    backend = BackendTokenizer(
         BPE(vocab=numbered, merges=list(vocabulary.merges), ignore_merges=rule.whole_words)
     )
-    cutter.pre_tokenizer = rule.pre_tokenizer()
+    backend.pre_tokenizer = rule.pre_tokenizer()
     if rule.composed:
-        cutter.normalizer = normalizers.NFC()
-    return cutter
+        backend.normalizer = normalizers.NFC()
+    return backend
 
 
-def build_pieces(vocabulary: Vocabulary) -> Cutter:
+def build_pieces(vocabulary: Vocabulary) -> BackendTokenizer:
     """A SentencePiece one: any two neighbours that form a token may merge, the highest score
     first.
     """
@@ -155,12 +157,12 @@ def build_pieces(vocabulary: Vocabulary) -> Cutter:
         fuse_unk=True,
         byte_fallback=BYTE in vocabulary.kinds,
     )
-    cutter = Cutter(model)
+    backend = BackendTokenizer(model)
     spaces: list[Normalizer] = [normalizers.Replace(" ", SPACE)]
-    cutter.normalizer = normalizers.Sequence(
+    backend.normalizer = normalizers.Sequence(
         [normalizers.Prepend(SPACE), *spaces] if vocabulary.space_first else spaces
     )
-    return cutter
+    return backend
 
 
 def merges_of_scores(vocabulary: Vocabulary) -> list[tuple[str, str]]:

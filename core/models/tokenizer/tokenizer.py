@@ -14,11 +14,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tokenizers import Tokenizer as Cutter
+from tokenizers import Tokenizer as BackendTokenizer
 
 from ...errors import ChatTemplateError
 from .chat_template import ChatTemplate, RenderedPiece, plain, texts
-from .pretokenizers import build, cut
+from .pretokenizers import backend_encode, build
 from .vocabulary import CONTROL, Vocabulary
 
 
@@ -26,13 +26,16 @@ class Tokenizer:
     """One model's tokenizer; safe to use from several threads."""
 
     def __init__(
-        self, vocabulary: Vocabulary, cutter: Cutter | None = None, later: Cutter | None = None
+        self,
+        vocabulary: Vocabulary,
+        backend: BackendTokenizer | None = None,
+        after_control: BackendTokenizer | None = None,
     ) -> None:
         """Take a vocabulary.
 
         Args:
-            cutter: what cuts text, where the model brings one of its own (tokenizer.json).
-            later: what cuts text behind a control token, where that is not the same.
+            backend: what cuts text, where the model brings one of its own (tokenizer.json).
+            after_control: what cuts text behind a control token, where that is not the same.
 
         Raises:
             ModelFileError: merges or a splitting rule that cannot be used.
@@ -53,8 +56,8 @@ class Tokenizer:
             else None
         )
         self._bytes = vocabulary.bytes_of()
-        self._cutter = cutter or build(vocabulary)
-        self._later = later or self._cutter
+        self._backend = backend or build(vocabulary)
+        self._backend_after_control = after_control or self._backend
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text. Role marks in it are letters like any others; half a surrogate pair, as
@@ -63,7 +66,7 @@ class Tokenizer:
         Raises:
             ModelFileError: the model's own tokenizer breaks on it.
         """
-        return self._cut(text, self._cutter)
+        return self._encode(text, self._backend)
 
     def encode_chat(
         self,
@@ -141,12 +144,12 @@ class Tokenizer:
         """Tokens of text between control tokens, behind those in `before`."""
         if before and before[-1] in self.vocabulary.trims_after:
             text = text.lstrip()
-        return self._cut(text, self._later if before else self._cutter)
+        return self._encode(text, self._backend_after_control if before else self._backend)
 
-    def _cut(self, text: str, cutter: Cutter) -> list[int]:
+    def _encode(self, text: str, backend: BackendTokenizer) -> list[int]:
         if not text.isascii():
             text = text.encode("utf-8", "replace").decode()
-        tokens = cut(cutter, text) if text else []
+        tokens = backend_encode(backend, text) if text else []
         if self._control_ids.isdisjoint(tokens):
             return tokens
         # A vocabulary whose merges lead to a role mark: the mark is spelled out instead.

@@ -13,7 +13,7 @@ from quietchoir.core.models.checkpoint import from_hf
 from quietchoir.core.models.lora.adapter import AdapterShape
 from quietchoir.core.models.transformer import Transformer
 from quietchoir.core.models.weights import Weights
-from quietchoir.core.training import rows
+from quietchoir.core.training import packing as rows
 from quietchoir.core.training.frozen_layers import dense_linear
 from quietchoir.core.training.trainer import Hyperparameters, Trainer
 from quietchoir.tests.fakes.models import make_model

@@ -18,7 +18,8 @@ from quietchoir.core.models.lora.adapter import AdapterShape, frozen_a
 from quietchoir.core.models.transformer import Transformer
 from quietchoir.core.models.weights import Weights
 from quietchoir.core.training import frozen_layers as prefix
-from quietchoir.core.training import precision, rows
+from quietchoir.core.training import packing as rows
+from quietchoir.core.training import precision
 from quietchoir.core.training.frozen_layers import dense_linear
 from quietchoir.core.training.loss import (
     ArgmaxCheck,
@@ -27,7 +28,7 @@ from quietchoir.core.training.loss import (
     logits_room,
     slopes_in_place,
 )
-from quietchoir.core.training.tokens import shared_start, tokenize
+from quietchoir.core.training.packing import shared_start, tokenize
 from quietchoir.core.training.trainer import Hyperparameters, StepInfo, Trainer
 from quietchoir.tests.fakes.training import TINY, blocks, chatter, conversation, tiny_pair
 
