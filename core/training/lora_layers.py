@@ -16,7 +16,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from ..models.attention import check_windows
-from ..models.lora.adapter import AdapterShape, Layout, frozen_a
+from ..models.lora.layout import AdapterShape, Layout, a_name, b_name, frozen_a
 from ..models.transformer import DecoderLayer, RopeTables, Transformer
 from ..models.weights import Weights
 from .frozen_layers import dense_linear
@@ -41,23 +41,23 @@ class UpperLayers:
         )
         inject_adapter_in_model(config, self.model, ADAPTER)
         self.flat = torch.zeros(self.layout.size, dtype=dtype)  # [n]
-        self.gradient = torch.zeros(self.layout.size, dtype=dtype)  # [n]
+        self.grad = torch.zeros(self.layout.size, dtype=dtype)  # [n]
         self.bind(frozen_a(shape, weights.architecture), dtype)
 
     def bind(self, a: dict[str, Tensor], dtype: torch.dtype) -> None:
         """Put the frozen A into PEFT's layers, and make each B a view on the flat vector."""
         self.model.requires_grad_(False)
-        b, slopes = self.layout.unflatten(self.flat), self.layout.unflatten(self.gradient)
+        b, grads = self.layout.unflatten(self.flat), self.layout.unflatten(self.grad)
         bound = 0
         for name, module in self.model.named_modules():
-            if f"{name}.lora_B.weight" not in b:
+            if b_name(name) not in b:
                 continue
             into, out = (
                 cast(nn.Linear, getattr(module, half)[ADAPTER]) for half in ("lora_A", "lora_B")
             )
-            into.weight = nn.Parameter(a[f"{name}.lora_A.weight"].to(dtype), requires_grad=False)
-            out.weight = nn.Parameter(b[f"{name}.lora_B.weight"])
-            out.weight.grad = slopes[f"{name}.lora_B.weight"]
+            into.weight = nn.Parameter(a[a_name(name)].to(dtype), requires_grad=False)
+            out.weight = nn.Parameter(b[b_name(name)])
+            out.weight.grad = grads[b_name(name)]
             # an instance's own comes before its class's
             module.__dict__["forward"] = lora_linear(module)
             bound += 1
@@ -75,7 +75,7 @@ class UpperLayers:
     def set(self, flat_b: Tensor) -> None:
         """Take over B, float32 [n], and forget gradients."""
         self.flat.copy_(flat_b)
-        self.gradient.zero_()
+        self.grad.zero_()
 
     def answers(self, x: Tensor, batch: PackedBatch) -> Tensor:
         """Hidden rows [N, D] -> normed rows of the answers only, [M, D], ready for the head."""
@@ -104,15 +104,15 @@ class LoraProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, None, None, Tensor | None, None]:
-        """Slopes [N, out] -> those of x, if somebody wants them (nobody does at the lowest trained
-        layer), and of B.
+        """Gradients [N, out] -> those of x, if somebody wants them (nobody does at the lowest
+        trained layer), and of B.
         """
-        (slope,) = outer
+        (grad,) = outer
         weight, a, b, low = ctx.saved_tensors
         into = None
         if ctx.needs_input_grad[0]:
-            into = (slope @ weight).addmm_((slope @ b).mul_(ctx.scale), a)
-        return into, None, None, slope.T @ low if ctx.needs_input_grad[3] else None, None
+            into = (grad @ weight).addmm_((grad @ b).mul_(ctx.scale), a)
+        return into, None, None, grad.T @ low if ctx.needs_input_grad[3] else None, None
 
 
 def lora_linear(module: nn.Module, others: Tensor | None = None) -> Callable[[Tensor], Tensor]:
@@ -144,8 +144,7 @@ def last_layer(layer: DecoderLayer, x: Tensor, rope: RopeTables, batch: PackedBa
     q = block.queries(normed[wanted], cos_sin and (cos_sin[0][wanted], cos_sin[1][wanted]))
     # attention wants all rows
     everywhere = q.new_zeros(len(x), *q.shape[1:]).index_copy(0, wanted, q)
-    mixed = batch(block.layer, everywhere, block.keys(normed, cos_sin), block.values(normed))[
-        wanted
-    ]
+    keys, values = block.keys(normed, cos_sin), block.values(normed)
+    mixed = batch(block.layer, everywhere, keys, values)[wanted]
     x = x[wanted] + layer.attention_residual(block.out(mixed))
     return x + layer.mlp_residual(x)

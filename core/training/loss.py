@@ -41,13 +41,15 @@ class AnswerLoss(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32)
         for start in range(0, len(rows), len(room)):
             part = slice(start, start + len(room))
-            slope = room[: len(rows[part])]  # logits that become softmax - onehot in place
-            torch.mm(rows[part], weight.T, out=slope)
+            logit_grad = room[: len(rows[part])]  # logits that become softmax - onehot in place
+            torch.mm(rows[part], weight.T, out=logit_grad)
             for piece, wanted in zip(
-                torch.split(slope, CHUNK_ROWS), torch.split(targets[part], CHUNK_ROWS), strict=True
+                torch.split(logit_grad, CHUNK_ROWS),
+                torch.split(targets[part], CHUNK_ROWS),
+                strict=True,
             ):
-                total += slopes_in_place(piece, wanted[:, None])
-            torch.mm(slope, weight, out=gradient[part])
+                total += grads_in_place(piece, wanted[:, None])
+            torch.mm(logit_grad, weight, out=gradient[part])
         ctx.save_for_backward(gradient)
         return total
 
@@ -58,11 +60,11 @@ class AnswerLoss(torch.autograd.Function):
         return gradient * outer[0].to(gradient.dtype), None, None, None
 
 
-def slopes_in_place(logits: Tensor, targets: Tensor) -> Tensor:
+def grads_in_place(logits: Tensor, targets: Tensor) -> Tensor:
     """Turn logits [C, V] into softmax - onehot of targets [C, 1]; the summed loss, float32 scalar.
 
-    A target's own slope is minus the sum of all others: 1 - softmax would be lost to rounding
-    where the model is nearly sure, and every row of slopes sums to 0.
+    A target's own gradient is minus the sum of all others: 1 - softmax would be lost to rounding
+    where the model is nearly sure, and every row of gradients sums to 0.
     """
     torch.softmax(logits, dim=1, out=logits)
     hit = logits.gather(1, targets)

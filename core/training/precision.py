@@ -21,7 +21,7 @@ SLOWEST = 3.0  # a bfloat16 trial this many times slower than float32 runs in so
 REPEATS = 5  # the first also builds the kernel; the best of them counts
 
 
-def choose(precision: str) -> torch.dtype:
+def resolve_dtype(precision: str) -> torch.dtype:
     """The format for `precision`, "auto", "float32" or "bfloat16".
 
     Raises:
@@ -34,7 +34,7 @@ def choose(precision: str) -> torch.dtype:
     return NAMES[precision]
 
 
-def name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     """What results call it: "float32" or "bfloat16"."""
     return next(key for key, value in NAMES.items() if value == dtype)
 

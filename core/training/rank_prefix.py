@@ -1,6 +1,7 @@
 """Training a prefix of an adapter's columns: what a small node does of a large adapter.
 
-Knows how a wide flat B and a narrow one lie in each other, and PEFT's layers as `lora` leaves them.
+Knows how a wide flat B and a narrow one lie in each other, and PEFT's layers as `lora_layers`
+leaves them.
 Knows nothing of rounds.
 Always: B's other columns are what they were, bit for bit; the trainer is as it was when this is
 over, also after an error.
@@ -21,14 +22,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..models.lora.adapter import AdapterShape, Layout
-from ..models.lora.layout import a_name, b_name
+from ..models.architecture import LORA_B
+from ..models.lora.layout import AdapterShape, Layout, a_name, b_name
 from .frozen_layers import Prepared
 from .lora_layers import ADAPTER, UpperLayers, lora_linear
 from .trainer import Hyperparameters, StepInfo, Trainer, TrainResult
 
 
-def narrow_shape(shape: AdapterShape, columns: int) -> AdapterShape:
+def prefix_shape(shape: AdapterShape, columns: int) -> AdapterShape:
     """The shape of the first `columns` columns alone, under the same scale.
 
     Raises:
@@ -50,10 +51,10 @@ def first_columns(flat_b: Tensor, rank: int, columns: int) -> Tensor:
     return flat_b.view(-1, rank)[:, :columns].reshape(-1)
 
 
-def widened(narrow: Tensor, flat_b: Tensor, rank: int, columns: int) -> Tensor:
-    """`flat_b` [n] with its first columns replaced by those of `narrow`."""
+def widened(prefix: Tensor, flat_b: Tensor, rank: int, columns: int) -> Tensor:
+    """`flat_b` [n] with its first columns replaced by those of `prefix`."""
     out = flat_b.detach().clone()
-    out.view(-1, rank)[:, :columns] = narrow.view(-1, columns)
+    out.view(-1, rank)[:, :columns] = prefix.view(-1, columns)
     return out
 
 
@@ -75,41 +76,43 @@ def train_columns(
         whole: the other columns take part in the forward pass.
 
     Raises:
-        TrainingError, ValueError: as `Trainer.train` and `narrow_shape`.
+        TrainingError, ValueError: as `Trainer.train` and `prefix_shape`.
     """
     rank = trainer.shape.rank
     start = flat_b.detach().to(torch.float32)
-    with narrowed(trainer, trainer.checked(start), columns, whole=whole) as narrow:
-        result = narrow.train(
+    with prefix_trainer(trainer, trainer.checked(start), columns, whole=whole) as prefix:
+        result = prefix.train(
             first_columns(start, rank, columns), prepared, recipe, seed=seed, on_step=on_step
         )
     return dataclasses.replace(result, flat_b=widened(result.flat_b, start, rank, columns))
 
 
 @contextmanager
-def narrowed(trainer: Trainer, flat_b: Tensor, columns: int, *, whole: bool) -> Iterator[Trainer]:
+def prefix_trainer(
+    trainer: Trainer, flat_b: Tensor, columns: int, *, whole: bool
+) -> Iterator[Trainer]:
     """A trainer of the first columns, on the same layers; `trainer` itself must not train
     meanwhile.
     """
-    narrow = copy.copy(trainer)
-    narrow.shape = narrow_shape(trainer.shape, columns)
-    layers = NarrowLayers(trainer.upper, narrow.shape)
-    narrow.upper = layers
+    prefix = copy.copy(trainer)
+    prefix.shape = prefix_shape(trainer.shape, columns)
+    layers = RankPrefixLayers(trainer.upper, prefix.shape)
+    prefix.upper = layers
     try:
         layers.enter(flat_b if whole else None)
-        yield narrow
+        yield prefix
     finally:
         layers.leave()
 
 
-class NarrowLayers(UpperLayers):
+class RankPrefixLayers(UpperLayers):
     """Upper layers that train a prefix of the columns of others, whose network they share."""
 
     def __init__(self, wide: UpperLayers, shape: AdapterShape) -> None:
         self.model, self.wide, self.shape = wide.model, wide, shape
         self.layout = Layout(shape, wide.model.architecture)
         self.flat = torch.zeros(self.layout.size, dtype=wide.flat.dtype)  # [n']
-        self.gradient = torch.zeros_like(self.flat)  # [n']
+        self.grad = torch.zeros_like(self.flat)  # [n']
         # whose weights they were, and whether they are trained
         self.taken: list[tuple[nn.Linear, nn.Parameter, bool]] = []
         self.joined: list[nn.Module] = []  # projections that multiply by frozen columns too
@@ -122,14 +125,14 @@ class NarrowLayers(UpperLayers):
         rest = {} if flat_b is None else self.wide.layout.unflatten(flat_b.to(self.flat.dtype))
         a, frozen = dict[str, Tensor](), list[tuple[nn.Module, Tensor]]()
         for name in self.layout.shapes:
-            module = modules[name.removesuffix(".lora_B.weight")]
+            module = modules[name.removesuffix(LORA_B)]
             into, out = (
                 cast(nn.Linear, getattr(module, half)[ADAPTER]) for half in ("lora_A", "lora_B")
             )
             for linear in (into, out):
                 weight = cast(nn.Parameter, linear.weight)
                 self.taken.append((linear, weight, weight.requires_grad))
-            key = name.removesuffix(".lora_B.weight")
+            key = name.removesuffix(LORA_B)
             a[a_name(key)] = into.weight.detach() if rest else into.weight.detach()[:columns]
             if rest:
                 frozen.append((module, rest[b_name(key)][:, columns:]))

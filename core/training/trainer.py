@@ -1,9 +1,10 @@
 """One party's training: a flat B goes in, a flat B comes out.
 
-Knows the recipe, batches and the optimizer. Knows nothing of rounds, other parties or where
-examples come from.
-Always: the same weights, examples, B, recipe, seed and thread count give the same result bit for
-bit; a gradient that is not finite ends the training with an error and leaves the given B as it was.
+Knows the hyperparameters, batches and the optimizer. Knows nothing of rounds, other parties or
+where examples come from.
+Always: the same weights, examples, B, hyperparameters, seed and thread count give the same result
+bit for bit; a gradient that is not finite ends the training with an error and leaves the given B
+as it was.
 """
 
 import math
@@ -17,13 +18,13 @@ from torch import Tensor
 from ..errors import TrainingError
 from ..models.lora.adapter import AdapterShape
 from ..models.weights import Weights
-from . import frozen_layers as prefix
-from . import precision as formats
+from . import frozen_layers
 from .evaluate import Score, score
 from .examples import Example
 from .frozen_layers import OnProgress, Prepared
 from .lora_layers import UpperLayers
 from .loss import answer_loss, logits_room
+from .precision import dtype_name, resolve_dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +95,8 @@ class Trainer:
         if threads > 0:
             torch.set_num_threads(threads)
         self.weights, self.shape = weights, shape
-        self.dtype = formats.choose(precision)
-        self.precision = formats.name(self.dtype)
+        self.dtype = resolve_dtype(precision)
+        self.precision = dtype_name(self.dtype)
         self.upper = UpperLayers(weights, shape, self.dtype)
 
     @property
@@ -112,7 +113,7 @@ class Trainer:
             DataError: examples that do not fit the model.
         """
         layers = self.weights.architecture.num_layers - self.shape.upper_layers
-        return prefix.prepare(
+        return frozen_layers.prepare(
             examples, self.weights, layers=layers, dtype=self.dtype, on_progress=on_progress
         )
 
@@ -120,7 +121,7 @@ class Trainer:
         self,
         flat_b: Tensor,
         prepared: Prepared,
-        recipe: Hyperparameters,
+        hyperparameters: Hyperparameters,
         *,
         seed: int,
         on_step: Callable[[StepInfo], None] | None = None,
@@ -129,7 +130,7 @@ class Trainer:
         """Train B from `flat_b` (float32 [n], not changed), with an optimizer that starts afresh.
 
         Args:
-            anchor: what `recipe.proximal` pulls towards, float32 [n]; by default `flat_b`.
+            anchor: what `hyperparameters.proximal` pulls towards, float32 [n]; by default `flat_b`.
 
         Raises:
             TrainingError: a loss or gradient that is not finite.
@@ -139,34 +140,38 @@ class Trainer:
         anchor = start if anchor is None else self.checked(anchor)
         master = start.clone()  # steps are too small for bfloat16 to hold
         optimizer = torch.optim.AdamW(
-            [master], lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
+            [master], lr=hyperparameters.lr, weight_decay=hyperparameters.weight_decay, fused=True
         )
-        batches = order(len(prepared), recipe, seed)
+        batches = order(len(prepared), hyperparameters, seed)
         room = logits_room(self.upper.head)
         total, tokens = 0.0, 0
         for number, indices in enumerate(batches, start=1):
             self.upper.set(self.checked(master))
             loss, count = self.step(prepared, indices, room)
-            if not (math.isfinite(loss) and bool(torch.isfinite(self.upper.gradient).all())):
+            if not (math.isfinite(loss) and bool(torch.isfinite(self.upper.grad).all())):
                 raise TrainingError(
                     f"step {number} of {len(batches)}: loss {loss}, not finite; "
-                    f"lower lr = {recipe.lr}"
+                    f"lower lr = {hyperparameters.lr}"
                 )
-            master.grad = self.upper.gradient.float()
-            if recipe.proximal:
-                master.grad += recipe.proximal * (master.detach() - anchor)
+            master.grad = self.upper.grad.float()
+            if hyperparameters.proximal:
+                master.grad += hyperparameters.proximal * (master.detach() - anchor)
             optimizer.step()
             total, tokens = total + loss * count, tokens + count
             if on_step is not None:
                 on_step(StepInfo(number, len(batches), loss))
         return TrainResult(
-            master.detach(), len(prepared) * recipe.epochs, tokens, total / tokens, self.precision
+            master.detach(),
+            len(prepared) * hyperparameters.epochs,
+            tokens,
+            total / tokens,
+            self.precision,
         )
 
     def step(
         self, prepared: Prepared, indices: Sequence[int], room: Tensor | None = None
     ) -> tuple[float, int]:
-        """Gradient of one batch into `upper.gradient`; mean loss and number of answer tokens.
+        """Gradient of one batch into `upper.grad`; mean loss and number of answer tokens.
 
         Args:
             room: as `answer_loss` takes it.
@@ -190,13 +195,14 @@ class Trainer:
         return flat_b
 
 
-def order(count: int, recipe: Hyperparameters, seed: int) -> list[list[int]]:
+def order(count: int, hyperparameters: Hyperparameters, seed: int) -> list[list[int]]:
     """Batches of all epochs: every epoch a new shuffle that follows from `seed`."""
     rng = np.random.default_rng([seed])
     batches = []
-    for _ in range(recipe.epochs):
+    for _ in range(hyperparameters.epochs):
         shuffled = rng.permutation(count).tolist()
         batches += [
-            shuffled[start : start + recipe.batch] for start in range(0, count, recipe.batch)
+            shuffled[start : start + hyperparameters.batch]
+            for start in range(0, count, hyperparameters.batch)
         ]
     return batches

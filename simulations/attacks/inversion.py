@@ -107,7 +107,7 @@ def messages(weights: Weights, sentences: Sequence[str] = SENTENCES) -> list[Tar
         rows = upper.answers(upper.model.embed(input_tokens(example, 0)), batch)
         loss = functional.cross_entropy(rows @ upper.head.T, batch.targets)
         loss.backward()  # type: ignore[no-untyped-call]
-        out.append(TargetMessage(tokens, upper.gradient.double().numpy().copy()))
+        out.append(TargetMessage(tokens, upper.grad.double().numpy().copy()))
     return out
 
 

@@ -135,7 +135,7 @@ def dequantize_as(kind: torch.dtype) -> Callable[[Tensor], Tensor]:
     return dequantize_plain
 
 
-# uint8 [n, size] -> float32 [n, columns], for each key of `formats.QUANT_TYPES`
+# uint8 [n, size] -> float32 [n, columns], for each key of `types.QUANT_TYPES`
 DEQUANTIZERS: dict[str, Callable[[Tensor], Tensor]] = {
     "F32": dequantize_as(torch.float32),
     "F16": dequantize_as(torch.float16),

@@ -26,7 +26,7 @@ from quietchoir.core.training.loss import (
     answer_loss,
     best_tokens,
     logits_room,
-    slopes_in_place,
+    grads_in_place,
 )
 from quietchoir.core.training.packing import shared_start, tokenize
 from quietchoir.core.training.trainer import Hyperparameters, StepInfo, Trainer
@@ -86,12 +86,12 @@ def test_the_gradient_is_that_of_transformers_with_peft() -> None:
         labels[0, : len(example.prompt)] = -100
         total = total + model(input_ids=tokens, labels=labels).loss * len(example.answer)
     (total / count).backward()
-    slopes = trainer.upper.layout.flatten(
+    grads = trainer.upper.layout.flatten(
         {name: torch.as_tensor(b.grad) for name, b in theirs.items()}
     )
     assert loss == pytest.approx(float(total.detach()) / count, rel=1e-5)
-    assert float(slopes.norm()) > 0.1
-    torch.testing.assert_close(trainer.upper.gradient, slopes, rtol=1e-4, atol=1e-5)
+    assert float(grads.norm()) > 0.1
+    torch.testing.assert_close(trainer.upper.grad, grads, rtol=1e-4, atol=1e-5)
 
 
 def test_only_b_is_trained(trainer: Trainer) -> None:
@@ -165,7 +165,7 @@ def test_the_loss_is_cross_entropy_and_its_gradient_too() -> None:
 
 
 @pytest.mark.parametrize("sure", [0.1, 1.0, 4.0, 20.0])
-def test_slopes_in_bfloat16_are_as_near_as_bfloat16_is(sure: float) -> None:
+def test_gradients_in_bfloat16_are_as_near_as_bfloat16_is(sure: float) -> None:
     """Also where a model is nearly sure, and all of a target's slope is 1 - softmax."""
     draw = torch.Generator().manual_seed(0)
     targets = torch.randint(301, (90,), generator=draw)
@@ -175,7 +175,7 @@ def test_slopes_in_bfloat16_are_as_near_as_bfloat16_is(sure: float) -> None:
     exact = rounded.double().requires_grad_()
     expected = torch.nn.functional.cross_entropy(exact, targets, reduction="sum")
     expected.backward()
-    loss = slopes_in_place(rounded, targets[:, None])
+    loss = grads_in_place(rounded, targets[:, None])
     assert exact.grad is not None
     torch.testing.assert_close(rounded.double(), exact.grad, rtol=2**-7, atol=1e-14)
     torch.testing.assert_close(loss.double(), expected.detach(), rtol=2**-7, atol=1e-14)
@@ -375,11 +375,11 @@ def test_a_recipe_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_precision_is_chosen_by_name_and_auto_is_one_that_works() -> None:
-    assert precision.choose("float32") is torch.float32
-    assert precision.choose("bfloat16") is torch.bfloat16
-    assert precision.name(precision.choose("auto")) in ("float32", "bfloat16")
+    assert precision.resolve_dtype("float32") is torch.float32
+    assert precision.resolve_dtype("bfloat16") is torch.bfloat16
+    assert precision.dtype_name(precision.resolve_dtype("auto")) in ("float32", "bfloat16")
     with pytest.raises(ConfigError, match="float16"):
-        precision.choose("float16")
+        precision.resolve_dtype("float16")
 
 
 def test_bfloat16_that_computes_nonsense_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,7 +392,7 @@ def test_bfloat16_that_computes_nonsense_is_not_used(monkeypatch: pytest.MonkeyP
     )
     precision.bfloat16_works.cache_clear()
     try:
-        assert precision.choose("auto") is torch.float32
+        assert precision.resolve_dtype("auto") is torch.float32
     finally:
         precision.bfloat16_works.cache_clear()
 

@@ -37,7 +37,7 @@ def start(trainer: Trainer) -> torch.Tensor:
 def test_the_narrow_vector_is_the_layout_of_the_narrow_shape(
     trainer: Trainer, start: torch.Tensor
 ) -> None:
-    small = narrow.narrow_shape(SHAPE, 2)
+    small = narrow.prefix_shape(SHAPE, 2)
     wide, thin = (
         Layout(SHAPE, TINY).unflatten(start),
         Layout(small, TINY).unflatten(narrow.first_columns(start, 6, 2)),
@@ -53,13 +53,13 @@ def test_the_gradient_is_that_of_the_whole_adapter_cut_to_the_columns(
 ) -> None:
     trainer.upper.set(start)
     loss, _ = trainer.step(prepared, range(10))
-    expected = narrow.first_columns(trainer.upper.gradient, 6, 2).clone()
-    with narrow.narrowed(trainer, start, 2, whole=True) as small:
+    expected = narrow.first_columns(trainer.upper.grad, 6, 2).clone()
+    with narrow.prefix_trainer(trainer, start, 2, whole=True) as small:
         small.upper.set(narrow.first_columns(start, 6, 2))
         same_loss, _ = small.step(prepared, range(10))
         assert same_loss == pytest.approx(loss, rel=1e-5)
-        torch.testing.assert_close(small.upper.gradient, expected, rtol=1e-3, atol=1e-6)
-    with narrow.narrowed(trainer, start, 2, whole=False) as small:
+        torch.testing.assert_close(small.upper.grad, expected, rtol=1e-3, atol=1e-6)
+    with narrow.prefix_trainer(trainer, start, 2, whole=False) as small:
         small.upper.set(narrow.first_columns(start, 6, 2))
         other_loss, _ = small.step(prepared, range(10))
         assert abs(other_loss - loss) > 1e-3  # another network: the other columns are missing
