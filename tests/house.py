@@ -274,7 +274,7 @@ def entered(mode: str, root: Path = ROOT) -> list[str]:
 ROUND = """
 import os, sys
 try:
-    from quietchoir.tests.federation.test_files_entered import entered
+    from quietchoir.tests.federation.rounds.test_files_entered import entered
     print(*entered({mode!r}, {rooms!r}), sep="\\n")
     sys.exit()
 except ModuleNotFoundError:

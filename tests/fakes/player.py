@@ -18,7 +18,9 @@ from quietchoir.core.engine.backends.native import sources
 from quietchoir.core.engine.backends.native.library import KINDS
 from quietchoir.tests.fakes.blocks import random_rows
 
-PLAYER = Path(__file__).resolve().parents[1] / "core" / "engine" / "native" / "check.cpp"
+PLAYER = (
+    Path(__file__).resolve().parents[1] / "core" / "engine" / "backends" / "native" / "check.cpp"
+)
 MULTIPLY, DECODE, MODEL, MATRIX, EMBEDDING, VECTOR, ADAPTER, FACTORS, STEP = range(9)
 ROLES = ("query", "key", "value", "output", "gate", "up", "down")
 ATTENTION_NORM, MLP_NORM, QUERY_NORM, KEY_NORM, AFTER_ATTENTION, AFTER_MLP, FINAL_NORM, BIASES = (

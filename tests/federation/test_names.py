@@ -74,7 +74,7 @@ from quietchoir.private_search.messages import (
 )
 from quietchoir.tests.fakes.federation import DIGEST, House, house
 from quietchoir.tests.fakes.search import fake_index
-from quietchoir.tests.federation.test_registry import SHAPE, TINY
+from quietchoir.tests.federation.adapters.test_registry import SHAPE, TINY
 
 SIZE, RUN = 12, "0a" * 16
 PLACE = Place(RUN, 1, 1)

@@ -17,7 +17,7 @@ from .types import GROUP
 SLAB_ROWS = 4096  # rows worked on at a time, so that the float32 copy stays small
 # Where a scale is looked for: the largest weight on step -8, and 18 scales around that. Source: the
 # search of ggml's `make_qx_quants`; it lowers the square error of normally distributed weights by a
-# tenth (tests/core/models/test_to_gguf.py).
+# tenth (tests/core/models/checkpoint/test_to_gguf.py).
 STEPS = tuple(-(8 + 0.1 * step) for step in (0, *range(-9, 0), *range(1, 10)))
 # kept at 8 bits: at 4 SmolLM2's perplexity rises by 0.9
 ENDS = ("model.embed_tokens.weight", "lm_head.weight")

@@ -20,7 +20,7 @@ from quietchoir.core.models.weights import Weights
 from quietchoir.tests.fakes.models import QuickReader
 
 from .conftest import MakeLinear
-from .test_tokenizer import TRICKY
+from .tokenizer.test_tokenizer import TRICKY
 
 BOUND = 1e-3
 CONVERSATION = [

@@ -1,0 +1,143 @@
+"""`library serve | ask | key` as processes and as sentences."""
+
+import argparse
+import json
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from quietchoir.core.errors import ConfigError, DataError, ModelNotFoundError
+from quietchoir.crypto.identity.keys import Identity
+from quietchoir.private_search import commands
+from quietchoir.tests.fakes.search import TEXTS, FakeEmbedder
+
+KEY = Identity.generate().public.raw.hex()
+SERVE = """
+import sys
+from quietchoir.private_search import commands
+from quietchoir.tests.fakes.search import FakeEmbedder
+from quietchoir.tests.private_search.test_library_commands import parsed
+try:
+    commands.run_serve(parsed(*sys.argv[1:]), FakeEmbedder())
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def parsed(*words: object) -> argparse.Namespace:
+    top = argparse.ArgumentParser()
+    commands.register(top.add_subparsers())
+    return top.parse_args(["library", *map(str, words)])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = tmp_path / "texts"
+    made.mkdir()
+    for number, text in enumerate(TEXTS):
+        (made / f"{number}.txt").write_text(text)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("QUIETCHOIR_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("QUIETCHOIR_MODELS", raising=False)
+
+
+def test_two_processes_one_private_question(folder, tmp_path, capsys):
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-c",
+        SERVE,
+        "serve",
+        folder,
+        "--port",
+        "0",
+        "--max-queries",
+        "2",
+        "--json",
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        ready = json.loads(child.stdout.readline())
+        assert ready["passages"] == len(TEXTS)
+        commands.run_ask(
+            parsed("ask", ready["address"], "Which strings has a cello?", "--json"), FakeEmbedder()
+        )
+        commands.run_ask(
+            parsed("ask", ready["address"], "Which strings has a cello?"), FakeEmbedder()
+        )
+        with pytest.raises(Exception, match="used up"):
+            commands.run_ask(parsed("ask", ready["address"], "A third one?"), FakeEmbedder())
+        child.send_signal(signal.SIGINT)
+        _, complaints = child.communicate(timeout=60)
+    assert child.returncode == 130 and complaints == ""
+    first, second = capsys.readouterr().out.split("\n", 1)
+    answer = json.loads(first)
+    assert answer["found"][0]["text"] == TEXTS[2] and answer["found"][0]["source"] == "2.txt"
+    assert {"bytes_up", "bytes_down", "seconds", "passages"} < set(answer)
+    assert TEXTS[2] in second and "ciphertext only" in second and "kB up" in second
+
+
+def test_what_an_owner_can_mend_is_a_sentence(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no text"):
+        commands.run_serve(parsed("serve", tmp_path / "empty"))
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(ConfigError, match="--port"),
+    ):
+        commands.run_serve(parsed("serve", folder, "--port", taken.getsockname()[1]))
+    with pytest.raises(ConfigError, match="--port"):
+        commands.run_serve(parsed("serve", folder, "--port", 70000))
+    with pytest.raises(ConfigError, match="both or neither"):
+        commands.run_serve(parsed("serve", folder, "--certificate", "x.pem"))
+    with pytest.raises(ConfigError, match="fit"):
+        commands.run_serve(
+            parsed("serve", folder, "--certificate", "x.pem", "--private-key", "y.pem")
+        )
+    with pytest.raises(ConfigError, match="work out the embeddings"):
+        commands.run_serve(
+            parsed("serve", folder, "--port", 0, "--max-queries", 12), FakeEmbedder()
+        )
+    with pytest.raises(ConfigError, match="ask something"):
+        commands.run_ask(parsed("ask", f"http://127.0.0.1:1/#{KEY}", " "), FakeEmbedder())
+    with pytest.raises(ConfigError, match="not a certificate"):
+        commands.run_ask(
+            parsed("ask", f"https://127.0.0.1:1/#{KEY}", "a", "--certificate", folder / "0.txt"),
+            FakeEmbedder(),
+        )
+
+
+def test_a_missing_model_says_how_to_pull_it(folder):
+    with pytest.raises(ModelNotFoundError, match="quietchoir model pull"):
+        commands.run_serve(parsed("serve", folder, "--port", 0))
+
+
+def test_the_allow_file_is_read_whole_or_refused_with_its_line(tmp_path):
+    path = tmp_path / "allow"
+    path.write_text(f"# friends\n{KEY.upper()}  # ann\n\n")
+    assert commands._listed(path) == {KEY}
+    path.write_text(f"{KEY}\nann\n")
+    with pytest.raises(ConfigError, match=":2: not a key"):
+        commands._listed(path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        commands._listed(tmp_path / "none")
+
+
+def test_an_asker_has_one_lasting_key_for_each_host(capsys):
+    other = Identity.generate().public.raw.hex()
+    for key in (KEY, KEY, other):
+        commands.run_key(parsed("key", f"http://h:1/#{key}"))
+    first, again, elsewhere = capsys.readouterr().out.split()
+    assert first == again != elsewhere
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (Path(commands._room())).glob("*.key"))
