@@ -1,7 +1,7 @@
 """The shape of a network, for every family that one forward pass serves.
 
 Knows sizes, and what a family does beyond Llama. Knows no files and no weights.
-Always: an `Architecture` that was read from a file passed `complaint`, so nobody allocates by a
+Always: an `Architecture` that was read from a file passed `validate`, so nobody allocates by a
 number that makes no sense.
 """
 

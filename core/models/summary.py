@@ -22,14 +22,16 @@ class Summary:
     architecture: Architecture
     parameters: int  # weights, the head counted once where it is the embedding
     bytes: int  # of all tensors
-    kinds: dict[str, int]  # block type -> weights held in it, most first
+    quant_types: dict[str, int]  # block type -> weights held in it, most first
     chat: str  # "yes", or why it cannot chat
 
     def lines(self) -> list[tuple[str, str]]:
         """Label and value of each line."""
         own = self.architecture
         windows = sorted({window for window in own.windows if window})
-        shares = (f"{kind} {count / self.parameters:.1%}" for kind, count in self.kinds.items())
+        shares = (
+            f"{name} {count / self.parameters:.1%}" for name, count in self.quant_types.items()
+        )
         return [
             ("family", own.family),
             ("weights", f"{self.parameters / 1e6:,.0f} million, {self.bytes / 1e6:,.0f} MB"),
@@ -61,11 +63,13 @@ def summarize(path: Path) -> Summary:
     """
     architecture, tensors, tokenizer = read_parts(path)
     distinct: dict[int, QuantTensor] = {id(blocks): blocks for blocks in tensors.values()}
-    kinds: Counter[str] = Counter()
+    quant_types: Counter[str] = Counter()
     for blocks in distinct.values():
-        kinds[blocks.quant_type] += blocks.shape[0] * blocks.shape[1]
+        quant_types[blocks.quant_type] += blocks.shape[0] * blocks.shape[1]
     size = sum(blocks.memory.size for blocks in distinct.values())
-    return Summary(architecture, kinds.total(), size, dict(kinds.most_common()), chats(tokenizer))
+    return Summary(
+        architecture, quant_types.total(), size, dict(quant_types.most_common()), chats(tokenizer)
+    )
 
 
 def chats(tokenizer: Tokenizer) -> str:

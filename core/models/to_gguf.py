@@ -23,7 +23,7 @@ from .checkpoint import from_gguf
 from .families import FAMILIES
 from .family import GGUF_ENDS
 from .files.gguf import GgufFile
-from .quant.quantize import chosen, quantize
+from .quant.quantize import quantize, stored_type
 from .quant.tensor import PLAIN, QuantTensor, plain
 from .tokenizer.vocabulary import Vocabulary
 from .weights import Weights
@@ -38,19 +38,19 @@ class TensorPlan:
 
     name: str
     parts: tuple[str, ...]  # our names, one above the other
-    kind: str
+    quant_type: str
     interleaved: bool
 
 
-def save(weights: Weights, path: Path, kind: str) -> None:
-    """Write `weights` to `path`, its matrices as `kind`.
+def save(weights: Weights, path: Path, quant_type: str) -> None:
+    """Write `weights` to `path`, its matrices as `quant_type`.
 
     Raises:
         ModelFileError: what GGUF or this reader of it cannot hold, or a model that is quantised
         already. ModelError: no room or no permission; nothing stays.
     """
-    metadata, extra = describe(weights, kind)
-    plans = list(plan(weights, kind))
+    metadata, extra = describe(weights, quant_type)
+    plans = list(plan(weights, quant_type))
     check(weights, metadata, extra)
     try:
         make_folder(path.parent)
@@ -67,17 +67,17 @@ def save(weights: Weights, path: Path, kind: str) -> None:
         ) from error
 
 
-def type_of(weights: Weights, name: str, kind: str) -> str:
+def type_of(weights: Weights, name: str, quant_type: str) -> str:
     """As what one of our tensors is written."""
-    return chosen(name, weights.tensors[name].shape, kind)
+    return stored_type(name, weights.tensors[name].shape, quant_type)
 
 
-def plan(weights: Weights, kind: str) -> Iterator[TensorPlan]:
+def plan(weights: Weights, quant_type: str) -> Iterator[TensorPlan]:
     """Every tensor of the file, with its type."""
     family = FAMILIES[weights.architecture.family]
-    if kind not in FILE_TYPES:
+    if quant_type not in FILE_TYPES:
         raise ModelFileError(
-            f"type {kind} cannot be written; choose one of {', '.join(FILE_TYPES)}"
+            f"type {quant_type} cannot be written; choose one of {', '.join(FILE_TYPES)}"
         )
     quantised = {
         name: blocks.quant_type
@@ -96,7 +96,7 @@ def plan(weights: Weights, kind: str) -> Iterator[TensorPlan]:
             yield TensorPlan(
                 f"{theirs}.weight",
                 (f"{ours}.weight",),
-                type_of(weights, f"{ours}.weight", kind),
+                type_of(weights, f"{ours}.weight", quant_type),
                 False,
             )
     fused = {part: theirs for theirs, parts in family.gguf_fused.items() for part in parts}
@@ -105,7 +105,7 @@ def plan(weights: Weights, kind: str) -> Iterator[TensorPlan]:
         for theirs, parts in family.gguf_fused.items():
             names = tuple(f"{prefix}{part}.weight" for part in parts)
             yield TensorPlan(
-                f"blk.{layer}.{theirs}.weight", names, type_of(weights, names[0], kind), False
+                f"blk.{layer}.{theirs}.weight", names, type_of(weights, names[0], quant_type), False
             )
         for ours in weights.architecture.layer_shapes():
             module, _, suffix = ours.rpartition(".")
@@ -113,18 +113,18 @@ def plan(weights: Weights, kind: str) -> Iterator[TensorPlan]:
                 name = f"blk.{layer}.{family.in_gguf(module)}.{suffix}"
                 turned = family.interleaved and module in ROPE_PROJECTIONS
                 yield TensorPlan(
-                    name, (prefix + ours,), type_of(weights, prefix + ours, kind), turned
+                    name, (prefix + ours,), type_of(weights, prefix + ours, quant_type), turned
                 )
 
 
 def prepared(weights: Weights, one: TensorPlan) -> QuantTensor:
     """The blocks of one tensor as they stand in the file."""
     try:
-        parts = [quantize(weights.tensors[name], one.kind) for name in one.parts]
+        parts = [quantize(weights.tensors[name], one.quant_type) for name in one.parts]
     except ValueError as error:
         raise ModelFileError(f"{one.parts[0]}: {error}; choose another model or type") from error
     whole = QuantTensor(
-        one.kind,
+        one.quant_type,
         (sum(part.shape[0] for part in parts), parts[0].shape[1]),
         torch.cat([p.raw for p in parts]),
     )
@@ -136,7 +136,7 @@ def prepared(weights: Weights, one: TensorPlan) -> QuantTensor:
     )
 
 
-def describe(weights: Weights, kind: str) -> tuple[dict[str, Any], dict[str, QuantTensor]]:
+def describe(weights: Weights, quant_type: str) -> tuple[dict[str, Any], dict[str, QuantTensor]]:
     """Metadata, and tensors that say how rope is stretched."""
     architecture = weights.architecture
     family = FAMILIES[architecture.family]
@@ -145,7 +145,7 @@ def describe(weights: Weights, kind: str) -> tuple[dict[str, Any], dict[str, Qua
     extra = {name: plain(torch.tensor([row], dtype=torch.float32)) for name, row in rows.items()}
     metadata = {
         "general.architecture": architecture.family,
-        "general.file_type": FILE_TYPES.get(kind, 0),
+        "general.file_type": FILE_TYPES.get(quant_type, 0),
         "general.quantization_version": 2,
         **{f"{architecture.family}.{key}": value for key, value in own.items()},
         **words(weights.tokenizer.vocabulary),
@@ -183,7 +183,7 @@ def words(vocabulary: Vocabulary) -> dict[str, Any]:
         "tokenizer.ggml.model": "llama" if pieces else "gpt2",
         "tokenizer.ggml.pre": "default" if pieces else vocabulary.splitting,
         "tokenizer.ggml.tokens": list(vocabulary.tokens),
-        "tokenizer.ggml.token_type": list(vocabulary.kinds),
+        "tokenizer.ggml.token_type": list(vocabulary.token_types),
         "tokenizer.ggml.add_bos_token": bool(vocabulary.start),
     }
     if pieces:
@@ -269,7 +269,9 @@ def write(
     for one in plans:
         rows = sum(weights.tensors[name].shape[0] for name in one.parts)
         columns = weights.tensors[one.parts[0]].shape[1]
-        announce(writer, gguf, one.name, one.kind, (columns,) if rows == 1 else (rows, columns))
+        announce(
+            writer, gguf, one.name, one.quant_type, (columns,) if rows == 1 else (rows, columns)
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -280,8 +282,8 @@ def write(
     writer.close()
 
 
-def announce(writer: Any, gguf: Any, name: str, kind: str, shape: tuple[int, ...]) -> None:
+def announce(writer: Any, gguf: Any, name: str, quant_type: str, shape: tuple[int, ...]) -> None:
     """Describe a tensor that follows."""
-    form = gguf.GGMLQuantizationType[kind]
+    form = gguf.GGMLQuantizationType[quant_type]
     size = gguf.quants.quant_shape_to_byte_shape(shape, form)
     writer.add_tensor_info(name, size, np.dtype(np.uint8), int(np.prod(size)), raw_dtype=form)

@@ -35,12 +35,12 @@ class Embedding(nn.Module):
 
     def __init__(self, blocks: QuantTensor, dtype: torch.dtype) -> None:
         super().__init__()
-        self.kind, self.shape, self.dtype = blocks.quant_type, blocks.shape, dtype
+        self.quant_type, self.shape, self.dtype = blocks.quant_type, blocks.shape, dtype
         self.register_buffer("raw", blocks.raw, persistent=False)  # moves with the module
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[N] -> [N, D]."""
-        return QuantTensor(self.kind, self.shape, self.raw).rows(tokens, self.dtype)
+        return QuantTensor(self.quant_type, self.shape, self.raw).rows(tokens, self.dtype)
 
 
 class RMSNorm(nn.Module):

@@ -32,12 +32,13 @@ class Weights:
     digest: str  # `digest_of` the file or folder: what an adapter's `base_digest` must equal
 
 
-def load(path: Path, *, kind: str | None = None) -> Weights:
+def load(path: Path, *, quant_type: str | None = None) -> Weights:
     """Map one GGUF file, or one folder of config.json, tensors and tokenizer.json.
 
     Args:
         path: of the file or folder; of any part of a split GGUF file; of a folder that holds one
-        GGUF model. kind: "Q4_0" or "Q8_0" quantises the matrices of a plain model in memory, as
+            GGUF model.
+        quant_type: "Q4_0" or "Q8_0" quantises the matrices of a plain model in memory, as
             `to_gguf` would write them; the digest is then another one, since adapters trained on
             the one do not fit the other.
 
@@ -48,10 +49,10 @@ def load(path: Path, *, kind: str | None = None) -> Weights:
     """
     path = model_at(path)
     architecture, tensors, tokenizer = read_parts(path)
-    if kind is None:
+    if quant_type is None:
         return Weights(architecture, tensors, tokenizer, digest_of(path))
-    digest = hashlib.sha256(f"{digest_of(path)} as {kind}".encode()).hexdigest()
-    return Weights(architecture, quantize_all(path, tensors, kind), tokenizer, digest)
+    digest = hashlib.sha256(f"{digest_of(path)} as {quant_type}".encode()).hexdigest()
+    return Weights(architecture, quantize_all(path, tensors, quant_type), tokenizer, digest)
 
 
 def read_parts(path: Path) -> tuple[Architecture, dict[str, QuantTensor], Tokenizer]:
@@ -102,7 +103,7 @@ def model_at(path: Path) -> Path:
 
 
 def quantize_all(
-    path: Path, tensors: Mapping[str, QuantTensor], kind: str
+    path: Path, tensors: Mapping[str, QuantTensor], quant_type: str
 ) -> dict[str, QuantTensor]:
     """Every matrix as blocks of this type, the ends of the network at 8 bits at least; what is one
     object stays one.
@@ -110,13 +111,13 @@ def quantize_all(
     Raises:
         ModelFileError: quantised already, or weights that are not finite.
     """
-    from .quant.quantize import chosen, quantize
+    from .quant.quantize import quantize, stored_type
 
     made: dict[int, QuantTensor] = {}
     for name, blocks in tensors.items():
         if id(blocks) not in made:
             try:
-                made[id(blocks)] = quantize(blocks, chosen(name, blocks.shape, kind))
+                made[id(blocks)] = quantize(blocks, stored_type(name, blocks.shape, quant_type))
             except ValueError as error:
                 raise ModelFileError(f"{path}: {name}: {error}; load it as it is") from error
     return {name: made[id(blocks)] for name, blocks in tensors.items()}

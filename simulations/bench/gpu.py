@@ -402,7 +402,7 @@ def tokenizer(vocabulary: int) -> Tokenizer:
     return Tokenizer(
         Vocabulary(
             tokens=words,
-            kinds=(1,) * vocabulary,
+            token_types=(1,) * vocabulary,
             merges=(),
             splitting="gpt-2",
             start=(),

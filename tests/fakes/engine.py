@@ -47,7 +47,7 @@ def byte_tokenizer() -> Tokenizer:
     return Tokenizer(
         Vocabulary(
             tokens=tokens,
-            kinds=kinds,
+            token_types=kinds,
             merges=(),
             splitting="gpt-2",
             start=(),

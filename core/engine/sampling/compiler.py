@@ -266,7 +266,7 @@ def spelling(tokenizer: Tokenizer) -> Spelling:
     tokens = [
         piece or f"<|{number}|>".encode() for number, piece in enumerate(vocabulary.bytes_of())
     ]
-    special = [number for number, kind in enumerate(vocabulary.kinds) if kind == CONTROL]
+    special = [number for number, kind in enumerate(vocabulary.token_types) if kind == CONTROL]
     return tokens, special, sorted(tokenizer.stop_tokens)
 
 

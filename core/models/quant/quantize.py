@@ -23,19 +23,19 @@ STEPS = tuple(-(8 + 0.1 * step) for step in (0, *range(-9, 0), *range(1, 10)))
 ENDS = ("model.embed_tokens.weight", "lm_head.weight")
 
 
-def chosen(name: str, shape: tuple[int, int], kind: str) -> str:
+def stored_type(name: str, shape: tuple[int, int], quant_type: str) -> str:
     """The type of one tensor of a model: vectors stay float32, the network's ends 8 bits at
     least, odd widths float16.
     """
     rows, columns = shape
     if rows == 1:
         return "F32"
-    if kind in ("Q4_0", "Q8_0") and columns % GROUP:
+    if quant_type in ("Q4_0", "Q8_0") and columns % GROUP:
         return "F16"
-    return "Q8_0" if kind == "Q4_0" and name in ENDS else kind
+    return "Q8_0" if quant_type == "Q4_0" and name in ENDS else quant_type
 
 
-def quantize(blocks: QuantTensor, kind: str) -> QuantTensor:
+def quantize(blocks: QuantTensor, quant_type: str) -> QuantTensor:
     """A plain matrix as blocks of another type.
 
     Raises:
@@ -44,8 +44,8 @@ def quantize(blocks: QuantTensor, kind: str) -> QuantTensor:
     """
     if blocks.quant_type not in PLAIN:
         raise ValueError(f"{blocks.quant_type} blocks are not quantised a second time")
-    encode = ENCODERS[kind]
-    if blocks.shape[1] % GROUP and kind in ("Q4_0", "Q8_0"):
+    encode = ENCODERS[quant_type]
+    if blocks.shape[1] % GROUP and quant_type in ("Q4_0", "Q8_0"):
         raise ValueError(f"{blocks.shape[1]} columns do not fit blocks of {GROUP}")
     slabs = []
     for start in range(0, blocks.shape[0], SLAB_ROWS):
@@ -53,7 +53,7 @@ def quantize(blocks: QuantTensor, kind: str) -> QuantTensor:
         if not bool(torch.isfinite(rows).all()):
             raise ValueError("it has weights that are not finite")
         slabs.append(encode(rows).view(len(rows), -1))
-    return QuantTensor(kind, blocks.shape, torch.cat(slabs))
+    return QuantTensor(quant_type, blocks.shape, torch.cat(slabs))
 
 
 def encode_q8_0(rows: Tensor) -> Tensor:
@@ -97,11 +97,11 @@ def nearest(groups: Tensor, scale: Tensor) -> Tensor:
     return (groups * torch.where(wide == 0, 0, 1 / wide)).round().clamp(-8, 7)
 
 
-def encode_as(kind: torch.dtype) -> Callable[[Tensor], Tensor]:
+def encode_as(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     """Rows as plain numbers of this type."""
 
     def encode_plain(rows: Tensor) -> Tensor:
-        return rows.to(kind).contiguous().view(torch.uint8)
+        return rows.to(dtype).contiguous().view(torch.uint8)
 
     return encode_plain
 

@@ -81,7 +81,7 @@ def read_tokenizer(folder: Path, count: int) -> Tokenizer:
         tokens, kinds = tokens_of(backend, described, spelling, count)
         vocabulary = Vocabulary(
             tokens=tokens,
-            kinds=kinds,
+            token_types=kinds,
             merges=merges_of(described),
             splitting=rule_name(described),
             scores=scores_of(described, tokens) if spelling == "sentencepiece" else (),

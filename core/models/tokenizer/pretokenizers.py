@@ -145,7 +145,7 @@ def build_pieces(vocabulary: Vocabulary) -> BackendTokenizer:
     unknown = next(
         (
             token
-            for token, kind in zip(vocabulary.tokens, vocabulary.kinds, strict=True)
+            for token, kind in zip(vocabulary.tokens, vocabulary.token_types, strict=True)
             if kind == 2
         ),
         None,
@@ -155,7 +155,7 @@ def build_pieces(vocabulary: Vocabulary) -> BackendTokenizer:
         merges=merges_of_scores(vocabulary),
         unk_token=unknown,
         fuse_unk=True,
-        byte_fallback=BYTE in vocabulary.kinds,
+        byte_fallback=BYTE in vocabulary.token_types,
     )
     backend = BackendTokenizer(model)
     spaces: list[Normalizer] = [normalizers.Replace(" ", SPACE)]
@@ -172,7 +172,9 @@ def merges_of_scores(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     best piece.
     """
     ordinary = {
-        token for token, kind in zip(vocabulary.tokens, vocabulary.kinds, strict=True) if kind == 1
+        token
+        for token, kind in zip(vocabulary.tokens, vocabulary.token_types, strict=True)
+        if kind == 1
     }
     ranked: list[tuple[float, int, int, str, str]] = []
     for number, token in enumerate(vocabulary.tokens):

@@ -37,7 +37,7 @@ class Vocabulary:
 
     # in the spelling below, except control and user-defined ones
     tokens: tuple[str, ...] = field(repr=False)
-    kinds: tuple[int, ...] = field(repr=False)  # GGUF token types
+    token_types: tuple[int, ...] = field(repr=False)  # GGUF token types
     merges: tuple[tuple[str, str], ...] = field(repr=False)  # best first
     splitting: str  # the file's name of the rule that cuts text before merging
     start: tuple[int, ...]  # tokens that stand before every plain text, mostly none
@@ -78,7 +78,7 @@ class Vocabulary:
         family = file.value("general.architecture", str)
         return cls(
             tokens=tokens,
-            kinds=kinds,
+            token_types=kinds,
             merges=merges,  # type: ignore[arg-type]  # checked where the merges are used: the library refuses odd ones
             splitting=file.value("tokenizer.ggml.pre", str, "default" if pieces else "gpt-2"),
             template=file.value("tokenizer.chat_template", str, ""),
@@ -97,13 +97,17 @@ class Vocabulary:
     def of_kind(self, *kinds: int) -> dict[str, int]:
         """Texts and ids of all tokens of these types."""
         return {
-            token: index for index, token in enumerate(self.tokens) if self.kinds[index] in kinds
+            token: index
+            for index, token in enumerate(self.tokens)
+            if self.token_types[index] in kinds
         }
 
     def bytes_of(self) -> list[bytes]:
         """The bytes of each token, by id; control tokens and unused ones have none."""
         spell = spell_bytes if self.spelling == "bytes" else spell_piece
-        return [spell(token, kind) for token, kind in zip(self.tokens, self.kinds, strict=True)]
+        return [
+            spell(token, kind) for token, kind in zip(self.tokens, self.token_types, strict=True)
+        ]
 
 
 def spell_bytes(token: str, kind: int) -> bytes:

@@ -25,8 +25,8 @@ from quietchoir.core.training.loss import (
     ArgmaxCheck,
     answer_loss,
     best_tokens,
-    logits_room,
     grads_in_place,
+    logits_room,
 )
 from quietchoir.core.training.packing import shared_start, tokenize
 from quietchoir.core.training.trainer import Hyperparameters, StepInfo, Trainer

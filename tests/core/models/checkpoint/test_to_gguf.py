@@ -156,7 +156,7 @@ def test_a_folder_quantised_while_it_loads_is_the_file_that_convert_would_write(
     plainly = folder("llama3", tmp_path / "folder")
     to_gguf.save(plainly, tmp_path / "model.gguf", "Q4_0")
     loaded, written = (
-        weights.load(tmp_path / "folder", kind="Q4_0"),
+        weights.load(tmp_path / "folder", quant_type="Q4_0"),
         weights.load(tmp_path / "model.gguf"),
     )
     for name, blocks in loaded.tensors.items():
@@ -167,7 +167,7 @@ def test_a_folder_quantised_while_it_loads_is_the_file_that_convert_would_write(
     assert loaded.tensors["lm_head.weight"] is loaded.tensors["model.embed_tokens.weight"]
     assert len({plainly.digest, loaded.digest, written.digest}) == 3
     with pytest.raises(ModelFileError, match="not quantised a second time"):
-        weights.load(tmp_path / "model.gguf", kind="Q8_0")
+        weights.load(tmp_path / "model.gguf", quant_type="Q8_0")
 
 
 def test_the_commands_convert_a_folder_and_show_what_came_of_it(

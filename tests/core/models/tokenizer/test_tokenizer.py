@@ -52,7 +52,7 @@ def test_decoding_gives_the_text_back(tokenizer: Tokenizer, text: str) -> None:
 def test_any_text_comes_back_and_holds_no_control_token(tokenizer: Tokenizer, text: str) -> None:
     tokens = tokenizer.encode(text)
     assert tokenizer.decode(tokens) == text
-    assert all(tokenizer.vocabulary.kinds[token] == 1 for token in tokens)
+    assert all(tokenizer.vocabulary.token_types[token] == 1 for token in tokens)
 
 
 @given(text=WRITABLE)
@@ -163,7 +163,7 @@ def test_tokens_of_the_users_own_kind_are_read_in_text(
 ) -> None:
     before = weights.load(tiny_path).tokenizer
     # <|im_start|> becomes user-defined
-    kinds = [*before.vocabulary.kinds[:1], 4, *before.vocabulary.kinds[2:]]
+    kinds = [*before.vocabulary.token_types[:1], 4, *before.vocabulary.token_types[2:]]
     loaded = weights.load(write_model(metadata={"tokenizer.ggml.token_type": kinds})).tokenizer
     assert loaded.encode("a<|im_start|>")[-1] == 1
     assert loaded.decode([1]) == "<|im_start|>"

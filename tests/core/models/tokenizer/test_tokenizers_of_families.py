@@ -104,7 +104,9 @@ def test_text_comes_back_whole_and_holds_no_control_token(name: str, tmp_path: P
                 assert tokenizer.decode(tokens) == text
                 stream = tokenizer.stream()
                 assert "".join(map(stream.push, tokens)) + stream.finish() == text
-            assert not [token for token in tokens if tokenizer.vocabulary.kinds[token] == CONTROL]
+            assert not [
+                token for token in tokens if tokenizer.vocabulary.token_types[token] == CONTROL
+            ]
 
 
 def test_merges_of_scores_are_the_merges_that_sentencepiece_makes() -> None:
@@ -116,7 +118,7 @@ def test_merges_of_scores_are_the_merges_that_sentencepiece_makes() -> None:
     scores = {
         token: vocabulary.scores[number]
         for number, token in enumerate(vocabulary.tokens)
-        if vocabulary.kinds[number] == 1
+        if vocabulary.token_types[number] == 1
     }
     for text in BOTH:
         symbols = list("▁" + text.replace(" ", "▁"))
