@@ -132,6 +132,7 @@ def chat(arguments: Namespace) -> None:
             converse(remote(arguments), runner, screen.typed, write)
             return
         from .core.assistant.assistant import Ask
+        from .core.engine.sampling.params import SamplingParams
         from .node import Node
 
         node = Node(configured(arguments), home_file=arguments.home_file)
@@ -141,7 +142,7 @@ def chat(arguments: Namespace) -> None:
             def reply(messages: "Sequence[Message]") -> "AsyncGenerator[Event, None]":
                 ask = Ask(
                     messages=tuple(messages),
-                    max_tokens=MAX_ANSWER_TOKENS,
+                    sampling_params=SamplingParams(max_tokens=MAX_ANSWER_TOKENS),
                     adapter=node.adapters.active,
                 )
                 return node.assistant.reply(ask)

@@ -18,6 +18,7 @@ from quietchoir.core import paths
 from quietchoir.core.assistant.assistant import Ask, Assistant, Text
 from quietchoir.core.assistant.context import Message
 from quietchoir.core.config import Config, EngineConfig, ServerConfig
+from quietchoir.core.engine.sampling.params import SamplingParams
 from quietchoir.core.errors import ConfigError, ModelNotFoundError
 from quietchoir.core.models.hub.catalog import model_name
 from quietchoir.core.models.lora.adapter import AdapterShape, Layout, assemble
@@ -299,7 +300,10 @@ async def test_conversations_are_computed_once_over_a_restart_and_deleted_when_n
 ) -> None:
     monkeypatch.setenv(paths.MODELS_VARIABLE, str(paths.models()))
     monkeypatch.setenv(paths.HOME_VARIABLE, str(tmp_path))
-    question = Ask(messages=(Message("user", "Say yes or no: " + "is it so? " * 12),), max_tokens=2)
+    question = Ask(
+        messages=(Message("user", "Say yes or no: " + "is it so? " * 12),),
+        sampling_params=SamplingParams(max_tokens=2),
+    )
     answers, reused = [], []
     for keep in (2, 2, 0):
         engine = EngineConfig(kv_bytes=64 << 20, context=512, keep_conversations=keep)

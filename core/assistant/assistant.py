@@ -9,10 +9,12 @@ import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
-from ..engine.request import Constraint, Generation, GenerationRequest, Likely
+from ..engine.request import Generation, GenerationRequest
+from ..engine.sampling.logprobs import TokenLogprobs
+from ..engine.sampling.params import SamplingParams
 from ..errors import EngineError, ModelFileError, PluginError, RequestError
 from ..prompt import AS_IT_COMES, PromptFormat
 from ..toolcall import ToolCall, parse
@@ -21,19 +23,6 @@ from .tools import ToolInfo, ToolResult, Tools, must_call
 
 RESULT_CHARACTERS = 16_384  # longer tool output is cut; no sentence needs more
 ANY_TOOL = "*"
-# What an `Ask` hands to the engine as it is.
-PASSED: tuple[str, ...] = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "seed",
-    "stop",
-    "adapter",
-    "logit_bias",
-    "logprobs",
-)
-PASSED += ("presence_penalty", "frequency_penalty", "repetition_penalty", "speculate")
 GRACE_S = 1.0  # the tools' own deadline comes first; this one is for tools that ignore it
 
 
@@ -44,21 +33,8 @@ class Ask:
     messages: tuple[Message, ...]
     # what the assistant's answer begins with already; it is continued, and not repeated
     begun: str = ""
-    max_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
+    sampling_params: SamplingParams = field(default_factory=SamplingParams)
     adapter: str | None = None  # an adapter the engine holds
-    min_p: float = 0.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    logprobs: int | None = None  # likeliest tokens told beside each; None: nothing is told
-    constraint: Constraint | None = None  # the answer's form
-    speculate: bool | None = None
     use_tools: bool = True
     # None: the model may call; ANY_TOOL: it must; a name: it must call that tool
     tool_choice: str | None = None
@@ -71,7 +47,7 @@ class Text:
     """A piece of the answer."""
 
     text: str
-    likely: tuple[Likely, ...] = ()  # of its tokens, where the ask wants logprobs
+    logprobs: tuple[TokenLogprobs, ...] = ()  # of its tokens, where the ask wants logprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +106,7 @@ class Gate:
         """What may go out now."""
         if not self.closed:
             return piece
-        self.held = Text(self.held.text + piece.text, self.held.likely + piece.likely)
+        self.held = Text(self.held.text + piece.text, self.held.logprobs + piece.logprobs)
         if self.held.text.lstrip()[:1] in ("", "{"):
             return None
         self.closed = False
@@ -178,7 +154,7 @@ class Assistant:
         ask = self._constrained(ask, known)
         messages = self._as_trained(ask, known)
         # a greedy max_tokens must not push the question out
-        reserve = min(ask.max_tokens, self.context // 2)
+        reserve = min(ask.sampling_params.max_tokens, self.context // 2)
         prompt = await asyncio.to_thread(self._prompt, messages, ask.begun, self.context - reserve)
         gate = Gate(closed=bool(known))
         async with aclosing(self._generate(ask, prompt)) as events:
@@ -192,7 +168,7 @@ class Assistant:
             async for answer in self._call(ask, call, known[call.name], end):
                 yield answer
             return
-        if gate.held.text or gate.held.likely:
+        if gate.held.text or gate.held.logprobs:
             yield gate.held
         yield end
 
@@ -228,17 +204,19 @@ class Assistant:
         self, ask: Ask, prompt: tuple[int, ...]
     ) -> AsyncGenerator[Text | Finished, None]:
         room = max(1, self.context - len(prompt))
-        passed: dict[str, Any] = {name: getattr(ask, name) for name in PASSED}
+        params = ask.sampling_params
         request = GenerationRequest(
-            prompt=prompt, max_tokens=min(ask.max_tokens, room), constraint=ask.constraint, **passed
+            prompt=prompt,
+            sampling_params=replace(params, max_tokens=min(params.max_tokens, room)),
+            adapter=ask.adapter,
         )
         generation = await self._submit(request)
         reason = None
         try:
-            async for piece in generation:
-                if piece.text or piece.likely:
-                    yield Text(piece.text, (piece.likely,) if piece.likely else ())
-                reason = piece.finished or reason
+            async for delta in generation:
+                if delta.text or delta.logprobs:
+                    yield Text(delta.text, (delta.logprobs,) if delta.logprobs else ())
+                reason = delta.finish_reason or reason
         finally:
             if reason is None:
                 generation.cancel()  # the reader went away: free its cache
@@ -249,7 +227,7 @@ class Assistant:
         yield Finished(reason, generation.prompt_tokens, generation.completion_tokens)
 
     async def _submit(self, request: GenerationRequest) -> Generation:
-        if request.constraint is None:
+        if request.sampling_params.constraint is None:
             return self.engine.submit(request)
         # A grammar takes milliseconds to seconds to compile; other answers go on meanwhile.
         compiling = asyncio.get_running_loop().run_in_executor(None, self.engine.submit, request)
@@ -268,7 +246,7 @@ class Assistant:
         if (
             not ask.use_tools
             or ask.begun
-            or (ask.constraint is not None and ask.tool_choice is None)
+            or (ask.sampling_params.constraint is not None and ask.tool_choice is None)
         ):
             # an answer in a form, or one that was begun as text, is that answer, even where it
             # looks like a call
@@ -286,7 +264,7 @@ class Assistant:
         """
         if ask.tool_choice is None:
             return ask
-        if ask.constraint is not None:
+        if ask.sampling_params.constraint is not None:
             raise RequestError(
                 "an answer cannot be a tool call and in another form at once; leave one of them out"
             )
@@ -296,7 +274,8 @@ class Assistant:
                 f"tool_choice asks for a call, but on offer are "
                 f"{', '.join(known) or 'no tools'}; offer it"
             )
-        return replace(ask, constraint=must_call(chosen))
+        params = replace(ask.sampling_params, constraint=must_call(chosen))
+        return replace(ask, sampling_params=params)
 
     def _as_trained(self, ask: Ask, known: Mapping[str, ToolInfo]) -> Sequence[Message]:
         """What the model is shown: with an adapter, what its card says that its training showed it.

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..engine.request import Constraint
+from ..engine.sampling.params import Constraint
 from ..toolcall import ToolCall
 from .embedding import closed, embedded
 

@@ -1,17 +1,20 @@
 """The adapters that requests can name.
 
-Knows names and the base they belong to. Knows nothing of steps or of what an adapter is good at.
-Always: an adapter is on the shelf whole or not at all; taking one off or putting another in its
-place never disturbs a request that already runs with it.
+Knows names, factors and the base they belong to. Knows nothing of steps or of what an adapter is
+good at; does not import torch.
+Always: an adapter is loaded whole or not at all; unloading one or loading another in its place
+never disturbs a request that already runs with it.
 """
 
+import hashlib
 import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..errors import RequestError
 from ..models.architecture import LORA_A, LORA_B
 from ..models.weights import Weights
-from .loaded import LoadedAdapter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +22,28 @@ if TYPE_CHECKING:
     from ..models.lora.adapter import Adapter
 
 
-class AdapterShelf:
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedAdapter:
+    """One version of an adapter, ready to multiply. Never changed; a request keeps the version
+    it started with.
+    """
+
+    name: str
+    # module -> A transposed [K, r], scale * B transposed [r, rows]
+    factors: "Mapping[str, tuple[Tensor, Tensor]]"
+    # of all the numbers: two versions share no keys and values unless they are equal
+    digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        whole = hashlib.sha256()
+        for module, (a, b) in sorted(self.factors.items()):
+            whole.update(f"{module} {tuple(a.shape)} {tuple(b.shape)}\n".encode())
+            for factor in (a, b):
+                whole.update(factor.detach().cpu().float().contiguous().numpy().tobytes())
+        object.__setattr__(self, "digest", whole.hexdigest())  # frozen, and known only now
+
+
+class AdapterRegistry:
     """Loaded adapters by name; safe to use from several threads while the engine runs."""
 
     def __init__(self, weights: Weights) -> None:
@@ -28,8 +52,7 @@ class AdapterShelf:
         self._lock = threading.Lock()
 
     def load(self, name: str, adapter: "Adapter") -> None:
-        """Put `adapter` on the shelf; a new version takes the old one's place for all later
-        requests.
+        """Load `adapter`; a new version takes the old one's place for all later requests.
 
         An adapter that names no base at all (a foreign one) is taken if its shapes fit.
 
@@ -51,7 +74,7 @@ class AdapterShelf:
             self._loaded[name] = loaded
 
     def unload(self, name: str) -> None:
-        """Take an adapter off the shelf.
+        """Unload an adapter.
 
         Raises:
             RequestError: no such adapter.
@@ -66,7 +89,7 @@ class AdapterShelf:
             return tuple(sorted(self._loaded))
 
     def find(self, name: str | None) -> LoadedAdapter | None:
-        """The version now on the shelf; None for None.
+        """The version that is loaded now; None for None.
 
         Raises:
             RequestError: no such adapter.

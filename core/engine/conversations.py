@@ -1,6 +1,6 @@
 """Keys and values of a conversation, on disk.
 
-Knows one file format: safetensors with the tokens, what `LanguageModel.read_cache` returned, and
+Knows one file format: safetensors with the tokens, what `Backend.read_cache` returned, and
 which model and adapter both belong to. Knows nothing of blocks or of who asks.
 Always: a file is written whole or not at all, and read only if every byte is as it was written.
 Hazard: the file holds the conversation in clear, readable by its owner alone. Whoever can write it

@@ -1,7 +1,7 @@
 """Requests in, pieces of text out: the thread that runs the model.
 
 Knows the order of a step and what happens when one fails. The parts know the rest: `scheduler`,
-`runner`, `sampler`, `answer`. Knows nothing of HTTP, conversations or tools.
+`backends`, `sampling`, `output`. Knows nothing of HTTP, conversations or tools.
 Always: a failing request takes no other request with it, unless they shared the step that failed;
 the engine goes on.
 """
@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -20,22 +21,19 @@ from .. import log
 from ..config import EngineConfig
 from ..errors import ConfigError, EngineError, OverloadedError, RequestError
 from ..models.weights import Weights
-from .adapters import AdapterShelf
-from .backends.native.runner import NativeRunner
-from .backends.select import cache_block_bytes, runner_for
-from .backends.torch_cpu.threads import compute_alone, compute_with
+from .adapters import AdapterRegistry
+from .backends.backend import Backend
+from .backends.select import Choice, select
+from .backends.threads import compute_alone, compute_with
 from .block_pool import BLOCK_TOKENS, BlockPool
-from .cache_label import label
-from .languagemodel import LanguageModel
-from .output import Answer
-from .prompt_cache import Keeper
-from .request import Generation, GenerationRequest, Likely, Piece
+from .output import OutputProcessor
+from .prompt_cache import PromptCache
+from .request import Generation, GenerationRequest, TextDelta
 from .sampling.grammar import Grammars
-from .sampling.logprobs import put_aside, tell
+from .sampling.logprobs import TokenLogprobs, capture_logits, token_logprobs
 from .sampling.sampler import sample
 from .scheduler import Batch, Limits, Scheduler
 from .sequence import Sequence
-from .stats import EngineStats
 
 T = TypeVar("T")
 logger = log.get("engine")
@@ -54,6 +52,28 @@ COUNTED = (
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """Counts since the start, and what is going on now."""
+
+    running: int
+    waiting: int
+    blocks_free: int
+    blocks_total: int
+    steps: int
+    prompt_tokens: int  # that went through the model, recomputed ones included
+    completion_tokens: int
+    finished: int
+    failed: int
+    cancelled: int
+    preemptions: int
+    # prompt tokens that did not go through the model, because the cache already held them
+    reused_tokens: int
+    blocks_cached: int  # free blocks that still hold something known
+    drafted: int  # guessed tokens that were checked
+    accepted: int  # and were right
+
+
 class Engine:
     """Generates for many requests at once; every public method may be called from any thread."""
 
@@ -62,20 +82,25 @@ class Engine:
         weights: Weights,
         config: EngineConfig,
         *,
-        model: LanguageModel | None = None,
+        backend: Backend | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Pack the weights (seconds) unless a `model` is given.
+        """Pack the weights (seconds) unless a `backend` is given.
 
         Raises:
             ConfigError: the cache's memory is too small for one block.
         """
-        self.adapters = AdapterShelf(weights)
+        self.adapters = AdapterRegistry(weights)
         # tokens of one request, answer included
         self.context = min(config.context, weights.architecture.context_length)
         self._weights, self._threads, self._clock = weights, config.threads, clock
-        pool = _pool(weights, config, self.context)
+        if backend is None:
+            choice = select(weights, config)
+        else:
+            choice = Choice(backend.block_bytes, lambda blocks, context: backend)
+        pool = _pool(choice.block_bytes, config, self.context)
         self.context = min(self.context, pool.total * BLOCK_TOKENS)
+        self.backend = choice.build(pool.total, self.context)
         self.scheduler = Scheduler(
             pool,
             Limits(
@@ -85,18 +110,17 @@ class Engine:
                 share_prefixes=config.share_prefixes,
                 drafts=config.drafts,
             ),
+            deterministic=self.backend.deterministic,
         )
-        self.model = model or runner_for(weights, pool.total, config, self.context)
-        self.scheduler.exact = isinstance(self.model, NativeRunner)
         self._grammars = Grammars(weights.tokenizer)
-        self.conversations = Keeper(
-            self.scheduler, self.model, weights, self.adapters, self._between_steps
+        self.conversations = PromptCache(
+            self.scheduler, self.backend, weights, self.adapters, self._between_steps
         )
-        self._errands: deque[Callable[[], None]] = deque()  # for the thread, between two steps
-        self._answers: dict[Sequence, Answer] = {}
+        self._jobs: deque[Callable[[], None]] = deque()  # for the thread, between two steps
+        self._outputs: dict[Sequence, OutputProcessor] = {}
         self._counts = dict.fromkeys(COUNTED, 0)
         # of each token, once somebody asks for log-probabilities
-        self._pieces: list[bytes] | None = None
+        self._spellings: list[bytes] | None = None
         self._changed = threading.Condition()  # guards everything but the model; wakes the thread
         self._thread: threading.Thread | None = None
         self._closed: str | None = None  # why no request is taken
@@ -120,11 +144,11 @@ class Engine:
             thread, self._thread = self._thread, None
         if thread is not None:
             thread.join()
-        while self._errands:
-            self._errands.popleft()()
+        while self._jobs:
+            self._jobs.popleft()()
         with self._changed:
-            for sequence in list(self._answers):
-                self._end(sequence, Piece("", None, "cancelled"))
+            for sequence in list(self._outputs):
+                self._end(sequence, TextDelta("", None, "cancelled"))
         self._grammars.close()
 
     def submit(self, request: GenerationRequest) -> Generation:
@@ -139,14 +163,15 @@ class Engine:
         """
         adapter = self.adapters.find(request.adapter)
         self._check(request)
-        matcher = None if request.constraint is None else self._grammars.compile(request.constraint)
+        constraint = request.sampling_params.constraint
+        matcher = None if constraint is None else self._grammars.compile(constraint)
         sequence = Sequence(request, arrived_s=self._clock(), adapter=adapter, matcher=matcher)
         generation = Generation(len(request.prompt), self._wake)
         with self._changed:
             if self._closed is not None:
                 raise EngineError(self._closed)
             self.scheduler.add(sequence)
-            self._answers[sequence] = Answer(request, generation, self._weights.tokenizer)
+            self._outputs[sequence] = OutputProcessor(request, generation, self._weights.tokenizer)
             self._changed.notify_all()
         return generation
 
@@ -161,7 +186,7 @@ class Engine:
                 blocks_total=scheduler.pool.total,
                 preemptions=scheduler.preemptions,
                 reused_tokens=scheduler.reused_tokens,
-                blocks_kept=scheduler.pool.kept,
+                blocks_cached=scheduler.pool.cached,
                 **self._counts,
             )
 
@@ -169,19 +194,19 @@ class Engine:
         """Advance every request there is room for: by a token and what was guessed after it, or
         by a chunk of its prompt.
         """
-        while self._errands:
-            self._errands.popleft()()
+        while self._jobs:
+            self._jobs.popleft()()
         with self._changed:
             self._sweep()
             batch = self.scheduler.plan()
         if not batch.spans:
             return
-        started_s, rows = self._clock(), batch.wanted
+        started_s, rows = self._clock(), batch.rows_of_logits
         try:
-            logits = np.asarray(self.model.forward(batch))  # [R, V], the same memory
-            telling = put_aside(logits, rows)
+            logits = np.asarray(self.backend.forward(batch))  # [R, V], the same memory
+            captured = capture_logits(logits, rows)
             tokens = sample(logits, rows)  # [R]
-            told = tell(telling, rows, tokens, self._spell)  # [R]
+            logprobs = token_logprobs(captured, rows, tokens, self._spell)  # [R]
         # whatever it is, it must not end the thread that all requests share
         except Exception as error:
             self._fail([span.sequence for span in batch.spans], error)
@@ -189,32 +214,32 @@ class Engine:
         with self._changed:
             runs = self.scheduler.commit(batch, tokens)
             self._count(batch, runs, self._clock() - started_s)
-            self._answer(batch, runs, told)
+            self._deliver(batch, runs, logprobs)
 
     def _run(self) -> None:
         """The thread."""
-        native = isinstance(self.model, NativeRunner)
-        if self._threads and not native:
+        owns_threads = self.backend.owns_threads
+        if self._threads and not owns_threads:
             compute_with(self._threads)
         alone = False
         try:
             while self._wait_for_work():
                 # it has threads of its own; torch may come any time
-                alone = alone or (native and compute_alone())
+                alone = alone or (owns_threads and compute_alone())
                 self.step()
         # a bug of ours: say so to every caller instead of leaving them waiting
         except BaseException as error:
             with self._changed:
                 self._closed = f"the engine broke down ({error}); restart it"
-                self._fail(list(self._answers), EngineError(self._closed))
-                while self._errands:
-                    self._errands.popleft()()
+                self._fail(list(self._outputs), EngineError(self._closed))
+                while self._jobs:
+                    self._jobs.popleft()()
             logger.exception("the engine broke down")
 
     def _wait_for_work(self) -> bool:
         """Sleep while there is nothing to do; False when the engine is to stop."""
         with self._changed:
-            while self._closed is None and not self._answers and not self._errands:
+            while self._closed is None and not self._outputs and not self._jobs:
                 self.scheduler.check_integrity()  # nothing runs now, so it costs nothing
                 self._changed.wait()
             return self._closed is None
@@ -225,7 +250,7 @@ class Engine:
         """
         done: Future[T] = Future()
 
-        def errand() -> None:
+        def job() -> None:
             try:
                 done.set_result(work())
             except BaseException as error:
@@ -233,11 +258,11 @@ class Engine:
 
         with self._changed:
             if self._thread is None:
-                errand()
+                job()
             elif self._closed is not None:
                 raise EngineError(self._closed)
             else:
-                self._errands.append(errand)
+                self._jobs.append(job)
                 self._changed.notify_all()
         return done.result()
 
@@ -247,71 +272,75 @@ class Engine:
 
     def _sweep(self) -> None:
         """Let go of requests that were cancelled or have waited too long."""
-        for sequence, answer in list(self._answers.items()):
-            if answer.generation.cancel_requested:
-                self._end(sequence, Piece("", None, "cancelled"))
+        for sequence, output in list(self._outputs.items()):
+            if output.generation.cancel_requested:
+                self._end(sequence, TextDelta("", None, "cancelled"))
         for sequence in self.scheduler.expire(self._clock()):
             timeout_s = self.scheduler.limits.queue_timeout_s
             error = OverloadedError(
                 f"the request waited longer than {timeout_s:g} s for its turn; try again later"
             )
-            self._end(sequence, Piece("", None, "error"), error)
+            self._end(sequence, TextDelta("", None, "error"), error)
 
     def _count(self, batch: Batch, runs: Items[Items[int | None]], seconds: float) -> None:
-        answers, guesses = len(runs), batch.guesses
-        # nobody reads a prompt, so the time is what answers and guesses took
-        if batch.rows == answers + guesses:
-            self.scheduler.price.learn(answers, guesses, seconds)
+        answers, drafts = len(runs), batch.drafts
+        # nobody reads a prompt, so the time is what answers and drafts took
+        if batch.rows == answers + drafts:
+            self.scheduler.speculation_cost.learn(answers, drafts, seconds)
         self._counts["steps"] += 1
-        self._counts["prompt_tokens"] += batch.rows - answers - guesses
-        self._counts["drafted"] += guesses
+        self._counts["prompt_tokens"] += batch.rows - answers - drafts
+        self._counts["drafted"] += drafts
         self._counts["accepted"] += sum(map(len, runs)) - answers
 
-    def _answer(
-        self, batch: Batch, runs: Items[Items[int | None]], told: Items[Likely | None]
+    def _deliver(
+        self, batch: Batch, runs: Items[Items[int | None]], logprobs: Items[TokenLogprobs | None]
     ) -> None:
         """Hand each new token to its request."""
         start = 0
         for span, run in zip((span for span in batch.spans if span.sampled), runs, strict=True):
-            beside, start = told[start : start + len(run)], start + span.sampled
+            own, start = logprobs[start : start + len(run)], start + span.sampled
             try:
-                self._go_on(span.sequence, run, beside)
+                self._go_on(span.sequence, run, own)
             except Exception as error:  # one request's text; the others go on
                 if None in run:
-                    self._clean(span.sequence)
+                    self._invalidate(span.sequence)
                 self._fail([span.sequence], error)
 
     def _go_on(
-        self, sequence: Sequence, run: Items[int | None], told: Items[Likely | None]
+        self, sequence: Sequence, run: Items[int | None], logprobs: Items[TokenLogprobs | None]
     ) -> None:
         """Deliver a run of tokens; what comes after the end of the answer is left out."""
-        answer, matcher = self._answers[sequence], sequence.matcher
-        for place, (token, likely) in enumerate(zip(run, told, strict=True)):
+        output, sampling = self._outputs[sequence], sequence.sampling
+        for place, (token, beside) in enumerate(zip(run, logprobs, strict=True)):
             if token is None:
-                raise sequence.failure or EngineError(NOT_FINITE)
+                raise sampling.failure or EngineError(NOT_FINITE)
             self._counts["completion_tokens"] += 1
-            complete = matcher is not None and place == len(run) - 1 and matcher.complete
-            if answer.accept(token, likely, complete=complete and sequence.failure is None):
+            complete = (
+                sampling.matcher is not None
+                and place == len(run) - 1
+                and sampling.matcher.complete
+                and sampling.failure is None
+            )
+            if output.accept(token, beside, complete=complete):
                 self._end(sequence)
                 return
-        if sequence.failure is not None:
-            raise sequence.failure
+        if sampling.failure is not None:
+            raise sampling.failure
 
     def _spell(self, token: int) -> bytes:
         """The bytes of a token; a control token's name."""
-        if self._pieces is None:
-            self._pieces = self._weights.tokenizer.vocabulary.bytes_of()
-        return self._pieces[token] or self._weights.tokenizer.vocabulary.tokens[token].encode()
+        if self._spellings is None:
+            self._spellings = self._weights.tokenizer.vocabulary.bytes_of()
+        return self._spellings[token] or self._weights.tokenizer.vocabulary.tokens[token].encode()
 
-    def _clean(self, sequence: Sequence) -> None:
+    def _invalidate(self, sequence: Sequence) -> None:
         """Let nobody find what a sequence wrote, nor meet its infinities where it writes next:
         they outlive a mask.
         """
-        self.scheduler.distrust(sequence)
-        own = [block for block in sequence.blocks if self.scheduler.pool.alone(block)]
-        if own:
-            layout, _, payload = self.model.read_cache(own).partition(b"\n")
-            self.model.write_cache(own, label(layout.decode(), bytes(len(payload))))
+        self.scheduler.invalidate(sequence)
+        pool = self.scheduler.pool
+        if own := [block for block in sequence.block_table if pool.ref_count(block) == 1]:
+            self.backend.clear_cache(own)
 
     def _fail(self, sequences: Items[Sequence], error: BaseException) -> None:
         cause = (
@@ -327,39 +356,35 @@ class Engine:
         )
         with self._changed:
             for sequence in sequences:
-                self._end(sequence, Piece("", None, "error"), cause)
+                self._end(sequence, TextDelta("", None, "error"), cause)
 
     def _end(
-        self, sequence: Sequence, last: Piece | None = None, error: EngineError | None = None
+        self, sequence: Sequence, last: TextDelta | None = None, error: EngineError | None = None
     ) -> None:
-        """Free what a request holds; `last` is its last piece unless its answer has delivered
-        one.
+        """Free what a request holds; `last` is delivered unless its answer has had its
+        last delta.
         """
         self.scheduler.finish(sequence)
-        answer = self._answers.pop(sequence)
-        if last is not None and answer.generation.finished is None:
-            answer.generation.deliver(last, error)
-        outcome = answer.generation.finished
+        generation = self._outputs.pop(sequence).generation
+        if last is not None and generation.finish_reason is None:
+            generation.deliver(last, error)
+        reason = generation.finish_reason
         self._counts[
-            "failed"
-            if outcome == "error"
-            else "cancelled"
-            if outcome == "cancelled"
-            else "finished"
+            "failed" if reason == "error" else "cancelled" if reason == "cancelled" else "finished"
         ] += 1
 
     def _check(self, request: GenerationRequest) -> None:
         """Raises: RequestError: see `submit`."""
-        wanted = len(request.prompt) + request.max_tokens
+        params = request.sampling_params
+        wanted = len(request.prompt) + params.max_tokens
         if wanted > self.context:
             raise RequestError(
-                f"prompt of {len(request.prompt)} tokens and answer of up to {request.max_tokens} "
-                f"make {wanted}, "
-                f"the context holds {self.context}; shorten the prompt, lower max_tokens or raise "
-                f"engine.context"
+                f"prompt of {len(request.prompt)} tokens and answer of up to {params.max_tokens} "
+                f"make {wanted}, the context holds {self.context}; shorten the prompt, lower "
+                f"max_tokens or raise engine.context"
             )
         size = self._weights.architecture.vocab_size
-        if not all(0 <= token < size for token, _ in request.logit_bias):
+        if not all(0 <= token < size for token, _ in params.logit_bias):
             raise RequestError(
                 f"logit_bias names tokens outside 0..{size - 1}; use this model's token ids"
             )
@@ -370,17 +395,17 @@ class Engine:
             )
 
 
-def _pool(weights: Weights, config: EngineConfig, context: int) -> BlockPool:
+def _pool(block_bytes: int, config: EngineConfig, context: int) -> BlockPool:
     """Blocks of the cache: what the memory allows, and no more than a full batch of full contexts
     can use.
 
     What nobody uses is kept within `kept_bytes`, or within one full context, which a single request
     may need anyway.
     """
-    one, longest = cache_block_bytes(weights, config), -(-context // BLOCK_TOKENS)
-    if config.kv_bytes < one:
+    longest = -(-context // BLOCK_TOKENS)
+    if config.kv_bytes < block_bytes:
         raise ConfigError(
             f"engine.kv_bytes = {config.kv_bytes} holds no block of keys and values; raise it"
         )
-    blocks = min(config.kv_bytes // one, config.max_running * longest)
-    return BlockPool(blocks, keep=max(config.kept_bytes // one, longest))
+    blocks = min(config.kv_bytes // block_bytes, config.max_running * longest)
+    return BlockPool(blocks, cache_limit=max(config.kept_bytes // block_bytes, longest))

@@ -19,84 +19,84 @@ NO_BLOCK = -1
 
 
 @dataclass(slots=True, eq=False)
-class Prefix:
+class PrefixNode:
     """All tokens up to the end of one full block."""
 
     tokens: tuple[int, ...]  # of the last block
     block: int
     depth: int  # blocks from the start
-    before: "Prefix | None"
-    longer: dict[tuple[int, ...], "Prefix"] = field(default_factory=dict)
+    parent: "PrefixNode | None"
+    children: dict[tuple[int, ...], "PrefixNode"] = field(default_factory=dict)
 
-    def path(self) -> list["Prefix"]:
+    def path(self) -> list["PrefixNode"]:
         """From the first block to this one."""
-        found: list[Prefix] = []
-        node: Prefix | None = self
-        while node is not None and node.before is not None:
+        found: list[PrefixNode] = []
+        node: PrefixNode | None = self
+        while node is not None and node.parent is not None:
             found.append(node)
-            node = node.before
+            node = node.parent
         return found[::-1]
 
 
-class Prefixes:
+class PrefixCache:
     """A tree of full blocks, one root for each adapter version."""
 
     def __init__(self, pool: BlockPool) -> None:
         self._pool = pool
-        self._roots: dict[str, Prefix] = {}
-        self._by_block: dict[int, Prefix] = {}
-        pool.on_forget = self._forget
+        self._roots: dict[str, PrefixNode] = {}
+        self._by_block: dict[int, PrefixNode] = {}
+        pool.on_evict = self._evict
 
-    def root(self, adapter: str) -> Prefix:
+    def root(self, adapter: str) -> PrefixNode:
         """Where the tokens of an adapter's requests begin; "" is the plain model."""
-        return self._roots.setdefault(adapter, Prefix((), NO_BLOCK, 0, None))
+        return self._roots.setdefault(adapter, PrefixNode((), NO_BLOCK, 0, None))
 
-    def follow(self, start: Prefix, tokens: Items[int], blocks: int) -> list[Prefix]:
+    def follow(self, start: PrefixNode, tokens: Items[int], blocks: int) -> list[PrefixNode]:
         """The known blocks after `start` that hold `tokens`, at most as many as make `blocks`
         from the first token on.
         """
-        found: list[Prefix] = []
+        found: list[PrefixNode] = []
         size = self._pool.block_tokens
         while start.depth < blocks:
             at = start.depth * size
-            longer = start.longer.get(tuple(tokens[at : at + size]))
-            if longer is None:
+            child = start.children.get(tuple(tokens[at : at + size]))
+            if child is None:
                 break
-            found.append(longer)
-            start = longer
+            found.append(child)
+            start = child
         return found
 
-    def add(self, before: Prefix, tokens: Items[int], block: int) -> Prefix:
-        """Let `block` be found by `tokens` after `before`; an older block of the same tokens
+    def add(self, parent: PrefixNode, tokens: Items[int], block: int) -> PrefixNode:
+        """Let `block` be found by `tokens` after `parent`; an older block of the same tokens
         stays the one that is found.
         """
         key = tuple(tokens)
-        if key in before.longer:
-            return before.longer[key]
-        made = Prefix(key, block, before.depth + 1, before)
-        before.longer[key] = self._by_block[block] = made
+        if key in parent.children:
+            return parent.children[key]
+        made = PrefixNode(key, block, parent.depth + 1, parent)
+        parent.children[key] = self._by_block[block] = made
         self._pool.known.add(block)
         return made
 
-    def drop(self, prefix: Prefix) -> None:
+    def invalidate(self, prefix: PrefixNode) -> None:
         """Forget what only this prefix's owner uses, from its end on: the numbers in it are not
         to be trusted.
         """
         for node in reversed(prefix.path()):
             if (
-                node.longer
-                or not self._pool.alone(node.block)
+                node.children
+                or self._pool.ref_count(node.block) != 1
                 or self._by_block.get(node.block) is not node
             ):
                 return
-            self._pool.forget(node.block)
+            self._pool.evict(node.block)
 
-    def leaves(self) -> Iterator[tuple[str, Prefix]]:
+    def leaves(self) -> Iterator[tuple[str, PrefixNode]]:
         """The longest known prefixes, each with its adapter; the latest stand last."""
         adapters = {id(root): adapter for adapter, root in self._roots.items()}
         for node in self._by_block.values():
-            if not node.longer:
-                first = node.path()[0].before
+            if not node.children:
+                first = node.path()[0].parent
                 yield adapters[id(first)], node
 
     def check_integrity(self) -> None:
@@ -106,20 +106,24 @@ class Prefixes:
         if set(self._by_block) != self._pool.known:
             raise RuntimeError("the blocks that can be found are not those that the pool keeps")
         for block, node in self._by_block.items():
-            before = node.before
-            if node.block != block or before is None or before.longer.get(node.tokens) is not node:
+            parent = node.parent
+            if (
+                node.block != block
+                or parent is None
+                or parent.children.get(node.tokens) is not node
+            ):
                 raise RuntimeError(f"block {block} is not where its prefix says")
-            if before.before is not None and self._by_block.get(before.block) is not before:
+            if parent.parent is not None and self._by_block.get(parent.block) is not parent:
                 raise RuntimeError(f"block {block} can be found, the one before it cannot")
             if (
-                before.before is not None
-                and self._pool.idle(before.block)
-                and not self._pool.idle(block)
+                parent.parent is not None
+                and not self._pool.ref_count(parent.block)
+                and self._pool.ref_count(block)
             ):
                 raise RuntimeError(f"block {block} has an owner, the one before it has none")
 
-    def _forget(self, block: int) -> None:
+    def _evict(self, block: int) -> None:
         node = self._by_block.pop(block)
-        if node.longer or node.before is None:
+        if node.children or node.parent is None:
             raise RuntimeError(f"block {block} is given away before the blocks behind it")
-        del node.before.longer[node.tokens]
+        del node.parent.children[node.tokens]

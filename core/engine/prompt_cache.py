@@ -18,23 +18,23 @@ from .. import log
 from ..errors import CacheError, EngineError, OverloadedError
 from ..models.weights import Weights
 from . import conversations
-from .adapters import AdapterShelf
+from .adapters import AdapterRegistry
+from .backends.backend import Backend
 from .conversations import Conversation
-from .languagemodel import LanguageModel
-from .prefix_cache import Prefix
+from .prefix_cache import PrefixNode
 from .scheduler import Scheduler
 
 logger = log.get("engine")
 
 
 @dataclass(frozen=True, slots=True)
-class Keeper:
+class PromptCache:
     """One engine's cache, seen as conversations."""
 
     scheduler: Scheduler
-    model: LanguageModel
+    backend: Backend
     weights: Weights
-    adapters: AdapterShelf
+    adapters: AdapterRegistry
     between_steps: Callable[[Callable[[], Any]], Any]  # runs a piece of work on the engine's thread
 
     def save(self, tokens: Items[int], path: Path, *, adapter: str | None = None) -> int:
@@ -155,27 +155,27 @@ class Keeper:
             )
         blocks = pool.allocate(count)
         try:
-            self.model.write_cache(blocks, conversation.cache)
+            self.backend.write_cache(blocks, conversation.cache)
         except BaseException:
             pool.release(blocks)
             raise
-        before = prefixes.root(conversation.adapter)
+        parent = prefixes.root(conversation.adapter)
         for place, block in enumerate(blocks):
-            before = prefixes.add(before, tokens[place * size : (place + 1) * size], block)
+            parent = prefixes.add(parent, tokens[place * size : (place + 1) * size], block)
             # it was there already: hold that one, so that it goes after those behind it
-            if before.block != block:
-                pool.share(before.block)
+            if parent.block != block:
+                pool.share(parent.block)
                 pool.release([block])
-                blocks[place] = before.block
+                blocks[place] = parent.block
         pool.release(blocks)
 
-    def _of(self, path: Items[Prefix], adapter: str) -> Conversation:
+    def _of(self, path: Items[PrefixNode], adapter: str) -> Conversation:
         tokens = tuple(token for prefix in path for token in prefix.tokens)
         return Conversation(
             self.weights.digest,
             adapter,
             tokens,
-            self.model.read_cache([prefix.block for prefix in path]),
+            self.backend.read_cache([prefix.block for prefix in path]),
         )
 
     def _restore(self, conversation: Conversation) -> None:

@@ -1,29 +1,21 @@
 """What a caller asks of the engine, and the handle on its answer.
 
 Knows tokens, limits and pieces of text. Knows nothing of batches, caches or models.
-Always: a generation ends with exactly one piece whose `finished` is set, and nothing follows it.
+Always: a generation ends with exactly one delta whose `finish_reason` is set, and nothing follows.
 """
 
 import asyncio
-import math
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ..errors import EngineError, RequestError
+from .sampling.logprobs import TokenLogprobs
+from .sampling.params import SamplingParams
 
-Finished = Literal["stop", "length", "cancelled", "error"]
-MAX_LOGPROBS = 20  # likeliest tokens that a request may ask for
-
-
-@dataclass(frozen=True, slots=True)
-class Constraint:
-    """The answer's form. What is chosen among the texts of that form is still the model's word."""
-
-    kind: Literal["json", "json_schema", "regex", "lark"]
-    text: str = ""  # schema, expression or grammar; "json" needs none
+FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,99 +23,26 @@ class GenerationRequest:
     """One prompt and how to go on from it.
 
     Raises:
-        RequestError: a value that no engine could serve.
+        RequestError: a prompt that no engine could serve.
     """
 
     prompt: tuple[int, ...]  # token ids
-    max_tokens: int = 256
-    temperature: float = 0.0  # 0: greedy
-    top_p: float = 1.0  # 1: all of the probability mass
-    top_k: int = 0  # 0: all tokens
-    seed: int | None = None  # None: a fresh one
-    stop: tuple[str, ...] = ()  # text that ends the answer and is not part of it
-    adapter: str | None = None
-    min_p: float = 0.0  # leaves out tokens less likely than this times the likeliest
-    presence_penalty: float = 0.0  # taken from the logit of each token the answer holds
-    frequency_penalty: float = 0.0  # the same, times how often
-    # divides the logits of tokens that prompt or answer hold; 1: off
-    repetition_penalty: float = 1.0
-    logit_bias: tuple[tuple[int, float], ...] = ()  # token id and what is added to its logit
-    # likeliest tokens told beside each; 0: the token's own alone, None: nothing
-    logprobs: int | None = None
-    constraint: Constraint | None = None
-    # tokens may be guessed and checked; None: unless a seed forbids what may change digits
-    speculate: bool | None = None
-
-    @property
-    def repeatable(self) -> bool:
-        """Somebody wants the same text again. What others left in the cache, and guesses, change no
-        distribution; but they change how many rows a step has, and on the torch path that changes
-        the last digits of logits."""
-        return self.seed is not None
+    sampling_params: SamplingParams = field(default_factory=SamplingParams)
+    adapter: str | None = None  # one that the engine holds; None: the plain model
 
     def __post_init__(self) -> None:
         if not self.prompt:
             raise RequestError("the prompt has no tokens; send at least one")
-        if self.max_tokens < 1:
-            raise RequestError(f"max_tokens is {self.max_tokens}; it must be 1 or more")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise RequestError(
-                f"temperature is {self.temperature}; it must be 0 (greedy) or a positive number"
-            )
-        if not 0 < self.top_p <= 1:
-            raise RequestError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
-        if self.top_k < 0:
-            raise RequestError(f"top_k is {self.top_k}; it must be 0 (all tokens) or more")
-        if not 0 <= self.min_p <= 1:
-            raise RequestError(f"min_p is {self.min_p}; it must be 0 (off) to 1")
-        if not (math.isfinite(self.presence_penalty) and math.isfinite(self.frequency_penalty)):
-            raise RequestError(
-                "presence_penalty and frequency_penalty must be finite numbers; 0 turns them off"
-            )
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise RequestError(
-                f"repetition_penalty is {self.repetition_penalty}; it must be a "
-                f"positive number, 1 turns it off"
-            )
-        if not all(math.isfinite(value) for _, value in self.logit_bias):
-            raise RequestError(
-                "logit_bias holds a value that is not finite; use -100 to forbid a token"
-            )
-        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
-            raise RequestError(f"logprobs is {self.logprobs}; it must be 0 to {MAX_LOGPROBS}")
-        if "" in self.stop:
-            raise RequestError(
-                "stop holds an empty text, which would end every answer at once; leave it out"
-            )
 
 
 @dataclass(frozen=True, slots=True)
-class Chance:
-    """A token and the logarithm of its probability."""
-
-    token: int
-    text: bytes  # may be part of a character
-    logprob: float
-
-
-@dataclass(frozen=True, slots=True)
-class Likely:
-    """How likely the model itself found a token, whatever temperature, penalties or grammar made
-    of it.
-    """
-
-    chosen: Chance
-    best: tuple[Chance, ...]  # the likeliest tokens, as many as were asked for
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
+class TextDelta:
     """What one token added to an answer."""
 
     text: str  # whole characters; may be empty while a character or a stop text is incomplete
     token: int | None  # None where no token stands behind the piece (cancelled, error)
-    finished: Finished | None = None
-    likely: Likely | None = None  # where the request asked for logprobs
+    finish_reason: FinishReason | None = None
+    logprobs: TokenLogprobs | None = None  # where the request asked for them
 
 
 class Generation:
@@ -138,11 +57,11 @@ class Generation:
     def __init__(self, prompt_tokens: int, on_cancel: Callable[[], None] = lambda: None) -> None:
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = 0
-        self.finished: Finished | None = None
+        self.finish_reason: FinishReason | None = None
         self.error: EngineError | None = None
         self.cancel_requested = False
         self._on_cancel = on_cancel
-        self._pieces: deque[Piece] = deque()
+        self._deltas: deque[TextDelta] = deque()
         self._arrived = threading.Condition()
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
 
@@ -150,7 +69,7 @@ class Generation:
 
     def cancel(self) -> None:
         """Ask the engine to stop here and free the cache; harmless when already finished."""
-        if self.finished is None:
+        if self.finish_reason is None:
             self.cancel_requested = True
             self._on_cancel()
 
@@ -160,7 +79,7 @@ class Generation:
         Raises:
             EngineError: generation failed, with its cause.
         """
-        text = "".join(piece.text for piece in self)
+        text = "".join(delta.text for delta in self)
         if self.error is not None:
             raise self.error
         return text
@@ -171,26 +90,26 @@ class Generation:
     def __exit__(self, *_: object) -> None:
         self.cancel()
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Iterator[TextDelta]:
         return self
 
-    def __next__(self) -> Piece:
+    def __next__(self) -> TextDelta:
         with self._arrived:
-            while not self._pieces:
-                if self.finished is not None:
+            while not self._deltas:
+                if self.finish_reason is not None:
                     raise StopIteration
                 self._arrived.wait()
-            return self._pieces.popleft()
+            return self._deltas.popleft()
 
-    def __aiter__(self) -> AsyncIterator[Piece]:
+    def __aiter__(self) -> AsyncIterator[TextDelta]:
         return self
 
-    async def __anext__(self) -> Piece:
+    async def __anext__(self) -> TextDelta:
         while True:
             with self._arrived:
-                if self._pieces:
-                    return self._pieces.popleft()
-                if self.finished is not None:
+                if self._deltas:
+                    return self._deltas.popleft()
+                if self.finish_reason is not None:
                     raise StopAsyncIteration
                 loop = asyncio.get_running_loop()
                 arrival = loop.create_future()
@@ -199,20 +118,20 @@ class Generation:
 
     # The engine's half.
 
-    def deliver(self, piece: Piece, error: EngineError | None = None) -> None:
+    def deliver(self, delta: TextDelta, error: EngineError | None = None) -> None:
         """Hand over the next piece, from the engine's thread.
 
         Raises:
             RuntimeError: the generation had already finished (a bug in the engine).
         """
         with self._arrived:
-            if self.finished is not None:
+            if self.finish_reason is not None:
                 raise RuntimeError(
-                    f"a piece came after the generation finished with {self.finished!r}"
+                    f"a piece came after the generation finished with {self.finish_reason!r}"
                 )
-            self.completion_tokens += piece.token is not None
-            self.finished, self.error = piece.finished, error
-            self._pieces.append(piece)
+            self.completion_tokens += delta.token is not None
+            self.finish_reason, self.error = delta.finish_reason, error
+            self._deltas.append(delta)
             self._arrived.notify_all()
             waiter, self._waiter = self._waiter, None
         if waiter is None:

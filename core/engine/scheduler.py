@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from ..errors import OverloadedError
 from .block_pool import BlockPool
-from .prefix_cache import Prefix, Prefixes
-from .sampling.price import Price
-from .sequence import Row, Sequence
+from .prefix_cache import PrefixCache, PrefixNode
+from .sampling.speculation import SpeculationCost
+from .sampling.state import LogitRow
+from .sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,16 +73,16 @@ class Batch:
         return sum(span.sampled for span in self.spans)
 
     @property
-    def wanted(self) -> list[Row]:
+    def rows_of_logits(self) -> list[LogitRow]:
         """What each row of logits is for, [logit_rows]."""
         return [
-            Row(span.sequence, span.drafts, place)
+            LogitRow(span.sequence.sampling, span.drafts, offset)
             for span in self.spans
-            for place in range(span.sampled)
+            for offset in range(span.sampled)
         ]
 
     @property
-    def guesses(self) -> int:
+    def drafts(self) -> int:
         """Drafts in this step."""
         return sum(len(span.drafts) for span in self.spans)
 
@@ -89,12 +90,12 @@ class Batch:
 class Scheduler:
     """First come, first served, as far as blocks go; preempted sequences are recomputed."""
 
-    def __init__(self, pool: BlockPool, limits: Limits) -> None:
+    def __init__(self, pool: BlockPool, limits: Limits, *, deterministic: bool = False) -> None:
+        """`deterministic`: see `Backend`."""
         self.pool = pool
-        self.prefixes = Prefixes(pool)
-        self.price = Price()
-        # the model's rows are the same to the last bit whatever else is in a step
-        self.exact = False
+        self.prefixes = PrefixCache(pool)
+        self.speculation_cost = SpeculationCost()
+        self.deterministic = deterministic
         self.limits = limits
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of arrival
@@ -157,28 +158,30 @@ class Scheduler:
 
         Returns:
             The new tokens of each of `batch.sampled`. One that ends with None has logits that are
-            not finite: `distrust` and `finish` it.
+            not finite: `invalidate` and `finish` it.
         """
         chosen = iter(tokens)
         runs: list[list[int | None]] = []
         for span in batch.spans:
-            run = _run(span, [next(chosen) for _ in range(span.sampled)])
+            run = _accepted(span, [next(chosen) for _ in range(span.sampled)])
             sequence = span.sequence
-            sequence.computed += span.count - span.sampled + len(run) if run else span.count
+            sequence.num_computed_tokens += (
+                span.count - span.sampled + len(run) if run else span.count
+            )
             for token in run:
                 if token is not None:
                     sequence.accept(token)
             if run:
                 runs.append(run)
             if None not in run:
-                self._remember(sequence)
+                self._publish(sequence)
                 self._trim(sequence)
         return runs
 
-    def distrust(self, sequence: Sequence) -> None:
+    def invalidate(self, sequence: Sequence) -> None:
         """Let nobody else find what this sequence wrote."""
         if sequence.prefix is not None:
-            self.prefixes.drop(sequence.prefix)
+            self.prefixes.invalidate(sequence.prefix)
             sequence.prefix = None
 
     def finish(self, sequence: Sequence) -> None:
@@ -197,10 +200,11 @@ class Scheduler:
         """
         if set(self.waiting) & set(self.running):
             raise RuntimeError("a sequence is waiting and running")
-        if any(s.blocks or s.computed for s in self.waiting):
+        if any(s.block_table or s.num_computed_tokens for s in self.waiting):
             raise RuntimeError("a waiting sequence holds blocks")
         if any(
-            self.pool.needed(s.computed) > len(s.blocks) or s.remaining < 0 for s in self.running
+            self.pool.needed(s.num_computed_tokens) > len(s.block_table) or s.remaining < 0
+            for s in self.running
         ):
             raise RuntimeError(
                 "a running sequence has computed more than its blocks hold or its tokens are"
@@ -216,13 +220,13 @@ class Scheduler:
                 else [prefix.block for prefix in sequence.prefix.path()]
             )
             if (
-                shared != sequence.blocks[: len(shared)]
-                or len(shared) * self.pool.block_tokens > sequence.computed
+                shared != sequence.block_table[: len(shared)]
+                or len(shared) * self.pool.block_tokens > sequence.num_computed_tokens
             ):
                 raise RuntimeError(
                     "a running sequence shares blocks that it does not hold or has not computed"
                 )
-        self.pool.check_integrity(block for s in self.running for block in s.blocks)
+        self.pool.check_integrity(block for s in self.running for block in s.block_table)
         self.prefixes.check_integrity()
 
     def _next_tokens(self) -> list[Span]:
@@ -231,34 +235,38 @@ class Scheduler:
         """
         answering = [sequence for sequence in self.running if sequence.remaining == 1]
         # Those preempted for an older one a moment ago hold no blocks any more.
-        ready = [sequence for sequence in answering if sequence.blocks and self._grow(sequence)]
-        price = self.price.of_row(len(answering)) if answering else 1.0
-        return [self._span_of_answer(sequence, price) for sequence in ready if sequence.blocks]
+        ready = [
+            sequence for sequence in answering if sequence.block_table and self._grow(sequence)
+        ]
+        cost = self.speculation_cost.of_row(len(answering)) if answering else 1.0
+        return [self._span_of_answer(sequence, cost) for sequence in ready if sequence.block_table]
 
-    def _span_of_answer(self, sequence: Sequence, price: float) -> Span:
+    def _span_of_answer(self, sequence: Sequence, cost: float) -> Span:
         """The last token and what may follow it, as far as there is room that nobody else needs
         for its own last token.
         """
-        wanted = (
-            not self._apart(sequence)
-            if sequence.request.speculate is None
-            else sequence.request.speculate
-        )
-        drafts = sequence.guess(self.limits.drafts, price) if wanted else ()
+        wanted = sequence.request.sampling_params.speculate
+        if wanted is None:
+            wanted = not self._apart(sequence)
+        drafts = sequence.propose(self.limits.drafts, cost) if wanted else ()
         known = len(sequence.tokens)
-        more = self.pool.needed(known + len(drafts)) - len(sequence.blocks)
+        more = self.pool.needed(known + len(drafts)) - len(sequence.block_table)
         if more > 0 and more + len(self.running) <= self.pool.free:
-            sequence.blocks += self.pool.allocate(more)
-        drafts = drafts[: len(sequence.blocks) * self.pool.block_tokens - known]
+            sequence.block_table += self.pool.allocate(more)
+        drafts = drafts[: len(sequence.block_table) * self.pool.block_tokens - known]
         return Span(
-            sequence, sequence.computed, 1 + len(drafts), sampled=1 + len(drafts), drafts=drafts
+            sequence,
+            sequence.num_computed_tokens,
+            1 + len(drafts),
+            sampled=1 + len(drafts),
+            drafts=drafts,
         )
 
     def _grow(self, sequence: Sequence) -> bool:
         """Make room for the sequence's last token; False if the sequence itself had to give way."""
-        while self.pool.needed(len(sequence.tokens)) > len(sequence.blocks):
+        while self.pool.needed(len(sequence.tokens)) > len(sequence.block_table):
             if self.pool.free:
-                sequence.blocks += self.pool.allocate(1)
+                sequence.block_table += self.pool.allocate(1)
                 continue
             youngest = self.running[-1]
             self._preempt(youngest)
@@ -280,21 +288,23 @@ class Scheduler:
         if not self.waiting or len(self.running) >= self.limits.max_running:
             return False
         sequence = self.waiting[0]
-        found = self._known(sequence)
-        # A kept block that it takes over is no longer free, though it need not be computed.
+        found = self._cached(sequence)
+        # A cached block that it takes over is no longer free, though it need not be computed.
         taken = self.pool.needed(len(sequence.tokens)) - sum(
-            not self.pool.idle(prefix.block) for prefix in found
+            self.pool.ref_count(prefix.block) > 0 for prefix in found
         )
         return taken + len(self.running) <= self.pool.free
 
     def _admit(self) -> Sequence:
         sequence = self.waiting.popleft()
         sequence.prefix = self.prefixes.root(sequence.adapter_digest)
-        found = self._known(sequence)
+        found = self._cached(sequence)
         for prefix in found:  # before anything is allocated, which could give them away
             self.pool.share(prefix.block)
-        sequence.blocks = [prefix.block for prefix in found]
-        sequence.blocks += self.pool.allocate(self.pool.needed(len(sequence.tokens)) - len(found))
+        sequence.block_table = [prefix.block for prefix in found]
+        sequence.block_table += self.pool.allocate(
+            self.pool.needed(len(sequence.tokens)) - len(found)
+        )
         self._skip(sequence, found)
         sequence.started = True
         self.running.append(sequence)
@@ -304,15 +314,17 @@ class Scheduler:
         if sequence.remaining > 1:
             self._reuse(sequence)
         count = min(sequence.remaining, budget)
-        return Span(sequence, sequence.computed, count, sampled=int(count == sequence.remaining))
+        return Span(
+            sequence, sequence.num_computed_tokens, count, sampled=int(count == sequence.remaining)
+        )
 
     def _apart(self, sequence: Sequence) -> bool:
         """Whether it computes everything itself, so that its text comes out the same another
         time.
         """
-        return sequence.request.repeatable and not self.exact
+        return sequence.request.sampling_params.repeatable and not self.deterministic
 
-    def _known(self, sequence: Sequence) -> list[Prefix]:
+    def _cached(self, sequence: Sequence) -> list[PrefixNode]:
         """The next blocks of a sequence that need not be computed; its last token must be, since
         its logits are wanted.
         """
@@ -327,61 +339,63 @@ class Scheduler:
         """Take over blocks that another sequence has filled since this one began."""
         if (
             sequence.prefix is None
-            or sequence.computed != sequence.prefix.depth * self.pool.block_tokens
+            or sequence.num_computed_tokens != sequence.prefix.depth * self.pool.block_tokens
         ):
             return
-        found = self._known(sequence)
+        found = self._cached(sequence)
         for prefix in found:
             self._exchange(sequence, prefix)
         self._skip(sequence, found)
 
-    def _skip(self, sequence: Sequence, found: Items[Prefix]) -> None:
+    def _skip(self, sequence: Sequence, found: Items[PrefixNode]) -> None:
         if found:
             sequence.prefix = found[-1]
-            sequence.computed = found[-1].depth * self.pool.block_tokens
+            sequence.num_computed_tokens = found[-1].depth * self.pool.block_tokens
             self.reused_tokens += len(found) * self.pool.block_tokens
 
-    def _remember(self, sequence: Sequence) -> None:
+    def _publish(self, sequence: Sequence) -> None:
         """Let others find the blocks that have become full."""
         size = self.pool.block_tokens
         while (
             self.limits.share_prefixes
             and sequence.prefix is not None
-            and (sequence.prefix.depth + 1) * size <= sequence.computed
+            and (sequence.prefix.depth + 1) * size <= sequence.num_computed_tokens
         ):
             at = sequence.prefix.depth
             prefix = self.prefixes.add(
-                sequence.prefix, sequence.tokens[at * size : (at + 1) * size], sequence.blocks[at]
+                sequence.prefix,
+                sequence.tokens[at * size : (at + 1) * size],
+                sequence.block_table[at],
             )
-            if prefix.block != sequence.blocks[at] and self._apart(sequence):
+            if prefix.block != sequence.block_table[at] and self._apart(sequence):
                 return
             self._exchange(sequence, prefix)
             sequence.prefix = prefix
 
-    def _exchange(self, sequence: Sequence, prefix: Prefix) -> None:
+    def _exchange(self, sequence: Sequence, prefix: PrefixNode) -> None:
         """Put a known block in the place of the sequence's own: so who holds a block holds all
         before it.
         """
-        own = sequence.blocks[prefix.depth - 1]
+        own = sequence.block_table[prefix.depth - 1]
         if own != prefix.block:
             self.pool.share(prefix.block)
             self.pool.release([own])
-            sequence.blocks[prefix.depth - 1] = prefix.block
+            sequence.block_table[prefix.depth - 1] = prefix.block
 
     def _trim(self, sequence: Sequence) -> None:
         """Give back blocks that only rejected drafts were written to."""
         needed = self.pool.needed(len(sequence.tokens))
-        self.pool.release(sequence.blocks[needed:])
-        del sequence.blocks[needed:]
+        self.pool.release(sequence.block_table[needed:])
+        del sequence.block_table[needed:]
 
     def _release(self, sequence: Sequence) -> None:
-        self.pool.release(sequence.blocks)
-        sequence.blocks = []
+        self.pool.release(sequence.block_table)
+        sequence.block_table = []
         sequence.prefix = None
-        sequence.computed = 0
+        sequence.num_computed_tokens = 0
 
 
-def _run(span: Span, chosen: list[int | None]) -> list[int | None]:
+def _accepted(span: Span, chosen: list[int | None]) -> list[int | None]:
     """The chosen tokens up to the first that is not the draft of its place."""
     for place, draft in enumerate(span.drafts):
         if chosen[place] != draft:

@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from .. import log
-from ..engine.sampling.bounds import depth_of
+from ..engine.sampling.grammar_limits import depth_of
 from ..errors import (
     EngineError,
     MissingPartError,

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..assistant.assistant import ANY_TOOL
 from ..assistant.tools import ToolInfo
-from ..engine.request import Constraint
+from ..engine.sampling.params import Constraint
 from .errors import BadRequest
 from .schemas import Record, either, flag, listed, mapping, named, only, shown, tagged, text
 

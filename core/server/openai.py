@@ -107,7 +107,7 @@ class OpenAI:
     def shapes(self, endpoint: events.Endpoint, ask: Ask) -> events.Shapes:
         """A new answer's identity, under the model that really answers."""
         model = f"{self.adapters.model}:{ask.adapter}" if ask.adapter else self.adapters.model
-        return events.Shapes(endpoint, model, tells=ask.logprobs is not None)
+        return events.Shapes(endpoint, model, tells=ask.sampling_params.logprobs is not None)
 
     async def send(
         self,

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..assistant.assistant import Ask
-from ..engine.request import MAX_LOGPROBS
+from ..engine.sampling.params import MAX_LOGPROBS, SamplingParams
 from . import forms, messages
 from .errors import BadRequest, parse_json
 from .schemas import (
+    Group,
     Reader,
     Record,
     anything,
@@ -27,25 +28,43 @@ from .schemas import (
     text,
 )
 
-DEFAULT_TOKENS = 256
 MAX_STOPS = 4
 MOST_TOKENS = 1 << 20
 STREAM_OPTIONS = Record({"include_usage": flag}, harmless={"include_obfuscation": flag})
-SAMPLING: dict[str, Reader] = {
-    "max_tokens": number(int, 1, MOST_TOKENS),
-    "temperature": number(float, 0.0, 2.0),
-    "top_p": number(float, 1e-6, 1.0),
-    "top_k": number(int, 0, 1 << 20),
-    "min_p": number(float, 0.0, 1.0),
-    "seed": number(int, -(1 << 63), (1 << 63) - 1),
-    "stop": either(named, listed(named, most=MAX_STOPS)),
-    "presence_penalty": number(float, -2.0, 2.0),
-    "frequency_penalty": number(float, -2.0, 2.0),
-    "repetition_penalty": number(float, 0.01, 10.0),
-    "logit_bias": forms.logit_bias,
-    "response_format": forms.response_format,
-    "speculate": flag,  # ours: whether tokens are guessed ahead; if left out, the engine decides
-}
+
+
+def seed(value: Any, where: str) -> int:
+    """Any whole number of 64 bits; below zero as its two's complement without the sign."""
+    return int(number(int, -(1 << 63), (1 << 63) - 1)(value, where)) & ((1 << 63) - 1)
+
+
+def one_text(value: Any, where: str) -> tuple[str]:
+    """A text that stands for a list of one."""
+    return (named(value, where),)
+
+
+# A further parameter is one line: under its name as a field of `SamplingParams`. Greedy unless
+# asked otherwise: a tool call wants the likeliest words.
+SAMPLING = Group(
+    SamplingParams,
+    {
+        "max_tokens": number(int, 1, MOST_TOKENS),
+        "temperature": number(float, 0.0, 2.0),
+        "top_p": number(float, 1e-6, 1.0),
+        "top_k": number(int, 0, 1 << 20),
+        "min_p": number(float, 0.0, 1.0),
+        "seed": seed,
+        "stop": either(one_text, listed(named, most=MAX_STOPS)),
+        "presence_penalty": number(float, -2.0, 2.0),
+        "frequency_penalty": number(float, -2.0, 2.0),
+        "repetition_penalty": number(float, 0.01, 10.0),
+        "logit_bias": forms.logit_bias,
+        "response_format": forms.response_format,
+        # ours: whether tokens are guessed ahead; if left out, the engine decides
+        "speculate": flag,
+    },
+    renamed={"response_format": "constraint", "max_completion_tokens": "max_tokens"},
+)
 SHARED: dict[str, Reader] = {"model": text, "stream": flag, "stream_options": STREAM_OPTIONS}
 # Read and dropped: they say nothing about the answer's text, or only what a model of another kind
 # would make of it.
@@ -72,7 +91,7 @@ NEUTRAL: dict[str, Reader] = {
 }
 CHAT = Record(
     SHARED
-    | SAMPLING
+    | SAMPLING.fields
     | {
         "messages": messages.conversation,
         "continue_final_message": flag,
@@ -100,7 +119,7 @@ def prompts(value: Any, where: str) -> Any:
 
 
 COMPLETION = Record(
-    SHARED | SAMPLING | {"prompt": prompts, "logprobs": number(int, 0, MAX_LOGPROBS)},
+    SHARED | SAMPLING.fields | {"prompt": prompts, "logprobs": number(int, 0, MAX_LOGPROBS)},
     ["prompt"],
     INDIFFERENT | NEUTRAL,
 )
@@ -141,13 +160,13 @@ def chat(raw: bytes) -> Body:
         raise BadRequest(
             "top_logprobs needs logprobs = true; set it or leave both out", "top_logprobs"
         )
+    logprobs = body.get("top_logprobs", 0) if body.get("logprobs") else None
     ask = Ask(
         messages=conversation,
         begun=begun,
         caller_tools=body.get("tools"),
-        logprobs=body.get("top_logprobs", 0) if body.get("logprobs") else None,
+        sampling_params=SAMPLING.of(body, logprobs=logprobs),
         **body.get("tool_choice", {}),
-        **sampling(body),
     )
     return Body(ask=ask, **shared(body))
 
@@ -160,7 +179,8 @@ def completion(raw: bytes) -> Body:
     """
     body = COMPLETION(parse_json(raw), "")
     prompt = body["prompt"]
-    ask = Ask(messages=(), logprobs=body.get("logprobs"), **sampling(body))
+    params = SAMPLING.of(body, logprobs=body.get("logprobs"))
+    ask = Ask(messages=(), sampling_params=params)
     return Body(ask=ask, prompt=prompt if isinstance(prompt, str) else prompt[0], **shared(body))
 
 
@@ -171,17 +191,3 @@ def shared(body: Mapping[str, Any]) -> dict[str, Any]:
         "stream": body.get("stream", False),
         "include_usage": body.get("stream_options", {}).get("include_usage", False),
     }
-
-
-def sampling(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that steer generation. Greedy unless asked otherwise: a tool call wants the
-    likeliest words.
-    """
-    found = {name: body[name] for name in SAMPLING if name in body and name != "response_format"}
-    found["max_tokens"] = body.get("max_completion_tokens", body.get("max_tokens", DEFAULT_TOKENS))
-    found["constraint"] = body.get("response_format")
-    if "seed" in found:
-        found["seed"] &= (1 << 63) - 1
-    if isinstance(stop := found.get("stop"), str):
-        found["stop"] = (stop,)
-    return found

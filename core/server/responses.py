@@ -15,7 +15,7 @@ from typing import Any, Literal
 from aiohttp import web
 
 from ..assistant.assistant import Answered, Called, Event, Finished, Text
-from ..engine.request import Chance, Likely
+from ..engine.sampling.logprobs import Logprob, TokenLogprobs
 from ..errors import QuietchoirError
 from . import errors as refusals
 
@@ -48,7 +48,9 @@ class Shapes:
         """One event of a stream."""
         if self.endpoint == "text":
             text, told = (
-                (event.text, self.told(event.likely)) if isinstance(event, Text) else ("", None)
+                (event.text, self.logprobs(event.logprobs))
+                if isinstance(event, Text)
+                else ("", None)
             )
             reason = event.reason if isinstance(event, Finished) else None
             return self.envelope(
@@ -56,9 +58,9 @@ class Shapes:
             )
         reason, beside = None, {}
         match event:
-            case Text(text, likely):
+            case Text(text, found):
                 delta: dict[str, Any] = {"content": text}
-                beside = {"logprobs": self.told(likely)} if self.tells else {}
+                beside = {"logprobs": self.logprobs(found)} if self.tells else {}
             case Called():
                 delta = {"tool_calls": [{"index": 0, **called(event)}]}
             case Answered():
@@ -67,26 +69,26 @@ class Shapes:
                 delta, reason = {}, event.reason
         return self.envelope({"delta": delta, "finish_reason": reason, **beside}, streamed=True)
 
-    def told(self, likely: Sequence[Likely]) -> dict[str, Any] | None:
+    def logprobs(self, found: Sequence[TokenLogprobs]) -> dict[str, Any] | None:
         """Log-probabilities in the endpoint's shape; None where nobody asked."""
         if not self.tells:
             return None
         if self.endpoint == "chat":
             return {
                 "content": [
-                    spelled(each.chosen) | {"top_logprobs": [*map(spelled, each.best)]}
-                    for each in likely
+                    spelled(each.chosen) | {"top_logprobs": [*map(spelled, each.top)]}
+                    for each in found
                 ]
             }
         starts = [self.said]
-        for each in likely:
+        for each in found:
             starts.append(starts[-1] + len(each.chosen.text.decode("utf-8", "ignore")))
         self.said = starts.pop()
         return {
-            "tokens": [letters(each.chosen) for each in likely],
-            "token_logprobs": [each.chosen.logprob for each in likely],
+            "tokens": [letters(each.chosen) for each in found],
+            "token_logprobs": [each.chosen.logprob for each in found],
             "top_logprobs": [
-                {letters(chance): chance.logprob for chance in each.best} for each in likely
+                {letters(token): token.logprob for token in each.top} for each in found
             ],
             "text_offset": starts,
         }
@@ -100,12 +102,12 @@ class Shapes:
     async def whole(self, events: AsyncIterator[Event]) -> dict[str, Any]:
         """Collect a whole answer."""
         text, calls, results, end = "", [], [], None
-        likely: list[Likely] = []
+        found: list[TokenLogprobs] = []
         async for event in events:
             match event:
                 case Text():
                     text += event.text
-                    likely += event.likely
+                    found += event.logprobs
                 case Called():
                     calls.append(called(event))
                 case Answered():
@@ -115,7 +117,7 @@ class Shapes:
         if end is None:
             raise RuntimeError("an answer without an end")  # our bug
         if self.endpoint == "text":
-            told = self.told(likely)
+            told = self.logprobs(found)
             body = self.envelope(
                 {"text": text, "finish_reason": end.reason, "logprobs": told}, streamed=False
             )
@@ -128,7 +130,7 @@ class Shapes:
                 message["tool_calls"] = calls
             if results:
                 message["tool_results"] = results
-            beside = {"logprobs": self.told(likely)} if self.tells else {}
+            beside = {"logprobs": self.logprobs(found)} if self.tells else {}
             body = self.envelope(
                 {"message": message, "finish_reason": end.reason, **beside}, streamed=False
             )
@@ -150,14 +152,14 @@ def answered(event: Answered) -> dict[str, Any]:
     return {"tool_call_id": event.id, "content": event.result.text, "ok": event.result.ok}
 
 
-def letters(chance: Chance) -> str:
+def letters(token: Logprob) -> str:
     """A token as text; bytes that are no whole character become U+FFFD."""
-    return chance.text.decode("utf-8", "replace")
+    return token.text.decode("utf-8", "replace")
 
 
-def spelled(chance: Chance) -> dict[str, Any]:
+def spelled(token: Logprob) -> dict[str, Any]:
     """A token as the chat endpoint writes it."""
-    return {"token": letters(chance), "logprob": chance.logprob, "bytes": list(chance.text)}
+    return {"token": letters(token), "logprob": token.logprob, "bytes": list(token.text)}
 
 
 def usage(end: Finished) -> dict[str, int]:

@@ -6,14 +6,19 @@ stood there and what may; an object's key that no reader was given for is refuse
 as if the key were left out.
 """
 
+import dataclasses
 import difflib
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from .errors import BadRequest
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 Reader = Callable[[Any, str], Any]  # the value and its place → the value, read
 
 # Fields of other servers and of older APIs, and what does the same here.
@@ -163,6 +168,28 @@ class Record:
             return ADVICE[key]
         near = difflib.get_close_matches(key[:80], [*self.fields, *self.harmless], n=1)
         return f"did you mean {near[0]}?" if near else "leave it out"
+
+
+class Group(Generic[T]):
+    """Keys of a body that together make one value, a dataclass: each key is a field of it."""
+
+    def __init__(self, kind: type[T], fields: dict[str, Reader], renamed: dict[str, str]) -> None:
+        """`renamed`: keys whose fields have other names; of two keys of one field the latter wins.
+
+        Raises:
+            TypeError: a key is no field of `kind` (a bug).
+        """
+        self.fields = fields
+        self._kind = kind
+        self._field_of = {key: key for key in fields} | renamed
+        known = {field.name for field in dataclasses.fields(kind)}
+        if stray := set(self._field_of.values()) - known:
+            raise TypeError(f"{kind.__name__} has no field {', '.join(sorted(stray))}")
+
+    def of(self, body: Mapping[str, object], **others: object) -> T:
+        """What the keys of a body that was read make, beside fields that are no keys."""
+        read = {field: body[key] for key, field in self._field_of.items() if key in body}
+        return self._kind(**read, **others)
 
 
 def tagged(key: str, kinds: Mapping[str, Record]) -> Reader:

@@ -23,8 +23,8 @@ from typing import Any, cast
 from unittest import mock
 
 from ...core.config import PluginsConfig
-from ...core.engine.request import Constraint
-from ...core.engine.sampling import bounds
+from ...core.engine.sampling import grammar_limits as bounds
+from ...core.engine.sampling.params import Constraint
 from ...core.errors import QuietchoirError
 from ...core.toolcall import ToolCall, parse
 from ...core.training.dataset import folder_name

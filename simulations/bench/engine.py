@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 
-from ...core.engine.backends.select import processor_runner
-from ...core.engine.backends.torch_cpu.runner import Runner
+from ...core.config import EngineConfig
+from ...core.engine.backends.select import select
+from ...core.engine.backends.torch_cpu.runner import TorchRunner
 from ...core.engine.block_pool import BLOCK_TOKENS
 from ...core.engine.perplexity import perplexity
 from ...core.errors import ConfigError
@@ -313,8 +314,8 @@ def perplexities(model: Path, quick: bool) -> dict[str, float]:
     text = "\n".join(topics[name] for name in sorted(topics))
     tokens = loaded.tokenizer.encode(text[:200_000])[: 256 if quick else 4608]
     blocks = 512 // BLOCK_TOKENS
-    fast = perplexity(processor_runner(loaded, blocks), tokens)
-    exact = perplexity(Runner(loaded, blocks, compute=torch.float32), tokens)
+    fast = perplexity(select(loaded, EngineConfig()).build(blocks, 512), tokens)
+    exact = perplexity(TorchRunner(loaded, blocks, compute=torch.float32), tokens)
     return {"serving": fast, "float32": exact, "worse_percent": 100 * (fast / exact - 1)}
 
 

@@ -22,6 +22,7 @@ from ...core.engine.backends.cuda.runner import CudaRunner
 from ...core.engine.block_pool import BLOCK_TOKENS
 from ...core.engine.engine import Engine
 from ...core.engine.request import GenerationRequest
+from ...core.engine.sampling.params import SamplingParams
 from ...core.errors import ConfigError
 from ...core.hardware.placement import place
 from ...core.models.architecture import PROJECTIONS, Architecture
@@ -90,22 +91,26 @@ class DevicePeer:
     """Our engine on a device; see `peers.workload.Peer`."""
 
     def __init__(
-        self, weights: Weights, context: int, device: torch.device, host_layers: int = 0
+        self, weights: Weights, context: int, device: torch.device, cpu_layers: int = 0
     ) -> None:
         blocks = 16 * (192 // BLOCK_TOKENS) if device.type == "cpu" else context // BLOCK_TOKENS
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         runner = CudaRunner(
-            weights, blocks, context, host_layers=host_layers, device=device, dtype=dtype
+            weights, blocks, context, cpu_layers=cpu_layers, device=device, dtype=dtype
         )
         self.engine = Engine(
-            weights, EngineConfig(context=context, drafts=0, share_prefixes=False), model=runner
+            weights, EngineConfig(context=context, drafts=0, share_prefixes=False), backend=runner
         )
         self.engine.start()
 
     def generate(self, prompts: Any, tokens: int) -> None:
         """See `Peer`."""
         running = [
-            self.engine.submit(GenerationRequest(prompt=tuple(prompt), max_tokens=tokens))
+            self.engine.submit(
+                GenerationRequest(
+                    prompt=tuple(prompt), sampling_params=SamplingParams(max_tokens=tokens)
+                )
+            )
             for prompt in prompts
         ]
         for one in running:

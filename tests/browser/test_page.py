@@ -115,7 +115,8 @@ async def test_stop_ends_the_answer_in_the_engine_too(tab: Tab) -> None:
         await tab.until("!document.querySelector('.send.stop')")
         await until(
             lambda: (
-                [generation.finished for generation in served.engine.generations] == ["cancelled"]
+                [generation.finish_reason for generation in served.engine.generations]
+                == ["cancelled"]
             )
         )
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from quietchoir.core.config import EngineConfig
+from quietchoir.core.engine.backends.backend import label, unlabel
 from quietchoir.core.engine.block_pool import BLOCK_TOKENS
-from quietchoir.core.engine.cache_label import label, unlabel
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import Generation, GenerationRequest
 from quietchoir.core.engine.scheduler import Batch
@@ -107,12 +107,16 @@ def merged(weights: Weights, adapter: Adapter) -> Weights:
 
 
 class FakeModel:
-    """A `LanguageModel` without weights.
+    """A `Backend` without weights.
 
     It keeps tokens where a real one keeps keys and values, and each next token depends on all
     tokens it finds in the sequence's blocks: a lost, shared or stale block changes the answer.
     Never says END.
     """
+
+    deterministic = False
+    owns_threads = False
+    block_bytes = TINY_BLOCK_BYTES  # as if it held float32
 
     def __init__(self, blocks: int = 64) -> None:
         self.memory = [-1] * (blocks * BLOCK_TOKENS)
@@ -133,10 +137,10 @@ class FakeModel:
             if self.fails_on in span.tokens:
                 raise RuntimeError("the fake model was told to fail")
             for position, token in enumerate(span.tokens, span.start):
-                self.memory[self._place(sequence.blocks, position)] = token
+                self.memory[self._place(sequence.block_table, position)] = token
             stop = span.start + span.count
             context = (
-                [self.memory[self._place(sequence.blocks, p)] for p in range(stop)]
+                [self.memory[self._place(sequence.block_table, p)] for p in range(stop)]
                 if span.sampled
                 else []
             )
@@ -160,6 +164,11 @@ class FakeModel:
             strict=True,
         ):
             self.memory[block * BLOCK_TOKENS : (block + 1) * BLOCK_TOKENS] = tokens.tolist()
+
+    def clear_cache(self, blocks: Sequence[int]) -> None:
+        """Token 0 everywhere in these blocks."""
+        for block in blocks:
+            self.memory[block * BLOCK_TOKENS : (block + 1) * BLOCK_TOKENS] = [0] * BLOCK_TOKENS
 
     def _place(self, blocks: Sequence[int], position: int) -> int:
         return blocks[position // BLOCK_TOKENS] * BLOCK_TOKENS + position % BLOCK_TOKENS

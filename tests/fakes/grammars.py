@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from quietchoir.core.engine.request import Constraint
+from quietchoir.core.engine.sampling.params import Constraint
 
 
 def nested(size: int, wrap: Callable[[str], str], inner: str = '{"type": "string"}') -> Constraint:

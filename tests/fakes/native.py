@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from quietchoir.core.engine.backends.native.runner import NativeRunner
-from quietchoir.core.engine.backends.torch_cpu.runner import Runner
+from quietchoir.core.engine.backends.torch_cpu.runner import TorchRunner
 from quietchoir.core.engine.request import GenerationRequest
+from quietchoir.core.engine.sampling.params import SamplingParams
 from quietchoir.core.engine.scheduler import Batch, Span
 from quietchoir.core.engine.sequence import Sequence
 from quietchoir.core.models.architecture import PROJECTIONS, Architecture
@@ -130,8 +131,10 @@ def random_factors(
 
 def sequence(tokens: list[int], blocks: list[int] | range, adapter: object = None) -> Sequence:
     """A sequence that already has its blocks."""
-    made = Sequence(GenerationRequest(prompt=tuple(tokens), max_tokens=1))
-    made.blocks, made.adapter = list(blocks), adapter  # type: ignore[assignment]
+    made = Sequence(
+        GenerationRequest(prompt=tuple(tokens), sampling_params=SamplingParams(max_tokens=1))
+    )
+    made.block_table, made.adapter = list(blocks), adapter  # type: ignore[assignment]
     return made
 
 
@@ -162,7 +165,7 @@ class Oracle:
     """The plain float32 transformer, without a cache."""
 
     def __init__(self, weights: Weights) -> None:
-        self.transformer = Runner(weights, blocks=1, compute=torch.float32).transformer
+        self.transformer = TorchRunner(weights, blocks=1, compute=torch.float32).transformer
 
     @torch.inference_mode()
     def logits(self, tokens: list[int]) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 
 from quietchoir.core.assistant.adapters import AdapterInfo
 from quietchoir.core.assistant.tools import ToolInfo, ToolResult
-from quietchoir.core.engine.request import Finished, Generation, GenerationRequest, Piece
+from quietchoir.core.engine.request import FinishReason, Generation, GenerationRequest, TextDelta
 from quietchoir.core.errors import EngineError, ModelNotFoundError
 from quietchoir.core.toolcall import ToolCall
 
@@ -45,7 +45,7 @@ class FakeEngine:
 
     scripts: Iterator[Sequence[str]]
     held: bool = False
-    finished: Finished = "stop"
+    finished: FinishReason = "stop"
     refuse: Exception | None = None
     requests: list[GenerationRequest] = field(default_factory=list)
     generations: list[Generation] = field(default_factory=list)
@@ -70,18 +70,18 @@ class FakeEngine:
         rest = self.rests[number]
         text = rest.popleft()
         error = EngineError("a kernel broke") if self.finished == "error" and not rest else None
-        self.generations[number].deliver(Piece(text, 7, None if rest else self.finished), error)
+        self.generations[number].deliver(TextDelta(text, 7, None if rest else self.finished), error)
 
     def release(self, number: int = 0) -> None:
-        while self.rests[number] and self.generations[number].finished is None:
+        while self.rests[number] and self.generations[number].finish_reason is None:
             self.say(number)
 
-    def end(self, number: int, reason: Finished) -> None:
-        self.generations[number].deliver(Piece("", None, reason))
+    def end(self, number: int, reason: FinishReason) -> None:
+        self.generations[number].deliver(TextDelta("", None, reason))
 
 
 def engine_saying(
-    *scripts: Sequence[str], held: bool = False, finished: Finished = "stop"
+    *scripts: Sequence[str], held: bool = False, finished: FinishReason = "stop"
 ) -> FakeEngine:
     """An engine that plays `scripts`, the last one for ever."""
     return FakeEngine(itertools.chain(scripts[:-1], itertools.repeat(scripts[-1])), held, finished)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from quietchoir.core.engine.engine import Engine
-from quietchoir.core.engine.request import Constraint, GenerationRequest
+from quietchoir.core.engine.request import GenerationRequest
+from quietchoir.core.engine.sampling.params import Constraint, SamplingParams
 from quietchoir.core.engine.scheduler import Limits
 from quietchoir.tests.fakes.engine import drain, generate
 
@@ -21,8 +22,23 @@ MOST = 40
 Make = Callable[..., Engine]
 
 
-def requests(prompts: list[tuple[int, ...]], **settings: Any) -> list[GenerationRequest]:
-    return [GenerationRequest(prompt=prompt, max_tokens=MOST, **settings) for prompt in prompts]
+def requests(
+    prompts: list[tuple[int, ...]], adapter: str | None = None, **settings: Any
+) -> list[GenerationRequest]:
+    return [
+        GenerationRequest(
+            prompt=prompt,
+            sampling_params=SamplingParams(max_tokens=MOST, **settings),
+            adapter=adapter,
+        )
+        for prompt in prompts
+    ]
+
+
+def with_params(request: GenerationRequest, **changes: Any) -> GenerationRequest:
+    """The same prompt, sampled otherwise."""
+    params = dataclasses.replace(request.sampling_params, **changes)
+    return dataclasses.replace(request, sampling_params=params)
 
 
 def few_words(adapter: str | None) -> list[GenerationRequest]:
@@ -86,16 +102,14 @@ def told(make: Make, asked: list[GenerationRequest]) -> list[str]:
     form.
     """
     engine = make()
-    neighbour = dataclasses.replace(
+    neighbour = with_params(
         asked[0],
         temperature=1.0,
         presence_penalty=1.0,
         logprobs=None,
         constraint=Constraint("regex", "[a-z ]*"),
     )
-    return generate(
-        engine, [neighbour, *(dataclasses.replace(request, logprobs=2) for request in asked)]
-    )[1:]
+    return generate(engine, [neighbour, *(with_params(one, logprobs=2) for one in asked)])[1:]
 
 
 def everything(make: Make, asked: list[GenerationRequest]) -> list[str]:

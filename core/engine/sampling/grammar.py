@@ -3,24 +3,22 @@
 Knows JSON schemas, regular expressions and Lark grammars as matchers of llguidance. Knows nothing
 of how they are compiled, of logits or of probabilities.
 Always: what a constrained request has said so far can be completed to a text of its grammar.
-Hazard: a grammar is a program that a caller wrote. `bounds.py` and `compiler.py` refuse what is too
-large, too slow or too deep; one that grows beyond its limits later fails its own request.
+Hazard: a grammar is a program that a caller wrote. `grammar_limits.py` and
+`grammar_compiler.py` refuse what is too large, too slow or too deep; one that grows beyond its
+limits later fails its own request.
 """
 
 from collections.abc import Sequence as Items
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import EngineError, RequestError
 from ...models.tokenizer.tokenizer import Tokenizer
-from ..request import Constraint
-from .compiler import Compiler
-
-if TYPE_CHECKING:
-    from ..sequence import Row
+from .grammar_compiler import Compiler
+from .params import Constraint
 
 
 class Grammars:
@@ -87,23 +85,26 @@ class Matcher:
         return drafts[: self.inner.validate_tokens(list(drafts))]
 
 
-def forbid(logits: NDArray[np.float32], rows: "Items[Row]") -> None:
-    """Set the logits of tokens that a row's grammar forbids to minus infinity, in place, [R, V]."""
-    places: list[int] = []
-    work: list[tuple[Any, int, list[int]]] = []
-    size = 0
-    for place, row in enumerate(rows):
-        matcher = row.sequence.matcher
-        if matcher is not None:
-            # one entry for the row and all its drafts, which stand right behind it
-            if row.place == 0:
-                work.append((matcher.inner, len(places), list(row.drafts)))
-                size = matcher.size
-            places.append(place)
-    if not places:
+def apply_grammar_mask(
+    logits: NDArray[np.float32], spans: Items[tuple[int, Matcher, tuple[int, ...]]]
+) -> None:
+    """Set the logits of tokens that a grammar forbids to minus infinity, in place.
+
+    Args:
+        logits: [R, V].
+        spans: the first row of a constrained sequence, its matcher, and the drafts after that row:
+            each has a row of its own, right behind.
+    """
+    if not spans:
         return
+    indices: list[int] = []
+    work: list[tuple[Any, int, list[int]]] = []
+    for first, matcher, drafts in spans:
+        work.append((matcher.inner, len(indices), list(drafts)))
+        indices += range(first, first + 1 + len(drafts))
+    size = spans[0][1].size
     # [M, tokens / 32], a bit for each token
-    masks = np.zeros((len(places), -(-size // 32)), np.uint32)
+    masks = np.zeros((len(indices), -(-size // 32)), np.uint32)
     executor = _executor()
     shape = (masks.ctypes.data, masks.shape[1] * 4, len(masks))
     if plain := [(inner, start) for inner, start, drafts in work if not drafts]:
@@ -119,9 +120,9 @@ def forbid(logits: NDArray[np.float32], rows: "Items[Row]") -> None:
         added *= np.float32(3e38)
         added *= np.float32(3e38)
     # row by row: a gather would copy the logits twice
-    for place, row in zip(places, added, strict=True):
-        logits[place, :size] += row
-        logits[place, size:] = -np.inf
+    for index, row in zip(indices, added, strict=True):
+        logits[index, :size] += row
+        logits[index, size:] = -np.inf
 
 
 @cache

@@ -7,54 +7,72 @@ change the choice and not what is told of the model.
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..request import Chance, Likely
-from .sampler import best
-
-if TYPE_CHECKING:
-    from ..sequence import Row
+from .sampler import top_indices
+from .state import LogitRow
 
 
 @dataclass(frozen=True, slots=True)
-class Telling:
-    """Logits of the rows that want to be told, put aside before anything changes them."""
+class Logprob:
+    """A token and the logarithm of its probability."""
 
-    places: Mapping[int, int]  # row of the step -> row of `logits`
+    token: int
+    text: bytes  # may be part of a character
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """How likely the model itself found a token, whatever temperature, penalties or grammar made
+    of it.
+    """
+
+    chosen: Logprob
+    top: tuple[Logprob, ...]  # the likeliest tokens, as many as were asked for
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedLogits:
+    """Logits of the rows that want log-probabilities, copied before anything changes them."""
+
+    indices: Mapping[int, int]  # row of the step -> row of `logits`
     logits: NDArray[np.float32]  # [T, V]
 
 
-def put_aside(logits: NDArray[np.float32], rows: "Items[Row]") -> Telling:
+def capture_logits(logits: NDArray[np.float32], rows: Items[LogitRow]) -> CapturedLogits:
     """Copy the rows whose requests want log-probabilities."""
-    wanted = [place for place, row in enumerate(rows) if row.sequence.request.logprobs is not None]
-    return Telling({place: index for index, place in enumerate(wanted)}, logits[wanted])
+    wanted = [index for index, row in enumerate(rows) if row.state.params.logprobs is not None]
+    return CapturedLogits({row: index for index, row in enumerate(wanted)}, logits[wanted])
 
 
-def tell(
-    telling: Telling, rows: "Items[Row]", chosen: Items[int | None], spell: Callable[[int], bytes]
-) -> list[Likely | None]:
+def token_logprobs(
+    captured: CapturedLogits,
+    rows: Items[LogitRow],
+    chosen: Items[int | None],
+    spell: Callable[[int], bytes],
+) -> list[TokenLogprobs | None]:
     """For each row what its request wants to know of the chosen token; None where it asks
     nothing or nothing was chosen.
     """
-    told: list[Likely | None] = [None] * len(rows)
-    if not telling.places:
-        return told
-    logprobs = telling.logits - telling.logits.max(-1, keepdims=True)
+    found: list[TokenLogprobs | None] = [None] * len(rows)
+    if not captured.indices:
+        return found
+    logprobs = captured.logits - captured.logits.max(-1, keepdims=True)
     logprobs -= np.log(np.exp(logprobs).sum(-1, keepdims=True))
-    most = max(rows[place].sequence.request.logprobs or 0 for place in telling.places)
-    order = best(logprobs, min(most, logprobs.shape[1]))
+    most = max(rows[row].state.params.logprobs or 0 for row in captured.indices)
+    order = top_indices(logprobs, min(most, logprobs.shape[1]))
     values, tokens = np.take_along_axis(logprobs, order, -1).tolist(), order.tolist()
-    for place, index in telling.places.items():
-        token = chosen[place]
+    for row, index in captured.indices.items():
+        token = chosen[row]
         if token is None:
             continue
-        count = rows[place].sequence.request.logprobs or 0
+        count = rows[row].state.params.logprobs or 0
         likeliest = zip(tokens[index][:count], values[index][:count], strict=True)
-        told[place] = Likely(
-            Chance(token, spell(token), float(logprobs[index, token])),
-            tuple(Chance(other, spell(other), value) for other, value in likeliest),
+        found[row] = TokenLogprobs(
+            Logprob(token, spell(token), float(logprobs[index, token])),
+            tuple(Logprob(other, spell(other), value) for other, value in likeliest),
         )
-    return told
+    return found

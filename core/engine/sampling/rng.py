@@ -8,7 +8,7 @@ took; so guessed tokens change neither the distribution nor, for a seed, the tex
 from random import Random
 
 
-class Draws:
+class RandomStream:
     """Numbers in [0, 1) that can be looked at before it is known how many of them are used."""
 
     def __init__(self, seed: int | None) -> None:

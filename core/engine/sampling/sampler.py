@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..sequence import Row
-from . import grammar
-from . import penalties as tally
+from .grammar import apply_grammar_mask
+from .state import LogitRow
 
 # Candidates sorted first: 64 hold what top-k and top-p leave in most steps at a fraction of the
 # cost of 1,024; sorting a whole vocabulary costs thirty times as much and is rarely needed.
@@ -27,63 +26,68 @@ Exact = NDArray[np.float64]
 Places = NDArray[np.int64]
 
 
-def sample(logits: Numbers, rows: Items[Row]) -> list[int | None]:
+def sample(logits: Numbers, rows: Items[LogitRow]) -> list[int | None]:
     """Choose one token a row; None where the best logit is no finite number or the sequence failed:
     no token can be chosen.
 
     Args:
         logits: [R, V]; biases, penalties and grammars are applied in place.
-        rows: whose rows these are. No random number is used up: `Sequence.accept` does that for the
-        tokens that stand.
+        rows: whose rows these are. No random number is used up: `SamplingState.accept` does that
+            for the tokens that stand.
     """
     if not len(rows):
         return []
     # before a grammar writes minus infinity everywhere
     sound = np.isfinite(logits.max(-1)).tolist()
-    tally.adjust(logits, rows)
-    grammar.forbid(logits, rows)
-    sound = [ok and row.sequence.failure is None for ok, row in zip(sound, rows, strict=True)]
+    for index, row in enumerate(rows):
+        if row.state.penalties.active:
+            row.state.penalties.apply(logits[index], row.ahead)
+    apply_grammar_mask(
+        logits,
+        [
+            (index, row.state.matcher, row.drafts)
+            for index, row in enumerate(rows)
+            if row.offset == 0 and row.state.matcher is not None
+        ],
+    )
+    sound = [ok and row.state.failure is None for ok, row in zip(sound, rows, strict=True)]
     chosen: list[int | None] = [
         token if ok else None for token, ok in zip(logits.argmax(-1).tolist(), sound, strict=True)
     ]
     drawn = [
-        place
-        for place, row in enumerate(rows)
-        if row.sequence.request.temperature > 0 and sound[place]
+        index for index, row in enumerate(rows) if row.state.params.temperature > 0 and sound[index]
     ]
     if drawn:
-        for place, token in zip(
-            drawn, draw(logits[drawn], [rows[place] for place in drawn]), strict=True
+        for index, token in zip(
+            drawn, draw(logits[drawn], [rows[index] for index in drawn]), strict=True
         ):
-            chosen[place] = token
+            chosen[index] = token
     return chosen
 
 
-def draw(logits: Numbers, rows: Items[Row]) -> list[int]:
+def draw(logits: Numbers, rows: Items[LogitRow]) -> list[int]:
     """Sample rows by temperature, then top-k, then top-p of what top-k left, then min-p, by
     inverting the cumulative sum.
     """
-    requests = [row.sequence.request for row in rows]
-    uniform = np.array([[row.sequence.draws.peek(row.place)] for row in rows])  # [R, 1], in [0, 1)
+    wanted = [row.state.params for row in rows]
+    uniform = np.array([[row.state.rng.peek(row.offset)] for row in rows])  # [R, 1], in [0, 1)
     # Not below what float32 divides by: the best is 0 then, and everything else minus infinity.
-    temperature = np.array([[max(request.temperature, 1e-30)] for request in requests], np.float32)
+    temperature = np.array([[max(params.temperature, 1e-30)] for params in wanted], np.float32)
     # Shifted before dividing: a tiny temperature then gives exp(-huge) = 0 and not inf - inf.
     probabilities = logits - logits.max(-1, keepdims=True)
     with np.errstate(over="ignore", under="ignore"):
         probabilities = np.exp(probabilities / temperature)  # [R, V]
     probabilities /= probabilities.sum(-1, keepdims=True)
-    if all(
-        request.top_k == 0 and request.top_p == 1 and request.min_p == 0 for request in requests
-    ):
+    if all(params.top_k == 0 and params.top_p == 1 and params.min_p == 0 for params in wanted):
         return [int(token) for token in _invert(probabilities, uniform)]
     size = logits.shape[1]
     limits = Restriction(
-        top_k=np.array([[request.top_k or size] for request in requests]),
-        top_p=np.array([[request.top_p] for request in requests], np.float64),
-        min_p=np.array([[request.min_p] for request in requests], np.float64),
+        top_k=np.array([[params.top_k or size] for params in wanted]),
+        top_p=np.array([[params.top_p] for params in wanted], np.float64),
+        min_p=np.array([[params.min_p] for params in wanted], np.float64),
     )
     for width in (*(head for head in HEADS if head < size), size):
-        order = best(probabilities, width)  # [R, W]
+        order = top_indices(probabilities, width)  # [R, W]
         within, whole = _restrict(np.take_along_axis(probabilities, order, -1), limits)
         if whole or width == size:
             break
@@ -93,7 +97,7 @@ def draw(logits: Numbers, rows: Items[Row]) -> list[int]:
     ]
 
 
-def best(numbers: Numbers, width: int) -> Places:
+def top_indices(numbers: Numbers, width: int) -> Places:
     """Where the `width` largest of each row stand, the largest first and of equals the first:
     [R, V] -> [R, W].
     """

@@ -10,6 +10,7 @@ from pathlib import Path
 from ....core.config import EngineConfig
 from ....core.engine.engine import Engine
 from ....core.engine.request import GenerationRequest
+from ....core.engine.sampling.params import SamplingParams
 from ....core.models import weights
 
 ADAPTERS = 8
@@ -31,7 +32,11 @@ class Ours:
         names = self.names[:adapters] * len(prompts) if adapters else [None] * len(prompts)
         generations = [
             self.engine.submit(
-                GenerationRequest(prompt=tuple(prompt), max_tokens=tokens, adapter=name)
+                GenerationRequest(
+                    prompt=tuple(prompt),
+                    sampling_params=SamplingParams(max_tokens=tokens),
+                    adapter=name,
+                )
             )
             for prompt, name in zip(prompts, names, strict=False)
         ]

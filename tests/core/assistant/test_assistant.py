@@ -1,6 +1,7 @@
 """An answer is text, or one tool call with its result; and whoever leaves frees the engine."""
 
 import asyncio
+import dataclasses
 import threading
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -21,7 +22,8 @@ from quietchoir.core.assistant.assistant import (
 )
 from quietchoir.core.assistant.context import Message
 from quietchoir.core.assistant.tools import NoTools, ToolInfo, ToolResult
-from quietchoir.core.engine.request import Constraint, Generation, GenerationRequest
+from quietchoir.core.engine.request import Generation, GenerationRequest
+from quietchoir.core.engine.sampling.params import Constraint, SamplingParams
 from quietchoir.core.errors import (
     EngineError,
     ModelFileError,
@@ -57,7 +59,12 @@ def assistant(engine: FakeEngine, tools: Any = None, *, context: int = 100) -> A
 
 
 async def events(who: Assistant, **ask: Any) -> list[Event]:
-    return [event async for event in who.reply(Ask(messages=ask.pop("messages", QUESTION), **ask))]
+    known = {one.name for one in dataclasses.fields(SamplingParams)}
+    params = {name: ask.pop(name) for name in known & ask.keys()}
+    asked = Ask(
+        messages=ask.pop("messages", QUESTION), sampling_params=SamplingParams(**params), **ask
+    )
+    return [event async for event in who.reply(asked)]
 
 
 def text_of(found: Sequence[Event]) -> str:
@@ -235,7 +242,7 @@ async def test_who_leaves_early_cancels_the_generation() -> None:
     engine = engine_saying(["one", "two", "three"], held=True)
     async with aclosing(assistant(engine).reply(Ask(messages=QUESTION))) as answer:
         assert await anext(answer) == Text("one")
-    assert engine.generations[0].finished == "cancelled"
+    assert engine.generations[0].finish_reason == "cancelled"
 
 
 async def test_a_cancelled_reader_cancels_the_generation() -> None:
@@ -252,7 +259,7 @@ async def test_a_cancelled_reader_cancels_the_generation() -> None:
     reader.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reader
-    assert engine.generations[0].finished == "cancelled"
+    assert engine.generations[0].finish_reason == "cancelled"
 
 
 async def test_a_finished_answer_is_not_cancelled() -> None:
@@ -279,7 +286,7 @@ async def test_a_refusal_passes_through(refusal: Exception) -> None:
 async def test_prompt_and_answer_share_the_context() -> None:
     engine = engine_saying(["ok"])
     await events(assistant(engine, context=20), max_tokens=1000)
-    assert len(engine.requests[0].prompt) + engine.requests[0].max_tokens == 20
+    assert len(engine.requests[0].prompt) + engine.requests[0].sampling_params.max_tokens == 20
 
 
 async def test_an_endless_wish_for_tokens_does_not_push_the_question_out() -> None:
@@ -318,10 +325,10 @@ async def test_a_demanded_call_goes_to_the_engine_as_a_form_and_comes_back_as_a_
     engine = engine_saying(CALL_PIECES)
     found = await events(assistant(engine), caller_tools=tools, tool_choice="HassTurnOn")
     assert [type(event) for event in found] == [Called, Finished]
-    form = engine.requests[0].constraint
+    form = engine.requests[0].sampling_params.constraint
     assert form is not None and "HassTurnOn" in form.text and "other" not in form.text
     await events(assistant(engine), caller_tools=tools, tool_choice=ANY_TOOL)
-    form = engine.requests[1].constraint
+    form = engine.requests[1].sampling_params.constraint
     assert form is not None and "HassTurnOn" in form.text and "other" in form.text
 
 
@@ -367,7 +374,7 @@ async def test_who_leaves_while_a_grammar_is_compiled_leaves_nothing_running() -
     with pytest.raises(asyncio.CancelledError):
         await task
     go_on.set()
-    await until(lambda: engine.generations and engine.generations[0].finished == "cancelled")
+    await until(lambda: engine.generations and engine.generations[0].finish_reason == "cancelled")
 
 
 async def test_an_answer_that_was_begun_is_continued() -> None:

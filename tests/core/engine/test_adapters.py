@@ -5,6 +5,7 @@ import torch
 
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import Generation, GenerationRequest
+from quietchoir.core.engine.sampling.params import SamplingParams
 from quietchoir.core.errors import ModelFileError, RequestError
 from quietchoir.core.models.lora.adapter import Adapter
 from quietchoir.core.models.weights import Weights
@@ -36,7 +37,9 @@ def engine(weights: Weights) -> Engine:
 
 
 def request(prompt: tuple[int, ...], adapter: str | None = None) -> GenerationRequest:
-    return GenerationRequest(prompt=prompt, max_tokens=20, adapter=adapter)
+    return GenerationRequest(
+        prompt=prompt, sampling_params=SamplingParams(max_tokens=20), adapter=adapter
+    )
 
 
 def alone(weights: Weights, prompt: tuple[int, ...], adapter: Adapter | None = None) -> str:

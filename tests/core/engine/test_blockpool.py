@@ -35,30 +35,30 @@ def test_a_block_is_not_freed_twice():
 
 def test_blocks_that_were_used_are_handed_out_again_before_others_are_touched():
     """The memory of a large cache is what was needed at once, or `keep`, whichever was more."""
-    pool = BlockPool(100, keep=6)
+    pool = BlockPool(100, cache_limit=6)
     touched: set[int] = set()
     forgotten: list[int] = []
-    pool.on_forget = forgotten.append
+    pool.on_evict = forgotten.append
     for _ in range(20):
         taken = pool.allocate(4)
         touched |= set(taken)
         pool.known |= set(taken)
         pool.release(taken)
         pool.check_integrity([])
-    assert len(touched) == 6 and pool.kept == 6 and len(forgotten) == 80 - 6
+    assert len(touched) == 6 and pool.cached == 6 and len(forgotten) == 80 - 6
     many = pool.allocate(10)
-    assert pool.kept == 0 and touched <= set(many)  # who runs comes before what is kept
+    assert pool.cached == 0 and touched <= set(many)  # who runs comes before what is cached
     pool.release(many)
     pool.check_integrity([])
 
 
 def test_kept_blocks_go_the_longest_unused_first_when_more_would_not_be_free_than_may_be():
-    pool = BlockPool(100, keep=3)
+    pool = BlockPool(100, cache_limit=3)
     first, second, third = pool.allocate(3)
     pool.known |= {first, second, third}
     for block in (second, first, third):
         pool.release([block])
     assert pool.allocate(1) == [second]
     pool.share(first)
-    assert pool.kept == 1 and pool.allocate(1) == [third]
-    assert pool.kept == 0
+    assert pool.cached == 1 and pool.allocate(1) == [third]
+    assert pool.cached == 0

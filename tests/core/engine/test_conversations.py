@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quietchoir.core.engine import conversations
+from quietchoir.core.engine.backends.backend import label
 from quietchoir.core.engine.backends.torch_cpu.kv_cache import KeyValueCache
 from quietchoir.core.engine.block_pool import BLOCK_TOKENS
-from quietchoir.core.engine.cache_label import label
 from quietchoir.core.engine.conversations import Conversation
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import GenerationRequest
+from quietchoir.core.engine.sampling.params import SamplingParams
 from quietchoir.core.errors import CacheError, OverloadedError, QuietchoirError, RequestError
 from quietchoir.core.models.weights import Weights
 from quietchoir.tests.fakes.engine import (
@@ -30,7 +31,7 @@ from quietchoir.tests.fakes.engine import (
 )
 
 PROMPT = tuple(range(10, 75))  # four full blocks and a token
-REQUEST = GenerationRequest(prompt=PROMPT, max_tokens=12)
+REQUEST = GenerationRequest(prompt=PROMPT, sampling_params=SamplingParams(max_tokens=12))
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +64,15 @@ def test_a_restored_conversation_is_not_computed_again_and_says_the_same(weights
 
 def test_a_conversation_that_is_there_already_is_restored_once(weights, saved, text):
     engine = Engine(weights, config())
-    generate(engine, [GenerationRequest(prompt=PROMPT[:40], max_tokens=3)])
-    kept = engine.stats().blocks_kept
+    generate(
+        engine,
+        [GenerationRequest(prompt=PROMPT[:40], sampling_params=SamplingParams(max_tokens=3))],
+    )
+    kept = engine.stats().blocks_cached
     engine.conversations.restore(saved)
     engine.conversations.restore(saved)
     engine.scheduler.check_integrity()
-    assert (kept, engine.stats().blocks_kept) == (2, 4)
+    assert (kept, engine.stats().blocks_cached) == (2, 4)
     assert generate(engine, [REQUEST]) == [text]
 
 
@@ -106,7 +110,7 @@ def test_another_model_adapter_layout_or_setting_refuses_it(weights, saved):
     adapted.adapters.load("a", tiny_adapter(1))
     refused(adapted, saved, "another version of the adapter", adapter="a")
     refused(
-        Engine(weights, config(), model=FakeModel()),
+        Engine(weights, config(), backend=FakeModel()),
         saved,
         "laid out as 'torch float32 2x16x2x8', this engine needs 'fake'",
     )
@@ -131,13 +135,15 @@ def test_an_adapters_conversation_comes_back_for_the_same_version_only(weights, 
 
 def test_no_room_is_said_and_changes_nothing(weights, saved):
     engine = Engine(weights, config(kv_bytes=6 * TINY_BLOCK_BYTES))
-    running = engine.submit(GenerationRequest(prompt=PROMPT[:40], max_tokens=10))
+    running = engine.submit(
+        GenerationRequest(prompt=PROMPT[:40], sampling_params=SamplingParams(max_tokens=10))
+    )
     engine.step()
     with pytest.raises(OverloadedError, match="needs 4 blocks of the cache, 3 are free"):
         engine.conversations.restore(saved)
     engine.scheduler.check_integrity()
     drain(engine)
-    assert running.finished == "length"
+    assert running.finish_reason == "length"
     assert engine.conversations.restore(saved) == 4 * BLOCK_TOKENS
 
 
@@ -187,7 +193,12 @@ def test_the_latest_conversations_survive_the_engine_and_older_ones_go(weights, 
     engine = Engine(weights, config())
     generate(
         engine,
-        [GenerationRequest(prompt=(number, *PROMPT[:40]), max_tokens=3) for number in range(5)],
+        [
+            GenerationRequest(
+                prompt=(number, *PROMPT[:40]), sampling_params=SamplingParams(max_tokens=3)
+            )
+            for number in range(5)
+        ],
     )
     assert engine.conversations.save_latest(folder, 3) == 3
     generate(engine, [REQUEST])
@@ -205,7 +216,9 @@ def test_a_running_engine_saves_and_restores_between_steps(weights, tmp_path, te
     engine = Engine(weights, config())
     engine.start()
     assert engine.submit(REQUEST).text() == text
-    long = engine.submit(GenerationRequest(prompt=(1, 2), max_tokens=200))
+    long = engine.submit(
+        GenerationRequest(prompt=(1, 2), sampling_params=SamplingParams(max_tokens=200))
+    )
     assert engine.conversations.save(PROMPT, tmp_path / "a" / "x.conversation") == 4 * BLOCK_TOKENS
     assert engine.conversations.restore(tmp_path / "a" / "x.conversation") == 4 * BLOCK_TOKENS
     assert long.text()

@@ -4,12 +4,14 @@ clock, mostly no thread.
 
 import asyncio
 import dataclasses
+from typing import Any
 
 import pytest
 
 from quietchoir.core.config import EngineConfig
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import GenerationRequest
+from quietchoir.core.engine.sampling.params import SamplingParams
 from quietchoir.core.errors import EngineError, OverloadedError, RequestError
 from quietchoir.core.models.weights import Weights
 from quietchoir.tests.fakes.engine import (
@@ -23,7 +25,10 @@ from quietchoir.tests.fakes.engine import (
 )
 
 PROMPTS = [tuple(range(3, 3 + length)) for length in (5, 40, 17, 90, 16, 33)]
-REQUESTS = [GenerationRequest(prompt=prompt, max_tokens=30) for prompt in PROMPTS]
+REQUESTS = [
+    GenerationRequest(prompt=prompt, sampling_params=SamplingParams(max_tokens=30))
+    for prompt in PROMPTS
+]
 
 
 @pytest.fixture(scope="module")
@@ -39,29 +44,38 @@ def model() -> FakeModel:
 @pytest.fixture
 def engine(weights: Weights, model: FakeModel) -> Engine:
     """An engine whose steps the test makes."""
-    return Engine(weights, config(), model=model)
+    return Engine(weights, config(), backend=model)
 
 
-def saying(weights: Weights, text: str, **request: object) -> tuple[list[str], str | None, int]:
+def saying(weights: Weights, text: str, **params: Any) -> tuple[list[str], str | None, int]:
     """Pieces, end and token count of an answer by a model that says `text`."""
     model = FakeModel()
     model.script = [*text.encode(), *([END] * 64)]
-    engine = Engine(weights, config(), model=model)
-    generation = engine.submit(GenerationRequest(prompt=(1, 2, 3), **{"max_tokens": 50, **request}))  # type: ignore[arg-type]
+    engine = Engine(weights, config(), backend=model)
+    generation = engine.submit(
+        GenerationRequest(
+            prompt=(1, 2, 3), sampling_params=SamplingParams(**{"max_tokens": 50, **params})
+        )
+    )
     drain(engine)
-    return [piece.text for piece in generation], generation.finished, generation.completion_tokens
+    return (
+        [piece.text for piece in generation],
+        generation.finish_reason,
+        generation.completion_tokens,
+    )
 
 
 def test_requests_together_say_what_each_says_alone(weights, engine):
     alone = [
-        generate(Engine(weights, config(), model=FakeModel()), [request])[0] for request in REQUESTS
+        generate(Engine(weights, config(), backend=FakeModel()), [request])[0]
+        for request in REQUESTS
     ]
     assert generate(engine, REQUESTS) == alone
     assert len(set(alone)) == len(alone)
 
 
 def test_a_preempted_request_ends_with_the_same_text(weights, engine):
-    scarce = Engine(weights, config(kv_bytes=9 * TINY_BLOCK_BYTES), model=FakeModel(9))
+    scarce = Engine(weights, config(kv_bytes=9 * TINY_BLOCK_BYTES), backend=FakeModel(9))
     assert generate(scarce, REQUESTS) == generate(engine, REQUESTS)
     assert scarce.stats().preemptions > 0
     assert scarce.stats().blocks_free == scarce.stats().blocks_total
@@ -98,14 +112,14 @@ def test_a_character_cut_off_by_the_length_limit_is_marked(weights):
 
 
 def test_a_cancelled_request_frees_its_blocks_and_disturbs_nobody(weights, engine):
-    expected = generate(Engine(weights, config(), model=FakeModel()), REQUESTS[:2])
+    expected = generate(Engine(weights, config(), backend=FakeModel()), REQUESTS[:2])
     leaving = engine.submit(REQUESTS[3])
     staying = [engine.submit(request) for request in REQUESTS[:2]]
     drain(engine, until=lambda: leaving.completion_tokens == 5)
     held = engine.stats().blocks_total - engine.stats().blocks_free
     leaving.cancel()
     engine.step()
-    assert leaving.finished == "cancelled"
+    assert leaving.finish_reason == "cancelled"
     assert engine.stats().blocks_total - engine.stats().blocks_free < held
     drain(engine)
     assert [generation.text() for generation in staying] == expected
@@ -116,31 +130,35 @@ def test_a_request_cancelled_in_the_queue_never_runs(engine, model):
     generation = engine.submit(REQUESTS[0])
     generation.cancel()
     engine.step()
-    assert [piece.finished for piece in generation] == ["cancelled"]
+    assert [piece.finish_reason for piece in generation] == ["cancelled"]
     assert model.batches == []
 
 
 def test_a_failing_step_fails_its_requests_and_the_engine_goes_on(weights, engine, model):
     model.fails_on = 200
-    broken = engine.submit(GenerationRequest(prompt=(1, 200), max_tokens=4))
+    broken = engine.submit(
+        GenerationRequest(prompt=(1, 200), sampling_params=SamplingParams(max_tokens=4))
+    )
     drain(engine)
     with pytest.raises(EngineError, match="told to fail"):
         broken.text()
     assert engine.stats().blocks_free == engine.stats().blocks_total
     assert generate(engine, REQUESTS[:1]) == generate(
-        Engine(weights, config(), model=FakeModel()), REQUESTS[:1]
+        Engine(weights, config(), backend=FakeModel()), REQUESTS[:1]
     )
 
 
 def test_logits_that_are_not_finite_fail_their_own_request_only(weights, engine, model):
     model.breaks_on = 200
-    broken = engine.submit(GenerationRequest(prompt=(1, 200), max_tokens=4))
+    broken = engine.submit(
+        GenerationRequest(prompt=(1, 200), sampling_params=SamplingParams(max_tokens=4))
+    )
     sound = engine.submit(REQUESTS[0])
     drain(engine)
-    assert broken.finished == "error"
+    assert broken.finish_reason == "error"
     with pytest.raises(EngineError, match="not finite"):
         broken.text()
-    assert sound.text() == generate(Engine(weights, config(), model=FakeModel()), REQUESTS[:1])[0]
+    assert sound.text() == generate(Engine(weights, config(), backend=FakeModel()), REQUESTS[:1])[0]
 
 
 def test_a_request_too_long_for_the_context_is_refused_with_the_numbers(engine):
@@ -149,15 +167,31 @@ def test_a_request_too_long_for_the_context_is_refused_with_the_numbers(engine):
         match=r"200 tokens .* up to 100 make 300, the context holds "
         r"256",
     ):
-        engine.submit(GenerationRequest(prompt=(1,) * 200, max_tokens=100))
+        engine.submit(
+            GenerationRequest(prompt=(1,) * 200, sampling_params=SamplingParams(max_tokens=100))
+        )
     assert engine.stats().waiting == 0
 
 
 def test_the_context_is_never_more_than_the_cache_can_hold(weights):
-    engine = Engine(weights, config(kv_bytes=5 * TINY_BLOCK_BYTES), model=FakeModel(5))
+    engine = Engine(weights, config(kv_bytes=5 * TINY_BLOCK_BYTES), backend=FakeModel(5))
     with pytest.raises(RequestError, match="the context holds 80"):
-        engine.submit(GenerationRequest(prompt=(1,) * 60, max_tokens=21))
-    assert len(generate(engine, [GenerationRequest(prompt=(1,) * 60, max_tokens=20)])[0]) > 0
+        engine.submit(
+            GenerationRequest(prompt=(1,) * 60, sampling_params=SamplingParams(max_tokens=21))
+        )
+    assert (
+        len(
+            generate(
+                engine,
+                [
+                    GenerationRequest(
+                        prompt=(1,) * 60, sampling_params=SamplingParams(max_tokens=20)
+                    )
+                ],
+            )[0]
+        )
+        > 0
+    )
 
 
 @pytest.mark.parametrize("wanted, got", [(2048, 2048), (4096, 4096), (100_000, 8192)])
@@ -166,19 +200,23 @@ def test_the_context_is_what_the_owner_sets_up_to_what_the_model_was_made_for(we
         weights, architecture=dataclasses.replace(weights.architecture, context_length=8192)
     )
     assert EngineConfig().context == 2048
-    engine = Engine(long, EngineConfig(context=wanted), model=FakeModel(600))
+    engine = Engine(long, EngineConfig(context=wanted), backend=FakeModel(600))
     assert engine.context == got
-    request = GenerationRequest(prompt=(1,) * (got - 4), max_tokens=4, speculate=False)
+    request = GenerationRequest(
+        prompt=(1,) * (got - 4), sampling_params=SamplingParams(max_tokens=4, speculate=False)
+    )
     if wanted == 4096:
         assert len(generate(engine, [request])[0]) == 4
     with pytest.raises(RequestError, match=f"the context holds {got}"):
-        engine.submit(dataclasses.replace(request, max_tokens=5))
+        engine.submit(dataclasses.replace(request, sampling_params=SamplingParams(max_tokens=5)))
 
 
 @pytest.mark.parametrize("token", [-1, 257])
 def test_a_token_that_the_model_does_not_know_is_refused(engine, token):
     with pytest.raises(RequestError, match=r"outside 0\.\.256"):
-        engine.submit(GenerationRequest(prompt=(1, token), max_tokens=5))
+        engine.submit(
+            GenerationRequest(prompt=(1, token), sampling_params=SamplingParams(max_tokens=5))
+        )
 
 
 def test_an_unknown_adapter_is_refused(engine):
@@ -187,41 +225,46 @@ def test_an_unknown_adapter_is_refused(engine):
 
 
 def test_a_full_queue_refuses_and_takes_again_when_there_is_room(weights):
-    engine = Engine(weights, config(max_waiting=1), model=FakeModel())
+    engine = Engine(weights, config(max_waiting=1), backend=FakeModel())
     kept = engine.submit(REQUESTS[0])
     with pytest.raises(OverloadedError):
         engine.submit(REQUESTS[1])
     drain(engine)
-    assert kept.finished == "length"
+    assert kept.finish_reason == "length"
     assert len(generate(engine, [REQUESTS[1]])[0]) > 0
 
 
 def test_a_request_that_waits_too_long_is_told_so(weights):
     now = [0.0]
     engine = Engine(
-        weights, config(max_running=1, queue_timeout_s=5.0), model=FakeModel(), clock=lambda: now[0]
+        weights,
+        config(max_running=1, queue_timeout_s=5.0),
+        backend=FakeModel(),
+        clock=lambda: now[0],
     )
     first, second = engine.submit(REQUESTS[0]), engine.submit(REQUESTS[1])
     engine.step()
     now[0] = 6.0
     drain(engine)
-    assert first.finished == "length"
+    assert first.finish_reason == "length"
     with pytest.raises(OverloadedError, match="longer than 5 s"):
         second.text()
 
 
 def test_the_thread_serves_callers_and_stopping_cancels_the_rest(weights):
-    engine = Engine(weights, config(), model=FakeModel())
+    engine = Engine(weights, config(), backend=FakeModel())
     engine.start()
     engine.start()  # a second start is the same start
-    expected = generate(Engine(weights, config(), model=FakeModel()), REQUESTS)
+    expected = generate(Engine(weights, config(), backend=FakeModel()), REQUESTS)
     assert [
         generation.text() for generation in [engine.submit(request) for request in REQUESTS]
     ] == expected
-    long = engine.submit(GenerationRequest(prompt=(1,), max_tokens=255))
+    long = engine.submit(
+        GenerationRequest(prompt=(1,), sampling_params=SamplingParams(max_tokens=255))
+    )
     next(long)
     engine.stop()
-    assert long.finished in ("cancelled", "length")
+    assert long.finish_reason in ("cancelled", "length")
     assert engine.stats().blocks_free == engine.stats().blocks_total
     with pytest.raises(EngineError, match="was stopped"):
         engine.submit(REQUESTS[0])
@@ -231,7 +274,7 @@ def test_the_thread_serves_callers_and_stopping_cancels_the_rest(weights):
 
 
 async def test_tasks_read_answers_of_the_thread(weights):
-    engine = Engine(weights, config(), model=FakeModel())
+    engine = Engine(weights, config(), backend=FakeModel())
     engine.start()
 
     async def read(request: GenerationRequest) -> str:
@@ -239,7 +282,7 @@ async def test_tasks_read_answers_of_the_thread(weights):
 
     texts = await asyncio.gather(*(read(request) for request in REQUESTS))
     engine.stop()
-    assert list(texts) == generate(Engine(weights, config(), model=FakeModel()), REQUESTS)
+    assert list(texts) == generate(Engine(weights, config(), backend=FakeModel()), REQUESTS)
 
 
 def test_an_engine_that_broke_down_tells_every_caller(weights, engine, model):

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from quietchoir.core.engine.backends.torch_cpu.runner import Runner
+from quietchoir.core.engine.backends.torch_cpu.runner import TorchRunner
 from quietchoir.core.engine.block_pool import BlockPool
 from quietchoir.core.engine.request import GenerationRequest
+from quietchoir.core.engine.sampling.params import SamplingParams
 from quietchoir.core.engine.scheduler import Limits, Scheduler
 from quietchoir.core.engine.sequence import Sequence
 from quietchoir.core.models.attention import packed_attention
@@ -47,10 +48,16 @@ def test_a_mixed_batch_of_every_family_gives_the_logits_of_the_plain_forward(
         byte_tokenizer(),
         digest="d" * 64,
     )
-    runner = Runner(weights, blocks=BLOCKS, compute=torch.float32)
+    runner = TorchRunner(weights, blocks=BLOCKS, compute=torch.float32)
     books = Scheduler(BlockPool(BLOCKS), Limits(step_rows=19, shared_rows=7))
     for prompt in PROMPTS:
-        books.add(Sequence(GenerationRequest(prompt=prompt, max_tokens=12, speculate=False)))
+        books.add(
+            Sequence(
+                GenerationRequest(
+                    prompt=prompt, sampling_params=SamplingParams(max_tokens=12, speculate=False)
+                )
+            )
+        )
     compared = 0
     for _ in range(18):
         batch = books.plan()

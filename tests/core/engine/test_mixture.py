@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quietchoir.core.engine.engine import Engine
-from quietchoir.core.engine.request import Constraint, GenerationRequest
+from quietchoir.core.engine.request import GenerationRequest
+from quietchoir.core.engine.sampling.params import Constraint, SamplingParams
 from quietchoir.core.engine.scheduler import Limits
 from quietchoir.tests.fakes.engine import (
     TINY_BLOCK_BYTES,
@@ -64,13 +65,16 @@ class Parrot(FakeModel):
 )
 def test_every_answer_is_the_one_it_would_have_been_alone(asked, blocks, rows, drafts):
     requests = [
-        GenerationRequest(prompt=BEGINNINGS[kind][:length], max_tokens=answer, **settings)
+        GenerationRequest(
+            prompt=BEGINNINGS[kind][:length],
+            sampling_params=SamplingParams(max_tokens=answer, **settings),
+        )
         for kind, length, answer, settings, _ in asked
     ]
     engine = Engine(
         WEIGHTS,
         config(kv_bytes=blocks * TINY_BLOCK_BYTES, drafts=drafts),
-        model=Parrot(blocks),
+        backend=Parrot(blocks),
         clock=lambda: 0.0,
     )
     engine.scheduler.limits = Limits(
@@ -91,10 +95,10 @@ def test_every_answer_is_the_one_it_would_have_been_alone(asked, blocks, rows, d
     for generation, request in zip(generations, requests, strict=True):
         alone = generate(
             Engine(
-                WEIGHTS, config(share_prefixes=False, drafts=0), model=Parrot(), clock=lambda: 0.0
+                WEIGHTS, config(share_prefixes=False, drafts=0), backend=Parrot(), clock=lambda: 0.0
             ),
             [request],
         )[0]
         text = "".join(piece.text for piece in generation)
-        assert alone == text if generation.finished != "cancelled" else alone.startswith(text)
+        assert alone == text if generation.finish_reason != "cancelled" else alone.startswith(text)
     assert engine.stats().blocks_free == blocks

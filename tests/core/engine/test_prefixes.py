@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from quietchoir.core.engine.block_pool import BLOCK_TOKENS, BlockPool
 from quietchoir.core.engine.engine import Engine
-from quietchoir.core.engine.prefix_cache import Prefixes
-from quietchoir.core.engine.request import GenerationRequest, Piece
+from quietchoir.core.engine.prefix_cache import PrefixCache
+from quietchoir.core.engine.request import GenerationRequest, TextDelta
+from quietchoir.core.engine.sampling.params import SamplingParams
 from quietchoir.core.engine.scheduler import Limits
 from quietchoir.core.models.weights import Weights
 from quietchoir.tests.fakes.engine import (
@@ -23,7 +24,10 @@ from quietchoir.tests.fakes.engine import (
 
 SYSTEM = tuple(range(1, 41))  # two full blocks and a half
 QUESTIONS = [SYSTEM + (100 + number,) * (3 + number) for number in range(5)]
-REQUESTS = [GenerationRequest(prompt=prompt, max_tokens=20) for prompt in QUESTIONS]
+REQUESTS = [
+    GenerationRequest(prompt=prompt, sampling_params=SamplingParams(max_tokens=20))
+    for prompt in QUESTIONS
+]
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +57,11 @@ def test_requests_that_begin_alike_share_blocks_and_say_what_they_say_alone(weig
 
 def test_a_conversations_next_turn_reads_only_what_is_new(weights):
     engine = Engine(weights, config())
-    first = GenerationRequest(prompt=SYSTEM, max_tokens=40)
+    first = GenerationRequest(prompt=SYSTEM, sampling_params=SamplingParams(max_tokens=40))
     said = [token for piece in ended(engine, first) if (token := piece.token) is not None]
-    turn = GenerationRequest(prompt=(*SYSTEM, *said[:-1], 7, 8, 9), max_tokens=10)
+    turn = GenerationRequest(
+        prompt=(*SYSTEM, *said[:-1], 7, 8, 9), sampling_params=SamplingParams(max_tokens=10)
+    )
     before = engine.stats().prompt_tokens
     text = generate(engine, [turn])
     assert engine.stats().reused_tokens == (len(turn.prompt) - 4) // BLOCK_TOKENS * BLOCK_TOKENS
@@ -65,7 +71,7 @@ def test_a_conversations_next_turn_reads_only_what_is_new(weights):
     assert text == plainly(weights, [turn])
 
 
-def ended(engine: Engine, request: GenerationRequest) -> list[Piece]:
+def ended(engine: Engine, request: GenerationRequest) -> list[TextDelta]:
     generation = engine.submit(request)
     drain(engine)
     return [piece for piece in generation if piece.token is not None and piece.token != END]
@@ -74,7 +80,10 @@ def ended(engine: Engine, request: GenerationRequest) -> list[Piece]:
 def test_requests_that_come_together_share_what_the_first_has_read(weights):
     engine = Engine(weights, config(max_running=5))
     long = tuple(range(1, 200)) + (3,) * 40
-    requests = [GenerationRequest(prompt=(*long, number), max_tokens=5) for number in range(4)]
+    requests = [
+        GenerationRequest(prompt=(*long, number), sampling_params=SamplingParams(max_tokens=5))
+        for number in range(4)
+    ]
     engine.scheduler.limits = Limits(step_rows=64, shared_rows=64)
     assert generate(engine, requests) == plainly(weights, requests)
     assert engine.stats().reused_tokens > 2 * len(long)
@@ -82,9 +91,13 @@ def test_requests_that_come_together_share_what_the_first_has_read(weights):
 
 def test_other_adapters_and_other_versions_share_nothing(weights):
     engine = Engine(weights, config())
-    request = GenerationRequest(prompt=SYSTEM, max_tokens=8, adapter="a")
+    request = GenerationRequest(
+        prompt=SYSTEM, sampling_params=SamplingParams(max_tokens=8), adapter="a"
+    )
     engine.adapters.load("a", tiny_adapter(1))
-    plain = generate(engine, [GenerationRequest(prompt=SYSTEM, max_tokens=8)])
+    plain = generate(
+        engine, [GenerationRequest(prompt=SYSTEM, sampling_params=SamplingParams(max_tokens=8))]
+    )
     first = generate(engine, [request])
     engine.adapters.load("a", tiny_adapter(2))
     second = generate(engine, [request])
@@ -98,7 +111,9 @@ def test_other_adapters_and_other_versions_share_nothing(weights):
 
 def test_a_request_with_a_seed_computes_everything_anew_and_leaves_it_to_others(weights):
     engine = Engine(weights, config())
-    seeded = GenerationRequest(prompt=QUESTIONS[0], max_tokens=9, temperature=1.0, seed=2)
+    seeded = GenerationRequest(
+        prompt=QUESTIONS[0], sampling_params=SamplingParams(max_tokens=9, temperature=1.0, seed=2)
+    )
     texts = [generate(engine, [seeded])[0] for _ in range(2)]
     assert texts[0] == texts[1] and engine.stats().reused_tokens == 0
     generate(engine, REQUESTS[1:2])
@@ -110,13 +125,15 @@ def test_a_request_with_a_seed_computes_everything_anew_and_leaves_it_to_others(
 def test_sharing_can_be_turned_off(weights):
     engine = Engine(weights, config(share_prefixes=False))
     assert generate(engine, REQUESTS) == plainly(weights, REQUESTS)
-    assert (engine.stats().reused_tokens, engine.stats().blocks_kept) == (0, 0)
+    assert (engine.stats().reused_tokens, engine.stats().blocks_cached) == (0, 0)
 
 
 def test_kept_blocks_give_way_to_requests_that_need_room(weights):
     engine = Engine(weights, config(kv_bytes=9 * TINY_BLOCK_BYTES))
     texts = generate(engine, REQUESTS)
-    other = GenerationRequest(prompt=tuple(range(120, 240)), max_tokens=20)
+    other = GenerationRequest(
+        prompt=tuple(range(120, 240)), sampling_params=SamplingParams(max_tokens=20)
+    )
     assert generate(engine, [other]) == plainly(weights, [other])
     stats = engine.stats()
     assert stats.blocks_free == stats.blocks_total
@@ -125,7 +142,7 @@ def test_kept_blocks_give_way_to_requests_that_need_room(weights):
 
 def test_what_was_used_last_is_given_away_last():
     pool = BlockPool(4)
-    prefixes = Prefixes(pool)
+    prefixes = PrefixCache(pool)
     blocks = pool.allocate(4)
     root = prefixes.root("")
     old, new = prefixes.add(root, [1] * 16, blocks[0]), prefixes.add(root, [2] * 16, blocks[1])
@@ -133,7 +150,7 @@ def test_what_was_used_last_is_given_away_last():
     pool.release([old.block])
     pool.release([new.block, behind.block])
     pool.release([blocks[3]])
-    assert (pool.kept, pool.free) == (3, 4)
+    assert (pool.cached, pool.free) == (3, 4)
     assert pool.allocate(1) == [blocks[3]]
     assert pool.allocate(1) == [old.block]
     assert prefixes.follow(root, [2] * 16 + [3] * 16, 9) == [new, behind]
@@ -144,7 +161,7 @@ def test_what_was_used_last_is_given_away_last():
 
 def test_a_block_is_found_only_by_all_tokens_before_it():
     pool = BlockPool(4)
-    prefixes = Prefixes(pool)
+    prefixes = PrefixCache(pool)
     one, two = pool.allocate(2)
     first = prefixes.add(prefixes.root(""), [1] * 16, one)
     prefixes.add(first, [2] * 16, two)
@@ -163,7 +180,7 @@ def test_a_free_block_cannot_be_shared():
 def test_integrity_notices_a_block_that_counts_an_owner_who_left():
     pool = BlockPool(2)
     block = pool.allocate(1)[0]
-    Prefixes(pool).add(Prefixes(pool).root(""), [1] * 16, block)
+    PrefixCache(pool).add(PrefixCache(pool).root(""), [1] * 16, block)
     pool.share(block)
     with pytest.raises(RuntimeError, match="owners that have left"):
         pool.check_integrity([block])
@@ -171,12 +188,16 @@ def test_integrity_notices_a_block_that_counts_an_owner_who_left():
 
 def test_what_a_broken_request_wrote_is_found_by_nobody(weights):
     model = FakeModel()
-    engine = Engine(weights, config(), model=model)
+    engine = Engine(weights, config(), backend=model)
     model.breaks_on = 200
-    broken = engine.submit(GenerationRequest(prompt=(*SYSTEM, 200, *SYSTEM), max_tokens=4))
+    broken = engine.submit(
+        GenerationRequest(
+            prompt=(*SYSTEM, 200, *SYSTEM), sampling_params=SamplingParams(max_tokens=4)
+        )
+    )
     drain(engine)
-    assert broken.finished == "error"
-    assert engine.stats().blocks_kept == 0
+    assert broken.finish_reason == "error"
+    assert engine.stats().blocks_cached == 0
     # wiped: infinities would outlive a mask
     assert set(model.memory[: 6 * BLOCK_TOKENS]) <= {0, -1}
 
@@ -197,16 +218,19 @@ def test_whatever_is_shared_every_text_is_the_text_alone(asked, blocks):
     weights = tiny_weights()
     requests = [
         GenerationRequest(
-            prompt=((*range(kind, kind + 60), *range(200, 250))[:length]), max_tokens=answer
+            prompt=(*range(kind, kind + 60), *range(200, 250))[:length],
+            sampling_params=SamplingParams(max_tokens=answer),
         )
         for kind, length, answer in asked
     ]
     shared = Engine(
-        weights, config(kv_bytes=blocks * TINY_BLOCK_BYTES, max_running=4), model=FakeModel(blocks)
+        weights,
+        config(kv_bytes=blocks * TINY_BLOCK_BYTES, max_running=4),
+        backend=FakeModel(blocks),
     )
     alone = [
         generate(
-            Engine(weights, config(share_prefixes=False, drafts=0), model=FakeModel()), [request]
+            Engine(weights, config(share_prefixes=False, drafts=0), backend=FakeModel()), [request]
         )[0]
         for request in requests
     ]

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from quietchoir.core.config import EngineConfig
-from quietchoir.core.engine.backends.torch_cpu.runner import Runner
+from quietchoir.core.engine.backends.torch_cpu.runner import TorchRunner
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import GenerationRequest
+from quietchoir.core.engine.sampling.params import SamplingParams
 from quietchoir.core.models.attention import packed_attention
 from quietchoir.core.models.weights import Weights
 from quietchoir.tests.fakes.engine import generate
@@ -22,28 +23,28 @@ BLOCKS = 64
 
 
 @pytest.fixture(scope="module")
-def exact(smollm2: Weights) -> Runner:
+def exact(smollm2: Weights) -> TorchRunner:
     """The float32 path."""
-    return Runner(smollm2, BLOCKS, compute=torch.float32)
+    return TorchRunner(smollm2, BLOCKS, compute=torch.float32)
 
 
 @pytest.fixture(scope="module")
-def fast(smollm2: Weights) -> Runner:
+def fast(smollm2: Weights) -> TorchRunner:
     """The path that serves."""
-    return Runner(smollm2, BLOCKS)
+    return TorchRunner(smollm2, BLOCKS)
 
 
 @pytest.fixture(scope="module")
-def served(smollm2: Weights, fast: Runner) -> Iterator[Engine]:
+def served(smollm2: Weights, fast: TorchRunner) -> Iterator[Engine]:
     """An engine with its thread running."""
-    engine = Engine(smollm2, EngineConfig(context=512), model=fast)
+    engine = Engine(smollm2, EngineConfig(context=512), backend=fast)
     engine.start()
     yield engine
     engine.stop()
 
 
 @torch.inference_mode()
-def plain_logits(runner: Runner, tokens: list[int]) -> torch.Tensor:
+def plain_logits(runner: TorchRunner, tokens: list[int]) -> torch.Tensor:
     """All rows' logits in one pass without a cache, [N, V]."""
     rows = runner.transformer.embed(torch.tensor(tokens))
     return runner.transformer.logits(
@@ -58,11 +59,14 @@ def chat(weights: Weights, question: str) -> tuple[int, ...]:
 
 
 def test_greedy_tokens_of_a_batch_are_those_of_the_plain_forward(smollm2, exact):
-    engine = Engine(smollm2, EngineConfig(context=512), model=exact)
+    engine = Engine(smollm2, EngineConfig(context=512), backend=exact)
     engine.scheduler.limits = type(engine.scheduler.limits)(step_rows=24, shared_rows=16)
     prompts = [chat(smollm2, question) for question in QUESTIONS]
     generations = [
-        engine.submit(GenerationRequest(prompt=prompt, max_tokens=10)) for prompt in prompts
+        engine.submit(
+            GenerationRequest(prompt=prompt, sampling_params=SamplingParams(max_tokens=10))
+        )
+        for prompt in prompts
     ]
     while engine.stats().running + engine.stats().waiting:
         engine.step()
@@ -88,7 +92,9 @@ def test_the_fast_path_stays_close_to_float32(smollm2, exact, fast):
 
 
 def test_the_served_answer_is_sensible_and_the_same_each_time(smollm2, served):
-    request = GenerationRequest(prompt=chat(smollm2, QUESTIONS[0]), max_tokens=24)
+    request = GenerationRequest(
+        prompt=chat(smollm2, QUESTIONS[0]), sampling_params=SamplingParams(max_tokens=24)
+    )
     answer = served.submit(request).text()
     assert "Paris" in answer
     assert served.submit(request).text() == answer
@@ -97,15 +103,14 @@ def test_the_served_answer_is_sensible_and_the_same_each_time(smollm2, served):
 def test_a_seed_repeats_a_sampled_answer(smollm2, served):
     request = GenerationRequest(
         prompt=chat(smollm2, "Tell me a story."),
-        max_tokens=16,
-        temperature=0.9,
-        top_p=0.95,
-        seed=11,
+        sampling_params=SamplingParams(max_tokens=16, temperature=0.9, top_p=0.95, seed=11),
     )
     assert served.submit(request).text() == served.submit(request).text()
 
 
 def test_an_engine_without_a_given_model_packs_the_weights_itself(smollm2, served):
-    small = GenerationRequest(prompt=chat(smollm2, QUESTIONS[1]), max_tokens=4)
+    small = GenerationRequest(
+        prompt=chat(smollm2, QUESTIONS[1]), sampling_params=SamplingParams(max_tokens=4)
+    )
     engine = Engine(smollm2, EngineConfig(context=256, kv_bytes=64 << 20))
     assert generate(engine, [small]) == [served.submit(small).text()]

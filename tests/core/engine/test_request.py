@@ -5,16 +5,16 @@ import threading
 
 import pytest
 
-from quietchoir.core.engine.request import Generation, GenerationRequest, Piece
+from quietchoir.core.engine.request import Generation, GenerationRequest, TextDelta
+from quietchoir.core.engine.sampling.params import SamplingParams
 from quietchoir.core.errors import EngineError, RequestError
 
-A, B, END = Piece("a", 1), Piece("b", 2), Piece("c", 3, "stop")
+A, B, END = TextDelta("a", 1), TextDelta("b", 2), TextDelta("c", 3, "stop")
 
 
 @pytest.mark.parametrize(
     "values",
     [
-        {"prompt": ()},
         {"max_tokens": 0},
         {"temperature": -0.1},
         {"temperature": float("nan")},
@@ -26,14 +26,19 @@ A, B, END = Piece("a", 1), Piece("b", 2), Piece("c", 3, "stop")
         {"stop": ("x", "")},
     ],
 )
-def test_a_request_that_no_engine_could_serve_is_refused_when_it_is_made(values):
+def test_parameters_that_no_engine_could_serve_are_refused_when_they_are_made(values):
     with pytest.raises(RequestError):
-        GenerationRequest(**{"prompt": (1,), **values})
+        SamplingParams(**values)
+
+
+def test_an_empty_prompt_is_refused_when_the_request_is_made():
+    with pytest.raises(RequestError, match="no tokens"):
+        GenerationRequest(prompt=())
 
 
 def test_a_thread_reads_the_pieces_in_order_while_another_delivers_them():
     generation = Generation(prompt_tokens=1)
-    read: list[Piece] = []
+    read: list[TextDelta] = []
     reader = threading.Thread(target=lambda: read.extend(generation))
     reader.start()
     for piece in (A, B, END):
@@ -108,11 +113,11 @@ def test_leaving_the_block_cancels_what_is_not_finished():
 
 def test_the_whole_text_raises_what_the_last_piece_only_tells():
     generation = Generation(prompt_tokens=1)
-    generation.deliver(Piece("", None, "error"), EngineError("it broke"))
+    generation.deliver(TextDelta("", None, "error"), EngineError("it broke"))
     with pytest.raises(EngineError, match="it broke"):
         generation.text()
     assert generation.completion_tokens == 0
 
 
-async def _collect(generation: Generation) -> list[Piece]:
+async def _collect(generation: Generation) -> list[TextDelta]:
     return [piece async for piece in generation]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from quietchoir.core.engine.block_pool import BlockPool
 from quietchoir.core.engine.request import GenerationRequest
+from quietchoir.core.engine.sampling.params import SamplingParams
 from quietchoir.core.engine.scheduler import Batch, Limits, Scheduler
 from quietchoir.core.engine.sequence import Sequence
 from quietchoir.core.errors import OverloadedError
@@ -21,7 +22,10 @@ def sequence(
     """A request of `prompt` tokens that begins like no other, or like others of the same `like`."""
     first = like or next(FRESH)
     return Sequence(
-        GenerationRequest(prompt=(first,) + (7,) * (prompt - 1), speculate=speculate),
+        GenerationRequest(
+            prompt=(first,) + (7,) * (prompt - 1),
+            sampling_params=SamplingParams(speculate=speculate),
+        ),
         arrived_s=arrived_s,
     )
 
@@ -86,7 +90,7 @@ def test_the_youngest_gives_way_when_blocks_run_out_and_keeps_its_tokens():
             break
     assert preempted
     said = len(young.tokens)
-    assert young.blocks == [] and said > 14
+    assert young.block_table == [] and said > 14
     run(books)
     assert young in books.running
     assert len(young.tokens) == said + 1
@@ -130,7 +134,7 @@ def test_integrity_notices_a_block_with_two_owners():
     books.add(one)
     books.add(two)
     run(books)
-    two.blocks = list(one.blocks)
+    two.block_table = list(one.block_table)
     with pytest.raises(RuntimeError, match="two owners"):
         books.check_integrity()
 
@@ -140,8 +144,8 @@ def test_integrity_notices_a_lost_block():
     one = sequence(40)
     books.add(one)
     run(books)
-    one.blocks.append(books.pool.allocate(1)[0])
-    one.blocks.pop()
+    one.block_table.append(books.pool.allocate(1)[0])
+    one.block_table.pop()
     with pytest.raises(RuntimeError, match="blocks owned and"):
         books.check_integrity()
 

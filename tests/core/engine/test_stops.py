@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quietchoir.core.engine.stop_strings import StopTexts
+from quietchoir.core.engine.output import StopStrings
 
 
 def through(stops: tuple[str, ...], pieces: list[str]) -> tuple[str, bool]:
     """All that goes out, and whether a stop text was met."""
-    filter_, out = StopTexts(stops), ""
+    filter_, out = StopStrings(stops), ""
     for piece in pieces:
         text, met = filter_.push(piece)
         out += text
@@ -34,7 +34,7 @@ def test_a_stop_text_is_met_across_pieces_and_never_goes_out(pieces, expected):
 
 
 def test_what_may_begin_a_stop_text_is_held_back_and_no_more_than_that():
-    stops = StopTexts(("END",))
+    stops = StopStrings(("END",))
     assert stops.push("we E") == ("we ", False)
     assert stops.push("at") == ("Eat", False)
 

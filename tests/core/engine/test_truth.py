@@ -11,9 +11,9 @@ import pytest
 
 from quietchoir.core.config import EngineConfig
 from quietchoir.core.engine.backends.native import library
+from quietchoir.core.engine.backends.native.network import block_bytes
 from quietchoir.core.engine.backends.native.runner import NativeRunner
 from quietchoir.core.engine.engine import Engine
-from quietchoir.core.engine.languagemodel import block_bytes
 from quietchoir.core.models.weights import Weights
 from quietchoir.tests.fakes.engine import (
     TINY_BLOCK_BYTES,
@@ -72,11 +72,11 @@ def test_on_the_native_path_every_way_leads_to_the_same_text(smollm2, tmp_path):
     near-ties do not matter.
     """
     runners = {blocks: NativeRunner(smollm2, blocks, threads=2) for blocks in (64, 14)}
-    block = block_bytes(smollm2.architecture, 2)
+    block = block_bytes(smollm2.architecture)
 
     def made(blocks: int = 64, **changes: Any) -> Engine:
         settings = EngineConfig(**{"context": 220, "kv_bytes": blocks * block} | changes)
-        engine = Engine(smollm2, settings, model=runners[blocks], clock=lambda: 0.0)
+        engine = Engine(smollm2, settings, backend=runners[blocks], clock=lambda: 0.0)
         assert engine.scheduler.pool.total == blocks
         return engine
 

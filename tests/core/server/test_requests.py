@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from quietchoir.core.assistant.assistant import ANY_TOOL
 from quietchoir.core.assistant.context import Message
 from quietchoir.core.assistant.tools import ToolInfo
-from quietchoir.core.engine.request import Constraint
+from quietchoir.core.engine.sampling.params import Constraint
 from quietchoir.core.server import requests
 from quietchoir.core.server.errors import BadRequest
 from quietchoir.core.toolcall import ToolCall
@@ -31,14 +31,18 @@ def chat(**fields: Any) -> requests.Body:
     return requests.chat(json.dumps({"messages": [USER]} | fields).encode())
 
 
+def form(response_format: dict[str, Any]) -> Constraint | None:
+    return chat(response_format=response_format).ask.sampling_params.constraint
+
+
 def test_a_bare_question_is_greedy_and_whole() -> None:
     body = chat()
     assert body.ask.messages == (Message("user", "hi"),)
     assert (
         body.stream,
         body.model,
-        body.ask.temperature,
-        body.ask.seed,
+        body.ask.sampling_params.temperature,
+        body.ask.sampling_params.seed,
         body.ask.caller_tools,
     ) == (False, None, 0.0, None, None)
 
@@ -58,10 +62,10 @@ def test_every_supported_field_arrives() -> None:
         n=1,
         tools=[{"type": "function", "function": {"name": "f"}}],
     )
-    ask = body.ask
-    assert (body.model, body.stream, body.include_usage, ask.max_tokens) == ("m", True, True, 7)
-    assert (ask.temperature, ask.top_p, ask.top_k, ask.stop) == (1.0, 0.5, 3, ("END",))
-    assert ask.seed is not None and ask.seed >= 0
+    ask, params = body.ask, body.ask.sampling_params
+    assert (body.model, body.stream, body.include_usage, params.max_tokens) == ("m", True, True, 7)
+    assert (params.temperature, params.top_p, params.top_k, params.stop) == (1.0, 0.5, 3, ("END",))
+    assert params.seed is not None and params.seed >= 0
     assert ask.caller_tools is not None and [tool.name for tool in ask.caller_tools] == ["f"]
 
 
@@ -75,34 +79,27 @@ def test_penalties_biases_and_logprobs_arrive() -> None:
     body = chat(
         **fields, logit_bias={"7": -100, "9": 1.5}, logprobs=True, top_logprobs=3, speculate=False
     )
-    assert {name: getattr(body.ask, name) for name in fields} == fields
-    assert body.ask.logit_bias == ((7, -100.0), (9, 1.5))
-    assert (body.ask.logprobs, body.ask.speculate) == (3, False)
+    assert {name: getattr(body.ask.sampling_params, name) for name in fields} == fields
+    assert body.ask.sampling_params.logit_bias == ((7, -100.0), (9, 1.5))
+    assert (body.ask.sampling_params.logprobs, body.ask.sampling_params.speculate) == (3, False)
     assert (
-        chat().ask.logprobs,
-        chat(logprobs=True).ask.logprobs,
-        chat(logprobs=False).ask.logprobs,
+        chat().ask.sampling_params.logprobs,
+        chat(logprobs=True).ask.sampling_params.logprobs,
+        chat(logprobs=False).ask.sampling_params.logprobs,
     ) == (None, 0, None)
-    assert requests.completion(b'{"prompt": "x", "logprobs": 2}').ask.logprobs == 2
+    assert requests.completion(b'{"prompt": "x", "logprobs": 2}').ask.sampling_params.logprobs == 2
 
 
 def test_the_form_of_an_answer_arrives() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
-    wanted = chat(
-        response_format={
-            "type": "json_schema",
-            "json_schema": {"name": "n", "strict": True, "schema": schema},
-        }
+    named = {"name": "n", "strict": True, "schema": schema}
+    assert form({"type": "json_schema", "json_schema": named}) == Constraint(
+        "json_schema", json.dumps(schema)
     )
-    assert wanted.ask.constraint is not None and json.loads(wanted.ask.constraint.text) == schema
-    assert chat(response_format={"type": "text"}).ask.constraint is None
-    assert chat(response_format={"type": "json_object"}).ask.constraint == Constraint("json")
-    assert chat(response_format={"type": "regex", "regex": "a+"}).ask.constraint == Constraint(
-        "regex", "a+"
-    )
-    assert chat(
-        response_format={"type": "lark", "lark": 'start: "a"'}
-    ).ask.constraint == Constraint("lark", 'start: "a"')
+    assert form({"type": "text"}) is None
+    assert form({"type": "json_object"}) == Constraint("json")
+    assert form({"type": "regex", "regex": "a+"}) == Constraint("regex", "a+")
+    assert form({"type": "lark", "lark": 'start: "a"'}) == Constraint("lark", 'start: "a"')
 
 
 def test_a_tool_choice_arrives() -> None:
@@ -243,7 +240,10 @@ def test_any_value_in_any_field_is_read_or_refused(field: str, value: Any) -> No
             body = read(json.dumps(start | {field: value}).encode())
         except BadRequest:
             continue
-        assert body.ask.max_tokens >= 1 and 0 <= body.ask.temperature <= 2
+        assert (
+            body.ask.sampling_params.max_tokens >= 1
+            and 0 <= body.ask.sampling_params.temperature <= 2
+        )
 
 
 def test_a_completion_takes_one_text() -> None:

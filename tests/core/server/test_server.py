@@ -163,8 +163,8 @@ async def test_a_client_that_goes_away_cancels_its_own_request_alone(streamed: b
         if streamed:
             (await leaving).close()
         leaving.cancel()
-        await until(lambda: served.engine.generations[1].finished == "cancelled")
-        assert served.engine.generations[0].finished is None
+        await until(lambda: served.engine.generations[1].finish_reason == "cancelled")
+        assert served.engine.generations[0].finish_reason is None
         served.engine.release(0)
         status, body = await staying
         assert (status, body["choices"][0]["message"]["content"]) == (200, "one two")
@@ -308,7 +308,7 @@ async def test_stopping_ends_answers_that_still_run(monkeypatch: pytest.MonkeyPa
         leaving = asyncio.create_task(served.session.post(CHAT, json=HELLO))
         await until(lambda: len(served.engine.generations) == 1)
         await served.server.stop()
-        assert served.engine.generations[0].finished == "cancelled"
+        assert served.engine.generations[0].finish_reason == "cancelled"
         with pytest.raises(aiohttp.ClientError):
             await leaving
 

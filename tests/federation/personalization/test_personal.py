@@ -13,7 +13,7 @@ import torch
 
 from quietchoir import cli
 from quietchoir.core.config import TrainingConfig
-from quietchoir.core.engine.adapters import AdapterShelf
+from quietchoir.core.engine.adapters import AdapterRegistry
 from quietchoir.core.errors import (
     ConfigError,
     DataError,
@@ -84,7 +84,7 @@ def test_the_shared_and_the_personal_part_are_one_adapter_of_one_adapters_size(
     alone, together = (one.tensors[b_name(module)] @ inner for one in (shared, whole))
     # B_p A x, where every value of B_p is a half
     assert torch.allclose(together - alone, 0.5 * inner.sum(), atol=1e-5)
-    shelf = AdapterShelf(weights)
+    shelf = AdapterRegistry(weights)
     for name, adapter in (("shared", shared), ("personal", whole)):
         shelf.load(name, adapter)
     one, other = shelf.find("shared"), shelf.find("personal")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from quietchoir import cli
-from quietchoir.core.engine.adapters import AdapterShelf
+from quietchoir.core.engine.adapters import AdapterRegistry
 from quietchoir.core.errors import (
     ConfigError,
     FederationError,
@@ -124,12 +124,12 @@ def test_a_round_over_three_formats_ends_in_one_adapter_that_each_of_them_serves
         loaded = weights.load(files[kind])
         store = RegistryStore(Registry(tmp_path / name), loaded.digest)
         assert [info.id for info in store.list()] == [report.adapter]
-        AdapterShelf(loaded).load("shared", store.load(report.adapter))
+        AdapterRegistry(loaded).load("shared", store.load(report.adapter))
     foreign = weights.load(files["other"])
     store = RegistryStore(Registry(tmp_path / "ann"), foreign.digest)
     assert store.list() == []
     with pytest.raises(RequestError, match="trained on base"):
-        AdapterShelf(foreign).load("shared", store.load(report.adapter))
+        AdapterRegistry(foreign).load("shared", store.load(report.adapter))
 
 
 def adopting(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ....errors import RequestError
-from ...loaded import LoadedAdapter
+from ...adapters import LoadedAdapter
 
 SLOTS = 16  # different adapters of one step, at most
 

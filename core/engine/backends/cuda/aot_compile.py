@@ -2,7 +2,7 @@
 
 Knows which shapes a model's steps have, and how Triton is told of a device. Knows nothing of how
 fast anything runs.
-Always: what is compiled is what a launch of `FusedOperations` on such a device would compile, its
+Always: what is compiled is what a launch of `TritonOps` on such a device would compile, its
 specialisations included; nothing is launched. It wants a process of its own: `python -m
 quietchoir.core.engine.backends.cuda.aot_compile` prints what the README quotes, and ends with 1 if
 a kernel would not start.
@@ -27,9 +27,9 @@ from triton.backends.compiler import GPUTarget
 from ....models.architecture import Architecture
 from .cache import Cache
 from .decoder import slab_rows
-from .ops import Heads, Norm, Step
+from .ops import DeviceStep, Heads, Norm
 from .packed import CHUNK, Packed
-from .triton_ops import FusedOperations
+from .triton_ops import TritonOps
 
 META = torch.device("meta")
 # What one program may take of a processor's shared memory, bytes. Source: CUDA C++ Programming
@@ -165,7 +165,7 @@ def compile_for(capability: int, shape: str, dtype: torch.dtype = torch.bfloat16
         shape: a key of SHAPES.
     """
     with stood_in(capability) as made:
-        one_layer(FusedOperations(dtype), *SHAPES[shape])
+        one_layer(TritonOps(dtype), *SHAPES[shape])
     found = []
     for name, kernel in made:
         registers, spilled = resources(kernel.asm["cubin"])
@@ -184,24 +184,24 @@ def compile_for(capability: int, shape: str, dtype: torch.dtype = torch.bfloat16
     return list(dict.fromkeys(found))
 
 
-def one_layer(operations: FusedOperations, architecture: Architecture, rows: int) -> None:
+def one_layer(ops: TritonOps, architecture: Architecture, rows: int) -> None:
     """Every operation of a layer, in each of its forms, on tensors without memory."""
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(*shape, dtype=dtype, device=META)
 
     width, size = architecture.hidden_size, architecture.head_dim
-    x, residual, norm = empty(rows, width, dtype=operations.dtype), empty(rows, width), empty(width)
+    x, residual, norm = empty(rows, width, dtype=ops.dtype), empty(rows, width), empty(width)
     queries = (architecture.num_heads + 2 * architecture.num_kv_heads) * size
     for packed in (
         matrix(4, queries, width),
         matrix(4, queries, width, zeros=True),
         matrix(8, architecture.vocab_size, width),
     ):
-        operations.product(packed, x)
-        operations.unpack(packed, 0, slab_rows(packed.rows, packed.columns))
-    partial = operations.product(matrix(4, queries, width), x)
-    turns = (
+        ops.product(packed, x)
+        ops.unpack(packed, 0, slab_rows(packed.rows, packed.columns))
+    partial = ops.product(matrix(4, queries, width), x)
+    rope = (
         empty(architecture.context_length, size // 2),
         empty(architecture.context_length, size // 2),
     )
@@ -211,25 +211,25 @@ def one_layer(operations: FusedOperations, architecture: Architecture, rows: int
         size=size,
         scale=architecture.scale(),
         window=architecture.window(0),
-        turns=turns,
+        rope=rope,
         bias=empty(queries) if architecture.biases else None,
         norms=(empty(size), empty(size)) if architecture.qk_norm else None,
         eps=architecture.norm_eps,
     )
     cache = Cache(architecture, architecture.context_length // 16, META)
     width_of_tables = architecture.context_length // 16
-    step = Step(
+    step = DeviceStep(
         empty(rows, dtype=torch.long), empty(rows, dtype=torch.long),
         empty(rows, width_of_tables, dtype=torch.int32), empty(rows, dtype=torch.int32),
     )  # fmt: skip
-    q = operations.turn_and_store(partial, heads, step, cache, 0)
-    mixed = operations.attend(q, heads, step, cache, 0)
+    q = ops.rope_and_store(partial, heads, step, cache, 0)
+    mixed = ops.attend(q, heads, step, cache, 0)
     own = Norm(norm, architecture.norm_eps)
-    operations.add_norm(residual, None, own)
-    added = operations.product(matrix(4, width, mixed.shape[1]), mixed)
-    operations.add_norm(residual, added, own, own if architecture.post_norms else None)
-    gates = operations.product(matrix(4, 2 * architecture.intermediate_size, width), x)
-    operations.gate(gates, architecture.activation)
+    ops.add_norm(residual, None, own)
+    added = ops.product(matrix(4, width, mixed.shape[1]), mixed)
+    ops.add_norm(residual, added, own, own if architecture.post_norms else None)
+    gates = ops.product(matrix(4, 2 * architecture.intermediate_size, width), x)
+    ops.gate(gates, architecture.activation)
 
 
 def matrix(bits: int, rows: int, columns: int, *, zeros: bool = False) -> Packed:

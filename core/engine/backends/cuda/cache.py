@@ -14,7 +14,7 @@ from torch import Tensor
 from ....errors import CacheError
 from ....models.architecture import Architecture
 from ...block_pool import BLOCK_TOKENS
-from ...cache_label import label, unlabel
+from ..backend import label, unlabel
 
 LARGEST = 127.0  # of an int8, used symmetrically
 
@@ -128,6 +128,14 @@ def write_blocks(caches: Items[Cache], blocks: Items[int], data: bytes) -> None:
         table = torch.tensor(blocks, dtype=torch.long, device=cache.integers.device)
         cache.integers[:, :, table] = integers[:, start:stop].to(cache.integers.device)
         cache.scales[:, :, table] = scales[:, start:stop].to(cache.scales.device)
+
+
+def clear_blocks(caches: Items[Cache], blocks: Items[int]) -> None:
+    """Zeros in these blocks."""
+    for cache in caches:
+        table = torch.tensor(blocks, dtype=torch.long, device=cache.integers.device)
+        cache.integers[:, :, table] = 0
+        cache.scales[:, :, table] = 0
 
 
 def block_bytes(architecture: Architecture) -> int:

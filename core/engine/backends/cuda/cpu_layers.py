@@ -25,7 +25,7 @@ from .cache import Cache
 CPU = torch.device("cpu")
 
 
-class HostKeys:
+class CpuKeys:
     """The 8-bit cache as the processor's attention reads it; see `attention.Stored`."""
 
     dtype = torch.float32
@@ -43,7 +43,7 @@ class HostKeys:
         return keys[:, :, :length], values[:, :, :length]
 
 
-class HostLayers:
+class CpuLayers:
     """Tokens in, the residual stream after the layers [0, `layers`) out."""
 
     def __init__(
@@ -76,7 +76,7 @@ class HostLayers:
                 [torch.arange(span.start, span.start + span.count) for span in ordered]
             )
             attention = PagedAttention(
-                HostKeys(self.cache), ordered, self.transformer.architecture.windows
+                CpuKeys(self.cache), ordered, self.transformer.architecture.windows
             )
             with self.adapter_rows.use(rows_by_adapter(ordered)):
                 x = self.transformer.layers_forward(x, positions, attention)

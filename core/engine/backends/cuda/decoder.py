@@ -1,4 +1,4 @@
-"""The layers of a model on the device, over `operations`.
+"""The layers of a model on the device, over `ops`.
 
 Knows the order of operations in a layer. Knows nothing of requests, blocks of the cache or graphs.
 Always: the residual stream is float32, everything that is multiplied is in the compute type; the
@@ -18,7 +18,7 @@ from ....models.quant.tensor import QuantTensor
 from ....models.weights import Weights
 from ...block_pool import BLOCK_TOKENS
 from .cache import Cache
-from .ops import Heads, Norm, Operations, Step, added
+from .ops import DeviceStep, Heads, Norm, Ops, added
 from .packed import Packed, pack, supports
 
 FEW_ROWS = 64  # above this a matrix is unpacked and multiplied by torch
@@ -70,14 +70,14 @@ class Linear:
         else:
             self.matrix = torch.cat([part.dequantize(dtype) for part in parts]).to(device)
 
-    def product(self, operations: Operations, x: Tensor, change: Change) -> Tensor:
+    def product(self, ops: Ops, x: Tensor, change: Change) -> Tensor:
         """x [M, K] -> partial sums [P, M, rows], the adapters' part in the first."""
         if isinstance(self.matrix, Tensor):
             partial = (x @ self.matrix.T).float()[None]
         elif len(x) <= FEW_ROWS:
-            partial = operations.product(self.matrix, x)
+            partial = ops.product(self.matrix, x)
         else:
-            partial = in_slabs(operations, self.matrix, x)
+            partial = in_slabs(ops, self.matrix, x)
         start = 0
         for name, rows in self.rows.items():
             if (more := change(name, x)) is not None:
@@ -86,7 +86,7 @@ class Linear:
         return partial
 
 
-def in_slabs(operations: Operations, matrix: Packed, x: Tensor) -> Tensor:
+def in_slabs(ops: Ops, matrix: Packed, x: Tensor) -> Tensor:
     """x [M, K] -> float32 [1, M, rows], a slab of the matrix's rows at a time: their numbers are
     never all in memory.
     """
@@ -94,7 +94,7 @@ def in_slabs(operations: Operations, matrix: Packed, x: Tensor) -> Tensor:
     high = slab_rows(matrix.rows, matrix.columns)
     for start in range(0, matrix.rows, high):
         stop = min(start + high, matrix.rows)
-        out[0, :, start:stop] = x @ operations.unpack(matrix, start, stop).T
+        out[0, :, start:stop] = x @ ops.unpack(matrix, start, stop).T
     return out
 
 
@@ -111,7 +111,7 @@ class DeviceLayer:
         layer: int,
         cached: int,
         weights: Weights,
-        turns: tuple[Tensor, Tensor] | None,
+        rope: tuple[Tensor, Tensor] | None,
         place: "Place",
     ) -> None:
         """`cached`: its number in the cache, which counts from the first layer on this device."""
@@ -127,13 +127,13 @@ class DeviceLayer:
             name: place.norm(weights, f"{prefix}{name}.weight")
             for name in architecture.layer_norms()
         }
-        behind = architecture.post_norms
+        post_norm = architecture.post_norms
         self.input_norm = own["input_layernorm"]
-        self.middle_norm = own[
-            "pre_feedforward_layernorm" if behind else "post_attention_layernorm"
+        self.mlp_norm = own[
+            "pre_feedforward_layernorm" if post_norm else "post_attention_layernorm"
         ]
-        self.behind_attention = own["post_attention_layernorm"] if behind else None
-        self.behind_feeding = own["post_feedforward_layernorm"] if behind else None
+        self.post_attention_norm = own["post_attention_layernorm"] if post_norm else None
+        self.post_mlp_norm = own["post_feedforward_layernorm"] if post_norm else None
         norms = None
         if architecture.qk_norm:
             norms = tuple(
@@ -145,7 +145,7 @@ class DeviceLayer:
             size=architecture.head_dim,
             scale=architecture.scale(),
             window=architecture.window(layer),
-            turns=turns,
+            rope=rope,
             bias=bias_of(weights, prefix, place),
             eps=architecture.norm_eps,
             norms=(norms[0], norms[1]) if norms else None,
@@ -187,13 +187,7 @@ class DeviceDecoder:
     """Embedded rows in, logits out."""
 
     def __init__(
-        self,
-        weights: Weights,
-        place: Place,
-        operations: Operations,
-        positions: int,
-        *,
-        first_layer: int = 0,
+        self, weights: Weights, place: Place, ops: Ops, positions: int, *, first_layer: int = 0
     ) -> None:
         """Move the weights to the device.
 
@@ -202,7 +196,7 @@ class DeviceDecoder:
             first_layer: lower ones are elsewhere.
         """
         architecture = weights.architecture
-        self.operations, self.activation = operations, architecture.activation
+        self.ops, self.activation = ops, architecture.activation
         tables = rope_tables(
             architecture, range(first_layer, architecture.num_layers), positions, place.device
         )
@@ -222,7 +216,12 @@ class DeviceDecoder:
         )
 
     def forward(
-        self, residual: Tensor, step: Step, cache: Cache, change: Change, chunks: Items[Chunk] = ()
+        self,
+        residual: Tensor,
+        step: DeviceStep,
+        cache: Cache,
+        change: Change,
+        chunks: Items[Chunk] = (),
     ) -> Tensor:
         """The residual stream before the first layer here, float32 [M, D] (overwritten) -> that
         after the last, [M, D].
@@ -230,26 +229,24 @@ class DeviceDecoder:
         Args:
             chunks: long runs of one sequence, which are attended to together instead of row by row.
         """
-        operations, partial, behind = self.operations, None, None
+        ops, partial, post_norm = self.ops, None, None
         for layer in self.layers:
-            x = operations.add_norm(residual, partial, layer.input_norm, behind)
-            q = operations.turn_and_store(
-                layer.queries.product(operations, x, change), layer.heads, step, cache, layer.cached
+            x = ops.add_norm(residual, partial, layer.input_norm, post_norm)
+            q = ops.rope_and_store(
+                layer.queries.product(ops, x, change), layer.heads, step, cache, layer.cached
             )
-            mixed = layer.out.product(
-                operations, self.attend(q, layer, step, cache, chunks), change
-            )
-            x = operations.add_norm(residual, mixed, layer.middle_norm, layer.behind_attention)
-            gated = operations.gate(layer.gates.product(operations, x, change), self.activation)
-            partial, behind = layer.down.product(operations, gated, change), layer.behind_feeding
-        return residual if partial is None else residual + added(partial, behind)
+            mixed = layer.out.product(ops, self.attend(q, layer, step, cache, chunks), change)
+            x = ops.add_norm(residual, mixed, layer.mlp_norm, layer.post_attention_norm)
+            gated = ops.gate(layer.gates.product(ops, x, change), self.activation)
+            partial, post_norm = layer.down.product(ops, gated, change), layer.post_mlp_norm
+        return residual if partial is None else residual + added(partial, post_norm)
 
     def attend(
-        self, q: Tensor, layer: DeviceLayer, step: Step, cache: Cache, chunks: Items[Chunk]
+        self, q: Tensor, layer: DeviceLayer, step: DeviceStep, cache: Cache, chunks: Items[Chunk]
     ) -> Tensor:
         """[M, H, size] -> [M, H * size]: chunks for themselves, the other rows together."""
         if not chunks:
-            return self.operations.attend(q, layer.heads, step, cache, layer.cached)
+            return self.ops.attend(q, layer.heads, step, cache, layer.cached)
         out = torch.empty(
             len(q), layer.heads.heads * layer.heads.size, dtype=q.dtype, device=q.device
         )
@@ -261,21 +258,21 @@ class DeviceDecoder:
             )
         rows = alone.nonzero()[:, 0].to(q.device)
         if len(rows):
-            few = Step(
+            few = DeviceStep(
                 step.positions[rows], step.places[rows], step.tables[rows], step.lengths[rows]
             )
-            out[rows] = self.operations.attend(
-                q[rows].contiguous(), layer.heads, few, cache, layer.cached
-            )
+            out[rows] = self.ops.attend(q[rows].contiguous(), layer.heads, few, cache, layer.cached)
         return out
 
     def logits(self, residual: Tensor) -> Tensor:
         """[S, D] -> float32 [S, V]."""
-        x = self.operations.add_norm(residual, None, self.norm)
-        return self.head.product(self.operations, x, lambda module, rows: None).sum(0)
+        x = self.ops.add_norm(residual, None, self.norm)
+        return self.head.product(self.ops, x, lambda module, rows: None).sum(0)
 
 
-def attend_chunk(q: Tensor, layer: DeviceLayer, step: Step, cache: Cache, chunk: Chunk) -> Tensor:
+def attend_chunk(
+    q: Tensor, layer: DeviceLayer, step: DeviceStep, cache: Cache, chunk: Chunk
+) -> Tensor:
     """[n, H, size] -> [n, H * size]: its keys and values are decoded once for all rows, some
     heads at a time.
     """

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ops import Step
+from .ops import DeviceStep
 
 SIZES = (1, 2, 4, 8, 16)  # rows of a recording; a step is filled up to the next
 
@@ -24,7 +24,7 @@ class Inputs:
 
     # float32 [M, D], what the first layer on the device gets; the step overwrites them
     rows: Tensor
-    step: Step
+    step: DeviceStep
     slots: Tensor | None  # int64 [M] of adapters
 
     def tensors(self) -> list[Tensor]:
@@ -38,7 +38,9 @@ class Inputs:
         rows, positions, places, tables, lengths, *slots = (
             tensor.to(device, copy=True) for tensor in self.tensors()
         )
-        return Inputs(rows, Step(positions, places, tables, lengths), slots[0] if slots else None)
+        return Inputs(
+            rows, DeviceStep(positions, places, tables, lengths), slots[0] if slots else None
+        )
 
 
 Compute = Callable[[Inputs], Tensor]  # to logits [M, V]

@@ -162,7 +162,7 @@ def unpack_8(words, scales, out, N, K, start, stop, BN: tl.constexpr, OUT: tl.co
 
 @triton.jit
 def add_norm_row(
-    residual, partial, behind, weight, out, M, D, eps, behind_eps,
+    residual, partial, post_norm, weight, out, M, D, eps, post_eps,
     PARTS: tl.constexpr, BEHIND: tl.constexpr, BD: tl.constexpr, OUT: tl.constexpr,
 ):  # fmt: skip
     m = tl.program_id(0)
@@ -176,8 +176,8 @@ def add_norm_row(
         if BEHIND:
             more *= (
                 1.0
-                / tl.sqrt(tl.sum(more * more, 0) / D + behind_eps)
-                * tl.load(behind + d, mask=there, other=0.0)
+                / tl.sqrt(tl.sum(more * more, 0) / D + post_eps)
+                * tl.load(post_norm + d, mask=there, other=0.0)
             )
         x += more
         tl.store(residual + m * D + d, x, mask=there)
@@ -204,14 +204,14 @@ def gate_row(
     if GELU:  # tanh(z) = 1 - 2 / (exp(2z) + 1)
         # exp stays finite
         inner = tl.minimum(0.7978845608028654 * (gate + 0.044715 * gate * gate * gate), 40.0)
-        turned = 0.5 * gate * (2.0 - 2.0 / (tl.exp(2.0 * inner) + 1.0))
+        roped = 0.5 * gate * (2.0 - 2.0 / (tl.exp(2.0 * inner) + 1.0))
     else:
-        turned = gate / (1.0 + tl.exp(tl.minimum(-gate, 80.0)))
-    tl.store(out + m * F + f, (turned * up).to(OUT), mask=f < F)
+        roped = gate / (1.0 + tl.exp(tl.minimum(-gate, 80.0)))
+    tl.store(out + m * F + f, (roped * up).to(OUT), mask=f < F)
 
 
 @triton.jit
-def turn_head(
+def rope_head(
     partial,
     bias,
     q_norm,
@@ -273,9 +273,9 @@ def turn_head(
             position = tl.load(positions + m)
             cosine = tl.load(cosines + position * HALF + i, mask=there, other=0.0)
             sine = tl.load(sines + position * HALF + i, mask=there, other=0.0)
-            turned = first * cosine - second * sine
+            roped = first * cosine - second * sine
             second = second * cosine + first * sine
-            first = turned
+            first = roped
     # A name keeps its type on both sides of a branch, or the compiler refuses it: so no two rows
     # are called the same.
     if h < H:

@@ -23,7 +23,7 @@ from .graphs import SIZES
 from .packed import packed_bytes, supports
 
 STEP_ROWS = 512  # of the longest step; `scheduler.Limits.step_rows`
-SPLITS = 8  # as `fused.SPLITS`, which needs Triton
+SPLITS = 8  # as `triton_ops.SPLITS`, which needs Triton
 # recordings of all sizes, with and without adapters, take about so much of the largest one
 RECORDED = 4
 # cuBLAS's workspace (8 to 32 MiB), compiled kernels, and what the allocator's rounding leaves

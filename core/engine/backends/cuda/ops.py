@@ -3,7 +3,7 @@
 Knows tensors on one device. Knows nothing of requests, layers' order or graphs.
 Always: a product comes as partial sums [P, M, N], and whoever reads it adds them up, so that a
 product may be cut along its columns over many processors without a kernel of its own for the sum.
-`PlainOperations` is the oracle of `fused`.
+`TorchOps` is the oracle of `fused`.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Heads:
     scale: float  # of q·k
     window: int  # rows that a row sees, itself included; 0 = all
     # cosines and sines, float32 [positions, size / 2]; None = no rope
-    turns: tuple[Tensor, Tensor] | None
+    rope: tuple[Tensor, Tensor] | None
     bias: Tensor | None  # float32 [(heads + 2 * num_kv_heads) * size]
     norms: tuple[Tensor, Tensor] | None  # of q and k heads, float32 [size] each
     eps: float
@@ -41,7 +41,7 @@ class Norm:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Step:
+class DeviceStep:
     """Where one step's rows stand."""
 
     positions: Tensor  # int64 [M]
@@ -50,7 +50,7 @@ class Step:
     lengths: Tensor  # int32 [M]: rows that a row may see, itself included
 
 
-class Operations(Protocol):
+class Ops(Protocol):
     """The arithmetic of one layer. M rows of width D; x in the compute type, sums in float32."""
 
     def product(self, matrix: Packed, x: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class Operations(Protocol):
         ...
 
     def add_norm(
-        self, residual: Tensor, partial: Tensor | None, norm: Norm, behind: Norm | None = None
+        self, residual: Tensor, partial: Tensor | None, norm: Norm, post_norm: Norm | None = None
     ) -> Tensor:
         """Add the sum of `partial` to `residual` (float32 [M, D], in place); the norm of that, [M,
         D] in the compute type.
@@ -78,20 +78,20 @@ class Operations(Protocol):
         """
         ...
 
-    def turn_and_store(
-        self, partial: Tensor, heads: Heads, step: Step, cache: Cache, layer: int
+    def rope_and_store(
+        self, partial: Tensor, heads: Heads, step: DeviceStep, cache: Cache, layer: int
     ) -> Tensor:
         """Finish q, k and v of partial sums, write k and v to the cache; q [M, heads, size] in
         the compute type.
         """
         ...
 
-    def attend(self, q: Tensor, heads: Heads, step: Step, cache: Cache, layer: int) -> Tensor:
+    def attend(self, q: Tensor, heads: Heads, step: DeviceStep, cache: Cache, layer: int) -> Tensor:
         """Attention of each row over its own blocks, [M, heads * size] in the compute type."""
         ...
 
 
-class PlainOperations:
+class TorchOps:
     """Torch alone, on any device: what the fused kernels must equal."""
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -106,25 +106,25 @@ class PlainOperations:
         return matrix.dense(self.dtype, start, stop)
 
     def add_norm(
-        self, residual: Tensor, partial: Tensor | None, norm: Norm, behind: Norm | None = None
+        self, residual: Tensor, partial: Tensor | None, norm: Norm, post_norm: Norm | None = None
     ) -> Tensor:
         """See `Operations`."""
         if partial is not None:
-            residual += added(partial, behind)
+            residual += added(partial, post_norm)
         return rms_norm(residual, norm.weight, norm.eps).to(self.dtype)
 
     def gate(self, partial: Tensor, activation: str) -> Tensor:
         """See `Operations`."""
         gate, up = partial.sum(0).chunk(2, dim=-1)
-        turned = (
+        roped = (
             nn.functional.silu(gate)
             if activation == "silu"
             else nn.functional.gelu(gate, approximate="tanh")
         )
-        return (turned * up).to(self.dtype)
+        return (roped * up).to(self.dtype)
 
-    def turn_and_store(
-        self, partial: Tensor, heads: Heads, step: Step, cache: Cache, layer: int
+    def rope_and_store(
+        self, partial: Tensor, heads: Heads, step: DeviceStep, cache: Cache, layer: int
     ) -> Tensor:
         """See `Operations`."""
         whole = partial.sum(0) if heads.bias is None else partial.sum(0) + heads.bias
@@ -135,11 +135,11 @@ class PlainOperations:
         )
         if heads.norms is not None:
             q, k = rms_norm(q, heads.norms[0], heads.eps), rms_norm(k, heads.norms[1], heads.eps)
-        q, k = turn(q, heads, step), turn(k, heads, step)
+        q, k = rope(q, heads, step), rope(k, heads, step)
         cache.write(layer, step.places, k, v)
         return q.to(self.dtype).contiguous()
 
-    def attend(self, q: Tensor, heads: Heads, step: Step, cache: Cache, layer: int) -> Tensor:
+    def attend(self, q: Tensor, heads: Heads, step: DeviceStep, cache: Cache, layer: int) -> Tensor:
         """See `Operations`."""
         keys, values = cache.read(layer, step.tables)  # [M, KV, n * block tokens, size]
         seen = torch.arange(keys.shape[2], device=q.device)[None]  # [1, T]
@@ -155,10 +155,10 @@ class PlainOperations:
         return mixed.reshape(len(q), -1).to(self.dtype)
 
 
-def added(partial: Tensor, behind: Norm | None) -> Tensor:
+def added(partial: Tensor, post_norm: Norm | None) -> Tensor:
     """What partial sums [P, M, D] add to the residual stream, float32 [M, D]."""
     whole = partial.sum(0)
-    return whole if behind is None else rms_norm(whole, behind.weight, behind.eps)
+    return whole if post_norm is None else rms_norm(whole, post_norm.weight, post_norm.eps)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -166,10 +166,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
 
 
-def turn(x: Tensor, heads: Heads, step: Step) -> Tensor:
+def rope(x: Tensor, heads: Heads, step: DeviceStep) -> Tensor:
     """Rope in half-split order, [M, n, size] -> same."""
-    if heads.turns is None:
+    if heads.rope is None:
         return x
-    cosine, sine = (table[step.positions][:, None] for table in heads.turns)
+    cosine, sine = (table[step.positions][:, None] for table in heads.rope)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)

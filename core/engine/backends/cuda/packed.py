@@ -133,5 +133,5 @@ def reorder(kind: str, raw: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         words = chunks.flatten(2).view(torch.int8).transpose(0, 1)
     else:
         words = chunks.permute(1, 0, 3, 2).contiguous().view(torch.int32).squeeze(-1)
-    turned = None if zeros is None else zeros.T.contiguous().float()
-    return words.contiguous(), scales.T.contiguous().half(), turned
+    roped = None if zeros is None else zeros.T.contiguous().float()
+    return words.contiguous(), scales.T.contiguous().half(), roped

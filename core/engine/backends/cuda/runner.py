@@ -18,17 +18,20 @@ from ....models.weights import Weights
 from ...block_pool import BLOCK_TOKENS
 from ...scheduler import Batch, Span
 from .adapters import AdapterSlots
-from .cache import Cache, read_blocks, write_blocks
-from .cpu_layers import HostLayers
+from .cache import Cache, block_bytes, clear_blocks, read_blocks, write_blocks
+from .cpu_layers import CpuLayers
 from .decoder import Change, Chunk, DeviceDecoder, Place, unsupported
 from .graphs import Graphs, Inputs, Recorded, size_for
-from .ops import Operations, PlainOperations, Step
+from .ops import DeviceStep, Ops, TorchOps
 
 
 class CudaRunner:
-    """A `LanguageModel` on one device. `operations` and `device` are given in tests; by default
+    """A `Backend` on one device. `ops` and `device` are given in tests; by default
     the fused kernels on CUDA.
     """
+
+    deterministic = False
+    owns_threads = False
 
     def __init__(
         self,
@@ -36,9 +39,9 @@ class CudaRunner:
         blocks: int,
         context: int,
         *,
-        host_layers: int = 0,
+        cpu_layers: int = 0,
         device: torch.device | None = None,
-        operations: Operations | None = None,
+        ops: Ops | None = None,
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         """Move the weights to the device and reserve the cache.
@@ -46,7 +49,7 @@ class CudaRunner:
         Args:
             blocks: of the cache.
             context: the longest sequence, tokens.
-            host_layers: so many of the lowest layers stay on the processor, their part of the cache
+            cpu_layers: so many of the lowest layers stay on the processor, their part of the cache
             beside them.
 
         Raises:
@@ -58,19 +61,20 @@ class CudaRunner:
             device or torch.device("cuda"),
             weights.architecture.vocab_size,
         )
+        self.block_bytes = block_bytes(weights.architecture)
         self.width = -(-context // BLOCK_TOKENS)  # of a row's table of blocks
-        self.host = HostLayers(
-            weights, blocks, host_layers, torch.float32 if dtype is torch.float32 else None
+        self.cpu = CpuLayers(
+            weights, blocks, cpu_layers, torch.float32 if dtype is torch.float32 else None
         )
-        upper = weights.architecture.num_layers - host_layers
+        upper = weights.architecture.num_layers - cpu_layers
         self.cache = Cache(weights.architecture, blocks, self.device, layers=upper)
-        self.slots = AdapterSlots(self.device, dtype, first_layer=host_layers)
+        self.slots = AdapterSlots(self.device, dtype, first_layer=cpu_layers)
         self.decoder = DeviceDecoder(
             weights,
             Place(self.device, dtype),
-            operations or fused(dtype, self.device),
+            ops or fused(dtype, self.device),
             self.width * BLOCK_TOKENS,
-            first_layer=host_layers,
+            first_layer=cpu_layers,
         )
         self.graphs = Graphs(
             self.compute, self.device, Recorded if self.device.type == "cuda" else None
@@ -80,9 +84,9 @@ class CudaRunner:
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
-        """See `LanguageModel.forward`; logits come to the CPU, float32."""
+        """See `Backend.forward`; logits come to the CPU, float32."""
         slots = self.slots.place([span.sequence.adapter for span in batch.spans])
-        rows, step = self.host.forward(batch.spans), self.step(batch.spans)
+        rows, step = self.cpu.forward(batch.spans), self.step(batch.spans)
         # may be none, inside a prompt
         wanted = torch.tensor(wanted_rows(batch), dtype=torch.long, device=self.device)
         if (size := size_for(len(rows))) is not None:
@@ -102,12 +106,16 @@ class CudaRunner:
         return logits.float().cpu()
 
     def read_cache(self, blocks: Items[int]) -> bytes:
-        """See `LanguageModel.read_cache`; the same bytes wherever the cut is."""
-        return read_blocks((self.host.cache, self.cache), blocks)
+        """See `Backend.read_cache`; the same bytes wherever the cut is."""
+        return read_blocks((self.cpu.cache, self.cache), blocks)
 
     def write_cache(self, blocks: Items[int], data: bytes) -> None:
-        """See `LanguageModel.write_cache`."""
-        write_blocks((self.host.cache, self.cache), blocks, data)
+        """See `Backend.write_cache`."""
+        write_blocks((self.cpu.cache, self.cache), blocks, data)
+
+    def clear_cache(self, blocks: Items[int]) -> None:
+        """See `Backend.clear_cache`."""
+        clear_blocks((self.cpu.cache, self.cache), blocks)
 
     def compute(self, inputs: Inputs) -> Tensor:
         """Logits of every row, [M, V]: what a graph records, so nothing in here waits for the
@@ -131,18 +139,18 @@ class CudaRunner:
         runs = [(slot, span.count) for slot, span in zip(slots, batch.spans, strict=True)]
         return lambda module, x: self.slots.by_run(module, x, runs)
 
-    def step(self, spans: Items[Span]) -> Step:
+    def step(self, spans: Items[Span]) -> DeviceStep:
         """Where the rows of these spans stand, on the processor."""
         positions = torch.cat([torch.arange(span.start, span.start + span.count) for span in spans])
         tables = torch.zeros(len(spans), self.width, dtype=torch.int32)
         for index, span in enumerate(spans):
-            tables[index, : len(span.sequence.blocks)] = torch.tensor(
-                span.sequence.blocks, dtype=torch.int32
+            tables[index, : len(span.sequence.block_table)] = torch.tensor(
+                span.sequence.block_table, dtype=torch.int32
             )
         whole = tables.repeat_interleave(torch.tensor([span.count for span in spans]), dim=0)
         block = whole.gather(1, (positions // BLOCK_TOKENS)[:, None])[:, 0].long()
         places = block * BLOCK_TOKENS + positions % BLOCK_TOKENS
-        return Step(positions, places, whole, (positions + 1).to(torch.int32))
+        return DeviceStep(positions, places, whole, (positions + 1).to(torch.int32))
 
     def padded(self, inputs: Inputs, size: int) -> Inputs:
         """The step with rows added that see one token of nobody's block."""
@@ -154,7 +162,7 @@ class CudaRunner:
         def grown(tensor: Tensor, value: float) -> Tensor:
             return torch.cat([tensor, tensor.new_full((more, *tensor.shape[1:]), value)])
 
-        filled = Step(
+        filled = DeviceStep(
             grown(step.positions, 0),
             grown(step.places, spare * BLOCK_TOKENS),
             grown(step.tables, spare),
@@ -170,15 +178,15 @@ def unchanged(module: str, x: Tensor) -> Tensor | None:  # noqa: ARG001
     return None
 
 
-def fused(dtype: torch.dtype, device: torch.device) -> Operations:
+def fused(dtype: torch.dtype, device: torch.device) -> Ops:
     """The fused kernels, where Triton and CUDA are; plain torch elsewhere."""
     if device.type != "cuda":
-        return PlainOperations(dtype)
+        return TorchOps(dtype)
     try:
-        from .triton_ops import FusedOperations
+        from .triton_ops import TritonOps
     except ImportError:
-        return PlainOperations(dtype)
-    return FusedOperations(dtype)
+        return TorchOps(dtype)
+    return TritonOps(dtype)
 
 
 def by_rows(batch: Batch, slots: Items[int] | None) -> Tensor | None:

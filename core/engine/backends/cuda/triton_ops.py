@@ -1,7 +1,7 @@
-"""The same operations as `operations`, through Triton kernels.
+"""The same operations as `ops`, through Triton kernels.
 
 Knows how work is cut into programs. Knows nothing of requests or of the order of layers.
-Always: each kernel equals its twin in `PlainOperations` up to rounding; tests hold that in Triton's
+Always: each kernel equals its twin in `TorchOps` up to rounding; tests hold that in Triton's
 interpreter, without a GPU. Not run on a GPU yet: the sizes of tiles are reasoned, not measured.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from ...block_pool import BLOCK_TOKENS
 from . import kernels
 from .cache import LARGEST, Cache
-from .ops import Heads, Norm, Step
+from .ops import DeviceStep, Heads, Norm
 from .packed import CHUNK, Packed
 
 ROWS = 16  # the fewest rows that a tensor core multiplies
@@ -30,8 +30,8 @@ SPLITS = 8  # parts of a context that are attended to side by side
 DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 
 
-class FusedOperations:
-    """See `operations.Operations`."""
+class TritonOps:
+    """See `ops.Ops`."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype, self.out = dtype, DTYPES[dtype]
@@ -105,13 +105,13 @@ class FusedOperations:
         return out
 
     def add_norm(
-        self, residual: Tensor, partial: Tensor | None, norm: Norm, behind: Norm | None = None
+        self, residual: Tensor, partial: Tensor | None, norm: Norm, post_norm: Norm | None = None
     ) -> Tensor:
         """See `Operations`."""
         m, d = residual.shape
         out = torch.empty(m, d, dtype=self.dtype, device=residual.device)
         parts, wide = 0 if partial is None else len(partial), triton.next_power_of_2(d)
-        last = norm if behind is None else behind
+        last = norm if post_norm is None else post_norm
         kernels.add_norm_row[(m,)](
             residual,
             residual if partial is None else partial,
@@ -123,7 +123,7 @@ class FusedOperations:
             norm.eps,
             last.eps,
             PARTS=parts,
-            BEHIND=behind is not None,
+            BEHIND=post_norm is not None,
             BD=wide,
             OUT=self.out,
             num_warps=max(4, min(8, wide // 512)),
@@ -139,16 +139,16 @@ class FusedOperations:
         )
         return out
 
-    def turn_and_store(
-        self, partial: Tensor, heads: Heads, step: Step, cache: Cache, layer: int
+    def rope_and_store(
+        self, partial: Tensor, heads: Heads, step: DeviceStep, cache: Cache, layer: int
     ) -> Tensor:
         """See `Operations`."""
         parts, m, _ = partial.shape
         q = torch.empty(m, heads.heads, heads.size, dtype=self.dtype, device=partial.device)
         integers, scales = cache.integers[:, layer], cache.scales[:, layer]
         q_norm, k_norm = heads.norms or (partial, partial)
-        cosines, sines = heads.turns or (partial, partial)
-        kernels.turn_head[(m, heads.heads + 2 * heads.num_kv_heads)](
+        cosines, sines = heads.rope or (partial, partial)
+        kernels.rope_head[(m, heads.heads + 2 * heads.num_kv_heads)](
             partial,
             partial if heads.bias is None else heads.bias,
             q_norm,
@@ -173,12 +173,12 @@ class FusedOperations:
             PARTS=parts,
             BIAS=heads.bias is not None,
             NORMS=heads.norms is not None,
-            TURN=heads.turns is not None,
+            TURN=heads.rope is not None,
             OUT=self.out,
         )
         return q
 
-    def attend(self, q: Tensor, heads: Heads, step: Step, cache: Cache, layer: int) -> Tensor:
+    def attend(self, q: Tensor, heads: Heads, step: DeviceStep, cache: Cache, layer: int) -> Tensor:
         """See `Operations`."""
         m, share = len(q), heads.heads // heads.num_kv_heads
         mixed = torch.empty(m, heads.heads, SPLITS, heads.size, device=q.device)

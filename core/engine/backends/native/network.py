@@ -30,7 +30,8 @@ from ....errors import EngineError
 from ....models.architecture import PROJECTIONS, Architecture
 from ....models.quant.tensor import QuantTensor
 from ....models.weights import Weights
-from ...loaded import LoadedAdapter
+from ...adapters import LoadedAdapter
+from ...block_pool import BLOCK_TOKENS
 from . import library
 from .library import KINDS
 
@@ -53,7 +54,7 @@ LARGEST_HEAD = 256
 PAGE = 4096  # bytes; tensors of one file stand closer together
 
 
-class Shape(Structure):
+class NetworkShape(Structure):
     """`Shape` of run.h."""
 
     _fields_ = (
@@ -63,7 +64,7 @@ class Shape(Structure):
     )
 
 
-class Step(Structure):
+class NetworkStep(Structure):
     """`Step` of step.cpp."""
 
     _fields_ = (
@@ -95,7 +96,7 @@ class Network:
         self._raw = weights.tensors["model.embed_tokens.weight"].memory
         self.cache = _cache(architecture, blocks)
         ropes, tables = _ropes(architecture)
-        shape = Shape(
+        shape = NetworkShape(
             *(getattr(architecture, name) for name in SIZES),
             blocks=blocks,
             ropes=len(tables),
@@ -123,7 +124,7 @@ class Network:
             self.close()
             raise
 
-    def forward(self, step: Step) -> None:
+    def forward(self, step: NetworkStep) -> None:
         """Run one step.
 
         Raises:
@@ -290,7 +291,7 @@ def bind(loaded: ctypes.CDLL) -> ctypes.CDLL:
     kinds: Mapping[str, tuple[object, tuple[object, ...]]] = {
         "problem": (c_char_p, ()),
         "takes": (c_bool, (c_int, c_int)),
-        "model_new": (c_void_p, (c_char_p, POINTER(Shape), c_int, *[c_void_p] * 5)),
+        "model_new": (c_void_p, (c_char_p, POINTER(NetworkShape), c_int, *[c_void_p] * 5)),
         "model_free": (None, (c_void_p,)),
         "model_matrix": (c_bool, (c_void_p, *[c_int] * 5, c_void_p, c_size_t)),
         "model_embedding": (c_bool, (c_void_p, c_int, c_void_p, c_size_t)),
@@ -300,7 +301,7 @@ def bind(loaded: ctypes.CDLL) -> ctypes.CDLL:
         "adapter_add": (c_bool, (c_void_p, *[c_int] * 5, c_void_p, c_void_p)),
         "adapter_free": (None, (c_void_p,)),
         "forget": (c_bool, (c_void_p, c_size_t)),
-        "forward": (c_bool, (c_void_p, POINTER(Step))),
+        "forward": (c_bool, (c_void_p, POINTER(NetworkStep))),
     }
     for name, (returns, takes) in kinds.items():
         function = getattr(loaded, f"quietchoir_{name}")
@@ -349,11 +350,17 @@ def _cache(architecture: Architecture, blocks: int) -> np.ndarray:
     A block's layers stand together, so what was never used costs nothing even where the system's
     pages are of 2 MB.
     """
-    one = architecture.num_kv_heads * 2 * 16 * architecture.head_dim
+    one = block_bytes(architecture) // (2 * architecture.num_layers)
     count = architecture.num_layers * blocks * one
     room = np.zeros(count + 32, np.uint16)
     skip = -room.ctypes.data % 64 // 2
     return room[skip : skip + count].reshape(blocks, architecture.num_layers, one)
+
+
+def block_bytes(architecture: Architecture) -> int:
+    """Memory of one block over all layers, keys and values in bfloat16."""
+    one = 2 * BLOCK_TOKENS * architecture.num_kv_heads * architecture.head_dim
+    return 2 * one * architecture.num_layers
 
 
 def _place(module: str) -> tuple[int, int]:

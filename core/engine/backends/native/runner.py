@@ -5,7 +5,6 @@ model's insides (`network` does). Always: the same seam and the same meaning as 
 which is its readable twin.
 """
 
-import os
 from collections import OrderedDict
 from collections.abc import Sequence as Items
 
@@ -13,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....errors import CacheError
+from ....hardware.discovery import core_count
 from ....models.weights import Weights
+from ...adapters import LoadedAdapter
 from ...block_pool import BLOCK_TOKENS
-from ...cache_label import label, unlabel
-from ...loaded import LoadedAdapter
 from ...scheduler import Batch
+from ..backend import label, unlabel
 from . import library
-from .network import Network, Step, complaint
+from .network import Network, NetworkStep, block_bytes, complaint
 
 KEPT_ADAPTERS = 32  # packed ones beyond those of the step; packing one takes about a millisecond
 
@@ -30,11 +30,14 @@ def supports(weights: Weights) -> str | None:
 
 
 class NativeRunner:
-    """A `LanguageModel` over one set of weights, on this processor's vector instructions.
+    """A `Backend` over one set of weights, on this processor's vector instructions.
 
     Keys and values are kept in bfloat16; activations are quantised to 8 bits where weights are
     quantised, and stay float32 where they are not.
     """
+
+    deterministic = True
+    owns_threads = True
 
     def __init__(self, weights: Weights, blocks: int, threads: int = 0) -> None:
         """Pack the weights and reserve the cache.
@@ -47,7 +50,8 @@ class NativeRunner:
             EngineError: `supports` has a reason against this model.
         """
         self.vocabulary = weights.architecture.vocab_size
-        self.network = Network(weights, blocks, threads or usable_cores())
+        self.block_bytes = block_bytes(weights.architecture)
+        self.network = Network(weights, blocks, threads or core_count())
         inner = "x".join(
             map(
                 str,
@@ -68,7 +72,7 @@ class NativeRunner:
         return library.instruction_set()
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
-        """See `LanguageModel.forward`.
+        """See `Backend.forward`.
 
         Raises:
             EngineError: a token or block that does not exist; nothing was written.
@@ -78,7 +82,7 @@ class NativeRunner:
         spans: list[int] = []
         wanted = 0
         for span in batch.spans:
-            blocks = span.sequence.blocks[: -(-(span.start + span.count) // BLOCK_TOKENS)]
+            blocks = span.sequence.block_table[: -(-(span.start + span.count) // BLOCK_TOKENS)]
             spans += (span.count, span.start, int(span.sampled), len(tables), len(blocks))
             tokens += span.tokens
             tables += blocks
@@ -89,7 +93,7 @@ class NativeRunner:
         logits = np.empty((wanted, self.vocabulary), np.float32)
         at = numbers.ctypes.data
         self.network.forward(
-            Step(
+            NetworkStep(
                 spans=len(batch.spans),
                 rows=len(tokens),
                 wanted=wanted,
@@ -104,11 +108,11 @@ class NativeRunner:
         return logits
 
     def read_cache(self, blocks: Items[int]) -> bytes:
-        """See `LanguageModel.read_cache`."""
+        """See `Backend.read_cache`."""
         return label(self.layout, self.network.cache[list(blocks)].tobytes())
 
     def write_cache(self, blocks: Items[int], data: bytes) -> None:
-        """See `LanguageModel.write_cache`.
+        """See `Backend.write_cache`.
 
         Raises:
             CacheError: another layout or size, or numbers that are not finite; nothing was written.
@@ -124,6 +128,10 @@ class NativeRunner:
                 "damaged, delete it"
             )
         cache[list(blocks)] = found
+
+    def clear_cache(self, blocks: Items[int]) -> None:
+        """See `Backend.clear_cache`."""
+        self.network.cache[list(blocks)] = 0
 
     def close(self) -> None:
         """Give memory and threads back; the runner cannot be used any more."""
@@ -146,8 +154,3 @@ class NativeRunner:
             [0 if adapter is None else self._adapters[adapter.digest] for adapter in adapters],
             np.uintp,
         )
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -148,7 +148,7 @@ class PagedAttention:
 def _places(span: Span) -> Tensor:
     """Where the span's keys and values go: block * block tokens + offset, [count]."""
     position = torch.arange(span.start, span.start + span.count)
-    blocks = torch.tensor(span.sequence.blocks)
+    blocks = torch.tensor(span.sequence.block_table)
     return blocks[position // BLOCK_TOKENS] * BLOCK_TOKENS + position % BLOCK_TOKENS
 
 
@@ -172,4 +172,4 @@ def _table(spans: Items[Span], length: int) -> Tensor:
     and is masked.
     """
     width = -(-length // BLOCK_TOKENS)
-    return torch.tensor([(span.sequence.blocks + [0] * width)[:width] for span in spans])
+    return torch.tensor([(span.sequence.block_table + [0] * width)[:width] for span in spans])

@@ -15,7 +15,7 @@ from torch import Tensor
 from ....errors import CacheError
 from ....models.architecture import Architecture
 from ...block_pool import BLOCK_TOKENS
-from ...cache_label import label, unlabel
+from ..backend import label, unlabel
 
 
 class KeyValueCache:
@@ -79,6 +79,17 @@ class KeyValueCache:
             )
         table = torch.tensor(blocks, dtype=torch.long)
         self.keys[:, table], self.values[:, table] = found[0], found[1]
+
+    def clear_blocks(self, blocks: Items[int]) -> None:
+        """Zeros in these blocks."""
+        table = torch.tensor(blocks, dtype=torch.long)
+        self.keys[:, table] = self.values[:, table] = 0
+
+
+def block_bytes(architecture: Architecture, dtype: torch.dtype) -> int:
+    """Memory of one block over all layers, keys and values."""
+    one = architecture.num_kv_heads * architecture.head_dim * dtype.itemsize
+    return 2 * architecture.num_layers * BLOCK_TOKENS * one
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

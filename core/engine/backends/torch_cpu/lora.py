@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ....models.architecture import PROJECTIONS
-from ...loaded import LoadedAdapter
+from ...adapters import LoadedAdapter
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,17 +14,20 @@ from torch import Tensor
 
 from ....models.transformer import Transformer
 from ....models.weights import Weights
-from ...languagemodel import exact
-from ...loaded import LoadedAdapter
+from ...adapters import LoadedAdapter
 from ...scheduler import Batch, Span
+from ..backend import is_exact
 from .attention import PagedAttention
 from .kernels import copy_fits, linear_for
-from .kv_cache import KeyValueCache
+from .kv_cache import KeyValueCache, block_bytes
 from .lora import AdapterRows, Rows, adapt
 
 
-class Runner:
-    """A `LanguageModel` over one set of weights, on the CPU."""
+class TorchRunner:
+    """A `Backend` over one set of weights, on the CPU."""
+
+    deterministic = False  # with quantised weights, few and many rows take different kernels
+    owns_threads = False
 
     def __init__(self, weights: Weights, blocks: int, compute: torch.dtype | None = None) -> None:
         """Pack the weights and reserve the cache.
@@ -35,13 +38,15 @@ class Runner:
         """
         make_linear = partial(linear_for, compute=compute, copy=copy_fits(weights.tensors))
         self.transformer = Transformer(weights, make_linear)
-        self.cache = KeyValueCache(weights.architecture, blocks, cache_dtype(weights, compute))
+        dtype = cache_dtype(weights, compute)
+        self.block_bytes = block_bytes(weights.architecture, dtype)
+        self.cache = KeyValueCache(weights.architecture, blocks, dtype)
         self.adapter_rows = AdapterRows()
         adapt(self.transformer, self.adapter_rows)
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
-        """See `LanguageModel.forward`; logits are float32."""
+        """See `Backend.forward`; logits are float32."""
         # Rows of one adapter stand together, so that each adapter multiplies a slice.
         spans = sorted(batch.spans, key=lambda span: id(span.sequence.adapter))
         tokens = torch.tensor([token for span in spans for token in span.tokens])  # [N]
@@ -55,19 +60,23 @@ class Runner:
         return self.transformer.logits(x[_wanted_rows(batch, spans)]).float()
 
     def read_cache(self, blocks: Items[int]) -> bytes:
-        """See `LanguageModel.read_cache`."""
+        """See `Backend.read_cache`."""
         return self.cache.read_blocks(blocks)
 
     def write_cache(self, blocks: Items[int], data: bytes) -> None:
-        """See `LanguageModel.write_cache`."""
+        """See `Backend.write_cache`."""
         self.cache.write_blocks(blocks, data)
+
+    def clear_cache(self, blocks: Items[int]) -> None:
+        """See `Backend.clear_cache`."""
+        self.cache.clear_blocks(blocks)
 
 
 def cache_dtype(weights: Weights, compute: torch.dtype | None) -> torch.dtype:
     """float32 on the exact path and where nothing is quantised, else bfloat16; see
-    `languagemodel.exact`.
+    `backend.is_exact`.
     """
-    return torch.float32 if compute is torch.float32 or exact(weights) else torch.bfloat16
+    return torch.float32 if compute is torch.float32 or is_exact(weights) else torch.bfloat16
 
 
 def rows_by_adapter(spans: Items[Span]) -> tuple[Rows, ...]:

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from quietchoir.core.engine.backends.torch_cpu.runner import Runner
+from quietchoir.core.engine.backends.torch_cpu.runner import TorchRunner
 from quietchoir.core.engine.block_pool import BlockPool
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import GenerationRequest
+from quietchoir.core.engine.sampling.params import SamplingParams
 from quietchoir.core.engine.scheduler import Limits, Scheduler
 from quietchoir.core.engine.sequence import Sequence
 from quietchoir.core.models.attention import packed_attention
@@ -19,7 +20,10 @@ PROMPTS = [
     )
     for length in (1, 5, 16, 17, 40, 90)
 ]
-REQUESTS = [GenerationRequest(prompt=prompt, max_tokens=24) for prompt in PROMPTS]
+REQUESTS = [
+    GenerationRequest(prompt=prompt, sampling_params=SamplingParams(max_tokens=24))
+    for prompt in PROMPTS
+]
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +32,13 @@ def weights() -> Weights:
 
 
 @pytest.fixture(scope="module")
-def plain(weights: Weights) -> Runner:
+def plain(weights: Weights) -> TorchRunner:
     """Holds the transformer of the oracle."""
-    return Runner(weights, blocks=1)
+    return TorchRunner(weights, blocks=1)
 
 
 @torch.inference_mode()
-def oracle(plain: Runner, tokens: list[int]) -> torch.Tensor:
+def oracle(plain: TorchRunner, tokens: list[int]) -> torch.Tensor:
     """Logits of the last token without any cache, [V]."""
     rows = plain.transformer.embed(torch.tensor(tokens))
     rows = plain.transformer.layers_forward(
@@ -43,9 +47,9 @@ def oracle(plain: Runner, tokens: list[int]) -> torch.Tensor:
     return plain.transformer.logits(rows[-1:])[0]
 
 
-def oracle_text(plain: Runner, request: GenerationRequest, weights: Weights) -> str:
+def oracle_text(plain: TorchRunner, request: GenerationRequest, weights: Weights) -> str:
     tokens = list(request.prompt)
-    for _ in range(request.max_tokens):
+    for _ in range(request.sampling_params.max_tokens):
         tokens.append(int(oracle(plain, tokens).argmax()))
         if tokens[-1] == END:
             break
@@ -56,7 +60,7 @@ def test_every_step_of_a_mixed_batch_gives_the_logits_of_the_plain_forward(weigh
     """Chunks that begin anywhere, single rows of different lengths and short prompts in one
     step.
     """
-    runner = Runner(weights, blocks=40)
+    runner = TorchRunner(weights, blocks=40)
     books = Scheduler(BlockPool(40), Limits(step_rows=37, shared_rows=11))
     for request in REQUESTS:
         books.add(Sequence(request))
@@ -108,4 +112,4 @@ def test_blocks_of_an_ended_request_do_not_show_through_in_the_next(weights):
 def test_a_step_without_a_row_to_sample_gives_no_logits(weights):
     books = Scheduler(BlockPool(8), Limits(step_rows=16))
     books.add(Sequence(REQUESTS[-1]))
-    assert Runner(weights, blocks=8).forward(books.plan()).shape == (0, END + 1)
+    assert TorchRunner(weights, blocks=8).forward(books.plan()).shape == (0, END + 1)

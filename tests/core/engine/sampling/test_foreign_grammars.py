@@ -8,9 +8,11 @@ import threading
 import pytest
 
 from quietchoir.core.engine.engine import Engine
-from quietchoir.core.engine.request import Constraint, GenerationRequest
-from quietchoir.core.engine.sampling import bounds, compiler
+from quietchoir.core.engine.request import GenerationRequest
+from quietchoir.core.engine.sampling import grammar_compiler as compiler
+from quietchoir.core.engine.sampling import grammar_limits as bounds
 from quietchoir.core.engine.sampling.grammar import Grammars
+from quietchoir.core.engine.sampling.params import Constraint, SamplingParams
 from quietchoir.core.errors import OverloadedError, RequestError
 from quietchoir.tests.fakes import grammars as fakes_grammars
 from quietchoir.tests.fakes.engine import byte_tokenizer, config, tiny_weights
@@ -27,14 +29,14 @@ DIGITS = Constraint("regex", "[0-9]{3}")
 # Compiles on one stack, computes masks on another; what is left of the child says how that went.
 ALONE = """
 import os, sys
-from quietchoir.core.engine.sampling import compiler
-from quietchoir.tests.fakes import grammars as fakes_grammars
+from quietchoir.core.engine.sampling import grammar_compiler as compiler
+from quietchoir.tests.fakes import grammars
 from quietchoir.tests.fakes.engine import byte_tokenizer
 kind, size, build_bytes, mask_bytes = sys.argv[1], *map(int, sys.argv[2:])
 os.environ["RUST_MIN_STACK"] = str(mask_bytes)
 compiler.TRIAL_STACK_BYTES = mask_bytes
 trial = compiler.Trial(compiler.spelling(byte_tokenizer()))
-grammar = getattr(fakes_grammars, kind)(size)
+grammar = getattr(grammars, kind)(size)
 matcher = compiler.on_stack(build_bytes, lambda: compiler.build(trial._words, grammar))
 compiler.on_stack(mask_bytes, lambda: trial._walk(matcher))
 os._exit(0)  # the matcher is let go of by nobody
@@ -147,20 +149,32 @@ def test_others_are_answered_while_a_grammar_brings_its_compiler_down(unbounded)
 
     def attack() -> None:
         try:
-            engine.submit(GenerationRequest(prompt=(1, 2), max_tokens=9, constraint=rules(3_000)))
+            engine.submit(
+                GenerationRequest(
+                    prompt=(1, 2),
+                    sampling_params=SamplingParams(max_tokens=9, constraint=rules(3_000)),
+                )
+            )
         except RequestError as error:
             outcome.append(str(error))
 
     attacker = threading.Thread(target=attack)
     attacker.start()
     plain = [
-        engine.submit(GenerationRequest(prompt=(1, number), max_tokens=20)) for number in range(4)
+        engine.submit(
+            GenerationRequest(prompt=(1, number), sampling_params=SamplingParams(max_tokens=20))
+        )
+        for number in range(4)
     ]
     assert all(generation.text() for generation in plain)
     attacker.join()
     assert "ended with code" in outcome[0]
     assert (
-        engine.submit(GenerationRequest(prompt=(1, 2), max_tokens=9, constraint=DIGITS))
+        engine.submit(
+            GenerationRequest(
+                prompt=(1, 2), sampling_params=SamplingParams(max_tokens=9, constraint=DIGITS)
+            )
+        )
         .text()
         .isdecimal()
     )

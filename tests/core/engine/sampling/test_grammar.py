@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quietchoir.core.engine.engine import Engine
-from quietchoir.core.engine.request import Constraint, GenerationRequest
-from quietchoir.core.engine.sampling import compiler, grammar
-from quietchoir.core.engine.sampling.grammar import Grammars
-from quietchoir.core.engine.sequence import Row, Sequence
+from quietchoir.core.engine.request import GenerationRequest
+from quietchoir.core.engine.sampling import grammar_compiler as compiler
+from quietchoir.core.engine.sampling.grammar import Grammars, apply_grammar_mask
+from quietchoir.core.engine.sampling.params import Constraint, SamplingParams
+from quietchoir.core.engine.sequence import Sequence
 from quietchoir.core.errors import EngineError, RequestError
 from quietchoir.core.models.tokenizer.tokenizer import Tokenizer
 from quietchoir.core.models.weights import Weights
@@ -54,17 +55,18 @@ def grammars() -> Iterator[Grammars]:
     grammars.close()
 
 
-def asked(constraint: Constraint, **request: object) -> GenerationRequest:
+def asked(constraint: Constraint, **params: object) -> GenerationRequest:
     return GenerationRequest(
-        **{"prompt": (40, 41, 42), "max_tokens": 150, "constraint": constraint, **request}  # type: ignore[arg-type]
+        prompt=(40, 41, 42),
+        sampling_params=SamplingParams(**{"max_tokens": 150, "constraint": constraint, **params}),  # type: ignore[arg-type]
     )
 
 
 def allowed(one: Sequence, drafts: tuple[int, ...] = ()) -> list[set[int]]:
     """Which bytes may come next, and after each of the drafts."""
-    rows = [Row(one, drafts, place) for place in range(len(drafts) + 1)]
-    logits = torch.zeros(len(rows), END + 1)
-    grammar.forbid(logits.numpy(), rows)
+    assert one.sampling.matcher is not None
+    logits = torch.zeros(len(drafts) + 1, END + 1)
+    apply_grammar_mask(logits.numpy(), [(0, one.sampling.matcher, drafts)])
     return [set(torch.isfinite(row).nonzero()[:, 0].tolist()) for row in logits]
 
 
@@ -79,7 +81,7 @@ def test_an_answer_is_json_of_its_schema_however_it_is_sampled(weights, temperat
     drain(engine)
     for generation in generations:
         jsonschema.validate(json.loads(generation.text()), SCHEMA)
-        assert generation.finished == "stop"
+        assert generation.finish_reason == "stop"
 
 
 def test_a_form_ends_the_answer_as_soon_as_nothing_can_follow(weights):
@@ -87,27 +89,30 @@ def test_a_form_ends_the_answer_as_soon_as_nothing_can_follow(weights):
     generation = engine.submit(asked(DIGITS))
     drain(engine)
     assert re.fullmatch(r"\d{3}-\d{2}", generation.text())
-    assert (generation.finished, generation.completion_tokens) == ("stop", 6)
+    assert (generation.finish_reason, generation.completion_tokens) == ("stop", 6)
 
 
 def test_where_the_form_could_go_on_the_model_decides(weights):
     model = FakeModel()
     model.script = [*b"12", END, *b"345"]
-    engine = Engine(weights, config(), model=model)
+    engine = Engine(weights, config(), backend=model)
     generation = engine.submit(asked(Constraint("regex", "[0-9]+")))
     drain(engine)
-    assert (generation.text(), generation.finished) == ("12", "stop")
+    assert (generation.text(), generation.finish_reason) == ("12", "stop")
 
 
 def test_an_answer_cut_by_its_length_says_so(weights):
     engine = Engine(weights, config())
     generation = engine.submit(asked(DIGITS, max_tokens=4))
     drain(engine)
-    assert (len(generation.text()), generation.finished) == (4, "length")
+    assert (len(generation.text()), generation.finish_reason) == (4, "length")
 
 
 def test_the_neighbours_of_a_constrained_answer_say_what_they_say_alone(weights):
-    plain = [GenerationRequest(prompt=(number, 9), max_tokens=25) for number in range(4)]
+    plain = [
+        GenerationRequest(prompt=(number, 9), sampling_params=SamplingParams(max_tokens=25))
+        for number in range(4)
+    ]
     alone = generate(Engine(weights, config()), plain)
     mixed = [plain[0], asked(DIGITS), plain[1], asked(Constraint("json")), plain[2], plain[3]]
     together = generate(Engine(weights, config()), mixed)
@@ -126,16 +131,10 @@ def test_after_guesses_the_grammar_stands_where_they_lead(grammars):
 
 def test_rows_of_several_grammars_and_of_none_do_not_mix(grammars):
     letters = Constraint("regex", "[ab]")
-    one, free = (
-        Sequence(asked(DIGITS), matcher=grammars.compile(DIGITS)),
-        Sequence(GenerationRequest(prompt=(1,))),
-    )
-    other = Sequence(asked(letters), matcher=grammars.compile(letters))
+    one, other = grammars.compile(DIGITS), grammars.compile(letters)
     logits = torch.zeros(5, END + 4)  # a model whose head is padded beyond the vocabulary
     drafts = tuple(b"7")
-    grammar.forbid(
-        logits.numpy(), [Row(free), Row(one, drafts, 0), Row(one, drafts, 1), Row(free), Row(other)]
-    )
+    apply_grammar_mask(logits.numpy(), [(1, one, drafts), (4, other, ())])
     counts = torch.isfinite(logits).sum(-1).tolist()
     assert counts == [END + 4, 10, 10, END + 4, 2]
 
@@ -145,10 +144,14 @@ def test_forced_tokens_are_guessed(grammars):
         asked(Constraint("regex", "ab(cde|cdf)")),
         matcher=grammars.compile(Constraint("regex", "ab(cde|cdf)")),
     )
-    assert one.guess(8, 0.1) == tuple(b"abcd")
+    assert one.propose(8, 0.1) == tuple(b"abcd")
     for token in b"abcde":
         one.accept(token)
-    assert one.matcher is not None and one.matcher.complete and one.guess(8, 0.1) == ()
+    assert (
+        one.sampling.matcher is not None
+        and one.sampling.matcher.complete
+        and one.propose(8, 0.1) == ()
+    )
 
 
 def test_guesses_that_the_grammar_forbids_are_not_made(grammars):
@@ -158,8 +161,8 @@ def test_guesses_that_the_grammar_forbids_are_not_made(grammars):
     )
     for token in b"123x12":
         one.accept(token)
-    assert one.matcher is not None
-    drafts = one.matcher.fitting(tuple(b"3x9z"))
+    assert one.sampling.matcher is not None
+    drafts = one.sampling.matcher.fitting(tuple(b"3x9z"))
     assert drafts == tuple(b"3x9")
 
 
@@ -204,7 +207,7 @@ def test_a_grammar_that_grows_beyond_its_limits_fails_its_own_request_alone(weig
     monkeypatch.setattr(compiler, "LIMITS", compiler.LIMITS | {"step_max_items": 60})
     engine = Engine(weights, config())
     heavy = Constraint("lark", 'start: a\na: b | a a\nb: "x" | "y" b | b "z" | a b a')
-    plain = GenerationRequest(prompt=(1, 9), max_tokens=25)
+    plain = GenerationRequest(prompt=(1, 9), sampling_params=SamplingParams(max_tokens=25))
     hard = engine.submit(asked(heavy))
     other = engine.submit(plain)
     drain(engine)

@@ -1,5 +1,7 @@
 """Facts about distributions, counted over many draws."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from hypothesis import given
@@ -7,30 +9,36 @@ from hypothesis import strategies as st
 
 from quietchoir.core.engine.request import GenerationRequest
 from quietchoir.core.engine.sampling import sampler
-from quietchoir.core.engine.sequence import Row, Sequence
+from quietchoir.core.engine.sampling.params import SamplingParams
+from quietchoir.core.engine.sampling.state import LogitRow
+from quietchoir.core.engine.sequence import Sequence
 
 PROBABILITIES = torch.tensor([0.4, 0.3, 0.2, 0.06, 0.04])
 LOGITS = PROBABILITIES.log()
 DRAWS = 20_000
 
 
-def sequence(**request: float) -> Sequence:
-    return Sequence(GenerationRequest(**{"prompt": (1,), "temperature": 1.0, "seed": 5, **request}))  # type: ignore[arg-type]
+def sequence(**params: Any) -> Sequence:
+    return Sequence(
+        GenerationRequest(
+            prompt=(1,), sampling_params=SamplingParams(**{"temperature": 1.0, "seed": 5, **params})
+        )
+    )
 
 
-def rows(one: Sequence, count: int) -> list[Row]:
+def rows(one: Sequence, count: int) -> list[LogitRow]:
     """Rows of one request, each with a number of its own."""
-    return [Row(one, place=place) for place in range(count)]
+    return [LogitRow(one.sampling, offset=offset) for offset in range(count)]
 
 
-def sample(logits: torch.Tensor, rows: list[Row]) -> list[int | None]:
+def sample(logits: torch.Tensor, rows: list[LogitRow]) -> list[int | None]:
     """The product's, which takes arrays."""
     return sampler.sample(logits.numpy(), rows)
 
 
-def frequencies(logits: torch.Tensor = LOGITS, **request: float) -> torch.Tensor:
+def frequencies(logits: torch.Tensor = LOGITS, **params: Any) -> torch.Tensor:
     """How often each token is drawn, by one request after another number of its own."""
-    drawn = torch.tensor(sample(logits.expand(DRAWS, -1), rows(sequence(**request), DRAWS)))
+    drawn = torch.tensor(sample(logits.expand(DRAWS, -1), rows(sequence(**params), DRAWS)))
     return torch.bincount(drawn, minlength=len(logits)) / DRAWS
 
 
@@ -95,10 +103,10 @@ def test_the_best_of_a_wide_row_are_found_among_its_chunks():
         numbers = generator.integers(0, 5000, (3, size)).astype(np.float32)  # with equals
         whole = np.argsort(-numbers, -1, kind="stable")
         for width in (1, 64):
-            assert (sampler.best(numbers, width) == whole[:, :width]).all()
+            assert (sampler.top_indices(numbers, width) == whole[:, :width]).all()
         last = np.zeros((1, size), np.float32)
         last[0, size - 1] = 1
-        assert sampler.best(last, 3).tolist() == [[size - 1, 0, 1]]
+        assert sampler.top_indices(last, 3).tolist() == [[size - 1, 0, 1]]
 
 
 def test_the_same_seed_draws_the_same_whoever_shares_the_batch():
@@ -107,8 +115,13 @@ def test_the_same_seed_draws_the_same_whoever_shares_the_batch():
     greedy = sequence(temperature=0.0)
     expected, found = [], []
     for row in logits:
-        expected.append(sample(row[None], [Row(alone)])[0])
-        found.append(sample(row.expand(3, -1), [Row(greedy), Row(other), Row(shared)])[2])
+        expected.append(sample(row[None], [LogitRow(alone.sampling)])[0])
+        found.append(
+            sample(
+                row.expand(3, -1),
+                [LogitRow(greedy.sampling), LogitRow(other.sampling), LogitRow(shared.sampling)],
+            )[2]
+        )
         for each in (alone, shared, other):
             each.accept(1)
     assert found == expected
@@ -117,22 +130,25 @@ def test_the_same_seed_draws_the_same_whoever_shares_the_batch():
 
 def test_requests_without_a_seed_differ():
     logits = torch.zeros(1, 3000)
-    one, two = (Sequence(GenerationRequest(prompt=(1,), temperature=1.0)) for _ in range(2))
+    one, two = (
+        Sequence(GenerationRequest(prompt=(1,), sampling_params=SamplingParams(temperature=1.0)))
+        for _ in range(2)
+    )
     draws = [sample(logits.expand(8, -1), rows(each, 8)) for each in (one, two)]
     assert draws[0] != draws[1]
 
 
 def test_greedy_takes_the_best_and_no_random_number():
     one, other = sequence(temperature=0.0), sequence()
-    assert sample(torch.tensor([[0.0, 3.0, 1.0]]), [Row(one)]) == [1]
+    assert sample(torch.tensor([[0.0, 3.0, 1.0]]), [LogitRow(one.sampling)]) == [1]
     one.accept(1)
-    assert one.draws.peek(0) == other.draws.peek(0)
+    assert one.sampling.rng.peek(0) == other.sampling.rng.peek(0)
 
 
 def test_a_row_that_is_not_finite_gives_none_and_the_others_their_token():
     logits = torch.tensor([[0.0, 1.0], [float("nan"), 0.0], [float("-inf"), 0.0]])
-    assert sample(logits, [Row(sequence(temperature=0.0))] * 3) == [1, None, 1]
-    assert sample(logits, [Row(sequence(top_k=1))] * 3) == [1, None, 1]
+    assert sample(logits, [LogitRow(sequence(temperature=0.0).sampling)] * 3) == [1, None, 1]
+    assert sample(logits, [LogitRow(sequence(top_k=1).sampling)] * 3) == [1, None, 1]
 
 
 @given(
@@ -145,7 +161,7 @@ def test_a_row_that_is_not_finite_gives_none_and_the_others_their_token():
 def test_the_token_is_always_among_the_best_k_and_possible(logits, temperature, top_p, top_k, seed):
     row = torch.tensor([logits])
     one = sequence(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-    token = sample(row, [Row(one)])[0]
+    token = sample(row, [LogitRow(one.sampling)])[0]
     assert token is not None
     better = sum(value > logits[token] for value in row[0].tolist())
     assert top_k == 0 or better < top_k

@@ -1,21 +1,20 @@
 """Guessed tokens: they change how many steps an answer takes and nothing else."""
 
-import dataclasses
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quietchoir.core.engine.backends.torch_cpu.runner import Runner
+from quietchoir.core.engine.backends.torch_cpu.runner import TorchRunner
 from quietchoir.core.engine.block_pool import BlockPool
-from quietchoir.core.engine.engine import Engine
+from quietchoir.core.engine.engine import Engine, EngineStats
 from quietchoir.core.engine.request import Generation, GenerationRequest
-from quietchoir.core.engine.sampling.price import Price
-from quietchoir.core.engine.sampling.rng import Draws
-from quietchoir.core.engine.sampling.speculation import Lookup
+from quietchoir.core.engine.sampling.params import SamplingParams
+from quietchoir.core.engine.sampling.rng import RandomStream
+from quietchoir.core.engine.sampling.speculation import PromptLookup, SpeculationCost
 from quietchoir.core.engine.scheduler import Batch, Limits, Scheduler, Span
 from quietchoir.core.engine.sequence import Sequence
-from quietchoir.core.engine.stats import EngineStats
 from quietchoir.core.models.weights import Weights
 from quietchoir.tests.fakes.engine import (
     END,
@@ -35,14 +34,16 @@ def weights() -> Weights:
 
 
 def saying(
-    weights: Weights, text: bytes, drafts: int, **request: object
+    weights: Weights, text: bytes, drafts: int, **params: Any
 ) -> tuple[Generation, EngineStats]:
     """An answer of a model that says `text`."""
     model = FakeModel()
     model.script = [*text, *([END] * 64)]
-    engine = Engine(weights, config(drafts=drafts), model=model, clock=lambda: 0.0)
+    engine = Engine(weights, config(drafts=drafts), backend=model, clock=lambda: 0.0)
     generation = engine.submit(
-        GenerationRequest(**{"prompt": (1, 2, 3), "max_tokens": 200, **request})  # type: ignore[arg-type]
+        GenerationRequest(
+            prompt=(1, 2, 3), sampling_params=SamplingParams(**{"max_tokens": 200, **params})
+        )
     )
     drain(engine)
     return generation, engine.stats()
@@ -52,8 +53,8 @@ def test_what_repeats_takes_fewer_steps_and_is_the_same_text(weights):
     plain, slow = saying(weights, REFRAIN, drafts=0)
     guessed, fast = saying(weights, REFRAIN, drafts=8)
     assert guessed.text() == plain.text() == REFRAIN.decode()
-    assert (guessed.finished, guessed.completion_tokens) == (
-        plain.finished,
+    assert (guessed.finish_reason, guessed.completion_tokens) == (
+        plain.finish_reason,
         plain.completion_tokens,
     )
     assert slow.drafted == 0 and fast.steps < slow.steps / 2
@@ -64,10 +65,14 @@ def test_what_repeats_takes_fewer_steps_and_is_the_same_text(weights):
 
 def test_what_does_not_repeat_is_hardly_guessed_at(weights):
     """The fake model's own words: the same three tokens never come with the same fourth."""
-    engine = Engine(weights, config(), model=FakeModel(), clock=lambda: 0.0)
+    engine = Engine(weights, config(), backend=FakeModel(), clock=lambda: 0.0)
     prompt = tuple(b"abcabcabcabcabdabeabfabg")
     generations = [
-        engine.submit(GenerationRequest(prompt=(*prompt, number), max_tokens=200))
+        engine.submit(
+            GenerationRequest(
+                prompt=(*prompt, number), sampling_params=SamplingParams(max_tokens=200)
+            )
+        )
         for number in range(4)
     ]
     drain(engine)
@@ -91,11 +96,11 @@ def test_guessing_goes_with_every_other_setting(weights, request_):
     guessed, stats = saying(weights, REFRAIN, drafts=8, **request_)
     assert stats.accepted > 10
     assert pieces(guessed) == pieces(plain)
-    assert guessed.finished == plain.finished
+    assert guessed.finish_reason == plain.finish_reason
 
 
 def pieces(generation: Generation) -> list[object]:
-    return [(piece.text, piece.token, piece.likely, piece.finished) for piece in generation]
+    return [(piece.text, piece.token, piece.logprobs, piece.finish_reason) for piece in generation]
 
 
 @pytest.mark.parametrize("request_", [{"speculate": False}, {"seed": 1}])
@@ -108,9 +113,11 @@ def test_a_request_can_forbid_guessing_and_one_that_wants_its_text_again_does(we
 def test_the_end_among_guessed_tokens_ends_the_answer(weights):
     model = FakeModel()
     model.script = [*b"xyz one two three", END, *b" never said", *([END] * 9)]
-    engine = Engine(weights, config(), model=model, clock=lambda: 0.0)
+    engine = Engine(weights, config(), backend=model, clock=lambda: 0.0)
     prompt = (*b"xyz one two three", END, *b" never said ")
-    generation = engine.submit(GenerationRequest(prompt=prompt, max_tokens=60))
+    generation = engine.submit(
+        GenerationRequest(prompt=prompt, sampling_params=SamplingParams(max_tokens=60))
+    )
     drain(engine)
     assert generation.text() == "xyz one two three"
     assert engine.stats().accepted > 5
@@ -118,25 +125,29 @@ def test_the_end_among_guessed_tokens_ends_the_answer(weights):
 
 def test_rejected_rows_leave_no_block_and_no_trace_behind(weights):
     books = Scheduler(BlockPool(8), Limits(drafts=8))
-    one = Sequence(GenerationRequest(prompt=tuple(range(14)), max_tokens=100))
+    one = Sequence(
+        GenerationRequest(prompt=tuple(range(14)), sampling_params=SamplingParams(max_tokens=100))
+    )
     books.add(one)
     books.commit(books.plan(), [50])
-    one.blocks += books.pool.allocate(1)
-    guess = Span(one, one.computed, 9, sampled=9, drafts=(1, 2, 3, 4, 5, 6, 7, 8))
+    one.block_table += books.pool.allocate(1)
+    guess = Span(one, one.num_computed_tokens, 9, sampled=9, drafts=(1, 2, 3, 4, 5, 6, 7, 8))
     assert books.commit(Batch((guess,)), [1, 2, 30, 31, 32, 33, 34, 35, 36]) == [[1, 2, 30]]
     assert one.tokens[14:] == [50, 1, 2, 30]
-    assert (one.computed, len(one.blocks)) == (17, 2)
+    assert (one.num_computed_tokens, len(one.block_table)) == (17, 2)
     books.check_integrity()
-    again = Span(one, one.computed, 2, sampled=2, drafts=(9,))
+    again = Span(one, one.num_computed_tokens, 2, sampled=2, drafts=(9,))
     assert books.commit(Batch((again,)), [None, 5]) == [[None]]
 
 
 def test_guesses_take_no_block_that_somebody_may_need_for_his_next_token():
     books = Scheduler(BlockPool(1), Limits(drafts=8))
-    one = Sequence(GenerationRequest(prompt=(1, 2, 3) * 4, max_tokens=100))
+    one = Sequence(
+        GenerationRequest(prompt=(1, 2, 3) * 4, sampling_params=SamplingParams(max_tokens=100))
+    )
     books.add(one)
     books.commit(books.plan(), [1])
-    one.lookup.trust = 0.99
+    one.sampling.lookup.trust = 0.99
     # the block has 16 places, 12 are taken, the last token needs one
     assert books.plan().spans[0].count == 4
 
@@ -145,10 +156,9 @@ def test_a_seed_gives_the_same_text_with_and_without_guesses_on_a_real_network(w
     requests = [
         GenerationRequest(
             prompt=tuple(b"one two one two one two"),
-            max_tokens=60,
-            temperature=0.3,
-            seed=seed,
-            speculate=True,
+            sampling_params=SamplingParams(
+                max_tokens=60, temperature=0.3, seed=seed, speculate=True
+            ),
         )
         for seed in range(4)
     ]
@@ -164,7 +174,7 @@ def test_a_seed_gives_the_same_text_with_and_without_guesses_on_a_real_network(w
 
 
 def test_looking_ahead_at_random_numbers_uses_none_up():
-    one, two = Draws(7), Draws(7)
+    one, two = RandomStream(7), RandomStream(7)
     assert one.peek(3) == one.peek(3)
     assert [one.peek(place) for place in range(4)] == [two.peek(place) for place in range(4)]
     one.take(2)
@@ -173,30 +183,30 @@ def test_looking_ahead_at_random_numbers_uses_none_up():
 
 def test_the_last_thing_that_followed_is_guessed_as_far_as_it_is_worth_it():
     tokens = [1, 2, 3, 4, 5, 6, 9, 1, 2, 3]
-    assert Lookup().draft(tokens, len(tokens), most=8, price=0.2) == (4,)
-    sure = Lookup()
+    assert PromptLookup().propose(tokens, len(tokens), most=8, cost=0.2) == (4,)
+    sure = PromptLookup()
     sure.trust = 0.95
-    assert sure.draft(tokens, len(tokens), most=8, price=0.2) == (4, 5, 6, 9, 1, 2, 3)
-    assert sure.draft(tokens, len(tokens), most=2, price=0.2) == (4, 5)
-    assert sure.draft(tokens, len(tokens), most=8, price=0.9) == ()
-    assert sure.draft([1, 2, 7], 3, most=8, price=0.1) == ()
+    assert sure.propose(tokens, len(tokens), most=8, cost=0.2) == (4, 5, 6, 9, 1, 2, 3)
+    assert sure.propose(tokens, len(tokens), most=2, cost=0.2) == (4, 5)
+    assert sure.propose(tokens, len(tokens), most=8, cost=0.9) == ()
+    assert sure.propose([1, 2, 7], 3, most=8, cost=0.1) == ()
 
 
 def test_trust_falls_with_wrong_guesses_and_rises_with_right_ones_also_while_none_are_made():
-    lookup, tokens = Lookup(), [1, 2, 3] * 4
+    lookup, tokens = PromptLookup(), [1, 2, 3] * 4
     for wrong in range(10, 30):
         tokens += [1, 2, 3, wrong]
-        lookup.draft(tokens, 12, most=8, price=0.9)
+        lookup.propose(tokens, 12, most=8, cost=0.9)
     low = lookup.trust
     assert low < 0.75  # three in four followed as before, the fourth never
     for _ in range(20):
         tokens += [1, 2, 3, 4]
-        lookup.draft(tokens, 12, most=8, price=0.9)
+        lookup.propose(tokens, 12, most=8, cost=0.9)
     assert lookup.trust > 0.9
 
 
 def test_a_price_follows_what_steps_took_and_forgets():
-    price = Price()
+    price = SpeculationCost()
     first = price.of_row(2)
     for _ in range(60):
         price.learn(2, 0, 0.010)
@@ -227,10 +237,9 @@ def test_whatever_is_guessed_the_logits_of_rejected_rows_reach_nobody(asked, blo
     requests = [
         GenerationRequest(
             prompt=tuple(b"ab" * length),
-            max_tokens=answer,
-            temperature=0.5 * hot,
-            seed=5,
-            speculate=True,
+            sampling_params=SamplingParams(
+                max_tokens=answer, temperature=0.5 * hot, seed=5, speculate=True
+            ),
         )
         for length, answer, hot in asked
     ]
@@ -240,7 +249,7 @@ def test_whatever_is_guessed_the_logits_of_rejected_rows_reach_nobody(asked, blo
         engine = Engine(
             weights,
             config(kv_bytes=room * TINY_BLOCK_BYTES, drafts=drafts),
-            model=model,
+            backend=model,
             clock=lambda: 0.0,
         )
         generations = [engine.submit(request) for request in requests]
@@ -260,12 +269,14 @@ class Repeating(FakeModel):
 
 
 def test_a_batch_with_guesses_gives_the_logits_of_one_row_at_a_time(weights):
-    runner = Runner(weights, blocks=4)
-    one = Sequence(GenerationRequest(prompt=(5, 6, 7), max_tokens=50))
-    one.blocks = [2, 0]
+    runner = TorchRunner(weights, blocks=4)
+    one = Sequence(
+        GenerationRequest(prompt=(5, 6, 7), sampling_params=SamplingParams(max_tokens=50))
+    )
+    one.block_table = [2, 0]
     together = runner.forward(Batch((Span(one, 0, 6, sampled=4, drafts=(8, 9, 10)),)))
-    other = dataclasses.replace(one, tokens=[])
-    other.tokens, other.blocks = [5, 6, 7, 8, 9, 10], [1, 3]
+    other = Sequence(one.request)
+    other.tokens, other.block_table = [5, 6, 7, 8, 9, 10], [1, 3]
     for place in range(6):
         alone = runner.forward(Batch((Span(other, place, 1, sampled=1),)))
         if place >= 2:

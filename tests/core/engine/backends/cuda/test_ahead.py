@@ -16,7 +16,7 @@ KERNELS = {
     "product_8",
     "unpack_4",
     "unpack_8",
-    "turn_head",
+    "rope_head",
     "attend_part",
     "attend_whole",
     "add_norm_row",

@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from quietchoir.core.engine.adapters import LoadedAdapter
 from quietchoir.core.engine.backends.cuda.adapters import SLOTS, AdapterSlots
-from quietchoir.core.engine.backends.cuda.ops import Operations, PlainOperations
+from quietchoir.core.engine.backends.cuda.ops import Ops, TorchOps
 from quietchoir.core.engine.backends.cuda.runner import CudaRunner
-from quietchoir.core.engine.backends.cuda.triton_ops import FusedOperations
-from quietchoir.core.engine.backends.torch_cpu.runner import Runner
+from quietchoir.core.engine.backends.cuda.triton_ops import TritonOps
+from quietchoir.core.engine.backends.torch_cpu.runner import TorchRunner
 from quietchoir.core.engine.block_pool import BlockPool
 from quietchoir.core.engine.engine import Engine
-from quietchoir.core.engine.loaded import LoadedAdapter
 from quietchoir.core.engine.request import GenerationRequest
+from quietchoir.core.engine.sampling.params import SamplingParams
 from quietchoir.core.engine.scheduler import Limits, Scheduler
 from quietchoir.core.engine.sequence import Sequence
 from quietchoir.core.errors import CacheError, ConfigError, RequestError
@@ -40,7 +41,7 @@ PROMPTS = [
     for n in (1, 5, 17, 40)
 ]
 MIXED = Limits(step_rows=37, shared_rows=11, drafts=0)
-PLAIN, FUSED = PlainOperations(torch.float32), FusedOperations(torch.float32)
+PLAIN, FUSED = TorchOps(torch.float32), TritonOps(torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -48,21 +49,15 @@ def weights() -> Weights:
     return tiny_weights()
 
 
-def runner(weights: Weights, operations: Operations = PLAIN, host_layers: int = 0) -> CudaRunner:
+def runner(weights: Weights, ops: Ops = PLAIN, cpu_layers: int = 0) -> CudaRunner:
     return CudaRunner(
-        weights,
-        BLOCKS,
-        CONTEXT,
-        host_layers=host_layers,
-        device=CPU,
-        operations=operations,
-        dtype=torch.float32,
+        weights, BLOCKS, CONTEXT, cpu_layers=cpu_layers, device=CPU, ops=ops, dtype=torch.float32
     )
 
 
-def rounding(weights: Weights) -> Runner:
+def rounding(weights: Weights) -> TorchRunner:
     """The CPU's runner, its keys and values rounded to the device's 8 bits."""
-    oracle = Runner(weights, blocks=BLOCKS, compute=torch.float32)
+    oracle = TorchRunner(weights, blocks=BLOCKS, compute=torch.float32)
     write = oracle.cache.write
 
     def rounded(x: Tensor) -> Tensor:
@@ -75,7 +70,7 @@ def rounding(weights: Weights) -> Runner:
 
 def in_step(
     devices: list[CudaRunner],
-    oracle: Runner,
+    oracle: TorchRunner,
     steps: int,
     adapter: Adapter | None,
     limits: Limits = MIXED,
@@ -83,7 +78,7 @@ def in_step(
     """Run chunks, single rows and padded steps of several prompts through all of them; rows
     compared.
     """
-    engine = Engine(tiny_weights(), config(), model=oracle)
+    engine = Engine(tiny_weights(), config(), backend=oracle)
     if adapter is not None:
         engine.adapters.load("a", adapter)
     names = (None, "a", None, "a") if adapter else (None,) * 4
@@ -91,7 +86,8 @@ def in_step(
     for prompt, name in zip(PROMPTS, names, strict=True):
         books.add(
             Sequence(
-                GenerationRequest(prompt=prompt, max_tokens=6), adapter=engine.adapters.find(name)
+                GenerationRequest(prompt=prompt, sampling_params=SamplingParams(max_tokens=6)),
+                adapter=engine.adapters.find(name),
             )
         )
     compared = 0
@@ -108,7 +104,7 @@ def in_step(
 
 
 def test_a_mixed_batch_gives_the_logits_of_the_cpu_s_runner_wherever_the_cut_is(weights):
-    devices = [runner(weights, PLAIN, host_layers) for host_layers in (0, 1, 2)]
+    devices = [runner(weights, PLAIN, cpu_layers) for cpu_layers in (0, 1, 2)]
     assert in_step(devices, rounding(weights), 8, tiny_adapter(1)) >= 2 * 8 * len(devices)
 
 
@@ -118,7 +114,7 @@ def test_so_it_does_through_the_fused_kernels(weights):
     )  # a step that is not recorded, and one that is: the interpreter is slow
     assert (
         in_step(
-            [runner(weights, FUSED, host_layers=1)], rounding(weights), 2, tiny_adapter(1), small
+            [runner(weights, FUSED, cpu_layers=1)], rounding(weights), 2, tiny_adapter(1), small
         )
         >= 4
     )
@@ -135,16 +131,18 @@ def test_so_do_families_that_do_more_than_llama(name, tmp_path: Path):
         byte_tokenizer(),
         digest="d" * 64,
     )
-    assert in_step([runner(whole), runner(whole, host_layers=3)], rounding(whole), 5, None) >= 20
+    assert in_step([runner(whole), runner(whole, cpu_layers=3)], rounding(whole), 5, None) >= 20
 
 
 def test_an_adapter_changes_only_the_rows_that_ask_for_it(weights):
-    device = runner(weights, host_layers=1)
-    engine = Engine(weights, config(), model=device)
+    device = runner(weights, cpu_layers=1)
+    engine = Engine(weights, config(), backend=device)
     engine.adapters.load("a", tiny_adapter(1))
     engine.adapters.load("b", tiny_adapter(2))
     requests = [
-        GenerationRequest(prompt=PROMPTS[2], max_tokens=24, adapter=name)
+        GenerationRequest(
+            prompt=PROMPTS[2], sampling_params=SamplingParams(max_tokens=24), adapter=name
+        )
         for name in (None, "a", "b")
     ]
     alone = [generate(engine, [request])[0] for request in requests]
@@ -195,7 +193,7 @@ def test_slots_grow_as_adapters_come_and_keep_what_they_hold():
 
 
 def test_a_saved_cache_fits_wherever_the_cut_is_and_a_foreign_one_nowhere(weights):
-    devices = [runner(weights, host_layers=host_layers) for host_layers in (0, 1, 2)]
+    devices = [runner(weights, cpu_layers=cpu_layers) for cpu_layers in (0, 1, 2)]
     for device in devices:
         batch_of(device, PROMPTS[3])
     saved = devices[0].read_cache([0, 1, 2])

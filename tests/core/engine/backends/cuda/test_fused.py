@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from quietchoir.core.engine.backends.cuda.cache import Cache
-from quietchoir.core.engine.backends.cuda.ops import Heads, Norm, PlainOperations, Step
+from quietchoir.core.engine.backends.cuda.ops import DeviceStep, Heads, Norm, TorchOps
 from quietchoir.core.engine.backends.cuda.packed import pack
-from quietchoir.core.engine.backends.cuda.triton_ops import FusedOperations
+from quietchoir.core.engine.backends.cuda.triton_ops import TritonOps
 from quietchoir.core.models.quant.tensor import QuantTensor
 
 CPU = torch.device("cpu")
-PLAIN, FUSED = PlainOperations(torch.float32), FusedOperations(torch.float32)
+PLAIN, FUSED = TorchOps(torch.float32), TritonOps(torch.float32)
 # of a step's rows, all of one sequence; several tiles of keys stand before one
 POSITIONS = torch.tensor([0, 15, 16, 70, 39])
 M, TABLE = len(POSITIONS), [5, 2, 7, 0, 4]  # its blocks, in no order
@@ -59,13 +59,14 @@ def test_unpacked_rows_are_those_of_the_matrix(kind):
 
 
 @pytest.mark.parametrize(
-    "behind", [None, Norm(draws(96, seed=3), 1e-3)], ids=["", "with a norm of what is added"]
+    "post_norm", [None, Norm(draws(96, seed=3), 1e-3)], ids=["", "with a norm of what is added"]
 )
-def test_add_norm_adds_every_part_to_the_residual_and_norms_the_sum(behind):
+def test_add_norm_adds_every_part_to_the_residual_and_norms_the_sum(post_norm):
     residual, partial, norm = draws(3, 96), draws(2, 3, 96, seed=1), Norm(draws(96, seed=2), 1e-5)
     mine, twin = residual.clone(), residual.clone()
     torch.testing.assert_close(
-        FUSED.add_norm(mine, partial, norm, behind), PLAIN.add_norm(twin, partial, norm, behind)
+        FUSED.add_norm(mine, partial, norm, post_norm),
+        PLAIN.add_norm(twin, partial, norm, post_norm),
     )
     torch.testing.assert_close(mine, twin)
     before = mine.clone()
@@ -92,14 +93,14 @@ def heads(**changes: Any) -> Heads:
         "norms": None,
         "eps": 1e-6,
     }
-    turns = (draws(80, 12, seed=3), draws(80, 12, seed=4))
-    return Heads(**{**usual, "turns": turns, **changes})
+    rope = (draws(80, 12, seed=3), draws(80, 12, seed=4))
+    return Heads(**{**usual, "rope": rope, **changes})
 
 
-def step() -> Step:
+def step() -> DeviceStep:
     places = torch.tensor(TABLE)[POSITIONS // 16] * 16 + POSITIONS % 16
     tables = torch.tensor([TABLE] * M, dtype=torch.int32)
-    return Step(POSITIONS, places, tables, (POSITIONS + 1).to(torch.int32))
+    return DeviceStep(POSITIONS, places, tables, (POSITIONS + 1).to(torch.int32))
 
 
 def caches() -> tuple[Cache, Cache]:
@@ -118,16 +119,16 @@ def caches() -> tuple[Cache, Cache]:
     [
         {},
         {"window": 7, "bias": draws(240, seed=5), "norms": (draws(24, seed=6), draws(24, seed=7))},
-        {"turns": None},
+        {"rope": None},
     ],
     ids=["plain", "window, bias and norms of heads", "no rope"],
 )
 def test_heads_are_finished_stored_and_attended_to_as_in_plain_torch(changes):
     own, twin = caches()
     shape, where, partial = heads(**changes), step(), draws(3, M, 240)
-    q = PLAIN.turn_and_store(partial, shape, where, twin, 1)
+    q = PLAIN.rope_and_store(partial, shape, where, twin, 1)
     torch.testing.assert_close(
-        FUSED.turn_and_store(partial, shape, where, own, 1), q, atol=1e-5, rtol=1e-5
+        FUSED.rope_and_store(partial, shape, where, own, 1), q, atol=1e-5, rtol=1e-5
     )
     # a half may round either way
     assert (own.integers.int() - twin.integers.int()).abs().max() <= 1

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from quietchoir.core.engine.backends.cuda.graphs import Compute, Graphs, Inputs, Recorded, size_for
-from quietchoir.core.engine.backends.cuda.ops import PlainOperations
+from quietchoir.core.engine.backends.cuda.ops import TorchOps
 from quietchoir.core.engine.backends.cuda.runner import CudaRunner
 from quietchoir.core.engine.block_pool import BlockPool
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import GenerationRequest
+from quietchoir.core.engine.sampling.params import SamplingParams
 from quietchoir.core.engine.scheduler import Limits, Scheduler
 from quietchoir.core.engine.sequence import Sequence
 from quietchoir.tests.fakes.engine import config, tiny_adapter, tiny_weights
@@ -35,9 +36,9 @@ class Again(Recorded):
 
 
 def runner(record: type[Recorded] | None) -> CudaRunner:
-    plain = PlainOperations(torch.float32)
+    plain = TorchOps(torch.float32)
     made = CudaRunner(
-        tiny_weights(), 40, 256, host_layers=1, device=CPU, operations=plain, dtype=torch.float32
+        tiny_weights(), 40, 256, cpu_layers=1, device=CPU, ops=plain, dtype=torch.float32
     )
     made.graphs = Graphs(made.compute, CPU, record)
     return made
@@ -46,14 +47,16 @@ def runner(record: type[Recorded] | None) -> CudaRunner:
 def test_replayed_steps_are_the_computed_ones_and_each_form_is_recorded_once():
     MADE.clear()
     replayed, computed = runner(Again), runner(None)
-    engine = Engine(tiny_weights(), config(), model=computed)
+    engine = Engine(tiny_weights(), config(), backend=computed)
     engine.adapters.load("a", tiny_adapter(1))
     books = Scheduler(BlockPool(40), Limits(drafts=0, shared_rows=4))
     for number, name in enumerate((None, "a", "a", None, None)):
         prompt = tuple(range(number, number + 3 + 2 * number))
         books.add(
             Sequence(
-                GenerationRequest(prompt=prompt, max_tokens=4 + number),
+                GenerationRequest(
+                    prompt=prompt, sampling_params=SamplingParams(max_tokens=4 + number)
+                ),
                 adapter=engine.adapters.find(name),
             )
         )
@@ -66,7 +69,7 @@ def test_replayed_steps_are_the_computed_ones_and_each_form_is_recorded_once():
         for sequence in [
             one
             for one in books.running
-            if len(one.tokens) >= len(one.request.prompt) + one.request.max_tokens
+            if len(one.tokens) >= len(one.request.prompt) + one.request.sampling_params.max_tokens
         ]:
             books.finish(sequence)
         steps += 1
@@ -101,10 +104,8 @@ def test_what_is_recorded_asks_for_no_number():
     raises here.
     """
     nowhere = torch.device("meta")
-    device = CudaRunner(
-        tiny_weights(), 40, 256, device=nowhere, operations=PlainOperations(torch.bfloat16)
-    )
-    engine = Engine(tiny_weights(), config(), model=runner(None))
+    device = CudaRunner(tiny_weights(), 40, 256, device=nowhere, ops=TorchOps(torch.bfloat16))
+    engine = Engine(tiny_weights(), config(), backend=runner(None))
     engine.adapters.load("a", tiny_adapter(1))
     slots = device.slots.place([engine.adapters.find("a"), None])
     step = device.step([SimpleNamespace(start=7, count=2, sequence=SimpleNamespace(blocks=[3]))])  # type: ignore[list-item]

@@ -14,7 +14,7 @@ from quietchoir.core.config import EngineConfig
 from quietchoir.core.engine.backends import select as choose
 from quietchoir.core.engine.backends.cuda import memory
 from quietchoir.core.engine.backends.cuda.decoder import Linear
-from quietchoir.core.engine.backends.cuda.ops import Heads, Norm, PlainOperations
+from quietchoir.core.engine.backends.cuda.ops import Heads, Norm, TorchOps
 from quietchoir.core.engine.backends.cuda.packed import Packed
 from quietchoir.core.engine.backends.cuda.runner import CudaRunner
 from quietchoir.core.engine.engine import Engine
@@ -41,20 +41,14 @@ def tiny() -> Weights:
     return tiny_weights()
 
 
-def maker(tiny: Weights, host_layers: int) -> Make:
+def maker(tiny: Weights, cpu_layers: int) -> Make:
     def made(blocks: int = 64, **changes: Any) -> Engine:
-        plain = PlainOperations(torch.float32)
+        plain = TorchOps(torch.float32)
         model = CudaRunner(
-            tiny,
-            blocks,
-            256,
-            host_layers=host_layers,
-            device=CPU,
-            operations=plain,
-            dtype=torch.float32,
+            tiny, blocks, 256, cpu_layers=cpu_layers, device=CPU, ops=plain, dtype=torch.float32
         )
         settings = config(kv_bytes=blocks * TINY_BLOCK_BYTES, **changes)
-        engine = Engine(tiny, settings, model=model, clock=lambda: 0.0)
+        engine = Engine(tiny, settings, backend=model, clock=lambda: 0.0)
         engine.adapters.load("a", tiny_adapter(1))
         return engine
 
@@ -67,10 +61,10 @@ def plain(tiny: Weights) -> dict[str | None, list[str]]:
     return {adapter: plainly(maker(tiny, 0), few_words(adapter)) for adapter in (None, "a")}
 
 
-@pytest.mark.parametrize("host_layers", CUTS)
-def test_every_way_leads_to_the_text_of_the_model_that_is_not_cut(tiny, plain, host_layers):
-    make = maker(tiny, host_layers)
-    ways = WAYS if host_layers == 1 else WAYS[-1:]
+@pytest.mark.parametrize("cpu_layers", CUTS)
+def test_every_way_leads_to_the_text_of_the_model_that_is_not_cut(tiny, plain, cpu_layers):
+    make = maker(tiny, cpu_layers)
+    ways = WAYS if cpu_layers == 1 else WAYS[-1:]
     for way in ways:
         assert way(make, few_words("a")) == plain["a"], way.__name__
     assert WAYS[-1](make, few_words(None)) == plain[None]  # all others at once
@@ -135,7 +129,7 @@ def test_a_layer_the_head_and_the_cache_take_what_was_counted(tiny, kind):
         device.cache.scales
     )
     assert counted.always["its head"] == held(device.decoder.head) + held(device.decoder.norm)
-    assert counted.always["tables of rope"] == held(device.decoder.layers[0].heads.turns)
+    assert counted.always["tables of rope"] == held(device.decoder.layers[0].heads.rope)
 
 
 def test_a_large_tensor_takes_pages_of_its_own():
@@ -171,15 +165,15 @@ def test_a_runner_for_a_gpu_gets_the_cut_and_the_log_says_what_stays(tiny, monke
         "quietchoir.core.engine.backends.cuda.runner.CudaRunner",
         lambda *sizes, **more: given.update(more),
     )
-    choose.runner_for(tiny, 64, settings(), 256)
-    assert given == {"host_layers": 1}
+    choose.select(tiny, settings()).build(64, 256)
+    assert given == {"cpu_layers": 1}
 
 
 def test_the_owner_s_memory_for_keys_holds_twice_the_blocks_in_eight_bits(tiny):
-    narrow = quantised(tiny, "Q4_0")  # a cache of bfloat16 on the CPU
-    on_device, here = (
-        choose.cache_block_bytes(narrow, EngineConfig(device=device)) for device in ("cuda", "cpu")
-    )
+    device = CudaRunner(tiny, 4, 256, device=torch.device("cpu"), ops=TorchOps(torch.float32))
+    # a cache of bfloat16 on the CPU
+    here = choose.select(quantised(tiny, "Q4_0"), EngineConfig()).block_bytes
+    on_device = device.block_bytes
     # sixteen numbers a head in two bytes each; in one, and a scale
     assert here / on_device == 32 / 18
 

@@ -5,9 +5,9 @@ them one by one.
 import pytest
 import torch
 
+from quietchoir.core.engine.adapters import LoadedAdapter
 from quietchoir.core.engine.backends.native import library, runner
-from quietchoir.core.engine.backends.torch_cpu.runner import Runner
-from quietchoir.core.engine.loaded import LoadedAdapter
+from quietchoir.core.engine.backends.torch_cpu.runner import TorchRunner
 from quietchoir.core.engine.scheduler import Span
 from quietchoir.core.errors import EngineError
 from quietchoir.core.models.weights import Weights
@@ -64,12 +64,12 @@ def test_each_row_gets_its_own_adapter_and_no_other(weights, native, adapters):
     batch = step(*(whole(one) for one in sequences))
     found, wanted = (
         native.forward(batch),
-        Runner(weights, BLOCKS, compute=torch.float32).forward(batch),
+        TorchRunner(weights, BLOCKS, compute=torch.float32).forward(batch),
     )
     # factors, keys and values are rounded to bfloat16
     assert (found - wanted).abs().max() < 0.15 * wanted.std()
     assert (found - wanted).abs().mean() < 0.015 * wanted.std()
-    bare = step(*(whole(sequence(one.tokens, one.blocks)) for one in sequences))
+    bare = step(*(whole(sequence(one.tokens, one.block_table)) for one in sequences))
     change = (native.forward(bare) - found).abs().amax(1)
     adapted = torch.cat(
         [torch.full((len(one.tokens),), one.adapter is not None) for one in sequences]
@@ -101,7 +101,7 @@ def test_quantised_matrices_take_adapters_too(adapters):
     batch = step(whole(sequence(tokens_of(50, 3), range(4), adapter)))
     found, wanted = (
         TensorRunner(weights, 4, threads=2).forward(batch),
-        Runner(weights, 4, compute=torch.float32).forward(batch),
+        TorchRunner(weights, 4, compute=torch.float32).forward(batch),
     )
     assert (found - wanted).abs().mean() < 0.07 * wanted.std()
 

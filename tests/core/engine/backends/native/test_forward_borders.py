@@ -6,10 +6,10 @@ import random
 import pytest
 import torch
 
+from quietchoir.core.engine.backends.backend import label
 from quietchoir.core.engine.backends.native import library
 from quietchoir.core.engine.backends.native.network import Network
 from quietchoir.core.engine.backends.native.runner import supports
-from quietchoir.core.engine.cache_label import label
 from quietchoir.core.engine.scheduler import Span
 from quietchoir.core.errors import CacheError, EngineError
 from quietchoir.core.models.weights import Weights
@@ -88,7 +88,7 @@ def test_no_random_step_writes_outside_the_blocks_it_names(runner):
             blocks = [chance.randint(-1, BLOCKS) for _ in range(chance.randint(0, 6))]
             tokens = [chance.randint(0, 256)] * max(start + count, 1)
             spans.append(Span(sequence(tokens, blocks), start, count, chance.randint(0, count)))
-        named = {block for span in spans for block in span.sequence.blocks}
+        named = {block for span in spans for block in span.sequence.block_table}
         try:
             runner.forward(step(*spans))
         except EngineError:

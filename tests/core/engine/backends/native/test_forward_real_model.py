@@ -7,10 +7,11 @@ import torch
 
 from quietchoir.core.config import EngineConfig
 from quietchoir.core.engine.backends.native import library
-from quietchoir.core.engine.backends.torch_cpu.runner import Runner
+from quietchoir.core.engine.backends.torch_cpu.runner import TorchRunner
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.perplexity import perplexity
 from quietchoir.core.engine.request import GenerationRequest
+from quietchoir.core.engine.sampling.params import SamplingParams
 from quietchoir.core.models.weights import Weights
 from quietchoir.tests.fakes.native import TensorRunner, sequence, step, whole
 
@@ -30,9 +31,9 @@ LICENCE = Path(__file__).parents[5] / "LICENSE"
 
 
 @pytest.fixture(scope="module")
-def exact(smollm2: Weights) -> Runner:
+def exact(smollm2: Weights) -> TorchRunner:
     """The float32 path."""
-    return Runner(smollm2, BLOCKS, compute=torch.float32)
+    return TorchRunner(smollm2, BLOCKS, compute=torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +59,16 @@ def test_perplexity_is_that_of_float32_within_a_percent(smollm2, exact, native):
 
 
 def test_greedy_answers_are_float32s_or_part_at_a_near_tie(smollm2, exact, native):
-    engine = Engine(smollm2, EngineConfig(context=512), model=native)
+    engine = Engine(smollm2, EngineConfig(context=512), backend=native)
     prompts = [
         tuple(smollm2.tokenizer.encode_chat([{"role": "user", "content": text}]))
         for text in QUESTIONS
     ]
     generations = [
-        engine.submit(GenerationRequest(prompt=prompt, max_tokens=24)) for prompt in prompts
+        engine.submit(
+            GenerationRequest(prompt=prompt, sampling_params=SamplingParams(max_tokens=24))
+        )
+        for prompt in prompts
     ]
     while engine.stats().running + engine.stats().waiting:
         engine.step()
@@ -89,13 +93,16 @@ def test_answers_are_the_same_alone_and_together_and_in_chunks(smollm2, native):
     ]
 
     def answers(together: bool, step_rows: int) -> list[str]:
-        engine = Engine(smollm2, EngineConfig(context=512), model=native)
+        engine = Engine(smollm2, EngineConfig(context=512), backend=native)
         limits = engine.scheduler.limits
         engine.scheduler.limits = type(limits)(step_rows=step_rows, shared_rows=step_rows)
         texts = []
         for group in [prompts] if together else [[prompt] for prompt in prompts]:
             generations = [
-                engine.submit(GenerationRequest(prompt=prompt, max_tokens=20)) for prompt in group
+                engine.submit(
+                    GenerationRequest(prompt=prompt, sampling_params=SamplingParams(max_tokens=20))
+                )
+                for prompt in group
             ]
             while engine.stats().running + engine.stats().waiting:
                 engine.step()

@@ -23,7 +23,8 @@ from pathlib import Path
 import quietchoir.node
 from quietchoir.core.config import EngineConfig
 from quietchoir.core.engine.engine import Engine
-from quietchoir.core.engine.request import Constraint, GenerationRequest
+from quietchoir.core.engine.request import GenerationRequest
+from quietchoir.core.engine.sampling.params import Constraint, SamplingParams
 from quietchoir.core.models import weights
 
 engine = Engine(weights.load(Path(sys.argv[1])), EngineConfig(threads=1, context=256))
@@ -36,7 +37,10 @@ asked = [
     {"repetition_penalty": 1.2, "presence_penalty": 0.5, "logit_bias": ((5, 1.0),)},
     {"constraint": Constraint("regex", "[0-9]{3}")},
 ]
-requests = [GenerationRequest(prompt=prompt, max_tokens=6, **one) for one in asked]
+requests = [
+    GenerationRequest(prompt=prompt, sampling_params=SamplingParams(max_tokens=6, **one))
+    for one in asked
+]
 for generation in [engine.submit(request) for request in requests]:
     generation.text()
     assert generation.completion_tokens

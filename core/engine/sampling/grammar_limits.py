@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ...errors import RequestError
-from ..request import Constraint
+from .params import Constraint
 
 # Measured: on a stack of 2 MB the compiler ended in a segmentation fault at 207 objects chained by
 # references (619 levels as they are counted here), 582 bare references, 644 rules. The compiler's

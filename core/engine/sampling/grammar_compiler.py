@@ -30,8 +30,8 @@ from ...errors import OverloadedError, RequestError
 from ...models.tokenizer.tokenizer import Tokenizer
 from ...models.tokenizer.vocabulary import CONTROL
 from ...worker import WorkerLimits, WorkerPool
-from ..request import Constraint
-from . import bounds
+from . import grammar_limits
+from .params import Constraint
 
 T = TypeVar("T")
 
@@ -84,7 +84,7 @@ class Compiler:
                 large, too slow, or ended the worker; nothing else was touched.
             OverloadedError: no worker came free in time.
         """
-        bounds.check(constraint)
+        grammar_limits.check(constraint)
         self._try(constraint)
         with self._lock:
             if self._words is None:

@@ -1,0 +1,71 @@
+"""What decides one request's next token: its parameters, random numbers, counted tokens, a grammar,
+guesses.
+
+Knows tokens. Knows nothing of blocks, batches or text.
+"""
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+
+from ...errors import EngineError
+from .grammar import Matcher
+from .params import SamplingParams
+from .penalties import Penalties
+from .rng import RandomStream
+from .speculation import PromptLookup
+
+
+class SamplingState:
+    """Where one answer stands."""
+
+    def __init__(
+        self, params: SamplingParams, prompt: Items[int], matcher: Matcher | None = None
+    ) -> None:
+        self.params = params
+        self.matcher = matcher  # where it stands in its grammar
+        self.rng = RandomStream(params.seed)
+        self.penalties = Penalties(params, prompt)
+        self.lookup = PromptLookup()
+        self._prompt_length = len(prompt)
+
+    @property
+    def failure(self) -> EngineError | None:
+        """Why it cannot go on."""
+        return None if self.matcher is None else self.matcher.failure
+
+    def accept(self, token: int) -> None:
+        """The answer goes on with `token`; `failure` says if it cannot go on after it."""
+        self.penalties.add(token)
+        if self.params.temperature > 0:
+            self.rng.take(1)
+        if self.matcher is not None:
+            self.matcher.accept(token)
+
+    def propose(self, tokens: Items[int], most: int, cost: float) -> tuple[int, ...]:
+        """Tokens that may come after `tokens` (prompt and answer), to be checked beside the last.
+
+        Args:
+            most: at most so many.
+            cost: of checking one more, as a share of what a token costs.
+        """
+        most = min(most, self._prompt_length + self.params.max_tokens - len(tokens) - 1)
+        if most < 1 or cost >= 1:
+            return ()
+        if self.matcher is not None and (forced := self.matcher.forced(most)):
+            return forced
+        drafts = self.lookup.propose(tokens, self._prompt_length, most, cost)
+        return self.matcher.fitting(drafts) if drafts and self.matcher is not None else drafts
+
+
+@dataclass(frozen=True, slots=True)
+class LogitRow:
+    """One row of logits: what follows an answer's last token, or one of the guesses after it."""
+
+    state: SamplingState
+    drafts: tuple[int, ...] = ()  # of its span
+    offset: int = 0  # how many of them stand before this row's token
+
+    @property
+    def ahead(self) -> tuple[int, ...]:
+        """The guesses that this row takes for said."""
+        return self.drafts[: self.offset]
