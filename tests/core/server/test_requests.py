@@ -1,6 +1,9 @@
 """Bodies are decoded once; what would change the answer and is not supported is refused."""
 
+import dataclasses
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +13,10 @@ from hypothesis import strategies as st
 from quietchoir.core.assistant.assistant import ANY_TOOL
 from quietchoir.core.assistant.context import Message
 from quietchoir.core.assistant.tools import ToolInfo
-from quietchoir.core.engine.sampling.params import Constraint
+from quietchoir.core.engine.sampling.params import Constraint, SamplingParams
 from quietchoir.core.server import requests
 from quietchoir.core.server.errors import BadRequest
+from quietchoir.core.server.schemas import Group, flag
 from quietchoir.core.toolcall import ToolCall
 
 USER = {"role": "user", "content": "hi"}
@@ -258,3 +262,51 @@ def test_a_completion_takes_one_text() -> None:
     ):
         with pytest.raises(BadRequest, match=sentence):
             requests.completion(f'{{"prompt": {prompt}}}'.encode())
+
+
+@pytest.mark.parametrize(
+    "name, use",
+    [
+        ("min_p", "sampler"),
+        ("top_p", "sampler"),
+        ("repetition_penalty", "penalties"),
+        ("presence_penalty", "penalties"),
+        ("frequency_penalty", "penalties"),
+    ],
+)
+def test_a_sampling_parameter_is_a_field_a_line_of_the_schema_and_its_use(
+    name: str, use: str
+) -> None:
+    """Whatever lies between them hands the whole value on and names none."""
+    core = Path(requests.__file__).parent.parent
+    named = {
+        str(path.relative_to(core))
+        for path in core.rglob("*.py")
+        if re.search(rf"\b{name}\b", path.read_text("utf-8"))
+    }
+    sampling = {f"engine/sampling/{file}.py" for file in ("params", use)}
+    # the one other mention: advice for the name that another server gives it
+    assert named - {"server/schemas.py"} == {"server/requests.py", *sampling}
+
+
+def test_every_sampling_parameter_can_be_asked_for() -> None:
+    every = {field.name for field in dataclasses.fields(SamplingParams)}
+    values = {
+        "max_tokens": 3,
+        "stop": ["x"],
+        "logit_bias": {"1": 2},
+        "logprobs": True,
+        "response_format": {"type": "json_object"},
+        "speculate": False,
+        "seed": 4,
+        "top_k": 5,
+        **dict.fromkeys(("temperature", "top_p", "min_p", "repetition_penalty"), 0.5),
+        **dict.fromkeys(("presence_penalty", "frequency_penalty"), 1.5),
+    }
+    asked, plain = chat(**values).ask.sampling_params, SamplingParams()
+    assert {name for name in every if getattr(asked, name) != getattr(plain, name)} == every
+
+
+def test_a_key_that_is_no_field_of_its_value_is_a_bug_that_is_seen_at_once() -> None:
+    with pytest.raises(TypeError, match="SamplingParams has no field top_q"):
+        Group(SamplingParams, {"top_q": flag}, renamed={})
