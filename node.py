@@ -32,7 +32,7 @@ from .federation.client_node import Joining, join
 from .plugins.host import PluginHost
 
 if TYPE_CHECKING:
-    from .core.models.embedding.embedder import Embedder
+    from .core.models.embedding.embedder import SentenceEmbedder
     from .core.models.lora.adapter import (
         Adapter,  # with torch, which a node that serves does without
     )
@@ -252,7 +252,7 @@ class Node:
         await self.stop()
 
 
-def read_embedder(folder: Path) -> "Embedder":
+def read_embedder(folder: Path) -> "SentenceEmbedder":
     """The embedding model of a folder.
 
     Raises:
@@ -260,8 +260,8 @@ def read_embedder(folder: Path) -> "Embedder":
         does without.
     """
     with parts.wanted("/v1/embeddings"):
-        from .core.models.embedding.embedder import Embedder
-    return Embedder.load(folder)
+        from .core.models.embedding.embedder import SentenceEmbedder
+    return SentenceEmbedder.load(folder)
 
 
 class Membership:

@@ -179,10 +179,10 @@ def _print_text(answer: "SearchAnswer") -> None:
 
 
 def _embedder() -> "Embeds":
-    from ..core.models.embedding.embedder import Embedder
+    from ..core.models.embedding.embedder import SentenceEmbedder
     from ..core.models.hub import catalog
 
-    return Embedder.load(catalog.find(EMBEDDER))
+    return SentenceEmbedder.load(catalog.find(EMBEDDER))
 
 
 def _room() -> Path:

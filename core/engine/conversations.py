@@ -27,7 +27,7 @@ ENDING = ".conversation"
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
+class SavedConversation:
     """What the cache holds for some tokens."""
 
     model: str  # digest of the weights
@@ -46,7 +46,7 @@ class Conversation:
         return whole.hexdigest()
 
 
-def write(path: Path, conversation: Conversation) -> None:
+def write(path: Path, conversation: SavedConversation) -> None:
     """Write one conversation.
 
     Raises:
@@ -71,7 +71,7 @@ def write(path: Path, conversation: Conversation) -> None:
     write_atomically(path, save(tensors, metadata), mode=0o600)
 
 
-def read(path: Path) -> Conversation:
+def read(path: Path) -> SavedConversation:
     """Read one conversation.
 
     Raises:
@@ -91,7 +91,7 @@ def read(path: Path) -> Conversation:
         ) from error
     if tokens.dtype != np.int64 or tokens.ndim != 1 or cache.dtype != np.uint8 or cache.ndim != 1:
         raise CacheError(f"{path} holds tokens or a cache of another kind; delete it")
-    found = Conversation(
+    found = SavedConversation(
         metadata.get("model", ""),
         metadata.get("adapter", ""),
         tuple(tokens.tolist()),
@@ -109,7 +109,7 @@ def saved(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"*{ENDING}"))
 
 
-def replace_all(folder: Path, found: Items[Conversation]) -> None:
+def replace_all(folder: Path, found: Items[SavedConversation]) -> None:
     """Let a folder hold these conversations and no others, in this order.
 
     Raises:

@@ -23,7 +23,7 @@ from ..errors import ConfigError, EngineError, OverloadedError, RequestError
 from ..models.weights import Weights
 from .adapters import AdapterRegistry
 from .backends.backend import Backend
-from .backends.select import Choice, select
+from .backends.select import BackendChoice, select
 from .backends.threads import compute_alone, compute_with
 from .block_pool import BLOCK_TOKENS, BlockPool
 from .output import OutputProcessor
@@ -32,7 +32,7 @@ from .request import Generation, GenerationRequest, TextDelta
 from .sampling.grammar import Grammars
 from .sampling.logprobs import TokenLogprobs, capture_logits, token_logprobs
 from .sampling.sampler import sample
-from .scheduler import Batch, Limits, Scheduler
+from .scheduler import Batch, Scheduler, SchedulerLimits
 from .sequence import Sequence
 
 T = TypeVar("T")
@@ -97,13 +97,13 @@ class Engine:
         if backend is None:
             choice = select(weights, config)
         else:
-            choice = Choice(backend.block_bytes, lambda blocks, context: backend)
+            choice = BackendChoice(backend.block_bytes, lambda blocks, context: backend)
         pool = _pool(choice.block_bytes, config, self.context)
         self.context = min(self.context, pool.total * BLOCK_TOKENS)
         self.backend = choice.build(pool.total, self.context)
         self.scheduler = Scheduler(
             pool,
-            Limits(
+            SchedulerLimits(
                 max_running=config.max_running,
                 max_waiting=config.max_waiting,
                 queue_timeout_s=config.queue_timeout_s,

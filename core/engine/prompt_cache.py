@@ -20,7 +20,7 @@ from ..models.weights import Weights
 from . import conversations
 from .adapters import AdapterRegistry
 from .backends.backend import Backend
-from .conversations import Conversation
+from .conversations import SavedConversation
 from .prefix_cache import PrefixNode
 from .scheduler import Scheduler
 
@@ -49,7 +49,7 @@ class PromptCache:
             QuietchoirError: no space or no permission; an older file is untouched.
         """
         digest = self._digest(adapter)
-        conversation: Conversation = self.between_steps(lambda: self.copy(tokens, digest))
+        conversation: SavedConversation = self.between_steps(lambda: self.copy(tokens, digest))
         conversations.write(path, conversation)
         return len(conversation.tokens)
 
@@ -80,7 +80,7 @@ class PromptCache:
         Raises:
             QuietchoirError: no space or no permission.
         """
-        found: list[Conversation] = self.between_steps(lambda: self.latest(most))
+        found: list[SavedConversation] = self.between_steps(lambda: self.latest(most))
         conversations.replace_all(folder, found)
         return len(found)
 
@@ -99,7 +99,7 @@ class PromptCache:
 
     # On the engine's thread.
 
-    def copy(self, tokens: Items[int], adapter: str) -> Conversation:
+    def copy(self, tokens: Items[int], adapter: str) -> SavedConversation:
         """What the cache holds of the beginning of `tokens`.
 
         Raises:
@@ -114,14 +114,14 @@ class PromptCache:
             )
         return self._of(found, adapter)
 
-    def latest(self, most: int) -> list[Conversation]:
+    def latest(self, most: int) -> list[SavedConversation]:
         """The `most` latest conversations, the oldest of them first."""
         leaves = list(self.scheduler.prefixes.leaves())
         return [
             self._of(leaf.path(), adapter) for adapter, leaf in leaves[max(0, len(leaves) - most) :]
         ]
 
-    def put_back(self, conversation: Conversation) -> None:
+    def put_back(self, conversation: SavedConversation) -> None:
         """Let requests that begin with these tokens find them in the cache.
 
         Raises:
@@ -169,16 +169,16 @@ class PromptCache:
                 blocks[place] = parent.block
         pool.release(blocks)
 
-    def _of(self, path: Items[PrefixNode], adapter: str) -> Conversation:
+    def _of(self, path: Items[PrefixNode], adapter: str) -> SavedConversation:
         tokens = tuple(token for prefix in path for token in prefix.tokens)
-        return Conversation(
+        return SavedConversation(
             self.weights.digest,
             adapter,
             tokens,
             self.backend.read_cache([prefix.block for prefix in path]),
         )
 
-    def _restore(self, conversation: Conversation) -> None:
+    def _restore(self, conversation: SavedConversation) -> None:
         self.between_steps(lambda: self.put_back(conversation))
 
     def _digest(self, adapter: str | None) -> str:

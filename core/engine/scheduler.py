@@ -20,7 +20,7 @@ from .sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class SchedulerLimits:
     """What one step and one queue may hold."""
 
     max_running: int = 16
@@ -90,7 +90,9 @@ class Batch:
 class Scheduler:
     """First come, first served, as far as blocks go; preempted sequences are recomputed."""
 
-    def __init__(self, pool: BlockPool, limits: Limits, *, deterministic: bool = False) -> None:
+    def __init__(
+        self, pool: BlockPool, limits: SchedulerLimits, *, deterministic: bool = False
+    ) -> None:
         """`deterministic`: see `Backend`."""
         self.pool = pool
         self.prefixes = PrefixCache(pool)

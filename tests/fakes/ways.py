@@ -10,7 +10,7 @@ from typing import Any
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import GenerationRequest
 from quietchoir.core.engine.sampling.params import Constraint, SamplingParams
-from quietchoir.core.engine.scheduler import Limits
+from quietchoir.core.engine.scheduler import SchedulerLimits
 from quietchoir.tests.fakes.engine import drain, generate
 
 SYSTEM = tuple(b"You answer in one line, and repeat: one line. ")
@@ -66,7 +66,9 @@ def preempted(make: Make, asked: list[GenerationRequest]) -> list[str]:
 
 def chunked(make: Make, asked: list[GenerationRequest]) -> list[str]:
     engine = make(drafts=0, share_prefixes=False)
-    engine.scheduler.limits = Limits(step_rows=13, shared_rows=5, share_prefixes=False, drafts=0)
+    engine.scheduler.limits = SchedulerLimits(
+        step_rows=13, shared_rows=5, share_prefixes=False, drafts=0
+    )
     texts = generate(engine, asked)
     assert engine.stats().steps > MOST + 20
     return texts
@@ -117,7 +119,7 @@ def everything(make: Make, asked: list[GenerationRequest]) -> list[str]:
     goes.
     """
     engine = make(blocks=14)
-    engine.scheduler.limits = Limits(step_rows=24, shared_rows=8, max_running=3)
+    engine.scheduler.limits = SchedulerLimits(step_rows=24, shared_rows=8, max_running=3)
     generations = [engine.submit(request) for request in asked]
     drain(engine, until=lambda: generations[0].completion_tokens > 3)
     leaving = engine.submit(asked[-1])

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from quietchoir.core.models.embedding.embedder import Embedder
+from quietchoir.core.models.embedding.embedder import SentenceEmbedder
 from quietchoir.crypto.pir.search import SCORE_ERROR, SCORE_NOISE, Keeper, Questioner
 from quietchoir.tests.fakes.search import TEXTS
 
@@ -15,7 +15,7 @@ QUESTIONS = (
 
 
 def test_real_questions_find_under_encryption_what_they_find_in_clear(embedder_path):
-    embedder = Embedder.load(embedder_path)
+    embedder = SentenceEmbedder.load(embedder_path)
     rows = embedder.embed(list(TEXTS))
     keeper = Keeper(rows, [text.encode() for text in TEXTS])
     questioner = Questioner(keeper.shape)

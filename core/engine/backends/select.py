@@ -20,14 +20,14 @@ logger = log.get("engine")
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class BackendChoice:
     """A backend for some weights, before it takes any memory."""
 
     block_bytes: int  # of its cache; see `Backend`
     build: Callable[[int, int], Backend]  # blocks of the cache, longest sequence in tokens
 
 
-def select(weights: Weights, config: EngineConfig) -> Choice:
+def select(weights: Weights, config: EngineConfig) -> BackendChoice:
     """The backend that the owner asked for: on the GPU, or the fastest for these weights on this
     processor.
 
@@ -46,10 +46,10 @@ def select(weights: Weights, config: EngineConfig) -> Choice:
         logger.info("the native runner serves, with %s", runner.instruction_set)
         return runner
 
-    return Choice(network.block_bytes(weights.architecture), build)
+    return BackendChoice(network.block_bytes(weights.architecture), build)
 
 
-def _torch(weights: Weights, reason: str) -> Choice:
+def _torch(weights: Weights, reason: str) -> BackendChoice:
     with parts.wanted(f"this model ({reason})"):
         from .torch_cpu import kv_cache  # with torch, which the native runner does without
         from .torch_cpu.runner import TorchRunner, cache_dtype
@@ -59,10 +59,10 @@ def _torch(weights: Weights, reason: str) -> Choice:
         return TorchRunner(weights, blocks)
 
     dtype = cache_dtype(weights, None)
-    return Choice(kv_cache.block_bytes(weights.architecture, dtype), build)
+    return BackendChoice(kv_cache.block_bytes(weights.architecture, dtype), build)
 
 
-def _cuda(weights: Weights, config: EngineConfig) -> Choice:
+def _cuda(weights: Weights, config: EngineConfig) -> BackendChoice:
     """Layers that the device has no room for stay on the processor."""
     with parts.wanted('engine.device = "cuda"'):
         import torch
@@ -85,7 +85,7 @@ def _cuda(weights: Weights, config: EngineConfig) -> Choice:
             )
         return CudaRunner(weights, blocks, context, cpu_layers=placement.host)
 
-    return Choice(cache.block_bytes(weights.architecture), build)
+    return BackendChoice(cache.block_bytes(weights.architecture), build)
 
 
 def cut(weights: Weights, blocks: int, config: EngineConfig, context: int, free: int) -> Placement:

@@ -276,7 +276,7 @@ def words(spelling: Spelling, encode: Callable[[str], Sequence[int]]) -> Any:
 
     pieces, special, stops = spelling
 
-    class Words:
+    class WrappedVocabulary:
         eos_token_id = stops[0]
         bos_token_id = None
         special_token_ids = special
@@ -286,7 +286,7 @@ def words(spelling: Spelling, encode: Callable[[str], Sequence[int]]) -> Any:
             return list(encode(text.decode("utf-8", "replace")))
 
     return llguidance.LLTokenizer(
-        llguidance.TokenizerWrapper(Words()), n_vocab=len(pieces), eos_token=list(stops)
+        llguidance.TokenizerWrapper(WrappedVocabulary()), n_vocab=len(pieces), eos_token=list(stops)
     )
 
 

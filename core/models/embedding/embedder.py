@@ -22,7 +22,7 @@ BATCH = 32  # texts encoded at once
 DEFAULT_LENGTH = 256  # tokens; what the model was trained for where its folder does not say
 
 
-class Embedder:
+class SentenceEmbedder:
     """An encoder with mean pooling (sentence-transformers' kind)."""
 
     def __init__(self, network: Encoder, backend: BackendTokenizer, longest: int) -> None:
@@ -37,7 +37,7 @@ class Embedder:
         self._backend.enable_truncation(longest)
 
     @classmethod
-    def load(cls, folder: Path) -> "Embedder":
+    def load(cls, folder: Path) -> "SentenceEmbedder":
         """Read an embedding model's folder.
 
         Raises:

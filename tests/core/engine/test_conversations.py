@@ -13,7 +13,7 @@ from quietchoir.core.engine import conversations
 from quietchoir.core.engine.backends.backend import label
 from quietchoir.core.engine.backends.torch_cpu.kv_cache import KeyValueCache
 from quietchoir.core.engine.block_pool import BLOCK_TOKENS
-from quietchoir.core.engine.conversations import Conversation
+from quietchoir.core.engine.conversations import SavedConversation
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import GenerationRequest
 from quietchoir.core.engine.sampling.params import SamplingParams
@@ -169,7 +169,7 @@ def test_numbers_that_are_not_finite_and_wrong_sizes_are_refused():
 @given(st.data())
 def test_whatever_happens_to_the_file_it_comes_back_whole_or_not_at_all(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("fuzz") / "x.conversation"
-    found = Conversation("m" * 64, "", tuple(range(16)), label("fake", bytes(range(64))))
+    found = SavedConversation("m" * 64, "", tuple(range(16)), label("fake", bytes(range(64))))
     conversations.write(path, found)
     content = bytearray(path.read_bytes())
     match data.draw(st.sampled_from(["flip", "cut", "grow", "garbage"])):

@@ -11,7 +11,7 @@ from quietchoir.core.engine.backends.torch_cpu.runner import TorchRunner
 from quietchoir.core.engine.block_pool import BlockPool
 from quietchoir.core.engine.request import GenerationRequest
 from quietchoir.core.engine.sampling.params import SamplingParams
-from quietchoir.core.engine.scheduler import Limits, Scheduler
+from quietchoir.core.engine.scheduler import Scheduler, SchedulerLimits
 from quietchoir.core.engine.sequence import Sequence
 from quietchoir.core.models.attention import packed_attention
 from quietchoir.core.models.checkpoint import from_hf
@@ -49,7 +49,7 @@ def test_a_mixed_batch_of_every_family_gives_the_logits_of_the_plain_forward(
         digest="d" * 64,
     )
     runner = TorchRunner(weights, blocks=BLOCKS, compute=torch.float32)
-    books = Scheduler(BlockPool(BLOCKS), Limits(step_rows=19, shared_rows=7))
+    books = Scheduler(BlockPool(BLOCKS), SchedulerLimits(step_rows=19, shared_rows=7))
     for prompt in PROMPTS:
         books.add(
             Sequence(

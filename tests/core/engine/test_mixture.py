@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import GenerationRequest
 from quietchoir.core.engine.sampling.params import Constraint, SamplingParams
-from quietchoir.core.engine.scheduler import Limits
+from quietchoir.core.engine.scheduler import SchedulerLimits
 from quietchoir.tests.fakes.engine import (
     TINY_BLOCK_BYTES,
     FakeModel,
@@ -77,7 +77,7 @@ def test_every_answer_is_the_one_it_would_have_been_alone(asked, blocks, rows, d
         backend=Parrot(blocks),
         clock=lambda: 0.0,
     )
-    engine.scheduler.limits = Limits(
+    engine.scheduler.limits = SchedulerLimits(
         max_running=4, step_rows=rows, shared_rows=max(1, rows // 2), drafts=drafts
     )
     generations = [engine.submit(request) for request in requests]

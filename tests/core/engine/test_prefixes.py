@@ -9,7 +9,7 @@ from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.prefix_cache import PrefixCache
 from quietchoir.core.engine.request import GenerationRequest, TextDelta
 from quietchoir.core.engine.sampling.params import SamplingParams
-from quietchoir.core.engine.scheduler import Limits
+from quietchoir.core.engine.scheduler import SchedulerLimits
 from quietchoir.core.models.weights import Weights
 from quietchoir.tests.fakes.engine import (
     END,
@@ -84,7 +84,7 @@ def test_requests_that_come_together_share_what_the_first_has_read(weights):
         GenerationRequest(prompt=(*long, number), sampling_params=SamplingParams(max_tokens=5))
         for number in range(4)
     ]
-    engine.scheduler.limits = Limits(step_rows=64, shared_rows=64)
+    engine.scheduler.limits = SchedulerLimits(step_rows=64, shared_rows=64)
     assert generate(engine, requests) == plainly(weights, requests)
     assert engine.stats().reused_tokens > 2 * len(long)
 

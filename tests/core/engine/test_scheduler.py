@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from quietchoir.core.engine.block_pool import BlockPool
 from quietchoir.core.engine.request import GenerationRequest
 from quietchoir.core.engine.sampling.params import SamplingParams
-from quietchoir.core.engine.scheduler import Batch, Limits, Scheduler
+from quietchoir.core.engine.scheduler import Batch, Scheduler, SchedulerLimits
 from quietchoir.core.engine.sequence import Sequence
 from quietchoir.core.errors import OverloadedError
 
@@ -31,7 +31,7 @@ def sequence(
 
 
 def scheduler(blocks: int = 64, **limits: float) -> Scheduler:
-    return Scheduler(BlockPool(blocks), Limits(**limits))  # type: ignore[arg-type]
+    return Scheduler(BlockPool(blocks), SchedulerLimits(**limits))  # type: ignore[arg-type]
 
 
 def run(scheduler: Scheduler) -> Batch:

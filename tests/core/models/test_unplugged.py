@@ -22,7 +22,7 @@ for way in ("create_connection", "getaddrinfo", "gethostbyname"):
     setattr(socket, way, refuse)
 
 import torch
-from quietchoir.core.models.embedding.embedder import Embedder
+from quietchoir.core.models.embedding.embedder import SentenceEmbedder
 from quietchoir.core.models import weights
 from quietchoir.core.models.attention import packed_attention
 from quietchoir.core.models.hub import catalog
@@ -41,7 +41,7 @@ with torch.inference_mode():
     places, attention = torch.arange(len(tokens)), packed_attention([len(tokens)])
     rows = network.layers_forward(network.embed(tokens), places, attention)
     print(loaded.tokenizer.decode([int(network.logits(rows[-1:]).argmax())]))
-print(Embedder.load(catalog.find("minilm-l6-v2")).embed(["hello"]).shape)
+print(SentenceEmbedder.load(catalog.find("minilm-l6-v2")).embed(["hello"]).shape)
 assert catalog.pull("minilm-l6-v2") == catalog.find("minilm-l6-v2")
 """
 

@@ -117,7 +117,7 @@ class Compiled:
         return ""
 
 
-class Absent:
+class AbsentDevice:
     """A CUDA device as far as Triton's compiler asks about one."""
 
     def __init__(self, capability: int) -> None:
@@ -149,7 +149,7 @@ def stood_in(capability: int) -> Iterator[list[tuple[str, Any]]]:
         made.append((kernel.fn.__name__, found))
         return found
 
-    triton.runtime.driver.set_active(Absent(capability))
+    triton.runtime.driver.set_active(AbsentDevice(capability))
     triton.runtime.JITFunction.run = compiled
     try:
         yield made

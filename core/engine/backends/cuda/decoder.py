@@ -39,7 +39,7 @@ Change = Callable[[str, Tensor], Tensor | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class PromptChunk:
     """Rows [start, stop) of a step that are one sequence's tokens from `position` on."""
 
     start: int
@@ -112,7 +112,7 @@ class DeviceLayer:
         cached: int,
         weights: Weights,
         rope: tuple[Tensor, Tensor] | None,
-        place: "Place",
+        place: "WeightPlace",
     ) -> None:
         """`cached`: its number in the cache, which counts from the first layer on this device."""
         architecture, prefix = weights.architecture, f"model.layers.{layer}."
@@ -153,7 +153,7 @@ class DeviceLayer:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class WeightPlace:
     """Where weights go, and the type that is multiplied."""
 
     device: torch.device
@@ -168,7 +168,7 @@ class Place:
         return Norm(self.vector(weights, name), weights.architecture.norm_eps)
 
 
-def bias_of(weights: Weights, prefix: str, place: Place) -> Tensor | None:
+def bias_of(weights: Weights, prefix: str, place: WeightPlace) -> Tensor | None:
     """Biases of q, k and v behind one another; zeros where one has none, None where none has."""
     architecture = weights.architecture
     names = [f"self_attn.{which}_proj" for which in "qkv"]
@@ -187,7 +187,13 @@ class DeviceDecoder:
     """Embedded rows in, logits out."""
 
     def __init__(
-        self, weights: Weights, place: Place, ops: Ops, positions: int, *, first_layer: int = 0
+        self,
+        weights: Weights,
+        place: WeightPlace,
+        ops: Ops,
+        positions: int,
+        *,
+        first_layer: int = 0,
     ) -> None:
         """Move the weights to the device.
 
@@ -221,7 +227,7 @@ class DeviceDecoder:
         step: DeviceStep,
         cache: Cache,
         change: Change,
-        chunks: Items[Chunk] = (),
+        chunks: Items[PromptChunk] = (),
     ) -> Tensor:
         """The residual stream before the first layer here, float32 [M, D] (overwritten) -> that
         after the last, [M, D].
@@ -242,7 +248,12 @@ class DeviceDecoder:
         return residual if partial is None else residual + added(partial, post_norm)
 
     def attend(
-        self, q: Tensor, layer: DeviceLayer, step: DeviceStep, cache: Cache, chunks: Items[Chunk]
+        self,
+        q: Tensor,
+        layer: DeviceLayer,
+        step: DeviceStep,
+        cache: Cache,
+        chunks: Items[PromptChunk],
     ) -> Tensor:
         """[M, H, size] -> [M, H * size]: chunks for themselves, the other rows together."""
         if not chunks:
@@ -271,7 +282,7 @@ class DeviceDecoder:
 
 
 def attend_chunk(
-    q: Tensor, layer: DeviceLayer, step: DeviceStep, cache: Cache, chunk: Chunk
+    q: Tensor, layer: DeviceLayer, step: DeviceStep, cache: Cache, chunk: PromptChunk
 ) -> Tensor:
     """[n, H, size] -> [n, H * size]: its keys and values are decoded once for all rows, some
     heads at a time.

@@ -20,7 +20,7 @@ from ...scheduler import Batch, Span
 from .adapters import AdapterSlots
 from .cache import Cache, block_bytes, clear_blocks, read_blocks, write_blocks
 from .cpu_layers import CpuLayers
-from .decoder import Change, Chunk, DeviceDecoder, Place, unsupported
+from .decoder import Change, DeviceDecoder, Place, PromptChunk, unsupported
 from .graphs import Graphs, Inputs, Recorded, size_for
 from .ops import DeviceStep, Ops, TorchOps
 
@@ -211,11 +211,11 @@ def wanted_rows(batch: Batch) -> list[int]:
     return rows
 
 
-def chunks_of(spans: Items[Span]) -> list[Chunk]:
+def chunks_of(spans: Items[Span]) -> list[PromptChunk]:
     """The spans of more than one row."""
-    chunks, stop = list[Chunk](), 0
+    chunks, stop = list[PromptChunk](), 0
     for span in spans:
         start, stop = stop, stop + span.count
         if span.count > 1:
-            chunks.append(Chunk(start, stop, span.start))
+            chunks.append(PromptChunk(start, stop, span.start))
     return chunks

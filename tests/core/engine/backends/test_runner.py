@@ -8,7 +8,7 @@ from quietchoir.core.engine.block_pool import BlockPool
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import GenerationRequest
 from quietchoir.core.engine.sampling.params import SamplingParams
-from quietchoir.core.engine.scheduler import Limits, Scheduler
+from quietchoir.core.engine.scheduler import Scheduler, SchedulerLimits
 from quietchoir.core.engine.sequence import Sequence
 from quietchoir.core.models.attention import packed_attention
 from quietchoir.core.models.weights import Weights
@@ -61,7 +61,7 @@ def test_every_step_of_a_mixed_batch_gives_the_logits_of_the_plain_forward(weigh
     step.
     """
     runner = TorchRunner(weights, blocks=40)
-    books = Scheduler(BlockPool(40), Limits(step_rows=37, shared_rows=11))
+    books = Scheduler(BlockPool(40), SchedulerLimits(step_rows=37, shared_rows=11))
     for request in REQUESTS:
         books.add(Sequence(request))
     compared = mixed = 0
@@ -97,7 +97,7 @@ def test_a_preempted_request_ends_with_the_same_text(weights):
 def test_a_prompt_in_chunks_gives_the_text_of_the_whole_prompt(weights):
     request = REQUESTS[-1]
     whole, chunked = Engine(weights, config()), Engine(weights, config())
-    chunked.scheduler.limits = Limits(step_rows=7)
+    chunked.scheduler.limits = SchedulerLimits(step_rows=7)
     assert generate(chunked, [request]) == generate(whole, [request])
     assert chunked.stats().steps == whole.stats().steps + 12  # 90 tokens in 13 steps instead of one
 
@@ -110,6 +110,6 @@ def test_blocks_of_an_ended_request_do_not_show_through_in_the_next(weights):
 
 
 def test_a_step_without_a_row_to_sample_gives_no_logits(weights):
-    books = Scheduler(BlockPool(8), Limits(step_rows=16))
+    books = Scheduler(BlockPool(8), SchedulerLimits(step_rows=16))
     books.add(Sequence(REQUESTS[-1]))
     assert TorchRunner(weights, blocks=8).forward(books.plan()).shape == (0, END + 1)

@@ -13,7 +13,7 @@ from quietchoir.core.engine.request import Generation, GenerationRequest
 from quietchoir.core.engine.sampling.params import SamplingParams
 from quietchoir.core.engine.sampling.rng import RandomStream
 from quietchoir.core.engine.sampling.speculation import PromptLookup, SpeculationCost
-from quietchoir.core.engine.scheduler import Batch, Limits, Scheduler, Span
+from quietchoir.core.engine.scheduler import Batch, Scheduler, SchedulerLimits, Span
 from quietchoir.core.engine.sequence import Sequence
 from quietchoir.core.models.weights import Weights
 from quietchoir.tests.fakes.engine import (
@@ -124,7 +124,7 @@ def test_the_end_among_guessed_tokens_ends_the_answer(weights):
 
 
 def test_rejected_rows_leave_no_block_and_no_trace_behind(weights):
-    books = Scheduler(BlockPool(8), Limits(drafts=8))
+    books = Scheduler(BlockPool(8), SchedulerLimits(drafts=8))
     one = Sequence(
         GenerationRequest(prompt=tuple(range(14)), sampling_params=SamplingParams(max_tokens=100))
     )
@@ -141,7 +141,7 @@ def test_rejected_rows_leave_no_block_and_no_trace_behind(weights):
 
 
 def test_guesses_take_no_block_that_somebody_may_need_for_his_next_token():
-    books = Scheduler(BlockPool(1), Limits(drafts=8))
+    books = Scheduler(BlockPool(1), SchedulerLimits(drafts=8))
     one = Sequence(
         GenerationRequest(prompt=(1, 2, 3) * 4, sampling_params=SamplingParams(max_tokens=100))
     )

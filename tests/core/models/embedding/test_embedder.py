@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from quietchoir.core.errors import ModelFileError, ModelNotFoundError
-from quietchoir.core.models.embedding.embedder import Embedder
+from quietchoir.core.models.embedding.embedder import SentenceEmbedder
 
 TEXTS = [
     "The cat sits on the mat.",
@@ -23,12 +23,12 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def embedder(embedder_path: Path) -> Embedder:
-    return Embedder.load(embedder_path)
+def embedder(embedder_path: Path) -> SentenceEmbedder:
+    return SentenceEmbedder.load(embedder_path)
 
 
 def test_vectors_equal_transformers_with_mean_pooling(
-    embedder: Embedder, embedder_path: Path
+    embedder: SentenceEmbedder, embedder_path: Path
 ) -> None:
     from transformers import BertModel, PreTrainedTokenizerFast
 
@@ -46,25 +46,27 @@ def test_vectors_equal_transformers_with_mean_pooling(
     assert np.abs(embedder.embed(TEXTS) - theirs.numpy()).max() < 1e-5
 
 
-def test_rows_have_length_one_and_near_meanings_lie_near(embedder: Embedder) -> None:
+def test_rows_have_length_one_and_near_meanings_lie_near(embedder: SentenceEmbedder) -> None:
     vectors = embedder.embed(TEXTS)
     assert vectors.shape == (len(TEXTS), 384) and vectors.dtype == np.float32
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.3
 
 
-def test_a_text_does_not_depend_on_its_neighbours_or_their_order(embedder: Embedder) -> None:
+def test_a_text_does_not_depend_on_its_neighbours_or_their_order(
+    embedder: SentenceEmbedder,
+) -> None:
     together, backwards = embedder.embed(TEXTS), embedder.embed(TEXTS[::-1])[::-1]
     alone = np.concatenate([embedder.embed([text]) for text in TEXTS])
     assert np.abs(together - alone).max() < 1e-5
     assert np.abs(together - backwards).max() < 1e-5
 
 
-def test_half_a_surrogate_pair_is_a_question_mark(embedder: Embedder) -> None:
+def test_half_a_surrogate_pair_is_a_question_mark(embedder: SentenceEmbedder) -> None:
     assert np.array_equal(embedder.embed(["a \ud83d b"]), embedder.embed(["a ? b"]))
 
 
-def test_no_texts_give_no_rows(embedder: Embedder) -> None:
+def test_no_texts_give_no_rows(embedder: SentenceEmbedder) -> None:
     assert embedder.embed([]).shape == (0, 384)
 
 
@@ -112,4 +114,4 @@ def test_a_folder_that_is_not_whole_is_refused(
     if change is not None:
         (folder / file).write_text(json.dumps(json.loads(changed) | change))
     with pytest.raises(error, match=sentence):
-        Embedder.load(folder)
+        SentenceEmbedder.load(folder)

@@ -19,7 +19,7 @@ from quietchoir.core.engine.block_pool import BlockPool
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import GenerationRequest
 from quietchoir.core.engine.sampling.params import SamplingParams
-from quietchoir.core.engine.scheduler import Limits, Scheduler
+from quietchoir.core.engine.scheduler import Scheduler, SchedulerLimits
 from quietchoir.core.engine.sequence import Sequence
 from quietchoir.core.errors import CacheError, ConfigError, RequestError
 from quietchoir.core.models.checkpoint import from_hf
@@ -40,7 +40,7 @@ PROMPTS = [
     tuple(torch.randint(0, END, (n,), generator=torch.Generator().manual_seed(n)).tolist())
     for n in (1, 5, 17, 40)
 ]
-MIXED = Limits(step_rows=37, shared_rows=11, drafts=0)
+MIXED = SchedulerLimits(step_rows=37, shared_rows=11, drafts=0)
 PLAIN, FUSED = TorchOps(torch.float32), TritonOps(torch.float32)
 
 
@@ -73,7 +73,7 @@ def in_step(
     oracle: TorchRunner,
     steps: int,
     adapter: Adapter | None,
-    limits: Limits = MIXED,
+    limits: SchedulerLimits = MIXED,
 ) -> int:
     """Run chunks, single rows and padded steps of several prompts through all of them; rows
     compared.
@@ -109,7 +109,7 @@ def test_a_mixed_batch_gives_the_logits_of_the_cpu_s_runner_wherever_the_cut_is(
 
 
 def test_so_it_does_through_the_fused_kernels(weights):
-    small = Limits(
+    small = SchedulerLimits(
         step_rows=18, shared_rows=3, drafts=0
     )  # a step that is not recorded, and one that is: the interpreter is slow
     assert (
@@ -221,6 +221,6 @@ def test_a_model_that_the_device_cannot_compute_is_refused(weights):
 
 def batch_of(device: CudaRunner, prompt: tuple[int, ...]) -> None:
     """One prompt through the model."""
-    books = Scheduler(BlockPool(BLOCKS), Limits())
+    books = Scheduler(BlockPool(BLOCKS), SchedulerLimits())
     books.add(Sequence(GenerationRequest(prompt=prompt)))
     device.forward(books.plan())

@@ -16,7 +16,7 @@ from quietchoir.core.engine.block_pool import BlockPool
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import GenerationRequest
 from quietchoir.core.engine.sampling.params import SamplingParams
-from quietchoir.core.engine.scheduler import Limits, Scheduler
+from quietchoir.core.engine.scheduler import Scheduler, SchedulerLimits
 from quietchoir.core.engine.sequence import Sequence
 from quietchoir.tests.fakes.engine import config, tiny_adapter, tiny_weights
 
@@ -49,7 +49,7 @@ def test_replayed_steps_are_the_computed_ones_and_each_form_is_recorded_once():
     replayed, computed = runner(Again), runner(None)
     engine = Engine(tiny_weights(), config(), backend=computed)
     engine.adapters.load("a", tiny_adapter(1))
-    books = Scheduler(BlockPool(40), Limits(drafts=0, shared_rows=4))
+    books = Scheduler(BlockPool(40), SchedulerLimits(drafts=0, shared_rows=4))
     for number, name in enumerate((None, "a", "a", None, None)):
         prompt = tuple(range(number, number + 3 + 2 * number))
         books.add(
