@@ -20,7 +20,7 @@ from ...scheduler import Batch, Span
 from .adapters import AdapterSlots
 from .cache import Cache, block_bytes, clear_blocks, read_blocks, write_blocks
 from .cpu_layers import CpuLayers
-from .decoder import Change, DeviceDecoder, Place, PromptChunk, unsupported
+from .decoder import Change, DeviceDecoder, PromptChunk, WeightPlace, unsupported
 from .graphs import Graphs, Inputs, Recorded, size_for
 from .ops import DeviceStep, Ops, TorchOps
 
@@ -71,7 +71,7 @@ class CudaRunner:
         self.slots = AdapterSlots(self.device, dtype, first_layer=cpu_layers)
         self.decoder = DeviceDecoder(
             weights,
-            Place(self.device, dtype),
+            WeightPlace(self.device, dtype),
             ops or fused(dtype, self.device),
             self.width * BLOCK_TOKENS,
             first_layer=cpu_layers,
