@@ -36,26 +36,18 @@ ROOM_CIRCLES: list[list[str]] = [
     ["federation.rounds.buffered_client", "federation.rounds.client"],
 ]
 TWICE = {
-    "Absent",
-    "Answer",
     "Change",
-    "Chunk",
     "Group",
-    "Keeper",
     "Ledger",
     "Member",
     "Memory",
     "Outcome",
     "Parcel",
-    "Place",
     "Plan",
     "Post",
     "Reader",
     "Settings",
-    "Shape",
     "Step",
-    "Tally",
-    "Telling",
     "Verdict",
 }
 WIDE_CODE: dict[str, int] = {

@@ -13,6 +13,7 @@ from torch import Tensor
 from quietchoir.core.config import EngineConfig
 from quietchoir.core.engine.backends import select as choose
 from quietchoir.core.engine.backends.cuda import memory
+from quietchoir.core.engine.backends.cuda.cache import block_bytes
 from quietchoir.core.engine.backends.cuda.decoder import Linear
 from quietchoir.core.engine.backends.cuda.ops import Heads, Norm, TorchOps
 from quietchoir.core.engine.backends.cuda.packed import Packed
@@ -22,14 +23,7 @@ from quietchoir.core.errors import ConfigError
 from quietchoir.core.hardware.placement import GIB
 from quietchoir.core.models.quant.tensor import QuantTensor
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes.engine import (
-    TINY,
-    TINY_BLOCK_BYTES,
-    config,
-    generate,
-    tiny_adapter,
-    tiny_weights,
-)
+from quietchoir.tests.fakes.engine import TINY, config, generate, tiny_adapter, tiny_weights
 from quietchoir.tests.fakes.ways import WAYS, Make, few_words, plainly, restored
 
 CPU = torch.device("cpu")
@@ -47,7 +41,7 @@ def maker(tiny: Weights, cpu_layers: int) -> Make:
         model = CudaRunner(
             tiny, blocks, 256, cpu_layers=cpu_layers, device=CPU, ops=plain, dtype=torch.float32
         )
-        settings = config(kv_bytes=blocks * TINY_BLOCK_BYTES, **changes)
+        settings = config(kv_bytes=blocks * model.block_bytes, **changes)
         engine = Engine(tiny, settings, backend=model, clock=lambda: 0.0)
         engine.adapters.load("a", tiny_adapter(1))
         return engine
@@ -170,10 +164,9 @@ def test_a_runner_for_a_gpu_gets_the_cut_and_the_log_says_what_stays(tiny, monke
 
 
 def test_the_owner_s_memory_for_keys_holds_twice_the_blocks_in_eight_bits(tiny):
-    device = CudaRunner(tiny, 4, 256, device=torch.device("cpu"), ops=TorchOps(torch.float32))
-    # a cache of bfloat16 on the CPU
-    here = choose.select(quantised(tiny, "Q4_0"), EngineConfig()).block_bytes
-    on_device = device.block_bytes
+    narrow = quantised(tiny, "Q4_0")  # a cache of bfloat16 on the CPU
+    here = choose.select(narrow, EngineConfig()).block_bytes
+    on_device = block_bytes(narrow.architecture)
     # sixteen numbers a head in two bytes each; in one, and a scale
     assert here / on_device == 32 / 18
 
