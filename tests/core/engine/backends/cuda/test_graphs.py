@@ -80,9 +80,8 @@ def test_recordings_of_stacks_that_have_moved_are_let_go_and_the_others_stay():
     MADE.clear()
     device = runner(Again)
     rows = torch.randn(2, 32, generator=torch.Generator().manual_seed(1))
-    step = device.step(
-        [SimpleNamespace(start=0, count=2, sequence=SimpleNamespace(block_table=[3]))]
-    )  # type: ignore[list-item]
+    span: Any = SimpleNamespace(start=0, count=2, sequence=SimpleNamespace(block_table=[3]))
+    step = device.step([span])
     plain, adapted = Inputs(rows, step, None), Inputs(rows, step, torch.zeros(2, dtype=torch.long))
     for inputs, generation in (
         (plain, -1),
@@ -110,9 +109,8 @@ def test_what_is_recorded_asks_for_no_number():
     engine = Engine(tiny_weights(), config(), backend=runner(None))
     engine.adapters.load("a", tiny_adapter(1))
     slots = device.slots.place([engine.adapters.find("a"), None])
-    step = device.step(
-        [SimpleNamespace(start=7, count=2, sequence=SimpleNamespace(block_table=[3]))]
-    )  # type: ignore[list-item]
+    span: Any = SimpleNamespace(start=7, count=2, sequence=SimpleNamespace(block_table=[3]))
+    step = device.step([span])
     inputs = device.padded(Inputs(torch.zeros(2, 32), step, torch.tensor(slots)), 4).on(nowhere)
     logits = device.compute(inputs)
     assert logits.device == nowhere and logits.shape == (4, 257)
