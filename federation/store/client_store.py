@@ -133,10 +133,10 @@ class Shelf:
             self.database.put(SHARE_MEMORY, {}, self._held[1].memory.encode())
 
     def wipe(self) -> None:
-        """Forget the holding. Raises: QuietchoirError: the disk refuses."""
-        self._held = None
+        """Forget the holding. Raises: QuietchoirError: the disk refuses; it is tried again."""
         if self.database is not None:
             self.database.wipe(SHARE, SHARE_MEMORY)
+        self._held = None
 
     def _read(self) -> tuple[bytes, Holding] | None:
         share, memory = (found(self.database, name) for name in (SHARE, SHARE_MEMORY))
@@ -205,7 +205,9 @@ class Vault:
             QuietchoirError: the disk refuses; then nothing has changed.
         """
         if self.database is not None:
-            self.database.put(GROUP_KEY, {"epoch": epoch.hex()}, seed)
+            with self.database.step():
+                self.database.wipe(GROUP_KEY)  # of the log as well: it opens every sum of its epoch
+                self.database.put(GROUP_KEY, {"epoch": epoch.hex()}, seed)
         self._key = (epoch.hex(), seed)
 
     def progress(self, run: str) -> Progress:

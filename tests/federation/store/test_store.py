@@ -305,6 +305,35 @@ def test_nothing_is_left_of_what_was_wiped_or_written_over(tmp_path: Path) -> No
     assert again.get("other") == database.get("other") and again.get("one") is not None
 
 
+def test_a_key_whose_epoch_is_over_is_nowhere_on_the_disk(tmp_path: Path) -> None:
+    database = open_member(tmp_path)
+    vault = Vault(database, 4)
+    before = vault.make_seed(bytes(32))
+    assert before in everywhere(tmp_path)
+    after = vault.make_seed(b"\1" * 32)
+    assert before not in everywhere(tmp_path) and after in everywhere(tmp_path)
+    assert Vault(database, 4).seed(b"\1" * 32) == after
+
+
+def test_a_share_that_could_not_be_wiped_is_wiped_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = open_member(tmp_path)
+    shelf = Shelf(database)
+    shelf._held = (bytes(32), object())  # type: ignore[assignment]  # what it is plays no part
+    database.put(SHARE, {"epoch": bytes(32).hex()}, b"the share itself")
+
+    def full(*names: str) -> None:
+        raise QuietchoirError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "wipe", full)
+        with pytest.raises(QuietchoirError, match="full"):
+            shelf.holding(b"\1" * 32)
+    assert shelf.holding(b"\1" * 32) is None
+    assert b"the share itself" not in everywhere(tmp_path)
+
+
 def test_what_another_program_reads_is_not_said_to_be_wiped(tmp_path: Path) -> None:
     database = open_member(tmp_path)
     database.put("one", {}, b"secret")
