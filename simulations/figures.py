@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError, QuietchoirError
-from . import round_picture
+from . import life_pictures, round_picture
 
 ARMS = (
     ("central", "central training on everybody's requests", "#5b6675"),
@@ -80,6 +80,7 @@ def main() -> int:
     )
     chosen = parser.parse_args()
     print(round_picture.write(chosen.out))
+    print(*life_pictures.write(chosen.out), sep="\n")
     history = read(chosen.demo / "coordinator.json", "make demo")["history"]
     yardsticks = read(chosen.demo / "compare.json", "make demo-compare")["accuracy"]
     target = chosen.out / "learning.svg"
