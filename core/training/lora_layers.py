@@ -52,9 +52,7 @@ class UpperLayers:
         for name, module in self.model.named_modules():
             if b_name(name) not in b:
                 continue
-            into, out = (
-                cast(nn.Linear, getattr(module, half)[ADAPTER]) for half in ("lora_A", "lora_B")
-            )
+            into, out = lora_halves(module)
             into.weight = nn.Parameter(a[a_name(name)].to(dtype), requires_grad=False)
             out.weight = nn.Parameter(b[b_name(name)])
             out.weight.grad = grads[b_name(name)]
@@ -115,16 +113,20 @@ class LoraProduct(torch.autograd.Function):
         return into, None, None, grad.T @ low if ctx.needs_input_grad[3] else None, None
 
 
+def lora_halves(module: nn.Module) -> tuple[nn.Linear, nn.Linear]:
+    """A and B of one of PEFT's layers."""
+    halves = (getattr(module, half)[ADAPTER] for half in ("lora_A", "lora_B"))
+    into, out = (cast(nn.Linear, half) for half in halves)
+    return into, out
+
+
 def lora_linear(module: nn.Module, others: Tensor | None = None) -> Callable[[Tensor], Tensor]:
     """What one of PEFT's layers computes, [N, in] -> [N, out], with the weights that it then holds.
 
     Args:
         others: further columns of B [out, r'], frozen, behind the trained ones.
     """
-    base, (into, out) = (
-        cast(nn.Linear, module.base_layer),
-        (cast(nn.Linear, getattr(module, half)[ADAPTER]) for half in ("lora_A", "lora_B")),
-    )
+    base, (into, out) = cast(nn.Linear, module.base_layer), lora_halves(module)
     scale = cast(dict[str, float], module.scaling)[ADAPTER]
 
     def forward(x: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..models.architecture import LORA_B
 from ..models.lora.layout import AdapterShape, Layout, a_name, b_name
 from .frozen_layers import Prepared
-from .lora_layers import ADAPTER, UpperLayers, lora_linear
+from .lora_layers import UpperLayers, lora_halves, lora_linear
 from .trainer import Hyperparameters, StepInfo, Trainer, TrainResult
 
 
@@ -126,9 +126,7 @@ class RankPrefixLayers(UpperLayers):
         a, frozen = dict[str, Tensor](), list[tuple[nn.Module, Tensor]]()
         for name in self.layout.shapes:
             module = modules[name.removesuffix(LORA_B)]
-            into, out = (
-                cast(nn.Linear, getattr(module, half)[ADAPTER]) for half in ("lora_A", "lora_B")
-            )
+            into, out = lora_halves(module)
             for linear in (into, out):
                 weight = cast(nn.Parameter, linear.weight)
                 self.taken.append((linear, weight, weight.requires_grad))

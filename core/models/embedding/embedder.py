@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as BackendTokenizer
 from torch.nn import functional
 
 from ...errors import ModelFileError, ModelNotFoundError
-from . import bert as encoder
+from . import bert
 from .bert import Encoder
 
 BATCH = 32  # texts encoded at once
@@ -44,7 +44,7 @@ class SentenceEmbedder:
             ModelNotFoundError: a file is not there.
             ModelFileError: a file is damaged, or the model is not of this kind.
         """
-        network = encoder.load(folder)
+        network = bert.load(folder)
         path = folder / "tokenizer.json"
         if not path.exists():
             raise ModelNotFoundError(
@@ -63,7 +63,7 @@ class SentenceEmbedder:
             )
         limits = folder / "sentence_bert_config.json"
         longest = (
-            encoder.read_json(limits).get("max_seq_length") if limits.exists() else DEFAULT_LENGTH
+            bert.read_json(limits).get("max_seq_length") if limits.exists() else DEFAULT_LENGTH
         )
         if type(longest) is not int or not 2 < longest <= network.shape.max_positions:
             raise ModelFileError(

@@ -13,7 +13,7 @@ from quietchoir.core.models.checkpoint import from_hf
 from quietchoir.core.models.lora.adapter import AdapterShape
 from quietchoir.core.models.transformer import Transformer
 from quietchoir.core.models.weights import Weights
-from quietchoir.core.training import packing as rows
+from quietchoir.core.training import packing
 from quietchoir.core.training.frozen_layers import dense_linear
 from quietchoir.core.training.trainer import Hyperparameters, Trainer
 from quietchoir.tests.fakes.models import make_model
@@ -42,10 +42,10 @@ def test_training_sees_what_the_whole_network_computes_and_learns(
     network = Transformer(weights, dense_linear(torch.float32))
     apart = []
     for example in prepared.examples:
-        alone = rows.plan([example], 0)
+        alone = packing.plan([example], 0)
         attend = packed_attention([len(alone.positions)], architecture.windows)
         whole = network.layers_forward(
-            network.embed(rows.input_tokens([example], 0)), alone.positions, attend
+            network.embed(packing.input_tokens([example], 0)), alone.positions, attend
         )
         apart.append(network.model.norm(whole)[alone.answer_rows])
     torch.testing.assert_close(answers, torch.cat(apart), rtol=1e-3, atol=1e-4)

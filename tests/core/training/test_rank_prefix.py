@@ -9,7 +9,7 @@ import torch
 
 from quietchoir.core.errors import TrainingError
 from quietchoir.core.models.lora.adapter import AdapterShape, Layout, frozen_a
-from quietchoir.core.training import rank_prefix as narrow
+from quietchoir.core.training import rank_prefix
 from quietchoir.core.training.frozen_layers import Prepared
 from quietchoir.core.training.trainer import Hyperparameters, Trainer
 from quietchoir.tests.fakes.training import TINY, chatter, tiny_pair
@@ -37,10 +37,10 @@ def start(trainer: Trainer) -> torch.Tensor:
 def test_the_narrow_vector_is_the_layout_of_the_narrow_shape(
     trainer: Trainer, start: torch.Tensor
 ) -> None:
-    small = narrow.prefix_shape(SHAPE, 2)
+    small = rank_prefix.prefix_shape(SHAPE, 2)
     wide, thin = (
         Layout(SHAPE, TINY).unflatten(start),
-        Layout(small, TINY).unflatten(narrow.first_columns(start, 6, 2)),
+        Layout(small, TINY).unflatten(rank_prefix.first_columns(start, 6, 2)),
     )
     assert all(torch.equal(thin[name], wide[name][:, :2]) for name in wide)
     assert small.scale == SHAPE.scale
@@ -53,14 +53,14 @@ def test_the_gradient_is_that_of_the_whole_adapter_cut_to_the_columns(
 ) -> None:
     trainer.upper.set(start)
     loss, _ = trainer.step(prepared, range(10))
-    expected = narrow.first_columns(trainer.upper.grad, 6, 2).clone()
-    with narrow.prefix_trainer(trainer, start, 2, whole=True) as small:
-        small.upper.set(narrow.first_columns(start, 6, 2))
+    expected = rank_prefix.first_columns(trainer.upper.grad, 6, 2).clone()
+    with rank_prefix.prefix_trainer(trainer, start, 2, whole=True) as small:
+        small.upper.set(rank_prefix.first_columns(start, 6, 2))
         same_loss, _ = small.step(prepared, range(10))
         assert same_loss == pytest.approx(loss, rel=1e-5)
         torch.testing.assert_close(small.upper.grad, expected, rtol=1e-3, atol=1e-6)
-    with narrow.prefix_trainer(trainer, start, 2, whole=False) as small:
-        small.upper.set(narrow.first_columns(start, 6, 2))
+    with rank_prefix.prefix_trainer(trainer, start, 2, whole=False) as small:
+        small.upper.set(rank_prefix.first_columns(start, 6, 2))
         other_loss, _ = small.step(prepared, range(10))
         assert abs(other_loss - loss) > 1e-3  # another network: the other columns are missing
 
@@ -70,7 +70,9 @@ def test_the_other_columns_come_back_bit_for_bit(
     trainer: Trainer, prepared: Prepared, start: torch.Tensor, whole: bool
 ) -> None:
     given = start.clone()
-    result = narrow.train_columns(trainer, given, prepared, RECIPE, columns=2, seed=1, whole=whole)
+    result = rank_prefix.train_columns(
+        trainer, given, prepared, RECIPE, columns=2, seed=1, whole=whole
+    )
     assert torch.equal(given, start)
     after, before = result.flat_b.view(-1, 6), start.view(-1, 6)
     assert torch.equal(after[:, 2:], before[:, 2:]) and bool(
@@ -84,7 +86,7 @@ def test_all_columns_narrowly_is_plain_training(
 ) -> None:
     plain = trainer.train(start, prepared, RECIPE, seed=1)
     assert torch.equal(
-        narrow.train_columns(trainer, start, prepared, RECIPE, columns=6, seed=1).flat_b,
+        rank_prefix.train_columns(trainer, start, prepared, RECIPE, columns=6, seed=1).flat_b,
         plain.flat_b,
     )
 
@@ -94,7 +96,7 @@ def test_afterwards_the_trainer_trains_as_before(
 ) -> None:
     plain = trainer.train(start, prepared, RECIPE, seed=1)
     with pytest.raises(TrainingError):
-        narrow.train_columns(
+        rank_prefix.train_columns(
             trainer, start, prepared, dataclasses.replace(RECIPE, lr=1e38), columns=2, seed=1
         )
     again = trainer.train(start, prepared, RECIPE, seed=1)
@@ -106,4 +108,4 @@ def test_columns_that_are_not_there_are_refused(
     trainer: Trainer, prepared: Prepared, start: torch.Tensor, columns: int
 ) -> None:
     with pytest.raises(ValueError, match="expected 1 to 6"):
-        narrow.train_columns(trainer, start, prepared, RECIPE, columns=columns, seed=1)
+        rank_prefix.train_columns(trainer, start, prepared, RECIPE, columns=columns, seed=1)

@@ -17,9 +17,7 @@ from quietchoir.core.errors import ConfigError, DataError, TrainingError
 from quietchoir.core.models.lora.adapter import AdapterShape, frozen_a
 from quietchoir.core.models.transformer import Transformer
 from quietchoir.core.models.weights import Weights
-from quietchoir.core.training import frozen_layers as prefix
-from quietchoir.core.training import packing as rows
-from quietchoir.core.training import precision
+from quietchoir.core.training import frozen_layers, packing, precision
 from quietchoir.core.training.frozen_layers import dense_linear
 from quietchoir.core.training.loss import (
     ArgmaxCheck,
@@ -108,14 +106,14 @@ def test_cached_prefix_rows_are_those_of_an_uncached_forward(
     pair: tuple[Weights, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights, _ = pair
-    monkeypatch.setattr(prefix, "CHUNK_ROWS", 60)  # several chunks
-    prepared = prefix.prepare(chatter(9), weights, layers=2, dtype=torch.float32)
+    monkeypatch.setattr(frozen_layers, "CHUNK_ROWS", 60)  # several chunks
+    prepared = frozen_layers.prepare(chatter(9), weights, layers=2, dtype=torch.float32)
     lower = Transformer(weights, dense_linear(torch.float32), last_layer=2)
     assert prepared.shared > 5
     for index, example in enumerate(prepared.examples):
-        alone = rows.plan([example], 0)
+        alone = packing.plan([example], 0)
         expected = lower.layers_forward(
-            lower.embed(rows.input_tokens([example], 0)), alone.positions, alone
+            lower.embed(packing.input_tokens([example], 0)), alone.positions, alone
         )
         cached, batch = prepared.batch([index])
         assert torch.equal(batch.positions, alone.positions)
@@ -141,7 +139,7 @@ def test_both_ways_to_attend_agree_and_so_do_their_gradients() -> None:
         torch.randn(3, heads, 11, 8, generator=draw, requires_grad=True) for heads in (4, 2, 2)
     )
     results = []
-    for attend in (rows.plain_attention, rows.torch_attention):
+    for attend in (packing.plain_attention, packing.torch_attention):
         out = attend(q, k, v)
         results.append([out, *torch.autograd.grad(out.square().sum(), (q, k, v))])
     for plain, fused in zip(*results, strict=True):
@@ -322,7 +320,7 @@ def test_a_common_start_is_computed_once_and_never_reaches_into_a_request(
     shared = shared_start(examples)
     # the row that predicts the answer's first token stays an own row
     assert shared == len(examples[0].prompt) - 1
-    assert len(rows.input_tokens(examples, shared)) == shared + 2 * (examples[0].rows - shared)
+    assert len(packing.input_tokens(examples, shared)) == shared + 2 * (examples[0].rows - shared)
 
 
 def test_examples_without_a_common_start_train_as_well(trainer: Trainer) -> None:
