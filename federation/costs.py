@@ -77,7 +77,7 @@ def told_cost(policy: Policy, size: int, cohort: int) -> tuple[int, int]:
     was away.
 
     A member of every round gets the newest step, with the sum of each bucket that it did not sign;
-    one that missed rounds gets their steps, up to `telling.WAY` times the adapter with its
+    one that missed rounds gets their steps, up to `model_broadcast.WAY` times the adapter with its
     optimizer. A vote costs nothing more, since what was voted on is what the next round starts
     from; where buckets are chosen from, each costs. What is undone or salvaged comes besides.
     """

@@ -25,6 +25,7 @@ from ..core.errors import AuthenticationError, QuietchoirError
 from ..core.worker import Worker
 from ..crypto.he.encrypted_ring import MemberService
 from ..crypto.identity.keys import KEY_BYTES, bind, open_box, seal_box
+from .aggregation import state_transfer as handover
 from .aggregation.base import PartyContext, Safe
 from .aggregation.server_optimizer import Vector
 from .aggregation.snapshot import check_freezable, freeze, thaw
@@ -46,6 +47,7 @@ from .training.learner import Counts, Learner, Trained
 from .training.synthetic_task import ForgetfulRehearsal
 from .wire import message as messages
 from .wire import work
+from .wire.calls import GROUP
 from .wire.message import Place
 
 if TYPE_CHECKING:
@@ -129,9 +131,11 @@ def answer(own: Own, letter: bytes, key: bytes) -> tuple[bytes, bytes]:
         place = Recess(database, policy.digest, name)
         kept = place.take(key)
         try:
-            working = task.stage in work.STAGES
+            working, drawer = task.stage in work.STAGES, Drawer(database)
             learner, size, weights = (
-                learner_of(own, policy, name) if working else (Absent(), size_of(kept), None)
+                learner_of(own, policy, name)
+                if working or task.stage in handover.STAGES
+                else (Absent(), drawer.size if task.stage == GROUP else size_of(kept), None)
             )
             if working and task.stage != work.ADOPT:
                 cost = round_cost(policy, size)
@@ -149,8 +153,8 @@ def answer(own: Own, letter: bytes, key: bytes) -> tuple[bytes, bytes]:
                 folder=folder,
                 database=database,
                 ledger=Ledger(database),
-                safe=Safe(Vault(None, size), desk),
-                drawer=Drawer(),
+                safe=Safe(Vault(database, size), desk),
+                drawer=drawer,
                 recall=Recall(database),
                 leave=threading.Event(),
                 on_event=lambda event: None,
@@ -302,31 +306,52 @@ def freeze_attempt(party: Party) -> bytes | None:
     Raises:
         ProtocolError: a mode whose members do not stop between two letters.
     """
-    if party.attempt is None:
+    attempt, setup = party.attempt, party.handover
+    before = b"" if attempt is not None or setup is None else setup.freeze()
+    if attempt is None and not before:
         return None
-    attempt = party.attempt
-    fields = {
-        "place": asdict(attempt.place),
-        "done": attempt.done,
-        "size": party.size,
-        "relies_on": attempt.relies_on,
-    }
+    fields: dict[str, Any] = {"size": party.size, "attempt": None}
+    if attempt is not None:
+        fields["attempt"] = {
+            "place": asdict(attempt.place),
+            "done": attempt.done,
+            "relies_on": attempt.relies_on,
+            "leaves": attempt.leaves,
+        }
     header = json.dumps(fields).encode("ascii")
-    return len(header).to_bytes(4, "big") + header + freeze(party.attempt.half)
+    body = before if attempt is None else freeze(attempt.half)
+    return len(header).to_bytes(4, "big") + header + body
 
 
-def thaw_attempt(kept: bytes, party: Party) -> Attempt:
-    """The attempt that `freeze_attempt` kept, for a party of the same member.
+def size_in(kept: bytes) -> int:
+    """Values of the adapter that the attempt is about."""
+    return int(split(kept)[0]["size"])
+
+
+def thaw_attempt(kept: bytes, party: Party) -> Attempt | None:
+    """The attempt that `freeze_attempt` kept, for a party of the same member; None where it only
+    was about to begin: then what its members say to each other before goes on.
 
     Raises:
         ProtocolError: of another session.
     """
-    fields, half = split(kept)
-    place = Place(**fields["place"])
+    fields, body = split(kept)
+    begun = fields["attempt"]
+    if begun is None:
+        if party.handover is not None:
+            party.handover.thaw(body)
+        return None
+    place = Place(**begun.pop("place"))
     context = PartyContext(
-        party.policy, party.name, party.identity, party.ledger.sums, place, keep_sum=party.keep_sum
+        party.policy,
+        party.name,
+        party.identity,
+        party.ledger.sums,
+        place,
+        safe=party.safe,
+        keep_sum=party.keep_sum,
     )
-    return Attempt(place, thaw(half, context), fields["done"], fields["relies_on"])
+    return Attempt(place, thaw(body, context), **begun)
 
 
 def split(kept: bytes) -> tuple[dict[str, Any], bytes]:

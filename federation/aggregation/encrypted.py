@@ -109,13 +109,18 @@ class SealedParty(MaskedParty):
         self.bound = self.progress.steps.to_bytes(8, "big") + self.progress.tag(
             seed, context.place.run
         )
+        self.config: SecAggConfig | None = None
         self.seal: Seal | None = None
         self.sealed_sum: bytes | None = None
-        if values.size > counters(context.policy):
-            self.stages = STAGES
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """A round that only scores seals nothing."""
+        return STAGES if self.size else super().stages
 
     def ring(self, config: SecAggConfig) -> SealedRing:
         """Modulo t, under this member's key, for those who have the same key and adapter."""
+        self.config = config
         self.seal = make_seal(self.context.policy, config, key_id(self.seed))
         return make_ring(self.context.policy, config, self.seal, self.bound, self.desk, self.seed)
 
@@ -134,12 +139,12 @@ class SealedParty(MaskedParty):
 
     def witness(self, sealed_sum: bytes) -> bytes:
         """Check the sum's frame, keep it, sign it."""
-        assert self.client is not None  # the stages before this one
+        assert self.check is not None  # the stages before this one
         self.check_frame(sealed_sum)
         self.sealed_sum = sealed_sum
         context = occasion(WITNESS, self.context.policy, self.context.place)
         return self.context.identity.sign(
-            context, shown(sealed_sum, self.bound, self.client.survivors)
+            context, shown(sealed_sum, self.bound, self.check.survivors)
         )
 
     def check_frame(self, sealed_sum: bytes) -> None:
@@ -167,14 +172,14 @@ class SealedParty(MaskedParty):
             MessageError: a signature of somebody else or over something else.
             ThresholdError: too few signatures.
         """
-        assert self.client is not None and self.sealed_sum is not None
-        policy, place, survivors = self.context.policy, self.context.place, self.client.survivors
+        assert self.check is not None and self.config is not None and self.sealed_sum is not None
+        policy, place, survivors = self.context.policy, self.context.place, self.check.survivors
         message = shown(self.sealed_sum, self.bound, survivors)
         for name, signature in signatures.items():
             if name not in survivors:
                 raise MessageError(f"{name} signed the sum without being in it; refused")
             verify(policy, name, occasion(WITNESS, policy, place), message, signature)
-        need = self.client.threshold
+        need = self.config.threshold
         if len(signatures) < need:  # so that no two members decrypt different sums of one attempt
             raise ThresholdError(
                 f"{len(signatures)} members were shown this sum, need {need}; it is not decrypted"
@@ -186,8 +191,8 @@ class SealedParty(MaskedParty):
         Raises:
             DataError: a sum that so many members cannot have; nothing was changed.
         """
-        assert self.client is not None and self.seal is not None
-        policy, place, survivors = self.context.policy, self.context.place, self.client.survivors
+        assert self.check is not None and self.seal is not None
+        policy, place, survivors = self.context.policy, self.context.place, self.check.survivors
         mean = Codec(self.seal.packing.length, policy, self.context.terms).mean(
             total, len(survivors), survivors
         )

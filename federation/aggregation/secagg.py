@@ -145,8 +145,6 @@ def agree(
 class MaskedParty:
     """A member's side of one attempt."""
 
-    stages: tuple[str, ...] = STAGES
-
     def __init__(self, context: PartyContext, values: Values, tokens: int, counted: bool) -> None:
         self.context = context
         self.values: Values | None = values
@@ -154,8 +152,12 @@ class MaskedParty:
         self.tokens, self.counted = tokens, counted
         self.client: SecAggClient | None = None
         self.check: SumCheck | None = None  # what is left of the client once the sum is open
-        if counted and totals.attested(context.policy):
-            self.stages = (*STAGES, ATTEST)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """In this order, each once."""
+        attested = self.counted and totals.attested(self.context.policy)
+        return (*STAGES, ATTEST) if attested else STAGES
 
     def answer(self, stage: str, payload: bytes) -> bytes:
         """One stage.

@@ -1,7 +1,7 @@
 """A member's half of an attempt as bytes, where the process that answers one stage is not the one
 that answers the next.
 
-Knows the plain and the masked half. Knows nothing of where the bytes lie meanwhile (see
+Knows every mode's half. Knows nothing of where the bytes lie meanwhile (see
 store/attempt_snapshot).
 Always: what is thawed goes on where it was frozen, in the same session; values that have been
 masked are not in the bytes.
@@ -19,16 +19,20 @@ from ...core.errors import ConfigError, ProtocolError
 from ...crypto.ring import Range
 from ...crypto.secagg.client import SumCheck
 from ...crypto.secagg.snapshot import freeze as freeze_client
+from ...crypto.secagg.snapshot import read_config, spell_config
 from ...crypto.secagg.snapshot import thaw as thaw_client
 from ..spec.compatibility import refused
 from ..spec.policy import MAX_BITS, Policy
 from .base import PartyContext, PartyHalf, Values
+from .encrypted import SealedParty
+from .experimental.threshold import JointParty
 from .plain import PlainParty
 from .rank_masks import shares_of
 from .secagg import MaskedParty
-from .update import Terms
+from .update import Terms, seed_of
 
-PLAIN, MASKED = b"p", b"n"
+PLAIN = b"p"
+KINDS: dict[type[MaskedParty], bytes] = {MaskedParty: b"n", SealedParty: b"s", JointParty: b"t"}
 WORD = "<u2"  # of a value; 16 bits are as many as a federation may have
 assert MAX_BITS <= 16
 
@@ -52,12 +56,8 @@ def freeze(half: PartyHalf) -> bytes:
     """
     if isinstance(half, PlainParty):
         return PLAIN + half.packed
-    # a sealed half is one, with more to it
-    if not isinstance(half, MaskedParty) or type(half) is not MaskedParty:
-        raise ProtocolError(
-            f"a {type(half).__name__} cannot be kept between two processes; only "
-            f"plain and masked halves can"
-        )
+    if type(half) not in KINDS or not isinstance(half, MaskedParty):
+        raise ProtocolError(f"a {type(half).__name__} cannot be kept between two processes")
     check = (
         None
         if half.check is None
@@ -65,8 +65,16 @@ def freeze(half: PartyHalf) -> bytes:
     )
     client = b"" if half.client is None or half.check is not None else freeze_client(half.client)
     values = b"" if half.values is None else narrow(half.values)
+    shown = b""
+    more: dict[str, Any] = {}
+    if isinstance(half, SealedParty):
+        shown = half.sealed_sum or b""
+        opened = half.check is not None and half.config is not None
+        more["config"] = spell_config(half.config) if opened and half.config else None
+        more["requests"] = half.requests if isinstance(half, JointParty) else 0
     header = json.dumps(
         {
+            **more,
             "asked": half.context.cohort,
             "vouch": half.context.vouch,
             "relies": half.context.relies,
@@ -84,7 +92,7 @@ def freeze(half: PartyHalf) -> bytes:
             "values": None if half.values is None else half.values.size,
         }
     ).encode("ascii")
-    return MASKED + len(header).to_bytes(4, "big") + header + client + values
+    return KINDS[type(half)] + len(header).to_bytes(4, "big") + header + client + values + shown
 
 
 def thaw(data: bytes, context: PartyContext) -> PartyHalf:
@@ -101,7 +109,8 @@ def thaw(data: bytes, context: PartyContext) -> PartyHalf:
         half = object.__new__(PlainParty)  # `__init__` would pack values that are packed
         half.packed = body
         return half
-    if kind != MASKED:
+    made = next((one for one, mark in KINDS.items() if mark == kind), None)
+    if made is None:
         raise ProtocolError(
             "what was put aside is of another version of quietchoir; it is not taken up, the next "
             "attempt begins anew"
@@ -117,13 +126,20 @@ def thaw(data: bytes, context: PartyContext) -> PartyHalf:
         scores=header["scores"],
         subjects=tuple(bytes.fromhex(subject) for subject in header["subjects"]),
     )
+    count, at = header["values"] or 0, header["client"]
     values = (
         None
         if header["values"] is None
-        else np.frombuffer(rest, WORD, offset=header["client"]).astype(np.uint64)
+        else np.frombuffer(rest, WORD, count=count, offset=at).astype(np.uint64)
     )
-    masked = MaskedParty(context, np.zeros(0, np.uint64), header["tokens"], header["counted"])
+    masked = made(context, np.zeros(0, np.uint64), header["tokens"], header["counted"])
     masked.values, masked.size = values, header["size"]
+    if isinstance(masked, SealedParty):
+        masked.sealed_sum = rest[at + count * np.dtype(WORD).itemsize :] or None
+        if header["config"] is not None:
+            masked.ring(read_config(header["config"]))
+    if isinstance(masked, JointParty):
+        masked.requests = header["requests"]
     if (check := header["check"]) is not None:
         masked.check = SumCheck(bytes.fromhex(check["key"]), tuple(check["survivors"]))
     if header["client"]:
@@ -140,7 +156,14 @@ def terms_of(header: dict[str, Any], context: PartyContext) -> Terms:
     shares = shares_of(context.policy, asked, context.place.attempt) if header["counted"] else None
     told, adapter = bytes.fromhex(header["told"]), bytes.fromhex(header["adapter"])
     ranges = tuple(Range(*one) for one in header["ranges"])
-    return Terms(ranges, told=told, start=header["start"], shares=shares, adapter=adapter)
+    return Terms(
+        ranges,
+        seed_of(context.policy, context.place),
+        told=told,
+        start=header["start"],
+        shares=shares,
+        adapter=adapter,
+    )
 
 
 def narrow(values: Values) -> bytes:

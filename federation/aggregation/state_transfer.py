@@ -19,6 +19,8 @@ every sum and adapter of the epoch. It cannot hand over one member's update: nob
 has it.
 """
 
+import json
+
 from ...core.errors import MessageError
 from ...crypto.he.bfv import SEED_BYTES
 from ...crypto.identity.keys import Ephemeral, Identity
@@ -160,6 +162,30 @@ class Handover:
             )
         self.vault.keep_progress(place.run, progress)
         return self.greeting(place)
+
+    def freeze(self) -> bytes:
+        """What this member needs to go on in the attempt in which it greeted; nothing before it
+        did.
+
+        Hazard: it holds this attempt's box key, and a ceremony's secrets. Seal it.
+        """
+        if self.box_key is None:
+            return b""
+        place, key = self.box_key
+        header = json.dumps(
+            {"place": [place.run, place.round, place.attempt], "key": key.private_bytes().hex()}
+        ).encode("ascii")
+        ceremony = b"" if self.forming is None else self.forming.freeze()
+        return len(header).to_bytes(4, "big") + header + ceremony
+
+    def thaw(self, kept: bytes) -> None:
+        """Go on where `freeze` left it."""
+        end = 4 + int.from_bytes(kept[:4], "big")
+        header = json.loads(kept[4:end])
+        place = Place(*header["place"])
+        self.box_key = (place, Ephemeral(bytes.fromhex(header["key"])))
+        if self.forming is not None:
+            self.forming.thaw(place, kept[end:])
 
     def parcels(
         self, purpose: str, place: Place, askers: dict[str, Greeting], content: bytes

@@ -7,20 +7,18 @@ over fewer members than the federation's minimum.
 """
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from ...core import log
 from ...core.errors import BudgetError, CryptoError, DataError, RoundAborted
-from ...crypto.he.encrypted_ring import Desk
 from ...crypto.privacy.accountant import Spent
-from ..aggregation.base import Common, Contributors, ServerContext, Sum
+from ..aggregation.base import Contributors, ServerContext, Sum
 from ..aggregation.buckets import Buckets, buckets
-from ..aggregation.ranges import read_spans, spans
+from ..aggregation.ranges import read_spans
 from ..aggregation.rank_masks import Shares, shares_of
 from ..aggregation.registry import AGGREGATIONS
 from ..aggregation.server_optimizer import Vector, adapter_digest
-from ..aggregation.setup import Muster
 from ..aggregation.survivor_sets import Sets, choose
 from ..aggregation.update import Codec, Statistics, Terms, seed_of
 from ..spec.policy import Policy
@@ -28,8 +26,8 @@ from ..wire import broadcast_digest as broadcast
 from ..wire import work
 from ..wire.message import Place, Reply
 from .event_log import Logbook
+from .global_model import ServerHeld
 from .messenger import Post, Traffic
-from .model_broadcast import Telling
 from .privacy_accountant import Purse
 from .selection import Draw, draw
 
@@ -105,13 +103,7 @@ class Answers:
 
 
 class Assembly:
-    """The attempts of one run.
-
-    Args:
-        size: values of an update; stops: where its tensors end.
-        telling: how members are told which adapter is meant.
-        desk: in sealed mode, the worker that adds ciphertexts.
-    """
+    """The attempts of one run. Args: model: where the adapter lives."""
 
     def __init__(
         self,
@@ -119,17 +111,11 @@ class Assembly:
         post: Post,
         logbook: Logbook,
         purse: Purse,
-        *,
-        size: int,
-        stops: Sequence[int],
-        desk: Desk | None,
-        telling: Telling,
+        model: ServerHeld,
         on_event: Callable[[Event], None],
     ) -> None:
         self.policy, self.post, self.logbook, self.purse = policy, post, logbook, purse
-        self.size, self.stops, self.desk, self.on_event = size, tuple(stops), desk, on_event
-        self.telling = telling
-        self.common: Common | None = None  # of this attempt, where members hold the model
+        self.model, self.size, self.on_event = model, model.size, on_event
         # nobody can be summed from this adapter without these
         self.missing: frozenset[str] = frozenset()
         # who was asked in vain, in an earlier attempt of a round
@@ -145,7 +131,7 @@ class Assembly:
         started, training = time.monotonic(), stage == work.TRAIN
         place = self.begin()
         found = draw(self.policy, place, self.there(place), everybody=not training)
-        able = self.muster(found.cohort, place)
+        able = self.model.gather(found.cohort, place)
         if len(able) < (need := self.policy.needed(len(found.cohort))):
             raise RoundAborted(
                 f"{len(able)} of {len(found.cohort)} members can take part, need {need}: nobody "
@@ -174,7 +160,7 @@ class Assembly:
         sums = self.combine(place, ready, length, training, terms, len(found.cohort))
         sums, opened = self.open(sums, Codec(flat.size if training else 0, self.policy, terms))
         if training:
-            self.telling.opened(place, found.cohort, sums, tuple(mean for mean, _ in opened))
+            self.model.opened(place, found.cohort, sums, tuple(mean for mean, _ in opened))
         return Outcome(
             place=place,
             draw=found,
@@ -202,24 +188,6 @@ class Assembly:
         others = here - silent if round_ == place.round else here
         return others if len(others) >= self.policy.needed() else here
 
-    def muster(self, cohort: tuple[str, ...], place: Place) -> tuple[str, ...]:
-        """Who of `cohort` can take part: in sealed mode, those that share a key and an adapter when
-        it returns.
-
-        Raises:
-            RoundAborted: too few do.
-        """
-        if self.desk is None:
-            return cohort
-        self.common = Muster(self.policy, place, self.post.ask, self.size).gather(cohort)
-        steps, known = self.common.steps, self.logbook.state.round
-        if self.logbook.catch_up(steps):
-            logger.warning(
-                "members are at step %d, %d is written here; going on from theirs", steps, known
-            )
-            self.on_event({"event": "stepped", "round": steps, "expected": known})
-        return self.common.members
-
     def order(
         self,
         flat: Vector,
@@ -229,18 +197,14 @@ class Assembly:
         training: bool = False,
         card: str = "",
     ) -> work.Work:
-        """Work on the adapter `flat`; in sealed mode only its tag is known here."""
-        recipe, told = self.policy.recipe, draw or Draw((), ())
-        ranged = training and recipe.ranges == "tensor" and self.desk is None
-        state = self.telling.name(flat) if self.common is None else self.common.tag.hex()
+        """Work on the adapter `flat`; [0] where only members have it."""
+        told = draw or Draw((), ())
         return work.Work(
             flat=flat,
             evaluate=evaluate,
             card=card,
-            state=state,
-            ranges=spans(self.logbook.state.server.velocity, self.stops, recipe.update_range)
-            if ranged
-            else (),
+            state=self.model.name(flat),
+            ranges=self.model.ranges() if training else (),
             cohort=told.cohort,
             absent=told.absent,
         )
@@ -267,9 +231,7 @@ class Assembly:
             }
         )
         answers, spent = Answers(), list[str]()
-        for reply in self.telling.ask(
-            stage, order, cohort, place, self.policy.recipe.work_timeout_s
-        ):
+        for reply in self.model.ask(stage, order, cohort, place, self.policy.recipe.work_timeout_s):
             if answers.take(reply):
                 self.on_event({"event": "ready", "round": number, "party": reply.sender})
             elif reply.payload == work.SPENT and self.purse.step is not None:
@@ -341,8 +303,8 @@ class Assembly:
             told=answers.told,
             asked=asked,
             terms=terms,
-            common=self.common,
-            desk=self.desk,
+            common=self.model.common,
+            desk=self.model.desk,
         )
         server = AGGREGATIONS[self.policy.protection.kind].server
         split = self.split(answers.ready, terms)

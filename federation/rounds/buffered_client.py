@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...core.errors import MessageError
-from ..aggregation.base import PartyContext, PartyHalf, Values
+from ..aggregation.base import PartyContext, Values
 from ..aggregation.rank_masks import shares_of
 from ..aggregation.registry import AGGREGATIONS
 from ..aggregation.server_optimizer import Vector, adapter_digest
@@ -35,29 +35,6 @@ if TYPE_CHECKING:
 
 STAGES = (work.TRAIN, GROUP)
 LEAVES_AT = ("mask", "send")  # the stage whose answer carries the contribution, masked or plain
-
-
-class Once:
-    """A half of a protection whose contribution is wiped where it was kept, before it leaves."""
-
-    def __init__(self, half: PartyHalf, drawer: Drawer) -> None:
-        self.half, self.drawer = half, drawer
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """As `PartyHalf`."""
-        return self.half.stages
-
-    def answer(self, stage: str, payload: bytes) -> bytes:
-        """As `PartyHalf`.
-
-        Raises:
-            QuietchoirError: the disk refuses to wipe; nothing leaves.
-        """
-        answer = self.half.answer(stage, payload)
-        if stage in LEAVES_AT:
-            self.drawer.wipe()
-        return answer
 
 
 class Offering:
@@ -183,11 +160,9 @@ class Offering:
             subjects(party.policy, bytes.fromhex(kept.adapter), training=True, scored=scores),
             keep_sum=party.keep_sum,
         )
-        half = Once(
-            AGGREGATIONS[party.policy.protection.kind].client(context, values, kept.tokens, True),
-            self.drawer,
-        )
-        party.enter(place, half, kept.state if relies else "")
+        protect = AGGREGATIONS[party.policy.protection.kind].client
+        half = protect(context, values, kept.tokens, True)
+        party.enter(place, half, kept.state if relies else "", leaves=True)
         return party.ready(context)
 
     def vouching(self, called: Group, kept: Contribution) -> tuple[int, int]:

@@ -34,7 +34,6 @@ from ..wire.link import LeavingLink, Link
 from ..wire.message import Place
 from .attempt import Answers, Outcome
 from .messenger import Outbox, Traffic
-from .model_broadcast import Way
 from .privacy_accountant import Purses
 from .selection import Draw
 from .server import POLL_S, Coordinator
@@ -76,8 +75,6 @@ class BufferedCoordinator(Coordinator):
         self.ready: dict[str, int] = {}  # member → version that its contribution was trained from
         # member → digest and state that it was told as that version, by its word
         self.heard: dict[str, tuple[str, str]] = {}
-        # member → the way that it was left last, and the state it leads to
-        self.ways: dict[str, tuple[Way, str]] = {}
         # who was asked to train and has not answered usefully, and when
         self.asked: dict[str, float] = {}
         # members without enough of their privacy budget for one more group
@@ -149,7 +146,7 @@ class BufferedCoordinator(Coordinator):
             order = self.assembly.order(self.state.server.flat, evaluate=self.wants_score())
             letters = {
                 name: calls.encode_train(version, told)
-                for name, told in self.told_work(order, idle, place).items()
+                for name, told in self.model.letters(order, idle, place).items()
             }
             self.outbox.leave(work.TRAIN, letters, place, self.policy.recipe.work_timeout_s)
             self.asked |= dict.fromkeys(idle, now)
@@ -163,15 +160,6 @@ class BufferedCoordinator(Coordinator):
                 }
             )
 
-    def told_work(self, order: work.Work, names: list[str], place: Place) -> dict[str, bytes]:
-        """What each is told: the adapter, or the way to it from what it holds."""
-        if not self.telling.on:
-            return dict.fromkeys(names, work.encode(order))
-        self.telling.meet(names, order.state, place)
-        ways = self.telling.ways_for(order, names)
-        self.ways |= {name: (way, order.state) for name, way in ways.items()}
-        return {name: work.encode_told(order, way) for name, (_, way) in ways.items()}
-
     def take_in(self) -> None:
         """Who is done becomes ready.
 
@@ -183,9 +171,8 @@ class BufferedCoordinator(Coordinator):
             if reply.payload == work.SPENT and self.policy.privacy.on:
                 self.note_spent([reply.sender])
                 continue
-            if self.telling.on and not self.telling.heard(reply, *self.ways[reply.sender]):
-                # it is told in another way at once, but not for ever
-                if self.ways[reply.sender][0][0]:
+            if not self.model.worked(reply):
+                if self.model.at_once(reply.sender):
                     self.asked.pop(reply.sender, None)
                 continue
             try:
@@ -273,10 +260,7 @@ class BufferedCoordinator(Coordinator):
         """Those of `names` that followed the adapter they trained from, and those that enough
         such members vouch for.
         """
-        sure, need = (
-            [name for name in names if name not in self.telling.relying],
-            len(names) // 3 + 1,
-        )
+        sure, need = ([name for name in names if not self.model.relies(name)], len(names) // 3 + 1)
         return [
             name
             for name in names
@@ -329,7 +313,7 @@ class BufferedCoordinator(Coordinator):
             self.assembly.combine(place, answers, codec.length, True, terms, len(group)), codec
         )
         means = tuple(mean for mean, _ in opened)
-        self.telling.opened(place, call.names, sums, means)
+        self.model.opened(place, call.names, sums, means)
         parties = sorted(name for total in sums for name in total.parties)
         return Outcome(
             place=place,

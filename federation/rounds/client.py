@@ -54,7 +54,7 @@ from . import buffered_client as offering
 from .buffered_client import Offering
 from .client_model import HOLDS, LackingError, Led, Recall
 from .contribution_buffer import Drawer
-from .global_model import Stepping
+from .delta_chain import Stepping
 from .privacy_accountant import Purse
 from .selection import Draw, check
 
@@ -72,6 +72,8 @@ class Attempt:
     # the state that this member did not follow itself: it counts as followed once enough others
     # vouched
     relies_on: str = ""
+    # buffered: the contribution is the one that is kept, and wiped, on disk first, before it leaves
+    leaves: bool = False
 
     @property
     def expects(self) -> str | None:
@@ -425,9 +427,11 @@ class Party:
         if self.recall is not None:
             self.recall.keep_sum(digest, whole)
 
-    def enter(self, place: Place, half: PartyHalf, relies_on: str = "") -> None:
+    def enter(
+        self, place: Place, half: PartyHalf, relies_on: str = "", *, leaves: bool = False
+    ) -> None:
         """Take part in the protection's stages at `place`."""
-        self.attempt = Attempt(place, half, relies_on=relies_on)
+        self.attempt = Attempt(place, half, relies_on=relies_on, leaves=leaves)
 
     def go_on(self, task: Task) -> bytes:
         """Answer the next stage of the protection."""
@@ -444,6 +448,8 @@ class Party:
             )
         with self.ledger.step():
             answer = attempt.half.answer(task.stage, task.payload)
+            if attempt.leaves and self.offering is not None and task.stage in offering.LEAVES_AT:
+                self.offering.drawer.wipe()  # or nothing leaves
             self.ledger.save()  # a round that is being opened is on disk before its shares leave
         # the half found enough that vouch
         if task.stage == "share" and attempt.relies_on and self.recall is not None:

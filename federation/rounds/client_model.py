@@ -41,8 +41,8 @@ from ...core.errors import FederationError, MessageError, QuietchoirError
 from ..aggregation.attested_sum import KEPT, Integers, Total, digest_of
 from ..aggregation.server_optimizer import ServerState
 from ..store.database import Database, StoredRecord
-from . import global_model as steps
-from .global_model import NAME_BYTES, Step, Stepping, UnprovenError, name_of, origin_of
+from . import delta_chain as steps
+from .delta_chain import NAME_BYTES, Step, Stepping, UnprovenError, name_of, origin_of
 
 logger = log.get("federation.recall")
 HOLDS = "holds"  # the stage that asks for the names of what a member holds

@@ -88,6 +88,11 @@ class Drawer:
         kept = self._kept
         return kept if kept is not None and (kept.run, kept.rules) == (run, rules) else None
 
+    @property
+    def size(self) -> int:
+        """Values of the change that is kept; 0 if none is."""
+        return 0 if self._kept is None else self._kept.update.size
+
     def keep(self, contribution: Contribution) -> None:
         """Keep it in place of the one before. If the disk refuses, it is kept in memory: a
         restart then costs a training.

@@ -32,11 +32,11 @@ class Delivery:
         """
         place = self.assembly.begin()
         # sealed: who holds it
-        here = self.assembly.muster(tuple(sorted(self.link.present())), place)
+        here = self.assembly.model.gather(tuple(sorted(self.link.present())), place)
         order = self.assembly.order(self.logbook.state.server.flat, card=card)
         wanted = tuple(name for name in here if name in members)
         timeout_s = self.assembly.policy.recipe.stage_timeout_s
-        replies = self.assembly.telling.ask(work.ADOPT, order, wanted, place, timeout_s)
+        replies = self.assembly.model.ask(work.ADOPT, order, wanted, place, timeout_s)
         return tuple(sorted(reply.sender for reply in replies))
 
     @property

@@ -27,10 +27,11 @@ from ..aggregation.server_optimizer import ServerOptimizer, ServerState, Vector,
 from ..store.checkpoint import Walked
 from ..wire import work
 from ..wire.message import Place, Reply
-from . import global_model as steps
+from . import delta_chain as steps
 from .client_model import HOLDS, read_names
+from .delta_chain import ALL, Step, Stepping, name_of, origin_of
 from .event_log import Logbook
-from .global_model import ALL, Step, Stepping, name_of, origin_of
+from .global_model import ServerHeld
 from .messenger import Post
 
 logger = log.get("federation.telling")
@@ -40,10 +41,8 @@ Way = tuple[tuple[str, ...], bytes]
 WAY, SHORT_BYTES = 4, 1 << 20
 
 
-class Telling:
-    """One run's. Also the optimizer that the coordinator steps with, so that no step goes
-    unnoticed.
-    """
+class ServerHeldDelta(ServerHeld):
+    """One run's: members follow the adapter by the sums that lead to it."""
 
     def __init__(
         self,
@@ -53,14 +52,9 @@ class Telling:
         size: int,
         stops: Sequence[int],
     ) -> None:
-        self.post, self.logbook, self.optimizer, self.size, self.stops = (
-            post,
-            logbook,
-            optimizer,
-            size,
-            tuple(stops),
-        )
-        self.on, self.origin = post.policy.followed, origin_of(size)
+        super().__init__(post, logbook, optimizer, size, stops)
+        self.origin = origin_of(size)
+        self.left: dict[str, tuple[Way, str]] = {}  # member → the way that `letters` told it
         # oldest first
         self.ways: dict[str, Walked] = {one.name: one for one in logbook.state.steps}
         # made of the last sums; one of them may become the run's
@@ -96,18 +90,16 @@ class Telling:
     def step(self, state: ServerState, mean: Vector) -> ServerState:
         """As `ServerOptimizer`; the step is noted."""
         after = self.optimizer.step(state, mean)
-        if self.on:
-            name = name_of(after)
-            self.fresh.append((name, after))
-            self.steps[name] = self.made(mean)
-            self.note(name, self.named(state), self.steps[name])
+        name = name_of(after)
+        self.fresh.append((name, after))
+        self.steps[name] = self.made(mean)
+        self.note(name, self.named(state), self.steps[name])
         return after
 
     def rest(self, parent: ServerState) -> ServerState:
         """`parent` with an optimizer at rest, after a change was undone; the step is noted."""
         after = parent.at_rest()
-        if self.on:
-            self.note(name_of(after), self.named(parent), Step(kind="rest"))
+        self.note(name_of(after), self.named(parent), Step(kind="rest"))
         return after
 
     def made(self, change: Vector) -> Step:
@@ -143,7 +135,7 @@ class Telling:
 
     def walked(self, server: ServerState) -> tuple[Walked, ...]:
         """The steps that lead to `server`, oldest first: what must be on disk with it."""
-        taken, at = list[Walked](), self.named(server) if self.on else ""
+        taken, at = list[Walked](), self.named(server)
         while at in self.ways and len(taken) < len(self.ways):
             taken.append(self.ways[at])
             at = taken[-1].before
@@ -154,14 +146,11 @@ class Telling:
         return max(SHORT_BYTES, WAY * 4 * self.size * len(self.logbook.state.server.vectors))
 
     def name(self, flat: Vector) -> str:
-        """The state whose adapter is this very vector; empty where adapters are told whole, without
-        a name.
+        """The state whose adapter is this very vector.
 
         Raises:
             RuntimeError: no state of this run.
         """
-        if not self.on:
-            return ""
         if self.version != self.post.policy.version:
             self.forget()
         server = self.logbook.state.server
@@ -185,15 +174,29 @@ class Telling:
         """Let the cohort work on `order`; yield what they answer. Whoever lacks the adapter is
         asked once more.
         """
-        if not self.on:
-            yield from self.post.ask(
-                stage, dict.fromkeys(cohort, work.encode(order)), place, timeout_s
-            )
-            return
         self.meet(cohort, order.state, place)
         yield from self.send(stage, order, self.ways_for(order, cohort), place, timeout_s)
         if lacking := [name for name in cohort if name in self.lacking]:
             yield from self.send(stage, order, self.ways_for(order, lacking), place, timeout_s)
+
+    def letters(self, order: work.Work, members: Sequence[str], place: Place) -> dict[str, bytes]:
+        """What each is told: its way from what it holds."""
+        self.meet(members, order.state, place)
+        ways = self.ways_for(order, members)
+        self.left |= {name: (way, order.state) for name, way in ways.items()}
+        return {name: work.encode_told(order, way) for name, (_, way) in ways.items()}
+
+    def worked(self, reply: Reply) -> bool:
+        """As `heard`, of an answer to one of `letters`."""
+        return self.heard(reply, *self.left[reply.sender])
+
+    def at_once(self, member: str) -> bool:
+        """It is told in another way at once, but not for ever."""
+        return bool(self.left[member][0][0])
+
+    def relies(self, member: str) -> bool:
+        """Was it told the whole, and not summed since?"""
+        return member in self.relying
 
     def ways_for(self, order: work.Work, names: Sequence[str]) -> dict[str, Way]:
         """How each gets to the adapter that is meant, from what it is known to hold."""

@@ -16,8 +16,7 @@ import numpy as np
 
 from ...core import log
 from ...core.errors import BudgetError, FederationError, RoundAborted
-from ...core.worker import Worker
-from ...crypto.he.encrypted_ring import AdderService, Desk
+from ...crypto.he.encrypted_ring import Desk
 from ...crypto.identity.keys import Identity
 from ..aggregation.server_optimizer import ServerState, Vector, combine, optimizer_of
 from ..spec.policy import Policy
@@ -28,8 +27,10 @@ from . import validation as guard
 from .attempt import Assembly, Event, Outcome
 from .delivery import Delivery
 from .event_log import Logbook
+from .global_model import ServerHeld
+from .member_held import MemberHeld
 from .messenger import Post
-from .model_broadcast import Telling
+from .model_broadcast import ServerHeldDelta
 from .privacy_accountant import ANY, Purse
 from .report import RunReport, summary, write_entry
 from .validation import Verdict
@@ -89,31 +90,31 @@ class Coordinator:
         self.on_event = on_event or (lambda event: None)
         self.wait_s, self.patient, self.grace_s = wait_s, patient, grace_s
         self.gathered = False  # the minimum was there once
-        self.sealed = policy.protection.mode == "sealed"
         store = store or Store(None)
         # in sealed mode no adapter is here
-        self.logbook = Logbook(store, policy, 0 if self.sealed else size)
+        self.logbook = Logbook(store, policy, 0 if policy.can.model_held_by == "members" else size)
         self.purse = purse or Purse(policy, size, ANY, store.database)
         self.post = Post(policy, identity, link)
-        stops = tuple(stops) or (size,)
-        self.telling = Telling(self.post, self.logbook, optimizer_of(policy.recipe), size, stops)
-        self.optimizer = self.telling  # it steps, and remembers how
+        self.model = self.model_of(tuple(stops) or (size,), desk)
         self.assembly = Assembly(
-            policy,
-            self.post,
-            self.logbook,
-            self.purse,
-            size=size,
-            stops=stops,
-            desk=(desk or Worker(AdderService)) if self.sealed else None,
-            telling=self.telling,
-            on_event=self.on_event,
+            policy, self.post, self.logbook, self.purse, self.model, self.on_event
         )
         self.delivery = Delivery(self.assembly, self.on_event)
         self.held: dict[str, object] = {}
         self.aborted: list[str] = []
         # while no round is under way: a later federation file may come
         self.between: Callable[[], None] = lambda: None
+
+    def model_of(self, stops: Sequence[int], desk: Desk | None) -> ServerHeld:
+        """Where this run's adapter lives."""
+        optimizer = optimizer_of(self.policy.recipe)
+        if self.policy.can.model_held_by == "members":
+            return MemberHeld(
+                self.post, self.logbook, optimizer, self.size, stops,
+                desk=desk, on_event=self.on_event,
+            )  # fmt: skip
+        held = ServerHeldDelta if self.policy.followed else ServerHeld
+        return held(self.post, self.logbook, optimizer, self.size, stops)
 
     @property
     def state(self) -> RunState:
@@ -189,8 +190,8 @@ class Coordinator:
         self.held = outcome.sums[0].held
         entry = write_entry(work.TRAIN, outcome, self.state, self.policy)
         entry["update_norm"] = round(float(np.linalg.norm(change)), 4)
-        if self.sealed or not self.policy.guard.on:
-            self.commit(self.optimizer.step(parent, change), entry)
+        if self.model.held_by_members or not self.policy.guard.on:
+            self.commit(self.model.step(parent, change), entry)
         else:
             self.commit_guarded(
                 parent, [change, *(outcome.means if len(outcome.means) > 1 else ())], entry
@@ -209,7 +210,7 @@ class Coordinator:
 
     def commit(self, server: ServerState, entry: dict[str, Any]) -> None:
         """A whole round is done."""
-        self.logbook.commit(server, entry, self.telling.walked(server))
+        self.logbook.commit(server, entry, self.model.walked(server))
 
     def commit_guarded(
         self, parent: ServerState, changes: Sequence[Vector], entry: dict[str, Any]
@@ -226,7 +227,7 @@ class Coordinator:
         # of the number under which the change was opened; a kill from here on loses the round, no
         # more
         self.logbook.skip()
-        first, *others = (self.optimizer.step(parent, change) for change in changes)
+        first, *others = (self.model.step(parent, change) for change in changes)
         server, verdict = first, self.insist(lambda: self.vote(first.flat, [entry]))
         further = others if not verdict.kept or self.policy.guard.rule == "choose" else []
         for number, other in enumerate(further, start=1):
@@ -239,7 +240,7 @@ class Coordinator:
                     ),
                 )
         if not verdict.kept:
-            server = self.telling.rest(parent)
+            server = self.model.rest(parent)
         self.commit(server, {**entry, "guard": dataclasses.asdict(verdict)})
 
     def vote(self, flat: Vector, running: Sequence[dict[str, Any]] = ()) -> Verdict:
@@ -261,7 +262,12 @@ class Coordinator:
         not judged yet?
         """
         history = self.state.history
-        return self.sealed and self.policy.guard.on and bool(history) and "guard" not in history[-1]
+        return (
+            self.model.held_by_members
+            and self.policy.guard.on
+            and bool(history)
+            and "guard" not in history[-1]
+        )
 
     def confirm(self) -> None:
         """Sealed mode: let members judge the adapter that they hold, and go back by one step if
@@ -271,36 +277,8 @@ class Coordinator:
         verdict = self.insist(lambda: self.vote(self.state.server.flat))
         if not verdict.kept:
             steps = self.state.round
-            self.insist(lambda: self.undo(steps))
+            self.insist(lambda: self.model.rollback(steps))
         self.logbook.keep(history=(*earlier, {**last, "guard": dataclasses.asdict(verdict)}))
-
-    def undo(self, steps: int) -> None:
-        """Sealed mode: have members go back to the adapter before step `steps`, which is one step
-        more.
-
-        Raises:
-            RoundAborted: fewer did than it takes for the others to believe them.
-        """
-        place = self.assembly.begin()
-        members = self.assembly.muster(tuple(sorted(self.link.present())), place)
-        if self.state.round > steps:
-            return  # an attempt before this one was answered, and our note of it lost
-        payload = work.encode(self.assembly.order(self.state.server.flat))
-        done = list(
-            self.post.ask(
-                work.UNDO,
-                dict.fromkeys(members, payload),
-                place,
-                self.policy.recipe.stage_timeout_s,
-            )
-        )
-        need = self.policy.needed(len(members))
-        if len(done) < need:
-            raise RoundAborted(
-                f"{len(done)} of {len(members)} members went back to the adapter "
-                f"before, need {need}"
-            )
-        self.logbook.catch_up(steps + 1)
 
     def deliver(self) -> None:
         """Keep the finished adapter here and hand it to every member that is there.
@@ -317,7 +295,7 @@ class Coordinator:
         if (spent := self.privacy_spent()) is not None:
             evaluation |= {"privacy": spent, "epsilon": spent["epsilon"], "delta": spent["delta"]}
         name, card = "", ""
-        if self.sealed:  # the adapter is the members', each signs its own card
+        if self.model.held_by_members:  # the adapter is the members', each signs its own card
             card = json.dumps(evaluation)
         elif self.keep is not None:
             name, card = self.keep(self.state.server.flat, evaluation)

@@ -32,7 +32,6 @@ CAPABILITIES = {
         server_reads_sum=False,
         model_held_by="members",
         sums_per_round="one",
-        snapshot=False,
         wire_cost="ciphertext",
     ),
     "threshold": Capabilities(
@@ -40,7 +39,6 @@ CAPABILITIES = {
         model_held_by="members",
         needs_all_online=True,
         sums_per_round="one",
-        snapshot=False,
         wire_cost="polynomial",
     ),
 }
@@ -137,13 +135,6 @@ RULES = (
         lambda axes: (
             'recipe.download = "change" needs mode "plain" or "masked": a sealed round tells sums '
             "alone as it is"
-        ),
-    ),
-    Exclusion(
-        lambda axes: axes.engines and axes.buffered,
-        lambda axes: (
-            "it sums members as they become ready, which Flower's own engines cannot wait for; run "
-            "it with `quietchoir coordinate` and `join`, or take synchronous rounds"
         ),
     ),
     Exclusion(

@@ -1,4 +1,5 @@
-"""The coordinator's `Link` over Flower's public `Grid`: a stock SuperLink's, or a simulation's.
+"""The coordinator's `LeavingLink` over Flower's public `Grid`: a stock SuperLink's, or that of a
+simulation.
 
 Knows which of Flower's nodes is which member, and how long it is waited for. Knows nothing of what
 letters say.
@@ -34,7 +35,7 @@ LATE_S = 60.0  # Flower keeps a letter for so long after nobody waits for it any
 
 
 class GridLink:
-    """`Link` for nodes of Flower's own engines."""
+    """`LeavingLink` for nodes of Flower's own engines."""
 
     def __init__(self, grid: Grid, policy: Policy) -> None:
         self.grid, self.policy = grid, policy
@@ -44,6 +45,8 @@ class GridLink:
         # nodes that did not prove who they are: when they may be asked again
         self.strangers: dict[int, float] = {}
         self.online: frozenset[int] = frozenset()
+        # letters that were left: message → member, and until when it is waited for
+        self.left: dict[str, tuple[str, float]] = {}
         self.looked = -LOOK_S
 
     def present(self) -> frozenset[str]:
@@ -53,7 +56,8 @@ class GridLink:
             self.greet()
             self.welcome()
             self.looked = time.monotonic()
-        return frozenset(name for node, name in self.names.items() if node in self.online)
+        here = frozenset(name for node, name in self.names.items() if node in self.online)
+        return here - self.owing()
 
     def greet(self) -> None:
         """Ask new nodes who they are; those that did not say so in time again, strangers after a
@@ -98,29 +102,56 @@ class GridLink:
 
     def ask(self, letters: Mapping[str, bytes], timeout_s: float) -> Iterator[tuple[str, bytes]]:
         """As `Link.ask`."""
-        nodes = {name: node for node, name in self.names.items()}
-        contents = {
-            nodes[name]: seal_letter(letter) for name, letter in letters.items() if name in nodes
-        }
-        waiting = {
-            number: self.names[node]
-            for number, node in self.push(contents, LETTER, timeout_s + LATE_S).items()
-        }
+        waiting = self.deliver(letters, timeout_s)
         deadline = time.monotonic() + timeout_s
         while waiting:
             for reply in self.pull(waiting):
-                name = waiting.pop(reply.metadata.reply_to_message_id)
-                letter = None if reply.has_error() else open_letter(reply)
-                if letter is not None:
-                    yield name, letter
-                else:
-                    logger.warning("%s did not answer: %s", name, reason_of(reply))
+                yield from read_reply(waiting.pop(reply.metadata.reply_to_message_id), reply)
             if waiting and (left := deadline - time.monotonic()) <= 0:
                 break
             if waiting:
                 time.sleep(min(POLL_S, left))
         for name in waiting.values():
             logger.warning("%s did not answer within %.0f s", name, timeout_s)
+
+    def deliver(self, letters: Mapping[str, bytes], timeout_s: float) -> dict[str, str]:
+        """Push each member's letter; message → member, of those that Flower took."""
+        nodes = {name: node for node, name in self.names.items()}
+        contents = {
+            nodes[name]: seal_letter(letter) for name, letter in letters.items() if name in nodes
+        }
+        pushed = self.push(contents, LETTER, timeout_s + LATE_S)
+        return {number: self.names[node] for number, node in pushed.items()}
+
+    def leave(self, letters: Mapping[str, bytes], timeout_s: float) -> None:
+        """As `LeavingLink.leave`."""
+        deadline = time.monotonic() + timeout_s
+        for number, name in self.deliver(letters, timeout_s).items():
+            self.left[number] = name, deadline
+
+    def collect(self, wait_s: float) -> Iterator[tuple[str, bytes]]:
+        """As `LeavingLink.collect`."""
+        until = time.monotonic() + wait_s
+        while self.left:
+            replies = self.pull(self.left)
+            for reply in replies:
+                name, _ = self.left.pop(reply.metadata.reply_to_message_id)
+                yield from read_reply(name, reply)
+            now = time.monotonic()
+            self.left = {number: one for number, one in self.left.items() if now < one[1]}
+            if replies or now >= until:
+                return
+            time.sleep(min(POLL_S, until - now))
+        if wait_s:
+            time.sleep(max(0.0, until - time.monotonic()))
+
+    def owing(self) -> frozenset[str]:
+        """As `LeavingLink.owing`."""
+        return frozenset(name for name, _ in self.left.values())
+
+    def recall(self) -> None:
+        """As `LeavingLink.recall`; who works on such a letter still answers it, to nobody."""
+        self.left = {}
 
     def push(
         self, contents: Mapping[int, RecordDict], kind: str, lifetime_s: float
@@ -137,6 +168,15 @@ class GridLink:
         """Answers that are here, to messages that are waited for."""
         found = self.grid.pull_messages(list(waiting)) if waiting else []
         return [reply for reply in found if reply.metadata.reply_to_message_id in waiting]
+
+
+def read_reply(name: str, reply: Message) -> Iterator[tuple[str, bytes]]:
+    """A member's answer, if that is what came."""
+    letter = None if reply.has_error() else open_letter(reply)
+    if letter is not None:
+        yield name, letter
+    else:
+        logger.warning("%s did not answer: %s", name, reason_of(reply))
 
 
 def proved(reply: Message, policy: Policy, nonce: bytes, node: int) -> str:

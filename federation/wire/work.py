@@ -111,7 +111,7 @@ def encode(work: Work) -> bytes:
 
 def encode_told(work: Work, way: bytes) -> bytes:
     """The same without the vector: `work.state` names it, and `way` leads there
-    (`..rounds.global_model`).
+    (`..rounds.delta_chain`).
     """
     return encode(dataclasses.replace(work, flat=np.zeros(0, np.float32))) + way
 

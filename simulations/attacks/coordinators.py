@@ -36,9 +36,10 @@ from ...federation.membership import update as renewal
 from ...federation.membership.log import found
 from ...federation.rounds import attempt as assembly
 from ...federation.rounds import client as party
-from ...federation.rounds import global_model as steps
+from ...federation.rounds import delta_chain as steps
 from ...federation.rounds.client import Party
-from ...federation.rounds.global_model import Step, name_of
+from ...federation.rounds.delta_chain import Step, name_of
+from ...federation.rounds.model_broadcast import ServerHeldDelta
 from ...federation.rounds.server import Coordinator
 from ...federation.spec.policy import AggregationTable, Policy, ScheduleTable
 from ...federation.stateless_client import ASIDE, Recess, freeze_attempt, thaw_attempt
@@ -81,6 +82,12 @@ NO_TAGS = tuple((one, "attested", lambda policy: False) for one in (totals, step
 # whatever adapter was told
 ONE_SPLIT = tuple((one, "adapter_digest", lambda flat: bytes(32)) for one in (party, assembly))
 HEADER: dict[str, type] = {"kind": str, "recipient": str, **messages.FRAME}
+
+
+def delta(run: Coordinator) -> ServerHeldDelta:
+    """Where the adapter lives, in a run whose members follow it by sums."""
+    assert isinstance(run.model, ServerHeldDelta)
+    return run.model
 
 
 def stage_of(letter: bytes) -> str:
@@ -268,7 +275,7 @@ def undone_for_some(*stubs: Stub) -> Result:
         voice.train = noting(voice.train, told, name)  # type: ignore[method-assign, assignment]
     with without(*stubs):
         place = run.assembly.begin()
-        run.assembly.muster(tuple(sorted(scene.parties)), place)
+        run.model.gather(tuple(sorted(scene.parties)), place)
         payload = work.encode(run.assembly.order(run.state.server.flat))
         list(run.post.ask(work.UNDO, dict.fromkeys(NAMES[:2], payload), place, 5.0))
         words = refused(run.train_round)
@@ -424,8 +431,8 @@ def adopted_first(*stubs: Stub) -> Result:
             )
         )
         run.logbook.keep(server=TRAP, round=6, steps=())
-        run.telling.ways.clear()
-        run.telling.held = dict.fromkeys(scene.parties, (name_of(TRAP),))
+        delta(run).ways.clear()
+        delta(run).held = dict.fromkeys(scene.parties, (name_of(TRAP),))
         words = refused(run.train_round)
     summed = run.state.round == 7 and set(told.values()) == {TRAP.flat.tobytes()}
     return Result(
@@ -538,7 +545,7 @@ def many_sums(
 def back_to_zeros(run: Coordinator, number: int) -> None:
     """The next round is from where every run begins, again."""
     run.logbook.keep(server=ServerState.zeros(run.size), steps=(), round=number)
-    run.telling.forget()
+    delta(run).forget()
 
 
 def from_one_adapter(*stubs: Stub) -> Result:

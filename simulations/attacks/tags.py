@@ -29,9 +29,9 @@ from ...federation.aggregation.base import Sum
 from ...federation.aggregation.secagg import ATTEST
 from ...federation.aggregation.server_optimizer import ServerState
 from ...federation.aggregation.update import Terms
-from ...federation.rounds import global_model as steps
+from ...federation.rounds import delta_chain as steps
 from ...federation.rounds.client_model import Recall
-from ...federation.rounds.global_model import Step, Stepping, name_of, origin_of
+from ...federation.rounds.delta_chain import Step, Stepping, name_of, origin_of
 from ...federation.rounds.server import Coordinator
 from ...federation.spec.policy import AggregationTable, Policy
 from ...federation.stateless_client import Recess, freeze_attempt, thaw_attempt
@@ -40,7 +40,7 @@ from ...federation.wire import message as messages
 from ...federation.wire import work
 from ...federation.wire.message import Place
 from .catalogue import Attack, Result
-from .coordinators import HEADER, MIDDLE, Stopping, copied
+from .coordinators import HEADER, MIDDLE, Stopping, copied, delta
 from .scene import (
     NAMES,
     RANGE,
@@ -459,7 +459,7 @@ def whole_on_the_way(*stubs: Stub) -> Result:
         return work.encode_told(dataclasses.replace(order, state=name_of(FREE)), told)
 
     run.logbook.keep(server=FREE, steps=())
-    run.telling.held = dict.fromkeys(scene.parties, (name_of(FREE),))
+    delta(run).held = dict.fromkeys(scene.parties, (name_of(FREE),))
     Liar(run, lie)
     with without(*stubs):
         words = refused(run.train_round)

@@ -20,17 +20,24 @@ from quietchoir.federation.aggregation.attested_sum import attested
 from quietchoir.federation.aggregation.base import PartyContext, Sum
 from quietchoir.federation.aggregation.secagg import MaskedCoordinator
 from quietchoir.federation.aggregation.server_optimizer import ServerState
-from quietchoir.federation.rounds import global_model as steps
+from quietchoir.federation.rounds import delta_chain as steps
 from quietchoir.federation.rounds.buffered_server import BufferedCoordinator
 from quietchoir.federation.rounds.client import Party
 from quietchoir.federation.rounds.client_model import NAME, LackingError, Memory, Recall
-from quietchoir.federation.rounds.global_model import Step, Stepping, name_of
+from quietchoir.federation.rounds.delta_chain import Step, Stepping, name_of
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import AggregationTable
 from quietchoir.federation.store.member import open_member
 from quietchoir.federation.wire import calls, work
 from quietchoir.tests.fakes.buffered import buffered, run_of
-from quietchoir.tests.fakes.federation import ANY_MODE, FixedLearner, House, coordinator, house
+from quietchoir.tests.fakes.federation import (
+    ANY_MODE,
+    FixedLearner,
+    House,
+    coordinator,
+    delta,
+    house,
+)
 from quietchoir.tests.fakes.store import damage
 
 SIZE = 80
@@ -55,7 +62,7 @@ def chosen(run: Coordinator) -> Coordinator:
     digests and names all fit.
     """
     run.logbook.keep(server=TRAP, round=5, steps=())
-    run.telling.ways.clear()
+    delta(run).ways.clear()
     if isinstance(run, BufferedCoordinator):  # it leaves nobody out
         run.vouched = lambda names: names  # type: ignore[method-assign]
     return run
@@ -163,14 +170,14 @@ def test_a_member_that_comes_late_takes_the_whole_once_others_vouch_and_follows_
     run = coordinator(home, members, SIZE)
     run.learn(3)
     # the way from zeros is too long to be told
-    run.telling.ways = dict(list(run.telling.ways.items())[-1:])
+    delta(run).ways = dict(list(delta(run).ways.items())[-1:])
     ann = members["ann"].recall
     assert ann is not None and ann.database is not None
     assert (ann.database.path.stat().st_mode & 0o777) == 0o600
     ann.database.drop(NAME)
     members["ann"].recall = Recall(open_member(tmp_path / "ann"))
     run.train_round()
-    assert "ann" in run.state.history[-1]["parties"] and "ann" not in run.telling.relying
+    assert "ann" in run.state.history[-1]["parties"] and "ann" not in delta(run).relying
     trail = Recall(open_member(tmp_path / "ann")).memory(run.state.run).trail  # as it is on disk
     assert len(trail) == 1 and trail[0] in members["ben"].recall.memory(run.state.run).trail  # type: ignore[union-attr]
 
@@ -183,7 +190,7 @@ def test_a_member_that_was_started_again_goes_on_from_its_disk(tmp_path: Path) -
     for name, party in members.items():
         # everybody, at once: nobody could vouch for the others
         party.recall = Recall(open_member(tmp_path / name))
-    run.telling.forget()
+    delta(run).forget()
     run.train_round()
     assert len(run.state.history[-1]["parties"]) == 4
     assert len(Recall(open_member(tmp_path / "ann")).memory(run.state.run).trail) == 2
@@ -200,7 +207,7 @@ def test_a_damaged_record_makes_a_newcomer_and_nothing_worse(tmp_path: Path, har
     else:
         open_member(tmp_path / "ann").put(NAME, {"held": 7}, b"")
     members["ann"].recall = Recall(open_member(tmp_path / "ann"))
-    run.telling.forget()
+    delta(run).forget()
     run.train_round()
     assert len(run.state.history[-1]["parties"]) == 4
 
@@ -215,10 +222,10 @@ def test_a_whole_adapter_does_not_take_the_place_of_one_that_was_followed() -> N
     with pytest.raises(RoundAborted):
         chosen(run).learn(6)
     run.logbook.keep(server=true.server, round=5, steps=true.steps)
-    run.telling.ways = {one.name: one for one in true.steps}
-    run.telling.forget()
+    delta(run).ways = {one.name: one for one in true.steps}
+    delta(run).forget()
     run.train_round()
-    assert len(run.state.history[-1]["parties"]) == 4 and not run.telling.relying
+    assert len(run.state.history[-1]["parties"]) == 4 and not delta(run).relying
 
 
 def false_sums(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,7 +473,7 @@ def test_sums_from_before_a_roster_grew_are_gone_by_after_it() -> None:
     run.link.parties |= {name: party.handle for name, party in members.items()}  # type: ignore[attr-defined]
     run.take(home.policy)
     run.train_round()
-    assert len(run.state.history[-1]["parties"]) == 6 and not run.telling.relying
+    assert len(run.state.history[-1]["parties"]) == 6 and not delta(run).relying
 
 
 def test_above_32_members_sums_are_not_signed_and_the_file_says_so() -> None:
@@ -485,7 +492,7 @@ def test_above_32_members_sums_are_not_signed_and_the_file_says_so() -> None:
 def test_a_group_of_late_members_alone_waits_for_those_that_followed() -> None:
     home = buffered(mode="masked")
     run = run_of(home, fixed(home))
-    run.ready, run.telling.relying = {"ann": 2, "ben": 2, "cat": 1, "dan": 2}, {"ann", "ben"}
+    run.ready, delta(run).relying = {"ann": 2, "ben": 2, "cat": 1, "dan": 2}, {"ann", "ben"}
     run.heard = {name: ("00" * 32, f"{version:064x}") for name, version in run.ready.items()}
     assert run.alike(["ann", "ben", "cat"]) == ["cat"] and run.alike(["ann", "cat", "dan"]) == [
         "cat",

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from quietchoir.federation.rounds import global_model as steps
+from quietchoir.federation.rounds import delta_chain as steps
 from quietchoir.federation.rounds.buffered_server import BufferedCoordinator
 from quietchoir.federation.rounds.client import Party
 from quietchoir.federation.rounds.contribution_buffer import Drawer
-from quietchoir.federation.rounds.global_model import origin_of
+from quietchoir.federation.rounds.delta_chain import origin_of
 from quietchoir.federation.spec.policy import ScheduleTable
 from quietchoir.federation.store.ledger import Ledger
 from quietchoir.federation.store.member import open_member

@@ -10,6 +10,7 @@ import numpy as np
 from quietchoir.core.config import ConsentConfig
 from quietchoir.crypto.identity.keys import Identity
 from quietchoir.federation.rounds.client import Party
+from quietchoir.federation.rounds.model_broadcast import ServerHeldDelta
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import (
     CoordinatorTable,
@@ -139,6 +140,12 @@ class SilentLink(InProcessLink):
             {name: letter for name, letter in letters.items() if not self.lose(name, letter)},
             timeout_s,
         )
+
+
+def delta(run: Coordinator) -> ServerHeldDelta:
+    """Where the adapter lives, in a run whose members follow it by sums."""
+    assert isinstance(run.model, ServerHeldDelta)
+    return run.model
 
 
 def coordinator(

@@ -51,8 +51,8 @@ from quietchoir.federation.membership import invitation, roster
 from quietchoir.federation.membership.keys import PublicCard, load_or_create
 from quietchoir.federation.membership.log import ENROLL, REVOKE, Chain, Entry, found, sign
 from quietchoir.federation.rounds.client_model import Recall
-from quietchoir.federation.rounds.global_model import Step as Stepped
-from quietchoir.federation.rounds.global_model import Stepping, name_of
+from quietchoir.federation.rounds.delta_chain import Step as Stepped
+from quietchoir.federation.rounds.delta_chain import Stepping, name_of
 from quietchoir.federation.spec.founding import FILE
 from quietchoir.federation.spec.policy import ModelTable
 from quietchoir.federation.store.checkpoint import Store
@@ -275,7 +275,7 @@ def state_name(world: World) -> Iterator[Attempt]:
 
 def way_to(stepping: Stepping, state: ServerState) -> Iterator[bytes]:
     """A whole state as the coordinator tells it, from the common origin."""
-    from quietchoir.federation.rounds import global_model as steps
+    from quietchoir.federation.rounds import delta_chain as steps
 
     yield steps.join(
         name_of(ServerState.zeros(SIZE)), [Stepped(kind="whole", state=state.encode()).encode()]

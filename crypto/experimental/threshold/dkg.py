@@ -27,6 +27,8 @@ Source: Asharov et al. 2012 and Mouchet et al. 2021 (joint keys); Shamir 1979.
 """
 
 import hashlib
+import json
+import math
 import secrets
 from collections.abc import Mapping
 
@@ -81,6 +83,51 @@ class Ceremony:
         self._cards: dict[int, bytes] = {}
         self._view = b""
         self._done = False
+
+    def freeze(self) -> bytes:
+        """Everything this side needs to go on.
+
+        Hazard: its secret is in it; seal it under a key that lies elsewhere, and thaw it once.
+        """
+        arrays = (self._secret, self._part)
+        header = json.dumps(
+            {
+                "shapes": [array.shape for array in arrays],
+                "ephemeral": self._ephemeral.private_bytes().hex(),
+                "nonce": self._nonce.hex(),
+                "seed": self._seed.hex(),
+                "card": self._card.hex(),
+                "cards": {str(number): card.hex() for number, card in self._cards.items()},
+                "view": self._view.hex(),
+                "done": self._done,
+                "opening": len(self._opening),
+            }
+        ).encode("ascii")
+        body = b"".join(array.astype("<u8").tobytes() for array in arrays)
+        return len(header).to_bytes(4, "big") + header + self._opening + body
+
+    @staticmethod
+    def thaw(kept: bytes, plan: Plan, name: str, identity: Identity) -> "Ceremony":
+        """The side that was frozen, of the same plan."""
+        start = 4 + int.from_bytes(kept[:4], "big")
+        fields = json.loads(kept[4:start])
+        own = object.__new__(Ceremony)  # `__init__` would draw other secrets
+        own._number, own._plan, own._name, own._identity = plan.number(name), plan, name, identity
+        own._opening, at = kept[start : start + fields["opening"]], start + fields["opening"]
+        arrays = list[Residues]()
+        for shape in fields["shapes"]:
+            count = math.prod(shape)
+            flat = np.frombuffer(kept, "<u8", count=count, offset=at).astype(np.uint64)
+            arrays.append(flat.reshape(shape))
+            at += 8 * count
+        own._secret, own._part = arrays
+        own._ephemeral = Ephemeral(bytes.fromhex(fields["ephemeral"]))
+        own._nonce, own._seed, own._card, own._view = (
+            bytes.fromhex(fields[key]) for key in ("nonce", "seed", "card", "view")
+        )
+        own._cards = {int(number): bytes.fromhex(card) for number, card in fields["cards"].items()}
+        own._done = fields["done"]
+        return own
 
     def commit(self) -> bytes:
         """This member's card: its X25519 key, and a commitment to its part of the joint key."""

@@ -13,6 +13,7 @@ it cannot read or alter; a key is kept only after its rehearsal; a refused lette
 new ceremony forgets one that was not finished.
 """
 
+import json
 from dataclasses import dataclass
 
 from ....core.errors import MessageError
@@ -21,6 +22,7 @@ from ....crypto.experimental.threshold import (
     Ceremony,
     Holder,
     Holding,
+    Memory,
     Plan,
     Reader,
     parse,
@@ -80,6 +82,43 @@ class Forming:
             )
         steps = {REVEAL: self.reveal, FINISH: self.finish, SETTLE: self.settle}
         return steps[stage](ongoing, parts.split(payload))
+
+    def freeze(self) -> bytes:
+        """The ceremony that this member is in, to go on with it elsewhere; nothing if it is in
+        none. Hazard: as `Ceremony.freeze`.
+        """
+        if self._ongoing is None:
+            return b""
+        one = self._ongoing
+        ceremony = one.ceremony.freeze()
+        holding = b"" if one.holding is None else one.holding.encode()
+        header = json.dumps(
+            {
+                "circle": Circle.of(one.plan).encode().decode("ascii"),
+                "expects": one.expects,
+                "ceremony": len(ceremony),
+                "request": one.request.hex(),
+                "memory": "" if one.holding is None else one.holding.memory.encode().hex(),
+            }
+        ).encode("ascii")
+        return len(header).to_bytes(4, "big") + header + ceremony + holding
+
+    def thaw(self, place: Place, kept: bytes) -> None:
+        """Go on where `freeze` left it."""
+        if not kept:
+            return
+        start = 4 + int.from_bytes(kept[:4], "big")
+        fields = json.loads(kept[4:start])
+        plan = Circle.decode(fields["circle"].encode("ascii")).plan(self.policy, self.vault.size)
+        end = start + fields["ceremony"]
+        ceremony = Ceremony.thaw(kept[start:end], plan, self.name, self.identity)
+        holding = None
+        if kept[end:]:
+            memory = Memory.decode(bytes.fromhex(fields["memory"]))
+            holding = Holding.decode(kept[end:], memory)
+        self._ongoing = _Ongoing(
+            place, plan, ceremony, fields["expects"], holding, bytes.fromhex(fields["request"])
+        )
 
     def commit(self, place: Place, payload: bytes) -> bytes:
         """Check who takes part, draw fresh secrets, answer a card.

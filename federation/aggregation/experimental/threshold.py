@@ -74,13 +74,17 @@ class JointParty(SealedParty):
                 "this member has no share of the joint key; it must be asked to greet first"
             )
         self.holding, self.requests = holding, 0
-        if values.size > counters(context.policy):
-            self.stages = STAGES
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Another letter comes after each request for parts."""
+        return (*STAGES, *(OPEN,) * self.requests) if self.size else super().stages
 
     def ring(self, config: SecAggConfig) -> SealedRing:
         """Modulo t, under this member's own secret, for those who have shares of the same key,
         and the same adapter.
         """
+        self.config = config
         context, plan, key_id = self.context, self.holding.plan, self.holding.key_id
         bound = self.bound
         if config.length == counters(context.policy):
@@ -119,7 +123,7 @@ class JointParty(SealedParty):
             other members' sum. ProtocolError, AuthenticationError, BudgetError: as `Holder.respond`
             and `Reader`. DataError: a sum that so many members cannot have.
         """
-        if self.client is None or self.seal is None or self.sealed_sum is None:
+        if self.check is None or self.seal is None or self.sealed_sum is None:
             raise MessageError("a sum is to be opened that this member was not shown; refused")
         given = parts.split(payload)
         self.require_witnesses(named(given, SAYS))
@@ -127,7 +131,7 @@ class JointParty(SealedParty):
         reader = Reader(self.holding, asked, opened_bytes(self.seal, self.sealed_sum))
         if (reader.round, reader.contributors) != (
             round_number(self.context.place),
-            self.client.survivors,
+            self.check.survivors,
         ):
             raise MessageError(
                 "parts are asked for another sum than the one that this member signed; refused"
@@ -149,7 +153,6 @@ class JointParty(SealedParty):
         chosen = self.holding.number in parse(self.holding.plan, asked)[1]
         part = Holder(self.holding, self.context.identity).respond(asked) if chosen else b""
         self.requests += 1
-        self.stages = (*STAGES, *(OPEN,) * self.requests)
         return part
 
 

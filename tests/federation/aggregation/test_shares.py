@@ -16,7 +16,7 @@ from quietchoir.federation.aggregation.buckets import buckets
 from quietchoir.federation.aggregation.rank_masks import Shares, shares_of
 from quietchoir.federation.aggregation.secagg import Group, agree
 from quietchoir.federation.aggregation.update import noise_of
-from quietchoir.federation.rounds.global_model import origin_of
+from quietchoir.federation.rounds.delta_chain import origin_of
 from quietchoir.federation.spec.policy import (
     AdapterTable,
     AggregationTable,

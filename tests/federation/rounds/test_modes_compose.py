@@ -173,7 +173,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Sum]:
     found, honest = list[Sum](), Assembly.open
 
     def note(self: Assembly, sums: tuple[Sum, ...], codec: Any) -> Any:
-        if codec.size or codec.length != next(iter(sums)).total.size or self.desk is not None:
+        if codec.size or codec.length != next(iter(sums)).total.size or self.model.desk is not None:
             found.extend(sums)
         return honest(self, sums, codec)
 

@@ -19,7 +19,7 @@ from quietchoir.federation.aggregation import attested_sum as totals
 from quietchoir.federation.aggregation.attested_sum import KEPT, Total
 from quietchoir.federation.aggregation.base import Sum
 from quietchoir.federation.aggregation.server_optimizer import ServerState
-from quietchoir.federation.rounds import global_model as steps
+from quietchoir.federation.rounds import delta_chain as steps
 from quietchoir.federation.rounds.client import Party
 from quietchoir.federation.rounds.client_model import (
     LACKS,
@@ -30,7 +30,8 @@ from quietchoir.federation.rounds.client_model import (
     Memory,
     Recall,
 )
-from quietchoir.federation.rounds.global_model import MAX_STEPS, Step, Stepping, name_of, origin_of
+from quietchoir.federation.rounds.delta_chain import MAX_STEPS, Step, Stepping, name_of, origin_of
+from quietchoir.federation.rounds.global_model import ServerHeld
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import AggregationTable, GuardTable, PrivacyTable
 from quietchoir.federation.store.checkpoint import Store
@@ -46,6 +47,7 @@ from quietchoir.tests.fakes.federation import (
     House,
     SilentLink,
     coordinator,
+    delta,
     house,
     parties,
 )
@@ -290,7 +292,7 @@ def test_a_sum_is_named_to_those_alone_that_signed_it_and_its_name_is_no_other_s
     members = noting(home)
     run = coordinator(home, members, SIZE)
     follow_rounds(run, members, 2)
-    (last,) = [step for name, step in run.telling.steps.items()]
+    (last,) = [step for name, step in delta(run).steps.items()]
     assert all(one.packing != KEPT for one in last.kept_by("nobody").totals)
     named = steps.read(*parted(last.kept_by("ann").encode()))
     assert [one.packing for one in named.totals] == [KEPT] and len(named.totals[0].body) == 32
@@ -322,7 +324,7 @@ def test_a_vote_tells_the_change_and_the_next_round_only_its_name() -> None:
     run = coordinator(home, members, SIZE)
     follow_rounds(run, members, 1)
     follow_rounds(run, members, 1)
-    assert len(run.telling.ways) == 2
+    assert len(delta(run).ways) == 2
     # the name alone, as of where everybody begins
     assert max(down(run, 1).values()) < max(down(run, 0).values()) + 500
     assert max(down(run, 1).values()) <= costs.round_cost(home.policy, SIZE).down
@@ -422,8 +424,8 @@ def test_members_that_are_told_different_adapters_never_meet() -> None:
     run = coordinator(home, members, SIZE)
     follow_rounds(run, members, 1)
     honest, other = (
-        run.telling.way,
-        run.telling.optimizer.step(ServerState.zeros(SIZE), np.full(SIZE, 0.01, np.float32)),
+        delta(run).way,
+        run.model.optimizer.step(ServerState.zeros(SIZE), np.full(SIZE, 0.01, np.float32)),
     )
 
     def lie(
@@ -441,7 +443,7 @@ def test_members_that_are_told_different_adapters_never_meet() -> None:
         letters["ann"] = work.encode_told(false, steps.join("", [body]))
         yield from run.post.ask(stage, letters, place, timeout_s)
 
-    run.telling.send = lie  # type: ignore[method-assign]
+    delta(run).send = lie  # type: ignore[method-assign]
     before = run.state.server.encode()
     run.train_round()
     # ann trained, and is in no sum with them
@@ -652,7 +654,9 @@ def test_a_letter_with_the_adapter_itself_is_refused_where_changes_are_told() ->
     home = change_house(recipe={"attempts": 1})
     members = noting(home)
     run = coordinator(home, members, SIZE)
-    run.telling.on = False  # as a coordinator would that wants to bind nobody to one adapter
+    # as a coordinator would that wants to bind nobody to one adapter
+    whole = ServerHeld(run.post, run.logbook, run.model.optimizer, SIZE, (SIZE,))
+    run.model = run.assembly.model = whole
     with pytest.raises(RoundAborted, match="0 of 4 members are ready"):
         run.train_round()
     assert told(members) == {name: [] for name in members}
@@ -691,7 +695,7 @@ def test_a_file_that_changes_between_a_step_and_the_vote_on_it_loses_neither() -
         follows from it.
         """
         if not taken and any(
-            name for name, _ in run.telling.fresh if name != run.telling.named(run.state.server)
+            name for name, _ in delta(run).fresh if name != delta(run).named(run.state.server)
         ):
             taken.append(1)
             home.policy = dataclasses.replace(home.policy, version=2, head="ab" * 32)
