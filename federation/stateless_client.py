@@ -323,11 +323,6 @@ def freeze_attempt(party: Party) -> bytes | None:
     return len(header).to_bytes(4, "big") + header + body
 
 
-def size_in(kept: bytes) -> int:
-    """Values of the adapter that the attempt is about."""
-    return int(split(kept)[0]["size"])
-
-
 def thaw_attempt(kept: bytes, party: Party) -> Attempt | None:
     """The attempt that `freeze_attempt` kept, for a party of the same member; None where it only
     was about to begin: then what its members say to each other before goes on.

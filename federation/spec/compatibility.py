@@ -140,10 +140,10 @@ RULES = (
     Exclusion(
         lambda axes: axes.engines and not axes.can.snapshot,
         lambda axes: (
-            "it is sealed: its members hold a key and a worker for ciphertexts from letter to "
-            "letter, which Flower's own engines do not keep; run it with `quietchoir coordinate` "
-            "and `join`, or take mode masked"
+            f"mode {axes.mode!r} keeps a member's process from letter to letter, which Flower's "
+            "own engines do not; run it with `quietchoir coordinate` and `join`"
         ),
+        nature="a process ends with every letter there",
     ),
 )
 

@@ -369,7 +369,8 @@ def both(member: Party, folder: Path) -> list[Any]:
         taken = recess.take(key)
         # each reads it from the disk
         member.ledger.sums = type(member.ledger.sums).restore(member.ledger.sums.snapshot())
-        found.append(None if taken is None else thaw_attempt(taken, member).half.client)  # type: ignore[attr-defined]
+        again: Any = None if taken is None else thaw_attempt(taken, member)
+        found.append(None if again is None else again.half.client)
     return found
 
 

@@ -439,7 +439,9 @@ def two_processes(*stubs: Stub) -> Result:
             made = tag.combine(check.key, whole + away, check.survivors)
             told = letter_of(whole + away, made, parties)
             if (taken := recess.take(key)) is not None:
-                found.add(thaw_attempt(taken, member).half.answer(ATTEST, told))
+                again = thaw_attempt(taken, member)
+                assert again is not None
+                found.add(again.half.answer(ATTEST, told))
     return Result(len(found) > 1, f"{len(found)} sums of one attempt signed by one member")
 
 

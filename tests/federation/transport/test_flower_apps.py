@@ -22,6 +22,7 @@ from quietchoir.core.errors import ConfigError, MessageError, RoundAborted
 from quietchoir.crypto.identity.keys import Identity, bind
 from quietchoir.federation import stateless_client as visit
 from quietchoir.federation.membership import roster
+from quietchoir.federation.spec.compatibility import CAPABILITIES
 from quietchoir.federation.stateless_client import ASIDE, Recess
 from quietchoir.federation.store import checkpoint
 from quietchoir.federation.store.member import FILE, open_member
@@ -224,16 +225,12 @@ def test_a_run_goes_on_from_the_last_whole_round(tmp_path: Path) -> None:
     assert as_in_process(choir, state)
 
 
-@pytest.mark.parametrize(("mode", "more"), [("sealed", {}), ("masked", {"schedule": "buffered"})])
-def test_what_needs_memory_between_letters_is_refused_on_both_sides(
-    mode: str, more: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_mode_that_needs_memory_between_letters_is_refused_on_both_sides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    choir = choir_of(tmp_path, mode)
-    if more:
-        policy = roster.load(choir.file)
-        object.__setattr__(policy.schedule, "rounds", "buffered")
-        monkeypatch.setattr(roster, "load", lambda path: policy)
-        monkeypatch.setattr(roster, "accept", lambda path, home: policy)
+    choir = choir_of(tmp_path)
+    forgetful = dataclasses.replace(CAPABILITIES["masked"], snapshot=False)
+    monkeypatch.setitem(CAPABILITIES, "masked", forgetful)
     played = grid_of(choir)
     with pytest.raises(ConfigError, match="coordinate"):
         conduct.conduct(played, Settings.read(played.run_config))
