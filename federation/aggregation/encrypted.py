@@ -18,13 +18,16 @@ alike, and can learn one bit a round about the sum: whether the altered one stil
 honest members can have.
 """
 
+import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ...core import log
 from ...core.errors import (
     DisagreementError,
     MessageError,
@@ -39,15 +42,20 @@ from ...crypto.ring import BitRing
 from ...crypto.secagg import SecAggConfig
 from ..spec.policy import Policy
 from ..store.client_store import TAG_BYTES, Progress
+from ..wire.message import Place
 from . import parts
 from . import secagg as masked
 from .base import PartyContext, ServerContext, Values
+from .buckets import Buckets, Step, buckets
 from .hello import occasion, verify
-from .secagg import MaskedCoordinator, MaskedParty
-from .server_optimizer import optimizer_of
+from .secagg import Group, MaskedCoordinator, MaskedParty
+from .server_optimizer import Vector, combine, optimizer_of
 from .update import SAMPLE, Codec, describe
 
+logger = log.get("federation.encrypted")
+Names = tuple[str, ...]
 WITNESS, APPLY = "witness", "apply"
+SUM, IN, SAYS = "sum", "in", "says/"  # names of a bucket's parts, after its number
 STAGES = (*masked.STAGES, WITNESS, APPLY)
 
 
@@ -161,9 +169,63 @@ class SealedParty(MaskedParty):
             ProtocolError, WorkerError: not a sum under our key.
             DataError: a sum that so many members cannot have.
         """
-        assert self.seal is not None and self.sealed_sum is not None
-        self.require_witnesses(parts.split(payload))
-        return self.step(open_sum(self.seal, self.seed, self.sealed_sum, self.desk))
+        assert self.seal is not None and self.sealed_sum is not None and self.check is not None
+        given, policy = parts.split(payload), self.context.policy
+        if policy.aggregation.buckets > 1:
+            return self.step([self.open_bucket(*one) for one in self.pooled(given)])
+        self.require_witnesses(given)
+        total = open_sum(self.seal, self.seed, self.sealed_sum, self.desk)
+        return self.step([self.mean(total, self.check.survivors)])
+
+    def pooled(self, given: dict[str, bytes]) -> list[tuple[tuple[str, ...], Names, bytes]]:
+        """The sums of all buckets that are shown: who was in it, who is in the sum, and the sum.
+
+        Raises:
+            MessageError: not this member's own among them; one that no bucket can have, or a
+                signature of somebody else or over something else.
+            ThresholdError: too few signatures under one.
+        """
+        assert self.check is not None
+        policy, context, found = self.context.policy, self.context, list[Any]()
+        split = buckets(policy, b"", self.told.ready, context.terms.shares)
+        for number, cohort in enumerate(split):
+            if f"{number}/{SUM}" not in given:
+                continue  # its sum was not opened: too few were left
+            sealed_sum, names = given[f"{number}/{SUM}"], read_names(given.get(f"{number}/{IN}"))
+            own = context.name in cohort
+            if own and (sealed_sum, names) != (self.sealed_sum, self.check.survivors):
+                raise MessageError("another sum than the one that this member signed; refused")
+            need = Group.of(cohort, len(context.cohort), self.told).threshold(policy)
+            short = context.terms.shares is not None and context.terms.shares.short(names)
+            if not set(names) <= set(cohort) or len(names) < need or short:
+                raise MessageError(
+                    f"a bucket's sum over {len(names)} members of its {len(cohort)}, need {need}; "
+                    "refused"
+                )
+            says = f"{number}/{SAYS}"
+            signed = {
+                name.removeprefix(says): one for name, one in given.items() if name.startswith(says)
+            }
+            check_shown(policy, context.place, shown(sealed_sum, self.bound, names), names, signed)
+            enough_shown(len(signed), need)
+            found.append((cohort, names, sealed_sum))
+        if not any(context.name in cohort for cohort, _, _ in found):
+            raise MessageError("the sums of others came without this member's own; refused")
+        return found
+
+    def open_bucket(self, cohort: tuple[str, ...], names: Names, sealed_sum: bytes) -> Vector:
+        """The mean change [n] of a bucket. Raises as `apply`."""
+        assert self.seal is not None
+        packing = dataclasses.replace(self.seal.packing, parties=len(cohort))
+        seal = dataclasses.replace(self.seal, packing=packing)
+        seal.rows(sealed_sum, packing.parameters.ciphertext_bytes, "the sealed sum")
+        return self.mean(open_sum(seal, self.seed, sealed_sum, self.desk), names)
+
+    def mean(self, total: npt.NDArray[np.int64], names: Names) -> Vector:
+        """The mean change [n] behind an opened sum. Raises DataError: they cannot have it."""
+        assert self.seal is not None
+        codec = Codec(self.seal.packing.length, self.context.policy, self.context.terms)
+        return codec.mean(total, len(names), names)
 
     def require_witnesses(self, signatures: Mapping[str, bytes]) -> None:
         """Require that enough members of the sum were shown this very one.
@@ -175,30 +237,42 @@ class SealedParty(MaskedParty):
         assert self.check is not None and self.config is not None and self.sealed_sum is not None
         policy, place, survivors = self.context.policy, self.context.place, self.check.survivors
         message = shown(self.sealed_sum, self.bound, survivors)
-        for name, signature in signatures.items():
-            if name not in survivors:
-                raise MessageError(f"{name} signed the sum without being in it; refused")
-            verify(policy, name, occasion(WITNESS, policy, place), message, signature)
-        need = self.config.threshold
-        if len(signatures) < need:  # so that no two members decrypt different sums of one attempt
-            raise ThresholdError(
-                f"{len(signatures)} members were shown this sum, need {need}; it is not decrypted"
-            )
+        check_shown(policy, place, message, survivors, signatures)
+        enough_shown(len(signatures), self.config.threshold)
 
-    def step(self, total: npt.NDArray[np.int64]) -> bytes:
-        """Step from the opened sum [sealed values], keep the adapter on disk, answer its tag.
-
-        Raises:
-            DataError: a sum that so many members cannot have; nothing was changed.
-        """
-        assert self.check is not None and self.seal is not None
-        policy, place, survivors = self.context.policy, self.context.place, self.check.survivors
-        mean = Codec(self.seal.packing.length, policy, self.context.terms).mean(
-            total, len(survivors), survivors
-        )
-        server = optimizer_of(policy.recipe).step(self.progress.server, mean)
+    def step(self, means: Sequence[Vector]) -> bytes:
+        """Step from the means [n] of the sums, keep the adapter on disk, answer its tag."""
+        policy, place = self.context.policy, self.context.place
+        change = combine(means, policy.aggregation.rule, policy.aggregation.trim)
+        server = optimizer_of(policy.recipe).step(self.progress.server, change)
         self.vault.keep_progress(place.run, Progress(self.progress.steps + 1, server))
         return self.vault.progress(place.run).tag(self.seed, place.run)
+
+
+def read_names(data: bytes | None) -> Names:
+    """Sorted, different names. Raises MessageError for anything else."""
+    found = (data or b"").decode("ascii", "replace").split("\n")
+    if found != sorted(set(found)) or not all(found):
+        raise MessageError("whose sum a bucket's is, is malformed; refused")
+    return tuple(found)
+
+
+def check_shown(
+    policy: Policy, place: Place, message: bytes, names: Names, signatures: Mapping[str, bytes]
+) -> None:
+    """Require signatures of members of the sum over what they were shown. Raises MessageError."""
+    for name, signature in signatures.items():
+        if name not in names:
+            raise MessageError(f"{name} signed the sum without being in it; refused")
+        verify(policy, name, occasion(WITNESS, policy, place), message, signature)
+
+
+def enough_shown(found: int, need: int) -> None:
+    """So that no two members decrypt different sums of one attempt. Raises ThresholdError."""
+    if found < need:
+        raise ThresholdError(
+            f"{found} members were shown this sum, need {need}; it is not decrypted"
+        )
 
 
 class SealedCoordinator(MaskedCoordinator):
@@ -313,3 +387,39 @@ class SealedCoordinator(MaskedCoordinator):
             **describe(coefficients(self.seal, contribution), "sealed", 256),
             "sum_words": sums.tolist(),
         }
+
+
+class SealedBuckets(Buckets):
+    """Several sealed sums at once: every member decrypts all of them, since all step alike."""
+
+    def __init__(self, halves: Sequence[tuple[tuple[str, ...], SealedCoordinator]]) -> None:
+        super().__init__(halves)
+        self.sealed = list(halves)  # by number, whatever becomes of them
+
+    def advance(self) -> Step | None:
+        """As `Buckets`; with the signatures over each sum everybody is shown all the sums.
+
+        Raises:
+            As `Buckets`. DisagreementError: members ended with different adapters.
+        """
+        step, left = super().advance(), [half for _, half in self.halves]
+        going = [(at, half) for at, (_, half) in enumerate(self.sealed) if half in left]
+        if step is None:
+            if len({tag for _, half in going for tag in half.tags.values()}) > len(going):
+                logger.warning("some members ended with another adapter than the others")
+            alike = [Counter(half.tags.values()).most_common(1) for _, half in going]
+            if len({most[0][0] for most in alike if most}) > 1:
+                raise DisagreementError(
+                    "members of different buckets ended the round with different adapters; look at "
+                    "their versions, then start the run again"
+                )
+            return None
+        if step[0] != APPLY:
+            return step
+        shown_all: dict[str, bytes] = {}
+        for number, half in going:
+            shown_all[f"{number}/{SUM}"] = half.sealed_sum
+            shown_all[f"{number}/{IN}"] = "\n".join(half.survivors).encode("ascii")
+            signatures = half.signatures.items()
+            shown_all |= {f"{number}/{SAYS}{name}": signature for name, signature in signatures}
+        return APPLY, dict.fromkeys(step[1], parts.join(shown_all))

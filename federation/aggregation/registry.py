@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .base import CoordinatorHalf, PartyContext, PartyHalf, ServerContext, Values
-from .encrypted import SealedCoordinator, SealedParty
+from .buckets import Buckets
+from .encrypted import SealedBuckets, SealedCoordinator, SealedParty
 from .experimental.threshold import JointCoordinator, JointParty
 from .plain import PlainCoordinator, PlainParty
 from .secagg import MaskedCoordinator, MaskedParty
@@ -19,11 +20,12 @@ class Aggregation:
 
     client: Callable[[PartyContext, Values, int, bool], PartyHalf]
     server: Callable[[ServerContext, tuple[str, ...]], CoordinatorHalf]
+    together: Callable[..., CoordinatorHalf] = Buckets  # the server's side of several
 
 
 AGGREGATIONS = {
     "plain": Aggregation(PlainParty, PlainCoordinator),
     "masked": Aggregation(MaskedParty, MaskedCoordinator),
-    "sealed": Aggregation(SealedParty, SealedCoordinator),
+    "sealed": Aggregation(SealedParty, SealedCoordinator, SealedBuckets),
     "threshold": Aggregation(JointParty, JointCoordinator),
 }

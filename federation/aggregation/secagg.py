@@ -150,6 +150,7 @@ class MaskedParty:
         self.values: Values | None = values
         self.size = values.size - Codec(0, context.policy).length  # of the update
         self.tokens, self.counted = tokens, counted
+        self.told = Contributors(())  # who is ready, once this member was told
         self.client: SecAggClient | None = None
         self.check: SumCheck | None = None  # what is left of the client once the sum is open
 
@@ -236,7 +237,7 @@ class MaskedParty:
         context, shares = self.context, self.context.terms.shares
         policy, told = context.policy, read_contributors(ready, context)
         assert self.values is not None  # the party calls each stage once
-        cohort = told.ready
+        self.told, cohort = told, told.ready
         if policy.aggregation.buckets > 1:
             split = buckets(policy, context.terms.adapter, told.ready, shares)
             cohort = next(one for one in split if context.name in one)

@@ -23,7 +23,7 @@ from ...crypto.secagg.snapshot import read_config, spell_config
 from ...crypto.secagg.snapshot import thaw as thaw_client
 from ..spec.compatibility import refused
 from ..spec.policy import MAX_BITS, Policy
-from .base import PartyContext, PartyHalf, Values
+from .base import Contributors, PartyContext, PartyHalf, Values
 from .encrypted import SealedParty
 from .experimental.threshold import JointParty
 from .plain import PlainParty
@@ -76,6 +76,8 @@ def freeze(half: PartyHalf) -> bytes:
         {
             **more,
             "asked": half.context.cohort,
+            "ready": half.told.ready,
+            "scoring": half.told.scoring,
             "vouch": half.context.vouch,
             "relies": half.context.relies,
             "told": half.context.terms.told.hex(),
@@ -134,6 +136,7 @@ def thaw(data: bytes, context: PartyContext) -> PartyHalf:
     )
     masked = made(context, np.zeros(0, np.uint64), header["tokens"], header["counted"])
     masked.values, masked.size = values, header["size"]
+    masked.told = Contributors(tuple(header["ready"]), tuple(header["scoring"]))
     if isinstance(masked, SealedParty):
         masked.sealed_sum = rest[at + count * np.dtype(WORD).itemsize :] or None
         if header["config"] is not None:

@@ -14,7 +14,7 @@ from ...core import log
 from ...core.errors import BudgetError, CryptoError, DataError, RoundAborted
 from ...crypto.privacy.accountant import Spent
 from ..aggregation.base import Contributors, ServerContext, Sum
-from ..aggregation.buckets import Buckets, buckets
+from ..aggregation.buckets import buckets
 from ..aggregation.ranges import read_spans
 from ..aggregation.rank_masks import Shares, shares_of
 from ..aggregation.registry import AGGREGATIONS
@@ -22,12 +22,12 @@ from ..aggregation.server_optimizer import Vector, adapter_digest
 from ..aggregation.survivor_sets import Sets, choose
 from ..aggregation.update import Codec, Statistics, Terms, seed_of
 from ..spec.policy import Policy
+from ..store.checkpoint import Logbook
 from ..wire import broadcast_digest as broadcast
 from ..wire import work
+from ..wire.link import Post, Traffic
 from ..wire.message import Place, Reply
-from .event_log import Logbook
 from .global_model import ServerHeld
-from .messenger import Post, Traffic
 from .privacy_accountant import Purse
 from .selection import Draw, draw
 
@@ -306,12 +306,13 @@ class Assembly:
             common=self.model.common,
             desk=self.model.desk,
         )
-        server = AGGREGATIONS[self.policy.protection.kind].server
+        aggregation = AGGREGATIONS[self.policy.protection.kind]
+        server = aggregation.server
         split = self.split(answers.ready, terms)
         half = (
             server(context, split[0])
             if len(split) == 1
-            else Buckets([(cohort, server(context, cohort)) for cohort in split])
+            else aggregation.together([(cohort, server(context, cohort)) for cohort in split])
         )
         stage, payloads = half.begin()
         step: tuple[str, Mapping[str, bytes]] | None = (

@@ -30,10 +30,9 @@ from ..spec.policy import Policy
 from ..store.checkpoint import Store
 from ..wire import calls, work
 from ..wire.calls import Group
-from ..wire.link import LeavingLink, Link
+from ..wire.link import LeavingLink, Link, Outbox, Traffic
 from ..wire.message import Place
 from .attempt import Answers, Outcome
-from .messenger import Outbox, Traffic
 from .privacy_accountant import Purses
 from .selection import Draw
 from .server import POLL_S, Coordinator

@@ -18,11 +18,10 @@ from ...crypto.he.encrypted_ring import Desk
 from ..aggregation.base import Common, Sum
 from ..aggregation.ranges import spans
 from ..aggregation.server_optimizer import ServerOptimizer, ServerState, Vector
-from ..store.checkpoint import Walked
+from ..store.checkpoint import Logbook, Walked
 from ..wire import work
+from ..wire.link import Post
 from ..wire.message import Place, Reply
-from .event_log import Logbook
-from .messenger import Post
 
 
 class ServerHeld:

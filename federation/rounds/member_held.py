@@ -13,11 +13,11 @@ from ...core.worker import Worker
 from ...crypto.he.encrypted_ring import AdderService, Desk
 from ..aggregation.server_optimizer import ServerOptimizer, Vector
 from ..aggregation.setup import Muster
+from ..store.checkpoint import Logbook
 from ..wire import work
+from ..wire.link import Post
 from ..wire.message import Place
-from .event_log import Logbook
 from .global_model import ServerHeld
-from .messenger import Post
 
 logger = log.get("federation.coordinator")
 

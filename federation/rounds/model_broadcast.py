@@ -24,15 +24,14 @@ import numpy as np
 from ...core import log
 from ..aggregation.base import Sum
 from ..aggregation.server_optimizer import ServerOptimizer, ServerState, Vector, combine
-from ..store.checkpoint import Walked
+from ..store.checkpoint import Logbook, Walked
 from ..wire import work
+from ..wire.link import Post
 from ..wire.message import Place, Reply
 from . import delta_chain as steps
 from .client_model import HOLDS, read_names
 from .delta_chain import ALL, Step, Stepping, name_of, origin_of
-from .event_log import Logbook
 from .global_model import ServerHeld
-from .messenger import Post
 
 logger = log.get("federation.telling")
 # the state that it starts from, if it needs one; and the bytes that lead from there

@@ -20,16 +20,14 @@ from ...crypto.he.encrypted_ring import Desk
 from ...crypto.identity.keys import Identity
 from ..aggregation.server_optimizer import ServerState, Vector, combine, optimizer_of
 from ..spec.policy import Policy
-from ..store.checkpoint import RunState, Store
+from ..store.checkpoint import Logbook, RunState, Store
 from ..wire import work
-from ..wire.link import Link
+from ..wire.link import Link, Post
 from . import validation as guard
 from .attempt import Assembly, Event, Outcome
 from .delivery import Delivery
-from .event_log import Logbook
 from .global_model import ServerHeld
 from .member_held import MemberHeld
-from .messenger import Post
 from .model_broadcast import ServerHeldDelta
 from .privacy_accountant import ANY, Purse
 from .report import RunReport, summary, write_entry

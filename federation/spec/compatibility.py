@@ -28,12 +28,7 @@ class Capabilities:
 CAPABILITIES = {
     "plain": Capabilities(server_reads_updates=True, wire_cost="word"),
     "masked": Capabilities(),
-    "sealed": Capabilities(
-        server_reads_sum=False,
-        model_held_by="members",
-        sums_per_round="one",
-        wire_cost="ciphertext",
-    ),
+    "sealed": Capabilities(server_reads_sum=False, model_held_by="members", wire_cost="ciphertext"),
     "threshold": Capabilities(
         server_reads_sum=False,
         model_held_by="members",
@@ -126,16 +121,18 @@ RULES = (
     Exclusion(
         lambda axes: axes.rule != "mean" and axes.can.sums_per_round == "one",
         lambda axes: (
-            f'aggregation.rule = {axes.rule!r} needs mode "plain" or "masked": a sealed round has '
-            "one sum"
+            f'aggregation.rule = {axes.rule!r} needs protection.key = "shared": more than half of '
+            "those that hold a share open a sum, each of them one that it is in"
         ),
+        nature="of three buckets none has more than half of all that hold a share",
     ),
     Exclusion(
-        lambda axes: axes.download == "change" and axes.can.model_held_by == "members",
+        lambda axes: axes.download == "adapter" and axes.can.model_held_by == "members",
         lambda axes: (
-            'recipe.download = "change" needs mode "plain" or "masked": a sealed round tells sums '
-            "alone as it is"
+            'recipe.download = "adapter" needs mode "plain" or "masked": in sealed mode only '
+            "members hold the adapter, and they follow it by sums"
         ),
+        nature="the server has no adapter that it could tell",
     ),
     Exclusion(
         lambda axes: axes.engines and not axes.can.snapshot,

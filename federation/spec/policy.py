@@ -535,6 +535,8 @@ class Policy:
     @property
     def followed(self) -> bool:
         """Do members follow the adapter step by step, instead of being told it whole?"""
+        if self.can.model_held_by == "members":
+            return False  # they step by themselves
         return self.recipe.download == "change" or (
             self.recipe.download == "auto" and self.protection.mode == "masked"
         )

@@ -10,6 +10,8 @@ asked, so that no attempt's number is ever used twice. One process at a time hol
     steps    that lead to the adapter, oldest first
     charges  what it spends in privacy (`privacy_book`)
 
+`Logbook` is the run in memory and on disk, on disk first: if the disk refuses, nothing has changed.
+
 The federation file that it goes on under lies beside it.
 """
 
@@ -26,6 +28,7 @@ from typing import IO, Any
 from ...core.errors import FederationError
 from ..aggregation.server_optimizer import ServerState
 from ..spec.policy import Policy
+from ..wire.message import Place
 from . import former
 from .database import Database, VersionError, hold
 
@@ -298,3 +301,76 @@ def read_state(database: Database) -> RunState | None:
         raise FederationError(
             f"{database.path}: damaged ({error}); restore it from a copy, or choose another --state"
         ) from error
+
+
+class Logbook:
+    """One run: which numbers are used up, and which adapter is the one to go on from.
+
+    The number of an attempt is written down before anybody is asked, and one under which a sum was
+    opened is never used again.
+
+    Args:
+        size: values of the adapter that are held here; 0 where only members have it.
+    """
+
+    def __init__(self, store: Store, policy: Policy, size: int) -> None:
+        """Take up the run where its store left it.
+
+        Raises:
+            FederationError: the store belongs to something else.
+        """
+        self.store = store
+        self.state: RunState = store.load(policy, size)
+        self.skip_opened()
+
+    def keep(self, **changes: Any) -> None:
+        """Change the state, on disk first."""
+        state = dataclasses.replace(self.state, **changes)
+        self.store.save(state)
+        self.state = state
+
+    def begin(self) -> Place:
+        """Take the next attempt's number."""
+        self.keep(attempt=self.state.attempt + 1)
+        return Place(self.state.run, self.state.round + 1 + self.state.skipped, self.state.attempt)
+
+    def skip_opened(self) -> None:
+        """If contributions had left in the last attempt when it ended, give its number up: members
+        mask nothing twice.
+
+        Attempts go on being counted: with them, fewer columns are asked for
+        (`..aggregation.rank_masks`).
+        """
+        if self.state.opening:
+            self.keep(opening=False, skipped=self.state.skipped + 1)
+
+    def skip(self) -> None:
+        """The number is used up, and the adapter stays as it is."""
+        self.keep(opening=False, skipped=self.state.skipped + 1, attempt=0)
+
+    def commit(self, server: ServerState, entry: dict[str, Any], steps: tuple[Walked, ...]) -> None:
+        """A whole round is done; `steps` lead to its state."""
+        self.keep(
+            server=server,
+            round=self.state.round + 1,
+            attempt=0,
+            opening=False,
+            finished=False,
+            adapter="",
+            card="",
+            delivered=(),
+            history=(*self.state.history, entry),
+            steps=steps,
+        )
+
+    def catch_up(self, steps: int) -> bool:
+        """Sealed mode: go on from the members' number of steps. True if another one was written
+        here.
+
+        They differ if one side was killed between the members' last step and our noting it; no
+        number of a round comes twice.
+        """
+        known = self.state.round
+        if steps != known:
+            self.keep(round=steps, skipped=self.state.skipped + max(0, known - steps))
+        return steps != known

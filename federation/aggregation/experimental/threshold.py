@@ -139,7 +139,8 @@ class JointParty(SealedParty):
         if SUMMED not in given:
             return self.respond(asked)
         reader.receive_sum(given[SUMMED])
-        return self.step(self.seal.packing.unpack(reader.result()))
+        total = self.seal.packing.unpack(reader.result())
+        return self.step([self.mean(total, self.check.survivors)])
 
     def respond(self, asked: bytes) -> bytes:
         """This member's part, or nothing if it is none of the chosen. Another letter comes after

@@ -280,6 +280,7 @@ def test_tables_that_promise_what_cannot_be_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match="buckets"):
             AggregationTable(rule=rule, buckets=buckets, trim=trim)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="a sealed round has one sum"):
-        house(mode="sealed", tables={"aggregation": AggregationTable(rule="median", buckets=3)})
+    with pytest.raises(ValueError, match="more than half of those that hold a share"):
+        median = AggregationTable(rule="median", buckets=3)
+        house(mode="sealed", key="threshold", tables={"aggregation": median})
     assert dataclasses.asdict(GuardTable()) == {"rule": "off", "margin": 0.05}
