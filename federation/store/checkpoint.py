@@ -31,6 +31,7 @@ from ..spec.policy import Policy
 from ..wire.message import Place
 from . import former
 from .database import Database, VersionError, hold
+from .write_ahead_log import check_log
 
 FILE, LOCK = "run.sqlite", "lock"
 OLD_FILE = "run.checkpoint"  # of the first versions of this program
@@ -233,6 +234,7 @@ def open_run(folder: Path) -> Database:
         FederationError: damaged, of an unknown version, or what a former version kept is.
         ConfigError: a history of privacy that cannot be read.
     """
+    check_log(folder / FILE)
     database = Database(folder / FILE, TABLES, VERSION, partial(former.run, folder))
     try:
         former.put_away(database, former.RUN)

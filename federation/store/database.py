@@ -18,13 +18,14 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from ...core import paths
 from ...core.errors import FederationError, QuietchoirError
+from .write_ahead_log import HEADER_BYTES
 
 SMALLEST_BYTES = 512  # of a page
 PAGE_BYTES = 1 << 15  # large ones: adapters take half the time
@@ -101,18 +102,16 @@ class Database:
         paths.private_folder(path.parent)
         try:
             if not path.exists():
-                path.touch(mode=0o600)
-            # SQLite would take a stump of a file for a new one. The file must not be read here:
-            # closing it would drop the locks that this process holds on it through another
-            # connection, and the next to leave would throw the log away.
-            if 0 < path.stat().st_size < SMALLEST_BYTES:
+                begin(path)
+            # SQLite would take a stump of a file, or nothing, for a new one. The file must not be
+            # read here: closing it would drop the locks that this process holds on it through
+            # another connection, and the next to leave would throw the log away.
+            if path.stat().st_size < SMALLEST_BYTES:
                 raise FederationError(f"{path}: damaged, no database; restore it from a copy")
             # Used by one thread at a time, though not always by the one that opened it.
             self.connection = sqlite3.connect(
                 path, isolation_level=None, check_same_thread=False, timeout=10.0
             )
-            # heeded in an empty file alone
-            self.connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         except (OSError, sqlite3.Error) as error:
             raise QuietchoirError(
                 f"{path}: cannot open ({error}); free the disk or choose another folder"
@@ -130,7 +129,6 @@ class Database:
             self.connection.execute("PRAGMA synchronous = FULL")
             self.connection.execute("PRAGMA secure_delete = ON")
             kind, found = (self.number(name) for name in ("application_id", "user_version"))
-            empty = not self.number("schema_version")
             sound = self.connection.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok"
         except sqlite3.OperationalError as error:
             raise self.refused(error) from error
@@ -140,13 +138,12 @@ class Database:
             ) from error
         if not sound:
             raise FederationError(f"{self.path}: damaged; restore it from a copy")
-        if empty:
+        if (kind, found) == (KIND, 0):  # as `begin` left it
             with self.step() as connection:
                 for sentence in filter(str.strip, f"{RECORDS};{tables}".split(";")):
                     connection.execute(sentence)
                 if take_over is not None:
                     take_over(self, 0)
-                connection.execute(f"PRAGMA application_id = {KIND}")
                 connection.execute(f"PRAGMA user_version = {version}")
         elif kind == KIND and found == version - 1 and take_over is not None:
             with self.step() as connection:
@@ -284,11 +281,14 @@ class Database:
             # written over, and is empty for whoever opens it after a kill.
             if self.connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0]:
                 raise QuietchoirError(f"{self.path}: not wiped, another program reads it")
-            if log.exists():
+            if log.exists() and log.stat().st_size:
                 with log.open("r+b") as file:
-                    file.write(bytes(log.stat().st_size))
-                    file.flush()
-                    os.fsync(file.fileno())
+                    # Its header first, and to the disk: a log with a header, of which some is
+                    # zeros, would be taken for one that ends there, and put in the file's place.
+                    for part in (bytes(HEADER_BYTES), bytes(log.stat().st_size - HEADER_BYTES)):
+                        file.write(part)
+                        file.flush()
+                        os.fsync(file.fileno())
             self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except (OSError, sqlite3.Error) as error:
             reason = getattr(error, "strerror", None) or str(error)
@@ -299,6 +299,21 @@ class Database:
         """Fold the log into the file and let it go."""
         with suppress(sqlite3.Error):
             self.connection.close()
+
+
+def begin(path: Path) -> None:
+    """An empty database; under its own name only once it is on the disk, so that a file without
+    anything in it is a damaged one.
+    """
+    new = path.with_name(f"{path.name}-new")
+    new.unlink(missing_ok=True)
+    new.touch(mode=0o600)
+    with closing(sqlite3.connect(new, isolation_level=None)) as connection:
+        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA application_id = {KIND}")
+    new.replace(path)
+    paths.sync_folder(path.parent)
 
 
 def digest_of(text: str, body: bytes) -> bytes:

@@ -22,6 +22,7 @@ from ...core.errors import ConfigError
 from . import former
 from .database import Database
 from .database import hold as hold_folder
+from .write_ahead_log import check_log
 
 FILE, LOCK = "member.sqlite", "taking-part.lock"
 VERSION = 1
@@ -55,6 +56,7 @@ def open_member(folder: Path) -> Database:
         raise ConfigError(
             f"{path}: mode {mode:04o} lets others read this member's secrets; run: chmod 600 {path}"
         )
+    check_log(path)
     database = Database(path, TABLES, VERSION, partial(former.member, folder))
     try:
         former.put_away(database, former.MEMBER)
