@@ -9,7 +9,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 
 # One at a time, in the order they stand: the tests' first line comes before the set-up.
 .NOTPARALLEL:
-.PHONY: help said setup tested-set system-packages models demo demo-compare serve test fuzz \
+.PHONY: help said setup tested-set system-packages models demo demo-compare serve test check fuzz \
 	coverage lint format bench fresh scale-out figures clean
 
 help:  ## this list
@@ -64,10 +64,23 @@ demo-compare: setup models  ## together against alone and central, three seeds
 serve: setup models  ## a local assistant on 127.0.0.1
 	$(BIN)/quietchoir serve
 
+# Files that took at most five processor seconds; tests/fast.txt is the list.
+FAST = $$(grep -v '^\#' tests/fast.txt)
+
 # Two workers: much of a test with real processes is waiting. A file stays with one of them, as its
 # fixtures do.
 test: said setup models  ## every test
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+check: lint models  ## lint and the fast half of the tests: within three minutes on two cores
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(FAST) $(ARGS)
+
+coverage: setup models  ## what lines the fast half runs, in per cent of each room
+	rm -rf build/coverage && mkdir -p build/coverage
+	$(BIN)/python -m coverage run -m pytest -n 2 --dist loadfile $(FAST) $(ARGS)
+	@$(BIN)/python -m coverage combine -q
+	@for room in core crypto federation private_search plugins; do \
+		echo "$$room: $$($(BIN)/python -m coverage report --include="$$room/*" --format=total) %"; done
 
 said:
 	@.ci/system-packages say

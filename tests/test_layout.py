@@ -186,6 +186,14 @@ def test_a_library_with_one_door_is_imported_there_alone(library: str) -> None:
             assert library not in {name.partition(".")[0] for name in imports(path)}, place
 
 
+def test_the_fast_half_of_the_tests_is_there() -> None:
+    """`make check` would end with the first name that means nothing."""
+    listed = (ROOT / "tests" / "fast.txt").read_text("utf-8").splitlines()
+    names = [line for line in listed if not line.startswith("#")]
+    assert names == sorted(set(names))
+    assert [name for name in names if not (ROOT / name).is_file()] == []
+
+
 def test_the_product_imports_itself_by_relative_paths() -> None:
     for path in product():
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
