@@ -12,11 +12,13 @@ up once the first is finished, or has been silent for `LEASE_S`; from then on th
 refused for good, whoever brings it back.
 """
 
+import hashlib
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 
-from ...core.errors import MessageError
+from ...core.errors import FederationError, MessageError
 from ...crypto.secagg import Ledger as SumLedger
 from ..wire.message import Place
 from .database import Database
@@ -73,6 +75,12 @@ class Ledger:
         self.standing = {run: standing for run, *_, standing in rows}
         heard, sums = self.database.get(HEARD), self.database.get(SUMS)
         self.heard_at = 0.0 if heard is None else heard.fields["at"]
+        # rows have no digest of their own; a database of before this has none
+        if heard is not None and heard.fields.get("rows", (now := named(rows))) != now:
+            raise FederationError(
+                f"{self.database.path}: damaged (the places that were answered are not those that "
+                "were written); restore it from a copy, without them old rounds could be replayed"
+            )
         self.written = b"" if sums is None else sums.body
 
     def step(self) -> AbstractContextManager[object]:
@@ -165,7 +173,12 @@ class Ledger:
         with self.database.step() as connection:
             rows = [(run, *mark, standing[run]) for run, mark in marks.items()]
             connection.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?)", rows)
-            self.database.put(HEARD, {"at": heard_at})
+            self.database.put(HEARD, {"at": heard_at, "rows": named(rows)})
             if snapshot != self.written:
                 self.database.put(SUMS, {}, snapshot)
         self.written = snapshot
+
+
+def named(rows: Iterable[tuple[object, ...]]) -> str:
+    """A digest of rows, in whichever order, hex."""
+    return hashlib.sha256(json.dumps(sorted(map(list, rows))).encode()).hexdigest()

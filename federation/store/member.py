@@ -2,8 +2,9 @@
 
     runs       by run, the last place that was answered, and how the run stands (`ledger`)
     charges    what was paid in privacy (`privacy_book`)
-    records    "last heard", "opened sums" (`ledger`); "group key", "model of RUN", "key share" and
-               its memory (`client_store`); "contribution", "followed models" (`rounds`);
+    records    "last heard", "opened sums" (`ledger`); "charges of ACCOUNT" (`privacy_book`);
+               "group key", "model of RUN", "key share" and its memory (`client_store`);
+               "contribution", "followed models" (`rounds`);
                "attempt" (`..stateless_client`); "personal adapter" (`personalization.worker`)
 
 Knows the tables, and that nobody else may read them. Knows nothing of what is in them.

@@ -348,6 +348,46 @@ def test_what_another_program_reads_is_not_said_to_be_wiped(tmp_path: Path) -> N
     assert b"secret" not in everywhere(tmp_path)
 
 
+def test_a_place_that_is_not_the_one_that_was_written_refuses_the_node(tmp_path: Path) -> None:
+    database = open_member(tmp_path)
+    ledger = Ledger(database)
+    ledger.record(Place(RUN, 5, 2))
+    Ledger(database)
+    for change in (
+        "UPDATE runs SET round = 1", "UPDATE runs SET attempt = 1",
+        "UPDATE runs SET standing = 'finished'", "DELETE FROM runs",
+        f"UPDATE runs SET run = '{OTHER}'",
+    ):  # fmt: skip
+        query(tmp_path / FILE, change)
+        with pytest.raises(FederationError, match="not those that were written"):
+            Ledger(database)
+        ledger.write(ledger.marks, ledger.standing, 1.0)
+        query(tmp_path / FILE, "DELETE FROM runs WHERE run = ?", OTHER)
+        assert Ledger(database).marks == {RUN: (5, 2)}
+
+
+def test_a_charge_that_is_not_the_one_that_was_written_is_an_error(tmp_path: Path) -> None:
+    database, budget = open_member(tmp_path), Budget(epsilon=50.0, delta=1e-5)
+    book = PrivacyBook(database)
+    account = Account(budget, scope="f ann", book=book)
+    for number in range(3):
+        account.charge(f"{RUN}/{number}/1", STEP)
+    for change in (
+        "UPDATE charges SET step = replace(step, '4.0', '9.0') WHERE place = 2",
+        "DELETE FROM charges WHERE place = 3",
+        "UPDATE charges SET round = 'x' WHERE place = 1",
+        "DELETE FROM charges",
+    ):
+        lines = query(tmp_path / FILE, "SELECT * FROM charges")
+        query(tmp_path / FILE, change)
+        with pytest.raises(ConfigError, match="Never delete it"):
+            Account(budget, scope="f ann", book=book)
+        query(tmp_path / FILE, "DELETE FROM charges")
+        for line in lines:
+            query(tmp_path / FILE, "INSERT INTO charges VALUES (?, ?, ?, ?)", *line)
+        assert len(Account(budget, scope="f ann", book=book).history) == 3
+
+
 def test_a_damaged_record_is_told_and_others_are_read(tmp_path: Path) -> None:
     database = open_member(tmp_path)
     database.put("one", {"a": 1}, b"body")
