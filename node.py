@@ -29,6 +29,7 @@ from .core.server.app import NodeServer, Parts, claim
 from .core.server.embeddings import Source
 from .federation.adapters.registry import Card, Registry
 from .federation.client_node import Joining, join
+from .federation.events import AdoptedEvent, DisconnectedEvent, FederationEvent, PersonalEvent
 from .plugins.host import PluginHost
 
 if TYPE_CHECKING:
@@ -294,22 +295,20 @@ class Membership:
         except Exception:
             logger.exception("the federation's member broke; the assistant goes on without it")
 
-    def tell(self, event: dict[str, object]) -> None:
+    def tell(self, event: FederationEvent) -> None:
         """What a reader of the log wants to know."""
-        if event["event"] == "adopted":
+        if isinstance(event, AdoptedEvent):
             logger.warning(
                 "a finished adapter came: %s; choose it on the page or with: quietchoir adapter "
                 "activate",
-                event["adapter"],
+                event.adapter,
             )
-        elif event["event"] == "disconnected" and not event["again"]:
-            logger.warning(
-                "federation: the coordinator at %s %s", event["address"], event["reason"]
-            )
-        elif event["event"] == "personal":
-            logger.warning("%s", event["words"])
+        elif isinstance(event, DisconnectedEvent) and not event.again:
+            logger.warning("federation: the coordinator at %s %s", event.address, event.reason)
+        elif isinstance(event, PersonalEvent):
+            logger.warning("%s", event.words)
         else:
-            logger.info("federation: %s", event["event"])
+            logger.info("federation: %s", event.name)
 
     def leave(self) -> None:
         """Ask the thread to end; training that runs is given up, nothing of it was written."""

@@ -10,7 +10,7 @@ import json
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +27,18 @@ from .aggregation.base import Safe
 from .aggregation.ranges import tensor_stops
 from .aggregation.server_optimizer import Vector
 from .costs import round_cost
+from .events import (
+    AdoptedEvent,
+    DisconnectedEvent,
+    FederationEvent,
+    JoiningEvent,
+    LoadingEvent,
+    OnEvent,
+    PreparingEvent,
+    RenewedEvent,
+    StaysEvent,
+    StepEvent,
+)
 from .membership import keys as identity
 from .membership import roster
 from .membership.consent import check_consent, check_upload
@@ -51,9 +63,6 @@ if TYPE_CHECKING:
     from ..core.training.examples import Example
     from ..core.training.frozen_layers import Prepared
     from ..core.training.trainer import Trainer
-
-Event = dict[str, object]
-OnEvent = Callable[[Event], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,12 +114,9 @@ def join(
     examples = None if joining.rehearse else examples_in(joining.data, policy.prompt)
     if examples is not None:
         on_event(
-            {
-                "event": "loading",
-                "model": policy.model.name,
-                "train": len(examples.train),
-                "test": len(examples.test),
-            }
+            LoadingEvent(
+                model=policy.model.name, train=len(examples.train), test=len(examples.test)
+            )
         )
     weights = (
         None
@@ -122,13 +128,7 @@ def join(
     )
     check_upload(policy, cost.up + cost.once_up, config.consent)
     on_event(
-        {
-            "event": "joining",
-            "name": name,
-            "federation": policy.name,
-            "bytes_up": cost.up,
-            "bytes_down": cost.down,
-        }
+        JoiningEvent(name_here=name, federation=policy.name, bytes_up=cost.up, bytes_down=cost.down)
     )
     learner, size = make_learner(
         joining, config, policy, weights, name, on_event, examples=examples
@@ -209,13 +209,8 @@ class Seat:
 
         def taken(newest: Policy) -> None:
             node.policy = newest  # the next time it dials
-            self.on_event(
-                {
-                    "event": "renewed",
-                    "version": newest.version,
-                    "members": [one.name for one in newest.members],
-                }
-            )
+            names = tuple(one.name for one in newest.members)
+            self.on_event(RenewedEvent(version=newest.version, members=names))
 
         standing = Standing(
             policy, self.folder / roster.FILE, self.enter, taken=taken, end=self.end
@@ -236,10 +231,10 @@ class Seat:
         if self.ended is not None:
             raise self.ended
 
-    def tell(self, event: Event) -> None:
+    def tell(self, event: FederationEvent) -> None:
         """What becomes of the connection; while there is none, with what this node waits for."""
-        if event["event"] == "disconnected":
-            event = {**event, "waits_for": self.waits_for}
+        if isinstance(event, DisconnectedEvent):
+            event = replace(event, waits_for=self.waits_for)
         self.on_event(event)
 
     @property
@@ -298,7 +293,7 @@ class Seat:
             else ""
         )
         self.ledger.release()  # another run may begin at once
-        self.on_event({"event": "adopted", "adapter": kept})
+        self.on_event(AdoptedEvent(adapter=kept))
         self.adopted = kept
         if self.companion is not None and kept:
             # a name, and nothing comes back: what this node adds stays here
@@ -306,7 +301,7 @@ class Seat:
         if self.joining.once:
             self.leave.set()
         else:
-            self.on_event({"event": "stays"})
+            self.on_event(StaysEvent())
         return kept
 
     def end(self, reason: QuietchoirError) -> None:
@@ -390,21 +385,13 @@ def make_learner(
 
     def prepare(what: str, given: "list[Example]") -> "Prepared":
         def tell(done: int, layers: int) -> None:
-            on_event(
-                {
-                    "event": "preparing",
-                    "what": what,
-                    "examples": len(given),
-                    "layer": done,
-                    "layers": layers,
-                }
-            )
+            on_event(PreparingEvent(what=what, examples=len(given), layer=done, layers=layers))
 
         tell(0, weights.architecture.num_layers - policy.adapter.upper_layers)
         return trainer.prepare(given, on_progress=tell)
 
     def step(info: StepInfo) -> None:
-        on_event({"event": "step", "step": info.step, "steps": info.steps, "loss": info.loss})
+        on_event(StepEvent(step=info.step, steps=info.steps, loss=info.loss))
 
     prepared = prepare("training", examples.train)
     test = prepare("held-out", examples.test) if examples.test else None
@@ -506,8 +493,3 @@ def read_evaluation(text: str) -> dict[str, object]:
 def default_home() -> Path:
     """The node's home."""
     return paths.private_folder(paths.home())
-
-
-def line(event: Event) -> str:
-    """One JSON line."""
-    return json.dumps(event, separators=(",", ":"))

@@ -19,7 +19,8 @@ from ..crypto.identity.keys import Identity
 from .adapters.registry import Registry, content_hash, make_card
 from .aggregation.ranges import tensor_stops
 from .aggregation.server_optimizer import Vector
-from .client_node import Event, OnEvent, resident
+from .client_node import resident
+from .events import FederationEvent, OnEvent, OpenEvent, PageEvent, RenewedEvent
 from .membership import roster
 from .membership.ownership import settle
 from .membership.unlock import Asked
@@ -139,7 +140,7 @@ def open_door(coordinating: Coordinating, policy: Policy, on_event: OnEvent) -> 
     link = FlowerLink(
         policy, coordinating.keys / TLS_KEY, listen=coordinating.listen, on_event=on_event
     )
-    on_event({"event": "open", "address": policy.coordinator.address})
+    on_event(OpenEvent(address=policy.coordinator.address))
     return link
 
 
@@ -169,7 +170,7 @@ def watch(
     journal.catch_up(state.history if state is not None else ())
     board = Board(policy, state, coordinating.rounds)
 
-    def note(event: Event) -> None:
+    def note(event: FederationEvent) -> None:
         on_event(event)
         journal.note(event)
         board.note(event)
@@ -179,7 +180,7 @@ def watch(
     from .monitor.page import Page
 
     page = Page(board, coordinating.page, coordinating.state)
-    on_event({"event": "page", "url": page.url})
+    on_event(PageEvent(url=page.url))
     return note, board, page
 
 
@@ -232,18 +233,9 @@ def renewing(
                 )
             link.take(later)
             run.take(later)
-            left = sorted(
-                {member.name for member in before.members}
-                - {member.name for member in later.members}
-            )
-            on_event(
-                {
-                    "event": "renewed",
-                    "version": later.version,
-                    "members": [one.name for one in later.members],
-                    "left": left,
-                }
-            )
+            names = tuple(one.name for one in later.members)
+            left = tuple(sorted({one.name for one in before.members}.difference(names)))
+            on_event(RenewedEvent(version=later.version, members=names, left=left))
         handing.hand(link.present())
 
     return between

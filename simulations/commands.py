@@ -6,9 +6,11 @@ Knows arguments and how results are shown. Imports nothing heavy until it runs.
 import argparse
 import dataclasses
 from argparse import Namespace
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..federation.events import FederationEvent
 
 
 def register(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -57,7 +59,7 @@ def run_simulation(arguments: Namespace) -> None:
     model = None if rehearsal else weights.load(catalog.find(scenario.model))
     console.print(f"[bold]{scenario.name}[/bold]  {machine.line()}")
 
-    def tell(event: Mapping[str, Any]) -> None:
+    def tell(event: "FederationEvent") -> None:
         if (text := report.line(event, scenario.recipe.rounds)) is not None:
             console.print(text)
 

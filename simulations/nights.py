@@ -11,6 +11,7 @@ Not covered: bytes take no time; a party's owner does not use the machine.
 """
 
 import bisect
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -239,7 +240,7 @@ def conduct(
         options.pop("on_event", None) or (lambda event: None),
     )
     options |= {
-        "on_event": lambda event: tell({**event, "at": link.time}),
+        "on_event": lambda event: tell(dataclasses.replace(event, at=link.time)),
         "grace_s": scenario.nights.grace_s,
     }
     if policy.schedule.buffered:

@@ -7,24 +7,24 @@ own clock.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from ..core.errors import ConfigError, RoundAborted
 from ..core.models.weights import Weights
+from ..federation.events import AbortedEvent, FederationEvent, OnEvent, RoundEvent
 from ..federation.rounds.report import RunReport
 from ..federation.spec.policy import ScheduleTable
+from .report import PartyTrainedEvent
 from .run import simulate
 from .scenario import Scenario
 
 HOUR_S = 3600.0
 GOOD = 0.9  # accuracy whose time is told
-Tell = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(slots=True)
@@ -43,22 +43,22 @@ class Lap:
     accuracy: float | None = None  # of the last adapter
     stopped: str = ""
 
-    def note(self, event: Mapping[str, Any]) -> None:
+    def note(self, event: FederationEvent) -> None:
         """Take one event of the run."""
-        match event["event"]:
-            case "trained":
+        match event:
+            case PartyTrainedEvent():
                 self.trained += 1
-            case "aborted":
+            case AbortedEvent():
                 self.abandoned += 1
-            case "round":
-                if event["accuracy"] is not None:  # of the adapter that the step before has made
-                    self.curve.append((self.hours, event["accuracy"]))
-                self.steps, self.hours = event["round"], event["at"] / HOUR_S
-                self.summed += len(event["parties"])
-                self.staleness += event.get("staleness", [])
-            case "score":
-                self.accuracy = event["accuracy"]
-                self.curve.append((self.hours, event["accuracy"]))
+            case RoundEvent(name="round", entry=entry, at=at):
+                if entry["accuracy"] is not None:  # of the adapter that the step before has made
+                    self.curve.append((self.hours, entry["accuracy"]))
+                self.steps, self.hours = entry["round"], (at or 0.0) / HOUR_S
+                self.summed += len(entry["parties"])
+                self.staleness += entry.get("staleness", [])
+            case RoundEvent(entry=entry):
+                self.accuracy = entry["accuracy"]
+                self.curve.append((self.hours, entry["accuracy"]))
 
     @property
     def good_after(self) -> float | None:
@@ -66,7 +66,9 @@ class Lap:
         return next((hours for hours, accuracy in self.curve if accuracy >= GOOD), None)
 
 
-def compare(scenario: Scenario, weights: Weights | None, tell: Tell) -> tuple[RunReport, list[Lap]]:
+def compare(
+    scenario: Scenario, weights: Weights | None, tell: OnEvent
+) -> tuple[RunReport, list[Lap]]:
     """The scenario's own run, and what came out of it and of the same scenario in synchronous
     rounds.
 
@@ -87,7 +89,7 @@ def compare(scenario: Scenario, weights: Weights | None, tell: Tell) -> tuple[Ru
     except RoundAborted as reason:
         laps[0].stopped = str(reason)
 
-    def both(event: Mapping[str, Any]) -> None:
+    def both(event: FederationEvent) -> None:
         laps[1].note(event)
         tell(event)
 

@@ -5,16 +5,44 @@ Always: an accuracy that stands beside round N is that of the adapter which roun
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from ..federation.events import (
+    AbortedEvent,
+    BucketsEvent,
+    FederationEvent,
+    RoundEvent,
+    StoppedEvent,
+    WaitingEvent,
+)
 from ..federation.rounds.words import told_privacy
 
 KILO = 1000
 SHOWN = 10  # values of a sample
 FILE_WIDTH = 150  # characters
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartyPreparedEvent(FederationEvent):
+    """A party of a simulation has its examples."""
+
+    kind, written = "preparing", False
+    party: str
+    train: int
+    test: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartyTrainedEvent(FederationEvent):
+    """A party of a simulation has trained."""
+
+    kind = "trained"
+    party: str
+    round: int
 
 
 def percent(share: float | None) -> str:
@@ -27,50 +55,44 @@ def size(count: float) -> str:
     return f"{count / KILO**2:.2f} MB" if count >= KILO**2 else f"{count / KILO:.0f} kB"
 
 
-def line(event: Mapping[str, Any], rounds: int) -> str | None:
+def line(event: FederationEvent, rounds: int) -> str | None:
     """One event as a line of text, or None if it is not worth one."""
-    match event.get("event"):
-        case "preparing":
-            return (
-                f"  {event['party']}: {event['train']} requests to learn from, {event['test']} "
-                f"held out"
-            )
-        case "waiting":
-            return f"  {event['present']} of {event['roster']} nodes are there"
-        case "aborted":
-            return f"  round {event['round']} abandoned: {event['reason']}"
-        case "round":
-            sent = list(event["bytes_up"].values())
-            spent = "" if event.get("epsilon") is None else f"   epsilon {event['epsilon']:.2f}"
-            behind = event.get("columns") or {}
+    match event:
+        case PartyPreparedEvent():
+            return f"  {event.party}: {event.train} requests to learn from, {event.test} held out"
+        case WaitingEvent():
+            return f"  {event.present} of {event.roster} nodes are there"
+        case AbortedEvent():
+            return f"  round {event.round} abandoned: {event.reason}"
+        case RoundEvent(name="round", entry=entry):
+            sent = list(entry["bytes_up"].values())
+            spent = "" if entry.get("epsilon") is None else f"   epsilon {entry['epsilon']:.2f}"
+            behind = entry.get("columns") or {}
             columns = (
                 (f"   ranks {'/'.join(behind)} by {'/'.join(map(str, behind.values()))}")
                 if behind
                 else ""
             )
-            undone = (
-                ""
-                if (event.get("guard") or {"kept": True})["kept"]
-                else f"   {event['guard']['reason']}"
-            )
+            guard = entry.get("guard") or {"kept": True}
+            undone = "" if guard["kept"] else f"   {guard['reason']}"
             return (
-                f"  round {event['round']:>2}/{rounds}   accuracy so far "
-                f"{percent(event['accuracy']):>7}   "
-                f"loss {event['loss'] or 0:.3f}   {len(event['parties'])} nodes   "
+                f"  round {entry['round']:>2}/{rounds}   accuracy so far "
+                f"{percent(entry['accuracy']):>7}   "
+                f"loss {entry['loss'] or 0:.3f}   {len(entry['parties'])} nodes   "
                 f"{size(sum(sent) / len(sent))} sent by each   "
-                f"{event['seconds']:.1f} s, {event['seconds'] - event['work_seconds']:.2f} s of it "
+                f"{entry['seconds']:.1f} s, {entry['seconds'] - entry['work_seconds']:.2f} s of it "
                 f"protection"
                 f"{spent}{columns}{undone}"
             )
-        case "buckets":
-            return f"  {event['price']}"
-        case "stopped":
-            return f"  stopped after round {event['round']}: {event['reason']}"
-        case "score":
+        case RoundEvent(entry=entry):
             return (
-                f"  all rounds done   accuracy {percent(event['accuracy'])} ({event['scored']} "
+                f"  all rounds done   accuracy {percent(entry['accuracy'])} ({entry['scored']} "
                 f"members)"
             )
+        case BucketsEvent():
+            return f"  {event.price}"
+        case StoppedEvent():
+            return f"  stopped after round {event.round}: {event.reason}"
     return None
 
 

@@ -26,8 +26,8 @@ from ..federation.aggregation.experimental.threshold import OPEN
 from ..federation.aggregation.plain import PLAIN_STAGE
 from ..federation.aggregation.ranges import tensor_stops
 from ..federation.aggregation.server_optimizer import Vector
+from ..federation.events import FederationEvent, OnEvent, TrainedEvent
 from ..federation.rounds import buffered_client as offering
-from ..federation.rounds.attempt import Event
 from ..federation.rounds.client import Party
 from ..federation.rounds.report import RunReport
 from ..federation.spec.policy import AdapterTable, CoordinatorTable, Member, ModelTable, Policy
@@ -39,11 +39,11 @@ from ..federation.wire import message as messages
 from ..federation.wire import work
 from .nights import conduct
 from .population import PartyData, populate
+from .report import PartyPreparedEvent, PartyTrainedEvent
 from .scenario import Fault, Scenario, dealt
 
 NO_ADDRESS = "127.0.0.1:1"  # nobody listens: letters go from function to function
 NO_MODEL = "0" * 64  # digest of a rehearsal's
-OnEvent = Callable[[Event], None]
 
 
 class FaultyParty:
@@ -159,10 +159,10 @@ def adopted(
     return ""
 
 
-def trained_by(say: OnEvent, name: str, event: Event) -> None:
+def trained_by(say: OnEvent, name: str, event: FederationEvent) -> None:
     """Tell that a party has trained; what else it says is its own."""
-    if event["event"] == "trained":
-        say({"event": "trained", "party": name, "round": event["round"]})
+    if isinstance(event, TrainedEvent):
+        say(PartyTrainedEvent(party=name, round=event.round))
 
 
 def make_learners(
@@ -184,14 +184,7 @@ def make_learners(
     portions = dealt(scenario.population.portions, [person.name for person in people])
     for person in people:
         examples = person.train[: portions[person.name] or None]
-        say(
-            {
-                "event": "preparing",
-                "party": person.name,
-                "train": len(examples),
-                "test": len(person.test),
-            }
-        )
+        say(PartyPreparedEvent(party=person.name, train=len(examples), test=len(person.test)))
         train, test = trainer.prepare(examples), trainer.prepare(person.test)
         learners[person.name] = TrainerLearner(trainer, train, test, scenario.recipe.trainer())
     return Cast(learners, trainer.size)

@@ -28,6 +28,7 @@ from quietchoir.core.toolcall import ToolCall, render
 from quietchoir.crypto.identity.keys import Identity
 from quietchoir.federation.adapters.registry import Card, Registry, content_hash
 from quietchoir.federation.client_node import Joining
+from quietchoir.federation.events import PersonalEvent
 from quietchoir.node import Membership, Node, describe
 from quietchoir.tests.fakes.http import until
 from quietchoir.tests.fakes.server import engine_saying
@@ -274,7 +275,7 @@ async def test_what_came_of_personal_training_is_told_in_the_log(tmp_path: Path)
     listener.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("quietchoir.node").addHandler(listener)
     Membership(Joining(file=tmp_path, data=None, home=tmp_path), Config()).tell(
-        {"event": "personal", "words": "7 of 10"}
+        PersonalEvent(parent="", words="7 of 10")
     )
     logging.getLogger("quietchoir.node").removeHandler(listener)
     assert said == ["7 of 10"]

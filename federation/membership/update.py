@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ...core import log
 from ...core.errors import ConfigError, MessageError, QuietchoirError, RosterError
+from ..events import OnEvent, RefusedEvent
 from ..spec.policy import Policy
 from . import roster
 
@@ -31,8 +32,6 @@ ROSTER = frozenset({"version", "head", "owner", "founder", "expires", "members"}
 AGAIN_S = 30.0  # a member that did not take the file is handed it again after this
 HAND_S = 10.0  # a member has so long to take it
 
-Event = dict[str, object]
-OnEvent = Callable[[Event], None]
 Ask = Callable[[Mapping[str, bytes], float], Iterator[tuple[str, bytes]]]
 
 
@@ -73,7 +72,7 @@ class Watched:
             policy = roster.adopt(roster.read(self.path), self.kept, f"{self.path}: ")
         # half copied, or on another branch: the run goes on under what it has
         except (RosterError, ConfigError) as error:
-            self.on_event({"event": "refused", "reason": str(error)})
+            self.on_event(RefusedEvent(reason=str(error)))
             return None
         if policy == self.policy:
             return None

@@ -24,13 +24,11 @@ from typing import Any
 
 from ...core import paths
 from ...core.errors import FederationError, IntegrityError, QuietchoirError
+from ..events import FederationEvent, RoundEvent, TornEvent
 from ..spec.policy import canonical
 
 FILE = "audit.jsonl"
 MAX_LINE = 4 << 20
-Event = dict[str, object]
-# Said many times a round, and nothing that anybody would look up later.
-UNWRITTEN = frozenset({"waiting", "ready", "preparing", "step", "handed", "offered"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +61,19 @@ class Journal:
                 f"{error}; it is not added to: keep it, move it away, and start again"
             ) from error
         if torn:
-            self.note({"event": "torn", "bytes": torn})
+            self.note(TornEvent(bytes=torn))
 
-    def note(self, event: Event) -> None:
+    def note(self, event: FederationEvent) -> None:
         """Add one event, unless it is of those that say nothing later.
 
         Raises:
             QuietchoirError: the disk refuses.
         """
-        if event["event"] in UNWRITTEN:
+        if not event.written:
             return
         body = {
             "at": int(time.time()),
-            "event": event,
+            "event": event.table(),
             "number": self.number + 1,
             "previous": self.previous,
         }
@@ -100,9 +98,7 @@ class Journal:
         two.
         """
         for entry in missing(self.path, history):
-            self.note(
-                {"event": "round" if entry["kind"] == "train" else "score", **entry, "late": True}
-            )
+            self.note(RoundEvent(entry=entry, late=True))
 
 
 def missing(path: Path, history: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:

@@ -9,26 +9,30 @@ import time
 from collections.abc import Callable
 
 from ...core.screen import one_line
+from ..events import (
+    AdoptedEvent,
+    DisconnectedEvent,
+    FederationEvent,
+    PreparingEvent,
+    RoundEvent,
+    WaitingEvent,
+)
 
-Event = dict[str, object]
 PROGRESS_S = 3.0  # between two lines of progress, for people
 
 
-def teller(json_lines: bool) -> Callable[[Event], None]:
+def teller(json_lines: bool) -> Callable[[FederationEvent], None]:
     """Says what happens: JSON lines for programs, short lines for people."""
 
     told_at = -PROGRESS_S
 
-    def tell(event: Event) -> None:
+    def tell(event: FederationEvent) -> None:
         nonlocal told_at
         if json_lines:
-            print(json.dumps(event, separators=(",", ":")), flush=True)
+            print(json.dumps(event.table(), separators=(",", ":")), flush=True)
             return
-        if event["event"] == "preparing":  # one after the other, sometimes many in a second
-            if (
-                event["layer"] not in (0, event["layers"])
-                and time.monotonic() - told_at < PROGRESS_S
-            ):
+        if isinstance(event, PreparingEvent):  # one after the other, sometimes many in a second
+            if event.layer not in (0, event.layers) and time.monotonic() - told_at < PROGRESS_S:
                 return
             told_at = time.monotonic()
         if (text := sentence(event)) is not None:
@@ -37,14 +41,14 @@ def teller(json_lines: bool) -> Callable[[Event], None]:
     return tell
 
 
-def sentence(event: Event) -> str | None:
+def sentence(event: FederationEvent) -> str | None:
     """An event for people; None for those that only programs want."""
-    kind = event["event"]
-    if kind == "round":
-        loss = event["loss"]
-        words = f"round {event['round']}: {len(event['parties'])} members, {event['seconds']} s"  # type: ignore[arg-type]
+    if isinstance(event, RoundEvent) and event.name == "round":
+        told = event.entry
+        loss = told["loss"]
+        words = f"round {told['round']}: {len(told['parties'])} members, {told['seconds']} s"
         shown = f"{loss:.3f}" if isinstance(loss, float) else "not measured"
-        return f"{words}, loss {shown}, accuracy before it {percent(event['accuracy'])}"
+        return f"{words}, loss {shown}, accuracy before it {percent(told['accuracy'])}"
     sentences = {
         "waiting": "{present} of {roster} "
         "members are here, need "
@@ -70,28 +74,23 @@ def sentence(event: Event) -> str | None:
         "trained": "round {round}: trained on {tokens} answer tokens, loss {loss:.3f}",
         "refused": "refused: {reason}",
         "adopted": "a finished adapter came: {adapter}"
-        if event.get("adapter")
+        if isinstance(event, AdoptedEvent) and event.adapter
         else "the run is over; a rehearsal leaves no adapter",
         "stays": "this node stays for the next run; Ctrl-C ends it, and `--once` makes it leave "
         "with its first adapter",
         "personal": "{words}",
     }
-    if kind not in sentences or event.get("again"):
+    if event.name not in sentences or (isinstance(event, DisconnectedEvent) and event.again):
         return None
-    return (
-        sentences[str(kind)].format(**{"waits_for": "", **event, "names": names_in(event)}).strip()
-    )
+    told = event.table()
+    named = told.get("missing", told.get("members"))
+    names = (", ".join(map(str, named)) or "nobody") if isinstance(named, list) else ""
+    return sentences[event.name].format(**{"waits_for": "", **told, "names": names}).strip()
 
 
-def is_short(event: Event) -> bool:
+def is_short(event: FederationEvent) -> bool:
     """Are fewer members here than a round needs?"""
-    return int(str(event.get("present", 0))) < int(str(event.get("minimum", 0)))
-
-
-def names_in(event: Event) -> str:
-    """The members that an event is about."""
-    named = event.get("missing", event.get("members"))
-    return ", ".join(map(str, named)) or "nobody" if isinstance(named, list) else ""
+    return isinstance(event, WaitingEvent) and event.present < event.minimum
 
 
 def percent(share: object) -> str:

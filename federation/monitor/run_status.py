@@ -8,17 +8,27 @@ report and in the audit log; they are not shown here.
 
 import re
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import FederationError
+from ..events import (
+    AbortedEvent,
+    AskedEvent,
+    DeliveredEvent,
+    FederationEvent,
+    ReadyEvent,
+    RenewedEvent,
+    RoundEvent,
+    WaitingEvent,
+)
 from ..membership import roster
 from ..spec.policy import Policy
 from ..store import checkpoint
 from ..store.checkpoint import RunState
 
-Event = dict[str, Any]
+Row = dict[str, Any]  # one round, as it is shown
 SHOWN = (
     "kind",
     "round",
@@ -32,7 +42,7 @@ SHOWN = (
 )
 
 
-def row(entry: Event) -> Event:
+def row(entry: Mapping[str, Any]) -> Row:
     """One round, without its members."""
     guard = entry.get("guard")
     return {
@@ -47,7 +57,7 @@ def row(entry: Event) -> Event:
     }
 
 
-def curve(history: list[Event]) -> list[list[float]]:
+def curve(history: list[Row]) -> list[list[float]]:
     """[rounds behind the adapter, accuracy], oldest first: what a round measured before it
     trained, or voted after it.
     """
@@ -83,51 +93,44 @@ class Board:
         # asks the link: between two words of the run members come and go
         self.presence: Callable[[], int] | None = None
         self.aborted, self.reason = 0, ""
-        self.now: Event | None = None
+        self.now: Row | None = None
         self.members, self.version = len(policy.members), policy.version
 
-    def note(self, event: Event) -> None:
+    def note(self, event: FederationEvent) -> None:
         """Take one event of the run."""
         with self.lock:
-            match event["event"]:
-                case "waiting":
-                    self.present, self.members = event["present"], event["roster"]
-                case "asked":
+            match event:
+                case WaitingEvent():
+                    self.present, self.members = event.present, event.roster
+                case AskedEvent():
                     self.now = {
-                        "round": event["round"],
-                        "stage": event["stage"],
-                        "asked": len(event["cohort"]),
+                        "round": event.round,
+                        "stage": event.stage,
+                        "asked": len(event.cohort),
                         "ready": 0,
                     }
-                case "ready" if self.now is not None:
+                case ReadyEvent() if self.now is not None:
                     self.now["ready"] += 1
-                case "round":
-                    self.history.append(row(event))
-                    self.done, self.now = (
-                        sum(entry["kind"] == "train" for entry in self.history),
-                        None,
-                    )
-                case "score":
-                    self.history = [entry for entry in self.history if entry["kind"] == "train"] + [
-                        row(event)
-                    ]
+                case RoundEvent(name="round"):
+                    self.history.append(row(event.entry))
+                    self.done = sum(entry["kind"] == "train" for entry in self.history)
                     self.now = None
-                case "aborted":
-                    self.aborted, self.reason, self.now = (
-                        self.aborted + 1,
-                        self.unnamed(event["reason"]),
-                        None,
-                    )
-                case "renewed":
-                    self.members, self.version = len(event["members"]), event["version"]
-                case "delivered":
+                case RoundEvent():
+                    trained = [entry for entry in self.history if entry["kind"] == "train"]
+                    self.history, self.now = [*trained, row(event.entry)], None
+                case AbortedEvent():
+                    self.aborted, self.reason = self.aborted + 1, self.unnamed(event.reason)
+                    self.now = None
+                case RenewedEvent():
+                    self.members, self.version = len(event.members), event.version
+                case DeliveredEvent():
                     self.finished = True
 
     def unnamed(self, text: str) -> str:
         """A reason without the names of members: why an attempt failed is shown, by whom is not."""
         return unnamed(text, [member.name for member in self.policy.members])
 
-    def snapshot(self) -> Event:
+    def snapshot(self) -> Row:
         """Everything that is shown, as JSON's types."""
         policy, privacy = self.policy, self.policy.privacy
         here = None if self.presence is None else self.presence()

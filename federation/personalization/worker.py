@@ -12,6 +12,7 @@ learn that it personalises.
 """
 
 import contextlib
+import dataclasses
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 from ...core import log
 from ...core.errors import FederationError, QuietchoirError
 from ..adapters.registry import SHOWN, Registry
+from ..events import FederationEvent, OnEvent, PersonalEvent
 from ..store.database import Database
 from .settings import Settings
 
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from ..training.learner import TrainerLearner
     from .keeping import Outcome, Owner
 
-Event = dict[str, object]
 Handler = Callable[[bytes], bytes]
 NAME = "personal adapter"  # record
 TRIES = 3  # of one adapter, over restarts: work that kills the node does not do so for ever
@@ -66,11 +67,11 @@ class Pending:
             self.database.drop(NAME)
 
 
-def one_at_a_time(on_event: Callable[[Event], None]) -> Callable[[Event], None]:
+def one_at_a_time(on_event: OnEvent) -> OnEvent:
     """The same teller, for two threads: no line is written into another."""
     writing = threading.Lock()
 
-    def tell(event: Event) -> None:
+    def tell(event: FederationEvent) -> None:
         with writing:
             on_event(event)
 
@@ -100,7 +101,7 @@ class Companion:
         settings: Settings,
         database: Database,
         *,
-        on_event: Callable[[Event], None],
+        on_event: OnEvent,
         busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self.owner, self.learner, self.settings, self.on_event, self.busy = (
@@ -246,17 +247,15 @@ class Companion:
 
     def tell(self, name: str, words: str, outcome: "Outcome | None" = None) -> None:
         """To this node's own reader; events leave the process on its own standard output alone."""
-        event: Event = {
-            "event": "personal",
-            "parent": name,
-            "adapter": "",
-            "active": False,
-            "words": words,
-        }
+        event = PersonalEvent(parent=name, words=words)
         if outcome is not None:
             verdict = outcome.verdict
-            event |= {
-                "adapter": outcome.adapter, "active": outcome.active, "of": verdict.personal.total,
-                "right": verdict.personal.correct, "shared_right": verdict.shared.correct,
-            }  # fmt: skip
+            event = dataclasses.replace(
+                event,
+                adapter=outcome.adapter,
+                active=outcome.active,
+                of=verdict.personal.total,
+                right=verdict.personal.correct,
+                shared_right=verdict.shared.correct,
+            )
         self.on_event(event)

@@ -7,7 +7,7 @@ over fewer members than the federation's minimum.
 """
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from ...core import log
@@ -21,6 +21,7 @@ from ..aggregation.registry import AGGREGATIONS
 from ..aggregation.server_optimizer import Vector, adapter_digest
 from ..aggregation.survivor_sets import Sets, choose
 from ..aggregation.update import Codec, Statistics, Terms, seed_of
+from ..events import AskedEvent, OnEvent, ReadyEvent
 from ..spec.policy import Policy
 from ..store.checkpoint import Logbook
 from ..wire import broadcast_digest as broadcast
@@ -32,7 +33,6 @@ from .privacy_accountant import Purse
 from .selection import Draw, draw
 
 logger = log.get("federation.coordinator")
-Event = dict[str, object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +112,7 @@ class Assembly:
         logbook: Logbook,
         purse: Purse,
         model: ServerHeld,
-        on_event: Callable[[Event], None],
+        on_event: OnEvent,
     ) -> None:
         self.policy, self.post, self.logbook, self.purse = policy, post, logbook, purse
         self.model, self.size, self.on_event = model, model.size, on_event
@@ -222,18 +222,12 @@ class Assembly:
         """
         number, need = self.logbook.state.round + 1, self.policy.needed(len(order.cohort))
         self.on_event(
-            {
-                "event": "asked",
-                "round": number,
-                "attempt": place.attempt,
-                "stage": stage,
-                "cohort": list(cohort),
-            }
+            AskedEvent(round=number, attempt=place.attempt, stage=stage, cohort=tuple(cohort))
         )
         answers, spent = Answers(), list[str]()
         for reply in self.model.ask(stage, order, cohort, place, self.policy.recipe.work_timeout_s):
             if answers.take(reply):
-                self.on_event({"event": "ready", "round": number, "party": reply.sender})
+                self.on_event(ReadyEvent(round=number, party=reply.sender))
             elif reply.payload == work.SPENT and self.purse.step is not None:
                 spent.append(reply.sender)
         ready = answers.ready

@@ -24,6 +24,7 @@ from ..aggregation.registry import AGGREGATIONS
 from ..aggregation.server_optimizer import Vector, adapter_digest
 from ..aggregation.survivor_sets import subjects
 from ..aggregation.update import Codec, Terms
+from ..events import WorkEvent
 from ..spec.policy import weight
 from ..wire import calls, work
 from ..wire.calls import GROUP, Group
@@ -71,12 +72,7 @@ class Offering:
         if not party.purse.affords():
             return party.spent(place, "the privacy budget is used up")
         party.on_event(
-            {
-                "event": task.stage,
-                "round": place.round,
-                "attempt": place.attempt,
-                "version": version,
-            }
+            WorkEvent(stage=task.stage, round=place.round, attempt=place.attempt, version=version)
         )
         adapter, told = adapter_digest(order.flat), calls.told_of(version, order)
         # who is summed, and so which columns are, is known later: it trains all that it may
@@ -134,12 +130,9 @@ class Offering:
         clipped = party.clipped(update, terms)
         unpaid = party.begin(place, pays=True)
         party.on_event(
-            {
-                "event": task.stage,
-                "round": place.round,
-                "attempt": place.attempt,
-                "staleness": staleness,
-            }
+            WorkEvent(
+                stage=task.stage, round=place.round, attempt=place.attempt, staleness=staleness
+            )
         )
         if unpaid:
             return party.spent(place, unpaid)

@@ -26,6 +26,7 @@ from ..aggregation.ranges import read_spans
 from ..aggregation.rank_masks import shares_of
 from ..aggregation.survivor_sets import Sets, choose
 from ..aggregation.update import Codec, Terms, seed_of
+from ..events import AskedEvent, HandedEvent, OfferedEvent, ReadyEvent, WaitingEvent
 from ..spec.policy import Policy
 from ..store.checkpoint import Store
 from ..wire import calls, work
@@ -150,13 +151,9 @@ class BufferedCoordinator(Coordinator):
             self.outbox.leave(work.TRAIN, letters, place, self.policy.recipe.work_timeout_s)
             self.asked |= dict.fromkeys(idle, now)
             self.on_event(
-                {
-                    "event": "handed",
-                    "round": version + 1,
-                    "attempt": place.attempt,
-                    "version": version,
-                    "members": idle,
-                }
+                HandedEvent(
+                    round=version + 1, attempt=place.attempt, version=version, members=tuple(idle)
+                )
             )
 
     def take_in(self) -> None:
@@ -190,14 +187,8 @@ class BufferedCoordinator(Coordinator):
             self.asked.pop(reply.sender, None)
             if self.is_fresh(version):  # else it is asked anew, and trains from the newest
                 self.ready[reply.sender], self.heard[reply.sender] = version, told
-                self.on_event(
-                    {
-                        "event": "offered",
-                        "round": self.state.round + 1,
-                        "party": reply.sender,
-                        "version": version,
-                    }
-                )
+                number = self.state.round + 1
+                self.on_event(OfferedEvent(round=number, party=reply.sender, version=version))
         self.tell()
 
     def is_fresh(self, version: int) -> bool:
@@ -355,13 +346,7 @@ class BufferedCoordinator(Coordinator):
             calls.encode_group(group),
         )
         self.on_event(
-            {
-                "event": "asked",
-                "round": number,
-                "attempt": place.attempt,
-                "stage": calls.GROUP,
-                "cohort": list(group.names),
-            }
+            AskedEvent(round=number, attempt=place.attempt, stage=calls.GROUP, cohort=group.names)
         )
         came = Answers()
         timeout_s = self.policy.recipe.stage_timeout_s
@@ -369,7 +354,7 @@ class BufferedCoordinator(Coordinator):
             calls.GROUP, dict.fromkeys(group.names, payload), place, timeout_s
         ):
             if came.take(reply):
-                self.on_event({"event": "ready", "round": number, "party": reply.sender})
+                self.on_event(ReadyEvent(round=number, party=reply.sender))
         self.before |= {
             name: (dict(group.members)[name], sets) for name, sets in came.before.items()
         }
@@ -446,13 +431,7 @@ class BufferedCoordinator(Coordinator):
             need, everybody = self.policy.group_size, len(self.policy.members)
             self.gathered = self.gathered or there >= need
             self.on_event(
-                {
-                    "event": "waiting",
-                    "present": there,
-                    "minimum": need,
-                    "roster": everybody,
-                    "ready": len(self.ready),
-                }
+                WaitingEvent(present=there, minimum=need, roster=everybody, ready=len(self.ready))
             )
 
 

@@ -41,6 +41,7 @@ from ..aggregation.update import (
     check_clipped,
     seed_of,
 )
+from ..events import OnEvent, SpentEvent, TrainedEvent, WorkEvent
 from ..membership.consent import check_consent
 from ..spec.policy import Policy
 from ..store.client_store import Progress, Vault
@@ -59,7 +60,6 @@ from .privacy_accountant import Purse
 from .selection import Draw, check
 
 logger = log.get("federation.party")
-Event = dict[str, object]
 
 
 @dataclass(slots=True)
@@ -121,7 +121,7 @@ class Party:
         purse: Purse | None = None,
         drawer: Drawer | None = None,
         recall: Recall | None = None,
-        on_event: Callable[[Event], None] | None = None,
+        on_event: OnEvent | None = None,
     ) -> None:
         """Take part.
 
@@ -269,9 +269,8 @@ class Party:
         unpaid = self.begin(task.place, pays=training, parent=parent)
         if self.recall is not None and led is not None:
             self.recall.keep(led)
-        self.on_event(
-            {"event": task.stage, "round": task.place.round, "attempt": task.place.attempt}
-        )
+        place = task.place
+        self.on_event(WorkEvent(stage=task.stage, round=place.round, attempt=place.attempt))
         if task.stage == work.ADOPT:
             name = (
                 self.adopt(order.flat, order.card).encode("utf-8")
@@ -403,7 +402,7 @@ class Party:
 
     def spent(self, place: Place, reason: str) -> bytes:
         """The answer instead of a contribution that cannot be paid."""
-        self.on_event({"event": "spent", "round": place.round, "reason": reason})
+        self.on_event(SpentEvent(round=place.round, reason=reason))
         return work.SPENT
 
     def parent(self, place: Place) -> Progress:
@@ -485,15 +484,9 @@ class Party:
             loss_milli=round(min(max(trained.loss, 0.0), LARGEST_LOSS) * LOSS_UNIT),
             clipped=Codec(self.size, self.policy, terms).percent(self.clipped(update, terms)),
         )  # fmt: skip
-        told: Event = {} if terms.shares is None else {"columns": columns}
+        told = None if terms.shares is None else columns
         self.on_event(
-            {
-                "event": "trained",
-                "round": place.round,
-                "loss": trained.loss,
-                "tokens": trained.tokens,
-                **told,
-            }
+            TrainedEvent(round=place.round, loss=trained.loss, tokens=trained.tokens, columns=told)
         )
         return update, statistics, trained.tokens
 

@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable
 
 from ...core.errors import RoundAborted
+from ..events import DeliveredEvent, OnEvent, StayingEvent, UndeliveredEvent
 from ..wire import work
-from .attempt import Assembly, Event
+from .attempt import Assembly
 
 POLL_S = 0.1
 AGAIN_S = 30.0  # a member that did not take it is asked again after this
@@ -20,7 +21,7 @@ AGAIN_S = 30.0  # a member that did not take it is asked again after this
 class Delivery:
     """One run's."""
 
-    def __init__(self, assembly: Assembly, on_event: Callable[[Event], None]) -> None:
+    def __init__(self, assembly: Assembly, on_event: OnEvent) -> None:
         self.assembly, self.logbook, self.link = assembly, assembly.logbook, assembly.post.link
         self.on_event = on_event
 
@@ -65,9 +66,7 @@ class Delivery:
             if now >= until:
                 return
             if missing != told:
-                self.on_event(
-                    {"event": "staying", "missing": missing, "seconds": round(until - now)}
-                )
+                self.on_event(StayingEvent(missing=tuple(missing), seconds=round(until - now)))
                 told = missing
             time.sleep(POLL_S)
 
@@ -78,11 +77,9 @@ class Delivery:
             took = self.hand(state.card, members)
         except RoundAborted as reason:  # sealed mode: members that hold it must be there as well
             self.logbook.skip_opened()
-            self.on_event(
-                {"event": "undelivered", "members": sorted(members), "reason": str(reason)}
-            )
+            self.on_event(UndeliveredEvent(members=tuple(sorted(members)), reason=str(reason)))
             return False
         if took:
             self.logbook.keep(delivered=tuple(sorted({*state.delivered, *took})))
-            self.on_event({"event": "delivered", "adapter": state.adapter, "members": list(took)})
+            self.on_event(DeliveredEvent(adapter=state.adapter, members=took))
         return bool(took)

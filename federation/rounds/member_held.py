@@ -5,7 +5,7 @@ Always: an attempt goes on with members that hold the same key and the same adap
 number of steps is the run's; an undone step is one step more, so no number comes twice.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ...core import log
 from ...core.errors import RoundAborted
@@ -13,6 +13,7 @@ from ...core.worker import Worker
 from ...crypto.he.encrypted_ring import AdderService, Desk
 from ..aggregation.server_optimizer import ServerOptimizer, Vector
 from ..aggregation.setup import Muster
+from ..events import OnEvent, SteppedEvent
 from ..store.checkpoint import Logbook
 from ..wire import work
 from ..wire.link import Post
@@ -36,7 +37,7 @@ class MemberHeld(ServerHeld):
         stops: Sequence[int],
         *,
         desk: Desk | None,
-        on_event: Callable[[dict[str, object]], None],
+        on_event: OnEvent,
     ) -> None:
         super().__init__(post, logbook, optimizer, size, stops)
         self.desk, self.on_event = desk or Worker(AdderService), on_event
@@ -49,7 +50,7 @@ class MemberHeld(ServerHeld):
             logger.warning(
                 "members are at step %d, %d is written here; going on from theirs", steps, known
             )
-            self.on_event({"event": "stepped", "round": steps, "expected": known})
+            self.on_event(SteppedEvent(round=steps, expected=known))
         return self.common.members
 
     def name(self, flat: Vector) -> str:

@@ -19,12 +19,21 @@ from ...core.errors import BudgetError, FederationError, RoundAborted
 from ...crypto.he.encrypted_ring import Desk
 from ...crypto.identity.keys import Identity
 from ..aggregation.server_optimizer import ServerState, Vector, combine, optimizer_of
+from ..events import (
+    AbortedEvent,
+    BucketsEvent,
+    DeliveredEvent,
+    OnEvent,
+    RoundEvent,
+    StoppedEvent,
+    WaitingEvent,
+)
 from ..spec.policy import Policy
 from ..store.checkpoint import Logbook, RunState, Store
 from ..wire import work
 from ..wire.link import Link, Post
 from . import validation as guard
-from .attempt import Assembly, Event, Outcome
+from .attempt import Assembly, Outcome
 from .delivery import Delivery
 from .global_model import ServerHeld
 from .member_held import MemberHeld
@@ -65,7 +74,7 @@ class Coordinator:
         stops: Sequence[int] = (),
         store: Store | None = None,
         keep: Keeper | None = None,
-        on_event: Callable[[Event], None] | None = None,
+        on_event: OnEvent | None = None,
         wait_s: float = 600.0,
         patient: bool = False,
         grace_s: float = 30.0,
@@ -144,14 +153,15 @@ class Coordinator:
             RoundAborted: as `run`.
         """
         stopped = ""
-        if self.policy.aggregation.buckets > 1:
-            self.on_event({"event": "buckets", "price": told_buckets(self.policy)})
+        several = self.policy.aggregation.buckets > 1
+        if several and (price := told_buckets(self.policy)) is not None:
+            self.on_event(BucketsEvent(price=price))
         try:
             self.learn(goal)
         # an end like any other: what was learned until here is delivered
         except BudgetError as reason:
             stopped = str(reason)
-            self.on_event({"event": "stopped", "round": self.state.round, "reason": stopped})
+            self.on_event(StoppedEvent(round=self.state.round, reason=stopped))
         if not self.state.finished:
             if self.policy.privacy.counts and not self.knows_score():
                 self.insist(self.score_round)
@@ -196,7 +206,7 @@ class Coordinator:
             )
         if self.owes_vote():
             self.confirm()
-        self.on_event({"event": "round", **self.state.history[-1]})
+        self.on_event(RoundEvent(entry=self.state.history[-1]))
 
     def score_round(self) -> None:
         """Score the adapter on everybody's held-out examples; the counts come back as sums."""
@@ -204,7 +214,7 @@ class Coordinator:
         entry = write_entry(work.SCORE, outcome, self.state, self.policy)
         history = (*(old for old in self.state.history if old["kind"] == work.TRAIN), entry)
         self.logbook.keep(history=history, opening=False, skipped=self.state.skipped + 1)
-        self.on_event({"event": "score", **entry})
+        self.on_event(RoundEvent(entry=entry))
 
     def commit(self, server: ServerState, entry: dict[str, Any]) -> None:
         """A whole round is done."""
@@ -299,7 +309,7 @@ class Coordinator:
             name, card = self.keep(self.state.server.flat, evaluation)
         delivered = self.delivery.hand(card, self.link.present())
         self.logbook.keep(finished=True, adapter=name, card=card, delivered=delivered)
-        self.on_event({"event": "delivered", "adapter": name, "members": list(delivered)})
+        self.on_event(DeliveredEvent(adapter=name, members=delivered))
 
     def insist(self, attempt: Callable[[], T]) -> T:
         """Try a round as often as the recipe allows; between attempts wait until enough members are
@@ -330,7 +340,7 @@ class Coordinator:
         """Note an attempt that ended without a sum."""
         self.logbook.skip_opened()
         self.aborted.append(f"round {self.state.round + 1}, attempt {self.state.attempt}: {reason}")
-        self.on_event({"event": "aborted", "round": self.state.round + 1, "reason": str(reason)})
+        self.on_event(AbortedEvent(round=self.state.round + 1, reason=str(reason)))
         logger.info("%s", self.aborted[-1])
 
     def wait_for_members(self) -> None:
@@ -347,9 +357,7 @@ class Coordinator:
             present, now = self.link.present(), time.monotonic()
             here, missing = len(present), self.assembly.missing - present
             if here != told:
-                self.on_event(
-                    {"event": "waiting", "present": here, "minimum": need, "roster": everybody}
-                )
+                self.on_event(WaitingEvent(present=here, minimum=need, roster=everybody))
                 told = here
             enough_since = (enough_since or now) if here >= need and not missing else None
             self.gathered = self.gathered or here >= need

@@ -15,13 +15,13 @@ from flwr.serverapp import Grid
 from ...core.errors import ConfigError
 from ..aggregation.snapshot import check_freezable
 from ..client_node import default_home
+from ..events import FederationEvent
 from ..membership import roster
 from ..monitor.event_printer import sentence
 from ..server_node import Coordinating, coordinate
 from .grid import GridLink
 from .settings import Settings
 
-Event = dict[str, object]
 GRACE_S = 30.0  # once the minimum is there, how long the rest of the roster is waited for
 
 
@@ -52,7 +52,7 @@ def conduct(grid: Grid, settings: Settings) -> None:
     report.write(Path(settings.report) if settings.report else state / "report.json")
 
 
-def tell(event: Event) -> None:
+def tell(event: FederationEvent) -> None:
     """A line for people; `flwr run --stream` shows what a ServerApp prints."""
     if (text := sentence(event)) is not None:
         print(f"quietchoir {text}", flush=True)

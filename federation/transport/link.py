@@ -8,7 +8,7 @@ handed it again.
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -18,13 +18,13 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from ...core import log
 from ...core.errors import FederationError
+from ..events import OnEvent, RefusalEvent
 from ..spec.policy import Policy
 from .pending_deliveries import Underway
 from .post import Post
 from .superlink import SuperLink
 
 logger = log.get("federation.flower")
-Event = dict[str, object]
 LOOK_S = 1.0  # between two looks at who is still there
 TASK_HEARTBEAT_S = 5.0
 
@@ -33,12 +33,7 @@ class FlowerLink:
     """`Link` for nodes that dial in under TLS with their roster keys."""
 
     def __init__(
-        self,
-        policy: Policy,
-        tls_key: Path,
-        *,
-        listen: str = "",
-        on_event: Callable[[Event], None] | None = None,
+        self, policy: Policy, tls_key: Path, *, listen: str = "", on_event: OnEvent | None = None
     ) -> None:
         """Open the door.
 
@@ -165,7 +160,7 @@ class FlowerLink:
 
     def refused(self, name: str, kind: str) -> None:
         """Note that `name` answered without a letter."""
-        self.on_event({"event": "refusal", "party": name, "kind": kind})
+        self.on_event(RefusalEvent(party=name, refusal=kind))
 
     def give_up(self, name: str, why: str) -> None:
         """Note that `name` owes an answer."""

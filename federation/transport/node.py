@@ -18,6 +18,7 @@ from flwr.common.constant import ErrorCode
 
 from ...core import log
 from ...core.errors import FederationError, MessageError, QuietchoirError
+from ..events import ConnectedEvent, DisconnectedEvent, OnEvent, RefusedEvent
 from ..membership.keys import NodeKeys
 from ..spec.policy import Policy
 from . import reach
@@ -52,7 +53,7 @@ class FlowerNode:
         *,
         wait_s: float = 0.0,
         proxy: str = "",
-        on_event: Callable[[dict[str, object]], None] | None = None,
+        on_event: OnEvent | None = None,
     ) -> None:
         self.policy, self.keys, self.handle, self.leave = policy, keys, handle, leave
         self.wait_s, self.proxy = wait_s, proxy
@@ -77,7 +78,7 @@ class FlowerNode:
             )
             try:
                 connection.open()
-                self.on_event({"event": "connected", "address": self.policy.coordinator.address})
+                self.on_event(ConnectedEvent(address=self.policy.coordinator.address))
                 pause, self.rival_since, self.said = BACKOFF_S[0], None, ""
                 self.serve(connection)
             except (httpx.HTTPError, RuntimeError, OSError, ValueError) as error:
@@ -115,7 +116,7 @@ class FlowerNode:
             return answer_to(message, seal_letter(self.handle(letter)))
         except QuietchoirError as error:
             logger.info("refused: %s", error)
-            self.on_event({"event": "refused", "reason": str(error)})
+            self.on_event(RefusedEvent(reason=str(error)))
             return answer_to(
                 message, Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, type(error).__name__)
             )
@@ -133,14 +134,7 @@ class FlowerNode:
         else:
             reason = reach.reason(error, address, self.proxy)
         logger.info("the coordinator at %s %s", address, reason)
-        self.on_event(
-            {
-                "event": "disconnected",
-                "address": address,
-                "reason": reason,
-                "again": reason == self.said,
-            }
-        )
+        self.on_event(DisconnectedEvent(address=address, reason=reason, again=reason == self.said))
         self.said = reason
         now = time.monotonic()
         if status != TAKEN:

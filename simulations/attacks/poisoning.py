@@ -37,6 +37,7 @@ import numpy as np
 from ...core import log
 from ...core.errors import QuietchoirError, RoundAborted
 from ...federation.aggregation.server_optimizer import Vector
+from ...federation.events import FederationEvent, RoundEvent
 from ...federation.spec.policy import (
     AdapterTable,
     AggregationTable,
@@ -132,12 +133,13 @@ class PoisoningSeries:
             time.monotonic(),
         )
 
-        def on_event(event: Mapping[str, Any]) -> None:
-            if event["event"] == "round":
-                verdict = (event.get("guard") or {"reason": "no guard"})["reason"]
+        def on_event(event: FederationEvent) -> None:
+            if isinstance(event, RoundEvent) and event.name == "round":
+                entry = event.entry
+                verdict = (entry.get("guard") or {"reason": "no guard"})["reason"]
                 tell(
-                    f"{kind}, {attackers}, {defence}: round {event['round']}, "
-                    f"{event['seconds']:.0f} s, {verdict}"
+                    f"{kind}, {attackers}, {defence}: round {entry['round']}, "
+                    f"{entry['seconds']:.0f} s, {verdict}"
                 )
 
         try:

@@ -10,6 +10,7 @@ import pytest
 from quietchoir.federation.monitor.page import HOST, Page
 from quietchoir.federation.monitor.run_status import Board
 from quietchoir.tests.browser.chromium import Tab, browser, find
+from quietchoir.tests.fakes.events import event_of
 from quietchoir.tests.fakes.federation import house
 
 NAMES = ("ann", "ben", "cat", "dan")
@@ -55,7 +56,7 @@ async def test_the_page_draws_rounds_as_they_come_and_shows_no_member(
     tab: Tab, tmp_path: Path
 ) -> None:
     board = Board(house(4, mode="masked").policy)
-    board.note({"event": "waiting", "present": 4, "roster": 4, "minimum": 3})
+    board.note(event_of({"event": "waiting", "present": 4, "roster": 4, "minimum": 3}))
     with Page(board, 0, tmp_path) as page:
         await tab.open(page.url)
         await tab.until("document.querySelector('h1')?.innerText === 'choir'")
@@ -67,8 +68,8 @@ async def test_the_page_draws_rounds_as_they_come_and_shows_no_member(
                 if number == 3
                 else {}
             )
-            board.note({**a_round(number, 0.1 * number), **undone})
-        board.note(a_round(4, 0.55, "score"))
+            board.note(event_of({**a_round(number, 0.1 * number), **undone}))
+        board.note(event_of(a_round(4, 0.55, "score")))
         await tab.until("document.querySelectorAll('svg.curve circle').length === 4")
         text = await tab.run("document.body.innerText")
         assert all(
@@ -86,7 +87,7 @@ async def test_the_page_draws_rounds_as_they_come_and_shows_no_member(
             )
             == 1
         )
-        board.note({"event": "delivered", "adapter": "", "members": list(NAMES)})
+        board.note(event_of({"event": "delivered", "adapter": "", "members": list(NAMES)}))
         await tab.until("document.querySelector('.pill').innerText === 'finished'")
         assert all(url.startswith((f"http://{HOST}:{page.port}/", "data:")) for url in tab.urls)
         assert tab.problems == []
@@ -122,7 +123,7 @@ SIZES = """(() => {
 async def test_the_chart_can_be_read_on_a_phone(tab: Tab, tmp_path: Path, width: int) -> None:
     board = Board(house(4, mode="masked", recipe={"rounds": 120}).policy)
     for number in range(1, 121):
-        board.note(a_round(number, 0.5))
+        board.note(event_of(a_round(number, 0.5)))
     with Page(board, 0, tmp_path) as page:
         await tab.send(
             "Emulation.setDeviceMetricsOverride",
@@ -153,7 +154,7 @@ async def test_the_chart_can_be_read_on_a_phone(tab: Tab, tmp_path: Path, width:
 async def test_a_member_that_died_is_not_shown_as_present(tab: Tab, tmp_path: Path) -> None:
     board, here = Board(house(4, mode="masked").policy), [4]
     board.presence = lambda: here[0]
-    board.note({"event": "waiting", "present": 4, "roster": 4, "minimum": 3})
+    board.note(event_of({"event": "waiting", "present": 4, "roster": 4, "minimum": 3}))
     with Page(board, 0, tmp_path) as page:
         await tab.open(page.url)
         await tab.until("document.body?.innerText.includes('4 of 4')")

@@ -14,12 +14,14 @@ from quietchoir.core.errors import DataError
 from quietchoir.core.training.examples import write_jsonl
 from quietchoir.federation import client_node as member
 from quietchoir.federation.client_node import Joining, examples_in, join, make_learner
+from quietchoir.federation.events import PreparingEvent
 from quietchoir.federation.membership import ownership as owner
 from quietchoir.federation.membership.keys import load_or_create
 from quietchoir.federation.monitor import event_printer as words
 from quietchoir.federation.monitor.event_printer import teller
 from quietchoir.federation.spec import founding
 from quietchoir.federation.spec.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
+from quietchoir.tests.fakes.events import tables
 from quietchoir.tests.fakes.federation import DIGEST, house
 from quietchoir.tests.fakes.training import CHATTER, chatter, conversation, tiny_pair
 
@@ -110,7 +112,7 @@ def test_wrong_or_missing_data_is_said_before_the_model_is_looked_for(
     monkeypatch.setattr(member, "resident", never)
     before = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()}
     with pytest.raises(DataError) as caught:
-        join(Joining(file=file, data=data, home=tmp_path / "home"), Config(), events.append)
+        join(Joining(file=file, data=data, home=tmp_path / "home"), Config(), tables(events.append))
     assert said in str(caught.value) and events == []
     assert {
         path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()
@@ -158,7 +160,7 @@ def test_progress_is_told_while_examples_are_prepared(
         policy,
         weights,
         "ann",
-        events.append,
+        tables(events.append),
         examples=examples_in(tmp_path, CHATTER),
     )
     told = [event for event in events if event["event"] == "preparing"]
@@ -170,7 +172,7 @@ def test_progress_is_told_while_examples_are_prepared(
     capsys.readouterr()  # what training logs
     monkeypatch.setattr(words, "time", SimpleNamespace(monotonic=lambda: now[0]))
     for layer in range(41):  # a fast machine: no flood
-        say({"event": "preparing", "what": "training", "examples": 5, "layer": layer, "layers": 40})
+        say(PreparingEvent(what="training", examples=5, layer=layer, layers=40))
         now[0] += 0.5
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == ("preparing 5 training examples, once: layer 0 of 40") and lines[

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from quietchoir.core.errors import ConfigError, RoundAborted
+from quietchoir.federation.events import AbortedEvent, FederationEvent, RoundEvent
 from quietchoir.federation.rounds.report import RunReport
 from quietchoir.federation.spec.policy import (
     AdapterTable,
@@ -33,9 +34,9 @@ SCENARIO = Scenario(
 )
 
 
-def run(scenario: Scenario) -> tuple[RunReport, list[dict[str, object]]]:
+def run(scenario: Scenario) -> tuple[RunReport, list[FederationEvent]]:
     """Simulate with a model of a few thousand weights; return the report and all events."""
-    events: list[dict[str, object]] = []
+    events: list[FederationEvent] = []
     return simulate(scenario, tiny_pair()[0], on_event=events.append), events
 
 
@@ -71,7 +72,7 @@ def test_a_round_below_its_minimum_is_abandoned_and_tried_again() -> None:
     faults = tuple(Fault(party=f"household-{index}", round=1, stage="mask") for index in (0, 1))
     outcome, events = run(dataclasses.replace(SCENARIO, faults=faults))
     assert len(outcome.aborted) == 1 and outcome.rounds == 2
-    assert [event["round"] for event in events if event["event"] == "aborted"] == [1]
+    assert [event.round for event in events if isinstance(event, AbortedEvent)] == [1]
 
 
 def test_parties_that_stay_away_end_the_run_with_a_reason() -> None:
@@ -162,7 +163,7 @@ def test_a_rehearsed_population_needs_no_model_and_ends_at_its_budget() -> None:
         and ("one member: its whole update") in shown
         and "the budget is 3" in shown
     )
-    line = report.line({"event": "round", **outcome.history[0]}, 9)
+    line = report.line(RoundEvent(entry=outcome.history[0]), 9)
     assert line is not None and "epsilon" in line
 
 

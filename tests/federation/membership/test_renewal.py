@@ -25,6 +25,7 @@ from quietchoir.federation.server_node import renewing
 from quietchoir.federation.spec.policy import Member, Policy
 from quietchoir.federation.store.client_store import Vault
 from quietchoir.federation.wire.link import InProcessLink
+from quietchoir.tests.fakes.events import tables
 from quietchoir.tests.fakes.federation import ANY_MODE, FixedLearner, coordinator, house
 from quietchoir.tests.fakes.sealed import LocalDesk
 
@@ -44,10 +45,10 @@ class Town:
         self.ended: dict[str, QuietchoirError] = {}
         self.nodes = {name: self.node(name, key) for name, key in self.home.members.items()}
         self.link = TakingLink({name: node.handle for name, node in self.nodes.items()})
-        self.watched = Watched(self.file, folder / "kept.toml", self.events.append)
+        self.watched = Watched(self.file, folder / "kept.toml", tables(self.events.append))
         home = dataclasses.replace(self.home, policy=self.chain.policy)
         self.run = coordinator(home, {}, SIZE, link=self.link, desk=self.desk)
-        self.run.between = renewing(self.watched, self.run, self.link, self.events.append)  # type: ignore[arg-type]
+        self.run.between = renewing(self.watched, self.run, self.link, tables(self.events.append))  # type: ignore[arg-type]
 
     def node(self, name: str, key: Identity, chain: Chain | None = None) -> Standing:
         kept = self.folder / name / "federation.toml"
@@ -217,7 +218,7 @@ def test_a_file_that_is_no_successor_is_told_and_left(town: Town) -> None:
         Watched(
             write(town.folder / "old.toml", mine.entries[:1]),
             town.folder / "kept.toml",
-            town.events.append,
+            tables(town.events.append),
         )
     with pytest.raises(MessageError, match="at most"):
         town.nodes["ben"].handle(MAGIC + bytes(MAX_BYTES + 1))

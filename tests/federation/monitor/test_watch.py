@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from quietchoir import cli
 from quietchoir.core.errors import ConfigError, FederationError, IntegrityError
+from quietchoir.federation.events import AskedEvent
 from quietchoir.federation.membership import roster
 from quietchoir.federation.membership.log import found
 from quietchoir.federation.monitor import audit_log as journal
@@ -25,6 +26,7 @@ from quietchoir.federation.monitor.page import HOST, Page
 from quietchoir.federation.monitor.run_status import Board
 from quietchoir.federation.store import checkpoint
 from quietchoir.federation.store.checkpoint import Store
+from quietchoir.tests.fakes.events import event_of
 from quietchoir.tests.fakes.federation import coordinator, house, parties
 
 SIZE = 8
@@ -68,7 +70,7 @@ def test_every_line_leads_to_the_next(folder: Path) -> None:
     assert read[-1].event["event"] == "delivered"
     assert (folder / journal.FILE).stat().st_mode & 0o777 == 0o600
     again = Journal(folder)
-    again.note({"event": "open", "address": "here"})
+    again.note(event_of({"event": "open", "address": "here"}))
     assert len(list(journal.read(folder / journal.FILE))) == len(read) + 1
 
 
@@ -146,20 +148,18 @@ def test_the_board_shows_sums_and_counts_and_no_member(folder: Path, seen: dict[
 def test_events_and_disk_give_the_same_board(folder: Path, seen: dict[str, Any]) -> None:
     live = Board(roster.load(folder / roster.FILE))
     for line in journal.read(folder / journal.FILE):
-        live.note(line.event)
+        live.note(event_of(line.event))
     assert {**live.snapshot(), "now": None} == seen
-    live.note({"event": "waiting", "present": 3, "roster": 4, "minimum": 3})
-    live.note(
-        {"event": "asked", "round": 3, "attempt": 1, "stage": "train", "cohort": list(MEMBERS)}
-    )
-    live.note({"event": "ready", "round": 3, "party": "ann"})
+    live.note(event_of({"event": "waiting", "present": 3, "roster": 4, "minimum": 3}))
+    live.note(AskedEvent(round=3, attempt=1, stage="train", cohort=tuple(MEMBERS)))
+    live.note(event_of({"event": "ready", "round": 3, "party": "ann"}))
     now = live.snapshot()
     assert (now["present"], now["now"]) == (
         3,
         {"round": 3, "stage": "train", "asked": 4, "ready": 1},
     )
-    live.note({"event": "aborted", "round": 3, "reason": "too few"})
-    live.note({"event": "renewed", "version": 7, "members": ["ann"], "left": []})
+    live.note(event_of({"event": "aborted", "round": 3, "reason": "too few"}))
+    live.note(event_of({"event": "renewed", "version": 7, "members": ["ann"], "left": []}))
     now = live.snapshot()
     assert (now["aborted"], now["reason"], now["now"], now["version"], now["members"]) == (
         1,
@@ -259,9 +259,9 @@ def test_audit_says_that_the_log_is_whole_or_what_is_wrong(
 
 
 def test_the_end_of_a_rehearsal_does_not_name_an_adapter_that_is_none() -> None:
-    assert words.sentence({"event": "adopted", "adapter": "kitchen-1"}) == (
+    assert words.sentence(event_of({"event": "adopted", "adapter": "kitchen-1"})) == (
         "a finished adapter came: kitchen-1"
     )
-    assert words.sentence({"event": "adopted", "adapter": ""}) == (
+    assert words.sentence(event_of({"event": "adopted", "adapter": ""})) == (
         "the run is over; a rehearsal leaves no adapter"
     )

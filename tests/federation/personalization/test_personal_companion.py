@@ -16,12 +16,14 @@ import pytest
 from quietchoir.core.errors import FederationError, QuietchoirError
 from quietchoir.core.models.lora.layout import AdapterShape
 from quietchoir.core.training.evaluate import Score
+from quietchoir.federation.events import FederationEvent, StaysEvent
 from quietchoir.federation.personalization.keeping import Outcome
 from quietchoir.federation.personalization.settings import Settings
 from quietchoir.federation.personalization.trainer import Verdict
 from quietchoir.federation.personalization.worker import NAME, Companion, Pending, one_at_a_time
 from quietchoir.federation.store.member import open_member
 from quietchoir.federation.training.learner import TrainerLearner
+from quietchoir.tests.fakes.events import tables
 from quietchoir.tests.fakes.personal import Desk, open_workshop, tiny_weights
 
 PATIENCE_S = 60.0
@@ -59,7 +61,7 @@ class Scene:
             SimpleNamespace(),
             Settings(),
             self.database,
-            on_event=self.events.put,
+            on_event=tables(self.events.put),
             **options,
         )
         self.made.append(companion)
@@ -226,7 +228,7 @@ def test_a_node_without_held_out_examples_is_told_so(tmp_path: Path) -> None:
     database = open_member(tmp_path / "choir")
     before, events = desk.files(), queue.Queue[dict[str, Any]]()
     learner = TrainerLearner(shop.trainer, shop.train, None, None)  # type: ignore[arg-type]
-    companion = Companion(desk.owner, learner, Settings(), database, on_event=events.put)
+    companion = Companion(desk.owner, learner, Settings(), database, on_event=tables(events.put))
     companion.adopted(parent)
     assert "test.jsonl" in events.get(timeout=PATIENCE_S)["words"]
     companion.finish()
@@ -241,7 +243,7 @@ def test_an_adapter_of_other_layers_than_the_federation_now_trains_is_left_to_it
     database = open_member(tmp_path / "choir")
     before, events = desk.files(), queue.Queue[dict[str, Any]]()
     learner = TrainerLearner(shop.trainer, shop.train, shop.test, None)  # type: ignore[arg-type]
-    companion = Companion(desk.owner, learner, Settings(), database, on_event=events.put)
+    companion = Companion(desk.owner, learner, Settings(), database, on_event=tables(events.put))
     companion.adopted(parent)
     assert ("changes 1 layers, the federation now trains 2") in events.get(timeout=PATIENCE_S)[
         "words"
@@ -253,14 +255,16 @@ def test_an_adapter_of_other_layers_than_the_federation_now_trains_is_left_to_it
 def test_two_tellers_never_speak_at_once() -> None:
     inside, most = 0, 0
 
-    def tell(event: dict[str, object]) -> None:
+    def tell(event: FederationEvent) -> None:
         nonlocal inside, most
         inside += 1
         most = max(most, inside)
         inside -= 1
 
     speak = one_at_a_time(tell)
-    threads = [threading.Thread(target=lambda: [speak({}) for _ in range(200)]) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: [speak(StaysEvent()) for _ in range(200)]) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -15,6 +15,7 @@ from quietchoir.federation.rounds.client import Party
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.store.checkpoint import Store
 from quietchoir.federation.wire.link import InProcessLink
+from quietchoir.tests.fakes.events import tables
 from quietchoir.tests.fakes.federation import SilentLink, coordinator, house, parties
 from quietchoir.tests.federation.rounds.test_rounds import stage_of
 
@@ -52,7 +53,7 @@ def test_members_that_go_away_are_waited_for_and_nobody_is_asked_meanwhile() -> 
     home = house(4, recipe={"rounds": 2, "attempts": 1})
     members, heard = parties(home, SIZE), list[dict[str, Any]]()
     link = link_of(members)
-    run = coordinator(home, members, SIZE, link=link, patient=True, on_event=heard.append)
+    run = coordinator(home, members, SIZE, link=link, patient=True, on_event=tables(heard.append))
     run.learn(1)
     before, trained = run.state, len(members["ann"].learner.trained)  # type: ignore[attr-defined]
     link.asleep, run.between = {"ann", "ben", "cat"}, awake_after(4, link)
@@ -151,7 +152,7 @@ def test_who_was_away_at_the_end_gets_the_very_same_adapter_and_card_later(
     link.asleep = {"ann", "ben", "cat"}  # fewer than any round needs
     store, heard = Store(tmp_path), list[dict[str, Any]]()
     later = coordinator(
-        home, members, SIZE, link=link, store=store, keep=kept.keep, on_event=heard.append
+        home, members, SIZE, link=link, store=store, keep=kept.keep, on_event=tables(heard.append)
     )
     report = later.run()
     assert (
@@ -210,7 +211,7 @@ def test_in_sealed_mode_members_that_hold_the_adapter_must_be_there_too() -> Non
     for name, party in members.items():
         party.adopt = kept.adopt(name)
     link = link_of(members)
-    run: Coordinator = coordinator(home, members, SIZE, link=link, on_event=heard.append)
+    run: Coordinator = coordinator(home, members, SIZE, link=link, on_event=tables(heard.append))
     link.asleep = {"dan"}
     assert run.run().delivered == ["ann", "ben", "cat"]
     link.asleep = {"ann", "ben"}  # dan came, and too few of those that hold it stayed

@@ -17,6 +17,7 @@ from quietchoir.federation.store.checkpoint import Store
 from quietchoir.federation.training.learner import Counts, Trained
 from quietchoir.federation.wire import message as messages
 from quietchoir.federation.wire import work
+from quietchoir.tests.fakes.events import tables as as_tables
 from quietchoir.tests.fakes.federation import FixedLearner, SilentLink, coordinator, house, parties
 from quietchoir.tests.fakes.sealed import LocalDesk, adapter_of, sealed_parties, vault_of
 
@@ -120,7 +121,7 @@ def test_an_undoing_that_too_few_heard_is_tried_again() -> None:
         lost[0] = lost[0] and event["event"] != "aborted"
 
     link = SilentLink({name: party.handle for name, party in members.items()}, lose)
-    run = coordinator(home, members, SIZE, desk=desk, link=link, on_event=heal)
+    run = coordinator(home, members, SIZE, desk=desk, link=link, on_event=as_tables(heal))
     report = run.run()
     assert len(report.aborted) == 1 and "went back" in report.aborted[0]
     assert [entry["guard"]["kept"] for entry in report.history[:2]] == [True, False]
@@ -260,7 +261,8 @@ def test_every_bucket_adds_noise_enough_for_itself() -> None:
     # of a bucket, not of the cohort, less the one who reads it
     assert noise is not None and noise.honest == 2
     events: list[dict[str, Any]] = []
-    report = coordinator(home, parties(home, SIZE), SIZE, on_event=events.append).run(rounds=1)
+    reader = as_tables(events.append)
+    report = coordinator(home, parties(home, SIZE), SIZE, on_event=reader).run(rounds=1)
     assert ("each over 4 members or more") in events[0][
         "price"
     ] and "noise for its own size" in events[0]["price"]

@@ -22,6 +22,7 @@ from quietchoir.federation.training.synthetic_task import RehearsalLearner
 from quietchoir.federation.wire import message as messages
 from quietchoir.federation.wire import work
 from quietchoir.federation.wire.message import Place
+from quietchoir.tests.fakes.events import tables
 from quietchoir.tests.fakes.federation import FixedLearner, SilentLink, coordinator, house, parties
 from quietchoir.tests.fakes.sealed import LocalDesk, adapter_of, sealed_parties
 
@@ -124,7 +125,7 @@ def test_a_run_stops_at_its_budget_and_still_delivers() -> None:
     home = private("masked", epsilon=1.5, recipe={"rounds": 9})
     members = parties(home, SIZE, lambda name: FixedLearner(0.1))
     events: list[dict[str, Any]] = []
-    run = coordinator(home, members, SIZE, on_event=events.append)
+    run = coordinator(home, members, SIZE, on_event=tables(events.append))
     report = run.run()
     assert (
         1 <= report.rounds < 9 and report.privacy is not None and report.privacy["epsilon"] <= 1.5
@@ -167,7 +168,7 @@ def test_every_attempt_is_paid_for_and_a_scoring_round_is_not() -> None:
     def heal(event: dict[str, object]) -> None:
         lost[0] = lost[0] and event["event"] != "aborted"
 
-    report = coordinator(home, members, SIZE, link=link, on_event=heal).run()
+    report = coordinator(home, members, SIZE, link=link, on_event=tables(heal)).run()
     assert len(report.aborted) == 1 and report.privacy is not None
     assert report.privacy["steps"] == 2
     charged = [name.split("/")[1:] for name, _ in members["ann"].purse.account.history]

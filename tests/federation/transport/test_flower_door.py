@@ -43,6 +43,7 @@ from quietchoir.federation.transport.letters import (
 )
 from quietchoir.federation.transport.node import FlowerNode
 from quietchoir.federation.transport.proof import NOT_DIALLED_IN, TAKEN, UNHEARD_S, prove
+from quietchoir.tests.fakes.events import tables
 
 KEY, FEDERATION, SESSION = b"a transport key", bytes(32), "ab" * 16
 MEMBER = Identity.generate()
@@ -399,7 +400,7 @@ def test_what_a_node_refuses_reaches_the_coordinator_as_its_kind_alone() -> None
 
     heard = list[dict[str, object]]()
     node = FlowerNode.__new__(FlowerNode)
-    node.handle, node.on_event = handle, heard.append
+    node.handle, node.on_event = handle, tables(heard.append)
     answer = node.answer(message(b"letter"))
     assert answer.error.reason == "StaleError" and heard == [
         {"event": "refused", "reason": "private words"}
