@@ -9,8 +9,8 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 
 # One at a time, in the order they stand: the tests' first line comes before the set-up.
 .NOTPARALLEL:
-.PHONY: help said setup tested-set system-packages models demo demo-compare serve test check fuzz \
-	coverage lint format bench fresh scale-out figures clean
+.PHONY: help said setup tested-set system-packages models demo demo-compare serve test check \
+	debug fuzz coverage lint format bench fresh scale-out figures clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -88,9 +88,13 @@ said:
 fuzz: setup  ## the long fuzzing runs, whole
 	QUIETCHOIR_FUZZ=full $(BIN)/python -m pytest tests -m fuzz $(ARGS)
 
-lint: setup  ## ruff format and check, mypy strict
+CPP = $(wildcard core/engine/backends/native/src/*.h core/engine/backends/native/src/*.cpp \
+	tests/core/engine/backends/native/*.cpp)
+
+lint: setup  ## ruff format and check, clang-format, mypy strict
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	@# mypy needs the package's own name, whatever this checkout's folder is called
 	mkdir -p build/lint/quietchoir
 	for part in *.py core crypto federation private_search plugins simulations tests examples; do \
@@ -100,6 +104,10 @@ lint: setup  ## ruff format and check, mypy strict
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(CPP)
+
+debug: setup  ## the kernels with -O1 -g and sanitizers, played by check.cpp, kept in build/debug
+	$(BIN)/python -m quietchoir.tests.core.engine.backends.native.debug build/debug $(ARGS)
 
 # The engines that `bench engine` compares with; one of them is compiled here, for about ten
 # minutes.

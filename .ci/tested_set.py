@@ -152,7 +152,8 @@ def with_elsewhere(text: str, elsewhere: dict[str, str]) -> str:
                 file=sys.stderr,
             )
             continue
-        text = f"{text[: found.end()]}\n    --hash={digest} \\{text[found.end() :]}"
+        if f"--hash={digest}" not in text:  # the resolver keeps hashes that stood there before
+            text = f"{text[: found.end()]}\n    --hash={digest} \\{text[found.end() :]}"
         kept.append(f"# elsewhere: {name} {digest}\n")
     return HEADER + "".join(kept) + text
 

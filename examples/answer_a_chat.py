@@ -9,6 +9,7 @@ import sys
 from quietchoir.core.assistant.assistant import Ask, Text
 from quietchoir.core.assistant.context import Message
 from quietchoir.core.config import Config, EngineConfig
+from quietchoir.core.engine.sampling.params import SamplingParams
 from quietchoir.node import Node
 
 
@@ -17,7 +18,8 @@ async def answer(question: str, model: str) -> None:
     node = Node(Config(engine=EngineConfig(model=model)))
     async with node:
         await node.start_assistant()
-        ask = Ask(messages=(Message("user", question),), max_tokens=64, use_tools=False)
+        params = SamplingParams(max_tokens=64)
+        ask = Ask(messages=(Message("user", question),), sampling_params=params, use_tools=False)
         async for event in node.assistant.reply(ask):
             if isinstance(event, Text):
                 print(event.text, end="", flush=True)

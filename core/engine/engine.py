@@ -13,6 +13,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Items
 from concurrent.futures import Future
 from dataclasses import dataclass
+from logging import DEBUG
 from typing import TypeVar
 
 import numpy as np
@@ -214,6 +215,8 @@ class Engine:
         with self._changed:
             runs = self.scheduler.commit(batch, tokens)
             self._count(batch, runs, self._clock() - started_s)
+            if logger.isEnabledFor(DEBUG):
+                self._trace(batch, runs, self._clock() - started_s)
             self._deliver(batch, runs, logprobs)
 
     def _run(self) -> None:
@@ -291,6 +294,26 @@ class Engine:
         self._counts["prompt_tokens"] += batch.rows - answers - drafts
         self._counts["drafted"] += drafts
         self._counts["accepted"] += sum(map(len, runs)) - answers
+
+    def _trace(self, batch: Batch, runs: Items[Items[int | None]], seconds: float) -> None:
+        """One line of the log about a step; only counts, nothing of what was said."""
+        scheduler, answers = self.scheduler, len(runs)
+        logger.debug(
+            "step %d: %d rows in %.1f ms (%d prompt, %d answers, %d of %d drafts right); "
+            "%d running, %d waiting, %d of %d blocks free, %d cached",
+            self._counts["steps"],
+            batch.rows,
+            1000 * seconds,
+            batch.rows - answers - batch.drafts,
+            answers,
+            sum(map(len, runs)) - answers,
+            batch.drafts,
+            len(scheduler.running),
+            len(scheduler.waiting),
+            scheduler.pool.free,
+            scheduler.pool.total,
+            scheduler.pool.cached,
+        )
 
     def _deliver(
         self, batch: Batch, runs: Items[Items[int | None]], logprobs: Items[TokenLogprobs | None]

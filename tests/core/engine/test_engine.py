@@ -4,6 +4,8 @@ clock, mostly no thread.
 
 import asyncio
 import dataclasses
+import logging
+import re
 from typing import Any
 
 import pytest
@@ -296,3 +298,16 @@ def test_an_engine_that_broke_down_tells_every_caller(weights, engine, model):
         engine.submit(REQUESTS[0])
     engine.stop()
     assert engine.stats().blocks_free == engine.stats().blocks_total
+
+
+def test_a_step_is_a_line_of_the_log_which_is_not_made_when_it_is_off(weights, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("quietchoir"), "propagate", True)
+    engine = Engine(weights, config(), backend=FakeModel())
+    with caplog.at_level(logging.DEBUG, "quietchoir.engine"):
+        generate(engine, REQUESTS[:2])
+    lines = [one.message for one in caplog.records if one.message.startswith("step ")]
+    assert len(lines) == engine.stats().steps
+    assert re.match(r"step 1: 45 rows in .* ms \(43 prompt, 2 answers, 0 of 0 drafts", lines[0])
+    monkeypatch.delattr(Engine, "_trace")
+    with caplog.at_level(logging.INFO, "quietchoir.engine"):
+        generate(engine, REQUESTS[:2])

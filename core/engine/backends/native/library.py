@@ -20,7 +20,7 @@ VARIABLE = "QUIETCHOIR_NATIVE"
 OFF = "off"
 # in this order, the first that runs here
 INSTRUCTION_SETS = ("avx512", "avxvnni", "avx2", "neondot", "neon", "plain")
-# the numbers of `Kind` in src/matrix.h
+# the numbers of `Kind` in src/matrix.h, as `facts` says
 KINDS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 SLOWER = "the engine uses torch's own kernels until then, which are several times slower"
 
@@ -47,6 +47,16 @@ def library() -> ctypes.CDLL:
     if isinstance(loaded, str):
         raise RuntimeError(loaded)
     return loaded
+
+
+def facts() -> list[list[str]]:
+    """What the library counts by number: tokens of a block; kinds, roles and activations in order.
+
+    Python writes the same down where it needs it; a test compares.
+    """
+    found = library().quietchoir_facts
+    found.restype = ctypes.c_char_p
+    return [line.split() for line in found().decode("ascii").splitlines()]
 
 
 def instruction_sets() -> tuple[str, ...]:

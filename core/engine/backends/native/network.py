@@ -196,7 +196,7 @@ class Network:
                 self._matrix(layer, role, tensors[f"model.layers.{layer}.{name}.weight"])
             for which, name in _vectors(weights.architecture).items():
                 self._vector(layer, which, tensors[f"model.layers.{layer}.{name}"])
-            self._forget(
+            self._release_pages(
                 tensor
                 for name, tensor in tensors.items()
                 if name.startswith(f"model.layers.{layer}.")
@@ -211,16 +211,16 @@ class Network:
             )
         )
         self._check(self._library.quietchoir_model_complete(self._handle))
-        self._forget(tensors.values())
+        self._release_pages(tensors.values())
         if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
             # reading a vocabulary left some 10 MB free inside the C library; other libraries of C
             # have no such call
             trim(0)
 
-    def _forget(self, packed: Iterable[QuantTensor]) -> None:
+    def _release_pages(self, packed: Iterable[QuantTensor]) -> None:
         """Let go of a mapped file's pages: else the model is in memory twice."""
         for start, stop in runs(blocks.memory for blocks in packed):
-            self._library.quietchoir_forget(start, stop - start)
+            self._library.quietchoir_release_pages(start, stop - start)
 
     def _matrix(self, layer: int, role: int, blocks: QuantTensor) -> None:
         raw = (
@@ -300,7 +300,7 @@ def bind(loaded: ctypes.CDLL) -> ctypes.CDLL:
         "adapter_new": (c_void_p, (c_void_p,)),
         "adapter_add": (c_bool, (c_void_p, *[c_int] * 5, c_void_p, c_void_p)),
         "adapter_free": (None, (c_void_p,)),
-        "forget": (c_bool, (c_void_p, c_size_t)),
+        "release_pages": (c_bool, (c_void_p, c_size_t)),
         "forward": (c_bool, (c_void_p, POINTER(NetworkStep))),
     }
     for name, (returns, takes) in kinds.items():

@@ -1,9 +1,9 @@
 // Rows looking at their context in the paged cache.
 //
-// Queries that share a key head stand together, so a block of keys is read and widened once for all of them. Scores,
-// weights and values are taken CHUNK tokens at a time, always between the same borders, with a running maximum, so any
-// length costs the same memory.
-// Source of the running maximum: Milakov & Gimelshein 2018, algorithm 3.
+// Queries that share a key head stand together, so a block of keys is read and widened once for all
+// of them. Scores, weights and values are taken CHUNK tokens at a time, always between the same
+// borders, with a running maximum, so any length costs the same memory. Source of the running
+// maximum: Milakov & Gimelshein 2018, algorithm 3.
 #pragma once
 #include "bf16.h"
 #include "run.h"
@@ -21,10 +21,10 @@ inline float exponential_of(float x) {
   return lanes[0];
 }
 
-// What a query has of one chunk: weighted values, the top they are relative to, and the sum of weights.
-// A sum over several chunks is always made chunk by chunk in the order of the context, whoever computed them: so a row's
-// result is the same to the last bit in every batch.
-struct Seen {
+// What a query has of one chunk: weighted values, the top they are relative to, and the sum of
+// weights. A sum over several chunks is always made chunk by chunk in the order of the context,
+// whoever computed them: so a row's result is the same to the last bit in every batch.
+struct OnlineSoftmax {
   float* out;
   float top, total;
 
@@ -36,28 +36,30 @@ struct Seen {
     }
     const float most = top > chunk_top ? top : chunk_top;
     const float before = exponential_of(top - most), now = exponential_of(chunk_top - most);
-    for (int d = 0; d < size; d += 16) store(out + d, fma(load(values + d), set(now), mul(load(out + d), set(before))));
+    for (int d = 0; d < size; d += 16)
+      store(out + d, fma(load(values + d), set(now), mul(load(out + d), set(before))));
     top = most, total = total * before + chunk_total * now;
   }
 };
 
-// Memory for one look at `queries` queries.
-struct Sight {
-  float* query;   // [queries][head size]
-  float* score;   // [queries][CHUNK]
-  float* out;     // [queries][head size] of the chunk
-  float* top;     // [queries] the largest score of the chunk
-  float* total;   // [queries] sum of exp(score - top) of the chunk
-  int32_t* from;  // [queries] first token a query sees
-  int32_t* to;    // [queries] one behind the last
-  Seen* seen;     // [queries] over all chunks so far
+// Memory for one task of `queries` queries.
+struct AttentionScratch {
+  float* query;            // [queries][head size]
+  float* score;            // [queries][CHUNK]
+  float* out;              // [queries][head size] of the chunk
+  float* top;              // [queries] the largest score of the chunk
+  float* total;            // [queries] sum of exp(score - top) of the chunk
+  int32_t* from;           // [queries] first token a query sees
+  int32_t* to;             // [queries] one behind the last
+  OnlineSoftmax* softmax;  // [queries] over all chunks so far
 
   static size_t bytes(int queries, int head_size) {
-    return to_multiple(size_t(queries) * ((2 * head_size + CHUNK + 4) * 4 + sizeof(Seen)), 64);
+    return to_multiple(size_t(queries) * ((2 * head_size + CHUNK + 4) * 4 + sizeof(OnlineSoftmax)),
+                       64);
   }
-  Sight(uint8_t* memory, int queries, int head_size) {
+  AttentionScratch(uint8_t* memory, int queries, int head_size) {
     float* p = (float*)memory;
-    seen = (Seen*)memory, p = (float*)(seen + queries);
+    softmax = (OnlineSoftmax*)memory, p = (float*)(softmax + queries);
     query = p, p += size_t(queries) * head_size;
     out = p, p += size_t(queries) * head_size;
     score = p, p += size_t(queries) * CHUNK;
@@ -68,7 +70,8 @@ struct Sight {
   }
 };
 
-// Scores of H queries with the 16 tokens of one block. Two sums each, whatever H: they are added in the same order.
+// Scores of H queries with the 16 tokens of one block. Two sums each, whatever H: they are added in
+// the same order.
 template <int H>
 void score_block(const float* query, int size, const uint16_t* keys, float* score) {
   F acc[H], other[H];
@@ -84,9 +87,11 @@ void score_block(const float* query, int size, const uint16_t* keys, float* scor
   for (int h = 0; h < H; h++) store(score + h * CHUNK, add(acc[h], other[h]));
 }
 
-// Adds `tokens` weighted values to 16 * V numbers of H queries' sums. `values` points at those numbers.
+// Adds `tokens` weighted values to 16 * V numbers of H queries' sums. `values` points at those
+// numbers.
 template <int H, int V>
-void mix_values(const float* weight, const uint16_t* const* values, size_t at, int tokens, int size, float* out) {
+void mix_values(const float* weight, const uint16_t* const* values, size_t at, int tokens, int size,
+                float* out) {
   F acc[H][V];
   for (int h = 0; h < H; h++)
     for (int v = 0; v < V; v++) acc[h][v] = load(out + h * size + v * 16);
@@ -94,7 +99,9 @@ void mix_values(const float* weight, const uint16_t* const* values, size_t at, i
     const uint16_t* p = values[t / BLOCK] + at + size_t(t % BLOCK) * size;
     F even[V], odd[V];
     for (int v = 0; v < V; v++) load_pairs(p + v * 32, even[v], odd[v]);
-    const bool both = t + 1 < tokens;  // else the neighbour is not ours: it may hold anything, also what is not a number
+    const bool both =
+        t + 1 <
+        tokens;  // else the neighbour is not ours: it may hold anything, also what is not a number
     for (int h = 0; h < H; h++) {
       const F w = set(weight[h * CHUNK + t]);
       for (int v = 0; v < V; v++) acc[h][v] = fma(even[v], w, acc[h][v]);
@@ -115,8 +122,8 @@ constexpr Score SCORE[8] = {score_block<1>, score_block<2>, score_block<3>, scor
                             score_block<5>, score_block<6>, score_block<7>, score_block<8>};
 #define QC_MIX(H) {mix_values<H, 1>, mix_values<H, 2>, mix_values<H, 3>, mix_values<H, 4>}
 constexpr Mix MIX[4][4] = {QC_MIX(1), QC_MIX(2), QC_MIX(3), QC_MIX(4)};
-constexpr int SCORE_TALL = TALL;
-constexpr int MIX_TALL = TALL < 4 ? TALL : 4;
+constexpr int SCORE_MR = MR;
+constexpr int MIX_MR = MR < 4 ? MR : 4;
 
 // Hides what a query does not see of the tokens from `first` on.
 inline void hide(float* score, int first, int tokens, int from, int to) {
@@ -125,7 +132,7 @@ inline void hide(float* score, int first, int tokens, int from, int to) {
 }
 
 // From scores to weights, exp(score - top); returns top, and their sum.
-inline float weigh(float* score, int tokens, float& total) {
+inline float softmax_chunk(float* score, int tokens, float& total) {
   for (int t = tokens; t % 16; t++) score[t] = NOTHING;
   F most = set(NOTHING);
   for (int t = 0; t < tokens; t += 16) most = largest_of(most, load(score + t));
@@ -141,42 +148,48 @@ inline float weigh(float* score, int tokens, float& total) {
 }
 
 inline void fetch_block(const uint16_t* block, int size) {
-  for (int line = 0; line < size; line++) prefetch(block + line * 32);  // keys and values: size * 64 bytes
+  for (int line = 0; line < size; line++)
+    prefetch(block + line * 32);  // keys and values: size * 64 bytes
 }
 
-// `queries` queries of one key head against tokens [begin, end) of one sequence, at most one chunk: fills score, out, top
-// and total of `s`. `cache` points at the layer and head.
-inline void look_at(const Sight& s, int queries, int size, const uint16_t* cache, size_t block_stride, const int32_t* table,
-                    int begin, int end) {
-  const int first = begin / BLOCK * BLOCK, tokens = end - first, blocks = (tokens + BLOCK - 1) / BLOCK;
+// `queries` queries of one key head against tokens [begin, end) of one sequence, at most one chunk:
+// fills score, out, top and total of `s`. `cache` points at the layer and head.
+inline void attend_chunk(const AttentionScratch& s, int queries, int size, const uint16_t* cache,
+                         size_t block_stride, const int32_t* table, int begin, int end) {
+  const int first = begin / BLOCK * BLOCK, tokens = end - first,
+            blocks = (tokens + BLOCK - 1) / BLOCK;
   const uint16_t* values[CHUNK_BLOCKS];
-  // Blocks lie anywhere, so the processor foresees none; with few queries their memory is all there is to wait for.
-  if (queries <= SCORE_TALL)
-    for (int b = 0; b < blocks; b++) fetch_block(cache + size_t(table[first / BLOCK + b]) * block_stride, size);
+  // Blocks lie anywhere, so the processor foresees none; with few queries their memory is all there
+  // is to wait for.
+  if (queries <= SCORE_MR)
+    for (int b = 0; b < blocks; b++)
+      fetch_block(cache + size_t(table[first / BLOCK + b]) * block_stride, size);
   for (int b = 0; b < blocks; b++) {
     const uint16_t* keys = cache + size_t(table[first / BLOCK + b]) * block_stride;
     values[b] = keys + size_t(BLOCK) * size;
-    for (int q = 0; q < queries; q += SCORE_TALL) {
-      const int h = queries - q < SCORE_TALL ? queries - q : SCORE_TALL;
+    for (int q = 0; q < queries; q += SCORE_MR) {
+      const int h = queries - q < SCORE_MR ? queries - q : SCORE_MR;
       SCORE[h - 1](s.query + size_t(q) * size, size, keys, s.score + size_t(q) * CHUNK + b * BLOCK);
     }
   }
   for (int q = 0; q < queries; q++) {
-    if (s.from[q] > first || s.to[q] < end) hide(s.score + size_t(q) * CHUNK, first, tokens, s.from[q], s.to[q]);
-    s.top[q] = weigh(s.score + size_t(q) * CHUNK, tokens, s.total[q]);
+    if (s.from[q] > first || s.to[q] < end)
+      hide(s.score + size_t(q) * CHUNK, first, tokens, s.from[q], s.to[q]);
+    s.top[q] = softmax_chunk(s.score + size_t(q) * CHUNK, tokens, s.total[q]);
   }
   memset(s.out, 0, size_t(queries) * size * 4);
-  for (int q = 0; q < queries; q += MIX_TALL) {
-    const int h = queries - q < MIX_TALL ? queries - q : MIX_TALL;
+  for (int q = 0; q < queries; q += MIX_MR) {
+    const int h = queries - q < MIX_MR ? queries - q : MIX_MR;
     for (int d = 0; d < size; d += 64) {
       const int v = size - d < 64 ? (size - d) / 16 : 4;
-      MIX[h - 1][v - 1](s.score + size_t(q) * CHUNK, values, size_t(d) * 2, tokens, size, s.out + size_t(q) * size + d);
+      MIX[h - 1][v - 1](s.score + size_t(q) * CHUNK, values, size_t(d) * 2, tokens, size,
+                        s.out + size_t(q) * size + d);
     }
   }
 }
 
 // Writes one token's key and value into its place. `at` is the block's place for this head.
-inline void remember(uint16_t* at, int offset, int size, const float* key, const float* value) {
+inline void write_kv(uint16_t* at, int offset, int size, const float* key, const float* value) {
   uint16_t* values = at + size_t(BLOCK) * size + size_t(offset / 2) * size * 2 + offset % 2;
   for (int d = 0; d < size; d++) {
     at[(d / 2 * BLOCK + offset) * 2 + d % 2] = to_bf16(key[d]);

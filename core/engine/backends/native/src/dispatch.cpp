@@ -1,9 +1,12 @@
-// Chooses the instruction set. Knows what the processor reports; holds no vector code, so that it runs on any.
+// Chooses the instruction set. Knows what the processor reports; holds no vector code, so that it
+// runs on any.
 #include "dispatch.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "exports.h"
+#include "run.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -21,20 +24,22 @@ namespace {
 bool always() { return true; }
 
 #if defined(__x86_64__)
-// The compiler's runtime also asks whether the operating system saves these registers; where not every compiler knows a
-// feature's name, its bit is read besides.
+// The compiler's runtime also asks whether the operating system saves these registers; where not
+// every compiler knows a feature's name, its bit is read besides.
 bool has_avx2() {
   unsigned eax, ebx, ecx, edx;
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &eax, &ebx, &ecx, &edx) &&
-         ecx & bit_F16C;
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __get_cpuid(1, &eax, &ebx, &ecx, &edx) && ecx & bit_F16C;
 }
 bool has_avxvnni() {
   unsigned eax, ebx, ecx, edx;
-  return has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && eax >> 4 & 1;  // leaf 7.1, EAX bit 4
+  return has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) &&
+         eax >> 4 & 1;  // leaf 7.1, EAX bit 4
 }
 bool has_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni");
 }
 #endif
 
@@ -60,9 +65,12 @@ struct Choice {
 // Best first.
 const Choice CHOICES[] = {
 #if defined(__x86_64__)
-    {&table_avx512, has_avx512}, {&table_avxvnni, has_avxvnni}, {&table_avx2, has_avx2},
+    {&table_avx512, has_avx512},
+    {&table_avxvnni, has_avxvnni},
+    {&table_avx2, has_avx2},
 #elif defined(__aarch64__)
-    {&table_neondot, has_dot_products}, {&table_neon, always},
+    {&table_neondot, has_dot_products},
+    {&table_neon, always},
 #endif
     {&table_plain, always},
 };
@@ -71,7 +79,8 @@ const Choice CHOICES[] = {
 
 const Table* find_table(const char* name) {
   for (const Choice& choice : CHOICES)
-    if ((!name || !*name || !strcmp(name, choice.table->name)) && choice.runs()) return choice.table;
+    if ((!name || !*name || !strcmp(name, choice.table->name)) && choice.runs())
+      return choice.table;
   return nullptr;
 }
 
@@ -79,6 +88,30 @@ const Table* find_table(const char* name) {
 
 // The digest of the sources that this library was made of.
 QC_EXPORT const char* quietchoir_sources() { return QUIETCHOIR_SOURCES; }
+
+namespace {
+
+struct Facts {
+  char text[256] = "";
+  template <int N>
+  void line(const char* const (&names)[N]) {
+    for (const char* name : names) strcat(strcat(text, name), " ");
+    strcat(text, "\n");
+  }
+  Facts() {
+    snprintf(text, sizeof text, "%d\n", quietchoir::BLOCK);
+    line(KIND_NAMES), line(quietchoir::ROLE_NAMES), line(quietchoir::ACTIVATION_NAMES);
+  }
+};
+
+}  // namespace
+
+// What callers must know by number, a line each: tokens of a block, kinds, roles and activations in
+// their order.
+QC_EXPORT const char* quietchoir_facts() {
+  static const Facts facts;
+  return facts.text;
+}
 
 // Names of the sets that run here, best first, with spaces between.
 QC_EXPORT const char* quietchoir_instruction_sets() {

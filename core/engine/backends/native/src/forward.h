@@ -1,8 +1,9 @@
 // One step through the model, as every member of the team runs it.
 //
-// The order of a layer: rows are normed and quantised; queries, keys and values in one pass; rope, and keys and values
-// into the cache; attention; its product added to the stream; then the feed-forward in two passes. A barrier stands
-// wherever the next part reads what another member wrote.
+// The order of a layer: rows are normed and quantised; queries, keys and values in one pass; rope,
+// and keys and values into the cache; attention; its product added to the stream; then the
+// feed-forward in two passes. A barrier stands wherever the next part reads what another member
+// wrote.
 #pragma once
 #include "attention.h"
 #include "product.h"
@@ -15,7 +16,9 @@ namespace {
 
 using namespace quietchoir;
 
-inline bool wants_integers(const Matrix& m) { return m.kind != F32 && m.kind != F16 && m.kind != BF16; }
+inline bool wants_integers(const Matrix& m) {
+  return m.kind != F32 && m.kind != F16 && m.kind != BF16;
+}
 
 inline void share(const Run& run, int items, int member, int& from, int& to) {
   from = int(int64_t(items) * member / team_size(*run.team));
@@ -30,90 +33,99 @@ inline void pad_row(float* rows, int row, int width) {
 inline void embed(const Run& run, int member) {
   const Model& model = *run.model;
   const Shape& shape = model.shape;
-  const int half = shape.head_size / 2;
+  const int half = shape.head_dim / 2;
   int from, to;
   share(run, run.rows, member, from, to);
   for (int row = from; row < to; row++) {
-    float* x = run.x + size_t(row) * padded(shape.width);
-    decode_row(model.embedding_kind, model.embedding + model.embedding_row * size_t(run.tokens[row]), shape.width, x);
+    float* x = run.x + size_t(row) * padded(shape.hidden_size);
+    decode_row(model.embedding_kind,
+               model.embedding + model.embedding_row * size_t(run.tokens[row]), shape.hidden_size,
+               x);
     if (shape.embedding_scale != 1.f)
-      for (int k = 0; k < shape.width; k++) x[k] *= shape.embedding_scale;
-    pad_row(run.x, row, shape.width), pad_row(run.gated, row, shape.ffn_width);
-    pad_row(run.mixed, row, shape.heads * shape.head_size);
+      for (int k = 0; k < shape.hidden_size; k++) x[k] *= shape.embedding_scale;
+    pad_row(run.x, row, shape.hidden_size), pad_row(run.gated, row, shape.intermediate_size);
+    pad_row(run.mixed, row, shape.num_heads * shape.head_dim);
     const Span& span = run.span[run.row_span[row]];
     const float position = float(span.position + row - span.row);
     for (int rope = 0; rope < shape.ropes; rope++) {
-      float* turn = run.turn + (size_t(rope) * run.rows + row) * shape.head_size;
+      float* cos_sin = run.cos_sin + (size_t(rope) * run.rows + row) * shape.head_dim;
       for (int i = 0; i < half; i++) {
         const float angle = position * model.frequencies[rope * half + i];
-        turn[i] = cosf(angle) * model.magnitudes[rope], turn[half + i] = sinf(angle) * model.magnitudes[rope];
+        cos_sin[i] = cosf(angle) * model.magnitudes[rope],
+        cos_sin[half + i] = sinf(angle) * model.magnitudes[rope];
       }
     }
   }
 }
 
 // Norm, rope and scale of one head, in place.
-inline void turn_head(float* head, int size, const float* norm, float eps, const float* turn, float scale) {
+inline void rope_head(float* head, int size, const float* norm, float eps, const float* cos_sin,
+                      float scale) {
   if (norm) norm_row(head, norm, eps, size, head);
   const int half = size / 2;
-  if (!turn) {
+  if (!cos_sin) {
     for (int i = 0; i < size; i++) head[i] *= scale;
     return;
   }
   for (int i = 0; i < half; i++) {
     const float first = head[i], second = head[half + i];
-    head[i] = (first * turn[i] - second * turn[half + i]) * scale;
-    head[half + i] = (second * turn[i] + first * turn[half + i]) * scale;
+    head[i] = (first * cos_sin[i] - second * cos_sin[half + i]) * scale;
+    head[half + i] = (second * cos_sin[i] + first * cos_sin[half + i]) * scale;
   }
 }
 
 // Rope of all queries and keys; keys and values into the cache.
-inline void place(const Run& run, int layer, int member) {
+inline void rope_and_write_kv(const Run& run, int layer, int member) {
   const Model& model = *run.model;
   const Shape& shape = model.shape;
   const Layer& own = model.layers[layer];
-  const int size = shape.head_size, group = shape.heads / shape.kv_heads;
-  const size_t stride = size_t(shape.heads + 2 * shape.kv_heads) * size;
+  const int size = shape.head_dim, group = shape.num_heads / shape.num_kv_heads;
+  const size_t stride = size_t(shape.num_heads + 2 * shape.num_kv_heads) * size;
   int from, to;
-  share(run, run.rows * shape.kv_heads, member, from, to);
+  share(run, run.rows * shape.num_kv_heads, member, from, to);
   for (int item = from; item < to; item++) {
-    const int row = item / shape.kv_heads, head = item % shape.kv_heads;
+    const int row = item / shape.num_kv_heads, head = item % shape.num_kv_heads;
     const Span& span = run.span[run.row_span[row]];
     const int position = span.position + row - span.row;
     float* qkv = run.qkv + size_t(row) * stride;
-    const float* turn = own.rope < 0 ? nullptr : run.turn + (size_t(own.rope) * run.rows + row) * size;
+    const float* cos_sin =
+        own.rope < 0 ? nullptr : run.cos_sin + (size_t(own.rope) * run.rows + row) * size;
     for (int h = head * group; h < (head + 1) * group; h++)
-      turn_head(qkv + size_t(h) * size, size, own.query_norm, shape.norm_eps, turn, shape.attention_scale);
-    float* key = qkv + size_t(shape.heads + head) * size;
-    turn_head(key, size, own.key_norm, shape.norm_eps, turn, 1.f);
-    uint16_t* at = model.cache.memory + layer * model.cache.layer + size_t(span.table[position / BLOCK]) * model.cache.block +
+      rope_head(qkv + size_t(h) * size, size, own.query_norm, shape.norm_eps, cos_sin,
+                shape.attention_scale);
+    float* key = qkv + size_t(shape.num_heads + head) * size;
+    rope_head(key, size, own.key_norm, shape.norm_eps, cos_sin, 1.f);
+    uint16_t* at = model.cache.memory + layer * model.cache.layer +
+                   size_t(span.table[position / BLOCK]) * model.cache.block +
                    head * Cache::one(size);
-    remember(at, position % BLOCK, size, key, key + size_t(shape.kv_heads) * size);
+    write_kv(at, position % BLOCK, size, key, key + size_t(shape.num_kv_heads) * size);
   }
 }
 
-// Where the mixed values of query `q` of a look belong.
-inline float* mixed_at(const Run& run, const Look& look, int head, int q) {
+// Where the mixed values of query `q` of a task belong.
+inline float* mixed_at(const Run& run, const AttentionTask& task, int head, int q) {
   const Shape& shape = run.model->shape;
-  const int size = shape.head_size, group = shape.heads / shape.kv_heads;
-  return run.mixed + size_t(look.row + q / group) * padded(shape.heads * size) + size_t(head * group + q % group) * size;
+  const int size = shape.head_dim, group = shape.num_heads / shape.num_kv_heads;
+  return run.mixed + size_t(task.row + q / group) * padded(shape.num_heads * size) +
+         size_t(head * group + q % group) * size;
 }
 
-inline void finish(const Seen& seen, int size) {
-  const F scale = set(1.f / seen.total);
-  for (int d = 0; d < size; d += 16) store(seen.out + d, mul(load(seen.out + d), scale));
+inline void finish(const OnlineSoftmax& softmax, int size) {
+  const F scale = set(1.f / softmax.total);
+  for (int d = 0; d < size; d += 16) store(softmax.out + d, mul(load(softmax.out + d), scale));
 }
 
-// Queries of a look, side by side, and which tokens each sees.
-inline void gather(const Run& run, const Look& look, int head, int window, const Sight& s) {
+// Queries of a task, side by side, and which tokens each sees.
+inline void gather(const Run& run, const AttentionTask& task, int head, int window,
+                   const AttentionScratch& s) {
   const Shape& shape = run.model->shape;
-  const Span& span = run.span[look.span];
-  const int size = shape.head_size, group = shape.heads / shape.kv_heads;
-  const size_t stride = size_t(shape.heads + 2 * shape.kv_heads) * size;
-  for (int r = 0; r < look.rows; r++) {
-    const float* q = run.qkv + size_t(look.row + r) * stride + size_t(head) * group * size;
+  const Span& span = run.span[task.span];
+  const int size = shape.head_dim, group = shape.num_heads / shape.num_kv_heads;
+  const size_t stride = size_t(shape.num_heads + 2 * shape.num_kv_heads) * size;
+  for (int r = 0; r < task.rows; r++) {
+    const float* q = run.qkv + size_t(task.row + r) * stride + size_t(head) * group * size;
     memcpy(s.query + size_t(r) * group * size, q, size_t(group) * size * 4);
-    const int end = span.position + look.row + r - span.row + 1;
+    const int end = span.position + task.row + r - span.row + 1;
     for (int h = 0; h < group; h++) {
       s.from[r * group + h] = window && end > window ? end - window : 0;
       s.to[r * group + h] = end;
@@ -121,76 +133,89 @@ inline void gather(const Run& run, const Look& look, int head, int window, const
   }
 }
 
-// A look's result for one chunk of its context, when the context is cut.
-inline float* part_of(const Run& run, const Look& look, int head, int chunk, int query) {
-  const int size = run.model->shape.head_size, queries = look.rows * (run.model->shape.heads / run.model->shape.kv_heads);
-  return run.parts + look.part + ((size_t(head) * look.chunks + chunk) * queries + query) * (size + 2);
+// A task's result for one chunk of its context, when the context is cut.
+inline float* partial_of(const Run& run, const AttentionTask& task, int head, int chunk,
+                         int query) {
+  const int size = run.model->shape.head_dim,
+            queries = task.rows * (run.model->shape.num_heads / run.model->shape.num_kv_heads);
+  return run.partials + task.partial +
+         ((size_t(head) * task.chunks + chunk) * queries + query) * (size + 2);
 }
 
-// One look of one key head at one piece of its context.
-inline void look(const Run& run, int layer, const Look& look, int head, int piece, const Own& own) {
+// One task of one key head at one split of its context.
+inline void attend_task(const Run& run, int layer, const AttentionTask& task, int head, int split,
+                        const ThreadScratch& own) {
   const Model& model = *run.model;
   const Shape& shape = model.shape;
-  const Span& span = run.span[look.span];
-  const int size = shape.head_size, queries = look.rows * (shape.heads / shape.kv_heads), window = model.layers[layer].window;
-  const Sight s(own.sight, run.look_rows, size);
-  gather(run, look, head, window, s);
+  const Span& span = run.span[task.span];
+  const int size = shape.head_dim, queries = task.rows * (shape.num_heads / shape.num_kv_heads),
+            window = model.layers[layer].window;
+  const AttentionScratch s(own.attention, run.task_queries, size);
+  gather(run, task, head, window, s);
   const int begin = s.from[0], end = s.to[queries - 1];
   const uint16_t* cache = model.cache.memory + layer * model.cache.layer + head * Cache::one(size);
-  for (int q = 0; q < queries; q++) s.seen[q] = {mixed_at(run, look, head, q), NOTHING, 0};
-  const int from = int(int64_t(look.chunks) * piece / look.pieces), to = int(int64_t(look.chunks) * (piece + 1) / look.pieces);
+  for (int q = 0; q < queries; q++) s.softmax[q] = {mixed_at(run, task, head, q), NOTHING, 0};
+  const int from = int(int64_t(task.chunks) * split / task.splits),
+            to = int(int64_t(task.chunks) * (split + 1) / task.splits);
   for (int chunk = from; chunk < to; chunk++) {
-    const int first = chunk * CHUNK > begin ? chunk * CHUNK : begin, last = chunk * CHUNK + CHUNK < end ? chunk * CHUNK + CHUNK : end;
-    if (first < last) look_at(s, queries, size, cache, model.cache.block, span.table, first, last);
+    const int first = chunk * CHUNK > begin ? chunk * CHUNK : begin,
+              last = chunk * CHUNK + CHUNK < end ? chunk * CHUNK + CHUNK : end;
+    if (first < last)
+      attend_chunk(s, queries, size, cache, model.cache.block, span.table, first, last);
     for (int q = 0; q < queries; q++) {
       const bool sees = s.from[q] < last && s.to[q] > first && first < last;
-      if (look.pieces == 1) {
-        if (sees) s.seen[q].add_chunk(s.out + size_t(q) * size, s.top[q], s.total[q], size);
+      if (task.splits == 1) {
+        if (sees) s.softmax[q].add_chunk(s.out + size_t(q) * size, s.top[q], s.total[q], size);
         continue;
       }
-      float* part = part_of(run, look, head, chunk, q);
+      float* part = partial_of(run, task, head, chunk, q);
       memcpy(part, s.out + size_t(q) * size, size_t(size) * 4);
       part[size] = sees ? s.top[q] : NOTHING, part[size + 1] = s.total[q];
     }
   }
-  if (look.pieces == 1)
-    for (int q = 0; q < queries; q++) finish(s.seen[q], size);
+  if (task.splits == 1)
+    for (int q = 0; q < queries; q++) finish(s.softmax[q], size);
 }
 
-// The pieces of one look of one key head together.
-inline void join(const Run& run, const Look& look, int head) {
+// The splits of one task of one key head together.
+inline void combine_splits(const Run& run, const AttentionTask& task, int head) {
   const Shape& shape = run.model->shape;
-  const int size = shape.head_size, queries = look.rows * (shape.heads / shape.kv_heads);
+  const int size = shape.head_dim, queries = task.rows * (shape.num_heads / shape.num_kv_heads);
   for (int q = 0; q < queries; q++) {
-    Seen seen{mixed_at(run, look, head, q), NOTHING, 0};
-    for (int chunk = 0; chunk < look.chunks; chunk++) {
-      const float* part = part_of(run, look, head, chunk, q);
-      if (part[size] != NOTHING) seen.add_chunk(part, part[size], part[size + 1], size);
+    OnlineSoftmax softmax{mixed_at(run, task, head, q), NOTHING, 0};
+    for (int chunk = 0; chunk < task.chunks; chunk++) {
+      const float* part = partial_of(run, task, head, chunk, q);
+      if (part[size] != NOTHING) softmax.add_chunk(part, part[size], part[size + 1], size);
     }
-    finish(seen, size);
+    finish(softmax, size);
   }
 }
 
-inline void attend(const Run& run, int layer, const Own& own) {
-  const int heads = run.model->shape.kv_heads;
+inline void attend(const Run& run, int layer, const ThreadScratch& own) {
+  const int heads = run.model->shape.num_kv_heads;
   int items = 0, from, to;
   bool cut = false;
-  for (int i = 0; i < run.looks; i++) items += heads * run.look[i].pieces, cut |= run.look[i].pieces > 1;
+  for (int i = 0; i < run.tasks; i++)
+    items += heads * run.task[i].splits, cut |= run.task[i].splits > 1;
   while (team_take(*run.team, items, 1, from, to)) {
     int which = 0, before = 0;
     for (int item = from; item < to; item++) {
-      while (item - before >= heads * run.look[which].pieces) before += heads * run.look[which++].pieces;
-      look(run, layer, run.look[which], (item - before) / run.look[which].pieces, (item - before) % run.look[which].pieces, own);
+      while (item - before >= heads * run.task[which].splits)
+        before += heads * run.task[which++].splits;
+      attend_task(run, layer, run.task[which], (item - before) / run.task[which].splits,
+                  (item - before) % run.task[which].splits, own);
     }
   }
   if (!cut) return;
   team_barrier(*run.team);
-  while (team_take(*run.team, run.looks * heads, 1, from, to))
+  while (team_take(*run.team, run.tasks * heads, 1, from, to))
     for (int item = from; item < to; item++)
-      if (run.look[item / heads].pieces > 1) join(run, run.look[item / heads], item % heads);
+      if (run.task[item / heads].splits > 1)
+        combine_splits(run, run.task[item / heads], item % heads);
 }
 
-// The stream of the rows that go on: all of them, or in the last layer those whose logits are wanted.
+// The stream of the rows that go on: all of them, or in the last layer those whose logits are
+// wanted.
 struct Stream {
   float* x;
   float* mixed;
@@ -199,8 +224,9 @@ struct Stream {
 };
 
 // Adds to the stream what a product left in `added`, through a norm; for families that norm behind.
-inline void add_normed(const Run& run, const Stream& stream, const float* norm, const Own& own, int member) {
-  const int width = run.model->shape.width, stride = padded(width);
+inline void add_normed(const Run& run, const Stream& stream, const float* norm,
+                       const ThreadScratch& own, int member) {
+  const int width = run.model->shape.hidden_size, stride = padded(width);
   team_barrier(*run.team);
   int from, to;
   share(run, stream.rows, member, from, to);
@@ -215,18 +241,24 @@ inline void add_normed(const Run& run, const Stream& stream, const float* norm, 
 }
 
 // Product of `source` with one matrix, added to the stream.
-inline void add_product(const Run& run, const Source& source, const Part& part, const float* norm, const Stream& stream,
-                        const Own& own, int member) {
+inline void add_product(const Run& run, const Source& source, const Part& part, const float* norm,
+                        const Stream& stream, const ThreadScratch& own, int member) {
   const Prepared x = prepare(run, source, own, member);
-  const size_t stride = padded(run.model->shape.width);
-  product(run, source, x, &part, 1, norm ? Target{STORE, run.added, stride} : Target{ADD, stream.x, stride});
+  const size_t stride = padded(run.model->shape.hidden_size);
+  product(run, source, x, &part, 1,
+          norm ? Target{STORE, run.added, stride} : Target{ADD, stream.x, stride});
   if (norm) add_normed(run, stream, norm, own, member);
   else team_barrier(*run.team);
 }
 
-inline Source source_of(const Stream& stream, const float* x, int columns, const float* norm, int layer, int inputs, const Role* roles,
-                        const Layer& own) {
-  Source out{x, size_t(padded(columns)), stream.rows, columns, norm, stream.adapter, layer, inputs, {}, false, false};
+inline Source source_of(const Stream& stream, const float* x, int columns, const float* norm,
+                        int layer, int inputs, const Role* roles, const Layer& own) {
+  Source out{x,           size_t(padded(columns)),
+             stream.rows, columns,
+             norm,        stream.adapter,
+             layer,       inputs,
+             {},          false,
+             false};
   for (int i = 0; i < inputs; i++) {
     out.role[i] = roles[i];
     (wants_integers(own.matrix[roles[i]]) ? out.quantised : out.dense) = true;
@@ -234,42 +266,45 @@ inline Source source_of(const Stream& stream, const float* x, int columns, const
   return out;
 }
 
-inline void queries_keys_values(const Run& run, int layer, const Stream& stream, const Own& own, int member) {
+inline void queries_keys_values(const Run& run, int layer, const Stream& stream,
+                                const ThreadScratch& own, int member) {
   const Shape& shape = run.model->shape;
   const Layer& l = run.model->layers[layer];
   static constexpr Role ROLES_IN[3] = {QUERY, KEY, VALUE};
-  const Source source = source_of(stream, stream.x, shape.width, l.attention_norm, layer, 3, ROLES_IN, l);
+  const Source source =
+      source_of(stream, stream.x, shape.hidden_size, l.attention_norm, layer, 3, ROLES_IN, l);
   const Prepared x = prepare(run, source, own, member);
   Part parts[3];
   for (int i = 0; i < 3; i++) parts[i] = {&l.matrix[ROLES_IN[i]], l.bias[ROLES_IN[i]], i};
-  const size_t stride = size_t(shape.heads + 2 * shape.kv_heads) * shape.head_size;
+  const size_t stride = size_t(shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim;
   product(run, source, x, parts, 3, {STORE, run.qkv, stride});
   team_barrier(*run.team);
 }
 
-inline void feed_forward(const Run& run, int layer, const Stream& stream, const Own& own, int member) {
+inline void feed_forward(const Run& run, int layer, const Stream& stream, const ThreadScratch& own,
+                         int member) {
   const Shape& shape = run.model->shape;
   const Layer& l = run.model->layers[layer];
   static constexpr Role IN[2] = {GATE, UP}, OUT[1] = {DOWN};
-  const Source source = source_of(stream, stream.x, shape.width, l.mlp_norm, layer, 2, IN, l);
+  const Source source = source_of(stream, stream.x, shape.hidden_size, l.mlp_norm, layer, 2, IN, l);
   const Prepared x = prepare(run, source, own, member);
-  gated_product(run, source, x, {&l.matrix[GATE], l.bias[GATE], 0}, {&l.matrix[UP], l.bias[UP], 1}, run.gated,
-                padded(shape.ffn_width));
+  gated_product(run, source, x, {&l.matrix[GATE], l.bias[GATE], 0}, {&l.matrix[UP], l.bias[UP], 1},
+                run.gated, padded(shape.intermediate_size));
   team_barrier(*run.team);
-  add_product(run, source_of(stream, run.gated, shape.ffn_width, nullptr, layer, 1, OUT, l), {&l.matrix[DOWN], l.bias[DOWN], 0},
-              l.after_mlp, stream, own, member);
+  add_product(run, source_of(stream, run.gated, shape.intermediate_size, nullptr, layer, 1, OUT, l),
+              {&l.matrix[DOWN], l.bias[DOWN], 0}, l.post_mlp_norm, stream, own, member);
 }
 
 // Leaves only the rows whose logits are wanted; nobody will look at the others again.
-inline Stream choose(const Run& run, const Stream& all, int member) {
+inline Stream gather_output_rows(const Run& run, const Stream& all, int member) {
   const Shape& shape = run.model->shape;
-  const size_t width = padded(shape.width), mixed = padded(shape.heads * shape.head_size);
-  Stream out{run.chosen, run.chosen + run.wanted * width, run.wanted, run.last_adapter};
+  const size_t width = padded(shape.hidden_size), mixed = padded(shape.num_heads * shape.head_dim);
+  Stream out{run.output, run.output + run.wanted * width, run.wanted, run.output_adapter};
   int from, to;
   share(run, run.wanted, member, from, to);
   for (int i = from; i < to; i++) {
-    memcpy(out.x + i * width, all.x + run.last[i] * width, width * 4);
-    memcpy(out.mixed + i * mixed, all.mixed + run.last[i] * mixed, mixed * 4);
+    memcpy(out.x + i * width, all.x + run.output_rows[i] * width, width * 4);
+    memcpy(out.mixed + i * mixed, all.mixed + run.output_rows[i] * mixed, mixed * 4);
   }
   team_barrier(*run.team);
   return out;
@@ -278,60 +313,73 @@ inline Stream choose(const Run& run, const Stream& all, int member) {
 inline void forward(Run& run, int member) {
   const Model& model = *run.model;
   const Shape& shape = model.shape;
-  const int mixed = shape.heads * shape.head_size, widest = mixed > shape.ffn_width ? mixed : shape.ffn_width;
-  const Own own(run, member, widest > shape.width ? widest : shape.width);
+  const int mixed = shape.num_heads * shape.head_dim,
+            widest = mixed > shape.intermediate_size ? mixed : shape.intermediate_size;
+  const ThreadScratch own(run, member, widest > shape.hidden_size ? widest : shape.hidden_size);
   Stream stream{run.x, run.mixed, run.rows, run.adapter};
   embed(run, member);
   team_barrier(*run.team);
-  for (int layer = 0; layer < shape.layers; layer++) {
+  for (int layer = 0; layer < shape.num_layers; layer++) {
     const Layer& l = model.layers[layer];
     static constexpr Role OUT[1] = {OUTPUT};
     queries_keys_values(run, layer, stream, own, member);
-    place(run, layer, member);
+    rope_and_write_kv(run, layer, member);
     team_barrier(*run.team);
-    const bool last = layer == shape.layers - 1;
+    const bool last = layer == shape.num_layers - 1;
     if (last && !run.wanted) return;
     attend(run, layer, own);
     team_barrier(*run.team);
-    if (last && run.wanted < run.rows) stream = choose(run, stream, member);
-    add_product(run, source_of(stream, stream.mixed, mixed, nullptr, layer, 1, OUT, l), {&l.matrix[OUTPUT], l.bias[OUTPUT], 0},
-                l.after_attention, stream, own, member);
+    if (last && run.wanted < run.rows) stream = gather_output_rows(run, stream, member);
+    add_product(run, source_of(stream, stream.mixed, mixed, nullptr, layer, 1, OUT, l),
+                {&l.matrix[OUTPUT], l.bias[OUTPUT], 0}, l.post_attention_norm, stream, own, member);
     feed_forward(run, layer, stream, own, member);
   }
   const bool quantised = wants_integers(model.head);
-  const Source source{stream.x, size_t(padded(shape.width)), stream.rows, shape.width, model.final_norm, nullptr, -1, 0, {},
-                      quantised, !quantised};
+  const Source source{stream.x,
+                      size_t(padded(shape.hidden_size)),
+                      stream.rows,
+                      shape.hidden_size,
+                      model.final_norm,
+                      nullptr,
+                      -1,
+                      0,
+                      {},
+                      quantised,
+                      !quantised};
   const Prepared x = prepare(run, source, own, member);
   const Part head{&model.head, nullptr, 0};
-  product(run, source, x, &head, 1, {LOGITS, run.logits, size_t(shape.vocabulary)});
+  product(run, source, x, &head, 1, {LOGITS, run.logits, size_t(shape.vocab_size)});
 }
 
 inline size_t panel_bytes(int rows, int columns) { return Panels::bytes(rows, columns); }
-inline size_t own_bytes(int columns, int rank, int queries, int head_size) {
-  return Own::bytes(columns, rank, Sight::bytes(queries, head_size));
+inline size_t thread_scratch_bytes(int columns, int rank, int queries, int head_size) {
+  return ThreadScratch::bytes(columns, rank, AttentionScratch::bytes(queries, head_size));
 }
 
 // One matrix for itself; for tests.
-inline size_t multiply_scratch(int rows, int columns) { return Panels::bytes(rows, columns) + size_t(padded(columns)) * 4; }
+inline size_t multiply_scratch(int rows, int columns) {
+  return Panels::bytes(rows, columns) + size_t(padded(columns)) * 4;
+}
 
-inline void multiply_alone(const Matrix& m, const float* x, int rows, float* out, uint8_t* scratch) {
+inline void multiply_alone(const Matrix& m, const float* x, int rows, float* out,
+                           uint8_t* scratch) {
   Panels panels;
   panels.rows = rows, panels.columns = padded(m.columns), panels.memory = scratch;
   float* row = (float*)(scratch + Panels::bytes(rows, m.columns));
   memset(row, 0, size_t(panels.columns) * 4);
   for (int r = 0; r < rows; r++) {
     memcpy(row, x + size_t(r) * m.columns, size_t(m.columns) * 4);
-    const Panel panel = panels.at(r / TALL);
-    if (wants_integers(m)) quantise_row(row, panels.columns, panel, r % TALL);
-    else keep_row(row, panels.columns, panel, r % TALL);
+    const Panel panel = panels.at(r / MR);
+    if (wants_integers(m)) quantise_row(row, panels.columns, panel, r % MR);
+    else keep_row(row, panels.columns, panel, r % MR);
   }
-  float tile[TALL * STRIP];
+  float tile[MR * STRIP];
   for (int strip = 0; strip < m.strips; strip++)
     for (int p = 0; p < panels.count(); p++) {
       const Panel panel = panels.at(p);
       TILES[m.kind][panel.height - 1](m, strip, panel, tile);
       for (int t = 0; t < panel.height; t++)
-        memcpy(out + (size_t(p * TALL + t) * m.strips + strip) * STRIP, tile + t * STRIP, STRIP * 4);
+        memcpy(out + (size_t(p * MR + t) * m.strips + strip) * STRIP, tile + t * STRIP, STRIP * 4);
     }
 }
 

@@ -14,7 +14,8 @@
 #include "dispatch.h"
 
 namespace quietchoir {
-const Table table_avx2 = {"avx2", TALL, forward, panel_bytes, own_bytes, multiply_alone, multiply_scratch};
+const Table table_avx2 = {
+    "avx2", MR, forward, panel_bytes, thread_scratch_bytes, multiply_alone, multiply_scratch};
 }
 
 #if defined(__clang__)

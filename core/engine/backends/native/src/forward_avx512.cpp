@@ -5,7 +5,9 @@
 #include <string.h>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(                                                          \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,f16c"))), \
+    apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,f16c")
 #endif
@@ -14,7 +16,8 @@
 #include "dispatch.h"
 
 namespace quietchoir {
-const Table table_avx512 = {"avx512", TALL, forward, panel_bytes, own_bytes, multiply_alone, multiply_scratch};
+const Table table_avx512 = {
+    "avx512", MR, forward, panel_bytes, thread_scratch_bytes, multiply_alone, multiply_scratch};
 }
 
 #if defined(__clang__)

@@ -15,7 +15,8 @@
 #include "dispatch.h"
 
 namespace quietchoir {
-const Table table_avxvnni = {"avxvnni", TALL, forward, panel_bytes, own_bytes, multiply_alone, multiply_scratch};
+const Table table_avxvnni = {
+    "avxvnni", MR, forward, panel_bytes, thread_scratch_bytes, multiply_alone, multiply_scratch};
 }
 
 #if defined(__clang__)

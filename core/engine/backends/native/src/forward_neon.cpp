@@ -9,6 +9,7 @@
 #include "dispatch.h"
 
 namespace quietchoir {
-const Table table_neon = {"neon", TALL, forward, panel_bytes, own_bytes, multiply_alone, multiply_scratch};
+const Table table_neon = {
+    "neon", MR, forward, panel_bytes, thread_scratch_bytes, multiply_alone, multiply_scratch};
 }
 #endif

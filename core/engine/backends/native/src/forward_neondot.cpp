@@ -15,7 +15,8 @@
 #include "dispatch.h"
 
 namespace quietchoir {
-const Table table_neondot = {"neondot", TALL, forward, panel_bytes, own_bytes, multiply_alone, multiply_scratch};
+const Table table_neondot = {
+    "neondot", MR, forward, panel_bytes, thread_scratch_bytes, multiply_alone, multiply_scratch};
 }
 
 #if defined(__clang__)

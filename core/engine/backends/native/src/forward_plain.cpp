@@ -8,5 +8,6 @@
 #include "dispatch.h"
 
 namespace quietchoir {
-const Table table_plain = {"plain", TALL, forward, panel_bytes, own_bytes, multiply_alone, multiply_scratch};
+const Table table_plain = {
+    "plain", MR, forward, panel_bytes, thread_scratch_bytes, multiply_alone, multiply_scratch};
 }

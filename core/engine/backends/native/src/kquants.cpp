@@ -26,9 +26,12 @@ void read_group(int kind, const uint8_t* block, int j, uint8_t q[GROUP]) {
   const int n = j / 4, k = j % 4;  // Q6_K: which half of the block, which quarter of the half
   for (int i = 0; i < GROUP; i++) {
     if (kind == Q4_K) q[i] = block[16 + j / 2 * 32 + i] >> (j % 2 * 4) & 15;
-    if (kind == Q5_K) q[i] = uint8_t((block[48 + j / 2 * 32 + i] >> (j % 2 * 4) & 15) | (block[16 + i] >> j & 1) << 4);
+    if (kind == Q5_K)
+      q[i] =
+          uint8_t((block[48 + j / 2 * 32 + i] >> (j % 2 * 4) & 15) | (block[16 + i] >> j & 1) << 4);
     if (kind == Q6_K)
-      q[i] = uint8_t((block[64 * n + 32 * (k % 2) + i] >> (k / 2 * 4) & 15) | (block[128 + 32 * n + i] >> (2 * k) & 3) << 4);
+      q[i] = uint8_t((block[64 * n + 32 * (k % 2) + i] >> (k / 2 * 4) & 15) |
+                     (block[128 + 32 * n + i] >> (2 * k) & 3) << 4);
   }
 }
 
@@ -54,7 +57,8 @@ void pack_scales(int kind, const uint8_t* block, int row, uint8_t* out) {
 void pack_group(int kind, const uint8_t q[GROUP], int row, uint8_t* out) {
   for (int j = 0; j < 4; j++) {
     const int place = row * 4 + j;
-    for (int c = 0; c < 4; c++) out[c * 64 + place] = uint8_t((q[8 * c + j] & 15) | (q[8 * c + 4 + j] & 15) << 4);
+    for (int c = 0; c < 4; c++)
+      out[c * 64 + place] = uint8_t((q[8 * c + j] & 15) | (q[8 * c + 4 + j] & 15) << 4);
     if (kind == Q5_K) {
       int fifth = 0;
       for (int c = 0; c < 8; c++) fifth |= q[4 * c + j] >> 4 << c;
@@ -95,7 +99,6 @@ void decode_k_block(int32_t kind, const uint8_t* block, float* out) {
     for (int i = 0; i < GROUP; i++)
       if (kind == Q6_K)
         out[i] = half(block + 208) * float(int8_t(block[192 + 2 * j + i / 16])) * float(q[i] - 32);
-      else
-        out[i] = half(block) * float(s) * float(q[i]) - half(block + 2) * float(m);
+      else out[i] = half(block) * float(s) * float(q[i]) - half(block + 2) * float(m);
   }
 }

@@ -11,12 +11,15 @@ namespace {
 const uint8_t NONE[256] = {};  // a block of zeros, for rows that pad the last strip
 
 // Sixteen packed nibbles of a block of 32: weight k.
-inline int nibble(const uint8_t* packed, int k) { return k < 16 ? packed[k] & 15 : packed[k - 16] >> 4; }
+inline int nibble(const uint8_t* packed, int k) {
+  return k < 16 ? packed[k] & 15 : packed[k - 16] >> 4;
+}
 
 void pack_q4(const uint8_t* packed, int row, uint8_t* out) {
   for (int c = 0; c < 4; c++)
     for (int j = 0; j < 4; j++)
-      out[c * 64 + row * 4 + j] = uint8_t(nibble(packed, c * 8 + j) | nibble(packed, c * 8 + 4 + j) << 4);
+      out[c * 64 + row * 4 + j] =
+          uint8_t(nibble(packed, c * 8 + j) | nibble(packed, c * 8 + 4 + j) << 4);
 }
 
 // What an absent row holds so that its weights are zero: scale 0 is enough.
@@ -33,7 +36,8 @@ void pack_block(int kind, const uint8_t* block, int row, uint8_t* scales, uint8_
       break;
     case Q8_0:
       memcpy(scales + row * 2, block, 2);
-      for (int k = 0; k < GROUP; k++) integers[k / 4 * 64 + row * 4 + k % 4] = uint8_t(block[2 + k] ^ 128);
+      for (int k = 0; k < GROUP; k++)
+        integers[k / 4 * 64 + row * 4 + k % 4] = uint8_t(block[2 + k] ^ 128);
       break;
     case F32: memcpy(integers + row * 4, block, 4); break;
     case F16:
@@ -57,7 +61,8 @@ void decode_block(int kind, const uint8_t* block, float* out) {
       break;
     case Q4_1:
       memcpy(&m, block + 2, 2);
-      for (int k = 0; k < GROUP; k++) out[k] = from_f16(d) * float(nibble(block + 4, k)) + from_f16(m);
+      for (int k = 0; k < GROUP; k++)
+        out[k] = from_f16(d) * float(nibble(block + 4, k)) + from_f16(m);
       break;
     case Q8_0:
       for (int k = 0; k < GROUP; k++) out[k] = from_f16(d) * float(int8_t(block[2 + k]));
@@ -84,5 +89,6 @@ void pack_strip(Matrix& m, int strip, const uint8_t* raw, size_t row_bytes, int 
 
 void decode_row(int32_t kind, const uint8_t* raw, int32_t columns, float* out) {
   const Layout layout = layout_of(kind);
-  for (int b = 0; b < columns / layout.columns; b++) decode_block(kind, raw + size_t(b) * layout.raw, out + b * layout.columns);
+  for (int b = 0; b < columns / layout.columns; b++)
+    decode_block(kind, raw + size_t(b) * layout.raw, out + b * layout.columns);
 }

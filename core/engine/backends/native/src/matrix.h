@@ -1,27 +1,35 @@
 // One weight matrix as the tiles read it, at the bits of the file.
 //
-// The same on every instruction set, and known to all translation units: plain data, no vectors here.
-// A matrix is a row of STRIPS, 16 rows each; the last is padded with rows of zeros. A strip is one run of memory:
+// The same on every instruction set, and known to all translation units: plain data, no vectors
+// here. A matrix is a row of STRIPS, 16 rows each; the last is padded with rows of zeros. A strip
+// is one run of memory:
 //
 //   [scales of the strip, padded to 64 bytes] [integers of the strip]
 //
 // both in the order of their columns, so that a product reads two streams from front to back.
-// Integers stand in TILES of 16 rows x 32 columns (one group), four consecutive columns of a row in each 32-bit lane:
-//   4 bits: four times 64 bytes; of vector c, byte 4r+j holds column 8c+j of row r low and column 8c+4+j high
-//   8 bits: eight times 64 bytes; of vector c, byte 4r+j holds column 4c+j of row r, plus 128
-//   dense:  no scales; for each column its 16 rows one behind the other, in the file's type
-// Scales of one group: Q4_0 and Q8_0 16 half-precision d (32 bytes); Q4_1 16 d, then 16 m (64 bytes).
+// Integers stand in TILES of 16 rows x 32 columns (one group), four consecutive columns of a row in
+// each 32-bit lane:
+//   4 bits: four times 64 bytes; of vector c, byte 4r+j holds column 8c+j of row r low and column
+//   8c+4+j high 8 bits: eight times 64 bytes; of vector c, byte 4r+j holds column 4c+j of row r,
+//   plus 128 dense:  no scales; for each column its 16 rows one behind the other, in the file's
+//   type
+// Scales of one group: Q4_0 and Q8_0 16 half-precision d (32 bytes); Q4_1 16 d, then 16 m (64
+// bytes).
 //
-// A FURTHER KIND needs: its line in `Kind` and `layout_of`, its `pack_strip` (matrix.cpp), its `Format` (tile.h),
-// and its name in runner.py's table. Nothing else knows kinds.
+// A FURTHER KIND needs: its line in `Kind` and `layout_of`, its `pack_strip` (matrix.cpp), its
+// `Format` (tile.h), its name in `KIND_NAMES`, and in `library.KINDS`, which a test compares.
+// Nothing else knows kinds.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
 
-// Always inlined: the linker would keep one copy for all units, maybe one that not every processor runs.
+// Always inlined: the linker would keep one copy for all units, maybe one that not every processor
+// runs.
 #define QC_INLINE __attribute__((always_inline)) inline
 
 enum Kind : int32_t { F32, F16, BF16, Q4_0, Q4_1, Q8_0, Q4_K, Q5_K, Q6_K, KINDS };
+constexpr const char* KIND_NAMES[KINDS] = {"F32",  "F16",  "BF16", "Q4_0", "Q4_1",
+                                           "Q8_0", "Q4_K", "Q5_K", "Q6_K"};
 
 constexpr int STRIP = 16;  // rows of a strip
 constexpr int GROUP = 32;  // columns of a tile, and of a group of quantised activations
@@ -53,8 +61,8 @@ struct Matrix {
   int32_t kind = F32;
   int32_t rows = 0, columns = 0;
   int32_t strips = 0;
-  size_t scale_bytes = 0;  // of one strip, a multiple of 64
-  size_t strip_bytes = 0;  // of one strip, scales included, a multiple of 64
+  size_t scale_bytes = 0;   // of one strip, a multiple of 64
+  size_t strip_bytes = 0;   // of one strip, scales included, a multiple of 64
   uint8_t* data = nullptr;  // 64-byte aligned
 
   QC_INLINE const uint8_t* scales(int strip) const { return data + size_t(strip) * strip_bytes; }
@@ -63,7 +71,8 @@ struct Matrix {
 
 QC_INLINE size_t to_multiple(size_t n, size_t of) { return (n + of - 1) / of * of; }
 
-// Sizes of a matrix before it has data; false where the kind is unknown or the columns do not divide by its block.
+// Sizes of a matrix before it has data; false where the kind is unknown or the columns do not
+// divide by its block.
 QC_INLINE bool shape_matrix(Matrix& m, int32_t kind, int32_t rows, int32_t columns) {
   const Layout layout = layout_of(kind);
   if (!layout.columns || rows < 1 || columns < 1 || columns % layout.columns) return false;
@@ -74,7 +83,8 @@ QC_INLINE bool shape_matrix(Matrix& m, int32_t kind, int32_t rows, int32_t colum
   return true;
 }
 
-// Packs `count` (1..16) rows of raw blocks, `row_bytes` apart, as strip number `strip`; rows beyond `count` become zeros.
+// Packs `count` (1..16) rows of raw blocks, `row_bytes` apart, as strip number `strip`; rows beyond
+// `count` become zeros.
 void pack_strip(Matrix& m, int strip, const uint8_t* raw, size_t row_bytes, int count);
 
 // One row of raw blocks as numbers, exactly as its format defines them.

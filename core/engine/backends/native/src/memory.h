@@ -35,7 +35,8 @@ inline void release(void* p) {
 #endif
 }
 
-// Memory for weights: taken in large pieces, because small pages cost a decode step several percent.
+// Memory for weights: taken in large pieces, because small pages cost a decode step several
+// percent.
 class Arena {
  public:
   ~Arena() {
@@ -67,20 +68,21 @@ class Arena {
   size_t left = 0;
 };
 
-// Working memory that grows with the largest step so far. It holds anything when it is new, and costs what is touched.
-class Room {
+// Working memory that grows with the largest step so far. It holds anything when it is new, and
+// costs what is touched.
+class ScratchBuffer {
  public:
-  Room() = default;
-  Room(const Room&) = delete;
-  Room& operator=(const Room&) = delete;
-  ~Room() { release(memory); }
+  ScratchBuffer() = default;
+  ScratchBuffer(const ScratchBuffer&) = delete;
+  ScratchBuffer& operator=(const ScratchBuffer&) = delete;
+  ~ScratchBuffer() { release(memory); }
 
   uint8_t* at_least(size_t bytes) {
     if (bytes > size) {
       uint8_t* larger = aligned(bytes, 64);
       release(memory);
       memory = larger, size = bytes;
-      }
+    }
     return memory;
   }
 

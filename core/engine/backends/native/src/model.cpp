@@ -1,4 +1,5 @@
-// Building a model: sizes, matrices, vectors, adapters. Called a few hundred times at the start, then only for adapters.
+// Building a model: sizes, matrices, vectors, adapters. Called a few hundred times at the start,
+// then only for adapters.
 #include "model.h"
 
 #include <stdarg.h>
@@ -20,17 +21,26 @@ void complain(const char* format, ...) {
 
 namespace {
 
-constexpr int LARGEST = 1 << 20;  // of any width here: products of two stay within 64 bits, and sums within 32
+constexpr int LARGEST =
+    1 << 20;  // of any width here: products of two stay within 64 bits, and sums within 32
 
 bool check(const Shape& s) {
-  const int sizes[] = {s.layers, s.width, s.ffn_width, s.heads, s.kv_heads, s.head_size, s.vocabulary, s.blocks};
+  const int sizes[] = {s.num_layers,   s.hidden_size, s.intermediate_size, s.num_heads,
+                       s.num_kv_heads, s.head_dim,    s.vocab_size,        s.blocks};
   for (int size : sizes)
     if (size < 1 || size > (1 << 24)) return complain("a size of %d is out of range", size), false;
-  if (s.width > LARGEST || s.ffn_width > LARGEST || s.layers > 4096 || s.heads > 4096 || s.ropes < 0 || s.ropes > 4096)
-    return complain("width %d, ffn width %d, %d layers or %d heads are too many", s.width, s.ffn_width, s.layers, s.heads), false;
-  if (s.head_size % 16 || s.head_size > 256) return complain("head size %d is no multiple of 16 up to 256", s.head_size), false;
-  if (s.heads % s.kv_heads) return complain("%d heads do not share %d key heads evenly", s.heads, s.kv_heads), false;
-  if (s.activation != SILU && s.activation != GELU) return complain("activation %d is unknown", s.activation), false;
+  if (s.hidden_size > LARGEST || s.intermediate_size > LARGEST || s.num_layers > 4096 ||
+      s.num_heads > 4096 || s.ropes < 0 || s.ropes > 4096)
+    return complain("width %d, ffn width %d, %d layers or %d heads are too many", s.hidden_size,
+                    s.intermediate_size, s.num_layers, s.num_heads),
+           false;
+  if (s.head_dim % 16 || s.head_dim > 256)
+    return complain("head size %d is no multiple of 16 up to 256", s.head_dim), false;
+  if (s.num_heads % s.num_kv_heads)
+    return complain("%d heads do not share %d key heads evenly", s.num_heads, s.num_kv_heads),
+           false;
+  if (s.activation != SILU && s.activation != GELU)
+    return complain("activation %d is unknown", s.activation), false;
   return true;
 }
 
@@ -48,13 +58,14 @@ void pack_share(void* argument, int) {
   while (team_take(*packing.model->team, m.strips, 8, from, to))
     for (int strip = from; strip < to; strip++) {
       const int rows = m.rows - strip * STRIP < STRIP ? m.rows - strip * STRIP : STRIP;
-      pack_strip(m, strip, packing.raw + size_t(strip) * STRIP * packing.row_bytes, packing.row_bytes, rows);
+      pack_strip(m, strip, packing.raw + size_t(strip) * STRIP * packing.row_bytes,
+                 packing.row_bytes, rows);
     }
 }
 
 bool is_layer(const OwnedModel& model, int layer) {
-  if (layer >= 0 && layer < model.shape.layers) return true;
-  complain("layer %d of %d", layer, model.shape.layers);
+  if (layer >= 0 && layer < model.shape.num_layers) return true;
+  complain("layer %d of %d", layer, model.shape.num_layers);
   return false;
 }
 
@@ -65,36 +76,39 @@ using namespace quietchoir;
 
 QC_EXPORT const char* quietchoir_problem() { return problem; }
 
-// Returns null after a complaint. `cache` stays the caller's: layers * blocks * kv heads * Cache::one(head size) numbers,
-// zero at first. `frequencies` [ropes][head size / 2] and `magnitudes` [ropes]; `windows` and `ropes` name one for each layer.
-QC_EXPORT OwnedModel* quietchoir_model_new(const char* set, const Shape* shape, int threads, uint16_t* cache, const float* frequencies,
-                                           const float* magnitudes, const int32_t* windows, const int32_t* ropes) {
+// Returns null after a complaint. `cache` stays the caller's: layers * blocks * kv heads *
+// Cache::one(head size) numbers, zero at first. `frequencies` [ropes][head size / 2] and
+// `magnitudes` [ropes]; `windows` and `ropes` name one for each layer.
+QC_EXPORT OwnedModel* quietchoir_model_new(const char* set, const Shape* shape, int threads,
+                                           uint16_t* cache, const float* frequencies,
+                                           const float* magnitudes, const int32_t* windows,
+                                           const int32_t* ropes) {
   try {
     const Table* table = find_table(set);
-    if (!table) return complain("this processor does not run %s", set ? set : "any instruction set"), nullptr;
+    if (!table)
+      return complain("this processor does not run %s", set ? set : "any instruction set"), nullptr;
     if (!check(*shape)) return nullptr;
     std::unique_ptr<OwnedModel> model(new OwnedModel());
     model->table = table;
     model->shape = *shape;
-    model->owned_layers.resize(shape->layers);
+    model->owned_layers.resize(shape->num_layers);
     model->layers = model->owned_layers.data();
-    for (int layer = 0; layer < shape->layers; layer++) {
+    for (int layer = 0; layer < shape->num_layers; layer++) {
       if (ropes[layer] < -1 || ropes[layer] >= shape->ropes || windows[layer] < 0)
-        return complain("layer %d has rope %d and window %d", layer, ropes[layer], windows[layer]), nullptr;
+        return complain("layer %d has rope %d and window %d", layer, ropes[layer], windows[layer]),
+               nullptr;
       model->layers[layer].window = windows[layer], model->layers[layer].rope = ropes[layer];
     }
     if (shape->ropes) {
-      model->frequencies = model->keep(frequencies, shape->ropes * shape->head_size / 2);
+      model->frequencies = model->keep(frequencies, shape->ropes * shape->head_dim / 2);
       model->magnitudes = model->keep(magnitudes, shape->ropes);
     }
     model->cache.memory = cache;
-    model->cache.layer = Cache::one(shape->head_size) * shape->kv_heads;
-    model->cache.block = model->cache.layer * shape->layers;
+    model->cache.layer = Cache::one(shape->head_dim) * shape->num_kv_heads;
+    model->cache.block = model->cache.layer * shape->num_layers;
     model->team.reset(team_new(threads));
     return model.release();
-  } catch (const std::exception& error) {
-    return complain("%s", error.what()), nullptr;
-  }
+  } catch (const std::exception& error) { return complain("%s", error.what()), nullptr; }
 }
 
 QC_EXPORT void quietchoir_model_free(OwnedModel* model) { delete model; }
@@ -106,64 +120,85 @@ QC_EXPORT bool quietchoir_takes(int kind, int columns) {
 }
 
 // Packs one matrix: `role` of `layer`, or the head where layer is -1. False after a complaint.
-QC_EXPORT bool quietchoir_model_matrix(OwnedModel* model, int layer, int role, int kind, int rows, int columns, const uint8_t* raw,
-                                       size_t row_bytes) {
+QC_EXPORT bool quietchoir_model_matrix(OwnedModel* model, int layer, int role, int kind, int rows,
+                                       int columns, const uint8_t* raw, size_t row_bytes) {
   try {
     const Shape& s = model->shape;
-    if (layer != -1 && (!is_layer(*model, layer) || role < 0 || role >= ROLES)) return complain("matrix %d of layer %d", role, layer), false;
-    const int expected_rows = layer < 0 ? s.vocabulary : rows_of(s, role), expected_columns = layer < 0 ? s.width : columns_of(s, role);
+    if (layer != -1 && (!is_layer(*model, layer) || role < 0 || role >= ROLES))
+      return complain("matrix %d of layer %d", role, layer), false;
+    const int expected_rows = layer < 0 ? s.vocab_size : rows_of(s, role),
+              expected_columns = layer < 0 ? s.hidden_size : columns_of(s, role);
     Matrix& m = layer < 0 ? model->head : model->layers[layer].matrix[role];
     if (rows != expected_rows || columns != expected_columns)
-      return complain("matrix %d of layer %d is %d x %d, expected %d x %d", role, layer, rows, columns, expected_rows, expected_columns), false;
+      return complain("matrix %d of layer %d is %d x %d, expected %d x %d", role, layer, rows,
+                      columns, expected_rows, expected_columns),
+             false;
     Matrix shaped;
-    if (!shape_matrix(shaped, kind, rows, columns)) return complain("no kernel takes kind %d with %d columns", kind, columns), false;
+    if (!shape_matrix(shaped, kind, rows, columns))
+      return complain("no kernel takes kind %d with %d columns", kind, columns), false;
     const Layout layout = layout_of(kind);
-    if (row_bytes < size_t(columns) / layout.columns * layout.raw) return complain("rows of %zu bytes are too short", row_bytes), false;
+    if (row_bytes < size_t(columns) / layout.columns * layout.raw)
+      return complain("rows of %zu bytes are too short", row_bytes), false;
     shaped.data = model->arena.take(shaped.strip_bytes * shaped.strips);
     m = shaped;
     Packing packing{model, &m, raw, row_bytes};
     team_run(*model->team, pack_share, &packing);
     return true;
-  } catch (const std::exception& error) {
-    return complain("%s", error.what()), false;
-  }
+  } catch (const std::exception& error) { return complain("%s", error.what()), false; }
 }
 
 // The embedding's raw rows; they stay the caller's.
-QC_EXPORT bool quietchoir_model_embedding(OwnedModel* model, int kind, const uint8_t* raw, size_t row_bytes) {
+QC_EXPORT bool quietchoir_model_embedding(OwnedModel* model, int kind, const uint8_t* raw,
+                                          size_t row_bytes) {
   const Layout layout = layout_of(kind);
-  if (!layout.columns || model->shape.width % layout.columns || row_bytes < size_t(model->shape.width) / layout.columns * layout.raw)
+  if (!layout.columns || model->shape.hidden_size % layout.columns ||
+      row_bytes < size_t(model->shape.hidden_size) / layout.columns * layout.raw)
     return complain("an embedding of kind %d with rows of %zu bytes", kind, row_bytes), false;
   model->embedding = raw, model->embedding_row = row_bytes, model->embedding_kind = kind;
   return true;
 }
 
 // What `which` means in quietchoir_model_vector; biases follow, one for each role.
-enum Vector { ATTENTION_NORM, MLP_NORM, QUERY_NORM, KEY_NORM, AFTER_ATTENTION, AFTER_MLP, FINAL_NORM, BIASES };
+enum Vector {
+  ATTENTION_NORM,
+  MLP_NORM,
+  QUERY_NORM,
+  KEY_NORM,
+  AFTER_ATTENTION,
+  AFTER_MLP,
+  FINAL_NORM,
+  BIASES
+};
 
-QC_EXPORT bool quietchoir_model_vector(OwnedModel* model, int layer, int which, const float* values, int count) {
+QC_EXPORT bool quietchoir_model_vector(OwnedModel* model, int layer, int which, const float* values,
+                                       int count) {
   try {
     const Shape& s = model->shape;
     if (which != FINAL_NORM && !is_layer(*model, layer)) return false;
     if (which < 0 || which >= BIASES + ROLES) return complain("vector %d is unknown", which), false;
     const bool head = which == QUERY_NORM || which == KEY_NORM;
-    const int expected = which >= BIASES ? rows_of(s, which - BIASES) : head ? s.head_size : s.width;
-    if (count != expected) return complain("vector %d of layer %d has %d numbers, expected %d", which, layer, count, expected), false;
+    const int expected = which >= BIASES ? rows_of(s, which - BIASES)
+                         : head          ? s.head_dim
+                                         : s.hidden_size;
+    if (count != expected)
+      return complain("vector %d of layer %d has %d numbers, expected %d", which, layer, count,
+                      expected),
+             false;
     const float* kept = model->keep(values, count);
     if (which == FINAL_NORM) return model->final_norm = kept, true;
     Layer& l = model->layers[layer];
-    const float** places[] = {&l.attention_norm, &l.mlp_norm, &l.query_norm, &l.key_norm, &l.after_attention, &l.after_mlp};
+    const float** places[] = {&l.attention_norm,      &l.mlp_norm,     &l.query_norm, &l.key_norm,
+                              &l.post_attention_norm, &l.post_mlp_norm};
     (which >= BIASES ? l.bias[which - BIASES] : *places[which]) = kept;
     return true;
-  } catch (const std::exception& error) {
-    return complain("%s", error.what()), false;
-  }
+  } catch (const std::exception& error) { return complain("%s", error.what()), false; }
 }
 
 // False after a complaint if anything that every model has is missing.
 QC_EXPORT bool quietchoir_model_complete(const OwnedModel* model) {
-  if (!model->head.data || !model->embedding || !model->final_norm) return complain("the head, embedding or last norm is missing"), false;
-  for (int layer = 0; layer < model->shape.layers; layer++) {
+  if (!model->head.data || !model->embedding || !model->final_norm)
+    return complain("the head, embedding or last norm is missing"), false;
+  for (int layer = 0; layer < model->shape.num_layers; layer++) {
     const Layer& l = model->layers[layer];
     bool whole = l.attention_norm && l.mlp_norm;
     for (const Matrix& m : l.matrix) whole = whole && m.data;
@@ -176,37 +211,38 @@ QC_EXPORT OwnedAdapter* quietchoir_adapter_new(const OwnedModel* model) {
   try {
     std::unique_ptr<OwnedAdapter> adapter(new OwnedAdapter());
     adapter->model = model;
-    adapter->owned.resize(size_t(model->shape.layers) * ROLES);
-    adapter->low = adapter->owned.data();
+    adapter->owned.resize(size_t(model->shape.num_layers) * ROLES);
+    adapter->factors = adapter->owned.data();
     return adapter.release();
-  } catch (const std::exception& error) {
-    return complain("%s", error.what()), nullptr;
-  }
+  } catch (const std::exception& error) { return complain("%s", error.what()), nullptr; }
 }
 
 QC_EXPORT void quietchoir_adapter_free(OwnedAdapter* adapter) { delete adapter; }
 
-// Adds one matrix's factors: down [rank][columns], up [rows][rank] with the scale in it. False after a complaint.
-QC_EXPORT bool quietchoir_adapter_add(OwnedAdapter* adapter, int layer, int role, int rank, int columns, int rows, const float* down,
-                                      const float* up) {
+// Adds one matrix's factors: down [rank][columns], up [rows][rank] with the scale in it. False
+// after a complaint.
+QC_EXPORT bool quietchoir_adapter_add(OwnedAdapter* adapter, int layer, int role, int rank,
+                                      int columns, int rows, const float* down, const float* up) {
   try {
     const Shape& s = adapter->model->shape;
-    if (layer < 0 || layer >= s.layers || role < 0 || role >= ROLES || rank < 1 || rank > 1024 || columns != columns_of(s, role) ||
-        rows != rows_of(s, role))
-      return complain("factors of rank %d, %d x %d, for matrix %d of layer %d", rank, rows, columns, role, layer), false;
+    if (layer < 0 || layer >= s.num_layers || role < 0 || role >= ROLES || rank < 1 ||
+        rank > 1024 || columns != columns_of(s, role) || rows != rows_of(s, role))
+      return complain("factors of rank %d, %d x %d, for matrix %d of layer %d", rank, rows, columns,
+                      role, layer),
+             false;
     const int wide = padded(columns), strips = (rows + STRIP - 1) / STRIP;
     std::unique_ptr<uint16_t[]> numbers(new uint16_t[size_t(rank) * (wide + strips * STRIP)]());
     uint16_t *down_at = numbers.get(), *up_at = down_at + size_t(rank) * wide;
     for (int r = 0; r < rank; r++) {
-      for (int k = 0; k < columns; k++) down_at[size_t(r) * wide + k] = to_bf16(down[size_t(r) * columns + k]);
+      for (int k = 0; k < columns; k++)
+        down_at[size_t(r) * wide + k] = to_bf16(down[size_t(r) * columns + k]);
       for (int row = 0; row < rows; row++)
-        up_at[(size_t(row / STRIP) * rank + r) * STRIP + row % STRIP] = to_bf16(up[size_t(row) * rank + r]);
+        up_at[(size_t(row / STRIP) * rank + r) * STRIP + row % STRIP] =
+            to_bf16(up[size_t(row) * rank + r]);
     }
-    adapter->low[layer * ROLES + role] = {rank, down_at, up_at};
+    adapter->factors[layer * ROLES + role] = {rank, down_at, up_at};
     if (rank > adapter->rank) adapter->rank = rank;
     adapter->numbers.push_back(std::move(numbers));
     return true;
-  } catch (const std::exception& error) {
-    return complain("%s", error.what()), false;
-  }
+  } catch (const std::exception& error) { return complain("%s", error.what()), false; }
 }

@@ -19,10 +19,10 @@ struct OwnedModel : Model {
   std::vector<Layer> owned_layers;
   std::vector<float*> vectors;
   Arena arena;
-  Room room, parts;
+  ScratchBuffer scratch, partials;
   std::unique_ptr<Team, TeamDeleter> team;
   const Table* table = nullptr;
-  std::mutex one_step;  // a step uses the team and the room alone
+  std::mutex one_step;  // a step uses the team and the scratch buffers alone
 
   float* keep(const float* values, int count) {
     float* copy = reinterpret_cast<float*>(arena.take(size_t(padded(count)) * 4));
@@ -34,7 +34,7 @@ struct OwnedModel : Model {
 
 struct OwnedAdapter : Adapter {
   const Model* model = nullptr;
-  std::vector<Low> owned;
+  std::vector<LoraFactors> owned;
   std::vector<std::unique_ptr<uint16_t[]>> numbers;
 };
 
@@ -43,11 +43,16 @@ void complain(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
 // Rows and columns of one matrix of a layer.
 inline int rows_of(const Shape& s, int role) {
-  const int queries = s.heads * s.head_size, keys = s.kv_heads * s.head_size;
-  return role == QUERY ? queries : role == KEY || role == VALUE ? keys : role == GATE || role == UP ? s.ffn_width : s.width;
+  const int queries = s.num_heads * s.head_dim, keys = s.num_kv_heads * s.head_dim;
+  return role == QUERY                  ? queries
+         : role == KEY || role == VALUE ? keys
+         : role == GATE || role == UP   ? s.intermediate_size
+                                        : s.hidden_size;
 }
 inline int columns_of(const Shape& s, int role) {
-  return role == OUTPUT ? s.heads * s.head_size : role == DOWN ? s.ffn_width : s.width;
+  return role == OUTPUT ? s.num_heads * s.head_dim
+         : role == DOWN ? s.intermediate_size
+                        : s.hidden_size;
 }
 
 }  // namespace quietchoir

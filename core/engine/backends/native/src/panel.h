@@ -1,7 +1,8 @@
-// Rows of activations, made ready for the tiles: normed, quantised to int8 by groups of 32, and interleaved.
+// Rows of activations, made ready for the tiles: normed, quantised to int8 by groups of 32, and
+// interleaved.
 //
-// A PANEL is up to TALL rows. Inside it everything is ordered by column first and row second, so that a tile reads one
-// stream. A row of zeros quantises to zeros.
+// A PANEL is up to MR rows. Inside it everything is ordered by column first and row second, so that
+// a tile reads one stream. A row of zeros quantises to zeros.
 #pragma once
 #include "matrix.h"
 
@@ -10,14 +11,14 @@ namespace {
 constexpr int FETCH_AHEAD = 8192;  // bytes; covers memory's latency at the pace of one row
 
 struct Panel {
-  int height;              // rows, H below
-  int8_t* integers;        // [columns / 4][H][4]
-  float* scale;            // [groups][H]
-  float* sum;              // [groups][H]      scale * sum of the group's integers: what an offset multiplies
-  int32_t* less8;          // [groups][H]      -8 * sum of the group's integers
-  int32_t* less_wide;      // [groups][H]      -WIDE_BIAS * sum of the group's integers
-  int32_t* less32;         // [groups * 2][H]  -32 * sum of the half group's 16 integers
-  float* dense;            // [columns][H]     the same rows unquantised
+  int height;        // rows, H below
+  int8_t* integers;  // [columns / 4][H][4]
+  float* scale;      // [groups][H]
+  float* sum;  // [groups][H]      scale * sum of the group's integers: what an offset multiplies
+  int32_t* less8;      // [groups][H]      -8 * sum of the group's integers
+  int32_t* less_wide;  // [groups][H]      -WIDE_BIAS * sum of the group's integers
+  int32_t* less32;     // [groups * 2][H]  -32 * sum of the half group's 16 integers
+  float* dense;        // [columns][H]     the same rows unquantised
 };
 
 // Panels of any number of rows, in memory of the caller.
@@ -25,39 +26,43 @@ struct Panels {
   int rows = 0, columns = 0;  // columns padded to a multiple of GROUP
   uint8_t* memory = nullptr;
 
-  static size_t bytes_per_row(size_t columns) { return columns * (1 + 4) + columns / GROUP * (4 * 4 + 2 * 4); }
+  static size_t bytes_per_row(size_t columns) {
+    return columns * (1 + 4) + columns / GROUP * (4 * 4 + 2 * 4);
+  }
   static size_t bytes(size_t rows, size_t columns) {
-    return to_multiple(to_multiple(rows, TALL) * bytes_per_row(to_multiple(columns, GROUP)), 64);
+    return to_multiple(to_multiple(rows, MR) * bytes_per_row(to_multiple(columns, GROUP)), 64);
   }
 
-  int count() const { return (rows + TALL - 1) / TALL; }
-  int height(int panel) const { return panel == count() - 1 ? rows - panel * TALL : TALL; }
+  int count() const { return (rows + MR - 1) / MR; }
+  int height(int panel) const { return panel == count() - 1 ? rows - panel * MR : MR; }
   Panel at(int panel) const {
     const int groups = columns / GROUP, h = height(panel);
-    uint8_t* p = memory + size_t(panel) * TALL * bytes_per_row(columns);
+    uint8_t* p = memory + size_t(panel) * MR * bytes_per_row(columns);
     Panel out{};
     out.height = h;
-    out.dense = (float*)p, p += size_t(columns) * TALL * 4;
-    out.scale = (float*)p, p += size_t(groups) * TALL * 4;
-    out.sum = (float*)p, p += size_t(groups) * TALL * 4;
-    out.less8 = (int32_t*)p, p += size_t(groups) * TALL * 4;
-    out.less_wide = (int32_t*)p, p += size_t(groups) * TALL * 4;
-    out.less32 = (int32_t*)p, p += size_t(groups) * TALL * 8;
+    out.dense = (float*)p, p += size_t(columns) * MR * 4;
+    out.scale = (float*)p, p += size_t(groups) * MR * 4;
+    out.sum = (float*)p, p += size_t(groups) * MR * 4;
+    out.less8 = (int32_t*)p, p += size_t(groups) * MR * 4;
+    out.less_wide = (int32_t*)p, p += size_t(groups) * MR * 4;
+    out.less32 = (int32_t*)p, p += size_t(groups) * MR * 8;
     out.integers = (int8_t*)p;
     return out;
   }
 };
 
-// x * weight / rms(x); `columns` is the true width, both arrays are padded to a multiple of 16 with zeros.
+// x * weight / rms(x); `columns` is the true width, both arrays are padded to a multiple of 16 with
+// zeros.
 inline void norm_row(const float* x, const float* weight, float eps, int columns, float* out) {
   F squares = zero();
   for (int k = 0; k < columns; k += 16) squares = fma(load(x + k), load(x + k), squares);
   const F scale = set(1.f / __builtin_sqrtf(sum(squares) / float(columns) + eps));
-  for (int k = 0; k < columns; k += 16) store(out + k, mul(mul(load(x + k), scale), load(weight + k)));
+  for (int k = 0; k < columns; k += 16)
+    store(out + k, mul(mul(load(x + k), scale), load(weight + k)));
 }
 
-// Puts row x [columns of the panels] into panel p as row t. A row that holds a number which is not finite makes every
-// product with it not a number: integers cannot say so, scales can.
+// Puts row x [columns of the panels] into panel p as row t. A row that holds a number which is not
+// finite makes every product with it not a number: integers cannot say so, scales can.
 inline void quantise_row(const float* x, int columns, const Panel& p, int t) {
   const int h = p.height, groups = columns / GROUP;
   F zeros = zero();  // x - x: not zero where x is not finite
@@ -70,8 +75,10 @@ inline void quantise_row(const float* x, int columns, const Panel& p, int t) {
     const I first = integers(mul(a, to)), second = integers(mul(b, to));
     int8_t bytes[GROUP];
     store_bytes(bytes, first), store_bytes(bytes + 16, second);
-    for (int c = 0; c < GROUP / 4; c++) memcpy(p.integers + (size_t(g * (GROUP / 4) + c) * h + t) * 4, bytes + c * 4, 4);
-    const uint32_t low = uint32_t(sum_words(first)), high = uint32_t(sum_words(second));  // unsigned: may be anything for NaN
+    for (int c = 0; c < GROUP / 4; c++)
+      memcpy(p.integers + (size_t(g * (GROUP / 4) + c) * h + t) * 4, bytes + c * 4, 4);
+    const uint32_t low = uint32_t(sum_words(first)),
+                   high = uint32_t(sum_words(second));  // unsigned: may be anything for NaN
     const float scale = any ? top / 127.f : 0.f;
     p.scale[g * h + t] = scale;
     p.sum[g * h + t] = scale * float(int32_t(low + high));

@@ -12,9 +12,10 @@ struct quietchoir::Packed {
 
 using namespace quietchoir;
 
-// Packs rows of raw blocks, `row_bytes` apart. Null where kind or shape are not known here, `row_bytes` is not what this
-// kind has, or memory is short.
-QC_EXPORT Packed* quietchoir_probe_pack(int32_t kind, int32_t rows, int32_t columns, const uint8_t* raw, size_t row_bytes) {
+// Packs rows of raw blocks, `row_bytes` apart. Null where kind or shape are not known here,
+// `row_bytes` is not what this kind has, or memory is short.
+QC_EXPORT Packed* quietchoir_probe_pack(int32_t kind, int32_t rows, int32_t columns,
+                                        const uint8_t* raw, size_t row_bytes) {
   Matrix m;
   if (!shape_matrix(m, kind, rows, columns)) return nullptr;
   const Layout layout = layout_of(kind);
@@ -29,7 +30,8 @@ QC_EXPORT Packed* quietchoir_probe_pack(int32_t kind, int32_t rows, int32_t colu
   }
   for (int strip = 0; strip < m.strips; strip++) {
     const int left = rows - strip * STRIP;
-    pack_strip(m, strip, raw + size_t(strip) * STRIP * row_bytes, row_bytes, left < STRIP ? left : STRIP);
+    pack_strip(m, strip, raw + size_t(strip) * STRIP * row_bytes, row_bytes,
+               left < STRIP ? left : STRIP);
   }
   packed->matrix = m;
   return packed;
@@ -38,23 +40,27 @@ QC_EXPORT Packed* quietchoir_probe_pack(int32_t kind, int32_t rows, int32_t colu
 QC_EXPORT void quietchoir_probe_free(Packed* packed) { delete packed; }
 
 // Bytes that a product reads.
-QC_EXPORT size_t quietchoir_probe_bytes(const Packed* packed) { return packed->matrix.strips * packed->matrix.strip_bytes; }
+QC_EXPORT size_t quietchoir_probe_bytes(const Packed* packed) {
+  return packed->matrix.strips * packed->matrix.strip_bytes;
+}
 
-// out [rows][strips * 16] = x [rows][columns] times the matrix, by the named set. False: no such set here, or no memory.
-QC_EXPORT bool quietchoir_probe_multiply(const Packed* packed, const char* set, const float* x, int32_t rows, float* out) {
+// out [rows][strips * 16] = x [rows][columns] times the matrix, by the named set. False: no such
+// set here, or no memory.
+QC_EXPORT bool quietchoir_probe_multiply(const Packed* packed, const char* set, const float* x,
+                                         int32_t rows, float* out) {
   const Table* table = find_table(set);
   if (!table || rows < 1) return false;
   try {
-    Room scratch;
-    table->multiply(packed->matrix, x, rows, out, scratch.at_least(table->multiply_scratch(rows, packed->matrix.columns)));
+    ScratchBuffer scratch;
+    table->multiply(packed->matrix, x, rows, out,
+                    scratch.at_least(table->multiply_scratch(rows, packed->matrix.columns)));
     return true;
-  } catch (const std::exception&) {
-    return false;
-  }
+  } catch (const std::exception&) { return false; }
 }
 
 // One row of raw blocks as numbers. False where the kind has no such row.
-QC_EXPORT bool quietchoir_probe_decode(int32_t kind, const uint8_t* raw, size_t row_bytes, int32_t columns, float* out) {
+QC_EXPORT bool quietchoir_probe_decode(int32_t kind, const uint8_t* raw, size_t row_bytes,
+                                       int32_t columns, float* out) {
   Matrix m;
   if (!shape_matrix(m, kind, 1, columns)) return false;
   if (row_bytes != size_t(columns) / layout_of(kind).columns * layout_of(kind).raw) return false;

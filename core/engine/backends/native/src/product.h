@@ -1,5 +1,5 @@
-// Products of prepared rows with whole matrices, and what is fused with them: norm and quantisation before; adapters,
-// biases, the residual sum and the feed-forward's gate behind.
+// Products of prepared rows with whole matrices, and what is fused with them: norm and quantisation
+// before; adapters, biases, the residual sum and the feed-forward's gate behind.
 #pragma once
 #include "bf16.h"
 #include "run.h"
@@ -9,19 +9,21 @@ namespace {
 
 using namespace quietchoir;
 
-constexpr int ALONE_ROWS = 1;  // so few rows each member prepares for itself: that is sooner done than met for
-constexpr int LOW_AHEAD = 6;    // strips: adapters are read in small pieces from many places, and nothing else foresees them
+constexpr int ALONE_ROWS =
+    1;  // so few rows each member prepares for itself: that is sooner done than met for
+constexpr int LORA_AHEAD = 6;   // strips: adapters are read in small pieces from many places, and
+                                // nothing else foresees them
 constexpr int MOST_INPUTS = 3;  // matrices that share one input
 
 // Rows that are about to be multiplied.
 struct Source {
-  const float* x;       // [rows][stride]
+  const float* x;  // [rows][stride]
   size_t stride;
-  int rows, columns;    // true columns; x is padded with zeros
-  const float* norm;    // null: as they are
+  int rows, columns;  // true columns; x is padded with zeros
+  const float* norm;  // null: as they are
   const Adapter* const* adapter;
-  int layer;            // -1: no adapters
-  int inputs;           // matrices that read these rows
+  int layer;   // -1: no adapters
+  int inputs;  // matrices that read these rows
   Role role[MOST_INPUTS];
   bool quantised, dense;  // what the matrices want
 };
@@ -29,18 +31,18 @@ struct Source {
 // The same, prepared.
 struct Prepared {
   Panels panels;
-  const float* low;  // [rows][MOST_INPUTS][rank]: each adapter's down x, as far as it has one
+  const float* lora;  // [rows][MOST_INPUTS][rank]: each adapter's down x, as far as it has one
 };
 
-inline const Low* low_of(const Adapter* adapter, int layer, Role role) {
+inline const LoraFactors* factors_of(const Adapter* adapter, int layer, Role role) {
   if (!adapter || layer < 0) return nullptr;
-  const Low* low = adapter->low + layer * ROLES + role;
-  return low->rank ? low : nullptr;
+  const LoraFactors* factors = adapter->factors + layer * ROLES + role;
+  return factors->rank ? factors : nullptr;
 }
 
-inline void low_row(const Low& low, const float* x, int columns, float* out) {
-  for (int r = 0; r < low.rank; r++) {
-    const uint16_t* down = low.down + size_t(r) * columns;
+inline void lora_row(const LoraFactors& factors, const float* x, int columns, float* out) {
+  for (int r = 0; r < factors.rank; r++) {
+    const uint16_t* down = factors.down + size_t(r) * columns;
     F a = zero(), b = zero();
     for (int k = 0; k < columns; k += 32) {
       prefetch(down + k + FETCH_AHEAD / 4);
@@ -51,7 +53,8 @@ inline void low_row(const Low& low, const float* x, int columns, float* out) {
   }
 }
 
-inline void prepare_row(const Run& run, const Source& source, const Prepared& to, int row, float* scratch) {
+inline void prepare_row(const Run& run, const Source& source, const Prepared& to, int row,
+                        float* scratch) {
   const int columns = padded(source.columns);
   const float* x = source.x + size_t(row) * source.stride;
   if (source.norm) {
@@ -59,44 +62,50 @@ inline void prepare_row(const Run& run, const Source& source, const Prepared& to
     for (int k = source.columns; k < columns; k++) scratch[k] = 0;
     x = scratch;
   }
-  const Panel panel = to.panels.at(row / TALL);
-  if (source.quantised) quantise_row(x, columns, panel, row % TALL);
-  if (source.dense) keep_row(x, columns, panel, row % TALL);
+  const Panel panel = to.panels.at(row / MR);
+  if (source.quantised) quantise_row(x, columns, panel, row % MR);
+  if (source.dense) keep_row(x, columns, panel, row % MR);
   if (!run.rank || source.layer < 0) return;
   for (int i = 0; i < source.inputs; i++)
-    if (const Low* low = low_of(source.adapter[row], source.layer, source.role[i]))
-      low_row(*low, x, columns, const_cast<float*>(to.low) + (size_t(row) * MOST_INPUTS + i) * run.rank);
+    if (const LoraFactors* factors = factors_of(source.adapter[row], source.layer, source.role[i]))
+      lora_row(*factors, x, columns,
+               const_cast<float*>(to.lora) + (size_t(row) * MOST_INPUTS + i) * run.rank);
 }
 
 // What one member owns: room for one row as it stands, ALONE_ROWS prepared ones, and attention.
-struct Own {
+struct ThreadScratch {
   float* scratch;
   uint8_t* panels;
-  float* low;
-  uint8_t* sight;
+  float* lora;
+  uint8_t* attention;
 
-  static size_t low_bytes(int rank) { return to_multiple(size_t(ALONE_ROWS) * MOST_INPUTS * rank * 4, 64); }
-  static size_t scratch_bytes(int columns) { return to_multiple(size_t(padded(columns)) * 4, 64); }
-  static size_t bytes(int columns, int rank, size_t sight) {
-    return scratch_bytes(columns) + Panels::bytes(ALONE_ROWS, columns) + low_bytes(rank) + sight;
+  static size_t lora_bytes(int rank) {
+    return to_multiple(size_t(ALONE_ROWS) * MOST_INPUTS * rank * 4, 64);
   }
-  Own(const Run& run, int member, int columns) {
-    uint8_t* p = run.own + run.own_bytes * member;
+  static size_t scratch_bytes(int columns) { return to_multiple(size_t(padded(columns)) * 4, 64); }
+  static size_t bytes(int columns, int rank, size_t attention) {
+    return scratch_bytes(columns) + Panels::bytes(ALONE_ROWS, columns) + lora_bytes(rank) +
+           attention;
+  }
+  ThreadScratch(const Run& run, int member, int columns) {
+    uint8_t* p = run.thread_scratch + run.thread_scratch_bytes * member;
     scratch = (float*)p, p += scratch_bytes(columns);
     panels = p, p += Panels::bytes(ALONE_ROWS, columns);
-    low = (float*)p, p += low_bytes(run.rank);
-    sight = p;
+    lora = (float*)p, p += lora_bytes(run.rank);
+    attention = p;
   }
 };
 
-inline Prepared prepare(const Run& run, const Source& source, const Own& own, int member) {
+inline Prepared prepare(const Run& run, const Source& source, const ThreadScratch& own,
+                        int member) {
   Prepared out;
   out.panels.rows = source.rows, out.panels.columns = padded(source.columns);
   const bool alone = source.rows <= ALONE_ROWS;
   out.panels.memory = alone ? own.panels : run.panels;
-  out.low = alone ? own.low : run.low;
+  out.lora = alone ? own.lora : run.lora;
   const int members = alone ? 1 : team_size(*run.team), which = alone ? 0 : member;
-  const int from = int(int64_t(source.rows) * which / members), to = int(int64_t(source.rows) * (which + 1) / members);
+  const int from = int(int64_t(source.rows) * which / members),
+            to = int(int64_t(source.rows) * (which + 1) / members);
   for (int row = from; row < to; row++) prepare_row(run, source, out, row, own.scratch);
   if (!alone) team_barrier(*run.team);
   return out;
@@ -109,12 +118,13 @@ struct Part {
   int input;          // which of the source's roles it is
 };
 
-// out += up * with, over `rank` pairs; even and odd ones in two sums. Both of these add in this order.
-inline void add_low_row(const uint16_t* up, const float* with, int rank, float* out) {
+// out += up * with, over `rank` pairs; even and odd ones in two sums. Both of these add in this
+// order.
+inline void add_lora_row(const uint16_t* up, const float* with, int rank, float* out) {
   F acc = load(out), odd = zero();
   int r = 0;
   for (; r + 2 <= rank; r += 2) {
-    prefetch(up + (rank * LOW_AHEAD + r) * STRIP);
+    prefetch(up + (rank * LORA_AHEAD + r) * STRIP);
     acc = fma(load_bf16(up + r * STRIP), set(with[r]), acc);
     odd = fma(load_bf16(up + (r + 1) * STRIP), set(with[r + 1]), odd);
   }
@@ -124,61 +134,66 @@ inline void add_low_row(const uint16_t* up, const float* with, int rank, float* 
 
 // The same for rows of one adapter: its numbers are widened once.
 template <int RANK>
-void add_low_rows(const uint16_t* up, const float* with, size_t next, int rows, float* out) {
+void add_lora_rows(const uint16_t* up, const float* with, size_t next, int rows, float* out) {
   F wide[RANK];
   for (int r = 0; r < RANK; r++) wide[r] = load_bf16(up + r * STRIP);
   for (int t = 0; t < rows; t++, with += next) {
     F acc = load(out + t * STRIP), odd = zero();
-    for (int r = 0; r < RANK; r += 2) acc = fma(wide[r], set(with[r]), acc), odd = fma(wide[r + 1], set(with[r + 1]), odd);
+    for (int r = 0; r < RANK; r += 2)
+      acc = fma(wide[r], set(with[r]), acc), odd = fma(wide[r + 1], set(with[r + 1]), odd);
     store(out + t * STRIP, add(acc, odd));
   }
 }
 
 // Adds what each row's adapter has for one strip.
-inline void add_low(const Run& run, const Source& source, const Prepared& x, const Part& part, int strip, int panel, int rows,
-                    float* out) {
-  const Adapter* const* adapter = source.adapter + panel * TALL;
+inline void add_lora(const Run& run, const Source& source, const Prepared& x, const Part& part,
+                     int strip, int panel, int rows, float* out) {
+  const Adapter* const* adapter = source.adapter + panel * MR;
   const size_t next = size_t(MOST_INPUTS) * run.rank;
-  const float* with = x.low + panel * TALL * next + size_t(part.input) * run.rank;
+  const float* with = x.lora + panel * MR * next + size_t(part.input) * run.rank;
   int alike = 1;
   while (alike < rows && adapter[alike] == adapter[0]) alike++;
-  const Low* first = low_of(adapter[0], source.layer, source.role[part.input]);
+  const LoraFactors* first = factors_of(adapter[0], source.layer, source.role[part.input]);
   if (alike == rows && rows > 1) {
     if (!first) return;
     const uint16_t* up = first->up + size_t(strip) * first->rank * STRIP;
-    if (first->rank == 8) return add_low_rows<8>(up, with, next, rows, out);
-    if (first->rank == 4) return add_low_rows<4>(up, with, next, rows, out);
+    if (first->rank == 8) return add_lora_rows<8>(up, with, next, rows, out);
+    if (first->rank == 4) return add_lora_rows<4>(up, with, next, rows, out);
   }
   for (int t = 0; t < rows; t++, with += next)
-    if (const Low* low = low_of(adapter[t], source.layer, source.role[part.input]))
-      add_low_row(low->up + size_t(strip) * low->rank * STRIP, with, low->rank, out + t * STRIP);
+    if (const LoraFactors* factors = factors_of(adapter[t], source.layer, source.role[part.input]))
+      add_lora_row(factors->up + size_t(strip) * factors->rank * STRIP, with, factors->rank,
+                   out + t * STRIP);
 }
 
 // One strip times one panel, with bias and adapters. out [height][16].
-inline void multiply(const Run& run, const Source& source, const Prepared& x, const Part& part, int strip, int panel, float* out) {
+inline void multiply(const Run& run, const Source& source, const Prepared& x, const Part& part,
+                     int strip, int panel, float* out) {
   const Matrix& m = *part.matrix;
   const Panel rows = x.panels.at(panel);
   TILES[m.kind][rows.height - 1](m, strip, rows, out);
   if (part.bias)
-    for (int t = 0; t < rows.height; t++) store(out + t * STRIP, add(load(out + t * STRIP), load(part.bias + strip * STRIP)));
-  if (run.rank && source.layer >= 0) add_low(run, source, x, part, strip, panel, rows.height, out);
+    for (int t = 0; t < rows.height; t++)
+      store(out + t * STRIP, add(load(out + t * STRIP), load(part.bias + strip * STRIP)));
+  if (run.rank && source.layer >= 0) add_lora(run, source, x, part, strip, panel, rows.height, out);
 }
 
 // SiLU or GELU: both are x / (1 + exp(-inner)).
 inline F gate(F x, int activation) {
   F inner = x;
-  if (activation == GELU) {  // the tanh form: 0.5 (1 + tanh(u)) = sigmoid(2u), u = sqrt(2 / pi) (x + 0.044715 x^3)
+  if (activation == GELU) {  // the tanh form: 0.5 (1 + tanh(u)) = sigmoid(2u), u = sqrt(2 / pi) (x
+                             // + 0.044715 x^3)
     const F cubic = mul(mul(x, x), x);
     inner = mul(fma(cubic, set(0.044715f), x), set(1.59576912f));
   }
   return div(x, add(set(1.f), exponential(sub(zero(), inner))));
 }
 
-enum Behind { STORE, ADD, LOGITS };
+enum Epilogue { STORE, ADD, LOGITS };
 
 // Rows of one or several matrices, side by side in `out`.
 struct Target {
-  Behind behind;
+  Epilogue epilogue;
   float* out;
   size_t stride;
 };
@@ -191,9 +206,10 @@ inline int all_strips(const Part* parts, int count) {
 
 inline int least_strips(int rows) { return rows > 32 ? 1 : 2; }
 
-inline void product(const Run& run, const Source& source, const Prepared& x, const Part* parts, int count, const Target& target) {
+inline void product(const Run& run, const Source& source, const Prepared& x, const Part* parts,
+                    int count, const Target& target) {
   const int strips = all_strips(parts, count);
-  float out[TALL * STRIP];
+  float out[MR * STRIP];
   int from, to;
   while (team_take(*run.team, strips, least_strips(x.panels.rows), from, to))
     for (int at = from; at < to; at++) {
@@ -203,10 +219,11 @@ inline void product(const Run& run, const Source& source, const Prepared& x, con
       for (int panel = 0; panel < x.panels.count(); panel++) {
         multiply(run, source, x, part, strip, panel, out);
         for (int t = 0; t < x.panels.height(panel); t++) {
-          float* to_row = target.out + size_t(panel * TALL + t) * target.stride + size_t(at) * STRIP;
+          float* to_row = target.out + size_t(panel * MR + t) * target.stride + size_t(at) * STRIP;
           const F result = load(out + t * STRIP);
-          if (target.behind == ADD) store(to_row, add(load(to_row), result));
-          else if (target.behind == STORE || strip * STRIP + STRIP <= part.matrix->rows) store(to_row, result);
+          if (target.epilogue == ADD) store(to_row, add(load(to_row), result));
+          else if (target.epilogue == STORE || strip * STRIP + STRIP <= part.matrix->rows)
+            store(to_row, result);
           else memcpy(to_row, out + t * STRIP, size_t(part.matrix->rows - strip * STRIP) * 4);
         }
       }
@@ -214,9 +231,9 @@ inline void product(const Run& run, const Source& source, const Prepared& x, con
 }
 
 // The feed-forward's first half: activation(gate x) * (up x).
-inline void gated_product(const Run& run, const Source& source, const Prepared& x, const Part& gates, const Part& ups, float* out,
-                          size_t stride) {
-  float a[TALL * STRIP], b[TALL * STRIP];
+inline void gated_product(const Run& run, const Source& source, const Prepared& x,
+                          const Part& gates, const Part& ups, float* out, size_t stride) {
+  float a[MR * STRIP], b[MR * STRIP];
   int from, to;
   while (team_take(*run.team, gates.matrix->strips, least_strips(x.panels.rows), from, to))
     for (int strip = from; strip < to; strip++)
@@ -224,7 +241,7 @@ inline void gated_product(const Run& run, const Source& source, const Prepared& 
         multiply(run, source, x, gates, strip, panel, a);
         multiply(run, source, x, ups, strip, panel, b);
         for (int t = 0; t < x.panels.height(panel); t++)
-          store(out + size_t(panel * TALL + t) * stride + size_t(strip) * STRIP,
+          store(out + size_t(panel * MR + t) * stride + size_t(strip) * STRIP,
                 mul(gate(load(a + t * STRIP), run.model->shape.activation), load(b + t * STRIP)));
       }
 }

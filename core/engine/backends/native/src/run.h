@@ -1,22 +1,27 @@
 // One model and one step of it, as plain data: what kernels of all instruction sets read.
 //
-// Owned by model.cpp. No containers, no functions that the linker could mix between instruction sets.
-// Arrays of floats are padded with zeros to a multiple of 32, so that kernels read whole vectors.
+// Owned by model.cpp. No containers, no functions that the linker could mix between instruction
+// sets. Arrays of floats are padded with zeros to a multiple of 32, so that kernels read whole
+// vectors.
 #pragma once
 #include "matrix.h"
 #include "team.h"
 
 namespace quietchoir {
 
-constexpr int BLOCK = 16;  // tokens of one block of the cache
+constexpr int BLOCK =
+    16;  // tokens of one block of the cache; `BLOCK_TOKENS` in Python, which a test compares
 constexpr int CHUNK = 128;  // tokens that attention takes at a time
 
 enum Role : int32_t { QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN, ROLES };
-enum Activation : int32_t { SILU, GELU };
+enum Activation : int32_t { SILU, GELU, ACTIVATIONS };
+constexpr const char* ROLE_NAMES[ROLES] = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
+                                           "gate_proj", "up_proj", "down_proj"};
+constexpr const char* ACTIVATION_NAMES[ACTIVATIONS] = {"silu", "gelu_tanh"};
 
 // What the caller says of a model; `model_new` checks it.
 struct Shape {
-  int32_t layers, width, ffn_width, heads, kv_heads, head_size, vocabulary;
+  int32_t num_layers, hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim, vocab_size;
   int32_t blocks;      // of the cache
   int32_t ropes;       // tables of frequencies
   int32_t activation;  // Activation
@@ -25,56 +30,59 @@ struct Shape {
 
 struct Layer {
   Matrix matrix[ROLES];
-  const float* bias[ROLES];        // null where there is none
-  const float* attention_norm;     // of the input of attention
-  const float* mlp_norm;           // of the input of the feed-forward
-  const float* query_norm;         // [head size], per head, before rope; null: none
-  const float* key_norm;           // the same
-  const float* after_attention;    // of what attention adds to the stream; null: none
-  const float* after_mlp;          // of what the feed-forward adds; null: none
-  int32_t window;                  // tokens a row sees, itself included; 0: all
-  int32_t rope;                    // which table of frequencies; -1: none
+  const float* bias[ROLES];          // null where there is none
+  const float* attention_norm;       // of the input of attention
+  const float* mlp_norm;             // of the input of the feed-forward
+  const float* query_norm;           // [head size], per head, before rope; null: none
+  const float* key_norm;             // the same
+  const float* post_attention_norm;  // of what attention adds to the stream; null: none
+  const float* post_mlp_norm;        // of what the feed-forward adds; null: none
+  int32_t window;                    // tokens a row sees, itself included; 0: all
+  int32_t rope;                      // which table of frequencies; -1: none
 };
 
 // A low-rank addition to one matrix: up (down x).
-struct Low {
+struct LoraFactors {
   int32_t rank;          // 0: none
   const uint16_t* down;  // bf16 [rank][columns to a multiple of 32]
   const uint16_t* up;    // bf16 [strips][rank][16], the scale in it
 };
 
 struct Adapter {
-  Low* low;      // [layers][ROLES]
-  int32_t rank;  // the largest
+  LoraFactors* factors;  // [layers][ROLES]
+  int32_t rank;          // the largest
 };
 
 // The cache, bf16 [blocks][layers][kv heads], each a block of keys, then one of values:
 //   keys    [head size / 2][16 tokens][2]: two neighbours of a token's key beside each other
 //   values  [16 tokens / 2][head size][2]: two neighbouring tokens beside each other
-// so a vector of keys serves 16 tokens and one of values 16 dimensions, and nothing is summed across lanes.
+// so a vector of keys serves 16 tokens and one of values 16 dimensions, and nothing is summed
+// across lanes.
 struct Cache {
   uint16_t* memory;
   size_t block, layer;  // strides, in numbers
 
-  QC_INLINE static size_t one(int head_size) { return size_t(2) * BLOCK * head_size; }  // keys and values of a block and head
+  QC_INLINE static size_t one(int head_size) {
+    return size_t(2) * BLOCK * head_size;
+  }  // keys and values of a block and head
 };
 
 // Some tokens of one sequence.
 struct Span {
-  int32_t row;            // its first, in the step
+  int32_t row;  // its first, in the step
   int32_t rows;
-  int32_t position;       // of its first token
-  int32_t wanted;         // how many of its last rows shall have logits
-  const int32_t* table;   // block numbers
+  int32_t position;        // of its first token
+  int32_t wanted;          // how many of its last rows shall have logits
+  const int32_t* table;    // block numbers
   const Adapter* adapter;  // or null
 };
 
 // Some rows of one span, against some of their context.
-struct Look {
-  int32_t span, row, rows;   // row: in the step
-  int32_t chunks;            // of the context, from its first token on
-  int32_t pieces;            // their number is cut into so many
-  size_t part;               // where the chunks' results stand, in Run::parts; unused for one piece
+struct AttentionTask {
+  int32_t span, row, rows;  // row: in the step
+  int32_t chunks;           // of the context, from its first token on
+  int32_t splits;           // their number is cut into so many
+  size_t partial;  // where the chunks' results stand, in Run::partials; unused for one split
 };
 
 struct Model {
@@ -82,10 +90,10 @@ struct Model {
   Layer* layers;
   Matrix head;
   const float* final_norm;
-  const float* frequencies;   // [ropes][head size / 2], radians a position
-  const float* magnitudes;    // [ropes], of cosines and sines
-  const uint8_t* embedding;   // the file's own rows
-  size_t embedding_row;       // bytes
+  const float* frequencies;  // [ropes][head size / 2], radians a position
+  const float* magnitudes;   // [ropes], of cosines and sines
+  const uint8_t* embedding;  // the file's own rows
+  size_t embedding_row;      // bytes
   int32_t embedding_kind;
   Cache cache;
 };
@@ -93,25 +101,26 @@ struct Model {
 struct Run {
   const Model* model;
   Team* team;
-  int32_t rows, wanted, spans, looks;
+  int32_t rows, wanted, spans, tasks;
   const int32_t* tokens;
   const Span* span;
-  const Look* look;
-  const int32_t* last;              // [wanted] rows whose logits are asked for
-  const Adapter* const* adapter;    // [rows], null where there is none
-  const Adapter* const* last_adapter;  // [wanted]
-  const int32_t* row_span;          // [rows]
-  int32_t rank;                     // the largest of this step; 0: no adapters
-  int32_t look_rows;                // queries of a look at most, all heads of one key head counted
+  const AttentionTask* task;
+  const int32_t* output_rows;            // [wanted] rows whose logits are asked for
+  const Adapter* const* adapter;         // [rows], null where there is none
+  const Adapter* const* output_adapter;  // [wanted]
+  const int32_t* row_span;               // [rows]
+  int32_t rank;                          // the largest of this step; 0: no adapters
+  int32_t task_queries;  // queries of a task at most, all heads of one key head counted
 
   // Working memory. Widths are padded to a multiple of 32.
-  float *x, *qkv, *mixed, *gated, *added, *turn;  // [rows] each; turn: [ropes][rows][head size] cosines, then sines
-  float* chosen;                                  // [wanted][width]
-  float* parts;                                   // partial attention
-  uint8_t* panels;                                // shared
-  float* low;                                     // [rows][3][rank]
-  uint8_t* own;                                   // each member's: see forward.h
-  size_t own_bytes;
+  float *x, *qkv, *mixed, *gated, *added,
+      *cos_sin;             // [rows] each; cos_sin: [ropes][rows][head size] cosines, then sines
+  float* output;            // [wanted][width]
+  float* partials;          // partial attention
+  uint8_t* panels;          // shared
+  float* lora;              // [rows][3][rank]
+  uint8_t* thread_scratch;  // each member's: see forward.h
+  size_t thread_scratch_bytes;
   float* logits;  // [wanted][vocabulary]
 };
 

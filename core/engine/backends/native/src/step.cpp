@@ -6,51 +6,63 @@
 namespace quietchoir {
 namespace {
 
-constexpr int LOOK_QUERIES = 24;  // queries of one look: enough to share a block's keys, few enough for the first cache
+constexpr int TASK_QUERIES =
+    24;  // queries of one task: enough to share a block's keys, few enough for the first cache
 
 bool check_span(const OwnedModel& model, const Step& step, int number) {
   const int32_t* span = step.span + number * 5;
-  const int32_t rows = span[0], position = span[1], wanted = span[2], table = span[3], blocks = span[4];
+  const int32_t rows = span[0], position = span[1], wanted = span[2], table = span[3],
+                blocks = span[4];
   if (rows < 1 || position < 0 || wanted < 0 || wanted > rows)
-    return complain("span %d: %d rows from position %d, %d of them wanted", number, rows, position, wanted), false;
+    return complain("span %d: %d rows from position %d, %d of them wanted", number, rows, position,
+                    wanted),
+           false;
   if (table < 0 || blocks < 0 || table > step.table_length - blocks)
-    return complain("span %d: %d blocks from %d of %d", number, blocks, table, step.table_length), false;
+    return complain("span %d: %d blocks from %d of %d", number, blocks, table, step.table_length),
+           false;
   if (int64_t(position) + rows > int64_t(blocks) * BLOCK)
-    return complain("span %d: %d tokens from %d on do not fit into %d blocks", number, rows, position, blocks), false;
+    return complain("span %d: %d tokens from %d on do not fit into %d blocks", number, rows,
+                    position, blocks),
+           false;
   for (int i = 0; i < blocks; i++)
     if (step.tables[table + i] < 0 || step.tables[table + i] >= model.shape.blocks)
-      return complain("span %d: block %d of %d", number, step.tables[table + i], model.shape.blocks), false;
+      return complain("span %d: block %d of %d", number, step.tables[table + i],
+                      model.shape.blocks),
+             false;
   if (step.adapters[number] && step.adapters[number]->model != &model)
     return complain("span %d: an adapter of another model", number), false;
   return true;
 }
 
 bool check(const OwnedModel& model, const Step& step) {
-  if (step.spans < 1 || step.rows < 1 || step.rows > (1 << 20)) return complain("%d rows in %d spans", step.rows, step.spans), false;
+  if (step.spans < 1 || step.rows < 1 || step.rows > (1 << 20))
+    return complain("%d rows in %d spans", step.rows, step.spans), false;
   int64_t rows = 0, wanted = 0;
   for (int i = 0; i < step.spans; i++) {
     if (!check_span(model, step, i)) return false;
     rows += step.span[i * 5], wanted += step.span[i * 5 + 2];
   }
   if (rows != step.rows || wanted != step.wanted)
-    return complain("spans hold %d rows and want %d, the step says %d and %d", int(rows), int(wanted), step.rows, step.wanted), false;
+    return complain("spans hold %d rows and want %d, the step says %d and %d", int(rows),
+                    int(wanted), step.rows, step.wanted),
+           false;
   for (int i = 0; i < step.rows; i++)
-    if (step.tokens[i] < 0 || step.tokens[i] >= model.shape.vocabulary)
-      return complain("token %d of %d", step.tokens[i], model.shape.vocabulary), false;
+    if (step.tokens[i] < 0 || step.tokens[i] >= model.shape.vocab_size)
+      return complain("token %d of %d", step.tokens[i], model.shape.vocab_size), false;
   return true;
 }
 
-// Spans, rows and looks of one step.
+// Spans, rows and tasks of one step.
 struct Plan {
   std::vector<Span> spans;
-  std::vector<Look> looks;
-  std::vector<int32_t> row_span, last;
-  std::vector<const Adapter*> adapter, last_adapter;
-  size_t parts = 0;  // numbers
+  std::vector<AttentionTask> tasks;
+  std::vector<int32_t> row_span, output_rows;
+  std::vector<const Adapter*> adapter, output_adapter;
+  size_t partials = 0;  // numbers
   int rank = 0;
 
   Plan(const OwnedModel& model, const Step& step) {
-    const int group = model.shape.heads / model.shape.kv_heads;
+    const int group = model.shape.num_heads / model.shape.num_kv_heads;
     int row = 0;
     for (int i = 0; i < step.spans; i++) {
       const int32_t* said = step.span + i * 5;
@@ -59,38 +71,41 @@ struct Plan {
       if (own && own->rank > rank) rank = own->rank;
       row_span.insert(row_span.end(), said[0], i);
       adapter.insert(adapter.end(), said[0], own);
-      for (int r = said[0] - said[2]; r < said[0]; r++) last.push_back(row + r), last_adapter.push_back(own);
-      const int together = look_rows(group);
+      for (int r = said[0] - said[2]; r < said[0]; r++)
+        output_rows.push_back(row + r), output_adapter.push_back(own);
+      const int together = task_rows(group);
       for (int r = 0; r < said[0]; r += together)
-        add_look(i, row + r, said[0] - r < together ? said[0] - r : together);
+        add_task(i, row + r, said[0] - r < together ? said[0] - r : together);
       row += said[0];
     }
     cut(model, group);
   }
 
-  void add_look(int span, int row, int rows) {
+  void add_task(int span, int row, int rows) {
     const int context = spans[span].position + row - spans[span].row + rows;
-    looks.push_back({span, row, rows, (context + CHUNK - 1) / CHUNK, 1, 0});
+    tasks.push_back({span, row, rows, (context + CHUNK - 1) / CHUNK, 1, 0});
   }
 
-  static int look_rows(int group) { return group < LOOK_QUERIES ? LOOK_QUERIES / group : 1; }
+  static int task_rows(int group) { return group < TASK_QUERIES ? TASK_QUERIES / group : 1; }
 
  private:
-  // Long contexts are cut where there are too few looks to keep all members busy.
+  // Long contexts are cut where there are too few tasks to keep all members busy.
   void cut(const OwnedModel& model, int group) {
-    const int wanted = 3 * team_size(*model.team), items = int(looks.size()) * model.shape.kv_heads;
+    const int wanted = 3 * team_size(*model.team),
+              items = int(tasks.size()) * model.shape.num_kv_heads;
     if (items >= wanted) return;
-    for (Look& look : looks) {
+    for (AttentionTask& task : tasks) {
       const int few = (wanted + items - 1) / items;
-      look.pieces = look.chunks < few ? look.chunks : few;
-      if (look.pieces == 1) continue;
-      look.part = parts;
-      parts += size_t(model.shape.kv_heads) * look.chunks * look.rows * group * (model.shape.head_size + 2);
+      task.splits = task.chunks < few ? task.chunks : few;
+      if (task.splits == 1) continue;
+      task.partial = partials;
+      partials += size_t(model.shape.num_kv_heads) * task.chunks * task.rows * group *
+                  (model.shape.head_dim + 2);
     }
   }
 };
 
-// Takes pieces of one block of memory, 64-byte aligned; run once without memory to learn the size.
+// Takes splits of one block of memory, 64-byte aligned; run once without memory to learn the size.
 struct Cutter {
   uint8_t* memory;
   size_t used = 0;
@@ -105,23 +120,27 @@ struct Cutter {
 
 size_t lay_out(Run& run, const OwnedModel& model, const Step& step, int rank, uint8_t* memory) {
   const Shape& s = model.shape;
-  const size_t rows = step.rows, width = padded(s.width), mixed = padded(s.heads * s.head_size), ffn = padded(s.ffn_width);
-  const int columns = int(width > mixed ? (width > ffn ? width : ffn) : (mixed > ffn ? mixed : ffn));
-  bool norms_behind = false;
-  for (const Layer& layer : model.owned_layers) norms_behind = norms_behind || layer.after_attention || layer.after_mlp;
+  const size_t rows = step.rows, width = padded(s.hidden_size),
+               mixed = padded(s.num_heads * s.head_dim), ffn = padded(s.intermediate_size);
+  const int columns =
+      int(width > mixed ? (width > ffn ? width : ffn) : (mixed > ffn ? mixed : ffn));
+  bool post_norms = false;
+  for (const Layer& layer : model.owned_layers)
+    post_norms = post_norms || layer.post_attention_norm || layer.post_mlp_norm;
   Cutter cut{memory};
   run.x = cut.take<float>(rows * width);
-  run.qkv = cut.take<float>(rows * (s.heads + 2 * s.kv_heads) * s.head_size);
+  run.qkv = cut.take<float>(rows * (s.num_heads + 2 * s.num_kv_heads) * s.head_dim);
   run.mixed = cut.take<float>(rows * mixed);
   run.gated = cut.take<float>(rows * ffn);
-  run.added = cut.take<float>(norms_behind ? rows * width : 0);
-  run.turn = cut.take<float>(rows * s.ropes * s.head_size);
-  run.chosen = cut.take<float>(size_t(step.wanted) * (width + mixed));
+  run.added = cut.take<float>(post_norms ? rows * width : 0);
+  run.cos_sin = cut.take<float>(rows * s.ropes * s.head_dim);
+  run.output = cut.take<float>(size_t(step.wanted) * (width + mixed));
   run.panels = cut.take<uint8_t>(model.table->panel_bytes(step.rows, columns));
-  run.low = cut.take<float>(rows * 3 * rank);
-  run.look_rows = Plan::look_rows(s.heads / s.kv_heads) * (s.heads / s.kv_heads);
-  run.own_bytes = to_multiple(model.table->own_bytes(columns, rank, run.look_rows, s.head_size), 64);
-  run.own = cut.take<uint8_t>(run.own_bytes * team_size(*model.team));
+  run.lora = cut.take<float>(rows * 3 * rank);
+  run.task_queries = Plan::task_rows(s.num_heads / s.num_kv_heads) * (s.num_heads / s.num_kv_heads);
+  run.thread_scratch_bytes = to_multiple(
+      model.table->thread_scratch_bytes(columns, rank, run.task_queries, s.head_dim), 64);
+  run.thread_scratch = cut.take<uint8_t>(run.thread_scratch_bytes * team_size(*model.team));
   return cut.used;
 }
 
@@ -140,7 +159,8 @@ void run_share(void* argument, int member) {
 
 using namespace quietchoir;
 
-// Runs one step. False after a complaint; then nothing was written, neither to the cache nor to the logits.
+// Runs one step. False after a complaint; then nothing was written, neither to the cache nor to the
+// logits.
 QC_EXPORT bool quietchoir_forward(OwnedModel* model, const Step* step) {
   try {
     std::lock_guard<std::mutex> lock(model->one_step);
@@ -148,18 +168,19 @@ QC_EXPORT bool quietchoir_forward(OwnedModel* model, const Step* step) {
     const Plan plan(*model, *step);
     Run run{};
     run.model = model, run.team = model->team.get();
-    run.rows = step->rows, run.wanted = step->wanted, run.spans = step->spans, run.looks = int(plan.looks.size());
+    run.rows = step->rows, run.wanted = step->wanted, run.spans = step->spans,
+    run.tasks = int(plan.tasks.size());
     run.tokens = step->tokens, run.logits = step->logits;
-    run.span = plan.spans.data(), run.look = plan.looks.data(), run.row_span = plan.row_span.data();
-    run.last = plan.last.data(), run.adapter = plan.adapter.data(), run.last_adapter = plan.last_adapter.data();
+    run.span = plan.spans.data(), run.task = plan.tasks.data(), run.row_span = plan.row_span.data();
+    run.output_rows = plan.output_rows.data(), run.adapter = plan.adapter.data(),
+    run.output_adapter = plan.output_adapter.data();
     run.rank = plan.rank;
     const size_t bytes = lay_out(run, *model, *step, plan.rank, nullptr);
-    lay_out(run, *model, *step, plan.rank, model->room.at_least(bytes));
-    run.parts = reinterpret_cast<float*>(model->parts.at_least(plan.parts * sizeof(float)));
+    lay_out(run, *model, *step, plan.rank, model->scratch.at_least(bytes));
+    run.partials =
+        reinterpret_cast<float*>(model->partials.at_least(plan.partials * sizeof(float)));
     Call call{model->table, &run};
     team_run(*model->team, run_share, &call);
     return true;
-  } catch (const std::exception& error) {
-    return complain("%s", error.what()), false;
-  }
+  } catch (const std::exception& error) { return complain("%s", error.what()), false; }
 }

@@ -8,13 +8,15 @@ struct Run;  // run.h: one step of one model
 
 struct Table {
   const char* name;
-  int tall;  // rows of a panel
+  int mr;  // rows of a panel
   // One member's share of a step; every member of the team calls it once.
   void (*forward)(Run& run, int member);
-  // Bytes of working memory: prepared rows, and what one member needs for itself (`queries` in one look at most).
+  // Bytes of working memory: prepared rows, and what one member needs for itself (`queries` in one
+  // task at most).
   size_t (*panel_bytes)(int rows, int columns);
-  size_t (*own_bytes)(int columns, int rank, int queries, int head_size);
-  // out [rows][m.strips * 16] = x [rows][m.columns] times m, by the caller alone; for tests. `scratch` as asked below.
+  size_t (*thread_scratch_bytes)(int columns, int rank, int queries, int head_size);
+  // out [rows][m.strips * 16] = x [rows][m.columns] times m, by the caller alone; for tests.
+  // `scratch` as asked below.
   void (*multiply)(const Matrix& m, const float* x, int rows, float* out, uint8_t* scratch);
   size_t (*multiply_scratch)(int rows, int columns);  // bytes, to be 64-byte aligned
 };

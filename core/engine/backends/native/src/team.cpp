@@ -1,5 +1,6 @@
-// Members go where the system puts them, within the cores that the process may use. Pinned to one core each they were twice as
-// slow on a busy machine (at 8 rows, load 15 on two cores): then every barrier waits for the busier core.
+// Members go where the system puts them, within the cores that the process may use. Pinned to one
+// core each they were twice as slow on a busy machine (at 8 rows, load 15 on two cores): then every
+// barrier waits for the busier core.
 #include "team.h"
 
 #include <atomic>
@@ -20,7 +21,8 @@
 namespace quietchoir {
 
 namespace {
-// Spins before a waiting member gives its core away: about 5 us at a barrier, where it may be the core that the others need.
+// Spins before a waiting member gives its core away: about 5 us at a barrier, where it may be the
+// core that the others need.
 constexpr int BARRIER_SPINS = 200;
 // And about 100 us between two steps, while the caller samples; after that it sleeps.
 constexpr int STEP_SPINS = 4000;
@@ -29,7 +31,8 @@ constexpr int STEP_SPINS = 4000;
 class Team {
  public:
   explicit Team(int members) : size(members) {
-    for (int member = 1; member < size; member++) threads.emplace_back([this, member] { serve(member); });
+    for (int member = 1; member < size; member++)
+      threads.emplace_back([this, member] { serve(member); });
   }
 
   ~Team() {
@@ -81,7 +84,9 @@ class Team {
   void serve(int member) {
     unsigned seen = 0;
     for (;;) {
-      for (int spins = 0; ticket.load(std::memory_order_acquire) == seen && spins < STEP_SPINS; spins++) QC_PAUSE();
+      for (int spins = 0; ticket.load(std::memory_order_acquire) == seen && spins < STEP_SPINS;
+           spins++)
+        QC_PAUSE();
       if (ticket.load(std::memory_order_acquire) == seen) {
         std::unique_lock<std::mutex> lock(mutex);
         sleeping++;

@@ -2,10 +2,11 @@
 //
 //   check TAPE OUT
 //
-// For processors and sanitizers that Python is not built for: compiled together with the library's own sources, linked
-// statically for another architecture or with -fsanitize. Every array of the tape gets memory of exactly its size, so that a
-// sanitizer sees a read beyond it. Tape: int32 words [op, number of integers, number of arrays], the integers, then for
-// each array int64 bytes and its bytes; see `tape.py`. Output: for each set its name (16 bytes), int64 floats, the floats.
+// For processors and sanitizers that Python is not built for: compiled together with the library's
+// own sources, linked statically for another architecture or with -fsanitize. Every array of the
+// tape gets memory of exactly its size, so that a sanitizer sees a read beyond it. Tape: int32
+// words [op, number of integers, number of arrays], the integers, then for each array int64 bytes
+// and its bytes; see `tape.py`. Output: for each set its name (16 bytes), int64 floats, the floats.
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,8 +22,8 @@
 
 using namespace quietchoir;
 
-// A further set, from a file that only some builds have; null without it. It plays products alone, for the library does not
-// know its name.
+// A further set, from a file that only some builds have; null without it. It plays products alone,
+// for the library does not know its name.
 __attribute__((weak)) const Table* further_table();
 
 namespace {
@@ -103,7 +104,8 @@ struct Player {
     m.data = static_cast<uint8_t*>(place);
     memset(m.data, 0xAA, m.strips * m.strip_bytes);  // packing must not rely on zeros
     for (int s = 0; s < m.strips; s++)
-      pack_strip(m, s, r.array[0].as<uint8_t>() + s * STRIP * row_bytes, row_bytes, r.n[1] - s * STRIP < STRIP ? r.n[1] - s * STRIP : STRIP);
+      pack_strip(m, s, r.array[0].as<uint8_t>() + s * STRIP * row_bytes, row_bytes,
+                 r.n[1] - s * STRIP < STRIP ? r.n[1] - s * STRIP : STRIP);
     if (posix_memalign(&place, 64, table->multiply_scratch(r.n[3], r.n[2]))) stop("memory");
     float* product = static_cast<float*>(malloc(size_t(r.n[3]) * m.strips * STRIP * 4));
     table->multiply(m, r.array[1].as<float>(), r.n[3], product, static_cast<uint8_t*>(place));
@@ -118,10 +120,14 @@ struct Player {
     forget();
     const int32_t* n = r.n.data();
     const float* f = r.array[0].as<float>();
-    const Shape shape{n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], f[0], f[1], f[2]};
-    cache = static_cast<uint16_t*>(calloc(size_t(shape.layers) * shape.blocks * shape.kv_heads * Cache::one(shape.head_size), 2));
+    const Shape shape{n[1], n[2], n[3],  n[4], n[5], n[6], n[7],
+                      n[8], n[9], n[10], f[0], f[1], f[2]};
+    cache = static_cast<uint16_t*>(calloc(
+        size_t(shape.num_layers) * shape.blocks * shape.num_kv_heads * Cache::one(shape.head_dim),
+        2));
     model = quietchoir_model_new(table->name, &shape, n[0], cache, r.array[1].as<float>(),
-                                 r.array[2].as<float>(), r.array[3].as<int32_t>(), r.array[4].as<int32_t>());
+                                 r.array[2].as<float>(), r.array[3].as<int32_t>(),
+                                 r.array[4].as<int32_t>());
     if (!model) stop("model");
   }
 
@@ -135,8 +141,15 @@ struct Player {
     }
     const size_t size = size_t(r.n[0]) * r.n[2];
     float* logits = static_cast<float*>(malloc(size * 4));
-    const Step step{r.array[0].count<int32_t>() / 5, r.array[1].count<int32_t>(), r.n[0], r.array[0].as<int32_t>(), r.array[1].as<int32_t>(),
-                    r.array[2].as<int32_t>(), r.array[2].count<int32_t>(), named.data(), logits};
+    const Step step{r.array[0].count<int32_t>() / 5,
+                    r.array[1].count<int32_t>(),
+                    r.n[0],
+                    r.array[0].as<int32_t>(),
+                    r.array[1].as<int32_t>(),
+                    r.array[2].as<int32_t>(),
+                    r.array[2].count<int32_t>(),
+                    named.data(),
+                    logits};
     if (quietchoir_forward(model, &step) == bool(r.n[1])) stop(r.n[1] ? "a bad step ran" : "step");
     if (!r.n[1]) out.insert(out.end(), logits, logits + size);
     free(logits);
@@ -152,17 +165,24 @@ struct Player {
         break;
       case MODEL: start(r); break;
       case MATRIX:
-        if (!quietchoir_model_matrix(model, n[0], n[1], n[2], n[3], n[4], r.array[0].as<uint8_t>(), r.array[0].size / n[3])) stop("matrix");
+        if (!quietchoir_model_matrix(model, n[0], n[1], n[2], n[3], n[4], r.array[0].as<uint8_t>(),
+                                     r.array[0].size / n[3]))
+          stop("matrix");
         break;
       case EMBEDDING:
-        if (!quietchoir_model_embedding(model, n[0], r.array[0].as<uint8_t>(), r.array[0].size / n[1])) stop("embedding");
+        if (!quietchoir_model_embedding(model, n[0], r.array[0].as<uint8_t>(),
+                                        r.array[0].size / n[1]))
+          stop("embedding");
         break;
       case VECTOR:
-        if (!quietchoir_model_vector(model, n[0], n[1], r.array[0].as<float>(), r.array[0].count<float>())) stop("vector");
+        if (!quietchoir_model_vector(model, n[0], n[1], r.array[0].as<float>(),
+                                     r.array[0].count<float>()))
+          stop("vector");
         break;
       case ADAPTER: adapters.push_back(quietchoir_adapter_new(model)); break;
       case FACTORS:
-        if (!quietchoir_adapter_add(adapters.back(), n[0], n[1], n[2], n[3], n[4], r.array[0].as<float>(), r.array[1].as<float>()))
+        if (!quietchoir_adapter_add(adapters.back(), n[0], n[1], n[2], n[3], n[4],
+                                    r.array[0].as<float>(), r.array[1].as<float>()))
           stop("factors");
         break;
       case STEP: step(r); break;
@@ -195,7 +215,8 @@ int main(int count, char** words) {
     char name[16] = "";
     snprintf(name, sizeof name, "%s", table->name);
     const int64_t floats = int64_t(player.out.size());
-    fwrite(name, 1, sizeof name, file), fwrite(&floats, 8, 1, file), fwrite(player.out.data(), 4, player.out.size(), file);
+    fwrite(name, 1, sizeof name, file), fwrite(&floats, 8, 1, file),
+        fwrite(player.out.data(), 4, player.out.size(), file);
   }
   if (fclose(file)) stop("the output is not written");
   for (const Record& record : tape)

@@ -1,4 +1,5 @@
-// The AVX-VNNI unit with the same instructions in their AVX-512 form, so that its code runs where only that form exists.
+// The AVX-VNNI unit with the same instructions in their AVX-512 form, so that its code runs where
+// only that form exists.
 #if defined(__x86_64__)
 #include <stddef.h>
 #include <stdint.h>
@@ -13,10 +14,13 @@
 #include "dispatch.h"
 
 namespace quietchoir {
-const Table table_evex = {"evex", TALL, forward, panel_bytes, own_bytes, multiply_alone, multiply_scratch};
+const Table table_evex = {
+    "evex", MR, forward, panel_bytes, thread_scratch_bytes, multiply_alone, multiply_scratch};
 }
 
 const quietchoir::Table* further_table() {
-  return __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") ? &quietchoir::table_evex : nullptr;
+  return __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni")
+             ? &quietchoir::table_evex
+             : nullptr;
 }
 #endif

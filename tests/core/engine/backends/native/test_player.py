@@ -143,13 +143,18 @@ def refused_steps(tape: Tape) -> None:
         tape.add(STEP, (1, 1, 50), *arrays, np.array([-1], dtype=np.int32))
 
 
-@pytest.fixture(scope="module")
-def scene() -> Scene:
+def whole_scene() -> Scene:
+    """Every kind and every model on one tape."""
     made, rng = Scene(), np.random.default_rng(1)
     products(made, rng)
     made.products = made.length
     steps(made, rng)
     return made
+
+
+@pytest.fixture(scope="module")
+def scene() -> Scene:
+    return whole_scene()
 
 
 @pytest.fixture(scope="module")
