@@ -23,7 +23,8 @@ FORMAT = tagged(
     "type",
     {
         "text": Record({"type": text}),
-        "json_object": Record({"type": text}),
+        # with a schema it is llama.cpp's form, with a value that of Hugging Face's client
+        "json_object": Record({"type": text, "schema": mapping, "value": mapping}),
         "json_schema": Record({"type": text, "json_schema": SCHEMA}, ["json_schema"]),
         "regex": Record({"type": text, "regex": named}, ["regex"]),
         "lark": Record({"type": text, "lark": named}, ["lark"]),
@@ -47,13 +48,24 @@ CHOICE = Record(
 def response_format(value: Any, where: str) -> Constraint | None:
     """`{"type": "json_schema", "json_schema": {"schema": …}}` and its kin; `regex` and `lark`
     are our additions.
+
+    Raises:
+        BadRequest: not a form that is known, or one that holds two schemas.
     """
     found = FORMAT(value, where)
     match found["type"]:
         case "text":
             return None
         case "json_object":
-            return Constraint("json")
+            schemas = [found[key] for key in ("schema", "value") if key in found]
+            if len(schemas) > 1:
+                raise BadRequest(
+                    f"{where} holds a schema and a value, both of which are the schema; name one",
+                    where,
+                )
+            return (
+                Constraint("json_schema", json.dumps(schemas[0])) if schemas else Constraint("json")
+            )
         case "json_schema":
             return Constraint("json_schema", json.dumps(found["json_schema"]["schema"]))
         case kind:

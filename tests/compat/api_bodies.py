@@ -314,9 +314,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"messages": [{"role": "user", "content": [{"text": "a"}]}]},
         "messages[0].content[0].type",
     ),
-    "schema beside json_object": (
-        {"response_format": {"type": "json_object", "schema": SCHEMA}},
+    "two schemas beside json_object": (
+        {"response_format": {"type": "json_object", "schema": SCHEMA, "value": SCHEMA}},
+        "response_format",
+    ),
+    "a schema beside json_object that is a text": (
+        {"response_format": {"type": "json_object", "schema": "{}"}},
         "response_format.schema",
+    ),
+    "a value beside json_object that is a list": (
+        {"response_format": {"type": "json_object", "value": [SCHEMA]}},
+        "response_format.value",
     ),
     "json_schema beside json_object": (
         {"response_format": {"type": "json_object", "json_schema": {"schema": SCHEMA}}},

@@ -102,6 +102,10 @@ def test_the_form_of_an_answer_arrives() -> None:
     )
     assert form({"type": "text"}) is None
     assert form({"type": "json_object"}) == Constraint("json")
+    for key in ("schema", "value"):  # as llama.cpp and as Hugging Face's client write it
+        assert form({"type": "json_object", key: schema}) == Constraint(
+            "json_schema", json.dumps(schema)
+        )
     assert form({"type": "regex", "regex": "a+"}) == Constraint("regex", "a+")
     assert form({"type": "lark", "lark": 'start: "a"'}) == Constraint("lark", 'start: "a"')
 
