@@ -25,7 +25,6 @@ from ..crypto.identity.keys import Identity
 from .adapters.registry import Card, Registry, content_hash, make_card
 from .aggregation.base import Safe
 from .aggregation.ranges import tensor_stops
-from .aggregation.server_optimizer import Vector
 from .costs import round_cost
 from .events import (
     AdoptedEvent,
@@ -51,6 +50,7 @@ from .rounds.client_model import Recall
 from .rounds.contribution_buffer import Drawer
 from .rounds.privacy_accountant import Purse
 from .spec.policy import Policy, check_limit, digests_of
+from .store.checkpoint import Vector
 from .store.client_store import Vault
 from .store.database import Database
 from .store.ledger import Ledger

@@ -27,7 +27,6 @@ from ..crypto.he.encrypted_ring import MemberService
 from ..crypto.identity.keys import KEY_BYTES, bind, open_box, seal_box
 from .aggregation import state_transfer as handover
 from .aggregation.base import PartyContext, Safe
-from .aggregation.server_optimizer import Vector
 from .aggregation.snapshot import check_freezable, freeze, thaw
 from .client_node import Joining, Seat, make_learner, trainer_of
 from .costs import round_cost
@@ -39,6 +38,7 @@ from .rounds.client import Attempt, Party
 from .rounds.client_model import Recall
 from .rounds.contribution_buffer import Drawer
 from .spec.policy import Policy
+from .store.checkpoint import Vector
 from .store.client_store import Vault
 from .store.database import DamagedError, Database
 from .store.ledger import Ledger

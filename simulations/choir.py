@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core import paths
+from ..federation.membership import founding
 from ..federation.membership.keys import load_or_create
-from ..federation.spec import founding
 from ..federation.spec.policy import (
     AdapterTable,
     ModelTable,

@@ -39,11 +39,11 @@ from ..core.models.weights import Weights
 from ..core.training.evaluate import Score
 from ..core.training.frozen_layers import Prepared
 from ..core.training.trainer import Trainer
-from ..federation.aggregation.server_optimizer import Vector
 from ..federation.personalization.change import Change
 from ..federation.personalization.keeping import training_seed
 from ..federation.personalization.settings import Settings
 from ..federation.personalization.trainer import Verdict, Workshop
+from ..federation.store.checkpoint import Vector
 from . import machine
 from .population import PartyData, populate
 from .report import percent, wide_console

@@ -25,13 +25,12 @@ from ..federation.aggregation.base import Safe
 from ..federation.aggregation.experimental.threshold import OPEN
 from ..federation.aggregation.plain import PLAIN_STAGE
 from ..federation.aggregation.ranges import tensor_stops
-from ..federation.aggregation.server_optimizer import Vector
 from ..federation.events import FederationEvent, OnEvent, TrainedEvent
 from ..federation.rounds import buffered_client as offering
 from ..federation.rounds.client import Party
 from ..federation.rounds.report import RunReport
 from ..federation.spec.policy import AdapterTable, CoordinatorTable, Member, ModelTable, Policy
-from ..federation.store.checkpoint import Store
+from ..federation.store.checkpoint import Store, Vector
 from ..federation.store.client_store import Vault
 from ..federation.training.learner import Learner, TrainerLearner
 from ..federation.training.synthetic_task import PacedRehearsal, RehearsalLearner

@@ -27,14 +27,13 @@ from ..core.config import ConsentConfig
 from ..core.errors import ConfigError, QuietchoirError
 from ..core.paths import write_atomically
 from ..crypto.identity.keys import Identity
-from ..federation.aggregation.server_optimizer import Vector
-from ..federation.membership import roster
+from ..federation.membership import founding, roster
 from ..federation.membership.keys import load_or_create
 from ..federation.rounds.client import Party
 from ..federation.rounds.server import Coordinator
-from ..federation.spec import founding
 from ..federation.spec.policy import Policy
 from ..federation.store import checkpoint
+from ..federation.store.checkpoint import Vector
 from ..federation.training.synthetic_task import STEP, ForgetfulRehearsal
 from ..federation.wire.link import InProcessLink
 from . import machine, report

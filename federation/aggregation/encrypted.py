@@ -41,6 +41,7 @@ from ...crypto.identity.keys import bind
 from ...crypto.ring import BitRing
 from ...crypto.secagg import SecAggConfig
 from ..spec.policy import Policy
+from ..store.checkpoint import Vector
 from ..store.client_store import TAG_BYTES, Progress
 from ..wire.message import Place
 from . import parts
@@ -49,7 +50,7 @@ from .base import PartyContext, ServerContext, Values
 from .buckets import Buckets, Step, buckets
 from .hello import occasion, verify
 from .secagg import Group, MaskedCoordinator, MaskedParty
-from .server_optimizer import Vector, combine, optimizer_of
+from .server_optimizer import combine, optimizer_of
 from .update import SAMPLE, Codec, describe
 
 logger = log.get("federation.encrypted")

@@ -14,7 +14,7 @@ import numpy as np
 from ...core.errors import MessageError
 from ...crypto.ring import Range
 from ..spec.policy import AdapterTable
-from .server_optimizer import Vector
+from ..store.checkpoint import Vector
 
 if TYPE_CHECKING:
     from ...core.models.weights import Weights

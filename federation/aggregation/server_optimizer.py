@@ -12,77 +12,20 @@ against values far beyond it, not a proof that an adapter is one of its own.
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from ...core.errors import MessageError
 from ..spec.policy import Recipe
+from ..store.checkpoint import ServerState, Vector
+from ..wire.message import bits_of
 
-Vector = npt.NDArray[np.float32]
 SLACK = 1.0 + 1e-3  # times every bound: what float32 makes of sums that lie on it
 # times the file's rounds: a run may be continued, but a number that a letter claims counts no
 # further
 LONGER = 4
-
-
-def nothing() -> Vector:
-    """The empty vector."""
-    return np.zeros(0, np.float32)
-
-
-def bits_of(vector: Vector) -> memoryview:
-    """All bits of a vector [n], 4 bytes a value, little-endian; without a copy where there need be
-    none.
-    """
-    return np.ascontiguousarray(vector, "<f4").data
-
-
-@dataclass(frozen=True, slots=True)
-class ServerState:
-    """What the optimizer carries from round to round."""
-
-    flat: Vector  # [n] the adapter's B matrices
-    velocity: Vector  # [n]
-    # [n] second moments; [0] if the optimizer has none, or no step was made
-    spread: Vector = field(default_factory=nothing)
-
-    @staticmethod
-    def zeros(size: int) -> "ServerState":
-        """B = 0: the adapter that changes nothing."""
-        return ServerState(np.zeros(size, np.float32), np.zeros(size, np.float32))
-
-    @property
-    def vectors(self) -> tuple[Vector, ...]:
-        """Everything, in the order in which it is written down."""
-        return (self.flat, self.velocity, *([self.spread] if self.spread.size else []))
-
-    def encode(self) -> bytes:
-        """8 or 12 bytes a value, little-endian."""
-        return b"".join(bits_of(vector) for vector in self.vectors)
-
-    @staticmethod
-    def decode(data: bytes, size: int) -> "ServerState":
-        """Read what `encode` wrote of an adapter of `size` values.
-
-        Raises:
-            ValueError: another length.
-        """
-        if len(data) not in (8 * size, 12 * size):
-            raise ValueError(
-                f"an adapter and its optimizer of {len(data)} bytes, expected "
-                f"{8 * size} or {12 * size}"
-            )
-        parts = np.frombuffer(data, "<f4").astype(np.float32)
-        return ServerState(
-            parts[:size].copy(), parts[size : 2 * size].copy(), parts[2 * size :].copy()
-        )
-
-    def at_rest(self) -> "ServerState":
-        """The same adapter, with an optimizer that remembers nothing."""
-        return ServerState(self.flat, np.zeros_like(self.velocity))
 
 
 class ServerOptimizer(Protocol):

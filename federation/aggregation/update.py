@@ -22,9 +22,9 @@ from ...crypto import ring
 from ...crypto.privacy.noise import Noise
 from ...crypto.ring import Range
 from ..spec.policy import Policy
+from ..store.checkpoint import Vector
 from ..wire.message import Place
 from .rank_masks import Shares
-from .server_optimizer import Vector
 
 COUNTER_BITS = 24  # of one counter in one party
 COUNTER_MODULUS = 2**41 - 21  # of their sums, of 65,536 parties at most

@@ -127,9 +127,9 @@ def found_federation(arguments: Namespace) -> None:
     from ...core.errors import ConfigError
     from ...core.models.hub import catalog
     from ..membership import unlock
+    from ..membership.founding import FILE, Founding, found
     from ..model_files import remember, title, variant_given
     from ..spec.address import Address
-    from ..spec.founding import FILE, Founding, found
     from ..spec.policy import ModelTable
 
     try:

@@ -18,12 +18,12 @@ from ..aggregation.buckets import buckets
 from ..aggregation.ranges import read_spans
 from ..aggregation.rank_masks import Shares, shares_of
 from ..aggregation.registry import AGGREGATIONS
-from ..aggregation.server_optimizer import Vector, adapter_digest
+from ..aggregation.server_optimizer import adapter_digest
 from ..aggregation.survivor_sets import Sets, choose
 from ..aggregation.update import Codec, Statistics, Terms, seed_of
 from ..events import AskedEvent, OnEvent, ReadyEvent
 from ..spec.policy import Policy
-from ..store.checkpoint import Logbook
+from ..store.checkpoint import Logbook, Vector
 from ..wire import broadcast_digest as broadcast
 from ..wire import work
 from ..wire.link import Post, Traffic

@@ -21,11 +21,12 @@ from ...core.errors import MessageError
 from ..aggregation.base import PartyContext, Values
 from ..aggregation.rank_masks import shares_of
 from ..aggregation.registry import AGGREGATIONS
-from ..aggregation.server_optimizer import Vector, adapter_digest
+from ..aggregation.server_optimizer import adapter_digest
 from ..aggregation.survivor_sets import subjects
 from ..aggregation.update import Codec, Terms
 from ..events import WorkEvent
 from ..spec.policy import weight
+from ..store.checkpoint import Vector
 from ..wire import calls, work
 from ..wire.calls import GROUP, Group
 from ..wire.message import Place, Task

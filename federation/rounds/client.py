@@ -29,7 +29,7 @@ from ..aggregation.base import PartyContext, PartyHalf, Safe
 from ..aggregation.ranges import read_spans, spans
 from ..aggregation.rank_masks import narrowed, shares_of
 from ..aggregation.registry import AGGREGATIONS
-from ..aggregation.server_optimizer import ServerState, Vector, adapter_digest, check_reach
+from ..aggregation.server_optimizer import adapter_digest, check_reach
 from ..aggregation.state_transfer import Handover
 from ..aggregation.survivor_sets import subjects
 from ..aggregation.update import (
@@ -44,6 +44,7 @@ from ..aggregation.update import (
 from ..events import OnEvent, SpentEvent, TrainedEvent, WorkEvent
 from ..membership.consent import check_consent
 from ..spec.policy import Policy
+from ..store.checkpoint import ServerState, Vector
 from ..store.client_store import Progress, Vault
 from ..store.ledger import Ledger
 from ..training.learner import Counts, Learner, Trained

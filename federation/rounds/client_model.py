@@ -39,7 +39,7 @@ import numpy as np
 from ...core import log
 from ...core.errors import FederationError, MessageError, QuietchoirError
 from ..aggregation.attested_sum import KEPT, Integers, Total, digest_of
-from ..aggregation.server_optimizer import ServerState
+from ..store.checkpoint import ServerState
 from ..store.database import Database, StoredRecord
 from . import delta_chain as steps
 from .delta_chain import NAME_BYTES, Step, Stepping, UnprovenError, name_of, origin_of

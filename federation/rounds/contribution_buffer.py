@@ -19,10 +19,10 @@ import numpy as np
 
 from ...core import log
 from ...core.errors import FederationError, QuietchoirError
-from ..aggregation.server_optimizer import Vector
 from ..aggregation.update import Statistics
 from ..membership.update import ROSTER
 from ..spec.policy import Policy, canonical
+from ..store.checkpoint import Vector
 from ..store.database import Database, StoredRecord
 
 logger = log.get("federation.contribution")

@@ -44,10 +44,11 @@ from ..aggregation.attested_sum import (
 from ..aggregation.base import Sum
 from ..aggregation.ranges import read_spans, spans
 from ..aggregation.rank_masks import Shares, shares_of
-from ..aggregation.server_optimizer import ServerState, Vector, bits_of, combine, optimizer_of
+from ..aggregation.server_optimizer import combine, optimizer_of
 from ..aggregation.update import Codec, Terms, seed_of
 from ..spec.policy import Policy, canonical
-from ..wire.message import Place
+from ..store.checkpoint import ServerState, Vector
+from ..wire.message import Place, bits_of
 
 NAME_BYTES = 32
 LENGTHS_BYTES = 8  # before each step: of its header and of its body

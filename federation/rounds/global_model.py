@@ -17,8 +17,8 @@ from ...core.errors import RoundAborted
 from ...crypto.he.encrypted_ring import Desk
 from ..aggregation.base import Common, Sum
 from ..aggregation.ranges import spans
-from ..aggregation.server_optimizer import ServerOptimizer, ServerState, Vector
-from ..store.checkpoint import Logbook, Walked
+from ..aggregation.server_optimizer import ServerOptimizer
+from ..store.checkpoint import Logbook, ServerState, Vector, Walked
 from ..wire import work
 from ..wire.link import Post
 from ..wire.message import Place, Reply

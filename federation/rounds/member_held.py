@@ -11,10 +11,10 @@ from ...core import log
 from ...core.errors import RoundAborted
 from ...core.worker import Worker
 from ...crypto.he.encrypted_ring import AdderService, Desk
-from ..aggregation.server_optimizer import ServerOptimizer, Vector
+from ..aggregation.server_optimizer import ServerOptimizer
 from ..aggregation.setup import Muster
 from ..events import OnEvent, SteppedEvent
-from ..store.checkpoint import Logbook
+from ..store.checkpoint import Logbook, Vector
 from ..wire import work
 from ..wire.link import Post
 from ..wire.message import Place

@@ -23,8 +23,8 @@ import numpy as np
 
 from ...core import log
 from ..aggregation.base import Sum
-from ..aggregation.server_optimizer import ServerOptimizer, ServerState, Vector, combine
-from ..store.checkpoint import Logbook, Walked
+from ..aggregation.server_optimizer import ServerOptimizer, combine
+from ..store.checkpoint import Logbook, ServerState, Vector, Walked
 from ..wire import work
 from ..wire.link import Post
 from ..wire.message import Place, Reply

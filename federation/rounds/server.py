@@ -18,7 +18,7 @@ from ...core import log
 from ...core.errors import BudgetError, FederationError, RoundAborted
 from ...crypto.he.encrypted_ring import Desk
 from ...crypto.identity.keys import Identity
-from ..aggregation.server_optimizer import ServerState, Vector, combine, optimizer_of
+from ..aggregation.server_optimizer import combine, optimizer_of
 from ..events import (
     AbortedEvent,
     BucketsEvent,
@@ -29,7 +29,7 @@ from ..events import (
     WaitingEvent,
 )
 from ..spec.policy import Policy
-from ..store.checkpoint import Logbook, RunState, Store
+from ..store.checkpoint import Logbook, RunState, ServerState, Store, Vector
 from ..wire import work
 from ..wire.link import Link, Post
 from . import validation as guard

@@ -25,10 +25,12 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from ...core.errors import FederationError
-from ..aggregation.server_optimizer import ServerState
 from ..spec.policy import Policy
-from ..wire.message import Place
+from ..wire.message import Place, bits_of
 from . import former
 from .database import Database, VersionError, hold
 from .write_ahead_log import check_log
@@ -44,6 +46,59 @@ CREATE TABLE steps (
 """
 RUN, ADAPTER = "run", "adapter"  # records
 APART = ("server", "history", "steps")  # fields of a state that have tables of their own
+
+
+Vector = npt.NDArray[np.float32]
+
+
+def nothing() -> Vector:
+    """The empty vector."""
+    return np.zeros(0, np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerState:
+    """What the optimizer carries from round to round."""
+
+    flat: Vector  # [n] the adapter's B matrices
+    velocity: Vector  # [n]
+    # [n] second moments; [0] if the optimizer has none, or no step was made
+    spread: Vector = field(default_factory=nothing)
+
+    @staticmethod
+    def zeros(size: int) -> "ServerState":
+        """B = 0: the adapter that changes nothing."""
+        return ServerState(np.zeros(size, np.float32), np.zeros(size, np.float32))
+
+    @property
+    def vectors(self) -> tuple[Vector, ...]:
+        """Everything, in the order in which it is written down."""
+        return (self.flat, self.velocity, *([self.spread] if self.spread.size else []))
+
+    def encode(self) -> bytes:
+        """8 or 12 bytes a value, little-endian."""
+        return b"".join(bits_of(vector) for vector in self.vectors)
+
+    @staticmethod
+    def decode(data: bytes, size: int) -> "ServerState":
+        """Read what `encode` wrote of an adapter of `size` values.
+
+        Raises:
+            ValueError: another length.
+        """
+        if len(data) not in (8 * size, 12 * size):
+            raise ValueError(
+                f"an adapter and its optimizer of {len(data)} bytes, expected "
+                f"{8 * size} or {12 * size}"
+            )
+        parts = np.frombuffer(data, "<f4").astype(np.float32)
+        return ServerState(
+            parts[:size].copy(), parts[size : 2 * size].copy(), parts[2 * size :].copy()
+        )
+
+    def at_rest(self) -> "ServerState":
+        """The same adapter, with an optimizer that remembers nothing."""
+        return ServerState(self.flat, np.zeros_like(self.velocity))
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,8 +27,8 @@ from ...core.errors import FederationError, ProtocolError
 from ...crypto.experimental.threshold import Holding, Memory
 from ...crypto.he.bfv import SEED_BYTES, key_id
 from ...crypto.identity.keys import bind, hkdf
-from ..aggregation.server_optimizer import ServerState
 from ..spec.policy import check_hex
+from .checkpoint import ServerState
 from .database import DamagedError, Database, StoredRecord
 
 logger = log.get("federation.vault")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from ..aggregation.server_optimizer import Vector
+from ..store.checkpoint import Vector
 
 if TYPE_CHECKING:
     from ...core.training.frozen_layers import Prepared

@@ -8,7 +8,7 @@ import hashlib
 
 import numpy as np
 
-from ..aggregation.server_optimizer import Vector
+from ..store.checkpoint import Vector
 from .learner import Counts, Trained
 
 EXAMPLES = 10

@@ -19,8 +19,9 @@ from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from ...core.errors import ConfigError, RoundAborted
-from ..aggregation.server_optimizer import FedAvgM, ServerState, Vector
+from ..aggregation.server_optimizer import FedAvgM
 from ..spec.policy import AdapterTable, Recipe
+from ..store.checkpoint import ServerState, Vector
 from ..training.learner import Learner, TrainerLearner
 from ..training.synthetic_task import RehearsalLearner
 from .settings import UNPROTECTED_ROUNDS, Settings

@@ -16,9 +16,12 @@ model inconsistency", section 7 (a hash of the model goes into what the masks fo
 import hashlib
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from ...crypto.identity.keys import digest
-from ..aggregation.server_optimizer import Vector, bits_of
 from ..spec.policy import canonical
+from .message import bits_of
 
 PROTOCOL = "quietchoir broadcast 1"
 
@@ -83,7 +86,7 @@ MAY_DIFFER = {
 KNOWN = HASHED | BOUND_LATER.keys() | MAY_DIFFER.keys()
 
 
-def of_work(stage: str, header: dict[str, Any], flat: Vector) -> bytes:
+def of_work(stage: str, header: dict[str, Any], flat: npt.NDArray[np.float32]) -> bytes:
     """The digest of work.
 
     Args:

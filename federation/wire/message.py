@@ -15,6 +15,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from ...core.errors import AuthenticationError, MessageError
 from ...crypto.identity.keys import Identity, PublicIdentity
 from ..spec.policy import Policy, canonical
@@ -226,3 +229,10 @@ def split(data: bytes, expected: dict[str, type]) -> tuple[dict[str, Any], bytes
         if type(fields[key]) is not kind:
             raise MessageError(f"header field {key} must be {kind.__name__}; refused")
     return fields, data[start + length : -SIGNATURE_BYTES]
+
+
+def bits_of(vector: npt.NDArray[np.float32]) -> memoryview:
+    """All bits of a vector [n], 4 bytes a value, little-endian; without a copy where there need be
+    none.
+    """
+    return np.ascontiguousarray(vector, "<f4").data

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ...core.errors import MessageError
-from ..aggregation.server_optimizer import Vector
 from ..spec.policy import canonical
 
 Ranges = tuple[tuple[int, float], ...]
@@ -40,7 +40,7 @@ class Work:
 
     # [n]; [0] in sealed mode, where members have it and the coordinator does not, and where a way
     # leads to it
-    flat: Vector
+    flat: npt.NDArray[np.float32]
     evaluate: bool = False  # while training: score `flat` first
     card: str = ""  # of a finished adapter: its signed card; in sealed mode its evaluation, as JSON
     # sealed mode: tag of the adapter that is meant, hex; where adapters are told as changes: name

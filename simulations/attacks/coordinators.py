@@ -30,7 +30,6 @@ from ...federation.aggregation import secagg as masked
 from ...federation.aggregation import state_transfer as handover
 from ...federation.aggregation.base import Sum
 from ...federation.aggregation.hello import Greeting, Parcel
-from ...federation.aggregation.server_optimizer import ServerState, Vector
 from ...federation.membership import roster
 from ...federation.membership import update as renewal
 from ...federation.membership.log import found
@@ -44,6 +43,7 @@ from ...federation.rounds.server import Coordinator
 from ...federation.spec.policy import AggregationTable, Policy, ScheduleTable
 from ...federation.stateless_client import ASIDE, Recess, freeze_attempt, thaw_attempt
 from ...federation.store import client_store as vault
+from ...federation.store.checkpoint import ServerState, Vector
 from ...federation.store.member import open_member
 from ...federation.wire import broadcast_digest as broadcast
 from ...federation.wire import calls, work

@@ -24,14 +24,10 @@ import numpy as np
 
 from ...core.errors import DataError
 from ...core.paths import write_atomically
-from ...federation.aggregation.server_optimizer import (
-    ServerState,
-    Vector,
-    adapter_digest,
-    optimizer_of,
-)
+from ...federation.aggregation.server_optimizer import adapter_digest, optimizer_of
 from ...federation.rounds.client import training_seed
 from ...federation.spec.policy import Recipe
+from ...federation.store.checkpoint import ServerState, Vector
 from ...federation.training.learner import Counts, Learner, Trained, TrainerLearner
 from ...federation.wire.message import Place
 from ..population import PartyData, populate

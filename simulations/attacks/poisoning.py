@@ -36,7 +36,6 @@ import numpy as np
 
 from ...core import log
 from ...core.errors import QuietchoirError, RoundAborted
-from ...federation.aggregation.server_optimizer import Vector
 from ...federation.events import FederationEvent, RoundEvent
 from ...federation.spec.policy import (
     AdapterTable,
@@ -45,6 +44,7 @@ from ...federation.spec.policy import (
     ProtectionTable,
     Recipe,
 )
+from ...federation.store.checkpoint import Vector
 from ...federation.training.learner import Counts, Learner, Trained
 from ...federation.training.synthetic_task import RehearsalLearner
 from .. import machine

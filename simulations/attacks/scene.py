@@ -19,7 +19,6 @@ import numpy as np
 from ...core.config import ConsentConfig
 from ...core.errors import QuietchoirError
 from ...crypto.identity.keys import Identity
-from ...federation.aggregation.server_optimizer import Vector
 from ...federation.rounds.buffered_server import coordinator_of
 from ...federation.rounds.client import Party
 from ...federation.rounds.server import Coordinator
@@ -31,6 +30,7 @@ from ...federation.spec.policy import (
     ProtectionTable,
     Recipe,
 )
+from ...federation.store.checkpoint import Vector
 from ...federation.training.learner import Counts, Trained
 from ...federation.wire.link import InProcessLink
 from ...federation.wire.message import Place

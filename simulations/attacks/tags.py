@@ -27,7 +27,6 @@ from ...crypto.secagg.session import Session
 from ...federation.aggregation import attested_sum as totals
 from ...federation.aggregation.base import Sum
 from ...federation.aggregation.secagg import ATTEST
-from ...federation.aggregation.server_optimizer import ServerState
 from ...federation.aggregation.update import Terms
 from ...federation.rounds import delta_chain as steps
 from ...federation.rounds.client_model import Recall
@@ -35,6 +34,7 @@ from ...federation.rounds.delta_chain import Step, Stepping, name_of, origin_of
 from ...federation.rounds.server import Coordinator
 from ...federation.spec.policy import AggregationTable, Policy
 from ...federation.stateless_client import Recess, freeze_attempt, thaw_attempt
+from ...federation.store.checkpoint import ServerState
 from ...federation.store.member import open_member
 from ...federation.wire import message as messages
 from ...federation.wire import work

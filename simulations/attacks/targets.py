@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from ...federation.membership import founding
 from ...federation.membership.keys import load_or_create
-from ...federation.spec import founding
 from ...federation.spec.policy import AdapterTable, ModelTable, Policy, ProtectionTable, Recipe
 from ...federation.transport.superlink import SuperLink
 from ..choir import free_port

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ...federation.aggregation.server_optimizer import Vector
 from ...federation.rounds.server import Coordinator
+from ...federation.store.checkpoint import Vector
 from ...federation.training.learner import Counts, Trained
 from .catalogue import Attack, Result
 from .coordinators import MIDDLE, NO_TAGS, many_sums, sums_of

@@ -15,9 +15,9 @@ from types import TracebackType
 
 import numpy as np
 
-from ...federation.aggregation.server_optimizer import Vector
 from ...federation.membership import roster
 from ...federation.store import checkpoint
+from ...federation.store.checkpoint import Vector
 from ...federation.training.synthetic_task import RehearsalLearner
 from ..choir import PATIENCE_S, Choir, ClusterPlan
 from ..processes import Child, ProcessGroup

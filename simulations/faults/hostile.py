@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from ...federation import client_node as member
-from ...federation.aggregation.server_optimizer import Vector
 from ...federation.aggregation.update import Codec, Terms
 from ...federation.rounds.client import Party
+from ...federation.store.checkpoint import Vector
 from ...federation.training.learner import Trained
 from ...federation.training.synthetic_task import RehearsalLearner
 from ...federation.wire import message as messages

@@ -19,7 +19,6 @@ from quietchoir.crypto.secagg import tag
 from quietchoir.federation.aggregation.attested_sum import attested
 from quietchoir.federation.aggregation.base import PartyContext, Sum
 from quietchoir.federation.aggregation.secagg import MaskedCoordinator
-from quietchoir.federation.aggregation.server_optimizer import ServerState
 from quietchoir.federation.rounds import delta_chain as steps
 from quietchoir.federation.rounds.buffered_server import BufferedCoordinator
 from quietchoir.federation.rounds.client import Party
@@ -27,6 +26,7 @@ from quietchoir.federation.rounds.client_model import NAME, LackingError, Memory
 from quietchoir.federation.rounds.delta_chain import Step, Stepping, name_of
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import AggregationTable
+from quietchoir.federation.store.checkpoint import ServerState
 from quietchoir.federation.store.member import open_member
 from quietchoir.federation.wire import calls, work
 from quietchoir.tests.fakes.buffered import buffered, run_of

@@ -15,11 +15,11 @@ from quietchoir.core.training.examples import write_jsonl
 from quietchoir.federation import client_node as member
 from quietchoir.federation.client_node import Joining, examples_in, join, make_learner
 from quietchoir.federation.events import PreparingEvent
+from quietchoir.federation.membership import founding
 from quietchoir.federation.membership import ownership as owner
 from quietchoir.federation.membership.keys import load_or_create
 from quietchoir.federation.monitor import event_printer as words
 from quietchoir.federation.monitor.event_printer import teller
-from quietchoir.federation.spec import founding
 from quietchoir.federation.spec.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
 from quietchoir.tests.fakes.events import tables
 from quietchoir.tests.fakes.federation import DIGEST, house

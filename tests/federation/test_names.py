@@ -45,17 +45,16 @@ from quietchoir.federation.adapters.registry import (
 from quietchoir.federation.aggregation import parts
 from quietchoir.federation.aggregation import state_transfer as handover
 from quietchoir.federation.aggregation.hello import Greeting
-from quietchoir.federation.aggregation.server_optimizer import ServerState
 from quietchoir.federation.aggregation.state_transfer import Handover
 from quietchoir.federation.membership import invitation, roster
+from quietchoir.federation.membership.founding import FILE
 from quietchoir.federation.membership.keys import PublicCard, load_or_create
 from quietchoir.federation.membership.log import ENROLL, REVOKE, Chain, Entry, found, sign
 from quietchoir.federation.rounds.client_model import Recall
 from quietchoir.federation.rounds.delta_chain import Step as Stepped
 from quietchoir.federation.rounds.delta_chain import Stepping, name_of
-from quietchoir.federation.spec.founding import FILE
 from quietchoir.federation.spec.policy import ModelTable
-from quietchoir.federation.store.checkpoint import Store
+from quietchoir.federation.store.checkpoint import ServerState, Store
 from quietchoir.federation.store.client_store import Vault
 from quietchoir.federation.store.member import open_member
 from quietchoir.federation.store.privacy_book import PrivacyBook

@@ -22,11 +22,11 @@ from quietchoir.core.models.lora.layout import AdapterShape, Layout
 from quietchoir.core.models.weights import Weights
 from quietchoir.federation.adapters import gguf_adapter, transfer
 from quietchoir.federation.adapters.registry import CARD, Card, Registry, content_hash, make_card
-from quietchoir.federation.aggregation.server_optimizer import ServerState
 from quietchoir.federation.membership import roster
 from quietchoir.federation.membership.log import Chain, found
 from quietchoir.federation.server_node import keeper, keeping
 from quietchoir.federation.spec.policy import AdapterTable
+from quietchoir.federation.store.checkpoint import ServerState
 from quietchoir.tests.fakes import models as fakes_models
 from quietchoir.tests.fakes.federation import House, house
 from quietchoir.tests.fakes.models import GgufWriter, make_model, their_logits

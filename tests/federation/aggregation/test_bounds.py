@@ -10,13 +10,10 @@ from hypothesis import strategies as st
 
 from quietchoir.core.config import ConsentConfig
 from quietchoir.core.errors import DataError, MessageError, RoundAborted
-from quietchoir.federation.aggregation.server_optimizer import (
-    ServerState,
-    check_reach,
-    optimizer_of,
-)
+from quietchoir.federation.aggregation.server_optimizer import check_reach, optimizer_of
 from quietchoir.federation.aggregation.update import noise_of
 from quietchoir.federation.spec.policy import PrivacyTable, Recipe
+from quietchoir.federation.store.checkpoint import ServerState
 from quietchoir.federation.wire import work
 from quietchoir.tests.fakes.buffered import buffered, run_of
 from quietchoir.tests.fakes.federation import ANY_MODE, FixedLearner, coordinator, house, parties

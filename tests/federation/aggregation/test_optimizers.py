@@ -10,12 +10,11 @@ import pytest
 from quietchoir.federation.aggregation.server_optimizer import (
     FedAdam,
     FedAvgM,
-    ServerState,
     combine,
     optimizer_of,
 )
 from quietchoir.federation.spec.policy import Recipe
-from quietchoir.federation.store.checkpoint import Store
+from quietchoir.federation.store.checkpoint import ServerState, Store
 from quietchoir.federation.training.learner import Trained
 from quietchoir.federation.training.synthetic_task import RehearsalLearner
 from quietchoir.tests.fakes.federation import FixedLearner, coordinator, house, parties

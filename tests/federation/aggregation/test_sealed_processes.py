@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from quietchoir.federation.membership import roster
+from quietchoir.federation.membership.founding import FILE, OWNER_KEY, Founding, enroll, found
 from quietchoir.federation.membership.keys import load_or_create
 from quietchoir.federation.membership.locking import protect
 from quietchoir.federation.membership.unlock import VARIABLE, Lock
-from quietchoir.federation.spec.founding import FILE, OWNER_KEY, Founding, enroll, found
 from quietchoir.federation.spec.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
 from quietchoir.federation.store import member
 from quietchoir.federation.store.client_store import GROUP_KEY, SHARE, Vault

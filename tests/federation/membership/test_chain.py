@@ -17,6 +17,8 @@ from quietchoir.crypto.identity.keys import Identity
 from quietchoir.federation.membership import locking, roster
 from quietchoir.federation.membership import log as chain_module
 from quietchoir.federation.membership import ownership as owner
+from quietchoir.federation.membership.founding import COORDINATOR_KEY, FILE, OWNER_KEY, TLS_KEY
+from quietchoir.federation.membership.founding import found as found_folder
 from quietchoir.federation.membership.keys import NodeKeys, load_or_create
 from quietchoir.federation.membership.log import (
     CHANGE,
@@ -29,8 +31,6 @@ from quietchoir.federation.membership.log import (
     sign,
 )
 from quietchoir.federation.membership.unlock import VARIABLE, Lock
-from quietchoir.federation.spec.founding import COORDINATOR_KEY, FILE, OWNER_KEY, TLS_KEY
-from quietchoir.federation.spec.founding import found as found_folder
 from quietchoir.federation.spec.policy import Member
 from quietchoir.tests.fakes.federation import House, house
 from quietchoir.tests.federation.membership.test_roster import founding

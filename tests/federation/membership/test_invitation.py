@@ -11,10 +11,10 @@ from quietchoir.core.errors import ConfigError, RosterError
 from quietchoir.crypto.identity.keys import Identity
 from quietchoir.federation.membership import invitation, roster
 from quietchoir.federation.membership import ownership as owner
+from quietchoir.federation.membership.founding import FILE, OWNER_KEY
+from quietchoir.federation.membership.founding import found as found_folder
 from quietchoir.federation.membership.keys import NodeKeys, load_or_create
 from quietchoir.federation.membership.log import CHANGE, REVOKE, found
-from quietchoir.federation.spec.founding import FILE, OWNER_KEY
-from quietchoir.federation.spec.founding import found as found_folder
 from quietchoir.tests.fakes.federation import house
 from quietchoir.tests.federation.membership.test_chain import PAST, key_of, spoiled
 from quietchoir.tests.federation.membership.test_roster import founding

@@ -12,12 +12,17 @@ from quietchoir.core import paths
 from quietchoir.core.errors import AuthenticationError, ConfigError
 from quietchoir.crypto.identity import keyfile
 from quietchoir.crypto.identity.keys import Identity
-from quietchoir.federation.membership import locking, roster, unlock
+from quietchoir.federation.membership import founding, locking, roster, unlock
 from quietchoir.federation.membership import ownership as owner
+from quietchoir.federation.membership.founding import (
+    COORDINATOR_KEY,
+    FILE,
+    OWNER_KEY,
+    TLS_KEY,
+    Founding,
+)
 from quietchoir.federation.membership.locking import read_tls_key
 from quietchoir.federation.membership.unlock import VARIABLE, Lock
-from quietchoir.federation.spec import founding
-from quietchoir.federation.spec.founding import COORDINATOR_KEY, FILE, OWNER_KEY, TLS_KEY, Founding
 from quietchoir.federation.spec.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
 from quietchoir.tests.fakes.federation import DIGEST
 from quietchoir.tests.fakes.keyring import ForgetfulKeyring, MemoryKeyring

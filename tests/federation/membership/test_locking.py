@@ -11,9 +11,7 @@ from quietchoir.core.errors import AuthenticationError, ConfigError
 from quietchoir.crypto.identity import keyfile
 from quietchoir.crypto.identity.keys import Identity
 from quietchoir.federation.membership import roster
-from quietchoir.federation.membership.locking import door_key, protect, read_tls_key
-from quietchoir.federation.membership.unlock import OPEN, VARIABLE, Lock
-from quietchoir.federation.spec.founding import (
+from quietchoir.federation.membership.founding import (
     COORDINATOR_KEY,
     FILE,
     OWNER_KEY,
@@ -21,6 +19,8 @@ from quietchoir.federation.spec.founding import (
     Founding,
     found,
 )
+from quietchoir.federation.membership.locking import door_key, protect, read_tls_key
+from quietchoir.federation.membership.unlock import OPEN, VARIABLE, Lock
 from quietchoir.federation.spec.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
 from quietchoir.tests.fakes.keyring import ForgetfulKeyring, MemoryKeyring
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from quietchoir.federation.membership import ownership as owner
 from quietchoir.federation.membership import roster
+from quietchoir.federation.membership.founding import FILE, OWNER_KEY, Founding, enroll, found
 from quietchoir.federation.membership.keys import load_or_create
-from quietchoir.federation.spec.founding import FILE, OWNER_KEY, Founding, enroll, found
 from quietchoir.federation.spec.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
 from quietchoir.tests.fakes.federation import DIGEST
 from quietchoir.tests.federation.transport.test_flower_rounds import Command, free_port

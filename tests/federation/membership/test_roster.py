@@ -9,10 +9,10 @@ from quietchoir.core import tables
 from quietchoir.core.errors import ConfigError, RosterError
 from quietchoir.crypto.identity.keys import Identity
 from quietchoir.federation.membership import roster
+from quietchoir.federation.membership.founding import FILE, OWNER_KEY, Founding, enroll, found
 from quietchoir.federation.membership.keys import PublicCard, load_or_create
 from quietchoir.federation.membership.log import ENROLL, REVOKE
 from quietchoir.federation.membership.log import found as found_chain
-from quietchoir.federation.spec.founding import FILE, OWNER_KEY, Founding, enroll, found
 from quietchoir.federation.spec.policy import (
     AdapterTable,
     Member,

@@ -25,13 +25,7 @@ from quietchoir.federation.adapters.registry import Registry
 from quietchoir.federation.aggregation.update import Codec
 from quietchoir.federation.client_node import Joining, join, keep_finished
 from quietchoir.federation.membership import roster
-from quietchoir.federation.membership.keys import load_or_create
-from quietchoir.federation.personalization.change import Change, shared_b
-from quietchoir.federation.personalization.trainer import Workshop
-from quietchoir.federation.personalization.worker import NAME as PENDING
-from quietchoir.federation.rounds.server import Coordinator
-from quietchoir.federation.server_node import keeper
-from quietchoir.federation.spec.founding import (
+from quietchoir.federation.membership.founding import (
     COORDINATOR_KEY,
     FILE,
     OWNER_KEY,
@@ -39,6 +33,12 @@ from quietchoir.federation.spec.founding import (
     enroll,
     found,
 )
+from quietchoir.federation.membership.keys import load_or_create
+from quietchoir.federation.personalization.change import Change, shared_b
+from quietchoir.federation.personalization.trainer import Workshop
+from quietchoir.federation.personalization.worker import NAME as PENDING
+from quietchoir.federation.rounds.server import Coordinator
+from quietchoir.federation.server_node import keeper
 from quietchoir.federation.spec.policy import ModelTable, Policy, ProtectionTable, Recipe
 from quietchoir.federation.store.checkpoint import Store
 from quietchoir.federation.store.member import FILE as DATABASE

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import RoundAborted
-from quietchoir.federation.aggregation.server_optimizer import Vector
 from quietchoir.federation.rounds.client import Party
 from quietchoir.federation.rounds.server import Coordinator
-from quietchoir.federation.store.checkpoint import Store
+from quietchoir.federation.store.checkpoint import Store, Vector
 from quietchoir.federation.wire.link import InProcessLink
 from quietchoir.tests.fakes.events import tables
 from quietchoir.tests.fakes.federation import SilentLink, coordinator, house, parties

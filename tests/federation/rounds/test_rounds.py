@@ -11,10 +11,10 @@ import pytest
 
 from quietchoir.core.errors import DataError, FederationError, QuietchoirError, RoundAborted
 from quietchoir.crypto import ring
-from quietchoir.federation.aggregation.server_optimizer import FedAvgM, ServerState
+from quietchoir.federation.aggregation.server_optimizer import FedAvgM
 from quietchoir.federation.aggregation.update import Codec, Statistics
 from quietchoir.federation.store import checkpoint
-from quietchoir.federation.store.checkpoint import RunState, Store
+from quietchoir.federation.store.checkpoint import RunState, ServerState, Store
 from quietchoir.federation.training.learner import Trained
 from quietchoir.federation.training.synthetic_task import RehearsalLearner
 from quietchoir.federation.wire import message as messages

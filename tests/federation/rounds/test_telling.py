@@ -18,7 +18,6 @@ from quietchoir.federation import costs
 from quietchoir.federation.aggregation import attested_sum as totals
 from quietchoir.federation.aggregation.attested_sum import KEPT, Total
 from quietchoir.federation.aggregation.base import Sum
-from quietchoir.federation.aggregation.server_optimizer import ServerState
 from quietchoir.federation.rounds import delta_chain as steps
 from quietchoir.federation.rounds.client import Party
 from quietchoir.federation.rounds.client_model import (
@@ -34,7 +33,7 @@ from quietchoir.federation.rounds.delta_chain import MAX_STEPS, Step, Stepping, 
 from quietchoir.federation.rounds.global_model import ServerHeld
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import AggregationTable, GuardTable, PrivacyTable
-from quietchoir.federation.store.checkpoint import Store
+from quietchoir.federation.store.checkpoint import ServerState, Store
 from quietchoir.federation.store.database import Database
 from quietchoir.federation.store.ledger import Ledger, StaleError
 from quietchoir.federation.store.member import open_member

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import FederationError, QuietchoirError
-from quietchoir.federation.aggregation.server_optimizer import ServerState
 from quietchoir.federation.rounds.validation import parents_score
 from quietchoir.federation.store import checkpoint, member
-from quietchoir.federation.store.checkpoint import RunState, Store
+from quietchoir.federation.store.checkpoint import RunState, ServerState, Store
 from quietchoir.federation.store.database import Database
 from quietchoir.federation.store.ledger import LEASE_S, Ledger, RivalError, StaleError
 from quietchoir.federation.store.member import open_member

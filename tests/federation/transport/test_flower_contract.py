@@ -32,8 +32,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from quietchoir.crypto.identity.keys import Identity
+from quietchoir.federation.membership.founding import TLS_KEY, Founding, found
 from quietchoir.federation.membership.keys import NodeKeys
-from quietchoir.federation.spec.founding import TLS_KEY, Founding, found
 from quietchoir.federation.spec.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
 from quietchoir.federation.transport import apps, connection, letters, post, proof, superlink
 from quietchoir.federation.transport import fleet_endpoint as door

@@ -7,9 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from quietchoir.federation.membership.founding import (
+    FILE,
+    OWNER_KEY,
+    TLS_KEY,
+    Founding,
+    enroll,
+    found,
+)
 from quietchoir.federation.membership.keys import load_or_create
 from quietchoir.federation.membership.roster import load
-from quietchoir.federation.spec.founding import FILE, OWNER_KEY, TLS_KEY, Founding, enroll, found
 from quietchoir.federation.spec.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
 from quietchoir.federation.transport.letters import INLINE_BYTES
 from quietchoir.federation.transport.link import FlowerLink

@@ -19,8 +19,8 @@ import pytest
 
 from quietchoir.core.errors import FederationError
 from quietchoir.federation.membership import roster
+from quietchoir.federation.membership.founding import FILE, OWNER_KEY, Founding, enroll, found
 from quietchoir.federation.membership.keys import load_or_create
-from quietchoir.federation.spec.founding import FILE, OWNER_KEY, Founding, enroll, found
 from quietchoir.federation.spec.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
 from quietchoir.federation.transport.superlink import listen
 from quietchoir.tests.fakes.federation import DIGEST

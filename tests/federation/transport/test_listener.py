@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from quietchoir.federation.membership import roster
-from quietchoir.federation.spec.founding import TLS_KEY
+from quietchoir.federation.membership.founding import TLS_KEY
 from quietchoir.federation.transport import listener
 from quietchoir.federation.transport.superlink import SuperLink
 from quietchoir.tests.federation.transport.test_flower_rounds import free_port, make_federation

@@ -20,13 +20,7 @@ from ...core import paths
 from ...core.errors import ConfigError
 from ...core.prompt import HOUSEHOLD, PromptFormat
 from ...crypto.identity.keys import Identity
-from ..membership import certificates, roster
-from ..membership import log as chain
-from ..membership.locking import write_tls_key
-from ..membership.ownership import COORDINATOR_KEY, OWNER_KEY, TLS_KEY, enroll
-from ..membership.roster import FILE
-from ..membership.unlock import OPEN, Lock
-from .policy import (
+from ..spec.policy import (
     AdapterTable,
     AggregationTable,
     CoordinatorTable,
@@ -38,6 +32,12 @@ from .policy import (
     Recipe,
     ScheduleTable,
 )
+from . import certificates, roster
+from . import log as chain
+from .locking import write_tls_key
+from .ownership import COORDINATOR_KEY, OWNER_KEY, TLS_KEY, enroll
+from .roster import FILE
+from .unlock import OPEN, Lock
 
 __all__ = ["COORDINATOR_KEY", "FILE", "OWNER_KEY", "TLS_KEY", "Founding", "enroll", "found"]
 
