@@ -9,13 +9,16 @@ the counters.
 
 Knows how masks, ciphertexts and the server's optimizer fit together. Knows nothing of training or
 links.
-Always: a member decrypts one sum an attempt, only what enough members signed that they were shown
-too, and answers nothing of it but a keyed tag; members that end with equal adapters answer equal
-tags. A round that only scores seals nothing: its counters are masked, and end with `unmask`.
+Always: a member decrypts one sum an attempt, of each bucket, only what enough members signed that
+they were shown too, and answers nothing of it but a keyed tag; members that end with equal adapters
+answer equal tags. A round that only scores seals nothing: its counters are masked, and end with
+`unmask`.
 
 Not covered: a coordinator that alters the encrypted sum alters the members' adapter, in all members
 alike, and can learn one bit a round about the sum: whether the altered one still was one that
-honest members can have.
+honest members can have. With buckets it may show members different ones of the signed sums: they
+then hold different adapters and take part together no more, and it learns such a bit for each
+choice, and whose adapters are equal.
 """
 
 import dataclasses

@@ -19,6 +19,7 @@ ATTACKERS = (
     "coordinators",  # who runs the rounds, alone or with members that help
     "told_sums",  # a coordinator that says what it never opened
     "tags",  # the same, where members check: alone, or with members that help
+    "kept_sums",  # a coordinator that names a sum that members have, where it does not belong
     "members",  # who holds a key of the roster
     "strangers",  # who reaches the network, and holds no key
     "hosts",  # who serves a library

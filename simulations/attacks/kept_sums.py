@@ -1,0 +1,82 @@
+"""Attacks with sums that members keep: a coordinator names one by its digest where it does not
+belong.
+
+Knows how a step names a sum that its reader signed. Knows nothing of tags.
+Always: the sum is one that every member opened, checked, signed and has; in the unprotected arm
+nobody asks what the signatures were given for, and all else is the product.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+from ...federation.aggregation.attested_sum import KEPT
+from ...federation.aggregation.server_optimizer import ServerState
+from ...federation.rounds import delta_chain as steps
+from ...federation.rounds.delta_chain import Step, Stepping, join, name_of, origin_of
+from ...federation.wire import work
+from .catalogue import Attack, Result
+from .coordinators import delta
+from .scene import Stub, federation, without
+
+Way = Callable[[Step], list[Step]]
+# whoever signed a sum signed it for whatever it is taken for
+UNBOUND: tuple[Stub, ...] = ((steps, "signed_by", lambda policy, said, names, proof: tuple(proof)),)
+
+
+def led_by_a_kept_sum(way: Way, *stubs: Stub) -> Result:
+    """After one round, all are asked to train from where steps of the kept sum lead."""
+    scene = federation()
+    run = scene.run()
+    run.train_round()
+    stepping = Stepping(scene.policy, scene.size, run.state.run)
+    taken = way(delta(run).steps[name_of(run.state.server)])
+    state = ServerState.zeros(scene.size)
+    for step in taken:
+        state = stepping.go(state, step, "")
+    with without(*stubs):
+        place, names = run.assembly.begin(), tuple(sorted(scene.parties))
+        order = dataclasses.replace(
+            run.assembly.order(run.state.server.flat), state=name_of(state), cohort=names
+        )
+        kept = {name: [one.kept_by(name) for one in taken] for name in names}
+        assert all(one.totals[0].packing == KEPT for each in kept.values() for one in each)
+        told = {
+            name: work.encode_told(
+                order, join(origin_of(scene.size), [one.encode() for one in each])
+            )
+            for name, each in kept.items()
+        }
+        ready = [
+            reply.sender
+            for reply in run.post.ask(work.TRAIN, told, place, 5.0)
+            if work.decode_ready(reply.payload) is not None
+        ]
+    return Result(bool(ready), f"{len(ready)} of {len(names)} members trained from there")
+
+
+def twice(step: Step) -> list[Step]:
+    """The step, and the same once more."""
+    return [step, step]
+
+
+def of_another_round(step: Step) -> list[Step]:
+    """The step, and its sum as if the next round had opened the same."""
+    return [step, dataclasses.replace(step, round=step.round + 1)]
+
+
+def attack(name: str, way: Way) -> Attack:
+    """Both arms of one."""
+    return Attack(
+        name=name,
+        who="coordinator alone",
+        mode="masked",
+        promise="a step is made of a sum only as it was signed: of that attempt, from that state",
+        unprotected=lambda: led_by_a_kept_sum(way, *UNBOUND),
+        protected=lambda: led_by_a_kept_sum(way),
+    )
+
+
+ATTACKS = (
+    attack("a kept sum is stepped by twice", twice),
+    attack("a kept sum is the next round's as well", of_another_round),
+)
