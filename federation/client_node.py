@@ -43,7 +43,7 @@ from .membership import roster
 from .membership.consent import check_consent, check_upload
 from .membership.update import Standing
 from .model_files import resident as resident
-from .personalization.settings import Settings
+from .personalization.settings import PersonalSettings
 from .personalization.worker import Companion, one_at_a_time, own_adapters
 from .rounds.client import Party
 from .rounds.client_model import Recall
@@ -158,7 +158,12 @@ def join(
         if config.training.personal and isinstance(learner, TrainerLearner):
             owned = own_adapters(joining.home, keys.identity, learner)
             seat.companion = Companion(
-                owned, learner, Settings.of(config.training), database, on_event=on_event, busy=busy
+                owned,
+                learner,
+                PersonalSettings.of(config.training),
+                database,
+                on_event=on_event,
+                busy=busy,
             )
             opened.enter_context(closing(seat.companion))
         seat.take_part(policy)

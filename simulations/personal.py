@@ -39,10 +39,10 @@ from ..core.models.weights import Weights
 from ..core.training.evaluate import Score
 from ..core.training.frozen_layers import Prepared
 from ..core.training.trainer import Trainer
-from ..federation.personalization.change import Change
+from ..federation.personalization.change import PersonalChange
 from ..federation.personalization.keeping import training_seed
-from ..federation.personalization.settings import Settings
-from ..federation.personalization.trainer import Verdict, Workshop
+from ..federation.personalization.settings import PersonalSettings
+from ..federation.personalization.trainer import PersonalVerdict, Workshop
 from ..federation.store.checkpoint import Vector
 from . import machine
 from .population import PartyData, populate
@@ -69,7 +69,7 @@ class Study:
     """All arms of one seed."""
 
     def __init__(
-        self, scenario: Scenario, model: Weights, settings: Settings, alone_lr: float
+        self, scenario: Scenario, model: Weights, settings: PersonalSettings, alone_lr: float
     ) -> None:
         self.scenario, self.model, self.settings, self.alone_lr = (
             scenario,
@@ -135,11 +135,15 @@ class Study:
             )
         return torch.from_numpy(next(iter(kept.values())))
 
-    def personalize(self, shared: Tensor, home: PreparedHousehold) -> tuple[Tensor, Verdict]:
+    def personalize(
+        self, shared: Tensor, home: PreparedHousehold
+    ) -> tuple[Tensor, PersonalVerdict]:
         """The personal adapter [n], and what the guard of one says to it."""
         workshop = Workshop(self.trainer, home.train, home.guard)
         seed = training_seed(f"{self.scenario.seed} {home.name}")
-        change = workshop.learn(shared, Change.nothing(len(shared)), self.settings, seed=seed)
+        change = workshop.learn(
+            shared, PersonalChange.nothing(len(shared)), self.settings, seed=seed
+        )
         return change.upon(shared), workshop.judge(shared, change)
 
     def alone(self, home: PreparedHousehold) -> Tensor:
@@ -157,7 +161,7 @@ class Study:
         return self.trainer.evaluate(flat, home.measured)
 
 
-def told_verdict(verdict: Verdict) -> str:
+def told_verdict(verdict: PersonalVerdict) -> str:
     """What the guard of one saw, on its own half."""
     word = "took" if verdict.accepted else "refused"
     return (
@@ -202,7 +206,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    usual = Settings()
+    usual = PersonalSettings()
     parser.add_argument("--scenario", default="four-households")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     for name in ("households", "train", "test", "rounds"):
@@ -227,7 +231,7 @@ def main() -> int:
         population=dataclasses.replace(scenario.population, **given),
         recipe=dataclasses.replace(scenario.recipe, **rounds),
     )
-    settings = Settings(epochs=chosen.epochs, lr=chosen.lr, proximal=chosen.proximal)
+    settings = PersonalSettings(epochs=chosen.epochs, lr=chosen.lr, proximal=chosen.proximal)
     model = weights.load(catalog.find(scenario.model))
     console.print(machine.line())
     runs = [

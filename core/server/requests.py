@@ -13,7 +13,7 @@ from ..engine.sampling.params import MAX_LOGPROBS, SamplingParams
 from . import forms, messages
 from .errors import BadRequest, parse_json
 from .schemas import (
-    Group,
+    FieldGroup,
     Reader,
     Record,
     anything,
@@ -45,7 +45,7 @@ def one_text(value: Any, where: str) -> tuple[str]:
 
 # A further parameter is one line: under its name as a field of `SamplingParams`. Greedy unless
 # asked otherwise: a tool call wants the likeliest words.
-SAMPLING = Group(
+SAMPLING = FieldGroup(
     SamplingParams,
     {
         "max_tokens": number(int, 1, MOST_TOKENS),

@@ -170,7 +170,7 @@ class Record:
         return f"did you mean {near[0]}?" if near else "leave it out"
 
 
-class Group(Generic[T]):
+class FieldGroup(Generic[T]):
     """Keys of a body that together make one value, a dataclass: each key is a field of it."""
 
     def __init__(self, kind: type[T], fields: dict[str, Reader], renamed: dict[str, str]) -> None:

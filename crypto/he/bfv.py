@@ -176,7 +176,7 @@ def _rows(raw: Sequence[bytes], degree: int) -> Slots:
     return np.stack([np.frombuffer(row, np.uint64, degree) for row in raw])
 
 
-class Member:
+class BfvMember:
     """Service of one who holds the key.
 
     Args:

@@ -24,7 +24,7 @@ from ...core.errors import ProtocolError
 from ..identity.keys import bind, hkdf
 from ..prg import Stream, Words
 from ..ring import BitRing, Tally
-from .bfv import Adder, Member, Packing, Slots
+from .bfv import Adder, BfvMember, Packing, Slots
 from .parameters import named
 
 KEY_ID_BYTES = 32
@@ -72,7 +72,7 @@ class MemberService:
     """
 
     def __init__(self) -> None:
-        self._members: _Ready[Member] = _Ready()
+        self._members: _Ready[BfvMember] = _Ready()
 
     def encrypt(self, parameters: bytes, seed: bytes, *rows: bytes) -> list[bytes]:
         """As `bfv.Member.encrypt`."""
@@ -82,10 +82,10 @@ class MemberService:
         """As `bfv.Member.decrypt`."""
         return self._member(parameters, seed).decrypt(*sums)
 
-    def _member(self, parameters: bytes, seed: bytes) -> Member:
+    def _member(self, parameters: bytes, seed: bytes) -> BfvMember:
         key = (parameters, seed)
         return self._members.get(key) or self._members.put(
-            key, Member(parameters.decode("ascii"), seed)
+            key, BfvMember(parameters.decode("ascii"), seed)
         )
 
 

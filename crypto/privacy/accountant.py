@@ -8,7 +8,7 @@ steps and method; an unreadable history is an error, never a fresh start.
 
     mechanism           composed by
     gaussian            PLD of the Gaussian mechanism
-    discrete-gaussian   the same, for a slightly smaller noise: see `Step.of`
+    discrete-gaussian   the same, for a slightly smaller noise: see `PrivacyStep.of`
     skellam             RDP, since dp-accounting has no PLD of it; one such step turns the whole
                         account to RDP, which costs about a tenth more without sampling, and with it
                         a general bound that costs two fifths more
@@ -40,7 +40,7 @@ SMOOTHING = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class PrivacyStep:
     """What one opened sum tells about one member, at most.
 
     Args:
@@ -80,7 +80,7 @@ class Step:
             )
 
     @classmethod
-    def of(cls, noise: Noise, *, sampling: float = 1.0) -> "Step":
+    def of(cls, noise: Noise, *, sampling: float = 1.0) -> "PrivacyStep":
         """The step of one sum over parties that add `noise`.
 
         A discrete Gaussian of variance s^2 is, up to `noise.distance`, a continuous one of variance
@@ -149,7 +149,7 @@ class Budget:
 class Book(Protocol):
     """Where histories lie, so that they outlive this process."""
 
-    def read(self, scope: str) -> list[tuple[str, Step]]:
+    def read(self, scope: str) -> list[tuple[str, PrivacyStep]]:
         """One account's history, as it is now.
 
         Raises:
@@ -157,7 +157,7 @@ class Book(Protocol):
         """
         ...
 
-    def append(self, scope: str, round_: str, step: Step) -> None:
+    def append(self, scope: str, round_: str, step: PrivacyStep) -> None:
         """One more charge. Raises QuietchoirError: the disk refuses; nothing was changed."""
         ...
 
@@ -177,14 +177,14 @@ class Account:
             ConfigError: a book that does not hold this account's history, whole and readable.
         """
         self.budget, self.scope, self.book = budget, scope, book
-        self._history: list[tuple[str, Step]] = [] if book is None else book.read(scope)
+        self._history: list[tuple[str, PrivacyStep]] = [] if book is None else book.read(scope)
 
     @property
-    def history(self) -> tuple[tuple[str, Step], ...]:
+    def history(self) -> tuple[tuple[str, PrivacyStep], ...]:
         """(round, step), in the order of charging; a round that was run twice stands twice."""
         return tuple(self._history)
 
-    def charge(self, round_: str, step: Step) -> Spent:
+    def charge(self, round_: str, step: PrivacyStep) -> Spent:
         """Pay for a round BEFORE it runs; a round that fails afterwards stays paid.
 
         Each call is one more look at the member's data, whatever the round is called: who runs a
@@ -225,7 +225,7 @@ class Account:
         )
 
 
-def compose(steps: Sequence[Step], delta: float) -> Spent:
+def compose(steps: Sequence[PrivacyStep], delta: float) -> Spent:
     """Epsilon of all steps together.
 
     Source: Koskela, Jälkö, Honkela 2020 and Doroshenko et al. 2022 (PLD, in dp-accounting); Mironov
@@ -265,7 +265,9 @@ def multiplier_for(budget: Budget, *, steps: int, sampling: float = 1.0) -> floa
 
     def enough(multiplier: float) -> bool:
         return (
-            compose([Step(multiplier=multiplier, sampling=sampling)] * steps, budget.delta).epsilon
+            compose(
+                [PrivacyStep(multiplier=multiplier, sampling=sampling)] * steps, budget.delta
+            ).epsilon
             <= budget.epsilon
         )
 
@@ -322,13 +324,13 @@ def with_distance(ideal: functools.partial[float], delta: float, distance: float
     return math.inf
 
 
-def pld_epsilon(counts: Counter[Step], delta: float) -> float:
+def pld_epsilon(counts: Counter[PrivacyStep], delta: float) -> float:
     """By privacy loss distributions: tight."""
     return composed_pld(frozenset(counts.items()), delta)
 
 
 @functools.lru_cache(maxsize=256)
-def composed_pld(counts: frozenset[tuple[Step, int]], delta: float) -> float:
+def composed_pld(counts: frozenset[tuple[PrivacyStep, int]], delta: float) -> float:
     """Remembered: it takes a second, and a simulation's members all pay for the same steps."""
     import dp_accounting  # type: ignore[import-untyped]
     from dp_accounting import pld
@@ -345,7 +347,7 @@ def composed_pld(counts: frozenset[tuple[Step, int]], delta: float) -> float:
     return float(account.get_epsilon(delta))
 
 
-def rdp_epsilon(counts: Counter[Step], delta: float) -> float:
+def rdp_epsilon(counts: Counter[PrivacyStep], delta: float) -> float:
     """By Rényi differential privacy: looser, and it holds for Skellam too."""
     from dp_accounting import rdp
 
@@ -359,7 +361,7 @@ def rdp_epsilon(counts: Counter[Step], delta: float) -> float:
     return float(epsilon)
 
 
-def skellam_rdp(step: Step) -> NDArray[np.float64]:
+def skellam_rdp(step: PrivacyStep) -> NDArray[np.float64]:
     """Rényi divergence of one Skellam step, at each of `ORDERS`.
 
     Source: Agarwal, Kairouz, Liu 2021, corollary 3.6; L1 norms of whole numbers are at most

@@ -1,13 +1,13 @@
 """Secure aggregation: the sum of many vectors, and no single one. Sans-I/O: bytes in, bytes out."""
 
 from .client import SecAggClient, Stage
-from .ledger import Ledger
+from .ledger import RevealLedger
 from .server import SecAggResult, SecAggServer, ServerStage
 from .session import Floor, SecAggConfig
 
 __all__ = [
     "Floor",
-    "Ledger",
+    "RevealLedger",
     "SecAggClient",
     "SecAggConfig",
     "SecAggResult",

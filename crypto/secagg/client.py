@@ -24,7 +24,7 @@ from ..prg import Stream
 from ..ring import Lifted, Ring
 from . import tag
 from .graph import Graph
-from .ledger import Ledger
+from .ledger import RevealLedger
 from .messages import (
     KEY_SHARE,
     SELF_SHARE,
@@ -102,7 +102,7 @@ class SecAggClient:
         identity: Identity,
         *,
         ring: Ring | None = None,
-        ledger: Ledger | None = None,
+        ledger: RevealLedger | None = None,
         vouch: int = 0,
         relies: int = 0,
     ) -> None:
@@ -120,7 +120,7 @@ class SecAggClient:
         if config.members.get(name) != identity.public:
             raise ConfigError(f"{name} is not in the cohort with this identity; check the roster")
         self._session = Session(config, ring)
-        self._ledger = ledger or Ledger()
+        self._ledger = ledger or RevealLedger()
         self._ledger.begin(config.federation, config.round, config.attempt)
         self._identity = identity
         self._me = self._session.numbers[name]

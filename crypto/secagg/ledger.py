@@ -19,7 +19,7 @@ from typing import Self
 from ...core.errors import ConfigError, ProtocolError
 
 
-class Ledger:
+class RevealLedger:
     """One node's memory of attempts, for any number of federations; hand the same one to every
     `SecAggClient`.
     """

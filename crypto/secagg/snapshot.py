@@ -19,7 +19,7 @@ from ...core.errors import ProtocolError
 from ..identity.keys import Ephemeral, Identity, PublicIdentity
 from ..ring import Ring
 from .client import SecAggClient, Stage
-from .ledger import Ledger
+from .ledger import RevealLedger
 from .messages import KeyCard, Receipt
 from .session import Floor, SecAggConfig, Session
 
@@ -66,7 +66,7 @@ def thaw(
     identity: Identity,
     *,
     ring_of: Callable[[SecAggConfig], Ring],
-    ledger: Ledger,
+    ledger: RevealLedger,
 ) -> SecAggClient:
     """The client that was frozen. The ledger noted its attempt when it began, and is asked again
     before anything is revealed.

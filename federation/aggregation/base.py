@@ -21,7 +21,7 @@ import numpy.typing as npt
 from ...core.errors import MessageError
 from ...crypto.he.encrypted_ring import Desk
 from ...crypto.identity.keys import Identity, PublicIdentity
-from ...crypto.secagg import Ledger
+from ...crypto.secagg import RevealLedger
 from ..spec.policy import Policy, canonical
 from ..store.client_store import Vault
 from ..wire.message import Place
@@ -59,7 +59,7 @@ class PartyContext:
     policy: Policy
     name: str
     identity: Identity
-    sums: Ledger  # the node's memory of rounds that were opened
+    sums: RevealLedger  # the node's memory of rounds that were opened
     place: Place
     safe: Safe | None = None  # in sealed mode
     terms: Terms = field(default_factory=Terms)  # of this place

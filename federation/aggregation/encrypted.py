@@ -52,7 +52,7 @@ from . import secagg as masked
 from .base import PartyContext, ServerContext, Values
 from .buckets import Buckets, Step, buckets
 from .hello import occasion, verify
-from .secagg import Group, MaskedCoordinator, MaskedParty
+from .secagg import BucketGroup, MaskedCoordinator, MaskedParty
 from .server_optimizer import combine, optimizer_of
 from .update import SAMPLE, Codec, describe
 
@@ -199,7 +199,7 @@ class SealedParty(MaskedParty):
             own = context.name in cohort
             if own and (sealed_sum, names) != (self.sealed_sum, self.check.survivors):
                 raise MessageError("another sum than the one that this member signed; refused")
-            need = Group.of(cohort, len(context.cohort), self.told).threshold(policy)
+            need = BucketGroup.of(cohort, len(context.cohort), self.told).threshold(policy)
             short = context.terms.shares is not None and context.terms.shares.short(names)
             if not set(names) <= set(cohort) or len(names) < need or short:
                 raise MessageError(

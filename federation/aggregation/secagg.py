@@ -43,7 +43,7 @@ ATTEST = "attest"
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class BucketGroup:
     """One sum's members, and what its floors follow from. Everybody in it knows all of this alike.
 
     Args:
@@ -61,10 +61,10 @@ class Group:
     @staticmethod
     def of(
         cohort: tuple[str, ...], asked: int, told: Contributors, subjects: tuple[bytes, ...] = ()
-    ) -> "Group":  # fmt: skip
+    ) -> "BucketGroup":  # fmt: skip
         """The sum over `cohort`, one of the buckets of those that are ready."""
         scoring = tuple(name for name in told.scoring if name in cohort)
-        return Group(cohort, asked, told.ready, scoring, subjects)
+        return BucketGroup(cohort, asked, told.ready, scoring, subjects)
 
     def threshold(self, policy: Policy) -> int:
         """Survivors and signatures without which the sum is not opened.
@@ -105,7 +105,7 @@ class Group:
 
 
 def agree(
-    policy: Policy, place: Place, group: Group, length: int, *, counted: bool, context: bytes,
+    policy: Policy, place: Place, group: BucketGroup, length: int, *, counted: bool, context: bytes,
     shares: Shares | None = None,
 ) -> SecAggConfig:  # fmt: skip
     """What every member of a group must configure alike for `place`.
@@ -241,7 +241,7 @@ class MaskedParty:
         if policy.aggregation.buckets > 1:
             split = buckets(policy, context.terms.adapter, told.ready, shares)
             cohort = next(one for one in split if context.name in one)
-        group = Group.of(cohort, len(context.cohort), told, context.subjects)
+        group = BucketGroup.of(cohort, len(context.cohort), told, context.subjects)
         config = agree(
             policy, context.place, group, self.values.size, counted=self.counted, shares=shares,
             context=broadcast.context(context.terms.told, ready),
@@ -275,7 +275,7 @@ class MaskedCoordinator:
         self.config = agree(
             policy,
             context.place,
-            Group.of(cohort, context.asked, context.told),
+            BucketGroup.of(cohort, context.asked, context.told),
             context.length,
             counted=context.counted,
             context=broadcast.context(terms.told, self.ready),

@@ -70,12 +70,12 @@ def run_personalize(arguments: Namespace) -> None:
     from ..adapters.registry import Registry
     from ..membership.keys import load_or_create
     from ..personalization.keeping import Owner, personalize
-    from ..personalization.settings import Settings
+    from ..personalization.settings import PersonalSettings
     from .adapters import weights_of
 
     given = config.load(arguments.config).training
-    usual = Settings.of(given)
-    settings = Settings(
+    usual = PersonalSettings.of(given)
+    settings = PersonalSettings(
         epochs=usual.epochs if arguments.epochs is None else arguments.epochs,
         lr=usual.lr if arguments.lr is None else arguments.lr,
         proximal=usual.proximal if arguments.proximal is None else arguments.proximal,

@@ -20,7 +20,7 @@ from ...core.models.lora.layout import Layout, frozen_a
 from ...core.models.weights import Weights
 
 
-class Change:
+class PersonalChange:
     """B_p, float32 [n].
 
     Hazard: it holds what its owner's own examples taught it, in clear. There is no way from here
@@ -33,14 +33,14 @@ class Change:
         self._flat = flat.detach().to("cpu", torch.float32).clone()
 
     @staticmethod
-    def nothing(size: int) -> "Change":
+    def nothing(size: int) -> "PersonalChange":
         """B_p = 0: the shared adapter as it is."""
-        return Change(torch.zeros(size))
+        return PersonalChange(torch.zeros(size))
 
     @staticmethod
-    def between(shared: Tensor, whole: Tensor) -> "Change":
+    def between(shared: Tensor, whole: Tensor) -> "PersonalChange":
         """What `whole` [n] adds to `shared` [n]."""
-        return Change(whole.detach().to("cpu", torch.float32) - shared)
+        return PersonalChange(whole.detach().to("cpu", torch.float32) - shared)
 
     def upon(self, shared: Tensor) -> Tensor:
         """B_s + B_p, float32 [n]: the personal adapter over this shared one.

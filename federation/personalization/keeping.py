@@ -18,21 +18,21 @@ from ...core.models.weights import Weights
 from ...core.training.trainer import StepInfo
 from ...crypto.identity.keys import Identity
 from ..adapters.registry import PERSONAL, SHOWN, Card, Registry, content_hash
-from .change import Change, shared_b
-from .settings import Settings
-from .trainer import Verdict, Workshop
+from .change import PersonalChange, shared_b
+from .settings import PersonalSettings
+from .trainer import PersonalVerdict, Workshop
 
 logger = log.get("federation.personalization")
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class PersonalOutcome:
     """What came of it."""
 
     parent: str  # the shared adapter
     adapter: str  # the personal one; empty: worse than the shared one, not kept
     carried: str  # the earlier personal adapter whose change it goes on from; empty: from nothing
-    verdict: Verdict
+    verdict: PersonalVerdict
     active: bool  # answers from now on
 
     def words(self) -> str:
@@ -85,7 +85,7 @@ class Owner:
             filter(related, self.registry.personal()), key=lambda card: card.serial, reverse=True
         )
 
-    def carried(self, parent: Card, shape: AdapterShape) -> tuple[str, Change] | None:
+    def carried(self, parent: Card, shape: AdapterShape) -> tuple[str, PersonalChange] | None:
         """The newest of this node's changes that fits, with the name of its adapter; None: there is
         none.
 
@@ -98,7 +98,7 @@ class Owner:
                     for name in (card.adapter, card.parent)
                 )
                 if whole.shape == shape == under.shape:
-                    change = Change.between(
+                    change = PersonalChange.between(
                         shared_b(under, self.weights), shared_b(whole, self.weights)
                     )
                     return card.adapter, change
@@ -108,7 +108,7 @@ class Owner:
                 )
         return None
 
-    def card(self, parent: Card, adapter: str, verdict: Verdict) -> Card:
+    def card(self, parent: Card, adapter: str, verdict: PersonalVerdict) -> Card:
         """The signed card of a personal adapter. No epsilon: nothing was added to hide the
         owner's examples.
         """
@@ -134,12 +134,12 @@ def personalize(
     owner: Owner,
     name: str,
     workshop: Workshop,
-    settings: Settings,
+    settings: PersonalSettings,
     *,
     afresh: bool = False,
     activate: Callable[[Registry, Card], bool] = lambda registry, card: True,
     on_step: Callable[[StepInfo], None] | None = None,
-) -> Outcome:
+) -> PersonalOutcome:
     """Make this node's personal adapter on top of the shared one called `name`.
 
     An earlier change goes on from where it was. If with it the result is worse than the shared
@@ -166,7 +166,7 @@ def personalize(
         raise RequestError(
             f"there is no earlier change to put on top of {name}; train one: --epochs 2"
         )
-    tried: list[tuple[str, Change, Verdict]] = []
+    tried: list[tuple[str, PersonalChange, PersonalVerdict]] = []
     for carried, start in starts(earlier, len(shared), settings):
         change = workshop.learn(
             shared, start, settings, seed=training_seed(parent.adapter), on_step=on_step
@@ -176,7 +176,7 @@ def personalize(
             break
     carried, change, verdict = tried[-1]
     if not verdict.accepted:
-        return Outcome(parent.adapter, "", carried, verdict, active=False)
+        return PersonalOutcome(parent.adapter, "", carried, verdict, active=False)
     made = assemble(
         adapter.shape, owner.weights.architecture, owner.weights.digest, change.upon(shared)
     )
@@ -185,17 +185,17 @@ def personalize(
     kept = owner.registry.put(made, card)
     if active:
         owner.registry.activate(kept)
-    return Outcome(parent.adapter, kept, carried, verdict, active)
+    return PersonalOutcome(parent.adapter, kept, carried, verdict, active)
 
 
 def starts(
-    earlier: tuple[str, Change] | None, size: int, settings: Settings
-) -> Iterator[tuple[str, Change]]:
+    earlier: tuple[str, PersonalChange] | None, size: int, settings: PersonalSettings
+) -> Iterator[tuple[str, PersonalChange]]:
     """Where training may begin, one after the other, with the adapter that is carried over."""
     if earlier is not None:
         yield earlier
     if earlier is None or settings.epochs:
-        yield "", Change.nothing(size)
+        yield "", PersonalChange.nothing(size)
 
 
 def training_seed(name: str) -> int:

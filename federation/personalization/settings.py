@@ -12,7 +12,7 @@ from ...core.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class PersonalSettings:
     """Not tuned: half the federation's default rate, because the shared adapter is near its
     place already.
     """
@@ -33,12 +33,12 @@ class Settings:
             )
 
     @staticmethod
-    def of(config: TrainingConfig) -> "Settings":
+    def of(config: TrainingConfig) -> "PersonalSettings":
         """What the owner's file says.
 
         Raises:
             ConfigError: out of range.
         """
-        return Settings(
+        return PersonalSettings(
             epochs=config.personal_epochs, lr=config.personal_lr, proximal=config.personal_proximal
         )

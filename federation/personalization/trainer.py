@@ -20,12 +20,12 @@ from torch import Tensor
 from ...core.training.evaluate import BATCH, Score
 from ...core.training.frozen_layers import Prepared
 from ...core.training.trainer import Hyperparameters, StepInfo, Trainer
-from .change import Change
-from .settings import Settings
+from .change import PersonalChange
+from .settings import PersonalSettings
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class PersonalVerdict:
     """Both adapters on the owner's own held-out examples."""
 
     shared: Score
@@ -59,12 +59,12 @@ class Workshop:
     def learn(
         self,
         shared: Tensor,
-        change: Change,
-        settings: Settings,
+        change: PersonalChange,
+        settings: PersonalSettings,
         *,
         seed: int,
         on_step: Callable[[StepInfo], None] | None = None,
-    ) -> Change:
+    ) -> PersonalChange:
         """Train a change further over `shared` [n]; no epochs: the change as it is.
 
         Raises:
@@ -88,11 +88,11 @@ class Workshop:
             on_step=step,
             anchor=shared,
         )
-        return Change.between(shared, result.flat_b)
+        return PersonalChange.between(shared, result.flat_b)
 
-    def judge(self, shared: Tensor, change: Change) -> Verdict:
+    def judge(self, shared: Tensor, change: PersonalChange) -> PersonalVerdict:
         """Score the shared adapter alone, and with the change."""
-        return Verdict(self.score(shared), self.score(change.upon(shared)))
+        return PersonalVerdict(self.score(shared), self.score(change.upon(shared)))
 
     def score(self, flat: Tensor) -> Score:
         """One adapter [n] on the held-out examples."""
@@ -103,7 +103,7 @@ class Workshop:
         return found
 
 
-def recipe(settings: Settings) -> Hyperparameters:
+def recipe(settings: PersonalSettings) -> Hyperparameters:
     """As the trainer wants it.
 
     Weight decay is off: it would pull the shared part towards zero too, and that is frozen.

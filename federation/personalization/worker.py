@@ -23,12 +23,12 @@ from ...core.errors import FederationError, QuietchoirError
 from ..adapters.registry import SHOWN, Registry
 from ..events import FederationEvent, OnEvent, PersonalEvent
 from ..store.database import Database
-from .settings import Settings
+from .settings import PersonalSettings
 
 if TYPE_CHECKING:
     from ...crypto.identity.keys import Identity
     from ..training.learner import TrainerLearner
-    from .keeping import Outcome, Owner
+    from .keeping import Owner, PersonalOutcome
 
 Handler = Callable[[bytes], bytes]
 NAME = "personal adapter"  # record
@@ -98,7 +98,7 @@ class Companion:
         self,
         owner: "Owner",
         learner: "TrainerLearner",
-        settings: Settings,
+        settings: PersonalSettings,
         database: Database,
         *,
         on_event: OnEvent,
@@ -179,7 +179,7 @@ class Companion:
 
     def attempt(self, name: str) -> None:
         """Work on one adapter, and tell what came of it."""
-        outcome: Outcome | None = None
+        outcome: PersonalOutcome | None = None
         try:
             if self.tries > TRIES:
                 raise QuietchoirError(
@@ -200,7 +200,7 @@ class Companion:
             self.pending.clear()
         self.tell(name, words, outcome)
 
-    def work(self, name: str) -> "Outcome":
+    def work(self, name: str) -> "PersonalOutcome":
         """Train on a trainer of this thread's own; memory for it is taken now and given back
         afterwards.
         """
@@ -245,7 +245,7 @@ class Companion:
                 if not (self.leaving or self.wanted):
                     self.changed.wait(POLL_S)
 
-    def tell(self, name: str, words: str, outcome: "Outcome | None" = None) -> None:
+    def tell(self, name: str, words: str, outcome: "PersonalOutcome | None" = None) -> None:
         """To this node's own reader; events leave the process on its own standard output alone."""
         event = PersonalEvent(parent=name, words=words)
         if outcome is not None:

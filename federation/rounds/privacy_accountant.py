@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 
 from ...core.errors import FederationError
-from ...crypto.privacy.accountant import Account, Budget, Spent, Step, compose
+from ...crypto.privacy.accountant import Account, Budget, PrivacyStep, Spent, compose
 from ..aggregation.update import noise_of
 from ..spec.policy import Policy
 from ..store.database import Database
@@ -53,11 +53,11 @@ class Purse:
             ConfigError: a history of somebody else, or noise that does not fit the federation's
             bits.
         """
-        self.step: Step | None = None
+        self.step: PrivacyStep | None = None
         noise = noise_of(policy, size)
         if noise is None:
             return
-        self.step = Step.of(noise)
+        self.step = PrivacyStep.of(noise)
         budget = Budget(epsilon=policy.privacy.epsilon, delta=policy.privacy.delta)
         book = None if database is None else PrivacyBook(database, alone=alone)
         self.account = Account(budget, scope=f"{policy.federation.hex()} {whose}", book=book)

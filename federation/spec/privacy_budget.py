@@ -169,7 +169,7 @@ def search(
     Raises:
         ConfigError: noise that does not fit, or none that is enough.
     """
-    from ...crypto.privacy.accountant import Budget, Step, compose, multiplier_for
+    from ...crypto.privacy.accountant import Budget, PrivacyStep, compose, multiplier_for
 
     budget = Budget(epsilon=wanted.epsilon, delta=wanted.delta)
     honest, multiplier = (
@@ -177,7 +177,7 @@ def search(
         multiplier_for(budget, steps=recipe.rounds),
     )
     if values is None:
-        spent = compose([Step(multiplier=multiplier)] * recipe.rounds, wanted.delta)
+        spent = compose([PrivacyStep(multiplier=multiplier)] * recipe.rounds, wanted.delta)
         multiplier = rounded_up(multiplier * MARGIN)
         return Budgeted(
             privacy=dataclasses.replace(wanted, noise_multiplier=multiplier),
@@ -190,7 +190,7 @@ def search(
     for _ in range(TRIES):
         multiplier = rounded_up(multiplier)
         noise = fitting(wanted, values, multiplier, honest, protection.bits)
-        spent = compose([Step.of(noise)] * recipe.rounds, wanted.delta)
+        spent = compose([PrivacyStep.of(noise)] * recipe.rounds, wanted.delta)
         if spent.epsilon <= wanted.epsilon:
             return Budgeted(
                 privacy=dataclasses.replace(wanted, noise_multiplier=multiplier),

@@ -8,8 +8,8 @@ its memory is given up; what others are told of the adapter is a keyed tag, from
 guessed.
 
     group key             epoch | 32-byte seed
-    key share, and        epoch | `Holding.encode`; `Memory.encode`, where nobody holds the key
-    its memory            singly
+    key share, and        epoch | `Holding.encode`; `ThresholdMemory.encode`, where nobody holds
+    its memory            the key singly
     model of RUN          steps done, adapter, velocity; and the same one step earlier
 
 Not covered: a copy of the folder that is put back later forgets what was done in between.
@@ -24,7 +24,7 @@ import numpy as np
 
 from ...core import log
 from ...core.errors import FederationError, ProtocolError
-from ...crypto.experimental.threshold import Holding, Memory
+from ...crypto.experimental.threshold import Holding, ThresholdMemory
 from ...crypto.he.bfv import SEED_BYTES, key_id
 from ...crypto.identity.keys import bind, hkdf
 from ..spec.policy import check_hex
@@ -145,7 +145,7 @@ class Shelf:
         try:
             if memory is None:
                 raise ProtocolError("what was done with it is not known any more")
-            holding = Holding.decode(share.body, Memory.decode(memory.body))
+            holding = Holding.decode(share.body, ThresholdMemory.decode(memory.body))
         except ProtocolError as error:
             logger.warning("this member gives its share of the joint key up: %s", error)
             self.wipe()

@@ -239,10 +239,10 @@ def private(path: Path) -> bytes:
 
 def whose(path: Path, share: bytes) -> bytes:
     """What the memory of a key share is labelled with. Raises ConfigError: it is no share."""
-    from ...crypto.experimental.threshold import Holding, Memory
+    from ...crypto.experimental.threshold import Holding, ThresholdMemory
 
     try:
-        holding = Holding.decode(share, Memory())
+        holding = Holding.decode(share, ThresholdMemory())
     except ProtocolError as error:
         raise ConfigError(f"{path}: {error}; remove it, the members make another key") from error
     return digest("quietchoir holding 1", holding.key_id, holding.name)

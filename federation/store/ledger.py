@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 from ...core.errors import FederationError, MessageError
-from ...crypto.secagg import Ledger as SumLedger
+from ...crypto.secagg import RevealLedger as SumLedger
 from ..wire.message import Place
 from .database import Database
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 
 from ...core.errors import ConfigError
-from ...crypto.privacy.accountant import Step
+from ...crypto.privacy.accountant import PrivacyStep
 from .database import Database
 
 CHAIN = "charges of {}"  # record: what an account's lines come to
@@ -23,19 +23,19 @@ class PrivacyBook:
     def __init__(self, database: Database, *, alone: bool = True) -> None:
         self.database, self.alone = database, alone
 
-    def read(self, scope: str) -> list[tuple[str, Step]]:
+    def read(self, scope: str) -> list[tuple[str, PrivacyStep]]:
         """One account's history, in the order of charging.
 
         Raises:
             ConfigError: of somebody else, or not whole and readable.
         """
-        history, chain = list[tuple[str, Step]](), ""
+        history, chain = list[tuple[str, PrivacyStep]](), ""
         for account, round_, step in self.database.rows(
             "SELECT account, round, step FROM charges ORDER BY place"
         ):
             try:
                 if account == scope:
-                    history.append((round_, Step(**json.loads(step))))
+                    history.append((round_, PrivacyStep(**json.loads(step))))
                     chain = linked(chain, round_, step)
                 elif self.alone:
                     raise ValueError(f"it says {account!r}")
@@ -57,7 +57,7 @@ class PrivacyBook:
         record = self.database.get(CHAIN.format(scope))
         return unwritten if record is None else str(record.fields["chain"])
 
-    def append(self, scope: str, round_: str, step: Step) -> None:
+    def append(self, scope: str, round_: str, step: PrivacyStep) -> None:
         """One more charge.
 
         Raises:

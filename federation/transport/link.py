@@ -21,7 +21,7 @@ from ...core.errors import FederationError
 from ..events import OnEvent, RefusalEvent
 from ..spec.policy import Policy
 from .pending_deliveries import Underway
-from .post import Post
+from .post import LinkStatePost
 from .superlink import SuperLink
 
 logger = log.get("federation.flower")
@@ -65,7 +65,7 @@ class FlowerLink:
             self.run_id,
             SUPERLINK_NODE_ID,
         )
-        self.post = Post(self.state, self.run_id)
+        self.post = LinkStatePost(self.state, self.run_id)
         self.ids = {name: node_id for node_id, name in self.superlink.names.items()}
         self.silent: dict[str, float] = {}  # members that owed an answer, and since when
         self.left = self.underway()  # letters whose answers are collected later

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ...core import log
-from .post import Post
+from .post import LinkStatePost
 from .superlink import SuperLink
 
 logger = log.get("federation.flower")
@@ -49,7 +49,7 @@ class Underway:
     def __init__(
         self,
         superlink: SuperLink,
-        post: Post,
+        post: LinkStatePost,
         give_up: Callable[[str, str], None],
         refused: Callable[[str, str], None],
     ) -> None:

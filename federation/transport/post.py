@@ -27,7 +27,7 @@ from .letters import is_inline, name_inline, open_letter, seal_letter
 MESSAGE_TYPE = "train.letter"
 
 
-class Post:
+class LinkStatePost:
     """The coordinator's box in one run."""
 
     def __init__(self, state: LinkState, run_id: int) -> None:

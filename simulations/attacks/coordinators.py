@@ -20,7 +20,7 @@ from ...core.config import ConsentConfig
 from ...core.errors import ProtocolError
 from ...crypto import shamir
 from ...crypto.identity.keys import Ephemeral, open_box
-from ...crypto.secagg import Ledger
+from ...crypto.secagg import RevealLedger
 from ...crypto.secagg.messages import KEY_SHARE, SELF_SHARE, Revelation, SignatureList, SurvivorList
 from ...crypto.secagg.session import Session, commit
 from ...federation.aggregation import attested_sum as totals
@@ -558,8 +558,8 @@ def from_one_adapter(*stubs: Stub) -> Result:
     return result(read, scene, f"{opened} sums opened")
 
 
-def two_by_two(self: Ledger, subjects: Collection[bytes], survivors: Collection[str]) -> None:
-    """`Ledger.check` that lets two sets differ by enough: `min_cohort` members and one that
+def two_by_two(self: RevealLedger, subjects: Collection[bytes], survivors: Collection[str]) -> None:
+    """`RevealLedger.check` that lets two sets differ by enough: `min_cohort` members and one that
     colludes.
     """
     for subject in subjects:
@@ -575,7 +575,7 @@ ATTACKS = (
         mode="masked",
         promise="whatever is made of several sums from one adapter holds all honest members of one "
         "of them",
-        unprotected=lambda: from_one_adapter((Ledger, "check", two_by_two)),
+        unprotected=lambda: from_one_adapter((RevealLedger, "check", two_by_two)),
         protected=from_one_adapter,
     ),
     Attack(
@@ -609,7 +609,7 @@ ATTACKS = (
         mode="masked, buffered",
         promise="no sum of scores is one member's",
         unprotected=lambda: score_alone(
-            *NO_BINDING, (masked.Group, "scores", lambda self, policy: True)
+            *NO_BINDING, (masked.BucketGroup, "scores", lambda self, policy: True)
         ),
         protected=score_alone,
     ),

@@ -36,7 +36,7 @@ from ...core.training.frozen_layers import dense_linear
 from ...core.training.lora_layers import UpperLayers
 from ...core.training.packing import TokenExample, input_tokens, plan
 from ...crypto import ring as fixedpoint
-from ...crypto.he.bfv import SEED_BYTES, Member, Packing
+from ...crypto.he.bfv import SEED_BYTES, BfvMember, Packing
 from ...crypto.identity.keys import Identity
 from ...crypto.privacy.noise import Noise
 from ...crypto.ring import BitRing, TokenRing
@@ -292,7 +292,7 @@ class Masked:
         slots = packing.mask(
             packing.pack(self.values[f"node-{at}"]), secrets.token_bytes(32), subtract=False
         )
-        member = Member(packing.parameters.name, secrets.token_bytes(SEED_BYTES))
+        member = BfvMember(packing.parameters.name, secrets.token_bytes(SEED_BYTES))
         wire = b"".join(member.encrypt(*(row.tobytes() for row in slots)))
         words = np.frombuffer(wire, "<u2", len(wire) // 2).astype(np.float64)
         return np.resize(words, self.config.length) - 2.0**15

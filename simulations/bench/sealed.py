@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...crypto.he.bfv import Adder, Member, Packing
+from ...crypto.he.bfv import Adder, BfvMember, Packing
 from .stopwatch import Arm, Sample, interleaved
 
 # TenSEAL's own tutorials
@@ -56,7 +56,7 @@ def own(values: NDArray[np.uint32], *, bits: int, parties: int) -> Scheme:
     """Packed BFV of `crypto.he.bfv`."""
     packing = Packing(length=len(values), bits=bits, parties=parties)
     member, adder = (
-        Member(packing.parameters.name, secrets.token_bytes(32)),
+        BfvMember(packing.parameters.name, secrets.token_bytes(32)),
         Adder(packing.parameters.name),
     )
 

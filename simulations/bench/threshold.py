@@ -21,8 +21,8 @@ from ...crypto.experimental.threshold import (
     Gathering,
     Holder,
     Holding,
-    Plan,
-    Reader,
+    PartialReader,
+    ThresholdPlan,
     letter,
     request,
     together,
@@ -53,7 +53,7 @@ class ThresholdCost:
 class _Member:
     """One member with a meter."""
 
-    def __init__(self, plan: Plan, name: str, identity: Identity) -> None:
+    def __init__(self, plan: ThresholdPlan, name: str, identity: Identity) -> None:
         self.plan, self.name, self.identity = plan, name, identity
         self.seconds, self.sent, self.got = 0.0, 0, 0
         self.holding: Holding
@@ -83,7 +83,7 @@ class _Member:
     def settle(self, rehearsal: bytes, heard: Mapping[str, bytes]) -> None:
         """Fourth step."""
         before = clock()
-        reader = Reader(self.holding, rehearsal)
+        reader = PartialReader(self.holding, rehearsal)
         for name, part in heard.items():
             reader.receive(name, part)
         reader.result()
@@ -105,7 +105,7 @@ def measure(parties: int, length: int, *, bits: int, seed: int) -> ThresholdCost
     gc.collect()
     names = [f"member-{number:02}" for number in range(parties)]
     identities = {name: Identity.generate() for name in names}
-    plan = Plan(
+    plan = ThresholdPlan(
         federation=secrets.token_bytes(32),
         epoch=1,
         attempt=0,
@@ -121,7 +121,7 @@ def measure(parties: int, length: int, *, bits: int, seed: int) -> ThresholdCost
     return _one_round(plan, members, responders, bits, seed)
 
 
-def _make_key(plan: Plan, members: Mapping[str, _Member], responders: list[str]) -> None:
+def _make_key(plan: ThresholdPlan, members: Mapping[str, _Member], responders: list[str]) -> None:
     cards = {name: member.card() for name, member in members.items()}
     openings = {name: member.opening(cards) for name, member in members.items()}
     rehearsal = request(plan, REHEARSAL, responders, list(members))
@@ -135,7 +135,7 @@ def _make_key(plan: Plan, members: Mapping[str, _Member], responders: list[str])
 
 
 def _one_round(
-    plan: Plan, members: Mapping[str, _Member], responders: list[str], bits: int, seed: int
+    plan: ThresholdPlan, members: Mapping[str, _Member], responders: list[str], bits: int, seed: int
 ) -> ThresholdCost:
     rng, clear = np.random.default_rng(seed), np.zeros(plan.length, np.int64)
     first = next(iter(members.values()))
@@ -178,7 +178,7 @@ def _opened(
     taken = []
     for member in list(members.values())[:3]:
         before = clock()
-        reader = Reader(member.holding, asked, total)
+        reader = PartialReader(member.holding, asked, total)
         reader.receive_sum(summed)
         opened = member.plan.packing.unpack(reader.result())
         taken.append(clock() - before)

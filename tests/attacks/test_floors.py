@@ -15,7 +15,7 @@ from quietchoir.core.errors import ConfigError, MessageError, RoundAborted
 from quietchoir.federation.aggregation import secagg as masked
 from quietchoir.federation.aggregation.base import Contributors, ServerContext, Sum
 from quietchoir.federation.aggregation.buckets import buckets
-from quietchoir.federation.aggregation.secagg import Group, MaskedCoordinator
+from quietchoir.federation.aggregation.secagg import BucketGroup, MaskedCoordinator
 from quietchoir.federation.aggregation.server_optimizer import adapter_digest
 from quietchoir.federation.aggregation.update import Codec, Terms
 from quietchoir.federation.rounds import selection as draw
@@ -191,7 +191,7 @@ def test_every_bucket_and_every_union_of_buckets_has_enough_besides_those_that_c
             ready = everybody[:count]
             split = buckets(policy, bytes([seed]) * 32, ready)
             for bucket in split:
-                need = Group.of(bucket, members, Contributors(ready)).threshold(policy)
+                need = BucketGroup.of(bucket, members, Contributors(ready)).threshold(policy)
                 assert floor + colluders <= need <= len(bucket) or len(split) == 1
                 # Two sets of survivors of one bucket have an honest member in both, who signs one
                 # of them only.
@@ -219,7 +219,7 @@ def test_ten_members_with_two_accomplices_in_one_bucket_leave_two_that_are_not_t
     everybody = tuple(sorted(one.name for one in policy.members))
     for seed in range(50):
         for bucket in buckets(policy, bytes([seed]) * 32, everybody):
-            need = Group.of(bucket, 10, Contributors(everybody)).threshold(policy)
+            need = BucketGroup.of(bucket, 10, Contributors(everybody)).threshold(policy)
             # whoever drops out, four are summed: two besides the accomplices
             assert (len(bucket), need) == (5, 4)
 
@@ -279,7 +279,7 @@ def test_the_total_of_tokens_tells_what_the_claims_in_clear_tell_and_no_more() -
     unit = masked.agree(
         home.policy,
         Place(RUN, 1, 1),
-        Group.of(tuple(home.members), 4, Contributors(tuple(home.members))),
+        BucketGroup.of(tuple(home.members), 4, Contributors(tuple(home.members))),
         9,
         counted=True,
         context=b"",
@@ -325,7 +325,7 @@ def test_the_score_of_the_only_member_with_held_out_examples(
     protected: bool, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not protected:
-        monkeypatch.setattr(Group, "scores", lambda group, policy: True)
+        monkeypatch.setattr(BucketGroup, "scores", lambda group, policy: True)
     home = house(4, mode="masked", bits=12)
     run = coordinator(home, lone(home), SIZE)
     if stage == work.TRAIN:
@@ -379,7 +379,7 @@ def test_one_fresh_and_two_stale_members_of_a_buffered_group(
     protected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not protected:
-        monkeypatch.setattr(Group, "scores", lambda group, policy: True)
+        monkeypatch.setattr(BucketGroup, "scores", lambda group, policy: True)
     home = buffered(mode="masked", bits=12)
     members = households(home)
     run = run_of(home, members)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import RoundAborted
-from quietchoir.federation.aggregation.secagg import Group
+from quietchoir.federation.aggregation.secagg import BucketGroup
 from quietchoir.federation.aggregation.update import Codec
 from quietchoir.federation.rounds.buffered_server import BufferedCoordinator
 from quietchoir.federation.rounds.client import Party
@@ -137,7 +137,9 @@ def test_a_score_that_one_member_alone_is_asked_for_is_its_own(
     mode: str, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_the_binding(monkeypatch)
-    monkeypatch.setattr(Group, "scores", lambda group, policy: True)  # nor a floor under who scores
+    monkeypatch.setattr(
+        BucketGroup, "scores", lambda group, policy: True
+    )  # nor a floor under who scores
     home, members = scored(mode, key)
     run = one_voice(home, members, 700 if key == "threshold" else SIZE)
     run.train_round()

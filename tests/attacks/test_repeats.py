@@ -14,7 +14,7 @@ import pytest
 
 from quietchoir.core.errors import ProtocolError, RoundAborted
 from quietchoir.crypto import shamir
-from quietchoir.crypto.secagg import Ledger
+from quietchoir.crypto.secagg import RevealLedger
 from quietchoir.federation.aggregation import survivor_sets as repeats
 from quietchoir.federation.rounds import client as party_module
 from quietchoir.federation.rounds.attempt import Answers, Assembly
@@ -51,7 +51,7 @@ from quietchoir.tests.fakes.secagg import Cohort, Round, frozen
 
 def test_an_upload_counts_as_used_when_it_leaves_not_when_it_is_opened() -> None:
     cohort = Cohort(5)
-    ledgers = {name: Ledger() for name in cohort.names}
+    ledgers = {name: RevealLedger() for name in cohort.names}
     # uploads are out; the coordinator says that nothing came of it
     Round(cohort, ledgers=ledgers).play(stages=3)
     before = {name: ledger.snapshot() for name, ledger in ledgers.items()}
@@ -69,7 +69,7 @@ def two_sums(cohort: Cohort, first: set[str], second: set[str], **rule: Any) -> 
     """What a coordinator learns that drops members from two rounds about the same: the
     difference of the sums.
     """
-    ledgers = {name: Ledger() for name in cohort.names}
+    ledgers = {name: RevealLedger() for name in cohort.names}
     one = Round(cohort, 1, ledgers=ledgers, **rule).play({2: first})
     other = Round(cohort, 2, ledgers=ledgers, **rule).play({2: second})
     return one.result.total - other.result.total
@@ -92,11 +92,11 @@ def test_two_sums_of_one_adapter_that_differ_by_one_member_are_its_update_and_ar
 
 def test_a_refused_set_of_survivors_changes_nothing_and_other_subjects_are_free() -> None:
     cohort = Cohort(5)
-    ledgers = {name: Ledger() for name in cohort.names}
+    ledgers = {name: RevealLedger() for name in cohort.names}
     rule: dict[str, Any] = {"subjects": (SUBJECT,)}
     Round(cohort, 1, ledgers=ledgers, **rule).play()
     # a restart forgets nothing
-    ledgers = {name: Ledger.restore(ledger.snapshot()) for name, ledger in ledgers.items()}
+    ledgers = {name: RevealLedger.restore(ledger.snapshot()) for name, ledger in ledgers.items()}
     game = Round(cohort, 2, ledgers=ledgers, **rule).play({2: cohort.names[:1]}, stages=3)
     before = frozen(game.clients[cohort.names[1]])
     with pytest.raises(ProtocolError, match="nothing is signed"):
@@ -112,7 +112,7 @@ def test_a_refused_set_of_survivors_changes_nothing_and_other_subjects_are_free(
 
 def test_a_set_is_remembered_by_who_signed_it_also_if_the_sum_was_never_opened_there() -> None:
     cohort = Cohort(5)
-    ledgers = {name: Ledger() for name in cohort.names}
+    ledgers = {name: RevealLedger() for name in cohort.names}
     Round(cohort, 1, ledgers=ledgers, subjects=(SUBJECT,)).play(stages=4)  # signatures are out
     assert all(ledger.before(SUBJECT) == (tuple(cohort.names),) for ledger in ledgers.values())
 
@@ -153,7 +153,7 @@ def old_seed(place: Place, adapter: bytes, name: str) -> int:
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     """Members do not remember whom they were summed with."""
-    monkeypatch.setattr(Ledger, "sign", lambda *given: None)
+    monkeypatch.setattr(RevealLedger, "sign", lambda *given: None)
 
 
 def test_a_second_run_without_one_member_gives_its_update(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,7 +368,7 @@ def test_whoever_is_chosen_signs_and_a_member_that_makes_up_a_set_stops_itself_a
     names = [f"m{number}" for number in range(9)]
     chosen_again = 0
     for _ in range(300):
-        ledgers = {name: Ledger() for name in names}
+        ledgers = {name: RevealLedger() for name in names}
         for _ in range(rng.integers(0, 3)):  # earlier sums, signed for by all that would
             past = sorted(rng.choice(names, rng.integers(6, 10), replace=False))
             try:

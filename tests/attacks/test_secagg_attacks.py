@@ -13,7 +13,7 @@ import pytest
 from quietchoir.core.errors import AuthenticationError, ProtocolError, ThresholdError
 from quietchoir.crypto import shamir
 from quietchoir.crypto.identity.keys import Ephemeral, Identity, open_box
-from quietchoir.crypto.secagg import Ledger, SecAggClient
+from quietchoir.crypto.secagg import RevealLedger, SecAggClient
 from quietchoir.crypto.secagg import session as masks
 from quietchoir.crypto.secagg.messages import (
     KEY_SHARE,
@@ -229,7 +229,7 @@ def test_without_the_attempt_in_the_session_old_keys_would_be_taken(
 
 def test_a_retry_of_an_opened_round_is_refused_and_its_difference_stays_unknown() -> None:
     cohort = Cohort(6, threshold=4)
-    ledgers = {name: Ledger() for name in cohort.names}
+    ledgers = {name: RevealLedger() for name in cohort.names}
     first = Round(cohort, ledgers=ledgers).play()
     assert first.server.result is not None
     with pytest.raises(ProtocolError, match="opened in attempt 0"):
@@ -242,7 +242,7 @@ def test_a_retry_of_an_opened_round_is_refused_and_its_difference_stays_unknown(
 
 def test_an_attempt_that_was_abandoned_before_an_upload_left_can_be_retried() -> None:
     cohort = Cohort(5)
-    ledgers = {name: Ledger() for name in cohort.names}
+    ledgers = {name: RevealLedger() for name in cohort.names}
     with pytest.raises(ThresholdError):
         Round(cohort, ledgers=ledgers).play({1: cohort.names[:2]})
     again = Round(cohort, attempt=1, ledgers=ledgers).play()

@@ -10,7 +10,7 @@ import pytest
 
 from quietchoir.core.errors import AuthenticationError, ProtocolError, ThresholdError
 from quietchoir.crypto.identity.keys import bind
-from quietchoir.crypto.secagg import Ledger
+from quietchoir.crypto.secagg import RevealLedger
 from quietchoir.crypto.secagg.messages import (
     KEY_SHARE,
     Agreement,
@@ -131,7 +131,7 @@ def test_members_that_were_shown_different_keys_do_not_sign_together() -> None:
 
 def test_of_two_attempts_at_once_only_one_sends_its_upload() -> None:
     cohort = Cohort(4)
-    ledgers = {name: Ledger() for name in cohort.names}
+    ledgers = {name: RevealLedger() for name in cohort.names}
     first = Round(cohort, ledgers=ledgers).play(stages=2)
     second = Round(cohort, attempt=1, ledgers=ledgers).play(stages=2)
     second.play()
@@ -144,7 +144,7 @@ def test_of_two_attempts_at_once_only_one_sends_its_upload() -> None:
 
 def test_of_two_copies_of_one_member_only_one_reveals_shares() -> None:
     cohort = Cohort(4)
-    ledgers = {name: Ledger() for name in cohort.names}
+    ledgers = {name: RevealLedger() for name in cohort.names}
     game = Round(cohort, ledgers=ledgers).play(stages=4)
     name = cohort.names[0]
     twin = copy.copy(game.clients[name])

@@ -14,7 +14,7 @@ from quietchoir.crypto.experimental.threshold import (
     Gathering,
     Holder,
     Holding,
-    Reader,
+    PartialReader,
     residues,
     together,
 )
@@ -303,7 +303,7 @@ def test_a_coordinator_that_asks_each_member_for_something_else_gets_uniform_num
     apart = circle.holders[responders[2]].respond(second.request(responders))
     with pytest.raises(AuthenticationError):
         reading.receive(responders[2], apart)
-    other = Reader(circle.any, second.request(responders), second.total)
+    other = PartialReader(circle.any, second.request(responders), second.total)
     other.receive(responders[2], apart)
     phases = reading._total
     for part in (*reading._parts.values(), *other._parts.values()):

@@ -84,7 +84,7 @@ class KeepingLink(InProcessLink):
 def config_of(home: House, place: messages.Place) -> Any:
     length = SIZE + counters(home.policy)
     names = tuple(sorted(home.members))
-    group = masked.Group.of(names, len(names), Contributors(names, names))
+    group = masked.BucketGroup.of(names, len(names), Contributors(names, names))
     return masked.agree(home.policy, place, group, length, counted=True, context=b"")
 
 

@@ -14,9 +14,9 @@ from quietchoir.core.training.evaluate import Score
 from quietchoir.core.training.trainer import Trainer
 from quietchoir.crypto.identity.keys import Identity
 from quietchoir.federation.adapters.registry import Registry, content_hash, make_card
-from quietchoir.federation.personalization.change import Change
+from quietchoir.federation.personalization.change import PersonalChange
 from quietchoir.federation.personalization.keeping import Owner
-from quietchoir.federation.personalization.trainer import Verdict, Workshop
+from quietchoir.federation.personalization.trainer import PersonalVerdict, Workshop
 from quietchoir.federation.spec.policy import AdapterTable
 from quietchoir.tests.fakes.federation import DIGEST, House, house
 from quietchoir.tests.fakes.training import chatter, tiny_pair
@@ -93,14 +93,18 @@ class Judged:
         # of each training: the first value of the change it went on from
         self.starts: list[float] = []
 
-    def learn(self, shared: torch.Tensor, change: Change, settings: Any, **_: Any) -> Change:
+    def learn(
+        self, shared: torch.Tensor, change: PersonalChange, settings: Any, **_: Any
+    ) -> PersonalChange:
         """As `Workshop.learn`, in no time."""
         self.starts.append(float((change.upon(shared) - shared)[0]))
-        return Change(change.upon(shared) - shared + (self.step if settings.epochs else 0.0))
+        return PersonalChange(
+            change.upon(shared) - shared + (self.step if settings.epochs else 0.0)
+        )
 
-    def judge(self, shared: torch.Tensor, change: Change) -> Verdict:
+    def judge(self, shared: torch.Tensor, change: PersonalChange) -> PersonalVerdict:
         """The next verdict."""
-        return Verdict(Score(self.shared, 10), Score(self.right.pop(0), 10))
+        return PersonalVerdict(Score(self.shared, 10), Score(self.right.pop(0), 10))
 
 
 def as_workshop(fake: Judged) -> Workshop:

@@ -12,7 +12,13 @@ from quietchoir.core.errors import ProtocolError
 from quietchoir.crypto.identity.keys import Ephemeral, Identity, bind
 from quietchoir.crypto.prg import Stream, expand
 from quietchoir.crypto.ring import BitRing, Ring
-from quietchoir.crypto.secagg import Ledger, SecAggClient, SecAggConfig, SecAggResult, SecAggServer
+from quietchoir.crypto.secagg import (
+    RevealLedger,
+    SecAggClient,
+    SecAggConfig,
+    SecAggResult,
+    SecAggServer,
+)
 from quietchoir.crypto.secagg.messages import Upload
 from quietchoir.crypto.secagg.session import Session, mask_pair, mask_self
 
@@ -68,7 +74,7 @@ class Round:
         round_: int = 1,
         attempt: int = 0,
         *,
-        ledgers: Mapping[str, Ledger] | None = None,
+        ledgers: Mapping[str, RevealLedger] | None = None,
         ring: Ring | None = None,
         **other: Any,
     ) -> None:

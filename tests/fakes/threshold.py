@@ -12,8 +12,8 @@ from quietchoir.crypto.experimental.threshold import (
     Gathering,
     Holder,
     Holding,
-    Plan,
-    Reader,
+    PartialReader,
+    ThresholdPlan,
     letter,
     request,
     residues,
@@ -45,7 +45,7 @@ class Circle:
             "bits": bits,
             **other,
         }
-        self.plan = Plan(**self.fields)
+        self.plan = ThresholdPlan(**self.fields)
         self.ceremonies = self.begin()
         self.cards = {name: each.commit() for name, each in self.ceremonies.items()}
         self.openings = {name: each.open(self.cards) for name, each in self.ceremonies.items()}
@@ -63,7 +63,7 @@ class Circle:
 
     def begin(self, **other: Any) -> dict[str, Ceremony]:
         """Fresh ceremonies of the same members."""
-        plan = Plan(**{**self.fields, **other})
+        plan = ThresholdPlan(**{**self.fields, **other})
         return {name: Ceremony(plan, name, self.identities[name]) for name in self.names}
 
     @property
@@ -97,14 +97,14 @@ class Circle:
 
     def reader(
         self, gathering: Gathering, responders: Sequence[str], reader: str | None = None
-    ) -> Reader:
-        return Reader(
+    ) -> PartialReader:
+        return PartialReader(
             self.holdings[reader or self.names[-1]], gathering.request(responders), gathering.total
         )
 
     def rehearse(self, responders: Sequence[str]) -> None:
         asked = request(self.plan, REHEARSAL, responders, self.names)
-        reading = Reader(self.any, asked)
+        reading = PartialReader(self.any, asked)
         for name in responders:
             reading.receive(name, self.holders[name].respond(asked))
         reading.result()

@@ -31,7 +31,7 @@ from quietchoir.core.errors import (
 from quietchoir.core.models.lora.adapter import Adapter, assemble
 from quietchoir.core.models.lora.layout import Layout
 from quietchoir.crypto.identity.keys import Identity
-from quietchoir.crypto.privacy.accountant import Account, Budget, Step
+from quietchoir.crypto.privacy.accountant import Account, Budget, PrivacyStep
 from quietchoir.federation import client_node as member
 from quietchoir.federation import model_files as holding
 from quietchoir.federation.adapters.registry import (
@@ -349,7 +349,7 @@ def model_digest(world: World) -> Iterator[Attempt]:
 def account_scope(world: World) -> Iterator[Attempt]:
     book = PrivacyBook(open_member(world.folder / "node"))
     Account(Budget(epsilon=100.0), scope="this ann", book=book).charge(
-        "a/1/1", Step(multiplier=4.0)
+        "a/1/1", PrivacyStep(multiplier=4.0)
     )
     yield (
         lambda: Account(Budget(epsilon=100.0), scope="that ann", book=book),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from quietchoir.federation.personalization.settings import Settings
+from quietchoir.federation.personalization.settings import PersonalSettings
 from quietchoir.federation.spec.policy import AdapterTable, ProtectionTable, Recipe
 from quietchoir.simulations.personal import ARMS, Study, share, show
 from quietchoir.simulations.scenario import Population, Scenario
@@ -24,7 +24,7 @@ SCENARIO = Scenario(
 
 @pytest.fixture(scope="module")
 def study() -> Study:
-    return Study(SCENARIO, tiny_pair()[0], Settings(epochs=1), alone_lr=1e-2)
+    return Study(SCENARIO, tiny_pair()[0], PersonalSettings(epochs=1), alone_lr=1e-2)
 
 
 def test_what_the_guard_sees_is_not_what_is_measured(study: Study) -> None:

@@ -10,9 +10,9 @@ output; messages are bytes that the caller carries.
 from .contribution import REHEARSAL, Contributor, Gathering, parse, request
 from .dkg import Ceremony, check_card, check_opening, letter
 from .key_share import Holding
-from .memory import Memory
-from .partial import Holder, Reader, check_part, together
-from .plan import JointPacking, Plan
+from .memory import ThresholdMemory
+from .partial import Holder, PartialReader, check_part, together
+from .plan import JointPacking, ThresholdPlan
 from .ring import Close, JointRing, JointTally, closing, opened_bytes
 
 __all__ = [
@@ -26,9 +26,9 @@ __all__ = [
     "JointPacking",
     "JointRing",
     "JointTally",
-    "Memory",
-    "Plan",
-    "Reader",
+    "PartialReader",
+    "ThresholdMemory",
+    "ThresholdPlan",
     "check_card",
     "check_opening",
     "check_part",

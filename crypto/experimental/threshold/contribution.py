@@ -29,7 +29,7 @@ from . import residues
 from .dkg import first_common
 from .key_share import Holding
 from .lattice import LIMBS, Slots, lattice
-from .plan import LARGEST_COHORT, PLAIN_MODULUS, Plan
+from .plan import LARGEST_COHORT, PLAIN_MODULUS, ThresholdPlan
 from .residues import Residues
 
 # the round whose contributions are the members' parts of the joint key: encryptions of zero
@@ -39,7 +39,7 @@ SET_BYTES = LARGEST_COHORT // 8
 REQUEST_BYTES = ROUND_BYTES + 2 * SET_BYTES  # round, responders, contributors
 
 
-def common(plan: Plan, key_id: bytes, round_number: int) -> Residues:
+def common(plan: ThresholdPlan, key_id: bytes, round_number: int) -> Residues:
     """a for each row of a round, [rows, 3, N]; anybody can compute it."""
     if round_number == REHEARSAL:
         return first_common(plan)
@@ -53,7 +53,10 @@ def common(plan: Plan, key_id: bytes, round_number: int) -> Residues:
 
 
 def request(
-    plan: Plan, round_number: int, responders: Collection[str], contributors: Collection[str]
+    plan: ThresholdPlan,
+    round_number: int,
+    responders: Collection[str],
+    contributors: Collection[str],
 ) -> bytes:
     """What responders are asked: round, who responds, whose contributions are in the sum.
 
@@ -73,7 +76,7 @@ def request(
     return whole
 
 
-def parse(plan: Plan, whole: bytes) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+def parse(plan: ThresholdPlan, whole: bytes) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     """Round, responders and contributors of a request. Raises as `request`."""
     if len(whole) != REQUEST_BYTES:
         raise ProtocolError(
@@ -152,7 +155,7 @@ class Gathering:
         key_id: as the members' `Holding` has it.
     """
 
-    def __init__(self, plan: Plan, key_id: bytes, round_number: int) -> None:
+    def __init__(self, plan: ThresholdPlan, key_id: bytes, round_number: int) -> None:
         self._plan, self._key_id, self._round = plan, key_id, round_number
         self._numbers: set[int] = set()
         self._total: Residues = np.zeros(

@@ -50,7 +50,7 @@ from ...identity.keys import (
 from . import residues
 from .key_share import Holding
 from .lattice import LIMBS, lattice
-from .plan import POLYNOMIAL_BYTES, Plan
+from .plan import POLYNOMIAL_BYTES, ThresholdPlan
 from .residues import Residues
 
 HASH_BYTES = 32
@@ -67,7 +67,7 @@ class Ceremony:
         ProtocolError: `identity` is not the one that the plan lists under `name`.
     """
 
-    def __init__(self, plan: Plan, name: str, identity: Identity) -> None:
+    def __init__(self, plan: ThresholdPlan, name: str, identity: Identity) -> None:
         self._number = plan.number(name)
         if plan.members[name] != identity.public:
             raise ProtocolError(f"the plan lists another identity for {name!r}; check the roster")
@@ -107,7 +107,7 @@ class Ceremony:
         return len(header).to_bytes(4, "big") + header + self._opening + body
 
     @staticmethod
-    def thaw(kept: bytes, plan: Plan, name: str, identity: Identity) -> "Ceremony":
+    def thaw(kept: bytes, plan: ThresholdPlan, name: str, identity: Identity) -> "Ceremony":
         """The side that was frozen, of the same plan."""
         start = 4 + int.from_bytes(kept[:4], "big")
         fields = json.loads(kept[4:start])
@@ -252,7 +252,7 @@ class Ceremony:
         return {self._plan.numbers[name]: bytes(message) for name, message in messages.items()}
 
 
-def check_card(plan: Plan, name: str, card: bytes) -> None:
+def check_card(plan: ThresholdPlan, name: str, card: bytes) -> None:
     """What members require of a card; the coordinator too, so that one bad card costs its sender
     its place and nobody else.
 
@@ -269,7 +269,9 @@ def check_card(plan: Plan, name: str, card: bytes) -> None:
     plan.members[name].verify(context, card[:-SIGNATURE_BYTES], card[-SIGNATURE_BYTES:])
 
 
-def check_opening(plan: Plan, cards: Mapping[str, bytes], name: str, opening: bytes) -> None:
+def check_opening(
+    plan: ThresholdPlan, cards: Mapping[str, bytes], name: str, opening: bytes
+) -> None:
     """What can be checked of an opening without a key: its signature over all cards, and that its
     part is the committed one.
 
@@ -285,13 +287,19 @@ def check_opening(plan: Plan, cards: Mapping[str, bytes], name: str, opening: by
     residues.from_bytes(head[HASH_BYTES:], 1, LIMBS)
 
 
-def seen(plan: Plan, cards: Mapping[str, bytes]) -> bytes:
+def seen(plan: ThresholdPlan, cards: Mapping[str, bytes]) -> bytes:
     """32 bytes that any difference between two members' cards changes."""
     return digest("quietchoir joint view 1", plan.session, *(cards[name] for name in plan.names))
 
 
 def _check_head(
-    plan: Plan, view: bytes, card: bytes, name: str, head: bytes, hashes: bytes, signature: bytes
+    plan: ThresholdPlan,
+    view: bytes,
+    card: bytes,
+    name: str,
+    head: bytes,
+    hashes: bytes,
+    signature: bytes,
 ) -> None:
     number = plan.number(name)
     plan.members[name].verify(
@@ -309,7 +317,7 @@ def _told_in(view: bytes, number: int) -> bytes:
     return bind("quietchoir joint opening 1", view, number)
 
 
-def letter(plan: Plan, opening: bytes, name: str) -> bytes:
+def letter(plan: ThresholdPlan, opening: bytes, name: str) -> bytes:
     """What the coordinator passes on of an opening to one member: everything, but only the digests
     of others' boxes.
 
@@ -326,17 +334,17 @@ def letter(plan: Plan, opening: bytes, name: str) -> bytes:
     return opening[:HEAD_BYTES] + hashes + boxes[number] + opening[-SIGNATURE_BYTES:]
 
 
-def letter_bytes(plan: Plan) -> int:
+def letter_bytes(plan: ThresholdPlan) -> int:
     """Size of a letter."""
     return HEAD_BYTES + len(plan.members) * HASH_BYTES + BOX_BYTES + SIGNATURE_BYTES
 
 
-def first_common(plan: Plan) -> Residues:
+def first_common(plan: ThresholdPlan) -> Residues:
     """The polynomial a [1, 3, N] of all parts of the key, from the plan alone: nobody chose it."""
     return residues.random(hkdf(plan.session, b"quietchoir joint common 1"), LIMBS)[None]
 
 
-def commitment(plan: Plan, number: int, nonce: bytes, part: bytes) -> bytes:
+def commitment(plan: ThresholdPlan, number: int, nonce: bytes, part: bytes) -> bytes:
     """32 bytes that fix a member's part and tell nothing of it; another member's copy of them
     fixes nothing.
     """

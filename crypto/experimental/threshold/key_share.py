@@ -19,8 +19,8 @@ from ...he.parameters import JOINT
 from ...identity.keys import KEY_BYTES, PublicIdentity
 from . import residues
 from .lattice import LIMBS
-from .memory import Memory
-from .plan import POLYNOMIAL_BYTES, PRIMES, RESIDUE_BYTES, Plan
+from .memory import ThresholdMemory
+from .plan import POLYNOMIAL_BYTES, PRIMES, RESIDUE_BYTES, ThresholdPlan
 from .residues import Residues
 
 SECRET_BYTES = JOINT.degree * len(PRIMES) * RESIDUE_BYTES
@@ -36,7 +36,7 @@ class Holding:
     holding that forgot what it did is not safe to use.
     """
 
-    plan: Plan
+    plan: ThresholdPlan
     name: str
     key_id: bytes  # 32 bytes that name the joint key
     joint: Residues = field(repr=False)  # b [1, 3, N], public
@@ -46,7 +46,7 @@ class Holding:
     # other member's number -> key of the masks between us
     pairs: Mapping[int, bytes] = field(repr=False)
     readers: bytes = field(repr=False)  # the members' common key: parts are sealed with it
-    memory: Memory = field(repr=False, default_factory=Memory)
+    memory: ThresholdMemory = field(repr=False, default_factory=ThresholdMemory)
 
     @property
     def number(self) -> int:
@@ -78,7 +78,7 @@ class Holding:
         )
 
     @staticmethod
-    def decode(raw: bytes, memory: Memory) -> "Holding":
+    def decode(raw: bytes, memory: ThresholdMemory) -> "Holding":
         """Read what `encode` wrote.
 
         Args:
@@ -93,7 +93,7 @@ class Holding:
             members = {
                 name: PublicIdentity(bytes.fromhex(key)) for name, key in header["members"].items()
             }
-            plan = Plan(
+            plan = ThresholdPlan(
                 federation=bytes.fromhex(header["federation"]), members=members, **header["plan"]
             )
             pairs = {int(number): bytes.fromhex(key) for number, key in header["pairs"].items()}

@@ -9,10 +9,10 @@ an answer leaves, and uses neither alone.
 import json
 
 from ....core.errors import BudgetError, ProtocolError
-from .plan import Plan
+from .plan import ThresholdPlan
 
 
-class Memory:
+class ThresholdMemory:
     """One member's memory."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Memory:
 
     def check(
         self,
-        plan: Plan,
+        plan: ThresholdPlan,
         round_number: int,
         contributors: tuple[int, ...],
         request: bytes,
@@ -83,13 +83,13 @@ class Memory:
         return json.dumps(noted, sort_keys=True).encode("ascii")
 
     @staticmethod
-    def decode(raw: bytes) -> "Memory":
+    def decode(raw: bytes) -> "ThresholdMemory":
         """Read what `encode` wrote.
 
         Raises:
             ProtocolError: anything else.
         """
-        memory = Memory()
+        memory = ThresholdMemory()
         try:
             noted = json.loads(raw)
             memory.opened_rows = int(noted["opened_rows"])

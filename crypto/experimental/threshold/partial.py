@@ -62,7 +62,7 @@ from . import residues
 from .contribution import REHEARSAL, common, parse, request_id
 from .key_share import Holding
 from .lattice import LIMBS, Slots, lattice
-from .plan import POLYNOMIAL_BYTES, PRIMES, RESIDUE_BYTES, Plan
+from .plan import POLYNOMIAL_BYTES, PRIMES, RESIDUE_BYTES, ThresholdPlan
 from .residues import Residues
 
 NONCE_BYTES = 16
@@ -273,7 +273,7 @@ def _masked(holding: Holding, part: Residues, responders: Sequence[int], named: 
     return part
 
 
-class Reader:
+class PartialReader:
     """A member that puts the parts of one opening together; it need not be a responder.
 
     Args:
@@ -368,7 +368,9 @@ class Reader:
         return slots
 
 
-def check_part(plan: Plan, key_id: bytes, request: bytes, name: str, message: bytes) -> None:
+def check_part(
+    plan: ThresholdPlan, key_id: bytes, request: bytes, name: str, message: bytes
+) -> None:
     """What can be checked of a part by somebody who cannot read it: who made it, and for what.
 
     Raises:
@@ -385,7 +387,7 @@ def check_part(plan: Plan, key_id: bytes, request: bytes, name: str, message: by
     read_checks(checks)
 
 
-def together(plan: Plan, request: bytes, parts: Mapping[str, bytes]) -> bytes:
+def together(plan: ThresholdPlan, request: bytes, parts: Mapping[str, bytes]) -> bytes:
     """The sum of all parts of a request, still covered, for every reader: what the coordinator
     sends instead of t parts.
 
@@ -403,7 +405,7 @@ def together(plan: Plan, request: bytes, parts: Mapping[str, bytes]) -> bytes:
     return add_up([parts[name][:-SIGNATURE_BYTES] for name in names], _rows(plan, round_number))
 
 
-def _checked(plan: Plan, named: bytes, rows: int, name: str, message: bytes) -> bytes:
+def _checked(plan: ThresholdPlan, named: bytes, rows: int, name: str, message: bytes) -> bytes:
     """The covered part in a message."""
     size = rows * POLYNOMIAL_BYTES + OVERHEAD + SIGNATURE_BYTES
     if len(message) != size:
@@ -417,7 +419,7 @@ def _checked(plan: Plan, named: bytes, rows: int, name: str, message: bytes) -> 
     return covered
 
 
-def _rows(plan: Plan, round_number: int) -> int:
+def _rows(plan: ThresholdPlan, round_number: int) -> int:
     return 1 if round_number == REHEARSAL else plan.packing.rows
 
 

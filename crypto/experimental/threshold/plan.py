@@ -74,7 +74,7 @@ class JointPacking(Packing):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ThresholdPlan:
     """Taken from the signed federation file by every member for itself, never from the coordinator.
 
     Raises:

@@ -20,13 +20,13 @@ from ...identity.keys import SIGNATURE_BYTES
 from ...ring import BitRing
 from .contribution import Contributor, Gathering
 from .lattice import Slots
-from .plan import POLYNOMIAL_BYTES, Plan
+from .plan import POLYNOMIAL_BYTES, ThresholdPlan
 
 NUMBER_BYTES = 1  # of a member: a plan has at most 128
 Close = Callable[[Slots], bytes]  # slots [rows, N] -> a member's number and its contribution
 
 
-def closing(plan: Plan, name: str, contributor: Contributor, round_number: int) -> Close:
+def closing(plan: ThresholdPlan, name: str, contributor: Contributor, round_number: int) -> Close:
     """What a member's `JointRing` needs to close its contribution to one round."""
     number = plan.number(name).to_bytes(NUMBER_BYTES, "big")
     return lambda slots: number + contributor.encrypt(round_number, slots)
@@ -52,7 +52,7 @@ class JointRing(SealedRing):
 
     def __init__(
         self,
-        plan: Plan,
+        plan: ThresholdPlan,
         key_id: bytes,
         round_number: int,
         counters: BitRing,

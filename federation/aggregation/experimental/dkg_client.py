@@ -22,9 +22,9 @@ from ....crypto.experimental.threshold import (
     Ceremony,
     Holder,
     Holding,
-    Memory,
-    Plan,
-    Reader,
+    PartialReader,
+    ThresholdMemory,
+    ThresholdPlan,
     parse,
 )
 from ....crypto.identity.keys import Identity
@@ -46,7 +46,7 @@ class _Ongoing:
     """The one ceremony that this member is in."""
 
     place: Place
-    plan: Plan
+    plan: ThresholdPlan
     ceremony: Ceremony
     expects: str = REVEAL
     holding: Holding | None = None
@@ -66,7 +66,7 @@ class Forming:
         Raises:
             MessageError: out of order, or of another ceremony; nothing was changed.
             ProtocolError, AuthenticationError, ThresholdError: as `Ceremony`, `Holder` and
-            `Reader`; nothing was revealed.
+            `PartialReader`; nothing was revealed.
         """
         if stage == COMMIT:
             return self.commit(place, payload)
@@ -114,7 +114,7 @@ class Forming:
         ceremony = Ceremony.thaw(kept[start:end], plan, self.name, self.identity)
         holding = None
         if kept[end:]:
-            memory = Memory.decode(bytes.fromhex(fields["memory"]))
+            memory = ThresholdMemory.decode(bytes.fromhex(fields["memory"]))
             holding = Holding.decode(kept[end:], memory)
         self._ongoing = _Ongoing(
             place, plan, ceremony, fields["expects"], holding, bytes.fromhex(fields["request"])
@@ -165,9 +165,9 @@ class Forming:
         )
 
     def settle(self, ongoing: _Ongoing, given: dict[str, bytes]) -> bytes:
-        """The rehearsal's parts; keep the key if it opens to zeros. Raises as `Reader`."""
+        """The rehearsal's parts; keep the key if it opens to zeros. Raises as `PartialReader`."""
         assert ongoing.holding is not None  # `finish` came before
-        reader = Reader(ongoing.holding, ongoing.request)
+        reader = PartialReader(ongoing.holding, ongoing.request)
         for sender, part in named(given, PART).items():
             reader.receive(sender, part)
         reader.result()

@@ -14,7 +14,7 @@ from ....core import log
 from ....core.errors import CryptoError, MessageError, RoundAborted
 from ....crypto.experimental.threshold import (
     REHEARSAL,
-    Plan,
+    ThresholdPlan,
     check_card,
     check_opening,
     letter,
@@ -74,7 +74,7 @@ class Convening:
             f"{needed(self.policy, len(names))}; start the others"
         )
 
-    def hold(self, circle: Circle, plan: Plan, number: int) -> dict[str, bytes]:
+    def hold(self, circle: Circle, plan: ThresholdPlan, number: int) -> dict[str, bytes]:
         """One ceremony; raises _SilenceError unless everybody answers until the rehearsal."""
         asked = parts.join({NUMBER: bytes([number]), NAMES: circle.encode()})
         cards = self.bring(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ....core.errors import ConfigError, MessageError
-from ....crypto.experimental.threshold import Plan
+from ....crypto.experimental.threshold import ThresholdPlan
 from ....crypto.identity.keys import PublicIdentity, digest
 from ...spec.policy import Policy, canonical
 from ...wire.message import Place
@@ -52,7 +52,7 @@ class Circle:
         return Circle(attempt=int.from_bytes(named[:7], "big"), names=tuple(sorted(names)))
 
     @staticmethod
-    def of(plan: Plan) -> "Circle":
+    def of(plan: ThresholdPlan) -> "Circle":
         """The circle that a holding's plan is of."""
         return Circle(attempt=plan.attempt, names=plan.names)
 
@@ -86,7 +86,7 @@ class Circle:
             raise MessageError("who made the joint key is malformed; refused")
         return circle
 
-    def plan(self, policy: Policy, size: int) -> Plan:
+    def plan(self, policy: Policy, size: int) -> ThresholdPlan:
         """Everything that the circle's members must agree on, for adapters of `size` values.
 
         Raises:
@@ -105,7 +105,7 @@ class Circle:
                 f"a circle of {n} members, the federation's file asks for {floor}; refused"
             )
         try:
-            return Plan(
+            return ThresholdPlan(
                 federation=digest(PROTOCOL, policy.federation, policy.digest),
                 epoch=policy.version,
                 attempt=self.attempt,

@@ -30,8 +30,8 @@ from ....crypto.experimental.threshold import (
     Contributor,
     Holder,
     JointRing,
-    Plan,
-    Reader,
+    PartialReader,
+    ThresholdPlan,
     check_part,
     closing,
     opened_bytes,
@@ -102,7 +102,7 @@ class JointParty(SealedParty):
         """One stage.
 
         Raises:
-            As `MaskedParty.answer`, `Holder.respond` and `Reader`; the adapter is then unchanged,
+            As `MaskedParty.answer`, `Holder.respond`, `PartialReader`; the adapter is unchanged,
             and nothing was revealed.
         """
         answer = self.open(payload) if stage == OPEN else super().answer(stage, payload)
@@ -121,14 +121,14 @@ class JointParty(SealedParty):
         Raises:
             MessageError, ThresholdError: as `require_witnesses`; or a request for another round or
             other members' sum. ProtocolError, AuthenticationError, BudgetError: as `Holder.respond`
-            and `Reader`. DataError: a sum that so many members cannot have.
+            and `PartialReader`. DataError: a sum that so many members cannot have.
         """
         if self.check is None or self.seal is None or self.sealed_sum is None:
             raise MessageError("a sum is to be opened that this member was not shown; refused")
         given = parts.split(payload)
         self.require_witnesses(named(given, SAYS))
         asked = given.get(REQUEST, b"")
-        reader = Reader(self.holding, asked, opened_bytes(self.seal, self.sealed_sum))
+        reader = PartialReader(self.holding, asked, opened_bytes(self.seal, self.sealed_sum))
         if (reader.round, reader.contributors) != (
             round_number(self.context.place),
             self.check.survivors,
@@ -273,7 +273,7 @@ class JointCoordinator(SealedCoordinator):
 def make_joint_ring(
     policy: Policy,
     config: SecAggConfig,
-    plan: Plan,
+    plan: ThresholdPlan,
     key_id: bytes,
     number: int,
     bound: bytes,

@@ -16,7 +16,7 @@ from quietchoir.core.assistant.tools import ToolInfo
 from quietchoir.core.engine.sampling.params import Constraint, SamplingParams
 from quietchoir.core.server import requests
 from quietchoir.core.server.errors import BadRequest
-from quietchoir.core.server.schemas import Group, flag
+from quietchoir.core.server.schemas import FieldGroup, flag
 from quietchoir.core.toolcall import ToolCall
 
 USER = {"role": "user", "content": "hi"}
@@ -313,4 +313,4 @@ def test_every_sampling_parameter_can_be_asked_for() -> None:
 
 def test_a_key_that_is_no_field_of_its_value_is_a_bug_that_is_seen_at_once() -> None:
     with pytest.raises(TypeError, match="SamplingParams has no field top_q"):
-        Group(SamplingParams, {"top_q": flag}, renamed={})
+        FieldGroup(SamplingParams, {"top_q": flag}, renamed={})

@@ -14,8 +14,8 @@ from quietchoir.crypto.experimental.threshold import (
     Holding,
     JointRing,
     JointTally,
-    Memory,
-    Reader,
+    PartialReader,
+    ThresholdMemory,
     closing,
     opened_bytes,
     request,
@@ -75,7 +75,7 @@ def test_t_members_open_the_exact_sum_of_the_survivors_and_the_coordinator_the_c
     assert isinstance(tally, JointTally) and tally.gathering.contributors == game.result.survivors
     responders = circle.names[number - 1 : number + 2]
     asked = request(circle.plan, number, responders, game.result.survivors)
-    reader = Reader(circle.holdings["node-001"], asked, opened_bytes(seal, tally.sealed_sum))
+    reader = PartialReader(circle.holdings["node-001"], asked, opened_bytes(seal, tally.sealed_sum))
     for name in responders:
         reader.receive(name, circle.holders[name].respond(asked))
     assert np.array_equal(seal.packing.unpack(reader.result()), expected[:LENGTH])
@@ -133,7 +133,7 @@ def test_a_plaintext_added_in_the_dark_is_rounded_as_the_noise_bound_says() -> N
 def test_a_holding_comes_back_from_bytes_with_what_it_remembers(circle: Circle) -> None:
     holding = circle.holdings["node-002"]
     holding.memory.encrypt(77)
-    again = Holding.decode(holding.encode(), Memory.decode(holding.memory.encode()))
+    again = Holding.decode(holding.encode(), ThresholdMemory.decode(holding.memory.encode()))
     assert again.encode() == holding.encode() and again.memory.encode() == holding.memory.encode()
     assert (again.plan, again.name, again.key_id, again.readers) == (
         holding.plan, holding.name, holding.key_id, holding.readers,
@@ -144,7 +144,7 @@ def test_a_holding_comes_back_from_bytes_with_what_it_remembers(circle: Circle) 
     asked = gathering.request(circle.names[:3])
     reader = circle.reader(gathering, circle.names[:3])
     for name in circle.names[:3]:
-        held = Holding.decode(circle.holdings[name].encode(), Memory())
+        held = Holding.decode(circle.holdings[name].encode(), ThresholdMemory())
         reader.receive(name, Holder(held, circle.identities[name]).respond(asked))
     assert np.array_equal(circle.plan.packing.unpack(reader.result()), circle.sum())
 
@@ -153,13 +153,13 @@ def test_bytes_that_are_no_holding_are_refused_with_a_typed_error(circle: Circle
     true, rng = circle.any.encode(), np.random.default_rng(5)
     for size in (0, 3, 4, 100, len(true) - 1):
         with pytest.raises(ProtocolError):
-            Holding.decode(true[:size], Memory())
+            Holding.decode(true[:size], ThresholdMemory())
     header = 4 + int.from_bytes(true[:4], "big")
     read = 0
     for at in rng.integers(0, header, 300):
         changed = true[:at] + bytes([true[at] ^ 1 << int(rng.integers(8))]) + true[at + 1 :]
         try:
-            Holding.decode(changed, Memory())
+            Holding.decode(changed, ThresholdMemory())
             read += 1  # a digit of a key or a name: that is the file's checksum to find
         except ProtocolError:
             pass
@@ -171,4 +171,4 @@ def test_bytes_that_are_no_holding_are_refused_with_a_typed_error(circle: Circle
         b"[]",
     ):
         with pytest.raises(ProtocolError, match="cannot be read"):
-            Memory.decode(raw)
+            ThresholdMemory.decode(raw)

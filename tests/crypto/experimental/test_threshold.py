@@ -19,8 +19,8 @@ from quietchoir.crypto.experimental.threshold import (
     Gathering,
     Holder,
     JointPacking,
-    Plan,
-    Reader,
+    PartialReader,
+    ThresholdPlan,
     request,
     residues,
 )
@@ -110,7 +110,7 @@ def test_measured_noise_stays_below_the_plans_bound_and_leaves_room_for_the_smud
     assert 0 < max(map(abs, integers(bare))) <= nine.plan.noise
     for n, threshold in ((2, 2), (9, 5), (32, 22), (128, 86)):
         members = {str(number): Identity.generate().public for number in range(n)}
-        plan = Plan(**{**nine.fields, "members": members, "threshold": threshold})
+        plan = ThresholdPlan(**{**nine.fields, "members": members, "threshold": threshold})
         wide = 1 << plan.smudging_bits
         # what is opened decodes, always
         assert threshold * wide + plan.noise <= Q // (8 * PLAIN_MODULUS)
@@ -228,9 +228,9 @@ def test_a_reader_refuses_wrong_repeated_and_foreign_parts_and_stays_as_it_was(f
         reading.receive(name, parts[name])
     assert (five.plan.packing.unpack(reading.result()) == five.sum()).all()
     with pytest.raises(ProtocolError, match="request of 5 bytes"):
-        Reader(five.any, b"short", gathering.total)
+        PartialReader(five.any, b"short", gathering.total)
     with pytest.raises(ProtocolError, match="polynomials"):
-        Reader(five.any, asked, gathering.total[:-7])
+        PartialReader(five.any, asked, gathering.total[:-7])
 
 
 def test_a_wrong_part_with_a_true_signature_is_noticed_and_others_can_open_instead(five):
@@ -340,9 +340,9 @@ def test_a_plan_that_makes_no_sense_cannot_be_made(five):
         {"bits": 58},
     ):
         with pytest.raises(ConfigError):
-            _ = Plan(**{**five.fields, **change}).packing
+            _ = ThresholdPlan(**{**five.fields, **change}).packing
     sessions = {
-        Plan(**{**five.fields, **change}).session
+        ThresholdPlan(**{**five.fields, **change}).session
         for change in ({}, {"epoch": 2}, {"attempt": 1}, {"threshold": 4})
     }
     assert len(sessions) == 4

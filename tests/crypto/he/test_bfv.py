@@ -7,7 +7,7 @@ import pytest
 
 from quietchoir.core.errors import ConfigError, CryptoError, ProtocolError
 from quietchoir.crypto.he import bfv
-from quietchoir.crypto.he.bfv import PLAIN_MODULUS, Adder, Member, Packing, uniform
+from quietchoir.crypto.he.bfv import PLAIN_MODULUS, Adder, BfvMember, Packing, uniform
 from quietchoir.crypto.he.parameters import SEALED, SEALED_LARGE
 
 SEED = bytes(range(32))
@@ -32,7 +32,7 @@ def opened(member, parts, packing=PACKING):
 
 @pytest.fixture(scope="module")
 def member():
-    return Member(SEALED.name, SEED)
+    return BfvMember(SEALED.name, SEED)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def adder():
 
 
 def test_every_member_makes_the_same_key_from_the_seed_and_encrypts_afresh(member, adder):
-    other, plain = Member(SEALED.name, SEED), values(1)
+    other, plain = BfvMember(SEALED.name, SEED), values(1)
     first, second = (
         other.encrypt(*rows(PACKING.pack(plain))),
         other.encrypt(*rows(PACKING.pack(plain))),
@@ -82,7 +82,7 @@ def test_another_member_who_opens_a_single_masked_upload_reads_chance(member, ad
 @pytest.mark.parametrize("parties", [SEALED.largest_sum - 1, 100])
 def test_the_largest_cohorts_still_open_exactly(parties):
     packing = Packing(length=4096, bits=8, parties=parties)
-    member, adder = Member(packing.parameters.name, SEED), Adder(packing.parameters.name)
+    member, adder = BfvMember(packing.parameters.name, SEED), Adder(packing.parameters.name)
     full = np.full(packing.length, 255, np.uint8)
     parts = [member.encrypt(*rows(packing.pack(full)))[0] for _ in range(parties)]
     zero = np.zeros(packing.parameters.degree, np.uint64).tobytes()
@@ -94,12 +94,12 @@ def test_more_parts_than_the_noise_allows_and_other_keys_are_refused(member, add
     with pytest.raises(ProtocolError, match="smaller cohort"):
         adder.add(b"", *[part] * SEALED.largest_sum)
     with pytest.raises(ProtocolError, match="noise budget"):
-        Member(SEALED.name, bytes(32)).decrypt(*adder.add(b"", part))
+        BfvMember(SEALED.name, bytes(32)).decrypt(*adder.add(b"", part))
     for bad in (b"", part[:-1], bytes(len(part))):
         with pytest.raises(ProtocolError, match="ciphertext part"):
             adder.check(bad)
     with pytest.raises(CryptoError, match="seed"):
-        Member(SEALED.name, b"short")
+        BfvMember(SEALED.name, b"short")
     with pytest.raises(ConfigError, match="under encryption"):
         Packing(length=1, bits=8, parties=SEALED_LARGE.largest_sum + 1)
     with pytest.raises(ConfigError, match="under encryption"):

@@ -15,8 +15,8 @@ from quietchoir.crypto.privacy.accountant import (
     ORDERS,
     Account,
     Budget,
+    PrivacyStep,
     Spent,
-    Step,
     compose,
     multiplier_for,
     sampled_rdp,
@@ -25,7 +25,7 @@ from quietchoir.crypto.privacy.accountant import (
 from quietchoir.crypto.privacy.noise import Noise
 
 DELTA = 1e-5
-STEP = Step(multiplier=4.0)
+STEP = PrivacyStep(multiplier=4.0)
 SCOPE = "choir/node-1"
 
 
@@ -33,13 +33,13 @@ class MemoryBook:
     """Outlives an account."""
 
     def __init__(self) -> None:
-        self.lines: list[tuple[str, str, Step]] = []
+        self.lines: list[tuple[str, str, PrivacyStep]] = []
         self.full = False
 
-    def read(self, scope: str) -> list[tuple[str, Step]]:
+    def read(self, scope: str) -> list[tuple[str, PrivacyStep]]:
         return [(round_, step) for whose, round_, step in self.lines if whose == scope]
 
-    def append(self, scope: str, round_: str, step: Step) -> None:
+    def append(self, scope: str, round_: str, step: PrivacyStep) -> None:
         if self.full:
             raise QuietchoirError("the disk is full")
         self.lines.append((scope, round_, step))
@@ -85,7 +85,7 @@ def test_the_accountant_agrees_with_opacus_within_two_percent() -> None:
         peer = PRVAccountant()
         peer.history = [(1.0, 0.1, 100)]
         theirs = peer.get_epsilon(delta=DELTA)
-    ours = compose([Step(multiplier=1.0, sampling=0.1)] * 100, DELTA).epsilon
+    ours = compose([PrivacyStep(multiplier=1.0, sampling=0.1)] * 100, DELTA).epsilon
     assert ours == pytest.approx(theirs, rel=0.02)
     assert ours == pytest.approx(7.05, abs=0.02)
 
@@ -95,7 +95,7 @@ def test_without_sampling_epsilon_is_the_analytic_gaussian_one(
     multiplier: float, steps: int
 ) -> None:
     exact = analytic(multiplier, steps)
-    found = compose([Step(multiplier=multiplier)] * steps, DELTA).epsilon
+    found = compose([PrivacyStep(multiplier=multiplier)] * steps, DELTA).epsilon
     assert exact * 0.999 <= found <= exact * 1.01
 
 
@@ -106,7 +106,8 @@ def test_a_discrete_gaussian_is_never_cheaper_than_it_is() -> None:
     deviation, sensitivity, steps = 30.0, 10, 8
     shrunk = math.sqrt(deviation**2 - 4) / sensitivity
     ours = compose(
-        [Step(mechanism="discrete-gaussian", multiplier=shrunk, sensitivity=sensitivity)] * steps,
+        [PrivacyStep(mechanism="discrete-gaussian", multiplier=shrunk, sensitivity=sensitivity)]
+        * steps,
         DELTA,
     ).epsilon
     exact = (
@@ -144,7 +145,7 @@ def test_skellam_is_bounded_from_above_with_and_without_sampling(deviation: floa
         p, q = (np.log(stats.skellam.pmf(k - shift, rate, rate)) for shift in (sensitivity, 0))
     kept = np.isfinite(p) & np.isfinite(q)
     p, q = p[kept], q[kept]
-    step = Step(
+    step = PrivacyStep(
         mechanism="skellam", multiplier=deviation / sensitivity, sensitivity=sensitivity, length=1
     )
     plain, sampled = skellam_rdp(step), sampled_rdp(skellam_rdp(step), 0.1)
@@ -160,14 +161,15 @@ def test_skellam_is_bounded_from_above_with_and_without_sampling(deviation: floa
 def test_skellam_costs_about_what_a_gaussian_does() -> None:
     gaussian = compose([STEP] * 10, DELTA).epsilon
     skellam = compose(
-        [Step(mechanism="skellam", multiplier=4.0, sensitivity=2000.0, length=400_000)] * 10, DELTA
+        [PrivacyStep(mechanism="skellam", multiplier=4.0, sensitivity=2000.0, length=400_000)] * 10,
+        DELTA,
     )
     assert gaussian < skellam.epsilon < 1.15 * gaussian
     assert skellam.method.startswith("RDP")
 
 
 def test_one_skellam_step_among_others_is_counted_with_them() -> None:
-    steps = [STEP, STEP, Step(mechanism="skellam", multiplier=4.0, sensitivity=2000.0)]
+    steps = [STEP, STEP, PrivacyStep(mechanism="skellam", multiplier=4.0, sensitivity=2000.0)]
     mixed = compose(steps, DELTA)
     assert (
         compose(steps[:2], DELTA).epsilon < mixed.epsilon < 1.3 * compose([STEP] * 3, DELTA).epsilon
@@ -178,7 +180,7 @@ def test_one_skellam_step_among_others_is_counted_with_them() -> None:
 @pytest.mark.parametrize("mechanism", ["discrete-gaussian", "skellam"])
 def test_a_step_of_real_noise_costs_no_less_than_its_multiplier_says(mechanism: str) -> None:
     noise = Noise(length=50_000, clip=1.0, multiplier=3.0, honest=10, bits=16, mechanism=mechanism)  # type: ignore[arg-type]
-    step = Step.of(noise)
+    step = PrivacyStep.of(noise)
     assert 0.999 * 3.0 < step.multiplier <= 3.0 + 1e-12
     assert step.distance == noise.distance > 0
     ideal = analytic(3.0, 10)
@@ -187,13 +189,13 @@ def test_a_step_of_real_noise_costs_no_less_than_its_multiplier_says(mechanism: 
 
 def test_noise_too_far_from_the_ideal_one_buys_nothing() -> None:
     near, far = (
-        compose([Step(multiplier=4.0, distance=distance)], DELTA).epsilon
+        compose([PrivacyStep(multiplier=4.0, distance=distance)], DELTA).epsilon
         for distance in (1e-8, 1e-5)
     )
     assert compose([STEP], DELTA).epsilon < near < 3
     assert far == math.inf
     with pytest.raises(BudgetError):
-        account(1e6).charge("run/1", Step(multiplier=4.0, distance=1e-5))
+        account(1e6).charge("run/1", PrivacyStep(multiplier=4.0, distance=1e-5))
 
 
 def test_the_multiplier_for_a_budget_pays_for_its_rounds_and_hardly_more() -> None:
@@ -239,11 +241,11 @@ def test_a_round_that_is_run_twice_is_paid_twice() -> None:
     assert (first.steps, second.steps) == (1, 2) and second.epsilon == pytest.approx(
         analytic(4.0, 2), rel=0.01
     )
-    assert ours.charge("run/1", Step(multiplier=5.0)).steps == 3
+    assert ours.charge("run/1", PrivacyStep(multiplier=5.0)).steps == 3
     assert (
         account(book=book).history
         == ours.history
-        == (("run/1", STEP), ("run/1", STEP), ("run/1", Step(multiplier=5.0)))
+        == (("run/1", STEP), ("run/1", STEP), ("run/1", PrivacyStep(multiplier=5.0)))
     )
 
 
@@ -267,8 +269,8 @@ def test_every_epsilon_says_what_it_means() -> None:
         mechanism="no step yet",
         method=ours.epsilon().method,
     )
-    ours.charge("run/1", Step(multiplier=1.0, sampling=0.1))
-    spent = ours.charge("run/2", Step(multiplier=1.0, sampling=0.1))
+    ours.charge("run/1", PrivacyStep(multiplier=1.0, sampling=0.1))
+    spent = ours.charge("run/2", PrivacyStep(multiplier=1.0, sampling=0.1))
     assert set(spent.record()) == {
         "epsilon",
         "delta",
@@ -302,7 +304,7 @@ def test_every_epsilon_says_what_it_means() -> None:
 )
 def test_a_step_without_sense_is_a_typed_error(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
-        Step(**{"multiplier": 1.0, **wrong})  # type: ignore[arg-type]
+        PrivacyStep(**{"multiplier": 1.0, **wrong})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from quietchoir.core.errors import ConfigError, ProtocolError, ThresholdError
 from quietchoir.crypto.identity.keys import Identity
-from quietchoir.crypto.secagg import Ledger, SecAggClient, ServerStage, Stage
+from quietchoir.crypto.secagg import RevealLedger, SecAggClient, ServerStage, Stage
 from quietchoir.crypto.secagg.messages import Kind, frame
 from quietchoir.tests.fakes.secagg import STAGES, Cohort, PrimeRing, Round, frozen
 
@@ -276,7 +276,7 @@ def test_everything_that_members_must_agree_on_is_in_the_session() -> None:
 
 
 def test_a_ledger_lets_an_attempt_begin_once_and_a_round_open_once() -> None:
-    ledger = Ledger()
+    ledger = RevealLedger()
     ledger.begin(b"f", 1, 0)
     with pytest.raises(ProtocolError):
         ledger.begin(b"f", 1, 0)
@@ -284,7 +284,7 @@ def test_a_ledger_lets_an_attempt_begin_once_and_a_round_open_once() -> None:
     with pytest.raises(ProtocolError):
         ledger.begin(b"f", 1, 2)
     ledger.open(b"f", 1, 3)
-    again = Ledger.restore(ledger.snapshot())
+    again = RevealLedger.restore(ledger.snapshot())
     for memory in (ledger, again):
         for call in (memory.begin, memory.open):
             with pytest.raises(ProtocolError, match="opened in attempt 3"):
@@ -293,7 +293,7 @@ def test_a_ledger_lets_an_attempt_begin_once_and_a_round_open_once() -> None:
     again.begin(b"other", 1, 0)
     for bad in (b"", b"[]", b'{"begun": [[1]], "opened": []}'):
         with pytest.raises(ConfigError):
-            Ledger.restore(bad)
+            RevealLedger.restore(bad)
 
 
 def test_the_coordinator_refuses_strangers_doubles_and_other_peoples_messages() -> None:

@@ -11,7 +11,7 @@ import pytest
 from quietchoir.core.errors import ProtocolError
 from quietchoir.crypto.identity.keys import Identity
 from quietchoir.crypto.ring import BitRing, Ring
-from quietchoir.crypto.secagg import Ledger, SecAggClient, SecAggConfig, SecAggServer, Stage
+from quietchoir.crypto.secagg import RevealLedger, SecAggClient, SecAggConfig, SecAggServer, Stage
 from quietchoir.crypto.secagg.session import Floor
 from quietchoir.crypto.secagg.snapshot import freeze, read_config, spell_config, thaw
 
@@ -38,13 +38,13 @@ def ring_of(config: SecAggConfig) -> Ring:
     return BitRing(length=config.length, bits=config.bits, parties=len(config.members))
 
 
-def again(client: SecAggClient, name: str, ledger: Ledger) -> SecAggClient:
+def again(client: SecAggClient, name: str, ledger: RevealLedger) -> SecAggClient:
     return thaw(freeze(client), name, KEYS[name], ring_of=ring_of, ledger=ledger)
 
 
 def test_a_sum_of_members_frozen_before_every_stage_is_right_also_when_one_drops_out() -> None:
     config = agreed(floors=(Floor(frozenset(NAMES[:3]), 3),))
-    ledgers = {name: Ledger() for name in NAMES}
+    ledgers = {name: RevealLedger() for name in NAMES}
     clients = {name: SecAggClient(config, name, KEYS[name], ledger=ledgers[name]) for name in NAMES}
     server = SecAggServer(config)
     steps: dict[str, Callable[[SecAggClient, str, bytes], bytes]] = {
@@ -80,16 +80,18 @@ def test_what_was_frozen_is_taken_up_by_its_own_member_in_its_own_session_alone(
     client = SecAggClient(agreed(), "ann", KEYS["ann"])
     client.advertise()
     kept = freeze(client)
-    assert thaw(kept, "ann", KEYS["ann"], ring_of=ring_of, ledger=Ledger()).stage is Stage.SHARE
+    assert (
+        thaw(kept, "ann", KEYS["ann"], ring_of=ring_of, ledger=RevealLedger()).stage is Stage.SHARE
+    )
     with pytest.raises(ProtocolError, match="another"):
-        thaw(kept, "ann", KEYS["ben"], ring_of=ring_of, ledger=Ledger())
+        thaw(kept, "ann", KEYS["ben"], ring_of=ring_of, ledger=RevealLedger())
     with pytest.raises(ProtocolError, match="another"):
         thaw(
             kept.replace(b'"attempt":1', b'"attempt":2'),
             "ann",
             KEYS["ann"],
             ring_of=ring_of,
-            ledger=Ledger(),
+            ledger=RevealLedger(),
         )
     with pytest.raises(ProtocolError, match="another"):
         thaw(
@@ -97,7 +99,7 @@ def test_what_was_frozen_is_taken_up_by_its_own_member_in_its_own_session_alone(
             "ann",
             KEYS["ann"],
             ring_of=lambda config: BitRing(length=8, bits=8, parties=5),
-            ledger=Ledger(),
+            ledger=RevealLedger(),
         )
 
 

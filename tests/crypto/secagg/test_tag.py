@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from quietchoir.core.errors import AuthenticationError, ConfigError, ProtocolError
 from quietchoir.crypto.secagg import SecAggConfig, tag
 from quietchoir.crypto.secagg.client import SecAggClient, Stage, SumCheck
-from quietchoir.crypto.secagg.ledger import Ledger
+from quietchoir.crypto.secagg.ledger import RevealLedger
 from quietchoir.crypto.secagg.messages import KeyCard
 from quietchoir.crypto.secagg.snapshot import freeze, thaw
 from quietchoir.tests.fakes.secagg import Cohort, Round
@@ -194,7 +194,7 @@ def test_a_member_that_was_put_aside_still_finds_that_it_was_dealt_another_seed(
         name,
         cohort.identities[name],
         ring_of=lambda config: game.session.ring,
-        ledger=Ledger(),
+        ledger=RevealLedger(),
     )
     with pytest.raises(ProtocolError, match="dealt another seed"):
         game.ask(name)

@@ -14,7 +14,7 @@ from quietchoir.crypto import ring as fixedpoint
 from quietchoir.crypto.experimental.threshold import (
     Contributor,
     Holder,
-    Reader,
+    PartialReader,
     opened_bytes,
     request,
 )
@@ -120,7 +120,7 @@ def test_the_coordinator_with_t_minus_1_members_opens_nothing_and_t_members_open
     ring = joint.make_joint_ring(
         home.policy, config_of(home, place), ann.plan, ann.key_id, round_number(place), b""
     )
-    reader = Reader(ann, asked, opened_bytes(ring.sealing, total))
+    reader = PartialReader(ann, asked, opened_bytes(ring.sealing, total))
     with pytest.raises(ThresholdError, match="no part from"):
         reader.result()
     reader.receive_sum(summed)  # the arm with t members

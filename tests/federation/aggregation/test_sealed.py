@@ -162,7 +162,7 @@ def test_nothing_that_passes_the_coordinator_opens_without_a_members_key(
     assert len(sums) == 1
     total = sums.pop()
     names = tuple(sorted(members))
-    group = masked.Group.of(names, 4, Contributors(names, names))
+    group = masked.BucketGroup.of(names, 4, Contributors(names, names))
     config = masked.agree(
         home.policy, PLACE, group, SIZE + sealed.counters(home.policy), counted=True, context=b""
     )

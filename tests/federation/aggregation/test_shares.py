@@ -14,7 +14,7 @@ from quietchoir.crypto.secagg import SecAggServer
 from quietchoir.federation.aggregation.base import Contributors
 from quietchoir.federation.aggregation.buckets import buckets
 from quietchoir.federation.aggregation.rank_masks import Shares, shares_of
-from quietchoir.federation.aggregation.secagg import Group, agree
+from quietchoir.federation.aggregation.secagg import BucketGroup, agree
 from quietchoir.federation.aggregation.update import noise_of
 from quietchoir.federation.rounds.delta_chain import origin_of
 from quietchoir.federation.spec.policy import (
@@ -225,7 +225,7 @@ def test_who_trains_what_follows_from_the_file_the_cohort_and_the_attempt() -> N
     assert shares_of(house(5).policy, everybody, 1) is None
     assert reached([8, 6, 3], 5) == 3
     with pytest.raises(ConfigError, match="a floor of 3 among 2"):
-        group = Group.of(
+        group = BucketGroup.of(
             ("ann", "ben", "dan", "eve"), 5, Contributors(("ann", "ben", "dan", "eve"))
         )
         agree(

@@ -30,13 +30,13 @@ from quietchoir.federation.adapters import transfer
 from quietchoir.federation.adapters.registry import Card, Registry, content_hash
 from quietchoir.federation.cli import adapters as commands
 from quietchoir.federation.membership.log import ENROLL, found
-from quietchoir.federation.personalization.change import Change, shared_b
+from quietchoir.federation.personalization.change import PersonalChange, shared_b
 from quietchoir.federation.personalization.keeping import (
     Owner,
     personalize,
     unless_chosen_otherwise,
 )
-from quietchoir.federation.personalization.settings import Settings
+from quietchoir.federation.personalization.settings import PersonalSettings
 from quietchoir.federation.personalization.trainer import Workshop, pieces
 from quietchoir.tests.fakes.federation import DIGEST
 from quietchoir.tests.fakes.personal import (
@@ -52,8 +52,8 @@ from quietchoir.tests.fakes.personal import (
 )  # fmt: skip
 from quietchoir.tests.fakes.training import chatter
 
-CARRY = Settings(epochs=0)
-TRAIN = Settings(epochs=1)
+CARRY = PersonalSettings(epochs=0)
+TRAIN = PersonalSettings(epochs=1)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,9 @@ def test_the_shared_and_the_personal_part_are_one_adapter_of_one_adapters_size(
     flat = shared_b(shared, weights)
     kept = personalize(desk.owner, desk.deliver(1), as_workshop(Judged(6)), TRAIN).adapter
     whole = desk.registry.load(kept)
-    assert torch.equal(shared_b(whole, weights), Change(torch.full((len(flat),), 0.5)).upon(flat))
+    assert torch.equal(
+        shared_b(whole, weights), PersonalChange(torch.full((len(flat),), 0.5)).upon(flat)
+    )
     module = "model.layers.3.self_attn.q_proj"
     inner = shared.tensors[a_name(module)] @ x  # A x, of both
     alone, together = (one.tensors[b_name(module)] @ inner for one in (shared, whole))
@@ -97,7 +99,7 @@ def test_the_shared_and_the_personal_part_are_one_adapter_of_one_adapters_size(
 
 
 def test_a_change_is_not_shown_not_pickled_and_no_array() -> None:
-    change = Change(torch.full((4,), 0.625))
+    change = PersonalChange(torch.full((4,), 0.625))
     assert repr(change) == str(change) == "Change(4 values)" and len(change) == 4
     with pytest.raises(TypeError, match="stays in its process"):
         pickle.dumps(change)
@@ -113,13 +115,13 @@ def test_training_moves_the_personal_part_alone_and_proximal_pulls_it_to_the_sha
     weights: Weights, workshop: Workshop
 ) -> None:
     shared = shared_b(shared_adapter(weights, 1), weights)
-    before, far = shared.clone(), Change(torch.full_like(shared, 0.3))
+    before, far = shared.clone(), PersonalChange(torch.full_like(shared, 0.3))
     lengths = {
         proximal: float(
             (workshop.learn(shared, far, settings, seed=1).upon(shared) - shared).norm()
         )
         for proximal in (0.0, 100.0)
-        if (settings := Settings(epochs=3, lr=1e-2, proximal=proximal))
+        if (settings := PersonalSettings(epochs=3, lr=1e-2, proximal=proximal))
     }
     assert torch.equal(shared, before)
     # towards the shared one, not to where training began
@@ -136,7 +138,10 @@ def test_an_owners_own_words_are_learned_on_top_and_judged_on_what_was_held_out(
     seen = Workshop(trainer, examples, examples)
     shared = shared_b(shared_adapter(weights, 1), weights)
     change = seen.learn(
-        shared, Change.nothing(len(shared)), Settings(epochs=80, lr=5e-2, batch=3), seed=1
+        shared,
+        PersonalChange.nothing(len(shared)),
+        PersonalSettings(epochs=80, lr=5e-2, batch=3),
+        seed=1,
     )
     verdict = seen.judge(shared, change)
     assert (
@@ -158,7 +163,9 @@ def test_scoring_in_pieces_gives_what_scoring_at_once_gives(
     assert (
         watched.score(flat) == workshop.trainer.evaluate(flat, workshop.test) and len(rested) == 1
     )
-    watched.learn(flat, Change.nothing(len(flat)), Settings(epochs=2, batch=2), seed=1)
+    watched.learn(
+        flat, PersonalChange.nothing(len(flat)), PersonalSettings(epochs=2, batch=2), seed=1
+    )
     assert len(rested) == 1 + 1 + 6  # before, and after each step
 
 
@@ -264,7 +271,7 @@ def test_what_cannot_be_built_on_is_refused_and_nothing_is_kept(desk: Desk) -> N
         {"batch": 0},
     ):
         with pytest.raises(ConfigError, match="expected epochs"):
-            Settings(**wrong)
+            PersonalSettings(**wrong)
 
 
 def test_only_this_nodes_own_changes_of_this_federation_and_shape_are_carried_on(
@@ -409,9 +416,12 @@ def test_the_verb_trains_tells_and_lists(
 
 
 def test_the_configuration_is_what_the_settings_say() -> None:
-    assert Settings.of(TrainingConfig()) == Settings() and not TrainingConfig().personal
+    assert (
+        PersonalSettings.of(TrainingConfig()) == PersonalSettings()
+        and not TrainingConfig().personal
+    )
     with pytest.raises(ConfigError, match="lr = 0"):
-        Settings.of(TrainingConfig(personal_lr=0.0))
+        PersonalSettings.of(TrainingConfig(personal_lr=0.0))
     with pytest.raises(DataError, match="--data"):
         from quietchoir.federation.cli.personalization import open_workshop as opened
 

@@ -17,9 +17,9 @@ from quietchoir.core.errors import FederationError, QuietchoirError
 from quietchoir.core.models.lora.layout import AdapterShape
 from quietchoir.core.training.evaluate import Score
 from quietchoir.federation.events import FederationEvent, StaysEvent
-from quietchoir.federation.personalization.keeping import Outcome
-from quietchoir.federation.personalization.settings import Settings
-from quietchoir.federation.personalization.trainer import Verdict
+from quietchoir.federation.personalization.keeping import PersonalOutcome
+from quietchoir.federation.personalization.settings import PersonalSettings
+from quietchoir.federation.personalization.trainer import PersonalVerdict
 from quietchoir.federation.personalization.worker import NAME, Companion, Pending, one_at_a_time
 from quietchoir.federation.store.member import open_member
 from quietchoir.federation.training.learner import TrainerLearner
@@ -35,9 +35,11 @@ class Scripted(Companion):
 
     script: Callable[["Scripted", str], None] = staticmethod(lambda companion, name: None)
 
-    def work(self, name: str) -> Outcome:
+    def work(self, name: str) -> PersonalOutcome:
         self.script(self, name)
-        return Outcome(name, "cc" * 32, "", Verdict(Score(1, 2), Score(2, 2)), active=True)
+        return PersonalOutcome(
+            name, "cc" * 32, "", PersonalVerdict(Score(1, 2), Score(2, 2)), active=True
+        )
 
 
 class Scene:
@@ -59,7 +61,7 @@ class Scene:
         companion: Scripted = kind(
             SimpleNamespace(),
             SimpleNamespace(),
-            Settings(),
+            PersonalSettings(),
             self.database,
             on_event=tables(self.events.put),
             **options,
@@ -228,7 +230,9 @@ def test_a_node_without_held_out_examples_is_told_so(tmp_path: Path) -> None:
     database = open_member(tmp_path / "choir")
     before, events = desk.files(), queue.Queue[dict[str, Any]]()
     learner = TrainerLearner(shop.trainer, shop.train, None, None)  # type: ignore[arg-type]
-    companion = Companion(desk.owner, learner, Settings(), database, on_event=tables(events.put))
+    companion = Companion(
+        desk.owner, learner, PersonalSettings(), database, on_event=tables(events.put)
+    )
     companion.adopted(parent)
     assert "test.jsonl" in events.get(timeout=PATIENCE_S)["words"]
     companion.finish()
@@ -243,7 +247,9 @@ def test_an_adapter_of_other_layers_than_the_federation_now_trains_is_left_to_it
     database = open_member(tmp_path / "choir")
     before, events = desk.files(), queue.Queue[dict[str, Any]]()
     learner = TrainerLearner(shop.trainer, shop.train, shop.test, None)  # type: ignore[arg-type]
-    companion = Companion(desk.owner, learner, Settings(), database, on_event=tables(events.put))
+    companion = Companion(
+        desk.owner, learner, PersonalSettings(), database, on_event=tables(events.put)
+    )
     companion.adopted(parent)
     assert ("changes 1 layers, the federation now trains 2") in events.get(timeout=PATIENCE_S)[
         "words"

@@ -34,7 +34,7 @@ from quietchoir.federation.membership.founding import (
     found,
 )
 from quietchoir.federation.membership.keys import load_or_create
-from quietchoir.federation.personalization.change import Change, shared_b
+from quietchoir.federation.personalization.change import PersonalChange, shared_b
 from quietchoir.federation.personalization.trainer import Workshop
 from quietchoir.federation.personalization.worker import NAME as PENDING
 from quietchoir.federation.rounds.server import Coordinator
@@ -240,9 +240,9 @@ def test_a_member_that_started_from_its_personal_adapter_would_be_found_out(
     play: Play, without: Trace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control arm: the comparison above can fail."""
-    learn, honest, learned = Workshop.learn, TrainerLearner.train, list[Change]()
+    learn, honest, learned = Workshop.learn, TrainerLearner.train, list[PersonalChange]()
 
-    def watched(shop: Workshop, *given: Any, **more: Any) -> Change:
+    def watched(shop: Workshop, *given: Any, **more: Any) -> PersonalChange:
         learned.append(learn(shop, *given, **more))
         return learned[-1]
 
@@ -268,7 +268,7 @@ def test_a_marked_change_is_in_no_letter_and_in_no_file_but_its_own(
     monkeypatch.setattr(
         Workshop,
         "learn",
-        lambda shop, shared, change, *_, **__: Change(
+        lambda shop, shared, change, *_, **__: PersonalChange(
             torch.full_like(shared, float(MARKER)) - shared
         ),
     )

@@ -11,7 +11,7 @@ import pytest
 
 from quietchoir import cli
 from quietchoir.core.errors import BudgetError, ConfigError
-from quietchoir.crypto.privacy.accountant import Account, Budget, Step
+from quietchoir.crypto.privacy.accountant import Account, Budget, PrivacyStep
 from quietchoir.crypto.privacy.noise import Noise
 from quietchoir.federation.membership import roster
 from quietchoir.federation.rounds.privacy_accountant import Purse
@@ -64,10 +64,10 @@ def test_all_rounds_fit_into_the_budget_and_not_one_more_with_less_noise(mechani
         )
         account = Account(Budget(epsilon=6.0, delta=1e-6), scope="a test")
         for number in range(allowed):
-            account.charge(str(number), Step.of(noise))
+            account.charge(str(number), PrivacyStep.of(noise))
         if allowed < 4:
             with pytest.raises(BudgetError):
-                account.charge("3", Step.of(noise))
+                account.charge("3", PrivacyStep.of(noise))
 
 
 def test_a_members_purse_pays_for_exactly_the_rounds_that_were_planned() -> None:

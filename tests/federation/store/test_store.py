@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import BudgetError, ConfigError, FederationError, QuietchoirError
-from quietchoir.crypto.experimental.threshold import Memory
+from quietchoir.crypto.experimental.threshold import ThresholdMemory
 from quietchoir.crypto.identity.keys import digest
-from quietchoir.crypto.privacy.accountant import Account, Budget, Step
+from quietchoir.crypto.privacy.accountant import Account, Budget, PrivacyStep
 from quietchoir.federation.personalization.worker import Pending
 from quietchoir.federation.rounds.client_model import Recall
 from quietchoir.federation.rounds.contribution_buffer import Drawer
@@ -41,7 +41,7 @@ from quietchoir.tests.fakes.store import contents, damage, everywhere, names, qu
 
 FORMER = Path(__file__).parents[2] / "vectors" / "state-of-0.tar.gz"
 RUN, OTHER = "ab" * 16, "cd" * 16
-STEP = Step(multiplier=4.0)
+STEP = PrivacyStep(multiplier=4.0)
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def check_member(folder: Path, told: dict[str, Any]) -> None:
     database.close()
 
 
-def vars_of(step: Step) -> dict[str, Any]:
+def vars_of(step: PrivacyStep) -> dict[str, Any]:
     return {name: getattr(step, name) for name in step.__slots__}
 
 
@@ -216,7 +216,7 @@ def test_a_share_is_taken_over_with_its_memory_or_given_up(tmp_path: Path, memor
     found = Shelf(database).holding(home.policy.digest)
     if memory == "right":
         assert found is not None and found.encode() == share.encode()
-        assert found.memory.encode() == share.memory.encode() != Memory().encode()
+        assert found.memory.encode() == share.memory.encode() != ThresholdMemory().encode()
     else:
         assert found is None and not {SHARE, SHARE_MEMORY} & names(tmp_path)
     assert {path.name for path in tmp_path.iterdir() if "sqlite" not in path.name} == set()
