@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from quietchoir.simulations.scenario import Scenario
-from quietchoir.tests.house import ROOT, written
+from quietchoir.tests.house import ROOT, sources, written
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 RECIPES = ROOT / "docs" / "recipes.md"
@@ -26,6 +26,7 @@ KINDS = {
 # of the tree, from its root: with a folder in it, or one of the files at the top
 PLACE = re.compile(r"`((?:[\w.-]+/)+[\w.-]*|[\w-]+\.md|Makefile)`")
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)")
+NAMED = re.compile(r"`([\w./-]*\w\.py)`")
 TOP = {path.name for path in ROOT.iterdir()}
 
 
@@ -54,6 +55,18 @@ def test_every_link_between_our_files_leads_to_one() -> None:
         if not (page.parent / link).exists()
     ]
     assert broken == []
+
+
+def test_every_python_file_that_a_readme_names_is_there() -> None:
+    there = ["/" + path.relative_to(ROOT).as_posix() for path in sources()]
+    missing = [
+        f"{page.relative_to(ROOT)}: {name}"
+        for page in written()
+        if page.name == "README.md"
+        for name in NAMED.findall(page.read_text("utf-8"))
+        if "NAME" not in name and not any(path.endswith("/" + name.lstrip("./")) for path in there)
+    ]
+    assert missing == []
 
 
 def test_every_kind_of_change_has_its_files_and_the_test_that_turns_red() -> None:
