@@ -137,7 +137,7 @@ def join(
         folder = roster.folder(joining.home, policy)
         desk = opened.enter_context(closing(Worker(MemberService)))
         opened.enter_context(closing(hold(folder)))
-        database = opened.enter_context(closing(open_member(folder)))
+        database = opened.enter_context(closing(open_member(folder, policy.federation.hex())))
         seat = Seat(
             joining=joining,
             config=config,

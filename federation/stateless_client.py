@@ -127,7 +127,7 @@ def answer(own: Own, letter: bytes, key: bytes) -> tuple[bytes, bytes]:
     folder = roster.folder(own.home, policy)
     with ExitStack() as opened:
         opened.enter_context(closing(hold(folder)))
-        database = opened.enter_context(closing(open_member(folder)))
+        database = opened.enter_context(closing(open_member(folder, policy.federation.hex())))
         place = Recess(database, policy.digest, name)
         kept = place.take(key)
         try:

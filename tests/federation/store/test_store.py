@@ -388,6 +388,15 @@ def test_a_charge_that_is_not_the_one_that_was_written_is_an_error(tmp_path: Pat
         assert len(Account(budget, scope="f ann", book=book).history) == 3
 
 
+def test_a_database_of_another_federation_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    open_member(tmp_path, "aa" * 32).close()
+    before = (tmp_path / FILE).read_bytes()
+    with pytest.raises(FederationError, match=r"of federation aaaa.*expected bbbb"):
+        open_member(tmp_path, "bb" * 32)
+    assert (tmp_path / FILE).read_bytes() == before
+    open_member(tmp_path, "aa" * 32).close()
+
+
 def test_a_damaged_record_is_told_and_others_are_read(tmp_path: Path) -> None:
     database = open_member(tmp_path)
     database.put("one", {"a": 1}, b"body")
