@@ -10,7 +10,6 @@ Always: all modes sum the same integers, so they give the same total, to the las
     of the counters alone
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -18,11 +17,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ...core.errors import MessageError
 from ...crypto.he.encrypted_ring import Desk
-from ...crypto.identity.keys import Identity, PublicIdentity
+from ...crypto.identity.keys import Identity
 from ...crypto.secagg import RevealLedger
-from ..spec.policy import Policy, canonical
+from ..spec.policy import Policy
 from ..store.client_store import Vault
 from ..wire.message import Place
 from .update import Terms
@@ -95,35 +93,6 @@ class Contributors:
     ready: tuple[str, ...]  # sorted
     scoring: tuple[str, ...] = ()  # sorted; some of them
 
-    def encode(self) -> bytes:
-        """One spelling of it."""
-        return canonical({"ready": list(self.ready), "scoring": list(self.scoring)})
-
-    @staticmethod
-    def decode(payload: bytes) -> "Contributors":
-        """Read what `encode` wrote.
-
-        Raises:
-            MessageError: malformed, or not in the one spelling.
-        """
-        try:
-            fields = json.loads(payload)
-            found = Contributors(tuple(fields["ready"]), tuple(fields["scoring"]))
-            names = all(isinstance(name, str) for name in (*found.ready, *found.scoring))
-            good = names and found.encode() == payload
-        except (ValueError, TypeError, KeyError, RecursionError):
-            good = False
-        if not good:
-            raise MessageError("the list of who is ready is malformed; refused")
-        for listed in (found.ready, found.scoring):
-            if list(listed) != sorted(set(listed)):
-                raise MessageError(
-                    "the list of who is ready is not one of sorted, different names; refused"
-                )
-        if not set(found.ready) >= set(found.scoring):
-            raise MessageError("scores are said to come from members that are not ready; refused")
-        return found
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Common:
@@ -188,41 +157,3 @@ class CoordinatorHalf(Protocol):
     def sums(self) -> tuple[Sum, ...]:
         """One for each bucket whose sum is open, after `advance` said None."""
         ...
-
-
-def read_contributors(payload: bytes, context: PartyContext) -> Contributors:
-    """Check the coordinator's word on who takes part against the signed roster, who was asked, and
-    what the file needs.
-
-    Raises:
-        MessageError: malformed, without this member, with strangers or members that were not asked,
-            too few, or wrong about this member's scores.
-    """
-    policy, name, found = context.policy, context.name, Contributors.decode(payload)
-    if name not in found.ready or any(policy.member(one) is None for one in found.ready):
-        raise MessageError("the cohort names strangers, or not this node; refused")
-    if not set(context.cohort) >= set(found.ready):
-        raise MessageError("the cohort names members that were not asked; refused")
-    # The node's own number, from its own file and whom it was told to be asked: never from the list
-    # of those that are ready.
-    if len(found.ready) < (need := policy.needed(len(context.cohort))):
-        raise MessageError(
-            f"{len(found.ready)} of {len(context.cohort)} members that were asked are ready, need "
-            f"{need}"
-            f"{policy.advice(len(found.ready))}; refused"
-        )
-    # so that nobody is told of scores that are not there
-    if (name in found.scoring) != context.scores:
-        raise MessageError(
-            "the list of whose contributions hold scores is wrong about this member; refused"
-        )
-    return found
-
-
-def public_identities(policy: Policy, cohort: tuple[str, ...]) -> dict[str, PublicIdentity]:
-    """The cohort's keys, from the signed roster."""
-    return {
-        member.name: PublicIdentity(bytes.fromhex(member.key))
-        for member in policy.members
-        if member.name in cohort
-    }

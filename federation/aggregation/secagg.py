@@ -7,6 +7,7 @@ ready, and those must be in the roster, and enough.
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,24 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ...core import log
-from ...core.errors import ProtocolError, ThresholdError
+from ...core.errors import MessageError, ProtocolError, ThresholdError
+from ...crypto.identity.keys import PublicIdentity
 from ...crypto.ring import BitRing, Ring, TokenRing
 from ...crypto.secagg import Floor, SecAggClient, SecAggConfig, SecAggResult, SecAggServer
 from ...crypto.secagg.client import SumCheck
 from ...crypto.secagg.session import CLAIM_LIMIT
-from ..spec.policy import Policy
+from ..spec.policy import Policy, canonical
 from ..wire import broadcast_digest as broadcast
 from ..wire.message import Place
 from . import attested_sum as totals
-from .base import (
-    Contributors,
-    PartyContext,
-    ServerContext,
-    Sum,
-    Values,
-    public_identities,
-    read_contributors,
-)
+from .base import Contributors, PartyContext, ServerContext, Sum, Values
 from .buckets import buckets
 from .rank_masks import Shares
 from .update import SAMPLE, Codec, describe
@@ -271,7 +265,7 @@ class MaskedCoordinator:
     def __init__(self, context: ServerContext, cohort: tuple[str, ...]) -> None:
         policy, terms = context.policy, context.terms
         self.policy, self.place, self.terms = policy, context.place, terms
-        self.cohort, self.ready = cohort, context.told.encode()
+        self.cohort, self.ready = cohort, encode_contributors(context.told)
         self.config = agree(
             policy,
             context.place,
@@ -373,6 +367,74 @@ class MaskedCoordinator:
         ring = bit_ring(self.config)
         words = ring.unpack(payload_of(self.sample, ring.wire_bytes, n))
         return {**describe(words, "masked", 1 << ring.bits), "sum_words": total[:SAMPLE].tolist()}
+
+
+def encode_contributors(told: Contributors) -> bytes:
+    """One spelling of who is ready."""
+    return canonical({"ready": list(told.ready), "scoring": list(told.scoring)})
+
+
+def decode_contributors(payload: bytes) -> Contributors:
+    """Read what `encode_contributors` wrote.
+
+    Raises:
+        MessageError: malformed, or not in the one spelling.
+    """
+    try:
+        fields = json.loads(payload)
+        found = Contributors(tuple(fields["ready"]), tuple(fields["scoring"]))
+        names = all(isinstance(name, str) for name in (*found.ready, *found.scoring))
+        good = names and encode_contributors(found) == payload
+    except (ValueError, TypeError, KeyError, RecursionError):
+        good = False
+    if not good:
+        raise MessageError("the list of who is ready is malformed; refused")
+    for listed in (found.ready, found.scoring):
+        if list(listed) != sorted(set(listed)):
+            raise MessageError(
+                "the list of who is ready is not one of sorted, different names; refused"
+            )
+    if not set(found.ready) >= set(found.scoring):
+        raise MessageError("scores are said to come from members that are not ready; refused")
+    return found
+
+
+def read_contributors(payload: bytes, context: PartyContext) -> Contributors:
+    """Check the coordinator's word on who takes part against the signed roster, who was asked, and
+    what the file needs.
+
+    Raises:
+        MessageError: malformed, without this member, with strangers or members that were not asked,
+            too few, or wrong about this member's scores.
+    """
+    policy, name, found = context.policy, context.name, decode_contributors(payload)
+    if name not in found.ready or any(policy.member(one) is None for one in found.ready):
+        raise MessageError("the cohort names strangers, or not this node; refused")
+    if not set(context.cohort) >= set(found.ready):
+        raise MessageError("the cohort names members that were not asked; refused")
+    # The node's own number, from its own file and whom it was told to be asked: never from the list
+    # of those that are ready.
+    if len(found.ready) < (need := policy.needed(len(context.cohort))):
+        raise MessageError(
+            f"{len(found.ready)} of {len(context.cohort)} members that were asked are ready, need "
+            f"{need}"
+            f"{policy.advice(len(found.ready))}; refused"
+        )
+    # so that nobody is told of scores that are not there
+    if (name in found.scoring) != context.scores:
+        raise MessageError(
+            "the list of whose contributions hold scores is wrong about this member; refused"
+        )
+    return found
+
+
+def public_identities(policy: Policy, cohort: tuple[str, ...]) -> dict[str, PublicIdentity]:
+    """The cohort's keys, from the signed roster."""
+    return {
+        member.name: PublicIdentity(bytes.fromhex(member.key))
+        for member in policy.members
+        if member.name in cohort
+    }
 
 
 def without_scores(values: Values, policy: Policy) -> Values:

@@ -6,9 +6,11 @@ an attempt that ends without a sum raises and leaves the adapter as it was; no s
 over fewer members than the federation's minimum.
 """
 
+import dataclasses
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ...core import log
 from ...core.errors import BudgetError, CryptoError, DataError, RoundAborted
@@ -23,14 +25,16 @@ from ..aggregation.survivor_sets import Sets, choose
 from ..aggregation.update import Codec, Statistics, Terms, seed_of
 from ..events import AskedEvent, OnEvent, ReadyEvent
 from ..spec.policy import Policy
-from ..store.checkpoint import Logbook, Vector
+from ..store.checkpoint import Logbook, RunState, Vector
 from ..wire import broadcast_digest as broadcast
 from ..wire import work
 from ..wire.link import Post, Traffic
 from ..wire.message import Place, Reply
 from .global_model import ServerHeld
 from .privacy_accountant import Purse
+from .report import RoundReport
 from .selection import Draw, draw
+from .validation import parents_score
 
 logger = log.get("federation.coordinator")
 
@@ -353,3 +357,40 @@ class Assembly:
         if not used:
             raise RoundAborted(reason)
         return tuple(used), opened
+
+
+def write_entry(kind: str, outcome: Outcome, state: RunState, policy: Policy) -> dict[str, Any]:
+    """One line of history. Args: state: before the round is written down."""
+    counters, place = outcome.statistics, outcome.place
+    scored: dict[str, Any] = {"accuracy": counters.accuracy, "scored": counters.scored}
+    if not counters.scored and policy.guard.on and kind == work.TRAIN:
+        scored = parents_score(state.history) or scored
+    scales = [scale for _, scale in outcome.ranges]
+    entry = RoundReport(
+        kind=kind,
+        round=state.round + 1,
+        attempt=place.attempt,
+        asked=list(outcome.draw.cohort),
+        parties=list(outcome.parties),
+        seconds=round(time.monotonic() - outcome.started, 3),
+        work_seconds=round(outcome.worked - outcome.started, 3),
+        bytes_up=outcome.traffic.up,
+        bytes_down=outcome.traffic.down,
+        loss=counters.loss,
+        **scored,
+        update_norm=0.0,
+        buckets=len(outcome.sums),
+        clipped_share=counters.clipped_share,
+        ranges=[min(scales), max(scales)] if scales else [],
+        epsilon=None if outcome.spent is None else outcome.spent.epsilon,
+        columns=None if outcome.shares is None else outcome.shares.told(outcome.parties),
+        staleness=list(outcome.staleness),
+    )
+    table = dataclasses.asdict(entry)
+    if table["guard"] is None:
+        del table["guard"]  # written with the verdict
+    if outcome.shares is None:
+        del table["columns"]
+    if not outcome.staleness:
+        del table["staleness"]
+    return table

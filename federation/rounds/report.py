@@ -7,16 +7,12 @@ Always: made of JSON's types, so that it can be checkpointed and written as it i
 
 import dataclasses
 import json
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...core import paths
-from ..spec.policy import Policy
-from ..store.checkpoint import RunState
 from ..wire import work
-from .attempt import Outcome
 from .validation import parents_score
 
 
@@ -97,40 +93,3 @@ def summary(history: list[dict[str, Any]]) -> tuple[dict[str, float | None], flo
         "after": None if known is None else known["accuracy"],
     }
     return accuracy, sum(sent) / len(sent) if sent else 0.0
-
-
-def write_entry(kind: str, outcome: Outcome, state: RunState, policy: Policy) -> dict[str, Any]:
-    """One line of history. Args: state: before the round is written down."""
-    counters, place = outcome.statistics, outcome.place
-    scored: dict[str, Any] = {"accuracy": counters.accuracy, "scored": counters.scored}
-    if not counters.scored and policy.guard.on and kind == work.TRAIN:
-        scored = parents_score(state.history) or scored
-    scales = [scale for _, scale in outcome.ranges]
-    entry = RoundReport(
-        kind=kind,
-        round=state.round + 1,
-        attempt=place.attempt,
-        asked=list(outcome.draw.cohort),
-        parties=list(outcome.parties),
-        seconds=round(time.monotonic() - outcome.started, 3),
-        work_seconds=round(outcome.worked - outcome.started, 3),
-        bytes_up=outcome.traffic.up,
-        bytes_down=outcome.traffic.down,
-        loss=counters.loss,
-        **scored,
-        update_norm=0.0,
-        buckets=len(outcome.sums),
-        clipped_share=counters.clipped_share,
-        ranges=[min(scales), max(scales)] if scales else [],
-        epsilon=None if outcome.spent is None else outcome.spent.epsilon,
-        columns=None if outcome.shares is None else outcome.shares.told(outcome.parties),
-        staleness=list(outcome.staleness),
-    )
-    table = dataclasses.asdict(entry)
-    if table["guard"] is None:
-        del table["guard"]  # written with the verdict
-    if outcome.shares is None:
-        del table["columns"]
-    if not outcome.staleness:
-        del table["staleness"]
-    return table

@@ -33,13 +33,13 @@ from ..store.checkpoint import Logbook, RunState, ServerState, Store, Vector
 from ..wire import work
 from ..wire.link import Link, Post
 from . import validation as guard
-from .attempt import Assembly, Outcome
+from .attempt import Assembly, Outcome, write_entry
 from .delivery import Delivery
 from .global_model import ServerHeld
 from .member_held import MemberHeld
 from .model_broadcast import ServerHeldDelta
 from .privacy_accountant import ANY, Purse
-from .report import RunReport, summary, write_entry
+from .report import RunReport, summary
 from .validation import Verdict
 from .words import told_buckets
 

@@ -15,7 +15,11 @@ from quietchoir.core.errors import ConfigError, MessageError, RoundAborted
 from quietchoir.federation.aggregation import secagg as masked
 from quietchoir.federation.aggregation.base import Contributors, ServerContext, Sum
 from quietchoir.federation.aggregation.buckets import buckets
-from quietchoir.federation.aggregation.secagg import BucketGroup, MaskedCoordinator
+from quietchoir.federation.aggregation.secagg import (
+    BucketGroup,
+    MaskedCoordinator,
+    encode_contributors,
+)
 from quietchoir.federation.aggregation.server_optimizer import adapter_digest
 from quietchoir.federation.aggregation.update import Codec, Terms
 from quietchoir.federation.rounds import selection as draw
@@ -141,7 +145,7 @@ def test_a_member_takes_the_threshold_from_whom_was_asked_not_from_who_is_said_t
             with pytest.raises(
                 MessageError, match=f"{len(ready)} of 10 members that were asked are ready, need 7"
             ):
-                chooser.ask(name, "advertise", Contributors(ready).encode())
+                chooser.ask(name, "advertise", encode_contributors(Contributors(ready)))
     assert {name: party.ledger.sums.snapshot() for name, party in members.items()} == before
     assert len(chooser.sum(("ann", "ben", "cat", "dan", "eve", "fay", "gus")).parties) == 7
     assert home.policy.recipe.cohort == 0

@@ -15,7 +15,7 @@ from quietchoir.tests.fakes.federation import coordinator, house, parties
 
 ROOT = Path(quietchoir.__file__).resolve().parent
 SIZE, MEMBERS = 50, 4
-MOST = {"plain": (15, ("federation",)), "masked": (22, ("federation",))}
+MOST = {"plain": (14, ("federation",)), "masked": (20, ("federation",))}
 
 
 def entered(mode: str, rooms: tuple[str, ...] = ("federation", "crypto")) -> list[str]:

@@ -11,6 +11,7 @@ from quietchoir.core.config import ConsentConfig
 from quietchoir.core.errors import ConfigError, FederationError, MessageError, RosterError
 from quietchoir.crypto.identity.keys import Identity
 from quietchoir.federation.aggregation.base import Contributors
+from quietchoir.federation.aggregation.secagg import encode_contributors
 from quietchoir.federation.rounds.client import Party
 from quietchoir.federation.spec.policy import ModelTable
 from quietchoir.federation.store.ledger import Ledger
@@ -162,7 +163,7 @@ def test_a_replayed_letter_changes_nothing_even_after_a_restart(
 
 def test_stages_come_in_order_and_once(home: House, ann: Party) -> None:
     ann.handle(letter(home))
-    cohort = Contributors(("ann", "ben", "cat"), ()).encode()
+    cohort = encode_contributors(Contributors(("ann", "ben", "cat"), ()))
     for stage in ("share", "send", "unmask"):
         with pytest.raises(MessageError, match="expected advertise"):
             ann.handle(letter(home, stage=stage, payload=b""))
