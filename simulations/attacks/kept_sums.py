@@ -10,9 +10,9 @@ import dataclasses
 from collections.abc import Callable
 
 from ...federation.aggregation.attested_sum import KEPT
-from ...federation.aggregation.server_optimizer import ServerState
 from ...federation.rounds import delta_chain as steps
 from ...federation.rounds.delta_chain import Step, Stepping, join, name_of, origin_of
+from ...federation.store.checkpoint import ServerState
 from ...federation.wire import work
 from .catalogue import Attack, Result
 from .coordinators import delta
