@@ -136,7 +136,7 @@ class Greeting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parcel:
+class SealedEnvelope:
     """Secret content on its way from one member to another."""
 
     purpose: str  # "key" or "state"

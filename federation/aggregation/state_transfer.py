@@ -31,7 +31,7 @@ from . import parts
 from .experimental import dkg_client as forming
 from .experimental.dkg_client import Forming
 from .experimental.key_group import Circle
-from .hello import Greeting, Parcel
+from .hello import Greeting, SealedEnvelope
 
 GREET, DEAL, TAKE, HAND, FOLLOW = "greet", "deal", "take", "hand", "follow"
 STAGES = (GREET, DEAL, TAKE, HAND, FOLLOW, *forming.STAGES)
@@ -193,7 +193,7 @@ class Handover:
         """This member's greeting, and one parcel for each asker."""
         out = {OWN: self.greeting(place)}
         for name, asker in askers.items():
-            parcel = Parcel(
+            parcel = SealedEnvelope(
                 purpose=purpose,
                 policy=self.policy,
                 place=place,
@@ -206,13 +206,13 @@ class Handover:
 
     def unwrap(self, purpose: str, place: Place, given: dict[str, bytes]) -> bytes:
         """The content of the parcel in `given`. Raises MessageError without one; and as
-        `Parcel.opened`.
+        `SealedEnvelope.opened`.
         """
         try:
             sender, data = given[FROM].decode("ascii"), given[PARCEL]
         except (KeyError, UnicodeDecodeError):
             raise MessageError("a parcel without its sender's name; refused") from None
-        parcel = Parcel(
+        parcel = SealedEnvelope(
             purpose=purpose, policy=self.policy, place=place, sender=sender, receiver=self.name
         )
         return parcel.opened(data, self.own_box(place))

@@ -6,7 +6,7 @@ Always: heavy imports happen inside the function that runs a verb.
 
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...core.prompt import HOUSEHOLD
 from ...core.screen import one_line
@@ -16,8 +16,7 @@ from . import ownership as owner_commands
 
 if TYPE_CHECKING:
     from ..membership.log import Change
-    from ..spec.policy import AdapterTable, Policy
-    from ..spec.privacy_budget import Budgeted
+    from ..spec.policy import Policy
 
 
 def register(actions: "_SubParsersAction[ArgumentParser]") -> None:
@@ -143,7 +142,9 @@ def found_federation(arguments: Namespace) -> None:
     try:
         tables = {name: kind(**chosen.get(name, {})) for name, kind in flags.TABLES.items()}
         tables["prompt"] = dataclasses.replace(HOUSEHOLD, **chosen.get("prompt", {}))
-        budget = with_budget(arguments, tables, chosen.get("privacy", {}), arguments.model)
+        budget = owner_commands.with_budget(
+            arguments, tables, chosen.get("privacy", {}), arguments.model
+        )
         flags.check_used(chosen, tables)
         model = ModelTable(name=title(arguments.model), digest=digest)
         if arguments.variant:
@@ -166,39 +167,6 @@ def found_federation(arguments: Namespace) -> None:
         "next: quietchoir federation enroll, once for each member; then give the file to all of "
         "them"
     )
-
-
-def with_budget(
-    arguments: Namespace, tables: dict[str, Any], given: dict[str, Any], model: str
-) -> "Budgeted | None":  # fmt: skip
-    """Put the noise for `--epsilon` into tables["privacy"], if it was given.
-
-    Raises:
-        ConfigError: as `budgeting.budgeted`; or `--delta` alone.
-    """
-    from ...core.errors import ConfigError
-
-    if arguments.epsilon is None:
-        if arguments.delta is not None:
-            raise ConfigError(
-                "--delta needs --epsilon; to set the field of the file alone, use --privacy-delta"
-            )
-        return None
-    budget = budgeting.budgeted(
-        arguments.epsilon, arguments.delta, tables, given, known_size(tables["adapter"], model)
-    )
-    tables["privacy"] = budget.privacy
-    return budget
-
-
-def known_size(adapter: "AdapterTable", model: str) -> int | None:
-    """Values of the adapter, if the model is on this disk."""
-    from ...core.errors import QuietchoirError
-
-    try:
-        return adapter_size(adapter, model)
-    except QuietchoirError:
-        return None
 
 
 def model_digest(name: str) -> str:
@@ -226,7 +194,7 @@ def accept_invitation(arguments: Namespace) -> None:
     )
     card = identity.load_or_create(home).card
     token, answer = invitation.accept(
-        text_of(arguments.token), card, home, max(0, rank), arguments.file
+        owner_commands.text_of(arguments.token), card, home, max(0, rank), arguments.file
     )
     print(
         f"invited to {token.title} as {token.name} until {roster.date(token.expires)}; give this "
@@ -234,27 +202,6 @@ def accept_invitation(arguments: Namespace) -> None:
         file=sys.stderr,
     )
     print(answer)
-
-
-def text_of(given: str) -> str:
-    """What was given, or what the file of that name holds.
-
-    Raises:
-        ConfigError: nothing at all, or a file that holds no text.
-    """
-    from ...core.errors import ConfigError
-
-    if not given.strip():
-        raise ConfigError(
-            "an empty text was given; give the whole line, or the name of a file that holds it"
-        )
-    path = Path(given)
-    try:
-        return path.read_text("utf-8") if len(given) < 128 and path.is_file() else given
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path}: no text can be read there ({error}); give the line itself, or a text file"
-        ) from error
 
 
 def fingerprint(key: str) -> str:
@@ -318,30 +265,17 @@ def joining_costs(policy: "Policy") -> list[str]:
         lines = ["the coordinator sees each update (mode plain)"]
     try:
         lines.append(
-            told(round_cost(policy, adapter_size(policy.adapter, name_here(policy.model))))
+            told(
+                round_cost(
+                    policy, owner_commands.adapter_size(policy.adapter, name_here(policy.model))
+                )
+            )
         )
     except QuietchoirError:
         lines.append(
             f"bytes of a round: pull the model first (quietchoir model pull {policy.model.name})"
         )
     return [*lines, privacy_told(policy)]
-
-
-def adapter_size(adapter: "AdapterTable", model: str) -> int:
-    """Values of the adapter that is trained on the model of this name.
-
-    Raises:
-        ModelError: the model is not on this disk, or does not fit the adapter's table.
-    """
-    from ...core.errors import ModelFileError
-    from ...core.models.hub import catalog
-    from ...core.models.lora.adapter import Layout
-    from ...core.models.weights import load
-
-    try:
-        return Layout(adapter.shape(), load(catalog.find(model)).architecture).size
-    except ValueError as error:
-        raise ModelFileError(str(error)) from error
 
 
 def show_log(arguments: Namespace) -> None:

@@ -14,7 +14,8 @@ from ..spec import flags
 from ..spec import privacy_budget as budgeting
 
 if TYPE_CHECKING:
-    from ..spec.policy import Policy
+    from ..spec.policy import AdapterTable, Policy
+    from ..spec.privacy_budget import Budgeted
 
 DAY_S = 86400
 LOCKED = {
@@ -182,7 +183,6 @@ def enroll_member(arguments: Namespace) -> None:
     from ..membership import invitation, roster
     from ..membership import ownership as owner
     from ..membership.keys import PublicCard
-    from .membership import text_of
 
     folder, used, rank = arguments.file.parent, "", arguments.rank or 0
     if arguments.answer:
@@ -230,7 +230,6 @@ def rotate_key(arguments: Namespace) -> None:
     from ...core.errors import ConfigError
     from ..membership import ownership as owner
     from ..membership.keys import PublicCard
-    from .membership import text_of
 
     file, key, keys = arguments.file, owner_key(arguments), arguments.keys or arguments.file.parent
     if arguments.member and arguments.protect:
@@ -336,13 +335,12 @@ def budget_of_change(arguments: Namespace, tables: dict[str, Any]) -> list[str]:
     for people.
 
     Raises:
-        ConfigError: as `commands.with_budget`, tables that make no federation, or a flag that does
+        ConfigError: as `with_budget`, tables that make no federation, or a flag that does
         nothing.
     """
     from ...core.errors import ConfigError
     from ..membership import roster
     from ..model_files import name_here
-    from .membership import with_budget
 
     policy = roster.read(arguments.file).policy
     try:
@@ -384,3 +382,74 @@ def until(days: float) -> int:
 def now(policy: "Policy") -> str:
     """Where the file is now."""
     return f"{policy.name} is now version {policy.version} with {len(policy.members)} members"
+
+
+def with_budget(
+    arguments: Namespace, tables: dict[str, Any], given: dict[str, Any], model: str
+) -> "Budgeted | None":  # fmt: skip
+    """Put the noise for `--epsilon` into tables["privacy"], if it was given.
+
+    Raises:
+        ConfigError: as `budgeting.budgeted`; or `--delta` alone.
+    """
+    from ...core.errors import ConfigError
+
+    if arguments.epsilon is None:
+        if arguments.delta is not None:
+            raise ConfigError(
+                "--delta needs --epsilon; to set the field of the file alone, use --privacy-delta"
+            )
+        return None
+    budget = budgeting.budgeted(
+        arguments.epsilon, arguments.delta, tables, given, known_size(tables["adapter"], model)
+    )
+    tables["privacy"] = budget.privacy
+    return budget
+
+
+def known_size(adapter: "AdapterTable", model: str) -> int | None:
+    """Values of the adapter, if the model is on this disk."""
+    from ...core.errors import QuietchoirError
+
+    try:
+        return adapter_size(adapter, model)
+    except QuietchoirError:
+        return None
+
+
+def text_of(given: str) -> str:
+    """What was given, or what the file of that name holds.
+
+    Raises:
+        ConfigError: nothing at all, or a file that holds no text.
+    """
+    from ...core.errors import ConfigError
+
+    if not given.strip():
+        raise ConfigError(
+            "an empty text was given; give the whole line, or the name of a file that holds it"
+        )
+    path = Path(given)
+    try:
+        return path.read_text("utf-8") if len(given) < 128 and path.is_file() else given
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path}: no text can be read there ({error}); give the line itself, or a text file"
+        ) from error
+
+
+def adapter_size(adapter: "AdapterTable", model: str) -> int:
+    """Values of the adapter that is trained on the model of this name.
+
+    Raises:
+        ModelError: the model is not on this disk, or does not fit the adapter's table.
+    """
+    from ...core.errors import ModelFileError
+    from ...core.models.hub import catalog
+    from ...core.models.lora.adapter import Layout
+    from ...core.models.weights import load
+
+    try:
+        return Layout(adapter.shape(), load(catalog.find(model)).architecture).size
+    except ValueError as error:
+        raise ModelFileError(str(error)) from error

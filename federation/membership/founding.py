@@ -34,8 +34,8 @@ from ..spec.policy import (
 )
 from . import certificates, roster
 from . import log as chain
-from .locking import write_tls_key
-from .ownership import COORDINATOR_KEY, OWNER_KEY, TLS_KEY, enroll
+from .locking import COORDINATOR_KEY, OWNER_KEY, TLS_KEY, write_tls_key
+from .ownership import enroll
 from .roster import FILE
 from .unlock import OPEN, Lock
 

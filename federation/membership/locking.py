@@ -19,9 +19,9 @@ from ...core.paths import write_atomically
 from ...crypto.identity import keyfile
 from ...crypto.identity.keys import Identity
 from .keys import write_private_pem
-from .ownership import COORDINATOR_KEY, OWNER_KEY, TLS_KEY
 from .unlock import OPEN, Asked, Lock
 
+OWNER_KEY, COORDINATOR_KEY, TLS_KEY = "owner.key", "coordinator.key", "tls.key"
 TLS_KIND = "tls"  # what a locked TLS key calls itself; an unlocked one is PEM
 DOOR_FILE = "door.pem"
 

@@ -26,10 +26,10 @@ from ...crypto.identity.keys import Identity
 from ..spec.policy import CoordinatorTable, Member, Policy
 from . import certificates, roster
 from .keys import PublicCard
+from .locking import COORDINATOR_KEY, OWNER_KEY, TLS_KEY
 from .log import CHANGE, ENROLL, REVOKE, ROTATE
 from .unlock import OPEN, Asked, Lock, choose
 
-OWNER_KEY, COORDINATOR_KEY, TLS_KEY = "owner.key", "coordinator.key", "tls.key"
 NEXT = ".next"
 
 
@@ -222,7 +222,7 @@ def settle(keys: Path, policy: Policy, asked: Asked | None = None) -> None:
 
 def tls_public(path: Path, asked: Asked | None = None) -> bytes:
     """The public half of a TLS key file."""
-    from .locking import read_tls_key  # it names the files of this module
+    from .locking import read_tls_key
 
     return public_bytes(read_tls_key(path, asked).public_key())
 

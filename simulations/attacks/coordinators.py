@@ -29,7 +29,7 @@ from ...federation.aggregation import parts
 from ...federation.aggregation import secagg as masked
 from ...federation.aggregation import state_transfer as handover
 from ...federation.aggregation.base import Sum
-from ...federation.aggregation.hello import Greeting, Parcel
+from ...federation.aggregation.hello import Greeting, SealedEnvelope
 from ...federation.membership import roster
 from ...federation.membership import update as renewal
 from ...federation.membership.log import found
@@ -254,7 +254,7 @@ def forged_greeting(*stubs: Stub) -> Result:
         words = refused(lambda: answers.append(dealer.handle(asking)))
         if answers:
             payload = parts.split(messages.decode_reply(answers[0], policy, asking).payload)
-            parcel = Parcel(
+            parcel = SealedEnvelope(
                 purpose="key", policy=policy, place=place, sender="ben", receiver=VICTIM
             )
             seed = parcel.opened(payload[handover.TO + VICTIM], own)

@@ -10,7 +10,7 @@ from quietchoir.core.errors import AuthenticationError, ConfigError, FederationE
 from quietchoir.crypto.identity.keys import Ephemeral, Identity
 from quietchoir.federation.aggregation import parts
 from quietchoir.federation.aggregation import state_transfer as handover
-from quietchoir.federation.aggregation.hello import Greeting, Parcel
+from quietchoir.federation.aggregation.hello import Greeting, SealedEnvelope
 from quietchoir.federation.aggregation.state_transfer import Handover
 from quietchoir.federation.spec.policy import Policy
 from quietchoir.federation.store.client_store import GROUP_KEY, TAG_BYTES, Progress, Vault, model_of
@@ -126,7 +126,7 @@ def test_an_adapter_is_taken_only_if_enough_members_say_that_it_is_theirs(meetin
         meeting.greetings[name] = meeting.members[name].greeting(PLACE)
 
     def parcel(content: bytes) -> bytes:
-        box = Parcel(
+        box = SealedEnvelope(
             purpose="state",
             policy=policy,
             place=PLACE,
