@@ -197,7 +197,9 @@ class Tiny:
         return wanted * self.vocab_size
 
 
-def build(folder: Path, compiler: str, *flags: str, also: tuple[Path, ...] = ()) -> Path:
+def build(
+    folder: Path, compiler: str, *flags: str, also: tuple[Path, ...] = (), timeout_s: float = 280.0
+) -> Path:
     """The player with the library's sources, by this compiler; objects stay in `folder`.
 
     Raises:
@@ -223,7 +225,7 @@ def build(folder: Path, compiler: str, *flags: str, also: tuple[Path, ...] = ())
             str(places[path]),
         ]
         return subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=280
+            command, capture_output=True, text=True, check=False, timeout=timeout_s
         ).stderr
 
     with ThreadPoolExecutor(2) as pool:
@@ -231,7 +233,7 @@ def build(folder: Path, compiler: str, *flags: str, also: tuple[Path, ...] = ())
     assert not faults, faults[0]
     player = folder / "check"
     command = [compiler, *flags, *map(str, places.values()), *sources.LINK_FLAGS, "-o", str(player)]
-    linked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    linked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_s)
     assert linked.returncode == 0, linked.stderr
     return player
 
