@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import ConfigError
+from . import compatibility
 from .policy import MAX_BITS, PrivacyTable, ProtectionTable, Recipe
 
 if TYPE_CHECKING:
@@ -155,7 +156,10 @@ def budgeted(
             epsilon=epsilon,
             delta=privacy.delta if delta is None else delta,
         )
-        wanted.check(protection.min_cohort, protection.min_tokens)
+        wanted.check(protection.min_cohort)
+        compatibility.check(
+            compatibility.Axes(min_tokens=protection.min_tokens, counts=wanted.counts)
+        )
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return search(wanted, protection, recipe, values)
