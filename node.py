@@ -28,7 +28,7 @@ from .core.server import auth
 from .core.server.app import NodeServer, Parts, claim
 from .core.server.embeddings import Source
 from .federation.adapters.registry import Card, Registry
-from .federation.client_node import Joining, join
+from .federation.client_node import ClientOptions, join
 from .federation.events import AdoptedEvent, DisconnectedEvent, FederationEvent, PersonalEvent
 from .plugins.host import PluginHost
 
@@ -227,7 +227,9 @@ class Node:
         consents to.
         """
         training = self.config.training
-        joining = Joining(file=federation, data=training.data, home=self.home, proxy=training.proxy)
+        joining = ClientOptions(
+            file=federation, data=training.data, home=self.home, proxy=training.proxy
+        )
         # one set of weights serves and trains
         membership = Membership(joining, self.config, self.weights, self.answering)
         membership.thread.start()
@@ -272,7 +274,7 @@ class Membership:
 
     def __init__(
         self,
-        joining: Joining,
+        joining: ClientOptions,
         config: Config,
         weights: Weights | None = None,
         busy: Callable[[], bool] = lambda: False,

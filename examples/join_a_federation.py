@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from quietchoir.core import config
-from quietchoir.federation.client_node import Joining, default_home, join
+from quietchoir.federation.client_node import ClientOptions, default_home, join
 
 
 def tell(event: dict[str, object]) -> None:
@@ -27,4 +27,4 @@ if __name__ == "__main__":
     parser.add_argument("--rehearse", type=int, default=0, metavar="N", help="N pretended values")
     asked = parser.parse_args()
     consent = config.load()  # what this node's owner allows: a federation below it is refused
-    join(Joining(once=True, **vars(asked)), consent, tell)
+    join(ClientOptions(once=True, **vars(asked)), consent, tell)

@@ -23,7 +23,7 @@ from ..core.worker import Worker
 from ..crypto.he.encrypted_ring import MemberService
 from ..crypto.identity.keys import Identity
 from .adapters.registry import Card, Registry, content_hash, make_card
-from .aggregation.base import Safe
+from .aggregation.base import ClientSecrets
 from .aggregation.ranges import tensor_stops
 from .costs import round_cost
 from .events import (
@@ -44,16 +44,16 @@ from .membership.consent import check_consent, check_upload
 from .membership.update import Standing
 from .model_files import resident as resident
 from .personalization.settings import PersonalSettings
-from .personalization.worker import Companion, one_at_a_time, own_adapters
+from .personalization.worker import PersonalizationWorker, one_at_a_time, own_adapters
 from .rounds.client import Party
 from .rounds.client_model import Recall
 from .rounds.contribution_buffer import Drawer
 from .rounds.privacy_accountant import Purse
 from .spec.policy import Policy, check_limit, digests_of
 from .store.checkpoint import Vector
-from .store.client_store import Vault
+from .store.client_store import ClientStore
 from .store.database import Database
-from .store.ledger import Ledger
+from .store.ledger import AnsweredRounds
 from .store.member import hold, open_member
 from .training.learner import Learner, TrainerLearner
 from .training.synthetic_task import RehearsalLearner
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Joining:
+class ClientOptions:
     """What the owner of a node decides when it joins."""
 
     file: Path
@@ -81,7 +81,7 @@ class Joining:
 
 
 def join(
-    joining: Joining,
+    joining: ClientOptions,
     config: Config,
     on_event: OnEvent,
     leave: threading.Event | None = None,
@@ -138,7 +138,7 @@ def join(
         desk = opened.enter_context(closing(Worker(MemberService)))
         opened.enter_context(closing(hold(folder)))
         database = opened.enter_context(closing(open_member(folder, policy.federation.hex())))
-        seat = Seat(
+        seat = ClientNode(
             joining=joining,
             config=config,
             keys=keys,
@@ -148,16 +148,16 @@ def join(
             size=size,
             folder=folder,
             database=database,
-            ledger=Ledger(database),
+            ledger=AnsweredRounds(database),
             drawer=Drawer(database),
             recall=Recall(database),
-            safe=Safe(Vault(database, size), desk),
+            safe=ClientSecrets(ClientStore(database, size), desk),
             leave=leave or threading.Event(),
             on_event=on_event,
         )
         if config.training.personal and isinstance(learner, TrainerLearner):
             owned = own_adapters(joining.home, keys.identity, learner)
-            seat.companion = Companion(
+            seat.companion = PersonalizationWorker(
                 owned,
                 learner,
                 PersonalSettings.of(config.training),
@@ -179,12 +179,12 @@ def adapter_size(policy: Policy, weights: "Weights") -> int:
 
 
 @dataclass(slots=True, kw_only=True)
-class Seat:
+class ClientNode:
     """One member at work: what its party is made of, under whichever version of the federation
     file.
     """
 
-    joining: Joining
+    joining: ClientOptions
     config: Config
     keys: identity.NodeKeys
     name: str
@@ -193,13 +193,15 @@ class Seat:
     size: int
     folder: Path
     database: Database
-    ledger: Ledger
-    safe: Safe
+    ledger: AnsweredRounds
+    safe: ClientSecrets
     drawer: Drawer
     recall: Recall
     leave: threading.Event
     on_event: OnEvent
-    companion: Companion | None = None  # makes personal adapters, if the owner wants that
+    companion: PersonalizationWorker | None = (
+        None  # makes personal adapters, if the owner wants that
+    )
     ended: QuietchoirError | None = None
     adopted: str | None = None  # the finished adapter that came last; empty in a rehearsal
 
@@ -362,7 +364,7 @@ def examples_in(folder: Path | None, prompt: PromptFormat) -> Examples:
 
 
 def make_learner(
-    joining: Joining,
+    joining: ClientOptions,
     config: Config,
     policy: Policy,
     weights: "Weights | None",

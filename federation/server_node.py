@@ -32,7 +32,7 @@ from .wire.link import Link
 
 if TYPE_CHECKING:
     from ..core.models.weights import Weights
-    from .monitor.run_status import Board
+    from .monitor.run_status import RunStatus
     from .rounds.server import Coordinator
     from .transport.link import FlowerLink
 
@@ -43,7 +43,7 @@ STAY_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Coordinating:
+class CoordinatorOptions:
     """What the coordinator's operator decides."""
 
     file: Path
@@ -66,7 +66,7 @@ class Coordinating:
 
 
 def coordinate(
-    coordinating: Coordinating, on_event: OnEvent, carry: "Carry | None" = None
+    coordinating: CoordinatorOptions, on_event: OnEvent, carry: "Carry | None" = None
 ) -> RunReport:
     """Run the federation's rounds.
 
@@ -133,7 +133,7 @@ def coordinate(
         store.close()
 
 
-def open_door(coordinating: Coordinating, policy: Policy, on_event: OnEvent) -> "FlowerLink":
+def open_door(coordinating: CoordinatorOptions, policy: Policy, on_event: OnEvent) -> "FlowerLink":
     """Our own way to the members: a door of this process, open from here on."""
     from .transport.link import FlowerLink
 
@@ -154,21 +154,21 @@ def check_members(policy: Policy, file: Path) -> None:
 
 
 def watch(
-    coordinating: Coordinating, policy: Policy, on_event: OnEvent
-) -> "tuple[OnEvent, Board, AbstractContextManager[object]]":
+    coordinating: CoordinatorOptions, policy: Policy, on_event: OnEvent
+) -> "tuple[OnEvent, RunStatus, AbstractContextManager[object]]":
     """Events that also go into the audit log and onto the board; the board; and what must be open
     meanwhile: the page, if one is wanted.
 
     Raises:
         FederationError: the audit log is damaged. ConfigError: the page's port is taken.
     """
-    from .monitor.audit_log import Journal
-    from .monitor.run_status import Board
+    from .monitor.audit_log import AuditLog
+    from .monitor.run_status import RunStatus
     from .store import checkpoint
 
-    state, journal = checkpoint.read(coordinating.state), Journal(coordinating.state)
+    state, journal = checkpoint.read(coordinating.state), AuditLog(coordinating.state)
     journal.catch_up(state.history if state is not None else ())
-    board = Board(policy, state, coordinating.rounds)
+    board = RunStatus(policy, state, coordinating.rounds)
 
     def note(event: FederationEvent) -> None:
         on_event(event)

@@ -26,9 +26,9 @@ from ..core.worker import Worker
 from ..crypto.he.encrypted_ring import MemberService
 from ..crypto.identity.keys import KEY_BYTES, bind, open_box, seal_box
 from .aggregation import state_transfer as handover
-from .aggregation.base import PartyContext, Safe
+from .aggregation.base import ClientSecrets, PartyContext
 from .aggregation.snapshot import check_freezable, freeze, thaw
-from .client_node import Joining, Seat, make_learner, trainer_of
+from .client_node import ClientNode, ClientOptions, make_learner, trainer_of
 from .costs import round_cost
 from .membership import keys as identity
 from .membership import roster
@@ -39,9 +39,9 @@ from .rounds.client_model import Recall
 from .rounds.contribution_buffer import Drawer
 from .spec.policy import Policy
 from .store.checkpoint import Vector
-from .store.client_store import Vault
+from .store.client_store import ClientStore
 from .store.database import DamagedError, Database
-from .store.ledger import Ledger
+from .store.ledger import AnsweredRounds
 from .store.member import hold, open_member
 from .training.learner import Counts, Learner, Trained
 from .training.synthetic_task import ForgetfulRehearsal
@@ -128,7 +128,7 @@ def answer(own: Own, letter: bytes, key: bytes) -> tuple[bytes, bytes]:
     with ExitStack() as opened:
         opened.enter_context(closing(hold(folder)))
         database = opened.enter_context(closing(open_member(folder, policy.federation.hex())))
-        place = Recess(database, policy.digest, name)
+        place = AttemptSnapshot(database, policy.digest, name)
         kept = place.take(key)
         try:
             working, drawer = task.stage in work.STAGES, Drawer(database)
@@ -142,8 +142,10 @@ def answer(own: Own, letter: bytes, key: bytes) -> tuple[bytes, bytes]:
                 check_upload(policy, cost.up + cost.once_up, own.config.consent)
             # started by sealed members alone
             desk = opened.enter_context(closing(Worker(MemberService)))
-            seat = Seat(
-                joining=Joining(file=own.file, data=own.data, home=own.home, rehearse=own.rehearse),
+            seat = ClientNode(
+                joining=ClientOptions(
+                    file=own.file, data=own.data, home=own.home, rehearse=own.rehearse
+                ),
                 config=own.config,
                 keys=keys,
                 name=name,
@@ -152,8 +154,8 @@ def answer(own: Own, letter: bytes, key: bytes) -> tuple[bytes, bytes]:
                 size=size,
                 folder=folder,
                 database=database,
-                ledger=Ledger(database),
-                safe=Safe(Vault(database, size), desk),
+                ledger=AnsweredRounds(database),
+                safe=ClientSecrets(ClientStore(database, size), desk),
                 drawer=drawer,
                 recall=Recall(database),
                 leave=threading.Event(),
@@ -236,14 +238,14 @@ def model_of(config: Config, policy: Policy) -> "tuple[Weights, Trainer]":
 def trained_by(own: Own, policy: Policy, name: str) -> "tuple[Learner, int, Weights | None]":
     """Kept, for so many nodes: under Ray one process answers for many, round after round."""
     weights, trainer = model_of(own.config, policy)
-    joining = Joining(file=own.file, data=own.data, home=own.home)
+    joining = ClientOptions(file=own.file, data=own.data, home=own.home)
     learner, size = make_learner(
         joining, own.config, policy, weights, name, lambda event: None, trainer
     )
     return learner, size, weights
 
 
-class Recess:
+class AttemptSnapshot:
     """What one member keeps between two letters of one attempt.
 
         letter → take (it is gone for everybody else) → answer → put (under another key) → the

@@ -21,7 +21,7 @@ from ..crypto.identity.keys import Identity
 from ..federation.aggregation import encrypted as halves
 from ..federation.aggregation import secagg as masked
 from ..federation.aggregation import state_transfer as handover
-from ..federation.aggregation.base import Safe
+from ..federation.aggregation.base import ClientSecrets
 from ..federation.aggregation.experimental.threshold import OPEN
 from ..federation.aggregation.plain import PLAIN_STAGE
 from ..federation.aggregation.ranges import tensor_stops
@@ -31,7 +31,7 @@ from ..federation.rounds.client import Party
 from ..federation.rounds.report import RunReport
 from ..federation.spec.policy import AdapterTable, CoordinatorTable, Member, ModelTable, Policy
 from ..federation.store.checkpoint import Store, Vector
-from ..federation.store.client_store import Vault
+from ..federation.store.client_store import ClientStore
 from ..federation.training.learner import Learner, TrainerLearner
 from ..federation.training.synthetic_task import PacedRehearsal, RehearsalLearner
 from ..federation.wire import message as messages
@@ -119,7 +119,7 @@ def simulate(
             size=size,
             stops=stops,
             consent=no_floor(),
-            safe=Safe(Vault(None, size), desk),
+            safe=ClientSecrets(ClientStore(None, size), desk),
             on_event=partial(trained_by, say, name),
             adopt=partial(adopted, on_adopt, name),
         )

@@ -27,7 +27,7 @@ from quietchoir.core.server.app import claim
 from quietchoir.core.toolcall import ToolCall, render
 from quietchoir.crypto.identity.keys import Identity
 from quietchoir.federation.adapters.registry import Card, Registry, content_hash
-from quietchoir.federation.client_node import Joining
+from quietchoir.federation.client_node import ClientOptions
 from quietchoir.federation.events import PersonalEvent
 from quietchoir.node import Membership, Node, describe
 from quietchoir.tests.fakes.http import until
@@ -244,7 +244,7 @@ async def test_a_federation_that_cannot_be_joined_does_not_end_the_node(tmp_path
     listener.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("quietchoir.node").addHandler(listener)
     membership = Membership(
-        Joining(file=tmp_path / "nowhere.toml", data=None, home=tmp_path), Config()
+        ClientOptions(file=tmp_path / "nowhere.toml", data=None, home=tmp_path), Config()
     )
     membership.thread.start()
     membership.leave()
@@ -274,7 +274,7 @@ async def test_what_came_of_personal_training_is_told_in_the_log(tmp_path: Path)
     listener = logging.Handler()
     listener.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("quietchoir.node").addHandler(listener)
-    Membership(Joining(file=tmp_path, data=None, home=tmp_path), Config()).tell(
+    Membership(ClientOptions(file=tmp_path, data=None, home=tmp_path), Config()).tell(
         PersonalEvent(parent="", words="7 of 10")
     )
     logging.getLogger("quietchoir.node").removeHandler(listener)

@@ -21,7 +21,7 @@ from ...crypto.he.encrypted_ring import Desk
 from ...crypto.identity.keys import Identity
 from ...crypto.secagg import RevealLedger
 from ..spec.policy import Policy
-from ..store.client_store import Vault
+from ..store.client_store import ClientStore
 from ..wire.message import Place
 from .update import Terms
 
@@ -43,10 +43,10 @@ class Sum:
 
 
 @dataclass(frozen=True, slots=True)
-class Safe:
+class ClientSecrets:
     """What only a member of a sealed federation has."""
 
-    vault: Vault
+    vault: ClientStore
     desk: Desk  # with crypto.sealed.MemberService
 
 
@@ -59,7 +59,7 @@ class PartyContext:
     identity: Identity
     sums: RevealLedger  # the node's memory of rounds that were opened
     place: Place
-    safe: Safe | None = None  # in sealed mode
+    safe: ClientSecrets | None = None  # in sealed mode
     terms: Terms = field(default_factory=Terms)  # of this place
     cohort: tuple[str, ...] = ()  # who was asked; whoever contributes is one of them
     # which of the adapters that were told this member followed itself: 0 none; as `SecAggClient`

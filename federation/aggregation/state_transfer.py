@@ -25,7 +25,7 @@ from ...core.errors import MessageError
 from ...crypto.he.bfv import SEED_BYTES
 from ...crypto.identity.keys import Ephemeral, Identity
 from ..spec.policy import Policy
-from ..store.client_store import TAG_BYTES, Progress, Vault
+from ..store.client_store import TAG_BYTES, ClientStore, Progress
 from ..wire.message import Place
 from . import parts
 from .experimental import dkg_client as forming
@@ -48,7 +48,7 @@ def witnesses(policy: Policy) -> int:
 class Handover:
     """One member, before its rounds."""
 
-    def __init__(self, policy: Policy, name: str, identity: Identity, vault: Vault) -> None:
+    def __init__(self, policy: Policy, name: str, identity: Identity, vault: ClientStore) -> None:
         self.policy, self.name, self.identity, self.vault = policy, name, identity, vault
         self.forming = (
             Forming(policy, name, identity, vault) if policy.protection.key == "threshold" else None

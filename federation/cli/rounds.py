@@ -132,10 +132,10 @@ def register_join(parser: ArgumentParser) -> None:
 def run_coordinator(arguments: Namespace) -> None:
     """Rounds until they are done."""
     from ..client_node import default_home
-    from ..server_node import Coordinating, coordinate
+    from ..server_node import CoordinatorOptions, coordinate
 
     report = coordinate(
-        Coordinating(
+        CoordinatorOptions(
             file=arguments.file,
             state=arguments.state,
             keys=arguments.keys or arguments.file.parent,
@@ -177,10 +177,10 @@ def run_coordinator(arguments: Namespace) -> None:
 def run_member(arguments: Namespace) -> None:
     """Serve letters until stopped."""
     from ...core import config
-    from ..client_node import Joining, default_home, join
+    from ..client_node import ClientOptions, default_home, join
 
     settings = config.load(arguments.config)
-    joining = Joining(
+    joining = ClientOptions(
         file=arguments.file,
         data=arguments.data or settings.training.data,
         home=arguments.home or default_home(),

@@ -41,7 +41,7 @@ class Line:
     digest: str  # what the next line names
 
 
-class Journal:
+class AuditLog:
     """The log of one run's folder, open for more.
 
     Raises:

@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from .run_status import Board
+from .run_status import RunStatus
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 PREFIX = "quietchoir_"
@@ -48,7 +48,7 @@ LAST = {
 class BoardCollector(Collector):
     """Reads the board whenever somebody asks."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: RunStatus) -> None:
         self.board = board
 
     def collect(self) -> Iterator[Metric]:
@@ -77,7 +77,7 @@ def newest(history: list[dict[str, Any]], key: str) -> float | None:
 class Metrics:
     """The text for one board."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: RunStatus) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(BoardCollector(board))
 

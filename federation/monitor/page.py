@@ -19,7 +19,7 @@ from ...core.server import errors as refusals
 from ...core.server import static as pages
 from ...core.server.app import claim
 from .metrics import CONTENT_TYPE, Metrics
-from .run_status import Board
+from .run_status import RunStatus
 
 HOST = "127.0.0.1"
 FOLDER = Path(__file__).parent / "ui"
@@ -39,7 +39,7 @@ class Page:
         ConfigError: the port is taken, or others can read the token.
     """
 
-    def __init__(self, board: Board, port: int, home: Path) -> None:
+    def __init__(self, board: RunStatus, port: int, home: Path) -> None:
         self.board, self.metrics, self.token = board, Metrics(board), auth.load_token(home)
         self.files = pages.Pages(FOLDER)
         shared = pages.Pages()

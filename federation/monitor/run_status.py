@@ -72,7 +72,7 @@ def curve(history: list[Row]) -> list[list[float]]:
     return [[float(at), accuracy] for at, accuracy in sorted(points.items())]
 
 
-class Board:
+class RunStatus:
     """One run, from its events on; safe to read from another thread.
 
     Args:
@@ -172,7 +172,7 @@ def unnamed(text: str, names: Collection[str]) -> str:
     )
 
 
-def from_disk(folder: Path) -> Board:
+def from_disk(folder: Path) -> RunStatus:
     """The run in a coordinator's state folder; a running coordinator is not disturbed.
 
     Raises:
@@ -183,4 +183,4 @@ def from_disk(folder: Path) -> Board:
         raise FederationError(
             f"{folder}: no run here yet; start one: quietchoir coordinate FED --state {folder}"
         )
-    return Board(roster.read(file).policy, state)
+    return RunStatus(roster.read(file).policy, state)

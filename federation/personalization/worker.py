@@ -85,7 +85,7 @@ def own_adapters(home: Path, identity: "Identity", learner: "TrainerLearner") ->
     return Owner(Registry(home), identity, learner.trainer.weights)
 
 
-class Companion:
+class PersonalizationWorker:
     """Personal adapters in the background.
 
     Args:

@@ -25,7 +25,7 @@ from ...crypto.he.encrypted_ring import MemberService
 from ...crypto.identity.keys import Identity
 from ..aggregation import state_transfer as handover
 from ..aggregation.attested_sum import Integers
-from ..aggregation.base import PartyContext, PartyHalf, Safe
+from ..aggregation.base import ClientSecrets, PartyContext, PartyHalf
 from ..aggregation.ranges import read_spans, spans
 from ..aggregation.rank_masks import narrowed, shares_of
 from ..aggregation.registry import AGGREGATIONS
@@ -45,8 +45,8 @@ from ..events import OnEvent, SpentEvent, TrainedEvent, WorkEvent
 from ..membership.consent import check_consent
 from ..spec.policy import Policy
 from ..store.checkpoint import ServerState, Vector
-from ..store.client_store import Progress, Vault
-from ..store.ledger import Ledger
+from ..store.client_store import ClientStore, Progress
+from ..store.ledger import AnsweredRounds
 from ..training.learner import Counts, Learner, Trained
 from ..wire import broadcast_digest as broadcast
 from ..wire import message as messages
@@ -116,9 +116,9 @@ class Party:
         size: int,
         stops: Sequence[int] = (),
         consent: ConsentConfig | None = None,
-        ledger: Ledger | None = None,
+        ledger: AnsweredRounds | None = None,
         adopt: Callable[[Vector, str], str] | None = None,
-        safe: Safe | None = None,
+        safe: ClientSecrets | None = None,
         purse: Purse | None = None,
         drawer: Drawer | None = None,
         recall: Recall | None = None,
@@ -148,17 +148,17 @@ class Party:
             size,
         )
         self.stops = tuple(stops) or (size,)
-        self.ledger = ledger or Ledger()
+        self.ledger = ledger or AnsweredRounds()
         self.purse = purse or Purse(policy, size, name)
         self.adopt = adopt
         self.on_event = on_event or (lambda event: None)
         self.attempt: Attempt | None = None
         self.offering = Offering(self, drawer or Drawer()) if policy.schedule.buffered else None
         self.recall = (recall or Recall()) if policy.followed else None
-        self.safe: Safe | None = None
+        self.safe: ClientSecrets | None = None
         self.handover: Handover | None = None
         if policy.protection.mode == "sealed":
-            self.safe = safe or Safe(Vault(None, size), Worker(MemberService))
+            self.safe = safe or ClientSecrets(ClientStore(None, size), Worker(MemberService))
             self.handover = Handover(policy, name, identity, self.safe.vault)
 
     def handle(self, letter: bytes) -> bytes:
@@ -385,7 +385,7 @@ class Party:
         Returns: why it cannot be paid; then nothing is trained.
 
         Raises:
-            MessageError: as `Ledger.record`; nothing was changed.
+            MessageError: as `AnsweredRounds.record`; nothing was changed.
             QuietchoirError: the disk refuses; nothing was changed.
         """
         unpaid = ""

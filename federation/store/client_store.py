@@ -91,7 +91,7 @@ class Kept:
     before: Progress | None = None
 
 
-class Shelf:
+class KeyShareStore:
     """One member's share of a joint key. In memory only if there is no database (simulations).
 
     Hazard: whoever reads the database holds this member's share; as many as the threshold open
@@ -103,7 +103,7 @@ class Shelf:
         self._held = self._read()
 
     def __repr__(self) -> str:
-        return "Shelf()"
+        return "KeyShareStore()"
 
     def holding(self, epoch: bytes) -> Holding | None:
         """The holding of this epoch, if there is one; that of another epoch is wiped."""
@@ -153,7 +153,7 @@ class Shelf:
         return bytes.fromhex(share.fields["epoch"]), holding
 
 
-class Vault:
+class ClientStore:
     """One member's secrets in one federation. In memory only if there is no database (simulations).
 
     Args:
@@ -166,13 +166,13 @@ class Vault:
         self.database, self.size = database, size
         self._key: tuple[str, bytes] | None = None
         self._kept: dict[str, Kept] = {}  # the last run asked for
-        self.shelf = Shelf(database)
+        self.shelf = KeyShareStore(database)
         self._read_key()
         if database is not None:
             database.forget += [self._read_key, lambda: self._kept.clear()]
 
     def __repr__(self) -> str:
-        return f"Vault({self.size} values)"
+        return f"ClientStore({self.size} values)"
 
     def seed(self, epoch: bytes) -> bytes | None:
         """The secret that all members of this epoch have, if it is here: what their key is made

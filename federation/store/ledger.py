@@ -37,7 +37,7 @@ class RivalError(MessageError):
     """A letter of another run than the one that this member is in."""
 
 
-class Ledger:
+class AnsweredRounds:
     """High-water marks, one for each run; in memory only if there is no database (simulations).
 
     Args:

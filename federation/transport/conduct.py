@@ -18,7 +18,7 @@ from ..client_node import default_home
 from ..events import FederationEvent
 from ..membership import roster
 from ..monitor.event_printer import sentence
-from ..server_node import Coordinating, coordinate
+from ..server_node import CoordinatorOptions, coordinate
 from .grid import GridLink
 from .settings import Settings
 
@@ -39,7 +39,7 @@ def conduct(grid: Grid, settings: Settings) -> None:
         )
     file, state = Path(settings.federation), Path(settings.state)
     check_freezable(roster.load(file))
-    coordinating = Coordinating(
+    coordinating = CoordinatorOptions(
         file=file,
         state=state,
         keys=Path(settings.keys) if settings.keys else file.parent,

@@ -24,7 +24,7 @@ from ...core.assistant.tools import NoTools
 from ...core.config import ServerConfig
 from ...core.server import app, auth, connections
 from ...federation.monitor.page import Page
-from ...federation.monitor.run_status import Board
+from ...federation.monitor.run_status import RunStatus
 from ...private_search import host as library_host
 from .catalogue import Attack, Result
 from .targets import HOST, federation
@@ -172,7 +172,7 @@ def node() -> Iterator[int]:
 @contextlib.contextmanager
 def page() -> Iterator[int]:
     """A coordinator's page on a free port."""
-    with federation() as (file, policy), Page(Board(policy), 0, file.parent / "home") as shown:
+    with federation() as (file, policy), Page(RunStatus(policy), 0, file.parent / "home") as shown:
         yield shown.port
 
 

@@ -41,7 +41,7 @@ from ...federation.rounds.delta_chain import Step, name_of
 from ...federation.rounds.model_broadcast import ServerHeldDelta
 from ...federation.rounds.server import Coordinator
 from ...federation.spec.policy import AggregationTable, Policy, ScheduleTable
-from ...federation.stateless_client import ASIDE, Recess, freeze_attempt, thaw_attempt
+from ...federation.stateless_client import ASIDE, AttemptSnapshot, freeze_attempt, thaw_attempt
 from ...federation.store import client_store as vault
 from ...federation.store.checkpoint import ServerState, Vector
 from ...federation.store.member import open_member
@@ -362,7 +362,7 @@ def both(member: Party, folder: Path) -> list[Any]:
     """What two processes that are started for one stage go on with; None for one that finds
     nothing.
     """
-    recess, kept = Recess(open_member(folder), member.name), freeze_attempt(member)
+    recess, kept = AttemptSnapshot(open_member(folder), member.name), freeze_attempt(member)
     assert kept is not None
     key, found = recess.put(kept), list[Any]()
     for _ in range(2):
@@ -401,8 +401,8 @@ def rebuilt(session: Session, card: Any, kind: bytes, held: Mapping[int, bytes],
     return bool(Ephemeral(secret).public == card.mask)
 
 
-def copied(self: Recess, key: bytes) -> bytes | None:
-    """`Recess.take` that leaves it where it is."""
+def copied(self: AttemptSnapshot, key: bytes) -> bytes | None:
+    """`AttemptSnapshot.take` that leaves it where it is."""
     kept = self.database.get(ASIDE)
     return None if kept is None else open_box(key, kept.body, self.associated)
 
@@ -637,7 +637,7 @@ ATTACKS = (
         who="coordinator alone",
         mode="masked, Flower's own engines",
         promise="for each peer a self-mask share or a key share is revealed, never both",
-        unprotected=lambda: two_sets((Recess, "take", copied)),
+        unprotected=lambda: two_sets((AttemptSnapshot, "take", copied)),
         protected=two_sets,
     ),
     Attack(

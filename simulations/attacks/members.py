@@ -29,10 +29,10 @@ from ...federation.membership import log as chain
 from ...federation.membership.keys import load_or_create
 from ...federation.membership.log import ENROLL, Chain, found, sign
 from ...federation.monitor import run_status as board
-from ...federation.monitor.run_status import Board
+from ...federation.monitor.run_status import RunStatus
 from ...federation.rounds.client import Party
 from ...federation.spec.policy import PrivacyTable
-from ...federation.store.client_store import Vault
+from ...federation.store.client_store import ClientStore
 from ...federation.wire import message as messages
 from ...federation.wire.link import InProcessLink
 from .catalogue import Attack, Result
@@ -236,7 +236,7 @@ def named_on_the_page(*stubs: Stub) -> Result:
     its readers.
     """
     scene = federation(4, recipe={"attempts": 1})
-    shown = Board(scene.policy)
+    shown = RunStatus(scene.policy)
     with without(*stubs):
         run = scene.run(link=WrongShares(scene, NAMES[1:3]), on_event=shown.note)
         words = refused(lambda: run.insist(run.train_round))
@@ -327,15 +327,15 @@ def read_after_leaving(*stubs: Stub) -> Result:
     )
 
 
-def vault_of(scene: AttackScene, name: str) -> Vault:
+def vault_of(scene: AttackScene, name: str) -> ClientStore:
     """What a member keeps, in sealed mode."""
     safe = scene.parties[name].safe
     assert safe is not None
     return safe.vault
 
 
-def of_any_epoch(self: Vault, epoch: bytes) -> bytes | None:
-    """`Vault.seed` of a key that serves every version of the file."""
+def of_any_epoch(self: ClientStore, epoch: bytes) -> bytes | None:
+    """`ClientStore.seed` of a key that serves every version of the file."""
     del epoch
     return self._key[1] if self._key is not None else None
 
@@ -413,7 +413,7 @@ ATTACKS = (
         who="one member that was let go",
         mode="sealed",
         promise="the key is new for every version of the federation file",
-        unprotected=lambda: read_after_leaving((Vault, "seed", of_any_epoch)),
+        unprotected=lambda: read_after_leaving((ClientStore, "seed", of_any_epoch)),
         protected=read_after_leaving,
     ),
 )

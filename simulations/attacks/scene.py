@@ -159,10 +159,10 @@ def party_of(
     """One member, in memory; in sealed mode with this vault, by default one of its own."""
     more: dict[str, Any] = {}
     if scene.policy.protection.mode == "sealed":
-        from ...federation.aggregation.base import Safe
-        from ...federation.store.client_store import Vault
+        from ...federation.aggregation.base import ClientSecrets
+        from ...federation.store.client_store import ClientStore
 
-        more["safe"] = Safe(vault or Vault(None, scene.size), desk())
+        more["safe"] = ClientSecrets(vault or ClientStore(None, scene.size), desk())
     return Party(
         scene.policy, key, scene.voices[name], size=scene.size, stops=stops, consent=ANY, **more
     )

@@ -33,7 +33,7 @@ from ...federation.rounds.client_model import Recall
 from ...federation.rounds.delta_chain import Step, Stepping, name_of, origin_of
 from ...federation.rounds.server import Coordinator
 from ...federation.spec.policy import AggregationTable, Policy
-from ...federation.stateless_client import Recess, freeze_attempt, thaw_attempt
+from ...federation.stateless_client import AttemptSnapshot, freeze_attempt, thaw_attempt
 from ...federation.store.checkpoint import ServerState
 from ...federation.store.member import open_member
 from ...federation.wire import message as messages
@@ -432,7 +432,10 @@ def two_processes(*stubs: Stub) -> Result:
     payload = messages.split(link.letters[VICTIM], HEADER)[1]
     whole, _ = totals.decode_shown(payload, SIZE, parties, BITS)
     with tempfile.TemporaryDirectory() as folder, without(*stubs):
-        recess, frozen = Recess(open_member(Path(folder)), member.name), freeze_attempt(member)
+        recess, frozen = (
+            AttemptSnapshot(open_member(Path(folder)), member.name),
+            freeze_attempt(member),
+        )
         assert frozen is not None
         key = recess.put(frozen)
         for away in range(2):
@@ -752,7 +755,7 @@ ATTACKS = (
         who=WITH_ONE,
         mode="masked, Flower's own engines",
         promise="a member signs one sum of an attempt",
-        unprotected=lambda: two_processes((Recess, "take", copied)),
+        unprotected=lambda: two_processes((AttemptSnapshot, "take", copied)),
         protected=two_processes,
     ),
 )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from quietchoir.federation.monitor.page import HOST, Page
-from quietchoir.federation.monitor.run_status import Board
+from quietchoir.federation.monitor.run_status import RunStatus
 from quietchoir.tests.browser.chromium import Tab, browser, find
 from quietchoir.tests.fakes.events import event_of
 from quietchoir.tests.fakes.federation import house
@@ -55,7 +55,7 @@ def a_round(number: int, accuracy: float, kind: str = "train") -> dict[str, Any]
 async def test_the_page_draws_rounds_as_they_come_and_shows_no_member(
     tab: Tab, tmp_path: Path
 ) -> None:
-    board = Board(house(4, mode="masked").policy)
+    board = RunStatus(house(4, mode="masked").policy)
     board.note(event_of({"event": "waiting", "present": 4, "roster": 4, "minimum": 3}))
     with Page(board, 0, tmp_path) as page:
         await tab.open(page.url)
@@ -96,7 +96,7 @@ async def test_the_page_draws_rounds_as_they_come_and_shows_no_member(
 
 
 async def test_without_a_token_the_page_asks_for_it(tab: Tab, tmp_path: Path) -> None:
-    with Page(Board(house(4).policy), 0, tmp_path) as page:
+    with Page(RunStatus(house(4).policy), 0, tmp_path) as page:
         await tab.open(f"http://{HOST}:{page.port}/")
         await tab.until("document.querySelector('form.token input')")
         await tab.run("document.querySelector('form.token input').focus()")
@@ -121,7 +121,7 @@ SIZES = """(() => {
 
 @pytest.mark.parametrize("width", [320, 390, 800, 1280])
 async def test_the_chart_can_be_read_on_a_phone(tab: Tab, tmp_path: Path, width: int) -> None:
-    board = Board(house(4, mode="masked", recipe={"rounds": 120}).policy)
+    board = RunStatus(house(4, mode="masked", recipe={"rounds": 120}).policy)
     for number in range(1, 121):
         board.note(event_of(a_round(number, 0.5)))
     with Page(board, 0, tmp_path) as page:
@@ -152,7 +152,7 @@ async def test_the_chart_can_be_read_on_a_phone(tab: Tab, tmp_path: Path, width:
 
 
 async def test_a_member_that_died_is_not_shown_as_present(tab: Tab, tmp_path: Path) -> None:
-    board, here = Board(house(4, mode="masked").policy), [4]
+    board, here = RunStatus(house(4, mode="masked").policy), [4]
     board.presence = lambda: here[0]
     board.note(event_of({"event": "waiting", "present": 4, "roster": 4, "minimum": 3}))
     with Page(board, 0, tmp_path) as page:

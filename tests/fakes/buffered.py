@@ -14,7 +14,7 @@ from quietchoir.federation.rounds.client import Party
 from quietchoir.federation.rounds.contribution_buffer import Drawer
 from quietchoir.federation.rounds.delta_chain import origin_of
 from quietchoir.federation.spec.policy import ScheduleTable
-from quietchoir.federation.store.ledger import Ledger
+from quietchoir.federation.store.ledger import AnsweredRounds
 from quietchoir.federation.store.member import open_member
 from quietchoir.federation.wire import calls, work
 from quietchoir.federation.wire import message as messages
@@ -83,7 +83,7 @@ def member(home: House, name: str, folder: Path, learner: Any = None) -> Party:
     database = open_member(folder / name)
     return Party(
         home.policy, home.members[name], learner or FixedLearner(), size=SIZE, consent=ANY_MODE,
-        ledger=Ledger(database), drawer=Drawer(database),
+        ledger=AnsweredRounds(database), drawer=Drawer(database),
     )  # fmt: skip
 
 

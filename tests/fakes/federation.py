@@ -20,7 +20,7 @@ from quietchoir.federation.spec.policy import (
     ProtectionTable,
     Recipe,
 )
-from quietchoir.federation.store.ledger import Ledger
+from quietchoir.federation.store.ledger import AnsweredRounds
 from quietchoir.federation.store.member import open_member
 from quietchoir.federation.training.learner import Counts, Trained
 from quietchoir.federation.wire.link import InProcessLink
@@ -118,7 +118,7 @@ def parties(
             size=size,
             stops=stops,
             consent=ANY_MODE,
-            ledger=Ledger(None if folder is None else open_member(folder / name)),
+            ledger=AnsweredRounds(None if folder is None else open_member(folder / name)),
         )
         for name, key in home.members.items()
     }

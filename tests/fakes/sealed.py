@@ -13,11 +13,11 @@ import numpy as np
 from quietchoir.crypto.he.bfv import Packing, key_id
 from quietchoir.crypto.he.encrypted_ring import AdderService, MemberService, Seal, SealedRing
 from quietchoir.crypto.ring import BitRing
-from quietchoir.federation.aggregation.base import Safe
+from quietchoir.federation.aggregation.base import ClientSecrets
 from quietchoir.federation.rounds.client import Party
-from quietchoir.federation.store.client_store import Progress, Vault
+from quietchoir.federation.store.client_store import ClientStore, Progress
 from quietchoir.federation.store.database import Database
-from quietchoir.federation.store.ledger import Ledger
+from quietchoir.federation.store.ledger import AnsweredRounds
 from quietchoir.federation.store.member import open_member
 from quietchoir.tests.fakes.federation import ANY_MODE, FixedLearner, House
 
@@ -64,7 +64,7 @@ class MarkingDesk(LocalDesk):
         return [row[:-1] + bytes((MARK,)) for row in answer] if method == "encrypt" else answer
 
 
-class DriftingVault(Vault):
+class DriftingVault(ClientStore):
     """Steps to another adapter than the others, as a machine with a broken library would."""
 
     def keep_progress(self, run: str, progress: Progress) -> None:
@@ -100,15 +100,15 @@ def sealed_parties(
     *,
     folder: Path | None = None,
     desk: Any = None,
-    vault: Callable[[Database | None, int], Vault] = Vault,
+    vault: Callable[[Database | None, int], ClientStore] = ClientStore,
     adopt: Callable[[str], Any] = lambda name: None,
 ) -> dict[str, Party]:
     """Every member as a `Party` with a vault of its own; with `folder`, on disk."""
     shared, parties = desk or LocalDesk(), {}
     for name, identity in home.members.items():
         place = None if folder is None else open_member(folder / name)
-        ledger = Ledger(place)
-        safe = Safe(vault(place, size), shared)
+        ledger = AnsweredRounds(place)
+        safe = ClientSecrets(vault(place, size), shared)
         parties[name] = Party(
             home.policy,
             identity,
@@ -122,7 +122,7 @@ def sealed_parties(
     return parties
 
 
-def vault_of(party: Party) -> Vault:
+def vault_of(party: Party) -> ClientStore:
     """A member's secrets."""
     assert party.safe is not None
     return party.safe.vault

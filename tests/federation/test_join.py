@@ -13,7 +13,7 @@ from quietchoir.core.config import Config
 from quietchoir.core.errors import DataError
 from quietchoir.core.training.examples import write_jsonl
 from quietchoir.federation import client_node as member
-from quietchoir.federation.client_node import Joining, examples_in, join, make_learner
+from quietchoir.federation.client_node import ClientOptions, examples_in, join, make_learner
 from quietchoir.federation.events import PreparingEvent
 from quietchoir.federation.membership import founding
 from quietchoir.federation.membership import ownership as owner
@@ -112,7 +112,11 @@ def test_wrong_or_missing_data_is_said_before_the_model_is_looked_for(
     monkeypatch.setattr(member, "resident", never)
     before = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()}
     with pytest.raises(DataError) as caught:
-        join(Joining(file=file, data=data, home=tmp_path / "home"), Config(), tables(events.append))
+        join(
+            ClientOptions(file=file, data=data, home=tmp_path / "home"),
+            Config(),
+            tables(events.append),
+        )
     assert said in str(caught.value) and events == []
     assert {
         path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()
@@ -153,7 +157,7 @@ def test_progress_is_told_while_examples_are_prepared(
     write_jsonl(tmp_path / "train.jsonl", chatter(5))
     write_jsonl(tmp_path / "test.jsonl", chatter(2, seed=9))
     events: list[dict[str, Any]] = []
-    joining = Joining(file=tmp_path, data=tmp_path, home=tmp_path)
+    joining = ClientOptions(file=tmp_path, data=tmp_path, home=tmp_path)
     make_learner(
         joining,
         Config(),

@@ -55,7 +55,7 @@ from quietchoir.federation.rounds.delta_chain import Step as Stepped
 from quietchoir.federation.rounds.delta_chain import Stepping, name_of
 from quietchoir.federation.spec.policy import ModelTable
 from quietchoir.federation.store.checkpoint import ServerState, Store
-from quietchoir.federation.store.client_store import Vault
+from quietchoir.federation.store.client_store import ClientStore
 from quietchoir.federation.store.member import open_member
 from quietchoir.federation.store.privacy_book import PrivacyBook
 from quietchoir.federation.wire import message as messages
@@ -246,7 +246,7 @@ def state_name(world: World) -> Iterator[Attempt]:
     yield lambda: recall.follow(way, "ab" * 32, whole), MessageError, "not the one that is named"
     sealed = house(4, mode="sealed", min_cohort=4, threshold=3)
     members = {
-        name: Handover(sealed.policy, name, key, Vault(None, SIZE))
+        name: Handover(sealed.policy, name, key, ClientStore(None, SIZE))
         for name, key in sealed.members.items()
     }
     greetings = {name: one.answer(PLACE, handover.GREET, b"") for name, one in members.items()}

@@ -29,7 +29,7 @@ from ....crypto.experimental.threshold import (
 )
 from ....crypto.identity.keys import Identity
 from ...spec.policy import Policy
-from ...store.client_store import Vault
+from ...store.client_store import ClientStore
 from ...wire.message import Place
 from .. import parts
 from .key_group import Circle
@@ -56,7 +56,7 @@ class _Ongoing:
 class Forming:
     """One member, making joint keys."""
 
-    def __init__(self, policy: Policy, name: str, identity: Identity, vault: Vault) -> None:
+    def __init__(self, policy: Policy, name: str, identity: Identity, vault: ClientStore) -> None:
         self.policy, self.name, self.identity, self.vault = policy, name, identity, vault
         self._ongoing: _Ongoing | None = None
 

@@ -13,7 +13,13 @@ from quietchoir.federation.aggregation import state_transfer as handover
 from quietchoir.federation.aggregation.hello import Greeting, SealedEnvelope
 from quietchoir.federation.aggregation.state_transfer import Handover
 from quietchoir.federation.spec.policy import Policy
-from quietchoir.federation.store.client_store import GROUP_KEY, TAG_BYTES, Progress, Vault, model_of
+from quietchoir.federation.store.client_store import (
+    GROUP_KEY,
+    TAG_BYTES,
+    ClientStore,
+    Progress,
+    model_of,
+)
 from quietchoir.federation.store.member import FILE, open_member
 from quietchoir.federation.wire.message import Place
 from quietchoir.tests.fakes.federation import House, house
@@ -39,7 +45,8 @@ class Meeting:
 def meeting() -> Meeting:
     home = house(4, mode="sealed", min_cohort=4, threshold=3)
     members = {
-        name: Handover(home.policy, name, key, Vault(None, 5)) for name, key in home.members.items()
+        name: Handover(home.policy, name, key, ClientStore(None, 5))
+        for name, key in home.members.items()
     }
     return Meeting(
         home,
@@ -167,26 +174,26 @@ def test_what_is_damaged_in_a_vault_is_handed_over_again_and_a_readable_one_refu
     tmp_path: Path,
 ) -> None:
     run, epoch = "ab" * 16, b"\1" * 32
-    vault = Vault(open_member(tmp_path), 4)
+    vault = ClientStore(open_member(tmp_path), 4)
     seed = vault.make_seed(epoch)
     vault.keep_progress(run, Progress(2, vault.progress(run).server))
     with pytest.raises(FederationError, match="run = "):
         vault.progress("../escape")
-    again = Vault(open_member(tmp_path), 4)
+    again = ClientStore(open_member(tmp_path), 4)
     assert again.seed(epoch) == seed and again.progress(run).steps == 2
     damage(tmp_path, model_of(run))
-    again = Vault(open_member(tmp_path), 4)
+    again = ClientStore(open_member(tmp_path), 4)
     assert again.seed(epoch) == seed and again.progress(run).steps == 0
     damage(tmp_path, GROUP_KEY)
-    assert Vault(open_member(tmp_path), 4).seed(epoch) is None
+    assert ClientStore(open_member(tmp_path), 4).seed(epoch) is None
     (tmp_path / FILE).chmod(0o644)
     with pytest.raises(ConfigError, match="lets others read"):
         open_member(tmp_path)
 
 
 def test_a_tag_tells_equal_adapters_from_others_and_needs_the_key() -> None:
-    zero = Vault(None, 4).progress("ab" * 16)
-    assert zero.tag(bytes(32), "ab" * 16) == Vault(None, 4).progress("ab" * 16).tag(
+    zero = ClientStore(None, 4).progress("ab" * 16)
+    assert zero.tag(bytes(32), "ab" * 16) == ClientStore(None, 4).progress("ab" * 16).tag(
         bytes(32), "ab" * 16
     )
     others = {

@@ -27,12 +27,12 @@ from quietchoir.crypto.he.encrypted_ring import open_sum
 from quietchoir.federation.aggregation import encrypted as sealed
 from quietchoir.federation.aggregation import parts
 from quietchoir.federation.aggregation import secagg as masked
-from quietchoir.federation.aggregation.base import Contributors, Safe
+from quietchoir.federation.aggregation.base import ClientSecrets, Contributors
 from quietchoir.federation.aggregation.update import Codec
 from quietchoir.federation.rounds.client import Party
 from quietchoir.federation.store import checkpoint
 from quietchoir.federation.store.checkpoint import Store
-from quietchoir.federation.store.client_store import GROUP_KEY, Vault, model_of
+from quietchoir.federation.store.client_store import GROUP_KEY, ClientStore, model_of
 from quietchoir.federation.store.member import FILE
 from quietchoir.federation.training.synthetic_task import RehearsalLearner
 from quietchoir.federation.wire import message as messages
@@ -335,7 +335,7 @@ def test_members_that_end_with_different_adapters_stop_the_round(desk: LocalDesk
         for name in who:
             members[name] = Party(
                 home.policy, home.members[name], FixedLearner(), size=SIZE, consent=ANY_MODE,
-                safe=Safe(DriftingVault(None, SIZE), desk),
+                safe=ClientSecrets(DriftingVault(None, SIZE), desk),
             )  # fmt: skip
         return members
 
@@ -429,7 +429,7 @@ def test_a_sum_is_applied_only_with_enough_signatures_of_its_own_members(desk: L
 def test_a_hostile_ciphertext_costs_its_sender_its_place_in_the_sum(desk: LocalDesk) -> None:
     home = house(4, mode="sealed", threshold=3)
     members = sealed_parties(home, SIZE, desk=desk)
-    hostile = Safe(Vault(None, SIZE), MarkingDesk())
+    hostile = ClientSecrets(ClientStore(None, SIZE), MarkingDesk())
     members["dan"] = Party(
         home.policy, home.members["dan"], FixedLearner(), size=SIZE, consent=ANY_MODE, safe=hostile
     )

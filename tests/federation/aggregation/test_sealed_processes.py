@@ -19,7 +19,7 @@ from quietchoir.federation.membership.locking import protect
 from quietchoir.federation.membership.unlock import VARIABLE, Lock
 from quietchoir.federation.spec.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
 from quietchoir.federation.store import member
-from quietchoir.federation.store.client_store import GROUP_KEY, SHARE, Vault
+from quietchoir.federation.store.client_store import GROUP_KEY, SHARE, ClientStore
 from quietchoir.tests.fakes.federation import DIGEST
 from quietchoir.tests.fakes.store import names
 from quietchoir.tests.federation.transport.test_flower_rounds import Command, free_port
@@ -107,7 +107,7 @@ def test_the_members_hold_their_key_or_shares_of_it_and_one_adapter_and_the_coor
     (run,) = (
         name.removeprefix("model of ") for name in names(folders[0]) if name.startswith("model of ")
     )
-    vaults = [Vault(member.open_member(folder), SIZE) for folder in folders]
+    vaults = [ClientStore(member.open_member(folder), SIZE) for folder in folders]
     seeds = {vault.seed(policy.digest) for vault in vaults}
     assert len(seeds) == 1
     assert (

@@ -9,7 +9,7 @@ import pytest
 
 from quietchoir.core.errors import MessageError, QuietchoirError, RosterError
 from quietchoir.crypto.identity.keys import Identity
-from quietchoir.federation.aggregation.base import Safe
+from quietchoir.federation.aggregation.base import ClientSecrets
 from quietchoir.federation.membership import roster
 from quietchoir.federation.membership.log import CHANGE, ENROLL, REVOKE, ROTATE, Chain, found
 from quietchoir.federation.membership.update import (
@@ -23,7 +23,7 @@ from quietchoir.federation.membership.update import (
 from quietchoir.federation.rounds.client import Party
 from quietchoir.federation.server_node import renewing
 from quietchoir.federation.spec.policy import Member, Policy
-from quietchoir.federation.store.client_store import Vault
+from quietchoir.federation.store.client_store import ClientStore
 from quietchoir.federation.wire.link import InProcessLink
 from quietchoir.tests.fakes.events import tables
 from quietchoir.tests.fakes.federation import ANY_MODE, FixedLearner, coordinator, house
@@ -54,7 +54,7 @@ class Town:
         kept = self.folder / name / "federation.toml"
         policy, safe = (
             roster.adopt(chain or self.chain, kept, ""),
-            Safe(Vault(None, SIZE), self.desk),
+            ClientSecrets(ClientStore(None, SIZE), self.desk),
         )
 
         def enter(newest: Policy) -> Callable[[bytes], bytes]:

@@ -20,10 +20,10 @@ from quietchoir.federation.membership.log import found
 from quietchoir.federation.monitor import audit_log as journal
 from quietchoir.federation.monitor import event_printer as words
 from quietchoir.federation.monitor import run_status as board
-from quietchoir.federation.monitor.audit_log import Journal
+from quietchoir.federation.monitor.audit_log import AuditLog
 from quietchoir.federation.monitor.metrics import Metrics
 from quietchoir.federation.monitor.page import HOST, Page
-from quietchoir.federation.monitor.run_status import Board
+from quietchoir.federation.monitor.run_status import RunStatus
 from quietchoir.federation.store import checkpoint
 from quietchoir.federation.store.checkpoint import Store
 from quietchoir.tests.fakes.events import event_of
@@ -37,7 +37,7 @@ MEMBERS = ("ann", "ben", "cat", "dan")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A coordinator's state folder after two rounds and a score."""
     home, state = house(4), tmp_path_factory.mktemp("made") / "state"
-    log, store = Journal(state), Store(state)
+    log, store = AuditLog(state), Store(state)
     roster.write(state / roster.FILE, found(home.policy, home.owner))
     coordinator(home, parties(home, SIZE), SIZE, store=store, on_event=log.note).run(2)
     store.close()
@@ -69,7 +69,7 @@ def test_every_line_leads_to_the_next(folder: Path) -> None:
     ]
     assert read[-1].event["event"] == "delivered"
     assert (folder / journal.FILE).stat().st_mode & 0o777 == 0o600
-    again = Journal(folder)
+    again = AuditLog(folder)
     again.note(event_of({"event": "open", "address": "here"}))
     assert len(list(journal.read(folder / journal.FILE))) == len(read) + 1
 
@@ -105,14 +105,14 @@ def test_the_first_line_that_was_changed_is_named(
     with pytest.raises(IntegrityError, match=f"line {named} does not follow"):
         list(journal.read(path))
     with pytest.raises(FederationError, match="it is not added to"):
-        Journal(folder)
+        AuditLog(folder)
 
 
 def test_a_line_that_a_kill_cut_short_is_taken_off_and_told(folder: Path) -> None:
     path, whole = folder / journal.FILE, len(lines(folder))
     with path.open("ab") as file:
         file.write(b'{"at":17')
-    Journal(folder)
+    AuditLog(folder)
     assert [line.event for line in journal.read(path)][whole:] == [{"event": "torn", "bytes": 8}]
 
 
@@ -123,7 +123,7 @@ def test_a_round_that_a_kill_kept_out_of_the_log_is_added_at_the_next_start(fold
     cut = next(number for number, line in enumerate(said) if b'"event":"score"' in line)
     path.write_bytes(b"".join(said[:cut]))
     assert [entry["kind"] for entry in journal.missing(path, state.history)] == ["score"]
-    log = Journal(folder)
+    log = AuditLog(folder)
     log.catch_up(state.history)
     log.catch_up(state.history)
     assert [line.event.get("late") for line in journal.read(path)][cut:] == [True]
@@ -146,7 +146,7 @@ def test_the_board_shows_sums_and_counts_and_no_member(folder: Path, seen: dict[
 
 
 def test_events_and_disk_give_the_same_board(folder: Path, seen: dict[str, Any]) -> None:
-    live = Board(roster.load(folder / roster.FILE))
+    live = RunStatus(roster.load(folder / roster.FILE))
     for line in journal.read(folder / journal.FILE):
         live.note(event_of(line.event))
     assert {**live.snapshot(), "now": None} == seen

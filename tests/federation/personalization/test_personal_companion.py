@@ -20,7 +20,12 @@ from quietchoir.federation.events import FederationEvent, StaysEvent
 from quietchoir.federation.personalization.keeping import PersonalOutcome
 from quietchoir.federation.personalization.settings import PersonalSettings
 from quietchoir.federation.personalization.trainer import PersonalVerdict
-from quietchoir.federation.personalization.worker import NAME, Companion, Pending, one_at_a_time
+from quietchoir.federation.personalization.worker import (
+    NAME,
+    Pending,
+    PersonalizationWorker,
+    one_at_a_time,
+)
 from quietchoir.federation.store.member import open_member
 from quietchoir.federation.training.learner import TrainerLearner
 from quietchoir.tests.fakes.events import tables
@@ -30,7 +35,7 @@ PATIENCE_S = 60.0
 ONE, TWO = "aa" * 32, "bb" * 32
 
 
-class Scripted(Companion):
+class Scripted(PersonalizationWorker):
     """Its work is what the test says: by default, done at once."""
 
     script: Callable[["Scripted", str], None] = staticmethod(lambda companion, name: None)
@@ -48,7 +53,7 @@ class Scene:
     def __init__(self, folder: Path) -> None:
         self.database = open_member(folder)
         self.events: queue.Queue[dict[str, Any]] = queue.Queue()
-        self.made: list[Companion] = []
+        self.made: list[PersonalizationWorker] = []
 
     def start(
         self, script: Callable[[Scripted, str], None] | None = None, **options: Any
@@ -230,7 +235,7 @@ def test_a_node_without_held_out_examples_is_told_so(tmp_path: Path) -> None:
     database = open_member(tmp_path / "choir")
     before, events = desk.files(), queue.Queue[dict[str, Any]]()
     learner = TrainerLearner(shop.trainer, shop.train, None, None)  # type: ignore[arg-type]
-    companion = Companion(
+    companion = PersonalizationWorker(
         desk.owner, learner, PersonalSettings(), database, on_event=tables(events.put)
     )
     companion.adopted(parent)
@@ -247,7 +252,7 @@ def test_an_adapter_of_other_layers_than_the_federation_now_trains_is_left_to_it
     database = open_member(tmp_path / "choir")
     before, events = desk.files(), queue.Queue[dict[str, Any]]()
     learner = TrainerLearner(shop.trainer, shop.train, shop.test, None)  # type: ignore[arg-type]
-    companion = Companion(
+    companion = PersonalizationWorker(
         desk.owner, learner, PersonalSettings(), database, on_event=tables(events.put)
     )
     companion.adopted(parent)

@@ -23,7 +23,7 @@ from quietchoir.crypto import ring
 from quietchoir.crypto.identity.keys import Identity
 from quietchoir.federation.adapters.registry import Registry
 from quietchoir.federation.aggregation.update import Codec
-from quietchoir.federation.client_node import Joining, join, keep_finished
+from quietchoir.federation.client_node import ClientOptions, join, keep_finished
 from quietchoir.federation.membership import roster
 from quietchoir.federation.membership.founding import (
     COORDINATOR_KEY,
@@ -134,7 +134,7 @@ class Members:
         config = Config(training=training, consent=ANY_MODE)
         for name in MEMBERS:
             home = self.folder / name
-            joining = Joining(file=self.file, data=home, home=home, once=self.once)
+            joining = ClientOptions(file=self.file, data=home, home=home, once=self.once)
             leave = threading.Event() if self.once else self.leave
             thread = threading.Thread(
                 target=join,

@@ -25,7 +25,7 @@ from quietchoir.federation.rounds.buffered_server import coordinator_of
 from quietchoir.federation.spec.compatibility import CAPABILITIES, Axes, Exclusion, refused
 from quietchoir.federation.spec.policy import AdapterTable, AggregationTable, Policy, ScheduleTable
 from quietchoir.federation.store import checkpoint
-from quietchoir.federation.store.client_store import Vault
+from quietchoir.federation.store.client_store import ClientStore
 from quietchoir.federation.store.member import open_member
 from quietchoir.federation.training.learner import Counts, Trained
 from quietchoir.federation.transport import apps, conduct
@@ -267,7 +267,9 @@ def over_engines(
         return names, [state.server.flat]
     policy = roster.load(played.file)
     folders = [roster.folder(played.folder / name, policy) for name in names]
-    return names, [Vault(open_member(one), SIZE).progress(state.run).server.flat for one in folders]
+    return names, [
+        ClientStore(open_member(one), SIZE).progress(state.run).server.flat for one in folders
+    ]
 
 
 @pytest.mark.parametrize("cell", [one for one in CELLS if against(one) is None], ids=str)

@@ -35,7 +35,7 @@ from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import AggregationTable, GuardTable, PrivacyTable
 from quietchoir.federation.store.checkpoint import ServerState, Store
 from quietchoir.federation.store.database import Database
-from quietchoir.federation.store.ledger import Ledger, StaleError
+from quietchoir.federation.store.ledger import AnsweredRounds, StaleError
 from quietchoir.federation.store.member import open_member
 from quietchoir.federation.training.learner import Counts, Trained
 from quietchoir.federation.training.synthetic_task import RehearsalLearner
@@ -197,7 +197,7 @@ def on_disk(home: House, folder: Path) -> dict[str, Party]:
             Noting(name),
             size=SIZE,
             consent=ANY_MODE,
-            ledger=Ledger(database),
+            ledger=AnsweredRounds(database),
             recall=Recall(database),
         )
     return members

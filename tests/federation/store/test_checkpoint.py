@@ -17,7 +17,7 @@ from quietchoir.federation.rounds.validation import parents_score
 from quietchoir.federation.store import checkpoint, member
 from quietchoir.federation.store.checkpoint import RunState, ServerState, Store
 from quietchoir.federation.store.database import Database
-from quietchoir.federation.store.ledger import LEASE_S, Ledger, RivalError, StaleError
+from quietchoir.federation.store.ledger import LEASE_S, AnsweredRounds, RivalError, StaleError
 from quietchoir.federation.store.member import open_member
 from quietchoir.federation.wire.message import Place
 from quietchoir.tests.fakes.federation import house
@@ -179,7 +179,7 @@ def test_a_run_of_an_earlier_program_is_not_begun_again_in_silence(tmp_path: Pat
 
 
 def test_a_full_disk_leaves_memory_and_database_as_they_were(tmp_path: Path) -> None:
-    ledger = Ledger(open_member(tmp_path))
+    ledger = AnsweredRounds(open_member(tmp_path))
     ledger.record(Place(ONE, 1, 1))
     disk = ledger.database
     assert disk is not None
@@ -189,17 +189,17 @@ def test_a_full_disk_leaves_memory_and_database_as_they_were(tmp_path: Path) -> 
     with pytest.raises(QuietchoirError, match="disk is full"):
         ledger.record(Place(ONE, 2, 1))
     assert (ledger.marks, ledger.standing) == before
-    again = Ledger(open_member(tmp_path))
+    again = AnsweredRounds(open_member(tmp_path))
     assert again.marks == {ONE: (1, 1)}
 
 
 def test_an_older_place_is_stale_also_after_a_restart(tmp_path: Path) -> None:
-    ledger = Ledger(open_member(tmp_path))
+    ledger = AnsweredRounds(open_member(tmp_path))
     ledger.record(Place(ONE, 2, 3))
     ledger.sums.begin(b"federation", 2, 3)
     ledger.sums.open(b"federation", 2, 3)
     ledger.save()
-    again = Ledger(open_member(tmp_path))
+    again = AnsweredRounds(open_member(tmp_path))
     for place in (Place(ONE, 2, 3), Place(ONE, 2, 1), Place(ONE, 1, 9)):
         with pytest.raises(StaleError, match="older state"):
             again.record(place)
@@ -211,14 +211,14 @@ def test_a_second_run_is_refused_while_the_first_is_heard_and_replaces_it_after_
     tmp_path: Path,
 ) -> None:
     clock = [1000.0]
-    ledger = Ledger(open_member(tmp_path), now=lambda: clock[0])
+    ledger = AnsweredRounds(open_member(tmp_path), now=lambda: clock[0])
     ledger.record(Place(ONE, 1, 1))
     clock[0] += LEASE_S - 1
     with pytest.raises(RivalError, match="two coordinators with one identity"):
         ledger.record(Place(OTHER, 1, 1))
     ledger.record(Place(ONE, 1, 2))  # heard again
     clock[0] += LEASE_S - 1
-    ledger = Ledger(open_member(tmp_path), now=lambda: clock[0])
+    ledger = AnsweredRounds(open_member(tmp_path), now=lambda: clock[0])
     with pytest.raises(RivalError):
         ledger.record(Place(OTHER, 1, 1))
     clock[0] -= 10 * LEASE_S  # a clock that is set back makes nothing shorter
@@ -239,7 +239,7 @@ def test_a_node_takes_part_in_one_process_at_a_time(tmp_path: Path) -> None:
 
 
 def test_after_a_finished_run_another_may_begin_at_once(tmp_path: Path) -> None:
-    ledger = Ledger(open_member(tmp_path))
+    ledger = AnsweredRounds(open_member(tmp_path))
     ledger.record(Place(ONE, 1, 1))
     ledger.release()
     ledger.record(Place(OTHER, 1, 1))

@@ -25,12 +25,12 @@ from quietchoir.crypto.privacy.accountant import Account, Budget, PrivacyStep
 from quietchoir.federation.personalization.worker import Pending
 from quietchoir.federation.rounds.client_model import Recall
 from quietchoir.federation.rounds.contribution_buffer import Drawer
-from quietchoir.federation.stateless_client import Recess
+from quietchoir.federation.stateless_client import AttemptSnapshot
 from quietchoir.federation.store import checkpoint, former
 from quietchoir.federation.store.checkpoint import Store
-from quietchoir.federation.store.client_store import SHARE, SHARE_MEMORY, Shelf, Vault
+from quietchoir.federation.store.client_store import SHARE, SHARE_MEMORY, ClientStore, KeyShareStore
 from quietchoir.federation.store.database import Database
-from quietchoir.federation.store.ledger import Ledger, StaleError
+from quietchoir.federation.store.ledger import AnsweredRounds, StaleError
 from quietchoir.federation.store.member import FILE, open_member
 from quietchoir.federation.store.privacy_book import PrivacyBook
 from quietchoir.federation.wire.message import Place
@@ -61,12 +61,12 @@ def expected(old: Path) -> dict[str, Any]:
 def check_member(folder: Path, told: dict[str, Any]) -> None:
     """Everything in it is what the former version wrote."""
     database = open_member(folder)
-    ledger = Ledger(database)
+    ledger = AnsweredRounds(database)
     assert {run: list(mark) for run, mark in ledger.marks.items()} == told["ledger"]["marks"]
     assert ledger.standing == told["ledger"]["standing"]
     assert ledger.heard_at == told["ledger"]["heard"]
     assert ledger.sums.snapshot().decode() == told["ledger"]["sums"]
-    vault = Vault(database, 4)
+    vault = ClientStore(database, 4)
     assert vault.seed(bytes.fromhex(told["vault"]["epoch"])) == bytes.fromhex(told["vault"]["seed"])
     for run in (RUN, OTHER):
         now, before = told["vault"][run]
@@ -98,7 +98,7 @@ def test_what_a_member_of_the_former_version_kept_is_taken_over_and_its_files_ar
         check_member(folder, told)
     assert {path.name for path in folder.iterdir()} == {FILE, former.ANSWERED}
     assert secret not in b"".join(path.read_bytes() for path in folder.iterdir())
-    place, key = Recess(open_member(folder), b"federation", "ann"), told["attempt"]["key"]
+    place, key = AttemptSnapshot(open_member(folder), b"federation", "ann"), told["attempt"]["key"]
     assert place.take(bytes.fromhex(key)) == told["attempt"]["content"].encode()
     # the former version is told, and answers nothing twice
     with pytest.raises(FederationError, match=r"version 2; expected .* version 1: .*use that one"):
@@ -161,7 +161,7 @@ def test_what_others_have_is_gone_without_where_it_is_damaged(old: Path) -> None
         path.write_bytes(path.read_bytes()[:-1] + b"x")
     database = open_member(old / "member")
     assert Drawer(database).look(RUN, "ee" * 32) is None and Recall(database).memory(RUN).held == ()
-    assert Ledger(database).marks[RUN] == (2, 3)
+    assert AnsweredRounds(database).marks[RUN] == (2, 3)
 
 
 def test_a_former_file_beside_the_database_is_refused(old: Path, tmp_path: Path) -> None:
@@ -177,12 +177,12 @@ def test_a_former_file_beside_the_database_is_refused(old: Path, tmp_path: Path)
 
 
 def test_what_an_earlier_program_had_answered_in_json_stays_answered(tmp_path: Path) -> None:
-    content = {"marks": {RUN: [4, 1]}, "sums": Ledger().sums.snapshot().decode("ascii")}
+    content = {"marks": {RUN: [4, 1]}, "sums": AnsweredRounds().sums.snapshot().decode("ascii")}
     for folder, text in (("one", json.dumps(content)), ("two", "{"), ("three", '{"marks": 1}')):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / former.ANSWERED_BEFORE).write_text(text, "ascii")
     for time in (1, 2):
-        ledger = Ledger(open_member(tmp_path / "one"))
+        ledger = AnsweredRounds(open_member(tmp_path / "one"))
         with pytest.raises(StaleError):
             ledger.record(Place(RUN, 4, 1))
         ledger.record(Place(OTHER, time, 1))
@@ -213,7 +213,7 @@ def test_a_share_is_taken_over_with_its_memory_or_given_up(tmp_path: Path, memor
         )
         write(former.DONE, whose, share.memory.encode())
     database = open_member(tmp_path)
-    found = Shelf(database).holding(home.policy.digest)
+    found = KeyShareStore(database).holding(home.policy.digest)
     if memory == "right":
         assert found is not None and found.encode() == share.encode()
         assert found.memory.encode() == share.memory.encode() != ThresholdMemory().encode()
@@ -258,7 +258,7 @@ def test_a_damaged_run_of_the_former_version_is_refused_and_left_as_it_is(old: P
 
 def test_a_step_is_whole_whoever_writes_in_it_and_memory_follows(tmp_path: Path) -> None:
     database = open_member(tmp_path)
-    ledger, vault = Ledger(database), Vault(database, 4)
+    ledger, vault = AnsweredRounds(database), ClientStore(database, 4)
     account = Account(Budget(epsilon=9.0), scope="ann", book=PrivacyBook(database))
     database.forget.append(account.reread)
     ledger.record(Place(RUN, 1, 1))
@@ -278,7 +278,7 @@ def test_a_step_is_whole_whoever_writes_in_it_and_memory_follows(tmp_path: Path)
     assert (ledger.marks, account.history) == ({RUN: (1, 1)}, ())
     assert vault.progress(RUN).steps == 0 and contents(tmp_path) == before
     ledger.record(Place(RUN, 2, 1))  # the same place: it never was
-    again = Ledger(open_member(tmp_path))
+    again = AnsweredRounds(open_member(tmp_path))
     assert again.marks == {RUN: (2, 1)}
 
 
@@ -307,19 +307,19 @@ def test_nothing_is_left_of_what_was_wiped_or_written_over(tmp_path: Path) -> No
 
 def test_a_key_whose_epoch_is_over_is_nowhere_on_the_disk(tmp_path: Path) -> None:
     database = open_member(tmp_path)
-    vault = Vault(database, 4)
+    vault = ClientStore(database, 4)
     before = vault.make_seed(bytes(32))
     assert before in everywhere(tmp_path)
     after = vault.make_seed(b"\1" * 32)
     assert before not in everywhere(tmp_path) and after in everywhere(tmp_path)
-    assert Vault(database, 4).seed(b"\1" * 32) == after
+    assert ClientStore(database, 4).seed(b"\1" * 32) == after
 
 
 def test_a_share_that_could_not_be_wiped_is_wiped_the_next_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = open_member(tmp_path)
-    shelf = Shelf(database)
+    shelf = KeyShareStore(database)
     shelf._held = (bytes(32), object())  # type: ignore[assignment]  # what it is plays no part
     database.put(SHARE, {"epoch": bytes(32).hex()}, b"the share itself")
 
@@ -350,9 +350,9 @@ def test_what_another_program_reads_is_not_said_to_be_wiped(tmp_path: Path) -> N
 
 def test_a_place_that_is_not_the_one_that_was_written_refuses_the_node(tmp_path: Path) -> None:
     database = open_member(tmp_path)
-    ledger = Ledger(database)
+    ledger = AnsweredRounds(database)
     ledger.record(Place(RUN, 5, 2))
-    Ledger(database)
+    AnsweredRounds(database)
     for change in (
         "UPDATE runs SET round = 1", "UPDATE runs SET attempt = 1",
         "UPDATE runs SET standing = 'finished'", "DELETE FROM runs",
@@ -360,10 +360,10 @@ def test_a_place_that_is_not_the_one_that_was_written_refuses_the_node(tmp_path:
     ):  # fmt: skip
         query(tmp_path / FILE, change)
         with pytest.raises(FederationError, match="not those that were written"):
-            Ledger(database)
+            AnsweredRounds(database)
         ledger.write(ledger.marks, ledger.standing, 1.0)
         query(tmp_path / FILE, "DELETE FROM runs WHERE run = ?", OTHER)
-        assert Ledger(database).marks == {RUN: (5, 2)}
+        assert AnsweredRounds(database).marks == {RUN: (5, 2)}
 
 
 def test_a_charge_that_is_not_the_one_that_was_written_is_an_error(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from quietchoir.core.errors import FederationError
 from quietchoir.federation.store import database as module
 from quietchoir.federation.store.database import Database
-from quietchoir.federation.store.ledger import Ledger
+from quietchoir.federation.store.ledger import AnsweredRounds
 from quietchoir.federation.store.member import FILE, open_member
 from quietchoir.federation.store.write_ahead_log import FRAME_BYTES, HEADER_BYTES
 from quietchoir.federation.wire.message import Place
@@ -33,7 +33,7 @@ def round_of(folder: Path) -> int:
     """The last round that a member remembers, with its database opened anew."""
     database = open_member(folder)
     try:
-        return Ledger(database).marks.get(RUN, (0, 0))[0]
+        return AnsweredRounds(database).marks.get(RUN, (0, 0))[0]
     finally:
         database.close()
 
@@ -43,7 +43,7 @@ def member(tmp_path: Path) -> Iterator[tuple[Path, Database]]:
     """One that has answered ten rounds, and runs."""
     folder = tmp_path / "member"
     database = open_member(folder)
-    ledger = Ledger(database)
+    ledger = AnsweredRounds(database)
     for number in range(1, 11):
         ledger.record(Place(RUN, number, 1))
     yield folder, database
@@ -94,7 +94,7 @@ def test_what_a_kill_leaves_is_never_refused_though_the_log_begins_anew(tmp_path
     folder = tmp_path / "member"
     database, dice = open_member(folder), np.random.default_rng(6)
     database.connection.execute("PRAGMA wal_autocheckpoint = 12")
-    ledger, begun = Ledger(database), set[bytes]()
+    ledger, begun = AnsweredRounds(database), set[bytes]()
     for number in range(1, 41):
         ledger.record(Place(RUN, number, 1))
         if number % 3 == 0:

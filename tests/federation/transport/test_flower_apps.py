@@ -23,7 +23,7 @@ from quietchoir.crypto.identity.keys import Identity, bind
 from quietchoir.federation import stateless_client as visit
 from quietchoir.federation.membership import roster
 from quietchoir.federation.spec.compatibility import CAPABILITIES
-from quietchoir.federation.stateless_client import ASIDE, Recess
+from quietchoir.federation.stateless_client import ASIDE, AttemptSnapshot
 from quietchoir.federation.store import checkpoint
 from quietchoir.federation.store.member import FILE, open_member
 from quietchoir.federation.transport import apps, conduct, grid, unprotected
@@ -187,20 +187,20 @@ def test_an_older_copy_of_what_was_put_aside_opens_nothing(tmp_path: Path) -> No
 
 def test_what_is_put_aside_is_readable_by_nobody_and_taken_once(tmp_path: Path) -> None:
     database = open_member(tmp_path)
-    place = Recess(database, b"federation", "ann")
+    place = AttemptSnapshot(database, b"federation", "ann")
     key = place.put(b"secret words")
     files = [path for path in tmp_path.iterdir() if path.name.startswith("member.sqlite")]
     assert len(files) == 3 and {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
     assert all(b"secret" not in path.read_bytes() for path in files)
-    assert Recess(database, b"federation", "ann").take(key) == b"secret words"
+    assert AttemptSnapshot(database, b"federation", "ann").take(key) == b"secret words"
     # a crash after the first: the attempt is lost
-    assert Recess(database, b"federation", "ann").take(key) is None
+    assert AttemptSnapshot(database, b"federation", "ann").take(key) is None
     place.give_back()
-    assert Recess(database, b"federation", "ben").take(key) is None
+    assert AttemptSnapshot(database, b"federation", "ben").take(key) is None
     place.give_back()
     newer = place.put(b"later words")
     assert key != newer
-    assert Recess(database, b"federation", "ann").take(key) is None
+    assert AttemptSnapshot(database, b"federation", "ann").take(key) is None
     place.wipe()
     assert database.get(ASIDE) is None
 

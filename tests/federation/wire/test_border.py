@@ -14,7 +14,7 @@ from quietchoir.federation.aggregation.base import Contributors
 from quietchoir.federation.aggregation.secagg import encode_contributors
 from quietchoir.federation.rounds.client import Party
 from quietchoir.federation.spec.policy import ModelTable
-from quietchoir.federation.store.ledger import Ledger
+from quietchoir.federation.store.ledger import AnsweredRounds
 from quietchoir.federation.store.member import FILE, open_member
 from quietchoir.federation.wire import message as messages
 from quietchoir.federation.wire import work
@@ -154,7 +154,7 @@ def test_a_replayed_letter_changes_nothing_even_after_a_restart(
         FixedLearner(),
         size=SIZE,
         consent=ANY_MODE,
-        ledger=Ledger(open_member(tmp_path / "ann")),
+        ledger=AnsweredRounds(open_member(tmp_path / "ann")),
     )
     with pytest.raises(MessageError, match="older state"):
         again.handle(letter(home, place=Place(RUN, 2, 1)))
@@ -257,8 +257,8 @@ def test_a_damaged_ledger_stops_the_node(tmp_path: Path) -> None:
             open_member(tmp_path)
         assert path.read_bytes() == stump
     path.write_bytes(whole)
-    ledger = Ledger(open_member(tmp_path))
+    ledger = AnsweredRounds(open_member(tmp_path))
     ledger.record(Place(RUN, 1, 1))
     query(path, "UPDATE records SET digest = x'00' WHERE name = 'last heard'")
     with pytest.raises(FederationError, match="damaged"):
-        Ledger(open_member(tmp_path))
+        AnsweredRounds(open_member(tmp_path))
