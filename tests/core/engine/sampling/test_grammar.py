@@ -55,9 +55,11 @@ def grammars() -> Iterator[Grammars]:
     grammars.close()
 
 
-def asked(constraint: Constraint, **params: object) -> GenerationRequest:
+def asked(
+    constraint: Constraint, prompt: tuple[int, ...] = (40, 41, 42), **params: object
+) -> GenerationRequest:
     return GenerationRequest(
-        prompt=(40, 41, 42),
+        prompt=prompt,
         sampling_params=SamplingParams(**{"max_tokens": 150, "constraint": constraint, **params}),  # type: ignore[arg-type]
     )
 
