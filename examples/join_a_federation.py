@@ -12,11 +12,13 @@ from pathlib import Path
 
 from quietchoir.core import config
 from quietchoir.federation.client_node import ClientOptions, default_home, join
+from quietchoir.federation.events import FederationEvent
 
 
-def tell(event: dict[str, object]) -> None:
+def tell(event: FederationEvent) -> None:
     """One line an event: what it is, then its numbers."""
-    print(event.pop("event"), *(f"{name}={value}" for name, value in event.items()), flush=True)
+    fields = event.table().items()
+    print(event.name, *(f"{name}={value}" for name, value in fields if name != "event"), flush=True)
 
 
 if __name__ == "__main__":

@@ -294,6 +294,23 @@ print(*(place for place in places if place.partition("/")[0] in {rooms!r}), sep=
 """
 
 
+def cells(root: Path = ROOT) -> dict[str, int]:
+    """Combinations of modes that work, that nature refuses, and that are refused otherwise.
+
+    As that tree's own test counts them; {} where it has none.
+    """
+    with tempfile.TemporaryDirectory() as there:
+        (Path(there) / "quietchoir").symlink_to(root)
+        done = subprocess.run(
+            [sys.executable, "-m", "quietchoir.tests.federation.rounds.test_modes_compose"],
+            capture_output=True,
+            text=True,
+            env={"PYTHONPATH": there, "PATH": "/usr/bin:/bin", "HOME": there},
+        )
+    rows = (line.split(None, 1) for line in done.stdout.splitlines() if not done.returncode)
+    return {words: int(number) for number, words in rows}
+
+
 def statements(path: Path) -> int:
     """How many statements a file has, however it is laid out; docstrings are none."""
     tree = syntax(path)
@@ -314,9 +331,14 @@ def figures(root: Path = ROOT) -> dict[str, Any]:
             told[f"files a {mode} round enters"] = entered(mode, root)
         except RuntimeError as error:
             told[f"files a {mode} round enters"] = str(error)
+    masked = told["files a masked round enters"]
+    if isinstance(masked, list):
+        own = [name for name in masked if name.startswith("federation/")]
+        told["of them in federation"] = own
     in_federation = [path for path in size if path.relative_to(root).parts[0] == "federation"]
     code, prose = wide(root, prose=False), wide(root, prose=True)
     return told | {
+        **{f"cells of the modes, {words}": number for words, number in cells(root).items()},
         "files": len(size),
         "lines": sum(size.values()),
         "median lines of a file": int(statistics.median(size.values())),
