@@ -20,7 +20,7 @@ from ..core.errors import ConfigError, DataError, ProtocolError
 from .identity.keys import bind
 from .prg import Stream, Words, add_streams, stream
 
-SPELLED_BITS = 128  # of the digits of a number that is known modulo 2^41 at most
+SPELLED_BITS = 256  # of the digits of a number that is known modulo 2^41 at most
 
 Lifted: TypeAlias = Any  # values in a ring's own form; nobody but the ring looks inside
 

@@ -11,7 +11,9 @@ from scipy.stats import chi2
 
 from quietchoir.core.errors import ConfigError, ProtocolError
 from quietchoir.crypto.prg import AT_ONCE, CHUNK_BYTES, add_streams, expand
-from quietchoir.crypto.ring import BitRing, TokenRing
+from quietchoir.crypto.ring import BitRing, TokenRing, digits
+from quietchoir.crypto.secagg.tag import PRIMES
+from quietchoir.federation.aggregation.update import COUNTER_MODULUS
 
 
 @settings(deadline=None)
@@ -155,3 +157,33 @@ def test_token_counts_sum_exactly(counts: list[int]) -> None:
 def test_a_token_count_out_of_range_is_refused(count: int) -> None:
     with pytest.raises(ValueError):
         TokenRing(3).lift(count)
+
+
+def seen(frequency: int, modulus: int, bits: int, ways: list[int]) -> float:
+    """How much of one number of two, modulo `modulus`, the sums of their digits tell at this
+    frequency: the size of its Fourier coefficient, where each digit can be in so many ways.
+    """
+    found = 1.0
+    for place, count in enumerate(ways):
+        turn = np.pi * (frequency * pow(2, bits * place, modulus) % modulus) / modulus
+        if abs(np.sin(turn)) > 1e-12:
+            found *= abs(np.sin(count * turn) / (count * np.sin(turn)))
+    return float(found)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8, 12, 16])
+def test_sums_of_two_numbers_digits_tell_next_to_nothing_of_one(bits: int) -> None:
+    dice = np.random.default_rng(bits)
+    for modulus in (*PRIMES, COUNTER_MODULUS):
+        each, top = digits(bits), (1 << bits) - 1
+        # where the moduli, which lie below powers of two, are nearly periodic
+        tried = {(odd * modulus >> place) % modulus for place in range(1, 42) for odd in (1, 3, 5)}
+        tried |= {(step + 1) % modulus for step in tried}
+        tried |= {pow(2, -bits * place, modulus) for place in range(min(each, 40))}
+        sums = dice.integers(0, top + 1, (2, each)).sum(axis=0)
+        ways = [int(min(one, top) - max(0, one - top) + 1) for one in sums]
+        most = max(seen(one, modulus, bits, ways) for one in tried - {0})
+        assert most < 1e-9, (modulus, most)
+        few = ways[: -(-128 // bits)]  # what was spelled before
+        if (bits, modulus) == (2, COUNTER_MODULUS):
+            assert max(seen(one, modulus, bits, few) for one in tried - {0}) > 1e-4
