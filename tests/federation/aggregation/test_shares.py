@@ -113,7 +113,7 @@ def test_the_lone_large_members_columns_are_read_from_the_sum_unless_the_floor_i
         def careless(policy: Policy, cohort: Any, attempt: int) -> Shares:
             return Shares(RANK, tuple((one.name, one.rank or RANK) for one in policy.members), 1)
 
-        for module in ("client", "attempt", "global_model"):
+        for module in ("client", "attempt", "delta_chain"):
             monkeypatch.setattr(f"quietchoir.federation.rounds.{module}.shares_of", careless)
     run = coordinator(
         home,

@@ -81,7 +81,7 @@ def test_digits_of_summed_counters_tell_no_more_than_the_counters(
     """Two losses are 256 together: 256 and 0, or 255 and 1? Lowest digits say so every time."""
     if spelling == "lowest":
         monkeypatch.setattr(
-            ring, "spell", lambda value, _, bits: [value >> 8 * at & 255 for at in range(16)]
+            ring, "spell", lambda value, _, bits: [value >> 8 * at & 255 for at in range(32)]
         )
     codec, right = Codec(0, house(bits=8).policy), 0
     place = codec.names.index("loss_milli") * codec.digits
