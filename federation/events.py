@@ -200,6 +200,16 @@ class RenewedEvent(FederationEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StartingEvent(FederationEvent):
+    """The coordinator begins; what it loads first takes a while."""
+
+    kind = "starting"
+    federation: str
+    version: int
+    loads: str  # for people
+
+
+@dataclass(frozen=True, kw_only=True)
 class OpenEvent(FederationEvent):
     """The coordinator can be dialled."""
 

@@ -19,7 +19,7 @@ from ..crypto.identity.keys import Identity
 from .adapters.registry import Registry, content_hash, make_card
 from .aggregation.ranges import tensor_stops
 from .client_node import resident
-from .events import FederationEvent, OnEvent, OpenEvent, PageEvent, RenewedEvent
+from .events import FederationEvent, OnEvent, OpenEvent, PageEvent, RenewedEvent, StartingEvent
 from .membership import roster
 from .membership.founding import COORDINATOR_KEY, TLS_KEY
 from .membership.ownership import settle
@@ -85,6 +85,10 @@ def coordinate(
     settle(coordinating.keys, policy)
     signer = Identity.load(coordinating.keys / COORDINATOR_KEY, Asked())
     check_members(policy, coordinating.file)
+    loads = f"the model {policy.model.name}"
+    if coordinating.rehearse:
+        loads = f"nothing: a rehearsal of {coordinating.rehearse} values"
+    on_event(StartingEvent(federation=policy.name, version=policy.version, loads=loads))
     weights = None if coordinating.rehearse else resident(policy, named=coordinating.model)
     keep, size = None, coordinating.rehearse
     # in sealed mode for the size alone: such a coordinator never has an adapter to keep

@@ -58,6 +58,7 @@ def sentence(event: FederationEvent) -> str | None:
         "them",
         "undelivered": "the finished adapter cannot be handed to {names} now: {reason}",
         "aborted": "round {round} aborted, the adapter is unchanged: {reason}",
+        "starting": "{federation}, version {version}; loading {loads}",
         "open": "the door is open at {address}",
         "connected": "connected to {address}",
         "loading": "{train} examples to train on, {test} held out; loading the model {model}",
