@@ -22,6 +22,7 @@ def test_a_run_outlives_its_members_and_hands_its_adapter_to_the_last_of_them(
     with ProcessGroup(tmp_path / "logs") as stage:
         choir = Choir(stage, tmp_path, PLAN)
         run = choir.coordinate("coordinator", "--grace", "0")
+        run.until("starting", PATIENCE_S)  # before anything is loaded
         run.until("open", PATIENCE_S)
         nodes = {name: choir.join(name) for name in others}
         run.until("round", PATIENCE_S, round=1)
