@@ -45,10 +45,10 @@ from .membership.update import Standing
 from .model_files import resident as resident
 from .personalization.settings import PersonalSettings
 from .personalization.worker import PersonalizationWorker, one_at_a_time, own_adapters
-from .rounds.client import Party
-from .rounds.client_model import Recall
-from .rounds.contribution_buffer import Drawer
-from .rounds.privacy_accountant import Purse
+from .rounds.client import Client
+from .rounds.client_model import ClientModelCache
+from .rounds.contribution_buffer import ContributionBuffer
+from .rounds.privacy_accountant import PrivacyAccountant
 from .spec.policy import Policy, check_limit, digests_of
 from .store.checkpoint import Vector
 from .store.client_store import ClientStore
@@ -149,8 +149,8 @@ def join(
             folder=folder,
             database=database,
             ledger=AnsweredRounds(database),
-            drawer=Drawer(database),
-            recall=Recall(database),
+            drawer=ContributionBuffer(database),
+            recall=ClientModelCache(database),
             safe=ClientSecrets(ClientStore(database, size), desk),
             leave=leave or threading.Event(),
             on_event=on_event,
@@ -195,8 +195,8 @@ class ClientNode:
     database: Database
     ledger: AnsweredRounds
     safe: ClientSecrets
-    drawer: Drawer
-    recall: Recall
+    drawer: ContributionBuffer
+    recall: ClientModelCache
     leave: threading.Event
     on_event: OnEvent
     companion: PersonalizationWorker | None = (
@@ -263,7 +263,7 @@ class ClientNode:
         """What answers letters under one version; raises as `party`."""
         return self.party(policy).handle
 
-    def party(self, policy: Policy) -> Party:
+    def party(self, policy: Policy) -> Client:
         """This member's party under one version.
 
         Raises:
@@ -275,7 +275,7 @@ class ClientNode:
             roster.check_member(policy, self.keys.identity.public.raw),
             self.config.training.max_rank,
         )
-        return Party(
+        return Client(
             policy,
             self.keys.identity,
             self.learner,
@@ -285,7 +285,7 @@ class ClientNode:
             ledger=self.ledger,
             adopt=partial(self.adopt, policy),
             safe=self.safe,
-            purse=Purse(policy, self.size, self.name, self.database),
+            purse=PrivacyAccountant(policy, self.size, self.name, self.database),
             drawer=self.drawer,
             recall=self.recall,
             on_event=self.on_event,

@@ -26,7 +26,7 @@ from ..core.worker import Worker
 from ..crypto.he.encrypted_ring import MemberService
 from ..crypto.identity.keys import KEY_BYTES, bind, open_box, seal_box
 from .aggregation import state_transfer as handover
-from .aggregation.base import ClientSecrets, PartyContext
+from .aggregation.base import ClientContext, ClientSecrets
 from .aggregation.snapshot import check_freezable, freeze, thaw
 from .client_node import ClientNode, ClientOptions, make_learner, trainer_of
 from .costs import round_cost
@@ -34,9 +34,9 @@ from .membership import keys as identity
 from .membership import roster
 from .membership.consent import check_consent, check_upload
 from .model_files import resident
-from .rounds.client import Attempt, Party
-from .rounds.client_model import Recall
-from .rounds.contribution_buffer import Drawer
+from .rounds.client import Attempt, Client
+from .rounds.client_model import ClientModelCache
+from .rounds.contribution_buffer import ContributionBuffer
 from .spec.policy import Policy
 from .store.checkpoint import Vector
 from .store.client_store import ClientStore
@@ -116,7 +116,7 @@ def answer(own: Own, letter: bytes, key: bytes) -> tuple[bytes, bytes]:
         the signed answer, and the key of what is put aside now; empty if nothing is.
 
     Raises:
-        QuietchoirError: refused, as `Party.handle`; what was put aside stays as it was, under the
+        QuietchoirError: refused, as `Client.handle`; what was put aside stays as it was, under the
         same key.
     """
     policy = accepted(own.file, own.home)
@@ -131,7 +131,7 @@ def answer(own: Own, letter: bytes, key: bytes) -> tuple[bytes, bytes]:
         place = AttemptSnapshot(database, policy.digest, name)
         kept = place.take(key)
         try:
-            working, drawer = task.stage in work.STAGES, Drawer(database)
+            working, drawer = task.stage in work.STAGES, ContributionBuffer(database)
             learner, size, weights = (
                 learner_of(own, policy, name)
                 if working or task.stage in handover.STAGES
@@ -157,7 +157,7 @@ def answer(own: Own, letter: bytes, key: bytes) -> tuple[bytes, bytes]:
                 ledger=AnsweredRounds(database),
                 safe=ClientSecrets(ClientStore(database, size), desk),
                 drawer=drawer,
-                recall=Recall(database),
+                recall=ClientModelCache(database),
                 leave=threading.Event(),
                 on_event=lambda event: None,
             )
@@ -302,7 +302,7 @@ class AttemptSnapshot:
         self.database.drop(ASIDE)
 
 
-def freeze_attempt(party: Party) -> bytes | None:
+def freeze_attempt(party: Client) -> bytes | None:
     """Whatever `party` needs to go on; None between attempts.
 
     Raises:
@@ -325,7 +325,7 @@ def freeze_attempt(party: Party) -> bytes | None:
     return len(header).to_bytes(4, "big") + header + body
 
 
-def thaw_attempt(kept: bytes, party: Party) -> Attempt | None:
+def thaw_attempt(kept: bytes, party: Client) -> Attempt | None:
     """The attempt that `freeze_attempt` kept, for a party of the same member; None where it only
     was about to begin: then what its members say to each other before goes on.
 
@@ -339,7 +339,7 @@ def thaw_attempt(kept: bytes, party: Party) -> Attempt | None:
             party.handover.thaw(body)
         return None
     place = Place(**begun.pop("place"))
-    context = PartyContext(
+    context = ClientContext(
         party.policy,
         party.name,
         party.identity,

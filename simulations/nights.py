@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from ..crypto.identity.keys import Identity
-from ..federation.rounds.buffered_server import BufferedCoordinator, coordinator_of
-from ..federation.rounds.client import Party
+from ..federation.rounds.buffered_server import BufferedServer, coordinator_of
+from ..federation.rounds.client import Client
 from ..federation.rounds.server import Coordinator
 from ..federation.spec.policy import Policy
 from ..federation.wire import message as messages
@@ -100,7 +100,7 @@ class NightLink(InProcessLink):
     """
 
     def __init__(
-        self, handles: Mapping[str, Handle], members: Mapping[str, Party], scenario: Scenario
+        self, handles: Mapping[str, Handle], members: Mapping[str, Client], scenario: Scenario
     ) -> None:
         super().__init__(handles)
         self.nights, self.members, self.time = scenario.nights, members, 0.0
@@ -227,7 +227,7 @@ def conduct(
     policy: Policy,
     identity: Identity,
     handles: Mapping[str, Handle],
-    members: Mapping[str, Party],
+    members: Mapping[str, Client],
     **options: Any,
 ) -> Coordinator:
     """The coordinator of a simulation; where parties sleep, on a clock of their own, which its
@@ -244,5 +244,5 @@ def conduct(
         "grace_s": scenario.nights.grace_s,
     }
     if policy.schedule.buffered:
-        return BufferedCoordinator(policy, identity, link, now=link.now, **options)
+        return BufferedServer(policy, identity, link, now=link.now, **options)
     return NightCoordinator(policy, identity, link, **options)

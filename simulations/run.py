@@ -27,7 +27,7 @@ from ..federation.aggregation.plain import PLAIN_STAGE
 from ..federation.aggregation.ranges import tensor_stops
 from ..federation.events import FederationEvent, OnEvent, TrainedEvent
 from ..federation.rounds import buffered_client as offering
-from ..federation.rounds.client import Party
+from ..federation.rounds.client import Client
 from ..federation.rounds.report import RunReport
 from ..federation.spec.policy import AdapterTable, CoordinatorTable, Member, ModelTable, Policy
 from ..federation.store.checkpoint import Store, Vector
@@ -48,14 +48,14 @@ NO_MODEL = "0" * 64  # digest of a rehearsal's
 class FaultyParty:
     """A party that goes silent where the scenario says so."""
 
-    def __init__(self, party: Party, faults: tuple[Fault, ...]) -> None:
+    def __init__(self, party: Client, faults: tuple[Fault, ...]) -> None:
         self.party, self.left = (
             party,
             {fault: fault.attempts for fault in faults if fault.party == party.name},
         )
 
     def handle(self, letter: bytes) -> bytes:
-        """As `Party.handle`, unless it is time to vanish.
+        """As `Client.handle`, unless it is time to vanish.
 
         Raises:
             FederationError: never seen by anybody but the link, which takes it for silence.
@@ -108,11 +108,11 @@ def simulate(
     cast = cast or make_learners(scenario, weights, people, say)
     size = cast.size
     stops = tensor_stops(policy.adapter, weights)
-    handles, members = dict[str, Callable[[bytes], bytes]](), dict[str, Party]()
+    handles, members = dict[str, Callable[[bytes], bytes]](), dict[str, Client]()
     # for ciphertexts: started only if the mode is sealed
     desk, adder = Worker(MemberService), Worker(AdderService)
     for name, learner in cast.learners.items():
-        members[name] = Party(
+        members[name] = Client(
             policy,
             identities[name],
             learner,

@@ -29,7 +29,7 @@ from ..core.paths import write_atomically
 from ..crypto.identity.keys import Identity
 from ..federation.membership import founding, roster
 from ..federation.membership.keys import load_or_create
-from ..federation.rounds.client import Party
+from ..federation.rounds.client import Client
 from ..federation.rounds.server import Coordinator
 from ..federation.spec.policy import Policy
 from ..federation.store import checkpoint
@@ -174,10 +174,10 @@ def mean_of(entries: Sequence[Mapping[str, Any]], key: str, nodes: int) -> int:
 def in_process(choir: Choir, policy: Policy) -> Vector:
     """The adapter that the same members make in this process."""
     anything = ConsentConfig(min_cohort=1, modes=("plain", "masked", "sealed"))
-    size, parties = choir.plan.size, dict[str, Party]()
+    size, parties = choir.plan.size, dict[str, Client]()
     for name in choir.plan.names:
         identity = load_or_create(choir.folder / name).identity
-        parties[name] = Party(
+        parties[name] = Client(
             policy, identity, ForgetfulRehearsal(size, name), size=size, consent=anything
         )
     link = InProcessLink({name: party.handle for name, party in parties.items()})

@@ -51,7 +51,7 @@ class ClientSecrets:
 
 
 @dataclass(frozen=True, slots=True)
-class PartyContext:
+class ClientContext:
     """Who a member is, in one attempt."""
 
     policy: Policy
@@ -71,7 +71,7 @@ class PartyContext:
     keep_sum: Callable[[bytes, Any], None] = lambda digest, whole: None
 
 
-class PartyHalf(Protocol):
+class AggregationClient(Protocol):
     """A member's side of one attempt."""
 
     @property
@@ -102,7 +102,9 @@ class Common:
     key_id: bytes  # names their key
     steps: int  # sums applied in this run
     tag: bytes  # names their adapter
-    circle: bytes = b""  # who made their joint key, `Circle.encode`; nothing where all have the key
+    circle: bytes = (
+        b""  # who made their joint key, `KeyGroup.encode`; nothing where all have the key
+    )
 
     @property
     def bound(self) -> bytes:
@@ -132,7 +134,7 @@ class ServerContext:
     desk: Desk | None = None
 
 
-class CoordinatorHalf(Protocol):
+class AggregationServer(Protocol):
     """The coordinator's side of one attempt."""
 
     @property

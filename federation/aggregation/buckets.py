@@ -12,8 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from ...core import log
 from ...core.errors import CryptoError, RoundAborted
 from ..spec.policy import Policy
-from .base import CoordinatorHalf, Sum
-from .rank_masks import Shares
+from .base import AggregationServer, Sum
+from .rank_masks import RankMasks
 
 logger = log.get("federation.buckets")
 Step = tuple[str, Mapping[str, bytes]]
@@ -27,13 +27,13 @@ class Buckets:
         same.
     """
 
-    def __init__(self, halves: Sequence[tuple[tuple[str, ...], CoordinatorHalf]]) -> None:
+    def __init__(self, halves: Sequence[tuple[tuple[str, ...], AggregationServer]]) -> None:
         self.halves = list(halves)
         self.asked = len(self.halves)
 
     @property
     def opens_at(self) -> str:
-        """As `CoordinatorHalf`."""
+        """As `AggregationServer`."""
         return self.halves[0][1].opens_at
 
     def begin(self) -> Step:
@@ -44,7 +44,7 @@ class Buckets:
         """Give one answer to its bucket.
 
         Raises:
-            As `CoordinatorHalf.receive`. An answer for a bucket that failed is dropped.
+            As `AggregationServer.receive`. An answer for a bucket that failed is dropped.
         """
         for members, half in self.halves:
             if party in members:
@@ -81,7 +81,7 @@ def merge(steps: Sequence[Step]) -> Step:
 
 
 def buckets(
-    policy: Policy, adapter: bytes, ready: Collection[str], shares: Shares | None = None
+    policy: Policy, adapter: bytes, ready: Collection[str], shares: RankMasks | None = None
 ) -> tuple[tuple[str, ...], ...]:  # fmt: skip
     """`ready` members split for sums of their own, each over `Policy.smallest_sum` at least; sizes
     differ by at most one.

@@ -49,10 +49,10 @@ from ..store.client_store import TAG_BYTES, Progress
 from ..wire.message import Place
 from . import parts
 from . import secagg as masked
-from .base import PartyContext, ServerContext, Values
+from .base import ClientContext, ServerContext, Values
 from .buckets import Buckets, Step, buckets
 from .hello import occasion, verify
-from .secagg import BucketGroup, MaskedCoordinator, MaskedParty
+from .secagg import BucketGroup, MaskedClient, MaskedServer
 from .server_optimizer import combine, optimizer_of
 from .update import SAMPLE, Codec, describe
 
@@ -100,10 +100,10 @@ def shown(sealed_sum: bytes, bound: bytes, survivors: tuple[str, ...]) -> bytes:
     return bind(hashlib.sha256(sealed_sum).digest(), bound, *survivors)
 
 
-class SealedParty(MaskedParty):
+class EncryptedClient(MaskedClient):
     """A member's side of one attempt."""
 
-    def __init__(self, context: PartyContext, values: Values, tokens: int, counted: bool) -> None:
+    def __init__(self, context: ClientContext, values: Values, tokens: int, counted: bool) -> None:
         """Take the key and the adapter that the attempt is about.
 
         Raises:
@@ -140,7 +140,7 @@ class SealedParty(MaskedParty):
         """One stage.
 
         Raises:
-            As `MaskedParty.answer`, and ProtocolError for a sum that cannot be opened; the adapter
+            As `MaskedClient.answer`, and ProtocolError for a sum that cannot be opened; the adapter
             is then unchanged.
         """
         if stage == WITNESS:
@@ -279,7 +279,7 @@ def enough_shown(found: int, need: int) -> None:
         )
 
 
-class SealedCoordinator(MaskedCoordinator):
+class EncryptedServer(MaskedServer):
     """The coordinator's side of one attempt."""
 
     def __init__(self, context: ServerContext, cohort: tuple[str, ...]) -> None:
@@ -393,10 +393,10 @@ class SealedCoordinator(MaskedCoordinator):
         }
 
 
-class SealedBuckets(Buckets):
+class EncryptedBuckets(Buckets):
     """Several sealed sums at once: every member decrypts all of them, since all step alike."""
 
-    def __init__(self, halves: Sequence[tuple[tuple[str, ...], SealedCoordinator]]) -> None:
+    def __init__(self, halves: Sequence[tuple[tuple[str, ...], EncryptedServer]]) -> None:
         super().__init__(halves)
         self.sealed = list(halves)  # by number, whatever becomes of them
 

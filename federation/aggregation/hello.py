@@ -60,7 +60,7 @@ def verify(policy: Policy, sender: str, context: bytes, message: bytes, signatur
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Greeting:
+class Hello:
     """A member says where it is, and how a box for it is sealed."""
 
     sender: str
@@ -70,7 +70,7 @@ class Greeting:
     steps: int = 0  # sums it has applied in this run
     tag: bytes = bytes(TAG_BYTES)  # of its adapter and velocity, under that key
     before: bytes = bytes(TAG_BYTES)  # of those one step earlier, if it still has them; else zeros
-    circle: bytes = b""  # who made that key, `Circle.encode`; nothing where all have the key
+    circle: bytes = b""  # who made that key, `KeyGroup.encode`; nothing where all have the key
     signature: bytes = b""
 
     @property
@@ -113,7 +113,7 @@ class Greeting:
         )
 
     @staticmethod
-    def decode(data: bytes, policy: Policy, place: Place, sender: str) -> "Greeting":
+    def decode(data: bytes, policy: Policy, place: Place, sender: str) -> "Hello":
         """Read what `sender` signed for this attempt.
 
         Raises:
@@ -128,7 +128,7 @@ class Greeting:
                 f"{', '.join(FIELDS)}; refused"
             )
         steps = int.from_bytes(found.pop("steps"), "big")
-        greeting = Greeting(sender=sender, steps=steps, **found)
+        greeting = Hello(sender=sender, steps=steps, **found)
         verify(
             policy, sender, occasion("greeting", policy, place), greeting.body(), greeting.signature
         )

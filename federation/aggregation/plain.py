@@ -10,13 +10,13 @@ import numpy as np
 
 from ...core.errors import ProtocolError, RoundAborted
 from ...crypto.ring import BitRing
-from .base import PartyContext, ServerContext, Sum, Values
+from .base import ClientContext, ServerContext, Sum, Values
 from .update import SAMPLE, describe
 
 PLAIN_STAGE = "send"
 
 
-class PlainParty:
+class PlainClient:
     """Sends its contribution as it is.
 
     Hazard: the coordinator sees it. A node joins such a federation only if its own `[consent]`
@@ -25,7 +25,7 @@ class PlainParty:
 
     stages: tuple[str, ...] = (PLAIN_STAGE,)
 
-    def __init__(self, context: PartyContext, values: Values, tokens: int, counted: bool) -> None:
+    def __init__(self, context: ClientContext, values: Values, tokens: int, counted: bool) -> None:
         del tokens, counted  # nobody's claim is needed: the coordinator sees who is there
         bits = context.policy.protection.bits
         ring = BitRing(length=values.size, bits=bits, parties=1)
@@ -41,7 +41,7 @@ class PlainParty:
         return self.packed
 
 
-class PlainCoordinator:
+class PlainServer:
     """Adds contributions as they arrive."""
 
     opens_at = PLAIN_STAGE

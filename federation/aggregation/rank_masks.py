@@ -47,7 +47,7 @@ def narrowed(learner: Learner, columns: int, rank: int) -> Learner:
 
 
 @dataclass(frozen=True, slots=True)
-class Shares:
+class RankMasks:
     """Columns of one attempt's cohort; not all train all of them."""
 
     rank: int  # of the adapter
@@ -108,7 +108,7 @@ class Shares:
         )
 
 
-def shares_of(policy: Policy, cohort: Sequence[str], attempt: int) -> Shares | None:
+def rank_masks_of(policy: Policy, cohort: Sequence[str], attempt: int) -> RankMasks | None:
     """Who trains what; None if everybody trains everything.
 
     Args:
@@ -121,4 +121,4 @@ def shares_of(policy: Policy, cohort: Sequence[str], attempt: int) -> Shares | N
     ranks = {name: rank_of(policy, name) for name in sorted(cohort)}
     most = reached(ranks.values(), floor + max(0, attempt - 1)) if ranks else whole
     columns = tuple((name, min(rank, most)) for name, rank in ranks.items())
-    return Shares(whole, columns, floor) if any(count < whole for _, count in columns) else None
+    return RankMasks(whole, columns, floor) if any(count < whole for _, count in columns) else None

@@ -6,26 +6,26 @@ Knows their names, as `spec.compatibility` lists what each can do. Knows nothing
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .base import CoordinatorHalf, PartyContext, PartyHalf, ServerContext, Values
+from .base import AggregationClient, AggregationServer, ClientContext, ServerContext, Values
 from .buckets import Buckets
-from .encrypted import SealedBuckets, SealedCoordinator, SealedParty
-from .experimental.threshold import JointCoordinator, JointParty
-from .plain import PlainCoordinator, PlainParty
-from .secagg import MaskedCoordinator, MaskedParty
+from .encrypted import EncryptedBuckets, EncryptedClient, EncryptedServer
+from .experimental.threshold import ThresholdClient, ThresholdServer
+from .plain import PlainClient, PlainServer
+from .secagg import MaskedClient, MaskedServer
 
 
 @dataclass(frozen=True, slots=True)
 class Aggregation:
     """One of them: a member's side, and the server's side of one bucket."""
 
-    client: Callable[[PartyContext, Values, int, bool], PartyHalf]
-    server: Callable[[ServerContext, tuple[str, ...]], CoordinatorHalf]
-    together: Callable[..., CoordinatorHalf] = Buckets  # the server's side of several
+    client: Callable[[ClientContext, Values, int, bool], AggregationClient]
+    server: Callable[[ServerContext, tuple[str, ...]], AggregationServer]
+    together: Callable[..., AggregationServer] = Buckets  # the server's side of several
 
 
 AGGREGATIONS = {
-    "plain": Aggregation(PlainParty, PlainCoordinator),
-    "masked": Aggregation(MaskedParty, MaskedCoordinator),
-    "sealed": Aggregation(SealedParty, SealedCoordinator, SealedBuckets),
-    "threshold": Aggregation(JointParty, JointCoordinator),
+    "plain": Aggregation(PlainClient, PlainServer),
+    "masked": Aggregation(MaskedClient, MaskedServer),
+    "sealed": Aggregation(EncryptedClient, EncryptedServer, EncryptedBuckets),
+    "threshold": Aggregation(ThresholdClient, ThresholdServer),
 }

@@ -25,9 +25,9 @@ from ..spec.policy import Policy, canonical
 from ..wire import broadcast_digest as broadcast
 from ..wire.message import Place
 from . import attested_sum as totals
-from .base import Contributors, PartyContext, ServerContext, Sum, Values
+from .base import ClientContext, Contributors, ServerContext, Sum, Values
 from .buckets import buckets
-from .rank_masks import Shares
+from .rank_masks import RankMasks
 from .update import SAMPLE, Codec, describe
 
 logger = log.get("federation.masked")
@@ -100,7 +100,7 @@ class BucketGroup:
 
 def agree(
     policy: Policy, place: Place, group: BucketGroup, length: int, *, counted: bool, context: bytes,
-    shares: Shares | None = None,
+    shares: RankMasks | None = None,
 ) -> SecAggConfig:  # fmt: skip
     """What every member of a group must configure alike for `place`.
 
@@ -136,10 +136,10 @@ def agree(
     )
 
 
-class MaskedParty:
+class MaskedClient:
     """A member's side of one attempt."""
 
-    def __init__(self, context: PartyContext, values: Values, tokens: int, counted: bool) -> None:
+    def __init__(self, context: ClientContext, values: Values, tokens: int, counted: bool) -> None:
         self.context = context
         self.values: Values | None = values
         self.size = values.size - Codec(0, context.policy).length  # of the update
@@ -257,7 +257,7 @@ def bit_ring(config: SecAggConfig) -> BitRing:
     return BitRing(length=config.words, bits=config.bits, parties=len(config.members))
 
 
-class MaskedCoordinator:
+class MaskedServer:
     """The coordinator's side of one attempt. Args: cohort: whose contributions are summed."""
 
     opens_at = STAGES[2]  # a masked upload is used up when it leaves, whatever becomes of it
@@ -399,7 +399,7 @@ def decode_contributors(payload: bytes) -> Contributors:
     return found
 
 
-def read_contributors(payload: bytes, context: PartyContext) -> Contributors:
+def read_contributors(payload: bytes, context: ClientContext) -> Contributors:
     """Check the coordinator's word on who takes part against the signed roster, who was asked, and
     what the file needs.
 

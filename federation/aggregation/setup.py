@@ -15,15 +15,15 @@ from ..spec.policy import Policy
 from ..wire.message import Place
 from . import parts
 from .base import Common
-from .experimental.dkg_server import Ask, Convening
-from .experimental.key_group import Circle, needed
-from .hello import Greeting
+from .experimental.dkg_server import Ask, DkgServer
+from .experimental.key_group import KeyGroup, needed
+from .hello import Hello
 from .state_transfer import DEAL, FOLLOW, FROM, GREET, HAND, OWN, PARCEL, SAYS, TAKE, TO, witnesses
 
 logger = log.get("federation.muster")
 
 
-class Muster:
+class KeyAndStateSetup:
     """One attempt's gathering. Args: ask: sends payloads, by member, and yields replies; size:
     values of the adapter.
     """
@@ -31,7 +31,7 @@ class Muster:
     def __init__(self, policy: Policy, place: Place, ask: Ask, size: int) -> None:
         self.policy, self.place, self._ask, self.size = policy, place, ask, size
         self.raw: dict[str, bytes] = {}  # greetings as they were signed
-        self.said: dict[str, Greeting] = {}
+        self.said: dict[str, Hello] = {}
 
     def gather(self, cohort: tuple[str, ...]) -> Common:
         """Go through the stages that are needed: in most rounds the greeting alone.
@@ -77,11 +77,13 @@ class Muster:
             RoundAborted: no key is held by enough members, and none could be made.
         """
         key, circle, holders = self.held()
-        enough = bool(key) and len(holders) >= needed(self.policy, len(Circle.decode(circle).names))
+        enough = bool(key) and len(holders) >= needed(
+            self.policy, len(KeyGroup.decode(circle).names)
+        )
         if enough and len(holders) == len(self.said):
             return key, circle
         try:
-            greetings = Convening(self.policy, self.place, self._ask, self.size).form(
+            greetings = DkgServer(self.policy, self.place, self._ask, self.size).form(
                 tuple(sorted(self.said))
             )
         except RoundAborted as reason:
@@ -95,7 +97,7 @@ class Muster:
             except MessageError as error:
                 logger.warning("%s after the ceremony: %s", name, error)
         key, circle, holders = self.held()
-        if not key or len(holders) < needed(self.policy, len(Circle.decode(circle).names)):
+        if not key or len(holders) < needed(self.policy, len(KeyGroup.decode(circle).names)):
             raise RoundAborted(
                 f"{len(holders)} members hold a share of the same key; the "
                 f"rehearsal failed or they fell silent"
@@ -109,7 +111,7 @@ class Muster:
         pairs = Counter((one.key, one.circle) for one in self.said.values() if one.has_key)
         for (key, circle), _ in sorted(pairs.items(), key=lambda pair: (-pair[1], pair[0])):
             try:
-                Circle.decode(circle).plan(self.policy, self.size)
+                KeyGroup.decode(circle).plan(self.policy, self.size)
             except MessageError as error:
                 logger.warning("a joint key that cannot be: %s", error)
                 continue
@@ -197,7 +199,7 @@ class Muster:
 
     def note(self, sender: str, greeting: bytes) -> None:
         """Raises MessageError unless it is `sender`'s, signed for this attempt."""
-        self.said[sender] = Greeting.decode(greeting, self.policy, self.place, sender)
+        self.said[sender] = Hello.decode(greeting, self.policy, self.place, sender)
         self.raw[sender] = greeting
 
     def enough(self, found: int, what: str) -> None:

@@ -23,16 +23,20 @@ from ...crypto.secagg.snapshot import read_config, spell_config
 from ...crypto.secagg.snapshot import thaw as thaw_client
 from ..spec.compatibility import refused
 from ..spec.policy import MAX_BITS, Policy
-from .base import Contributors, PartyContext, PartyHalf, Values
-from .encrypted import SealedParty
-from .experimental.threshold import JointParty
-from .plain import PlainParty
-from .rank_masks import shares_of
-from .secagg import MaskedParty
+from .base import AggregationClient, ClientContext, Contributors, Values
+from .encrypted import EncryptedClient
+from .experimental.threshold import ThresholdClient
+from .plain import PlainClient
+from .rank_masks import rank_masks_of
+from .secagg import MaskedClient
 from .update import Terms, seed_of
 
 PLAIN = b"p"
-KINDS: dict[type[MaskedParty], bytes] = {MaskedParty: b"n", SealedParty: b"s", JointParty: b"t"}
+KINDS: dict[type[MaskedClient], bytes] = {
+    MaskedClient: b"n",
+    EncryptedClient: b"s",
+    ThresholdClient: b"t",
+}
 WORD = "<u2"  # of a value; 16 bits are as many as a federation may have
 assert MAX_BITS <= 16
 
@@ -48,15 +52,15 @@ def check_freezable(policy: Policy) -> None:
         raise ConfigError(f"federation {policy.name}: {rule.sentence(axes)}")
 
 
-def freeze(half: PartyHalf) -> bytes:
+def freeze(half: AggregationClient) -> bytes:
     """Everything a half needs to go on.
 
     Raises:
         ProtocolError: a half of another mode.
     """
-    if isinstance(half, PlainParty):
+    if isinstance(half, PlainClient):
         return PLAIN + half.packed
-    if type(half) not in KINDS or not isinstance(half, MaskedParty):
+    if type(half) not in KINDS or not isinstance(half, MaskedClient):
         raise ProtocolError(f"a {type(half).__name__} cannot be kept between two processes")
     check = (
         None
@@ -67,11 +71,11 @@ def freeze(half: PartyHalf) -> bytes:
     values = b"" if half.values is None else narrow(half.values)
     shown = b""
     more: dict[str, Any] = {}
-    if isinstance(half, SealedParty):
+    if isinstance(half, EncryptedClient):
         shown = half.sealed_sum or b""
         opened = half.check is not None and half.config is not None
         more["config"] = spell_config(half.config) if opened and half.config else None
-        more["requests"] = half.requests if isinstance(half, JointParty) else 0
+        more["requests"] = half.requests if isinstance(half, ThresholdClient) else 0
     header = json.dumps(
         {
             **more,
@@ -97,7 +101,7 @@ def freeze(half: PartyHalf) -> bytes:
     return KINDS[type(half)] + len(header).to_bytes(4, "big") + header + client + values + shown
 
 
-def thaw(data: bytes, context: PartyContext) -> PartyHalf:
+def thaw(data: bytes, context: ClientContext) -> AggregationClient:
     """The half that was frozen.
 
     Args:
@@ -108,7 +112,7 @@ def thaw(data: bytes, context: PartyContext) -> PartyHalf:
     """
     kind, body = data[:1], data[1:]
     if kind == PLAIN:
-        half = object.__new__(PlainParty)  # `__init__` would pack values that are packed
+        half = object.__new__(PlainClient)  # `__init__` would pack values that are packed
         half.packed = body
         return half
     made = next((one for one, mark in KINDS.items() if mark == kind), None)
@@ -137,11 +141,11 @@ def thaw(data: bytes, context: PartyContext) -> PartyHalf:
     masked = made(context, np.zeros(0, np.uint64), header["tokens"], header["counted"])
     masked.values, masked.size = values, header["size"]
     masked.told = Contributors(tuple(header["ready"]), tuple(header["scoring"]))
-    if isinstance(masked, SealedParty):
+    if isinstance(masked, EncryptedClient):
         masked.sealed_sum = rest[at + count * np.dtype(WORD).itemsize :] or None
         if header["config"] is not None:
             masked.ring(read_config(header["config"]))
-    if isinstance(masked, JointParty):
+    if isinstance(masked, ThresholdClient):
         masked.requests = header["requests"]
     if (check := header["check"]) is not None:
         masked.check = SumCheck(bytes.fromhex(check["key"]), tuple(check["survivors"]))
@@ -153,10 +157,12 @@ def thaw(data: bytes, context: PartyContext) -> PartyHalf:
     return masked
 
 
-def terms_of(header: dict[str, Any], context: PartyContext) -> Terms:
+def terms_of(header: dict[str, Any], context: ClientContext) -> Terms:
     """As far as a half needs them once its values are spelled."""
     asked = tuple(header["asked"])
-    shares = shares_of(context.policy, asked, context.place.attempt) if header["counted"] else None
+    shares = (
+        rank_masks_of(context.policy, asked, context.place.attempt) if header["counted"] else None
+    )
     told, adapter = bytes.fromhex(header["told"]), bytes.fromhex(header["adapter"])
     ranges = tuple(Range(*one) for one in header["ranges"])
     return Terms(

@@ -29,9 +29,9 @@ from ..store.client_store import TAG_BYTES, ClientStore, Progress
 from ..wire.message import Place
 from . import parts
 from .experimental import dkg_client as forming
-from .experimental.dkg_client import Forming
-from .experimental.key_group import Circle
-from .hello import Greeting, SealedEnvelope
+from .experimental.dkg_client import DkgClient
+from .experimental.key_group import KeyGroup
+from .hello import Hello, SealedEnvelope
 
 GREET, DEAL, TAKE, HAND, FOLLOW = "greet", "deal", "take", "hand", "follow"
 STAGES = (GREET, DEAL, TAKE, HAND, FOLLOW, *forming.STAGES)
@@ -45,13 +45,15 @@ def witnesses(policy: Policy) -> int:
     return max(policy.protection.threshold, 2 * policy.protection.min_cohort // 3 + 1)
 
 
-class Handover:
+class StateTransfer:
     """One member, before its rounds."""
 
     def __init__(self, policy: Policy, name: str, identity: Identity, vault: ClientStore) -> None:
         self.policy, self.name, self.identity, self.vault = policy, name, identity, vault
         self.forming = (
-            Forming(policy, name, identity, vault) if policy.protection.key == "threshold" else None
+            DkgClient(policy, name, identity, vault)
+            if policy.protection.key == "threshold"
+            else None
         )
         self.box_key: tuple[Place, Ephemeral] | None = None  # of the attempt that greeted last
 
@@ -60,7 +62,7 @@ class Handover:
 
         Raises:
             MessageError, AuthenticationError, FederationError: refused; nothing was changed.
-            ProtocolError, ThresholdError: as `Forming.answer`.
+            ProtocolError, ThresholdError: as `DkgClient.answer`.
         """
         if stage in (forming.STAGES if self.forming is None else (DEAL, TAKE)):
             raise MessageError(
@@ -91,11 +93,9 @@ class Handover:
             self.vault.key_name(epoch),
         )
         if seed is None or key is None:
-            return Greeting(sender=self.name, public=public).signed(
-                self.policy, place, self.identity
-            )
+            return Hello(sender=self.name, public=public).signed(self.policy, place, self.identity)
         progress, before = self.vault.progress(place.run), self.vault.before(place.run)
-        greeting = Greeting(
+        greeting = Hello(
             sender=self.name,
             public=public,
             key=key,
@@ -104,7 +104,7 @@ class Handover:
             before=bytes(TAG_BYTES) if before is None else before.tag(seed, place.run),
             circle=b""
             if (held := self.vault.shelf.holding(epoch)) is None
-            else Circle.of(held.plan).encode(),
+            else KeyGroup.of(held.plan).encode(),
         )
         return greeting.signed(self.policy, place, self.identity)
 
@@ -188,7 +188,7 @@ class Handover:
             self.forming.thaw(place, kept[end:])
 
     def parcels(
-        self, purpose: str, place: Place, askers: dict[str, Greeting], content: bytes
+        self, purpose: str, place: Place, askers: dict[str, Hello], content: bytes
     ) -> bytes:
         """This member's greeting, and one parcel for each asker."""
         out = {OWN: self.greeting(place)}
@@ -217,11 +217,11 @@ class Handover:
         )
         return parcel.opened(data, self.own_box(place))
 
-    def greetings(self, given: dict[str, bytes], prefix: str, place: Place) -> dict[str, Greeting]:
+    def greetings(self, given: dict[str, bytes], prefix: str, place: Place) -> dict[str, Hello]:
         """The greetings among `given`, by sender, each checked."""
         names = [name.removeprefix(prefix) for name in given if name.startswith(prefix)]
         return {
-            name: Greeting.decode(given[prefix + name], self.policy, place, name) for name in names
+            name: Hello.decode(given[prefix + name], self.policy, place, name) for name in names
         }
 
     def own_box(self, place: Place) -> Ephemeral:

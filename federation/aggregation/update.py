@@ -24,7 +24,7 @@ from ...crypto.ring import Range
 from ..spec.policy import Policy
 from ..store.checkpoint import Vector
 from ..wire.message import Place
-from .rank_masks import Shares
+from .rank_masks import RankMasks
 
 COUNTER_BITS = 24  # of one counter in one party
 COUNTER_MODULUS = 2**41 - 21  # of their sums, of 65,536 parties at most
@@ -43,7 +43,7 @@ class Terms:
     seed: bytes = b""  # of the rotation that spreads an update before noise; public
     told: bytes = b""  # the broadcast digest of the work or the group: the masks follow from it
     start: str = ""  # name of the state that the sum makes a step from, where members follow them
-    shares: Shares | None = None  # who trains which coordinates; None: everybody all of them
+    shares: RankMasks | None = None  # who trains which coordinates; None: everybody all of them
     # `adapter_digest` the one that the sum is about; nothing where members do not share one
     adapter: bytes = b""
 

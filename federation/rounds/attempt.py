@@ -18,7 +18,7 @@ from ...crypto.privacy.accountant import Spent
 from ..aggregation.base import Contributors, ServerContext, Sum
 from ..aggregation.buckets import buckets
 from ..aggregation.ranges import read_spans
-from ..aggregation.rank_masks import Shares, shares_of
+from ..aggregation.rank_masks import RankMasks, rank_masks_of
 from ..aggregation.registry import AGGREGATIONS
 from ..aggregation.server_optimizer import adapter_digest
 from ..aggregation.survivor_sets import Sets, choose
@@ -31,7 +31,7 @@ from ..wire import work
 from ..wire.link import Post, Traffic
 from ..wire.message import Place, Reply
 from .global_model import ServerHeld
-from .privacy_accountant import Purse
+from .privacy_accountant import PrivacyAccountant
 from .report import RoundReport
 from .selection import Draw, draw
 from .validation import parents_score
@@ -55,7 +55,7 @@ class Outcome:
     traffic: Traffic
     # buffered: steps between each contribution's adapter and the newest, in order
     staleness: tuple[int, ...] = ()
-    shares: Shares | None = None  # where not all train all columns
+    shares: RankMasks | None = None  # where not all train all columns
 
     @property
     def statistics(self) -> Statistics:
@@ -106,7 +106,7 @@ class Answers:
         )
 
 
-class Assembly:
+class RoundAttempt:
     """The attempts of one run. Args: model: where the adapter lives."""
 
     def __init__(
@@ -114,7 +114,7 @@ class Assembly:
         policy: Policy,
         post: Post,
         logbook: Logbook,
-        purse: Purse,
+        purse: PrivacyAccountant,
         model: ServerHeld,
         on_event: OnEvent,
     ) -> None:
@@ -144,7 +144,7 @@ class Assembly:
         order = self.order(flat, draw=found, evaluate=evaluate, training=training)
         spent = self.purse.pay(place) if training and self.policy.privacy.on else None
         ranked = training and self.policy.ranked
-        shares = shares_of(self.policy, found.cohort, place.attempt) if ranked else None
+        shares = rank_masks_of(self.policy, found.cohort, place.attempt) if ranked else None
         ranges = (
             read_spans(order.ranges, self.size, self.policy.recipe.update_range)
             if order.ranges

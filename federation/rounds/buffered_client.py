@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...core.errors import MessageError
-from ..aggregation.base import PartyContext, Values
-from ..aggregation.rank_masks import shares_of
+from ..aggregation.base import ClientContext, Values
+from ..aggregation.rank_masks import rank_masks_of
 from ..aggregation.registry import AGGREGATIONS
 from ..aggregation.server_optimizer import adapter_digest
 from ..aggregation.survivor_sets import subjects
@@ -30,19 +30,19 @@ from ..store.checkpoint import Vector
 from ..wire import calls, work
 from ..wire.calls import GROUP, Group
 from ..wire.message import Place, Task
-from .contribution_buffer import Contribution, Drawer, rules_of
+from .contribution_buffer import Contribution, ContributionBuffer, rules_of
 
 if TYPE_CHECKING:
-    from .client import Party
+    from .client import Client
 
 STAGES = (work.TRAIN, GROUP)
 LEAVES_AT = ("mask", "send")  # the stage whose answer carries the contribution, masked or plain
 
 
-class Offering:
-    """What `Party` does in a federation whose rounds are buffered."""
+class BufferedClient:
+    """What `Client` does in a federation whose rounds are buffered."""
 
-    def __init__(self, party: "Party", drawer: Drawer) -> None:
+    def __init__(self, party: "Client", drawer: ContributionBuffer) -> None:
         self.party, self.drawer = party, drawer
         self.limit = party.policy.schedule.max_staleness
         self.rules = rules_of(party.policy)
@@ -77,7 +77,7 @@ class Offering:
         )
         adapter, told = adapter_digest(order.flat), calls.told_of(version, order)
         # who is summed, and so which columns are, is known later: it trains all that it may
-        alone = shares_of(party.policy, (party.name,), 1) if party.policy.ranked else None
+        alone = rank_masks_of(party.policy, (party.name,), 1) if party.policy.ranked else None
         update, statistics, tokens = party.train(order, place, Terms(adapter=adapter, shares=alone))
         self.drawer.keep(
             Contribution(
@@ -139,7 +139,7 @@ class Offering:
             return party.spent(place, unpaid)
         values, scores = self.weighed(kept, update, clipped, staleness, terms)
         vouch, relies = self.vouching(called, kept)
-        context = PartyContext(
+        context = ClientContext(
             party.policy,
             party.name,
             party.identity,

@@ -23,7 +23,7 @@ from ...core import log
 from ...core.errors import BudgetError, ConfigError, MessageError, RoundAborted
 from ...crypto.identity.keys import Identity
 from ..aggregation.ranges import read_spans
-from ..aggregation.rank_masks import shares_of
+from ..aggregation.rank_masks import rank_masks_of
 from ..aggregation.survivor_sets import Sets, choose
 from ..aggregation.update import Codec, Terms, seed_of
 from ..events import AskedEvent, HandedEvent, OfferedEvent, ReadyEvent, WaitingEvent
@@ -31,10 +31,10 @@ from ..spec.policy import Policy
 from ..store.checkpoint import Store
 from ..wire import calls, work
 from ..wire.calls import Group
-from ..wire.link import LeavingLink, Link, Outbox, Traffic
+from ..wire.link import LeavingLink, Link, PendingMessages, Traffic
 from ..wire.message import Place
 from .attempt import Answers, Outcome
-from .privacy_accountant import Purses
+from .privacy_accountant import PrivacyAccountants
 from .selection import Draw
 from .server import POLL_S, Coordinator
 
@@ -44,7 +44,7 @@ logger = log.get("federation.coordinator")
 AGAIN_S = 30.0
 
 
-class BufferedCoordinator(Coordinator):
+class BufferedServer(Coordinator):
     """One run of one federation whose schedule is buffered.
 
     Args:
@@ -67,11 +67,11 @@ class BufferedCoordinator(Coordinator):
         **options: Any,
     ) -> None:
         store = store or Store(None)
-        self.purses = Purses(policy, size, store.database)
+        self.purses = PrivacyAccountants(policy, size, store.database)
         super().__init__(
             policy, identity, link, size=size, store=store, purse=self.purses.worst(), **options
         )
-        self.now, self.outbox = now, Outbox(self.post, link)
+        self.now, self.outbox = now, PendingMessages(self.post, link)
         self.ready: dict[str, int] = {}  # member → version that its contribution was trained from
         # member → digest and state that it was told as that version, by its word
         self.heard: dict[str, tuple[str, str]] = {}
@@ -323,7 +323,7 @@ class BufferedCoordinator(Coordinator):
     def group_terms(self, names: tuple[str, ...]) -> Terms:
         """How a group of these members is split, and who of them trains what."""
         seed = calls.split_seed(self.state.run, self.state.round)
-        shares = shares_of(self.policy, names, 1) if self.policy.ranked else None
+        shares = rank_masks_of(self.policy, names, 1) if self.policy.ranked else None
         return Terms(adapter=seed, shares=shares)
 
     def traffic_of(self, names: tuple[str, ...]) -> Traffic:
@@ -451,4 +451,4 @@ def coordinator_of(
             "the members asks "
             "them all and waits; found with schedule.rounds synchronous to use it"
         )
-    return BufferedCoordinator(policy, identity, link, size=size, **options)
+    return BufferedServer(policy, identity, link, size=size, **options)

@@ -25,12 +25,12 @@ from ...crypto.he.encrypted_ring import MemberService
 from ...crypto.identity.keys import Identity
 from ..aggregation import state_transfer as handover
 from ..aggregation.attested_sum import Integers
-from ..aggregation.base import ClientSecrets, PartyContext, PartyHalf
+from ..aggregation.base import AggregationClient, ClientContext, ClientSecrets
 from ..aggregation.ranges import read_spans, spans
-from ..aggregation.rank_masks import narrowed, shares_of
+from ..aggregation.rank_masks import narrowed, rank_masks_of
 from ..aggregation.registry import AGGREGATIONS
 from ..aggregation.server_optimizer import adapter_digest, check_reach
-from ..aggregation.state_transfer import Handover
+from ..aggregation.state_transfer import StateTransfer
 from ..aggregation.survivor_sets import subjects
 from ..aggregation.update import (
     LARGEST_LOSS,
@@ -53,11 +53,11 @@ from ..wire import message as messages
 from ..wire import work
 from ..wire.message import Place, Reply, Task
 from . import buffered_client as offering
-from .buffered_client import Offering
-from .client_model import HOLDS, LackingError, Led, Recall
-from .contribution_buffer import Drawer
-from .delta_chain import Stepping
-from .privacy_accountant import Purse
+from .buffered_client import BufferedClient
+from .client_model import HOLDS, ClientModelCache, Followed, LackingError
+from .contribution_buffer import ContributionBuffer
+from .delta_chain import DeltaChain
+from .privacy_accountant import PrivacyAccountant
 from .selection import Draw, check
 
 logger = log.get("federation.party")
@@ -68,7 +68,7 @@ class Attempt:
     """The one attempt that this party is in."""
 
     place: Place
-    half: PartyHalf
+    half: AggregationClient
     done: int = 0  # stages answered
     # the state that this member did not follow itself: it counts as followed once enough others
     # vouched
@@ -88,10 +88,10 @@ class Meant:
 
     order: work.Work  # with the adapter to work on: in sealed mode this member's own
     told: bytes  # the broadcast digest
-    led: Led | None = None  # where adapters are followed: how this one was reached
+    led: Followed | None = None  # where adapters are followed: how this one was reached
 
 
-class Party:
+class Client:
     """A member: trains, protects, answers.
 
     Args:
@@ -119,9 +119,9 @@ class Party:
         ledger: AnsweredRounds | None = None,
         adopt: Callable[[Vector, str], str] | None = None,
         safe: ClientSecrets | None = None,
-        purse: Purse | None = None,
-        drawer: Drawer | None = None,
-        recall: Recall | None = None,
+        purse: PrivacyAccountant | None = None,
+        drawer: ContributionBuffer | None = None,
+        recall: ClientModelCache | None = None,
         on_event: OnEvent | None = None,
     ) -> None:
         """Take part.
@@ -149,17 +149,21 @@ class Party:
         )
         self.stops = tuple(stops) or (size,)
         self.ledger = ledger or AnsweredRounds()
-        self.purse = purse or Purse(policy, size, name)
+        self.purse = purse or PrivacyAccountant(policy, size, name)
         self.adopt = adopt
         self.on_event = on_event or (lambda event: None)
         self.attempt: Attempt | None = None
-        self.offering = Offering(self, drawer or Drawer()) if policy.schedule.buffered else None
-        self.recall = (recall or Recall()) if policy.followed else None
+        self.offering = (
+            BufferedClient(self, drawer or ContributionBuffer())
+            if policy.schedule.buffered
+            else None
+        )
+        self.recall = (recall or ClientModelCache()) if policy.followed else None
         self.safe: ClientSecrets | None = None
-        self.handover: Handover | None = None
+        self.handover: StateTransfer | None = None
         if policy.protection.mode == "sealed":
             self.safe = safe or ClientSecrets(ClientStore(None, size), Worker(MemberService))
-            self.handover = Handover(policy, name, identity, self.safe.vault)
+            self.handover = StateTransfer(policy, name, identity, self.safe.vault)
 
     def handle(self, letter: bytes) -> bytes:
         """Answer one letter.
@@ -230,14 +234,14 @@ class Party:
         told = broadcast.of_work(task.stage, order.header(), order.flat)
         return Meant(dataclasses.replace(order, flat=progress.server.flat), told)
 
-    def follow(self, named: work.Work, way: bytes, place: Place) -> Led:
+    def follow(self, named: work.Work, way: bytes, place: Place) -> Followed:
         """Go to the adapter that `named` means; nothing is remembered yet. Raises as
-        `Recall.follow`.
+        `ClientModelCache.follow`.
         """
         assert self.recall is not None  # adapters are followed
         self.ledger.check(place)
         led = self.recall.follow(
-            Stepping(self.policy, self.size, place.run, self.stops), named.state, way
+            DeltaChain(self.policy, self.size, place.run, self.stops), named.state, way
         )
         self.check_reach(led.state, place)
         return led
@@ -301,7 +305,7 @@ class Party:
             if self.policy.can.server_reads_updates
             else subjects(self.policy, terms.adapter, training=training, scored=scored)
         )
-        context = PartyContext(
+        context = ClientContext(
             self.policy,
             self.name,
             self.identity,
@@ -323,7 +327,7 @@ class Party:
         )
         return self.ready(context)
 
-    def ready(self, context: PartyContext) -> bytes:
+    def ready(self, context: ClientContext) -> bytes:
         """What the coordinator is told of a contribution, and nothing of how the work went: that
         travels inside the sum.
         """
@@ -372,7 +376,7 @@ class Party:
             )
         ranges = read_spans(given, self.size, recipe.update_range) if wanted else ()
         ranked = training and self.policy.ranked
-        shares = shares_of(self.policy, order.cohort, place.attempt) if ranked else None
+        shares = rank_masks_of(self.policy, order.cohort, place.attempt) if ranked else None
         named = order.state if self.recall is not None else ""
         return Terms(
             ranges, seed_of(self.policy, place), told, named, shares, adapter_digest(order.flat)
@@ -428,7 +432,7 @@ class Party:
             self.recall.keep_sum(digest, whole)
 
     def enter(
-        self, place: Place, half: PartyHalf, relies_on: str = "", *, leaves: bool = False
+        self, place: Place, half: AggregationClient, relies_on: str = "", *, leaves: bool = False
     ) -> None:
         """Take part in the protection's stages at `place`."""
         self.attempt = Attempt(place, half, relies_on=relies_on, leaves=leaves)

@@ -42,7 +42,7 @@ from ..aggregation.attested_sum import KEPT, Integers, Total, digest_of
 from ..store.checkpoint import ServerState
 from ..store.database import Database, StoredRecord
 from . import delta_chain as steps
-from .delta_chain import NAME_BYTES, Step, Stepping, UnprovenError, name_of, origin_of
+from .delta_chain import NAME_BYTES, DeltaChain, Step, UnprovenError, name_of, origin_of
 
 logger = log.get("federation.recall")
 HOLDS = "holds"  # the stage that asks for the names of what a member holds
@@ -62,7 +62,7 @@ class LackingError(MessageError):
 
 
 @dataclass(frozen=True, slots=True)
-class Led:
+class Followed:
     """Where a way led; not remembered yet."""
 
     run: str
@@ -94,7 +94,7 @@ class Memory:
         return {"held": held, "run": self.run, "size": self.size, "trail": list(self.trail)}
 
 
-class Recall:
+class ClientModelCache:
     """One member's memory. In memory only if there is no database (simulations)."""
 
     def __init__(self, database: Database | None = None) -> None:
@@ -117,7 +117,7 @@ class Recall:
         """What is held of `run`, as an answer."""
         return LACKS + b"".join(bytes.fromhex(name) for name, _ in self.memory(run).held)
 
-    def follow(self, stepping: Stepping, wanted: str, way: bytes) -> Led:
+    def follow(self, stepping: DeltaChain, wanted: str, way: bytes) -> Followed:
         """Go from a state that is held to the one called `wanted`; it is remembered by `keep`.
 
         Raises:
@@ -151,8 +151,8 @@ class Recall:
                 )
             raise LackingError(LACKS)  # what is here leads nowhere: whole, please
         if not whole and start in (*memory.trail, origin):
-            return Led(stepping.run, wanted, state, first, tuple(passed), True)
-        return Led(
+            return Followed(stepping.run, wanted, state, first, tuple(passed), True)
+        return Followed(
             stepping.run, wanted, state, first, (), wanted == origin or wanted in memory.trail
         )
 
@@ -169,7 +169,7 @@ class Recall:
         except QuietchoirError as error:
             logger.warning("the sum that was signed is kept in memory alone: %s", error)
 
-    def _whole(self, step: Step, stepping: Stepping) -> Step:
+    def _whole(self, step: Step, stepping: DeltaChain) -> Step:
         """A step with the sums that this member has, where it only names them.
 
         Raises:
@@ -203,7 +203,7 @@ class Recall:
         """Did this member follow to the state called `name`?"""
         return name == origin_of(size) or name in self.memory(run).trail
 
-    def keep(self, led: Led) -> None:
+    def keep(self, led: Followed) -> None:
         """Remember where a way led."""
         memory = self.memory(led.run)
         held = {**led.first, led.name: led.state}

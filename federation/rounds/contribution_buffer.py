@@ -66,7 +66,7 @@ def rules_of(policy: Policy) -> str:
     ).hexdigest()
 
 
-class Drawer:
+class ContributionBuffer:
     """Where it lies. In memory only if there is no database (simulations).
 
     Hazard: whoever reads the database reads the change in clear. The examples it was trained on lie

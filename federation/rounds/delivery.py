@@ -12,7 +12,7 @@ from collections.abc import Callable
 from ...core.errors import RoundAborted
 from ..events import DeliveredEvent, OnEvent, StayingEvent, UndeliveredEvent
 from ..wire import work
-from .attempt import Assembly
+from .attempt import RoundAttempt
 
 POLL_S = 0.1
 AGAIN_S = 30.0  # a member that did not take it is asked again after this
@@ -21,7 +21,7 @@ AGAIN_S = 30.0  # a member that did not take it is asked again after this
 class Delivery:
     """One run's."""
 
-    def __init__(self, assembly: Assembly, on_event: OnEvent) -> None:
+    def __init__(self, assembly: RoundAttempt, on_event: OnEvent) -> None:
         self.assembly, self.logbook, self.link = assembly, assembly.logbook, assembly.post.link
         self.on_event = on_event
 

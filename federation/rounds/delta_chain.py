@@ -43,7 +43,7 @@ from ..aggregation.attested_sum import (
 )
 from ..aggregation.base import Sum
 from ..aggregation.ranges import read_spans, spans
-from ..aggregation.rank_masks import Shares, shares_of
+from ..aggregation.rank_masks import RankMasks, rank_masks_of
 from ..aggregation.server_optimizer import combine, optimizer_of
 from ..aggregation.update import Codec, Terms, seed_of
 from ..spec.policy import Policy, canonical
@@ -123,7 +123,7 @@ class UnprovenError(MessageError):
     """A sum that too few of those whose sum it is have signed."""
 
 
-class Stepping:
+class DeltaChain:
     """What makes steps, and goes them.
 
     Args:
@@ -239,7 +239,7 @@ class Stepping:
             )
         return found
 
-    def _shares(self, step: Step) -> Shares | None:
+    def _shares(self, step: Step) -> RankMasks | None:
         """Who trained what. Raises MessageError where the step does not say it, or too few
         trained a column.
         """
@@ -252,7 +252,7 @@ class Stepping:
                 "a step that does not say whose sums it is made of, where members train different "
                 "ranks; refused"
             )
-        shares = shares_of(self.policy, step.asked, step.attempt)
+        shares = rank_masks_of(self.policy, step.asked, step.attempt)
         reasons = [] if shares is None else [shares.short(one.names) for one in step.totals]
         if any(reasons):
             raise MessageError(

@@ -12,7 +12,7 @@ from ...core.errors import RoundAborted
 from ...core.worker import Worker
 from ...crypto.he.encrypted_ring import AdderService, Desk
 from ..aggregation.server_optimizer import ServerOptimizer
-from ..aggregation.setup import Muster
+from ..aggregation.setup import KeyAndStateSetup
 from ..events import OnEvent, SteppedEvent
 from ..store.checkpoint import Logbook, Vector
 from ..wire import work
@@ -44,7 +44,9 @@ class MemberHeld(ServerHeld):
 
     def gather(self, cohort: tuple[str, ...], place: Place) -> tuple[str, ...]:
         """Those that share a key and an adapter when it returns. Raises RoundAborted: too few."""
-        self.common = Muster(self.post.policy, place, self.post.ask, self.size).gather(cohort)
+        self.common = KeyAndStateSetup(self.post.policy, place, self.post.ask, self.size).gather(
+            cohort
+        )
         steps, known = self.common.steps, self.logbook.state.round
         if self.logbook.catch_up(steps):
             logger.warning(

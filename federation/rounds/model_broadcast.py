@@ -30,7 +30,7 @@ from ..wire.link import Post
 from ..wire.message import Place, Reply
 from . import delta_chain as steps
 from .client_model import HOLDS, read_names
-from .delta_chain import ALL, Step, Stepping, name_of, origin_of
+from .delta_chain import ALL, DeltaChain, Step, name_of, origin_of
 from .global_model import ServerHeld
 
 logger = log.get("federation.telling")
@@ -113,7 +113,9 @@ class ServerHeldDelta(ServerHeld):
         changes = (combine(means, table.rule, table.trim), *(means if len(means) > 1 else ()))
         for bucket, one in enumerate(changes, start=ALL):
             if np.array_equal(one.view(np.uint32), change.view(np.uint32)):
-                stepping = Stepping(self.post.policy, self.size, self.logbook.state.run, self.stops)
+                stepping = DeltaChain(
+                    self.post.policy, self.size, self.logbook.state.run, self.stops
+                )
                 return stepping.of_sums(sums, place, asked, bucket)
         raise RuntimeError("a change that follows from no sum of this round")  # our bug
 

@@ -27,7 +27,7 @@ from ..wire.message import Place
 ANY = "any member"  # whose account a coordinator keeps that asks whoever the draw gives
 
 
-class Purse:
+class PrivacyAccountant:
     """One member's privacy in one federation; or, at the coordinator, any member's that took part
     in every attempt.
 
@@ -94,7 +94,7 @@ class Purse:
         return {**self.account.epsilon().record(), "budget": self.account.budget.epsilon}
 
 
-class Purses:
+class PrivacyAccountants:
     """The coordinator's books where it chooses whom it sums: a purse for each member, as that
     member keeps its own.
 
@@ -106,17 +106,19 @@ class Purses:
         """Take up the histories where they were left.
 
         Raises:
-            ConfigError: as `Purse`.
+            ConfigError: as `PrivacyAccountant`.
         """
         self.policy, self.size, self.database = policy, size, database
-        self.each: dict[str, Purse] = {}
+        self.each: dict[str, PrivacyAccountant] = {}
         for member in policy.members:
             self.of(member.name)
 
-    def of(self, name: str) -> Purse:
+    def of(self, name: str) -> PrivacyAccountant:
         """One member's; a new one for a member that came later."""
         if name not in self.each:
-            self.each[name] = Purse(self.policy, self.size, name, self.database, alone=False)
+            self.each[name] = PrivacyAccountant(
+                self.policy, self.size, name, self.database, alone=False
+            )
         return self.each[name]
 
     def pay(self, names: Iterable[str], place: Place) -> Spent | None:
@@ -133,7 +135,7 @@ class Purses:
         worst = self.worst()
         return None if worst.step is None else worst.account.epsilon()
 
-    def worst(self) -> Purse:
+    def worst(self) -> PrivacyAccountant:
         """Of the member that has spent most."""
         return max(
             self.each.values(),

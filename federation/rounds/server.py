@@ -33,12 +33,12 @@ from ..store.checkpoint import Logbook, RunState, ServerState, Store, Vector
 from ..wire import work
 from ..wire.link import Link, Post
 from . import validation as guard
-from .attempt import Assembly, Outcome, write_entry
+from .attempt import Outcome, RoundAttempt, write_entry
 from .delivery import Delivery
 from .global_model import ServerHeld
 from .member_held import MemberHeld
 from .model_broadcast import ServerHeldDelta
-from .privacy_accountant import ANY, Purse
+from .privacy_accountant import ANY, PrivacyAccountant
 from .report import RunReport, summary
 from .validation import Verdict
 from .words import told_buckets
@@ -79,7 +79,7 @@ class Coordinator:
         patient: bool = False,
         grace_s: float = 30.0,
         desk: Desk | None = None,
-        purse: Purse | None = None,
+        purse: PrivacyAccountant | None = None,
     ) -> None:
         """Take up the run where its store left it.
 
@@ -100,10 +100,10 @@ class Coordinator:
         store = store or Store(None)
         # in sealed mode no adapter is here
         self.logbook = Logbook(store, policy, 0 if policy.can.model_held_by == "members" else size)
-        self.purse = purse or Purse(policy, size, ANY, store.database)
+        self.purse = purse or PrivacyAccountant(policy, size, ANY, store.database)
         self.post = Post(policy, identity, link)
         self.model = self.model_of(tuple(stops) or (size,), desk)
-        self.assembly = Assembly(
+        self.assembly = RoundAttempt(
             policy, self.post, self.logbook, self.purse, self.model, self.on_event
         )
         self.delivery = Delivery(self.assembly, self.on_event)
@@ -186,7 +186,7 @@ class Coordinator:
         self.logbook.keep(version=policy.version)
 
     def train_round(self) -> None:
-        """One round: ask, sum, apply. The first half is `Assembly.hold`."""
+        """One round: ask, sum, apply. The first half is `RoundAttempt.hold`."""
         if self.owes_vote():
             self.confirm()
         parent = self.state.server

@@ -14,7 +14,7 @@ def told_privacy(spent: Mapping[str, Any]) -> str:
     """What a run's rounds have cost a member of all of them.
 
     Args:
-        spent: `Purse.spent`.
+        spent: `PrivacyAccountant.spent`.
     """
     return (
         f"epsilon {spent['epsilon']:.3g} of {spent['budget']:g} at delta {spent['delta']:g}, "

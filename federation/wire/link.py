@@ -166,7 +166,7 @@ class Post:
             yield reply
 
 
-class Outbox:
+class PendingMessages:
     """Letters of a post that are left with members, and answered whenever they are done; one at
     a time with each.
     """

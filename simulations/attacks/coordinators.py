@@ -29,14 +29,14 @@ from ...federation.aggregation import parts
 from ...federation.aggregation import secagg as masked
 from ...federation.aggregation import state_transfer as handover
 from ...federation.aggregation.base import Sum
-from ...federation.aggregation.hello import Greeting, SealedEnvelope
+from ...federation.aggregation.hello import Hello, SealedEnvelope
 from ...federation.membership import roster
 from ...federation.membership import update as renewal
 from ...federation.membership.log import found
 from ...federation.rounds import attempt as assembly
 from ...federation.rounds import client as party
 from ...federation.rounds import delta_chain as steps
-from ...federation.rounds.client import Party
+from ...federation.rounds.client import Client
 from ...federation.rounds.delta_chain import Step, name_of
 from ...federation.rounds.model_broadcast import ServerHeldDelta
 from ...federation.rounds.server import Coordinator
@@ -241,7 +241,7 @@ def forged_greeting(*stubs: Stub) -> Result:
     scene = federation(4, mode="sealed", bits=8, threshold=3)
     place, own, dealer = Place("0a" * 16, 1, 1), Ephemeral.generate(), scene.parties["ben"]
     policy, size = scene.policy, 0
-    asked = Greeting(sender=VICTIM, public=own.public).signed(policy, place, scene.coordinator)
+    asked = Hello(sender=VICTIM, public=own.public).signed(policy, place, scene.coordinator)
 
     def letter(stage: str, payload: bytes) -> bytes:
         task = Task(place=place, stage=stage, recipient="ben", payload=payload)
@@ -298,8 +298,8 @@ def noting(
     return noted
 
 
-def another_parent(self: Party, place: Place) -> Any:
-    """`Party.parent` where an undone step is not counted as a step."""
+def another_parent(self: Client, place: Place) -> Any:
+    """`Client.parent` where an undone step is not counted as a step."""
     assert self.safe is not None
     kept, before = self.safe.vault.progress(place.run), self.safe.vault.before(place.run)
     assert before is not None
@@ -358,7 +358,7 @@ class Stopping(InProcessLink):
         return super().ask(letters, timeout_s)
 
 
-def both(member: Party, folder: Path) -> list[Any]:
+def both(member: Client, folder: Path) -> list[Any]:
     """What two processes that are started for one stage go on with; None for one that finds
     nothing.
     """
@@ -453,7 +453,7 @@ def lowered_floor(*stubs: Stub) -> Result:
     later = chain.extended("change", {"protection": {"min_cohort": 3}}, scene.owner, 1)
 
     def enter(policy: Policy) -> Callable[[bytes], bytes]:
-        return Party(
+        return Client(
             policy, scene.keys[VICTIM], scene.voices[VICTIM], size=SIZE, consent=consent
         ).handle
 
@@ -628,7 +628,7 @@ ATTACKS = (
         promise="masks are bound to key and adapter, so nobody sums with somebody who has others",
         unprotected=lambda: undone_for_some(
             (vault.Progress, "tag", lambda self, seed, run: bytes(32)),
-            (Party, "parent", another_parent),
+            (Client, "parent", another_parent),
         ),
         protected=undone_for_some,
     ),

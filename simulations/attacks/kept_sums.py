@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from ...federation.aggregation.attested_sum import KEPT
 from ...federation.rounds import delta_chain as steps
-from ...federation.rounds.delta_chain import Step, Stepping, join, name_of, origin_of
+from ...federation.rounds.delta_chain import DeltaChain, Step, join, name_of, origin_of
 from ...federation.store.checkpoint import ServerState
 from ...federation.wire import work
 from .catalogue import Attack, Result
@@ -28,7 +28,7 @@ def led_by_a_kept_sum(way: Way, *stubs: Stub) -> Result:
     scene = federation()
     run = scene.run()
     run.train_round()
-    stepping = Stepping(scene.policy, scene.size, run.state.run)
+    stepping = DeltaChain(scene.policy, scene.size, run.state.run)
     taken = way(delta(run).steps[name_of(run.state.server)])
     state = ServerState.zeros(scene.size)
     for step in taken:

@@ -22,7 +22,7 @@ from ...crypto.secagg import server
 from ...federation.adapters import registry
 from ...federation.adapters.registry import make_card
 from ...federation.aggregation import encrypted as halves
-from ...federation.aggregation.secagg import MaskedParty
+from ...federation.aggregation.secagg import MaskedClient
 from ...federation.aggregation.update import noise_of
 from ...federation.membership import invitation
 from ...federation.membership import log as chain
@@ -30,7 +30,7 @@ from ...federation.membership.keys import load_or_create
 from ...federation.membership.log import ENROLL, Chain, found, sign
 from ...federation.monitor import run_status as board
 from ...federation.monitor.run_status import RunStatus
-from ...federation.rounds.client import Party
+from ...federation.rounds.client import Client
 from ...federation.spec.policy import PrivacyTable
 from ...federation.store.client_store import ClientStore
 from ...federation.wire import message as messages
@@ -73,7 +73,7 @@ def dragged(*stubs: Stub) -> Result:
     def shouting(task: Any) -> bytes:
         attempt = scene.parties[LIAR].attempt
         half = None if attempt is None else attempt.half
-        if task.stage == "mask" and isinstance(half, MaskedParty) and half.values is not None:
+        if task.stage == "mask" and isinstance(half, MaskedClient) and half.values is not None:
             half.values[: scene.size] = (1 << scene.policy.protection.bits) - 2
         return honest(task)
 
@@ -111,13 +111,13 @@ class WrongShares(InProcessLink):
             spoil(scene.parties[name])
 
 
-def spoil(party: Party) -> None:
+def spoil(party: Client) -> None:
     """This member reveals something else than the shares of the others."""
     honest = party.go_on
 
     def lying(task: Any) -> bytes:
         half = party.attempt.half if party.attempt is not None else None
-        if task.stage == "unmask" and isinstance(half, MaskedParty) and half.client is not None:
+        if task.stage == "unmask" and isinstance(half, MaskedClient) and half.client is not None:
             held = half.client._held
             half.client._held = {peer: bytes(len(piece)) for peer, piece in held.items()}
         return honest(task)
@@ -303,14 +303,14 @@ def read_after_leaving(*stubs: Stub) -> Result:
     next_ = dataclasses.replace(
         scene, policy=later, keys={name: key for name, key in scene.keys.items() if name != LIAR}
     )
-    honest = halves.SealedCoordinator.show
+    honest = halves.EncryptedServer.show
 
-    def listening(self: halves.SealedCoordinator) -> Any:
+    def listening(self: halves.EncryptedServer) -> Any:
         step = honest(self)
         caught.append((self.seal, self.sealed_sum))
         return step
 
-    with without((halves.SealedCoordinator, "show", listening), *stubs):
+    with without((halves.EncryptedServer, "show", listening), *stubs):
         next_.parties = {
             name: party_of(next_, name, key, vault=vault_of(scene, name))
             for name, key in next_.keys.items()

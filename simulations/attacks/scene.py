@@ -20,7 +20,7 @@ from ...core.config import ConsentConfig
 from ...core.errors import QuietchoirError
 from ...crypto.identity.keys import Identity
 from ...federation.rounds.buffered_server import coordinator_of
-from ...federation.rounds.client import Party
+from ...federation.rounds.client import Client
 from ...federation.rounds.server import Coordinator
 from ...federation.spec.policy import (
     CoordinatorTable,
@@ -82,7 +82,7 @@ class AttackScene:
     coordinator: Identity
     keys: dict[str, Identity]
     voices: dict[str, Voice]
-    parties: dict[str, Party] = field(default_factory=dict)
+    parties: dict[str, Client] = field(default_factory=dict)
     size: int = SIZE
 
     @property
@@ -155,7 +155,7 @@ def federation(
 
 def party_of(
     scene: AttackScene, name: str, key: Identity, stops: tuple[int, ...] = (), vault: Any = None
-) -> Party:
+) -> Client:
     """One member, in memory; in sealed mode with this vault, by default one of its own."""
     more: dict[str, Any] = {}
     if scene.policy.protection.mode == "sealed":
@@ -163,7 +163,7 @@ def party_of(
         from ...federation.store.client_store import ClientStore
 
         more["safe"] = ClientSecrets(vault or ClientStore(None, scene.size), desk())
-    return Party(
+    return Client(
         scene.policy, key, scene.voices[name], size=scene.size, stops=stops, consent=ANY, **more
     )
 

@@ -29,8 +29,8 @@ from ...federation.aggregation.base import Sum
 from ...federation.aggregation.secagg import ATTEST
 from ...federation.aggregation.update import Terms
 from ...federation.rounds import delta_chain as steps
-from ...federation.rounds.client_model import Recall
-from ...federation.rounds.delta_chain import Step, Stepping, name_of, origin_of
+from ...federation.rounds.client_model import ClientModelCache
+from ...federation.rounds.delta_chain import DeltaChain, Step, name_of, origin_of
 from ...federation.rounds.server import Coordinator
 from ...federation.spec.policy import AggregationTable, Policy
 from ...federation.stateless_client import AttemptSnapshot, freeze_attempt, thaw_attempt
@@ -257,12 +257,12 @@ def step_of(
     scene: AttackScene, sums: Sequence[Sum], place: Place, policy: Policy | None = None
 ) -> Step:
     """The step that a coordinator makes of sums and signatures."""
-    return Stepping(policy or scene.policy, SIZE, place.run).of_sums(sums, place, NAMES)
+    return DeltaChain(policy or scene.policy, SIZE, place.run).of_sums(sums, place, NAMES)
 
 
 def follows(policy: Policy, run: str, way: Sequence[Step]) -> tuple[str, str]:
     """Where somebody who holds nothing but zeros follows this way to; or nowhere, and why."""
-    stepping, state = Stepping(policy, SIZE, run), ServerState.zeros(SIZE)
+    stepping, state = DeltaChain(policy, SIZE, run), ServerState.zeros(SIZE)
     found = list[Any]()
 
     def follow() -> None:
@@ -270,7 +270,7 @@ def follows(policy: Policy, run: str, way: Sequence[Step]) -> tuple[str, str]:
         for step in way:  # as a coordinator steps, which believes itself
             at = stepping.go(at, step, "")
         whole = steps.join(origin_of(SIZE), [step.encode() for step in way])
-        found.append(Recall().follow(stepping, name_of(at), whole))
+        found.append(ClientModelCache().follow(stepping, name_of(at), whole))
 
     words = refused(follow)
     return (found[0].name if found and found[0].followed else ""), words

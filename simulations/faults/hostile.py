@@ -14,7 +14,7 @@ import numpy as np
 
 from ...federation import client_node as member
 from ...federation.aggregation.update import Codec, Terms
-from ...federation.rounds.client import Party
+from ...federation.rounds.client import Client
 from ...federation.store.checkpoint import Vector
 from ...federation.training.learner import Trained
 from ...federation.training.synthetic_task import RehearsalLearner
@@ -28,13 +28,13 @@ STRENGTH = np.float32(-10.0)  # of the poison: its honest change, so many times
 STAGE = "mask"  # where it shows
 
 
-class Hostile(Party):
+class Hostile(Client):
     """A party that spoils what it sends."""
 
     kind_file = Path()
 
     def handle(self, letter: bytes) -> bytes:
-        """As `Party.handle`, and then not."""
+        """As `Client.handle`, and then not."""
         kind, task = kind_in(self.kind_file), messages.decode_task(letter, self.policy, self.name)
         if isinstance(self.learner, Spoiled):
             self.learner.kind = kind
@@ -62,7 +62,7 @@ class Hostile(Party):
         return messages.encode_reply(reply, self.policy, self.identity)
 
     def clipped(self, update: Vector, terms: Terms) -> int:
-        """As `Party`, and sent whatever it is: a hostile member has no floor of its own."""
+        """As `Client`, and sent whatever it is: a hostile member has no floor of its own."""
         return Codec(self.size, self.policy, terms).clipped(update)
 
 
@@ -92,7 +92,7 @@ def kind_in(path: Path) -> str:
 
 if __name__ == "__main__":
     Hostile.kind_file = Path(sys.argv[1])
-    vars(member)["Party"] = Hostile
+    vars(member)["Client"] = Hostile
     vars(member)["RehearsalLearner"] = Spoiled
     sys.argv = ["quietchoir", *sys.argv[2:]]
     runpy.run_module("quietchoir.cli", run_name="__main__")

@@ -15,15 +15,11 @@ from quietchoir.core.errors import ConfigError, MessageError, RoundAborted
 from quietchoir.federation.aggregation import secagg as masked
 from quietchoir.federation.aggregation.base import Contributors, ServerContext, Sum
 from quietchoir.federation.aggregation.buckets import buckets
-from quietchoir.federation.aggregation.secagg import (
-    BucketGroup,
-    MaskedCoordinator,
-    encode_contributors,
-)
+from quietchoir.federation.aggregation.secagg import BucketGroup, MaskedServer, encode_contributors
 from quietchoir.federation.aggregation.server_optimizer import adapter_digest
 from quietchoir.federation.aggregation.update import Codec, Terms
 from quietchoir.federation.rounds import selection as draw
-from quietchoir.federation.rounds.client import Party, training_seed
+from quietchoir.federation.rounds.client import Client, training_seed
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec import flags
 from quietchoir.federation.spec.policy import AggregationTable, Policy, PrivacyTable
@@ -52,7 +48,7 @@ class Chooser:
     name.
     """
 
-    def __init__(self, home: House, members: dict[str, Party], place: Place) -> None:
+    def __init__(self, home: House, members: dict[str, Client], place: Place) -> None:
         self.home, self.members, self.place = home, members, place
         self.order = work.Work(flat=np.zeros(SIZE, np.float32), cohort=tuple(sorted(members)))
 
@@ -74,7 +70,7 @@ class Chooser:
     def sum(self, ready: tuple[str, ...], cohort: tuple[str, ...] = ()) -> Sum:
         """Tell these that they alone are ready; the sum over them, or over a bucket of them."""
         told = broadcast.of_work(work.TRAIN, self.order.header(), self.order.flat)
-        half = MaskedCoordinator(
+        half = MaskedServer(
             ServerContext(
                 policy=self.home.policy,
                 place=self.place,
@@ -100,7 +96,7 @@ def as_it_was(policy: Any, asked: int = 0) -> int:
     return int(policy.protection.min_cohort)
 
 
-def ten() -> tuple[House, dict[str, Party], Chooser]:
+def ten() -> tuple[House, dict[str, Client], Chooser]:
     """Ten members that have trained."""
     home = house(10, mode="masked", bits=12, recipe={"download": "adapter"})
     members = households(home)
@@ -293,10 +289,10 @@ def test_the_total_of_tokens_tells_what_the_claims_in_clear_tell_and_no_more() -
         chooser = Chooser(home, households(home, amounts=amounts), Place(RUN, 1, 1))
         chooser.work()
         told: list[int] = []
-        original = masked.MaskedCoordinator.sums
+        original = masked.MaskedServer.sums
 
         def keep(
-            half: MaskedCoordinator, told: list[int] = told, original: Any = original
+            half: MaskedServer, told: list[int] = told, original: Any = original
         ) -> tuple[Sum, ...]:
             assert half.server.result is not None
             told.append(half.server.result.tokens)
@@ -304,7 +300,7 @@ def test_the_total_of_tokens_tells_what_the_claims_in_clear_tell_and_no_more() -
             return found
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(masked.MaskedCoordinator, "sums", keep)
+            patch.setattr(masked.MaskedServer, "sums", keep)
             chooser.sum(tuple(sorted(home.members)))
         totals += told
     assert unit == 100 and totals == [2000, 2000, 2000]
@@ -317,7 +313,7 @@ class Lone(Household):
         super().__init__(number, held_out=name == "ann")
 
 
-def lone(home: House) -> dict[str, Party]:
+def lone(home: House) -> dict[str, Client]:
     """Members of whom ann alone can score."""
     numbers = {name: number for number, name in enumerate(home.members)}
     return parties(home, SIZE, lambda name: Lone(name, numbers[name]))
@@ -360,9 +356,9 @@ def test_enough_scores_are_told_and_if_one_of_them_drops_out_none_is() -> None:
         again.insist(again.train_round)
 
 
-def members_without(home: House, name: str) -> Party:
+def members_without(home: House, name: str) -> Client:
     """One member without held-out examples."""
-    return Party(
+    return Client(
         home.policy,
         home.members[name],
         Household(7, held_out=False),

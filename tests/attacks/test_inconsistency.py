@@ -16,8 +16,8 @@ import pytest
 from quietchoir.core.errors import RoundAborted
 from quietchoir.federation.aggregation.secagg import BucketGroup
 from quietchoir.federation.aggregation.update import Codec
-from quietchoir.federation.rounds.buffered_server import BufferedCoordinator
-from quietchoir.federation.rounds.client import Party
+from quietchoir.federation.rounds.buffered_server import BufferedServer
+from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.wire import calls, work
 from quietchoir.federation.wire.link import InProcessLink
@@ -50,13 +50,13 @@ def told_whole(members: int = 4, **options: Any) -> House:
     return house(members, recipe={"attempts": 1, "download": "adapter"}, **{"bits": 12, **options})
 
 
-def secretive(home: House) -> dict[str, Party]:
+def secretive(home: House) -> dict[str, Client]:
     """Its members."""
     seeds = {name: number for number, name in enumerate(home.members)}
     return parties(home, SIZE, lambda name: Secretive(SIZE, seeds[name]))
 
 
-def nothing_opened(members: Mapping[str, Party]) -> bool:
+def nothing_opened(members: Mapping[str, Client]) -> bool:
     """Did nobody help to open a sum?"""
     return all(b'"opened": []' in party.ledger.sums.snapshot() for party in members.values())
 
@@ -103,7 +103,7 @@ def test_members_that_were_told_different_adapters_are_in_no_sum_with_each_other
     assert liar.lied == len(to)
 
 
-def scored(mode: str, key: str = "shared") -> tuple[House, dict[str, Party]]:
+def scored(mode: str, key: str = "shared") -> tuple[House, dict[str, Client]]:
     """A federation in this mode; every member scores another number."""
     home = joint_house() if key == "threshold" else told_whole(mode=mode, bits=8)
     seeds = {name: number for number, name in enumerate(home.members)}
@@ -116,7 +116,7 @@ def scored(mode: str, key: str = "shared") -> tuple[House, dict[str, Party]]:
 MODES = [("masked", "shared"), ("sealed", "shared"), ("sealed", "threshold")]
 
 
-def one_voice(home: House, members: dict[str, Party], size: int) -> Coordinator:
+def one_voice(home: House, members: dict[str, Client], size: int) -> Coordinator:
     """Everybody but ann is told to train without scoring first."""
 
     def lie(stage: str, payload: bytes) -> bytes | None:
@@ -156,7 +156,7 @@ def test_no_score_of_one_member_alone_is_ever_summed(mode: str, key: str) -> Non
     assert nothing_opened(members) and run.state.history == ()
 
 
-def behind_an_older_version(home: House, members: dict[str, Party]) -> BufferedCoordinator:
+def behind_an_older_version(home: House, members: dict[str, Client]) -> BufferedServer:
     """Version 0 is zeros for ann, and something else for the others."""
 
     def lie(stage: str, payload: bytes) -> bytes | None:
@@ -168,7 +168,7 @@ def behind_an_older_version(home: House, members: dict[str, Party]) -> BufferedC
         )
 
     link = InProcessLink({name: members[name].handle for name in ("ann", "ben", "cat")})
-    run = BufferedCoordinator(
+    run = BufferedServer(
         home.policy,
         home.coordinator,
         link,
@@ -206,7 +206,7 @@ def test_a_group_whose_members_were_told_different_adapters_is_never_summed(
     run = behind_an_older_version(home, members)
     with pytest.raises(RoundAborted):  # an honest coordinator's group is never complete
         run.go_on(1)
-    monkeypatch.setattr(BufferedCoordinator, "alike", lambda self, names: names)
+    monkeypatch.setattr(BufferedServer, "alike", lambda self, names: names)
     members = secretive(home)
     run = behind_an_older_version(home, members)
     # and the members refuse the call of one that is not

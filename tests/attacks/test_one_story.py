@@ -19,8 +19,8 @@ from quietchoir.federation.aggregation import state_transfer as handover
 from quietchoir.federation.aggregation.experimental import dkg_client as forming
 from quietchoir.federation.aggregation.experimental import threshold as joint
 from quietchoir.federation.rounds import client_model as recall
-from quietchoir.federation.rounds.buffered_server import BufferedCoordinator, coordinator_of
-from quietchoir.federation.rounds.client import Party
+from quietchoir.federation.rounds.buffered_server import BufferedServer, coordinator_of
+from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import ScheduleTable
 from quietchoir.federation.wire import broadcast_digest as broadcast
@@ -37,7 +37,7 @@ NAMES = ("ann", "ben", "cat", "dan", "eve")
 EXAMPLES = {"shared": 15, "threshold": 8}  # ceremonies and ciphertexts take their time
 
 
-def scene(kind: str) -> tuple[House, dict[str, Party], Coordinator]:
+def scene(kind: str) -> tuple[House, dict[str, Client], Coordinator]:
     """A federation of this kind, its members, its coordinator."""
     mode = "masked" if kind in ("adapter", "change", "tensor", "buffered") else "sealed"
     recipe: dict[str, Any] = {
@@ -203,7 +203,7 @@ def in_no_sum(kind: str, stage: str, victim: str, pick: int) -> None:
             if kind in ("shared", "threshold"):
                 run.train_round()  # members need a key first
             run.score_round()
-        elif isinstance(run, BufferedCoordinator):
+        elif isinstance(run, BufferedServer):
             run.go_on(1)
         else:
             run.train_round()

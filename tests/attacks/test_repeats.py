@@ -17,8 +17,8 @@ from quietchoir.crypto import shamir
 from quietchoir.crypto.secagg import RevealLedger
 from quietchoir.federation.aggregation import survivor_sets as repeats
 from quietchoir.federation.rounds import client as party_module
-from quietchoir.federation.rounds.attempt import Answers, Assembly
-from quietchoir.federation.rounds.client import Party, training_seed
+from quietchoir.federation.rounds.attempt import Answers, RoundAttempt
+from quietchoir.federation.rounds.client import Client, training_seed
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import AggregationTable, GuardTable
 from quietchoir.federation.store.checkpoint import Store
@@ -121,7 +121,7 @@ def test_a_set_is_remembered_by_who_signed_it_also_if_the_sum_was_never_opened_t
 # --------------------------------------------------------------------------------------
 
 
-def again(home: House, members: Mapping[str, Party], absent: Collection[str]) -> Coordinator:
+def again(home: House, members: Mapping[str, Client], absent: Collection[str]) -> Coordinator:
     """A new run, without these members."""
     for member in members.values():
         member.ledger.release()
@@ -131,7 +131,7 @@ def again(home: House, members: Mapping[str, Party], absent: Collection[str]) ->
     return coordinator(home, members, SIZE, link=link)
 
 
-def difference(home: House, members: Mapping[str, Party], absent: Collection[str]) -> np.ndarray:
+def difference(home: House, members: Mapping[str, Client], absent: Collection[str]) -> np.ndarray:
     """What two runs from zeros tell together, the second one without `absent`: their part, if
     the others train alike.
     """
@@ -214,7 +214,7 @@ def test_members_do_not_sign_for_it_whatever_the_coordinator_does(
     absent: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        Assembly, "choose", lambda self, answers, terms, need: answers.only(answers.ready)
+        RoundAttempt, "choose", lambda self, answers, terms, need: answers.only(answers.ready)
     )
     home = house(10, mode="masked", bits=12, recipe={"attempts": 1})
     members = households(home)
@@ -251,7 +251,7 @@ class Killed(BaseException):
 
 
 def lose_the_sum(
-    home: House, members: Mapping[str, Party], store: Store, silent: Collection[str]
+    home: House, members: Mapping[str, Client], store: Store, silent: Collection[str]
 ) -> None:
     """One attempt that is opened, and then the coordinator is killed; these fall silent before
     they send.

@@ -17,13 +17,13 @@ import pytest
 from quietchoir.core.errors import MessageError, RoundAborted
 from quietchoir.crypto.secagg import tag
 from quietchoir.federation.aggregation.attested_sum import attested
-from quietchoir.federation.aggregation.base import PartyContext, Sum
-from quietchoir.federation.aggregation.secagg import MaskedCoordinator
+from quietchoir.federation.aggregation.base import ClientContext, Sum
+from quietchoir.federation.aggregation.secagg import MaskedServer
 from quietchoir.federation.rounds import delta_chain as steps
-from quietchoir.federation.rounds.buffered_server import BufferedCoordinator
-from quietchoir.federation.rounds.client import Party
-from quietchoir.federation.rounds.client_model import NAME, LackingError, Memory, Recall
-from quietchoir.federation.rounds.delta_chain import Step, Stepping, name_of
+from quietchoir.federation.rounds.buffered_server import BufferedServer
+from quietchoir.federation.rounds.client import Client
+from quietchoir.federation.rounds.client_model import NAME, ClientModelCache, LackingError, Memory
+from quietchoir.federation.rounds.delta_chain import DeltaChain, Step, name_of
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import AggregationTable
 from quietchoir.federation.store.checkpoint import ServerState
@@ -46,12 +46,12 @@ TRAP = ServerState(
 )
 
 
-def fixed(home: House, folder: Path | None = None) -> dict[str, Party]:
+def fixed(home: House, folder: Path | None = None) -> dict[str, Client]:
     """Members that remember what they trained from; on disk with `folder`."""
     return {
-        name: Party(
+        name: Client(
             home.policy, key, FixedLearner(0.04 * (number + 1)), size=SIZE, consent=ANY_MODE,
-            recall=Recall(None if folder is None else open_member(folder / name)),
+            recall=ClientModelCache(None if folder is None else open_member(folder / name)),
         )
         for number, (name, key) in enumerate(home.members.items())
     }  # fmt: skip
@@ -63,29 +63,29 @@ def chosen(run: Coordinator) -> Coordinator:
     """
     run.logbook.keep(server=TRAP, round=5, steps=())
     delta(run).ways.clear()
-    if isinstance(run, BufferedCoordinator):  # it leaves nobody out
+    if isinstance(run, BufferedServer):  # it leaves nobody out
         run.vouched = lambda names: names  # type: ignore[method-assign]
     return run
 
 
-def trained_from(members: Mapping[str, Party]) -> set[bytes]:
+def trained_from(members: Mapping[str, Client]) -> set[bytes]:
     """Every adapter that somebody trained from."""
     return {flat.tobytes() for party in members.values() for flat in party.learner.trained}  # type: ignore[attr-defined]
 
 
-def opened(members: Mapping[str, Party]) -> bool:
+def opened(members: Mapping[str, Client]) -> bool:
     """Did anybody help to open a sum?"""
     return any(b'"opened": []' not in party.ledger.sums.snapshot() for party in members.values())
 
 
 def without_vouching(monkeypatch: pytest.MonkeyPatch) -> None:
     """Members take whatever adapter they are told, as before."""
-    honest = PartyContext.__init__
+    honest = ClientContext.__init__
 
-    def careless(self: PartyContext, *given: Any, **named: Any) -> None:
+    def careless(self: ClientContext, *given: Any, **named: Any) -> None:
         honest(self, *given[:9], **named)
 
-    monkeypatch.setattr(PartyContext, "__init__", careless)
+    monkeypatch.setattr(ClientContext, "__init__", careless)
 
 
 @pytest.mark.parametrize("schedule", ["synchronous", "buffered"])
@@ -125,7 +125,7 @@ def test_nobody_vouches_for_an_adapter_of_the_coordinators_choice(schedule: str,
         run.learn(rounds := 2)
     if when == "everybody lost its disk":
         for party in members.values():
-            party.recall = Recall()
+            party.recall = ClientModelCache()
     seen = [party.ledger.sums.snapshot() for party in members.values()]
     with pytest.raises(RoundAborted):
         chosen(run).learn(6)
@@ -175,10 +175,12 @@ def test_a_member_that_comes_late_takes_the_whole_once_others_vouch_and_follows_
     assert ann is not None and ann.database is not None
     assert (ann.database.path.stat().st_mode & 0o777) == 0o600
     ann.database.drop(NAME)
-    members["ann"].recall = Recall(open_member(tmp_path / "ann"))
+    members["ann"].recall = ClientModelCache(open_member(tmp_path / "ann"))
     run.train_round()
     assert "ann" in run.state.history[-1]["parties"] and "ann" not in delta(run).relying
-    trail = Recall(open_member(tmp_path / "ann")).memory(run.state.run).trail  # as it is on disk
+    trail = (
+        ClientModelCache(open_member(tmp_path / "ann")).memory(run.state.run).trail
+    )  # as it is on disk
     assert len(trail) == 1 and trail[0] in members["ben"].recall.memory(run.state.run).trail  # type: ignore[union-attr]
 
 
@@ -189,11 +191,11 @@ def test_a_member_that_was_started_again_goes_on_from_its_disk(tmp_path: Path) -
     run.learn(2)
     for name, party in members.items():
         # everybody, at once: nobody could vouch for the others
-        party.recall = Recall(open_member(tmp_path / name))
+        party.recall = ClientModelCache(open_member(tmp_path / name))
     delta(run).forget()
     run.train_round()
     assert len(run.state.history[-1]["parties"]) == 4
-    assert len(Recall(open_member(tmp_path / "ann")).memory(run.state.run).trail) == 2
+    assert len(ClientModelCache(open_member(tmp_path / "ann")).memory(run.state.run).trail) == 2
 
 
 @pytest.mark.parametrize("harm", ["damaged", "of another program"])
@@ -206,7 +208,7 @@ def test_a_damaged_record_makes_a_newcomer_and_nothing_worse(tmp_path: Path, har
         damage(tmp_path / "ann", NAME)
     else:
         open_member(tmp_path / "ann").put(NAME, {"held": 7}, b"")
-    members["ann"].recall = Recall(open_member(tmp_path / "ann"))
+    members["ann"].recall = ClientModelCache(open_member(tmp_path / "ann"))
     delta(run).forget()
     run.train_round()
     assert len(run.state.history[-1]["parties"]) == 4
@@ -230,16 +232,16 @@ def test_a_whole_adapter_does_not_take_the_place_of_one_that_was_followed() -> N
 
 def false_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     """The coordinator says another sum than the one that was opened, and steps from it itself."""
-    honest = MaskedCoordinator.sums
+    honest = MaskedServer.sums
 
-    def sums(self: MaskedCoordinator) -> tuple[Sum]:
+    def sums(self: MaskedServer) -> tuple[Sum]:
         (true,) = honest(self)
         whole = true.total.copy()
         # within the file's ranges
         whole[: self.config.length - 50] += np.arange(self.config.length - 50) % 7
         return (dataclasses.replace(true, total=whole, packed=None),)
 
-    monkeypatch.setattr(MaskedCoordinator, "sums", sums)
+    monkeypatch.setattr(MaskedServer, "sums", sums)
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -248,7 +250,7 @@ def test_a_sum_that_was_not_opened_is_gone_by_only_where_nobody_signs(
 ) -> None:
     false_sums(monkeypatch)
     if not signed:
-        monkeypatch.setattr(Stepping, "_proven", lambda *given: None)
+        monkeypatch.setattr(DeltaChain, "_proven", lambda *given: None)
     home = house(4, mode="masked", recipe={"attempts": 1})
     members = fixed(home)
     run = coordinator(home, members, SIZE)
@@ -270,15 +272,15 @@ def test_a_sum_that_was_not_opened_is_gone_by_only_where_nobody_signs(
 
 
 def test_a_sum_that_was_not_opened_is_signed_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = MaskedCoordinator.shown
+    honest = MaskedServer.shown
 
-    def shown(self: MaskedCoordinator) -> bytes:
+    def shown(self: MaskedServer) -> bytes:
         whole = self.opened.total.copy()
         whole[0] += 1
         self.server.result = dataclasses.replace(self.opened, total=whole)
         return honest(self)
 
-    monkeypatch.setattr(MaskedCoordinator, "shown", shown)
+    monkeypatch.setattr(MaskedServer, "shown", shown)
     home = house(4, mode="masked", recipe={"attempts": 1})
     run = coordinator(home, fixed(home), SIZE)
     with pytest.raises(RoundAborted, match="0 members signed the opened sum, need 3"):
@@ -317,7 +319,7 @@ def test_signed_sums_make_one_step_from_one_state(forged: str) -> None:
     run = coordinator(home, members, SIZE)
     run.learn(2)
     first, second = (steps.split(bytes(32) + one.body)[1][0] for one in run.state.steps)
-    made, recall = Stepping(home.policy, SIZE, run.state.run), Recall()
+    made, recall = DeltaChain(home.policy, SIZE, run.state.run), ClientModelCache()
     origin, (one, two) = steps.origin_of(SIZE), (entry.name for entry in run.state.steps)
     good = recall.follow(made, two, steps.join(origin, [first.encode(), second.encode()]))
     assert good.followed and good.passed == (one, two)
@@ -360,10 +362,10 @@ def test_a_way_that_passes_through_a_whole_state_is_refused(at: str) -> None:
     first = steps.split(bytes(32) + run.state.steps[0].body)[1][0]
     whole = Step(kind="whole", state=TRAP.encode())
     way = [first, whole] if at == "after a signed step" else [whole, whole]
-    recall = Recall()
+    recall = ClientModelCache()
     with pytest.raises(MessageError, match="passes through a whole one"):
         recall.follow(
-            Stepping(home.policy, SIZE, run.state.run),
+            DeltaChain(home.policy, SIZE, run.state.run),
             name_of(TRAP),
             steps.join(steps.origin_of(SIZE), [step.encode() for step in way]),
         )
@@ -413,8 +415,8 @@ def test_which_buckets_sums_are_in_a_step_is_the_coordinators_choice(
     run.learn(1)
     step = steps.split(bytes(32) + run.state.steps[0].body)[1][0]
     some = dataclasses.replace(step, totals=tuple(step.totals[at] for at in taken))
-    made, zeros = Stepping(home.policy, SIZE, run.state.run), ServerState.zeros(SIZE)
-    led = Recall().follow(
+    made, zeros = DeltaChain(home.policy, SIZE, run.state.run), ServerState.zeros(SIZE)
+    led = ClientModelCache().follow(
         made, name_of(made.go(zeros, some, "")), steps.join(steps.origin_of(SIZE), [some.encode()])
     )
     assert led.followed

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from quietchoir.federation.rounds import delta_chain as steps
-from quietchoir.federation.rounds.buffered_server import BufferedCoordinator
-from quietchoir.federation.rounds.client import Party
-from quietchoir.federation.rounds.contribution_buffer import Drawer
+from quietchoir.federation.rounds.buffered_server import BufferedServer
+from quietchoir.federation.rounds.client import Client
+from quietchoir.federation.rounds.contribution_buffer import ContributionBuffer
 from quietchoir.federation.rounds.delta_chain import origin_of
 from quietchoir.federation.spec.policy import ScheduleTable
 from quietchoir.federation.store.ledger import AnsweredRounds
@@ -47,7 +47,7 @@ class NapLink(InProcessLink):
     the order it was left one.
     """
 
-    def __init__(self, parties: Mapping[str, Party]) -> None:
+    def __init__(self, parties: Mapping[str, Client]) -> None:
         super().__init__({name: party.handle for name, party in parties.items()})
         self.asleep: set[str] = set()
         self.letters: list[tuple[str, bytes]] = []
@@ -68,22 +68,22 @@ class NapLink(InProcessLink):
 
 
 def run_of(
-    home: House, members: Mapping[str, Party], link: InProcessLink | None = None, **options: Any
-) -> BufferedCoordinator:
+    home: House, members: Mapping[str, Client], link: InProcessLink | None = None, **options: Any
+) -> BufferedServer:
     """A coordinator that never waits."""
     link = link or NapLink(members)
     size = next(iter(members.values())).size
-    return BufferedCoordinator(
+    return BufferedServer(
         home.policy, home.coordinator, link, size=size, **{"wait_s": 0.0, "grace_s": 0.0, **options}
     )
 
 
-def member(home: House, name: str, folder: Path, learner: Any = None) -> Party:
+def member(home: House, name: str, folder: Path, learner: Any = None) -> Client:
     """One member, as it starts on its disk."""
     database = open_member(folder / name)
-    return Party(
+    return Client(
         home.policy, home.members[name], learner or FixedLearner(), size=SIZE, consent=ANY_MODE,
-        ledger=AnsweredRounds(database), drawer=Drawer(database),
+        ledger=AnsweredRounds(database), drawer=ContributionBuffer(database),
     )  # fmt: skip
 
 
@@ -126,7 +126,7 @@ def stage_letter(home: House, name: str, place: Place, stage: str, payload: byte
     )
 
 
-def answer(home: House, party: Party, letter: bytes) -> bytes:
+def answer(home: House, party: Client, letter: bytes) -> bytes:
     """What a member says to a letter."""
     reply: Reply = messages.decode_reply(party.handle(letter), home.policy, letter)
     return reply.payload

@@ -9,7 +9,7 @@ import numpy as np
 
 from quietchoir.core.config import ConsentConfig
 from quietchoir.crypto.identity.keys import Identity
-from quietchoir.federation.rounds.client import Party
+from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.rounds.model_broadcast import ServerHeldDelta
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import (
@@ -108,10 +108,10 @@ def parties(
     learner: Callable[[str], Any] = lambda name: FixedLearner(),
     folder: Path | None = None,
     stops: Sequence[int] = (),
-) -> dict[str, Party]:
-    """Every member as a `Party`."""
+) -> dict[str, Client]:
+    """Every member as a `Client`."""
     return {
-        name: Party(
+        name: Client(
             home.policy,
             key,
             learner(name),
@@ -149,7 +149,7 @@ def delta(run: Coordinator) -> ServerHeldDelta:
 
 
 def coordinator(
-    home: House, members: Mapping[str, Party], size: int, **options: Any
+    home: House, members: Mapping[str, Client], size: int, **options: Any
 ) -> Coordinator:
     """A coordinator over an `InProcessLink` that never waits."""
     link = options.pop("link", None) or InProcessLink(

@@ -4,7 +4,7 @@ find one in a sum.
 
 import numpy as np
 
-from quietchoir.federation.rounds.client import Party
+from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.training.learner import Counts, Trained
 from quietchoir.tests.fakes.federation import House, parties
 
@@ -41,7 +41,7 @@ class Household:
 
 def households(
     home: House, *, amounts: int = 10, held_out: bool = True, shaken: float = 0.3
-) -> dict[str, Party]:
+) -> dict[str, Client]:
     """Members with a household each."""
     numbers = {name: number for number, name in enumerate(home.members)}
     return parties(
@@ -51,12 +51,12 @@ def households(
     )
 
 
-def own(member: Party) -> np.ndarray:
+def own(member: Client) -> np.ndarray:
     """What its household always moves by."""
     found: np.ndarray = member.learner.own  # type: ignore[attr-defined]
     return found
 
 
-def correlation(found: np.ndarray, member: Party) -> float:
+def correlation(found: np.ndarray, member: Client) -> float:
     """With the member's own part of its update."""
     return float(np.corrcoef(found, own(member))[0, 1])

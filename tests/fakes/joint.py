@@ -13,7 +13,7 @@ from quietchoir.federation.aggregation import secagg as masked
 from quietchoir.federation.aggregation.base import Contributors
 from quietchoir.federation.aggregation.encrypted import counters
 from quietchoir.federation.aggregation.experimental import threshold as joint
-from quietchoir.federation.rounds.client import Party
+from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.wire import message as messages
 from quietchoir.federation.wire.link import InProcessLink
 from quietchoir.tests.fakes.federation import House, coordinator, house
@@ -34,7 +34,7 @@ def stage_of(letter: bytes) -> str:
     return str(messages.split(letter, HEADER)[0]["stage"])
 
 
-def adapters(members: Mapping[str, Party], run: str) -> list[Any]:
+def adapters(members: Mapping[str, Client], run: str) -> list[Any]:
     return [adapter_of(party, run) for party in members.values()]
 
 
@@ -42,7 +42,7 @@ def same(vectors: list[Any]) -> bool:
     return all(np.array_equal(vectors[0], other) for other in vectors)
 
 
-def keys(members: Mapping[str, Party]) -> list[bytes | None]:
+def keys(members: Mapping[str, Client]) -> list[bytes | None]:
     return [vault_of(party).key_name(party.policy.digest) for party in members.values()]
 
 
@@ -53,7 +53,7 @@ class KeepingLink(InProcessLink):
 
     def __init__(
         self,
-        members: Mapping[str, Party],
+        members: Mapping[str, Client],
         change: Callable[[str, bytes], bytes | None] = lambda name, letter: letter,
     ):
         super().__init__({name: party.handle for name, party in members.items()})
@@ -88,7 +88,7 @@ def config_of(home: House, place: messages.Place) -> Any:
     return masked.agree(home.policy, place, group, length, counted=True, context=b"")
 
 
-def ongoing(home: House) -> tuple[dict[str, Party], dict[str, joint.JointParty], KeepingLink]:
+def ongoing(home: House) -> tuple[dict[str, Client], dict[str, joint.ThresholdClient], KeepingLink]:
     """A round up to the moment before the sum is opened: members, their halves, and what passed."""
     members = sealed_parties(home, SIZE, desk=DESK)
     link = KeepingLink(
@@ -99,5 +99,5 @@ def ongoing(home: House) -> tuple[dict[str, Party], dict[str, joint.JointParty],
     halves = {
         name: party.attempt.half for name, party in members.items() if party.attempt is not None
     }
-    assert all(isinstance(half, joint.JointParty) for half in halves.values())
+    assert all(isinstance(half, joint.ThresholdClient) for half in halves.values())
     return members, halves, link  # type: ignore[return-value]

@@ -14,7 +14,7 @@ from quietchoir.crypto.he.bfv import Packing, key_id
 from quietchoir.crypto.he.encrypted_ring import AdderService, MemberService, Seal, SealedRing
 from quietchoir.crypto.ring import BitRing
 from quietchoir.federation.aggregation.base import ClientSecrets
-from quietchoir.federation.rounds.client import Party
+from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.store.client_store import ClientStore, Progress
 from quietchoir.federation.store.database import Database
 from quietchoir.federation.store.ledger import AnsweredRounds
@@ -102,14 +102,14 @@ def sealed_parties(
     desk: Any = None,
     vault: Callable[[Database | None, int], ClientStore] = ClientStore,
     adopt: Callable[[str], Any] = lambda name: None,
-) -> dict[str, Party]:
-    """Every member as a `Party` with a vault of its own; with `folder`, on disk."""
+) -> dict[str, Client]:
+    """Every member as a `Client` with a vault of its own; with `folder`, on disk."""
     shared, parties = desk or LocalDesk(), {}
     for name, identity in home.members.items():
         place = None if folder is None else open_member(folder / name)
         ledger = AnsweredRounds(place)
         safe = ClientSecrets(vault(place, size), shared)
-        parties[name] = Party(
+        parties[name] = Client(
             home.policy,
             identity,
             learner(name),
@@ -122,12 +122,12 @@ def sealed_parties(
     return parties
 
 
-def vault_of(party: Party) -> ClientStore:
+def vault_of(party: Client) -> ClientStore:
     """A member's secrets."""
     assert party.safe is not None
     return party.safe.vault
 
 
-def adapter_of(party: Party, run: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+def adapter_of(party: Client, run: str) -> np.ndarray[Any, np.dtype[np.float32]]:
     """The adapter that a member holds."""
     return vault_of(party).progress(run).server.flat

@@ -44,15 +44,15 @@ from quietchoir.federation.adapters.registry import (
 )
 from quietchoir.federation.aggregation import parts
 from quietchoir.federation.aggregation import state_transfer as handover
-from quietchoir.federation.aggregation.hello import Greeting
-from quietchoir.federation.aggregation.state_transfer import Handover
+from quietchoir.federation.aggregation.hello import Hello
+from quietchoir.federation.aggregation.state_transfer import StateTransfer
 from quietchoir.federation.membership import invitation, roster
 from quietchoir.federation.membership.founding import FILE
 from quietchoir.federation.membership.keys import PublicCard, load_or_create
 from quietchoir.federation.membership.log import ENROLL, REVOKE, Chain, Entry, found, sign
-from quietchoir.federation.rounds.client_model import Recall
+from quietchoir.federation.rounds.client_model import ClientModelCache
+from quietchoir.federation.rounds.delta_chain import DeltaChain, name_of
 from quietchoir.federation.rounds.delta_chain import Step as Stepped
-from quietchoir.federation.rounds.delta_chain import Stepping, name_of
 from quietchoir.federation.spec.policy import ModelTable
 from quietchoir.federation.store.checkpoint import ServerState, Store
 from quietchoir.federation.store.client_store import ClientStore
@@ -170,8 +170,8 @@ def member_name(world: World) -> Iterator[Attempt]:
         )
         data = messages.encode_reply(reply, policy, signer)
         yield partial(messages.decode_reply, data, policy, asked), MessageError, "not signed by ann"
-    greeting = Greeting(sender="ben", public=bytes(32)).signed(policy, PLACE, world.thief)
-    yield lambda: Greeting.decode(greeting, policy, PLACE, "ben"), MessageError, "not signed by ben"
+    greeting = Hello(sender="ben", public=bytes(32)).signed(policy, PLACE, world.thief)
+    yield lambda: Hello.decode(greeting, policy, PLACE, "ben"), MessageError, "not signed by ben"
     yield (
         lambda: roster.check_member(policy, world.thief.public.raw),
         RosterError,
@@ -239,14 +239,14 @@ def state_name(world: World) -> Iterator[Attempt]:
     policy = dataclasses.replace(
         world.home.policy, recipe=dataclasses.replace(world.home.policy.recipe, download="change")
     )
-    recall = Recall()
+    recall = ClientModelCache()
     there = ServerState(flat=np.ones(SIZE, np.float32), velocity=np.zeros(SIZE, np.float32))
-    way = Stepping(policy, SIZE, RUN)
+    way = DeltaChain(policy, SIZE, RUN)
     whole = b"".join(way_to(way, there))
     yield lambda: recall.follow(way, "ab" * 32, whole), MessageError, "not the one that is named"
     sealed = house(4, mode="sealed", min_cohort=4, threshold=3)
     members = {
-        name: Handover(sealed.policy, name, key, ClientStore(None, SIZE))
+        name: StateTransfer(sealed.policy, name, key, ClientStore(None, SIZE))
         for name, key in sealed.members.items()
     }
     greetings = {name: one.answer(PLACE, handover.GREET, b"") for name, one in members.items()}
@@ -272,7 +272,7 @@ def state_name(world: World) -> Iterator[Attempt]:
     )
 
 
-def way_to(stepping: Stepping, state: ServerState) -> Iterator[bytes]:
+def way_to(stepping: DeltaChain, state: ServerState) -> Iterator[bytes]:
     """A whole state as the coordinator tells it, from the common origin."""
     from quietchoir.federation.rounds import delta_chain as steps
 

@@ -32,7 +32,7 @@ from ...spec.policy import Policy
 from ...store.client_store import ClientStore
 from ...wire.message import Place
 from .. import parts
-from .key_group import Circle
+from .key_group import KeyGroup
 
 COMMIT, REVEAL, FINISH, SETTLE = "commit", "reveal", "finish", "settle"
 STAGES = (COMMIT, REVEAL, FINISH, SETTLE)
@@ -53,7 +53,7 @@ class _Ongoing:
     request: bytes = b""
 
 
-class Forming:
+class DkgClient:
     """One member, making joint keys."""
 
     def __init__(self, policy: Policy, name: str, identity: Identity, vault: ClientStore) -> None:
@@ -94,7 +94,7 @@ class Forming:
         holding = b"" if one.holding is None else one.holding.encode()
         header = json.dumps(
             {
-                "circle": Circle.of(one.plan).encode().decode("ascii"),
+                "circle": KeyGroup.of(one.plan).encode().decode("ascii"),
                 "expects": one.expects,
                 "ceremony": len(ceremony),
                 "request": one.request.hex(),
@@ -109,7 +109,7 @@ class Forming:
             return
         start = 4 + int.from_bytes(kept[:4], "big")
         fields = json.loads(kept[4:start])
-        plan = Circle.decode(fields["circle"].encode("ascii")).plan(self.policy, self.vault.size)
+        plan = KeyGroup.decode(fields["circle"].encode("ascii")).plan(self.policy, self.vault.size)
         end = start + fields["ceremony"]
         ceremony = Ceremony.thaw(kept[start:end], plan, self.name, self.identity)
         holding = None
@@ -129,7 +129,7 @@ class Forming:
         asked = parts.split(payload)
         if set(asked) != {NUMBER, NAMES} or len(asked[NUMBER]) != 1:
             raise MessageError("a ceremony without its number and its members; refused")
-        circle = Circle.at(place, asked[NUMBER][0], Circle.decode(asked[NAMES]).names)
+        circle = KeyGroup.at(place, asked[NUMBER][0], KeyGroup.decode(asked[NAMES]).names)
         if circle.encode() != asked[NAMES]:
             raise MessageError("a ceremony of another attempt; refused")
         if self.name not in circle.names:

@@ -24,7 +24,7 @@ from ...spec.policy import Policy
 from ...wire.message import Place, Reply
 from .. import parts
 from .dkg_client import CARD, COMMIT, FINISH, LETTER, NAMES, NUMBER, PART, REQUEST, REVEAL, SETTLE
-from .key_group import Circle, needed
+from .key_group import KeyGroup, needed
 
 logger = log.get("federation.convening")
 Ask = Callable[[str, Mapping[str, bytes], Place, float], Iterator[Reply]]
@@ -41,8 +41,8 @@ class _SilenceError(Exception):
         self.stage, self.answered = stage, tuple(sorted(answered))
 
 
-class Convening:
-    """One attempt's ceremony. Args: ask: as `Muster`; size: values of the adapter."""
+class DkgServer:
+    """One attempt's ceremony. Args: ask: as `KeyAndStateSetup`; size: values of the adapter."""
 
     def __init__(self, policy: Policy, place: Place, ask: Ask, size: int) -> None:
         self.policy, self.place, self.ask, self.size = policy, place, ask, size
@@ -56,7 +56,7 @@ class Convening:
         for number in range(TRIES):
             if len(names) < needed(self.policy, len(names)):
                 break
-            circle = Circle.at(self.place, number, names)
+            circle = KeyGroup.at(self.place, number, names)
             try:
                 plan = circle.plan(self.policy, self.size)
             except MessageError as error:
@@ -74,7 +74,7 @@ class Convening:
             f"{needed(self.policy, len(names))}; start the others"
         )
 
-    def hold(self, circle: Circle, plan: ThresholdPlan, number: int) -> dict[str, bytes]:
+    def hold(self, circle: KeyGroup, plan: ThresholdPlan, number: int) -> dict[str, bytes]:
         """One ceremony; raises _SilenceError unless everybody answers until the rehearsal."""
         asked = parts.join({NUMBER: bytes([number]), NAMES: circle.encode()})
         cards = self.bring(

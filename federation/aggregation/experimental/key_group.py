@@ -39,29 +39,29 @@ def needed(policy: Policy, members: int) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Circle:
+class KeyGroup:
     """Members that make, or made, a joint key together."""
 
     attempt: int  # names the ceremony: below 2^56
     names: tuple[str, ...]  # sorted
 
     @staticmethod
-    def at(place: Place, number: int, names: tuple[str, ...]) -> "Circle":
+    def at(place: Place, number: int, names: tuple[str, ...]) -> "KeyGroup":
         """The circle of a ceremony: the `number`th of the attempt at `place`."""
         named = digest(PROTOCOL, "ceremony", place.run, place.round, place.attempt, number)
-        return Circle(attempt=int.from_bytes(named[:7], "big"), names=tuple(sorted(names)))
+        return KeyGroup(attempt=int.from_bytes(named[:7], "big"), names=tuple(sorted(names)))
 
     @staticmethod
-    def of(plan: ThresholdPlan) -> "Circle":
+    def of(plan: ThresholdPlan) -> "KeyGroup":
         """The circle that a holding's plan is of."""
-        return Circle(attempt=plan.attempt, names=plan.names)
+        return KeyGroup(attempt=plan.attempt, names=plan.names)
 
     def encode(self) -> bytes:
         """Canonical JSON."""
         return canonical({"attempt": self.attempt, "names": list(self.names)})
 
     @staticmethod
-    def decode(data: bytes) -> "Circle":
+    def decode(data: bytes) -> "KeyGroup":
         """Read what `encode` wrote.
 
         Raises:
@@ -69,7 +69,7 @@ class Circle:
         """
         try:
             fields: Any = json.loads(data) if len(data) <= MAX_BYTES else None
-            circle = Circle(attempt=fields["attempt"], names=tuple(fields["names"]))
+            circle = KeyGroup(attempt=fields["attempt"], names=tuple(fields["names"]))
             good = (
                 circle.encode() == data
                 and type(circle.attempt) is int

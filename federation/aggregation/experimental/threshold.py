@@ -45,12 +45,12 @@ from ....crypto.secagg import SecAggConfig
 from ...spec.policy import Policy
 from .. import parts
 from .. import secagg as masked
-from ..base import PartyContext, ServerContext, Values
-from ..encrypted import WITNESS, SealedCoordinator, SealedParty, counters, make_ring
+from ..base import ClientContext, ServerContext, Values
+from ..encrypted import WITNESS, EncryptedClient, EncryptedServer, counters, make_ring
 from ..state_transfer import SAYS
 from ..update import SAMPLE, describe
 from .dkg_client import REQUEST, named
-from .key_group import Circle, round_number
+from .key_group import KeyGroup, round_number
 
 OPEN = "open"
 SUMMED = "parts"  # all parts of a request, added up
@@ -58,10 +58,10 @@ STAGES = (*masked.STAGES, WITNESS, OPEN)
 REQUESTS = 3  # for parts, in one attempt
 
 
-class JointParty(SealedParty):
+class ThresholdClient(EncryptedClient):
     """A member's side of one attempt."""
 
-    def __init__(self, context: PartyContext, values: Values, tokens: int, counted: bool) -> None:
+    def __init__(self, context: ClientContext, values: Values, tokens: int, counted: bool) -> None:
         """Take the share and the adapter that the attempt is about.
 
         Raises:
@@ -102,7 +102,7 @@ class JointParty(SealedParty):
         """One stage.
 
         Raises:
-            As `MaskedParty.answer`, `Holder.respond`, `PartialReader`; the adapter is unchanged,
+            As `MaskedClient.answer`, `Holder.respond`, `PartialReader`; the adapter is unchanged,
             and nothing was revealed.
         """
         answer = self.open(payload) if stage == OPEN else super().answer(stage, payload)
@@ -157,7 +157,7 @@ class JointParty(SealedParty):
         return part
 
 
-class JointCoordinator(SealedCoordinator):
+class ThresholdServer(EncryptedServer):
     """The coordinator's side of one attempt.
 
     Raises:
@@ -167,7 +167,7 @@ class JointCoordinator(SealedCoordinator):
     def __init__(self, context: ServerContext, cohort: tuple[str, ...]) -> None:
         assert context.common is not None  # our bug: nobody mustered
         policy, size = context.policy, context.length - counters(context.policy)
-        self.plan = Circle.decode(context.common.circle).plan(policy, size) if size else None
+        self.plan = KeyGroup.decode(context.common.circle).plan(policy, size) if size else None
         self.request, self.requests, self.applying = b"", 0, False
         self.parts: dict[str, bytes] = {}
         self.here: set[str] = set()  # answered the last request
@@ -208,7 +208,7 @@ class JointCoordinator(SealedCoordinator):
         round are open.
 
         Raises:
-            As `SealedCoordinator.advance`; RoundAborted also when fewer than t members are left to
+            As `EncryptedServer.advance`; RoundAborted also when fewer than t members are left to
             open the sum.
         """
         if self.done < len(masked.STAGES):

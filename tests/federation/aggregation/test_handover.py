@@ -10,8 +10,8 @@ from quietchoir.core.errors import AuthenticationError, ConfigError, FederationE
 from quietchoir.crypto.identity.keys import Ephemeral, Identity
 from quietchoir.federation.aggregation import parts
 from quietchoir.federation.aggregation import state_transfer as handover
-from quietchoir.federation.aggregation.hello import Greeting, SealedEnvelope
-from quietchoir.federation.aggregation.state_transfer import Handover
+from quietchoir.federation.aggregation.hello import Hello, SealedEnvelope
+from quietchoir.federation.aggregation.state_transfer import StateTransfer
 from quietchoir.federation.spec.policy import Policy
 from quietchoir.federation.store.client_store import (
     GROUP_KEY,
@@ -33,7 +33,7 @@ class Meeting:
     """Members before a round, and what they greeted with."""
 
     home: House
-    members: dict[str, Handover]
+    members: dict[str, StateTransfer]
     greetings: dict[str, bytes]
 
     @property
@@ -45,7 +45,7 @@ class Meeting:
 def meeting() -> Meeting:
     home = house(4, mode="sealed", min_cohort=4, threshold=3)
     members = {
-        name: Handover(home.policy, name, key, ClientStore(None, 5))
+        name: StateTransfer(home.policy, name, key, ClientStore(None, 5))
         for name, key in home.members.items()
     }
     return Meeting(
@@ -69,10 +69,10 @@ def test_the_key_is_sealed_for_members_that_asked_in_this_attempt_and_for_nobody
     meeting: Meeting,
 ) -> None:
     ann, stranger = meeting.members["ann"], Identity.generate()
-    forged = Greeting(sender="ben", public=Ephemeral.generate().public).signed(
+    forged = Hello(sender="ben", public=Ephemeral.generate().public).signed(
         meeting.policy, PLACE, stranger
     )
-    outsider = Greeting(sender="mallory", public=Ephemeral.generate().public).signed(
+    outsider = Hello(sender="mallory", public=Ephemeral.generate().public).signed(
         meeting.policy, PLACE, stranger
     )
     later = Place(PLACE.run, PLACE.round, PLACE.attempt + 1)
@@ -143,7 +143,7 @@ def test_an_adapter_is_taken_only_if_enough_members_say_that_it_is_theirs(meetin
         )
         return box.sealed(
             meeting.home.members["ann"],
-            Greeting.decode(meeting.greetings["dan"], policy, PLACE, "dan").public,
+            Hello.decode(meeting.greetings["dan"], policy, PLACE, "dan").public,
         )
 
     def follow(content: bytes, *witnesses: str) -> bytes:

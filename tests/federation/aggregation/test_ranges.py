@@ -11,7 +11,7 @@ from quietchoir.core.errors import MessageError, RoundAborted
 from quietchoir.core.models.lora.adapter import Layout
 from quietchoir.federation.aggregation.ranges import read_spans, spans, tensor_stops
 from quietchoir.federation.aggregation.update import Codec, Statistics, Terms
-from quietchoir.federation.rounds.attempt import Assembly
+from quietchoir.federation.rounds.attempt import RoundAttempt
 from quietchoir.federation.spec.policy import AdapterTable
 from quietchoir.federation.training.learner import Trained
 from quietchoir.federation.wire import work
@@ -127,12 +127,12 @@ def test_a_coordinator_without_ranges_is_refused_where_the_file_asks_for_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     home = house(4, recipe={"ranges": "tensor", "attempts": 1})
-    honest = Assembly.order
+    honest = RoundAttempt.order
 
-    def forgetful(self: Assembly, flat: Any, **options: Any) -> work.Work:
+    def forgetful(self: RoundAttempt, flat: Any, **options: Any) -> work.Work:
         return honest(self, flat, **{**options, "training": False})
 
-    monkeypatch.setattr(Assembly, "order", forgetful)
+    monkeypatch.setattr(RoundAttempt, "order", forgetful)
     with pytest.raises(RoundAborted, match="0 of 4 members are ready"):
         coordinator(home, parties(home, SIZE), SIZE).train_round()
 

@@ -29,7 +29,7 @@ from quietchoir.federation.aggregation import parts
 from quietchoir.federation.aggregation import secagg as masked
 from quietchoir.federation.aggregation.base import ClientSecrets, Contributors
 from quietchoir.federation.aggregation.update import Codec
-from quietchoir.federation.rounds.client import Party
+from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.store import checkpoint
 from quietchoir.federation.store.checkpoint import Store
 from quietchoir.federation.store.client_store import GROUP_KEY, ClientStore, model_of
@@ -99,7 +99,7 @@ def rehearsal(name: str) -> RehearsalLearner:
     return RehearsalLearner(SIZE, name)
 
 
-def adapters(members: Mapping[str, Party], run: str) -> list[Any]:
+def adapters(members: Mapping[str, Client], run: str) -> list[Any]:
     return [adapter_of(party, run) for party in members.values()]
 
 
@@ -330,10 +330,10 @@ def test_a_coordinator_killed_after_the_members_stepped_takes_their_word(
 def test_members_that_end_with_different_adapters_stop_the_round(desk: LocalDesk) -> None:
     home = house(4, mode="sealed", threshold=3, recipe={"attempts": 2})
 
-    def drifting(who: set[str]) -> dict[str, Party]:
+    def drifting(who: set[str]) -> dict[str, Client]:
         members = sealed_parties(home, SIZE, desk=desk)
         for name in who:
-            members[name] = Party(
+            members[name] = Client(
                 home.policy, home.members[name], FixedLearner(), size=SIZE, consent=ANY_MODE,
                 safe=ClientSecrets(DriftingVault(None, SIZE), desk),
             )  # fmt: skip
@@ -384,7 +384,7 @@ def test_members_that_are_shown_different_sums_decrypt_none(desk: LocalDesk) -> 
 
 def witnessed(
     home: House, desk: LocalDesk
-) -> tuple[dict[str, Party], dict[str, sealed.SealedParty], bytes]:
+) -> tuple[dict[str, Client], dict[str, sealed.EncryptedClient], bytes]:
     """A round up to the moment before `apply`: members, their halves, and the sum they signed."""
     members, caught = sealed_parties(home, SIZE, desk=desk), []
     link = SilentLink(
@@ -399,7 +399,7 @@ def witnessed(
     halves = {
         name: party.attempt.half for name, party in members.items() if party.attempt is not None
     }
-    assert all(isinstance(half, sealed.SealedParty) for half in halves.values())
+    assert all(isinstance(half, sealed.EncryptedClient) for half in halves.values())
     return members, halves, caught[0]  # type: ignore[return-value]
 
 
@@ -430,7 +430,7 @@ def test_a_hostile_ciphertext_costs_its_sender_its_place_in_the_sum(desk: LocalD
     home = house(4, mode="sealed", threshold=3)
     members = sealed_parties(home, SIZE, desk=desk)
     hostile = ClientSecrets(ClientStore(None, SIZE), MarkingDesk())
-    members["dan"] = Party(
+    members["dan"] = Client(
         home.policy, home.members["dan"], FixedLearner(), size=SIZE, consent=ANY_MODE, safe=hostile
     )
     worker = Worker(CrashingAdder)

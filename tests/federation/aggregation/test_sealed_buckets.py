@@ -11,7 +11,7 @@ import pytest
 from quietchoir.core.errors import RoundAborted
 from quietchoir.federation.aggregation import parts
 from quietchoir.federation.aggregation.encrypted import APPLY
-from quietchoir.federation.rounds.client import Party
+from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.spec.policy import AggregationTable
 from quietchoir.federation.wire import message as messages
 from quietchoir.federation.wire.link import InProcessLink
@@ -37,10 +37,10 @@ def twelve() -> House:
 class Lying(InProcessLink):
     """Shows members other sums than were signed."""
 
-    def __init__(self, home: House, members: dict[str, Party], lie: Lie) -> None:
+    def __init__(self, home: House, members: dict[str, Client], lie: Lie) -> None:
         self.home, self.told = home, list[dict[str, bytes]]()
 
-        def lied_to(party: Party, letter: bytes) -> bytes:
+        def lied_to(party: Client, letter: bytes) -> bytes:
             task = messages.decode_task(letter, home.policy, party.name)
             if task.stage == APPLY:
                 self.told.append(parts.split(task.payload))

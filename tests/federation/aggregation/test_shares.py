@@ -13,7 +13,7 @@ from quietchoir.core.errors import ConfigError, MessageError, RoundAborted
 from quietchoir.crypto.secagg import SecAggServer
 from quietchoir.federation.aggregation.base import Contributors
 from quietchoir.federation.aggregation.buckets import buckets
-from quietchoir.federation.aggregation.rank_masks import Shares, shares_of
+from quietchoir.federation.aggregation.rank_masks import RankMasks, rank_masks_of
 from quietchoir.federation.aggregation.secagg import BucketGroup, agree
 from quietchoir.federation.aggregation.update import noise_of
 from quietchoir.federation.rounds.delta_chain import origin_of
@@ -110,11 +110,11 @@ def test_the_lone_large_members_columns_are_read_from_the_sum_unless_the_floor_i
 
     if not closed:  # each trains what its line says, and nobody watches the columns
 
-        def careless(policy: Policy, cohort: Any, attempt: int) -> Shares:
-            return Shares(RANK, tuple((one.name, one.rank or RANK) for one in policy.members), 1)
+        def careless(policy: Policy, cohort: Any, attempt: int) -> RankMasks:
+            return RankMasks(RANK, tuple((one.name, one.rank or RANK) for one in policy.members), 1)
 
         for module in ("client", "attempt", "delta_chain"):
-            monkeypatch.setattr(f"quietchoir.federation.rounds.{module}.shares_of", careless)
+            monkeypatch.setattr(f"quietchoir.federation.rounds.{module}.rank_masks_of", careless)
     run = coordinator(
         home,
         parties(home, SIZE, lambda name: Secretive() if name == "ann" else FixedLearner()),
@@ -178,7 +178,7 @@ def test_every_bucket_has_enough_members_of_the_largest_rank() -> None:
     ranks = {name: 0 if number < 8 else 2 for number, name in enumerate(house(12).members)}
     home = mixed(ranks, tables={"aggregation": AggregationTable(rule="median", buckets=3)})
     names, adapter = tuple(sorted(ranks)), bytes(32)
-    shares = shares_of(home.policy, names, 1)
+    shares = rank_masks_of(home.policy, names, 1)
     assert shares is not None
     found = buckets(home.policy, adapter, names, shares)
     assert len(found) == 2 and len(buckets(home.policy, adapter, names)) == 3
@@ -210,7 +210,7 @@ def test_noise_reaches_every_coordinate_also_of_a_member_that_trains_few() -> No
 def test_who_trains_what_follows_from_the_file_the_cohort_and_the_attempt() -> None:
     home = mixed({"ann": 0, "ben": 6, "cat": 6, "dan": 3, "eve": 3})
     everybody = tuple(home.members)
-    by_attempt = [shares_of(home.policy, everybody, attempt) for attempt in (1, 2, 3, 9)]
+    by_attempt = [rank_masks_of(home.policy, everybody, attempt) for attempt in (1, 2, 3, 9)]
     assert [dict(one.columns) if one else {} for one in by_attempt] == [
         {"ann": 6, "ben": 6, "cat": 6, "dan": 3, "eve": 3}, *[dict.fromkeys(everybody, 3)] * 3,
     ]  # fmt: skip
@@ -222,7 +222,7 @@ def test_who_trains_what_follows_from_the_file_the_cohort_and_the_attempt() -> N
         shares.mean(sums, ("ann", "dan")).tolist()
         == [0.5] * 3 + [1.0] * 3 + [0.0] * 2 + [0.5] * 3 + [1.0] * 3 + [0.0] * 2
     )
-    assert shares_of(house(5).policy, everybody, 1) is None
+    assert rank_masks_of(house(5).policy, everybody, 1) is None
     assert reached([8, 6, 3], 5) == 3
     with pytest.raises(ConfigError, match="a floor of 3 among 2"):
         group = BucketGroup.of(
@@ -245,7 +245,7 @@ def test_what_a_member_sends_in_columns_that_nobody_trains_is_dropped(
 ) -> None:
     home = mixed(dict.fromkeys(("ann", "ben", "cat", "dan"), 3), mode=mode)
     # members that break the rule
-    monkeypatch.setattr(Shares, "trained", lambda self, name, size: np.ones(size, bool))
+    monkeypatch.setattr(RankMasks, "trained", lambda self, name, size: np.ones(size, bool))
     run = coordinator(home, parties(home, SIZE), SIZE)
     run.train_round()
     assert not run.state.server.flat.reshape(-1, RANK)[:, 3:].any()

@@ -20,7 +20,7 @@ from quietchoir.federation.membership.update import (
     Standing,
     Watched,
 )
-from quietchoir.federation.rounds.client import Party
+from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.server_node import renewing
 from quietchoir.federation.spec.policy import Member, Policy
 from quietchoir.federation.store.client_store import ClientStore
@@ -58,7 +58,9 @@ class Town:
         )
 
         def enter(newest: Policy) -> Callable[[bytes], bytes]:
-            return Party(newest, key, FixedLearner(), size=SIZE, consent=ANY_MODE, safe=safe).handle
+            return Client(
+                newest, key, FixedLearner(), size=SIZE, consent=ANY_MODE, safe=safe
+            ).handle
 
         return Standing(
             policy,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import RoundAborted
-from quietchoir.federation.rounds.client import Party
+from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.store.checkpoint import Store, Vector
 from quietchoir.federation.wire.link import InProcessLink
@@ -32,7 +32,7 @@ class SleepyLink(InProcessLink):
         return super().present() - self.asleep
 
 
-def link_of(members: Mapping[str, Party]) -> SleepyLink:
+def link_of(members: Mapping[str, Client]) -> SleepyLink:
     return SleepyLink({name: party.handle for name, party in members.items()})
 
 

@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import ConfigError, FederationError, RoundAborted
-from quietchoir.federation.rounds.buffered_server import BufferedCoordinator, coordinator_of
-from quietchoir.federation.rounds.contribution_buffer import Drawer
-from quietchoir.federation.rounds.privacy_accountant import Purse, Purses, check_books
+from quietchoir.federation.rounds.buffered_server import BufferedServer, coordinator_of
+from quietchoir.federation.rounds.contribution_buffer import ContributionBuffer
+from quietchoir.federation.rounds.privacy_accountant import (
+    PrivacyAccountant,
+    PrivacyAccountants,
+    check_books,
+)
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import GuardTable, PrivacyTable, weight
 from quietchoir.federation.store.checkpoint import Store, open_run
@@ -80,7 +84,7 @@ def test_a_link_that_cannot_leave_letters_is_refused_for_buffered_rounds() -> No
     with pytest.raises(ConfigError, match="needs `quietchoir coordinate`"):
         coordinator_of(home.policy, home.coordinator, link, size=SIZE)
     assert isinstance(
-        coordinator_of(home.policy, home.coordinator, NapLink({}), size=SIZE), BufferedCoordinator
+        coordinator_of(home.policy, home.coordinator, NapLink({}), size=SIZE), BufferedServer
     )
 
 
@@ -333,8 +337,8 @@ def test_the_books_of_one_schedule_are_not_continued_under_another(tmp_path: Pat
     policy = buffered(bits=16, tables={"privacy": NOISE}).policy
     place = messages.Place("0a" * 16, 1, 1)
     each, one = (open_run(tmp_path / name) for name in ("each", "any"))
-    Purses(policy, SIZE, each).pay(["ann", "ben", "cat"], place)
-    Purse(policy, SIZE, "any member", one).pay(place)
+    PrivacyAccountants(policy, SIZE, each).pay(["ann", "ben", "cat"], place)
+    PrivacyAccountant(policy, SIZE, "any member", one).pay(place)
     check_books(each, buffered=True)
     check_books(one, buffered=False)
     for database, other in ((each, False), (one, True)):
@@ -367,4 +371,4 @@ def test_a_later_roster_keeps_what_members_have_made() -> None:
     run.go_on(2)
     assert all(not party.learner.trained for party in again.values())  # type: ignore[attr-defined]
     other = dataclasses.replace(later, recipe=dataclasses.replace(later.recipe, lr=0.5))
-    assert isinstance(drawers["ann"], Drawer) and other.digest != later.digest
+    assert isinstance(drawers["ann"], ContributionBuffer) and other.digest != later.digest

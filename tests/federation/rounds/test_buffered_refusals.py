@@ -12,10 +12,10 @@ import pytest
 
 from quietchoir.core.errors import CryptoError, MessageError, QuietchoirError, RoundAborted
 from quietchoir.federation.aggregation.base import Contributors, ServerContext
-from quietchoir.federation.aggregation.secagg import MaskedCoordinator
+from quietchoir.federation.aggregation.secagg import MaskedServer
 from quietchoir.federation.aggregation.update import Codec, Terms
-from quietchoir.federation.rounds.client import Party
-from quietchoir.federation.rounds.contribution_buffer import NAME, Contribution, Drawer
+from quietchoir.federation.rounds.client import Client
+from quietchoir.federation.rounds.contribution_buffer import NAME, Contribution, ContributionBuffer
 from quietchoir.federation.store.database import Database
 from quietchoir.federation.store.member import FILE, open_member
 from quietchoir.federation.wire import calls, work
@@ -62,14 +62,14 @@ def home() -> House:
 
 
 @pytest.fixture
-def ann(home: House, tmp_path: Path) -> Iterator[Party]:
+def ann(home: House, tmp_path: Path) -> Iterator[Client]:
     """A member whose contribution is from version 3."""
     party = member(home, "ann", tmp_path)
     assert answer(home, party, train_letter(home, "ann", TRAINED, 3)) == offer(3)
     yield party
 
 
-def snapshot(party: Party, folder: Path) -> object:
+def snapshot(party: Client, folder: Path) -> object:
     """Everything a refused letter must not change."""
     files = contents(folder)
     attempt = None if party.attempt is None else (party.attempt.place, party.attempt.done)
@@ -163,7 +163,7 @@ def called(home: House, *members: tuple[str, int]) -> bytes:
 
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_call_is_refused_and_changes_nothing(
-    home: House, ann: Party, tmp_path: Path, kind: str
+    home: House, ann: Client, tmp_path: Path, kind: str
 ) -> None:
     before = snapshot(ann, tmp_path)
     with pytest.raises(MessageError, match="refused"):
@@ -208,7 +208,7 @@ def test_everything_that_a_group_is_told_is_bound_into_its_masks() -> None:
 class Sly:
     """A coordinator's side of one group that says to each member what it likes."""
 
-    def __init__(self, home: House, members: Mapping[str, Party], place: Place) -> None:
+    def __init__(self, home: House, members: Mapping[str, Client], place: Place) -> None:
         self.home, self.members, self.place = home, members, place
 
     def call(self, told: Mapping[str, Group]) -> None:
@@ -227,7 +227,7 @@ class Sly:
         to `until`.
         """
         policy, done = self.home.policy, list[str]()
-        half = MaskedCoordinator(
+        half = MaskedServer(
             ServerContext(
                 policy=policy,
                 place=self.place,
@@ -253,7 +253,7 @@ class Sly:
             step = following
 
 
-def quartet(home: House, folder: Path) -> dict[str, Party]:
+def quartet(home: House, folder: Path) -> dict[str, Client]:
     """Four members with a contribution from version 0 each."""
     members = {name: member(home, name, folder) for name in home.members}
     for name, party in members.items():
@@ -262,7 +262,7 @@ def quartet(home: House, folder: Path) -> dict[str, Party]:
 
 
 @pytest.fixture
-def four(home: House, tmp_path: Path) -> Iterator[dict[str, Party]]:
+def four(home: House, tmp_path: Path) -> Iterator[dict[str, Client]]:
     members = quartet(home, tmp_path)
     yield members
 
@@ -274,7 +274,7 @@ def zero(*names: str) -> Group:
 
 @pytest.mark.parametrize("until", ["mask", "unmask"])
 def test_one_contribution_never_goes_into_two_groups(
-    home: House, four: dict[str, Party], tmp_path: Path, until: str
+    home: House, four: dict[str, Client], tmp_path: Path, until: str
 ) -> None:
     """Attack: two sums that differ in one member give that member away. Also where the first sum
     seemed to come to nothing.
@@ -306,7 +306,7 @@ def test_a_member_kept_from_the_end_of_its_group_does_not_contribute_again(tmp_p
 
 
 def test_members_told_different_groups_never_meet_in_a_sum(
-    home: House, four: dict[str, Party]
+    home: House, four: dict[str, Client]
 ) -> None:
     """Attack: ann is told of a fourth member, whose place in the sum is empty."""
     said, other = zero("ann", "ben", "cat"), zero("ann", "ben", "cat", "dan")
@@ -372,7 +372,7 @@ def test_a_contribution_outlives_a_kill_until_it_leaves_and_never_after(
 
 
 def test_what_the_disk_does_not_forget_is_not_sent(
-    home: House, four: dict[str, Party], monkeypatch: pytest.MonkeyPatch
+    home: House, four: dict[str, Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     group = zero("ann", "ben", "cat")
     sly = Sly(home, four, Place(RUN, 1, 2))
@@ -387,7 +387,7 @@ def test_what_the_disk_does_not_forget_is_not_sent(
 
 
 def test_what_was_sent_is_nowhere_on_the_disk_any_more(
-    home: House, four: dict[str, Party], tmp_path: Path
+    home: House, four: dict[str, Client], tmp_path: Path
 ) -> None:
     offering = four["ann"].offering
     assert offering is not None
@@ -410,13 +410,13 @@ def test_a_damaged_record_costs_a_training_and_a_full_disk_keeps_in_memory(
     assert ann.offering is not None
     kept = ann.offering.drawer.look(RUN, ann.offering.rules)
     damage(tmp_path / "ann", NAME)
-    assert Drawer(open_member(tmp_path / "ann")).look(RUN, ann.offering.rules) is None
+    assert ContributionBuffer(open_member(tmp_path / "ann")).look(RUN, ann.offering.rules) is None
     assert (
         isinstance(kept, Contribution)
         and ann.offering.drawer.look("0b" * 16, ann.offering.rules) is None
     )
     full = open_member(tmp_path / "full")
     full.connection.execute("PRAGMA query_only = ON")
-    drawer = Drawer(full)
+    drawer = ContributionBuffer(full)
     drawer.keep(kept)
     assert drawer.look(RUN, ann.offering.rules) is kept and names(tmp_path / "full") == set()

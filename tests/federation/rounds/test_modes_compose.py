@@ -20,7 +20,7 @@ from quietchoir.federation import stateless_client
 from quietchoir.federation.aggregation.base import Sum
 from quietchoir.federation.aggregation.snapshot import check_freezable
 from quietchoir.federation.membership import roster
-from quietchoir.federation.rounds.attempt import Assembly
+from quietchoir.federation.rounds.attempt import RoundAttempt
 from quietchoir.federation.rounds.buffered_server import coordinator_of
 from quietchoir.federation.spec.compatibility import CAPABILITIES, Axes, Exclusion, refused
 from quietchoir.federation.spec.policy import AdapterTable, AggregationTable, Policy, ScheduleTable
@@ -170,14 +170,14 @@ def expected(cell: Cell, names: Sequence[str], small: Sequence[str], sums: list[
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[Sum]:
     """The sums that a run opens."""
-    found, honest = list[Sum](), Assembly.open
+    found, honest = list[Sum](), RoundAttempt.open
 
-    def note(self: Assembly, sums: tuple[Sum, ...], codec: Any) -> Any:
+    def note(self: RoundAttempt, sums: tuple[Sum, ...], codec: Any) -> Any:
         if codec.size or codec.length != next(iter(sums)).total.size or self.model.desk is not None:
             found.extend(sums)
         return honest(self, sums, codec)
 
-    monkeypatch.setattr(Assembly, "open", note)
+    monkeypatch.setattr(RoundAttempt, "open", note)
     return found
 
 

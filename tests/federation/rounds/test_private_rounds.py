@@ -14,7 +14,7 @@ import pytest
 from quietchoir.core.errors import BudgetError, ConfigError, MessageError, RoundAborted
 from quietchoir.crypto.privacy.accountant import compose
 from quietchoir.federation.aggregation.update import Codec, Statistics, Terms, noise_of, seed_of
-from quietchoir.federation.rounds.privacy_accountant import Purse
+from quietchoir.federation.rounds.privacy_accountant import PrivacyAccountant
 from quietchoir.federation.spec.policy import GuardTable, PrivacyTable
 from quietchoir.federation.store.checkpoint import Store
 from quietchoir.federation.store.member import open_member
@@ -144,7 +144,7 @@ def test_members_keep_their_own_account_whatever_a_coordinator_forgets(tmp_path:
     def open_parties() -> Any:
         members = parties(home, SIZE, lambda name: FixedLearner(0.1))
         for name, party in members.items():
-            party.purse = Purse(home.policy, SIZE, name, open_member(tmp_path / name))
+            party.purse = PrivacyAccountant(home.policy, SIZE, name, open_member(tmp_path / name))
         return members
 
     first = coordinator(home, open_parties(), SIZE).run()
@@ -222,7 +222,7 @@ def test_a_fellow_member_that_takes_its_own_noise_off_sees_no_more_than_is_charg
     # deviation that is left, over the sensitivity
     left = float(others.std(axis=0).mean()) / noise.sensitivity
     assert left == pytest.approx(1.5, rel=0.02)
-    charged = Purse(policy, SIZE, "ann").pay(Place("0a" * 16, 1, 1))
+    charged = PrivacyAccountant(policy, SIZE, "ann").pay(Place("0a" * 16, 1, 1))
     assert charged is not None
     seen = closed_form(
         noise.deviation * math.sqrt(min_cohort - known) / noise.sensitivity, privacy.delta
@@ -241,7 +241,7 @@ def test_a_letter_that_is_replayed_after_a_lost_ledger_is_charged_again(tmp_path
 
     def ann() -> Any:
         party = parties(home, SIZE)["ann"]  # its ledger is in memory: lost whenever the node starts
-        party.purse = Purse(home.policy, SIZE, "ann", open_member(tmp_path / "ann"))
+        party.purse = PrivacyAccountant(home.policy, SIZE, "ann", open_member(tmp_path / "ann"))
         return party
 
     link = SilentLink(

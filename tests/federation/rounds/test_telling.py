@@ -19,17 +19,17 @@ from quietchoir.federation.aggregation import attested_sum as totals
 from quietchoir.federation.aggregation.attested_sum import KEPT, Total
 from quietchoir.federation.aggregation.base import Sum
 from quietchoir.federation.rounds import delta_chain as steps
-from quietchoir.federation.rounds.client import Party
+from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.rounds.client_model import (
     LACKS,
     NAME,
     STATE,
     SUM,
+    ClientModelCache,
     LackingError,
     Memory,
-    Recall,
 )
-from quietchoir.federation.rounds.delta_chain import MAX_STEPS, Step, Stepping, name_of, origin_of
+from quietchoir.federation.rounds.delta_chain import MAX_STEPS, DeltaChain, Step, name_of, origin_of
 from quietchoir.federation.rounds.global_model import ServerHeld
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import AggregationTable, GuardTable, PrivacyTable
@@ -81,17 +81,17 @@ def change_house(
     )
 
 
-def noting(home: House) -> dict[str, Party]:
+def noting(home: House) -> dict[str, Client]:
     """Its members."""
     return parties(home, SIZE, Noting)
 
 
-def told(members: Mapping[str, Party]) -> dict[str, list[bytes]]:
+def told(members: Mapping[str, Client]) -> dict[str, list[bytes]]:
     """What each was told."""
     return {name: party.learner.told for name, party in members.items()}  # type: ignore[attr-defined]
 
 
-def follow_rounds(run: Coordinator, members: Mapping[str, Party], rounds: int) -> None:
+def follow_rounds(run: Coordinator, members: Mapping[str, Client], rounds: int) -> None:
     """Rounds in which everybody who was asked trained from the coordinator's very bits."""
     for _ in range(rounds):
         before = run.state.server.flat.tobytes()
@@ -186,19 +186,19 @@ def test_a_change_is_less_than_the_adapter_and_the_result_is_the_same(
     )
 
 
-def on_disk(home: House, folder: Path) -> dict[str, Party]:
+def on_disk(home: House, folder: Path) -> dict[str, Client]:
     """Its members as they start again: with what lies in their folders, and nothing else."""
     members = {}
     for name, key in home.members.items():
         database = open_member(folder / name)
-        members[name] = Party(
+        members[name] = Client(
             home.policy,
             key,
             Noting(name),
             size=SIZE,
             consent=ANY_MODE,
             ledger=AnsweredRounds(database),
-            recall=Recall(database),
+            recall=ClientModelCache(database),
         )
     return members
 
@@ -277,7 +277,7 @@ def test_a_kill_between_a_state_and_the_memory_that_names_it_leaves_the_old_memo
     with pytest.raises(KeyboardInterrupt):
         run.train_round()
     monkeypatch.undo()
-    again = Recall(open_member(tmp_path / "ann")).memory(run.state.run)
+    again = ClientModelCache(open_member(tmp_path / "ann")).memory(run.state.run)
     assert killed and again.trail == before.trail and killed[0] not in names(tmp_path / "ann")
     assert [name for name, _ in again.held] == [name for name, _ in before.held]
     assert all(name_of(state) == name for name, state in again.held)
@@ -297,7 +297,7 @@ def test_a_sum_is_named_to_those_alone_that_signed_it_and_its_name_is_no_other_s
     assert [one.packing for one in named.totals] == [KEPT] and len(named.totals[0].body) == 32
     recall = members["ann"].recall
     assert recall is not None and recall._sum is not None
-    made, start = Stepping(home.policy, SIZE, run.state.run), run.state.steps[-1].before
+    made, start = DeltaChain(home.policy, SIZE, run.state.run), run.state.steps[-1].before
     wanted = name_of(run.state.server)
     assert recall.follow(made, wanted, steps.join(start, [named.encode()])).followed
     other = dataclasses.replace(named.totals[0], body=bytes(32))
@@ -354,7 +354,7 @@ def test_members_that_missed_rounds_or_start_again_arrive_at_the_same_bits() -> 
     members = noting(home)
     run = coordinator(home, members, SIZE)
     follow_rounds(run, members, 8)
-    members["ann"] = Party(
+    members["ann"] = Client(
         home.policy,
         home.members["ann"],
         Noting("ann"),
@@ -451,13 +451,13 @@ def test_members_that_are_told_different_adapters_never_meet() -> None:
     assert honest is not None and before != run.state.server.encode()
 
 
-def stepping(**recipe: Any) -> Stepping:
+def stepping(**recipe: Any) -> DeltaChain:
     """A federation's steps."""
     # where nobody signs sums
-    return Stepping(change_house(mode="plain", recipe=recipe).policy, 100, RUN)
+    return DeltaChain(change_house(mode="plain", recipe=recipe).policy, 100, RUN)
 
 
-def of_sum(made: Stepping, total: Any, parties: int = 3, round_: int = 5) -> Step:
+def of_sum(made: DeltaChain, total: Any, parties: int = 3, round_: int = 5) -> Step:
     """The step of one opened sum."""
     names = tuple(f"member-{number}" for number in range(parties))
     return made.of_sums([Sum(total, names)], Place(RUN, round_, 1), names)
@@ -543,7 +543,7 @@ REFUSED: Sequence[tuple[str, Callable[[], bytes]]] = (
 def test_a_malformed_way_is_refused_and_nothing_is_remembered(
     sentence: str, way: Callable[[], bytes]
 ) -> None:
-    recall = Recall()
+    recall = ClientModelCache()
     with pytest.raises(MessageError, match=sentence):
         recall.follow(stepping(), "ab" * 32, way())
     assert recall.memory(RUN) == Memory(RUN)
@@ -575,7 +575,7 @@ def test_a_malformed_way_is_refused_and_nothing_is_remembered(
     ],
 )
 def test_a_step_that_cannot_be_is_refused_before_it_is_unpacked(sentence: str, step: Step) -> None:
-    recall = Recall()
+    recall = ClientModelCache()
     with pytest.raises(MessageError, match=sentence):
         recall.follow(stepping(), "ab" * 32, steps.join(origin_of(100), [step.encode()]))
     assert recall.memory(RUN) == Memory(RUN)
@@ -608,7 +608,7 @@ def test_a_bomb_is_never_unpacked_beyond_its_size() -> None:
 
 
 def test_what_is_not_here_is_said_and_what_leads_elsewhere_is_not_used() -> None:
-    made, recall = stepping(), Recall()
+    made, recall = stepping(), ClientModelCache()
     first = of_sum(made, np.full(100, 3 * 127 + 5), round_=1)
     state = made.go(ServerState.zeros(100), first, origin_of(100))
     led = recall.follow(made, name_of(state), steps.join(origin_of(100), [first.encode()]))
@@ -625,7 +625,7 @@ def test_what_is_not_here_is_said_and_what_leads_elsewhere_is_not_used() -> None
     with pytest.raises(LackingError) as lacking:
         recall.follow(made, "ab" * 32, steps.join(origin_of(100), [first.encode()]))
     assert lacking.value.reply == LACKS
-    other = Stepping(made.policy, 100, "0b" * 16)
+    other = DeltaChain(made.policy, 100, "0b" * 16)
     with pytest.raises(LackingError):
         # held, but of another run
         recall.follow(other, name_of(state), steps.join(name_of(state), []))
@@ -669,7 +669,7 @@ def test_under_a_later_version_of_the_file_everybody_follows_on() -> None:
     home.policy = dataclasses.replace(home.policy, version=2, head="ab" * 32)
     ledgers = {name: party.ledger for name, party in members.items()}
     for name, key in home.members.items():
-        members[name] = Party(
+        members[name] = Client(
             home.policy, key, Noting(name), size=SIZE, consent=ANY_MODE, ledger=ledgers[name]
         )
     run.post.link = type(run.post.link)({name: party.handle for name, party in members.items()})  # type: ignore[call-arg]
@@ -700,7 +700,7 @@ def test_a_file_that_changes_between_a_step_and_the_vote_on_it_loses_neither() -
             home.policy = dataclasses.replace(home.policy, version=2, head="ab" * 32)
             for name, key in home.members.items():
                 kept = members[name]
-                members[name] = Party(
+                members[name] = Client(
                     home.policy,
                     key,
                     kept.learner,

@@ -14,7 +14,7 @@ from quietchoir.core.errors import BudgetError, ConfigError
 from quietchoir.crypto.privacy.accountant import Account, Budget, PrivacyStep
 from quietchoir.crypto.privacy.noise import Noise
 from quietchoir.federation.membership import roster
-from quietchoir.federation.rounds.privacy_accountant import Purse
+from quietchoir.federation.rounds.privacy_accountant import PrivacyAccountant
 from quietchoir.federation.spec import privacy_budget as budgeting
 from quietchoir.federation.spec.policy import PrivacyTable, ProtectionTable, Recipe
 from quietchoir.federation.spec.privacy_budget import budgeted, rounded_up
@@ -73,7 +73,7 @@ def test_all_rounds_fit_into_the_budget_and_not_one_more_with_less_noise(mechani
 def test_a_members_purse_pays_for_exactly_the_rounds_that_were_planned() -> None:
     found = budgeted(5.0, None, tables(3, bits=16), {}, 500)
     policy = house(bits=16, mode="masked", tables={"privacy": found.privacy}).policy
-    purse = Purse(policy, 500, "ann")
+    purse = PrivacyAccountant(policy, 500, "ann")
     for number in range(1, 4):
         purse.pay(Place("0a" * 16, number, 1))
     with pytest.raises(BudgetError):

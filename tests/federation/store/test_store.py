@@ -23,8 +23,8 @@ from quietchoir.crypto.experimental.threshold import ThresholdMemory
 from quietchoir.crypto.identity.keys import digest
 from quietchoir.crypto.privacy.accountant import Account, Budget, PrivacyStep
 from quietchoir.federation.personalization.worker import Pending
-from quietchoir.federation.rounds.client_model import Recall
-from quietchoir.federation.rounds.contribution_buffer import Drawer
+from quietchoir.federation.rounds.client_model import ClientModelCache
+from quietchoir.federation.rounds.contribution_buffer import ContributionBuffer
 from quietchoir.federation.stateless_client import AttemptSnapshot
 from quietchoir.federation.store import checkpoint, former
 from quietchoir.federation.store.checkpoint import Store
@@ -73,10 +73,10 @@ def check_member(folder: Path, told: dict[str, Any]) -> None:
         earlier = vault.before(run)
         assert vault.progress(run).encode().hex() == now
         assert (None if earlier is None else earlier.encode().hex()) == before
-    kept = Drawer(database).look(RUN, told["contribution"]["rules"])
+    kept = ContributionBuffer(database).look(RUN, told["contribution"]["rules"])
     assert kept is not None
     assert {**kept.record().fields, "update": kept.update.tolist()} == told["contribution"]
-    memory = Recall(database).memory(RUN)
+    memory = ClientModelCache(database).memory(RUN)
     assert [[name, state.encode().hex()] for name, state in memory.held] == told["recall"]["held"]
     assert list(memory.trail) == told["recall"]["trail"]
     assert Pending(database).read() == tuple(told["pending"])
@@ -160,7 +160,10 @@ def test_what_others_have_is_gone_without_where_it_is_damaged(old: Path) -> None
         path = old / "member" / name
         path.write_bytes(path.read_bytes()[:-1] + b"x")
     database = open_member(old / "member")
-    assert Drawer(database).look(RUN, "ee" * 32) is None and Recall(database).memory(RUN).held == ()
+    assert (
+        ContributionBuffer(database).look(RUN, "ee" * 32) is None
+        and ClientModelCache(database).memory(RUN).held == ()
+    )
     assert AnsweredRounds(database).marks[RUN] == (2, 3)
 
 

@@ -12,7 +12,7 @@ from quietchoir.core.errors import ConfigError, FederationError, MessageError, R
 from quietchoir.crypto.identity.keys import Identity
 from quietchoir.federation.aggregation.base import Contributors
 from quietchoir.federation.aggregation.secagg import encode_contributors
-from quietchoir.federation.rounds.client import Party
+from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.spec.policy import ModelTable
 from quietchoir.federation.store.ledger import AnsweredRounds
 from quietchoir.federation.store.member import FILE, open_member
@@ -32,7 +32,7 @@ def home() -> House:
 
 
 @pytest.fixture
-def ann(home: House, tmp_path: Path) -> Party:
+def ann(home: House, tmp_path: Path) -> Client:
     return parties(home, SIZE, folder=tmp_path)["ann"]
 
 
@@ -57,7 +57,7 @@ def letter(
     return messages.encode_task(Task(**fields), policy or home.policy, signer or home.coordinator)  # type: ignore[arg-type]
 
 
-def snapshot(party: Party, folder: Path) -> object:
+def snapshot(party: Client, folder: Path) -> object:
     """Everything a refused letter must not change."""
     files = contents(folder)
     attempt = None if party.attempt is None else (party.attempt.place, party.attempt.done)
@@ -120,7 +120,7 @@ BAD: dict[str, Callable[[House], bytes]] = {
 
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_letter_is_refused_and_changes_nothing(
-    home: House, ann: Party, tmp_path: Path, kind: str
+    home: House, ann: Client, tmp_path: Path, kind: str
 ) -> None:
     before = snapshot(ann, tmp_path)
     with pytest.raises(MessageError, match=r"refused|give both the newest file"):
@@ -129,7 +129,7 @@ def test_a_bad_letter_is_refused_and_changes_nothing(
     ann.handle(letter(home))  # and the good one still works
 
 
-def test_no_changed_byte_is_accepted(home: House, ann: Party) -> None:
+def test_no_changed_byte_is_accepted(home: House, ann: Client) -> None:
     good = letter(home)
     for at in [*range(0, len(good), 37), len(good) - 1]:
         changed = bytearray(good)
@@ -140,7 +140,7 @@ def test_no_changed_byte_is_accepted(home: House, ann: Party) -> None:
 
 
 def test_a_replayed_letter_changes_nothing_even_after_a_restart(
-    home: House, ann: Party, tmp_path: Path
+    home: House, ann: Client, tmp_path: Path
 ) -> None:
     ann.handle(letter(home, place=Place(RUN, 2, 1)))
     before = snapshot(ann, tmp_path)
@@ -148,7 +148,7 @@ def test_a_replayed_letter_changes_nothing_even_after_a_restart(
         with pytest.raises(MessageError, match="already answered"):
             ann.handle(letter(home, place=place))
     assert snapshot(ann, tmp_path) == before
-    again = Party(
+    again = Client(
         home.policy,
         home.members["ann"],
         FixedLearner(),
@@ -161,7 +161,7 @@ def test_a_replayed_letter_changes_nothing_even_after_a_restart(
     again.handle(letter(home, place=Place(RUN, 2, 2)))
 
 
-def test_stages_come_in_order_and_once(home: House, ann: Party) -> None:
+def test_stages_come_in_order_and_once(home: House, ann: Client) -> None:
     ann.handle(letter(home))
     cohort = encode_contributors(Contributors(("ann", "ben", "cat"), ()))
     for stage in ("share", "send", "unmask"):
@@ -193,7 +193,7 @@ def test_stages_come_in_order_and_once(home: House, ann: Party) -> None:
     ],
 )
 def test_a_cohort_that_the_roster_does_not_allow_is_refused(
-    home: House, ann: Party, tmp_path: Path, cohort: bytes
+    home: House, ann: Client, tmp_path: Path, cohort: bytes
 ) -> None:
     ann.handle(letter(home))
     before = snapshot(ann, tmp_path)
@@ -202,7 +202,7 @@ def test_a_cohort_that_the_roster_does_not_allow_is_refused(
     assert snapshot(ann, tmp_path) == before
 
 
-def test_a_reply_counts_only_for_the_task_it_answers(home: House, ann: Party) -> None:
+def test_a_reply_counts_only_for_the_task_it_answers(home: House, ann: Client) -> None:
     task, other = letter(home), letter(home, place=Place(RUN, 1, 2))
     answer = ann.handle(task)
     assert messages.decode_reply(answer, home.policy, task).sender == "ann"
@@ -229,16 +229,16 @@ def test_a_reply_counts_only_for_the_task_it_answers(home: House, ann: Party) ->
 
 def test_a_stranger_cannot_be_a_party(home: House) -> None:
     with pytest.raises(RosterError, match="not in the roster"):
-        Party(home.policy, Identity.generate(), FixedLearner(), size=SIZE, consent=ANY_MODE)
+        Client(home.policy, Identity.generate(), FixedLearner(), size=SIZE, consent=ANY_MODE)
 
 
 def test_a_federation_below_the_owners_floor_is_refused() -> None:
     plain = house(mode="plain")
     with pytest.raises(ConfigError, match=r"consent\.modes"):
-        Party(plain.policy, plain.members["ann"], FixedLearner(), size=SIZE)
+        Client(plain.policy, plain.members["ann"], FixedLearner(), size=SIZE)
     masked = house(mode="masked")
     with pytest.raises(ConfigError, match=r"consent\.min_cohort asks for 5"):
-        Party(
+        Client(
             masked.policy,
             masked.members["ann"],
             FixedLearner(),
