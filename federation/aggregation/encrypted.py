@@ -175,14 +175,19 @@ class EncryptedClient(MaskedClient):
         """
         assert self.seal is not None and self.sealed_sum is not None and self.check is not None
         given, policy = parts.split(payload), self.context.policy
-        if policy.aggregation.buckets > 1:
-            return self.step([self.open_bucket(*one) for one in self.pooled(given)])
+        # as many as were ready allow, which may be one
+        split = buckets(policy, b"", self.told.ready, self.context.terms.shares)
+        if len(split) > 1:
+            return self.step([self.open_bucket(*one) for one in self.pooled(given, split)])
         self.require_witnesses(given)
         total = open_sum(self.seal, self.seed, self.sealed_sum, self.desk)
         return self.step([self.mean(total, self.check.survivors)])
 
-    def pooled(self, given: dict[str, bytes]) -> list[tuple[tuple[str, ...], Names, bytes]]:
-        """The sums of all buckets that are shown: who was in it, who is in the sum, and the sum.
+    def pooled(
+        self, given: dict[str, bytes], split: tuple[tuple[str, ...], ...]
+    ) -> list[tuple[tuple[str, ...], Names, bytes]]:
+        """The sums of all buckets of `split` that are shown: who was in it, who is in the sum, and
+        the sum.
 
         Raises:
             MessageError: not this member's own among them; one that no bucket can have, or a
@@ -191,7 +196,6 @@ class EncryptedClient(MaskedClient):
         """
         assert self.check is not None
         policy, context, found = self.context.policy, self.context, list[Any]()
-        split = buckets(policy, b"", self.told.ready, context.terms.shares)
         for number, cohort in enumerate(split):
             if f"{number}/{SUM}" not in given:
                 continue  # its sum was not opened: too few were left

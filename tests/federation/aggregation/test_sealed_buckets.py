@@ -87,6 +87,25 @@ def repeated(told: dict[str, bytes]) -> dict[str, bytes]:
     return {f"{number}/{name}": part for number in range(3) for name, part in one.items()}
 
 
+def test_too_few_for_two_buckets_make_one_sum_and_step_from_it() -> None:
+    """As in masked mode: the file asks for buckets, and five members fill none but one."""
+    home, desk = (
+        house(
+            5,
+            mode="sealed",
+            recipe={"rounds": 1, "evaluate_every": 0, "server_optimizer": "fedavg", "attempts": 1},
+            tables={"aggregation": AggregationTable(rule="median", buckets=3)},
+        ),
+        LocalDesk(),
+    )
+    members = sealed_parties(home, SIZE, lambda name: FixedLearner(0.01), desk=desk)
+    run = coordinator(home, members, SIZE, desk=desk)
+    run.train_round()
+    assert run.state.round == 1
+    for party in members.values():
+        assert np.abs(adapter_of(party, run.state.run) - 0.01).max() < 2e-4
+
+
 @pytest.mark.parametrize("lie", [swapped, fewer, of_others, alone, repeated])
 def test_a_sum_that_its_bucket_did_not_sign_is_not_decrypted(lie: Lie) -> None:
     home, desk = twelve(), LocalDesk()
