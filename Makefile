@@ -10,7 +10,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 # One at a time, in the order they stand: the tests' first line comes before the set-up.
 .NOTPARALLEL:
 .PHONY: help said setup tested-set system-packages models demo demo-compare serve test check \
-	debug fuzz coverage lint format bench fresh scale-out figures clean
+	debug fuzz lint format bench fresh scale-out figures clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -74,13 +74,6 @@ test: said setup models  ## every test
 
 check: lint models  ## lint and the fast half of the tests: within three minutes on two cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(FAST) $(ARGS)
-
-coverage: setup models  ## what lines the fast half runs, in per cent of each room
-	rm -rf build/coverage && mkdir -p build/coverage
-	$(BIN)/python -m coverage run -m pytest -n 2 --dist loadfile $(FAST) $(ARGS)
-	@$(BIN)/python -m coverage combine -q
-	@for room in core crypto federation private_search plugins; do \
-		echo "$$room: $$($(BIN)/python -m coverage report --include="$$room/*" --format=total) %"; done
 
 said:
 	@.ci/system-packages say
