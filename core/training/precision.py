@@ -49,7 +49,7 @@ def bfloat16_works() -> bool:
     error = float((rounded - exact).norm() / exact.norm())
     works = error < TOLERANCE and rounded_seconds < SLOWEST * seconds
     if not works:
-        log.get("training").warning(
+        log.get("training").info(
             "bfloat16 is not used: error %.3f, %.1f times float32's processor time",
             error,
             rounded_seconds / seconds,
