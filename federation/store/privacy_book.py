@@ -39,7 +39,7 @@ class PrivacyBook:
                     chain = linked(chain, round_, step)
                 elif self.alone:
                     raise ValueError(f"it says {account!r}")
-            except (ValueError, TypeError, ConfigError) as error:
+            except (ValueError, TypeError, RecursionError, ConfigError) as error:
                 raise ConfigError(
                     f"{self.database.path}: not the privacy history of {scope} ({error}); put the "
                     "right file back. Never delete it: what was spent stays spent"

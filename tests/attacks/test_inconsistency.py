@@ -47,7 +47,9 @@ RANGE = 0.2  # the recipe's update_range
 
 def told_whole(members: int = 4, **options: Any) -> House:
     """A federation whose members are told the adapter itself, as far as its mode lets it choose."""
-    return house(members, recipe={"attempts": 1, "download": "adapter"}, **{"bits": 12, **options})
+    download = "auto" if options.get("mode") == "sealed" else "adapter"
+    recipe = {"attempts": 1, "download": download}
+    return house(members, recipe=recipe, **{"bits": 12, **options})
 
 
 def secretive(home: House) -> dict[str, Client]:

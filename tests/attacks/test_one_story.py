@@ -42,7 +42,7 @@ def scene(kind: str) -> tuple[House, dict[str, Client], Coordinator]:
     mode = "masked" if kind in ("adapter", "change", "tensor", "buffered") else "sealed"
     recipe: dict[str, Any] = {
         "attempts": 1,
-        "download": "change" if kind == "change" else "adapter",
+        "download": "change" if kind == "change" else "adapter" if mode == "masked" else "auto",
     }
     if kind == "tensor":
         recipe["ranges"] = "tensor"

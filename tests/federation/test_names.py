@@ -477,21 +477,21 @@ class Name:
 
 
 NAMES = {
-    "federation": Name("the founder's key, a nonce", "membership/chain", federation_number),
-    "entry, head": Name("the entry's text", "membership/chain", entry_hash),
+    "federation": Name("the founder's key, a nonce", "membership/log", federation_number),
+    "entry, head": Name("the entry's text", "membership/log", entry_hash),
     "invitation": Name("the key in its token", "membership/invitation", invitation_key),
-    "member": Name("its key in the roster", "exchange/messages", member_name),
-    "public card": Name("both of a node's keys", "membership/identity", public_card),
-    "coordinator": Name("its key in the signed file", "exchange/messages", coordinator_key),
-    "task": Name("the letter's bytes", "exchange/messages", task_name),
-    "run": Name("drawn", "exchange/messages", run_name),
-    "state": Name("the adapter's and the optimizer's bits", "rounds/recall", state_name),
-    "adapter": Name("model, shape and values", "registry/registry", adapter_name),
-    "card": Name("its signer's key", "registry/registry", card_signer),
-    "model": Name("the file's bytes", "holding", model_digest),
-    "privacy account": Name("federation and member", "crypto/accountant", account_scope),
-    "library": Name("its host's key", "library/messages", library_name),
-    "search key": Name("the public keys", "library/host", search_key_id),
+    "member": Name("its key in the roster", "wire/message", member_name),
+    "public card": Name("both of a node's keys", "membership/keys", public_card),
+    "coordinator": Name("its key in the signed file", "wire/message", coordinator_key),
+    "task": Name("the letter's bytes", "wire/message", task_name),
+    "run": Name("drawn", "wire/message", run_name),
+    "state": Name("the adapter's and the optimizer's bits", "rounds/client_model", state_name),
+    "adapter": Name("model, shape and values", "adapters/registry", adapter_name),
+    "card": Name("its signer's key", "adapters/registry", card_signer),
+    "model": Name("the file's bytes", "model_files", model_digest),
+    "privacy account": Name("federation and member", "crypto/privacy/accountant", account_scope),
+    "library": Name("its host's key", "private_search/messages", library_name),
+    "search key": Name("the public keys", "private_search/host", search_key_id),
     "plugin": Name("its publisher's word", "plugins/host", plugin_id),
 }
 
@@ -500,7 +500,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {
         str(path): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix != ".sqlite-wal"
+        if path.is_file() and path.suffix not in (".sqlite-wal", ".sqlite-shm")  # SQLite's own
     }
 
 

@@ -32,8 +32,8 @@ HOLDER = """
 import time
 from pathlib import Path
 from quietchoir.simulations.faults.line import LineProcess
-from quietchoir.simulations.processes import Stage
-stage = Stage(Path({folder!r}))
+from quietchoir.simulations.processes import ProcessGroup
+stage = ProcessGroup(Path({folder!r}))
 line = LineProcess(stage, 2, delay_s=0.0, loss=0.0)
 far = stage.start_other("far", line.at(1, ["sh", "-c", "echo here; exec sleep 1000"]))
 far.next_line(60)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from quietchoir._sdk import SERVER, Storage, ToolFailure, config  # type: ignore[import-not-found]
+from quietchoir_sdk import SERVER, Storage, ToolFailure, config  # type: ignore[import-not-found]
 
 from . import devices, notes
 from .house import House, Refusal, Slots, furnish

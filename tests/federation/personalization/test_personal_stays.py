@@ -24,6 +24,7 @@ from quietchoir.crypto.identity.keys import Identity
 from quietchoir.federation.adapters.registry import Registry
 from quietchoir.federation.aggregation.update import Codec
 from quietchoir.federation.client_node import ClientOptions, join, keep_finished
+from quietchoir.federation.events import FederationEvent, PersonalEvent
 from quietchoir.federation.membership import roster
 from quietchoir.federation.membership.founding import (
     COORDINATOR_KEY,
@@ -80,7 +81,7 @@ class Trace:
     heard: list[bytes] = dataclasses.field(default_factory=list)
     adapters: list[str] = dataclasses.field(default_factory=list)  # each run's
     # about personal adapters
-    events: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    events: list[PersonalEvent] = dataclasses.field(default_factory=list)
 
 
 class Members:
@@ -93,7 +94,7 @@ class Members:
         self.file = self.make_federation(mode)
         self.policy: Policy = roster.load(self.file)
         self.doors: queue.Queue[Callable[[bytes], bytes]] = queue.Queue()
-        self.events: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.events: queue.Queue[PersonalEvent] = queue.Queue()
         self.leave = threading.Event()
         self.threads: list[threading.Thread] = []
         self.handlers: dict[str, Callable[[bytes], bytes]] = {}
@@ -145,8 +146,8 @@ class Members:
             thread.start()
             self.handlers[name] = self.doors.get(timeout=PATIENCE_S)
 
-    def tell(self, event: dict[str, Any]) -> None:
-        if event["event"] == "personal":
+    def tell(self, event: FederationEvent) -> None:
+        if isinstance(event, PersonalEvent):
             self.events.put(event)
 
     def run(self, trace: Trace) -> None:
@@ -163,7 +164,7 @@ class Members:
         trace.heard += link.heard
         trace.adapters.append(report.adapter)
 
-    def personalized(self) -> list[dict[str, Any]]:
+    def personalized(self) -> list[PersonalEvent]:
         """What everybody's companion told."""
         return [self.events.get(timeout=PATIENCE_S) for _ in MEMBERS]
 
@@ -231,8 +232,8 @@ def test_the_protection_is_given_the_same_values_with_a_personal_adapter_and_wit
     assert beside.updates == without.updates
     assert beside.adapters == without.adapters
     assert [len(letter) for letter in beside.heard] == [len(letter) for letter in without.heard]
-    assert [event["of"] for event in beside.events] == [2] * 6 and all(
-        event["adapter"] for event in beside.events
+    assert [event.of for event in beside.events] == [2] * 6 and all(
+        event.adapter for event in beside.events
     )
 
 
@@ -280,15 +281,14 @@ def test_a_marked_change_is_in_no_letter_and_in_no_file_but_its_own(
     ]
     folders = {path.parent for path in marked}
     assert {path.name for path in marked} == {"adapter_model.safetensors"}
-    assert {folder.name for folder in folders} == {event["adapter"] for event in trace.events}
+    assert {folder.name for folder in folders} == {event.adapter for event in trace.events}
     # with their members, not with the coordinator
     assert {folder.parent.parent.name for folder in folders} == set(MEMBERS)
     for letter in trace.heard:
         assert MARKER.tobytes() not in letter
         for event in trace.events:
             assert (
-                event["adapter"].encode() not in letter
-                and bytes.fromhex(event["adapter"]) not in letter
+                event.adapter.encode() not in letter and bytes.fromhex(event.adapter) not in letter
             )
     assert trace.updates == without.updates
 
@@ -307,7 +307,7 @@ def test_a_member_that_leaves_after_the_first_adapter_ends_its_personal_one_firs
     for name in MEMBERS:
         registry = Registry(tmp_path / name)
         [personal] = registry.personal()
-        assert registry.active() == personal.adapter in {event["adapter"] for event in events}
+        assert registry.active() == personal.adapter in {event.adapter for event in events}
         assert personal.parent == trace.adapters[0]
     for path in tmp_path.rglob(DATABASE):
         assert PENDING not in names(path.parent)
