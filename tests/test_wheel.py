@@ -91,7 +91,7 @@ def test_the_wheel_carries_the_compiled_kernels_for_any_python(wheel: Path) -> N
     libraries = [
         name for name in zipfile.ZipFile(wheel).namelist() if name.endswith((".so", ".dll"))
     ]
-    assert libraries == [f"quietchoir/core/engine/native/{sources.LIBRARY}"]
+    assert libraries == [f"quietchoir/core/engine/backends/native/{sources.LIBRARY}"]
 
 
 def test_without_a_compiler_the_wheel_is_built_and_lacks_only_the_kernels(
@@ -105,7 +105,7 @@ def test_without_a_compiler_the_wheel_is_built_and_lacks_only_the_kernels(
         {"CC": nothing, "CXX": nothing, "LDSHARED": nothing, "LDCXXSHARED": nothing},
     )
     lacking = set(zipfile.ZipFile(wheel).namelist()) - set(zipfile.ZipFile(bare).namelist())
-    assert lacking == {f"quietchoir/core/engine/native/{sources.LIBRARY}"}
+    assert lacking == {f"quietchoir/core/engine/backends/native/{sources.LIBRARY}"}
 
 
 def test_the_installed_command_runs_from_the_root_folder(wheel: Path, tmp_path: Path) -> None:
