@@ -55,7 +55,7 @@ models: setup  ## fetch the model files that demo and tests use
 	@$(BIN)/quietchoir model pull smollm2-135m-instruct
 	@$(BIN)/quietchoir model pull minilm-l6-v2
 
-demo: setup models  ## four households learn together over TLS, then one answers; about five minutes
+demo: setup models  ## four households learn together over TLS, then one answers; about four minutes
 	$(BIN)/python -m quietchoir.simulations.demo --out demo
 
 demo-compare: setup models  ## together against alone and central, three seeds
