@@ -33,7 +33,7 @@ from ..wire.message import Place, Reply
 from .global_model import ServerHeld
 from .privacy_accountant import PrivacyAccountant
 from .report import RoundReport
-from .selection import Draw, draw
+from .selection import Draw, draw, eligible
 from .validation import parents_score
 
 logger = log.get("federation.coordinator")
@@ -106,6 +106,16 @@ class Answers:
         )
 
 
+@dataclass(slots=True)
+class Signed:
+    """Who may be in a sum about one adapter that was lost or undone."""
+
+    stage: str = ""
+    adapter: bytes = b""
+    members: set[str] = field(default_factory=set)
+    sets: set[frozenset[str]] = field(default_factory=set)  # as members told of them
+
+
 class RoundAttempt:
     """The attempts of one run. Args: model: where the adapter lives."""
 
@@ -124,6 +134,7 @@ class RoundAttempt:
         self.missing: frozenset[str] = frozenset()
         # who was asked in vain, in an earlier attempt of a round
         self.silent: tuple[int, frozenset[str]] = (0, frozenset())
+        self.signed = Signed()
 
     def hold(self, stage: str, flat: Vector, *, evaluate: bool = False) -> Outcome:
         """Go through one attempt of `stage` with the adapter `flat` ([0] in sealed mode).
@@ -134,6 +145,7 @@ class RoundAttempt:
         """
         started, training = time.monotonic(), stage == work.TRAIN
         place = self.begin()
+        self.about(stage, flat)
         found = draw(self.policy, place, self.there(place), everybody=not training)
         able = self.model.gather(found.cohort, place)
         if len(able) < (need := self.policy.needed(len(found.cohort))):
@@ -190,7 +202,17 @@ class RoundAttempt:
         """
         here, (round_, silent) = self.post.link.present(), self.silent
         others = here - silent if round_ == place.round else here
-        return others if len(others) >= self.policy.needed() else here
+        if len(others) < self.policy.needed():
+            others = here
+        return eligible(self.policy, others, self.signed.members, self.signed.sets)
+
+    def about(self, stage: str, flat: Vector) -> None:
+        """Forget who signed for sums about another adapter than `flat`; where only members have it,
+        of another step.
+        """
+        adapter = adapter_digest(flat) if flat.size else str(self.logbook.state.round).encode()
+        if (self.signed.stage, self.signed.adapter) != (stage, adapter):
+            self.signed = Signed(stage, adapter)
 
     def order(
         self,
@@ -261,14 +283,19 @@ class RoundAttempt:
         if not any(answers.before.values()):  # nobody signed for a sum from this adapter before
             self.missing = frozenset()
             return answers.only(answers.ready)
+        told = {one for sets in answers.before.values() for one in sets}
+        self.signed.sets |= told
+        self.signed.members.update(*told)
         split = self.split(answers.ready, terms)
         least = need if len(split) == 1 else self.policy.smallest_sum
         choice = choose(split, answers.before, need=self.policy.smallest_sum, least=least)
         if choice.reason:
-            self.missing = choice.missing
+            here = self.post.link.present()
+            again = eligible(self.policy, here, self.signed.members, self.signed.sets)
+            self.missing = frozenset() if again != here else choice.missing
             # another number for the next attempt, and with it another draw
             self.logbook.keep(opening=True)
-            waited = f": waiting for {', '.join(sorted(choice.missing))}" if choice.missing else ""
+            waited = f": waiting for {', '.join(sorted(self.missing))}" if self.missing else ""
             raise RoundAborted(
                 f"{choice.reason}; the next from it must be over the very same members, or "
                 f"differences would tell of single "
@@ -322,6 +349,7 @@ class RoundAttempt:
                 stage, payloads = step
                 if stage == half.opens_at:
                     self.logbook.keep(opening=True)
+                    self.signed.members.update(answers.chosen)
                 for reply in self.post.ask(
                     stage, payloads, place, self.policy.recipe.stage_timeout_s
                 ):

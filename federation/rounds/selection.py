@@ -67,6 +67,24 @@ def draw(policy: Policy, place: Place, here: Collection[str], *, everybody: bool
     return Draw(tuple(sorted(cohort)), tuple(sorted(passed)))
 
 
+def eligible(
+    policy: Policy, here: Collection[str], signed: Collection[str], sets: Collection[frozenset[str]]
+) -> frozenset[str]:
+    """Whom to draw from where sums from the same adapter may have been opened already: members that
+    are in none of them, else exactly one of these sets, else whoever is there.
+
+    Whoever is left out is named absent, so `check` holds. Without this a cohort of near half the
+    roster rarely is drawn so that it has enough new members, or all of the old ones.
+
+    Args:
+        signed: members that may be in such a sum; sets: those sets that members told of.
+    """
+    if len(fresh := frozenset(here).difference(signed)) >= policy.needed():
+        return fresh
+    whole = [one for one in sets if one.issubset(here) and len(one) >= policy.needed()]
+    return max(whole, key=lambda one: (len(one), sorted(one)), default=frozenset(here))
+
+
 def check(policy: Policy, place: Place, found: Draw, name: str, *, everybody: bool = False) -> None:
     """Require that `found` is the draw of this round, if those it calls absent are, and that `name`
     is in it.

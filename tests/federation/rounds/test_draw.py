@@ -8,7 +8,7 @@ import pytest
 
 from quietchoir.core.errors import MessageError, RoundAborted
 from quietchoir.federation.aggregation.buckets import buckets
-from quietchoir.federation.rounds.selection import Draw, check, draw, ranking
+from quietchoir.federation.rounds.selection import Draw, check, draw, eligible, ranking
 from quietchoir.federation.spec.policy import AggregationTable
 from quietchoir.federation.wire.message import Place
 from quietchoir.tests.fakes.federation import SilentLink, coordinator, house, parties
@@ -113,3 +113,26 @@ def test_buckets_hold_everybody_once_and_never_too_few(ready: int, expected: lis
         assert sorted(name for bucket in one for name in bucket) == list(names)
     if len(expected) > 1:
         assert any(before != after for before, after in pairwise(split))
+
+
+@pytest.mark.parametrize("size, asked", [(12, 6), (9, 6), (30, 14)])
+def test_sums_from_one_adapter_that_came_to_nothing_do_not_stop_a_drawn_cohort(
+    size: int, asked: int
+) -> None:
+    home = house(size, mode="masked", bits=12, recipe={"cohort": asked, "attempts": 3})
+    run = coordinator(home, parties(home, 8), 8)
+    flat, sums = run.state.server.flat, list[frozenset[str]]()
+    for _ in range(4):  # each is lost: its sum is not applied
+        sums.append(frozenset(run.insist(lambda: run.assembly.hold("train", flat)).parties))
+        run.logbook.skip()
+    # nobody is in two different sums, and nothing waits for anybody who is not away
+    assert all(one == other or not one & other for one in sums for other in sums)
+    assert len(run.aborted) <= 1 and run.assembly.missing == frozenset()
+
+
+def test_whom_no_sum_holds_is_asked_first_then_one_sum_as_it_was_then_whoever_is_there() -> None:
+    old = frozenset(EVERYBODY[:4])
+    assert eligible(POLICY, EVERYBODY, old, [old]) == frozenset(EVERYBODY[4:])
+    assert eligible(POLICY, EVERYBODY[:6], old, [old]) == old
+    assert eligible(POLICY, EVERYBODY[1:6], old, [old]) == frozenset(EVERYBODY[1:6])
+    assert eligible(POLICY, EVERYBODY, (), ()) == frozenset(EVERYBODY)
