@@ -131,7 +131,7 @@ def chat(arguments: Namespace) -> None:
         if arguments.url:
             converse(remote(arguments), runner, screen.typed, write)
             return
-        from .core.assistant.assistant import Ask
+        from .core.assistant.assistant import ChatRequest
         from .core.engine.sampling.params import SamplingParams
         from .node import Node
 
@@ -140,7 +140,7 @@ def chat(arguments: Namespace) -> None:
             runner.run(node.start_assistant())
 
             def reply(messages: "Sequence[Message]") -> "AsyncGenerator[Event, None]":
-                ask = Ask(
+                ask = ChatRequest(
                     messages=tuple(messages),
                     sampling_params=SamplingParams(max_tokens=MAX_ANSWER_TOKENS),
                     adapter=node.adapters.active,

@@ -19,6 +19,8 @@ class ToolCall:
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    # by which its result finds it; says nothing about what is asked
+    id: str = field(default="", compare=False)
 
 
 def render(call: ToolCall) -> str:

@@ -6,7 +6,7 @@ python examples/answer_a_chat.py ["Why is the sky blue?" [MODEL]]    (`quietchoi
 import asyncio
 import sys
 
-from quietchoir.core.assistant.assistant import Ask, Text
+from quietchoir.core.assistant.assistant import ChatRequest, Text
 from quietchoir.core.assistant.context import Message
 from quietchoir.core.config import Config, EngineConfig
 from quietchoir.core.engine.sampling.params import SamplingParams
@@ -19,7 +19,9 @@ async def answer(question: str, model: str) -> None:
     async with node:
         await node.start_assistant()
         params = SamplingParams(max_tokens=64)
-        ask = Ask(messages=(Message("user", question),), sampling_params=params, use_tools=False)
+        ask = ChatRequest(
+            messages=(Message("user", question),), sampling_params=params, use_tools=False
+        )
         async for event in node.assistant.reply(ask):
             if isinstance(event, Text):
                 print(event.text, end="", flush=True)

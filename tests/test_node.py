@@ -15,7 +15,7 @@ import pytest_asyncio
 import torch
 
 from quietchoir.core import paths
-from quietchoir.core.assistant.assistant import Ask, Assistant, Text
+from quietchoir.core.assistant.assistant import Assistant, ChatRequest, Text
 from quietchoir.core.assistant.context import Message
 from quietchoir.core.config import Config, EngineConfig, ServerConfig
 from quietchoir.core.engine.sampling.params import SamplingParams
@@ -185,7 +185,10 @@ async def test_a_tool_call_reaches_the_sandboxed_household(node: Node) -> None:
         pytest.skip(f"no sandbox: {node.plugins.report.reason}; {node.plugins.report.advice}")
     engine = engine_saying([render(ToolCall("HassTurnOn", {"name": "lamp"}))])
     assistant = Assistant(engine, node.weights.tokenizer, node.plugins, context=512)
-    events = [event async for event in assistant.reply(Ask(messages=(Message("user", "lamp on"),)))]
+    events = [
+        event
+        async for event in assistant.reply(ChatRequest(messages=(Message("user", "lamp on"),)))
+    ]
     assert "lamp" in "".join(event.text for event in events if isinstance(event, Text))
 
 
@@ -301,7 +304,7 @@ async def test_conversations_are_computed_once_over_a_restart_and_deleted_when_n
 ) -> None:
     monkeypatch.setenv(paths.MODELS_VARIABLE, str(paths.models()))
     monkeypatch.setenv(paths.HOME_VARIABLE, str(tmp_path))
-    question = Ask(
+    question = ChatRequest(
         messages=(Message("user", "Say yes or no: " + "is it so? " * 12),),
         sampling_params=SamplingParams(max_tokens=2),
     )

@@ -19,7 +19,7 @@ from ..errors import EngineError, ModelFileError, PluginError, RequestError
 from ..prompt import AS_IT_COMES, PromptFormat
 from ..toolcall import ToolCall, parse
 from .context import ChatEncoder, Message, fit
-from .tools import ToolInfo, ToolResult, Tools, must_call
+from .tools import ToolInfo, ToolResult, Tools, tool_call_schema
 
 RESULT_CHARACTERS = 16_384  # longer tool output is cut; no sentence needs more
 ANY_TOOL = "*"
@@ -27,7 +27,7 @@ GRACE_S = 1.0  # the tools' own deadline comes first; this one is for tools that
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class ChatRequest:
     """One conversation that waits for an answer."""
 
     messages: tuple[Message, ...]
@@ -40,6 +40,8 @@ class Ask:
     tool_choice: str | None = None
     # what the caller offers; calls go back to the caller, uncalled
     caller_tools: tuple[ToolInfo, ...] | None = None
+    # what its client calls the conversation that this continues; what was allowed in it, holds on
+    conversation: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Called:
+class ToolCallEvent:
     """The model called a tool."""
 
     id: str
@@ -60,7 +62,7 @@ class Called:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class ToolResultEvent:
     """The tool came back."""
 
     id: str
@@ -76,7 +78,7 @@ class Finished:
     completion_tokens: int
 
 
-Event = Text | Called | Answered | Finished
+Event = Text | ToolCallEvent | ToolResultEvent | Finished
 
 
 class LanguageEngine(Protocol):
@@ -95,7 +97,7 @@ class PromptEncoder(ChatEncoder, Protocol):
         ...
 
 
-class Gate:
+class ToolCallBuffer:
     """Text on its way out, held back while it could still become a tool call."""
 
     def __init__(self, closed: bool) -> None:
@@ -139,12 +141,12 @@ class Assistant:
         self.call_timeout_s = call_timeout_s
         self.prompt_of = prompt_of
 
-    async def reply(self, ask: Ask) -> AsyncGenerator[Event, None]:
+    async def reply(self, ask: ChatRequest) -> AsyncGenerator[Event, None]:
         """Answer one conversation.
 
         Yields:
-            Text pieces, or one `Called` (with `Answered` and its sentence as Text); `Finished`
-            last.
+            Text pieces, or one `ToolCallEvent` (with `ToolResultEvent` and its sentence as Text);
+            `Finished` last.
 
         Raises:
             RequestError: it can never run as it is. OverloadedError: it could later. EngineError:
@@ -156,7 +158,7 @@ class Assistant:
         # a greedy max_tokens must not push the question out
         reserve = min(ask.sampling_params.max_tokens, self.context // 2)
         prompt = await asyncio.to_thread(self._prompt, messages, ask.begun, self.context - reserve)
-        gate = Gate(closed=bool(known))
+        gate = ToolCallBuffer(closed=bool(known))
         async with aclosing(self._generate(ask, prompt)) as events:
             async for event in events:
                 if isinstance(event, Finished):
@@ -172,7 +174,7 @@ class Assistant:
             yield gate.held
         yield end
 
-    async def complete(self, text: str, ask: Ask) -> AsyncGenerator[Text | Finished, None]:
+    async def complete(self, text: str, ask: ChatRequest) -> AsyncGenerator[Text | Finished, None]:
         """Go on after `text`, without a chat template and without tools; `ask.messages` is not
         read.
 
@@ -201,7 +203,7 @@ class Assistant:
             raise RequestError(str(error)) from error
 
     async def _generate(
-        self, ask: Ask, prompt: tuple[int, ...]
+        self, ask: ChatRequest, prompt: tuple[int, ...]
     ) -> AsyncGenerator[Text | Finished, None]:
         room = max(1, self.context - len(prompt))
         params = ask.sampling_params
@@ -237,10 +239,10 @@ class Assistant:
             compiling.add_done_callback(_let_go)
             raise
 
-    def _prompt_format(self, ask: Ask) -> PromptFormat:
+    def _prompt_format(self, ask: ChatRequest) -> PromptFormat:
         return AS_IT_COMES if ask.adapter is None else self.prompt_of(ask.adapter)
 
-    def _known_tools(self, ask: Ask) -> Mapping[str, ToolInfo]:
+    def _known_tools(self, ask: ChatRequest) -> Mapping[str, ToolInfo]:
         if self._prompt_format(ask).answers == "text" and ask.tool_choice is None:
             return {}
         if (
@@ -256,7 +258,7 @@ class Assistant:
             for info in (self.tools.tools() if ask.caller_tools is None else ask.caller_tools)
         }
 
-    def _constrained(self, ask: Ask, known: Mapping[str, ToolInfo]) -> Ask:
+    def _constrained(self, ask: ChatRequest, known: Mapping[str, ToolInfo]) -> ChatRequest:
         """The ask whose answer must be a call, where its tool choice says so.
 
         Raises:
@@ -274,10 +276,10 @@ class Assistant:
                 f"tool_choice asks for a call, but on offer are "
                 f"{', '.join(known) or 'no tools'}; offer it"
             )
-        params = replace(ask.sampling_params, constraint=must_call(chosen))
+        params = replace(ask.sampling_params, constraint=tool_call_schema(chosen))
         return replace(ask, sampling_params=params)
 
-    def _as_trained(self, ask: Ask, known: Mapping[str, ToolInfo]) -> Sequence[Message]:
+    def _as_trained(self, ask: ChatRequest, known: Mapping[str, ToolInfo]) -> Sequence[Message]:
         """What the model is shown: with an adapter, what its card says that its training showed it.
 
         A caller that brings a system message of its own is shown as it is; so is one without tools,
@@ -292,15 +294,15 @@ class Assistant:
         return (*head, *(ask.messages[-1:] if alone else ask.messages))
 
     async def _call(
-        self, ask: Ask, call: ToolCall, tool: ToolInfo, end: Finished
+        self, ask: ChatRequest, call: ToolCall, tool: ToolInfo, end: Finished
     ) -> AsyncGenerator[Event, None]:
-        called = Called(f"call_{secrets.token_hex(12)}", call, tool.plugin_id)
+        called = ToolCallEvent(f"call_{secrets.token_hex(12)}", call, tool.plugin_id)
         yield called
         if ask.caller_tools is not None:
             yield replace(end, reason="tool_calls")
             return
         result = await self._carry_out(call)
-        yield Answered(called.id, result)
+        yield ToolResultEvent(called.id, result)
         yield Text(result.text)
         yield end
 

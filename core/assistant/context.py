@@ -20,6 +20,8 @@ class Message:
     role: str  # "system", "user", "assistant" or "tool"
     content: str
     calls: tuple[ToolCall, ...] = ()  # what an assistant's message called
+    tool_call_id: str = ""  # of a tool's message: the call that it answers
+    name: str = ""  # of a tool's message: the tool that answers
 
     def for_template(self) -> dict[str, str]:
         """As the chat template reads it.

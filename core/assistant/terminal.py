@@ -12,7 +12,7 @@ from contextlib import aclosing
 from ..errors import EngineError
 from ..screen import one_line, visible
 from ..toolcall import ToolCall, render
-from .assistant import Answered, Called, Event, Text
+from .assistant import Event, Text, ToolCallEvent, ToolResultEvent
 from .context import Message
 
 Reply = Callable[[Sequence[Message]], AsyncGenerator[Event, None]]
@@ -45,7 +45,7 @@ class TerminalChat:
                     self.show(event)
                     if isinstance(event, Text):
                         said.append(event.text)
-                    elif isinstance(event, Called):
+                    elif isinstance(event, ToolCallEvent):
                         calls.append(event.call)
         except asyncio.CancelledError:
             self.write(" (stopped)\n")
@@ -58,9 +58,9 @@ class TerminalChat:
         match event:
             case Text(text):
                 self.write(visible(text))
-            case Called(call=call):
+            case ToolCallEvent(call=call):
                 self.write(f"[{one_line(render(call))}]\n")
-            case Answered(result=result) if not result.ok:
+            case ToolResultEvent(result=result) if not result.ok:
                 self.write("[did not work] ")
 
 

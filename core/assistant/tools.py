@@ -63,7 +63,7 @@ class NoTools:
         return ToolResult(f"no tool is called {call.name}", ok=False)
 
 
-def must_call(tools: Sequence[ToolInfo]) -> Constraint:
+def tool_call_schema(tools: Sequence[ToolInfo]) -> Constraint:
     """The form of an answer that is one call to one of these tools, its arguments as the tool's
     schema says.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import aiohttp
 
-from ..assistant.assistant import Answered, Called, Event, Finished, Text
+from ..assistant.assistant import Event, Finished, Text, ToolCallEvent, ToolResultEvent
 from ..assistant.context import Message
 from ..assistant.tools import ToolResult
 from ..errors import ConfigError, EngineError
@@ -101,13 +101,15 @@ def from_delta(delta: dict[str, Any]) -> list[Event]:
     found: list[Event] = [Text(delta["content"])] if delta.get("content") else []
     for call in delta.get("tool_calls", ()):
         found.append(
-            Called(
+            ToolCallEvent(
                 call["id"],
                 ToolCall(call["function"]["name"], json.loads(call["function"]["arguments"])),
             )
         )
     for result in delta.get("tool_results", ()):
-        found.append(Answered(result["tool_call_id"], ToolResult(result["content"], result["ok"])))
+        found.append(
+            ToolResultEvent(result["tool_call_id"], ToolResult(result["content"], result["ok"]))
+        )
     return found
 
 

@@ -14,7 +14,7 @@ from contextlib import aclosing
 from aiohttp import web
 
 from ..assistant.adapters import AdapterSwitch
-from ..assistant.assistant import Ask, Assistant, Event
+from ..assistant.assistant import Assistant, ChatRequest, Event
 from . import errors as refusals
 from . import requests
 from . import responses as events
@@ -104,7 +104,7 @@ class OpenAI:
             request, body, self.assistant.complete(body.prompt, ask), self.shapes("text", ask)
         )
 
-    def shapes(self, endpoint: events.Endpoint, ask: Ask) -> events.Shapes:
+    def shapes(self, endpoint: events.Endpoint, ask: ChatRequest) -> events.Shapes:
         """A new answer's identity, under the model that really answers."""
         model = f"{self.adapters.model}:{ask.adapter}" if ask.adapter else self.adapters.model
         return events.Shapes(endpoint, model, tells=ask.sampling_params.logprobs is not None)

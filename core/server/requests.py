@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..assistant.assistant import Ask
+from ..assistant.assistant import ChatRequest
 from ..engine.sampling.params import MAX_LOGPROBS, SamplingParams
 from . import forms, messages
 from .errors import BadRequest, parse_json
@@ -129,7 +129,7 @@ COMPLETION = Record(
 class Body:
     """What both endpoints read."""
 
-    ask: Ask
+    ask: ChatRequest
     model: str | None  # as the client named it
     stream: bool
     include_usage: bool
@@ -161,7 +161,7 @@ def chat(raw: bytes) -> Body:
             "top_logprobs needs logprobs = true; set it or leave both out", "top_logprobs"
         )
     logprobs = body.get("top_logprobs", 0) if body.get("logprobs") else None
-    ask = Ask(
+    ask = ChatRequest(
         messages=conversation,
         begun=begun,
         caller_tools=body.get("tools"),
@@ -180,7 +180,7 @@ def completion(raw: bytes) -> Body:
     body = COMPLETION(parse_json(raw), "")
     prompt = body["prompt"]
     params = SAMPLING.of(body, logprobs=body.get("logprobs"))
-    ask = Ask(messages=(), sampling_params=params)
+    ask = ChatRequest(messages=(), sampling_params=params)
     return Body(ask=ask, prompt=prompt if isinstance(prompt, str) else prompt[0], **shared(body))
 
 

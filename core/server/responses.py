@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from aiohttp import web
 
-from ..assistant.assistant import Answered, Called, Event, Finished, Text
+from ..assistant.assistant import Event, Finished, Text, ToolCallEvent, ToolResultEvent
 from ..engine.sampling.logprobs import Logprob, TokenLogprobs
 from ..errors import QuietchoirError
 from . import errors as refusals
@@ -61,9 +61,9 @@ class Shapes:
             case Text(text, found):
                 delta: dict[str, Any] = {"content": text}
                 beside = {"logprobs": self.logprobs(found)} if self.tells else {}
-            case Called():
+            case ToolCallEvent():
                 delta = {"tool_calls": [{"index": 0, **called(event)}]}
-            case Answered():
+            case ToolResultEvent():
                 delta = {"tool_results": [answered(event)]}
             case Finished():
                 delta, reason = {}, event.reason
@@ -108,9 +108,9 @@ class Shapes:
                 case Text():
                     text += event.text
                     found += event.logprobs
-                case Called():
+                case ToolCallEvent():
                     calls.append(called(event))
-                case Answered():
+                case ToolResultEvent():
                     results.append(answered(event))
                 case Finished():
                     end = event
@@ -137,7 +137,7 @@ class Shapes:
         return body | {"usage": usage(end)}
 
 
-def called(event: Called) -> dict[str, Any]:
+def called(event: ToolCallEvent) -> dict[str, Any]:
     """A tool call, as OpenAI writes it."""
     arguments = json.dumps(dict(event.call.arguments), ensure_ascii=False)
     return {
@@ -147,7 +147,7 @@ def called(event: Called) -> dict[str, Any]:
     }
 
 
-def answered(event: Answered) -> dict[str, Any]:
+def answered(event: ToolResultEvent) -> dict[str, Any]:
     """What the node's own tool answered: our addition, which OpenAI's clients skip."""
     return {"tool_call_id": event.id, "content": event.result.text, "ok": event.result.ok}
 

@@ -11,14 +11,14 @@ import pytest
 
 from quietchoir.core.assistant.assistant import (
     ANY_TOOL,
-    Answered,
-    Ask,
     Assistant,
-    Called,
+    ChatRequest,
     Event,
     Finished,
-    Gate,
     Text,
+    ToolCallBuffer,
+    ToolCallEvent,
+    ToolResultEvent,
 )
 from quietchoir.core.assistant.context import Message
 from quietchoir.core.assistant.tools import NoTools, ToolInfo, ToolResult
@@ -61,7 +61,7 @@ def assistant(engine: FakeEngine, tools: Any = None, *, context: int = 100) -> A
 async def events(who: Assistant, **ask: Any) -> list[Event]:
     known = {one.name for one in dataclasses.fields(SamplingParams)}
     params = {name: ask.pop(name) for name in known & ask.keys()}
-    asked = Ask(
+    asked = ChatRequest(
         messages=ask.pop("messages", QUESTION), sampling_params=SamplingParams(**params), **ask
     )
     return [event async for event in who.reply(asked)]
@@ -81,11 +81,11 @@ async def test_a_call_to_a_known_tool_is_carried_out_and_its_answer_is_the_text(
     found = await events(assistant(engine_saying(CALL_PIECES), tools))
     assert tools.calls == [LIGHT]
     called, answered, text, end = found
-    assert isinstance(called, Called) and (called.call, called.plugin_id) == (
+    assert isinstance(called, ToolCallEvent) and (called.call, called.plugin_id) == (
         LIGHT,
         "quietchoir/household",
     )
-    assert answered == Answered(called.id, ToolResult("Turned on the kitchen light."))
+    assert answered == ToolResultEvent(called.id, ToolResult("Turned on the kitchen light."))
     assert text == Text("Turned on the kitchen light.")
     assert end == Finished("stop", 6, 3)
 
@@ -120,7 +120,7 @@ async def test_tools_that_the_caller_brings_are_returned_and_not_carried_out() -
     )
     assert tools.calls == []
     called, end = found
-    assert isinstance(called, Called) and called.call == LIGHT
+    assert isinstance(called, ToolCallEvent) and called.call == LIGHT
     assert end == Finished("tool_calls", 6, 3)
 
 
@@ -149,7 +149,9 @@ async def test_a_tool_that_fails_or_hangs_ends_in_a_sentence(
     found = await events(who)
     answered = found[1]
     assert (
-        isinstance(answered, Answered) and not answered.result.ok and words in answered.result.text
+        isinstance(answered, ToolResultEvent)
+        and not answered.result.ok
+        and words in answered.result.text
     )
     assert words in text_of(found)
 
@@ -215,7 +217,7 @@ async def test_the_answers_of_an_adapter_of_texts_are_never_carried_out() -> Non
     tools = FakeTools()
     for adapter, calls in (("polite", 0), ("office", 1)):
         found = await events(assistant(engine_saying(CALL_PIECES), tools), adapter=adapter)
-        assert sum(isinstance(event, Called) for event in found) == calls
+        assert sum(isinstance(event, ToolCallEvent) for event in found) == calls
     assert len(tools.calls) == 1
 
 
@@ -240,7 +242,7 @@ async def test_an_adapter_that_calls_tools_is_shown_the_newest_request_alone() -
 
 async def test_who_leaves_early_cancels_the_generation() -> None:
     engine = engine_saying(["one", "two", "three"], held=True)
-    async with aclosing(assistant(engine).reply(Ask(messages=QUESTION))) as answer:
+    async with aclosing(assistant(engine).reply(ChatRequest(messages=QUESTION))) as answer:
         assert await anext(answer) == Text("one")
     assert engine.generations[0].finish_reason == "cancelled"
 
@@ -250,7 +252,7 @@ async def test_a_cancelled_reader_cancels_the_generation() -> None:
     got_first = asyncio.Event()
 
     async def read() -> None:
-        async with aclosing(assistant(engine).reply(Ask(messages=QUESTION))) as answer:
+        async with aclosing(assistant(engine).reply(ChatRequest(messages=QUESTION))) as answer:
             async for _ in answer:
                 got_first.set()
 
@@ -299,7 +301,7 @@ async def test_an_endless_wish_for_tokens_does_not_push_the_question_out() -> No
 async def test_a_completion_uses_neither_template_nor_tools() -> None:
     engine, tools = engine_saying(CALL_PIECES), FakeTools()
     who = assistant(engine, tools)
-    found = [event async for event in who.complete("once upon a time", Ask(messages=()))]
+    found = [event async for event in who.complete("once upon a time", ChatRequest(messages=()))]
     assert engine.requests[0].prompt == (0, 1, 2, 3)
     assert text_of(found) == render(LIGHT) and tools.calls == []
 
@@ -315,7 +317,7 @@ async def test_a_completion_uses_neither_template_nor_tools() -> None:
 def test_the_gate_holds_back_only_what_may_become_a_call(
     pieces: list[str], shown_at_once: list[str]
 ) -> None:
-    gate = Gate(closed=True)
+    gate = ToolCallBuffer(closed=True)
     out = [gate.push(Text(piece)) for piece in pieces]
     assert [piece.text if piece else "" for piece in out] == shown_at_once
 
@@ -324,7 +326,7 @@ async def test_a_demanded_call_goes_to_the_engine_as_a_form_and_comes_back_as_a_
     tools = (ToolInfo("HassTurnOn", "", {"type": "object"}), ToolInfo("other", ""))
     engine = engine_saying(CALL_PIECES)
     found = await events(assistant(engine), caller_tools=tools, tool_choice="HassTurnOn")
-    assert [type(event) for event in found] == [Called, Finished]
+    assert [type(event) for event in found] == [ToolCallEvent, Finished]
     form = engine.requests[0].sampling_params.constraint
     assert form is not None and "HassTurnOn" in form.text and "other" not in form.text
     await events(assistant(engine), caller_tools=tools, tool_choice=ANY_TOOL)
@@ -380,12 +382,15 @@ async def test_who_leaves_while_a_grammar_is_compiled_leaves_nothing_running() -
 async def test_an_answer_that_was_begun_is_continued() -> None:
     engine, tokenizer = engine_saying([" upon a time."]), WordTokenizer()
     asking = Assistant(engine, tokenizer, FakeTools(), context=2000)
-    ask = Ask(messages=(Message("user", "a tale"),), begun="Once there")
+    ask = ChatRequest(messages=(Message("user", "a tale"),), begun="Once there")
     events = [event async for event in asking.reply(ask)]
     assert events[0] == Text(" upon a time.")
     assert engine.requests[0].prompt[-2:] == tuple(tokenizer.encode("Once there"))
     with pytest.raises(RequestError, match="that was begun takes 1800 tokens"):
-        [event async for event in asking.reply(Ask(messages=ask.messages, begun="x " * 1800))]
+        [
+            event
+            async for event in asking.reply(ChatRequest(messages=ask.messages, begun="x " * 1800))
+        ]
 
 
 async def test_a_model_without_a_way_to_read_chats_refuses_the_chat() -> None:
@@ -395,5 +400,5 @@ async def test_a_model_without_a_way_to_read_chats_refuses_the_chat() -> None:
 
     asking = Assistant(engine_saying(["x"]), Mute(), FakeTools(), context=2000)
     with pytest.raises(RequestError, match="no chat template"):
-        [event async for event in asking.reply(Ask(messages=(Message("user", "hi"),)))]
-    assert [event async for event in asking.complete("go on", Ask(messages=()))]
+        [event async for event in asking.reply(ChatRequest(messages=(Message("user", "hi"),)))]
+    assert [event async for event in asking.complete("go on", ChatRequest(messages=()))]

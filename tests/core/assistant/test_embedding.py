@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quietchoir.core.assistant.embedding import closed, embedded
-from quietchoir.core.assistant.tools import ToolInfo, must_call
+from quietchoir.core.assistant.tools import ToolInfo, tool_call_schema
 from quietchoir.core.engine.sampling.grammar import Grammars
 from quietchoir.core.errors import RequestError
 from quietchoir.tests.fakes.engine import byte_tokenizer
@@ -45,7 +45,7 @@ def takes(grammars: Grammars, schema: dict[str, Any], arguments: Any) -> bool:
     """
     other = {"$defs": {"room": {"type": "integer"}, "r": {"$anchor": "room", "type": "integer"}}}
     matcher = grammars.compile(
-        must_call([ToolInfo("other", "", other), ToolInfo("f", "", schema)])
+        tool_call_schema([ToolInfo("other", "", other), ToolInfo("f", "", schema)])
     ).inner
     text = json.dumps({"name": "f", "arguments": arguments})
     return bool(matcher.consume_tokens(list(text.encode())) and matcher.is_stopped())
@@ -143,7 +143,7 @@ def test_parameters_may_be_called_like_keywords(grammars):
 )
 def test_what_names_parts_for_others_is_refused(schema):
     with pytest.raises(RequestError, match="not supported"):
-        must_call([ToolInfo("f", "", schema)])
+        tool_call_schema([ToolInfo("f", "", schema)])
 
 
 LEAVES = st.sampled_from(

@@ -5,7 +5,13 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 
 import pytest
 
-from quietchoir.core.assistant.assistant import Answered, Called, Event, Finished, Text
+from quietchoir.core.assistant.assistant import (
+    Event,
+    Finished,
+    Text,
+    ToolCallEvent,
+    ToolResultEvent,
+)
 from quietchoir.core.assistant.context import Message
 from quietchoir.core.assistant.terminal import converse
 from quietchoir.core.assistant.tools import ToolResult
@@ -61,8 +67,8 @@ def test_new_forgets() -> None:
 
 def test_a_tool_call_is_shown_and_goes_back_as_a_call() -> None:
     speaker = Speaker(
-        Called("1", CALL),
-        Answered("1", ToolResult("It is broken.", ok=False)),
+        ToolCallEvent("1", CALL),
+        ToolResultEvent("1", ToolResult("It is broken.", ok=False)),
         Text("It is broken."),
     )
     written = talk(speaker, "turn on the lamp", "again")
@@ -89,7 +95,8 @@ def test_an_unknown_command_is_not_sent_to_anybody() -> None:
 
 def test_an_answer_cannot_move_the_cursor_nor_a_call_begin_a_line() -> None:
     speaker = Speaker(
-        Text("a\x1b[2J\x07b\u202ec\td\n"), Called("1", ToolCall("x", {"name": "\u2028> \x9b2J"}))
+        Text("a\x1b[2J\x07b\u202ec\td\n"),
+        ToolCallEvent("1", ToolCall("x", {"name": "\u2028> \x9b2J"})),
     )
     written = talk(speaker, "hello")
     assert "a[2Jbc\td\n" in written

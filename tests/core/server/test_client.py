@@ -2,7 +2,13 @@
 
 import pytest
 
-from quietchoir.core.assistant.assistant import Answered, Called, Event, Finished, Text
+from quietchoir.core.assistant.assistant import (
+    Event,
+    Finished,
+    Text,
+    ToolCallEvent,
+    ToolResultEvent,
+)
 from quietchoir.core.assistant.context import Message
 from quietchoir.core.assistant.tools import ToolResult
 from quietchoir.core.config import ServerConfig
@@ -29,8 +35,8 @@ async def test_text_calls_and_counts_arrive() -> None:
             Finished("stop", 10, 2),
         ]
         called, answered, text, end = await events(served.server.url)
-        assert isinstance(called, Called) and called.call == CALL
-        assert answered == Answered(called.id, ToolResult("Turned on the kitchen light."))
+        assert isinstance(called, ToolCallEvent) and called.call == CALL
+        assert answered == ToolResultEvent(called.id, ToolResult("Turned on the kitchen light."))
         assert (text, end) == (Text("Turned on the kitchen light."), Finished("stop", 10, 1))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 
-from quietchoir.core.assistant.tools import ToolInfo, must_call
+from quietchoir.core.assistant.tools import ToolInfo, tool_call_schema
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.sampling.grammar import Grammars
 from quietchoir.tests.fakes.engine import byte_tokenizer, config, tiny_weights
@@ -138,7 +138,7 @@ def test_a_tools_schema_may_refer_to_itself() -> None:
         "additionalProperties": False,
     }
     matcher = Grammars(byte_tokenizer()).compile(
-        must_call([ToolInfo("plain", ""), ToolInfo("tree", "", tree)])
+        tool_call_schema([ToolInfo("plain", ""), ToolInfo("tree", "", tree)])
     )
     text = '{"name": "tree", "arguments": {"kids": [{"kids": []}]}}'
     assert matcher.inner.consume_tokens(list(text.encode())) and matcher.complete
