@@ -1,7 +1,8 @@
 """The command line, composed: every folder brings its own verbs.
 
 Knows which folders have verbs. Imports nothing heavy: a verb imports what it needs when it runs, so
-that `--help` loads neither torch nor flwr.
+that `--help` loads neither torch nor flwr; and the folders' verbs are imported where Ctrl-C is a
+sentence already.
 """
 
 import argparse
@@ -9,20 +10,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import __version__, commands
-from .core import commands as core_commands
+from . import __version__
 from .core import log, parts, screen
 from .core.errors import QuietchoirError
-from .federation.cli import commands as federation_commands
-from .plugins import commands as plugin_commands
-from .private_search import commands as search_commands
-from .simulations import commands as simulation_commands
 
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
 
 def parser() -> argparse.ArgumentParser:
     """All verbs of all folders."""
+    from . import commands
+    from .core import commands as core_commands
+    from .federation.cli import commands as federation_commands
+    from .plugins import commands as plugin_commands
+    from .private_search import commands as search_commands
+    from .simulations import commands as simulation_commands
+
     top = argparse.ArgumentParser(
         prog="quietchoir", description="A private assistant that learns with others, unheard."
     )
@@ -60,9 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(arguments: Sequence[str] | None) -> int:
     """The verb that `arguments` name, on the screen that stands now."""
-    chosen = parser().parse_args(arguments)
-    log.start(chosen.log)
     try:
+        chosen = parser().parse_args(arguments)
+        log.start(chosen.log)
         verb = f"quietchoir {chosen.verb}"
         if extra := getattr(chosen, "needs", None):
             parts.require(extra, verb)

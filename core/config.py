@@ -5,11 +5,19 @@ Always: a file with a key that is not here is refused whole.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from . import paths, tables
+
+
+def require_least(table: object, least: Mapping[str, float]) -> None:
+    """Raises ValueError: a field is below the least value that it can have."""
+    for name, bound in least.items():
+        if (found := getattr(table, name)) < bound:
+            raise ValueError(f"{name} = {found} must be at least {bound}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +45,11 @@ class EngineConfig:
     drafts: int = 8
     # requests that begin alike share the cache; who shares the node can time that (engine README)
     share_prefixes: bool = True
+
+    def __post_init__(self) -> None:
+        require_least(self, {"context": 16, "max_running": 1, "max_waiting": 0, "kv_bytes": 1})
+        require_least(self, {"gpu_layers": -1, "gpu_bytes": 0, "kept_bytes": 0, "threads": 0})
+        require_least(self, {"queue_timeout_s": 0, "keep_conversations": 0, "drafts": 0})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +99,10 @@ class TrainingConfig:
     personal_proximal: float = 0.0  # pull towards the shared adapter; 0: none
     # http://HOST:PORT to a federation's coordinator; empty: directly, past the environment's
     proxy: str = ""
+
+    def __post_init__(self) -> None:
+        require_least(self, {"threads": 0, "max_rank": 0, "personal_epochs": 1})
+        require_least(self, {"personal_lr": 0, "personal_proximal": 0})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,6 +43,18 @@ def test_help_loads_nothing_heavy() -> None:
     assert ran.stderr.strip() == ""
 
 
+def test_ctrl_c_while_the_verbs_are_loaded_is_a_sentence() -> None:
+    script = (
+        "import sys, signal; from quietchoir import cli, core;"
+        "sys.meta_path.insert(0, type('Finder', (), {'find_spec': staticmethod("
+        "lambda name, *_: name == 'quietchoir.commands' and signal.raise_signal(signal.SIGINT))})"
+        "); sys.exit(cli.main(['doctor']))"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == cli.INTERRUPTED
+    assert ran.stderr == "quietchoir: interrupted; nothing is left half-written\n"
+
+
 def test_the_version_is_the_packages() -> None:
     assert run("--version").stdout == f"quietchoir {__version__}\n"
 

@@ -113,3 +113,20 @@ def test_toml_that_python_cannot_hold_is_a_sentence(
 def test_a_number_beyond_all_floats_is_refused() -> None:
     with pytest.raises(ConfigError, match="too large"):
         tables.fill(Outer, {"name": "x", "ratio": 10**400}, "f: ")
+
+
+@pytest.mark.parametrize(
+    "table, sentence",
+    [
+        ("[engine]\ncontext = -5", "engine: context = -5 must be at least 16"),
+        ("[engine]\nmax_running = 0", "engine: max_running = 0 must be at least 1"),
+        ("[engine]\ngpu_layers = -2", "engine: gpu_layers = -2 must be at least -1"),
+        ("[training]\nthreads = -1", "training: threads = -1 must be at least 0"),
+    ],
+)
+def test_a_size_that_cannot_be_is_refused_where_it_was_written(
+    tmp_path: Path, table: str, sentence: str
+) -> None:
+    (tmp_path / "config.toml").write_text(table)
+    with pytest.raises(ConfigError, match=sentence):
+        config.load(tmp_path / "config.toml")

@@ -201,7 +201,10 @@ def pull(name: str, *, progress: Progress | None = None) -> Path:
     """
     known = {entry.name: entry for entry in entries()}
     if name not in known:
-        raise ModelNotFoundError(f"no model is called {name}; {advice(name, known)}")
+        raise ModelNotFoundError(
+            f"no model is called {name}; {advice(name, known)}. Any other: download its GGUF file, "
+            f"then give the file where a model is asked for (--model FILE)"
+        )
     entry = known[name]
     final = folder(entry)
     if is_here(entry) and all(
