@@ -171,11 +171,11 @@ def write(text: str) -> None:
 
 def doctor(arguments: Namespace) -> int:
     """Print one line for each thing; exit 1 if something essential is missing."""
-    from . import doctor as examination
     from .core import config
+    from .doctor import examine
 
     missing = 0
-    for finding in examination.examine(config.load(arguments.config)):
+    for finding in examine(config.load(arguments.config)):
         word = "ok" if finding.well else "missing" if finding.essential else "note"
         print(f"{word:8} {finding.name:11} {finding.text}", flush=True)
         missing += finding.essential and not finding.well

@@ -198,8 +198,7 @@ def build_home(arguments: Namespace) -> None:
 
 def build_jsonl(arguments: Namespace) -> None:
     """Check a file whole, then split it into parties."""
-    from .training.dataset import Division
-    from .training.dataset import build_jsonl as build
+    from .training.dataset import Division, build_jsonl
 
     folder = arguments.out or paths.home() / "data" / arguments.file.stem
     division = Division(
@@ -208,7 +207,7 @@ def build_jsonl(arguments: Namespace) -> None:
         seed=arguments.seed,
         limit=arguments.limit,
     )
-    build(arguments.file, folder, division, arguments.format)
+    build_jsonl(arguments.file, folder, division, arguments.format)
     _print_parties(folder)
 
 

@@ -38,11 +38,11 @@ from .events import (
     StaysEvent,
     StepEvent,
 )
-from .membership import keys as identity
 from .membership import roster
 from .membership.consent import check_consent, check_upload
+from .membership.keys import NodeKeys, load_or_create
 from .membership.update import Standing
-from .model_files import resident as resident
+from .model_files import resident
 from .personalization.settings import PersonalSettings
 from .personalization.worker import PersonalizationWorker, one_at_a_time, own_adapters
 from .rounds.client import Client
@@ -107,7 +107,7 @@ def join(
     on_event = one_at_a_time(on_event) if config.training.personal else on_event
     policy = roster.accept(joining.file, joining.home)
     check_consent(policy, config.consent)
-    keys = identity.load_or_create(joining.home)
+    keys = load_or_create(joining.home)
     name = roster.check_member(policy, keys.identity.public.raw)
     check_limit(policy, name, config.training.max_rank)
     # Before the model is loaded: that takes a while.
@@ -186,7 +186,7 @@ class ClientNode:
 
     joining: ClientOptions
     config: Config
-    keys: identity.NodeKeys
+    keys: NodeKeys
     name: str
     weights: "Weights | None"
     learner: Learner

@@ -18,13 +18,13 @@ from ..crypto.he.encrypted_ring import AdderService
 from ..crypto.identity.keys import Identity
 from .adapters.registry import Registry, content_hash, make_card
 from .aggregation.ranges import tensor_stops
-from .client_node import resident
 from .events import FederationEvent, OnEvent, OpenEvent, PageEvent, RenewedEvent, StartingEvent
 from .membership import roster
 from .membership.founding import COORDINATOR_KEY, TLS_KEY
 from .membership.ownership import settle
 from .membership.unlock import Asked
 from .membership.update import Handing, Watched, needs_restart
+from .model_files import resident
 from .rounds.report import RunReport
 from .spec.policy import Policy
 from .store.checkpoint import Vector

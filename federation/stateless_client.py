@@ -25,14 +25,14 @@ from ..core.errors import AuthenticationError, QuietchoirError
 from ..core.worker import Worker
 from ..crypto.he.encrypted_ring import MemberService
 from ..crypto.identity.keys import KEY_BYTES, bind, open_box, seal_box
-from .aggregation import state_transfer as handover
+from .aggregation import state_transfer
 from .aggregation.base import ClientContext, ClientSecrets
 from .aggregation.snapshot import check_freezable, freeze, thaw
 from .client_node import ClientNode, ClientOptions, make_learner, trainer_of
 from .costs import round_cost
-from .membership import keys as identity
 from .membership import roster
 from .membership.consent import check_consent, check_upload
+from .membership.keys import load_or_create
 from .model_files import resident
 from .rounds.client import Attempt, Client
 from .rounds.client_model import ClientModelCache
@@ -45,8 +45,7 @@ from .store.ledger import AnsweredRounds
 from .store.member import hold, open_member
 from .training.learner import Counts, Learner, Trained
 from .training.synthetic_task import ForgetfulRehearsal
-from .wire import message as messages
-from .wire import work
+from .wire import message, work
 from .wire.calls import GROUP
 from .wire.message import Place
 
@@ -96,7 +95,7 @@ def greet(own: Own, nonce: bytes, node_id: int) -> tuple[str, bytes]:
     policy = accepted(own.file, own.home)
     check_freezable(policy)
     check_consent(policy, own.config.consent)
-    keys = identity.load_or_create(own.home)
+    keys = load_or_create(own.home)
     name = roster.check_member(policy, keys.identity.public.raw)
     return name, keys.identity.sign(hello_context(policy), bind(name, nonce, node_id))
 
@@ -121,9 +120,9 @@ def answer(own: Own, letter: bytes, key: bytes) -> tuple[bytes, bytes]:
     """
     policy = accepted(own.file, own.home)
     check_freezable(policy)
-    keys = identity.load_or_create(own.home)
+    keys = load_or_create(own.home)
     name = roster.check_member(policy, keys.identity.public.raw)
-    task = messages.decode_task(letter, policy, name)
+    task = message.decode_task(letter, policy, name)
     folder = roster.folder(own.home, policy)
     with ExitStack() as opened:
         opened.enter_context(closing(hold(folder)))
@@ -134,7 +133,7 @@ def answer(own: Own, letter: bytes, key: bytes) -> tuple[bytes, bytes]:
             working, drawer = task.stage in work.STAGES, ContributionBuffer(database)
             learner, size, weights = (
                 learner_of(own, policy, name)
-                if working or task.stage in handover.STAGES
+                if working or task.stage in state_transfer.STAGES
                 else (Absent(), drawer.size if task.stage == GROUP else size_of(kept), None)
             )
             if working and task.stage != work.ADOPT:

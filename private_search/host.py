@@ -21,8 +21,7 @@ from aiohttp import web
 from ..core import log
 from ..core.config import ServerConfig
 from ..core.errors import ConfigError, MessageError, ProtocolError, QuietchoirError
-from ..core.server import connections
-from ..core.server import errors as refusals
+from ..core.server import connections, errors
 from ..crypto.he.parameters import SEARCH
 from ..crypto.identity.keys import Identity
 from ..crypto.pir.search import Keeper
@@ -163,7 +162,7 @@ def application(desk: LibraryService) -> web.Application:
             status, reply = await asyncio.to_thread(desk.answer, body)
         return web.Response(status=status, body=reply, content_type="application/octet-stream")
 
-    around = [connections.occupy, refusals.answer_errors, connections.read_bodies(BODY_S)]
+    around = [connections.occupy, errors.answer_errors, connections.read_bodies(BODY_S)]
     app = web.Application(middlewares=around, client_max_size=request_limit(desk.manifest.shape))
     app.add_routes([web.get(PATH, describe), web.post(PATH, answer)])
     return app

@@ -71,7 +71,7 @@ class Choir:
         self.file = folder / founding.FILE
         self.settings = folder / "config.toml"
         self.settings.write_text(ANY_MODE, "utf-8")
-        founding.found(
+        founding.create_federation(
             folder,
             founding.Founding(
                 name="rehearsal",

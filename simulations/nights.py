@@ -24,8 +24,7 @@ from ..federation.rounds.buffered_server import BufferedServer, coordinator_of
 from ..federation.rounds.client import Client
 from ..federation.rounds.server import Coordinator
 from ..federation.spec.policy import Policy
-from ..federation.wire import message as messages
-from ..federation.wire import work
+from ..federation.wire import message, work
 from ..federation.wire.link import InProcessLink
 from .scenario import Nights, Scenario
 
@@ -126,12 +125,12 @@ class NightLink(InProcessLink):
 
     def begin(self, name: str, letter: bytes, timeout_s: float) -> Job:
         """A party gets a letter now."""
-        task = messages.decode_task(letter, self.members[name].policy, name)
+        task = message.decode_task(letter, self.members[name].policy, name)
         done, given_up = self.sleepers[name].work(self.time, self.effort(name, task))
         late = min(given_up, self.time + timeout_s)
         return Job(letter, done, late if late < done else math.inf)
 
-    def effort(self, name: str, task: messages.Task) -> float:
+    def effort(self, name: str, task: message.Task) -> float:
         """Seconds awake that a letter takes this party."""
         offering = self.members[name].offering
         if task.stage == work.SCORE:

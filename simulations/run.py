@@ -18,15 +18,13 @@ from ..core.training.trainer import Trainer
 from ..core.worker import Worker
 from ..crypto.he.encrypted_ring import AdderService, MemberService
 from ..crypto.identity.keys import Identity
-from ..federation.aggregation import encrypted as halves
-from ..federation.aggregation import secagg as masked
-from ..federation.aggregation import state_transfer as handover
+from ..federation.aggregation import encrypted, secagg, state_transfer
 from ..federation.aggregation.base import ClientSecrets
 from ..federation.aggregation.experimental.threshold import OPEN
 from ..federation.aggregation.plain import PLAIN_STAGE
 from ..federation.aggregation.ranges import tensor_stops
 from ..federation.events import FederationEvent, OnEvent, TrainedEvent
-from ..federation.rounds import buffered_client as offering
+from ..federation.rounds import buffered_client
 from ..federation.rounds.client import Client
 from ..federation.rounds.report import RunReport
 from ..federation.spec.policy import AdapterTable, CoordinatorTable, Member, ModelTable, Policy
@@ -34,8 +32,7 @@ from ..federation.store.checkpoint import Store, Vector
 from ..federation.store.client_store import ClientStore
 from ..federation.training.learner import Learner, TrainerLearner
 from ..federation.training.synthetic_task import PacedRehearsal, RehearsalLearner
-from ..federation.wire import message as messages
-from ..federation.wire import work
+from ..federation.wire import message, work
 from .nights import conduct
 from .population import PartyData, populate
 from .report import PartyPreparedEvent, PartyTrainedEvent
@@ -60,7 +57,7 @@ class FaultyParty:
         Raises:
             FederationError: never seen by anybody but the link, which takes it for silence.
         """
-        task = messages.decode_task(letter, self.party.policy, self.party.name)
+        task = message.decode_task(letter, self.party.policy, self.party.name)
         for fault, left in self.left.items():
             if left and task.place.round == fault.round and task.stage == fault.stage:
                 self.left[fault] -= 1
@@ -244,13 +241,13 @@ def check(scenario: Scenario, people: list[PartyData]) -> None:
 def stages(scenario: Scenario) -> tuple[str, ...]:
     """Of a round under the scenario's rules: where a party can fall silent."""
     mode = scenario.protection.mode
-    begun = offering.STAGES if scenario.schedule.buffered else work.STAGES
+    begun = buffered_client.STAGES if scenario.schedule.buffered else work.STAGES
     if mode == "plain":
         return (*begun, PLAIN_STAGE)
     if mode == "masked":
-        return (*begun, *masked.STAGES)
+        return (*begun, *secagg.STAGES)
     opened = (OPEN,) if scenario.protection.key == "threshold" else ()
-    return tuple(dict.fromkeys((*begun, *handover.STAGES, *halves.STAGES, *opened)))
+    return tuple(dict.fromkeys((*begun, *state_transfer.STAGES, *encrypted.STAGES, *opened)))
 
 
 def no_floor() -> ConsentConfig:

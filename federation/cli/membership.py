@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 from ...core.prompt import HOUSEHOLD
 from ...core.screen import one_line
-from ..spec import flags
-from ..spec import privacy_budget as budgeting
-from . import ownership as owner_commands
+from ..spec import flags, privacy_budget
+from . import ownership
 
 if TYPE_CHECKING:
     from ..membership.log import Change
@@ -64,7 +63,7 @@ def register(actions: "_SubParsersAction[ArgumentParser]") -> None:
         help="lock the three private keys as they are made",
     )
     flags.add(init)
-    budgeting.add(init)
+    privacy_budget.add(init)
     init.set_defaults(run=found_federation)
 
     accept = actions.add_parser(
@@ -96,27 +95,26 @@ def register(actions: "_SubParsersAction[ArgumentParser]") -> None:
     for action, run in ((show, show_federation), (log, show_log)):
         action.add_argument("file", type=Path, metavar="FED")
         action.set_defaults(run=run)
-    owner_commands.register(actions)
+    ownership.register(actions)
 
 
 def show_identity(arguments: Namespace) -> None:
     """Print the public card, and nothing else; lock the private keys first if asked to."""
     from ..client_node import default_home
-    from ..membership import keys as identity
-    from ..membership import unlock
+    from ..membership import keys, unlock
 
     home = arguments.home or default_home()
     if arguments.protect is None:
-        keys = identity.load_or_create(home)
+        own = keys.load_or_create(home)
     else:
         asked = unlock.Asked()
-        if (home / identity.IDENTITY_FILE).exists():
+        if (home / keys.IDENTITY_FILE).exists():
             # who cannot open the keys is not asked for a new passphrase
-            identity.load_or_create(home, asked=asked)
-        keys = identity.protect(
-            home, unlock.choose(arguments.protect, home / identity.IDENTITY_FILE), asked=asked
+            keys.load_or_create(home, asked=asked)
+        own = keys.protect(
+            home, unlock.choose(arguments.protect, home / keys.IDENTITY_FILE), asked=asked
         )
-    print(keys.card.text)
+    print(own.card.text)
 
 
 def found_federation(arguments: Namespace) -> None:
@@ -126,7 +124,7 @@ def found_federation(arguments: Namespace) -> None:
     from ...core.errors import ConfigError
     from ...core.models.hub import catalog
     from ..membership import unlock
-    from ..membership.founding import FILE, Founding, found
+    from ..membership.founding import FILE, Founding, create_federation
     from ..model_files import remember, title, variant_given
     from ..spec.address import Address
     from ..spec.policy import ModelTable
@@ -142,7 +140,7 @@ def found_federation(arguments: Namespace) -> None:
     try:
         tables = {name: kind(**chosen.get(name, {})) for name, kind in flags.TABLES.items()}
         tables["prompt"] = dataclasses.replace(HOUSEHOLD, **chosen.get("prompt", {}))
-        budget = owner_commands.with_budget(
+        budget = ownership.with_budget(
             arguments, tables, chosen.get("privacy", {}), arguments.model
         )
         flags.check_used(chosen, tables)
@@ -152,7 +150,7 @@ def found_federation(arguments: Namespace) -> None:
                 model, variants=tuple(variant_given(model, text) for text in arguments.variant)
             )
         lock = unlock.choose(arguments.protect, arguments.folder)  # before any key exists
-        policy = found(
+        policy = create_federation(
             arguments.folder,
             Founding(name=arguments.name, address=arguments.address, model=model, **tables),
             lock,
@@ -183,8 +181,7 @@ def accept_invitation(arguments: Namespace) -> None:
 
     from ...core import config
     from ..client_node import default_home
-    from ..membership import invitation, roster
-    from ..membership import keys as identity
+    from ..membership import invitation, keys, roster
 
     home = arguments.home or default_home()
     rank = (
@@ -192,9 +189,9 @@ def accept_invitation(arguments: Namespace) -> None:
         if arguments.rank is None
         else arguments.rank
     )
-    card = identity.load_or_create(home).card
+    card = keys.load_or_create(home).card
     token, answer = invitation.accept(
-        owner_commands.text_of(arguments.token), card, home, max(0, rank), arguments.file
+        ownership.text_of(arguments.token), card, home, max(0, rank), arguments.file
     )
     print(
         f"invited to {token.title} as {token.name} until {roster.date(token.expires)}; give this "
@@ -266,9 +263,7 @@ def joining_costs(policy: "Policy") -> list[str]:
     try:
         lines.append(
             told(
-                round_cost(
-                    policy, owner_commands.adapter_size(policy.adapter, name_here(policy.model))
-                )
+                round_cost(policy, ownership.adapter_size(policy.adapter, name_here(policy.model)))
             )
         )
     except QuietchoirError:

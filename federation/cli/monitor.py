@@ -92,19 +92,19 @@ def check_audit(arguments: Namespace) -> None:
     import json
 
     from ...core.errors import FederationError
-    from ..monitor import audit_log as journal
+    from ..monitor import audit_log
     from ..store import checkpoint
 
-    path, last = arguments.state / journal.FILE, None
+    path, last = arguments.state / audit_log.FILE, None
     if not path.exists():
         raise FederationError(
             f"{path}: no audit log here; name the folder that was given to `coordinate --state`"
         )
-    for last in journal.read(path):
+    for last in audit_log.read(path):
         if arguments.lines:
             print(f"{last.number:>6}  {last.at}  {last.digest[:16]}  {json.dumps(last.event)}")
     state = checkpoint.read(arguments.state)
-    absent = journal.missing(path, state.history if state is not None else ())
+    absent = audit_log.missing(path, state.history if state is not None else ())
     if absent:
         raise FederationError(
             f"{path}: round {absent[0]['round']} ({absent[0]['kind']}) is in the run's database "

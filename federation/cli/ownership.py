@@ -10,8 +10,7 @@ from argparse import ArgumentParser, Namespace, _SubParsersAction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..spec import flags
-from ..spec import privacy_budget as budgeting
+from ..spec import flags, privacy_budget
 
 if TYPE_CHECKING:
     from ..spec.policy import AdapterTable, Policy
@@ -95,7 +94,7 @@ def register(actions: "_SubParsersAction[ArgumentParser]") -> None:
              "disk, or named by its digest",
     )  # fmt: skip
     flags.add(change, *CHANGED)
-    budgeting.add(change)
+    privacy_budget.add(change)
 
     for action, run in (
         (invite, invite_member),
@@ -180,8 +179,7 @@ def invite_member(arguments: Namespace) -> None:
 def enroll_member(arguments: Namespace) -> None:
     """Add one member."""
     from ...core.errors import ConfigError
-    from ..membership import invitation, roster
-    from ..membership import ownership as owner
+    from ..membership import invitation, ownership, roster
     from ..membership.keys import PublicCard
 
     folder, used, rank = arguments.file.parent, "", arguments.rank or 0
@@ -199,7 +197,7 @@ def enroll_member(arguments: Namespace) -> None:
         name, card = arguments.name, PublicCard.parse(text_of(arguments.public))
     else:
         raise ConfigError("--public needs --name: the member's name in the roster")
-    policy = owner.enroll(
+    policy = ownership.enroll(
         arguments.file,
         owner_key(arguments),
         name,
@@ -228,7 +226,7 @@ def revoke_member(arguments: Namespace) -> None:
 def rotate_key(arguments: Namespace) -> None:
     """Replace one key."""
     from ...core.errors import ConfigError
-    from ..membership import ownership as owner
+    from ..membership import ownership
     from ..membership.keys import PublicCard
 
     file, key, keys = arguments.file, owner_key(arguments), arguments.keys or arguments.file.parent
@@ -244,18 +242,18 @@ def rotate_key(arguments: Namespace) -> None:
                 "with its new keys"
             )
         card = PublicCard.parse(text_of(arguments.public))
-        policy = owner.rotate_member(
+        policy = ownership.rotate_member(
             file, key, arguments.member, card, expires=until(arguments.days)
         )
         print(f"{arguments.member} has a new key; {now(policy)}")
     elif arguments.owner:
-        policy = owner.rotate_owner(file, key, arguments.protect)
+        policy = ownership.rotate_owner(file, key, arguments.protect)
         print(f"the federation has a new owner's key in {key}; {now(policy)}")
     else:
         policy = (
-            owner.rotate_coordinator(file, key, keys, arguments.protect)
+            ownership.rotate_coordinator(file, key, keys, arguments.protect)
             if arguments.coordinator
-            else owner.rotate_certificate(file, key, keys, arguments.address, arguments.protect)
+            else ownership.rotate_certificate(file, key, keys, arguments.address, arguments.protect)
         )
         print(
             f"the coordinator has a new key in {keys}; {now(policy)}; start it again; nodes that "
@@ -400,7 +398,7 @@ def with_budget(
                 "--delta needs --epsilon; to set the field of the file alone, use --privacy-delta"
             )
         return None
-    budget = budgeting.budgeted(
+    budget = privacy_budget.budgeted(
         arguments.epsilon, arguments.delta, tables, given, known_size(tables["adapter"], model)
     )
     tables["privacy"] = budget.privacy

@@ -32,14 +32,21 @@ from ..spec.policy import (
     Recipe,
     ScheduleTable,
 )
-from . import certificates, roster
-from . import log as chain
+from . import certificates, log, roster
 from .locking import COORDINATOR_KEY, OWNER_KEY, TLS_KEY, write_tls_key
 from .ownership import enroll
 from .roster import FILE
 from .unlock import OPEN, Lock
 
-__all__ = ["COORDINATOR_KEY", "FILE", "OWNER_KEY", "TLS_KEY", "Founding", "enroll", "found"]
+__all__ = [
+    "COORDINATOR_KEY",
+    "FILE",
+    "OWNER_KEY",
+    "TLS_KEY",
+    "Founding",
+    "create_federation",
+    "enroll",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +66,7 @@ class Founding:
     prompt: PromptFormat = HOUSEHOLD
 
 
-def found(folder: Path, founding: Founding, lock: Lock = OPEN) -> Policy:
+def create_federation(folder: Path, founding: Founding, lock: Lock = OPEN) -> Policy:
     """Make keys, certificate and file in `folder`.
 
     Args:
@@ -98,7 +105,7 @@ def found(folder: Path, founding: Founding, lock: Lock = OPEN) -> Policy:
             address=founding.address, key=unsigned.key, certificate=certificate
         ),
     )
-    made = chain.found(policy, owner, int(time.time()))  # refuses before anything is on disk
+    made = log.create_chain(policy, owner, int(time.time()))  # refuses before anything is on disk
     paths.private_folder(folder)
     owner.save(folder / OWNER_KEY, lock.passphrase, keyring=lock.keyring)
     coordinator.save(folder / COORDINATOR_KEY, lock.passphrase, keyring=lock.keyring)

@@ -354,7 +354,7 @@ class Chain:
             )
 
 
-def found(policy: Policy, owner: Identity, at: int = 0) -> Chain:
+def create_chain(policy: Policy, owner: Identity, at: int = 0) -> Chain:
     """A chain of one entry.
 
     Raises:

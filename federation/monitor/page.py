@@ -14,9 +14,7 @@ from pathlib import Path
 from aiohttp import web
 
 from ...core.config import ServerConfig
-from ...core.server import auth, connections
-from ...core.server import errors as refusals
-from ...core.server import static as pages
+from ...core.server import auth, connections, errors, static
 from ...core.server.app import claim
 from .metrics import CONTENT_TYPE, Metrics
 from .run_status import RunStatus
@@ -41,8 +39,8 @@ class Page:
 
     def __init__(self, board: RunStatus, port: int, home: Path) -> None:
         self.board, self.metrics, self.token = board, Metrics(board), auth.load_token(home)
-        self.files = pages.Pages(FOLDER)
-        shared = pages.Pages()
+        self.files = static.Pages(FOLDER)
+        shared = static.Pages()
         self.files.files |= {name: shared.files[name] for name in SHARED}
         self.socket = claim(ServerConfig(host=HOST, port=port))
         self.port = int(self.socket.getsockname()[1])
@@ -58,9 +56,9 @@ class Page:
     def application(self) -> web.Application:
         """All routes behind the guard."""
         app = web.Application(
-            middlewares=[connections.occupy, refusals.answer_errors, auth.guard(self.token, HOST)]
+            middlewares=[connections.occupy, errors.answer_errors, auth.guard(self.token, HOST)]
         )
-        app.on_response_prepare.append(pages.add_headers)
+        app.on_response_prepare.append(static.add_headers)
         app.add_routes(
             [
                 web.get("/api/status", self.status),

@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import IO
 
 from ...core.errors import ConfigError, FederationError
-from . import former
+from . import database, former
 from .database import Database
-from .database import hold as hold_folder
 from .write_ahead_log import check_log
 
 FILE, LOCK = "member.sqlite", "taking-part.lock"
@@ -42,7 +41,7 @@ def hold(folder: Path) -> IO[bytes]:
     Raises:
         FederationError: another process of this node takes part.
     """
-    return hold_folder(
+    return database.hold(
         folder, LOCK, "this node takes part already, in another process; stop that one first"
     )
 

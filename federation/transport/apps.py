@@ -23,7 +23,7 @@ from flwr.serverapp import Grid, ServerApp
 from ...core import config, log
 from ...core.config import Config, ConsentConfig
 from ...core.errors import ConfigError, MessageError, QuietchoirError
-from .. import stateless_client as visit
+from .. import stateless_client
 from ..membership import roster
 from ..stateless_client import Own
 from . import conduct, unprotected
@@ -71,7 +71,7 @@ def hello(message: Message, context: Context) -> Message:
         nonce = greeting.get(NONCE) if isinstance(greeting, ConfigRecord) else None
         if not isinstance(nonce, bytes):
             raise MessageError("a greeting without a number to sign came; refused")
-        name, proof = visit.greet(own_of(context), nonce, message.metadata.dst_node_id)
+        name, proof = stateless_client.greet(own_of(context), nonce, message.metadata.dst_node_id)
     except QuietchoirError as error:
         return refusal(message, error)
     return answer_to(message, RecordDict({GREETING: ConfigRecord({NAME: name, PROOF: proof})}))
@@ -86,7 +86,9 @@ def letter(message: Message, context: Context) -> Message:
         content = open_letter(message)
         if content is None:
             raise MessageError("a message without a letter came; refused")
-        reply, key = visit.answer(own_of(context), content, key if isinstance(key, bytes) else b"")
+        reply, key = stateless_client.answer(
+            own_of(context), content, key if isinstance(key, bytes) else b""
+        )
     except QuietchoirError as error:
         return refusal(message, error)
     context.state[STATE] = ConfigRecord({KEY: key})

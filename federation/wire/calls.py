@@ -21,8 +21,7 @@ from typing import Any
 from ...core.errors import MessageError
 from ...crypto.identity.keys import digest
 from ..spec.policy import canonical
-from . import broadcast_digest as broadcast
-from . import work
+from . import broadcast_digest, work
 from .work import Ranges, Work
 
 GROUP = "group"  # make the contribution that is kept ready to be summed with these members'
@@ -55,7 +54,7 @@ class Group:
         """32 bytes that differ if the coordinator told two members different things about one
         group.
         """
-        return broadcast.of_group(encode_group(self))
+        return broadcast_digest.of_group(encode_group(self))
 
     def told_of(self, version: int) -> tuple[str, str]:
         """Digest and state that this group names for a version of one of its members."""
@@ -75,7 +74,9 @@ def split_seed(run: str, version: int) -> bytes:
 
 def told_of(version: int, order: Work) -> str:
     """The broadcast digest of work on one version, hex."""
-    return broadcast.of_work(work.TRAIN, order.header() | {"version": version}, order.flat).hex()
+    return broadcast_digest.of_work(
+        work.TRAIN, order.header() | {"version": version}, order.flat
+    ).hex()
 
 
 def encode_train(version: int, order: bytes) -> bytes:

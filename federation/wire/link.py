@@ -16,7 +16,7 @@ from ...core import log
 from ...core.errors import MessageError, QuietchoirError
 from ...crypto.identity.keys import Identity
 from ..spec.policy import Policy
-from . import message as messages
+from . import message
 from .message import Place, Reply, Task
 
 logger = log.get("federation.link")
@@ -138,7 +138,7 @@ class Post:
     def sign(self, stage: str, payloads: Mapping[str, bytes], place: Place) -> dict[str, bytes]:
         """A letter for each, its bytes noted."""
         letters = {
-            name: messages.encode_task(
+            name: message.encode_task(
                 Task(place=place, stage=stage, recipient=name, payload=payload),
                 self.policy,
                 self.identity,
@@ -157,7 +157,7 @@ class Post:
             try:
                 if name not in owed:
                     raise MessageError(f"{name} was not asked or has answered already; refused")
-                reply = messages.decode_reply(answer, self.policy, owed[name])
+                reply = message.decode_reply(answer, self.policy, owed[name])
             except MessageError as error:
                 logger.warning("%s", error)
                 continue

@@ -25,7 +25,7 @@ from ...core.config import ServerConfig
 from ...core.server import app, auth, connections
 from ...federation.monitor.page import Page
 from ...federation.monitor.run_status import RunStatus
-from ...private_search import host as library_host
+from ...private_search import host
 from .catalogue import Attack, Result
 from .targets import HOST, federation
 
@@ -236,7 +236,7 @@ def library() -> Iterator[int]:
     desk = mock.Mock()
     desk.manifest.shape.choice_parts = 1
     with socket.create_server((HOST, 0)) as claimed:
-        serving = loop.create_task(library_host.serve(desk, claimed, ready=ready.set))
+        serving = loop.create_task(host.serve(desk, claimed, ready=ready.set))
 
         def run() -> None:
             with contextlib.suppress(asyncio.CancelledError):

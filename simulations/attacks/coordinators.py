@@ -23,31 +23,22 @@ from ...crypto.identity.keys import Ephemeral, open_box
 from ...crypto.secagg import RevealLedger
 from ...crypto.secagg.messages import KEY_SHARE, SELF_SHARE, Revelation, SignatureList, SurvivorList
 from ...crypto.secagg.session import Session, commit
-from ...federation.aggregation import attested_sum as totals
-from ...federation.aggregation import hello as greeting
-from ...federation.aggregation import parts
-from ...federation.aggregation import secagg as masked
-from ...federation.aggregation import state_transfer as handover
+from ...federation.aggregation import attested_sum, hello, parts, secagg, state_transfer
 from ...federation.aggregation.base import Sum
 from ...federation.aggregation.hello import Hello, SealedEnvelope
-from ...federation.membership import roster
-from ...federation.membership import update as renewal
-from ...federation.membership.log import found
-from ...federation.rounds import attempt as assembly
-from ...federation.rounds import client as party
-from ...federation.rounds import delta_chain as steps
+from ...federation.membership import roster, update
+from ...federation.membership.log import create_chain
+from ...federation.rounds import attempt, client, delta_chain
 from ...federation.rounds.client import Client
 from ...federation.rounds.delta_chain import Step, name_of
 from ...federation.rounds.model_broadcast import ServerHeldDelta
 from ...federation.rounds.server import Coordinator
 from ...federation.spec.policy import AggregationTable, Policy, ScheduleTable
 from ...federation.stateless_client import ASIDE, AttemptSnapshot, freeze_attempt, thaw_attempt
-from ...federation.store import client_store as vault
+from ...federation.store import client_store
 from ...federation.store.checkpoint import ServerState, Vector
 from ...federation.store.member import open_member
-from ...federation.wire import broadcast_digest as broadcast
-from ...federation.wire import calls, work
-from ...federation.wire import message as messages
+from ...federation.wire import broadcast_digest, calls, message, work
 from ...federation.wire.link import InProcessLink
 from ...federation.wire.message import Place, Task
 from .catalogue import Attack, Result
@@ -71,17 +62,17 @@ MIDDLE = 2**11 - 1  # of a value of 12 bits: zero; twice that is the largest
 # an adapter from which nobody learns: everything is driven to one side
 FALSE = np.full(SIZE, 3000.0, np.float32)
 NO_BINDING = (
-    (broadcast, "of_work", lambda *given: bytes(32)),
-    (broadcast, "of_group", lambda *given: bytes(32)),
+    (broadcast_digest, "of_work", lambda *given: bytes(32)),
+    (broadcast_digest, "of_group", lambda *given: bytes(32)),
     (calls, "told_of", lambda *given: "00" * 32),
 )
-NO_FLOORS = tuple((party, one, lambda *given: None) for one in ("check_reach", "check_clipped"))
+NO_FLOORS = tuple((client, one, lambda *given: None) for one in ("check_reach", "check_clipped"))
 NO_VOUCHING = ((Session, "vouchers", 0),)
 # members take its word for a sum
-NO_TAGS = tuple((one, "attested", lambda policy: False) for one in (totals, steps))
+NO_TAGS = tuple((one, "attested", lambda policy: False) for one in (attested_sum, delta_chain))
 # whatever adapter was told
-ONE_SPLIT = tuple((one, "adapter_digest", lambda flat: bytes(32)) for one in (party, assembly))
-HEADER: dict[str, type] = {"kind": str, "recipient": str, **messages.FRAME}
+ONE_SPLIT = tuple((one, "adapter_digest", lambda flat: bytes(32)) for one in (client, attempt))
+HEADER: dict[str, type] = {"kind": str, "recipient": str, **message.FRAME}
 
 
 def delta(run: Coordinator) -> ServerHeldDelta:
@@ -92,7 +83,7 @@ def delta(run: Coordinator) -> ServerHeldDelta:
 
 def stage_of(letter: bytes) -> str:
     """What a letter asks for."""
-    return str(messages.split(letter, HEADER)[0]["stage"])
+    return str(message.split(letter, HEADER)[0]["stage"])
 
 
 def sums_of(run: Coordinator) -> list[Sum]:
@@ -112,11 +103,11 @@ def sums_of(run: Coordinator) -> list[Sum]:
     def asking(
         stage: str, payloads: Mapping[str, bytes], place: Place, timeout_s: float
     ) -> Iterator[Any]:
-        if stage == masked.ATTEST:
+        if stage == secagg.ATTEST:
             for shown in set(payloads.values()):
                 names = tuple(sorted(name for name, one in payloads.items() if one == shown))
                 bits = run.policy.protection.bits
-                opened, _ = totals.decode_shown(shown, run.size, len(names), bits)
+                opened, _ = attested_sum.decode_shown(shown, run.size, len(names), bits)
                 note(Sum(opened.astype(np.int64), names))
         return ask(stage, payloads, place, timeout_s)
 
@@ -195,7 +186,7 @@ def told_false_state(stage: str, payload: bytes) -> bytes | None:
         return None
     order, _ = work.split(payload)
     state = ServerState(FALSE, np.zeros(SIZE, np.float32))
-    way = steps.join("", [Step(kind="whole", state=state.encode()).encode()])
+    way = delta_chain.join("", [Step(kind="whole", state=state.encode()).encode()])
     return work.encode_told(dataclasses.replace(order, state=name_of(state)), way)
 
 
@@ -245,19 +236,19 @@ def forged_greeting(*stubs: Stub) -> Result:
 
     def letter(stage: str, payload: bytes) -> bytes:
         task = Task(place=place, stage=stage, recipient="ben", payload=payload)
-        return messages.encode_task(task, policy, scene.coordinator)
+        return message.encode_task(task, policy, scene.coordinator)
 
     with without(*stubs):
-        dealer.handle(letter(handover.GREET, b""))
-        asking = letter(handover.DEAL, parts.join({handover.TO + VICTIM: asked}))
+        dealer.handle(letter(state_transfer.GREET, b""))
+        asking = letter(state_transfer.DEAL, parts.join({state_transfer.TO + VICTIM: asked}))
         answers: list[bytes] = []
         words = refused(lambda: answers.append(dealer.handle(asking)))
         if answers:
-            payload = parts.split(messages.decode_reply(answers[0], policy, asking).payload)
+            payload = parts.split(message.decode_reply(answers[0], policy, asking).payload)
             parcel = SealedEnvelope(
                 purpose="key", policy=policy, place=place, sender="ben", receiver=VICTIM
             )
-            seed = parcel.opened(payload[handover.TO + VICTIM], own)
+            seed = parcel.opened(payload[state_transfer.TO + VICTIM], own)
             assert dealer.safe is not None
             size = 8 * len(seed) if seed == dealer.safe.vault.seed(policy.digest) else 0
     return Result(size > 0, f"{size} bits of the members' key{'; ' if words else ''}{words[:160]}")
@@ -303,7 +294,7 @@ def another_parent(self: Client, place: Place) -> Any:
     assert self.safe is not None
     kept, before = self.safe.vault.progress(place.run), self.safe.vault.before(place.run)
     assert before is not None
-    return vault.Progress(kept.steps, before.server.at_rest())
+    return client_store.Progress(kept.steps, before.server.at_rest())
 
 
 # Two answers to one stage
@@ -321,7 +312,7 @@ def two_sets(*stubs: Stub) -> Result:
     client = halves["ben"].client  # type: ignore[attr-defined]
     session, card, me = client._session, client._near[0], client._session.numbers
     everybody = SurvivorList.decode(
-        messages.split(link.letters["ben"], HEADER)[1], session, client._view
+        message.split(link.letters["ben"], HEADER)[1], session, client._view
     )
     sets = (
         everybody,
@@ -423,7 +414,7 @@ def adopted_first(*stubs: Stub) -> Result:
     for name, voice in scene.voices.items():
         voice.train = noting(voice.train, told, name)  # type: ignore[method-assign, assignment]
     run.learn(2)
-    way = steps.join("", [Step(kind="whole", state=TRAP.encode()).encode()])
+    way = delta_chain.join("", [Step(kind="whole", state=TRAP.encode()).encode()])
     with without(*stubs):
         handed = work.encode_told(work.Work(flat=TRAP.flat, state=name_of(TRAP)), way)
         list(
@@ -449,7 +440,7 @@ def lowered_floor(*stubs: Stub) -> Result:
     """
     scene = federation(6, min_cohort=5)
     consent = ConsentConfig(min_cohort=5)
-    chain = found(scene.policy, scene.owner)
+    chain = create_chain(scene.policy, scene.owner)
     later = chain.extended("change", {"protection": {"min_cohort": 3}}, scene.owner, 1)
 
     def enter(policy: Policy) -> Callable[[bytes], bytes]:
@@ -460,10 +451,10 @@ def lowered_floor(*stubs: Stub) -> Result:
     with tempfile.TemporaryDirectory() as folder, without(*stubs):
         kept = Path(folder) / "federation.toml"
         policy = roster.adopt(roster.read_text(roster.dump(chain).encode(), ""), kept, "")
-        standing = renewal.Standing(
+        standing = update.Standing(
             policy, kept, enter, taken=lambda policy: None, end=lambda reason: None
         )
-        words = refused(lambda: standing.handle(renewal.MAGIC + roster.dump(later).encode()))
+        words = refused(lambda: standing.handle(update.MAGIC + roster.dump(later).encode()))
         least = standing.policy.protection.min_cohort
     return Result(
         least < consent.min_cohort,
@@ -609,7 +600,7 @@ ATTACKS = (
         mode="masked, buffered",
         promise="no sum of scores is one member's",
         unprotected=lambda: score_alone(
-            *NO_BINDING, (masked.BucketGroup, "scores", lambda self, policy: True)
+            *NO_BINDING, (secagg.BucketGroup, "scores", lambda self, policy: True)
         ),
         protected=score_alone,
     ),
@@ -618,7 +609,7 @@ ATTACKS = (
         who="coordinator alone",
         mode="sealed",
         promise="the coordinator never has the members' key",
-        unprotected=lambda: forged_greeting((greeting, "verify", lambda *given: None)),
+        unprotected=lambda: forged_greeting((hello, "verify", lambda *given: None)),
         protected=forged_greeting,
     ),
     Attack(
@@ -627,7 +618,7 @@ ATTACKS = (
         mode="sealed",
         promise="masks are bound to key and adapter, so nobody sums with somebody who has others",
         unprotected=lambda: undone_for_some(
-            (vault.Progress, "tag", lambda self, seed, run: bytes(32)),
+            (client_store.Progress, "tag", lambda self, seed, run: bytes(32)),
             (Client, "parent", another_parent),
         ),
         protected=undone_for_some,
@@ -655,8 +646,8 @@ ATTACKS = (
         mode="masked",
         promise="a federation below the owner's floor is refused, in every version of its file",
         unprotected=lambda: lowered_floor(
-            (renewal, "needs_restart", lambda *given: []),
-            (party, "check_consent", lambda *given: None),
+            (update, "needs_restart", lambda *given: []),
+            (client, "check_consent", lambda *given: None),
         ),
         protected=lowered_floor,
     ),

@@ -23,7 +23,7 @@ from typing import Any, cast
 from unittest import mock
 
 from ...core.config import PluginsConfig
-from ...core.engine.sampling import grammar_limits as bounds
+from ...core.engine.sampling import grammar_limits
 from ...core.engine.sampling.params import Constraint
 from ...core.errors import QuietchoirError
 from ...core.toolcall import ToolCall, parse
@@ -85,7 +85,7 @@ def all_bounds(text: str) -> None:
     """Everything that is looked at before the worker."""
     for kind in ("json_schema", "regex", "lark"):
         with contextlib.suppress(QuietchoirError):
-            bounds.check(Constraint(kind, text))
+            grammar_limits.check(Constraint(kind, text))
 
 
 TEXTS: tuple[Callable[[int], str], ...] = (

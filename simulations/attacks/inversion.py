@@ -35,7 +35,7 @@ from ...core.models.weights import Weights
 from ...core.training.frozen_layers import dense_linear
 from ...core.training.lora_layers import UpperLayers
 from ...core.training.packing import TokenExample, input_tokens, plan
-from ...crypto import ring as fixedpoint
+from ...crypto import ring
 from ...crypto.he.bfv import SEED_BYTES, BfvMember, Packing
 from ...crypto.identity.keys import Identity
 from ...crypto.privacy.noise import Noise
@@ -203,10 +203,10 @@ def bfloat16(gradient: Vector) -> Vector:
 def int8(gradient: Vector, tensors: Sequence[tuple[str, int, int]]) -> Vector:
     """As it arrives in 8 bits, each matrix over its own range."""
     ranges = [
-        fixedpoint.Range(start, stop, float(np.abs(gradient[start:stop]).max()))
+        ring.Range(start, stop, float(np.abs(gradient[start:stop]).max()))
         for _, start, stop in tensors
     ]
-    return fixedpoint.decode_sum(fixedpoint.encode(gradient, ranges, 8), 1, ranges, 8)
+    return ring.decode_sum(ring.encode(gradient, ranges, 8), 1, ranges, 8)
 
 
 def noised(gradient: Vector, parties: int) -> Vector:
@@ -230,9 +230,9 @@ class Masked:
 
     def __init__(self, gradients: Sequence[Vector]) -> None:
         largest = float(max(np.abs(gradient).max() for gradient in gradients))
-        self.ranges = [fixedpoint.Range(0, len(gradients[0]), largest)]
+        self.ranges = [ring.Range(0, len(gradients[0]), largest)]
         self.values = {
-            f"node-{at}": fixedpoint.encode(gradient, self.ranges, BITS)
+            f"node-{at}": ring.encode(gradient, self.ranges, BITS)
             for at, gradient in enumerate(gradients)
         }
         identities = {name: Identity.generate() for name in self.values}
@@ -274,7 +274,7 @@ class Masked:
                 server.receive(name, answer)
             brought = server.advance() or {}
         assert server.result is not None  # everybody answered
-        self.total = fixedpoint.decode_sum(server.result.total, len(clients), self.ranges, BITS)
+        self.total = ring.decode_sum(server.result.total, len(clients), self.ranges, BITS)
         return uploads
 
     def numbers(self, at: int) -> Vector:

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable
 
 from ...federation.aggregation.attested_sum import KEPT
-from ...federation.rounds import delta_chain as steps
+from ...federation.rounds import delta_chain
 from ...federation.rounds.delta_chain import DeltaChain, Step, join, name_of, origin_of
 from ...federation.store.checkpoint import ServerState
 from ...federation.wire import work
@@ -20,7 +20,9 @@ from .scene import Stub, federation, without
 
 Way = Callable[[Step], list[Step]]
 # whoever signed a sum signed it for whatever it is taken for
-UNBOUND: tuple[Stub, ...] = ((steps, "signed_by", lambda policy, said, names, proof: tuple(proof)),)
+UNBOUND: tuple[Stub, ...] = (
+    (delta_chain, "signed_by", lambda policy, said, names, proof: tuple(proof)),
+)
 
 
 def led_by_a_kept_sum(way: Way, *stubs: Stub) -> Result:

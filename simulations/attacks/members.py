@@ -21,19 +21,18 @@ from ...crypto.identity.keys import Identity
 from ...crypto.secagg import server
 from ...federation.adapters import registry
 from ...federation.adapters.registry import make_card
-from ...federation.aggregation import encrypted as halves
+from ...federation.aggregation import encrypted
 from ...federation.aggregation.secagg import MaskedClient
 from ...federation.aggregation.update import noise_of
-from ...federation.membership import invitation
-from ...federation.membership import log as chain
+from ...federation.membership import invitation, log
 from ...federation.membership.keys import load_or_create
-from ...federation.membership.log import ENROLL, Chain, found, sign
-from ...federation.monitor import run_status as board
+from ...federation.membership.log import ENROLL, Chain, create_chain, sign
+from ...federation.monitor import run_status
 from ...federation.monitor.run_status import RunStatus
 from ...federation.rounds.client import Client
 from ...federation.spec.policy import PrivacyTable
 from ...federation.store.client_store import ClientStore
-from ...federation.wire import message as messages
+from ...federation.wire import message
 from ...federation.wire.link import InProcessLink
 from .catalogue import Attack, Result
 from .scene import NAMES, RANGE, AttackScene, Stub, alike, federation, party_of, refused, without
@@ -152,7 +151,7 @@ def two_of_one(*stubs: Stub) -> Result:
     put back in between.
     """
     scene = federation(3)
-    whole = found(scene.policy, scene.owner)
+    whole = create_chain(scene.policy, scene.owner)
     with tempfile.TemporaryDirectory() as name, without(*stubs):
         folder = Path(name)
         token, words = invitation.invite(whole.policy, folder, "zoe", 7), ""
@@ -178,7 +177,7 @@ def two_of_one(*stubs: Stub) -> Result:
 
 def any_invitation(history: Any, change: Any) -> None:
     """An enrolment that does not look whether its invitation was used."""
-    chain._admit(history, change["member"])
+    log._admit(history, change["member"])
     history.table["members"] = [*history.table["members"], change["member"]]
 
 
@@ -220,7 +219,9 @@ def card_of_a_member(*stubs: Stub) -> Result:
         scene.keys[LIAR if LIAR in scene.keys else "ben"],
     )
     with without(*stubs):
-        words = refused(lambda: registry.check_signer(card, found(scene.policy, scene.owner), ""))
+        words = refused(
+            lambda: registry.check_signer(card, create_chain(scene.policy, scene.owner), "")
+        )
     return Result(
         not words,
         f"the card "
@@ -283,7 +284,7 @@ def deflated(reply: Any, policy: Any, identity: Identity) -> bytes:
     return ENCODE(dataclasses.replace(reply, payload=small), policy, identity)
 
 
-ENCODE = messages.encode_reply
+ENCODE = message.encode_reply
 
 
 def read_after_leaving(*stubs: Stub) -> Result:
@@ -303,14 +304,14 @@ def read_after_leaving(*stubs: Stub) -> Result:
     next_ = dataclasses.replace(
         scene, policy=later, keys={name: key for name, key in scene.keys.items() if name != LIAR}
     )
-    honest = halves.EncryptedServer.show
+    honest = encrypted.EncryptedServer.show
 
-    def listening(self: halves.EncryptedServer) -> Any:
+    def listening(self: encrypted.EncryptedServer) -> Any:
         step = honest(self)
         caught.append((self.seal, self.sealed_sum))
         return step
 
-    with without((halves.EncryptedServer, "show", listening), *stubs):
+    with without((encrypted.EncryptedServer, "show", listening), *stubs):
         next_.parties = {
             name: party_of(next_, name, key, vault=vault_of(scene, name))
             for name, key in next_.keys.items()
@@ -370,7 +371,7 @@ ATTACKS = (
         who="one person, as several members",
         mode="membership",
         promise="an invitation is good for one name and one card, once",
-        unprotected=lambda: two_of_one((chain, "STEPS", {**chain.STEPS, ENROLL: any_invitation})),
+        unprotected=lambda: two_of_one((log, "STEPS", {**log.STEPS, ENROLL: any_invitation})),
         protected=two_of_one,
     ),
     Attack(
@@ -380,7 +381,7 @@ ATTACKS = (
         promise="the federation's number follows from its founder's key, which signed the first "
         "entry",
         unprotected=lambda: another_founder(
-            (chain, "STEPS", {**chain.STEPS, "found": unasked_founder})
+            (log, "STEPS", {**log.STEPS, "found": unasked_founder})
         ),
         protected=another_founder,
     ),
@@ -397,7 +398,7 @@ ATTACKS = (
         who="a reader of the coordinator's page",
         mode="masked",
         promise="the page shows nothing of one member",
-        unprotected=lambda: named_on_the_page((board, "unnamed", lambda text, names: text)),
+        unprotected=lambda: named_on_the_page((run_status, "unnamed", lambda text, names: text)),
         protected=named_on_the_page,
     ),
     Attack(
@@ -405,7 +406,7 @@ ATTACKS = (
         who="somebody on the network",
         mode="masked",
         promise="what is sent has one length, whatever was learned",
-        unprotected=lambda: length_of_an_upload((messages, "encode_reply", deflated), mode="plain"),
+        unprotected=lambda: length_of_an_upload((message, "encode_reply", deflated), mode="plain"),
         protected=length_of_an_upload,
     ),
     Attack(

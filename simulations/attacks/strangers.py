@@ -26,8 +26,7 @@ from unittest import mock
 
 from ...core.errors import BudgetError, QuietchoirError
 from ...crypto.identity.keys import Identity
-from ...federation.membership import invitation, roster
-from ...federation.membership import log as chain
+from ...federation.membership import invitation, log, roster
 from ...federation.membership.keys import PublicCard, load_or_create
 from ...federation.spec.policy import Policy
 from ...federation.transport import listener, proof
@@ -335,7 +334,7 @@ def unchecked(text: str, policy: Policy, folder: Path) -> tuple[str, PublicCard]
     return invitation.pending(folder)[answer.invitation].name, PublicCard.parse(answer.card)
 
 
-def somebody_elses_number(read: Callable[[chain.Entry], bytes]) -> Result:
+def somebody_elses_number(read: Callable[[log.Entry], bytes]) -> Result:
     """A file with the number of a known federation and a roster of the stranger's own."""
     with federation() as (_, policy):
         thief = Identity.generate()
@@ -344,7 +343,7 @@ def somebody_elses_number(read: Callable[[chain.Entry], bytes]) -> Result:
         }
         mine = {"founder": policy.owner, "owner": thief.public.raw.hex(), "members": []}
         try:
-            number = read(chain.sign(1, chain.FOUND, 0, "", table | mine, thief))
+            number = read(log.sign(1, log.FOUND, 0, "", table | mine, thief))
         except QuietchoirError as error:
             return Result(False, str(error)[:90])
         return Result(
@@ -352,10 +351,10 @@ def somebody_elses_number(read: Callable[[chain.Entry], bytes]) -> Result:
         )
 
 
-def signed_by_its_owner(entry: chain.Entry) -> bytes:
+def signed_by_its_owner(entry: log.Entry) -> bytes:
     """The check as it was: entry 1 is signed by whoever it calls the owner."""
     change = json.loads(entry.text)["change"]
-    chain.check(change["owner"], chain.CONTEXT, entry.text, entry.signature)
+    log.check(change["owner"], log.CONTEXT, entry.text, entry.signature)
     return Policy.federation.fget(  # type: ignore[attr-defined, no-any-return]
         mock.Mock(founder=change["founder"], owner=change["owner"], nonce=change["nonce"])
     )
@@ -428,7 +427,7 @@ ATTACKS: tuple[Attack, ...] = (
         promise="a federation's number is proven by its founder's key",
         unprotected=lambda: somebody_elses_number(signed_by_its_owner),
         protected=lambda: somebody_elses_number(
-            lambda entry: chain.Chain((entry,)).policy.federation
+            lambda entry: log.Chain((entry,)).policy.federation
         ),
     ),
     Attack(

@@ -24,11 +24,11 @@ from ...crypto.prg import expand
 from ...crypto.secagg import tag
 from ...crypto.secagg.client import SecAggClient, SumCheck
 from ...crypto.secagg.session import Session
-from ...federation.aggregation import attested_sum as totals
+from ...federation.aggregation import attested_sum
 from ...federation.aggregation.base import Sum
 from ...federation.aggregation.secagg import ATTEST
 from ...federation.aggregation.update import Terms
-from ...federation.rounds import delta_chain as steps
+from ...federation.rounds import delta_chain
 from ...federation.rounds.client_model import ClientModelCache
 from ...federation.rounds.delta_chain import DeltaChain, Step, name_of, origin_of
 from ...federation.rounds.server import Coordinator
@@ -36,8 +36,7 @@ from ...federation.spec.policy import AggregationTable, Policy
 from ...federation.stateless_client import AttemptSnapshot, freeze_attempt, thaw_attempt
 from ...federation.store.checkpoint import ServerState
 from ...federation.store.member import open_member
-from ...federation.wire import message as messages
-from ...federation.wire import work
+from ...federation.wire import message, work
 from ...federation.wire.message import Place
 from .catalogue import Attack, Result
 from .coordinators import HEADER, MIDDLE, Stopping, copied, delta
@@ -90,7 +89,7 @@ def forged(
     run: Coordinator, forge: Forge, name: str, payload: bytes, parties: Mapping[str, int]
 ) -> bytes:
     """What `name` is shown."""
-    found = forge(name, totals.decode_shown(payload, run.size, parties[name], BITS))
+    found = forge(name, attested_sum.decode_shown(payload, run.size, parties[name], BITS))
     if found is None or isinstance(found, bytes):
         return found or payload
     return letter_of(*found, parties[name])
@@ -98,7 +97,7 @@ def forged(
 
 def letter_of(whole: npt.NDArray[Any], tags: tag.Tag, parties: int) -> bytes:
     """A sum with a tag, as a coordinator shows it."""
-    return totals.encode_shown(totals.pack(whole, parties, BITS), tags)
+    return attested_sum.encode_shown(attested_sum.pack(whole, parties, BITS), tags)
 
 
 def signed(found: Mapping[str, bytes], of: int, words: str = "") -> Result:
@@ -180,7 +179,7 @@ def guessing(*stubs: Stub) -> Result:
         stage: str, payloads: Mapping[str, bytes], place: Place, timeout_s: float
     ) -> Iterator[Any]:
         for _ in range(GUESSES if stage == ATTEST else 0):
-            whole, _ = totals.decode_shown(payloads[VICTIM], SIZE, len(payloads), BITS)
+            whole, _ = attested_sum.decode_shown(payloads[VICTIM], SIZE, len(payloads), BITS)
             whole[0] += 1
             guess = tuple(secrets.randbelow(prime) for prime in tag.PRIMES)
             told = letter_of(whole, guess, len(payloads))
@@ -207,10 +206,10 @@ def outside(*stubs: Stub) -> Result:
         del name
         whole = shown[0].astype(np.int64)
         whole[0] = -1
-        wide = totals.width(parties, BITS)
-        body = totals.deflate(totals.spread(whole, parties * MIDDLE, wide))
-        tags = b"".join(one.to_bytes(totals.NUMBER_BYTES, "big") for one in shown[1])
-        return bytes([totals.PACKINGS.index("deflate")]) + tags + body
+        wide = attested_sum.width(parties, BITS)
+        body = attested_sum.deflate(attested_sum.spread(whole, parties * MIDDLE, wide))
+        tags = b"".join(one.to_bytes(attested_sum.NUMBER_BYTES, "big") for one in shown[1])
+        return bytes([attested_sum.PACKINGS.index("deflate")]) + tags + body
 
     signers(run, forge)
     with without(*stubs):
@@ -230,8 +229,8 @@ def blown_up(*stubs: Stub) -> Result:
 
     def forge(name: str, shown: Shown) -> bytes:
         del name
-        tags = bytes(totals.NUMBER_BYTES * len(shown[1]))
-        return bytes([totals.PACKINGS.index("deflate")]) + tags + bomb
+        tags = bytes(attested_sum.NUMBER_BYTES * len(shown[1]))
+        return bytes([attested_sum.PACKINGS.index("deflate")]) + tags + bomb
 
     signers(run, forge)
     with without(*stubs):
@@ -245,7 +244,7 @@ def blown_up(*stubs: Stub) -> Result:
 
 
 def unlimited(body: bytes, size: int) -> bytes:
-    """`totals.inflate` that measures afterwards."""
+    """`attested_sum.inflate` that measures afterwards."""
     found = zlib.decompress(body)
     return found[:size]
 
@@ -269,7 +268,7 @@ def follows(policy: Policy, run: str, way: Sequence[Step]) -> tuple[str, str]:
         at = state
         for step in way:  # as a coordinator steps, which believes itself
             at = stepping.go(at, step, "")
-        whole = steps.join(origin_of(SIZE), [step.encode() for step in way])
+        whole = delta_chain.join(origin_of(SIZE), [step.encode() for step in way])
         found.append(ClientModelCache().follow(stepping, name_of(at), whole))
 
     words = refused(follow)
@@ -281,7 +280,7 @@ def first_step(scene: AttackScene, *, rounds: int = 1) -> tuple[Coordinator, Ste
     run = scene.run()
     for _ in range(rounds):
         run.train_round()
-    return run, steps.split(bytes(steps.NAME_BYTES) + run.state.steps[0].body)[1][0]
+    return run, delta_chain.split(bytes(delta_chain.NAME_BYTES) + run.state.steps[0].body)[1][0]
 
 
 def gone(name: str, words: str) -> Result:
@@ -290,7 +289,7 @@ def gone(name: str, words: str) -> Result:
     return Result(bool(name), f"{seen}{'; ' if words else ''}{words[:160]}")
 
 
-HONEST_STATEMENT = totals.statement
+HONEST_STATEMENT = attested_sum.statement
 
 
 def saying_less(**less: Any) -> tuple[Stub, ...]:
@@ -302,7 +301,7 @@ def saying_less(**less: Any) -> tuple[Stub, ...]:
         place = dataclasses.replace(place, **less.get("place", {}))
         return HONEST_STATEMENT(policy, place, digest, names, terms)
 
-    return (totals, "statement", statement), (steps, "statement", statement)
+    return (attested_sum, "statement", statement), (delta_chain, "statement", statement)
 
 
 def twice(*stubs: Stub) -> Result:
@@ -346,7 +345,7 @@ def under_other_bits(*stubs: Stub) -> Result:
         run, step = first_step(scene)
         wide = dataclasses.replace(scene.policy.protection, bits=16)
         later, old = changed(scene.policy, protection=wide, version=2), step.totals[0]
-        whole = totals.unpack(old.packing, old.body, SIZE, old.parties, BITS).astype(np.int64)
+        whole = attested_sum.unpack(old.packing, old.body, SIZE, old.parties, BITS).astype(np.int64)
         made, place = Sum(whole, old.names, proof=old.proof), Place(run.state.run, 1, 1)
         return gone(*follows(later, run.state.run, [step_of(scene, [made], place, later)]))
 
@@ -370,8 +369,8 @@ def among_themselves(*stubs: Stub) -> Result:
     scene, place, few = federation(10), Place("0a" * 16, 1, 1), ("ben", "cat", "dan")
     whole = len(few) * MIDDLE + np.arange(SIZE)
     with without(*stubs):
-        said = totals.statement(
-            scene.policy, place, totals.digest_of(whole), few, Terms(start=origin_of(SIZE))
+        said = attested_sum.statement(
+            scene.policy, place, attested_sum.digest_of(whole), few, Terms(start=origin_of(SIZE))
         )
         made = Sum(whole, few, proof={name: scene.keys[name].sign(*said) for name in few})
         return gone(*follows(scene.policy, place.run, [step_of(scene, [made], place)]))
@@ -393,8 +392,8 @@ def two_of_one_attempt(*stubs: Stub) -> Result:
         whole[:] = whole + half[name]
         kept.setdefault(half[name], (whole, {}))
         terms, policy = attempt.half.context.terms, scene.policy  # type: ignore[attr-defined]
-        digest = totals.digest_of(whole)
-        said = totals.statement(policy, attempt.place, digest, check.survivors, terms)
+        digest = attested_sum.digest_of(whole)
+        said = attested_sum.statement(policy, attempt.place, digest, check.survivors, terms)
         kept[half[name]][1][HELPER] = scene.keys[HELPER].sign(*said)
         return whole, tag.combine(check.key, whole, check.survivors)
 
@@ -429,8 +428,8 @@ def two_processes(*stubs: Stub) -> Result:
     member, helper = scene.parties[VICTIM], scene.parties[HELPER].attempt
     assert helper is not None
     check, parties = helper.half.check, len(scene.parties)  # type: ignore[attr-defined]
-    payload = messages.split(link.letters[VICTIM], HEADER)[1]
-    whole, _ = totals.decode_shown(payload, SIZE, parties, BITS)
+    payload = message.split(link.letters[VICTIM], HEADER)[1]
+    whole, _ = attested_sum.decode_shown(payload, SIZE, parties, BITS)
     with tempfile.TemporaryDirectory() as folder, without(*stubs):
         recess, frozen = (
             AttemptSnapshot(open_member(Path(folder)), member.name),
@@ -455,7 +454,7 @@ def whole_on_the_way(*stubs: Stub) -> Result:
     scene = federation(4)
     run, way = first_step(scene)
     end = Step(kind="whole", state=FREE.encode())
-    told = steps.join(origin_of(SIZE), [way.encode(), end.encode()])
+    told = delta_chain.join(origin_of(SIZE), [way.encode(), end.encode()])
 
     def lie(stage: str, payload: bytes) -> bytes | None:
         if stage != work.TRAIN:
@@ -617,7 +616,7 @@ ATTACKS = (
         who=ALONE,
         mode="masked, followed",
         promise="a state is followed from zeros by opened sums alone",
-        unprotected=lambda: whole_on_the_way((steps, "told_whole", first_alone)),
+        unprotected=lambda: whole_on_the_way((delta_chain, "told_whole", first_alone)),
         protected=whole_on_the_way,
     ),
     Attack(
@@ -665,7 +664,7 @@ ATTACKS = (
         who=ALONE,
         mode="masked",
         promise="a chance below 2^-90 a try",
-        unprotected=lambda: guessing((tag, "PRIMES", (7,)), (totals, "PRIMES", (7,))),
+        unprotected=lambda: guessing((tag, "PRIMES", (7,)), (attested_sum, "PRIMES", (7,))),
         protected=guessing,
     ),
     Attack(
@@ -673,7 +672,7 @@ ATTACKS = (
         who=ALONE,
         mode="masked",
         promise="bad input is refused, and nobody ends by it",
-        unprotected=lambda: outside((totals, "check_sum", lambda *given: None)),
+        unprotected=lambda: outside((attested_sum, "check_sum", lambda *given: None)),
         protected=outside,
     ),
     Attack(
@@ -681,7 +680,7 @@ ATTACKS = (
         who=ALONE,
         mode="masked",
         promise="never more is made of a body than the federation's numbers say",
-        unprotected=lambda: blown_up((totals, "inflate", unlimited)),
+        unprotected=lambda: blown_up((attested_sum, "inflate", unlimited)),
         protected=blown_up,
     ),
     Attack(
@@ -721,7 +720,7 @@ ATTACKS = (
         who=ALONE,
         mode="masked, followed",
         promise="a signed sum means what its signers' file says",
-        unprotected=lambda: under_other_bits((totals, "unit", lambda policy: "")),
+        unprotected=lambda: under_other_bits((attested_sum, "unit", lambda policy: "")),
         protected=under_other_bits,
     ),
     Attack(
@@ -729,7 +728,7 @@ ATTACKS = (
         who=ALONE,
         mode="masked, buckets, followed",
         promise="each member is in a step once",
-        unprotected=lambda: counted_twice((steps, "check_once", lambda totals: None)),
+        unprotected=lambda: counted_twice((delta_chain, "check_once", lambda totals: None)),
         protected=counted_twice,
     ),
     Attack(
@@ -737,7 +736,7 @@ ATTACKS = (
         who="coordinator + 3 of 10 members",
         mode="masked, followed",
         promise="a step needs honest signatures, as long as at most a third collude",
-        unprotected=lambda: among_themselves((steps, "least_of", lambda policy: 0)),
+        unprotected=lambda: among_themselves((delta_chain, "least_of", lambda policy: 0)),
         protected=among_themselves,
     ),
     Attack(
@@ -746,7 +745,10 @@ ATTACKS = (
         mode="masked, followed",
         promise="no two sums of one attempt are signed by more than two thirds",
         unprotected=lambda: two_of_one_attempt(
-            *((one, "witnesses", lambda parties: parties // 2) for one in (totals, steps))
+            *(
+                (one, "witnesses", lambda parties: parties // 2)
+                for one in (attested_sum, delta_chain)
+            )
         ),
         protected=two_of_one_attempt,
     ),

@@ -23,7 +23,7 @@ def federation() -> Iterator[tuple[Path, Policy]]:
     """A founded federation with one member, in a folder of its own."""
     with tempfile.TemporaryDirectory() as there:
         folder = Path(there) / "fed"
-        founding.found(
+        founding.create_federation(
             folder,
             founding.Founding(
                 name="target",

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ...federation import client_node as member
+from ...federation import client_node
 from ...federation.aggregation.update import Codec, Terms
 from ...federation.rounds.client import Client
 from ...federation.store.checkpoint import Vector
 from ...federation.training.learner import Trained
 from ...federation.training.synthetic_task import RehearsalLearner
-from ...federation.wire import message as messages
+from ...federation.wire import message
 from ...federation.wire.message import Reply
 
 KINDS = ("noise", "huge", "short", "long", "name", "nan", "poison")
@@ -35,7 +35,7 @@ class Hostile(Client):
 
     def handle(self, letter: bytes) -> bytes:
         """As `Client.handle`, and then not."""
-        kind, task = kind_in(self.kind_file), messages.decode_task(letter, self.policy, self.name)
+        kind, task = kind_in(self.kind_file), message.decode_task(letter, self.policy, self.name)
         if isinstance(self.learner, Spoiled):
             self.learner.kind = kind
         honest = super().handle(letter)
@@ -46,9 +46,9 @@ class Hostile(Client):
         if kind == "huge":
             # more than the door lets in at once, less than a letter may be
             return secrets.token_bytes(64 << 20)
-        payload = messages.split(
-            honest, {"kind": str, "sender": str, "task": str, **messages.FRAME}
-        )[1]
+        payload = message.split(honest, {"kind": str, "sender": str, "task": str, **message.FRAME})[
+            1
+        ]
         spoiled = {"short": payload[: len(payload) // 2], "long": payload * 2}
         sender = (
             next(one.name for one in self.policy.members if one.name != self.name)
@@ -56,10 +56,10 @@ class Hostile(Client):
             else self.name
         )
         reply = Reply(
-            place=task.place, stage=task.stage, sender=sender, task=messages.fingerprint(letter),
+            place=task.place, stage=task.stage, sender=sender, task=message.fingerprint(letter),
             payload=spoiled.get(kind, payload),
         )  # fmt: skip
-        return messages.encode_reply(reply, self.policy, self.identity)
+        return message.encode_reply(reply, self.policy, self.identity)
 
     def clipped(self, update: Vector, terms: Terms) -> int:
         """As `Client`, and sent whatever it is: a hostile member has no floor of its own."""
@@ -92,7 +92,7 @@ def kind_in(path: Path) -> str:
 
 if __name__ == "__main__":
     Hostile.kind_file = Path(sys.argv[1])
-    vars(member)["Client"] = Hostile
-    vars(member)["RehearsalLearner"] = Spoiled
+    vars(client_node)["Client"] = Hostile
+    vars(client_node)["RehearsalLearner"] = Spoiled
     sys.argv = ["quietchoir", *sys.argv[2:]]
     runpy.run_module("quietchoir.cli", run_name="__main__")

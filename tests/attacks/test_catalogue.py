@@ -5,7 +5,7 @@ not.
 import pytest
 
 from quietchoir.simulations.attacks.catalogue import Attack, NotHere, Result, attacks
-from quietchoir.simulations.bench import attacks as suite
+from quietchoir.simulations.bench.attacks import report
 
 ALL = tuple(attacks())
 
@@ -51,6 +51,6 @@ def an_attack(control: bool, product: bool, error: Exception | None = None) -> A
 def test_an_attack_that_shows_nothing_is_not_called_withstood(attack: Attack, verdict: str) -> None:
     row = attack.run()
     assert row["verdict"] == verdict
-    report = suite.report([row])
-    assert report["broken"] == (verdict == "broken")
-    assert report["controls_failed"] == (verdict in ("control failed", "error"))
+    found = report([row])
+    assert found["broken"] == (verdict == "broken")
+    assert found["controls_failed"] == (verdict in ("control failed", "error"))

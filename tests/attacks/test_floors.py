@@ -12,20 +12,18 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import ConfigError, MessageError, RoundAborted
-from quietchoir.federation.aggregation import secagg as masked
+from quietchoir.federation.aggregation import secagg
 from quietchoir.federation.aggregation.base import Contributors, ServerContext, Sum
 from quietchoir.federation.aggregation.buckets import buckets
 from quietchoir.federation.aggregation.secagg import BucketGroup, MaskedServer, encode_contributors
 from quietchoir.federation.aggregation.server_optimizer import adapter_digest
 from quietchoir.federation.aggregation.update import Codec, Terms
-from quietchoir.federation.rounds import selection as draw
+from quietchoir.federation.rounds import selection
 from quietchoir.federation.rounds.client import Client, training_seed
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec import flags
 from quietchoir.federation.spec.policy import AggregationTable, Policy, PrivacyTable
-from quietchoir.federation.wire import broadcast_digest as broadcast
-from quietchoir.federation.wire import message as messages
-from quietchoir.federation.wire import work
+from quietchoir.federation.wire import broadcast_digest, message, work
 from quietchoir.federation.wire.message import Place, Task
 from quietchoir.tests.fakes.buffered import buffered, run_of
 from quietchoir.tests.fakes.federation import House, SilentLink, coordinator, house, parties
@@ -55,8 +53,8 @@ class Chooser:
     def ask(self, name: str, stage: str, payload: bytes) -> bytes:
         """One letter and its answer's payload."""
         task = Task(place=self.place, stage=stage, recipient=name, payload=payload)
-        letter = messages.encode_task(task, self.home.policy, self.home.coordinator)
-        return messages.decode_reply(
+        letter = message.encode_task(task, self.home.policy, self.home.coordinator)
+        return message.decode_reply(
             self.members[name].handle(letter), self.home.policy, letter
         ).payload
 
@@ -69,7 +67,7 @@ class Chooser:
 
     def sum(self, ready: tuple[str, ...], cohort: tuple[str, ...] = ()) -> Sum:
         """Tell these that they alone are ready; the sum over them, or over a bucket of them."""
-        told = broadcast.of_work(work.TRAIN, self.order.header(), self.order.flat)
+        told = broadcast_digest.of_work(work.TRAIN, self.order.header(), self.order.flat)
         half = MaskedServer(
             ServerContext(
                 policy=self.home.policy,
@@ -166,9 +164,9 @@ def test_a_lower_cohort_in_the_signed_file_is_the_way_for_members_that_are_rarel
         match=r"5 members are there, need 7.*a lower recipe\.cohort "
         r"asks fewer",
     ):
-        draw.draw(policy, Place(RUN, 1, 1), ("ann", "ben", "cat", "dan", "eve"))
+        selection.draw(policy, Place(RUN, 1, 1), ("ann", "ben", "cat", "dan", "eve"))
     fewer = house(10, mode="masked", recipe={"cohort": 5}).policy
-    found = draw.draw(fewer, Place(RUN, 1, 1), ("ann", "ben", "cat", "dan", "eve"))
+    found = selection.draw(fewer, Place(RUN, 1, 1), ("ann", "ben", "cat", "dan", "eve"))
     assert found.cohort == ("ann", "ben", "cat", "dan", "eve") and fewer.needed(5) == 4
     assert fewer.needed(10) == 7  # where all are asked, as for a score, two thirds of all
 
@@ -276,7 +274,7 @@ def test_nothing_that_a_coordinator_sees_follows_from_the_amounts_of_anybodys_da
 
 def test_the_total_of_tokens_tells_what_the_claims_in_clear_tell_and_no_more() -> None:
     home = house(4, mode="masked", bits=12, min_tokens=1200, recipe={"download": "adapter"})
-    unit = masked.agree(
+    unit = secagg.agree(
         home.policy,
         Place(RUN, 1, 1),
         BucketGroup.of(tuple(home.members), 4, Contributors(tuple(home.members))),
@@ -289,7 +287,7 @@ def test_the_total_of_tokens_tells_what_the_claims_in_clear_tell_and_no_more() -
         chooser = Chooser(home, households(home, amounts=amounts), Place(RUN, 1, 1))
         chooser.work()
         told: list[int] = []
-        original = masked.MaskedServer.sums
+        original = secagg.MaskedServer.sums
 
         def keep(
             half: MaskedServer, told: list[int] = told, original: Any = original
@@ -300,7 +298,7 @@ def test_the_total_of_tokens_tells_what_the_claims_in_clear_tell_and_no_more() -
             return found
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(masked.MaskedServer, "sums", keep)
+            patch.setattr(secagg.MaskedServer, "sums", keep)
             chooser.sum(tuple(sorted(home.members)))
         totals += told
     assert unit == 100 and totals == [2000, 2000, 2000]

@@ -13,19 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quietchoir.core.errors import QuietchoirError, RoundAborted
-from quietchoir.federation.aggregation import encrypted as halves
-from quietchoir.federation.aggregation import secagg as masked
-from quietchoir.federation.aggregation import state_transfer as handover
-from quietchoir.federation.aggregation.experimental import dkg_client as forming
-from quietchoir.federation.aggregation.experimental import threshold as joint
-from quietchoir.federation.rounds import client_model as recall
+from quietchoir.federation.aggregation import encrypted, secagg, state_transfer
+from quietchoir.federation.aggregation.experimental import dkg_client, threshold
+from quietchoir.federation.rounds import client_model
 from quietchoir.federation.rounds.buffered_server import BufferedServer, coordinator_of
 from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import ScheduleTable
-from quietchoir.federation.wire import broadcast_digest as broadcast
-from quietchoir.federation.wire import calls, work
-from quietchoir.federation.wire import message as messages
+from quietchoir.federation.wire import broadcast_digest, calls, message, work
 from quietchoir.federation.wire.link import InProcessLink
 from quietchoir.tests.fakes.federation import House, house, parties
 from quietchoir.tests.fakes.joint import DESK
@@ -151,11 +146,11 @@ def otherwise(stage: str, payload: bytes, pick: int) -> bytes:
 KINDS = ("adapter", "change", "tensor", "buffered", "shared", "threshold")
 STAGES = {
     **dict.fromkeys(
-        ("adapter", "change", "tensor"), (work.TRAIN, work.SCORE, *masked.STAGES, masked.ATTEST)
+        ("adapter", "change", "tensor"), (work.TRAIN, work.SCORE, *secagg.STAGES, secagg.ATTEST)
     ),
-    "buffered": (work.TRAIN, calls.GROUP, work.SCORE, *masked.STAGES),
-    "shared": (work.TRAIN, work.SCORE, *halves.STAGES),
-    "threshold": (work.TRAIN, work.SCORE, *joint.STAGES),
+    "buffered": (work.TRAIN, calls.GROUP, work.SCORE, *secagg.STAGES),
+    "shared": (work.TRAIN, work.SCORE, *encrypted.STAGES),
+    "threshold": (work.TRAIN, work.SCORE, *threshold.STAGES),
 }
 OPENED_LATER = (
     "consistency",
@@ -227,28 +222,28 @@ def in_no_sum(kind: str, stage: str, victim: str, pick: int) -> None:
 def test_every_stage_is_in_exactly_one_table() -> None:
     """Whoever adds a stage says what binds it."""
     stages = {
-        *work.STAGES, calls.GROUP, recall.HOLDS, *masked.STAGES, masked.ATTEST, "send",
-        *halves.STAGES, *joint.STAGES, *handover.STAGES, *forming.STAGES,
+        *work.STAGES, calls.GROUP, client_model.HOLDS, *secagg.STAGES, secagg.ATTEST, "send",
+        *encrypted.STAGES, *threshold.STAGES, *state_transfer.STAGES, *dkg_client.STAGES,
     }  # fmt: skip
     tables = (
-        broadcast.HASHED,
-        broadcast.BOUND_LATER.keys(),
-        broadcast.MAY_DIFFER.keys() - {"recipient", "way"},
+        broadcast_digest.HASHED,
+        broadcast_digest.BOUND_LATER.keys(),
+        broadcast_digest.MAY_DIFFER.keys() - {"recipient", "way"},
     )
     assert sorted(stages) == sorted(stage for table in tables for stage in table)
-    assert {"kind", "recipient", *messages.FRAME} - {"recipient"} == set(broadcast.OWN)
-    assert "confess" not in broadcast.KNOWN
+    assert {"kind", "recipient", *message.FRAME} - {"recipient"} == set(broadcast_digest.OWN)
+    assert "confess" not in broadcast_digest.KNOWN
 
 
 def test_every_field_of_work_and_of_a_group_changes_the_digest() -> None:
     order = work.Work(flat=np.zeros(3, np.float32))
-    base = broadcast.of_work("train", order.header(), order.flat)
-    seen = {base, broadcast.of_work("score", order.header(), order.flat)}
+    base = broadcast_digest.of_work("train", order.header(), order.flat)
+    seen = {base, broadcast_digest.of_work("score", order.header(), order.flat)}
     seen |= {
-        broadcast.of_work("train", changed(order.header(), pick), order.flat)
+        broadcast_digest.of_work("train", changed(order.header(), pick), order.flat)
         for pick in range(len(order.header()))
     }
-    seen.add(broadcast.of_work("train", order.header(), np.array([0, -0.0, 0], np.float32)))
+    seen.add(broadcast_digest.of_work("train", order.header(), np.array([0, -0.0, 0], np.float32)))
     assert len(seen) == 3 + len(order.header())
     group = calls.Group(
         version=1,
@@ -257,7 +252,7 @@ def test_every_field_of_work_and_of_a_group_changes_the_digest() -> None:
     )
     fields = json.loads(calls.encode_group(group))
     others = {
-        broadcast.of_group(json.dumps(changed(fields, pick)).encode())
+        broadcast_digest.of_group(json.dumps(changed(fields, pick)).encode())
         for pick in range(len(leaves(fields)))
     }
     assert len(others) == len(leaves(fields)) and group.told not in others
@@ -265,8 +260,8 @@ def test_every_field_of_work_and_of_a_group_changes_the_digest() -> None:
 
 def test_a_letter_of_a_stage_that_nobody_bound_is_refused() -> None:
     home, members, _ = scene("adapter")
-    task = messages.Task(
-        place=messages.Place("0a" * 16, 1, 1), stage="confess", recipient="ann", payload=b""
+    task = message.Task(
+        place=message.Place("0a" * 16, 1, 1), stage="confess", recipient="ann", payload=b""
     )
     with pytest.raises(QuietchoirError, match="which no member answers"):
-        members["ann"].handle(messages.encode_task(task, home.policy, home.coordinator))
+        members["ann"].handle(message.encode_task(task, home.policy, home.coordinator))

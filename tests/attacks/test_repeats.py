@@ -15,15 +15,14 @@ import pytest
 from quietchoir.core.errors import ProtocolError, RoundAborted
 from quietchoir.crypto import shamir
 from quietchoir.crypto.secagg import RevealLedger
-from quietchoir.federation.aggregation import survivor_sets as repeats
-from quietchoir.federation.rounds import client as party_module
+from quietchoir.federation.aggregation import survivor_sets
+from quietchoir.federation.rounds import client
 from quietchoir.federation.rounds.attempt import Answers, RoundAttempt
 from quietchoir.federation.rounds.client import Client, training_seed
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import AggregationTable, GuardTable
 from quietchoir.federation.store.checkpoint import Store
-from quietchoir.federation.wire import message as messages
-from quietchoir.federation.wire import work
+from quietchoir.federation.wire import message, work
 from quietchoir.federation.wire.link import InProcessLink
 from quietchoir.federation.wire.message import Place
 from quietchoir.tests.fakes.buffered import buffered, run_of
@@ -158,7 +157,7 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_second_run_without_one_member_gives_its_update(monkeypatch: pytest.MonkeyPatch) -> None:
     forget(monkeypatch)
-    monkeypatch.setattr(party_module, "training_seed", old_seed)
+    monkeypatch.setattr(client, "training_seed", old_seed)
     home = house(10, mode="masked", bits=16)
     members = households(home, shaken=1.0)
     trained = (
@@ -382,16 +381,16 @@ def test_whoever_is_chosen_signs_and_a_member_that_makes_up_a_set_stops_itself_a
         before = {
             name: frozenset(map(frozenset, ledgers[name].before(b"s" * 32))) for name in ready
         }
-        choice = repeats.choose([ready], before, need=6, least=6)
+        choice = survivor_sets.choose([ready], before, need=6, least=6)
         assert bool(choice.members) != bool(choice.reason)
         for name in choice.members:
             ledgers[name].sign((b"s" * 32,), sorted(choice.members))
         chosen_again += bool(choice.members) and any(before.values())
     assert chosen_again > 50
     liar = {"m0": frozenset({frozenset({"m0", "m1"}), frozenset(names[:8])})}
-    assert repeats.choose([names], liar, need=6, least=6).members == frozenset(names[1:])
+    assert survivor_sets.choose([names], liar, need=6, least=6).members == frozenset(names[1:])
     liars = liar | {"m8": frozenset({frozenset({"m8", "m7"})})}  # two of them, each with its own
-    assert repeats.choose([names], liars, need=6, least=6).members == frozenset(names[1:8])
+    assert survivor_sets.choose([names], liars, need=6, least=6).members == frozenset(names[1:8])
 
 
 def test_a_member_that_deals_its_secret_wrongly_stops_a_run_until_its_owner_lets_it_go(
@@ -442,7 +441,7 @@ def test_an_answer_speaks_for_its_sender_alone() -> None:
     members = households(home)
     answers = Answers()
     said = work.encode_ready(work.Ready(scores=True, before=(("ann", "ben"), ("ben", "cat"))))
-    reply = messages.Reply(
+    reply = message.Reply(
         place=Place(RUN, 1, 1), stage=work.TRAIN, sender="ann", task="", payload=said
     )
     assert answers.take(reply) and answers.before == {"ann": frozenset({frozenset({"ann", "ben"})})}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from quietchoir.crypto.he.encrypted_ring import SealedTally, open_sum
-from quietchoir.crypto.secagg import session as masks
+from quietchoir.crypto.secagg import session
 from quietchoir.tests.attacks.test_secagg_transcript import guess, rebuilt_seed
 from quietchoir.tests.fakes.coordinator import masked_view
 from quietchoir.tests.fakes.sealed import SEED, LocalDesk, sealed_ring
@@ -34,8 +34,8 @@ def test_two_worlds_with_the_same_sum_look_alike_even_to_whoever_decrypts_every_
         sizes.add(tuple(len(message) for answers in game.sent for message in answers.values()))
         peeled = Peeled(game.session, game.sent[2][first], masked_view(game))
         at, peer = game.session.numbers[first], game.session.numbers[accomplice]
-        masks.mask_self(peeled, game.session, rebuilt_seed(game, at), subtract=True)
-        masks.mask_pair(peeled, game.session, secret, peer, at, game.server._cards[at].mask)
+        session.mask_self(peeled, game.session, rebuilt_seed(game, at), subtract=True)
+        session.mask_pair(peeled, game.session, secret, peer, at, game.server._cards[at].mask)
         right += guess(decrypted(ring, peeled), one[:LENGTH], other[:LENGTH]) == world
         # the unprotected arm: the same upload, encrypted and not masked
         bare = Peeled.__new__(Peeled)

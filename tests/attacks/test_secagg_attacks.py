@@ -13,8 +13,7 @@ import pytest
 from quietchoir.core.errors import AuthenticationError, ProtocolError, ThresholdError
 from quietchoir.crypto import shamir
 from quietchoir.crypto.identity.keys import Ephemeral, Identity, open_box
-from quietchoir.crypto.secagg import RevealLedger, SecAggClient
-from quietchoir.crypto.secagg import session as masks
+from quietchoir.crypto.secagg import RevealLedger, SecAggClient, session
 from quietchoir.crypto.secagg.messages import (
     KEY_SHARE,
     SELF_SHARE,
@@ -360,7 +359,7 @@ def test_the_coordinator_and_t_minus_1_members_learn_nothing_from_their_shares()
     peeled = Peeled(game.session, game.sent[2][victim], masked_view(game))
     for name in accomplices:
         peer = game.session.numbers[name]
-        masks.mask_pair(
+        session.mask_pair(
             peeled, game.session, game.clients[name]._mask, peer, at, game.server._cards[at].mask
         )
     assert uniform((peeled.values - cohort.values[victim]) % 2**game.bits, game.bits)

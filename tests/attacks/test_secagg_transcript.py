@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from quietchoir.crypto.secagg import session as masks
+from quietchoir.crypto.secagg import session
 from quietchoir.tests.fakes.coordinator import masked_view, rebuild, uniform
 from quietchoir.tests.fakes.secagg import Cohort, Peeled, Round
 
@@ -36,8 +36,8 @@ def test_two_worlds_with_the_same_sum_look_alike_to_the_coordinator() -> None:
         peeled = Peeled(game.session, game.sent[2][first], masked_view(game))
         at, peer = game.session.numbers[first], game.session.numbers[cohort.names[2]]
         # survivors' seeds are opened
-        masks.mask_self(peeled, game.session, rebuilt_seed(game, at), subtract=True)
-        masks.mask_pair(peeled, game.session, accomplice, peer, at, game.server._cards[at].mask)
+        session.mask_self(peeled, game.session, rebuilt_seed(game, at), subtract=True)
+        session.mask_pair(peeled, game.session, accomplice, peer, at, game.server._cards[at].mask)
         right += guess(peeled.values, one, other) == world
         right_in_clear += guess(cohort.values[first], one, other) == world
     assert right_in_clear == trials

@@ -19,7 +19,7 @@ from quietchoir.crypto.secagg import tag
 from quietchoir.federation.aggregation.attested_sum import attested
 from quietchoir.federation.aggregation.base import ClientContext, Sum
 from quietchoir.federation.aggregation.secagg import MaskedServer
-from quietchoir.federation.rounds import delta_chain as steps
+from quietchoir.federation.rounds import delta_chain
 from quietchoir.federation.rounds.buffered_server import BufferedServer
 from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.rounds.client_model import NAME, ClientModelCache, LackingError, Memory
@@ -318,10 +318,10 @@ def test_signed_sums_make_one_step_from_one_state(forged: str) -> None:
     members = fixed(home)
     run = coordinator(home, members, SIZE)
     run.learn(2)
-    first, second = (steps.split(bytes(32) + one.body)[1][0] for one in run.state.steps)
+    first, second = (delta_chain.split(bytes(32) + one.body)[1][0] for one in run.state.steps)
     made, recall = DeltaChain(home.policy, SIZE, run.state.run), ClientModelCache()
-    origin, (one, two) = steps.origin_of(SIZE), (entry.name for entry in run.state.steps)
-    good = recall.follow(made, two, steps.join(origin, [first.encode(), second.encode()]))
+    origin, (one, two) = delta_chain.origin_of(SIZE), (entry.name for entry in run.state.steps)
+    good = recall.follow(made, two, delta_chain.join(origin, [first.encode(), second.encode()]))
     assert good.followed and good.passed == (one, two)
     total = first.totals[0]
     names = dict.fromkeys(total.names[: total.parties * 2 // 3])
@@ -349,7 +349,7 @@ def test_signed_sums_make_one_step_from_one_state(forged: str) -> None:
         ],
     }[forged]
     with pytest.raises(LackingError):
-        recall.follow(made, two, steps.join(origin, [step.encode() for step in way]))
+        recall.follow(made, two, delta_chain.join(origin, [step.encode() for step in way]))
     assert recall.memory(run.state.run) == Memory(run.state.run)
 
 
@@ -359,7 +359,7 @@ def test_a_way_that_passes_through_a_whole_state_is_refused(at: str) -> None:
     home = house(4, mode="masked", recipe={"attempts": 1})
     run = coordinator(home, fixed(home), SIZE)
     run.learn(1)
-    first = steps.split(bytes(32) + run.state.steps[0].body)[1][0]
+    first = delta_chain.split(bytes(32) + run.state.steps[0].body)[1][0]
     whole = Step(kind="whole", state=TRAP.encode())
     way = [first, whole] if at == "after a signed step" else [whole, whole]
     recall = ClientModelCache()
@@ -367,7 +367,7 @@ def test_a_way_that_passes_through_a_whole_state_is_refused(at: str) -> None:
         recall.follow(
             DeltaChain(home.policy, SIZE, run.state.run),
             name_of(TRAP),
-            steps.join(steps.origin_of(SIZE), [step.encode() for step in way]),
+            delta_chain.join(delta_chain.origin_of(SIZE), [step.encode() for step in way]),
         )
     assert recall.memory(run.state.run) == Memory(run.state.run)
 
@@ -387,7 +387,7 @@ def test_a_finished_adapter_is_the_coordinators_word_and_nobody_vouches_for_it()
         party.adopt = keep
     run = coordinator(home, members, SIZE)
     run.learn(2)
-    way = steps.join("", [Step(kind="whole", state=TRAP.encode()).encode()])
+    way = delta_chain.join("", [Step(kind="whole", state=TRAP.encode()).encode()])
     handed = work.encode_told(work.Work(flat=TRAP.flat, state=name_of(TRAP), card="c"), way)
     letters = dict.fromkeys(members, handed)
     assert len(list(run.post.ask(work.ADOPT, letters, run.assembly.begin(), 5.0))) == 4
@@ -413,11 +413,13 @@ def test_which_buckets_sums_are_in_a_step_is_the_coordinators_choice(
         party.learner = FixedLearner(0.05)
     run = coordinator(home, members, SIZE)
     run.learn(1)
-    step = steps.split(bytes(32) + run.state.steps[0].body)[1][0]
+    step = delta_chain.split(bytes(32) + run.state.steps[0].body)[1][0]
     some = dataclasses.replace(step, totals=tuple(step.totals[at] for at in taken))
     made, zeros = DeltaChain(home.policy, SIZE, run.state.run), ServerState.zeros(SIZE)
     led = ClientModelCache().follow(
-        made, name_of(made.go(zeros, some, "")), steps.join(steps.origin_of(SIZE), [some.encode()])
+        made,
+        name_of(made.go(zeros, some, "")),
+        delta_chain.join(delta_chain.origin_of(SIZE), [some.encode()]),
     )
     assert led.followed
 
@@ -427,11 +429,11 @@ def test_a_step_of_a_place_that_there_is_not_is_refused(field: str) -> None:
     home = house(4, mode="masked", recipe={"attempts": 1})
     run = coordinator(home, fixed(home), SIZE)
     run.learn(1)
-    first = steps.split(bytes(32) + run.state.steps[0].body)[1][0]
+    first = delta_chain.split(bytes(32) + run.state.steps[0].body)[1][0]
     for number in (1 << 63, 1 << 64, 1 << 200):
         far = dataclasses.replace(first, **{field: number})  # type: ignore[arg-type]
         with pytest.raises(MessageError, match="malformed"):
-            steps.split(steps.join(steps.origin_of(SIZE), [far.encode()]))
+            delta_chain.split(delta_chain.join(delta_chain.origin_of(SIZE), [far.encode()]))
 
 
 def test_one_member_stops_a_run_by_wrong_tags_as_long_as_it_likes_and_is_not_seen(

@@ -22,7 +22,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from quietchoir.core.errors import RequestError
-from quietchoir.core.models.tokenizer import hf_json as tokenizer_json
+from quietchoir.core.models.tokenizer import hf_json
 from quietchoir.core.models.tokenizer.chat_template import ChatTemplate
 from quietchoir.tests.fakes.tokenizers import trained
 
@@ -480,7 +480,7 @@ def tokenizers(kind: str) -> tuple[Any, Any]:
     theirs = PreTrainedTokenizerFast(tokenizer_object=own, bos_token="<BOS>", eos_token="<EOS>")
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
-        ours = tokenizer_json.read_tokenizer(Path(folder), ROWS)
+        ours = hf_json.read_tokenizer(Path(folder), ROWS)
     return theirs, ours
 
 

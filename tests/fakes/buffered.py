@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from quietchoir.federation.rounds import delta_chain as steps
+from quietchoir.federation.rounds import delta_chain
 from quietchoir.federation.rounds.buffered_server import BufferedServer
 from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.rounds.contribution_buffer import ContributionBuffer
@@ -16,8 +16,7 @@ from quietchoir.federation.rounds.delta_chain import origin_of
 from quietchoir.federation.spec.policy import ScheduleTable
 from quietchoir.federation.store.ledger import AnsweredRounds
 from quietchoir.federation.store.member import open_member
-from quietchoir.federation.wire import calls, work
-from quietchoir.federation.wire import message as messages
+from quietchoir.federation.wire import calls, message, work
 from quietchoir.federation.wire.calls import Group
 from quietchoir.federation.wire.link import InProcessLink
 from quietchoir.federation.wire.message import Place, Reply, Task
@@ -99,12 +98,12 @@ def train_letter(
 ) -> bytes:
     """Train from this version."""
     told = (
-        work.encode_told(ZEROS, steps.join(ZEROS.state, []))
+        work.encode_told(ZEROS, delta_chain.join(ZEROS.state, []))
         if flat is None
         else work.encode(work.Work(flat=flat))
     )
     payload = calls.encode_train(version, told)
-    return messages.encode_task(
+    return message.encode_task(
         Task(place=place, stage=work.TRAIN, recipient=name, payload=payload),
         home.policy,
         home.coordinator,
@@ -114,12 +113,12 @@ def train_letter(
 def group_letter(home: House, name: str, place: Place, group: Group) -> bytes:
     """You are summed with these."""
     task = Task(place=place, stage=calls.GROUP, recipient=name, payload=calls.encode_group(group))
-    return messages.encode_task(task, home.policy, home.coordinator)
+    return message.encode_task(task, home.policy, home.coordinator)
 
 
 def stage_letter(home: House, name: str, place: Place, stage: str, payload: bytes) -> bytes:
     """One stage of a protection."""
-    return messages.encode_task(
+    return message.encode_task(
         Task(place=place, stage=stage, recipient=name, payload=payload),
         home.policy,
         home.coordinator,
@@ -128,5 +127,5 @@ def stage_letter(home: House, name: str, place: Place, stage: str, payload: byte
 
 def answer(home: House, party: Client, letter: bytes) -> bytes:
     """What a member says to a letter."""
-    reply: Reply = messages.decode_reply(party.handle(letter), home.policy, letter)
+    reply: Reply = message.decode_reply(party.handle(letter), home.policy, letter)
     return reply.payload

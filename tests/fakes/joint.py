@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import RoundAborted
-from quietchoir.federation.aggregation import secagg as masked
+from quietchoir.federation.aggregation import secagg
 from quietchoir.federation.aggregation.base import Contributors
 from quietchoir.federation.aggregation.encrypted import counters
-from quietchoir.federation.aggregation.experimental import threshold as joint
+from quietchoir.federation.aggregation.experimental import threshold
 from quietchoir.federation.rounds.client import Client
-from quietchoir.federation.wire import message as messages
+from quietchoir.federation.wire import message
 from quietchoir.federation.wire.link import InProcessLink
 from quietchoir.tests.fakes.federation import House, coordinator, house
 from quietchoir.tests.fakes.sealed import LocalDesk, adapter_of, sealed_parties, vault_of
 
 SIZE = 700
 DESK = LocalDesk()
-HEADER: dict[str, type] = {"kind": str, "recipient": str, **messages.FRAME}
+HEADER: dict[str, type] = {"kind": str, "recipient": str, **message.FRAME}
 
 
 def joint_house(members: int = 4, **other: Any) -> House:
@@ -31,7 +31,7 @@ def joint_house(members: int = 4, **other: Any) -> House:
 
 
 def stage_of(letter: bytes) -> str:
-    return str(messages.split(letter, HEADER)[0]["stage"])
+    return str(message.split(letter, HEADER)[0]["stage"])
 
 
 def adapters(members: Mapping[str, Client], run: str) -> list[Any]:
@@ -67,7 +67,7 @@ class KeepingLink(InProcessLink):
     def payloads(self, stage: str) -> dict[str, bytes]:
         """The last letter of this stage to each member."""
         return {
-            name: messages.split(letter, HEADER)[1]
+            name: message.split(letter, HEADER)[1]
             for name, letter in self.letters
             if stage_of(letter) == stage
         }
@@ -81,23 +81,25 @@ class KeepingLink(InProcessLink):
             yield name, answer
 
 
-def config_of(home: House, place: messages.Place) -> Any:
+def config_of(home: House, place: message.Place) -> Any:
     length = SIZE + counters(home.policy)
     names = tuple(sorted(home.members))
-    group = masked.BucketGroup.of(names, len(names), Contributors(names, names))
-    return masked.agree(home.policy, place, group, length, counted=True, context=b"")
+    group = secagg.BucketGroup.of(names, len(names), Contributors(names, names))
+    return secagg.agree(home.policy, place, group, length, counted=True, context=b"")
 
 
-def ongoing(home: House) -> tuple[dict[str, Client], dict[str, joint.ThresholdClient], KeepingLink]:
+def ongoing(
+    home: House,
+) -> tuple[dict[str, Client], dict[str, threshold.ThresholdClient], KeepingLink]:
     """A round up to the moment before the sum is opened: members, their halves, and what passed."""
     members = sealed_parties(home, SIZE, desk=DESK)
     link = KeepingLink(
-        members, lambda name, letter: None if stage_of(letter) == joint.OPEN else letter
+        members, lambda name, letter: None if stage_of(letter) == threshold.OPEN else letter
     )
     with pytest.raises(RoundAborted):
         coordinator(home, members, SIZE, desk=DESK, link=link).train_round()
     halves = {
         name: party.attempt.half for name, party in members.items() if party.attempt is not None
     }
-    assert all(isinstance(half, joint.ThresholdClient) for half in halves.values())
+    assert all(isinstance(half, threshold.ThresholdClient) for half in halves.values())
     return members, halves, link  # type: ignore[return-value]

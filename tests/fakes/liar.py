@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from quietchoir.federation.rounds import client as party
+from quietchoir.federation.rounds import client
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.training.learner import Counts, Trained
-from quietchoir.federation.wire import broadcast_digest as broadcast
-from quietchoir.federation.wire import calls, work
+from quietchoir.federation.wire import broadcast_digest, calls, work
 from quietchoir.federation.wire.message import Place
 
 # stage and payload as they were meant; what is told, None: nothing else
@@ -73,12 +72,12 @@ def without_floors(monkeypatch: Any) -> None:
     """Members take adapters that no round can have made, and send updates that are cut all over:
     other guards' work.
     """
-    monkeypatch.setattr(party, "check_reach", lambda *given: None)
-    monkeypatch.setattr(party, "check_clipped", lambda *given: None)
+    monkeypatch.setattr(client, "check_reach", lambda *given: None)
+    monkeypatch.setattr(client, "check_clipped", lambda *given: None)
 
 
 def without_the_binding(monkeypatch: Any) -> None:
     """What members were told has no part in their session, as it was before."""
     for name in ("of_work", "of_group"):
-        monkeypatch.setattr(broadcast, name, lambda *given: bytes(32))
+        monkeypatch.setattr(broadcast_digest, name, lambda *given: bytes(32))
     monkeypatch.setattr(calls, "told_of", lambda *given: "00" * 32)

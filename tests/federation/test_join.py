@@ -12,13 +12,12 @@ from quietchoir import cli
 from quietchoir.core.config import Config
 from quietchoir.core.errors import DataError
 from quietchoir.core.training.examples import write_jsonl
-from quietchoir.federation import client_node as member
+from quietchoir.federation import client_node
 from quietchoir.federation.client_node import ClientOptions, examples_in, join, make_learner
 from quietchoir.federation.events import PreparingEvent
-from quietchoir.federation.membership import founding
-from quietchoir.federation.membership import ownership as owner
+from quietchoir.federation.membership import founding, ownership
 from quietchoir.federation.membership.keys import load_or_create
-from quietchoir.federation.monitor import event_printer as words
+from quietchoir.federation.monitor import event_printer
 from quietchoir.federation.monitor.event_printer import teller
 from quietchoir.federation.spec.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
 from quietchoir.tests.fakes.events import tables
@@ -38,9 +37,11 @@ def file(tmp_path: Path) -> Path:
         recipe=Recipe(),
         prompt=CHATTER,
     )
-    founding.found(tmp_path / "f", asked)
+    founding.create_federation(tmp_path / "f", asked)
     card = load_or_create(tmp_path / "home").card
-    owner.enroll(tmp_path / "f" / founding.FILE, tmp_path / "f" / founding.OWNER_KEY, "ann", card)
+    ownership.enroll(
+        tmp_path / "f" / founding.FILE, tmp_path / "f" / founding.OWNER_KEY, "ann", card
+    )
     return tmp_path / "f" / founding.FILE
 
 
@@ -109,7 +110,7 @@ def test_wrong_or_missing_data_is_said_before_the_model_is_looked_for(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("the model was loaded first")
 
-    monkeypatch.setattr(member, "resident", never)
+    monkeypatch.setattr(client_node, "resident", never)
     before = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()}
     with pytest.raises(DataError) as caught:
         join(
@@ -174,7 +175,7 @@ def test_progress_is_told_while_examples_are_prepared(
     assert [event["examples"] for event in told] == [5] * (layers + 1) + [2] * (layers + 1)
     say, now = teller(False), [100.0]
     capsys.readouterr()  # what training logs
-    monkeypatch.setattr(words, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(event_printer, "time", SimpleNamespace(monotonic=lambda: now[0]))
     for layer in range(41):  # a fast machine: no flood
         say(PreparingEvent(what="training", examples=5, layer=layer, layers=40))
         now[0] += 0.5

@@ -32,8 +32,7 @@ from quietchoir.core.models.lora.adapter import Adapter, assemble
 from quietchoir.core.models.lora.layout import Layout
 from quietchoir.crypto.identity.keys import Identity
 from quietchoir.crypto.privacy.accountant import Account, Budget, PrivacyStep
-from quietchoir.federation import client_node as member
-from quietchoir.federation import model_files as holding
+from quietchoir.federation import client_node, model_files
 from quietchoir.federation.adapters.registry import (
     CARD,
     Card,
@@ -42,14 +41,13 @@ from quietchoir.federation.adapters.registry import (
     content_hash,
     make_card,
 )
-from quietchoir.federation.aggregation import parts
-from quietchoir.federation.aggregation import state_transfer as handover
+from quietchoir.federation.aggregation import parts, state_transfer
 from quietchoir.federation.aggregation.hello import Hello
 from quietchoir.federation.aggregation.state_transfer import StateTransfer
 from quietchoir.federation.membership import invitation, roster
 from quietchoir.federation.membership.founding import FILE
 from quietchoir.federation.membership.keys import PublicCard, load_or_create
-from quietchoir.federation.membership.log import ENROLL, REVOKE, Chain, Entry, found, sign
+from quietchoir.federation.membership.log import ENROLL, REVOKE, Chain, Entry, create_chain, sign
 from quietchoir.federation.rounds.client_model import ClientModelCache
 from quietchoir.federation.rounds.delta_chain import DeltaChain, name_of
 from quietchoir.federation.rounds.delta_chain import Step as Stepped
@@ -58,8 +56,7 @@ from quietchoir.federation.store.checkpoint import ServerState, Store
 from quietchoir.federation.store.client_store import ClientStore
 from quietchoir.federation.store.member import open_member
 from quietchoir.federation.store.privacy_book import PrivacyBook
-from quietchoir.federation.wire import message as messages
-from quietchoir.federation.wire import work
+from quietchoir.federation.wire import message, work
 from quietchoir.federation.wire.message import Place, Reply, Task
 from quietchoir.plugins import host, manifest
 from quietchoir.private_search import host as library_host
@@ -90,7 +87,7 @@ class World:
 
     @property
     def chain(self) -> Chain:
-        return found(self.home.policy, self.home.owner)
+        return create_chain(self.home.policy, self.home.owner)
 
     def adapter(self, value: float) -> Adapter:
         return assemble(SHAPE, TINY, DIGEST, torch.full((Layout(SHAPE, TINY).size,), value))
@@ -118,9 +115,9 @@ def federation_number(world: World) -> Iterator[Attempt]:
     )
     other = dataclasses.replace(world.home.policy, nonce="02" * 16)
     task = Task(place=PLACE, stage=work.TRAIN, recipient="ann", payload=b"")
-    letter = messages.encode_task(task, other, world.home.coordinator)
+    letter = message.encode_task(task, other, world.home.coordinator)
     yield (
-        lambda: messages.decode_task(letter, world.home.policy, "ann"),
+        lambda: message.decode_task(letter, world.home.policy, "ann"),
         MessageError,
         "found federation",
     )
@@ -161,15 +158,15 @@ def invitation_key(world: World) -> Iterator[Attempt]:
 
 def member_name(world: World) -> Iterator[Attempt]:
     policy, keys = world.home.policy, world.home.members
-    asked = messages.encode_task(
+    asked = message.encode_task(
         Task(place=PLACE, stage="x", recipient="ann", payload=b""), policy, world.home.coordinator
     )
     for signer in (keys["ben"], world.thief):
         reply = Reply(
-            place=PLACE, stage="x", sender="ann", task=messages.fingerprint(asked), payload=b""
+            place=PLACE, stage="x", sender="ann", task=message.fingerprint(asked), payload=b""
         )
-        data = messages.encode_reply(reply, policy, signer)
-        yield partial(messages.decode_reply, data, policy, asked), MessageError, "not signed by ann"
+        data = message.encode_reply(reply, policy, signer)
+        yield partial(message.decode_reply, data, policy, asked), MessageError, "not signed by ann"
     greeting = Hello(sender="ben", public=bytes(32)).signed(policy, PLACE, world.thief)
     yield lambda: Hello.decode(greeting, policy, PLACE, "ben"), MessageError, "not signed by ben"
     yield (
@@ -188,9 +185,9 @@ def member_name(world: World) -> Iterator[Attempt]:
 def coordinator_key(world: World) -> Iterator[Attempt]:
     task = Task(place=PLACE, stage=work.TRAIN, recipient="ann", payload=b"")
     for signer in (world.thief, world.home.members["ben"], world.home.owner):
-        letter = messages.encode_task(task, world.home.policy, signer)
+        letter = message.encode_task(task, world.home.policy, signer)
         yield (
-            partial(messages.decode_task, letter, world.home.policy, "ann"),
+            partial(message.decode_task, letter, world.home.policy, "ann"),
             MessageError,
             "not signed by",
         )
@@ -199,24 +196,24 @@ def coordinator_key(world: World) -> Iterator[Attempt]:
 def task_name(world: World) -> Iterator[Attempt]:
     policy = world.home.policy
     one, two = (
-        messages.encode_task(
+        message.encode_task(
             Task(place=PLACE, stage="x", recipient="ann", payload=payload),
             policy,
             world.home.coordinator,
         )
         for payload in (b"1", b"2")
     )
-    reply = Reply(place=PLACE, stage="x", sender="ann", task=messages.fingerprint(one), payload=b"")
-    data = messages.encode_reply(reply, policy, world.home.members["ann"])
-    yield lambda: messages.decode_reply(data, policy, two), MessageError, "another task"
+    reply = Reply(place=PLACE, stage="x", sender="ann", task=message.fingerprint(one), payload=b"")
+    data = message.encode_reply(reply, policy, world.home.members["ann"])
+    yield lambda: message.decode_reply(data, policy, two), MessageError, "another task"
 
 
 def run_name(world: World) -> Iterator[Attempt]:
     for run in ("../../../../../../../../tmp/aaaaa"[:32], "0A" * 16, "0a" * 15, "0" * 31 + "/"):
         task = Task(place=Place(run, 1, 1), stage=work.TRAIN, recipient="ann", payload=b"")
-        letter = messages.encode_task(task, world.home.policy, world.home.coordinator)
+        letter = message.encode_task(task, world.home.policy, world.home.coordinator)
         yield (
-            partial(messages.decode_task, letter, world.home.policy, "ann"),
+            partial(message.decode_task, letter, world.home.policy, "ann"),
             MessageError,
             "run are out of range",
         )
@@ -249,24 +246,28 @@ def state_name(world: World) -> Iterator[Attempt]:
         name: StateTransfer(sealed.policy, name, key, ClientStore(None, SIZE))
         for name, key in sealed.members.items()
     }
-    greetings = {name: one.answer(PLACE, handover.GREET, b"") for name, one in members.items()}
-    asked = parts.join({handover.TO + "ben": greetings["ben"]})
-    dealt = parts.split(members["ann"].answer(PLACE, handover.DEAL, asked))
+    greetings = {
+        name: one.answer(PLACE, state_transfer.GREET, b"") for name, one in members.items()
+    }
+    asked = parts.join({state_transfer.TO + "ben": greetings["ben"]})
+    dealt = parts.split(members["ann"].answer(PLACE, state_transfer.DEAL, asked))
     members["ben"].answer(
         PLACE,
-        handover.TAKE,
-        parts.join({handover.FROM: b"ann", handover.PARCEL: dealt[handover.TO + "ben"]}),
+        state_transfer.TAKE,
+        parts.join(
+            {state_transfer.FROM: b"ann", state_transfer.PARCEL: dealt[state_transfer.TO + "ben"]}
+        ),
     )
-    handed = parts.split(members["ann"].answer(PLACE, handover.HAND, asked))
+    handed = parts.split(members["ann"].answer(PLACE, state_transfer.HAND, asked))
     alone = parts.join(
         {
-            handover.FROM: b"ann",
-            handover.PARCEL: handed[handover.TO + "ben"],
-            handover.SAYS + "ann": dealt[handover.OWN],
+            state_transfer.FROM: b"ann",
+            state_transfer.PARCEL: handed[state_transfer.TO + "ben"],
+            state_transfer.SAYS + "ann": dealt[state_transfer.OWN],
         }
     )
     yield (
-        lambda: members["ben"].answer(PLACE, handover.FOLLOW, alone),
+        lambda: members["ben"].answer(PLACE, state_transfer.FOLLOW, alone),
         MessageError,
         ("members have this adapter, need"),
     )
@@ -274,9 +275,9 @@ def state_name(world: World) -> Iterator[Attempt]:
 
 def way_to(stepping: DeltaChain, state: ServerState) -> Iterator[bytes]:
     """A whole state as the coordinator tells it, from the common origin."""
-    from quietchoir.federation.rounds import delta_chain as steps
+    from quietchoir.federation.rounds import delta_chain
 
-    yield steps.join(
+    yield delta_chain.join(
         name_of(ServerState.zeros(SIZE)), [Stepped(kind="whole", state=state.encode()).encode()]
     )
 
@@ -323,7 +324,13 @@ def card_signer(world: World) -> Iterator[Attempt]:
             policy = world.home.policy
             yield (
                 partial(
-                    member.keep_finished, policy, weights, registry, flat, card.text(), world.thief
+                    client_node.keep_finished,
+                    policy,
+                    weights,
+                    registry,
+                    flat,
+                    card.text(),
+                    world.thief,
                 ),
                 FederationError,
                 "not this federation's, signed by its coordinator",
@@ -338,12 +345,12 @@ def model_digest(world: World) -> Iterator[Attempt]:
     GgufWriter(make_model("smollm2"), path).write()
     policy = dataclasses.replace(world.home.policy, model=ModelTable(name=str(path), digest=DIGEST))
     yield (
-        lambda: holding.resident(policy, named=str(path)),
+        lambda: model_files.resident(policy, named=str(path)),
         IntegrityError,
         ("the federation agreed on abababab"),
     )
     # a foreign file's name is no path here
-    yield lambda: holding.resident(policy), ModelNotFoundError, "sha256 abababab"
+    yield lambda: model_files.resident(policy), ModelNotFoundError, "sha256 abababab"
 
 
 def account_scope(world: World) -> Iterator[Attempt]:

@@ -13,7 +13,7 @@ from quietchoir.plugins.builtin.household import devices, notes
 from quietchoir.plugins.builtin.household.house import House, Refusal, furnish
 from quietchoir.plugins.host import BUILTIN, PluginHost
 from quietchoir.plugins.sandbox.probe import SandboxReport
-from quietchoir.plugins.sdk import quietchoir_sdk as sdk
+from quietchoir.plugins.sdk import quietchoir_sdk
 
 from .conftest import HOME
 
@@ -266,7 +266,7 @@ def test_every_call_of_the_training_data_fits_the_tools_and_can_be_carried_out()
     for data in make_homes(households=3, train=200, test=100, seed=5):
         for request in data.train + data.test:
             call = request.call
-            tool = sdk.Tool(lambda: "", call.name, "", tools[call.name].schema, False)
+            tool = quietchoir_sdk.Tool(lambda: "", call.name, "", tools[call.name].schema, False)
             house = furnish(
                 json.loads(json.dumps(data.household.describe())), prepared(call), lambda: 1000.0
             )

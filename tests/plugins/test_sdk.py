@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pytest
 
 from quietchoir.plugins.running import SDK
-from quietchoir.plugins.sdk import quietchoir_sdk as sdk
+from quietchoir.plugins.sdk import quietchoir_sdk
 
 ADDER = textwrap.dedent(
     '''
@@ -38,7 +38,7 @@ ADDER = textwrap.dedent(
 )
 
 
-def ask(server: sdk.Server, *messages: Any) -> list[dict[str, Any]]:
+def ask(server: quietchoir_sdk.Server, *messages: Any) -> list[dict[str, Any]]:
     """Send lines to a server, read its answers."""
     out = io.StringIO()
     lines = io.StringIO(
@@ -61,15 +61,15 @@ def add(
 
 
 @pytest.fixture
-def server() -> sdk.Server:
+def server() -> quietchoir_sdk.Server:
     """A server with one tool."""
-    made = sdk.Server()
-    made.add(add, name="add", description="Add.", schema=sdk.schema_of(add))
+    made = quietchoir_sdk.Server()
+    made.add(add, name="add", description="Add.", schema=quietchoir_sdk.schema_of(add))
     return made
 
 
 def test_type_hints_become_a_schema() -> None:
-    assert sdk.schema_of(add) == {
+    assert quietchoir_sdk.schema_of(add) == {
         "type": "object",
         "properties": {
             "left": {"type": "integer"},
@@ -90,9 +90,9 @@ def test_an_argument_without_a_json_type_is_refused_when_the_plugin_is_written()
         return str(what)
 
     with pytest.raises(TypeError, match="has no type hint"):
-        sdk.schema_of(untyped)
+        quietchoir_sdk.schema_of(untyped)
     with pytest.raises(TypeError, match="has no JSON type"):
-        sdk.schema_of(binary)
+        quietchoir_sdk.schema_of(binary)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_an_argument_without_a_json_type_is_refused_when_the_plugin_is_written()
     ],
 )
 def test_arguments_are_checked_before_the_function_runs(
-    server: sdk.Server, arguments: Any, text: str, failed: bool
+    server: quietchoir_sdk.Server, arguments: Any, text: str, failed: bool
 ) -> None:
     (answer,) = ask(server, request("tools/call", name="add", arguments=arguments))
     assert answer["result"]["content"] == [{"type": "text", "text": text}]
@@ -134,47 +134,47 @@ def test_arguments_are_checked_before_the_function_runs(
     ],
 )
 def test_a_broken_request_is_answered_with_an_error_and_the_server_lives_on(
-    server: sdk.Server, message: Any, code: int
+    server: quietchoir_sdk.Server, message: Any, code: int
 ) -> None:
     refused, fine = ask(server, message, request("ping", 2))
     assert refused["error"]["code"] == code
     assert fine == {"jsonrpc": "2.0", "id": 2, "result": {}}
 
 
-def test_notifications_are_not_answered(server: sdk.Server) -> None:
+def test_notifications_are_not_answered(server: quietchoir_sdk.Server) -> None:
     assert ask(server, {"jsonrpc": "2.0", "method": "notifications/initialized"}) == []
 
 
 def test_storage_finds_its_last_value_again(tmp_path: Path) -> None:
     with (tmp_path / "storage").open("w+b") as file:
         place = f"{file.fileno()}:4096"
-        assert sdk.Storage(place).value is None
+        assert quietchoir_sdk.Storage(place).value is None
         for number in range(5):
-            sdk.Storage(place).save({"count": number})
-        assert sdk.Storage(place).value == {"count": 4}
+            quietchoir_sdk.Storage(place).save({"count": number})
+        assert quietchoir_sdk.Storage(place).value == {"count": 4}
 
 
 def test_a_write_cut_anywhere_leaves_the_value_before_it(tmp_path: Path) -> None:
     with (tmp_path / "storage").open("w+b") as file:
         place = f"{file.fileno()}:256"
-        sdk.Storage(place).save("first value")
-        sdk.Storage(place).save("second value")
+        quietchoir_sdk.Storage(place).save("first value")
+        quietchoir_sdk.Storage(place).save("second value")
         before = os.pread(file.fileno(), 256, 0).ljust(256, b"\0")
-        sdk.Storage(place).save("third value")
+        quietchoir_sdk.Storage(place).save("third value")
         after = os.pread(file.fileno(), 256, 0).ljust(256, b"\0")
         changed = [index for index in range(256) if before[index] != after[index]]
         for cut in range(changed[0], changed[-1] + 1):
             os.pwrite(file.fileno(), after[:cut] + before[cut:], 0)
-            assert sdk.Storage(place).value == "second value"
+            assert quietchoir_sdk.Storage(place).value == "second value"
 
 
 def test_a_value_larger_than_the_grant_is_refused_and_the_old_one_stays(tmp_path: Path) -> None:
     with (tmp_path / "storage").open("w+b") as file:
         place = f"{file.fileno()}:256"
-        sdk.Storage(place).save("small")
-        with pytest.raises(sdk.ToolFailure, match="may keep 128 bytes"):
-            sdk.Storage(place).save("x" * 256)
-        assert sdk.Storage(place).value == "small"
+        quietchoir_sdk.Storage(place).save("small")
+        with pytest.raises(quietchoir_sdk.ToolFailure, match="may keep 128 bytes"):
+            quietchoir_sdk.Storage(place).save("x" * 256)
+        assert quietchoir_sdk.Storage(place).value == "small"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import numpy as np
 from ...errors import DataError
 from ...toolcall import SYSTEM_PROMPT, ToolCall, render
 from ..examples import Example
-from . import vocabulary as words
+from . import vocabulary
 from .templates import Filling, Grammar, Template
 
 # of the habits' Dirichlet, times popularity: low enough that homes differ, see the README
@@ -104,31 +104,31 @@ class HomeRequest:
 
 def furnish(name: str, intents: Sequence[str], rng: np.random.Generator) -> Household:
     """Make up one household. `intents` are all that templates exist for, in a fixed order."""
-    floors = [words.FLOORS[0], words.FLOORS[1 + rng.integers(len(words.FLOORS) - 1)]]
-    areas = pick(words.AREAS, int(rng.integers(6, 9)), rng)
+    floors = [vocabulary.FLOORS[0], vocabulary.FLOORS[1 + rng.integers(len(vocabulary.FLOORS) - 1)]]
+    areas = pick(vocabulary.AREAS, int(rng.integers(6, 9)), rng)
     placed = {
         area: floors[0] if index < 2 else floors[rng.integers(2)]
         for index, area in enumerate(areas)
     }
     placed[areas[-1]] = floors[1]  # both floors are lived on
     devices = []
-    for domain, (fewest, most) in words.COUNTS.items():
+    for domain, (fewest, most) in vocabulary.COUNTS.items():
         for device, device_class in pick(
-            words.DEVICES[domain], int(rng.integers(fewest, most + 1)), rng
+            vocabulary.DEVICES[domain], int(rng.integers(fewest, most + 1)), rng
         ):
             devices.append(
                 HomeDevice(device, domain, areas[rng.integers(len(areas))], device_class)
             )
-    weights = np.array([words.POPULARITY.get(intent, words.USUAL) for intent in intents])
+    weights = np.array([vocabulary.POPULARITY.get(intent, vocabulary.USUAL) for intent in intents])
     share = rng.dirichlet(CONCENTRATION * weights)
     return Household(
         name=name,
         floors=placed,
         devices=tuple(devices),
-        lists=tuple(pick(words.LISTS, int(rng.integers(2, 5)), rng)),
+        lists=tuple(pick(vocabulary.LISTS, int(rng.integers(2, 5)), rng)),
         free_text={
             key: tuple(pick(values, max(3, len(values) // 2), rng))
-            for key, values in words.FREE_TEXT.items()
+            for key, values in vocabulary.FREE_TEXT.items()
         },
         habits=dict(zip(intents, share.tolist(), strict=True)),
     )
@@ -226,8 +226,8 @@ def fill(
     if name in home.free_text:
         text = home.free_text[name][rng.integers(len(home.free_text[name]))]
         return Filling(text, text)
-    if name in words.NUMBERS:
-        return grammar.numbered(name, words.NUMBERS[name], rng)
+    if name in vocabulary.NUMBERS:
+        return grammar.numbered(name, vocabulary.NUMBERS[name], rng)
     return grammar.listed(name, None, rng)
 
 

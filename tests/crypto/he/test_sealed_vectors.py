@@ -14,16 +14,16 @@ from quietchoir.crypto.experimental.threshold.plan import PRIMES
 from quietchoir.crypto.he.bfv import Packing, key_id, uniform
 from quietchoir.crypto.he.parameters import SEALED
 from quietchoir.crypto.ring import Range, encode
-from quietchoir.tests.vectors import sealed_reference as reference
+from quietchoir.tests.vectors import sealed_reference
 
 KNOWN = json.loads((Path(__file__).parents[2] / "vectors" / "sealed.json").read_text())
 
 
 def test_the_file_is_what_the_reference_makes() -> None:
-    assert json.loads(json.dumps(reference.vectors())) == KNOWN
+    assert json.loads(json.dumps(sealed_reference.vectors())) == KNOWN
     assert (
-        reference.SEALED_T % (2 * SEALED.degree) == 1
-        and tuple(PRIMES[:3]) == reference.JOINT_PRIMES
+        sealed_reference.SEALED_T % (2 * SEALED.degree) == 1
+        and tuple(PRIMES[:3]) == sealed_reference.JOINT_PRIMES
     )
 
 
@@ -48,7 +48,9 @@ def test_fields_of_a_slot() -> None:
     )
     values[:: SEALED.degree] = case["fields"]
     assert (
-        packing.rows == 1 and packing.parameters is SEALED and packing.modulus == reference.SEALED_T
+        packing.rows == 1
+        and packing.parameters is SEALED
+        and packing.modulus == sealed_reference.SEALED_T
     )
     assert packing.pack(values)[0, 0] == case["slot"]
 

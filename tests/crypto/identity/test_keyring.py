@@ -13,14 +13,14 @@ from keyring.backends import chainer, fail, null
 from quietchoir.core.errors import ConfigError
 from quietchoir.crypto.identity.keyfile import SERVICE, SystemKeyring
 from quietchoir.crypto.identity.keys import Identity
-from quietchoir.tests.fakes import keyring_file as fakes_keyring_file
+from quietchoir.tests.fakes import keyring_file
 from quietchoir.tests.fakes.keyring_file import FileKeyring
 
 
 @pytest.fixture
 def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where `FileKeyring` keeps what it is given; it is the one that the library has chosen."""
-    monkeypatch.setenv(fakes_keyring_file.VARIABLE, str(tmp_path / "entries.json"))
+    monkeypatch.setenv(keyring_file.VARIABLE, str(tmp_path / "entries.json"))
     choose(monkeypatch, FileKeyring())
     return tmp_path / "entries.json"
 
@@ -94,7 +94,7 @@ def test_a_node_is_locked_and_opened_by_other_processes_of_its_owner(tmp_path: P
         environment = {
             **os.environ,
             "PYTHON_KEYRING_BACKEND": backend,
-            fakes_keyring_file.VARIABLE: str(tmp_path / "entries.json"),
+            keyring_file.VARIABLE: str(tmp_path / "entries.json"),
         }
         return subprocess.run(
             [
@@ -114,10 +114,10 @@ def test_a_node_is_locked_and_opened_by_other_processes_of_its_owner(tmp_path: P
             check=False,
         )
 
-    locked = identity(fakes_keyring_file.NAME, "--protect", "keyring")
+    locked = identity(keyring_file.NAME, "--protect", "keyring")
     assert locked.returncode == 0, locked.stderr
     assert b", keyring\n" in (tmp_path / "home" / "identity.key").read_bytes()
-    assert identity(fakes_keyring_file.NAME).stdout == locked.stdout
+    assert identity(keyring_file.NAME).stdout == locked.stdout
     refused = identity("keyring.backends.fail.Keyring")
     assert (
         refused.returncode == 2

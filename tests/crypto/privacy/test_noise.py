@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from quietchoir.core.errors import ConfigError, DataError
-from quietchoir.crypto import ring as fixedpoint
+from quietchoir.crypto import ring
 from quietchoir.crypto.privacy.noise import (
     LARGEST_OVERFLOW,
     TRIES,
@@ -141,7 +141,7 @@ def test_the_sum_carries_the_central_noise_after_all_tolerated_drop_outs(mechani
     total = np.sum(
         [agreed.encode(np.zeros(20_000), SEED).astype(np.int64) for _ in range(7)], axis=0
     )
-    total -= 7 * fixedpoint.middle(agreed.bits)
+    total -= 7 * ring.middle(agreed.bits)
     # 10 standard errors
     assert float(total.std()) == pytest.approx(agreed.multiplier * agreed.sensitivity, rel=0.05)
     assert abs(float(total.mean())) < 10 * float(total.std()) / math.sqrt(20_000)
@@ -234,7 +234,7 @@ def test_what_is_accepted_nearly_never_overflows(
     agreed = noise(mechanism=mechanism, length=length, bits=bits, honest=honest)
     assert agreed.overflow < LARGEST_OVERFLOW
     assert agreed.distance < 2.0**-40 * honest
-    room = fixedpoint.middle(bits) - agreed.scale * agreed.limit
+    room = ring.middle(bits) - agreed.scale * agreed.limit
     assert room >= 12 * agreed.deviation
 
 
@@ -278,7 +278,7 @@ def test_an_update_that_is_not_one_is_refused(bad: np.ndarray) -> None:
 
 def test_noise_beyond_the_bits_is_refused_not_wrapped() -> None:
     agreed = noise()
-    top = fixedpoint.middle(agreed.bits)
+    top = ring.middle(agreed.bits)
     assert agreed.fit(np.array([-top, 0, top])).tolist() == [0, top, 2 * top]
     with pytest.raises(DataError, match="nothing is sent"):
         agreed.fit(np.array([0, top + 1]))

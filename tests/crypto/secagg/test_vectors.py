@@ -14,14 +14,14 @@ from quietchoir.crypto.secagg import SecAggConfig
 from quietchoir.crypto.secagg.client import _Vectors
 from quietchoir.crypto.secagg.graph import Graph
 from quietchoir.crypto.secagg.session import Session, mask_pair, mask_self
-from quietchoir.tests.vectors import secagg_reference as reference
+from quietchoir.tests.vectors import secagg_reference
 
 FOLDER = Path(__file__).parents[2] / "vectors"
 KNOWN = json.loads((FOLDER / "secagg.json").read_text())
 
 
 def test_the_file_is_what_the_reference_makes() -> None:
-    assert json.loads(json.dumps(reference.vectors())) == KNOWN
+    assert json.loads(json.dumps(secagg_reference.vectors())) == KNOWN
 
 
 def test_the_reference_knows_the_published_vectors() -> None:
@@ -30,17 +30,17 @@ def test_the_reference_knows_the_published_vectors() -> None:
     """
     block = bytes.fromhex("00112233445566778899aabbccddeeff")
     assert (
-        reference.aes_block(reference.key_schedule(bytes(range(32))), block).hex()
+        secagg_reference.aes_block(secagg_reference.key_schedule(bytes(range(32))), block).hex()
         == "8ea2b7ca516745bfeafc49904b496089"
     )
     scalar = bytes.fromhex("a546e36bf0527c9d3b16154b82465edd62144c0ac1fc5a18506a2244ba449ac4")
     point = bytes.fromhex("e6db6867583030db3594c1a424b15f7c726624ec26b3353b10a903a6d0ab1c4c")
     assert (
-        reference.x25519(scalar, point).hex()
+        secagg_reference.x25519(scalar, point).hex()
         == "c3da55379de9c6908e94ea4df28d084f32eccf03491c71f754b4075577a28552"
     )
     assert (
-        reference.hkdf(b"\x0b" * 22, b"", 42)
+        secagg_reference.hkdf(b"\x0b" * 22, b"", 42)
         .hex()
         .startswith("8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d")
     )

@@ -23,11 +23,11 @@ from quietchoir.core.models.weights import Weights
 from quietchoir.federation.adapters import gguf_adapter, transfer
 from quietchoir.federation.adapters.registry import CARD, Card, Registry, content_hash, make_card
 from quietchoir.federation.membership import roster
-from quietchoir.federation.membership.log import Chain, found
+from quietchoir.federation.membership.log import Chain, create_chain
 from quietchoir.federation.server_node import keeper, keeping
 from quietchoir.federation.spec.policy import AdapterTable
 from quietchoir.federation.store.checkpoint import ServerState
-from quietchoir.tests.fakes import models as fakes_models
+from quietchoir.tests.fakes import models
 from quietchoir.tests.fakes.federation import House, house
 from quietchoir.tests.fakes.models import GgufWriter, make_model, their_logits
 
@@ -40,9 +40,7 @@ def _a_merge() -> Iterator[None]:
     """A vocabulary with one merge: a file without any is none that a loader takes."""
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            fakes_models, "byte_level", functools.partial(words_of, fakes_models.byte_level)
-        )
+        patch.setattr(models, "byte_level", functools.partial(words_of, models.byte_level))
         yield
 
 
@@ -85,7 +83,7 @@ def home() -> House:
 
 @pytest.fixture
 def chain(home: House) -> Chain:
-    return found(home.policy, home.owner)
+    return create_chain(home.policy, home.owner)
 
 
 @pytest.fixture
@@ -227,7 +225,7 @@ def test_a_foreign_folder_comes_in_unsigned_and_an_exported_one_with_its_card(
     with pytest.raises(FederationError, match="not of choir; refused"):
         stranger = house()
         transfer.bring_in(
-            third, tmp_path / "signed", tiny, chain=found(stranger.policy, stranger.owner)
+            third, tmp_path / "signed", tiny, chain=create_chain(stranger.policy, stranger.owner)
         )
     assert third.list() == []
     kept = roster.folder(third.home, chain.policy) / roster.FILE

@@ -8,8 +8,7 @@ import pytest
 
 from quietchoir.core.errors import AuthenticationError, ConfigError, FederationError, MessageError
 from quietchoir.crypto.identity.keys import Ephemeral, Identity
-from quietchoir.federation.aggregation import parts
-from quietchoir.federation.aggregation import state_transfer as handover
+from quietchoir.federation.aggregation import parts, state_transfer
 from quietchoir.federation.aggregation.hello import Hello, SealedEnvelope
 from quietchoir.federation.aggregation.state_transfer import StateTransfer
 from quietchoir.federation.spec.policy import Policy
@@ -51,18 +50,22 @@ def meeting() -> Meeting:
     return Meeting(
         home,
         members,
-        {name: one.answer(PLACE, handover.GREET, b"") for name, one in members.items()},
+        {name: one.answer(PLACE, state_transfer.GREET, b"") for name, one in members.items()},
     )
 
 
 def share_key(meeting: Meeting) -> None:
     """Ann deals, the others take."""
-    asked = {handover.TO + name: meeting.greetings[name] for name in ("ben", "cat", "dan")}
-    dealt = parts.split(meeting.members["ann"].answer(PLACE, handover.DEAL, parts.join(asked)))
-    meeting.greetings["ann"] = dealt[handover.OWN]
+    asked = {state_transfer.TO + name: meeting.greetings[name] for name in ("ben", "cat", "dan")}
+    dealt = parts.split(
+        meeting.members["ann"].answer(PLACE, state_transfer.DEAL, parts.join(asked))
+    )
+    meeting.greetings["ann"] = dealt[state_transfer.OWN]
     for name in ("ben", "cat", "dan"):
-        given = parts.join({handover.FROM: b"ann", handover.PARCEL: dealt[handover.TO + name]})
-        meeting.greetings[name] = meeting.members[name].answer(PLACE, handover.TAKE, given)
+        given = parts.join(
+            {state_transfer.FROM: b"ann", state_transfer.PARCEL: dealt[state_transfer.TO + name]}
+        )
+        meeting.greetings[name] = meeting.members[name].answer(PLACE, state_transfer.TAKE, given)
 
 
 def test_the_key_is_sealed_for_members_that_asked_in_this_attempt_and_for_nobody_else(
@@ -84,7 +87,7 @@ def test_the_key_is_sealed_for_members_that_asked_in_this_attempt_and_for_nobody
         ("ben", meeting.greetings["ben"][:-1], PLACE),
     ):
         with pytest.raises(MessageError):
-            ann.answer(place, handover.DEAL, parts.join({handover.TO + name: asked}))
+            ann.answer(place, state_transfer.DEAL, parts.join({state_transfer.TO + name: asked}))
     assert ann.vault.seed(meeting.policy.digest) is None  # refused before a key was made
     share_key(meeting)
     seeds = {one.vault.seed(meeting.policy.digest) for one in meeting.members.values()}
@@ -93,9 +96,11 @@ def test_the_key_is_sealed_for_members_that_asked_in_this_attempt_and_for_nobody
 
 def test_a_parcel_opens_for_its_receiver_and_purpose_alone(meeting: Meeting) -> None:
     policy, ben = meeting.policy, meeting.members["ben"]
-    asked = {handover.TO + name: meeting.greetings[name] for name in ("ben", "cat")}
-    dealt = parts.split(meeting.members["ann"].answer(PLACE, handover.DEAL, parts.join(asked)))
-    own, other = dealt[handover.TO + "ben"], dealt[handover.TO + "cat"]
+    asked = {state_transfer.TO + name: meeting.greetings[name] for name in ("ben", "cat")}
+    dealt = parts.split(
+        meeting.members["ann"].answer(PLACE, state_transfer.DEAL, parts.join(asked))
+    )
+    own, other = dealt[state_transfer.TO + "ben"], dealt[state_transfer.TO + "cat"]
     flipped = own[:40] + bytes((own[40] ^ 1,)) + own[41:]
     for sender, parcel in (
         (b"ann", other),
@@ -106,18 +111,28 @@ def test_a_parcel_opens_for_its_receiver_and_purpose_alone(meeting: Meeting) -> 
     ):
         with pytest.raises((MessageError, AuthenticationError)):
             ben.answer(
-                PLACE, handover.TAKE, parts.join({handover.FROM: sender, handover.PARCEL: parcel})
+                PLACE,
+                state_transfer.TAKE,
+                parts.join({state_transfer.FROM: sender, state_transfer.PARCEL: parcel}),
             )
     with pytest.raises(MessageError):
         ben.answer(
-            PLACE, handover.FOLLOW, parts.join({handover.FROM: b"ann", handover.PARCEL: own})
+            PLACE,
+            state_transfer.FOLLOW,
+            parts.join({state_transfer.FROM: b"ann", state_transfer.PARCEL: own}),
         )
     with pytest.raises(MessageError, match="sender's name"):
-        ben.answer(PLACE, handover.TAKE, parts.join({handover.PARCEL: own}))
+        ben.answer(PLACE, state_transfer.TAKE, parts.join({state_transfer.PARCEL: own}))
     assert ben.vault.seed(policy.digest) is None
-    ben.answer(PLACE, handover.GREET, b"")  # a new box key: the parcel for the old one is worthless
+    ben.answer(
+        PLACE, state_transfer.GREET, b""
+    )  # a new box key: the parcel for the old one is worthless
     with pytest.raises(AuthenticationError):
-        ben.answer(PLACE, handover.TAKE, parts.join({handover.FROM: b"ann", handover.PARCEL: own}))
+        ben.answer(
+            PLACE,
+            state_transfer.TAKE,
+            parts.join({state_transfer.FROM: b"ann", state_transfer.PARCEL: own}),
+        )
 
 
 def test_an_adapter_is_taken_only_if_enough_members_say_that_it_is_theirs(meeting: Meeting) -> None:
@@ -147,15 +162,17 @@ def test_an_adapter_is_taken_only_if_enough_members_say_that_it_is_theirs(meetin
         )
 
     def follow(content: bytes, *witnesses: str) -> bytes:
-        said = {handover.SAYS + name: meeting.greetings[name] for name in witnesses}
+        said = {state_transfer.SAYS + name: meeting.greetings[name] for name in witnesses}
         return dan.answer(
             PLACE,
-            handover.FOLLOW,
-            parts.join({handover.FROM: b"ann", handover.PARCEL: parcel(content), **said}),
+            state_transfer.FOLLOW,
+            parts.join(
+                {state_transfer.FROM: b"ann", state_transfer.PARCEL: parcel(content), **said}
+            ),
         )
 
     poisoned = Progress(7, dataclasses.replace(server, flat=server.flat + 1)).encode()
-    assert handover.witnesses(policy) == 3
+    assert state_transfer.witnesses(policy) == 3
     for content, witnesses in (
         (good.encode(), ("ann", "ben")),
         (poisoned, ("ann", "ben", "cat")),

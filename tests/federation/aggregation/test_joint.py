@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import ProtocolError, RoundAborted, ThresholdError
-from quietchoir.crypto import ring as fixedpoint
+from quietchoir.crypto import ring
 from quietchoir.crypto.experimental.threshold import (
     Contributor,
     Holder,
@@ -21,14 +21,13 @@ from quietchoir.crypto.experimental.threshold import (
 from quietchoir.federation import costs
 from quietchoir.federation.aggregation import parts
 from quietchoir.federation.aggregation.encrypted import WITNESS
-from quietchoir.federation.aggregation.experimental import dkg_client as forming
-from quietchoir.federation.aggregation.experimental import threshold as joint
+from quietchoir.federation.aggregation.experimental import dkg_client, threshold
 from quietchoir.federation.aggregation.experimental.key_group import round_number
 from quietchoir.federation.store.checkpoint import Store
 from quietchoir.federation.store.client_store import SHARE, SHARE_MEMORY
 from quietchoir.federation.store.member import FILE
 from quietchoir.federation.training.synthetic_task import RehearsalLearner
-from quietchoir.federation.wire import message as messages
+from quietchoir.federation.wire import message
 from quietchoir.tests.fakes.federation import House, coordinator, house, parties
 from quietchoir.tests.fakes.joint import (
     DESK,
@@ -43,7 +42,6 @@ from quietchoir.tests.fakes.joint import (
 )
 from quietchoir.tests.fakes.sealed import adapter_of, sealed_parties, vault_of
 from quietchoir.tests.fakes.store import everywhere, query
-from quietchoir.tests.fakes.store import names as stored
 
 BODY = "SELECT body FROM records WHERE name = ?"
 
@@ -51,9 +49,9 @@ BODY = "SELECT body FROM records WHERE name = ?"
 def test_members_end_with_the_plain_adapter_to_the_last_bit_and_make_one_key(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original, dice = fixedpoint.encode, bytes(32)  # the same dice for both
+    original, dice = ring.encode, bytes(32)  # the same dice for both
     monkeypatch.setattr(
-        fixedpoint, "encode", lambda values, ranges, bits: original(values, ranges, bits, key=dice)
+        ring, "encode", lambda values, ranges, bits: original(values, ranges, bits, key=dice)
     )
     open_, closed = house(mode="plain", bits=8), joint_house()
     plain = coordinator(
@@ -73,7 +71,7 @@ def test_members_end_with_the_plain_adapter_to_the_last_bit_and_make_one_key(
     )
     assert len(set(keys(members))) == 1
     stages = [stage_of(letter) for _, letter in link.letters]
-    assert stages.count(forming.COMMIT) == len(members)  # one ceremony for all rounds
+    assert stages.count(dkg_client.COMMIT) == len(members)  # one ceremony for all rounds
     told, second = costs.round_cost(closed.policy, SIZE), report.history[1]
     for found, promised in ((second["bytes_up"], told.up), (second["bytes_down"], told.down)):
         assert 0.9 * promised < max(found.values()) <= promised
@@ -111,13 +109,13 @@ def test_the_coordinator_with_t_minus_1_members_opens_nothing_and_t_members_open
             )
     assert adapter[:8].tobytes() not in everything and run.state.server.flat.size == 0
     total = set(link.payloads(WITNESS).values()).pop()
-    given = parts.split(link.payloads(joint.OPEN)["ann"])
-    asked, summed = given[forming.REQUEST], given[joint.SUMMED]
+    given = parts.split(link.payloads(threshold.OPEN)["ann"])
+    asked, summed = given[dkg_client.REQUEST], given[threshold.SUMMED]
     ann = holdings["ann"]
     assert ann is not None and ann.plan.threshold == 3
     assert len(summed) < len(total) + 1000  # one vector, whatever the number of parts
-    place = messages.Place(run.state.run, 1, 1)
-    ring = joint.make_joint_ring(
+    place = message.Place(run.state.run, 1, 1)
+    ring = threshold.make_joint_ring(
         home.policy, config_of(home, place), ann.plan, ann.key_id, round_number(place), b""
     )
     reader = PartialReader(ann, asked, opened_bytes(ring.sealing, total))
@@ -126,14 +124,11 @@ def test_the_coordinator_with_t_minus_1_members_opens_nothing_and_t_members_open
     reader.receive_sum(summed)  # the arm with t members
     sums = ring.sealing.packing.unpack(reader.result())
     assert (
-        np.abs(
-            fixedpoint.decode_sum(sums, 4, [fixedpoint.Range(0, SIZE, 0.2)], 8) / 4 - adapter
-        ).max()
-        < 1e-6
+        np.abs(ring.decode_sum(sums, 4, [ring.Range(0, SIZE, 0.2)], 8) / 4 - adapter).max() < 1e-6
     )
 
 
-@pytest.mark.parametrize("stage", [*forming.STAGES, "mask", "witness", "open"])
+@pytest.mark.parametrize("stage", [*dkg_client.STAGES, "mask", "witness", "open"])
 def test_a_member_that_falls_silent_is_survived_and_catches_up(stage: str) -> None:
     home, silent = joint_house(4), [True]
     members = sealed_parties(home, SIZE, desk=DESK)
@@ -172,7 +167,8 @@ def test_with_fewer_than_t_members_nothing_is_opened_and_the_run_goes_on_later(s
     for party in members.values():
         assert vault_of(party).progress(run.state.run).steps == 0
     assert not any(
-        joint.SUMMED in parts.split(payload) for payload in link.payloads(joint.OPEN).values()
+        threshold.SUMMED in parts.split(payload)
+        for payload in link.payloads(threshold.OPEN).values()
     )
     silent[0] = False
     report = run.run(rounds=1)
@@ -198,7 +194,7 @@ def test_a_late_member_gets_a_share_of_a_new_key_and_an_old_key_serves_without_i
     assert run.state.history[2]["parties"] == sorted(members)
     vault_of(members["eve"]).shelf.wipe()  # eve loses its disk, and then cannot finish a ceremony
     link.change = lambda name, letter: (
-        None if name == "eve" and stage_of(letter) == forming.FINISH else letter
+        None if name == "eve" and stage_of(letter) == dkg_client.FINISH else letter
     )
     run.train_round()
     assert run.state.history[3]["parties"] == ["ann", "ben", "cat", "dan"]
@@ -221,7 +217,7 @@ def test_a_new_version_of_the_file_wipes_the_shares_and_goes_on_with_the_adapter
     )
     later = sealed_parties(after, SIZE, folder=tmp_path, desk=DESK)
     assert keys(later) == [None] * 4
-    assert not any({SHARE, SHARE_MEMORY} & stored(tmp_path / name) for name in later)
+    assert not any({SHARE, SHARE_MEMORY} & store.names(tmp_path / name) for name in later)
     left = everywhere(tmp_path / "ann")  # nor in what was deleted, nor in the log
     assert not any(secret[at : at + 64] in left for at in range(0, len(secret) - 64, 4096))
     store = Store(tmp_path / "coordinator")
@@ -243,7 +239,7 @@ def test_members_and_coordinator_go_on_after_a_restart_with_the_same_key_and_ope
     run = coordinator(home, members, SIZE, desk=DESK, store=store, link=first)
     run.train_round()
     store.close()
-    assert {SHARE, SHARE_MEMORY} < stored(tmp_path / "ben")
+    assert {SHARE, SHARE_MEMORY} < store.names(tmp_path / "ben")
     assert stat.S_IMODE((tmp_path / "ben" / FILE).stat().st_mode) == 0o600
     before = keys(members)
     again = sealed_parties(home, SIZE, folder=tmp_path, desk=DESK)
@@ -252,10 +248,12 @@ def test_members_and_coordinator_go_on_after_a_restart_with_the_same_key_and_ope
     rest = coordinator(home, again, SIZE, desk=DESK, store=store, link=link)
     rest.train_round()
     store.close()
-    assert not link.stages() & set(forming.STAGES) and keys(again) == before  # no second ceremony
+    assert (
+        not link.stages() & set(dkg_client.STAGES) and keys(again) == before
+    )  # no second ceremony
     holding = vault_of(again["ben"]).shelf.holding(home.policy.digest)
     assert holding is not None
-    number = round_number(messages.Place(rest.state.run, 1, 1))  # of the round before the restart
+    number = round_number(message.Place(rest.state.run, 1, 1))  # of the round before the restart
     with pytest.raises(ProtocolError, match="encrypted for before"):
         slots = holding.plan.packing.pack(np.zeros(SIZE, np.uint64))
         Contributor(holding, home.members["ben"]).encrypt(number, slots)
@@ -272,7 +270,7 @@ def test_a_ceremony_cut_off_by_a_kill_starts_again_under_a_new_attempt(tmp_path:
     members = dict(doomed)
 
     def kill_at_finish(name: str, letter: bytes) -> bytes:
-        if stage_of(letter) == forming.FINISH and members["ben"] is doomed["ben"]:
+        if stage_of(letter) == dkg_client.FINISH and members["ben"] is doomed["ben"]:
             # everybody restarts at once
             members.update(sealed_parties(home, SIZE, folder=tmp_path, desk=DESK))
             link.parties = {name: party.handle for name, party in members.items()}

@@ -19,13 +19,12 @@ from quietchoir.crypto.experimental.threshold import request
 from quietchoir.crypto.identity.keys import Identity
 from quietchoir.federation.aggregation import parts
 from quietchoir.federation.aggregation.encrypted import WITNESS
-from quietchoir.federation.aggregation.experimental import dkg_client as forming
-from quietchoir.federation.aggregation.experimental import threshold as joint
+from quietchoir.federation.aggregation.experimental import dkg_client, threshold
 from quietchoir.federation.aggregation.experimental.key_group import round_number
 from quietchoir.federation.aggregation.state_transfer import SAYS
 from quietchoir.federation.store.client_store import SHARE, SHARE_MEMORY
 from quietchoir.federation.store.member import FILE
-from quietchoir.federation.wire import message as messages
+from quietchoir.federation.wire import message
 from quietchoir.tests.fakes.federation import SilentLink, coordinator, house
 from quietchoir.tests.fakes.joint import (
     DESK,
@@ -70,31 +69,31 @@ def test_parts_are_given_for_the_sum_that_enough_members_signed_and_for_no_other
     good = request(holding.plan, number, names[:3], names)
     before = holding.memory.encode()
     for given, error in (
-        ({forming.REQUEST: good}, ThresholdError),  # signed by nobody
-        ({forming.REQUEST: good, **dict(list(signed.items())[:2])}, ThresholdError),
-        ({forming.REQUEST: good, **signed, SAYS + "ben": signed[SAYS + "cat"]}, MessageError),
+        ({dkg_client.REQUEST: good}, ThresholdError),  # signed by nobody
+        ({dkg_client.REQUEST: good, **dict(list(signed.items())[:2])}, ThresholdError),
+        ({dkg_client.REQUEST: good, **signed, SAYS + "ben": signed[SAYS + "cat"]}, MessageError),
         (
-            {forming.REQUEST: request(holding.plan, number, names[:3], names[:3]), **signed},
+            {dkg_client.REQUEST: request(holding.plan, number, names[:3], names[:3]), **signed},
             MessageError,
         ),  # three of four
         (
-            {forming.REQUEST: request(holding.plan, number + 2, names[:3], names), **signed},
+            {dkg_client.REQUEST: request(holding.plan, number + 2, names[:3], names), **signed},
             MessageError,
         ),
-        ({forming.REQUEST: good[:-1], **signed}, ProtocolError),
+        ({dkg_client.REQUEST: good[:-1], **signed}, ProtocolError),
         (signed, ProtocolError),
     ):
         with pytest.raises(error):
-            ann.answer(joint.OPEN, parts.join(given))
-    assert holding.memory.encode() == before and ann.stages == joint.STAGES
-    assert ann.answer(joint.OPEN, parts.join({forming.REQUEST: good, **signed}))
+            ann.answer(threshold.OPEN, parts.join(given))
+    assert holding.memory.encode() == before and ann.stages == threshold.STAGES
+    assert ann.answer(threshold.OPEN, parts.join({dkg_client.REQUEST: good, **signed}))
     with pytest.raises(ProtocolError, match="answered before"):
-        ann.answer(joint.OPEN, parts.join({forming.REQUEST: good, **signed}))
+        ann.answer(threshold.OPEN, parts.join({dkg_client.REQUEST: good, **signed}))
     for first in (1, 2):
         other = request(holding.plan, number, (*names, *names)[first : first + 3], names)
-        ann.answer(joint.OPEN, parts.join({forming.REQUEST: other, **signed}))
+        ann.answer(threshold.OPEN, parts.join({dkg_client.REQUEST: other, **signed}))
     with pytest.raises(MessageError, match="3 times"):
-        ann.answer(joint.OPEN, parts.join({forming.REQUEST: good, **signed}))
+        ann.answer(threshold.OPEN, parts.join({dkg_client.REQUEST: good, **signed}))
     assert not any(
         vault_of(party).progress(ann.context.place.run).steps for party in members.values()
     )
@@ -105,23 +104,23 @@ def test_a_hostile_members_message_costs_it_its_place_and_nobody_else_theirs(kin
     """dan's own bytes are wrong, under a letter that it signed itself."""
     home = joint_house(5, open_with=3)
     members = sealed_parties(home, SIZE, desk=DESK)
-    stage = {"card": forming.COMMIT, "opening": forming.REVEAL, "part": joint.OPEN}[kind]
+    stage = {"card": dkg_client.COMMIT, "opening": dkg_client.REVEAL, "part": threshold.OPEN}[kind]
     handle = members["dan"].handle
 
     def hostile(letter: bytes) -> bytes:
         answer = handle(letter)
         if stage_of(letter) != stage:
             return answer
-        fields, payload = messages.split(
-            answer, {"kind": str, "sender": str, "task": str, **messages.FRAME}
+        fields, payload = message.split(
+            answer, {"kind": str, "sender": str, "task": str, **message.FRAME}
         )
         if len(payload) <= 32:  # nothing, or a tag
             return answer
-        return messages.seal(
+        return message.seal(
             fields,
             payload[:40] + bytes([payload[40] ^ 1]) + payload[41:],
             home.members["dan"],
-            messages.REPLY_CONTEXT,
+            message.REPLY_CONTEXT,
         )
 
     members["dan"].handle = hostile  # type: ignore[method-assign]
@@ -156,14 +155,14 @@ def test_fewer_members_than_open_with_asks_for_make_no_key() -> None:
     link = KeepingLink(members, lambda name, letter: None if name == "eve" else letter)
     with pytest.raises(RoundAborted, match="need 5"):
         coordinator(home, members, SIZE, desk=DESK, link=link).train_round()
-    assert forming.COMMIT not in link.stages()
+    assert dkg_client.COMMIT not in link.stages()
 
 
 def test_a_member_takes_part_in_no_ceremony_but_its_own_federations() -> None:
     home = joint_house(4)
     members = sealed_parties(home, SIZE, desk=DESK)
     link = KeepingLink(
-        members, lambda name, letter: None if stage_of(letter) == forming.REVEAL else letter
+        members, lambda name, letter: None if stage_of(letter) == dkg_client.REVEAL else letter
     )
     with pytest.raises(RoundAborted):
         coordinator(home, members, SIZE, desk=DESK, link=link).train_round()
@@ -173,24 +172,27 @@ def test_a_member_takes_part_in_no_ceremony_but_its_own_federations() -> None:
         and ann.handover.forming is not None
         and ann.handover.box_key is not None
     )
-    place, asked = ann.handover.box_key[0], parts.split(link.payloads(forming.COMMIT)["ann"])
-    circle = asked[forming.NAMES]
+    place, asked = ann.handover.box_key[0], parts.split(link.payloads(dkg_client.COMMIT)["ann"])
+    circle = asked[dkg_client.NAMES]
     state = ann.handover.forming._ongoing
     for wrong in (
-        {**asked, forming.NAMES: circle.replace(b'"dan"', b'"mal"')},  # a stranger
-        {**asked, forming.NAMES: circle.replace(b',"cat","dan"', b"")},  # below the file's minimum
-        {**asked, forming.NAMES: circle.replace(b'"ann",', b"")},  # without this member
-        {**asked, forming.NUMBER: b"\7"},  # of another ceremony
-        {**asked, forming.NAMES: b"{}"},
-        {forming.NAMES: circle},
+        {**asked, dkg_client.NAMES: circle.replace(b'"dan"', b'"mal"')},  # a stranger
+        {
+            **asked,
+            dkg_client.NAMES: circle.replace(b',"cat","dan"', b""),
+        },  # below the file's minimum
+        {**asked, dkg_client.NAMES: circle.replace(b'"ann",', b"")},  # without this member
+        {**asked, dkg_client.NUMBER: b"\7"},  # of another ceremony
+        {**asked, dkg_client.NAMES: b"{}"},
+        {dkg_client.NAMES: circle},
     ):
         with pytest.raises(MessageError):
-            ann.handover.answer(place, forming.COMMIT, parts.join(wrong))
+            ann.handover.answer(place, dkg_client.COMMIT, parts.join(wrong))
     with pytest.raises(MessageError, match="expected reveal"):
-        ann.handover.answer(place, forming.SETTLE, parts.join({}))
+        ann.handover.answer(place, dkg_client.SETTLE, parts.join({}))
     with pytest.raises(MessageError, match="not greeted"):
         ann.handover.answer(
-            dataclasses.replace(place, attempt=9), forming.COMMIT, parts.join(asked)
+            dataclasses.replace(place, attempt=9), dkg_client.COMMIT, parts.join(asked)
         )
     with pytest.raises(MessageError, match="protection"):
         ann.handover.answer(place, "deal", parts.join({}))
@@ -199,7 +201,7 @@ def test_a_member_takes_part_in_no_ceremony_but_its_own_federations() -> None:
     other = sealed_parties(shared, SIZE, desk=DESK)["ann"]
     assert other.handover is not None
     with pytest.raises(MessageError, match="protection"):
-        other.handover.answer(place, forming.COMMIT, parts.join(asked))
+        other.handover.answer(place, dkg_client.COMMIT, parts.join(asked))
 
 
 def test_broken_letters_of_a_ceremony_are_refused_with_typed_errors_and_change_nothing() -> None:
@@ -209,9 +211,9 @@ def test_broken_letters_of_a_ceremony_are_refused_with_typed_errors_and_change_n
 
     def attack(name: str, letter: bytes) -> bytes:
         stage = stage_of(letter)
-        if name != "ann" or stage not in forming.STAGES[1:] or stage in caught:
+        if name != "ann" or stage not in dkg_client.STAGES[1:] or stage in caught:
             return letter
-        caught[stage] = payload = messages.split(letter, HEADER)[1]
+        caught[stage] = payload = message.split(letter, HEADER)[1]
         ann = members["ann"].handover
         assert ann is not None and ann.forming is not None and ann.box_key is not None
         expects = ann.forming._ongoing.expects  # type: ignore[union-attr]
@@ -231,7 +233,7 @@ def test_broken_letters_of_a_ceremony_are_refused_with_typed_errors_and_change_n
     run = coordinator(home, members, SIZE, desk=DESK, link=KeepingLink(members, attack))
     run.train_round()
     assert (
-        set(caught) == set(forming.STAGES[1:])
+        set(caught) == set(dkg_client.STAGES[1:])
         and len(set(keys(members))) == 1
         and run.aborted == []
     )
@@ -247,9 +249,9 @@ def test_who_is_not_of_the_circle_cannot_stand_in_for_it() -> None:
             members={**config_of(home, place).members, "eve": Identity.generate().public},
             threshold=4,
         )
-        joint.make_joint_ring(home.policy, config, ann.holding.plan, ann.holding.key_id, 1, b"")
+        threshold.make_joint_ring(home.policy, config, ann.holding.plan, ann.holding.key_id, 1, b"")
     with pytest.raises(ProtocolError, match="made for"):
-        joint.make_joint_ring(
+        threshold.make_joint_ring(
             home.policy,
             dataclasses.replace(config_of(home, place), bits=4),
             ann.holding.plan,

@@ -24,9 +24,7 @@ from quietchoir.core.worker import Worker
 from quietchoir.crypto import ring
 from quietchoir.crypto.he.bfv import key_id
 from quietchoir.crypto.he.encrypted_ring import open_sum
-from quietchoir.federation.aggregation import encrypted as sealed
-from quietchoir.federation.aggregation import parts
-from quietchoir.federation.aggregation import secagg as masked
+from quietchoir.federation.aggregation import encrypted, parts, secagg
 from quietchoir.federation.aggregation.base import ClientSecrets, Contributors
 from quietchoir.federation.aggregation.update import Codec
 from quietchoir.federation.rounds.client import Client
@@ -35,8 +33,7 @@ from quietchoir.federation.store.checkpoint import Store
 from quietchoir.federation.store.client_store import GROUP_KEY, ClientStore, model_of
 from quietchoir.federation.store.member import FILE
 from quietchoir.federation.training.synthetic_task import RehearsalLearner
-from quietchoir.federation.wire import message as messages
-from quietchoir.federation.wire import work
+from quietchoir.federation.wire import message, work
 from quietchoir.federation.wire.link import InProcessLink
 from quietchoir.federation.wire.message import Place
 from quietchoir.tests.fakes.federation import (
@@ -86,13 +83,13 @@ class ListeningLink(InProcessLink):
 
 def stage_of(letter: bytes) -> str:
     """What a letter asks for."""
-    fields, _ = messages.split(letter, {"kind": str, "recipient": str, **messages.FRAME})
+    fields, _ = message.split(letter, {"kind": str, "recipient": str, **message.FRAME})
     return str(fields["stage"])
 
 
 def payload_of(letter: bytes) -> bytes:
     """What a letter carries."""
-    return messages.split(letter, {"kind": str, "recipient": str, **messages.FRAME})[1]
+    return message.split(letter, {"kind": str, "recipient": str, **message.FRAME})[1]
 
 
 def rehearsal(name: str) -> RehearsalLearner:
@@ -158,15 +155,15 @@ def test_nothing_that_passes_the_coordinator_opens_without_a_members_key(
         assert seed not in held and seed.hex().encode() not in held
         assert adapter[:8].tobytes() not in held
     assert run.state.server.flat.size == 0
-    sums = {payload_of(letter) for letter in link.letters if stage_of(letter) == sealed.WITNESS}
+    sums = {payload_of(letter) for letter in link.letters if stage_of(letter) == encrypted.WITNESS}
     assert len(sums) == 1
     total = sums.pop()
     names = tuple(sorted(members))
-    group = masked.BucketGroup.of(names, 4, Contributors(names, names))
-    config = masked.agree(
-        home.policy, PLACE, group, SIZE + sealed.counters(home.policy), counted=True, context=b""
+    group = secagg.BucketGroup.of(names, 4, Contributors(names, names))
+    config = secagg.agree(
+        home.policy, PLACE, group, SIZE + encrypted.counters(home.policy), counted=True, context=b""
     )
-    seal = sealed.make_seal(home.policy, config, key_id(seed))
+    seal = encrypted.make_seal(home.policy, config, key_id(seed))
     assert seal is not None
     for _ in range(3):
         with pytest.raises(ProtocolError, match="noise budget"):
@@ -278,8 +275,8 @@ def test_a_new_version_of_the_file_has_a_new_key_and_goes_on_with_the_adapter(
     # dan has the old key and file, and gets nowhere with them
     with pytest.raises(QuietchoirError, match="version"):
         members["dan"].handle(
-            messages.encode_task(
-                messages.Task(place=PLACE, stage="greet", recipient="dan", payload=b""),
+            message.encode_task(
+                message.Task(place=PLACE, stage="greet", recipient="dan", payload=b""),
                 after.policy,
                 home.coordinator,
             )
@@ -362,12 +359,12 @@ def test_members_that_are_shown_different_sums_decrypt_none(desk: LocalDesk) -> 
         ) -> Iterator[tuple[str, bytes]]:
             out = {}
             for name, letter in letters.items():
-                if stage_of(letter) == sealed.WITNESS and name in ("cat", "dan"):
-                    task = messages.decode_task(letter, home.policy, name)
+                if stage_of(letter) == encrypted.WITNESS and name in ("cat", "dan"):
+                    task = message.decode_task(letter, home.policy, name)
                     changed = (
                         task.payload[:300] + bytes((task.payload[300] ^ 1,)) + task.payload[301:]
                     )
-                    letter = messages.encode_task(
+                    letter = message.encode_task(
                         dataclasses.replace(task, payload=changed), home.policy, home.coordinator
                     )
                 out[name] = letter
@@ -384,22 +381,22 @@ def test_members_that_are_shown_different_sums_decrypt_none(desk: LocalDesk) -> 
 
 def witnessed(
     home: House, desk: LocalDesk
-) -> tuple[dict[str, Client], dict[str, sealed.EncryptedClient], bytes]:
+) -> tuple[dict[str, Client], dict[str, encrypted.EncryptedClient], bytes]:
     """A round up to the moment before `apply`: members, their halves, and the sum they signed."""
     members, caught = sealed_parties(home, SIZE, desk=desk), []
     link = SilentLink(
         {name: party.handle for name, party in members.items()},
-        lambda name, letter: stage_of(letter) == sealed.APPLY,
+        lambda name, letter: stage_of(letter) == encrypted.APPLY,
     )
     with pytest.raises(RoundAborted):
         coordinator(home, members, SIZE, desk=desk, link=link).train_round()
     caught = [
-        payload_of(letter) for _, letter in link.letters if stage_of(letter) == sealed.WITNESS
+        payload_of(letter) for _, letter in link.letters if stage_of(letter) == encrypted.WITNESS
     ]
     halves = {
         name: party.attempt.half for name, party in members.items() if party.attempt is not None
     }
-    assert all(isinstance(half, sealed.EncryptedClient) for half in halves.values())
+    assert all(isinstance(half, encrypted.EncryptedClient) for half in halves.values())
     return members, halves, caught[0]  # type: ignore[return-value]
 
 
@@ -452,11 +449,11 @@ def test_work_on_another_adapter_than_the_members_own_is_refused(desk: LocalDesk
         work.Work(flat=np.zeros(0, np.float32), state="00" * 32),
         work.Work(flat=np.zeros(SIZE, np.float32)),
     ):
-        task = messages.Task(
+        task = message.Task(
             place=PLACE, stage=work.TRAIN, recipient="ann", payload=work.encode(order)
         )
         with pytest.raises(MessageError):
-            ann.handle(messages.encode_task(task, home.policy, home.coordinator))
+            ann.handle(message.encode_task(task, home.policy, home.coordinator))
     assert ann.learner.trained == [] and ann.ledger.marks == {}  # type: ignore[attr-defined]
 
 

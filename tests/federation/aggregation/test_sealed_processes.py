@@ -13,7 +13,13 @@ from typing import Any
 import pytest
 
 from quietchoir.federation.membership import roster
-from quietchoir.federation.membership.founding import FILE, OWNER_KEY, Founding, enroll, found
+from quietchoir.federation.membership.founding import (
+    FILE,
+    OWNER_KEY,
+    Founding,
+    create_federation,
+    enroll,
+)
 from quietchoir.federation.membership.keys import load_or_create
 from quietchoir.federation.membership.locking import protect
 from quietchoir.federation.membership.unlock import VARIABLE, Lock
@@ -52,7 +58,7 @@ def story(
         ),
         recipe=Recipe(rounds=1, stage_timeout_s=60, work_timeout_s=60, evaluate_every=0),
     )
-    found(folder, founding)
+    create_federation(folder, founding)
     for name in MEMBERS:
         enroll(folder / FILE, folder / OWNER_KEY, name, load_or_create(folder / name).card)
     patch = pytest.MonkeyPatch()

@@ -26,8 +26,7 @@ from quietchoir.federation.spec.policy import (
     reached,
     told_ranks,
 )
-from quietchoir.federation.wire import message as messages
-from quietchoir.federation.wire import work
+from quietchoir.federation.wire import message, work
 from quietchoir.federation.wire.message import Place
 from quietchoir.simulations.run import simulate
 from quietchoir.simulations.scenario import load
@@ -68,7 +67,7 @@ def columns_of(flat: np.ndarray) -> np.ndarray:
 
 
 def stage_of(letter: bytes) -> str:
-    fields, _ = messages.split(letter, {"kind": str, "recipient": str, **messages.FRAME})
+    fields, _ = message.split(letter, {"kind": str, "recipient": str, **message.FRAME})
     return str(fields["stage"])
 
 
@@ -284,14 +283,14 @@ def test_a_letter_about_another_cohort_is_refused_so_nobody_trains_alone() -> No
     order = work.Work(
         flat=np.zeros(SIZE, np.float32), state=origin, cohort=("ann", "dan", "eve"), absent=("ben",)
     )
-    task = messages.Task(
+    task = message.Task(
         place=place,
         stage=work.TRAIN,
         recipient="ann",
         payload=work.encode_told(order, bytes.fromhex(origin)),
     )
     with pytest.raises(MessageError, match="not the draw"):
-        members["ann"].handle(messages.encode_task(task, home.policy, home.coordinator))
+        members["ann"].handle(message.encode_task(task, home.policy, home.coordinator))
     assert members["ann"].learner.trained == []  # type: ignore[attr-defined]
 
 

@@ -14,11 +14,14 @@ import pytest
 from quietchoir.core.errors import AuthenticationError, ConfigError, RosterError
 from quietchoir.crypto.identity import keyfile
 from quietchoir.crypto.identity.keys import Identity
-from quietchoir.federation.membership import locking, roster
-from quietchoir.federation.membership import log as chain_module
-from quietchoir.federation.membership import ownership as owner
-from quietchoir.federation.membership.founding import COORDINATOR_KEY, FILE, OWNER_KEY, TLS_KEY
-from quietchoir.federation.membership.founding import found as found_folder
+from quietchoir.federation.membership import locking, log, ownership, roster
+from quietchoir.federation.membership.founding import (
+    COORDINATOR_KEY,
+    FILE,
+    OWNER_KEY,
+    TLS_KEY,
+    create_federation,
+)
 from quietchoir.federation.membership.keys import NodeKeys, load_or_create
 from quietchoir.federation.membership.log import (
     CHANGE,
@@ -27,7 +30,7 @@ from quietchoir.federation.membership.log import (
     ROTATE,
     Chain,
     Entry,
-    found,
+    create_chain,
     sign,
 )
 from quietchoir.federation.membership.unlock import VARIABLE, Lock
@@ -49,7 +52,7 @@ def home() -> House:
 
 @pytest.fixture
 def chain(home: House) -> Chain:
-    return found(home.policy, home.owner)
+    return create_chain(home.policy, home.owner)
 
 
 @pytest.fixture
@@ -60,9 +63,9 @@ def keys(tmp_path: Path) -> NodeKeys:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     """A founded federation of one member, ann."""
-    found_folder(tmp_path / "f", founding())
+    create_federation(tmp_path / "f", founding())
     path = tmp_path / "f" / FILE
-    owner.enroll(path, path.parent / OWNER_KEY, "ann", load_or_create(tmp_path / "ann").card)
+    ownership.enroll(path, path.parent / OWNER_KEY, "ann", load_or_create(tmp_path / "ann").card)
     return path
 
 
@@ -181,41 +184,41 @@ def test_a_file_whose_time_is_over_is_refused(home: House, chain: Chain, tmp_pat
 
 def test_the_owners_key_is_rotated_and_the_old_one_signs_no_more(file: Path) -> None:
     old, before = key_of(file).read_bytes(), roster.load(file)
-    after = owner.rotate_owner(file, key_of(file))
+    after = ownership.rotate_owner(file, key_of(file))
     assert after.federation == before.federation and after.owner != before.owner
-    assert owner.revoke(file, key_of(file), "ann", "lost laptop").members == ()
+    assert ownership.revoke(file, key_of(file), "ann", "lost laptop").members == ()
     (file.parent / "old.key").write_bytes(old)
     (file.parent / "old.key").chmod(0o600)
     kept = file.read_bytes()
     with pytest.raises(RosterError, match="another key"):
-        owner.change(file, file.parent / "old.key", {"recipe": {"rounds": 3}})
+        ownership.change(file, file.parent / "old.key", {"recipe": {"rounds": 3}})
     assert file.read_bytes() == kept
 
 
 def test_the_coordinators_keys_are_rotated_together_with_what_names_them(file: Path) -> None:
     folder, before = file.parent, roster.load(file).coordinator
-    after = owner.rotate_coordinator(file, key_of(file), folder).coordinator
+    after = ownership.rotate_coordinator(file, key_of(file), folder).coordinator
     assert (
         after.key != before.key
         and Identity.load(folder / COORDINATOR_KEY).public.raw.hex() == after.key
     )
-    moved = owner.rotate_certificate(file, key_of(file), folder, "localhost:9000").coordinator
+    moved = ownership.rotate_certificate(file, key_of(file), folder, "localhost:9000").coordinator
     assert (moved.address, moved.key) == ("localhost:9000", after.key)
-    assert owner.tls_public(folder / TLS_KEY) == owner.certificate_public(moved.certificate)
+    assert ownership.tls_public(folder / TLS_KEY) == ownership.certificate_public(moved.certificate)
     assert not list(folder.glob("*.next"))
 
 
 def test_a_rotation_that_was_killed_half_way_is_finished(file: Path) -> None:
     folder, old = file.parent, (file.parent / COORDINATOR_KEY).read_bytes()
-    policy = owner.rotate_coordinator(file, key_of(file), folder)
+    policy = ownership.rotate_coordinator(file, key_of(file), folder)
     # killed before the key took its place
-    (folder / COORDINATOR_KEY).rename(folder / (COORDINATOR_KEY + owner.NEXT))
+    (folder / COORDINATOR_KEY).rename(folder / (COORDINATOR_KEY + ownership.NEXT))
     (folder / COORDINATOR_KEY).write_bytes(old)
-    owner.settle(folder, policy)
+    ownership.settle(folder, policy)
     assert Identity.load(folder / COORDINATOR_KEY).public.raw.hex() == policy.coordinator.key
     # killed before the file was written: of no use
-    Identity.generate().save(folder / (COORDINATOR_KEY + owner.NEXT))
-    owner.settle(folder, policy)
+    Identity.generate().save(folder / (COORDINATOR_KEY + ownership.NEXT))
+    ownership.settle(folder, policy)
     assert Identity.load(folder / COORDINATOR_KEY).public.raw.hex() == policy.coordinator.key
 
 
@@ -226,9 +229,9 @@ def test_a_key_that_replaces_a_locked_one_is_locked_alike(
     monkeypatch.setattr(keyfile, "SCRYPT_COST", 1 << 4)  # fourteen files are opened
     monkeypatch.setenv(VARIABLE, "correct horse")
     locking.protect(folder, Lock(passphrase="correct horse"))
-    owner.rotate_owner(file, key_of(file))
-    owner.rotate_coordinator(file, key_of(file), folder)
-    owner.rotate_certificate(file, key_of(file), folder)
+    ownership.rotate_owner(file, key_of(file))
+    ownership.rotate_coordinator(file, key_of(file), folder)
+    ownership.rotate_certificate(file, key_of(file), folder)
     assert {path.read_bytes().partition(b"\n")[0][-6:] for path in folder.glob("*.key")} == {
         b"scrypt"
     }
@@ -236,7 +239,7 @@ def test_a_key_that_replaces_a_locked_one_is_locked_alike(
     kept = file.read_bytes()
     monkeypatch.setenv(VARIABLE, "wrong")
     with pytest.raises(AuthenticationError):
-        owner.rotate_coordinator(file, key_of(file), folder)
+        ownership.rotate_coordinator(file, key_of(file), folder)
     assert file.read_bytes() == kept and not list(folder.glob("*.next"))
 
 
@@ -284,7 +287,7 @@ def test_a_file_under_a_foreign_number_is_refused_before_anything_is_kept(
             stolen_file(home, thief, founder=founder, owner=home.policy.owner)
     # the unprotected arm: without the check it is a file like any other
     with monkeypatch.context() as blind:
-        blind.setattr(chain_module, "STEPS", chain_module.STEPS | {"found": found_unchecked})
+        blind.setattr(log, "STEPS", log.STEPS | {"found": found_unchecked})
         forged = stolen_file(home, thief, coordinator=coordinator)
         assert forged.policy.federation == home.policy.federation
         roster.write(file, forged)

@@ -9,12 +9,10 @@ import pytest
 
 from quietchoir.core.errors import ConfigError, RosterError
 from quietchoir.crypto.identity.keys import Identity
-from quietchoir.federation.membership import invitation, roster
-from quietchoir.federation.membership import ownership as owner
-from quietchoir.federation.membership.founding import FILE, OWNER_KEY
-from quietchoir.federation.membership.founding import found as found_folder
+from quietchoir.federation.membership import invitation, ownership, roster
+from quietchoir.federation.membership.founding import FILE, OWNER_KEY, create_federation
 from quietchoir.federation.membership.keys import NodeKeys, load_or_create
-from quietchoir.federation.membership.log import CHANGE, REVOKE, found
+from quietchoir.federation.membership.log import CHANGE, REVOKE, create_chain
 from quietchoir.tests.fakes.federation import house
 from quietchoir.tests.federation.membership.test_chain import PAST, key_of, spoiled
 from quietchoir.tests.federation.membership.test_roster import founding
@@ -28,9 +26,9 @@ def keys(tmp_path: Path) -> NodeKeys:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     """A founded federation of one member, ann."""
-    found_folder(tmp_path / "f", founding())
+    create_federation(tmp_path / "f", founding())
     path = tmp_path / "f" / FILE
-    owner.enroll(path, path.parent / OWNER_KEY, "ann", load_or_create(tmp_path / "ann").card)
+    ownership.enroll(path, path.parent / OWNER_KEY, "ann", load_or_create(tmp_path / "ann").card)
     return path
 
 
@@ -44,7 +42,7 @@ def test_an_invited_node_is_enrolled_once_under_the_name_it_was_invited_as(
     assert said.seed not in repr(said) and said.seed not in answer
     name, card, used, _ = invitation.check(answer + "\n", policy, file.parent)
     assert (name, card) == ("zoe", keys.card)
-    later = owner.enroll(file, key_of(file), name, card, invitation=used)
+    later = ownership.enroll(file, key_of(file), name, card, invitation=used)
     copy = (file.parent / invitation.OPEN_FILE).read_bytes()
     invitation.close(file.parent, used)
     _, second = invitation.accept(
@@ -56,7 +54,7 @@ def test_an_invited_node_is_enrolled_once_under_the_name_it_was_invited_as(
     (file.parent / invitation.OPEN_FILE).write_bytes(copy)
     _, card, used, _ = invitation.check(second, later, file.parent)
     with pytest.raises(RosterError, match="was used already"):
-        owner.enroll(file, key_of(file), "eve", card, invitation=used)
+        ownership.enroll(file, key_of(file), "eve", card, invitation=used)
     assert roster.load(file) == later
 
 
@@ -113,7 +111,7 @@ def test_a_file_of_the_same_name_by_another_owner_is_not_joined(
 ) -> None:
     node, stranger = tmp_path / "node", house()
     foreign = tmp_path / "foreign.toml"
-    roster.write(foreign, found(stranger.policy, stranger.owner))
+    roster.write(foreign, create_chain(stranger.policy, stranger.owner))
     token = invitation.invite(roster.load(file), file.parent, "zoe", 7)
     with pytest.raises(RosterError, match="not the federation that the invitation is for"):
         invitation.accept(token, keys.card, node, file=foreign)
@@ -137,7 +135,7 @@ def test_an_invitation_names_the_entry_that_every_accepted_file_goes_on_from(
 ) -> None:
     node, before = tmp_path / "node", roster.read(file)
     signer = Identity.load(key_of(file))
-    here = owner.change(file, key_of(file), {"recipe": {"rounds": 9}})
+    here = ownership.change(file, key_of(file), {"recipe": {"rounds": 9}})
     invitation.accept(invitation.invite(here, file.parent, "zoe", 7), keys.card, node)
     older, branch, later = tmp_path / "older", tmp_path / "branch", tmp_path / "later"
     roster.write(older, before)

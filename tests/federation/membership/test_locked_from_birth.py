@@ -12,8 +12,7 @@ from quietchoir.core import paths
 from quietchoir.core.errors import AuthenticationError, ConfigError
 from quietchoir.crypto.identity import keyfile
 from quietchoir.crypto.identity.keys import Identity
-from quietchoir.federation.membership import founding, locking, roster, unlock
-from quietchoir.federation.membership import ownership as owner
+from quietchoir.federation.membership import founding, locking, ownership, roster, unlock
 from quietchoir.federation.membership.founding import (
     COORDINATOR_KEY,
     FILE,
@@ -79,8 +78,8 @@ def opens(folder: Path, words: str) -> None:
     policy = roster.load(folder / FILE)
     assert Identity.load(folder / OWNER_KEY, words).public.raw.hex() == policy.owner
     assert Identity.load(folder / COORDINATOR_KEY, words).public.raw.hex() == policy.coordinator.key
-    door = owner.public_bytes(read_tls_key(folder / TLS_KEY, lambda path: words).public_key())
-    assert door == owner.certificate_public(policy.coordinator.certificate)
+    door = ownership.public_bytes(read_tls_key(folder / TLS_KEY, lambda path: words).public_key())
+    assert door == ownership.certificate_public(policy.coordinator.certificate)
     for name in KEYS:
         assert (folder / name).stat().st_mode & 0o777 == 0o600
     with pytest.raises(AuthenticationError):
@@ -166,10 +165,12 @@ def test_a_rotation_that_was_killed_is_finished_with_the_same_passphrase(
     monkeypatch.setenv(VARIABLE, WORDS)
     assert run(capsys, "federation", "init", folder, *INIT, "--protect", "passphrase")[0] == 0
     with monkeypatch.context() as killed:
-        killed.setattr(owner, "settle", lambda *given: None)  # a kill between the file and the key
-        owner.rotate_coordinator(folder / FILE, folder / OWNER_KEY, folder, "passphrase")
+        killed.setattr(
+            ownership, "settle", lambda *given: None
+        )  # a kill between the file and the key
+        ownership.rotate_coordinator(folder / FILE, folder / OWNER_KEY, folder, "passphrase")
     assert (folder / (COORDINATOR_KEY + ".next")).exists()
-    owner.settle(folder, roster.load(folder / FILE))
+    ownership.settle(folder, roster.load(folder / FILE))
     opens(folder, WORDS)
 
 
@@ -191,9 +192,9 @@ def test_a_keyring_keeps_what_opens_the_keys_from_the_first_moment(
     monkeypatch.setattr(keyfile, "SystemKeyring", lambda: keyring)
     monkeypatch.setattr(unlock, "SystemKeyring", lambda: keyring)
     folder = tmp_path / "f"
-    founding.found(folder, founding_of(), unlock.choose("keyring", folder))
-    owner.rotate_coordinator(folder / FILE, folder / OWNER_KEY, folder, "keyring")
-    policy = owner.rotate_certificate(folder / FILE, folder / OWNER_KEY, folder)
+    founding.create_federation(folder, founding_of(), unlock.choose("keyring", folder))
+    ownership.rotate_coordinator(folder / FILE, folder / OWNER_KEY, folder, "keyring")
+    policy = ownership.rotate_certificate(folder / FILE, folder / OWNER_KEY, folder)
     assert in_clear(written) == []
     assert Identity.load(folder / COORDINATOR_KEY).public.raw.hex() == policy.coordinator.key
     assert all(b", keyring\n" in (folder / name).read_bytes() for name in KEYS)
@@ -202,7 +203,7 @@ def test_a_keyring_keeps_what_opens_the_keys_from_the_first_moment(
 def test_a_keyring_that_forgets_leaves_no_federation_behind(tmp_path: Path) -> None:
     folder = tmp_path / "f"
     with pytest.raises(ConfigError, match="does not give back"):
-        founding.found(folder, founding_of(), Lock(keyring=ForgetfulKeyring()))
+        founding.create_federation(folder, founding_of(), Lock(keyring=ForgetfulKeyring()))
     assert not folder.exists() or not list(folder.iterdir())
 
 

@@ -17,7 +17,7 @@ from quietchoir.federation.membership.founding import (
     OWNER_KEY,
     TLS_KEY,
     Founding,
-    found,
+    create_federation,
 )
 from quietchoir.federation.membership.locking import door_key, protect, read_tls_key
 from quietchoir.federation.membership.unlock import OPEN, VARIABLE, Lock
@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
         protection=ProtectionTable(),
         recipe=Recipe(),
     )
-    found(tmp_path / "choir", founding)
+    create_federation(tmp_path / "choir", founding)
     return tmp_path / "choir"
 
 

@@ -11,7 +11,7 @@ from quietchoir.core.errors import MessageError, QuietchoirError, RosterError
 from quietchoir.crypto.identity.keys import Identity
 from quietchoir.federation.aggregation.base import ClientSecrets
 from quietchoir.federation.membership import roster
-from quietchoir.federation.membership.log import CHANGE, ENROLL, REVOKE, ROTATE, Chain, found
+from quietchoir.federation.membership.log import CHANGE, ENROLL, REVOKE, ROTATE, Chain, create_chain
 from quietchoir.federation.membership.update import (
     AGAIN_S,
     MAGIC,
@@ -39,7 +39,7 @@ class Town:
 
     def __init__(self, folder: Path, mode: str = "plain") -> None:
         self.folder, self.home, self.desk = folder, house(4, mode=mode), LocalDesk()
-        self.chain = found(self.home.policy, self.home.owner)
+        self.chain = create_chain(self.home.policy, self.home.owner)
         self.file, self.events = folder / "federation.toml", list[dict[str, object]]()
         roster.write(self.file, self.chain)
         self.ended: dict[str, QuietchoirError] = {}
@@ -203,7 +203,7 @@ def test_a_file_that_is_no_successor_is_told_and_left(town: Town) -> None:
     town.run.run(1)
     mine, branch = (
         town.chain,
-        found(town.home.policy, town.home.owner).extended(
+        create_chain(town.home.policy, town.home.owner).extended(
             REVOKE, {"name": "ann"}, town.home.owner, 1
         ),
     )

@@ -5,9 +5,14 @@ over TLS on loopback.
 import json
 from pathlib import Path
 
-from quietchoir.federation.membership import ownership as owner
-from quietchoir.federation.membership import roster
-from quietchoir.federation.membership.founding import FILE, OWNER_KEY, Founding, enroll, found
+from quietchoir.federation.membership import ownership, roster
+from quietchoir.federation.membership.founding import (
+    FILE,
+    OWNER_KEY,
+    Founding,
+    create_federation,
+    enroll,
+)
 from quietchoir.federation.membership.keys import load_or_create
 from quietchoir.federation.spec.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
 from quietchoir.tests.fakes.federation import DIGEST
@@ -30,7 +35,7 @@ def make_federation(folder: Path) -> Path:
         protection=protection,
         recipe=recipe,
     )
-    found(folder, founding)
+    create_federation(folder, founding)
     for name in MEMBERS:
         enroll(folder / FILE, folder / OWNER_KEY, name, load_or_create(folder / name).card)
     return folder / FILE
@@ -63,7 +68,7 @@ def test_a_revoked_node_is_shut_out_and_a_new_one_let_in_without_any_restart(
         told = nodes["ann"].until("joining")
         assert told["bytes_up"] > 5000 and told["bytes_down"] > 10_000  # before the first round
         running["coordinator"].until("round", round=1)
-        owner.revoke(file, file.parent / OWNER_KEY, "dan", "left")
+        ownership.revoke(file, file.parent / OWNER_KEY, "dan", "left")
         enroll(file, file.parent / OWNER_KEY, "eve", load_or_create(tmp_path / "eve").card)
         assert "dan" in running["coordinator"].until("renewed")["left"]
         nodes["ann"].until("renewed", version=roster.load(file).version)

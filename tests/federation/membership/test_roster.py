@@ -8,11 +8,16 @@ import pytest
 from quietchoir.core import tables
 from quietchoir.core.errors import ConfigError, RosterError
 from quietchoir.crypto.identity.keys import Identity
-from quietchoir.federation.membership import roster
-from quietchoir.federation.membership.founding import FILE, OWNER_KEY, Founding, enroll, found
+from quietchoir.federation.membership import log, roster
+from quietchoir.federation.membership.founding import (
+    FILE,
+    OWNER_KEY,
+    Founding,
+    create_federation,
+    enroll,
+)
 from quietchoir.federation.membership.keys import PublicCard, load_or_create
 from quietchoir.federation.membership.log import ENROLL, REVOKE
-from quietchoir.federation.membership.log import found as found_chain
 from quietchoir.federation.spec.policy import (
     AdapterTable,
     Member,
@@ -40,7 +45,7 @@ def founding(**changes: object) -> Founding:
 
 
 def test_what_is_written_is_what_is_read(home: House, tmp_path: Path) -> None:
-    chain = found_chain(home.policy, home.owner)
+    chain = log.create_chain(home.policy, home.owner)
     roster.write(tmp_path / "f.toml", chain)
     assert roster.load(tmp_path / "f.toml") == chain.policy
     assert (
@@ -58,7 +63,7 @@ def test_what_is_written_is_what_is_read(home: House, tmp_path: Path) -> None:
     ],
 )
 def test_a_changed_file_is_refused(home: House, tmp_path: Path, old: str, new: str) -> None:
-    text = roster.dump(found_chain(home.policy, home.owner))
+    text = roster.dump(log.create_chain(home.policy, home.owner))
     assert old in text
     (tmp_path / "f.toml").write_text(text.replace(old, new, 1), "utf-8")
     with pytest.raises(RosterError, match="does not fit the content"):
@@ -66,7 +71,7 @@ def test_a_changed_file_is_refused(home: House, tmp_path: Path, old: str, new: s
 
 
 def test_an_unsigned_file_is_refused(home: House, tmp_path: Path) -> None:
-    lines = roster.dump(found_chain(home.policy, home.owner)).splitlines(keepends=True)
+    lines = roster.dump(log.create_chain(home.policy, home.owner)).splitlines(keepends=True)
     for missing in ("signature", ("[[chain]]", "entry", "signature")):
         (tmp_path / "f.toml").write_text(
             "".join(line for line in lines if not line.startswith(missing)), "utf-8"
@@ -77,7 +82,7 @@ def test_an_unsigned_file_is_refused(home: House, tmp_path: Path) -> None:
 
 def test_a_file_signed_by_another_key_is_refused(home: House) -> None:
     with pytest.raises(RosterError, match="another key"):
-        found_chain(home.policy, Identity.generate())
+        log.create_chain(home.policy, Identity.generate())
     thief = Identity.generate()
     stolen = dataclasses.replace(home.policy, owner=thief.public.raw.hex())
     # whoever re-signs it has founded another federation
@@ -110,7 +115,7 @@ def test_a_federation_that_cannot_work_is_refused(
 
 
 def test_a_node_goes_forward_only(home: House, tmp_path: Path) -> None:
-    first = found_chain(home.policy, home.owner)
+    first = log.create_chain(home.policy, home.owner)
     member = dataclasses.asdict(Member(name="zoe", key=Identity.generate().public.raw.hex()))
     later = first.extended(ENROLL, {"member": member}, home.owner, 1)
     twin = first.extended(ENROLL, {"member": {**member, "name": "eli"}}, home.owner, 1)
@@ -131,7 +136,7 @@ def test_a_node_goes_forward_only(home: House, tmp_path: Path) -> None:
 
 
 def test_a_federation_is_founded_and_members_enrolled(tmp_path: Path) -> None:
-    policy = found(tmp_path / "f", founding())
+    policy = create_federation(tmp_path / "f", founding())
     assert "BEGIN CERTIFICATE" in policy.coordinator.certificate
     card = load_or_create(tmp_path / "node").card
     assert PublicCard.parse(card.text + "\n") == card
@@ -141,11 +146,11 @@ def test_a_federation_is_founded_and_members_enrolled(tmp_path: Path) -> None:
     with pytest.raises(RosterError, match="enrolled already"):
         enroll(tmp_path / "f" / FILE, tmp_path / "f" / OWNER_KEY, "ben", card)
     with pytest.raises(ConfigError, match="is kept"):
-        found(tmp_path / "f", founding())
+        create_federation(tmp_path / "f", founding())
 
 
 def test_private_keys_are_readable_by_their_owner_alone(tmp_path: Path) -> None:
-    found(tmp_path / "f", founding())
+    create_federation(tmp_path / "f", founding())
     load_or_create(tmp_path / "node")
     keys = [*(tmp_path / "f").glob("*.key"), *(tmp_path / "node").glob("*.key")]
     assert len(keys) == 5

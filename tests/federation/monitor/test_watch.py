@@ -16,10 +16,8 @@ from quietchoir import cli
 from quietchoir.core.errors import ConfigError, FederationError, IntegrityError
 from quietchoir.federation.events import AskedEvent
 from quietchoir.federation.membership import roster
-from quietchoir.federation.membership.log import found
-from quietchoir.federation.monitor import audit_log as journal
-from quietchoir.federation.monitor import event_printer as words
-from quietchoir.federation.monitor import run_status as board
+from quietchoir.federation.membership.log import create_chain
+from quietchoir.federation.monitor import audit_log, event_printer, run_status
 from quietchoir.federation.monitor.audit_log import AuditLog
 from quietchoir.federation.monitor.metrics import Metrics
 from quietchoir.federation.monitor.page import HOST, Page
@@ -38,7 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A coordinator's state folder after two rounds and a score."""
     home, state = house(4), tmp_path_factory.mktemp("made") / "state"
     log, store = AuditLog(state), Store(state)
-    roster.write(state / roster.FILE, found(home.policy, home.owner))
+    roster.write(state / roster.FILE, create_chain(home.policy, home.owner))
     coordinator(home, parties(home, SIZE), SIZE, store=store, on_event=log.note).run(2)
     store.close()
     return state
@@ -52,15 +50,15 @@ def folder(made: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def seen(folder: Path) -> dict[str, Any]:
-    return board.from_disk(folder).snapshot()
+    return run_status.from_disk(folder).snapshot()
 
 
 def lines(folder: Path) -> list[bytes]:
-    return (folder / journal.FILE).read_bytes().splitlines(keepends=True)
+    return (folder / audit_log.FILE).read_bytes().splitlines(keepends=True)
 
 
 def test_every_line_leads_to_the_next(folder: Path) -> None:
-    read = list(journal.read(folder / journal.FILE))
+    read = list(audit_log.read(folder / audit_log.FILE))
     assert [line.number for line in read] == list(range(1, len(read) + 1))
     assert [line.event["event"] for line in read if line.event["event"] in ("round", "score")] == [
         "round",
@@ -68,10 +66,10 @@ def test_every_line_leads_to_the_next(folder: Path) -> None:
         "score",
     ]
     assert read[-1].event["event"] == "delivered"
-    assert (folder / journal.FILE).stat().st_mode & 0o777 == 0o600
+    assert (folder / audit_log.FILE).stat().st_mode & 0o777 == 0o600
     again = AuditLog(folder)
     again.note(event_of({"event": "open", "address": "here"}))
-    assert len(list(journal.read(folder / journal.FILE))) == len(read) + 1
+    assert len(list(audit_log.read(folder / audit_log.FILE))) == len(read) + 1
 
 
 @pytest.mark.parametrize(
@@ -96,37 +94,37 @@ def test_every_line_leads_to_the_next(folder: Path) -> None:
 def test_the_first_line_that_was_changed_is_named(
     folder: Path, change: Any, named: int | None
 ) -> None:
-    path = folder / journal.FILE
+    path = folder / audit_log.FILE
     path.write_bytes(b"".join(change(lines(folder))))
     # the last line: nothing after it vouches for it, only a hash that was noted elsewhere
     if named is None:
-        assert list(journal.read(path))
+        assert list(audit_log.read(path))
         return
     with pytest.raises(IntegrityError, match=f"line {named} does not follow"):
-        list(journal.read(path))
+        list(audit_log.read(path))
     with pytest.raises(FederationError, match="it is not added to"):
         AuditLog(folder)
 
 
 def test_a_line_that_a_kill_cut_short_is_taken_off_and_told(folder: Path) -> None:
-    path, whole = folder / journal.FILE, len(lines(folder))
+    path, whole = folder / audit_log.FILE, len(lines(folder))
     with path.open("ab") as file:
         file.write(b'{"at":17')
     AuditLog(folder)
-    assert [line.event for line in journal.read(path)][whole:] == [{"event": "torn", "bytes": 8}]
+    assert [line.event for line in audit_log.read(path)][whole:] == [{"event": "torn", "bytes": 8}]
 
 
 def test_a_round_that_a_kill_kept_out_of_the_log_is_added_at_the_next_start(folder: Path) -> None:
-    path, said = folder / journal.FILE, lines(folder)
+    path, said = folder / audit_log.FILE, lines(folder)
     state = checkpoint.read(folder)
-    assert state is not None and journal.missing(path, state.history) == []
+    assert state is not None and audit_log.missing(path, state.history) == []
     cut = next(number for number, line in enumerate(said) if b'"event":"score"' in line)
     path.write_bytes(b"".join(said[:cut]))
-    assert [entry["kind"] for entry in journal.missing(path, state.history)] == ["score"]
+    assert [entry["kind"] for entry in audit_log.missing(path, state.history)] == ["score"]
     log = AuditLog(folder)
     log.catch_up(state.history)
     log.catch_up(state.history)
-    assert [line.event.get("late") for line in journal.read(path)][cut:] == [True]
+    assert [line.event.get("late") for line in audit_log.read(path)][cut:] == [True]
 
 
 def test_the_board_shows_sums_and_counts_and_no_member(folder: Path, seen: dict[str, Any]) -> None:
@@ -147,7 +145,7 @@ def test_the_board_shows_sums_and_counts_and_no_member(folder: Path, seen: dict[
 
 def test_events_and_disk_give_the_same_board(folder: Path, seen: dict[str, Any]) -> None:
     live = RunStatus(roster.load(folder / roster.FILE))
-    for line in journal.read(folder / journal.FILE):
+    for line in audit_log.read(folder / audit_log.FILE):
         live.note(event_of(line.event))
     assert {**live.snapshot(), "now": None} == seen
     live.note(event_of({"event": "waiting", "present": 3, "roster": 4, "minimum": 3}))
@@ -173,7 +171,7 @@ def test_events_and_disk_give_the_same_board(folder: Path, seen: dict[str, Any])
 def test_prometheus_reads_the_metrics_and_no_label_names_a_member(
     folder: Path, seen: dict[str, Any]
 ) -> None:
-    text = Metrics(board.from_disk(folder)).text().decode("utf-8")
+    text = Metrics(run_status.from_disk(folder)).text().decode("utf-8")
     families = {family.name: family for family in text_string_to_metric_families(text)}
     values = {name: family.samples[0].value for name, family in families.items()}
     assert values["quietchoir_rounds"] == 2 and values["quietchoir_accuracy"] == 0.4
@@ -189,7 +187,7 @@ def test_prometheus_reads_the_metrics_and_no_label_names_a_member(
 
 @pytest.fixture
 def page(folder: Path) -> Iterator[Page]:
-    with Page(board.from_disk(folder), 0, folder) as running:
+    with Page(run_status.from_disk(folder), 0, folder) as running:
         yield running
 
 
@@ -248,20 +246,20 @@ def test_audit_says_that_the_log_is_whole_or_what_is_wrong(
         and (f"{len(said)} lines, every one leads to the next") in words
         and '"event": "delivered"' in words
     )
-    (folder / journal.FILE).write_bytes(b"".join(said[: len(said) // 2]))
+    (folder / audit_log.FILE).write_bytes(b"".join(said[: len(said) // 2]))
     code, words = quietchoir(capsys, "federation", "audit", folder)
     assert code == 1 and "is in the run's database and not in the log" in words
-    (folder / journal.FILE).write_bytes(b"".join([*said[:1], *said[2:]]))
+    (folder / audit_log.FILE).write_bytes(b"".join([*said[:1], *said[2:]]))
     code, words = quietchoir(capsys, "federation", "audit", folder)
     assert code == 1 and "line 2 does not follow" in words
-    (folder / journal.FILE).unlink()
+    (folder / audit_log.FILE).unlink()
     assert quietchoir(capsys, "federation", "audit", folder)[0] == 1
 
 
 def test_the_end_of_a_rehearsal_does_not_name_an_adapter_that_is_none() -> None:
-    assert words.sentence(event_of({"event": "adopted", "adapter": "kitchen-1"})) == (
+    assert event_printer.sentence(event_of({"event": "adopted", "adapter": "kitchen-1"})) == (
         "a finished adapter came: kitchen-1"
     )
-    assert words.sentence(event_of({"event": "adopted", "adapter": ""})) == (
+    assert event_printer.sentence(event_of({"event": "adopted", "adapter": ""})) == (
         "the run is over; a rehearsal leaves no adapter"
     )

@@ -28,8 +28,8 @@ from quietchoir.core.training.examples import write_jsonl
 from quietchoir.crypto.identity.keys import Identity
 from quietchoir.federation.adapters import transfer
 from quietchoir.federation.adapters.registry import Card, Registry, content_hash
-from quietchoir.federation.cli import adapters as commands
-from quietchoir.federation.membership.log import ENROLL, found
+from quietchoir.federation.cli import adapters
+from quietchoir.federation.membership.log import ENROLL, create_chain
 from quietchoir.federation.personalization.change import PersonalChange, shared_b
 from quietchoir.federation.personalization.keeping import (
     Owner,
@@ -336,7 +336,7 @@ def test_a_personal_adapter_leaves_the_registry_only_if_its_owner_says_so(
     elsewhere = Registry(tmp_path / "elsewhere")
     again = tmp_path / "again"
     transfer.export_peft(desk.registry, kept, again, personal=True)
-    chain = found(desk.federation.policy, desk.federation.owner)
+    chain = create_chain(desk.federation.policy, desk.federation.owner)
     with pytest.raises(FederationError, match="has no part in choir"):
         transfer.bring_in(elsewhere, again, desk.weights, chain=chain)
     mine = {"name": "zoe", "key": desk.identity.public.raw.hex()}
@@ -382,7 +382,7 @@ def test_shared_cards_are_spelled_as_before_and_a_scope_cannot_be_taken_off(desk
 def test_the_verb_trains_tells_and_lists(
     desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(commands, "weights_of", lambda arguments: desk.weights)
+    monkeypatch.setattr(adapters, "weights_of", lambda arguments: desk.weights)
     data = tmp_path / "data"
     data.mkdir()
 
@@ -423,6 +423,6 @@ def test_the_configuration_is_what_the_settings_say() -> None:
     with pytest.raises(ConfigError, match="lr = 0"):
         PersonalSettings.of(TrainingConfig(personal_lr=0.0))
     with pytest.raises(DataError, match="--data"):
-        from quietchoir.federation.cli.personalization import open_workshop as opened
+        from quietchoir.federation.cli.personalization import open_workshop
 
-        opened(None, tiny_weights(), SHAPE, TrainingConfig())
+        open_workshop(None, tiny_weights(), SHAPE, TrainingConfig())

@@ -31,8 +31,8 @@ from quietchoir.federation.membership.founding import (
     FILE,
     OWNER_KEY,
     Founding,
+    create_federation,
     enroll,
-    found,
 )
 from quietchoir.federation.membership.keys import load_or_create
 from quietchoir.federation.personalization.change import PersonalChange, shared_b
@@ -100,7 +100,7 @@ class Members:
         self.handlers: dict[str, Callable[[bytes], bytes]] = {}
 
     def make_federation(self, mode: str) -> Path:
-        found(
+        create_federation(
             self.folder,
             Founding(
                 name="choir",

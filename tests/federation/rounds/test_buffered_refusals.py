@@ -18,8 +18,7 @@ from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.rounds.contribution_buffer import NAME, Contribution, ContributionBuffer
 from quietchoir.federation.store.database import Database
 from quietchoir.federation.store.member import FILE, open_member
-from quietchoir.federation.wire import calls, work
-from quietchoir.federation.wire import message as messages
+from quietchoir.federation.wire import calls, message, work
 from quietchoir.federation.wire.calls import Group
 from quietchoir.federation.wire.message import Place
 from quietchoir.tests.fakes.buffered import (
@@ -331,14 +330,14 @@ def test_a_coordinator_that_tells_one_member_of_another_group_gets_no_step(tmp_p
             )
 
         def bent(self, name: str, letter: bytes) -> bytes:
-            fields, payload = messages.split(
-                letter, {"kind": str, "recipient": str, **messages.FRAME}
+            fields, payload = message.split(
+                letter, {"kind": str, "recipient": str, **message.FRAME}
             )
             if name != "ben" or fields["stage"] != calls.GROUP:
                 return letter
             group = calls.decode_group(payload)
             told = dataclasses.replace(group, members=(*group.members, ("dan", group.version)))
-            return group_letter(home, name, messages.place_of(fields), told)
+            return group_letter(home, name, message.place_of(fields), told)
 
     link = Equivocator(members)
     link.asleep = {"dan"}

@@ -15,8 +15,7 @@ from quietchoir.federation.rounds.validation import best_of, judge
 from quietchoir.federation.spec.policy import AggregationTable, GuardTable, PrivacyTable
 from quietchoir.federation.store.checkpoint import Store
 from quietchoir.federation.training.learner import Counts, Trained
-from quietchoir.federation.wire import message as messages
-from quietchoir.federation.wire import work
+from quietchoir.federation.wire import message, work
 from quietchoir.tests.fakes.events import tables as as_tables
 from quietchoir.tests.fakes.federation import FixedLearner, SilentLink, coordinator, house, parties
 from quietchoir.tests.fakes.sealed import LocalDesk, adapter_of, sealed_parties, vault_of
@@ -138,13 +137,13 @@ def test_a_member_undoes_once_for_one_letter_and_never_without_a_step() -> None:
     run = coordinator(home, members, SIZE, desk=desk)
     run.train_round()
     ann = members["ann"]
-    place = messages.Place(run.state.run, 9, 1)
+    place = message.Place(run.state.run, 9, 1)
     seed = vault_of(ann).seed(home.policy.digest)
     assert seed is not None
     tag = vault_of(ann).progress(run.state.run).tag(seed, run.state.run).hex()
     order = work.encode(work.Work(flat=np.zeros(0, np.float32), state=tag))
-    task = messages.Task(place=place, stage=work.UNDO, recipient="ann", payload=order)
-    letter = messages.encode_task(task, home.policy, home.coordinator)
+    task = message.Task(place=place, stage=work.UNDO, recipient="ann", payload=order)
+    letter = message.encode_task(task, home.policy, home.coordinator)
     ann.handle(letter)
     progress = vault_of(ann).progress(run.state.run)
     assert (

@@ -19,8 +19,7 @@ from quietchoir.federation.spec.policy import GuardTable, PrivacyTable
 from quietchoir.federation.store.checkpoint import Store
 from quietchoir.federation.store.member import open_member
 from quietchoir.federation.training.synthetic_task import RehearsalLearner
-from quietchoir.federation.wire import message as messages
-from quietchoir.federation.wire import work
+from quietchoir.federation.wire import message, work
 from quietchoir.federation.wire.message import Place
 from quietchoir.tests.fakes.events import tables
 from quietchoir.tests.fakes.federation import FixedLearner, SilentLink, coordinator, house, parties
@@ -275,14 +274,14 @@ def test_a_refused_letter_costs_nothing_and_a_killed_coordinator_remembers(tmp_p
     store.close()
     place = Place(run.state.run, 1, 1)
     before = members["ann"].purse.account.history
-    task = messages.Task(
+    task = message.Task(
         place=place,
         stage=work.TRAIN,
         recipient="ann",
         payload=work.encode(work.Work(flat=np.zeros(SIZE, np.float32))),
     )
     with pytest.raises(MessageError):
-        members["ann"].handle(messages.encode_task(task, home.policy, home.coordinator))
+        members["ann"].handle(message.encode_task(task, home.policy, home.coordinator))
     assert members["ann"].purse.account.history == before
 
 

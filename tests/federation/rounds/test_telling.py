@@ -15,10 +15,10 @@ from quietchoir.core.errors import ConfigError, MessageError, RoundAborted
 from quietchoir.crypto import ring
 from quietchoir.crypto.ring import BitRing
 from quietchoir.federation import costs
-from quietchoir.federation.aggregation import attested_sum as totals
+from quietchoir.federation.aggregation import attested_sum
 from quietchoir.federation.aggregation.attested_sum import KEPT, Total
 from quietchoir.federation.aggregation.base import Sum
-from quietchoir.federation.rounds import delta_chain as steps
+from quietchoir.federation.rounds import delta_chain
 from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.rounds.client_model import (
     LACKS,
@@ -293,22 +293,22 @@ def test_a_sum_is_named_to_those_alone_that_signed_it_and_its_name_is_no_other_s
     follow_rounds(run, members, 2)
     (last,) = [step for name, step in delta(run).steps.items()]
     assert all(one.packing != KEPT for one in last.kept_by("nobody").totals)
-    named = steps.read(*parted(last.kept_by("ann").encode()))
+    named = delta_chain.read(*parted(last.kept_by("ann").encode()))
     assert [one.packing for one in named.totals] == [KEPT] and len(named.totals[0].body) == 32
     recall = members["ann"].recall
     assert recall is not None and recall._sum is not None
     made, start = DeltaChain(home.policy, SIZE, run.state.run), run.state.steps[-1].before
     wanted = name_of(run.state.server)
-    assert recall.follow(made, wanted, steps.join(start, [named.encode()])).followed
+    assert recall.follow(made, wanted, delta_chain.join(start, [named.encode()])).followed
     other = dataclasses.replace(named.totals[0], body=bytes(32))
     false = dataclasses.replace(named, totals=(other,))
     with pytest.raises(LackingError) as lacking:
-        recall.follow(made, wanted, steps.join(start, [false.encode()]))
+        recall.follow(made, wanted, delta_chain.join(start, [false.encode()]))
     assert lacking.value.reply == recall.names(run.state.run)
     # its integers are what the others signed, or it is not gone by
     recall.keep_sum(bytes(32), recall._sum[1] + np.uint16(1))
     with pytest.raises(LackingError):
-        recall.follow(made, wanted, steps.join(start, [false.encode()]))
+        recall.follow(made, wanted, delta_chain.join(start, [false.encode()]))
 
 
 def parted(step: bytes) -> tuple[bytes, bytes]:
@@ -439,7 +439,7 @@ def test_members_that_are_told_different_adapters_never_meet() -> None:
                 "state": name_of(other),
             }
         )
-        letters["ann"] = work.encode_told(false, steps.join("", [body]))
+        letters["ann"] = work.encode_told(false, delta_chain.join("", [body]))
         yield from run.post.ask(stage, letters, place, timeout_s)
 
     delta(run).send = lie  # type: ignore[method-assign]
@@ -470,14 +470,16 @@ def test_sums_are_packed_or_deflated_whichever_is_less_and_come_back_exactly() -
     for total, packing in ((wild, "bits"), (calm, "deflate")):
         step = of_sum(made, np.concatenate([total, [7, 7]]))
         assert step.totals[0].packing == packing and len(step.totals[0].body) <= 140
-        start, (read,) = steps.split(steps.join("ab" * 32, [step.encode()]))
+        start, (read,) = delta_chain.split(delta_chain.join("ab" * 32, [step.encode()]))
         assert start == "ab" * 32 and read == step
         assert np.array_equal(made._integers(read.totals[0]), total)
     extremes = np.array([0, 3 * 254] * 50)
     for packing in ("bits", "deflate"):
         packed = of_sum(made, wild).totals[0].body
         body = (
-            totals.deflate(totals.spread(extremes, 3 * 127, 2)) if packing == "deflate" else packed
+            attested_sum.deflate(attested_sum.spread(extremes, 3 * 127, 2))
+            if packing == "deflate"
+            else packed
         )
         summed = Total(packing=packing, parties=3, body=body)
         assert np.array_equal(made._integers(summed), extremes if packing == "deflate" else wild)
@@ -489,7 +491,7 @@ HIGH = BitRing(length=100, bits=8, parties=3).pack(np.full(100, 3 * 254 + 1, np.
 
 def bomb(size: int) -> bytes:
     """Far more zeros than a step may hold."""
-    return totals.deflate(bytes(size))
+    return attested_sum.deflate(bytes(size))
 
 
 def one(packing: str, *, parties: int = 3, body: bytes) -> Step:
@@ -502,39 +504,50 @@ REFUSED: Sequence[tuple[str, Callable[[], bytes]]] = (
     ("longer than it says", lambda: bytes(32) + b"\xff\xff\xff\xff\x00\x00\x00\x00"),
     (
         "longer than it says",
-        lambda: steps.join("", [Step(kind="whole", state=b"1234").encode()[:-1]]),
+        lambda: delta_chain.join("", [Step(kind="whole", state=b"1234").encode()[:-1]]),
     ),
-    ("too many steps", lambda: steps.join("", [Step(kind="rest").encode()] * (MAX_STEPS + 1))),
     (
-        "header of a step is malformed",
-        lambda: steps.join("", [b"\x00\x00\x00\x02\x00\x00\x00\x00[]"]),
-    ),
-    ("header of a step is malformed", lambda: steps.join("", [one("zip", body=b"").encode()])),
-    (
-        "header of a step is malformed",
-        lambda: steps.join("", [one("bits", parties=-1, body=b"").encode()]),
-    ),
-    ("header of a step is malformed", lambda: steps.join("", [Step(kind="sum").encode()])),
-    (
-        "header of a step is malformed",
-        lambda: steps.join("", [Step(kind="rest", state=b"1").encode()]),
+        "too many steps",
+        lambda: delta_chain.join("", [Step(kind="rest").encode()] * (MAX_STEPS + 1)),
     ),
     (
         "header of a step is malformed",
-        lambda: steps.join("", [Step(kind="rest", asked=(7,)).encode()]),  # type: ignore[arg-type]
+        lambda: delta_chain.join("", [b"\x00\x00\x00\x02\x00\x00\x00\x00[]"]),
     ),
     (
         "header of a step is malformed",
-        lambda: steps.join("", [Step(kind="rest", round=-1).encode()]),
+        lambda: delta_chain.join("", [one("zip", body=b"").encode()]),
+    ),
+    (
+        "header of a step is malformed",
+        lambda: delta_chain.join("", [one("bits", parties=-1, body=b"").encode()]),
+    ),
+    ("header of a step is malformed", lambda: delta_chain.join("", [Step(kind="sum").encode()])),
+    (
+        "header of a step is malformed",
+        lambda: delta_chain.join("", [Step(kind="rest", state=b"1").encode()]),
+    ),
+    (
+        "header of a step is malformed",
+        lambda: delta_chain.join("", [Step(kind="rest", asked=(7,)).encode()]),  # type: ignore[arg-type]
+    ),
+    (
+        "header of a step is malformed",
+        lambda: delta_chain.join("", [Step(kind="rest", round=-1).encode()]),
     ),
     (
         "200 values|bytes, expected",
-        lambda: steps.join("", [Step(kind="whole", state=bytes(799)).encode()]),
+        lambda: delta_chain.join("", [Step(kind="whole", state=bytes(799)).encode()]),
     ),
-    ("not finite", lambda: steps.join("", [Step(kind="whole", state=b"\xff" * 800).encode()])),
+    (
+        "not finite",
+        lambda: delta_chain.join("", [Step(kind="whole", state=b"\xff" * 800).encode()]),
+    ),
     (
         "is not the one that is named",
-        lambda: steps.join("", [Step(kind="whole", state=bytes(796) + b"\0\0\0\x3f").encode()]),
+        lambda: delta_chain.join(
+            "", [Step(kind="whole", state=bytes(796) + b"\0\0\0\x3f").encode()]
+        ),
     ),
 )
 
@@ -577,31 +590,31 @@ def test_a_malformed_way_is_refused_and_nothing_is_remembered(
 def test_a_step_that_cannot_be_is_refused_before_it_is_unpacked(sentence: str, step: Step) -> None:
     recall = ClientModelCache()
     with pytest.raises(MessageError, match=sentence):
-        recall.follow(stepping(), "ab" * 32, steps.join(origin_of(100), [step.encode()]))
+        recall.follow(stepping(), "ab" * 32, delta_chain.join(origin_of(100), [step.encode()]))
     assert recall.memory(RUN) == Memory(RUN)
 
 
 @pytest.mark.parametrize("shown", ["below", "above", "of more bits"])
 def test_a_shown_sum_that_no_members_can_have_is_refused(shown: str) -> None:
     whole = np.full(100, 3 * 127)
-    good = totals.encode_shown(totals.pack(whole, 3, 8), (1, 2, 3))
-    found, tags = totals.decode_shown(good, 100, 3, 8)
+    good = attested_sum.encode_shown(attested_sum.pack(whole, 3, 8), (1, 2, 3))
+    found, tags = attested_sum.decode_shown(good, 100, 3, 8)
     assert np.array_equal(found, whole) and tags == (1, 2, 3)
     whole[7] = {"below": -1, "above": 3 * 254 + 1, "of more bits": 1023}[shown]
     packed = (
-        ("deflate", totals.deflate(totals.spread(whole, 3 * 127, 2)))
+        ("deflate", attested_sum.deflate(attested_sum.spread(whole, 3 * 127, 2)))
         if shown == "below"
         else ("bits", BitRing(length=100, bits=8, parties=3).pack(whole.astype(np.uint16)))
     )
     with pytest.raises(MessageError, match="a sum that 3 members with values of 8 bits cannot"):
-        totals.decode_shown(totals.encode_shown(packed, (1, 2, 3)), 100, 3, 8)
+        attested_sum.decode_shown(attested_sum.encode_shown(packed, (1, 2, 3)), 100, 3, 8)
 
 
 def test_a_bomb_is_never_unpacked_beyond_its_size() -> None:
     body = bomb(100_000_000)
     tracemalloc.start()
     with pytest.raises(MessageError):
-        totals.inflate(body, 200)
+        attested_sum.inflate(body, 200)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(body) > 50_000 and peak < len(body) + 1_000_000
@@ -611,24 +624,24 @@ def test_what_is_not_here_is_said_and_what_leads_elsewhere_is_not_used() -> None
     made, recall = stepping(), ClientModelCache()
     first = of_sum(made, np.full(100, 3 * 127 + 5), round_=1)
     state = made.go(ServerState.zeros(100), first, origin_of(100))
-    led = recall.follow(made, name_of(state), steps.join(origin_of(100), [first.encode()]))
+    led = recall.follow(made, name_of(state), delta_chain.join(origin_of(100), [first.encode()]))
     assert led.state.encode() == state.encode() and led.followed
     assert recall.memory(RUN) == Memory(RUN)
     recall.keep(led)
     held = {name for name, _ in recall.memory(RUN).held}
     assert held == {origin_of(100), name_of(state)}
     with pytest.raises(LackingError) as lacking:
-        recall.follow(made, "ab" * 32, steps.join("cd" * 32, []))
+        recall.follow(made, "ab" * 32, delta_chain.join("cd" * 32, []))
     names = [bytes.fromhex(name) for name, _ in recall.memory(RUN).held]
     assert lacking.value.reply == recall.names(RUN) == LACKS + b"".join(names)
     # a processor that calculates otherwise: whole, please
     with pytest.raises(LackingError) as lacking:
-        recall.follow(made, "ab" * 32, steps.join(origin_of(100), [first.encode()]))
+        recall.follow(made, "ab" * 32, delta_chain.join(origin_of(100), [first.encode()]))
     assert lacking.value.reply == LACKS
     other = DeltaChain(made.policy, 100, "0b" * 16)
     with pytest.raises(LackingError):
         # held, but of another run
-        recall.follow(other, name_of(state), steps.join(name_of(state), []))
+        recall.follow(other, name_of(state), delta_chain.join(name_of(state), []))
     assert {name for name, _ in recall.memory(RUN).held} == held
 
 

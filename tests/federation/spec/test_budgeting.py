@@ -15,7 +15,7 @@ from quietchoir.crypto.privacy.accountant import Account, Budget, PrivacyStep
 from quietchoir.crypto.privacy.noise import Noise
 from quietchoir.federation.membership import roster
 from quietchoir.federation.rounds.privacy_accountant import PrivacyAccountant
-from quietchoir.federation.spec import privacy_budget as budgeting
+from quietchoir.federation.spec import privacy_budget
 from quietchoir.federation.spec.policy import PrivacyTable, ProtectionTable, Recipe
 from quietchoir.federation.spec.privacy_budget import budgeted, rounded_up
 from quietchoir.federation.wire.message import Place
@@ -155,7 +155,7 @@ def test_what_cannot_be_is_refused_with_what_to_do(
 
 
 def test_noise_that_is_never_enough_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budgeting, "TRIES", 1)
+    monkeypatch.setattr(privacy_budget, "TRIES", 1)
     with pytest.raises(ConfigError, match="no noise up to"):
         budgeted(8.0, None, tables(privacy=PrivacyTable(mechanism="skellam")), {}, 100)
 

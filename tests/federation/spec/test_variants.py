@@ -28,7 +28,7 @@ from quietchoir.federation.adapters import transfer
 from quietchoir.federation.adapters.registry import Card, Registry
 from quietchoir.federation.client_node import keep_finished
 from quietchoir.federation.membership import roster
-from quietchoir.federation.membership.log import found
+from quietchoir.federation.membership.log import create_chain
 from quietchoir.federation.model_files import PLACES_FILE, remember, resident, variant_given
 from quietchoir.federation.server_node import keeper
 from quietchoir.federation.spec.policy import AdapterTable, ModelTable, Variant, names_of
@@ -162,7 +162,7 @@ def test_the_card_names_the_variants_under_its_signature_and_goes_with_the_adapt
     with pytest.raises(FederationError, match="signed card"):
         Card.parse(text.replace(q4.digest, weights.digest_of(files["other"])), "")
     transfer.export_peft(Registry(tmp_path / "a"), name, tmp_path / "out")
-    chain = found(home.policy, home.owner)
+    chain = create_chain(home.policy, home.owner)
     assert transfer.bring_in(Registry(tmp_path / "b"), tmp_path / "out", q4, chain=chain)[0] == name
     transfer.export_gguf(Registry(tmp_path / "b"), name, tmp_path / "adapter.gguf", q8)
     (tmp_path / "out" / "card.json").unlink()

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import FederationError
-from quietchoir.federation.store import database as module
-from quietchoir.federation.store.database import Database
+from quietchoir.federation.store.database import PAGE_BYTES, Database
 from quietchoir.federation.store.ledger import AnsweredRounds
 from quietchoir.federation.store.member import FILE, open_member
 from quietchoir.federation.store.write_ahead_log import FRAME_BYTES, HEADER_BYTES
@@ -18,7 +17,7 @@ from quietchoir.federation.wire.message import Place
 
 RUN = "ab" * 16
 LOG = f"{FILE}-wal"
-FRAME = FRAME_BYTES + module.PAGE_BYTES
+FRAME = FRAME_BYTES + PAGE_BYTES
 
 
 def copy(folder: Path, to: Path) -> Path:

@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 
 from quietchoir.core.errors import ConfigError, MessageError, RoundAborted
 from quietchoir.crypto.identity.keys import Identity, bind
-from quietchoir.federation import stateless_client as visit
+from quietchoir.federation import stateless_client
 from quietchoir.federation.membership import roster
 from quietchoir.federation.spec.compatibility import CAPABILITIES
 from quietchoir.federation.stateless_client import ASIDE, AttemptSnapshot
@@ -237,7 +237,7 @@ def test_a_mode_that_needs_memory_between_letters_is_refused_on_both_sides(
     assert played.sent == []
     assert not (tmp_path / "state").exists()
     with pytest.raises(ConfigError, match="coordinate"):
-        visit.greet(
+        stateless_client.greet(
             apps.own_of(Context(1, 1, played.nodes[1], RecordDict(), played.run_config)),
             b"n" * 32,
             1,
@@ -258,7 +258,7 @@ def greeting(choir: Choir, name: str, signer: Identity, nonce: bytes, node: int)
     policy = roster.load(choir.file)
     asked = Message(RecordDict(), dst_node_id=node, message_type=grid.HELLO)
     asked.metadata.__dict__["_message_id"] = "1"
-    proof = signer.sign(visit.hello_context(policy), bind(name, nonce, node))
+    proof = signer.sign(stateless_client.hello_context(policy), bind(name, nonce, node))
     return Message(
         RecordDict({grid.GREETING: ConfigRecord({grid.NAME: name, grid.PROOF: proof})}),
         reply_to=asked,

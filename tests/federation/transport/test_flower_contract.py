@@ -32,11 +32,18 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from quietchoir.crypto.identity.keys import Identity
-from quietchoir.federation.membership.founding import TLS_KEY, Founding, found
+from quietchoir.federation.membership.founding import TLS_KEY, Founding, create_federation
 from quietchoir.federation.membership.keys import NodeKeys
 from quietchoir.federation.spec.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
-from quietchoir.federation.transport import apps, connection, letters, post, proof, superlink
-from quietchoir.federation.transport import fleet_endpoint as door
+from quietchoir.federation.transport import (
+    apps,
+    connection,
+    fleet_endpoint,
+    letters,
+    post,
+    proof,
+    superlink,
+)
 from quietchoir.federation.transport.clock import ClockedAuth
 from quietchoir.tests.fakes.federation import DIGEST
 
@@ -137,7 +144,7 @@ async def test_uvicorn_has_the_seams_that_are_used() -> None:
         "server_state",
         "app_state",
     ]
-    config = uvicorn.Config(door.FleetDoor(None, b""), ws="none")  # type: ignore[arg-type]
+    config = uvicorn.Config(fleet_endpoint.FleetDoor(None, b""), ws="none")  # type: ignore[arg-type]
     made = vars(HttpToolsProtocol(config, ServerState(), {}, asyncio.get_running_loop()))
     assert {"cycle", "client", "transport"} <= set(made)
     assert {"response_complete"} <= set(vars(RequestResponseCycle(*[None] * 11)))  # type: ignore[arg-type]
@@ -184,11 +191,11 @@ def test_the_superlink_still_serves_the_routes_and_the_door_hides_the_rest(tmp_p
         protection=ProtectionTable(),
         recipe=Recipe(),
     )
-    policy = found(tmp_path, founding)
+    policy = create_federation(tmp_path, founding)
     link = superlink.SuperLink(policy, tmp_path / TLS_KEY)
     paths = set(link.door.app.openapi()["paths"])  # type: ignore[attr-defined]
-    assert paths >= door.ROUTES
-    hidden = paths - door.ROUTES
+    assert paths >= fleet_endpoint.ROUTES
+    hidden = paths - fleet_endpoint.ROUTES
     assert {path for path in hidden if path.startswith(("/v1/control", "/v1/runtime"))}
     assert "/v1/fleet/get-fab" in hidden and "/v1/fleet/register-node" in hidden
     link.stop()

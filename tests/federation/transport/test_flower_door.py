@@ -30,8 +30,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from quietchoir.crypto.identity.keys import Identity
 from quietchoir.federation.membership.keys import NodeKeys
 from quietchoir.federation.store.ledger import StaleError
-from quietchoir.federation.transport import connection as connections
-from quietchoir.federation.transport import fleet_endpoint as doors
+from quietchoir.federation.transport import connection, fleet_endpoint
 from quietchoir.federation.transport.clock import ClockedAuth
 from quietchoir.federation.transport.connection import Connection, LetterLostError
 from quietchoir.federation.transport.fleet_endpoint import Caller, FleetDoor
@@ -68,7 +67,12 @@ class FakeFlower:
     def __init__(self, *answers: tuple[int, bytes]) -> None:
         self.answers, self.requests = list(answers), list[tuple[str, bytes]]()
 
-    async def __call__(self, scope: doors.Scope, receive: doors.Receive, send: doors.Send) -> None:
+    async def __call__(
+        self,
+        scope: fleet_endpoint.Scope,
+        receive: fleet_endpoint.Receive,
+        send: fleet_endpoint.Send,
+    ) -> None:
         self.requests.append((scope["path"], (await receive())["body"]))
         status, body = self.answers.pop(0) if self.answers else (200, b"")
         await send({"type": "http.response.start", "status": status, "headers": []})
@@ -86,17 +90,17 @@ async def request(
 ) -> tuple[int, bytes]:
     """One request to the door."""
     sent, waiting = (
-        list[doors.Event](),
+        list[fleet_endpoint.Event](),
         [{"type": "http.request", "body": body, "more_body": False}],
     )
 
-    async def receive() -> doors.Event:
+    async def receive() -> fleet_endpoint.Event:
         if waiting:
             return waiting.pop()
         await (hang_up or asyncio.Event()).wait()
         return {"type": "http.disconnect"}
 
-    async def send(event: doors.Event) -> None:
+    async def send(event: fleet_endpoint.Event) -> None:
         sent.append(event)
 
     door.loop = asyncio.get_running_loop()
@@ -125,14 +129,14 @@ def opened(flower: FakeFlower) -> FleetDoor:
 
 async def test_work_that_is_there_is_handed_out_at_once() -> None:
     door = opened(FakeFlower((200, b"work")))
-    assert await request(door, doors.ASKS_FOR_WORK) == (200, b"work")
+    assert await request(door, fleet_endpoint.ASKS_FOR_WORK) == (200, b"work")
     assert door.callers[KEY].handed_at > door.callers[KEY].idle_at
 
 
 async def test_a_request_for_work_waits_until_the_bell_rings() -> None:
     flower = FakeFlower((200, b""), (200, b"work"))
     door = opened(flower)
-    asked = asyncio.ensure_future(request(door, doors.ASKS_FOR_WORK))
+    asked = asyncio.ensure_future(request(door, fleet_endpoint.ASKS_FOR_WORK))
     while not door.news.is_set():  # it is held, and the link was told that this node is idle
         await asyncio.sleep(0)
     assert not asked.done() and len(flower.requests) == 1
@@ -144,11 +148,11 @@ async def test_a_request_for_work_waits_until_the_bell_rings() -> None:
 async def test_a_request_for_work_ends_empty_after_a_while_and_at_once_when_the_door_closes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(doors, "HOLD_S", 0.05)
+    monkeypatch.setattr(fleet_endpoint, "HOLD_S", 0.05)
     door = opened(FakeFlower())
-    assert await request(door, doors.ASKS_FOR_WORK) == (200, b"")
-    monkeypatch.setattr(doors, "HOLD_S", 1000.0)
-    asked = asyncio.ensure_future(request(door, doors.ASKS_FOR_WORK))
+    assert await request(door, fleet_endpoint.ASKS_FOR_WORK) == (200, b"")
+    monkeypatch.setattr(fleet_endpoint, "HOLD_S", 1000.0)
+    asked = asyncio.ensure_future(request(door, fleet_endpoint.ASKS_FOR_WORK))
     door.news.clear()
     while not door.news.is_set():
         await asyncio.sleep(0)
@@ -159,7 +163,7 @@ async def test_a_request_for_work_ends_empty_after_a_while_and_at_once_when_the_
 async def test_a_caller_that_hangs_up_is_not_handed_work() -> None:
     flower, gone = FakeFlower((200, b""), (200, b"work")), asyncio.Event()
     door = opened(flower)
-    asked = asyncio.ensure_future(request(door, doors.ASKS_FOR_WORK, hang_up=gone))
+    asked = asyncio.ensure_future(request(door, fleet_endpoint.ASKS_FOR_WORK, hang_up=gone))
     while not door.news.is_set():
         await asyncio.sleep(0)
     gone.set()
@@ -173,7 +177,7 @@ async def test_a_caller_that_hangs_up_is_not_handed_work() -> None:
 async def test_nobody_is_held_whom_flower_refuses_and_its_words_do_not_leave_the_house() -> None:
     for status, told in ((401, 401), (500, 400), (302, 400)):
         door = opened(FakeFlower((status, b"words")))
-        assert await request(door, doors.ASKS_FOR_WORK) == (told, b"")
+        assert await request(door, fleet_endpoint.ASKS_FOR_WORK) == (told, b"")
         assert door.callers[KEY].idle_at == door.callers[KEY].handed_at and not door.news.is_set()
 
 
@@ -184,7 +188,7 @@ async def test_a_stranger_is_not_read_and_not_counted() -> None:
         if known:
             door.callers[KEY] = Caller(Identity.generate().public, session=SESSION)
             before = dataclasses.replace(door.callers[KEY])
-        for path in sorted(doors.ROUTES):
+        for path in sorted(fleet_endpoint.ROUTES):
             assert await request(door, path) == (401, b"")
     assert door.callers[KEY] == before and not flower.requests
     assert (door.bytes_in, door.bytes_out, door.news.is_set(), door.owners) == (0, 0, False, {})
@@ -195,7 +199,7 @@ async def test_a_node_that_dials_anew_replaces_its_dead_self_but_not_one_that_is
     door, dropped = opened(flower), list[bytes]()
     door.drop = dropped.append
     assert (await request(door, "/v1/fleet/send-node-heartbeat"))[0] == 200  # the first one is here
-    for path in sorted(doors.ROUTES):
+    for path in sorted(fleet_endpoint.ROUTES):
         assert (await request(door, path, session=other, line=("another", 2)))[0] == TAKEN
     assert (
         not dropped
@@ -203,37 +207,37 @@ async def test_a_node_that_dials_anew_replaces_its_dead_self_but_not_one_that_is
         and door.callers[KEY].lines == {("a member", 1): None}
     )
     # the first one again: its line had broken
-    assert (await request(door, doors.DIALS_IN))[0] == 200 and dropped == [KEY]
+    assert (await request(door, fleet_endpoint.DIALS_IN))[0] == 200 and dropped == [KEY]
     door.line_gone(("a member", 1))
-    door.callers[KEY].hung_up_at -= doors.HUNG_UP_S  # a moment later
-    assert (await request(door, doors.ASKS_FOR_WORK, session=other))[0] == NOT_DIALLED_IN
-    assert (await request(door, doors.DIALS_IN, session=other, line=("another", 2)))[
+    door.callers[KEY].hung_up_at -= fleet_endpoint.HUNG_UP_S  # a moment later
+    assert (await request(door, fleet_endpoint.ASKS_FOR_WORK, session=other))[0] == NOT_DIALLED_IN
+    assert (await request(door, fleet_endpoint.DIALS_IN, session=other, line=("another", 2)))[
         0
     ] == 200 and dropped == [KEY, KEY]
     # and now the first one is the second
-    assert (await request(door, doors.ASKS_FOR_WORK))[0] == TAKEN
+    assert (await request(door, fleet_endpoint.ASKS_FOR_WORK))[0] == TAKEN
 
 
 async def test_a_process_that_hangs_on_the_line_without_a_word_is_gone_after_a_while() -> None:
     door, other = opened(FakeFlower()), "cd" * 16
     await request(door, "/v1/fleet/send-node-heartbeat")
     door.callers[KEY].heard_at -= UNHEARD_S
-    assert (await request(door, doors.DIALS_IN, session=other))[0] == 200
+    assert (await request(door, fleet_endpoint.DIALS_IN, session=other))[0] == 200
 
 
 async def test_a_process_that_says_goodbye_is_gone_at_once() -> None:
     door = opened(FakeFlower())
-    await request(door, doors.LEAVES)
-    assert (await request(door, doors.DIALS_IN, session="cd" * 16))[0] == 200
+    await request(door, fleet_endpoint.LEAVES)
+    assert (await request(door, fleet_endpoint.DIALS_IN, session="cd" * 16))[0] == 200
 
 
 async def test_one_member_has_few_connections() -> None:
     door, ended = opened(FakeFlower()), list[tuple[str, int]]()
     door.end = ended.append
-    for port in range(doors.LINES + 3):
+    for port in range(fleet_endpoint.LINES + 3):
         await request(door, "/v1/fleet/send-node-heartbeat", line=("a member", port))
     assert ended == [("a member", 0), ("a member", 1), ("a member", 2)]
-    for port in range(doors.LINES + 3):
+    for port in range(fleet_endpoint.LINES + 3):
         door.line_gone(("a member", port))
     assert not door.callers[KEY].lines and not door.owners
 
@@ -241,24 +245,26 @@ async def test_one_member_has_few_connections() -> None:
 async def test_a_request_past_the_limit_is_turned_away_unread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(doors, "LONG_BYTES", 10)
+    monkeypatch.setattr(fleet_endpoint, "LONG_BYTES", 10)
     flower = FakeFlower()
     assert (await request(opened(flower), "/v1/fleet/push-object", b"12345678901"))[0] == 413
-    assert (await request(opened(flower), doors.ASKS_FOR_WORK, bytes(doors.SHORT_BYTES + 1)))[
-        0
-    ] == 413
+    assert (
+        await request(
+            opened(flower), fleet_endpoint.ASKS_FOR_WORK, bytes(fleet_endpoint.SHORT_BYTES + 1)
+        )
+    )[0] == 413
     assert flower.requests == []
 
 
 async def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doors, "SILENCE_S", 0.01)
+    monkeypatch.setattr(fleet_endpoint, "SILENCE_S", 0.01)
     flower = FakeFlower()
-    door, sent = opened(flower), list[doors.Event]()
+    door, sent = opened(flower), list[fleet_endpoint.Event]()
 
-    async def receive() -> doors.Event:
+    async def receive() -> fleet_endpoint.Event:
         return await asyncio.get_running_loop().create_future()  # never comes
 
-    async def send(event: doors.Event) -> None:
+    async def send(event: fleet_endpoint.Event) -> None:
         sent.append(event)
 
     path = "/v1/fleet/push-object"
@@ -317,7 +323,7 @@ LONG = bytes(range(256)) * (4 * INLINE_BYTES // 256)  # 16 MiB: four chunks
 @pytest.fixture
 def line(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A member's session whose client is a `FakeCoordinator`."""
-    monkeypatch.setattr(connections, "RETRY_S", (0.0, 0.0))
+    monkeypatch.setattr(connection, "RETRY_S", (0.0, 0.0))
 
     def make(breaks: set[int]) -> tuple[Connection, FakeCoordinator]:
         session = Connection.__new__(Connection)
@@ -363,7 +369,7 @@ def test_a_letter_that_was_taken_back_is_not_waited_for(line: Any) -> None:
 
 def test_patience_with_a_dead_line_ends(line: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     session, _ = line(set(range(1, 10_000)))
-    monkeypatch.setattr(connections, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(connection, "PATIENCE_S", 0.05)
     with pytest.raises(httpx.ReadError):
         session.give(answer_to(message(b"letter"), seal_letter(b"answer")), 0.0)
 

@@ -12,8 +12,8 @@ from quietchoir.federation.membership.founding import (
     OWNER_KEY,
     TLS_KEY,
     Founding,
+    create_federation,
     enroll,
-    found,
 )
 from quietchoir.federation.membership.keys import load_or_create
 from quietchoir.federation.membership.roster import load
@@ -28,7 +28,7 @@ LONG = bytes(range(256)) * (INLINE_BYTES // 256 + 1)
 
 @pytest.fixture
 def link(tmp_path: Path) -> Iterator[FlowerLink]:
-    found(
+    create_federation(
         tmp_path,
         Founding(
             name="choir",

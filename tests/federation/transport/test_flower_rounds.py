@@ -19,7 +19,13 @@ import pytest
 
 from quietchoir.core.errors import FederationError
 from quietchoir.federation.membership import roster
-from quietchoir.federation.membership.founding import FILE, OWNER_KEY, Founding, enroll, found
+from quietchoir.federation.membership.founding import (
+    FILE,
+    OWNER_KEY,
+    Founding,
+    create_federation,
+    enroll,
+)
 from quietchoir.federation.membership.keys import load_or_create
 from quietchoir.federation.spec.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
 from quietchoir.federation.transport.superlink import listen
@@ -105,7 +111,7 @@ def free_port() -> int:
 
 
 def make_federation(folder: Path, port: int) -> Path:
-    found(
+    create_federation(
         folder,
         Founding(
             name="choir",

@@ -16,8 +16,7 @@ from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.spec.policy import ModelTable
 from quietchoir.federation.store.ledger import AnsweredRounds
 from quietchoir.federation.store.member import FILE, open_member
-from quietchoir.federation.wire import message as messages
-from quietchoir.federation.wire import work
+from quietchoir.federation.wire import message, work
 from quietchoir.federation.wire.message import Place, Reply, Task
 from quietchoir.tests.fakes.federation import ANY_MODE, FixedLearner, House, house, parties
 from quietchoir.tests.fakes.store import contents, query
@@ -54,7 +53,7 @@ def letter(
         "payload": payload,
         **changes,
     }
-    return messages.encode_task(Task(**fields), policy or home.policy, signer or home.coordinator)  # type: ignore[arg-type]
+    return message.encode_task(Task(**fields), policy or home.policy, signer or home.coordinator)  # type: ignore[arg-type]
 
 
 def snapshot(party: Client, folder: Path) -> object:
@@ -110,7 +109,7 @@ BAD: dict[str, Callable[[House], bytes]] = {
     "to undo a step": lambda home: letter(home, stage=work.UNDO),
     "truncated": lambda home: letter(home)[:-70],
     "empty": lambda home: b"",
-    "a reply": lambda home: messages.encode_reply(
+    "a reply": lambda home: message.encode_reply(
         Reply(place=Place(RUN, 1, 1), stage=work.TRAIN, sender="ann", task="", payload=b""),
         home.policy,
         home.coordinator,
@@ -205,22 +204,22 @@ def test_a_cohort_that_the_roster_does_not_allow_is_refused(
 def test_a_reply_counts_only_for_the_task_it_answers(home: House, ann: Client) -> None:
     task, other = letter(home), letter(home, place=Place(RUN, 1, 2))
     answer = ann.handle(task)
-    assert messages.decode_reply(answer, home.policy, task).sender == "ann"
+    assert message.decode_reply(answer, home.policy, task).sender == "ann"
     with pytest.raises(MessageError, match="another task"):
-        messages.decode_reply(answer, home.policy, other)
+        message.decode_reply(answer, home.policy, other)
     forged = Reply(
         place=Place(RUN, 1, 1),
         stage=work.TRAIN,
         sender="ann",
-        task=messages.fingerprint(task),
+        task=message.fingerprint(task),
         payload=b"",
     )
     with pytest.raises(MessageError, match="not signed by ann"):
-        messages.decode_reply(
-            messages.encode_reply(forged, home.policy, home.members["ben"]), home.policy, task
+        message.decode_reply(
+            message.encode_reply(forged, home.policy, home.members["ben"]), home.policy, task
         )
     with pytest.raises(MessageError, match="was asked"):
-        messages.decode_reply(
+        message.decode_reply(
             ann.handle(letter(home, place=Place(RUN, 1, 3))),
             home.policy,
             letter(home, recipient="ben"),

@@ -9,12 +9,11 @@ import pytest
 
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import GenerationRequest
-from quietchoir.core.engine.sampling import grammar_compiler as compiler
-from quietchoir.core.engine.sampling import grammar_limits as bounds
+from quietchoir.core.engine.sampling import grammar_compiler, grammar_limits
 from quietchoir.core.engine.sampling.grammar import Grammars
 from quietchoir.core.engine.sampling.params import Constraint, SamplingParams
 from quietchoir.core.errors import OverloadedError, RequestError
-from quietchoir.tests.fakes import grammars as fakes_grammars
+from quietchoir.tests.fakes import grammars as foreign
 from quietchoir.tests.fakes.engine import byte_tokenizer, config, tiny_weights
 from quietchoir.tests.fakes.grammars import (
     HARMFUL,
@@ -53,13 +52,13 @@ def grammars():
 @pytest.fixture(autouse=True)
 def patient(monkeypatch):
     """A machine that does much else at once must not decide what these tests see."""
-    monkeypatch.setattr(compiler, "DEADLINE_S", 600.0)
+    monkeypatch.setattr(grammar_compiler, "DEADLINE_S", 600.0)
 
 
 @pytest.fixture
 def unbounded(monkeypatch):
     """The first wall is down: what is too deep reaches the worker."""
-    monkeypatch.setattr(bounds, "check", lambda constraint: None)
+    monkeypatch.setattr(grammar_limits, "check", lambda constraint: None)
 
 
 @pytest.mark.parametrize("kind, size", HARMFUL)
@@ -83,21 +82,21 @@ def test_what_gets_past_the_bounds_ends_the_worker_alone(grammars, unbounded, ki
 
 def test_a_grammar_that_takes_too_long_is_given_up(grammars, monkeypatch):
     grammars.compile(DIGITS)
-    monkeypatch.setattr(compiler, "DEADLINE_S", 0.2)
+    monkeypatch.setattr(grammar_compiler, "DEADLINE_S", 0.2)
     with pytest.raises(RequestError, match="took longer than"):
-        grammars.compile(fakes_grammars.options(9_000))
-    monkeypatch.setattr(compiler, "DEADLINE_S", 600.0)
+        grammars.compile(foreign.options(9_000))
+    monkeypatch.setattr(grammar_compiler, "DEADLINE_S", 600.0)
     grammars.compile(Constraint("regex", "z{7}"))
 
 
 def test_a_mask_that_takes_too_long_is_found_before_anybody_waits_for_it(grammars):
     with pytest.raises(RequestError, match="for one token"):
-        grammars.compile(fakes_grammars.repeated(100))
+        grammars.compile(foreign.repeated(100))
 
 
 def test_a_busy_compiler_is_told_as_busy(grammars, monkeypatch):
     grammars.compile(DIGITS)
-    monkeypatch.setattr(compiler, "DEADLINE_S", 0.05)
+    monkeypatch.setattr(grammar_compiler, "DEADLINE_S", 0.05)
     with (
         grammars._compiler._worker._borrow(1),
         pytest.raises(OverloadedError, match="grammar compiler"),
@@ -121,7 +120,7 @@ def test_ordinary_forms_are_within_the_bounds(grammars):
         for place, name in enumerate(names)
     }
     grammars.compile(Constraint("json_schema", json.dumps({"$defs": kin, "$ref": "#/$defs/t0"})))
-    grammars.compile(fakes_grammars.objects(20))
+    grammars.compile(foreign.objects(20))
     grammars.compile(groups(20))
 
 
@@ -139,7 +138,7 @@ def test_ordinary_forms_are_within_the_bounds(grammars):
 )
 def test_depth_follows_each_reference_once(text, levels):
     schema = json.loads(text)
-    assert bounds.depth_of(schema, schema, follow=True) == levels
+    assert grammar_limits.depth_of(schema, schema, follow=True) == levels
 
 
 def test_others_are_answered_while_a_grammar_brings_its_compiler_down(unbounded):

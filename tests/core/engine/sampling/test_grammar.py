@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from quietchoir.core.engine.engine import Engine
 from quietchoir.core.engine.request import GenerationRequest
-from quietchoir.core.engine.sampling import grammar_compiler as compiler
+from quietchoir.core.engine.sampling import grammar_compiler
 from quietchoir.core.engine.sampling.grammar import Grammars, apply_grammar_mask
 from quietchoir.core.engine.sampling.params import Constraint, SamplingParams
 from quietchoir.core.engine.sequence import Sequence
@@ -206,7 +206,9 @@ def test_a_model_without_an_end_mark_is_held_to_no_form():
 
 
 def test_a_grammar_that_grows_beyond_its_limits_fails_its_own_request_alone(weights, monkeypatch):
-    monkeypatch.setattr(compiler, "LIMITS", compiler.LIMITS | {"step_max_items": 60})
+    monkeypatch.setattr(
+        grammar_compiler, "LIMITS", grammar_compiler.LIMITS | {"step_max_items": 60}
+    )
     engine = Engine(weights, config())
     heavy = Constraint("lark", 'start: a\na: b | a a\nb: "x" | "y" b | b "z" | a b a')
     plain = GenerationRequest(prompt=(1, 9), sampling_params=SamplingParams(max_tokens=25))

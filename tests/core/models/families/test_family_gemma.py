@@ -14,7 +14,7 @@ from quietchoir.core.errors import ModelFileError
 from quietchoir.core.models import to_gguf, weights
 from quietchoir.core.models.checkpoint import from_gguf, from_hf
 from quietchoir.core.models.files import gguf
-from quietchoir.tests.fakes import models as fakes
+from quietchoir.tests.fakes import models
 from quietchoir.tests.fakes.models import GgufWriter, make_model, their_logits
 from quietchoir.tests.fakes.tokenizers import save
 
@@ -34,7 +34,7 @@ def model() -> Any:
     """Heads of a size of their own, one of keys, embedding and head one matrix."""
     with pytest.MonkeyPatch.context() as patch:
         sizes = {"head_dim": 32, "num_key_value_heads": 1, "tie_word_embeddings": True}
-        patch.setitem(fakes.FAMILIES, "gemma", ("GemmaConfig", sizes))
+        patch.setitem(models.FAMILIES, "gemma", ("GemmaConfig", sizes))
         return make_model("gemma", vocab_size=720)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from quietchoir.core.config import EngineConfig
-from quietchoir.core.engine.backends import select as choose
+from quietchoir.core.engine.backends import select
 from quietchoir.core.engine.backends.cuda import memory
 from quietchoir.core.engine.backends.cuda.cache import block_bytes
 from quietchoir.core.engine.backends.cuda.decoder import Linear
@@ -138,7 +138,7 @@ def settings(**changes: Any) -> EngineConfig:
 
 def test_a_cut_takes_what_is_free_or_what_the_owner_grants_but_never_more_than_is_free(tiny):
     def host(free: int, **changes: Any) -> int:
-        return choose.cut(tiny, 64, settings(**changes), 256, free).host
+        return select.cut(tiny, 64, settings(**changes), 256, free).host
 
     counted = memory.needs(tiny, 64, 256, answers=16 * 9)
     assert host(counted.total(2)) == 0
@@ -159,13 +159,13 @@ def test_a_runner_for_a_gpu_gets_the_cut_and_the_log_says_what_stays(tiny, monke
         "quietchoir.core.engine.backends.cuda.runner.CudaRunner",
         lambda *sizes, **more: given.update(more),
     )
-    choose.select(tiny, settings()).build(64, 256)
+    select.select(tiny, settings()).build(64, 256)
     assert given == {"cpu_layers": 1}
 
 
 def test_the_owner_s_memory_for_keys_holds_twice_the_blocks_in_eight_bits(tiny):
     narrow = quantised(tiny, "Q4_0")  # a cache of bfloat16 on the CPU
-    here = choose.select(narrow, EngineConfig()).block_bytes
+    here = select.select(narrow, EngineConfig()).block_bytes
     on_device = block_bytes(narrow.architecture)
     # sixteen numbers a head in two bytes each; in one, and a scale
     assert here / on_device == 32 / 18
