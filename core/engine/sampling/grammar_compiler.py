@@ -8,7 +8,7 @@ with it on a quarter of theirs.
 Why masks are computed in this process all the same: a mask costs 0.04 ms, a question to another
 process more than that. The library compiles by recursion over the grammar and computes masks
 without: on 2 MB of stack, chains twenty times as long as the longest that compiled were walked
-through without harm (`tests/core/engine/sampling/test_foreign_grammars.py`). A step's work and
+through without harm (`tests/core/engine/sampling/test_grammar_compiler.py`). A step's work and
 memory have limits of the library's own, and its panics come back as errors.
 
 Hazard: a fault of the library that shows only in a state which the worker's walk did not reach

@@ -5,7 +5,7 @@ Always: numbers come out as the format's reference computes them, rounding for r
 decode to something, so a hostile block can be nonsense but never an error.
 
 Source: ggml's `ggml-common.h`, block_* structures; `gguf.quants` is the oracle
-(tests/core/models/quant/test_blocks.py).
+(tests/core/models/quant/test_tensor.py).
 """
 
 from collections.abc import Callable

@@ -14,7 +14,7 @@ from quietchoir.federation.membership.founding import FILE, OWNER_KEY, create_fe
 from quietchoir.federation.membership.keys import NodeKeys, load_or_create
 from quietchoir.federation.membership.log import CHANGE, REVOKE, create_chain
 from quietchoir.tests.fakes.federation import house
-from quietchoir.tests.federation.membership.test_chain import PAST, key_of, spoiled
+from quietchoir.tests.federation.membership.test_log import PAST, key_of, spoiled
 from quietchoir.tests.federation.membership.test_roster import founding
 
 

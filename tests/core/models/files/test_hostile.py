@@ -29,7 +29,7 @@ from quietchoir.tests.fakes.tokenizers import save
 from ..conftest import MakeLinear
 
 FULL = os.environ.get("QUIETCHOIR_FUZZ") == "full"
-# in all, a ninth each kind of file; the last ninth is templates, in test_bounded.py
+# in all, a ninth each kind of file; the last ninth is templates, in test_template_sandbox.py
 CASES = 10_800 if FULL else 1_080
 SECONDS = 20.0  # of processor time for one case; the slowest takes well under one
 GROWTH = 600 << 20  # bytes that the whole process may grow by over all cases

@@ -15,7 +15,7 @@ from quietchoir.core.toolcall import ToolCall
 from quietchoir.plugins.sandbox import bubblewrap, interpreter
 from quietchoir.plugins.sandbox.probe import SandboxReport, probe
 
-from .conftest import hostile, write_bundle
+from ..conftest import hostile, write_bundle
 
 USER = interpreter.unprivileged_user()
 

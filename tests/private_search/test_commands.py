@@ -20,7 +20,7 @@ SERVE = """
 import sys
 from quietchoir.private_search import commands
 from quietchoir.tests.fakes.search import FakeEmbedder
-from quietchoir.tests.private_search.test_library_commands import parsed
+from quietchoir.tests.private_search.test_commands import parsed
 try:
     commands.run_serve(parsed(*sys.argv[1:]), FakeEmbedder())
 except KeyboardInterrupt:

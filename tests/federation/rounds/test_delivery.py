@@ -16,7 +16,7 @@ from quietchoir.federation.store.checkpoint import Store, Vector
 from quietchoir.federation.wire.link import InProcessLink
 from quietchoir.tests.fakes.events import tables
 from quietchoir.tests.fakes.federation import SilentLink, coordinator, house, parties
-from quietchoir.tests.federation.rounds.test_rounds import stage_of
+from quietchoir.tests.federation.rounds.test_server import stage_of
 
 SIZE = 200
 

@@ -16,7 +16,7 @@ from quietchoir.core.toolcall import ToolCall
 from quietchoir.plugins.sandbox import interpreter, watchdog
 from quietchoir.plugins.sandbox.probe import SandboxReport
 
-from .conftest import hostile, unconfined, write_bundle
+from ..conftest import hostile, unconfined, write_bundle
 
 READ = """
 try:

@@ -14,7 +14,7 @@ from quietchoir.core.toolcall import ToolCall
 from quietchoir.plugins.sandbox import watchdog
 from quietchoir.plugins.sandbox.probe import SandboxReport
 
-from .conftest import ATTACK, hostile, unconfined, write_bundle
+from ..conftest import ATTACK, hostile, unconfined, write_bundle
 
 GREET = ATTACK | {"name": "greet", "description": "Greet."}
 

@@ -14,7 +14,7 @@ from quietchoir.federation.spec.policy import AdapterTable
 from quietchoir.federation.training.synthetic_task import PacedRehearsal
 from quietchoir.tests.fakes.federation import House, SilentLink, coordinator, house, parties
 from quietchoir.tests.fakes.sealed import LocalDesk, adapter_of, sealed_parties
-from quietchoir.tests.federation.aggregation.test_shares import stage_of
+from quietchoir.tests.federation.aggregation.test_rank_masks import stage_of
 
 RANK, SIZE = 8, 64 * 8
 RANKS = {"ann": 0, "ben": 0, "cat": 0, "dan": 3, "eve": 2}
