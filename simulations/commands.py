@@ -49,7 +49,7 @@ def run_simulation(arguments: Namespace) -> None:
     """Run one scenario, a line for each round."""
     from ..core.models import weights
     from ..core.models.hub import catalog
-    from . import machine, pace, report
+    from . import machine, report, schedule_comparison
     from .run import simulate
     from .scenario import load
 
@@ -64,8 +64,8 @@ def run_simulation(arguments: Namespace) -> None:
             console.print(text)
 
     if scenario.nights.on:
-        outcome, laps = pace.compare(scenario, model, tell)
-        pace.show(console, laps)
+        outcome, laps = schedule_comparison.compare(scenario, model, tell)
+        schedule_comparison.show(console, laps)
     else:
         outcome = simulate(scenario, model, on_event=tell)
     report.show_run(console, dataclasses.asdict(outcome))

@@ -21,7 +21,7 @@ from typing import Self
 
 from ..core.errors import QuietchoirError
 from ..federation.transport import stock
-from .choir import HOST, free_port
+from .cluster import HOST, free_port
 from .processes import Child, ProcessGroup, family
 
 APP = Path(__file__).resolve().parents[1] / "federation" / "transport" / "app"

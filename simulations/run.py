@@ -33,7 +33,7 @@ from ..federation.store.client_store import ClientStore
 from ..federation.training.learner import Learner, TrainerLearner
 from ..federation.training.synthetic_task import PacedRehearsal, RehearsalLearner
 from ..federation.wire import message, work
-from .nights import conduct
+from .availability import conduct
 from .population import PartyData, populate
 from .report import PartyPreparedEvent, PartyTrainedEvent
 from .scenario import Fault, Scenario, dealt

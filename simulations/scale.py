@@ -37,7 +37,7 @@ from ..federation.store.checkpoint import Vector
 from ..federation.training.synthetic_task import STEP, ForgetfulRehearsal
 from ..federation.wire.link import InProcessLink
 from . import machine, report
-from .choir import Choir, ClusterPlan
+from .cluster import Choir, ClusterPlan
 from .engines import FlowerEngine
 from .processes import Child
 

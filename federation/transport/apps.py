@@ -28,7 +28,7 @@ from ..membership import roster
 from ..stateless_client import Own
 from . import conduct, unprotected
 from .grid import GREETING, NAME, NONCE, PROOF
-from .letters import answer_to, open_letter, seal_letter
+from .records import answer_to, open_letter, seal_letter
 from .settings import Settings
 
 logger = log.get("federation.flower")

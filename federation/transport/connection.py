@@ -42,7 +42,7 @@ from ..membership.keys import NodeKeys
 from ..spec.policy import Policy
 from . import reach
 from .clock import ClockedAuth
-from .letters import is_inline, name_inline
+from .records import is_inline, name_inline
 
 HEARTBEAT_S = 4.0
 HEARTBEAT_PROMISE_S = 10.0  # Flower's smallest; a node is gone after two of them without a beat

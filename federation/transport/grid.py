@@ -22,7 +22,7 @@ from ...core.errors import AuthenticationError
 from ...crypto.identity.keys import PublicIdentity, bind
 from ..spec.policy import Policy
 from ..stateless_client import hello_context
-from .letters import open_letter, seal_letter
+from .records import open_letter, seal_letter
 
 logger = log.get("federation.flower")
 # Flower's message types: who of the ClientApp's functions answers

@@ -20,8 +20,8 @@ from ...core import log
 from ...core.errors import FederationError
 from ..events import OnEvent, RefusalEvent
 from ..spec.policy import Policy
+from .messenger import LinkStatePost
 from .pending_deliveries import Underway
-from .post import LinkStatePost
 from .superlink import SuperLink
 
 logger = log.get("federation.flower")

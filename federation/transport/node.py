@@ -23,8 +23,8 @@ from ..membership.keys import NodeKeys
 from ..spec.policy import Policy
 from . import reach
 from .connection import Connection, LetterLostError
-from .letters import answer_to, open_letter, seal_letter
 from .proof import NOT_PROVED, TAKEN, UNHEARD_S
+from .records import answer_to, open_letter, seal_letter
 
 logger = log.get("federation.flower")
 BACKOFF_S = (0.5, 15.0)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ...core import log
-from .post import LinkStatePost
+from .messenger import LinkStatePost
 from .superlink import SuperLink
 
 logger = log.get("federation.flower")

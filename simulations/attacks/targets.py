@@ -13,7 +13,7 @@ from ...federation.membership import founding
 from ...federation.membership.keys import load_or_create
 from ...federation.spec.policy import AdapterTable, ModelTable, Policy, ProtectionTable, Recipe
 from ...federation.transport.superlink import SuperLink
-from ..choir import free_port
+from ..cluster import free_port
 
 HOST = "127.0.0.1"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import QuietchoirError
-from ..choir import ClusterPlan
+from ..cluster import ClusterPlan
 from ..faults import table
 from . import federation_rounds, federation_stock
 from .figures import Figure, Keep, nobody

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...core.errors import QuietchoirError
-from ..choir import PATIENCE_S, Choir, ClusterPlan
+from ..cluster import PATIENCE_S, Choir, ClusterPlan
 from ..processes import ProcessGroup
 from .stopwatch import Sample
 

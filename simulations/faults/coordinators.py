@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from ...federation.store import checkpoint
-from ..choir import HOST, PATIENCE_S, free_port
+from ..cluster import HOST, PATIENCE_S, free_port
 from ..processes import family
 from .members import STAGES, Fault
 from .scene import FaultScene, require

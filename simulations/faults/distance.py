@@ -19,7 +19,7 @@ from ...federation.membership import roster
 from ...federation.store import checkpoint
 from ...federation.store.checkpoint import Vector
 from ...federation.training.synthetic_task import RehearsalLearner
-from ..choir import PATIENCE_S, Choir, ClusterPlan
+from ..cluster import PATIENCE_S, Choir, ClusterPlan
 from ..processes import Child, ProcessGroup
 from .line import LineProcess, address
 from .scene import require

@@ -6,7 +6,7 @@ Always: a fault ends with a round that has every member in its sum again.
 import threading
 from collections.abc import Callable
 
-from ..choir import PATIENCE_S
+from ..cluster import PATIENCE_S
 from .proxy import PASS, Act, ProxiedBody
 from .scene import CLOCKS, HOSTILE, FaultScene, is_answer, require
 

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives import serialization
 from ...core.errors import QuietchoirError
 from ...federation.membership.keys import transport_point
 from ...federation.spec.policy import Policy
-from ..choir import HOST
+from ..cluster import HOST
 
 STAGE = re.compile(rb'"stage":"([a-z]+)"')  # in a letter's header, wherever it lies in a body
 KEY_HEADER = "flwr-public-key"

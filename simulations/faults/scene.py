@@ -17,7 +17,7 @@ from typing import Any
 from ...core.errors import QuietchoirError
 from ...federation.membership import roster
 from ...federation.membership.founding import TLS_KEY
-from ..choir import HOST, PATIENCE_S, Choir, ClusterPlan, free_port
+from ..cluster import HOST, PATIENCE_S, Choir, ClusterPlan, free_port
 from ..processes import Child, ProcessGroup
 from .proxy import PASS, PULL, PUSH, Act, ProxiedBody, Proxy
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import coordinators, distance, letters, members
+from . import coordinators, distance, members, messages
 from .distance import FAR, Distance
 from .namespaces import NoNamespacesError
 from .scene import FEW, MANY, FaultScene
@@ -26,7 +26,7 @@ Setting = Callable[[Path], AbstractContextManager[Any]]
 Faults = Mapping[str, Callable[[Any], None]]
 
 LINES: tuple[tuple[Setting, Faults], ...] = (
-    (partial(FaultScene, plan=FEW), {**members.FAULTS, **letters.FAULTS}),
+    (partial(FaultScene, plan=FEW), {**members.FAULTS, **messages.FAULTS}),
     (partial(FaultScene, plan=FEW), coordinators.FAULTS),
     (partial(FaultScene, plan=MANY), members.OF_MANY),
     (partial(Distance, plan=FAR), distance.FAULTS),

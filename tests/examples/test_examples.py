@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from quietchoir.simulations.choir import Choir, ClusterPlan
+from quietchoir.simulations.cluster import Choir, ClusterPlan
 from quietchoir.simulations.processes import ProcessGroup
 from quietchoir.tests.house import ROOT
 

@@ -8,8 +8,8 @@ import pytest
 
 from quietchoir.core.errors import ConfigError
 from quietchoir.federation.spec.policy import ScheduleTable
-from quietchoir.simulations import pace
-from quietchoir.simulations.nights import Sleeper
+from quietchoir.simulations import schedule_comparison
+from quietchoir.simulations.availability import Sleeper
 from quietchoir.simulations.scenario import Nights, Scenario, load
 
 SHIPPED = load("rarely-awake")
@@ -43,17 +43,21 @@ def test_work_goes_on_where_sleep_interrupted_it_and_a_long_sleep_is_noticed() -
 
 
 def test_buffered_rounds_step_more_often_on_the_same_nights_and_waste_less_work() -> None:
-    report, (synchronous, buffered) = pace.compare(small(SHIPPED), None, lambda event: None)
+    report, (synchronous, buffered) = schedule_comparison.compare(
+        small(SHIPPED), None, lambda event: None
+    )
     assert report.rounds == buffered.steps == synchronous.steps == 6
     assert buffered.hours < synchronous.hours
     assert buffered.summed / buffered.trained > synchronous.summed / synchronous.trained
     assert max(buffered.staleness) > 0 == len(synchronous.staleness)
     assert buffered.accuracy is not None and buffered.summed >= 4 * 6
-    assert all(told(lap) for told in pace.ROWS.values() for lap in (synchronous, buffered))
+    assert all(
+        told(lap) for told in schedule_comparison.ROWS.values() for lap in (synchronous, buffered)
+    )
 
 
 def test_sleeping_parties_need_a_buffered_schedule_to_be_compared() -> None:
     with pytest.raises(ConfigError, match="buffered"):
-        pace.compare(
+        schedule_comparison.compare(
             dataclasses.replace(SHIPPED, schedule=ScheduleTable()), None, lambda event: None
         )

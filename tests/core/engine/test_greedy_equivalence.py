@@ -22,7 +22,15 @@ from quietchoir.tests.fakes.engine import (
     tiny_adapter,
     tiny_weights,
 )
-from quietchoir.tests.fakes.ways import ASKED, WAYS, Make, few_words, plainly, requests, restored
+from quietchoir.tests.fakes.engine_paths import (
+    ASKED,
+    WAYS,
+    Make,
+    few_words,
+    plainly,
+    requests,
+    restored,
+)
 
 
 @pytest.fixture(scope="module")

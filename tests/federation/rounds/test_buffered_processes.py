@@ -13,7 +13,7 @@ import pytest
 
 from quietchoir.federation.store import checkpoint
 from quietchoir.federation.store.member import FILE
-from quietchoir.simulations.choir import PATIENCE_S, Choir, ClusterPlan
+from quietchoir.simulations.cluster import PATIENCE_S, Choir, ClusterPlan
 from quietchoir.simulations.processes import Child, ProcessGroup
 
 SLEEPER = "node-03"

@@ -4,7 +4,7 @@ to hand the adapter out.
 
 from pathlib import Path
 
-from quietchoir.simulations.choir import PATIENCE_S, Choir, ClusterPlan
+from quietchoir.simulations.cluster import PATIENCE_S, Choir, ClusterPlan
 from quietchoir.simulations.processes import ProcessGroup
 
 PLAN = ClusterPlan(

@@ -31,7 +31,7 @@ from quietchoir.federation.training.learner import Counts, Trained
 from quietchoir.federation.transport import apps, conduct
 from quietchoir.federation.transport.settings import Settings
 from quietchoir.federation.wire.link import InProcessLink
-from quietchoir.simulations.choir import Choir, ClusterPlan
+from quietchoir.simulations.cluster import Choir, ClusterPlan
 from quietchoir.simulations.processes import ProcessGroup
 from quietchoir.tests.fakes.federation import House, house, parties
 from quietchoir.tests.fakes.grid import LocalGrid

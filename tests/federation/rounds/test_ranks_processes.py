@@ -10,7 +10,7 @@ import pytest
 from quietchoir import cli
 from quietchoir.federation.membership import roster
 from quietchoir.federation.spec.policy import Policy
-from quietchoir.simulations.choir import PATIENCE_S, Choir, ClusterPlan
+from quietchoir.simulations.cluster import PATIENCE_S, Choir, ClusterPlan
 from quietchoir.simulations.processes import ProcessGroup
 from quietchoir.tests.fakes.federation import DIGEST
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from quietchoir.federation.spec.policy import GuardTable, PrivacyTable
-from quietchoir.simulations.choir import PATIENCE_S, Choir, ClusterPlan
+from quietchoir.simulations.cluster import PATIENCE_S, Choir, ClusterPlan
 from quietchoir.simulations.faults.hostile import POISONED
 from quietchoir.simulations.processes import Child, ProcessGroup
 

@@ -27,11 +27,11 @@ from quietchoir.federation.stateless_client import ASIDE, AttemptSnapshot
 from quietchoir.federation.store import checkpoint
 from quietchoir.federation.store.member import FILE, open_member
 from quietchoir.federation.transport import apps, conduct, grid, unprotected
-from quietchoir.federation.transport.letters import open_letter, seal_letter
+from quietchoir.federation.transport.records import open_letter, seal_letter
 from quietchoir.federation.transport.settings import Settings
 from quietchoir.federation.wire import message as messages
 from quietchoir.simulations import scale
-from quietchoir.simulations.choir import Choir, ClusterPlan
+from quietchoir.simulations.cluster import Choir, ClusterPlan
 from quietchoir.simulations.engines import APP
 from quietchoir.simulations.processes import ProcessGroup
 from quietchoir.tests.fakes.grid import LocalGrid

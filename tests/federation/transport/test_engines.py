@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from quietchoir.simulations import scale
-from quietchoir.simulations.choir import ClusterPlan
+from quietchoir.simulations.cluster import ClusterPlan
 from quietchoir.simulations.engines import FlowerEngine, beginning
 
 RECIPE = {"evaluate_every": 0, "stage_timeout_s": 250.0, "work_timeout_s": 250.0}

@@ -34,14 +34,14 @@ from quietchoir.federation.transport import connection, fleet_endpoint
 from quietchoir.federation.transport.clock import ClockedAuth
 from quietchoir.federation.transport.connection import Connection, LetterLostError
 from quietchoir.federation.transport.fleet_endpoint import Caller, FleetDoor
-from quietchoir.federation.transport.letters import (
+from quietchoir.federation.transport.node import FlowerNode
+from quietchoir.federation.transport.proof import NOT_DIALLED_IN, TAKEN, UNHEARD_S, prove
+from quietchoir.federation.transport.records import (
     INLINE_BYTES,
     answer_to,
     open_letter,
     seal_letter,
 )
-from quietchoir.federation.transport.node import FlowerNode
-from quietchoir.federation.transport.proof import NOT_DIALLED_IN, TAKEN, UNHEARD_S, prove
 from quietchoir.tests.fakes.events import tables
 
 KEY, FEDERATION, SESSION = b"a transport key", bytes(32), "ab" * 16

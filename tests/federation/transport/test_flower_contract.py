@@ -39,9 +39,9 @@ from quietchoir.federation.transport import (
     apps,
     connection,
     fleet_endpoint,
-    letters,
-    post,
+    messenger,
     proof,
+    records,
     superlink,
 )
 from quietchoir.federation.transport.clock import ClockedAuth
@@ -201,12 +201,14 @@ def test_the_superlink_still_serves_the_routes_and_the_door_hides_the_rest(tmp_p
     link.stop()
 
 
-@pytest.mark.parametrize("size", [0, 1, letters.INLINE_BYTES, letters.INLINE_BYTES + 1, 6 << 20])
+@pytest.mark.parametrize("size", [0, 1, records.INLINE_BYTES, records.INLINE_BYTES + 1, 6 << 20])
 def test_a_letter_of_any_size_comes_out_as_it_went_in(size: int) -> None:
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
     letter = bytes(range(256)) * (size // 256) + bytes(size % 256)
-    message = Message(letters.seal_letter(letter), dst_node_id=2, message_type=post.MESSAGE_TYPE)
-    assert letters.open_letter(message) == letter
+    message = Message(
+        records.seal_letter(letter), dst_node_id=2, message_type=messenger.MESSAGE_TYPE
+    )
+    assert records.open_letter(message) == letter
 
 
 @pytest.mark.parametrize(
@@ -217,7 +219,7 @@ def test_a_message_without_a_letter_is_told_apart(
 ) -> None:
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
     assert (
-        letters.open_letter(Message(RecordDict(content), dst_node_id=2, message_type="train"))
+        records.open_letter(Message(RecordDict(content), dst_node_id=2, message_type="train"))
         is None
     )
 

@@ -18,9 +18,9 @@ from quietchoir.federation.membership.founding import (
 from quietchoir.federation.membership.keys import load_or_create
 from quietchoir.federation.membership.roster import load
 from quietchoir.federation.spec.policy import AdapterTable, ModelTable, ProtectionTable, Recipe
-from quietchoir.federation.transport.letters import INLINE_BYTES
 from quietchoir.federation.transport.link import FlowerLink
-from quietchoir.simulations.choir import free_port
+from quietchoir.federation.transport.records import INLINE_BYTES
+from quietchoir.simulations.cluster import free_port
 from quietchoir.tests.fakes.federation import DIGEST
 
 LONG = bytes(range(256)) * (INLINE_BYTES // 256 + 1)

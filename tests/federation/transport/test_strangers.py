@@ -29,7 +29,7 @@ from quietchoir.federation.membership.keys import load_or_create, transport_poin
 from quietchoir.federation.transport.fleet_endpoint import ROUTES
 from quietchoir.federation.transport.listener import HEAD_S, UNPROVEN
 from quietchoir.federation.transport.proof import PROOF_HEADER, SESSION_HEADER, prove
-from quietchoir.simulations.choir import HOST, PATIENCE_S, Choir, ClusterPlan
+from quietchoir.simulations.cluster import HOST, PATIENCE_S, Choir, ClusterPlan
 from quietchoir.simulations.processes import Child, ProcessGroup
 
 PLAN = ClusterPlan(

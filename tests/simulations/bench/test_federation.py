@@ -11,7 +11,7 @@ from pathlib import Path
 from quietchoir.core.errors import QuietchoirError
 from quietchoir.simulations.bench import federation, federation_rounds
 from quietchoir.simulations.bench.figures import look_up
-from quietchoir.simulations.choir import ClusterPlan
+from quietchoir.simulations.cluster import ClusterPlan
 from quietchoir.simulations.faults import table
 from quietchoir.simulations.faults.namespaces import NoNamespacesError
 

@@ -24,7 +24,7 @@ from quietchoir.core.hardware.placement import GIB
 from quietchoir.core.models.quant.tensor import QuantTensor
 from quietchoir.core.models.weights import Weights
 from quietchoir.tests.fakes.engine import TINY, config, generate, tiny_adapter, tiny_weights
-from quietchoir.tests.fakes.ways import WAYS, Make, few_words, plainly, restored
+from quietchoir.tests.fakes.engine_paths import WAYS, Make, few_words, plainly, restored
 
 CPU = torch.device("cpu")
 CUTS = (0, 1, 2)  # layers on the processor

@@ -22,7 +22,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.object_store import NoObjectInStoreError
 
-from .letters import is_inline, name_inline, open_letter, seal_letter
+from .records import is_inline, name_inline, open_letter, seal_letter
 
 MESSAGE_TYPE = "train.letter"
 
