@@ -45,9 +45,8 @@ from .store.ledger import AnsweredRounds
 from .store.member import hold, open_member
 from .training.learner import Counts, Learner, Trained
 from .training.synthetic_task import ForgetfulRehearsal
-from .wire import message, work
-from .wire.calls import GROUP
-from .wire.message import Place
+from .wire import messages
+from .wire.messages import GROUP, RoundId
 
 if TYPE_CHECKING:
     from ..core.models.weights import Weights
@@ -122,7 +121,7 @@ def answer(own: Own, letter: bytes, key: bytes) -> tuple[bytes, bytes]:
     check_freezable(policy)
     keys = load_or_create(own.home)
     name = roster.check_member(policy, keys.identity.public.raw)
-    task = message.decode_task(letter, policy, name)
+    task = messages.decode_task(letter, policy, name)
     folder = roster.folder(own.home, policy)
     with ExitStack() as opened:
         opened.enter_context(closing(hold(folder)))
@@ -130,13 +129,13 @@ def answer(own: Own, letter: bytes, key: bytes) -> tuple[bytes, bytes]:
         place = AttemptSnapshot(database, policy.digest, name)
         kept = place.take(key)
         try:
-            working, drawer = task.stage in work.STAGES, ContributionBuffer(database)
+            working, drawer = task.stage in messages.STAGES, ContributionBuffer(database)
             learner, size, weights = (
                 learner_of(own, policy, name)
                 if working or task.stage in state_transfer.STAGES
                 else (Absent(), drawer.size if task.stage == GROUP else size_of(kept), None)
             )
-            if working and task.stage != work.ADOPT:
+            if working and task.stage != messages.ADOPT:
                 cost = round_cost(policy, size)
                 check_upload(policy, cost.up + cost.once_up, own.config.consent)
             # started by sealed members alone
@@ -337,7 +336,7 @@ def thaw_attempt(kept: bytes, party: Client) -> Attempt | None:
         if party.handover is not None:
             party.handover.thaw(body)
         return None
-    place = Place(**begun.pop("place"))
+    place = RoundId(**begun.pop("place"))
     context = ClientContext(
         party.policy,
         party.name,

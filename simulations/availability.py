@@ -24,7 +24,7 @@ from ..federation.rounds.buffered_server import BufferedServer, coordinator_of
 from ..federation.rounds.client import Client
 from ..federation.rounds.server import Coordinator
 from ..federation.spec.policy import Policy
-from ..federation.wire import message, work
+from ..federation.wire import messages
 from ..federation.wire.link import InProcessLink
 from .scenario import Nights, Scenario
 
@@ -125,17 +125,19 @@ class NightLink(InProcessLink):
 
     def begin(self, name: str, letter: bytes, timeout_s: float) -> Job:
         """A party gets a letter now."""
-        task = message.decode_task(letter, self.members[name].policy, name)
+        task = messages.decode_task(letter, self.members[name].policy, name)
         done, given_up = self.sleepers[name].work(self.time, self.effort(name, task))
         late = min(given_up, self.time + timeout_s)
         return Job(letter, done, late if late < done else math.inf)
 
-    def effort(self, name: str, task: message.Task) -> float:
+    def effort(self, name: str, task: messages.Task) -> float:
         """Seconds awake that a letter takes this party."""
         offering = self.members[name].offering
-        if task.stage == work.SCORE:
+        if task.stage == messages.SCORE:
             return SCORING * self.nights.work_s * self.sleepers[name].slowness
-        if task.stage != work.TRAIN or (offering is not None and offering.kept(task) is not None):
+        if task.stage != messages.TRAIN or (
+            offering is not None and offering.kept(task) is not None
+        ):
             return self.nights.stage_s
         return self.nights.work_s * self.sleepers[name].slowness
 

@@ -32,7 +32,7 @@ from ..federation.store.checkpoint import Store, Vector
 from ..federation.store.client_store import ClientStore
 from ..federation.training.learner import Learner, TrainerLearner
 from ..federation.training.synthetic_task import PacedRehearsal, RehearsalLearner
-from ..federation.wire import message, work
+from ..federation.wire import messages
 from .availability import conduct
 from .population import PartyData, populate
 from .report import PartyPreparedEvent, PartyTrainedEvent
@@ -57,7 +57,7 @@ class FaultyParty:
         Raises:
             FederationError: never seen by anybody but the link, which takes it for silence.
         """
-        task = message.decode_task(letter, self.party.policy, self.party.name)
+        task = messages.decode_task(letter, self.party.policy, self.party.name)
         for fault, left in self.left.items():
             if left and task.place.round == fault.round and task.stage == fault.stage:
                 self.left[fault] -= 1
@@ -241,7 +241,7 @@ def check(scenario: Scenario, people: list[PartyData]) -> None:
 def stages(scenario: Scenario) -> tuple[str, ...]:
     """Of a round under the scenario's rules: where a party can fall silent."""
     mode = scenario.protection.mode
-    begun = buffered_client.STAGES if scenario.schedule.buffered else work.STAGES
+    begun = buffered_client.STAGES if scenario.schedule.buffered else messages.STAGES
     if mode == "plain":
         return (*begun, PLAIN_STAGE)
     if mode == "masked":

@@ -23,7 +23,7 @@ from ...crypto.ring import BitRing, middle
 from ...crypto.secagg.graph import COMPLETE_UP_TO
 from ...crypto.secagg.tag import PRIMES, Tag
 from ..spec.policy import Policy
-from ..wire.message import Place
+from ..wire.messages import RoundId
 from .update import Terms
 
 Integers = npt.NDArray[np.int64] | npt.NDArray[np.uint32]
@@ -137,7 +137,7 @@ def digest_of(whole: Integers) -> bytes:
 
 
 def statement(
-    policy: Policy, place: Place, digest: bytes, names: Sequence[str], terms: Terms
+    policy: Policy, place: RoundId, digest: bytes, names: Sequence[str], terms: Terms
 ) -> tuple[bytes, bytes]:
     """Context and message of a signature: these members' sum of this attempt is the one that
     `digest_of` gives this of.

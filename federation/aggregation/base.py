@@ -22,7 +22,7 @@ from ...crypto.identity.keys import Identity
 from ...crypto.secagg import RevealLedger
 from ..spec.policy import Policy
 from ..store.client_store import ClientStore
-from ..wire.message import Place
+from ..wire.messages import RoundId
 from .update import Terms
 
 Values = npt.NDArray[np.uint64]
@@ -58,7 +58,7 @@ class ClientContext:
     name: str
     identity: Identity
     sums: RevealLedger  # the node's memory of rounds that were opened
-    place: Place
+    place: RoundId
     safe: ClientSecrets | None = None  # in sealed mode
     terms: Terms = field(default_factory=Terms)  # of this place
     cohort: tuple[str, ...] = ()  # who was asked; whoever contributes is one of them
@@ -124,7 +124,7 @@ class ServerContext:
     """
 
     policy: Policy
-    place: Place
+    place: RoundId
     length: int
     counted: bool
     told: Contributors

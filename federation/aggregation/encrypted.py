@@ -46,7 +46,7 @@ from ...crypto.secagg import SecAggConfig
 from ..spec.policy import Policy
 from ..store.checkpoint import Vector
 from ..store.client_store import TAG_BYTES, Progress
-from ..wire.message import Place
+from ..wire.messages import RoundId
 from . import parts
 from . import secagg as masked
 from .base import ClientContext, ServerContext, Values
@@ -266,7 +266,7 @@ def read_names(data: bytes | None) -> Names:
 
 
 def check_shown(
-    policy: Policy, place: Place, message: bytes, names: Names, signatures: Mapping[str, bytes]
+    policy: Policy, place: RoundId, message: bytes, names: Names, signatures: Mapping[str, bytes]
 ) -> None:
     """Require signatures of members of the sum over what they were shown. Raises MessageError."""
     for name, signature in signatures.items():

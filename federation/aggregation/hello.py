@@ -23,7 +23,7 @@ from ...crypto.identity.keys import (
 )
 from ..spec.policy import Policy
 from ..store.client_store import TAG_BYTES
-from ..wire.message import Place
+from ..wire.messages import RoundId
 from . import parts
 
 PROTOCOL = "quietchoir sealed 1"
@@ -37,7 +37,7 @@ FIELDS = {
 }
 
 
-def occasion(purpose: str, policy: Policy, place: Place) -> bytes:
+def occasion(purpose: str, policy: Policy, place: RoundId) -> bytes:
     """Context of a signature or box: this federation, this version of its file, this attempt."""
     return bind(
         PROTOCOL, purpose, policy.federation, policy.digest, place.run, place.round, place.attempt
@@ -98,7 +98,7 @@ class Hello:
             self.sender, self.public, self.key, self.steps, self.tag, self.before, self.circle
         )
 
-    def signed(self, policy: Policy, place: Place, identity: Identity) -> bytes:
+    def signed(self, policy: Policy, place: RoundId, identity: Identity) -> bytes:
         """Spell and sign it."""
         signature = identity.sign(occasion("greeting", policy, place), self.body())
         fields = {
@@ -113,7 +113,7 @@ class Hello:
         )
 
     @staticmethod
-    def decode(data: bytes, policy: Policy, place: Place, sender: str) -> "Hello":
+    def decode(data: bytes, policy: Policy, place: RoundId, sender: str) -> "Hello":
         """Read what `sender` signed for this attempt.
 
         Raises:
@@ -141,7 +141,7 @@ class SealedEnvelope:
 
     purpose: str  # "key" or "state"
     policy: Policy
-    place: Place
+    place: RoundId
     sender: str
     receiver: str
     content: bytes = field(default=b"", repr=False)

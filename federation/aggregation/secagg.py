@@ -23,7 +23,7 @@ from ...crypto.secagg.client import SumCheck
 from ...crypto.secagg.session import CLAIM_LIMIT
 from ..spec.policy import Policy, canonical
 from ..wire import broadcast_digest as broadcast
-from ..wire.message import Place
+from ..wire.messages import RoundId
 from . import attested_sum as totals
 from .base import ClientContext, Contributors, ServerContext, Sum, Values
 from .buckets import buckets
@@ -99,9 +99,15 @@ class BucketGroup:
 
 
 def agree(
-    policy: Policy, place: Place, group: BucketGroup, length: int, *, counted: bool, context: bytes,
+    policy: Policy,
+    place: RoundId,
+    group: BucketGroup,
+    length: int,
+    *,
+    counted: bool,
+    context: bytes,
     shares: RankMasks | None = None,
-) -> SecAggConfig:  # fmt: skip
+) -> SecAggConfig:
     """What every member of a group must configure alike for `place`.
 
     Args:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from ...core import log
 from ...core.errors import MessageError, RoundAborted
 from ..spec.policy import Policy
-from ..wire.message import Place
+from ..wire.messages import RoundId
 from . import parts
 from .base import Common
 from .experimental.dkg_server import Ask, DkgServer
@@ -28,7 +28,7 @@ class KeyAndStateSetup:
     values of the adapter.
     """
 
-    def __init__(self, policy: Policy, place: Place, ask: Ask, size: int) -> None:
+    def __init__(self, policy: Policy, place: RoundId, ask: Ask, size: int) -> None:
         self.policy, self.place, self._ask, self.size = policy, place, ask, size
         self.raw: dict[str, bytes] = {}  # greetings as they were signed
         self.said: dict[str, Hello] = {}

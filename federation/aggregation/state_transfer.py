@@ -26,7 +26,7 @@ from ...crypto.he.bfv import SEED_BYTES
 from ...crypto.identity.keys import Ephemeral, Identity
 from ..spec.policy import Policy
 from ..store.client_store import TAG_BYTES, ClientStore, Progress
-from ..wire.message import Place
+from ..wire.messages import RoundId
 from . import parts
 from .experimental import dkg_client as forming
 from .experimental.dkg_client import DkgClient
@@ -55,9 +55,9 @@ class StateTransfer:
             if policy.protection.key == "threshold"
             else None
         )
-        self.box_key: tuple[Place, Ephemeral] | None = None  # of the attempt that greeted last
+        self.box_key: tuple[RoundId, Ephemeral] | None = None  # of the attempt that greeted last
 
-    def answer(self, place: Place, stage: str, payload: bytes) -> bytes:
+    def answer(self, place: RoundId, stage: str, payload: bytes) -> bytes:
         """One stage.
 
         Raises:
@@ -84,7 +84,7 @@ class StateTransfer:
         steps = {DEAL: self.deal, TAKE: self.take, HAND: self.hand, FOLLOW: self.follow}
         return steps[stage](place, parts.split(payload))
 
-    def greeting(self, place: Place) -> bytes:
+    def greeting(self, place: RoundId) -> bytes:
         """Where this member is, signed."""
         epoch = self.policy.digest
         public, seed, key = (
@@ -108,7 +108,7 @@ class StateTransfer:
         )
         return greeting.signed(self.policy, place, self.identity)
 
-    def deal(self, place: Place, asked: dict[str, bytes]) -> bytes:
+    def deal(self, place: RoundId, asked: dict[str, bytes]) -> bytes:
         """Seal the key for those that asked; make one if this member has none of this epoch
         either.
         """
@@ -117,7 +117,7 @@ class StateTransfer:
         seed = self.vault.seed(self.policy.digest) or self.vault.make_seed(self.policy.digest)
         return self.parcels("key", place, askers, seed)
 
-    def take(self, place: Place, given: dict[str, bytes]) -> bytes:
+    def take(self, place: RoundId, given: dict[str, bytes]) -> bytes:
         """Open the key, keep it, and greet again. Raises as `unwrap`; MessageError for what is
         no key.
         """
@@ -127,12 +127,12 @@ class StateTransfer:
         self.vault.keep_seed(self.policy.digest, seed)
         return self.greeting(place)
 
-    def hand(self, place: Place, asked: dict[str, bytes]) -> bytes:
+    def hand(self, place: RoundId, asked: dict[str, bytes]) -> bytes:
         """Seal this member's adapter for those that are behind."""
         askers = self.greetings(asked, TO, place)
         return self.parcels("state", place, askers, self.vault.progress(place.run).encode())
 
-    def follow(self, place: Place, given: dict[str, bytes]) -> bytes:
+    def follow(self, place: RoundId, given: dict[str, bytes]) -> bytes:
         """Open an adapter, or go back by one step if none was sent; keep it if enough others have
         it, and greet again.
 
@@ -182,13 +182,13 @@ class StateTransfer:
         """Go on where `freeze` left it."""
         end = 4 + int.from_bytes(kept[:4], "big")
         header = json.loads(kept[4:end])
-        place = Place(*header["place"])
+        place = RoundId(*header["place"])
         self.box_key = (place, Ephemeral(bytes.fromhex(header["key"])))
         if self.forming is not None:
             self.forming.thaw(place, kept[end:])
 
     def parcels(
-        self, purpose: str, place: Place, askers: dict[str, Hello], content: bytes
+        self, purpose: str, place: RoundId, askers: dict[str, Hello], content: bytes
     ) -> bytes:
         """This member's greeting, and one parcel for each asker."""
         out = {OWN: self.greeting(place)}
@@ -204,7 +204,7 @@ class StateTransfer:
             out[TO + name] = parcel.sealed(self.identity, asker.public)
         return parts.join(out)
 
-    def unwrap(self, purpose: str, place: Place, given: dict[str, bytes]) -> bytes:
+    def unwrap(self, purpose: str, place: RoundId, given: dict[str, bytes]) -> bytes:
         """The content of the parcel in `given`. Raises MessageError without one; and as
         `SealedEnvelope.opened`.
         """
@@ -217,14 +217,14 @@ class StateTransfer:
         )
         return parcel.opened(data, self.own_box(place))
 
-    def greetings(self, given: dict[str, bytes], prefix: str, place: Place) -> dict[str, Hello]:
+    def greetings(self, given: dict[str, bytes], prefix: str, place: RoundId) -> dict[str, Hello]:
         """The greetings among `given`, by sender, each checked."""
         names = [name.removeprefix(prefix) for name in given if name.startswith(prefix)]
         return {
             name: Hello.decode(given[prefix + name], self.policy, place, name) for name in names
         }
 
-    def own_box(self, place: Place) -> Ephemeral:
+    def own_box(self, place: RoundId) -> Ephemeral:
         """This attempt's box key. Raises MessageError if this member has not greeted in it."""
         if self.box_key is None or self.box_key[0] != place:
             raise MessageError("this member has not greeted in this attempt; refused")

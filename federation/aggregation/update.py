@@ -23,7 +23,7 @@ from ...crypto.privacy.noise import Noise
 from ...crypto.ring import Range
 from ..spec.policy import Policy
 from ..store.checkpoint import Vector
-from ..wire.message import Place
+from ..wire.messages import RoundId
 from .rank_masks import RankMasks
 
 COUNTER_BITS = 24  # of one counter in one party
@@ -48,7 +48,7 @@ class Terms:
     adapter: bytes = b""
 
 
-def seed_of(policy: Policy, place: Place) -> bytes:
+def seed_of(policy: Policy, place: RoundId) -> bytes:
     """The public seed of one round's rotation: the same for all its members, another for each
     round.
 

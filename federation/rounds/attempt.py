@@ -27,9 +27,9 @@ from ..events import AskedEvent, OnEvent, ReadyEvent
 from ..spec.policy import Policy
 from ..store.checkpoint import Logbook, RunState, Vector
 from ..wire import broadcast_digest as broadcast
-from ..wire import work
+from ..wire import messages
 from ..wire.link import Post, Traffic
-from ..wire.message import Place, Reply
+from ..wire.messages import Reply, RoundId
 from .global_model import ServerHeld
 from .privacy_accountant import PrivacyAccountant
 from .report import RoundReport
@@ -43,12 +43,12 @@ logger = log.get("federation.coordinator")
 class Outcome:
     """What one attempt gave."""
 
-    place: Place
+    place: RoundId
     draw: Draw
     sums: tuple[Sum, ...]  # one for each bucket
     means: tuple[Vector, ...]  # of their changes; [0] where there is none to see
     votes: tuple[Statistics, ...]  # counters of each bucket
-    ranges: work.Ranges
+    ranges: messages.Ranges
     spent: Spent | None
     started: float  # monotonic seconds
     worked: float
@@ -89,7 +89,7 @@ class Answers:
 
     def take(self, reply: Reply) -> bool:
         """Note one answer; False if it says something else than that its sender is ready."""
-        if (said := work.decode_ready(reply.payload)) is None:
+        if (said := messages.decode_ready(reply.payload)) is None:
             return False
         # Only sets with the sender in it: nobody speaks for others.
         self.before[reply.sender] = frozenset(
@@ -143,7 +143,7 @@ class RoundAttempt:
             RoundAborted: too few members, at whatever stage; or a sum that no honest cohort can
             have. BudgetError: the federation's privacy budget would be passed; nobody was asked.
         """
-        started, training = time.monotonic(), stage == work.TRAIN
+        started, training = time.monotonic(), stage == messages.TRAIN
         place = self.begin()
         self.about(stage, flat)
         found = draw(self.policy, place, self.there(place), everybody=not training)
@@ -191,12 +191,12 @@ class RoundAttempt:
             shares=shares,
         )
 
-    def begin(self) -> Place:
+    def begin(self) -> RoundId:
         """Take the next attempt's number, on disk first."""
         self.post.traffic = Traffic()
         return self.logbook.begin()
 
-    def there(self, place: Place) -> frozenset[str]:
+    def there(self, place: RoundId) -> frozenset[str]:
         """Members that can be asked, without those that were asked in vain in this round, if
         there are enough others.
         """
@@ -222,10 +222,10 @@ class RoundAttempt:
         evaluate: bool = False,
         training: bool = False,
         card: str = "",
-    ) -> work.Work:
+    ) -> messages.Work:
         """Work on the adapter `flat`; [0] where only members have it."""
         told = draw or Draw((), ())
-        return work.Work(
+        return messages.Work(
             flat=flat,
             evaluate=evaluate,
             card=card,
@@ -236,7 +236,12 @@ class RoundAttempt:
         )
 
     def ask_work(
-        self, stage: str, order: work.Work, cohort: tuple[str, ...], place: Place, terms: Terms
+        self,
+        stage: str,
+        order: messages.Work,
+        cohort: tuple[str, ...],
+        place: RoundId,
+        terms: Terms,
     ) -> Answers:
         """Let the cohort work; return who is ready to contribute, and whom to go on with.
 
@@ -254,7 +259,7 @@ class RoundAttempt:
         for reply in self.model.ask(stage, order, cohort, place, self.policy.recipe.work_timeout_s):
             if answers.take(reply):
                 self.on_event(ReadyEvent(round=number, party=reply.sender))
-            elif reply.payload == work.SPENT and self.purse.step is not None:
+            elif reply.payload == messages.SPENT and self.purse.step is not None:
                 spent.append(reply.sender)
         ready = answers.ready
         before = self.silent[1] if self.silent[0] == place.round else frozenset()
@@ -312,7 +317,7 @@ class RoundAttempt:
         return buckets(self.policy, terms.adapter, ready, terms.shares)
 
     def combine(
-        self, place: Place, answers: Answers, length: int, counted: bool, terms: Terms, asked: int
+        self, place: RoundId, answers: Answers, length: int, counted: bool, terms: Terms, asked: int
     ) -> tuple[Sum, ...]:  # fmt: skip
         """Go through the protection's stages; members that fall silent are the protection's to
         survive.
@@ -391,7 +396,7 @@ def write_entry(kind: str, outcome: Outcome, state: RunState, policy: Policy) ->
     """One line of history. Args: state: before the round is written down."""
     counters, place = outcome.statistics, outcome.place
     scored: dict[str, Any] = {"accuracy": counters.accuracy, "scored": counters.scored}
-    if not counters.scored and policy.guard.on and kind == work.TRAIN:
+    if not counters.scored and policy.guard.on and kind == messages.TRAIN:
         scored = parents_score(state.history) or scored
     scales = [scale for _, scale in outcome.ranges]
     entry = RoundReport(

@@ -27,15 +27,14 @@ from ..aggregation.update import Codec, Terms
 from ..events import WorkEvent
 from ..spec.policy import weight
 from ..store.checkpoint import Vector
-from ..wire import calls, work
-from ..wire.calls import GROUP, Group
-from ..wire.message import Place, Task
+from ..wire import messages
+from ..wire.messages import GROUP, Group, RoundId, Task
 from .contribution_buffer import Contribution, ContributionBuffer, rules_of
 
 if TYPE_CHECKING:
     from .client import Client
 
-STAGES = (work.TRAIN, GROUP)
+STAGES = (messages.TRAIN, GROUP)
 LEAVES_AT = ("mask", "send")  # the stage whose answer carries the contribution, masked or plain
 
 
@@ -49,7 +48,7 @@ class BufferedClient:
 
     def answer(self, task: Task) -> bytes:
         """`train` or `group`."""
-        return self.train(task) if task.stage == work.TRAIN else self.group(task)
+        return self.train(task) if task.stage == messages.TRAIN else self.group(task)
 
     def train(self, task: Task) -> bytes:
         """Offer what is kept; train first if nothing is, or if that is too stale.
@@ -59,23 +58,23 @@ class BufferedClient:
             DataError and others of the tree: training failed.
         """
         party, place = self.party, task.place
-        version, payload = calls.split_train(task.payload)
+        version, payload = messages.split_train(task.payload)
         check_version(version, place)
         meant = party.meant(dataclasses.replace(task, payload=payload))
         order = meant.order
-        calls.check_train(order)
+        messages.check_train(order)
         party.begin(place, pays=False)
         if party.recall is not None and meant.led is not None:
             party.recall.keep(meant.led)
         if (kept := self.kept(task)) is not None:
-            return calls.encode_offer(kept.version, kept.told, kept.state)
+            return messages.encode_offer(kept.version, kept.told, kept.state)
         # nothing is paid before something leaves, but work for nothing is spared
         if not party.purse.affords():
             return party.spent(place, "the privacy budget is used up")
         party.on_event(
             WorkEvent(stage=task.stage, round=place.round, attempt=place.attempt, version=version)
         )
-        adapter, told = adapter_digest(order.flat), calls.told_of(version, order)
+        adapter, told = adapter_digest(order.flat), messages.told_of(version, order)
         # who is summed, and so which columns are, is known later: it trains all that it may
         alone = rank_masks_of(party.policy, (party.name,), 1) if party.policy.ranked else None
         update, statistics, tokens = party.train(order, place, Terms(adapter=adapter, shares=alone))
@@ -92,12 +91,12 @@ class BufferedClient:
                 tokens=tokens,
             )
         )
-        return calls.encode_offer(version, told, order.state)
+        return messages.encode_offer(version, told, order.state)
 
     def kept(self, task: Task) -> Contribution | None:
         """What is offered again instead of training from the version that came with `task`."""
         version, kept = (
-            calls.decode_version(task.payload[: calls.VERSION_BYTES]),
+            messages.decode_version(task.payload[: messages.VERSION_BYTES]),
             self.drawer.look(task.place.run, self.rules),
         )
         return kept if kept is not None and 0 <= version - kept.version <= self.limit else None
@@ -109,9 +108,9 @@ class BufferedClient:
             MessageError: refused; nothing was changed.
         """
         party, place = self.party, task.place
-        called = calls.decode_group(task.payload)
+        called = messages.decode_group(task.payload)
         kept = self.check(called, place)
-        order = work.Work(
+        order = messages.Work(
             flat=np.zeros(0, np.float32),
             state=called.state,
             ranges=called.ranges,
@@ -120,7 +119,7 @@ class BufferedClient:
         terms, staleness = (
             dataclasses.replace(
                 party.terms(order, called.told, place, training=True),
-                adapter=calls.split_seed(place.run, called.version),
+                adapter=messages.split_seed(place.run, called.version),
             ),
             called.version - kept.version,
         )
@@ -176,7 +175,7 @@ class BufferedClient:
             vouch = version + 1
         return vouch, 0 if vouch > kept.version else kept.version + 1
 
-    def check(self, called: Group, place: Place) -> Contribution:
+    def check(self, called: Group, place: RoundId) -> Contribution:
         """The contribution that may go into this group.
 
         Raises:
@@ -234,7 +233,7 @@ class BufferedClient:
         ), party.policy.privacy.counts and statistics.scored > 0
 
 
-def check_version(version: int, place: Place) -> None:
+def check_version(version: int, place: RoundId) -> None:
     """Require that so many steps can have been made: numbers of rounds count them, and those that
     came to nothing.
 

@@ -29,10 +29,9 @@ from ..aggregation.update import Codec, Terms, seed_of
 from ..events import AskedEvent, HandedEvent, OfferedEvent, ReadyEvent, WaitingEvent
 from ..spec.policy import Policy
 from ..store.checkpoint import Store
-from ..wire import calls, work
-from ..wire.calls import Group
+from ..wire import messages
 from ..wire.link import LeavingLink, Link, PendingMessages, Traffic
-from ..wire.message import Place
+from ..wire.messages import Group, RoundId
 from .attempt import Answers, Outcome
 from .privacy_accountant import PrivacyAccountants
 from .selection import Draw
@@ -145,10 +144,10 @@ class BufferedServer(Coordinator):
             place, version = self.logbook.begin(), self.state.round
             order = self.assembly.order(self.state.server.flat, evaluate=self.wants_score())
             letters = {
-                name: calls.encode_train(version, told)
+                name: messages.encode_train(version, told)
                 for name, told in self.model.letters(order, idle, place).items()
             }
-            self.outbox.leave(work.TRAIN, letters, place, self.policy.recipe.work_timeout_s)
+            self.outbox.leave(messages.TRAIN, letters, place, self.policy.recipe.work_timeout_s)
             self.asked |= dict.fromkeys(idle, now)
             self.on_event(
                 HandedEvent(
@@ -164,7 +163,7 @@ class BufferedServer(Coordinator):
         """
         for reply in self.outbox.collect(POLL_S):
             self.news_at = self.now()
-            if reply.payload == work.SPENT and self.policy.privacy.on:
+            if reply.payload == messages.SPENT and self.policy.privacy.on:
                 self.note_spent([reply.sender])
                 continue
             if not self.model.worked(reply):
@@ -172,7 +171,7 @@ class BufferedServer(Coordinator):
                     self.asked.pop(reply.sender, None)
                 continue
             try:
-                version, told = calls.decode_offer(reply.payload)
+                version, told = messages.decode_offer(reply.payload)
             except MessageError as error:
                 logger.warning("%s: %s", reply.sender, error)
                 continue
@@ -322,7 +321,7 @@ class BufferedServer(Coordinator):
 
     def group_terms(self, names: tuple[str, ...]) -> Terms:
         """How a group of these members is split, and who of them trains what."""
-        seed = calls.split_seed(self.state.run, self.state.round)
+        seed = messages.split_seed(self.state.run, self.state.round)
         shares = rank_masks_of(self.policy, names, 1) if self.policy.ranked else None
         return Terms(adapter=seed, shares=shares)
 
@@ -333,7 +332,7 @@ class BufferedServer(Coordinator):
             {name: up.get(name, 0) for name in names}, {name: down.get(name, 0) for name in names}
         )
 
-    def call(self, group: Group, place: Place, terms: Terms) -> Answers:
+    def call(self, group: Group, place: RoundId, terms: Terms) -> Answers:
         """Tell the group whose contributions are summed; return who came.
 
         Raises:
@@ -343,15 +342,17 @@ class BufferedServer(Coordinator):
         number, need, payload = (
             group.version + 1,
             self.policy.needed(len(group.names)),
-            calls.encode_group(group),
+            messages.encode_group(group),
         )
         self.on_event(
-            AskedEvent(round=number, attempt=place.attempt, stage=calls.GROUP, cohort=group.names)
+            AskedEvent(
+                round=number, attempt=place.attempt, stage=messages.GROUP, cohort=group.names
+            )
         )
         came = Answers()
         timeout_s = self.policy.recipe.stage_timeout_s
         for reply in self.post.ask(
-            calls.GROUP, dict.fromkeys(group.names, payload), place, timeout_s
+            messages.GROUP, dict.fromkeys(group.names, payload), place, timeout_s
         ):
             if came.take(reply):
                 self.on_event(ReadyEvent(round=number, party=reply.sender))

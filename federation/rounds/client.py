@@ -49,9 +49,8 @@ from ..store.client_store import ClientStore, Progress
 from ..store.ledger import AnsweredRounds
 from ..training.learner import Counts, Learner, Trained
 from ..wire import broadcast_digest as broadcast
-from ..wire import message as messages
-from ..wire import work
-from ..wire.message import Place, Reply, Task
+from ..wire import messages
+from ..wire.messages import Reply, RoundId, Task
 from . import buffered_client as offering
 from .buffered_client import BufferedClient
 from .client_model import HOLDS, ClientModelCache, Followed, LackingError
@@ -67,7 +66,7 @@ logger = log.get("federation.party")
 class Attempt:
     """The one attempt that this party is in."""
 
-    place: Place
+    place: RoundId
     half: AggregationClient
     done: int = 0  # stages answered
     # the state that this member did not follow itself: it counts as followed once enough others
@@ -86,7 +85,7 @@ class Attempt:
 class Meant:
     """What a member is to do, as it was told or arrived at it."""
 
-    order: work.Work  # with the adapter to work on: in sealed mode this member's own
+    order: messages.Work  # with the adapter to work on: in sealed mode this member's own
     told: bytes  # the broadcast digest
     led: Followed | None = None  # where adapters are followed: how this one was reached
 
@@ -193,7 +192,7 @@ class Client:
         try:
             if self.offering is not None and task.stage in offering.STAGES:
                 return self.offering.answer(task)
-            if task.stage in work.STAGES:
+            if task.stage in messages.STAGES:
                 return self.open(task)
         # nothing was changed; told once more, in another way, this member works
         except LackingError as lacking:
@@ -213,17 +212,20 @@ class Client:
             LackingError: told as a change of an adapter that is not here.
         """
         if self.recall is not None:
-            named, way = work.split(task.payload)
+            named, way = messages.split_work(task.payload)
             led = self.follow(named, way, task.place)
             order = dataclasses.replace(named, flat=led.state.flat)
             return Meant(order, broadcast.of_work(task.stage, order.header(), order.flat), led)
         if self.safe is None:
-            order = work.decode(task.payload, self.size)
+            order = messages.decode_work(task.payload, self.size)
             self.check_reach(order.flat, task.place)
             if self.policy.can.server_reads_updates:
                 return Meant(order, b"")  # no masks could follow from it
             return Meant(order, broadcast.of_work(task.stage, order.header(), order.flat))
-        order, seed = work.decode(task.payload, 0), self.safe.vault.seed(self.policy.digest)
+        order, seed = (
+            messages.decode_work(task.payload, 0),
+            self.safe.vault.seed(self.policy.digest),
+        )
         progress = self.safe.vault.progress(task.place.run)
         if seed is None or progress.tag(seed, task.place.run).hex() != order.state:
             raise MessageError(
@@ -234,7 +236,7 @@ class Client:
         told = broadcast.of_work(task.stage, order.header(), order.flat)
         return Meant(dataclasses.replace(order, flat=progress.server.flat), told)
 
-    def follow(self, named: work.Work, way: bytes, place: Place) -> Followed:
+    def follow(self, named: messages.Work, way: bytes, place: RoundId) -> Followed:
         """Go to the adapter that `named` means; nothing is remembered yet. Raises as
         `ClientModelCache.follow`.
         """
@@ -246,7 +248,7 @@ class Client:
         self.check_reach(led.state, place)
         return led
 
-    def check_reach(self, found: ServerState | Vector, place: Place) -> None:
+    def check_reach(self, found: ServerState | Vector, place: RoundId) -> None:
         """Require what the rounds before `place` can have produced.
 
         Raises:
@@ -257,9 +259,9 @@ class Client:
 
     def open(self, task: Task) -> bytes:
         """Begin an attempt: train or score, or keep a finished adapter."""
-        meant, training = self.meant(task), task.stage == work.TRAIN
+        meant, training = self.meant(task), task.stage == messages.TRAIN
         order, led = meant.order, meant.led
-        if task.stage in (work.TRAIN, work.SCORE):
+        if task.stage in (messages.TRAIN, messages.SCORE):
             check(
                 self.policy,
                 task.place,
@@ -270,13 +272,13 @@ class Client:
         terms = self.terms(
             order, meant.told, task.place, training=training, start=led.state if led else None
         )
-        parent = self.parent(task.place) if task.stage == work.UNDO else None
+        parent = self.parent(task.place) if task.stage == messages.UNDO else None
         unpaid = self.begin(task.place, pays=training, parent=parent)
         if self.recall is not None and led is not None:
             self.recall.keep(led)
         place = task.place
         self.on_event(WorkEvent(stage=task.stage, round=place.round, attempt=place.attempt))
-        if task.stage == work.ADOPT:
+        if task.stage == messages.ADOPT:
             name = (
                 self.adopt(order.flat, order.card).encode("utf-8")
                 if self.adopt is not None
@@ -285,7 +287,7 @@ class Client:
             # a sealed adapter's name is a hash of its content
             return name if self.safe is None else b""
         if parent is not None:
-            return work.DONE
+            return messages.DONE
         if unpaid:
             return self.spent(task.place, unpaid)
         update, statistics, tokens = (
@@ -334,13 +336,15 @@ class Client:
         before = {
             earlier for subject in context.subjects for earlier in self.ledger.sums.before(subject)
         }
-        return work.encode_ready(work.Ready(scores=context.scores, before=tuple(sorted(before))))
+        return messages.encode_ready(
+            messages.Ready(scores=context.scores, before=tuple(sorted(before)))
+        )
 
     def terms(
         self,
-        order: work.Work,
+        order: messages.Work,
         told: bytes,
-        place: Place,
+        place: RoundId,
         *,
         training: bool,
         start: ServerState | None = None,
@@ -382,7 +386,7 @@ class Client:
             ranges, seed_of(self.policy, place), told, named, shares, adapter_digest(order.flat)
         )
 
-    def begin(self, place: Place, *, pays: bool, parent: Progress | None = None) -> str:
+    def begin(self, place: RoundId, *, pays: bool, parent: Progress | None = None) -> str:
         """Write down in one step, before any work, that `place` is worked, so that none is twice;
         what it costs in privacy; and the adapter that this member goes back to, if it does.
 
@@ -405,12 +409,12 @@ class Client:
         self.attempt = None
         return unpaid
 
-    def spent(self, place: Place, reason: str) -> bytes:
+    def spent(self, place: RoundId, reason: str) -> bytes:
         """The answer instead of a contribution that cannot be paid."""
         self.on_event(SpentEvent(round=place.round, reason=reason))
-        return work.SPENT
+        return messages.SPENT
 
-    def parent(self, place: Place) -> Progress:
+    def parent(self, place: RoundId) -> Progress:
         """Sealed mode, to undo a step: the adapter before it, with an optimizer at rest, as one
         step more.
 
@@ -432,7 +436,7 @@ class Client:
             self.recall.keep_sum(digest, whole)
 
     def enter(
-        self, place: Place, half: AggregationClient, relies_on: str = "", *, leaves: bool = False
+        self, place: RoundId, half: AggregationClient, relies_on: str = "", *, leaves: bool = False
     ) -> None:
         """Take part in the protection's stages at `place`."""
         self.attempt = Attempt(place, half, relies_on=relies_on, leaves=leaves)
@@ -463,7 +467,9 @@ class Client:
             self.attempt = None  # the contribution is gone from memory
         return answer
 
-    def train(self, order: work.Work, place: Place, terms: Terms) -> tuple[Vector, Statistics, int]:
+    def train(
+        self, order: messages.Work, place: RoundId, terms: Terms
+    ) -> tuple[Vector, Statistics, int]:
         """Score if asked, then train; return the change [n], the counters, and the answer tokens
         trained on.
         """
@@ -510,13 +516,13 @@ class Client:
             check_clipped(clipped, trained, self.consent)
         return clipped
 
-    def score(self, order: work.Work) -> tuple[Vector, Statistics, int]:
+    def score(self, order: messages.Work) -> tuple[Vector, Statistics, int]:
         """Score the adapter; there is no change to send."""
         counts = self.learner.evaluate(order.flat)
         return np.zeros(0, np.float32), Statistics.scores(counts.correct, counts.total), 0
 
 
-def training_seed(place: Place, adapter: bytes, name: str) -> int:
+def training_seed(place: RoundId, adapter: bytes, name: str) -> int:
     """This party's training seed: another one for each run, round, attempt, adapter and party.
 
     So two trainings from one adapter do not differ by one party's part alone: the others' differ

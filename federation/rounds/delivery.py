@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from ...core.errors import RoundAborted
 from ..events import DeliveredEvent, OnEvent, StayingEvent, UndeliveredEvent
-from ..wire import work
+from ..wire import messages
 from .attempt import RoundAttempt
 
 POLL_S = 0.1
@@ -37,7 +37,7 @@ class Delivery:
         order = self.assembly.order(self.logbook.state.server.flat, card=card)
         wanted = tuple(name for name in here if name in members)
         timeout_s = self.assembly.policy.recipe.stage_timeout_s
-        replies = self.assembly.model.ask(work.ADOPT, order, wanted, place, timeout_s)
+        replies = self.assembly.model.ask(messages.ADOPT, order, wanted, place, timeout_s)
         return tuple(sorted(reply.sender for reply in replies))
 
     @property

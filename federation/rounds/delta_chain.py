@@ -48,7 +48,8 @@ from ..aggregation.server_optimizer import combine, optimizer_of
 from ..aggregation.update import Codec, Terms, seed_of
 from ..spec.policy import Policy, canonical
 from ..store.checkpoint import ServerState, Vector
-from ..wire.message import Place, bits_of
+from ..wire.broadcast_digest import bits_of
+from ..wire.messages import RoundId
 
 NAME_BYTES = 32
 LENGTHS_BYTES = 8  # before each step: of its header and of its body
@@ -138,7 +139,7 @@ class DeltaChain:
         self.mixed = any(member.rank for member in policy.members)
 
     def of_sums(
-        self, sums: Sequence[Sum], place: Place, asked: Sequence[str], bucket: int = ALL
+        self, sums: Sequence[Sum], place: RoundId, asked: Sequence[str], bucket: int = ALL
     ) -> Step:
         """The step of a round's opened sums [>= n each]; what follows the first n values (counters)
         is left out.
@@ -186,7 +187,7 @@ class DeltaChain:
         wanted = recipe.ranges == "tensor"
         given = spans(state.velocity, self.stops, recipe.update_range) if wanted else ()
         ranges = read_spans(given, self.size, recipe.update_range) if wanted else ()
-        place = Place(self.run, step.round, step.attempt)
+        place = RoundId(self.run, step.round, step.attempt)
         terms = Terms(ranges, seed_of(policy, place), shares=self._shares(step), start=start)
         codec, wholes = (
             Codec(self.size, policy, terms),
@@ -261,7 +262,7 @@ class DeltaChain:
         return shares
 
     def _proven(
-        self, place: Place, wholes: Sequence[Integers], totals: Sequence[Total], terms: Terms
+        self, place: RoundId, wholes: Sequence[Integers], totals: Sequence[Total], terms: Terms
     ) -> None:
         """Require that enough of those whose sums these are signed them. Raises UnprovenError."""
         for whole, one in zip(wholes, totals, strict=True):

@@ -19,9 +19,9 @@ from ..aggregation.base import Common, Sum
 from ..aggregation.ranges import spans
 from ..aggregation.server_optimizer import ServerOptimizer
 from ..store.checkpoint import Logbook, ServerState, Vector, Walked
-from ..wire import work
+from ..wire import messages
 from ..wire.link import Post
-from ..wire.message import Place, Reply
+from ..wire.messages import Reply, RoundId
 
 
 class ServerHeld:
@@ -47,7 +47,7 @@ class ServerHeld:
         self.post, self.logbook, self.optimizer = post, logbook, optimizer
         self.size, self.stops = size, tuple(stops)
 
-    def gather(self, cohort: tuple[str, ...], place: Place) -> tuple[str, ...]:
+    def gather(self, cohort: tuple[str, ...], place: RoundId) -> tuple[str, ...]:
         """Who of `cohort` can take part. Raises RoundAborted: too few."""
         del place
         return cohort
@@ -57,7 +57,7 @@ class ServerHeld:
         del flat
         return ""
 
-    def ranges(self) -> work.Ranges:
+    def ranges(self) -> messages.Ranges:
         """Of the next round's tensors, as members are told them; nothing where they follow from
         what members hold, or the file names one range for all.
         """
@@ -66,13 +66,20 @@ class ServerHeld:
             return ()
         return spans(self.logbook.state.server.velocity, self.stops, recipe.update_range)
 
-    def letters(self, order: work.Work, members: Sequence[str], place: Place) -> dict[str, bytes]:
+    def letters(
+        self, order: messages.Work, members: Sequence[str], place: RoundId
+    ) -> dict[str, bytes]:
         """What each of these is told to work on."""
         del place
-        return dict.fromkeys(members, work.encode(order))
+        return dict.fromkeys(members, messages.encode_work(order))
 
     def ask(
-        self, stage: str, order: work.Work, cohort: Sequence[str], place: Place, timeout_s: float
+        self,
+        stage: str,
+        order: messages.Work,
+        cohort: Sequence[str],
+        place: RoundId,
+        timeout_s: float,
     ) -> Iterator[Reply]:
         """Let the cohort work on `order`; yield what they answer."""
         yield from self.post.ask(stage, self.letters(order, cohort, place), place, timeout_s)
@@ -95,7 +102,7 @@ class ServerHeld:
         return False
 
     def opened(
-        self, place: Place, asked: Sequence[str], sums: tuple[Sum, ...], means: tuple[Vector, ...]
+        self, place: RoundId, asked: Sequence[str], sums: tuple[Sum, ...], means: tuple[Vector, ...]
     ) -> None:
         """The sums that the next steps are made of, their means [n], and who was asked for them."""
 

@@ -15,9 +15,9 @@ from ..aggregation.server_optimizer import ServerOptimizer
 from ..aggregation.setup import KeyAndStateSetup
 from ..events import OnEvent, SteppedEvent
 from ..store.checkpoint import Logbook, Vector
-from ..wire import work
+from ..wire import messages
 from ..wire.link import Post
-from ..wire.message import Place
+from ..wire.messages import RoundId
 from .global_model import ServerHeld
 
 logger = log.get("federation.coordinator")
@@ -42,7 +42,7 @@ class MemberHeld(ServerHeld):
         super().__init__(post, logbook, optimizer, size, stops)
         self.desk, self.on_event = desk or Worker(AdderService), on_event
 
-    def gather(self, cohort: tuple[str, ...], place: Place) -> tuple[str, ...]:
+    def gather(self, cohort: tuple[str, ...], place: RoundId) -> tuple[str, ...]:
         """Those that share a key and an adapter when it returns. Raises RoundAborted: too few."""
         self.common = KeyAndStateSetup(self.post.policy, place, self.post.ask, self.size).gather(
             cohort
@@ -61,7 +61,7 @@ class MemberHeld(ServerHeld):
         assert self.common is not None  # nobody is asked before they are gathered
         return self.common.tag.hex()
 
-    def ranges(self) -> work.Ranges:
+    def ranges(self) -> messages.Ranges:
         """Nothing: they follow from the velocity that members hold."""
         return ()
 
@@ -76,9 +76,9 @@ class MemberHeld(ServerHeld):
         if self.logbook.state.round > steps:
             return  # an attempt before this one was answered, and our note of it lost
         flat = self.logbook.state.server.flat
-        payload = work.encode(work.Work(flat=flat, state=self.name(flat)))
+        payload = messages.encode_work(messages.Work(flat=flat, state=self.name(flat)))
         letters, timeout_s = dict.fromkeys(members, payload), policy.recipe.stage_timeout_s
-        done = list(self.post.ask(work.UNDO, letters, place, timeout_s))
+        done = list(self.post.ask(messages.UNDO, letters, place, timeout_s))
         if len(done) < (need := policy.needed(len(members))):
             raise RoundAborted(
                 f"{len(done)} of {len(members)} members went back to the adapter before, need "

@@ -25,9 +25,9 @@ from ...core import log
 from ..aggregation.base import Sum
 from ..aggregation.server_optimizer import ServerOptimizer, combine
 from ..store.checkpoint import Logbook, ServerState, Vector, Walked
-from ..wire import work
+from ..wire import messages
 from ..wire.link import Post
-from ..wire.message import Place, Reply
+from ..wire.messages import Reply, RoundId
 from . import delta_chain as steps
 from .client_model import HOLDS, read_names
 from .delta_chain import ALL, DeltaChain, Step, name_of, origin_of
@@ -58,7 +58,7 @@ class ServerHeldDelta(ServerHeld):
         self.ways: dict[str, Walked] = {one.name: one for one in logbook.state.steps}
         # made of the last sums; one of them may become the run's
         self.fresh: list[tuple[str, ServerState]] = []
-        self.opened_at: tuple[Place, tuple[str, ...], tuple[Sum, ...]] | None = None
+        self.opened_at: tuple[RoundId, tuple[str, ...], tuple[Sum, ...]] | None = None
         self.means: tuple[Vector, ...] = ()  # of these sums
         self.known: tuple[ServerState, str] | None = None  # the last state that was named
         self.steps: dict[str, Step] = {}  # made of these sums, by the state that they lead to
@@ -78,7 +78,7 @@ class ServerHeldDelta(ServerHeld):
         self.keeping: set[str] = set()  # who signed the last sums, and has not said that they lack
 
     def opened(
-        self, place: Place, asked: Sequence[str], sums: tuple[Sum, ...], means: tuple[Vector, ...]
+        self, place: RoundId, asked: Sequence[str], sums: tuple[Sum, ...], means: tuple[Vector, ...]
     ) -> None:
         """The sums that the next steps are made of, their means [n], and who was asked for them."""
         self.opened_at, self.means, self.fresh = (place, tuple(asked), sums), means, []
@@ -170,7 +170,12 @@ class ServerHeldDelta(ServerHeld):
         return self.known[1]
 
     def ask(
-        self, stage: str, order: work.Work, cohort: Sequence[str], place: Place, timeout_s: float
+        self,
+        stage: str,
+        order: messages.Work,
+        cohort: Sequence[str],
+        place: RoundId,
+        timeout_s: float,
     ) -> Iterator[Reply]:
         """Let the cohort work on `order`; yield what they answer. Whoever lacks the adapter is
         asked once more.
@@ -180,12 +185,14 @@ class ServerHeldDelta(ServerHeld):
         if lacking := [name for name in cohort if name in self.lacking]:
             yield from self.send(stage, order, self.ways_for(order, lacking), place, timeout_s)
 
-    def letters(self, order: work.Work, members: Sequence[str], place: Place) -> dict[str, bytes]:
+    def letters(
+        self, order: messages.Work, members: Sequence[str], place: RoundId
+    ) -> dict[str, bytes]:
         """What each is told: its way from what it holds."""
         self.meet(members, order.state, place)
         ways = self.ways_for(order, members)
         self.left |= {name: (way, order.state) for name, way in ways.items()}
-        return {name: work.encode_told(order, way) for name, (_, way) in ways.items()}
+        return {name: messages.encode_told(order, way) for name, (_, way) in ways.items()}
 
     def worked(self, reply: Reply) -> bool:
         """As `heard`, of an answer to one of `letters`."""
@@ -199,18 +206,23 @@ class ServerHeldDelta(ServerHeld):
         """Was it told the whole, and not summed since?"""
         return member in self.relying
 
-    def ways_for(self, order: work.Work, names: Sequence[str]) -> dict[str, Way]:
+    def ways_for(self, order: messages.Work, names: Sequence[str]) -> dict[str, Way]:
         """How each gets to the adapter that is meant, from what it is known to hold."""
         return {name: self.way(order, name, whole=self.held.get(name) == ()) for name in names}
 
     def send(
-        self, stage: str, order: work.Work, ways: Mapping[str, Way], place: Place, timeout_s: float
+        self,
+        stage: str,
+        order: messages.Work,
+        ways: Mapping[str, Way],
+        place: RoundId,
+        timeout_s: float,
     ) -> Iterator[Reply]:
         """One letter to each; what they hold afterwards is noted, and whoever does not answer is
         a stranger again.
         """
         self.lacking = set()
-        letters = {name: work.encode_told(order, way) for name, (_, way) in ways.items()}
+        letters = {name: messages.encode_told(order, way) for name, (_, way) in ways.items()}
         for name in ways:
             self.held.pop(name, None)
         for reply in self.post.ask(stage, letters, place, timeout_s):
@@ -231,7 +243,7 @@ class ServerHeldDelta(ServerHeld):
         self.keeping.discard(reply.sender)
         return False
 
-    def meet(self, cohort: Sequence[str], wanted: str, place: Place) -> None:
+    def meet(self, cohort: Sequence[str], wanted: str, place: RoundId) -> None:
         """Ask those that nothing is known of what they hold; needless at the start, from where
         everybody knows the way.
         """
@@ -242,7 +254,7 @@ class ServerHeldDelta(ServerHeld):
         for reply in self.post.ask(HOLDS, dict.fromkeys(strangers, b""), place, timeout_s):
             self.held[reply.sender] = (*(read_names(reply.payload) or ()), self.origin)
 
-    def way(self, order: work.Work, member: str, *, whole: bool = False) -> Way:
+    def way(self, order: messages.Work, member: str, *, whole: bool = False) -> Way:
         """A member's way to the state that is meant, by steps unless they are too long, or the
         whole is wanted.
         """

@@ -22,7 +22,7 @@ from ..aggregation.update import noise_of
 from ..spec.policy import Policy
 from ..store.database import Database
 from ..store.privacy_book import PrivacyBook
-from ..wire.message import Place
+from ..wire.messages import RoundId
 
 ANY = "any member"  # whose account a coordinator keeps that asks whoever the draw gives
 
@@ -64,7 +64,7 @@ class PrivacyAccountant:
         if database is not None:
             database.forget.append(self.account.reread)
 
-    def pay(self, place: Place) -> Spent | None:
+    def pay(self, place: RoundId) -> Spent | None:
         """Pay for one attempt; what is spent with it, None where there is no noise.
 
         Raises:
@@ -121,7 +121,7 @@ class PrivacyAccountants:
             )
         return self.each[name]
 
-    def pay(self, names: Iterable[str], place: Place) -> Spent | None:
+    def pay(self, names: Iterable[str], place: RoundId) -> Spent | None:
         """Pay for one attempt of these members; what the one who has spent most has spent, None
         where there is no noise.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core import paths
-from ..wire import work
+from ..wire import messages
 from .validation import parents_score
 
 
@@ -86,7 +86,7 @@ def summary(history: list[dict[str, Any]]) -> tuple[dict[str, float | None], flo
     ]
     # voted on: it is not scored once more
     known = parents_score(history) if history and "guard" in history[-1] else None
-    if history and history[-1]["kind"] == work.SCORE:
+    if history and history[-1]["kind"] == messages.SCORE:
         known = history[-1]
     accuracy = {
         "before": scored[0] if scored else None,

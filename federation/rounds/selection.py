@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from ...core.errors import MessageError, RoundAborted
 from ..spec.policy import Policy
-from ..wire.message import Place
+from ..wire.messages import RoundId
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Draw:
     absent: tuple[str, ...]  # sorted; ranked before the last of the cohort, and not there
 
 
-def ranking(policy: Policy, place: Place) -> tuple[str, ...]:
+def ranking(policy: Policy, place: RoundId) -> tuple[str, ...]:
     """The roster in the order that this round's seed gives; the attempt plays no part in it."""
     seed = hashlib.sha256(
         f"quietchoir cohort 1 {place.run} {place.round}".encode() + policy.digest
@@ -43,7 +43,7 @@ def ranking(policy: Policy, place: Place) -> tuple[str, ...]:
     )
 
 
-def draw(policy: Policy, place: Place, here: Collection[str], *, everybody: bool = False) -> Draw:
+def draw(policy: Policy, place: RoundId, here: Collection[str], *, everybody: bool = False) -> Draw:
     """The cohort of a round.
 
     Args:
@@ -85,7 +85,9 @@ def eligible(
     return max(whole, key=lambda one: (len(one), sorted(one)), default=frozenset(here))
 
 
-def check(policy: Policy, place: Place, found: Draw, name: str, *, everybody: bool = False) -> None:
+def check(
+    policy: Policy, place: RoundId, found: Draw, name: str, *, everybody: bool = False
+) -> None:
     """Require that `found` is the draw of this round, if those it calls absent are, and that `name`
     is in it.
 

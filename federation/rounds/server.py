@@ -30,7 +30,7 @@ from ..events import (
 )
 from ..spec.policy import Policy
 from ..store.checkpoint import Logbook, RunState, ServerState, Store, Vector
-from ..wire import work
+from ..wire import messages
 from ..wire.link import Link, Post
 from . import validation as guard
 from .attempt import Outcome, RoundAttempt, write_entry
@@ -190,13 +190,15 @@ class Coordinator:
         if self.owes_vote():
             self.confirm()
         parent = self.state.server
-        self.apply(parent, self.assembly.hold(work.TRAIN, parent.flat, evaluate=self.wants_score()))
+        self.apply(
+            parent, self.assembly.hold(messages.TRAIN, parent.flat, evaluate=self.wants_score())
+        )
 
     def apply(self, parent: ServerState, outcome: Outcome) -> None:
         """Step with what came out, let members judge it, write it down."""
         change = combine(outcome.means, self.policy.aggregation.rule, self.policy.aggregation.trim)
         self.held = outcome.sums[0].held
-        entry = write_entry(work.TRAIN, outcome, self.state, self.policy)
+        entry = write_entry(messages.TRAIN, outcome, self.state, self.policy)
         entry["update_norm"] = round(float(np.linalg.norm(change)), 4)
         if self.model.held_by_members or not self.policy.guard.on:
             self.commit(self.model.step(parent, change), entry)
@@ -210,9 +212,9 @@ class Coordinator:
 
     def score_round(self) -> None:
         """Score the adapter on everybody's held-out examples; the counts come back as sums."""
-        outcome = self.assembly.hold(work.SCORE, self.state.server.flat)
-        entry = write_entry(work.SCORE, outcome, self.state, self.policy)
-        history = (*(old for old in self.state.history if old["kind"] == work.TRAIN), entry)
+        outcome = self.assembly.hold(messages.SCORE, self.state.server.flat)
+        entry = write_entry(messages.SCORE, outcome, self.state, self.policy)
+        history = (*(old for old in self.state.history if old["kind"] == messages.TRAIN), entry)
         self.logbook.keep(history=history, opening=False, skipped=self.state.skipped + 1)
         self.on_event(RoundEvent(entry=entry))
 
@@ -257,7 +259,7 @@ class Coordinator:
         Args:
             running: entries of rounds that are not written down yet.
         """
-        outcome = self.assembly.hold(work.SCORE, flat)
+        outcome = self.assembly.hold(messages.SCORE, flat)
         self.logbook.skip()
         votes = [
             (counters, len(total.parties))
@@ -384,7 +386,7 @@ class Coordinator:
         over the same members alone.
         """
         history = self.state.history
-        if history and history[-1]["kind"] == work.SCORE:
+        if history and history[-1]["kind"] == messages.SCORE:
             return True
         return self.policy.guard.on and guard.parents_score(history) is not None
 

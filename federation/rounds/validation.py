@@ -21,7 +21,7 @@ from typing import Any
 
 from ..aggregation.update import SCORE_UNIT, Statistics
 from ..spec.policy import GuardTable
-from ..wire import work
+from ..wire import messages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,7 @@ def parents_score(history: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """Accuracy of the adapter that the next round starts from, as the last vote or round found
     it.
     """
-    trained = [entry for entry in history if entry["kind"] == work.TRAIN]
+    trained = [entry for entry in history if entry["kind"] == messages.TRAIN]
     if not trained:
         return None
     verdict = trained[-1].get("guard")

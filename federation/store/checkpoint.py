@@ -30,7 +30,8 @@ import numpy.typing as npt
 
 from ...core.errors import FederationError
 from ..spec.policy import Policy
-from ..wire.message import Place, bits_of
+from ..wire.broadcast_digest import bits_of
+from ..wire.messages import RoundId
 from . import former
 from .database import Database, VersionError, hold
 from .write_ahead_log import check_log
@@ -386,10 +387,12 @@ class Logbook:
         self.store.save(state)
         self.state = state
 
-    def begin(self) -> Place:
+    def begin(self) -> RoundId:
         """Take the next attempt's number."""
         self.keep(attempt=self.state.attempt + 1)
-        return Place(self.state.run, self.state.round + 1 + self.state.skipped, self.state.attempt)
+        return RoundId(
+            self.state.run, self.state.round + 1 + self.state.skipped, self.state.attempt
+        )
 
     def skip_opened(self) -> None:
         """If contributions had left in the last attempt when it ended, give its number up: members

@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from ...core.errors import FederationError, MessageError
 from ...crypto.secagg import RevealLedger as SumLedger
-from ..wire.message import Place
+from ..wire.messages import RoundId
 from .database import Database
 
 GOING, FINISHED, REPLACED = "going", "finished", "replaced"
@@ -91,7 +91,7 @@ class AnsweredRounds:
         """
         return nullcontext() if self.database is None else self.database.step()
 
-    def check(self, place: Place) -> None:
+    def check(self, place: RoundId) -> None:
         """Require that `place` is later than all that was answered in its run, and that no other
         run is going on.
 
@@ -128,7 +128,7 @@ class AnsweredRounds:
         """Seconds since that run's coordinator was last heard."""
         return max(0.0, self.now() - self.heard_at)
 
-    def record(self, place: Place) -> None:
+    def record(self, place: RoundId) -> None:
         """Write down that work for `place` begins, and that its run is the one that this member is
         in.
 

@@ -21,7 +21,6 @@ import numpy.typing as npt
 
 from ...crypto.identity.keys import digest
 from ..spec.policy import canonical
-from .message import bits_of
 
 PROTOCOL = "quietchoir broadcast 1"
 
@@ -111,3 +110,10 @@ def context(told: bytes, ready: bytes) -> bytes:
     as it was told.
     """
     return digest(PROTOCOL, "session", told, ready)
+
+
+def bits_of(vector: npt.NDArray[np.float32]) -> memoryview:
+    """All bits of a vector [n], 4 bytes a value, little-endian; without a copy where there need be
+    none.
+    """
+    return np.ascontiguousarray(vector, "<f4").data

@@ -16,8 +16,7 @@ from ...core import log
 from ...core.errors import MessageError, QuietchoirError
 from ...crypto.identity.keys import Identity
 from ..spec.policy import Policy
-from . import message
-from .message import Place, Reply, Task
+from .messages import Reply, RoundId, Task, decode_reply, encode_task
 
 logger = log.get("federation.link")
 
@@ -129,16 +128,16 @@ class Post:
         self.traffic = Traffic()  # of this attempt
 
     def ask(
-        self, stage: str, payloads: Mapping[str, bytes], place: Place, timeout_s: float
+        self, stage: str, payloads: Mapping[str, bytes], place: RoundId, timeout_s: float
     ) -> Iterator[Reply]:
         """Sign, send, and yield the replies that are what they claim to be."""
         letters = self.sign(stage, payloads, place)
         yield from self.check(self.link.ask(letters, timeout_s), dict(letters))
 
-    def sign(self, stage: str, payloads: Mapping[str, bytes], place: Place) -> dict[str, bytes]:
+    def sign(self, stage: str, payloads: Mapping[str, bytes], place: RoundId) -> dict[str, bytes]:
         """A letter for each, its bytes noted."""
         letters = {
-            name: message.encode_task(
+            name: encode_task(
                 Task(place=place, stage=stage, recipient=name, payload=payload),
                 self.policy,
                 self.identity,
@@ -157,7 +156,7 @@ class Post:
             try:
                 if name not in owed:
                     raise MessageError(f"{name} was not asked or has answered already; refused")
-                reply = message.decode_reply(answer, self.policy, owed[name])
+                reply = decode_reply(answer, self.policy, owed[name])
             except MessageError as error:
                 logger.warning("%s", error)
                 continue
@@ -175,7 +174,7 @@ class PendingMessages:
         self.post, self.link, self.owed = post, link, dict[str, bytes]()
 
     def leave(
-        self, stage: str, payloads: Mapping[str, bytes], place: Place, timeout_s: float
+        self, stage: str, payloads: Mapping[str, bytes], place: RoundId, timeout_s: float
     ) -> None:
         """Sign and send; the replies come out of `collect`."""
         letters = self.post.sign(stage, payloads, place)

@@ -38,9 +38,9 @@ from ...federation.stateless_client import ASIDE, AttemptSnapshot, freeze_attemp
 from ...federation.store import client_store
 from ...federation.store.checkpoint import ServerState, Vector
 from ...federation.store.member import open_member
-from ...federation.wire import broadcast_digest, calls, message, work
+from ...federation.wire import broadcast_digest, messages
 from ...federation.wire.link import InProcessLink
-from ...federation.wire.message import Place, Task
+from ...federation.wire.messages import RoundId, Task
 from .catalogue import Attack, Result
 from .scene import (
     CLOSE,
@@ -64,7 +64,7 @@ FALSE = np.full(SIZE, 3000.0, np.float32)
 NO_BINDING = (
     (broadcast_digest, "of_work", lambda *given: bytes(32)),
     (broadcast_digest, "of_group", lambda *given: bytes(32)),
-    (calls, "told_of", lambda *given: "00" * 32),
+    (messages, "told_of", lambda *given: "00" * 32),
 )
 NO_FLOORS = tuple((client, one, lambda *given: None) for one in ("check_reach", "check_clipped"))
 NO_VOUCHING = ((Session, "vouchers", 0),)
@@ -72,7 +72,6 @@ NO_VOUCHING = ((Session, "vouchers", 0),)
 NO_TAGS = tuple((one, "attested", lambda policy: False) for one in (attested_sum, delta_chain))
 # whatever adapter was told
 ONE_SPLIT = tuple((one, "adapter_digest", lambda flat: bytes(32)) for one in (client, attempt))
-HEADER: dict[str, type] = {"kind": str, "recipient": str, **message.FRAME}
 
 
 def delta(run: Coordinator) -> ServerHeldDelta:
@@ -83,7 +82,7 @@ def delta(run: Coordinator) -> ServerHeldDelta:
 
 def stage_of(letter: bytes) -> str:
     """What a letter asks for."""
-    return str(message.split(letter, HEADER)[0]["stage"])
+    return str(messages.split(letter)[0]["stage"])
 
 
 def sums_of(run: Coordinator) -> list[Sum]:
@@ -101,7 +100,7 @@ def sums_of(run: Coordinator) -> list[Sum]:
             found.append(one)
 
     def asking(
-        stage: str, payloads: Mapping[str, bytes], place: Place, timeout_s: float
+        stage: str, payloads: Mapping[str, bytes], place: RoundId, timeout_s: float
     ) -> Iterator[Any]:
         if stage == secagg.ATTEST:
             for shown in set(payloads.values()):
@@ -161,11 +160,11 @@ def less_ends(one: Sum) -> Vector:
 
 def told_ranges(stage: str, payload: bytes) -> bytes | None:
     """Ranges so narrow that every coordinate is cut to one end or the other."""
-    if stage != work.TRAIN:
+    if stage != messages.TRAIN:
         return None
-    order, rest = work.split(payload)
+    order, rest = messages.split_work(payload)
     return (
-        work.encode(
+        messages.encode_work(
             dataclasses.replace(order, ranges=tuple((stop, 1e-9) for stop, _ in order.ranges))
         )
         + rest
@@ -182,12 +181,12 @@ def narrow_ranges(*stubs: Stub) -> Result:
 
 def told_false_state(stage: str, payload: bytes) -> bytes | None:
     """Another state, told whole, its name and its way fitting each other."""
-    if stage not in (work.TRAIN, work.SCORE):
+    if stage not in (messages.TRAIN, messages.SCORE):
         return None
-    order, _ = work.split(payload)
+    order, _ = messages.split_work(payload)
     state = ServerState(FALSE, np.zeros(SIZE, np.float32))
     way = delta_chain.join("", [Step(kind="whole", state=state.encode()).encode()])
-    return work.encode_told(dataclasses.replace(order, state=name_of(state)), way)
+    return messages.encode_told(dataclasses.replace(order, state=name_of(state)), way)
 
 
 def another_state(*stubs: Stub) -> Result:
@@ -198,8 +197,8 @@ def another_state(*stubs: Stub) -> Result:
 def told_false_adapter(stage: str, payload: bytes) -> bytes | None:
     """Another adapter; the work around it as it was."""
     return (
-        work.encode(dataclasses.replace(work.decode(payload, SIZE), flat=FALSE))
-        if stage == work.TRAIN
+        messages.encode_work(dataclasses.replace(messages.decode_work(payload, SIZE), flat=FALSE))
+        if stage == messages.TRAIN
         else None
     )
 
@@ -213,12 +212,12 @@ def in_buckets(*stubs: Stub) -> Result:
 
 def told_no_score(stage: str, payload: bytes) -> bytes | None:
     """Train without scoring first."""
-    if stage != work.TRAIN:
+    if stage != messages.TRAIN:
         return None
-    version, order = calls.split_train(payload)
-    told, rest = work.split(order)
-    return calls.encode_train(
-        version, work.encode(dataclasses.replace(told, evaluate=False)) + rest
+    version, order = messages.split_train(payload)
+    told, rest = messages.split_work(order)
+    return messages.encode_train(
+        version, messages.encode_work(dataclasses.replace(told, evaluate=False)) + rest
     )
 
 
@@ -230,13 +229,13 @@ def forged_greeting(*stubs: Stub) -> Result:
     own.
     """
     scene = federation(4, mode="sealed", bits=8, threshold=3)
-    place, own, dealer = Place("0a" * 16, 1, 1), Ephemeral.generate(), scene.parties["ben"]
+    place, own, dealer = RoundId("0a" * 16, 1, 1), Ephemeral.generate(), scene.parties["ben"]
     policy, size = scene.policy, 0
     asked = Hello(sender=VICTIM, public=own.public).signed(policy, place, scene.coordinator)
 
     def letter(stage: str, payload: bytes) -> bytes:
         task = Task(place=place, stage=stage, recipient="ben", payload=payload)
-        return message.encode_task(task, policy, scene.coordinator)
+        return messages.encode_task(task, policy, scene.coordinator)
 
     with without(*stubs):
         dealer.handle(letter(state_transfer.GREET, b""))
@@ -244,7 +243,7 @@ def forged_greeting(*stubs: Stub) -> Result:
         answers: list[bytes] = []
         words = refused(lambda: answers.append(dealer.handle(asking)))
         if answers:
-            payload = parts.split(message.decode_reply(answers[0], policy, asking).payload)
+            payload = parts.split(messages.decode_reply(answers[0], policy, asking).payload)
             parcel = SealedEnvelope(
                 purpose="key", policy=policy, place=place, sender="ben", receiver=VICTIM
             )
@@ -267,8 +266,8 @@ def undone_for_some(*stubs: Stub) -> Result:
     with without(*stubs):
         place = run.assembly.begin()
         run.model.gather(tuple(sorted(scene.parties)), place)
-        payload = work.encode(run.assembly.order(run.state.server.flat))
-        list(run.post.ask(work.UNDO, dict.fromkeys(NAMES[:2], payload), place, 5.0))
+        payload = messages.encode_work(run.assembly.order(run.state.server.flat))
+        list(run.post.ask(messages.UNDO, dict.fromkeys(NAMES[:2], payload), place, 5.0))
         words = refused(run.train_round)
     entry = run.state.history[-1] if run.state.round > 2 else None
     from_ = {told[name] for name in entry["parties"] if name in told} if entry else set()
@@ -289,7 +288,7 @@ def noting(
     return noted
 
 
-def another_parent(self: Client, place: Place) -> Any:
+def another_parent(self: Client, place: RoundId) -> Any:
     """`Client.parent` where an undone step is not counted as a step."""
     assert self.safe is not None
     kept, before = self.safe.vault.progress(place.run), self.safe.vault.before(place.run)
@@ -311,9 +310,7 @@ def two_sets(*stubs: Stub) -> Result:
     halves = {name: one.attempt.half for name, one in helpers.items() if one.attempt is not None}
     client = halves["ben"].client  # type: ignore[attr-defined]
     session, card, me = client._session, client._near[0], client._session.numbers
-    everybody = SurvivorList.decode(
-        message.split(link.letters["ben"], HEADER)[1], session, client._view
-    )
+    everybody = SurvivorList.decode(messages.split(link.letters["ben"])[1], session, client._view)
     sets = (
         everybody,
         SurvivorList({at: one for at, one in everybody.receipts.items() if at != me[VICTIM]}),
@@ -416,10 +413,10 @@ def adopted_first(*stubs: Stub) -> Result:
     run.learn(2)
     way = delta_chain.join("", [Step(kind="whole", state=TRAP.encode()).encode()])
     with without(*stubs):
-        handed = work.encode_told(work.Work(flat=TRAP.flat, state=name_of(TRAP)), way)
+        handed = messages.encode_told(messages.Work(flat=TRAP.flat, state=name_of(TRAP)), way)
         list(
             run.post.ask(
-                work.ADOPT, dict.fromkeys(scene.parties, handed), run.assembly.begin(), 5.0
+                messages.ADOPT, dict.fromkeys(scene.parties, handed), run.assembly.begin(), 5.0
             )
         )
         run.logbook.keep(server=TRAP, round=6, steps=())
@@ -470,7 +467,7 @@ def score_alone(*stubs: Stub) -> Result:
     Liar(run, told_no_score, NAMES[1:])
     with without(*stubs):
         words = refused(lambda: run.learn(1))
-    entry = next((one for one in run.state.history if one["kind"] == work.TRAIN), {})
+    entry = next((one for one in run.state.history if one["kind"] == messages.TRAIN), {})
     found = entry.get("accuracy")
     read = (
         found is not None

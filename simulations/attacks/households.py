@@ -29,7 +29,7 @@ from ...federation.rounds.client import training_seed
 from ...federation.spec.policy import Recipe
 from ...federation.store.checkpoint import ServerState, Vector
 from ...federation.training.learner import Counts, Learner, Trained, TrainerLearner
-from ...federation.wire.message import Place
+from ...federation.wire.messages import RoundId
 from ..population import PartyData, populate
 from ..run import Cast, adapter_of
 from ..scenario import Scenario
@@ -201,7 +201,7 @@ def learn_together(
         for name, learner in learners.items():
             trained = learner.train(
                 state.flat,
-                training_seed(Place(NO_RUN, number, 1), adapter_digest(state.flat), name),
+                training_seed(RoundId(NO_RUN, number, 1), adapter_digest(state.flat), name),
             )
             changes += trained.flat - state.flat
             losses.append(trained.loss)

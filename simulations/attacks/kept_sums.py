@@ -13,7 +13,7 @@ from ...federation.aggregation.attested_sum import KEPT
 from ...federation.rounds import delta_chain
 from ...federation.rounds.delta_chain import DeltaChain, Step, join, name_of, origin_of
 from ...federation.store.checkpoint import ServerState
-from ...federation.wire import work
+from ...federation.wire import messages
 from .catalogue import Attack, Result
 from .coordinators import delta
 from .scene import Stub, federation, without
@@ -43,15 +43,15 @@ def led_by_a_kept_sum(way: Way, *stubs: Stub) -> Result:
         kept = {name: [one.kept_by(name) for one in taken] for name in names}
         assert all(one.totals[0].packing == KEPT for each in kept.values() for one in each)
         told = {
-            name: work.encode_told(
+            name: messages.encode_told(
                 order, join(origin_of(scene.size), [one.encode() for one in each])
             )
             for name, each in kept.items()
         }
         ready = [
             reply.sender
-            for reply in run.post.ask(work.TRAIN, told, place, 5.0)
-            if work.decode_ready(reply.payload) is not None
+            for reply in run.post.ask(messages.TRAIN, told, place, 5.0)
+            if messages.decode_ready(reply.payload) is not None
         ]
     return Result(bool(ready), f"{len(ready)} of {len(names)} members trained from there")
 

@@ -32,7 +32,7 @@ from ...federation.monitor.run_status import RunStatus
 from ...federation.rounds.client import Client
 from ...federation.spec.policy import PrivacyTable
 from ...federation.store.client_store import ClientStore
-from ...federation.wire import message
+from ...federation.wire import messages
 from ...federation.wire.link import InProcessLink
 from .catalogue import Attack, Result
 from .scene import NAMES, RANGE, AttackScene, Stub, alike, federation, party_of, refused, without
@@ -284,7 +284,7 @@ def deflated(reply: Any, policy: Any, identity: Identity) -> bytes:
     return ENCODE(dataclasses.replace(reply, payload=small), policy, identity)
 
 
-ENCODE = message.encode_reply
+ENCODE = messages.encode_reply
 
 
 def read_after_leaving(*stubs: Stub) -> Result:
@@ -406,7 +406,7 @@ ATTACKS = (
         who="somebody on the network",
         mode="masked",
         promise="what is sent has one length, whatever was learned",
-        unprotected=lambda: length_of_an_upload((message, "encode_reply", deflated), mode="plain"),
+        unprotected=lambda: length_of_an_upload((messages, "encode_reply", deflated), mode="plain"),
         protected=length_of_an_upload,
     ),
     Attack(

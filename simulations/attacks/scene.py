@@ -33,7 +33,7 @@ from ...federation.spec.policy import (
 from ...federation.store.checkpoint import Vector
 from ...federation.training.learner import Counts, Trained
 from ...federation.wire.link import InProcessLink
-from ...federation.wire.message import Place
+from ...federation.wire.messages import RoundId
 
 NAMES = ("ann", "ben", "cat", "dan", "eve", "fay", "gus", "hal", "ida", "jon", "kim", "leo")
 VICTIM = "ann"
@@ -201,7 +201,7 @@ class Liar:
         self.honest, self.lie, self.to, self.lied = run.post.sign, lie, frozenset(to), 0
         run.post.sign = self.sign  # type: ignore[method-assign]
 
-    def sign(self, stage: str, payloads: Mapping[str, bytes], place: Place) -> dict[str, bytes]:
+    def sign(self, stage: str, payloads: Mapping[str, bytes], place: RoundId) -> dict[str, bytes]:
         """As `Post.sign`."""
         told = {name: self.bent(name, stage, payload) for name, payload in payloads.items()}
         return self.honest(stage, told, place)

@@ -36,10 +36,10 @@ from ...federation.spec.policy import AggregationTable, Policy
 from ...federation.stateless_client import AttemptSnapshot, freeze_attempt, thaw_attempt
 from ...federation.store.checkpoint import ServerState
 from ...federation.store.member import open_member
-from ...federation.wire import message, work
-from ...federation.wire.message import Place
+from ...federation.wire import messages
+from ...federation.wire.messages import RoundId
 from .catalogue import Attack, Result
-from .coordinators import HEADER, MIDDLE, Stopping, copied, delta
+from .coordinators import MIDDLE, Stopping, copied, delta
 from .scene import (
     NAMES,
     RANGE,
@@ -70,7 +70,7 @@ def signers(run: Coordinator, forge: Forge) -> dict[str, bytes]:
     honest, found = run.post.ask, dict[str, bytes]()
 
     def asking(
-        stage: str, payloads: Mapping[str, bytes], place: Place, timeout_s: float
+        stage: str, payloads: Mapping[str, bytes], place: RoundId, timeout_s: float
     ) -> Iterator[Any]:
         if stage != ATTEST:
             yield from honest(stage, payloads, place, timeout_s)
@@ -176,7 +176,7 @@ def guessing(*stubs: Stub) -> Result:
     honest = run.post.ask
 
     def asking(
-        stage: str, payloads: Mapping[str, bytes], place: Place, timeout_s: float
+        stage: str, payloads: Mapping[str, bytes], place: RoundId, timeout_s: float
     ) -> Iterator[Any]:
         for _ in range(GUESSES if stage == ATTEST else 0):
             whole, _ = attested_sum.decode_shown(payloads[VICTIM], SIZE, len(payloads), BITS)
@@ -253,7 +253,7 @@ def unlimited(body: bytes, size: int) -> bytes:
 
 
 def step_of(
-    scene: AttackScene, sums: Sequence[Sum], place: Place, policy: Policy | None = None
+    scene: AttackScene, sums: Sequence[Sum], place: RoundId, policy: Policy | None = None
 ) -> Step:
     """The step that a coordinator makes of sums and signatures."""
     return DeltaChain(policy or scene.policy, SIZE, place.run).of_sums(sums, place, NAMES)
@@ -295,7 +295,7 @@ HONEST_STATEMENT = attested_sum.statement
 def saying_less(**less: Any) -> tuple[Stub, ...]:
     """Signatures that do not say some of this: a start, a policy, a place."""
 
-    def statement(policy: Policy, place: Place, digest: bytes, names: Any, terms: Any) -> Any:
+    def statement(policy: Policy, place: RoundId, digest: bytes, names: Any, terms: Any) -> Any:
         terms = dataclasses.replace(terms, start=less.get("start", terms.start))
         policy = dataclasses.replace(policy, nonce=less.get("nonce", policy.nonce))
         place = dataclasses.replace(place, **less.get("place", {}))
@@ -346,7 +346,7 @@ def under_other_bits(*stubs: Stub) -> Result:
         wide = dataclasses.replace(scene.policy.protection, bits=16)
         later, old = changed(scene.policy, protection=wide, version=2), step.totals[0]
         whole = attested_sum.unpack(old.packing, old.body, SIZE, old.parties, BITS).astype(np.int64)
-        made, place = Sum(whole, old.names, proof=old.proof), Place(run.state.run, 1, 1)
+        made, place = Sum(whole, old.names, proof=old.proof), RoundId(run.state.run, 1, 1)
         return gone(*follows(later, run.state.run, [step_of(scene, [made], place, later)]))
 
 
@@ -366,7 +366,7 @@ def counted_twice(*stubs: Stub) -> Result:
 
 def among_themselves(*stubs: Stub) -> Result:
     """Three of ten members sign a sum of their own three, which no round ever opened."""
-    scene, place, few = federation(10), Place("0a" * 16, 1, 1), ("ben", "cat", "dan")
+    scene, place, few = federation(10), RoundId("0a" * 16, 1, 1), ("ben", "cat", "dan")
     whole = len(few) * MIDDLE + np.arange(SIZE)
     with without(*stubs):
         said = attested_sum.statement(
@@ -381,7 +381,7 @@ def two_of_one_attempt(*stubs: Stub) -> Result:
     shown each.
     """
     scene, kept = federation(6), dict[int, tuple[npt.NDArray[Any], dict[str, bytes]]]()
-    run, place = scene.run(), list[Place]()
+    run, place = scene.run(), list[RoundId]()
     half = {name: number % 2 for number, name in enumerate(sorted(scene.parties))}
 
     def forge(name: str, shown: Shown) -> Shown | None:
@@ -428,7 +428,7 @@ def two_processes(*stubs: Stub) -> Result:
     member, helper = scene.parties[VICTIM], scene.parties[HELPER].attempt
     assert helper is not None
     check, parties = helper.half.check, len(scene.parties)  # type: ignore[attr-defined]
-    payload = message.split(link.letters[VICTIM], HEADER)[1]
+    payload = messages.split(link.letters[VICTIM])[1]
     whole, _ = attested_sum.decode_shown(payload, SIZE, parties, BITS)
     with tempfile.TemporaryDirectory() as folder, without(*stubs):
         recess, frozen = (
@@ -457,10 +457,10 @@ def whole_on_the_way(*stubs: Stub) -> Result:
     told = delta_chain.join(origin_of(SIZE), [way.encode(), end.encode()])
 
     def lie(stage: str, payload: bytes) -> bytes | None:
-        if stage != work.TRAIN:
+        if stage != messages.TRAIN:
             return None
-        order, _ = work.split(payload)
-        return work.encode_told(dataclasses.replace(order, state=name_of(FREE)), told)
+        order, _ = messages.split_work(payload)
+        return messages.encode_told(dataclasses.replace(order, state=name_of(FREE)), told)
 
     run.logbook.keep(server=FREE, steps=())
     delta(run).held = dict.fromkeys(scene.parties, (name_of(FREE),))

@@ -18,8 +18,8 @@ from ...federation.rounds.client import Client
 from ...federation.store.checkpoint import Vector
 from ...federation.training.learner import Trained
 from ...federation.training.synthetic_task import RehearsalLearner
-from ...federation.wire import message
-from ...federation.wire.message import Reply
+from ...federation.wire import messages
+from ...federation.wire.messages import Reply
 
 KINDS = ("noise", "huge", "short", "long", "name", "nan", "poison")
 TRAINED = ("nan", "poison")  # what it trains is bad, and what it sends is as it should be
@@ -35,7 +35,7 @@ class Hostile(Client):
 
     def handle(self, letter: bytes) -> bytes:
         """As `Client.handle`, and then not."""
-        kind, task = kind_in(self.kind_file), message.decode_task(letter, self.policy, self.name)
+        kind, task = kind_in(self.kind_file), messages.decode_task(letter, self.policy, self.name)
         if isinstance(self.learner, Spoiled):
             self.learner.kind = kind
         honest = super().handle(letter)
@@ -46,9 +46,7 @@ class Hostile(Client):
         if kind == "huge":
             # more than the door lets in at once, less than a letter may be
             return secrets.token_bytes(64 << 20)
-        payload = message.split(honest, {"kind": str, "sender": str, "task": str, **message.FRAME})[
-            1
-        ]
+        payload = messages.split(honest, messages.Reply)[1]
         spoiled = {"short": payload[: len(payload) // 2], "long": payload * 2}
         sender = (
             next(one.name for one in self.policy.members if one.name != self.name)
@@ -56,10 +54,10 @@ class Hostile(Client):
             else self.name
         )
         reply = Reply(
-            place=task.place, stage=task.stage, sender=sender, task=message.fingerprint(letter),
+            place=task.place, stage=task.stage, sender=sender, task=messages.fingerprint(letter),
             payload=spoiled.get(kind, payload),
         )  # fmt: skip
-        return message.encode_reply(reply, self.policy, self.identity)
+        return messages.encode_reply(reply, self.policy, self.identity)
 
     def clipped(self, update: Vector, terms: Terms) -> int:
         """As `Client`, and sent whatever it is: a hostile member has no floor of its own."""

@@ -23,8 +23,8 @@ from quietchoir.federation.rounds.client import Client, training_seed
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec import flags
 from quietchoir.federation.spec.policy import AggregationTable, Policy, PrivacyTable
-from quietchoir.federation.wire import broadcast_digest, message, work
-from quietchoir.federation.wire.message import Place, Task
+from quietchoir.federation.wire import broadcast_digest, messages
+from quietchoir.federation.wire.messages import RoundId, Task
 from quietchoir.tests.fakes.buffered import buffered, run_of
 from quietchoir.tests.fakes.federation import House, SilentLink, coordinator, house, parties
 from quietchoir.tests.fakes.households import (
@@ -46,15 +46,15 @@ class Chooser:
     name.
     """
 
-    def __init__(self, home: House, members: dict[str, Client], place: Place) -> None:
+    def __init__(self, home: House, members: dict[str, Client], place: RoundId) -> None:
         self.home, self.members, self.place = home, members, place
-        self.order = work.Work(flat=np.zeros(SIZE, np.float32), cohort=tuple(sorted(members)))
+        self.order = messages.Work(flat=np.zeros(SIZE, np.float32), cohort=tuple(sorted(members)))
 
     def ask(self, name: str, stage: str, payload: bytes) -> bytes:
         """One letter and its answer's payload."""
         task = Task(place=self.place, stage=stage, recipient=name, payload=payload)
-        letter = message.encode_task(task, self.home.policy, self.home.coordinator)
-        return message.decode_reply(
+        letter = messages.encode_task(task, self.home.policy, self.home.coordinator)
+        return messages.decode_reply(
             self.members[name].handle(letter), self.home.policy, letter
         ).payload
 
@@ -62,12 +62,15 @@ class Chooser:
         """All of them train."""
         for name in self.order.cohort:
             assert (
-                work.decode_ready(self.ask(name, work.TRAIN, work.encode(self.order))) is not None
+                messages.decode_ready(
+                    self.ask(name, messages.TRAIN, messages.encode_work(self.order))
+                )
+                is not None
             )
 
     def sum(self, ready: tuple[str, ...], cohort: tuple[str, ...] = ()) -> Sum:
         """Tell these that they alone are ready; the sum over them, or over a bucket of them."""
-        told = broadcast_digest.of_work(work.TRAIN, self.order.header(), self.order.flat)
+        told = broadcast_digest.of_work(messages.TRAIN, self.order.header(), self.order.flat)
         half = MaskedServer(
             ServerContext(
                 policy=self.home.policy,
@@ -98,7 +101,7 @@ def ten() -> tuple[House, dict[str, Client], Chooser]:
     """Ten members that have trained."""
     home = house(10, mode="masked", bits=12, recipe={"download": "adapter"})
     members = households(home)
-    chooser = Chooser(home, members, Place(RUN, 1, 1))
+    chooser = Chooser(home, members, RoundId(RUN, 1, 1))
     chooser.work()
     return home, members, chooser
 
@@ -126,7 +129,7 @@ def seeds_of(names: Collection[str]) -> Iterator[tuple[str, int]]:
     """What the accomplices trained with: they know."""
     adapter = adapter_digest(np.zeros(SIZE, np.float32))
     for name in names:
-        yield name, training_seed(Place(RUN, 1, 1), adapter, name)
+        yield name, training_seed(RoundId(RUN, 1, 1), adapter, name)
 
 
 def test_a_member_takes_the_threshold_from_whom_was_asked_not_from_who_is_said_to_be_ready() -> (
@@ -164,9 +167,9 @@ def test_a_lower_cohort_in_the_signed_file_is_the_way_for_members_that_are_rarel
         match=r"5 members are there, need 7.*a lower recipe\.cohort "
         r"asks fewer",
     ):
-        selection.draw(policy, Place(RUN, 1, 1), ("ann", "ben", "cat", "dan", "eve"))
+        selection.draw(policy, RoundId(RUN, 1, 1), ("ann", "ben", "cat", "dan", "eve"))
     fewer = house(10, mode="masked", recipe={"cohort": 5}).policy
-    found = selection.draw(fewer, Place(RUN, 1, 1), ("ann", "ben", "cat", "dan", "eve"))
+    found = selection.draw(fewer, RoundId(RUN, 1, 1), ("ann", "ben", "cat", "dan", "eve"))
     assert found.cohort == ("ann", "ben", "cat", "dan", "eve") and fewer.needed(5) == 4
     assert fewer.needed(10) == 7  # where all are asked, as for a score, two thirds of all
 
@@ -276,7 +279,7 @@ def test_the_total_of_tokens_tells_what_the_claims_in_clear_tell_and_no_more() -
     home = house(4, mode="masked", bits=12, min_tokens=1200, recipe={"download": "adapter"})
     unit = secagg.agree(
         home.policy,
-        Place(RUN, 1, 1),
+        RoundId(RUN, 1, 1),
         BucketGroup.of(tuple(home.members), 4, Contributors(tuple(home.members))),
         9,
         counted=True,
@@ -284,7 +287,7 @@ def test_the_total_of_tokens_tells_what_the_claims_in_clear_tell_and_no_more() -
     ).token_unit
     totals = []
     for amounts in (25, 26, 29):  # 500, 520 and 580 tokens each: five units of 100 each
-        chooser = Chooser(home, households(home, amounts=amounts), Place(RUN, 1, 1))
+        chooser = Chooser(home, households(home, amounts=amounts), RoundId(RUN, 1, 1))
         chooser.work()
         told: list[int] = []
         original = secagg.MaskedServer.sums
@@ -318,7 +321,7 @@ def lone(home: House) -> dict[str, Client]:
 
 
 @pytest.mark.parametrize("protected", [False, True])
-@pytest.mark.parametrize("stage", [work.TRAIN, work.SCORE])
+@pytest.mark.parametrize("stage", [messages.TRAIN, messages.SCORE])
 def test_the_score_of_the_only_member_with_held_out_examples(
     protected: bool, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,7 +329,7 @@ def test_the_score_of_the_only_member_with_held_out_examples(
         monkeypatch.setattr(BucketGroup, "scores", lambda group, policy: True)
     home = house(4, mode="masked", bits=12)
     run = coordinator(home, lone(home), SIZE)
-    if stage == work.TRAIN:
+    if stage == messages.TRAIN:
         run.train_round()
     else:
         run.score_round()

@@ -19,7 +19,7 @@ from quietchoir.federation.aggregation.update import Codec
 from quietchoir.federation.rounds.buffered_server import BufferedServer
 from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.rounds.server import Coordinator
-from quietchoir.federation.wire import calls, work
+from quietchoir.federation.wire import messages
 from quietchoir.federation.wire.link import InProcessLink
 from quietchoir.tests.fakes.buffered import buffered
 from quietchoir.tests.fakes.federation import House, coordinator, house, parties
@@ -122,10 +122,10 @@ def one_voice(home: House, members: dict[str, Client], size: int) -> Coordinator
     """Everybody but ann is told to train without scoring first."""
 
     def lie(stage: str, payload: bytes) -> bytes | None:
-        if stage != work.TRAIN:
+        if stage != messages.TRAIN:
             return None
-        told, rest = work.split(payload)
-        return work.encode(dataclasses.replace(told, evaluate=False)) + rest
+        told, rest = messages.split_work(payload)
+        return messages.encode_work(dataclasses.replace(told, evaluate=False)) + rest
 
     run = coordinator(
         home, members, size, **({"desk": DESK} if members["ann"].safe is not None else {})
@@ -162,11 +162,14 @@ def behind_an_older_version(home: House, members: dict[str, Client]) -> Buffered
     """Version 0 is zeros for ann, and something else for the others."""
 
     def lie(stage: str, payload: bytes) -> bytes | None:
-        if stage != work.TRAIN:
+        if stage != messages.TRAIN:
             return None
-        version, order = calls.split_train(payload)
-        return calls.encode_train(
-            version, work.encode(dataclasses.replace(work.decode(order, SIZE), flat=FALSE))
+        version, order = messages.split_train(payload)
+        return messages.encode_train(
+            version,
+            messages.encode_work(
+                dataclasses.replace(messages.decode_work(order, SIZE), flat=FALSE)
+            ),
         )
 
     link = InProcessLink({name: members[name].handle for name in ("ann", "ben", "cat")})

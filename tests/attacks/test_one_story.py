@@ -20,7 +20,7 @@ from quietchoir.federation.rounds.buffered_server import BufferedServer, coordin
 from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import ScheduleTable
-from quietchoir.federation.wire import broadcast_digest, calls, message, work
+from quietchoir.federation.wire import broadcast_digest, messages
 from quietchoir.federation.wire.link import InProcessLink
 from quietchoir.tests.fakes.federation import House, house, parties
 from quietchoir.tests.fakes.joint import DESK
@@ -124,17 +124,17 @@ def otherwise(stage: str, payload: bytes, pick: int) -> bytes:
     that can be.
     """
     # a version stands before the work
-    buffered = 8 if stage == work.TRAIN and not payload[:4].strip(b"\0") else 0
-    if stage in (work.TRAIN, work.SCORE) and pick % 3:
+    buffered = 8 if stage == messages.TRAIN and not payload[:4].strip(b"\0") else 0
+    if stage in (messages.TRAIN, messages.SCORE) and pick % 3:
         told, rest = payload[:buffered], payload[buffered:]
-        order, values = work.split(rest)
+        order, values = messages.split_work(rest)
         # another adapter, by a lot or in the last bit
         if pick % 3 == 1 and len(values) == 4 * SIZE:
             flat = np.frombuffer(values, "<f4").copy()
             flat[pick % SIZE] = np.nextafter(flat[pick % SIZE], np.float32(9)) if pick % 2 else 2.0
-            return told + work.encode(dataclasses.replace(order, flat=flat))
+            return told + messages.encode_work(dataclasses.replace(order, flat=flat))
         return told + spelled(changed(order.header(), pick // 3), values)
-    if stage in (calls.GROUP, "advertise") and pick % 3:
+    if stage in (messages.GROUP, "advertise") and pick % 3:
         return json.dumps(
             changed({"it": json.loads(payload)}, pick // 3)["it"],
             sort_keys=True,
@@ -146,11 +146,12 @@ def otherwise(stage: str, payload: bytes, pick: int) -> bytes:
 KINDS = ("adapter", "change", "tensor", "buffered", "shared", "threshold")
 STAGES = {
     **dict.fromkeys(
-        ("adapter", "change", "tensor"), (work.TRAIN, work.SCORE, *secagg.STAGES, secagg.ATTEST)
+        ("adapter", "change", "tensor"),
+        (messages.TRAIN, messages.SCORE, *secagg.STAGES, secagg.ATTEST),
     ),
-    "buffered": (work.TRAIN, calls.GROUP, work.SCORE, *secagg.STAGES),
-    "shared": (work.TRAIN, work.SCORE, *encrypted.STAGES),
-    "threshold": (work.TRAIN, work.SCORE, *threshold.STAGES),
+    "buffered": (messages.TRAIN, messages.GROUP, messages.SCORE, *secagg.STAGES),
+    "shared": (messages.TRAIN, messages.SCORE, *encrypted.STAGES),
+    "threshold": (messages.TRAIN, messages.SCORE, *threshold.STAGES),
 }
 OPENED_LATER = (
     "consistency",
@@ -194,7 +195,7 @@ def in_no_sum(kind: str, stage: str, victim: str, pick: int) -> None:
 
     liar = Liar(run, (victim,), lie)
     try:
-        if stage == work.SCORE:
+        if stage == messages.SCORE:
             if kind in ("shared", "threshold"):
                 run.train_round()  # members need a key first
             run.score_round()
@@ -210,7 +211,10 @@ def in_no_sum(kind: str, stage: str, victim: str, pick: int) -> None:
     learner = members[victim].learner
     assert isinstance(learner, Secretive)
     same = (
-        all(work.split(one)[0] == work.split(other)[0] for one, other in meant.items())
+        all(
+            messages.split_work(one)[0] == messages.split_work(other)[0]
+            for one, other in meant.items()
+        )
         if kind == "change"
         else False
     )
@@ -222,7 +226,7 @@ def in_no_sum(kind: str, stage: str, victim: str, pick: int) -> None:
 def test_every_stage_is_in_exactly_one_table() -> None:
     """Whoever adds a stage says what binds it."""
     stages = {
-        *work.STAGES, calls.GROUP, client_model.HOLDS, *secagg.STAGES, secagg.ATTEST, "send",
+        *messages.STAGES, messages.GROUP, client_model.HOLDS, *secagg.STAGES, secagg.ATTEST, "send",
         *encrypted.STAGES, *threshold.STAGES, *state_transfer.STAGES, *dkg_client.STAGES,
     }  # fmt: skip
     tables = (
@@ -231,12 +235,12 @@ def test_every_stage_is_in_exactly_one_table() -> None:
         broadcast_digest.MAY_DIFFER.keys() - {"recipient", "way"},
     )
     assert sorted(stages) == sorted(stage for table in tables for stage in table)
-    assert {"kind", "recipient", *message.FRAME} - {"recipient"} == set(broadcast_digest.OWN)
+    assert messages.HEADERS[messages.Task].keys() - {"recipient"} == set(broadcast_digest.OWN)
     assert "confess" not in broadcast_digest.KNOWN
 
 
 def test_every_field_of_work_and_of_a_group_changes_the_digest() -> None:
-    order = work.Work(flat=np.zeros(3, np.float32))
+    order = messages.Work(flat=np.zeros(3, np.float32))
     base = broadcast_digest.of_work("train", order.header(), order.flat)
     seen = {base, broadcast_digest.of_work("score", order.header(), order.flat)}
     seen |= {
@@ -245,12 +249,12 @@ def test_every_field_of_work_and_of_a_group_changes_the_digest() -> None:
     }
     seen.add(broadcast_digest.of_work("train", order.header(), np.array([0, -0.0, 0], np.float32)))
     assert len(seen) == 3 + len(order.header())
-    group = calls.Group(
+    group = messages.Group(
         version=1,
         members=(("ann", 0), ("ben", 1)),
         adapters=((0, "00" * 32, ""), (1, "01" * 32, "ab")),
     )
-    fields = json.loads(calls.encode_group(group))
+    fields = json.loads(messages.encode_group(group))
     others = {
         broadcast_digest.of_group(json.dumps(changed(fields, pick)).encode())
         for pick in range(len(leaves(fields)))
@@ -260,8 +264,8 @@ def test_every_field_of_work_and_of_a_group_changes_the_digest() -> None:
 
 def test_a_letter_of_a_stage_that_nobody_bound_is_refused() -> None:
     home, members, _ = scene("adapter")
-    task = message.Task(
-        place=message.Place("0a" * 16, 1, 1), stage="confess", recipient="ann", payload=b""
+    task = messages.Task(
+        place=messages.RoundId("0a" * 16, 1, 1), stage="confess", recipient="ann", payload=b""
     )
     with pytest.raises(QuietchoirError, match="which no member answers"):
-        members["ann"].handle(message.encode_task(task, home.policy, home.coordinator))
+        members["ann"].handle(messages.encode_task(task, home.policy, home.coordinator))

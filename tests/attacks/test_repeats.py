@@ -22,9 +22,9 @@ from quietchoir.federation.rounds.client import Client, training_seed
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import AggregationTable, GuardTable
 from quietchoir.federation.store.checkpoint import Store
-from quietchoir.federation.wire import message, work
+from quietchoir.federation.wire import messages
 from quietchoir.federation.wire.link import InProcessLink
-from quietchoir.federation.wire.message import Place
+from quietchoir.federation.wire.messages import RoundId
 from quietchoir.tests.fakes.buffered import buffered, run_of
 from quietchoir.tests.fakes.federation import (
     FixedLearner,
@@ -144,10 +144,10 @@ def difference(home: House, members: Mapping[str, Client], absent: Collection[st
     return found
 
 
-def old_seed(place: Place, adapter: bytes, name: str) -> int:
+def old_seed(place: RoundId, adapter: bytes, name: str) -> int:
     """The seed as it was: of the number of the round and the name."""
     del adapter
-    return training_seed(Place("", place.round, 0), b"", name)
+    return training_seed(RoundId("", place.round, 0), b"", name)
 
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +162,7 @@ def test_a_second_run_without_one_member_gives_its_update(monkeypatch: pytest.Mo
     members = households(home, shaken=1.0)
     trained = (
         members[VICTIM]
-        .learner.train(np.zeros(SIZE, np.float32), old_seed(Place(RUN, 1, 1), b"", VICTIM))
+        .learner.train(np.zeros(SIZE, np.float32), old_seed(RoundId(RUN, 1, 1), b"", VICTIM))
         .flat
     )
     found = difference(home, members, {VICTIM})
@@ -352,7 +352,7 @@ def test_a_run_that_goes_on_after_its_end_does_not_score_the_same_adapter_twice(
 
 
 def test_a_training_seed_is_another_for_each_run_round_attempt_adapter_and_member() -> None:
-    places = [Place(RUN, 1, 1), Place("0b" * 16, 1, 1), Place(RUN, 2, 1), Place(RUN, 1, 2)]
+    places = [RoundId(RUN, 1, 1), RoundId("0b" * 16, 1, 1), RoundId(RUN, 2, 1), RoundId(RUN, 1, 2)]
     seeds = [
         training_seed(place, adapter, name)
         for place in places
@@ -440,9 +440,11 @@ def test_an_answer_speaks_for_its_sender_alone() -> None:
     home = house(mode="masked")
     members = households(home)
     answers = Answers()
-    said = work.encode_ready(work.Ready(scores=True, before=(("ann", "ben"), ("ben", "cat"))))
-    reply = message.Reply(
-        place=Place(RUN, 1, 1), stage=work.TRAIN, sender="ann", task="", payload=said
+    said = messages.encode_ready(
+        messages.Ready(scores=True, before=(("ann", "ben"), ("ben", "cat")))
+    )
+    reply = messages.Reply(
+        place=RoundId(RUN, 1, 1), stage=messages.TRAIN, sender="ann", task="", payload=said
     )
     assert answers.take(reply) and answers.before == {"ann": frozenset({frozenset({"ann", "ben"})})}
     for bad in (
@@ -453,5 +455,5 @@ def test_an_answer_speaks_for_its_sender_alone() -> None:
         b'{"before":[[1]],"scores":true}',
         b"[" * 10_000,
     ):
-        assert work.decode_ready(bad) is None
+        assert messages.decode_ready(bad) is None
     assert len(members) == 4

@@ -28,7 +28,7 @@ from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import AggregationTable
 from quietchoir.federation.store.checkpoint import ServerState
 from quietchoir.federation.store.member import open_member
-from quietchoir.federation.wire import calls, work
+from quietchoir.federation.wire import messages
 from quietchoir.tests.fakes.buffered import buffered, run_of
 from quietchoir.tests.fakes.federation import (
     ANY_MODE,
@@ -388,9 +388,9 @@ def test_a_finished_adapter_is_the_coordinators_word_and_nobody_vouches_for_it()
     run = coordinator(home, members, SIZE)
     run.learn(2)
     way = delta_chain.join("", [Step(kind="whole", state=TRAP.encode()).encode()])
-    handed = work.encode_told(work.Work(flat=TRAP.flat, state=name_of(TRAP), card="c"), way)
+    handed = messages.encode_told(messages.Work(flat=TRAP.flat, state=name_of(TRAP), card="c"), way)
     letters = dict.fromkeys(members, handed)
-    assert len(list(run.post.ask(work.ADOPT, letters, run.assembly.begin(), 5.0))) == 4
+    assert len(list(run.post.ask(messages.ADOPT, letters, run.assembly.begin(), 5.0))) == 4
     assert kept == [TRAP.flat.tobytes()] * 4
     assert not any(
         party.recall.follows(name_of(TRAP), run.state.run, SIZE)
@@ -504,4 +504,4 @@ def test_a_group_of_late_members_alone_waits_for_those_that_followed() -> None:
     ]
     run.ready["cat"], run.heard["cat"] = 2, run.heard["dan"]
     assert run.alike(["ann", "cat", "dan"]) == ["ann", "cat", "dan"]
-    assert calls.DIGEST_BYTES == 32 and Step(kind="rest").encode()
+    assert messages.DIGEST_BYTES == 32 and Step(kind="rest").encode()

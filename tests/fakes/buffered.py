@@ -16,16 +16,15 @@ from quietchoir.federation.rounds.delta_chain import origin_of
 from quietchoir.federation.spec.policy import ScheduleTable
 from quietchoir.federation.store.ledger import AnsweredRounds
 from quietchoir.federation.store.member import open_member
-from quietchoir.federation.wire import calls, message, work
-from quietchoir.federation.wire.calls import Group
+from quietchoir.federation.wire import messages
 from quietchoir.federation.wire.link import InProcessLink
-from quietchoir.federation.wire.message import Place, Reply, Task
+from quietchoir.federation.wire.messages import Group, Reply, RoundId, Task
 from quietchoir.tests.fakes.federation import ANY_MODE, FixedLearner, House, house
 
 SIZE = 50
 RUN = "0a" * 16
 # where every run starts, as followers are told it
-ZEROS = work.Work(flat=np.zeros(SIZE, np.float32), state=origin_of(SIZE))
+ZEROS = messages.Work(flat=np.zeros(SIZE, np.float32), state=origin_of(SIZE))
 PLAINLY = {"server_optimizer": "fedavg", "server_momentum": 0.0}  # the mean is the step
 
 
@@ -89,36 +88,38 @@ def member(home: House, name: str, folder: Path, learner: Any = None) -> Client:
 def group_of(version: int, members: Sequence[tuple[str, int]], **more: Any) -> Group:
     """A group whose members were all told zeros, as `train_letter` tells them."""
     versions = sorted({one for _, one in members if one >= 0})
-    adapters = tuple((one, calls.told_of(one, ZEROS), ZEROS.state) for one in versions)
+    adapters = tuple((one, messages.told_of(one, ZEROS), ZEROS.state) for one in versions)
     return Group(version=version, members=tuple(members), **{"adapters": adapters, **more})
 
 
 def train_letter(
-    home: House, name: str, place: Place, version: int, flat: np.ndarray | None = None
+    home: House, name: str, place: RoundId, version: int, flat: np.ndarray | None = None
 ) -> bytes:
     """Train from this version."""
     told = (
-        work.encode_told(ZEROS, delta_chain.join(ZEROS.state, []))
+        messages.encode_told(ZEROS, delta_chain.join(ZEROS.state, []))
         if flat is None
-        else work.encode(work.Work(flat=flat))
+        else messages.encode_work(messages.Work(flat=flat))
     )
-    payload = calls.encode_train(version, told)
-    return message.encode_task(
-        Task(place=place, stage=work.TRAIN, recipient=name, payload=payload),
+    payload = messages.encode_train(version, told)
+    return messages.encode_task(
+        Task(place=place, stage=messages.TRAIN, recipient=name, payload=payload),
         home.policy,
         home.coordinator,
     )
 
 
-def group_letter(home: House, name: str, place: Place, group: Group) -> bytes:
+def group_letter(home: House, name: str, place: RoundId, group: Group) -> bytes:
     """You are summed with these."""
-    task = Task(place=place, stage=calls.GROUP, recipient=name, payload=calls.encode_group(group))
-    return message.encode_task(task, home.policy, home.coordinator)
+    task = Task(
+        place=place, stage=messages.GROUP, recipient=name, payload=messages.encode_group(group)
+    )
+    return messages.encode_task(task, home.policy, home.coordinator)
 
 
-def stage_letter(home: House, name: str, place: Place, stage: str, payload: bytes) -> bytes:
+def stage_letter(home: House, name: str, place: RoundId, stage: str, payload: bytes) -> bytes:
     """One stage of a protection."""
-    return message.encode_task(
+    return messages.encode_task(
         Task(place=place, stage=stage, recipient=name, payload=payload),
         home.policy,
         home.coordinator,
@@ -127,5 +128,5 @@ def stage_letter(home: House, name: str, place: Place, stage: str, payload: byte
 
 def answer(home: House, party: Client, letter: bytes) -> bytes:
     """What a member says to a letter."""
-    reply: Reply = message.decode_reply(party.handle(letter), home.policy, letter)
+    reply: Reply = messages.decode_reply(party.handle(letter), home.policy, letter)
     return reply.payload

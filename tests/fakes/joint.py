@@ -14,14 +14,13 @@ from quietchoir.federation.aggregation.base import Contributors
 from quietchoir.federation.aggregation.encrypted import counters
 from quietchoir.federation.aggregation.experimental import threshold
 from quietchoir.federation.rounds.client import Client
-from quietchoir.federation.wire import message
+from quietchoir.federation.wire import messages
 from quietchoir.federation.wire.link import InProcessLink
 from quietchoir.tests.fakes.federation import House, coordinator, house
 from quietchoir.tests.fakes.sealed import LocalDesk, adapter_of, sealed_parties, vault_of
 
 SIZE = 700
 DESK = LocalDesk()
-HEADER: dict[str, type] = {"kind": str, "recipient": str, **message.FRAME}
 
 
 def joint_house(members: int = 4, **other: Any) -> House:
@@ -31,7 +30,7 @@ def joint_house(members: int = 4, **other: Any) -> House:
 
 
 def stage_of(letter: bytes) -> str:
-    return str(message.split(letter, HEADER)[0]["stage"])
+    return str(messages.split(letter)[0]["stage"])
 
 
 def adapters(members: Mapping[str, Client], run: str) -> list[Any]:
@@ -67,7 +66,7 @@ class KeepingLink(InProcessLink):
     def payloads(self, stage: str) -> dict[str, bytes]:
         """The last letter of this stage to each member."""
         return {
-            name: message.split(letter, HEADER)[1]
+            name: messages.split(letter)[1]
             for name, letter in self.letters
             if stage_of(letter) == stage
         }
@@ -81,7 +80,7 @@ class KeepingLink(InProcessLink):
             yield name, answer
 
 
-def config_of(home: House, place: message.Place) -> Any:
+def config_of(home: House, place: messages.RoundId) -> Any:
     length = SIZE + counters(home.policy)
     names = tuple(sorted(home.members))
     group = secagg.BucketGroup.of(names, len(names), Contributors(names, names))

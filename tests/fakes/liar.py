@@ -9,8 +9,8 @@ import numpy as np
 from quietchoir.federation.rounds import client
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.training.learner import Counts, Trained
-from quietchoir.federation.wire import broadcast_digest, calls, work
-from quietchoir.federation.wire.message import Place
+from quietchoir.federation.wire import broadcast_digest, messages
+from quietchoir.federation.wire.messages import RoundId
 
 # stage and payload as they were meant; what is told, None: nothing else
 Lie = Callable[[str, bytes], bytes | None]
@@ -25,7 +25,7 @@ class Liar:
         self.honest, self.to, self.lie, self.lied = run.post.sign, frozenset(to), lie, 0
         run.post.sign = self.sign  # type: ignore[method-assign]
 
-    def sign(self, stage: str, payloads: Mapping[str, bytes], place: Place) -> dict[str, bytes]:
+    def sign(self, stage: str, payloads: Mapping[str, bytes], place: RoundId) -> dict[str, bytes]:
         told = {name: self.bent(name, stage, payload) for name, payload in payloads.items()}
         return self.honest(stage, told, place)
 
@@ -39,9 +39,11 @@ def other_work(size: int, **changes: Any) -> Lie:
     """The same work with these fields changed."""
 
     def lie(stage: str, payload: bytes) -> bytes | None:
-        if stage not in (work.TRAIN, work.SCORE):
+        if stage not in (messages.TRAIN, messages.SCORE):
             return None
-        return work.encode(dataclasses.replace(work.decode(payload, size), **changes))
+        return messages.encode_work(
+            dataclasses.replace(messages.decode_work(payload, size), **changes)
+        )
 
     return lie
 
@@ -80,4 +82,4 @@ def without_the_binding(monkeypatch: Any) -> None:
     """What members were told has no part in their session, as it was before."""
     for name in ("of_work", "of_group"):
         monkeypatch.setattr(broadcast_digest, name, lambda *given: bytes(32))
-    monkeypatch.setattr(calls, "told_of", lambda *given: "00" * 32)
+    monkeypatch.setattr(messages, "told_of", lambda *given: "00" * 32)

@@ -56,8 +56,8 @@ from quietchoir.federation.store.checkpoint import ServerState, Store
 from quietchoir.federation.store.client_store import ClientStore
 from quietchoir.federation.store.member import open_member
 from quietchoir.federation.store.privacy_book import PrivacyBook
-from quietchoir.federation.wire import message, work
-from quietchoir.federation.wire.message import Place, Reply, Task
+from quietchoir.federation.wire import messages
+from quietchoir.federation.wire.messages import Reply, RoundId, Task
 from quietchoir.plugins import host, manifest
 from quietchoir.private_search import host as library_host
 from quietchoir.private_search.budget import QueryBudget as Questions
@@ -73,7 +73,7 @@ from quietchoir.tests.fakes.search import fake_index
 from quietchoir.tests.federation.adapters.test_registry import SHAPE, TINY
 
 SIZE, RUN = 12, "0a" * 16
-PLACE = Place(RUN, 1, 1)
+PLACE = RoundId(RUN, 1, 1)
 Attempt = tuple[Callable[[], object], type[QuietchoirError], str]
 
 
@@ -114,10 +114,10 @@ def federation_number(world: World) -> Iterator[Attempt]:
         ("not that federation's file"),
     )
     other = dataclasses.replace(world.home.policy, nonce="02" * 16)
-    task = Task(place=PLACE, stage=work.TRAIN, recipient="ann", payload=b"")
-    letter = message.encode_task(task, other, world.home.coordinator)
+    task = Task(place=PLACE, stage=messages.TRAIN, recipient="ann", payload=b"")
+    letter = messages.encode_task(task, other, world.home.coordinator)
     yield (
-        lambda: message.decode_task(letter, world.home.policy, "ann"),
+        lambda: messages.decode_task(letter, world.home.policy, "ann"),
         MessageError,
         "found federation",
     )
@@ -158,15 +158,15 @@ def invitation_key(world: World) -> Iterator[Attempt]:
 
 def member_name(world: World) -> Iterator[Attempt]:
     policy, keys = world.home.policy, world.home.members
-    asked = message.encode_task(
+    asked = messages.encode_task(
         Task(place=PLACE, stage="x", recipient="ann", payload=b""), policy, world.home.coordinator
     )
     for signer in (keys["ben"], world.thief):
         reply = Reply(
-            place=PLACE, stage="x", sender="ann", task=message.fingerprint(asked), payload=b""
+            place=PLACE, stage="x", sender="ann", task=messages.fingerprint(asked), payload=b""
         )
-        data = message.encode_reply(reply, policy, signer)
-        yield partial(message.decode_reply, data, policy, asked), MessageError, "not signed by ann"
+        data = messages.encode_reply(reply, policy, signer)
+        yield partial(messages.decode_reply, data, policy, asked), MessageError, "not signed by ann"
     greeting = Hello(sender="ben", public=bytes(32)).signed(policy, PLACE, world.thief)
     yield lambda: Hello.decode(greeting, policy, PLACE, "ben"), MessageError, "not signed by ben"
     yield (
@@ -183,11 +183,11 @@ def member_name(world: World) -> Iterator[Attempt]:
 
 
 def coordinator_key(world: World) -> Iterator[Attempt]:
-    task = Task(place=PLACE, stage=work.TRAIN, recipient="ann", payload=b"")
+    task = Task(place=PLACE, stage=messages.TRAIN, recipient="ann", payload=b"")
     for signer in (world.thief, world.home.members["ben"], world.home.owner):
-        letter = message.encode_task(task, world.home.policy, signer)
+        letter = messages.encode_task(task, world.home.policy, signer)
         yield (
-            partial(message.decode_task, letter, world.home.policy, "ann"),
+            partial(messages.decode_task, letter, world.home.policy, "ann"),
             MessageError,
             "not signed by",
         )
@@ -196,24 +196,24 @@ def coordinator_key(world: World) -> Iterator[Attempt]:
 def task_name(world: World) -> Iterator[Attempt]:
     policy = world.home.policy
     one, two = (
-        message.encode_task(
+        messages.encode_task(
             Task(place=PLACE, stage="x", recipient="ann", payload=payload),
             policy,
             world.home.coordinator,
         )
         for payload in (b"1", b"2")
     )
-    reply = Reply(place=PLACE, stage="x", sender="ann", task=message.fingerprint(one), payload=b"")
-    data = message.encode_reply(reply, policy, world.home.members["ann"])
-    yield lambda: message.decode_reply(data, policy, two), MessageError, "another task"
+    reply = Reply(place=PLACE, stage="x", sender="ann", task=messages.fingerprint(one), payload=b"")
+    data = messages.encode_reply(reply, policy, world.home.members["ann"])
+    yield lambda: messages.decode_reply(data, policy, two), MessageError, "another task"
 
 
 def run_name(world: World) -> Iterator[Attempt]:
     for run in ("../../../../../../../../tmp/aaaaa"[:32], "0A" * 16, "0a" * 15, "0" * 31 + "/"):
-        task = Task(place=Place(run, 1, 1), stage=work.TRAIN, recipient="ann", payload=b"")
-        letter = message.encode_task(task, world.home.policy, world.home.coordinator)
+        task = Task(place=RoundId(run, 1, 1), stage=messages.TRAIN, recipient="ann", payload=b"")
+        letter = messages.encode_task(task, world.home.policy, world.home.coordinator)
         yield (
-            partial(message.decode_task, letter, world.home.policy, "ann"),
+            partial(messages.decode_task, letter, world.home.policy, "ann"),
             MessageError,
             "run are out of range",
         )

@@ -30,7 +30,7 @@ from ....crypto.experimental.threshold import (
 from ....crypto.identity.keys import Identity
 from ...spec.policy import Policy
 from ...store.client_store import ClientStore
-from ...wire.message import Place
+from ...wire.messages import RoundId
 from .. import parts
 from .key_group import KeyGroup
 
@@ -45,7 +45,7 @@ NAMES = "names"
 class _Ongoing:
     """The one ceremony that this member is in."""
 
-    place: Place
+    place: RoundId
     plan: ThresholdPlan
     ceremony: Ceremony
     expects: str = REVEAL
@@ -60,7 +60,7 @@ class DkgClient:
         self.policy, self.name, self.identity, self.vault = policy, name, identity, vault
         self._ongoing: _Ongoing | None = None
 
-    def answer(self, place: Place, stage: str, payload: bytes) -> bytes:
+    def answer(self, place: RoundId, stage: str, payload: bytes) -> bytes:
         """One stage. `settle` answers nothing; the caller greets.
 
         Raises:
@@ -103,7 +103,7 @@ class DkgClient:
         ).encode("ascii")
         return len(header).to_bytes(4, "big") + header + ceremony + holding
 
-    def thaw(self, place: Place, kept: bytes) -> None:
+    def thaw(self, place: RoundId, kept: bytes) -> None:
         """Go on where `freeze` left it."""
         if not kept:
             return
@@ -120,7 +120,7 @@ class DkgClient:
             place, plan, ceremony, fields["expects"], holding, bytes.fromhex(fields["request"])
         )
 
-    def commit(self, place: Place, payload: bytes) -> bytes:
+    def commit(self, place: RoundId, payload: bytes) -> bytes:
         """Check who takes part, draw fresh secrets, answer a card.
 
         Raises:

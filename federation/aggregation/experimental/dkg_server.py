@@ -21,13 +21,13 @@ from ....crypto.experimental.threshold import (
     request,
 )
 from ...spec.policy import Policy
-from ...wire.message import Place, Reply
+from ...wire.messages import Reply, RoundId
 from .. import parts
 from .dkg_client import CARD, COMMIT, FINISH, LETTER, NAMES, NUMBER, PART, REQUEST, REVEAL, SETTLE
 from .key_group import KeyGroup, needed
 
 logger = log.get("federation.convening")
-Ask = Callable[[str, Mapping[str, bytes], Place, float], Iterator[Reply]]
+Ask = Callable[[str, Mapping[str, bytes], RoundId, float], Iterator[Reply]]
 Check = Callable[[str, bytes], None]
 # ceremonies in one attempt of a round, each without those who fell silent in the one before
 TRIES = 3
@@ -44,7 +44,7 @@ class _SilenceError(Exception):
 class DkgServer:
     """One attempt's ceremony. Args: ask: as `KeyAndStateSetup`; size: values of the adapter."""
 
-    def __init__(self, policy: Policy, place: Place, ask: Ask, size: int) -> None:
+    def __init__(self, policy: Policy, place: RoundId, ask: Ask, size: int) -> None:
         self.policy, self.place, self.ask, self.size = policy, place, ask, size
 
     def form(self, names: tuple[str, ...]) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ from ....core.errors import ConfigError, MessageError
 from ....crypto.experimental.threshold import ThresholdPlan
 from ....crypto.identity.keys import PublicIdentity, digest
 from ...spec.policy import Policy, canonical
-from ...wire.message import Place
+from ...wire.messages import RoundId
 
 PROTOCOL = "quietchoir circle 1"
 MAX_BYTES = 1 << 14
@@ -46,7 +46,7 @@ class KeyGroup:
     names: tuple[str, ...]  # sorted
 
     @staticmethod
-    def at(place: Place, number: int, names: tuple[str, ...]) -> "KeyGroup":
+    def at(place: RoundId, number: int, names: tuple[str, ...]) -> "KeyGroup":
         """The circle of a ceremony: the `number`th of the attempt at `place`."""
         named = digest(PROTOCOL, "ceremony", place.run, place.round, place.attempt, number)
         return KeyGroup(attempt=int.from_bytes(named[:7], "big"), names=tuple(sorted(names)))
@@ -119,7 +119,7 @@ class KeyGroup:
             raise MessageError(f"no joint key for this circle: {error}") from error
 
 
-def round_number(place: Place) -> int:
+def round_number(place: RoundId) -> int:
     """How contributions to the joint key number the attempt at `place`; never 0, which is the
     rehearsal's.
 

@@ -33,9 +33,9 @@ from quietchoir.federation.store.checkpoint import Store
 from quietchoir.federation.store.client_store import GROUP_KEY, ClientStore, model_of
 from quietchoir.federation.store.member import FILE
 from quietchoir.federation.training.synthetic_task import RehearsalLearner
-from quietchoir.federation.wire import message, work
+from quietchoir.federation.wire import messages
 from quietchoir.federation.wire.link import InProcessLink
-from quietchoir.federation.wire.message import Place
+from quietchoir.federation.wire.messages import RoundId
 from quietchoir.tests.fakes.federation import (
     ANY_MODE,
     FixedLearner,
@@ -57,7 +57,7 @@ from quietchoir.tests.fakes.sealed import (
 from quietchoir.tests.fakes.store import names
 
 SIZE = 3000
-PLACE = Place("ab" * 16, 1, 1)
+PLACE = RoundId("ab" * 16, 1, 1)
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +83,13 @@ class ListeningLink(InProcessLink):
 
 def stage_of(letter: bytes) -> str:
     """What a letter asks for."""
-    fields, _ = message.split(letter, {"kind": str, "recipient": str, **message.FRAME})
+    fields, _ = messages.split(letter)
     return str(fields["stage"])
 
 
 def payload_of(letter: bytes) -> bytes:
     """What a letter carries."""
-    return message.split(letter, {"kind": str, "recipient": str, **message.FRAME})[1]
+    return messages.split(letter)[1]
 
 
 def rehearsal(name: str) -> RehearsalLearner:
@@ -275,8 +275,8 @@ def test_a_new_version_of_the_file_has_a_new_key_and_goes_on_with_the_adapter(
     # dan has the old key and file, and gets nowhere with them
     with pytest.raises(QuietchoirError, match="version"):
         members["dan"].handle(
-            message.encode_task(
-                message.Task(place=PLACE, stage="greet", recipient="dan", payload=b""),
+            messages.encode_task(
+                messages.Task(place=PLACE, stage="greet", recipient="dan", payload=b""),
                 after.policy,
                 home.coordinator,
             )
@@ -360,11 +360,11 @@ def test_members_that_are_shown_different_sums_decrypt_none(desk: LocalDesk) -> 
             out = {}
             for name, letter in letters.items():
                 if stage_of(letter) == encrypted.WITNESS and name in ("cat", "dan"):
-                    task = message.decode_task(letter, home.policy, name)
+                    task = messages.decode_task(letter, home.policy, name)
                     changed = (
                         task.payload[:300] + bytes((task.payload[300] ^ 1,)) + task.payload[301:]
                     )
-                    letter = message.encode_task(
+                    letter = messages.encode_task(
                         dataclasses.replace(task, payload=changed), home.policy, home.coordinator
                     )
                 out[name] = letter
@@ -446,14 +446,14 @@ def test_work_on_another_adapter_than_the_members_own_is_refused(desk: LocalDesk
     members = sealed_parties(home, SIZE, desk=desk)
     ann = members["ann"]
     for order in (
-        work.Work(flat=np.zeros(0, np.float32), state="00" * 32),
-        work.Work(flat=np.zeros(SIZE, np.float32)),
+        messages.Work(flat=np.zeros(0, np.float32), state="00" * 32),
+        messages.Work(flat=np.zeros(SIZE, np.float32)),
     ):
-        task = message.Task(
-            place=PLACE, stage=work.TRAIN, recipient="ann", payload=work.encode(order)
+        task = messages.Task(
+            place=PLACE, stage=messages.TRAIN, recipient="ann", payload=messages.encode_work(order)
         )
         with pytest.raises(MessageError):
-            ann.handle(message.encode_task(task, home.policy, home.coordinator))
+            ann.handle(messages.encode_task(task, home.policy, home.coordinator))
     assert ann.learner.trained == [] and ann.ledger.marks == {}  # type: ignore[attr-defined]
 
 

@@ -13,13 +13,12 @@ from quietchoir.federation.aggregation import parts
 from quietchoir.federation.aggregation.encrypted import APPLY
 from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.spec.policy import AggregationTable
-from quietchoir.federation.wire import message
+from quietchoir.federation.wire import messages
 from quietchoir.federation.wire.link import InProcessLink
 from quietchoir.tests.fakes.federation import FixedLearner, House, coordinator, house
 from quietchoir.tests.fakes.sealed import LocalDesk, adapter_of, sealed_parties
 
 SIZE = 40
-HEADER: dict[str, type] = {"kind": str, "recipient": str, **message.FRAME}
 Lie = Callable[[dict[str, bytes]], dict[str, bytes]]
 
 
@@ -41,15 +40,15 @@ class Lying(InProcessLink):
         self.home, self.told = home, list[dict[str, bytes]]()
 
         def lied_to(party: Client, letter: bytes) -> bytes:
-            task = message.decode_task(letter, home.policy, party.name)
+            task = messages.decode_task(letter, home.policy, party.name)
             if task.stage == APPLY:
                 self.told.append(parts.split(task.payload))
                 payload = parts.join(lie(parts.split(task.payload)))
                 changed = dataclasses.replace(task, payload=payload)
-                other = message.encode_task(changed, home.policy, home.coordinator)
-                reply = message.decode_reply(party.handle(other), home.policy, other)
-                answer = dataclasses.replace(reply, task=message.fingerprint(letter))
-                return message.encode_reply(answer, home.policy, party.identity)
+                other = messages.encode_task(changed, home.policy, home.coordinator)
+                reply = messages.decode_reply(party.handle(other), home.policy, other)
+                answer = dataclasses.replace(reply, task=messages.fingerprint(letter))
+                return messages.encode_reply(answer, home.policy, party.identity)
             return party.handle(letter)
 
         super().__init__(

@@ -14,7 +14,7 @@ from quietchoir.federation.aggregation.update import Codec, Statistics, Terms
 from quietchoir.federation.rounds.attempt import RoundAttempt
 from quietchoir.federation.spec.policy import AdapterTable
 from quietchoir.federation.training.learner import Trained
-from quietchoir.federation.wire import work
+from quietchoir.federation.wire import messages
 from quietchoir.tests.fakes.federation import FixedLearner, coordinator, house, parties
 from quietchoir.tests.fakes.liar import Liar, other_work
 from quietchoir.tests.fakes.sealed import LocalDesk, adapter_of, sealed_parties
@@ -129,7 +129,7 @@ def test_a_coordinator_without_ranges_is_refused_where_the_file_asks_for_them(
     home = house(4, recipe={"ranges": "tensor", "attempts": 1})
     honest = RoundAttempt.order
 
-    def forgetful(self: RoundAttempt, flat: Any, **options: Any) -> work.Work:
+    def forgetful(self: RoundAttempt, flat: Any, **options: Any) -> messages.Work:
         return honest(self, flat, **{**options, "training": False})
 
     monkeypatch.setattr(RoundAttempt, "order", forgetful)

@@ -26,8 +26,8 @@ from quietchoir.federation.spec.policy import (
     reached,
     told_ranks,
 )
-from quietchoir.federation.wire import message, work
-from quietchoir.federation.wire.message import Place
+from quietchoir.federation.wire import messages
+from quietchoir.federation.wire.messages import RoundId
 from quietchoir.simulations.run import simulate
 from quietchoir.simulations.scenario import load
 from quietchoir.tests.fakes.federation import (
@@ -67,7 +67,7 @@ def columns_of(flat: np.ndarray) -> np.ndarray:
 
 
 def stage_of(letter: bytes) -> str:
-    fields, _ = message.split(letter, {"kind": str, "recipient": str, **message.FRAME})
+    fields, _ = messages.split(letter)
     return str(fields["stage"])
 
 
@@ -229,7 +229,7 @@ def test_who_trains_what_follows_from_the_file_the_cohort_and_the_attempt() -> N
         )
         agree(
             home.policy,
-            Place("0c" * 16, 1, 1),
+            RoundId("0c" * 16, 1, 1),
             group,
             SIZE,
             counted=True,
@@ -278,19 +278,19 @@ def test_a_file_whose_ranks_cannot_be_kept_is_refused_and_the_owner_of_a_node_ha
 def test_a_letter_about_another_cohort_is_refused_so_nobody_trains_alone() -> None:
     """Who is asked decides who trains what; the draw decides who is asked."""
     home = mixed({**BIG, **SMALL})
-    members, place = parties(home, SIZE), Place("0c" * 16, 1, 1)
+    members, place = parties(home, SIZE), RoundId("0c" * 16, 1, 1)
     origin = origin_of(SIZE)
-    order = work.Work(
+    order = messages.Work(
         flat=np.zeros(SIZE, np.float32), state=origin, cohort=("ann", "dan", "eve"), absent=("ben",)
     )
-    task = message.Task(
+    task = messages.Task(
         place=place,
-        stage=work.TRAIN,
+        stage=messages.TRAIN,
         recipient="ann",
-        payload=work.encode_told(order, bytes.fromhex(origin)),
+        payload=messages.encode_told(order, bytes.fromhex(origin)),
     )
     with pytest.raises(MessageError, match="not the draw"):
-        members["ann"].handle(message.encode_task(task, home.policy, home.coordinator))
+        members["ann"].handle(messages.encode_task(task, home.policy, home.coordinator))
     assert members["ann"].learner.trained == []  # type: ignore[attr-defined]
 
 

@@ -20,11 +20,11 @@ from quietchoir.federation.store.client_store import (
     model_of,
 )
 from quietchoir.federation.store.member import FILE, open_member
-from quietchoir.federation.wire.message import Place
+from quietchoir.federation.wire.messages import RoundId
 from quietchoir.tests.fakes.federation import House, house
 from quietchoir.tests.fakes.store import damage
 
-PLACE = Place("ab" * 16, 1, 1)
+PLACE = RoundId("ab" * 16, 1, 1)
 
 
 @dataclasses.dataclass
@@ -78,7 +78,7 @@ def test_the_key_is_sealed_for_members_that_asked_in_this_attempt_and_for_nobody
     outsider = Hello(sender="mallory", public=Ephemeral.generate().public).signed(
         meeting.policy, PLACE, stranger
     )
-    later = Place(PLACE.run, PLACE.round, PLACE.attempt + 1)
+    later = RoundId(PLACE.run, PLACE.round, PLACE.attempt + 1)
     for name, asked, place in (
         ("ben", forged, PLACE),
         ("mallory", outsider, PLACE),

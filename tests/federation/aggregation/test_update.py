@@ -14,7 +14,7 @@ from quietchoir.federation.aggregation.server_optimizer import check_reach, opti
 from quietchoir.federation.aggregation.update import noise_of
 from quietchoir.federation.spec.policy import PrivacyTable, Recipe
 from quietchoir.federation.store.checkpoint import ServerState
-from quietchoir.federation.wire import work
+from quietchoir.federation.wire import messages
 from quietchoir.tests.fakes.buffered import buffered, run_of
 from quietchoir.tests.fakes.federation import ANY_MODE, FixedLearner, coordinator, house, parties
 from quietchoir.tests.fakes.liar import Liar, other_work
@@ -117,7 +117,7 @@ def test_an_update_that_is_mostly_cut_is_not_sent(share: float, sent: bool) -> N
     with pytest.raises(RoundAborted, match="0 of 4 members are ready"):
         run.train_round()
     assert all(party.attempt is None for party in members.values())
-    order = work.Work(flat=np.zeros(SIZE, np.float32))
+    order = messages.Work(flat=np.zeros(SIZE, np.float32))
     with pytest.raises(DataError, match=r"20 of 40 coordinates .* consent\.max_clipped allows 25%"):
         ann = members["ann"]
         ann.clipped(
@@ -147,7 +147,7 @@ def test_a_contribution_that_a_groups_ranges_would_cut_stays_where_it_is() -> No
     run = run_of(home, members, now=iter(range(10**6)).__next__)
     honest = run.assembly.order
 
-    def narrow(flat: Any, **options: Any) -> work.Work:
+    def narrow(flat: Any, **options: Any) -> messages.Work:
         order = honest(flat, **options)
         return (
             dataclasses.replace(order, ranges=((50, 0.01),)) if options.get("training") else order

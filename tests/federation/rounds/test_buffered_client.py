@@ -18,9 +18,8 @@ from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.rounds.contribution_buffer import NAME, Contribution, ContributionBuffer
 from quietchoir.federation.store.database import Database
 from quietchoir.federation.store.member import FILE, open_member
-from quietchoir.federation.wire import calls, message, work
-from quietchoir.federation.wire.calls import Group
-from quietchoir.federation.wire.message import Place
+from quietchoir.federation.wire import messages
+from quietchoir.federation.wire.messages import Group, RoundId
 from quietchoir.tests.fakes.buffered import (
     RUN,
     SIZE,
@@ -41,17 +40,17 @@ from quietchoir.tests.fakes.store import contents, damage, everywhere, names
 
 def offer(version: int) -> bytes:
     """What a member answers that was told zeros under this version."""
-    return calls.encode_offer(version, *group_of(version, [("ann", version)]).told_of(version))
+    return messages.encode_offer(version, *group_of(version, [("ann", version)]).told_of(version))
 
 
 @pytest.mark.parametrize("state", ["x", "ab", "g" * 64, "AB" * 32, "ab" * 33])
 def test_a_state_whose_name_is_none_is_refused(state: str) -> None:
     with pytest.raises(MessageError, match="no digest"):
-        calls.check_train(work.Work(flat=np.zeros(SIZE, np.float32), state=state))
-    calls.check_train(work.Work(flat=np.zeros(SIZE, np.float32), state="ab" * 32))
+        messages.check_train(messages.Work(flat=np.zeros(SIZE, np.float32), state=state))
+    messages.check_train(messages.Work(flat=np.zeros(SIZE, np.float32), state="ab" * 32))
 
 
-TRAINED, CALLED = Place(RUN, 4, 1), Place(RUN, 6, 1)
+TRAINED, CALLED = RoundId(RUN, 4, 1), RoundId(RUN, 6, 1)
 GROUP = group_of(4, (("ann", 3), ("ben", 4), ("cat", 1)))
 
 
@@ -80,7 +79,7 @@ def snapshot(party: Client, folder: Path) -> object:
 
 def spelled(home: House, payload: bytes) -> bytes:
     """A call in these very bytes."""
-    return stage_letter(home, "ann", CALLED, calls.GROUP, payload)
+    return stage_letter(home, "ann", CALLED, messages.GROUP, payload)
 
 
 BAD: dict[str, Callable[[House], bytes]] = {
@@ -124,11 +123,11 @@ BAD: dict[str, Callable[[House], bytes]] = {
         home, "ann", CALLED, dataclasses.replace(GROUP, adapters=GROUP.adapters[1:])
     ),
     "at a place that was answered": lambda home: group_letter(home, "ann", TRAINED, GROUP),
-    "of another run": lambda home: group_letter(home, "ann", Place("0b" * 16, 6, 1), GROUP),
+    "of another run": lambda home: group_letter(home, "ann", RoundId("0b" * 16, 6, 1), GROUP),
     "that is no JSON": lambda home: spelled(home, b"{"),
     "that is another table": lambda home: spelled(home, b'{"members":[]}'),
     "in another spelling": lambda home: spelled(
-        home, calls.encode_group(GROUP).replace(b":", b": ", 1)
+        home, messages.encode_group(GROUP).replace(b":", b": ", 1)
     ),
     "with a member that is no name": lambda home: spelled(
         home, b'{"adapters":[],"members":[[1,2]],"ranges":[],"version":4}'
@@ -140,10 +139,10 @@ BAD: dict[str, Callable[[House], bytes]] = {
         home,
         "ann",
         CALLED,
-        work.TRAIN,
-        calls.encode_train(
+        messages.TRAIN,
+        messages.encode_train(
             4,
-            work.encode_told(
+            messages.encode_told(
                 dataclasses.replace(ZEROS, cohort=("ann", "ben", "cat")), bytes.fromhex(ZEROS.state)
             ),
         ),
@@ -169,7 +168,7 @@ def test_a_bad_call_is_refused_and_changes_nothing(
         ann.handle(BAD[kind](home))
     assert snapshot(ann, tmp_path) == before
     # and the good one still works
-    assert work.decode_ready(answer(home, ann, group_letter(home, "ann", CALLED, GROUP)))
+    assert messages.decode_ready(answer(home, ann, group_letter(home, "ann", CALLED, GROUP)))
 
 
 def test_a_call_before_there_is_a_contribution_is_refused_and_changes_nothing(
@@ -201,19 +200,21 @@ def test_everything_that_a_group_is_told_is_bound_into_its_masks() -> None:
         ),
     ]
     assert len({group.told for group in (GROUP, *others)}) == 7
-    assert all(calls.decode_group(calls.encode_group(group)) == group for group in (GROUP, *others))
+    assert all(
+        messages.decode_group(messages.encode_group(group)) == group for group in (GROUP, *others)
+    )
 
 
 class Sly:
     """A coordinator's side of one group that says to each member what it likes."""
 
-    def __init__(self, home: House, members: Mapping[str, Client], place: Place) -> None:
+    def __init__(self, home: House, members: Mapping[str, Client], place: RoundId) -> None:
         self.home, self.members, self.place = home, members, place
 
     def call(self, told: Mapping[str, Group]) -> None:
         """Tell each member its group."""
         for name, group in told.items():
-            assert work.decode_ready(
+            assert messages.decode_ready(
                 answer(
                     self.home, self.members[name], group_letter(self.home, name, self.place, group)
                 )
@@ -256,7 +257,7 @@ def quartet(home: House, folder: Path) -> dict[str, Client]:
     """Four members with a contribution from version 0 each."""
     members = {name: member(home, name, folder) for name in home.members}
     for name, party in members.items():
-        party.handle(train_letter(home, name, Place(RUN, 1, 1), 0))
+        party.handle(train_letter(home, name, RoundId(RUN, 1, 1), 0))
     return members
 
 
@@ -279,11 +280,11 @@ def test_one_contribution_never_goes_into_two_groups(
     seemed to come to nothing.
     """
     first = zero("ann", "ben", "cat")
-    sly = Sly(home, four, Place(RUN, 1, 2))
+    sly = Sly(home, four, RoundId(RUN, 1, 2))
     sly.call(dict.fromkeys(first.names, first))
     assert sly.sum(first.told, first.names, until)[-1] == until
     before = snapshot(four["ann"], tmp_path)
-    for place in (Place(RUN, 1, 3), Place(RUN, 2, 1)):
+    for place in (RoundId(RUN, 1, 3), RoundId(RUN, 2, 1)):
         with pytest.raises(MessageError, match="the last one has left"):
             four["ann"].handle(group_letter(home, "ann", place, zero("ann", "ben", "dan")))
     assert snapshot(four["ann"], tmp_path) == before
@@ -296,12 +297,12 @@ def test_a_member_kept_from_the_end_of_its_group_does_not_contribute_again(tmp_p
     home = buffered(mode="masked", threshold=3)
     four = quartet(home, tmp_path)
     everybody = zero(*home.members)
-    sly = Sly(home, four, Place(RUN, 1, 2))
+    sly = Sly(home, four, RoundId(RUN, 1, 2))
     sly.call(dict.fromkeys(everybody.names, everybody))
     # opened, with ann's in it
     assert sly.sum(everybody.told, everybody.names, silent="ann")[-1] == "unmask"
     with pytest.raises(MessageError, match="the last one has left"):
-        four["ann"].handle(group_letter(home, "ann", Place(RUN, 1, 3), zero("ann", "ben", "cat")))
+        four["ann"].handle(group_letter(home, "ann", RoundId(RUN, 1, 3), zero("ann", "ben", "cat")))
 
 
 def test_members_told_different_groups_never_meet_in_a_sum(
@@ -310,7 +311,7 @@ def test_members_told_different_groups_never_meet_in_a_sum(
     """Attack: ann is told of a fourth member, whose place in the sum is empty."""
     said, other = zero("ann", "ben", "cat"), zero("ann", "ben", "cat", "dan")
     for told in (said.told, other.told):
-        sly = Sly(home, four, Place(RUN, 1, 2 if told == said.told else 3))
+        sly = Sly(home, four, RoundId(RUN, 1, 2 if told == said.told else 3))
         sly.call({"ann": other, "ben": said, "cat": said})
         with pytest.raises((CryptoError, RoundAborted)):
             sly.sum(told, said.names)
@@ -330,14 +331,12 @@ def test_a_coordinator_that_tells_one_member_of_another_group_gets_no_step(tmp_p
             )
 
         def bent(self, name: str, letter: bytes) -> bytes:
-            fields, payload = message.split(
-                letter, {"kind": str, "recipient": str, **message.FRAME}
-            )
-            if name != "ben" or fields["stage"] != calls.GROUP:
+            fields, payload = messages.split(letter)
+            if name != "ben" or fields["stage"] != messages.GROUP:
                 return letter
-            group = calls.decode_group(payload)
+            group = messages.decode_group(payload)
             told = dataclasses.replace(group, members=(*group.members, ("dan", group.version)))
-            return group_letter(home, name, message.place_of(fields), told)
+            return group_letter(home, name, messages.round_id_of(fields), told)
 
     link = Equivocator(members)
     link.asleep = {"dan"}
@@ -355,18 +354,20 @@ def test_a_contribution_outlives_a_kill_until_it_leaves_and_never_after(
     folder = tmp_path / "ann"
     assert stat.S_IMODE((folder / FILE).stat().st_mode) == 0o600
     members["ann"] = member(home, "ann", tmp_path)  # killed and started again
-    assert answer(home, members["ann"], train_letter(home, "ann", Place(RUN, 2, 1), 1)) == offer(0)
+    assert answer(home, members["ann"], train_letter(home, "ann", RoundId(RUN, 2, 1), 1)) == offer(
+        0
+    )
     assert members["ann"].learner.trained == []  # type: ignore[attr-defined]  # offered again, as it was
     group = zero("ann", "ben", "cat")
-    sly = Sly(home, members, Place(RUN, 2, 2))
+    sly = Sly(home, members, RoundId(RUN, 2, 2))
     sly.call(dict.fromkeys(group.names, group))
     assert sly.sum(group.told, group.names, "share")[-1] == "share" and NAME in names(folder)
-    sly = Sly(home, members, Place(RUN, 2, 3))  # an attempt that ended before anything had left
+    sly = Sly(home, members, RoundId(RUN, 2, 3))  # an attempt that ended before anything had left
     sly.call(dict.fromkeys(group.names, group))
     sly.sum(group.told, group.names, "mask")
     assert NAME not in names(folder)
     again = member(home, "ann", tmp_path)
-    assert answer(home, again, train_letter(home, "ann", Place(RUN, 3, 1), 2)) == offer(2)
+    assert answer(home, again, train_letter(home, "ann", RoundId(RUN, 3, 1), 2)) == offer(2)
     assert len(again.learner.trained) == 1  # type: ignore[attr-defined]
 
 
@@ -374,7 +375,7 @@ def test_what_the_disk_does_not_forget_is_not_sent(
     home: House, four: dict[str, Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     group = zero("ann", "ben", "cat")
-    sly = Sly(home, four, Place(RUN, 1, 2))
+    sly = Sly(home, four, RoundId(RUN, 1, 2))
     sly.call(dict.fromkeys(group.names, group))
 
     def refuse(database: Database) -> None:
@@ -395,7 +396,7 @@ def test_what_was_sent_is_nowhere_on_the_disk_any_more(
     change = kept.record().body
     assert change in everywhere(tmp_path / "ann")
     group = zero("ann", "ben", "cat")
-    sly = Sly(home, four, Place(RUN, 1, 2))
+    sly = Sly(home, four, RoundId(RUN, 1, 2))
     sly.call(dict.fromkeys(group.names, group))
     sly.sum(group.told, group.names)
     assert change not in everywhere(tmp_path / "ann") and NAME not in names(tmp_path / "ann")
@@ -405,7 +406,7 @@ def test_a_damaged_record_costs_a_training_and_a_full_disk_keeps_in_memory(
     home: House, tmp_path: Path
 ) -> None:
     ann = member(home, "ann", tmp_path)
-    ann.handle(train_letter(home, "ann", Place(RUN, 1, 1), 0))
+    ann.handle(train_letter(home, "ann", RoundId(RUN, 1, 1), 0))
     assert ann.offering is not None
     kept = ann.offering.drawer.look(RUN, ann.offering.rules)
     damage(tmp_path / "ann", NAME)

@@ -23,7 +23,7 @@ from quietchoir.federation.spec.policy import GuardTable, PrivacyTable, weight
 from quietchoir.federation.store.checkpoint import Store, open_run
 from quietchoir.federation.training.learner import Counts
 from quietchoir.federation.training.synthetic_task import RehearsalLearner
-from quietchoir.federation.wire import message
+from quietchoir.federation.wire import messages
 from quietchoir.federation.wire.link import Link
 from quietchoir.tests.fakes.buffered import SIZE, NapLink, buffered, run_of
 from quietchoir.tests.fakes.federation import FixedLearner, SilentLink, house, parties
@@ -35,7 +35,7 @@ NOISE = PrivacyTable(
 
 def stage_of(letter: bytes) -> str:
     """What a letter asks for."""
-    fields, _ = message.split(letter, {"kind": str, "recipient": str, **message.FRAME})
+    fields, _ = messages.split(letter)
     return str(fields["stage"])
 
 
@@ -335,7 +335,7 @@ def test_members_that_have_spent_their_budget_are_asked_no_more_and_the_run_ends
 
 def test_the_books_of_one_schedule_are_not_continued_under_another(tmp_path: Path) -> None:
     policy = buffered(bits=16, tables={"privacy": NOISE}).policy
-    place = message.Place("0a" * 16, 1, 1)
+    place = messages.RoundId("0a" * 16, 1, 1)
     each, one = (open_run(tmp_path / name) for name in ("each", "any"))
     PrivacyAccountants(policy, SIZE, each).pay(["ann", "ben", "cat"], place)
     PrivacyAccountant(policy, SIZE, "any member", one).pay(place)

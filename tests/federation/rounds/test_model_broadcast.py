@@ -39,8 +39,8 @@ from quietchoir.federation.store.ledger import AnsweredRounds, StaleError
 from quietchoir.federation.store.member import open_member
 from quietchoir.federation.training.learner import Counts, Trained
 from quietchoir.federation.training.synthetic_task import RehearsalLearner
-from quietchoir.federation.wire import work
-from quietchoir.federation.wire.message import Place
+from quietchoir.federation.wire import messages
+from quietchoir.federation.wire.messages import RoundId
 from quietchoir.tests.fakes.federation import (
     ANY_MODE,
     House,
@@ -428,18 +428,18 @@ def test_members_that_are_told_different_adapters_never_meet() -> None:
     )
 
     def lie(
-        stage: str, order: work.Work, ways: Mapping[str, Any], place: Place, timeout_s: float
+        stage: str, order: messages.Work, ways: Mapping[str, Any], place: RoundId, timeout_s: float
     ) -> Iterator[Any]:
         body = Step(kind="whole", state=other.encode()).encode()
-        letters = {name: work.encode_told(order, way) for name, (_, way) in ways.items()}
-        false = work.Work(
+        letters = {name: messages.encode_told(order, way) for name, (_, way) in ways.items()}
+        false = messages.Work(
             **{
-                **{name: getattr(order, name) for name in work.FIELDS},
+                **{name: getattr(order, name) for name in messages.HEADERS[messages.Work]},
                 "flat": other.flat,
                 "state": name_of(other),
             }
         )
-        letters["ann"] = work.encode_told(false, delta_chain.join("", [body]))
+        letters["ann"] = messages.encode_told(false, delta_chain.join("", [body]))
         yield from run.post.ask(stage, letters, place, timeout_s)
 
     delta(run).send = lie  # type: ignore[method-assign]
@@ -460,7 +460,7 @@ def stepping(**recipe: Any) -> DeltaChain:
 def of_sum(made: DeltaChain, total: Any, parties: int = 3, round_: int = 5) -> Step:
     """The step of one opened sum."""
     names = tuple(f"member-{number}" for number in range(parties))
-    return made.of_sums([Sum(total, names)], Place(RUN, round_, 1), names)
+    return made.of_sums([Sum(total, names)], RoundId(RUN, round_, 1), names)
 
 
 def test_sums_are_packed_or_deflated_whichever_is_less_and_come_back_exactly() -> None:

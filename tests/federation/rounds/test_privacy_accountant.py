@@ -19,8 +19,8 @@ from quietchoir.federation.spec.policy import GuardTable, PrivacyTable
 from quietchoir.federation.store.checkpoint import Store
 from quietchoir.federation.store.member import open_member
 from quietchoir.federation.training.synthetic_task import RehearsalLearner
-from quietchoir.federation.wire import message, work
-from quietchoir.federation.wire.message import Place
+from quietchoir.federation.wire import messages
+from quietchoir.federation.wire.messages import RoundId
 from quietchoir.tests.fakes.events import tables
 from quietchoir.tests.fakes.federation import FixedLearner, SilentLink, coordinator, house, parties
 from quietchoir.tests.fakes.sealed import LocalDesk, adapter_of, sealed_parties
@@ -40,7 +40,7 @@ def private(
 
 
 def test_the_mean_carries_the_noise_that_the_file_names_and_no_bias() -> None:
-    policy, place = private().policy, Place("0a" * 16, 1, 1)
+    policy, place = private().policy, RoundId("0a" * 16, 1, 1)
     noise = noise_of(policy, SIZE)
     # of the fewest in a sum, less the one who reads it
     assert noise is not None and noise.honest == 2
@@ -207,7 +207,7 @@ def test_a_fellow_member_that_takes_its_own_noise_off_sees_no_more_than_is_charg
     noise = noise_of(policy, SIZE)
     assert noise is not None
     codec, nothing = (
-        Codec(SIZE, policy, Terms(seed=seed_of(policy, Place("0a" * 16, 1, 1)))),
+        Codec(SIZE, policy, Terms(seed=seed_of(policy, RoundId("0a" * 16, 1, 1)))),
         np.zeros(SIZE, np.float32),
     )
 
@@ -221,7 +221,7 @@ def test_a_fellow_member_that_takes_its_own_noise_off_sees_no_more_than_is_charg
     # deviation that is left, over the sensitivity
     left = float(others.std(axis=0).mean()) / noise.sensitivity
     assert left == pytest.approx(1.5, rel=0.02)
-    charged = PrivacyAccountant(policy, SIZE, "ann").pay(Place("0a" * 16, 1, 1))
+    charged = PrivacyAccountant(policy, SIZE, "ann").pay(RoundId("0a" * 16, 1, 1))
     assert charged is not None
     seen = closed_form(
         noise.deviation * math.sqrt(min_cohort - known) / noise.sensitivity, privacy.delta
@@ -272,16 +272,16 @@ def test_a_refused_letter_costs_nothing_and_a_killed_coordinator_remembers(tmp_p
     again = coordinator(home, members, SIZE, store=store)
     assert again.purse.spent()["steps"] == 1  # type: ignore[index]
     store.close()
-    place = Place(run.state.run, 1, 1)
+    place = RoundId(run.state.run, 1, 1)
     before = members["ann"].purse.account.history
-    task = message.Task(
+    task = messages.Task(
         place=place,
-        stage=work.TRAIN,
+        stage=messages.TRAIN,
         recipient="ann",
-        payload=work.encode(work.Work(flat=np.zeros(SIZE, np.float32))),
+        payload=messages.encode_work(messages.Work(flat=np.zeros(SIZE, np.float32))),
     )
     with pytest.raises(MessageError):
-        members["ann"].handle(message.encode_task(task, home.policy, home.coordinator))
+        members["ann"].handle(messages.encode_task(task, home.policy, home.coordinator))
     assert members["ann"].purse.account.history == before
 
 
@@ -333,7 +333,7 @@ def test_a_round_that_cannot_be_paid_asks_nobody(monkeypatch: pytest.MonkeyPatch
     members = parties(home, SIZE)
     run = coordinator(home, members, SIZE)
 
-    def empty(place: Place) -> None:
+    def empty(place: RoundId) -> None:
         raise BudgetError("nothing left")
 
     monkeypatch.setattr(run.purse, "pay", empty)
@@ -347,7 +347,7 @@ def test_some_members_without_budget_are_missing_and_the_others_go_on() -> None:
     members = parties(home, SIZE)
     for number in range(20):
         try:
-            members["eve"].purse.pay(Place("0c" * 16, number, 1))
+            members["eve"].purse.pay(RoundId("0c" * 16, number, 1))
         except BudgetError:
             break
     report = coordinator(home, members, SIZE).run()

@@ -10,7 +10,7 @@ from quietchoir.core.errors import MessageError, RoundAborted
 from quietchoir.federation.aggregation.buckets import buckets
 from quietchoir.federation.rounds.selection import Draw, check, draw, eligible, ranking
 from quietchoir.federation.spec.policy import AggregationTable
-from quietchoir.federation.wire.message import Place
+from quietchoir.federation.wire.messages import RoundId
 from quietchoir.tests.fakes.federation import SilentLink, coordinator, house, parties
 
 RUN = "0a" * 16
@@ -18,8 +18,8 @@ POLICY = house(8, recipe={"cohort": 4}).policy
 EVERYBODY = [member.name for member in POLICY.members]
 
 
-def place(round_: int, attempt: int = 1) -> Place:
-    return Place(RUN, round_, attempt)
+def place(round_: int, attempt: int = 1) -> RoundId:
+    return RoundId(RUN, round_, attempt)
 
 
 def test_the_ranking_changes_with_round_run_and_file_and_not_with_the_attempt() -> None:
@@ -27,7 +27,7 @@ def test_the_ranking_changes_with_round_run_and_file_and_not_with_the_attempt() 
     assert sorted(first) == EVERYBODY
     assert first == ranking(POLICY, place(1, attempt=7))
     assert len({ranking(POLICY, place(number)) for number in range(1, 9)}) > 6
-    assert first != ranking(POLICY, Place("0b" * 16, 1, 1))
+    assert first != ranking(POLICY, RoundId("0b" * 16, 1, 1))
     assert first != ranking(house(8).policy, place(1))
 
 

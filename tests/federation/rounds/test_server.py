@@ -17,7 +17,7 @@ from quietchoir.federation.store import checkpoint
 from quietchoir.federation.store.checkpoint import RunState, ServerState, Store
 from quietchoir.federation.training.learner import Trained
 from quietchoir.federation.training.synthetic_task import RehearsalLearner
-from quietchoir.federation.wire import message
+from quietchoir.federation.wire import messages
 from quietchoir.tests.fakes.federation import FixedLearner, SilentLink, coordinator, house, parties
 
 SIZE = 200
@@ -41,7 +41,7 @@ def open_store(tmp_path: Path) -> Iterator[Callable[[], Store]]:
 
 def stage_of(letter: bytes) -> str:
     """What a letter asks for."""
-    fields, _ = message.split(letter, {"kind": str, "recipient": str, **message.FRAME})
+    fields, _ = messages.split(letter)
     return str(fields["stage"])
 
 

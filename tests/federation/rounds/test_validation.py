@@ -15,7 +15,7 @@ from quietchoir.federation.rounds.validation import best_of, judge
 from quietchoir.federation.spec.policy import AggregationTable, GuardTable, PrivacyTable
 from quietchoir.federation.store.checkpoint import Store
 from quietchoir.federation.training.learner import Counts, Trained
-from quietchoir.federation.wire import message, work
+from quietchoir.federation.wire import messages
 from quietchoir.tests.fakes.events import tables as as_tables
 from quietchoir.tests.fakes.federation import FixedLearner, SilentLink, coordinator, house, parties
 from quietchoir.tests.fakes.sealed import LocalDesk, adapter_of, sealed_parties, vault_of
@@ -72,7 +72,7 @@ def test_a_worse_adapter_is_undone_and_the_run_goes_on_from_its_parent(mode: str
         members = parties(home, SIZE, lambda name: Turning(bad=(3,)))
     run = coordinator(home, members, SIZE, desk=desk)
     report = run.run()
-    trained = [entry for entry in report.history if entry["kind"] == work.TRAIN]
+    trained = [entry for entry in report.history if entry["kind"] == messages.TRAIN]
     verdicts = [entry["guard"]["kept"] for entry in trained]
     assert verdicts[:3] == [True, True, False] and all(verdicts[3:])
     assert "more than 0.05 below the best" in trained[2]["guard"]["reason"]
@@ -137,13 +137,13 @@ def test_a_member_undoes_once_for_one_letter_and_never_without_a_step() -> None:
     run = coordinator(home, members, SIZE, desk=desk)
     run.train_round()
     ann = members["ann"]
-    place = message.Place(run.state.run, 9, 1)
+    place = messages.RoundId(run.state.run, 9, 1)
     seed = vault_of(ann).seed(home.policy.digest)
     assert seed is not None
     tag = vault_of(ann).progress(run.state.run).tag(seed, run.state.run).hex()
-    order = work.encode(work.Work(flat=np.zeros(0, np.float32), state=tag))
-    task = message.Task(place=place, stage=work.UNDO, recipient="ann", payload=order)
-    letter = message.encode_task(task, home.policy, home.coordinator)
+    order = messages.encode_work(messages.Work(flat=np.zeros(0, np.float32), state=tag))
+    task = messages.Task(place=place, stage=messages.UNDO, recipient="ann", payload=order)
+    letter = messages.encode_task(task, home.policy, home.coordinator)
     ann.handle(letter)
     progress = vault_of(ann).progress(run.state.run)
     assert (

@@ -18,7 +18,7 @@ from quietchoir.federation.rounds.privacy_accountant import PrivacyAccountant
 from quietchoir.federation.spec import privacy_budget
 from quietchoir.federation.spec.policy import PrivacyTable, ProtectionTable, Recipe
 from quietchoir.federation.spec.privacy_budget import budgeted, rounded_up
-from quietchoir.federation.wire.message import Place
+from quietchoir.federation.wire.messages import RoundId
 from quietchoir.tests.fakes.federation import DIGEST, house
 
 INIT = ("--name", "choir", "--model-digest", DIGEST, "--model", "none-of-this-name")
@@ -75,9 +75,9 @@ def test_a_members_purse_pays_for_exactly_the_rounds_that_were_planned() -> None
     policy = house(bits=16, mode="masked", tables={"privacy": found.privacy}).policy
     purse = PrivacyAccountant(policy, 500, "ann")
     for number in range(1, 4):
-        purse.pay(Place("0a" * 16, number, 1))
+        purse.pay(RoundId("0a" * 16, number, 1))
     with pytest.raises(BudgetError):
-        purse.pay(Place("0a" * 16, 4, 1))
+        purse.pay(RoundId("0a" * 16, 4, 1))
 
 
 def test_few_members_are_told_that_they_will_learn_nothing_and_many_are_not() -> None:

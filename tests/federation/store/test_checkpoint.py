@@ -19,7 +19,7 @@ from quietchoir.federation.store.checkpoint import RunState, ServerState, Store
 from quietchoir.federation.store.database import Database
 from quietchoir.federation.store.ledger import LEASE_S, AnsweredRounds, RivalError, StaleError
 from quietchoir.federation.store.member import open_member
-from quietchoir.federation.wire.message import Place
+from quietchoir.federation.wire.messages import RoundId
 from quietchoir.tests.fakes.federation import house
 
 SIZE = 300
@@ -180,14 +180,14 @@ def test_a_run_of_an_earlier_program_is_not_begun_again_in_silence(tmp_path: Pat
 
 def test_a_full_disk_leaves_memory_and_database_as_they_were(tmp_path: Path) -> None:
     ledger = AnsweredRounds(open_member(tmp_path))
-    ledger.record(Place(ONE, 1, 1))
+    ledger.record(RoundId(ONE, 1, 1))
     disk = ledger.database
     assert disk is not None
     disk.connection.execute(f"PRAGMA max_page_count = {disk.number('page_count')}")
     ledger.sums.begin(b"f" * 50000, 1, 1)  # longer than a page
     before = dict(ledger.marks), dict(ledger.standing)
     with pytest.raises(QuietchoirError, match="disk is full"):
-        ledger.record(Place(ONE, 2, 1))
+        ledger.record(RoundId(ONE, 2, 1))
     assert (ledger.marks, ledger.standing) == before
     again = AnsweredRounds(open_member(tmp_path))
     assert again.marks == {ONE: (1, 1)}
@@ -195,16 +195,16 @@ def test_a_full_disk_leaves_memory_and_database_as_they_were(tmp_path: Path) -> 
 
 def test_an_older_place_is_stale_also_after_a_restart(tmp_path: Path) -> None:
     ledger = AnsweredRounds(open_member(tmp_path))
-    ledger.record(Place(ONE, 2, 3))
+    ledger.record(RoundId(ONE, 2, 3))
     ledger.sums.begin(b"federation", 2, 3)
     ledger.sums.open(b"federation", 2, 3)
     ledger.save()
     again = AnsweredRounds(open_member(tmp_path))
-    for place in (Place(ONE, 2, 3), Place(ONE, 2, 1), Place(ONE, 1, 9)):
+    for place in (RoundId(ONE, 2, 3), RoundId(ONE, 2, 1), RoundId(ONE, 1, 9)):
         with pytest.raises(StaleError, match="older state"):
             again.record(place)
     assert again.sums.snapshot() == ledger.sums.snapshot()
-    again.record(Place(ONE, 2, 4))
+    again.record(RoundId(ONE, 2, 4))
 
 
 def test_a_second_run_is_refused_while_the_first_is_heard_and_replaces_it_after_the_lease(
@@ -212,22 +212,22 @@ def test_a_second_run_is_refused_while_the_first_is_heard_and_replaces_it_after_
 ) -> None:
     clock = [1000.0]
     ledger = AnsweredRounds(open_member(tmp_path), now=lambda: clock[0])
-    ledger.record(Place(ONE, 1, 1))
+    ledger.record(RoundId(ONE, 1, 1))
     clock[0] += LEASE_S - 1
     with pytest.raises(RivalError, match="two coordinators with one identity"):
-        ledger.record(Place(OTHER, 1, 1))
-    ledger.record(Place(ONE, 1, 2))  # heard again
+        ledger.record(RoundId(OTHER, 1, 1))
+    ledger.record(RoundId(ONE, 1, 2))  # heard again
     clock[0] += LEASE_S - 1
     ledger = AnsweredRounds(open_member(tmp_path), now=lambda: clock[0])
     with pytest.raises(RivalError):
-        ledger.record(Place(OTHER, 1, 1))
+        ledger.record(RoundId(OTHER, 1, 1))
     clock[0] -= 10 * LEASE_S  # a clock that is set back makes nothing shorter
     with pytest.raises(RivalError):
-        ledger.record(Place(OTHER, 1, 1))
+        ledger.record(RoundId(OTHER, 1, 1))
     clock[0] += 11 * LEASE_S + 1
-    ledger.record(Place(OTHER, 1, 1))
+    ledger.record(RoundId(OTHER, 1, 1))
     with pytest.raises(RivalError, match="given up for a later one"):
-        ledger.record(Place(ONE, 5, 1))
+        ledger.record(RoundId(ONE, 5, 1))
 
 
 def test_a_node_takes_part_in_one_process_at_a_time(tmp_path: Path) -> None:
@@ -240,9 +240,9 @@ def test_a_node_takes_part_in_one_process_at_a_time(tmp_path: Path) -> None:
 
 def test_after_a_finished_run_another_may_begin_at_once(tmp_path: Path) -> None:
     ledger = AnsweredRounds(open_member(tmp_path))
-    ledger.record(Place(ONE, 1, 1))
+    ledger.record(RoundId(ONE, 1, 1))
     ledger.release()
-    ledger.record(Place(OTHER, 1, 1))
+    ledger.record(RoundId(OTHER, 1, 1))
 
 
 def test_a_history_of_counted_answers_is_read_as_one_of_members_that_scored(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from quietchoir.federation.store.database import Database
 from quietchoir.federation.store.ledger import AnsweredRounds, StaleError
 from quietchoir.federation.store.member import FILE, open_member
 from quietchoir.federation.store.privacy_book import PrivacyBook
-from quietchoir.federation.wire.message import Place
+from quietchoir.federation.wire.messages import RoundId
 from quietchoir.tests.fakes.federation import coordinator
 from quietchoir.tests.fakes.joint import DESK, SIZE, joint_house
 from quietchoir.tests.fakes.sealed import sealed_parties, vault_of
@@ -187,8 +187,8 @@ def test_what_an_earlier_program_had_answered_in_json_stays_answered(tmp_path: P
     for time in (1, 2):
         ledger = AnsweredRounds(open_member(tmp_path / "one"))
         with pytest.raises(StaleError):
-            ledger.record(Place(RUN, 4, 1))
-        ledger.record(Place(OTHER, time, 1))
+            ledger.record(RoundId(RUN, 4, 1))
+        ledger.record(RoundId(OTHER, time, 1))
         ledger.release()
     for folder in ("two", "three"):
         with pytest.raises(QuietchoirError, match="damaged"):
@@ -264,13 +264,13 @@ def test_a_step_is_whole_whoever_writes_in_it_and_memory_follows(tmp_path: Path)
     ledger, vault = AnsweredRounds(database), ClientStore(database, 4)
     account = Account(Budget(epsilon=9.0), scope="ann", book=PrivacyBook(database))
     database.forget.append(account.reread)
-    ledger.record(Place(RUN, 1, 1))
+    ledger.record(RoundId(RUN, 1, 1))
     before = contents(tmp_path)
     moved = vault.progress(RUN)
 
     def all_of_it() -> None:
         with ledger.step():
-            ledger.record(Place(RUN, 2, 1))
+            ledger.record(RoundId(RUN, 2, 1))
             account.charge(f"{RUN}/2/1", STEP)
             vault.keep_progress(RUN, type(moved)(1, moved.server))
             database.drop("nothing")
@@ -280,7 +280,7 @@ def test_a_step_is_whole_whoever_writes_in_it_and_memory_follows(tmp_path: Path)
         all_of_it()
     assert (ledger.marks, account.history) == ({RUN: (1, 1)}, ())
     assert vault.progress(RUN).steps == 0 and contents(tmp_path) == before
-    ledger.record(Place(RUN, 2, 1))  # the same place: it never was
+    ledger.record(RoundId(RUN, 2, 1))  # the same place: it never was
     again = AnsweredRounds(open_member(tmp_path))
     assert again.marks == {RUN: (2, 1)}
 
@@ -354,7 +354,7 @@ def test_what_another_program_reads_is_not_said_to_be_wiped(tmp_path: Path) -> N
 def test_a_place_that_is_not_the_one_that_was_written_refuses_the_node(tmp_path: Path) -> None:
     database = open_member(tmp_path)
     ledger = AnsweredRounds(database)
-    ledger.record(Place(RUN, 5, 2))
+    ledger.record(RoundId(RUN, 5, 2))
     AnsweredRounds(database)
     for change in (
         "UPDATE runs SET round = 1", "UPDATE runs SET attempt = 1",

@@ -13,7 +13,7 @@ from quietchoir.federation.store.database import PAGE_BYTES, Database
 from quietchoir.federation.store.ledger import AnsweredRounds
 from quietchoir.federation.store.member import FILE, open_member
 from quietchoir.federation.store.write_ahead_log import FRAME_BYTES, HEADER_BYTES
-from quietchoir.federation.wire.message import Place
+from quietchoir.federation.wire.messages import RoundId
 
 RUN = "ab" * 16
 LOG = f"{FILE}-wal"
@@ -44,7 +44,7 @@ def member(tmp_path: Path) -> Iterator[tuple[Path, Database]]:
     database = open_member(folder)
     ledger = AnsweredRounds(database)
     for number in range(1, 11):
-        ledger.record(Place(RUN, number, 1))
+        ledger.record(RoundId(RUN, number, 1))
     yield folder, database
     database.close()
 
@@ -95,7 +95,7 @@ def test_what_a_kill_leaves_is_never_refused_though_the_log_begins_anew(tmp_path
     database.connection.execute("PRAGMA wal_autocheckpoint = 12")
     ledger, begun = AnsweredRounds(database), set[bytes]()
     for number in range(1, 41):
-        ledger.record(Place(RUN, number, 1))
+        ledger.record(RoundId(RUN, number, 1))
         if number % 3 == 0:
             database.put("other", {}, dice.bytes(int(dice.integers(1, 200_000))))
         if number % 7 == 0:

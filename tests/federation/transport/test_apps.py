@@ -29,7 +29,7 @@ from quietchoir.federation.store.member import FILE, open_member
 from quietchoir.federation.transport import apps, conduct, grid, unprotected
 from quietchoir.federation.transport.records import open_letter, seal_letter
 from quietchoir.federation.transport.settings import Settings
-from quietchoir.federation.wire import message as messages
+from quietchoir.federation.wire import messages
 from quietchoir.simulations import scale
 from quietchoir.simulations.cluster import Choir, ClusterPlan
 from quietchoir.simulations.engines import APP
@@ -85,7 +85,7 @@ def stage_of(message: Message) -> str:
     letter = open_letter(message)
     if letter is None or message.metadata.message_type != grid.LETTER:
         return ""
-    fields, _ = messages.split(letter, {"kind": str, "recipient": str, **messages.FRAME})
+    fields, _ = messages.split(letter)
     return str(fields["stage"])
 
 

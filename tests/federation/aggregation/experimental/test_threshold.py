@@ -27,7 +27,7 @@ from quietchoir.federation.store.checkpoint import Store
 from quietchoir.federation.store.client_store import SHARE, SHARE_MEMORY
 from quietchoir.federation.store.member import FILE
 from quietchoir.federation.training.synthetic_task import RehearsalLearner
-from quietchoir.federation.wire import message
+from quietchoir.federation.wire import messages
 from quietchoir.tests.fakes.federation import House, coordinator, house, parties
 from quietchoir.tests.fakes.joint import (
     DESK,
@@ -114,7 +114,7 @@ def test_the_coordinator_with_t_minus_1_members_opens_nothing_and_t_members_open
     ann = holdings["ann"]
     assert ann is not None and ann.plan.threshold == 3
     assert len(summed) < len(total) + 1000  # one vector, whatever the number of parts
-    place = message.Place(run.state.run, 1, 1)
+    place = messages.RoundId(run.state.run, 1, 1)
     ring = threshold.make_joint_ring(
         home.policy, config_of(home, place), ann.plan, ann.key_id, round_number(place), b""
     )
@@ -253,7 +253,7 @@ def test_members_and_coordinator_go_on_after_a_restart_with_the_same_key_and_ope
     )  # no second ceremony
     holding = vault_of(again["ben"]).shelf.holding(home.policy.digest)
     assert holding is not None
-    number = round_number(message.Place(rest.state.run, 1, 1))  # of the round before the restart
+    number = round_number(messages.RoundId(rest.state.run, 1, 1))  # of the round before the restart
     with pytest.raises(ProtocolError, match="encrypted for before"):
         slots = holding.plan.packing.pack(np.zeros(SIZE, np.uint64))
         Contributor(holding, home.members["ben"]).encrypt(number, slots)

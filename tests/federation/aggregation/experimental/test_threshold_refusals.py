@@ -24,11 +24,10 @@ from quietchoir.federation.aggregation.experimental.key_group import round_numbe
 from quietchoir.federation.aggregation.state_transfer import SAYS
 from quietchoir.federation.store.client_store import SHARE, SHARE_MEMORY
 from quietchoir.federation.store.member import FILE
-from quietchoir.federation.wire import message
+from quietchoir.federation.wire import messages
 from quietchoir.tests.fakes.federation import SilentLink, coordinator, house
 from quietchoir.tests.fakes.joint import (
     DESK,
-    HEADER,
     SIZE,
     KeepingLink,
     config_of,
@@ -111,16 +110,12 @@ def test_a_hostile_members_message_costs_it_its_place_and_nobody_else_theirs(kin
         answer = handle(letter)
         if stage_of(letter) != stage:
             return answer
-        fields, payload = message.split(
-            answer, {"kind": str, "sender": str, "task": str, **message.FRAME}
-        )
-        if len(payload) <= 32:  # nothing, or a tag
+        reply = messages.decode_reply(answer, home.policy, letter)
+        if len(reply.payload) <= 32:  # nothing, or a tag
             return answer
-        return message.seal(
-            fields,
-            payload[:40] + bytes([payload[40] ^ 1]) + payload[41:],
-            home.members["dan"],
-            message.REPLY_CONTEXT,
+        changed = reply.payload[:40] + bytes([reply.payload[40] ^ 1]) + reply.payload[41:]
+        return messages.encode_reply(
+            dataclasses.replace(reply, payload=changed), home.policy, home.members["dan"]
         )
 
     members["dan"].handle = hostile  # type: ignore[method-assign]
@@ -213,7 +208,7 @@ def test_broken_letters_of_a_ceremony_are_refused_with_typed_errors_and_change_n
         stage = stage_of(letter)
         if name != "ann" or stage not in dkg_client.STAGES[1:] or stage in caught:
             return letter
-        caught[stage] = payload = message.split(letter, HEADER)[1]
+        caught[stage] = payload = messages.split(letter)[1]
         ann = members["ann"].handover
         assert ann is not None and ann.forming is not None and ann.box_key is not None
         expects = ann.forming._ongoing.expects  # type: ignore[union-attr]

@@ -16,8 +16,8 @@ from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.spec.policy import ModelTable
 from quietchoir.federation.store.ledger import AnsweredRounds
 from quietchoir.federation.store.member import FILE, open_member
-from quietchoir.federation.wire import message, work
-from quietchoir.federation.wire.message import Place, Reply, Task
+from quietchoir.federation.wire import messages
+from quietchoir.federation.wire.messages import Reply, RoundId, Task
 from quietchoir.tests.fakes.federation import ANY_MODE, FixedLearner, House, house, parties
 from quietchoir.tests.fakes.store import contents, query
 
@@ -38,7 +38,7 @@ def ann(home: House, tmp_path: Path) -> Client:
 def order(home: House, **changes: object) -> bytes:
     """Work for everybody, unless changed."""
     fields = {"flat": np.zeros(SIZE, np.float32), "cohort": tuple(sorted(home.members)), **changes}
-    return work.encode(work.Work(**fields))  # type: ignore[arg-type]
+    return messages.encode_work(messages.Work(**fields))  # type: ignore[arg-type]
 
 
 def letter(
@@ -47,13 +47,13 @@ def letter(
     """A good first letter to ann, unless changed."""
     payload = order(home)
     fields = {
-        "place": Place(RUN, 1, 1),
-        "stage": work.TRAIN,
+        "place": RoundId(RUN, 1, 1),
+        "stage": messages.TRAIN,
         "recipient": "ann",
         "payload": payload,
         **changes,
     }
-    return message.encode_task(Task(**fields), policy or home.policy, signer or home.coordinator)  # type: ignore[arg-type]
+    return messages.encode_task(Task(**fields), policy or home.policy, signer or home.coordinator)  # type: ignore[arg-type]
 
 
 def snapshot(party: Client, folder: Path) -> object:
@@ -106,11 +106,11 @@ BAD: dict[str, Callable[[House], bytes]] = {
     "with ranges nobody agreed on": lambda home: letter(
         home, payload=order(home, ranges=((SIZE, 0.1),))
     ),
-    "to undo a step": lambda home: letter(home, stage=work.UNDO),
+    "to undo a step": lambda home: letter(home, stage=messages.UNDO),
     "truncated": lambda home: letter(home)[:-70],
     "empty": lambda home: b"",
-    "a reply": lambda home: message.encode_reply(
-        Reply(place=Place(RUN, 1, 1), stage=work.TRAIN, sender="ann", task="", payload=b""),
+    "a reply": lambda home: messages.encode_reply(
+        Reply(place=RoundId(RUN, 1, 1), stage=messages.TRAIN, sender="ann", task="", payload=b""),
         home.policy,
         home.coordinator,
     ),
@@ -141,9 +141,9 @@ def test_no_changed_byte_is_accepted(home: House, ann: Client) -> None:
 def test_a_replayed_letter_changes_nothing_even_after_a_restart(
     home: House, ann: Client, tmp_path: Path
 ) -> None:
-    ann.handle(letter(home, place=Place(RUN, 2, 1)))
+    ann.handle(letter(home, place=RoundId(RUN, 2, 1)))
     before = snapshot(ann, tmp_path)
-    for place in (Place(RUN, 2, 1), Place(RUN, 1, 9)):
+    for place in (RoundId(RUN, 2, 1), RoundId(RUN, 1, 9)):
         with pytest.raises(MessageError, match="already answered"):
             ann.handle(letter(home, place=place))
     assert snapshot(ann, tmp_path) == before
@@ -156,8 +156,8 @@ def test_a_replayed_letter_changes_nothing_even_after_a_restart(
         ledger=AnsweredRounds(open_member(tmp_path / "ann")),
     )
     with pytest.raises(MessageError, match="older state"):
-        again.handle(letter(home, place=Place(RUN, 2, 1)))
-    again.handle(letter(home, place=Place(RUN, 2, 2)))
+        again.handle(letter(home, place=RoundId(RUN, 2, 1)))
+    again.handle(letter(home, place=RoundId(RUN, 2, 2)))
 
 
 def test_stages_come_in_order_and_once(home: House, ann: Client) -> None:
@@ -167,7 +167,7 @@ def test_stages_come_in_order_and_once(home: House, ann: Client) -> None:
         with pytest.raises(MessageError, match="expected advertise"):
             ann.handle(letter(home, stage=stage, payload=b""))
     with pytest.raises(MessageError, match="expected advertise of round 1"):
-        ann.handle(letter(home, stage="advertise", place=Place(RUN, 1, 2), payload=cohort))
+        ann.handle(letter(home, stage="advertise", place=RoundId(RUN, 1, 2), payload=cohort))
     ann.handle(letter(home, stage="advertise", payload=cohort))
     with pytest.raises(MessageError, match="expected share"):
         ann.handle(letter(home, stage="advertise", payload=cohort))
@@ -202,25 +202,25 @@ def test_a_cohort_that_the_roster_does_not_allow_is_refused(
 
 
 def test_a_reply_counts_only_for_the_task_it_answers(home: House, ann: Client) -> None:
-    task, other = letter(home), letter(home, place=Place(RUN, 1, 2))
+    task, other = letter(home), letter(home, place=RoundId(RUN, 1, 2))
     answer = ann.handle(task)
-    assert message.decode_reply(answer, home.policy, task).sender == "ann"
+    assert messages.decode_reply(answer, home.policy, task).sender == "ann"
     with pytest.raises(MessageError, match="another task"):
-        message.decode_reply(answer, home.policy, other)
+        messages.decode_reply(answer, home.policy, other)
     forged = Reply(
-        place=Place(RUN, 1, 1),
-        stage=work.TRAIN,
+        place=RoundId(RUN, 1, 1),
+        stage=messages.TRAIN,
         sender="ann",
-        task=message.fingerprint(task),
+        task=messages.fingerprint(task),
         payload=b"",
     )
     with pytest.raises(MessageError, match="not signed by ann"):
-        message.decode_reply(
-            message.encode_reply(forged, home.policy, home.members["ben"]), home.policy, task
+        messages.decode_reply(
+            messages.encode_reply(forged, home.policy, home.members["ben"]), home.policy, task
         )
     with pytest.raises(MessageError, match="was asked"):
-        message.decode_reply(
-            ann.handle(letter(home, place=Place(RUN, 1, 3))),
+        messages.decode_reply(
+            ann.handle(letter(home, place=RoundId(RUN, 1, 3))),
             home.policy,
             letter(home, recipient="ben"),
         )
@@ -257,7 +257,92 @@ def test_a_damaged_ledger_stops_the_node(tmp_path: Path) -> None:
         assert path.read_bytes() == stump
     path.write_bytes(whole)
     ledger = AnsweredRounds(open_member(tmp_path))
-    ledger.record(Place(RUN, 1, 1))
+    ledger.record(RoundId(RUN, 1, 1))
     query(path, "UPDATE records SET digest = x'00' WHERE name = 'last heard'")
     with pytest.raises(FederationError, match="damaged"):
         AnsweredRounds(open_member(tmp_path))
+
+
+WORK = messages.Work(
+    flat=np.array([1, -2.5], np.float32),
+    evaluate=True,
+    card="é",
+    state="ab",
+    ranges=((1, 0.1), (2, 1e-07)),
+    cohort=("ann", "ben"),
+    absent=("cat",),
+)
+WORK_HEADER = (
+    rb'{"absent":["cat"],"card":"\u00e9","cohort":["ann","ben"],"evaluate":true,'
+    rb'"ranges":[[1,0.1],[2,1e-07]],"state":"ab"}'
+)
+GROUP = messages.Group(
+    version=9,
+    state="cd",
+    members=(("ann", 3), ("ben", 4)),
+    adapters=((3, "x", "y"), (4, "z", "")),
+    ranges=((2, 0.25),),
+)
+GROUP_HEADER = (
+    b'{"adapters":[[3,"x","y"],[4,"z",""]],"members":[["ann",3],["ben",4]],'
+    b'"ranges":[[2,0.25]],"state":"cd","version":9}'
+)
+READY = messages.Ready(scores=True, before=(("ann", "ben"), ()))
+READY_HEADER = b'{"before":[["ann","ben"],[]],"scores":true}'
+
+
+def test_every_message_has_the_bytes_that_it_always_had(home: House) -> None:
+    length = len(WORK_HEADER).to_bytes(4, "big")
+    vector = b"\0\0\x80\x3f\0\0\x20\xc0"
+    assert messages.encode_work(WORK) == length + WORK_HEADER + vector
+    assert messages.encode_told(WORK, b"steps") == length + WORK_HEADER + b"steps"
+    assert messages.encode_train(7, b"work") == b"\0\0\0\0\0\0\0\7work"
+    assert messages.encode_offer(7, "aa" * 32, "") == b"\0\0\0\0\0\0\0\7" + b"\xaa" * 32
+    assert messages.encode_ready(READY) == READY_HEADER
+    assert messages.encode_group(GROUP) == GROUP_HEADER
+    task = letter(home, payload=b"payload")
+    policy, header = home.policy, task[8:-71]
+    assert task[:4] == b"QCM1" and task[4:8] == len(header).to_bytes(4, "big")
+    assert header.decode("ascii") == (
+        f'{{"attempt":1,"federation":"{policy.federation.hex()}","kind":"task",'
+        f'"model":"{policy.model.digest}","policy":"{policy.digest.hex()}","recipient":"ann",'
+        f'"round":1,"run":"{RUN}","stage":"train"}}'
+    )
+    assert task[-71:-64] == b"payload"
+    assert task[-64:] == home.coordinator.sign(b"quietchoir task v1", task[:-64])
+
+
+def test_every_message_is_read_as_it_was_written() -> None:
+    read = messages.decode_work(messages.encode_work(WORK), 2)
+    assert read.header() == WORK.header() and (read.flat == WORK.flat).all()
+    assert messages.decode_ready(READY_HEADER) == READY
+    assert messages.decode_group(GROUP_HEADER) == GROUP
+    offer = messages.encode_offer(7, "aa" * 32, "bb" * 32)
+    assert messages.decode_offer(offer) == (7, ("aa" * 32, "bb" * 32))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"ann"', b"7"),
+        (b"[1,0.1]", b"[1]"),
+        (b"[1,0.1]", b"[1,0.1,0.1]"),
+        (b"[1,0.1]", b"[0.1,1]"),
+        (b"0.1", b"NaN"),
+        (b"true", b"1"),
+        (b'"cohort":["ann","ben"]', b'"cohort":"ann"'),
+        (b'"absent":["cat"],', b""),
+        (b'"absent"', b'"absint"'),
+        (b'{"', b'{"a":0,"'),
+        (b'{"', b'{ "'),
+        (b"}", b""),
+        (b'"ab"', b'"' + bytes([0xFF]) + b'"'),
+    ],
+)
+def test_a_header_with_another_field_or_kind_or_spelling_is_refused(old: bytes, new: bytes) -> None:
+    header = WORK_HEADER.replace(old, new)
+    assert header != WORK_HEADER
+    with pytest.raises(MessageError, match="header of a work is malformed"):
+        messages.split_work(len(header).to_bytes(4, "big") + header)
+    with pytest.raises(MessageError, match="does not fit"):
+        messages.split_work((len(header) + 1).to_bytes(4, "big") + header)
