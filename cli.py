@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     """All verbs of all folders."""
     from . import commands
     from .core import commands as core_commands
-    from .federation.cli import commands as federation_commands
+    from .federation import cli as federation_commands
     from .plugins import commands as plugin_commands
     from .private_search import commands as search_commands
     from .simulations import commands as simulation_commands

@@ -21,9 +21,9 @@
     │   ├── AuthenticationError        wrong key, wrong context or changed bytes; never told apart
     │   ├── ThresholdError             too few parties to open anything
     │   ├── ProtocolError              a peer broke the protocol's order or rules
-    │   ├── BudgetError                what a peer may still learn is used up
-    │   └── WorkerError                a crypto worker crashed or ran out of time; the next call
-                                       gets a fresh one
+    │   └── BudgetError                what a peer may still learn is used up
+    ├── WorkerError                    a child process crashed or ran out of time; the next call
+    │                                  gets a fresh one
     ├── FederationError                rosters, rounds, links
     │   ├── RosterError                unsigned, foreign, expired or older federation file
     │   ├── MessageError               a message that is refused; nothing was changed
@@ -122,8 +122,8 @@ class BudgetError(CryptoError):
     """What a peer may still learn is used up; nothing was answered."""
 
 
-class WorkerError(CryptoError):
-    """A crypto worker crashed or ran out of time; the next call gets a fresh one."""
+class WorkerError(QuietchoirError):
+    """A child process crashed or ran out of time; the next call gets a fresh one."""
 
 
 class FederationError(QuietchoirError):

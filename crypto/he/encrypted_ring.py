@@ -41,7 +41,7 @@ class Desk(Protocol):
     """
 
     def call(self, method: str, *blobs: bytes, deadline_s: float = 60.0) -> list[bytes]:
-        """Run one method of the service. Raises CryptoError; WorkerError if the child crashed."""
+        """Run one method of the service. Raises CryptoError; WorkerError if it crashed."""
 
 
 Held = TypeVar("Held")

@@ -311,7 +311,7 @@ class Questioner:
         count = min(count, self.shape.passages)
         chance = tuple(secrets.SystemRandom().sample(range(self.shape.passages), count))
         decoys = tuple(self.choice(index) for index in chance)
-        fault: CryptoError | None = None
+        fault: CryptoError | WorkerError | None = None
         try:
             scores = self.scores(answer)
         except WorkerError as error:  # by its bytes, which the host knows: no secret
@@ -321,7 +321,7 @@ class Questioner:
         best = tuple(int(index) for index in np.argsort(-scores, kind="stable")[:count])
         try:
             choices = tuple(self.choice(index) for index in best)
-        except CryptoError as error:
+        except (CryptoError, WorkerError) as error:
             fault = fault or error
         return (
             Opened(decoys, chance, None, fault)

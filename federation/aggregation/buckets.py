@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 
 from ...core import log
-from ...core.errors import CryptoError, RoundAborted
+from ...core.errors import CryptoError, RoundAborted, WorkerError
 from ..spec.policy import Policy
 from .base import AggregationServer, Sum
 from .rank_masks import RankMasks
@@ -54,13 +54,13 @@ class Buckets:
         """The next stage of all buckets that are left; None once their sums are open.
 
         Raises:
-            CryptoError, RoundAborted: the last bucket's reason.
+            CryptoError, WorkerError, RoundAborted: the last bucket's reason.
         """
         steps: list[Step | None] = []
         for entry in tuple(self.halves):
             try:
                 steps.append(entry[1].advance())
-            except (CryptoError, RoundAborted) as error:
+            except (CryptoError, RoundAborted, WorkerError) as error:
                 logger.warning("the sum over %s failed: %s", ", ".join(entry[0]), error)
                 self.halves.remove(entry)
                 if not self.halves:

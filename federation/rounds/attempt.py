@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...core import log
-from ...core.errors import BudgetError, CryptoError, DataError, RoundAborted
+from ...core.errors import BudgetError, CryptoError, DataError, RoundAborted, WorkerError
 from ...crypto.privacy.accountant import Spent
 from ..aggregation.base import Contributors, ServerContext, Sum
 from ..aggregation.buckets import buckets
@@ -360,10 +360,10 @@ class RoundAttempt:
                 ):
                     try:
                         half.receive(reply.sender, reply.payload)
-                    except CryptoError as error:
+                    except (CryptoError, WorkerError) as error:
                         logger.warning("%s in stage %s: %s", reply.sender, stage, error)
                 step = half.advance()
-        except CryptoError as error:
+        except (CryptoError, WorkerError) as error:
             raise RoundAborted(str(error)) from error
         return half.sums()
 

@@ -1,11 +1,10 @@
 """`ServerApp` and `ClientApp` for Flower's own engines: `flwr run` on a stock SuperLink or under
 Ray, with the same objects.
 
-Knows Flower's public API only, and which of two ways a run goes: with a federation file, our
-coordinator and our members with all their protection (`conduct`, `visit`); without one, plain
-averaging (`unprotected`).
-Always: a message that is refused leaves this node as it was; what goes back then is the refusal's
-kind, never its words.
+Knows Flower's public API only, and what a run is told (`Settings`). Knows nothing of rounds.
+Always: as `quietchoir coordinate`; started again with the same `state` it goes on from the last
+whole round, under Flower's next run, which also takes a later federation file. A message that is
+refused leaves this node as it was; what goes back then is the refusal's kind, never its words.
 
 Hazard: Flower hands its nodes the program that they run. Masks keep an update from whoever reads
 what the engine carries and what the ServerApp holds; against whoever may start a run on the
@@ -13,6 +12,9 @@ SuperLink nothing here helps, for that person can send another program. `quietch
 `join` take no program from anybody.
 """
 
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
@@ -24,16 +26,53 @@ from ...core import config, log
 from ...core.config import Config, ConsentConfig
 from ...core.errors import ConfigError, MessageError, QuietchoirError
 from .. import stateless_client
+from ..aggregation.snapshot import check_freezable
+from ..client_node import default_home
+from ..events import FederationEvent
 from ..membership import roster
+from ..monitor.event_printer import sentence
+from ..server_node import CoordinatorOptions, coordinate
 from ..stateless_client import Own
-from . import conduct, unprotected
-from .grid import GREETING, NAME, NONCE, PROOF
+from .grid import GREETING, NAME, NONCE, PROOF, GridLink
 from .records import answer_to, open_letter, seal_letter
-from .settings import Settings
 
 logger = log.get("federation.flower")
 # of what is put aside between two letters: in the SuperNode's memory, nowhere else
 STATE, KEY = "quietchoir", "key"
+GRACE_S = 30.0  # once the minimum is there, how long the rest of the roster is waited for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a run is told: `app/pyproject.toml`, or `flwr run federation/transport/app --run-config
+    "…"`.
+    """
+
+    federation: str = ""  # the signed file
+    # the coordinator's folders and its report
+    state: str = ""
+    keys: str = ""
+    report: str = ""
+    # of a simulation: folders with one node's home, and one of examples, a member
+    homes: str = ""
+    data: str = ""
+    rounds: int = 0  # 0: the file's
+    rehearse: int = 0  # values of a pretended adapter; 0: in earnest
+
+    @staticmethod
+    def read(run_config: Mapping[str, object]) -> "Settings":
+        """Raises ConfigError for a value of another type; what is missing has its default."""
+        given: dict[str, object] = {}
+        for one in fields(Settings):
+            key = one.name.replace("_", "-")
+            value = run_config.get(key, one.default)
+            if type(value) is not type(one.default):
+                raise ConfigError(
+                    f"run config: {key} = {value!r} must be {type(one.default).__name__}"
+                )
+            given[one.name] = value
+        return Settings(**given)  # type: ignore[arg-type]
+
 
 server_app = ServerApp()
 client_app = ClientApp()
@@ -42,25 +81,41 @@ client_app = ClientApp()
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
     """Rounds until they are done."""
-    settings = Settings.read(context.run_config)
-    if settings.federation:
-        conduct.conduct(grid, settings)
-    else:
-        unprotected.average(grid, settings)
+    conduct(grid, Settings.read(context.run_config))
 
 
-@client_app.train()
-def train(message: Message, context: Context) -> Message:
-    """Without a federation file: score, train, return the change."""
-    settings = Settings.read(context.run_config)
-    if settings.federation or "home" in context.node_config:
-        return refusal(
-            message,
-            ConfigError(
-                "this node belongs to a federation, and was asked to train without one; refused"
-            ),
-        )
-    return unprotected.train(message, settings, int(context.node_config.get("partition-id", 0)))
+def conduct(grid: Grid, settings: Settings) -> None:
+    """Run the federation's rounds.
+
+    Raises:
+        ConfigError: no federation, no folder for the run's state, or a mode that Flower's engines
+        cannot keep. RosterError, FederationError, RoundAborted: as `coordinate`.
+    """
+    for name in ("federation", "state"):
+        if not getattr(settings, name):
+            raise ConfigError(
+                f"run config: {name} is empty; name the signed file, and a folder where the run "
+                f"lives, so that it can go on after a kill"
+            )
+    file, state = Path(settings.federation), Path(settings.state)
+    check_freezable(roster.load(file))
+    coordinating = CoordinatorOptions(
+        file=file,
+        state=state,
+        keys=Path(settings.keys) if settings.keys else file.parent,
+        home=default_home(),
+        rounds=settings.rounds or None,
+        rehearse=settings.rehearse,
+        grace_s=GRACE_S,
+    )
+    report = coordinate(coordinating, tell, lambda policy: nullcontext(GridLink(grid, policy)))
+    report.write(Path(settings.report) if settings.report else state / "report.json")
+
+
+def tell(event: FederationEvent) -> None:
+    """A line for people; `flwr run --stream` shows what a ServerApp prints."""
+    if (text := sentence(event)) is not None:
+        print(f"quietchoir {text}", flush=True)
 
 
 @client_app.query("hello")

@@ -5,17 +5,29 @@ Always: the only certificate accepted is the one in the signed federation file; 
 network broke is made again, and is one that Flower takes twice without harm; nothing that comes is
 ever imported (`get-fab` is never called).
 
-Hazard: Flower's message identity belongs to the process: one node a process.
+Flower's door wants each request's time signed, and turns away what is five seconds ahead of its own
+clock or five minutes behind it. A household's clock may be off by years: only the times in these
+proofs are shifted to the coordinator's, as the `Date` of a refusal tells it. Nothing of a round
+depends on this node's clock: messages are told apart by numbers, and every time limit runs on a
+clock that nobody sets.
+
+Hazard: Flower's message identity belongs to the process: one node a process. A coordinator can have
+a node sign any time: our own proof (`proof`) is worth something at this federation's door alone,
+Flower's at the doors that know this transport key; neither opens a message or signs one.
 """
 
+import datetime
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable
+from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 import httpx
 from flwr.app import Message
 from flwr.app.message import remove_content_from_message
+from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
@@ -27,6 +39,8 @@ from flwr.proto.fleet_pb2 import (
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import ObjectTree, PullObjectRequest, PushObjectRequest
 from flwr.proto.node_pb2 import Node
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+from flwr.supercore.date import now
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
@@ -34,14 +48,15 @@ from flwr.supercore.inflatable.inflatable_object import (
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
+from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from ..membership.keys import NodeKeys
 from ..spec.policy import Policy
 from . import reach
-from .clock import ClockedAuth
+from .proof import prove
 from .records import is_inline, name_inline
 
 HEARTBEAT_S = 4.0
@@ -49,11 +64,55 @@ HEARTBEAT_PROMISE_S = 10.0  # Flower's smallest; a node is gone after two of the
 RETRY_S = (0.1, 2.0)  # pauses between tries of one request
 PATIENCE_S = 20.0  # a request that fails for so long ends the session: then the node dials again
 
+TURNED_AWAY = 401
+ENOUGH_S = 2.0  # a smaller difference cannot be why the door turned us away
+
 Answer = TypeVar("Answer")
 
 
 class LetterLostError(Exception):
     """The coordinator gave up on this letter while it was on its way; there will be others."""
+
+
+class ClockedAuth:
+    """As Flower's `NodeAuthHttpInterceptor`, on the coordinator's clock, with our own proof beside
+    it.
+    """
+
+    def __init__(self, keys: NodeKeys, federation: bytes, session: str) -> None:
+        self.keys, self.federation, self.session = keys, federation, session
+        self.public_key = public_key_to_bytes(keys.transport.public_key())
+        self.behind = datetime.timedelta()  # how far this node's clock is behind the coordinator's
+
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+        """Add key, time and both signatures to one request."""
+        timestamp, path = (now() + self.behind).isoformat(), context.request.url.path
+        signature = sign_message(self.keys.transport, timestamp.encode("ascii"))
+        context.request.headers.update(
+            {
+                FLEET_HTTP_PUBLIC_KEY_HEADER: b64encode(self.public_key).decode("ascii"),
+                TIMESTAMP_HEADER: timestamp,
+                FLEET_HTTP_SIGNATURE_HEADER: b64encode(signature).decode("ascii"),
+                **prove(self.keys.identity, self.federation, path, timestamp, self.session),
+            }
+        )
+        return call_next(context)
+
+    def learn(self, refusal: httpx.Response) -> bool:
+        """Take over the coordinator's time from its refusal. False: the clocks agree, the reason
+        is another.
+        """
+        if refusal.status_code != TURNED_AWAY or "date" not in refusal.headers:
+            return False
+        try:
+            theirs = parsedate_to_datetime(refusal.headers["date"])
+            behind = theirs.astimezone(datetime.UTC) - now()
+        except (ValueError, TypeError, OverflowError):
+            return False
+        differs = abs(behind - self.behind).total_seconds() > ENOUGH_S
+        if differs:
+            self.behind = behind
+        return differs
 
 
 class PinnedClient(FleetHttpClient):

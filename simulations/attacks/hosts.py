@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from aiohttp import web
 
-from ...core.errors import ConfigError, CryptoError, QuietchoirError
+from ...core.errors import ConfigError, CryptoError, QuietchoirError, WorkerError
 from ...crypto.identity.keys import Identity, PublicIdentity
 from ...crypto.pir.search import Keeper, Opened, Questioner
 from ...private_search import commands, messages
@@ -119,7 +119,7 @@ def careless(asker: Questioner, answer: Sequence[bytes], count: int) -> Opened:
     decoys = tuple(asker.choice(number) for number in range(count))
     try:
         scores = asker.scores(answer)
-    except CryptoError as error:
+    except (CryptoError, WorkerError) as error:
         return Opened(decoys, tuple(range(count)), None, error)
     best = tuple(int(number) for number in np.argsort(-scores)[:count])
     return Opened(tuple(asker.choice(number) for number in best), best, scores, None)

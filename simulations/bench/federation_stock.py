@@ -1,7 +1,7 @@
-"""The peer: Flower's own deployment engine with this project's plain apps, as federation/README.md
-tells to start it.
+"""The peer: Flower's own deployment engine with plain averaging (`stock_apps`), started as
+federation/README.md tells.
 
-Knows Flower's commands and the line that our `ServerApp` prints for a round. Installs nothing and
+Knows Flower's commands and the line that the `ServerApp` prints for a round. Installs nothing and
 reaches nothing outside.
 Always: every process is ended; no TLS and no node keys, which is in Flower's favour.
 """
@@ -17,6 +17,25 @@ from ..processes import Child
 from .stopwatch import Sample
 
 ROUND_S = 120.0
+PROJECT = """\
+[project]
+name = "quietchoir-stock"
+version = "1.0.0"
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "quietchoir"
+
+[tool.flwr.app.components]
+serverapp = "quietchoir.simulations.bench.stock_apps:server_app"
+clientapp = "quietchoir.simulations.bench.stock_apps:client_app"
+
+[tool.flwr.app.config]
+rounds = 0
+min-nodes = 0
+rehearse = 0
+"""
 LINE = re.compile(r"quietchoir round (\d+): (\d+) nodes, accuracy before it ([0-9.]+), ([0-9.]+) s")
 
 
@@ -27,7 +46,10 @@ def engine(folder: Path, *, nodes: int, rounds: int, size: int) -> Iterator[Chil
     Raises:
         QuietchoirError: the SuperLink did not start.
     """
-    with FlowerEngine(folder / "logs") as stock:
+    project = folder / "app"
+    project.mkdir(parents=True)
+    (project / "pyproject.toml").write_text(PROJECT, "utf-8")
+    with FlowerEngine(folder / "logs", project=project) as stock:
         for number in range(nodes):
             stock.node(f"supernode-{number}", {"partition-id": number})
         yield stock.run({"rounds": rounds, "min-nodes": nodes, "rehearse": size})

@@ -28,8 +28,8 @@ from quietchoir.federation.store import checkpoint
 from quietchoir.federation.store.client_store import ClientStore
 from quietchoir.federation.store.member import open_member
 from quietchoir.federation.training.learner import Counts, Trained
-from quietchoir.federation.transport import apps, conduct
-from quietchoir.federation.transport.settings import Settings
+from quietchoir.federation.transport import apps
+from quietchoir.federation.transport.apps import Settings
 from quietchoir.federation.wire.link import InProcessLink
 from quietchoir.simulations.cluster import Choir, ClusterPlan
 from quietchoir.simulations.processes import ProcessGroup
@@ -260,7 +260,7 @@ def over_engines(
         {"home": str(home), "federation": str(played.file), "config": str(played.settings)}
         for home in (played.folder / name for name in names)
     ]
-    conduct.conduct(LocalGrid(apps.client_app, nodes, settings), Settings.read(settings))
+    apps.conduct(LocalGrid(apps.client_app, nodes, settings), Settings.read(settings))
     state = checkpoint.read(folder / "state")
     assert state is not None and state.round == 1
     if CAPABILITIES[cell.mode].model_held_by == "server":

@@ -31,8 +31,7 @@ from quietchoir.crypto.identity.keys import Identity
 from quietchoir.federation.membership.keys import NodeKeys
 from quietchoir.federation.store.ledger import StaleError
 from quietchoir.federation.transport import connection, fleet_endpoint
-from quietchoir.federation.transport.clock import ClockedAuth
-from quietchoir.federation.transport.connection import Connection, LetterLostError
+from quietchoir.federation.transport.connection import ClockedAuth, Connection, LetterLostError
 from quietchoir.federation.transport.fleet_endpoint import Caller, FleetDoor
 from quietchoir.federation.transport.node import FlowerNode
 from quietchoir.federation.transport.proof import NOT_DIALLED_IN, TAKEN, UNHEARD_S, prove

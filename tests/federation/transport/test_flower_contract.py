@@ -44,7 +44,7 @@ from quietchoir.federation.transport import (
     records,
     superlink,
 )
-from quietchoir.federation.transport.clock import ClockedAuth
+from quietchoir.federation.transport.connection import ClockedAuth
 from quietchoir.tests.fakes.federation import DIGEST
 
 CONFIG_FIELDS = {
