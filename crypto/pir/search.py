@@ -242,7 +242,7 @@ class Opened:
     choices: tuple[list[bytes], ...]  # as many as were asked for, whatever the answer opened to
     picked: tuple[int, ...]  # passages they choose, best first; chance where there is a fault
     scores: Scores | None  # [passages]; None where there is a fault
-    fault: CryptoError | None  # why the answer is of no use
+    fault: CryptoError | WorkerError | None  # why the answer is of no use
 
 
 class Questioner:

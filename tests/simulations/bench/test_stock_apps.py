@@ -8,7 +8,7 @@ from quietchoir.core.errors import RoundAborted
 from quietchoir.simulations.bench import stock_apps
 from quietchoir.tests.fakes.grid import LocalGrid
 
-TOLD: dict[str, bool | bytes | float | int | str] = {"rounds": 2, "min-nodes": 2, "rehearse": 100}
+TOLD: dict[str, bool | float | int | str] = {"rounds": 2, "min-nodes": 2, "rehearse": 100}
 
 
 def test_a_run_averages_and_stops_below_its_minimum(

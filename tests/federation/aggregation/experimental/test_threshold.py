@@ -41,7 +41,7 @@ from quietchoir.tests.fakes.joint import (
     stage_of,
 )
 from quietchoir.tests.fakes.sealed import adapter_of, sealed_parties, vault_of
-from quietchoir.tests.fakes.store import everywhere, query
+from quietchoir.tests.fakes.store import everywhere, names, query
 
 BODY = "SELECT body FROM records WHERE name = ?"
 
@@ -115,14 +115,14 @@ def test_the_coordinator_with_t_minus_1_members_opens_nothing_and_t_members_open
     assert ann is not None and ann.plan.threshold == 3
     assert len(summed) < len(total) + 1000  # one vector, whatever the number of parts
     place = messages.RoundId(run.state.run, 1, 1)
-    ring = threshold.make_joint_ring(
+    joint = threshold.make_joint_ring(
         home.policy, config_of(home, place), ann.plan, ann.key_id, round_number(place), b""
     )
-    reader = PartialReader(ann, asked, opened_bytes(ring.sealing, total))
+    reader = PartialReader(ann, asked, opened_bytes(joint.sealing, total))
     with pytest.raises(ThresholdError, match="no part from"):
         reader.result()
     reader.receive_sum(summed)  # the arm with t members
-    sums = ring.sealing.packing.unpack(reader.result())
+    sums = joint.sealing.packing.unpack(reader.result())
     assert (
         np.abs(ring.decode_sum(sums, 4, [ring.Range(0, SIZE, 0.2)], 8) / 4 - adapter).max() < 1e-6
     )
@@ -217,7 +217,7 @@ def test_a_new_version_of_the_file_wipes_the_shares_and_goes_on_with_the_adapter
     )
     later = sealed_parties(after, SIZE, folder=tmp_path, desk=DESK)
     assert keys(later) == [None] * 4
-    assert not any({SHARE, SHARE_MEMORY} & store.names(tmp_path / name) for name in later)
+    assert not any({SHARE, SHARE_MEMORY} & names(tmp_path / name) for name in later)
     left = everywhere(tmp_path / "ann")  # nor in what was deleted, nor in the log
     assert not any(secret[at : at + 64] in left for at in range(0, len(secret) - 64, 4096))
     store = Store(tmp_path / "coordinator")
@@ -239,7 +239,7 @@ def test_members_and_coordinator_go_on_after_a_restart_with_the_same_key_and_ope
     run = coordinator(home, members, SIZE, desk=DESK, store=store, link=first)
     run.train_round()
     store.close()
-    assert {SHARE, SHARE_MEMORY} < store.names(tmp_path / "ben")
+    assert {SHARE, SHARE_MEMORY} < names(tmp_path / "ben")
     assert stat.S_IMODE((tmp_path / "ben" / FILE).stat().st_mode) == 0o600
     before = keys(members)
     again = sealed_parties(home, SIZE, folder=tmp_path, desk=DESK)
@@ -257,10 +257,10 @@ def test_members_and_coordinator_go_on_after_a_restart_with_the_same_key_and_ope
     with pytest.raises(ProtocolError, match="encrypted for before"):
         slots = holding.plan.packing.pack(np.zeros(SIZE, np.uint64))
         Contributor(holding, home.members["ben"]).encrypt(number, slots)
-    names = holding.plan.names
+    sharers = holding.plan.names
     with pytest.raises(ProtocolError, match="opened over others"):
         Holder(holding, home.members["ben"]).respond(
-            request(holding.plan, number, names[:3], names[:3])
+            request(holding.plan, number, sharers[:3], sharers[:3])
         )
 
 
