@@ -1,4 +1,4 @@
-"""The verbs of one node: `serve`, `chat`, `doctor`.
+"""The verbs of one node: `serve`, `chat`, `data`, `doctor`.
 
 Knows flags and what is printed. What the verbs do stands in `node.py`, `doctor.py` and
 `core/assistant/terminal.py`.
@@ -7,23 +7,26 @@ Knows flags and what is printed. What the verbs do stands in `node.py`, `doctor.
 import dataclasses
 import sys
 from argparse import ArgumentParser, Namespace, _SubParsersAction
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
+from .core.commands import register_data
+from .federation.cli import history
 
 if TYPE_CHECKING:
     from .core.assistant.assistant import Event
     from .core.assistant.context import Message
     from .core.config import Config
+    from .core.server.client import RemoteAssistant
     from .node import Node
 
 MAX_ANSWER_TOKENS = 512
 
 
 def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
-    """Add `serve`, `chat` and `doctor`."""
+    """Add `serve`, `chat`, `data` and `doctor`."""
     serving = verbs.add_parser("serve", help="run the assistant: HTTP API and web page")
     serving.add_argument("--host", help="address to listen on (default: this machine only)")
     serving.add_argument("--port", type=int, help="port to listen on; 0 takes a free one")
@@ -34,7 +37,8 @@ def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
         "--data",
         type=Path,
         metavar="FOLDER",
-        help="examples that you consent to train on, for --federation",
+        help="examples that you consent to train on, for --federation; by default the "
+        "conversations that you consented to (quietchoir data consent)",
     )
     serving.set_defaults(run=serve)
 
@@ -54,6 +58,9 @@ def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
             metavar="FILE",
             help="home.json of the household that the assistant acts in",
         )
+
+    data = verbs.add_parser("data", help="examples to train on, and what was said here")
+    history.register(register_data(data))
 
     examining = verbs.add_parser("doctor", help="what this machine lacks, and how to get it")
     examining.set_defaults(run=doctor)
@@ -129,39 +136,50 @@ def chat(arguments: Namespace) -> None:
 
     with asyncio.Runner() as runner:
         if arguments.url:
-            converse(remote(arguments), runner, screen.typed, write)
+            far = remote(arguments)
+            converse(
+                lambda messages: far.reply(messages, MAX_ANSWER_TOKENS),
+                runner,
+                screen.typed,
+                write,
+                far,
+            )
             return
         from .core.assistant.assistant import ChatRequest
         from .core.engine.sampling.params import SamplingParams
+        from .core.history.recorder import KeptChat, recorded
         from .node import Node
 
         node = Node(configured(arguments), home_file=arguments.home_file)
         try:
             runner.run(node.start_assistant())
+            node.open_history()
+            kept = None if node.history is None else KeptChat(node.history, "chat")
 
             def reply(messages: "Sequence[Message]") -> "AsyncGenerator[Event, None]":
                 ask = ChatRequest(
                     messages=tuple(messages),
                     sampling_params=SamplingParams(max_tokens=MAX_ANSWER_TOKENS),
                     adapter=node.adapters.active,
+                    conversation="" if kept is None else kept.conversation,
                 )
-                return node.assistant.reply(ask)
+                answer = node.assistant.reply(ask)
+                return answer if kept is None else recorded(kept.store, ask, kept.source, answer)
 
-            converse(reply, runner, screen.typed, write)
+            converse(reply, runner, screen.typed, write, kept)
         finally:
             runner.run(node.stop())
 
 
-def remote(arguments: Namespace) -> "Callable[[Sequence[Message]], AsyncGenerator[Event, None]]":
+def remote(arguments: Namespace) -> "RemoteAssistant":
     """Somebody who replies, elsewhere."""
     from .core import paths
     from .core.server.auth import TOKEN_FILE, read_token
     from .core.server.client import RemoteAssistant
 
-    node = RemoteAssistant(
+    return RemoteAssistant(
         arguments.url, read_token(arguments.token_file or paths.home() / TOKEN_FILE)
     )
-    return lambda messages: node.reply(messages, MAX_ANSWER_TOKENS)
 
 
 def write(text: str) -> None:

@@ -18,8 +18,10 @@ from .core import log, parts, paths
 from .core.assistant.adapters import AdapterInfo, AdapterSwitch
 from .core.assistant.assistant import Assistant
 from .core.config import Config
+from .core.engine.conversations import FOLDER
 from .core.engine.engine import Engine
 from .core.errors import FederationError, QuietchoirError
+from .core.history.store import PERSONAL, HistoryStore
 from .core.models import weights
 from .core.models.hub import catalog
 from .core.models.hub.catalog import model_name
@@ -28,8 +30,17 @@ from .core.server import auth
 from .core.server.app import NodeServer, Parts, claim
 from .core.server.embeddings import Source
 from .federation.adapters.registry import Card, Registry
-from .federation.client_node import ClientOptions, join
-from .federation.events import AdoptedEvent, DisconnectedEvent, FederationEvent, PersonalEvent
+from .federation.client_node import ClientOptions, destination_of, join
+from .federation.events import (
+    AdoptedEvent,
+    ConsentedEvent,
+    DisconnectedEvent,
+    FederationEvent,
+    PersonalEvent,
+    WithheldEvent,
+)
+from .federation.membership import roster
+from .federation.monitor.event_printer import sentence
 from .plugins.host import PluginHost
 
 if TYPE_CHECKING:
@@ -41,8 +52,6 @@ if TYPE_CHECKING:
 HOUSEHOLD = "quietchoir/household"
 EMBEDDING = "minilm-l6-v2"  # of the catalog; answers /v1/embeddings once it was pulled
 HOME_FILE = "home.json"
-# what the cache held when the node stopped, if its owner keeps that
-CONVERSATIONS = "conversations"
 FOLLOW_S = 1.0  # how soon a choice made by another program is noticed
 LEAVE_S = 5.0  # how long a training step may delay the end
 logger = log.get("node")
@@ -122,6 +131,8 @@ class Node:
         self.assistant: Assistant
         self.server: NodeServer
         self.page = ""  # the page's address, with the token
+        self.history: HistoryStore | None = None
+        self.destinations = {PERSONAL: "personal adapter"}  # what conversations may train here
 
     async def start_assistant(self) -> None:
         """Load the model and everything that answers.
@@ -161,7 +172,7 @@ class Node:
         """
         most, folder, kept = (
             self.config.engine.keep_conversations,
-            self.home / CONVERSATIONS,
+            self.home / FOLDER,
             self.engine.conversations,
         )
         if not most:
@@ -179,6 +190,12 @@ class Node:
 
         self.parts.push_async_callback(asyncio.to_thread, keep)
 
+    def open_history(self) -> None:
+        """Keep conversations from now on, if their owner wants that."""
+        if self.config.history.keep and self.history is None:
+            self.history = HistoryStore(self.home)
+            self.parts.callback(self.history.close)
+
     async def start(self) -> None:
         """Take the port, load everything, answer.
 
@@ -191,12 +208,15 @@ class Node:
         token = auth.load_token(self.home)
         await self.start_assistant()
         embedding = Source(EMBEDDING, lambda: catalog.find(EMBEDDING), read_embedder)
+        self.open_history()
         parts = Parts(
             assistant=self.assistant,
             adapters=self.adapters,
             token=token,
             stats=self.stats,
             embedding=embedding,
+            history=self.history,
+            destinations=lambda: self.destinations,
         )
         self.server = NodeServer(parts, self.config.server, claimed)
         self.parts.push_async_callback(self.server.stop)
@@ -223,12 +243,14 @@ class Node:
                 told = str(error)
 
     def take_part(self, federation: Path) -> None:
-        """Be a member of a federation from now on, with the examples that the configuration
-        consents to.
+        """Be a member of a federation from now on, with the folder of examples that was named, or
+        else with the conversations that its owner gave, once there are some.
         """
         training = self.config.training
+        policy = roster.load(federation)
+        self.destinations[destination_of(policy)] = f"federation {policy.name}"
         joining = ClientOptions(
-            file=federation, data=training.data, home=self.home, proxy=training.proxy
+            file=federation, data=training.data, home=self.home, proxy=training.proxy, patient=True
         )
         # one set of weights serves and trains
         membership = Membership(joining, self.config, self.weights, self.answering)
@@ -309,6 +331,8 @@ class Membership:
             logger.warning("federation: the coordinator at %s %s", event.address, event.reason)
         elif isinstance(event, PersonalEvent):
             logger.warning("%s", event.words)
+        elif isinstance(event, WithheldEvent | ConsentedEvent):
+            logger.warning("%s", sentence(event))
         else:
             logger.info("federation: %s", event.name)
 

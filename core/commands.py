@@ -13,9 +13,8 @@ from . import paths, screen
 
 
 def register(verbs: "_SubParsersAction[ArgumentParser]") -> None:
-    """Add `model list|pull|show|convert` and `data build|list`."""
+    """Add `model list|pull|show|convert`."""
     _register_model(verbs.add_parser("model", help="models on this disk and in the catalog"))
-    _register_data(verbs.add_parser("data", help="examples to train on"))
 
 
 def _register_model(parser: ArgumentParser) -> None:
@@ -52,7 +51,8 @@ def _register_model(parser: ArgumentParser) -> None:
     convert.set_defaults(run=convert_model, needs="train")
 
 
-def _register_data(parser: ArgumentParser) -> None:
+def register_data(parser: ArgumentParser) -> "_SubParsersAction[ArgumentParser]":
+    """Add `build|list` to the verb `data`; return its actions, for more of them."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     build = actions.add_parser("build", help="make a data set, split into parties")
     kinds = build.add_subparsers(dest="kind", required=True, metavar="KIND")
@@ -108,6 +108,7 @@ def _register_data(parser: ArgumentParser) -> None:
         "folder", type=Path, nargs="?", metavar="FOLDER", help="default: data/ in the node's home"
     )
     listing.set_defaults(run=list_data)
+    return actions
 
 
 def list_models(_arguments: Namespace) -> None:

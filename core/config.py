@@ -135,6 +135,15 @@ class ConsentConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryConfig:
+    """What this node keeps of conversations; what of it trains is said by each (`data consent`)."""
+
+    keep: bool = True  # of the page, `chat`, and clients that name their conversation
+    # never trained, in any case: names, places, projects; beside what the redactor finds
+    words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PluginsConfig:
     """Which plugins may answer, and how long they may take."""
 
@@ -151,6 +160,7 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     consent: ConsentConfig = field(default_factory=ConsentConfig)
     plugins: PluginsConfig = field(default_factory=PluginsConfig)
+    history: HistoryConfig = field(default_factory=HistoryConfig)
 
 
 def load(path: Path | None = None) -> Config:

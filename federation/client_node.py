@@ -8,7 +8,7 @@ or trained.
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING
 from ..core import paths
 from ..core.config import Config
 from ..core.errors import DataError, FederationError, QuietchoirError
+from ..core.history.redactor import Redactor
+from ..core.history.store import HistoryStore
+from ..core.history.training_set import TrainingSet, training_set
 from ..core.prompt import PromptFormat
 from ..core.worker import Worker
 from ..crypto.he.encrypted_ring import MemberService
@@ -37,6 +40,7 @@ from .events import (
     RenewedEvent,
     StaysEvent,
     StepEvent,
+    WithheldEvent,
 )
 from .membership import roster
 from .membership.consent import check_consent, check_upload
@@ -55,6 +59,7 @@ from .store.client_store import ClientStore
 from .store.database import Database
 from .store.ledger import AnsweredRounds
 from .store.member import hold, open_member
+from .training.consented import ConsentedExamples, ConsentedLearner
 from .training.learner import Learner, TrainerLearner
 from .training.synthetic_task import RehearsalLearner
 
@@ -65,12 +70,18 @@ if TYPE_CHECKING:
     from ..core.training.trainer import Trainer
 
 
+CONSENT_POLL_S = 1.0  # how soon a consent is noticed by a node that waits for one
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientOptions:
     """What the owner of a node decides when it joins."""
 
     file: Path
-    data: Path | None  # folder with train.jsonl and, if there is one, test.jsonl
+    # folder with train.jsonl and, if there is one, test.jsonl; None: what of this node's history
+    # its owner consents to
+    data: Path | None
+    patient: bool = False  # while nothing may train, wait for consent instead of refusing
     home: Path
     once: bool = False  # leave after the first finished adapter
     rehearse: int = 0  # values of a pretended adapter; 0: train in earnest
@@ -105,13 +116,19 @@ def join(
 
         reach.proxy_of(joining.proxy)
     on_event = one_at_a_time(on_event) if config.training.personal else on_event
+    leave = leave or threading.Event()
     policy = roster.accept(joining.file, joining.home)
     check_consent(policy, config.consent)
     keys = load_or_create(joining.home)
     name = roster.check_member(policy, keys.identity.public.raw)
     check_limit(policy, name, config.training.max_rank)
     # Before the model is loaded: that takes a while.
-    examples = None if joining.rehearse else examples_in(joining.data, policy.prompt)
+    lent = None
+    if joining.data is None and not joining.rehearse:
+        lent = LentHistory(joining.home, policy, config.history.words)
+        if not lent.wait(joining.patient, leave, on_event):
+            return
+    examples = examples_of(joining, policy, lent)
     if examples is not None:
         on_event(
             LoadingEvent(
@@ -131,7 +148,7 @@ def join(
         JoiningEvent(name_here=name, federation=policy.name, bytes_up=cost.up, bytes_down=cost.down)
     )
     learner, size = make_learner(
-        joining, config, policy, weights, name, on_event, examples=examples
+        joining, config, policy, weights, name, on_event, examples=examples, lent=lent
     )
     with ExitStack() as opened:
         folder = roster.folder(joining.home, policy)
@@ -152,7 +169,7 @@ def join(
             drawer=ContributionBuffer(database),
             recall=ClientModelCache(database),
             safe=ClientSecrets(ClientStore(database, size), desk),
-            leave=leave or threading.Event(),
+            leave=leave,
             on_event=on_event,
         )
         if config.training.personal and isinstance(learner, TrainerLearner):
@@ -299,6 +316,9 @@ class ClientNode:
             if self.weights is not None
             else ""
         )
+        if kept and isinstance(self.learner, ConsentedLearner):
+            with closing(HistoryStore(self.joining.home)) as store:
+                store.note_adapter(kept, destination_of(policy))
         self.ledger.release()  # another run may begin at once
         self.on_event(AdoptedEvent(adapter=kept))
         self.adopted = kept
@@ -317,12 +337,91 @@ class ClientNode:
         self.leave.set()
 
 
+class LentHistory:
+    """What this node's history lends to a federation, as its owner's consent stands now."""
+
+    def __init__(self, home: Path, policy: Policy, words: Sequence[str]) -> None:
+        """
+        Raises:
+            MissingPartError: what redacts is not installed; nothing is lent then.
+        """
+        self.home, self.policy = home, policy
+        self.redactor = Redactor(words)
+        self.stamp: tuple[int, ...] | None = None  # of the files that `latest` was read from
+        self.latest: TrainingSet
+
+    def current(self) -> TrainingSet:
+        """What may train now.
+
+        Raises:
+            DataError: the history is damaged.
+        """
+        with closing(HistoryStore(self.home)) as store:
+            stamp = store.stamp()
+            if stamp != self.stamp:
+                self.latest = training_set(
+                    store, destination_of(self.policy), self.policy.prompt, self.redactor
+                )
+                self.stamp = stamp
+        return self.latest
+
+    def note_trained(self, examples: Sequence[str]) -> None:
+        """These train the federation's adapter."""
+        with closing(HistoryStore(self.home)) as store:
+            store.note_trained(destination_of(self.policy), examples)
+
+    def wait(self, patient: bool, leave: threading.Event, on_event: OnEvent) -> bool:
+        """Whether something may train; while nothing may, nothing is sent, and a patient node
+        waits until its owner consents. False: it was told to leave.
+
+        Raises:
+            DataError: nothing may train, and the node is not to wait.
+        """
+        told = False
+        while not (found := self.current()).train:
+            withheld = found.left_out["not consented"]
+            if not patient:
+                raise DataError(
+                    f"no examples to train on: of what was said here nothing may train "
+                    f"{self.policy.name} ({withheld} examples are withheld). Consent to "
+                    f"conversations (quietchoir data consent), or name a folder with --data or "
+                    f"`data` under [training] in your configuration"
+                )
+            if not told:
+                on_event(WithheldEvent(federation=self.policy.name, withheld=withheld))
+                told = True
+            if leave.wait(CONSENT_POLL_S):
+                return False
+        return True
+
+
+def destination_of(policy: Policy) -> str:
+    """A federation as consent names it: by its id, since names repeat."""
+    return f"federation:{policy.federation.hex()}"
+
+
 @dataclass(frozen=True, slots=True)
 class Examples:
     """What a node trains on, and what it scores with."""
 
     train: "list[Example]"
     test: "list[Example]"  # may be empty
+
+
+def examples_of(
+    joining: ClientOptions, policy: Policy, lent: LentHistory | None
+) -> Examples | None:
+    """What a node trains on, from its history or its folder; None in a rehearsal.
+
+    Raises:
+        DataError: as `examples_in`.
+    """
+    if joining.rehearse:
+        return None
+    if lent is None:
+        return examples_in(joining.data, policy.prompt)
+    found = lent.current()
+    return Examples(found.train, found.test)
 
 
 def examples_in(folder: Path | None, prompt: PromptFormat) -> Examples:
@@ -373,12 +472,14 @@ def make_learner(
     trainer: "Trainer | None" = None,
     *,
     examples: "Examples | None" = None,
+    lent: "LentHistory | None" = None,
 ) -> tuple[Learner, int]:
     """This node's learner, and the length of the adapter's flat vector.
 
     Args:
         trainer: one that several nodes of this process share; by default its own (`trainer_of`).
         examples: by default those of `joining.data`.
+        lent: the node's history, if it trains on that: it is asked again before every training.
 
     Raises:
         DataError: no examples, or bad ones.
@@ -387,7 +488,8 @@ def make_learner(
         return RehearsalLearner(joining.rehearse, name), joining.rehearse
     from ..core.training.trainer import StepInfo
 
-    examples = examples or examples_in(joining.data, policy.prompt)
+    examples = examples or examples_of(joining, policy, lent)
+    assert examples is not None  # no rehearsal
     trainer = trainer or trainer_of(config, policy, weights)
 
     def prepare(what: str, given: "list[Example]") -> "Prepared":
@@ -400,12 +502,13 @@ def make_learner(
     def step(info: StepInfo) -> None:
         on_event(StepEvent(step=info.step, steps=info.steps, loss=info.loss))
 
+    whole, recipe = config.training.whole_adapter, policy.recipe.trainer()
+    if lent is not None:
+        following = ConsentedExamples(lent, prepare, on_event)
+        return ConsentedLearner(trainer, following, recipe, step, whole=whole), trainer.size
     prepared = prepare("training", examples.train)
     test = prepare("held-out", examples.test) if examples.test else None
-    learner = TrainerLearner(
-        trainer, prepared, test, policy.recipe.trainer(), step, whole=config.training.whole_adapter
-    )
-    return learner, trainer.size
+    return TrainerLearner(trainer, prepared, test, recipe, step, whole=whole), trainer.size
 
 
 def trainer_of(config: Config, policy: Policy, weights: "Weights") -> "Trainer":

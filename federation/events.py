@@ -51,6 +51,26 @@ class LoadingEvent(FederationEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConsentedEvent(FederationEvent):
+    """What a member's history lends to training has changed, or was read for the first time."""
+
+    kind = "consented"
+    train: int  # examples that are learned
+    test: int  # that only judge
+    withheld: int  # that its owner did not give
+    digest: str  # of the bytes that train, as `data show` tells it
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithheldEvent(FederationEvent):
+    """Nothing of a member's history may train: it does not dial, and sends nothing."""
+
+    kind = "withheld"
+    federation: str
+    withheld: int  # examples that its owner did not give
+
+
+@dataclass(frozen=True, kw_only=True)
 class JoiningEvent(FederationEvent):
     """A member is about to dial."""
 

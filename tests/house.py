@@ -51,6 +51,7 @@ LEVELS: tuple[set[str], ...] = (
     {"hardware", "device"},
     {"engine"},
     {"training", "assistant"},
+    {"history"},
     {"server"},
     {"commands"},
 )

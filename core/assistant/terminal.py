@@ -8,8 +8,9 @@ Always: Ctrl-C while an answer runs ends the answer; at the prompt it ends the c
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from typing import Protocol
 
-from ..errors import EngineError
+from ..errors import EngineError, QuietchoirError
 from ..screen import one_line, visible
 from ..toolcall import ToolCall, render
 from .assistant import Event, Text, ToolCallEvent, ToolResultEvent
@@ -19,15 +20,34 @@ Reply = Callable[[Sequence[Message]], AsyncGenerator[Event, None]]
 Read = Callable[[str], str]
 Write = Callable[[str], None]
 HELP = "/new begins afresh, /quit ends, Ctrl-C stops an answer\n"
+JUDGING = "/up, /down: a good or a bad answer; /correct TEXT: what it should have been\n"
+VERDICTS = {"up": "up", "down": "down", "correct": "corrected"}
 PROMPT = "\n> "
+
+
+class Feedback(Protocol):
+    """Whoever keeps the conversation, and what its owner makes of it."""
+
+    async def judge(self, verdict: str, correction: str, /) -> str:
+        """Take a verdict on the last answer; returns what came of it, in words.
+
+        Raises:
+            QuietchoirError: there is no answer to judge, or it is not kept.
+        """
+        ...
+
+    def renew(self) -> None:
+        """Another conversation begins."""
+        ...
 
 
 class TerminalChat:
     """What was said so far, and how it goes on."""
 
-    def __init__(self, reply: Reply, write: Write) -> None:
+    def __init__(self, reply: Reply, write: Write, feedback: Feedback | None = None) -> None:
         self.reply = reply
         self.write = write
+        self.feedback = feedback
         self.messages: list[Message] = []
 
     async def say(self, text: str) -> None:
@@ -53,6 +73,24 @@ class TerminalChat:
         self.write("\n")
         self.messages = [*asked, Message("assistant", "".join(said), tuple(calls))]
 
+    async def judge(self, line: str) -> None:
+        """`/up`, `/down` or `/correct TEXT` after an answer."""
+        verdict, _, correction = line.removeprefix("/").partition(" ")
+        if self.feedback is None or (verdict == "correct") != bool(correction.strip()):
+            self.write(HELP if self.feedback is None else JUDGING)
+            return
+        try:
+            told = await self.feedback.judge(VERDICTS[verdict], correction.strip())
+        except QuietchoirError as error:
+            told = str(error)
+        self.write(f"{one_line(told)}\n")
+
+    def renew(self) -> None:
+        """Forget what was said; what is kept stays."""
+        self.messages = []
+        if self.feedback is not None:
+            self.feedback.renew()
+
     def show(self, event: Event) -> None:
         """Write one event."""
         match event:
@@ -64,10 +102,12 @@ class TerminalChat:
                 self.write("[did not work] ")
 
 
-def converse(reply: Reply, runner: asyncio.Runner, read: Read, write: Write) -> None:
+def converse(
+    reply: Reply, runner: asyncio.Runner, read: Read, write: Write, feedback: Feedback | None = None
+) -> None:
     """Read lines until /quit or the end of input, and answer each."""
-    conversation = TerminalChat(reply, write)
-    write(HELP)
+    conversation = TerminalChat(reply, write, feedback)
+    write(HELP + JUDGING * (feedback is not None))
     while True:
         try:
             said = read(PROMPT).strip()
@@ -77,7 +117,9 @@ def converse(reply: Reply, runner: asyncio.Runner, read: Read, write: Write) -> 
         if said == "/quit":
             return
         if said == "/new":
-            conversation.messages = []
+            conversation.renew()
+        elif said.split(" ")[0].removeprefix("/") in VERDICTS:
+            runner.run(conversation.judge(said))
         elif said.startswith("/"):
             write(HELP)
         elif said:

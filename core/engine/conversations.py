@@ -24,6 +24,7 @@ from ..paths import private_folder, write_atomically
 
 FORMAT = "quietchoir-conversation-1"
 ENDING = ".conversation"
+FOLDER = "conversations"  # in the node's home: what the cache held when the node stopped
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,12 @@ from ..assistant.adapters import AdapterSwitch
 from ..assistant.assistant import Assistant
 from ..config import ServerConfig
 from ..errors import ConfigError
+from ..history.store import HistoryStore
 from . import auth, connections
 from . import errors as refusals
 from . import static as pages
 from .embeddings import Embeddings, Source
+from .history import HistoryApi
 from .node_api import Api
 from .openai import OpenAI
 
@@ -36,6 +38,9 @@ class Parts:
     token: str
     stats: Callable[[], Mapping[str, Any]] = dict
     embedding: Source | None = None  # the model behind /v1/embeddings
+    history: HistoryStore | None = None  # None: nothing is kept
+    # what conversations may train here: "personal" or "federation:ID", each with its name
+    destinations: Callable[[], Mapping[str, str]] = dict
 
 
 def application(parts: Parts, config: ServerConfig) -> web.Application:
@@ -50,9 +55,15 @@ def application(parts: Parts, config: ServerConfig) -> web.Application:
     app = web.Application(middlewares=around, client_max_size=config.max_body_bytes)
     app.on_response_prepare.append(pages.add_headers)
     embeddings = Embeddings(parts.embedding)
-    app.add_routes(OpenAI(parts.assistant, parts.adapters, embeddings, int(time.time())).routes())
+    app.add_routes(
+        OpenAI(
+            parts.assistant, parts.adapters, embeddings, int(time.time()), parts.history
+        ).routes()
+    )
     app.add_routes(embeddings.routes())
     app.add_routes(Api(parts.adapters, parts.assistant.tools, parts.stats).routes())
+    if parts.history is not None:
+        app.add_routes(HistoryApi(parts.history, parts.destinations).routes())
     app.add_routes(pages.Pages().routes())
     return app
 

@@ -4,6 +4,7 @@ Knows the stream's framing and the chunk's shape. Knows nothing of terminals.
 """
 
 import json
+import secrets
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -13,10 +14,12 @@ from ..assistant.assistant import Event, Finished, Text, ToolCallEvent, ToolResu
 from ..assistant.context import Message
 from ..assistant.tools import ToolResult
 from ..errors import ConfigError, EngineError
+from ..history.recorder import kept_words
 from ..toolcall import ToolCall
 
 CONNECT_S = 10.0
 LINE_BYTES = 1 << 20
+SOURCE = "chat"  # as which a node keeps these conversations
 
 
 class RemoteAssistant:
@@ -25,6 +28,35 @@ class RemoteAssistant:
     def __init__(self, url: str, token: str) -> None:
         self.url = url.rstrip("/")
         self.headers = {"Authorization": f"Bearer {token}"}
+        self.renew()
+
+    def renew(self) -> None:
+        """Another conversation begins; the node keeps it under this name."""
+        self.conversation = f"{SOURCE}-{secrets.token_hex(8)}"
+
+    async def judge(self, verdict: str, correction: str) -> str:
+        """A verdict on the last answer.
+
+        Raises:
+            ConfigError, EngineError: as `reply`.
+        """
+        body = {"conversation": self.conversation, "verdict": verdict}
+        if verdict == "corrected":
+            body["answer"] = correction
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(CONNECT_S)) as session,
+                session.post(
+                    f"{self.url}/api/feedback", json=body, headers=self.headers
+                ) as response,
+            ):
+                await check(response)
+                told = await response.json()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise EngineError(f"{self.url} took no verdict ({error}); try again") from error
+        if told["example"] is None:
+            return "no example is made of it"
+        return kept_words(told["conversation"]["consent"], self.conversation)
 
     async def reply(
         self, messages: Sequence[Message], max_tokens: int
@@ -40,6 +72,7 @@ class RemoteAssistant:
             "max_tokens": max_tokens,
             "stream": True,
             "stream_options": {"include_usage": True},
+            "metadata": {"conversation": self.conversation, "source": SOURCE},
         }
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
         try:

@@ -13,6 +13,7 @@ from aiohttp.typedefs import Handler
 from .. import log
 from ..engine.sampling.grammar_limits import depth_of
 from ..errors import (
+    DataError,
     EngineError,
     MissingPartError,
     ModelNotFoundError,
@@ -46,6 +47,8 @@ def describe(error: Exception) -> tuple[int, dict[str, str | None]]:
     match error:
         case BadRequest():
             return 400, shape(message, "invalid_request_error", error.parameter)
+        case DataError():
+            return 400, shape(message, "invalid_request_error", code="not_usable")
         case RequestError():
             return 400, shape(message, "invalid_request_error", code="request_not_possible")
         case ModelNotFoundError():

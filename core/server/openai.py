@@ -15,6 +15,8 @@ from aiohttp import web
 
 from ..assistant.adapters import AdapterSwitch
 from ..assistant.assistant import Assistant, ChatRequest, Event
+from ..history.recorder import recorded
+from ..history.store import HistoryStore
 from . import errors as refusals
 from . import requests
 from . import responses as events
@@ -43,12 +45,18 @@ class OpenAI:
     """The handlers, around one assistant."""
 
     def __init__(
-        self, assistant: Assistant, adapters: AdapterSwitch, embeddings: Embeddings, created: int
+        self,
+        assistant: Assistant,
+        adapters: AdapterSwitch,
+        embeddings: Embeddings,
+        created: int,
+        history: HistoryStore | None = None,
     ) -> None:
         self.assistant = assistant
         self.adapters = adapters
         self.embeddings = embeddings
         self.created = created  # Unix seconds
+        self.history = history  # keeps conversations that their client names
 
     def routes(self) -> list[web.RouteDef]:
         """What the application mounts."""
@@ -94,7 +102,10 @@ class OpenAI:
         """Answer a conversation."""
         body = requests.chat(await request.read())
         ask = dataclasses.replace(body.ask, adapter=await self.adapters.resolve(body.model))
-        return await self.send(request, body, self.assistant.reply(ask), self.shapes("chat", ask))
+        answer = self.assistant.reply(ask)
+        if self.history is not None and ask.conversation:
+            answer = recorded(self.history, ask, body.source, answer)
+        return await self.send(request, body, answer, self.shapes("chat", ask))
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         """Go on after a text."""

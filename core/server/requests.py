@@ -10,6 +10,7 @@ from typing import Any
 
 from ..assistant.assistant import ChatRequest
 from ..engine.sampling.params import MAX_LOGPROBS, SamplingParams
+from ..history.store import NAME
 from . import forms, messages
 from .errors import BadRequest, parse_json
 from .schemas import (
@@ -30,6 +31,8 @@ from .schemas import (
 
 MAX_STOPS = 4
 MOST_TOKENS = 1 << 20
+# Of `metadata`: a conversation that is named is kept on this node, under the name of its client.
+KEPT = ("conversation", "source")
 STREAM_OPTIONS = Record({"include_usage": flag}, harmless={"include_obfuscation": flag})
 
 
@@ -70,7 +73,6 @@ SHARED: dict[str, Reader] = {"model": text, "stream": flag, "stream_options": ST
 # would make of it.
 INDIFFERENT: dict[str, Reader] = {
     "user": text,
-    "metadata": mapping,
     "store": flag,
     "service_tier": text,
     "parallel_tool_calls": flag,
@@ -101,10 +103,20 @@ CHAT = Record(
         "tool_choice": forms.tool_choice,
         "logprobs": flag,
         "top_logprobs": number(int, 0, MAX_LOGPROBS),
+        "metadata": mapping,
     },
     ["messages"],
     INDIFFERENT | NEUTRAL,
 )
+
+
+def kept_name(value: Any, where: str) -> str:
+    """What a client calls its conversation, or itself."""
+    if not isinstance(value, str) or not NAME.fullmatch(value):
+        raise BadRequest(
+            f"{where} is {shown(value)}, expected 1 to 64 of the letters A-Z a-z 0-9 _ . : -", where
+        )
+    return value
 
 
 def prompts(value: Any, where: str) -> Any:
@@ -121,7 +133,7 @@ def prompts(value: Any, where: str) -> Any:
 COMPLETION = Record(
     SHARED | SAMPLING.fields | {"prompt": prompts, "logprobs": number(int, 0, MAX_LOGPROBS)},
     ["prompt"],
-    INDIFFERENT | NEUTRAL,
+    INDIFFERENT | NEUTRAL | {"metadata": mapping},
 )
 
 
@@ -134,6 +146,7 @@ class Body:
     stream: bool
     include_usage: bool
     prompt: str = ""  # /v1/completions alone
+    source: str = ""  # who keeps its conversation here
 
 
 def chat(raw: bytes) -> Body:
@@ -150,6 +163,8 @@ def chat(raw: bytes) -> Body:
             "add_generation_prompt must be the contrary of continue_final_message; leave it out",
             "add_generation_prompt",
         )
+    given = body.get("metadata", {})
+    kept = {key: kept_name(given[key], f"metadata.{key}") for key in KEPT if key in given}
     conversation, begun = messages.split_final(body["messages"], proceed)
     if begun and body.get("response_format") is not None:
         raise BadRequest(
@@ -166,9 +181,10 @@ def chat(raw: bytes) -> Body:
         begun=begun,
         caller_tools=body.get("tools"),
         sampling_params=SAMPLING.of(body, logprobs=logprobs),
+        conversation=kept.get("conversation", ""),
         **body.get("tool_choice", {}),
     )
-    return Body(ask=ask, **shared(body))
+    return Body(ask=ask, source=kept.get("source", "api"), **shared(body))
 
 
 def completion(raw: bytes) -> Body:

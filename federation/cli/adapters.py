@@ -86,16 +86,18 @@ def register(verbs: "_SubParsersAction[ArgumentParser]") -> "_SubParsersAction[A
 
 def list_adapters(arguments: Namespace) -> None:
     """A table."""
+    from ...core.history.store import marks_in
     from ..adapters.registry import SHOWN, Registry
 
     registry = Registry(arguments.home)
-    active = registry.active()
+    active, marks = registry.active(), marks_in(registry.home)
     for name in registry.list():
         card = registry.card(name)
         print(
             one_line(
                 f"{'*' if name == active else ' '} {name[:SHOWN]}  {card.name:<20} "
                 f"{described(card)}"
+                + (f"  trained on {marks[name]} that were forgotten" if name in marks else "")
             )
         )
     if not registry.list():

@@ -5,6 +5,7 @@ verb.
 """
 
 from argparse import ArgumentParser, Namespace, _SubParsersAction
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from ...core.config import TrainingConfig
     from ...core.models.lora.layout import AdapterShape
     from ...core.models.weights import Weights
+    from ...core.training.examples import Example
     from ..adapters.registry import Registry
     from ..personalization.trainer import Workshop
 
@@ -33,7 +35,8 @@ def register(actions: "_SubParsersAction[ArgumentParser]") -> None:
         "--data",
         type=Path,
         metavar="FOLDER",
-        help="your train.jsonl, and test.jsonl to judge the result by",
+        help="your train.jsonl, and test.jsonl to judge the result by; by default the "
+        "conversations here that you consented to (quietchoir data consent)",
     )
     parser.add_argument(
         "--epochs",
@@ -67,11 +70,13 @@ def run_personalize(arguments: Namespace) -> None:
         DataError: no examples. RequestError: no shared adapter. As `personalize`.
     """
     from ...core import config
+    from ...core.history.store import PERSONAL, HistoryStore
     from ..adapters.registry import Registry
     from ..membership.keys import load_or_create
     from ..personalization.keeping import Owner, personalize
     from ..personalization.settings import PersonalSettings
     from .adapters import weights_of
+    from .history import chosen
 
     given = config.load(arguments.config).training
     usual = PersonalSettings.of(given)
@@ -83,11 +88,23 @@ def run_personalize(arguments: Namespace) -> None:
     registry = Registry(arguments.home)
     name = arguments.adapter or shared_one(registry)
     shape = registry.load(name).shape
-    examples = arguments.data or given.data
+    folder: Path | None = arguments.data or given.data
     weights = weights_of(arguments)
+    lent = None
+    if folder is None:
+        lent = chosen(arguments, PERSONAL, registry.card(name).prompt)
+        examples = lent.train, lent.test
+    else:
+        examples = folder_examples(folder)
     workshop = open_workshop(examples, weights, shape, given)
     owner = Owner(registry, load_or_create(registry.home).identity, weights)
-    print(personalize(owner, name, workshop, settings, afresh=arguments.afresh).words())
+    outcome = personalize(owner, name, workshop, settings, afresh=arguments.afresh)
+    if lent is not None and outcome.adapter:
+        with closing(HistoryStore(registry.home)) as store:
+            store.note_trained(outcome.adapter, lent.ids)
+            if outcome.carried:
+                store.note_adapter(outcome.adapter, outcome.carried)
+    print(outcome.words())
 
 
 def shared_one(registry: "Registry") -> str:
@@ -108,25 +125,39 @@ def shared_one(registry: "Registry") -> str:
     return card.parent if card.personal else active
 
 
+def folder_examples(folder: Path) -> "tuple[list[Example], list[Example]]":
+    """Those to learn and those to judge by.
+
+    Raises:
+        DataError: one of the two files is missing or bad.
+    """
+    from ...core.training.dataset import TEST, TRAIN
+    from ...core.training.examples import read_jsonl
+
+    return read_jsonl(folder / TRAIN), read_jsonl(folder / TEST)
+
+
 def open_workshop(
-    folder: Path | None, weights: "Weights", shape: "AdapterShape", config: "TrainingConfig"
+    examples: "tuple[list[Example], list[Example]]",
+    weights: "Weights",
+    shape: "AdapterShape",
+    config: "TrainingConfig",
 ) -> "Workshop":
     """The owner's examples, ready to be trained on.
 
     Raises:
-        DataError: no folder, or one of its two files is missing or bad.
+        DataError: there are none to learn or none to judge by.
     """
     from ...core.errors import DataError
-    from ...core.training.dataset import TEST, TRAIN
-    from ...core.training.examples import read_jsonl
     from ...core.training.trainer import Trainer
     from ..personalization.trainer import Workshop
 
-    if folder is None:
+    train, test = examples
+    if not train or not test:
         raise DataError(
-            "no examples to train on; name a folder with --data, or `data` under "
-            "[training] in your configuration"
+            f"{len(train)} examples to train on and {len(test)} to judge by; consent to more "
+            "conversations (quietchoir data consent), or name a folder with --data, or `data` "
+            "under [training] in your configuration"
         )
-    train, test = (read_jsonl(folder / name) for name in (TRAIN, TEST))
     trainer = Trainer(weights, shape, precision=config.precision, threads=config.threads)
     return Workshop(trainer, trainer.prepare(train), trainer.prepare(test))

@@ -99,7 +99,8 @@ def register_join(parser: ArgumentParser) -> None:
         "--data",
         type=Path,
         metavar="FOLDER",
-        help="train.jsonl and test.jsonl that you consent to train on",
+        help="train.jsonl and test.jsonl that you consent to train on; by default the "
+        "conversations here that you consented to (quietchoir data consent)",
     )
     parser.add_argument("--home", type=Path, metavar="DIR", help="default: the node's home")
     parser.add_argument("--model", default="", metavar="NAME", help=MODEL_HELP)

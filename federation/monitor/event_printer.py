@@ -62,6 +62,11 @@ def sentence(event: FederationEvent) -> str | None:
         "open": "the door is open at {address}",
         "connected": "connected to {address}",
         "loading": "{train} examples to train on, {test} held out; loading the model {model}",
+        "consented": "of this node's history {train} examples train and {test} judge; {withheld} "
+        "are withheld; digest {digest}",
+        "withheld": "nothing that was said here may train {federation} ({withheld} examples are "
+        "withheld): this node dials nobody and sends nothing until its owner consents: quietchoir "
+        "data consent",
         "preparing": "preparing {examples} {what} examples, once: layer {layer} of {layers}",
         "disconnected": "the coordinator at {address} {reason}; trying again. {waits_for}",
         "joining": "joining {federation} as {name}; a round costs about {bytes_up:,} bytes up and "

@@ -11,6 +11,7 @@ import aiohttp
 from quietchoir.core.assistant.adapters import AdapterSwitch
 from quietchoir.core.assistant.assistant import Assistant
 from quietchoir.core.config import ServerConfig
+from quietchoir.core.history.store import HistoryStore
 from quietchoir.core.server.app import NodeServer, Parts, claim
 from quietchoir.core.server.embeddings import Source
 from quietchoir.tests.fakes.server import FakeEngine, FakeShelf, FakeStore, FakeTools, WordTokenizer
@@ -27,6 +28,8 @@ class Served:
     tools: FakeTools = field(default_factory=FakeTools)
     store: FakeStore = field(default_factory=FakeStore)
     embedding: Source | None = None
+    history: HistoryStore | None = None
+    destinations: dict[str, str] = field(default_factory=dict)
     adapters: AdapterSwitch = field(init=False)
     server: NodeServer = field(init=False)
     session: aiohttp.ClientSession = field(init=False)
@@ -39,7 +42,12 @@ class Served:
         config = ServerConfig(port=0, **limits)
         self.server = NodeServer(
             Parts(
-                assistant=assistant, adapters=self.adapters, token=TOKEN, embedding=self.embedding
+                assistant=assistant,
+                adapters=self.adapters,
+                token=TOKEN,
+                embedding=self.embedding,
+                history=self.history,
+                destinations=lambda: self.destinations,
             ),
             config,
             claim(config),

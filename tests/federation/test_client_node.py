@@ -1,7 +1,9 @@
 """What `join` says before it works, and while it prepares."""
 
 import dataclasses
+import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,13 +11,22 @@ from typing import Any
 import pytest
 
 from quietchoir import cli
+from quietchoir.core.assistant.context import Message
 from quietchoir.core.config import Config
 from quietchoir.core.errors import DataError
+from quietchoir.core.history.store import HistoryStore
 from quietchoir.core.training.examples import write_jsonl
 from quietchoir.federation import client_node
-from quietchoir.federation.client_node import ClientOptions, examples_in, join, make_learner
-from quietchoir.federation.events import PreparingEvent
-from quietchoir.federation.membership import founding, ownership
+from quietchoir.federation.client_node import (
+    ClientOptions,
+    LentHistory,
+    destination_of,
+    examples_in,
+    join,
+    make_learner,
+)
+from quietchoir.federation.events import FederationEvent, PreparingEvent, WithheldEvent
+from quietchoir.federation.membership import founding, ownership, roster
 from quietchoir.federation.membership.keys import load_or_create
 from quietchoir.federation.monitor import event_printer
 from quietchoir.federation.monitor.event_printer import teller
@@ -184,3 +195,49 @@ def test_progress_is_told_while_examples_are_prepared(
         -1
     ].endswith("layer 40 of 40")
     assert len(lines) == 2 + 6
+
+
+def test_a_node_whose_history_lends_nothing_waits_loads_nothing_and_dials_nobody(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[FederationEvent] = []
+    leave = threading.Event()
+
+    def tell(event: FederationEvent) -> None:
+        told.append(event)
+        leave.set()
+
+    def never(*_: object, **__: object) -> Any:
+        raise AssertionError("a node that lends nothing went on")
+
+    monkeypatch.setattr(client_node, "resident", never)
+    monkeypatch.setattr(client_node.ClientNode, "take_part", never)
+    with closing(HistoryStore(tmp_path / "home")) as store:
+        store.keep("talk", [Message("user", "a"), Message("assistant", "b")], source="page")
+        store.approve("talk")
+    joining = ClientOptions(file=file, data=None, home=tmp_path / "home", patient=True)
+    join(joining, Config(), tell, leave)
+    assert [event.table() for event in told] == [
+        {"event": "withheld", "federation": "choir", "withheld": 1}
+    ]
+    with pytest.raises(DataError, match=r"nothing may train choir \(1 examples are withheld\)"):
+        join(dataclasses.replace(joining, patient=False), Config(), told.append)
+
+
+def test_a_waiting_node_goes_on_as_soon_as_its_owner_consents(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = roster.load(file)
+
+    def consent(event: FederationEvent) -> None:
+        if isinstance(event, WithheldEvent):
+            with closing(HistoryStore(tmp_path / "home")) as store:
+                store.keep("talk", [Message("user", "a"), Message("assistant", "b")], source="page")
+                store.approve("talk")
+                store.consent("conversation", "talk", destination_of(policy))
+
+    monkeypatch.setattr(client_node, "CONSENT_POLL_S", 0.01)
+    lent = LentHistory(tmp_path / "home", policy, ())
+    assert lent.wait(True, threading.Event(), consent)
+    [example] = lent.current().train
+    assert [one["content"] for one in example.messages] == [CHATTER.system, "a", "b"]

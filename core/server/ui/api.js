@@ -40,9 +40,18 @@ export const get = async (path) => (await request(path)).json();
 export const post = async (path, body) =>
   (await request(path, { method: "POST", body: JSON.stringify(body) })).json();
 
-/** Ask, and yield each chunk of the answer as it comes. `signal` aborts; memory is freed. */
-export async function* ask(messages, signal) {
-  const body = { messages, stream: true, stream_options: { include_usage: true }, max_tokens: 512 };
+/**
+ * Ask, and yield each chunk of the answer as it comes. `signal` aborts; memory is freed. The node
+ * keeps the conversation under its name.
+ */
+export async function* ask(messages, conversation, signal) {
+  const body = {
+    messages,
+    stream: true,
+    stream_options: { include_usage: true },
+    max_tokens: 512,
+    metadata: { conversation, source: "page" },
+  };
   const asked = { method: "POST", body: JSON.stringify(body), signal };
   const response = await request("/v1/chat/completions", asked);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();

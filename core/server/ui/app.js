@@ -2,6 +2,7 @@
 
 import { html, render, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { ask, get, keepToken, post, setToken } from "./api.js";
+import { Consent, newConversation, Verdict } from "./feedback.js";
 import { adapterName, Composer, Header, Message, TokenForm, Welcome } from "./parts.js";
 
 const HOUSE = [
@@ -51,6 +52,8 @@ function App() {
   const [tools, setTools] = useState([]);
   const [messages, setMessages] = useState([]);
   const [notice, setNotice] = useState("");
+  const [conversation, setConversation] = useState(newConversation());
+  const [kept, setKept] = useState({ destinations: {}, consent: "never" });
   const running = useRef(null);
   const end = useRef(null);
   const busy = messages.at(-1)?.state === "busy";
@@ -70,7 +73,17 @@ function App() {
         setTools(offered.tools);
       })
       .catch(refuse);
+    lookKept();
   }, [token]);
+
+  // a node that keeps nothing has no such address
+  const lookKept = () =>
+    get("/api/conversations")
+      .then(({ destinations, conversations }) => {
+        const own = conversations.find(({ id }) => id === conversation);
+        setKept({ destinations, consent: own?.consent ?? "never" });
+      })
+      .catch(() => setKept({ destinations: {}, consent: "never" }));
 
   // a federation may have brought one
   const look = () => get("/api/adapters").then(setAdapters).catch(refuse);
@@ -89,7 +102,7 @@ function App() {
     };
     show();
     try {
-      for await (const chunk of ask(past.map(toApi), control.signal)) {
+      for await (const chunk of ask(past.map(toApi), conversation, control.signal)) {
         current = grow(current, chunk);
         show();
       }
@@ -111,6 +124,30 @@ function App() {
     stop();
     running.current = null;
     setMessages([]);
+    setConversation(newConversation());
+    setKept({ ...kept, consent: "never" });
+  };
+  const consentTo = (consent) =>
+    post(`/api/conversations/${conversation}`, { consent })
+      .then((info) => setKept({ ...kept, consent: info.consent }))
+      .catch((error) => {
+        refuse(error);
+        setKept({ ...kept });
+      });
+  const judge = (turn) => async (verdict, answer) => {
+    try {
+      const given = { conversation, turn, verdict, ...(answer && { answer }) };
+      const { example } = await post("/api/feedback", given);
+      if (!example) return "";
+      return kept.consent === "never" ? "kept, trains nothing" : "kept to learn from";
+    } catch (error) {
+      refuse(error);
+      return "";
+    }
+  };
+  const verdictOn = (turn) => {
+    if (!Object.keys(kept.destinations).length) return null;
+    return html`<${Verdict} key=${conversation + turn} onVerdict=${judge(turn)} />`;
   };
   const choose = (name) => {
     setNotice("");
@@ -136,14 +173,17 @@ function App() {
   const suggestions = tools.length && adapters.active ? HOUSE : PLAIN;
   return html`
     <${Header} status=${status} adapters=${adapters} tools=${tools} empty=${!messages.length}
-      onAdapter=${choose} onLook=${look} onFresh=${fresh} />
+      onAdapter=${choose} onLook=${look} onFresh=${fresh}
+      consent=${messages.length > 1 &&
+      html`<${Consent} destinations=${kept.destinations} consent=${kept.consent}
+        onConsent=${consentTo} />`} />
     <main class="talk" role="log" aria-live="polite">
       ${messages.length === 0 &&
       html`<${Welcome} model=${name} suggestions=${suggestions} onAsk=${send} />`}
       ${messages.map(
         (message, index) =>
           html`<${Message} key=${index} message=${message} last=${index === messages.length - 1}
-            onAgain=${again} />`,
+            onAgain=${again} verdict=${verdictOn(index)} />`,
       )}
       <div ref=${end} class="end" />
     </main>

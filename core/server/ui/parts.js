@@ -18,6 +18,8 @@ const ICONS = {
   tool: "M14.5 6.5a4 4 0 0 0-5.3 5.1L4 16.8 7.2 20l5.2-5.2a4 4 0 0 0 5.1-5.3L15 12l-3-3z",
   cross: "M6 6l12 12M18 6 6 18",
   lock: "M6 11h12v9H6zM8.5 11V8a3.5 3.5 0 0 1 7 0v3",
+  up: "M7 10v10H4V10zm0 0 4-7a2 2 0 0 1 2 2v4h6l-1.5 11H7",
+  down: "M7 14V4H4v10zm0 0 4 7a2 2 0 0 0 2-2v-4h6L17.5 4H7",
 };
 
 export const Icon = ({ name }) =>
@@ -34,7 +36,7 @@ export const Mark = ({ singing }) => html`
 export const adapterName = ({ id, description }) =>
   description ? `${description} · ${id.slice(0, 6)}` : id.slice(0, 12);
 
-export function Header({ status, adapters, tools, onAdapter, onLook, onFresh, empty }) {
+export function Header({ status, adapters, tools, consent, onAdapter, onLook, onFresh, empty }) {
   const pick = (event) => onAdapter(event.target.value || null);
   return html`<header class="top">
     <div class="brand"><${Mark} /><span>quietchoir</span></div>
@@ -52,6 +54,7 @@ export function Header({ status, adapters, tools, onAdapter, onLook, onFresh, em
           )}
         </select>
       </label>`}
+      ${consent}
       <${Tools} tools=${tools} />
       <${ThemeButton} />
       <button class="round" onClick=${onFresh} disabled=${empty} title="New conversation"
@@ -102,7 +105,7 @@ export function Welcome({ model, suggestions, onAsk }) {
   </section>`;
 }
 
-export function Message({ message, last, onAgain }) {
+export function Message({ message, last, onAgain, verdict }) {
   if (message.role === "user") {
     return html`<article class="message user"><div class="bubble">${message.text}</div></article>`;
   }
@@ -117,7 +120,8 @@ export function Message({ message, last, onAgain }) {
         ? html`<${Prose} text=${message.text} />`
         : busy && !message.calls.length && html`<p class="thinking">thinking<span>…</span></p>`}
       ${message.error && html`<p class="error" role="alert">${message.error}</p>`}
-      ${!busy && html`<${Footer} message=${message} last=${last} onAgain=${onAgain} />`}
+      ${!busy && html`<${Footer} message=${message} last=${last} onAgain=${onAgain}
+        verdict=${verdict} />`}
     </div>
   </article>`;
 }
@@ -134,7 +138,7 @@ function Prose({ text }) {
 
 const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 
-function Footer({ message, last, onAgain }) {
+function Footer({ message, last, onAgain, verdict }) {
   const [copied, setCopied] = useState(false);
   const copy = async () => {
     await navigator.clipboard.writeText(message.text);
@@ -150,6 +154,7 @@ function Footer({ message, last, onAgain }) {
     html`<button class="small" onClick=${onAgain} title="Ask again" aria-label="Ask again">
       <${Icon} name="again" />
     </button>`}
+    ${message.state === "done" && verdict}
     ${message.state === "stopped" && html`<span>stopped</span>`}
     ${message.cut && html`<span>cut at the length limit</span>`}
     ${usage &&

@@ -425,4 +425,4 @@ def test_the_configuration_is_what_the_settings_say() -> None:
     with pytest.raises(DataError, match="--data"):
         from quietchoir.federation.cli.personalization import open_workshop
 
-        open_workshop(None, tiny_weights(), SHAPE, TrainingConfig())
+        open_workshop(([], []), tiny_weights(), SHAPE, TrainingConfig())

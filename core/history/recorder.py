@@ -1,0 +1,87 @@
+"""Answers on their way out, kept as they end.
+
+Knows the events of an answer. Knows nothing of where they go.
+Always: an answer that broke off or was left is not kept; a disk that refuses costs the record, said
+in the log, and never the answer.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from .. import log
+from ..assistant.assistant import ChatRequest, Event, Finished, Text, ToolCallEvent
+from ..assistant.context import Message
+from ..errors import QuietchoirError
+from ..toolcall import ToolCall
+from .store import NEVER, HistoryStore
+
+logger = log.get("history")
+
+
+class KeptChat:
+    """One conversation after the other in a terminal of this node, kept and judged.
+
+    Args:
+        source: who keeps them.
+    """
+
+    def __init__(self, store: HistoryStore, source: str) -> None:
+        self.store, self.source = store, source
+        self.renew()
+
+    def renew(self) -> None:
+        """Another conversation begins."""
+        self.conversation = f"{self.source}-{secrets.token_hex(8)}"
+
+    async def judge(self, verdict: str, correction: str) -> str:
+        """A verdict on the last answer. Raises: DataError: there is none."""
+        return await asyncio.to_thread(self._judge, verdict, correction)
+
+    def _judge(self, verdict: str, correction: str) -> str:
+        if verdict == "down":
+            self.store.reject(self.conversation)
+            return "no example is made of it"
+        if verdict == "up":
+            self.store.approve(self.conversation)
+        else:
+            self.store.correct(self.conversation, correction)
+        return kept_words(self.store.consent_of(self.conversation), self.conversation)
+
+
+def kept_words(consent: str, conversation: str) -> str:
+    """What became of an example."""
+    if consent == NEVER:
+        return (
+            f"kept as an example; it trains nothing unless you consent: quietchoir data consent "
+            f"conversation {conversation} personal"
+        )
+    return f"kept as an example; it may train: {consent}"
+
+
+async def recorded(
+    store: HistoryStore, request: ChatRequest, source: str, answer: AsyncGenerator[Event, None]
+) -> AsyncGenerator[Event, None]:
+    """The same events; before the last one the conversation is kept, this answer in it."""
+    said: list[str] = []
+    calls: list[ToolCall] = []
+    async with aclosing(answer) as events:
+        async for event in events:
+            if isinstance(event, Text):
+                said.append(event.text)
+            elif isinstance(event, ToolCallEvent):
+                calls.append(event.call)
+            elif isinstance(event, Finished):
+                whole = Message("assistant", request.begun + "".join(said), tuple(calls))
+                await keep(store, request, source, whole)
+            yield event
+
+
+async def keep(store: HistoryStore, request: ChatRequest, source: str, answer: Message) -> None:
+    """Write one conversation down, or say why not."""
+    messages = (*request.messages, answer)
+    try:
+        await asyncio.to_thread(store.keep, request.conversation, messages, source=source)
+    except QuietchoirError as error:
+        logger.error("the conversation was answered and not kept: %s", error)

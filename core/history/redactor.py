@@ -1,0 +1,313 @@
+"""What names somebody is taken out of an example before it trains.
+
+Knows texts, and kept libraries that find things in them: `phonenumbers`, `python-stdnum` (cards,
+accounts), `pyap2` (addresses), `detect-secrets` (keys), the names of `Faker`; mail addresses by a
+pattern, and the words that the owner wrote down.
+Always: what is found once is replaced wherever it stands in the example, in any case, by the same
+placeholder; the same texts and words give the same result; nothing leaves this process.
+
+Not covered: names in small letters that the owner's list lacks, names that are also common words
+and stand alone, addresses outside the United States, Canada and the United Kingdom but for a house
+number beside a street's name, what only the context gives away. Therefore the preview: the bytes
+that it shows are the bytes that train.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from .. import parts
+from ..errors import DataError
+from ..toolcall import ToolCall, parse, render
+
+Find = Callable[[str], Iterable[str]]
+# RFC 5322's atoms on both sides, as people write them
+MAIL = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]+@[\w-]+(?:\.[\w-]+)+")
+# A card's or an account's number: groups that a check digit then has to confirm.
+DIGITS = re.compile(r"(?<![\w.])\d(?:[ -]?\d){11,18}(?![\w.])")
+ACCOUNT = re.compile(r"\b[A-Za-z]{2}\d{2}(?: ?[A-Za-z0-9]{2,4}){3,8}\b")
+STREETS = (
+    r"street|st|road|rd|avenue|ave|lane|ln|drive|dr|boulevard|blvd|court|ct|square|place|terrace|"
+    r"crescent|close|way"
+)
+# What `pyap2` passes over: a number and a street, without a town.
+STREET = re.compile(
+    rf"\b\d{{1,5}}[a-zA-Z]?,? (?:[A-Z][\w'.-]+ ){{1,3}}(?:{STREETS})\b\.?"
+    r"|\b[A-ZÄÖÜ][\wäöüß-]*(?:straße|strasse|weg|platz|gasse|allee) \d{1,4}[a-z]?\b",
+    re.IGNORECASE,
+)
+WORD = re.compile(r"[^\W\d_][\w'’-]*")
+POSSESSIVE = re.compile("['’]s$")
+TITLES = {"mr", "mrs", "ms", "miss", "dr", "prof", "sir", "herr", "frau", "monsieur", "madame"}
+REGIONS = ("US", "GB", "DE", "FR", "ES", "IT", "NL", "AU", "IN")  # whose local numbers are known
+TOKEN = re.compile(r"[A-Za-z0-9+/=_-]{20,}")  # a key of no known maker
+MARK = re.compile("\ue000\\d+\ue001")  # letters of no script, that no keyboard has
+# What somebody calls a secret, unlike in source code without quotes.
+SECRET = re.compile(
+    r"\b(?:password|passwort|passcode|passphrase|pin|secret|token|api key)\b(?: is|:| =|=) *"
+    r"([^\s\"']{4,})",
+    re.IGNORECASE,
+)
+SENTENCE_END = re.compile(r"[.!?:]\s*$|^\s*$|[\n\"“]\s*$")
+
+
+@dataclass(frozen=True, slots=True)
+class RedactedTexts:
+    """Texts without what was found, and how often each kind was."""
+
+    texts: tuple[str, ...]
+    found: Mapping[str, int]
+
+
+class Redactor:
+    """Takes out what its finders find. Making one reads lists of names: about 0.5 s.
+
+    Args:
+        words: the owner's own: never trained, in any case.
+
+    Raises:
+        MissingPartError: a library is not installed.
+    """
+
+    def __init__(self, words: Sequence[str] = ()) -> None:
+        with parts.wanted("redaction"):
+            self.finders: dict[str, Find] = {
+                "WORD": own_words(words),
+                "KEY": keys(),
+                "MAIL": MAIL.findall,
+                "CARD": cards(),
+                "ACCOUNT": accounts(),
+                "PHONE": phones(),
+                "ADDRESS": addresses(),
+                "NAME": names(),
+            }
+
+    def redact(self, texts: Sequence[str]) -> RedactedTexts:
+        """Replace in all texts what is found in any of them."""
+        marks: dict[str, str] = {}  # value, whatever its case → what stands for it meanwhile
+        kinds: dict[str, str] = {}
+        left = [text.replace("\ue000", "") for text in texts]
+        for kind, find in self.finders.items():
+            values = {value.strip() for text in left for value in find(text)} - {""}
+            # the longest first, so that no part of one is left behind
+            for value in sorted(values, key=lambda value: (-len(value), value)):
+                mark = marks.setdefault(value.casefold(), f"\ue000{len(marks)}\ue001")
+                kinds.setdefault(mark, kind)
+                left = [replaced(text, value, mark) for text in left]
+        found: dict[str, int] = {}
+        names: dict[str, str] = {}
+        for mark in MARK.findall("".join(left)):  # numbered as they are read
+            if mark not in names:
+                found[kinds[mark]] = found.get(kinds[mark], 0) + 1
+                names[mark] = f"[{kinds[mark]}_{found[kinds[mark]]}]"
+        done = tuple(MARK.sub(lambda mark: names[mark[0]], text) for text in left)
+        return RedactedTexts(done, found)
+
+    def example(self, messages: Sequence[str], answer: str) -> RedactedTexts:
+        """The same for an example; its answer, if it is a call, stays one.
+
+        Raises:
+            DataError: what was found stands in a call as a number: it cannot be taken out.
+        """
+        call = parse(answer)
+        if call is None:
+            return self.redact([*messages, answer])
+        spoken = list(strings(call.arguments))
+        done = self.redact([*messages, *spoken])
+        replacements = iter(done.texts[len(messages) :])
+        arguments = with_strings(call.arguments, replacements)
+        made = render(ToolCall(call.name, arguments))
+        if self.redact([made]).found:  # a number, or a name of an argument
+            raise DataError("something that names somebody stands in the call as no text")
+        return RedactedTexts((*done.texts[: len(messages)], made), done.found)
+
+
+def replaced(text: str, value: str, placeholder: str) -> str:
+    """`text` with every occurrence of `value`, in any case and not inside a longer word."""
+    before = r"(?<!\w)" if value[:1].isalnum() else ""
+    after = r"(?!\w)" if value[-1:].isalnum() else ""
+    return re.sub(before + re.escape(value) + after, placeholder, text, flags=re.IGNORECASE)
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every text in a call's arguments, in order."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for _, inner in sorted(value.items()):
+            yield from strings(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from strings(inner)
+
+
+def with_strings(value: Any, replacements: Iterator[str]) -> Any:
+    """The same arguments with other texts, in the order of `strings`."""
+    if isinstance(value, str):
+        return next(replacements)
+    if isinstance(value, Mapping):
+        return {key: with_strings(inner, replacements) for key, inner in sorted(value.items())}
+    if isinstance(value, list | tuple):
+        return [with_strings(inner, replacements) for inner in value]
+    return value
+
+
+def own_words(words: Sequence[str]) -> Find:
+    """The owner's, as they are, in any case."""
+    patterns = [
+        re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE) for word in words if word
+    ]
+    return lambda text: [found for one in patterns for found in one.findall(text)]
+
+
+def keys() -> Find:
+    """Keys and passwords: what `detect-secrets` knows by its shape or by how random it is, and what
+    somebody calls so. Nothing is looked up anywhere: verification is not called.
+    """
+    from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
+    from detect_secrets.plugins.base import RegexBasedDetector
+    from detect_secrets.plugins.high_entropy_strings import Base64HighEntropyString
+
+    entropy = Base64HighEntropyString()
+    plugins: list[Any] = list(get_mapping_from_secret_type_to_class().values())
+    shapes = [
+        pattern
+        for plugin in plugins
+        if issubclass(plugin, RegexBasedDetector)
+        for pattern in plugin().denylist
+    ]
+
+    def find(text: str) -> Iterator[str]:
+        for pattern in shapes:
+            yield from (found[0] for found in pattern.finditer(text))
+        yield from SECRET.findall(text)
+        for token in TOKEN.findall(text):
+            mixed = re.search(r"\d", token) and re.search("[A-Za-z]", token)
+            if mixed and entropy.calculate_shannon_entropy(token) > 3.5:
+                yield token
+
+    return find
+
+
+def cards() -> Find:
+    """Numbers of payment cards, by their check digit (Luhn)."""
+    from stdnum import luhn
+
+    return lambda text: [
+        found for found in DIGITS.findall(text) if luhn.is_valid(re.sub("[ -]", "", found))
+    ]
+
+
+def accounts() -> Find:
+    """International bank account numbers, by their check digits."""
+    from stdnum import iban
+
+    return lambda text: [found for found in ACCOUNT.findall(text) if iban.is_valid(found)]
+
+
+def phones() -> Find:
+    """Telephone numbers: international ones, and local ones of `REGIONS`."""
+    import phonenumbers
+
+    def find(text: str) -> Iterator[str]:
+        if sum(letter.isdigit() for letter in text) < 7:  # most texts: nothing to look for
+            return
+        for region in REGIONS:
+            for found in phonenumbers.PhoneNumberMatcher(text, region):
+                yield found.raw_string
+
+    return find
+
+
+def addresses() -> Find:
+    """Postal addresses."""
+    import pyap
+
+    def find(text: str) -> Iterator[str]:
+        if not re.search(r"\d", text):
+            return
+        for country in ("US", "CA", "GB"):
+            for found in pyap.parse(text, country=country):
+                yield text[found.match_start : found.match_end]
+        yield from (found[0] for found in STREET.finditer(text))
+
+    return find
+
+
+def names() -> Find:
+    """Names of people: a first name of any language that `Faker` knows, or a title, with the
+    capitalised words that follow it.
+    """
+    first, last, common = name_lists()
+
+    def find(text: str) -> Iterator[str]:
+        words = list(WORD.finditer(text))
+        place = 0
+        while place < len(words):
+            end = name_end(text, words, place, first, last, common)
+            if end > place:
+                begin = place + (words[place][0].casefold() in TITLES)
+                named = text[words[begin].start() : words[end - 1].end()]
+                yield POSSESSIVE.sub("", named)
+            place = max(end, place + 1)
+
+    return find
+
+
+def name_end(
+    text: str,
+    words: Sequence[re.Match[str]],
+    place: int,
+    first: frozenset[str],
+    last: frozenset[str],
+    common: frozenset[str],
+) -> int:
+    """Behind the last word of the name that begins at `place`; `place`: no name does."""
+    word = POSSESSIVE.sub("", words[place][0])
+    end = place + 1
+    while (
+        end < len(words) and words[end][0][:1].isupper() and joined(text, words[end - 1 : end + 1])
+    ):
+        end += 1
+    titled = word.casefold() in TITLES and end > place + 1
+    usual = word.casefold() in common
+    begins = SENTENCE_END.search(text[: words[place].start()]) is not None
+    capital = word[:1].isupper()
+    known = (
+        capital and word in first and (not usual or (end > place + 1 and words[end - 1][0] in last))
+    )
+    family = capital and word in last and not usual and not begins
+    return end if titled or known or family else place
+
+
+def joined(text: str, pair: Sequence[re.Match[str]]) -> bool:
+    """Do two words stand beside each other with a space, or the dot of a title, between them?"""
+    return text[pair[0].end() : pair[1].start()] in (" ", ". ", "-")
+
+
+@cache
+def name_lists() -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+    """First names, family names, and common words, which are no names by themselves."""
+    import importlib
+    import pkgutil
+
+    import faker.providers.lorem as texts
+    import faker.providers.person as people
+
+    first: set[str] = set()
+    last: set[str] = set()
+    common: set[str] = set()
+    for locale in pkgutil.iter_modules(texts.__path__):
+        words = importlib.import_module(f"{texts.__name__}.{locale.name}").Provider.word_list
+        common |= {word.casefold() for word in words}
+    for locale in pkgutil.iter_modules(people.__path__):
+        provider = importlib.import_module(f"{people.__name__}.{locale.name}").Provider
+        for key in dir(provider):
+            target = first if key.startswith("first_names") else last
+            if key.startswith(("first_names", "last_names")):
+                listed = getattr(provider, key)
+                if isinstance(listed, Iterable) and not isinstance(listed, str):
+                    target |= {one for one in listed if isinstance(one, str) and len(one) > 1}
+    return frozenset(first), frozenset(last), frozenset(common)

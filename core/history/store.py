@@ -1,0 +1,548 @@
+"""What was said on this node, what its owner made of it, and what of it may train.
+
+Knows one SQLite database: conversations and their turns, examples, consent, which adapter was
+trained on which example. Knows nothing of tokens, models, federations or HTTP.
+Always: nothing trains that its owner did not say; a step is written whole or not at all; what is
+forgotten is written over with zeros, in the log too, and only its number stays, so that adapters
+which were trained on it can be told. Mode 0600.
+
+Not covered: copies of the file and backups; what a disk keeps of blocks that were written over;
+adapters that were trained on what was forgotten: they are marked, and an adapter unlearns nothing.
+"""
+
+import json
+import os
+import re
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from .. import paths
+from ..assistant.context import Message
+from ..errors import DataError, QuietchoirError
+from ..toolcall import ToolCall, parse, render
+
+FILE = "history.sqlite"
+KIND, VERSION = 0x51_43_48_49, 1  # "QCHI": SQLite's application id; of the tables below
+NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")  # of a conversation, as its client calls it
+TITLE_CHARACTERS = 80
+NEVER, PERSONAL = "never", "personal"
+FEDERATION = re.compile(r"federation:[0-9a-f]{64}")  # by the federation's id, since names repeat
+Origin = Literal["thumb", "correction", "confirmed"]
+Kind = Literal["conversation", "collection", "source"]
+TABLES = """
+CREATE TABLE IF NOT EXISTS conversations (
+    id TEXT PRIMARY KEY, source TEXT NOT NULL, title TEXT NOT NULL, at REAL NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS turns (
+    conversation TEXT NOT NULL REFERENCES conversations ON DELETE CASCADE,
+    position INTEGER NOT NULL, message TEXT NOT NULL, PRIMARY KEY (conversation, position)
+) STRICT;
+CREATE TABLE IF NOT EXISTS uses (
+    conversation TEXT NOT NULL REFERENCES conversations ON DELETE CASCADE,
+    collection TEXT NOT NULL, PRIMARY KEY (conversation, collection)
+) STRICT;
+CREATE TABLE IF NOT EXISTS examples (
+    id TEXT PRIMARY KEY, conversation TEXT NOT NULL REFERENCES conversations ON DELETE CASCADE,
+    position INTEGER NOT NULL, origin TEXT NOT NULL, messages TEXT NOT NULL, answer TEXT NOT NULL,
+    at REAL NOT NULL, UNIQUE (conversation, position)
+) STRICT;
+CREATE TABLE IF NOT EXISTS consents (
+    kind TEXT NOT NULL, name TEXT NOT NULL, destination TEXT NOT NULL, at REAL NOT NULL,
+    PRIMARY KEY (kind, name)
+) STRICT;
+CREATE TABLE IF NOT EXISTS trained (
+    adapter TEXT NOT NULL, example TEXT NOT NULL, PRIMARY KEY (adapter, example)
+) STRICT;
+CREATE TABLE IF NOT EXISTS forgotten (example TEXT PRIMARY KEY, at REAL NOT NULL) STRICT
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversationInfo:
+    """One conversation, without what was said."""
+
+    id: str
+    source: str  # who kept it: "page", "chat", "api", or a name that a client gives
+    title: str  # how it began
+    at: float  # seconds since 1970
+    turns: int
+    examples: int
+    consent: str  # what holds for it: NEVER, PERSONAL or "federation:ID"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptExample:
+    """A request with the answer that its owner wants for it."""
+
+    id: str
+    conversation: str
+    position: int  # of the answer among the conversation's turns
+    origin: Origin
+    messages: tuple[Message, ...]  # up to the request
+    answer: str  # a text, or a call as `toolcall.render` writes it
+    at: float  # seconds since 1970
+    consent: str  # what holds for it
+
+    def may_train(self, destination: str) -> bool:
+        """Is it for `destination`? What may train a federation may train its owner's adapter."""
+        return self.consent != NEVER and destination in (self.consent, PERSONAL)
+
+
+class HistoryStore:
+    """One open database.
+
+    Hazard: it holds in clear what its owner said; whoever reads the node's home reads it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open it in `folder`, or make it.
+
+        Raises:
+            DataError: damaged, of another kind, or of a later version; it is left as it is.
+            QuietchoirError: no space or no permission.
+        """
+        self.path = paths.private_folder(folder) / FILE
+        self._lock = threading.RLock()
+        try:
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+            self.connection = sqlite3.connect(
+                self.path, isolation_level=None, check_same_thread=False, timeout=10.0
+            )
+        except (OSError, sqlite3.Error) as error:
+            raise QuietchoirError(
+                f"{self.path}: cannot open ({error}); free the disk or choose another folder"
+            ) from error
+        try:
+            self._check()
+        except BaseException:
+            self.connection.close()
+            raise
+
+    def _check(self) -> None:
+        try:
+            for pragma in (
+                "journal_mode = WAL",
+                "synchronous = FULL",
+                "secure_delete = ON",
+                "foreign_keys = ON",
+            ):
+                self.connection.execute(f"PRAGMA {pragma}")
+            kind, version = (
+                self.connection.execute(f"PRAGMA {name}").fetchone()[0]
+                for name in ("application_id", "user_version")
+            )
+            if (kind, version) == (0, 0):
+                with self.step():
+                    for statement in TABLES.split(";"):
+                        self.connection.execute(statement)
+                    self.connection.execute(f"PRAGMA application_id = {KIND}")
+                    self.connection.execute(f"PRAGMA user_version = {VERSION}")
+                return
+            sound = self.connection.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok"
+        except sqlite3.DatabaseError as error:
+            raise DataError(f"{self.path}: damaged ({error}); restore it from a copy") from error
+        if not sound:
+            raise DataError(f"{self.path}: damaged; restore it from a copy")
+        if (kind, version) != (KIND, VERSION):
+            raise DataError(
+                f"{self.path}: of kind {kind} and version {version}, expected {KIND} and "
+                f"{VERSION}; use the program that wrote it, or move it away"
+            )
+
+    def stamp(self) -> tuple[int, ...]:
+        """Another one after every change, by whichever program."""
+        return tuple(
+            part
+            for name in (self.path, self.path.with_name(f"{FILE}-wal"))
+            if name.exists() and name.stat().st_size  # an empty log comes and goes
+            for part in (name.stat().st_mtime_ns, name.stat().st_size)
+        )
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.connection.close()
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """All that is written inside is on the disk when this returns, or nothing is.
+
+        Raises:
+            QuietchoirError: the disk refused, or another program kept the database for too long.
+        """
+        with self._lock:
+            try:
+                self.connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield
+                    self.connection.execute("COMMIT")
+                except BaseException:
+                    if self.connection.in_transaction:
+                        self.connection.execute("ROLLBACK")
+                    raise
+            except sqlite3.OperationalError as error:
+                raise QuietchoirError(
+                    f"{self.path}: nothing was written ({error}); free the disk, or try again"
+                ) from error
+
+    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        with self._lock:
+            return self.connection.execute(query, values).fetchall()
+
+    # What was said
+
+    def keep(
+        self,
+        conversation: str,
+        messages: Sequence[Message],
+        *,
+        source: str,
+        collections: Sequence[str] = (),
+    ) -> None:
+        """Keep a conversation as it stands now; turns that were said otherwise before give way.
+
+        An example that was made of a turn holds its own words and stays.
+
+        Args:
+            collections: documents that an answer was made of.
+
+        Raises:
+            DataError: a name that no conversation may have.
+        """
+        check_name(conversation, "conversation")
+        check_name(source, "source")
+        opening = next((one.content for one in messages if one.role == "user"), "")
+        title = " ".join(opening.split())[:TITLE_CHARACTERS]
+        rows = [(conversation, place, written(one)) for place, one in enumerate(messages)]
+        with self.step():
+            self.connection.execute(
+                "INSERT OR IGNORE INTO conversations VALUES (?, ?, ?, ?)",
+                (conversation, source, title, time.time()),
+            )
+            self.connection.execute("DELETE FROM turns WHERE conversation = ?", (conversation,))
+            self.connection.executemany("INSERT INTO turns VALUES (?, ?, ?)", rows)
+            self.connection.executemany(
+                "INSERT OR IGNORE INTO uses VALUES (?, ?)",
+                [(conversation, name) for name in collections],
+            )
+
+    def conversations(self) -> list[ConversationInfo]:
+        """All that are kept, the newest first."""
+        return self._infos(None)
+
+    def conversation(self, name: str) -> ConversationInfo:
+        """One of them.
+
+        Raises:
+            DataError: there is none of this name.
+        """
+        self._require(name)
+        return self._infos(name)[0]
+
+    def _infos(self, name: str | None) -> list[ConversationInfo]:
+        found = self._rows(
+            "SELECT id, source, title, at,"
+            " (SELECT count(*) FROM turns WHERE conversation = conversations.id),"
+            " (SELECT count(*) FROM examples WHERE conversation = conversations.id)"
+            " FROM conversations WHERE ?1 IS NULL OR id = ?1 ORDER BY at DESC, id",
+            name,
+        )
+        keys = ("id", "source", "title", "at", "turns", "examples")
+        return [
+            ConversationInfo(**dict(zip(keys, row, strict=True)), consent=self.consent_of(row[0]))
+            for row in found
+        ]
+
+    def messages(self, conversation: str) -> tuple[Message, ...]:
+        """What was said in one.
+
+        Raises:
+            DataError: there is none of this name.
+        """
+        self._require(conversation)
+        found = self._rows(
+            "SELECT message FROM turns WHERE conversation = ? ORDER BY position", conversation
+        )
+        return tuple(read(text) for (text,) in found)
+
+    def _require(self, conversation: str) -> None:
+        if not self._rows("SELECT 1 FROM conversations WHERE id = ?", conversation):
+            raise DataError(
+                f"no conversation {conversation[:64]!r} is kept here; "
+                f"`quietchoir data conversations` lists them"
+            )
+
+    # What its owner made of it
+
+    def approve(
+        self, conversation: str, position: int | None = None, *, origin: Origin = "thumb"
+    ) -> str:
+        """Make an example of an answer as it is; returns the example's id.
+
+        Args:
+            position: of the answer among the turns; None: the last one.
+
+        Raises:
+            DataError: no such conversation or answer.
+        """
+        place, messages = self._answer(conversation, position)
+        said = messages[place]
+        answer = "\n".join(map(render, said.calls)) if said.calls else said.content
+        return self._put(conversation, place, origin, messages[:place], answer)
+
+    def correct(
+        self, conversation: str, answer: str | ToolCall, position: int | None = None
+    ) -> str:
+        """Make an example of a request with the answer that should have come; returns its id.
+
+        Raises:
+            DataError: as `approve`; or an answer that is empty.
+        """
+        place, messages = self._answer(conversation, position)
+        call = answer if isinstance(answer, ToolCall) else parse(answer)
+        text = render(call) if call is not None else str(answer)
+        if not text.strip():
+            raise DataError("the correction is empty; give the answer that should have come")
+        return self._put(conversation, place, "correction", messages[:place], text)
+
+    def reject(self, conversation: str, position: int | None = None) -> None:
+        """An answer was bad: what was made an example of it is none any more.
+
+        Raises:
+            DataError: as `approve`.
+        """
+        place, _ = self._answer(conversation, position)
+        found = self._rows(
+            "SELECT id FROM examples WHERE conversation = ? AND position = ?", conversation, place
+        )
+        self.forget([one for (one,) in found])
+
+    def _answer(self, conversation: str, position: int | None) -> tuple[int, tuple[Message, ...]]:
+        messages = self.messages(conversation)
+        answers = [place for place, one in enumerate(messages) if one.role == "assistant"]
+        place = (answers[-1] if answers else -1) if position is None else position
+        if place not in answers or place == 0:
+            raise DataError(
+                f"turn {position} of conversation {conversation} is no answer to a request; "
+                f"answers stand at {', '.join(map(str, answers)) or 'none'}"
+            )
+        return place, messages
+
+    def _put(
+        self,
+        conversation: str,
+        place: int,
+        origin: Origin,
+        messages: Sequence[Message],
+        answer: str,
+    ) -> str:
+        id = secrets.token_hex(8)
+        said = json.dumps([json.loads(written(one)) for one in messages], ensure_ascii=False)
+        with self.step():
+            old = self._rows(
+                "SELECT id, messages, answer FROM examples WHERE conversation = ? AND position = ?",
+                conversation,
+                place,
+            )
+            if old and old[0][1:] == (said, answer):
+                return str(old[0][0])  # said twice
+            self._drop([one for one, *_ in old])
+            self.connection.execute(
+                "INSERT INTO examples VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (id, conversation, place, origin, said, answer, time.time()),
+            )
+        return id
+
+    def examples(self, conversation: str | None = None) -> list[KeptExample]:
+        """All examples, or those of one conversation, the oldest first."""
+        found = self._rows(
+            "SELECT id, conversation, position, origin, messages, answer, at FROM examples"
+            " WHERE ?1 IS NULL OR conversation = ?1 ORDER BY at, id",
+            conversation,
+        )
+        holds = {name: self.consent_of(name) for name in {row[1] for row in found}}
+        return [
+            KeptExample(
+                id=id, conversation=where, position=place, origin=origin,
+                messages=tuple(from_json(one) for one in json.loads(said)),
+                answer=answer, at=at, consent=holds[where],
+            )
+            for id, where, place, origin, said, answer, at in found
+        ]  # fmt: skip
+
+    # Consent
+
+    def consent(self, kind: Kind, name: str, destination: str | None) -> None:
+        """Say what a conversation, a collection or a source may train; None: say nothing of it.
+
+        Raises:
+            DataError: no such destination or kind, or a name that none may have.
+        """
+        check_name(name, kind)
+        if kind not in get_args(Kind):
+            raise DataError(f"{kind!r} has no consent; expected one of {', '.join(get_args(Kind))}")
+        if destination not in (None, NEVER, PERSONAL) and not FEDERATION.fullmatch(
+            str(destination)
+        ):
+            raise DataError(
+                f"{destination!r} is nothing that can be trained; expected {NEVER}, {PERSONAL} or "
+                f"federation:ID"
+            )
+        if kind == "conversation":
+            self._require(name)
+        with self.step():
+            self.connection.execute(
+                "DELETE FROM consents WHERE kind = ? AND name = ?", (kind, name)
+            )
+            if destination is not None:
+                self.connection.execute(
+                    "INSERT INTO consents VALUES (?, ?, ?, ?)",
+                    (kind, name, destination, time.time()),
+                )
+
+    def consents(self) -> list[tuple[Kind, str, str]]:
+        """All that was said: kind, name, destination."""
+        return [(kind, name, where) for kind, name, where in self._rows(
+            "SELECT kind, name, destination FROM consents ORDER BY kind, name"
+        )]  # fmt: skip
+
+    def consent_of(self, conversation: str) -> str:
+        """What a conversation may train: the least of what was said about all that it is of.
+
+        A conversation of which nothing was said is as its source; a source of which nothing was
+        said, forbids nothing; a collection of which nothing was said, never trains.
+        """
+        said = {(kind, name): where for kind, name, where in self.consents()}
+        [(source,)] = self._rows("SELECT source FROM conversations WHERE id = ?", conversation)
+        used = self._rows("SELECT collection FROM uses WHERE conversation = ?", conversation)
+        by_source = said.get(("source", source))
+        own = said.get(("conversation", conversation), by_source or NEVER)
+        limits = [own, *(said.get(("collection", name), NEVER) for (name,) in used)]
+        return least([*limits, *([by_source] if by_source else [])])
+
+    # What was trained, and what was forgotten
+
+    def note_trained(self, adapter: str, examples: Sequence[str]) -> None:
+        """An adapter was trained on these examples; one that is still made in a federation is
+        called by that destination.
+        """
+        with self.step():
+            self.connection.executemany(
+                "INSERT OR IGNORE INTO trained VALUES (?, ?)", [(adapter, one) for one in examples]
+            )
+
+    def note_adapter(self, adapter: str, destination: str) -> None:
+        """An adapter came out of a federation: it, and what follows on it, was trained on all that
+        this node trained there.
+        """
+        with self.step():
+            self.connection.execute(
+                "INSERT OR IGNORE INTO trained SELECT ?, example FROM trained WHERE adapter = ?",
+                (adapter, destination),
+            )
+
+    def marks(self) -> Mapping[str, int]:
+        """Adapters that were trained on what was forgotten since, with how much of it."""
+        return dict(
+            self._rows(
+                "SELECT adapter, count(*) FROM trained JOIN forgotten USING (example)"
+                " WHERE adapter NOT LIKE 'federation:%' GROUP BY adapter ORDER BY adapter"
+            )
+        )
+
+    def drop_marks(self, adapter: str) -> None:
+        """An adapter is gone: nothing needs to be told of it any more."""
+        with self.step():
+            self.connection.execute("DELETE FROM trained WHERE adapter = ?", (adapter,))
+
+    def forget(self, examples: Sequence[str]) -> int:
+        """Delete examples, each by its id; returns how many there were."""
+        with self.step():
+            count = self._drop(examples)
+        self._scrub()
+        return count
+
+    def forget_conversation(self, conversation: str) -> int:
+        """Delete a conversation, its turns, its consent and its examples; returns how many of
+        these.
+
+        Raises:
+            DataError: there is none of this name.
+        """
+        self._require(conversation)
+        with self.step():
+            count = self._drop([one.id for one in self.examples(conversation)])
+            self.connection.execute("DELETE FROM conversations WHERE id = ?", (conversation,))
+            self.connection.execute(
+                "DELETE FROM consents WHERE kind = 'conversation' AND name = ?", (conversation,)
+            )
+        self._scrub()
+        return count
+
+    def _drop(self, examples: Sequence[str]) -> int:
+        count = 0
+        for one in examples:
+            gone = self.connection.execute("DELETE FROM examples WHERE id = ?", (one,)).rowcount
+            if gone and self._rows("SELECT 1 FROM trained WHERE example = ?", one):
+                self.connection.execute(
+                    "INSERT OR IGNORE INTO forgotten VALUES (?, ?)", (one, time.time())
+                )
+            count += gone
+        return count
+
+    def _scrub(self) -> None:
+        """What was deleted leaves the log too, as soon as no other program reads it."""
+        with self._lock:
+            self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def least(destinations: Sequence[str]) -> str:
+    """What all of these allow. Two federations have nothing in common but the owner's adapter."""
+    if NEVER in destinations:
+        return NEVER
+    different = set(destinations)
+    return different.pop() if len(different) == 1 else PERSONAL
+
+
+def check_name(name: str, kind: str) -> None:
+    """Raises: DataError: a name that would not stand in an address or on a line."""
+    if not NAME.fullmatch(name):
+        raise DataError(
+            f"{name[:64]!r} cannot name a {kind}; use 1 to 64 of the letters A-Z a-z 0-9 _ . : -"
+        )
+
+
+def written(message: Message) -> str:
+    """One message as JSON."""
+    calls = [{"name": call.name, "arguments": dict(call.arguments)} for call in message.calls]
+    said: dict[str, object] = {"role": message.role, "content": message.content}
+    return json.dumps(said | ({"calls": calls} if calls else {}), ensure_ascii=False)
+
+
+def read(text: str) -> Message:
+    """One message of `written`."""
+    return from_json(json.loads(text))
+
+
+def from_json(said: Mapping[str, Any]) -> Message:
+    """The same, decoded already."""
+    calls = tuple(ToolCall(one["name"], one["arguments"]) for one in said.get("calls", ()))
+    return Message(said["role"], said["content"], calls)
+
+
+def marks_in(home: Path) -> Mapping[str, int]:
+    """As `HistoryStore.marks`, of a node that may keep nothing.
+
+    Raises:
+        DataError: the history is damaged.
+    """
+    if not (home / FILE).exists():
+        return {}
+    with closing(HistoryStore(home)) as store:
+        return store.marks()

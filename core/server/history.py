@@ -1,0 +1,122 @@
+"""The history's routes: what was said here, what its owner made of it, and what may train.
+
+Knows the store and JSON. Knows no federation: the destinations that exist are told to it by name.
+Always: nothing here trains; a refusal changes nothing.
+"""
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from ..history.store import NEVER, HistoryStore
+from ..toolcall import ToolCall
+from .errors import BadRequest, parse_json
+from .schemas import Record, mapping, named, number, only, text
+
+CALL = Record({"name": named, "arguments": mapping}, ["name", "arguments"])
+FEEDBACK = Record(
+    {
+        "conversation": named,
+        "turn": number(int, 0, 1 << 20),
+        "verdict": only("up", "down", "corrected"),
+        "answer": text,
+        "call": CALL,
+    },
+    ["conversation", "verdict"],
+)
+CONSENT = Record({"consent": text}, ["consent"])
+
+
+class HistoryApi:
+    """The handlers.
+
+    Args:
+        destinations: what may be trained here: "personal", "federation:ID", each with its name for
+            people.
+    """
+
+    def __init__(self, store: HistoryStore, destinations: Callable[[], Mapping[str, str]]) -> None:
+        self.store = store
+        self.destinations = destinations
+
+    def routes(self) -> list[web.RouteDef]:
+        """What the application mounts."""
+        one = "/api/conversations/{id}{end:/*}"
+        return [
+            web.post("/api/feedback{end:/*}", self.feedback),
+            web.get("/api/conversations{end:/*}", self.list),
+            web.get(one, self.show),
+            web.post(one, self.consent),
+            web.delete(one, self.forget),
+        ]
+
+    async def feedback(self, request: web.Request) -> web.Response:
+        """A verdict on an answer; a good one, or its correction, becomes an example."""
+        body = FEEDBACK(parse_json(await request.read()), "")
+        given = [key for key in ("answer", "call") if key in body]
+        if (body["verdict"] == "corrected") != (len(given) == 1):
+            raise BadRequest(
+                'give "answer" (a text) or "call" ({"name": …, "arguments": …}) with the verdict '
+                '"corrected", one of them, and neither with another verdict',
+                "verdict",
+            )
+        example = await asyncio.to_thread(self.judge, body)
+        info = await asyncio.to_thread(self.store.conversation, body["conversation"])
+        return web.json_response({"example": example, "conversation": dataclasses.asdict(info)})
+
+    def judge(self, body: Mapping[str, Any]) -> str | None:
+        """Write a verdict down; the id of the example that it made."""
+        where, turn = body["conversation"], body.get("turn")
+        if body["verdict"] == "down":
+            self.store.reject(where, turn)
+            return None
+        if body["verdict"] == "up":
+            return self.store.approve(where, turn)
+        call = body.get("call")
+        right = ToolCall(call["name"], call["arguments"]) if call else body["answer"]
+        return self.store.correct(where, right, turn)
+
+    async def list(self, _request: web.Request) -> web.Response:
+        """All conversations, without what was said."""
+        kept = await asyncio.to_thread(self.store.conversations)
+        return web.json_response(
+            {
+                "conversations": [dataclasses.asdict(info) for info in kept],
+                "destinations": {NEVER: NEVER, **self.destinations()},
+            }
+        )
+
+    async def show(self, request: web.Request) -> web.Response:
+        """One conversation, with what was said."""
+        name = request.match_info["id"]
+        said = await asyncio.to_thread(self.store.messages, name)
+        info = await asyncio.to_thread(self.store.conversation, name)
+        messages = [
+            {"role": one.role, "content": one.content}
+            | ({"calls": [
+                {"name": call.name, "arguments": dict(call.arguments)} for call in one.calls
+            ]} if one.calls else {})
+            for one in said
+        ]  # fmt: skip
+        return web.json_response(dataclasses.asdict(info) | {"messages": messages})
+
+    async def consent(self, request: web.Request) -> web.Response:
+        """Say what one conversation may train."""
+        name = request.match_info["id"]
+        wanted = CONSENT(parse_json(await request.read()), "")["consent"]
+        known = {NEVER, *self.destinations()}
+        if wanted not in known:
+            raise BadRequest(
+                f"consent is {wanted[:80]!r}, expected one of {', '.join(sorted(known))}", "consent"
+            )
+        await asyncio.to_thread(self.store.consent, "conversation", name, wanted)
+        info = await asyncio.to_thread(self.store.conversation, name)
+        return web.json_response(dataclasses.asdict(info))
+
+    async def forget(self, request: web.Request) -> web.Response:
+        """Delete one conversation and its examples."""
+        count = await asyncio.to_thread(self.store.forget_conversation, request.match_info["id"])
+        return web.json_response({"forgotten": count})

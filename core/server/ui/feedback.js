@@ -1,0 +1,61 @@
+// What the owner makes of an answer, and what the conversation may train: two small buttons, a line
+// for a correction, and one choice. Says what was chosen; keeps nothing.
+
+import { html, useState } from "./vendor/htm-preact.js";
+import { Icon } from "./parts.js";
+
+/** A name for a conversation, under which the node keeps it. */
+export function newConversation() {
+  const bytes = crypto.getRandomValues(new Uint8Array(8));
+  const hex = [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  return `page-${hex}`;
+}
+
+/** Good, or bad; after "bad", what it should have been. `onVerdict` gives a promise of words. */
+export function Verdict({ onVerdict }) {
+  const [given, setGiven] = useState("");
+  const [told, setTold] = useState("");
+  const judge = (verdict, answer) =>
+    onVerdict(verdict, answer).then((words) => {
+      setGiven(verdict);
+      setTold(words);
+    });
+  const correct = (event) => {
+    event.preventDefault();
+    const answer = event.target.elements.answer.value.trim();
+    if (answer) judge("corrected", answer);
+  };
+  const button = (verdict, name, title) => html`
+    <button class="small" onClick=${() => judge(verdict)} title=${title} aria-label=${title}
+      aria-pressed=${given === verdict}>
+      <${Icon} name=${name} />
+    </button>
+  `;
+  return html`
+    ${button("up", "up", "A good answer")} ${button("down", "down", "A bad answer")}
+    ${given === "down" &&
+    html`<form class="correction" onSubmit=${correct}>
+      <input name="answer" placeholder="What should it have been?" autocomplete="off"
+        aria-label="The right answer" />
+    </form>`}
+    ${told && html`<span role="status">${told}</span>`}
+  `;
+}
+
+/** What the conversation may train; the choices come from the node. */
+export function Consent({ destinations, consent, onConsent }) {
+  const names = Object.entries(destinations);
+  if (names.length < 2) return null;
+  return html`<label class="picker" title="What this conversation may train">
+    <span class="picker-label">trains</span>
+    <select aria-label="May train" value=${consent}
+      onChange=${(event) => onConsent(event.target.value)}>
+      ${names.map(
+        ([id, name]) =>
+          html`<option value=${id} selected=${id === consent}>
+            ${id === "never" ? "nothing" : name}
+          </option>`,
+      )}
+    </select>
+  </label>`;
+}

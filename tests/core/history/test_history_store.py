@@ -1,0 +1,192 @@
+"""What is kept, what may train, and what is gone when it was forgotten."""
+
+import sqlite3
+import stat
+from pathlib import Path
+
+import pytest
+
+from quietchoir.core.assistant.context import Message
+from quietchoir.core.errors import DataError, QuietchoirError
+from quietchoir.core.history.store import FILE, NEVER, PERSONAL, HistoryStore, least, marks_in
+from quietchoir.core.toolcall import ToolCall, render
+
+FED, OTHER = f"federation:{'a' * 64}", f"federation:{'b' * 64}"
+LAMP = ToolCall("HassTurnOn", {"name": "lamp"})
+
+
+def said(*texts: str) -> list[Message]:
+    """A conversation, its user first."""
+    return [Message(("user", "assistant")[place % 2], text) for place, text in enumerate(texts)]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> HistoryStore:
+    """One conversation of two answers, in an empty home."""
+    made = HistoryStore(tmp_path)
+    made.keep("evening", said("lamp on", "hm", "thanks", "you are welcome"), source="page")
+    return made
+
+
+def test_a_conversation_is_kept_as_it_stands_now_and_by_its_owner_alone(
+    store: HistoryStore, tmp_path: Path
+) -> None:
+    store.keep("evening", said("lamp off", "done"), source="page")
+    assert [one.content for one in store.messages("evening")] == ["lamp off", "done"]
+    [info] = store.conversations()
+    assert (info.title, info.turns, info.consent) == ("lamp on", 2, NEVER)
+    assert stat.S_IMODE((tmp_path / FILE).stat().st_mode) == 0o600
+
+
+def test_nothing_trains_by_default_whatever_was_approved(store: HistoryStore) -> None:
+    store.approve("evening")
+    store.correct("evening", LAMP, position=1)
+    assert [one.consent for one in store.examples()] == [NEVER, NEVER]
+    assert not any(one.may_train(where) for one in store.examples() for where in (PERSONAL, FED))
+
+
+def test_what_may_train_a_federation_may_train_its_owners_adapter_and_no_other(
+    store: HistoryStore,
+) -> None:
+    store.approve("evening")
+    store.consent("conversation", "evening", FED)
+    [example] = store.examples()
+    assert [example.may_train(where) for where in (PERSONAL, FED, OTHER)] == [True, True, False]
+    store.consent("conversation", "evening", PERSONAL)
+    [example] = store.examples()
+    assert [example.may_train(where) for where in (PERSONAL, FED)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("source", "own", "collection", "holds"),
+    [
+        (None, None, None, NEVER),
+        (FED, None, None, FED),  # as its source
+        (FED, PERSONAL, None, PERSONAL),
+        (NEVER, FED, None, NEVER),  # a source that never trains holds all its conversations
+        (PERSONAL, FED, None, PERSONAL),
+        (None, FED, "silent", NEVER),  # a collection of which nothing was said never trains
+        (None, FED, FED, FED),
+        (None, FED, OTHER, PERSONAL),
+    ],
+)
+def test_the_least_of_what_was_said_holds(
+    tmp_path: Path, source: str | None, own: str | None, collection: str | None, holds: str
+) -> None:
+    store = HistoryStore(tmp_path)
+    used = ["manuals"] if collection else []
+    store.keep("one", said("a", "b"), source="page", collections=used)
+    store.consent("source", "page", source)
+    store.consent("conversation", "one", own)
+    if collection not in (None, "silent"):
+        store.consent("collection", "manuals", collection)
+    assert store.consent_of("one") == holds
+
+
+def test_two_federations_share_nothing_but_the_owners_adapter() -> None:
+    assert (least([FED, FED]), least([FED, OTHER]), least([FED, NEVER])) == (FED, PERSONAL, NEVER)
+
+
+def test_a_thumb_takes_the_answer_as_it_is_and_a_correction_the_right_one(
+    store: HistoryStore,
+) -> None:
+    first = store.approve("evening", 3)
+    second = store.correct("evening", LAMP, 1)
+    found = {one.id: one for one in store.examples("evening")}
+    assert found[first].answer == "you are welcome"
+    assert [one.content for one in found[first].messages] == ["lamp on", "hm", "thanks"]
+    assert (found[second].answer, found[second].origin) == (render(LAMP), "correction")
+    assert store.approve("evening", 3) == first  # said twice
+    assert store.correct("evening", '{"arguments": {"name": "lamp"}, "name": "HassTurnOn"}', 1)
+    assert {one.answer for one in store.examples()} == {"you are welcome", render(LAMP)}
+
+
+def test_a_bad_answer_is_no_example_any_more(store: HistoryStore) -> None:
+    store.approve("evening")
+    store.reject("evening")
+    assert store.examples() == []
+
+
+@pytest.mark.parametrize("position", [0, 2, 9])
+def test_only_answers_are_judged(store: HistoryStore, position: int) -> None:
+    with pytest.raises(DataError, match="is no answer to a request; answers stand at 1, 3"):
+        store.approve("evening", position)
+    with pytest.raises(DataError, match="no conversation 'morning' is kept here"):
+        store.approve("morning")
+    assert store.examples() == []
+
+
+@pytest.mark.parametrize("wrong", ["federation:kitchen", "everybody", ""])
+def test_nothing_is_consented_to_that_cannot_be_trained(store: HistoryStore, wrong: str) -> None:
+    with pytest.raises(DataError, match="is nothing that can be trained"):
+        store.consent("conversation", "evening", wrong)
+    assert store.consents() == []
+
+
+def test_what_is_forgotten_is_in_no_byte_of_the_folder(store: HistoryStore, tmp_path: Path) -> None:
+    store.keep("secret", said("my safe's number is 5417-xyzzy", "noted"), source="chat")
+    store.approve("secret")
+    held = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert b"5417-xyzzy" in held  # else the next line would say nothing
+    assert store.forget_conversation("secret") == 1
+    assert b"5417-xyzzy" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert [info.id for info in store.conversations()] == ["evening"]
+
+
+def test_adapters_that_learned_what_was_forgotten_are_marked(
+    store: HistoryStore, tmp_path: Path
+) -> None:
+    kept, gone = store.approve("evening", 3), store.correct("evening", LAMP, 1)
+    store.note_trained(FED, [kept, gone])
+    store.note_adapter("shared", FED)
+    store.note_trained("other", [kept])
+    assert store.marks() == {}
+    assert store.forget([gone]) == 1
+    assert store.marks() == {"shared": 1} == marks_in(tmp_path)
+    store.note_adapter("next", FED)  # what follows on it has learned it too
+    assert store.marks() == {"next": 1, "shared": 1}
+    store.drop_marks("shared")
+    assert store.marks() == {"next": 1}
+
+
+def test_two_programs_see_each_others_steps(store: HistoryStore, tmp_path: Path) -> None:
+    stamp = store.stamp()
+    other = HistoryStore(tmp_path)
+    other.consent("conversation", "evening", PERSONAL)
+    other.close()
+    assert store.consent_of("evening") == PERSONAL
+    assert store.stamp() != stamp
+
+
+def test_a_step_that_breaks_leaves_nothing_behind(store: HistoryStore) -> None:
+    with pytest.raises(RuntimeError), store.step():
+        store.connection.execute("DELETE FROM conversations")
+        raise RuntimeError
+    assert [info.id for info in store.conversations()] == ["evening"]
+
+
+def test_a_database_of_another_kind_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(b"not a database at all" * 100)
+    before = (tmp_path / FILE).read_bytes()
+    with pytest.raises(DataError, match="damaged"):
+        HistoryStore(tmp_path)
+    assert (tmp_path / FILE).read_bytes() == before
+    (tmp_path / FILE).unlink()
+    foreign = sqlite3.connect(tmp_path / FILE)
+    foreign.execute("PRAGMA user_version = 7")
+    foreign.close()
+    with pytest.raises(DataError, match="of kind 0 and version 7"):
+        HistoryStore(tmp_path)
+
+
+def test_a_database_that_somebody_holds_is_told_and_nothing_is_written(
+    store: HistoryStore, tmp_path: Path
+) -> None:
+    store.connection.execute("PRAGMA busy_timeout = 1")
+    other = sqlite3.connect(tmp_path / FILE, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(QuietchoirError, match="nothing was written"):
+        store.keep("late", said("a", "b"), source="page")
+    other.execute("ROLLBACK")
+    other.close()
+    assert [info.id for info in store.conversations()] == ["evening"]

@@ -1,0 +1,75 @@
+"""What names somebody does not reach training, and what does not is left alone."""
+
+import pytest
+
+from quietchoir.core.errors import DataError
+from quietchoir.core.history.redactor import Redactor
+from quietchoir.core.toolcall import ToolCall, parse, render
+
+
+@pytest.fixture(scope="module")
+def redactor() -> Redactor:
+    """With two words of its owner's."""
+    return Redactor(("Project Nightjar", "mopsy"))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("call Mary Smith at +49 30 901820", "call [NAME_1] at [PHONE_1]"),
+        ("ring (212) 555-2368 now", "ring [PHONE_1] now"),
+        ("add milk to Grace's list", "add milk to [NAME_1]'s list"),
+        ("ask Dr. Lovelace, or Jürgen Müller", "ask Dr. [NAME_1], or [NAME_2]"),
+        ("mail ann.b@example.org", "mail [MAIL_1]"),
+        ("my card is 4111 1111 1111 1111", "my card is [CARD_1]"),
+        ("pay to DE89 3704 0044 0532 0130 00", "pay to [ACCOUNT_1]"),
+        ("come to 12 Baker Street", "come to [ADDRESS_1]"),
+        ("I live at 1600 Pennsylvania Avenue NW, Washington, DC 20500", "I live at [ADDRESS_1]"),
+        ("Sie wohnt in der Lindenallee 12", "Sie wohnt in der [ADDRESS_1]"),
+        ("the password is hunter2hunter2", "the password is [KEY_1]"),
+        ("use ghp_abcdefghijklmnopqrstuvwxyzABCDEFGHIJ", "use [KEY_1]"),
+        ("project nightjar starts, tell Mopsy", "[WORD_1] starts, tell [WORD_2]"),
+    ],
+)
+def test_what_names_somebody_is_taken_out(redactor: Redactor, text: str, shown: str) -> None:
+    assert redactor.redact([text]).texts == (shown,)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Will you turn on the Reading Lamp in the Living Room?",
+        "May I have 3 eggs",
+        "set the timer to 1 hour 15 minutes and 30 seconds",
+        "is the Kitchen Window open in the Guest Room on the First Floor?",
+        "set brightness to 50 percent",
+        "start timer 1200000 seconds",
+        "the number 4111 1111 1111 1112 has a wrong check digit",
+    ],
+)
+def test_a_request_that_names_nobody_stays_as_it_is(redactor: Redactor, text: str) -> None:
+    done = redactor.redact([text])
+    assert (done.texts, dict(done.found)) == ((text,), {})
+
+
+def test_one_value_has_one_placeholder_in_request_and_call(redactor: Redactor) -> None:
+    call = render(ToolCall("HassBroadcast", {"message": "mary smith, dinner is ready"}))
+    done = redactor.example(["tell Mary Smith dinner is ready"], call)
+    assert done.texts[0] == "tell [NAME_1] dinner is ready"
+    made = parse(done.texts[1])
+    assert made is not None and made.arguments == {"message": "[NAME_1], dinner is ready"}
+
+
+def test_what_a_call_holds_as_a_number_leaves_the_example_out(redactor: Redactor) -> None:
+    call = render(ToolCall("Pay", {"card": 4111111111111111}))
+    with pytest.raises(DataError, match="stands in the call as no text"):
+        redactor.example(["pay with 4111111111111111"], call)
+
+
+def test_a_text_that_imitates_a_placeholder_finds_none(redactor: Redactor) -> None:
+    assert redactor.redact(["\ue0000\ue001 mail a@b.org"]).texts == ("0\ue001 mail [MAIL_1]",)
+
+
+def test_the_same_texts_are_redacted_alike(redactor: Redactor) -> None:
+    texts = ["Anna and Jonas Weber live at 4 Mill Lane", "Jonas weber, +44 20 7946 0018"]
+    assert redactor.redact(texts) == redactor.redact(texts)
