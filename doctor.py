@@ -149,14 +149,21 @@ def _writable(folder: Path) -> bool:
 
 
 def model(config: Config) -> Finding:
-    """The chosen model's file."""
+    """The chosen model's file, and whether the compiled kernels run what is in it."""
+    from .core.engine.backends.native import library, network
+    from .core.models import weights
     from .core.models.hub import catalog
 
     try:
         path = catalog.find(config.engine.model)
+        architecture, tensors, _ = weights.read_parts(path)
     except QuietchoirError as error:
         return Finding("model", False, str(error), essential=True)
-    return Finding("model", True, f"{config.engine.model}, {path.stat().st_size / 1e6:.0f} MB")
+    text = f"{config.engine.model}, {path.stat().st_size / 1e6:.0f} MB"
+    if library.available() is None and (reason := network.complaint(architecture, tensors)):
+        slower = f"torch runs it, {library.TORCH_IS} than the compiled kernels would: {reason}"
+        return Finding("model", False, f"{text}; {slower}")
+    return Finding("model", True, text)
 
 
 def sandbox(_config: Config) -> Finding:

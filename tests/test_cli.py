@@ -12,6 +12,7 @@ import pytest
 
 from quietchoir import __version__, cli
 from quietchoir.core import paths
+from quietchoir.core.engine.backends.native import network
 
 HEAVY = ("torch", "flwr", "transformers", "aiohttp", "tenseal", "numpy")
 
@@ -128,6 +129,19 @@ def test_doctor_is_content_with_a_complete_machine(
 ) -> None:
     assert cli.main(["doctor"]) == 0
     assert "missing" not in capsys.readouterr().out
+
+
+def test_doctor_says_that_a_model_is_left_to_torch_and_how_much_slower_that_is(
+    home: Path,
+    model_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(network, "LARGEST_HEAD", 32)
+    assert cli.main(["doctor"]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if " model " in line]
+    assert line.startswith("note") and "torch runs it, 8 to 10 times slower" in line
+    assert line.endswith("heads of 64 are no multiple of 16 up to 32")
 
 
 def test_models_are_listed_with_what_is_here(

@@ -19,6 +19,7 @@ SUITES: Mapping[str, str] = {
     "TenSEAL",
     "engine": "tokens a second, memory and first token, beside llama.cpp, OpenVINO and "
     "transformers",
+    "block_types": "the same model in every type of file, beside llama.cpp on the same file",
     "kernels": "one matrix by each instruction set of this processor, beside the memory's own "
     "speed",
     "gpu": "13B in 4 bits on one GPU: memory, and speed beside transformers in bfloat16",

@@ -11,26 +11,40 @@ from gguf import GGMLQuantizationType, quants
 from numpy.typing import NDArray
 
 GROUP = 32
-QUANTISED = ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 PLAIN = ("F32", "F16", "BF16")
-# Where a block's half-precision scales stand: every one that its format has.
+# Where a block's half-precision scales stand: every one that its format has. MXFP4 has a power of 2
+# of one byte instead.
 SCALES = {
-    "Q4_0": (0,),
-    "Q4_1": (0, 2),
-    "Q8_0": (0,),
-    "Q4_K": (0, 2),
-    "Q5_K": (0, 2),
+    **dict.fromkeys(("Q4_0", "Q5_0", "Q8_0", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"), (0,)),
+    **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2)),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
     "Q6_K": (208,),
+    "TQ1_0": (52,),
+    "TQ2_0": (64,),
+    "MXFP4": (),
 }
 # Where its integers stand, scales of sub-blocks not counted.
 INTEGERS = {
     "Q4_0": slice(2, 18),
     "Q4_1": slice(4, 20),
+    "Q5_0": slice(2, 22),
+    "Q5_1": slice(4, 24),
     "Q8_0": slice(2, 34),
+    "Q2_K": slice(16, 80),
+    "Q3_K": slice(0, 96),
     "Q4_K": slice(16, 144),
     "Q5_K": slice(16, 176),
     "Q6_K": slice(0, 192),
+    "IQ3_XXS": slice(2, 66),
+    "IQ3_S": slice(2, 106),
+    "IQ4_NL": slice(2, 18),
+    "IQ4_XS": slice(8, 136),
+    "TQ1_0": slice(0, 52),
+    "TQ2_0": slice(0, 64),
+    "MXFP4": slice(1, 17),
 }
+QUANTISED = tuple(INTEGERS)
 
 
 def block_size(kind: str) -> tuple[int, int]:
@@ -61,7 +75,11 @@ def random_rows(kind: str, rows: int, columns: int, rng: np.random.Generator) ->
 def with_scales(
     kind: str, blocks: NDArray[np.uint8], scales: NDArray[np.floating]
 ) -> NDArray[np.uint8]:
-    """The same blocks, [n, bytes], under these scales, [n, 2]."""
+    """The same blocks, [n, bytes], under these scales, [n, 2]; the nearest power of 2 where a type
+    has no other.
+    """
+    if kind == "MXFP4":
+        blocks[:, 0] = np.rint(np.log2(np.abs(scales[:, 0]) + 2.0**-100)) + 128
     halves = scales.astype(np.float16)[:, :, None].view(np.uint8)  # [n, 2, 2]
     for which, place in enumerate(SCALES[kind]):
         blocks[:, place : place + 2] = halves[:, which]

@@ -14,6 +14,7 @@ from ...hardware.placement import Placement, place
 from ...models.weights import Weights
 from .backend import Backend
 from .native import network
+from .native.library import TORCH_IS
 from .native.runner import NativeRunner, supports
 
 logger = log.get("engine")
@@ -55,7 +56,11 @@ def _torch(weights: Weights, reason: str) -> BackendChoice:
         from .torch_cpu.runner import TorchRunner, cache_dtype
 
     def build(blocks: int, context: int) -> Backend:  # noqa: ARG001  # no tables of its length
-        logger.warning("the torch runner serves, which is slower: %s", reason)
+        logger.warning(
+            "the torch runner serves this model, %s than the compiled kernels would: %s",
+            TORCH_IS,
+            reason,
+        )
         return TorchRunner(weights, blocks)
 
     dtype = cache_dtype(weights, None)

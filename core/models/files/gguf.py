@@ -40,17 +40,7 @@ MAX_PARTS = 1024
 SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 STRING, ARRAY, BOOL = 8, 9, 7
 # Block types that files have and we do not read, by their numbers: a name says more than a number.
-OTHER_TYPES = {
-    16: "IQ2_XXS",
-    17: "IQ2_XS",
-    18: "IQ3_XXS",
-    19: "IQ1_S",
-    20: "IQ4_NL",
-    21: "IQ3_S",
-    22: "IQ2_S",
-    23: "IQ4_XS",
-}
-OTHER_TYPES |= {29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4"}
+OTHER_TYPES = {16: "IQ2_XXS", 17: "IQ2_XS", 19: "IQ1_S", 22: "IQ2_S", 29: "IQ1_M", 40: "NVFP4"}
 NUMBERS = {
     0: "u1",
     1: "i1",

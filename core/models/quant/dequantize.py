@@ -4,16 +4,23 @@ Knows the byte layout of each type. Knows nothing of matrices or files.
 Always: numbers come out as the format's reference computes them, rounding for rounding; any bytes
 decode to something, so a hostile block can be nonsense but never an error.
 
+The codebooks of IQ3_XXS and IQ3_S, 768 numbers of the format, are the gguf package's.
+
 Source: ggml's `ggml-common.h`, block_* structures; `gguf.quants` is the oracle
 (tests/core/models/quant/test_tensor.py).
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from .types import GROUP, QUANT_TYPES
+
+IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+MXFP4_VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # halves
+POWERS_OF_3 = (1, 3, 9, 27, 81)
 
 
 def half(blocks: Tensor, start: int) -> Tensor:
@@ -126,6 +133,88 @@ def dequantize_q6_k(blocks: Tensor) -> Tensor:
     return scaled(integers.float() - 32, scales)
 
 
+def dequantize_tq2_0(blocks: Tensor) -> Tensor:
+    """w = d * (q - 1)."""
+    return half(blocks, 64) * (parts(blocks[:, :64], 2, 32).float() - 1)
+
+
+def trits(packed: Tensor, digits: int) -> Tensor:
+    """Base-3 digits, the first highest, of bytes that hold them as a fraction of 256: [n, bytes] ->
+    uint8 [n, digits * bytes].
+    """
+    powers = torch.tensor(POWERS_OF_3[:digits], dtype=torch.uint8, device=packed.device)[:, None]
+    rests = packed[:, None] * powers  # modulo 256
+    return ((rests.to(torch.int16) * 3) >> 8).to(torch.uint8).view(len(packed), -1)
+
+
+def dequantize_tq1_0(blocks: Tensor) -> Tensor:
+    """w = d * (q - 1)."""
+    places = ((0, 32, 5), (32, 48, 5), (48, 52, 4))
+    integers = [trits(blocks[:, start:stop], digits) for start, stop, digits in places]
+    return half(blocks, 52) * (torch.cat(integers, dim=1).float() - 1)
+
+
+def values_of(numbers: tuple[int, ...], integers: Tensor) -> Tensor:
+    """Numbers of a table, float32 in the shape of `integers`."""
+    table = torch.tensor(numbers, dtype=torch.float32, device=integers.device)
+    return table[integers.long()]
+
+
+def dequantize_iq4_nl(blocks: Tensor) -> Tensor:
+    """w = d * table[q]."""
+    return half(blocks, 0) * values_of(IQ4_VALUES, nibbles(blocks[:, 2:]))
+
+
+def dequantize_iq4_xs(blocks: Tensor) -> Tensor:
+    """8 groups: w = d * (scale - 32) * table[q]."""
+    low, high = parts(blocks[:, 4:8], 4, 1), parts(blocks[:, 2:4], 2, 1)
+    scales = half(blocks, 0) * ((low | (high << 4)).float() - 32)
+    return scaled(values_of(IQ4_VALUES, parts(blocks[:, 8:], 4, 16)), scales)
+
+
+def dequantize_mxfp4(blocks: Tensor) -> Tensor:
+    """w = 2^(e - 128) * table[q]: the table's numbers are doubled, the exponent's bias is 127."""
+    exponents = blocks[:, :1].to(torch.int32)
+    small = torch.full_like(exponents, 1 << 21) << exponents.clamp_max(1)  # no normal number
+    bits = torch.where(exponents < 2, small, (exponents - 1) << 23)
+    return bits.view(torch.float32) * values_of(MXFP4_VALUES, nibbles(blocks[:, 1:]))
+
+
+@cache
+def codebook(quant_type: str) -> Tensor:
+    """Four sizes for each number that a block may name, float32 [entries, 4]."""
+    from gguf import quants
+
+    book = getattr(quants, quant_type)
+    book.init_grid()
+    return torch.tensor(book.grid, dtype=torch.float32).view(-1, 4)
+
+
+def named_sizes(quant_type: str, numbers: Tensor) -> Tensor:
+    """[n, 64] -> float32 [n, 256]."""
+    return codebook(quant_type).to(numbers.device)[numbers.long()].view(len(numbers), -1)
+
+
+def dequantize_iq3_s(blocks: Tensor) -> Tensor:
+    """8 groups: w = ± d * (2 scale + 1) * size, sizes from a codebook."""
+    numbers = blocks[:, 2:66].int() | (parts(blocks[:, 66:74], 1, 1).int() << 8)
+    signs = 1 - 2 * parts(blocks[:, 74:106], 1, 1).float()
+    scales = half(blocks, 0) * (2 * parts(blocks[:, 106:110], 4, 1).float() + 1)
+    return scaled(named_sizes("IQ3_S", numbers) * signs, scales)
+
+
+def dequantize_iq3_xxs(blocks: Tensor) -> Tensor:
+    """8 groups: w = ± d * (scale + 1/2) / 2 * size; every eighth sign makes their number even."""
+    words = blocks[:, 66:].contiguous().view(torch.int32)  # four times seven signs, then the scale
+    shifts = torch.arange(0, 28, 7, device=blocks.device)
+    sevens = ((words[:, :, None] >> shifts) & 127).to(torch.uint8)  # [n, 8, 4]
+    seven = parts(sevens.view(len(blocks), -1), 1, 1).view(len(blocks), -1, 8)[:, :, :7]
+    signs = torch.cat([seven, seven.sum(2, keepdim=True, dtype=torch.uint8) & 1], dim=2)
+    scales = half(blocks, 0) * (((words >> 28) & 15).float() + 0.5) * 0.5
+    sizes = named_sizes("IQ3_XXS", blocks[:, 2:66])
+    return scaled(sizes * (1 - 2 * signs.float()).view(len(blocks), -1), scales)
+
+
 def dequantize_as(kind: torch.dtype) -> Callable[[Tensor], Tensor]:
     """Blocks that are one plain number each."""
 
@@ -150,6 +239,13 @@ DEQUANTIZERS: dict[str, Callable[[Tensor], Tensor]] = {
     "Q4_K": dequantize_q4_k,
     "Q5_K": dequantize_q5_k,
     "Q6_K": dequantize_q6_k,
+    "IQ3_XXS": dequantize_iq3_xxs,
+    "IQ3_S": dequantize_iq3_s,
+    "IQ4_NL": dequantize_iq4_nl,
+    "IQ4_XS": dequantize_iq4_xs,
+    "TQ1_0": dequantize_tq1_0,
+    "TQ2_0": dequantize_tq2_0,
+    "MXFP4": dequantize_mxfp4,
 }
 
 

@@ -6,8 +6,8 @@ torch.
 
 from dataclasses import dataclass
 
-GROUP = 32  # weights that share one scale in Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0
-SUPER = 256  # weights of one block of a K-quant
+GROUP = 32  # weights of one block of Q4_0 and its like
+SUPER = 256  # weights of one block of a K-quant and most I-quants
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,5 +33,12 @@ QUANT_TYPES = {
     "Q4_K": QuantType(SUPER, 4 + 12 + 128, 12),
     "Q5_K": QuantType(SUPER, 4 + 12 + 32 + 128, 13),
     "Q6_K": QuantType(SUPER, 128 + 64 + 16 + 2, 14),
+    "IQ3_XXS": QuantType(SUPER, 2 + 64 + 32, 18),
+    "IQ3_S": QuantType(SUPER, 2 + 64 + 8 + 32 + 4, 21),
+    "IQ4_NL": QuantType(GROUP, 2 + 16, 20),
+    "IQ4_XS": QuantType(SUPER, 2 + 2 + 4 + 128, 23),
+    "TQ1_0": QuantType(SUPER, 48 + 4 + 2, 34),
+    "TQ2_0": QuantType(SUPER, 64 + 2, 35),
+    "MXFP4": QuantType(GROUP, 1 + 16, 39),
 }
 NAMES = {form.number: name for name, form in QUANT_TYPES.items()}  # by GGUF's number

@@ -1,11 +1,12 @@
 """One engine in a process of its own: orders as JSON lines on standard input, answers on standard
 output.
 
-    python -m quietchoir.simulations.bench.peers NAME MODEL --threads N [--first | --repack FILE]
+    python -m quietchoir.simulations.bench.peers NAME MODEL --threads N
+        [--first | --repack FILE [--type TYPE]]
 
 `--first` ends after the first token of one prompt: what a cold start costs. `--repack` writes the
-model as llama.cpp likes it best, in this process, for whatever kills an engine kills its quantiser
-too.
+model by llama.cpp's quantiser, as it likes it best or as TYPE, in this process, for whatever kills
+an engine kills its quantiser too.
 """
 
 import argparse
@@ -83,13 +84,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", action="store_true")
     parser.add_argument("--repack", type=Path, metavar="FILE")
+    parser.add_argument("--type", default="Q4_0")
     arguments = parser.parse_args()
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is no answer
     if arguments.repack:
         from .llamacpp import repacked
 
-        print(repacked(arguments.model, arguments.repack), file=answers, flush=True)
+        written = repacked(arguments.model, arguments.repack, arguments.type)
+        print(written, file=answers, flush=True)
         return
     peer, prompts = (
         load(arguments.name, arguments.model, arguments.threads),

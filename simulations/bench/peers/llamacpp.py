@@ -78,9 +78,9 @@ class LlamaCpp:
         )
 
 
-def repacked(model: Path, out: Path) -> Path:
-    """The same model as Q4_0, the type for which llama.cpp has its fastest kernels, written once
-    to `out`.
+def repacked(model: Path, out: Path, file_type: str = "Q4_0") -> Path:
+    """The same model as another type, written once to `out`; llama.cpp has its fastest kernels for
+    Q4_0.
     """
     if not out.exists():
         from llama_cpp import llama_cpp as api
@@ -88,7 +88,8 @@ def repacked(model: Path, out: Path) -> Path:
         silence = api.llama_log_callback(lambda level, text, data: None)
         api.llama_log_set(silence, None)
         parameters = api.llama_model_quantize_default_params()
-        parameters.ftype, parameters.allow_requantize = api.LLAMA_FTYPE_MOSTLY_Q4_0, True
+        parameters.ftype = getattr(api, f"LLAMA_FTYPE_MOSTLY_{file_type}")
+        parameters.allow_requantize = True
         part = out.with_suffix(".part")
         if api.llama_model_quantize(str(model).encode(), str(part).encode(), parameters):
             raise RuntimeError(f"llama.cpp could not requantise {model}")

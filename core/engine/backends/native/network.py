@@ -256,17 +256,16 @@ class Network:
         return text.decode("utf-8", "replace")
 
 
-def complaint(weights: Weights) -> str | None:
-    """Why the library cannot run this model; None if it can."""
+def complaint(architecture: Architecture, tensors: Mapping[str, QuantTensor]) -> str | None:
+    """Why the library cannot run a model of these sizes and matrices; None if it can."""
     if reason := library.available():
         return reason
-    architecture = weights.architecture
     if architecture.head_dim % 16 or architecture.head_dim > LARGEST_HEAD:
         return f"heads of {architecture.head_dim} are no multiple of 16 up to {LARGEST_HEAD}"
     if architecture.activation not in ACTIVATIONS:
         return f"activation {architecture.activation} is not known"
     known = bind(library.library())
-    for name, blocks in weights.tensors.items():
+    for name, blocks in tensors.items():
         if blocks.shape[0] > 1 and (
             blocks.quant_type not in KINDS
             or not known.quietchoir_takes(KINDS.index(blocks.quant_type), blocks.shape[1])

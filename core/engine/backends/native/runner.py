@@ -26,7 +26,7 @@ KEPT_ADAPTERS = 32  # packed ones beyond those of the step; packing one takes ab
 
 def supports(weights: Weights) -> str | None:
     """Why the native engine cannot run this model, for people; None if it can."""
-    return complaint(weights)
+    return complaint(weights.architecture, weights.tensors)
 
 
 class NativeRunner:

@@ -88,7 +88,7 @@ def test_a_block_type_that_cannot_be_read_is_named(write_model: WriteModel) -> N
     whole = bytearray(path.read_bytes())
     # behind the sizes
     kind = whole.index(b"blk.0.ffn_up.weight") + len(b"blk.0.ffn_up.weight") + 4 + 2 * 8
-    for number, said in ((34, "TQ1_0"), (77, "of block type 77")):
+    for number, said in ((29, "IQ1_M"), (77, "of block type 77")):
         whole[kind : kind + 4] = number.to_bytes(4, "little")
         path.write_bytes(whole)
         with pytest.raises(
@@ -176,7 +176,7 @@ def container(
         (container(tensors=(tensor(sizes=(33, 1), kind=8),)), "does not fit into"),
         (container(tensors=(tensor(sizes=(1,) * 5),)), "a tensor of 5 dimensions"),
         (container(tensors=(tensor(sizes=()),)), "a tensor of 0 dimensions"),
-        (container(tensors=(tensor(kind=20, sizes=(32,)),)), "t is IQ4_NL, which cannot be read"),
+        (container(tensors=(tensor(kind=22, sizes=(256,)),)), "t is IQ2_S, which cannot be read"),
     ],
 )
 def test_a_container_that_lies_is_refused_before_anything_is_made_of_its_counts(

@@ -29,6 +29,8 @@ def random_bytes(kind: str, rows: int = ROWS, seed: int = 1) -> np.ndarray:
             .reshape(*halves.shape[:2], 2)
         )
         halves[..., 2 * place : 2 * place + 2] = finite
+    if kind == "MXFP4":
+        halves[..., 0] = rng.integers(64, 192, halves.shape[:2])  # its exponents
     return raw
 
 

@@ -92,7 +92,7 @@ QC_EXPORT const char* quietchoir_sources() { return QUIETCHOIR_SOURCES; }
 namespace {
 
 struct Facts {
-  char text[256] = "";
+  char text[512] = "";
   template <int N>
   void line(const char* const (&names)[N]) {
     for (const char* name : names) strcat(strcat(text, name), " ");

@@ -1,38 +1,41 @@
 // Packing: from the file's blocks to strips. Plain code; it runs once.
+// Source of the file's layouts: ggml's `ggml-common.h`.
 #include "matrix.h"
 
-#include <string.h>
-
-#include "bf16.h"
+#include "iquants.h"
 #include "kquants.h"
+#include "planes.h"
 
 namespace {
 
 const uint8_t NONE[256] = {};  // a block of zeros, for rows that pad the last strip
 
-// Sixteen packed nibbles of a block of 32: weight k.
-inline int nibble(const uint8_t* packed, int k) {
-  return k < 16 ? packed[k] & 15 : packed[k - 16] >> 4;
+// Where a block of 32 has its sixteen bytes of nibbles and, before them, its fifth bits.
+constexpr int nibbles_at(int kind) {
+  return kind == Q4_0 ? 2 : kind == Q4_1 ? 4 : kind == Q5_0 ? 6 : 8;
 }
 
-void pack_q4(const uint8_t* packed, int row, uint8_t* out) {
-  for (int c = 0; c < 4; c++)
-    for (int j = 0; j < 4; j++)
-      out[c * 64 + row * 4 + j] =
-          uint8_t(nibble(packed, c * 8 + j) | nibble(packed, c * 8 + 4 + j) << 4);
+// The integers of a block of four or five bits.
+void read_integers(int kind, const uint8_t* block, uint8_t q[GROUP]) {
+  const uint8_t* packed = block + nibbles_at(kind);
+  for (int k = 0; k < GROUP; k++) {
+    q[k] = nibble(packed, k);
+    if (kind == Q5_0 || kind == Q5_1) q[k] |= uint8_t((packed[k / 8 - 4] >> k % 8 & 1) << 4);
+  }
 }
 
 // What an absent row holds so that its weights are zero: scale 0 is enough.
 void pack_block(int kind, const uint8_t* block, int row, uint8_t* scales, uint8_t* integers) {
+  uint8_t q[GROUP];
   switch (kind) {
-    case Q4_0:
-      memcpy(scales + row * 2, block, 2);
-      pack_q4(block + 2, row, integers);
-      break;
     case Q4_1:
+    case Q5_1: memcpy(scales + 32 + row * 2, block + 2, 2); [[fallthrough]];
+    case Q4_0:
+    case Q5_0:
       memcpy(scales + row * 2, block, 2);
-      memcpy(scales + 32 + row * 2, block + 2, 2);
-      pack_q4(block + 4, row, integers);
+      read_integers(kind, block, q);
+      pack_nibbles(q, row, integers);
+      if (kind == Q5_0 || kind == Q5_1) pack_bits<4>(q, row, integers + 256);
       break;
     case Q8_0:
       memcpy(scales + row * 2, block, 2);
@@ -42,34 +45,57 @@ void pack_block(int kind, const uint8_t* block, int row, uint8_t* scales, uint8_
     case F32: memcpy(integers + row * 4, block, 4); break;
     case F16:
     case BF16: memcpy(integers + row * 2, block, 2); break;
+    case Q2_K:
+    case Q3_K:
     case Q4_K:
     case Q5_K:
-    case Q6_K: pack_k_block(kind, block, row, scales, integers); break;
+    case Q6_K:
+    case TQ1_0:
+    case TQ2_0: pack_k_block(kind, block, row, scales, integers); break;
+    case IQ3_XXS:
+    case IQ3_S:
+    case IQ4_NL:
+    case IQ4_XS:
+    case MXFP4: pack_i_block(kind, block, row, scales, integers); break;
     default: break;
   }
 }
 
 void decode_block(int kind, const uint8_t* block, float* out) {
-  uint16_t d, m;
-  memcpy(&d, block, 2);
+  uint8_t q[GROUP];
+  uint16_t bits;
   switch (kind) {
     case F32: memcpy(out, block, 4); break;
-    case F16: out[0] = from_f16(d); break;
-    case BF16: out[0] = from_bf16(d); break;
+    case F16: out[0] = half(block); break;
+    case BF16:
+      memcpy(&bits, block, 2);
+      out[0] = from_bf16(bits);
+      break;
     case Q4_0:
-      for (int k = 0; k < GROUP; k++) out[k] = from_f16(d) * float(nibble(block + 2, k) - 8);
+    case Q5_0:
+      read_integers(kind, block, q);
+      for (int k = 0; k < GROUP; k++) out[k] = half(block) * float(q[k] - (kind == Q4_0 ? 8 : 16));
       break;
     case Q4_1:
-      memcpy(&m, block + 2, 2);
-      for (int k = 0; k < GROUP; k++)
-        out[k] = from_f16(d) * float(nibble(block + 4, k)) + from_f16(m);
+    case Q5_1:
+      read_integers(kind, block, q);
+      for (int k = 0; k < GROUP; k++) out[k] = half(block) * float(q[k]) + half(block + 2);
       break;
     case Q8_0:
-      for (int k = 0; k < GROUP; k++) out[k] = from_f16(d) * float(int8_t(block[2 + k]));
+      for (int k = 0; k < GROUP; k++) out[k] = half(block) * float(int8_t(block[2 + k]));
       break;
+    case Q2_K:
+    case Q3_K:
     case Q4_K:
     case Q5_K:
-    case Q6_K: decode_k_block(kind, block, out); break;
+    case Q6_K:
+    case TQ1_0:
+    case TQ2_0: decode_k_block(kind, block, out); break;
+    case IQ3_XXS:
+    case IQ3_S:
+    case IQ4_NL:
+    case IQ4_XS:
+    case MXFP4: decode_i_block(kind, block, out); break;
     default: break;
   }
 }

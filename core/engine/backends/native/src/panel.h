@@ -19,6 +19,11 @@ struct Panel {
   int32_t* less_wide;  // [groups][H]      -WIDE_BIAS * sum of the group's integers
   int32_t* less32;     // [groups * 2][H]  -32 * sum of the half group's 16 integers
   float* dense;        // [columns][H]     the same rows unquantised
+
+  // scale * sum of a half group's 16 integers: what an offset of its own multiplies.
+  float half_sum(int g, int half, int t) const {
+    return scale[g * height + t] * (float(less32[(2 * g + half) * height + t]) * -.03125f);
+  }
 };
 
 // Panels of any number of rows, in memory of the caller.

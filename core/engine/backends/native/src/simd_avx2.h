@@ -96,6 +96,7 @@ inline void load_pairs(const uint16_t* p, F& even, F& odd) {
 
 inline I integers(F x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
 inline F floats(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+inline F as_floats(I x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
 inline void store_bytes(int8_t* p, I x) {
   // The pack interleaves its operands' 128-bit halves: 0-3, 8-11, 4-7, 12-15; the permutation puts
   // them in order.
@@ -137,6 +138,13 @@ inline I left_words(I x) {
 
 inline Bytes load_bytes(const uint8_t* p) {
   return {_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)(p + 32))};
+}
+inline Bytes repeat_bytes(const uint8_t* p) {
+  const __m256i twice = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)p));
+  return {twice, twice};
+}
+inline Bytes look_up(Bytes table, Bytes x) {
+  return {_mm256_shuffle_epi8(table.a, x.a), _mm256_shuffle_epi8(table.b, x.b)};
 }
 inline Bytes low_nibbles(Bytes x) {
   const __m256i mask = _mm256_set1_epi8(15);

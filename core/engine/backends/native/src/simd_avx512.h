@@ -5,32 +5,36 @@
 // namespace, so that the linker can never put one set's code in the place of another's; for the
 // same reason kernels use no templates of the standard library.
 //
-//   F          16 floats                       I       16 int32
-//   Bytes      64 unsigned bytes, four consecutive columns for each of 16 rows: lane r holds bytes
-//   4r..4r+3 MR       rows of activations that one tile takes at most (1..8): as many as the
-//   registers hold accumulators for
+//   F      16 floats      I      16 int32
+//   Bytes  64 unsigned bytes, four consecutive columns for each of 16 rows: lane r holds bytes
+//          4r..4r+3
+//   MR     rows of activations that one tile takes at most (1..8): as many as the registers hold
+//          accumulators for
 //
 //   load, store, set, zero, add, sub, mul, div, fma(a, b, c) = a*b + c, largest_of(a, b), absolute
-//   sum, largest            over the 16 lanes, to a float
-//   exponential             within 2e-7 relative in [-87, 88], clamped outside; never NaN for a
-//   number load_f16, load_bf16     16 narrow floats -> F (no alignment asked) load_pairs(p, even,
-//   odd)   32 bf16 at p: even = p[0], p[2], ..., odd = p[1], p[3], ... to_bf16(float) round to
-//   nearest even, plain C in all sets (bf16.h) integers(F)             round to nearest even -> I;
-//   |x| < 2^31 is the caller's promise floats(I)               -> F store_bytes(p, I)       16
-//   int8, values within -128..127 load_words(p)           16 int32 from memory;  same_word(p)  the
-//   int32 at p in every lane add_words(a, b);  sum_words(I) -> int32 load_unsigned(p),
-//   load_signed(p)   16 bytes, widened -> I bits<from, count>(I)    these bits of each word, as a
-//   number;  left_words<n>(I) load_bytes(p)           64 bytes;  low_nibbles(Bytes),
-//   high_nibbles(Bytes)  each byte's half, 0..15 same_bytes(b)           the byte b in all 64
-//   places;  and_bytes, or_bytes(a, b) left<n>, right<n>(b)    16-bit lanes shifted by n with zeros
-//   coming in: mask what crosses bytes dot(acc, w, x)          acc[r] + sum over j < 4 of w[4r+j] *
-//   x[j]: w unsigned and at most 127, x int8 at p, the same for all r dot_wide(acc, w, x)     the
-//   same for any unsigned w <= 255 less what the set takes off by itself:
-//                           acc[r] + sum of (w[4r+j] - 128 + WIDE_BIAS) * x[j]; the caller takes
-//                           WIDE_BIAS * sum(x) off (128 where the instruction wants unsigned bytes,
-//                           0 where it wants signed ones)
-//   prefetch(p)             a hint that p is needed in about a microsecond: into the second cache,
-//   where more can be on its way
+//   sum, largest          over the 16 lanes, to a float
+//   exponential           within 2e-7 relative in [-87, 88], clamped outside; never NaN for a
+//   number load_f16, load_bf16   16 narrow floats -> F (no alignment asked) load_pairs(p, even,
+//   odd)   32 bf16 at p: even = p[0], p[2], ..., odd = p[1], p[3], ... to_bf16(float)        round
+//   to nearest even, plain C in all sets (bf16.h) integers(F)           round to nearest even -> I;
+//   |x| < 2^31 is the caller's promise floats(I)             -> F;  as_floats(I) the same bits as
+//   floats store_bytes(p, I)     16 int8, values within -128..127 load_words(p)         16 int32
+//   from memory;  same_word(p) the int32 at p in every lane add_words(a, b);  sum_words(I) -> int32
+//   load_unsigned(p), load_signed(p)   16 bytes, widened -> I
+//   bits<from, count>(I)  these bits of each word, as a number;  left_words<n>(I)
+//   load_bytes(p)         64 bytes;  repeat_bytes(p) 16 bytes, four times
+//   low_nibbles(Bytes), high_nibbles(Bytes)   each byte's half, 0..15
+//   look_up(t, b)         b's bytes are numbers 0..15 of bytes of t, which repeats
+//   same_bytes(b)         the byte b in all 64 places;  and_bytes, or_bytes(a, b)
+//   left<n>, right<n>(b)  16-bit lanes shifted by n with zeros coming in: mask what crosses bytes
+//   dot(acc, w, x)        acc[r] + sum over j < 4 of w[4r+j] * x[j]: w unsigned and at most 127, x
+//                         int8 at p, the same for all r
+//   dot_wide(acc, w, x)   the same for any unsigned w <= 255 less what the set takes off by itself:
+//                         acc[r] + sum of (w[4r+j] - 128 + WIDE_BIAS) * x[j]; the caller takes
+//                         WIDE_BIAS * sum(x) off (128 where the instruction wants unsigned bytes, 0
+//                         where it wants signed ones)
+//   prefetch(p)           a hint that p is needed in about a microsecond: into the second cache,
+//                         where more can be on its way
 //
 // Never: a read or write beyond the bytes named here.
 #pragma once
@@ -95,6 +99,7 @@ inline void load_pairs(const uint16_t* p, F& even, F& odd) {
 
 inline I integers(F x) { return _mm512_cvtps_epi32(x); }
 inline F floats(I x) { return _mm512_cvtepi32_ps(x); }
+inline F as_floats(I x) { return _mm512_castsi512_ps(x); }
 inline void store_bytes(int8_t* p, I x) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(x)); }
 inline I load_words(const int32_t* p) { return _mm512_loadu_si512(p); }
 inline I same_word(const int32_t* p) { return _mm512_set1_epi32(*p); }
@@ -117,6 +122,10 @@ inline I left_words(I a) {
 }
 
 inline Bytes load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+inline Bytes repeat_bytes(const uint8_t* p) {
+  return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)p));
+}
+inline Bytes look_up(Bytes table, Bytes b) { return _mm512_shuffle_epi8(table, b); }
 inline Bytes low_nibbles(Bytes b) { return _mm512_and_si512(b, _mm512_set1_epi8(15)); }
 inline Bytes high_nibbles(Bytes b) {
   return _mm512_and_si512(_mm512_srli_epi16(b, 4), _mm512_set1_epi8(15));

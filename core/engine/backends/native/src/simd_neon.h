@@ -112,6 +112,9 @@ inline I integers(F x) {
 inline F floats(I x) {
   return quarters<F>([&](int k) { return vcvtq_f32_s32(x.v[k]); });
 }
+inline F as_floats(I x) {
+  return quarters<F>([&](int k) { return vreinterpretq_f32_s32(x.v[k]); });
+}
 inline void store_bytes(int8_t* p, I x) {
   const int16x8_t first = vcombine_s16(vqmovn_s32(x.v[0]), vqmovn_s32(x.v[1]));
   const int16x8_t second = vcombine_s16(vqmovn_s32(x.v[2]), vqmovn_s32(x.v[3]));
@@ -155,6 +158,12 @@ inline I left_words(I x) {
 
 inline Bytes load_bytes(const uint8_t* p) {
   return quarters<Bytes>([&](int k) { return vld1q_u8(p + 16 * k); });
+}
+inline Bytes repeat_bytes(const uint8_t* p) {
+  return quarters<Bytes>([&](int) { return vld1q_u8(p); });
+}
+inline Bytes look_up(Bytes table, Bytes x) {
+  return quarters<Bytes>([&](int k) { return vqtbl1q_u8(table.v[k], x.v[k]); });
 }
 inline Bytes low_nibbles(Bytes x) {
   return quarters<Bytes>([&](int k) { return vandq_u8(x.v[k], vdupq_n_u8(15)); });

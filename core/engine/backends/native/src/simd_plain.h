@@ -135,6 +135,9 @@ inline I integers(F x) {
 inline F floats(I x) {
   return quarters<F>([&](int k) { return __builtin_convertvector(x.v[k], Floats4); });
 }
+inline F as_floats(I x) {
+  return quarters<F>([&](int k) { return (Floats4)x.v[k]; });
+}
 inline void store_bytes(int8_t* p, I x) {
   for (int lane = 0; lane < 16; lane++) p[lane] = int8_t(x.v[lane / 4][lane % 4]);
 }
@@ -172,6 +175,16 @@ inline I left_words(I x) {
 
 inline Bytes load_bytes(const uint8_t* p) {
   return quarters<Bytes>([&](int k) { return read_four<Unsigned4>(p + 16 * k); });
+}
+inline Bytes repeat_bytes(const uint8_t* p) {
+  return quarters<Bytes>([&](int) { return read_four<Unsigned4>(p); });
+}
+inline Bytes look_up(Bytes table, Bytes x) {
+  uint8_t byte[64], from[64];
+  memcpy(byte, &x, 64), memcpy(from, &table, 64);
+  for (int k = 0; k < 64; k++) byte[k] = from[byte[k]];
+  memcpy(&x, byte, 64);
+  return x;
 }
 inline Bytes low_nibbles(Bytes x) {
   return quarters<Bytes>([&](int k) { return x.v[k] & four_of(0x0f0f0f0fu); });

@@ -10,16 +10,20 @@ namespace {
 
 // CONTRACT of Format<KIND>, for a group g of 32 columns of one strip (`scales` and `integers` point
 // at the strip's begin):
-//   WIDE        its integers may exceed 127, so they go through dot_wide
-//   HALVES      1: one scale for 32 columns; 2: one for each 16
-//   OFFSETS     a row's weights are scale * q + offset; the offset is one number for 32 columns
-//   unpack      the group's integers as eight vectors; vector c holds columns 4c..4c+3 of 16 rows,
-//   unsigned start       (panel, g, half, t) -> where 32-bit sums begin: -bias * sum(x), for kinds
-//   that store q + bias scale       (scales, g, half) -> 16 floats      offset  (scales, g) -> 16
-//   floats
+//   WIDE     its integers may exceed 127, so they go through dot_wide
+//   HALVES   1: one scale for 32 columns; 2: one for each 16
+//   OFFSETS  0: a row's weights are scale * q; 1: and one number more for all 32 columns; 2: one
+//            for each 16
+//   unpack   the group's integers as eight vectors; vector c holds columns 4c..4c+3 of 16 rows,
+//            unsigned
+//   start    (panel, g, half, t) -> where 32-bit sums begin: -bias * sum(x), for kinds that store
+//            q + bias
+//   scale    (scales, g, half) -> 16 floats
+//   offset   (scales, g, half) -> 16 floats
 template <int KIND>
 struct Format;
 
+// The planes of matrix.h, unpacked.
 inline void unpack_nibbles(const uint8_t* p, Bytes w[8]) {
   for (int c = 0; c < 4; c++) {
     const Bytes both = load_bytes(p + c * 64);
@@ -28,42 +32,71 @@ inline void unpack_nibbles(const uint8_t* p, Bytes w[8]) {
   }
 }
 
-template <>
-struct Format<Q4_0> {
-  static constexpr bool WIDE = false, OFFSETS = false;
-  static constexpr int HALVES = 1;
+// Left by N, or right by -N.
+template <int N>
+inline Bytes moved(Bytes b) {
+  if constexpr (N >= 0) return left<N>(b);
+  else return right<-N>(b);
+}
+
+// Adds the plane of one bit to integers, as their bit AT.
+template <int AT>
+inline void add_bits(const uint8_t* p, Bytes w[8]) {
+  const Bytes eight = load_bytes(p), place = same_bytes(1 << AT);
+  w[0] = or_bytes(w[0], and_bytes(moved<AT>(eight), place));
+  w[1] = or_bytes(w[1], and_bytes(moved<AT - 1>(eight), place));
+  w[2] = or_bytes(w[2], and_bytes(moved<AT - 2>(eight), place));
+  w[3] = or_bytes(w[3], and_bytes(moved<AT - 3>(eight), place));
+  w[4] = or_bytes(w[4], and_bytes(moved<AT - 4>(eight), place));
+  w[5] = or_bytes(w[5], and_bytes(moved<AT - 5>(eight), place));
+  w[6] = or_bytes(w[6], and_bytes(moved<AT - 6>(eight), place));
+  w[7] = or_bytes(w[7], and_bytes(moved<AT - 7>(eight), place));
+}
+
+// -times * the sum of the integers of group g of row t.
+inline I less_sum(const Panel& p, int g, int t, int times) {
+  const int32_t start = p.less8[g * p.height + t] / 8 * times;
+  return same_word(&start);
+}
+
+// Blocks of 32 with half-precision scales: a plane of four bits, one of one where BITS is 5, and m
+// where the integers are unsigned.
+template <int BITS, bool UNSIGNED>
+struct PlainFormat {
+  static constexpr bool WIDE = false;
+  static constexpr int HALVES = 1, OFFSETS = UNSIGNED;
+  static constexpr int SCALES = UNSIGNED ? 64 : 32, INTEGERS = BITS == 5 ? 320 : 256;
   static void unpack(const uint8_t* integers, int g, Bytes w[8]) {
-    unpack_nibbles(integers + size_t(g) * 256, w);
+    const uint8_t* p = integers + size_t(g) * INTEGERS;
+    unpack_nibbles(p, w);
+    if constexpr (BITS == 5) add_bits<4>(p + 256, w);
   }
   static I start(const Panel& p, int g, int, int t) {
-    return same_word(p.less8 + g * p.height + t);
+    if constexpr (UNSIGNED) return I{};
+    const I less8 = same_word(p.less8 + g * p.height + t);
+    if constexpr (BITS == 5) return left_words<1>(less8);
+    else return less8;
   }
   static F scale(const uint8_t* scales, int g, int) {
-    return load_f16((const uint16_t*)(scales + size_t(g) * 32));
+    return load_f16((const uint16_t*)(scales + size_t(g) * SCALES));
   }
-  static F offset(const uint8_t*, int) { return zero(); }
+  static F offset(const uint8_t* scales, int g, int) {
+    return UNSIGNED ? load_f16((const uint16_t*)(scales + size_t(g) * SCALES + 32)) : zero();
+  }
 };
-
 template <>
-struct Format<Q4_1> {
-  static constexpr bool WIDE = false, OFFSETS = true;
-  static constexpr int HALVES = 1;
-  static void unpack(const uint8_t* integers, int g, Bytes w[8]) {
-    unpack_nibbles(integers + size_t(g) * 256, w);
-  }
-  static I start(const Panel&, int, int, int) { return I{}; }
-  static F scale(const uint8_t* scales, int g, int) {
-    return load_f16((const uint16_t*)(scales + size_t(g) * 64));
-  }
-  static F offset(const uint8_t* scales, int g) {
-    return load_f16((const uint16_t*)(scales + size_t(g) * 64 + 32));
-  }
-};
+struct Format<Q4_0> : PlainFormat<4, false> {};
+template <>
+struct Format<Q4_1> : PlainFormat<4, true> {};
+template <>
+struct Format<Q5_0> : PlainFormat<5, false> {};
+template <>
+struct Format<Q5_1> : PlainFormat<5, true> {};
 
 template <>
 struct Format<Q8_0> {
-  static constexpr bool WIDE = true, OFFSETS = false;
-  static constexpr int HALVES = 1;
+  static constexpr bool WIDE = true;
+  static constexpr int HALVES = 1, OFFSETS = 0;
   static void unpack(const uint8_t* integers, int g, Bytes w[8]) {
     for (int c = 0; c < 8; c++) w[c] = load_bytes(integers + size_t(g) * 512 + c * 64);
   }
@@ -73,11 +106,12 @@ struct Format<Q8_0> {
   static F scale(const uint8_t* scales, int g, int) {
     return load_f16((const uint16_t*)(scales + size_t(g) * 32));
   }
-  static F offset(const uint8_t*, int) { return zero(); }
+  static F offset(const uint8_t*, int, int) { return zero(); }
 };
 
 }  // namespace
 #include "tile_k.h"
+#include "tile_i.h"
 namespace {
 
 // Lines of memory that one group of a strip takes, scales included: what has to be asked for to
@@ -120,9 +154,13 @@ void tile(const Matrix& m, int strip, const Panel& panel, float* out) {
       const F d = W::scale(scales, g, half);
       for (int t = 0; t < H; t++)
         acc[t] = fma(floats(words[t]), mul(d, set(panel.scale[g * H + t])), acc[t]);
+      if (W::OFFSETS == 2) {
+        const F offset = W::offset(scales, g, half);
+        for (int t = 0; t < H; t++) acc[t] = fma(offset, set(panel.half_sum(g, half, t)), acc[t]);
+      }
     }
-    if (W::OFFSETS) {
-      const F offset = W::offset(scales, g);
+    if (W::OFFSETS == 1) {
+      const F offset = W::offset(scales, g, 0);
       for (int t = 0; t < H; t++) acc[t] = fma(offset, set(panel.sum[g * H + t]), acc[t]);
     }
   }
@@ -163,6 +201,7 @@ template <int KIND, int H>
 constexpr Tile tile_of() {
   if constexpr (H > MR) return nullptr;
   else if constexpr (KIND == F32 || KIND == F16 || KIND == BF16) return dense_tile<KIND, H>;
+  else if constexpr (KIND == TQ1_0) return tile<TQ2_0, H>;  // packed alike
   else return tile<KIND, H>;
 }
 
@@ -172,8 +211,11 @@ constexpr Tile tile_of() {
 
 // [kind][height - 1]
 constexpr Tile TILES[KINDS][8] = {
-    QC_HEIGHTS(F32),  QC_HEIGHTS(F16),  QC_HEIGHTS(BF16), QC_HEIGHTS(Q4_0), QC_HEIGHTS(Q4_1),
-    QC_HEIGHTS(Q8_0), QC_HEIGHTS(Q4_K), QC_HEIGHTS(Q5_K), QC_HEIGHTS(Q6_K),
+    QC_HEIGHTS(F32),    QC_HEIGHTS(F16),     QC_HEIGHTS(BF16),  QC_HEIGHTS(Q4_0),
+    QC_HEIGHTS(Q4_1),   QC_HEIGHTS(Q5_0),    QC_HEIGHTS(Q5_1),  QC_HEIGHTS(Q8_0),
+    QC_HEIGHTS(Q2_K),   QC_HEIGHTS(Q3_K),    QC_HEIGHTS(Q4_K),  QC_HEIGHTS(Q5_K),
+    QC_HEIGHTS(Q6_K),   QC_HEIGHTS(IQ3_XXS), QC_HEIGHTS(IQ3_S), QC_HEIGHTS(IQ4_NL),
+    QC_HEIGHTS(IQ4_XS), QC_HEIGHTS(TQ1_0),   QC_HEIGHTS(TQ2_0), QC_HEIGHTS(MXFP4),
 };
 
 }  // namespace

@@ -41,6 +41,7 @@ def test_a_model_that_the_native_engine_runs_is_given_to_it(caplog):
 def test_another_model_goes_to_torch_with_the_reason_in_the_log(caplog):
     with caplog.at_level(logging.INFO, "quietchoir.engine"):
         assert isinstance(served(architecture(head_dim=8)), TorchRunner)
+    assert "8 to 10 times slower" in caplog.text
     assert "heads of 8 are no multiple of 16" in caplog.text
 
 

@@ -25,6 +25,8 @@ from quietchoir.tests.fakes.blocks import (
 KINDS = (*PLAIN, *QUANTISED)
 SETS = library.instruction_sets() if library.available() is None else ("none",)
 SHAPES = ((1, 1), (16, 2), (37, 3))  # rows, blocks of 256 columns
+# Bits of a weight where a product reads more than the file has: see kquants.h and iquants.h.
+WIDER = {"TQ1_0": 2.0625, "IQ3_XXS": 4.1875, "IQ3_S": 4.1875}
 
 
 def packed(
@@ -93,6 +95,8 @@ def test_the_largest_integers_neither_saturate_nor_wrap(
     blocks[:, INTEGERS[kind]] = byte
     if kind == "Q6_K":
         blocks[:, 192:208] = np.array([1, 255], dtype=np.uint8).repeat(8)  # 1 and -1
+    if kind == "IQ4_XS":
+        blocks[:, 2:8] = (0xAA, 0x55, 0x11, 0x11, 0xFF, 0xFF)  # 33 - 32 and 31 - 32
     raw = with_scales(kind, blocks, np.ones((len(blocks), 2))).reshape(16, -1)
     matrix = PackedMatrix(kind, (16, 512), raw)
     signs = np.random.default_rng(4).choice([-127.0, 127.0], (8, 512))
@@ -170,10 +174,12 @@ def test_an_embeddings_rows_are_the_files_numbers_to_the_bit(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", QUANTISED)
-def test_a_matrix_takes_the_files_own_bits_and_no_more(kind: str) -> None:
+def test_a_matrix_takes_the_files_own_bits_or_those_that_are_written_down(kind: str) -> None:
     rows, columns = 64, 2048
     raw = random_rows(kind, rows, columns, np.random.default_rng(9))
-    assert PackedMatrix(kind, (rows, columns), raw).nbytes == raw.nbytes
+    file_bits = 8 * raw.nbytes / (rows * columns)
+    found = 8 * PackedMatrix(kind, (rows, columns), raw).nbytes / (rows * columns)
+    assert found == WIDER.get(kind, file_bits) >= file_bits
 
 
 def test_what_is_no_matrix_is_refused() -> None:
@@ -183,7 +189,7 @@ def test_what_is_no_matrix_is_refused() -> None:
         ("Q4_K", (15, 256), raw),
         ("Q4_K", (16, 255), raw),
         ("Q6_K", (16, 256), raw),
-        ("Q2_K", (16, 256), raw),
+        ("IQ2_S", (16, 256), raw),
         ("Q4_K", (16, 256), raw[:, :-1]),
     ):
         with pytest.raises(ValueError, match=kind):

@@ -12,7 +12,7 @@ from quietchoir.core.engine.backends.native import library
 from quietchoir.core.engine.backends.native.runner import supports
 from quietchoir.core.models.quant.tensor import QuantTensor
 from quietchoir.core.models.weights import Weights
-from quietchoir.tests.fakes.blocks import block_size, meaning, random_rows, with_scales
+from quietchoir.tests.fakes.blocks import SCALES, block_size, meaning, random_rows, with_scales
 from quietchoir.tests.fakes.native import (
     Oracle,
     TensorRunner,
@@ -35,6 +35,15 @@ SHAPE = {
 MIXTURES = {
     "Q4_K_M": ("Q4_K", "Q6_K"),
     "Q5_K_M": ("Q5_K", "Q6_K"),
+    "Q4_K_M of rows that are no multiple of 256": ("Q5_0", "Q8_0"),
+    "Q5_K_M of such rows": ("Q5_1", "Q8_0"),
+    "Q2_K": ("Q2_K", "Q3_K"),
+    "Q3_K_M": ("Q3_K", "Q5_K"),
+    "IQ3_XXS": ("IQ3_XXS", "IQ3_S"),
+    "IQ3_M": ("IQ3_S", "Q4_K"),
+    "IQ4_XS": ("IQ4_XS", "IQ4_NL"),
+    "ternary": ("TQ1_0", "TQ2_0"),
+    "gpt-oss": ("MXFP4", "Q8_0"),
     "Q4_0 and Q6_K": ("Q4_0", "Q6_K"),
     "Q4_K and Q8_0": ("Q4_K", "Q8_0"),
 }
@@ -43,21 +52,21 @@ FINER = ("v_proj", "down_proj", "lm_head", "embed_tokens")
 
 
 def random_blocks(kind: str, rows: int, columns: int, rng: np.random.Generator) -> QuantTensor:
-    """Random blocks whose weights have about the deviation of a trained model's."""
+    """Random blocks whose weights have mean 0 and about the deviation of a trained model's."""
     width, size = block_size(kind)
     raw = random_rows(kind, rows, columns, rng).reshape(-1, size)
+
+    def mean(d: float, m: float) -> float:
+        return float(meaning(kind, with_scales(kind, raw.copy(), ones * (d, m))).mean())
+
+    ones = np.ones((len(raw), 2))
+    middle = -mean(1, 0) / mean(0, 1) if len(SCALES[kind]) == 2 else 0.0
     d = (0.5 + rng.random((len(raw), 1))) / 1000
-    # The offset's scale such that weights have mean 0: a Q4_K is d * s * q - dmin * m, s and m of
-    # 0..63, q of 0..15.
-    raw = with_scales(kind, raw, np.hstack([d, d * (15.5 if kind == "Q5_K" else 7.5)])).reshape(
-        rows, -1
-    )
-    factor = 2 * columns**-0.5 / meaning(kind, raw).std()
-    raw = with_scales(
-        kind, raw.reshape(-1, size), np.hstack([d, d * (15.5 if kind == "Q5_K" else 7.5)]) * factor
-    )
+    scales = np.hstack([d, d * middle])
+    deviation = meaning(kind, with_scales(kind, raw.copy(), scales)).std()
+    raw = with_scales(kind, raw, scales * (2 * columns**-0.5 / deviation)).reshape(rows, -1)
     assert columns % width == 0
-    return QuantTensor(kind, (rows, columns), torch.from_numpy(raw.reshape(rows, -1)))
+    return QuantTensor(kind, (rows, columns), torch.from_numpy(raw))
 
 
 def mixed(kinds: tuple[str, str]) -> Weights:

@@ -22,6 +22,8 @@ MIXED = Tiny(
     kinds=(
         ("Q4_K", "Q5_K", "Q6_K", "Q8_0", "Q4_0", "Q4_1", "F16"),
         ("BF16", "F32", "Q4_0", "Q4_1", "Q6_K", "Q5_K", "Q4_K"),
+        ("Q2_K", "Q3_K", "Q5_0", "Q5_1", "IQ3_XXS", "IQ3_S", "IQ4_NL"),
+        ("IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4", "Q2_K", "Q8_0", "Q3_K"),
     )
 )
 NORMED = Tiny(

@@ -11,6 +11,7 @@ from quietchoir.core.engine.backends.torch_cpu.kernels.dense import SLAB_ROWS, D
 from quietchoir.core.engine.backends.torch_cpu.kernels.int4pack import FEW_ROWS, Int4Linear
 from quietchoir.core.models.quant.tensor import QuantTensor
 from quietchoir.core.models.quant.types import QUANT_TYPES
+from quietchoir.tests.fakes.blocks import with_scales
 
 ROWS = (1, FEW_ROWS, FEW_ROWS + 1, 40)
 
@@ -68,22 +69,11 @@ def test_every_block_type_that_a_file_may_hold_is_multiplied(kind, rows):
     """Also those that the gguf package cannot write, such as K-quants: random integers under
     small scales.
     """
-    form = QUANT_TYPES[kind]
-    raw = np.random.default_rng(5).integers(
-        0, 256, (80, 256 // form.columns, form.size), dtype=np.uint8
-    )
+    form, rng = QUANT_TYPES[kind], np.random.default_rng(5)
     if form.columns > 1:
-        scales = {
-            "Q2_K": (80, 82),
-            "Q3_K": (108,),
-            "Q6_K": (208,),
-            "Q4_K": (0, 2),
-            "Q5_K": (0, 2),
-        }.get(kind, (0,))
-        scales = (0, 2) if kind in ("Q4_1", "Q5_1") else scales
-        for place in scales:  # float16 scales of a hundredth
-            raw[:, :, place : place + 2] = np.frombuffer(np.float16(0.01).tobytes(), np.uint8)
-        blocks = QuantTensor(kind, (80, 256), torch.from_numpy(raw.reshape(80, -1)))
+        raw = rng.integers(0, 256, (80 * 256 // form.columns, form.size), dtype=np.uint8)
+        raw = with_scales(kind, raw, np.full((len(raw), 2), 0.01)).reshape(80, -1)
+        blocks = QuantTensor(kind, (80, 256), torch.from_numpy(raw))
     else:
         blocks = blocks_of(kind, columns=256)
     assert error(linear_for(blocks, compute=torch.float32), blocks, rows) < 1e-6
