@@ -233,6 +233,7 @@ class RoundAttempt:
             ranges=self.model.ranges() if training else (),
             cohort=told.cohort,
             absent=told.absent,
+            round=self.logbook.state.round + 1,
         )
 
     def ask_work(

@@ -70,9 +70,9 @@ class BufferedClient:
             return messages.encode_offer(kept.version, kept.told, kept.state)
         # nothing is paid before something leaves, but work for nothing is spared
         if not party.purse.affords():
-            return party.spent(place, "the privacy budget is used up")
+            return party.spent(order.round, "the privacy budget is used up")
         party.on_event(
-            WorkEvent(stage=task.stage, round=place.round, attempt=place.attempt, version=version)
+            WorkEvent(stage=task.stage, round=order.round, attempt=place.attempt, version=version)
         )
         adapter, told = adapter_digest(order.flat), messages.told_of(version, order)
         # who is summed, and so which columns are, is known later: it trains all that it may
@@ -115,6 +115,7 @@ class BufferedClient:
             state=called.state,
             ranges=called.ranges,
             cohort=called.names,
+            round=called.version + 1,
         )
         terms, staleness = (
             dataclasses.replace(
@@ -131,11 +132,11 @@ class BufferedClient:
         unpaid = party.begin(place, pays=True)
         party.on_event(
             WorkEvent(
-                stage=task.stage, round=place.round, attempt=place.attempt, staleness=staleness
+                stage=task.stage, round=order.round, attempt=place.attempt, staleness=staleness
             )
         )
         if unpaid:
-            return party.spent(place, unpaid)
+            return party.spent(order.round, unpaid)
         values, scores = self.weighed(kept, update, clipped, staleness, terms)
         vouch, relies = self.vouching(called, kept)
         context = ClientContext(

@@ -276,8 +276,9 @@ class Client:
         unpaid = self.begin(task.place, pays=training, parent=parent)
         if self.recall is not None and led is not None:
             self.recall.keep(led)
-        place = task.place
-        self.on_event(WorkEvent(stage=task.stage, round=place.round, attempt=place.attempt))
+        self.on_event(
+            WorkEvent(stage=task.stage, round=order.round, attempt=task.place.attempt)
+        )
         if task.stage == messages.ADOPT:
             name = (
                 self.adopt(order.flat, order.card).encode("utf-8")
@@ -289,7 +290,7 @@ class Client:
         if parent is not None:
             return messages.DONE
         if unpaid:
-            return self.spent(task.place, unpaid)
+            return self.spent(order.round, unpaid)
         update, statistics, tokens = (
             self.train(order, task.place, terms) if training else self.score(order)
         )
@@ -409,9 +410,9 @@ class Client:
         self.attempt = None
         return unpaid
 
-    def spent(self, place: RoundId, reason: str) -> bytes:
+    def spent(self, number: int, reason: str) -> bytes:
         """The answer instead of a contribution that cannot be paid."""
-        self.on_event(SpentEvent(round=place.round, reason=reason))
+        self.on_event(SpentEvent(round=number, reason=reason))
         return messages.SPENT
 
     def parent(self, place: RoundId) -> Progress:
@@ -497,7 +498,7 @@ class Client:
         )  # fmt: skip
         told = None if terms.shares is None else columns
         self.on_event(
-            TrainedEvent(round=place.round, loss=trained.loss, tokens=trained.tokens, columns=told)
+            TrainedEvent(round=order.round, loss=trained.loss, tokens=trained.tokens, columns=told)
         )
         return update, statistics, trained.tokens
 

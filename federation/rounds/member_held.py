@@ -76,7 +76,8 @@ class MemberHeld(ServerHeld):
         if self.logbook.state.round > steps:
             return  # an attempt before this one was answered, and our note of it lost
         flat = self.logbook.state.server.flat
-        payload = messages.encode_work(messages.Work(flat=flat, state=self.name(flat)))
+        order = messages.Work(flat=flat, state=self.name(flat), round=steps)
+        payload = messages.encode_work(order)
         letters, timeout_s = dict.fromkeys(members, payload), policy.recipe.stage_timeout_s
         done = list(self.post.ask(messages.UNDO, letters, place, timeout_s))
         if len(done) < (need := policy.needed(len(members))):

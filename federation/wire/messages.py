@@ -100,6 +100,9 @@ class Work:
     cohort: tuple[str, ...] = ()  # everybody who is asked, sorted
     # members that the draw would have given before the last of the cohort, but are not there
     absent: tuple[str, ...] = ()
+    # the round as the coordinator counts them, from 1, for people: `RoundId.round` also counts
+    # those that came to nothing
+    round: int = 0
 
     def header(self) -> dict[str, Any]:
         """Everything but the vector, as JSON's types; what is told is what is hashed."""
@@ -208,6 +211,7 @@ HEADERS: dict[type, dict[str, Field]] = {
         "ranges": RANGES,
         "cohort": NAMES,
         "absent": NAMES,
+        "round": WHOLE,
     },
     Ready: {"scores": FLAG, "before": each(NAMES)},
     Group: {

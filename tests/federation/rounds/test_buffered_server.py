@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from quietchoir.core.errors import ConfigError, FederationError, RoundAborted
+from quietchoir.federation.events import AskedEvent, FederationEvent, WorkEvent
 from quietchoir.federation.rounds.buffered_server import BufferedServer, coordinator_of
 from quietchoir.federation.rounds.contribution_buffer import ContributionBuffer
 from quietchoir.federation.rounds.privacy_accountant import (
@@ -99,6 +100,20 @@ def test_a_run_goes_on_with_whoever_is_ready_and_arrives(mode: str) -> None:
     assert max(late for entry in trained for late in entry["staleness"]) > 0
     assert report.accuracy["before"] < 0.5 < 0.95 < report.accuracy["after"]  # type: ignore[operator]
     assert report.delivered == sorted(home.members)
+
+
+def test_members_of_buffered_rounds_name_a_round_as_the_coordinator_does() -> None:
+    home, told = buffered(mode="masked", recipe={"rounds": 2}), list[FederationEvent]()
+    members = parties(home, SIZE)
+    for party in members.values():
+        party.on_event = told.append
+    run = run_of(home, members, on_event=told.append)
+    run.logbook.skip()
+    run.run()
+    worked = [event for event in told if isinstance(event, WorkEvent)]
+    groups = {event.round for event in worked if event.stage == messages.GROUP}
+    assert groups == {event.round for event in told if isinstance(event, AskedEvent)} - {3} == {1, 2}
+    assert all(event.round == (event.version or 0) + 1 for event in worked if event.stage == "train")
 
 
 @pytest.mark.parametrize("mode", ["plain", "masked"])

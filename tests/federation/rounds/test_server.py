@@ -13,6 +13,7 @@ from quietchoir.core.errors import DataError, FederationError, QuietchoirError, 
 from quietchoir.crypto import ring
 from quietchoir.federation.aggregation.server_optimizer import FedAvgM
 from quietchoir.federation.aggregation.update import Codec, Statistics
+from quietchoir.federation.events import AskedEvent, FederationEvent, TrainedEvent, WorkEvent
 from quietchoir.federation.store import checkpoint
 from quietchoir.federation.store.checkpoint import RunState, ServerState, Store
 from quietchoir.federation.training.learner import Trained
@@ -237,6 +238,25 @@ def test_a_run_goes_on_where_its_store_left_it(
     report = rest.run()
     assert [entry["round"] for entry in report.history] == [1, 2, 3, 4]
     assert report.accuracy["before"] == 0.4
+
+
+@pytest.mark.parametrize("mode", ["plain", "masked"])
+def test_members_name_a_round_as_the_coordinator_does_when_numbers_were_lost(mode: str) -> None:
+    home, told = house(mode=mode), list[FederationEvent]()
+    members = parties(home, SIZE)
+    members["ann"].on_event = told.append
+    run = coordinator(home, members, SIZE, on_event=told.append)
+    run.logbook.skip()  # a sum was opened under it, and the step lost
+    run.run()
+    numbers = {"train": [1, 2, 3], "score": [4], "trained": [1, 2, 3]}
+    for name, rounds in numbers.items():
+        assert [
+            event.round
+            for event in told
+            if isinstance(event, WorkEvent | TrainedEvent) and event.name == name
+        ] == rounds
+    assert [event.round for event in told if isinstance(event, AskedEvent)] == [1, 2, 3, 4]
+    assert members["ann"].ledger.marks[run.state.run] > (5, 0)
 
 
 def test_a_coordinator_killed_while_a_sum_was_open_never_has_it_opened_twice(
