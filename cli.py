@@ -6,8 +6,11 @@ sentence already.
 """
 
 import argparse
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from . import __version__
@@ -15,6 +18,7 @@ from .core import log, parts, screen
 from .core.errors import QuietchoirError
 
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
+AGAIN_S = 0.05  # a Ctrl-C that nobody could take comes once more after so long
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,8 +61,36 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; what its owner can mend is one sentence, never a traceback."""
-    with screen.guarded():
+    with screen.guarded(), obeyed():
         return run(arguments)
+
+
+@contextmanager
+def obeyed() -> Iterator[None]:
+    """Within the block no Ctrl-C is lost.
+
+    Python raises it wherever the main thread happens to be. In a finalizer or a weak reference's
+    callback, which run when a connection or a thread is dropped, nobody can take it: it is told to
+    `sys.unraisablehook` and gone. It comes again then, a moment later and so elsewhere.
+    """
+    before = sys.unraisablehook
+
+    def tell(lost: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
+            before(lost)
+            return
+        # to the main thread itself: what it waits for in the system must end
+        again = threading.Timer(
+            AGAIN_S, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)
+        )
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = tell
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def run(arguments: Sequence[str] | None) -> int:
@@ -79,6 +111,12 @@ def run(arguments: Sequence[str] | None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         return 0
+    except Exception as error:
+        if not parts.updated():
+            raise
+        log.get("cli").info("after an update", exc_info=error)
+        print(f"quietchoir: {screen.one_line(parts.told_updated(error))}", file=sys.stderr)
+        return QuietchoirError.exit_code
 
 
 if __name__ == "__main__":

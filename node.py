@@ -316,7 +316,10 @@ class Membership:
             )
         except QuietchoirError as error:
             logger.error("not in the federation: %s", error)
-        except Exception:
+        except Exception as error:
+            if parts.updated():
+                logger.error("not in the federation: %s", parts.told_updated(error))
+                return
             logger.exception("the federation's member broke; the assistant goes on without it")
 
     def tell(self, event: FederationEvent) -> None:

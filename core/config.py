@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from . import paths, tables
+from .tables import above, at_least
 
 
 def require_least(table: object, least: Mapping[str, float]) -> None:
@@ -71,13 +72,8 @@ class ServerConfig:
             raise ValueError(
                 f"hosts holds {wrong[0]!r}; give names without port or scheme, addresses need none"
             )
-        if (
-            min(self.max_body_bytes, self.max_connections) < 1
-            or min(self.head_timeout_s, self.body_timeout_s) <= 0
-        ):
-            raise ValueError(
-                "max_body_bytes, max_connections, head_timeout_s and body_timeout_s must be above 0"
-            )
+        at_least(1, max_body_bytes=self.max_body_bytes, max_connections=self.max_connections)
+        above(0, head_timeout_s=self.head_timeout_s, body_timeout_s=self.body_timeout_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,15 +117,10 @@ class ConsentConfig:
     def __post_init__(self) -> None:
         if not 0 < self.max_delta < 1:
             raise ValueError(f"max_delta = {self.max_delta} must lie between 0 and 1")
-        if (
-            self.min_cohort < 1
-            or not self.modes
-            or min(self.max_epsilon, self.max_upload_bytes) < 0
-        ):
-            raise ValueError(
-                "min_cohort must be at least 1, modes not empty, max_epsilon and "
-                "max_upload_bytes at least 0"
-            )
+        at_least(1, min_cohort=self.min_cohort)
+        at_least(0, max_epsilon=self.max_epsilon, max_upload_bytes=self.max_upload_bytes)
+        if not self.modes:
+            raise ValueError("modes = [] must name at least one of plain, masked and sealed")
         if not 0 <= self.max_clipped <= 1:
             raise ValueError(f"max_clipped = {self.max_clipped} must lie between 0 and 1")
 

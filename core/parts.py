@@ -1,14 +1,18 @@
-"""Which optional parts of the product are installed, and the one sentence where one is missing.
+"""Which optional parts of the product are installed, and the one sentence where one is missing;
+and whether the product that runs is still the one on the disk.
 
-Knows which extra of the package brings which library. Knows nothing of what they are for, and
-imports none of them.
+Knows which extra of the package brings which library, and its own modules' files. Knows nothing of
+what they are for, and imports none of them.
 Always: a library that belongs to an extra is asked for by that extra's name, never with a
 traceback.
 """
 
 import importlib.util
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from .errors import MissingPartError
 
@@ -24,6 +28,12 @@ EXTRAS = {
     "dev": ("triton",),
 }
 STANDS_ON = {"federation": ("train",)}  # members train
+PACKAGE = __name__.partition(".")[0]
+UPDATED = (
+    "the program on the disk was changed while this process ran, and the two do not go together; "
+    "stop nodes before you update, and start this one again"
+)
+STARTED = time.time()  # seconds since 1970; of this process, near enough
 
 
 def modules(extra: str) -> tuple[str, ...]:
@@ -76,3 +86,22 @@ def sentence(what: str, module: str, extra: str) -> str:
         f"{what} needs {module}, which is not installed here; install it with: pip install "
         f"'quietchoir[{extra}]'"
     )
+
+
+def updated() -> bool:
+    """Was the product on the disk changed since this process started from it?
+
+    Then what it imports late, and its workers that start anew, are of another version than what it
+    holds.
+    """
+    files = [
+        Path(str(module.__file__))
+        for name, module in list(sys.modules.items())
+        if name.partition(".")[0] == PACKAGE and getattr(module, "__file__", None)
+    ]
+    return any(not file.exists() or file.stat().st_ctime > STARTED for file in files)
+
+
+def told_updated(error: Exception) -> str:
+    """Why something failed in a process over which the product was updated, and what to do."""
+    return f"{UPDATED} ({type(error).__name__}: {error!s:.200})"

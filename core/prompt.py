@@ -5,7 +5,7 @@ Always: a federation's file says it, members check their examples against it, th
 carries it, and serving follows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .screen import visible
@@ -27,9 +27,14 @@ class PromptFormat:
     turns: Literal["all", "last"] = "all"
 
     def __post_init__(self) -> None:
-        if len(self.system) > MAX_SYSTEM or visible(self.system) != self.system:
+        if len(self.system) > MAX_SYSTEM:
             raise ValueError(
-                f"prompt.system must be a text of at most {MAX_SYSTEM} visible characters"
+                f"prompt.system has {len(self.system)} characters, expected at most {MAX_SYSTEM}"
+            )
+        if visible(self.system) != self.system:
+            raise ValueError(
+                f"prompt.system = {ascii(self.system)[:200]} holds what a terminal obeys, expected "
+                f"visible characters alone"
             )
 
     def told(self) -> str:
@@ -39,6 +44,18 @@ class PromptFormat:
         return (f"{words} to {turns}") + (
             f", after {self.system!r}" if self.system else ", no system message"
         )
+
+    def changed(self, **given: str) -> "PromptFormat":
+        """The same with what its owner says otherwise.
+
+        The sentence that asks for a tool call goes where calls are no longer what is answered,
+        unless its owner names it.
+
+        Raises:
+            ValueError: a system message that is too long, or not visible.
+        """
+        asks = self.system == SYSTEM_PROMPT and given.get("answers", "tool_call") != "tool_call"
+        return replace(self, **({"system": ""} if asks else {}) | given)  # type: ignore[arg-type]
 
 
 AS_IT_COMES = PromptFormat()

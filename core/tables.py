@@ -30,6 +30,20 @@ KINDS = {
 }
 
 
+def at_least(least: float, **values: float) -> None:
+    """Raise ValueError for the first of `values` that is smaller, or no number."""
+    for name, value in values.items():
+        if not value >= least:
+            raise ValueError(f"{name} = {value} must be at least {least}")
+
+
+def above(limit: float, **values: float) -> None:
+    """Raise ValueError for the first of `values` that is not larger."""
+    for name, value in values.items():
+        if not value > limit:
+            raise ValueError(f"{name} = {value} must be above {limit}")
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """Parse one TOML file.
 

@@ -25,6 +25,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from .errors import AuthenticationError, CryptoError, ProtocolError, QuietchoirError, WorkerError
+from .parts import UPDATED, updated
 
 BLOB_BYTES = 256 << 20  # one message part; anything longer is refused on both sides
 # address space of a child, where the platform can limit it: a bomb ends in the child
@@ -139,6 +140,8 @@ class Worker:
                 if late.is_set()
                 else f"ended with code {code}"
             )
+            if updated():
+                why += f": {UPDATED}"
             raise (self._terms.lost if method else self._terms.absent)(
                 f"{method or 'start'}: the {self._terms.name} {why}; nothing was changed, the next "
                 f"call gets a fresh one"

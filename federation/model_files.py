@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from ..core import paths
 from ..core.errors import ConfigError, IntegrityError, ModelError, ModelNotFoundError
 from .spec.policy import ModelTable, Policy, Variant, digests_of, names_of
+from .training.synthetic_task import REHEARSAL_DIGEST
 
 if TYPE_CHECKING:
     from ..core.models.weights import Weights
@@ -37,9 +38,14 @@ def resident(
     Raises:
         ModelNotFoundError: says how to pull it, or how to name its file.
         IntegrityError: another file than the federation agreed on.
-        ConfigError: fewer layers than the federation trains.
+        ConfigError: fewer layers than the federation trains, or a federation without a model.
     """
     model = policy.model
+    if model.digest == REHEARSAL_DIGEST:
+        raise ConfigError(
+            f"{policy.name} was founded for rehearsals and names no model; add --rehearse N, or "
+            f"have its owner found one with a model (quietchoir federation init --model NAME)"
+        )
     if not named and loaded is not None and loaded.digest in digests_of(model):
         return fitting(policy, loaded)
     from ..core.models.weights import load

@@ -211,7 +211,7 @@ class Demo:
         """A line for each thing that happens, until the adapter is delivered."""
         while True:
             event = json.loads(coordinator.next_line(ROUND_S))
-            if (text := report.line(event, self.rounds)) is not None:
+            if (text := report.line_of(event, self.rounds)) is not None:
                 self.console.print(text)
             if event["event"] == "delivered":
                 self.console.print(f"  the adapter is with {', '.join(event['members'])}")

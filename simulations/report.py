@@ -24,6 +24,12 @@ from ..federation.rounds.words import told_privacy
 KILO = 1000
 SHOWN = 10  # values of a sample
 FILE_WIDTH = 150  # characters
+TOLD: tuple[type[FederationEvent], ...] = (  # of the coordinator's, beside rounds
+    WaitingEvent,
+    AbortedEvent,
+    BucketsEvent,
+    StoppedEvent,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +100,16 @@ def line(event: FederationEvent, rounds: int) -> str | None:
         case StoppedEvent():
             return f"  stopped after round {event.round}: {event.reason}"
     return None
+
+
+def line_of(table: Mapping[str, Any], rounds: int) -> str | None:
+    """The same of an event as another process told it, in JSON's types."""
+    told = dict(table)
+    name = told.pop("event")
+    if name in ("round", "score"):
+        return line(RoundEvent(late=told.pop("late", None), entry=told), rounds)
+    kind = next((kind for kind in TOLD if kind.kind == name), None)
+    return None if kind is None else line(kind(**told), rounds)
 
 
 def show_run(console: Console, report: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from ..core import tables
 from ..core.errors import ConfigError
+from ..core.tables import above, at_least
 from ..federation.spec import compatibility, flags
 from ..federation.spec.policy import (
     AdapterTable,
@@ -56,9 +57,10 @@ class Population:
     portions: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        least = min(self.households, self.train, self.test, self.values)
-        require(least >= 1, "households, train, test and values must be at least 1")
-        require(min((0, *self.ranks, *self.portions)) == 0, "ranks and portions must be at least 0")
+        at_least(
+            1, households=self.households, train=self.train, test=self.test, values=self.values
+        )
+        at_least(0, ranks=min((0, *self.ranks)), portions=min((0, *self.portions)))
         require(
             (self.kind == "folder") == (self.folder is not None),
             'folder belongs to kind = "folder", and only there',
@@ -105,13 +107,14 @@ class Nights:
     grace_s: float = 30.0  # synchronous: once the minimum is there, how long the rest is waited for
 
     def __post_init__(self) -> None:
-        require(
-            min(self.asleep_s, self.spread, self.notice_s, self.grace_s) >= 0, "no time is below 0"
+        at_least(
+            0,
+            asleep_s=self.asleep_s,
+            spread=self.spread,
+            notice_s=self.notice_s,
+            grace_s=self.grace_s,
         )
-        require(
-            min(self.awake_s, self.work_s, self.stage_s) > 0,
-            "awake_s, work_s and stage_s must be above 0",
-        )
+        above(0, awake_s=self.awake_s, work_s=self.work_s, stage_s=self.stage_s)
 
     @property
     def on(self) -> bool:

@@ -5,13 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
 import pytest
 
-from quietchoir import __version__, cli
-from quietchoir.core import paths
+from quietchoir import __version__, cli, doctor
+from quietchoir.core import parts, paths
 from quietchoir.core.engine.backends.native import network
 
 HEAVY = ("torch", "flwr", "transformers", "aiohttp", "tenseal", "numpy")
@@ -99,6 +100,48 @@ def test_a_mistake_is_one_sentence(
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("quietchoir: ") and words in last
     assert [path.name for path in home.rglob("*") if path.is_file() and path.name != "token"] == []
+
+
+# A verb that is busy, and drops something at which Ctrl-C comes at that very moment.
+LOST = """
+import os, signal, sys, time
+from quietchoir import cli, doctor
+
+class Dropped:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)  # here nobody can take it
+
+def busy(*_):
+    Dropped()
+    print("dropped", flush=True)
+    time.sleep(60)
+
+doctor.examine = busy
+sys.exit(cli.main(["doctor"]))
+"""
+
+
+def test_a_ctrl_c_that_comes_where_nobody_can_take_it_is_obeyed_all_the_same(home: Path) -> None:
+    ran = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stdout) == (cli.INTERRUPTED, "dropped\n")
+    assert ran.stderr.splitlines() == ["quietchoir: interrupted; nothing is left half-written"]
+
+
+def test_a_program_that_is_updated_while_it_runs_says_so_and_ends(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def late(*_: object) -> None:
+        raise ImportError("cannot import name 'examine' from 'quietchoir.doctor'")
+
+    monkeypatch.setattr(doctor, "examine", late)
+    monkeypatch.setattr(parts, "STARTED", time.time() + 3600)
+    with pytest.raises(ImportError):  # our own fault: nobody changed anything
+        cli.main(["doctor"])
+    monkeypatch.setattr(parts, "STARTED", 0.0)
+    assert cli.main(["doctor"]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert "stop nodes before you update" in line and "cannot import name" in line
 
 
 def test_an_unknown_key_in_the_configuration_is_named(

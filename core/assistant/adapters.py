@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 SHOWN = 12  # characters of an id in a sentence
 PREFIX = 6  # characters of an id that may stand for it
-DEFAULT = "default"  # the model name that means: whatever is active
+# Model names that mean: whatever is active. The second is what Hugging Face's `InferenceClient`
+# sends when it is given an address and no model.
+DEFAULTS = ("default", "dummy")
 logger = log.get("adapters")
 
 
@@ -144,14 +146,14 @@ class AdapterSwitch:
         Raises:
             ModelNotFoundError: neither the model, "model:adapter", nor an adapter.
         """
-        if name is None or name == DEFAULT:
+        if name is None or name in DEFAULTS:
             return self.active
         adapter = self.adapter_in(name)
         return None if adapter is None else await self.hold(adapter)
 
     async def check(self, name: str) -> None:
         """As `resolve`, loading nothing. Raises ModelNotFoundError: nothing answers to `name`."""
-        adapter = None if name == DEFAULT else self.adapter_in(name)
+        adapter = None if name in DEFAULTS else self.adapter_in(name)
         if adapter is not None and adapter not in self.shelf.names():
             await self.find(adapter)
 

@@ -1,12 +1,12 @@
-"""A tool's JSON schema inside another schema.
+"""A caller's JSON schema made fit for answers: inside another schema, and with an end.
 
 Knows which keywords of JSON Schema (2020-12, and what is still in use of draft 7) hold schemas,
 which hold data, and which hold references. Knows nothing of tools or grammars.
-Always: the embedded schema allows what it allowed alone; data (`const`, `enum`, `default`,
-`examples`) is never touched.
+Always: the embedded schema allows what it allowed alone, the bounded one a part of it; data
+(`const`, `enum`, `default`, `examples`) is never touched.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ..errors import RequestError
@@ -32,6 +32,7 @@ NAMED = {
     "patternProperties",
     "properties",
 }  # schemas by name
+SCHEMA = "$schema"
 # Beside these alone, an object without named properties has none: nothing else could let one in.
 SAYS_NOTHING = {
     "type",
@@ -39,7 +40,7 @@ SAYS_NOTHING = {
     "required",
     "title",
     "description",
-    "$schema",
+    SCHEMA,
     "$id",
     "$defs",
     "definitions",
@@ -58,6 +59,13 @@ BESIDE = {
     "dependencies",
     "patternProperties",
 }
+
+
+# Bounds of what a schema leaves without: a model that finds no end writes digits or letters until
+# its tokens are used up, and the answer is no JSON.
+WHOLE = (1 << 53) - 1  # numbers that every reader of JSON takes alike; RFC 8259, section 6
+FRACTION = 1e-9  # of a number, the smallest step
+LETTERS = 4_000  # of a text; about a thousand tokens
 
 
 def closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -95,7 +103,68 @@ def embedded(schema: Any, at: str) -> Any:
                     f"supported here"
                 )
     own = schema.get("$id") if isinstance(schema, Mapping) else None
-    return _moved(schema, at, anchors, own.rstrip("#") if isinstance(own, str) else "")
+    named = own.rstrip("#") if isinstance(own, str) else ""
+
+    def moved(part: dict[str, Any]) -> dict[str, Any]:
+        # they would speak of the whole now
+        kept = {key: value for key, value in part.items() if key not in ("$anchor", "$id", SCHEMA)}
+        if isinstance(to := kept.get("$ref"), str):
+            kept["$ref"] = _reference(to, at, anchors, named)
+        return kept
+
+    return rebuilt(schema, moved)
+
+
+def bounded(schema: Any) -> Any:
+    """The same with an end to every number and text that has none of its own.
+
+    A schema says otherwise with bounds, a `pattern`, a `format`, or the values themselves. Not
+    covered: values that no schema describes, and the length of lists.
+    """
+    return rebuilt(schema, _with_bounds)
+
+
+def rebuilt(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """A schema with `change` made to every schema in it, the inner ones first."""
+    if not isinstance(schema, Mapping):
+        return schema
+    found: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in NAMED and isinstance(value, Mapping):
+            found[key] = {name: rebuilt(inner, change) for name, inner in value.items()}
+        elif key in LISTS and isinstance(value, list):
+            found[key] = [rebuilt(inner, change) for inner in value]
+        else:
+            found[key] = rebuilt(value, change) if key in ONE else value
+    return change(found)
+
+
+def _with_bounds(part: dict[str, Any]) -> dict[str, Any]:
+    types = part.get("type")
+    kinds = {one for one in (types if isinstance(types, list) else [types]) if type(one) is str}
+    if not kinds or "enum" in part or "const" in part:
+        return part
+    more: dict[str, Any] = {}
+    if kinds & {"integer", "number"}:
+        low, high = (_number(part, key) for key in ("inimum", "aximum"))
+        if low is None and (high is None or high >= -WHOLE):
+            more["minimum"] = -WHOLE
+        if high is None and (low is None or low <= WHOLE):
+            more["maximum"] = WHOLE
+        if "number" in kinds and "integer" not in kinds and "multipleOf" not in part:
+            more["multipleOf"] = FRACTION
+    if "string" in kinds and not part.keys() & {"maxLength", "pattern", "format"}:
+        least = part.get("minLength")
+        more["maxLength"] = max(LETTERS, least if type(least) is int else 0)
+    return part | more
+
+
+def _number(part: Mapping[str, Any], end: str) -> float | None:
+    """The bound "m…" or "exclusiveM…" of a schema, if it has one that is a number."""
+    for key in (f"m{end}", f"exclusiveM{end}"):
+        if isinstance(value := part.get(key), int | float) and not isinstance(value, bool):
+            return value
+    return None
 
 
 def parts(schema: Any, at: str) -> Iterator[tuple[Mapping[str, Any], str]]:
@@ -125,24 +194,6 @@ def inside(key: str, value: Any) -> Iterator[tuple[Any, str]]:
 def escaped(name: str) -> str:
     """A key in a JSON pointer (RFC 6901)."""
     return name.replace("~", "~0").replace("/", "~1")
-
-
-def _moved(schema: Any, at: str, anchors: Mapping[str, str], own: str) -> Any:
-    if not isinstance(schema, Mapping):
-        return schema
-    found: dict[str, Any] = {}
-    for key, value in schema.items():
-        if key in ("$anchor", "$id", "$schema"):
-            continue  # they would speak of the whole now
-        if key == "$ref" and isinstance(value, str):
-            found[key] = _reference(value, at, anchors, own)
-        elif key in NAMED and isinstance(value, Mapping):
-            found[key] = {name: _moved(inner, at, anchors, own) for name, inner in value.items()}
-        elif key in LISTS and isinstance(value, list):
-            found[key] = [_moved(inner, at, anchors, own) for inner in value]
-        else:
-            found[key] = _moved(value, at, anchors, own) if key in ONE else value
-    return found
 
 
 def _reference(to: str, at: str, anchors: Mapping[str, str], own: str) -> str:

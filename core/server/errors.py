@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from .. import log
+from .. import log, parts
 from ..engine.sampling.grammar_limits import depth_of
 from ..errors import (
     DataError,
@@ -77,6 +77,8 @@ def describe(error: Exception) -> tuple[int, dict[str, str | None]]:
             return error.status, shape(error.reason, "invalid_request_error")
         case EngineError() | QuietchoirError():
             return 500, shape(message, "server_error")
+        case _ if parts.updated():
+            return 500, shape(parts.UPDATED, "server_error")
         case _:
             return 500, shape("the node failed inside; its log says where", "server_error")
 
@@ -120,7 +122,10 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except ConnectionError:
         raise
     except Exception as error:
-        logger.exception("%s %s failed", request.method, request.path)
+        if parts.updated():
+            logger.error("%s %s: %s", request.method, request.path, parts.told_updated(error))
+        else:
+            logger.exception("%s %s failed", request.method, request.path)
         return response(error)
 
 

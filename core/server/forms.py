@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..assistant.assistant import ANY_TOOL
+from ..assistant.embedding import bounded
 from ..assistant.tools import ToolInfo
 from ..engine.sampling.params import Constraint
 from .errors import BadRequest
@@ -64,10 +65,12 @@ def response_format(value: Any, where: str) -> Constraint | None:
                     where,
                 )
             return (
-                Constraint("json_schema", json.dumps(schemas[0])) if schemas else Constraint("json")
+                Constraint("json_schema", json.dumps(bounded(schemas[0])))
+                if schemas
+                else Constraint("json")
             )
         case "json_schema":
-            return Constraint("json_schema", json.dumps(found["json_schema"]["schema"]))
+            return Constraint("json_schema", json.dumps(bounded(found["json_schema"]["schema"])))
         case kind:
             return Constraint(kind, found[kind])
 

@@ -35,32 +35,43 @@ def register(actions: "_SubParsersAction[ArgumentParser]") -> None:
     init.add_argument(
         "folder", type=Path, metavar="DIR", help="where federation.toml and the keys go"
     )
-    init.add_argument("--name", required=True)
+    init.add_argument(
+        "--name", required=True, help="what members call it: lower-case letters, digits, dashes"
+    )
     init.add_argument(
         "--address",
         default="127.0.0.1:8790",
         metavar="HOST:PORT",
-        help="where the coordinator answers",
+        help="where the coordinator answers (default: %(default)s, this machine alone)",
     )
     init.add_argument(
-        "--model", default="smollm2-135m-instruct", metavar="NAME", help="a model on this disk, by "
-                                                                         "name or path; members "
-                                                                         "need "
-        "the same file, wherever it lies there",
-    )  # fmt: skip
-    init.add_argument("--model-digest", metavar="SHA256", help="instead of reading the model file")
+        "--model",
+        default="smollm2-135m-instruct",
+        metavar="NAME",
+        help="a model on this disk, by name or path; members need the same file, wherever it lies "
+        "there (default: %(default)s)",
+    )
+    which = init.add_mutually_exclusive_group()
+    which.add_argument("--model-digest", metavar="SHA256", help="instead of reading the model file")
+    which.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="no model at all: to try keys and network with `coordinate --rehearse N` and "
+        "`join --rehearse N`",
+    )
     init.add_argument(
         "--variant",
         action="append",
         default=[],
         metavar="NAME[=SHA256]",
-        help="another quantisation of it, for members",
+        help="another quantisation of the model, on this disk or named by its digest, which "
+        "members may hold instead; may be given again",
     )
     init.add_argument(
         "--protect",
         choices=["passphrase", "keyring", "none"],
         default="none",
-        help="lock the three private keys as they are made",
+        help="lock the three private keys as they are made (default: %(default)s)",
     )
     flags.add(init)
     privacy_budget.add(init)
@@ -128,23 +139,28 @@ def found_federation(arguments: Namespace) -> None:
     from ..model_files import remember, title, variant_given
     from ..spec.address import Address
     from ..spec.policy import ModelTable
+    from ..training.synthetic_task import REHEARSAL_DIGEST, REHEARSAL_MODEL
 
     try:
         Address.parse(arguments.address)  # a wrong one is said before a model's file is looked for
     except ValueError as error:
         raise ConfigError(f"federation init: {error}") from error
-    digest = arguments.model_digest or model_digest(arguments.model)
-    if not arguments.model_digest and title(arguments.model) != arguments.model:
-        remember(catalog.find(arguments.model), digest)
+    named, digest = title(arguments.model), arguments.model_digest
+    if arguments.rehearse:
+        named, digest = REHEARSAL_MODEL, REHEARSAL_DIGEST
+    elif not digest:
+        digest = model_digest(arguments.model)
+        if named != arguments.model:
+            remember(catalog.find(arguments.model), digest)
     chosen = flags.given(arguments)
     try:
         tables = {name: kind(**chosen.get(name, {})) for name, kind in flags.TABLES.items()}
-        tables["prompt"] = dataclasses.replace(HOUSEHOLD, **chosen.get("prompt", {}))
+        tables["prompt"] = HOUSEHOLD.changed(**chosen.get("prompt", {}))
         budget = ownership.with_budget(
             arguments, tables, chosen.get("privacy", {}), arguments.model
         )
         flags.check_used(chosen, tables)
-        model = ModelTable(name=title(arguments.model), digest=digest)
+        model = ModelTable(name=named, digest=digest)
         if arguments.variant:
             model = dataclasses.replace(
                 model, variants=tuple(variant_given(model, text) for text in arguments.variant)

@@ -277,9 +277,18 @@ def lock_keys(arguments: Namespace) -> None:
 def change_rules(arguments: Namespace) -> None:
     """Other values in the tables."""
     from ...core.errors import ConfigError
+    from ..membership import roster
     from ..membership.ownership import change
 
-    tables: dict[str, object] = dict(flags.given(arguments, *CHANGED))
+    tables: dict[str, Any] = dict(flags.given(arguments, *CHANGED))
+    if "prompt" in tables:
+        prompt = roster.read(arguments.file).policy.prompt
+        try:
+            later = prompt.changed(**tables["prompt"])
+        except ValueError as error:
+            raise ConfigError(f"{arguments.file}: {error}") from error
+        if later.system != prompt.system:
+            tables["prompt"]["system"] = later.system
     lines = budget_of_change(arguments, tables)
     if arguments.days is not None:
         tables["expires"] = until(arguments.days)

@@ -67,11 +67,13 @@ class Token:
             check_hex(text, 32, what)
         require(
             bool(NAME.fullmatch(self.title) and NAME.fullmatch(self.name)),
-            "title and name must be names",
+            f"title = {self.title!r:.80} and name = {self.name!r:.80} must be lower-case letters, "
+            f"digits and dashes",
         )
         require(
             self.version >= 1 and 0 < self.expires <= LAST_MOMENT,
-            "version and expires must be numbers that can be",
+            f"version = {self.version} must be at least 1, expires = {self.expires} a moment in "
+            f"seconds since 1970",
         )
 
     def __repr__(self) -> str:

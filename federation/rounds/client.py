@@ -276,9 +276,7 @@ class Client:
         unpaid = self.begin(task.place, pays=training, parent=parent)
         if self.recall is not None and led is not None:
             self.recall.keep(led)
-        self.on_event(
-            WorkEvent(stage=task.stage, round=order.round, attempt=task.place.attempt)
-        )
+        self.on_event(WorkEvent(stage=task.stage, round=order.round, attempt=task.place.attempt))
         if task.stage == messages.ADOPT:
             name = (
                 self.adopt(order.flat, order.card).encode("utf-8")

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...core.errors import ConfigError
-from ...core.prompt import PromptFormat
+from ...core.prompt import HOUSEHOLD, PromptFormat
 from ...core.tables import bounded
 from .policy import (
     AdapterTable,
@@ -37,6 +37,81 @@ TABLES: dict[str, type] = {
 BARE = ("protection", "adapter", "recipe")  # their flags have no prefix
 NAMES = {("protection", "mode"): "protection"}  # flags that are called otherwise
 KINDS = (int, float, str)
+# What a field is, for `--help`; every field that is a flag stands here.
+HELP: dict[str, dict[str, str]] = {
+    "protection": {
+        "mode": "who may see an update: nobody but its sums (masked), the sums members only "
+        "(sealed), or the coordinator each (plain)",
+        "key": "sealed: every member has the key, or a share of it",
+        "open_with": "sealed with a threshold key: members that open a sum together; 0: more than "
+        "two thirds of those who made the key",
+        "bits": "of one value of an update, 2 to 16",
+        "threshold": "members whose shares open a sum, 1 to --min-cohort",
+        "min_cohort": "a sum of fewer members is never opened",
+        "min_tokens": "answer tokens that must stand behind a sum; 0: any number",
+    },
+    "adapter": {
+        "rank": "columns of each of the adapter's matrices (LoRA's r)",
+        "alpha": "the adapter's change is scaled by alpha / rank",
+        "upper_layers": "how many of the model's last layers carry LoRA",
+        "seed": "public seed of the half of the adapter that nobody trains",
+    },
+    "recipe": {
+        "rounds": "until the adapter is finished",
+        "lr": "learning rate of a member's own steps",
+        "batch": "examples of one step of a member",
+        "epochs": "how often a member goes through its examples in one round",
+        "server_lr": "how far the adapter goes along the mean of the changes",
+        "server_momentum": "of fedavgm, how much of the last round's step goes on; 0 to 1",
+        "server_optimizer": "what makes the next adapter of the mean",
+        "server_memory": "of fedadam and fedyogi, beta 2; 0 to 1",
+        "server_floor": "of fedadam and fedyogi, tau, which keeps a step finite",
+        "proximal": "FedProx's mu: pulls a member's training back to the round's adapter; 0: none",
+        "agreed_steps": "FedNova: a member's change counts as if it had made so many steps; 0: as "
+        "it is",
+        "update_range": "a value that moved further in one round is cut to this",
+        "ranges": "one range for all values, or each tensor's own from its last steps",
+        "evaluate_every": "rounds between two scores on held-out examples; 0: only at the end",
+        "cohort": "members asked in a round; 0: all that are there",
+        "download": "what members are told: the adapter, or the changes since the one they hold; "
+        "auto: changes under masks",
+        "attempts": "of one round before the coordinator gives up",
+        "work_timeout_s": "seconds that training may take",
+        "stage_timeout_s": "seconds for any other stage",
+    },
+    "privacy": {
+        "mechanism": "noise that members add before masking; none: no differential privacy",
+        "clip": "largest length (L2) of a member's update; a longer one is shortened",
+        "noise_multiplier": "a sum's noise over a member's largest share of it; --epsilon finds it",
+        "epsilon": "the budget: training stops before it is passed",
+        "delta": "chance with which epsilon may be passed; below one over the number of members",
+        "colluders": "members of a sum that may be in league with its reader; 0 counts as 1",
+        "counters": "send scores and losses without noise (exact), or not at all (none)",
+    },
+    "guard": {
+        "rule": "members score each new adapter and undo a worse one (vote), or also choose the "
+        "best of the buckets' own (choose)",
+        "margin": "loss of accuracy, 0 to 1, from which on an adapter is undone",
+    },
+    "aggregation": {
+        "rule": "how contributions become one change; but for the mean each bucket of members is "
+        "a sum of its own",
+        "buckets": "sums of their own, at most; 1 for the mean, else 3 or more",
+        "trim": "of trimmed-mean: buckets left out at each end",
+    },
+    "schedule": {
+        "rounds": "wait for a round's members, or sum whoever is ready (buffered)",
+        "buffer": "buffered: contributions of one step; 0: --min-cohort",
+        "max_staleness": "buffered: contributions from more steps ago are trained anew",
+        "patience_s": "buffered: seconds without a contribution after which the run gives up",
+    },
+    "prompt": {
+        "system": "in front of conversations without a system message; by default the sentence of "
+        "tool calls where those are the answers, else nothing",
+        "answers": "what members' examples answer with, and the adapter is asked for",
+        "turns": "the whole conversation is shown, or the last request alone",
+    },
+}
 
 
 def flag(table: str, field: str) -> str:
@@ -67,8 +142,16 @@ def add(parser: ArgumentParser, *tables: str) -> None:
             choices=chosen,
             default=None,
             metavar=None if chosen else "X" if hint is float else "N" if hint is int else "TEXT",
-            help=f"{table}.{field}",
+            help=f"{HELP[table][field]} ({told_default(table, field)})",
         )
+
+
+def told_default(table: str, field: str) -> str:
+    """The value that a field has if nobody says otherwise, for people."""
+    value = next(one for one in dataclasses.fields(TABLES[table]) if one.name == field).default
+    if table == "prompt":
+        value = getattr(HOUSEHOLD, field)
+    return "default: " + (repr(value) if isinstance(value, str) and " " in value else f"{value}")
 
 
 def given(arguments: Namespace, *tables: str) -> dict[str, dict[str, Any]]:

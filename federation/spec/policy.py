@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ...core.errors import ConfigError
 from ...core.prompt import HOUSEHOLD, PromptFormat
+from ...core.tables import above, at_least
 from . import compatibility
 from .address import Address
 from .compatibility import CAPABILITIES, Axes, Capabilities
@@ -87,9 +88,7 @@ class AdapterTable:
     seed: int = 0  # public seed of the frozen A
 
     def __post_init__(self) -> None:
-        require(
-            self.rank >= 1 and self.upper_layers >= 1, "rank and upper_layers must be at least 1"
-        )
+        at_least(1, rank=self.rank, upper_layers=self.upper_layers)
         unknown = set(self.targets) - set(PROJECTIONS)
         require(
             not unknown,
@@ -130,12 +129,12 @@ class ProtectionTable:
 
     def __post_init__(self) -> None:
         require(2 <= self.bits <= MAX_BITS, f"bits = {self.bits} must lie between 2 and {MAX_BITS}")
+        at_least(1, min_cohort=self.min_cohort)
+        at_least(0, min_tokens=self.min_tokens)
         require(
-            self.min_cohort >= 1 and self.min_tokens >= 0,
-            "min_cohort must be at least 1, min_tokens at least 0",
-        )
-        require(
-            1 <= self.threshold <= self.min_cohort, "threshold must lie between 1 and min_cohort"
+            1 <= self.threshold <= self.min_cohort,
+            f"threshold = {self.threshold} must lie between 1 and min_cohort = {self.min_cohort}: "
+            f"lower --threshold, or raise --min-cohort",
         )
         joint = self.key == "threshold"
         require(
@@ -188,14 +187,10 @@ class Recipe:
     stage_timeout_s: float = 60.0  # any other stage
 
     def __post_init__(self) -> None:
-        require(
-            min(self.rounds, self.batch, self.epochs, self.attempts) >= 1,
-            "rounds, batch, epochs, attempts: at least 1",
+        at_least(
+            1, rounds=self.rounds, batch=self.batch, epochs=self.epochs, attempts=self.attempts
         )
-        require(
-            min(self.lr, self.server_lr, self.update_range) > 0,
-            "lr, server_lr and update_range must be above 0",
-        )
+        above(0, lr=self.lr, server_lr=self.server_lr, update_range=self.update_range)
         require(
             0 <= self.server_momentum < 1,
             f"server_momentum = {self.server_momentum} must lie in [0, 1)",
@@ -204,17 +199,18 @@ class Recipe:
             0 < self.server_memory < 1,
             f"server_memory = {self.server_memory} must lie between 0 and 1",
         )
-        require(
-            self.server_floor > 0 <= self.proximal,
-            "server_floor must be above 0, proximal at least 0",
+        above(
+            0,
+            server_floor=self.server_floor,
+            work_timeout_s=self.work_timeout_s,
+            stage_timeout_s=self.stage_timeout_s,
         )
-        require(self.agreed_steps >= 0, f"agreed_steps = {self.agreed_steps} must be at least 0")
-        require(
-            min(self.work_timeout_s, self.stage_timeout_s) > 0, "timeouts must be above 0 seconds"
-        )
-        require(
-            min(self.evaluate_every, self.cohort) >= 0,
-            "evaluate_every and cohort must be at least 0",
+        at_least(
+            0,
+            proximal=self.proximal,
+            agreed_steps=self.agreed_steps,
+            evaluate_every=self.evaluate_every,
+            cohort=self.cohort,
         )
 
     def trainer(self) -> "Hyperparameters":
@@ -252,12 +248,10 @@ class PrivacyTable:
     counters: Literal["none", "exact"] = "none"
 
     def __post_init__(self) -> None:
-        if not min(self.clip, self.noise_multiplier, self.epsilon) > 0:
-            raise ValueError("clip, noise_multiplier and epsilon must be above 0")
+        above(0, clip=self.clip, noise_multiplier=self.noise_multiplier, epsilon=self.epsilon)
         if not 0 < self.delta < 1:
             raise ValueError(f"delta = {self.delta} must lie between 0 and 1")
-        if self.colluders < 0:
-            raise ValueError(f"colluders = {self.colluders} must be at least 0")
+        at_least(0, colluders=self.colluders)
 
     @property
     def on(self) -> bool:
@@ -358,13 +352,8 @@ class ScheduleTable:
     patience_s: float = 7 * 86400.0
 
     def __post_init__(self) -> None:
-        if self.buffer < 0 or self.max_staleness < 0:
-            raise ValueError(
-                f"buffer = {self.buffer} and max_staleness = {self.max_staleness} "
-                f"must be at least 0"
-            )
-        if not self.patience_s > 0:
-            raise ValueError(f"patience_s = {self.patience_s} must be above 0 seconds")
+        at_least(0, buffer=self.buffer, max_staleness=self.max_staleness)
+        above(0, patience_s=self.patience_s)
 
     @property
     def buffered(self) -> bool:

@@ -11,6 +11,9 @@ import numpy as np
 from ..store.checkpoint import Vector
 from .learner import Counts, Trained
 
+# What a federation that was founded for rehearsals alone names as its model; no file has this hash.
+REHEARSAL_MODEL = "rehearsal"
+REHEARSAL_DIGEST = hashlib.sha256(b"quietchoir rehearsal, no model").hexdigest()
 EXAMPLES = 10
 TOKENS_EACH = 20
 STEP = 0.3  # of the way in one round

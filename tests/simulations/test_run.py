@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from quietchoir.core.errors import ConfigError, RoundAborted
-from quietchoir.federation.events import AbortedEvent, FederationEvent, RoundEvent
+from quietchoir.federation.events import AbortedEvent, FederationEvent, RoundEvent, StoppedEvent
 from quietchoir.federation.rounds.report import RunReport
 from quietchoir.federation.spec.policy import (
     AdapterTable,
@@ -137,6 +137,15 @@ def test_a_run_is_shown_with_its_numbers() -> None:
     assert any(line.startswith("  round  2/2") for line in lines) and lines[-1].startswith(
         "  all rounds done"
     )
+    # as `make demo` has them, from another process
+    told = [json.loads(json.dumps(event.table())) for event in events]
+    own = {"preparing", "trained"}  # a simulation's alone
+    heard = [report.line_of(table, 2) for table in told if table["event"] not in own]
+    assert [text for text in heard if text is not None] == [
+        line for line in lines if "requests to learn from" not in line
+    ]
+    stopped = StoppedEvent(round=1, reason="spent")
+    assert report.line_of(stopped.table(), 2) == report.line(stopped, 2)
 
 
 PRETENDED = Scenario(

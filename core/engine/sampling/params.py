@@ -70,19 +70,20 @@ class SamplingParams:
             raise RequestError(f"top_k is {self.top_k}; it must be 0 (all tokens) or more")
         if not 0 <= self.min_p <= 1:
             raise RequestError(f"min_p is {self.min_p}; it must be 0 (off) to 1")
-        if not (math.isfinite(self.presence_penalty) and math.isfinite(self.frequency_penalty)):
-            raise RequestError(
-                "presence_penalty and frequency_penalty must be finite numbers; 0 turns them off"
-            )
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not math.isfinite(value := getattr(self, name)):
+                raise RequestError(f"{name} is {value}; it must be a finite number, 0 turns it off")
         if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
             raise RequestError(
                 f"repetition_penalty is {self.repetition_penalty}; it must be a positive number, 1 "
                 f"turns it off"
             )
-        if not all(math.isfinite(value) for _, value in self.logit_bias):
-            raise RequestError(
-                "logit_bias holds a value that is not finite; use -100 to forbid a token"
-            )
+        for token, bias in self.logit_bias:
+            if not math.isfinite(bias):
+                raise RequestError(
+                    f"logit_bias of token {token} is {bias}; it must be a finite number, -100 "
+                    f"forbids a token"
+                )
         if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
             raise RequestError(f"logprobs is {self.logprobs}; it must be 0 to {MAX_LOGPROBS}")
         if "" in self.stop:

@@ -39,6 +39,7 @@ async def test_the_beginning_of_an_id_is_enough_if_it_is_the_only_one() -> None:
     [
         (None, "a"),
         ("default", "a"),
+        ("dummy", "a"),
         ("base", None),
         ("smollm2", None),
         ("b", "b"),

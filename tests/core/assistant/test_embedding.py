@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quietchoir.core.assistant.embedding import closed, embedded
+from quietchoir.core.assistant.embedding import LETTERS, WHOLE, bounded, closed, embedded
 from quietchoir.core.assistant.tools import ToolInfo, tool_call_schema
 from quietchoir.core.engine.sampling.grammar import Grammars
+from quietchoir.core.engine.sampling.params import Constraint
 from quietchoir.core.errors import RequestError
 from quietchoir.tests.fakes.engine import byte_tokenizer
 
@@ -188,3 +189,50 @@ def test_the_same_values_are_right_inside_and_alone(schema, a, value):
     inside = {"$defs": {"0": embedded(alone, "#/$defs/0")}, "$ref": "#/$defs/0"}
     judges = [jsonschema.Draft202012Validator(one) for one in (alone, inside)]
     assert judges[0].is_valid(value) == judges[1].is_valid(value)
+
+
+def fits(grammars: Grammars, schema: Any, text: str) -> bool:
+    """Is `text` a whole answer in the form of this schema?"""
+    matcher = grammars.compile(Constraint("json_schema", json.dumps(schema))).inner
+    taken = matcher.validate_tokens(list(text.encode())) == len(text)
+    return bool(taken and matcher.consume_tokens(list(text.encode())) and matcher.is_accepting())
+
+
+@pytest.mark.parametrize(
+    "schema, ends, runs_on",
+    [
+        ({"type": "integer"}, [str(WHOLE), str(-WHOLE), "0"], ["9" * 60]),
+        ({"type": "integer", "minimum": 3}, ["3"], ["2", "9" * 60]),
+        ({"type": ["integer", "null"]}, ["null", "-7"], ["9" * 60]),
+        ({"type": "number"}, ["-0.25", "1234.5"], ["0." + "3" * 60, "9" * 60]),
+        ({"type": "number", "minimum": 0, "maximum": 1}, ["0.125"], ["0." + "3" * 60]),
+        ({"type": "string"}, ['"abc"'], ['"' + "a" * (LETTERS + 1) + '"']),
+        ({"$ref": "#/$defs/n", "$defs": {"n": {"type": "integer"}}}, ["12"], ["9" * 60]),
+        ({"type": "array", "items": {"type": "integer"}}, ["[1, 2]"], [f"[1, {'9' * 60}]"]),
+    ],
+)
+def test_a_bounded_schema_has_an_end(
+    grammars: Grammars, schema: dict[str, Any], ends: list[str], runs_on: list[str]
+) -> None:
+    before = copy.deepcopy(schema)
+    assert all(fits(grammars, bounded(schema), text) for text in ends)
+    assert not any(fits(grammars, bounded(schema), text) for text in runs_on)
+    assert schema == before
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer", "minimum": WHOLE * 10},
+        {"type": "integer", "maximum": -WHOLE * 10},
+        {"type": "integer", "minimum": 0, "maximum": WHOLE * 10},
+        {"type": "string", "maxLength": LETTERS * 2},
+        {"type": "string", "pattern": "^a+$"},
+        {"type": "string", "format": "date"},
+        {"enum": [1, {"type": "integer"}]},
+        {"const": {"type": "string"}, "default": {"type": "integer"}},
+        {"examples": [{"type": "integer"}]},
+    ],
+)
+def test_what_a_schema_says_itself_stays(schema: dict[str, Any]) -> None:
+    assert bounded(schema) == schema

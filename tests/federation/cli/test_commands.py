@@ -1,6 +1,6 @@
 """The verbs, as a user types them; what can be mended is a sentence and an exit code."""
 
-import contextlib
+import json
 import signal
 import subprocess
 import sys
@@ -11,6 +11,7 @@ import pytest
 from quietchoir import cli
 from quietchoir.core.prompt import AS_IT_COMES, HOUSEHOLD, PromptFormat
 from quietchoir.federation.membership import roster
+from quietchoir.federation.spec import flags
 from quietchoir.federation.spec.policy import Policy
 from quietchoir.tests.fakes.federation import DIGEST
 
@@ -241,11 +242,7 @@ def test_ctrl_c_ends_a_waiting_node_with_a_sentence(
         assert process.stdout is not None
         while "disconnected" not in process.stdout.readline():
             assert process.poll() is None
-        for _ in range(20):  # as a person does: once more, where the first came at a bad moment
-            process.send_signal(signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=10)
-                break
+        process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted" in said and "Traceback" not in said
@@ -264,6 +261,56 @@ def test_the_file_says_how_the_adapter_is_asked(
     )[1]
     assert quietchoir(capsys, "federation", "change", file, "--prompt-system", "")[0] == 0
     assert roster.load(file).prompt == AS_IT_COMES
+    alone = founded(capsys, tmp_path / "h", "--prompt-answers", "any")  # no sentence for tool calls
+    assert (alone.prompt.system, alone.prompt.answers) == ("", "any")
+    calls = founded(capsys, tmp_path / "i")
+    assert calls.prompt.system == HOUSEHOLD.system
+    kept = tmp_path / "i" / "federation.toml"
+    assert quietchoir(capsys, "federation", "change", kept, "--prompt-answers", "text")[0] == 0
+    assert roster.load(kept).prompt.system == ""
     before = file.read_bytes()
     code, said = quietchoir(capsys, "federation", "change", file, "--prompt-system", "a\u202eb")
     assert code == 2 and "visible characters" in said and file.read_bytes() == before
+
+
+def test_every_flag_of_init_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert {table: set(fields) for table, fields in flags.HELP.items()} == {
+        table: {field for one, field, _ in flags.fields() if one == table} for table in flags.TABLES
+    }
+    for verb in ("init", "change"):
+        with pytest.raises(SystemExit):
+            cli.main(["federation", verb, "--help"])
+        shown = capsys.readouterr().out
+        assert "(default: 0.7)" in shown and "is never opened" in shown
+
+
+def test_a_federation_for_rehearsals_needs_no_model(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file, keys = tmp_path / "f" / "federation.toml", tmp_path / "node"
+    words = ("init", tmp_path / "f", "--name", "choir", "--rehearse")
+    code, said = quietchoir(capsys, "federation", *words)
+    assert code == 0, said
+    card = quietchoir(capsys, "federation", "identity", "--home", keys)[1].strip()
+    quietchoir(capsys, "federation", "enroll", file, "--name", "ann", "--public", card)
+    rows = [{"role": "system", "content": HOUSEHOLD.system}, {"role": "user", "content": "hi"}]
+    rows.append({"role": "assistant", "content": '{"name": "a", "arguments": {}}'})
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train.jsonl").write_text(json.dumps({"messages": rows}) + "\n")
+    code, said = quietchoir(capsys, "join", file, "--home", keys, "--data", data)
+    assert code == 2 and "add --rehearse N" in said
+
+
+def test_what_is_wrong_in_a_table_is_said_with_its_value(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for words, sentence in (
+        (("--threshold", "5"), "threshold = 5 must lie between 1 and min_cohort = 3"),
+        (("--rounds", "0"), "rounds = 0 must be at least 1"),
+        (("--lr", "0"), "lr = 0.0 must be above 0"),
+        (("--evaluate-every", "-1"), "evaluate_every = -1 must be at least 0"),
+    ):
+        code, said = quietchoir(capsys, "federation", "init", tmp_path / "f", *INIT, *words)
+        assert code == 2 and sentence in said, said
+    assert not (tmp_path / "f").exists()

@@ -112,8 +112,12 @@ def test_members_of_buffered_rounds_name_a_round_as_the_coordinator_does() -> No
     run.run()
     worked = [event for event in told if isinstance(event, WorkEvent)]
     groups = {event.round for event in worked if event.stage == messages.GROUP}
-    assert groups == {event.round for event in told if isinstance(event, AskedEvent)} - {3} == {1, 2}
-    assert all(event.round == (event.version or 0) + 1 for event in worked if event.stage == "train")
+    assert (
+        groups == {event.round for event in told if isinstance(event, AskedEvent)} - {3} == {1, 2}
+    )
+    assert all(
+        event.round == (event.version or 0) + 1 for event in worked if event.stage == "train"
+    )
 
 
 @pytest.mark.parametrize("mode", ["plain", "masked"])

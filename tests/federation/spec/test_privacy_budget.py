@@ -106,8 +106,8 @@ def test_few_members_are_told_that_they_will_learn_nothing_and_many_are_not() ->
 @pytest.mark.parametrize(
     "sentence, epsilon, delta, asked, given, values",
     [
-        ("epsilon must be above 0", -1.0, None, tables(), {}, 100),
-        ("a budget of epsilon nan", float("nan"), None, tables(), {}, 100),
+        (r"epsilon = -1\.0 must be above 0", -1.0, None, tables(), {}, 100),
+        ("epsilon = nan must be above 0", float("nan"), None, tables(), {}, 100),
         ("delta = 2.0 must lie", 1.0, 2.0, tables(), {}, 100),
         ("have no room for noise .*; --bits 11 would do", 8.0, None, tables(bits=4), {}, 10_000),
         ("have no room for noise", 1e-6, None, tables(bits=16), {}, 100),
