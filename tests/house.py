@@ -44,8 +44,8 @@ FLOORS = {
 # Inside core, from the ground up; a module may import its own level and lower ones.
 LEVELS: tuple[set[str], ...] = (
     {"errors"},
-    {"screen"},
-    {"paths", "log", "parts", "tables", "toolcall", "metrics", "worker"},
+    {"screen", "parts"},
+    {"paths", "log", "tables", "toolcall", "metrics", "worker"},
     {"config", "prompt"},
     {"models"},
     {"hardware", "device"},
