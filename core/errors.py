@@ -29,6 +29,9 @@
     │   ├── MessageError               a message that is refused; nothing was changed
     │   └── RoundAborted               the round ended without a sum; the adapter is unchanged
     │       └── DisagreementError      sealed mode: members ended a round with different adapters
+    ├── RetrievalError                 collections and memory
+    │   ├── DocumentError              one document that cannot be read; the others are
+    │   └── UnknownEntryError          no such collection, document, passage or fact
     └── PluginError                    other people's code
         ├── ManifestError              a manifest that asks for what does not exist
         ├── SandboxUnavailableError    this machine cannot confine it, so it does not run
@@ -146,6 +149,18 @@ class DisagreementError(RoundAborted):
     """Members of a sealed round ended with different adapters: no adapter is shared by enough of
     them.
     """
+
+
+class RetrievalError(QuietchoirError):
+    """Collections and memory; what they hold is as it was."""
+
+
+class DocumentError(RetrievalError):
+    """One document that cannot be read."""
+
+
+class UnknownEntryError(RetrievalError):
+    """No such collection, document, passage or fact."""
 
 
 class PluginError(QuietchoirError):

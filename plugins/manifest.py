@@ -26,6 +26,13 @@ ID = re.compile(r"[a-z0-9][a-z0-9-]{0,38}/[a-z0-9][a-z0-9-]{0,38}")
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+# Pure-Python packages of this installation that a plugin may run on, each with what it stands on.
+PACKAGES = {
+    "mammoth": ("mammoth", "cobble"),
+    "markdown-it-py": ("markdown-it-py", "mdurl"),
+    "openpyxl": ("openpyxl", "et-xmlfile"),
+    "pypdf": ("pypdf",),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +92,13 @@ class Runtime:
     """What it runs on."""
 
     python: str = ">=3.11"
+    packages: tuple[str, ...] = ()  # of PACKAGES
 
     def __post_init__(self) -> None:
+        if unknown := [name for name in self.packages if name not in PACKAGES]:
+            raise ValueError(
+                f"runtime.packages names {unknown[0]!r}; this version offers {', '.join(PACKAGES)}"
+            )
         if self.python != ">=3.11":
             raise ValueError(
                 f"runtime.python is {self.python!r}; this version offers only '>=3.11'"
