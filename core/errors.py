@@ -14,6 +14,7 @@
     │   ├── RequestError               a request that can never run (too long, unknown adapter)
     │   │   └── ChatTemplateError      the model cannot chat: no template, or one that cannot be
                                        used
+    │   ├── ToolCallCutError           a call that the token limit cut; nothing was called
     │   ├── CacheError                 a saved conversation that does not fit this model, adapter or
                                        engine
     │   └── OverloadedError            a request that could run later
@@ -32,6 +33,7 @@
     ├── RetrievalError                 collections and memory
     │   ├── DocumentError              one document that cannot be read; the others are
     │   └── UnknownEntryError          no such collection, document, passage or fact
+    ├── ApprovalError                  an answer to a question that nobody asks (any more)
     └── PluginError                    other people's code
         ├── ManifestError              a manifest that asks for what does not exist
         ├── SandboxUnavailableError    this machine cannot confine it, so it does not run
@@ -95,6 +97,10 @@ class ChatTemplateError(RequestError):
     """This model cannot chat: it has no chat template, or one that cannot be used. It can still
     complete.
     """
+
+
+class ToolCallCutError(EngineError):
+    """The token limit cut a tool call; what there is of it is no call and no text."""
 
 
 class CacheError(EngineError):
@@ -161,6 +167,10 @@ class DocumentError(RetrievalError):
 
 class UnknownEntryError(RetrievalError):
     """No such collection, document, passage or fact."""
+
+
+class ApprovalError(QuietchoirError):
+    """An answer to a question that nobody asks, or asks any more; nothing was carried out."""
 
 
 class PluginError(QuietchoirError):
