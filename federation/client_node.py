@@ -50,8 +50,8 @@ from .model_files import resident
 from .personalization.settings import PersonalSettings
 from .personalization.worker import PersonalizationWorker, one_at_a_time, own_adapters
 from .rounds.client import Client
-from .rounds.client_model import ClientModelCache
 from .rounds.contribution_buffer import ContributionBuffer
+from .rounds.model_broadcast import ClientModelCache
 from .rounds.privacy_accountant import PrivacyAccountant
 from .spec.policy import Policy, check_limit, digests_of
 from .store.checkpoint import Vector
@@ -166,9 +166,9 @@ def join(
             folder=folder,
             database=database,
             ledger=AnsweredRounds(database),
-            drawer=ContributionBuffer(database),
-            recall=ClientModelCache(database),
-            safe=ClientSecrets(ClientStore(database, size), desk),
+            buffer=ContributionBuffer(database),
+            cache=ClientModelCache(database),
+            secrets=ClientSecrets(ClientStore(database, size), desk),
             leave=leave,
             on_event=on_event,
         )
@@ -211,9 +211,9 @@ class ClientNode:
     folder: Path
     database: Database
     ledger: AnsweredRounds
-    safe: ClientSecrets
-    drawer: ContributionBuffer
-    recall: ClientModelCache
+    secrets: ClientSecrets
+    buffer: ContributionBuffer
+    cache: ClientModelCache
     leave: threading.Event
     on_event: OnEvent
     companion: PersonalizationWorker | None = (
@@ -301,10 +301,10 @@ class ClientNode:
             consent=self.config.consent,
             ledger=self.ledger,
             adopt=partial(self.adopt, policy),
-            safe=self.safe,
-            purse=PrivacyAccountant(policy, self.size, self.name, self.database),
-            drawer=self.drawer,
-            recall=self.recall,
+            secrets=self.secrets,
+            accountant=PrivacyAccountant(policy, self.size, self.name, self.database),
+            buffer=self.buffer,
+            cache=self.cache,
             on_event=self.on_event,
         )
 

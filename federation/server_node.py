@@ -77,8 +77,8 @@ def coordinate(
     Raises:
         RosterError, ConfigError, FederationError, RoundAborted: each says what to do.
     """
-    from .rounds.buffered_server import coordinator_of
     from .rounds.privacy_accountant import check_books
+    from .rounds.server import Coordinator
     from .store.checkpoint import Store
 
     policy = roster.load(coordinating.file)
@@ -107,7 +107,7 @@ def coordinate(
             if carry is not None
             else open_door(coordinating, policy, on_event) as link,
         ):
-            run = coordinator_of(
+            run = Coordinator(
                 policy,
                 signer,
                 link,

@@ -26,8 +26,9 @@ from ..core.worker import Worker
 from ..crypto.he.encrypted_ring import MemberService
 from ..crypto.identity.keys import KEY_BYTES, bind, open_box, seal_box
 from .aggregation import state_transfer
-from .aggregation.base import ClientContext, ClientSecrets
+from .aggregation.base import ClientSecrets
 from .aggregation.snapshot import check_freezable, freeze, thaw
+from .aggregation.update import Terms
 from .client_node import ClientNode, ClientOptions, make_learner, trainer_of
 from .costs import round_cost
 from .membership import roster
@@ -35,8 +36,8 @@ from .membership.consent import check_consent, check_upload
 from .membership.keys import load_or_create
 from .model_files import resident
 from .rounds.client import Attempt, Client
-from .rounds.client_model import ClientModelCache
 from .rounds.contribution_buffer import ContributionBuffer
+from .rounds.model_broadcast import ClientModelCache
 from .spec.policy import Policy
 from .store.checkpoint import Vector
 from .store.client_store import ClientStore
@@ -129,11 +130,11 @@ def answer(own: Own, letter: bytes, key: bytes) -> tuple[bytes, bytes]:
         place = AttemptSnapshot(database, policy.digest, name)
         kept = place.take(key)
         try:
-            working, drawer = task.stage in messages.STAGES, ContributionBuffer(database)
+            working, buffer = task.stage in messages.STAGES, ContributionBuffer(database)
             learner, size, weights = (
                 learner_of(own, policy, name)
                 if working or task.stage in state_transfer.STAGES
-                else (Absent(), drawer.size if task.stage == GROUP else size_of(kept), None)
+                else (Absent(), buffer.size if task.stage == GROUP else size_of(kept), None)
             )
             if working and task.stage != messages.ADOPT:
                 cost = round_cost(policy, size)
@@ -153,9 +154,9 @@ def answer(own: Own, letter: bytes, key: bytes) -> tuple[bytes, bytes]:
                 folder=folder,
                 database=database,
                 ledger=AnsweredRounds(database),
-                safe=ClientSecrets(ClientStore(database, size), desk),
-                drawer=drawer,
-                recall=ClientModelCache(database),
+                secrets=ClientSecrets(ClientStore(database, size), desk),
+                buffer=buffer,
+                cache=ClientModelCache(database),
                 leave=threading.Event(),
                 on_event=lambda event: None,
             )
@@ -306,8 +307,8 @@ def freeze_attempt(party: Client) -> bytes | None:
     Raises:
         ProtocolError: a mode whose members do not stop between two letters.
     """
-    attempt, setup = party.attempt, party.handover
-    before = b"" if attempt is not None or setup is None else setup.freeze()
+    attempt = party.attempt
+    before = b"" if attempt is not None else party.model.freeze()
     if attempt is None and not before:
         return None
     fields: dict[str, Any] = {"size": party.size, "attempt": None}
@@ -319,7 +320,7 @@ def freeze_attempt(party: Client) -> bytes | None:
             "leaves": attempt.leaves,
         }
     header = json.dumps(fields).encode("ascii")
-    body = before if attempt is None else freeze(attempt.half)
+    body = before if attempt is None else freeze(attempt.aggregation)
     return len(header).to_bytes(4, "big") + header + body
 
 
@@ -333,19 +334,10 @@ def thaw_attempt(kept: bytes, party: Client) -> Attempt | None:
     fields, body = split(kept)
     begun = fields["attempt"]
     if begun is None:
-        if party.handover is not None:
-            party.handover.thaw(body)
+        party.model.thaw(body)
         return None
     place = RoundId(**begun.pop("place"))
-    context = ClientContext(
-        party.policy,
-        party.name,
-        party.identity,
-        party.ledger.sums,
-        place,
-        safe=party.safe,
-        keep_sum=party.keep_sum,
-    )
+    context = party.context(place, Terms(), (), (), False, 0, 0)
     return Attempt(place, thaw(body, context), **begun)
 
 

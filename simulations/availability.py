@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from ..crypto.identity.keys import Identity
-from ..federation.rounds.buffered_server import BufferedServer, coordinator_of
 from ..federation.rounds.client import Client
 from ..federation.rounds.server import Coordinator
 from ..federation.spec.policy import Policy
@@ -132,12 +131,9 @@ class NightLink(InProcessLink):
 
     def effort(self, name: str, task: messages.Task) -> float:
         """Seconds awake that a letter takes this party."""
-        offering = self.members[name].offering
         if task.stage == messages.SCORE:
             return SCORING * self.nights.work_s * self.sleepers[name].slowness
-        if task.stage != messages.TRAIN or (
-            offering is not None and offering.kept(task) is not None
-        ):
+        if task.stage != messages.TRAIN or self.members[name].kept(task) is not None:
             return self.nights.stage_s
         return self.nights.work_s * self.sleepers[name].slowness
 
@@ -195,6 +191,10 @@ class NightLink(InProcessLink):
             if not math.isinf(self.jobs[name].given_up):
                 list(super().ask({name: self.jobs.pop(name).letter}, 0.0))
 
+    def rest(self, at_most_s: float) -> None:
+        """As `rounds.scheduler.Clock`."""
+        self.skip(max(1.0, min(LOOK_S, at_most_s)))
+
     def skip(self, at_most_s: float = LOOK_S) -> None:
         """On to the next moment at which somebody wakes or is done, if it is not further off
         than this.
@@ -203,24 +203,6 @@ class NightLink(InProcessLink):
         moments += [sleeper.wakes[sleeper.turn(self.time)] for sleeper in self.sleepers.values()]
         later = (moment for moment in moments if moment > self.time)
         self.time = min(self.time + at_most_s, *later, math.inf)
-
-
-class NightCoordinator(Coordinator):
-    """Synchronous rounds, waiting on the link's clock for as long as it takes."""
-
-    def __init__(self, policy: Policy, identity: Identity, link: NightLink, **options: Any) -> None:
-        super().__init__(policy, identity, link, **options)
-        self.night = link
-
-    def wait_for_members(self) -> None:
-        """As `Coordinator`."""
-        need, enough_since = self.policy.needed(), math.inf
-        while True:
-            here = len(self.link.present())
-            enough_since = min(enough_since, self.night.time) if here >= need else math.inf
-            if here == len(self.policy.members) or self.night.time - enough_since >= self.grace_s:
-                return
-            self.night.skip(max(1.0, min(LOOK_S, enough_since + self.grace_s - self.night.time)))
 
 
 def conduct(
@@ -235,7 +217,7 @@ def conduct(
     events tell as `at`.
     """
     if not scenario.nights.on:
-        return coordinator_of(policy, identity, InProcessLink(handles), grace_s=0.0, **options)
+        return Coordinator(policy, identity, InProcessLink(handles), grace_s=0.0, **options)
     link, tell = (
         NightLink(handles, members, scenario),
         options.pop("on_event", None) or (lambda event: None),
@@ -244,6 +226,4 @@ def conduct(
         "on_event": lambda event: tell(dataclasses.replace(event, at=link.time)),
         "grace_s": scenario.nights.grace_s,
     }
-    if policy.schedule.buffered:
-        return BufferedServer(policy, identity, link, now=link.now, **options)
-    return NightCoordinator(policy, identity, link, **options)
+    return Coordinator(policy, identity, link, clock=link, wait_s=math.inf, **options)

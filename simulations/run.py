@@ -24,7 +24,6 @@ from ..federation.aggregation.experimental.threshold import OPEN
 from ..federation.aggregation.plain import PLAIN_STAGE
 from ..federation.aggregation.ranges import tensor_stops
 from ..federation.events import FederationEvent, OnEvent, TrainedEvent
-from ..federation.rounds import buffered_client
 from ..federation.rounds.client import Client
 from ..federation.rounds.report import RunReport
 from ..federation.spec.policy import AdapterTable, CoordinatorTable, Member, ModelTable, Policy
@@ -116,7 +115,7 @@ def simulate(
             size=size,
             stops=stops,
             consent=no_floor(),
-            safe=ClientSecrets(ClientStore(None, size), desk),
+            secrets=ClientSecrets(ClientStore(None, size), desk),
             on_event=partial(trained_by, say, name),
             adopt=partial(adopted, on_adopt, name),
         )
@@ -241,7 +240,8 @@ def check(scenario: Scenario, people: list[PartyData]) -> None:
 def stages(scenario: Scenario) -> tuple[str, ...]:
     """Of a round under the scenario's rules: where a party can fall silent."""
     mode = scenario.protection.mode
-    begun = buffered_client.STAGES if scenario.schedule.buffered else messages.STAGES
+    buffered = (messages.TRAIN, messages.GROUP)
+    begun = buffered if scenario.schedule.buffered else messages.STAGES
     if mode == "plain":
         return (*begun, PLAIN_STAGE)
     if mode == "masked":

@@ -49,7 +49,7 @@ LEVELS: tuple[set[str], ...] = (
     {"config", "prompt"},
     {"models"},
     {"hardware", "device"},
-    {"engine", "retrieval"},
+    {"engine"},
     {"training", "assistant"},
     {"history"},
     {"server"},

@@ -61,8 +61,7 @@ def application(parts: Parts, config: ServerConfig) -> web.Application:
         ).routes()
     )
     app.add_routes(embeddings.routes())
-    api = Api(parts.adapters, parts.assistant.tools, parts.assistant.approvals, parts.stats)
-    app.add_routes(api.routes())
+    app.add_routes(Api(parts.adapters, parts.assistant.tools, parts.stats).routes())
     if parts.history is not None:
         app.add_routes(HistoryApi(parts.history, parts.destinations).routes())
     app.add_routes(pages.Pages().routes())

@@ -10,9 +10,9 @@ Always: all modes sum the same integers, so they give the same total, to the las
     of the counters alone
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -46,11 +46,33 @@ class Sum:
 class ClientSecrets:
     """What only a member of a sealed federation has."""
 
-    vault: ClientStore
+    store: ClientStore
     desk: Desk  # with crypto.sealed.MemberService
 
 
-@dataclass(frozen=True, slots=True)
+class SumConsumer(Protocol):
+    """What becomes of a sum that members see: their model (`..rounds.global_model`)."""
+
+    def bound(self, place: RoundId) -> bytes:
+        """What masks are bound to besides what was told: as `Common.bound`."""
+        ...
+
+    def keep_sum(
+        self, digest: bytes, whole: npt.NDArray[np.int64] | npt.NDArray[np.uint32]
+    ) -> None:
+        """Remember an opened sum [n] that this member signed: a step may be made of it."""
+        ...
+
+    def apply(self, place: RoundId, terms: Terms, sums: Sequence[Sum]) -> bytes:
+        """Step with sums [n each] that this member opened; answer what names the adapter then.
+
+        Raises:
+            DataError: a sum that so many members cannot have; nothing was changed.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClientContext:
     """Who a member is, in one attempt."""
 
@@ -59,16 +81,15 @@ class ClientContext:
     identity: Identity
     sums: RevealLedger  # the node's memory of rounds that were opened
     place: RoundId
-    safe: ClientSecrets | None = None  # in sealed mode
+    model: SumConsumer
+    secrets: ClientSecrets | None = None  # in sealed mode
     terms: Terms = field(default_factory=Terms)  # of this place
     cohort: tuple[str, ...] = ()  # who was asked; whoever contributes is one of them
     # which of the adapters that were told this member followed itself: 0 none; as `SecAggClient`
     vouch: int = 0
     relies: int = 0  # which of them others must vouch for, because it did not
     scores: bool = False  # this contribution holds scores
-    subjects: tuple[bytes, ...] = ()  # what it is about (`repeats.subjects`)
-    # takes an opened sum [n] that this member signed, by its digest
-    keep_sum: Callable[[bytes, Any], None] = lambda digest, whole: None
+    subjects: tuple[bytes, ...] = ()  # what it is about (`survivor_sets.subjects`)
 
 
 class AggregationClient(Protocol):

@@ -44,16 +44,14 @@ from ...crypto.identity.keys import bind
 from ...crypto.ring import BitRing
 from ...crypto.secagg import SecAggConfig
 from ..spec.policy import Policy
-from ..store.checkpoint import Vector
-from ..store.client_store import TAG_BYTES, Progress
+from ..store.client_store import TAG_BYTES
 from ..wire.messages import RoundId
 from . import parts
 from . import secagg as masked
-from .base import ClientContext, ServerContext, Values
+from .base import ClientContext, ServerContext, Sum, Values
 from .buckets import Buckets, Step, buckets
 from .hello import occasion, verify
 from .secagg import BucketGroup, MaskedClient, MaskedServer
-from .server_optimizer import combine, optimizer_of
 from .update import SAMPLE, Codec, describe
 
 logger = log.get("federation.encrypted")
@@ -110,17 +108,14 @@ class EncryptedClient(MaskedClient):
             MessageError: this member has no key of this epoch.
         """
         super().__init__(context, values, tokens, counted)
-        assert context.safe is not None  # the party makes one in sealed mode
-        self.vault, self.desk = context.safe.vault, context.safe.desk
+        assert context.secrets is not None  # the member has some in sealed mode
+        self.vault, self.desk = context.secrets.store, context.secrets.desk
         seed = self.vault.seed(context.policy.digest)
         if seed is None:
             raise MessageError(
                 "this member lacks the members' key; it must be asked to greet first"
             )
-        self.seed, self.progress = seed, self.vault.progress(context.place.run)
-        self.bound = self.progress.steps.to_bytes(8, "big") + self.progress.tag(
-            seed, context.place.run
-        )
+        self.seed, self.bound = seed, context.model.bound(context.place)
         self.config: SecAggConfig | None = None
         self.seal: Seal | None = None
         self.sealed_sum: bytes | None = None
@@ -181,7 +176,7 @@ class EncryptedClient(MaskedClient):
             return self.step([self.open_bucket(*one) for one in self.pooled(given, split)])
         self.require_witnesses(given)
         total = open_sum(self.seal, self.seed, self.sealed_sum, self.desk)
-        return self.step([self.mean(total, self.check.survivors)])
+        return self.step([Sum(total, self.check.survivors)])
 
     def pooled(
         self, given: dict[str, bytes], split: tuple[tuple[str, ...], ...]
@@ -221,19 +216,13 @@ class EncryptedClient(MaskedClient):
             raise MessageError("the sums of others came without this member's own; refused")
         return found
 
-    def open_bucket(self, cohort: tuple[str, ...], names: Names, sealed_sum: bytes) -> Vector:
-        """The mean change [n] of a bucket. Raises as `apply`."""
+    def open_bucket(self, cohort: tuple[str, ...], names: Names, sealed_sum: bytes) -> Sum:
+        """The sum [n] of a bucket. Raises as `apply`."""
         assert self.seal is not None
         packing = dataclasses.replace(self.seal.packing, parties=len(cohort))
         seal = dataclasses.replace(self.seal, packing=packing)
         seal.rows(sealed_sum, packing.parameters.ciphertext_bytes, "the sealed sum")
-        return self.mean(open_sum(seal, self.seed, sealed_sum, self.desk), names)
-
-    def mean(self, total: npt.NDArray[np.int64], names: Names) -> Vector:
-        """The mean change [n] behind an opened sum. Raises DataError: they cannot have it."""
-        assert self.seal is not None
-        codec = Codec(self.seal.packing.length, self.context.policy, self.context.terms)
-        return codec.mean(total, len(names), names)
+        return Sum(open_sum(seal, self.seed, sealed_sum, self.desk), names)
 
     def require_witnesses(self, signatures: Mapping[str, bytes]) -> None:
         """Require that enough members of the sum were shown this very one.
@@ -248,13 +237,9 @@ class EncryptedClient(MaskedClient):
         check_shown(policy, place, message, survivors, signatures)
         enough_shown(len(signatures), self.config.threshold)
 
-    def step(self, means: Sequence[Vector]) -> bytes:
-        """Step from the means [n] of the sums, keep the adapter on disk, answer its tag."""
-        policy, place = self.context.policy, self.context.place
-        change = combine(means, policy.aggregation.rule, policy.aggregation.trim)
-        server = optimizer_of(policy.recipe).step(self.progress.server, change)
-        self.vault.keep_progress(place.run, Progress(self.progress.steps + 1, server))
-        return self.vault.progress(place.run).tag(self.seed, place.run)
+    def step(self, sums: Sequence[Sum]) -> bytes:
+        """What the model makes of the opened sums."""
+        return self.context.model.apply(self.context.place, self.context.terms, sums)
 
 
 def read_names(data: bytes | None) -> Names:

@@ -220,7 +220,7 @@ class MaskedClient:
                 "signed"
             )
         digest = totals.digest_of(whole)
-        context.keep_sum(digest, whole)  # the step that is made of it need not bring it again
+        context.model.keep_sum(digest, whole)  # the step that is made of it need not bring it again
         return context.identity.sign(
             *totals.statement(context.policy, context.place, digest, check.survivors, context.terms)
         )

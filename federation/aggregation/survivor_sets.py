@@ -81,6 +81,25 @@ def choose(
     return Choice(frozenset(), missing, reason)
 
 
+def eligible(
+    need: int, here: Collection[str], signed: Collection[str], sets: Collection[frozenset[str]]
+) -> frozenset[str]:
+    """Whom to draw from where sums from the same adapter may have been opened already: members that
+    are in none of them, else exactly one of these sets, else whoever is there.
+
+    Whoever is left out is named absent, so the draw's check holds. Without this a cohort of near
+    half the roster rarely is drawn so that it has enough new members, or all of the old ones.
+
+    Args:
+        need: members of any draw; signed: those that may be in such a sum; sets: those sets that
+        members told of.
+    """
+    if len(fresh := frozenset(here).difference(signed)) >= need:
+        return fresh
+    whole = [one for one in sets if one.issubset(here) and len(one) >= need]
+    return max(whole, key=lambda one: (len(one), sorted(one)), default=frozenset(here))
+
+
 def fits(names: frozenset[str], before: Mapping[str, Sets]) -> bool:
     """Would all of `names` sign for a sum over them?"""
     return all(names == earlier for name in names for earlier in before.get(name, ()))

@@ -1,9 +1,10 @@
-"""One attempt from its number to its sums: who is asked, what they do, what comes out.
+"""One attempt at a sum: its number, what its contributions have in common, what comes of them.
 
-Knows the order of an attempt. Knows nothing of what is done with a sum, or of how it is protected.
-Always: an attempt's number is on disk, and its privacy paid for, before anybody is asked to train;
-an attempt that ends without a sum raises and leaves the adapter as it was; no sum is used that is
-over fewer members than the federation's minimum.
+Knows how contributions that are ready become a sum. Knows nothing of who is asked to make them
+(`scheduler`), of what is done with a sum, or of how it is protected.
+Always: an attempt's number is on disk before anybody is asked; an attempt that ends without a sum
+raises and leaves the adapter as it was; no sum is used that is over fewer members than the
+federation's minimum.
 """
 
 import dataclasses
@@ -13,59 +14,35 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...core import log
-from ...core.errors import BudgetError, CryptoError, DataError, RoundAborted, WorkerError
+from ...core.errors import CryptoError, DataError, RoundAborted, WorkerError
 from ...crypto.privacy.accountant import Spent
 from ..aggregation.base import Contributors, ServerContext, Sum
 from ..aggregation.buckets import buckets
 from ..aggregation.ranges import read_spans
-from ..aggregation.rank_masks import RankMasks, rank_masks_of
+from ..aggregation.rank_masks import rank_masks_of
 from ..aggregation.registry import AGGREGATIONS
 from ..aggregation.server_optimizer import adapter_digest
-from ..aggregation.survivor_sets import Sets, choose
+from ..aggregation.survivor_sets import Sets, choose, eligible
 from ..aggregation.update import Codec, Statistics, Terms, seed_of
-from ..events import AskedEvent, OnEvent, ReadyEvent
+from ..events import OnEvent
 from ..spec.policy import Policy
 from ..store.checkpoint import Logbook, RunState, Vector
-from ..wire import broadcast_digest as broadcast
 from ..wire import messages
 from ..wire.link import Post, Traffic
 from ..wire.messages import Reply, RoundId
 from .global_model import ServerHeld
-from .privacy_accountant import PrivacyAccountant
 from .report import RoundReport
-from .selection import Draw, draw, eligible
 from .validation import parents_score
 
 logger = log.get("federation.coordinator")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What one attempt gave."""
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Who is asked, and who was passed over."""
 
-    place: RoundId
-    draw: Draw
-    sums: tuple[Sum, ...]  # one for each bucket
-    means: tuple[Vector, ...]  # of their changes; [0] where there is none to see
-    votes: tuple[Statistics, ...]  # counters of each bucket
-    ranges: messages.Ranges
-    spent: Spent | None
-    started: float  # monotonic seconds
-    worked: float
-    traffic: Traffic
-    # buffered: steps between each contribution's adapter and the newest, in order
-    staleness: tuple[int, ...] = ()
-    shares: RankMasks | None = None  # where not all train all columns
-
-    @property
-    def statistics(self) -> Statistics:
-        """Counters over everybody."""
-        return Statistics.sum(self.votes)
-
-    @property
-    def parties(self) -> tuple[str, ...]:
-        """Whose contributions are in a sum."""
-        return tuple(sorted(name for total in self.sums for name in total.parties))
+    cohort: tuple[str, ...]  # sorted
+    absent: tuple[str, ...]  # sorted; ranked before the last of the cohort, and not there
 
 
 @dataclass(slots=True)
@@ -106,11 +83,44 @@ class Answers:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadyGroup:
+    """Members whose contributions are ready to be summed, and what these have in common."""
+
+    place: RoundId
+    kind: str  # "train"; or "score": a contribution is its counters alone
+    draw: Draw  # who was asked
+    answers: Answers
+    terms: Terms
+    ranges: messages.Ranges
+    spent: Spent | None  # in privacy, with this attempt
+    started: float  # monotonic seconds
+    worked: float
+    # buffered: steps between each contribution's adapter and the newest; else all are of the newest
+    staleness: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one attempt gave."""
+
+    group: ReadyGroup
+    sums: tuple[Sum, ...]  # one for each bucket
+    means: tuple[Vector, ...]  # of their changes; [0] where there is none to see
+    votes: tuple[Statistics, ...]  # counters of each bucket
+    traffic: Traffic  # of those that were asked
+
+    @property
+    def parties(self) -> tuple[str, ...]:
+        """Whose contributions are in a sum."""
+        return tuple(sorted(name for total in self.sums for name in total.parties))
+
+
 @dataclass(slots=True)
 class Signed:
     """Who may be in a sum about one adapter that was lost or undone."""
 
-    stage: str = ""
+    kind: str = ""
     adapter: bytes = b""
     members: set[str] = field(default_factory=set)
     sets: set[frozenset[str]] = field(default_factory=set)  # as members told of them
@@ -119,100 +129,36 @@ class Signed:
 class RoundAttempt:
     """The attempts of one run. Args: model: where the adapter lives."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        post: Post,
-        logbook: Logbook,
-        purse: PrivacyAccountant,
-        model: ServerHeld,
-        on_event: OnEvent,
-    ) -> None:
-        self.policy, self.post, self.logbook, self.purse = policy, post, logbook, purse
-        self.model, self.size, self.on_event = model, model.size, on_event
+    def __init__(self, post: Post, logbook: Logbook, model: ServerHeld, on_event: OnEvent) -> None:
+        self.post, self.logbook, self.model = post, logbook, model
+        self.size, self.on_event = model.size, on_event
         # nobody can be summed from this adapter without these
         self.missing: frozenset[str] = frozenset()
-        # who was asked in vain, in an earlier attempt of a round
-        self.silent: tuple[int, frozenset[str]] = (0, frozenset())
         self.signed = Signed()
 
-    def hold(self, stage: str, flat: Vector, *, evaluate: bool = False) -> Outcome:
-        """Go through one attempt of `stage` with the adapter `flat` ([0] in sealed mode).
-
-        Raises:
-            RoundAborted: too few members, at whatever stage; or a sum that no honest cohort can
-            have. BudgetError: the federation's privacy budget would be passed; nobody was asked.
-        """
-        started, training = time.monotonic(), stage == messages.TRAIN
-        place = self.begin()
-        self.about(stage, flat)
-        found = draw(self.policy, place, self.there(place), everybody=not training)
-        able = self.model.gather(found.cohort, place)
-        if len(able) < (need := self.policy.needed(len(found.cohort))):
-            raise RoundAborted(
-                f"{len(able)} of {len(found.cohort)} members can take part, need {need}: nobody "
-                f"was asked to work"
-            )
-        order = self.order(flat, draw=found, evaluate=evaluate, training=training)
-        spent = self.purse.pay(place) if training and self.policy.privacy.on else None
-        ranked = training and self.policy.ranked
-        shares = rank_masks_of(self.policy, found.cohort, place.attempt) if ranked else None
-        ranges = (
-            read_spans(order.ranges, self.size, self.policy.recipe.update_range)
-            if order.ranges
-            else ()
-        )
-        told = (
-            b""  # no masks could follow from it
-            if self.policy.can.server_reads_updates
-            else broadcast.of_work(stage, order.header(), order.flat)
-        )
-        terms = Terms(
-            ranges, seed_of(self.policy, place), told, order.state, shares, adapter_digest(flat)
-        )
-        ready = self.ask_work(stage, order, able, place, terms)
-        worked = time.monotonic()
-        length = Codec(self.size if training else 0, self.policy, terms).length
-        sums = self.combine(place, ready, length, training, terms, len(found.cohort))
-        sums, opened = self.open(sums, Codec(flat.size if training else 0, self.policy, terms))
-        if training:
-            self.model.opened(place, found.cohort, sums, tuple(mean for mean, _ in opened))
-        return Outcome(
-            place=place,
-            draw=found,
-            sums=sums,
-            means=tuple(mean for mean, _ in opened),
-            ranges=order.ranges,
-            spent=spent,
-            votes=tuple(statistics for _, statistics in opened),
-            started=started,
-            worked=worked,
-            traffic=self.post.traffic,
-            shares=shares,
-        )
+    @property
+    def policy(self) -> Policy:
+        """The newest federation file."""
+        return self.post.policy
 
     def begin(self) -> RoundId:
         """Take the next attempt's number, on disk first."""
         self.post.traffic = Traffic()
         return self.logbook.begin()
 
-    def there(self, place: RoundId) -> frozenset[str]:
-        """Members that can be asked, without those that were asked in vain in this round, if
-        there are enough others.
-        """
-        here, (round_, silent) = self.post.link.present(), self.silent
-        others = here - silent if round_ == place.round else here
-        if len(others) < self.policy.needed():
-            others = here
-        return eligible(self.policy, others, self.signed.members, self.signed.sets)
-
-    def about(self, stage: str, flat: Vector) -> None:
+    def about(self, kind: str, flat: Vector) -> None:
         """Forget who signed for sums about another adapter than `flat`; where only members have it,
         of another step.
         """
         adapter = adapter_digest(flat) if flat.size else str(self.logbook.state.round).encode()
-        if (self.signed.stage, self.signed.adapter) != (stage, adapter):
-            self.signed = Signed(stage, adapter)
+        if (self.signed.kind, self.signed.adapter) != (kind, adapter):
+            self.signed = Signed(kind, adapter)
+
+    def eligible(self, here: frozenset[str]) -> frozenset[str]:
+        """Whom of those that are there to ask: who can be summed with whom from this adapter."""
+        if not self.signed.members:
+            return here
+        return eligible(self.policy.needed(), here, self.signed.members, self.signed.sets)
 
     def order(
         self,
@@ -236,44 +182,63 @@ class RoundAttempt:
             round=self.logbook.state.round + 1,
         )
 
-    def ask_work(
+    def terms(
         self,
-        stage: str,
-        order: messages.Work,
-        cohort: tuple[str, ...],
         place: RoundId,
-        terms: Terms,
-    ) -> Answers:
-        """Let the cohort work; return who is ready to contribute, and whom to go on with.
+        ranges: messages.Ranges,
+        cohort: tuple[str, ...] = (),
+        *,
+        told: bytes,
+        start: str,
+        adapter: bytes,
+    ) -> Terms:
+        """What the contributions of this place have in common.
+
+        Args:
+            cohort: who trains; told: the broadcast digest; start: name of the state that a step
+            is made from; adapter: what buckets follow from.
+        """
+        policy = self.policy
+        spans = read_spans(ranges, self.size, policy.recipe.update_range) if ranges else ()
+        ranked = bool(cohort) and policy.ranked
+        shares = rank_masks_of(policy, cohort, place.attempt) if ranked else None
+        return Terms(spans, seed_of(policy, place), told, start, shares, adapter)
+
+    def aggregate(self, group: ReadyGroup) -> Outcome:
+        """Sum what these members have ready.
+
+        Raises:
+            RoundAborted: too few are left at whatever stage, or a sum that no honest cohort can
+            have.
+        """
+        policy, training = self.policy, group.kind == messages.TRAIN
+        size = self.size if training else 0
+        sums = self.combine(group, Codec(size, policy, group.terms).length)
+        seen = 0 if self.model.held_by_members else size
+        sums, opened = self.open(sums, Codec(seen, policy, group.terms))
+        means = tuple(mean for mean, _ in opened)
+        if training:
+            self.model.opened(group.place, group.draw.cohort, sums, means)
+        return Outcome(
+            group=group,
+            sums=sums,
+            means=means,
+            votes=tuple(statistics for _, statistics in opened),
+            traffic=self.post.traffic.of(group.draw.cohort),
+        )
+
+    def settle(self, answers: Answers, asked: int, terms: Terms) -> Answers:
+        """Whom to go on with, of those that are ready.
 
         Raises:
             RoundAborted: fewer than any sum needs, in all or of those that train the most columns;
-                or so many of them signed for an earlier sum from the same adapter that this one
-                would give somebody away.
-            BudgetError: fewer, because members have used up their privacy budget.
+            or so many of them signed for an earlier sum from the same adapter that this one would
+            give somebody away.
         """
-        number, need = self.logbook.state.round + 1, self.policy.needed(len(order.cohort))
-        self.on_event(
-            AskedEvent(round=number, attempt=place.attempt, stage=stage, cohort=tuple(cohort))
-        )
-        answers, spent = Answers(), list[str]()
-        for reply in self.model.ask(stage, order, cohort, place, self.policy.recipe.work_timeout_s):
-            if answers.take(reply):
-                self.on_event(ReadyEvent(round=number, party=reply.sender))
-            elif reply.payload == messages.SPENT and self.purse.step is not None:
-                spent.append(reply.sender)
-        ready = answers.ready
-        before = self.silent[1] if self.silent[0] == place.round else frozenset()
-        self.silent = (place.round, before | set(cohort).difference(ready))
-        if len(ready) < need <= len(ready) + len(spent):
-            raise BudgetError(
-                f"{len(spent)} of {len(cohort)} members have used up their privacy budget, "
-                f"{len(ready)} have not, need {need}; "
-                "found a federation with a larger budget or more noise to go on"
-            )
+        ready, need = answers.ready, self.policy.needed(asked)
         if len(ready) < need:
             raise RoundAborted(
-                f"{len(ready)} of {len(cohort)} members are ready, need "
+                f"{len(ready)} of {asked} members are ready, need "
                 f"{need}{self.policy.advice(len(ready))}"
             )
         if terms.shares is not None and (reason := terms.shares.short(ready)):
@@ -297,8 +262,7 @@ class RoundAttempt:
         choice = choose(split, answers.before, need=self.policy.smallest_sum, least=least)
         if choice.reason:
             here = self.post.link.present()
-            again = eligible(self.policy, here, self.signed.members, self.signed.sets)
-            self.missing = frozenset() if again != here else choice.missing
+            self.missing = choice.missing if self.eligible(here) == here else frozenset()
             # another number for the next attempt, and with it another draw
             self.logbook.keep(opening=True)
             waited = f": waiting for {', '.join(sorted(self.missing))}" if self.missing else ""
@@ -317,35 +281,30 @@ class RoundAttempt:
             return (ready,)
         return buckets(self.policy, terms.adapter, ready, terms.shares)
 
-    def combine(
-        self, place: RoundId, answers: Answers, length: int, counted: bool, terms: Terms, asked: int
-    ) -> tuple[Sum, ...]:  # fmt: skip
+    def combine(self, group: ReadyGroup, length: int) -> tuple[Sum, ...]:
         """Go through the protection's stages; members that fall silent are the protection's to
         survive.
 
         Raises:
             RoundAborted: too few are left to open a sum.
         """
+        answers, timeout_s = group.answers, self.policy.recipe.stage_timeout_s
         context = ServerContext(
             policy=self.policy,
-            place=place,
+            place=group.place,
             length=length,
-            counted=counted,
+            counted=group.kind == messages.TRAIN,
             told=answers.told,
-            asked=asked,
-            terms=terms,
+            asked=len(group.draw.cohort),
+            terms=group.terms,
             common=self.model.common,
             desk=self.model.desk,
         )
         aggregation = AGGREGATIONS[self.policy.protection.kind]
-        server = aggregation.server
-        split = self.split(answers.ready, terms)
-        half = (
-            server(context, split[0])
-            if len(split) == 1
-            else aggregation.together([(cohort, server(context, cohort)) for cohort in split])
-        )
-        stage, payloads = half.begin()
+        split = self.split(answers.ready, group.terms)
+        each = [(cohort, aggregation.server(context, cohort)) for cohort in split]
+        server = each[0][1] if len(each) == 1 else aggregation.together(each)
+        stage, payloads = server.begin()
         step: tuple[str, Mapping[str, bytes]] | None = (
             stage,
             {name: payloads[name] for name in answers.chosen},
@@ -353,20 +312,18 @@ class RoundAttempt:
         try:
             while step is not None:
                 stage, payloads = step
-                if stage == half.opens_at:
+                if stage == server.opens_at:
                     self.logbook.keep(opening=True)
                     self.signed.members.update(answers.chosen)
-                for reply in self.post.ask(
-                    stage, payloads, place, self.policy.recipe.stage_timeout_s
-                ):
+                for reply in self.post.ask(stage, payloads, group.place, timeout_s):
                     try:
-                        half.receive(reply.sender, reply.payload)
+                        server.receive(reply.sender, reply.payload)
                     except (CryptoError, WorkerError) as error:
                         logger.warning("%s in stage %s: %s", reply.sender, stage, error)
-                step = half.advance()
+                step = server.advance()
         except (CryptoError, WorkerError) as error:
             raise RoundAborted(str(error)) from error
-        return half.sums()
+        return server.sums()
 
     def open(
         self, sums: tuple[Sum, ...], codec: Codec
@@ -393,21 +350,21 @@ class RoundAttempt:
         return tuple(used), opened
 
 
-def write_entry(kind: str, outcome: Outcome, state: RunState, policy: Policy) -> dict[str, Any]:
+def write_entry(outcome: Outcome, state: RunState, policy: Policy) -> dict[str, Any]:
     """One line of history. Args: state: before the round is written down."""
-    counters, place = outcome.statistics, outcome.place
+    group, counters = outcome.group, Statistics.sum(outcome.votes)
     scored: dict[str, Any] = {"accuracy": counters.accuracy, "scored": counters.scored}
-    if not counters.scored and policy.guard.on and kind == messages.TRAIN:
+    if not counters.scored and policy.guard.on and group.kind == messages.TRAIN:
         scored = parents_score(state.history) or scored
-    scales = [scale for _, scale in outcome.ranges]
+    scales, shares = [scale for _, scale in group.ranges], group.terms.shares
     entry = RoundReport(
-        kind=kind,
+        kind=group.kind,
         round=state.round + 1,
-        attempt=place.attempt,
-        asked=list(outcome.draw.cohort),
+        attempt=group.place.attempt,
+        asked=list(group.draw.cohort),
         parties=list(outcome.parties),
-        seconds=round(time.monotonic() - outcome.started, 3),
-        work_seconds=round(outcome.worked - outcome.started, 3),
+        seconds=round(time.monotonic() - group.started, 3),
+        work_seconds=round(group.worked - group.started, 3),
         bytes_up=outcome.traffic.up,
         bytes_down=outcome.traffic.down,
         loss=counters.loss,
@@ -416,15 +373,13 @@ def write_entry(kind: str, outcome: Outcome, state: RunState, policy: Policy) ->
         buckets=len(outcome.sums),
         clipped_share=counters.clipped_share,
         ranges=[min(scales), max(scales)] if scales else [],
-        epsilon=None if outcome.spent is None else outcome.spent.epsilon,
-        columns=None if outcome.shares is None else outcome.shares.told(outcome.parties),
-        staleness=list(outcome.staleness),
+        epsilon=None if group.spent is None else group.spent.epsilon,
+        columns=None if shares is None else shares.told(outcome.parties),
+        staleness=sorted(group.staleness[name] for name in outcome.parties if group.staleness),
     )
     table = dataclasses.asdict(entry)
-    if table["guard"] is None:
-        del table["guard"]  # written with the verdict
-    if outcome.shares is None:
-        del table["columns"]
-    if not outcome.staleness:
-        del table["staleness"]
+    # written with the verdict; where not all train all columns; where rounds are buffered
+    absent = [name for name in ("guard", "columns") if table[name] is None]
+    for name in (*absent, *(() if group.staleness else ("staleness",))):
+        del table[name]
     return table

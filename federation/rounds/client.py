@@ -5,8 +5,13 @@ Always: a letter is checked whole (signature, federation, version, model, receiv
 anything changes; a refused letter leaves memory and disk as they were. No code is ever taken from a
 letter.
 
-    train | score  →  the protection's stages, one by one        adopt and undo stand alone
-    sealed: before them, the stages of `handover`, any number of times
+    train | score   →  the protection's stages, one by one      adopt and undo stand alone
+    buffered:  train   what is kept is offered again; else train from the version that came, keep
+               group   the protection's stages, with what is kept
+    sealed: before them, the stages of `aggregation/state_transfer`, any number of times
+
+Buffered: a contribution leaves this member once: it is wiped, on disk first, before the masked (or
+plain) values are sent, so it is in one sum at most, whether that sum is opened or not.
 """
 
 import dataclasses
@@ -23,14 +28,11 @@ from ...core.errors import BudgetError, DataError, MessageError, RosterError
 from ...core.worker import Worker
 from ...crypto.he.encrypted_ring import MemberService
 from ...crypto.identity.keys import Identity
-from ..aggregation import state_transfer as handover
-from ..aggregation.attested_sum import Integers
-from ..aggregation.base import AggregationClient, ClientContext, ClientSecrets
+from ..aggregation.base import AggregationClient, ClientContext, ClientSecrets, Values
 from ..aggregation.ranges import read_spans, spans
 from ..aggregation.rank_masks import narrowed, rank_masks_of
 from ..aggregation.registry import AGGREGATIONS
 from ..aggregation.server_optimizer import adapter_digest, check_reach
-from ..aggregation.state_transfer import StateTransfer
 from ..aggregation.survivor_sets import subjects
 from ..aggregation.update import (
     LARGEST_LOSS,
@@ -43,23 +45,24 @@ from ..aggregation.update import (
 )
 from ..events import OnEvent, SpentEvent, TrainedEvent, WorkEvent
 from ..membership.consent import check_consent
-from ..spec.policy import Policy
-from ..store.checkpoint import ServerState, Vector
-from ..store.client_store import ClientStore, Progress
+from ..spec.policy import Policy, weight
+from ..store.checkpoint import Vector
+from ..store.client_store import ClientStore
 from ..store.ledger import AnsweredRounds
 from ..training.learner import Counts, Learner, Trained
 from ..wire import broadcast_digest as broadcast
 from ..wire import messages
-from ..wire.messages import Reply, RoundId, Task
-from . import buffered_client as offering
-from .buffered_client import BufferedClient
-from .client_model import HOLDS, ClientModelCache, Followed, LackingError
-from .contribution_buffer import ContributionBuffer
-from .delta_chain import DeltaChain
+from ..wire.messages import GROUP, Reply, RoundId, Task
+from .attempt import Draw
+from .contribution_buffer import Contribution, ContributionBuffer, check_version, rules_of
+from .global_model import ClientModel, LackingError, Resolved
+from .member_held import OwnModel
+from .model_broadcast import ClientModelCache, FollowedModel
 from .privacy_accountant import PrivacyAccountant
-from .selection import Draw, check
+from .scheduler import check
 
 logger = log.get("federation.party")
+LEAVES_AT = ("mask", "send")  # the stage whose answer carries the contribution, masked or plain
 
 
 @dataclass(slots=True)
@@ -67,7 +70,7 @@ class Attempt:
     """The one attempt that this party is in."""
 
     place: RoundId
-    half: AggregationClient
+    aggregation: AggregationClient
     done: int = 0  # stages answered
     # the state that this member did not follow itself: it counts as followed once enough others
     # vouched
@@ -78,16 +81,8 @@ class Attempt:
     @property
     def expects(self) -> str | None:
         """The stage that must come next; None when all are answered."""
-        return self.half.stages[self.done] if self.done < len(self.half.stages) else None
-
-
-@dataclass(frozen=True, slots=True)
-class Meant:
-    """What a member is to do, as it was told or arrived at it."""
-
-    order: messages.Work  # with the adapter to work on: in sealed mode this member's own
-    told: bytes  # the broadcast digest
-    led: Followed | None = None  # where adapters are followed: how this one was reached
+        stages = self.aggregation.stages
+        return stages[self.done] if self.done < len(stages) else None
 
 
 class Client:
@@ -99,10 +94,10 @@ class Client:
         adopt: takes a finished adapter [n] and its signed card, returns the adapter's name. In
             sealed mode, instead of a card, the evaluation as JSON: the coordinator has no adapter
             to sign.
-        safe: in sealed mode, this member's secrets and the worker for ciphertexts; by default in
-        memory, and a new one. purse: this member's privacy spent so far; by default in memory.
-        Hazard: a node that runs again needs it on disk. drawer: in buffered rounds, where its
-        contribution waits; by default in memory. recall: where adapters are followed, what it holds
+        secrets: in sealed mode, this member's store and the worker for ciphertexts; by default in
+        memory, and a new one. accountant: this member's privacy spent so far; by default in memory.
+        Hazard: a node that runs again needs it on disk. buffer: in buffered rounds, where its
+        contribution waits; by default in memory. cache: where adapters are followed, what it holds
         of them; by default in memory.
     """
 
@@ -117,10 +112,10 @@ class Client:
         consent: ConsentConfig | None = None,
         ledger: AnsweredRounds | None = None,
         adopt: Callable[[Vector, str], str] | None = None,
-        safe: ClientSecrets | None = None,
-        purse: PrivacyAccountant | None = None,
-        drawer: ContributionBuffer | None = None,
-        recall: ClientModelCache | None = None,
+        secrets: ClientSecrets | None = None,
+        accountant: PrivacyAccountant | None = None,
+        buffer: ContributionBuffer | None = None,
+        cache: ClientModelCache | None = None,
         on_event: OnEvent | None = None,
     ) -> None:
         """Take part.
@@ -139,30 +134,21 @@ class Client:
             )
         self.consent = consent or ConsentConfig()
         check_consent(policy, self.consent)
-        self.policy, self.identity, self.learner, self.name, self.size = (
-            policy,
-            identity,
-            learner,
-            name,
-            size,
-        )
-        self.stops = tuple(stops) or (size,)
+        self.policy, self.identity, self.name = policy, identity, name
+        self.learner, self.size, self.stops = learner, size, tuple(stops) or (size,)
         self.ledger = ledger or AnsweredRounds()
-        self.purse = purse or PrivacyAccountant(policy, size, name)
+        self.accountant = accountant or PrivacyAccountant(policy, size, name)
         self.adopt = adopt
         self.on_event = on_event or (lambda event: None)
         self.attempt: Attempt | None = None
-        self.offering = (
-            BufferedClient(self, drawer or ContributionBuffer())
-            if policy.schedule.buffered
-            else None
-        )
-        self.recall = (recall or ClientModelCache()) if policy.followed else None
-        self.safe: ClientSecrets | None = None
-        self.handover: StateTransfer | None = None
-        if policy.protection.mode == "sealed":
-            self.safe = safe or ClientSecrets(ClientStore(None, size), Worker(MemberService))
-            self.handover = StateTransfer(policy, name, identity, self.safe.vault)
+        self.buffer = (buffer or ContributionBuffer()) if policy.schedule.buffered else None
+        self.secrets: ClientSecrets | None = None
+        self.model = ClientModel(policy, size)
+        if policy.followed:
+            self.model = FollowedModel(policy, size, self.stops, cache or ClientModelCache())
+        if policy.can.model_held_by == "members":
+            own = secrets or ClientSecrets(ClientStore(None, size), Worker(MemberService))
+            self.secrets, self.model = own, OwnModel(policy, size, name, identity, own)
 
     def handle(self, letter: bytes) -> bytes:
         """Answer one letter.
@@ -190,142 +176,203 @@ class Client:
         if task.stage not in broadcast.KNOWN:
             raise MessageError(f"found stage {task.stage!r}, which no member answers; refused")
         try:
-            if self.offering is not None and task.stage in offering.STAGES:
-                return self.offering.answer(task)
+            if task.stage == messages.TRAIN and self.buffer is not None:
+                return self.offer(task, self.buffer)
             if task.stage in messages.STAGES:
                 return self.open(task)
+            if task.stage == GROUP and self.buffer is not None:
+                return self.join(task, self.buffer)
         # nothing was changed; told once more, in another way, this member works
         except LackingError as lacking:
             return lacking.reply
-        if self.recall is not None and task.stage == HOLDS and not task.payload:
-            return self.recall.names(task.place.run)
-        if self.handover is not None and task.stage in handover.STAGES:
+        if task.stage in self.model.stages:
             self.ledger.check(task.place)  # `train` and `score` record it
-            return self.handover.answer(task.place, task.stage, task.payload)
+            return self.model.answer(task.place, task.stage, task.payload)
         return self.go_on(task)
 
-    def meant(self, task: Task) -> Meant:
-        """What is to be done, and with which adapter.
-
-        Raises:
-            MessageError: malformed; in sealed mode, another adapter than this member's is meant.
-            LackingError: told as a change of an adapter that is not here.
+    def resolve(self, place: RoundId, stage: str, payload: bytes) -> Resolved:
+        """What is to be done, and with which adapter: one that the rounds before `place` can have
+        produced. Raises as `ClientModel.resolve`.
         """
-        if self.recall is not None:
-            named, way = messages.split_work(task.payload)
-            led = self.follow(named, way, task.place)
-            order = dataclasses.replace(named, flat=led.state.flat)
-            return Meant(order, broadcast.of_work(task.stage, order.header(), order.flat), led)
-        if self.safe is None:
-            order = messages.decode_work(task.payload, self.size)
-            self.check_reach(order.flat, task.place)
-            if self.policy.can.server_reads_updates:
-                return Meant(order, b"")  # no masks could follow from it
-            return Meant(order, broadcast.of_work(task.stage, order.header(), order.flat))
-        order, seed = (
-            messages.decode_work(task.payload, 0),
-            self.safe.vault.seed(self.policy.digest),
-        )
-        progress = self.safe.vault.progress(task.place.run)
-        if seed is None or progress.tag(seed, task.place.run).hex() != order.state:
-            raise MessageError(
-                f"this member is at step {progress.steps} of the run, another "
-                f"adapter is meant; refused"
-            )
-        # of the tag: the adapter is not the coordinator's
-        told = broadcast.of_work(task.stage, order.header(), order.flat)
-        return Meant(dataclasses.replace(order, flat=progress.server.flat), told)
-
-    def follow(self, named: messages.Work, way: bytes, place: RoundId) -> Followed:
-        """Go to the adapter that `named` means; nothing is remembered yet. Raises as
-        `ClientModelCache.follow`.
-        """
-        assert self.recall is not None  # adapters are followed
         self.ledger.check(place)
-        led = self.recall.follow(
-            DeltaChain(self.policy, self.size, place.run, self.stops), named.state, way
-        )
-        self.check_reach(led.state, place)
-        return led
-
-    def check_reach(self, found: ServerState | Vector, place: RoundId) -> None:
-        """Require what the rounds before `place` can have produced.
-
-        Raises:
-            MessageError: it lies farther out.
-        """
-        largest = Codec(self.size, self.policy).largest
-        check_reach(self.policy.recipe, found, place.round - 1, largest)
+        found = self.model.resolve(place, stage, payload)
+        if found.claimed is not None:
+            largest = Codec(self.size, self.policy).largest
+            check_reach(self.policy.recipe, found.claimed, place.round - 1, largest)
+        return found
 
     def open(self, task: Task) -> bytes:
-        """Begin an attempt: train or score, or keep a finished adapter."""
-        meant, training = self.meant(task), task.stage == messages.TRAIN
-        order, led = meant.order, meant.led
+        """Begin an attempt: train or score; or keep a finished adapter, or undo a step."""
+        place, training = task.place, task.stage == messages.TRAIN
+        found = self.resolve(place, task.stage, task.payload)
+        order = found.order
         if task.stage in (messages.TRAIN, messages.SCORE):
-            check(
-                self.policy,
-                task.place,
-                Draw(order.cohort, order.absent),
-                self.name,
-                everybody=not training,
-            )
-        terms = self.terms(
-            order, meant.told, task.place, training=training, start=led.state if led else None
-        )
-        parent = self.parent(task.place) if task.stage == messages.UNDO else None
-        unpaid = self.begin(task.place, pays=training, parent=parent)
-        if self.recall is not None and led is not None:
-            self.recall.keep(led)
-        self.on_event(WorkEvent(stage=task.stage, round=order.round, attempt=task.place.attempt))
+            drawn = Draw(order.cohort, order.absent)
+            check(self.policy, place, drawn, self.name, everybody=not training)
+        adapter = adapter_digest(order.flat)
+        terms = self.terms(place, order, found.told, adapter, training, found.velocity)
+        unpaid = self.begin(place, pays=training, undoes=task.stage == messages.UNDO)
+        self.model.keep(found)
+        self.on_event(WorkEvent(stage=task.stage, round=order.round, attempt=place.attempt))
         if task.stage == messages.ADOPT:
-            name = (
-                self.adopt(order.flat, order.card).encode("utf-8")
-                if self.adopt is not None
-                else b""
-            )
+            name = "" if self.adopt is None else self.adopt(order.flat, order.card)
             # a sealed adapter's name is a hash of its content
-            return name if self.safe is None else b""
-        if parent is not None:
+            return name.encode("utf-8") if self.secrets is None else b""
+        if task.stage == messages.UNDO:
             return messages.DONE
         if unpaid:
             return self.spent(order.round, unpaid)
         update, statistics, tokens = (
-            self.train(order, task.place, terms) if training else self.score(order)
+            self.train(order, place, terms) if training else self.score(order)
         )
+        scores = self.policy.privacy.counts and statistics.scored > 0
+        scored = order.evaluate or not training
+        about = self.about(adapter, training=training, scored=scored)
+        vouch, relies = self.model.vouching(place.run, ((0, order.state),), 0)
+        context = self.context(place, terms, order.cohort, about, scores, vouch, relies)
         values = Codec(update.size, self.policy, terms).encode(update, statistics)
-        vouch, relies = (
-            int(led is not None and led.followed),
-            int(led is not None and not led.followed),
+        return self.protect(context, values, tokens, order.state if relies else "", training)
+
+    def offer(self, task: Task, buffer: ContributionBuffer) -> bytes:
+        """Buffered: offer what is kept; train first if nothing is, or if that is too stale.
+
+        Raises:
+            MessageError: refused; nothing was changed.
+            DataError and others of the tree: training failed.
+        """
+        place = task.place
+        version, payload = messages.split_train(task.payload)
+        check_version(version, place)
+        found = self.resolve(place, task.stage, payload)
+        order = found.order
+        messages.check_train(order)
+        self.begin(place)
+        self.model.keep(found)
+        if (kept := self.kept(task)) is None:
+            # nothing is paid before something leaves, but work for nothing is spared
+            if not self.accountant.affords():
+                return self.spent(order.round, "the privacy budget is used up")
+            self.on_event(
+                WorkEvent(
+                    stage=task.stage, round=order.round, attempt=place.attempt, version=version
+                )
+            )
+            # who is summed, and so which columns are, is known later: it trains all that it may
+            alone = rank_masks_of(self.policy, (self.name,), 1) if self.policy.ranked else None
+            adapter = adapter_digest(order.flat)
+            update, statistics, tokens = self.train(
+                order, place, Terms(adapter=adapter, shares=alone)
+            )
+            kept = Contribution(
+                run=place.run,
+                rules=rules_of(self.policy),
+                version=version,
+                told=messages.told_of(version, order),
+                state=order.state,
+                adapter=adapter.hex(),
+                update=update,
+                statistics=statistics,
+                tokens=tokens,
+            )
+            buffer.keep(kept)
+        return messages.encode_offer(kept.version, kept.told, kept.state)
+
+    def kept(self, task: Task) -> Contribution | None:
+        """Buffered: what is offered again instead of training from the version that came."""
+        version, _ = messages.split_train(task.payload)
+        buffer, run = self.buffer, task.place.run
+        return None if buffer is None else buffer.fresh(run, self.policy, version)
+
+    def join(self, task: Task, buffer: ContributionBuffer) -> bytes:
+        """Buffered: make the kept contribution ready to be summed with the others' of a group.
+
+        Raises:
+            MessageError: refused; nothing was changed.
+        """
+        place, group = task.place, messages.decode_group(task.payload)
+        self.ledger.check(place)
+        kept, staleness = buffer.for_group(place, self.policy, self.name, group)
+        order = messages.Work(
+            flat=np.zeros(0, np.float32),
+            state=group.state,
+            ranges=group.ranges,
+            cohort=group.names,
+            round=group.version + 1,
         )
-        scores, scored = (
-            self.policy.privacy.counts and statistics.scored > 0,
-            order.evaluate or not training,
+        split = messages.split_seed(place.run, group.version)
+        terms = self.terms(place, order, group.told, split, True)
+        # before it is clipped and noised
+        update = (kept.update * np.float32(weight(staleness))).astype(np.float32)
+        if terms.shares is not None:
+            update[~terms.shares.trained(self.name, update.size)] = 0.0
+        clipped = self.clipped(update, terms)
+        unpaid = self.begin(place, pays=True)
+        self.on_event(
+            WorkEvent(
+                stage=task.stage, round=order.round, attempt=place.attempt, staleness=staleness
+            )
         )
-        about = (
-            ()  # nobody signs for a sum where each contribution is read
-            if self.policy.can.server_reads_updates
-            else subjects(self.policy, terms.adapter, training=training, scored=scored)
+        if unpaid:
+            return self.spent(order.round, unpaid)
+        codec = Codec(self.size, self.policy, terms)
+        statistics = dataclasses.replace(kept.statistics, clipped=codec.percent(clipped))
+        if staleness:  # its scores are of an adapter that is not the one this step starts from
+            statistics = dataclasses.replace(statistics, scored=0, score=0)
+        scores = self.policy.privacy.counts and statistics.scored > 0
+        about = self.about(bytes.fromhex(kept.adapter), training=True, scored=scores)
+        states = [(version, state) for version, _, state in group.adapters]
+        vouch, relies = self.model.vouching(place.run, states, kept.version)
+        context = self.context(place, terms, group.names, about, scores, vouch, relies)
+        values, relied = codec.encode(update, statistics), kept.state if relies else ""
+        return self.protect(context, values, kept.tokens, relied, True, leaves=True)
+
+    def about(self, adapter: bytes, *, training: bool, scored: bool) -> tuple[bytes, ...]:
+        """What a contribution is about. Nobody signs for a sum where each contribution is read."""
+        if self.policy.can.server_reads_updates:
+            return ()
+        return subjects(self.policy, adapter, training=training, scored=scored)
+
+    def context(
+        self,
+        place: RoundId,
+        terms: Terms,
+        cohort: tuple[str, ...],
+        about: tuple[bytes, ...],
+        scores: bool,
+        vouch: int,
+        relies: int,
+    ) -> ClientContext:
+        """Who this member is in an attempt."""
+        return ClientContext(
+            policy=self.policy,
+            name=self.name,
+            identity=self.identity,
+            sums=self.ledger.sums,
+            place=place,
+            model=self.model,
+            secrets=self.secrets,
+            terms=terms,
+            cohort=cohort,
+            vouch=vouch,
+            relies=relies,
+            scores=scores,
+            subjects=about,
         )
-        context = ClientContext(
-            self.policy,
-            self.name,
-            self.identity,
-            self.ledger.sums,
-            task.place,
-            self.safe,
-            terms,
-            order.cohort,
-            vouch,
-            relies,
-            scores,
-            about,
-            keep_sum=self.keep_sum,
-        )
-        self.enter(
-            task.place,
-            AGGREGATIONS[self.policy.protection.kind].client(context, values, tokens, training),
-            order.state if relies else "",
-        )
+
+    def protect(
+        self,
+        context: ClientContext,
+        values: Values,
+        tokens: int,
+        relies_on: str,
+        training: bool,
+        *,
+        leaves: bool = False,
+    ) -> bytes:
+        """Take part in the protection's stages; say that the contribution is ready."""
+        make = AGGREGATIONS[self.policy.protection.kind].client
+        aggregation = make(context, values, tokens, training)
+        self.attempt = Attempt(context.place, aggregation, relies_on=relies_on, leaves=leaves)
         return self.ready(context)
 
     def ready(self, context: ClientContext) -> bytes:
@@ -341,68 +388,66 @@ class Client:
 
     def terms(
         self,
+        place: RoundId,
         order: messages.Work,
         told: bytes,
-        place: RoundId,
-        *,
+        adapter: bytes,
         training: bool,
-        start: ServerState | None = None,
+        velocity: Vector | None = None,
     ) -> Terms:
         """What this member's contribution has in common with the others'.
 
         Args:
-            start: the state that it trains from, where members follow them: ranges are what follows
-            from it.
+            adapter: what buckets and repeated sums follow from; velocity: what ranges follow from,
+            where that is here.
 
         Raises:
             MessageError: ranges that the federation does not allow.
         """
-        recipe, given = self.policy.recipe, order.ranges
+        policy, recipe, given = self.policy, self.policy.recipe, order.ranges
         wanted = training and recipe.ranges == "tensor"
-        if bool(given) != (wanted and self.safe is None):
+        if bool(given) != (wanted and policy.can.model_held_by == "server"):
             raise MessageError(
                 f"{len(given)} ranges came for a federation whose ranges are "
                 f"{recipe.ranges!r}; refused"
             )
-        # the same in every member: the masks are bound to the velocity they follow from
-        if wanted and self.safe is not None:
-            given = spans(
-                self.safe.vault.progress(place.run).server.velocity, self.stops, recipe.update_range
-            )
-        if (
-            wanted
-            and start is not None
-            and given != spans(start.velocity, self.stops, recipe.update_range)
-        ):
-            raise MessageError(
-                "ranges came that do not follow from the adapter's last steps; refused"
-            )
-        ranges = read_spans(given, self.size, recipe.update_range) if wanted else ()
-        ranked = training and self.policy.ranked
-        shares = rank_masks_of(self.policy, order.cohort, place.attempt) if ranked else None
-        named = order.state if self.recall is not None else ""
+        if wanted and velocity is not None:
+            # the same in every member: the masks are bound to the velocity they follow from
+            follow = spans(velocity, self.stops, recipe.update_range)
+            if given and given != follow:
+                raise MessageError(
+                    "ranges came that do not follow from the adapter's last steps; refused"
+                )
+            given = follow
         return Terms(
-            ranges, seed_of(self.policy, place), told, named, shares, adapter_digest(order.flat)
+            read_spans(given, self.size, recipe.update_range) if wanted else (),
+            seed_of(policy, place),
+            told,
+            order.state if policy.followed else "",
+            rank_masks_of(policy, order.cohort, place.attempt)
+            if training and policy.ranked
+            else None,
+            adapter,
         )
 
-    def begin(self, place: RoundId, *, pays: bool, parent: Progress | None = None) -> str:
+    def begin(self, place: RoundId, *, pays: bool = False, undoes: bool = False) -> str:
         """Write down in one step, before any work, that `place` is worked, so that none is twice;
         what it costs in privacy; and the adapter that this member goes back to, if it does.
 
         Returns: why it cannot be paid; then nothing is trained.
 
         Raises:
-            MessageError: as `AnsweredRounds.record`; nothing was changed.
+            MessageError: as `AnsweredRounds.record`, `ClientModel.rollback`; nothing was changed.
             QuietchoirError: the disk refuses; nothing was changed.
         """
         unpaid = ""
         with self.ledger.step():
+            if undoes:
+                self.model.rollback(place)
             self.ledger.record(place)
-            if parent is not None and self.safe is not None:
-                self.safe.vault.keep_progress(place.run, parent)
             if pays and self.policy.privacy.on:
                 try:
-                    self.purse.pay(place)
+                    self.accountant.pay(place)
                 except BudgetError as error:
                     unpaid = str(error)
         self.attempt = None
@@ -412,33 +457,6 @@ class Client:
         """The answer instead of a contribution that cannot be paid."""
         self.on_event(SpentEvent(round=number, reason=reason))
         return messages.SPENT
-
-    def parent(self, place: RoundId) -> Progress:
-        """Sealed mode, to undo a step: the adapter before it, with an optimizer at rest, as one
-        step more.
-
-        The coordinator's signed word is enough: it can stop a run anyway, and undoing tells it
-        nothing.
-
-        Raises:
-            MessageError: not in sealed mode, or this member has no adapter before; the others will
-            hand it theirs.
-        """
-        before = None if self.safe is None else self.safe.vault.before(place.run)
-        if self.safe is None or before is None:
-            raise MessageError("there is no step here to undo; refused")
-        return Progress(self.safe.vault.progress(place.run).steps + 1, before.server.at_rest())
-
-    def keep_sum(self, digest: bytes, whole: Integers) -> None:
-        """Remember a sum [n] that this member signed, where it follows the adapter by them."""
-        if self.recall is not None:
-            self.recall.keep_sum(digest, whole)
-
-    def enter(
-        self, place: RoundId, half: AggregationClient, relies_on: str = "", *, leaves: bool = False
-    ) -> None:
-        """Take part in the protection's stages at `place`."""
-        self.attempt = Attempt(place, half, relies_on=relies_on, leaves=leaves)
 
     def go_on(self, task: Task) -> bytes:
         """Answer the next stage of the protection."""
@@ -454,15 +472,14 @@ class Client:
                 f"{expected}; refused"
             )
         with self.ledger.step():
-            answer = attempt.half.answer(task.stage, task.payload)
-            if attempt.leaves and self.offering is not None and task.stage in offering.LEAVES_AT:
-                self.offering.drawer.wipe()  # or nothing leaves
+            answer = attempt.aggregation.answer(task.stage, task.payload)
+            if attempt.leaves and self.buffer is not None and task.stage in LEAVES_AT:
+                self.buffer.wipe()  # or nothing leaves
             self.ledger.save()  # a round that is being opened is on disk before its shares leave
-        # the half found enough that vouch
-        if task.stage == "share" and attempt.relies_on and self.recall is not None:
-            self.recall.trust(attempt.relies_on, attempt.place.run)
+        if task.stage == "share" and attempt.relies_on:  # it found enough that vouch
+            self.model.trust(attempt.place.run, attempt.relies_on)
         attempt.done += 1
-        if attempt.done == len(attempt.half.stages):
+        if attempt.done == len(attempt.aggregation.stages):
             self.attempt = None  # the contribution is gone from memory
         return answer
 

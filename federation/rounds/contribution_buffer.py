@@ -1,7 +1,7 @@
 """The one contribution that a member of buffered rounds keeps until it is summed.
 
-Knows a record of a member's database. Knows nothing of letters, or of how a contribution is
-protected.
+Knows a record of a member's database, and which groups it may be summed in. Knows nothing of how a
+contribution is made or protected.
 Always: at most one is kept; it is found in its own run under its own rules alone; it is there whole
 or gone; what was wiped does not come back, also not after a kill.
 
@@ -12,18 +12,20 @@ were written over.
 """
 
 import dataclasses
+import functools
 import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 
 from ...core import log
-from ...core.errors import FederationError, QuietchoirError
+from ...core.errors import FederationError, MessageError, QuietchoirError
 from ..aggregation.update import Statistics
 from ..membership.update import ROSTER
 from ..spec.policy import Policy, canonical
 from ..store.checkpoint import Vector
 from ..store.database import Database, StoredRecord
+from ..wire.messages import Group, RoundId
 
 logger = log.get("federation.contribution")
 NAME = "contribution"
@@ -59,6 +61,7 @@ class Contribution:
         return Contribution(**{**record.fields, "statistics": statistics}, update=update)
 
 
+@functools.lru_cache(maxsize=16)
 def rules_of(policy: Policy) -> str:
     """64 hex digits that differ between files under which one would not train alike."""
     return hashlib.sha256(
@@ -81,12 +84,61 @@ class ContributionBuffer:
             database.forget.append(self._read)
 
     def __repr__(self) -> str:
-        return "Drawer()"
+        return "ContributionBuffer()"
 
     def look(self, run: str, rules: str) -> Contribution | None:
         """What is kept for this run under these rules."""
         kept = self._kept
         return kept if kept is not None and (kept.run, kept.rules) == (run, rules) else None
+
+    def fresh(self, run: str, policy: Policy, version: int) -> Contribution | None:
+        """What may still be summed with contributions from `version`."""
+        kept, limit = self.look(run, rules_of(policy)), policy.schedule.max_staleness
+        return kept if kept is not None and 0 <= version - kept.version <= limit else None
+
+    def for_group(
+        self, place: RoundId, policy: Policy, name: str, group: Group
+    ) -> tuple[Contribution, int]:
+        """The contribution of the member `name` that may go into this group, and how stale it is.
+
+        Raises:
+            MessageError: a group that this member does not take part in.
+        """
+        limit = policy.schedule.max_staleness
+        if name not in group.names or any(policy.member(one) is None for one in group.names):
+            raise MessageError("the group names strangers, or not this node; refused")
+        # The node's own floor, never the coordinator's word.
+        if len(group.members) < (need := policy.group_size):
+            raise MessageError(
+                f"a group of {len(group.members)} is below the minimum of {need}; refused"
+            )
+        for one, version in group.members:
+            if not 0 <= version <= group.version <= version + limit:
+                raise MessageError(
+                    f"{one}'s contribution from version {version} does not fit version "
+                    f"{group.version}, at most {limit} "
+                    "steps later; refused"
+                )
+        check_version(group.version, place)
+        kept, said = self.look(place.run, rules_of(policy)), dict(group.members)[name]
+        if kept is None:
+            raise MessageError(
+                "this member has no contribution to give: the last one has left, or "
+                "was never made; refused"
+            )
+        if kept.version != said:
+            raise MessageError(
+                f"this member's contribution is from version {kept.version}, the group says "
+                f"{said}; refused"
+            )
+        # else its neighbours may have trained from another adapter
+        if (kept.told, kept.state) != group.told_of(kept.version):
+            raise MessageError(
+                f"this member's contribution came of another adapter or other work than the group "
+                f"says of version "
+                f"{kept.version}; refused"
+            )
+        return kept, group.version - kept.version
 
     @property
     def size(self) -> int:
@@ -122,3 +174,16 @@ class ContributionBuffer:
                 self._kept = Contribution.read(record)
         except (FederationError, ValueError, LookupError, TypeError) as error:
             logger.warning("the contribution is damaged (%s); this member trains anew", error)
+
+
+def check_version(version: int, place: RoundId) -> None:
+    """Require that so many steps can have been made: numbers of rounds count them, and those that
+    came to nothing.
+
+    Raises:
+        MessageError: they cannot.
+    """
+    if version >= place.round:
+        raise MessageError(
+            f"version {version} is said to be there before round {place.round} is over; refused"
+        )

@@ -21,8 +21,8 @@ AGAIN_S = 30.0  # a member that did not take it is asked again after this
 class Delivery:
     """One run's."""
 
-    def __init__(self, assembly: RoundAttempt, on_event: OnEvent) -> None:
-        self.assembly, self.logbook, self.link = assembly, assembly.logbook, assembly.post.link
+    def __init__(self, attempt: RoundAttempt, on_event: OnEvent) -> None:
+        self.attempt, self.logbook, self.link = attempt, attempt.logbook, attempt.post.link
         self.on_event = on_event
 
     def hand(self, card: str, members: frozenset[str]) -> tuple[str, ...]:
@@ -31,13 +31,13 @@ class Delivery:
         Raises:
             RoundAborted: sealed mode, and too few members that share the adapter are there.
         """
-        place = self.assembly.begin()
+        place = self.attempt.begin()
         # sealed: who holds it
-        here = self.assembly.model.gather(tuple(sorted(self.link.present())), place)
-        order = self.assembly.order(self.logbook.state.server.flat, card=card)
+        here = self.attempt.model.gather(tuple(sorted(self.link.present())), place)
+        order = self.attempt.order(self.logbook.state.server.flat, card=card)
         wanted = tuple(name for name in here if name in members)
-        timeout_s = self.assembly.policy.recipe.stage_timeout_s
-        replies = self.assembly.model.ask(messages.ADOPT, order, wanted, place, timeout_s)
+        timeout_s = self.attempt.policy.recipe.stage_timeout_s
+        replies = self.attempt.model.ask(messages.ADOPT, order, wanted, place, timeout_s)
         return tuple(sorted(reply.sender for reply in replies))
 
     @property
@@ -45,7 +45,7 @@ class Delivery:
         """Members that do not have it."""
         return [
             one.name
-            for one in self.assembly.policy.members
+            for one in self.attempt.policy.members
             if one.name not in self.logbook.state.delivered
         ]
 

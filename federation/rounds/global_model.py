@@ -1,24 +1,31 @@
-"""Where the global adapter lives, as the server sees it: what members are told of it, and how it
-steps, is undone and is handed over.
+"""Where the global adapter lives: what members are told of it, what they make of that, how it
+steps, is undone and is handed over. Two sides, three ways:
+
+    the server's       a member's
+    ServerHeld         ClientModel      the server has it, and tells it whole (here)
+    ServerHeldDelta    FollowedModel    it tells the sums that lead to it (`model_broadcast`)
+    MemberHeld         OwnModel         members have it; the server knows its tag (`member_held`)
 
 Knows one run's state and the letters that name it. Knows nothing of how sums are protected, of
 training, or of who is asked.
 Always: every member of an attempt is told the name of one state, or is handed the very same bits;
-nothing of a member is remembered that it did not answer.
-
-    ServerHeld          the server has it and tells it whole (here)
-    ServerHeldDelta     the server has it and tells the sums that lead to it (`model_broadcast`)
-    MemberHeld          members have it; the server knows its tag (`member_held`)
+what is worked on is what the broadcast digest is of; nothing of a member is remembered that it did
+not answer, and nothing of a letter that was not checked whole.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from ...core.errors import RoundAborted
+from ...core.errors import MessageError, RoundAborted
 from ...crypto.he.encrypted_ring import Desk
+from ..aggregation.attested_sum import Integers
 from ..aggregation.base import Common, Sum
 from ..aggregation.ranges import spans
 from ..aggregation.server_optimizer import ServerOptimizer
+from ..aggregation.update import Terms
+from ..spec.policy import Policy
 from ..store.checkpoint import Logbook, ServerState, Vector, Walked
+from ..wire import broadcast_digest as broadcast
 from ..wire import messages
 from ..wire.link import Post
 from ..wire.messages import Reply, RoundId
@@ -126,3 +133,116 @@ class ServerHeld:
             RoundAborted: too few did.
         """
         raise RoundAborted(f"members have no step {steps} of their own to undo")  # our bug
+
+
+class LackingError(MessageError):
+    """The adapter that is meant cannot be reached from what is here."""
+
+    def __init__(self, reply: bytes) -> None:
+        super().__init__("this member does not hold the adapter that the way starts from")
+        self.reply = reply
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """Where a way led; not remembered yet."""
+
+    run: str
+    name: str
+    state: ServerState
+    first: Mapping[str, ServerState]  # where it started
+    # names of the states that were followed on the way, this one among them
+    passed: tuple[str, ...]
+    followed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """What a member is to do, as it was told or arrived at it."""
+
+    order: messages.Work  # with the adapter to work on
+    told: bytes  # the broadcast digest
+    # by somebody else's word: to be measured against what any rounds can have made
+    claimed: ServerState | Vector | None = None
+    velocity: Vector | None = None  # [n] what the tensors' ranges follow from, where it is here
+    led: Followed | None = None  # how it was reached, where adapters are followed
+
+
+class ClientModel:
+    """The letter brings it, whole; the others are this one with a difference."""
+
+    stages: tuple[str, ...] = ()  # letters that are about the model alone
+
+    def __init__(self, policy: Policy, size: int) -> None:
+        self.policy, self.size = policy, size
+
+    def answer(self, place: RoundId, stage: str, payload: bytes) -> bytes:
+        """One of `stages`. Raises MessageError and others: refused; nothing was changed."""
+        raise MessageError(f"{stage!r} with {len(payload)} bytes at {place}; refused")
+
+    def resolve(self, place: RoundId, stage: str, payload: bytes) -> Resolved:
+        """What is to be done, and with which adapter; nothing is remembered yet.
+
+        Raises:
+            MessageError: malformed, or another adapter than any that can be meant.
+            LackingError: told as a change of an adapter that is not here.
+        """
+        del place
+        order = messages.decode_work(payload, self.size)
+        if self.policy.can.server_reads_updates:
+            return Resolved(order=order, told=b"", claimed=order.flat)  # no masks to follow from it
+        told = broadcast.of_work(stage, order.header(), order.flat)
+        return Resolved(order=order, told=told, claimed=order.flat)
+
+    def keep(self, found: Resolved) -> None:
+        """Remember what was resolved: its letter was checked whole."""
+
+    def vouching(self, run: str, states: Sequence[tuple[int, str]], own: int) -> tuple[int, int]:
+        """What this member says, and asks, of the states that a sum's contributions come from.
+
+        Args:
+            states: versions, ascending, each with its name; own: this member's version.
+
+        Returns:
+            One more than the newest version of which it followed that and every older one; and one
+            more than its own, if it did not follow that: then enough others must vouch for it.
+        """
+        del run, states, own
+        return 0, 0
+
+    def trust(self, run: str, state: str) -> None:
+        """Enough others signed that they followed to the state called this."""
+
+    def bound(self, place: RoundId) -> bytes:
+        """What masks are bound to besides what was told, which holds the adapter's bits."""
+        del place
+        return b""
+
+    def keep_sum(self, digest: bytes, whole: Integers) -> None:
+        """Remember a sum [n] that this member signed: a step may be made of it."""
+
+    def apply(self, place: RoundId, terms: Terms, sums: Sequence[Sum]) -> bytes:
+        """Step with the sums that this member opened; answer what names the adapter after that.
+
+        Raises:
+            DataError: a sum that so many members cannot have; nothing was changed.
+        """
+        raise RuntimeError(f"{len(sums)} sums at {place} for the server, under {terms}")  # our bug
+
+    def rollback(self, place: RoundId) -> None:
+        """Go back to the adapter before the last step, with an optimizer at rest, as one step more.
+
+        The coordinator's signed word is enough: it can stop a run anyway, and undoing tells it
+        nothing.
+
+        Raises:
+            MessageError: there is none; nothing was changed.
+        """
+        raise MessageError(f"there is no step here to undo at {place}; refused")
+
+    def freeze(self) -> bytes:
+        """What it needs to go on in another process; nothing where that is on disk already."""
+        return b""
+
+    def thaw(self, kept: bytes) -> None:
+        """Go on where `freeze` left it."""

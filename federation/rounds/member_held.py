@@ -1,24 +1,36 @@
-"""The global adapter where only members have it: the server knows its tag and their steps.
+"""The global adapter where only members have it: it steps at each of them, by the sums that they
+opened; the server knows its tag and the number of their steps.
 
-Knows who greets with which key and state, and that members step by themselves. Knows no adapter.
-Always: an attempt goes on with members that hold the same key and the same adapter; the members'
-number of steps is the run's; an undone step is one step more, so no number comes twice.
+Knows who greets with which key and state, a member's store, and the stages that bring it to the
+others' key and adapter. Knows no ciphertext; the server's side no adapter.
+Always: an attempt goes on with members that hold the same key and the same adapter; what a member
+works on is its own, if its keyed tag is the one that the letter names; a step is on disk before its
+tag leaves; the members' number of steps is the run's, and an undone step is one step more, so no
+number comes twice.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 from ...core import log
-from ...core.errors import RoundAborted
+from ...core.errors import MessageError, RoundAborted
 from ...core.worker import Worker
 from ...crypto.he.encrypted_ring import AdderService, Desk
-from ..aggregation.server_optimizer import ServerOptimizer
+from ...crypto.identity.keys import Identity
+from ..aggregation.base import ClientSecrets, Sum
+from ..aggregation.server_optimizer import ServerOptimizer, combine, optimizer_of
 from ..aggregation.setup import KeyAndStateSetup
+from ..aggregation.state_transfer import STAGES, StateTransfer
+from ..aggregation.update import Codec, Terms
 from ..events import OnEvent, SteppedEvent
+from ..spec.policy import Policy
 from ..store.checkpoint import Logbook, Vector
+from ..store.client_store import Progress
+from ..wire import broadcast_digest as broadcast
 from ..wire import messages
 from ..wire.link import Post
 from ..wire.messages import RoundId
-from .global_model import ServerHeld
+from .global_model import ClientModel, Resolved, ServerHeld
 
 logger = log.get("federation.coordinator")
 
@@ -86,3 +98,72 @@ class MemberHeld(ServerHeld):
                 f"{need}"
             )
         self.logbook.catch_up(steps + 1)
+
+
+class OwnModel(ClientModel):
+    """One member's. Args: secrets: its store, and the worker for ciphertexts."""
+
+    stages = STAGES
+
+    def __init__(
+        self, policy: Policy, size: int, name: str, identity: Identity, secrets: ClientSecrets
+    ) -> None:
+        super().__init__(policy, size)
+        self.store = secrets.store
+        self.setup = StateTransfer(policy, name, identity, self.store)
+
+    def answer(self, place: RoundId, stage: str, payload: bytes) -> bytes:
+        """As `StateTransfer.answer`."""
+        return self.setup.answer(place, stage, payload)
+
+    def resolve(self, place: RoundId, stage: str, payload: bytes) -> Resolved:
+        """As `ClientModel`."""
+        order, progress = messages.decode_work(payload, 0), self.store.progress(place.run)
+        if (tag := self.tag(place)) is None or tag.hex() != order.state:
+            raise MessageError(
+                f"this member is at step {progress.steps} of the run, another "
+                f"adapter is meant; refused"
+            )
+        # of the tag: the adapter is not the coordinator's
+        told, server = broadcast.of_work(stage, order.header(), order.flat), progress.server
+        order = dataclasses.replace(order, flat=server.flat)
+        return Resolved(order=order, told=told, velocity=server.velocity)
+
+    def apply(self, place: RoundId, terms: Terms, sums: Sequence[Sum]) -> bytes:
+        """As `ClientModel`: on disk first; answers the adapter's tag.
+
+        Raises:
+            DataError: a sum that so many members cannot have; nothing was changed.
+        """
+        policy, progress = self.policy, self.store.progress(place.run)
+        codec = Codec(self.size, policy, terms)
+        means = [codec.mean(one.total, len(one.parties), one.parties) for one in sums]
+        change = combine(means, policy.aggregation.rule, policy.aggregation.trim)
+        server = optimizer_of(policy.recipe).step(progress.server, change)
+        self.store.keep_progress(place.run, Progress(progress.steps + 1, server))
+        return self.tag(place) or b""
+
+    def tag(self, place: RoundId) -> bytes | None:
+        """What others are told of the adapter; None without the members' key."""
+        seed = self.store.seed(self.policy.digest)
+        return None if seed is None else self.store.progress(place.run).tag(seed, place.run)
+
+    def bound(self, place: RoundId) -> bytes:
+        """Steps and tag."""
+        steps = self.store.progress(place.run).steps
+        return steps.to_bytes(8, "big") + (self.tag(place) or b"")
+
+    def rollback(self, place: RoundId) -> None:
+        """As `ClientModel`."""
+        if (before := self.store.before(place.run)) is None:
+            raise MessageError("there is no step here to undo; refused")
+        steps = self.store.progress(place.run).steps + 1
+        self.store.keep_progress(place.run, Progress(steps, before.server.at_rest()))
+
+    def freeze(self) -> bytes:
+        """As `StateTransfer.freeze`."""
+        return self.setup.freeze()
+
+    def thaw(self, kept: bytes) -> None:
+        """As `StateTransfer.thaw`."""
+        self.setup.thaw(kept)

@@ -1,5 +1,11 @@
 """The coordinator: carries letters, adds up what it cannot read, steps the adapter.
 
+    1 train, 2 ready    the schedule's group           scheduler
+    3 aggregate         a sum, or several              attempt
+    4 step              where the adapter lives        global_model
+    5 vote              where there is a guard         validation
+    6 on disk                                          ../store/checkpoint
+
 Knows rounds. Knows nothing of Flower, training or how a sum is protected.
 Always: the state on disk is that of the last whole round plus the number of the attempt that has
 begun; an attempt that ends without a sum (too few members, too few survivors) leaves the adapter as
@@ -19,15 +25,7 @@ from ...core.errors import BudgetError, FederationError, RoundAborted
 from ...crypto.he.encrypted_ring import Desk
 from ...crypto.identity.keys import Identity
 from ..aggregation.server_optimizer import combine, optimizer_of
-from ..events import (
-    AbortedEvent,
-    BucketsEvent,
-    DeliveredEvent,
-    OnEvent,
-    RoundEvent,
-    StoppedEvent,
-    WaitingEvent,
-)
+from ..events import AbortedEvent, BucketsEvent, DeliveredEvent, OnEvent, RoundEvent, StoppedEvent
 from ..spec.policy import Policy
 from ..store.checkpoint import Logbook, RunState, ServerState, Store, Vector
 from ..wire import messages
@@ -38,15 +36,23 @@ from .delivery import Delivery
 from .global_model import ServerHeld
 from .member_held import MemberHeld
 from .model_broadcast import ServerHeldDelta
-from .privacy_accountant import ANY, PrivacyAccountant
+from .privacy_accountant import ANY, PrivacyAccountant, PrivacyAccountants
 from .report import RunReport, summary
+from .scheduler import (
+    Buffered,
+    Clock,
+    PatienceError,
+    RealClock,
+    RoundScheduler,
+    Synchronous,
+    Waiting,
+)
 from .validation import Verdict
 from .words import told_buckets
 
 logger = log.get("federation.coordinator")
 Keeper = Callable[[Vector, dict[str, object]], tuple[str, str]]
 T = TypeVar("T")
-POLL_S = 0.1
 
 
 class Coordinator:
@@ -56,12 +62,9 @@ class Coordinator:
         identity: the key that the federation file names for its coordinator.
         size: length n of the adapter's flat vector; stops: where its tensors end, by default only
         at n. keep: takes the finished adapter [n] and its evaluation; returns its name and its
-        signed card. Not in sealed mode. wait_s: how long too few members are waited for.
-        patient: that holds until the minimum was there once; members that go away later are waited
-            for without end, and a round that failed because they did is not counted.
-        grace_s: once the minimum is there, how long the rest of the roster is waited for.
+        signed card. Not in sealed mode.
+        wait_s, grace_s, patient, clock: as `scheduler.Waiting`.
         desk: in sealed mode, the worker that adds ciphertexts; by default a new one.
-        purse: privacy spent so far; by default in the store's database.
     """
 
     def __init__(
@@ -78,39 +81,63 @@ class Coordinator:
         wait_s: float = 600.0,
         patient: bool = False,
         grace_s: float = 30.0,
+        clock: Clock | None = None,
         desk: Desk | None = None,
-        purse: PrivacyAccountant | None = None,
     ) -> None:
         """Take up the run where its store left it.
 
         Raises:
             FederationError: the key is not the one in the file, or the store belongs to something
-            else. ConfigError: noise that does not fit the federation's bits, or a history of
-            privacy that cannot be read.
+            else. ConfigError: noise that does not fit the federation's bits, a history of privacy
+            that cannot be read, or buffered rounds over a link that leaves no letters.
         """
         if identity.public.raw.hex() != policy.coordinator.key:
             raise FederationError(
                 f"this key is not the coordinator's of {policy.name}; use the "
                 f"key made by `federation init`"
             )
-        self.policy, self.link, self.size, self.keep = policy, link, size, keep
+        self.size, self.keep = size, keep
         self.on_event = on_event or (lambda event: None)
-        self.wait_s, self.patient, self.grace_s = wait_s, patient, grace_s
-        self.gathered = False  # the minimum was there once
         store = store or Store(None)
         # in sealed mode no adapter is here
         self.logbook = Logbook(store, policy, 0 if policy.can.model_held_by == "members" else size)
-        self.purse = purse or PrivacyAccountant(policy, size, ANY, store.database)
         self.post = Post(policy, identity, link)
         self.model = self.model_of(tuple(stops) or (size,), desk)
-        self.assembly = RoundAttempt(
-            policy, self.post, self.logbook, self.purse, self.model, self.on_event
-        )
-        self.delivery = Delivery(self.assembly, self.on_event)
-        self.held: dict[str, object] = {}
-        self.aborted: list[str] = []
+        self.attempt = RoundAttempt(self.post, self.logbook, self.model, self.on_event)
         # while no round is under way: a later federation file may come
         self.between: Callable[[], None] = lambda: None
+        waiting = Waiting(
+            wait_s=wait_s,
+            grace_s=grace_s,
+            patient=patient,
+            clock=clock or RealClock(),
+            between=lambda: self.between(),
+        )
+        self.waiting, self.cohort, self.scheduler = waiting, *self.schedules(waiting, store)
+        self.delivery = Delivery(self.attempt, self.on_event)
+        self.held: dict[str, object] = {}
+        self.aborted: list[str] = []
+
+    def schedules(self, waiting: Waiting, store: Store) -> tuple[Synchronous, RoundScheduler]:
+        """Who is asked for scores, and who trains when."""
+        policy, buffered = self.policy, self.policy.schedule.buffered
+        if not buffered:
+            account = PrivacyAccountant(policy, self.size, ANY, store.database)
+            drawn = Synchronous(self.attempt, account, waiting)
+            return drawn, drawn
+        accounts = PrivacyAccountants(policy, self.size, store.database)
+        drawn = Synchronous(self.attempt, accounts.worst(), waiting)
+        return drawn, Buffered(self.attempt, accounts, waiting)
+
+    @property
+    def policy(self) -> Policy:
+        """The newest federation file."""
+        return self.post.policy
+
+    @property
+    def link(self) -> Link:
+        """The way to the members."""
+        return self.post.link
 
     def model_of(self, stops: Sequence[int], desk: Desk | None) -> ServerHeld:
         """Where this run's adapter lives."""
@@ -162,6 +189,7 @@ class Coordinator:
         except BudgetError as reason:
             stopped = str(reason)
             self.on_event(StoppedEvent(round=self.state.round, reason=stopped))
+        self.scheduler.finish()
         if not self.state.finished:
             if self.policy.privacy.counts and not self.knows_score():
                 self.insist(self.score_round)
@@ -174,7 +202,7 @@ class Coordinator:
         Raises:
             RoundAborted: as `run`. BudgetError: the next one cannot be paid.
         """
-        self.wait_for_members()
+        self.scheduler.start()
         while self.state.round < goal:
             self.insist(self.train_round)
 
@@ -182,23 +210,22 @@ class Coordinator:
         """Go on under a later version of the federation file that differs in who belongs,
         nothing else.
         """
-        self.policy = self.post.policy = self.assembly.policy = policy
+        self.post.policy = policy
         self.logbook.keep(version=policy.version)
+        self.scheduler.renew()
 
     def train_round(self) -> None:
-        """One round: ask, sum, apply. The first half is `RoundAttempt.hold`."""
+        """One round: train, ready, aggregate, step."""
         if self.owes_vote():
             self.confirm()
-        parent = self.state.server
-        self.apply(
-            parent, self.assembly.hold(messages.TRAIN, parent.flat, evaluate=self.wants_score())
-        )
+        group = self.scheduler.next_group(evaluate=self.wants_score())
+        self.apply(self.state.server, self.attempt.aggregate(group))
 
     def apply(self, parent: ServerState, outcome: Outcome) -> None:
         """Step with what came out, let members judge it, write it down."""
         change = combine(outcome.means, self.policy.aggregation.rule, self.policy.aggregation.trim)
         self.held = outcome.sums[0].held
-        entry = write_entry(messages.TRAIN, outcome, self.state, self.policy)
+        entry = write_entry(outcome, self.state, self.policy)
         entry["update_norm"] = round(float(np.linalg.norm(change)), 4)
         if self.model.held_by_members or not self.policy.guard.on:
             self.commit(self.model.step(parent, change), entry)
@@ -212,8 +239,8 @@ class Coordinator:
 
     def score_round(self) -> None:
         """Score the adapter on everybody's held-out examples; the counts come back as sums."""
-        outcome = self.assembly.hold(messages.SCORE, self.state.server.flat)
-        entry = write_entry(messages.SCORE, outcome, self.state, self.policy)
+        outcome = self.attempt.aggregate(self.cohort.ask(messages.SCORE, self.state.server.flat))
+        entry = write_entry(outcome, self.state, self.policy)
         history = (*(old for old in self.state.history if old["kind"] == messages.TRAIN), entry)
         self.logbook.keep(history=history, opening=False, skipped=self.state.skipped + 1)
         self.on_event(RoundEvent(entry=entry))
@@ -259,7 +286,7 @@ class Coordinator:
         Args:
             running: entries of rounds that are not written down yet.
         """
-        outcome = self.assembly.hold(messages.SCORE, flat)
+        outcome = self.attempt.aggregate(self.cohort.ask(messages.SCORE, flat))
         self.logbook.skip()
         votes = [
             (counters, len(total.parties))
@@ -319,24 +346,21 @@ class Coordinator:
 
         Raises:
             RoundAborted: the last attempt's reason; state and adapter are those of the last whole
-            round.
+            round. PatienceError: none could begin.
         """
         left = self.policy.recipe.attempts
         while True:
             self.between()
             try:
                 return attempt()
+            except PatienceError:
+                raise
             except RoundAborted as reason:
                 self.abandon(reason)
-                left -= not (self.patient and self.too_few_are_here())
+                left -= not (self.waiting.patient and self.scheduler.too_few_are_here())
                 if not left:
                     raise
-                self.wait_for_members()
-
-    def too_few_are_here(self) -> bool:
-        """Are members away that a round needs?"""
-        present = self.link.present()
-        return len(present) < self.policy.needed() or bool(self.assembly.missing - present)
+                self.scheduler.wait_for_members()
 
     def abandon(self, reason: RoundAborted) -> None:
         """Note an attempt that ended without a sum."""
@@ -344,42 +368,6 @@ class Coordinator:
         self.aborted.append(f"round {self.state.round + 1}, attempt {self.state.attempt}: {reason}")
         self.on_event(AbortedEvent(round=self.state.round + 1, reason=str(reason)))
         logger.info("%s", self.aborted[-1])
-
-    def wait_for_members(self) -> None:
-        """Until the roster is complete, or enough are there and the grace is over.
-
-        Raises:
-            RoundAborted: still too few after `wait_s`, or without one that no sum from this adapter
-                can do without; a patient coordinator looks at that until enough were there once.
-        """
-        began, enough_since, told = time.monotonic(), None, -1
-        while True:
-            self.between()
-            need, everybody = self.policy.needed(), len(self.policy.members)
-            present, now = self.link.present(), time.monotonic()
-            here, missing = len(present), self.assembly.missing - present
-            if here != told:
-                self.on_event(WaitingEvent(present=here, minimum=need, roster=everybody))
-                told = here
-            enough_since = (enough_since or now) if here >= need and not missing else None
-            self.gathered = self.gathered or here >= need
-            if enough_since is not None and (
-                here >= everybody or now - enough_since >= self.grace_s
-            ):
-                return
-            if (
-                enough_since is None
-                and now - began >= self.wait_s
-                and not (self.patient and self.gathered)
-            ):
-                also = f", {', '.join(sorted(missing))} among them" if missing else ""
-                raise RoundAborted(
-                    f"{here} members came within {self.wait_s:.0f} s, need {need}{also}; start the "
-                    f"others with "
-                    "`quietchoir join`, then start this command again: it goes on from the last "
-                    "whole round"
-                )
-            time.sleep(POLL_S)
 
     def knows_score(self) -> bool:
         """Was the adapter that is here scored already? Members sum the scores of one adapter
@@ -405,7 +393,7 @@ class Coordinator:
 
     def privacy_spent(self) -> dict[str, object] | None:
         """What the run has cost in privacy, and how that was counted; None without noise."""
-        return self.purse.spent() if self.policy.privacy.on else None
+        return self.scheduler.accountant.spent() if self.policy.privacy.on else None
 
     def report(self, seconds: float, stopped: str) -> RunReport:
         """The run so far."""

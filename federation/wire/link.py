@@ -8,7 +8,7 @@ time as there are members that are left alone with one. A reply that `Post` yiel
 member that was asked, for the very letter it was asked with; the others are logged and missing.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -118,6 +118,17 @@ class Traffic:
 
     up: dict[str, int] = field(default_factory=dict)
     down: dict[str, int] = field(default_factory=dict)
+
+    def of(self, names: Collection[str]) -> "Traffic":
+        """Of these parties alone."""
+        up, down = (
+            {one: each[one] for one in each if one in names} for each in (self.up, self.down)
+        )
+        return Traffic(up, down)
+
+    def without(self, names: Collection[str]) -> "Traffic":
+        """Of the others."""
+        return self.of({*self.up, *self.down}.difference(names))
 
 
 class Post:

@@ -28,9 +28,10 @@ from ...federation.aggregation.base import Sum
 from ...federation.aggregation.hello import Hello, SealedEnvelope
 from ...federation.membership import roster, update
 from ...federation.membership.log import create_chain
-from ...federation.rounds import attempt, client, delta_chain
+from ...federation.rounds import client, delta_chain, scheduler
 from ...federation.rounds.client import Client
 from ...federation.rounds.delta_chain import Step, name_of
+from ...federation.rounds.member_held import OwnModel
 from ...federation.rounds.model_broadcast import ServerHeldDelta
 from ...federation.rounds.server import Coordinator
 from ...federation.spec.policy import AggregationTable, Policy, ScheduleTable
@@ -71,7 +72,7 @@ NO_VOUCHING = ((Session, "vouchers", 0),)
 # members take its word for a sum
 NO_TAGS = tuple((one, "attested", lambda policy: False) for one in (attested_sum, delta_chain))
 # whatever adapter was told
-ONE_SPLIT = tuple((one, "adapter_digest", lambda flat: bytes(32)) for one in (client, attempt))
+ONE_SPLIT = tuple((one, "adapter_digest", lambda flat: bytes(32)) for one in (client, scheduler))
 
 
 def delta(run: Coordinator) -> ServerHeldDelta:
@@ -89,7 +90,7 @@ def sums_of(run: Coordinator) -> list[Sum]:
     """Every sum that `run` opens from now on: it knows one before it shows it to anybody,
     whatever comes of that.
     """
-    found, honest, ask = list[Sum](), run.assembly.open, run.post.ask
+    found, honest, ask = list[Sum](), run.attempt.open, run.post.ask
 
     def note(one: Sum) -> None:
         whole = one.total[: run.size]
@@ -115,7 +116,7 @@ def sums_of(run: Coordinator) -> list[Sum]:
             note(one)
         return honest(sums, codec)
 
-    run.post.ask, run.assembly.open = asking, noting  # type: ignore[method-assign]
+    run.post.ask, run.attempt.open = asking, noting  # type: ignore[method-assign]
     return found
 
 
@@ -248,8 +249,8 @@ def forged_greeting(*stubs: Stub) -> Result:
                 purpose="key", policy=policy, place=place, sender="ben", receiver=VICTIM
             )
             seed = parcel.opened(payload[state_transfer.TO + VICTIM], own)
-            assert dealer.safe is not None
-            size = 8 * len(seed) if seed == dealer.safe.vault.seed(policy.digest) else 0
+            assert dealer.secrets is not None
+            size = 8 * len(seed) if seed == dealer.secrets.store.seed(policy.digest) else 0
     return Result(size > 0, f"{size} bits of the members' key{'; ' if words else ''}{words[:160]}")
 
 
@@ -264,9 +265,9 @@ def undone_for_some(*stubs: Stub) -> Result:
     for name, voice in scene.voices.items():
         voice.train = noting(voice.train, told, name)  # type: ignore[method-assign, assignment]
     with without(*stubs):
-        place = run.assembly.begin()
+        place = run.attempt.begin()
         run.model.gather(tuple(sorted(scene.parties)), place)
-        payload = messages.encode_work(run.assembly.order(run.state.server.flat))
+        payload = messages.encode_work(run.attempt.order(run.state.server.flat))
         list(run.post.ask(messages.UNDO, dict.fromkeys(NAMES[:2], payload), place, 5.0))
         words = refused(run.train_round)
     entry = run.state.history[-1] if run.state.round > 2 else None
@@ -288,12 +289,12 @@ def noting(
     return noted
 
 
-def another_parent(self: Client, place: RoundId) -> Any:
-    """`Client.parent` where an undone step is not counted as a step."""
-    assert self.safe is not None
-    kept, before = self.safe.vault.progress(place.run), self.safe.vault.before(place.run)
+def another_rollback(self: OwnModel, place: RoundId) -> None:
+    """`OwnModel.rollback` where an undone step is not counted as a step."""
+    kept, before = self.store.progress(place.run), self.store.before(place.run)
     assert before is not None
-    return client_store.Progress(kept.steps, before.server.at_rest())
+    gone_back = client_store.Progress(kept.steps, before.server.at_rest())
+    self.store.keep_progress(place.run, gone_back)
 
 
 # Two answers to one stage
@@ -307,7 +308,9 @@ def two_sets(*stubs: Stub) -> Result:
     link = Stopping({name: one.handle for name, one in scene.parties.items()}, stop)
     refused(scene.run(link=link).train_round)
     helpers = {name: one for name, one in scene.parties.items() if name != VICTIM}
-    halves = {name: one.attempt.half for name, one in helpers.items() if one.attempt is not None}
+    halves = {
+        name: one.attempt.aggregation for name, one in helpers.items() if one.attempt is not None
+    }
     client = halves["ben"].client  # type: ignore[attr-defined]
     session, card, me = client._session, client._near[0], client._session.numbers
     everybody = SurvivorList.decode(messages.split(link.letters["ben"])[1], session, client._view)
@@ -358,7 +361,7 @@ def both(member: Client, folder: Path) -> list[Any]:
         # each reads it from the disk
         member.ledger.sums = type(member.ledger.sums).restore(member.ledger.sums.snapshot())
         again: Any = None if taken is None else thaw_attempt(taken, member)
-        found.append(None if again is None else again.half.client)
+        found.append(None if again is None else again.aggregation.client)
     return found
 
 
@@ -416,7 +419,7 @@ def adopted_first(*stubs: Stub) -> Result:
         handed = messages.encode_told(messages.Work(flat=TRAP.flat, state=name_of(TRAP)), way)
         list(
             run.post.ask(
-                messages.ADOPT, dict.fromkeys(scene.parties, handed), run.assembly.begin(), 5.0
+                messages.ADOPT, dict.fromkeys(scene.parties, handed), run.attempt.begin(), 5.0
             )
         )
         run.logbook.keep(server=TRAP, round=6, steps=())
@@ -516,7 +519,7 @@ def many_sums(
     names = sorted(scene.parties)
     link = Losing({name: one.handle for name, one in scene.parties.items()})
     run = scene.run(link=link)
-    run.assembly.choose = lambda answers, terms, need: answers.only(answers.ready)  # type: ignore[method-assign]
+    run.attempt.choose = lambda answers, terms, need: answers.only(answers.ready)  # type: ignore[method-assign]
     found = sums_of(run)
     for number, link.lost in enumerate(lost_ones(names, 3, 1)):
         between(run, number)
@@ -616,7 +619,7 @@ ATTACKS = (
         promise="masks are bound to key and adapter, so nobody sums with somebody who has others",
         unprotected=lambda: undone_for_some(
             (client_store.Progress, "tag", lambda self, seed, run: bytes(32)),
-            (Client, "parent", another_parent),
+            (OwnModel, "rollback", another_rollback),
         ),
         protected=undone_for_some,
     ),

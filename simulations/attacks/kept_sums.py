@@ -36,9 +36,9 @@ def led_by_a_kept_sum(way: Way, *stubs: Stub) -> Result:
     for step in taken:
         state = stepping.go(state, step, "")
     with without(*stubs):
-        place, names = run.assembly.begin(), tuple(sorted(scene.parties))
+        place, names = run.attempt.begin(), tuple(sorted(scene.parties))
         order = dataclasses.replace(
-            run.assembly.order(run.state.server.flat), state=name_of(state), cohort=names
+            run.attempt.order(run.state.server.flat), state=name_of(state), cohort=names
         )
         kept = {name: [one.kept_by(name) for one in taken] for name in names}
         assert all(one.totals[0].packing == KEPT for each in kept.values() for one in each)

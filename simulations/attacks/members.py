@@ -71,7 +71,7 @@ def dragged(*stubs: Stub) -> Result:
 
     def shouting(task: Any) -> bytes:
         attempt = scene.parties[LIAR].attempt
-        half = None if attempt is None else attempt.half
+        half = None if attempt is None else attempt.aggregation
         if task.stage == "mask" and isinstance(half, MaskedClient) and half.values is not None:
             half.values[: scene.size] = (1 << scene.policy.protection.bits) - 2
         return honest(task)
@@ -115,7 +115,7 @@ def spoil(party: Client) -> None:
     honest = party.go_on
 
     def lying(task: Any) -> bytes:
-        half = party.attempt.half if party.attempt is not None else None
+        half = party.attempt.aggregation if party.attempt is not None else None
         if task.stage == "unmask" and isinstance(half, MaskedClient) and half.client is not None:
             held = half.client._held
             half.client._held = {peer: bytes(len(piece)) for peer, piece in held.items()}
@@ -293,9 +293,9 @@ def read_after_leaving(*stubs: Stub) -> Result:
     """
     scene, caught = federation(5, mode="sealed", bits=8, threshold=3), list[Any]()
     scene.run().train_round()
-    safe = scene.parties[LIAR].safe
+    safe = scene.parties[LIAR].secrets
     assert safe is not None
-    old = safe.vault.seed(scene.policy.digest) or b""
+    old = safe.store.seed(scene.policy.digest) or b""
     later = dataclasses.replace(
         scene.policy,
         version=2,
@@ -330,9 +330,9 @@ def read_after_leaving(*stubs: Stub) -> Result:
 
 def vault_of(scene: AttackScene, name: str) -> ClientStore:
     """What a member keeps, in sealed mode."""
-    safe = scene.parties[name].safe
+    safe = scene.parties[name].secrets
     assert safe is not None
-    return safe.vault
+    return safe.store
 
 
 def of_any_epoch(self: ClientStore, epoch: bytes) -> bytes | None:

@@ -19,7 +19,6 @@ import numpy as np
 from ...core.config import ConsentConfig
 from ...core.errors import QuietchoirError
 from ...crypto.identity.keys import Identity
-from ...federation.rounds.buffered_server import coordinator_of
 from ...federation.rounds.client import Client
 from ...federation.rounds.server import Coordinator
 from ...federation.spec.policy import (
@@ -96,11 +95,11 @@ class AttackScene:
             {name: one.handle for name, one in self.parties.items()}
         )
         if self.policy.schedule.buffered:
-            options.setdefault("now", iter(range(10**6)).__next__)
+            options.setdefault("clock", TickingClock())
         if self.policy.protection.mode == "sealed":
             options.setdefault("desk", desk())
         options = {"wait_s": 0.0, "grace_s": 0.0, **options}
-        return coordinator_of(self.policy, self.coordinator, link, size=self.size, **options)
+        return Coordinator(self.policy, self.coordinator, link, size=self.size, **options)
 
     def opened(self) -> int:
         """Sums that somebody helped to open."""
@@ -162,10 +161,25 @@ def party_of(
         from ...federation.aggregation.base import ClientSecrets
         from ...federation.store.client_store import ClientStore
 
-        more["safe"] = ClientSecrets(vault or ClientStore(None, scene.size), desk())
+        more["secrets"] = ClientSecrets(vault or ClientStore(None, scene.size), desk())
     return Client(
         scene.policy, key, scene.voices[name], size=scene.size, stops=stops, consent=ANY, **more
     )
+
+
+class TickingClock:
+    """A second later each time it is read; nobody waits."""
+
+    def __init__(self) -> None:
+        self.seconds = 0
+
+    def now(self) -> float:
+        """Seconds."""
+        self.seconds += 1
+        return float(self.seconds)
+
+    def rest(self, at_most_s: float) -> None:
+        """Nothing happens meanwhile."""
 
 
 class DirectService:

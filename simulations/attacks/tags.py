@@ -29,8 +29,8 @@ from ...federation.aggregation.base import Sum
 from ...federation.aggregation.secagg import ATTEST
 from ...federation.aggregation.update import Terms
 from ...federation.rounds import delta_chain
-from ...federation.rounds.client_model import ClientModelCache
 from ...federation.rounds.delta_chain import DeltaChain, Step, name_of, origin_of
+from ...federation.rounds.model_broadcast import ClientModelCache, FollowedModel
 from ...federation.rounds.server import Coordinator
 from ...federation.spec.policy import AggregationTable, Policy
 from ...federation.stateless_client import AttemptSnapshot, freeze_attempt, thaw_attempt
@@ -388,10 +388,10 @@ def two_of_one_attempt(*stubs: Stub) -> Result:
         attempt = scene.parties[HELPER].attempt
         assert attempt is not None
         place[:] = [attempt.place]
-        check, whole = attempt.half.check, shown[0].copy()  # type: ignore[attr-defined]
+        check, whole = attempt.aggregation.check, shown[0].copy()  # type: ignore[attr-defined]
         whole[:] = whole + half[name]
         kept.setdefault(half[name], (whole, {}))
-        terms, policy = attempt.half.context.terms, scene.policy  # type: ignore[attr-defined]
+        terms, policy = attempt.aggregation.context.terms, scene.policy  # type: ignore[attr-defined]
         digest = attested_sum.digest_of(whole)
         said = attested_sum.statement(policy, attempt.place, digest, check.survivors, terms)
         kept[half[name]][1][HELPER] = scene.keys[HELPER].sign(*said)
@@ -427,7 +427,7 @@ def two_processes(*stubs: Stub) -> Result:
     refused(scene.run(link=link).train_round)
     member, helper = scene.parties[VICTIM], scene.parties[HELPER].attempt
     assert helper is not None
-    check, parties = helper.half.check, len(scene.parties)  # type: ignore[attr-defined]
+    check, parties = helper.aggregation.check, len(scene.parties)  # type: ignore[attr-defined]
     payload = messages.split(link.letters[VICTIM])[1]
     whole, _ = attested_sum.decode_shown(payload, SIZE, parties, BITS)
     with tempfile.TemporaryDirectory() as folder, without(*stubs):
@@ -443,7 +443,7 @@ def two_processes(*stubs: Stub) -> Result:
             if (taken := recess.take(key)) is not None:
                 again = thaw_attempt(taken, member)
                 assert again is not None
-                found.add(again.half.answer(ATTEST, told))
+                found.add(again.aggregation.answer(ATTEST, told))
     return Result(len(found) > 1, f"{len(found)} sums of one attempt signed by one member")
 
 
@@ -467,7 +467,9 @@ def whole_on_the_way(*stubs: Stub) -> Result:
     Liar(run, lie)
     with without(*stubs):
         words = refused(run.train_round)
-    vouched = sum(one.recall.follows(name_of(FREE), run.state.run, SIZE) for one in joined(scene))
+    vouched = sum(
+        one.model.cache.follows(name_of(FREE), run.state.run, SIZE) for one in joined(scene)
+    )
     summed = run.state.round == 2 and vouched == len(scene.parties)
     return Result(
         summed,
@@ -478,7 +480,7 @@ def whole_on_the_way(*stubs: Stub) -> Result:
 
 def joined(scene: AttackScene) -> Iterator[Any]:
     """Members that follow the adapter."""
-    yield from (one for one in scene.parties.values() if one.recall is not None)
+    yield from (one for one in scene.parties.values() if isinstance(one.model, FollowedModel))
 
 
 def first_alone(taken: Sequence[Step]) -> bool:

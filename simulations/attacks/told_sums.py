@@ -35,7 +35,7 @@ PARTIES = 6
 
 def tell(run: Coordinator, mean: Vector) -> None:
     """From now on members are told sums that give this mean, whatever was opened."""
-    honest = run.assembly.open
+    honest = run.attempt.open
 
     def lying(sums: Any, codec: Any) -> Any:
         used, opened = honest(sums, codec)
@@ -47,7 +47,7 @@ def tell(run: Coordinator, mean: Vector) -> None:
         told = dataclasses.replace(used[0], total=total, packed=None)
         return (told,), [codec.decode(total, parties, told.parties)]
 
-    run.assembly.open = lying  # type: ignore[method-assign]
+    run.attempt.open = lying  # type: ignore[method-assign]
 
 
 class OneLayerLearner:

@@ -18,7 +18,7 @@ from quietchoir.federation.aggregation.buckets import buckets
 from quietchoir.federation.aggregation.secagg import BucketGroup, MaskedServer, encode_contributors
 from quietchoir.federation.aggregation.server_optimizer import adapter_digest
 from quietchoir.federation.aggregation.update import Codec, Terms
-from quietchoir.federation.rounds import selection
+from quietchoir.federation.rounds import scheduler
 from quietchoir.federation.rounds.client import Client, training_seed
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec import flags
@@ -167,9 +167,9 @@ def test_a_lower_cohort_in_the_signed_file_is_the_way_for_members_that_are_rarel
         match=r"5 members are there, need 7.*a lower recipe\.cohort "
         r"asks fewer",
     ):
-        selection.draw(policy, RoundId(RUN, 1, 1), ("ann", "ben", "cat", "dan", "eve"))
+        scheduler.draw(policy, RoundId(RUN, 1, 1), ("ann", "ben", "cat", "dan", "eve"))
     fewer = house(10, mode="masked", recipe={"cohort": 5}).policy
-    found = selection.draw(fewer, RoundId(RUN, 1, 1), ("ann", "ben", "cat", "dan", "eve"))
+    found = scheduler.draw(fewer, RoundId(RUN, 1, 1), ("ann", "ben", "cat", "dan", "eve"))
     assert found.cohort == ("ann", "ben", "cat", "dan", "eve") and fewer.needed(5) == 4
     assert fewer.needed(10) == 7  # where all are asked, as for a score, two thirds of all
 
@@ -384,7 +384,7 @@ def test_one_fresh_and_two_stale_members_of_a_buffered_group(
     home = buffered(mode="masked", bits=12)
     members = households(home)
     run = run_of(home, members)
-    run.go_on(4)
+    run.learn(4)
     alone = [entry for entry in run.state.history if entry["staleness"].count(0) in (1, 2)]
     assert alone
     assert all((entry["scored"] > 0) is not protected for entry in alone)

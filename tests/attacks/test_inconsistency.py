@@ -16,13 +16,13 @@ import pytest
 from quietchoir.core.errors import RoundAborted
 from quietchoir.federation.aggregation.secagg import BucketGroup
 from quietchoir.federation.aggregation.update import Codec
-from quietchoir.federation.rounds.buffered_server import BufferedServer
 from quietchoir.federation.rounds.client import Client
+from quietchoir.federation.rounds.scheduler import Buffered
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.wire import messages
 from quietchoir.federation.wire.link import InProcessLink
 from quietchoir.tests.fakes.buffered import buffered
-from quietchoir.tests.fakes.federation import House, coordinator, house, parties
+from quietchoir.tests.fakes.federation import House, TickingClock, coordinator, house, parties
 from quietchoir.tests.fakes.joint import DESK, joint_house
 from quietchoir.tests.fakes.liar import (
     Liar,
@@ -128,7 +128,7 @@ def one_voice(home: House, members: dict[str, Client], size: int) -> Coordinator
         return messages.encode_work(dataclasses.replace(told, evaluate=False)) + rest
 
     run = coordinator(
-        home, members, size, **({"desk": DESK} if members["ann"].safe is not None else {})
+        home, members, size, **({"desk": DESK} if members["ann"].secrets is not None else {})
     )
     Liar(run, ("ben", "cat", "dan"), lie)
     return run
@@ -158,7 +158,7 @@ def test_no_score_of_one_member_alone_is_ever_summed(mode: str, key: str) -> Non
     assert nothing_opened(members) and run.state.history == ()
 
 
-def behind_an_older_version(home: House, members: dict[str, Client]) -> BufferedServer:
+def behind_an_older_version(home: House, members: dict[str, Client]) -> Coordinator:
     """Version 0 is zeros for ann, and something else for the others."""
 
     def lie(stage: str, payload: bytes) -> bytes | None:
@@ -173,14 +173,14 @@ def behind_an_older_version(home: House, members: dict[str, Client]) -> Buffered
         )
 
     link = InProcessLink({name: members[name].handle for name in ("ann", "ben", "cat")})
-    run = BufferedServer(
+    run = Coordinator(
         home.policy,
         home.coordinator,
         link,
         size=SIZE,
         wait_s=0.0,
         grace_s=0.0,
-        now=iter(range(10**6)).__next__,
+        clock=TickingClock(),
     )
     Liar(run, ("ben", "cat"), lie)
     return run
@@ -193,7 +193,7 @@ def test_a_false_adapter_behind_an_older_version_gives_a_member_of_the_group_awa
     home = buffered(mode="masked", bits=12, recipe={"attempts": 1, "download": "adapter"})
     members = secretive(home)
     run = behind_an_older_version(home, members)
-    run.go_on(1)
+    run.learn(1)
     victim = members["ann"].learner.update  # type: ignore[attr-defined]
     assert np.abs(stolen(run, 2) - victim).max() < 1.01 * RANGE / 2047
 
@@ -210,13 +210,13 @@ def test_a_group_whose_members_were_told_different_adapters_is_never_summed(
     members = secretive(home)
     run = behind_an_older_version(home, members)
     with pytest.raises(RoundAborted):  # an honest coordinator's group is never complete
-        run.go_on(1)
-    monkeypatch.setattr(BufferedServer, "alike", lambda self, names: names)
+        run.learn(1)
+    monkeypatch.setattr(Buffered, "alike", lambda self, names: names)
     members = secretive(home)
     run = behind_an_older_version(home, members)
     # and the members refuse the call of one that is not
-    with pytest.raises(RoundAborted, match="came to their group"):
-        run.go_on(1)
+    with pytest.raises(RoundAborted, match="members are ready"):
+        run.learn(1)
     assert (
         nothing_opened(members)
         and run.state.history == ()

@@ -15,14 +15,13 @@ from hypothesis import strategies as st
 from quietchoir.core.errors import QuietchoirError, RoundAborted
 from quietchoir.federation.aggregation import encrypted, secagg, state_transfer
 from quietchoir.federation.aggregation.experimental import dkg_client, threshold
-from quietchoir.federation.rounds import client_model
-from quietchoir.federation.rounds.buffered_server import BufferedServer, coordinator_of
+from quietchoir.federation.rounds import model_broadcast
 from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import ScheduleTable
 from quietchoir.federation.wire import broadcast_digest, messages
 from quietchoir.federation.wire.link import InProcessLink
-from quietchoir.tests.fakes.federation import House, house, parties
+from quietchoir.tests.fakes.federation import House, TickingClock, house, parties
 from quietchoir.tests.fakes.joint import DESK
 from quietchoir.tests.fakes.liar import Liar, Secretive
 from quietchoir.tests.fakes.sealed import sealed_parties
@@ -58,8 +57,8 @@ def scene(kind: str) -> tuple[House, dict[str, Client], Coordinator]:
     link = InProcessLink({name: party.handle for name, party in members.items()})
     more: dict[str, Any] = {"desk": DESK} if mode == "sealed" else {}
     if kind == "buffered":
-        more["now"] = iter(range(10**6)).__next__
-    run = coordinator_of(
+        more["clock"] = TickingClock()
+    run = Coordinator(
         home.policy, home.coordinator, link, size=SIZE, wait_s=0.0, grace_s=0.0, **more
     )
     return home, members, run
@@ -199,8 +198,8 @@ def in_no_sum(kind: str, stage: str, victim: str, pick: int) -> None:
             if kind in ("shared", "threshold"):
                 run.train_round()  # members need a key first
             run.score_round()
-        elif isinstance(run, BufferedServer):
-            run.go_on(1)
+        elif run.policy.schedule.buffered:
+            run.learn(1)
         else:
             run.train_round()
     except RoundAborted:
@@ -212,7 +211,7 @@ def in_no_sum(kind: str, stage: str, victim: str, pick: int) -> None:
     assert isinstance(learner, Secretive)
     same = (
         all(
-            messages.split_work(one)[0] == messages.split_work(other)[0]
+            messages.split_work(one)[0].header() == messages.split_work(other)[0].header()
             for one, other in meant.items()
         )
         if kind == "change"
@@ -226,7 +225,8 @@ def in_no_sum(kind: str, stage: str, victim: str, pick: int) -> None:
 def test_every_stage_is_in_exactly_one_table() -> None:
     """Whoever adds a stage says what binds it."""
     stages = {
-        *messages.STAGES, messages.GROUP, client_model.HOLDS, *secagg.STAGES, secagg.ATTEST, "send",
+        *messages.STAGES, messages.GROUP, model_broadcast.HOLDS, "send",
+        *secagg.STAGES, secagg.ATTEST,
         *encrypted.STAGES, *threshold.STAGES, *state_transfer.STAGES, *dkg_client.STAGES,
     }  # fmt: skip
     tables = (

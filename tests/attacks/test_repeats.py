@@ -25,11 +25,12 @@ from quietchoir.federation.store.checkpoint import Store
 from quietchoir.federation.wire import messages
 from quietchoir.federation.wire.link import InProcessLink
 from quietchoir.federation.wire.messages import RoundId
-from quietchoir.tests.fakes.buffered import buffered, run_of
+from quietchoir.tests.fakes.buffered import buffered, buffered_schedule, run_of
 from quietchoir.tests.fakes.federation import (
     FixedLearner,
     House,
     SilentLink,
+    TickingClock,
     coordinator,
     house,
     parties,
@@ -222,11 +223,10 @@ def test_members_do_not_sign_for_it_whatever_the_coordinator_does(
     # And not within one run either, by members that fall silent once their masked updates have
     # left.
     run = again(home, members, ())
-    run.link = SilentLink(
+    run.post.link = SilentLink(
         {name: member.handle for name, member in members.items()},
         lambda name, letter: name in absent and b'"stage":"mask"' in letter,
     )
-    run.post.link = run.link
     with pytest.raises(RoundAborted, match="signed the survivors"):
         run.train_round()
 
@@ -239,7 +239,7 @@ def test_scores_of_one_adapter_are_held_to_the_same_members_too() -> None:
     other = again(home, members, {VICTIM})
     with pytest.raises(RoundAborted, match="waiting for eve"):
         other.score_round()
-    other.assembly.missing = frozenset()
+    other.attempt.missing = frozenset()
     # nor beside a training from the same adapter
     with pytest.raises(RoundAborted, match="waiting for eve"):
         other.train_round()
@@ -310,17 +310,13 @@ def test_the_same_with_buckets(tmp_path: Any) -> None:
 def test_a_buffered_group_that_was_opened_and_lost_comes_again_and_no_other_like_it() -> None:
     home = buffered(5, mode="masked", bits=12, schedule={"buffer": 4, "patience_s": 30.0})
     members = households(home)
-    run = run_of(home, members, now=iter(range(10**6)).__next__)
-    applied, run.apply = run.apply, lambda *given: None  # type: ignore[method-assign]
-    run.hand_out()
-    while (group := run.gather()) is None:
-        run.take_in()
-    run.step(group)  # opened, and then lost
+    run = run_of(home, members, clock=TickingClock())
+    group = run.scheduler.next_group(evaluate=True)
+    run.attempt.aggregate(group)  # opened, and then lost
     run.logbook.skip()
-    run.apply = applied  # type: ignore[method-assign]
-    run.asked.clear()
-    run.go_on(1)
-    assert run.state.history[0]["parties"] == sorted(group)
+    buffered_schedule(run).asked.clear()
+    run.learn(1)
+    assert run.state.history[0]["parties"] == list(group.draw.cohort)
     assert run.state.history[0]["staleness"] == [0] * 4
 
 
@@ -421,7 +417,7 @@ def test_a_member_that_deals_its_secret_wrongly_stops_a_run_until_its_owner_lets
     ):
         run.insist(run.train_round)
     others = {name: party.handle for name, party in members.items() if name != "dan"}
-    run.link = run.post.link = InProcessLink(others)
+    run.post.link = InProcessLink(others)
     with pytest.raises(RoundAborted, match="dan among them"):
         run.insist(run.train_round)
     later = dataclasses.replace(

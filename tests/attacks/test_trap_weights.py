@@ -20,22 +20,30 @@ from quietchoir.federation.aggregation.attested_sum import attested
 from quietchoir.federation.aggregation.base import ClientContext, Sum
 from quietchoir.federation.aggregation.secagg import MaskedServer
 from quietchoir.federation.rounds import delta_chain
-from quietchoir.federation.rounds.buffered_server import BufferedServer
 from quietchoir.federation.rounds.client import Client
-from quietchoir.federation.rounds.client_model import NAME, ClientModelCache, LackingError, Memory
 from quietchoir.federation.rounds.delta_chain import DeltaChain, Step, name_of
+from quietchoir.federation.rounds.global_model import LackingError
+from quietchoir.federation.rounds.model_broadcast import (
+    NAME,
+    ClientModelCache,
+    FollowedModel,
+    Memory,
+)
+from quietchoir.federation.rounds.scheduler import Offer
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import AggregationTable
 from quietchoir.federation.store.checkpoint import ServerState
 from quietchoir.federation.store.member import open_member
 from quietchoir.federation.wire import messages
-from quietchoir.tests.fakes.buffered import buffered, run_of
+from quietchoir.tests.fakes.buffered import buffered, buffered_schedule, run_of
 from quietchoir.tests.fakes.federation import (
     ANY_MODE,
     FixedLearner,
     House,
+    TickingClock,
     coordinator,
     delta,
+    followed,
     house,
 )
 from quietchoir.tests.fakes.store import damage
@@ -51,7 +59,7 @@ def fixed(home: House, folder: Path | None = None) -> dict[str, Client]:
     return {
         name: Client(
             home.policy, key, FixedLearner(0.04 * (number + 1)), size=SIZE, consent=ANY_MODE,
-            recall=ClientModelCache(None if folder is None else open_member(folder / name)),
+            cache=ClientModelCache(None if folder is None else open_member(folder / name)),
         )
         for number, (name, key) in enumerate(home.members.items())
     }  # fmt: skip
@@ -63,8 +71,8 @@ def chosen(run: Coordinator) -> Coordinator:
     """
     run.logbook.keep(server=TRAP, round=5, steps=())
     delta(run).ways.clear()
-    if isinstance(run, BufferedServer):  # it leaves nobody out
-        run.vouched = lambda names: names  # type: ignore[method-assign]
+    if run.policy.schedule.buffered:  # it leaves nobody out
+        buffered_schedule(run).vouched = lambda names: names  # type: ignore[method-assign]
     return run
 
 
@@ -82,8 +90,9 @@ def without_vouching(monkeypatch: pytest.MonkeyPatch) -> None:
     """Members take whatever adapter they are told, as before."""
     honest = ClientContext.__init__
 
-    def careless(self: ClientContext, *given: Any, **named: Any) -> None:
-        honest(self, *given[:9], **named)
+    def careless(self: ClientContext, **named: Any) -> None:
+        told = ("vouch", "relies", "scores", "subjects")
+        honest(self, **{name: one for name, one in named.items() if name not in told})
 
     monkeypatch.setattr(ClientContext, "__init__", careless)
 
@@ -114,7 +123,7 @@ def test_nobody_vouches_for_an_adapter_of_the_coordinators_choice(schedule: str,
     else:
         home = buffered(mode="masked", recipe={"attempts": 1}, schedule={"patience_s": 100.0})
     members = fixed(home)
-    more: dict[str, Any] = {} if schedule == "synchronous" else {"now": iter(range(10**6)).__next__}
+    more: dict[str, Any] = {} if schedule == "synchronous" else {"clock": TickingClock()}
     run = (
         coordinator(home, members, SIZE)
         if schedule == "synchronous"
@@ -125,7 +134,7 @@ def test_nobody_vouches_for_an_adapter_of_the_coordinators_choice(schedule: str,
         run.learn(rounds := 2)
     if when == "everybody lost its disk":
         for party in members.values():
-            party.recall = ClientModelCache()
+            followed(party).cache = ClientModelCache()
     seen = [party.ledger.sums.snapshot() for party in members.values()]
     with pytest.raises(RoundAborted):
         chosen(run).learn(6)
@@ -134,9 +143,9 @@ def test_nobody_vouches_for_an_adapter_of_the_coordinators_choice(schedule: str,
     ]
     assert rounds == len(run.state.history)
     trail = [
-        party.recall.memory(run.state.run).trail
+        followed(party).cache.memory(run.state.run).trail
         for party in members.values()
-        if party.recall is not None
+        if isinstance(party.model, FollowedModel)
     ]
     assert all(name_of(TRAP) not in names for names in trail)
 
@@ -150,7 +159,7 @@ def test_a_third_of_the_cohort_cannot_vouch_for_it_and_one_more_can(
     members = fixed(home)
     run = chosen(coordinator(home, members, SIZE))
     for name in sorted(members)[:accomplices]:
-        recall = members[name].recall
+        recall = followed(members[name]).cache
         assert recall is not None
         # they say that they followed
         recall._memory = Memory(run.state.run, ((name_of(TRAP), TRAP),), (name_of(TRAP),))
@@ -171,17 +180,19 @@ def test_a_member_that_comes_late_takes_the_whole_once_others_vouch_and_follows_
     run.learn(3)
     # the way from zeros is too long to be told
     delta(run).ways = dict(list(delta(run).ways.items())[-1:])
-    ann = members["ann"].recall
+    ann = followed(members["ann"]).cache
     assert ann is not None and ann.database is not None
     assert (ann.database.path.stat().st_mode & 0o777) == 0o600
     ann.database.drop(NAME)
-    members["ann"].recall = ClientModelCache(open_member(tmp_path / "ann"))
+    followed(members["ann"]).cache = ClientModelCache(open_member(tmp_path / "ann"))
     run.train_round()
     assert "ann" in run.state.history[-1]["parties"] and "ann" not in delta(run).relying
     trail = (
         ClientModelCache(open_member(tmp_path / "ann")).memory(run.state.run).trail
     )  # as it is on disk
-    assert len(trail) == 1 and trail[0] in members["ben"].recall.memory(run.state.run).trail  # type: ignore[union-attr]
+    assert (
+        len(trail) == 1 and trail[0] in followed(members["ben"]).cache.memory(run.state.run).trail
+    )
 
 
 def test_a_member_that_was_started_again_goes_on_from_its_disk(tmp_path: Path) -> None:
@@ -191,7 +202,7 @@ def test_a_member_that_was_started_again_goes_on_from_its_disk(tmp_path: Path) -
     run.learn(2)
     for name, party in members.items():
         # everybody, at once: nobody could vouch for the others
-        party.recall = ClientModelCache(open_member(tmp_path / name))
+        followed(party).cache = ClientModelCache(open_member(tmp_path / name))
     delta(run).forget()
     run.train_round()
     assert len(run.state.history[-1]["parties"]) == 4
@@ -208,7 +219,7 @@ def test_a_damaged_record_makes_a_newcomer_and_nothing_worse(tmp_path: Path, har
         damage(tmp_path / "ann", NAME)
     else:
         open_member(tmp_path / "ann").put(NAME, {"held": 7}, b"")
-    members["ann"].recall = ClientModelCache(open_member(tmp_path / "ann"))
+    followed(members["ann"]).cache = ClientModelCache(open_member(tmp_path / "ann"))
     delta(run).forget()
     run.train_round()
     assert len(run.state.history[-1]["parties"]) == 4
@@ -264,9 +275,9 @@ def test_a_sum_that_was_not_opened_is_gone_by_only_where_nobody_signs(
         run.train_round()
     name = name_of(run.state.server)
     assert all(
-        name not in party.recall.memory(run.state.run).trail
+        name not in followed(party).cache.memory(run.state.run).trail
         for party in members.values()
-        if party.recall
+        if isinstance(party.model, FollowedModel)
     )
     assert len(run.state.history) == 1
 
@@ -390,12 +401,12 @@ def test_a_finished_adapter_is_the_coordinators_word_and_nobody_vouches_for_it()
     way = delta_chain.join("", [Step(kind="whole", state=TRAP.encode()).encode()])
     handed = messages.encode_told(messages.Work(flat=TRAP.flat, state=name_of(TRAP), card="c"), way)
     letters = dict.fromkeys(members, handed)
-    assert len(list(run.post.ask(messages.ADOPT, letters, run.assembly.begin(), 5.0))) == 4
+    assert len(list(run.post.ask(messages.ADOPT, letters, run.attempt.begin(), 5.0))) == 4
     assert kept == [TRAP.flat.tobytes()] * 4
     assert not any(
-        party.recall.follows(name_of(TRAP), run.state.run, SIZE)
+        followed(party).cache.follows(name_of(TRAP), run.state.run, SIZE)
         for party in members.values()
-        if party.recall is not None
+        if isinstance(party.model, FollowedModel)
     )
 
 
@@ -468,10 +479,10 @@ def test_sums_from_before_a_roster_grew_are_gone_by_after_it() -> None:
     run.learn(2)
     home.policy = dataclasses.replace(everybody, version=2, head="ab" * 32)
     home.members |= late
-    recalls = {name: party.recall for name, party in members.items()}
+    recalls = {name: followed(party).cache for name, party in members.items()}
     members = fixed(home)
     for name, recall in recalls.items():
-        members[name].recall = recall
+        followed(members[name]).cache = recall
     for name in late:
         members[name].learner = FixedLearner(0.05)  # within the range
     run.link.parties |= {name: party.handle for name, party in members.items()}  # type: ignore[attr-defined]
@@ -496,12 +507,11 @@ def test_above_32_members_sums_are_not_signed_and_the_file_says_so() -> None:
 def test_a_group_of_late_members_alone_waits_for_those_that_followed() -> None:
     home = buffered(mode="masked")
     run = run_of(home, fixed(home))
-    run.ready, delta(run).relying = {"ann": 2, "ben": 2, "cat": 1, "dan": 2}, {"ann", "ben"}
-    run.heard = {name: ("00" * 32, f"{version:064x}") for name, version in run.ready.items()}
-    assert run.alike(["ann", "ben", "cat"]) == ["cat"] and run.alike(["ann", "cat", "dan"]) == [
-        "cat",
-        "dan",
-    ]
-    run.ready["cat"], run.heard["cat"] = 2, run.heard["dan"]
-    assert run.alike(["ann", "cat", "dan"]) == ["ann", "cat", "dan"]
+    waiting, versions = buffered_schedule(run), {"ann": 2, "ben": 2, "cat": 1, "dan": 2}
+    waiting.offers = {name: Offer(one, "00" * 32, f"{one:064x}") for name, one in versions.items()}
+    delta(run).relying = {"ann", "ben"}
+    assert waiting.alike(["ann", "ben", "cat"]) == ["cat"]
+    assert waiting.alike(["ann", "cat", "dan"]) == ["cat", "dan"]
+    waiting.offers["cat"] = waiting.offers["dan"]
+    assert waiting.alike(["ann", "cat", "dan"]) == ["ann", "cat", "dan"]
     assert messages.DIGEST_BYTES == 32 and Step(kind="rest").encode()

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from quietchoir.federation.rounds import delta_chain
-from quietchoir.federation.rounds.buffered_server import BufferedServer
 from quietchoir.federation.rounds.client import Client
 from quietchoir.federation.rounds.contribution_buffer import ContributionBuffer
 from quietchoir.federation.rounds.delta_chain import origin_of
+from quietchoir.federation.rounds.scheduler import Buffered
+from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import ScheduleTable
 from quietchoir.federation.store.ledger import AnsweredRounds
 from quietchoir.federation.store.member import open_member
@@ -67,13 +68,19 @@ class NapLink(InProcessLink):
 
 def run_of(
     home: House, members: Mapping[str, Client], link: InProcessLink | None = None, **options: Any
-) -> BufferedServer:
+) -> Coordinator:
     """A coordinator that never waits."""
     link = link or NapLink(members)
     size = next(iter(members.values())).size
-    return BufferedServer(
+    return Coordinator(
         home.policy, home.coordinator, link, size=size, **{"wait_s": 0.0, "grace_s": 0.0, **options}
     )
+
+
+def buffered_schedule(run: Coordinator) -> Buffered:
+    """Who is ready, in a run whose schedule is buffered."""
+    assert isinstance(run.scheduler, Buffered)
+    return run.scheduler
 
 
 def member(home: House, name: str, folder: Path, learner: Any = None) -> Client:
@@ -81,7 +88,7 @@ def member(home: House, name: str, folder: Path, learner: Any = None) -> Client:
     database = open_member(folder / name)
     return Client(
         home.policy, home.members[name], learner or FixedLearner(), size=SIZE, consent=ANY_MODE,
-        ledger=AnsweredRounds(database), drawer=ContributionBuffer(database),
+        ledger=AnsweredRounds(database), buffer=ContributionBuffer(database),
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from quietchoir.core.config import ConsentConfig
 from quietchoir.crypto.identity.keys import Identity
 from quietchoir.federation.rounds.client import Client
-from quietchoir.federation.rounds.model_broadcast import ServerHeldDelta
+from quietchoir.federation.rounds.model_broadcast import FollowedModel, ServerHeldDelta
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import (
     CoordinatorTable,
@@ -146,6 +146,26 @@ def delta(run: Coordinator) -> ServerHeldDelta:
     """Where the adapter lives, in a run whose members follow it by sums."""
     assert isinstance(run.model, ServerHeldDelta)
     return run.model
+
+
+def followed(member: Client) -> FollowedModel:
+    """Where the adapter lives, at a member that follows it by sums."""
+    assert isinstance(member.model, FollowedModel)
+    return member.model
+
+
+class TickingClock:
+    """A second later each time it is read; nobody waits."""
+
+    def __init__(self) -> None:
+        self.seconds = 0
+
+    def now(self) -> float:
+        self.seconds += 1
+        return float(self.seconds)
+
+    def rest(self, at_most_s: float) -> None:
+        """Nothing happens meanwhile."""
 
 
 def coordinator(

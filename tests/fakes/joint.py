@@ -98,7 +98,9 @@ def ongoing(
     with pytest.raises(RoundAborted):
         coordinator(home, members, SIZE, desk=DESK, link=link).train_round()
     halves = {
-        name: party.attempt.half for name, party in members.items() if party.attempt is not None
+        name: party.attempt.aggregation
+        for name, party in members.items()
+        if party.attempt is not None
     }
     assert all(isinstance(half, threshold.ThresholdClient) for half in halves.values())
     return members, halves, link  # type: ignore[return-value]

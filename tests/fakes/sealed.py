@@ -15,6 +15,7 @@ from quietchoir.crypto.he.encrypted_ring import AdderService, MemberService, Sea
 from quietchoir.crypto.ring import BitRing
 from quietchoir.federation.aggregation.base import ClientSecrets
 from quietchoir.federation.rounds.client import Client
+from quietchoir.federation.rounds.member_held import OwnModel
 from quietchoir.federation.store.client_store import ClientStore, Progress
 from quietchoir.federation.store.database import Database
 from quietchoir.federation.store.ledger import AnsweredRounds
@@ -108,7 +109,7 @@ def sealed_parties(
     for name, identity in home.members.items():
         place = None if folder is None else open_member(folder / name)
         ledger = AnsweredRounds(place)
-        safe = ClientSecrets(vault(place, size), shared)
+        secrets = ClientSecrets(vault(place, size), shared)
         parties[name] = Client(
             home.policy,
             identity,
@@ -116,16 +117,22 @@ def sealed_parties(
             size=size,
             consent=ANY_MODE,
             ledger=ledger,
-            safe=safe,
+            secrets=secrets,
             adopt=adopt(name),
         )
     return parties
 
 
+def own(party: Client) -> OwnModel:
+    """Where the adapter lives, at a member that steps it itself."""
+    assert isinstance(party.model, OwnModel)
+    return party.model
+
+
 def vault_of(party: Client) -> ClientStore:
     """A member's secrets."""
-    assert party.safe is not None
-    return party.safe.vault
+    assert party.secrets is not None
+    return party.secrets.store
 
 
 def adapter_of(party: Client, run: str) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -48,9 +48,9 @@ from quietchoir.federation.membership import invitation, roster
 from quietchoir.federation.membership.founding import FILE
 from quietchoir.federation.membership.keys import PublicCard, load_or_create
 from quietchoir.federation.membership.log import ENROLL, REVOKE, Chain, Entry, create_chain, sign
-from quietchoir.federation.rounds.client_model import ClientModelCache
 from quietchoir.federation.rounds.delta_chain import DeltaChain, name_of
 from quietchoir.federation.rounds.delta_chain import Step as Stepped
+from quietchoir.federation.rounds.model_broadcast import ClientModelCache
 from quietchoir.federation.spec.policy import ModelTable
 from quietchoir.federation.store.checkpoint import ServerState, Store
 from quietchoir.federation.store.client_store import ClientStore
@@ -487,12 +487,12 @@ NAMES = {
     "federation": Name("the founder's key, a nonce", "membership/log", federation_number),
     "entry, head": Name("the entry's text", "membership/log", entry_hash),
     "invitation": Name("the key in its token", "membership/invitation", invitation_key),
-    "member": Name("its key in the roster", "wire/message", member_name),
+    "member": Name("its key in the roster", "wire/messages", member_name),
     "public card": Name("both of a node's keys", "membership/keys", public_card),
-    "coordinator": Name("its key in the signed file", "wire/message", coordinator_key),
-    "task": Name("the letter's bytes", "wire/message", task_name),
-    "run": Name("drawn", "wire/message", run_name),
-    "state": Name("the adapter's and the optimizer's bits", "rounds/client_model", state_name),
+    "coordinator": Name("its key in the signed file", "wire/messages", coordinator_key),
+    "task": Name("the letter's bytes", "wire/messages", task_name),
+    "run": Name("drawn", "wire/messages", run_name),
+    "state": Name("the adapter's and the optimizer's bits", "rounds/model_broadcast", state_name),
     "adapter": Name("model, shape and values", "adapters/registry", adapter_name),
     "card": Name("its signer's key", "adapters/registry", card_signer),
     "model": Name("the file's bytes", "model_files", model_digest),

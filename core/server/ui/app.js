@@ -12,7 +12,7 @@ const PLAIN = [
   "Why is the sky blue?", "Write a short poem about autumn", "Explain a haiku in one sentence",
 ];
 
-/** As the API wants the past: an answer that called tools goes back with what they brought. */
+/** As the API wants the past: an answer that called a tool goes back as that call. */
 function toApi(message) {
   const plain = { role: message.role, content: message.text };
   if (!message.calls?.length) return plain;
@@ -21,10 +21,7 @@ function toApi(message) {
     type: "function",
     function: { name, arguments: JSON.stringify(given) },
   }));
-  const results = message.calls
-    .filter(({ result }) => result)
-    .map(({ id, result }) => ({ tool_call_id: id, content: result.content, ok: result.ok }));
-  return { ...plain, tool_calls: calls, tool_results: results };
+  return { ...plain, tool_calls: calls };
 }
 
 /** One chunk of the stream, added to the answer so far. */
@@ -38,19 +35,11 @@ function grow(answer, chunk) {
     const given = JSON.parse(call.function.arguments);
     next.calls = [...next.calls, { id: call.id, name: call.function.name, arguments: given }];
   }
-  const put = (found, more) => {
-    next.calls = next.calls.map((call) => (found(call) ? { ...call, ...more } : call));
-  };
-  for (const approval of delta.approvals ?? []) {
-    put(({ id }) => id === approval.tool_call_id, { approval });
-  }
-  for (const { id, approved, by } of delta.approved ?? []) {
-    put((call) => call.approval?.id === id, { answered: { approved, by } });
-  }
   for (const result of delta.tool_results ?? []) {
-    put(({ id }) => id === result.tool_call_id, { result });
+    next.calls = next.calls.map((call) =>
+      call.id === result.tool_call_id ? { ...call, result } : call,
+    );
   }
-  if (delta.tools_listed) next.listed = delta.tools_listed;
   next.cut = choice.finish_reason === "length";
   return next;
 }
@@ -160,8 +149,6 @@ function App() {
     if (!Object.keys(kept.destinations).length) return null;
     return html`<${Verdict} key=${conversation + turn} onVerdict=${judge(turn)} />`;
   };
-  const approve = (id, approved, remember) =>
-    post(`/api/approvals/${id}`, { approved, remember }).catch(refuse);
   const choose = (name) => {
     setNotice("");
     post("/api/adapters/activate", { name })
@@ -196,7 +183,7 @@ function App() {
       ${messages.map(
         (message, index) =>
           html`<${Message} key=${index} message=${message} last=${index === messages.length - 1}
-            onAgain=${again} onApprove=${approve} verdict=${verdictOn(index)} />`,
+            onAgain=${again} verdict=${verdictOn(index)} />`,
       )}
       <div ref=${end} class="end" />
     </main>

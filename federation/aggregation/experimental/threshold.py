@@ -45,14 +45,14 @@ from ....crypto.secagg import SecAggConfig
 from ...spec.policy import Policy
 from .. import parts
 from .. import secagg as masked
-from ..base import ClientContext, ServerContext, Values
+from ..base import ClientContext, ServerContext, Sum, Values
 from ..encrypted import WITNESS, EncryptedClient, EncryptedServer, counters, make_ring
-from ..state_transfer import SAYS
 from ..update import SAMPLE, describe
 from .dkg_client import REQUEST, named
 from .key_group import KeyGroup, round_number
 
 OPEN = "open"
+SAYS = "says/"  # names of parts: signatures over the sum, by who signed
 SUMMED = "parts"  # all parts of a request, added up
 STAGES = (*masked.STAGES, WITNESS, OPEN)
 REQUESTS = 3  # for parts, in one attempt
@@ -140,7 +140,7 @@ class ThresholdClient(EncryptedClient):
             return self.respond(asked)
         reader.receive_sum(given[SUMMED])
         total = self.seal.packing.unpack(reader.result())
-        return self.step([self.mean(total, self.check.survivors)])
+        return self.step([Sum(total, self.check.survivors)])
 
     def respond(self, asked: bytes) -> bytes:
         """This member's part, or nothing if it is none of the chosen. Another letter comes after

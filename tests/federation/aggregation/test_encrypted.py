@@ -332,7 +332,7 @@ def test_members_that_end_with_different_adapters_stop_the_round(desk: LocalDesk
         for name in who:
             members[name] = Client(
                 home.policy, home.members[name], FixedLearner(), size=SIZE, consent=ANY_MODE,
-                safe=ClientSecrets(DriftingVault(None, SIZE), desk),
+                secrets=ClientSecrets(DriftingVault(None, SIZE), desk),
             )  # fmt: skip
         return members
 
@@ -394,7 +394,9 @@ def witnessed(
         payload_of(letter) for _, letter in link.letters if stage_of(letter) == encrypted.WITNESS
     ]
     halves = {
-        name: party.attempt.half for name, party in members.items() if party.attempt is not None
+        name: party.attempt.aggregation
+        for name, party in members.items()
+        if party.attempt is not None
     }
     assert all(isinstance(half, encrypted.EncryptedClient) for half in halves.values())
     return members, halves, caught[0]  # type: ignore[return-value]
@@ -428,7 +430,12 @@ def test_a_hostile_ciphertext_costs_its_sender_its_place_in_the_sum(desk: LocalD
     members = sealed_parties(home, SIZE, desk=desk)
     hostile = ClientSecrets(ClientStore(None, SIZE), MarkingDesk())
     members["dan"] = Client(
-        home.policy, home.members["dan"], FixedLearner(), size=SIZE, consent=ANY_MODE, safe=hostile
+        home.policy,
+        home.members["dan"],
+        FixedLearner(),
+        size=SIZE,
+        consent=ANY_MODE,
+        secrets=hostile,
     )
     worker = Worker(CrashingAdder)
     try:

@@ -90,7 +90,7 @@ def test_a_run_with_ranges_of_its_tensors_steps_to_where_the_arithmetic_says(mod
     members = (
         sealed_parties(home, SIZE, lambda name: TwoScales(), desk=desk)
         if mode == "sealed"
-        else parties(home, SIZE, lambda name: TwoScales())
+        else parties(home, SIZE, lambda name: TwoScales(), stops=STOPS)
     )
     for party in members.values():
         party.stops = STOPS

@@ -112,7 +112,7 @@ def test_the_lone_large_members_columns_are_read_from_the_sum_unless_the_floor_i
         def careless(policy: Policy, cohort: Any, attempt: int) -> RankMasks:
             return RankMasks(RANK, tuple((one.name, one.rank or RANK) for one in policy.members), 1)
 
-        for module in ("client", "attempt", "delta_chain"):
+        for module in ("client", "attempt", "scheduler", "delta_chain"):
             monkeypatch.setattr(f"quietchoir.federation.rounds.{module}.rank_masks_of", careless)
     run = coordinator(
         home,
@@ -203,7 +203,7 @@ def test_noise_reaches_every_coordinate_also_of_a_member_that_trains_few() -> No
     # five noises, divided by 5 or 3
     low, high = (drawn.deviation / drawn.scale * np.sqrt(5) / count for count in (5, 3))
     assert np.abs(spread[:2] / low - 1).max() < 0.5 and np.abs(spread[2:] / high - 1).max() < 0.5
-    assert members["dan"].purse.step == members["ann"].purse.step
+    assert members["dan"].accountant.step == members["ann"].accountant.step
 
 
 def test_who_trains_what_follows_from_the_file_the_cohort_and_the_attempt() -> None:

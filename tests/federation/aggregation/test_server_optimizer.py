@@ -88,7 +88,7 @@ def test_sealed_members_agree_on_every_optimizer_to_the_last_bit(
     adapters = [adapter_of(party, run.state.run) for party in again.values()]
     assert report.rounds == 2 and adapters[0].any()
     assert all(np.array_equal(adapters[0], other) for other in adapters[1:])
-    kept = again["ann"].safe.vault.progress(run.state.run).server  # type: ignore[union-attr]
+    kept = again["ann"].secrets.store.progress(run.state.run).server  # type: ignore[union-attr]
     assert len(kept.vectors) == (3 if optimizer in ("fedadam", "fedyogi") else 2)
 
 

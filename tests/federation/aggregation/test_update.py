@@ -12,11 +12,19 @@ from quietchoir.core.config import ConsentConfig
 from quietchoir.core.errors import DataError, MessageError, RoundAborted
 from quietchoir.federation.aggregation.server_optimizer import check_reach, optimizer_of
 from quietchoir.federation.aggregation.update import noise_of
+from quietchoir.federation.rounds.contribution_buffer import rules_of
 from quietchoir.federation.spec.policy import PrivacyTable, Recipe
 from quietchoir.federation.store.checkpoint import ServerState
 from quietchoir.federation.wire import messages
 from quietchoir.tests.fakes.buffered import buffered, run_of
-from quietchoir.tests.fakes.federation import ANY_MODE, FixedLearner, coordinator, house, parties
+from quietchoir.tests.fakes.federation import (
+    ANY_MODE,
+    FixedLearner,
+    TickingClock,
+    coordinator,
+    house,
+    parties,
+)
 from quietchoir.tests.fakes.liar import Liar, other_work
 
 SIZE = 40
@@ -123,10 +131,11 @@ def test_an_update_that_is_mostly_cut_is_not_sent(share: float, sent: bool) -> N
         ann.clipped(
             ann.learner.train(order.flat, 0).flat,
             ann.terms(
+                run.logbook.begin(),
                 dataclasses.replace(order, cohort=tuple(sorted(members))),
                 b"",
-                run.logbook.begin(),
-                training=True,
+                b"",
+                True,
             ),
         )
 
@@ -144,8 +153,8 @@ def test_a_contribution_that_a_groups_ranges_would_cut_stays_where_it_is() -> No
         mode="masked", recipe={"attempts": 1, "ranges": "tensor"}, schedule={"patience_s": 300.0}
     )
     members = parties(home, 50)
-    run = run_of(home, members, now=iter(range(10**6)).__next__)
-    honest = run.assembly.order
+    run = run_of(home, members, clock=TickingClock())
+    honest = run.attempt.order
 
     def narrow(flat: Any, **options: Any) -> messages.Work:
         order = honest(flat, **options)
@@ -153,14 +162,14 @@ def test_a_contribution_that_a_groups_ranges_would_cut_stays_where_it_is() -> No
             dataclasses.replace(order, ranges=((50, 0.01),)) if options.get("training") else order
         )
 
-    run.assembly.order = narrow  # type: ignore[method-assign]
-    with pytest.raises(RoundAborted, match="came to their group"):
-        run.go_on(1)
+    run.attempt.order = narrow  # type: ignore[method-assign]
+    with pytest.raises(RoundAborted, match="members are ready"):
+        run.learn(1)
     offering = [party for party in members.values() if party.learner.trained]  # type: ignore[attr-defined]
     assert len(offering) >= 3
     for party in offering:
-        assert party.offering is not None
-        assert party.offering.drawer.look(run.state.run, party.offering.rules) is not None
+        assert party.buffer is not None
+        assert party.buffer.look(run.state.run, rules_of(party.policy)) is not None
 
 
 def test_an_owner_that_allows_nothing_sensible_is_told() -> None:

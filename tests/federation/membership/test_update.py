@@ -59,7 +59,7 @@ class Town:
 
         def enter(newest: Policy) -> Callable[[bytes], bytes]:
             return Client(
-                newest, key, FixedLearner(), size=SIZE, consent=ANY_MODE, safe=safe
+                newest, key, FixedLearner(), size=SIZE, consent=ANY_MODE, secrets=safe
             ).handle
 
         return Standing(

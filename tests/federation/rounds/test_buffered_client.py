@@ -15,7 +15,12 @@ from quietchoir.federation.aggregation.base import Contributors, ServerContext
 from quietchoir.federation.aggregation.secagg import MaskedServer
 from quietchoir.federation.aggregation.update import Codec, Terms
 from quietchoir.federation.rounds.client import Client
-from quietchoir.federation.rounds.contribution_buffer import NAME, Contribution, ContributionBuffer
+from quietchoir.federation.rounds.contribution_buffer import (
+    NAME,
+    Contribution,
+    ContributionBuffer,
+    rules_of,
+)
 from quietchoir.federation.store.database import Database
 from quietchoir.federation.store.member import FILE, open_member
 from quietchoir.federation.wire import messages
@@ -71,8 +76,8 @@ def snapshot(party: Client, folder: Path) -> object:
     """Everything a refused letter must not change."""
     files = contents(folder)
     attempt = None if party.attempt is None else (party.attempt.place, party.attempt.done)
-    assert party.offering is not None
-    kept = party.offering.drawer.look(RUN, party.offering.rules)
+    assert party.buffer is not None
+    kept = party.buffer.look(RUN, rules_of(party.policy))
     trained = len(party.learner.trained)  # type: ignore[attr-defined]
     return files, attempt, dict(party.ledger.marks), party.ledger.sums.snapshot(), kept, trained
 
@@ -389,9 +394,9 @@ def test_what_the_disk_does_not_forget_is_not_sent(
 def test_what_was_sent_is_nowhere_on_the_disk_any_more(
     home: House, four: dict[str, Client], tmp_path: Path
 ) -> None:
-    offering = four["ann"].offering
-    assert offering is not None
-    kept = offering.drawer.look(RUN, offering.rules)
+    ann = four["ann"]
+    assert ann.buffer is not None
+    kept = ann.buffer.look(RUN, rules_of(ann.policy))
     assert kept is not None
     change = kept.record().body
     assert change in everywhere(tmp_path / "ann")
@@ -407,16 +412,15 @@ def test_a_damaged_record_costs_a_training_and_a_full_disk_keeps_in_memory(
 ) -> None:
     ann = member(home, "ann", tmp_path)
     ann.handle(train_letter(home, "ann", RoundId(RUN, 1, 1), 0))
-    assert ann.offering is not None
-    kept = ann.offering.drawer.look(RUN, ann.offering.rules)
+    assert ann.buffer is not None
+    kept = ann.buffer.look(RUN, rules_of(ann.policy))
     damage(tmp_path / "ann", NAME)
-    assert ContributionBuffer(open_member(tmp_path / "ann")).look(RUN, ann.offering.rules) is None
+    assert ContributionBuffer(open_member(tmp_path / "ann")).look(RUN, rules_of(ann.policy)) is None
     assert (
-        isinstance(kept, Contribution)
-        and ann.offering.drawer.look("0b" * 16, ann.offering.rules) is None
+        isinstance(kept, Contribution) and ann.buffer.look("0b" * 16, rules_of(ann.policy)) is None
     )
     full = open_member(tmp_path / "full")
     full.connection.execute("PRAGMA query_only = ON")
     drawer = ContributionBuffer(full)
     drawer.keep(kept)
-    assert drawer.look(RUN, ann.offering.rules) is kept and names(tmp_path / "full") == set()
+    assert drawer.look(RUN, rules_of(ann.policy)) is kept and names(tmp_path / "full") == set()

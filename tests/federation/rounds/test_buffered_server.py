@@ -12,13 +12,13 @@ import pytest
 
 from quietchoir.core.errors import ConfigError, FederationError, RoundAborted
 from quietchoir.federation.events import AskedEvent, FederationEvent, WorkEvent
-from quietchoir.federation.rounds.buffered_server import BufferedServer, coordinator_of
 from quietchoir.federation.rounds.contribution_buffer import ContributionBuffer
 from quietchoir.federation.rounds.privacy_accountant import (
     PrivacyAccountant,
     PrivacyAccountants,
     check_books,
 )
+from quietchoir.federation.rounds.scheduler import Buffered, Synchronous
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import GuardTable, PrivacyTable, weight
 from quietchoir.federation.store.checkpoint import Store, open_run
@@ -26,7 +26,7 @@ from quietchoir.federation.training.learner import Counts
 from quietchoir.federation.training.synthetic_task import RehearsalLearner
 from quietchoir.federation.wire import messages
 from quietchoir.federation.wire.link import Link
-from quietchoir.tests.fakes.buffered import SIZE, NapLink, buffered, run_of
+from quietchoir.tests.fakes.buffered import SIZE, NapLink, buffered, buffered_schedule, run_of
 from quietchoir.tests.fakes.federation import FixedLearner, SilentLink, house, parties
 
 NOISE = PrivacyTable(
@@ -49,9 +49,8 @@ def test_a_late_contribution_counts_by_the_root_of_its_staleness() -> None:
 def test_a_federation_is_synchronous_unless_its_file_says_otherwise() -> None:
     home = house()
     assert home.policy.schedule.rounds == "synchronous"
-    assert (
-        type(coordinator_of(home.policy, home.coordinator, NapLink({}), size=SIZE)) is Coordinator
-    )
+    run = Coordinator(home.policy, home.coordinator, NapLink({}), size=SIZE)
+    assert isinstance(run.scheduler, Synchronous)
 
 
 @pytest.mark.parametrize(
@@ -83,10 +82,9 @@ def test_a_link_that_cannot_leave_letters_is_refused_for_buffered_rounds() -> No
     home, link = buffered(), Asking()
     assert isinstance(link, Asking) and callable(Link)
     with pytest.raises(ConfigError, match="needs `quietchoir coordinate`"):
-        coordinator_of(home.policy, home.coordinator, link, size=SIZE)
-    assert isinstance(
-        coordinator_of(home.policy, home.coordinator, NapLink({}), size=SIZE), BufferedServer
-    )
+        Coordinator(home.policy, home.coordinator, link, size=SIZE)
+    run = Coordinator(home.policy, home.coordinator, NapLink({}), size=SIZE)
+    assert isinstance(run.scheduler, Buffered)
 
 
 @pytest.mark.parametrize("mode", ["plain", "masked"])
@@ -126,16 +124,16 @@ def test_the_step_is_the_weighed_mean_over_the_groups_size(mode: str) -> None:
     members = parties(home, SIZE)
     link = NapLink(members)
     run = run_of(home, members, link)
-    run.hand_out()
+    buffered_schedule(run).hand_out()
     link.asleep = {"dan"}  # asleep over its letter of version 0
-    run.go_on(1)
+    run.learn(1)
     assert (run.state.history[0]["parties"], run.state.history[0]["staleness"]) == (
         ["ann", "ben", "cat"],
         [0, 0, 0],
     )
     assert np.abs(run.state.server.flat - 0.1).max() < 1e-4
     link.asleep = {"cat"}
-    run.go_on(2)
+    run.learn(2)
     assert (run.state.history[1]["parties"], run.state.history[1]["staleness"]) == (
         ["ann", "ben", "dan"],
         [0, 0, 1],
@@ -149,7 +147,7 @@ def test_a_member_gets_the_newest_adapter_and_its_scores_count_only_while_it_is_
     home = buffered(mode="masked", bits=12, recipe={"rounds": 4})
     members = parties(home, SIZE)
     run = run_of(home, members)
-    run.go_on(4)
+    run.learn(4)
     for entry in run.state.history:
         fresh = entry["staleness"].count(0)
         # the score of fewer would be a member's own
@@ -163,11 +161,11 @@ def test_a_contribution_that_is_too_stale_is_dropped_and_trained_anew() -> None:
     members = parties(home, SIZE)
     link = NapLink(members)
     run = run_of(home, members, link)
-    run.hand_out()
+    buffered_schedule(run).hand_out()
     link.asleep = {"dan"}
-    run.go_on(2)
+    run.learn(2)
     link.asleep = {"ann"}  # dan wakes, and brings what it made of version 0
-    run.go_on(3)
+    run.learn(3)
     assert "dan" in run.state.history[2]["parties"] and run.state.history[2]["staleness"] == [
         0,
         0,
@@ -195,21 +193,23 @@ def test_members_that_go_away_from_a_patient_coordinator_are_waited_for() -> Non
     members = parties(home, SIZE)
     link = NapLink(members)
     run = run_of(home, members, link, patient=True)
-    run.go_on(1)
-    run.outbox.recall()
-    link.asleep, run.news_at = {"cat", "dan"}, -1e9
-    run.check_patience()
+    run.learn(1)
+    buffered_schedule(run).outbox.recall()
+    link.asleep, buffered_schedule(run).news_at = {"cat", "dan"}, -1e9
+    buffered_schedule(run).check_patience()
     link.asleep = set()
-    run.check_patience()  # the time in which they were away is not held against those that are back
-    run.news_at = -1e9
+    buffered_schedule(
+        run
+    ).check_patience()  # the time in which they were away is not held against those that are back
+    buffered_schedule(run).news_at = -1e9
     with pytest.raises(RoundAborted, match="nobody has contributed"):
-        run.check_patience()
+        buffered_schedule(run).check_patience()
 
 
 def test_a_larger_buffer_waits_for_more() -> None:
     home = buffered(6, schedule={"buffer": 5})
     run = run_of(home, parties(home, SIZE))
-    run.go_on(3)
+    run.learn(3)
     assert [len(entry["parties"]) for entry in run.state.history] == [5, 5, 5]
 
 
@@ -226,7 +226,7 @@ def test_a_group_that_fails_is_tried_anew_and_nothing_is_averaged_over_fewer(sta
 
     link = SilentLink({name: party.handle for name, party in members.items()}, lose)
     run = run_of(home, members, link)
-    run.go_on(1)
+    run.learn(1)
     assert len(run.aborted) == 2 and run.state.round == 1
     assert run.state.history[0]["parties"] == ["ann", "ben", "cat"]
     assert np.abs(run.state.server.flat - 0.1).max() < 0.01
@@ -255,16 +255,16 @@ def test_a_restarted_coordinator_is_offered_what_members_kept(tmp_path: Path) ->
     members = parties(home, SIZE)
     store = Store(tmp_path)
     first = run_of(home, members, store=store)
-    first.go_on(1)
-    first.hand_out()
-    while first.outbox.owed:
-        first.take_in()
+    first.learn(1)
+    buffered_schedule(first).hand_out()
+    while buffered_schedule(first).outbox.owed:
+        buffered_schedule(first).take_in()
     trained = {name: len(party.learner.trained) for name, party in members.items()}  # type: ignore[attr-defined]
     store.close()  # killed: who is ready was in its memory alone
     store = Store(tmp_path)
     again = run_of(home, members, store=store)
-    assert again.state.round == 1 and again.ready == {}
-    again.go_on(2)
+    assert again.state.round == 1 and buffered_schedule(again).offers == {}
+    again.learn(2)
     assert {name: len(party.learner.trained) for name, party in members.items()} == trained  # type: ignore[attr-defined]
     again.run()
     assert again.state.round == 3 and again.aborted == []
@@ -282,7 +282,7 @@ class Judging(FixedLearner):
 def test_members_vote_between_steps_and_a_worse_adapter_is_undone(mode: str) -> None:
     home = buffered(5, mode=mode, recipe={"rounds": 2}, tables={"guard": GuardTable(rule="vote")})
     run = run_of(home, parties(home, SIZE, lambda name: Judging()))
-    run.go_on(2)
+    run.learn(2)
     assert [entry["guard"]["kept"] for entry in run.state.history] == [True, False]
     assert run.state.server.flat.mean() == pytest.approx(0.1, abs=0.01)
 
@@ -291,7 +291,7 @@ def test_members_vote_between_steps_and_a_worse_adapter_is_undone(mode: str) -> 
 def test_ranges_of_tensors_are_told_to_the_group(mode: str) -> None:
     home = buffered(mode=mode, bits=16, recipe={"ranges": "tensor", "rounds": 3})
     run = run_of(home, parties(home, SIZE, lambda name: FixedLearner(0.02)))
-    run.go_on(3)
+    run.learn(3)
     assert all(entry["ranges"] for entry in run.state.history)
     assert run.state.server.flat.mean() == pytest.approx(
         0.02 * (1 + 2 * (2 + 1 / math.sqrt(2)) / 3), abs=0.01
@@ -303,19 +303,19 @@ def test_each_group_charges_its_members_once_and_the_report_names_who_paid_most(
     members = parties(home, SIZE)
     link = NapLink(members)
     run = run_of(home, members, link)
-    run.go_on(1)
+    run.learn(1)
     link.asleep = {"ann"}
-    run.go_on(3)
+    run.learn(3)
     taken = {
         name: sum(name in entry["parties"] for entry in run.state.history) for name in home.members
     }
     for name, party in members.items():
         assert (
-            len(party.purse.account.history)
-            == len(run.purses.of(name).account.history)
+            len(party.accountant.account.history)
+            == len(buffered_schedule(run).accountants.of(name).account.history)
             == taken[name]
         )
-    spent = run.purse.spent()
+    spent = run.scheduler.accountant.spent()
     assert spent is not None and spent["steps"] == max(taken.values()) < sum(taken.values())
     assert (
         spent["sampling"] == "not assumed" and run.state.history[-1]["epsilon"] == spent["epsilon"]
@@ -332,10 +332,10 @@ def test_a_group_that_came_to_nothing_is_paid_for_as_well() -> None:
     run = run_of(
         home, members, SilentLink({name: party.handle for name, party in members.items()}, lose)
     )
-    run.go_on(1)
+    run.learn(1)
     assert len(run.aborted) == 1
-    assert {len(party.purse.account.history) for party in members.values()} == {2}
-    assert run.purse.spent()["steps"] == 2  # type: ignore[index]
+    assert {len(party.accountant.account.history) for party in members.values()} == {2}
+    assert run.scheduler.accountant.spent()["steps"] == 2  # type: ignore[index]
 
 
 def test_members_that_have_spent_their_budget_are_asked_no_more_and_the_run_ends_well() -> None:
@@ -346,7 +346,7 @@ def test_members_that_have_spent_their_budget_are_asked_no_more_and_the_run_ends
     assert "used up their privacy budget" in report.stopped and 0 < report.rounds < 50
     assert report.privacy is not None and report.privacy["epsilon"] <= 2.0
     trained = {name: len(party.learner.trained) for name, party in members.items()}  # type: ignore[attr-defined]
-    paid = {name: len(party.purse.account.history) for name, party in members.items()}
+    paid = {name: len(party.accountant.account.history) for name, party in members.items()}
     # nobody trains for nothing, but for the last one
     assert all(trained[name] - paid[name] <= 1 for name in trained)
     assert report.delivered == sorted(home.members)
@@ -368,26 +368,24 @@ def test_the_books_of_one_schedule_are_not_continued_under_another(tmp_path: Pat
 def test_a_later_roster_keeps_what_members_have_made() -> None:
     home = buffered(5, mode="masked")
     members = parties(home, SIZE)
-    drawers = {
-        name: party.offering.drawer for name, party in members.items() if party.offering is not None
-    }
+    drawers = {name: party.buffer for name, party in members.items() if party.buffer is not None}
     run = run_of(home, members)
-    run.go_on(1)
-    run.hand_out()
-    while run.outbox.owed:
-        run.take_in()
+    run.learn(1)
+    buffered_schedule(run).hand_out()
+    while buffered_schedule(run).outbox.owed:
+        buffered_schedule(run).take_in()
     later = dataclasses.replace(home.policy, version=2, members=home.policy.members[:4])
     house_ = dataclasses.replace(
         home, policy=later, members={name: home.members[name] for name in list(home.members)[:4]}
     )
     again = parties(house_, SIZE)
     for name, party in again.items():
-        assert party.offering is not None
-        party.offering.drawer = drawers[name]
+        assert party.buffer is not None
+        party.buffer = drawers[name]
     # the same members, under the new version
-    run.link = run.outbox.link = run.post.link = NapLink(again)
+    buffered_schedule(run).outbox.link = run.post.link = NapLink(again)
     run.take(later)
-    run.go_on(2)
+    run.learn(2)
     assert all(not party.learner.trained for party in again.values())  # type: ignore[attr-defined]
     other = dataclasses.replace(later, recipe=dataclasses.replace(later.recipe, lr=0.5))
     assert isinstance(drawers["ann"], ContributionBuffer) and other.digest != later.digest

@@ -20,17 +20,17 @@ from quietchoir.federation.aggregation.attested_sum import KEPT, Total
 from quietchoir.federation.aggregation.base import Sum
 from quietchoir.federation.rounds import delta_chain
 from quietchoir.federation.rounds.client import Client
-from quietchoir.federation.rounds.client_model import (
+from quietchoir.federation.rounds.delta_chain import MAX_STEPS, DeltaChain, Step, name_of, origin_of
+from quietchoir.federation.rounds.global_model import LackingError, ServerHeld
+from quietchoir.federation.rounds.model_broadcast import (
     LACKS,
     NAME,
     STATE,
     SUM,
     ClientModelCache,
-    LackingError,
+    FollowedModel,
     Memory,
 )
-from quietchoir.federation.rounds.delta_chain import MAX_STEPS, DeltaChain, Step, name_of, origin_of
-from quietchoir.federation.rounds.global_model import ServerHeld
 from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.policy import AggregationTable, GuardTable, PrivacyTable
 from quietchoir.federation.store.checkpoint import ServerState, Store
@@ -47,6 +47,7 @@ from quietchoir.tests.fakes.federation import (
     SilentLink,
     coordinator,
     delta,
+    followed,
     house,
     parties,
 )
@@ -198,7 +199,7 @@ def on_disk(home: House, folder: Path) -> dict[str, Client]:
             size=SIZE,
             consent=ANY_MODE,
             ledger=AnsweredRounds(database),
-            recall=ClientModelCache(database),
+            cache=ClientModelCache(database),
         )
     return members
 
@@ -227,8 +228,7 @@ def test_a_member_that_starts_again_has_the_sum_that_it_signed_or_is_told_it(
     states = {name for name in names(folder) if name.startswith(STATE.format(""))}
     # each as often as it is held, and those before are gone
     assert states == {
-        STATE.format(name)
-        for name, _ in members["ann"].recall.memory(run.state.run).held  # type: ignore[union-attr]
+        STATE.format(name) for name, _ in followed(members["ann"]).cache.memory(run.state.run).held
     }
     database = open_member(folder)
     if harm == "the sum is gone":
@@ -264,7 +264,7 @@ def test_a_kill_between_a_state_and_the_memory_that_names_it_leaves_the_old_memo
     members = on_disk(home, tmp_path)
     run = coordinator(home, members, SIZE)
     follow_rounds(run, members, 3)
-    before = members["ann"].recall.memory(run.state.run)  # type: ignore[union-attr]
+    before = followed(members["ann"]).cache.memory(run.state.run)
     honest, killed = Database.put, list[str]()
 
     def put(self: Database, name: str, fields: Any, body: bytes = b"") -> None:
@@ -295,7 +295,7 @@ def test_a_sum_is_named_to_those_alone_that_signed_it_and_its_name_is_no_other_s
     assert all(one.packing != KEPT for one in last.kept_by("nobody").totals)
     named = delta_chain.read(*parted(last.kept_by("ann").encode()))
     assert [one.packing for one in named.totals] == [KEPT] and len(named.totals[0].body) == 32
-    recall = members["ann"].recall
+    recall = followed(members["ann"]).cache
     assert recall is not None and recall._sum is not None
     made, start = DeltaChain(home.policy, SIZE, run.state.run), run.state.steps[-1].before
     wanted = name_of(run.state.server)
@@ -383,7 +383,7 @@ def test_a_coordinator_that_starts_again_asks_what_members_hold(
     doomed = coordinator(home, members, SIZE, store=store)
     follow_rounds(doomed, members, 2)
     if killed == "while members worked":
-        doomed.assembly.combine = lambda *given: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[method-assign]
+        doomed.attempt.combine = lambda *given: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[method-assign]
         with pytest.raises(KeyboardInterrupt):
             doomed.train_round()
     store.close()
@@ -654,7 +654,7 @@ def test_a_replayed_letter_is_stale_whatever_it_tells() -> None:
     )
     run = coordinator(home, members, SIZE, link=link)
     follow_rounds(run, members, 2)
-    recall = members["ann"].recall
+    recall = followed(members["ann"]).cache
     assert recall is not None
     before = recall.memory(run.state.run)
     with pytest.raises(StaleError):
@@ -668,7 +668,7 @@ def test_a_letter_with_the_adapter_itself_is_refused_where_changes_are_told() ->
     run = coordinator(home, members, SIZE)
     # as a coordinator would that wants to bind nobody to one adapter
     whole = ServerHeld(run.post, run.logbook, run.model.optimizer, SIZE, (SIZE,))
-    run.model = run.assembly.model = whole
+    run.model = run.attempt.model = whole
     with pytest.raises(RoundAborted, match="0 of 4 members are ready"):
         run.train_round()
     assert told(members) == {name: [] for name in members}
@@ -690,7 +690,8 @@ def test_under_a_later_version_of_the_file_everybody_follows_on() -> None:
     follow_rounds(run, members, 2)
     assert max(down(run, 1).values()) < 4 * SIZE > max(down(run, 2).values())
     assert all(
-        party.recall is not None and len(party.recall.memory(run.state.run).trail) == 2
+        isinstance(party.model, FollowedModel)
+        and len(followed(party).cache.memory(run.state.run).trail) == 2
         for party in members.values()
     )
 
@@ -720,7 +721,7 @@ def test_a_file_that_changes_between_a_step_and_the_vote_on_it_loses_neither() -
                     size=SIZE,
                     consent=ANY_MODE,
                     ledger=kept.ledger,
-                    recall=kept.recall,
+                    cache=followed(kept).cache,
                 )
             run.post.link = type(run.post.link)(
                 {name: party.handle for name, party in members.items()}

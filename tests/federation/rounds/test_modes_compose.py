@@ -21,7 +21,7 @@ from quietchoir.federation.aggregation.base import Sum
 from quietchoir.federation.aggregation.snapshot import check_freezable
 from quietchoir.federation.membership import roster
 from quietchoir.federation.rounds.attempt import RoundAttempt
-from quietchoir.federation.rounds.buffered_server import coordinator_of
+from quietchoir.federation.rounds.server import Coordinator
 from quietchoir.federation.spec.compatibility import CAPABILITIES, Axes, Exclusion, refused
 from quietchoir.federation.spec.policy import AdapterTable, AggregationTable, Policy, ScheduleTable
 from quietchoir.federation.store import checkpoint
@@ -208,14 +208,14 @@ def in_process(cell: Cell) -> tuple[list[str], list[np.ndarray]]:
         sealed_parties(home, SIZE, learner, desk=desk) if held else parties(home, SIZE, learner)
     )
     link = InProcessLink({name: party.handle for name, party in members.items()})
-    run = coordinator_of(
+    run = Coordinator(
         home.policy,
         home.coordinator,
         link,
         size=SIZE,
         wait_s=0.0,
         grace_s=0.0,
-        **({"desk": desk} if held else {}),
+        desk=desk if held else None,
     )
     run.learn(1)
     if held:

@@ -101,7 +101,7 @@ def test_a_private_run_learns_the_common_part_and_shows_what_it_spent(
     assert noise is not None
     assert abs(float(flat.mean()) - 0.27) < 6 * 2 * noise.mean_deviation(4) / np.sqrt(SIZE)
     assert flat.std() > 0.5 * noise.mean_deviation(4)
-    step = members["ann"].purse.step
+    step = members["ann"].accountant.step
     assert step is not None
     expected = [compose([step] * count, 1e-5).epsilon for count in (1, 2)]
     assert [entry["epsilon"] for entry in report.history[:2]] == pytest.approx(expected)
@@ -109,7 +109,7 @@ def test_a_private_run_learns_the_common_part_and_shows_what_it_spent(
     assert report.privacy is not None
     assert (
         report.privacy["epsilon"]
-        == members["ann"].purse.spent()["epsilon"]  # type: ignore[index]
+        == members["ann"].accountant.spent()["epsilon"]  # type: ignore[index]
         == pytest.approx(expected[1])
     )
     assert (report.privacy["steps"], report.privacy["sampling"], report.privacy["budget"]) == (
@@ -143,7 +143,9 @@ def test_members_keep_their_own_account_whatever_a_coordinator_forgets(tmp_path:
     def open_parties() -> Any:
         members = parties(home, SIZE, lambda name: FixedLearner(0.1))
         for name, party in members.items():
-            party.purse = PrivacyAccountant(home.policy, SIZE, name, open_member(tmp_path / name))
+            party.accountant = PrivacyAccountant(
+                home.policy, SIZE, name, open_member(tmp_path / name)
+            )
         return members
 
     first = coordinator(home, open_parties(), SIZE).run()
@@ -170,7 +172,7 @@ def test_every_attempt_is_paid_for_and_a_scoring_round_is_not() -> None:
     report = coordinator(home, members, SIZE, link=link, on_event=tables(heal)).run()
     assert len(report.aborted) == 1 and report.privacy is not None
     assert report.privacy["steps"] == 2
-    charged = [name.split("/")[1:] for name, _ in members["ann"].purse.account.history]
+    charged = [name.split("/")[1:] for name, _ in members["ann"].accountant.account.history]
     assert charged == [["1", "1"], ["2", "2"]]  # masked updates had left: that number is used up
 
 
@@ -240,7 +242,9 @@ def test_a_letter_that_is_replayed_after_a_lost_ledger_is_charged_again(tmp_path
 
     def ann() -> Any:
         party = parties(home, SIZE)["ann"]  # its ledger is in memory: lost whenever the node starts
-        party.purse = PrivacyAccountant(home.policy, SIZE, "ann", open_member(tmp_path / "ann"))
+        party.accountant = PrivacyAccountant(
+            home.policy, SIZE, "ann", open_member(tmp_path / "ann")
+        )
         return party
 
     link = SilentLink(
@@ -253,7 +257,7 @@ def test_a_letter_that_is_replayed_after_a_lost_ledger_is_charged_again(tmp_path
         party = ann()
         party.handle(letter)
         assert len(party.learner.trained) == 1
-        told.append(party.purse.spent())
+        told.append(party.accountant.spent())
     assert [one["steps"] for one in told] == [1, 2, 3] and told[0]["epsilon"] < told[1][
         "epsilon"
     ] < told[2]["epsilon"]
@@ -270,10 +274,10 @@ def test_a_refused_letter_costs_nothing_and_a_killed_coordinator_remembers(tmp_p
     assert store.database is not None
     assert len(store.database.rows("SELECT * FROM charges")) == 1
     again = coordinator(home, members, SIZE, store=store)
-    assert again.purse.spent()["steps"] == 1  # type: ignore[index]
+    assert again.scheduler.accountant.spent()["steps"] == 1  # type: ignore[index]
     store.close()
     place = RoundId(run.state.run, 1, 1)
-    before = members["ann"].purse.account.history
+    before = members["ann"].accountant.account.history
     task = messages.Task(
         place=place,
         stage=messages.TRAIN,
@@ -282,7 +286,7 @@ def test_a_refused_letter_costs_nothing_and_a_killed_coordinator_remembers(tmp_p
     )
     with pytest.raises(MessageError):
         members["ann"].handle(messages.encode_task(task, home.policy, home.coordinator))
-    assert members["ann"].purse.account.history == before
+    assert members["ann"].accountant.account.history == before
 
 
 def test_without_counters_nothing_but_the_noised_change_is_sent() -> None:
@@ -336,7 +340,7 @@ def test_a_round_that_cannot_be_paid_asks_nobody(monkeypatch: pytest.MonkeyPatch
     def empty(place: RoundId) -> None:
         raise BudgetError("nothing left")
 
-    monkeypatch.setattr(run.purse, "pay", empty)
+    monkeypatch.setattr(run.scheduler.accountant, "pay", empty)
     report = run.run()
     assert (report.rounds, report.stopped) == (0, "nothing left")
     assert all(party.learner.trained == [] for party in members.values())  # type: ignore[attr-defined]
@@ -347,7 +351,7 @@ def test_some_members_without_budget_are_missing_and_the_others_go_on() -> None:
     members = parties(home, SIZE)
     for number in range(20):
         try:
-            members["eve"].purse.pay(RoundId("0c" * 16, number, 1))
+            members["eve"].accountant.pay(RoundId("0c" * 16, number, 1))
         except BudgetError:
             break
     report = coordinator(home, members, SIZE).run()
@@ -363,7 +367,11 @@ def test_a_federation_without_the_table_is_as_it_was() -> None:
     home = house(4)
     members = parties(home, SIZE, rehearsal(SIZE))
     report = coordinator(home, members, SIZE).run()
-    assert report.privacy is None and report.stopped == "" and members["ann"].purse.spent() is None
+    assert (
+        report.privacy is None
+        and report.stopped == ""
+        and members["ann"].accountant.spent() is None
+    )
     assert all(entry["epsilon"] is None for entry in report.history)
 
 

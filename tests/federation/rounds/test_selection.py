@@ -8,7 +8,9 @@ import pytest
 
 from quietchoir.core.errors import MessageError, RoundAborted
 from quietchoir.federation.aggregation.buckets import buckets
-from quietchoir.federation.rounds.selection import Draw, check, draw, eligible, ranking
+from quietchoir.federation.aggregation.survivor_sets import eligible
+from quietchoir.federation.rounds.attempt import Draw, Outcome
+from quietchoir.federation.rounds.scheduler import Synchronous, check, draw, ranking
 from quietchoir.federation.spec.policy import AggregationTable
 from quietchoir.federation.wire.messages import RoundId
 from quietchoir.tests.fakes.federation import SilentLink, coordinator, house, parties
@@ -74,10 +76,7 @@ def test_a_coordinator_that_picks_its_own_cohort_is_answered_by_nobody(
     home = house(8, recipe={"cohort": 3, "attempts": 1}, mode="masked")
     members = parties(home, 20)
     picked = [("ann", "ben", "cat")]
-    monkeypatch.setattr(
-        "quietchoir.federation.rounds.attempt.draw",
-        lambda policy, place, here, *, everybody: Draw(picked[0], ()),
-    )
+    monkeypatch.setattr(Synchronous, "draw", lambda self, place, *, everybody: Draw(picked[0], ()))
     run = coordinator(home, members, 20)
     with pytest.raises(RoundAborted, match="0 of 3 members are ready"):
         for _ in range(2):  # two draws of 56 being both this one has a chance of 1 in 3000
@@ -121,18 +120,22 @@ def test_sums_from_one_adapter_that_came_to_nothing_do_not_stop_a_drawn_cohort(
 ) -> None:
     home = house(size, mode="masked", bits=12, recipe={"cohort": asked, "attempts": 3})
     run = coordinator(home, parties(home, 8), 8)
-    flat, sums = run.state.server.flat, list[frozenset[str]]()
+    sums = list[frozenset[str]]()
+
+    def lost() -> Outcome:
+        return run.attempt.aggregate(run.scheduler.next_group(evaluate=False))
+
     for _ in range(4):  # each is lost: its sum is not applied
-        sums.append(frozenset(run.insist(lambda: run.assembly.hold("train", flat)).parties))
+        sums.append(frozenset(run.insist(lost).parties))
         run.logbook.skip()
     # nobody is in two different sums, and nothing waits for anybody who is not away
     assert all(one == other or not one & other for one in sums for other in sums)
-    assert len(run.aborted) <= 1 and run.assembly.missing == frozenset()
+    assert len(run.aborted) <= 1 and run.attempt.missing == frozenset()
 
 
 def test_whom_no_sum_holds_is_asked_first_then_one_sum_as_it_was_then_whoever_is_there() -> None:
     old = frozenset(EVERYBODY[:4])
-    assert eligible(POLICY, EVERYBODY, old, [old]) == frozenset(EVERYBODY[4:])
-    assert eligible(POLICY, EVERYBODY[:6], old, [old]) == old
-    assert eligible(POLICY, EVERYBODY[1:6], old, [old]) == frozenset(EVERYBODY[1:6])
-    assert eligible(POLICY, EVERYBODY, (), ()) == frozenset(EVERYBODY)
+    assert eligible(POLICY.needed(), EVERYBODY, old, [old]) == frozenset(EVERYBODY[4:])
+    assert eligible(POLICY.needed(), EVERYBODY[:6], old, [old]) == old
+    assert eligible(POLICY.needed(), EVERYBODY[1:6], old, [old]) == frozenset(EVERYBODY[1:6])
+    assert eligible(POLICY.needed(), EVERYBODY, (), ()) == frozenset(EVERYBODY)

@@ -23,8 +23,8 @@ from quietchoir.crypto.experimental.threshold import ThresholdMemory
 from quietchoir.crypto.identity.keys import digest
 from quietchoir.crypto.privacy.accountant import Account, Budget, PrivacyStep
 from quietchoir.federation.personalization.worker import Pending
-from quietchoir.federation.rounds.client_model import ClientModelCache
 from quietchoir.federation.rounds.contribution_buffer import ContributionBuffer
+from quietchoir.federation.rounds.model_broadcast import ClientModelCache
 from quietchoir.federation.stateless_client import AttemptSnapshot
 from quietchoir.federation.store import checkpoint, former
 from quietchoir.federation.store.checkpoint import Store

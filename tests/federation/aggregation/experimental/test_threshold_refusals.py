@@ -36,7 +36,7 @@ from quietchoir.tests.fakes.joint import (
     ongoing,
     stage_of,
 )
-from quietchoir.tests.fakes.sealed import sealed_parties, vault_of
+from quietchoir.tests.fakes.sealed import own, sealed_parties, vault_of
 from quietchoir.tests.fakes.store import damage, query
 
 
@@ -161,15 +161,11 @@ def test_a_member_takes_part_in_no_ceremony_but_its_own_federations() -> None:
     )
     with pytest.raises(RoundAborted):
         coordinator(home, members, SIZE, desk=DESK, link=link).train_round()
-    ann = members["ann"]
-    assert (
-        ann.handover is not None
-        and ann.handover.forming is not None
-        and ann.handover.box_key is not None
-    )
-    place, asked = ann.handover.box_key[0], parts.split(link.payloads(dkg_client.COMMIT)["ann"])
+    setup = own(members["ann"]).setup
+    assert setup.forming is not None and setup.box_key is not None
+    place, asked = setup.box_key[0], parts.split(link.payloads(dkg_client.COMMIT)["ann"])
     circle = asked[dkg_client.NAMES]
-    state = ann.handover.forming._ongoing
+    state = setup.forming._ongoing
     for wrong in (
         {**asked, dkg_client.NAMES: circle.replace(b'"dan"', b'"mal"')},  # a stranger
         {
@@ -182,21 +178,18 @@ def test_a_member_takes_part_in_no_ceremony_but_its_own_federations() -> None:
         {dkg_client.NAMES: circle},
     ):
         with pytest.raises(MessageError):
-            ann.handover.answer(place, dkg_client.COMMIT, parts.join(wrong))
+            setup.answer(place, dkg_client.COMMIT, parts.join(wrong))
     with pytest.raises(MessageError, match="expected reveal"):
-        ann.handover.answer(place, dkg_client.SETTLE, parts.join({}))
+        setup.answer(place, dkg_client.SETTLE, parts.join({}))
     with pytest.raises(MessageError, match="not greeted"):
-        ann.handover.answer(
-            dataclasses.replace(place, attempt=9), dkg_client.COMMIT, parts.join(asked)
-        )
+        setup.answer(dataclasses.replace(place, attempt=9), dkg_client.COMMIT, parts.join(asked))
     with pytest.raises(MessageError, match="protection"):
-        ann.handover.answer(place, "deal", parts.join({}))
-    assert ann.handover.forming._ongoing is state and keys(members) == [None] * 4
+        setup.answer(place, "deal", parts.join({}))
+    assert setup.forming._ongoing is state and keys(members) == [None] * 4
     shared = house(4, mode="sealed")
     other = sealed_parties(shared, SIZE, desk=DESK)["ann"]
-    assert other.handover is not None
     with pytest.raises(MessageError, match="protection"):
-        other.handover.answer(place, dkg_client.COMMIT, parts.join(asked))
+        own(other).setup.answer(place, dkg_client.COMMIT, parts.join(asked))
 
 
 def test_broken_letters_of_a_ceremony_are_refused_with_typed_errors_and_change_nothing() -> None:
@@ -209,7 +202,7 @@ def test_broken_letters_of_a_ceremony_are_refused_with_typed_errors_and_change_n
         if name != "ann" or stage not in dkg_client.STAGES[1:] or stage in caught:
             return letter
         caught[stage] = payload = messages.split(letter)[1]
-        ann = members["ann"].handover
+        ann = own(members["ann"]).setup
         assert ann is not None and ann.forming is not None and ann.box_key is not None
         expects = ann.forming._ongoing.expects  # type: ignore[union-attr]
         for _ in range(60):
